@@ -1,0 +1,155 @@
+"""What the company wants served (ServedModel, written by operators) and what is running (Replica, by supervisors)."""
+
+from typing import ClassVar
+
+from django.core.validators import RegexValidator
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+# What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
+model_name = RegexValidator(
+    r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+    _("Use letters, digits and . _ : / - and begin with a letter or digit."),
+)
+
+
+class Host(models.Model):
+    """A machine that runs engines. Its supervisor makes the row and writes `seen_at`."""
+
+    name = models.CharField(_("name"), max_length=100, unique=True)
+    address = models.CharField(
+        _("address"),
+        max_length=100,
+        default="127.0.0.1",
+        help_text=_("Where engines listen and gateways reach them: loopback, or the host's internal address."),
+    )
+    seen_at = models.DateTimeField(_("supervisor last seen"), null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("host")
+        verbose_name_plural = _("hosts")
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ServedModel(models.Model):
+    """A model as operators want it served. Clients name it by `name`."""
+
+    class Engine(models.TextChoices):
+        VLLM = "vllm", "vLLM"
+        LLAMA_CPP = "llama.cpp", "llama.cpp"
+        EXTERNAL = "external", _("external (a URL)")
+
+    class Launcher(models.TextChoices):
+        AUTO = "", _("whichever the host has")
+        LLAMA_SERVER = "llama-server", "llama-server"
+        XLLAMACPP = "xllamacpp", "xllamacpp"
+        LLAMA_CPP_PYTHON = "llama-cpp-python", "llama-cpp-python"
+
+    class Task(models.TextChoices):
+        CHAT = "chat", _("chat")
+        EMBEDDING = "embedding", _("embedding")
+        RERANK = "rerank", _("rerank")
+
+    name = models.CharField(_("name"), max_length=100, unique=True, validators=[model_name])
+    description = models.CharField(_("description"), max_length=300, blank=True)
+    engine = models.CharField(_("engine"), max_length=20, choices=Engine)
+    launcher = models.CharField(_("launcher"), max_length=20, choices=Launcher, blank=True, default=Launcher.AUTO)
+    task = models.CharField(_("task"), max_length=20, choices=Task, default=Task.CHAT)
+    path = models.CharField(_("path"), max_length=1000, blank=True, help_text=_("GGUF file or model directory."))
+    url = models.CharField(
+        _("URL"), max_length=500, blank=True, help_text=_("Of an external engine, up to but without /v1.")
+    )
+    upstream_key = models.CharField(_("key of the external engine"), max_length=300, blank=True)
+    upstream_model = models.CharField(
+        _("name at the engine"),
+        max_length=200,
+        blank=True,
+        help_text=_("If the external engine knows it by another name."),
+    )
+    host = models.ForeignKey(
+        Host,
+        models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="models",
+        verbose_name=_("host"),
+        help_text=_("Empty: the host whose supervisor finds it first."),
+    )
+    replicas = models.PositiveSmallIntegerField(_("replicas"), default=1)
+    context = models.PositiveIntegerField(_("context per request"), null=True, blank=True, help_text=_("Tokens."))
+    slots = models.PositiveSmallIntegerField(_("parallel requests"), null=True, blank=True)
+    idle_after = models.PositiveIntegerField(
+        _("sleep after"),
+        null=True,
+        blank=True,
+        help_text=_("Seconds without a request. Empty: never."),
+    )
+    args = models.JSONField(
+        _("more arguments"), default=list, blank=True, help_text=_('A list, for example ["--dtype=half"].')
+    )
+    enabled = models.BooleanField(_("enabled"), default=True)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("model")
+        verbose_name_plural = _("models")
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Replica(models.Model):
+    """One running (or wanted) engine of a model, as its host's supervisor sees it. Nobody else writes here."""
+
+    class State(models.TextChoices):
+        STARTING = "starting", _("starting")
+        READY = "ready", _("ready")
+        UNHEALTHY = "unhealthy", _("not answering")
+        DRAINING = "draining", _("draining")
+        STOPPED = "stopped", _("stopped")
+        ASLEEP = "asleep", _("asleep")
+        BACKOFF = "backoff", _("waiting to restart")
+        FAILED = "failed", _("failed")
+
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="replica_set", verbose_name=_("model"))
+    host = models.ForeignKey(Host, models.CASCADE, related_name="replica_set", verbose_name=_("host"))
+    index = models.PositiveSmallIntegerField(_("number"), default=0)
+    state = models.CharField(_("state"), max_length=20, choices=State, default=State.STOPPED)
+    url = models.CharField(max_length=200, blank=True)
+    api_key = models.CharField(max_length=100, blank=True)
+    pid = models.PositiveIntegerField(_("process"), null=True, blank=True)
+    run_id = models.CharField(max_length=40, blank=True)
+    memory_bytes = models.BigIntegerField(_("memory"), null=True, blank=True)
+    restarts = models.PositiveIntegerField(_("restarts"), default=0)
+    retry_at = models.DateTimeField(null=True, blank=True)
+    detail = models.TextField(_("detail"), blank=True)
+    changed_at = models.DateTimeField(_("since"), auto_now=True)
+
+    class Meta:
+        verbose_name = _("replica")
+        verbose_name_plural = _("replicas")
+        ordering: ClassVar = ["model__name", "host__name", "index"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["model", "host", "index"], name="one_replica_per_number")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} #{self.index}"
+
+
+class Wish(models.Model):
+    """Somebody called a sleeping model. Written by gateways (coalesced), read and cleared by the supervisor."""
+
+    model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="wish")
+    at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("wish for a sleeping model")
+        verbose_name_plural = _("wishes for sleeping models")
+
+    def __str__(self) -> str:
+        return f"{self.model_id} {self.at}"

@@ -1,0 +1,87 @@
+"""People and the departments they belong to."""
+
+from typing import ClassVar
+from zoneinfo import ZoneInfo, available_timezones
+
+from django.contrib.auth.models import AbstractUser
+from django.core.exceptions import ValidationError
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+
+def check_time_zone(name: str) -> None:
+    if name not in available_timezones():
+        raise ValidationError(_("%(name)s is not a time zone. Example: Asia/Tokyo"), params={"name": name})
+
+
+class Tenant(models.Model):
+    """A department, subsidiary or project: what keys, quotas and usage belong to."""
+
+    slug = models.SlugField(_("short name"), unique=True, help_text=_("Used in commands and addresses."))
+    name = models.CharField(_("name"), max_length=100)
+    time_zone = models.CharField(
+        _("time zone"),
+        max_length=50,
+        default="Asia/Tokyo",
+        validators=[check_time_zone],
+        help_text=_("Daily and monthly quotas begin at midnight here."),
+    )
+    is_active = models.BooleanField(_("active"), default=True, help_text=_("Off: every key of the tenant stops."))
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+
+    class Meta:
+        verbose_name = _("tenant")
+        verbose_name_plural = _("tenants")
+        ordering: ClassVar = ["slug"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.time_zone)
+
+
+class User(AbstractUser):
+    """A person. Staff are the operators; what a person may see of tenants follows from Membership."""
+
+    language = models.CharField(
+        _("language"),
+        max_length=2,
+        blank=True,
+        choices=[("ja", "日本語"), ("en", "English")],
+        help_text=_("Language of messages about this person's keys. Empty: Japanese."),
+    )
+    tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
+
+    class Meta:
+        verbose_name = _("user")
+        verbose_name_plural = _("users")
+
+    def __str__(self) -> str:
+        return self.get_full_name() or self.get_username()
+
+
+class Membership(models.Model):
+    """A person's place in a tenant. Rows from the directory follow it; rows set by hand are left alone by it."""
+
+    class Role(models.TextChoices):
+        MEMBER = "member", _("member")
+        ADMIN = "admin", _("tenant admin")
+
+    class Source(models.TextChoices):
+        MANUAL = "manual", _("set by hand")
+        DIRECTORY = "directory", _("directory")
+
+    user = models.ForeignKey(User, models.CASCADE, related_name="memberships", verbose_name=_("user"))
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="memberships", verbose_name=_("tenant"))
+    role = models.CharField(_("role"), max_length=10, choices=Role, default=Role.MEMBER)
+    source = models.CharField(_("source"), max_length=10, choices=Source, default=Source.MANUAL)
+
+    class Meta:
+        verbose_name = _("membership")
+        verbose_name_plural = _("memberships")
+        constraints: ClassVar = [models.UniqueConstraint(fields=["user", "tenant"], name="one_membership_per_tenant")]
+
+    def __str__(self) -> str:
+        return f"{self.user} · {self.tenant} · {self.get_role_display()}"

@@ -1,0 +1,56 @@
+"""Issue and revoke API keys: the two verbs that pages, the command line and the API share."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from django.conf import settings
+from django.db import transaction
+from django.utils import timezone
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import Tenant, User
+from portal.keys import secret
+from portal.keys.models import ApiKey
+
+
+class NotAMember(ValueError):
+    """The person does not belong to the tenant for which the key was asked."""
+
+
+def issue(
+    *,
+    tenant: Tenant,
+    name: str,
+    user: User | None = None,
+    service: str = "",
+    allowed_models: Iterable[ServedModel] = (),
+    expires_at: datetime | None = None,
+    created_by: User | None = None,
+) -> tuple[ApiKey, str]:
+    """A new key and its text, which exists nowhere else: show it once.
+
+    Give `user` for a personal key or `service` for a service key. Raises NotAMember.
+    """
+    if user is not None and not user.memberships.filter(tenant=tenant).exists():
+        raise NotAMember(f"{user.get_username()} is not a member of {tenant.slug}")
+    text = secret.make()
+    with transaction.atomic():
+        key = ApiKey.objects.create(
+            tenant=tenant,
+            user=user,
+            service=service,
+            name=name,
+            prefix=text[: secret.PREFIX],
+            digest=secret.digest(text, settings.API_KEY_SECRET),
+            expires_at=expires_at,
+            created_by=created_by,
+        )
+        key.allowed_models.set(allowed_models)
+    return key, text
+
+
+def revoke(key: ApiKey) -> None:
+    """Ends a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing."""
+    if key.revoked_at is None:
+        key.revoked_at = timezone.now()
+        key.save(update_fields=["revoked_at"])

@@ -1,0 +1,127 @@
+"""How much may be used (Quota, policy) and what was used (UsageRecord, written by the gateways' ledger)."""
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Coalesce
+from django.utils.translation import gettext_lazy as _
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import Tenant
+from portal.keys.models import ApiKey
+
+
+class Quota(models.Model):
+    """At most `amount` of `unit` per `window`, for a tenant, a person or a key, for all models together or one."""
+
+    class Unit(models.TextChoices):
+        REQUESTS = "requests", _("requests")
+        TOKENS = "tokens", _("tokens")
+        CONCURRENT = "concurrent", _("requests at the same time")
+
+    class Window(models.TextChoices):
+        MINUTE = "minute", _("minute")
+        DAY = "day", _("day")
+        MONTH = "month", _("month")
+
+    tenant = models.ForeignKey(
+        Tenant, models.CASCADE, null=True, blank=True, related_name="quotas", verbose_name=_("tenant")
+    )
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.CASCADE, null=True, blank=True, related_name="quotas", verbose_name=_("user")
+    )
+    key = models.ForeignKey(
+        ApiKey, models.CASCADE, null=True, blank=True, related_name="quotas", verbose_name=_("API key")
+    )
+    model = models.ForeignKey(
+        ServedModel,
+        models.CASCADE,
+        null=True,
+        blank=True,
+        related_name="+",
+        verbose_name=_("model"),
+        help_text=_("Empty: all models together."),
+    )
+    unit = models.CharField(_("unit"), max_length=10, choices=Unit)
+    window = models.CharField(
+        _("per"), max_length=10, choices=Window, blank=True, help_text=_("Empty for requests at the same time.")
+    )
+    amount = models.PositiveBigIntegerField(_("at most"), help_text=_("0 blocks."))
+
+    class Meta:
+        verbose_name = _("quota")
+        verbose_name_plural = _("quotas")
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=(
+                    Q(tenant__isnull=False, user__isnull=True, key__isnull=True)
+                    | Q(tenant__isnull=True, user__isnull=False, key__isnull=True)
+                    | Q(tenant__isnull=True, user__isnull=True, key__isnull=False)
+                ),
+                name="quota_of_one_thing",
+                violation_error_message=_("Choose one: a tenant, a user or a key."),
+            ),
+            models.CheckConstraint(
+                condition=Q(unit="concurrent", window="") | (~Q(unit="concurrent") & ~Q(window="")),
+                name="quota_window_fits_unit",
+                violation_error_message=_("Requests at the same time have no window; requests and tokens need one."),
+            ),
+            models.UniqueConstraint(
+                # 0 stands for null, which would make every row different
+                *(Coalesce(field, 0) for field in ("tenant", "user", "key", "model")),
+                "unit",
+                "window",
+                name="one_quota_of_a_kind",
+                violation_error_message=_("There is such a quota already: change that one."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        owner = self.tenant or self.user or self.key
+        return f"{owner}: {self.amount} {self.unit}{' / ' + self.window if self.window else ''}"
+
+
+class UsageRecord(models.Model):
+    """One request that reached an engine. Rows are history: what they point at may be gone, so no constraints."""
+
+    class Status(models.TextChoices):
+        FINISHED = "finished", _("finished")
+        ABORTED = "aborted", _("aborted by the client")
+        INTERRUPTED = "interrupted", _("interrupted by a restart of the gateway")
+        FAILED = "failed", _("failed in the engine")
+        REFUSED = "refused", _("refused by the engine")
+
+    request_id = models.CharField(max_length=40, unique=True)
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+    replica_id = models.BigIntegerField(null=True)
+    endpoint = models.CharField(max_length=40)
+    started_at = models.DateTimeField()
+    first_token_ms = models.PositiveIntegerField(null=True)
+    duration_ms = models.PositiveIntegerField()
+    prompt_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(default=0)
+    completion_tokens = models.PositiveIntegerField(default=0)
+    reasoning_tokens = models.PositiveIntegerField(default=0)
+    status = models.CharField(max_length=12, choices=Status)
+    estimated = models.BooleanField(default=False)
+    end_user = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        verbose_name = _("usage record")
+        verbose_name_plural = _("usage records")
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "started_at"], name="usage_by_tenant"),
+            models.Index(fields=["user", "started_at"], name="usage_by_user"),
+            models.Index(fields=["key", "started_at"], name="usage_by_key"),
+            models.Index(fields=["started_at"], name="usage_by_time"),
+        ]
+
+    def __str__(self) -> str:
+        return self.request_id

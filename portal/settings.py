@@ -1,0 +1,191 @@
+"""Every setting, from the environment. Without any: SQLite, one process, local accounts, state under `var/`.
+
+`DATABASE_URL`, `REDIS_URL` and `LDAP_*` turn the rest on. `deploy/SETTINGS.md` lists them for operators. A value that
+cannot be read raises environs.EnvError, which names its variable. `NAME_FILE` may hold the path of a file with the
+value of `NAME`, for secrets mounted by an orchestrator.
+"""
+
+import logging
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import environs
+from csp.constants import NONE, SELF
+from django.utils.translation import gettext_lazy as _
+
+from portal import environment
+from portal.accounts import directory
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environs.FileAwareEnv()
+
+# State of this installation (database, secrets, spool, logs, run directory) and what is shared by all of one user's.
+VAR = env.path("MADOGUCHI_VAR", BASE_DIR / "var")
+CACHE = env.path("MADOGUCHI_CACHE", Path.home() / ".cache" / "madoguchi")
+SPOOL = VAR / "spool"
+RUN = VAR / "run"
+
+DEBUG = env.bool("DEBUG", False)
+SECRET_KEY = env.str("SECRET_KEY", "") or environment.kept_secret(VAR / "secret-key")
+# API keys have a secret of their own, so that a changed SECRET_KEY ends sessions but no key.
+API_KEY_SECRET = env.str("API_KEY_SECRET", "") or environment.kept_secret(VAR / "api-key-secret")
+# The address that people type; printed in the ready-to-paste settings. Empty: taken from the request.
+PUBLIC_URL = env.str("PUBLIC_URL", "").rstrip("/")
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]", socket.gethostname()])
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", [PUBLIC_URL] if PUBLIC_URL else [])
+HOST_NAME = env.str("MADOGUCHI_HOST", socket.gethostname())
+
+INSTALLED_APPS = [
+    "daphne",  # before staticfiles: gives `runserver` its ASGI server
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "axes",
+    "csp",
+    "portal.accounts",
+    "portal.keys",
+    "portal.metering",
+    "portal.console",
+    "modelregistry",
+    "apiproxy",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "axes.middleware.AxesMiddleware",
+]
+
+ROOT_URLCONF = "portal.urls"
+ASGI_APPLICATION = "portal.asgi.application"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.template.context_processors.i18n",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+DATABASES = {"default": env.dj_db_url("DATABASE_URL", f"sqlite:///{VAR / 'madoguchi.sqlite3'}", conn_max_age=60)}
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    # Portal, gateway and supervisor write one file: WAL lets readers go on, IMMEDIATE makes a writer
+    # queue (up to the time-out) instead of failing half-way when it upgrades a read.
+    DATABASES["default"]["OPTIONS"] = {
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+    }
+    # Tests use a file as well: in-memory SQLite cannot be shared with the processes that they start.
+    DATABASES["default"]["TEST"] = {"NAME": str(VAR / "test.sqlite3")}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+REDIS_URL = env.str("REDIS_URL", "")
+
+# --- People -----------------------------------------------------------------------------------------------------
+AUTH_USER_MODEL = "accounts.User"
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "home"
+LOGOUT_REDIRECT_URL = "login"
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "django.contrib.auth.backends.ModelBackend"]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("MinimumLengthValidator", "CommonPasswordValidator", "NumericPasswordValidator")
+]
+# Throttled by person and address together: a stranger cannot lock a colleague out from elsewhere.
+AXES_FAILURE_LIMIT = env.int("SIGN_IN_ATTEMPTS", 5)
+AXES_COOLOFF_TIME = env.timedelta("SIGN_IN_LOCK", timedelta(minutes=15))
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_VERBOSE = False
+AXES_DISABLE_ACCESS_LOG = True
+DIRECTORY = directory.read(env)
+if DIRECTORY:
+    AUTHENTICATION_BACKENDS.insert(1, "portal.accounts.directory.Backend")
+    globals().update(directory.auth_settings(DIRECTORY))
+
+# --- Pages ------------------------------------------------------------------------------------------------------
+LANGUAGES = [("ja", "日本語"), ("en", "English")]
+LANGUAGE_CODE = "en"  # the language of the source texts; a browser that asks for Japanese gets Japanese
+LANGUAGE_COOKIE_NAME = "language"
+LANGUAGE_COOKIE_AGE = 365 * 24 * 3600
+LOCALE_PATHS = [BASE_DIR / "portal" / "locale"]
+USE_TZ = True
+TIME_ZONE = env.str("TIME_ZONE", "Asia/Tokyo")
+STATIC_URL = "/static/"
+STATICFILES_DIRS = [BASE_DIR / "portal" / "static"]
+STATIC_ROOT = VAR / "static"
+STORAGES = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+WHITENOISE_USE_FINDERS = DEBUG
+SITE_NAME = _("Madoguchi")
+
+# --- Security ---------------------------------------------------------------------------------------------------
+HTTPS = env.bool("HTTPS", PUBLIC_URL.startswith("https://"))
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SESSION_COOKIE_AGE = 12 * 3600  # a working day
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    "DIRECTIVES": {
+        "default-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "object-src": [NONE],
+        "base-uri": [NONE],
+        "form-action": [SELF],
+        "frame-ancestors": [NONE],
+    }
+}
+
+# --- Gateway ----------------------------------------------------------------------------------------------------
+GATEWAY = {
+    "max_body": env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024,
+    "connect_timeout": env.float("GATEWAY_CONNECT_TIMEOUT", 5.0),
+    "first_byte_timeout": env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0),
+    "idle_timeout": env.float("GATEWAY_IDLE_TIMEOUT", 120.0),
+}
+
+# --- Engines ----------------------------------------------------------------------------------------------------
+# How this host starts each kind of engine; empty: what `modelregistry.engines` finds in the cache or on PATH.
+ENGINE_COMMANDS = {
+    "vllm": env.str("VLLM_COMMAND", ""),
+    "llama-server": env.str("LLAMA_SERVER_COMMAND", ""),
+    "xllamacpp": env.str("XLLAMACPP_PYTHON", ""),
+    "llama-cpp-python": env.str("LLAMA_CPP_PYTHON", ""),
+}
+ENGINE_PORTS = env.str("ENGINE_PORTS", "18100-18999")
+ENGINE_START_TIMEOUT = env.float("ENGINE_START_TIMEOUT", 1800.0)
+ENGINE_STOP_GRACE = env.float("ENGINE_STOP_GRACE", 10.0)
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env.log_level("LOG_LEVEL", logging.INFO)},
+    "loggers": {"django.request": {"level": "ERROR"}, "axes": {"level": "WARNING"}, "httpx2": {"level": "WARNING"}},
+}

@@ -1,0 +1,67 @@
+"""The cast: Alice owns, Bob is admin of her tenant, Charlie is an outsider, Olivia operates."""
+
+import os
+import tempfile
+
+# Before Django reads its settings: a place of this test run's own, and nothing from the developer's environment.
+os.environ["MADOGUCHI_VAR"] = tempfile.mkdtemp(prefix="madoguchi-test-")
+for name in [name for name in os.environ if name.startswith("LDAP_")]:
+    del os.environ[name]
+
+import shutil
+
+import pytest
+
+from portal.accounts.models import Membership, Tenant, User
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_up():
+    yield
+    shutil.rmtree(os.environ["MADOGUCHI_VAR"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def _plain_static_files(settings):
+    """Pages are rendered without `collectstatic`, which `make setup` runs and tests need not."""
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    }
+
+
+@pytest.fixture
+def research(db) -> Tenant:
+    return Tenant.objects.create(slug="research", name="研究部")
+
+
+@pytest.fixture
+def sales(db) -> Tenant:
+    return Tenant.objects.create(slug="sales", name="営業部")
+
+
+def person(username: str, tenant: Tenant | None = None, role: str = "member", **more) -> User:
+    user = User.objects.create_user(username, f"{username}@example.com", "correct horse", **more)
+    if tenant:
+        Membership.objects.create(user=user, tenant=tenant, role=role)
+    return user
+
+
+@pytest.fixture
+def alice(research) -> User:
+    return person("alice", research, first_name="Alice")
+
+
+@pytest.fixture
+def bob(research) -> User:
+    return person("bob", research, role="admin", first_name="Bob")
+
+
+@pytest.fixture
+def charlie(sales) -> User:
+    return person("charlie", sales, first_name="Charlie")
+
+
+@pytest.fixture
+def olivia(db) -> User:
+    return person("olivia", is_staff=True, is_superuser=True, first_name="Olivia")
