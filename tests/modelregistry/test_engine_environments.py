@@ -1,0 +1,130 @@
+"""Installing engines: a real virtual environment and a real pip, fed from a directory with a small wheel."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+import zipfile
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from modelregistry import engine_environments
+from modelregistry.engine_environments import EngineEnvironment, install
+from modelregistry.fetching import CannotFetch
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """A directory that pip takes wheels from, in place of the package index."""
+    directory = tmp_path / "index"
+    directory.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
+    return directory
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return tmp_path / "cache"
+
+
+def wheel(index, files: dict[str, str], name: str = "tiny") -> str:
+    """Writes a wheel of version 1.0 and answers its pin."""
+    path = index / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, text in files.items():
+            archive.writestr(member, text)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def tiny(pin: str) -> EngineEnvironment:
+    return EngineEnvironment(name="tiny", version="1.0", module="tiny", pins=(pin,))
+
+
+def leftovers(directory) -> list[str]:
+    return sorted(path.name for path in directory.iterdir() if not path.name.endswith(".lock"))
+
+
+def test_the_installed_python_imports_the_engine_and_ours_does_not(index, cache):
+    python = install(tiny(wheel(index, {"tiny.py": "answer = 42"})), cache, print)
+    assert python == cache / "engines" / "tiny-1.0" / "bin" / "python"
+    answer = subprocess.run([python, "-c", "import tiny; print(tiny.answer)"], capture_output=True, text=True)
+    assert answer.stdout == "42\n"
+    assert subprocess.run([sys.executable, "-c", "import tiny"], capture_output=True).returncode == 1
+    assert leftovers(cache / "engines") == ["tiny-1.0"]
+
+
+def test_what_is_installed_is_not_installed_again(index, cache):
+    environment = tiny(wheel(index, {"tiny.py": ""}))
+    install(environment, cache, print)
+    (index / "tiny-1.0-py3-none-any.whl").unlink()
+    said: list[str] = []
+    install(environment, cache, said.append)
+    assert said == []
+
+
+def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(index, cache):
+    environment = tiny(wheel(index, {"tiny.py": ""}))
+    wheel(index, {"tiny.py": "import os"})
+    with pytest.raises(CannotFetch, match=r"pip could not get tiny==1\.0"):
+        install(environment, cache, print)
+    assert leftovers(cache / "engines") == []
+
+
+def test_an_engine_that_cannot_be_imported_here_is_refused_with_its_reason(index, cache):
+    environment = tiny(wheel(index, {"tiny.py": "raise ImportError('libcuda.so.1: not found')"}))
+    with pytest.raises(CannotFetch, match=r"tiny 1\.0 does not run on this machine: .*libcuda"):
+        install(environment, cache, print)
+    assert leftovers(cache / "engines") == []
+
+
+def test_an_environment_whose_python_is_gone_is_made_anew(index, cache):
+    environment = tiny(wheel(index, {"tiny.py": ""}))
+    python = install(environment, cache, print)
+    python.unlink()
+    python.symlink_to("/nowhere/python3")
+    assert not environment.installed(cache)
+    assert subprocess.run([install(environment, cache, print), "-c", "import tiny"]).returncode == 0
+
+
+def test_what_a_killed_installation_left_does_not_disturb_the_next(index, cache):
+    left = cache / "engines" / ".tiny-1.0.part" / "environment"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    install(tiny(wheel(index, {"tiny.py": ""})), cache, print)
+    assert leftovers(cache / "engines") == ["tiny-1.0"]
+
+
+def test_two_at_once_install_it_once_and_both_get_it(index, cache):
+    environment = tiny(wheel(index, {"tiny.py": ""}))
+    said: list[str] = []
+    pythons = []
+    threads = [
+        threading.Thread(target=lambda: pythons.append(install(environment, cache, said.append))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pythons == [environment.python(cache)] * 2
+    assert [line.split()[0] for line in sorted(said)] == ["installing", "waiting"]
+
+
+def test_the_command_prints_the_python_and_nothing_else(index, cache, settings, monkeypatch, capsys):
+    settings.CACHE = cache
+    environment = tiny(wheel(index, {"tiny.py": ""}))
+    monkeypatch.setitem(engine_environments.INSTALLABLE, "tiny", environment)
+    call_command("installengine", "tiny")
+    assert capsys.readouterr().out == f"{environment.python(cache)}\n"
+
+
+def test_the_command_says_in_one_sentence_what_could_not_be_had(index, cache, settings, monkeypatch):
+    settings.CACHE = cache
+    monkeypatch.setitem(engine_environments.INSTALLABLE, "tiny", tiny(f"tiny==1.0 --hash=sha256:{'0' * 64}"))
+    with pytest.raises(CommandError, match="Is the package index reachable"):
+        call_command("installengine", "tiny")
