@@ -1,11 +1,12 @@
 """People and the departments they belong to."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 from zoneinfo import ZoneInfo, available_timezones
 
-from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import AbstractUser, UserManager
 from django.core.exceptions import ValidationError
 from django.db import models
+from django.db.models.functions import Lower
 from django.utils.translation import gettext_lazy as _
 
 
@@ -42,8 +43,18 @@ class Tenant(models.Model):
         return ZoneInfo(self.time_zone)
 
 
+class People(UserManager["User"]):
+    def get_by_natural_key(self, username: str | None) -> "User":
+        """The person of this name, in whatever case it was typed: Yamada and yamada are one."""
+        return self.get(username__iexact=username)
+
+
 class User(AbstractUser):
-    """A person. Staff are the operators; what a person may see of tenants follows from Membership."""
+    """A person. Staff are the operators; what a person may see of tenants follows from Membership.
+
+    Whoever has a `directory_id` is the directory's: it says the password, names and memberships. The others are local
+    accounts. Neither kind ever becomes the other by signing in.
+    """
 
     language = models.CharField(
         _("language"),
@@ -52,11 +63,37 @@ class User(AbstractUser):
         choices=[("ja", "日本語"), ("en", "English")],
         help_text=_("Language of messages about this person's keys. Empty: Japanese."),
     )
+    directory_id = models.CharField(
+        _("directory id"),
+        max_length=255,
+        null=True,
+        blank=True,
+        unique=True,
+        help_text=_("Which entry of the company directory this is, whatever it is called there. Empty: local account."),
+    )
+    left_directory_at = models.DateTimeField(
+        _("left the directory"),
+        null=True,
+        blank=True,
+        editable=False,
+        help_text=_(
+            "Set when the directory, not an operator, made the person inactive: who comes back is active again."
+        ),
+    )
     tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
+
+    objects: ClassVar[Any] = People()
 
     class Meta:
         verbose_name = _("user")
         verbose_name_plural = _("users")
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                Lower("username"),
+                name="one_user_per_name",
+                violation_error_message=_("There is such a user already, perhaps in other upper or lower case."),
+            )
+        ]
 
     def __str__(self) -> str:
         return self.get_full_name() or self.get_username()
