@@ -1,0 +1,51 @@
+# `make run` and `make test` need only git, make and Python 3.11 or newer; deploy/setup.py brings the rest.
+PORT ?= 8000
+export PORT
+
+help:
+	@echo 'make run     set up what is missing, then run Madoguchi on http://127.0.0.1:$(PORT) (PORT=…)'
+	@echo 'make test    lint, types, import rules and all tests'
+	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
+	@echo 'make bench   measure the gateway beside nginx and no gateway at all'
+	@echo 'make check   the quick half of `make test`: everything but the tests'
+	@echo 'make lock    look for newer versions of the dependencies and pin them'
+
+setup:
+	@python=$$(deploy/find-python) && "$$python" deploy/setup.py run
+
+run: setup
+	@.venv/bin/python manage.py firstrun --port $(PORT)
+	@exec .venv/bin/python manage.py up --port $(PORT)
+
+test: test-setup check
+	.venv/bin/pytest -n auto --dist loadfile
+
+test-setup:
+	@python=$$(deploy/find-python) && "$$python" deploy/setup.py test
+
+# Settings read and write a state directory: not the one that runs here.
+check: export MADOGUCHI_VAR := $(CURDIR)/.venv/check
+check:
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy portal apiproxy modelregistry
+	.venv/bin/lint-imports
+	.venv/bin/python manage.py check --fail-level WARNING
+	.venv/bin/python manage.py makemigrations --check --dry-run
+
+bench:
+	@python=$$(deploy/find-python) && "$$python" deploy/setup.py bench
+	$(MAKE) -C tests/bench
+	.venv/bin/python tests/bench/compare.py
+
+# uv resolves for every platform at once, which pip cannot; it is needed here only, so nowhere else.
+COMPILE = /bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --upgrade --quiet
+lock:
+	@set -e; uv=$$(mktemp -d); trap 'rm -rf "$$uv"' EXIT; \
+	.venv/bin/python -m venv "$$uv"; "$$uv/bin/pip" install --quiet uv; \
+	"$$uv"$(COMPILE) --output-file requirements.lock; \
+	"$$uv"$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock; \
+	git diff --stat -- '*.lock'
+
+.PHONY: help setup run test test-setup check bench lock
