@@ -1,1 +1,259 @@
-"""To be filled in the next commits."""
+"""The engines that we can start: their command lines, their environment, and how they tell how they are. Pure.
+
+An engine is known by its `launcher`, the program that runs it: `vllm`, or for llama.cpp one of `llama-server`,
+`xllamacpp` (llama.cpp's own server out of a Python wheel) and `llama-cpp-python` (`python -m llama_cpp.server`).
+What each of them was seen to do is told beside the argument that follows from it.
+"""
+
+import json
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+# In the order in which they are taken when nobody says which: a host's own build knows its GPU; the wheel runs on
+# any CPU; llama-cpp-python serves one request at a time.
+LLAMA_CPP_LAUNCHERS = ("llama-server", "xllamacpp", "llama-cpp-python")
+LAUNCHERS = ("vllm", *LLAMA_CPP_LAUNCHERS)
+# Of llama.cpp, if the operator does not say: enough for a small team, and its KV cache still fits beside the weights.
+DEFAULT_SLOTS = 4
+XLLAMACPP_LAUNCHER = Path(__file__).with_name("xllamacpp_launcher.py")
+# What an engine gets of our environment. Not the rest: it holds the database's and the directory's passwords.
+INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+INHERITED_PREFIXES = (
+    *("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "AMD_", "OMP_", "MKL_", "KMP_", "GGML_"),
+    *("VLLM_", "HF_", "TORCH", "PYTORCH_", "TRITON_", "TOKENIZERS_", "LLAMA_ARG_", "RAY_", "GLOO_", "SAFETENSORS_"),
+)
+
+
+class NoLauncher(LookupError):
+    """This host has no program for the engine. The message says how to get one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What is to be served. `context` in tokens per request, `slots` in requests at a time; None = the engine's own."""
+
+    engine: str
+    name: str
+    path: str
+    launcher: str = ""
+    task: str = "chat"
+    context: int | None = None
+    slots: int | None = None
+    args: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Changes exactly when a running engine no longer is what is wanted."""
+        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one engine listens, what it wants to be shown, and how many seconds it may take to stop."""
+
+    address: str
+    port: int
+    api_key: str
+    grace: float
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What to execute. The API key is in the environment only: a command line can be read by everybody on the host."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manners:
+    """How an engine tells how it is. A metric's value is the sum over its labels.
+
+    `health` can be asked at any time, also of a busy engine. Without `metrics` only the CPU time of its processes
+    tells whether it works.
+    """
+
+    health: str
+    metrics: str = ""
+    running: str = ""
+    waiting: str = ""
+    work: tuple[str, ...] = ()  # counters that grow with every request
+
+
+_LLAMA_SERVER = Manners(
+    health="/health",
+    metrics="/metrics",
+    running="llamacpp:requests_processing",
+    waiting="llamacpp:requests_deferred",
+    work=("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total", "llamacpp:tokens_predicted_total"),
+)
+MANNERS: Mapping[str, Manners] = {
+    "vllm": Manners(
+        health="/health",
+        metrics="/metrics",
+        running="vllm:num_requests_running",
+        waiting="vllm:num_requests_waiting",
+        work=("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
+    ),
+    "llama-server": _LLAMA_SERVER,
+    "xllamacpp": _LLAMA_SERVER,
+    # Anything under /v1 waits for (or, by default, ends) the running stream; this path alone never does.
+    "llama-cpp-python": Manners(health="/openapi.json"),
+}
+
+
+def find(commands: Mapping[str, str], cache: Path, search_path: str) -> dict[str, tuple[str, ...]]:
+    """The program of each launcher that this host has: as told, else in the cache, else on the search path.
+
+    For the two Python modules the program is a Python that can import them. Looks at the disk, starts nothing.
+    """
+    found = {}
+    for launcher in LAUNCHERS:
+        if program := _told(commands.get(launcher, "")) or _cached(launcher, cache) or _on_path(launcher, search_path):
+            found[launcher] = program
+    return found
+
+
+def _told(command: str) -> tuple[str, ...]:
+    return tuple(shlex.split(command))
+
+
+def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
+    program = "python" if launcher in ("xllamacpp", "llama-cpp-python") else launcher
+    installed = [path for path in cache.glob(f"engines/{launcher}-[0-9]*/bin/{program}") if path.exists()]
+    return (str(max(installed, key=_version)),) if installed else ()
+
+
+def _version(program: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", program.parts[-3])]
+
+
+def _on_path(launcher: str, search_path: str) -> tuple[str, ...]:
+    program = shutil.which(launcher, path=search_path) if launcher in ("vllm", "llama-server") else None
+    return (program,) if program else ()
+
+
+def choose(spec: Spec, found: Mapping[str, tuple[str, ...]]) -> str:
+    """The launcher for this model, as told or the first that the host has. Raises NoLauncher."""
+    if spec.engine == "vllm":
+        candidates: Sequence[str] = ("vllm",)
+    elif spec.launcher:
+        candidates = (spec.launcher,)
+    else:
+        candidates = [name for name in LLAMA_CPP_LAUNCHERS if spec.task != "rerank" or name != "llama-cpp-python"]
+    for launcher in candidates:
+        if launcher in found:
+            return launcher
+    if spec.engine == "vllm":
+        raise NoLauncher("vLLM is not on this host: put it on PATH or name it in VLLM_COMMAND.")
+    wanted = spec.launcher or "llama.cpp"
+    raise NoLauncher(f"{wanted} is not on this host: `manage.py installengine xllamacpp` installs a llama.cpp.")
+
+
+def slots(spec: Spec, launcher: str) -> int | None:
+    """How many requests the engine works on at a time; None: as many as its memory allows (vLLM)."""
+    if launcher == "vllm":
+        return spec.slots
+    return 1 if launcher == "llama-cpp-python" else spec.slots or DEFAULT_SLOTS
+
+
+def command(
+    spec: Spec, launcher: str, program: tuple[str, ...], place: Place, environment: Mapping[str, str]
+) -> Command:
+    """How to start it, from our own `environment`. Extra arguments come last, so that they win over ours."""
+    build = {
+        "vllm": _vllm,
+        "llama-server": _llama_server,
+        "xllamacpp": _xllamacpp,
+        "llama-cpp-python": _llama_cpp_python,
+    }
+    argv, env = build[launcher](spec, place)
+    return Command(argv=(*program, *argv, *spec.args), env=_inherited(environment) | env)
+
+
+def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        name: value
+        for name, value in environment.items()
+        if name in INHERITED or (name.startswith(INHERITED_PREFIXES) and not name.endswith("_COMMAND"))
+    }
+
+
+def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
+    argv = ["serve", spec.path, "--served-model-name", spec.name, "--host", place.address, "--port", str(place.port)]
+    # Each health check would be a line in the log.
+    argv += ["--disable-uvicorn-access-log"]
+    if spec.context:
+        argv += ["--max-model-len", str(spec.context)]
+    if spec.slots:
+        argv += ["--max-num-seqs", str(spec.slots)]
+    argv += ["--enable-prompt-tokens-details"] if spec.task == "chat" else ["--runner", "pooling"]
+    env = {
+        "VLLM_API_KEY": place.api_key,
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+    return argv, env
+
+
+def _llama_server(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
+    parallel = spec.slots or DEFAULT_SLOTS
+    argv = ["--model", spec.path, "--alias", spec.name, "--host", place.address, "--port", str(place.port)]
+    argv += ["--metrics", "--parallel", str(parallel)]
+    if spec.context:
+        # -c is the sum over the slots.
+        argv += ["--ctx-size", str(spec.context * parallel)]
+    else:
+        # The model's own context, as one pool: each request may use all of it while others are short.
+        argv += ["--ctx-size", "0", "--kv-unified"]
+    if spec.task != "chat":
+        # A whole input must fit one micro-batch (512 by default), else it is answered with 500. llama.cpp itself
+        # reserves no more than the context needs.
+        batch = str(max(spec.context or 8192, 512))
+        argv += ["--batch-size", batch, "--ubatch-size", batch]
+        argv += ["--embeddings" if spec.task == "embedding" else "--reranking"]
+    return argv, {"LLAMA_API_KEY": place.api_key}
+
+
+def _xllamacpp(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
+    argv, env = _llama_server(spec, place)
+    # One second less than it is given, so that it ends by itself.
+    return [str(XLLAMACPP_LAUNCHER), "--grace", f"{max(place.grace - 1, 0):g}", *argv], env
+
+
+def _llama_cpp_python(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
+    argv = ["-m", "llama_cpp.server", "--model", spec.path, "--model_alias", spec.name]
+    argv += ["--host", place.address, "--port", str(place.port), "--n_ctx", str(spec.context or 0)]
+    # Else any other request ends a running stream early, as if it had finished.
+    argv += ["--interrupt_requests", "false", "--n_gpu_layers", "-1"]
+    if spec.task == "embedding":
+        batch = str(max(spec.context or 8192, 512))
+        argv += ["--embedding", "true", "--n_batch", batch, "--n_ubatch", batch]
+    # Its settings read their own names from the environment.
+    return argv, {"API_KEY": place.api_key}
+
+
+def telling_line(launcher: str, log: str) -> str:
+    """The line of a failed engine's log that says most about the cause; empty for an empty log."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    patterns = [
+        # vLLM: the first error of a worker is the cause, what follows are its consequences
+        *([re.compile(r"\((?:Worker|EngineCore)[^)]*\) ERROR .*\w+Error: ")] if launcher == "vllm" else []),
+        re.compile(r"error: |\w+Error: |Exception: | E \w+"),
+    ]
+    for pattern in patterns:
+        for line in lines:
+            if pattern.search(line):
+                return line
+    return lines[-1] if lines else ""

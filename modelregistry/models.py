@@ -2,9 +2,13 @@
 
 from typing import ClassVar
 
-from django.core.validators import RegexValidator
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.utils.translation import gettext_lazy as _
+
+from modelregistry import registering
 
 # What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
 model_name = RegexValidator(
@@ -78,13 +82,24 @@ class ServedModel(models.Model):
         verbose_name=_("host"),
         help_text=_("Empty: the host whose supervisor finds it first."),
     )
-    replicas = models.PositiveSmallIntegerField(_("replicas"), default=1)
-    context = models.PositiveIntegerField(_("context per request"), null=True, blank=True, help_text=_("Tokens."))
-    slots = models.PositiveSmallIntegerField(_("parallel requests"), null=True, blank=True)
+    replicas = models.PositiveSmallIntegerField(
+        _("replicas"), default=1, validators=[MinValueValidator(1), MaxValueValidator(64)]
+    )
+    context = models.PositiveIntegerField(
+        _("context per request"),
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(16)],
+        help_text=_("Tokens. Empty: the model's own."),
+    )
+    slots = models.PositiveSmallIntegerField(
+        _("parallel requests"), null=True, blank=True, validators=[MinValueValidator(1), MaxValueValidator(1024)]
+    )
     idle_after = models.PositiveIntegerField(
         _("sleep after"),
         null=True,
         blank=True,
+        validators=[MinValueValidator(1)],
         help_text=_("Seconds without a request. Empty: never."),
     )
     args = models.JSONField(
@@ -100,6 +115,23 @@ class ServedModel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    def clean(self) -> None:
+        """What fields alone cannot tell: does the engine have what it needs, and is the file there?
+
+        A path is looked at only for a model of this machine: other hosts' disks cannot be seen from here.
+        """
+        problems = registering.problems(
+            engine=self.engine,
+            launcher=self.launcher,
+            task=self.task,
+            path=self.path,
+            url=self.url,
+            args=self.args,
+            look_at_path=self.host is None or self.host.name == settings.HOST_NAME,
+        )
+        if problems:
+            raise ValidationError(problems)
 
 
 class Replica(models.Model):
@@ -119,8 +151,11 @@ class Replica(models.Model):
     host = models.ForeignKey(Host, models.CASCADE, related_name="replica_set", verbose_name=_("host"))
     index = models.PositiveSmallIntegerField(_("number"), default=0)
     state = models.CharField(_("state"), max_length=20, choices=State, default=State.STOPPED)
-    url = models.CharField(max_length=200, blank=True)
-    api_key = models.CharField(max_length=100, blank=True)
+    # Longer than engines of our own need: an external engine's URL and key stand here as well.
+    url = models.CharField(max_length=500, blank=True)
+    api_key = models.CharField(max_length=300, blank=True)
+    launcher = models.CharField(_("started by"), max_length=20, blank=True)
+    slots = models.PositiveSmallIntegerField(_("parallel requests"), null=True, blank=True)
     pid = models.PositiveIntegerField(_("process"), null=True, blank=True)
     run_id = models.CharField(max_length=40, blank=True)
     memory_bytes = models.BigIntegerField(_("memory"), null=True, blank=True)
