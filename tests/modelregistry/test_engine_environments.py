@@ -1,10 +1,8 @@
 """Installing engines: a real virtual environment and a real pip, fed from a directory with a small wheel."""
 
-import hashlib
 import subprocess
 import sys
 import threading
-import zipfile
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -12,6 +10,7 @@ from django.core.management import CommandError, call_command
 from modelregistry import engine_environments
 from modelregistry.engine_environments import EngineEnvironment, install
 from modelregistry.fetching import CannotFetch
+from tests.modelregistry.wheels import write_wheel
 
 
 @pytest.fixture
@@ -29,19 +28,6 @@ def cache(tmp_path):
     return tmp_path / "cache"
 
 
-def wheel(index, files: dict[str, str], name: str = "tiny") -> str:
-    """Writes a wheel of version 1.0 and answers its pin."""
-    path = index / f"{name}-1.0-py3-none-any.whl"
-    info = f"{name}-1.0.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        for member, text in files.items():
-            archive.writestr(member, text)
-        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
-
-
 def tiny(pin: str) -> EngineEnvironment:
     return EngineEnvironment(name="tiny", version="1.0", module="tiny", pins=(pin,))
 
@@ -51,7 +37,7 @@ def leftovers(directory) -> list[str]:
 
 
 def test_the_installed_python_imports_the_engine_and_ours_does_not(index, cache):
-    python = install(tiny(wheel(index, {"tiny.py": "answer = 42"})), cache, print)
+    python = install(tiny(write_wheel(index, "tiny", {"tiny.py": "answer = 42"})), cache, print)
     assert python == cache / "engines" / "tiny-1.0" / "bin" / "python"
     answer = subprocess.run([python, "-c", "import tiny; print(tiny.answer)"], capture_output=True, text=True)
     assert answer.stdout == "42\n"
@@ -60,7 +46,7 @@ def test_the_installed_python_imports_the_engine_and_ours_does_not(index, cache)
 
 
 def test_what_is_installed_is_not_installed_again(index, cache):
-    environment = tiny(wheel(index, {"tiny.py": ""}))
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     install(environment, cache, print)
     (index / "tiny-1.0-py3-none-any.whl").unlink()
     said: list[str] = []
@@ -69,22 +55,22 @@ def test_what_is_installed_is_not_installed_again(index, cache):
 
 
 def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(index, cache):
-    environment = tiny(wheel(index, {"tiny.py": ""}))
-    wheel(index, {"tiny.py": "import os"})
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
+    write_wheel(index, "tiny", {"tiny.py": "import os"})
     with pytest.raises(CannotFetch, match=r"pip could not get tiny==1\.0"):
         install(environment, cache, print)
     assert leftovers(cache / "engines") == []
 
 
 def test_an_engine_that_cannot_be_imported_here_is_refused_with_its_reason(index, cache):
-    environment = tiny(wheel(index, {"tiny.py": "raise ImportError('libcuda.so.1: not found')"}))
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": "raise ImportError('libcuda.so.1: not found')"}))
     with pytest.raises(CannotFetch, match=r"tiny 1\.0 does not run on this machine: .*libcuda"):
         install(environment, cache, print)
     assert leftovers(cache / "engines") == []
 
 
 def test_an_environment_whose_python_is_gone_is_made_anew(index, cache):
-    environment = tiny(wheel(index, {"tiny.py": ""}))
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     python = install(environment, cache, print)
     python.unlink()
     python.symlink_to("/nowhere/python3")
@@ -96,12 +82,12 @@ def test_what_a_killed_installation_left_does_not_disturb_the_next(index, cache)
     left = cache / "engines" / ".tiny-1.0.part" / "environment"
     left.mkdir(parents=True)
     (left / "half").touch()
-    install(tiny(wheel(index, {"tiny.py": ""})), cache, print)
+    install(tiny(write_wheel(index, "tiny", {"tiny.py": ""})), cache, print)
     assert leftovers(cache / "engines") == ["tiny-1.0"]
 
 
 def test_two_at_once_install_it_once_and_both_get_it(index, cache):
-    environment = tiny(wheel(index, {"tiny.py": ""}))
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     said: list[str] = []
     pythons = []
     threads = [
@@ -117,7 +103,7 @@ def test_two_at_once_install_it_once_and_both_get_it(index, cache):
 
 def test_the_command_prints_the_python_and_nothing_else(index, cache, settings, monkeypatch, capsys):
     settings.CACHE = cache
-    environment = tiny(wheel(index, {"tiny.py": ""}))
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     monkeypatch.setitem(engine_environments.INSTALLABLE, "tiny", environment)
     call_command("installengine", "tiny")
     assert capsys.readouterr().out == f"{environment.python(cache)}\n"

@@ -1,0 +1,18 @@
+"""Small wheels, for a real pip that has no package index."""
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+
+def write_wheel(directory: Path, name: str, files: dict[str, str | bytes]) -> str:
+    """Writes a wheel of version 1.0 and answers its pin."""
+    path = directory / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        for member, content in files.items():
+            archive.writestr(member, content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name}==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
