@@ -1,1 +1,200 @@
-"""To be filled in the next commits."""
+"""Builds one gateway for this process; the server's lifespan starts and stops its tasks.
+
+`application` serves `/v1/`, `/healthz`, `/readyz`, `/metrics` and the lifespan; `portal.asgi` mounts it.
+"""
+
+import asyncio
+import gc
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from django.conf import settings
+
+from apiproxy import controlplane
+from apiproxy.gateway import Gateway, Scope, Timeouts, respond
+from apiproxy.ledger import DatabaseAway, Drain, Spool
+from apiproxy.limits import Limits
+from apiproxy.relay import Receive, Send
+from portal.metering import windows
+
+log = logging.getLogger("madoguchi.gateway")
+
+POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked key lives no longer than two of them
+FULL_RELOAD = 60.0  # whatever a receiver may have missed is repaired after so long
+MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
+WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
+
+
+class Application:
+    """The gateway and its neighbours. Two threads: the ledger's may wait for a locked database, the catalogue's not."""
+
+    def __init__(self) -> None:
+        self._gateway: Gateway | None = None
+        self._drain: Drain | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._backlog = 0
+        self._wished: dict[int, float] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        if self._gateway is None:
+            # Without a lifespan (daphne under `runserver`) the first request starts the gateway.
+            await self.start()
+        assert self._gateway is not None
+        path = scope["path"]
+        if path.startswith("/v1/"):
+            await self._gateway(scope, receive, send)
+        elif path == "/metrics":
+            text = self._gateway.metrics.text(self._gateway.gauges(self._backlog))
+            await plain_text(send, 200, text)
+        elif path == "/readyz":
+            await self._ready(self._gateway, send)
+        else:
+            await plain_text(send, 200, b"ok\n")
+
+    async def start(self) -> None:
+        """Loads the catalogue (a cold start needs the database) and takes over what a dead gateway left."""
+        spool = Spool(settings.SPOOL)
+        self._drain = Drain(settings.SPOOL, controlplane.record, own=spool.owner)
+        self._gateway = gateway = Gateway(
+            digest=controlplane.digest,
+            limits=Limits(windows.bounds),
+            spool=spool,
+            timeouts=Timeouts(
+                connect=settings.GATEWAY_CONNECT_TIMEOUT,
+                first_byte=settings.GATEWAY_FIRST_BYTE_TIMEOUT,
+                idle=settings.GATEWAY_IDLE_TIMEOUT,
+            ),
+            max_body=settings.GATEWAY_MAX_BODY,
+            wish=self._wish,
+        )
+        self._catalogue_thread = ThreadPoolExecutor(1, "catalogue")
+        self._ledger_thread = ThreadPoolExecutor(1, "ledger")
+        await self._move(gateway)
+        await self._reload(gateway)
+        for work in (self._poll, self._move_often, self._sweep):
+            self._tasks.append(asyncio.create_task(work(gateway)))
+        # What lives as long as the process is put out of the collector's sight: p99 of 700 streams 26 -> 6 ms.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 100)
+
+    async def stop(self) -> None:
+        """Ends open calls, moves what can be moved of the spool; the rest waits there for the next start."""
+        gateway, self._gateway = self._gateway, None
+        if gateway is None:
+            return
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        await gateway.close()
+        try:
+            await self._move(gateway)
+        except DatabaseAway as error:
+            log.warning("usage stays in the spool: %s", error)
+        gateway.spool.shut()
+        self._catalogue_thread.shutdown()
+        self._ledger_thread.shutdown()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.start()
+                except DatabaseAway as error:
+                    await send({"type": "lifespan.startup.failed", "message": f"The database does not answer: {error}"})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _ready(self, gateway: Gateway, send: Send) -> None:
+        """Ready: a catalogue is loaded and usage can be written."""
+        if gateway.spool.accepting:
+            await respond(send, 200, b'{"status":"ready"}', [])
+        else:
+            await respond(send, 503, b'{"status":"usage cannot be written"}', [])
+
+    # --- tasks
+
+    async def _poll(self, gateway: Gateway) -> None:
+        loop = asyncio.get_running_loop()
+        loaded = loop.time()
+        while True:
+            await asyncio.sleep(POLL)
+            try:
+                number = await loop.run_in_executor(self._catalogue_thread, controlplane.revision)
+                if number != gateway.catalogue.revision or loop.time() - loaded > FULL_RELOAD:
+                    await self._reload(gateway)
+                    loaded = loop.time()
+            except DatabaseAway as error:
+                log.warning("the database does not answer; the last catalogue stays in force: %s", error)
+
+    async def _reload(self, gateway: Gateway) -> None:
+        loop = asyncio.get_running_loop()
+        catalogue = await loop.run_in_executor(self._catalogue_thread, controlplane.load)
+        fresh = gateway.limits.unknown(list(controlplane.limits_of(catalogue.keys.values())))
+        now = gateway.wall()
+        for limit in fresh:
+            used = await loop.run_in_executor(self._catalogue_thread, controlplane.spent, limit, now)
+            gateway.limits.seed(limit, used, now)
+        gateway.replace(catalogue)
+
+    async def _move_often(self, gateway: Gateway) -> None:
+        """Moves the spool whenever something was added; after a failure waits longer each time, up to 15 s."""
+        seen, wait = 0, MOVE
+        while True:
+            await asyncio.sleep(wait)
+            if gateway.spool.written == seen and gateway.spool.accepting:
+                continue
+            gateway.spool.retry()
+            written = gateway.spool.written
+            try:
+                await self._move(gateway)
+            except (DatabaseAway, OSError) as error:
+                log.warning("usage waits in the spool: %s", error)
+                wait = min(15.0, wait * 2)
+            else:
+                seen, wait = written, MOVE
+
+    async def _move(self, gateway: Gateway) -> None:
+        assert self._drain is not None
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._ledger_thread, gateway.spool.sync)
+        await loop.run_in_executor(self._ledger_thread, self._drain.run)
+        self._backlog = await loop.run_in_executor(self._ledger_thread, self._drain.backlog)
+
+    async def _sweep(self, gateway: Gateway) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            gateway.sweep()
+
+    def _wish(self, model: int) -> None:
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._wished.get(model, -WISH_AGAIN) >= WISH_AGAIN:
+            self._wished[model] = loop.time()
+            loop.run_in_executor(self._catalogue_thread, write_wish, model)
+
+
+def write_wish(model: int) -> None:
+    try:
+        controlplane.wish(model)
+    except DatabaseAway as error:
+        log.warning("cannot ask for model %s: %s", model, error)
+
+
+async def plain_text(send: Send, status: int, text: bytes) -> None:
+    headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8"), (b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+application: Callable[[dict[str, Any], Receive, Send], Awaitable[None]] = Application()

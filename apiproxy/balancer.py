@@ -1,1 +1,44 @@
-"""To be filled in the next commits."""
+"""Chooses the replica that has least to do, and avoids one that just refused."""
+
+from collections.abc import Sequence
+
+from apiproxy.catalogue import Replica
+
+# A replica that refused a connection is not tried for so long, unless there is no other. The supervisor needs
+# about as long to notice and take it off the catalogue.
+PENALTY = 2.0
+
+
+class Balancer:
+    def __init__(self) -> None:
+        self._in_flight: dict[int, int] = {}
+        self._avoid_until: dict[int, float] = {}
+
+    def choose(self, replicas: Sequence[Replica], now: float, *, but: int | None = None) -> Replica | None:
+        """The replica with the fewest calls in flight, never the one with the id `but`; None if there is none."""
+        best: Replica | None = None
+        best_rank: tuple[bool, int] = (True, 0)
+        for replica in replicas:
+            if replica.id == but:
+                continue
+            rank = (self._avoid_until.get(replica.id, 0.0) > now, self._in_flight.get(replica.id, 0))
+            if best is None or rank < best_rank:
+                best, best_rank = replica, rank
+        return best
+
+    def began(self, replica: Replica) -> None:
+        self._in_flight[replica.id] = self._in_flight.get(replica.id, 0) + 1
+
+    def ended(self, replica: Replica) -> None:
+        left = self._in_flight[replica.id] - 1
+        if left:
+            self._in_flight[replica.id] = left
+        else:
+            del self._in_flight[replica.id]
+
+    def refused(self, replica: Replica, now: float) -> None:
+        self._avoid_until[replica.id] = now + PENALTY
+
+    def in_flight(self) -> dict[int, int]:
+        """Calls under way, by replica id."""
+        return dict(self._in_flight)

@@ -1,1 +1,96 @@
-"""To be filled in the next commits."""
+"""Who may call what, within which limits, served where: immutable, in memory, replaced as a whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from apiproxy.errors import Language
+
+Scope = Literal["tenant", "user", "key"]
+Unit = Literal["requests", "tokens", "concurrent"]
+
+
+class Counter(NamedTuple):
+    """What a limit counts. A limit that is changed or made anew goes on with the counter of its predecessor."""
+
+    scope: Scope
+    owner: int
+    model: int | None  # None: all models together
+    unit: Unit
+    window: str  # "minute", "day", "month"; "" for concurrent
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    counter: Counter
+    amount: int
+    zone: ZoneInfo  # in which days and months begin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A usable API key. `models` = ids it is restricted to; None = whatever its tenant may use."""
+
+    id: int
+    tenant: int
+    user: int | None
+    language: Language
+    expires: float | None  # Unix seconds
+    models: frozenset[int] | None
+    limits: tuple[Limit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """An engine that answers now."""
+
+    id: int
+    url: str  # scheme://host:port[/prefix]
+    api_key: str
+    upstream_model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
+
+    `tenants` = ids of those that may use it; None = all. `can_load`: asleep or starting, so worth waiting for.
+    """
+
+    id: int
+    name: str
+    task: str
+    created: int
+    context: int | None
+    external: bool
+    stops_unary: bool
+    tenants: frozenset[int] | None
+    can_load: bool
+    replicas: tuple[Replica, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    revision: int
+    keys: Mapping[str, Key] = field(default_factory=dict)  # by digest
+    models: Mapping[str, Model] = field(default_factory=dict)  # by public name
+
+    def key(self, digest: str, now: float) -> Key | None:
+        """The key with this digest, unless it has expired by `now` (Unix seconds)."""
+        key = self.keys.get(digest)
+        if key is None or (key.expires is not None and key.expires <= now):
+            return None
+        return key
+
+    def model(self, key: Key, name: str) -> Model | None:
+        """The model of this name if the key may use it."""
+        model = self.models.get(name)
+        return model if model is not None and may_use(key, model) else None
+
+    def models_of(self, key: Key) -> list[Model]:
+        return [model for model in self.models.values() if may_use(key, model)]
+
+
+def may_use(key: Key, model: Model) -> bool:
+    return (key.models is None or model.id in key.models) and (model.tenants is None or key.tenant in model.tenants)

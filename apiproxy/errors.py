@@ -1,1 +1,241 @@
-"""To be filled in the next commits."""
+"""Refusals of the gateway and the OpenAI error object that each becomes.
+
+Refusal
+├── InvalidKey              401  invalid_api_key
+├── UnknownPath             404  unknown_url
+├── WrongMethod             405  method_not_allowed
+├── UnknownModel            404  model_not_found
+├── BadRequest              400  invalid_json, invalid_value, model_not_supported
+├── ContextExceeded         400  context_length_exceeded
+├── BodyTooLarge            413  request_too_large
+├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
+├── OverQuota               429  insufficient_quota         (a day's or month's limit)
+├── NoReplica               503  model_unavailable, model_loading
+├── NotMetered              503  metering_unavailable
+├── EngineFailed            502  engine_error
+└── EngineTimeout           504  engine_timeout
+
+`message` is in the key owner's language; `code` and `type` are for programs and never change.
+"""
+
+import json
+from typing import Any, ClassVar, Literal
+
+Language = Literal["en", "ja"]
+
+MESSAGES: dict[str, dict[Language, str]] = {
+    "missing_api_key": {
+        "en": 'No API key was given. Send it as "Authorization: Bearer mdg_…".',
+        "ja": "API キーがありません。「Authorization: Bearer mdg_…」の形で送ってください。",
+    },
+    "invalid_api_key": {
+        "en": "This API key is not valid: it may be mistyped, revoked or expired. Your keys are listed in the portal.",
+        "ja": "この API キーは使えません。入力の誤り、失効、期限切れのいずれかです。お持ちのキーはポータルで確認できます。",
+    },
+    "unknown_url": {
+        "en": "{path} is not served here.",
+        "ja": "{path} はここでは提供していません。",
+    },
+    "method_not_allowed": {
+        "en": "{path} does not take {method}.",
+        "ja": "{path} は {method} に対応していません。",
+    },
+    "model_not_found": {
+        "en": 'The model "{model}" does not exist or this key may not use it. GET /v1/models lists those that it may.',
+        "ja": "モデル「{model}」は存在しないか、このキーでは使えません。使えるモデルは GET /v1/models で確認できます。",
+    },
+    "model_not_supported": {
+        "en": 'The model "{model}" cannot be used with {path}: it is for {task}.',
+        "ja": "モデル「{model}」は {path} では使えません (用途: {task})。",
+    },
+    "invalid_json": {
+        "en": "The request body is not valid JSON: {detail}.",
+        "ja": "リクエスト本文が正しい JSON ではありません: {detail}。",
+    },
+    "not_an_object": {
+        "en": "The request body must be a JSON object.",
+        "ja": "リクエスト本文は JSON オブジェクトにしてください。",
+    },
+    "missing_model": {
+        "en": 'The request needs "model", a text that names a model.',
+        "ja": "リクエストには「model」(モデル名の文字列) が必要です。",
+    },
+    "invalid_value": {
+        "en": '"{param}" has a value that cannot be used: {detail}.',
+        "ja": "「{param}」の値が正しくありません: {detail}。",
+    },
+    "engine_refused": {
+        "en": "The model refused this request: {detail}",
+        "ja": "モデルがこのリクエストを受け付けませんでした: {detail}",
+    },
+    "context_length_exceeded": {
+        "en": "The prompt does not fit the model's context{numbers}. Shorten the conversation or use a model with more context.",
+        "ja": "プロンプトがモデルのコンテキスト長を超えています{numbers}。会話を短くするか、コンテキスト長の大きいモデルを使ってください。",
+    },
+    "request_too_large": {
+        "en": "The request body is larger than the {limit} MB that this server takes.",
+        "ja": "リクエスト本文がこのサーバーの上限 {limit} MB を超えています。",
+    },
+    "rate_limit_exceeded": {
+        "en": "Limit reached for this {scope}: {amount} {unit} per {window}. Try again in {seconds} s.",
+        "ja": "この{scope}の上限 (1 {window}あたり {amount} {unit}) に達しました。{seconds} 秒後にもう一度お試しください。",
+    },
+    "too_many_concurrent": {
+        "en": "This {scope} already has {amount} requests running at the same time, the most that it may.",
+        "ja": "この{scope}で同時に実行できるリクエストは {amount} 件までです。実行中のものが終わってからお試しください。",
+    },
+    "insufficient_quota": {
+        "en": "The quota of this {scope}, {amount} {unit} per {window}, is used up. It returns at {returns}.",
+        "ja": "この{scope}の利用上限 (1 {window}あたり {amount} {unit}) を使い切りました。{returns} に回復します。",
+    },
+    "model_unavailable": {
+        "en": 'The model "{model}" is not running right now. The operators can see why.',
+        "ja": "モデル「{model}」は現在稼働していません。理由は運用管理者が確認できます。",
+    },
+    "model_loading": {
+        "en": 'The model "{model}" is being loaded. Try again in {seconds} s.',
+        "ja": "モデル「{model}」を読み込んでいます。{seconds} 秒後にもう一度お試しください。",
+    },
+    "metering_unavailable": {
+        "en": "Usage cannot be recorded right now, so no new requests are taken. The operators are needed.",
+        "ja": "現在、利用量を記録できないため、新しいリクエストを受け付けていません。運用管理者にご連絡ください。",
+    },
+    "engine_error": {
+        "en": "The model failed while it worked on this request.",
+        "ja": "リクエストの処理中にモデルでエラーが発生しました。",
+    },
+    "engine_timeout": {
+        "en": "The model did not answer in time.",
+        "ja": "モデルから時間内に応答がありませんでした。",
+    },
+    "shutting_down": {
+        "en": "The server is restarting. Try again in a few seconds.",
+        "ja": "サーバーを再起動しています。数秒後にもう一度お試しください。",
+    },
+}
+
+WORDS: dict[Language, dict[str, str]] = {
+    "en": {},
+    "ja": {
+        "tenant": "テナント",
+        "user": "ユーザー",
+        "key": "API キー",
+        "requests": "リクエスト",
+        "tokens": "トークン",
+        "minute": "分",
+        "day": "日",
+        "month": "か月",
+        "chat": "チャット",
+        "embedding": "埋め込み",
+        "rerank": "リランク",
+    },
+}
+
+
+class Refusal(Exception):
+    """Why a request got no answer. Class attributes are what every instance of a kind shares."""
+
+    status: ClassVar[int] = 400
+    type: ClassVar[str] = "invalid_request_error"
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        code: str = "",
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+        **facts: Any,
+    ) -> None:
+        """`text` names a row of MESSAGES, `facts` fill it; `code` is what clients see, by default the same word."""
+        super().__init__(text)
+        self.text = text
+        self.code = code or text
+        self.param = param
+        self.headers = headers or {}
+        self.facts = facts
+
+    def message(self, language: Language) -> str:
+        words = WORDS[language]
+        facts = {
+            name: words.get(value, value) if isinstance(value, str) else value for name, value in self.facts.items()
+        }
+        return MESSAGES[self.text][language].format(**facts)
+
+    def body(self, language: Language) -> bytes:
+        """The error object, as UTF-8 JSON."""
+        error = {"message": self.message(language), "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False).encode()
+
+
+class InvalidKey(Refusal):
+    status = 401
+    type = "authentication_error"
+
+
+class UnknownPath(Refusal):
+    status = 404
+
+
+class WrongMethod(Refusal):
+    status = 405
+
+
+class UnknownModel(Refusal):
+    status = 404
+
+    def __init__(self, model: str) -> None:
+        super().__init__("model_not_found", param="model", model=model)
+
+
+class BadRequest(Refusal):
+    pass
+
+
+class ContextExceeded(BadRequest):
+    pass
+
+
+class BodyTooLarge(Refusal):
+    status = 413
+
+
+class OverRate(Refusal):
+    """`type` is "requests" or "tokens": set per instance, as OpenAI does."""
+
+    status = 429
+
+    def __init__(self, text: str, *, unit: str, headers: dict[str, str], **facts: Any) -> None:
+        super().__init__(text, code="rate_limit_exceeded", headers=headers, unit=unit, **facts)
+        self.type = "tokens" if unit == "tokens" else "requests"  # type: ignore[misc]
+
+
+class OverQuota(Refusal):
+    status = 429
+    type = "insufficient_quota"
+
+
+class NoReplica(Refusal):
+    status = 503
+    type = "server_error"
+
+
+class NotMetered(Refusal):
+    status = 503
+    type = "server_error"
+
+
+class EngineFailed(Refusal):
+    status = 502
+    type = "server_error"
+
+    def __init__(self) -> None:
+        super().__init__("engine_error")
+
+
+class EngineTimeout(Refusal):
+    status = 504
+    type = "server_error"
+
+    def __init__(self) -> None:
+        super().__init__("engine_timeout")

@@ -1,1 +1,392 @@
-"""To be filled in the next commits."""
+"""The life of a request: authenticate, read, admit, route, relay, settle, record.
+
+A plain ASGI callable. It never touches the database: keys, models and replicas come from the catalogue in memory, usage
+goes to the spool. What happens when a neighbour is away:
+
+- database: the last catalogue stays in force, usage waits in the spool; nothing else changes;
+- engine: another replica is tried once, then 502 or 503; a stream that had begun ends with an error event;
+- disk: no new work (503) until the spool can be written again;
+- client: the engine is told to stop, what it had generated is metered.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from apiproxy import protocol
+from apiproxy.balancer import Balancer
+from apiproxy.catalogue import Catalogue, Key, Model, Replica
+from apiproxy.errors import (
+    BadRequest,
+    BodyTooLarge,
+    InvalidKey,
+    Language,
+    NoReplica,
+    NotMetered,
+    Refusal,
+    UnknownModel,
+    UnknownPath,
+    WrongMethod,
+)
+from apiproxy.ledger import Spool, Usage
+from apiproxy.limits import Hold, Limits
+from apiproxy.metrics import Metrics
+from apiproxy.protocol import ENDPOINTS, Call, Endpoint, Tokens
+from apiproxy.relay import Drive, Ending, Exchange, Receive, Send
+from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable
+
+log = logging.getLogger("madoguchi.gateway")
+
+Scope = dict[str, Any]
+# A caller is asked to come back after so many seconds for a model that is being loaded: SDKs give up above 60 s.
+LOADING_RETRY = 10
+# An attempt on another replica, and one on a fresh connection for a stale one.
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds. `first_byte` from the request to the engine's first byte; `idle` between any two bytes after."""
+
+    connect: float
+    first_byte: float
+    idle: float
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before its request was complete."""
+
+
+class Gateway:
+    """`digest` turns the text of a key into what the catalogue is keyed by, or None if it cannot be a key.
+
+    `wish(model_id)` is called when somebody wants a model that is asleep.
+    """
+
+    def __init__(
+        self,
+        *,
+        digest: Callable[[str], str | None],
+        limits: Limits,
+        spool: Spool,
+        timeouts: Timeouts,
+        max_body: int,
+        wish: Callable[[int], None],
+        wall: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.catalogue = Catalogue(revision=-1)
+        self.limits = limits
+        self.spool = spool
+        self.metrics = Metrics()
+        self._digest = digest
+        self._timeouts = timeouts
+        self._max_body = max_body
+        self._wish = wish
+        self.wall = wall
+        self._clock = clock
+        self._balancer = Balancer()
+        self._pools: dict[str, Pool] = {}
+        self._exchanges: set[Exchange] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = "req_" + secrets.token_hex(12)
+        headers = dict(scope["headers"])
+        language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
+        try:
+            key = self._authenticate(headers)
+            language = key.language
+            await self._serve(scope, headers, receive, send, key, request_id)
+        except Refusal as refusal:
+            self.metrics.refusal(refusal.code)
+            await refuse(send, refusal, language, request_id)
+        except ClientLeft:
+            log.debug("%s: the client left before its request was complete", request_id)
+
+    # --- who
+
+    def _authenticate(self, headers: dict[bytes, bytes]) -> Key:
+        scheme, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        if scheme.lower() != "bearer" or not text:
+            raise InvalidKey("missing_api_key", code="invalid_api_key")
+        digest = self._digest(text.strip())
+        key = self.catalogue.key(digest, self.wall()) if digest else None
+        if key is None:
+            raise InvalidKey("invalid_api_key")
+        return key
+
+    # --- what
+
+    async def _serve(
+        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send, key: Key, request_id: str
+    ) -> None:
+        path, method = scope["path"], scope["method"]
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is not None:
+            if method != "POST":
+                raise WrongMethod("method_not_allowed", path=path, method=method)
+            call = protocol.parse(await self._read(headers, receive))
+            await self._relay(call, endpoint, key, receive, send, request_id)
+        elif path == "/v1/models" or path.startswith("/v1/models/"):
+            if method != "GET":
+                raise WrongMethod("method_not_allowed", path=path, method=method)
+            await respond(send, 200, self._models(path, key), [(b"x-request-id", request_id.encode())])
+        else:
+            raise UnknownPath("unknown_url", path=path)
+
+    def _models(self, path: str, key: Key) -> bytes:
+        name = path.removeprefix("/v1/models").removeprefix("/")
+        if not name:
+            return protocol.models_body(self.catalogue.models_of(key))
+        model = self.catalogue.model(key, name)
+        if model is None:
+            raise UnknownModel(name)
+        return protocol.model_body(model)
+
+    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        """The whole request body. Raises BodyTooLarge (before reading it, where its length is told) and ClientLeft."""
+        told = headers.get(b"content-length", b"0")
+        too_large = BodyTooLarge("request_too_large", limit=self._max_body // 2**20)
+        if told.isdigit() and int(told) > self._max_body:
+            raise too_large
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise ClientLeft
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > self._max_body:
+                raise too_large
+            pieces.append(piece)
+            if not message.get("more_body", False):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    # --- how much, where
+
+    async def _relay(
+        self, call: Call, endpoint: Endpoint, key: Key, receive: Receive, send: Send, request_id: str
+    ) -> None:
+        model = self.catalogue.model(key, call.model)
+        if model is None:
+            raise UnknownModel(call.model)
+        if endpoint.task != model.task and not model.external:
+            raise BadRequest(
+                "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
+            )
+        if not self.spool.accepting:
+            raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
+        replica = self._choose(model)
+        now = self.wall()
+        hold = self.limits.admit(key.limits, model.id, call.estimate, now)
+        meter = CallMeter(self, call, endpoint, key, model, hold, request_id, now)
+        meter.replica = replica.id
+        try:
+            headers = [(b"x-request-id", request_id.encode()), *self.limits.headers(hold, now)]
+            assemble = endpoint.streams and not call.stream and not model.stops_unary
+            exchange = Exchange(
+                call, send, meter, assemble=assemble, headers=headers, language=key.language, now=self._clock
+            )
+            meter.exchange = exchange
+            await self._exchange(exchange, meter, model, replica, receive)
+        finally:
+            meter.finish()
+
+    def _choose(self, model: Model, but: int | None = None) -> Replica:
+        replica = self._balancer.choose(model.replicas, self._clock(), but=but)
+        if replica is not None:
+            return replica
+        if model.can_load:
+            self._wish(model.id)
+            raise NoReplica(
+                "model_loading", headers={"retry-after": str(LOADING_RETRY)}, model=model.name, seconds=LOADING_RETRY
+            )
+        raise NoReplica("model_unavailable", headers={"retry-after": "30"}, model=model.name)
+
+    async def _exchange(
+        self, exchange: Exchange, meter: "CallMeter", model: Model, replica: Replica, receive: Receive
+    ) -> None:
+        """Attempts until the answer has gone out or nothing more can be tried. Raises a Refusal then."""
+        watch = Drive(until_disconnect(receive), lambda _value, _error: exchange.client_left())
+        self._exchanges.add(exchange)
+        try:
+            for _ in range(ATTEMPTS):
+                meter.replica = replica.id
+                ending = await self._attempt(exchange, meter, replica)
+                if ending in (Ending.ANSWERED, Ending.LEFT):
+                    return
+                if exchange.metered or (ending is Ending.REFUSED and exchange.refusal.status < 500):
+                    break  # tokens were made, or it is about the request: another engine would say the same
+                if not (isinstance(exchange.error, Broken) and exchange.error.stale):
+                    self._balancer.refused(replica, self._clock())
+                    other = self._balancer.choose(model.replicas, self._clock(), but=replica.id)
+                    if other is None:
+                        break
+                    replica = other
+            raise exchange.refusal
+        except asyncio.CancelledError:
+            exchange.client_left()
+            raise
+        finally:
+            self._exchanges.discard(exchange)
+            watch.stop()
+
+    async def _attempt(self, exchange: Exchange, meter: "CallMeter", replica: Replica) -> Ending:
+        pool = self._pool(replica)
+        self._balancer.began(replica)
+        try:
+            connection = pool.idle(self._clock()) or await pool.connect()
+            exchange.attempt(connection, meter.request(pool.address, replica, assemble=exchange.assembles))
+            return await exchange.ending()
+        except Unreachable as error:
+            log.warning("replica %s of %s: %s", replica.id, meter.model.name, error)
+            retry = {"retry-after": "5"}
+            exchange.unreachable(error, NoReplica("model_unavailable", headers=retry, model=meter.model.name))
+            return Ending.BROKEN
+        finally:
+            self._balancer.ended(replica)
+
+    def _pool(self, replica: Replica) -> Pool:
+        pool = self._pools.get(replica.url)
+        if pool is None:
+            pool = self._pools[replica.url] = Pool(Address.parse(replica.url), self._timeouts.connect, self._clock)
+        return pool
+
+    # --- tasks of asgi.py
+
+    def replace(self, catalogue: Catalogue) -> None:
+        """From now on this catalogue is in force; calls under way go on under the old one."""
+        self.catalogue = catalogue
+        served = {replica.url for model in catalogue.models.values() for replica in model.replicas}
+        for url in [url for url in self._pools if url not in served]:
+            self._pools.pop(url).close()
+
+    def sweep(self) -> None:
+        """Ends exchanges that are over their time. Call about once a second."""
+        now = self._clock()
+        for exchange in list(self._exchanges):
+            silence = now - exchange.heard_at
+            if exchange.waits_for_client:
+                if silence > self._timeouts.idle:
+                    exchange.client_left()
+            elif silence > (self._timeouts.idle if exchange.first_byte_at is not None else self._timeouts.first_byte):
+                exchange.too_slow()
+
+    def gauges(self, backlog: int) -> list[tuple[str, str, tuple[tuple[str, str], ...], float]]:
+        ready = [(model.name, len(model.replicas)) for model in self.catalogue.models.values()]
+        return [
+            ("madoguchi_in_flight", "Calls under way.", (), len(self._exchanges)),
+            ("madoguchi_spool_bytes", "Usage not yet in the database.", (), backlog),
+            ("madoguchi_spool_accepting", "1 while usage can be written to disk.", (), self.spool.accepting),
+            ("madoguchi_catalogue_keys", "Usable API keys.", (), len(self.catalogue.keys)),
+            *(
+                ("madoguchi_replicas_ready", "Replicas that answer.", (("model", name),), count)
+                for name, count in ready
+            ),
+        ]
+
+    async def close(self) -> None:
+        for exchange in list(self._exchanges):
+            exchange.client_left()
+        for pool in self._pools.values():
+            pool.close()
+
+
+class CallMeter:
+    """What one call used: to the spool, the limits and the counters, exactly once. A `relay.Meter`."""
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        call: Call,
+        endpoint: Endpoint,
+        key: Key,
+        model: Model,
+        hold: Hold,
+        request_id: str,
+        started: float,
+    ) -> None:
+        self._gateway = gateway
+        self._call = call
+        self._endpoint = endpoint
+        self._key = key
+        self.model = model
+        self._hold = hold
+        self._request_id = request_id
+        self._started = started
+        self._closed = False
+        self.replica: int | None = None
+        self.exchange: Exchange | None = None
+
+    def request(self, address: Address, replica: Replica, *, assemble: bool) -> bytes:
+        """The HTTP request for an engine."""
+        body = protocol.upstream_body(self._call, self._endpoint, replica.upstream_model, force_stream=assemble)
+        head = (
+            f"POST {address.prefix}{self._endpoint.path} HTTP/1.1\r\nhost: {address.host_header}\r\n"
+            f"authorization: Bearer {replica.api_key}\r\ncontent-type: application/json\r\n"
+            f"x-request-id: {self._request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        return head.encode("latin-1") + body
+
+    def open(self) -> None:
+        tokens = Tokens(prompt=self._call.prompt_estimate)
+        self._gateway.spool.open(self._usage("interrupted", tokens, estimated=True))
+
+    def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
+        self._closed = True
+        self._hold.settle(tokens.total)
+        self._gateway.spool.close(self._usage(status, tokens, estimated=estimated))
+        self._gateway.metrics.request(self._endpoint.path, self.model.name, status)
+        self._gateway.metrics.tokens(self.model.name, tokens.prompt, tokens.completion)
+
+    def finish(self) -> None:
+        """The call is over. What no exchange has metered was refused by the engine, or never reached one."""
+        exchange = self.exchange
+        if not self._closed and exchange is not None and exchange.reached:
+            self.close("refused" if exchange.refusal.status < 500 else "failed", Tokens(), estimated=False)
+        self._hold.release()
+
+    def _usage(self, status: str, tokens: Tokens, *, estimated: bool) -> Usage:
+        exchange = self.exchange
+        assert exchange is not None
+        first, now = exchange.first_byte_at, exchange.now()
+        return Usage(
+            request_id=self._request_id,
+            key=self._key.id,
+            user=self._key.user,
+            tenant=self._key.tenant,
+            model=self.model.name,
+            replica=self.replica,
+            endpoint=self._endpoint.path,
+            started=self._started,
+            first_token_ms=None if first is None else round((first - exchange.began) * 1000),
+            duration_ms=round((now - exchange.began) * 1000),
+            prompt_tokens=tokens.prompt,
+            cached_tokens=tokens.cached,
+            completion_tokens=tokens.completion,
+            reasoning_tokens=tokens.reasoning,
+            status=status,
+            estimated=estimated,
+            end_user=self._call.end_user,
+        )
+
+
+async def until_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def respond(send: Send, status: int, body: bytes, headers: list[Header]) -> None:
+    fixed = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": [*fixed, *headers]})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def refuse(send: Send, refusal: Refusal, language: Language, request_id: str) -> None:
+    headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
+    await respond(send, refusal.status, refusal.body(language), [(b"x-request-id", request_id.encode()), *headers])

@@ -1,1 +1,279 @@
-"""To be filled in the next commits."""
+"""Usage events: an append-only spool on disk first, the database in batches after.
+
+The promise: a finished answer is recorded exactly once, whatever dies. Its event is in the spool before its last bytes
+go to the client; the drain moves the spool to the database, where the request id is unique and conflicts are
+ignored, so moving twice is safe. A stream is opened in the spool at its first byte; if its gateway dies, the next
+one records it as interrupted.
+
+What may be away:
+- database: the spool grows (about 300 bytes a request) and is moved when the database is back;
+- disk (full, read-only): `append` keeps events in memory, `accepting` turns false, and the gateway takes no new work
+  until a write succeeds again; finished answers are lost only if the gateway is killed during that time;
+- power: the spool is written, not synced, per event; `drain` syncs it, so a power cut can lose the last second.
+"""
+
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+# A new segment is begun beyond this size, so that moved ones can be removed.
+SEGMENT_BYTES = 4 * 1024 * 1024
+# Rows of one database transaction: about 50 ms on SQLite, during which nobody else can write.
+BATCH = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """One request that reached an engine. `started` in Unix seconds, times in milliseconds."""
+
+    request_id: str
+    key: int
+    user: int | None
+    tenant: int
+    model: str
+    replica: int | None
+    endpoint: str
+    started: float
+    first_token_ms: int | None
+    duration_ms: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    status: str
+    estimated: bool
+    end_user: str
+
+
+FIELDS = tuple(field.name for field in fields(Usage))
+
+
+def plain(usage: Usage) -> dict[str, Any]:
+    """As dataclasses.asdict, which takes ten times as long."""
+    return {name: getattr(usage, name) for name in FIELDS}
+
+
+Record = Callable[[Sequence[Usage]], None]
+
+
+class RecordRefused(Exception):
+    """The database is there but will not take these rows, now or later."""
+
+
+class DatabaseAway(Exception):
+    """The database did not answer; the same rows may be recorded later."""
+
+
+class Spool:
+    """The append side, for the event loop: never waits for the database.
+
+    Segments are `<owner>-<number>.jsonl`; the owner holds a lock on `<owner>.lock` for as long as it lives.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory = directory
+        self.owner = uuid.uuid4().hex[:12]
+        self._lock = os.open(directory / f"{self.owner}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._number = 0
+        self._unwritten: list[bytes] = []
+        self._file = self._segment()
+        self._size = 0
+        self.written = 0  # lines, ever
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the last write succeeded: if not, no new work should be taken."""
+        return not self._unwritten
+
+    def open(self, usage: Usage) -> None:
+        """A stream begins; `usage` is what would be recorded if it were interrupted now."""
+        self._append({"open": plain(usage)})
+
+    def close(self, usage: Usage) -> None:
+        """A request has ended."""
+        self._append({"close": plain(usage)})
+
+    def retry(self) -> None:
+        """Writes what could not be written before, if it can be now."""
+        while self._unwritten and self._write(self._unwritten[0]):
+            del self._unwritten[0]
+
+    def shut(self) -> None:
+        """Ends this owner: whoever drains the directory next takes what is left."""
+        self.retry()
+        os.close(self._file)
+        os.close(self._lock)
+
+    def sync(self) -> None:
+        os.fdatasync(self._file)
+
+    def _append(self, event: dict[str, Any]) -> None:
+        line = json.dumps(event, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        if self._unwritten or not self._write(line):
+            self._unwritten.append(line)
+
+    def _write(self, line: bytes) -> bool:
+        """Appends a whole line or nothing."""
+        try:
+            if self._size > SEGMENT_BYTES:
+                self._rotate()
+            written = os.write(self._file, line)
+        except OSError:
+            return False
+        if written < len(line):  # the disk is full: take the torn line back
+            os.ftruncate(self._file, self._size)
+            return False
+        self._size += written
+        self.written += 1
+        return True
+
+    def _rotate(self) -> None:
+        following = self._segment()
+        os.close(self._file)
+        self._file, self._size = following, 0
+
+    def _segment(self) -> int:
+        path = self.directory / f"{self.owner}-{self._number:06d}.jsonl"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._number += 1
+        return descriptor
+
+
+class Drain:
+    """Moves segments into the database. Blocks; run it in one thread, never in two at once."""
+
+    def __init__(self, directory: Path, record: Record, *, own: str = "") -> None:
+        """`record` writes a batch, repeats ignored; raises RecordRefused or DatabaseAway. `own`: our spool's owner."""
+        self._directory = directory
+        self._record = record
+        self._own = own
+        self._read: dict[str, int] = {}  # bytes of each segment that are in the database
+        self._open: dict[str, tuple[str, Usage]] = {}  # streams without an end so far: request id -> (segment, usage)
+        self._unfinished: dict[str, set[str]] = {}  # segment -> those of its streams
+
+    def run(self) -> int:
+        """Moves everything that is there; returns the number of rows. Raises DatabaseAway; call again later."""
+        moved = 0
+        for owner, segments in self._owners().items():
+            alive = owner == self._own or self._locked(owner)
+            if owner != self._own and alive:
+                continue  # another gateway of this host drains its own
+            for segment in segments:
+                moved += self._segment(segment)
+            if not alive:
+                moved += self._bury(owner, segments)
+            else:
+                self._tidy(segments)
+        return moved
+
+    def backlog(self) -> int:
+        """Bytes in the spool that are not in the database yet."""
+        return sum(path.stat().st_size - self._read.get(path.name, 0) for path in self._directory.glob("*.jsonl"))
+
+    def _owners(self) -> dict[str, list[Path]]:
+        owners: dict[str, list[Path]] = {}
+        for path in sorted(self._directory.glob("*.jsonl")):
+            owners.setdefault(path.name.partition("-")[0], []).append(path)
+        return owners
+
+    def _locked(self, owner: str) -> bool:
+        """Whether the owner lives: it holds its lock until it dies, however it dies."""
+        try:
+            descriptor = os.open(self._directory / f"{owner}.lock", os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def _segment(self, path: Path) -> int:
+        moved = 0
+        with path.open("rb") as file:
+            file.seek(self._read.get(path.name, 0))
+            while batch := self._batch(file.readlines(BATCH * 400)):
+                size, closed = self._sort(path.name, batch)
+                self._write(closed)
+                moved += len(closed)
+                for usage in closed:
+                    self._forget(usage.request_id)
+                self._read[path.name] = self._read.get(path.name, 0) + size
+                file.seek(self._read[path.name])
+        return moved
+
+    def _batch(self, lines: list[bytes]) -> list[bytes]:
+        """Whole lines only: the last one may still be being written, or was torn by a crash."""
+        return lines if not lines or lines[-1].endswith(b"\n") else lines[:-1]
+
+    def _sort(self, segment: str, lines: list[bytes]) -> tuple[int, list[Usage]]:
+        closed: list[Usage] = []
+        for line in lines:
+            try:
+                ((kind, facts),) = json.loads(line).items()
+                usage = Usage(**facts)
+            except (ValueError, TypeError, AttributeError) as error:
+                self._set_aside(str(error), line.decode(errors="replace"))
+                continue
+            if kind == "close":
+                closed.append(usage)
+            else:
+                self._open[usage.request_id] = (segment, usage)
+                self._unfinished.setdefault(segment, set()).add(usage.request_id)
+        return sum(map(len, lines)), closed
+
+    def _write(self, rows: list[Usage]) -> None:
+        for start in range(0, len(rows), BATCH):
+            batch = rows[start : start + BATCH]
+            try:
+                self._record(batch)
+            except RecordRefused:
+                self._write_each(batch)
+
+    def _write_each(self, rows: list[Usage]) -> None:
+        for row in rows:
+            try:
+                self._record([row])
+            except RecordRefused as error:
+                self._set_aside(str(error), plain(row))
+
+    def _set_aside(self, why: str, what: Any) -> None:
+        """One bad row must not hold up all others: it goes where an operator finds it."""
+        with (self._directory / "refused.txt").open("a") as file:
+            file.write(json.dumps({"error": why, "usage": what}, ensure_ascii=False) + "\n")
+
+    def _forget(self, request_id: str) -> None:
+        segment, _ = self._open.pop(request_id, ("", None))
+        self._unfinished.get(segment, set()).discard(request_id)
+
+    def _bury(self, owner: str, segments: list[Path]) -> int:
+        """A dead gateway's open streams were interrupted; then nothing of it is left to keep."""
+        names = {path.name for path in segments}
+        interrupted = [usage for segment, usage in self._open.values() if segment in names]
+        self._write(interrupted)
+        for usage in interrupted:
+            self._forget(usage.request_id)
+        for path in segments:
+            self._drop(path)
+        (self._directory / f"{owner}.lock").unlink(missing_ok=True)
+        return len(interrupted)
+
+    def _tidy(self, segments: list[Path]) -> None:
+        """Removes segments, but for the one being written, whose every event is in the database."""
+        for path in segments[:-1]:
+            if path.stat().st_size == self._read.get(path.name, 0) and not self._unfinished.get(path.name):
+                self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._read.pop(path.name, None)
+        self._unfinished.pop(path.name, None)

@@ -1,1 +1,213 @@
-"""To be filled in the next commits."""
+"""The few fields of the OpenAI wire format that the gateway reads or changes. Bytes in, facts out; no I/O."""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from apiproxy.catalogue import Model
+from apiproxy.errors import BadRequest, ContextExceeded, EngineFailed, Refusal
+
+# A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
+# token for English and about 1.5 for Japanese, which is 3 bytes a character in UTF-8: 3 bytes per token errs upwards.
+BYTES_PER_TOKEN = 3
+# What a call may generate at most when it does not say. Only a reservation: settled by what was really generated.
+DEFAULT_MAX_TOKENS = 1024
+END_USER = 64  # characters of the body's "user" that are kept
+NO_USAGE: dict[str, int] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A path that is passed on. `task` = what a model must be for; `streams` = takes `stream`."""
+
+    path: str
+    task: str
+    streams: bool
+
+
+ENDPOINTS = {
+    endpoint.path: endpoint
+    for endpoint in (
+        Endpoint("/v1/chat/completions", "chat", True),
+        Endpoint("/v1/completions", "chat", True),
+        Endpoint("/v1/embeddings", "embedding", False),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the gateway needs to know of a request body."""
+
+    body: bytes
+    fields: dict[str, Any]
+    model: str
+    stream: bool
+    asks_usage: bool
+    end_user: str
+
+    @property
+    def estimate(self) -> int:
+        """The most tokens that this call can be expected to use: prompt and answer."""
+        most = self.fields.get("max_completion_tokens") or self.fields.get("max_tokens") or DEFAULT_MAX_TOKENS
+        choices = self.fields.get("n") or 1
+        return self.prompt_estimate + (most * choices if isinstance(most, int) and isinstance(choices, int) else 0)
+
+    @property
+    def prompt_estimate(self) -> int:
+        return max(1, len(self.body) // BYTES_PER_TOKEN)
+
+
+def parse(body: bytes) -> Call:
+    """Reads a request body. Raises BadRequest; fields it does not know are none of its business."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("invalid_json", detail=str(error)) from error
+    if not isinstance(fields, dict):
+        raise BadRequest("not_an_object", code="invalid_json")
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise BadRequest("missing_model", code="invalid_value", param="model")
+    options = fields.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise BadRequest("invalid_value", param="stream_options", detail="object expected")
+    user = fields.get("user")
+    return Call(
+        body=body,
+        fields=fields,
+        model=model,
+        stream=fields.get("stream") is True,
+        asks_usage=bool(options and options.get("include_usage")),
+        end_user=user[:END_USER].replace("\0", "") if isinstance(user, str) else "",
+    )
+
+
+def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: bool) -> bytes:
+    """The body for the engine: as it came but for the model's name there and the request for usage.
+
+    A member is put in front of the bytes where possible: decoding and encoding a long conversation costs more than
+    all the rest of a call. `force_stream` asks for a stream although the client did not.
+    """
+    added: dict[str, Any] = {}
+    if endpoint.streams and (force_stream or (call.stream and not call.asks_usage)):
+        added["stream_options"] = {**(call.fields.get("stream_options") or {}), "include_usage": True}
+    if force_stream:
+        added["stream"] = True
+    if model != call.model:
+        added["model"] = model
+    if not added:
+        return call.body
+    if any(name in call.fields for name in added):
+        return json.dumps({**call.fields, **added}, ensure_ascii=False).encode()
+    start = call.body.index(b"{") + 1
+    front = json.dumps(added).encode()[:-1]
+    return front + (b"," if len(call.fields) else b"") + call.body[start:]
+
+
+def usage_in(body: bytes) -> dict[str, Any] | None:
+    """The `usage` object of an unary answer, found without decoding the rest (embeddings are megabytes long).
+
+    A quote inside a JSON text is escaped, so an unescaped `"usage"` before a colon is a key; the last one that is
+    followed by an object is the answer's own.
+    """
+    at = len(body)
+    while (at := body.rfind(b'"usage"', 0, at)) >= 0:
+        rest = body[at + 7 :].lstrip()
+        if rest[:1] == b":" and body[at - 1 : at] != b"\\":
+            try:
+                found, _ = json.JSONDecoder().raw_decode(rest[1:].decode().lstrip())
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                return found
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a call used."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.completion
+
+
+def tokens(usage: dict[str, Any]) -> Tokens:
+    """An engine's usage object as numbers; what is absent or nonsense counts as 0."""
+    prompt_details = usage.get("prompt_tokens_details") or NO_USAGE
+    completion_details = usage.get("completion_tokens_details") or NO_USAGE
+    return Tokens(
+        prompt=number(usage.get("prompt_tokens")),
+        cached=number(prompt_details.get("cached_tokens")),
+        completion=number(usage.get("completion_tokens")),
+        reasoning=number(completion_details.get("reasoning_tokens")),
+    )
+
+
+def number(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
+
+
+CONTEXT = re.compile(r"exceed_context_size|context.{0,20}(length|size|window)|maximum model length|max_model_len", re.I)
+# Where an engine runs and what is on its disk is nobody's business; what it says about the request is.
+PRIVATE = re.compile(r"https?://\S+|(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*|Traceback \(most recent call last\)[\s\S]*")
+LONGEST = 500  # characters of an engine's message that are passed on
+
+
+def engine_refusal(status: int, body: bytes) -> Refusal:
+    """What to tell the client when the engine answered with an error.
+
+    4xx other than 401, 403, 404 and 429 are about the request: the engine's sentence goes on, without addresses and
+    paths. The rest is ours or the engine's fault.
+    """
+    if not 400 <= status < 500 or status in (401, 403, 404, 408, 429):
+        return EngineFailed()
+    error = engine_error(body)
+    text = PRIVATE.sub("…", str(error.get("message") or ""))[:LONGEST]
+    if CONTEXT.search(f"{error.get('type')} {text}"):
+        return ContextExceeded("context_length_exceeded", param="messages", numbers=context_numbers(error))
+    param = error.get("param")
+    return BadRequest(
+        "engine_refused",
+        code="invalid_value",
+        param=param if isinstance(param, str) else None,
+        detail=text or f"HTTP {status}",
+    )
+
+
+def engine_error(body: bytes) -> dict[str, Any]:
+    """The error object of an answer, whichever shape the engine gives it."""
+    try:
+        answer = json.loads(body)
+    except ValueError:
+        return {"message": body.decode(errors="replace")}
+    error = answer.get("error", answer.get("detail", answer)) if isinstance(answer, dict) else answer
+    return error if isinstance(error, dict) else {"message": error}
+
+
+def context_numbers(error: dict[str, Any]) -> str:
+    if "n_prompt_tokens" in error and "n_ctx" in error:
+        return f" ({number(error['n_prompt_tokens']):,} > {number(error['n_ctx']):,})"
+    return ""
+
+
+def models_body(models: Iterable[Model]) -> bytes:
+    return json.dumps({"object": "list", "data": [model_object(model) for model in models]}).encode()
+
+
+def model_body(model: Model) -> bytes:
+    return json.dumps(model_object(model)).encode()
+
+
+def model_object(model: Model) -> dict[str, Any]:
+    # `max_model_len` is vLLM's extension; Open WebUI and others read it.
+    more = {"max_model_len": model.context} if model.context else {}
+    return {"id": model.name, "object": "model", "created": model.created, "owned_by": "madoguchi", **more}

@@ -1,1 +1,249 @@
-"""To be filled in the next commits."""
+"""HTTP/1.1 to the engines: keep-alive connections on asyncio.Protocol and httptools, nothing else.
+
+Answers are pushed: the parser calls the `Receiver` of the request as bytes arrive, without a task or a queue between
+(half the CPU per token of a pull-style client, see tests/bench/RESULTS.md). A connection carries one request at a time.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import httptools
+
+# llama.cpp and uvicorn close a connection that was idle for 5 s; one that is about to be closed is not worth the risk.
+IDLE_SECONDS = 4.0
+# An engine's headers are a few hundred bytes. httptools has no bound of its own.
+MAX_HEAD = 64 * 1024
+
+Header = tuple[bytes, bytes]
+
+
+class UpstreamError(Exception):
+    """The engine could not be reached or broke its answer off."""
+
+
+class Unreachable(UpstreamError):
+    """No connection came about; the engine has seen nothing of the request."""
+
+
+class Broken(UpstreamError):
+    """The connection ended before the answer did, or what came was not HTTP.
+
+    `stale`: it was a kept-alive connection that the engine closed before a byte of the answer. Engines close idle
+    connections at any time, so a request on a fresh one is in order.
+    """
+
+    def __init__(self, message: str, *, stale: bool = False) -> None:
+        super().__init__(message)
+        self.stale = stale
+
+
+class Receiver(Protocol):
+    """Hears one answer: `head` once, `data` any number of times, then `end`; or `failed` at any point. Never waits."""
+
+    def head(self, status: int, headers: list[Header]) -> None: ...
+    def data(self, piece: bytes) -> None: ...
+    def end(self) -> None: ...
+    def failed(self, error: UpstreamError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where an engine listens. `prefix` stands before every path."""
+
+    host: str
+    port: int
+    tls: bool
+    prefix: str
+    host_header: str
+
+    @classmethod
+    def parse(cls, url: str) -> "Address":
+        parts = urlsplit(url)
+        tls = parts.scheme == "https"
+        host = parts.hostname or ""
+        return cls(
+            host, parts.port or (443 if tls else 80), tls, parts.path.rstrip("/"), parts.netloc.rpartition("@")[2]
+        )
+
+
+class Connection(asyncio.Protocol):
+    """One connection of a pool."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+        self._transport: asyncio.Transport | None = None
+        self._parser: httptools.HttpResponseParser | None = None
+        self._receiver: Receiver | None = None
+        self._headers: list[Header] = []
+        self._head_size = 0
+        self._informational = False
+        self._until_close = False
+        self._answered = False
+        self._paused = False
+        self._served = 0  # answers that this connection has carried
+        self.idle_since = 0.0
+
+    # --- for the caller
+
+    def request(self, data: bytes, receiver: Receiver) -> None:
+        """Sends a whole request (head and body); the answer goes to the receiver."""
+        assert self._receiver is None
+        assert self._transport is not None
+        self._receiver = receiver
+        self._parser = httptools.HttpResponseParser(self)
+        self._answered = False
+        self._transport.write(data)
+
+    def abort(self) -> None:
+        """Closes at once, which tells the engine to stop generating. The receiver hears nothing more."""
+        self._receiver = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause(self) -> None:
+        """Reads no more until `resume`, so that a slow client slows the engine instead of filling our memory."""
+        if self._transport is not None and self.usable and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._transport is not None and self.usable and self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    # --- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._receiver is None:  # nobody asked for anything
+            self.abort()
+            return
+        self._answered = True
+        assert self._parser is not None
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(Broken(f"not HTTP: {error}"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._pool.forget(self)
+        if self._receiver is None:
+            return
+        if self._until_close and exc is None:
+            self._finish()
+        else:
+            stale = self._served > 0 and not self._answered
+            self._fail(Broken("the engine closed the connection", stale=stale))
+
+    # --- httptools
+
+    def on_message_begin(self) -> None:
+        self._headers = []
+        self._head_size = 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value)
+        if self._head_size > MAX_HEAD:
+            raise Broken("the answer's head is too large")
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        assert self._parser is not None
+        status = self._parser.get_status_code()
+        self._informational = status < 200
+        if self._informational or self._receiver is None:
+            return
+        names = {name for name, _ in self._headers}
+        self._until_close = (
+            b"content-length" not in names and b"transfer-encoding" not in names and status not in (204, 304)
+        )
+        self._receiver.head(status, self._headers)
+
+    def on_body(self, piece: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.data(piece)
+
+    def on_message_complete(self) -> None:
+        if not self._informational:
+            self._finish()
+
+    # --- ends
+
+    def _finish(self) -> None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is None:
+            return
+        assert self._parser is not None
+        self._served += 1
+        if self.usable and not self._until_close and self._parser.should_keep_alive():
+            self.resume()
+            self._pool.put_back(self)
+        elif self._transport is not None:
+            self._transport.close()
+        receiver.end()
+
+    def _fail(self, error: UpstreamError) -> None:
+        receiver, self._receiver = self._receiver, None
+        if self._transport is not None:
+            self._transport.abort()
+        if receiver is not None:
+            receiver.failed(error)
+
+
+class Pool:
+    """Connections to one engine. Not bounded: how many calls an engine takes is for limits and its own queue."""
+
+    def __init__(self, address: Address, connect_timeout: float, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds, as time.monotonic."""
+        self.address = address
+        self._clock = clock
+        self._connect_timeout = connect_timeout
+        self._idle: dict[Connection, None] = {}
+        self._tls = ssl.create_default_context() if address.tls else None
+
+    def idle(self, now: float) -> Connection | None:
+        """A kept-alive connection, the most recently used first; None if there is none. `now` by the pool's clock."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if connection.usable and now - connection.idle_since < IDLE_SECONDS:
+                return connection
+            connection.abort()
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection; waits at most the connect time-out. Raises Unreachable."""
+        loop = asyncio.get_running_loop()
+        address = self.address
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self), address.host, address.port, ssl=self._tls
+                )
+        except (OSError, TimeoutError) as error:
+            raise Unreachable(str(error)) from error
+        return connection
+
+    def put_back(self, connection: Connection) -> None:
+        connection.idle_since = self._clock()
+        self._idle[connection] = None
+
+    def forget(self, connection: Connection) -> None:
+        self._idle.pop(connection, None)
+
+    def close(self) -> None:
+        """Closes what is idle; connections in use end with their answers."""
+        idle, self._idle = self._idle, {}
+        for connection in idle:
+            connection.abort()

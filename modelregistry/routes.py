@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from django.db.models import Exists, OuterRef
+
 from modelregistry.models import Replica, ServedModel
 
 
@@ -18,7 +20,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Served:
-    """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known."""
+    """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known.
+
+    `can_load`: a replica is starting, or asleep until somebody wants it.
+    """
 
     model_id: int
     name: str
@@ -27,11 +32,12 @@ class Served:
     launcher: str
     context: int | None
     created: int
-    can_sleep: bool
+    can_load: bool
 
 
 def served() -> list[Served]:
     """Every enabled model. One query."""
+    coming = Replica.objects.filter(model=OuterRef("pk"), state__in=(Replica.State.STARTING, Replica.State.ASLEEP))
     return [
         Served(
             model_id=model.pk,
@@ -41,9 +47,9 @@ def served() -> list[Served]:
             launcher=model.launcher,
             context=model.context,
             created=int(model.created_at.timestamp()),
-            can_sleep=model.idle_after is not None,
+            can_load=model.loading,
         )
-        for model in ServedModel.objects.filter(enabled=True)
+        for model in ServedModel.objects.filter(enabled=True).annotate(loading=Exists(coming))
     ]
 
 

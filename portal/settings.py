@@ -162,12 +162,10 @@ CONTENT_SECURITY_POLICY = {
 }
 
 # --- Gateway ----------------------------------------------------------------------------------------------------
-GATEWAY = {
-    "max_body": env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024,
-    "connect_timeout": env.float("GATEWAY_CONNECT_TIMEOUT", 5.0),
-    "first_byte_timeout": env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0),
-    "idle_timeout": env.float("GATEWAY_IDLE_TIMEOUT", 120.0),
-}
+GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
+GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0)
+GATEWAY_FIRST_BYTE_TIMEOUT = env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0)
+GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 120.0)
 
 # --- Engines ----------------------------------------------------------------------------------------------------
 # How this host starts each kind of engine; empty: what `modelregistry.engines` finds in the cache or on PATH.
