@@ -12,6 +12,7 @@ Refusal
 ├── OverQuota               429  insufficient_quota         (a day's or month's limit)
 ├── NoReplica               503  model_unavailable, model_loading
 ├── NotMetered              503  metering_unavailable
+├── Internal                500  internal_error
 ├── EngineFailed            502  engine_error
 └── EngineTimeout           504  engine_timeout
 
@@ -107,6 +108,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "engine_timeout": {
         "en": "The model did not answer in time.",
         "ja": "モデルから時間内に応答がありませんでした。",
+    },
+    "internal_error": {
+        "en": "The server failed while it worked on this request. Tell the operators the request id.",
+        "ja": "リクエストの処理中にサーバーでエラーが発生しました。リクエスト ID を運用管理者にお知らせください。",
     },
     "shutting_down": {
         "en": "The server is restarting. Try again in a few seconds.",
@@ -223,6 +228,16 @@ class NoReplica(Refusal):
 class NotMetered(Refusal):
     status = 503
     type = "server_error"
+
+
+class Internal(Refusal):
+    """A fault of the gateway itself."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(self) -> None:
+        super().__init__("internal_error")
 
 
 class EngineFailed(Refusal):

@@ -23,6 +23,7 @@ from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.errors import (
     BadRequest,
     BodyTooLarge,
+    Internal,
     InvalidKey,
     Language,
     NoReplica,
@@ -106,6 +107,9 @@ class Gateway:
             await refuse(send, refusal, language, request_id)
         except ClientLeft:
             log.debug("%s: the client left before its request was complete", request_id)
+        except Exception:  # nothing a client sends may show it our stack
+            log.exception("%s", request_id)
+            await refuse(send, Internal(), language, request_id)
 
     # --- who
 
