@@ -6,6 +6,7 @@ chunks a consumer (AsyncHttpConsumer) ran to the end of the stream, a plain call
 """
 
 import os
+from typing import Any
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
 
@@ -17,9 +18,11 @@ django = get_asgi_application()  # first: it sets Django up for what the gateway
 
 from apiproxy.asgi import application as gateway
 
+# Channels routes ASGI applications by Django's URL patterns, whose types know views only.
+route: Any = re_path
 application = ProtocolTypeRouter(
     {
-        "http": URLRouter([re_path(r"^(?:v1/|healthz$|readyz$|metrics$)", gateway), re_path(r"", django)]),
+        "http": URLRouter([route(r"^(?:v1/|healthz$|readyz$|metrics$)", gateway), route(r"", django)]),
         "lifespan": gateway,
     }
 )

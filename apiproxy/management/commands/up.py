@@ -1,0 +1,212 @@
+"""Portal, gateway and this host's supervisor, in the foreground."""
+
+import asyncio
+import ctypes
+import logging
+import signal
+import socket
+import sys
+from argparse import ArgumentParser
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+
+log = logging.getLogger("madoguchi.up")
+
+# Open answers may go on for so long after SIGTERM before they are cut off.
+DRAIN = 10
+PR_SET_PDEATHSIG = 1
+FIRST_ANSWER = 60.0  # seconds that the portal may take to start; a cold cache of a slow disk took 12
+LONGEST_PAUSE = 30.0
+
+
+class Command(BaseCommand):
+    help = "Runs portal, gateway and supervisor until SIGTERM or Ctrl-C, then stops them and every engine."
+    requires_migrations_checks = False
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--port", type=int, default=8000)
+        parser.add_argument("--bind", default="127.0.0.1", help="address to listen on")
+        parser.add_argument(
+            "--no-supervisor",
+            action="store_true",
+            help="no engines from here: `supervise` runs as a service of its own",
+        )
+
+    def handle(self, *, port: int, bind: str, no_supervisor: bool, **options: Any) -> None:
+        check_port(bind, port)
+        check_migrations()
+        programs = {"portal": portal(bind, port)}
+        if not no_supervisor:
+            programs["supervisor"] = [
+                sys.executable,
+                str(settings.BASE_DIR / "manage.py"),
+                "supervise",
+                "--stop-engines",
+            ]
+        if not asyncio.run(Parent(programs, bind, port).run()):
+            sys.exit(1)
+
+
+def portal(bind: str, port: int) -> list[str]:
+    """The server's command. One worker: limits are counted in its memory."""
+    options = {
+        "host": bind,
+        "port": port,
+        "workers": 1,
+        "loop": "uvloop",
+        "http": "httptools",
+        "ws": "none",
+        "lifespan": "on",
+        "log-level": "warning",
+        "timeout-graceful-shutdown": DRAIN,
+        "timeout-keep-alive": 75,  # longer than nginx keeps an idle one (60 s), so that it never finds it closed
+    }
+    flags = ["--no-access-log", "--no-server-header", "--no-proxy-headers"]
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "uvicorn", "portal.asgi:application", *words, *flags]
+
+
+def check_port(bind: str, port: int) -> None:
+    """Raises CommandError if the port cannot be listened on."""
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((bind, port))
+        except (OSError, OverflowError) as error:
+            raise CommandError(
+                f"cannot listen on {bind} port {port}: {error}. Choose another: PORT=8001 make run"
+            ) from error
+
+
+def check_migrations() -> None:
+    try:
+        executor = MigrationExecutor(connection)
+        missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    except DatabaseError as error:
+        raise CommandError(f"the database does not answer: {error}") from error
+    if missing:
+        raise CommandError(f"{len(missing)} migrations are not applied. Run: python manage.py migrate")
+    connection.close()
+
+
+def die_with_parent() -> None:
+    """In the child: SIGTERM when `up` is killed, so that nothing goes on without it."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class Parent:
+    """Keeps programs running; `run` ends when it was told to stop, or when the portal could not start."""
+
+    def __init__(self, programs: dict[str, list[str]], bind: str, port: int) -> None:
+        self._programs = programs
+        self._address = (bind, port)
+        self._stop = asyncio.Event()
+        self._impatient = asyncio.Event()
+
+    async def run(self) -> bool:
+        """Blocks until all programs have ended. False: the portal never answered."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        started = await self._first_answer(await self._start("portal"))
+        keepers = [asyncio.create_task(self._keep(name)) for name in self._programs if name != "portal"]
+        await self._stop.wait()
+        # The portal first: answers that are under way need their engines.
+        for keeper in (self._portal, *keepers):
+            await keeper
+        return started
+
+    async def _first_answer(self, process: asyncio.subprocess.Process) -> bool:
+        """Waits until the portal answers; tells the person where. A portal that ends instead ends everything."""
+        self._portal = asyncio.create_task(self._keep("portal", process))
+        deadline = asyncio.get_running_loop().time() + FIRST_ANSWER
+        while not self._stop.is_set() and asyncio.get_running_loop().time() < deadline:
+            if await answers(*self._address):
+                host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
+                print(f"Madoguchi answers on http://{host}:{self._address[1]}  (Ctrl-C stops it)", flush=True)
+                return True
+            if process.returncode is not None:
+                log.error("the portal could not start")
+                break
+            await asyncio.sleep(0.1)
+        stopped = self._stop.is_set()
+        self._stop.set()
+        return stopped
+
+    def _signalled(self) -> None:
+        if self._stop.is_set():
+            self._impatient.set()
+        self._stop.set()
+
+    async def _start(self, name: str) -> asyncio.subprocess.Process:
+        # A session of its own: Ctrl-C in the terminal reaches `up` alone, which stops the others in order.
+        return await asyncio.create_subprocess_exec(
+            *self._programs[name], cwd=settings.BASE_DIR, start_new_session=True, preexec_fn=die_with_parent
+        )
+
+    async def _keep(self, name: str, process: asyncio.subprocess.Process | None = None) -> None:
+        """Starts a program again whenever it ends by itself, 1, 2, 4 … 30 s later; stops it when told to."""
+        pause = 1.0
+        while not self._stop.is_set():
+            process = process or await self._start(name)
+            begun = asyncio.get_running_loop().time()
+            await first(process.wait, self._stop.wait)
+            if process.returncode is None:
+                break
+            if self._stop.is_set():
+                return
+            if asyncio.get_running_loop().time() - begun > LONGEST_PAUSE:
+                pause = 1.0
+            log.error("the %s ended (%s); it is started again in %.0f s", name, process.returncode, pause)
+            await first(self._stop.wait, partial(asyncio.sleep, pause))
+            pause, process = min(LONGEST_PAUSE, pause * 2), None
+        if process is not None and process.returncode is None:
+            await self._end(name, process)
+
+    async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
+        """SIGTERM, patience, and after a second Ctrl-C (or far too long) SIGKILL."""
+        process.terminate()
+        patience = DRAIN + 5 + settings.ENGINE_STOP_GRACE
+        await first(process.wait, self._impatient.wait, partial(asyncio.sleep, patience))
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)  # the supervisor takes a second one as: at once
+            await first(process.wait, partial(asyncio.sleep, 5))
+        if process.returncode is None:
+            log.error("the %s does not end; it is killed", name)
+            process.kill()
+        await process.wait()
+
+
+async def first(*things: Callable[[], Awaitable[Any]]) -> None:
+    """Waits for whichever ends first; the others are cancelled."""
+    tasks = [asyncio.ensure_future(thing()) for thing in things]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def answers(bind: str, port: int) -> bool:
+    """Whether the portal's health path answers."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - compared, not bound
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        line = await asyncio.wait_for(reader.readline(), 5)
+    except (OSError, TimeoutError):
+        return False
+    finally:
+        writer.close()
+    return b" 200 " in line

@@ -1,0 +1,56 @@
+"""Prints usage, grouped."""
+
+import json
+from argparse import ArgumentParser, ArgumentTypeError
+from datetime import datetime
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.db.models import F
+from django.db.models.functions import TruncDate
+from django.utils import timezone
+
+from portal.metering.models import UsageRecord
+from portal.metering.usage import by
+
+# What a row is called in the output: the words by which other commands name it.
+NAMES = {"tenant": F("tenant__slug"), "user": F("user__username"), "key": F("key__prefix")}
+NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
+
+
+def day(text: str) -> datetime:
+    try:
+        return timezone.make_aware(datetime.strptime(text, "%Y-%m-%d"))
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not a date like 2026-11-01") from error
+
+
+class Command(BaseCommand):
+    help = "Prints requests and tokens by model, or by what --by says. Usage is shown about a second after a call."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--since", type=day, metavar="2026-11-01", help="from this day on, in the server's time zone"
+        )
+        parser.add_argument("--by", default="model", choices=["tenant", "user", "key", "model", "day"])
+        parser.add_argument("--json", action="store_true", help="a list of objects")
+
+    def handle(self, *, by: str, **options: Any) -> None:
+        rows = grouped(by, options["since"])
+        if options["json"]:
+            self.stdout.write(json.dumps(rows, ensure_ascii=False))
+            return
+        width = max([len(by), *(len(str(row[by])) for row in rows)])
+        self.stdout.write(by.ljust(width) + "".join(name.rjust(19) for name in NUMBERS))
+        for row in rows:
+            self.stdout.write(str(row[by]).ljust(width) + "".join(f"{row[name]:>19,}" for name in NUMBERS))
+
+
+def grouped(field: str, since: datetime | None) -> list[dict[str, Any]]:
+    """One row per value of `field`, with exactly that and NUMBERS; a service key's user and what was deleted: ''."""
+    records = UsageRecord.objects.filter(started_at__gte=since) if since else UsageRecord.objects.all()
+    records = records.annotate(value=TruncDate("started_at") if field == "day" else NAMES.get(field, F(field)))
+    return [
+        {field: str(row["value"] if row["value"] is not None else ""), **{name: row[name] for name in NUMBERS}}
+        for row in by(records, "value")
+    ]
