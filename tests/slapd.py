@@ -1,0 +1,381 @@
+"""A real company directory for tests: OpenLDAP's slapd in a directory of its own, with TLS, people and groups.
+
+`with running_directory() as directory:` or the fixture `directory` (one per test process). Nothing of the machine's
+own LDAP configuration is read or written.
+
+The people: alice, bob and yamada belong to research (yamada through a group within its group), bob is its admin,
+charlie belongs to sales, olivia operates, dave is in no group at all, erin is in no group of ours; some have names that
+try to be more than a name.
+"""
+
+import contextlib
+import datetime
+import ipaddress
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ldap
+import ldap.dn
+import ldap.ldapobject
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+SUFFIX = "dc=example,dc=com"
+ROOT_DN = f"cn=root,{SUFFIX}"
+ROOT_PASSWORD = "root of the test directory"
+USER_BASE = f"ou=people,{SUFFIX}"
+GROUP_BASE = f"ou=groups,{SUFFIX}"
+SERVICE_DN = f"cn=madoguchi,ou=services,{SUFFIX}"
+SERVICE_PASSWORD = "the service's own password"
+START_TIMEOUT = 20.0  # seconds; a start takes 0.1
+
+CONFIGURATION = """
+include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/inetorgperson.schema
+include /etc/ldap/schema/nis.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb
+moduleload memberof
+pidfile {home}/slapd.pid
+argsfile {home}/slapd.args
+TLSCACertificateFile {home}/ca.pem
+TLSCertificateFile {home}/server.pem
+TLSCertificateKeyFile {home}/server.key
+TLSVerifyClient never
+# What makes an empty password dangerous: many directories answer such a bind with "success".
+allow bind_anon_dn
+database mdb
+suffix {suffix}
+rootdn {root_dn}
+rootpw "{root_password}"
+directory {home}/data
+maxsize 33554432
+dbnosync
+index objectClass,uid,member,entryUUID eq
+# Strangers may only prove who they are.
+access to attrs=userPassword by anonymous auth by * none
+access to * by users read by * none
+overlay memberof
+"""
+
+
+@dataclass(frozen=True)
+class Colleague:
+    uid: str
+    password: str
+    given_name: str
+    surname: str
+    dn: str
+
+
+def colleague(uid: str, given_name: str, surname: str) -> Colleague:
+    dn = f"uid={ldap.dn.escape_dn_chars(uid)},{USER_BASE}"
+    return Colleague(uid, f"password of {uid}", given_name, surname, dn)
+
+
+PEOPLE = {
+    person.uid: person
+    for person in (
+        colleague("alice", "Alice", "Liddell"),
+        colleague("bob", "Bob", "Dodgson"),
+        colleague("yamada", "太郎", "山田"),
+        colleague("charlie", "Charlie", "Brown"),
+        colleague("olivia", "Olivia", "Twist"),
+        colleague("dave", "Dave", "Null"),
+        colleague("erin", "Erin", "Outsider"),
+        colleague("佐藤", "花子", "佐藤"),
+        colleague("star*", "Star", "Asterisk"),
+        colleague("a)(uid=b", "Paren", "Thesis"),
+        colleague("smith, john", "John", "Smith"),
+        colleague("100%s", "Per", "Cent"),
+        colleague("back\\slash", "Back", "Slash"),
+    )
+}
+
+
+def group_dn(name: str) -> str:
+    return f"cn={name},{GROUP_BASE}"
+
+
+# Members are names of people, or of groups (with a leading @).
+GROUPS = {
+    "research-lab": ["yamada"],
+    "research": ["alice", "bob", "@research-lab", "star*", "a)(uid=b", "smith, john", "100%s", "back\\slash", "佐藤"],
+    "research-leads": ["bob"],
+    "sales": ["charlie"],
+    "operators": ["olivia"],
+    "employees": ["@research", "@sales", "@operators", "dave", "@circle"],
+    "circle": ["@employees"],  # groups that contain each other: reading must end
+    "elsewhere": ["erin"],
+}
+TENANTS = {
+    group_dn("research"): "research",
+    group_dn("research-leads"): "research:admin",
+    group_dn("sales"): "sales",
+}
+
+
+@dataclass
+class Directory:
+    """A running slapd. `uri` is for StartTLS (or plain), `tls_uri` for LDAPS."""
+
+    home: Path
+    port: int
+    tls_port: int
+    process: subprocess.Popen[bytes]
+    people: dict[str, Colleague] = field(default_factory=lambda: dict(PEOPLE))
+
+    @property
+    def uri(self) -> str:
+        return f"ldap://127.0.0.1:{self.port}"
+
+    @property
+    def tls_uri(self) -> str:
+        return f"ldaps://127.0.0.1:{self.tls_port}"
+
+    @property
+    def ca_file(self) -> Path:
+        return self.home / "ca.pem"
+
+    @property
+    def other_ca_file(self) -> Path:
+        """A certificate authority that has nothing to do with this server."""
+        return self.home / "other-ca.pem"
+
+    def env(self, **overrides: str | None) -> dict[str, str]:
+        """LDAP_* variables: search and bind over StartTLS, nested groups to tenants. None leaves a variable out."""
+        values: dict[str, str | None] = {
+            "LDAP_SERVER_URI": self.uri,
+            "LDAP_CA_FILE": str(self.ca_file),
+            "LDAP_BIND_DN": SERVICE_DN,
+            "LDAP_BIND_PASSWORD": SERVICE_PASSWORD,
+            "LDAP_USER_BASE": USER_BASE,
+            "LDAP_GROUP_BASE": GROUP_BASE,
+            "LDAP_GROUP_TENANTS": json.dumps(TENANTS),
+            "LDAP_OPERATOR_GROUP": group_dn("operators"),
+        }
+        return {name: value for name, value in {**values, **overrides}.items() if value is not None}
+
+    @contextlib.contextmanager
+    def as_root(self) -> Iterator[ldap.ldapobject.SimpleLDAPObject]:
+        """A connection that may change everything; for tests that hire, move and dismiss people."""
+        connection = ldap.initialize(self.uri)
+        connection.set_option(ldap.OPT_NETWORK_TIMEOUT, 5)
+        try:
+            connection.simple_bind_s(ROOT_DN, ROOT_PASSWORD)
+            yield connection
+        finally:
+            connection.unbind_s()
+
+    def hire(self, uid: str, *groups: str) -> Colleague:
+        """A new colleague in these groups, or an old one with all memberships set anew; ends with `dismiss`."""
+        person = colleague(uid, uid.title(), "Newcomer")
+        with self.as_root() as root:
+            root.add_s(person.dn, _entry(person, len(self.people)))
+            for name in groups:
+                root.modify_s(group_dn(name), [(ldap.MOD_ADD, "member", person.dn.encode())])
+        self.people[uid] = person
+        return person
+
+    def dismiss(self, uid: str) -> None:
+        person = self.people.pop(uid)
+        with self.as_root() as root:
+            for name in GROUPS:
+                with contextlib.suppress(ldap.NO_SUCH_ATTRIBUTE):
+                    root.modify_s(group_dn(name), [(ldap.MOD_DELETE, "member", person.dn.encode())])
+            root.delete_s(person.dn)
+
+    def join(self, uid: str, group: str) -> None:
+        with self.as_root() as root:
+            root.modify_s(group_dn(group), [(ldap.MOD_ADD, "member", self.people[uid].dn.encode())])
+
+    def leave(self, uid: str, group: str) -> None:
+        with self.as_root() as root:
+            root.modify_s(group_dn(group), [(ldap.MOD_DELETE, "member", self.people[uid].dn.encode())])
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The server accepts connections (its kernel does) and answers nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def running_directory() -> Iterator[Directory]:
+    """Starts a directory, fills it, stops it and removes its files."""
+    home = Path(tempfile.mkdtemp(prefix="slapd-"))
+    directory = None
+    try:
+        _write_certificates(home)
+        directory = _start(home)
+        _fill(directory)
+        yield directory
+    finally:
+        if directory:
+            directory.process.terminate()
+            directory.process.wait(10)
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def directory() -> Iterator[Directory]:
+    """One directory per test process. Tests that change it put it back (`hire` and `dismiss`, `join` and `leave`)."""
+    with running_directory() as running:
+        yield running
+
+
+def unused_port() -> int:
+    """A port of this machine on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _start(home: Path) -> Directory:
+    """Starts slapd and waits until it answers. A port that somebody else took in between is tried anew."""
+    (home / "data").mkdir()
+    (home / "slapd.conf").write_text(
+        CONFIGURATION.format(home=home, suffix=SUFFIX, root_dn=ROOT_DN, root_password=ROOT_PASSWORD)
+    )
+    # A copy: Ubuntu confines /usr/sbin/slapd by its path to files under /etc/ldap and /var/lib/ldap.
+    program = Path(shutil.copy(shutil.which("slapd", path="/usr/sbin:/usr/local/sbin:/usr/bin") or "slapd", home))
+    for _attempt in range(5):
+        port, tls_port = unused_port(), unused_port()
+        addresses = f"ldap://127.0.0.1:{port} ldaps://127.0.0.1:{tls_port}"
+        with (home / "log").open("wb") as log:
+            # -d keeps it in the foreground, as our child
+            process = subprocess.Popen(
+                [program, "-d", "0", "-f", home / "slapd.conf", "-h", addresses], stdout=log, stderr=log
+            )
+        directory = Directory(home, port, tls_port, process)
+        if _answers(directory):
+            return directory
+    raise RuntimeError(f"slapd does not start: {(home / 'log').read_text()}")
+
+
+def _answers(directory: Directory) -> bool:
+    """True as soon as root can bind; False if the process has ended."""
+    deadline = time.monotonic() + START_TIMEOUT
+    while directory.process.poll() is None:
+        try:
+            with directory.as_root():
+                return True
+        except ldap.SERVER_DOWN:
+            if time.monotonic() > deadline:
+                directory.process.kill()
+                raise
+            time.sleep(0.02)
+    return False
+
+
+def _fill(directory: Directory) -> None:
+    with directory.as_root() as root:
+        root.add_s(SUFFIX, [("objectClass", [b"dcObject", b"organization"]), ("dc", [b"example"]), ("o", [b"Example"])])
+        for unit in ("people", "groups", "services", "posix"):
+            root.add_s(f"ou={unit},{SUFFIX}", [("objectClass", [b"organizationalUnit"]), ("ou", [unit.encode()])])
+        root.add_s(
+            SERVICE_DN,
+            [
+                ("objectClass", [b"organizationalRole", b"simpleSecurityObject"]),
+                ("cn", [b"madoguchi"]),
+                ("userPassword", [SERVICE_PASSWORD.encode()]),
+            ],
+        )
+        for number, person in enumerate(PEOPLE.values()):
+            root.add_s(person.dn, _entry(person, number))
+        for name, members in GROUPS.items():
+            dns = [group_dn(member[1:]) if member[0] == "@" else PEOPLE[member].dn for member in members]
+            root.add_s(
+                group_dn(name),
+                [
+                    ("objectClass", [b"groupOfNames"]),
+                    ("cn", [name.encode()]),
+                    # groupOfNames may not be empty: root stays when the last person goes
+                    ("member", [dn.encode() for dn in [ROOT_DN, *dns]]),
+                ],
+            )
+        root.add_s(
+            f"cn=unix-research,ou=posix,{SUFFIX}",
+            [
+                ("objectClass", [b"posixGroup"]),
+                ("cn", [b"unix-research"]),
+                ("gidNumber", [b"7000"]),
+                ("memberUid", [b"alice"]),
+            ],
+        )
+
+
+def _entry(person: Colleague, number: int) -> list[tuple[str, list[bytes]]]:
+    attributes = {
+        "uid": person.uid,
+        "cn": f"{person.given_name} {person.surname}",
+        "givenName": person.given_name,
+        "sn": person.surname,
+        "mail": f"person{number}@example.com",
+        "userPassword": person.password,
+        "uidNumber": str(5000 + number),
+        # bob's primary group is the posix group of research
+        "gidNumber": "7000" if person.uid == "bob" else "6000",
+        "homeDirectory": f"/home/{number}",
+    }
+    return [("objectClass", [b"inetOrgPerson", b"posixAccount"])] + [
+        (name, [value.encode()]) for name, value in attributes.items()
+    ]
+
+
+def _write_certificates(home: Path) -> None:
+    ca_key, ca = _authority("Test directory CA")
+    (home / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
+    _, other = _authority("Another CA")
+    (home / "other-ca.pem").write_bytes(other.public_bytes(serialization.Encoding.PEM))
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        _certificate("localhost", key, ca.subject)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(ca_key, hashes.SHA256())
+    )
+    (home / "server.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    (home / "server.key").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def _authority(name: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    certificate = (
+        _certificate(name, key, subject)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    return key, certificate
+
+
+def _certificate(name: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Name) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=2))
+    )
