@@ -1,1 +1,171 @@
-"""To be filled in the next commits."""
+"""Asks an engine how it is: a cheap look that disturbs nothing, and a real question.
+
+`look` is a hint: an engine can say that it is well and answer nobody. `ask` is the proof: one token, one embedding or
+one ranking. A busy engine is slow to tell its metrics (llama.cpp: 7 s in the middle of a long prompt), so no answer
+there means "busy", not "dead". External engines are only looked at: their tokens are somebody's money.
+"""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from modelregistry.engines import MANNERS
+
+LOOK_TIMEOUT = 2.0  # seconds; health is answered beside the work, in milliseconds
+ASK_WITHIN = 120.0  # seconds; vLLM's first request may compile, and others may be in front
+
+
+class NoAnswer(Exception):
+    """The engine did not answer, or not what it should; the message says what came instead."""
+
+
+class Refusal(NoAnswer):
+    """The engine works and says no: asking again will hardly help."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """Whom to ask. `launcher` is one of engines.LAUNCHERS, or empty for an external engine."""
+
+    launcher: str
+    url: str
+    api_key: str
+    model: str
+    task: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What a cheap look saw. `running`: requests worked on or waiting; None: not told (by a busy engine, or never).
+
+    `work` grows whenever the engine did something; None: not told.
+    """
+
+    well: bool
+    detail: str = ""
+    running: int | None = None
+    work: float | None = None
+
+
+async def look(client: httpx2.AsyncClient, target: Target) -> Look:
+    """Health, and metrics where there are any; within 2 × LOOK_TIMEOUT."""
+    if not target.launcher:
+        return await _look_outside(client, target)
+    manners = MANNERS[target.launcher]
+    try:
+        health = await client.get(target.url + manners.health, headers=_headers(target), timeout=LOOK_TIMEOUT)
+    except httpx2.HTTPError as error:
+        return Look(well=False, detail=_words(error))
+    if health.status_code != 200:
+        return Look(well=False, detail=f"{manners.health}: {health.status_code} {_message(health)}")
+    if not manners.metrics:
+        return Look(well=True)
+    try:
+        metrics = await client.get(target.url + manners.metrics, headers=_headers(target), timeout=LOOK_TIMEOUT)
+    except httpx2.HTTPError:
+        return Look(well=True)
+    values = sums(metrics.text) if metrics.status_code == 200 else {}
+    if manners.running not in values:
+        return Look(well=True)
+    return Look(
+        well=True,
+        running=int(values[manners.running] + values.get(manners.waiting, 0)),
+        work=sum(values.get(name, 0) for name in manners.work),
+    )
+
+
+async def _look_outside(client: httpx2.AsyncClient, target: Target) -> Look:
+    try:
+        answer = await client.get(f"{target.url}/v1/models", headers=_headers(target), timeout=10.0)
+    except httpx2.HTTPError as error:
+        return Look(well=False, detail=_words(error))
+    if answer.status_code in (401, 403):
+        return Look(well=False, detail=f"it refuses our key ({answer.status_code})")
+    # 404 and 405: it lives, and does not list its models.
+    well = answer.status_code < 500
+    return Look(well=well, detail="" if well else f"/v1/models: {answer.status_code}")
+
+
+async def ask(client: httpx2.AsyncClient, target: Target, *, within: float = ASK_WITHIN) -> None:
+    """Has it do its work once. Returns when it did; raises NoAnswer (Refusal if it said no) in `within` seconds."""
+    try:
+        async with asyncio.timeout(within):
+            await {"chat": _chat, "embedding": _embedding, "rerank": _rerank}[target.task](client, target)
+    except TimeoutError as error:
+        raise NoAnswer(f"no answer within {within:g} s") from error
+    except httpx2.HTTPError as error:
+        raise NoAnswer(_words(error)) from error
+    except (LookupError, TypeError, ValueError) as error:
+        raise Refusal(f"an answer that cannot be read: {error!r}") from error
+
+
+async def _chat(client: httpx2.AsyncClient, target: Target) -> None:
+    question = {"messages": [{"role": "user", "content": "ping"}]}
+    try:
+        answer = await _post(client, target, "/v1/chat/completions", question | {"max_tokens": 1})
+    except Refusal as refusal:
+        # A base model without a chat template serves completions.
+        try:
+            answer = await _post(client, target, "/v1/completions", {"prompt": "ping", "max_tokens": 1})
+        except Refusal:
+            raise refusal from None
+    if not answer["choices"]:
+        raise Refusal("an answer without choices")
+
+
+async def _embedding(client: httpx2.AsyncClient, target: Target) -> None:
+    answer = await _post(client, target, "/v1/embeddings", {"input": "ping"})
+    if not answer["data"][0]["embedding"]:
+        raise Refusal("an empty embedding")
+
+
+async def _rerank(client: httpx2.AsyncClient, target: Target) -> None:
+    answer = await _post(client, target, "/v1/rerank", {"query": "ping", "documents": ["ping"]})
+    if not answer["results"]:
+        raise Refusal("an empty ranking")
+
+
+async def _post(client: httpx2.AsyncClient, target: Target, path: str, question: dict[str, Any]) -> dict[str, Any]:
+    answer = await client.post(
+        target.url + path, json={"model": target.model} | question, headers=_headers(target), timeout=None
+    )
+    if answer.status_code == 503:
+        raise NoAnswer(f"{path}: 503 {_message(answer)}")  # loading
+    if answer.status_code != 200:
+        raise Refusal(f"{path}: {answer.status_code} {_message(answer)}")
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def sums(text: str) -> dict[str, float]:
+    """Prometheus text: each metric's value, summed over its labels. Lines that cannot be read are left out."""
+    values: dict[str, float] = {}
+    for line in text.splitlines():
+        match = re.match(r"([A-Za-z_:][\w:]*)(?:\{.*\})? +([^ ]+)", line)
+        if match:
+            try:
+                values[match[1]] = values.get(match[1], 0.0) + float(match[2])
+            except ValueError:
+                continue
+    return values
+
+
+def _headers(target: Target) -> dict[str, str]:
+    return {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
+
+
+def _message(answer: httpx2.Response) -> str:
+    """What the engine says is wrong, in its words, at most 300 characters."""
+    try:
+        error = answer.json()["error"]
+        text = error["message"] if isinstance(error, dict) else str(error)
+    except (LookupError, TypeError, ValueError):
+        text = answer.text
+    return " ".join(str(text).split())[:300]
+
+
+def _words(error: httpx2.HTTPError) -> str:
+    return str(error) or type(error).__name__

@@ -1,1 +1,254 @@
-"""To be filled in the next commits."""
+"""Engine processes of this host: start, find again, ask, stop. All that others know of processes is here.
+
+Each engine runs under a shim (`shim.py`) in a run directory of its own below one root. The directory tells everything,
+so whoever comes back after a crash finds the same runs. A process is known by pid, start time and boot: nothing is
+ever signalled by pid alone.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from modelregistry import shim
+from modelregistry.engines import Command
+from modelregistry.shim import Identity
+
+LOOK_AGAIN = 0.05  # seconds between two looks while waiting for processes to go
+GONE_WITHIN = 5.0  # seconds that killed processes may take to be gone; a GPU driver needs its time
+
+
+class StartFailed(Exception):
+    """The engine could not be executed; the message says why."""
+
+
+class Life(Enum):
+    RUNNING = auto()
+    ENDING = auto()  # the front process is gone, the shim is ending what is left
+    ENDED = auto()  # all gone, the shim says how
+    LOST = auto()  # the shim is gone without a word: killed, or the host was restarted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One start of one engine. `label` is what the starter wrote on it, values that JSON can hold."""
+
+    directory: Path
+    label: Mapping[str, Any]
+    shim: Identity
+    engine: Identity
+    of_this_boot: bool
+
+    @property
+    def run_id(self) -> str:
+        return self.directory.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How the front process ended. `asked`: after we told it to."""
+
+    code: int
+    signal: int
+    asked: bool
+
+    def __str__(self) -> str:
+        if not self.signal:
+            return f"ended with code {self.code}"
+        with contextlib.suppress(ValueError):
+            return f"was killed by {signal.Signals(self.signal).name}"
+        return f"was killed by signal {self.signal}"
+
+
+class Runs:
+    """The runs below one directory, which belongs to one supervisor."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    def start(self, run_id: str, command: Command, *, label: Mapping[str, Any], grace: float) -> Run:
+        """Executes an engine under a shim of its own; returns when it runs (not when it answers), after ~0.1 s.
+
+        `grace`: seconds between TERM and KILL when it is stopped. Raises StartFailed.
+        """
+        directory = self.root / run_id
+        directory.mkdir(mode=0o700, parents=True)
+        env = command.env | {
+            shim.MARK: str(directory),
+            # Processes that rename themselves (vLLM's do) would wipe their environment, and with it the mark.
+            "SPT_NOENV": "1",
+        }
+        shim.write(directory / "spec.json", {"argv": command.argv, "env": env, "grace": grace, "label": label})
+        try:
+            starter = subprocess.run(
+                [sys.executable, "-I", shim.__file__, directory],
+                env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=30,  # a Python start on a host that swaps
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise StartFailed("the shim did not start within 30 s") from error
+        run = self.find(run_id)
+        if starter.returncode or run is None:
+            raise StartFailed(starter.stderr.strip() or f"the shim failed, see {directory / 'shim.log'}")
+        return run
+
+    def find(self, run_id: str) -> Run | None:
+        """A run that was started, living or not; None if there is none (or a crash left half of one)."""
+        directory = self.root / run_id
+        spec, state = _read(directory / "spec.json"), _read(directory / "state.json")
+        if spec is None or state is None:
+            return None
+        return Run(
+            directory=directory,
+            label=spec["label"],
+            shim=Identity(*state["shim"]),
+            engine=Identity(*state["engine"]),
+            of_this_boot=state["boot"] == shim.boot_id(),
+        )
+
+    def all(self) -> list[Run]:
+        """Every run on disk, oldest first."""
+        if not self.root.exists():
+            return []
+        directories = sorted(self.root.iterdir(), key=lambda directory: directory.stat().st_mtime_ns)
+        return [run for directory in directories if (run := self.find(directory.name))]
+
+    def forget(self, run: Run) -> None:
+        """Deletes the directory of an ended run, log and all."""
+        shutil.rmtree(run.directory, ignore_errors=True)
+
+    def strays(self) -> list[Identity]:
+        """Living processes that were started below this root and no living shim answers for."""
+        shims = {str(run.directory): life(run) for run in self.all()}
+        answered = {directory for directory, state in shims.items() if state in (Life.RUNNING, Life.ENDING)}
+        return [who for who, mark in _marked(f"{self.root}/") if mark not in answered]
+
+
+def life(run: Run) -> Life:
+    """Reads a few files of /proc; blocks on nothing."""
+    if (run.directory / "exit.json").exists():
+        return Life.ENDED
+    if not run.of_this_boot or not shim.alive(run.shim):
+        # It may have written its last word between the two looks.
+        return Life.ENDED if (run.directory / "exit.json").exists() else Life.LOST
+    return Life.RUNNING if shim.alive(run.engine) else Life.ENDING
+
+
+def ending(run: Run) -> Ending | None:
+    """How it ended; None while it runs, and for ever if its shim was killed."""
+    told = _read(run.directory / "exit.json")
+    return Ending(**told) if told else None
+
+
+def log_tail(directory: Path, lines: int = 20) -> str:
+    """The last lines that an engine wrote, of its last 64 KB."""
+    try:
+        with (directory / "engine.log").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 65536))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def terminate(run: Run) -> None:
+    """Begins to stop: TERM, the run's grace, KILL. Said twice: KILL at once. Does not wait."""
+    _signal_shim(run, signal.SIGTERM)
+
+
+def stop(run: Run, *, grace: float) -> bool:
+    """Ends all of a run's processes; blocks until they are gone, at most `grace` + 3 × GONE_WITHIN seconds.
+
+    True when nothing of it is left, its shim included.
+    """
+    terminate(run)
+    if not _until(lambda: life(run) in (Life.ENDED, Life.LOST), grace):
+        terminate(run)
+        if not _until(lambda: life(run) in (Life.ENDED, Life.LOST), GONE_WITHIN):
+            _signal_shim(run, signal.SIGKILL)
+    return end(run)
+
+
+def end(run: Run) -> bool:
+    """Kills what carries this run's mark, whatever its shim knows; True when nothing is left within GONE_WITHIN."""
+
+    def none_left() -> bool:
+        left = remains(run)
+        for who in left:
+            shim.send(who, signal.SIGKILL)
+        return not left
+
+    return _until(none_left, GONE_WITHIN)
+
+
+def kill(strays: Iterable[Identity]) -> None:
+    """Ends exactly these processes, at once."""
+    for who in strays:
+        shim.send(who, signal.SIGKILL)
+
+
+def remains(run: Run) -> list[Identity]:
+    """Living processes that carry this run's mark: all of it except the shim."""
+    return [who for who, mark in _marked(str(run.directory)) if mark == str(run.directory)]
+
+
+def tree(run: Run) -> list[Identity]:
+    """Living processes of this run as its shim holds them, the shim itself left out."""
+    return shim.descendants(run.shim.pid) if run.of_this_boot and shim.alive(run.shim) else []
+
+
+def cpu_seconds(run: Run) -> float:
+    """CPU time that the living processes of a run have used."""
+    ticks = sum(found.ticks for who in tree(run) if (found := shim.stat(who.pid)))
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _signal_shim(run: Run, number: int) -> None:
+    if run.of_this_boot:
+        shim.send(run.shim, number)
+
+
+def _until(true: Callable[[], bool], seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(LOOK_AGAIN)
+    return True
+
+
+def _marked(prefix: str) -> Iterator[tuple[Identity, str]]:
+    """Living processes of this user whose mark begins so, with their mark."""
+    begin = f"{shim.MARK}={prefix}".encode()
+    for pid in shim.processes():
+        who = shim.identify(pid)
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+        except OSError:  # gone, or somebody else's
+            continue
+        for entry in environment.split(b"\0"):
+            # Looked at again: the pid may have changed hands between the two reads.
+            if entry.startswith(begin) and who and shim.alive(who):
+                yield who, entry.decode(errors="replace").partition("=")[2]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None

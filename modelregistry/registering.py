@@ -9,8 +9,10 @@ from django.utils.translation import gettext as _
 # Set by the supervisor for each replica; a second value would win and move the engine to where nobody looks, open
 # it to every interface, or let it answer without a key.
 RESERVED = frozenset(
-    """--host --port --uds --model -m --alias -a --model_alias --served-model-name
-    --api-key --api_key --api-key-file --interrupt_requests""".split()
+    [
+        *("--host", "--port", "--uds", "--api-key", "--api_key", "--api-key-file", "--interrupt_requests"),
+        *("--model", "-m", "--alias", "-a", "--model_alias", "--served-model-name"),
+    ]
 )
 
 
@@ -24,7 +26,7 @@ def problems(
     else:
         if url:
             found["url"] = _("Only an external engine has a URL; this one is started here, from a path.")
-        if fault := _path_fault(engine, path, look_at_path):
+        if fault := path_fault(engine, path) if look_at_path else _unseen_path_fault(path):
             found["path"] = fault
     if launcher and engine != "llama.cpp":
         found["launcher"] = _("Only llama.cpp has a choice of launchers.")
@@ -54,17 +56,20 @@ def _external(path: str, url: str) -> dict[str, str]:
     return {}
 
 
-def _path_fault(engine: str, path: str, look: bool) -> str:
-    if not path:
-        return _("This engine needs the path of a model.")
-    if not Path(path).is_absolute():
-        return _("%(path)s is not an absolute path.") % {"path": path}
-    if not look:
-        return ""
+def path_fault(engine: str, path: str) -> str:
+    """Why a model cannot be read from there, on this machine; empty: it can, as far as its first bytes tell."""
+    if fault := _unseen_path_fault(path):
+        return fault
     try:
         return _gguf_fault(Path(path)) if engine == "llama.cpp" else _directory_fault(Path(path))
     except OSError as error:
         return _("%(path)s cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror}
+
+
+def _unseen_path_fault(path: str) -> str:
+    if not path:
+        return _("This engine needs the path of a model.")
+    return "" if Path(path).is_absolute() else _("%(path)s is not an absolute path.") % {"path": path}
 
 
 def _gguf_fault(path: Path) -> str:

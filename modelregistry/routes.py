@@ -9,13 +9,19 @@ from modelregistry.models import Replica, ServedModel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A replica that answers now. `upstream_model` is the name that the engine expects in a request."""
+    """A replica that answers now. `upstream_model` is the name that the engine expects in a request.
+
+    `launcher` is what runs the engine (one of engines.LAUNCHERS; empty: external), whose manners differ. `slots` is
+    how many requests it works on at a time; None: not known, or as many as its memory allows.
+    """
 
     replica_id: int
     model_id: int
     url: str
     api_key: str
     upstream_model: str
+    launcher: str
+    slots: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +69,8 @@ def ready() -> list[Route]:
             url=replica.url,
             api_key=replica.api_key,
             upstream_model=replica.model.upstream_model or replica.model.name,
+            launcher=replica.launcher,
+            slots=replica.slots,
         )
         for replica in replicas
     ]

@@ -1,0 +1,71 @@
+import asyncio
+import fcntl
+import os
+import signal
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+
+from modelregistry.supervisor import House, Signals, Supervisor
+
+
+class Command(BaseCommand):
+    help = "Runs this host's engines as the registered models want it, in the foreground, until SIGTERM or SIGINT."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--stop-engines",
+            action="store_true",
+            help="end all engines before leaving; without it they go on, and the next supervisor adopts them",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        house = House(
+            host=settings.HOST_NAME,
+            runs=settings.RUN / "engines",
+            cache=settings.CACHE,
+            commands=settings.ENGINE_COMMANDS,
+            ports=ports(settings.ENGINE_PORTS),
+            start_limit=settings.ENGINE_START_TIMEOUT,
+            stop_grace=settings.ENGINE_STOP_GRACE,
+        )
+        with alone(settings.RUN / "supervisor.lock"):
+            asyncio.run(_supervise(house, options["stop_engines"]))
+
+
+async def _supervise(house: House, stop_engines: bool) -> None:
+    signals = Signals()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.receive)
+    await Supervisor(house).run(signals, stop_engines=stop_engines)
+
+
+def ports(text: str) -> range:
+    """`18100-18999`, both included. Raises ImproperlyConfigured."""
+    first, _, last = text.partition("-")
+    if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536):
+        raise ImproperlyConfigured(f'ENGINE_PORTS is "{text}" and must be two ports like 18100-18999.')
+    return range(int(first), int(last) + 1)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Holds the lock of this host's supervisor; the kernel frees it however we end. Raises CommandError."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            raise CommandError(f"A supervisor runs on this host already (process {holder}).") from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,20 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from modelregistry.models import ServedModel
+
+
+class Command(BaseCommand):
+    help = "Takes a model off the catalogue for good; its host's supervisor drains and stops its engines."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name")
+
+    def handle(self, *args: Any, **options: Any) -> str:
+        model = ServedModel.objects.filter(name=options["name"]).first()
+        if model is None:
+            raise CommandError(f"There is no model {options['name']}.")
+        model.delete()
+        return options["name"]  # type: ignore[no-any-return]

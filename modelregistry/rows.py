@@ -1,0 +1,164 @@
+"""The supervisor's side of the database: what operators want of this host, and the Replica rows, as plain values.
+
+Every function blocks on the database and raises django.db.Error when it is away; call them from one thread.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from django.db import transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from modelregistry.engines import Spec
+from modelregistry.models import Host, Replica, ServedModel, Wish
+from modelregistry.plan import Key, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A model as operators want it on this host. An external one has a URL, the others a path in `spec`."""
+
+    spec: Spec
+    enabled: bool
+    replicas: int
+    idle_after: float | None
+    wished: bool
+    url: str
+    upstream_key: str
+    upstream_model: str
+
+    @property
+    def external(self) -> bool:
+        return self.spec.engine == ServedModel.Engine.EXTERNAL
+
+    def fingerprint(self) -> str:
+        """Changes exactly when a replica must be started anew."""
+        return self.spec.fingerprint() + (f" {self.url} {self.upstream_key}" if self.external else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a Replica row says, but for its memory."""
+
+    state: State
+    url: str = ""
+    api_key: str = ""
+    launcher: str = ""
+    slots: int | None = None
+    pid: int | None = None
+    run_id: str = ""
+    restarts: int = 0
+    retry_at: datetime | None = None
+    detail: str = ""
+
+
+# What gateways build their catalogue from. Other changes are written without telling them.
+_ROUTING = ("state", "url", "api_key", "launcher", "slots")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRow:
+    id: int
+    address: str
+
+
+def host(name: str) -> HostRow:
+    """This host's row, made if there is none."""
+    row, _ = Host.objects.get_or_create(name=name)
+    return HostRow(id=row.pk, address=row.address)
+
+
+def seen(host_id: int) -> None:
+    """The supervisor of this host is alive."""
+    Host.objects.filter(pk=host_id).update(seen_at=timezone.now())
+
+
+def orders(host_id: int) -> dict[int, Order]:
+    """What this host is to serve, by the model's id. Takes models of no host if it can serve them."""
+    rows = ServedModel.objects.filter(Q(host=host_id) | Q(host=None)).select_related("wish")
+    return {row.pk: _order(row) for row in rows if row.host_id is not None or _take(row, host_id)}
+
+
+def _take(row: ServedModel, host_id: int) -> bool:
+    if row.engine != ServedModel.Engine.EXTERNAL and not Path(row.path).exists():
+        return False
+    # Conditional: of two hosts that both have the file, one gets it.
+    return bool(ServedModel.objects.filter(pk=row.pk, host=None).update(host=host_id))
+
+
+def _order(row: ServedModel) -> Order:
+    external = row.engine == ServedModel.Engine.EXTERNAL
+    return Order(
+        spec=Spec(
+            engine=row.engine,
+            launcher=row.launcher,
+            name=row.name,
+            path=row.path,
+            task=row.task,
+            context=row.context,
+            slots=row.slots,
+            args=tuple(row.args),
+        ),
+        enabled=row.enabled,
+        replicas=1 if external else row.replicas,
+        idle_after=None if external else row.idle_after,
+        wished=hasattr(row, "wish"),
+        url=row.url.rstrip("/"),
+        upstream_key=row.upstream_key,
+        upstream_model=row.upstream_model or row.name,
+    )
+
+
+def granted(model_id: int, since: datetime) -> None:
+    """A wish was fulfilled; one made after `since` stays."""
+    Wish.objects.filter(model=model_id, at__lte=since).delete()
+
+
+def replicas(host_id: int) -> dict[Key, Facts]:
+    """What was written last, by this supervisor or the one before it."""
+    return {
+        Key(row.model_id, row.index): Facts(
+            state=State(row.state),
+            url=row.url,
+            api_key=row.api_key,
+            launcher=row.launcher,
+            slots=row.slots,
+            pid=row.pid,
+            run_id=row.run_id,
+            restarts=row.restarts,
+            retry_at=row.retry_at,
+            detail=row.detail,
+        )
+        for row in Replica.objects.filter(host=host_id)
+    }
+
+
+def write(host_id: int, key: Key, facts: Facts) -> None:
+    """Makes the row say so. Nothing if the model was deleted: its rows went with it.
+
+    A row that gateways must know is saved, which tells them; for the rest they are left alone.
+    """
+    values = {name: getattr(facts, name) for name in Facts.__dataclass_fields__}
+    with transaction.atomic():
+        row = Replica.objects.filter(host=host_id, model=key.model, index=key.number).first()
+        if row is None:
+            if ServedModel.objects.filter(pk=key.model).exists():
+                Replica.objects.create(host_id=host_id, model_id=key.model, index=key.number, **values)
+        elif all(getattr(row, name) == values[name] for name in _ROUTING):
+            Replica.objects.filter(pk=row.pk).update(**values)
+        else:
+            for name, value in values.items():
+                setattr(row, name, value)
+            row.save(update_fields=[*values, "changed_at"])
+
+
+def remove(host_id: int, key: Key) -> None:
+    for row in Replica.objects.filter(host=host_id, model=key.model, index=key.number):
+        row.delete()
+
+
+def measured(host_id: int, key: Key, memory_bytes: int) -> None:
+    """Gateways need not know, so nobody is told."""
+    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(memory_bytes=memory_bytes)
