@@ -35,8 +35,8 @@ check:
 
 bench:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py bench
-	$(MAKE) -C tests/bench
-	.venv/bin/python tests/bench/compare.py
+	@$(MAKE) --silent -C tests/bench
+	.venv/bin/python -m tests.bench.compare
 
 # uv resolves for every platform at once, which pip cannot; it is needed here only, so nowhere else.
 COMPILE = /bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \

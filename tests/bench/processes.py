@@ -1,0 +1,124 @@
+"""Processes under measurement: started on a core of their own, and what they cost by /proc."""
+
+import os
+import shutil
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+
+TICKS = os.sysconf("SC_CLK_TCK")  # a second
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of a process and all its descendants: CPU seconds so far, and the sum of their peak resident sizes."""
+
+    cpu: float
+    peak_mb: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """CPU seconds since boot: spent by everything that runs here, and taken away by this machine's own host."""
+
+    busy: float
+    stolen: float
+
+
+def cost(root: int) -> Cost:
+    cpu = peak = 0.0
+    for pid in _tree(root):
+        try:
+            fields = _stat(pid)
+            status = Path(f"/proc/{pid}/status").read_text()
+        except OSError:
+            continue  # it has just ended
+        # Of the root also what its ended children used, else a short-lived worker would cost nothing.
+        cpu += sum(map(int, fields[11:15] if pid == root else fields[11:13])) / TICKS
+        peak += sum(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    return Cost(cpu=cpu, peak_mb=peak)
+
+
+def machine() -> Machine:
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return Machine(busy=(user + nice + system + irq + softirq) / TICKS, stolen=steal / TICKS)
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on; the second, the name, may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _tree(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                children.setdefault(int(_stat(int(entry.name))[1]), []).append(int(entry.name))
+            except OSError:
+                continue
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
+
+
+def pinned(command: Sequence[str], core: int) -> list[str]:
+    """The command on one core and, where that is allowed, ahead of everything else that runs there.
+
+    Real-time scheduling keeps strangers' work out of the latencies; it needs root.
+    """
+    ahead = ["chrt", "--rr", "5"]
+    if not shutil.which("chrt") or subprocess.run([*ahead, "true"], capture_output=True).returncode:
+        ahead = []
+    return ["taskset", "--cpu-list", str(core), *ahead, *command]
+
+
+@contextmanager
+def running(command: Sequence[str], *, core: int, url: str, log: Path, env: Mapping[str, str]) -> Iterator[int]:
+    """The pid of the command, once `url` answers anything (60 s at most); its whole group is ended at the end."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            pinned(command, core),
+            env={**os.environ, **env},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        _answers(url, process, log)
+        yield process.pid
+    finally:
+        _end(process)
+
+
+def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = monotonic() + 60
+    while monotonic() < until and process.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            sleep(0.1)
+        else:
+            return
+    raise SystemExit(f"{url} does not answer. Its log ends:\n{log.read_text()[-2000:]}")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    for kind, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+        try:
+            os.killpg(process.pid, kind)
+            process.wait(patience)
+        except ProcessLookupError:
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()
