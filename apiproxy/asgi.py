@@ -56,6 +56,11 @@ class Application:
         else:
             await plain_text(send, 200, b"ok\n")
 
+    @property
+    def revision(self) -> int:
+        """Of the catalogue in force; -1 before there is one."""
+        return self._gateway.catalogue.revision if self._gateway else -1
+
     async def start(self) -> None:
         """Loads the catalogue (a cold start needs the database) and takes over what a dead gateway left."""
         spool = Spool(settings.SPOOL)

@@ -165,7 +165,7 @@ class Refusal(Exception):
         facts = {
             name: words.get(value, value) if isinstance(value, str) else value for name, value in self.facts.items()
         }
-        return MESSAGES[self.text][language].format(**facts)
+        return MESSAGES[self.text][language].format(param=self.param, **facts)
 
     def body(self, language: Language) -> bytes:
         """The error object, as UTF-8 JSON."""

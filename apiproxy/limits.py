@@ -102,15 +102,8 @@ class Limits:
             left = max(0, limit.amount - tally.used - tally.reserved)
             if unit not in tightest or left < tightest[unit][0]:
                 tightest[unit] = (left, limit, tally)
-        out: list[tuple[bytes, bytes]] = []
-        for unit, (left, limit, tally) in tightest.items():
-            name = unit.encode()
-            out += [
-                (b"x-ratelimit-limit-" + name, b"%d" % limit.amount),
-                (b"x-ratelimit-remaining-" + name, b"%d" % left),
-                (b"x-ratelimit-reset-" + name, duration(tally.end - now).encode()),
-            ]
-        return out
+        rows = [rate_headers(limit, left, tally.end - now) for left, limit, tally in tightest.values()]
+        return [(name.encode(), value.encode()) for row in rows for name, value in row.items()]
 
     def _tally(self, limit: Limit, now: float) -> Tally:
         counter = limit.counter
@@ -130,6 +123,16 @@ def fits(limit: Limit, tally: Tally, estimate: int) -> bool:
     return spent + estimate <= limit.amount or (tally.reserved == 0 and spent < limit.amount)
 
 
+def rate_headers(limit: Limit, left: int, seconds: float) -> dict[str, str]:
+    """What is left of a limit, and in how many seconds all of it returns."""
+    unit = limit.counter.unit
+    return {
+        f"x-ratelimit-limit-{unit}": str(limit.amount),
+        f"x-ratelimit-remaining-{unit}": str(left),
+        f"x-ratelimit-reset-{unit}": duration(seconds),
+    }
+
+
 def refusal(limit: Limit, end: float, now: float) -> Refusal:
     counter = limit.counter
     if counter.unit == "concurrent":
@@ -142,12 +145,13 @@ def refusal(limit: Limit, end: float, now: float) -> Refusal:
         )
     seconds = max(1, math.ceil(end - now))
     facts = {"scope": counter.scope, "amount": f"{limit.amount:,}", "window": counter.window}
+    none_left = rate_headers(limit, 0, seconds)
     if counter.window == "minute":
-        headers = {"retry-after": str(seconds), "retry-after-ms": str(seconds * 1000)}
+        headers = {"retry-after": str(seconds), "retry-after-ms": str(seconds * 1000), **none_left}
         return OverRate("rate_limit_exceeded", unit=counter.unit, headers=headers, seconds=seconds, **facts)
     returns = datetime.fromtimestamp(end, limit.zone).strftime("%Y-%m-%d %H:%M %Z")
     # SDKs retry a 429 twice; a quota that returns tomorrow is not worth it.
-    headers = {"retry-after": str(seconds), "x-should-retry": "false"}
+    headers = {"retry-after": str(seconds), "x-should-retry": "false", **none_left}
     return OverQuota("insufficient_quota", headers=headers, unit=counter.unit, returns=returns, **facts)
 
 

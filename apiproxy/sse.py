@@ -65,11 +65,8 @@ class Reader:
         rest = self._rest
         rest += piece
         if b"\r" in rest:
-            # A CR inside JSON is escaped, so a raw one is part of a line end; Dify's reader knows "\n\n" only. A CR
-            # at the very end stays: its LF may be the next byte.
-            held = rest.endswith(b"\r")
-            body = bytes(rest[:-1] if held else rest).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-            rest[:] = body + (b"\r" if held else b"")
+            # Dify's reader knows "\n\n" only. A CR inside JSON is escaped, so this touches line ends alone.
+            rest[:] = rest.replace(b"\r\n", b"\n")
         end = rest.rfind(b"\n\n") + 2
         if end < 2:
             if len(rest) > MAX_EVENT:

@@ -1,0 +1,101 @@
+"""A gateway on a real socket (uvicorn, as in production, in a thread) in front of a fake engine process."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+
+from apiproxy.asgi import Application
+from apiproxy.models import CatalogueRevision
+from modelregistry.models import Host, Replica, ServedModel
+from portal.keys.issuing import issue
+from portal.keys.models import ApiKey
+from portal.metering.models import UsageRecord
+from tests import engine
+
+
+@dataclass
+class Counter:
+    """What a test holds of the running system. `counter` is what Madoguchi means."""
+
+    url: str
+    key: str
+    key_row: ApiKey
+    engine: engine.Running
+    model: ServedModel
+    application: Application
+    client: httpx2.Client = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.client = httpx2.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=20)
+
+    def chat(self, **fields: Any) -> httpx2.Response:
+        body = {"model": self.model.name, "messages": [{"role": "user", "content": "hi"}], **fields}
+        return self.client.post("/v1/chat/completions", json=body)
+
+    @contextlib.contextmanager
+    def stream(self, **fields: Any) -> Iterator[httpx2.Response]:
+        body = {"model": self.model.name, "messages": [{"role": "user", "content": "hi"}], "stream": True, **fields}
+        with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
+            yield response
+
+    def informed(self) -> None:
+        """Returns when the gateway's catalogue holds every change made so far."""
+        until(lambda: self.application.revision == CatalogueRevision.objects.get().number)
+
+    def usage(self, count: int = 1) -> list[UsageRecord]:
+        """The recorded usage, once there are so many rows."""
+        until(lambda: UsageRecord.objects.count() >= count)
+        return list(UsageRecord.objects.order_by("id"))
+
+
+def until(condition: Any, seconds: float = 10) -> None:
+    """Waits for what has no event to wait for: another process's state."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[tuple[str, Application]]:
+    """The gateway on a free port."""
+    application = Application()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    config = uvicorn.Config(application, loop="uvloop", http="httptools", lifespan="on", log_level="error", ws="none")
+    config.timeout_graceful_shutdown = 2
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        assert server.started
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", application
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()
+
+
+@pytest.fixture
+def fake_engine() -> Iterator[engine.Running]:
+    with engine.running() as running:
+        yield running
+
+
+@pytest.fixture
+def counter(transactional_db, settings, tmp_path, alice, research, fake_engine) -> Iterator[Counter]:
+    settings.SPOOL = tmp_path / "spool"
+    host = Host.objects.create(name="here")
+    model = ServedModel.objects.create(name="fake", engine="external", url=fake_engine.url)
+    Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=fake_engine.url)
+    row, key = issue(tenant=research, user=alice, name="test")
+    with serving() as (url, application):
+        yield Counter(url, key, row, fake_engine, model, application)

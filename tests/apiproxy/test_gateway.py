@@ -1,0 +1,382 @@
+"""The gateway over a real socket, in front of a fake engine that can misbehave."""
+
+import json
+import socket
+import time
+
+import httpx2
+import pytest
+from django.utils import timezone
+
+from modelregistry.models import Replica, ServedModel
+from portal.keys.issuing import issue, revoke
+from portal.metering.models import Quota, UsageRecord
+from tests.apiproxy.conftest import until
+from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
+
+ERROR_KEYS = {"message", "type", "param", "code"}
+
+
+def error(response: httpx2.Response) -> dict:
+    found = response.json()["error"]
+    assert set(found) == ERROR_KEYS
+    assert response.headers["x-request-id"].startswith("req_")
+    return found
+
+
+def events(text: str) -> list[str]:
+    assert text.endswith("\n\n")
+    return [part.removeprefix("data: ") for part in text[:-2].split("\n\n")]
+
+
+# --- keys and models
+
+
+@pytest.mark.parametrize("header", [None, "", "Basic abc", "Bearer", "Bearer nonsense", "Bearer mdg_" + "a" * 38])
+def test_a_wrong_key_is_refused_in_openai_form(counter, header):
+    response = httpx2.get(f"{counter.url}/v1/models", headers={"authorization": header} if header is not None else {})
+    assert response.status_code == 401
+    assert error(response)["code"] == "invalid_api_key"
+
+
+def test_a_revoked_key_is_refused_within_two_seconds(counter):
+    assert counter.chat().status_code == 200
+    revoke(counter.key_row)
+    begun = time.monotonic()
+    until(lambda: counter.chat().status_code == 401, 5)
+    assert time.monotonic() - begun < 2
+
+
+def test_a_key_stops_when_its_owner_leaves_the_tenant(counter, alice, research):
+    alice.memberships.get(tenant=research).delete()
+    until(lambda: counter.chat().status_code == 401, 5)
+
+
+def test_an_expired_key_is_refused_without_any_change_in_the_database(counter, alice, research):
+    _, key = issue(tenant=research, user=alice, name="short", expires_at=timezone.now() + timezone.timedelta(seconds=3))
+    ask = {"url": f"{counter.url}/v1/models", "headers": {"authorization": f"Bearer {key}"}}
+    until(lambda: httpx2.get(**ask).status_code == 200, 3)
+    until(lambda: httpx2.get(**ask).status_code == 401, 5)
+
+
+def test_models_lists_what_the_key_may_use(counter, alice, research, sales):
+    from portal.keys.models import ModelAccess
+
+    other = ServedModel.objects.create(name="secret", engine="external", url="http://127.0.0.1:1")
+    ModelAccess.objects.create(model=other, tenant=sales)
+    ServedModel.objects.create(name="second", engine="external", url="http://127.0.0.1:1", context=4096)
+    until(lambda: len(counter.client.get("/v1/models").json()["data"]) == 2)
+    listed = counter.client.get("/v1/models").json()
+    assert listed["object"] == "list"
+    assert {model["id"] for model in listed["data"]} == {"fake", "second"}
+    assert counter.client.get("/v1/models/second").json()["max_model_len"] == 4096
+    assert error(counter.client.get("/v1/models/secret"))["code"] == "model_not_found"
+    assert error(counter.chat(model="secret"))["message"] == error(counter.chat(model="secret"))["message"]
+    assert counter.chat(model="secret").status_code == counter.chat(model="nonsense").status_code == 404
+
+
+def test_a_key_of_one_model_cannot_use_another(counter, alice, research):
+    other = ServedModel.objects.create(name="second", engine="external", url="http://127.0.0.1:1")
+    _, key = issue(tenant=research, user=alice, name="one", allowed_models=[other])
+    headers = {"authorization": f"Bearer {key}"}
+    counter.informed()
+    assert counter.client.get("/v1/models/second", headers=headers).status_code == 200
+    assert counter.client.get("/v1/models/fake", headers=headers).status_code == 404
+
+
+# --- bad requests
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b'{"model": "fake", ', "invalid_json"),
+        (b"[" * 100_000, "invalid_json"),
+        (b"[1]", "invalid_json"),
+        (b'{"messages": []}', "invalid_value"),
+        (b'{"model": 7}', "invalid_value"),
+        (b'{"model": "fake", "stream_options": 3}', "invalid_value"),
+        (b'\xff\xfe{"model"', "invalid_json"),
+    ],
+)
+def test_a_malformed_body_is_refused_and_reaches_no_engine(counter, body, code):
+    response = counter.client.post("/v1/chat/completions", content=body)
+    assert response.status_code == 400
+    assert error(response)["code"] == code
+    assert counter.engine.seen()["requests"] == []
+
+
+def test_other_paths_and_methods_are_not_passed_on(counter):
+    assert error(counter.client.post("/v1/pause", json={}))["code"] == "unknown_url"
+    assert error(counter.client.get("/v1/chat/completions"))["code"] == "method_not_allowed"
+    assert counter.client.get("/v1/chat/completions").status_code == 405
+    assert counter.client.post("/v1/models", json={}).status_code == 405
+    assert counter.engine.seen()["requests"] == []
+
+
+def test_a_body_over_the_bound_is_refused_before_it_is_read(counter, settings):
+    host, port = counter.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {counter.key}\r\n"
+        connection.sendall(f"{head}content-length: {settings.GATEWAY_MAX_BODY + 1}\r\n\r\n".encode())
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"request_too_large" in answer
+
+
+def test_refusals_are_in_the_owners_language(counter, alice):
+    assert "モデル" in error(counter.chat(model="nope"))["message"]
+    alice.language = "en"
+    alice.save()
+    until(lambda: "does not exist" in error(counter.chat(model="nope"))["message"])
+
+
+# --- relaying
+
+
+def test_a_unary_answer_comes_as_the_engine_gave_it_and_is_metered(counter):
+    response = counter.chat(user="dify-user-7")
+    assert response.json() == ANSWER
+    (row,) = counter.usage()
+    assert row.request_id == response.headers["x-request-id"]
+    assert (row.prompt_tokens, row.completion_tokens, row.status, row.estimated) == (7, 5, "finished", False)
+    assert (row.key, row.model, row.end_user) == (counter.key_row, "fake", "dify-user-7")
+
+
+def test_unknown_fields_reach_the_engine_untouched(counter):
+    more = {"chat_template_kwargs": {"enable_thinking": False}, "web_search": True, "日本語": None}
+    counter.chat(**more)
+    (seen,) = counter.engine.seen()["requests"]
+    assert {name: seen["body"][name] for name in more} == more
+    assert counter.key not in json.dumps(seen)
+
+
+def test_a_stream_is_metered_by_the_engines_usage_which_the_client_did_not_ask_for(counter):
+    with counter.stream() as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        got = events(response.read().decode())
+    assert got[-1] == "[DONE]"
+    assert all(json.loads(part)["choices"] and "usage" not in json.loads(part) for part in got[:-1])
+    assert counter.engine.seen()["requests"][0]["body"]["stream_options"] == {"include_usage": True}
+    (row,) = counter.usage()
+    assert (row.prompt_tokens, row.completion_tokens, row.status, row.estimated) == (7, 3, "finished", False)
+    assert row.first_token_ms is not None
+
+
+def test_a_client_that_asks_for_usage_gets_its_chunk(counter):
+    with counter.stream(stream_options={"include_usage": True}) as response:
+        got = events(response.read().decode())
+    assert json.loads(got[-2])["choices"] == []
+    assert json.loads(got[-2])["usage"]["total_tokens"] == 10
+
+
+def test_pieces_reach_the_client_while_the_engine_goes_on(counter):
+    script = [{"send": SSE}, {"events": 1}, {"hang": True}]
+    with counter.stream(script=script) as response:
+        assert next(response.iter_text()).startswith("data: ")
+        assert counter.engine.seen()["running"] == 1
+
+
+def test_a_stream_split_at_every_byte_and_with_crlf_is_put_right(counter):
+    whole = (token(0) + token(1) + FINISH + usage_event(7, 2) + DONE).replace("\n", "\r\n")
+    script = [{"send": SSE}, *({"send": chunk(byte)} for byte in whole), {"send": "0\r\n\r\n"}]
+    with counter.stream(script=script) as response:
+        text = response.read().decode()
+    assert "\r" not in text
+    assert [json.loads(part)["choices"][0]["delta"].get("content") for part in events(text)[:-1]] == [
+        "t0 ",
+        "t1 ",
+        None,
+    ]
+    assert counter.usage()[0].completion_tokens == 2
+
+
+# --- the client leaves
+
+
+def test_an_aborted_stream_stops_the_engine_and_counts_what_it_made(counter):
+    with counter.stream(script=[{"send": SSE}, {"events": 8}, {"hang": True}]) as response:
+        pieces = response.iter_text()
+        text = ""
+        while text.count("data: ") < 8:
+            text += next(pieces)
+        begun = time.monotonic()
+    until(lambda: counter.engine.seen()["left"] == 1)
+    assert time.monotonic() - begun < 1
+    (row,) = counter.usage()
+    assert (row.status, row.estimated, row.completion_tokens) == ("aborted", True, 7)
+    assert row.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("script", [[{"hang": True}], [{"send": SSE}, {"hang": True}]])
+def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(counter, script, stream):
+    body = {"model": "fake", "messages": [], "stream": stream, "script": script}
+    with pytest.raises(httpx2.ReadTimeout):
+        counter.client.post("/v1/chat/completions", json=body, timeout=0.3)
+    until(lambda: counter.engine.seen()["left"] == 1, 1)
+    assert counter.usage()[0].completion_tokens == 0
+
+
+# --- the engine fails
+
+
+def test_an_engine_that_dies_in_a_stream_is_told_by_an_error_event(counter):
+    with counter.stream(script=[{"send": SSE}, {"events": 3}, {"reset": True}]) as response:
+        got = events(response.read().decode())
+    assert set(json.loads(got[-2])["error"]) == ERROR_KEYS
+    assert got[-1] == "[DONE]"
+    (row,) = counter.usage()
+    assert (row.status, row.completion_tokens, row.estimated) == ("failed", 2, True)
+
+
+def test_done_after_an_engines_error_is_not_a_finish_and_its_words_are_kept_back(counter):
+    crash = (
+        'data: {"error": {"message": "EngineCore at /opt/vllm on http://10.0.0.9:8000 died", "code": 500}}\n\n' + DONE
+    )
+    script = [{"send": SSE}, {"events": 3}, {"send": chunk(crash) + "0\r\n\r\n"}]
+    with counter.stream(script=script) as response:
+        text = response.read().decode()
+    assert json.loads(events(text)[-2])["error"]["code"] == "engine_error"
+    assert text.count("[DONE]") == 1
+    assert "10.0.0.9" not in text
+    assert counter.usage()[0].status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ([{"reset": True}], 502),
+        ([{"send": "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"}, {"close": True}], 502),
+        ([{"send": "nonsense\r\n\r\n"}, {"close": True}], 502),
+        ([{"send": unary(500, {"error": {"message": "CUDA error at /srv/vllm"}})}], 502),
+        ([{"send": unary(401, {"error": "Unauthorized"})}], 502),
+    ],
+)
+def test_an_engine_that_fails_before_its_first_byte_becomes_an_honest_status(counter, script, status):
+    with counter.stream(script=script) as response:
+        response.read()
+        assert response.status_code == status
+        assert error(response)["code"] == "engine_error"
+        assert "/srv" not in response.text
+    assert counter.usage()[0].status == "failed"
+
+
+def test_an_engine_that_is_down_is_a_503_and_costs_nothing(counter):
+    replica = Replica.objects.get()
+    replica.url = "http://127.0.0.1:1"
+    replica.save()
+    counter.informed()
+    response = counter.chat()
+    assert response.status_code == 503
+    assert error(response)["code"] == "model_unavailable"
+    assert not UsageRecord.objects.exists()
+
+
+def test_another_replica_is_tried_when_one_refuses(counter):
+    down = {"host": Host.objects.get(), "index": 1, "state": Replica.State.READY, "url": "http://127.0.0.1:1"}
+    Replica.objects.create(model=counter.model, **down)
+    counter.informed()
+    assert [counter.chat().status_code for _ in range(6)] == [200] * 6
+
+
+def test_a_kept_alive_connection_that_the_engine_closes_is_not_a_failure(counter):
+    for _ in range(3):
+        answer = counter.chat(script=[{"send": unary(200, ANSWER)}, {"close": True}])
+        assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (
+            {
+                "error": {
+                    "code": 400,
+                    "message": "too long",
+                    "type": "exceed_context_size_error",
+                    "n_prompt_tokens": 9,
+                    "n_ctx": 8,
+                }
+            },
+            "context_length_exceeded",
+        ),
+        (
+            {
+                "error": {
+                    "message": "This model's maximum context length is 2048 tokens",
+                    "type": "BadRequestError",
+                    "param": None,
+                }
+            },
+            "context_length_exceeded",
+        ),
+        (
+            {"error": {"message": "temperature must be non-negative", "param": "temperature", "code": 400}},
+            "invalid_value",
+        ),
+        ({"detail": "no"}, "invalid_value"),
+    ],
+)
+def test_an_engines_refusal_is_translated(counter, body, code):
+    response = counter.chat(script=[{"send": unary(400, body)}])
+    assert response.status_code == 400
+    assert error(response)["code"] == code
+    assert counter.usage()[0].status == "refused"
+
+
+# --- limits
+
+
+def test_a_quota_of_the_day_is_hard_and_says_when_it_returns(counter, research):
+    Quota.objects.create(tenant=research, unit="requests", window="day", amount=3)
+    counter.informed()
+    answers = [counter.chat() for _ in range(5)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
+    assert error(answers[3])["code"] == "insufficient_quota"
+    assert "JST" in error(answers[3])["message"]
+    assert answers[3].headers["x-should-retry"] == "false"
+    assert answers[3].headers["x-ratelimit-remaining-requests"] == "0"
+    assert len(counter.usage(3)) == 3
+
+
+def test_rate_headers_are_true(counter, alice):
+    Quota.objects.create(user=alice, unit="requests", window="minute", amount=1000)
+    counter.informed()
+    first, second = counter.chat().headers, counter.chat().headers
+    assert int(first["x-ratelimit-remaining-requests"]) - int(second["x-ratelimit-remaining-requests"]) == 1
+    assert first["x-ratelimit-reset-requests"].endswith("s")
+
+
+def test_zero_blocks(counter):
+    Quota.objects.create(key=counter.key_row, unit="tokens", window="month", amount=0)
+    counter.informed()
+    assert counter.chat().status_code == 429
+
+
+def test_a_quota_made_later_knows_what_was_used_before(counter, research):
+    counter.chat()
+    counter.usage(1)
+    Quota.objects.create(tenant=research, unit="tokens", window="day", amount=12)
+    counter.informed()
+    assert counter.chat().status_code == 429
+
+
+# --- other
+
+
+def test_what_an_event_looks_like_is_not_changed(counter):
+    odd = event([{"index": 0, "delta": {"content": 'say "usage" and "error"'}, "finish_reason": None}])
+    script = [{"send": SSE}, {"send": chunk(odd + FINISH + usage_event(1, 1) + DONE) + "0\r\n\r\n"}]
+    with counter.stream(script=script) as response:
+        assert response.read().decode().startswith(odd)
+
+
+def test_probes_answer_without_a_key(counter):
+    assert httpx2.get(f"{counter.url}/healthz").text == "ok\n"
+    assert httpx2.get(f"{counter.url}/readyz").status_code == 200
+    counter.chat()
+    text = httpx2.get(f"{counter.url}/metrics").text
+    assert 'madoguchi_tokens_total{model="fake",kind="completion"} 5' in text
+    assert counter.key not in text

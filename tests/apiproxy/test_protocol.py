@@ -1,0 +1,177 @@
+import json
+
+import pytest
+
+from apiproxy import protocol
+from apiproxy.assembly import Assembly
+from apiproxy.errors import MESSAGES, BadRequest, ContextExceeded, EngineFailed, Refusal
+from apiproxy.protocol import ENDPOINTS, Tokens
+from tests.engine import event
+
+CHAT = ENDPOINTS["/v1/chat/completions"]
+
+
+def sent(fields: dict, model: str = "m", **more) -> dict:
+    call = protocol.parse(json.dumps({"model": "m", **fields}).encode())
+    return json.loads(protocol.upstream_body(call, CHAT, model, force_stream=more.get("force_stream", False)))
+
+
+def test_a_body_that_needs_no_change_is_not_touched():
+    body = b'{ "model" : "m", "temperature":0.50, "x":[1,  2] }'
+    call = protocol.parse(body)
+    assert protocol.upstream_body(call, CHAT, "m", force_stream=False) is body
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"stream": True},
+        {"stream": True, "stream_options": {}},
+        {"stream": True, "stream_options": {"include_usage": False}},
+    ],
+)
+def test_usage_is_asked_for_in_every_stream(fields):
+    assert sent(fields) == {"model": "m", **fields, "stream_options": {"include_usage": True}}
+
+
+def test_other_stream_options_stay():
+    options = {"continuous_usage_stats": True}
+    assert sent({"stream": True, "stream_options": options})["stream_options"] == {**options, "include_usage": True}
+
+
+def test_nothing_is_ever_sent_as_null():
+    assert b"null" not in json.dumps(sent({"stream": True})).encode()
+
+
+@pytest.mark.parametrize("stream", [{}, {"stream": False}])
+def test_a_unary_call_can_be_made_a_stream(stream):
+    assert sent(stream, force_stream=True) == {"model": "m", "stream": True, "stream_options": {"include_usage": True}}
+
+
+def test_the_model_can_have_another_name_at_the_engine():
+    assert sent({"x": 1}, model="org/other") == {"model": "org/other", "x": 1}
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (
+            b'{"choices":[{"message":{"content":"the \\"usage\\": {\\"prompt_tokens\\": 99}"}}],"usage":{"prompt_tokens":1}}',
+            1,
+        ),
+        (b'{"usage" : {"prompt_tokens": 2}, "timings": {}}', 2),
+        (b'{"usage": null, "role": "usage"}', None),
+        (b"not json", None),
+        (b'{"usage": {"prompt_tokens": ', None),
+    ],
+)
+def test_usage_is_found_in_unary_answers(body, expected):
+    found = protocol.usage_in(body)
+    assert (found and found["prompt_tokens"]) == expected
+
+
+def test_nonsense_in_usage_counts_as_nothing():
+    assert protocol.tokens({"prompt_tokens": -1, "completion_tokens": "x", "prompt_tokens_details": None}) == Tokens()
+
+
+def test_details_of_usage_are_read():
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 20,
+        "prompt_tokens_details": {"cached_tokens": 4},
+        "completion_tokens_details": {"reasoning_tokens": 8},
+    }
+    assert protocol.tokens(usage) == Tokens(prompt=10, cached=4, completion=20, reasoning=8)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+def test_what_is_not_about_the_request_is_the_engines_failure(status):
+    assert isinstance(protocol.engine_refusal(status, b"{}"), EngineFailed)
+
+
+def test_an_engines_sentence_goes_on_without_addresses_and_paths():
+    body = b'{"error": {"message": "bad top_p, see http://10.1.2.3:8000/docs or /srv/models/a/config.json"}}'
+    refusal = protocol.engine_refusal(400, body)
+    assert isinstance(refusal, BadRequest)
+    message = refusal.message("en")
+    assert "bad top_p" in message
+    assert "10.1.2.3" not in message
+    assert "/srv" not in message
+
+
+def test_a_context_error_tells_the_numbers():
+    body = b'{"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 3000, "n_ctx": 2048, "message": "x"}}'
+    refusal = protocol.engine_refusal(400, body)
+    assert isinstance(refusal, ContextExceeded)
+    assert "3,000 > 2,048" in refusal.message("ja")
+
+
+def test_an_estimate_counts_prompt_and_answer():
+    call = protocol.parse(b'{"model":"m","max_tokens":50,"n":2,"prompt":"' + b"x" * 260 + b'"}')
+    assert call.estimate == pytest.approx(100 + 100, abs=5)
+
+
+def test_every_refusal_can_be_told_in_both_languages():
+    for texts in MESSAGES.values():
+        assert set(texts) == {"en", "ja"}
+    facts = {"path": "p", "method": "GET", "model": "m", "task": "chat", "detail": "d", "numbers": "", "limit": 1}
+    facts |= {"scope": "key", "amount": "1", "unit": "tokens", "window": "day", "seconds": 1, "returns": "r"}
+    for text in MESSAGES:
+        assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
+
+
+def assembled(*events: str, usage: dict | None = None) -> dict:
+    assembly = Assembly()
+    for one in events:
+        assembly.feed(one.encode())
+    return json.loads(assembly.body(usage))
+
+
+def delta(**fields) -> str:
+    return event([{"index": 0, "delta": fields, "finish_reason": None}])
+
+
+def test_a_stream_is_put_together_into_a_unary_answer():
+    answer = assembled(
+        delta(role="assistant", content=None),
+        delta(content="Hel"),
+        delta(content="lo"),
+        event([{"index": 0, "delta": {}, "finish_reason": "stop"}], timings={"predicted_n": 2}),
+        "data: [DONE]\n\n",
+        usage={"total_tokens": 9},
+    )
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"] == [
+        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}
+    ]
+    assert answer["usage"] == {"total_tokens": 9}
+    assert answer["timings"] == {"predicted_n": 2}
+
+
+def test_tool_calls_and_reasoning_are_put_together():
+    def part(**call) -> str:
+        return delta(tool_calls=[{"index": 0, **call}])
+
+    answer = assembled(
+        delta(role="assistant", content=None),
+        delta(reasoning_content="hm"),
+        part(id="call_1", type="function", function={"name": "weather", "arguments": ""}),
+        part(function={"arguments": '{"city":'}),
+        part(function={"arguments": '"Tokyo"}'}),
+    )
+    message = answer["choices"][0]["message"]
+    assert message["content"] is None
+    assert message["reasoning_content"] == "hm"
+    function = {"name": "weather", "arguments": '{"city":"Tokyo"}'}
+    assert message["tool_calls"] == [{"id": "call_1", "type": "function", "function": function}]
+
+
+def test_text_completions_and_logprobs_are_put_together():
+    def part(text: str, logprob: float) -> str:
+        more = {"tokens": [text], "token_logprobs": [logprob]}
+        return event([{"index": 1, "text": text, "logprobs": more, "finish_reason": None}], object="text_completion")
+
+    answer = assembled(part("a", -1.0), part("b", -2.0))
+    assert answer["object"] == "text_completion"
+    assert answer["choices"][0]["text"] == "ab"
+    assert answer["choices"][0]["logprobs"] == {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0]}

@@ -1,0 +1,174 @@
+"""A fake engine, a process of its own: does what the request tells it to, as real engines cannot be made to do.
+
+`python tests/engine.py` prints its port. A body with `"script": [step, …]` is answered by those steps:
+
+    {"send": text}              raw bytes (latin-1)
+    {"events": n, "every": s}   chat chunks
+    {"wait": s}
+    {"hang": true}              until the client leaves
+    {"close": true}  {"reset": true}
+
+Without a script: a chat answer, streamed if asked. `GET /seen` tells what it has seen.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.request import urlopen
+
+SSE = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def chunk(text: str) -> str:
+    """As HTTP/1.1's chunked coding frames it."""
+    return f"{len(text.encode('latin-1')):x}\r\n{text}\r\n"
+
+
+def event(choices: list[dict[str, Any]], **more: Any) -> str:
+    fields = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "fake", "choices": choices, **more}
+    return f"data: {json.dumps(fields)}\n\n"
+
+
+def token(index: int) -> str:
+    return event([{"index": 0, "delta": {"content": f"t{index} "}, "finish_reason": None}])
+
+
+FINISH = event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
+DONE = "data: [DONE]\n\n"
+
+
+def usage_event(prompt: int, completion: int) -> str:
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return event([], usage=usage)
+
+
+def unary(status: int, body: dict[str, Any]) -> str:
+    text = json.dumps(body)
+    return f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n{text}"
+
+
+ANSWER = {
+    "id": "c1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "fake",
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello"}, "finish_reason": "stop"}],
+    "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12},
+}
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.seen: dict[str, Any] = {"requests": [], "running": 0, "left": 0, "connections": 0}
+
+    async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.seen["connections"] += 1
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await self.request(reader, writer):
+                pass
+        writer.close()
+
+    async def request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        lines = head.split("\r\n")
+        method, path, _ = lines[0].split(" ")
+        headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        if method == "GET":
+            writer.write(unary(200, self.seen if path == "/seen" else {"status": "ok", "data": []}).encode())
+            return True
+        fields = json.loads(body)
+        self.seen["requests"].append({"path": path, "headers": headers, "body": fields})
+        self.seen["running"] += 1
+        gone = asyncio.ensure_future(self.gone(reader))
+        work = asyncio.ensure_future(self.play(fields.get("script") or default(fields), writer))
+        await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
+        self.seen["running"] -= 1
+        if not work.done():
+            self.seen["left"] += 1
+            work.cancel()
+            return False
+        gone.cancel()
+        return not work.exception() and work.result()
+
+    async def gone(self, reader: asyncio.StreamReader) -> None:
+        """Returns when the client closes; a client that writes on (it never does) would wait."""
+        while not reader.at_eof():
+            await asyncio.sleep(0.005)
+            if reader._buffer:
+                return
+
+    async def play(self, script: list[dict[str, Any]], writer: asyncio.StreamWriter) -> bool:
+        for step in script:
+            if "send" in step:
+                writer.write(step["send"].encode("latin-1"))
+                await writer.drain()
+            if "events" in step:
+                for index in range(step["events"]):
+                    writer.write(chunk(token(index)).encode())
+                    await writer.drain()
+                    await asyncio.sleep(step.get("every", 0))
+            await asyncio.sleep(step.get("wait", 0))
+            if "hang" in step:
+                await asyncio.sleep(3600)
+            if "close" in step:
+                return False
+            if "reset" in step:
+                linger = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                writer.transport.abort()
+                return False
+        return True
+
+
+def default(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    if "input" in fields:
+        data = [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}]
+        return [
+            {"send": unary(200, {"object": "list", "data": data, "usage": {"prompt_tokens": 4, "total_tokens": 4}})}
+        ]
+    if not fields.get("stream"):
+        return [{"send": unary(200, ANSWER)}]
+    told = (fields.get("stream_options") or {}).get("include_usage")
+    end = FINISH + (usage_event(7, 3) if told else "") + DONE
+    return [{"send": SSE}, {"events": 3}, {"send": chunk(end) + "0\r\n\r\n"}]
+
+
+async def main() -> None:
+    server = await asyncio.start_server(Engine().connection, "127.0.0.1", 0, limit=2**26)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+@dataclass
+class Running:
+    """A fake engine under way."""
+
+    url: str
+    process: "subprocess.Popen[str]"
+
+    def seen(self) -> dict[str, Any]:
+        with urlopen(f"{self.url}/seen") as answer:
+            return json.load(answer)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Running]:
+    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield Running(f"http://127.0.0.1:{int(process.stdout.readline())}", process)
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
