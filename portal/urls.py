@@ -1,4 +1,17 @@
-from django.contrib import admin
-from django.urls import path
+"""Which part of the site answers which address. /v1 is not here: portal.asgi gives it to the gateway."""
 
-urlpatterns = [path("admin/", admin.site.urls)]
+from django.contrib import admin
+from django.urls import include, path
+from django.views.i18n import set_language
+
+from portal.console.views import admin_sign_in
+
+urlpatterns = [
+    path("", include("portal.console.urls")),
+    path("", include("portal.accounts.urls")),
+    path("keys/", include("portal.keys.urls")),
+    path("usage/", include("portal.metering.urls")),
+    path("language/", set_language, name="set_language"),
+    path("admin/login/", admin_sign_in),
+    path("admin/", admin.site.urls),
+]

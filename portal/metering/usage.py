@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 from django.db import transaction
-from django.db.models import Count, F, QuerySet, Sum
+from django.db.models import Count, F, Q, QuerySet, Sum
 from django.db.models.functions import TruncDate
 
 from portal.accounts.models import User
@@ -18,6 +18,7 @@ SUMS = {
     "prompt_tokens": Sum("prompt_tokens", default=0),
     "completion_tokens": Sum("completion_tokens", default=0),
 }
+ESTIMATED = Count("id", filter=Q(estimated=True))
 
 
 def record(rows: Iterable[UsageRecord]) -> None:
@@ -45,5 +46,13 @@ def by(records: QuerySet[UsageRecord], *fields: str) -> list[dict[str, Any]]:
 
 
 def by_day_and_model(records: QuerySet[UsageRecord], zone: Any) -> list[dict[str, Any]]:
-    """As `by`, with `day` (a date in `zone`) and `model`."""
-    return by(records.annotate(day=TruncDate("started_at", tzinfo=zone)), "day", "model")
+    """As `by`, with `day` (a date in `zone`), `model` and `estimated` (how many of the requests are)."""
+    days = records.annotate(day=TruncDate("started_at", tzinfo=zone)).values("day", "model")
+    rows = days.annotate(**SUMS, estimated=ESTIMATED, total_tokens=F("prompt_tokens") + F("completion_tokens"))
+    return [dict(row) for row in rows.order_by("day", "model")]
+
+
+def total(records: QuerySet[UsageRecord]) -> dict[str, Any]:
+    """Requests and tokens of all these records, with `total_tokens` and `estimated`. One query."""
+    sums = records.aggregate(**SUMS, estimated=ESTIMATED)
+    return {**sums, "total_tokens": sums["prompt_tokens"] + sums["completion_tokens"]}

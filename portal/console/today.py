@@ -1,0 +1,59 @@
+"""A person's use of late, for their home page."""
+
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from portal.accounts.models import User
+from portal.metering import periods
+from portal.metering.chart import Chart, chart
+from portal.metering.usage import by_day_and_model, visible_to
+
+DAYS = 14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recent:
+    """Today, this month, and 14 days with today. `change`: the last 7 days against the 7 before, in per cent."""
+
+    today: dict[str, int]
+    month: dict[str, int]
+    chart: Chart
+    rows: list[dict[str, Any]]
+    change: int | None
+
+    @property
+    def less(self) -> int | None:
+        return -self.change if self.change is not None and self.change < 0 else None
+
+
+def recent(user: User, zone: ZoneInfo, now: datetime) -> Recent:
+    """One query."""
+    month = periods.period("this-month", now, zone)
+    fortnight = periods.period(str(DAYS), now, zone)
+    both = periods.Period(name="", first=min(month.first, fortnight.first), last=month.last, zone=zone)
+    rows = by_day_and_model(both.of(visible_to(user)), zone)
+    recently = [row for row in rows if row["day"] >= fortnight.first]
+    return Recent(
+        today=added([row for row in rows if row["day"] == month.last]),
+        month=added([row for row in rows if row["day"] >= month.first]),
+        chart=chart(recently, fortnight.days),
+        rows=recently[::-1],
+        change=change(recently, month.last),
+    )
+
+
+def added(rows: list[dict[str, Any]]) -> dict[str, int]:
+    return {
+        name: sum(row[name] for row in rows)
+        for name in ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated")
+    }
+
+
+def change(rows: list[dict[str, Any]], today: date) -> int | None:
+    """None when there is nothing to compare with."""
+    week = today - timedelta(days=6)
+    latest = sum(row["total_tokens"] for row in rows if row["day"] >= week)
+    before = sum(row["total_tokens"] for row in rows if row["day"] < week)
+    return round(100 * (latest - before) / before) if before else None

@@ -1,0 +1,9 @@
+from django.urls import path
+
+from portal.console import views
+
+urlpatterns = [
+    path("", views.home, name="home"),
+    path("models/", views.models, name="models"),
+    path("favicon.ico", views.favicon),
+]

@@ -1,0 +1,66 @@
+"""Home and the catalogue of models."""
+
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.templatetags.static import static
+from django.utils import timezone
+from django.views.decorators.http import require_GET
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import User
+from portal.console import today
+from portal.console.clock import zone_of
+from portal.keys import access, keyring
+from portal.keys.calling import calls
+from portal.keys.example import base_url, example
+from portal.keys.forms import tenants_of
+from portal.metering.allowance import allowances
+
+
+@login_required
+@require_GET
+def home(request: HttpRequest) -> HttpResponse:
+    """My keys, how to call, what I used and what is left."""
+    assert isinstance(request.user, User)
+    now, zone = timezone.now(), zone_of(request.user)
+    tenants = list(tenants_of(request.user))
+    newest = keyring.working(request.user).first()
+    offered = access.offers(access.open_to_key(newest) if newest else access.open_to(tenants))
+    context = {
+        "zone": zone,
+        "tenants": tenants,
+        "keys": keyring.held(keyring.working(request.user), now),
+        "example": example(request, offered),
+        "answering": [offer for offer in offered if offer.state is access.Liveness.UP],
+        "allowances": allowances(request.user, zone, now),
+        "usage": today.recent(request.user, zone, now),
+    }
+    return render(request, "console/home.html", context)
+
+
+@login_required
+@require_GET
+def models(request: HttpRequest) -> HttpResponse:
+    """The models that this person may call; all of them for operators."""
+    assert isinstance(request.user, User)
+    everything = ServedModel.objects.filter(enabled=True)
+    offered = access.offers(everything if request.user.is_staff else access.open_to(tenants_of(request.user)))
+    url = base_url(request)
+    offered.sort(key=access.promise)
+    context = {"models": [(offer, calls(offer, base_url=url)) for offer in offered], "base_url": url}
+    return render(request, "console/models.html", context)
+
+
+def favicon(request: HttpRequest) -> HttpResponse:
+    """For pages that do not name their icon: Django's admin, error pages of servers in front."""
+    return redirect(static("favicon.svg"))
+
+
+def admin_sign_in(request: HttpRequest) -> HttpResponse:
+    """Stands where Django's admin has a sign-in page of its own: there is one way in, and it is throttled."""
+    if request.user.is_authenticated:
+        raise PermissionDenied
+    return redirect_to_login(request.GET.get("next", "/admin/"))

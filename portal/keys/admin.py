@@ -1,0 +1,59 @@
+"""Keys for operators: to look at, rename, restrict and revoke. A key is issued where it can be shown: not here."""
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from portal.keys import issuing, keyring
+from portal.keys.models import ApiKey, ModelAccess
+
+
+@admin.action(description=_("Revoke the chosen API keys for good"), permissions=["change"])
+def revoke(page: admin.ModelAdmin, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:  # type: ignore[type-arg]
+    alive = [key for key in keys if key.revoked_at is None]
+    for key in alive:
+        issuing.revoke(key)
+        page.log_change(request, key, "revoked")
+    text = ngettext("%(count)s API key revoked.", "%(count)s API keys revoked.", len(alive))
+    page.message_user(request, text % {"count": len(alive)}, messages.SUCCESS)
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ["prefix", "name", "tenant", "user", "service", "state", "last_used_at", "expires_at"]
+    list_filter = ["tenant", ("revoked_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["tenant", "user"]
+    search_fields = ["prefix", "name", "service", "user__username"]
+    actions = [revoke]
+    filter_horizontal = ["allowed_models"]
+    fields = [
+        "prefix", "name", "tenant", "user", "service", "allowed_models", "expires_at",
+        "state", "revoked_at", "last_used_at", "created_at", "created_by",
+    ]  # fmt: skip
+    # Whose key it is cannot change: the person who holds its text stays the same.
+    readonly_fields = [
+        "prefix", "tenant", "user", "service", "state", "revoked_at", "last_used_at", "created_at", "created_by",
+    ]  # fmt: skip
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
+        return keyring.with_usable(super().get_queryset(request))
+
+    @admin.display(description=_("state"))
+    def state(self, key: ApiKey) -> str:
+        return str(keyring.state(key).label)
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        # Usage refers to keys for as long as it is kept. Revoking ends one.
+        return False
+
+
+@admin.register(ModelAccess)
+class ModelAccessAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    list_display = ["model", "tenant"]
+    list_filter = ["tenant", "model"]
+    list_select_related = ["model", "tenant"]

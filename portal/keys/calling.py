@@ -1,0 +1,106 @@
+"""Ready-to-paste ways to call a model: curl, Python, Dify. Pure text; what is shown must run as it stands."""
+
+import json
+from dataclasses import dataclass
+
+from django.utils.translation import gettext as _
+
+from portal.keys.access import Offer
+
+# Dify asks for a number; this is what its form proposes, taken when the operator has not stated the model's own.
+DIFY_CONTEXT = 4096
+# The variable that the OpenAI SDK reads by itself, used where the key cannot be shown any more.
+VARIABLE = "OPENAI_API_KEY"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """One model and key, three ways. `python` is empty for tasks that the OpenAI SDK has no call for."""
+
+    curl: str
+    python: str
+    dify: list[tuple[str, str]]
+
+
+def calls(offer: Offer, *, base_url: str, key: str = "") -> Calls:
+    """The calls of a model at `base_url` (ends in /v1). Without a key they read it from the environment."""
+    return Calls(
+        curl=curl(offer, base_url, key),
+        python=python(offer, base_url, key),
+        dify=dify(offer, base_url, key),
+    )
+
+
+def question(task: str) -> tuple[str, dict[str, object]]:
+    """The path after /v1 and the rest of the body for a first try of such a model."""
+    if task == "embedding":
+        return "/embeddings", {"input": _("Where do I hand in travel expenses?")}
+    if task == "rerank":
+        documents = [_("Travel expenses go to accounting."), _("The canteen opens at 11:30.")]
+        return "/rerank", {"query": _("Where do I hand in travel expenses?"), "documents": documents}
+    return "/chat/completions", {"messages": [{"role": "user", "content": _("Introduce yourself in one sentence.")}]}
+
+
+def curl(offer: Offer, base_url: str, key: str) -> str:
+    path, body = question(offer.task)
+    # An apostrophe would end the shell's quotes around the body (translations may well hold one).
+    text = json.dumps({"model": offer.name, **body}, ensure_ascii=False).replace("'", "\\u0027")
+    return (
+        f"curl {base_url}{path} \\\n"
+        f'  -H "Authorization: Bearer {key or "$" + VARIABLE}" \\\n'
+        f'  -H "Content-Type: application/json" \\\n'
+        f"  -d '{text}'"
+    )
+
+
+def python(offer: Offer, base_url: str, key: str) -> str:
+    given = f', api_key="{key}"' if key else ""
+    head = f'from openai import OpenAI\n\nclient = OpenAI(base_url="{base_url}"{given})\n'
+    __, body = question(offer.task)
+    if offer.task == "embedding":
+        return (
+            f"{head}answer = client.embeddings.create(\n"
+            f'    model="{offer.name}",\n'
+            f"    input={literal(body['input'])},\n)\n"
+            "print(len(answer.data[0].embedding))"
+        )
+    if offer.task == "rerank":
+        return ""
+    return (
+        f"{head}stream = client.chat.completions.create(\n"
+        f'    model="{offer.name}",\n'
+        f"    messages={literal(body['messages'])},\n"
+        "    stream=True,\n)\n"
+        "for chunk in stream:\n"
+        "    if chunk.choices:\n"
+        '        print(chunk.choices[0].delta.content or "", end="", flush=True)\n'
+        "print()"
+    )
+
+
+def literal(value: object) -> str:
+    """As Python source. JSON with texts, lists and objects alone is the same in Python."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def dify(offer: Offer, base_url: str, key: str) -> list[tuple[str, str]]:
+    """Fields of Dify's provider "OpenAI-API-compatible", named as its English form names them (0.0.63)."""
+    kind = {"embedding": "Text Embedding", "rerank": "Rerank"}.get(offer.task, "LLM")
+    context = offer.context or DIFY_CONTEXT
+    fields = [
+        ("Model Type", kind),
+        ("Model Name", offer.name),
+        ("API Key", key or _("your API key")),
+        ("API endpoint URL", base_url),
+    ]
+    if kind != "LLM":
+        return [*fields, ("Model context size", str(context))]
+    return [
+        *fields,
+        ("Completion mode", "Chat"),
+        ("Model context size", str(context)),
+        # An answer longer than half the context leaves no room for the question.
+        ("Upper bound for max tokens", str(min(DIFY_CONTEXT, max(1, context // 2)))),
+        ("Stream mode auth", "Use"),
+        ("Delimiter for streaming results", r"\n\n"),
+    ]

@@ -1,0 +1,32 @@
+"""The example that pages show for a key: the model that is best to try now, called in three ways."""
+
+from dataclasses import dataclass
+
+from django.conf import settings
+from django.http import HttpRequest
+
+from portal.keys import access
+from portal.keys.calling import Calls, calls
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """How to call `offer`. `base_url` ends in /v1."""
+
+    offer: access.Offer
+    calls: Calls
+    base_url: str
+
+
+def base_url(request: HttpRequest) -> str:
+    """The address that clients of the API are given: PUBLIC_URL, else the one that this person's browser used."""
+    return f"{settings.PUBLIC_URL or request.build_absolute_uri('/').rstrip('/')}/v1"
+
+
+def example(request: HttpRequest, offered: list[access.Offer], text: str = "") -> Example | None:
+    """An example with the key's text, or without it reading the key from the environment. None: there is no model."""
+    offer = access.to_try(offered)
+    if offer is None:
+        return None
+    url = base_url(request)
+    return Example(offer=offer, calls=calls(offer, base_url=url, key=text), base_url=url)

@@ -1,0 +1,113 @@
+"""Geometry of a chart of tokens by day, stacked by model. Pure: rows in, numbers for a template out."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+HEIGHT = 100
+SLOT = 10  # width of a day: 7 of bar, 3 of air
+BAR = 7
+# Shades that can be told apart; the models used least share the last.
+SHADES = 4
+LABELS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One model's share of a bar. `shade` counts from 1, in the order of Chart.legend."""
+
+    y: float
+    height: float
+    shade: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A day. `labelled`: the axis names this day."""
+
+    day: date
+    x: float
+    tokens: int
+    requests: int
+    parts: tuple[Part, ...]
+    labelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """`top` is the value at the upper edge, from zero below. `legend`: (model, tokens); "" stands for all others."""
+
+    bars: tuple[Bar, ...]
+    legend: tuple[tuple[str, int], ...]
+    top: int
+    width: int
+
+    @property
+    def middle(self) -> int:
+        return self.top // 2
+
+    @property
+    def peak(self) -> Bar:
+        return max(self.bars, key=lambda bar: bar.tokens)
+
+
+def chart(rows: Iterable[dict[str, Any]], days: list[date]) -> Chart:
+    """A chart of these days from rows of `by_day_and_model`; days without rows are there with nothing."""
+    tokens: dict[date, Counter[str]] = defaultdict(Counter)
+    requests: Counter[date] = Counter()
+    models: Counter[str] = Counter()
+    for row in rows:
+        tokens[row["day"]][row["model"]] += row["total_tokens"]
+        requests[row["day"]] += row["requests"]
+        models[row["model"]] += row["total_tokens"]
+    legend = shaded(models)
+    top = round_up(max((tokens[day].total() for day in days), default=0))
+    step = -(-len(days) // LABELS)
+    return Chart(
+        bars=tuple(
+            Bar(
+                day=day,
+                x=n * SLOT + (SLOT - BAR) / 2,
+                tokens=tokens[day].total(),
+                requests=requests[day],
+                parts=parts(tokens[day], [name for name, __ in legend], top),
+                labelled=(len(days) - 1 - n) % step == 0,
+            )
+            for n, day in enumerate(days)
+        ),
+        legend=legend,
+        top=top,
+        width=len(days) * SLOT,
+    )
+
+
+def shaded(models: Counter[str]) -> tuple[tuple[str, int], ...]:
+    """The models that get a shade of their own, most used first, and the rest together as ""."""
+    ordered = models.most_common()
+    if len(ordered) <= SHADES:
+        return tuple(ordered)
+    return (*ordered[: SHADES - 1], ("", sum(count for __, count in ordered[SHADES - 1 :])))
+
+
+def parts(tokens: Counter[str], named: list[str], top: int) -> tuple[Part, ...]:
+    """A bar from the ground up, in the order of the legend."""
+    counts = [tokens[name] if name else sum(tokens[m] for m in tokens if m not in named) for name in named]
+    made = []
+    y = float(HEIGHT)
+    for shade, count in enumerate(counts, 1):
+        height = HEIGHT * count / top if top else 0.0
+        y -= height
+        if count:
+            made.append(Part(round(y, 2), round(height, 2), shade))
+    return tuple(made)
+
+
+def round_up(value: int) -> int:
+    """The next value that is fit for an axis: one even digit (or 1) and zeros, so that its half is round as well."""
+    if value <= 0:
+        return 0
+    power: int = 10 ** (len(str(value)) - 1)
+    tops = (max(step * power, 2) for step in (1, 2, 4, 6, 8, 10))
+    return next(top for top in tops if top >= value)

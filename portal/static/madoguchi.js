@@ -1,0 +1,87 @@
+// What pages cannot do without a script: copy, switch colours, send a form once. Everything else works without.
+
+const said = document.querySelector("[data-said]");
+let silence;
+
+function say(text) {
+  said.textContent = text;
+  clearTimeout(silence);
+  silence = setTimeout(() => { said.textContent = ""; }, 4000);
+}
+
+// The clipboard API is there on https and localhost only; in a company's network a plain http address is common.
+function copyWithoutClipboard(text) {
+  const area = document.createElement("textarea");
+  area.value = text;
+  area.className = "unseen";
+  document.body.append(area);
+  area.select();
+  const done = document.execCommand("copy");
+  area.remove();
+  return done;
+}
+
+async function copy(text) {
+  if (!navigator.clipboard) return copyWithoutClipboard(text);
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    return copyWithoutClipboard(text);
+  }
+}
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const done = await copy(document.getElementById(button.dataset.copy).textContent);
+    button.focus();
+    button.classList.toggle("done", done);
+    say(done ? said.dataset.copied : said.dataset.failed);
+  });
+}
+
+const THEMES = ["system", "light", "dark"];
+const root = document.documentElement;
+const themeSwitch = document.querySelector("[data-theme-switch]");
+
+function showTheme() {
+  const theme = root.dataset.theme ?? "system";
+  themeSwitch.title = themeSwitch.dataset[theme];
+  themeSwitch.setAttribute("aria-label", themeSwitch.dataset[theme]);
+}
+
+if (themeSwitch) {
+  themeSwitch.hidden = false;
+  showTheme();
+  themeSwitch.addEventListener("click", () => {
+    const next = THEMES[(THEMES.indexOf(root.dataset.theme ?? "system") + 1) % THEMES.length];
+    if (next === "system") delete root.dataset.theme;
+    else root.dataset.theme = next;
+    // The server renders the next page with it, so that no page flashes in the other colours.
+    document.cookie = `theme=${next}; path=/; max-age=31536000; samesite=lax`;
+    showTheme();
+    say(themeSwitch.dataset[next]);
+  });
+}
+
+for (const form of document.querySelectorAll("form[data-once]")) {
+  form.addEventListener("submit", () => {
+    for (const button of form.querySelectorAll("button")) button.disabled = true;
+  });
+}
+// A page that the browser kept (Back) has its buttons again.
+window.addEventListener("pageshow", () => {
+  for (const button of document.querySelectorAll("form[data-once] button")) button.disabled = false;
+});
+
+// The first wrong field has the focus.
+document.querySelector(".wrong :is(input, select)")?.focus();
+
+// Menus close as people expect.
+for (const menu of document.querySelectorAll("details.menu")) {
+  document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });
+  menu.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") { menu.open = false; menu.querySelector("summary").focus(); }
+  });
+}

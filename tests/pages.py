@@ -1,0 +1,50 @@
+"""What pages show, made in one line each."""
+
+from datetime import datetime
+from uuid import uuid4
+
+from django.utils import timezone
+
+from modelregistry.models import Host, Replica, ServedModel
+from portal.accounts.models import Tenant, User
+from portal.keys import issuing
+from portal.keys.models import ApiKey
+from portal.metering.models import UsageRecord
+
+
+def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", context: int | None = 4096) -> ServedModel:
+    """A model with one replica in this state."""
+    model = ServedModel.objects.create(name=name, engine="llama.cpp", path=f"/{name}.gguf", task=task, context=context)
+    host, _ = Host.objects.get_or_create(name="gpu-01")
+    Replica.objects.create(model=model, host=host, state=state)
+    return model
+
+
+def key_of(user: User, tenant: Tenant, name: str = "laptop", **more) -> ApiKey:
+    key, _ = issuing.issue(tenant=tenant, user=user, name=name, **more)
+    return key
+
+
+def use(
+    key: ApiKey,
+    *,
+    tokens: tuple[int, int] = (10, 5),
+    at: datetime | None = None,
+    model: str = "qwen",
+    estimated: bool = False,
+) -> UsageRecord:
+    """One request with this key: (prompt, completion) tokens."""
+    return UsageRecord.objects.create(
+        request_id=uuid4().hex,
+        key=key,
+        user=key.user,
+        tenant=key.tenant,
+        model=model,
+        endpoint="chat/completions",
+        started_at=at or timezone.now(),
+        duration_ms=100,
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
+        status="finished",
+        estimated=estimated,
+    )

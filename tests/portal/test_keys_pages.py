@@ -1,0 +1,345 @@
+"""The pages of one's own API keys."""
+
+import json
+import logging
+import re
+import shlex
+from datetime import timedelta
+
+import pytest
+from django.contrib.sessions.models import Session
+from django.core import serializers
+from django.utils import timezone
+
+from modelregistry.models import Replica
+from portal.keys import once, secret
+from portal.keys.models import ApiKey, ModelAccess
+from tests.conftest import person
+from tests.pages import key_of, serve, use
+
+pytestmark = pytest.mark.django_db
+WHOLE_KEY = re.compile(r"mdg_[0-9A-Za-z]{38}")
+
+
+@pytest.fixture
+def as_alice(client, alice):
+    client.force_login(alice)
+    return client
+
+
+def ask(client, **fields):
+    """Fills in the form as a browser does and sends it."""
+    ticket = client.get("/keys/new/").context["form"]["ticket"].value()
+    form = {"name": "laptop", "lifetime": "90", "ticket": ticket, **fields}
+    return client.post("/keys/new/", form), form
+
+
+def the_key_in(response) -> str:
+    return WHOLE_KEY.search(response.content.decode())[0]
+
+
+def everything_stored() -> str:
+    """All rows of keys and sessions as text, sessions decoded."""
+    rows = serializers.serialize("json", ApiKey.objects.all())
+    return rows + json.dumps([session.get_decoded() for session in Session.objects.all()])
+
+
+@pytest.mark.parametrize("path", ["/keys/", "/keys/new/", "/keys/mdg_whatever/"])
+def test_who_is_signed_out_is_sent_to_sign_in_and_back(client, path):
+    assert client.get(path).headers["location"] == f"/sign-in/?next={path}"
+
+
+class TestMaking:
+    def test_a_new_key_works_and_is_the_person_s_own(self, as_alice, alice, research, settings):
+        response, _ = ask(as_alice, tenant=research.pk)
+        text = the_key_in(response)
+        key = ApiKey.objects.get()
+        assert secret.well_formed(text)
+        assert key.digest == secret.digest(text, settings.API_KEY_SECRET)
+        assert (key.user, key.created_by, key.tenant, key.name) == (alice, alice, research, "laptop")
+
+    def test_it_is_shown_once_and_kept_nowhere(self, as_alice, research, caplog):
+        caplog.set_level(logging.DEBUG)
+        serve()
+        response, _ = ask(as_alice, tenant=research.pk)
+        text = the_key_in(response)
+        assert set(WHOLE_KEY.findall(response.content.decode())) == {text}
+        pages = ["/", "/keys/", f"/keys/{text[:12]}/", "/keys/new/", "/usage/", "/models/"]
+        afterwards = "".join(as_alice.get(page).content.decode() for page in pages)
+        for place in (afterwards, everything_stored(), caplog.text, str(as_alice.cookies)):
+            assert text not in place
+            assert text[12:] not in place
+
+    def test_no_cache_may_keep_the_page(self, as_alice, research):
+        response, _ = ask(as_alice, tenant=research.pk)
+        assert "no-store" in response.headers["cache-control"]
+
+    def test_a_reload_makes_no_second_key(self, as_alice, research):
+        _, form = ask(as_alice, tenant=research.pk)
+        again = as_alice.post("/keys/new/", form, follow=True)
+        assert ApiKey.objects.count() == 1
+        assert again.redirect_chain == [("/keys/", 302)]
+        assert "No further key was made" in again.content.decode()
+        assert not WHOLE_KEY.search(again.content.decode())
+
+    def test_a_made_up_ticket_makes_no_key(self, as_alice, research):
+        ask(as_alice, tenant=research.pk, ticket="made-up")
+        assert not ApiKey.objects.exists()
+
+    def test_two_open_forms_make_two_keys(self, as_alice, research):
+        tickets = [as_alice.get("/keys/new/").context["form"]["ticket"].value() for _ in range(2)]
+        for ticket in tickets:
+            as_alice.post("/keys/new/", {"name": "k", "lifetime": "90", "ticket": ticket, "tenant": research.pk})
+        assert ApiKey.objects.count() == 2
+
+    def test_a_ticket_is_good_once_even_for_a_request_that_read_the_session_before(self, as_alice):
+        as_alice.get("/keys/new/")
+        early, late = as_alice.session, as_alice.session
+        [ticket] = early[once.OPEN]
+        assert late[once.OPEN] == [ticket]
+        assert once.redeem(early, ticket)
+        assert not once.redeem(late, ticket)
+
+    @pytest.mark.parametrize(("lifetime", "days"), [("30", 30), ("90", 90), ("365", 365)])
+    def test_it_ends_after_the_chosen_time(self, as_alice, research, lifetime, days):
+        ask(as_alice, tenant=research.pk, lifetime=lifetime)
+        left = ApiKey.objects.get().expires_at - timezone.now()
+        assert timedelta(days=days) - left < timedelta(minutes=1)
+
+    def test_it_may_have_no_end(self, as_alice, research):
+        ask(as_alice, tenant=research.pk, lifetime="never")
+        assert ApiKey.objects.get().expires_at is None
+
+    @pytest.mark.parametrize(
+        "wrong", [{"name": ""}, {"name": "x" * 61}, {"lifetime": "4"}, {"models": ["0"]}, {"tenant": "0"}]
+    )
+    def test_what_is_wrong_is_said_and_what_was_typed_is_kept(self, as_alice, research, wrong):
+        response, form = ask(as_alice, **{"tenant": research.pk, "name": "my laptop", **wrong})
+        assert not ApiKey.objects.exists()
+        assert response.context["form"].errors.keys() == wrong.keys()
+        assert response.context["form"]["name"].value() == form["name"]
+        # The same form, put right, still counts.
+        as_alice.post("/keys/new/", {**form, "name": "k", "lifetime": "90", "models": [], "tenant": research.pk})
+        assert ApiKey.objects.count() == 1
+
+    def test_only_one_s_own_tenants_can_be_chosen(self, as_alice, alice, research, sales):
+        response, _ = ask(as_alice, tenant=sales.pk)
+        assert "tenant" in response.context["form"].errors
+        assert not ApiKey.objects.exists()
+
+    def test_an_inactive_tenant_cannot_be_chosen(self, as_alice, research):
+        research.is_active = False
+        research.save()
+        page = as_alice.get("/keys/new/").content.decode()
+        assert "You do not belong to a tenant yet" in page
+
+    def test_a_key_can_be_for_some_models_only(self, as_alice, research):
+        serve("other")
+        chosen = serve("qwen")
+        ask(as_alice, tenant=research.pk, models=[chosen.pk])
+        assert list(ApiKey.objects.get().allowed_models.all()) == [chosen]
+
+    def test_a_model_of_another_tenant_is_not_offered(self, as_alice, research, sales):
+        hidden = serve("sales-only")
+        ModelAccess.objects.create(model=hidden, tenant=sales)
+        response, _ = ask(as_alice, tenant=research.pk, models=[hidden.pk])
+        assert "sales-only" not in as_alice.get("/keys/new/").content.decode()
+        assert "models" in response.context["form"].errors
+
+    def test_a_model_must_fit_the_tenant_of_the_key(self, as_alice, alice, research, sales):
+        alice.memberships.create(tenant=sales)
+        theirs = serve("sales-only")
+        ModelAccess.objects.create(model=theirs, tenant=sales)
+        response, _ = ask(as_alice, tenant=research.pk, models=[theirs.pk])
+        assert "研究部 may not use sales-only" in response.content.decode()
+        assert not ApiKey.objects.exists()
+
+    def test_who_has_no_tenant_is_told_whom_to_ask(self, client, olivia):
+        client.force_login(person("newcomer"))
+        page = client.get("/keys/new/").content.decode()
+        assert "olivia@example.com" in page
+        assert "<form method" not in page
+
+
+class TestHowToUseIt:
+    def test_the_curl_line_is_complete(self, as_alice, research):
+        serve("qwen")
+        response, _ = ask(as_alice, tenant=research.pk)
+        line = shlex.split(response.context["example"].calls.curl.replace("\\\n", ""))
+        assert line[:2] == ["curl", "http://testserver/v1/chat/completions"]
+        assert f"Authorization: Bearer {the_key_in(response)}" in line
+        body = json.loads(line[line.index("-d") + 1])
+        assert body["model"] == "qwen"
+        assert body["messages"][0]["role"] == "user"
+
+    def test_the_python_lines_are_python(self, as_alice, research):
+        serve("qwen")
+        response, _ = ask(as_alice, tenant=research.pk)
+        python = response.context["example"].calls.python
+        compile(python, "example", "exec")
+        assert f'api_key="{the_key_in(response)}"' in python
+
+    def test_dify_s_form_is_filled_in(self, as_alice, research):
+        serve("qwen", context=2048)
+        response, _ = ask(as_alice, tenant=research.pk)
+        fields = dict(response.context["example"].calls.dify)
+        assert fields["API endpoint URL"] == "http://testserver/v1"
+        assert fields["API Key"] == the_key_in(response)
+        assert fields["Model Name"] == "qwen"
+        assert fields["Completion mode"] == "Chat"
+        assert fields["Model context size"] == "2048"
+        assert int(fields["Upper bound for max tokens"]) < 2048
+        assert fields["Stream mode auth"] == "Use"
+
+    def test_the_public_address_is_used_when_there_is_one(self, as_alice, research, settings):
+        settings.PUBLIC_URL = "https://llm.example.com"
+        serve("qwen")
+        response, _ = ask(as_alice, tenant=research.pk)
+        assert response.context["example"].base_url == "https://llm.example.com/v1"
+
+    def test_it_names_a_model_that_answers_now(self, as_alice, research):
+        serve("a-stopped", state="stopped")
+        serve("b-embeds", task="embedding")
+        serve("c-asleep", state="asleep")
+        serve("d-answers")
+        response, _ = ask(as_alice, tenant=research.pk)
+        assert response.context["example"].offer.name == "d-answers"
+
+    def test_it_names_a_model_that_the_key_may_call(self, as_alice, research):
+        serve("a-answers")
+        chosen = serve("b-answers")
+        response, _ = ask(as_alice, tenant=research.pk, models=[chosen.pk])
+        assert response.context["example"].offer.name == "b-answers"
+
+    def test_it_says_so_when_no_model_answers(self, as_alice, research):
+        serve("qwen", state="failed")
+        response, _ = ask(as_alice, tenant=research.pk)
+        assert "No model answers at the moment" in response.content.decode()
+
+    def test_it_says_so_when_there_is_no_model(self, as_alice, research):
+        response, _ = ask(as_alice, tenant=research.pk)
+        assert "There is no model yet" in response.content.decode()
+        assert the_key_in(response)
+
+    def test_an_embedding_model_is_called_as_one(self, as_alice, research):
+        serve("e5", task="embedding")
+        response, _ = ask(as_alice, tenant=research.pk)
+        calls = response.context["example"].calls
+        assert "/v1/embeddings" in calls.curl
+        assert "client.embeddings.create" in calls.python
+        assert dict(calls.dify)["Model Type"] == "Text Embedding"
+
+
+class TestOneKey:
+    def test_its_page_names_it_and_what_it_used_this_month(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        use(key, tokens=(1000, 234))
+        use(key_of(alice, research, "another"), tokens=(7, 7))
+        page = as_alice.get(f"/keys/{key.prefix}/").content.decode()
+        assert f"{key.prefix}…" in page
+        assert "1,234 tokens" in page
+        assert "1 request<" in page
+
+    def test_another_s_key_is_not_there(self, client, alice, bob, charlie, olivia, research):
+        key = key_of(alice, research)
+        for stranger in (bob, charlie, olivia):
+            client.force_login(stranger)
+            assert client.get(f"/keys/{key.prefix}/").status_code == 404
+            assert client.post(f"/keys/{key.prefix}/revoke/").status_code == 404
+            assert key.name not in client.get("/keys/").content.decode()
+        key.refresh_from_db()
+        assert key.revoked_at is None
+
+    def test_revoking_asks_first_and_says_what_will_happen(self, as_alice, alice, research):
+        key = key_of(alice, research, "laptop")
+        page = as_alice.get(f"/keys/{key.prefix}/").content.decode()
+        assert "Revoke “laptop”" in page
+        assert "cannot be brought back" in page
+        assert "error 401" in page
+
+    def test_revoking_ends_the_key_for_good(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        response = as_alice.post(f"/keys/{key.prefix}/revoke/", follow=True)
+        key.refresh_from_db()
+        assert key.state == "revoked"
+        assert "is revoked and will stop working" in response.content.decode()
+        page = as_alice.get(f"/keys/{key.prefix}/").content.decode()
+        assert "Revoke this key" not in page
+        assert "curl" not in page
+
+    def test_looking_at_the_address_revokes_nothing(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        assert as_alice.get(f"/keys/{key.prefix}/revoke/").status_code == 405
+        key.refresh_from_db()
+        assert key.revoked_at is None
+
+    def test_a_form_from_elsewhere_is_refused(self, alice, research):
+        from django.test import Client
+
+        strict = Client(enforce_csrf_checks=True)
+        strict.force_login(alice)
+        key = key_of(alice, research)
+        response = strict.post(f"/keys/{key.prefix}/revoke/")
+        assert response.status_code == 403
+        assert "Nothing was changed" in response.content.decode()
+        key.refresh_from_db()
+        assert key.revoked_at is None
+
+
+class TestList:
+    def test_it_is_empty_at_first_and_says_what_to_do(self, as_alice):
+        page = as_alice.get("/keys/").content.decode()
+        assert "You have no API key yet" in page
+        assert 'href="/keys/new/"' in page
+
+    def test_keys_that_work_stand_apart_from_those_that_no_longer_do(self, as_alice, alice, research, sales):
+        works = key_of(alice, research, "works")
+        key_of(alice, research, "expired", expires_at=timezone.now() - timedelta(minutes=1))
+        as_alice.post(f"/keys/{key_of(alice, research, 'revoked').prefix}/revoke/")
+        alice.memberships.create(tenant=sales)
+        key_of(alice, sales, "left")
+        alice.memberships.get(tenant=sales).delete()
+        context = as_alice.get("/keys/").context
+        assert [key.prefix for key in context["working"]] == [works.prefix]
+        assert {key.name: str(key.state) for key in context["ended"]} == {
+            "expired": "expired",
+            "revoked": "revoked",
+            "left": "stopped",
+        }
+
+    def test_a_key_that_ends_soon_is_marked(self, as_alice, alice, research):
+        key_of(alice, research, expires_at=timezone.now() + timedelta(days=3))
+        assert "expires soon" in as_alice.get("/keys/").content.decode()
+
+    def test_names_are_text_and_not_markup(self, as_alice, alice, research):
+        key_of(alice, research, "<script>alert(1)</script>")
+        assert "<script>alert" not in as_alice.get("/keys/").content.decode()
+
+    def test_many_keys_cost_no_more_queries_than_one(self, as_alice, alice, research, django_assert_num_queries):
+        model = serve()
+        key_of(alice, research, allowed_models=[model])
+        # session, user, keys, their models, zone
+        with django_assert_num_queries(5):
+            as_alice.get("/keys/")
+        for _ in range(20):
+            key_of(alice, research, allowed_models=[model])
+        with django_assert_num_queries(5):
+            as_alice.get("/keys/")
+
+
+def test_a_replica_of_each_state_is_told_as_what_a_caller_meets(as_alice, research):
+    told = {}
+    for state in Replica.State:
+        serve(f"m-{state}", state=state)
+    for offer, _ in as_alice.get("/models/").context["models"]:
+        told[offer.name.removeprefix("m-")] = str(offer.state)
+    assert told == {
+        "ready": "up",
+        "asleep": "asleep",
+        "starting": "starting",
+        "unhealthy": "down",
+        "draining": "down",
+        "stopped": "down",
+        "backoff": "down",
+        "failed": "down",
+    }
