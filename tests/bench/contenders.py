@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.bench.processes import ROOT
 
 # One process, as the gateway has one; connections to the engine are kept, and every token is passed on at once.
 NGINX = """
@@ -86,21 +86,7 @@ def _madoguchi(directory: Path, port: int, engine: int) -> Contender:
         name="madoguchi",
         port=port,
         path="/readyz",
-        command=(
-            sys.executable,
-            "-m",
-            "uvicorn",
-            "portal.asgi:application",
-            "--port",
-            str(port),
-            "--no-access-log",
-            "--loop",
-            "uvloop",
-            "--http",
-            "httptools",
-            "--backlog",
-            "4096",
-        ),
+        command=(sys.executable, "manage.py", "up", "--port", str(port), "--no-supervisor"),
         env=env,
         key=key.strip(),
     )

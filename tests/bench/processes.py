@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
@@ -89,6 +90,7 @@ def running(command: Sequence[str], *, core: int, url: str, log: Path, env: Mapp
             env={**os.environ, **env},
             stdout=output,
             stderr=output,
+            cwd=ROOT,
             start_new_session=True,
         )
     try:
