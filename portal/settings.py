@@ -18,7 +18,7 @@ from portal import environment
 from portal.accounts import directory
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = environs.FileAwareEnv()
+env = environs.FileAwareEnv(strip_whitespace=True)  # editors end a file with a line feed
 
 # State of this installation (database, secrets, spool, logs, run directory) and what is shared by all of one user's.
 VAR = env.path("MADOGUCHI_VAR", BASE_DIR / "var")
