@@ -22,8 +22,9 @@ def _clean_up():
 
 
 @pytest.fixture(autouse=True)
-def _plain_static_files(settings):
-    """Pages are rendered without `collectstatic`, which `make setup` runs and tests need not."""
+def _quick_settings(settings):
+    """Pages are rendered without `collectstatic`, passwords hashed without the slowness that protects real ones."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     settings.STORAGES = {
         **settings.STORAGES,
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from django.utils import timezone
 
-from modelregistry.models import Replica, ServedModel
+from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue, revoke
 from portal.metering.models import Quota, UsageRecord
 from tests.apiproxy.conftest import until

@@ -56,7 +56,7 @@ def test_the_model_can_have_another_name_at_the_engine():
     ("body", "expected"),
     [
         (
-            b'{"choices":[{"message":{"content":"the \\"usage\\": {\\"prompt_tokens\\": 99}"}}],"usage":{"prompt_tokens":1}}',
+            b'{"content":"the \\"usage\\": {\\"prompt_tokens\\": 99}","usage":{"prompt_tokens":1}}',
             1,
         ),
         (b'{"usage" : {"prompt_tokens": 2}, "timings": {}}', 2),
