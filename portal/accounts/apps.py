@@ -5,3 +5,6 @@ from django.utils.translation import gettext_lazy as _
 class AccountsConfig(AppConfig):
     name = "portal.accounts"
     verbose_name = _("People")
+
+    def ready(self) -> None:
+        from portal.accounts import checks  # noqa: F401

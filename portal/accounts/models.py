@@ -1,6 +1,6 @@
 """People and the departments they belong to."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 from zoneinfo import ZoneInfo, available_timezones
 
 from django.contrib.auth.models import AbstractUser, UserManager
@@ -82,7 +82,7 @@ class User(AbstractUser):
     )
     tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
 
-    objects: ClassVar[Any] = People()
+    objects: ClassVar[People] = People()
 
     class Meta:
         verbose_name = _("user")

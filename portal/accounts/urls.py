@@ -1,7 +1,9 @@
-from django.contrib.auth.views import LoginView, LogoutView
+from django.contrib.auth.views import LogoutView
 from django.urls import path
 
+from portal.accounts.views import SignIn
+
 urlpatterns = [
-    path("sign-in/", LoginView.as_view(template_name="accounts/sign_in.html"), name="login"),
+    path("sign-in/", SignIn.as_view(), name="login"),
     path("sign-out/", LogoutView.as_view(), name="logout"),
 ]

@@ -1,0 +1,26 @@
+"""The company directory (LDAP, Active Directory). Nothing outside this package knows LDAP.
+
+`read` takes the LDAP_* variables, `Backend` signs people in over django-auth-ldap, `look_up` reads many people at once.
+The last two give a `Person`: what the directory says about somebody, in our terms. `people.follow` writes it down.
+Django's settings import this package, so nothing here imports a model before it is called.
+"""
+
+from portal.accounts.directory.backend import Backend, auth_settings
+from portal.accounts.directory.configuration import Directory, read
+from portal.accounts.directory.entries import Person, find, look_up
+from portal.accounts.directory.errors import DirectoryError, NameTaken, NoAnswer, NotAdmitted, Refused
+
+__all__ = [
+    "Backend",
+    "Directory",
+    "DirectoryError",
+    "NameTaken",
+    "NoAnswer",
+    "NotAdmitted",
+    "Person",
+    "Refused",
+    "auth_settings",
+    "find",
+    "look_up",
+    "read",
+]

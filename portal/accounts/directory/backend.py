@@ -1,0 +1,107 @@
+"""Sign-in against the directory, over django-auth-ldap: it finds and binds; what follows from an entry is ours."""
+
+import logging
+from typing import Any
+
+import ldap
+from django.conf import settings
+from django.dispatch import receiver
+from django_auth_ldap.backend import LDAPBackend, ldap_error
+from django_auth_ldap.config import LDAPSearch
+
+from portal.accounts.directory import entries
+from portal.accounts.directory.configuration import Directory, normal
+from portal.accounts.directory.errors import DirectoryError, NotAdmitted, Refused
+
+log = logging.getLogger(__name__)
+
+# What servers say to a person's own bind besides INVALID_CREDENTIALS, because of what was typed.
+REFUSED_SIGN_IN = (ldap.INAPPROPRIATE_AUTH, ldap.INVALID_DN_SYNTAX, ldap.NO_SUCH_OBJECT)
+
+
+def auth_settings(directory: Directory) -> dict[str, Any]:
+    """The settings of django-auth-ldap. It finds and binds; what follows from an entry is ours (`Backend`)."""
+    search = None
+    if directory.user_base:
+        search = LDAPSearch(directory.user_base, ldap.SCOPE_SUBTREE, directory.user_filter, directory.attributes)
+    direct = bool(directory.user_dn_template)
+    return {
+        "AUTH_LDAP_SERVER_URI": lambda _request: entries.answering_server(directory),
+        "AUTH_LDAP_START_TLS": directory.start_tls,
+        "AUTH_LDAP_CONNECTION_OPTIONS": directory.options(),
+        "AUTH_LDAP_BIND_DN": directory.bind_dn,
+        "AUTH_LDAP_BIND_PASSWORD": directory.bind_password,
+        "AUTH_LDAP_USER_SEARCH": search,
+        "AUTH_LDAP_USER_ATTRLIST": directory.attributes,
+        "AUTH_LDAP_USER_DN_TEMPLATE": directory.user_dn_template or None,
+        "AUTH_LDAP_BIND_AS_AUTHENTICATING_USER": direct,
+        "AUTH_LDAP_REFRESH_DN_ON_BIND": direct and not directory.binds_by_dn,
+        "AUTH_LDAP_ALWAYS_UPDATE_USER": False,
+        "AUTH_LDAP_PERMIT_EMPTY_PASSWORD": False,
+    }
+
+
+class Backend(LDAPBackend):  # type: ignore[misc]
+    """Signs people in by their password in the directory, whose word on them is then written down.
+
+    A name of a local account is never asked about: whoever holds it here keeps it. Raises DirectoryError.
+    """
+
+    def authenticate(
+        self, request: Any, username: str | None = None, password: str | None = None, **kwargs: Any
+    ) -> Any:
+        from portal.accounts.models import User
+
+        if username is None or User.objects.filter(username__iexact=username.strip(), directory_id=None).exists():
+            return None
+        try:
+            return super().authenticate(request, username, password, **kwargs)
+        except DirectoryError as error:
+            log.warning("Sign-in of %s: %s", username, error)
+            raise
+
+    def get_or_build_user(self, username: str, ldap_user: Any) -> tuple[Any, bool]:
+        """Called when the password has proved right."""
+        from portal.accounts import people
+
+        directory = settings.DIRECTORY
+        assert directory is not None  # without it this backend is not in the settings
+        with entries.errors_of_ours():
+            person = _proved(directory, ldap_user)
+        if not person.is_admitted:
+            raise NotAdmitted(f"not in {directory.required_group}")
+        return people.follow(person)[0], False
+
+    def get_user(self, user_id: Any) -> Any:
+        """None for who is no longer active, so that a leaver's open session ends with the next click."""
+        user = super().get_user(user_id)
+        return user if user is not None and user.is_active and user.directory_id else None
+
+
+def _proved(directory: Directory, ldap_user: Any) -> entries.Person:
+    if ldap_user.attrs is None:
+        raise Refused(f"{ldap_user.dn} may not read its own entry")
+    if directory.user_dn_template and not directory.binds_by_dn and not _is_bound_as(directory, ldap_user):
+        raise ldap_user.AuthenticationFailed("who bound is not who was found")
+    return entries.person_of(directory, ldap_user.connection, ldap_user.dn, ldap_user.attrs)
+
+
+def _is_bound_as(directory: Directory, ldap_user: Any) -> bool:
+    """Whether the server means the entry found by the same person as bound.
+
+    In Active Directory alice@corp.example may be one person's userPrincipalName and `alice` another's sAMAccountName.
+    The answer is "u:CORP\\alice" there, "dn:uid=alice,…" elsewhere (RFC 4532).
+    """
+    form, _, who = ldap_user.connection.whoami_s().partition(":")
+    if form == "dn":
+        return normal(who) == normal(ldap_user.dn)
+    name = entries.first(ldap_user.attrs, directory.username_attribute)
+    return bool(who.rpartition("\\")[2].lower() == name.lower())
+
+
+@receiver(ldap_error, sender=Backend)
+def _tell(context: str, exception: ldap.LDAPError, **_: Any) -> None:
+    """django-auth-ldap would take any trouble for a wrong password; what a receiver raises, it lets through."""
+    if context == "authenticate" and isinstance(exception, REFUSED_SIGN_IN):
+        return
+    raise entries.our_error(exception) from exception

@@ -1,0 +1,319 @@
+"""The LDAP_* variables, read once when Django reads its settings. deploy/LDAP.md explains them to operators."""
+
+import json
+import os
+import re
+import ssl
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+from urllib.parse import urlsplit
+
+import environs
+import ldap
+import ldap.dn
+
+VARIABLES = (
+    "LDAP_SERVER_URI",
+    "LDAP_KIND",
+    "LDAP_START_TLS",
+    "LDAP_CA_FILE",
+    "LDAP_TIMEOUT",
+    "LDAP_BIND_DN",
+    "LDAP_BIND_PASSWORD",
+    "LDAP_USER_BASE",
+    "LDAP_USER_FILTER",
+    "LDAP_USER_DN_TEMPLATE",
+    "LDAP_USERNAME_ATTRIBUTE",
+    "LDAP_ID_ATTRIBUTE",
+    "LDAP_FIRST_NAME_ATTRIBUTE",
+    "LDAP_LAST_NAME_ATTRIBUTE",
+    "LDAP_MAIL_ATTRIBUTE",
+    "LDAP_GROUP_BASE",
+    "LDAP_GROUP_TYPE",
+    "LDAP_NESTED_GROUPS",
+    "LDAP_GROUP_TENANTS",
+    "LDAP_OPERATOR_GROUP",
+    "LDAP_REQUIRED_GROUP",
+)
+# Per LDAP_KIND: the attributes that name and identify a person, and the filter that finds one.
+KINDS = {
+    "openldap": ("uid", "entryUUID", "(&(objectClass=person)({username}=%(user)s))"),
+    "activedirectory": (
+        "sAMAccountName",
+        "objectGUID",
+        # Not the disabled ones: bit 2 of userAccountControl
+        "(&(objectCategory=person)(objectClass=user)({username}=%(user)s)"
+        "(!(userAccountControl:1.2.840.113556.1.4.803:=2)))",
+    ),
+}
+# By which attribute group and member find each other, and whether groups may hold groups.
+GROUP_TYPES = {"member": True, "uniqueMember": True, "memberUid": False, "memberOf": False}
+ROLES = ("member", "admin")  # the later one wins when several groups lead to one tenant
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Directory:
+    """The LDAP_* settings; deploy/LDAP.md explains them. DNs of groups are in normal form (`normal`)."""
+
+    servers: tuple[str, ...]
+    kind: str
+    start_tls: bool
+    ca_file: str
+    timeout: float
+    bind_dn: str
+    bind_password: str = field(repr=False)
+    user_base: str
+    user_filter: str
+    user_dn_template: str
+    username_attribute: str
+    id_attribute: str
+    first_name_attribute: str
+    last_name_attribute: str
+    mail_attribute: str
+    group_base: str
+    group_type: str
+    nested_groups: bool
+    group_tenants: Mapping[str, tuple[tuple[str, str], ...]]
+    operator_group: str
+    required_group: str
+
+    @property
+    def attributes(self) -> list[str]:
+        """What is read of a person's entry."""
+        names = [self.username_attribute, self.id_attribute]
+        names += [self.first_name_attribute, self.last_name_attribute, self.mail_attribute]
+        return [*names, *{"memberOf": ["memberOf"], "memberUid": ["gidNumber"]}.get(self.group_type, [])]
+
+    @property
+    def binds_by_dn(self) -> bool:
+        """Whether the template of a direct bind gives a DN (else a name such as alice@corp.example)."""
+        return bool(ldap.dn.is_dn(self.user_dn_template % {"user": "x"}))
+
+    @property
+    def group_variable(self) -> str:
+        """A variable for which groups must be read; empty if none is set."""
+        wanted = {
+            "LDAP_GROUP_TENANTS": self.group_tenants,
+            "LDAP_OPERATOR_GROUP": self.operator_group,
+            "LDAP_REQUIRED_GROUP": self.required_group,
+        }
+        return next((name for name, value in wanted.items() if value), "")
+
+    def options(self) -> dict[int, Any]:
+        """For every connection, in this order. What the host's ldap.conf says of certificates is not asked."""
+        options = {
+            ldap.OPT_NETWORK_TIMEOUT: self.timeout,
+            ldap.OPT_TIMEOUT: self.timeout,
+            ldap.OPT_REFERRALS: 0,  # Active Directory's lead to servers where we are nobody
+            ldap.OPT_X_TLS_REQUIRE_CERT: ldap.OPT_X_TLS_DEMAND,
+        }
+        if self.ca_file:
+            options[ldap.OPT_X_TLS_CACERTFILE] = self.ca_file
+        return options | {ldap.OPT_X_TLS_NEWCTX: 0}  # last: makes the options above count
+
+    def roles(self, groups: Collection[str]) -> dict[str, str]:
+        """Tenants and roles that membership in these groups gives."""
+        roles: dict[str, str] = {}
+        for group, places in self.group_tenants.items():
+            for tenant, role in places if group in groups else ():
+                roles[tenant] = max(role, roles.get(tenant, ROLES[0]), key=ROLES.index)
+        return roles
+
+
+def read(env: environs.Env) -> Directory | None:
+    """The LDAP_* settings, or None without LDAP_SERVER_URI.
+
+    Raises environs.EnvError, whose text names the variable, for what is unreadable, misspelt or contradictory.
+    """
+    try:
+        return _read(env)
+    except environs.EnvError:
+        raise
+    except ValueError as error:  # environs' own for a NAME_FILE that cannot be read
+        raise environs.EnvValidationError(str(error), [str(error)]) from error
+
+
+def normal(dn: str) -> str:
+    """One spelling for each DN: lower case, no spaces around commas, one way of escaping."""
+    return str(ldap.dn.dn2str(ldap.dn.str2dn(dn))).lower()
+
+
+def _read(env: environs.Env) -> Directory | None:
+    _check_names()
+    uri = env.str("LDAP_SERVER_URI", "")
+    if not uri.strip():
+        for name in VARIABLES:
+            if env.str(name, ""):
+                raise _wrong(name, "LDAP_SERVER_URI is not set, so it has no effect")
+        return None
+    servers = _servers(uri)
+    kind = _choice(env, "LDAP_KIND", "openldap", KINDS)
+    username, identity, user_filter = KINDS[kind]
+    username = env.str("LDAP_USERNAME_ATTRIBUTE", username)
+    group_type = _choice(env, "LDAP_GROUP_TYPE", "member", GROUP_TYPES)
+    directory = Directory(
+        servers=servers,
+        kind=kind,
+        start_tls=env.bool("LDAP_START_TLS", servers[0].startswith("ldap:")),
+        ca_file=_ca_file(env),
+        timeout=_timeout(env),
+        bind_dn=env.str("LDAP_BIND_DN", ""),
+        bind_password=env.str("LDAP_BIND_PASSWORD", "").rstrip("\r\n"),
+        user_base=_dn(env, "LDAP_USER_BASE"),
+        user_filter=_filter(env, user_filter.format(username=username)),
+        user_dn_template=_template(env),
+        username_attribute=username,
+        id_attribute=env.str("LDAP_ID_ATTRIBUTE", identity),
+        first_name_attribute=env.str("LDAP_FIRST_NAME_ATTRIBUTE", "givenName"),
+        last_name_attribute=env.str("LDAP_LAST_NAME_ATTRIBUTE", "sn"),
+        mail_attribute=env.str("LDAP_MAIL_ATTRIBUTE", "mail"),
+        group_base=_dn(env, "LDAP_GROUP_BASE"),
+        group_type=group_type,
+        nested_groups=env.bool("LDAP_NESTED_GROUPS", GROUP_TYPES[group_type]),
+        group_tenants=_group_tenants(env),
+        operator_group=_dn(env, "LDAP_OPERATOR_GROUP"),
+        required_group=_dn(env, "LDAP_REQUIRED_GROUP"),
+    )
+    _check(directory)
+    return directory
+
+
+def _check_names() -> None:
+    """A misspelt name would silently mean its default, which for some is less than was asked for."""
+    known = {name + ending for name in VARIABLES for ending in ("", "_FILE")}
+    for name in sorted(os.environ):
+        if name.startswith("LDAP_") and name not in known:
+            near = get_close_matches(name, VARIABLES, 1)
+            raise _wrong(name, f"there is no such setting{f'; is {near[0]} meant?' if near else ''}")
+
+
+def _check(directory: Directory) -> None:
+    """Raises for values that are right by themselves but not together."""
+    if directory.start_tls and directory.servers[0].startswith("ldaps:"):
+        raise _wrong("LDAP_START_TLS", "ldaps:// is encrypted from the first byte; StartTLS goes with ldap://")
+    if directory.ca_file and not (directory.start_tls or directory.servers[0].startswith("ldaps:")):
+        raise _wrong("LDAP_CA_FILE", "LDAP_START_TLS is off and the address is ldap://, so nothing is encrypted")
+    if directory.user_dn_template:
+        if not directory.binds_by_dn and not directory.user_base:
+            raise _wrong("LDAP_USER_BASE", "needed to find the entry of whoever bound by a name that is no DN")
+    elif not directory.user_base:
+        raise _wrong("LDAP_USER_BASE", "needed to find people, unless LDAP_USER_DN_TEMPLATE says where they are")
+    if directory.bind_dn and not directory.bind_password:
+        raise _wrong("LDAP_BIND_PASSWORD", "needed for LDAP_BIND_DN")
+    if directory.bind_password and not directory.bind_dn:
+        raise _wrong("LDAP_BIND_DN", "needed for LDAP_BIND_PASSWORD")
+    if directory.nested_groups and not GROUP_TYPES[directory.group_type]:
+        raise _wrong(
+            "LDAP_NESTED_GROUPS", f"groups by {directory.group_type} are not nested; use LDAP_GROUP_TYPE=member"
+        )
+    if directory.group_variable and directory.group_type != "memberOf" and not directory.group_base:
+        raise _wrong("LDAP_GROUP_BASE", f"needed for {directory.group_variable}")
+
+
+def _wrong(name: str, why: str) -> environs.EnvValidationError:
+    return environs.EnvValidationError(f'Environment variable "{name}" invalid: {why}', [why])
+
+
+def _choice(env: environs.Env, name: str, default: str, choices: Iterable[str]) -> str:
+    value = env.str(name, default)
+    if value not in choices:
+        raise _wrong(name, f"{value!r} is none of {', '.join(choices)}")
+    return value
+
+
+def _servers(uri: str) -> tuple[str, ...]:
+    servers = tuple(re.split(r"[\s,]+", uri.strip()))
+    for server in servers:
+        parts = urlsplit(server)  # raises ValueError for a port that is no number when it is asked for
+        if parts.scheme not in ("ldap", "ldaps") or not parts.hostname or parts.path.strip("/"):
+            raise _wrong(
+                "LDAP_SERVER_URI", f"{server!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com"
+            )
+        try:
+            parts.port  # noqa: B018
+        except ValueError as error:
+            raise _wrong("LDAP_SERVER_URI", f"{server!r}: {error}") from error
+    if len({urlsplit(server).scheme for server in servers}) > 1:
+        raise _wrong("LDAP_SERVER_URI", "ldap:// and ldaps:// cannot be mixed")
+    return servers
+
+
+def _timeout(env: environs.Env) -> float:
+    seconds = env.float("LDAP_TIMEOUT", 5.0)
+    if not 0.1 <= seconds <= 60:
+        raise _wrong("LDAP_TIMEOUT", f"{seconds:g} is not between 0.1 and 60 seconds")
+    return seconds
+
+
+def _ca_file(env: environs.Env) -> str:
+    path = env.str("LDAP_CA_FILE", "")
+    if path:
+        try:
+            ssl.create_default_context(cafile=path)
+        except OSError as error:  # ssl.SSLError, for a file without certificates, is one
+            raise _wrong("LDAP_CA_FILE", f"{path!r} cannot be read as certificates in PEM form: {error}") from error
+    return path
+
+
+def _dn(env: environs.Env, name: str) -> str:
+    value = env.str(name, "").strip()
+    if value and not ldap.dn.is_dn(value):
+        raise _wrong(name, f"{value!r} is not a DN such as ou=people,dc=example,dc=com")
+    return normal(value)
+
+
+def _filter(env: environs.Env, default: str) -> str:
+    value = env.str("LDAP_USER_FILTER", default)
+    try:
+        filled = value % {"user": "x"}
+    except (ValueError, KeyError, TypeError) as error:
+        raise _wrong(
+            "LDAP_USER_FILTER", "write %(user)s for the name that was typed, and %% for a percent sign"
+        ) from error
+    if filled == value % {"user": "y"}:
+        raise _wrong("LDAP_USER_FILTER", "%(user)s, the name that was typed, does not occur in it")
+    if not filled.startswith("(") or filled.count("(") != filled.count(")"):
+        raise _wrong("LDAP_USER_FILTER", f"{value!r} is not a filter in parentheses such as (uid=%(user)s)")
+    return value
+
+
+def _template(env: environs.Env) -> str:
+    value = env.str("LDAP_USER_DN_TEMPLATE", "").strip()
+    try:
+        varies = not value or value % {"user": "x"} != value % {"user": "y"}
+    except (ValueError, KeyError, TypeError):
+        varies = False
+    if not varies:
+        raise _wrong("LDAP_USER_DN_TEMPLATE", "write %(user)s where the name that was typed belongs")
+    return value
+
+
+def _group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], ...]]:
+    """{"cn=research,ou=groups,dc=example,dc=com": "research", "cn=leads,…": ["research:admin", "sales"]}"""
+    text = env.str("LDAP_GROUP_TENANTS", "")
+    if not text.strip():
+        return {}
+    try:
+        groups = json.loads(text, object_pairs_hook=list)  # pairs, so that a DN written twice is seen
+    except json.JSONDecodeError as error:
+        raise _wrong("LDAP_GROUP_TENANTS", f"not JSON: {error}") from error
+    if not isinstance(groups, list) or not all(isinstance(pair, tuple) for pair in groups):
+        raise _wrong("LDAP_GROUP_TENANTS", 'not like {"cn=research,ou=groups,dc=example,dc=com": "research:member"}')
+    mapping: dict[str, tuple[tuple[str, str], ...]] = {}
+    for group, places in groups:
+        if not ldap.dn.is_dn(group) or not group:
+            raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} is not the DN of a group")
+        if normal(group) in mapping:
+            raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} is there twice; give it a list of tenants")
+        mapping[normal(group)] = tuple(_place(place) for place in (places if isinstance(places, list) else [places]))
+    return mapping
+
+
+def _place(text: Any) -> tuple[str, str]:
+    """("research", "admin") of "research:admin"."""
+    tenant, _, role = str(text).partition(":")
+    if not re.fullmatch(r"[-a-zA-Z0-9_]{1,50}", tenant) or (role or ROLES[0]) not in ROLES:
+        raise _wrong("LDAP_GROUP_TENANTS", f"{text!r} is not a tenant's short name, alone or with :member or :admin")
+    return tenant, role or ROLES[0]

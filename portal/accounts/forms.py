@@ -1,0 +1,59 @@
+"""The sign-in form: says what is wrong when it is not the password."""
+
+import math
+from typing import Any
+
+from django.contrib.auth.forms import AuthenticationForm
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
+
+from portal.accounts import directory, throttle
+
+# Why nobody was signed in although the password was not found wrong; none of it counts as an attempt.
+TROUBLE = {
+    directory.NoAnswer: _("The company directory does not answer; try again in a few minutes."),
+    directory.Refused: _(
+        "The company directory cannot be asked at the moment. Your password is not the reason;"
+        " tell the people who run this server."
+    ),
+    directory.NotAdmitted: _(
+        "Your name and password are right, but you are not in the group that may use this service."
+        " Ask the people who run this server or your IT desk."
+    ),
+    directory.NameTaken: _(
+        "Your name and password are right, but a local account here has the same name."
+        " Tell the people who run this server."
+    ),
+}
+
+
+class SignInForm(AuthenticationForm):
+    error_messages = {
+        "invalid_login": _(
+            "The name and the password do not belong together. Mind upper and lower case in the password."
+        ),
+        "inactive": _("This account is switched off. Ask the people who run this server."),
+    }
+
+    wait = 0  # seconds that a locked-out person must wait
+
+    def clean(self) -> dict[str, Any]:
+        try:
+            return super().clean()
+        except directory.DirectoryError as error:
+            raise ValidationError(TROUBLE[type(error)], code="directory") from error
+
+    def get_invalid_login_error(self) -> ValidationError:
+        """Also when the attempts are used up, be it by this one: the right password would not help then."""
+        if not getattr(self.request, "axes_locked_out", False):
+            return super().get_invalid_login_error()
+        assert self.request is not None
+        self.wait = math.ceil(throttle.wait(self.request, self.cleaned_data["username"]).total_seconds())
+        minutes = math.ceil(self.wait / 60)
+        text = ngettext(
+            "Too many failed attempts. Sign-in for this name is locked here; try again in %(minutes)s minute.",
+            "Too many failed attempts. Sign-in for this name is locked here; try again in %(minutes)s minutes.",
+            minutes,
+        )
+        return ValidationError(text % {"minutes": minutes}, code="locked")

@@ -1,0 +1,52 @@
+"""Follows the company directory; meant to run every hour or so, from cron or a systemd timer."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from portal.accounts import people, roster
+from portal.accounts.directory import Directory, DirectoryError, find
+from portal.accounts.models import User
+
+
+class Command(BaseCommand):
+    help = (
+        "Disables people who have left the company directory, lets back in who returned, and refreshes names, roles and"
+        " memberships. Changes nothing if the directory is away or seems to have lost most of our people."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("--force", action="store_true", help="even if most of our people would lose their access")
+        what.add_argument(
+            "--adopt", metavar="NAME", help="only this: make this local account the directory's; its password ends"
+        )
+
+    def handle(self, *, force: bool, adopt: str | None, **options: Any) -> None:
+        if settings.DIRECTORY is None:
+            raise CommandError("There is no directory: LDAP_SERVER_URI is not set.")
+        try:
+            if adopt:
+                self.stdout.write(_adopt(settings.DIRECTORY, adopt))
+                return
+            plan = roster.plan(settings.DIRECTORY)
+            if not force:
+                plan.check()
+            self.stdout.write(str(roster.carry_out(plan)))
+        except (DirectoryError, roster.Implausible) as error:
+            raise CommandError(str(error)) from error
+
+
+def _adopt(directory: Directory, name: str) -> str:
+    user = User.objects.filter(username__iexact=name, directory_id=None).first()
+    if user is None:
+        raise CommandError(f"There is no local account {name}.")
+    person = find(directory, name)
+    if person is None:
+        raise CommandError(f"Nobody in the directory signs in as {name}.")
+    if holder := User.objects.filter(directory_id=person.id).first():
+        raise CommandError(f"{person.username} has an account already: {holder.get_username()}.")
+    people.adopt(user, person)
+    return f"{person.username} now signs in with the password of the directory"
