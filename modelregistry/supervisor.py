@@ -11,24 +11,22 @@ asyncio rather than threads alone, because most of the time is spent waiting for
 import asyncio
 import contextlib
 import logging
-import os
 import random
-import secrets
-import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from pathlib import Path
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 import httpx2
 from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
-from modelregistry import engines, gpus, memory, plan, probe, process, registering, rows
-from modelregistry.plan import Key, Observed, State
+from modelregistry import engines, gpus, launching, memory, plan, probe, process, rows
+from modelregistry.charge import Charge
+from modelregistry.launching import CannotLaunch, House, label_of
+from modelregistry.plan import Key, State
 from modelregistry.process import Life, Run
 from modelregistry.rows import Facts, Order
 
@@ -42,92 +40,8 @@ SEEN_EVERY = 10.0
 MEASURE_EVERY = 30.0
 CHECK_WITHIN = 10.0  # seconds for a question to a ready engine whose health was bad
 UNTOLD_LIMIT = 60.0  # seconds without metrics from an engine that has them, before it is asked a question
-BUSY_CPU = 0.2  # of one core; an idle llama-cpp-python server uses 0.00
 BRIEF_DRAIN = 3.0  # seconds for running requests when everything is to stop
-KEPT_RUNS = 3  # ended runs of a replica whose logs are kept
 LOG_LINES = 15
-
-
-class NoPort(Exception):
-    """Every port of ENGINE_PORTS is in use."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class House:
-    """What a supervisor must know of its host and installation. Times in seconds."""
-
-    host: str
-    runs: Path
-    cache: Path
-    commands: Mapping[str, str]
-    ports: Sequence[int]
-    start_limit: float
-    stop_grace: float
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class Charge:
-    """A replica in our care. `since`, `…_at`: monotonic seconds. `written`: what its row is known to say."""
-
-    key: Key
-    order: Order
-    fingerprint: str
-    state: State
-    since: float
-    then: State = State.STOPPED
-    run: Run | None = None
-    url: str = ""
-    api_key: str = ""
-    port: int = 0
-    launcher: str = ""
-    slots: int | None = None
-    detail: str = ""
-    crashes: int = 0
-    restarts: int = 0
-    retry_at: float = 0.0
-    published_at: float | None = None
-    looked_at: float = 0.0
-    told_at: float = 0.0
-    ready_at: float | None = None
-    active_at: float = 0.0
-    measured_at: float = 0.0
-    bad_looks: int = 0
-    refusals: int = 0
-    running: int | None = None
-    work: float | None = None
-    cpu: float = 0.0
-    cpu_at: float | None = None
-    run_id: str = ""
-    written: Facts | None = None
-    looking: asyncio.Task[None] | None = None
-    working: asyncio.Task[None] | None = None
-
-    @property
-    def target(self) -> probe.Target:
-        return probe.Target(
-            launcher=self.launcher,
-            url=self.url,
-            api_key=self.api_key,
-            model=self.order.upstream_model if self.order.external else self.order.spec.name,
-            task=self.order.spec.task,
-        )
-
-    def enter(self, state: State, now: float, detail: str = "") -> None:
-        if state != self.state:
-            log.info("%s #%d: %s%s", self.order.spec.name, self.key.number, state, f" ({detail})" if detail else "")
-            self.since = now
-            self.published_at = None
-        self.state = state
-        self.detail = detail
-
-    def rest(self) -> None:
-        """Nothing runs any more."""
-        self.run = None
-        self.url = self.api_key = ""
-        self.port = 0
-        self.ready_at = None
-        self.running = self.work = self.cpu_at = None
-        self.bad_looks = self.refusals = 0
 
 
 @dataclass(slots=True)
@@ -169,7 +83,9 @@ class Supervisor:
         """
         log.info("supervising %s: %s", self.house.host, ", ".join(map(str, gpus.devices())))
         try:
-            async with httpx2.AsyncClient(limits=httpx2.Limits(max_keepalive_connections=0)) as self.client:
+            # No proxy from the environment, and no kept connection: an engine may be gone at the next look.
+            limits = httpx2.Limits(max_keepalive_connections=0)
+            async with httpx2.AsyncClient(limits=limits, trust_env=False) as self.client:
                 if await self._begin(signals):
                     await self._supervise(signals)
                     if stop_engines:
@@ -203,7 +119,7 @@ class Supervisor:
         process.kill(self.runs.strays())
         latest: dict[Key, Run] = {}
         for run in self.runs.all():
-            key = Key(run.label["model"], run.label["replica"])
+            key = label_of(run).key
             if key in latest and process.life(latest[key]) is not Life.ENDED:
                 process.stop(latest[key], grace=self.house.stop_grace)  # two of one replica: the younger stays
             latest[key] = run
@@ -214,43 +130,34 @@ class Supervisor:
 
     def _adopted(self, key: Key, facts: Facts | None, run: Run | None) -> Charge | None:
         now = self.clock()
-        order = self.orders.get(key.model)
-        runs = run is not None and process.life(run) in (Life.RUNNING, Life.ENDING)
-        if facts is None and not runs:
+        lives = run is not None and process.life(run) in (Life.RUNNING, Life.ENDING)
+        if facts is None and not lives:
             return None
-        charge = Charge(
-            key=key,
-            order=order or _order_of_label(run),
-            fingerprint=run.label["fingerprint"] if run else "",
-            state=facts.state if facts else State.STARTING,
-            since=now,
-            active_at=now,
-            told_at=now,
-            written=facts,
-        )
+        order = self.orders.get(key.model) or _order_of_deleted(run)
+        charge = Charge(key=key, order=order, fingerprint="", state=State.STARTING, since=now, written=facts)
         if facts:
-            charge.detail, charge.restarts, charge.launcher = facts.detail, facts.restarts, facts.launcher
-            charge.slots, charge.run_id = facts.slots, facts.run_id
+            charge.state, charge.detail, charge.restarts = facts.state, facts.detail, facts.restarts
+            charge.launcher, charge.slots, charge.run_id = facts.launcher, facts.slots, facts.run_id
             charge.retry_at = now + _seconds_until(facts.retry_at)
-        if order and order.external:
-            charge.fingerprint = order.fingerprint()
-            charge.url, charge.api_key = order.url, order.upstream_key
-        elif run and runs:
+        if run:
+            charge.fingerprint = label_of(run).fingerprint
+        if order.external:
+            if run and lives:
+                process.stop(run, grace=self.house.stop_grace)  # it was ours until the model became external
+            charge.fingerprint, charge.url, charge.api_key = order.fingerprint(), order.url, order.upstream_key
+        elif run and lives:
             self._take_over(charge, run, now)
         elif charge.state in (State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING):
             self._found_dead(charge, run)
         return charge
 
     def _take_over(self, charge: Charge, run: Run, now: float) -> None:
-        label = run.label
-        charge.run, charge.run_id = run, run.run_id
-        charge.port, charge.url = label["port"], label["url"]
-        charge.api_key, charge.launcher, charge.slots = label["api_key"], label["launcher"], label["slots"]
+        charge.launched(run, label_of(run), now)
         if charge.state in (State.READY, State.UNHEALTHY):
             charge.ready_at = now
         elif charge.state != State.DRAINING:
             charge.state = State.STARTING
-        log.info("%s #%d: adopted, process %d", charge.order.spec.name, charge.key.number, run.engine.pid)
+        log.info("%s: adopted, process %d", charge, run.engine.pid)
 
     def _found_dead(self, charge: Charge, run: Run | None) -> None:
         if run and run.of_this_boot:
@@ -264,6 +171,8 @@ class Supervisor:
         books = asyncio.create_task(self._keep_books())
         try:
             while not signals.stop.is_set():
+                if books.done():
+                    books.result()  # raises: without books we must not go on as if all were well
                 self._act()
                 await _either(self.wake, TICK, signals.stop)
                 self.wake.clear()
@@ -278,7 +187,7 @@ class Supervisor:
         now = self.clock()
         free = {key: charge for key, charge in self.charges.items() if charge.working is None}
         wanted = {key: want for key, want in self._wanted().items() if key in free or key not in self.charges}
-        observed = [self._observe(charge) for charge in free.values()]
+        observed = [charge.observe() for charge in free.values()]
         for action in plan.plan(wanted, observed, now, start_limit=self.house.start_limit):
             self._carry_out(action, now)
 
@@ -294,23 +203,6 @@ class Supervisor:
             for model_id, order in self.orders.items()
             for number in range(order.replicas)
         }
-
-    def _observe(self, charge: Charge) -> Observed:
-        return Observed(
-            key=charge.key,
-            state=charge.state,
-            fingerprint=charge.fingerprint,
-            since=charge.since,
-            external=charge.order.external,
-            ended=charge.run is not None and process.life(charge.run) is not Life.RUNNING,
-            published_at=charge.published_at,
-            looked_at=charge.looked_at,
-            bad_looks=charge.bad_looks,
-            refusals=charge.refusals,
-            running=charge.running,
-            active_at=charge.active_at,
-            retry_at=charge.retry_at,
-        )
 
     def _carry_out(self, action: plan.Action, now: float) -> None:
         charge = self.charges.get(action.key)
@@ -345,12 +237,7 @@ class Supervisor:
             charge = Charge(key=key, order=order, fingerprint="", state=State.STOPPED, since=now)
             self.charges[key] = charge
             self.removed.discard(key)
-        if order.fingerprint() != charge.fingerprint:
-            charge.crashes = 0
-        charge.order, charge.fingerprint, charge.then = order, order.fingerprint(), State.STOPPED
-        charge.rest()
-        charge.looked_at = 0.0
-        charge.enter(State.STARTING, now)
+        charge.begin(order, now)
         if order.external:
             charge.url, charge.api_key, charge.launcher, charge.slots = order.url, order.upstream_key, "", None
         else:
@@ -362,7 +249,7 @@ class Supervisor:
             if getattr(charge, kind) is task:
                 setattr(charge, kind, None)
             if not task.cancelled() and (error := task.exception()):
-                log.error("%s #%d", charge.order.spec.name, charge.key.number, exc_info=error)
+                log.error("%s", charge, exc_info=error)
             self.wake.set()
             self.changed.set()
 
@@ -376,65 +263,24 @@ class Supervisor:
     # --- Starting and stopping -----------------------------------------------------------------------------------
 
     async def _start(self, charge: Charge) -> None:
-        try:
-            charge.run = await self._with_hands(self._launch, charge)
-        except (engines.NoLauncher, NoPort, process.StartFailed, OSError) as error:
-            self._count_crash(charge, str(error))
-            return
-        charge.run_id = charge.run.run_id
-        charge.since = charge.active_at = charge.told_at = self.clock()
-
-    def _launch(self, charge: Charge) -> Run:
-        spec = charge.order.spec
-        if fault := registering.path_fault(spec.engine, spec.path):
-            raise process.StartFailed(fault)
-        found = engines.find(self.house.commands, self.house.cache, os.environ.get("PATH", os.defpath))
-        launcher = engines.choose(spec, found)
         assert self.host, "known since the beginning"
-        place = engines.Place(
-            address=self.host.address,
-            port=self._free_port(self.host.address),
-            api_key=secrets.token_urlsafe(24),
-            grace=self.house.stop_grace,
-        )
-        charge.port, charge.url, charge.api_key = place.port, place.url, place.api_key
-        charge.launcher, charge.slots = launcher, engines.slots(spec, launcher)
-        label = {
-            "model": charge.key.model,
-            "replica": charge.key.number,
-            "name": spec.name,
-            "task": spec.task,
-            "fingerprint": charge.fingerprint,
-            "launcher": launcher,
-            "slots": charge.slots,
-            "port": place.port,
-            "url": place.url,
-            "api_key": place.api_key,
-        }
-        self._forget_old_runs(charge.key)
-        command = engines.command(spec, launcher, found[launcher], place, os.environ)
-        return self.runs.start(secrets.token_hex(8), command, label=label, grace=place.grace)
-
-    def _free_port(self, address: str) -> int:
-        taken = {charge.port for charge in self.charges.values()}
-        # By chance, as another installation on this host may be choosing now from the same range.
-        for port in self.chance.sample(self.house.ports, len(self.house.ports)):
-            if port not in taken and _can_listen(address, port):
-                return port
-        raise NoPort(f"all ports of ENGINE_PORTS ({self.house.ports[0]}-{self.house.ports[-1]}) are in use")
-
-    def _forget_old_runs(self, key: Key) -> None:
-        ended = [
-            run
-            for run in self.runs.all()
-            if (run.label["model"], run.label["replica"]) == key and process.life(run) in (Life.ENDED, Life.LOST)
-        ]
-        for run in ended[: len(ended) - KEPT_RUNS + 1]:
-            self.runs.forget(run)
+        taken = {other.port for other in self.charges.values()}
+        try:
+            run, label = await self._with_hands(
+                launching.launch,
+                *(self.house, self.runs, charge.key, charge.order.spec),
+                address=self.host.address,
+                taken=taken,
+                chance=self.chance,
+            )
+        except CannotLaunch as error:
+            charge.crashed(self.clock(), str(error))
+        else:
+            charge.launched(run, label, self.clock())
 
     async def _stop(self, charge: Charge) -> None:
         left = await self._end(charge)
-        charge.rest()
+        charge.over()
         charge.enter(charge.then, self.clock(), left)
         charge.then = State.STOPPED
 
@@ -443,37 +289,19 @@ class Supervisor:
         if why and charge.detail:
             why = f"{why}: {charge.detail}"
         # Off the catalogue before the tree is ended, which may take the whole grace.
-        self._count_crash(charge, why)
+        charge.crashed(self.clock(), why)
         left = await self._end(charge)
-        charge.rest()
-        charge.detail = "\n".join(filter(None, [self._story(charge, run, why), left]))
+        charge.over()
+        charge.detail = "\n".join(filter(None, [_story(charge.launcher, run, why), left]))
 
     async def _end(self, charge: Charge) -> str:
         """Ends its engine; tells what could not be ended."""
         if charge.run is None:
             return ""
-        if await self._with_hands(_stop_run, charge.run, self.house.stop_grace):
+        if await self._with_hands(process.stop, charge.run, grace=self.house.stop_grace):
             return ""
         pids = ", ".join(str(who.pid) for who in process.remains(charge.run))
         return f"processes that cannot be ended: {pids}"
-
-    def _count_crash(self, charge: Charge, detail: str) -> None:
-        now = self.clock()
-        lived_well = charge.ready_at is not None and now - charge.ready_at >= plan.LIVED_WELL
-        charge.crashes = 1 if lived_well else charge.crashes + 1
-        charge.restarts += 1
-        charge.retry_at = now + plan.backoff(charge.crashes)
-        charge.enter(State.FAILED if charge.crashes >= plan.QUICK_CRASHES else State.BACKOFF, now, detail)
-
-    def _story(self, charge: Charge, run: Run | None, why: str) -> str:
-        """One sentence on what happened, then the engine's last words."""
-        if run is None:
-            return why
-        how = why or str(process.ending(run) or "its shim was killed")
-        written = process.log_tail(run.directory, 400)
-        cause = engines.telling_line(charge.launcher, written)
-        tail = "\n".join(written.splitlines()[-LOG_LINES:])
-        return f"{how}: {cause}\n{tail}" if cause else how
 
     # --- Asking --------------------------------------------------------------------------------------------------
 
@@ -488,17 +316,7 @@ class Supervisor:
             charge.refusals += isinstance(error, probe.Refusal)
             charge.detail = str(error)
             return
-        await self._became_ready(charge)
-
-    async def _became_ready(self, charge: Charge) -> None:
-        # What the question itself cost is not somebody's request.
-        seen = await probe.look(self.client, charge.target)
-        now = self.clock()
-        charge.work, charge.running, charge.told_at, charge.active_at = seen.work, seen.running, now, now
-        charge.bad_looks = charge.refusals = 0
-        charge.ready_at = now
-        charge.measured_at = 0.0
-        charge.enter(State.READY, now)
+        charge.answered(await probe.look(self.client, charge.target), self.clock())
 
     async def _look(self, charge: Charge) -> None:
         seen = await probe.look(self.client, charge.target)
@@ -506,7 +324,7 @@ class Supervisor:
         if charge.order.external:
             charge.enter(State.READY if seen.well else State.UNHEALTHY, now, seen.detail)
             return
-        self._note(charge, seen, now)
+        charge.note(seen, now)
         if charge.state == State.DRAINING or (seen.well and now - charge.told_at < UNTOLD_LIMIT):
             charge.bad_looks = 0
             return
@@ -519,27 +337,6 @@ class Supervisor:
         else:
             charge.bad_looks = 0
             charge.told_at = self.clock()
-
-    def _note(self, charge: Charge, seen: probe.Look, now: float) -> None:
-        """Whether it works, and whether it did since the last look."""
-        if not engines.MANNERS[charge.launcher].metrics:
-            seen = self._by_cpu_time(charge, now)
-        charge.running = seen.running
-        if seen.running is None:
-            charge.active_at = now  # too busy to tell
-            return
-        charge.told_at = now
-        if seen.running or seen.work != charge.work:
-            charge.active_at = now
-        charge.work = seen.work
-
-    def _by_cpu_time(self, charge: Charge, now: float) -> probe.Look:
-        """For an engine without metrics: it works if its processes use CPU time."""
-        assert charge.run, "external engines are not noted"
-        used = process.cpu_seconds(charge.run)
-        before, charge.cpu, charge.cpu_at, since = charge.cpu, used, now, charge.cpu_at
-        busy = since is not None and used - before > BUSY_CPU * (now - since)
-        return probe.Look(well=True, running=int(busy), work=0.0)
 
     # --- The books -----------------------------------------------------------------------------------------------
 
@@ -574,7 +371,7 @@ class Supervisor:
 
     async def _publish(self, charge: Charge) -> None:
         assert self.host, "known since the beginning"
-        facts = _facts(charge, self.clock())
+        facts = charge.facts(self.clock())
         if facts != charge.written:
             await self._in_books(rows.write, self.host.id, charge.key, facts)
             charge.written = facts
@@ -634,43 +431,15 @@ class Supervisor:
         return any(seen.well and seen.running != 0 for seen in looks)
 
 
-def _stop_run(run: Run, grace: float) -> bool:
-    return process.stop(run, grace=grace)
-
-
-def _can_listen(address: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((address, port))
-        except OSError:
-            return False
-    return True
-
-
-def _facts(charge: Charge, now: float) -> Facts:
-    waits = charge.state in (State.BACKOFF, State.FAILED)
-    run = charge.run
-    return Facts(
-        state=charge.state,
-        url=charge.url,
-        api_key=charge.api_key,
-        launcher=charge.launcher,
-        slots=charge.slots,
-        pid=run.engine.pid if run else None,
-        run_id=charge.run_id,
-        restarts=charge.restarts,
-        retry_at=_instant(charge, now) if waits else None,
-        detail=charge.detail,
-    )
-
-
-def _instant(charge: Charge, now: float) -> datetime:
-    """The wall clock's time of `retry_at`; told anew only when it is another."""
-    if charge.written and charge.written.retry_at and charge.written.restarts == charge.restarts:
-        return charge.written.retry_at
-    return timezone.now() + timedelta(seconds=charge.retry_at - now)
+def _story(launcher: str, run: Run | None, why: str) -> str:
+    """One sentence on what happened, then the engine's last words."""
+    if run is None:
+        return why
+    how = why or str(process.ending(run) or "its shim was killed")
+    written = process.log_tail(run.directory, 400)
+    cause = engines.telling_line(launcher, written)
+    tail = "\n".join(written.splitlines()[-LOG_LINES:])
+    return f"{how}: {cause}\n{tail}" if cause else how
 
 
 def _seconds_until(instant: datetime | None) -> float:
@@ -679,11 +448,12 @@ def _seconds_until(instant: datetime | None) -> float:
     return min(max((instant - timezone.now()).total_seconds(), 0.0), plan.LONGEST_BACKOFF)
 
 
-def _order_of_label(run: Run | None) -> Order:
-    """For an engine of a model that was deleted meanwhile: enough to ask and stop it."""
-    label: Mapping[str, Any] = run.label if run else {}
+def _order_of_deleted(run: Run | None) -> Order:
+    """For an engine whose model was deleted meanwhile: enough to ask and stop it."""
+    label = label_of(run) if run else None
+    spec = engines.Spec(engine="", name=label.name if label else "", path="", task=label.task if label else "chat")
     return Order(
-        spec=engines.Spec(engine="", name=label.get("name", ""), path="", task=label.get("task", "chat")),
+        spec=spec,
         enabled=False,
         replicas=0,
         idle_after=None,

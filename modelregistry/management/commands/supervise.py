@@ -12,7 +12,8 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry.supervisor import House, Signals, Supervisor
+from modelregistry.launching import House
+from modelregistry.supervisor import Signals, Supervisor
 
 
 class Command(BaseCommand):

@@ -1,0 +1,82 @@
+"""Operators' pages for hosts and models. Replicas are shown only: their supervisor writes them."""
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.contrib import admin
+from django.http import HttpRequest
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import gettext_lazy as _
+
+from modelregistry import process
+from modelregistry.models import Host, Replica, ServedModel
+
+LOG_LINES = 200
+
+
+@admin.register(Host)
+class HostAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
+    list_display = ("name", "address", "seen_at")
+    readonly_fields = ("seen_at",)
+    search_fields = ("name",)
+
+
+class ReplicaInline(admin.TabularInline):  # type: ignore[type-arg]  # generic in its stubs only
+    model = Replica
+    fields = ("index", "host", "state", "launcher", "url", "pid", "memory_bytes", "restarts", "changed_at")
+    readonly_fields = fields
+    extra = 0
+    can_delete = False
+    show_change_link = True
+
+    def has_add_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return False
+
+
+@admin.register(ServedModel)
+class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
+    list_display = ("name", "engine", "task", "host", "replicas", "context", "slots", "idle_after", "enabled")
+    list_filter = ("engine", "task", "enabled", "host")
+    search_fields = ("name", "description", "path", "url")
+    inlines = (ReplicaInline,)
+    fieldsets: ClassVar = (
+        (None, {"fields": ("name", "description", "task", "enabled")}),
+        (_("Engine"), {"fields": ("engine", "launcher", "path", "host", "args")}),
+        (_("Size"), {"fields": ("replicas", "context", "slots", "idle_after")}),
+        (_("External engine"), {"fields": ("url", "upstream_model", "upstream_key")}),
+    )
+
+
+@admin.register(Replica)
+class ReplicaAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
+    list_display = ("model", "index", "host", "state", "launcher", "memory", "restarts", "changed_at")
+    list_filter = ("state", "host", "model")
+    list_select_related = ("model", "host")
+    fields: ClassVar = (
+        *("model", "index", "host", "state", "changed_at", "launcher", "slots", "url", "pid", "memory"),
+        *("restarts", "retry_at", "detail", "log"),
+    )
+    readonly_fields = fields
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Replica | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Replica | None = None) -> bool:
+        return False
+
+    @admin.display(description=_("memory"), ordering="memory_bytes")
+    def memory(self, replica: Replica) -> str:
+        return f"{replica.memory_bytes / 1e9:.1f} GB" if replica.memory_bytes else "-"
+
+    @admin.display(description=_("log"))
+    def log(self, replica: Replica) -> SafeString | str:
+        """The engine's last lines, if it runs on the machine that shows this page."""
+        if replica.host.name != settings.HOST_NAME:
+            return _("On host %(host)s.") % {"host": replica.host}
+        directory = settings.RUN / "engines" / replica.run_id
+        text = process.log_tail(directory, LOG_LINES) if replica.run_id else ""
+        return format_html("<pre>{}</pre>", text) if text else "-"

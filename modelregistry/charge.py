@@ -1,0 +1,190 @@
+"""One replica in the supervisor's care: what is known of it now. Blocks on nothing but small files of /proc."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.utils import timezone
+
+from modelregistry import engines, plan, probe, process
+from modelregistry.launching import Label
+from modelregistry.plan import Key, Observed, State
+from modelregistry.process import Life, Run
+from modelregistry.rows import Facts, Order
+
+log = logging.getLogger(__name__)
+
+BUSY_CPU = 0.2  # of one core; an idle llama-cpp-python server uses 0.00
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Charge:
+    """`order` and `fingerprint` are of what runs or last ran. `since` and `…_at` are monotonic seconds.
+
+    `looking` is a question on its way, which may be given up at any time; `working` starts or ends its engine, and
+    nothing else may happen to it meanwhile. `written` is what its row is known to say.
+    """
+
+    key: Key
+    order: Order
+    fingerprint: str
+    state: State
+    since: float
+    then: State = State.STOPPED  # after draining
+
+    run: Run | None = None
+    run_id: str = ""  # of the last run, also when it is over: its log tells why
+    url: str = ""
+    api_key: str = ""
+    port: int = 0
+    launcher: str = ""
+    slots: int | None = None
+
+    detail: str = ""
+    crashes: int = 0  # in a row
+    restarts: int = 0
+    retry_at: float = 0.0
+
+    published_at: float | None = None
+    looked_at: float = 0.0
+    told_at: float = 0.0  # when it last told whether it works
+    ready_at: float | None = None
+    active_at: float = 0.0
+    measured_at: float = 0.0
+    bad_looks: int = 0
+    refusals: int = 0
+    running: int | None = None
+    work: float | None = None
+    cpu: tuple[float, float] | None = None  # when, and how many seconds of CPU time until then
+
+    written: Facts | None = None
+    looking: asyncio.Task[None] | None = None
+    working: asyncio.Task[None] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.order.spec.name} #{self.key.number}"
+
+    @property
+    def target(self) -> probe.Target:
+        return probe.Target(
+            launcher=self.launcher,
+            url=self.url,
+            api_key=self.api_key,
+            model=self.order.upstream_model or self.order.spec.name,
+            task=self.order.spec.task,
+        )
+
+    def observe(self) -> Observed:
+        """For the plan."""
+        return Observed(
+            key=self.key,
+            state=self.state,
+            fingerprint=self.fingerprint,
+            since=self.since,
+            external=self.order.external,
+            ended=self.run is not None and process.life(self.run) is not Life.RUNNING,
+            published_at=self.published_at,
+            looked_at=self.looked_at,
+            bad_looks=self.bad_looks,
+            refusals=self.refusals,
+            running=self.running,
+            active_at=self.active_at,
+            retry_at=self.retry_at,
+        )
+
+    def facts(self, now: float) -> Facts:
+        """For its row."""
+        waits = self.state in (State.BACKOFF, State.FAILED)
+        return Facts(
+            state=self.state,
+            url=self.url,
+            api_key=self.api_key,
+            launcher=self.launcher,
+            slots=self.slots,
+            pid=self.run.engine.pid if self.run else None,
+            run_id=self.run_id,
+            restarts=self.restarts,
+            retry_at=self._retry_instant(now) if waits else None,
+            detail=self.detail,
+        )
+
+    def _retry_instant(self, now: float) -> datetime:
+        # Told once for each crash: counted anew each time it would differ by microseconds.
+        if self.written and self.written.retry_at and self.written.restarts == self.restarts:
+            return self.written.retry_at
+        return timezone.now() + timedelta(seconds=self.retry_at - now)
+
+    # --- What happens to it -------------------------------------------------------------------------------------
+
+    def enter(self, state: State, now: float, detail: str = "") -> None:
+        if state != self.state:
+            sentence = detail.partition("\n")[0]
+            log.info("%s: %s%s", self, state, f" ({sentence})" if sentence else "")
+            self.since = now
+            self.published_at = None
+        self.state = state
+        self.detail = detail
+
+    def begin(self, order: Order, now: float) -> None:
+        """It is to be started, from now on as this order says."""
+        if order.fingerprint() != self.fingerprint:
+            self.crashes = 0
+        self.order, self.fingerprint, self.then = order, order.fingerprint(), State.STOPPED
+        self.over()
+        self.looked_at = 0.0
+        self.enter(State.STARTING, now)
+
+    def launched(self, run: Run, label: Label, now: float) -> None:
+        self.run, self.run_id = run, run.run_id
+        self.port, self.url, self.api_key = label.port, label.url, label.api_key
+        self.launcher, self.slots = label.launcher, label.slots
+        self.fingerprint = label.fingerprint
+        self.since = self.active_at = self.told_at = now
+
+    def answered(self, seen: probe.Look, now: float) -> None:
+        """It did its work when asked. `seen` afterwards, so that the question itself does not count as somebody's."""
+        self.work, self.running = seen.work, seen.running
+        self.told_at = self.active_at = self.ready_at = now
+        self.measured_at = 0.0
+        self.bad_looks = self.refusals = 0
+        self.enter(State.READY, now)
+
+    def crashed(self, now: float, detail: str) -> None:
+        """Counts; when it is tried again follows from how often it happened."""
+        lived_well = self.ready_at is not None and now - self.ready_at >= plan.LIVED_WELL
+        self.crashes = 1 if lived_well else self.crashes + 1
+        self.restarts += 1
+        self.retry_at = now + plan.backoff(self.crashes)
+        self.enter(State.FAILED if self.crashes >= plan.QUICK_CRASHES else State.BACKOFF, now, detail)
+
+    def over(self) -> None:
+        """Nothing runs any more."""
+        self.run = None
+        self.url = self.api_key = ""
+        self.port = 0
+        self.ready_at = None
+        self.running = self.work = self.cpu = None
+        self.bad_looks = self.refusals = 0
+
+    def note(self, seen: probe.Look, now: float) -> None:
+        """Whether it works now, and whether it did since the last look."""
+        if not engines.MANNERS[self.launcher].metrics:
+            seen = self._by_cpu_time(now)
+        self.running = seen.running
+        if seen.running is None:
+            self.active_at = now  # too busy to tell
+            return
+        self.told_at = now
+        if seen.running or seen.work != self.work:
+            self.active_at = now
+        self.work = seen.work
+
+    def _by_cpu_time(self, now: float) -> probe.Look:
+        """For an engine without metrics: it works if its processes use CPU time. The first look cannot tell."""
+        assert self.run, "only what runs is looked at"
+        used = process.cpu_seconds(self.run)
+        before, self.cpu = self.cpu, (now, used)
+        if before is None:
+            return probe.Look(well=True, running=None)
+        return probe.Look(well=True, running=int(used - before[1] > BUSY_CPU * (now - before[0])))

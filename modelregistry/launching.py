@@ -1,0 +1,130 @@
+"""Starts the engine of a replica: which program, which port, which key, and what to remember of it."""
+
+import os
+import random
+import secrets
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from modelregistry import engines, process, registering
+from modelregistry.engines import Place, Spec
+from modelregistry.plan import Key
+from modelregistry.process import Run, Runs
+
+KEPT_RUNS = 3  # of a replica, the living one included; their logs tell how it went before
+
+
+class CannotLaunch(Exception):
+    """The engine was not started; the message is a sentence for the operator."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class House:
+    """What a supervisor must know of its host and installation. Times in seconds."""
+
+    host: str
+    runs: Path
+    cache: Path
+    commands: Mapping[str, str]
+    ports: Sequence[int]
+    start_limit: float
+    stop_grace: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What stands on a run, for the supervisor that adopts it.
+
+    A release adopts what another one started: a field that is added later needs a default.
+    """
+
+    model: int
+    replica: int
+    name: str
+    task: str
+    fingerprint: str
+    launcher: str
+    slots: int | None
+    port: int
+    url: str
+    api_key: str
+
+    @property
+    def key(self) -> Key:
+        return Key(self.model, self.replica)
+
+
+def label_of(run: Run) -> Label:
+    """Fields of a later release are left out."""
+    return Label(**{name: value for name, value in run.label.items() if name in Label.__dataclass_fields__})
+
+
+def launch(
+    house: House, runs: Runs, key: Key, spec: Spec, *, address: str, taken: Collection[int], chance: random.Random
+) -> tuple[Run, Label]:
+    """Executes an engine on a free port of `address` that is not in `taken`; blocks for ~0.1 s.
+
+    Raises CannotLaunch.
+    """
+    if fault := registering.path_fault(spec.engine, spec.path):
+        raise CannotLaunch(fault)
+    found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
+    try:
+        launcher = engines.choose(spec, found)
+    except engines.NoLauncher as error:
+        raise CannotLaunch(str(error)) from error
+    place = Place(
+        address=address,
+        port=_free_port(address, house.ports, taken, chance),
+        api_key=secrets.token_urlsafe(24),
+        grace=house.stop_grace,
+    )
+    label = Label(
+        model=key.model,
+        replica=key.number,
+        name=spec.name,
+        task=spec.task,
+        fingerprint=spec.fingerprint(),
+        launcher=launcher,
+        slots=engines.slots(spec, launcher),
+        port=place.port,
+        url=place.url,
+        api_key=place.api_key,
+    )
+    _forget_old_runs(runs, key)
+    command = engines.command(spec, launcher, found[launcher], place, os.environ)
+    try:
+        return runs.start(secrets.token_hex(8), command, label=asdict(label), grace=place.grace), label
+    except (process.StartFailed, OSError) as error:
+        raise CannotLaunch(str(error)) from error
+
+
+def _free_port(address: str, ports: Sequence[int], taken: Collection[int], chance: random.Random) -> int:
+    # By chance, as another installation on this host may be choosing now from the same range.
+    for port in chance.sample(ports, len(ports)):
+        if port not in taken and _can_listen(address, port):
+            return port
+    raise CannotLaunch(f"All ports of ENGINE_PORTS ({ports[0]}-{ports[-1]}) are in use.")
+
+
+def _can_listen(address: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((address, port))
+        except OSError:
+            return False
+    return True
+
+
+def _forget_old_runs(runs: Runs, key: Key) -> None:
+    ended = [
+        run
+        for run in runs.all()
+        if label_of(run).key == key and process.life(run) in (process.Life.ENDED, process.Life.LOST)
+    ]
+    for run in ended[: max(0, len(ended) - KEPT_RUNS + 1)]:
+        runs.forget(run)
