@@ -1,4 +1,4 @@
-"""Japanese for tests: compiled catalogues are not in the repository, so they are made when they are older than the texts."""
+"""Japanese for tests. The compiled catalogue is not in the repository: it is made when it is older than the texts."""
 
 import os
 import subprocess

@@ -1,0 +1,71 @@
+"""A real browser on a real server. Every page that a test opens is watched; whatever was wrong fails the test."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, Request, sync_playwright
+
+from tests.translations import japanese  # noqa: F401
+
+# Playwright's synchronous API keeps an event loop running in this thread, in which Django would refuse the ORM. The
+# server answers in threads of its own.
+os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+LOCALES = {"ja": "ja-JP", "en": "en-GB"}
+# Longest wait for anything on a page, in ms: a machine that runs other tests beside is slow, not broken.
+PATIENCE = 15_000
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, live_server) -> Iterator[Callable[..., Page]]:
+    """Call with language ("ja", "en"), width and scheme; gives a page in a browser window of its own."""
+    contexts, complaints = [], []
+
+    def open_(language: str = "en", *, width: int = 1280, scheme: str = "light") -> Page:
+        context = browser.new_context(
+            base_url=live_server.url,
+            locale=LOCALES[language],
+            color_scheme=scheme,
+            viewport={"width": width, "height": 800},
+            permissions=["clipboard-read", "clipboard-write"],
+        )
+        context.set_default_timeout(PATIENCE)
+        contexts.append(context)
+        page = context.new_page()
+        # The browser reports what the content security policy stopped as an error on the console.
+        page.on("console", lambda line: line.type in ("error", "warning") and complaints.append(line.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: aborted(request) or complaints.append(f"failed: {request.url}"))
+        page.on("request", lambda request: elsewhere(request.url) and complaints.append(f"elsewhere: {request.url}"))
+        return page
+
+    def aborted(request: Request) -> bool:
+        """By the browser, when a page is left before all of it was loaded."""
+        return request.failure == "net::ERR_ABORTED"
+
+    def elsewhere(url: str) -> bool:
+        return not url.startswith((live_server.url, "data:"))
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert complaints == []

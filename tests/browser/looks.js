@@ -1,0 +1,47 @@
+// What can be seen to be wrong with a page. Each gives a list of complaints.
+
+function tooWide() {
+  const edge = document.documentElement.clientWidth + 0.5;
+  return [...document.querySelectorAll("body *")]
+    .filter((e) => e.getBoundingClientRect().right > edge && !e.closest(".unseen, .skip"))
+    .map((e) => e.outerHTML.slice(0, 120));
+}
+
+// Links within running text are as high as their line; a link in a table's cell is as large as the cell.
+function tooSmall() {
+  return [...document.querySelectorAll("a, button, summary, select, input:not([type=hidden]), label:has(input)")]
+    .filter((e) => !e.closest("p:not(.back), td, li:not(nav li)"))
+    .filter((e) => !e.matches(".skip, .unseen, .options input, .row-link"))
+    .map((e) => [e, e.getBoundingClientRect()])
+    .filter(([, r]) => r.width && (r.height < 39.9 || r.width < 39.9))
+    .map(([e, r]) => `${r.width} x ${r.height} ${e.outerHTML.slice(0, 120)}`);
+}
+
+// WCAG 2 level AA: text stands out from what is behind it by 4.5 to 1.
+function faint() {
+  const numbers = (colour) => colour.match(/[\d.]+/g).map(Number);
+  const luminance = (colour) => numbers(colour).slice(0, 3)
+    .map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = (e) => {
+    const colour = getComputedStyle(e).backgroundColor;
+    return (numbers(colour)[3] ?? 1) === 1 ? colour : behind(e.parentElement);
+  };
+  const complaints = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const text = texts.currentNode.data.trim(), e = texts.currentNode.parentElement;
+    if (!text || !e.checkVisibility({ opacityProperty: true }) || e.closest("svg")) continue;
+    const [dark, light] = [luminance(getComputedStyle(e).color), luminance(behind(e))].sort((a, b) => a - b);
+    const ratio = (light + 0.05) / (dark + 0.05);
+    if (ratio < 4.5) complaints.push(`${ratio.toFixed(2)} ${text.slice(0, 40)}`);
+  }
+  return complaints;
+}
+
+function focused() {
+  const e = document.activeElement;
+  const shown = e.matches(".unseen") ? e.labels[0] : e;
+  return [e.textContent.trim() || e.getAttribute("aria-label") || e.id, getComputedStyle(shown).outlineStyle];
+}

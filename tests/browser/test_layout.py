@@ -1,0 +1,77 @@
+"""Pages fit the smallest phone, and what is to be pressed can be hit."""
+
+from datetime import timedelta
+
+import pytest
+from django.urls import reverse
+from django.utils import timezone
+
+from portal.metering.models import Quota
+from tests.browser.pages import looks, sign_in
+from tests.pages import key_of, serve, use
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
+LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
+
+
+@pytest.fixture
+def everything(alice, research):
+    """A person with plenty of everything, with long names."""
+    research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+    research.save()
+    model = serve(LONG_MODEL, context=131_072)
+    serve("e5", task="embedding", state="asleep")
+    serve("reranker", task="rerank", state="failed", context=None)
+    key = key_of(alice, research, LONG, allowed_models=[model])
+    key_of(alice, research, "old", expires_at=timezone.now() - timedelta(days=1))
+    for days in range(40):
+        use(
+            key,
+            tokens=(123_456_789, 98_765),
+            model=LONG_MODEL,
+            at=timezone.now() - timedelta(days=days),
+            estimated=True,
+        )
+        use(key, model="e5", at=timezone.now() - timedelta(days=days))
+    Quota.objects.create(user=alice, unit="tokens", window="day", amount=100_000_000)
+    Quota.objects.create(key=key, model=model, unit="requests", window="month", amount=1_000_000)
+    Quota.objects.create(user=alice, unit="concurrent", window="", amount=4)
+    return key
+
+
+def pages(key) -> list[str]:
+    names = ["home", "keys", "key-new", "usage", "models"]
+    return [reverse(name) for name in names] + [reverse("key", args=[key.prefix]), "/usage/?period=90"]
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, everything, language, width):
+    page = open_page(language, width=width)
+    page.goto("/sign-in/")
+    assert looks(page, "tooWide") == []
+    sign_in(page)
+    for path in pages(everything):
+        page.goto(path)
+        for folded in page.locator("details:not(.menu) > summary").all():
+            folded.click()
+        assert looks(page, "tooWide") == [], path
+        assert looks(page, "tooSmall") == [], path
+    page.goto(reverse("key-new"))
+    page.locator("[name=name]").fill(LONG)
+    page.locator("main form button").click()
+    for way in ("curl", "python", "dify"):
+        page.locator(f"label[for=tab-{way}]").click()
+        assert looks(page, "tooWide") == [], way
+        assert looks(page, "tooSmall") == [], way
+
+
+def test_words_have_enough_contrast_in_light_and_dark(open_page, everything):
+    for scheme in ("light", "dark"):
+        page = open_page(width=1280, scheme=scheme)
+        sign_in(page)
+        for path in pages(everything):
+            page.goto(path)
+            assert looks(page, "faint") == [], f"{scheme} {path}"

@@ -1,0 +1,312 @@
+"""Home, the catalogue of models, the frame around all pages, and Django's admin."""
+
+from datetime import timedelta
+
+import pytest
+from django.conf import settings as django_settings
+from django.test import RequestFactory
+from django.utils import timezone, translation
+from django.views.defaults import server_error
+
+from portal.console.templatetags import figures
+from portal.keys.models import ApiKey, ModelAccess
+from portal.metering.models import Quota, UsageRecord
+from tests.conftest import person
+from tests.pages import key_of, serve, use
+from tests.translations import japanese  # noqa: F401
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def as_alice(client, alice):
+    client.force_login(alice)
+    return client
+
+
+def read(client, path, **headers) -> str:
+    response = client.get(path, headers=headers)
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+class TestFrame:
+    @pytest.mark.parametrize("path", ["/", "/models/", "/usage/"])
+    def test_who_is_signed_out_is_sent_to_sign_in_and_back(self, client, path):
+        assert client.get(path).headers["location"] == f"/sign-in/?next={path}"
+
+    def test_the_browser_s_language_is_spoken(self, client):
+        assert 'lang="ja"' in read(client, "/sign-in/", accept_language="ja,en;q=0.5")
+        assert "サインイン" in read(client, "/sign-in/", accept_language="ja,en;q=0.5")
+        assert 'lang="en"' in read(client, "/sign-in/", accept_language="en-GB,en")
+        assert 'lang="en"' in read(client, "/sign-in/", accept_language="fr")
+
+    def test_the_language_can_be_switched_and_stays(self, as_alice):
+        response = as_alice.post("/language/", {"language": "ja", "next": "/keys/"})
+        assert response.headers["location"] == "/keys/"
+        assert "API キー" in read(as_alice, "/keys/", accept_language="en")
+        as_alice.post("/language/", {"language": "en", "next": "/keys/"})
+        assert "API keys" in read(as_alice, "/keys/", accept_language="ja")
+
+    def test_the_language_cannot_be_switched_where_a_key_is_shown(self, as_alice, research):
+        ticket = as_alice.get("/keys/new/").context["form"]["ticket"].value()
+        form = {"name": "k", "lifetime": "90", "ticket": ticket, "tenant": research.pk}
+        assert "/language/" not in as_alice.post("/keys/new/", form).content.decode()
+
+    def test_the_colours_of_the_cookie_are_there_from_the_first_byte(self, as_alice):
+        assert "data-theme" not in read(as_alice, "/").split("<head>")[0]
+        as_alice.cookies["theme"] = "dark"
+        assert 'data-theme="dark"' in read(as_alice, "/")
+        as_alice.cookies["theme"] = '"><script>'
+        assert "data-theme" not in read(as_alice, "/").split("<head>")[0]
+
+    def test_only_operators_are_shown_the_way_to_the_admin(self, client, alice, olivia):
+        client.force_login(alice)
+        assert 'href="/admin/"' not in read(client, "/keys/")
+        client.force_login(olivia)
+        assert 'href="/admin/"' in read(client, "/keys/")
+
+    @pytest.mark.parametrize("path", ["/", "/keys/", "/keys/new/", "/usage/", "/models/", "/sign-in/"])
+    def test_nothing_is_inline_and_nothing_comes_from_elsewhere(self, as_alice, alice, research, path):
+        serve()
+        use(key_of(alice, research))
+        page = read(as_alice, path)
+        assert "style=" not in page
+        assert "<style" not in page
+        assert " onclick" not in page
+        assert page.count("<script") == page.count('<script type="module" src="/static/')
+        assert not [link for link in page.split('href="')[1:] if link.startswith(("http", "//"))]
+
+    def test_an_unknown_address_gets_a_page_of_ours(self, as_alice):
+        response = as_alice.get("/nothing/", headers={"accept-language": "ja"})
+        assert response.status_code == 404
+        assert "ここには何もありません" in response.content.decode()
+
+    def test_a_fault_gets_a_page_of_ours_without_asking_the_database(self, django_assert_num_queries):
+        with translation.override("ja"), django_assert_num_queries(0):
+            response = server_error(RequestFactory().get("/"))
+        assert response.status_code == 500
+        assert "サーバー側で問題が起きました" in response.content.decode()
+
+    def test_every_page_has_an_icon(self, client):
+        assert client.get("/favicon.ico").headers["location"] == "/static/favicon.svg"
+
+
+class TestHome:
+    def test_without_a_key_it_leads_to_one(self, as_alice):
+        serve("qwen")
+        page = read(as_alice, "/")
+        assert "Begin with an API key" in page
+        assert "Answering now" in page
+        assert "qwen" in page
+
+    def test_without_a_model_that_answers_it_says_so(self, as_alice, alice, research):
+        serve(state="failed")
+        assert "No model answers at the moment." in read(as_alice, "/")
+        key_of(alice, research)
+        assert "No model answers at the moment" in read(as_alice, "/")
+
+    def test_without_any_model_it_says_whom_to_ask(self, as_alice, alice, research, olivia):
+        key_of(alice, research)
+        page = read(as_alice, "/")
+        assert "No model is offered to you at present" in page
+        assert "olivia@example.com" in page
+
+    def test_without_a_tenant_it_says_whom_to_ask(self, client, olivia):
+        client.force_login(person("newcomer"))
+        page = read(client, "/")
+        assert "You do not belong to a tenant yet" in page
+        assert "olivia@example.com" in page
+
+    def test_an_operator_without_a_tenant_is_led_to_the_admin(self, client, olivia):
+        client.force_login(olivia)
+        assert "You run this server" in read(client, "/")
+
+    def test_it_shows_a_call_for_the_newest_key(self, as_alice, alice, research):
+        serve("a-open")
+        mine = serve("b-mine")
+        key = key_of(alice, research, "laptop", allowed_models=[mine])
+        page = read(as_alice, "/")
+        assert f"{key.prefix}…" in page
+        assert as_alice.get("/").context["example"].offer.name == "b-mine"
+        assert "$OPENAI_API_KEY" in page
+
+    def test_it_tells_what_was_used_today_and_this_month(self, as_alice, alice, research, time_machine):
+        time_machine.move_to("2026-11-20T03:00:00Z")  # noon in Tokyo
+        key = key_of(alice, research)
+        use(key, tokens=(1000, 200))
+        use(key, tokens=(3, 4), at=timezone.now() - timedelta(days=5), estimated=True)
+        use(key, tokens=(50_000, 0), at=timezone.now() - timedelta(days=25))
+        as_alice.force_login(alice)
+        usage = as_alice.get("/").context["usage"]
+        assert (usage.today["total_tokens"], usage.today["requests"], usage.today["estimated"]) == (1200, 1, 0)
+        assert (usage.month["total_tokens"], usage.month["requests"], usage.month["estimated"]) == (1207, 2, 1)
+
+    def test_days_are_those_of_the_tenant(self, as_alice, alice, research, time_machine):
+        time_machine.move_to("2026-11-20T15:30:00Z")  # half past midnight of the 21st in Tokyo
+        use(key_of(alice, research), at=timezone.now() - timedelta(hours=1))
+        as_alice.force_login(alice)
+        usage = as_alice.get("/").context["usage"]
+        assert usage.today["requests"] == 0
+        assert usage.month["requests"] == 1
+
+    def test_the_usage_of_others_is_not_mine(self, as_alice, bob, research):
+        use(key_of(bob, research), tokens=(77_777, 0))
+        assert "77,777" not in read(as_alice, "/")
+
+    def test_its_cost_does_not_grow(self, as_alice, alice, research, django_assert_num_queries):
+        def fill(count):
+            for n in range(count):
+                key = key_of(alice, research, f"key {n}")
+                Quota.objects.create(key=key, unit="tokens", window="day", amount=10)
+                for _ in range(3):
+                    use(key, at=timezone.now() - timedelta(days=n))
+
+        serve()
+        fill(1)
+        # session, user; zone, tenants; newest key, its own models?, models, replicas; keys, their models;
+        # quotas, spent; usage
+        with django_assert_num_queries(13):
+            as_alice.get("/")
+        fill(9)
+        with django_assert_num_queries(13):
+            as_alice.get("/")
+
+
+class TestModels:
+    def test_each_is_shown_with_what_it_is_for_and_how_it_is(self, as_alice):
+        serve("qwen", context=32768)
+        serve("e5", task="embedding", state="asleep")
+        page = read(as_alice, "/models/")
+        assert "32,768 tokens per request" in page
+        assert "Embeddings: turns text into numbers" in page
+        assert "The first call wakes it" in page
+
+    def test_what_answers_now_comes_first(self, as_alice):
+        serve("a", state="failed")
+        serve("b", state="asleep")
+        serve("c")
+        assert [offer.name for offer, _ in as_alice.get("/models/").context["models"]] == ["c", "b", "a"]
+
+    def test_a_model_of_other_tenants_is_for_them_and_for_operators(self, client, alice, charlie, olivia, sales):
+        ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
+        for who, sees in [(alice, False), (charlie, True), (olivia, True)]:
+            client.force_login(who)
+            assert ("sales-only" in read(client, "/models/")) is sees
+
+    def test_a_model_that_is_switched_off_is_not_offered(self, as_alice):
+        model = serve("old")
+        model.enabled = False
+        model.save()
+        assert "old" not in read(as_alice, "/models/")
+
+    def test_many_models_cost_no_more_queries_than_one(self, as_alice, django_assert_num_queries):
+        serve("m-0")
+        # session, user, tenants, models, replicas
+        with django_assert_num_queries(5):
+            as_alice.get("/models/")
+        for n in range(1, 20):
+            serve(f"m-{n}")
+        with django_assert_num_queries(5):
+            as_alice.get("/models/")
+
+
+class TestAdmin:
+    def test_there_is_one_way_to_sign_in(self, client):
+        response = client.get("/admin/", follow=True)
+        assert response.redirect_chain[-1][0] == "/sign-in/?next=/admin/"
+
+    def test_who_is_no_operator_is_told_so(self, as_alice, olivia):
+        response = as_alice.get("/admin/", follow=True)
+        assert response.status_code == 403
+        assert "You may not see this page" in response.content.decode()
+
+    def test_a_key_can_be_revoked_but_not_made_or_deleted(self, client, alice, olivia, research):
+        key = key_of(alice, research)
+        client.force_login(olivia)
+        page = read(client, "/admin/keys/apikey/")
+        assert key.prefix in page
+        assert key.digest not in page + read(client, f"/admin/keys/apikey/{key.pk}/change/")
+        assert client.get("/admin/keys/apikey/add/").status_code == 403
+        assert client.post(f"/admin/keys/apikey/{key.pk}/delete/", {"post": "yes"}).status_code == 403
+        client.post("/admin/keys/apikey/", {"action": "revoke", "_selected_action": [key.pk]})
+        assert ApiKey.objects.get().state == "revoked"
+
+    def test_whose_key_it_is_cannot_be_changed(self, client, alice, bob, olivia, research):
+        key = key_of(alice, research)
+        client.force_login(olivia)
+        client.post(
+            f"/admin/keys/apikey/{key.pk}/change/",
+            {"name": "renamed", "user": bob.pk, "tenant": research.pk, "expires_at_0": "", "expires_at_1": ""},
+        )
+        key.refresh_from_db()
+        assert (key.name, key.user) == ("renamed", alice)
+
+    def test_usage_can_be_read_but_not_changed(self, client, alice, olivia, research):
+        record = use(key_of(alice, research))
+        client.force_login(olivia)
+        assert record.request_id in read(client, "/admin/metering/usagerecord/")
+        assert read(client, f"/admin/metering/usagerecord/{record.pk}/change/")
+        assert client.post(f"/admin/metering/usagerecord/{record.pk}/change/", {}).status_code == 403
+        assert client.post(f"/admin/metering/usagerecord/{record.pk}/delete/", {"post": "yes"}).status_code == 403
+        assert client.get("/admin/metering/usagerecord/add/").status_code == 403
+        assert UsageRecord.objects.count() == 1
+
+    def test_a_quota_can_be_set_and_nonsense_is_explained(self, client, alice, olivia):
+        client.force_login(olivia)
+        quota = {"user": alice.pk, "unit": "tokens", "window": "day", "amount": 1000}
+        refused = client.post("/admin/metering/quota/add/", {**quota, "window": ""})
+        assert "requests and tokens need one" in refused.content.decode()
+        client.post("/admin/metering/quota/add/", quota)
+        assert Quota.objects.get().amount == 1000
+
+
+class TestFigures:
+    @pytest.mark.parametrize(
+        ("number", "ja", "en"),
+        [
+            (0, "0", "0"),
+            (9_999, "9,999", "9,999"),
+            (10_000, "1万", "10K"),
+            (1_234_567, "123.4万", "1.2M"),
+            (99_999_999, "9,999.9万", "99.9M"),
+            (250_000_000, "2.5億", "250M"),
+        ],
+    )
+    def test_summaries_are_short_in_each_language_s_way(self, number, ja, en):
+        with translation.override("ja"):
+            assert figures.short(number) == ja
+        with translation.override("en"):
+            assert figures.short(number) == en
+
+    def test_times_are_those_of_the_page_s_zone_with_the_instant_on_hover(self, time_machine, research):
+        time_machine.move_to("2026-11-20T15:30:00Z")
+        context = {"zone": research.zone}
+        now = timezone.now()
+        with translation.override("ja"):
+            assert figures.moment(context, now) == (
+                '<time datetime="2026-11-21T00:30:00+09:00" title="2026-11-21 00:30:00 JST">今日 0:30</time>'
+            )
+            assert ">11月20日 23:30<" in figures.moment(context, now - timedelta(hours=1))
+            assert ">2025年11月21日<" in figures.moment(context, now - timedelta(days=365))
+        with translation.override("en"):
+            assert ">today 00:30<" in figures.moment(context, now)
+            assert ">20 Nov, 23:30<" in figures.moment(context, now - timedelta(hours=1))
+
+    @pytest.mark.parametrize(
+        ("first", "last", "name"),
+        [
+            ("葵", "佐藤", "佐藤 葵"),
+            ("Erin", "Fischer", "Erin Fischer"),
+            ("José", "Núñez", "José Núñez"),
+            ("", "", "x"),
+        ],
+    )
+    def test_names_are_in_their_bearers_order(self, first, last, name):
+        assert figures.person(person("x", first_name=first, last_name=last)) == name
+
+
+def test_signed_out_pages_offer_both_languages(client):
+    assert {code for code, _ in django_settings.LANGUAGES} == {"ja", "en"}
+    assert "日本語" in read(client, "/sign-in/", accept_language="en")
+    assert "English" in read(client, "/sign-in/", accept_language="ja")

@@ -1,0 +1,44 @@
+"""Every text has its Japanese. After adding texts: the command at the top of django.po, then translate."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from django.core.management import call_command
+
+from portal import settings
+from tests.translations import TEXTS
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory) -> Path:
+    """The catalogue as it would be after another run of makemessages, made beside the real one."""
+    copy = tmp_path_factory.mktemp("texts")
+    for part in ("portal", "modelregistry", "apiproxy", "templates"):
+        ignored = shutil.ignore_patterns("migrations", "__pycache__", "*.mo", "static")
+        shutil.copytree(settings.BASE_DIR / part, copy / part, ignore=ignored)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(copy)
+        patch.setattr("django.conf.settings.LOCALE_PATHS", [str(copy / "portal" / "locale")])
+        call_command("makemessages", locale=["ja"], no_obsolete=True, no_wrap=True, no_location=True, verbosity=0)
+    return copy / "portal" / "locale" / "ja" / "LC_MESSAGES" / "django.po"
+
+
+def entries(catalogue: Path, *chosen: str) -> str:
+    return subprocess.run(
+        ["msgattrib", "--no-wrap", *chosen, catalogue], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def test_no_text_is_without_its_japanese(extracted):
+    assert entries(extracted, "--untranslated", "--no-fuzzy", "--no-obsolete") == ""
+
+
+def test_no_translation_is_a_guess(extracted):
+    assert entries(extracted, "--only-fuzzy") == ""
+    assert entries(TEXTS, "--only-fuzzy") == ""
+
+
+def test_placeholders_are_the_same_in_both_languages():
+    subprocess.run(["msgfmt", "--check-format", "--output-file", "/dev/null", TEXTS], check=True)

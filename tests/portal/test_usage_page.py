@@ -1,0 +1,260 @@
+"""The page of one's own usage, and what is under it: periods, chart, allowances."""
+
+import csv
+import io
+import re
+from datetime import UTC, date, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.utils import timezone, translation
+
+from portal.metering import periods
+from portal.metering.allowance import allowances
+from portal.metering.chart import chart, round_up
+from portal.metering.models import Quota
+from tests.pages import key_of, serve, use
+from tests.translations import japanese  # noqa: F401
+
+TOKYO = ZoneInfo("Asia/Tokyo")
+
+
+@pytest.fixture
+def as_alice(client, alice):
+    client.force_login(alice)
+    return client
+
+
+@pytest.fixture
+def key(alice, research):
+    return key_of(alice, research)
+
+
+@pytest.mark.django_db
+class TestPage:
+    def test_it_shows_exactly_what_was_recorded(self, as_alice, key):
+        use(key, tokens=(1_234, 56), model="qwen")
+        use(key, tokens=(1, 1), model="qwen")
+        use(key, tokens=(700, 0), model="e5")
+        context = as_alice.get("/usage/").context
+        rows = {
+            row["model"]: (row["requests"], row["prompt_tokens"], row["completion_tokens"]) for row in context["rows"]
+        }
+        assert rows == {"qwen": (2, 1_235, 57), "e5": (1, 700, 0)}
+        assert context["total"] == {
+            "requests": 3,
+            "prompt_tokens": 1_935,
+            "completion_tokens": 57,
+            "total_tokens": 1_992,
+            "estimated": 0,
+        }
+
+    def test_numbers_are_grouped(self, as_alice, key):
+        use(key, tokens=(1_234_567, 0))
+        page = as_alice.get("/usage/").content.decode()
+        assert ">1,234,567<" in page
+        assert ">1.2M<" in re.sub(r"\s", "", page)
+        japanese_page = as_alice.get("/usage/", headers={"accept-language": "ja"}).content.decode()
+        assert ">123.4万<" in re.sub(r"\s", "", japanese_page)
+
+    def test_estimated_rows_are_marked(self, as_alice, key):
+        use(key)
+        assert "(estimated)" not in as_alice.get("/usage/").content.decode()
+        use(key, estimated=True)
+        page = as_alice.get("/usage/").content.decode()
+        assert "(estimated)" in page
+        assert "1 request was cut off before the engine could count" in page
+
+    def test_only_one_s_own_is_shown_even_to_operators(self, client, alice, bob, olivia, key):
+        use(key)
+        for other in (bob, olivia):
+            client.force_login(other)
+            assert "Nothing was used in this period" in client.get("/usage/").content.decode()
+
+    def test_an_empty_period_says_what_to_do(self, as_alice):
+        assert "How to call a model" in as_alice.get("/usage/").content.decode()
+
+    def test_days_are_those_of_the_tenant(self, as_alice, alice, key, time_machine):
+        time_machine.move_to("2026-11-20T15:30:00Z")  # half past midnight of the 21st in Tokyo
+        as_alice.force_login(alice)
+        use(key, at=timezone.now() - timedelta(hours=1))
+        use(key)
+        days = [row["day"] for row in as_alice.get("/usage/").context["rows"]]
+        assert days == [date(2026, 11, 21), date(2026, 11, 20)]
+
+    @pytest.mark.parametrize(
+        ("period", "requests"),
+        [("this-month", 2), ("last-month", 1), ("14", 1), ("30", 3), ("90", 4), ("nonsense", 2), ("", 2)],
+    )
+    def test_the_period_can_be_chosen(self, as_alice, alice, key, time_machine, period, requests):
+        time_machine.move_to("2026-11-20T03:00:00Z")
+        as_alice.force_login(alice)
+        for days in (0, 15, 25, 70):
+            use(key, at=timezone.now() - timedelta(days=days))
+        context = as_alice.get(f"/usage/?period={period}").context
+        assert context["total"]["requests"] == requests
+        assert len(context["rows"]) + len(context["older"]) == requests
+
+    def test_older_days_are_folded_but_there(self, as_alice, alice, key, time_machine):
+        time_machine.move_to("2026-11-20T03:00:00Z")
+        as_alice.force_login(alice)
+        for days in (13, 14):
+            use(key, at=timezone.now() - timedelta(days=days))
+        context = as_alice.get("/usage/?period=30").context
+        assert [row["day"].day for row in context["rows"]] == [7]
+        assert [row["day"].day for row in context["older"]] == [6]
+
+    def test_it_can_be_copied_as_csv(self, as_alice, key):
+        use(key, tokens=(10, 5), model="a,b")
+        [row] = csv.DictReader(io.StringIO(as_alice.get("/usage/").context["csv"]))
+        assert row["day"] == str(timezone.now().astimezone(TOKYO).date())
+        assert (row["model"], row["prompt_tokens"], row["completion_tokens"]) == ("a,b", "10", "5")
+
+    def test_more_usage_costs_no_more_queries(self, as_alice, alice, research, key, django_assert_num_queries):
+        use(key)
+        # session, user, zone, usage
+        with django_assert_num_queries(4):
+            as_alice.get("/usage/?period=90")
+        for n in range(40):
+            use(key_of(alice, research, f"k{n}"), model=f"m{n}", at=timezone.now() - timedelta(days=n))
+        with django_assert_num_queries(4):
+            as_alice.get("/usage/?period=90")
+
+
+class TestPeriods:
+    @pytest.mark.parametrize(
+        ("name", "first", "last"),
+        [
+            ("this-month", date(2026, 3, 1), date(2026, 3, 1)),
+            ("last-month", date(2026, 2, 1), date(2026, 2, 28)),
+            ("14", date(2026, 2, 16), date(2026, 3, 1)),
+        ],
+    )
+    def test_they_are_whole_days_of_the_zone(self, name, first, last):
+        now = datetime(2026, 2, 28, 15, 30, tzinfo=UTC)  # 1 March in Tokyo
+        period = periods.period(name, now, TOKYO)
+        assert (period.first, period.last) == (first, last)
+        assert (period.days[0], period.days[-1]) == (first, last)
+
+    def test_a_day_of_23_hours_is_a_whole_day(self):
+        berlin = ZoneInfo("Europe/Berlin")
+        period = periods.period("this-month", datetime(2026, 3, 29, 12, tzinfo=UTC), berlin)
+        begin, end = period.midnight(date(2026, 3, 29)), period.midnight(date(2026, 3, 30))
+        assert (end.astimezone(UTC) - begin.astimezone(UTC)) == timedelta(hours=23)
+
+    def test_an_unknown_name_is_refused(self):
+        with pytest.raises(KeyError):
+            periods.period("15", timezone.now(), TOKYO)
+
+
+def row(day: date, model: str, tokens: int) -> dict:
+    return {"day": day, "model": model, "requests": 1, "total_tokens": tokens}
+
+
+class TestChart:
+    DAYS = [date(2026, 11, n) for n in range(1, 15)]
+
+    def test_days_without_usage_are_there(self):
+        drawn = chart([row(self.DAYS[3], "a", 10)], self.DAYS)
+        assert [bar.day for bar in drawn.bars] == self.DAYS
+        assert [bar.tokens for bar in drawn.bars] == [0, 0, 0, 10, *[0] * 10]
+
+    def test_bars_stand_on_zero_and_are_as_high_as_their_share_of_the_top(self):
+        drawn = chart([row(self.DAYS[0], "a", 30), row(self.DAYS[0], "b", 10)], self.DAYS)
+        assert drawn.top == 40
+        low, high = drawn.bars[0].parts
+        assert (low.y, low.height) == (25, 75)
+        assert (high.y, high.height) == (0, 25)
+
+    def test_a_model_keeps_its_shade_on_days_when_another_rests(self):
+        drawn = chart([row(self.DAYS[0], "a", 30), row(self.DAYS[1], "b", 10)], self.DAYS)
+        assert [name for name, _ in drawn.legend] == ["a", "b"]
+        assert [part.shade for part in drawn.bars[1].parts] == [2]
+
+    def test_rare_models_share_the_last_shade_and_none_is_lost(self):
+        drawn = chart([row(self.DAYS[0], f"m{n}", 100 - n) for n in range(6)], self.DAYS)
+        assert [name for name, _ in drawn.legend] == ["m0", "m1", "m2", ""]
+        assert sum(tokens for _, tokens in drawn.legend) == drawn.bars[0].tokens
+
+    @pytest.mark.parametrize(
+        ("value", "top"), [(0, 0), (1, 2), (2, 2), (3, 4), (7, 8), (9, 10), (11, 20), (99, 100), (160_001, 200_000)]
+    )
+    def test_the_axis_ends_at_a_round_number_with_a_round_half(self, value, top):
+        assert round_up(value) == top
+
+    def test_the_last_day_is_named(self):
+        assert chart([], self.DAYS).bars[-1].labelled
+        assert sum(bar.labelled for bar in chart([], self.DAYS).bars) <= 6
+
+
+@pytest.mark.django_db
+class TestAllowances:
+    NOW = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)
+
+    def left(self, alice) -> dict[str, tuple[int | None, int]]:
+        return {one.of: (one.spent, one.left) for one in allowances(alice, TOKYO, self.NOW)}
+
+    def test_what_counts_is_what_the_scope_used_in_its_window(self, alice, bob, research, key):
+        other = key_of(alice, research, "other")
+        use(key, tokens=(10, 1), at=self.NOW)
+        use(other, tokens=(100, 0), at=self.NOW)
+        use(key_of(bob, research), tokens=(1000, 0), at=self.NOW)
+        use(key, tokens=(10_000, 0), at=self.NOW - timedelta(days=1))
+        for of in ({"key": key}, {"user": alice}, {"tenant": research}):
+            Quota.objects.create(**of, unit="tokens", window="day", amount=5000)
+        assert self.left(alice) == {"key": (11, 4989), "user": (111, 4889), "tenant": (1111, 3889)}
+
+    def test_a_month_is_longer_than_a_day(self, alice, key):
+        use(key, tokens=(10, 0), at=self.NOW - timedelta(days=3))
+        use(key, tokens=(10, 0), at=self.NOW - timedelta(days=30))
+        Quota.objects.create(user=alice, unit="requests", window="month", amount=10)
+        assert self.left(alice) == {"user": (1, 9)}
+
+    def test_a_quota_of_one_model_counts_that_model(self, alice, key):
+        model = serve("qwen")
+        use(key, tokens=(10, 0), model="qwen", at=self.NOW)
+        use(key, tokens=(99, 0), model="other", at=self.NOW)
+        Quota.objects.create(user=alice, model=model, unit="tokens", window="day", amount=100)
+        assert self.left(alice) == {"user": (10, 90)}
+
+    def test_what_renews_is_said_with_its_time(self, alice, key):
+        Quota.objects.create(user=alice, unit="tokens", window="day", amount=100)
+        [one] = allowances(alice, TOKYO, self.NOW)
+        assert one.renews_at == datetime(2026, 11, 21, tzinfo=TOKYO)
+
+    def test_rates_have_nothing_spent_and_come_last(self, alice, key):
+        Quota.objects.create(user=alice, unit="concurrent", window="", amount=2)
+        Quota.objects.create(user=alice, unit="requests", window="minute", amount=60)
+        Quota.objects.create(user=alice, unit="tokens", window="day", amount=100)
+        assert [one.spent for one in allowances(alice, TOKYO, self.NOW)] == [0, None, None]
+
+    @pytest.mark.parametrize(
+        ("spent", "level"), [(0, "fine"), (79, "fine"), (80, "watch"), (99, "watch"), (101, "broken")]
+    )
+    def test_near_the_end_it_warns(self, alice, key, spent, level):
+        use(key, tokens=(spent, 0), at=self.NOW)
+        Quota.objects.create(user=alice, unit="tokens", window="day", amount=100)
+        [one] = allowances(alice, TOKYO, self.NOW)
+        assert one.level == level
+        assert one.left == max(0, 100 - spent)
+
+    def test_quotas_of_others_are_not_shown(self, alice, bob, charlie, sales, research):
+        Quota.objects.create(user=bob, unit="tokens", window="day", amount=1)
+        Quota.objects.create(tenant=sales, unit="tokens", window="day", amount=1)
+        Quota.objects.create(key=key_of(bob, research), unit="tokens", window="day", amount=1)
+        assert allowances(alice, TOKYO, self.NOW) == []
+
+    def test_home_tells_them_in_words(self, as_alice, alice, key):
+        Quota.objects.create(user=alice, unit="tokens", window="day", amount=1_000_000)
+        Quota.objects.create(user=alice, unit="concurrent", window="", amount=2)
+        use(key, tokens=(1000, 0))
+        page = as_alice.get("/").content.decode()
+        assert "999,000 of 1,000,000 tokens left today" in page
+        assert "2 requests at a time" in page
+        with translation.override("ja"):
+            page = as_alice.get("/", headers={"accept-language": "ja"}).content.decode()
+        assert "今日の残り 999,000 / 1,000,000 トークン" in page
+
+    def test_a_quota_of_nothing_is_called_blocked(self, as_alice, alice, key):
+        Quota.objects.create(user=alice, unit="tokens", window="day", amount=0)
+        assert "blocked" in as_alice.get("/").content.decode()
