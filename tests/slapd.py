@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import ipaddress
 import json
+import os
 import shutil
 import signal
 import socket
@@ -40,11 +41,29 @@ SERVICE_DN = f"cn=madoguchi,ou=services,{SUFFIX}"
 SERVICE_PASSWORD = "the service's own password"
 START_TIMEOUT = 20.0  # seconds; a start takes 0.1
 
+WINDOWS_BASE = f"ou=windows,{SUFFIX}"
+SUZUKI_GUID = bytes.fromhex("7bd0c7a1ff286c4b9a3e2a28295c00d3")  # with bytes that mean something in a filter: ( ) * NUL
+
+# What of Active Directory's schema matters to a portal, so that its filters and its binary ids can be tried here.
+WINDOWS_SCHEMA = """
+attributetype ( 1.2.840.113556.1.4.221 NAME 'sAMAccountName' EQUALITY caseIgnoreMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 SINGLE-VALUE )
+attributetype ( 1.2.840.113556.1.4.2 NAME 'objectGUID' EQUALITY octetStringMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.40 SINGLE-VALUE )
+attributetype ( 1.2.840.113556.1.4.8 NAME 'userAccountControl' EQUALITY integerMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.27 SINGLE-VALUE )
+attributetype ( 1.2.840.113556.1.4.782 NAME 'objectCategory' EQUALITY caseIgnoreMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 SINGLE-VALUE )
+objectclass ( 1.2.840.113556.1.5.9 NAME 'user' SUP top AUXILIARY
+  MUST ( sAMAccountName $ objectGUID $ userAccountControl $ objectCategory ) )
+"""
+
 CONFIGURATION = """
 include /etc/ldap/schema/core.schema
 include /etc/ldap/schema/cosine.schema
 include /etc/ldap/schema/inetorgperson.schema
 include /etc/ldap/schema/nis.schema
+include {home}/windows.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
 moduleload memberof
@@ -249,6 +268,7 @@ def unused_port() -> int:
 def _start(home: Path) -> Directory:
     """Starts slapd and waits until it answers. A port that somebody else took in between is tried anew."""
     (home / "data").mkdir()
+    (home / "windows.schema").write_text(WINDOWS_SCHEMA)
     (home / "slapd.conf").write_text(
         CONFIGURATION.format(home=home, suffix=SUFFIX, root_dn=ROOT_DN, root_password=ROOT_PASSWORD)
     )
@@ -286,7 +306,7 @@ def _answers(directory: Directory) -> bool:
 def _fill(directory: Directory) -> None:
     with directory.as_root() as root:
         root.add_s(SUFFIX, [("objectClass", [b"dcObject", b"organization"]), ("dc", [b"example"]), ("o", [b"Example"])])
-        for unit in ("people", "groups", "services", "posix"):
+        for unit in ("people", "groups", "services", "posix", "windows"):
             root.add_s(f"ou={unit},{SUFFIX}", [("objectClass", [b"organizationalUnit"]), ("ou", [unit.encode()])])
         root.add_s(
             SERVICE_DN,
@@ -319,6 +339,19 @@ def _fill(directory: Directory) -> None:
             ],
         )
 
+    _fill_windows(directory)
+
+
+def _fill_windows(directory: Directory) -> None:
+    """An enabled and a disabled account as Active Directory has them; 2 in userAccountControl means disabled."""
+    with directory.as_root() as root:
+        for name, control, guid in (("Suzuki", 0x200, SUZUKI_GUID), ("Tanaka", 0x202, os.urandom(16))):
+            person = colleague(name, "一郎", "鈴木")
+            attributes = {**dict(_entry(person, 90)), "objectGUID": [guid], "sAMAccountName": [name.encode()]}
+            attributes |= {"userAccountControl": [str(control).encode()], "objectCategory": [b"person"]}
+            attributes["objectClass"] = [b"inetOrgPerson", b"posixAccount", b"user"]
+            root.add_s(f"cn={name},{WINDOWS_BASE}", list(attributes.items()))
+
 
 def _entry(person: Colleague, number: int) -> list[tuple[str, list[bytes]]]:
     attributes = {
@@ -344,9 +377,9 @@ def _write_certificates(home: Path) -> None:
     _, other = _authority("Another CA")
     (home / "other-ca.pem").write_bytes(other.public_bytes(serialization.Encoding.PEM))
     key = ec.generate_private_key(ec.SECP256R1())
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]  # and not localhost, so that a wrong name can be tried
     certificate = (
-        _certificate("localhost", key, ca.subject)
+        _certificate("Test directory", key, ca.subject)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .sign(ca_key, hashes.SHA256())

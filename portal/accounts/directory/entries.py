@@ -20,10 +20,11 @@ from portal.accounts.directory.errors import DirectoryError, NoAnswer, Refused
 # LDAP_MATCHING_RULE_IN_CHAIN: Active Directory follows groups within groups by itself.
 IN_CHAIN = "member:1.2.840.113556.1.4.1941:"
 CHUNK = 50  # entries asked for at once in `look_up`; far below the 1,000 that Active Directory gives at most
+# libldap says the same of a certificate that it does not accept as of a server that is gone.
+UNTRUSTED = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR)
 # What a server that is away, ending or overloaded makes of a question.
 SILENCE = (
-    ldap.SERVER_DOWN,
-    ldap.CONNECT_ERROR,
+    *UNTRUSTED,
     ldap.TIMEOUT,
     ldap.TIMELIMIT_EXCEEDED,
     ldap.UNAVAILABLE,
@@ -154,6 +155,8 @@ def our_error(error: ldap.LDAPError) -> DirectoryError:
     """The sentence is for operators; people are told by the kind of error."""
     facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     said = ": ".join(str(facts[name]) for name in ("desc", "info") if facts.get(name)) or type(error).__name__
+    if isinstance(error, UNTRUSTED):
+        said += "; if the server is up: LDAP_CA_FILE does not vouch for its certificate, or that is for another name"
     if isinstance(error, SILENCE):
         return NoAnswer(f"The directory does not answer ({said})")
     return Refused(f"The directory refuses what the portal asks ({said})")

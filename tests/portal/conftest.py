@@ -1,0 +1,84 @@
+"""What the tests of sign-in share: a portal that is connected to the test directory, and a person at its door."""
+
+from collections.abc import Callable, Iterator
+
+import environs
+import pytest
+from django.test import Client
+
+from portal.accounts import directory as company
+from portal.accounts.models import User
+from tests.slapd import Directory
+
+BACKENDS = [
+    "axes.backends.AxesStandaloneBackend",
+    "portal.accounts.directory.Backend",
+    "portal.accounts.backends.LocalBackend",
+]
+
+
+class Door:
+    """The sign-in page, as somebody at `address` uses it."""
+
+    def __init__(self, address: str = "10.0.0.7") -> None:
+        self.client = Client(REMOTE_ADDR=address)
+        self.response = None
+
+    def enter(self, username: str, password: str, **headers: str) -> User | None:
+        """Who is signed in afterwards; None if nobody."""
+        self.client.logout()
+        form = {"username": username, "password": password}
+        self.response = self.client.post("/sign-in/", form, headers=headers)
+        assert self.response.status_code in (200, 302, 429)
+        return self.who()
+
+    def who(self) -> User | None:
+        number = self.client.session.get("_auth_user_id")
+        return User.objects.get(pk=number) if number else None
+
+    @property
+    def says(self) -> str:
+        """The errors of the form as they stand in the page."""
+        assert self.response is not None
+        page = self.response.content.decode()
+        errors = self.response.context["form"].non_field_errors()
+        assert all(error.replace("'", "&#x27;") in page for error in errors)
+        return " ".join(errors)
+
+
+@pytest.fixture
+def door(db) -> Door:
+    return Door()
+
+
+@pytest.fixture
+def connect(settings, monkeypatch, directory: Directory) -> Callable[..., company.Directory]:
+    """Connects the portal to the test directory with the LDAP_* variables of `Directory.env`, as changed."""
+
+    def connect(**overrides: str | None) -> company.Directory:
+        with monkeypatch.context() as patch:
+            for name, value in directory.env(**overrides).items():
+                patch.setenv(name, value)
+            read = company.read(environs.FileAwareEnv())
+        assert read is not None
+        for name, value in {"DIRECTORY": read, **company.auth_settings(read)}.items():
+            setattr(settings, name, value)
+        settings.AUTHENTICATION_BACKENDS = BACKENDS
+        return read
+
+    return connect
+
+
+@pytest.fixture
+def newcomer(directory: Directory) -> Iterator[Callable[..., str]]:
+    """Hires somebody into groups, gives the name, and dismisses whoever is still there at the end."""
+    hired = []
+
+    def hire(uid: str, *groups: str) -> str:
+        hired.append(directory.hire(uid, *groups).uid)
+        return uid
+
+    yield hire
+    for uid in hired:
+        if uid in directory.people:
+            directory.dismiss(uid)
