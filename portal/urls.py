@@ -2,7 +2,6 @@
 
 from django.contrib import admin
 from django.urls import include, path
-from django.views.i18n import set_language
 
 from portal.console.views import admin_sign_in
 
@@ -11,7 +10,6 @@ urlpatterns = [
     path("", include("portal.accounts.urls")),
     path("keys/", include("portal.keys.urls")),
     path("usage/", include("portal.metering.urls")),
-    path("language/", set_language, name="set_language"),
     path("admin/login/", admin_sign_in),
     path("admin/", admin.site.urls),
 ]

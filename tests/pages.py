@@ -15,7 +15,7 @@ from portal.metering.models import UsageRecord
 def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", context: int | None = 4096) -> ServedModel:
     """A model with one replica in this state."""
     model = ServedModel.objects.create(name=name, engine="llama.cpp", path=f"/{name}.gguf", task=task, context=context)
-    host, _ = Host.objects.get_or_create(name="gpu-01")
+    host, _ = Host.objects.update_or_create(name="gpu-01", defaults={"seen_at": timezone.now()})
     Replica.objects.create(model=model, host=host, state=state)
     return model
 

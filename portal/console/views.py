@@ -1,5 +1,6 @@
 """Home and the catalogue of models."""
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
@@ -7,7 +8,8 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.templatetags.static import static
 from django.utils import timezone
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_GET, require_POST
+from django.views.i18n import set_language
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import User
@@ -52,6 +54,16 @@ def models(request: HttpRequest) -> HttpResponse:
     offered.sort(key=access.promise)
     context = {"models": [(offer, calls(offer, base_url=url)) for offer in offered], "base_url": url}
     return render(request, "console/models.html", context)
+
+
+@require_POST
+def switch_language(request: HttpRequest) -> HttpResponse:
+    """Changes the language of the pages and, for who is signed in, of the gateway's messages about their keys."""
+    chosen = request.POST.get("language", "")
+    if isinstance(request.user, User) and chosen in dict(settings.LANGUAGES):
+        request.user.language = chosen
+        request.user.save(update_fields=["language"])
+    return set_language(request)
 
 
 def favicon(request: HttpRequest) -> HttpResponse:

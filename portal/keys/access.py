@@ -2,20 +2,26 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from django.db import models
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import Replica, ServedModel
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
 
+# A supervisor reports every 10 s. When it is silent for longer, nobody knows whether "ready" is still true.
+SILENCE = timedelta(seconds=60)
+
 
 class Liveness(models.TextChoices):
     """What a caller would meet now."""
 
     UP = "up", _("answers now")
+    UNSURE = "unsure", _("not confirmed")
     STARTING = "starting", _("starting")
     ASLEEP = "asleep", _("asleep")
     DOWN = "down", _("not running")
@@ -48,22 +54,28 @@ def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
 
 def offers(served: QuerySet[ServedModel]) -> list[Offer]:
     """These models with their state, by name. Two queries."""
+    now = timezone.now()
+    replicas = Prefetch("replica_set", Replica.objects.select_related("host"))
     return [
         Offer(
             name=model.name,
             description=model.description,
             task=model.task,
             context=model.context,
-            state=liveness({replica.state for replica in model.replica_set.all()}),
+            state=liveness(model.replica_set.all(), now),
         )
-        for model in served.prefetch_related("replica_set")
+        for model in served.prefetch_related(replicas)
     ]
 
 
-def liveness(states: set[str]) -> Liveness:
-    """The best that any replica can do for a caller."""
-    if Replica.State.READY in states:
+def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
+    """The best that any of a model's replicas can do for a caller."""
+    states = {replica.state for replica in replicas}
+    ready = [replica.host for replica in replicas if replica.state == Replica.State.READY]
+    if any(host.seen_at and now - host.seen_at <= SILENCE for host in ready):
         return Liveness.UP
+    if ready:
+        return Liveness.UNSURE
     if Replica.State.ASLEEP in states:
         return Liveness.ASLEEP
     if Replica.State.STARTING in states:
@@ -73,7 +85,7 @@ def liveness(states: set[str]) -> Liveness:
 
 def promise(offer: Offer) -> tuple[int, bool, str]:
     """To sort by: what answers now before what could, chat before other tasks, then by name."""
-    order = [Liveness.UP, Liveness.ASLEEP, Liveness.STARTING, Liveness.DOWN]
+    order = [Liveness.UP, Liveness.UNSURE, Liveness.ASLEEP, Liveness.STARTING, Liveness.DOWN]
     return order.index(offer.state), offer.task != ServedModel.Task.CHAT, offer.name
 
 

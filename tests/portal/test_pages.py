@@ -8,6 +8,7 @@ from django.test import RequestFactory
 from django.utils import timezone, translation
 from django.views.defaults import server_error
 
+from modelregistry.models import Host
 from portal.console.templatetags import figures
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import Quota, UsageRecord
@@ -47,6 +48,19 @@ class TestFrame:
         assert "API キー" in read(as_alice, "/keys/", accept_language="en")
         as_alice.post("/language/", {"language": "en", "next": "/keys/"})
         assert "API keys" in read(as_alice, "/keys/", accept_language="ja")
+
+    def test_messages_about_keys_follow_the_language_that_was_chosen(self, as_alice, alice):
+        as_alice.post("/language/", {"language": "en", "next": "/"})
+        alice.refresh_from_db()
+        assert alice.language == "en"
+        as_alice.post("/language/", {"language": "fr", "next": "/"})
+        alice.refresh_from_db()
+        assert alice.language == "en"
+
+    def test_looking_at_the_switch_s_address_changes_nothing(self, as_alice, alice):
+        as_alice.get("/language/", {"language": "en"})
+        alice.refresh_from_db()
+        assert alice.language == ""
 
     def test_the_language_cannot_be_switched_where_a_key_is_shown(self, as_alice, research):
         ticket = as_alice.get("/keys/new/").context["form"]["ticket"].value()
@@ -187,6 +201,14 @@ class TestModels:
         serve("b", state="asleep")
         serve("c")
         assert [offer.name for offer, _ in as_alice.get("/models/").context["models"]] == ["c", "b", "a"]
+
+    def test_a_model_of_a_silent_host_is_not_said_to_answer(self, as_alice):
+        serve()
+        Host.objects.update(seen_at=timezone.now() - timedelta(seconds=61))
+        page = read(as_alice, "/models/")
+        assert "not confirmed" in page
+        assert "answers now" not in page
+        assert "No model answers at the moment." in read(as_alice, "/")
 
     def test_a_model_of_other_tenants_is_for_them_and_for_operators(self, client, alice, charlie, olivia, sales):
         ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
