@@ -20,7 +20,7 @@ Madoguchi is set up. It will be at
 API key (shown only now):
     {key}
 
-When the model is ready, a minute at most, this asks it something:
+This asks the model something, once "smollm2 #0: ready" stands below:
 
 {call}
 """
@@ -34,7 +34,9 @@ AGAIN = """Madoguchi will be at {address}
 {person}A new key: the page for keys, or
     .venv/bin/python manage.py createkey --tenant demo --service NAME
 """
-PERSON = "Sign in as demo. The password was shown at the first start; a new one:\n    .venv/bin/python manage.py changepassword demo\n"
+PERSON = """Sign in as demo. The password was shown at the first start; a new one:
+    .venv/bin/python manage.py changepassword demo
+"""
 
 
 class Command(BaseCommand):
