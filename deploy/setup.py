@@ -82,8 +82,8 @@ def system_packages(kind: str) -> None:
 
 # --- Python -----------------------------------------------------------------------------------------------------
 def environment() -> None:
-    """`.venv/`, anew if the Python that it was made from is gone."""
-    if PYTHON.exists():
+    """`.venv/`, anew unless `deploy/find-python` found it in order and it runs this."""
+    if Path(sys.prefix).resolve() == VENV.resolve():
         return
     say(f"virtual environment .venv/ from Python {platform.python_version()}")
     run(sys.executable, "-m", "venv", "--clear", VENV)
@@ -106,7 +106,7 @@ def dependencies(lock: str) -> None:
     installed = stamp.read_text().splitlines() if stamp.exists() else []
     if current[lock] in installed:
         return
-    say(f"dependencies of {lock}")
+    say(f"dependencies of {lock} (half a minute)")
     stamp.unlink(missing_ok=True)
     pip = (PYTHON, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--progress-bar=on")
     run(*pip, "--require-hashes", "--requirement", lock)

@@ -106,6 +106,16 @@ def test_the_one_that_is_named_comes_first(tmp_path):
     assert find_python(tmp_path, str(tmp_path), PYTHON="mine").stdout == "mine\n"
 
 
+def test_an_environment_in_order_is_used_and_an_interrupted_one_is_not(tmp_path):
+    environment = tmp_path / ".venv" / "bin"
+    environment.mkdir(parents=True)
+    python(environment, "python", fits=True)
+    python(tmp_path, "python3", fits=True)
+    assert find_python(tmp_path, str(tmp_path)).stdout == ".venv/bin/python\n"
+    (environment / "python").write_text("#!/bin/sh\ncase $2 in *pip*) exit 1 ;; esac\n")
+    assert find_python(tmp_path, str(tmp_path)).stdout == "python3\n"
+
+
 def test_without_any_it_says_which_it_needs(tmp_path):
     found = find_python(tmp_path, str(tmp_path))
     assert (found.returncode, found.stdout) == (1, "")
