@@ -52,12 +52,12 @@ def answering_server(directory: Directory) -> str:
 
     Asked before every connection, because libldap itself (2.5 with GnuTLS, as in Debian 12) turns to the next server
     only when a connection is refused, and never returns, with one core at 100 %, when a server accepts the connection
-    and then says nothing to the TLS handshake. Raises ldap.SERVER_DOWN.
+    and then says nothing to the TLS handshake. Raises NoAnswer.
     """
     for server in directory.servers:
         if _answers(server, directory.timeout):
             return server
-    raise ldap.SERVER_DOWN({"desc": f"no answer from {' '.join(directory.servers)}"})
+    raise NoAnswer(f"The directory does not answer within {directory.timeout:g} s ({' '.join(directory.servers)})")
 
 
 def _answers(server: str, timeout: float) -> bool:

@@ -1,0 +1,167 @@
+"""Who may see which tenant; people made by hand; the operators' pages about them."""
+
+import io
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.core.management import CommandError, call_command
+from django.db import IntegrityError, transaction
+from django.http import Http404
+from django.urls import reverse
+
+from portal.accounts import people
+from portal.accounts.models import Membership, Tenant, User
+from portal.accounts.tenancy import tenant_for, visible_tenants
+
+pytestmark = pytest.mark.django_db
+
+
+class TestTenancy:
+    def test_a_member_sees_their_tenant(self, alice, research):
+        assert tenant_for(alice, "research") == (research, False)
+
+    def test_its_admin_may_administer_it(self, bob, research):
+        assert tenant_for(bob, "research") == (research, True)
+
+    def test_an_outsider_cannot_tell_it_from_one_that_is_not_there(self, charlie, research):
+        for slug in ("research", "no-such-tenant"):
+            with pytest.raises(Http404) as caught:
+                tenant_for(charlie, slug)
+            assert str(caught.value) == ""
+
+    def test_an_admin_of_one_tenant_is_nobody_in_another(self, bob, sales):
+        with pytest.raises(Http404):
+            tenant_for(bob, "sales")
+
+    def test_operators_may_administer_all_that_there_are(self, olivia, research):
+        assert tenant_for(olivia, "research") == (research, True)
+        with pytest.raises(Http404):
+            tenant_for(olivia, "no-such-tenant")
+
+    def test_an_operator_who_is_a_member_too_may_administer(self, olivia, research):
+        Membership.objects.create(user=olivia, tenant=research)
+        assert tenant_for(olivia, "research") == (research, True)
+
+    def test_visible_are_those_that_would_be_given(self, alice, bob, charlie, olivia, research, sales):
+        seen = {user.username: set(visible_tenants(user)) for user in (alice, bob, charlie, olivia)}
+        assert seen == {"alice": {research}, "bob": {research}, "charlie": {sales}, "olivia": {research, sales}}
+
+    def test_it_costs_one_query(self, bob, django_assert_num_queries):
+        with django_assert_num_queries(1):
+            tenant_for(bob, "research")
+
+
+class TestNames:
+    def test_upper_and_lower_case_make_one_person(self, alice):
+        with pytest.raises(IntegrityError), transaction.atomic():
+            User.objects.create_user("Alice")
+        assert User.objects.get_by_natural_key("ALICE") == alice
+
+    def test_a_form_is_told_in_words(self, alice):
+        with pytest.raises(ValidationError, match="upper or lower case"):
+            User(username="ALICE", password="x").full_clean()
+
+
+class TestEnsurePerson:
+    def test_it_makes_person_tenant_and_membership(self):
+        user = people.ensure_person(
+            "demo", tenant_slug="demo", tenant_name="Demo", password="pass phrase", role="admin", is_operator=True
+        )
+        assert user.check_password("pass phrase")
+        assert (user.is_staff, user.is_superuser, user.directory_id) == (True, True, None)
+        assert [(str(place.tenant), place.role, place.source) for place in user.memberships.all()] == [
+            ("Demo", "admin", "manual")
+        ]
+
+    def test_it_leaves_what_is_there(self, alice, research):
+        again = people.ensure_person(
+            "Alice", tenant_slug="research", tenant_name="X", password="other", role="admin", is_operator=True
+        )
+        again.refresh_from_db()
+        research.refresh_from_db()
+        assert (again, again.is_staff, again.check_password("correct horse")) == (alice, False, True)
+        assert (research.name, alice.memberships.get().role) == ("研究部", "member")
+
+    @pytest.mark.parametrize(("name", "slug"), [("", "ok"), ("with space", "ok"), ("ok", "two words"), ("ok", "研究")])
+    def test_it_refuses_what_is_no_name(self, name, slug):
+        with pytest.raises(ValidationError):
+            people.ensure_person(name, tenant_slug=slug, password="x")
+        assert not User.objects.exists()
+        assert not Tenant.objects.exists()
+
+
+class TestCreatePerson:
+    def test_it_prints_the_password_and_nothing_else(self, capsys, door):
+        call_command("createperson", "Mori", "--tenant", "research", "--admin")
+        password = capsys.readouterr().out.strip()
+        assert len(password) >= 20
+        user = door.enter("mori", password)
+        assert [(place.tenant.slug, place.role) for place in user.memberships.all()] == [("research", "admin")]
+
+    def test_a_break_glass_account_needs_no_tenant(self, capsys, monkeypatch, door):
+        monkeypatch.setattr("sys.stdin", io.StringIO("a long enough phrase\n"))
+        call_command("createperson", "breakglass", "--operator", "--password-stdin")
+        assert capsys.readouterr().out == ""
+        assert door.enter("breakglass", "a long enough phrase").is_superuser
+
+    @pytest.mark.parametrize(
+        ("arguments", "why"),
+        [
+            (["ALICE"], "already"),
+            (["new", "--admin"], "--tenant"),
+            (["not a name"], "username"),
+            (["new", "--tenant", "not a slug"], "slug"),
+            (["new", "--password-stdin"], "too short"),
+        ],
+    )
+    def test_bad_input_changes_nothing(self, alice, monkeypatch, arguments, why):
+        monkeypatch.setattr("sys.stdin", io.StringIO("short\n"))
+        before = User.objects.count(), Tenant.objects.count()
+        with pytest.raises(CommandError, match=why):
+            call_command("createperson", *arguments)
+        assert (User.objects.count(), Tenant.objects.count()) == before
+
+
+class TestAdmin:
+    @pytest.mark.parametrize("model", ["tenant", "user", "membership"])
+    def test_operators_can_list_add_and_change(self, client, olivia, alice, model):
+        client.force_login(olivia, "portal.accounts.backends.LocalBackend")
+        assert client.get(reverse(f"admin:accounts_{model}_changelist")).status_code == 200
+        assert client.get(reverse(f"admin:accounts_{model}_add")).status_code == 200
+        number = {"tenant": Tenant, "user": User, "membership": Membership}[model].objects.first().pk
+        assert client.get(reverse(f"admin:accounts_{model}_change", args=[number])).status_code == 200
+
+    def test_others_cannot(self, client, bob):
+        client.force_login(bob, "portal.accounts.backends.LocalBackend")
+        assert client.get(reverse("admin:accounts_user_changelist")).status_code in (302, 403)
+
+    def test_saving_a_local_account_leaves_it_local(self, client, olivia, alice, research):
+        client.force_login(olivia, "portal.accounts.backends.LocalBackend")
+        place = alice.memberships.get()
+        form = {
+            "username": "alice", "first_name": "Alice", "last_name": "L.", "email": "", "language": "ja",
+            "is_active": "on", "directory_id": "",
+            "memberships-TOTAL_FORMS": "1", "memberships-INITIAL_FORMS": "1", "memberships-0-id": place.pk,
+            "memberships-0-user": alice.pk, "memberships-0-tenant": research.pk, "memberships-0-role": "admin",
+            "memberships-0-source": "manual",
+        }  # fmt: skip
+        response = client.post(reverse("admin:accounts_user_change", args=[alice.pk]), form)
+        assert response.status_code == 302, response.context["errors"]
+        alice.refresh_from_db()
+        assert (alice.last_name, alice.language, alice.directory_id) == ("L.", "ja", None)
+        assert alice.memberships.get().role == "admin"
+
+    def test_the_list_of_people_costs_no_more_queries_with_more_people(self, client, olivia, alice, bob, charlie):
+        client.force_login(olivia, "portal.accounts.backends.LocalBackend")
+        address = reverse("admin:accounts_user_changelist")
+        client.get(address)
+        from django.db import connection
+        from django.test.utils import CaptureQueriesContext
+
+        with CaptureQueriesContext(connection) as few:
+            client.get(address)
+        for number in range(20):
+            User.objects.create_user(f"person{number}")
+        with CaptureQueriesContext(connection) as many:
+            client.get(address)
+        assert len(many) == len(few)

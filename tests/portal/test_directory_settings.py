@@ -1,0 +1,183 @@
+"""The LDAP_* variables: what they become, and what operators read when one is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+
+import environs
+import pytest
+
+from portal import settings as portal_settings
+from portal.accounts import directory as company
+from portal.accounts.checks import directory_is_encrypted
+from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn, unused_port
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """Reads these variables on top of the least that works."""
+
+    def read(**variables: str | None) -> company.Directory | None:
+        least = {"LDAP_SERVER_URI": "ldaps://ldap.example.com", "LDAP_USER_BASE": USER_BASE}
+        with monkeypatch.context() as patch:
+            for name, value in {**least, **variables}.items():
+                if value is not None:
+                    patch.setenv(name, value)
+            return company.read(environs.FileAwareEnv(strip_whitespace=True))
+
+    return read
+
+
+def test_without_an_address_there_is_no_directory(read):
+    assert read(LDAP_SERVER_URI=None, LDAP_USER_BASE=None) is None
+
+
+def test_what_need_not_be_said(read):
+    found = read()
+    assert found.servers == ("ldaps://ldap.example.com",)
+    assert (found.start_tls, found.timeout) == (False, 5.0)
+    assert found.user_filter == "(&(objectClass=person)(uid=%(user)s))"
+    assert found.attributes == ["uid", "entryUUID", "givenName", "sn", "mail"]
+    assert read(LDAP_SERVER_URI="ldap://ldap.example.com").start_tls is True
+
+
+def test_active_directory_is_asked_for_its_own_attributes(read):
+    found = read(LDAP_KIND="activedirectory")
+    assert found.attributes[:2] == ["sAMAccountName", "objectGUID"]
+    assert "(sAMAccountName=%(user)s)" in found.user_filter
+    assert "userAccountControl:1.2.840.113556.1.4.803:=2" in found.user_filter
+
+
+def test_several_servers_by_spaces_or_commas(read):
+    found = read(LDAP_SERVER_URI=" ldaps://a.example.com:1636, ldaps://b.example.com\n")
+    assert found.servers == ("ldaps://a.example.com:1636", "ldaps://b.example.com")
+
+
+def test_secrets_may_come_from_files_and_are_not_shown(read, tmp_path):
+    (tmp_path / "password").write_text(f"{SERVICE_PASSWORD}\n")
+    found = read(LDAP_BIND_DN="cn=x", LDAP_BIND_PASSWORD_FILE=str(tmp_path / "password"))
+    assert found.bind_password == SERVICE_PASSWORD
+    assert SERVICE_PASSWORD not in repr(found)
+
+
+def test_groups_lead_to_one_or_several_places(read):
+    mapping = {"CN=A,ou=groups": "research", "cn=b, ou=groups": ["research:admin", "sales:member"]}
+    found = read(LDAP_GROUP_BASE=GROUP_BASE, LDAP_GROUP_TENANTS=json.dumps(mapping))
+    assert found.roles({"cn=a,ou=groups"}) == {"research": "member"}
+    assert found.roles({"cn=a,ou=groups", "cn=b,ou=groups"}) == {"research": "admin", "sales": "member"}
+    assert found.roles(set()) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "variables", "why"),
+    [
+        ("LDAP_SERVER_URL", {"LDAP_SERVER_URL": "ldap://x"}, "is LDAP_SERVER_URI meant?"),
+        ("LDAP_BIND_DN", {"LDAP_SERVER_URI": None, "LDAP_USER_BASE": None, "LDAP_BIND_DN": "cn=x"}, "LDAP_SERVER_URI"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap.example.com"}, "is not like ldaps://"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "https://ldap.example.com"}, "is not like ldaps://"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldaps://x:seven"}, "seven"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://a ldaps://b"}, "mixed"),
+        ("LDAP_START_TLS", {"LDAP_START_TLS": "maybe"}, "valid boolean"),
+        ("LDAP_START_TLS", {"LDAP_START_TLS": "true"}, "encrypted from the first byte"),
+        ("LDAP_KIND", {"LDAP_KIND": "novell"}, "openldap, activedirectory"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/nowhere/ca.pem"}, "No such file"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": os.devnull}, "PEM"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "{ca}", "LDAP_SERVER_URI": "ldap://x", "LDAP_START_TLS": "0"}, "encrypted"),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "soon"}, "valid number"),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "0"}, "between"),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "nan"}, ""),
+        ("LDAP_BIND_PASSWORD", {"LDAP_BIND_DN": "cn=x"}, "needed for LDAP_BIND_DN"),
+        ("LDAP_BIND_DN", {"LDAP_BIND_PASSWORD": "x"}, "needed for LDAP_BIND_PASSWORD"),
+        ("LDAP_BIND_PASSWORD_FILE", {"LDAP_BIND_PASSWORD_FILE": "/nowhere"}, "readable"),
+        ("LDAP_USER_BASE", {"LDAP_USER_BASE": "people"}, "not a DN"),
+        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None}, "needed to find people"),
+        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None, "LDAP_USER_DN_TEMPLATE": "%(user)s@corp"}, "no DN"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=alice)"}, "does not occur"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(name)s)"}, "%(user)s"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s"}, "parentheses"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "uid=%(user)s"}, "parentheses"),
+        ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=alice,dc=x"}, "%(user)s"),
+        ("LDAP_GROUP_TYPE", {"LDAP_GROUP_TYPE": "netgroup"}, "memberUid"),
+        ("LDAP_NESTED_GROUPS", {"LDAP_GROUP_TYPE": "memberOf", "LDAP_NESTED_GROUPS": "1"}, "not nested"),
+        ("LDAP_GROUP_BASE", {"LDAP_OPERATOR_GROUP": "cn=ops"}, "needed for LDAP_OPERATOR_GROUP"),
+        ("LDAP_GROUP_BASE", {"LDAP_GROUP_TENANTS": '{"cn=a": "b"}'}, "needed for LDAP_GROUP_TENANTS"),
+        ("LDAP_REQUIRED_GROUP", {"LDAP_REQUIRED_GROUP": "employees"}, "not a DN"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "cn=a: b"}, "not JSON"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '["cn=a"]'}, "not like"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "3"}, "not like"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"a": "b"}'}, "not the DN"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b", "CN=A": "c"}'}, "twice"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b:owner"}'}, ":admin"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "研究部"}'}, "short name"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": {"tenant": "b"}}'}, "short name"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_named(read, directory, name, variables, why):
+    variables = {key: value and value.replace("{ca}", str(directory.ca_file)) for key, value in variables.items()}
+    with pytest.raises(environs.EnvError) as caught:
+        read(**variables)
+    assert name in str(caught.value)
+    assert why in str(caught.value)
+
+
+def test_unencrypted_passwords_are_worth_a_warning(read, settings):
+    settings.DIRECTORY = read(LDAP_SERVER_URI="ldap://x", LDAP_START_TLS="false")
+    assert [warning.id for warning in directory_is_encrypted(None)] == ["accounts.W001"]
+    settings.DIRECTORY = read(LDAP_SERVER_URI="ldap://x")
+    assert directory_is_encrypted(None) == []
+    settings.DIRECTORY = None
+    assert directory_is_encrypted(None) == []
+
+
+class TestManage:
+    """The variables as they really arrive: from the environment of a process."""
+
+    @pytest.fixture
+    def manage(self, tmp_path):
+        def manage(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [sys.executable, portal_settings.BASE_DIR / "manage.py", *arguments],
+                env={**os.environ, "MADOGUCHI_VAR": str(tmp_path), **variables},
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+
+        return manage
+
+    def test_a_wrong_value_stops_the_start_with_one_line(self, manage):
+        done = manage("check", LDAP_SERVER_URI="ldap.example.com")
+        assert done.returncode != 0
+        assert done.stderr.count("\n") == 1
+        assert "LDAP_SERVER_URI" in done.stderr
+
+    def test_an_unreadable_file_stops_the_start_with_one_line(self, manage):
+        done = manage("check", LDAP_SERVER_URI="ldaps://x", LDAP_BIND_PASSWORD_FILE="/nowhere/at/all")
+        assert done.returncode != 0
+        assert done.stderr.count("\n") == 1
+        assert "LDAP_BIND_PASSWORD_FILE" in done.stderr
+
+    def test_the_directory_is_in_use(self, manage, directory):
+        who = "from django.contrib.auth import authenticate as a; from django.test import RequestFactory as F"
+        ask = f"{who}; u = a(F().post('/'), username='BOB', password='password of bob'); print(u.memberships.get())"
+        assert manage("migrate", "-v0", **directory.env()).returncode == 0
+        done = manage("shell", "-v0", "-c", ask, **directory.env())
+        assert done.stdout == "Bob Dodgson · research · tenant admin\n"
+        done = manage("syncdirectory", **directory.env())
+        assert done.stdout == "1 people: 0 left, 0 came back, 0 changed, 1 as before\n"
+
+    def test_a_directory_that_is_away_is_said_in_one_line(self, manage, directory):
+        nowhere = directory.env(LDAP_SERVER_URI=f"ldap://127.0.0.1:{unused_port()}")
+        assert manage("migrate", "-v0", **nowhere).returncode == 0
+        ask = "from portal.accounts.models import User; User.objects.create(username='x', directory_id='x')"
+        assert manage("shell", "-v0", "-c", ask, **nowhere).returncode == 0
+        done = manage("syncdirectory", **nowhere)
+        assert done.returncode != 0
+        assert done.stderr.count("\n") == 1
+        assert "does not answer" in done.stderr
+
+
+def test_group_names_of_the_tests_are_in_normal_form(read):
+    found = read(LDAP_GROUP_BASE=GROUP_BASE, LDAP_OPERATOR_GROUP=group_dn("operators").upper())
+    assert found.operator_group == group_dn("operators")

@@ -1,0 +1,226 @@
+"""manage.py syncdirectory, against a real slapd."""
+
+import json
+
+import ldap
+import pytest
+from django.core.management import CommandError, call_command
+
+from apiproxy.models import CatalogueRevision
+from portal.accounts import directory as company
+from portal.accounts import people
+from portal.accounts.directory import entries
+from portal.accounts.models import Membership, Tenant, User
+from portal.keys.issuing import issue
+from portal.keys.models import ApiKey
+from tests.slapd import GROUP_BASE, SUFFIX, colleague, group_dn, unused_port
+
+pytestmark = pytest.mark.django_db
+EVERYBODY = ["alice", "bob", "charlie", "yamada"]
+
+
+@pytest.fixture
+def everybody(connect, door, directory) -> None:
+    connect()
+    for name in EVERYBODY:
+        assert door.enter(name, directory.people[name].password)
+
+
+def sync(capsys, *arguments: str) -> str:
+    call_command("syncdirectory", *arguments)
+    return capsys.readouterr().out.strip()
+
+
+def refused(*arguments: str) -> str:
+    """The sentence with which it refuses; asserts that nothing was changed."""
+    before = facts()
+    with pytest.raises(CommandError) as caught:
+        call_command("syncdirectory", *arguments)
+    assert facts() == before
+    return str(caught.value)
+
+
+def facts() -> list[object]:
+    return [
+        list(User.objects.order_by("pk").values()),
+        list(Membership.objects.order_by("pk").values()),
+        CatalogueRevision.objects.get().number,
+    ]
+
+
+def test_without_changes_nothing_is_written(everybody, capsys):
+    before = facts()
+    assert sync(capsys) == "4 people: 0 left, 0 came back, 0 changed, 4 as before"
+    assert facts() == before
+
+
+def test_a_leaver_is_disabled_and_their_keys_stop(everybody, door, directory, newcomer, capsys):
+    leaver = door.enter(newcomer("goto", "sales"), "password of goto")
+    issue(tenant=Tenant.objects.get(slug="sales"), user=leaver, name="laptop")
+    directory.dismiss("goto")
+    revision = CatalogueRevision.objects.get().number
+    assert sync(capsys) == "5 people: 1 left, 0 came back, 0 changed, 4 as before"
+    leaver.refresh_from_db()
+    assert (leaver.is_active, leaver.left_directory_at is None) == (False, False)
+    assert not ApiKey.objects.usable().exists()
+    assert CatalogueRevision.objects.get().number > revision  # gateways are told
+    assert sync(capsys) == "5 people: 0 left, 0 came back, 0 changed, 5 as before"
+
+
+def test_who_comes_back_is_let_in_again(everybody, capsys):
+    alice = User.objects.get(username="alice")
+    sync(capsys)
+    people.leave(alice)
+    assert sync(capsys) == "4 people: 0 left, 1 came back, 0 changed, 3 as before"
+    alice.refresh_from_db()
+    assert (alice.is_active, alice.left_directory_at) == (True, None)
+
+
+def test_whom_an_operator_switched_off_stays_off(everybody, capsys):
+    User.objects.filter(username="alice").update(is_active=False)
+    assert sync(capsys) == "4 people: 0 left, 0 came back, 0 changed, 4 as before"
+    assert not User.objects.get(username="alice").is_active
+
+
+def test_names_and_memberships_are_refreshed(everybody, door, directory, newcomer, capsys):
+    moved = door.enter(newcomer("wada", "sales"), "password of wada")
+    directory.join("wada", "research-leads")
+    directory.leave("wada", "sales")
+    with directory.as_root() as root:
+        root.modify_s(directory.people["wada"].dn, [(ldap.MOD_REPLACE, "sn", ["和田".encode()])])
+    assert sync(capsys) == "5 people: 0 left, 0 came back, 1 changed, 4 as before"
+    moved.refresh_from_db()
+    assert moved.last_name == "和田"
+    assert [(place.tenant.slug, place.role) for place in moved.memberships.all()] == [("research", "admin")]
+
+
+def test_memberships_set_by_hand_and_local_accounts_are_left_alone(everybody, olivia, capsys):
+    Membership.objects.create(user=User.objects.get(username="alice"), tenant=Tenant.objects.get(slug="sales"))
+    before = facts()
+    sync(capsys)
+    assert facts() == before
+
+
+def test_who_lost_the_required_group_is_disabled(everybody, connect, door, directory, newcomer, capsys):
+    leaver = door.enter(newcomer("honda", "sales"), "password of honda")
+    connect(LDAP_REQUIRED_GROUP=group_dn("employees"))
+    assert sync(capsys).startswith("5 people: 0 left")
+    directory.leave("honda", "sales")
+    assert sync(capsys).startswith("5 people: 1 left")
+    leaver.refresh_from_db()
+    assert not leaver.is_active
+
+
+def test_a_new_name_is_no_leaver(everybody, door, directory, newcomer, capsys):
+    person = door.enter(newcomer("sato-h", "sales"), "password of sato-h")
+    with directory.as_root() as root:
+        root.rename_s(directory.people.pop("sato-h").dn, "uid=ito-h")
+    directory.people["ito-h"] = colleague("ito-h", "H", "Ito")
+    try:
+        assert sync(capsys) == "5 people: 0 left, 0 came back, 1 changed, 4 as before"
+    finally:
+        directory.dismiss("ito-h")
+    person.refresh_from_db()
+    assert (person.username, person.is_active) == ("ito-h", True)
+
+
+def test_a_new_name_that_a_local_account_has_is_reported_and_the_rest_goes_on(
+    everybody, door, directory, newcomer, capsys
+):
+    person = door.enter(newcomer("abe", "sales"), "password of abe")
+    User.objects.filter(pk=person.pk).update(username="an-older-name")
+    User.objects.create_user("abe", password="local")
+    User.objects.filter(username="bob").update(first_name="An older one")
+    assert sync(capsys) == (
+        "5 people: 0 left, 0 came back, 1 changed, 3 as before; abe not changed, a local account has the name"
+    )
+
+
+class TestImplausible:
+    @pytest.mark.parametrize("uri", ["ldap://127.0.0.1:{}", "ldaps://127.0.0.1:{}"])
+    def test_a_directory_that_is_away_changes_nothing(self, everybody, connect, uri):
+        connect(LDAP_SERVER_URI=uri.format(unused_port()))
+        assert "does not answer" in refused()
+        assert "does not answer" in refused("--force")
+
+    def test_a_directory_that_hangs_changes_nothing(self, everybody, connect, directory):
+        connect(LDAP_TIMEOUT="0.3")
+        with directory.frozen():
+            assert "does not answer" in refused()
+
+    def test_a_wrong_password_of_ours_changes_nothing(self, everybody, connect):
+        connect(LDAP_BIND_PASSWORD="changed last night")
+        assert "refuses" in refused()
+
+    @pytest.mark.parametrize(
+        "base", [f"ou=posix,{SUFFIX}", f"ou=nowhere,{SUFFIX}"], ids=["empty", "there is no such place"]
+    )
+    def test_an_empty_directory_changes_nothing(self, everybody, connect, base):
+        connect(LDAP_USER_BASE=base)
+        refused()
+
+    def test_an_empty_directory_is_believed_when_forced(self, everybody, connect, capsys):
+        connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}")
+        assert "None of our 4 people" in refused()
+        assert sync(capsys, "--force") == "4 people: 4 left, 0 came back, 0 changed, 0 as before"
+        assert not User.objects.filter(is_active=True).exists()
+
+    def test_half_of_the_people_may_go_and_more_may_not(self, everybody, connect, capsys):
+        connect(LDAP_REQUIRED_GROUP=group_dn("sales"))  # charlie's
+        assert "3 of our 4 people would lose their access" in refused()
+        connect(LDAP_USER_FILTER="(&(|(uid=alice)(uid=bob))(uid=%(user)s))")
+        assert sync(capsys) == "4 people: 2 left, 0 came back, 0 changed, 2 as before"
+
+    @pytest.mark.parametrize(
+        "mistake",
+        [
+            {"LDAP_GROUP_BASE": f"ou=posix,{SUFFIX}"},
+            {"LDAP_GROUP_TYPE": "uniqueMember"},
+            {"LDAP_GROUP_TENANTS": json.dumps({f"cn=gone,{GROUP_BASE}": "research"})},
+        ],
+    )
+    def test_groups_that_suddenly_hold_nobody_change_nothing(self, everybody, connect, mistake):
+        connect(**mistake)
+        assert "4 of our 4 people would lose their access" in refused()
+
+    def test_it_says_when_it_has_no_account_to_ask_with(self, everybody, connect):
+        connect(LDAP_USER_DN_TEMPLATE=f"uid=%(user)s,ou=people,{SUFFIX}", LDAP_BIND_DN=None, LDAP_BIND_PASSWORD=None)
+        assert "LDAP_BIND_DN" in refused()
+
+
+def test_without_a_directory_it_says_so():
+    with pytest.raises(CommandError, match="LDAP_SERVER_URI is not set"):
+        call_command("syncdirectory")
+
+
+class TestAdopt:
+    def test_a_local_account_becomes_the_directory_s_when_an_operator_says_so(self, connect, door, directory, capsys):
+        connect()
+        local = User.objects.create_user("alice", password="a local password")
+        issue(tenant=_member_of_sales(local), user=local, name="laptop")
+        assert "alice now signs in with the password of the directory" in sync(capsys, "--adopt", "Alice")
+        assert door.enter("alice", "a local password") is None
+        assert door.enter("alice", directory.people["alice"].password) == local
+        assert local.keys.count() == 1
+
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [("nobody", "no local account"), ("local-only", "Nobody in the directory"), ("bob", "no local")],
+    )
+    def test_what_cannot_be_adopted_is_said(self, connect, door, directory, name, why):
+        connect()
+        door.enter("bob", directory.people["bob"].password)
+        User.objects.create_user("local-only", password="x")
+        assert why in refused("--adopt", name)
+
+
+def _member_of_sales(user: User) -> Tenant:
+    tenant = Tenant.objects.create(slug="sales", name="営業部")
+    Membership.objects.create(user=user, tenant=tenant)
+    return tenant
+
+
+def test_more_people_than_fit_one_question_are_all_found(connect, everybody):
+    ids = list(User.objects.values_list("directory_id", flat=True))
+    strangers = [f"00000000-0000-0000-0000-{number:012d}" for number in range(3 * entries.CHUNK)]
+    assert set(company.look_up(connect(), ids + strangers)) == set(ids)
