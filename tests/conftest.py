@@ -1,24 +1,9 @@
 """The cast: Alice owns, Bob is admin of her tenant, Charlie is an outsider, Olivia operates."""
 
-import os
-import tempfile
-
-# Before Django reads its settings: a place of this test run's own, and nothing from the developer's environment.
-os.environ["MADOGUCHI_VAR"] = tempfile.mkdtemp(prefix="madoguchi-test-")
-for name in [name for name in os.environ if name.startswith("LDAP_")]:
-    del os.environ[name]
-
-import shutil
-
 import pytest
 
 from portal.accounts.models import Membership, Tenant, User
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _clean_up():
-    yield
-    shutil.rmtree(os.environ["MADOGUCHI_VAR"], ignore_errors=True)
+from tests.slapd import directory  # noqa: F401 - a fixture
 
 
 @pytest.fixture(autouse=True)

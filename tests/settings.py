@@ -1,0 +1,19 @@
+"""Settings of a test run: ours, in a place of its own, with nothing from the developer's environment.
+
+Not in conftest.py: pytest-django reads the settings before any conftest. Processes that tests start run portal.settings
+on the environment that is made here, and so do the workers of pytest-xdist, each with a database of its own.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+_var = tempfile.mkdtemp(prefix="madoguchi-test-")
+atexit.register(shutil.rmtree, _var, ignore_errors=True)
+os.environ["MADOGUCHI_VAR"] = _var
+os.environ["DJANGO_SETTINGS_MODULE"] = "portal.settings"
+for _name in [name for name in os.environ if name.startswith("LDAP_") or name in ("DATABASE_URL", "REDIS_URL")]:
+    del os.environ[_name]
+
+from portal.settings import *  # noqa: E402, F403
