@@ -22,6 +22,9 @@ from portal.metering import windows
 log = logging.getLogger("madoguchi.gateway")
 
 POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked key lives no longer than two of them
+REFRESH = (
+    0.2  # and between two that unknown keys ask for: a new key works at once, a flood of made-up ones costs little
+)
 FULL_RELOAD = 60.0  # whatever a receiver may have missed is repaired after so long
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
@@ -36,6 +39,9 @@ class Application:
         self._tasks: list[asyncio.Task[None]] = []
         self._backlog = 0
         self._wished: dict[int, float] = {}
+        self._refreshing = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._looked = self._loaded = 0.0  # loop time of the last look at the revision, and of the last load
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -76,6 +82,7 @@ class Application:
             ),
             max_body=settings.GATEWAY_MAX_BODY,
             wish=self._wish,
+            refresh=self._refresh,
         )
         self._catalogue_thread = ThreadPoolExecutor(1, "catalogue")
         self._ledger_thread = ThreadPoolExecutor(1, "ledger")
@@ -131,15 +138,31 @@ class Application:
     # --- tasks
 
     async def _poll(self, gateway: Gateway) -> None:
-        loop = asyncio.get_running_loop()
-        loaded = loop.time()
         while True:
             await asyncio.sleep(POLL)
+            await self._look(gateway)
+
+    async def _refresh(self) -> None:
+        """Returns after a look at the revision that began after the call; waits up to REFRESH for its turn.
+
+        Callers that come together share one look.
+        """
+        loop, gateway = asyncio.get_running_loop(), self._gateway
+        asked = loop.time()
+        async with self._refreshing:
+            if self._looked < asked and gateway is not None:
+                await asyncio.sleep(self._looked + REFRESH - asked)
+                await self._look(gateway)
+
+    async def _look(self, gateway: Gateway) -> None:
+        """Brings the catalogue up to date if anything changed, or if the last full reload was long ago."""
+        loop = asyncio.get_running_loop()
+        async with self._looking:
+            self._looked = loop.time()
             try:
                 number = await loop.run_in_executor(self._catalogue_thread, controlplane.revision)
-                if number != gateway.catalogue.revision or loop.time() - loaded > FULL_RELOAD:
+                if number != gateway.catalogue.revision or loop.time() - self._loaded > FULL_RELOAD:
                     await self._reload(gateway)
-                    loaded = loop.time()
             except DatabaseAway as error:
                 log.warning("the database does not answer; the last catalogue stays in force: %s", error)
 
@@ -152,6 +175,7 @@ class Application:
             used = await loop.run_in_executor(self._catalogue_thread, controlplane.spent, limit, now)
             gateway.limits.seed(limit, used, now)
         gateway.replace(catalogue)
+        self._loaded = loop.time()
 
     async def _move_often(self, gateway: Gateway) -> None:
         """Moves the spool whenever something was added; after a failure waits longer each time, up to 15 s."""

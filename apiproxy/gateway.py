@@ -13,7 +13,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,7 +65,8 @@ class ClientLeft(Exception):
 class Gateway:
     """`digest` turns the text of a key into what the catalogue is keyed by, or None if it cannot be a key.
 
-    `wish(model_id)` is called when somebody wants a model that is asleep.
+    `wish(model_id)` is called when somebody wants a model that is asleep. `refresh` sees to it that the catalogue is as
+    new as can be had cheaply; a key that is well formed but unknown waits for it.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Gateway:
         timeouts: Timeouts,
         max_body: int,
         wish: Callable[[int], None],
+        refresh: Callable[[], Awaitable[None]],
         wall: Callable[[], float] = time.time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,6 +90,7 @@ class Gateway:
         self._timeouts = timeouts
         self._max_body = max_body
         self._wish = wish
+        self._refresh = refresh
         self.wall = wall
         self._clock = clock
         self._balancer = Balancer()
@@ -99,7 +102,7 @@ class Gateway:
         headers = dict(scope["headers"])
         language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
         try:
-            key = self._authenticate(headers)
+            key = await self._authenticate(headers)
             language = key.language
             await self._serve(scope, headers, receive, send, key, request_id)
         except Refusal as refusal:
@@ -113,12 +116,17 @@ class Gateway:
 
     # --- who
 
-    def _authenticate(self, headers: dict[bytes, bytes]) -> Key:
+    async def _authenticate(self, headers: dict[bytes, bytes]) -> Key:
         scheme, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
         if scheme.lower() != "bearer" or not text:
             raise InvalidKey("missing_api_key", code="invalid_api_key")
         digest = self._digest(text.strip())
-        key = self.catalogue.key(digest, self.wall()) if digest else None
+        if digest is None:
+            raise InvalidKey("invalid_api_key")
+        key = self.catalogue.key(digest, self.wall())
+        if key is None:  # perhaps it was made a moment ago
+            await self._refresh()
+            key = self.catalogue.key(digest, self.wall())
         if key is None:
             raise InvalidKey("invalid_api_key")
         return key

@@ -47,6 +47,12 @@ def test_a_revoked_key_is_refused_within_two_seconds(counter):
     assert time.monotonic() - begun < 2
 
 
+def test_a_new_key_works_at_once(counter, alice, research):
+    for _ in range(5):
+        _, key = issue(tenant=research, user=alice, name="new")
+        assert counter.client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
+
+
 def test_a_key_stops_when_its_owner_leaves_the_tenant(counter, alice, research):
     alice.memberships.get(tenant=research).delete()
     until(lambda: counter.chat().status_code == 401, 5)

@@ -1,0 +1,132 @@
+"""A whole Madoguchi as operators start it: `manage.py up` in a directory of its own, with real engines."""
+
+import contextlib
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.slapd import unused_port
+
+ROOT = Path(__file__).resolve().parent.parent
+START = 60.0  # seconds; portal and engines take 6
+
+
+def until(condition: Callable[[], Any], seconds: float = START) -> Any:
+    """The first true value of `condition`: for what other processes do and tell nobody."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "it did not come about"
+        time.sleep(0.05)
+    return value
+
+
+@dataclass
+class Installation:
+    """`var` is its state, `env` what its processes are given."""
+
+    var: Path
+    port: int
+    env: dict[str, str]
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        return (self.var / "up.log").read_text()
+
+    def manage(self, *words: str, **more: Any) -> str:
+        """What a command prints; its failure fails the test with its words."""
+        done = subprocess.run(
+            [sys.executable, ROOT / "manage.py", *words], env=self.env, capture_output=True, text=True, **more
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def start(self) -> None:
+        """Returns when the portal answers."""
+        with (self.var / "up.log").open("wb") as log:
+            command = [sys.executable, ROOT / "manage.py", "up", "--port", str(self.port)]
+            self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+        until(lambda: "answers on" in self.log or self.process.poll() is not None)
+        assert self.process.poll() is None, self.log
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status, once it and everything that it started has gone."""
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(60)
+        assert self.processes() == {}
+        return status
+
+    def ready(self, *models: str) -> None:
+        """Returns when these models answer."""
+
+        def states() -> dict[str, str]:
+            return {row["model"]: row["state"] for row in self.rows("replicas")}
+
+        until(lambda: all(states().get(name) == "ready" for name in models))
+
+    def rows(self, what: str) -> list[dict[str, Any]]:
+        """Replicas, as gateways see them (address and key included, which no command prints)."""
+        assert what == "replicas"
+        with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:
+            database.row_factory = sqlite3.Row
+            query = """select m.name as model, r.* from modelregistry_replica r
+                       join modelregistry_servedmodel m on m.id = r.model_id"""
+            return [dict(row) for row in database.execute(query)]
+
+    def replica(self, model: str) -> dict[str, Any]:
+        (row,) = [row for row in self.rows("replicas") if row["model"] == model]
+        return row
+
+    def processes(self) -> dict[int, str]:
+        """Every process of this installation: pid -> command line.
+
+        Ours have its state directory in their environment; engines are not told of it but write their log there.
+        """
+        mark = f"MADOGUCHI_VAR={self.var}".encode()
+        found: dict[int, str] = {}
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                ours = entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
+                if ours or (entry.name.isdigit() and os.readlink(entry / "fd" / "1").startswith(str(self.var))):
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        return found
+
+    def pid_of(self, word: str) -> int:
+        (pid,) = [pid for pid, command in self.processes().items() if word in command]
+        return pid
+
+
+@contextlib.contextmanager
+def installed(var: Path, **env: str) -> Iterator[Installation]:
+    """Migrated, not started; on leaving everything of it is ended."""
+    port = unused_port()
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LDAP_", "DJANGO_"))}
+    installation = Installation(var, port, {**kept, "MADOGUCHI_VAR": str(var), **env})
+    installation.manage("migrate", "--verbosity", "0")
+    installation.manage("collectstatic", "--noinput", "--verbosity", "0")
+    try:
+        yield installation
+    finally:
+        if installation.process is not None and installation.process.poll() is None:
+            installation.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                installation.process.wait(30)
+        for pid in installation.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def models_json(installation: Installation) -> list[dict[str, Any]]:
+    return json.loads(installation.manage("models", "--json"))
