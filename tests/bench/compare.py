@@ -97,10 +97,13 @@ def one_round(contender: Contender, direct: Contender, logs: Path) -> Iterable[R
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: one line for each contender and workload, medians of the rounds."""
+    """Markdown: one line for each contender and workload, medians of the rounds.
+
+    `others`: of a core, at most, what strangers and the machine's own host used meanwhile. Distrust much more than 25 %.
+    """
     lines = [
-        "| | load | CPU µs per request | per token | p50 ms | p99 ms | peak MB | good | bad |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | load | CPU µs per request | per token | p50 ms | p99 ms | peak MB | good | bad | others |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for contender, workload in dict.fromkeys((row.contender, row.workload) for row in rows):
         same = [row for row in rows if (row.contender, row.workload) == (contender, workload) and not row.repeated]
@@ -115,8 +118,9 @@ def table(rows: list[Row]) -> str:
             _median([row.peak_mb for row in same], 0),
             str(sum(row.good for row in same)),
             str(sum(row.bad for row in same)),
+            f"{max(row.disturbed for row in same):.0%}",
         ]
-        lines.append(f"| {' | '.join(cells)} |{' disturbed' if max(row.disturbed for row in same) > QUIET else ''}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
