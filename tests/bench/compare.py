@@ -99,7 +99,7 @@ def one_round(contender: Contender, direct: Contender, logs: Path) -> Iterable[R
 def table(rows: list[Row]) -> str:
     """Markdown: one line for each contender and workload, medians of the rounds.
 
-    `others`: of a core, at most, what strangers and the machine's own host used meanwhile. Distrust much more than 25 %.
+    `others`: of a core, at most, what strangers and the machine's own host used meanwhile. Distrust much above 25 %.
     """
     lines = [
         "| | load | CPU µs per request | per token | p50 ms | p99 ms | peak MB | good | bad | others |",
