@@ -15,7 +15,7 @@ from django.test import RequestFactory
 from apiproxy.models import CatalogueRevision
 from portal.accounts import directory as company
 from portal.accounts import people
-from portal.accounts.directory import backend
+from portal.accounts.directory import backend, entries
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
@@ -427,6 +427,20 @@ class TestTrouble:
         assert door.says == SILENT
         assert door.enter("alice", password_of("alice"))
 
+    def test_the_directory_hangs_in_the_middle(self, connect, door, directory, monkeypatch):
+        connect(LDAP_TIMEOUT="0.3")
+        asked = entries.answering_server
+        with contextlib.ExitStack() as until_the_end:
+
+            def answer_and_hang(found: company.Directory) -> str:
+                server = asked(found)
+                until_the_end.enter_context(directory.frozen())
+                return server
+
+            monkeypatch.setattr(entries, "answering_server", answer_and_hang)
+            assert door.enter("alice", password_of("alice")) is None
+        assert door.says == SILENT
+
     def test_local_accounts_work_meanwhile_and_their_failures_count(self, connect, door, olivia):
         connect(LDAP_SERVER_URI=f"ldap://127.0.0.1:{unused_port()}")
         assert door.enter("olivia", "correct horse") == olivia
@@ -473,21 +487,32 @@ class TestActiveDirectory:
         assert door.enter("tanaka", "password of Tanaka") is None
 
     @pytest.mark.parametrize(
-        ("who", "same"),
-        [("u:CORP\\Alice", True), ("u:CORP\\bob", False), ("", False), (f"dn:{PEOPLE['alice'].dn.upper()}", True),
-         (f"dn:{PEOPLE['bob'].dn}", False)],
-    )  # fmt: skip
-    def test_who_bound_must_be_who_was_found(self, connect, who, same):
+        ("answer", "same"),
+        [([b"\1alice", b"\1users"], True), ([b"\1bob", b"\1users"], False), ([], False), ([b""], False)],
+    )
+    def test_who_bound_must_be_who_was_found(self, connect, answer, same):
         class Connection:
-            def whoami_s(self) -> str:
-                return who
+            def search_s(self, base, scope, attrlist):
+                assert (base, scope, attrlist) == ("", ldap.SCOPE_BASE, ["tokenGroups"])
+                return [("", {"tokenGroups": answer})]
 
         class Found:
             connection = Connection()
-            dn = PEOPLE["alice"].dn
-            attrs = {"uid": ["alice"]}
+            attrs = {"objectSid": ["\1alice" if answer != [b""] else ""]}
+
+        assert backend._is_bound_as(connect(**self.WINDOWS), Found) is same
+
+    @pytest.mark.parametrize(("who", "same"), [("alice", True), ("bob", False)])
+    def test_elsewhere_the_server_is_asked_who_one_is(self, connect, directory, who, same):
+        bound = ldap.initialize(directory.uri)
+        bound.simple_bind_s(PEOPLE[who].dn, password_of(who))
+
+        class Found:
+            connection = bound
+            dn = PEOPLE["alice"].dn.upper()
 
         assert backend._is_bound_as(connect(), Found) is same
+        bound.unbind_s()
 
 
 def test_a_leaver_s_keys_stop(connect, door):

@@ -171,6 +171,11 @@ class TestImplausible:
         connect(LDAP_USER_FILTER="(&(|(uid=alice)(uid=bob))(uid=%(user)s))")
         assert sync(capsys) == "4 people: 2 left, 0 came back, 0 changed, 2 as before"
 
+    def test_two_of_three_are_more_than_half(self, everybody, connect):
+        User.objects.get(username="charlie").delete()
+        connect(LDAP_USER_FILTER="(&(uid=alice)(uid=%(user)s))")
+        assert "2 of our 3 people would lose their access" in refused()
+
     @pytest.mark.parametrize(
         "mistake",
         [

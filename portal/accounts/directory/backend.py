@@ -87,16 +87,16 @@ def _proved(directory: Directory, ldap_user: Any) -> entries.Person:
 
 
 def _is_bound_as(directory: Directory, ldap_user: Any) -> bool:
-    """Whether the server means the entry found by the same person as bound.
+    """Whether the server means the entry that was found by the person who bound.
 
     In Active Directory alice@corp.example may be one person's userPrincipalName and `alice` another's sAMAccountName.
-    The answer is "u:CORP\\alice" there, "dn:uid=alice,…" elsewhere (RFC 4532).
+    There the root entry shows the security ids of whoever asks ([MS-ADTS] 3.1.1.3.2, tokenGroups), of which a person's
+    own is one; elsewhere "Who am I?" (RFC 4532) gives a DN.
     """
+    if directory.kind == "activedirectory":
+        return entries.security_id(ldap_user.attrs) in entries.security_ids_of_asker(ldap_user.connection)
     form, _, who = ldap_user.connection.whoami_s().partition(":")
-    if form == "dn":
-        return normal(who) == normal(ldap_user.dn)
-    name = entries.first(ldap_user.attrs, directory.username_attribute)
-    return bool(who.rpartition("\\")[2].lower() == name.lower())
+    return form == "dn" and normal(who) == normal(ldap_user.dn)
 
 
 @receiver(ldap_error, sender=Backend)

@@ -84,7 +84,8 @@ class Directory:
         """What is read of a person's entry."""
         names = [self.username_attribute, self.id_attribute]
         names += [self.first_name_attribute, self.last_name_attribute, self.mail_attribute]
-        return [*names, *{"memberOf": ["memberOf"], "memberUid": ["gidNumber"]}.get(self.group_type, [])]
+        names += {"memberOf": ["memberOf"], "memberUid": ["gidNumber"]}.get(self.group_type, [])
+        return [*names, "objectSid"] if self.kind == "activedirectory" else names
 
     @property
     def binds_by_dn(self) -> bool:

@@ -222,12 +222,29 @@ def first(attributes: Mapping[str, Any], name: str) -> str:
     return values[0] if isinstance(values[0], str) else ""
 
 
+def security_id(attributes: Mapping[str, Any]) -> bytes:
+    """A person's own; only of Active Directory, empty if it may not be read."""
+    return _first_bytes(attributes, "objectSid")
+
+
+def security_ids_of_asker(connection: Any) -> list[bytes]:
+    """The person's own and those of their groups; none if the server has no such thing."""
+    answer = connection.search_s("", ldap.SCOPE_BASE, attrlist=["tokenGroups"])
+    return [value for _, attributes in answer for value in attributes.get("tokenGroups", []) if value]
+
+
+def _first_bytes(attributes: Mapping[str, Any], name: str) -> bytes:
+    """LDAPSearch makes str of what happens to be UTF-8."""
+    value = (attributes.get(name) or [b""])[0]
+    return value.encode() if isinstance(value, str) else bytes(value)
+
+
 def _id(directory: Directory, attributes: Mapping[str, Any]) -> str:
     """What stays when a person's name changes. objectGUID is 16 bytes; it is kept as Windows' own tools print it."""
-    value = (attributes.get(directory.id_attribute) or [""])[0]
-    if directory.id_attribute.lower() == "objectguid" and value:
-        return str(uuid.UUID(bytes_le=value.encode() if isinstance(value, str) else value))
-    return value if isinstance(value, str) else ""
+    if directory.id_attribute.lower() != "objectguid":
+        return first(attributes, directory.id_attribute)
+    value = _first_bytes(attributes, directory.id_attribute)
+    return str(uuid.UUID(bytes_le=value)) if value else ""
 
 
 def _by_id(directory: Directory, identity: str) -> str:
