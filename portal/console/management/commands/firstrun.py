@@ -58,6 +58,7 @@ class Command(BaseCommand):
     def fetch(self) -> None:
         def say(text: str) -> None:
             self.stdout.write(f"→ {text}")
+            self.stdout.flush()  # into a file as well before pip's own lines
 
         try:
             engine_environments.install(engine_environments.XLLAMACPP, settings.CACHE, say)
