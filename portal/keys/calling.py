@@ -11,6 +11,8 @@ from portal.keys.access import Offer
 DIFY_CONTEXT = 4096
 # The variable that the OpenAI SDK reads by itself, used where the key cannot be shown any more.
 VARIABLE = "OPENAI_API_KEY"
+# Without a bound a small model may ramble to the end of its context: seen, 164 s for a first try that looks broken.
+ANSWER = 200  # tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,10 @@ def question(task: str) -> tuple[str, dict[str, object]]:
     if task == "rerank":
         documents = [_("Travel expenses go to accounting."), _("The canteen opens at 11:30.")]
         return "/rerank", {"query": _("Where do I hand in travel expenses?"), "documents": documents}
-    return "/chat/completions", {"messages": [{"role": "user", "content": _("Introduce yourself in one sentence.")}]}
+    return "/chat/completions", {
+        "messages": [{"role": "user", "content": _("Introduce yourself in one sentence.")}],
+        "max_tokens": ANSWER,
+    }
 
 
 def curl(offer: Offer, base_url: str, key: str) -> str:
@@ -70,6 +75,7 @@ def python(offer: Offer, base_url: str, key: str) -> str:
         f"{head}stream = client.chat.completions.create(\n"
         f'    model="{offer.name}",\n'
         f"    messages={literal(body['messages'])},\n"
+        f"    max_tokens={ANSWER},\n"
         "    stream=True,\n)\n"
         "for chunk in stream:\n"
         "    if chunk.choices:\n"

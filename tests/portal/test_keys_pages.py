@@ -171,6 +171,7 @@ class TestHowToUseIt:
         body = json.loads(line[line.index("-d") + 1])
         assert body["model"] == "qwen"
         assert body["messages"][0]["role"] == "user"
+        assert body["max_tokens"] <= 200
 
     def test_the_python_lines_are_python(self, as_alice, research):
         serve("qwen")
