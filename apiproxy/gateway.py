@@ -23,6 +23,7 @@ from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.errors import (
     BadRequest,
     BodyTooLarge,
+    EngineTimeout,
     Internal,
     InvalidKey,
     Language,
@@ -241,9 +242,10 @@ class Gateway:
                         break
                     replica = other
             raise exchange.refusal
-        except asyncio.CancelledError:
-            exchange.client_left()
-            raise
+        except asyncio.CancelledError:  # by the server, whose patience with open answers has ended
+            refusal = NoReplica("shutting_down", headers={"retry-after": "5"})
+            if not exchange.cut_off(refusal):
+                raise refusal from None
         finally:
             self._exchanges.discard(exchange)
             watch.stop()
@@ -287,7 +289,7 @@ class Gateway:
                 if silence > self._timeouts.idle:
                     exchange.client_left()
             elif silence > (self._timeouts.idle if exchange.first_byte_at is not None else self._timeouts.first_byte):
-                exchange.too_slow()
+                exchange.cut_off(EngineTimeout())
 
     def gauges(self, backlog: int) -> list[tuple[str, str, tuple[tuple[str, str], ...], float]]:
         ready = [(model.name, len(model.replicas)) for model in self.catalogue.models.values()]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from apiproxy import protocol, sse
 from apiproxy.assembly import Assembly
-from apiproxy.errors import EngineFailed, EngineTimeout, Language, Refusal
+from apiproxy.errors import EngineFailed, Language, Refusal
 from apiproxy.protocol import Tokens
 from apiproxy.upstream import Connection, Header, UpstreamError
 
@@ -115,6 +115,7 @@ class Exchange:
         self._flushing = False
         self._ended = False
         self._left = False
+        self._answered = False
         self._backlog: deque[Message] = deque()
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.refusal: Refusal = EngineFailed()
@@ -146,7 +147,7 @@ class Exchange:
 
     def client_left(self) -> None:
         """Stops the engine and meters what it had generated. After the answer's end: does nothing."""
-        if self._left or (self._ending.done() and self._ending.result() is Ending.ANSWERED):
+        if self._left or self._answered:
             return
         self._left = True
         self._drop_engine()
@@ -160,11 +161,15 @@ class Exchange:
         self.error = error
         self.refusal = refusal
 
-    def too_slow(self) -> None:
-        """A time-out has passed: the engine is told to stop."""
+    def cut_off(self, refusal: Refusal) -> bool:
+        """Stops the engine for this reason; a client that has had some of the answer is told by an event.
+
+        Gives whether that was so: otherwise the refusal is still to be sent.
+        """
         self._drop_engine()
-        self.refusal = EngineTimeout()
+        self.refusal = refusal
         self._broke_off()
+        return self._started
 
     @property
     def waits_for_client(self) -> bool:
@@ -342,5 +347,6 @@ class Exchange:
             connection.abort()
 
     def _finish(self, ending: Ending) -> None:
+        self._answered = ending is Ending.ANSWERED
         if not self._ending.done():
             self._ending.set_result(ending)

@@ -189,7 +189,7 @@ def test_the_supervisor_is_killed_and_the_engine_keeps_its_process_and_its_reque
     client = sdk(madoguchi, new_key(madoguchi, "佐藤"))
     before = madoguchi.replica("smollm2")
     chunks: list[str] = []
-    asked = client.chat.completions.create(**LONG, stream=True)
+    asked = client.chat.completions.create(**{**LONG, "max_tokens": 150}, stream=True)
     reading = threading.Thread(
         target=lambda: chunks.extend(c.choices[0].finish_reason or "" for c in asked if c.choices)
     )

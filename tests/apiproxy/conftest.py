@@ -31,6 +31,7 @@ class Counter:
     engine: engine.Running
     model: ServedModel
     application: Application
+    server: uvicorn.Server
     client: httpx2.Client = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ def until(condition: Any, seconds: float = 10) -> None:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[tuple[str, Application]]:
+def serving() -> Iterator[tuple[str, Application, uvicorn.Server]]:
     """The gateway on a free port."""
     application = Application()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -77,7 +78,7 @@ def serving() -> Iterator[tuple[str, Application]]:
     try:
         until(lambda: server.started or not thread.is_alive())
         assert server.started
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", application
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", application, server
     finally:
         server.should_exit = True
         thread.join(20)
@@ -97,5 +98,6 @@ def counter(transactional_db, settings, tmp_path, alice, research, fake_engine) 
     model = ServedModel.objects.create(name="fake", engine="external", url=fake_engine.url)
     Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=fake_engine.url)
     row, key = issue(tenant=research, user=alice, name="test")
-    with serving() as (url, application):
-        yield Counter(url, key, row, fake_engine, model, application)
+    with serving() as running:
+        url, application, server = running
+        yield Counter(url, key, row, fake_engine, model, application, server)

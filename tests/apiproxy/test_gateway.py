@@ -1,5 +1,6 @@
 """The gateway over a real socket, in front of a fake engine that can misbehave."""
 
+import concurrent.futures
 import json
 import socket
 import time
@@ -126,7 +127,9 @@ def test_a_body_over_the_bound_is_refused_before_it_is_read(counter, settings):
     with socket.create_connection((host, int(port))) as connection:
         head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {counter.key}\r\n"
         connection.sendall(f"{head}content-length: {settings.GATEWAY_MAX_BODY + 1}\r\n\r\n".encode())
-        answer = connection.recv(4096)
+        answer = b""
+        while b"}}" not in answer:
+            answer += connection.recv(4096)
     assert answer.startswith(b"HTTP/1.1 413")
     assert b"request_too_large" in answer
 
@@ -386,3 +389,30 @@ def test_probes_answer_without_a_key(counter):
     text = httpx2.get(f"{counter.url}/metrics").text
     assert 'madoguchi_tokens_total{model="fake",kind="completion"} 5' in text
     assert counter.key not in text
+
+
+# --- the end of the server
+
+
+def test_a_stream_that_outlasts_the_servers_patience_ends_with_an_error_event(counter):
+    with counter.stream(script=[{"send": SSE}, {"events": 3}, {"hang": True}]) as response:
+        pieces = response.iter_text()
+        text = next(pieces)
+        counter.server.should_exit = True
+        text += "".join(pieces)
+    got = events(text)
+    assert json.loads(got[-2])["error"]["code"] == "shutting_down"
+    assert got[-1] == "[DONE]"
+    until(lambda: counter.engine.seen()["left"] == 1)
+    (row,) = counter.usage()
+    assert (row.status, row.completion_tokens) == ("failed", 2)
+
+
+def test_a_call_without_an_answer_yet_is_told_that_the_server_restarts(counter):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting = pool.submit(counter.chat, script=[{"hang": True}])
+        until(lambda: counter.engine.seen()["running"] == 1)
+        counter.server.should_exit = True
+        response = waiting.result(20)
+    assert response.status_code == 503
+    assert error(response)["code"] == "shutting_down"
