@@ -19,8 +19,14 @@ WATCHED = (
 )
 
 
-def bump(**_: Any) -> None:
+# A sign-in saves only this, and no catalogue holds it.
+NO_NEWS = frozenset({"last_login"})
+
+
+def bump(update_fields: frozenset[str] | None = None, **_: Any) -> None:
     """Tells every gateway to look again; part of the caller's transaction, so nobody looks before it commits."""
+    if update_fields is not None and update_fields <= NO_NEWS:
+        return
     from apiproxy.models import CatalogueRevision
 
     if not CatalogueRevision.objects.filter(pk=1).update(number=F("number") + 1):

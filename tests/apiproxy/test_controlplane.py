@@ -1,0 +1,169 @@
+"""What gateways are told, and when."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import transaction
+from django.utils import timezone
+
+from apiproxy import controlplane
+from modelregistry.models import Host, Replica, ServedModel
+from portal.accounts.models import Membership
+from portal.keys.issuing import issue, revoke
+from portal.keys.models import ModelAccess
+from portal.metering.models import Quota, UsageRecord
+from tests.apiproxy.test_ledger import usage
+
+# The bridge is called in threads of the gateway and closes what connections it finds broken: no test's transaction
+# may be open around it.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def key(research, alice):
+    row, _ = issue(tenant=research, user=alice, name="a key")
+    return row
+
+
+@pytest.fixture
+def model(db) -> ServedModel:
+    return ServedModel.objects.create(name="m", engine="external", url="http://127.0.0.1:1")
+
+
+def keys() -> list[int]:
+    return [found.id for found in controlplane.load().keys.values()]
+
+
+def number() -> int:
+    return controlplane.revision()
+
+
+def test_each_change_of_what_a_catalogue_holds_is_told(key, alice, research, model, sales):
+    host = Host.objects.create(name="h")
+
+    def new_replica() -> None:
+        Replica.objects.create(model=model, host=host)
+
+    changes = (
+        lambda: issue(tenant=research, user=alice, name="another"),
+        lambda: revoke(key),
+        lambda: key.allowed_models.add(model),
+        lambda: Quota.objects.create(key=key, unit="requests", window="day", amount=1),
+        lambda: Quota.objects.get().delete(),
+        lambda: ModelAccess.objects.create(model=model, tenant=sales),
+        new_replica,
+        lambda: Replica.objects.get().save(),
+        lambda: alice.save(),
+        lambda: research.save(),
+        lambda: Membership.objects.get(user=alice).delete(),
+        lambda: model.delete(),
+    )
+    for change in changes:
+        before = number()
+        change()
+        assert number() > before
+
+
+def test_a_sign_in_is_no_news(alice, client):
+    before = number()
+    client.force_login(alice)
+    assert alice.last_login is not None
+    assert number() == before
+
+
+def test_a_change_that_is_rolled_back_is_not_told(alice):
+    before = number()
+    with transaction.atomic():
+        alice.save()
+        transaction.set_rollback(True)
+    assert number() == before
+
+
+def test_only_usable_keys_are_in_the_catalogue(key, alice, research, sales):
+    assert keys() == [key.pk]
+    for field, bad, good in (("revoked_at", timezone.now(), None), ("expires_at", timezone.now(), None)):
+        setattr(key, field, bad)
+        key.save()
+        assert keys() == []
+        setattr(key, field, good)
+        key.save()
+    for thing in (alice, research):
+        thing.is_active = False
+        thing.save()
+        assert keys() == []
+        thing.is_active = True
+        thing.save()
+    assert keys() == [key.pk]
+    Membership.objects.filter(user=alice).update(tenant=sales)
+    assert keys() == []
+
+
+def test_a_service_key_needs_no_person(research):
+    row, _ = issue(tenant=research, service="Dify", name="Dify")
+    assert keys() == [row.pk]
+
+
+def test_a_key_that_expires_later_carries_its_time(research, alice):
+    end = timezone.now() + timedelta(days=1)
+    issue(tenant=research, user=alice, name="k", expires_at=end)
+    (found,) = controlplane.load().keys.values()
+    assert found.expires == pytest.approx(end.timestamp())
+
+
+def test_limits_of_tenant_person_and_key_come_together(key, alice, research, model):
+    Quota.objects.create(tenant=research, unit="tokens", window="month", amount=3)
+    Quota.objects.create(user=alice, unit="requests", window="day", amount=2)
+    Quota.objects.create(key=key, unit="concurrent", amount=1, model=model)
+    (found,) = controlplane.load().keys.values()
+    assert {(limit.counter.scope, limit.amount, limit.counter.model) for limit in found.limits} == {
+        ("tenant", 3, None),
+        ("user", 2, None),
+        ("key", 1, model.pk),
+    }
+
+
+def test_a_replica_that_is_not_ready_gets_no_requests(model):
+    host = Host.objects.create(name="h")
+    for index, state in enumerate(Replica.State.values):
+        Replica.objects.create(model=model, host=host, index=index, state=state, url=f"http://127.0.0.1:{index + 1}")
+    (found,) = controlplane.load().models.values()
+    assert [replica.url for replica in found.replicas] == [
+        f"http://127.0.0.1:{Replica.State.values.index('ready') + 1}"
+    ]
+    assert found.can_load
+
+
+def test_recording_twice_counts_once_and_tells_when_the_key_was_used(key, alice, research):
+    row = usage("req_1", key=key.pk, user=alice.pk, tenant=research.pk, started=timezone.now().timestamp())
+    before = number()
+    controlplane.record([row])
+    controlplane.record([row])
+    recorded = UsageRecord.objects.get()
+    assert (recorded.prompt_tokens, recorded.completion_tokens, recorded.end_user) == (7, 5, "山田")
+    key.refresh_from_db()
+    assert key.last_used_at == recorded.started_at
+    assert number() == before  # usage is no news for catalogues
+
+
+def test_usage_of_what_was_deleted_is_still_recorded(db):
+    controlplane.record([usage("req_1", key=999, user=999, tenant=999)])
+    assert UsageRecord.objects.count() == 1
+
+
+def test_what_was_spent_counts_this_window_of_this_owner(key, alice, research, model):
+    Quota.objects.create(tenant=research, unit="tokens", window="day", amount=100)
+    Quota.objects.create(key=key, unit="requests", window="day", amount=100, model=model)
+    now = timezone.now().timestamp()
+    mine = {"key": key.pk, "user": alice.pk, "tenant": research.pk}
+    controlplane.record(
+        [
+            usage("today", started=now, **mine),
+            usage("this model", started=now, **{**mine, "model": "m"}),
+            usage("other model", started=now, **{**mine, "model": "n"}),
+            usage("long ago", started=now - 90_000, **mine),
+            usage("others", key=9, user=9, tenant=9, started=now),
+        ]
+    )
+    (found,) = controlplane.load().keys.values()
+    spent = {limit.counter.unit: controlplane.spent(limit, now) for limit in found.limits}
+    assert spent == {"tokens": 36, "requests": 2}

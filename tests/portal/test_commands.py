@@ -1,0 +1,147 @@
+"""The operator's commands: what they print, what they change, and what they say of bad input."""
+
+import json
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from modelregistry.models import ServedModel
+from portal.keys import secret
+from portal.keys.models import ApiKey
+from portal.metering.models import Quota, UsageRecord
+
+
+def run(*words: str) -> str:
+    out = StringIO()
+    call_command(*words, stdout=out)
+    return out.getvalue().strip()
+
+
+@pytest.fixture
+def model(db) -> ServedModel:
+    return ServedModel.objects.create(name="m", engine="external", url="http://127.0.0.1:1")
+
+
+def test_createkey_prints_a_personal_key_and_nothing_else(alice):
+    text = run("createkey", "--tenant", "research", "--user", "Alice", "--expires", "90d")
+    assert secret.well_formed(text)
+    key = ApiKey.objects.get()
+    assert (key.user, key.prefix) == (alice, text[:12])
+    assert timedelta(days=89) < key.expires_at - timezone.now() <= timedelta(days=90)
+    assert text not in str(ApiKey.objects.values())
+
+
+def test_createkey_makes_a_service_key_for_some_models(research, model):
+    run("createkey", "--tenant", "research", "--service", "Dify", "--models", "m")
+    key = ApiKey.objects.get()
+    assert (key.user, key.service, key.name) == (None, "Dify", "Dify")
+    assert [*key.allowed_models.all()] == [model]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tenant", "nope", "--user", "alice"], "no such tenant: nope"),
+        (["--tenant", "research", "--user", "nope"], "no such user: nope"),
+        (["--tenant", "research", "--user", "charlie"], "charlie is not a member of research"),
+        (["--tenant", "research", "--user", "alice", "--models", "m,nope"], "no such model: nope"),
+        (["--tenant", "research", "--user", "alice", "--expires", "soon"], "neither like 90d"),
+        (["--tenant", "research", "--user", "alice", "--expires", "2020-01-01"], "is over"),
+        (["--tenant", "research"], "one of the arguments --user --service is required"),
+    ],
+)
+def test_createkey_says_what_is_wrong_and_makes_nothing(alice, charlie, model, words, said):
+    with pytest.raises(CommandError, match=said):
+        run("createkey", *words)
+    assert not ApiKey.objects.exists()
+
+
+def test_revokekey_takes_a_prefix_or_the_whole_key_and_may_be_repeated(alice):
+    text = run("createkey", "--tenant", "research", "--user", "alice")
+    assert run("revokekey", text[:12]) == text[:12]
+    first = ApiKey.objects.get().revoked_at
+    run("revokekey", text)
+    assert ApiKey.objects.get().revoked_at == first
+    with pytest.raises(CommandError, match="no key begins with"):
+        run("revokekey", "mdg_nonsense")
+
+
+def test_setquota_sets_changes_and_removes(alice, model):
+    for amount in ("5", "0", "7"):
+        run("setquota", "--user", "alice", "--model", "m", "--unit", "tokens", "--per", "day", "--amount", amount)
+        quota = Quota.objects.get()
+        assert (quota.user, quota.model, quota.amount) == (alice, model, int(amount))
+    run("setquota", "--user", "alice", "--unit", "tokens", "--per", "day", "--amount", "1")
+    assert Quota.objects.count() == 2
+    run("setquota", "--user", "alice", "--model", "m", "--unit", "tokens", "--per", "day", "--amount", "none")
+    assert Quota.objects.get().model is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--tenant", "nope", "--unit", "tokens", "--per", "day", "--amount", "1"], "there is no nope"),
+        (["--key", "mdg_12345678", "--unit", "tokens", "--per", "day", "--amount", "1"], "there is no mdg_12345678"),
+        (["--tenant", "research", "--unit", "tokens", "--amount", "1"], "need one"),
+        (["--tenant", "research", "--unit", "concurrent", "--per", "day", "--amount", "1"], "has no --per"),
+        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "-1"], "amount"),
+        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "x"], "whole number"),
+        (["--tenant", "research", "--unit", "tokens", "--per", "day", "--amount", "1", "--model", "n"], "such model"),
+    ],
+)
+def test_setquota_says_what_is_wrong_and_sets_nothing(research, words, said):
+    with pytest.raises(CommandError, match=said):
+        run("setquota", *words)
+    assert not Quota.objects.exists()
+
+
+@pytest.fixture
+def used(alice) -> ApiKey:
+    run("createkey", "--tenant", "research", "--user", "alice")
+    key = ApiKey.objects.get()
+    shared = {"key": key, "user": alice, "tenant": key.tenant, "endpoint": "/v1/chat/completions", "duration_ms": 1}
+    now = timezone.now()
+    for number, (model, ago) in enumerate([("a", 0), ("a", 0), ("b", 3)]):
+        UsageRecord.objects.create(
+            request_id=f"r{number}",
+            model=model,
+            started_at=now - timedelta(days=ago),
+            prompt_tokens=10,
+            completion_tokens=number,
+            status="finished",
+            **shared,
+        )
+    return key
+
+
+@pytest.mark.parametrize(
+    ("by", "values"),
+    [("model", ["a", "b"]), ("tenant", ["research"]), ("user", ["alice"]), ("day", None), ("key", None)],
+)
+def test_usage_as_json_has_just_the_promised_fields(used, by, values):
+    rows = json.loads(run("usage", "--by", by, "--json"))
+    numbers = {"requests", "prompt_tokens", "completion_tokens", "total_tokens"}
+    assert all(set(row) == {by, *numbers} for row in rows)
+    assert values is None or [row[by] for row in rows] == values
+    assert sum(row["requests"] for row in rows) == 3
+    assert sum(row["total_tokens"] for row in rows) == 33
+
+
+def test_usage_since_a_day_leaves_out_what_was_before(used):
+    since = timezone.localdate() - timedelta(days=1)
+    assert [row["model"] for row in json.loads(run("usage", "--since", str(since), "--json"))] == ["a"]
+    with pytest.raises(CommandError, match="not a date"):
+        run("usage", "--since", "yesterday")
+
+
+def test_usage_prints_a_table_for_people(used):
+    head, first, *_ = run("usage").splitlines()
+    assert head.split() == ["model", "requests", "prompt_tokens", "completion_tokens", "total_tokens"]
+    assert first.split() == ["a", "2", "20", "1", "21"]
+
+
+def test_usage_of_nobody_is_an_empty_list(db):
+    assert run("usage", "--json") == "[]"
