@@ -86,6 +86,7 @@ class Charge:
             ended=self.run is not None and process.life(self.run) is not Life.RUNNING,
             published_at=self.published_at,
             looked_at=self.looked_at,
+            told_at=self.told_at,
             bad_looks=self.bad_looks,
             refusals=self.refusals,
             running=self.running,

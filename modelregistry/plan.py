@@ -63,7 +63,8 @@ class Observed:
     """A replica as it is. `fingerprint` is of what it runs or last ran.
 
     `ended`: its engine is gone although nobody stopped it. `published_at`: since when gateways can know the state,
-    None while the database does not. `running` as in `probe.Look`.
+    None while the database does not. `running` as in `probe.Look`. `active_at`, `told_at`: when it was last known to
+    work, and to be able to tell.
     """
 
     key: Key
@@ -74,6 +75,7 @@ class Observed:
     ended: bool = False
     published_at: float | None = None
     looked_at: float = 0.0
+    told_at: float = 0.0
     bad_looks: int = 0
     refusals: int = 0
     running: int | None = None
@@ -187,7 +189,8 @@ def _starting(seen: Observed, now: float, start_limit: float) -> Action | None:
 
 def _ready(want: Wanted | None, seen: Observed, now: float) -> Action | None:
     assert want, "looked at by the caller"
-    if want.idle_after is not None and not want.wished and now - seen.active_at >= want.idle_after:
+    # Of the time since it last told nothing is known: it may be at work.
+    if want.idle_after is not None and not want.wished and seen.told_at - seen.active_at >= want.idle_after:
         return Drain(key=seen.key, then=State.ASLEEP)
     every = LOOK_AGAIN if seen.bad_looks else LOOK_EVERY
     return Look(key=seen.key) if now - seen.looked_at >= every else None

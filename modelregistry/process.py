@@ -167,18 +167,23 @@ def log_tail(directory: Path, lines: int = 20) -> str:
 
 
 def terminate(run: Run) -> None:
-    """Begins to stop: TERM, the run's grace, KILL. Said twice: KILL at once. Does not wait."""
+    """Begins to stop: TERM, the run's grace, KILL. Does not wait."""
     _signal_shim(run, signal.SIGTERM)
 
 
+def terminate_at_once(run: Run) -> None:
+    """Begins to stop without any grace: KILL to the whole tree. Does not wait."""
+    _signal_shim(run, signal.SIGUSR1)
+
+
 def stop(run: Run, *, grace: float) -> bool:
-    """Ends all of a run's processes; blocks until they are gone, at most `grace` + 3 × GONE_WITHIN seconds.
+    """Ends all of a run's processes; blocks until they are gone, at most `grace` + 2 × GONE_WITHIN seconds.
 
     True when nothing of it is left, its shim included.
     """
     terminate(run)
     if not _until(lambda: life(run) in (Life.ENDED, Life.LOST), grace):
-        terminate(run)
+        terminate_at_once(run)
         if not _until(lambda: life(run) in (Life.ENDED, Life.LOST), GONE_WITHIN):
             _signal_shim(run, signal.SIGKILL)
     return end(run)

@@ -9,9 +9,10 @@ parent, is still its child. What it writes, each file at once or not at all:
     exit.json    {"code", "signal", "asked"}                              when the last process of the tree is gone
     engine.log   both outputs of the engine; engine.log.1 holds what was before
 
-SIGTERM: TERM to the engine's front process, `grace` seconds, then KILL to all that is left. A second SIGTERM: KILL at
-once. If the front process ends by itself, what it left behind is ended too (a killed vLLM front would leave its engine
-core on the GPU for ever). If the shim itself is killed, the engine's mark (MARK in its environment) finds the rest.
+SIGTERM: TERM to the engine's front process, `grace` seconds, then KILL to all that is left. SIGUSR1: KILL at once (not
+a second SIGTERM: two that come close together are one). If the front process ends by itself, what it left behind is
+ended too (a killed vLLM front would leave its engine core on the GPU for ever). If the shim itself is killed, the
+engine's mark (MARK in its environment) finds the rest.
 
 It also has what is needed to know processes for sure, for `process` to use: a pid alone means nothing after a while.
 """
@@ -33,6 +34,7 @@ PR_SET_NAME = 15
 SURVIVORS_GRACE = 2.0  # seconds that what a dead front process left behind has to end by itself
 KILL_AGAIN = 0.05  # seconds between two rounds of KILL; a round may meet processes that are just forking
 LOG_LIMIT = 8 * 1024 * 1024  # bytes; of twice that the last half at least is kept
+AWAITED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1}
 LOG_LOOK = 10.0  # seconds between two looks at the log's size
 
 
@@ -141,8 +143,8 @@ class Shim:
         if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
         libc.prctl(PR_SET_NAME, b"madoguchi-shim", 0, 0, 0)
-        # Both are taken by `sigtimedwait`; the engine starts with nothing blocked.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM})
+        # Taken by `sigtimedwait`; the engine starts with nothing blocked.
+        signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED)
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         os.chdir("/")  # hold no file system
@@ -171,9 +173,11 @@ class Shim:
 
     def run(self) -> None:
         while True:
-            got = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, self._patience())
+            got = signal.sigtimedwait(AWAITED, self._patience())
             if got and got.si_signo == signal.SIGTERM:
                 self._stop()
+            elif got and got.si_signo == signal.SIGUSR1:
+                self.asked, self.kill_at = True, time.monotonic()
             children_left = self._reap()
             if self.kill_at is not None and time.monotonic() >= self.kill_at:
                 self._signal_all(signal.SIGKILL)
@@ -188,7 +192,6 @@ class Shim:
 
     def _stop(self) -> None:
         if self.asked:
-            self.kill_at = time.monotonic()
             return
         self.asked = True
         self.kill_at = time.monotonic() + self.grace

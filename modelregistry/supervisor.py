@@ -424,7 +424,7 @@ class Supervisor:
         await signals.hurry.wait()
         for charge in charges:
             if charge.run:
-                process.terminate(charge.run)  # its second: KILL at once
+                process.terminate_at_once(charge.run)
 
     async def _any_busy(self, charges: list[Charge]) -> bool:
         looks = await asyncio.gather(*(probe.look(self.client, charge.target) for charge in charges))

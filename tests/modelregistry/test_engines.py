@@ -1,0 +1,213 @@
+import itertools
+from dataclasses import replace
+
+import pytest
+
+from modelregistry import engines
+from modelregistry.engines import NoLauncher, Place, Spec
+
+PLACE = Place(address="10.0.0.7", port=18123, api_key="secret", grace=10)
+CHAT = Spec(engine="llama.cpp", name="acme/chat", path="/m/chat.gguf", context=4096, slots=3)
+ENVIRONMENT = {"PATH": "/bin", "HOME": "/root", "CUDA_VISIBLE_DEVICES": "1", "VLLM_COMMAND": "x"}
+ENVIRONMENT |= {"DATABASE_URL": "postgres://u:p@h/d", "SECRET_KEY": "k", "LDAP_BIND_PASSWORD": "p", "HF_HOME": "/hf"}
+
+
+def command(spec, launcher, place=PLACE):
+    return engines.command(spec, launcher, ("/opt/engine",), place, ENVIRONMENT)
+
+
+def pairs(argv):
+    """`--name value` as a mapping."""
+    return {name: value for name, value in itertools.pairwise(argv) if name.startswith("--")}
+
+
+@pytest.mark.parametrize("launcher", engines.LAUNCHERS)
+def test_every_engine_listens_where_it_is_told_under_the_public_name(launcher):
+    options = pairs(command(CHAT, launcher).argv)
+    assert (options["--host"], options["--port"]) == ("10.0.0.7", "18123")
+    name = {"vllm": "--served-model-name", "llama-cpp-python": "--model_alias"}.get(launcher, "--alias")
+    assert options[name] == "acme/chat"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "variable"),
+    [
+        ("vllm", "VLLM_API_KEY"),
+        ("llama-server", "LLAMA_API_KEY"),
+        ("xllamacpp", "LLAMA_API_KEY"),
+        ("llama-cpp-python", "API_KEY"),
+    ],
+)
+def test_the_key_is_in_the_environment_and_not_in_the_command_line(launcher, variable):
+    made = command(CHAT, launcher)
+    assert made.env[variable] == "secret"
+    assert not any("secret" in word for word in made.argv)
+
+
+@pytest.mark.parametrize("launcher", engines.LAUNCHERS)
+def test_an_engine_gets_no_secret_of_ours(launcher):
+    env = command(CHAT, launcher).env
+    assert {"PATH", "HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME"} <= env.keys()
+    assert not {"DATABASE_URL", "SECRET_KEY", "LDAP_BIND_PASSWORD", "VLLM_COMMAND"} & env.keys()
+
+
+def test_the_context_of_llama_cpp_is_the_sum_of_its_slots():
+    options = pairs(command(CHAT, "llama-server").argv)
+    assert (options["--ctx-size"], options["--parallel"]) == ("12288", "3")
+
+
+def test_without_a_context_llama_cpp_shares_the_models_own():
+    argv = command(replace(CHAT, context=None, slots=None), "llama-server").argv
+    assert (pairs(argv)["--ctx-size"], pairs(argv)["--parallel"]) == ("0", "4")
+    assert "--kv-unified" in argv
+
+
+def test_llama_cpp_shows_its_metrics():
+    assert "--metrics" in command(CHAT, "llama-server").argv
+
+
+@pytest.mark.parametrize(("task", "flag"), [("embedding", "--embeddings"), ("rerank", "--reranking")])
+def test_a_whole_input_of_an_embedding_fits_one_batch(task, flag):
+    argv = command(replace(CHAT, task=task), "llama-server").argv
+    options = pairs(argv)
+    assert flag in argv
+    assert (options["--batch-size"], options["--ubatch-size"]) == ("4096", "4096")
+
+
+def test_a_chat_model_keeps_the_default_batch():
+    assert "--ubatch-size" not in command(CHAT, "llama-server").argv
+
+
+def test_xllamacpp_is_run_by_its_own_python_with_our_launcher():
+    argv = command(CHAT, "xllamacpp").argv
+    assert argv[:4] == ("/opt/engine", str(engines.XLLAMACPP_LAUNCHER), "--grace", "9")
+    assert engines.XLLAMACPP_LAUNCHER.exists()
+
+
+def test_llama_cpp_python_never_interrupts_a_stream():
+    options = pairs(command(CHAT, "llama-cpp-python").argv)
+    assert options["--interrupt_requests"] == "false"
+    assert options["--n_ctx"] == "4096"
+
+
+def test_vllm_never_asks_the_internet():
+    env = command(replace(CHAT, engine="vllm"), "vllm").env
+    assert (env["HF_HUB_OFFLINE"], env["VLLM_NO_USAGE_STATS"]) == ("1", "1")
+
+
+def test_vllm_counts_context_and_slots_per_request():
+    options = pairs(command(replace(CHAT, engine="vllm"), "vllm").argv)
+    assert (options["--max-model-len"], options["--max-num-seqs"]) == ("4096", "3")
+
+
+@pytest.mark.parametrize("task", ["embedding", "rerank"])
+def test_vllm_pools_for_what_is_not_chat(task):
+    assert pairs(command(replace(CHAT, engine="vllm", task=task), "vllm").argv)["--runner"] == "pooling"
+
+
+@pytest.mark.parametrize("launcher", engines.LAUNCHERS)
+def test_more_arguments_come_last(launcher):
+    assert command(replace(CHAT, args=("--a=1", "--b")), launcher).argv[-2:] == ("--a=1", "--b")
+
+
+def test_an_ipv6_address_makes_a_proper_url():
+    assert replace(PLACE, address="::1").url == "http://[::1]:18123"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "said", "slots"),
+    [("vllm", None, None), ("vllm", 7, 7), ("xllamacpp", None, 4), ("llama-server", 2, 2), ("llama-cpp-python", 8, 1)],
+)
+def test_how_many_requests_it_works_on_at_a_time(launcher, said, slots):
+    assert engines.slots(replace(CHAT, slots=said), launcher) == slots
+
+
+@pytest.mark.parametrize("field", ["name", "path", "launcher", "task", "context", "slots", "args"])
+def test_the_fingerprint_follows_every_setting(field):
+    other = {"context": 1, "slots": 1, "args": ("x",)}.get(field, "other")
+    assert replace(CHAT, **{field: other}).fingerprint() != CHAT.fingerprint()
+    assert replace(CHAT).fingerprint() == CHAT.fingerprint()
+
+
+# --- Which launcher
+
+
+ALL = {name: (f"/bin/{name}",) for name in engines.LAUNCHERS}
+
+
+def test_the_hosts_own_build_comes_first():
+    spec = replace(CHAT, launcher="")
+    assert engines.choose(spec, ALL) == "llama-server"
+    assert engines.choose(spec, {"xllamacpp": (), "llama-cpp-python": ()}) == "xllamacpp"
+    assert engines.choose(spec, {"llama-cpp-python": ()}) == "llama-cpp-python"
+
+
+def test_the_launcher_is_as_told_or_none():
+    assert engines.choose(replace(CHAT, launcher="xllamacpp"), ALL) == "xllamacpp"
+    with pytest.raises(NoLauncher, match="xllamacpp"):
+        engines.choose(replace(CHAT, launcher="xllamacpp"), {"llama-server": ()})
+
+
+def test_llama_cpp_python_is_not_taken_to_rerank():
+    with pytest.raises(NoLauncher):
+        engines.choose(replace(CHAT, task="rerank"), {"llama-cpp-python": ()})
+
+
+def test_vllm_is_not_served_by_a_llama():
+    with pytest.raises(NoLauncher, match="VLLM_COMMAND"):
+        engines.choose(replace(CHAT, engine="vllm"), {"llama-server": ()})
+
+
+def program(directory, name):
+    directory.mkdir(parents=True)
+    path = directory / name
+    path.touch(0o755)
+    return str(path)
+
+
+def test_what_is_told_wins_over_the_cache_and_the_cache_over_the_path(tmp_path):
+    on_path = program(tmp_path / "bin", "llama-server")
+    found = engines.find({}, tmp_path / "cache", str(tmp_path / "bin"))
+    assert found == {"llama-server": (on_path,)}
+    cached = program(tmp_path / "cache/engines/llama-server-1.0/bin", "llama-server")
+    assert engines.find({}, tmp_path / "cache", str(tmp_path / "bin")) == {"llama-server": (cached,)}
+    told = {"llama-server": "nice -n 5 '/opt/my llama/llama-server'", "vllm": ""}
+    found = engines.find(told, tmp_path / "cache", str(tmp_path / "bin"))
+    assert found == {"llama-server": ("nice", "-n", "5", "/opt/my llama/llama-server")}
+
+
+def test_the_newest_of_several_versions_is_taken(tmp_path):
+    for version in ("2026.9.1", "2026.10.1", "2026.10.0"):
+        program(tmp_path / f"engines/xllamacpp-{version}/bin", "python")
+    newest = str(tmp_path / "engines/xllamacpp-2026.10.1/bin/python")
+    assert engines.find({}, tmp_path, "")["xllamacpp"] == (newest,)
+
+
+def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):
+    directory = tmp_path / "engines/xllamacpp-1.0/bin"
+    directory.mkdir(parents=True)
+    (directory / "python").symlink_to(tmp_path / "gone")
+    assert engines.find({}, tmp_path, "") == {}
+
+
+# --- What a log tells
+
+
+def test_the_first_error_of_a_vllm_worker_is_the_cause():
+    log = (
+        "WARNING: ulimit failed OSError: nothing\n"
+        "(EngineCore pid=9) INFO loading\n"
+        "(EngineCore pid=9) ERROR 11-22 core.py ValueError: context too long\n"
+        "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above\n"
+    )
+    assert engines.telling_line("vllm", log).endswith("ValueError: context too long")
+
+
+def test_llama_cpps_first_error_is_the_cause():
+    log = "0.00 I srv init: loading\n0.01 E gguf_init: failed to read magic\n0.02 E srv: exiting\nerror: no\n"
+    assert engines.telling_line("xllamacpp", log) == "0.01 E gguf_init: failed to read magic"
+
+
+def test_without_any_error_the_last_line_has_to_do():
+    assert engines.telling_line("llama-server", "one\ntwo\n\n") == "two"
+    assert engines.telling_line("llama-server", "") == ""

@@ -1,0 +1,261 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelregistry import plan
+from modelregistry.models import Replica
+from modelregistry.plan import Ask, Drain, Fail, Key, Look, Observed, Remove, Start, State, Stop, Wanted
+
+KEY = Key(1, 0)
+WANT = Wanted(fingerprint="f")
+NOW = 10_000.0
+
+
+def seen(state, **more):
+    values = {"since": NOW - 1, "looked_at": NOW, "told_at": NOW, "active_at": NOW, "retry_at": NOW + 5}
+    return Observed(key=KEY, state=State(state), fingerprint="f", **(values | more))
+
+
+def next_for(want, observed):
+    wanted = {KEY: want} if want else {}
+    actions = plan.plan(wanted, [observed] if observed else [], NOW, start_limit=1800)
+    assert len(actions) <= 1
+    return actions[0] if actions else None
+
+
+def test_its_states_are_those_of_the_rows():
+    assert set(State) == set(Replica.State.values)
+
+
+def test_what_is_wanted_and_not_there_is_started():
+    assert next_for(WANT, None) == Start(key=KEY)
+
+
+def test_what_is_disabled_and_not_there_is_left():
+    assert next_for(replace(WANT, enabled=False), None) is None
+
+
+def test_each_replica_gets_its_own_action():
+    other = replace(seen("ready"), key=Key(2, 1))
+    actions = plan.plan({KEY: WANT}, [other], NOW, start_limit=1800)
+    assert actions == [Start(key=KEY), Drain(key=Key(2, 1), then=State.STOPPED)]
+
+
+# --- starting
+
+
+def test_a_starting_engine_is_asked_again_and_again():
+    assert next_for(WANT, seen("starting", looked_at=NOW - 0.5)) == Ask(key=KEY)
+    assert next_for(WANT, seen("starting", looked_at=NOW - 0.4)) is None
+
+
+def test_a_slow_start_is_no_failure_until_its_limit():
+    assert next_for(WANT, seen("starting", since=NOW - 1799)) is None
+    late = next_for(WANT, seen("starting", since=NOW - 1801))
+    assert isinstance(late, Fail)
+    assert "1800 s" in late.why
+
+
+def test_an_engine_that_keeps_refusing_its_work_has_failed():
+    assert next_for(WANT, seen("starting", refusals=9)) is None
+    assert isinstance(next_for(WANT, seen("starting", refusals=10)), Fail)
+
+
+@pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
+def test_a_start_that_nobody_wants_any_more_is_broken_off(want):
+    assert next_for(want, seen("starting")) == Stop(key=KEY)
+
+
+# --- ready
+
+
+def test_a_ready_engine_is_looked_at_now_and_then():
+    assert next_for(WANT, seen("ready", looked_at=NOW - 4.9)) is None
+    assert next_for(WANT, seen("ready", looked_at=NOW - 5)) == Look(key=KEY)
+
+
+def test_a_bad_look_is_soon_followed_by_another():
+    assert next_for(WANT, seen("ready", looked_at=NOW - 1, bad_looks=1)) == Look(key=KEY)
+
+
+@pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
+@pytest.mark.parametrize("state", ["ready", "unhealthy"])
+def test_a_running_engine_that_is_not_as_wanted_is_drained(want, state):
+    assert next_for(want, seen(state)) == Drain(key=KEY, then=State.STOPPED)
+
+
+@pytest.mark.parametrize("state", ["starting", "ready", "unhealthy"])
+def test_an_engine_that_ended_by_itself_has_failed(state):
+    assert next_for(WANT, seen(state, ended=True)) == Fail(key=KEY, why="")
+
+
+def test_an_idle_engine_goes_to_sleep():
+    want = replace(WANT, idle_after=60.0)
+    assert next_for(want, seen("ready", active_at=NOW - 59)) is None
+    assert next_for(want, seen("ready", active_at=NOW - 60)) == Drain(key=KEY, then=State.ASLEEP)
+
+
+def test_an_engine_of_which_nothing_was_heard_since_is_not_called_idle():
+    want = replace(WANT, idle_after=3.0)
+    assert next_for(want, seen("ready", active_at=NOW - 4, told_at=NOW - 4)) is None
+
+
+def test_an_engine_that_is_wished_for_does_not_go_to_sleep():
+    want = replace(WANT, idle_after=60.0, wished=True)
+    assert next_for(want, seen("ready", active_at=NOW - 100)) is None
+
+
+def test_an_unhealthy_engine_is_asked_and_at_last_given_up():
+    assert next_for(WANT, seen("unhealthy", looked_at=NOW - 5)) == Ask(key=KEY)
+    assert isinstance(next_for(WANT, seen("unhealthy", since=NOW - 121)), Fail)
+
+
+# --- draining
+
+
+def drained(**more):
+    return seen("draining", **({"since": NOW - 6, "published_at": NOW - 5, "running": 0} | more))
+
+
+def test_a_drained_engine_is_stopped():
+    assert next_for(WANT, drained()) == Stop(key=KEY)
+
+
+def test_it_is_not_drained_while_something_runs():
+    assert next_for(WANT, drained(running=1)) is None
+    assert next_for(WANT, drained(running=None)) is None
+    assert next_for(WANT, drained(running=1, looked_at=NOW - 0.5)) == Look(key=KEY)
+
+
+def test_it_is_not_drained_before_every_gateway_can_know():
+    assert next_for(WANT, drained(published_at=None)) is None
+    assert next_for(WANT, drained(published_at=NOW - 2.4)) is None
+
+
+def test_a_look_before_gateways_knew_proves_nothing():
+    assert next_for(WANT, drained(looked_at=NOW - 4)) == Look(key=KEY)
+
+
+def test_draining_has_a_limit():
+    assert next_for(WANT, drained(since=NOW - 301, running=3, published_at=None)) == Stop(key=KEY)
+
+
+def test_an_engine_that_ends_while_it_drains_is_simply_stopped():
+    assert next_for(WANT, seen("draining", ended=True)) == Stop(key=KEY)
+
+
+# --- resting
+
+
+@pytest.mark.parametrize("state", ["stopped", "asleep", "backoff", "failed"])
+def test_what_rests_and_nobody_wants_is_removed(state):
+    assert next_for(None, seen(state)) == Remove(key=KEY)
+
+
+@pytest.mark.parametrize("state", ["asleep", "backoff", "failed"])
+def test_what_rests_and_is_disabled_is_called_stopped(state):
+    disabled = replace(WANT, enabled=False)
+    assert next_for(disabled, seen(state)) == Stop(key=KEY)
+    assert next_for(disabled, seen("stopped")) is None
+
+
+def test_what_is_stopped_and_wanted_is_started():
+    assert next_for(WANT, seen("stopped")) == Start(key=KEY)
+
+
+@pytest.mark.parametrize("state", ["backoff", "failed"])
+def test_a_failed_replica_is_tried_again_at_its_time(state):
+    assert next_for(WANT, seen(state, retry_at=NOW + 0.1)) is None
+    assert next_for(WANT, seen(state, retry_at=NOW)) == Start(key=KEY)
+
+
+@pytest.mark.parametrize("state", ["backoff", "failed"])
+def test_changed_settings_are_tried_at_once(state):
+    assert next_for(replace(WANT, fingerprint="other"), seen(state)) == Start(key=KEY)
+
+
+def test_a_sleeping_model_wakes_for_a_wish_only():
+    want = replace(WANT, idle_after=60.0)
+    assert next_for(want, seen("asleep")) is None
+    assert next_for(replace(want, wished=True), seen("asleep")) == Start(key=KEY)
+
+
+def test_a_model_that_may_no_longer_sleep_is_woken():
+    assert next_for(WANT, seen("asleep")) == Start(key=KEY)
+
+
+# --- external
+
+OUTSIDE = replace(WANT, external=True)
+
+
+def test_an_external_engine_is_only_looked_at():
+    for state in ("starting", "ready", "unhealthy"):
+        assert next_for(OUTSIDE, seen(state, external=True, looked_at=NOW - 10)) == Look(key=KEY)
+        assert next_for(OUTSIDE, seen(state, external=True, looked_at=NOW - 9, since=NOW - 9999)) is None
+
+
+def test_an_external_engine_that_nobody_wants_is_removed():
+    assert next_for(None, seen("ready", external=True)) == Remove(key=KEY)
+    assert next_for(replace(OUTSIDE, enabled=False), seen("ready", external=True)) == Stop(key=KEY)
+
+
+def test_an_external_engine_that_moved_begins_anew():
+    assert next_for(replace(OUTSIDE, fingerprint="other"), seen("ready", external=True)) == Start(key=KEY)
+
+
+def test_an_engine_of_ours_that_becomes_external_is_drained_first():
+    assert next_for(OUTSIDE, seen("ready")) == Drain(key=KEY, then=State.STOPPED)
+
+
+# --- always
+
+
+def test_backing_off_doubles_up_to_a_minute():
+    assert [plan.backoff(crashes) for crashes in (1, 2, 3, 6, 7, 8, 1000)] == [1, 2, 4, 32, 60, 60, 60]
+
+
+times = st.floats(NOW - 4000, NOW + 100)
+wants = st.none() | st.builds(
+    Wanted,
+    fingerprint=st.sampled_from(["f", "g"]),
+    external=st.booleans(),
+    enabled=st.booleans(),
+    idle_after=st.none() | st.floats(1, 100),
+    wished=st.booleans(),
+)
+replicas = st.builds(
+    Observed,
+    key=st.just(KEY),
+    state=st.sampled_from(State),
+    fingerprint=st.sampled_from(["f", "g"]),
+    since=times,
+    external=st.booleans(),
+    ended=st.booleans(),
+    published_at=st.none() | times,
+    looked_at=times,
+    told_at=times,
+    bad_looks=st.integers(0, 5),
+    refusals=st.integers(0, 20),
+    running=st.none() | st.integers(0, 5),
+    active_at=times,
+    retry_at=times,
+)
+RUNNING = {State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING}
+
+
+@given(wants, replicas)
+def test_whatever_is_seen_no_running_engine_is_started_twice_or_forgotten(want, replica):
+    action = next_for(want, replica)
+    if replica.state in RUNNING and not replica.external:
+        assert not isinstance(action, Start | Remove)
+
+
+@given(wants, replicas)
+def test_whatever_is_seen_nothing_runs_that_nobody_wants(want, replica):
+    """Long enough after, each replica that nobody wants has an action that brings it nearer to its end."""
+    later = replace(replica, since=NOW - 5000)
+    if want is None:
+        assert isinstance(next_for(None, later), Drain | Stop | Remove | Fail)

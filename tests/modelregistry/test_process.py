@@ -1,0 +1,262 @@
+"""Shims and what they hold, with real processes; a script stands for an engine."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from modelregistry import memory, process, shim
+from modelregistry.engines import Command
+from modelregistry.process import Life, Runs
+from modelregistry.shim import Identity
+from tests.modelregistry.site import eventually
+
+SLEEP = "import time; time.sleep(600)"
+# A front with a child that has a child of its own in another session, as vLLM's are; it says who they are.
+FAMILY = f"""
+    import subprocess, sys, time
+    child = subprocess.Popen([sys.executable, "-c", '''
+    import subprocess, sys, time
+    print(subprocess.Popen([sys.executable, "-c", "{SLEEP}"], start_new_session=True).pid, flush=True)
+    time.sleep(600)
+    '''.replace("\\n    ", "\\n")])
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def runs(tmp_path):
+    runs = Runs(tmp_path / "engines")
+    yield runs
+    for run in runs.all():
+        assert process.stop(run, grace=0)
+    process.kill(runs.strays())
+
+
+def start(runs, script, run_id="r1", grace=2.0, **env):
+    command = Command(argv=(sys.executable, "-c", textwrap.dedent(script)), env=env)
+    return runs.start(run_id, command, label={"model": 1}, grace=grace)
+
+
+def printed(run, lines=1):
+    text = eventually(lambda: len(log := process.log_tail(run.directory).splitlines()) >= lines and log)
+    return text
+
+
+def family(run):
+    pids = [int(line) for line in printed(run, 2)]
+    assert len(process.tree(run)) == 3
+    return pids
+
+
+def dead(pids):
+    return all(shim.identify(pid) is None for pid in pids)
+
+
+def test_a_run_is_found_again_by_its_directory(runs):
+    run = start(runs, SLEEP)
+    assert Runs(runs.root).all() == [run]
+    assert run.label == {"model": 1}
+    assert process.life(run) is Life.RUNNING
+    assert process.ending(run) is None
+
+
+def test_the_engine_belongs_to_nobody_but_its_shim(runs):
+    run = start(runs, SLEEP)
+    assert os.getsid(run.engine.pid) == run.engine.pid
+    assert shim.stat(run.engine.pid).parent == run.shim.pid
+    assert shim.stat(run.shim.pid).parent != os.getpid()
+
+
+def test_the_engine_gets_its_own_environment_and_the_mark_only(runs):
+    run = start(runs, "import os; print(sorted(os.environ))", COLOUR="blue")
+    names = [name for name in eval(printed(run)[0]) if name != "LC_CTYPE"]
+    assert names == ["COLOUR", "MADOGUCHI_RUN", "SPT_NOENV"]
+
+
+def test_what_cannot_be_executed_is_told(runs):
+    with pytest.raises(process.StartFailed, match="/no/such/engine: No such file or directory"):
+        runs.start("r1", Command(argv=("/no/such/engine",), env={}), label={}, grace=1)
+    assert runs.all() == []
+
+
+def test_files_of_a_run_are_for_its_owner_only(runs):
+    run = start(runs, "print('hello')")
+    printed(run)
+    modes = {path.name: path.stat().st_mode & 0o077 for path in [run.directory, *run.directory.iterdir()]}
+    assert set(modes) >= {"spec.json", "state.json", "engine.log"}
+    assert set(modes.values()) == {0}
+
+
+def test_it_tells_how_an_engine_ended(runs):
+    run = start(runs, "import sys; print('no such flag', file=sys.stderr); sys.exit(7)")
+    eventually(lambda: process.life(run) is Life.ENDED)
+    assert str(process.ending(run)) == "ended with code 7"
+    assert process.log_tail(run.directory) == "no such flag"
+
+
+def test_it_tells_what_killed_an_engine(runs):
+    run = start(runs, SLEEP)
+    os.kill(run.engine.pid, signal.SIGKILL)
+    eventually(lambda: process.life(run) is Life.ENDED)
+    assert str(process.ending(run)) == "was killed by SIGKILL"
+    assert not process.ending(run).asked
+
+
+def test_the_engine_outlives_whoever_started_it(runs, tmp_path):
+    starter = textwrap.dedent(f"""
+        import os, signal
+        from pathlib import Path
+        from modelregistry.engines import Command
+        from modelregistry.process import Runs
+        runs = Runs(Path({str(runs.root)!r}))
+        runs.start("r1", Command(argv=({sys.executable!r}, "-c", {SLEEP!r}), env={{}}), label={{}}, grace=1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """)
+    killed = subprocess.run([sys.executable, "-c", starter], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert process.life(runs.find("r1")) is Life.RUNNING
+
+
+def test_stopping_ends_the_whole_tree(runs):
+    run = start(runs, FAMILY)
+    pids = family(run)
+    assert process.stop(run, grace=2)
+    assert dead([*pids, run.engine.pid, run.shim.pid])
+    assert process.ending(run).asked
+
+
+def test_an_engine_may_take_its_grace(runs):
+    run = start(
+        runs,
+        """
+        import signal, sys, time
+        def end(*_):
+            time.sleep(1); print("bye", flush=True); sys.exit(0)
+        signal.signal(signal.SIGTERM, end)
+        print("up", flush=True)
+        time.sleep(600)
+        """,
+        grace=5,
+    )
+    printed(run)
+    assert process.stop(run, grace=5)
+    assert str(process.ending(run)) == "ended with code 0"
+    assert process.log_tail(run.directory).endswith("bye")
+
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+
+
+def test_an_engine_that_takes_more_than_its_grace_is_killed(runs):
+    run = start(runs, STUBBORN, grace=0.5)
+    printed(run)
+    assert process.stop(run, grace=0.5)
+    assert str(process.ending(run)) == "was killed by SIGKILL"
+
+
+def test_told_so_it_kills_at_once(runs):
+    run = start(runs, STUBBORN, grace=600)
+    printed(run)
+    process.terminate(run)
+    process.terminate(run)
+    assert process.life(run) is Life.RUNNING
+    process.terminate_at_once(run)
+    eventually(lambda: process.life(run) is Life.ENDED, 2)
+
+
+def test_what_a_dead_front_leaves_behind_is_ended(runs):
+    run = start(runs, FAMILY)
+    pids = family(run)
+    os.kill(run.engine.pid, signal.SIGKILL)
+    eventually(lambda: process.life(run) is Life.ENDED, 5)
+    assert dead([*pids, run.shim.pid])
+
+
+def test_the_tree_of_a_killed_shim_is_found_by_its_mark(runs):
+    run, other = start(runs, FAMILY), start(runs, SLEEP, "r2")
+    pids = family(run)
+    os.kill(run.shim.pid, signal.SIGKILL)
+    eventually(lambda: process.life(run) is Life.LOST)
+    assert {who.pid for who in runs.strays()} == {run.engine.pid, *pids}
+    assert process.stop(run, grace=1)
+    assert dead([run.engine.pid, *pids])
+    assert process.life(other) is Life.RUNNING
+
+
+def test_engines_of_another_installation_are_not_ours(runs, tmp_path):
+    start(runs, SLEEP)
+    assert Runs(tmp_path / "elsewhere").strays() == []
+
+
+def test_a_process_that_got_the_pid_later_is_never_touched(runs):
+    bystander = subprocess.Popen([sys.executable, "-c", SLEEP])
+    who = shim.identify(bystander.pid)
+    run = start(runs, SLEEP)
+    assert process.stop(run, grace=1)
+    (run.directory / "exit.json").unlink()
+    state = run.directory / "state.json"
+    earlier = [bystander.pid, who.start - 1]  # as if the bystander had been given the pid of a dead shim
+    state.write_text(json.dumps({"boot": shim.boot_id(), "shim": earlier, "engine": earlier}))
+    recycled = runs.find("r1")
+    assert process.life(recycled) is Life.LOST
+    assert process.stop(recycled, grace=0)
+    assert not shim.send(Identity(bystander.pid, who.start - 1), signal.SIGKILL)
+    assert bystander.poll() is None
+    assert shim.send(who, signal.SIGKILL)
+    assert bystander.wait(5) == -signal.SIGKILL
+
+
+def test_a_run_of_an_earlier_boot_is_lost_and_its_pids_are_nobodys(runs):
+    bystander = subprocess.Popen([sys.executable, "-c", SLEEP])
+    run = start(runs, SLEEP)
+    assert process.stop(run, grace=1)
+    (run.directory / "exit.json").unlink()
+    who = shim.identify(bystander.pid)  # the same pid and the same start, counted from another boot
+    (run.directory / "state.json").write_text(json.dumps({"boot": "another", "shim": who, "engine": who}))
+    old = runs.find("r1")
+    assert process.life(old) is Life.LOST
+    assert process.stop(old, grace=0)
+    assert process.tree(old) == []
+    assert bystander.poll() is None
+    bystander.kill()
+    bystander.wait()
+
+
+def test_a_half_made_run_is_no_run(runs):
+    (runs.root / "r1").mkdir(parents=True)
+    (runs.root / "r1" / "spec.json").write_text('{"label": {}}')
+    assert runs.all() == []
+
+
+def test_a_forgotten_run_leaves_nothing(runs):
+    run = start(runs, "pass")
+    eventually(lambda: process.life(run) is Life.ENDED)
+    runs.forget(run)
+    assert not run.directory.exists()
+
+
+def test_the_log_is_cut_when_it_is_too_long(tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps({"argv": ["x"], "env": {}, "grace": 1}))
+    holder = shim.Shim(tmp_path)
+    with holder.log.open("ab") as engine:
+        engine.write(b"a" * (shim.LOG_LIMIT + 1))
+        engine.flush()
+        holder._cut_log()
+        engine.write(b"after\n")
+    assert holder.log.read_bytes() == b"after\n"
+    assert (tmp_path / "engine.log.1").stat().st_size == shim.LOG_LIMIT + 1
+
+
+def test_processes_of_a_run_are_measured(runs):
+    run = start(runs, "x = bytearray(50_000_000); print(1, flush=True)\nwhile True: pass")
+    printed(run)
+    assert 50_000_000 < memory.resident(process.tree(run)) < 90_000_000
+    before = process.cpu_seconds(run)
+    eventually(lambda: process.cpu_seconds(run) > before + 0.2)
+    assert memory.resident([Identity(2**22, 1)]) == 0

@@ -1,0 +1,164 @@
+"""Real llama.cpp out of the xllamacpp wheel, with SmolLM2 and MiniLM, under a real supervisor."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import time
+from http.client import IncompleteRead
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from django.core.management import call_command
+
+from modelregistry.engines import XLLAMACPP_LAUNCHER
+from modelregistry.models import Replica, ServedModel
+from tests import engines
+from tests.modelregistry.site import eventually
+
+
+@pytest.fixture
+def real(site):
+    """A site whose llama.cpp is the real one."""
+    del site.environment["LLAMA_SERVER_COMMAND"]
+    site.environment["XLLAMACPP_PYTHON"] = str(engines.xllamacpp_python())
+    return site
+
+
+def register(name, path, *options):
+    call_command("registermodel", name, "--engine=llama.cpp", "--launcher=xllamacpp", f"--path={path}", *options)
+
+
+def call(replica, path, body=None):
+    request = Request(
+        replica.url + path,
+        data=json.dumps(body | {"model": replica.model.name}).encode() if body else None,
+        headers={"authorization": f"Bearer {replica.api_key}", "content-type": "application/json"},
+    )
+    return urlopen(request, timeout=60)
+
+
+def chat(replica, tokens, **more):
+    question = {"messages": [{"role": "user", "content": "Count from one to one hundred."}], "max_tokens": tokens}
+    return call(replica, "/v1/chat/completions", question | {"ignore_eos": True} | more)
+
+
+def running(replica):
+    return int(re.search(r"^llamacpp:requests_processing (\d+)", call(replica, "/metrics").read().decode(), re.M)[1])
+
+
+def test_a_killed_supervisor_takes_nothing_with_it(real):
+    """The engine keeps its pid and its requests; the next supervisor adopts it and can stop it."""
+    supervisor = real.supervise()
+    register("smol", engines.chat_model(), "--context=2048", "--slots=2")
+    before = real.reaches("ready", "smol", seconds=60)
+
+    with chat(before, 300, stream=True) as answer:
+        answer.readline()
+        supervisor.kill()
+        supervisor.wait()
+        second = real.supervise("--stop-engines")
+        eventually(lambda: "adopted" in real.log.read_text())
+        assert running(before) == 1
+        rest = answer.read().decode()
+    assert rest.rstrip().endswith("data: [DONE]")
+    assert '"finish_reason":"length"' in rest
+
+    after = Replica.objects.get()
+    assert (after.pid, after.url, after.state) == (before.pid, before.url, "ready")
+    assert after.changed_at == before.changed_at
+    assert json.load(chat(after, 1))["usage"]["completion_tokens"] == 1
+
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(20) == 0
+    assert real.living() == []
+
+
+def test_the_context_is_what_each_request_may_use(real):
+    real.supervise()
+    register("smol", engines.chat_model(), "--context=512", "--slots=3")
+    ready = real.reaches("ready", "smol", seconds=60)
+    slots = json.load(call(ready, "/slots"))
+    assert [slot["n_ctx"] for slot in slots] == [512] * 3
+    with pytest.raises(HTTPError) as refusal:
+        chat(ready, 1, messages=[{"role": "user", "content": "word " * 600}])
+    assert refusal.value.code == 400
+    assert json.load(refusal.value)["error"]["n_ctx"] == 512
+    assert eventually(lambda: Replica.objects.get().memory_bytes) > 100_000_000
+
+
+def test_embeddings_are_served_also_of_long_inputs(real):
+    real.supervise()
+    register("minilm", engines.embedding_model(), "--task=embedding")
+    ready = real.reaches("ready", "minilm", seconds=60)
+    long = "word " * 400  # more than the 128 tokens that a quarter of its context would hold
+    body = json.load(call(ready, "/v1/embeddings", {"input": ["ping", long]}))
+    assert [len(item["embedding"]) for item in body["data"]] == [384, 384]
+    assert body["usage"]["total_tokens"] > 400
+
+
+def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
+    real.supervise()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(engines.chat_model().read_bytes()[:100_000])
+    register("broken", broken)
+    down = eventually(lambda: (row := real.replica("broken")) and row.pid is None and row.detail and row, 60)
+    assert down.detail.startswith("ended with code 1: ")
+    assert "failed to read key-value pairs" in down.detail.splitlines()[0]
+    assert "failed to load model" in down.detail
+
+
+def test_unknown_arguments_say_so(real):
+    real.supervise()
+    register("smol", engines.chat_model(), "--arg=--no-such-thing")
+    down = eventually(lambda: (row := real.replica("smol")) and row.pid is None and row.detail and row, 60)
+    assert "unrecognized arguments: --no-such-thing" in down.detail.splitlines()[0]
+
+
+# --- The launcher by itself
+
+
+@pytest.fixture
+def launched(tmp_path):
+    """The launcher as a plain process, with two seconds of grace."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", engines.chat_model(), "--alias=smol"]
+    argv += ["--host=127.0.0.1", f"--port={port}", "--metrics", "--parallel=1", "--ctx-size=1024", "--grace=2"]
+    with (tmp_path / "log").open("w") as log:
+        engine = subprocess.Popen(argv, env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log)
+    eventually(lambda: "\nlistening on" in (tmp_path / "log").read_text(), 60)
+    yield engine, Replica(url=f"http://127.0.0.1:{port}", api_key="k", model=ServedModel(name="smol"))
+    engine.kill()
+    engine.wait()
+
+
+def test_it_leaves_at_once_when_nothing_runs(launched):
+    engine, _ = launched
+    began = time.monotonic()
+    engine.terminate()
+    assert engine.wait(5) == 0
+    assert time.monotonic() - began < 1.6
+
+
+def test_it_lets_running_requests_finish(launched):
+    engine, replica = launched
+    with chat(replica, 60, stream=True) as answer:
+        answer.readline()
+        engine.terminate()
+        assert answer.read().decode().rstrip().endswith("data: [DONE]")
+    assert engine.wait(5) == 0
+
+
+def test_it_does_not_wait_longer_than_its_grace(launched):
+    engine, replica = launched
+    with chat(replica, 900, stream=True) as answer:
+        answer.readline()
+        began = time.monotonic()
+        engine.terminate()
+        with pytest.raises(IncompleteRead):
+            answer.read()
+        assert 1.5 < time.monotonic() - began < 5
+    assert engine.wait(5) == 0
