@@ -127,6 +127,9 @@ class Supervisor:
             charge = self._adopted(key, known.get(key), latest.get(key))
             if charge:
                 self.charges[key] = charge
+        for run in self.runs.all():
+            if label_of(run).key not in self.charges:
+                self.runs.forget(run)  # of a model that is gone: nobody will look for its log
 
     def _adopted(self, key: Key, facts: Facts | None, run: Run | None) -> Charge | None:
         now = self.clock()

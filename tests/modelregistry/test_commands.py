@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -191,7 +192,7 @@ def test_unregister_deletes_and_prints_the_name(capsys, gguf):
 
 @pytest.fixture
 def served(gguf):
-    host = Host.objects.create(name="gpu1")
+    host = Host.objects.create(name="gpu1", seen_at=timezone.now())
     model = ServedModel.objects.create(name="chat", engine="llama.cpp", path=gguf, host=host)
     Replica.objects.create(
         model=model,
@@ -218,7 +219,13 @@ def test_models_shows_each_replica_on_a_line(served, capsys):
     assert lines[1][:6] == ["chat", "llama.cpp", "chat", "gpu1", "failed", "-"]
     assert lines[1][7] == "ended with code 1: no magic"
     assert lines[2] == ["chat", "llama.cpp", "chat", "gpu1", "ready", "2.5 GB", since]
-    assert lines[3][:5] == ["waiting", "llama.cpp", "chat", "-", "waits for a supervisor"]
+    assert lines[3][:5] == ["waiting", "llama.cpp", "chat", "-", "waits for a host that has it"]
+
+
+def test_models_does_not_vouch_for_a_host_without_supervisor(served, capsys):
+    Host.objects.update(seen_at=timezone.now() - timedelta(seconds=61))
+    call_command("models")
+    assert capsys.readouterr().out.count("(no supervisor: may be otherwise by now)") == 2
 
 
 def test_models_as_json_tells_no_key(served, capsys):
@@ -230,6 +237,7 @@ def test_models_as_json_tells_no_key(served, capsys):
     assert chat["replicas"][1] | {"since": ""} == {
         "number": 1,
         "host": "gpu1",
+        "supervised": True,
         "state": "ready",
         "launcher": "",
         "slots": None,

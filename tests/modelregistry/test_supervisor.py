@@ -347,6 +347,18 @@ def test_stop_engines_leaves_no_process(site):
     assert {site.replica(number=number).state for number in (0, 1)} == {"stopped"}
 
 
+def test_logs_of_a_model_that_is_gone_are_not_kept_for_ever(site):
+    supervisor = site.supervise("--stop-engines")
+    model = site.model()
+    site.reaches("ready")
+    supervisor.send_signal(signal.SIGTERM)
+    supervisor.wait(15)
+    assert len(site.runs.all()) == 1
+    model.delete()
+    site.supervise()
+    eventually(lambda: site.runs.all() == [])
+
+
 def test_a_second_signal_stops_stubborn_engines_at_once(site):
     supervisor = site.supervise("--stop-engines", ENGINE_STOP_GRACE="60")
     site.model("m", "stubborn", "worker")

@@ -1,11 +1,14 @@
 import json
 from argparse import ArgumentParser
+from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from modelregistry.models import Replica, ServedModel
+from modelregistry.models import Host, Replica, ServedModel
+
+UNSEEN = timedelta(seconds=60)  # a supervisor says every 10 s that it lives
 
 
 class Command(BaseCommand):
@@ -32,6 +35,7 @@ def _as_object(model: ServedModel) -> dict[str, Any]:
             {
                 "number": replica.index,
                 "host": replica.host.name,
+                "supervised": _is_supervised(replica.host),
                 "state": replica.state,
                 "launcher": replica.launcher,
                 "slots": replica.slots,
@@ -49,19 +53,32 @@ def _as_object(model: ServedModel) -> dict[str, Any]:
 def _rows(model: ServedModel) -> list[list[str]]:
     replicas = list(model.replica_set.all())
     if not replicas:
-        state = "waits for a supervisor" if model.enabled else "disabled"
-        return [[model.name, model.engine, model.task, model.host.name if model.host else "-", state, "-", "-", ""]]
+        host = model.host.name if model.host else "-"
+        return [[model.name, model.engine, model.task, host, _waits_for(model), "-", "-", ""]]
     return [
         [model.name, model.engine, model.task, replica.host.name, replica.state, *_measures(replica)]
         for replica in replicas
     ]
 
 
+def _waits_for(model: ServedModel) -> str:
+    if not model.enabled:
+        return "disabled"
+    return "waits for its supervisor" if model.host else "waits for a host that has it"
+
+
+def _is_supervised(host: Host) -> bool:
+    return host.seen_at is not None and timezone.now() - host.seen_at < UNSEEN
+
+
 def _measures(replica: Replica) -> list[str]:
     memory = f"{replica.memory_bytes / 1e9:.1f} GB" if replica.memory_bytes and replica.pid else "-"
     since = timezone.localtime(replica.changed_at).strftime("%m-%d %H:%M:%S")
     # The first line says what happened; the lines after it are the engine's own words.
-    return [memory, since, replica.detail.partition("\n")[0][:120]]
+    detail = replica.detail.partition("\n")[0][:120]
+    if not _is_supervised(replica.host):
+        detail = " ".join(["(no supervisor: may be otherwise by now)", detail]).strip()
+    return [memory, since, detail]
 
 
 def _table(rows: list[list[str]]) -> str:
