@@ -7,15 +7,16 @@ import sys
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+    from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
-    from environs import EnvError
 
     try:
-        execute_from_command_line(sys.argv)
-    except (EnvError, ImproperlyConfigured) as error:
+        settings._setup()
+    except (ValueError, ImproperlyConfigured) as error:  # environs' errors are ValueErrors
         # A wrong environment is the operator's to mend: its sentence, not our stack.
         sys.exit(f"madoguchi: {error}")
+    execute_from_command_line(sys.argv)
 
 
 if __name__ == "__main__":

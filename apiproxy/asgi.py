@@ -4,10 +4,13 @@
 """
 
 import asyncio
+import fcntl
 import gc
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
@@ -30,6 +33,10 @@ MOVE = 0.25  # seconds between two moves of the spool: pages show a call well wi
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
 
 
+class SecondGateway(Exception):
+    """Another gateway serves from the same state directory. Limits are counted in the memory of one process."""
+
+
 class Application:
     """The gateway and its neighbours. Two threads: the ledger's may wait for a locked database, the catalogue's not."""
 
@@ -39,6 +46,8 @@ class Application:
         self._tasks: list[asyncio.Task[None]] = []
         self._backlog = 0
         self._wished: dict[int, float] = {}
+        self._only: int | None = None  # descriptor of the lock that a second gateway would want
+        self._starting = asyncio.Lock()
         self._refreshing = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._looked = self._loaded = 0.0  # loop time of the last look at the revision, and of the last load
@@ -49,7 +58,8 @@ class Application:
             return
         if self._gateway is None:
             # Without a lifespan (daphne under `runserver`) the first request starts the gateway.
-            await self.start()
+            async with self._starting:
+                await self.start()
         assert self._gateway is not None
         path = scope["path"]
         if path.startswith("/v1/"):
@@ -68,10 +78,24 @@ class Application:
         return self._gateway.catalogue.revision if self._gateway else -1
 
     async def start(self) -> None:
-        """Loads the catalogue (a cold start needs the database) and takes over what a dead gateway left."""
+        """Loads the catalogue (a cold start needs the database) and takes over what a dead gateway left.
+
+        Started already: does nothing. Raises DatabaseAway or SecondGateway.
+        """
+        if self._gateway is not None:
+            return
+        only = lock(settings.RUN / "gateway.lock")
+        try:
+            await self._build()
+        except DatabaseAway:
+            os.close(only)
+            raise
+        self._only = only
+
+    async def _build(self) -> None:
         spool = Spool(settings.SPOOL)
         self._drain = Drain(settings.SPOOL, controlplane.record, own=spool.owner)
-        self._gateway = gateway = Gateway(
+        gateway = Gateway(
             digest=controlplane.digest,
             limits=Limits(windows.bounds),
             spool=spool,
@@ -88,6 +112,7 @@ class Application:
         self._ledger_thread = ThreadPoolExecutor(1, "ledger")
         await self._move(gateway)
         await self._reload(gateway)
+        self._gateway = gateway
         for work in (self._poll, self._move_often, self._sweep):
             self._tasks.append(asyncio.create_task(work(gateway)))
         # What lives as long as the process is put out of the collector's sight: p99 of 700 streams 26 -> 6 ms.
@@ -112,6 +137,8 @@ class Application:
         gateway.spool.shut()
         self._catalogue_thread.shutdown()
         self._ledger_thread.shutdown()
+        if self._only is not None:
+            os.close(self._only)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -119,8 +146,8 @@ class Application:
             if message["type"] == "lifespan.startup":
                 try:
                     await self.start()
-                except DatabaseAway as error:
-                    await send({"type": "lifespan.startup.failed", "message": f"The database does not answer: {error}"})
+                except (DatabaseAway, SecondGateway) as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
                 await send({"type": "lifespan.startup.complete"})
             else:
@@ -211,6 +238,20 @@ class Application:
         if loop.time() - self._wished.get(model, -WISH_AGAIN) >= WISH_AGAIN:
             self._wished[model] = loop.time()
             loop.run_in_executor(self._catalogue_thread, write_wish, model)
+
+
+def lock(path: Path) -> int:
+    """Takes the lock on this file and keeps it for as long as the descriptor is open. Raises SecondGateway."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise SecondGateway(
+            f"another gateway holds {path}: limits are counted in the memory of one process, so run one worker"
+        ) from None
+    return descriptor
 
 
 def write_wish(model: int) -> None:

@@ -69,7 +69,7 @@ def asked(question: Callable[[], T]) -> T:
     try:
         return question()
     except (OperationalError, InterfaceError) as error:
-        raise DatabaseAway(str(error)) from error
+        raise DatabaseAway(f"the database does not answer: {error}") from error
     finally:
         close_old_connections()
 

@@ -1,6 +1,6 @@
 """Every setting, from the environment. Without any: SQLite, one process, local accounts, state under `var/`.
 
-`DATABASE_URL`, `REDIS_URL` and `LDAP_*` turn the rest on. `deploy/SETTINGS.md` lists them for operators. A value that
+`DATABASE_URL` and `LDAP_*` turn the rest on. `deploy/SETTINGS.md` lists them for operators. A value that
 cannot be read raises environs.EnvError, which names its variable. `NAME_FILE` may hold the path of a file with the
 value of `NAME`, for secrets mounted by an orchestrator.
 """
@@ -100,7 +100,6 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Tests use a file as well: in-memory SQLite cannot be shared with the processes that they start.
     DATABASES["default"]["TEST"] = {"NAME": str(VAR / "test.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-REDIS_URL = env.str("REDIS_URL", "")
 
 # --- People -----------------------------------------------------------------------------------------------------
 AUTH_USER_MODEL = "accounts.User"

@@ -93,7 +93,7 @@ def fake_engine() -> Iterator[engine.Running]:
 
 @pytest.fixture
 def counter(transactional_db, settings, tmp_path, alice, research, fake_engine) -> Iterator[Counter]:
-    settings.SPOOL = tmp_path / "spool"
+    settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
     host = Host.objects.create(name="here")
     model = ServedModel.objects.create(name="fake", engine="external", url=fake_engine.url)
     Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=fake_engine.url)

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from django.utils import timezone
 
+from apiproxy.asgi import Application, SecondGateway
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue, revoke
 from portal.metering.models import Quota, UsageRecord
@@ -416,3 +417,9 @@ def test_a_call_without_an_answer_yet_is_told_that_the_server_restarts(counter):
         response = waiting.result(20)
     assert response.status_code == 503
     assert error(response)["code"] == "shutting_down"
+
+
+async def test_a_second_gateway_on_the_same_state_is_refused(counter):
+    with pytest.raises(SecondGateway, match="run one worker"):
+        await Application().start()
+    assert counter.chat().status_code == 200

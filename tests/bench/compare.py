@@ -142,7 +142,7 @@ def main() -> None:
     arguments.add_argument("--only", default="nginx,madoguchi", help="with commas; `direct` is always there")
     options = arguments.parse_args()
     # Measured is the default configuration, whatever this shell is set up for.
-    for name in [name for name in os.environ if name.startswith(("LDAP_", "GATEWAY_", "DATABASE_URL", "REDIS_URL"))]:
+    for name in [name for name in os.environ if name.startswith(("LDAP_", "GATEWAY_", "DATABASE_URL"))]:
         del os.environ[name]
     rows = []
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as name:

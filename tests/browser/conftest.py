@@ -1,6 +1,7 @@
 """A real browser on a real server. Every page that a test opens is watched; whatever was wrong fails the test."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,7 +13,8 @@ from tests.translations import japanese  # noqa: F401
 # server answers in threads of its own.
 os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
 
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+# Debian's; None (as on Ubuntu, see deploy/setup.py) lets Playwright take the one that it fetched.
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 QUIET = [
     "--no-sandbox",
     "--disable-gpu",
