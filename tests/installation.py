@@ -12,8 +12,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
+from apiproxy.management.commands.up import portal
 from tests.slapd import unused_port
+
+# A tenant, a key for it, and one model of each kind in front of a (fake) engine: without the supervisor's help.
+# The gateway passes unary calls on to "plain"; for "assembled" it asks for a stream and puts it together.
+FURNISH = """
+import sys
+from modelregistry.models import Host, Replica, ServedModel
+from portal.accounts.models import Tenant
+from portal.keys.issuing import issue
+host = Host.objects.create(name="elsewhere")
+for name, engine in ("plain", "external"), ("assembled", "llama.cpp"):
+    model = ServedModel.objects.create(name=name, engine=engine, url="{url}")
+    Replica.objects.create(model=model, host=host, state="ready", url="{url}")
+print(issue(tenant=Tenant.objects.create(slug="research", name="研究部"), service="test", name="test")[1])
+"""
 
 ROOT = Path(__file__).resolve().parent.parent
 START = 60.0  # seconds; portal and engines take 6
@@ -60,6 +76,34 @@ class Installation:
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         until(lambda: "answers on" in self.log or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
+
+    def serve(self) -> None:
+        """Only the portal's process, as `up` starts it; returns at once. Its output is added to the log."""
+        with (self.var / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                portal("127.0.0.1", self.port), cwd=ROOT, env=self.env, stdout=log, stderr=log
+            )
+
+    def answers(self) -> bool:
+        """Whether calls are taken now."""
+        with contextlib.suppress(OSError), urlopen(f"{self.url}/readyz", timeout=5) as answer:
+            return answer.status == 200
+        return False
+
+    def furnish(self, engine_url: str) -> str:
+        """Two models, "plain" and "assembled", that this engine answers; the text of a key for them."""
+        return self.manage("shell", "--verbosity", "0", "--command", FURNISH.format(url=engine_url))
+
+    def usage(self) -> dict[str, dict[str, Any]]:
+        """Recorded usage by request id. The database sees to it that there is only one row of each."""
+        with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:
+            database.row_factory = sqlite3.Row
+            found = [dict(row) for row in database.execute("select * from metering_usagerecord")]
+        assert len({row["request_id"] for row in found}) == len(found)
+        return {row["request_id"]: row for row in found}
+
+    def spool(self) -> list[str]:
+        return sorted(path.name for path in (self.var / "spool").iterdir())
 
     def stop(self) -> int:
         """SIGTERM; the exit status, once it and everything that it started has gone."""
