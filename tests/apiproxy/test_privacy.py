@@ -1,0 +1,163 @@
+"""Nobody's words stay here: no prompt, answer or key text is in a file of the installation or in what it prints.
+
+Canaries go through a whole portal process at its most talkative log level, in every way that a call can end; then
+every file of its state directory is searched for them: database, its WAL, spool, logs, secrets.
+"""
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests import engine
+from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary
+from tests.installation import Installation, installed, until
+
+PROMPT = "canary-prompt-5417"
+ANSWERED = "canary-answer-8802"
+AGENT = "canary-agent-3390"
+CANARIES = (PROMPT, ANSWERED, AGENT)
+
+
+def said(text: str) -> str:
+    return event([{"index": 0, "delta": {"content": text}, "finish_reason": None}])
+
+
+WORDS = {"send": chunk(said(ANSWERED))}
+STREAM = [{"send": SSE}, WORDS, {"send": chunk(said(ANSWERED) + FINISH + DONE) + "0\r\n\r\n"}]
+CHOICE = {"index": 0, "message": {"role": "assistant", "content": ANSWERED}, "finish_reason": "stop"}
+WHOLE = [{"send": unary(200, {**ANSWER, "choices": [CHOICE]})}]
+
+
+@dataclass
+class Caller:
+    """Someone whose every text is a canary."""
+
+    url: str
+    key: str
+
+    def __post_init__(self) -> None:
+        headers = {"authorization": f"Bearer {self.key}", "user-agent": AGENT, "x-request-id": AGENT, "cookie": PROMPT}
+        self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=20)
+
+    def body(self, script: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": PROMPT}]
+        return {"model": "plain", "messages": messages, "script": script, **more}
+
+    def chat(self, script: list[dict[str, Any]], **more: Any) -> httpx2.Response:
+        return self.http.post("/v1/chat/completions", json=self.body(script, **more))
+
+    def leave(self, script: list[dict[str, Any]], **more: Any) -> None:
+        """After the answer's first bytes, or after half a second without any."""
+        body = self.body(script, **more)
+        with (
+            contextlib.suppress(httpx2.ReadTimeout),
+            self.http.stream("POST", "/v1/chat/completions", json=body, timeout=0.5) as response,
+        ):
+            next(response.iter_raw())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Iterator[tuple[Installation, engine.Running, Caller]]:
+    var = tmp_path_factory.mktemp("var")
+    with engine.running() as fake, installed(var, LOG_LEVEL="DEBUG") as installation:
+        key = installation.furnish(fake.url)
+        installation.serve()
+        until(installation.answers)
+        yield installation, fake, Caller(installation.url, key)
+
+
+def found(var: Path, *texts: str) -> list[tuple[str, str]]:
+    """Which of these texts is in which file. They are ASCII, so that JSON and `repr` write them the same."""
+    files = {path: path.read_bytes() for path in var.rglob("*") if path.is_file() and "static" not in path.parts}
+    assert {"madoguchi.sqlite3", "up.log"} <= {path.name for path in files}
+    assert any(path.suffix == ".jsonl" for path in files)
+    return [(path.name, text) for path, content in files.items() for text in texts if text.encode() in content]
+
+
+def finished(caller: Caller) -> None:
+    assert ANSWERED in caller.chat(WHOLE).text
+    assert ANSWERED in caller.chat(STREAM, stream=True).text
+    assert ANSWERED in caller.chat(STREAM, model="assembled").text
+
+
+def aborted(caller: Caller) -> None:
+    caller.leave([{"send": SSE}, WORDS, WORDS, {"hang": True}], stream=True)
+    caller.leave([{"send": SSE}, WORDS, {"hang": True}], model="assembled")
+    caller.leave([{"hang": True}])
+
+
+def refused_by_us(caller: Caller) -> None:
+    assert caller.chat(WHOLE, model=PROMPT).status_code == 404
+    assert caller.chat(WHOLE, stream_options=PROMPT).status_code == 400
+    assert caller.http.post("/v1/chat/completions", content=f'{{"{PROMPT}": "{PROMPT}').status_code == 400
+    assert caller.http.post(f"/v1/{PROMPT}", json={}).status_code == 404
+    assert caller.http.get(f"/v1/models/{PROMPT}").status_code == 404
+    assert caller.http.get(f"/{PROMPT}?q={PROMPT}").status_code == 404
+    for text in (caller.key[:-1], caller.key[:-1] + "0", PROMPT):
+        assert caller.http.get("/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 401
+
+
+def failed(caller: Caller) -> None:
+    told = {"error": {"message": f"cannot do {PROMPT} for {ANSWERED}", "param": PROMPT}}
+    assert caller.chat([{"send": unary(400, told)}]).status_code == 400
+    assert caller.chat([{"send": unary(500, told)}]).status_code == 502
+    assert caller.chat([{"send": f"{ANSWERED} is not HTTP\r\n\r\n"}, {"close": True}]).status_code == 502
+    assert caller.chat([{"send": unary(200, {})[:-1] + ANSWERED}, {"close": True}]).status_code in (200, 502)
+    crash = f'data: {{"error": {{"message": "{ANSWERED}"}}}}\n\n'
+    for end in ({"reset": True}, {"send": chunk(crash) + "0\r\n\r\n"}, {"send": ANSWERED}):
+        assert "error" in caller.chat([{"send": SSE}, WORDS, WORDS, end, {"close": True}], stream=True).text
+    broken = [{"send": SSE}, {"send": chunk(f"data: {ANSWERED} is no JSON\n\n" + FINISH + DONE) + "0\r\n\r\n"}]
+    caller.chat(broken, model="assembled")
+    caller.chat(broken, stream=True)
+
+
+def test_no_words_and_no_key_reach_disk_or_log_however_calls_end(place):
+    installation, fake, caller = place
+    for way in (finished, aborted, refused_by_us, failed):
+        way(caller)
+    until(lambda: fake.seen()["running"] == 0)
+    until(
+        lambda: {"finished", "aborted", "refused", "failed"} <= {row["status"] for row in installation.usage().values()}
+    )
+    # One that is cut by the gateway's death, with a spool that outlives it.
+    script = [{"send": SSE}, WORDS, {"hang": True}]
+    with caller.http.stream("POST", "/v1/chat/completions", json=caller.body(script, stream=True)) as response:
+        next(response.iter_raw())
+        assert "interrupted" in "".join(path.read_text() for path in (installation.var / "spool").glob("*.jsonl"))
+        assert found(installation.var, *CANARIES, caller.key) == []
+        installation.process.send_signal(signal.SIGKILL)
+        installation.process.wait()
+    assert found(installation.var, *CANARIES, caller.key) == []
+    assert "DEBUG" in installation.log  # it did say what it could
+
+
+def test_the_search_finds_what_is_there(place):
+    installation, _, caller = place
+    places = {name for name, _ in found(installation.var, caller.key[:12])}
+    assert places
+    assert places <= {"madoguchi.sqlite3", "madoguchi.sqlite3-wal"}
+
+
+def test_an_internal_error_is_logged_without_what_it_was_about(counter, caplog, monkeypatch):
+    caplog.set_level(logging.DEBUG)
+
+    def broken(limits, model, estimate, now):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(counter.application._gateway.limits, "admit", broken)
+    response = counter.chat(messages=[{"role": "user", "content": PROMPT}], user=AGENT)
+    assert response.status_code == 500
+    assert response.json()["error"]["code"] == "internal_error"
+    (logged,) = [record for record in caplog.records if record.exc_info]
+    text = logging.Formatter().format(logged)
+    assert response.headers["x-request-id"] in text
+    assert "a mistake of ours" in text
+    for canary in (*CANARIES, counter.key):
+        assert canary not in caplog.text
