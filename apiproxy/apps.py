@@ -1,36 +1,56 @@
-"""Bumps the catalogue's revision with every change that gateways must know."""
+"""Tells gateways of every change that their catalogue must follow."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django.apps import AppConfig
+from django.db import models, transaction
 from django.db.models import F
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
-# What a catalogue is made of. `QuerySet.update()` on these sends no signal: save rows, or call `bump()`.
-WATCHED = (
-    "accounts.Tenant",
-    "accounts.User",
-    "accounts.Membership",
-    "keys.ApiKey",
-    "keys.ModelAccess",
-    "metering.Quota",
-    "modelregistry.ServedModel",
-    "modelregistry.Replica",
-)
+Change = tuple[str, int]  # CatalogueChange.kind and .ref
 
-
+# A gateway that is further behind loads everything.
+CHANGES_KEPT = 1000
 # A sign-in saves only this, and no catalogue holds it.
 NO_NEWS = frozenset({"last_login"})
 
 
-def bump(update_fields: frozenset[str] | None = None, **_: Any) -> None:
-    """Tells every gateway to look again; part of the caller's transaction, so nobody looks before it commits."""
+def whose(quota: Any) -> Change:
+    if quota.tenant_id:
+        return "tenant", quota.tenant_id
+    return ("user", quota.user_id) if quota.user_id else ("key", quota.key_id)
+
+
+# What a catalogue is made of. `QuerySet.update()` on these sends no signal: save rows one by one.
+WATCHED: dict[str, Callable[[Any], Change]] = {
+    "accounts.Tenant": lambda tenant: ("tenant", tenant.pk),
+    "accounts.User": lambda user: ("user", user.pk),
+    "accounts.Membership": lambda membership: ("user", membership.user_id),
+    "keys.ApiKey": lambda key: ("key", key.pk),
+    "keys.ModelAccess": lambda _: ("models", 0),
+    "metering.Quota": whose,
+    "modelregistry.ServedModel": lambda _: ("models", 0),
+    "modelregistry.Replica": lambda _: ("models", 0),
+}
+
+
+def tell(instance: models.Model, update_fields: frozenset[str] | None = None, **_: Any) -> None:
+    """A receiver: a new revision, as part of the sender's transaction, so that nobody looks before it commits.
+
+    Its row is locked until then, so revisions become visible in their order and none is ever missed.
+    """
     if update_fields is not None and update_fields <= NO_NEWS:
         return
-    from apiproxy.models import CatalogueRevision
+    from apiproxy.models import CatalogueChange, CatalogueRevision
 
-    if not CatalogueRevision.objects.filter(pk=1).update(number=F("number") + 1):
-        CatalogueRevision.objects.get_or_create(pk=1, defaults={"number": 1})
+    kind, ref = WATCHED[instance._meta.label](instance)
+    with transaction.atomic():
+        if not CatalogueRevision.objects.filter(pk=1).update(number=F("number") + 1):
+            CatalogueRevision.objects.get_or_create(pk=1, defaults={"number": 1})
+        number = CatalogueRevision.objects.values_list("number", flat=True).get(pk=1)
+        CatalogueChange.objects.create(revision=number, kind=kind, ref=ref)
+        CatalogueChange.objects.filter(revision__lte=number - CHANGES_KEPT).delete()
 
 
 class ApiProxyConfig(AppConfig):
@@ -38,8 +58,8 @@ class ApiProxyConfig(AppConfig):
 
     def ready(self) -> None:
         for label in WATCHED:
-            post_save.connect(bump, sender=label, dispatch_uid=f"bump-save-{label}")
-            post_delete.connect(bump, sender=label, dispatch_uid=f"bump-delete-{label}")
+            post_save.connect(tell, sender=label, dispatch_uid=f"tell-save-{label}")
+            post_delete.connect(tell, sender=label, dispatch_uid=f"tell-delete-{label}")
         from portal.keys.models import ApiKey
 
-        m2m_changed.connect(bump, sender=ApiKey.allowed_models.through, dispatch_uid="bump-key-models")
+        m2m_changed.connect(tell, sender=ApiKey.allowed_models.through, dispatch_uid="tell-key-models")

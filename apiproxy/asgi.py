@@ -10,12 +10,14 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 
 from apiproxy import controlplane
+from apiproxy.controlplane import Update
 from apiproxy.gateway import Gateway, Scope, Timeouts, respond
 from apiproxy.ledger import DatabaseAway, Drain, Spool
 from apiproxy.limits import Limits
@@ -28,7 +30,7 @@ POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked k
 REFRESH = (
     0.2  # and between two that unknown keys ask for: a new key works at once, a flood of made-up ones costs little
 )
-FULL_RELOAD = 60.0  # whatever a receiver may have missed is repaired after so long
+FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
 
@@ -188,21 +190,26 @@ class Application:
             self._looked = loop.time()
             try:
                 number = await loop.run_in_executor(self._catalogue_thread, controlplane.revision)
-                if number != gateway.catalogue.revision or loop.time() - self._loaded > FULL_RELOAD:
+                if loop.time() - self._loaded > FULL_RELOAD:
                     await self._reload(gateway)
+                elif number != gateway.catalogue.revision:
+                    await self._install(gateway, partial(controlplane.follow, gateway.catalogue))
             except DatabaseAway as error:
                 log.warning("the database does not answer; the last catalogue stays in force: %s", error)
 
     async def _reload(self, gateway: Gateway) -> None:
+        await self._install(gateway, controlplane.load)
+        self._loaded = asyncio.get_running_loop().time()
+
+    async def _install(self, gateway: Gateway, update: Callable[[], Update]) -> None:
+        """Puts a newer catalogue in force; limits that are new to the gateway know first what was used of them."""
         loop = asyncio.get_running_loop()
-        catalogue = await loop.run_in_executor(self._catalogue_thread, controlplane.load)
-        fresh = gateway.limits.unknown(list(controlplane.limits_of(catalogue.keys.values())))
+        newer = await loop.run_in_executor(self._catalogue_thread, update)
         now = gateway.wall()
-        for limit in fresh:
+        for limit in gateway.limits.unknown(list(newer.limits)):
             used = await loop.run_in_executor(self._catalogue_thread, controlplane.spent, limit, now)
             gateway.limits.seed(limit, used, now)
-        gateway.replace(catalogue)
-        self._loaded = loop.time()
+        gateway.replace(newer.catalogue)
 
     async def _move_often(self, gateway: Gateway) -> None:
         """Moves the spool whenever something was added; after a failure waits longer each time, up to 15 s."""

@@ -74,6 +74,7 @@ class Model:
 class Catalogue:
     revision: int
     keys: Mapping[str, Key] = field(default_factory=dict)  # by digest
+    digests: Mapping[int, str] = field(default_factory=dict)  # of `keys`, by key id
     models: Mapping[str, Model] = field(default_factory=dict)  # by public name
 
     def key(self, digest: str, now: float) -> Key | None:

@@ -1,4 +1,4 @@
-"""The number that tells gateways that their catalogue is old."""
+"""What tells gateways that their catalogue is old, and in what."""
 
 from django.db import models
 
@@ -10,3 +10,22 @@ class CatalogueRevision(models.Model):
 
     def __str__(self) -> str:
         return str(self.number)
+
+
+class CatalogueChange(models.Model):
+    """What a revision changed, so that a gateway with 100,000 keys loads one of them. The oldest are deleted."""
+
+    class Kind(models.TextChoices):
+        KEY = "key"
+        USER = "user"
+        TENANT = "tenant"
+        MODELS = "models"
+
+    revision = models.BigIntegerField(primary_key=True)
+    kind = models.CharField(max_length=6, choices=Kind)
+    ref = models.BigIntegerField(
+        help_text="Of the key, user or tenant; 0 for models, which are always loaded together."
+    )
+
+    def __str__(self) -> str:
+        return f"{self.revision}: {self.kind} {self.ref}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import models
-from django.db.models import Exists, OuterRef, Prefetch, Q, QuerySet
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
@@ -47,9 +47,7 @@ def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
 def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
     """The enabled models that this key may call: its own choice of its tenant's."""
     models_ = open_to([key.tenant])
-    if key.allowed_models.exists():
-        return models_.filter(Q(pk__in=key.allowed_models.all()))
-    return models_
+    return models_ if key.every_model else models_.filter(pk__in=key.allowed_models.all())
 
 
 def offers(served: QuerySet[ServedModel]) -> list[Offer]:

@@ -29,7 +29,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     actions = [revoke]
     filter_horizontal = ["allowed_models"]
     fields = [
-        "prefix", "name", "tenant", "user", "service", "allowed_models", "expires_at",
+        "prefix", "name", "tenant", "user", "service", "every_model", "allowed_models", "expires_at",
         "state", "revoked_at", "last_used_at", "created_at", "created_by",
     ]  # fmt: skip
     # Whose key it is cannot change: the person who holds its text stays the same.

@@ -29,11 +29,13 @@ def issue(
 ) -> tuple[ApiKey, str]:
     """A new key and its text, which exists nowhere else: show it once.
 
-    Give `user` for a personal key or `service` for a service key. Raises NotAMember.
+    Give `user` for a personal key or `service` for a service key. Without `allowed_models` it is for all models that
+    the tenant may use. Raises NotAMember.
     """
     if user is not None and not user.memberships.filter(tenant=tenant).exists():
         raise NotAMember(f"{user.get_username()} is not a member of {tenant.slug}")
     text = secret.make()
+    chosen = list(allowed_models)
     with transaction.atomic():
         key = ApiKey.objects.create(
             tenant=tenant,
@@ -42,10 +44,11 @@ def issue(
             name=name,
             prefix=text[: secret.PREFIX],
             digest=secret.digest(text, settings.API_KEY_SECRET),
+            every_model=not chosen,
             expires_at=expires_at,
             created_by=created_by,
         )
-        key.allowed_models.set(allowed_models)
+        key.allowed_models.set(chosen)
     return key, text
 
 

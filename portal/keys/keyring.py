@@ -28,12 +28,12 @@ class State(models.TextChoices):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A key that a person holds. `models` empty: all that the tenant may use. `stopped`: see KeyQuerySet.usable."""
+    """A key that a person holds. `models` None: all that the tenant may use. `stopped`: see KeyQuerySet.usable."""
 
     prefix: str
     name: str
     tenant: str
-    models: tuple[str, ...]
+    models: tuple[str, ...] | None
     created_at: datetime
     last_used_at: datetime | None
     expires_at: datetime | None
@@ -76,7 +76,7 @@ def held(keys: QuerySet[ApiKey], now: datetime) -> list[Held]:
             prefix=key.prefix,
             name=key.name,
             tenant=key.tenant.name,
-            models=tuple(model.name for model in key.allowed_models.all()),
+            models=None if key.every_model else tuple(model.name for model in key.allowed_models.all()),
             created_at=key.created_at,
             last_used_at=key.last_used_at,
             expires_at=key.expires_at,

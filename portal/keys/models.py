@@ -36,13 +36,11 @@ class ApiKey(models.Model):
     name = models.CharField(_("name"), max_length=60)
     prefix = models.CharField(_("prefix"), max_length=12, unique=True)
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    allowed_models = models.ManyToManyField(
-        ServedModel,
-        blank=True,
-        related_name="+",
-        verbose_name=_("models"),
-        help_text=_("Empty: all that the tenant may use."),
+    # A fact of its own: were it read from an empty list, a key for one model would open all when that model is deleted.
+    every_model = models.BooleanField(
+        _("all models"), default=True, help_text=_("All that the tenant may use. Off: only those chosen here.")
     )
+    allowed_models = models.ManyToManyField(ServedModel, blank=True, related_name="+", verbose_name=_("models"))
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+", verbose_name=_("created by")
@@ -80,7 +78,8 @@ class ModelAccess(models.Model):
     """Restricts a model to tenants. A model without any such row is open to all tenants."""
 
     model = models.ForeignKey(ServedModel, models.CASCADE, related_name="+", verbose_name=_("model"))
-    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="+", verbose_name=_("tenant"))
+    # Not CASCADE: with its last tenant gone, the model would be open to all.
+    tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="+", verbose_name=_("tenant"))
 
     class Meta:
         verbose_name = _("access to a model")

@@ -4,13 +4,15 @@ from datetime import timedelta
 
 import pytest
 from django.db import transaction
+from django.db.models import ProtectedError
 from django.utils import timezone
 
-from apiproxy import controlplane
+from apiproxy import apps, controlplane
+from apiproxy.models import CatalogueChange
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Membership
 from portal.keys.issuing import issue, revoke
-from portal.keys.models import ModelAccess
+from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import Quota, UsageRecord
 from tests.apiproxy.test_ledger import usage
 
@@ -31,37 +33,95 @@ def model(db) -> ServedModel:
 
 
 def keys() -> list[int]:
-    return [found.id for found in controlplane.load().keys.values()]
+    return [found.id for found in controlplane.load().catalogue.keys.values()]
 
 
 def number() -> int:
     return controlplane.revision()
 
 
-def test_each_change_of_what_a_catalogue_holds_is_told(key, alice, research, model, sales):
+def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, bob, research, model, sales):
     host = Host.objects.create(name="h")
+    issue(tenant=research, user=bob, name="bystander", allowed_models=[model])
+    issue(tenant=sales, service="Dify", name="bystander")
 
-    def new_replica() -> None:
-        Replica.objects.create(model=model, host=host)
+    def switch(thing, on: bool) -> None:
+        thing.is_active = on
+        thing.save()
 
     changes = (
         lambda: issue(tenant=research, user=alice, name="another"),
         lambda: revoke(key),
         lambda: key.allowed_models.add(model),
-        lambda: Quota.objects.create(key=key, unit="requests", window="day", amount=1),
-        lambda: Quota.objects.get().delete(),
+        lambda: Quota.objects.create(key=ApiKey.objects.first(), unit="requests", window="day", amount=1),
+        lambda: Quota.objects.create(user=alice, unit="requests", window="day", amount=1),
+        lambda: Quota.objects.create(tenant=sales, unit="tokens", window="month", amount=1),
+        lambda: Quota.objects.first().delete(),
         lambda: ModelAccess.objects.create(model=model, tenant=sales),
-        new_replica,
-        lambda: Replica.objects.get().save(),
-        lambda: alice.save(),
-        lambda: research.save(),
+        lambda: Replica.objects.create(model=model, host=host, state="ready", url="http://127.0.0.1:1"),
+        lambda: Replica.objects.get().delete(),
+        lambda: switch(alice, False),
+        lambda: switch(alice, True),
+        lambda: switch(research, False),
+        lambda: switch(research, True),
         lambda: Membership.objects.get(user=alice).delete(),
-        lambda: model.delete(),
+        lambda: Membership.objects.create(user=alice, tenant=research),
+        lambda: ApiKey.objects.filter(user=alice).last().delete(),
     )
     for change in changes:
-        before = number()
+        before = controlplane.load().catalogue
         change()
-        assert number() > before
+        assert number() > before.revision
+        followed = controlplane.follow(before)
+        assert followed.catalogue == controlplane.load().catalogue
+        assert followed.limits <= controlplane.load().limits
+
+
+def test_a_deleted_model_is_followed(research, alice, model):
+    before = controlplane.load().catalogue
+    model.delete()
+    assert controlplane.follow(before).catalogue.models == {}
+
+
+def test_a_key_for_one_model_opens_no_other_when_that_is_deleted(research, alice, model):
+    issue(tenant=research, user=alice, name="one", allowed_models=[model])
+    model.delete()
+    ServedModel.objects.create(name="other", engine="external", url="http://127.0.0.1:1")
+    catalogue = controlplane.load().catalogue
+    (found,) = catalogue.keys.values()
+    assert catalogue.models_of(found) == []
+
+
+def test_a_tenant_that_a_model_is_reserved_for_cannot_be_deleted(sales, model):
+    ModelAccess.objects.create(model=model, tenant=sales)
+    with pytest.raises(ProtectedError):
+        sales.delete()
+
+
+def test_several_changes_are_followed_at_once(key, alice, research):
+    before = controlplane.load().catalogue
+    revoke(key)
+    issue(tenant=research, user=alice, name="new")
+    alice.language = "en"
+    alice.save()
+    assert controlplane.follow(before).catalogue == controlplane.load().catalogue
+
+
+def test_a_gateway_that_is_too_far_behind_loads_everything(key, monkeypatch):
+    monkeypatch.setattr(apps, "CHANGES_KEPT", 3)
+    before = controlplane.load().catalogue
+    revoke(key)
+    for _ in range(5):
+        ServedModel.objects.create(name=f"m{_}", engine="external", url="http://127.0.0.1:1")
+    assert CatalogueChange.objects.count() == 3
+    assert controlplane.follow(before).catalogue.keys == {}
+
+
+def test_one_changed_key_costs_few_queries(key, alice, research, django_assert_max_num_queries):
+    before = controlplane.load().catalogue
+    revoke(key)
+    with django_assert_max_num_queries(8):
+        controlplane.follow(before)
 
 
 def test_a_sign_in_is_no_news(alice, client):
@@ -106,7 +166,7 @@ def test_a_service_key_needs_no_person(research):
 def test_a_key_that_expires_later_carries_its_time(research, alice):
     end = timezone.now() + timedelta(days=1)
     issue(tenant=research, user=alice, name="k", expires_at=end)
-    (found,) = controlplane.load().keys.values()
+    (found,) = controlplane.load().catalogue.keys.values()
     assert found.expires == pytest.approx(end.timestamp())
 
 
@@ -114,7 +174,7 @@ def test_limits_of_tenant_person_and_key_come_together(key, alice, research, mod
     Quota.objects.create(tenant=research, unit="tokens", window="month", amount=3)
     Quota.objects.create(user=alice, unit="requests", window="day", amount=2)
     Quota.objects.create(key=key, unit="concurrent", amount=1, model=model)
-    (found,) = controlplane.load().keys.values()
+    (found,) = controlplane.load().catalogue.keys.values()
     assert {(limit.counter.scope, limit.amount, limit.counter.model) for limit in found.limits} == {
         ("tenant", 3, None),
         ("user", 2, None),
@@ -126,7 +186,7 @@ def test_a_replica_that_is_not_ready_gets_no_requests(model):
     host = Host.objects.create(name="h")
     for index, state in enumerate(Replica.State.values):
         Replica.objects.create(model=model, host=host, index=index, state=state, url=f"http://127.0.0.1:{index + 1}")
-    (found,) = controlplane.load().models.values()
+    (found,) = controlplane.load().catalogue.models.values()
     assert [replica.url for replica in found.replicas] == [
         f"http://127.0.0.1:{Replica.State.values.index('ready') + 1}"
     ]
@@ -164,6 +224,6 @@ def test_what_was_spent_counts_this_window_of_this_owner(key, alice, research, m
             usage("others", key=9, user=9, tenant=9, started=now),
         ]
     )
-    (found,) = controlplane.load().keys.values()
+    (found,) = controlplane.load().catalogue.keys.values()
     spent = {limit.counter.unit: controlplane.spent(limit, now) for limit in found.limits}
     assert spent == {"tokens": 36, "requests": 2}

@@ -178,12 +178,12 @@ class TestHome:
 
         serve()
         fill(1)
-        # session, user; zone, tenants; newest key, its own models?, models, replicas; keys, their models;
+        # session, user; zone, tenants; newest key, models, replicas; keys, their models;
         # quotas, spent; usage
-        with django_assert_num_queries(13):
+        with django_assert_num_queries(12):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(13):
+        with django_assert_num_queries(12):
             as_alice.get("/")
 
 
