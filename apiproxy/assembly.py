@@ -1,15 +1,22 @@
-"""Puts a stream of chat or completion chunks together into the answer of a call without `stream`.
+"""Puts a stream together into the answer of a call without `stream`.
 
 llama.cpp's servers generate an unary answer to its end after the client has left (17 to 37 s of a GPU for nobody,
 all three launchers); a stream they stop at once. So they are always asked for a stream, and this undoes it.
 """
 
 import json
-from typing import Any
+from typing import Any, Protocol
 
 
-class Assembly:
-    """Feed it whole events; `body` gives the JSON."""
+class Assembly(Protocol):
+    """Feed it whole events; `body` gives the JSON. `usage` is what the reader of the stream has found."""
+
+    def feed(self, events: bytes) -> None: ...
+    def body(self, usage: dict[str, Any] | None) -> bytes: ...
+
+
+class ChunkAssembly:
+    """Of chat and of completions."""
 
     def __init__(self) -> None:
         self._first: dict[str, Any] = {}
@@ -17,12 +24,8 @@ class Assembly:
         self._choices: dict[int, dict[str, Any]] = {}
 
     def feed(self, events: bytes) -> None:
-        for event in events.split(b"\n\n"):
-            if not event.startswith(b"data:"):
-                continue
-            data = event[5:].strip()
-            if data and data != b"[DONE]":
-                self._chunk(json.loads(data))
+        for chunk in objects(events):
+            self._chunk(chunk)
 
     def body(self, usage: dict[str, Any] | None) -> bytes:
         head = {name: value for name, value in self._first.items() if name not in ("choices", "object", "usage")}
@@ -34,7 +37,7 @@ class Assembly:
         }
         if usage is not None:
             answer["usage"] = usage
-        return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+        return encoded(answer)
 
     def _chunk(self, chunk: dict[str, Any]) -> None:
         self._first = self._first or chunk
@@ -64,6 +67,67 @@ class Assembly:
         elif message is not None and message["content"] is None:
             message["content"] = ""
         return choice
+
+
+class ResponseAssembly:
+    """Of Responses, whose last event holds all of it."""
+
+    def __init__(self) -> None:
+        self._response: dict[str, Any] = {}
+
+    def feed(self, events: bytes) -> None:
+        for event in objects(events):
+            if event.get("type") in ("response.completed", "response.incomplete"):
+                self._response = event["response"]
+
+    def body(self, _usage: dict[str, Any] | None) -> bytes:
+        return encoded(self._response)
+
+
+class MessageAssembly:
+    """Of Anthropic's Messages. A tool's input comes as pieces of the text of a JSON."""
+
+    def __init__(self) -> None:
+        self._message: dict[str, Any] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._inputs: dict[int, str] = {}
+
+    def feed(self, events: bytes) -> None:
+        for event in objects(events):
+            kind = event.get("type")
+            if kind == "message_start":
+                self._message = event["message"]
+            elif kind == "content_block_start":
+                self._blocks[event["index"]] = event["content_block"]
+            elif kind == "content_block_delta":
+                self._delta(event["index"], event["delta"])
+            elif kind == "message_delta":
+                self._message.update(event["delta"])
+                self._message.setdefault("usage", {}).update(event.get("usage") or {})
+
+    def body(self, _usage: dict[str, Any] | None) -> bytes:
+        for index, text in self._inputs.items():
+            self._blocks[index]["input"] = json.loads(text or "{}")
+        return encoded({**self._message, "content": [self._blocks[index] for index in sorted(self._blocks)]})
+
+    def _delta(self, index: int, delta: dict[str, Any]) -> None:
+        block = self._blocks[index]
+        for name, value in delta.items():
+            if name == "partial_json":
+                self._inputs[index] = self._inputs.get(index, "") + value
+            elif name != "type" and isinstance(value, str):
+                block[name] = (block.get(name) or "") + value
+
+
+def objects(events: bytes) -> list[dict[str, Any]]:
+    """The JSON objects of whole events; `[DONE]`, comments and llama.cpp's `null` are none."""
+    lines = [line[5:].strip() for line in events.split(b"\n") if line.startswith(b"data:")]
+    found = [json.loads(line) for line in lines if line != b"[DONE]"]
+    return [thing for thing in found if isinstance(thing, dict)]
+
+
+def encoded(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def merge(message: dict[str, Any], delta: dict[str, Any]) -> None:

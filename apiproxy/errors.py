@@ -5,7 +5,7 @@ Refusal
 ├── UnknownPath             404  unknown_url
 ├── WrongMethod             405  method_not_allowed
 ├── UnknownModel            404  model_not_found
-├── BadRequest              400  invalid_json, invalid_value, model_not_supported
+├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported
 ├── ContextExceeded         400  context_length_exceeded
 ├── BodyTooLarge            413  request_too_large
 ├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
@@ -19,15 +19,14 @@ Refusal
 `message` is in the key owner's language; `code` and `type` are for programs and never change.
 """
 
-import json
 from typing import Any, ClassVar, Literal
 
 Language = Literal["en", "ja"]
 
 MESSAGES: dict[str, dict[Language, str]] = {
     "missing_api_key": {
-        "en": 'No API key was given. Send it as "Authorization: Bearer mdg_…".',
-        "ja": "API キーがありません。「Authorization: Bearer mdg_…」の形で送ってください。",
+        "en": 'No API key was given. Send it as "Authorization: Bearer mdg_…" or "x-api-key: mdg_…".',
+        "ja": "API キーがありません。「Authorization: Bearer mdg_…」または「x-api-key: mdg_…」の形で送ってください。",
     },
     "invalid_api_key": {
         "en": "This API key is not valid: it may be mistyped, revoked or expired. Your keys are listed in the portal.",
@@ -48,6 +47,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "model_not_supported": {
         "en": 'The model "{model}" cannot be used with {path}: it is for {task}.',
         "ja": "モデル「{model}」は {path} では使えません (用途: {task})。",
+    },
+    "path_not_supported": {
+        "en": 'The engine that serves the model "{model}" does not offer {path}.',
+        "ja": "モデル「{model}」を動かしているエンジンは {path} に対応していません。",
     },
     "invalid_json": {
         "en": "The request body is not valid JSON: {detail}.",
@@ -167,10 +170,9 @@ class Refusal(Exception):
         }
         return MESSAGES[self.text][language].format(param=self.param, **facts)
 
-    def body(self, language: Language) -> bytes:
-        """The error object, as UTF-8 JSON."""
-        error = {"message": self.message(language), "type": self.type, "param": self.param, "code": self.code}
-        return json.dumps({"error": error}, ensure_ascii=False).encode()
+    def error(self, language: Language) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"message": self.message(language), "type": self.type, "param": self.param, "code": self.code}
 
 
 class InvalidKey(Refusal):

@@ -20,6 +20,7 @@ from typing import Any
 from apiproxy import protocol
 from apiproxy.balancer import Balancer
 from apiproxy.catalogue import Catalogue, Key, Model, Replica
+from apiproxy.dialects import CHAT, Dialect
 from apiproxy.errors import (
     BadRequest,
     BodyTooLarge,
@@ -37,8 +38,9 @@ from apiproxy.errors import (
 from apiproxy.ledger import Spool, Usage
 from apiproxy.limits import Hold, Limits
 from apiproxy.metrics import Metrics
-from apiproxy.protocol import ENDPOINTS, Call, Endpoint, Tokens
+from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.relay import Drive, Ending, Exchange, Receive, Send
+from apiproxy.tokens import Tokens
 from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable
 
 log = logging.getLogger("madoguchi.gateway")
@@ -101,27 +103,26 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
         headers = dict(scope["headers"])
+        endpoint = ENDPOINTS.get(scope["path"])
+        dialect = endpoint.dialect if endpoint else CHAT
         language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
         try:
             key = await self._authenticate(headers)
             language = key.language
-            await self._serve(scope, headers, receive, send, key, request_id)
+            await self._serve(scope, endpoint, headers, receive, send, key, request_id)
         except Refusal as refusal:
             self.metrics.refusal(refusal.code)
-            await refuse(send, refusal, language, request_id)
+            await refuse(send, refusal, dialect, language, request_id)
         except ClientLeft:
             log.debug("%s: the client left before its request was complete", request_id)
         except Exception:  # nothing a client sends may show it our stack
             log.exception("%s", request_id)
-            await refuse(send, Internal(), language, request_id)
+            await refuse(send, Internal(), dialect, language, request_id)
 
     # --- who
 
     async def _authenticate(self, headers: dict[bytes, bytes]) -> Key:
-        scheme, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
-        if scheme.lower() != "bearer" or not text:
-            raise InvalidKey("missing_api_key", code="invalid_api_key")
-        digest = self._digest(text.strip())
+        digest = self._digest(given_key(headers))
         if digest is None:
             raise InvalidKey("invalid_api_key")
         key = self.catalogue.key(digest, self.wall())
@@ -135,10 +136,16 @@ class Gateway:
     # --- what
 
     async def _serve(
-        self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send, key: Key, request_id: str
+        self,
+        scope: Scope,
+        endpoint: Endpoint | None,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        send: Send,
+        key: Key,
+        request_id: str,
     ) -> None:
         path, method = scope["path"], scope["method"]
-        endpoint = ENDPOINTS.get(path)
         if endpoint is not None:
             if method != "POST":
                 raise WrongMethod("method_not_allowed", path=path, method=method)
@@ -188,7 +195,7 @@ class Gateway:
         model = self.catalogue.model(key, call.model)
         if model is None:
             raise UnknownModel(call.model)
-        if endpoint.task != model.task and not model.external:
+        if model.task not in endpoint.tasks and not model.external:
             raise BadRequest(
                 "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
             )
@@ -196,14 +203,14 @@ class Gateway:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
         replica = self._choose(model)
         now = self.wall()
-        hold = self.limits.admit(key.limits, model.id, call.estimate, now)
+        hold = self.limits.admit(key.limits, model.id, protocol.estimate(call, endpoint), now)
         meter = CallMeter(self, call, endpoint, key, model, hold, request_id, now)
         meter.replica = replica.id
         try:
             headers = [(b"x-request-id", request_id.encode()), *self.limits.headers(hold, now)]
             assemble = endpoint.streams and not call.stream and not model.stops_unary
             exchange = Exchange(
-                call, send, meter, assemble=assemble, headers=headers, language=key.language, now=self._clock
+                call, endpoint, send, meter, assemble=assemble, headers=headers, language=key.language, now=self._clock
             )
             meter.exchange = exchange
             await self._exchange(exchange, meter, model, replica, receive)
@@ -390,6 +397,16 @@ class CallMeter:
         )
 
 
+def given_key(headers: dict[bytes, bytes]) -> str:
+    """The text of the API key, from OpenAI's or from Anthropic's header. Raises InvalidKey."""
+    scheme, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+    if scheme.lower() != "bearer" or not text:
+        text = headers.get(b"x-api-key", b"").decode("latin-1")
+    if not text.strip():
+        raise InvalidKey("missing_api_key", code="invalid_api_key")
+    return text.strip()
+
+
 async def until_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -401,6 +418,8 @@ async def respond(send: Send, status: int, body: bytes, headers: list[Header]) -
     await send({"type": "http.response.body", "body": body})
 
 
-async def refuse(send: Send, refusal: Refusal, language: Language, request_id: str) -> None:
+async def refuse(send: Send, refusal: Refusal, dialect: Dialect, language: Language, request_id: str) -> None:
     headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-    await respond(send, refusal.status, refusal.body(language), [(b"x-request-id", request_id.encode()), *headers])
+    await respond(
+        send, refusal.status, dialect.error(refusal, language), [(b"x-request-id", request_id.encode()), *headers]
+    )

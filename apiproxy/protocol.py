@@ -1,13 +1,15 @@
-"""The few fields of the OpenAI wire format that the gateway reads or changes. Bytes in, facts out; no I/O."""
+"""The paths of `/v1` and the few fields of their bodies that the gateway reads or changes. No I/O."""
 
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from apiproxy.catalogue import Model
+from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, Dialect
 from apiproxy.errors import BadRequest, ContextExceeded, EngineFailed, Refusal
+from apiproxy.tokens import Tokens, number, tokens
 
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
 # token for English and about 1.5 for Japanese, which is 3 bytes a character in UTF-8: 3 bytes per token errs upwards.
@@ -15,24 +17,40 @@ BYTES_PER_TOKEN = 3
 # What a call may generate at most when it does not say. Only a reservation: settled by what was really generated.
 DEFAULT_MAX_TOKENS = 1024
 END_USER = 64  # characters of the body's "user" that are kept
-NO_USAGE: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path that is passed on. `task` = what a model must be for; `streams` = takes `stream`."""
+    """A path that is passed on.
+
+    `tasks`: what a model must be for. `costs`: what a call can use up. `streams`: takes `stream`. `everywhere`: every
+    engine that serves such a model has it; of other paths the engine may say that it has not.
+    """
 
     path: str
-    task: str
-    streams: bool
+    tasks: frozenset[str]
+    costs: Literal["prompt and answer", "prompt", "nothing"]
+    streams: bool = False
+    everywhere: bool = False
+    dialect: Dialect = CHAT
 
+
+TEXT = frozenset({"chat"})
+VECTORS = frozenset({"embedding"})
+# vLLM ranks with embedding models as well, by the distance of their vectors.
+RANKING = frozenset({"rerank", "embedding"})
 
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", "chat", True),
-        Endpoint("/v1/completions", "chat", True),
-        Endpoint("/v1/embeddings", "embedding", False),
+        Endpoint("/v1/chat/completions", TEXT, "prompt and answer", streams=True, everywhere=True),
+        Endpoint("/v1/completions", TEXT, "prompt and answer", streams=True, everywhere=True),
+        Endpoint("/v1/responses", TEXT, "prompt and answer", streams=True, dialect=RESPONSES),
+        Endpoint("/v1/messages", TEXT, "prompt and answer", streams=True, dialect=MESSAGES),
+        Endpoint("/v1/messages/count_tokens", TEXT, "nothing", dialect=MESSAGES),
+        Endpoint("/v1/embeddings", VECTORS, "prompt", everywhere=True),
+        Endpoint("/v1/rerank", RANKING, "prompt"),
+        Endpoint("/v1/score", RANKING, "prompt"),
     )
 }
 
@@ -49,15 +67,20 @@ class Call:
     end_user: str
 
     @property
-    def estimate(self) -> int:
-        """The most tokens that this call can be expected to use: prompt and answer."""
-        most = self.fields.get("max_completion_tokens") or self.fields.get("max_tokens") or DEFAULT_MAX_TOKENS
-        choices = self.fields.get("n") or 1
-        return self.prompt_estimate + (most * choices if isinstance(most, int) and isinstance(choices, int) else 0)
-
-    @property
     def prompt_estimate(self) -> int:
         return max(1, len(self.body) // BYTES_PER_TOKEN)
+
+
+def estimate(call: Call, endpoint: Endpoint) -> int:
+    """The most tokens that this call can be expected to use."""
+    if endpoint.costs == "nothing":
+        return 0
+    if endpoint.costs == "prompt":
+        return call.prompt_estimate
+    told = (call.fields.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
+    most = next((value for value in told if isinstance(value, int) and value > 0), DEFAULT_MAX_TOKENS)
+    choices = call.fields.get("n")
+    return call.prompt_estimate + most * (choices if isinstance(choices, int) and choices > 0 else 1)
 
 
 def parse(body: bytes) -> Call:
@@ -92,7 +115,7 @@ def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: b
     all the rest of a call. `force_stream` asks for a stream although the client did not.
     """
     added: dict[str, Any] = {}
-    if endpoint.streams and (force_stream or (call.stream and not call.asks_usage)):
+    if endpoint.streams and endpoint.dialect.asks_usage and (force_stream or (call.stream and not call.asks_usage)):
         added["stream_options"] = {**(call.fields.get("stream_options") or {}), "include_usage": True}
     if force_stream:
         added["stream"] = True
@@ -126,34 +149,12 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a call used."""
-
-    prompt: int = 0
-    cached: int = 0
-    completion: int = 0
-    reasoning: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.prompt + self.completion
-
-
-def tokens(usage: dict[str, Any]) -> Tokens:
-    """An engine's usage object as numbers; what is absent or nonsense counts as 0."""
-    prompt_details = usage.get("prompt_tokens_details") or NO_USAGE
-    completion_details = usage.get("completion_tokens_details") or NO_USAGE
-    return Tokens(
-        prompt=number(usage.get("prompt_tokens")),
-        cached=number(prompt_details.get("cached_tokens")),
-        completion=number(usage.get("completion_tokens")),
-        reasoning=number(completion_details.get("reasoning_tokens")),
-    )
-
-
-def number(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
+def used(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Tokens, bool]:
+    """What an unary answer says that it used, and whether that had to be estimated."""
+    if endpoint.costs == "nothing":
+        return Tokens(), False
+    usage = usage_in(body)
+    return (Tokens(prompt=call.prompt_estimate), True) if usage is None else (tokens(usage), False)
 
 
 CONTEXT = re.compile(r"exceed_context_size|context.{0,20}(length|size|window)|maximum model length|max_model_len", re.I)
@@ -162,12 +163,14 @@ PRIVATE = re.compile(r"https?://\S+|(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*|Tracebac
 LONGEST = 500  # characters of an engine's message that are passed on
 
 
-def engine_refusal(status: int, body: bytes) -> Refusal:
+def engine_refusal(status: int, body: bytes, call: Call, endpoint: Endpoint) -> Refusal:
     """What to tell the client when the engine answered with an error.
 
     4xx other than 401, 403, 404 and 429 are about the request: the engine's sentence goes on, without addresses and
     paths. The rest is ours or the engine's fault.
     """
+    if status in (404, 405, 501) and not endpoint.everywhere:
+        return BadRequest("path_not_supported", param="model", model=call.model, path=endpoint.path)
     if not 400 <= status < 500 or status in (401, 403, 404, 408, 429):
         return EngineFailed()
     error = engine_error(body)

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from apiproxy import protocol, sse
 from apiproxy.assembly import Assembly
 from apiproxy.errors import EngineFailed, Language, Refusal
-from apiproxy.protocol import Tokens
+from apiproxy.tokens import Tokens
 from apiproxy.upstream import Connection, Header, UpstreamError
 
 Message = dict[str, Any]
@@ -87,6 +87,7 @@ class Exchange:
     def __init__(
         self,
         call: protocol.Call,
+        endpoint: protocol.Endpoint,
         send: Send,
         meter: Meter,
         *,
@@ -97,6 +98,8 @@ class Exchange:
     ) -> None:
         """`assemble`: the engine was asked for a stream, the client wants one JSON. `headers` go with the answer."""
         self._call = call
+        self._endpoint = endpoint
+        self._dialect = endpoint.dialect
         self._send = send
         self._meter = meter
         self.assembles = assemble
@@ -183,9 +186,9 @@ class Exchange:
         self._pieces, self._size = [], 0
         self._content_type = next((value for name, value in headers if name == b"content-type"), b"application/json")
         if status == 200 and self._content_type.startswith(b"text/event-stream"):
-            keep = self._call.asks_usage and not self.assembles
-            self._reader = sse.Reader(keep_usage=keep, on_error=self._engine_error)
-            self._assembly = Assembly() if self.assembles else None
+            asked = sse.Asked(usage=self._call.asks_usage and not self.assembles)
+            self._reader = self._dialect.reader(asked, self._engine_error)
+            self._assembly = self._dialect.assembly() if self.assembles else None
 
     def data(self, piece: bytes) -> None:
         self.heard_at = self.now()
@@ -208,7 +211,7 @@ class Exchange:
     def end(self) -> None:
         self._connection = None
         if self._status != 200:
-            self.refusal = protocol.engine_refusal(self._status, b"".join(self._pieces))
+            self.refusal = protocol.engine_refusal(self._status, b"".join(self._pieces), self._call, self._endpoint)
             self._finish(Ending.REFUSED)
         elif self._reader is None:
             self._end_unary(b"".join(self._pieces))
@@ -246,11 +249,8 @@ class Exchange:
         self._push({"type": "http.response.body", "body": through, "more_body": True})
 
     def _end_unary(self, body: bytes) -> None:
-        usage = protocol.usage_in(body)
-        if usage is None:
-            self._meter.close("finished", Tokens(prompt=self._call.prompt_estimate), estimated=True)
-        else:
-            self._meter.close("finished", protocol.tokens(usage), estimated=False)
+        tokens, estimated = protocol.used(body, self._call, self._endpoint)
+        self._meter.close("finished", tokens, estimated=estimated)
         self.metered = True
         self._answer(body, self._content_type)
 
@@ -267,7 +267,7 @@ class Exchange:
 
     def _engine_error(self, error: Any) -> bytes:
         """The event that takes the place of an engine's own error event, which may name addresses and paths."""
-        return b"data: " + EngineFailed().body(self._language) + b"\n\n"
+        return self._dialect.event(EngineFailed(), self._language)
 
     def _broke_off(self) -> None:
         """The answer ended before its end. A client that has had some of it is told by an event."""
@@ -279,22 +279,18 @@ class Exchange:
             self._finish(Ending.BROKEN)
             return
         self._close("failed")
-        event = b"" if self._reader and self._reader.error else b"data: " + self.refusal.body(self._language) + b"\n\n"
-        done = b"" if self._reader and self._reader.done else b"data: [DONE]\n\n"
-        self._last(event + done)
+        reader = self._reader
+        event = b"" if reader and reader.error is not None else self._dialect.event(self.refusal, self._language)
+        self._last(event if reader and reader.done else event + self._dialect.farewell)
 
     def _close(self, status: str) -> None:
         """Meters a stream, by the engine's own numbers or by what was counted."""
         if self.metered:
             return
         self.metered = True
-        reader = self._reader
-        if reader is not None and reader.usage is not None:
-            self._meter.close(status, protocol.tokens(reader.usage), estimated=False)
-            return
-        # One event carries about one token; the first one only says who speaks.
-        counted = max(0, reader.events - 1) if reader is not None else 0
-        self._meter.close(status, Tokens(prompt=self._call.prompt_estimate, completion=counted), estimated=True)
+        prompt, reader = self._call.prompt_estimate, self._reader
+        tokens, estimated = (Tokens(prompt=prompt), True) if reader is None else reader.used(prompt)
+        self._meter.close(status, tokens, estimated=estimated)
 
     # --- to the client
 

@@ -1,41 +1,55 @@
-"""Incremental event-stream reader: bytes through, facts out. No I/O.
+"""Incremental event-stream readers: bytes through, facts out. No I/O.
 
 Engines send a chunk per event, and nearly every piece that arrives ends with one. Such a piece goes on as it came
-after two searches for words that would need a closer look; parsing every event's JSON instead costs 11 µs per token
+after a few searches for words that would need a closer look; parsing every event's JSON instead costs 11 µs per token
 (tests/bench/RESULTS.md). Only whole events are let through, so that an answer can be metered before its last byte
 leaves.
 """
 
 import json
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from apiproxy.tokens import Tokens, tokens
 
 # An event is at most a few KB; 100 KB was seen with logprobs. Beyond this the engine is broken.
 MAX_EVENT = 16 * 1024 * 1024
+
+OnError = Callable[[Any], bytes]
 
 
 class EventTooLong(Exception):
     """The engine sent more than MAX_EVENT bytes without ending an event."""
 
 
-class Reader:
-    """Reads one stream.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a reader knows of the call. `usage`: the client asked for the usage chunk."""
 
-    `keep_usage`: the client asked for the usage chunk; otherwise it and any other `usage` member is taken out.
+    usage: bool
+
+
+class Reader:
+    """Reads one stream. Children know a protocol.
+
     `on_error(error)` gives the bytes of the error event that replaces the engine's own.
     """
 
-    __slots__ = ("_keep_usage", "_on_error", "_rest", "_tail", "done", "error", "events", "usage")
+    __slots__ = ("_asked", "_on_error", "_rest", "done", "error", "events", "usage")
+    # A piece with one of these is looked at event by event; any other goes on as it came.
+    SIGNS: ClassVar[tuple[bytes, ...]]
+    # Once in every event that carries a part of the answer.
+    PART: ClassVar[bytes]
 
-    def __init__(self, *, keep_usage: bool, on_error: Callable[[Any], bytes]) -> None:
-        self._keep_usage = keep_usage
+    def __init__(self, asked: Asked, on_error: OnError) -> None:
+        self._asked = asked
         self._on_error = on_error
         self._rest = bytearray()
-        self._tail = [b"", b"", b""]  # the last pieces let through
-        self.usage: dict[str, Any] | None = None
         self.error: Any = None
-        self.done = False  # `data: [DONE]` was seen
-        self.events = 0  # data events that carry part of the answer: about one per token
+        self.usage: dict[str, Any] | None = None  # the engine's own, as far as it was told
+        self.done = False  # the protocol's last event was seen
+        self.events = 0  # that carry part of the answer: about one per token
 
     def feed(self, piece: bytes) -> bytes:
         """What of the stream may go on now: whole events. b"" when none is complete. Raises EventTooLong."""
@@ -43,22 +57,29 @@ class Reader:
             piece = self._whole(piece)
             if not piece:
                 return b""
-        if b'"usage"' in piece or b'"error"' in piece or b"[DONE]" in piece:
-            return self._look(piece)
-        self.events += piece.count(b"data:")
-        tail = self._tail
-        tail[0], tail[1], tail[2] = tail[1], tail[2], piece
+        for sign in self.SIGNS:
+            if sign in piece:
+                through = b"".join([self._event(event) for event in piece.split(b"\n\n") if event])
+                self._let(through)
+                return through
+        self.events += piece.count(self.PART)
+        self._let(piece)
         return piece
 
     def finished(self) -> bool:
-        """Whether the engine told the end of its answer: a usage object, or a finish_reason in the last events.
+        """Whether the engine told the end of its answer."""
+        raise NotImplementedError
 
-        `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well.
-        """
-        if self.error is not None:
-            return False
-        tail = b"".join(self._tail)
-        return self.usage is not None or b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
+    def used(self, prompt: int) -> tuple[Tokens, bool]:
+        """What was used so far, and whether that is an estimate. `prompt`: its tokens if the engine did not say."""
+        raise NotImplementedError
+
+    def _event(self, event: bytes) -> bytes:
+        """What goes on of one event (without its empty line)."""
+        raise NotImplementedError
+
+    def _let(self, through: bytes) -> None:
+        """This goes on to the client."""
 
     def _whole(self, piece: bytes) -> bytes:
         """Adds a piece to what was held back and takes out everything up to the last complete event."""
@@ -76,29 +97,51 @@ class Reader:
         del rest[:end]
         return whole
 
-    def _look(self, piece: bytes) -> bytes:
-        """Event by event."""
-        out = [self._event(event) for event in piece.split(b"\n\n") if event]
-        through = b"".join(out)
-        self._tail = [*self._tail[1:], through]
-        return through
+
+class ChunkReader(Reader):
+    """Chunks of chat and of completions, up to `data: [DONE]`."""
+
+    __slots__ = ("_tail",)
+    SIGNS = (b'"usage"', b'"error"', b"[DONE]")
+    PART = b"data:"
+
+    def __init__(self, asked: Asked, on_error: OnError) -> None:
+        super().__init__(asked, on_error)
+        self._tail = [b"", b"", b""]  # the last pieces let through
+
+    def finished(self) -> bool:
+        """A usage object, or a finish_reason in the last events.
+
+        `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well.
+        """
+        if self.error is not None:
+            return False
+        tail = b"".join(self._tail)
+        return self.usage is not None or b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
+
+    def used(self, prompt: int) -> tuple[Tokens, bool]:
+        if self.usage is not None:
+            return tokens(self.usage), False
+        # One event carries about one token; the first one only says who speaks.
+        return Tokens(prompt=prompt, completion=max(0, self.events - 1)), True
+
+    def _let(self, through: bytes) -> None:
+        tail = self._tail
+        tail[0], tail[1], tail[2] = tail[1], tail[2], through
 
     def _event(self, event: bytes) -> bytes:
         data = event.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             self.done = True
             return event + b"\n\n"
-        if not self._keep_usage:  # what vLLM puts into every chunk when usage was asked for
+        if not self._asked.usage:  # what vLLM puts into every chunk when usage was asked for
             event = event.replace(b',"usage":null', b"")
             data = data.replace(b',"usage":null', b"")
         if not event.startswith(b"data:") or (b'"usage"' not in data and b'"error"' not in data):
             self.events += event.startswith(b"data:")
             return event + b"\n\n"
-        try:
-            chunk = json.loads(data)
-        except ValueError:
-            return event + b"\n\n"
-        if not isinstance(chunk, dict):
+        chunk = decoded(data)
+        if chunk is None:
             return event + b"\n\n"
         if "error" in chunk and not chunk.get("choices"):
             self.error = chunk["error"]
@@ -110,10 +153,85 @@ class Reader:
         self.events += bool(chunk.get("choices"))
         if isinstance(usage, dict):
             self.usage = usage
-            if not self._keep_usage and not chunk.get("choices"):
+            if not self._asked.usage and not chunk.get("choices"):
                 return b""
         elif usage is None and event.find(b'"usage"') < 0:
             return event + b"\n\n"
-        if self._keep_usage:
+        if self._asked.usage:
             return event + b"\n\n"
         return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class TypedReader(Reader):
+    """Events that say what they are by `type`, and usage as part of the protocol: nothing is taken out of them."""
+
+    __slots__ = ()
+
+    def finished(self) -> bool:
+        return self.done and self.error is None
+
+    def used(self, prompt: int) -> tuple[Tokens, bool]:
+        told = tokens(self.usage or {})
+        if self.done and self.usage:
+            return told, False
+        return Tokens(prompt=told.prompt or prompt, cached=told.cached, completion=self.events), True
+
+    def _event(self, event: bytes) -> bytes:
+        self.events += self.PART in event
+        data = decoded(b"".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:")))
+        if data is None:
+            return event + b"\n\n"
+        error = self._look(data)
+        if error is None:
+            return event + b"\n\n"
+        self.error = error
+        return self._on_error(error)
+
+    def _look(self, data: dict[str, Any]) -> Any:
+        """Notes what one event tells; gives the error if it is one."""
+        raise NotImplementedError
+
+
+class ResponsesReader(TypedReader):
+    """OpenAI's Responses: ends with an event that holds the whole response and its usage."""
+
+    __slots__ = ()
+    SIGNS = (b'"usage"', b'"error"', b"response.completed", b"response.incomplete", b"response.failed")
+    PART = b'.delta"'  # a quote within a text is escaped, so this is the end of a type
+
+    def _look(self, data: dict[str, Any]) -> Any:
+        response = data.get("response")
+        response = response if isinstance(response, dict) else {}
+        if data.get("type") in ("error", "response.failed") or (data.get("error") and "type" not in data):
+            return response.get("error") or data
+        if data.get("type") in ("response.completed", "response.incomplete"):
+            self.done = True
+            self.usage = response.get("usage")
+        return None
+
+
+class MessagesReader(TypedReader):
+    """Anthropic's Messages: the prompt's usage comes first, the answer's last."""
+
+    __slots__ = ()
+    SIGNS = (b'"usage"', b'"error"', b"message_stop")
+    PART = b'content_block_delta"'
+
+    def _look(self, data: dict[str, Any]) -> Any:
+        if data.get("type") == "error" or (data.get("error") and "type" not in data):
+            return data.get("error") or data
+        message = data.get("message")
+        for found in (message.get("usage") if isinstance(message, dict) else None, data.get("usage")):
+            if isinstance(found, dict):
+                self.usage = {**(self.usage or {}), **found}
+        self.done = self.done or data.get("type") == "message_stop"
+        return None
+
+
+def decoded(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in these bytes, if it is one."""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -3,9 +3,10 @@ import json
 import pytest
 
 from apiproxy import protocol
-from apiproxy.assembly import Assembly
+from apiproxy.assembly import ChunkAssembly
 from apiproxy.errors import MESSAGES, BadRequest, ContextExceeded, EngineFailed, Refusal
-from apiproxy.protocol import ENDPOINTS, Tokens
+from apiproxy.protocol import ENDPOINTS
+from apiproxy.tokens import Tokens, tokens
 from tests.engine import event
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
@@ -71,7 +72,7 @@ def test_usage_is_found_in_unary_answers(body, expected):
 
 
 def test_nonsense_in_usage_counts_as_nothing():
-    assert protocol.tokens({"prompt_tokens": -1, "completion_tokens": "x", "prompt_tokens_details": None}) == Tokens()
+    assert tokens({"prompt_tokens": -1, "completion_tokens": "x", "prompt_tokens_details": None}) == Tokens()
 
 
 def test_details_of_usage_are_read():
@@ -81,17 +82,21 @@ def test_details_of_usage_are_read():
         "prompt_tokens_details": {"cached_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 8},
     }
-    assert protocol.tokens(usage) == Tokens(prompt=10, cached=4, completion=20, reasoning=8)
+    assert tokens(usage) == Tokens(prompt=10, cached=4, completion=20, reasoning=8)
+
+
+def refused(status: int, body: bytes, path: str = CHAT.path) -> Refusal:
+    return protocol.engine_refusal(status, body, protocol.parse(b'{"model": "m"}'), ENDPOINTS[path])
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
 def test_what_is_not_about_the_request_is_the_engines_failure(status):
-    assert isinstance(protocol.engine_refusal(status, b"{}"), EngineFailed)
+    assert isinstance(refused(status, b"{}"), EngineFailed)
 
 
 def test_an_engines_sentence_goes_on_without_addresses_and_paths():
     body = b'{"error": {"message": "bad top_p, see http://10.1.2.3:8000/docs or /srv/models/a/config.json"}}'
-    refusal = protocol.engine_refusal(400, body)
+    refusal = refused(400, body)
     assert isinstance(refusal, BadRequest)
     message = refusal.message("en")
     assert "bad top_p" in message
@@ -101,14 +106,14 @@ def test_an_engines_sentence_goes_on_without_addresses_and_paths():
 
 def test_a_context_error_tells_the_numbers():
     body = b'{"error": {"type": "exceed_context_size_error", "n_prompt_tokens": 3000, "n_ctx": 2048, "message": "x"}}'
-    refusal = protocol.engine_refusal(400, body)
+    refusal = refused(400, body)
     assert isinstance(refusal, ContextExceeded)
     assert "3,000 > 2,048" in refusal.message("ja")
 
 
 def test_an_estimate_counts_prompt_and_answer():
     call = protocol.parse(b'{"model":"m","max_tokens":50,"n":2,"prompt":"' + b"x" * 260 + b'"}')
-    assert call.estimate == pytest.approx(100 + 100, abs=5)
+    assert protocol.estimate(call, CHAT) == pytest.approx(100 + 100, abs=5)
 
 
 def test_every_refusal_can_be_told_in_both_languages():
@@ -121,7 +126,7 @@ def test_every_refusal_can_be_told_in_both_languages():
 
 
 def assembled(*events: str, usage: dict | None = None) -> dict:
-    assembly = Assembly()
+    assembly = ChunkAssembly()
     for one in events:
         assembly.feed(one.encode())
     return json.loads(assembly.body(usage))

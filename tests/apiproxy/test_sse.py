@@ -12,8 +12,8 @@ STREAM = (token(0) + token(1) + token(2) + FINISH + usage_event(7, 3) + DONE).en
 WITHOUT_USAGE = (token(0) + token(1) + token(2) + FINISH + DONE).encode()
 
 
-def reader(keep_usage: bool = False) -> sse.Reader:
-    return sse.Reader(keep_usage=keep_usage, on_error=lambda error: b"data: replaced\n\n")
+def reader(keep_usage: bool = False) -> sse.ChunkReader:
+    return sse.ChunkReader(sse.Asked(usage=keep_usage), lambda error: b"data: replaced\n\n")
 
 
 def fed(found: sse.Reader, pieces: list[bytes]) -> bytes:

@@ -1,0 +1,94 @@
+"""The three protocols of `/v1`: chat (and all else of OpenAI's older API), OpenAI's Responses, Anthropic's Messages.
+
+A dialect is how errors look before and in a stream, how a stream ends, and who reads it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from apiproxy import sse
+from apiproxy.assembly import Assembly, ChunkAssembly, MessageAssembly, ResponseAssembly
+from apiproxy.errors import Language, Refusal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """`error` and `event` give a refusal as a body and as an event of a stream, `farewell` what follows such an event.
+
+    `reader` is made for each stream, `assembly` where a stream has to become one JSON. `asks_usage`: usage comes in a
+    stream only where `stream_options` asks for it.
+    """
+
+    error: Callable[[Refusal, Language], bytes]
+    event: Callable[[Refusal, Language], bytes]
+    farewell: bytes
+    reader: Callable[[sse.Asked, sse.OnError], sse.Reader]
+    assembly: Callable[[], Assembly]
+    asks_usage: bool
+
+
+def openai_error(refusal: Refusal, language: Language) -> bytes:
+    return encoded({"error": refusal.error(language)})
+
+
+def chat_event(refusal: Refusal, language: Language) -> bytes:
+    # Dify's reader knows no `event:` lines.
+    return b"data: " + openai_error(refusal, language) + b"\n\n"
+
+
+def responses_event(refusal: Refusal, language: Language) -> bytes:
+    error = refusal.error(language)
+    # `error` is what the SDK raises on; the other members are what OpenAI's description of the event has.
+    fields = {"code": error["code"], "message": error["message"], "param": error["param"], "error": error}
+    return b"event: error\ndata: " + encoded({"type": "error", **fields}) + b"\n\n"
+
+
+# https://docs.claude.com/en/api/errors; every other 4xx is an invalid request there, every 5xx an api_error.
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+
+
+def anthropic_error(refusal: Refusal, language: Language) -> bytes:
+    default = "invalid_request_error" if refusal.status < 500 else "api_error"
+    kind = ANTHROPIC_TYPES.get(refusal.status, default)
+    return encoded({"type": "error", "error": {"type": kind, "message": refusal.message(language)}})
+
+
+def anthropic_event(refusal: Refusal, language: Language) -> bytes:
+    return b"event: error\ndata: " + anthropic_error(refusal, language) + b"\n\n"
+
+
+def encoded(body: object) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+CHAT = Dialect(
+    error=openai_error,
+    event=chat_event,
+    farewell=b"data: [DONE]\n\n",
+    reader=sse.ChunkReader,
+    assembly=ChunkAssembly,
+    asks_usage=True,
+)
+RESPONSES = Dialect(
+    error=openai_error,
+    event=responses_event,
+    farewell=b"",
+    reader=sse.ResponsesReader,
+    assembly=ResponseAssembly,
+    asks_usage=False,
+)
+MESSAGES = Dialect(
+    error=anthropic_error,
+    event=anthropic_event,
+    farewell=b"",
+    reader=sse.MessagesReader,
+    assembly=MessageAssembly,
+    asks_usage=False,
+)
