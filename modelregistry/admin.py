@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from django import forms
 from django.conf import settings
 from django.contrib import admin
 from django.http import HttpRequest
@@ -34,8 +35,24 @@ class ReplicaInline(admin.TabularInline):  # type: ignore[type-arg]  # generic i
         return False
 
 
+class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+    """A key that was once entered is never sent to a browser again."""
+
+    upstream_key = forms.CharField(
+        label=_("key of the external engine"),
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        required=False,
+        help_text=_("Never shown. Empty: stays as it is."),
+    )
+
+    def clean_upstream_key(self) -> str:
+        entered: str = self.cleaned_data["upstream_key"]
+        return entered or self.instance.upstream_key
+
+
 @admin.register(ServedModel)
 class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
+    form = ServedModelForm
     list_display = ("name", "engine", "task", "host", "replicas", "context", "slots", "idle_after", "enabled")
     list_filter = ("engine", "task", "enabled", "host")
     search_fields = ("name", "description", "path", "url")
