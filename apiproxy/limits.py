@@ -111,6 +111,8 @@ class Limits:
         if tally is None or now >= tally.end:
             begin, end = self._bounds(counter.window, now, limit.zone) if counter.window else (0.0, math.inf)
             tally = self._tallies[counter] = Tally(begin, end)
+        elif now < tally.begin:  # the clock was set back: what was counted stays, and returns when this window ends
+            tally.begin, tally.end = self._bounds(counter.window, now, limit.zone)
         return tally
 
 

@@ -116,6 +116,14 @@ def test_a_new_limit_knows_what_was_used_before(limits):
         limits.admit(budget, MODEL, 0, NOON)
 
 
+def test_a_clock_set_back_forgives_nothing_and_locks_out_no_longer_than_its_own_day(limits):
+    budget = [limit("requests", 1)]
+    limits.admit(budget, MODEL, 0, NOON + 86400).settle(0)
+    with pytest.raises(OverQuota) as refused:
+        limits.admit(budget, MODEL, 0, NOON)
+    assert refused.value.headers["retry-after"] == str(12 * 3600)
+
+
 def test_a_raised_limit_goes_on_with_what_was_used(limits):
     limits.admit([limit("requests", 1)], MODEL, 0, NOON).settle(0)
     limits.admit([limit("requests", 2)], MODEL, 0, NOON).settle(0)

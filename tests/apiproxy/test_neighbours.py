@@ -1,0 +1,181 @@
+"""What the gateway leans on goes away and comes back: the database, the disk, the clock. Calls and metering go on."""
+
+import resource
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+
+from portal.keys import secret
+from portal.metering.models import Quota, UsageRecord
+from tests import engine
+from tests.engine import DONE, FINISH, SSE, chunk, usage_event
+from tests.installation import Installation, installed, until
+from tests.postgres import Postgres, postgres
+
+DAY = 86400.0
+END = chunk(FINISH + usage_event(11, 4) + DONE) + "0\r\n\r\n"
+
+
+@dataclass
+class Place:
+    """A running portal in front of a fake engine."""
+
+    installation: Installation
+    engine: engine.Running
+    key: str
+
+    def __post_init__(self) -> None:
+        headers = {"authorization": f"Bearer {self.key}"}
+        self.http = httpx2.Client(base_url=self.installation.url, headers=headers, timeout=20)
+
+    def body(self, **more) -> dict:
+        return {"model": "plain", "messages": [], **more}
+
+    def chat(self, **more) -> httpx2.Response:
+        return self.http.post("/v1/chat/completions", json=self.body(**more))
+
+    def ids(self, count: int) -> set[str]:
+        """Of so many calls, streamed and not; each must be answered, and at once."""
+        ids = set()
+        for number in range(count):
+            begun = time.monotonic()
+            answer = self.chat(stream=number % 2 == 0)
+            assert answer.status_code == 200
+            assert time.monotonic() - begun < 2
+            ids.add(answer.headers["x-request-id"])
+        return ids
+
+
+@pytest.fixture
+def place(tmp_path) -> Iterator[Place]:
+    with engine.running() as fake, installed(tmp_path / "var") as installation:
+        key = installation.furnish(fake.url)
+        installation.serve()
+        until(installation.answers)
+        yield Place(installation, fake, key)
+
+
+# --- the database
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Postgres]:
+    with postgres() as cluster:
+        yield cluster
+
+
+def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_path):
+    def recorded() -> list[str]:
+        return [request_id for (request_id,) in database.rows("select request_id from metering_usagerecord")]
+
+    with engine.running() as fake, installed(tmp_path / "var", DATABASE_URL=database.url) as installation:
+        place = Place(installation, fake, installation.furnish(fake.url))
+        installation.serve()
+        until(installation.answers)
+        before = place.ids(4)
+        until(lambda: sorted(recorded()) == sorted(before))
+
+        database.stop()
+        away = place.ids(10)
+        until(lambda: "the last catalogue stays in force" in installation.log)
+        until(lambda: "usage waits in the spool" in installation.log)
+        away |= place.ids(10)
+        assert place.http.get("/v1/models").status_code == 200
+        stranger = {"authorization": f"Bearer {secret.make()}"}
+        assert place.http.get("/v1/models", headers=stranger).status_code == 401
+        database.start()
+        until(lambda: sorted(recorded()) == sorted(before | away))
+
+        # Away again, and this time the gateway dies meanwhile: a cold start needs the database, the spool waits.
+        database.stop()
+        away |= place.ids(6)
+        installation.process.kill()
+        installation.process.wait()
+        installation.serve()
+        assert installation.process.wait(30) != 0
+        database.start()
+        installation.serve()
+        until(installation.answers)
+        assert sorted(recorded()) == sorted(before | away)
+        assert place.chat().status_code == 200
+
+
+def test_a_locked_database_stops_no_call(place):
+    before = place.ids(2)
+    until(lambda: before == set(place.installation.usage()))
+    with sqlite3.connect(place.installation.var / "madoguchi.sqlite3", isolation_level=None) as other:
+        other.execute("begin exclusive")
+        locked = place.ids(20)
+        assert set(place.installation.usage()) == before
+        other.execute("rollback")
+    other.close()
+    until(lambda: set(place.installation.usage()) == before | locked)
+
+
+# --- the disk
+
+
+def test_a_full_disk_refuses_new_work_loses_no_finished_answer_and_work_resumes_by_itself(place):
+    """The process may not let any file grow: the same error at the same calls as a full disk's, without being root."""
+    pid = place.installation.process.pid
+    done = {place.chat().headers["x-request-id"]}
+    until(lambda: done == set(place.installation.usage()))
+    script = [{"send": SSE}, {"events": 4}, {"wait": 1.0}, {"send": END}]
+    unlimited = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    with place.http.stream("POST", "/v1/chat/completions", json=place.body(stream=True, script=script)) as under_way:
+        pieces = under_way.iter_raw()
+        next(pieces)
+        (segment,) = (place.installation.var / "spool").glob("*.jsonl")
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (segment.stat().st_size + 20, unlimited[1]))
+        assert b"".join(pieces).endswith(DONE.encode())
+        done.add(under_way.headers["x-request-id"])
+
+    for stream in (True, False):
+        refused = place.chat(stream=stream)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "metering_unavailable"
+        assert int(refused.headers["retry-after"]) > 0
+    assert not place.installation.answers()  # and a load balancer hears it
+    assert place.http.get("/v1/models").status_code == 200
+    assert len(place.engine.seen()["requests"]) == 2
+
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+    until(place.installation.answers, 20)
+    done |= place.ids(4)
+    until(lambda: done == set(place.installation.usage()), 30)
+    assert {row["status"] for row in place.installation.usage().values()} == {"finished"}
+
+
+# --- the clock
+
+
+def test_a_clock_that_jumps_leaves_durations_and_limits_sane(counter, research):
+    Quota.objects.create(tenant=research, unit="requests", window="day", amount=3)
+    counter.informed()
+    gateway = counter.application._gateway
+
+    def jump(days: float) -> None:
+        gateway.wall = lambda: time.time() + days * DAY
+
+    script = [{"send": SSE}, {"events": 2}, {"wait": 0.5}, {"send": END}]
+    with counter.stream(script=script) as response:
+        pieces = response.iter_raw()
+        next(pieces)
+        jump(1)
+        assert b"".join(pieces).endswith(DONE.encode())
+    assert [counter.chat().status_code for _ in range(4)] == [200, 200, 200, 429]  # it is tomorrow
+    for days in (1, 0, -1):
+        jump(days)
+        answer = counter.chat()
+        # Set back, the clock forgives nothing of what was counted, and locks nobody out beyond the day that it is.
+        assert answer.status_code == 429
+        assert 0 < int(answer.headers["retry-after"]) <= DAY
+    jump(2)
+    assert counter.chat().status_code == 200
+    for row in counter.usage(5):
+        assert 0 <= (row.first_token_ms or 0) <= row.duration_ms < 5000
+    assert UsageRecord.objects.filter(duration_ms__gte=400).count() == 1

@@ -1,0 +1,84 @@
+"""A real PostgreSQL of the tests' own: a cluster in a temporary directory, on a free port of this machine."""
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.installation import until
+from tests.slapd import unused_port
+
+
+def program(name: str) -> str:
+    """Of the newest version; Debian keeps it off PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
+    path = str(found[-1]) if found else shutil.which(name)
+    assert path, "no PostgreSQL: run `make test-setup`"
+    return path
+
+
+@dataclass
+class Postgres:
+    """`start` and `stop` as often as one likes; what was committed stays."""
+
+    directory: Path
+    port: int
+    identity: dict[str, Any]  # PostgreSQL refuses to run as root
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"postgres://madoguchi@127.0.0.1:{self.port}/postgres"
+
+    def start(self) -> None:
+        """Returns when it takes connections."""
+        where = ["-D", self.directory, "-p", str(self.port), "-h", "127.0.0.1", "-k", ""]
+        with (self.directory / "log").open("ab") as log:
+            command = [program("postgres"), *where, "-c", "fsync=off"]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self.identity)
+        until(self.answers)
+
+    def stop(self) -> None:
+        """Every connection breaks, as when its host loses power."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(30)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.url):
+            return True
+        return False
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        with psycopg.connect(self.url) as connection:
+            return connection.execute(query).fetchall()
+
+
+@contextlib.contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A new cluster, started."""
+    directory = Path(tempfile.mkdtemp(prefix="madoguchi-postgres-"))
+    identity: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        person = pwd.getpwnam("postgres")
+        os.chown(directory, person.pw_uid, person.pw_gid)
+        identity = {"user": person.pw_uid, "group": person.pw_gid, "extra_groups": []}
+    command = [program("initdb"), "-D", directory, "-U", "madoguchi", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    subprocess.run([*command, "--locale", "C"], check=True, capture_output=True, cwd="/", **identity)
+    cluster = Postgres(directory, unused_port(), identity)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        if cluster.process is not None and cluster.process.poll() is None:
+            cluster.stop()
+        shutil.rmtree(directory, ignore_errors=True)
