@@ -122,11 +122,11 @@ def test_unknown_arguments_say_so(real):
 
 @pytest.fixture
 def launched(tmp_path):
-    """The launcher as a plain process, with two seconds of grace."""
+    """The launcher as a plain process, with five seconds of grace."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", engines.chat_model(), "--alias=smol"]
-    argv += ["--host=127.0.0.1", f"--port={port}", "--metrics", "--parallel=1", "--ctx-size=1024", "--grace=2"]
+    argv += ["--host=127.0.0.1", f"--port={port}", "--metrics", "--parallel=1", "--ctx-size=1024", "--grace=5"]
     with (tmp_path / "log").open("w") as log:
         engine = subprocess.Popen(argv, env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log)
     eventually(lambda: "\nlistening on" in (tmp_path / "log").read_text(), 60)
@@ -139,17 +139,17 @@ def test_it_leaves_at_once_when_nothing_runs(launched):
     engine, _ = launched
     began = time.monotonic()
     engine.terminate()
-    assert engine.wait(5) == 0
-    assert time.monotonic() - began < 1.6
+    assert engine.wait(20) == 0
+    assert time.monotonic() - began < 4
 
 
 def test_it_lets_running_requests_finish(launched):
     engine, replica = launched
-    with chat(replica, 60, stream=True) as answer:
+    with chat(replica, 20, stream=True) as answer:
         answer.readline()
         engine.terminate()
         assert answer.read().decode().rstrip().endswith("data: [DONE]")
-    assert engine.wait(5) == 0
+    assert engine.wait(20) == 0
 
 
 def test_it_does_not_wait_longer_than_its_grace(launched):
@@ -160,5 +160,5 @@ def test_it_does_not_wait_longer_than_its_grace(launched):
         engine.terminate()
         with pytest.raises(IncompleteRead):
             answer.read()
-        assert 1.5 < time.monotonic() - began < 5
-    assert engine.wait(5) == 0
+        assert 4 < time.monotonic() - began < 8  # without an end to patience it would be 9 s and more
+    assert engine.wait(20) == 0
