@@ -72,7 +72,7 @@ CHAT = Dialect(
     error=openai_error,
     event=chat_event,
     farewell=b"data: [DONE]\n\n",
-    reader=sse.ChunkReader,
+    reader=sse.chunk_reader,
     assembly=ChunkAssembly,
     asks_usage=True,
 )

@@ -208,7 +208,7 @@ class Gateway:
         meter.replica = replica.id
         try:
             headers = [(b"x-request-id", request_id.encode()), *self.limits.headers(hold, now)]
-            assemble = endpoint.streams and not call.stream and not model.stops_unary
+            assemble = assembles(call, endpoint, model)
             exchange = Exchange(
                 call, endpoint, send, meter, assemble=assemble, headers=headers, language=key.language, now=self._clock
             )
@@ -364,6 +364,9 @@ class CallMeter:
         self._gateway.spool.close(self._usage(status, tokens, estimated=estimated))
         self._gateway.metrics.request(self._endpoint.path, self.model.name, status)
         self._gateway.metrics.tokens(self.model.name, tokens.prompt, tokens.completion)
+        if (exchange := self.exchange) is not None:
+            first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
+            self._gateway.metrics.times(self.model.name, first, exchange.now() - exchange.began)
 
     def finish(self) -> None:
         """The call is over. What no exchange has metered was refused by the engine, or never reached one."""
@@ -395,6 +398,18 @@ class CallMeter:
             estimated=estimated,
             end_user=self._call.end_user,
         )
+
+
+def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:
+    """Whether the engine is asked for a stream although the client wants one JSON."""
+    if call.stream or not endpoint.streams:
+        return False
+    if not model.stops_unary:
+        return True
+    # An engine that we do not know may be a llama.cpp, which tells the usage of one answer of several; in a stream it
+    # can be counted. No engine streams a beam search.
+    several = call.n * call.prompts > 1 and not call.fields.get("use_beam_search")
+    return model.external and several and endpoint.dialect.asks_usage
 
 
 def given_key(headers: dict[bytes, bytes]) -> str:

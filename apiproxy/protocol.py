@@ -67,6 +67,18 @@ class Call:
     end_user: str
 
     @property
+    def n(self) -> int:
+        """How many answers are wanted to each prompt."""
+        n = self.fields.get("n")
+        return n if isinstance(n, int) and n > 0 else 1
+
+    @property
+    def prompts(self) -> int:
+        """How many: a list of numbers is one, its tokens."""
+        prompt = self.fields.get("prompt")
+        return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+
+    @property
     def prompt_estimate(self) -> int:
         return max(1, len(self.body) // BYTES_PER_TOKEN)
 
@@ -79,8 +91,7 @@ def estimate(call: Call, endpoint: Endpoint) -> int:
         return call.prompt_estimate
     told = (call.fields.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
     most = next((value for value in told if isinstance(value, int) and value > 0), DEFAULT_MAX_TOKENS)
-    choices = call.fields.get("n")
-    return call.prompt_estimate + most * (choices if isinstance(choices, int) and choices > 0 else 1)
+    return call.prompt_estimate + most * call.n * call.prompts
 
 
 def parse(body: bytes) -> Call:

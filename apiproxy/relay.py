@@ -186,7 +186,8 @@ class Exchange:
         self._pieces, self._size = [], 0
         self._content_type = next((value for name, value in headers if name == b"content-type"), b"application/json")
         if status == 200 and self._content_type.startswith(b"text/event-stream"):
-            asked = sse.Asked(usage=self._call.asks_usage and not self.assembles)
+            usage = self._call.asks_usage and not self.assembles
+            asked = sse.Asked(usage=usage, n=self._call.n, prompts=self._call.prompts)
             self._reader = self._dialect.reader(asked, self._engine_error)
             self._assembly = self._dialect.assembly() if self.assembles else None
 

@@ -8,7 +8,7 @@ leaves.
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from apiproxy.tokens import Tokens, tokens
@@ -25,9 +25,14 @@ class EventTooLong(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a reader knows of the call. `usage`: the client asked for the usage chunk."""
+    """What a reader knows of the call.
+
+    `usage`: the client asked for the usage chunk. `n` answers to each of so many `prompts`.
+    """
 
     usage: bool
+    n: int = 1
+    prompts: int = 1
 
 
 class Reader:
@@ -102,7 +107,7 @@ class ChunkReader(Reader):
     """Chunks of chat and of completions, up to `data: [DONE]`."""
 
     __slots__ = ("_tail",)
-    SIGNS = (b'"usage"', b'"error"', b"[DONE]")
+    SIGNS: ClassVar[tuple[bytes, ...]] = (b'"usage"', b'"error"', b"[DONE]")
     PART = b"data:"
 
     def __init__(self, asked: Asked, on_error: OnError) -> None:
@@ -159,7 +164,89 @@ class ChunkReader(Reader):
             return event + b"\n\n"
         if self._asked.usage:
             return event + b"\n\n"
-        return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+        return encoded(chunk)
+
+
+class SeveralReader(ChunkReader):
+    """Chunks of several answers, which come mixed: of `n` > 1, or of a batch of prompts.
+
+    vLLM tells one sum at the end. llama.cpp tells each answer's usage by itself, in the midst: in chat as a chunk
+    without choices, in completions on the chunk that has the finish_reason. An engine that tells too little even so is
+    caught by counting. All usage is taken out; a client that asked for it gets one chunk with the sum.
+    """
+
+    __slots__ = ("_ended", "_first", "_of_answers", "_seen", "_sums")
+    SIGNS = (b"",)  # every piece
+
+    def __init__(self, asked: Asked, on_error: OnError) -> None:
+        super().__init__(asked, on_error)
+        self._first: dict[str, Any] = {}
+        self._sums: list[dict[str, Any]] = []  # usage of chunks without choices
+        self._of_answers: list[dict[str, Any]] = []  # usage of chunks that end an answer
+        self._seen: set[int] = set()
+        self._ended: set[int] = set()
+
+    def finished(self) -> bool:
+        """Every answer that began has ended; some engines give one whatever `n` is."""
+        return self.error is None and bool(self._ended) and self._seen == self._ended
+
+    def used(self, prompt: int) -> tuple[Tokens, bool]:
+        if self.usage is None:
+            return Tokens(prompt=prompt, completion=self.events), True
+        told = tokens(self.usage)
+        if told.completion >= self.events:
+            return told, False
+        return replace(told, completion=self.events), True
+
+    def _event(self, event: bytes) -> bytes:
+        data = event.removeprefix(b"data:").strip()
+        if data == b"[DONE]":
+            self.done = True
+            return self._usage_chunk() + event + b"\n\n"
+        if not event.startswith(b"data:"):
+            return event + b"\n\n"
+        chunk = decoded(data)
+        if chunk is None:
+            return b""  # llama.cpp begins a batch with `data: null`
+        if "error" in chunk and not chunk.get("choices"):
+            self.error = chunk["error"]
+            return self._on_error(self.error)
+        return self._without_usage(event, chunk)
+
+    def _without_usage(self, event: bytes, chunk: dict[str, Any]) -> bytes:
+        told = "usage" in chunk
+        usage, choices = chunk.pop("usage", None), chunk.get("choices") or []
+        self._first = self._first or chunk
+        ends = self._count(choices)
+        if isinstance(usage, dict) and (ends or not choices):
+            (self._of_answers if choices else self._sums).append(usage)
+            self.usage = added(self._sums or self._of_answers, self._asked.n)
+        if not told:
+            return event + b"\n\n"
+        return encoded(chunk) if choices else b""
+
+    def _count(self, choices: list[dict[str, Any]]) -> bool:
+        """Counts what these carry; gives whether one of them ends."""
+        ends = False
+        for choice in choices:
+            index = choice.get("index", 0)
+            self._seen.add(index)
+            said = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
+            self.events += bool(choice.get("text") or any(said.values()))
+            if choice.get("finish_reason"):
+                self._ended.add(index)
+                ends = True
+        return ends
+
+    def _usage_chunk(self) -> bytes:
+        if self.usage is None or not self._asked.usage:
+            return b""
+        return encoded({**self._first, "choices": [], "usage": self.usage})
+
+
+def chunk_reader(asked: Asked, on_error: OnError) -> ChunkReader:
+    kind = SeveralReader if asked.n * asked.prompts > 1 else ChunkReader
+    return kind(asked, on_error)
 
 
 class TypedReader(Reader):
@@ -226,6 +313,25 @@ class MessagesReader(TypedReader):
                 self.usage = {**(self.usage or {}), **found}
         self.done = self.done or data.get("type") == "message_stop"
         return None
+
+
+def added(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
+    """One usage object of several. Each of `n` answers to the same prompt tells the whole prompt: it counts once."""
+    if len(usages) == 1:
+        return usages[0]
+    told = [tokens(usage) for usage in usages]
+    prompt, cached = sum(one.prompt for one in told) // n, sum(one.cached for one in told) // n
+    completion = sum(one.completion for one in told)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def encoded(chunk: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 def decoded(data: bytes) -> dict[str, Any] | None:

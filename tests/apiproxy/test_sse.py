@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apiproxy import sse
+from apiproxy.tokens import Tokens, tokens
 from tests.engine import DONE, FINISH, event, token, usage_event
 
 STREAM = (token(0) + token(1) + token(2) + FINISH + usage_event(7, 3) + DONE).encode()
@@ -101,3 +102,84 @@ def test_an_event_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(sse, "MAX_EVENT", 1000)
     with pytest.raises(sse.EventTooLong):
         fed(reader(), [b"data: " + b"x" * 600] * 2)
+
+
+# --- several answers
+
+
+def several(keep_usage: bool = False, n: int = 2, prompts: int = 1) -> sse.Reader:
+    asked = sse.Asked(usage=keep_usage, n=n, prompts=prompts)
+    return sse.chunk_reader(asked, lambda error: b"data: replaced\n\n")
+
+
+def part(index: int, text: str = "x", finish: str | None = None, **more) -> str:
+    delta = {"content": text} if text else {}
+    return event([{"index": index, "delta": delta, "finish_reason": finish}], **more)
+
+
+def usage(prompt: int, completion: int, cached: int = 0) -> dict:
+    details = {"cached_tokens": cached}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": details,
+    }
+
+
+# As llama.cpp sends it: the usage of the second answer in the midst of the first.
+LLAMA_CHAT = (
+    "".join(event([{"index": index, "delta": {"role": "assistant", "content": None}}]) for index in (1, 0))
+    + part(1) + part(0) + part(1) + part(1, "", "stop") + event([], usage=usage(32, 2, 31))
+    + part(0) + part(0) + part(0, "", "length") + event([], usage=usage(32, 3, 31)) + DONE
+)  # fmt: skip
+LLAMA_BATCH = (
+    "data: null\n\n" + part(1) + part(0) + part(1, "", "length", usage=usage(7, 4))
+    + part(0) + part(0, "", "length", usage=usage(3, 5)) + DONE
+)  # fmt: skip
+VLLM = part(0) + part(1) + part(0, "y", "stop") + part(1, "y", "stop") + event([], usage=usage(32, 40)) + DONE
+CONTINUOUS = (
+    part(0, usage=usage(32, 10)) + part(1, usage=usage(32, 20))
+    + part(0, "", "stop", usage=usage(32, 15)) + part(1, "", "stop", usage=usage(32, 25))
+    + event([], usage=usage(32, 40)) + DONE
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("stream", "shape", "expected"),
+    [
+        (LLAMA_CHAT, {}, usage(32, 5, 31)),
+        (LLAMA_BATCH, {"n": 1, "prompts": 2}, usage(10, 9)),
+        (VLLM, {}, usage(32, 40)),
+        (CONTINUOUS, {}, usage(32, 40)),
+    ],
+)
+def test_the_usage_of_several_answers_is_their_sum(stream, shape, expected):
+    for keep_usage in (True, False):
+        for size in (1, 7, len(stream)):
+            found = several(keep_usage, **shape)
+            pieces = [stream[at : at + size].encode() for at in range(0, len(stream), size)]
+            chunks = [json.loads(text[6:]) for text in fed(found, pieces).decode().split("\n\n")[:-2]]
+            assert found.usage == expected
+            assert found.used(1) == (tokens(expected), False)
+            assert found.finished()
+            told = [chunk["usage"] for chunk in chunks if "usage" in chunk]
+            assert told == ([expected] if keep_usage else [])
+            assert [chunk for chunk in chunks if not chunk["choices"]] == (chunks[-1:] if keep_usage else [])
+
+
+def test_an_engine_that_tells_too_little_is_counted():
+    stream = part(0) * 5 + part(1) * 6 + part(0, "", "stop") + part(1, "", "stop") + event([], usage=usage(32, 5))
+    found = several()
+    fed(found, [(stream + DONE).encode()])
+    assert found.used(1) == (Tokens(prompt=32, completion=11), True)
+
+
+def test_several_answers_are_counted_until_one_is_told():
+    found = several()
+    fed(found, [(part(0) * 3 + part(1) * 4).encode()])
+    assert found.used(9) == (Tokens(prompt=9, completion=7), True)
+    assert not found.finished()
+    fed(found, [(part(0, "", "stop") + event([], usage=usage(32, 3))).encode()])
+    assert found.used(9) == (Tokens(prompt=32, completion=7), True)
+    assert not found.finished()

@@ -1,0 +1,201 @@
+"""Real clients and a real engine: the openai SDK through the gateway to llama.cpp. What is metered is what was told."""
+
+import json
+import socket
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from modelregistry.engines import XLLAMACPP_LAUNCHER
+from modelregistry.models import Host, Replica, ServedModel
+from portal.keys.issuing import issue
+from portal.metering.models import UsageRecord
+from tests import engines
+from tests.apiproxy.conftest import serving, until
+
+QUESTION = [{"role": "user", "content": "Name three colours."}]
+
+
+def launch(directory, model, *options) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, f"--port={port}", *options]
+    path = directory / f"{model.name}.log"
+    with path.open("w") as log:
+        process = subprocess.Popen(
+            [*argv, "--host=127.0.0.1", "--grace=1"], env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log
+        )
+    until(lambda: "\nlistening on" in path.read_text(), 60)
+    return process, f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """A chat and an embedding engine."""
+    directory = tmp_path_factory.mktemp("engines")
+    chat, chat_url = launch(directory, engines.chat_model(), "--alias=chat", "--parallel=2", "--ctx-size=2048")
+    batch = ("--batch-size=2048", "--ubatch-size=2048", "--embeddings")
+    vectors, vectors_url = launch(directory, engines.embedding_model(), "--alias=vectors", "--ctx-size=512", *batch)
+    yield {"chat": chat_url, "embedding": vectors_url}
+    for process in (chat, vectors):
+        process.kill()
+        process.wait()
+
+
+@dataclass
+class Real:
+    """`sdk` and `http` have the same key."""
+
+    url: str
+    sdk: openai.OpenAI
+    http: httpx2.Client
+
+    def last(self, count: int = 1) -> UsageRecord:
+        """The newest row, once there are so many."""
+        until(lambda: UsageRecord.objects.count() >= count)
+        return UsageRecord.objects.latest("id")
+
+    def chat(self, **fields: Any) -> Any:
+        return self.sdk.chat.completions.create(model="chat", messages=QUESTION, max_tokens=16, **fields)
+
+
+@pytest.fixture
+def real(transactional_db, settings, tmp_path, alice, research, urls) -> Iterator[Real]:
+    settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
+    host = Host.objects.create(name="here")
+    for task, url in urls.items():
+        name = "chat" if task == "chat" else "vectors"
+        model = ServedModel.objects.create(name=name, engine="llama.cpp", task=task, path="/m.gguf")
+        Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=url, api_key="k")
+    _, key = issue(tenant=research, user=alice, name="test")
+    with serving() as (url, _, _):
+        sdk = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+        yield Real(url, sdk, httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60))
+
+
+def assert_metered(row: UsageRecord, usage: Any, *, path: str) -> None:
+    """`usage`: what the client was told, in OpenAI's words."""
+    assert (row.endpoint, row.status, row.estimated) == (path, "finished", False)
+    assert (row.prompt_tokens, row.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
+    assert usage.prompt_tokens > 0
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_chat_is_metered_as_it_was_told(real, n):
+    answer = real.chat(n=n, extra_body={"ignore_eos": True})
+    assert [choice.finish_reason for choice in answer.choices] == ["length"] * n
+    assert answer.usage.completion_tokens == 16 * n
+    assert_metered(real.last(), answer.usage, path="/v1/chat/completions")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_streamed_chat_is_metered_as_it_was_told(real, n):
+    told = {"stream": True, "stream_options": {"include_usage": True}}
+    chunks = list(real.chat(n=n, extra_body={"ignore_eos": True}, **told))
+    assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage.completion_tokens == 16 * n
+    assert_metered(real.last(), chunks[-1].usage, path="/v1/chat/completions")
+
+
+@pytest.mark.parametrize("prompt", ["One, two,", ["One, two,", "Red, green, blue, black, white,"]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_are_metered_also_of_a_batch(real, prompt, stream):
+    fields = {"model": "chat", "prompt": prompt, "max_tokens": 8, "extra_body": {"ignore_eos": True}}
+    count = len(prompt) if isinstance(prompt, list) else 1
+    if stream:
+        chunks = list(real.sdk.completions.create(**fields, stream=True))
+        assert {chunk.choices[0].index for chunk in chunks} == set(range(count))
+    else:
+        assert len(real.sdk.completions.create(**fields).choices) == count
+    row = real.last()
+    assert (row.endpoint, row.completion_tokens, row.estimated) == ("/v1/completions", 8 * count, False)
+    assert row.prompt_tokens > (10 if count == 2 else 2)
+
+
+async def test_the_async_client_streams(real):
+    async with openai.AsyncOpenAI(base_url=real.sdk.base_url, api_key=real.sdk.api_key, max_retries=0) as client:
+        stream = await client.chat.completions.create(model="chat", messages=QUESTION, max_tokens=8, stream=True)
+        texts = [chunk.choices[0].delta.content async for chunk in stream]
+    assert len([text for text in texts if text]) > 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_responses_are_metered_as_they_were_told(real, stream):
+    fields = {"model": "chat", "input": "Name three colours.", "max_output_tokens": 12}
+    if stream:
+        *_, last = list(real.sdk.responses.create(**fields, stream=True))
+        assert last.type == "response.completed"
+        response = last.response
+    else:
+        response = real.sdk.responses.create(**fields)
+    assert response.output_text
+    row = real.last()
+    assert (row.endpoint, row.status, row.estimated) == ("/v1/responses", "finished", False)
+    assert (row.prompt_tokens, row.completion_tokens) == (response.usage.input_tokens, response.usage.output_tokens)
+
+
+def test_messages_are_metered_as_they_were_told(real):
+    body = {"model": "chat", "messages": QUESTION, "max_tokens": 12}
+    answer = real.http.post("/v1/messages", json=body).json()
+    assert (answer["type"], answer["content"][0]["type"]) == ("message", "text")
+    usage = answer["usage"]
+    row = real.last()
+    assert (row.endpoint, row.completion_tokens) == ("/v1/messages", usage["output_tokens"])
+    prompt, cached = usage["input_tokens"] + usage["cache_read_input_tokens"], usage["cache_read_input_tokens"]
+    assert (row.prompt_tokens, row.cached_tokens, row.estimated) == (prompt, cached, False)
+
+    streamed = real.http.post("/v1/messages", json={**body, "stream": True}).text
+    assert streamed.startswith("event: message_start\n")
+    assert streamed.endswith('event: message_stop\ndata: {"type":"message_stop"}\n\n')
+    row = real.last(2)
+    assert (row.status, row.estimated, row.prompt_tokens) == ("finished", False, prompt)
+    assert 0 < row.completion_tokens <= 12
+
+    counted = real.http.post("/v1/messages/count_tokens", json=body).json()
+    assert counted == {"input_tokens": prompt}
+    row = real.last(3)
+    assert (row.prompt_tokens, row.completion_tokens, row.estimated) == (0, 0, False)
+
+
+def test_embeddings_come_as_floats_and_as_base64_in_order(real):
+    texts = ["red", "green", "a much longer text about the colour blue"]
+    by_base64 = real.sdk.embeddings.create(model="vectors", input=texts)  # the SDK's own choice
+    floats = real.sdk.embeddings.create(model="vectors", input=texts, encoding_format="float")
+    alone = real.sdk.embeddings.create(model="vectors", input=texts[2], encoding_format="float")
+    assert [item.index for item in floats.data] == [0, 1, 2]
+    for one, other in zip(by_base64.data, floats.data, strict=True):
+        assert one.embedding == pytest.approx(other.embedding, abs=1e-4)
+    assert floats.data[2].embedding == pytest.approx(alone.data[0].embedding, abs=0.02)
+    row = real.last(3)
+    assert (row.endpoint, row.prompt_tokens) == ("/v1/embeddings", alone.usage.prompt_tokens)
+
+
+def test_a_json_schema_is_kept(real):
+    schema = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "blue"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    kind = {"type": "json_schema", "json_schema": {"name": "c", "schema": schema, "strict": True}}
+    answer = real.sdk.chat.completions.create(model="chat", messages=QUESTION, max_tokens=60, response_format=kind)
+    assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "blue")
+
+
+def test_a_prompt_beyond_the_context_is_told_as_such(real):
+    with pytest.raises(openai.BadRequestError) as refused:
+        real.sdk.chat.completions.create(model="chat", messages=[{"role": "user", "content": "word " * 1500}])
+    assert refused.value.code == "context_length_exceeded"
+    assert real.last().status == "refused"
+
+
+def test_an_engine_without_ranking_says_so(real):
+    response = real.http.post("/v1/rerank", json={"model": "vectors", "query": "a", "documents": ["b"]})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "path_not_supported"
