@@ -1,0 +1,84 @@
+"""`manage.py reconcile`: the ledger beside a real llama.cpp's counters."""
+
+import json
+
+import httpx2
+from django.conf import settings
+
+from apiproxy.reconciling import COUNTERS, Reading, by_model, read
+from modelregistry.demo_models import SMOLLM2
+from tests import engine
+from tests.installation import Installation, installed, until
+
+
+def compared(installation: Installation, model: str) -> dict:
+    (row,) = [row for row in json.loads(installation.manage("reconcile", "--json")) if row["model"] == model]
+    return row
+
+
+def differences(row: dict) -> tuple[int, int]:
+    return row["prompt_tokens"]["difference"], row["completion_tokens"]["difference"]
+
+
+def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(tmp_path):
+    with engine.running() as fake, installed(tmp_path / "var") as installation:
+        shape = ("--context", "1024", "--slots", "2")
+        path = str(SMOLLM2.path(settings.CACHE))
+        installation.manage("registermodel", "smollm2", "--engine", "llama.cpp", "--path", path, *shape)
+        installation.manage("registermodel", "bought", "--engine", "external", "--url", fake.url)
+        tenant = "from portal.accounts.models import Tenant; Tenant.objects.create(slug='demo', name='demo')"
+        installation.manage("shell", "--verbosity", "0", "--command", tenant)
+        installation.start()
+        installation.ready("smollm2", "bought")
+        key = installation.manage("createkey", "--tenant", "demo", "--service", "test")
+        before = compared(installation, "smollm2")
+        assert before["completion_tokens"]["ledger"] == 0
+        assert 0 < before["completion_tokens"]["engine"] < 5  # asked whether it is ready
+
+        http = httpx2.Client(base_url=installation.url, headers={"authorization": f"Bearer {key}"}, timeout=60)
+        ids = set()
+        for number in range(6):
+            question = {"role": "user", "content": f"Say {number // 2}."}  # every other one is in the engine's cache
+            body = {"model": "smollm2", "messages": [question], "max_tokens": 20, "stream": number % 2 == 0}
+            answer = http.post("/v1/chat/completions", json=body)
+            assert answer.status_code == 200
+            ids.add(answer.headers["x-request-id"])
+        until(lambda: ids <= set(installation.usage()))
+        after = compared(installation, "smollm2")
+        assert after["completion_tokens"]["ledger"] > 20
+        # Exactly, but for a question or two that the supervisor may have asked in between (about 30 tokens each).
+        prompt, completion = (now - then for now, then in zip(differences(after), differences(before), strict=True))
+        assert 0 <= completion <= 2
+        assert 0 <= prompt <= 40 * completion
+        assert after["engines"] == 1
+
+        (left_out,) = compared(installation, "bought")["not_compared"]
+        assert "external" in left_out["why"]
+        table = installation.manage("reconcile")
+        assert f"{after['prompt_tokens']['engine']:,}" in table
+        assert "is not compared: an external engine" in table
+        assert installation.stop() == 0
+
+
+def test_replicas_of_a_model_are_added_up_and_those_that_cannot_be_asked_are_named():
+    numbers = {"engine_prompt": 10, "engine_completion": 6, "ledger_prompt": 9, "ledger_completion": 7}
+    rows = by_model(
+        [
+            Reading(model="m", replica="#0", **numbers),
+            Reading(model="m", replica="#1", **numbers),
+            Reading(model="m", replica="#2", why_not="it sleeps"),
+        ]
+    )
+    assert rows == [
+        {
+            "model": "m",
+            "engines": 2,
+            "prompt_tokens": {"engine": 20, "ledger": 18, "difference": 2},
+            "completion_tokens": {"engine": 12, "ledger": 14, "difference": -2},
+            "not_compared": [{"replica": "#2", "why": "it sleeps"}],
+        }
+    ]
+
+
+def test_vllms_counters_are_read():
+    assert read(COUNTERS["vllm"], {"vllm:prompt_tokens_total": 12.0, "vllm:generation_tokens_total": 5.0}) == (12, 5)
