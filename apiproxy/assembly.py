@@ -127,7 +127,7 @@ def objects(events: bytes) -> list[dict[str, Any]]:
 
 
 def encoded(answer: dict[str, Any]) -> bytes:
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
 
 
 def merge(message: dict[str, Any], delta: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ def anthropic_event(refusal: Refusal, language: Language) -> bytes:
 
 
 def encoded(body: object) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
 
 
 CHAT = Dialect(

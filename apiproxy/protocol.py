@@ -115,7 +115,8 @@ def parse(body: bytes) -> Call:
         model=model,
         stream=fields.get("stream") is True,
         asks_usage=bool(options and options.get("include_usage")),
-        end_user=user[:END_USER].replace("\0", "") if isinstance(user, str) else "",
+        # No database takes a NUL, and UTF-8 no half of a surrogate pair, which JSON can say.
+        end_user=user[:END_USER].replace("\0", "").encode(errors="replace").decode() if isinstance(user, str) else "",
     )
 
 
@@ -135,7 +136,8 @@ def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: b
     if not added:
         return call.body
     if any(name in call.fields for name in added):
-        return json.dumps({**call.fields, **added}, ensure_ascii=False).encode()
+        # Half of a surrogate pair (an emoji that a client cut) is escaped as it came; UTF-8 cannot hold it.
+        return json.dumps({**call.fields, **added}, ensure_ascii=False).encode(errors="backslashreplace")
     start = call.body.index(b"{") + 1
     front = json.dumps(added).encode()[:-1]
     return front + (b"," if len(call.fields) else b"") + call.body[start:]

@@ -331,7 +331,8 @@ def added(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
 
 
 def encoded(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(chunk, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
+    return b"data: " + text.encode(errors="backslashreplace") + b"\n\n"  # half a surrogate pair stays an escape
 
 
 def decoded(data: bytes) -> dict[str, Any] | None:

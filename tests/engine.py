@@ -4,6 +4,7 @@
 
     {"send": text}              raw bytes (latin-1)
     {"events": n, "every": s}   chat chunks
+    {"flood": n}                n events of 100 KB; `GET /seen` tells how many have left
     {"wait": s}
     {"hang": true}              until the client leaves
     {"close": true}  {"reset": true}
@@ -40,6 +41,7 @@ def token(index: int) -> str:
     return event([{"index": 0, "delta": {"content": f"t{index} "}, "finish_reason": None}])
 
 
+LARGE = event([{"index": 0, "delta": {"content": "x" * 100_000}, "finish_reason": None}])
 FINISH = event([{"index": 0, "delta": {}, "finish_reason": "stop"}])
 DONE = "data: [DONE]\n\n"
 
@@ -66,7 +68,7 @@ ANSWER = {
 
 class Engine:
     def __init__(self) -> None:
-        self.seen: dict[str, Any] = {"requests": [], "running": 0, "left": 0, "connections": 0}
+        self.seen: dict[str, Any] = {"requests": [], "running": 0, "left": 0, "flooded": 0, "connections": 0}
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.seen["connections"] += 1
@@ -115,6 +117,10 @@ class Engine:
                     writer.write(chunk(token(index)).encode())
                     await writer.drain()
                     await asyncio.sleep(step.get("every", 0))
+            for _ in range(step.get("flood", 0)):
+                writer.write(chunk(LARGE).encode())
+                await writer.drain()
+                self.seen["flooded"] += 1
             await asyncio.sleep(step.get("wait", 0))
             if "hang" in step:
                 await asyncio.sleep(3600)
