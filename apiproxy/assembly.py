@@ -107,7 +107,7 @@ class MessageAssembly:
 
     def body(self, _usage: dict[str, Any] | None) -> bytes:
         for index, text in self._inputs.items():
-            self._blocks[index]["input"] = json.loads(text or "{}")
+            self._blocks[index]["input"] = tool_input(text)
         return encoded({**self._message, "content": [self._blocks[index] for index in sorted(self._blocks)]})
 
     def _delta(self, index: int, delta: dict[str, Any]) -> None:
@@ -117,6 +117,14 @@ class MessageAssembly:
                 self._inputs[index] = self._inputs.get(index, "") + value
             elif name != "type" and isinstance(value, str):
                 block[name] = (block.get(name) or "") + value
+
+
+def tool_input(text: str) -> Any:
+    """A tool's input; where max_tokens cut it off, the text that there is."""
+    try:
+        return json.loads(text or "{}")
+    except ValueError:
+        return text
 
 
 def objects(events: bytes) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from apiproxy.errors import Language, Refusal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """`error` and `event` give a refusal as a body and as an event of a stream, `farewell` what follows such an event.
+    `heartbeat`: what a client may be sent before its stream begins, b"" for nothing.
 
     `reader` is made for each stream, `assembly` where a stream has to become one JSON. `asks_usage`: usage comes in a
     stream only where `stream_options` asks for it.
@@ -23,6 +24,7 @@ class Dialect:
     error: Callable[[Refusal, Language], bytes]
     event: Callable[[Refusal, Language], bytes]
     farewell: bytes
+    heartbeat: bytes
     reader: Callable[[sse.Asked, sse.OnError], sse.Reader]
     assembly: Callable[[], Assembly]
     asks_usage: bool
@@ -72,6 +74,7 @@ CHAT = Dialect(
     error=openai_error,
     event=chat_event,
     farewell=b"data: [DONE]\n\n",
+    heartbeat=b": waiting\n\n",  # a comment: Dify and the SDKs skip it
     reader=sse.chunk_reader,
     assembly=ChunkAssembly,
     asks_usage=True,
@@ -80,6 +83,7 @@ RESPONSES = Dialect(
     error=openai_error,
     event=responses_event,
     farewell=b"",
+    heartbeat=b"",
     reader=sse.ResponsesReader,
     assembly=ResponseAssembly,
     asks_usage=False,
@@ -88,6 +92,7 @@ MESSAGES = Dialect(
     error=anthropic_error,
     event=anthropic_event,
     farewell=b"",
+    heartbeat=b"",
     reader=sse.MessagesReader,
     assembly=MessageAssembly,
     asks_usage=False,

@@ -48,6 +48,9 @@ log = logging.getLogger("madoguchi.gateway")
 Scope = dict[str, Any]
 # A caller is asked to come back after so many seconds for a model that is being loaded: SDKs give up above 60 s.
 LOADING_RETRY = 10
+# Seconds after which a stream that has not begun gets a comment, and again after as many: Dify gives up after 300 s
+# without a byte, proxies on the way after 60 s.
+HEARTBEAT = 15.0
 # An attempt on another replica, and one on a fresh connection for a stale one.
 ATTEMPTS = 3
 
@@ -248,10 +251,14 @@ class Gateway:
                     if other is None:
                         break
                     replica = other
-            raise exchange.refusal
+            if exchange.metered:  # tokens were made: who asks again would pay again
+                exchange.refusal.headers["x-should-retry"] = "false"
+            if not exchange.say(exchange.refusal):
+                raise exchange.refusal
+            await exchange.ending()
         except asyncio.CancelledError:  # by the server, whose patience with open answers has ended
             refusal = NoReplica("shutting_down", headers={"retry-after": "5"})
-            if not exchange.cut_off(refusal):
+            if not exchange.cut_off(refusal) and not exchange.say(refusal):
                 raise refusal from None
         finally:
             self._exchanges.discard(exchange)
@@ -288,9 +295,10 @@ class Gateway:
             self._pools.pop(url).close()
 
     def sweep(self) -> None:
-        """Ends exchanges that are over their time. Call about once a second."""
+        """Ends exchanges that are over their time, keeps patient who waits for one. Call about once a second."""
         now = self._clock()
         for exchange in list(self._exchanges):
+            exchange.heartbeat(HEARTBEAT)
             silence = now - exchange.heard_at
             if exchange.waits_for_client:
                 if silence > self._timeouts.idle:

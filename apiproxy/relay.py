@@ -114,6 +114,7 @@ class Exchange:
         self._size = 0
         self._content_type = b""
         self._started = False  # the client has been sent a head
+        self._passing = False  # and some of the answer
         self._sending = False
         self._flushing = False
         self._ended = False
@@ -123,7 +124,7 @@ class Exchange:
         self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.refusal: Refusal = EngineFailed()
         self.error: UpstreamError | None = None
-        self.began = self.heard_at = now()
+        self.began = self.heard_at = self._beat_at = now()
         self.first_byte_at: float | None = None
         self.metered = False
         self.reached = False  # an engine has had the request
@@ -155,7 +156,7 @@ class Exchange:
         self._left = True
         self._drop_engine()
         self._backlog.clear()
-        if self._status == 200:
+        if self.reached and self._status in (0, 200):  # it was read and worked on, also before the first byte
             self._close("aborted")
         self._finish(Ending.LEFT)
 
@@ -172,6 +173,24 @@ class Exchange:
         self._drop_engine()
         self.refusal = refusal
         self._broke_off()
+        return self._passing
+
+    def heartbeat(self, every: float) -> None:
+        """Keeps the client of a stream patient that has not begun for `every` seconds, and again after as many."""
+        waits = self._call.stream and self._endpoint.streams and not (self._passing or self._sending or self._left)
+        if waits and not self._ended and self._dialect.heartbeat and self.now() - self._beat_at >= every:
+            self._beat_at = self.now()
+            self._stream_head()
+            self._push({"type": "http.response.body", "body": self._dialect.heartbeat, "more_body": True})
+
+    def say(self, refusal: Refusal) -> bool:
+        """Tells a client whose stream was kept alive that nothing comes; then wait for the ending.
+
+        Gives whether that was so: otherwise the refusal is still to be sent.
+        """
+        if self._started and not (self._ended or self._left):
+            self._ending = asyncio.get_running_loop().create_future()
+            self._last(self._dialect.event(refusal, self._language) + self._dialect.farewell)
         return self._started
 
     @property
@@ -184,6 +203,7 @@ class Exchange:
         self.heard_at = self.now()
         self._status = status
         self._pieces, self._size = [], 0
+        self._reader = None  # an earlier attempt's
         self._content_type = next((value for name, value in headers if name == b"content-type"), b"application/json")
         if status == 200 and self._content_type.startswith(b"text/event-stream"):
             usage = self._call.asks_usage and not self.assembles
@@ -218,7 +238,7 @@ class Exchange:
             self._end_unary(b"".join(self._pieces))
         elif self._assembly is not None:
             self._end_assembly(self._reader, self._assembly)
-        elif self._reader.done and self._reader.finished() and self._started:
+        elif self._reader.done and self._reader.finished() and self._passing:
             self._last(b"")
         else:
             self._broke_off()
@@ -238,22 +258,25 @@ class Exchange:
     def _pass(self, through: bytes) -> None:
         """Whole events of a stream, to the client."""
         assert self._reader is not None
-        if self._reader.error is not None and not self._started:
+        if self._reader.error is not None and not self._passing:
             return  # nothing has gone out, so the client can still be told by an HTTP status
-        if not self._started:
+        if not self._passing:
+            self._passing = True
             self._meter.open()
-            self._start(
-                b"text/event-stream; charset=utf-8", (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
-            )
+            self._stream_head()
         if self._reader.done:
             self._close("finished" if self._reader.finished() else "failed")
         self._push({"type": "http.response.body", "body": through, "more_body": True})
 
     def _end_unary(self, body: bytes) -> None:
         tokens, estimated = protocol.used(body, self._call, self._endpoint)
-        self._meter.close("finished", tokens, estimated=estimated)
+        # A stream that was kept alive cannot become a JSON.
+        self._meter.close("failed" if self._started else "finished", tokens, estimated=estimated)
         self.metered = True
-        self._answer(body, self._content_type)
+        if self._started:
+            self._finish(Ending.BROKEN)
+        else:
+            self._answer(body, self._content_type)
 
     def _end_assembly(self, reader: sse.Reader, assembly: Assembly) -> None:
         if not (reader.done and reader.finished()):
@@ -274,7 +297,7 @@ class Exchange:
         """The answer ended before its end. A client that has had some of it is told by an event."""
         if self._ended or self._left:
             return
-        if not self._started:
+        if not self._passing:
             if self._reader is not None and self._reader.events:
                 self._close("failed")  # tokens that no client will see, but a GPU has made
             self._finish(Ending.BROKEN)
@@ -294,6 +317,12 @@ class Exchange:
         self._meter.close(status, tokens, estimated=estimated)
 
     # --- to the client
+
+    def _stream_head(self) -> None:
+        if not self._started:
+            self._start(
+                b"text/event-stream; charset=utf-8", (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
+            )
 
     def _start(self, content_type: bytes, *headers: Header) -> None:
         self._started = True

@@ -226,7 +226,9 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(counter, sc
     with pytest.raises(httpx2.ReadTimeout):
         counter.client.post("/v1/chat/completions", json=body, timeout=0.3)
     until(lambda: counter.engine.seen()["left"] == 1, 1)
-    assert counter.usage()[0].completion_tokens == 0
+    (row,) = counter.usage()
+    assert (row.status, row.estimated, row.completion_tokens) == ("aborted", True, 0)
+    assert row.prompt_tokens > 0
 
 
 # --- the engine fails
@@ -334,6 +336,70 @@ def test_an_engines_refusal_is_translated(counter, body, code):
     assert response.status_code == 400
     assert error(response)["code"] == code
     assert counter.usage()[0].status == "refused"
+
+
+def test_a_failure_after_tokens_were_made_is_not_to_be_retried(counter):
+    """The SDK would ask again, and be metered again."""
+    script = [{"send": SSE}, {"events": 3}, {"reset": True}]
+    counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
+    counter.model.save()
+    counter.informed()
+    response = counter.chat(script=script)
+    assert (response.status_code, response.headers["x-should-retry"]) == (502, "false")
+    assert len(counter.engine.seen()["requests"]) == 1
+    assert "x-should-retry" not in counter.chat(script=[{"reset": True}]).headers
+
+
+# --- heartbeats
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    """A heartbeat at each sweep, which is once a second."""
+    monkeypatch.setattr("apiproxy.gateway.HEARTBEAT", 0.1)
+
+
+def test_a_stream_that_does_not_begin_is_kept_alive(impatient, counter):
+    script = [{"wait": 1.5}, {"send": SSE}, {"events": 2}, {"send": chunk(FINISH + usage_event(7, 2) + DONE)}]
+    with counter.stream(script=[*script, {"send": "0\r\n\r\n"}]) as response:
+        assert response.status_code == 200
+        text = response.read().decode()
+    beats = text.count(": waiting\n\n")
+    assert beats >= 1
+    assert text.startswith(": waiting\n\n" * beats + "data: {")
+    assert text.endswith("data: [DONE]\n\n")
+    (row,) = counter.usage()
+    assert (row.status, row.completion_tokens, row.estimated) == ("finished", 2, False)
+    assert row.first_token_ms >= 1400
+
+
+@pytest.mark.parametrize(
+    ("step", "code", "status"),
+    [
+        ({"reset": True}, "engine_error", "failed"),
+        ({"send": unary(400, {"error": {"message": "bad top_p"}})}, "invalid_value", "refused"),
+        ({"send": unary(200, ANSWER)}, "engine_error", "failed"),
+    ],
+)
+def test_after_a_heartbeat_an_error_is_an_event(impatient, counter, step, code, status):
+    with counter.stream(script=[{"wait": 1.5}, step]) as response:
+        got = events(response.read().decode().replace(": waiting\n\n", ""))
+    assert json.loads(got[0])["error"]["code"] == code
+    assert got[1:] == ["[DONE]"]
+    (row,) = counter.usage()
+    assert row.status == status
+
+
+def test_only_streams_get_heartbeats(impatient, counter):
+    answer = counter.chat(script=[{"wait": 1.5}, {"send": unary(200, ANSWER)}])
+    assert answer.json() == ANSWER
+
+
+def test_a_client_that_leaves_during_heartbeats_stops_the_engine(impatient, counter):
+    with counter.stream(script=[{"hang": True}]) as response:
+        assert next(response.iter_text()) == ": waiting\n\n"
+    until(lambda: counter.engine.seen()["left"] == 1, 1)
+    assert counter.usage()[0].completion_tokens == 0
 
 
 # --- limits

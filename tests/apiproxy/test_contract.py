@@ -1,0 +1,168 @@
+"""What clients rely on that no other file shows: statuses, ids, when to come back, and the openai SDK's view of it."""
+
+import json
+import socket
+from typing import Any
+
+import openai
+import pytest
+
+from apiproxy import protocol
+from apiproxy.gateway import Gateway
+from modelregistry.models import Replica
+from portal.metering.models import Quota
+from tests.apiproxy.test_gateway import error
+from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
+
+
+@pytest.fixture
+def sdk(counter) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{counter.url}/v1", api_key=counter.key, max_retries=0)
+
+
+@pytest.fixture
+def hurried(settings) -> None:
+    """Engines have half a second for their first byte."""
+    settings.GATEWAY_FIRST_BYTE_TIMEOUT = 0.5
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_engine_that_is_too_slow_is_a_504(hurried, counter, stream):
+    response = counter.chat(stream=stream, script=[{"hang": True}])
+    assert response.status_code == 504
+    assert error(response)["code"] == "engine_timeout"
+    assert counter.usage()[0].status == "failed"
+
+
+def test_a_fault_of_ours_is_a_500_with_an_id_and_without_its_words(counter, monkeypatch):
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("at /srv/secret")
+
+    monkeypatch.setattr(Gateway, "_choose", broken)
+    response = counter.chat()
+    assert response.status_code == 500
+    assert error(response)["code"] == "internal_error"
+    assert "secret" not in response.text
+
+
+def test_a_413_carries_an_id(counter, settings):
+    host, port = counter.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nx-api-key: {counter.key}\r\n"
+        connection.sendall(f"{head}content-length: {settings.GATEWAY_MAX_BODY + 1}\r\n\r\n".encode())
+        assert b"x-request-id: req_" in connection.recv(4096)
+
+
+def test_a_model_that_is_being_loaded_is_worth_coming_back_for(counter):
+    Replica.objects.update(state=Replica.State.STARTING)
+    Replica.objects.get().save()
+    counter.informed()
+    response = counter.chat()
+    assert response.status_code == 503
+    assert error(response)["code"] == "model_loading"
+    assert 0 < int(response.headers["retry-after"]) <= 60
+
+
+@pytest.mark.parametrize(("unit", "amount"), [("requests", 1), ("tokens", 12)])
+def test_a_minutes_limit_says_what_and_how_long(counter, unit, amount):
+    Quota.objects.create(key=counter.key_row, unit=unit, window="minute", amount=amount)
+    counter.informed()
+    assert counter.chat().status_code == 200
+    response = counter.chat()
+    found = error(response)
+    assert (response.status_code, found["code"], found["type"]) == (429, "rate_limit_exceeded", unit)
+    assert 0 < int(response.headers["retry-after"]) <= 60
+    assert int(response.headers["retry-after-ms"]) == int(response.headers["retry-after"]) * 1000
+
+
+def test_models_are_listed_whatever_the_engines_do(counter):
+    counter.engine.process.kill()
+    counter.engine.process.wait()
+    assert [model["id"] for model in counter.client.get("/v1/models").json()["data"]] == ["fake"]
+
+
+def test_the_end_user_is_kept_as_given_up_to_64_characters(counter):
+    counter.chat(user="利用者" * 30)
+    assert counter.usage()[0].end_user == ("利用者" * 30)[:64]
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
+def test_every_name_of_the_bound_is_reserved_for(field):
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
+        call = protocol.parse(json.dumps({"model": "m", field: 3}).encode())
+        assert protocol.estimate(call, protocol.ENDPOINTS[path]) == call.prompt_estimate + 3
+
+
+# --- the openai SDK
+
+
+def test_the_sdk_sees_errors_as_its_own_kinds(counter, sdk):
+    ask = sdk.chat.completions.create
+    with pytest.raises(openai.NotFoundError) as unknown:
+        ask(model="nope", messages=[])
+    assert unknown.value.code == "model_not_found"
+    assert unknown.value.request_id.startswith("req_")
+    with pytest.raises(openai.AuthenticationError):
+        sdk.with_options(api_key="mdg_wrong").models.list()
+    stream = ask(
+        model="fake",
+        messages=[],
+        stream=True,
+        extra_body={"script": [{"send": SSE}, {"events": 2}, {"reset": True}]},
+    )
+    with pytest.raises(openai.APIError) as broken:
+        list(stream)
+    assert broken.value.code == "engine_error"
+
+
+def test_the_sdk_does_not_try_again_where_tokens_or_a_quota_are_used_up(counter, sdk):
+    Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=1)
+    counter.informed()
+    patient = sdk.with_options(max_retries=2)
+    assert patient.chat.completions.create(model="fake", messages=[]).choices[0].message.content == "hello"
+    with pytest.raises(openai.RateLimitError) as over:
+        patient.chat.completions.create(model="fake", messages=[])
+    assert over.value.code == "insufficient_quota"
+    text = counter.client.get("/metrics").text
+    assert [line.split()[-1] for line in text.splitlines() if 'insufficient_quota"' in line] == ["1"]
+
+
+def part(**call: Any) -> str:
+    return event([{"index": 0, "delta": {"tool_calls": [{"index": 0, **call}]}, "finish_reason": None}])
+
+
+CALLS = (
+    event([{"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None}])
+    + part(id="call_1", type="function", function={"name": "weather", "arguments": ""})
+    + part(function={"arguments": '{"city":'})
+    + part(function={"arguments": '"東京"}'})
+    + FINISH.replace('"stop"', '"tool_calls"')
+    + usage_event(7, 4)
+    + DONE
+)
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def test_the_sdk_reads_tool_calls_out_of_a_stream(counter, sdk):
+    script = [{"send": SSE}, {"send": chunk(CALLS) + "0\r\n\r\n"}]
+    fields = {"model": "fake", "messages": [], "tools": [WEATHER], "extra_body": {"script": script}}
+    with sdk.chat.completions.stream(**fields) as events:
+        answer = events.get_final_completion()
+    (call,) = answer.choices[0].message.tool_calls
+    assert (call.id, call.function.name) == ("call_1", "weather")
+    assert json.loads(call.function.arguments) == {"city": "東京"}
+    assert counter.engine.seen()["requests"][0]["body"]["tools"] == [WEATHER]
+    assert counter.usage()[0].completion_tokens == 4
+
+
+def test_the_sdk_takes_floats_where_it_asked_for_base64(counter, sdk):
+    """llama-cpp-python knows no base64."""
+    answer = sdk.embeddings.create(model="fake", input="ping")
+    assert answer.data[0].embedding == [0.1, 0.2]
+    assert counter.engine.seen()["requests"][0]["body"]["encoding_format"] == "base64"
+
+
+def test_the_ids_of_an_answer_and_its_usage_are_the_same_to_the_sdk(counter, sdk):
+    body = {"script": [{"send": unary(200, ANSWER)}]}
+    answer = sdk.chat.completions.create(model="fake", messages=[], extra_body=body)
+    assert counter.usage()[0].request_id == answer._request_id
