@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import logging
@@ -30,6 +31,7 @@ POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked k
 REFRESH = (
     0.2  # and between two that unknown keys ask for: a new key works at once, a flood of made-up ones costs little
 )
+PATIENCE = 2.0  # seconds that a caller with an unknown key waits for a database that hangs
 FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
@@ -174,14 +176,15 @@ class Application:
     async def _refresh(self) -> None:
         """Returns after a look at the revision that began after the call; waits up to REFRESH for its turn.
 
-        Callers that come together share one look.
+        Callers that come together share one look. A database that hangs holds nobody longer than PATIENCE.
         """
         loop, gateway = asyncio.get_running_loop(), self._gateway
         asked = loop.time()
-        async with self._refreshing:
-            if self._looked < asked and gateway is not None:
-                await asyncio.sleep(self._looked + REFRESH - asked)
-                await self._look(gateway)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PATIENCE), self._refreshing:
+                if self._looked < asked and gateway is not None:
+                    await asyncio.sleep(self._looked + REFRESH - asked)
+                    await self._look(gateway)
 
     async def _look(self, gateway: Gateway) -> None:
         """Brings the catalogue up to date if anything changed, or if the last full reload was long ago."""
@@ -239,6 +242,7 @@ class Application:
         while True:
             await asyncio.sleep(1.0)
             gateway.sweep()
+            gateway.spool.retry()
 
     def _wish(self, model: int) -> None:
         loop = asyncio.get_running_loop()

@@ -46,7 +46,7 @@ def responses_event(refusal: Refusal, language: Language) -> bytes:
     return b"event: error\ndata: " + encoded({"type": "error", **fields}) + b"\n\n"
 
 
-# https://docs.claude.com/en/api/errors; every other 4xx is an invalid request there, every 5xx an api_error.
+# Anthropic's API reference, "Errors"; every other 4xx is an invalid request there, every 5xx an api_error.
 ANTHROPIC_TYPES = {
     401: "authentication_error",
     404: "not_found_error",

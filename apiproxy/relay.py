@@ -246,7 +246,11 @@ class Exchange:
     def failed(self, error: UpstreamError) -> None:
         self._connection = None
         self.error = error
-        self._broke_off()
+        try:
+            self._broke_off()
+        finally:  # whatever is at fault, nobody waits for ever
+            if not self._ended:
+                self._finish(Ending.BROKEN)
 
     # --- the answer
 

@@ -5,6 +5,7 @@ Answers are pushed: the parser calls the `Receiver` of the request as bytes arri
 """
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ IDLE_SECONDS = 4.0
 MAX_HEAD = 64 * 1024
 
 Header = tuple[bytes, bytes]
+log = logging.getLogger("madoguchi.gateway")
 
 
 class UpstreamError(Exception):
@@ -83,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._informational = False
         self._until_close = False
         self._answered = False
+        self._fault: Exception | None = None
         self._paused = False
         self._served = 0  # answers that this connection has carried
         self.idle_since = 0.0
@@ -96,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._receiver = receiver
         self._parser = httptools.HttpResponseParser(self)
         self._answered = False
+        self._fault = None
         self._transport.write(data)
 
     def abort(self) -> None:
@@ -134,6 +138,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(Broken(f"not HTTP: {error}"))
+        if self._fault is not None:
+            self._faulty(self._fault)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -142,11 +148,13 @@ class Connection(asyncio.Protocol):
             return
         if self._until_close and exc is None:
             self._finish()
+            if self._fault is not None:
+                self._faulty(self._fault)
         else:
             stale = self._served > 0 and not self._answered
             self._fail(Broken("the engine closed the connection", stale=stale))
 
-    # --- httptools
+    # --- httptools. No callback raises: httptools would tell it as if the engine's bytes were at fault.
 
     def on_message_begin(self) -> None:
         self._headers = []
@@ -155,24 +163,32 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEAD:
-            raise Broken("the answer's head is too large")
+            self._fault = Broken("the answer's head is too large")
+            return
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
         status = self._parser.get_status_code()
         self._informational = status < 200
-        if self._informational or self._receiver is None:
+        if self._informational or self._receiver is None or self._fault is not None:
             return
         names = {name for name, _ in self._headers}
         self._until_close = (
             b"content-length" not in names and b"transfer-encoding" not in names and status not in (204, 304)
         )
-        self._receiver.head(status, self._headers)
+        try:
+            self._receiver.head(status, self._headers)
+        except Exception as error:  # noqa: BLE001 - see _faulty
+            self._fault = error
 
     def on_body(self, piece: bytes) -> None:
-        if self._receiver is not None:
+        if self._receiver is None or self._fault is not None:
+            return
+        try:
             self._receiver.data(piece)
+        except Exception as error:  # noqa: BLE001 - see _faulty
+            self._fault = error
 
     def on_message_complete(self) -> None:
         if not self._informational:
@@ -181,17 +197,30 @@ class Connection(asyncio.Protocol):
     # --- ends
 
     def _finish(self) -> None:
-        receiver, self._receiver = self._receiver, None
-        if receiver is None:
+        receiver = self._receiver
+        if receiver is None or self._fault is not None:
+            return
+        try:
+            receiver.end()
+        except Exception as error:  # noqa: BLE001 - see _faulty
+            self._fault = error
             return
         assert self._parser is not None
+        self._receiver = None
         self._served += 1
         if self.usable and not self._until_close and self._parser.should_keep_alive():
             self.resume()
             self._pool.put_back(self)
         elif self._transport is not None:
             self._transport.close()
-        receiver.end()
+
+    def _faulty(self, error: Exception) -> None:
+        """The receiver raised: that must end its call, not leave a client waiting for ever."""
+        if isinstance(error, UpstreamError):
+            self._fail(error)
+            return
+        log.error("an answer could not be passed on", exc_info=error)
+        self._fail(Broken("the answer could not be passed on"))
 
     def _fail(self, error: UpstreamError) -> None:
         receiver, self._receiver = self._receiver, None
