@@ -33,7 +33,8 @@ LONG = {
 def madoguchi(directory: Directory, tmp_path_factory) -> Iterator[Installation]:
     with installed(tmp_path_factory.mktemp("var"), **directory.env()) as installation:
         chat, embedding = SMOLLM2.path(settings.CACHE), MINILM.path(settings.CACHE)
-        shape = ("--context", "1024", "--slots", "2")
+        # One thread: several wait for each other by spinning, and on a busy machine a token may take a second.
+        shape = ("--context", "1024", "--slots", "2", "--arg=--threads=1")
         installation.manage("registermodel", "smollm2", "--engine", "llama.cpp", "--path", str(chat), *shape)
         task = ("--task", "embedding")
         installation.manage("registermodel", "minilm", "--engine", "llama.cpp", "--path", str(embedding), *task)

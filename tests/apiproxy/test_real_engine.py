@@ -27,8 +27,9 @@ def launch(directory, model, *options) -> tuple[subprocess.Popen[bytes], str]:
     argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, f"--port={port}", *options]
     path = directory / f"{model.name}.log"
     with path.open("w") as log:
+        # One thread each: llama.cpp's wait for each other by spinning, and on a busy machine a token may take a second.
         process = subprocess.Popen(
-            [*argv, "--host=127.0.0.1", "--grace=1"], env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log
+            [*argv, "--host=127.0.0.1", "--grace=1", "--threads=1"], env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log
         )
     until(lambda: "\nlistening on" in path.read_text(), 60)
     return process, f"http://127.0.0.1:{port}"

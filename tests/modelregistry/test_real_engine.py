@@ -28,7 +28,8 @@ def real(site):
 
 
 def register(name, path, *options):
-    call_command("registermodel", name, "--engine=llama.cpp", "--launcher=xllamacpp", f"--path={path}", *options)
+    options = ("--launcher=xllamacpp", f"--path={path}", "--arg=--threads=1", *options)
+    call_command("registermodel", name, "--engine=llama.cpp", *options)
 
 
 def call(replica, path, body=None):
@@ -127,6 +128,7 @@ def launched(tmp_path):
         port = reserved.getsockname()[1]
     argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", engines.chat_model(), "--alias=smol"]
     argv += ["--host=127.0.0.1", f"--port={port}", "--metrics", "--parallel=1", "--ctx-size=1024", "--grace=5"]
+    argv += ["--threads=1"]  # several wait for each other by spinning, and on a busy machine a token may take a second
     with (tmp_path / "log").open("w") as log:
         engine = subprocess.Popen(argv, env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log)
     eventually(lambda: "\nlistening on" in (tmp_path / "log").read_text(), 60)
