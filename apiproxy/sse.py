@@ -7,6 +7,7 @@ leaves.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ class Asked:
     prompts: int = 1
 
 
-class Reader:
+class Reader(ABC):
     """Reads one stream. Children know a protocol.
 
     `on_error(error)` gives the bytes of the error event that replaces the engine's own.
@@ -71,20 +72,20 @@ class Reader:
         self._let(piece)
         return piece
 
+    @abstractmethod
     def finished(self) -> bool:
         """Whether the engine told the end of its answer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def used(self, prompt: int) -> tuple[Tokens, bool]:
         """What was used so far, and whether that is an estimate. `prompt`: its tokens if the engine did not say."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _event(self, event: bytes) -> bytes:
         """What goes on of one event (without its empty line)."""
-        raise NotImplementedError
 
-    def _let(self, through: bytes) -> None:
-        """This goes on to the client."""
+    def _let(self, through: bytes) -> None:  # noqa: B027 - most protocols tell their end in an event of its own
+        """This goes on to the client: for a reader that must remember it."""
 
     def _whole(self, piece: bytes) -> bytes:
         """Adds a piece to what was held back and takes out everything up to the last complete event."""
@@ -274,9 +275,9 @@ class TypedReader(Reader):
         self.error = error
         return self._on_error(error)
 
+    @abstractmethod
     def _look(self, data: dict[str, Any]) -> Any:
         """Notes what one event tells; gives the error if it is one."""
-        raise NotImplementedError
 
 
 class ResponsesReader(TypedReader):
