@@ -37,7 +37,7 @@ from apiproxy.errors import (
 )
 from apiproxy.ledger import Spool, Usage
 from apiproxy.limits import Hold, Limits
-from apiproxy.metrics import Metrics
+from apiproxy.metrics import Gauge, Metrics
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.relay import Drive, Ending, Exchange, Receive, Send
 from apiproxy.tokens import Tokens
@@ -173,9 +173,8 @@ class Gateway:
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole request body. Raises BodyTooLarge (before reading it, where its length is told) and ClientLeft."""
         told = headers.get(b"content-length", b"0")
-        too_large = BodyTooLarge("request_too_large", limit=self._max_body // 2**20)
         if told.isdigit() and int(told) > self._max_body:
-            raise too_large
+            raise self._too_large()
         pieces: list[bytes] = []
         size = 0
         while True:
@@ -185,10 +184,13 @@ class Gateway:
             piece = message.get("body", b"")
             size += len(piece)
             if size > self._max_body:
-                raise too_large
+                raise self._too_large()
             pieces.append(piece)
             if not message.get("more_body", False):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge("request_too_large", limit=self._max_body // 2**20)
 
     # --- how much, where
 
@@ -220,8 +222,8 @@ class Gateway:
         finally:
             meter.finish()
 
-    def _choose(self, model: Model, but: int | None = None) -> Replica:
-        replica = self._balancer.choose(model.replicas, self._clock(), but=but)
+    def _choose(self, model: Model) -> Replica:
+        replica = self._balancer.choose(model.replicas, self._clock())
         if replica is not None:
             return replica
         if model.can_load:
@@ -306,7 +308,7 @@ class Gateway:
             elif silence > (self._timeouts.idle if exchange.first_byte_at is not None else self._timeouts.first_byte):
                 exchange.cut_off(EngineTimeout())
 
-    def gauges(self, backlog: int) -> list[tuple[str, str, tuple[tuple[str, str], ...], float]]:
+    def gauges(self, backlog: int) -> list[Gauge]:
         ready = [(model.name, len(model.replicas)) for model in self.catalogue.models.values()]
         return [
             ("madoguchi_in_flight", "Calls under way.", (), len(self._exchanges)),
