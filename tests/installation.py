@@ -7,8 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from urllib.request import urlopen
 
 from apiproxy.management.commands.up import portal
 from tests.slapd import unused_port
+from tests.waiting import until
 
 # A tenant, a key for it, and one model of each kind in front of a (fake) engine: without the supervisor's help.
 # The gateway passes unary calls on to "plain"; for "assembled" it asks for a stream and puts it together.
@@ -32,16 +32,6 @@ print(issue(tenant=Tenant.objects.create(slug="research", name="研究部"), ser
 """
 
 ROOT = Path(__file__).resolve().parent.parent
-START = 60.0  # seconds; portal and engines take 6
-
-
-def until(condition: Callable[[], Any], seconds: float = START) -> Any:
-    """The first true value of `condition`: for what other processes do and tell nobody."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.05)
-    return value
 
 
 @dataclass

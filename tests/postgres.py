@@ -14,8 +14,8 @@ from typing import Any
 
 import psycopg
 
-from tests.installation import until
 from tests.slapd import unused_port
+from tests.waiting import until
 
 
 def program(name: str) -> str:

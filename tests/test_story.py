@@ -18,8 +18,9 @@ import pytest
 from django.conf import settings
 
 from modelregistry.demo_models import MINILM, SMOLLM2
-from tests.installation import Installation, installed, until
+from tests.installation import Installation, installed
 from tests.slapd import Directory
+from tests.waiting import until
 
 LONG = {
     "model": "smollm2",

@@ -3,7 +3,6 @@
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
 from portal.metering.models import UsageRecord
 from tests import engine
+from tests.waiting import until
 
 
 @dataclass
@@ -55,14 +55,6 @@ class Counter:
         """The recorded usage, once there are so many rows."""
         until(lambda: UsageRecord.objects.count() >= count)
         return list(UsageRecord.objects.order_by("id"))
-
-
-def until(condition: Any, seconds: float = 10) -> None:
-    """Waits for what has no event to wait for: another process's state."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,8 @@ import pytest
 
 from tests import engine
 from tests.engine import DONE, FINISH, SSE, chunk, unary, usage_event
-from tests.installation import Installation, installed, until
+from tests.installation import Installation, installed
+from tests.waiting import until
 
 KILLS = 22
 CLIENTS = 12

@@ -11,8 +11,8 @@ from apiproxy import sse
 from apiproxy.assembly import MessageAssembly
 from apiproxy.tokens import Tokens, tokens
 from modelregistry.models import ServedModel
-from tests.apiproxy.conftest import until
 from tests.engine import SSE, chunk, unary
+from tests.waiting import until
 
 
 def typed(kind: str, **fields: Any) -> str:

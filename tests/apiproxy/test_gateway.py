@@ -13,8 +13,8 @@ from apiproxy.asgi import Application, SecondGateway
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue, revoke
 from portal.metering.models import Quota, UsageRecord
-from tests.apiproxy.conftest import until
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
+from tests.waiting import until
 
 ERROR_KEYS = {"message", "type", "param", "code"}
 

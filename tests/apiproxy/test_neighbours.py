@@ -13,8 +13,9 @@ from portal.keys import secret
 from portal.metering.models import Quota, UsageRecord
 from tests import engine
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
-from tests.installation import Installation, installed, until
+from tests.installation import Installation, installed
 from tests.postgres import Postgres, postgres
+from tests.waiting import until
 
 DAY = 86400.0
 END = chunk(FINISH + usage_event(11, 4) + DONE) + "0\r\n\r\n"

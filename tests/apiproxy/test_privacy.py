@@ -17,7 +17,8 @@ import pytest
 
 from tests import engine
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary
-from tests.installation import Installation, installed, until
+from tests.installation import Installation, installed
+from tests.waiting import until
 
 PROMPT = "canary-prompt-5417"
 ANSWERED = "canary-answer-8802"

@@ -16,7 +16,8 @@ from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue
 from portal.metering.models import UsageRecord
 from tests import engines
-from tests.apiproxy.conftest import serving, until
+from tests.apiproxy.conftest import serving
+from tests.waiting import until
 
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 

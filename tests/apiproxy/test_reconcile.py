@@ -8,7 +8,8 @@ from django.conf import settings
 from apiproxy.reconciling import COUNTERS, Reading, by_model, read
 from modelregistry.demo_models import SMOLLM2
 from tests import engine
-from tests.installation import Installation, installed, until
+from tests.installation import Installation, installed
+from tests.waiting import until
 
 
 def compared(installation: Installation, model: str) -> dict:

@@ -14,7 +14,8 @@ import pytest
 from portal.keys import secret
 from tests import engine
 from tests.engine import ANSWER, DONE, FINISH, LARGE, SSE, chunk, event, token, unary, usage_event
-from tests.installation import Installation, installed, until
+from tests.installation import Installation, installed
+from tests.waiting import until
 
 MB = 1024 * 1024
 

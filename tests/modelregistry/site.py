@@ -3,8 +3,6 @@
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 from urllib.request import Request, urlopen
@@ -14,19 +12,10 @@ from django.db import connections
 
 from modelregistry import process
 from modelregistry.models import Replica, ServedModel
+from tests.waiting import until
 
 FAKE = Path(__file__).with_name("llama_server.py")
 T = TypeVar("T")
-
-
-def eventually(look: Callable[[], T], seconds: float = 20) -> T:
-    """What `look` finds, as soon as it is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"not true within {seconds} s")
-        time.sleep(0.05)
-    return found
 
 
 class Site:
@@ -72,7 +61,7 @@ class Site:
             replica = self.replica(name, number)
             return replica if replica and replica.state == state else None
 
-        return eventually(look, seconds)
+        return until(look, seconds)
 
     def run_of(self, replica: Replica) -> process.Run:
         run = self.runs.find(replica.run_id)

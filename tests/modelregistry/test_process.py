@@ -13,7 +13,7 @@ from modelregistry import memory, process, shim
 from modelregistry.engines import Command
 from modelregistry.process import Life, Runs
 from modelregistry.shim import Identity
-from tests.modelregistry.site import eventually
+from tests.waiting import until
 
 SLEEP = "import time; time.sleep(600)"
 # A front with a child that has a child of its own in another session, as vLLM's are; it says who they are.
@@ -44,7 +44,7 @@ def start(runs, script, run_id="r1", grace=2.0, **env):
 
 
 def printed(run, lines=1):
-    text = eventually(lambda: len(log := process.log_tail(run.directory).splitlines()) >= lines and log)
+    text = until(lambda: len(log := process.log_tail(run.directory).splitlines()) >= lines and log)
     return text
 
 
@@ -95,7 +95,7 @@ def test_files_of_a_run_are_for_its_owner_only(runs):
 
 def test_it_tells_how_an_engine_ended(runs):
     run = start(runs, "import sys; print('no such flag', file=sys.stderr); sys.exit(7)")
-    eventually(lambda: process.life(run) is Life.ENDED)
+    until(lambda: process.life(run) is Life.ENDED)
     assert str(process.ending(run)) == "ended with code 7"
     assert process.log_tail(run.directory) == "no such flag"
 
@@ -103,7 +103,7 @@ def test_it_tells_how_an_engine_ended(runs):
 def test_it_tells_what_killed_an_engine(runs):
     run = start(runs, SLEEP)
     os.kill(run.engine.pid, signal.SIGKILL)
-    eventually(lambda: process.life(run) is Life.ENDED)
+    until(lambda: process.life(run) is Life.ENDED)
     assert str(process.ending(run)) == "was killed by SIGKILL"
     assert not process.ending(run).asked
 
@@ -167,14 +167,14 @@ def test_told_so_it_kills_at_once(runs):
     process.terminate(run)
     assert process.life(run) is Life.RUNNING
     process.terminate_at_once(run)
-    eventually(lambda: process.life(run) is Life.ENDED, 2)
+    until(lambda: process.life(run) is Life.ENDED, 2)
 
 
 def test_what_a_dead_front_leaves_behind_is_ended(runs):
     run = start(runs, FAMILY)
     pids = family(run)
     os.kill(run.engine.pid, signal.SIGKILL)
-    eventually(lambda: process.life(run) is Life.ENDED, 5)
+    until(lambda: process.life(run) is Life.ENDED, 5)
     assert dead([*pids, run.shim.pid])
 
 
@@ -182,7 +182,7 @@ def test_the_tree_of_a_killed_shim_is_found_by_its_mark(runs):
     run, other = start(runs, FAMILY), start(runs, SLEEP, "r2")
     pids = family(run)
     os.kill(run.shim.pid, signal.SIGKILL)
-    eventually(lambda: process.life(run) is Life.LOST)
+    until(lambda: process.life(run) is Life.LOST)
     assert {who.pid for who in runs.strays()} == {run.engine.pid, *pids}
     assert process.stop(run, grace=1)
     assert dead([run.engine.pid, *pids])
@@ -236,7 +236,7 @@ def test_a_half_made_run_is_no_run(runs):
 
 def test_a_forgotten_run_leaves_nothing(runs):
     run = start(runs, "pass")
-    eventually(lambda: process.life(run) is Life.ENDED)
+    until(lambda: process.life(run) is Life.ENDED)
     runs.forget(run)
     assert not run.directory.exists()
 
@@ -258,5 +258,5 @@ def test_processes_of_a_run_are_measured(runs):
     printed(run)
     assert 50_000_000 < memory.resident(process.tree(run)) < 90_000_000
     before = process.cpu_seconds(run)
-    eventually(lambda: process.cpu_seconds(run) > before + 0.2)
+    until(lambda: process.cpu_seconds(run) > before + 0.2)
     assert memory.resident([Identity(2**22, 1)]) == 0

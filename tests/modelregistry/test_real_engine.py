@@ -16,7 +16,7 @@ from django.core.management import call_command
 from modelregistry.engines import XLLAMACPP_LAUNCHER
 from modelregistry.models import Replica, ServedModel
 from tests import engines
-from tests.modelregistry.site import eventually
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_killed_supervisor_takes_nothing_with_it(real):
         supervisor.kill()
         supervisor.wait()
         second = real.supervise("--stop-engines")
-        eventually(lambda: "adopted" in real.log.read_text())
+        until(lambda: "adopted" in real.log.read_text())
         assert running(before) == 1
         rest = answer.read().decode()
     assert rest.rstrip().endswith("data: [DONE]")
@@ -87,7 +87,7 @@ def test_the_context_is_what_each_request_may_use(real):
         chat(ready, 1, messages=[{"role": "user", "content": "word " * 600}])
     assert refusal.value.code == 400
     assert json.load(refusal.value)["error"]["n_ctx"] == 512
-    assert eventually(lambda: Replica.objects.get().memory_bytes) > 100_000_000
+    assert until(lambda: Replica.objects.get().memory_bytes) > 100_000_000
 
 
 def test_embeddings_are_served_also_of_long_inputs(real):
@@ -105,7 +105,7 @@ def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(engines.chat_model().read_bytes()[:100_000])
     register("broken", broken)
-    down = eventually(lambda: (row := real.replica("broken")) and row.pid is None and row.detail and row, 60)
+    down = until(lambda: (row := real.replica("broken")) and row.pid is None and row.detail and row, 60)
     assert down.detail.startswith("ended with code 1: ")
     assert "failed to read key-value pairs" in down.detail.splitlines()[0]
     assert "failed to load model" in down.detail
@@ -114,7 +114,7 @@ def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
 def test_unknown_arguments_say_so(real):
     real.supervise()
     register("smol", engines.chat_model(), "--arg=--no-such-thing")
-    down = eventually(lambda: (row := real.replica("smol")) and row.pid is None and row.detail and row, 60)
+    down = until(lambda: (row := real.replica("smol")) and row.pid is None and row.detail and row, 60)
     assert "unrecognized arguments: --no-such-thing" in down.detail.splitlines()[0]
 
 
@@ -131,7 +131,7 @@ def launched(tmp_path):
     argv += ["--threads=1"]  # several wait for each other by spinning, and on a busy machine a token may take a second
     with (tmp_path / "log").open("w") as log:
         engine = subprocess.Popen(argv, env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log)
-    eventually(lambda: "\nlistening on" in (tmp_path / "log").read_text(), 60)
+    until(lambda: "\nlistening on" in (tmp_path / "log").read_text(), 60)
     yield engine, Replica(url=f"http://127.0.0.1:{port}", api_key="k", model=ServedModel(name="smol"))
     engine.kill()
     engine.wait()

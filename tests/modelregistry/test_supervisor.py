@@ -18,7 +18,8 @@ from django.utils import timezone
 from apiproxy.models import CatalogueRevision
 from modelregistry import process, routes
 from modelregistry.models import Host, Wish
-from tests.modelregistry.site import FAKE, eventually, stream
+from tests.modelregistry.site import FAKE, stream
+from tests.waiting import until
 
 
 def gone(run):
@@ -38,7 +39,7 @@ def test_a_model_is_started_and_offered_once_it_answers(site):
     assert stream(ready, 2).rest().endswith("[DONE]\n\n")
     assert ready.pk == starting.pk
     assert ready.pid == site.run_of(ready).engine.pid
-    eventually(lambda: site.replica().memory_bytes > 1_000_000)
+    until(lambda: site.replica().memory_bytes > 1_000_000)
     assert Host.objects.get(name="here").seen_at
 
 
@@ -61,7 +62,7 @@ def test_an_unregistered_model_finishes_what_runs_and_is_gone(site):
     model.delete()
     assert site.replica() is None
     assert answer.rest().count("data:") == 91
-    eventually(lambda: gone(run), 5)
+    until(lambda: gone(run), 5)
 
 
 def test_a_crashed_engine_is_started_again(site):
@@ -69,7 +70,7 @@ def test_a_crashed_engine_is_started_again(site):
     site.model()
     first = site.reaches("ready")
     os.kill(first.pid, signal.SIGKILL)
-    down = eventually(lambda: (row := site.replica()).state == "backoff" and row.pid is None and row)
+    down = until(lambda: (row := site.replica()).state == "backoff" and row.pid is None and row)
     assert (down.url, down.api_key, down.restarts) == ("", "", 1)
     assert down.detail.startswith("was killed by SIGKILL")
     again = site.reaches("ready")
@@ -80,10 +81,10 @@ def test_a_crashed_engine_is_started_again(site):
 def test_an_engine_that_dies_at_start_says_why_and_is_tried_later_and_later(site):
     site.supervise()
     site.model("m", "exit=unknown model architecture: foo")
-    down = eventually(lambda: (row := site.replica()) and row.state == "backoff" and row.detail and row)
+    down = until(lambda: (row := site.replica()) and row.state == "backoff" and row.detail and row)
     assert down.detail.splitlines()[0] == "ended with code 3: error: unknown model architecture: foo"
     assert "loading model" in down.detail
-    third = eventually(lambda: (row := site.replica()).restarts == 3 and row.retry_at and row)
+    third = until(lambda: (row := site.replica()).restarts == 3 and row.retry_at and row)
     assert 2 < (third.retry_at - timezone.now()).total_seconds() <= 4
 
 
@@ -91,7 +92,7 @@ def test_a_model_whose_file_went_away_says_so(site):
     site.supervise()
     Host.objects.get_or_create(name="here")
     site.model("m", host=Host.objects.get(name="here"), path=str(site.var / "gone.gguf"))
-    down = eventually(lambda: (row := site.replica()) and row.state == "backoff" and row)
+    down = until(lambda: (row := site.replica()) and row.state == "backoff" and row)
     assert down.detail == f"{site.var / 'gone.gguf'} does not exist."
 
 
@@ -100,21 +101,21 @@ def test_a_host_without_the_engine_says_so(site):
     (site.var / "model").mkdir()
     (site.var / "model" / "config.json").write_text("{}")
     site.model("m", engine="vllm", path=str(site.var / "model"))
-    down = eventually(lambda: (row := site.replica()) and row.state == "backoff" and row)
+    down = until(lambda: (row := site.replica()) and row.state == "backoff" and row)
     assert "VLLM_COMMAND" in down.detail
 
 
 def test_a_slow_start_has_its_limit(site):
     site.supervise(ENGINE_START_TIMEOUT="1.5")
     site.model("m", "loading=600")
-    down = eventually(lambda: (row := site.replica()) and row.state == "backoff" and row.pid is None and row)
+    down = until(lambda: (row := site.replica()) and row.state == "backoff" and row.pid is None and row)
     assert down.detail.startswith("did not answer within 1.5 s of its start")
 
 
 def test_an_engine_that_runs_but_refuses_its_work_is_not_ready(site):
     site.supervise()
     site.model("m", "refuse")
-    down = eventually(lambda: (row := site.replica()) and row.state == "backoff" and row.pid is None and row)
+    down = until(lambda: (row := site.replica()) and row.state == "backoff" and row.pid is None and row)
     assert down.detail.startswith("runs, but does not do its work: /v1/chat/completions: 400 this model cannot do that")
 
 
@@ -154,7 +155,7 @@ def test_a_port_in_use_is_left_to_its_owner(site, occupied):
 def test_no_free_port_is_told(site, occupied):
     site.supervise(ENGINE_PORTS=f"{occupied}-{occupied}")
     site.model()
-    down = eventually(lambda: (row := site.replica()) and row.state == "backoff" and row)
+    down = until(lambda: (row := site.replica()) and row.state == "backoff" and row)
     assert down.detail == f"All ports of ENGINE_PORTS ({occupied}-{occupied}) are in use."
 
 
@@ -203,7 +204,7 @@ def test_replicas_come_and_go(site):
     assert first.url != second.url
     model.replicas = 1
     model.save()
-    eventually(lambda: site.replica(number=1) is None)
+    until(lambda: site.replica(number=1) is None)
     assert site.replica().pid == first.pid
     assert site.living() != []
 
@@ -217,7 +218,7 @@ def test_an_idle_model_sleeps_and_a_wish_wakes_it(site):
     assert gone(run)
     Wish.objects.create(model=model, at=timezone.now())
     site.reaches("ready")
-    eventually(lambda: not Wish.objects.exists())
+    until(lambda: not Wish.objects.exists())
 
 
 def test_a_model_in_use_does_not_sleep(site):
@@ -264,7 +265,7 @@ def test_an_external_engine_that_refuses_our_key_is_not_offered(site, outside):
 
 def test_only_one_supervisor_runs_on_a_host(site):
     first = site.supervise()
-    eventually(lambda: Host.objects.filter(name="here", seen_at__isnull=False).exists())
+    until(lambda: Host.objects.filter(name="here", seen_at__isnull=False).exists())
     site.log.write_text("")
     second = site.supervise()
     assert second.wait(20) == 1
@@ -280,7 +281,7 @@ def test_a_killed_supervisor_is_followed_by_one_that_adopts(site):
     supervisor.kill()
     supervisor.wait()
     site.supervise()
-    eventually(lambda: "adopted" in site.log.read_text())
+    until(lambda: "adopted" in site.log.read_text())
     assert answer.rest().count("data:") == 101
     after = site.replica()
     assert (after.pid, after.url, after.api_key, after.state) == (before.pid, before.url, before.api_key, "ready")
@@ -295,9 +296,9 @@ def test_what_died_while_nobody_looked_is_started_again(site):
     supervisor.wait()
     os.kill(before.pid, signal.SIGKILL)
     run = site.run_of(before)
-    eventually(lambda: gone(run))
+    until(lambda: gone(run))
     site.supervise()
-    again = eventually(lambda: (row := site.replica()).pid not in (None, before.pid) and row.state == "ready" and row)
+    again = until(lambda: (row := site.replica()).pid not in (None, before.pid) and row.state == "ready" and row)
     assert again.restarts == 1
 
 
@@ -309,7 +310,7 @@ def test_an_unregistered_model_is_stopped_although_the_supervisor_was_away(site)
     supervisor.wait()
     model.delete()
     site.supervise()
-    eventually(lambda: gone(run))
+    until(lambda: gone(run))
 
 
 def test_an_engine_without_its_shim_is_replaced(site):
@@ -319,7 +320,7 @@ def test_an_engine_without_its_shim_is_replaced(site):
     run = site.run_of(before)
     assert len(process.remains(run)) == 2
     os.kill(run.shim.pid, signal.SIGKILL)
-    down = eventually(lambda: (row := site.replica()).state == "backoff" and row.pid is None and row)
+    down = until(lambda: (row := site.replica()).state == "backoff" and row.pid is None and row)
     assert down.detail.startswith("its shim was killed")
     assert process.remains(run) == []
     site.reaches("ready")
@@ -356,7 +357,7 @@ def test_logs_of_a_model_that_is_gone_are_not_kept_for_ever(site):
     assert len(site.runs.all()) == 1
     model.delete()
     site.supervise()
-    eventually(lambda: site.runs.all() == [])
+    until(lambda: site.runs.all() == [])
 
 
 def test_a_second_signal_stops_stubborn_engines_at_once(site):
@@ -375,15 +376,15 @@ def test_engines_do_not_mind_a_database_that_is_away(site):
     site.model()
     before = site.reaches("ready")
     away(True)
-    eventually(lambda: "the database does not answer" in site.log.read_text())
+    until(lambda: "the database does not answer" in site.log.read_text())
     os.kill(before.pid, signal.SIGKILL)
-    eventually(lambda: len(site.runs.all()) == 2, 10)
+    until(lambda: len(site.runs.all()) == 2, 10)
     time.sleep(2)
     assert site.log.read_text().count("the database does not answer") == 1
     away(False)
-    again = eventually(lambda: (row := site.replica()).state == "ready" and row.restarts == 1 and row)
+    again = until(lambda: (row := site.replica()).state == "ready" and row.restarts == 1 and row)
     assert again.pid != before.pid
-    eventually(lambda: "the database answers again" in site.log.read_text())
+    until(lambda: "the database answers again" in site.log.read_text())
 
 
 def away(is_away: bool) -> None:
@@ -399,7 +400,7 @@ def test_what_gateways_need_not_know_does_not_make_them_look(site):
     site.supervise()
     site.model()
     site.reaches("ready")
-    eventually(lambda: site.replica().memory_bytes)
+    until(lambda: site.replica().memory_bytes)
     revision = CatalogueRevision.objects.get().number
     time.sleep(3)  # three exchanges with the database
     assert CatalogueRevision.objects.get().number == revision
