@@ -208,7 +208,7 @@ class Gateway:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
         replica = self._choose(model)
         now = self.wall()
-        hold = self.limits.admit(key.limits, model.id, protocol.estimate(call, endpoint), now)
+        hold = await self.limits.admit(key.limits, model.id, protocol.estimate(call, endpoint), now)
         meter = CallMeter(self, call, endpoint, key, model, hold, request_id, now)
         meter.replica = replica.id
         try:

@@ -1,7 +1,7 @@
 """Hard limits: reserve before a call goes out, settle when it has ended.
 
 Counters live in this process; `UsageRecord` is the truth from which a new counter is seeded. All methods run in the
-event loop's thread and never wait, so a check and its reservation cannot be torn apart.
+event loop's thread; a check and its reservation have no `await` between them, so they cannot be torn apart.
 """
 
 import math
@@ -63,7 +63,7 @@ class Limits:
         self._bounds = bounds
         self._tallies: dict[Counter, Tally] = {}
 
-    def admit(self, limits: Sequence[Limit], model: int, estimate: int, now: float) -> Hold:
+    async def admit(self, limits: Sequence[Limit], model: int, estimate: int, now: float) -> Hold:
         """Reserves one request and `estimate` tokens under every limit that applies to this model, or under none.
 
         Raises OverRate or OverQuota for the limit that lasts longest among those that are reached.
