@@ -39,13 +39,14 @@ bench:
 	.venv/bin/python -m tests.bench.compare
 
 # uv resolves for every platform at once, which pip cannot; it is needed here only, so nowhere else.
-COMPILE = /bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-header --upgrade --quiet
+OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet
+COMPILE = /bin/uv pip compile pyproject.toml $(OPTIONS)
 lock:
 	@set -e; uv=$$(mktemp -d); trap 'rm -rf "$$uv"' EXIT; \
 	.venv/bin/python -m venv "$$uv"; "$$uv/bin/pip" install --quiet uv; \
 	"$$uv"$(COMPILE) --output-file requirements.lock; \
 	"$$uv"$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock; \
+	"$$uv"/bin/uv pip compile tests/bench/tools.in $(OPTIONS) --output-file tests/bench/tools.lock; \
 	git diff --stat -- '*.lock'
 
 .PHONY: help setup run test test-setup check bench lock

@@ -1,120 +1,74 @@
-"""python -m tests.bench.compare [--rounds 3] [--only nginx,madoguchi]: the gateway beside nginx and no gateway.
+"""python -m tests.bench.compare: the gateway beside nginx, a Rust router and no gateway.
 
-Three interleaved rounds, so that a machine that gets slower or faster does so for all; of each figure the median.
-The contender has one core, the load and the engine the other. A load during which strangers or the machine's own host
-took more than a quarter of a core is repeated once. At the end the usage that the gateway recorded is compared with the
-answers that the load generator got. Prints a table for RESULTS.md.
+    --rounds 3   --only unary,burst,paced100,paced500,paced1000   --contenders nginx,vllm-router,madoguchi
+
+Each load is put on one after the other before the next load, three rounds of that: a machine that gets slower or faster
+does so for all. Figures are medians of the rounds; ratios are made within a round. The contender has one core, the load
+and the engine the other. A load during which strangers or the machine's own host took more than a quarter of a core is
+repeated once. At the end the usage that the gateway recorded is compared with the answers that the load generator got.
 """
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from time import monotonic
 
-from tests.bench import processes
-from tests.bench.contenders import Contender, contenders
-from tests.bench.processes import ROOT
-from tests.bench.workloads import WARM_UP, WORKLOADS, Workload, load
-
-CONTENDER_CORE, LOAD_CORE = 1, 0
-QUIET = 0.25  # cores
-BIN = Path(__file__).with_name("bin")
+from tests.bench.contenders import NAMES, contenders
+from tests.bench.measuring import Row, added, counted, measure, metered, ratio, started
+from tests.bench.workloads import COMPARED, WARM_UP, Workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One load on one contender. Microseconds of CPU are None for the engine itself. `delay`: ms added per token."""
+class Comparison:
+    """`answered` and `recorded` requests of our own gateway; both 0 if it did not take part."""
 
-    contender: str
-    workload: str
-    good: int
-    bad: int
-    fault: str
-    us_per_request: float | None
-    us_per_token: float | None
-    p50: float
-    p99: float
-    peak_mb: float | None
-    disturbed: float  # cores
-    repeated: bool = False  # it was, and another row counts in its place
+    rows: list[Row]
+    answered: int = 0
+    recorded: int = 0
 
 
-def measure(contender: Contender, pid: int | None, upstream: int, workload: Workload) -> list[Row]:
-    """Puts the load on it, once more if the machine was not quiet."""
-    row = _measure(contender, pid, upstream, workload)
-    if row.disturbed < QUIET:
-        return [row]
-    return [replace(row, repeated=True), _measure(contender, pid, upstream, workload)]
-
-
-def _measure(contender: Contender, pid: int | None, upstream: int, workload: Workload) -> Row:
-    own = [process for process in (pid, upstream) if process]
-    before, machine, started = [processes.cost(process) for process in own], processes.machine(), monotonic()
-    seen = load(workload, port=contender.port, key=contender.key, core=LOAD_CORE)
-    seconds = monotonic() - started
-    after, machine_after = [processes.cost(process) for process in own], processes.machine()
-    used = [late.cpu - early.cpu for early, late in zip(before, after, strict=True)]
-    everything = machine_after.busy - machine.busy + machine_after.stolen - machine.stolen
-    times = seen["delay_ms"] if workload.tokens else seen["latency_ms"]
-    return Row(
-        contender=contender.name,
-        workload=workload.name,
-        good=seen["good"],
-        bad=seen["bad"] + seen["unfinished"],
-        fault=seen["first_fault"],
-        us_per_request=1e6 * used[0] / max(1, seen["good"]) if pid else None,
-        us_per_token=1e6 * used[0] / seen["tokens"] if pid and seen["tokens"] else None,
-        p50=times["p50"],
-        p99=times["p99"],
-        peak_mb=after[0].peak_mb if pid else None,
-        disturbed=(everything - sum(used) - seen["loadgen_cpu_s"]) / seconds,
-    )
-
-
-def one_round(contender: Contender, direct: Contender, logs: Path) -> Iterable[Row]:
-    """Every load on one contender, with an engine and a gateway that are started for it."""
-    engine, log = [str(BIN / "upstream"), "-p", str(direct.port)], logs / "upstream.log"
-    with processes.running(engine, core=LOAD_CORE, url=direct.url, log=log, env={}) as upstream:
-        if not contender.command:
-            for workload in WORKLOADS:
-                yield from measure(contender, None, upstream, workload)
-            return
-        log = logs / f"{contender.name}.log"
-        with processes.running(
-            contender.command, core=CONTENDER_CORE, url=contender.url, log=log, env=contender.env
-        ) as pid:
-            for workload in WARM_UP:
-                load(workload, port=contender.port, key=contender.key, core=LOAD_CORE)
-            for workload in WORKLOADS:
-                yield from measure(contender, pid, upstream, workload)
+def compare(workloads: list[Workload], names: list[str], rounds: int) -> Comparison:
+    """Blocks for about 15 s for each load, contender and round."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:
+        everybody = contenders(Path(directory), names)
+        for number in range(1, rounds + 1):
+            with started(everybody, Path(directory)) as running:
+                for workload in workloads:
+                    for contender in everybody:
+                        rows += measure(running, contender.name, workload, number)
+        for contender in everybody:
+            if contender.name == "madoguchi":
+                warm_up = rounds * sum(workload.requests for workload in WARM_UP)
+                answered = warm_up + sum(row.good for row in rows if row.contender == contender.name)
+                return Comparison(rows=rows, answered=answered, recorded=metered(contender))
+    return Comparison(rows=rows)
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: one line for each contender and workload, medians of the rounds.
+    """Markdown: one line for each workload and contender, medians of the rounds.
 
     `others`: of a core, at most, what strangers and the machine's own host used meanwhile. Distrust much above 25 %.
     """
     lines = [
-        "| | load | CPU µs per request | per token | p50 ms | p99 ms | peak MB | good | bad | others |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| load | | CPU µs per request | per token | p50 ms | p99 ms | added p50 | added p99 | peak MB | good | bad | others |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for contender, workload in dict.fromkeys((row.contender, row.workload) for row in rows):
-        same = [row for row in rows if (row.contender, row.workload) == (contender, workload) and not row.repeated]
+    for workload, contender in dict.fromkeys((row.workload, row.contender) for row in rows):
+        same = counted(rows, contender, workload)
         streams = same[0].us_per_token is not None
+        direct = contender == "direct"
         cells = [
-            contender,
             workload,
+            contender,
             "–" if streams else _median([row.us_per_request for row in same], 0),
             _median([row.us_per_token for row in same], 1),
             _median([row.p50 for row in same], 2),
             _median([row.p99 for row in same], 1),
+            "–" if direct else f"{added(rows, contender, workload, 'p50'):.2f}",
+            "–" if direct else f"{added(rows, contender, workload, 'p99'):.1f}",
             _median([row.peak_mb for row in same], 0),
             str(sum(row.good for row in same)),
             str(sum(row.bad for row in same)),
@@ -124,44 +78,43 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def ratios(rows: list[Row]) -> str:
+    """Markdown: our CPU as a multiple of the others' in the same round, medians of the rounds."""
+    others = [name for name in NAMES if name != "madoguchi" and any(row.contender == name for row in rows)]
+    lines = [f"| CPU of madoguchi, times that of | {' | '.join(others)} |", f"|---|{'---|' * len(others)}"]
+    for workload in dict.fromkeys(row.workload for row in rows if row.contender == "madoguchi"):
+        what = "us_per_token" if counted(rows, "madoguchi", workload)[0].us_per_token is not None else "us_per_request"
+        cells = [f"{ratio(rows, 'madoguchi', other, workload, what):.2f}" for other in others]
+        lines.append(f"| {workload} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def _median(values: list[float | None], digits: int) -> str:
     known = [value for value in values if value is not None]
     return f"{median(known):.{digits}f}" if known else "–"
 
 
-def metered(contender: Contender) -> int:
-    """How many requests the gateway recorded. It has been stopped, which moves what was left in its spool."""
-    usage = [sys.executable, "manage.py", "usage", "--json"]
-    done = subprocess.run(usage, cwd=ROOT, env={**os.environ, **contender.env}, check=True, capture_output=True)
-    return sum(row["requests"] for row in json.loads(done.stdout))
+def default_settings() -> None:
+    """Measured is the default configuration, whatever this shell is set up for."""
+    for name in [name for name in os.environ if name.startswith(("LDAP_", "GATEWAY_", "DATABASE_URL", "REDIS_URL"))]:
+        del os.environ[name]
 
 
 def main() -> None:
+    known = {workload.name: workload for workload in COMPARED}
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--rounds", type=int, default=3)
-    arguments.add_argument("--only", default="nginx,madoguchi", help="with commas; `direct` is always there")
+    arguments.add_argument("--only", default=",".join(known))
+    arguments.add_argument("--contenders", default=",".join(NAMES))
     options = arguments.parse_args()
-    # Measured is the default configuration, whatever this shell is set up for.
-    for name in [name for name in os.environ if name.startswith(("LDAP_", "GATEWAY_", "DATABASE_URL"))]:
-        del os.environ[name]
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as name:
-        everybody = contenders(Path(name), options.only.split(","))
-        for _ in range(options.rounds):
-            for contender in everybody:
-                for row in one_round(contender, everybody[0], Path(name)):
-                    print(row, file=sys.stderr, flush=True)
-                    rows.append(row)
-        print(table(rows))
-        warm_up = options.rounds * sum(workload.requests for workload in WARM_UP)
-        for contender in everybody:
-            if contender.name == "madoguchi":
-                answered = warm_up + sum(row.good for row in rows if row.contender == contender.name)
-                recorded = metered(contender)
-                print(f"\nmadoguchi answered {answered} requests and recorded {recorded}.")
-                if recorded != answered:
-                    raise SystemExit("Usage is not exact.")
-    if any(row.bad for row in rows):
+    default_settings()
+    done = compare([known[name] for name in options.only.split(",")], options.contenders.split(","), options.rounds)
+    print(table(done.rows))
+    if done.answered:
+        print(f"\n{ratios(done.rows)}\n\nmadoguchi answered {done.answered:,} requests and recorded {done.recorded:,}.")
+    if done.answered != done.recorded:
+        raise SystemExit("Usage is not exact.")
+    if any(row.bad for row in done.rows):
         raise SystemExit("Some answers were not as they should be; see `fault` above.")
 
 

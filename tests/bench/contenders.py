@@ -1,4 +1,4 @@
-"""What is compared: no gateway at all, nginx, and this gateway with keys, limits and metering on."""
+"""What is compared: no gateway, nginx, a Rust router without keys or metering, this gateway with all of it on."""
 
 import os
 import socket
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.bench import tools
 from tests.bench.processes import ROOT
 
 # One process, as the gateway has one; connections to the engine are kept, and every token is passed on at once.
@@ -48,12 +49,17 @@ class Contender:
         return f"http://127.0.0.1:{self.port}{self.path}"
 
 
+NAMES = ("nginx", "vllm-router", "madoguchi")
+
+
 def contenders(directory: Path, names: Sequence[str]) -> list[Contender]:
     """Those of these names, prepared in a directory and with ports that nobody else uses; first the engine itself."""
-    engine, nginx, madoguchi = _free_ports(3)
+    engine, nginx, router, metrics, madoguchi = _free_ports(5)
     found = [Contender(name="direct", port=engine)]
     if "nginx" in names:
         found.append(_nginx(directory / "nginx", nginx, engine))
+    if "vllm-router" in names:
+        found.append(_vllm_router(router, metrics, engine))
     if "madoguchi" in names:
         found.append(_madoguchi(directory / "madoguchi", madoguchi, engine))
     return found
@@ -73,6 +79,22 @@ def _nginx(directory: Path, port: int, engine: int) -> Contender:
     config = directory / "nginx.conf"
     config.write_text(NGINX % {"port": port, "engine": engine})
     return Contender(name="nginx", port=port, command=("/usr/sbin/nginx", "-p", str(directory), "-c", str(config)))
+
+
+def _vllm_router(port: int, metrics: int, engine: int) -> Contender:
+    """One engine, so no policy has anything to choose: the one that looks at least."""
+    options = {
+        "worker-urls": f"http://127.0.0.1:{engine}",
+        "host": "127.0.0.1",
+        "port": port,
+        "policy": "round_robin",
+        "log-level": "error",
+        "prometheus-port": metrics,
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return Contender(
+        name="vllm-router", port=port, command=(str(tools.python()), "-m", "vllm_router.launch_router", *words)
+    )
 
 
 def _madoguchi(directory: Path, port: int, engine: int) -> Contender:

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+Cores = str  # as `taskset` reads them: "1", "0,1"
 TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 
@@ -70,23 +71,23 @@ def _tree(root: int) -> list[int]:
     return found
 
 
-def pinned(command: Sequence[str], core: int) -> list[str]:
-    """The command on one core and, where that is allowed, ahead of everything else that runs there.
+def pinned(command: Sequence[str], cores: Cores) -> list[str]:
+    """The command on these cores and, where that is allowed, ahead of everything else that runs there.
 
     Real-time scheduling keeps strangers' work out of the latencies; it needs root.
     """
     ahead = ["chrt", "--rr", "5"]
     if not shutil.which("chrt") or subprocess.run([*ahead, "true"], capture_output=True).returncode:
         ahead = []
-    return ["taskset", "--cpu-list", str(core), *ahead, *command]
+    return ["taskset", "--cpu-list", cores, *ahead, *command]
 
 
 @contextmanager
-def running(command: Sequence[str], *, core: int, url: str, log: Path, env: Mapping[str, str]) -> Iterator[int]:
+def running(command: Sequence[str], *, cores: Cores, url: str, log: Path, env: Mapping[str, str]) -> Iterator[int]:
     """The pid of the command, once `url` answers anything (60 s at most); its whole group is ended at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            pinned(command, core),
+            pinned(command, cores),
             env={**os.environ, **env},
             stdout=output,
             stderr=output,
