@@ -1,6 +1,8 @@
 """python -m tests.bench.compare: the gateway beside nginx, a Rust router and no gateway.
 
-    --rounds 3   --only unary,burst,paced100,paced500,paced1000   --contenders nginx,vllm-router,vllm-router-rr,madoguchi
+    --rounds 3
+    --only unary,burst,paced100,paced500,paced1000
+    --contenders nginx,vllm-router,vllm-router-rr,madoguchi
 
 Each load is put on one after the other before the next load, three rounds of that: a machine that gets slower or faster
 does so for all. Figures are medians of the rounds; ratios are made within a round. The contender has one core, the load
@@ -52,7 +54,8 @@ def table(rows: list[Row]) -> str:
 
     `others`: of a core, at most, what strangers and the machine's own host used meanwhile. Distrust much above 25 %.
     """
-    columns = "load| |CPU µs per request|per token|p50 ms|p99 ms|added p50|added p99|peak MB|good|bad|others".split("|")
+    figures = ["CPU µs per request", "per token", "p50 ms", "p99 ms", "added p50", "added p99", "peak MB"]
+    columns = ["load", "", *figures, "good", "bad", "others"]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for workload, contender in dict.fromkeys((row.workload, row.contender) for row in rows):
         same = counted(rows, contender, workload)
