@@ -10,7 +10,6 @@ import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from apiproxy.gateway import Gateway, Scope, Timeouts, respond
 from apiproxy.ledger import DatabaseAway, Drain, Spool
 from apiproxy.limits import Limits
 from apiproxy.relay import Receive, Send
+from apiproxy.thread import Thread
 from portal.metering import windows
 
 log = logging.getLogger("madoguchi.gateway")
@@ -34,6 +34,7 @@ REFRESH = (
 PATIENCE = 2.0  # seconds that a caller with an unknown key waits for a database that hangs
 FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
+LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
 
 
@@ -112,8 +113,8 @@ class Application:
             wish=self._wish,
             refresh=self._refresh,
         )
-        self._catalogue_thread = ThreadPoolExecutor(1, "catalogue")
-        self._ledger_thread = ThreadPoolExecutor(1, "ledger")
+        self._catalogue_thread = Thread("catalogue")
+        self._ledger_thread = Thread("ledger")
         await self._move(gateway)
         await self._reload(gateway)
         self._gateway = gateway
@@ -135,9 +136,10 @@ class Application:
         self._tasks = []
         await gateway.close()
         try:
-            await self._move(gateway)
-        except DatabaseAway as error:
-            log.warning("usage stays in the spool: %s", error)
+            async with asyncio.timeout(LAST_MOVE):
+                await self._move(gateway)
+        except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
+            log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
         gateway.spool.shut()
         self._catalogue_thread.shutdown()
         self._ledger_thread.shutdown()

@@ -12,11 +12,12 @@ What may be away:
 - power: the spool is written, not synced, per event; `drain` syncs it, so a power cut can lose the last second.
 """
 
+import contextlib
 import fcntl
 import json
 import os
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,7 @@ class Spool:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory = directory
         self.owner = uuid.uuid4().hex[:12]
-        self._lock = os.open(directory / f"{self.owner}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._lock = take(directory / f"{self.owner}.lock", fcntl.LOCK_EX)
         self._number = 0
         self._unwritten: list[bytes] = []
         self._file = self._segment()
@@ -161,41 +161,43 @@ class Drain:
     def run(self) -> int:
         """Moves everything that is there; returns the number of rows. Raises DatabaseAway; call again later."""
         moved = 0
-        for owner, segments in self._owners().items():
-            alive = owner == self._own or self._locked(owner)
-            if owner != self._own and alive:
-                continue  # another gateway of this host drains its own
-            for segment in segments:
-                moved += self._segment(segment)
-            if not alive:
-                moved += self._bury(owner, segments)
+        for owner in self._owners():
+            if owner == self._own:
+                moved += self._move(owner)
+                self._tidy(self._segments(owner))
             else:
-                self._tidy(segments)
+                with self._claim(owner) as dead:
+                    if dead:  # the living drain their own
+                        moved += self._move(owner) + self._bury(owner)
         return moved
 
     def backlog(self) -> int:
         """Bytes in the spool that are not in the database yet."""
         return sum(path.stat().st_size - self._read.get(path.name, 0) for path in self._directory.glob("*.jsonl"))
 
-    def _owners(self) -> dict[str, list[Path]]:
-        owners: dict[str, list[Path]] = {}
-        for path in sorted(self._directory.glob("*.jsonl")):
-            owners.setdefault(path.name.partition("-")[0], []).append(path)
-        return owners
+    def _owners(self) -> list[str]:
+        """Of segments, and of locks: one that was killed before its first segment has left a lock alone."""
+        segments = {path.name.partition("-")[0] for path in self._directory.glob("*.jsonl")}
+        return sorted(segments | {path.stem for path in self._directory.glob("*.lock")})
 
-    def _locked(self, owner: str) -> bool:
-        """Whether the owner lives: it holds its lock until it dies, however it dies."""
+    def _segments(self, owner: str) -> list[Path]:
+        return sorted(self._directory.glob(f"{owner}-*.jsonl"))
+
+    @contextlib.contextmanager
+    def _claim(self, owner: str) -> Iterator[bool]:
+        """Whether the owner is dead: it holds its lock until it dies, however it dies. Its spool is ours alone then."""
         try:
-            descriptor = os.open(self._directory / f"{owner}.lock", os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = take(self._directory / f"{owner}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return True
+            yield False
+            return
+        try:
+            yield True
         finally:
             os.close(descriptor)
-        return False
+
+    def _move(self, owner: str) -> int:
+        return sum(self._segment(path) for path in self._segments(owner))
 
     def _segment(self, path: Path) -> int:
         moved = 0
@@ -255,8 +257,9 @@ class Drain:
         segment, _ = self._open.pop(request_id, ("", None))
         self._unfinished.get(segment, set()).discard(request_id)
 
-    def _bury(self, owner: str, segments: list[Path]) -> int:
+    def _bury(self, owner: str) -> int:
         """A dead gateway's open streams were interrupted; then nothing of it is left to keep."""
+        segments = self._segments(owner)
         names = {path.name for path in segments}
         interrupted = [usage for segment, usage in self._open.values() if segment in names]
         self._write(interrupted)
@@ -277,3 +280,24 @@ class Drain:
         path.unlink(missing_ok=True)
         self._read.pop(path.name, None)
         self._unfinished.pop(path.name, None)
+
+
+def take(path: Path, operation: int) -> int:
+    """A descriptor that holds the flock on this file, made if it is not there. Raises BlockingIOError with LOCK_NB."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, operation)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if still_there(descriptor, path):
+            return descriptor
+        os.close(descriptor)  # whoever held it before us has removed it: a lock on it would say nothing
+
+
+def still_there(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

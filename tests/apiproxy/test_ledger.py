@@ -1,12 +1,16 @@
 """The spool and its drain, with real files; the database is a list."""
 
+import concurrent.futures
 import errno
+import fcntl
 import os
+from pathlib import Path
 
 import pytest
 
 from apiproxy import ledger
 from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool, Usage
+from tests.waiting import until
 
 
 def usage(request_id: str, **more) -> Usage:
@@ -83,6 +87,52 @@ def test_a_dead_gateways_spool_is_moved_and_its_open_streams_were_interrupted(tm
     dead.shut()  # the kernel drops the lock of a killed process just so
     Drain(tmp_path, database.record).run()
     assert {name: row.status for name, row in database.rows.items()} == {"finished": "finished", "cut": "interrupted"}
+    assert files(tmp_path) == []
+
+
+def test_the_lock_of_one_that_died_before_its_first_segment_is_removed(tmp_path, database):
+    (tmp_path / "dead.lock").touch()
+    living = Spool(tmp_path)
+    (segment,) = tmp_path.glob(f"{living.owner}-*")
+    segment.unlink()  # as when it is just being made
+    Drain(tmp_path, database.record).run()
+    assert files(tmp_path) == [f"{living.owner}.lock"]
+
+
+def test_a_lock_that_was_removed_while_one_waited_for_it_is_taken_anew(tmp_path):
+    path = tmp_path / "owner.lock"
+    drains = ledger.take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        born = pool.submit(ledger.take, path, fcntl.LOCK_EX)
+        until(lambda: len(waiting_for(path)) == 1)
+        path.unlink()
+        os.close(drains)
+        descriptor = born.result(10)
+    assert os.path.samestat(os.fstat(descriptor), path.stat())
+    with pytest.raises(BlockingIOError):
+        ledger.take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+
+
+def waiting_for(path) -> list[str]:
+    """Lines of the kernel's table: who waits for a lock on this file."""
+    inode = f":{path.stat().st_ino} "
+    return [line for line in Path("/proc/locks").read_text().splitlines() if "->" in line and inode in line]
+
+
+def test_a_dead_ones_spool_is_drained_by_one_at_a_time(tmp_path, database):
+    """Workers that start together find the same dead ones."""
+    dead = Spool(tmp_path)
+    dead.close(usage("a"))
+    dead.shut()
+    others: list[int] = []
+
+    def meanwhile(rows) -> None:
+        others.append(Drain(tmp_path, database.record).run())
+        database.record(rows)
+
+    assert Drain(tmp_path, meanwhile).run() == 1
+    assert others == [0]
     assert files(tmp_path) == []
 
 

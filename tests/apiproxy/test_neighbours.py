@@ -1,14 +1,17 @@
 """What the gateway leans on goes away and comes back: the database, the disk, the clock. Calls and metering go on."""
 
 import resource
+import signal
 import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import httpx2
+import psycopg
 import pytest
 
+from apiproxy.asgi import LAST_MOVE
 from portal.keys import secret
 from portal.metering.models import Quota, UsageRecord
 from tests import engine
@@ -63,7 +66,7 @@ def place(tmp_path) -> Iterator[Place]:
 # --- the database
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def database() -> Iterator[Postgres]:
     with postgres() as cluster:
         yield cluster
@@ -103,6 +106,31 @@ def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_
         until(installation.answers)
         assert sorted(recorded()) == sorted(before | away)
         assert place.chat().status_code == 200
+
+
+def test_a_database_that_hangs_does_not_keep_the_gateway_from_ending(database, tmp_path):
+    with engine.running() as fake, installed(tmp_path / "var", DATABASE_URL=database.url) as installation:
+        place = Place(installation, fake, installation.furnish(fake.url))
+        installation.serve()
+        until(installation.answers)
+        with psycopg.connect(database.url) as other:
+            other.execute("lock table metering_usagerecord in access exclusive mode")
+            calls = place.ids(4)
+            until(lambda: waiting(other) == 1)
+            begun = time.monotonic()
+            installation.process.terminate()
+            assert installation.process.wait(30) == -signal.SIGTERM  # as uvicorn ends when all is in order
+            assert time.monotonic() - begun < LAST_MOVE + 5
+            assert "usage stays in the spool" in installation.log
+            other.rollback()
+        installation.serve()
+        until(installation.answers)
+        until(lambda: calls <= {name for (name,) in database.rows("select request_id from metering_usagerecord")})
+
+
+def waiting(connection: psycopg.Connection) -> int:
+    """How many others wait for a lock in this database."""
+    return connection.execute("select count(*) from pg_locks where not granted").fetchone()[0]
 
 
 def test_a_locked_database_stops_no_call(place):
