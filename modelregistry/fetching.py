@@ -4,6 +4,7 @@ Standard library only, no Django. pip does the fetching, so a company's own pack
 """
 
 import fcntl
+import re
 import shutil
 import subprocess
 import sys
@@ -49,16 +50,26 @@ def pip(*arguments: str, pins: Iterable[str]) -> None:
     Blocks until it is done; pip's own limits apply (15 s without a byte, five tries). Its progress goes to stderr.
     Raises CannotFetch.
     """
-    pins = list(pins)
+    _pip(*arguments, "--require-hashes", pins=pins)
+
+
+def pip_unchecked(*arguments: str, pins: Iterable[str]) -> None:
+    """The same for requirements without a hash (`name==version`): what stands in no index that every site shares."""
+    _pip(*arguments, pins=pins)
+
+
+def _pip(*arguments: str, pins: Iterable[str]) -> None:
+    text = "\n".join(pins)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
-        requirements.write("\n".join(pins))
+        requirements.write(text)
         requirements.flush()
         # No pip cache: the result is kept in ours, and 100 MB need not be kept twice.
-        options = ["--no-deps", "--only-binary=:all:", "--require-hashes", "--no-cache-dir", "--no-input"]
+        options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, *options]
         if subprocess.run([*command, "-r", requirements.name], stdout=2, check=False).returncode:
-            names = ", ".join(pin.split()[0] for pin in pins)
-            raise CannotFetch(f"pip could not get {names}: see its message above. Is the package index reachable?")
+            names = re.findall(r"^[\w.-]+==[\w.+-]+", text, re.MULTILINE)
+            what = ", ".join(names) if len(names) < 4 else f"{names[0]} and {len(names) - 1} more"
+            raise CannotFetch(f"pip could not get {what}: see its message above. Is the package index reachable?")
 
 
 @contextmanager

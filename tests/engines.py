@@ -1,10 +1,13 @@
 """Real engines and models for tests, out of the per-user cache that `make setup` fills."""
 
+import hashlib
+import subprocess
 from pathlib import Path
 
 from django.conf import settings
 
 from modelregistry import engines
+from modelregistry.fetching import once
 
 
 def xllamacpp_python() -> Path:
@@ -30,3 +33,25 @@ def _model(name: str) -> Path:
     if not path.exists():
         raise LookupError(f"no {name} under {settings.CACHE}: run `make setup`")
     return path
+
+
+def vllm_python() -> Path:
+    """The Python that can import `vllm`, its build for CPUs."""
+    found = engines.find({}, settings.CACHE, "")
+    if "vllm" not in found:
+        raise LookupError(f"no vllm under {settings.CACHE}: run `make test-setup`")
+    return Path(found["vllm"][0])
+
+
+def tiny_llama() -> Path:
+    """A directory with a chat model for vLLM; the first call makes it (10 s). What it says means nothing."""
+    python = vllm_python()
+    script = Path(__file__).with_name("tiny_llama.py")
+    key = hashlib.sha256(script.read_bytes() + str(python).encode()).hexdigest()[:12]
+
+    def make(workspace: Path) -> Path:
+        made = workspace / "model"
+        subprocess.run([python, script, made], check=True, capture_output=True, timeout=300)
+        return made
+
+    return once(settings.CACHE / "models" / f"tiny-llama-{key}", make, print)

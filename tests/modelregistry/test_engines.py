@@ -1,5 +1,6 @@
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -181,6 +182,12 @@ def test_the_newest_of_several_versions_is_taken(tmp_path):
         program(tmp_path / f"engines/xllamacpp-{version}/bin", "python")
     newest = str(tmp_path / "engines/xllamacpp-2026.10.1/bin/python")
     assert engines.find({}, tmp_path, "")["xllamacpp"] == (newest,)
+
+
+def test_vllm_of_the_cache_is_started_by_its_module(tmp_path):
+    python = program(tmp_path / "engines/vllm-0.32.0+cpu/bin", "python")
+    Path(python).with_name("vllm").touch(0o755)  # holds the path where it was built
+    assert engines.find({}, tmp_path, "")["vllm"] == (python, "-m", "vllm.entrypoints.cli.main")
 
 
 def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):
