@@ -18,7 +18,7 @@ from django.conf import settings
 
 from apiproxy import controlplane
 from apiproxy.controlplane import Update
-from apiproxy.gateway import Gateway, Scope, Timeouts, respond
+from apiproxy.gateway import Gateway, Scope, respond
 from apiproxy.ledger import DatabaseAway, Drain, Spool
 from apiproxy.limits import Limits
 from apiproxy.relay import Receive, Send
@@ -104,11 +104,6 @@ class Application:
             digest=controlplane.digest,
             limits=Limits(windows.bounds),
             spool=spool,
-            timeouts=Timeouts(
-                connect=settings.GATEWAY_CONNECT_TIMEOUT,
-                first_byte=settings.GATEWAY_FIRST_BYTE_TIMEOUT,
-                idle=settings.GATEWAY_IDLE_TIMEOUT,
-            ),
             max_body=settings.GATEWAY_MAX_BODY,
             wish=self._wish,
             refresh=self._refresh,

@@ -52,6 +52,20 @@ class Replica:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds that a model's engines are given.
+
+    `connect`: to be reached. `first_byte`: from the request to the answer's first byte; `idle`: between any two bytes
+    after. `total`: from the call's beginning to its end, attempts on other replicas included.
+    """
+
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
 
@@ -67,6 +81,7 @@ class Model:
     stops_unary: bool
     tenants: frozenset[int] | None
     can_load: bool
+    timeouts: Timeouts
     replicas: tuple[Replica, ...]
 
 

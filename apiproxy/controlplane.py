@@ -14,7 +14,7 @@ from django.db import DatabaseError, InterfaceError, OperationalError, close_old
 from django.db.models import F, Q, QuerySet, Sum
 from django.utils import timezone
 
-from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Scope, Unit
+from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Scope, Timeouts, Unit
 from apiproxy.ledger import DatabaseAway, RecordRefused, Usage, plain
 from apiproxy.models import CatalogueChange, CatalogueRevision
 from modelregistry import routes
@@ -209,10 +209,21 @@ def _models() -> dict[str, Model]:
             stops_unary=served.engine != ServedModel.Engine.LLAMA_CPP,
             tenants=frozenset(access[served.model_id]) if served.model_id in access else None,
             can_load=served.can_load,
+            timeouts=_timeouts(served),
             replicas=tuple(replicas[served.model_id]),
         )
         for served in routes.served()
     }
+
+
+def _timeouts(served: routes.Served) -> Timeouts:
+    """Its own; where it has none, those of the settings."""
+    return Timeouts(
+        connect=served.connect_timeout or settings.GATEWAY_CONNECT_TIMEOUT,
+        first_byte=served.first_byte_timeout or settings.GATEWAY_FIRST_BYTE_TIMEOUT,
+        idle=served.idle_timeout or settings.GATEWAY_IDLE_TIMEOUT,
+        total=served.total_timeout or settings.GATEWAY_TOTAL_TIMEOUT,
+    )
 
 
 def _spent(limit: Limit, now: float) -> int:

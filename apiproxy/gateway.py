@@ -14,12 +14,11 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 from apiproxy import protocol
 from apiproxy.balancer import Balancer
-from apiproxy.catalogue import Catalogue, Key, Model, Replica
+from apiproxy.catalogue import Catalogue, Key, Model, Replica, Timeouts
 from apiproxy.dialects import CHAT, Dialect
 from apiproxy.errors import (
     BadRequest,
@@ -55,15 +54,6 @@ HEARTBEAT = 15.0
 ATTEMPTS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeouts:
-    """Seconds. `first_byte` from the request to the engine's first byte; `idle` between any two bytes after."""
-
-    connect: float
-    first_byte: float
-    idle: float
-
-
 class ClientLeft(Exception):
     """The client closed its connection before its request was complete."""
 
@@ -81,7 +71,6 @@ class Gateway:
         digest: Callable[[str], str | None],
         limits: Limits,
         spool: Spool,
-        timeouts: Timeouts,
         max_body: int,
         wish: Callable[[int], None],
         refresh: Callable[[], Awaitable[None]],
@@ -93,7 +82,6 @@ class Gateway:
         self.spool = spool
         self.metrics = Metrics()
         self._digest = digest
-        self._timeouts = timeouts
         self._max_body = max_body
         self._wish = wish
         self._refresh = refresh
@@ -101,7 +89,7 @@ class Gateway:
         self._clock = clock
         self._balancer = Balancer()
         self._pools: dict[str, Pool] = {}
-        self._exchanges: set[Exchange] = set()
+        self._exchanges: dict[Exchange, Timeouts] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = "req_" + secrets.token_hex(12)
@@ -238,7 +226,7 @@ class Gateway:
     ) -> None:
         """Attempts until the answer has gone out or nothing more can be tried. Raises a Refusal then."""
         watch = Drive(until_disconnect(receive), lambda _value, _error: exchange.client_left())
-        self._exchanges.add(exchange)
+        self._exchanges[exchange] = model.timeouts
         try:
             for _ in range(ATTEMPTS):
                 meter.replica = replica.id
@@ -247,6 +235,8 @@ class Gateway:
                     return
                 if exchange.metered or (ending is Ending.REFUSED and exchange.refusal.status < 500):
                     break  # tokens were made, or it is about the request: another engine would say the same
+                if self._clock() - exchange.began > model.timeouts.total:
+                    break
                 if not (isinstance(exchange.error, Broken) and exchange.error.stale):
                     self._balancer.refused(replica, self._clock())
                     other = self._balancer.choose(model.replicas, self._clock(), but=replica.id)
@@ -263,14 +253,14 @@ class Gateway:
             if not exchange.cut_off(refusal) and not exchange.say(refusal):
                 raise refusal from None
         finally:
-            self._exchanges.discard(exchange)
+            self._exchanges.pop(exchange, None)
             watch.stop()
 
     async def _attempt(self, exchange: Exchange, meter: "CallMeter", replica: Replica) -> Ending:
         pool = self._pool(replica)
         self._balancer.began(replica)
         try:
-            connection = pool.idle(self._clock()) or await pool.connect()
+            connection = pool.idle(self._clock()) or await pool.connect(meter.model.timeouts.connect)
             exchange.attempt(connection, meter.request(pool.address, replica, assemble=exchange.assembles))
             return await exchange.ending()
         except Unreachable as error:
@@ -284,7 +274,7 @@ class Gateway:
     def _pool(self, replica: Replica) -> Pool:
         pool = self._pools.get(replica.url)
         if pool is None:
-            pool = self._pools[replica.url] = Pool(Address.parse(replica.url), self._timeouts.connect, self._clock)
+            pool = self._pools[replica.url] = Pool(Address.parse(replica.url), self._clock)
         return pool
 
     # --- tasks of asgi.py
@@ -299,13 +289,16 @@ class Gateway:
     def sweep(self) -> None:
         """Ends exchanges that are over their time, keeps patient who waits for one. Call about once a second."""
         now = self._clock()
-        for exchange in list(self._exchanges):
+        for exchange, timeouts in list(self._exchanges.items()):
             exchange.heartbeat(HEARTBEAT)
             silence = now - exchange.heard_at
-            if exchange.waits_for_client:
-                if silence > self._timeouts.idle:
-                    exchange.client_left()
-            elif silence > (self._timeouts.idle if exchange.first_byte_at is not None else self._timeouts.first_byte):
+            if exchange.waits_for_client and silence > timeouts.idle:
+                exchange.client_left()
+            elif now - exchange.began > timeouts.total:
+                exchange.cut_off(EngineTimeout())
+            elif exchange.waits_for_client:
+                pass  # the engine cannot go on
+            elif silence > (timeouts.idle if exchange.first_byte_at is not None else timeouts.first_byte):
                 exchange.cut_off(EngineTimeout())
 
     def gauges(self, backlog: int) -> list[Gauge]:

@@ -233,11 +233,10 @@ class Connection(asyncio.Protocol):
 class Pool:
     """Connections to one engine. Not bounded: how many calls an engine takes is for limits and its own queue."""
 
-    def __init__(self, address: Address, connect_timeout: float, clock: Callable[[], float]) -> None:
+    def __init__(self, address: Address, clock: Callable[[], float]) -> None:
         """`clock` gives seconds, as time.monotonic."""
         self.address = address
         self._clock = clock
-        self._connect_timeout = connect_timeout
         self._idle: dict[Connection, None] = {}
         self._tls = ssl.create_default_context() if address.tls else None
 
@@ -250,12 +249,12 @@ class Pool:
             connection.abort()
         return None
 
-    async def connect(self) -> Connection:
-        """A new connection; waits at most the connect time-out. Raises Unreachable."""
+    async def connect(self, patience: float) -> Connection:
+        """A new connection; waits at most so many seconds. Raises Unreachable."""
         loop = asyncio.get_running_loop()
         address = self.address
         try:
-            async with asyncio.timeout(self._connect_timeout):
+            async with asyncio.timeout(patience):
                 _, connection = await loop.create_connection(
                     lambda: Connection(self), address.host, address.port, ssl=self._tls
                 )

@@ -61,6 +61,10 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
         (None, {"fields": ("name", "description", "task", "enabled")}),
         (_("Engine"), {"fields": ("engine", "launcher", "path", "host", "args")}),
         (_("Size"), {"fields": ("replicas", "context", "slots", "idle_after")}),
+        (
+            _("Time-outs"),
+            {"fields": ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")},
+        ),
         (_("External engine"), {"fields": ("url", "upstream_model", "upstream_key")}),
     )
 

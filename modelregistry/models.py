@@ -1,6 +1,6 @@
 """What the company wants served (ServedModel, written by operators) and what is running (Replica, by supervisors)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -15,6 +15,19 @@ model_name = RegexValidator(
     r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
     _("Use letters, digits and . _ : / - and begin with a letter or digit."),
 )
+
+
+def seconds(value: float) -> None:
+    """A validator of time-outs: a tenth of a second to a day, as of the settings."""
+    if not 0.1 <= value <= 86400:
+        raise ValidationError(_("Give a time between 0.1 and 86400 seconds."))
+
+
+class TimeLimit(models.FloatField):  # type: ignore[type-arg]  # generic in its stubs only
+    """Seconds; null: the default of the settings."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "null": True, "blank": True, "validators": [seconds]})
 
 
 class Host(models.Model):
@@ -102,6 +115,16 @@ class ServedModel(models.Model):
         validators=[MinValueValidator(1)],
         help_text=_("Seconds without a request. Empty: never."),
     )
+    connect_timeout = TimeLimit(_("time to connect"), help_text=_("Seconds to reach an engine. Empty: the server's."))
+    first_byte_timeout = TimeLimit(
+        _("time to the first byte"), help_text=_("Seconds until an engine begins to answer. Empty: the server's.")
+    )
+    idle_timeout = TimeLimit(
+        _("time between bytes"), help_text=_("Seconds between two pieces of an answer. Empty: the server's.")
+    )
+    total_timeout = TimeLimit(
+        _("time in all"), help_text=_("Seconds that a call may take from its beginning. Empty: the server's.")
+    )
     args = models.JSONField(
         _("more arguments"), default=list, blank=True, help_text=_('A list, for example ["--dtype=half"].')
     )
@@ -128,6 +151,10 @@ class ServedModel(models.Model):
             path=self.path,
             url=self.url,
             args=self.args,
+            connect_timeout=self.connect_timeout,
+            first_byte_timeout=self.first_byte_timeout,
+            idle_timeout=self.idle_timeout,
+            total_timeout=self.total_timeout,
             look_at_path=self.host is None or self.host.name == settings.HOST_NAME,
         )
         if problems:

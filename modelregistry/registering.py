@@ -17,7 +17,18 @@ RESERVED = frozenset(
 
 
 def problems(
-    *, engine: str, launcher: str, task: str, path: str, url: str, args: object, look_at_path: bool
+    *,
+    engine: str,
+    launcher: str,
+    task: str,
+    path: str,
+    url: str,
+    args: object,
+    connect_timeout: float | None,
+    first_byte_timeout: float | None,
+    idle_timeout: float | None,
+    total_timeout: float | None,
+    look_at_path: bool,
 ) -> dict[str, str]:
     """One sentence for each field that cannot be right; empty: fine. Reads a few bytes of the model's files."""
     found: dict[str, str] = {}
@@ -34,6 +45,11 @@ def problems(
         found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
     if fault := _args_fault(args):
         found["args"] = fault
+    parts = [given for given in (connect_timeout, first_byte_timeout, idle_timeout) if given is not None]
+    if total_timeout is not None and total_timeout < max(parts, default=0.0):
+        found["total_timeout"] = _("The time in all cannot be shorter than one of its parts, %(longest)g seconds.") % {
+            "longest": max(parts)
+        }
     return found
 
 

@@ -28,7 +28,7 @@ class Route:
 class Served:
     """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known.
 
-    `can_load`: a replica is starting, or asleep until somebody wants it.
+    `can_load`: a replica is starting, or asleep until somebody wants it. Time-outs in seconds, None = the settings'.
     """
 
     model_id: int
@@ -39,6 +39,10 @@ class Served:
     context: int | None
     created: int
     can_load: bool
+    connect_timeout: float | None
+    first_byte_timeout: float | None
+    idle_timeout: float | None
+    total_timeout: float | None
 
 
 def served() -> list[Served]:
@@ -54,6 +58,10 @@ def served() -> list[Served]:
             context=model.context,
             created=int(model.created_at.timestamp()),
             can_load=model.loading,
+            connect_timeout=model.connect_timeout,
+            first_byte_timeout=model.first_byte_timeout,
+            idle_timeout=model.idle_timeout,
+            total_timeout=model.total_timeout,
         )
         for model in ServedModel.objects.filter(enabled=True).annotate(loading=Exists(coming))
     ]

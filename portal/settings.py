@@ -169,9 +169,12 @@ CONTENT_SECURITY_POLICY = {
 
 # --- Gateway ----------------------------------------------------------------------------------------------------
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
-GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0)
-GATEWAY_FIRST_BYTE_TIMEOUT = env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0)
-GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 120.0)
+# Time-outs of models that have none of their own, in seconds.
+TIME_LIMIT = environs.validate.Range(min=0.1, max=86400.0)
+GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0, validate=TIME_LIMIT)
+GATEWAY_FIRST_BYTE_TIMEOUT = env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0, validate=TIME_LIMIT)
+GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 120.0, validate=TIME_LIMIT)
+GATEWAY_TOTAL_TIMEOUT = env.float("GATEWAY_TOTAL_TIMEOUT", 3600.0, validate=TIME_LIMIT)
 
 # --- Engines ----------------------------------------------------------------------------------------------------
 # How this host starts each kind of engine; empty: what `modelregistry.engines` finds in the cache or on PATH.

@@ -2,6 +2,7 @@
 
 import django.core.validators
 import django.db.models.deletion
+import modelregistry.models
 from django.db import migrations, models
 
 
@@ -43,6 +44,10 @@ class Migration(migrations.Migration):
                 ('context', models.PositiveIntegerField(blank=True, help_text="Tokens. Empty: the model's own.", null=True, validators=[django.core.validators.MinValueValidator(16)], verbose_name='context per request')),
                 ('slots', models.PositiveSmallIntegerField(blank=True, null=True, validators=[django.core.validators.MinValueValidator(1), django.core.validators.MaxValueValidator(1024)], verbose_name='parallel requests')),
                 ('idle_after', models.PositiveIntegerField(blank=True, help_text='Seconds without a request. Empty: never.', null=True, validators=[django.core.validators.MinValueValidator(1)], verbose_name='sleep after')),
+                ('connect_timeout', modelregistry.models.TimeLimit(blank=True, help_text="Seconds to reach an engine. Empty: the server's.", null=True, validators=[modelregistry.models.seconds], verbose_name='time to connect')),
+                ('first_byte_timeout', modelregistry.models.TimeLimit(blank=True, help_text="Seconds until an engine begins to answer. Empty: the server's.", null=True, validators=[modelregistry.models.seconds], verbose_name='time to the first byte')),
+                ('idle_timeout', modelregistry.models.TimeLimit(blank=True, help_text="Seconds between two pieces of an answer. Empty: the server's.", null=True, validators=[modelregistry.models.seconds], verbose_name='time between bytes')),
+                ('total_timeout', modelregistry.models.TimeLimit(blank=True, help_text="Seconds that a call may take from its beginning. Empty: the server's.", null=True, validators=[modelregistry.models.seconds], verbose_name='time in all')),
                 ('args', models.JSONField(blank=True, default=list, help_text='A list, for example ["--dtype=half"].', verbose_name='more arguments')),
                 ('enabled', models.BooleanField(default=True, verbose_name='enabled')),
                 ('created_at', models.DateTimeField(auto_now_add=True, verbose_name='created')),

@@ -49,8 +49,8 @@ async def ask(answer: bytes, receiver: Receiver) -> tuple[UpstreamError | None, 
         over.set()
 
     async with await asyncio.start_server(engine, "127.0.0.1", 0) as server:
-        pool = Pool(Address.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), 1, lambda: 0.0)
-        connection = await pool.connect()
+        pool = Pool(Address.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), lambda: 0.0)
+        connection = await pool.connect(1)
         connection.request(b"GET / HTTP/1.1\r\n\r\n", receiver)
         ending = await asyncio.wait_for(receiver.ending, 5)
         connection.abort()
@@ -77,7 +77,7 @@ async def test_an_answer_is_heard_in_order():
 
 async def test_an_engine_that_is_not_there_is_unreachable():
     with pytest.raises(Unreachable):
-        await Pool(Address.parse("http://127.0.0.1:1"), 1, lambda: 0.0).connect()
+        await Pool(Address.parse("http://127.0.0.1:1"), lambda: 0.0).connect(1)
 
 
 @pytest.mark.parametrize(

@@ -319,3 +319,23 @@ def test_the_admin_shows_a_replica_with_its_log_and_changes_nothing(admin, serve
     assert "engine-key" not in page
     assert 'name="_save"' not in page
     assert admin.get(reverse("admin:modelregistry_replica_add")).status_code == 403
+
+
+def test_time_outs_are_registered_and_become_a_routes(capsys):
+    given = ("--connect-timeout=2", "--first-byte-timeout=60", "--idle-timeout=0.5", "--total-timeout=900")
+    register(capsys, "m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
+    (served,) = routes.served()
+    assert (served.connect_timeout, served.first_byte_timeout) == (2, 60)
+    assert (served.idle_timeout, served.total_timeout) == (0.5, 900)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "86401"])
+def test_a_time_out_that_is_none_is_refused(value):
+    words = refused("m", "--engine=external", "--url=http://10.0.0.5:8000", f"--idle-timeout={value}")
+    assert words == "--idle-timeout: Give a time between 0.1 and 86400 seconds."
+
+
+def test_a_total_that_would_always_come_first_is_refused():
+    given = ("--first-byte-timeout=60", "--total-timeout=30")
+    words = refused("m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
+    assert words == "--total-timeout: The time in all cannot be shorter than one of its parts, 60 seconds."

@@ -18,6 +18,10 @@ FIELDS = {
     "context": "context",
     "slots": "slots",
     "idle_after": "idle_after",
+    "connect_timeout": "connect_timeout",
+    "first_byte_timeout": "first_byte_timeout",
+    "idle_timeout": "idle_timeout",
+    "total_timeout": "total_timeout",
     "upstream_model": "upstream_model",
     "upstream_key": "upstream_key",
     "arg": "args",
@@ -39,6 +43,10 @@ class Command(BaseCommand):
         parser.add_argument("--context", type=int, help="tokens per request; default: the model's own")
         parser.add_argument("--slots", type=int, help="requests at a time")
         parser.add_argument("--idle-after", type=int, help="seconds without a request until it sleeps; default: never")
+        parser.add_argument("--connect-timeout", type=float, help="seconds to reach an engine; default: the server's")
+        parser.add_argument("--first-byte-timeout", type=float, help="seconds until an engine begins to answer")
+        parser.add_argument("--idle-timeout", type=float, help="seconds between two pieces of an answer")
+        parser.add_argument("--total-timeout", type=float, help="seconds that a call may take in all")
         parser.add_argument("--host", help="which host serves it; default: the first that can")
         parser.add_argument("--upstream-model", help="what an external engine calls it")
         parser.add_argument("--upstream-key", help="what an external engine wants to be shown")
