@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.apps import AppConfig
+from django.core.checks import register
 from django.db import models, transaction
 from django.db.models import F
 from django.db.models.signals import m2m_changed, post_delete, post_save
@@ -57,6 +58,9 @@ class ApiProxyConfig(AppConfig):
     name = "apiproxy"
 
     def ready(self) -> None:
+        from apiproxy.checks import gateway_settings
+
+        register(gateway_settings)
         for label in WATCHED:
             post_save.connect(tell, sender=label, dispatch_uid=f"tell-save-{label}")
             post_delete.connect(tell, sender=label, dispatch_uid=f"tell-delete-{label}")

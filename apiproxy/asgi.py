@@ -17,11 +17,12 @@ from typing import Any
 from django.conf import settings
 
 from apiproxy import controlplane
-from apiproxy.controlplane import Update
+from apiproxy.catalogue import Catalogue, Counter, Limit
 from apiproxy.gateway import Gateway, Scope, respond
 from apiproxy.ledger import DatabaseAway, Drain, Spool
-from apiproxy.limits import Limits
+from apiproxy.limits import Limits, Spending
 from apiproxy.relay import Receive, Send
+from apiproxy.shared_limits import SharedLimits
 from apiproxy.thread import Thread
 from portal.metering import windows
 
@@ -35,11 +36,12 @@ PATIENCE = 2.0  # seconds that a caller with an unknown key waits for a database
 FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
+SPENT_AGAIN = 15.0  # a database that could not tell what was spent is asked again after so many seconds
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
 
 
 class SecondGateway(Exception):
-    """Another gateway serves from the same state directory. Limits are counted in the memory of one process."""
+    """Another gateway serves from the same state directory, and one of them counts limits in its memory."""
 
 
 class Application:
@@ -51,6 +53,9 @@ class Application:
         self._tasks: list[asyncio.Task[None]] = []
         self._backlog = 0
         self._wished: dict[int, float] = {}
+        self._looks: dict[tuple[Counter, float], asyncio.Task[Spending | None]] = {}
+        self._spent_again = 0.0
+        self._shared: SharedLimits | None = None
         self._only: int | None = None  # descriptor of the lock that a second gateway would want
         self._starting = asyncio.Lock()
         self._refreshing = asyncio.Lock()
@@ -89,7 +94,8 @@ class Application:
         """
         if self._gateway is not None:
             return
-        only = lock(settings.RUN / "gateway.lock")
+        # Those that count in Redis may be several; none of them beside one that counts in its memory.
+        only = lock(settings.RUN / "gateway.lock", fcntl.LOCK_SH if settings.REDIS_URL else fcntl.LOCK_EX)
         try:
             await self._build()
         except DatabaseAway:
@@ -100,9 +106,10 @@ class Application:
     async def _build(self) -> None:
         spool = Spool(settings.SPOOL)
         self._drain = Drain(settings.SPOOL, controlplane.record, own=spool.owner)
+        limits = self._limits()
         gateway = Gateway(
             digest=controlplane.digest,
-            limits=Limits(windows.bounds),
+            limits=limits,
             spool=spool,
             max_body=settings.GATEWAY_MAX_BODY,
             wish=self._wish,
@@ -110,8 +117,12 @@ class Application:
         )
         self._catalogue_thread = Thread("catalogue")
         self._ledger_thread = Thread("ledger")
+        self._limits_thread = Thread("limits")
         await self._move(gateway)
         await self._reload(gateway)
+        if isinstance(limits, SharedLimits):
+            self._shared = limits
+            await limits.start()
         self._gateway = gateway
         for work in (self._poll, self._move_often, self._sweep):
             self._tasks.append(asyncio.create_task(work(gateway)))
@@ -119,6 +130,17 @@ class Application:
         gc.collect()
         gc.freeze()
         gc.set_threshold(50_000, 20, 100)
+
+    def _limits(self) -> Limits | SharedLimits:
+        if not settings.REDIS_URL:
+            return Limits(windows.bounds, self._spent)
+        return SharedLimits(
+            settings.REDIS_URL,
+            prefix=settings.REDIS_PREFIX,
+            bounds=windows.bounds,
+            spent=self._spent,
+            workers=settings.GATEWAY_WORKERS,
+        )
 
     async def stop(self) -> None:
         """Ends open calls, moves what can be moved of the spool; the rest waits there for the next start."""
@@ -130,6 +152,8 @@ class Application:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await gateway.close()
+        if self._shared is not None:
+            await self._shared.close()
         try:
             async with asyncio.timeout(LAST_MOVE):
                 await self._move(gateway)
@@ -138,6 +162,7 @@ class Application:
         gateway.spool.shut()
         self._catalogue_thread.shutdown()
         self._ledger_thread.shutdown()
+        self._limits_thread.shutdown()
         if self._only is not None:
             os.close(self._only)
 
@@ -201,15 +226,35 @@ class Application:
         await self._install(gateway, controlplane.load)
         self._loaded = asyncio.get_running_loop().time()
 
-    async def _install(self, gateway: Gateway, update: Callable[[], Update]) -> None:
-        """Puts a newer catalogue in force; limits that are new to the gateway know first what was used of them."""
+    async def _install(self, gateway: Gateway, update: Callable[[], Catalogue]) -> None:
+        gateway.replace(await asyncio.get_running_loop().run_in_executor(self._catalogue_thread, update))
+
+    # --- what was spent
+
+    async def _spent(self, limit: Limit, now: float) -> Spending | None:
+        """For counters that begin. Callers that come together share one look at the database."""
         loop = asyncio.get_running_loop()
-        newer = await loop.run_in_executor(self._catalogue_thread, update)
-        now = gateway.wall()
-        for limit in gateway.limits.unknown(list(newer.limits)):
-            used = await loop.run_in_executor(self._catalogue_thread, controlplane.spent, limit, now)
-            gateway.limits.seed(limit, used, now)
-        gateway.replace(newer.catalogue)
+        if loop.time() < self._spent_again:
+            return None
+        key = (limit.counter, now // 1)
+        look = self._looks.get(key)
+        if look is None:
+            look = self._looks[key] = loop.create_task(self._look_up(limit, now))
+            look.add_done_callback(lambda _: self._looks.pop(key))
+        return await asyncio.shield(look)
+
+    async def _look_up(self, limit: Limit, now: float) -> Spending | None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(PATIENCE):
+                # What this worker has finished is in the database first; the others' is after MOVE seconds.
+                if self._drain is not None:
+                    await loop.run_in_executor(self._ledger_thread, self._drain.run)
+                return await loop.run_in_executor(self._limits_thread, controlplane.spent, limit, now)
+        except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
+            self._spent_again = loop.time() + SPENT_AGAIN
+            log.warning("what was used of %s is not known yet, new counters begin at zero: %s", limit.counter, error)
+            return None
 
     async def _move_often(self, gateway: Gateway) -> None:
         """Moves the spool whenever something was added; after a failure waits longer each time, up to 15 s."""
@@ -248,16 +293,16 @@ class Application:
             loop.run_in_executor(self._catalogue_thread, write_wish, model)
 
 
-def lock(path: Path) -> int:
+def lock(path: Path, kind: int) -> int:
     """Takes the lock on this file and keeps it for as long as the descriptor is open. Raises SecondGateway."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise SecondGateway(
-            f"another gateway holds {path}: limits are counted in the memory of one process, so run one worker"
+            f"another gateway holds {path}: limits are counted in the memory of one process. Run one, or set REDIS_URL"
         ) from None
     return descriptor
 

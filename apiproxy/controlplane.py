@@ -4,18 +4,18 @@ Everything here asks the database and blocks; `apiproxy.asgi` calls it in a thre
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections
-from django.db.models import F, Q, QuerySet, Sum
+from django.db.models import Count, F, Max, Q, QuerySet, Sum
 from django.utils import timezone
 
 from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Scope, Timeouts, Unit
 from apiproxy.ledger import DatabaseAway, RecordRefused, Usage, plain
+from apiproxy.limits import Spending
 from apiproxy.models import CatalogueChange, CatalogueRevision
 from modelregistry import routes
 from modelregistry.models import ServedModel, Wish
@@ -40,20 +40,12 @@ def revision() -> int:
     return asked(_number)
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """A newer catalogue, and the limits of every key that is new or changed in it."""
-
-    catalogue: Catalogue
-    limits: frozenset[Limit]
-
-
-def load() -> Update:
+def load() -> Catalogue:
     """The whole catalogue, in nine queries. Raises DatabaseAway."""
     return asked(_load)
 
 
-def follow(catalogue: Catalogue) -> Update:
+def follow(catalogue: Catalogue) -> Catalogue:
     """The catalogue brought up to date by what changed since its revision; whole if that is too much to follow.
 
     Raises DatabaseAway.
@@ -61,8 +53,11 @@ def follow(catalogue: Catalogue) -> Update:
     return asked(lambda: _follow(catalogue))
 
 
-def spent(limit: Limit, now: float) -> int:
-    """What UsageRecord says was used of this limit in its present window. Raises DatabaseAway."""
+def spent(limit: Limit, now: float) -> Spending:
+    """What UsageRecord says was used of this limit since its window began, also by a clock that was ahead of `now`.
+
+    Raises DatabaseAway.
+    """
     return asked(lambda: _spent(limit, now))
 
 
@@ -92,15 +87,15 @@ def asked(question: Callable[[], T]) -> T:
         close_old_connections()
 
 
-def _load() -> Update:
+def _load() -> Catalogue:
     # First the number, then the rows: a change in between is loaded again at the next poll, never missed.
     number = _number()
     keys = _keys(ApiKey.objects.all(), Quota.objects.all())
     digests = {key.id: digest for digest, key in keys.items()}
-    return Update(Catalogue(number, keys, digests, _models()), limits_of(keys.values()))
+    return Catalogue(number, keys, digests, _models())
 
 
-def _follow(catalogue: Catalogue) -> Update:
+def _follow(catalogue: Catalogue) -> Catalogue:
     number = _number()
     changes = set(
         CatalogueChange.objects.filter(revision__gt=catalogue.revision, revision__lte=number).values_list("kind", "ref")
@@ -117,7 +112,7 @@ def _follow(catalogue: Catalogue) -> Update:
     )
     changed = _keys(owners, quotas) if touched else {}
     models = _models() if any(kind == CatalogueChange.Kind.MODELS for kind, _ in changes) else catalogue.models
-    return Update(_replaced(catalogue, number, touched, changed, models), limits_of(changed.values()))
+    return _replaced(catalogue, number, touched, changed, models)
 
 
 def _number() -> int:
@@ -226,18 +221,17 @@ def _timeouts(served: routes.Served) -> Timeouts:
     )
 
 
-def _spent(limit: Limit, now: float) -> int:
+def _spent(limit: Limit, now: float) -> Spending:
     counter = limit.counter
     begin, _ = windows.bounds(counter.window, now, limit.zone)
     records = UsageRecord.objects.filter(
         **{f"{counter.scope}_id": counter.owner}, started_at__gte=datetime.fromtimestamp(begin, UTC)
     )
-    if counter.model is not None:
-        records = records.filter(model=ServedModel.objects.values_list("name", flat=True).get(pk=counter.model))
-    if counter.unit == "requests":
-        return records.count()
-    sums: dict[str, int] = records.aggregate(sum=Sum(F("prompt_tokens") + F("completion_tokens"), default=0))
-    return sums["sum"]
+    if counter.model is not None:  # gone meanwhile: nothing is recorded under no name
+        records = records.filter(model__in=ServedModel.objects.filter(pk=counter.model).values("name"))
+    tokens = Sum(F("prompt_tokens") + F("completion_tokens"), default=0)
+    facts = records.aggregate(used=Count("pk") if counter.unit == "requests" else tokens, newest=Max("started_at"))
+    return Spending(facts["used"], facts["newest"].timestamp() if facts["newest"] else 0.0)
 
 
 def _record(row: Usage) -> dict[str, Any]:
@@ -245,7 +239,3 @@ def _record(row: Usage) -> dict[str, Any]:
     facts = {RENAMED.get(name, name): value for name, value in plain(row).items()}
     facts["started_at"] = datetime.fromtimestamp(facts.pop("started"), UTC)
     return facts
-
-
-def limits_of(keys: Iterable[Key]) -> frozenset[Limit]:
-    return frozenset(limit for key in keys for limit in key.limits)

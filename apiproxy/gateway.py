@@ -35,7 +35,7 @@ from apiproxy.errors import (
     WrongMethod,
 )
 from apiproxy.ledger import Spool, Usage
-from apiproxy.limits import Hold, Limits
+from apiproxy.limits import Admission, Reservation
 from apiproxy.metrics import Gauge, Metrics
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.relay import Drive, Ending, Exchange, Receive, Send
@@ -69,7 +69,7 @@ class Gateway:
         self,
         *,
         digest: Callable[[str], str | None],
-        limits: Limits,
+        limits: Admission,
         spool: Spool,
         max_body: int,
         wish: Callable[[int], None],
@@ -200,7 +200,7 @@ class Gateway:
         meter = CallMeter(self, call, endpoint, key, model, hold, request_id, now)
         meter.replica = replica.id
         try:
-            headers = [(b"x-request-id", request_id.encode()), *self.limits.headers(hold, now)]
+            headers = [(b"x-request-id", request_id.encode()), *hold.headers(now)]
             assemble = assembles(call, endpoint, model)
             exchange = Exchange(
                 call, endpoint, send, meter, assemble=assemble, headers=headers, language=key.language, now=self._clock
@@ -308,6 +308,7 @@ class Gateway:
             ("madoguchi_spool_bytes", "Usage not yet in the database.", (), backlog),
             ("madoguchi_spool_accepting", "1 while usage can be written to disk.", (), self.spool.accepting),
             ("madoguchi_catalogue_keys", "Usable API keys.", (), len(self.catalogue.keys)),
+            *((name, text, (), value) for name, text, value in self.limits.gauges()),
             *(
                 ("madoguchi_replicas_ready", "Replicas that answer.", (("model", name),), count)
                 for name, count in ready
@@ -331,7 +332,7 @@ class CallMeter:
         endpoint: Endpoint,
         key: Key,
         model: Model,
-        hold: Hold,
+        hold: Reservation,
         request_id: str,
         started: float,
     ) -> None:

@@ -1,49 +1,106 @@
 """Hard limits: reserve before a call goes out, settle when it has ended.
 
-Counters live in this process; `UsageRecord` is the truth from which a new counter is seeded. All methods run in the
-event loop's thread; a check and its reservation have no `await` between them, so they cannot be torn apart.
+`Limits` counts in this process, for one worker; `shared_limits` counts in Redis, for several, by the same rules.
+`UsageRecord` is the truth behind both: a counter that is new, or whose window may hold usage that it has not seen (a
+clock was set), asks `spent` before it lets anybody through.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from apiproxy.catalogue import Counter, Limit, Unit
 from apiproxy.errors import OverQuota, OverRate, Refusal
 
 Bounds = Callable[[str, float, ZoneInfo], tuple[float, float]]
+Headers = list[tuple[bytes, bytes]]
+ENDLESS = (0.0, math.inf)  # the window of calls at the same time
 
 
-class Tally:
-    """What one counter holds in its present window."""
+@dataclass(frozen=True, slots=True)
+class Spending:
+    """What was used of a limit since its window began, and when the last of it did (Unix seconds; 0: nothing)."""
 
-    __slots__ = ("begin", "end", "reserved", "used")
-
-    def __init__(self, begin: float, end: float) -> None:
-        self.begin, self.end = begin, end
-        self.used = 0
-        self.reserved = 0
+    used: int
+    newest: float
 
 
-class Hold:
-    """A reservation. Settle it once; later calls do nothing."""
+# What is recorded of this limit in the window that holds this moment; None: nobody can tell now. It sees to it that
+# asking again and again costs little, whether or not there is an answer.
+Spent = Callable[[Limit, float], Awaitable[Spending | None]]
 
-    __slots__ = ("_open", "estimate", "limits", "tallies")
 
-    def __init__(self, limits: Sequence[Limit], tallies: list[Tally], estimate: int) -> None:
-        self.limits = limits
-        self.tallies = tallies
-        self.estimate = estimate
-        self._open = True
+class Reservation(Protocol):
+    """Settle or release it once; later calls do nothing."""
 
     def settle(self, tokens: int) -> None:
         """The call used so many tokens."""
-        self._end(requests=1, tokens=tokens)
 
     def release(self) -> None:
         """The call never reached an engine: nothing was used."""
+
+    def headers(self, now: float) -> Headers:
+        """OpenAI's rate headers for the tightest request limit and the tightest token limit."""
+
+
+class Admission(Protocol):
+    async def admit(self, limits: Sequence[Limit], model: int, estimate: int, now: float) -> Reservation:
+        """Reserves one request and `estimate` tokens under every limit that applies to this model, or under none.
+
+        Raises OverRate or OverQuota for the limit that lasts longest among those that are reached.
+        """
+
+    def gauges(self) -> Iterable[tuple[str, str, float]]:
+        """Names, explanations and values for /metrics."""
+
+
+class Tally:
+    """What one counter holds in its present window.
+
+    `high`: the latest window that it has been in; any later one is empty. `floor`: what was spent when the process
+    began to count alone. `doubtful`: there may be usage that is not in `used`.
+    """
+
+    __slots__ = ("begin", "doubtful", "end", "floor", "high", "reserved", "used")
+
+    def __init__(self, begin: float, end: float, *, high: float, doubtful: bool) -> None:
+        self.begin, self.end = begin, end
+        self.high = max(begin, high)
+        self.doubtful = doubtful
+        self.used = 0
+        self.reserved = 0
+        self.floor = 0
+
+
+class Hold:
+    """A reservation in this process."""
+
+    __slots__ = ("_open", "_share", "estimate", "limits", "tallies")
+
+    def __init__(self, limits: Sequence[Limit], tallies: Sequence[Tally], estimate: int, share: int = 1) -> None:
+        self.limits = limits
+        self.tallies = tallies
+        self.estimate = estimate
+        self._share = share
+        self._open = True
+
+    def settle(self, tokens: int) -> None:
+        self._end(requests=1, tokens=tokens)
+
+    def release(self) -> None:
         self._end(requests=0, tokens=0)
+
+    def headers(self, now: float) -> Headers:
+        return headers(
+            [
+                (limit, allowance(limit, tally, self._share) - tally.used - tally.reserved, tally.end)
+                for limit, tally in zip(self.limits, self.tallies, strict=True)
+            ],
+            now,
+        )
 
     def _end(self, *, requests: int, tokens: int) -> None:
         if not self._open:
@@ -57,72 +114,113 @@ class Hold:
 
 
 class Limits:
-    """`bounds(window, now, zone)` gives the begin and end of a calendar window, all in Unix seconds."""
+    """`bounds(window, now, zone)` gives the begin and end of a calendar window, all in Unix seconds.
 
-    def __init__(self, bounds: Bounds) -> None:
+    Without `spent` every counter begins at zero. `share`: as many workers divide what is left of each limit, because
+    none of them knows what the others let through.
+    """
+
+    def __init__(self, bounds: Bounds, spent: Spent | None = None, *, share: int = 1) -> None:
         self._bounds = bounds
+        self._spent = spent
+        self._share = share
         self._tallies: dict[Counter, Tally] = {}
 
     async def admit(self, limits: Sequence[Limit], model: int, estimate: int, now: float) -> Hold:
-        """Reserves one request and `estimate` tokens under every limit that applies to this model, or under none.
-
-        Raises OverRate or OverQuota for the limit that lasts longest among those that are reached.
-        """
-        mine = [limit for limit in limits if limit.counter.model is None or limit.counter.model == model]
+        mine = applying(limits, model)
         tallies = [self._tally(limit, now) for limit in mine]
+        for limit, tally in zip(mine, tallies, strict=True):
+            if tally.doubtful:
+                await self._ask(limit, tally, now)
+        # From here on there is no `await`: a check and its reservation cannot be torn apart.
+        share = self._share
         reached = [
-            (tally.end, limit) for limit, tally in zip(mine, tallies, strict=True) if not fits(limit, tally, estimate)
+            (tally.end, limit)
+            for limit, tally in zip(mine, tallies, strict=True)
+            if not fits(limit.counter.unit, allowance(limit, tally, share), tally, estimate)
         ]
         if reached:
             end, limit = max(reached, key=lambda pair: pair[0])
             raise refusal(limit, end, now)
         for limit, tally in zip(mine, tallies, strict=True):
             tally.reserved += estimate if limit.counter.unit == "tokens" else 1
-        return Hold(mine, tallies, estimate)
+        return Hold(mine, tallies, estimate, share)
 
-    def unknown(self, limits: Sequence[Limit]) -> list[Limit]:
-        """Those that have no counter yet and need `seed` (concurrent ones never do)."""
-        return [limit for limit in limits if limit.counter.window and limit.counter not in self._tallies]
+    def gauges(self) -> Iterable[tuple[str, str, float]]:
+        return ()
 
-    def seed(self, limit: Limit, used: int, now: float) -> None:
-        """What was used in the present window before `now`, according to the database.
+    def adopt(self, limit: Limit, begin: float, used: int) -> Tally:
+        """The tally of this limit; a new one goes on from what is known to be used since `begin`, ahead of `spent`."""
+        tally = self._tallies.get(limit.counter)
+        if tally is None:
+            window = limit.counter.window
+            end = self._bounds(window, begin, limit.zone)[1] if window else math.inf
+            tally = self._tallies[limit.counter] = Tally(begin, end, high=begin, doubtful=False)
+            tally.used = tally.floor = used
+        return tally
 
-        Calls that are open while a limit is first made are not counted under it.
-        """
-        if limit.counter not in self._tallies:
-            self._tally(limit, now).used += used
+    def knows(self, counter: Counter) -> bool:
+        return counter in self._tallies
 
-    def headers(self, hold: Hold, now: float) -> list[tuple[bytes, bytes]]:
-        """OpenAI's rate headers for the tightest request limit and the tightest token limit."""
-        tightest: dict[Unit, tuple[int, Limit, Tally]] = {}
-        for limit, tally in zip(hold.limits, hold.tallies, strict=True):
-            unit = limit.counter.unit
-            if unit == "concurrent":
-                continue
-            left = max(0, limit.amount - tally.used - tally.reserved)
-            if unit not in tightest or left < tightest[unit][0]:
-                tightest[unit] = (left, limit, tally)
-        rows = [rate_headers(limit, left, tally.end - now) for left, limit, tally in tightest.values()]
-        return [(name.encode(), value.encode()) for row in rows for name, value in row.items()]
+    async def _ask(self, limit: Limit, tally: Tally, now: float) -> None:
+        """Counts what is recorded, if it can be told: else the tally stays in doubt and the next caller asks again."""
+        assert self._spent is not None
+        spending = await self._spent(limit, now)
+        if spending is None or not tally.doubtful:
+            return
+        tally.doubtful = False
+        # Not added: what was counted here is recorded as well.
+        tally.used = tally.floor = max(tally.used, spending.used)
+        if spending.newest >= tally.end:
+            tally.high = max(tally.high, self._bounds(limit.counter.window, spending.newest, limit.zone)[0])
 
     def _tally(self, limit: Limit, now: float) -> Tally:
         counter = limit.counter
         tally = self._tallies.get(counter)
-        if tally is None or now >= tally.end:
-            begin, end = self._bounds(counter.window, now, limit.zone) if counter.window else (0.0, math.inf)
-            tally = self._tallies[counter] = Tally(begin, end)
-        elif now < tally.begin:  # the clock was set back: what was counted stays, and returns when this window ends
-            tally.begin, tally.end = self._bounds(counter.window, now, limit.zone)
+        if tally is not None and tally.begin <= now < tally.end:
+            return tally
+        begin, end = self._bounds(counter.window, now, limit.zone) if counter.window else ENDLESS
+        if tally is None:
+            tally = Tally(begin, end, high=begin, doubtful=self._spent is not None and counter.window != "")
+            self._tallies[counter] = tally
+        elif now >= tally.end:  # a window that the clock has been in before may hold usage
+            doubtful = self._spent is not None and begin <= tally.high
+            tally = self._tallies[counter] = Tally(begin, end, high=tally.high, doubtful=doubtful)
+        else:  # the clock was set back: what was counted stays, and returns when this window ends
+            tally.begin, tally.end = begin, end
+            tally.doubtful = self._spent is not None
         return tally
 
 
-def fits(limit: Limit, tally: Tally, estimate: int) -> bool:
+def applying(limits: Sequence[Limit], model: int) -> list[Limit]:
+    return [limit for limit in limits if limit.counter.model is None or limit.counter.model == model]
+
+
+def fits(unit: Unit, amount: int, tally: Tally, estimate: int) -> bool:
     spent = tally.used + tally.reserved
-    if limit.counter.unit != "tokens":
-        return spent < limit.amount
+    if unit != "tokens":
+        return spent < amount
     # An estimate is the most that a call could use. A person with something left may make a call that is larger
     # than it while nothing else is under way; otherwise the last part of every quota could never be used.
-    return spent + estimate <= limit.amount or (tally.reserved == 0 and spent < limit.amount)
+    return spent + estimate <= amount or (tally.reserved == 0 and spent < amount)
+
+
+def allowance(limit: Limit, tally: Tally, share: int) -> int:
+    """Up to what this process may let the tally grow."""
+    if share == 1 or tally.floor >= limit.amount:
+        return limit.amount
+    return tally.floor - (tally.floor - limit.amount) // share  # rounded up: of 1 each worker may have 1, not 0
+
+
+def headers(state: Iterable[tuple[Limit, int, float]], now: float) -> Headers:
+    """OpenAI's rate headers from what is left of each limit and when its window ends."""
+    tightest: dict[Unit, tuple[int, Limit, float]] = {}
+    for limit, left, end in state:
+        unit = limit.counter.unit
+        if unit != "concurrent" and (unit not in tightest or left < tightest[unit][0]):
+            tightest[unit] = (max(0, left), limit, end)
+    rows = [rate_headers(limit, left, end - now) for left, limit, end in tightest.values()]
+    return [(name.encode(), value.encode()) for row in rows for name, value in row.items()]
 
 
 def rate_headers(limit: Limit, left: int, seconds: float) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """Every setting, from the environment. Without any: SQLite, one process, local accounts, state under `var/`.
 
-`DATABASE_URL` and `LDAP_*` turn the rest on. `deploy/SETTINGS.md` lists them for operators. A value that
+`DATABASE_URL`, `REDIS_URL` and `LDAP_*` turn the rest on. `deploy/SETTINGS.md` lists them for operators. A value that
 cannot be read raises environs.EnvError, which names its variable. `NAME_FILE` may hold the path of a file with the
 value of `NAME`, for secrets mounted by an orchestrator.
 """
@@ -168,6 +168,10 @@ CONTENT_SECURITY_POLICY = {
 }
 
 # --- Gateway ----------------------------------------------------------------------------------------------------
+# Limits over several gateway processes are counted in Redis; without it in the memory of the only one.
+REDIS_URL = env.str("REDIS_URL", "")
+REDIS_PREFIX = env.str("REDIS_PREFIX", "madoguchi")
+GATEWAY_WORKERS = env.int("GATEWAY_WORKERS", 1, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
 # Time-outs of models that have none of their own, in seconds.
 TIME_LIMIT = environs.validate.Range(min=0.1, max=86400.0)

@@ -146,7 +146,7 @@ class Installation:
 def installed(var: Path, **env: str) -> Iterator[Installation]:
     """Migrated, not started; on leaving everything of it is ended."""
     port = unused_port()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LDAP_", "DJANGO_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LDAP_", "DJANGO_", "REDIS_"))}
     installation = Installation(var, port, {**kept, "MADOGUCHI_VAR": str(var), **env})
     installation.manage("migrate", "--verbosity", "0")
     installation.manage("collectstatic", "--noinput", "--verbosity", "0")

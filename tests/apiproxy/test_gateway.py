@@ -486,6 +486,6 @@ def test_a_call_without_an_answer_yet_is_told_that_the_server_restarts(counter):
 
 
 async def test_a_second_gateway_on_the_same_state_is_refused(counter):
-    with pytest.raises(SecondGateway, match="run one worker"):
+    with pytest.raises(SecondGateway, match="Run one, or set REDIS_URL"):
         await Application().start()
     assert counter.chat().status_code == 200

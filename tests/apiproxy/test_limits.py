@@ -1,14 +1,20 @@
+"""The rules of limits, for both ways to count: in this process, and in Redis for several workers."""
+
+from collections.abc import AsyncIterator, Iterator
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from apiproxy.catalogue import Counter, Limit
 from apiproxy.errors import OverQuota, OverRate
-from apiproxy.limits import Limits, duration
+from apiproxy.limits import Admission, Limits, Spending, duration
+from apiproxy.shared_limits import SharedLimits
 from portal.metering.windows import bounds
+from tests.redis import Redis, redis_server
 
 TOKYO = ZoneInfo("Asia/Tokyo")
 NOON = 1_795_402_800.0  # 2026-11-23 12:00 in Tokyo
+DAY = 86400.0
 MODEL = 1
 
 
@@ -16,9 +22,51 @@ def limit(unit: str, amount: int, window: str = "day", scope: str = "tenant", mo
     return Limit(Counter(scope, 1, model, unit, "" if unit == "concurrent" else window), amount, TOKYO)
 
 
+class Records:
+    """What UsageRecord would say, of one owner."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[float, int, int]] = []
+        self.away = False
+        self.asked = 0
+
+    def add(self, when: float, *, requests: int = 0, tokens: int = 0) -> None:
+        self.rows.append((when, requests, tokens))
+
+    async def spent(self, limit: Limit, now: float) -> Spending | None:
+        self.asked += 1
+        if self.away:
+            return None
+        begin, _ = bounds(limit.counter.window, now, limit.zone)
+        found = [row for row in self.rows if row[0] >= begin]
+        used = sum(row[1] if limit.counter.unit == "requests" else row[2] for row in found)
+        return Spending(used, max((row[0] for row in found), default=0.0))
+
+
 @pytest.fixture
-def limits() -> Limits:
-    return Limits(bounds)
+def recorded() -> Records:
+    return Records()
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[Redis]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["in this process", "in Redis"])
+async def limits(request, redis, recorded) -> AsyncIterator[Admission]:
+    if request.param == "in this process":
+        yield Limits(bounds, recorded.spent)
+        return
+    redis.client.flushall()
+    shared = SharedLimits(redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=1)
+    await shared.start()
+    assert shared.shared
+    yield shared
+    assert shared.shared, "it fell back to counting alone"
+    assert dict((name, value) for name, _, value in shared.gauges())["madoguchi_limits_alone"] == 0
+    await shared.close()
 
 
 async def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through(limits):
@@ -47,7 +95,7 @@ async def test_several_limits_are_reserved_all_or_none(limits):
         with pytest.raises(OverQuota):
             await limits.admit([wide, narrow], MODEL, 0, NOON)
     hold = await limits.admit([wide], MODEL, 0, NOON)
-    assert dict(limits.headers(hold, NOON))[b"x-ratelimit-remaining-requests"] == b"98"
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"98"
 
 
 async def test_a_call_that_reached_no_engine_costs_nothing(limits):
@@ -107,13 +155,10 @@ async def test_the_last_part_of_a_quota_can_be_used(limits):
         await limits.admit(budget, MODEL, 5000, NOON)
 
 
-async def test_a_new_limit_knows_what_was_used_before(limits):
-    budget = [limit("requests", 5)]
-    assert limits.unknown(budget) == budget
-    limits.seed(budget[0], 5, NOON)
-    assert limits.unknown(budget) == []
+async def test_a_new_limit_knows_what_was_used_before(limits, recorded):
+    recorded.add(NOON - 60, requests=5)
     with pytest.raises(OverQuota):
-        await limits.admit(budget, MODEL, 0, NOON)
+        await limits.admit([limit("requests", 5)], MODEL, 0, NOON)
 
 
 async def test_a_clock_set_back_forgives_nothing_and_locks_out_no_longer_than_its_own_day(limits):
@@ -122,6 +167,58 @@ async def test_a_clock_set_back_forgives_nothing_and_locks_out_no_longer_than_it
     with pytest.raises(OverQuota) as refused:
         await limits.admit(budget, MODEL, 0, NOON)
     assert refused.value.headers["retry-after"] == str(12 * 3600)
+
+
+async def test_a_clock_that_went_ahead_and_was_corrected_forgives_nothing(limits, recorded):
+    budget = [limit("requests", 2)]
+    for when in (NOON, NOON, NOON + DAY):
+        (await limits.admit(budget, MODEL, 0, when)).settle(0)
+        recorded.add(when, requests=1)
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 0, NOON + 1)
+
+
+async def test_a_clock_that_went_back_and_was_corrected_forgives_nothing(limits, recorded):
+    budget = [limit("requests", 2)]
+    for when in (NOON, NOON + 1):
+        (await limits.admit(budget, MODEL, 0, when)).settle(0)
+        recorded.add(when, requests=1)
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 0, NOON - DAY)
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 0, NOON + 2)
+
+
+async def test_a_start_with_a_clock_that_is_behind_forgives_nothing_either(limits, recorded):
+    recorded.add(NOON, requests=2)
+    budget = [limit("requests", 3)]
+    (await limits.admit(budget, MODEL, 0, NOON - DAY)).settle(0)
+    recorded.add(NOON - DAY, requests=1)
+    (await limits.admit(budget, MODEL, 0, NOON)).settle(0)
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 0, NOON)
+
+
+async def test_a_new_day_asks_nobody_what_was_used_in_it(limits, recorded):
+    budget = [limit("requests", 5), limit("tokens", 100, window="minute")]
+    (await limits.admit(budget, MODEL, 0, NOON)).settle(0)
+    asked = recorded.asked
+    for minute in range(1, 5):
+        (await limits.admit(budget, MODEL, 0, NOON + minute * 60)).settle(0)
+    (await limits.admit(budget, MODEL, 0, NOON + DAY)).settle(0)
+    assert recorded.asked == asked
+
+
+async def test_what_could_not_be_read_is_counted_as_soon_as_it_can(limits, recorded, redis):
+    recorded.add(NOON, requests=5)
+    recorded.away = True
+    budget = [limit("requests", 6)]
+    (await limits.admit(budget, MODEL, 0, NOON)).release()
+    recorded.away = False
+    redis.client.hset("{test}:tenant:1::requests:day", "q", 1)  # in Redis, that is: five seconds later
+    (await limits.admit(budget, MODEL, 0, NOON)).settle(0)
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 0, NOON)
 
 
 async def test_a_raised_limit_goes_on_with_what_was_used(limits):

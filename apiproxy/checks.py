@@ -1,0 +1,35 @@
+"""What `manage.py check` says of the gateway's settings, and `up` refuses to start with."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error
+from redis.asyncio.connection import parse_url
+
+
+def gateway_settings(**_: Any) -> list[CheckMessage]:
+    return [*workers(settings.GATEWAY_WORKERS, settings.REDIS_URL), *redis_url(settings.REDIS_URL)]
+
+
+def workers(count: int, url: str) -> list[CheckMessage]:
+    if count == 1 or url:
+        return []
+    return [
+        Error(
+            f"{count} gateway processes need Redis: without it each counts limits in its own memory and lets through "
+            "what the others have let through already.",
+            hint="Set REDIS_URL, or run one (GATEWAY_WORKERS=1).",
+            id="apiproxy.E001",
+        )
+    ]
+
+
+def redis_url(url: str) -> list[CheckMessage]:
+    """The message holds no part of the address: there may be a password in it."""
+    try:
+        if url:
+            parse_url(url)
+    except ValueError:
+        hint = "redis://[user:password@]host[:port][/number], rediss://… for TLS, or unix:///path"
+        return [Error("REDIS_URL cannot be read.", hint=hint, id="apiproxy.E002")]
+    return []

@@ -1,0 +1,197 @@
+-- The counters of limits, for all workers. One call is one step: nothing of another worker happens within it.
+--
+-- KEYS[1] leases   sorted set: lease -> ms of this server's clock until which it holds. A worker's reservations count
+--                  only while its lease does, so what a killed worker had reserved is free again when it runs out.
+-- KEYS[2] epoch    hash: run (which server this is), n (changes whenever counters may have missed usage)
+-- KEYS[3] done     number of the last batch of settlements of the calling worker
+-- KEYS[4…] counters, each a hash:
+--   u used · b begin of its window · g begin of the window it was made in, by which reservations find it again
+--   h begin of the latest window it has been in: any later one is empty · e epoch in which u was complete
+--   s ms at which u was read from the records · q ms at which they are to be asked again · r:LEASE reserved
+-- ARGV[1] what to do, ARGV[2] the worker's lease, the rest as each part says.
+
+local clock = redis.call('TIME')
+local ms = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local verb, lease = ARGV[1], ARGV[2]
+local KEPT = 86400  -- s that a counter outlives its window, so that the next window is known to be empty
+local LATE = 5  -- s by which two workers' clocks may differ
+
+local function holds()
+  local till = redis.call('ZSCORE', KEYS[1], lease)
+  return till and tonumber(till) >= ms
+end
+
+local function keep_lease(length)
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ms)
+  redis.call('ZADD', KEYS[1], ms + length, lease)
+  redis.call('PEXPIRE', KEYS[1], length * 10)
+  redis.call('EXPIRE', KEYS[2], 40 * KEPT)
+  return redis.call('ZCARD', KEYS[1])
+end
+
+local living
+local function lives(other)
+  if other == lease then return true end
+  if not living then
+    living = {}
+    for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], ms, '+inf')) do living[name] = true end
+  end
+  return living[other]
+end
+
+-- The fields of a counter; `reserved` by all who live.
+local function read(key)
+  local flat = redis.call('HGETALL', key)
+  local c = {reserved = 0}
+  for i = 1, #flat, 2 do
+    local name, value = flat[i], flat[i + 1]
+    if string.sub(name, 1, 2) ~= 'r:' then
+      c[name] = (name == 'e' or name == 'g') and value or tonumber(value)
+    elseif lives(string.sub(name, 3)) then
+      c.reserved = c.reserved + tonumber(value)
+    else
+      redis.call('HDEL', key, name)
+    end
+  end
+  return c
+end
+
+-- A new window, of which `used` is known. Reservations of the window before are no concern of it.
+local function renew(key, begin, high, used, epoch, ttl)
+  redis.call('DEL', key)
+  redis.call('HSET', key, 'u', used, 'b', begin, 'g', begin, 'h', math.max(high, tonumber(begin)), 'e', epoch)
+  redis.call('EXPIRE', key, ttl)
+end
+
+-- A caller of the window's last seconds, who comes after another's first call in the next one: counted there.
+local function late(c, begin, seconds)
+  return begin < c.b and tonumber(seconds) <= LATE
+end
+
+-- admit: estimate; then of each counter: unit, amount, begin ('' if it has no window), seconds to its end.
+-- -> {0, window, spent, window, spent, …} · {1, place of the limit that lasts longest among those reached}
+--    {2, epoch, place, …}: of these nobody knows what was used · {3}: the lease has run out
+local function admit()
+  if not holds() then return {3} end
+  local epoch = redis.call('HGET', KEYS[2], 'n') or ''
+  local estimate = tonumber(ARGV[3])
+  local counters, unknown = {}, {2, epoch}
+  for i = 1, #KEYS - 3 do
+    local key, at = KEYS[i + 3], 4 * i
+    local begin, c = ARGV[at + 2], read(KEYS[i + 3])
+    if begin ~= '' then
+      local number = tonumber(begin)
+      if c.u and c.e == epoch and number > c.b and number > c.h then
+        renew(key, begin, 0, 0, epoch, tonumber(ARGV[at + 3]) + KEPT)
+        c = {u = 0, g = begin, reserved = 0}
+      elseif not c.u or c.e ~= epoch or (number ~= c.b and not late(c, number, ARGV[at + 3]))
+        or (c.q and ms >= c.q) then
+        unknown[#unknown + 1] = i - 1
+      end
+    end
+    counters[i] = c
+  end
+  if #unknown > 2 then return unknown end
+
+  local longest, last = nil, -1
+  for i, c in ipairs(counters) do
+    local at = 4 * i
+    local amount, spent, fits = tonumber(ARGV[at + 1]), (c.u or 0) + c.reserved
+    if ARGV[at] == 'tokens' then
+      fits = spent + estimate <= amount or (c.reserved == 0 and spent < amount)
+    else
+      fits = spent < amount
+    end
+    local seconds = ARGV[at + 2] == '' and math.huge or tonumber(ARGV[at + 3])
+    if not fits and seconds > last then longest, last = i - 1, seconds end
+  end
+  if longest then return {1, longest} end
+
+  local answer = {0}
+  for i, c in ipairs(counters) do
+    local taken = ARGV[4 * i] == 'tokens' and estimate or 1
+    redis.call('HINCRBY', KEYS[i + 3], 'r:' .. lease, taken)
+    if ARGV[4 * i + 2] == '' then redis.call('EXPIRE', KEYS[i + 3], KEPT) end
+    answer[#answer + 1] = c.g or '0'
+    answer[#answer + 1] = (c.u or 0) + c.reserved + taken
+  end
+  return answer
+end
+
+-- settle: number of this batch; then for each counter: window, lease of the reservation, used, reserved, ms since.
+local function settle()
+  local number = tonumber(ARGV[3])
+  if tonumber(redis.call('GET', KEYS[3]) or '0') >= number then return 0 end
+  redis.call('SET', KEYS[3], number, 'EX', KEPT)
+  for i = 1, #KEYS - 3 do
+    local key, at = KEYS[i + 3], 5 * i - 1
+    local name = 'r:' .. ARGV[at + 1]
+    local c = redis.call('HMGET', key, 'u', 'g', 's', name)
+    if (c[2] or '0') == ARGV[at] then
+      if c[4] then
+        local left = tonumber(c[4]) - tonumber(ARGV[at + 3])
+        if left > 0 then redis.call('HSET', key, name, left) else redis.call('HDEL', key, name) end
+      end
+      -- What ended a second before the records were read is in them.
+      if c[1] and ms - tonumber(ARGV[at + 4]) > tonumber(c[3] or '0') - 1000 then
+        redis.call('HINCRBY', key, 'u', ARGV[at + 2])
+      end
+    end
+  end
+  return 1
+end
+
+-- seed: of one counter: begin, used, latest window, 1 if the records could be read, epoch, ms since they were,
+-- seconds to its end. Whoever comes second changes nothing.
+local function seed()
+  local key, begin, used, high = KEYS[4], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+  local read_it, epoch, ttl = ARGV[6] == '1', ARGV[7], tonumber(ARGV[9]) + KEPT
+  local c = read(key)
+  if c.u and c.b == tonumber(begin) and c.e == epoch and not c.q then return 0 end
+  if c.g and c.g ~= begin and (not c.u or tonumber(begin) > c.b) then
+    renew(key, begin, math.max(high, c.h or 0), used, epoch, ttl)
+  else
+    redis.call('HSET', key, 'u', math.max(used, c.u or 0), 'b', begin, 'g', c.g or begin, 'e', epoch,
+      'h', math.max(high, c.h or 0, tonumber(begin)))
+    redis.call('EXPIRE', key, ttl)
+  end
+  if read_it then
+    redis.call('HSET', key, 's', ms - tonumber(ARGV[8]))
+    redis.call('HDEL', key, 'q')
+  else
+    redis.call('HSET', key, 'q', ms + 5000)
+  end
+  return 1
+end
+
+-- enter: length of the lease in ms, the worker's last lease, run id of the server, 1 if the worker has forgotten
+-- settlements; then for each counter: window, what the worker holds reserved. -> how many workers there are
+local function enter()
+  redis.call('ZREM', KEYS[1], ARGV[4])
+  if redis.call('HGET', KEYS[2], 'run') ~= ARGV[5] or ARGV[6] == '1' then
+    redis.call('HSET', KEYS[2], 'run', ARGV[5], 'n', clock[1] .. '.' .. clock[2])
+  end
+  local workers = keep_lease(tonumber(ARGV[3]))
+  for i = 1, #KEYS - 3 do
+    local key, at = KEYS[i + 3], 5 + 2 * i
+    local window = redis.call('HGET', key, 'g')
+    if not window or window == ARGV[at] then
+      redis.call('HSET', key, 'g', ARGV[at], 'r:' .. lease, ARGV[at + 1])
+      if redis.call('TTL', key) < 0 then redis.call('EXPIRE', key, KEPT) end
+    end
+  end
+  return workers
+end
+
+-- beat: length of the lease in ms. -> how many workers there are, 0 if the lease had run out
+local function beat()
+  if not holds() then return 0 end
+  return keep_lease(tonumber(ARGV[3]))
+end
+
+if verb == 'admit' then return admit() end
+if verb == 'settle' then return settle() end
+if verb == 'seed' then return seed() end
+if verb == 'enter' then return enter() end
+if verb == 'beat' then return beat() end
+return redis.call('ZREM', KEYS[1], lease)
