@@ -4,8 +4,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.bench import tools
@@ -34,12 +35,23 @@ http {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """Of a catalogue."""
+
+    keys: int
+    models: int
+
+
+SMALL, LARGE = Size(keys=1, models=1), Size(keys=100_000, models=1_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """`command` is empty for the engine itself, which runs anyway. `state` is where a gateway keeps its database."""
+    """`command` is empty for the engine itself, which runs anyway. `env` names where a gateway keeps its database."""
 
     name: str
     port: int
-    path: str = "/health"  # answers as soon as it is there
+    path: str = "/health"  # answers with success as soon as it is there
     command: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     key: str = "none"
@@ -49,72 +61,74 @@ class Contender:
         return f"http://127.0.0.1:{self.port}{self.path}"
 
 
-NAMES = ("nginx", "vllm-router", "vllm-router-rr", "madoguchi")
-
-
 def contenders(directory: Path, names: Sequence[str]) -> list[Contender]:
     """Those of these names, prepared in a directory and with ports that nobody else uses; first the engine itself."""
-    engine, nginx, madoguchi = _free_ports(3)
-    found = [Contender(name="direct", port=engine)]
-    if "nginx" in names:
-        found.append(_nginx(directory / "nginx", nginx, engine))
-    if "vllm-router" in names:
-        found.append(_vllm_router("vllm-router", "cache_aware", engine))
-    if "vllm-router-rr" in names:
-        found.append(_vllm_router("vllm-router-rr", "round_robin", engine))
-    if "madoguchi" in names:
-        found.append(_madoguchi(directory / "madoguchi", madoguchi, engine))
-    return found
+    engine = free_port()
+    return [Contender(name="direct", port=engine), *(MAKERS[name](directory / name, engine) for name in names)]
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    try:
-        return [opened.getsockname()[1] for opened in sockets]
-    finally:
-        for opened in sockets:
-            opened.close()
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as opened:
+        return opened.getsockname()[1]
 
 
-def _nginx(directory: Path, port: int, engine: int) -> Contender:
+def nginx(directory: Path, engine: int) -> Contender:
     directory.mkdir()
-    config = directory / "nginx.conf"
+    port, config = free_port(), directory / "nginx.conf"
     config.write_text(NGINX % {"port": port, "engine": engine})
     return Contender(name="nginx", port=port, command=("/usr/sbin/nginx", "-p", str(directory), "-c", str(config)))
 
 
-def _vllm_router(name: str, policy: str, engine: int) -> Contender:
+def vllm_router(directory: Path, engine: int, *, policy: str = "cache_aware") -> Contender:
     """Without its log. Its own default, `cache_aware`, takes two to three times the CPU of `round_robin` per request.
 
     That is what people run who leave it as it comes; the other has nothing to decide, so it is the one that is hard to
     reach. Both are shown.
     """
-    port, metrics = _free_ports(2)
+    port = free_port()
     options = {
         "worker-urls": f"http://127.0.0.1:{engine}",
         "host": "127.0.0.1",
         "port": port,
         "policy": policy,
         "log-level": "error",
-        "prometheus-port": metrics,
+        "prometheus-port": free_port(),
     }
     words = [word for option, value in options.items() for word in (f"--{option}", str(value))]
     command = (str(tools.python()), "-m", "vllm_router.launch_router", *words)
-    return Contender(name=name, port=port, command=command)
+    return Contender(name=directory.name, port=port, command=command)
 
 
-def _madoguchi(directory: Path, port: int, engine: int) -> Contender:
+def madoguchi(
+    directory: Path, engine: int, *, size: Size = SMALL, options: Sequence[str] = (), **more: str
+) -> Contender:
+    """The command that operators run, with a key, limits and metering. `more` is put into its environment."""
     directory.mkdir()
-    env = {"MADOGUCHI_VAR": str(directory), "LOG_LEVEL": "WARNING"}
+    port, env = free_port(), {"MADOGUCHI_VAR": str(directory), "LOG_LEVEL": "WARNING", **more}
     prepare = [sys.executable, "-m", "tests.bench.prepare", f"http://127.0.0.1:{engine}"]
-    key = subprocess.run(
-        prepare, cwd=ROOT, env={**os.environ, **env}, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
+    prepared = subprocess.run(
+        [*prepare, "--keys", str(size.keys), "--models", str(size.models)],
+        cwd=ROOT,
+        env={**os.environ, **env},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     return Contender(
-        name="madoguchi",
+        name=directory.name,
         port=port,
         path="/readyz",
-        command=(sys.executable, "manage.py", "up", "--port", str(port), "--no-supervisor"),
+        command=(sys.executable, "manage.py", "up", "--port", str(port), "--no-supervisor", *options),
         env=env,
-        key=key.strip(),
+        key=prepared.stdout.strip(),
     )
+
+
+MAKERS: Mapping[str, Callable[[Path, int], Contender]] = {
+    "nginx": nginx,
+    "vllm-router": vllm_router,
+    "vllm-router-rr": partial(vllm_router, policy="round_robin"),
+    "madoguchi": madoguchi,
+    "madoguchi-large": partial(madoguchi, size=LARGE),
+}
+NAMES = ("nginx", "vllm-router", "vllm-router-rr", "madoguchi")  # that are compared

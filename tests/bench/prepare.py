@@ -1,28 +1,31 @@
-"""python -m tests.bench.prepare: an empty state directory becomes one with a model, a key and limits. Prints the key.
+"""python -m tests.bench.prepare URL: an empty state directory becomes one with models, keys and limits. Prints a key.
 
 No supervisor runs during a measurement: what it would write about an external engine is written here, so that its
 own work is not counted as the gateway's.
 """
 
+import argparse
 import os
-import sys
 
 import django
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
 django.setup()
 
+from django.conf import settings
 from django.core.management import call_command
 
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Membership, Tenant, User
-from portal.keys import issuing
+from portal.keys import issuing, secret
+from portal.keys.models import ApiKey
 from portal.metering.models import Quota
 
 PLENTY = 10**12  # every limit is looked at and counted, none is reached
+TENANTS = 100  # of a large catalogue; its keys are spread over them
 
 
-def main(engine: str) -> None:
+def main(engine: str, keys: int, models: int) -> None:
     call_command("migrate", verbosity=0)
     tenant = Tenant.objects.create(slug="bench", name="Bench")
     person = User.objects.create_user("bench")
@@ -33,13 +36,56 @@ def main(engine: str) -> None:
     host = Host.objects.create(name="bench")
     Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=engine)
     _, key = issuing.issue(tenant=tenant, name="bench", user=person)
-    for owner in ({"tenant": tenant}, {"user": person}):
-        Quota.objects.create(**owner, unit=Quota.Unit.CONCURRENT, amount=PLENTY)
-        for unit in (Quota.Unit.REQUESTS, Quota.Unit.TOKENS):
-            for window in (Quota.Window.MINUTE, Quota.Window.DAY, Quota.Window.MONTH):
-                Quota.objects.create(**owner, unit=unit, window=window, amount=PLENTY)
+    Quota.objects.bulk_create([*limits(tenant=tenant), *limits(user=person)])
+    more_models(engine, host, models - 1)
+    more_keys(keys - 1)
     print(key)
 
 
+def limits(**owner: Tenant | User) -> list[Quota]:
+    """Seven: every one that there is for all models together."""
+    windows = (Quota.Window.MINUTE, Quota.Window.DAY, Quota.Window.MONTH)
+    counted = [(unit, window) for unit in (Quota.Unit.REQUESTS, Quota.Unit.TOKENS) for window in windows]
+    kinds = [(Quota.Unit.CONCURRENT, ""), *counted]
+    return [Quota(**owner, unit=unit, window=window, amount=PLENTY) for unit, window in kinds]
+
+
+def more_models(engine: str, host: Host, count: int) -> None:
+    external = ServedModel.Engine.EXTERNAL
+    made = ServedModel.objects.bulk_create(
+        ServedModel(name=f"fake-model-{number}", engine=external, url=engine) for number in range(count)
+    )
+    Replica.objects.bulk_create(
+        Replica(model=model, host=host, state=Replica.State.READY, url=engine) for model in made
+    )
+
+
+def more_keys(count: int) -> None:
+    """Service keys in a hundred tenants that have limits of their own. No gateway runs yet that must be told."""
+    if not count:
+        return
+    tenants = Tenant.objects.bulk_create(
+        Tenant(slug=f"bench-{number}", name=f"Bench {number}") for number in range(TENANTS)
+    )
+    Quota.objects.bulk_create(limit for tenant in tenants for limit in limits(tenant=tenant))
+    texts = [secret.make() for _ in range(count)]
+    keys = [
+        ApiKey(
+            tenant=tenants[number % TENANTS],
+            service="bench",
+            name="bench",
+            prefix=text[: secret.PREFIX],
+            digest=secret.digest(text, settings.API_KEY_SECRET),
+        )
+        for number, text in enumerate(texts)
+    ]
+    ApiKey.objects.bulk_create(keys, batch_size=1000)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("engine")
+    arguments.add_argument("--keys", type=int, default=1)
+    arguments.add_argument("--models", type=int, default=1)
+    options = arguments.parse_args()
+    main(options.engine, options.keys, options.models)

@@ -3,10 +3,10 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,10 @@ TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of a process and all its descendants: CPU seconds so far, and the sum of their peak resident sizes."""
+    """Of a process and all its descendants: CPU seconds so far, sums of their resident sizes now and at their peaks."""
 
     cpu: float
+    rss_mb: float
     peak_mb: float
 
 
@@ -34,8 +35,9 @@ class Machine:
 
 
 def cost(root: int) -> Cost:
-    cpu = peak = 0.0
-    for pid in _tree(root):
+    cpu = 0.0
+    sizes = {"VmRSS": 0.0, "VmHWM": 0.0}
+    for pid in tree(root):
         try:
             fields = _stat(pid)
             status = Path(f"/proc/{pid}/status").read_text()
@@ -43,8 +45,11 @@ def cost(root: int) -> Cost:
             continue  # it has just ended
         # Of the root also what its ended children used, else a short-lived worker would cost nothing.
         cpu += sum(map(int, fields[11:15] if pid == root else fields[11:13])) / TICKS
-        peak += sum(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
-    return Cost(cpu=cpu, peak_mb=peak)
+        for line in status.splitlines():
+            name, _, value = line.partition(":")
+            if name in sizes:
+                sizes[name] += int(value.split()[0]) / 1024
+    return Cost(cpu=cpu, rss_mb=sizes["VmRSS"], peak_mb=sizes["VmHWM"])
 
 
 def machine() -> Machine:
@@ -57,7 +62,8 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
-def _tree(root: int) -> list[int]:
+def tree(root: int) -> list[int]:
+    """The pids of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -83,8 +89,10 @@ def pinned(command: Sequence[str], cores: Cores) -> list[str]:
 
 
 @contextmanager
-def running(command: Sequence[str], *, cores: Cores, url: str, log: Path, env: Mapping[str, str]) -> Iterator[int]:
-    """The pid of the command, once `url` answers anything (60 s at most); its whole group is ended at the end."""
+def running(
+    command: Sequence[str], *, cores: Cores, answers: Callable[[], bool], log: Path, env: Mapping[str, str]
+) -> Iterator[int]:
+    """The pid of the command, once it answers (60 s at most); its whole group is ended at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             pinned(command, cores),
@@ -95,24 +103,32 @@ def running(command: Sequence[str], *, cores: Cores, url: str, log: Path, env: M
             start_new_session=True,
         )
     try:
-        _answers(url, process, log)
+        until = monotonic() + 60
+        while not answers():
+            if monotonic() > until or process.poll() is not None:
+                raise SystemExit(f"{command[0]} does not answer. Its log ends:\n{log.read_text()[-2000:]}")
+            sleep(0.1)
         yield process.pid
     finally:
         _end(process)
 
 
-def _answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = monotonic() + 60
-    while monotonic() < until and process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-        except urllib.error.HTTPError:
-            return
-        except OSError:
-            sleep(0.1)
-        else:
-            return
-    raise SystemExit(f"{url} does not answer. Its log ends:\n{log.read_text()[-2000:]}")
+def http(url: str) -> bool:
+    """Whether somebody answers there with success."""
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def tcp(port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

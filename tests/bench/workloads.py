@@ -17,7 +17,8 @@ class Workload:
     """`clients` connections with one request at a time; `tokens` = 0: answers in one piece, else streams.
 
     `requests` in all (0: one for each client). `pace` in ms between two tokens of a stream (0: as fast as they go).
-    `ramp`: the clients' starts are spread over so many ms, during which no delay is noted.
+    `ramp`: the clients' starts are spread over so many ms, during which no delay is noted. `rate`: no more requests are
+    started in a second. `keys`: a file with one to a line, to be used in turn instead of the contender's own.
     """
 
     name: str
@@ -26,6 +27,8 @@ class Workload:
     tokens: int = 0
     pace: int = 0
     ramp: int = 0
+    rate: int = 0
+    keys: Path | None = None
 
     def arguments(self) -> list[str]:
         arguments = ["-c", str(self.clients), "-n", str(self.requests or self.clients), "-t", str(PATIENCE)]
@@ -43,12 +46,16 @@ class Workload:
                 "-w",
                 str(self.ramp),
             ]
+        if self.rate:
+            arguments += ["-R", str(self.rate)]
+        if self.keys:
+            arguments += ["-K", str(self.keys)]
         return arguments
 
 
-def paced(streams: int, *, tokens: int = 300) -> Workload:
+def paced(streams: int, *, tokens: int = 300, ramp: int = 3000) -> Workload:
     """So many streams at once of 30 tokens a second: what a person reads, and what one engine gives each of many."""
-    return Workload(name=f"paced{streams}", clients=streams, tokens=tokens, pace=33, ramp=3000)
+    return Workload(name=f"paced{streams}", clients=streams, tokens=tokens, pace=33, ramp=ramp)
 
 
 WARM_UP = (
