@@ -22,8 +22,8 @@ local function holds()
 end
 
 local function keep_lease(length)
+  redis.call('ZADD', KEYS[1], ms + length, lease)  -- first: of a full server only a first write fails
   redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ms)
-  redis.call('ZADD', KEYS[1], ms + length, lease)
   redis.call('PEXPIRE', KEYS[1], length * 10)
   redis.call('EXPIRE', KEYS[2], 40 * KEPT)
   return redis.call('ZCARD', KEYS[1])
@@ -167,11 +167,10 @@ end
 -- enter: length of the lease in ms, the worker's last lease, run id of the server, 1 if the worker has forgotten
 -- settlements; then for each counter: window, what the worker holds reserved. -> how many workers there are
 local function enter()
-  redis.call('ZREM', KEYS[1], ARGV[4])
   if redis.call('HGET', KEYS[2], 'run') ~= ARGV[5] or ARGV[6] == '1' then
     redis.call('HSET', KEYS[2], 'run', ARGV[5], 'n', clock[1] .. '.' .. clock[2])
   end
-  local workers = keep_lease(tonumber(ARGV[3]))
+  local workers = keep_lease(tonumber(ARGV[3])) - redis.call('ZREM', KEYS[1], ARGV[4])
   for i = 1, #KEYS - 3 do
     local key, at = KEYS[i + 3], 5 + 2 * i
     local window = redis.call('HGET', key, 'g')

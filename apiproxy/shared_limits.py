@@ -115,13 +115,16 @@ class SharedHold:
 
 
 class SharedLimits:
-    """`workers`: how many share the limits, until Redis has told. `prefix` keeps apart what shares one Redis."""
+    """`workers`: how many share the limits at least; Redis knows if there are more.
+
+    `prefix` keeps apart what shares one Redis.
+    """
 
     def __init__(self, url: str, *, prefix: str, bounds: Bounds, spent: Spent, workers: int) -> None:
         self._url = url
         self._bounds = bounds
         self._spent = spent
-        self._workers = workers
+        self._expected = self._workers = workers
         self._worker = uuid.uuid4().hex[:12]
         # In braces: keys of one script must be on one node of a cluster.
         self._prefix = f"{{{prefix}}}:"
@@ -372,10 +375,9 @@ class SharedLimits:
             self._away(link.lost.result())
 
     def _away(self, why: str) -> None:
-        log.warning(
-            "Redis is away (%s): this worker counts limits alone, with 1/%d of what is left", why, self._workers
-        )
-        alone = self._alone = Limits(self._bounds, self._spent, share=max(1, self._workers))
+        share = max(self._workers, self._expected)
+        log.warning("Redis is away (%s): this worker counts limits alone, with 1/%d of what is left", why, share)
+        alone = self._alone = Limits(self._bounds, self._spent, share=share)
         for hold in self._holds:
             hold.alone = self._taken_along(alone, hold)
 

@@ -240,7 +240,7 @@ def running_directory() -> Iterator[Directory]:
     home = Path(tempfile.mkdtemp(prefix="slapd-"))
     directory = None
     try:
-        _write_certificates(home)
+        write_certificates(home)
         directory = _start(home)
         _fill(directory)
         yield directory
@@ -371,7 +371,7 @@ def _entry(person: Colleague, number: int) -> list[tuple[str, list[bytes]]]:
     ]
 
 
-def _write_certificates(home: Path) -> None:
+def write_certificates(home: Path) -> None:
     ca_key, ca = _authority("Test directory CA")
     (home / "ca.pem").write_bytes(ca.public_bytes(serialization.Encoding.PEM))
     _, other = _authority("Another CA")

@@ -1,0 +1,475 @@
+"""Limits over several workers: races, dead workers, and a Redis that is killed, hangs, forgets or wants a password."""
+
+import asyncio
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from apiproxy import shared_limits
+from apiproxy.catalogue import Counter
+from apiproxy.errors import OverQuota, OverRate, Refusal
+from apiproxy.limits import Limits
+from apiproxy.shared_limits import SharedLimits
+from portal.metering.windows import bounds
+from tests.apiproxy.test_limits import DAY, MODEL, NOON, TOKYO, Limit, Records, limit
+from tests.redis import Redis, redis_server
+from tests.slapd import unused_port, write_certificates
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Redis]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+def redis(server) -> Redis:
+    """Empty, and there, whatever the last test has done to it."""
+    if not server.answers():
+        server.start()
+    server.client.flushall()
+    return server
+
+
+@pytest.fixture
+def recorded() -> Records:
+    return Records()
+
+
+Workers = Callable[[int], Awaitable[list[SharedLimits]]]
+
+
+@pytest.fixture
+async def workers(redis, recorded) -> AsyncIterator[Workers]:
+    made: list[SharedLimits] = []
+
+    async def make(count: int) -> list[SharedLimits]:
+        new = [
+            SharedLimits(redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=2) for _ in range(count)
+        ]
+        for shared in new:
+            await shared.start()
+        made.extend(new)
+        return new
+
+    yield make
+    for shared in made:
+        await shared.close()
+
+
+async def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
+    """As `until`, while this event loop goes on."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - Redis tells nobody
+            await asyncio.sleep(0.02)
+
+
+async def let(shared: SharedLimits, budget: list[Limit], calls: int, estimate: int = 0, now: float = NOON) -> list:
+    """The holds of those that were let through."""
+    answers = await asyncio.gather(
+        *(shared.admit(budget, MODEL, estimate, now) for _ in range(calls)), return_exceptions=True
+    )
+    holds = [answer for answer in answers if not isinstance(answer, Refusal)]
+    assert not [hold for hold in holds if isinstance(hold, BaseException)]
+    return holds
+
+
+def gauge(shared: SharedLimits, name: str) -> float:
+    return {name: value for name, _, value in shared.gauges()}[f"madoguchi_limits_{name}"]
+
+
+def reserved(redis: Redis, unit: str, window: str = "") -> dict[str, str]:
+    found = redis.client.hgetall(f"{{test}}:tenant:1::{unit}:{window}")
+    return {name: value for name, value in found.items() if name.startswith("r:")}
+
+
+# --- several workers
+
+
+@contextlib.contextmanager
+def processes(redis: Redis, count: int, **facts) -> Iterator[list["subprocess.Popen[str]"]]:
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.limits_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        for _ in range(count)
+    ]
+    try:
+        for process in running:
+            process.stdin.write(json.dumps({"url": redis.url, "now": NOON, **facts}) + "\n")
+            process.stdin.flush()
+        for process in running:
+            assert process.stdout.readline() == "ready\n"
+        for process in running:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()
+
+
+def test_a_thousand_parallel_calls_of_two_processes_against_a_budget_of_ten_let_ten_through(redis):
+    with processes(redis, 2, unit="tokens", amount=1000, calls=500, estimate=100) as running:
+        told = [json.loads(process.stdout.readline()) for process in running]
+    assert {one["wrong"] for one in told} == {"[]"}
+    assert sum(one["let"] for one in told) == 10
+
+
+async def test_what_a_killed_worker_had_reserved_is_free_again_when_its_lease_is_over(redis, workers, monkeypatch):
+    budget = [limit("concurrent", 100)]
+    (alive,) = await workers(1)
+    with processes(redis, 1, unit="concurrent", amount=100, calls=100, estimate=0) as (process,):
+        assert json.loads(await asyncio.to_thread(process.stdout.readline))["let"] == 100
+        with pytest.raises(OverRate):
+            await alive.admit(budget, MODEL, 0, NOON)
+        process.kill()
+        begun = asyncio.get_running_loop().time()
+        holds: list = []
+        while not holds and asyncio.get_running_loop().time() - begun < 20:
+            await asyncio.sleep(0.05)
+            holds = await let(alive, budget, 100)
+        assert asyncio.get_running_loop().time() - begun < shared_limits.LEASE + 1
+    assert len(holds) == 100
+    assert len(reserved(redis, "concurrent")) == 1  # nothing is left of the dead one
+
+
+async def test_what_one_worker_used_all_know(workers):
+    one, other = await workers(2)
+    budget = [limit("tokens", 150), limit("concurrent", 1)]
+    hold = await one.admit(budget, MODEL, 100, NOON)
+    with pytest.raises(OverRate):
+        await other.admit(budget, MODEL, 10, NOON)
+    hold.settle(20)
+    await one.admit([], MODEL, 0, NOON)
+    await eventually(lambda: gauge(one, "unsent") == 0)
+    hold = await other.admit(budget, MODEL, 100, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-tokens"] == b"30"
+
+
+async def test_workers_who_find_no_counter_at_the_same_time_count_what_is_recorded_once(workers, recorded):
+    recorded.add(NOON, requests=90)
+    budget = [limit("requests", 100)]
+    holds = await asyncio.gather(*(let(shared, budget, 20) for shared in await workers(3)))
+    assert sum(map(len, holds)) == 10
+
+
+async def test_a_caller_who_leaves_while_redis_is_asked_leaves_no_reservation(redis, workers):
+    (shared,) = await workers(1)
+    budget = [limit("concurrent", 1)]
+    (await shared.admit(budget, MODEL, 0, NOON)).release()
+    asking = asyncio.create_task(shared.admit(budget, MODEL, 0, NOON))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    await eventually(lambda: reserved(redis, "concurrent") == {})
+    await shared.admit(budget, MODEL, 0, NOON)
+
+
+async def test_a_call_that_comes_late_for_its_window_counts_in_the_next(workers, recorded):
+    """Two workers ask within the same moment, one of whom took the time before midnight."""
+    one, other = await workers(2)
+    budget = [limit("requests", 2)]
+    midnight = NOON + DAY / 2
+    await one.admit(budget, MODEL, 0, midnight - 1)
+    asked = recorded.asked
+    (await one.admit(budget, MODEL, 0, midnight)).settle(0)
+    await other.admit(budget, MODEL, 0, midnight - 0.001)
+    with pytest.raises(OverQuota):
+        await one.admit(budget, MODEL, 0, midnight)
+    assert recorded.asked == asked
+
+
+async def test_every_key_has_an_end(redis, workers):
+    (shared,) = await workers(1)
+    for window in ("minute", "day", "month"):
+        (await shared.admit([limit("tokens", 9, window)], MODEL, 1, NOON)).settle(1)
+    await shared.admit([limit("concurrent", 9)], MODEL, 1, NOON)
+    await eventually(lambda: gauge(shared, "unsent") == 0)
+    assert len(redis.client.keys()) == 7
+    assert all(redis.client.ttl(key) > 0 for key in redis.client.scan_iter())
+
+
+async def test_a_worker_that_ends_gives_back_what_it_holds_at_once(workers):
+    one, other = await workers(2)
+    budget = [limit("concurrent", 1)]
+    await one.admit(budget, MODEL, 0, NOON)
+    await one.close()
+    await other.admit(budget, MODEL, 0, NOON)
+
+
+# --- Redis goes away and comes back
+
+
+async def test_a_killed_redis_stops_nobody_and_each_worker_uses_its_share(redis, workers, caplog):
+    one, other = await workers(2)
+    budget = [limit("requests", 100)]
+    for hold in [*await let(one, budget, 40), *await let(other, budget, 20)]:
+        hold.settle(0)
+    open_call = await one.admit([*budget, limit("concurrent", 4)], MODEL, 0, NOON)
+    await other.admit(budget, MODEL, 0, NOON)  # 62 are spent, and both have seen it but for one
+    redis.kill()
+    await eventually(lambda: not one.shared and not other.shared)
+    assert gauge(one, "shared") == 0
+    alone = [len(await let(shared, budget, 100)) for shared in (one, other)]
+    assert alone == [20, 19]
+    assert len(await let(one, [limit("concurrent", 4)], 10)) == 1  # of two; the open call is the other
+    open_call.settle(0)
+    assert len(await let(one, [limit("concurrent", 4)], 10)) == 1
+    assert caplog.text.count("Redis is away") == 2  # once each
+
+
+async def test_what_was_used_while_redis_was_away_is_told_when_it_is_back(redis, workers, recorded, caplog):
+    """It comes back empty. What is recorded is read, and not told a second time."""
+    one, other = await workers(2)
+    budget = [limit("requests", 100), limit("concurrent", 50)]
+    held = await let(one, budget, 10)
+    redis.kill()
+    await eventually(lambda: not one.shared and not other.shared)
+    for hold in await let(one, budget, 5):
+        hold.settle(0)
+        recorded.add(NOON, requests=1)
+    held += await let(one, budget, 3)
+    await asyncio.sleep(1.2)  # so long, and it counts as recorded
+    redis.start()
+    await eventually(lambda: one.shared and other.shared)
+    await eventually(lambda: gauge(one, "unsent") == 0)
+    hold = await other.admit(budget, MODEL, 0, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"81"  # 5 recorded, 13 open, itself
+    for hold in held:
+        hold.settle(0)
+    await eventually(lambda: gauge(one, "unsent") == 0)
+    hold = await other.admit(budget, MODEL, 0, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"80"
+    assert len(reserved(redis, "concurrent")) == 1
+
+
+async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_lost(redis, workers):
+    (shared,) = await workers(1)
+    budget = [limit("requests", 100)]
+    first = await let(shared, budget, 4)
+    redis.hang()
+    for hold in first:
+        hold.settle(0)  # Redis may or may not hear of it
+    begun = asyncio.get_running_loop().time()
+    holds = await let(shared, budget, 10)
+    assert 0.1 < asyncio.get_running_loop().time() - begun < 2
+    assert len(holds) == 10
+    assert not shared.shared
+    begun = asyncio.get_running_loop().time()
+    await let(shared, budget, 1)
+    assert asyncio.get_running_loop().time() - begun < 0.1  # nobody waits again
+    for hold in holds:
+        hold.settle(0)
+    redis.go_on()
+    await eventually(lambda: shared.shared and gauge(shared, "unsent") == 0)
+    hold = await shared.admit(budget, MODEL, 0, NOON)
+    # 14 settled, each once; one of them open, and this one: what was asked while it hung counts no more.
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"84"
+
+
+async def test_a_redis_that_is_emptied_is_told_again(redis, workers, recorded):
+    one, other = await workers(2)
+    budget = [limit("tokens", 1000), limit("concurrent", 3)]
+    (await one.admit(budget, MODEL, 100, NOON)).settle(400)
+    recorded.add(NOON, tokens=400)
+    await one.admit(budget, MODEL, 100, NOON)
+    await other.admit(budget, MODEL, 100, NOON)
+    redis.client.flushall()
+    redis.client.script_flush()
+    await eventually(lambda: len(reserved(redis, "concurrent")) == 2)
+    hold = await other.admit(budget, MODEL, 100, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-tokens"] == b"300"
+    with pytest.raises(OverRate):
+        await one.admit(budget, MODEL, 100, NOON)
+
+
+async def test_a_redis_that_comes_back_with_what_it_once_knew_is_not_believed(redis, workers, recorded):
+    """As after a restart from an old snapshot."""
+    (shared,) = await workers(1)
+    budget = [limit("requests", 10)]
+    (await shared.admit(budget, MODEL, 0, NOON)).settle(0)
+    await eventually(lambda: gauge(shared, "unsent") == 0)
+    key = "{test}:tenant:1::requests:day"
+    old = redis.client.hgetall(key), redis.client.hgetall("{test}:epoch")
+    for _ in range(8):
+        recorded.add(NOON, requests=1)
+    redis.kill()
+    await eventually(lambda: not shared.shared)
+    redis.start()
+    redis.client.hset(key, mapping=old[0])
+    redis.client.hset("{test}:epoch", mapping=old[1])
+    await eventually(lambda: shared.shared)
+    assert len(await let(shared, budget, 10)) == 2
+
+
+async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, workers, recorded, monkeypatch):
+    monkeypatch.setattr(shared_limits, "KEPT", 10)
+    (shared,) = await workers(1)
+    budget = [limit("requests", 100)]
+    await shared.admit(budget, MODEL, 0, NOON)
+    redis.hang()
+    holds = await let(shared, budget, 30)
+    for hold in holds:
+        hold.settle(0)
+        recorded.add(NOON, requests=1)
+    await asyncio.sleep(1.2)
+    redis.go_on()
+    await eventually(lambda: shared.shared and gauge(shared, "unsent") == 0)
+    hold = await shared.admit(budget, MODEL, 0, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"68"
+
+
+async def test_a_start_without_redis_counts_what_is_recorded(redis, workers, recorded):
+    redis.kill()
+    recorded.add(NOON, requests=90)
+    (shared,) = await workers(1)
+    assert len(await let(shared, [limit("requests", 100)], 20)) == 5  # half of what is left
+    redis.start()
+    await eventually(lambda: shared.shared)
+    assert len(await let(shared, [limit("requests", 100)], 20)) == 5
+
+
+async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
+    (shared,) = await workers(1)
+    await shared.admit([limit("requests", 10)], MODEL, 0, NOON)
+    redis.client.config_set("maxmemory", 1)
+    try:
+        assert len(await let(shared, [limit("requests", 10)], 20)) == 5
+        await asyncio.sleep(2 * shared_limits.RETRY + 0.2)
+        assert not shared.shared
+        assert caplog.text.count("Redis is away") == 1
+        assert "OOM" in caplog.text
+    finally:
+        redis.client.config_set("maxmemory", 0)
+    await eventually(lambda: shared.shared)
+
+
+# --- addresses
+
+
+async def knocks(url: str) -> bool:
+    shared = SharedLimits(url, prefix="test", bounds=bounds, spent=Records().spent, workers=1)
+    await shared.start()
+    try:
+        return shared.shared
+    finally:
+        await shared.close()
+
+
+async def test_a_password_is_used_and_never_logged(caplog):
+    port = unused_port()
+    url = f"redis://:s3cret%3A%2F%40x@127.0.0.1:{port}/3"
+    with redis_server("--requirepass", "s3cret:/@x", url=url, port=port):
+        assert await knocks(url)
+        assert not await knocks(f"redis://:wr0ng@127.0.0.1:{port}/3")
+        assert not await knocks(f"redis://127.0.0.1:{port}/3")
+    assert "WRONGPASS" in caplog.text
+    assert "s3cret" not in caplog.text
+    assert "wr0ng" not in caplog.text
+
+
+async def test_tls_is_spoken_and_the_certificate_checked(tmp_path):
+    write_certificates(tmp_path)
+    port = unused_port()
+    ca = tmp_path / "ca.pem"
+    options = ("--port", "0", "--tls-port", str(port), "--tls-cert-file", str(tmp_path / "server.pem"))
+    keys = ("--tls-key-file", str(tmp_path / "server.key"), "--tls-ca-cert-file", str(ca), "--tls-auth-clients", "no")
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs="
+    with redis_server(*options, *keys, url=f"{url}{ca}", port=port):
+        assert await knocks(f"{url}{ca}")
+        assert not await knocks(f"{url}{tmp_path / 'other-ca.pem'}")
+        assert not await knocks(f"redis://127.0.0.1:{port}/0")
+
+
+async def test_a_socket_of_this_host_will_do(tmp_path):
+    with redis_server("--unixsocket", str(tmp_path / "redis.sock")):
+        assert await knocks(f"unix://{tmp_path / 'redis.sock'}")
+
+
+# --- the same rules
+
+AMOUNTS = st.integers(0, 6)
+LIMITS = st.lists(
+    st.builds(
+        lambda unit, window, scope, model, amount: Limit(
+            Counter(scope, 1, model, unit, "" if unit == "concurrent" else window), amount, TOKYO
+        ),
+        st.sampled_from(["requests", "tokens", "concurrent"]),
+        st.sampled_from(["minute", "day"]),
+        st.sampled_from(["tenant", "key"]),
+        st.sampled_from([None, MODEL]),
+        AMOUNTS,
+    ),
+    max_size=4,
+    unique_by=lambda one: one.counter,
+)
+ACTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("admit"), st.integers(0, 4)),
+        st.tuples(st.just("settle"), st.integers(0, 20), st.integers(0, 5)),
+        st.tuples(st.just("release"), st.integers(0, 20)),
+        st.tuples(st.just("pass"), st.sampled_from([1.0, 60.0, DAY])),
+    ),
+    max_size=25,
+)
+
+
+async def outcome(way: Limits | SharedLimits, budget: list[Limit], estimate: int, now: float):
+    try:
+        hold = await way.admit(budget, MODEL, estimate, now)
+    except Refusal as refusal:
+        return None, (refusal.code, refusal.headers, refusal.message("en"))
+    return hold, sorted(hold.headers(now))
+
+
+async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
+    records = Records()
+    ways: list[Limits | SharedLimits] = [
+        Limits(bounds, records.spent),
+        SharedLimits(url, prefix="test", bounds=bounds, spent=records.spent, workers=1),
+    ]
+    await ways[1].start()
+    holds, now = [], NOON
+    try:
+        for act, *facts in acts:
+            if act == "admit":
+                (one, said), (other, likewise) = [await outcome(way, budget, facts[0], now) for way in ways]
+                assert said == likewise
+                holds.append((one, other))
+            elif act == "pass":
+                now += facts[0]
+            elif holds:
+                for hold in holds[facts[0] % len(holds)]:
+                    if hold is not None:
+                        hold.settle(facts[1]) if act == "settle" else hold.release()
+        assert ways[1].shared
+    finally:
+        await ways[1].close()
+
+
+@hypothesis_settings(max_examples=150, deadline=None)
+@given(budget=LIMITS, acts=ACTS)
+def test_both_ways_to_count_agree(server, budget, acts):
+    if not server.answers():
+        server.start()
+    server.client.flushall()
+    asyncio.run(follow(server.url, budget, acts))
