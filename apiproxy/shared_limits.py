@@ -354,13 +354,13 @@ class SharedLimits:
             link = await connect(self._url, SCRIPT)
             run = run_id(await link.answer("INFO", "server"))
             # A trial: a server that takes no writes would be found away again at once.
-            await link.result(self._fixed, ["enter", f"{self._worker}.0", round(LEASE * 1000), "", run, 0])
+            trial = f"{self._worker}.0"
+            await link.result(self._fixed, ["enter", trial, round(LEASE * 1000), self._lease, run, 0])
         except Away as error:
             if first:
                 self._away(str(error))
             return
-        self._run = run
-        self._link = link
+        self._run, self._lease, self._link = run, trial, link
         link.lost.add_done_callback(lambda _: self._lost(link))
         self._enter()
         for number, items in self._batches:
@@ -383,7 +383,7 @@ class SharedLimits:
 
     def _enter(self) -> None:
         """A new lease, under which stands whatever this worker holds; the last one is void."""
-        last, self._leases = self._lease or f"{self._worker}.0", self._leases + 1
+        last, self._leases = self._lease, self._leases + 1
         self._lease = f"{self._worker}.{self._leases}"
         held: dict[Place, int] = {}
         for hold in self._holds:
