@@ -21,8 +21,10 @@ from apiproxy.catalogue import Catalogue, Counter, Limit
 from apiproxy.gateway import Gateway, Scope, respond
 from apiproxy.ledger import DatabaseAway, Drain, Spool
 from apiproxy.limits import Limits, Spending
+from apiproxy.metrics import LAYOUT, Metrics
 from apiproxy.relay import Receive, Send
 from apiproxy.shared_limits import SharedLimits
+from apiproxy.tally import Tally
 from apiproxy.thread import Thread
 from portal.metering import windows
 
@@ -37,6 +39,7 @@ FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
 SPENT_AGAIN = 15.0  # a database that could not tell what was spent is asked again after so many seconds
+AWAY = 5.0  # seconds without an answer after which the database counts as away; a full load may take 2 s
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
 
 
@@ -61,6 +64,7 @@ class Application:
         self._refreshing = asyncio.Lock()
         self._looking = asyncio.Lock()
         self._looked = self._loaded = 0.0  # loop time of the last look at the revision, and of the last load
+        self._known = 0.0  # loop time at which the catalogue was last known to be up to date
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -75,8 +79,9 @@ class Application:
         if path.startswith("/v1/"):
             await self._gateway(scope, receive, send)
         elif path == "/metrics":
-            text = self._gateway.metrics.text(self._gateway.gauges(self._backlog))
-            await plain_text(send, 200, text)
+            self._tell(self._gateway)
+            gateway = self._gateway
+            await plain_text(send, 200, gateway.metrics.text(gateway.catalogue.models, gateway.gauges()))
         elif path == "/readyz":
             await self._ready(self._gateway, send)
         else:
@@ -111,6 +116,7 @@ class Application:
             digest=controlplane.digest,
             limits=limits,
             spool=spool,
+            metrics=Metrics(Tally(settings.RUN / "metrics", LAYOUT)),
             max_body=settings.GATEWAY_MAX_BODY,
             wish=self._wish,
             refresh=self._refresh,
@@ -160,6 +166,7 @@ class Application:
         except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
             log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
         gateway.spool.shut()
+        gateway.metrics.close()
         self._catalogue_thread.shutdown()
         self._ledger_thread.shutdown()
         self._limits_thread.shutdown()
@@ -219,12 +226,13 @@ class Application:
                     await self._reload(gateway)
                 elif number != gateway.catalogue.revision:
                     await self._install(gateway, partial(controlplane.follow, gateway.catalogue))
+                self._known = loop.time()
             except DatabaseAway as error:
                 log.warning("the database does not answer; the last catalogue stays in force: %s", error)
 
     async def _reload(self, gateway: Gateway) -> None:
         await self._install(gateway, controlplane.load)
-        self._loaded = asyncio.get_running_loop().time()
+        self._known = self._loaded = asyncio.get_running_loop().time()
 
     async def _install(self, gateway: Gateway, update: Callable[[], Catalogue]) -> None:
         gateway.replace(await asyncio.get_running_loop().run_in_executor(self._catalogue_thread, update))
@@ -277,7 +285,11 @@ class Application:
         assert self._drain is not None
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._ledger_thread, gateway.spool.sync)
-        await loop.run_in_executor(self._ledger_thread, self._drain.run)
+        refused = self._drain.refused
+        try:
+            await loop.run_in_executor(self._ledger_thread, self._drain.run)
+        finally:
+            gateway.metrics.lost(self._drain.refused - refused)
         self._backlog = await loop.run_in_executor(self._ledger_thread, self._drain.backlog)
 
     async def _sweep(self, gateway: Gateway) -> None:
@@ -285,6 +297,12 @@ class Application:
             await asyncio.sleep(1.0)
             gateway.sweep()
             gateway.spool.retry()
+            self._tell(gateway)
+
+    def _tell(self, gateway: Gateway) -> None:
+        """What /metrics of any worker says of this one."""
+        age = asyncio.get_running_loop().time() - self._known
+        gateway.metrics.state(gateway.state(backlog=self._backlog, database_up=age < AWAY, age=age))
 
     def _wish(self, model: int) -> None:
         loop = asyncio.get_running_loop()

@@ -39,6 +39,11 @@ class Balancer:
     def refused(self, replica: Replica, now: float) -> None:
         self._avoid_until[replica.id] = now + PENALTY
 
+    def skipped(self, now: float) -> frozenset[int]:
+        """Ids of replicas that refused a moment ago."""
+        self._avoid_until = {replica: until for replica, until in self._avoid_until.items() if until > now}
+        return frozenset(self._avoid_until)
+
     def in_flight(self) -> dict[int, int]:
         """Calls under way, by replica id."""
         return dict(self._in_flight)

@@ -36,7 +36,7 @@ from apiproxy.errors import (
 )
 from apiproxy.ledger import Spool, Usage
 from apiproxy.limits import Admission, Reservation
-from apiproxy.metrics import Gauge, Metrics
+from apiproxy.metrics import Gauge, Metrics, State
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.relay import Drive, Ending, Exchange, Receive, Send
 from apiproxy.tokens import Tokens
@@ -71,6 +71,7 @@ class Gateway:
         digest: Callable[[str], str | None],
         limits: Admission,
         spool: Spool,
+        metrics: Metrics,
         max_body: int,
         wish: Callable[[int], None],
         refresh: Callable[[], Awaitable[None]],
@@ -80,7 +81,7 @@ class Gateway:
         self.catalogue = Catalogue(revision=-1)
         self.limits = limits
         self.spool = spool
-        self.metrics = Metrics()
+        self.metrics = metrics
         self._digest = digest
         self._max_body = max_body
         self._wish = wish
@@ -281,6 +282,8 @@ class Gateway:
 
     def replace(self, catalogue: Catalogue) -> None:
         """From now on this catalogue is in force; calls under way go on under the old one."""
+        if catalogue.models is not self.catalogue.models:
+            self.metrics.forget(catalogue.models)
         self.catalogue = catalogue
         served = {replica.url for model in catalogue.models.values() for replica in model.replicas}
         for url in [url for url in self._pools if url not in served]:
@@ -301,17 +304,32 @@ class Gateway:
             elif silence > (timeouts.idle if exchange.first_byte_at is not None else timeouts.first_byte):
                 exchange.cut_off(EngineTimeout())
 
-    def gauges(self, backlog: int) -> list[Gauge]:
-        ready = [(model.name, len(model.replicas)) for model in self.catalogue.models.values()]
+    def state(self, *, backlog: int, database_up: bool, age: float) -> State:
+        """`backlog` of the spool in bytes, `age` of the catalogue in seconds."""
+        return State(
+            in_flight=len(self._exchanges),
+            spool_bytes=backlog,
+            spool_accepting=self.spool.accepting,
+            database_up=database_up,
+            catalogue_revision=self.catalogue.revision,
+            catalogue_age=age,
+        )
+
+    def gauges(self) -> list[Gauge]:
+        """Of the catalogue, which is the same for all workers, and of replicas as this one finds them."""
+        skipped = self._balancer.skipped(self._clock())
+        models = self.catalogue.models.values()
+        avoided = {model.name: sum(replica.id in skipped for replica in model.replicas) for model in models}
         return [
-            ("madoguchi_in_flight", "Calls under way.", (), len(self._exchanges)),
-            ("madoguchi_spool_bytes", "Usage not yet in the database.", (), backlog),
-            ("madoguchi_spool_accepting", "1 while usage can be written to disk.", (), self.spool.accepting),
             ("madoguchi_catalogue_keys", "Usable API keys.", (), len(self.catalogue.keys)),
             *((name, text, (), value) for name, text, value in self.limits.gauges()),
             *(
-                ("madoguchi_replicas_ready", "Replicas that answer.", (("model", name),), count)
-                for name, count in ready
+                ("madoguchi_replicas_ready", "Replicas that answer.", (("model", model.name),), len(model.replicas))
+                for model in models
+            ),
+            *(
+                ("madoguchi_replicas_skipped", "Of these, refused a call within 2 s.", (("model", name),), count)
+                for name, count in avoided.items()
             ),
         ]
 
@@ -371,6 +389,10 @@ class CallMeter:
         if (exchange := self.exchange) is not None:
             first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
             self._gateway.metrics.times(self.model.name, first, exchange.now() - exchange.began)
+            if status == "finished" and exchange.first_byte_at is not None:
+                self._gateway.metrics.stream(
+                    self.model.name, exchange.events, exchange.heard_at - exchange.first_byte_at
+                )
 
     def finish(self) -> None:
         """The call is over. What no exchange has metered was refused by the engine, or never reached one."""

@@ -13,7 +13,6 @@ What may be away:
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import uuid
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from apiproxy.locks import take, try_to_take
 
 # A new segment is begun beyond this size, so that moved ones can be removed.
 SEGMENT_BYTES = 4 * 1024 * 1024
@@ -80,7 +81,7 @@ class Spool:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.directory = directory
         self.owner = uuid.uuid4().hex[:12]
-        self._lock = take(directory / f"{self.owner}.lock", fcntl.LOCK_EX)
+        self._lock = take(directory / f"{self.owner}.lock")
         self._number = 0
         self._unwritten: list[bytes] = []
         self._file = self._segment()
@@ -157,6 +158,7 @@ class Drain:
         self._read: dict[str, int] = {}  # bytes of each segment that are in the database
         self._open: dict[str, tuple[str, Usage]] = {}  # streams without an end so far: request id -> (segment, usage)
         self._unfinished: dict[str, set[str]] = {}  # segment -> those of its streams
+        self.refused = 0  # usages that the database would not take, ever
 
     def run(self) -> int:
         """Moves everything that is there; returns the number of rows. Raises DatabaseAway; call again later."""
@@ -172,8 +174,8 @@ class Drain:
         return moved
 
     def backlog(self) -> int:
-        """Bytes in the spool that are not in the database yet."""
-        return sum(path.stat().st_size - self._read.get(path.name, 0) for path in self._directory.glob("*.jsonl"))
+        """Bytes of our own that are not in the database yet. Those of the dead go with the next run."""
+        return sum(path.stat().st_size - self._read.get(path.name, 0) for path in self._segments(self._own))
 
     def _owners(self) -> list[str]:
         """Of segments, and of locks: one that was killed before its first segment has left a lock alone."""
@@ -186,9 +188,8 @@ class Drain:
     @contextlib.contextmanager
     def _claim(self, owner: str) -> Iterator[bool]:
         """Whether the owner is dead: it holds its lock until it dies, however it dies. Its spool is ours alone then."""
-        try:
-            descriptor = take(self._directory / f"{owner}.lock", fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        descriptor = try_to_take(self._directory / f"{owner}.lock")
+        if descriptor is None:
             yield False
             return
         try:
@@ -250,6 +251,7 @@ class Drain:
 
     def _set_aside(self, why: str, what: Any) -> None:
         """One bad row must not hold up all others: it goes where an operator finds it."""
+        self.refused += 1
         with (self._directory / "refused.txt").open("a") as file:
             file.write(json.dumps({"error": why, "usage": what}, ensure_ascii=False) + "\n")
 
@@ -280,24 +282,3 @@ class Drain:
         path.unlink(missing_ok=True)
         self._read.pop(path.name, None)
         self._unfinished.pop(path.name, None)
-
-
-def take(path: Path, operation: int) -> int:
-    """A descriptor that holds the flock on this file, made if it is not there. Raises BlockingIOError with LOCK_NB."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(descriptor, operation)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if still_there(descriptor, path):
-            return descriptor
-        os.close(descriptor)  # whoever held it before us has removed it: a lock on it would say nothing
-
-
-def still_there(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False

@@ -194,6 +194,11 @@ class Exchange:
         return self._started
 
     @property
+    def events(self) -> int:
+        """How many of the stream's events carried a part of the answer so far."""
+        return self._reader.events if self._reader is not None else 0
+
+    @property
     def waits_for_client(self) -> bool:
         return self._sending
 

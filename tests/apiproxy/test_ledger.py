@@ -2,13 +2,12 @@
 
 import concurrent.futures
 import errno
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
 
-from apiproxy import ledger
+from apiproxy import ledger, locks
 from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool, Usage
 from tests.waiting import until
 
@@ -101,16 +100,15 @@ def test_the_lock_of_one_that_died_before_its_first_segment_is_removed(tmp_path,
 
 def test_a_lock_that_was_removed_while_one_waited_for_it_is_taken_anew(tmp_path):
     path = tmp_path / "owner.lock"
-    drains = ledger.take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    drains = locks.take(path)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        born = pool.submit(ledger.take, path, fcntl.LOCK_EX)
+        born = pool.submit(locks.take, path)
         until(lambda: len(waiting_for(path)) == 1)
         path.unlink()
         os.close(drains)
         descriptor = born.result(10)
     assert os.path.samestat(os.fstat(descriptor), path.stat())
-    with pytest.raises(BlockingIOError):
-        ledger.take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert locks.try_to_take(path) is None
     os.close(descriptor)
 
 

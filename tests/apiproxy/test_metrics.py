@@ -1,35 +1,207 @@
 import re
+from dataclasses import replace
 
-from apiproxy.metrics import Metrics
+import httpx2
+import pytest
 
-LINE = re.compile(r"# (HELP|TYPE) \w+ .+|\w+(\{(\w+=\"[^\"\\]*\",?)+\})? -?[0-9.e+]+")
+from apiproxy.metrics import LAYOUT, Metrics, State
+from apiproxy.tally import Tally
+from tests.engine import DONE, FINISH, SSE, chunk
+from tests.waiting import until
+
+NAME = r"[a-zA-Z_][a-zA-Z0-9_]*"
+SAMPLE = re.compile(rf'({NAME})(?:\{{((?:{NAME}="[^"\\\n]*",?)+)\}})? (-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)')
+LABEL = re.compile(rf'({NAME})="([^"]*)"')
+STATE = State(
+    in_flight=2, spool_bytes=10, spool_accepting=True, database_up=True, catalogue_revision=7, catalogue_age=0.5
+)
 
 
-def lines(metrics: Metrics, *gauges) -> list[str]:
-    return metrics.text(gauges).decode().splitlines()
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def test_every_line_is_of_the_exposition_format():
-    metrics = Metrics()
+@pytest.fixture
+def workers(tmp_path):
+    clock = Clock()
+    made = [Metrics(Tally(tmp_path, LAYOUT), clock) for _ in range(2)]
+    yield *made, clock
+    for metrics in made:
+        metrics.close()
+
+
+def samples(text: str) -> dict[str, float]:
+    """What a strict reader of the exposition format finds: every sample by its name and labels."""
+    assert text.endswith("\n")
+    kinds: dict[str, str] = {}
+    found: dict[str, float] = {}
+    family = ""
+    for line in text.splitlines():
+        if line.startswith("# HELP "):
+            family = line.split(" ", 3)[2]
+            assert family not in kinds, f"{family} is told twice"
+            assert line.split(" ", 3)[3]
+        elif line.startswith("# TYPE "):
+            _, _, name, kinds[name] = line.split(" ")
+            assert name == family
+        else:
+            sample = SAMPLE.fullmatch(line)
+            assert sample, line
+            name, labels, value = sample.groups()
+            suffixes = ("_bucket", "_sum", "_count") if kinds[family] == "histogram" else ("",)
+            assert name in {family + suffix for suffix in suffixes}
+            assert kinds[family] != "counter" or name.endswith("_total")
+            assert f"{name}{sorted(LABEL.findall(labels or ''))}" not in found
+            found[f"{name}{sorted(LABEL.findall(labels or ''))}"] = float(value)
+    check_histograms(found, [name for name, kind in kinds.items() if kind == "histogram"])
+    return {plain(name): value for name, value in found.items()}
+
+
+def plain(name: str) -> str:
+    return re.sub(r"\('(\w+)', '([^']*)'\)", r"\1=\2", name)
+
+
+def check_histograms(found: dict[str, float], names: list[str]) -> None:
+    """Buckets never fall, and the last one is the count."""
+    for name in names:
+        for whole in [key for key in found if key.startswith(f"{name}_count")]:
+            of = whole.removeprefix(f"{name}_count[").removesuffix("]")
+            buckets = [(key, value) for key, value in found.items() if key.startswith(f"{name}_bucket") and of in key]
+            values = [value for _, value in buckets]
+            assert values == sorted(values)
+            assert "+Inf" in buckets[-1][0]
+            assert values[-1] == found[whole]
+
+
+def told(metrics: Metrics, *gauges, models=("m", "acme/m:1")) -> dict[str, float]:
+    return samples(metrics.text(models, gauges).decode())
+
+
+def test_every_line_is_of_the_exposition_format(workers):
+    metrics, _, _ = workers
     metrics.request("/v1/chat/completions", "acme/m:1", "finished")
     metrics.tokens("m", 3, 4)
     metrics.times("m", 0.07, 3.0)
+    metrics.stream("m", 11, 0.2)
     metrics.refusal("invalid_api_key")
-    found = lines(metrics, ("g", "A gauge.", (), 1.5), ("h", "Others.", (("model", "m"),), 2))
-    assert [line for line in found if not LINE.fullmatch(line)] == []
-    assert 'madoguchi_requests_total{endpoint="/v1/chat/completions",model="acme/m:1",ending="finished"} 1' in found
-    assert 'h{model="m"} 2' in found
+    metrics.lost(1)
+    metrics.state(STATE)
+    found = told(metrics, ("g", "A gauge.", (), 1.5), ("h", "Others.", (("model", "m"),), 2))
+    assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/chat/completions, model=acme/m:1]"] == 1
+    assert found["h[model=m]"] == 2
+    assert found["madoguchi_usage_refused_total[]"] == 1
+    assert found["madoguchi_in_flight[]"] == 2
+    assert found["madoguchi_inter_token_seconds_bucket[le=0.02, model=m]"] == 1
+    assert found["madoguchi_inter_token_seconds_bucket[le=0.015, model=m]"] == 0
 
 
-def test_buckets_count_everything_below_them():
-    metrics = Metrics()
+def test_buckets_count_everything_below_them(workers):
+    metrics, _, _ = workers
     for seconds in (0.05, 0.06, 7, 10_000):
         metrics.times("m", None, seconds)
-    found = lines(metrics)
-    name = 'madoguchi_request_seconds_bucket{model="m",le='
-    assert f'{name}"0.05"}} 1' in found
-    assert f'{name}"0.1"}} 2' in found
-    assert f'{name}"10.0"}} 3' in found
-    assert f'{name}"+Inf"}} 4' in found
-    assert 'madoguchi_request_seconds_count{model="m"} 4' in found
+    found = told(metrics)
+    name = "madoguchi_request_seconds"
+    assert [found[f"{name}_bucket[le={le}, model=m]"] for le in ("0.05", "0.1", "10.0", "+Inf")] == [1, 2, 3, 4]
+    assert found[f"{name}_count[model=m]"] == 4
+    assert found[f"{name}_sum[model=m]"] == pytest.approx(10_007.11)
     assert not any("first_byte_seconds_bucket" in line for line in found)
+
+
+def test_one_token_has_nothing_between(workers):
+    metrics, _, _ = workers
+    metrics.stream("m", 1, 0.0)
+    assert not any("inter_token" in line for line in told(metrics))
+
+
+def test_large_numbers_are_told_in_full(workers):
+    metrics, _, _ = workers
+    for _ in range(3):
+        metrics.tokens("m", 123_456_789, 1)
+    assert told(metrics)["madoguchi_tokens_total[kind=prompt, model=m]"] == 370_370_367
+
+
+def test_whichever_worker_is_asked_tells_of_all(workers):
+    one, other, clock = workers
+    for metrics, times in (one, 3), (other, 4):
+        for _ in range(times):
+            metrics.request("/v1/embeddings", "m", "finished")
+            metrics.times("m", 0.2, 0.3)
+        metrics.state(replace(STATE, in_flight=times, catalogue_revision=times, spool_accepting=times == 4))
+    assert told(one) == told(other)
+    found = told(one)
+    assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/embeddings, model=m]"] == 7
+    assert found["madoguchi_first_byte_seconds_count[model=m]"] == 7
+    names = ("workers", "in_flight", "spool_bytes", "spool_accepting", "catalogue_revision")
+    assert [found[f"madoguchi_{name}[]"] for name in names] == [2, 7, 20, 0, 3]
+    clock.now += 6  # of the other one nothing was heard any more
+    one.state(replace(STATE, in_flight=3))
+    found = told(one)
+    assert (found["madoguchi_workers[]"], found["madoguchi_in_flight[]"]) == (1, 3)
+    assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/embeddings, model=m]"] == 7
+
+
+def test_a_worker_that_ends_is_no_longer_under_way_but_what_it_counted_stays(tmp_path):
+    ended, living = Metrics(Tally(tmp_path, LAYOUT)), Metrics(Tally(tmp_path, LAYOUT))
+    for metrics in (ended, living):
+        metrics.refusal("x")
+        metrics.state(STATE)
+    ended.close()
+    found = told(living)
+    assert (found["madoguchi_workers[]"], found["madoguchi_refusals_total[code=x]"]) == (1, 2)
+    living.close()
+
+
+def test_models_that_have_gone_leave_text_and_memory(workers):
+    one, other, _ = workers
+    for number in range(500):
+        name = f"model-{number}"
+        one.forget([name])
+        for metrics in (one, other):
+            metrics.request("/v1/embeddings", name, "finished")
+            metrics.tokens(name, 1, 1)
+            metrics.times(name, 0.1, 0.2)
+            metrics.stream(name, 2, 0.2)
+    one.refusal("x")
+    found = told(one, models=["model-499"])
+    assert not any("model-498" in line for line in found)
+    assert found["madoguchi_tokens_total[kind=prompt, model=model-499]"] == 2
+    assert found["madoguchi_refusals_total[code=x]"] == 1
+    assert len(one._tally._places) < 10
+
+
+# --- of a running gateway
+
+
+def test_a_running_gateway_tells_what_its_calls_and_its_neighbours_do(counter):
+    script = [{"send": SSE}, {"events": 3, "every": 0.05}, {"send": chunk(FINISH + DONE) + "0\r\n\r\n"}]
+    with counter.stream(script=script) as response:
+        response.read()
+    counter.chat()
+    httpx2.get(f"{counter.url}/v1/models", headers={"authorization": "Bearer x"})
+    for path in ("/v1/nothing", "/v1/else"):
+        counter.client.post(path, json={})
+    until(lambda: samples(counter.client.get("/metrics").text)["madoguchi_spool_bytes[]"] == 0)
+    found = samples(counter.client.get("/metrics").text)
+    assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/chat/completions, model=fake]"] == 2
+    assert found["madoguchi_inter_token_seconds_count[model=fake]"] == 1
+    assert 0.03 < found["madoguchi_inter_token_seconds_sum[model=fake]"] < 2
+    assert found["madoguchi_refusals_total[code=unknown_url]"] == 2
+    assert found["madoguchi_refusals_total[code=invalid_api_key]"] == 1
+    assert found["madoguchi_replicas_ready[model=fake]"] == 1
+    assert found["madoguchi_replicas_skipped[model=fake]"] == 0
+    assert (found["madoguchi_workers[]"], found["madoguchi_database_up[]"]) == (1, 1)
+    assert found["madoguchi_catalogue_revision[]"] == counter.application.revision
+    assert found["madoguchi_catalogue_age_seconds[]"] < 3
+    counter.chat(script=[{"reset": True}])
+    assert samples(counter.client.get("/metrics").text)["madoguchi_replicas_skipped[model=fake]"] == 1
+
+
+def test_a_model_that_is_unregistered_leaves_the_metrics(counter):
+    counter.chat()
+    assert 'model="fake"' in counter.client.get("/metrics").text
+    counter.model.delete()
+    counter.informed()
+    assert 'model="fake"' not in counter.client.get("/metrics").text
