@@ -6,7 +6,7 @@ help:
 	@echo 'make run     set up what is missing, then run Madoguchi on http://127.0.0.1:$(PORT) (PORT=…)'
 	@echo 'make test    lint, types, import rules and all tests'
 	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
-	@echo 'make bench   measure the gateway beside nginx and no gateway at all'
+	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway (35 minutes)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 
@@ -36,7 +36,7 @@ check:
 bench:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py bench
 	@$(MAKE) --silent -C tests/bench
-	.venv/bin/python -m tests.bench.compare
+	.venv/bin/python -m tests.bench --write
 
 # uv resolves for every platform at once, which pip cannot; it is needed here only, so nowhere else.
 OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet

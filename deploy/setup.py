@@ -163,6 +163,8 @@ def main(kind: str) -> None:
     if kind == "test":
         browser()
         engine_and_models()
+    if kind == "bench":
+        run(PYTHON, "-m", "tests.bench.tools")
     if kind == "run":
         state()
 

@@ -19,9 +19,13 @@ TICKS = os.sysconf("SC_CLK_TCK")  # a second
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Of a process and all its descendants: CPU seconds so far, sums of their resident sizes now and at their peaks."""
+    """Of a process and all its descendants: CPU seconds so far, sums of their resident sizes now and at their peaks.
+
+    `kernel` is the part of `cpu` that was spent in system calls and interrupts.
+    """
 
     cpu: float
+    kernel: float
     rss_mb: float
     peak_mb: float
 
@@ -35,7 +39,7 @@ class Machine:
 
 
 def cost(root: int) -> Cost:
-    cpu = 0.0
+    cpu = kernel = 0.0
     sizes = {"VmRSS": 0.0, "VmHWM": 0.0}
     for pid in tree(root):
         try:
@@ -44,12 +48,19 @@ def cost(root: int) -> Cost:
         except OSError:
             continue  # it has just ended
         # Of the root also what its ended children used, else a short-lived worker would cost nothing.
-        cpu += sum(map(int, fields[11:15] if pid == root else fields[11:13])) / TICKS
+        counted = (11, 13) if pid == root else (11,)
+        cpu += sum(int(fields[index]) + int(fields[index + 1]) for index in counted) / TICKS
+        kernel += sum(int(fields[index + 1]) for index in counted) / TICKS
         for line in status.splitlines():
             name, _, value = line.partition(":")
             if name in sizes:
                 sizes[name] += int(value.split()[0]) / 1024
-    return Cost(cpu=cpu, rss_mb=sizes["VmRSS"], peak_mb=sizes["VmHWM"])
+    return Cost(cpu=cpu, kernel=kernel, rss_mb=sizes["VmRSS"], peak_mb=sizes["VmHWM"])
+
+
+def own_cpu(pid: int) -> float:
+    """CPU seconds of one process alone."""
+    return sum(map(int, _stat(pid)[11:13])) / TICKS
 
 
 def machine() -> Machine:

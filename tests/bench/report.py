@@ -57,16 +57,16 @@ def write(sections: dict[str, str], path: Path = RESULTS) -> None:
     """Replaces these sections of the page. Raises SystemExit for one that the page does not have."""
     text = path.read_text()
     for name, markdown in sections.items():
-        between = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
+        between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         if not between.search(text):
             raise SystemExit(f"{path} has no section {name}")
-        text = between.sub(lambda marks, new=markdown: marks[1] + new + marks[2], text)
+        text = between.sub(lambda marks, new=markdown: f"{marks[1]}{new}\n{marks[2]}", text)
     path.write_text(text)
 
 
 def merged(parts: list[Part], path: Path = RESULTS) -> str:
     """The table beside the goals with these parts' lines in it; the page's others stay."""
-    section = re.search(r"<!-- goals -->\n(.*?)\n<!-- /goals -->", path.read_text(), re.DOTALL)
+    section = re.search(r"<!-- goals -->\n(.*?)<!-- /goals -->", path.read_text(), re.DOTALL)
     old = section[1].splitlines() if section else []
     lines = {line.split(" | ")[0]: line for line in (*old, *goals(parts).splitlines()) if line.startswith("| ")}
     head = HEAD.splitlines()[0].split(" | ")[0]
