@@ -102,13 +102,13 @@ class Installation:
         assert self.processes() == {}
         return status
 
-    def ready(self, *models: str) -> None:
+    def ready(self, *models: str, seconds: float = 60.0) -> None:
         """Returns when these models answer."""
 
         def states() -> dict[str, str]:
             return {row["model"]: row["state"] for row in self.rows("replicas")}
 
-        until(lambda: all(states().get(name) == "ready" for name in models))
+        until(lambda: all(states().get(name) == "ready" for name in models), seconds)
 
     def rows(self, what: str) -> list[dict[str, Any]]:
         """Replicas, as gateways see them (address and key included, which no command prints)."""
