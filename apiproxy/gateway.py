@@ -306,6 +306,7 @@ class Gateway:
 
     def state(self, *, backlog: int, database_up: bool, age: float) -> State:
         """`backlog` of the spool in bytes, `age` of the catalogue in seconds."""
+        counting = self.limits.counting
         return State(
             in_flight=len(self._exchanges),
             spool_bytes=backlog,
@@ -313,6 +314,9 @@ class Gateway:
             database_up=database_up,
             catalogue_revision=self.catalogue.revision,
             catalogue_age=age,
+            limits_alone=counting.alone,
+            limits_unsent=counting.unsent,
+            limits_admitted_alone=counting.admitted_alone,
         )
 
     def gauges(self) -> list[Gauge]:
@@ -322,7 +326,6 @@ class Gateway:
         avoided = {model.name: sum(replica.id in skipped for replica in model.replicas) for model in models}
         return [
             ("madoguchi_catalogue_keys", "Usable API keys.", (), len(self.catalogue.keys)),
-            *((name, text, (), value) for name, text, value in self.limits.gauges()),
             *(
                 ("madoguchi_replicas_ready", "Replicas that answer.", (("model", model.name),), len(model.replicas))
                 for model in models

@@ -33,6 +33,15 @@ class Spending:
 Spent = Callable[[Limit, float], Awaitable[Spending | None]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """How the counting goes, for /metrics."""
+
+    alone: bool = False  # this worker counts for itself although there are others, because Redis is away
+    unsent: int = 0  # settlements that Redis has not confirmed
+    admitted_alone: int = 0  # calls, so far
+
+
 class Reservation(Protocol):
     """Settle or release it once; later calls do nothing."""
 
@@ -53,8 +62,8 @@ class Admission(Protocol):
         Raises OverRate or OverQuota for the limit that lasts longest among those that are reached.
         """
 
-    def gauges(self) -> Iterable[tuple[str, str, float]]:
-        """Names, explanations and values for /metrics."""
+    @property
+    def counting(self) -> Counting: ...
 
 
 class Tally:
@@ -146,8 +155,9 @@ class Limits:
             tally.reserved += estimate if limit.counter.unit == "tokens" else 1
         return Hold(mine, tallies, estimate, share)
 
-    def gauges(self) -> Iterable[tuple[str, str, float]]:
-        return ()
+    @property
+    def counting(self) -> Counting:
+        return Counting()
 
     def adopt(self, limit: Limit, begin: float, used: int) -> Tally:
         """The tally of this limit; a new one goes on from what is known to be used since `begin`, ahead of `spent`."""

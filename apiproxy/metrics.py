@@ -52,6 +52,9 @@ class State:
     database_up: bool
     catalogue_revision: int
     catalogue_age: float
+    limits_alone: bool = False
+    limits_unsent: int = 0
+    limits_admitted_alone: int = 0
 
 
 # In the order of State's fields: name, help, what several workers' values come to.
@@ -62,6 +65,9 @@ STATES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
     ("madoguchi_database_up", "1 if the database answered every worker when it was last asked.", min),
     ("madoguchi_catalogue_revision", "Revision of the oldest catalogue in force.", min),
     ("madoguchi_catalogue_age_seconds", "Since a worker last knew that its catalogue was up to date.", max),
+    ("madoguchi_limits_alone", "Workers that count limits for themselves, because Redis is away.", sum),
+    ("madoguchi_limits_unsent", "Settlements of limits that Redis has not confirmed.", sum),
+    ("madoguchi_limits_admitted_alone", "Calls that workers have let through while Redis was away.", sum),
 )
 
 

@@ -27,12 +27,12 @@ import logging
 import math
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from apiproxy.catalogue import Counter, Limit
-from apiproxy.limits import Bounds, Headers, Hold, Limits, Spending, Spent, Tally, applying, headers, refusal
+from apiproxy.limits import Bounds, Counting, Headers, Hold, Limits, Spending, Spent, Tally, applying, headers, refusal
 from apiproxy.redis_link import Away, Link, connect
 
 log = logging.getLogger("madoguchi.limits")
@@ -164,19 +164,10 @@ class SharedLimits:
         self._link = None
         link.close("this worker has ended")
 
-    def gauges(self) -> Iterable[tuple[str, str, float]]:
-        unsent = len(self._ended) + sum(len(items) for _, items in self._batches)
-        return (
-            ("madoguchi_limits_shared", "1 while limits are counted in Redis, 0 while by each worker.", self.shared),
-            ("madoguchi_limits_workers", "Workers that share the limits.", self._workers),
-            ("madoguchi_limits_unsent", "Settlements that Redis has not confirmed.", unsent),
-            ("madoguchi_limits_alone", "Calls admitted by this worker's own counters.", self._admitted_alone),
-        )
-
     @property
-    def shared(self) -> bool:
-        """Whether Redis counts, or this worker alone."""
-        return self._link is not None
+    def counting(self) -> Counting:
+        unsent = len(self._ended) + sum(len(items) for _, items in self._batches)
+        return Counting(alone=self._link is None, unsent=unsent, admitted_alone=self._admitted_alone)
 
     # --- admit
 

@@ -84,10 +84,6 @@ async def let(shared: SharedLimits, budget: list[Limit], calls: int, estimate: i
     return holds
 
 
-def gauge(shared: SharedLimits, name: str) -> float:
-    return {name: value for name, _, value in shared.gauges()}[f"madoguchi_limits_{name}"]
-
-
 def reserved(redis: Redis, unit: str, window: str = "") -> dict[str, str]:
     found = redis.client.hgetall(f"{{test}}:tenant:1::{unit}:{window}")
     return {name: value for name, value in found.items() if name.startswith("r:")}
@@ -159,7 +155,7 @@ async def test_what_one_worker_used_all_know(workers):
         await other.admit(budget, MODEL, 10, NOON)
     hold.settle(20)
     await one.admit([], MODEL, 0, NOON)
-    await eventually(lambda: gauge(one, "unsent") == 0)
+    await eventually(lambda: not one.counting.unsent)
     hold = await other.admit(budget, MODEL, 100, NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-tokens"] == b"30"
 
@@ -203,7 +199,7 @@ async def test_every_key_has_an_end(redis, workers):
     for window in ("minute", "day", "month"):
         (await shared.admit([limit("tokens", 9, window)], MODEL, 1, NOON)).settle(1)
     await shared.admit([limit("concurrent", 9)], MODEL, 1, NOON)
-    await eventually(lambda: gauge(shared, "unsent") == 0)
+    await eventually(lambda: not shared.counting.unsent)
     assert len(redis.client.keys()) == 7
     assert all(redis.client.ttl(key) > 0 for key in redis.client.scan_iter())
 
@@ -227,8 +223,7 @@ async def test_a_killed_redis_stops_nobody_and_each_worker_uses_its_share(redis,
     open_call = await one.admit([*budget, limit("concurrent", 4)], MODEL, 0, NOON)
     await other.admit(budget, MODEL, 0, NOON)  # 62 are spent, and both have seen it but for one
     redis.kill()
-    await eventually(lambda: not one.shared and not other.shared)
-    assert gauge(one, "shared") == 0
+    await eventually(lambda: one.counting.alone and other.counting.alone)
     alone = [len(await let(shared, budget, 100)) for shared in (one, other)]
     assert alone == [20, 19]
     assert len(await let(one, [limit("concurrent", 4)], 10)) == 1  # of two; the open call is the other
@@ -243,20 +238,20 @@ async def test_what_was_used_while_redis_was_away_is_told_when_it_is_back(redis,
     budget = [limit("requests", 100), limit("concurrent", 50)]
     held = await let(one, budget, 10)
     redis.kill()
-    await eventually(lambda: not one.shared and not other.shared)
+    await eventually(lambda: one.counting.alone and other.counting.alone)
     for hold in await let(one, budget, 5):
         hold.settle(0)
         recorded.add(NOON, requests=1)
     held += await let(one, budget, 3)
     await asyncio.sleep(1.2)  # so long, and it counts as recorded
     redis.start()
-    await eventually(lambda: one.shared and other.shared)
-    await eventually(lambda: gauge(one, "unsent") == 0)
+    await eventually(lambda: not one.counting.alone and not other.counting.alone)
+    await eventually(lambda: not one.counting.unsent)
     hold = await other.admit(budget, MODEL, 0, NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"81"  # 5 recorded, 13 open, itself
     for hold in held:
         hold.settle(0)
-    await eventually(lambda: gauge(one, "unsent") == 0)
+    await eventually(lambda: not one.counting.unsent)
     hold = await other.admit(budget, MODEL, 0, NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"80"
     assert len(reserved(redis, "concurrent")) == 1
@@ -273,14 +268,14 @@ async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_l
     holds = await let(shared, budget, 10)
     assert 0.1 < asyncio.get_running_loop().time() - begun < 2
     assert len(holds) == 10
-    assert not shared.shared
+    assert shared.counting.alone
     begun = asyncio.get_running_loop().time()
     await let(shared, budget, 1)
     assert asyncio.get_running_loop().time() - begun < 0.1  # nobody waits again
     for hold in holds:
         hold.settle(0)
     redis.go_on()
-    await eventually(lambda: shared.shared and gauge(shared, "unsent") == 0)
+    await eventually(lambda: not shared.counting.alone and not shared.counting.unsent)
     hold = await shared.admit(budget, MODEL, 0, NOON)
     # 14 settled, each once; one of them open, and this one: what was asked while it hung counts no more.
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"84"
@@ -307,17 +302,17 @@ async def test_a_redis_that_comes_back_with_what_it_once_knew_is_not_believed(re
     (shared,) = await workers(1)
     budget = [limit("requests", 10)]
     (await shared.admit(budget, MODEL, 0, NOON)).settle(0)
-    await eventually(lambda: gauge(shared, "unsent") == 0)
+    await eventually(lambda: not shared.counting.unsent)
     key = "{test}:tenant:1::requests:day"
     old = redis.client.hgetall(key), redis.client.hgetall("{test}:epoch")
     for _ in range(8):
         recorded.add(NOON, requests=1)
     redis.kill()
-    await eventually(lambda: not shared.shared)
+    await eventually(lambda: shared.counting.alone)
     redis.start()
     redis.client.hset(key, mapping=old[0])
     redis.client.hset("{test}:epoch", mapping=old[1])
-    await eventually(lambda: shared.shared)
+    await eventually(lambda: not shared.counting.alone)
     assert len(await let(shared, budget, 10)) == 2
 
 
@@ -333,7 +328,7 @@ async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, 
         recorded.add(NOON, requests=1)
     await asyncio.sleep(1.2)
     redis.go_on()
-    await eventually(lambda: shared.shared and gauge(shared, "unsent") == 0)
+    await eventually(lambda: not shared.counting.alone and not shared.counting.unsent)
     hold = await shared.admit(budget, MODEL, 0, NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"68"
 
@@ -344,7 +339,7 @@ async def test_a_start_without_redis_counts_what_is_recorded(redis, workers, rec
     (shared,) = await workers(1)
     assert len(await let(shared, [limit("requests", 100)], 20)) == 5  # half of what is left
     redis.start()
-    await eventually(lambda: shared.shared)
+    await eventually(lambda: not shared.counting.alone)
     assert len(await let(shared, [limit("requests", 100)], 20)) == 5
 
 
@@ -355,12 +350,12 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
     try:
         assert len(await let(shared, [limit("requests", 10)], 20)) == 5
         await asyncio.sleep(2 * shared_limits.RETRY + 0.2)
-        assert not shared.shared
+        assert shared.counting.alone
         assert caplog.text.count("Redis is away") == 1
         assert "OOM" in caplog.text
     finally:
         redis.client.config_set("maxmemory", 0)
-    await eventually(lambda: shared.shared)
+    await eventually(lambda: not shared.counting.alone)
 
 
 # --- addresses
@@ -370,7 +365,7 @@ async def knocks(url: str) -> bool:
     shared = SharedLimits(url, prefix="test", bounds=bounds, spent=Records().spent, workers=1)
     await shared.start()
     try:
-        return shared.shared
+        return not shared.counting.alone
     finally:
         await shared.close()
 
@@ -461,7 +456,7 @@ async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
                 for hold in holds[facts[0] % len(holds)]:
                     if hold is not None:
                         hold.settle(facts[1]) if act == "settle" else hold.release()
-        assert ways[1].shared
+        assert not ways[1].counting.alone
     finally:
         await ways[1].close()
 
