@@ -18,11 +18,12 @@ from django.conf import settings
 
 from apiproxy import controlplane
 from apiproxy.catalogue import Catalogue, Counter, Limit
-from apiproxy.gateway import Gateway, Scope, respond
+from apiproxy.client import Client, Receive, Scope, Send
+from apiproxy.client import of as client_of
+from apiproxy.gateway import JSON, Gateway
 from apiproxy.ledger import DatabaseAway, Drain, Spool
 from apiproxy.limits import Limits, Spending
 from apiproxy.metrics import LAYOUT, Metrics
-from apiproxy.relay import Receive, Send
 from apiproxy.shared_limits import SharedLimits
 from apiproxy.tally import Tally
 from apiproxy.thread import Thread
@@ -40,6 +41,7 @@ MOVE = 0.25  # seconds between two moves of the spool: pages show a call well wi
 LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
 SPENT_AGAIN = 15.0  # a database that could not tell what was spent is asked again after so many seconds
 AWAY = 5.0  # seconds without an answer after which the database counts as away; a full load may take 2 s
+PLAIN = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
 WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
 
 
@@ -78,14 +80,17 @@ class Application:
         path = scope["path"]
         if path.startswith("/v1/"):
             await self._gateway(scope, receive, send)
-        elif path == "/metrics":
+            return
+        client = client_of(scope, receive, send)
+        if path == "/metrics":
             self._tell(self._gateway)
             gateway = self._gateway
-            await plain_text(send, 200, gateway.metrics.text(gateway.catalogue.models, gateway.gauges()))
+            client.answer(200, PLAIN, gateway.metrics.text(gateway.catalogue.models, gateway.gauges()))
         elif path == "/readyz":
-            await self._ready(self._gateway, send)
+            ready(self._gateway, client)
         else:
-            await plain_text(send, 200, b"ok\n")
+            client.answer(200, PLAIN, b"ok\n")
+        await client.sent()
 
     @property
     def revision(self) -> int:
@@ -187,13 +192,6 @@ class Application:
                 await self.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
-
-    async def _ready(self, gateway: Gateway, send: Send) -> None:
-        """Ready: a catalogue is loaded and usage can be written."""
-        if gateway.spool.accepting:
-            await respond(send, 200, b'{"status":"ready"}', [])
-        else:
-            await respond(send, 503, b'{"status":"usage cannot be written"}', [])
 
     # --- tasks
 
@@ -332,10 +330,12 @@ def write_wish(model: int) -> None:
         log.warning("cannot ask for model %s: %s", model, error)
 
 
-async def plain_text(send: Send, status: int, text: bytes) -> None:
-    headers = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8"), (b"content-length", b"%d" % len(text))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
+def ready(gateway: Gateway, client: Client) -> None:
+    """Ready: a catalogue is loaded (or there would be no gateway) and usage can be written."""
+    if gateway.spool.accepting:
+        client.answer(200, [JSON], b'{"status":"ready"}')
+    else:
+        client.answer(503, [JSON], b'{"status":"usage cannot be written"}')
 
 
 application: Callable[[dict[str, Any], Receive, Send], Awaitable[None]] = Application()

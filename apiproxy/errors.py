@@ -8,6 +8,7 @@ Refusal
 ├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported
 ├── ContextExceeded         400  context_length_exceeded
 ├── BodyTooLarge            413  request_too_large
+├── BodyTooSlow             408  request_timeout
 ├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
 ├── OverQuota               429  insufficient_quota         (a day's or month's limit)
 ├── NoReplica               503  model_unavailable, model_loading
@@ -79,6 +80,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "request_too_large": {
         "en": "The request body is larger than the {limit} MB that this server takes.",
         "ja": "リクエスト本文がこのサーバーの上限 {limit} MB を超えています。",
+    },
+    "request_timeout": {
+        "en": "Nothing more of the request came for {seconds} s.",
+        "ja": "リクエストの続きが {seconds} 秒間届きませんでした。",
     },
     "rate_limit_exceeded": {
         "en": "Limit reached for this {scope}: {amount} {unit} per {window}. Try again in {seconds} s.",
@@ -205,6 +210,10 @@ class ContextExceeded(BadRequest):
 
 class BodyTooLarge(Refusal):
     status = 413
+
+
+class BodyTooSlow(Refusal):
+    status = 408
 
 
 class OverRate(Refusal):

@@ -16,6 +16,7 @@ from apiproxy.tokens import Tokens, number, tokens
 BYTES_PER_TOKEN = 3
 # What a call may generate at most when it does not say. Only a reservation: settled by what was really generated.
 DEFAULT_MAX_TOKENS = 1024
+MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 END_USER = 64  # characters of the body's "user" that are kept
 
 
@@ -87,11 +88,18 @@ def estimate(call: Call, endpoint: Endpoint) -> int:
     """The most tokens that this call can be expected to use."""
     if endpoint.costs == "nothing":
         return 0
-    if endpoint.costs == "prompt":
-        return call.prompt_estimate
-    told = (call.fields.get(name) for name in ("max_completion_tokens", "max_tokens", "max_output_tokens"))
-    most = next((value for value in told if isinstance(value, int) and value > 0), DEFAULT_MAX_TOKENS)
-    return call.prompt_estimate + most * call.n * call.prompts
+    return call.prompt_estimate + most_generated(call, endpoint)
+
+
+def most_generated(call: Call, endpoint: Endpoint) -> int:
+    """The most tokens that all its answers together can be expected to have."""
+    if endpoint.costs != "prompt and answer":
+        return 0
+    for name in MAX_TOKENS:
+        value = call.fields.get(name)
+        if isinstance(value, int) and value > 0:
+            return value * call.n * call.prompts
+    return DEFAULT_MAX_TOKENS * call.n * call.prompts
 
 
 def parse(body: bytes) -> Call:

@@ -1,68 +1,28 @@
 """One exchange: an engine's answer to the client as it comes, and how it ended.
 
-The engine's connection calls in (`Receiver`); what may go on is handed to the server's `send` there and then. `send` is
-a coroutine that finishes at once unless the client reads too slowly; so it is driven by hand and no task, queue or
-future lies between the two sockets. While it does wait, reading from the engine is paused.
+The engine's connection calls in (`Receiver`); what may go on is handed to the client there and then: no task, queue or
+future lies between the two sockets. While the client reads too slowly, reading from the engine is paused.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, Protocol
 
 from apiproxy import protocol, sse
 from apiproxy.assembly import Assembly
+from apiproxy.client import Client, Header
 from apiproxy.errors import EngineFailed, Language, Refusal
 from apiproxy.tokens import Tokens
-from apiproxy.upstream import Connection, Header, UpstreamError
-
-Message = dict[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-Receive = Callable[[], Awaitable[Message]]
+from apiproxy.upstream import Connection, UpstreamError
 
 # An error body larger than this tells a person nothing more.
 MAX_ERROR_BODY = 64 * 1024
-
-
-class Drive:
-    """Runs a coroutine without a task: at once as far as it goes, then on from each future that it waits for.
-
-    `then(value, error)` is called once, possibly before the constructor returns.
-    """
-
-    __slots__ = ("_coroutine", "_then")
-
-    def __init__(self, coroutine: Awaitable[Any], then: Callable[[Any, Exception | None], None]) -> None:
-        assert isinstance(coroutine, Coroutine)
-        self._coroutine: Coroutine[Any, None, Any] | None = coroutine
-        self._then = then
-        self._step()
-
-    def stop(self) -> None:
-        """Ends the coroutine where it waits; `then` is not called any more."""
-        coroutine, self._coroutine = self._coroutine, None
-        if coroutine is not None:
-            coroutine.close()
-
-    def _step(self, _: object = None) -> None:
-        coroutine = self._coroutine
-        if coroutine is None:
-            return
-        try:
-            waits_for = coroutine.send(None)
-        except StopIteration as stop:
-            self._coroutine = None
-            self._then(stop.value, None)
-        except Exception as error:  # noqa: BLE001 - whatever the server raises; here it would kill the engine's connection
-            self._coroutine = None
-            self._then(None, error)
-        else:
-            if waits_for is None:  # asyncio.sleep(0)
-                asyncio.get_running_loop().call_soon(self._step)
-            else:
-                waits_for._asyncio_future_blocking = False  # what a task does to say that it heard
-                waits_for.add_done_callback(self._step)
+STREAM_HEADERS: list[Header] = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class Ending(Enum):
@@ -70,6 +30,16 @@ class Ending(Enum):
     REFUSED = "refused"  # the engine answered with an error; nothing has gone to the client
     BROKEN = "broken"  # the engine broke off or was too slow; nothing has gone to the client
     LEFT = "left"  # the client is gone
+
+
+class Stage(Enum):
+    """How far the client is. Only onwards: each stage but the last two may be followed by any below it."""
+
+    SILENT = "silent"  # has been sent nothing: it can still be told anything, by an HTTP status too
+    PATIENT = "patient"  # the head and heartbeats of a stream: it can be told by an event
+    LISTENING = "listening"  # some of the answer
+    SERVED = "served"  # the last bytes
+    GONE = "gone"
 
 
 class Meter(Protocol):
@@ -80,32 +50,72 @@ class Meter(Protocol):
 
     def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None: ...
 
+    def guess(self, seconds: float) -> int:
+        """Tokens that the engine will have made in so many seconds of an answer that nobody has seen."""
+
 
 class Exchange:
-    """The answer to one call, over one or (before its first byte) several attempts. A `Receiver`."""
+    """The answer to one call, over one or (before its first byte) several attempts.
+
+    A `Receiver` of the engine's answer and a `Listener` to the client.
+    """
+
+    __slots__ = (
+        "_assembly",
+        "_call",
+        "_client",
+        "_connection",
+        "_content_type",
+        "_dialect",
+        "_endpoint",
+        "_headers",
+        "_language",
+        "_loop",
+        "_meter",
+        "_outcome",
+        "_pieces",
+        "_reader",
+        "_refusal",
+        "_size",
+        "_stage",
+        "_status",
+        "_waiter",
+        "assembles",
+        "beat_at",
+        "began",
+        "error",
+        "first_byte_at",
+        "heard_at",
+        "metered",
+        "now",
+        "reached",
+    )
 
     def __init__(
         self,
         call: protocol.Call,
         endpoint: protocol.Endpoint,
-        send: Send,
+        client: Client,
         meter: Meter,
         *,
         assemble: bool,
         headers: list[Header],
         language: Language,
         now: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         """`assemble`: the engine was asked for a stream, the client wants one JSON. `headers` go with the answer."""
         self._call = call
         self._endpoint = endpoint
         self._dialect = endpoint.dialect
-        self._send = send
+        self._client = client
         self._meter = meter
         self.assembles = assemble
         self._headers = headers
         self._language = language
         self.now = now
+        # asyncio.get_running_loop() asks the kernel for the process's number each time: 5 % of a whole call.
+        self._loop = loop
         self._connection: Connection | None = None
         self._reader: sse.Reader | None = None
         self._assembly: Assembly | None = None
@@ -113,18 +123,12 @@ class Exchange:
         self._pieces: list[bytes] = []
         self._size = 0
         self._content_type = b""
-        self._started = False  # the client has been sent a head
-        self._passing = False  # and some of the answer
-        self._sending = False
-        self._flushing = False
-        self._ended = False
-        self._left = False
-        self._answered = False
-        self._backlog: deque[Message] = deque()
-        self._ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self.refusal: Refusal = EngineFailed()
+        self._stage = Stage.SILENT
+        self._outcome: Ending | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._refusal: Refusal | None = None
         self.error: UpstreamError | None = None
-        self.began = self.heard_at = self._beat_at = now()
+        self.began = self.heard_at = self.beat_at = now()
         self.first_byte_at: float | None = None
         self.metered = False
         self.reached = False  # an engine has had the request
@@ -133,37 +137,36 @@ class Exchange:
 
     def attempt(self, connection: Connection, request: bytes) -> None:
         """Sends the request; wait for the ending with `ending`. A second attempt only after BROKEN or REFUSED."""
-        self._ending = asyncio.get_running_loop().create_future()
-        if self._left:  # while the connection was made
+        self._outcome = self._waiter = None
+        if self._stage is Stage.GONE:  # while the connection was made
             connection.abort()
             self._finish(Ending.LEFT)
             return
         self._connection = connection
         self._status = 0
-        self.error = None
-        self.refusal = EngineFailed()
+        self.error = self._refusal = None  # an earlier attempt's
         self.reached = True
         self.heard_at = self.now()
         connection.request(request, self)
 
     async def ending(self) -> Ending:
-        return await self._ending
-
-    def client_left(self) -> None:
-        """Stops the engine and meters what it had generated. After the answer's end: does nothing."""
-        if self._left or self._answered:
-            return
-        self._left = True
-        self._drop_engine()
-        self._backlog.clear()
-        if self.reached and self._status in (0, 200):  # it was read and worked on, also before the first byte
-            self._close("aborted")
-        self._finish(Ending.LEFT)
+        if self._outcome is None:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+            assert self._outcome is not None
+        return self._outcome
 
     def unreachable(self, error: UpstreamError, refusal: Refusal) -> None:
         """No connection came about."""
         self.error = error
-        self.refusal = refusal
+        self._refusal = refusal
+
+    @property
+    def refusal(self) -> Refusal:
+        """What to tell the client if nothing better comes."""
+        if self._refusal is None:
+            self._refusal = EngineFailed()
+        return self._refusal
 
     def cut_off(self, refusal: Refusal) -> bool:
         """Stops the engine for this reason; a client that has had some of the answer is told by an event.
@@ -171,27 +174,31 @@ class Exchange:
         Gives whether that was so: otherwise the refusal is still to be sent.
         """
         self._drop_engine()
-        self.refusal = refusal
+        self._refusal = refusal
+        told = self._stage in (Stage.LISTENING, Stage.SERVED)
         self._broke_off()
-        return self._passing
+        return told
 
     def heartbeat(self, every: float) -> None:
         """Keeps the client of a stream patient that has not begun for `every` seconds, and again after as many."""
-        waits = self._call.stream and self._endpoint.streams and not (self._passing or self._sending or self._left)
-        if waits and not self._ended and self._dialect.heartbeat and self.now() - self._beat_at >= every:
-            self._beat_at = self.now()
-            self._stream_head()
-            self._push({"type": "http.response.body", "body": self._dialect.heartbeat, "more_body": True})
+        early = self._stage is Stage.SILENT or self._stage is Stage.PATIENT
+        beats = early and self._call.stream and self._endpoint.streams and self._dialect.heartbeat
+        if beats and not self._client.waiting and self.now() - self.beat_at >= every:
+            self.beat_at = self.now()
+            self._begin(Stage.PATIENT)
+            self._client.piece(self._dialect.heartbeat)
 
     def say(self, refusal: Refusal) -> bool:
         """Tells a client whose stream was kept alive that nothing comes; then wait for the ending.
 
         Gives whether that was so: otherwise the refusal is still to be sent.
         """
-        if self._started and not (self._ended or self._left):
-            self._ending = asyncio.get_running_loop().create_future()
+        if self._stage is Stage.SILENT:
+            return False
+        if self._stage in (Stage.PATIENT, Stage.LISTENING):
+            self._outcome = self._waiter = None
             self._last(self._dialect.event(refusal, self._language) + self._dialect.farewell)
-        return self._started
+        return True
 
     @property
     def events(self) -> int:
@@ -200,7 +207,25 @@ class Exchange:
 
     @property
     def waits_for_client(self) -> bool:
-        return self._sending
+        return self._client.waiting
+
+    # --- Listener
+
+    def client_left(self) -> None:
+        """Stops the engine and meters what it had generated. After the answer's end: does nothing."""
+        if self._stage is Stage.GONE or self._outcome is Ending.ANSWERED:
+            return
+        self._stage = Stage.GONE
+        self._drop_engine()
+        if self.reached and self._status in (0, 200):  # it was read and worked on, also before the first byte
+            self._close("aborted")
+        self._finish(Ending.LEFT)
+
+    def client_ready(self) -> None:
+        if self._stage is Stage.SERVED:
+            self._finish(Ending.ANSWERED)
+        elif self._connection is not None:
+            self._connection.resume()
 
     # --- Receiver
 
@@ -232,18 +257,18 @@ class Exchange:
         if self._assembly is not None:
             self._assembly.feed(through)
         elif through:
-            self._pass(through)
+            self._pass(through, self._reader)
 
     def end(self) -> None:
         self._connection = None
         if self._status != 200:
-            self.refusal = protocol.engine_refusal(self._status, b"".join(self._pieces), self._call, self._endpoint)
+            self._refusal = protocol.engine_refusal(self._status, b"".join(self._pieces), self._call, self._endpoint)
             self._finish(Ending.REFUSED)
         elif self._reader is None:
             self._end_unary(b"".join(self._pieces))
         elif self._assembly is not None:
             self._end_assembly(self._reader, self._assembly)
-        elif self._reader.done and self._reader.finished() and self._passing:
+        elif self._reader.done and self._reader.finished() and self._stage is Stage.LISTENING:
             self._last(b"")
         else:
             self._broke_off()
@@ -254,7 +279,7 @@ class Exchange:
         try:
             self._broke_off()
         finally:  # whatever is at fault, nobody waits for ever
-            if not self._ended:
+            if self._stage is not Stage.SERVED:
                 self._finish(Ending.BROKEN)
 
     # --- the answer
@@ -264,28 +289,29 @@ class Exchange:
         if self._status == 200 or self._size <= MAX_ERROR_BODY:
             self._pieces.append(piece)
 
-    def _pass(self, through: bytes) -> None:
+    def _pass(self, through: bytes, reader: sse.Reader) -> None:
         """Whole events of a stream, to the client."""
-        assert self._reader is not None
-        if self._reader.error is not None and not self._passing:
-            return  # nothing has gone out, so the client can still be told by an HTTP status
-        if not self._passing:
-            self._passing = True
+        if self._stage is not Stage.LISTENING:
+            if reader.error is not None:
+                return  # nothing has gone out, so the client can still be told by an HTTP status
             self._meter.open()
-            self._stream_head()
-        if self._reader.done:
-            self._close("finished" if self._reader.finished() else "failed")
-        self._push({"type": "http.response.body", "body": through, "more_body": True})
+            self._begin(Stage.LISTENING)
+        if reader.done:
+            self._close("finished" if reader.finished() else "failed")
+        self._client.piece(through)
+        if self._client.waiting and self._connection is not None:
+            self._connection.pause()
 
     def _end_unary(self, body: bytes) -> None:
         tokens, estimated = protocol.used(body, self._call, self._endpoint)
+        silent = self._stage is Stage.SILENT
         # A stream that was kept alive cannot become a JSON.
-        self._meter.close("failed" if self._started else "finished", tokens, estimated=estimated)
+        self._meter.close("finished" if silent else "failed", tokens, estimated=estimated)
         self.metered = True
-        if self._started:
-            self._finish(Ending.BROKEN)
-        else:
+        if silent:
             self._answer(body, self._content_type)
+        else:
+            self._finish(Ending.BROKEN)
 
     def _end_assembly(self, reader: sse.Reader, assembly: Assembly) -> None:
         if not (reader.done and reader.finished()):
@@ -294,85 +320,55 @@ class Exchange:
         self._close("finished")
         self._answer(assembly.body(reader.usage), b"application/json")
 
-    def _answer(self, body: bytes, content_type: bytes) -> None:
-        self._start(content_type, (b"content-length", b"%d" % len(body)))
-        self._last(body)
-
     def _engine_error(self, error: Any) -> bytes:
         """The event that takes the place of an engine's own error event, which may name addresses and paths."""
         return self._dialect.event(EngineFailed(), self._language)
 
     def _broke_off(self) -> None:
         """The answer ended before its end. A client that has had some of it is told by an event."""
-        if self._ended or self._left:
-            return
-        if not self._passing:
-            if self._reader is not None and self._reader.events:
+        reader = self._reader
+        if self._stage is Stage.LISTENING:
+            self._close("failed")
+            event = b"" if reader and reader.error is not None else self._dialect.event(self.refusal, self._language)
+            self._last(event if reader and reader.done else event + self._dialect.farewell)
+        elif self._stage is Stage.SILENT or self._stage is Stage.PATIENT:
+            if reader is not None and reader.events:
                 self._close("failed")  # tokens that no client will see, but a GPU has made
             self._finish(Ending.BROKEN)
-            return
-        self._close("failed")
-        reader = self._reader
-        event = b"" if reader and reader.error is not None else self._dialect.event(self.refusal, self._language)
-        self._last(event if reader and reader.done else event + self._dialect.farewell)
 
     def _close(self, status: str) -> None:
-        """Meters a stream, by the engine's own numbers or by what was counted."""
+        """Meters what was generated, by the engine's own numbers or by what was counted."""
         if self.metered:
             return
         self.metered = True
         prompt, reader = self._call.prompt_estimate, self._reader
-        tokens, estimated = (Tokens(prompt=prompt), True) if reader is None else reader.used(prompt)
+        if reader is not None:
+            tokens, estimated = reader.used(prompt)
+        else:
+            tokens, estimated = Tokens(prompt=prompt, completion=self._meter.guess(self.now() - self.began)), True
         self._meter.close(status, tokens, estimated=estimated)
 
     # --- to the client
 
-    def _stream_head(self) -> None:
-        if not self._started:
-            self._start(
-                b"text/event-stream; charset=utf-8", (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")
-            )
+    def _begin(self, stage: Stage) -> None:
+        if self._stage is Stage.SILENT:
+            self._client.begin([*STREAM_HEADERS, *self._headers])
+        self._stage = stage
 
-    def _start(self, content_type: bytes, *headers: Header) -> None:
-        self._started = True
-        self._push(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", content_type), *headers, *self._headers],
-            }
-        )
+    def _answer(self, body: bytes, content_type: bytes) -> None:
+        self._stage = Stage.SERVED
+        self._client.answer(200, [(b"content-type", content_type), *self._headers], body)
+        self._served()
 
     def _last(self, body: bytes) -> None:
-        self._ended = True
-        self._push({"type": "http.response.body", "body": body, "more_body": False})
+        self._stage = Stage.SERVED
+        self._client.last(body)
+        self._served()
 
-    def _push(self, message: Message) -> None:
-        self._backlog.append(message)
-        if not self._sending:
-            self._flush()
-
-    def _flush(self) -> None:
-        """Sends what is waiting, as far as the client takes it."""
-        self._flushing = True
-        while self._backlog and not self._sending:
-            self._sending = True
-            Drive(self._send(self._backlog.popleft()), self._sent)
-        self._flushing = False
-        if self._sending:
-            if self._connection is not None:
-                self._connection.pause()
-        elif self._ended:
+    def _served(self) -> None:
+        """The answer's end counts when the client has it, or the server for it."""
+        if not self._client.waiting:
             self._finish(Ending.ANSWERED)
-
-    def _sent(self, _: Any, error: Exception | None) -> None:
-        self._sending = False
-        if error is not None:
-            self.client_left()
-        elif not self._flushing:  # the client had made us wait
-            self._flush()
-            if not self._sending and self._connection is not None:
-                self._connection.resume()
 
     # --- ends
 
@@ -382,6 +378,7 @@ class Exchange:
             connection.abort()
 
     def _finish(self, ending: Ending) -> None:
-        self._answered = ending is Ending.ANSWERED
-        if not self._ending.done():
-            self._ending.set_result(ending)
+        if self._outcome is None:
+            self._outcome = ending
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)

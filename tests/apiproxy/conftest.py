@@ -20,6 +20,9 @@ from portal.metering.models import UsageRecord
 from tests import engine
 from tests.waiting import until
 
+# uvicorn's protocol class, as `up` sets it.
+HTTP = "apiproxy.server:Protocol"
+
 
 @dataclass
 class Counter:
@@ -62,7 +65,7 @@ def serving() -> Iterator[tuple[str, Application, uvicorn.Server]]:
     """The gateway on a free port."""
     application = Application()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(application, loop="uvloop", http="httptools", lifespan="on", log_level="error", ws="none")
+    config = uvicorn.Config(application, loop="uvloop", http=HTTP, lifespan="on", log_level="error", ws="none")
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

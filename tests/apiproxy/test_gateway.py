@@ -184,7 +184,8 @@ def test_a_client_that_asks_for_usage_gets_its_chunk(counter):
 def test_pieces_reach_the_client_while_the_engine_goes_on(counter):
     script = [{"send": SSE}, {"events": 1}, {"hang": True}]
     with counter.stream(script=script) as response:
-        assert next(response.iter_text()).startswith("data: ")
+        pieces = response.iter_text()  # held: an iterator that is dropped closes the connection
+        assert next(pieces).startswith("data: ")
         assert counter.engine.seen()["running"] == 1
 
 

@@ -76,7 +76,7 @@ def portal(bind: str, port: int) -> list[str]:
         "port": port,
         "workers": 1,
         "loop": "uvloop",
-        "http": "httptools",
+        "http": "apiproxy.server:Protocol",
         "ws": "none",
         "lifespan": "on",
         "log-level": "warning",
