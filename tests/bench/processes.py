@@ -143,7 +143,8 @@ def tcp(port: int) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    for kind, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 10)):
+    # 60 s: a gateway that stops gives open answers 10 and then moves what is left in its spool.
+    for kind, patience in ((signal.SIGTERM, 60), (signal.SIGKILL, 10)):
         try:
             os.killpg(process.pid, kind)
             process.wait(patience)
