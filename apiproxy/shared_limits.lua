@@ -21,9 +21,15 @@ local function holds()
   return till and tonumber(till) >= ms
 end
 
+-- From now on every counter is read from the records again before it is believed.
+local function doubt()
+  redis.call('HSET', KEYS[2], 'n', clock[1] .. '.' .. clock[2])
+end
+
 local function keep_lease(length)
   redis.call('ZADD', KEYS[1], ms + length, lease)  -- first: of a full server only a first write fails
-  redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ms)
+  -- What was open at a worker that died was used, and nobody has told it: it is recorded as interrupted.
+  if redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ms) > 0 then doubt() end
   redis.call('PEXPIRE', KEYS[1], length * 10)
   redis.call('EXPIRE', KEYS[2], 40 * KEPT)
   return redis.call('ZCARD', KEYS[1])
@@ -168,7 +174,8 @@ end
 -- settlements; then for each counter: window, what the worker holds reserved. -> how many workers there are
 local function enter()
   if redis.call('HGET', KEYS[2], 'run') ~= ARGV[5] or ARGV[6] == '1' then
-    redis.call('HSET', KEYS[2], 'run', ARGV[5], 'n', clock[1] .. '.' .. clock[2])
+    redis.call('HSET', KEYS[2], 'run', ARGV[5])
+    doubt()
   end
   local workers = keep_lease(tonumber(ARGV[3])) - redis.call('ZREM', KEYS[1], ARGV[4])
   for i = 1, #KEYS - 3 do

@@ -4,7 +4,8 @@ A call is admitted in one round trip: the script reserves under every limit or u
 for which nobody waits, before any later admission of this worker. What keeps the counters true:
 
 - **A worker dies** (or hangs): its reservations stand under a lease that it renews every BEAT. LEASE after the last
-  time they no longer count.
+  time they no longer count, and every counter is read from the recorded usage again when it is next needed: what was
+  open at the dead worker is recorded there as interrupted.
 - **A connection breaks**, and with it the knowledge of what became of the last questions: the worker comes back with
   a new lease, under which it enters what it still holds; everything under the old one is void at once. Settlements
   are numbered, so a batch that is sent again counts once.

@@ -147,6 +147,36 @@ async def test_what_a_killed_worker_had_reserved_is_free_again_when_its_lease_is
     assert len(reserved(redis, "concurrent")) == 1  # nothing is left of the dead one
 
 
+async def test_what_was_open_at_a_killed_worker_is_counted_as_recorded(redis, workers, recorded):
+    budget = [limit("requests", 200)]
+    (alive,) = await workers(1)
+    await alive.admit(budget, MODEL, 0, NOON)
+    with processes(redis, 1, unit="requests", amount=200, calls=100, estimate=0) as (process,):
+        assert json.loads(await asyncio.to_thread(process.stdout.readline))["let"] == 100
+        process.kill()
+        recorded.add(NOON, requests=100)  # whoever drains its spool
+        asked = recorded.asked
+        await eventually(lambda: redis.client.zcard("{test}:leases") == 1)
+    hold = await alive.admit(budget, MODEL, 0, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"98"
+    assert recorded.asked == asked + 1
+
+
+async def test_a_worker_whose_lease_ran_out_while_it_slept_enters_again_what_it_holds(redis, workers):
+    one, other = await workers(2)
+    budget = [limit("concurrent", 3)]
+    holds = await let(one, budget, 2)
+    for lease in redis.client.zrange("{test}:leases", 0, -1):
+        redis.client.zadd("{test}:leases", {lease: 1})
+    assert len(await let(one, budget, 5)) == 1  # its own two count
+    with pytest.raises(OverRate):
+        await other.admit(budget, MODEL, 0, NOON)
+    for hold in holds:
+        hold.settle(0)
+    await eventually(lambda: not one.counting.unsent)
+    assert len(await let(other, budget, 5)) == 2
+
+
 async def test_what_one_worker_used_all_know(workers):
     one, other = await workers(2)
     budget = [limit("tokens", 150), limit("concurrent", 1)]

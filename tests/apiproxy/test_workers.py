@@ -113,6 +113,34 @@ def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through(place
     assert len(fake.seen()["requests"]) == 10
 
 
+def test_a_redis_that_is_killed_and_started_again_stops_no_call(place, fake, redis):
+    key = place.furnish(fake.url)
+    place.manage("setquota", "--tenant", "research", "--unit", "requests", "--per", "day", "--amount", "1000")
+    start(place)
+    with client(place, key) as http:
+
+        def remaining() -> int:
+            answer = http.post("/v1/chat/completions", json={"model": "plain", "messages": []})
+            assert answer.status_code == 200
+            return int(answer.headers["x-ratelimit-remaining-requests"])
+
+        def alone() -> bool:
+            return "madoguchi_limits_alone 2\n" in http.get("/metrics").text
+
+        assert [remaining() for _ in range(3)] == [999, 998, 997]
+        redis.kill()
+        try:
+            assert [remaining() for _ in range(3)] in ([498, 497, 496], [499, 498, 497])  # half of what was left
+            until(alone)
+        finally:
+            redis.start()
+        until(lambda: "madoguchi_limits_alone 0\n" in http.get("/metrics").text)
+        until(lambda: "madoguchi_limits_unsent 0\n" in http.get("/metrics").text)
+        until(lambda: len(place.usage()) == 6)
+        assert remaining() == 993
+    assert place.log.count("Redis is away") == 2
+
+
 def test_a_killed_worker_is_drained_by_another_which_goes_on_and_it_is_started_again(two, fake):
     key = two.furnish(fake.url)
     script = [{"send": SSE}, {"events": 4}, {"wait": 60.0}, {"send": END}]
