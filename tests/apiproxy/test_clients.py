@@ -1,0 +1,384 @@
+"""Clients as people use them, through the gateway on a real socket: Dify's, LangChain's and Anthropic's own code.
+
+Dify's and Anthropic's run in an environment of their own (tests/clients), driven line by line. Behind the gateway are
+llama.cpp with a chat, an embedding and a ranking model, and a fake engine for what these cannot be made to do.
+More of openai's own SDK: test_real_engine.py, test_vllm.py, test_contract.py.
+"""
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import openai
+import pytest
+from langchain_openai import ChatOpenAI, OpenAIEmbeddings
+from pydantic import BaseModel
+
+from apiproxy import gateway
+from modelregistry.models import Host, Replica, ServedModel
+from portal.keys.issuing import issue
+from portal.metering.models import UsageRecord
+from tests import engine, engines
+from tests.apiproxy.conftest import serving
+from tests.apiproxy.test_real_engine import launch
+from tests.clients.environment import python
+from tests.engine import DONE, FINISH, SSE, chunk, token
+from tests.waiting import until
+
+QUESTION = "Name three colours."
+DRIVER = Path(__file__).parent.parent / "clients" / "driver.py"
+DOCUMENTS = ["I had an apple for lunch.", "Paris is the capital of France.", "The train was late."]
+
+
+class Driver:
+    """The other environment's process."""
+
+    def __init__(self) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([python(), DRIVER], stdin=pipe, stdout=pipe, text=True)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "ready\n"
+
+    def call(self, do: str, **arguments: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self.process.stdin.flush()
+        told: dict[str, Any] = json.loads(self.process.stdout.readline())
+        return told
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[Driver]:
+    made = Driver()
+    yield made
+    made.process.kill()
+    made.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """The engine of each model."""
+    batch = ("--ctx-size=512", "--batch-size=512", "--ubatch-size=512")
+    shapes = {
+        "chat": (engines.chat_model(), "--parallel=2", "--ctx-size=2048"),
+        "embedding": (engines.embedding_model(), "--embeddings", *batch),
+        # A model that was not made to rank; llama.cpp takes the first number of its vector for the score.
+        "rerank": (engines.embedding_model(), "--reranking", *batch),
+    }
+    with engine.running() as fake:
+        started = {}
+        try:
+            for task, shape in shapes.items():
+                started[task] = launch(tmp_path_factory.mktemp(task), *shape, f"--alias={task}")
+            yield {"fake": fake.url, **{task: url for task, (_, url) in started.items()}}
+        finally:
+            for process, _ in started.values():
+                process.kill()
+                process.wait()
+
+
+@dataclass
+class Office:
+    """Whoever has this key. Models are called as their task is; `fake` is for chat."""
+
+    url: str
+    key: str
+    driver: Driver
+
+    @property
+    def v1(self) -> str:
+        return f"{self.url}/v1"
+
+    def dify(self, do: str, model: str, **arguments: Any) -> Any:
+        """What Dify's plugin gives; `credentials` in it are what a person types into Dify's form."""
+        form = {"endpoint_url": self.v1, "api_key": self.key, "mode": "chat", "function_calling_type": "tool_call"}
+        credentials = {**form, **arguments.pop("credentials", {})}
+        return self.driver.call(f"dify_{do}", model=model, credentials=credentials, **arguments)
+
+    def dify_chat(self, model: str = "chat", **arguments: Any) -> dict[str, Any]:
+        fields = {"messages": [["system", "Be brief."], ["user", QUESTION]], "tools": [], "stream": False, **arguments}
+        told = self.dify("chat", model, **{"model_parameters": {"temperature": 0, "max_tokens": 16}, **fields})
+        assert "answer" in told, told
+        return told["answer"]
+
+    def claude(self, do: str, **arguments: Any) -> dict[str, Any]:
+        messages = [{"role": "user", "content": QUESTION}]
+        to = {"base_url": self.url, "api_key": self.key, "model": "chat", "messages": messages}
+        return self.driver.call(f"claude_{do}", **{**to, **arguments})
+
+    def rows(self, count: int = 1) -> list[UsageRecord]:
+        """What was recorded, once there is so much."""
+        until(lambda: UsageRecord.objects.count() >= count)
+        return list(UsageRecord.objects.order_by("id"))
+
+
+@pytest.fixture
+def office(transactional_db, settings, tmp_path, alice, research, urls, driver) -> Iterator[Office]:
+    settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
+    host = Host.objects.create(name="here")
+    for name, url in urls.items():
+        kind = (
+            {"engine": "external", "url": url}
+            if name == "fake"
+            else {"engine": "llama.cpp", "task": name, "path": "/m.gguf"}
+        )
+        model = ServedModel.objects.create(name=name, **kind)
+        Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=url, api_key="k")
+    _, key = issue(tenant=research, user=alice, name="test")
+    with serving() as (url, _, _):
+        yield Office(url, key, driver)
+
+
+# --- Dify
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("chat", {}),
+        ("chat", {"stream_mode_auth": "use"}),
+        ("chat", {"mode": "completion"}),
+        ("embedding", {}),
+        ("rerank", {}),
+    ],
+)
+def test_dify_takes_a_model(office, kind, form):
+    assert office.dify("validate", kind, kind=kind, credentials=form) == {"answer": None}
+
+
+def test_dify_shows_why_it_does_not_take_one(office):
+    told = office.dify("validate", "nope", kind="chat")["error"]
+    assert told["type"] == "CredentialsValidateFailedError"
+    assert "モデル「nope」は存在しないか、このキーでは使えません" in told["text"]  # in the key owner's language
+    told = office.dify("validate", "chat", kind="chat", credentials={"api_key": "mdg_wrong"})["error"]
+    assert "status code 401" in told["text"]
+    assert "invalid_api_key" in told["text"]
+
+
+def test_dify_gets_the_same_answer_streamed_and_not(office):
+    whole = office.dify_chat(user="end-user-7")
+    streamed = office.dify_chat(stream=True, user="end-user-7")
+    assert "".join(streamed["texts"]) == whole["texts"][0]
+    assert len(streamed["texts"]) > 8
+    assert streamed["finish_reason"] in ("stop", "length")
+    first, second = office.rows(2)
+    assert whole["usage"] == [first.prompt_tokens, first.completion_tokens]
+    assert (second.prompt_tokens, second.completion_tokens) == (first.prompt_tokens, first.completion_tokens)
+    assert [(row.end_user, row.status, row.estimated) for row in (first, second)] == [
+        ("end-user-7", "finished", False)
+    ] * 2
+
+
+def test_dify_completes_a_text(office):
+    form = {"mode": "completion"}
+    whole = office.dify_chat(messages=[["user", "One, two,"]], credentials=form)
+    streamed = office.dify_chat(messages=[["user", "One, two,"]], credentials=form, stream=True)
+    assert "".join(streamed["texts"]) == whole["texts"][0] != ""
+    assert {row.endpoint for row in office.rows(2)} == {"/v1/completions"}
+
+
+def test_dify_stops_at_its_stop_words(office):
+    whole = office.dify_chat()["texts"][0]
+    word = whole.split()[2]
+    assert "".join(office.dify_chat(stop=[word])["texts"]) == whole[: whole.index(word)]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_dify_calls_tools(office, stream):
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    tool = {"name": "weather", "description": "now", "parameters": parameters}
+    answer = office.dify_chat("fake", tools=[tool], stream=stream)
+    assert answer["calls"] == [["call_1", "weather", '{"city":"Osaka"}']]
+    assert [(row.completion_tokens, row.status) for row in office.rows()] == [(5, "finished")]
+
+
+def test_dify_shows_a_person_why_a_call_was_refused(office):
+    long = [["user", "word " * 1500]]
+    arguments = {"messages": long, "tools": [], "stream": True, "model_parameters": {}}
+    told = office.dify("chat", "chat", **arguments)["error"]
+    assert "status code 400" in told["text"]
+    assert "context_length_exceeded" in told["text"]
+
+
+def broken(*steps: dict[str, Any]) -> str:
+    return json.dumps([{"send": SSE}, {"events": 3}, *steps])
+
+
+def test_dify_shows_that_an_answer_broke_off(office):
+    arguments = {"messages": [["user", "hi"]], "tools": [], "stream": True}
+    told = office.dify("chat", "fake", user=broken({"reset": True}), **arguments)["error"]
+    assert "engine_error" in told["text"]
+    assert office.rows()[0].status == "failed"
+
+
+def test_dify_waits_for_a_slow_engine(office, monkeypatch):
+    """What keeps its connection alive meanwhile is none of its business."""
+    monkeypatch.setattr(gateway, "HEARTBEAT", 0.2)
+    slow = [{"wait": 2.5}, {"send": SSE}, {"send": chunk(token(0) + FINISH + DONE) + "0\r\n\r\n"}]
+    answer = office.dify_chat("fake", stream=True, user=json.dumps(slow))
+    assert (answer["texts"], answer["finish_reason"]) == (["t0 "], "stop")
+
+
+def test_dify_embeds(office):
+    answer = office.dify("embed", "embedding", texts=DOCUMENTS, user="end-user-7")["answer"]
+    assert [len(vector) for vector in answer["vectors"]] == [384] * 3
+    rows = office.rows(3)  # it sends them one by one
+    assert answer["tokens"] == sum(row.prompt_tokens for row in rows)
+    assert {(row.endpoint, row.end_user) for row in rows} == {("/v1/embeddings", "end-user-7")}
+
+
+def test_dify_ranks(office):
+    query = {"query": "What is the capital of France?", "docs": DOCUMENTS}
+    answer = office.dify("rank", "rerank", top_n=2, **query)["answer"]
+    assert [(text, score) for _, text, score in answer] == [(DOCUMENTS[answer[0][0]], 1), (DOCUMENTS[answer[1][0]], 0)]
+    (row,) = office.rows()
+    assert (row.endpoint, row.status, row.estimated) == ("/v1/rerank", "finished", False)
+    assert row.prompt_tokens > 20
+
+
+# --- LangChain
+
+
+def langchain(office: Office, model: str = "chat", **more: Any) -> ChatOpenAI:
+    fixed = {"max_retries": 0, "temperature": 0, "max_tokens": 16}
+    return ChatOpenAI(base_url=office.v1, api_key=office.key, model=model, **{**fixed, **more})
+
+
+def test_langchain_invokes_and_streams(office):
+    whole = langchain(office).invoke(QUESTION)
+    chunks = list(langchain(office, stream_usage=True).stream(QUESTION))
+    assert "".join(chunk.content for chunk in chunks) == whole.content != ""
+    told = [chunk.usage_metadata for chunk in chunks if chunk.usage_metadata]
+    rows = office.rows(2)
+    for row, usage in zip(rows, [whole.usage_metadata, *told], strict=True):
+        assert (row.prompt_tokens, row.completion_tokens) == (usage["input_tokens"], usage["output_tokens"])
+    assert whole.response_metadata["finish_reason"] in ("stop", "length")
+
+
+def test_langchain_streams_several_at_once(office):
+    async def ask(number: int) -> str:
+        return "".join([chunk.content async for chunk in langchain(office).astream(f"Say {number}.")])
+
+    async def ask_all() -> list[str]:
+        return await asyncio.gather(*(ask(number) for number in range(4)))
+
+    assert all(asyncio.run(ask_all()))
+    assert [row.status for row in office.rows(4)] == ["finished"] * 4
+
+
+class Colour(BaseModel):
+    """A colour."""
+
+    name: Literal["red", "green", "blue"]
+
+
+def test_langchain_gets_structured_output(office):
+    model = langchain(office, max_tokens=60).with_structured_output(Colour, method="json_schema")
+    assert isinstance(model.invoke(QUESTION), Colour)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_langchain_calls_tools(office, stream):
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        return city
+
+    model = langchain(office, "fake").bind_tools([weather])
+    if stream:
+        first, *rest = list(model.stream("Osaka?"))
+        answer = sum(rest, first)
+    else:
+        answer = model.invoke("Osaka?")
+    (call,) = answer.tool_calls
+    assert (call["name"], call["args"]) == ("weather", {"city": "Osaka"})
+
+
+def test_langchain_embeds(office):
+    # Texts, not GPT's token ids, which would mean other words to this model (and a vocabulary from the internet).
+    model = OpenAIEmbeddings(
+        base_url=office.v1, api_key=office.key, model="embedding", check_embedding_ctx_length=False, max_retries=0
+    )
+    vectors = model.embed_documents(DOCUMENTS)
+    assert [len(vector) for vector in vectors] == [384] * 3
+    assert model.embed_query(DOCUMENTS[1]) == pytest.approx(vectors[1], abs=0.02)
+
+
+def test_langchain_raises_what_the_sdk_raises(office):
+    with pytest.raises(openai.BadRequestError) as refused:
+        langchain(office).invoke("word " * 1500)
+    assert refused.value.code == "context_length_exceeded"
+
+
+# --- openai
+
+
+def test_the_sdk_parses_an_answer_into_a_class(office):
+    sdk = openai.OpenAI(base_url=office.v1, api_key=office.key, max_retries=0)
+    messages = [{"role": "user", "content": QUESTION}]
+    answer = sdk.chat.completions.parse(model="chat", messages=messages, max_tokens=60, response_format=Colour)
+    assert isinstance(answer.choices[0].message.parsed, Colour)
+    assert {model.id for model in sdk.models.list()} == {"chat", "embedding", "rerank", "fake"}
+    assert sdk.models.retrieve("chat").id == "chat"
+
+
+def test_the_async_sdk_embeds_and_leaves_streams_in_good_order(office):
+    async def use() -> None:
+        async with openai.AsyncOpenAI(base_url=office.v1, api_key=office.key, max_retries=0) as sdk:
+            made = await asyncio.gather(*(sdk.embeddings.create(model="embedding", input=text) for text in DOCUMENTS))
+            assert [len(one.data[0].embedding) for one in made] == [384] * 3
+            fields = {"model": "chat", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 900}
+            endless = {**fields, "stream": True, "extra_body": {"ignore_eos": True}}
+            async with await sdk.chat.completions.create(**endless) as stream:
+                await anext(stream)
+
+    asyncio.run(use())
+    assert sorted(row.status for row in office.rows(4)) == ["aborted", *["finished"] * 3]
+
+
+# --- Anthropic
+
+
+def test_anthropics_sdk_gets_a_message(office):
+    message = office.claude("message", max_tokens=12)["answer"]
+    assert (message["type"], message["role"]) == ("message", "assistant")
+    assert message["content"][0]["text"]
+    assert message["stop_reason"] in ("end_turn", "max_tokens")
+    (row,) = office.rows()
+    used = message["usage"]
+    assert row.prompt_tokens == used["input_tokens"] + (used["cache_read_input_tokens"] or 0)
+    assert (row.completion_tokens, row.estimated) == (used["output_tokens"], False)
+
+
+def test_anthropics_sdk_streams(office):
+    answer = office.claude("stream", max_tokens=12)["answer"]
+    message = answer["message"]
+    assert "".join(answer["texts"]) == message["content"][0]["text"] != ""
+    (row,) = office.rows()
+    assert (row.completion_tokens, row.status) == (message["usage"]["output_tokens"], "finished")
+
+
+def test_anthropics_sdk_counts_tokens(office):
+    counted = office.claude("count")["answer"]
+    message = office.claude("message", max_tokens=1)["answer"]
+    used = message["usage"]
+    assert counted == used["input_tokens"] + (used["cache_read_input_tokens"] or 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind"),
+    [
+        ({"model": "nope"}, "NotFoundError"),
+        ({"api_key": "mdg_wrong"}, "AuthenticationError"),
+        ({"messages": [{"role": "user", "content": "word " * 1500}]}, "BadRequestError"),
+    ],
+)
+@pytest.mark.parametrize("do", ["message", "stream"])
+def test_anthropics_sdk_sees_errors_as_its_own_kinds(office, do, wrong, kind):
+    error = office.claude(do, max_tokens=12, **wrong)["error"]
+    assert error["type"] == kind
+    assert "'type': 'error'" in error["text"]

@@ -1,0 +1,113 @@
+"""Runs in the clients' environment: reads a JSON call per line, makes it with the real client, prints what came.
+
+    {"do": "chat", …arguments}  ->  {"answer": …} or {"error": {"type": …, "text": …}}
+
+Each function below is a call; what it prints is what an application of that client would see.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import anthropic
+import tiktoken
+import tiktoken.registry
+from dify_plugin.entities.model.message import (
+    PromptMessageTool,
+    SystemPromptMessage,
+    UserPromptMessage,
+)
+from dify_plugin.interfaces.model.openai_compatible.llm import OAICompatLargeLanguageModel
+from dify_plugin.interfaces.model.openai_compatible.rerank import OAICompatRerankModel
+from dify_plugin.interfaces.model.openai_compatible.text_embedding import OAICompatEmbeddingModel
+
+DIFY = {"chat": OAICompatLargeLanguageModel, "embedding": OAICompatEmbeddingModel, "rerank": OAICompatRerankModel}
+SPEAKERS = {"system": SystemPromptMessage, "user": UserPromptMessage}
+
+
+def without_internet() -> None:
+    """Dify estimates lengths with GPT-2's vocabulary, which tiktoken would download; here a byte is a token."""
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    tiktoken.registry.ENCODINGS["gpt2"] = tiktoken.Encoding(
+        name="gpt2", pat_str=r"[\s\S]", mergeable_ranks=ranks, special_tokens={}
+    )
+
+
+def dify_validate(kind: str, model: str, credentials: dict[str, Any]) -> None:
+    DIFY[kind]([]).validate_credentials(model, credentials)
+
+
+def dify_chat(
+    model: str, credentials: dict[str, Any], messages: list[list[str]], tools: list[dict[str, Any]], **more: Any
+) -> dict[str, Any]:
+    chunks = list(
+        OAICompatLargeLanguageModel([]).invoke(
+            model,
+            credentials,
+            [SPEAKERS[role](content=text) for role, text in messages],
+            tools=[PromptMessageTool(**tool) for tool in tools],
+            **more,
+        )
+    )
+    usage = chunks[-1].delta.usage
+    return {
+        "texts": [chunk.delta.message.content for chunk in chunks if chunk.delta.message.content],
+        "calls": [
+            [call.id, call.function.name, call.function.arguments]
+            for chunk in chunks
+            for call in chunk.delta.message.tool_calls
+        ],
+        "finish_reason": chunks[-1].delta.finish_reason,
+        "usage": [usage.prompt_tokens, usage.completion_tokens],
+    }
+
+
+def dify_embed(model: str, credentials: dict[str, Any], texts: list[str], user: str) -> dict[str, Any]:
+    result = OAICompatEmbeddingModel([]).invoke(model, credentials, texts, user)
+    return {"vectors": result.embeddings, "tokens": result.usage.total_tokens}
+
+
+def dify_rank(model: str, credentials: dict[str, Any], query: str, docs: list[str], top_n: int) -> list[list[Any]]:
+    result = OAICompatRerankModel([]).invoke(model, credentials, query, docs, top_n=top_n)
+    return [[doc.index, doc.text, doc.score] for doc in result.docs]
+
+
+def claude_message(base_url: str, api_key: str, **fields: Any) -> dict[str, Any]:
+    return client(base_url, api_key).messages.create(**fields).model_dump()
+
+
+def claude_stream(base_url: str, api_key: str, **fields: Any) -> dict[str, Any]:
+    with client(base_url, api_key).messages.stream(**fields) as stream:
+        texts = list(stream.text_stream)
+        return {"texts": texts, "message": stream.get_final_message().model_dump()}
+
+
+def claude_count(base_url: str, api_key: str, **fields: Any) -> int:
+    return client(base_url, api_key).messages.count_tokens(**fields).input_tokens
+
+
+def client(base_url: str, api_key: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=base_url, api_key=api_key, max_retries=0, timeout=60)
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (dify_validate, dify_chat, dify_embed, dify_rank, claude_message, claude_stream, claude_count)
+}
+
+
+def main() -> None:
+    without_internet()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        call = json.loads(line)
+        try:
+            told = {"answer": CALLS[call.pop("do")](**call)}
+        except Exception as error:  # noqa: BLE001 - whatever a client raises is what is asked for
+            told = {"error": {"type": type(error).__name__, "text": str(error)}}
+        print(json.dumps(told, default=str), flush=True)
+
+
+if __name__ == "__main__":
+    main()
