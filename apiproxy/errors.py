@@ -167,6 +167,7 @@ class Refusal(Exception):
         self.param = param
         self.headers = headers or {}
         self.facts = facts
+        self.logged = False  # the log's line of its call tells of it
 
     def message(self, language: Language) -> str:
         words = WORDS[language]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from apiproxy import protocol
+from apiproxy import calllog, protocol
 from apiproxy.balancer import Balancer
 from apiproxy.catalogue import Catalogue, Key, Model, Replica, Timeouts
 from apiproxy.client import Client, Receive, Scope, Send
@@ -113,6 +113,7 @@ class Gateway:
         endpoint = ENDPOINTS.get(scope["path"])
         dialect = endpoint.dialect if endpoint else CHAT
         language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
+        key: Key | None = None
         try:
             key = self._known(headers) or await self._authenticate(headers)
             language = key.language
@@ -123,11 +124,13 @@ class Gateway:
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], self._look_up(scope, key))
         except Refusal as refusal:
             self.metrics.refusal(refusal.code)
+            if not refusal.logged:
+                calllog.refused(request_id, key.id if key else None, refusal)
             refuse(client, refusal, dialect, language, request_id)
         except ClientLeft:
             log.debug("%s: the client left before its request was complete", request_id)
         except Exception:  # nothing a client sends may show it our stack
-            log.exception("%s", request_id)
+            log.exception("call %s", request_id, extra={"facts": {"request_id": request_id}})
             refuse(client, Internal(), dialect, language, request_id)
         await client.sent()
 
@@ -236,6 +239,9 @@ class Gateway:
             )
             meter.exchange = exchange
             await self._exchange(exchange, meter, model, replica, client)
+        except Refusal as refusal:
+            meter.refusal = refusal
+            raise
         finally:
             meter.finish()
 
@@ -293,7 +299,8 @@ class Gateway:
             exchange.attempt(connection, meter.request(pool.address, replica, assemble=exchange.assembles))
             return await exchange.ending()
         except Unreachable as error:
-            log.warning("replica %s of %s: %s", replica.id, meter.model.name, error)
+            facts = {"facts": {"request_id": meter.request_id}}
+            log.warning("replica %s of %s: %s", replica.id, meter.model.name, error, extra=facts)
             retry = {"retry-after": "5"}
             exchange.unreachable(error, NoReplica("model_unavailable", headers=retry, model=meter.model.name))
             return Ending.BROKEN
@@ -405,11 +412,12 @@ class CallMeter:
         self._key = key
         self.model = model
         self._hold = hold
-        self._request_id = request_id
+        self.request_id = request_id
         self._started = started
-        self._closed = False
+        self._closed: Usage | None = None
         self.replica: int | None = None
         self.exchange: Exchange | None = None
+        self.refusal: Refusal | None = None  # what the client is told instead of an answer
 
     def request(self, address: Address, replica: Replica, *, assemble: bool) -> bytes:
         """The HTTP request for an engine."""
@@ -417,7 +425,7 @@ class CallMeter:
         head = (
             f"POST {address.prefix}{self._endpoint.path} HTTP/1.1\r\nhost: {address.host_header}\r\n"
             f"authorization: Bearer {replica.api_key}\r\ncontent-type: application/json\r\n"
-            f"x-request-id: {self._request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"x-request-id: {self.request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
         )
         return head.encode("latin-1") + body
 
@@ -426,9 +434,9 @@ class CallMeter:
         self._gateway.spool.open(self._usage("interrupted", tokens, estimated=True))
 
     def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
-        self._closed = True
+        self._closed = usage = self._usage(status, tokens, estimated=estimated)
         self._hold.settle(tokens.total)
-        self._gateway.spool.close(self._usage(status, tokens, estimated=estimated))
+        self._gateway.spool.close(usage)
         self._gateway.metrics.request(self._endpoint.path, self.model.name, status)
         self._gateway.metrics.tokens(self.model.name, tokens.prompt, tokens.completion)
         if (exchange := self.exchange) is not None:
@@ -452,16 +460,20 @@ class CallMeter:
     def finish(self) -> None:
         """The call is over. What no exchange has metered was refused by the engine, or never reached one."""
         exchange = self.exchange
-        if not self._closed and exchange is not None and exchange.reached:
+        if self._closed is None and exchange is not None and exchange.reached:
             self.close("refused" if exchange.refusal.status < 500 else "failed", Tokens(), estimated=False)
         self._hold.release()
+        if self._closed is not None:
+            calllog.ended(self._closed, self.refusal)
+            if self.refusal is not None:
+                self.refusal.logged = True
 
     def _usage(self, status: str, tokens: Tokens, *, estimated: bool) -> Usage:
         exchange = self.exchange
         assert exchange is not None
         first, now = exchange.first_byte_at, exchange.now()
         return Usage(
-            request_id=self._request_id,
+            request_id=self.request_id,
             key=self._key.id,
             user=self._key.user,
             tenant=self._key.tenant,

@@ -192,16 +192,21 @@ ENGINE_PORTS = env.str("ENGINE_PORTS", "18100-18999")
 ENGINE_START_TIMEOUT = env.float("ENGINE_START_TIMEOUT", 1800.0)
 ENGINE_STOP_GRACE = env.float("ENGINE_STOP_GRACE", 10.0)
 
+LOG_FORMAT = env.str("LOG_FORMAT", "text", validate=environs.validate.OneOf(["text", "json"]))
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "formatters": {"text": {"()": "portal.logs.Text"}, "json": {"()": "portal.logs.Json"}},
+    "handlers": {"stderr": {"class": "portal.logs.Stderr", "formatter": LOG_FORMAT}},
     "root": {"handlers": ["stderr"], "level": env.log_level("LOG_LEVEL", logging.INFO)},
     "loggers": {
         "django.request": {"level": "ERROR"},
         "axes": {"level": "WARNING"},
         "django_auth_ldap": {"level": "ERROR"},
         "httpx2": {"level": "WARNING"},
+        "madoguchi.calls": {"level": "NOTSET" if env.bool("LOG_CALLS", True) else "WARNING"},
+        # uvicorn has given its own a handler by now
+        "uvicorn": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
+        "uvicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
     },
 }

@@ -5,6 +5,7 @@ every file of its state directory is searched for them: database, its WAL, spool
 """
 
 import contextlib
+import json
 import logging
 import signal
 from collections.abc import Iterator
@@ -64,10 +65,10 @@ class Caller:
             next(response.iter_raw())
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Iterator[tuple[Installation, engine.Running, Caller]]:
+@pytest.fixture(scope="module", params=["text", "json"])
+def place(request, tmp_path_factory) -> Iterator[tuple[Installation, engine.Running, Caller]]:
     var = tmp_path_factory.mktemp("var")
-    with engine.running() as fake, installed(var, LOG_LEVEL="DEBUG") as installation:
+    with engine.running() as fake, installed(var, LOG_LEVEL="DEBUG", LOG_FORMAT=request.param) as installation:
         key = installation.furnish(fake.url)
         installation.serve()
         until(installation.answers)
@@ -137,6 +138,41 @@ def test_no_words_and_no_key_reach_disk_or_log_however_calls_end(place):
         installation.process.wait()
     assert found(installation.var, *CANARIES, caller.key) == []
     assert "DEBUG" in installation.log  # it did say what it could
+    assert "turned away" in installation.log
+
+
+def test_each_call_is_a_line_of_facts(place):
+    installation, _, _ = place
+    usage = installation.usage()
+    assert len(usage) > 10
+    for request_id, row in usage.items():
+        if row["status"] == "interrupted":
+            continue  # its gateway was killed
+        (line,) = [line for line in installation.log.splitlines() if request_id in line and "madoguchi.calls" in line]
+        facts = facts_in(line)
+        for name in ("model", "endpoint", "status", "prompt_tokens", "completion_tokens", "estimated"):
+            assert facts[name] == str(row[name] if name != "estimated" else bool(row[name]))
+        for name in ("key", "user", "tenant", "replica"):
+            assert facts[name] == str(row[f"{name}_id"])
+        assert facts["ms"] == str(row["duration_ms"])
+        assert facts["http"] == "200" or row["status"] in ("failed", "refused", "aborted")
+
+
+def facts_in(line: str) -> dict[str, str]:
+    """Of a line in either format, as texts."""
+    if line.startswith("{"):
+        return {name: str(value) for name, value in json.loads(line).items()}
+    return dict(word.split("=", 1) for word in line.split() if "=" in word)
+
+
+def test_every_line_is_an_object_where_json_was_asked_for(place):
+    installation, _, _ = place
+    lines = installation.log.splitlines()
+    if "LOG_FORMAT" in installation.env and installation.env["LOG_FORMAT"] == "json":
+        for line in lines:
+            assert {"time", "level", "logger", "message"} <= json.loads(line).keys()
+    else:
+        assert all(line.startswith(("20", "    ")) for line in lines)
 
 
 def test_the_search_finds_what_is_there(place):

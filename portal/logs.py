@@ -1,0 +1,138 @@
+"""What processes say of themselves: one line a record, as text or as JSON, to stderr, without ever waiting for it.
+
+A record may carry facts, `extra={"facts": {"request_id": …}}`: members of the JSON object, `name=value` in text.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections import deque
+from typing import Any
+
+import orjson
+
+# Lines are gathered for so many seconds and written at once: a thread that is woken for each line costs 20 µs a line.
+GATHER = 0.1
+# Lines that may wait for a reader of stderr that has stopped, or for a full disk; more are dropped, and counted.
+MOST = 10_000
+FAREWELL = 2.0  # seconds that the last lines may take when a process ends
+
+
+class Formatter(logging.Formatter):
+    """Knows the time of a record, of which several come in a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second = (0, "", "")
+
+    def time(self, created: float) -> str:
+        """As 2026-11-22T18:35:58.123+09:00, in the time zone of the settings."""
+        second, date, zone = self._second
+        if second != int(created):
+            second = int(created)
+            local = time.localtime(second)
+            date, zone = time.strftime("%Y-%m-%dT%H:%M:%S", local), time.strftime("%z", local)
+            self._second = (second, date, zone)
+        return f"{date}.{int(created * 1000) % 1000:03d}{zone[:3]}:{zone[3:]}"
+
+
+class Text(Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        facts = "".join(f" {name}={value}" for name, value in facts_of(record).items())
+        line = f"{self.time(record.created)} {record.levelname} {record.name} {record.getMessage()}{facts}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line.replace("\n", "\n    ")  # what is told of a caller cannot pass for a line of its own
+
+
+class Json(Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        whole = {
+            "time": self.time(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **facts_of(record),
+        }
+        if record.exc_info:
+            whole["exception"] = self.formatException(record.exc_info)
+        try:
+            return orjson.dumps(whole, default=str).decode()
+        except TypeError:  # half of a surrogate pair, a number beyond 64 bits
+            return json.dumps(whole, default=str)
+
+
+def facts_of(record: logging.LogRecord) -> dict[str, Any]:
+    facts: dict[str, Any] = getattr(record, "facts", {})
+    return facts
+
+
+class Stderr(logging.Handler):
+    """Takes a line and returns; a thread writes. A pipe that nobody reads and a full disk hold up nobody."""
+
+    def __init__(self, descriptor: int = 2) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._pid = 0
+        self._begin()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._pid != os.getpid():
+            self._begin()
+            self._pid = os.getpid()
+            threading.Thread(target=self._write, name="log", daemon=True).start()
+        if len(self._lines) >= MOST:
+            self._drop(1)
+            return
+        try:
+            self._lines.append(self.format(record))
+        except Exception:  # noqa: BLE001 - a record that cannot be told must not end who tells it
+            self.handleError(record)
+        if len(self._lines) == 1:
+            self._some.set()
+
+    def flush(self) -> None:
+        """Waits for the lines so far, for a while."""
+        deadline = time.monotonic() + FAREWELL
+        while (self._lines or self._writing) and self._pid == os.getpid() and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def _begin(self) -> None:
+        """After a fork, which takes no thread along, what waited is the parent's to write."""
+        self._lines: deque[str] = deque()
+        self._some = threading.Event()
+        self._counting = threading.Lock()
+        self._dropped = 0
+        self._writing = False
+
+    def _write(self) -> None:
+        while self._some.wait():
+            self._some.clear()
+            time.sleep(GATHER)
+            self._writing = True
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            dropped = -self._dropped
+            if dropped:
+                self._drop(dropped)
+                lines.append(self.format(lost(-dropped)))
+            self._put("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"), len(lines))
+            self._writing = False
+            if self._lines:
+                self._some.set()
+
+    def _put(self, data: bytes, lines: int) -> None:
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            self._drop(lines)
+
+    def _drop(self, lines: int) -> None:
+        with self._counting:
+            self._dropped += lines
+
+
+def lost(lines: int) -> logging.LogRecord:
+    return logging.LogRecord("madoguchi.log", logging.ERROR, "", 0, "%d lines could not be written", (lines,), None)
