@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ PATIENCE = 2.0  # seconds that a caller with an unknown key waits for a database
 FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
+RECALL = 10.0  # seconds that a counter's first caller waits to know what was spent: a million calls take 0.7 s
 SPENT_AGAIN = 15.0  # a database that could not tell what was spent is asked again after so many seconds
 AWAY = 5.0  # seconds without an answer after which the database counts as away; a full load may take 2 s
 PLAIN = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
@@ -242,7 +244,7 @@ class Application:
         loop = asyncio.get_running_loop()
         if loop.time() < self._spent_again:
             return None
-        key = (limit.counter, now // 1)
+        key = (limit.counter, windows.bounds(limit.counter.window, now, limit.zone)[0])
         look = self._looks.get(key)
         if look is None:
             look = self._looks[key] = loop.create_task(self._look_up(limit, now))
@@ -251,15 +253,18 @@ class Application:
 
     async def _look_up(self, limit: Limit, now: float) -> Spending | None:
         loop = asyncio.get_running_loop()
+        begun = loop.time()
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(RECALL):
                 # What this worker has finished is in the database first; the others' is after MOVE seconds.
                 if self._drain is not None:
                     await loop.run_in_executor(self._ledger_thread, self._drain.run)
-                return await loop.run_in_executor(self._limits_thread, controlplane.spent, limit, now)
+                spending = await loop.run_in_executor(self._limits_thread, controlplane.spent, limit, now)
+                return replace(spending, read_at=begun)
         except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
             self._spent_again = loop.time() + SPENT_AGAIN
-            log.warning("what was used of %s is not known yet, new counters begin at zero: %s", limit.counter, error)
+            why = str(error) or f"the database took more than {RECALL:.0f} s"
+            log.warning("what was used is not known, new counters begin at zero until it is: %s", why)
             return None
 
     async def _move_often(self, gateway: Gateway) -> None:

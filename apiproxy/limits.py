@@ -22,10 +22,14 @@ ENDLESS = (0.0, math.inf)  # the window of calls at the same time
 
 @dataclass(frozen=True, slots=True)
 class Spending:
-    """What was used of a limit since its window began, and when the last of it did (Unix seconds; 0: nothing)."""
+    """What was used of a limit since its window began, and when the last of it did (Unix seconds; 0: nothing).
+
+    `read_at`: the event loop's time before the records were read; None: just now.
+    """
 
     used: int
     newest: float
+    read_at: float | None = None
 
 
 # What is recorded of this limit in the window that holds this moment; None: nobody can tell now. It sees to it that

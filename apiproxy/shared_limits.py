@@ -255,7 +255,7 @@ class SharedLimits:
         begin, end = self._window(limit, now)
         told = spending or Spending(0, 0.0)
         latest, _ = self._bounds(limit.counter.window, max(now, told.newest), limit.zone)
-        age = round((self._loop.time() - begun) * 1000)
+        age = round((self._loop.time() - (begun if told.read_at is None else told.read_at)) * 1000)
         words = ["seed", self._lease, int(begin), told.used, int(latest), int(spending is not None), epoch, age]
         if (link := self._link) is not None:
             keys = [*self._fixed, self._key(limit.counter)]

@@ -133,6 +133,37 @@ def waiting(connection: psycopg.Connection) -> int:
     return connection.execute("select count(*) from pg_locks where not granted").fetchone()[0]
 
 
+def test_a_limit_that_cannot_be_read_stops_no_call_and_is_hard_again_when_it_can(database, tmp_path):
+    """A gateway has just started when the database goes away: it has read no counter yet."""
+
+    def recorded() -> int:
+        return database.rows("select count(*) from metering_usagerecord where model = 'plain'")[0][0]
+
+    with engine.running() as fake, installed(tmp_path / "var", DATABASE_URL=database.url) as installation:
+        place = Place(installation, fake, installation.furnish(fake.url))
+        installation.manage("setquota", "--tenant", "research", "--unit", "requests", "--per", "day", "--amount", "4")
+        installation.serve()
+        until(installation.answers)
+        before = recorded()
+        place.ids(4)
+        assert place.chat().status_code == 429
+        until(lambda: recorded() == before + 4)
+        installation.process.terminate()
+        installation.process.wait(30)
+
+        installation.serve()
+        until(installation.answers)
+        assert place.chat().status_code == 429  # a restart forgives nothing
+        installation.process.kill()
+        installation.process.wait()
+        installation.serve()
+        until(installation.answers)
+        database.stop()
+        place.ids(4)
+        database.start()
+        until(lambda: place.chat().status_code == 429, 40)
+
+
 def test_a_locked_database_stops_no_call(place):
     before = place.ids(2)
     until(lambda: before == set(place.installation.usage()))
