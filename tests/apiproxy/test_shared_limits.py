@@ -288,6 +288,27 @@ async def test_what_was_used_while_redis_was_away_is_told_when_it_is_back(redis,
     assert len(reserved(redis, "concurrent")) == 1
 
 
+async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_comes_back_late(
+    redis, workers, recorded, monkeypatch
+):
+    (one,) = await workers(1)
+    budget = [limit("requests", 100)]
+    monkeypatch.setattr(shared_limits, "RETRY", 4.0)
+    redis.kill()
+    await eventually(lambda: one.counting.alone)
+    for hold in await let(one, budget, 5):
+        hold.settle(0)
+        recorded.add(NOON, requests=1)
+    await asyncio.sleep(1.2)  # so long, and it counts as recorded
+    redis.start()
+    (other,) = await workers(1)
+    (await other.admit(budget, MODEL, 0, NOON)).release()
+    assert one.counting.unsent == 5
+    await eventually(lambda: not one.counting.unsent)
+    hold = await other.admit(budget, MODEL, 0, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"94"
+
+
 async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_lost(redis, workers):
     (shared,) = await workers(1)
     budget = [limit("requests", 100)]
