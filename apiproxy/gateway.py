@@ -44,7 +44,7 @@ from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.relay import Ending, Exchange
 from apiproxy.tokens import Tokens
-from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable
+from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable, UpstreamError
 
 log = logging.getLogger("madoguchi.gateway")
 
@@ -272,7 +272,7 @@ class Gateway:
                     break  # tokens were made, or it is about the request: another engine would say the same
                 if self._clock() - exchange.began > model.timeouts.total:
                     break
-                if not (isinstance(exchange.error, Broken) and exchange.error.stale):
+                if not is_stale(exchange.error):
                     self._balancer.refused(replica, self._clock())
                     other = self._balancer.choose(model.replicas, self._clock(), but=replica.id)
                     if other is None:
@@ -295,7 +295,9 @@ class Gateway:
         pool = self._pool(replica)
         self._balancer.began(replica)
         try:
-            connection = pool.idle(self._clock()) or await pool.connect(meter.model.timeouts.connect)
+            # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well.
+            connection = None if is_stale(exchange.error) else pool.idle(self._clock())
+            connection = connection or await pool.connect(meter.model.timeouts.connect)
             exchange.attempt(connection, meter.request(pool.address, replica, assemble=exchange.assembles))
             return await exchange.ending()
         except Unreachable as error:
@@ -491,6 +493,10 @@ class CallMeter:
             estimated=estimated,
             end_user=self._call.end_user,
         )
+
+
+def is_stale(error: UpstreamError | None) -> bool:
+    return isinstance(error, Broken) and error.stale
 
 
 def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:

@@ -8,6 +8,7 @@
     {"wait": s}
     {"hang": true}              until the client leaves
     {"close": true}  {"reset": true}
+    {"stale": true}             resets a connection that has carried an answer before; else does nothing
 
 Without a script: a chat answer (a call of the first tool, if there are tools), streamed if asked. A client that can add
 no field of its own says the script as JSON in `user`. `GET /seen` tells what it has seen.
@@ -74,11 +75,12 @@ class Engine:
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.seen["connections"] += 1
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            while await self.request(reader, writer):
-                pass
+            answered = 0
+            while await self.request(reader, writer, answered):
+                answered += 1
         writer.close()
 
-    async def request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+    async def request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answered: int) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         lines = head.split("\r\n")
         method, path, _ = lines[0].split(" ")
@@ -91,7 +93,7 @@ class Engine:
         self.seen["requests"].append({"path": path, "headers": headers, "body": fields})
         self.seen["running"] += 1
         gone = asyncio.ensure_future(self.gone(reader))
-        work = asyncio.ensure_future(self.play(script(fields), writer))
+        work = asyncio.ensure_future(self.play(script(fields), writer, answered))
         await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
         self.seen["running"] -= 1
         if not work.done():
@@ -108,7 +110,7 @@ class Engine:
             if reader._buffer:
                 return
 
-    async def play(self, script: list[dict[str, Any]], writer: asyncio.StreamWriter) -> bool:
+    async def play(self, script: list[dict[str, Any]], writer: asyncio.StreamWriter, answered: int) -> bool:
         for step in script:
             if "send" in step:
                 writer.write(step["send"].encode("latin-1"))
@@ -127,7 +129,7 @@ class Engine:
                 await asyncio.sleep(3600)
             if "close" in step:
                 return False
-            if "reset" in step:
+            if "reset" in step or ("stale" in step and answered):
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                 writer.transport.abort()

@@ -1,5 +1,6 @@
 """Clients and engines that are slow, many, malformed or hostile: others are served as before, memory stays bounded."""
 
+import concurrent.futures
 import contextlib
 import json
 import resource
@@ -18,6 +19,7 @@ from tests.installation import Installation, installed
 from tests.waiting import until
 
 MB = 1024 * 1024
+IDLE = 10_000
 
 
 def connect(url: str) -> socket.socket:
@@ -90,17 +92,43 @@ def test_a_client_that_stops_reading_stops_the_engine_and_fills_no_memory(place)
     assert memory(installation) - before < 24 * MB
 
 
-def test_two_thousand_idle_connections_cost_little_and_disturb_nobody(place):
+def test_ten_thousand_idle_connections_cost_little_and_disturb_nobody(place):
+    """Half of them have said nothing so far, half have had an answer and are kept alive."""
     installation, _, key = place
     before = memory(installation)
     with contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(connect(installation.url)) for _ in range(2000)]
-        for connection in idle[:500]:
-            connection.sendall(request(key))
-        for connection in idle[:500]:
-            assert read_until(connection, b"]}").startswith(b"HTTP/1.1 200")
-        assert answers_quickly(installation, key)
-        assert memory(installation) - before < 2000 * 40 * 1024
+        idle = [stack.enter_context(connect(installation.url)) for _ in range(IDLE)]
+        for at in range(0, IDLE // 2, 100):
+            for connection in idle[at : at + 100]:
+                connection.sendall(request(key))
+            for connection in idle[at : at + 100]:
+                assert read_until(connection, b"]}").startswith(b"HTTP/1.1 200")
+        assert connections(installation) >= IDLE
+        each = (memory(installation) - before) / IDLE
+        print(f"{each:.0f} bytes for each of {IDLE} idle connections")
+        assert each < 20 * 1024
+        for _ in range(20):
+            assert answers_quickly(installation, key)
+        idle[0].sendall(request(key))
+        assert read_until(idle[0], b"]}").startswith(b"HTTP/1.1 200")
+    until(lambda: connections(installation) < 100)
+    assert answers_quickly(installation, key)
+
+
+def connections(installation: Installation) -> int:
+    return len(list(Path(f"/proc/{installation.process.pid}/fd").iterdir()))
+
+
+def test_up_gives_the_gateway_as_many_open_files_as_it_may_have(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        with installed(tmp_path / "var") as installation:
+            installation.start()
+            gateway = installation.pid_of("uvicorn")
+            assert resource.prlimit(gateway, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_heads_and_bodies_that_trickle_in_hold_up_nobody(place):
@@ -192,6 +220,35 @@ def test_informational_answers_of_an_engine_are_not_the_answer(counter):
     hints = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
     assert counter.chat(script=[{"send": hints}, {"send": unary(200, ANSWER)}]).json() == ANSWER
     assert counter.chat().json() == ANSWER
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_kept_connection_that_is_reset_under_a_request_is_replaced_by_a_fresh_one(counter, stream):
+    """The engine closes it at the moment at which the gateway writes: nothing of an answer has come, so ask again."""
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        together = [pool.submit(counter.chat, script=[{"wait": 0.5}, {"send": unary(200, ANSWER)}]) for _ in range(5)]
+        assert [one.result().status_code for one in together] == [200] * 5
+    asked = len(counter.engine.seen()["requests"])
+    end = [{"send": SSE}, {"events": 2}, {"send": chunk(FINISH + usage_event(7, 5) + DONE) + "0\r\n\r\n"}]
+    script = [{"stale": True}, *(end if stream else [{"send": unary(200, ANSWER)}])]
+    answer = counter.chat(script=script, stream=stream)
+    assert answer.status_code == 200
+    assert answer.text.endswith(DONE) if stream else answer.json() == ANSWER
+    # Twice, not five times: the other kept ones are as old as the first.
+    requests = counter.engine.seen()["requests"][asked:]
+    assert len(requests) == 2
+    assert requests[0] == requests[1]
+    rows = counter.usage(6)
+    assert len(rows) == 6
+    assert (rows[-1].request_id, rows[-1].status) == (answer.headers["x-request-id"], "finished")
+    assert 'madoguchi_replicas_skipped{model="fake"} 0' in counter.client.get("/metrics").text
+
+
+def test_an_answer_that_is_reset_after_its_first_byte_is_not_asked_for_again(counter):
+    counter.chat()
+    answer = counter.chat(script=[{"send": "HTTP/1.1 2"}, {"reset": True}])
+    assert answer.status_code == 502
+    assert len(counter.engine.seen()["requests"]) == 2
 
 
 def test_a_reset_between_two_requests_is_not_the_callers_concern(counter):

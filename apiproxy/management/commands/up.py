@@ -9,6 +9,7 @@ import asyncio
 import ctypes
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -56,6 +57,7 @@ class Command(BaseCommand):
         check_workers(workers)
         check_port(bind, port)
         check_migrations()
+        allow_connections()
         portals = ["portal"] if workers == 1 else [f"portal {number}" for number in range(1, workers + 1)]
         programs = {name: portal(bind, port) for name in portals}
         if not no_supervisor:
@@ -86,6 +88,12 @@ def portal(bind: str, port: int) -> list[str]:
     flags = ["--no-access-log", "--no-server-header", "--no-proxy-headers"]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return [sys.executable, "-m", "uvicorn", "portal.asgi:application", *words, *flags]
+
+
+def allow_connections() -> None:
+    """As many open files as the system lets us have, for what we start: a stream takes two, many shells give 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def check_workers(count: int) -> None:
