@@ -14,7 +14,7 @@ from django.db.models import Count, F, Max, Q, QuerySet, Sum
 from django.utils import timezone
 
 from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Scope, Timeouts, Unit
-from apiproxy.ledger import DatabaseAway, RecordRefused, Usage, plain
+from apiproxy.ledger import DatabaseAway, RecordRefused, Usage
 from apiproxy.limits import Spending
 from apiproxy.models import CatalogueChange, CatalogueRevision
 from modelregistry import routes
@@ -236,6 +236,6 @@ def _spent(limit: Limit, now: float) -> Spending:
 
 def _record(row: Usage) -> dict[str, Any]:
     """As UsageRecord's columns."""
-    facts = {RENAMED.get(name, name): value for name, value in plain(row).items()}
+    facts = {RENAMED.get(name, name): value for name, value in vars(row).items()}
     facts["started_at"] = datetime.fromtimestamp(facts.pop("started"), UTC)
     return facts

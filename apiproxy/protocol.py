@@ -1,10 +1,13 @@
 """The paths of `/v1` and the few fields of their bodies that the gateway reads or changes. No I/O."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import orjson
 
 from apiproxy.catalogue import Model
 from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, Dialect
@@ -104,10 +107,7 @@ def most_generated(call: Call, endpoint: Endpoint) -> int:
 
 def parse(body: bytes) -> Call:
     """Reads a request body. Raises BadRequest; fields it does not know are none of its business."""
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest("invalid_json", detail=str(error)) from error
+    fields = decoded(body)
     if not isinstance(fields, dict):
         raise BadRequest("not_an_object", code="invalid_json")
     model = fields.get("model")
@@ -128,6 +128,24 @@ def parse(body: bytes) -> Call:
     )
 
 
+def decoded(body: bytes) -> Any:
+    """JSON, however odd. Raises BadRequest.
+
+    orjson takes a fifth of json's time, but refuses half a surrogate pair, NaN and numbers beyond 64 bits.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return decoded_exactly(body)
+
+
+def decoded_exactly(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest("invalid_json", detail=str(error)) from error
+
+
 def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: bool) -> bytes:
     """The body for the engine: as it came but for the model's name there and the request for usage.
 
@@ -144,11 +162,16 @@ def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: b
     if not added:
         return call.body
     if any(name in call.fields for name in added):
-        # Half of a surrogate pair (an emoji that a client cut) is escaped as it came; UTF-8 cannot hold it.
-        return json.dumps({**call.fields, **added}, ensure_ascii=False).encode(errors="backslashreplace")
+        # Read again, because orjson rounds what is beyond 64 bits. Half of a surrogate pair (an emoji that a client
+        # cut) is escaped as it came; UTF-8 cannot hold it.
+        return json.dumps({**decoded_exactly(call.body), **added}, ensure_ascii=False).encode(errors="backslashreplace")
     start = call.body.index(b"{") + 1
     front = json.dumps(added).encode()[:-1]
     return front + (b"," if len(call.fields) else b"") + call.body[start:]
+
+
+# Up to so many bytes all of an answer is decoded: 20 µs at most.
+SMALL = 8 * 1024
 
 
 def usage_in(body: bytes) -> dict[str, Any] | None:
@@ -157,6 +180,11 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
     A quote inside a JSON text is escaped, so an unescaped `"usage"` before a colon is a key; the last one that is
     followed by an object is the answer's own.
     """
+    if len(body) <= SMALL:
+        with contextlib.suppress(orjson.JSONDecodeError):
+            answer = orjson.loads(body)
+            usage = answer.get("usage") if isinstance(answer, dict) else None
+            return usage if isinstance(usage, dict) else None
     at = len(body)
     while (at := body.rfind(b'"usage"', 0, at)) >= 0:
         rest = body[at + 7 :].lstrip()

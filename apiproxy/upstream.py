@@ -97,7 +97,8 @@ class Connection(asyncio.Protocol):
         assert self._receiver is None
         assert self._transport is not None
         self._receiver = receiver
-        self._parser = httptools.HttpResponseParser(self)
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         self._answered = False
         self._fault = None
         self._transport.write(data)

@@ -80,7 +80,7 @@ async def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through
 
 
 async def test_what_was_not_used_comes_back(limits):
-    budget = [limit("tokens", 150)]
+    budget = (limit("tokens", 150),)
     (await limits.admit(budget, MODEL, 100, NOON)).settle(20)
     (await limits.admit(budget, MODEL, 100, NOON)).settle(130)
     with pytest.raises(OverQuota):
@@ -89,22 +89,25 @@ async def test_what_was_not_used_comes_back(limits):
 
 async def test_several_limits_are_reserved_all_or_none(limits):
     wide, narrow = limit("requests", 100), limit("requests", 1, scope="key")
-    await limits.admit([wide, narrow], MODEL, 0, NOON)
+    await limits.admit((wide, narrow), MODEL, 0, NOON)
     for _ in range(5):
         with pytest.raises(OverQuota):
-            await limits.admit([wide, narrow], MODEL, 0, NOON)
-    hold = await limits.admit([wide], MODEL, 0, NOON)
+            await limits.admit((wide, narrow), MODEL, 0, NOON)
+    hold = await limits.admit((wide,), MODEL, 0, NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"98"
 
 
 async def test_a_call_that_reached_no_engine_costs_nothing(limits):
-    budget = [limit("requests", 1), limit("tokens", 10)]
+    budget = (
+        limit("requests", 1),
+        limit("tokens", 10),
+    )
     for _ in range(5):
         (await limits.admit(budget, MODEL, 10, NOON)).release()
 
 
 async def test_settling_twice_counts_once(limits):
-    budget = [limit("requests", 2)]
+    budget = (limit("requests", 2),)
     hold = await limits.admit(budget, MODEL, 0, NOON)
     hold.settle(0)
     hold.settle(0)
@@ -113,7 +116,7 @@ async def test_settling_twice_counts_once(limits):
 
 
 async def test_concurrent_calls_are_counted_while_they_run(limits):
-    budget = [limit("concurrent", 2)]
+    budget = (limit("concurrent", 2),)
     first, _ = await limits.admit(budget, MODEL, 0, NOON), await limits.admit(budget, MODEL, 0, NOON)
     with pytest.raises(OverRate):
         await limits.admit(budget, MODEL, 0, NOON)
@@ -122,14 +125,14 @@ async def test_concurrent_calls_are_counted_while_they_run(limits):
 
 
 async def test_a_limit_of_one_model_leaves_the_others_alone(limits):
-    budget = [limit("requests", 0, model=7)]
+    budget = (limit("requests", 0, model=7),)
     await limits.admit(budget, MODEL, 0, NOON)
     with pytest.raises(OverQuota):
         await limits.admit(budget, 7, 0, NOON)
 
 
 async def test_a_day_ends_at_midnight_of_the_tenants_zone(limits):
-    budget = [limit("requests", 1)]
+    budget = (limit("requests", 1),)
     (await limits.admit(budget, MODEL, 0, NOON)).settle(0)
     with pytest.raises(OverQuota) as refused:
         await limits.admit(budget, MODEL, 0, NOON + 12 * 3600 - 1)
@@ -139,7 +142,7 @@ async def test_a_day_ends_at_midnight_of_the_tenants_zone(limits):
 
 
 async def test_a_call_that_began_before_midnight_is_not_counted_in_the_next_day(limits):
-    budget = [limit("tokens", 10)]
+    budget = (limit("tokens", 10),)
     late = await limits.admit(budget, MODEL, 10, NOON + 12 * 3600 - 1)
     (await limits.admit(budget, MODEL, 10, NOON + 12 * 3600)).settle(3)
     late.settle(10)
@@ -147,7 +150,7 @@ async def test_a_call_that_began_before_midnight_is_not_counted_in_the_next_day(
 
 
 async def test_the_last_part_of_a_quota_can_be_used(limits):
-    budget = [limit("tokens", 1000)]
+    budget = (limit("tokens", 1000),)
     (await limits.admit(budget, MODEL, 900, NOON)).settle(900)
     await limits.admit(budget, MODEL, 5000, NOON)
     with pytest.raises(OverQuota):
@@ -157,11 +160,11 @@ async def test_the_last_part_of_a_quota_can_be_used(limits):
 async def test_a_new_limit_knows_what_was_used_before(limits, recorded):
     recorded.add(NOON - 60, requests=5)
     with pytest.raises(OverQuota):
-        await limits.admit([limit("requests", 5)], MODEL, 0, NOON)
+        await limits.admit((limit("requests", 5),), MODEL, 0, NOON)
 
 
 async def test_a_clock_set_back_forgives_nothing_and_locks_out_no_longer_than_its_own_day(limits):
-    budget = [limit("requests", 1)]
+    budget = (limit("requests", 1),)
     (await limits.admit(budget, MODEL, 0, NOON + 86400)).settle(0)
     with pytest.raises(OverQuota) as refused:
         await limits.admit(budget, MODEL, 0, NOON)
@@ -169,7 +172,7 @@ async def test_a_clock_set_back_forgives_nothing_and_locks_out_no_longer_than_it
 
 
 async def test_a_clock_that_went_ahead_and_was_corrected_forgives_nothing(limits, recorded):
-    budget = [limit("requests", 2)]
+    budget = (limit("requests", 2),)
     for when in (NOON, NOON, NOON + DAY):
         (await limits.admit(budget, MODEL, 0, when)).settle(0)
         recorded.add(when, requests=1)
@@ -178,7 +181,7 @@ async def test_a_clock_that_went_ahead_and_was_corrected_forgives_nothing(limits
 
 
 async def test_a_clock_that_went_back_and_was_corrected_forgives_nothing(limits, recorded):
-    budget = [limit("requests", 2)]
+    budget = (limit("requests", 2),)
     for when in (NOON, NOON + 1):
         (await limits.admit(budget, MODEL, 0, when)).settle(0)
         recorded.add(when, requests=1)
@@ -190,7 +193,7 @@ async def test_a_clock_that_went_back_and_was_corrected_forgives_nothing(limits,
 
 async def test_a_start_with_a_clock_that_is_behind_forgives_nothing_either(limits, recorded):
     recorded.add(NOON, requests=2)
-    budget = [limit("requests", 3)]
+    budget = (limit("requests", 3),)
     (await limits.admit(budget, MODEL, 0, NOON - DAY)).settle(0)
     recorded.add(NOON - DAY, requests=1)
     (await limits.admit(budget, MODEL, 0, NOON)).settle(0)
@@ -199,7 +202,10 @@ async def test_a_start_with_a_clock_that_is_behind_forgives_nothing_either(limit
 
 
 async def test_a_new_day_asks_nobody_what_was_used_in_it(limits, recorded):
-    budget = [limit("requests", 5), limit("tokens", 100, window="minute")]
+    budget = (
+        limit("requests", 5),
+        limit("tokens", 100, window="minute"),
+    )
     (await limits.admit(budget, MODEL, 0, NOON)).settle(0)
     asked = recorded.asked
     for minute in range(1, 5):
@@ -211,7 +217,7 @@ async def test_a_new_day_asks_nobody_what_was_used_in_it(limits, recorded):
 async def test_what_could_not_be_read_is_counted_as_soon_as_it_can(limits, recorded, redis):
     recorded.add(NOON, requests=5)
     recorded.away = True
-    budget = [limit("requests", 6)]
+    budget = (limit("requests", 6),)
     (await limits.admit(budget, MODEL, 0, NOON)).release()
     recorded.away = False
     redis.client.hset("{test}:tenant:1::requests:day", "q", 1)  # in Redis, that is: five seconds later
@@ -232,3 +238,16 @@ async def test_a_raised_limit_goes_on_with_what_was_used(limits):
 )
 def test_resets_are_go_durations(seconds, text):
     assert duration(seconds) == text
+
+
+async def test_keys_that_share_a_limit_agree_on_it_after_the_clock_went_forth_and_back(limits):
+    shared = limit("requests", 3)
+    mine, yours = (shared,), (shared,)
+    await limits.admit(mine, MODEL, 0, NOON)
+    await limits.admit(yours, MODEL, 0, NOON + DAY)
+    await limits.admit(yours, MODEL, 0, NOON)
+    await limits.admit(mine, MODEL, 0, NOON)
+    with pytest.raises(OverQuota):
+        await limits.admit(yours, MODEL, 0, NOON)
+    with pytest.raises(OverQuota):
+        await limits.admit(mine, MODEL, 0, NOON)

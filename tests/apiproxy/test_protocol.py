@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -180,3 +181,24 @@ def test_text_completions_and_logprobs_are_put_together():
     assert answer["object"] == "text_completion"
     assert answer["choices"][0]["text"] == "ab"
     assert answer["choices"][0]["logprobs"] == {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0]}
+
+
+def test_what_json_takes_and_a_faster_reader_refuses_is_read_all_the_same():
+    call = protocol.parse(b'{"model":"m","a":"\\ud83d","b":NaN,"c":123456789012345678901234567890}')
+    assert call.model == "m"
+    assert (
+        json.loads(protocol.upstream_body(call, CHAT, "n", force_stream=False))["c"] == 123456789012345678901234567890
+    )
+    exact = protocol.parse(b'{"model":"m","c":1e400,"d":18446744073709551617}')
+    assert b"18446744073709551617" in protocol.upstream_body(exact, CHAT, "n", force_stream=False)
+
+
+@pytest.mark.parametrize("depth", [900, 1010, 5000, 100_000])
+def test_json_nested_however_deep_is_read_or_refused(depth):
+    body = b'{"model":"m","a":' + b"[" * depth + b"]" * depth + b"}"
+    with contextlib.suppress(BadRequest):
+        protocol.upstream_body(protocol.parse(body), CHAT, "other", force_stream=False)
+
+
+def test_usage_is_found_in_an_answer_that_a_fast_reader_refuses():
+    assert protocol.usage_in(b'{"text":"\\ud83d","usage":{"prompt_tokens":3}}') == {"prompt_tokens": 3}
