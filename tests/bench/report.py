@@ -38,10 +38,13 @@ def table(columns: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
+EXACT = "every answer of these runs has its usage row, and only one"
+
+
 def exactness(parts: list[Part]) -> Goal:
     answered, recorded = sum(part.answered for part in parts), sum(part.recorded for part in parts)
     return Goal(
-        text="every answer of these runs has its usage row, and only one",
+        text=EXACT,
         wanted=f"{answered:,}",
         reached=f"{recorded:,}",
         met=all(part.answered == part.recorded for part in parts),
@@ -69,5 +72,6 @@ def merged(parts: list[Part], path: Path = RESULTS) -> str:
     section = re.search(r"<!-- goals -->\n(.*?)<!-- /goals -->", path.read_text(), re.DOTALL)
     old = section[1].splitlines() if section else []
     lines = {line.split(" | ")[0]: line for line in (*old, *goals(parts).splitlines()) if line.startswith("| ")}
-    head = HEAD.splitlines()[0].split(" | ")[0]
-    return "\n".join([HEAD, *(line for text, line in lines.items() if text != head)])
+    lines.pop(HEAD.split(" | ")[0])
+    lines[f"| {EXACT}"] = lines.pop(f"| {EXACT}")  # the last
+    return "\n".join([HEAD, *lines.values()])
