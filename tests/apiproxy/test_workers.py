@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from apiproxy.management.commands.up import shared_port
 from tests import engine
 from tests.apiproxy.test_crash import Load
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
@@ -155,7 +156,7 @@ def test_a_killed_worker_is_drained_by_another_which_goes_on_and_it_is_started_a
             os.kill(victim, signal.SIGKILL)
             with pytest.raises(httpx2.TransportError):
                 b"".join(pieces)
-        until(lambda: not sockets(victim))  # till then connections still come to it, to be reset
+        until(lambda: len(inodes(two.port, "0A")) == 1)  # till then connections still come to the dead, to be reset
         for _ in range(20):
             assert http.post("/v1/chat/completions", json={"model": "plain", "messages": []}).status_code == 200
         # Recorded by the other one: it takes what is left of the dead as soon as it has something to move itself.
@@ -174,6 +175,16 @@ def serving(installation: Installation, pid: int, response: httpx2.Response) -> 
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ends = (f":{installation.port:04X}", f":{port:04X}")
     return any(row[1].endswith(ends[0]) and row[2].endswith(ends[1]) and row[9] in sockets(pid) for row in rows)
+
+
+def test_tokens_leave_a_shared_port_at_once():
+    """With Nagle's algorithm events of a stream would wait up to 40 ms for the acknowledgement of the one before."""
+    with shared_port("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
+        listener.listen()
+        stack.enter_context(socket.create_connection(listener.getsockname()))
+        connection, _ = listener.accept()
+        stack.enter_context(connection)
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_sigterm_lets_the_open_answers_of_every_worker_end(two, fake):

@@ -123,6 +123,9 @@ def shared_port(bind: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # Connections inherit it. uvicorn takes what it is given for a Unix socket, on which uvloop would not set it: tokens
+    # would wait for the acknowledgement of the one before.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind((bind, port))
     return listener
 
