@@ -68,7 +68,9 @@ class Reader(ABC):
                 through = b"".join([self._event(event) for event in piece.split(b"\n\n") if event])
                 self._let(through)
                 return through
-        self.events += piece.count(self.PART)
+        parts = piece.count(self.PART)
+        # More than one: several events, or an answer that has these words in its text.
+        self.events += parts if parts < 2 else sum(self.PART in event for event in piece.split(b"\n\n"))
         self._let(piece)
         return piece
 
