@@ -97,6 +97,7 @@ class DirectClient:
         if cycle.disconnected:
             return
         cycle.response_complete = True
+        cycle.scope.pop("extensions", None)  # us: or only the garbage collector could free any of this
         cycle.message_event.set()
         if not cycle.keep_alive:
             self._protocol.transport.close()

@@ -9,7 +9,7 @@ leaves.
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from apiproxy.tokens import Tokens, tokens
@@ -199,7 +199,7 @@ class SeveralReader(ChunkReader):
         told = tokens(self.usage)
         if told.completion >= self.events:
             return told, False
-        return replace(told, completion=self.events), True
+        return told._replace(completion=self.events), True
 
     def _event(self, event: bytes) -> bytes:
         data = event.removeprefix(b"data:").strip()

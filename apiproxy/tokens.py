@@ -1,13 +1,11 @@
 """What a call used, out of the usage objects of three protocols."""
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 NOTHING: dict[str, Any] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(NamedTuple):
     """What a call used. `cached` is part of `prompt`, `reasoning` of `completion`."""
 
     prompt: int = 0

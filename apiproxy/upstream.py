@@ -87,6 +87,7 @@ class Connection(asyncio.Protocol):
         self._answered = False
         self._fault: Exception | None = None
         self._paused = False
+        self._between_chunks = False  # all that the parser has seen ends with a chunk of the body
         self._served = 0  # answers that this connection has carried
         self.idle_since = 0.0
 
@@ -99,7 +100,7 @@ class Connection(asyncio.Protocol):
         self._receiver = receiver
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
-        self._answered = False
+        self._answered = self._between_chunks = False
         self._fault = None
         self._transport.write(data)
 
@@ -133,14 +134,24 @@ class Connection(asyncio.Protocol):
         if self._receiver is None:  # nobody asked for anything
             self.abort()
             return
+        if self._between_chunks and (start := one_chunk(data)):
+            # Engines send a token as one chunk in one piece. The parser would find the same (4 of 25 µs per token) and
+            # need not know: it waits for a chunk's head before and after.
+            self.on_body(data[start:-2])
+        else:
+            self._parse(data)
+        if self._fault is not None:
+            self._faulty(self._fault)
+
+    def _parse(self, data: bytes) -> None:
         self._answered = True
         assert self._parser is not None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(Broken(f"not HTTP: {error}"))
-        if self._fault is not None:
-            self._faulty(self._fault)
+        if self._between_chunks and not data.endswith(b"\r\n"):  # some of the next chunk's head
+            self._between_chunks = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -191,7 +202,14 @@ class Connection(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - see _faulty
             self._fault = error
 
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+
+    def on_chunk_complete(self) -> None:
+        self._between_chunks = True
+
     def on_message_complete(self) -> None:
+        self._between_chunks = False
         if not self._informational:
             self._finish()
 
@@ -229,6 +247,18 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         if receiver is not None:
             receiver.failed(error)
+
+
+HEX = b"0123456789abcdefABCDEF"
+
+
+def one_chunk(data: bytes) -> int:
+    """Where the bytes begin that this one whole chunk carries (RFC 9112, 7.1); 0 if it is anything else."""
+    head = data.find(b"\r\n", 1, 9)
+    if head < 0 or data[:head].strip(HEX) or not data.endswith(b"\r\n"):
+        return 0
+    size = int(data[:head], 16)
+    return head + 2 if size and len(data) == head + 2 + size + 2 else 0
 
 
 class Pool:

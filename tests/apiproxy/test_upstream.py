@@ -1,10 +1,13 @@
 """The engines' side of the gateway: what a fault in a receiver does to its call."""
 
 import asyncio
+from itertools import accumulate, pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from apiproxy.upstream import Address, Broken, Pool, Unreachable, UpstreamError
+from apiproxy.upstream import Address, Broken, Connection, Pool, Unreachable, UpstreamError
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\nok"
@@ -90,3 +93,74 @@ async def test_an_engine_that_is_not_there_is_unreachable():
 )
 def test_addresses_are_read_from_urls(url, address):
     assert Address.parse(url) == address
+
+
+class Written:
+    """A transport that keeps nothing."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None: ...
+
+
+class Body:
+    """A receiver that keeps what it hears."""
+
+    def __init__(self) -> None:
+        self.bytes = b""
+        self.ended = 0
+        self.error: UpstreamError | None = None
+
+    def head(self, status, headers) -> None: ...
+
+    def data(self, piece) -> None:
+        self.bytes += piece
+
+    def end(self) -> None:
+        self.ended += 1
+
+    def failed(self, error) -> None:
+        self.error = error
+
+
+def heard(pieces: list[bytes]) -> Body:
+    connection = Connection(Pool(Address.parse("http://127.0.0.1:1"), lambda: 0.0))
+    connection.connection_made(Written())  # type: ignore[arg-type]
+    body = Body()
+    connection.request(b"GET / HTTP/1.1\r\n\r\n", body)
+    for piece in pieces:
+        connection.data_received(piece)
+        if body.ended or body.error:
+            break
+    return body
+
+
+# Line ends, chunk heads and whole chunks within the bytes that a chunk carries.
+ODD = st.lists(
+    st.sampled_from([b"a", b"\r\n", b"\r", b"\n", b"5\r\n", b"1\r\nx\r\n", b"0\r\n\r\n"]), min_size=1, max_size=5
+)
+HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@given(st.lists(ODD.map(b"".join), max_size=6), st.data())
+def test_a_chunked_answer_is_the_same_however_it_is_cut(bodies, data):
+    chunks = [HEAD, *(b"%x\r\n%b\r\n" % (len(body), body) for body in bodies), b"0\r\n\r\n"]
+    whole = b"".join(chunks)
+    edges = list(accumulate(map(len, chunks)))  # pieces that are one chunk are the common case
+    near = st.sampled_from(edges).flatmap(lambda edge: st.integers(max(0, edge - 3), edge + 3))
+    cuts = sorted(cut for cut in data.draw(st.sets(st.one_of(st.sampled_from(edges), near))) if cut < len(whole))
+    pieces = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)]) if end > start]
+    answer = heard(pieces)
+    assert (answer.bytes, answer.ended, answer.error) == (b"".join(bodies), 1, None)
+
+
+@pytest.mark.parametrize(
+    "bad", [b"+2\r\nab\r\n", b"-2\r\nab\r\n", b"0x2\r\nab\r\n", b" 2\r\nab\r\n", b"2_\r\nab\r\n", b"zz\r\nab\r\n"]
+)
+def test_what_is_no_chunk_is_no_answer(bad):
+    answer = heard([HEAD, b"1\r\nx\r\n", bad, b"0\r\n\r\n"])
+    assert not answer.ended
+    assert isinstance(answer.error, Broken)
