@@ -165,13 +165,14 @@ class Application:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await gateway.close()
-        if self._shared is not None:
-            await self._shared.close()
         try:
             async with asyncio.timeout(LAST_MOVE):
                 await self._move(gateway)
         except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
             log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
+        if self._shared is not None:
+            # Last: calls that were cut off have been settled by now.
+            await self._shared.close()
         gateway.spool.shut()
         gateway.metrics.close()
         self._catalogue_thread.shutdown()

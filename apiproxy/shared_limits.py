@@ -325,15 +325,22 @@ class SharedLimits:
     # --- Redis comes and goes
 
     async def _stay(self) -> None:
-        """Keeps the lease while Redis is there, looks for Redis while it is not."""
         while True:
-            if (link := self._link) is None:
+            try:
+                await self._look_after()
+            except Exception:  # without this task nobody would look for Redis again
+                log.exception("looking after the connection to Redis")
                 await asyncio.sleep(RETRY)
-                await self._reach()
-                continue
-            await asyncio.wait([link.lost], timeout=BEAT)
-            if not link.lost.done():
-                link.run(self._fixed, ["beat", self._lease, round(LEASE * 1000)], self._beaten)
+
+    async def _look_after(self) -> None:
+        """Keeps the lease for a beat while Redis is there, looks for Redis once while it is not."""
+        if (link := self._link) is None:
+            await asyncio.sleep(RETRY)
+            await self._reach()
+            return
+        await asyncio.wait([link.lost], timeout=BEAT)
+        if not link.lost.done():
+            link.run(self._fixed, ["beat", self._lease, round(LEASE * 1000)], self._beaten)
 
     def _beaten(self, reply: Any) -> None:
         if reply == 0:
