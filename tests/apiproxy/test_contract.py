@@ -1,8 +1,11 @@
 """What clients rely on that no other file shows: statuses, ids, when to come back, and the openai SDK's view of it."""
 
 import json
+import re
 import socket
+from datetime import datetime, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import openai
 import pytest
@@ -166,3 +169,126 @@ def test_the_ids_of_an_answer_and_its_usage_are_the_same_to_the_sdk(counter, sdk
     body = {"script": [{"send": unary(200, ANSWER)}]}
     answer = sdk.chat.completions.create(model="fake", messages=[], extra_body=body)
     assert counter.usage()[0].request_id == answer._request_id
+
+
+# --- line by line
+
+
+DURATION = re.compile(r"(\d+h)?(\d+m)?\d+(\.\d+)?(ms|s)")
+
+
+def test_the_six_rate_headers_are_there_and_durations_are_gos(counter):
+    for unit, amount in (("requests", 10), ("tokens", 100_000)):
+        Quota.objects.create(key=counter.key_row, unit=unit, window="minute", amount=amount)
+    counter.informed()
+    counter.chat()
+    found = counter.chat(max_tokens=5).headers
+    assert [found[f"x-ratelimit-limit-{unit}"] for unit in ("requests", "tokens")] == ["10", "100000"]
+    assert found["x-ratelimit-remaining-requests"] == "8"
+    assert 90_000 < int(found["x-ratelimit-remaining-tokens"]) <= 100_000 - 12
+    for unit in ("requests", "tokens"):
+        assert DURATION.fullmatch(found[f"x-ratelimit-reset-{unit}"])
+
+
+def test_a_days_quota_tells_the_true_time_until_midnight_of_the_tenant(counter):
+    Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=1)
+    counter.informed()
+    counter.chat()
+    response = counter.chat()
+    now = datetime.now(ZoneInfo("Asia/Tokyo"))
+    midnight = (now + timedelta(days=1)).replace(hour=0, minute=0, second=0, microsecond=0)
+    assert error(response)["code"] == "insufficient_quota"
+    assert abs(int(response.headers["retry-after"]) - (midnight - now).total_seconds()) < 10
+    assert response.headers["x-should-retry"] == "false"
+
+
+def test_models_have_the_form_that_clients_read(counter):
+    listed = counter.client.get("/v1/models")
+    assert listed.headers["x-request-id"].startswith("req_")
+    (model,) = listed.json()["data"]
+    assert listed.json() == {"object": "list", "data": [model]}
+    assert (model["id"], model["object"], model["owned_by"]) == ("fake", "model", "madoguchi")
+    assert isinstance(model["created"], int)
+    assert counter.client.get("/v1/models/fake").json() == model
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("script", [[{"send": unary(400, {"error": {"message": "no"}})}], [{"reset": True}]])
+def test_an_error_is_json_whatever_was_asked_for(counter, script, stream):
+    """Open WebUI takes a reply for a stream by its type alone."""
+    response = counter.chat(script=script, stream=stream)
+    assert response.headers["content-type"] == "application/json"
+    assert error(response)["message"]
+
+
+def test_a_stream_has_only_data_lines_and_nothing_caches_it(counter):
+    with counter.stream(stream_options={"include_usage": True}) as response:
+        text = response.read().decode()
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["cache-control"] == "no-cache"
+    assert response.headers["x-accel-buffering"] == "no"  # nginx passes each piece on at once
+    assert "\r" not in text
+    *chunks, last = text.removesuffix("\n\n").split("\n\n")
+    assert last == "data: [DONE]"
+    assert all(line.startswith("data: {") and "\n" not in line for line in chunks)
+    parts = [json.loads(line[6:]) for line in chunks]
+    assert all("choices" in part for part in parts)
+    with_choices = [part for part in parts if part["choices"]]
+    assert with_choices[-1]["choices"][0]["finish_reason"] == "stop"
+    assert not any(part["choices"][0]["finish_reason"] for part in with_choices[:-1])
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_very_small_bounds_reach_the_engine_as_they_are(counter, field):
+    assert counter.chat(**{field: 1}).status_code == 200
+    (seen,) = counter.engine.seen()["requests"]
+    assert seen["body"][field] == 1
+
+
+def test_what_dify_may_send_reaches_the_engine(counter):
+    fields = {
+        "tools": [WEATHER],
+        "tool_choice": "auto",
+        "functions": [{"name": "f", "parameters": {}}],
+        "response_format": {"type": "json_object"},
+        "stop": ["\n"],
+        "chat_template_kwargs": {"enable_thinking": False},
+        "enable_thinking": True,
+        "thinking": {"type": "disabled"},
+        "reasoning_effort": "low",
+        "reasoning_format": "none",
+        "web_search": False,
+        "user": "u",
+    }
+    script = [{"send": unary(200, ANSWER)}]
+    assert counter.chat(script=script, **fields).status_code == 200
+    (seen,) = counter.engine.seen()["requests"]
+    assert {name: seen["body"].get(name) for name in fields} == fields
+
+
+def test_an_engine_hears_only_the_headers_that_it_needs(counter):
+    """With an `X-Conversation-Id` llama.cpp goes on after its client has left; cookies are nobody's business."""
+    headers = {"x-conversation-id": "7", "cookie": "session=1", "x-api-key": counter.key, "openai-organization": "o"}
+    body = {"model": "fake", "messages": []}
+    assert counter.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+    (seen,) = counter.engine.seen()["requests"]
+    allowed = {"host", "authorization", "content-type", "content-length", "x-request-id"}
+    assert set(seen["headers"]) <= allowed
+    assert counter.key not in seen["headers"]["authorization"]
+
+
+def test_embeddings_are_asked_for_without_any_null(counter):
+    body = {"model": "fake", "input": ["b", "a"]}
+    response = counter.client.post("/v1/embeddings", json=body)
+    assert response.json()["usage"]["total_tokens"] == 4
+    (seen,) = counter.engine.seen()["requests"]
+    assert seen["body"] == body
+
+
+@pytest.mark.parametrize("path", ["pause", "invocations", "tokenize", "load", "scale_elastic_ep", "models/fake/x", ""])
+def test_an_engines_control_paths_are_not_there(counter, path):
+    for method in ("POST", "DELETE"):
+        response = counter.client.request(method, f"/v1/{path}", json={})
+        assert response.status_code in (404, 405)
+        assert error(response)["message"]
+    assert counter.engine.seen()["requests"] == []

@@ -211,7 +211,10 @@ def test_http_1_0_is_answered_whole_and_closed(place):
 def test_a_wrong_length_of_an_engines_answer_harms_nobody_else(counter, length):
     text = json.dumps(ANSWER)
     lying = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{text}"
-    counter.chat(script=[{"send": lying}, {"close": True}])
+    answer = counter.chat(script=[{"send": lying}, {"close": True}])
+    if length > len(text):  # part of an answer is never taken for the whole
+        assert answer.status_code == 502
+        assert counter.usage()[0].status == "failed"
     for _ in range(3):
         assert counter.chat().json() == ANSWER
 
@@ -256,6 +259,19 @@ def test_a_reset_between_two_requests_is_not_the_callers_concern(counter):
         answer = counter.chat(script=[{"send": unary(200, ANSWER)}, {"reset": True}])
         assert answer.json() == ANSWER
     assert {row.status for row in counter.usage(3)} == {"finished"}
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_characters_and_frames_cut_at_every_byte_come_through_whole(counter, line_end):
+    said = [{"index": 0, "delta": {"content": "窓口🙂é"}, "finish_reason": None}]
+    plain = f"data: {json.dumps({'choices': said}, ensure_ascii=False)}\n\n"
+    whole = plain * 2 + FINISH + usage_event(7, 5) + DONE
+    octets = whole.replace("\n", line_end).encode().decode("latin-1")  # as the engine's script says bytes
+    steps = [{"send": f"1\r\n{octet}\r\n"} for octet in octets]
+    with counter.stream(script=[{"send": SSE}, *steps, {"send": "0\r\n\r\n"}]) as response:
+        assert response.read().decode() == plain * 2 + FINISH + DONE
+    (row,) = counter.usage()
+    assert (row.completion_tokens, row.status, row.estimated) == (5, "finished", False)
 
 
 def test_events_of_100_kb_come_through_whole(counter):
