@@ -60,7 +60,7 @@ class House:
 
     def row(self, request_id: str) -> dict[str, Any]:
         """What was recorded of a call."""
-        return until(lambda: self.madoguchi.usage().get(request_id), 10)
+        return until(lambda: self.madoguchi.usage().get(request_id), 30)
 
     def metric(self, name: str) -> int:
         """As the engine tells it, asked without the gateway."""
@@ -356,7 +356,7 @@ def test_a_client_that_leaves_a_unary_call_frees_the_engine(house):
         house.http.post("/v1/chat/completions", json=body, timeout=httpx2.Timeout(30, read=1))
     until(lambda: house.running() == 0, 10)
     assert 0 < house.generated() - before < 800  # in two seconds
-    (row,) = until(lambda: [row for row in house.madoguchi.usage().values() if row["end_user"] == "hasty"], 10)
+    (row,) = until(lambda: [row for row in house.madoguchi.usage().values() if row["end_user"] == "hasty"], 30)
     assert (row["status"], row["estimated"]) == ("aborted", 1)
     assert row["prompt_tokens"] > 0
 
@@ -400,7 +400,7 @@ def test_an_engine_that_is_killed_never_seems_to_have_finished(house):
         os.kill(house.madoguchi.pid_of("EngineCore"), signal.SIGKILL)
         killed = time.monotonic()
         seen += list(lines)
-        assert time.monotonic() - killed < 10
+        assert time.monotonic() - killed < 20
     asking.join(30)
 
     assert seen[-1] == "data: [DONE]"

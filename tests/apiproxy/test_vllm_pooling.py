@@ -48,7 +48,7 @@ def http(madoguchi, key) -> Iterator[httpx2.Client]:
 
 
 def recorded(madoguchi: Installation, request_id: str) -> tuple[str, int, int, str, int]:
-    row = until(lambda: madoguchi.usage().get(request_id), 10)
+    row = until(lambda: madoguchi.usage().get(request_id), 30)
     return tuple(row[name] for name in ("endpoint", "prompt_tokens", "completion_tokens", "status", "estimated"))
 
 
