@@ -177,6 +177,31 @@ def serving(installation: Installation, pid: int, response: httpx2.Response) -> 
     return any(row[1].endswith(ends[0]) and row[2].endswith(ends[1]) and row[9] in sockets(pid) for row in rows)
 
 
+def metrics(installation: Installation) -> dict[str, float]:
+    """Of whichever worker the connection comes to."""
+    lines = httpx2.get(f"{installation.url}/metrics").text.splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
+def test_whichever_worker_is_asked_tells_of_all_and_a_killed_one_takes_no_number_along(two, fake):
+    key = two.furnish(fake.url)
+    until(lambda: asyncio.run(at_once(two, key, 10)) == {200: 10})  # both know the key
+    asyncio.run(at_once(two, key, 40))
+    finished = 'madoguchi_requests_total{endpoint="/v1/chat/completions",model="plain",ending="finished"}'
+    whole = metrics(two)[finished]
+    assert whole >= 50
+    assert {metrics(two)[finished] for _ in range(20)} == {whole}
+    assert metrics(two)["madoguchi_workers"] == 2
+    os.kill(workers(two)[0], signal.SIGKILL)
+    until(lambda: len(listening(two)) == 1)
+    assert metrics(two)[finished] == whole
+    until(lambda: len(listening(two)) == 2)
+    asyncio.run(at_once(two, key, 20))
+    assert {metrics(two)[finished] for _ in range(20)} == {whole + 20}
+    until(lambda: metrics(two)["madoguchi_workers"] == 2)
+    assert len(list((two.var / "run" / "metrics").glob("*.numbers"))) == 2
+
+
 def test_tokens_leave_a_shared_port_at_once():
     """With Nagle's algorithm events of a stream would wait up to 40 ms for the acknowledgement of the one before."""
     with shared_port("127.0.0.1", 0) as listener, contextlib.ExitStack() as stack:
