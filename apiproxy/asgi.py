@@ -125,6 +125,7 @@ class Application:
             spool=spool,
             metrics=Metrics(Tally(settings.RUN / "metrics", LAYOUT)),
             max_body=settings.GATEWAY_MAX_BODY,
+            max_upload=settings.GATEWAY_MAX_UPLOAD,
             wish=self._wish,
             refresh=self._refresh,
         )

@@ -1,4 +1,4 @@
-"""The three protocols of `/v1`: chat (and all else of OpenAI's older API), OpenAI's Responses, Anthropic's Messages.
+"""The protocols of `/v1`: OpenAI's chat (and all else of its older API), transcripts, Responses; Anthropic's Messages.
 
 A dialect is how errors look before and in a stream, how a stream ends, and who reads it.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from apiproxy import sse
 from apiproxy.assembly import Assembly, ChunkAssembly, MessageAssembly, ResponseAssembly
 from apiproxy.errors import Language, Refusal
+from apiproxy.transcription import TranscriptReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,16 @@ CHAT = Dialect(
     reader=sse.chunk_reader,
     assembly=ChunkAssembly,
     asks_usage=True,
+)
+# Errors as in chat. The form, not `stream_options`, asks for usage.
+TRANSCRIPTS = Dialect(
+    error=openai_error,
+    event=chat_event,
+    farewell=b"data: [DONE]\n\n",
+    heartbeat=b": waiting\n\n",
+    reader=TranscriptReader,
+    assembly=ChunkAssembly,  # never used: an upload's form is not changed into a stream's
+    asks_usage=False,
 )
 RESPONSES = Dialect(
     error=openai_error,

@@ -69,6 +69,18 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": '"{param}" has a value that cannot be used: {detail}.',
         "ja": "「{param}」の値が正しくありません: {detail}。",
     },
+    "not_multipart": {
+        "en": "This path takes a form with a file: Content-Type multipart/form-data with a boundary.",
+        "ja": "このパスにはファイル付きのフォーム (boundary のある Content-Type multipart/form-data) を送ってください。",
+    },
+    "invalid_form": {
+        "en": "The form (multipart/form-data) cannot be read: {detail}.",
+        "ja": "フォーム (multipart/form-data) を読み取れません: {detail}。",
+    },
+    "model_too_late": {
+        "en": 'Send the field "model" before the file: until it is known, only small files can be taken.',
+        "ja": "「model」はファイルより前に送ってください。モデルが分かるまでは、小さいファイルしか受け取れません。",
+    },
     "engine_refused": {
         "en": "The model refused this request: {detail}",
         "ja": "モデルがこのリクエストを受け付けませんでした: {detail}",
@@ -141,8 +153,13 @@ WORDS: dict[Language, dict[str, str]] = {
         "chat": "チャット",
         "embedding": "埋め込み",
         "rerank": "リランク",
+        "transcription": "文字起こし",
     },
 }
+
+
+class ClientLeft(Exception):
+    """The client closed its connection before its request was complete. No refusal: nobody is there to read one."""
 
 
 class Refusal(Exception):

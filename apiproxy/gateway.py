@@ -14,9 +14,10 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
-from apiproxy import calllog, protocol
+from apiproxy import calllog, protocol, transcription
 from apiproxy.balancer import Balancer
 from apiproxy.catalogue import Catalogue, Key, Model, Replica, Timeouts
 from apiproxy.client import Client, Receive, Scope, Send
@@ -26,6 +27,7 @@ from apiproxy.errors import (
     BadRequest,
     BodyTooLarge,
     BodyTooSlow,
+    ClientLeft,
     EngineTimeout,
     Internal,
     InvalidKey,
@@ -44,6 +46,7 @@ from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.relay import Ending, Exchange
 from apiproxy.tokens import Tokens
+from apiproxy.uploads import Held, Upload
 from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable, UpstreamError
 
 log = logging.getLogger("madoguchi.gateway")
@@ -64,10 +67,6 @@ ATTEMPTS = 3
 JSON: Header = (b"content-type", b"application/json")
 
 
-class ClientLeft(Exception):
-    """The client closed its connection before its request was complete."""
-
-
 class Gateway:
     """`digest` turns the text of a key into what the catalogue is keyed by, or None if it cannot be a key.
 
@@ -83,6 +82,7 @@ class Gateway:
         spool: Spool,
         metrics: Metrics,
         max_body: int,
+        max_upload: int,
         wish: Callable[[int], None],
         refresh: Callable[[], Awaitable[None]],
         wall: Callable[[], float] = time.time,
@@ -94,6 +94,8 @@ class Gateway:
         self.metrics = metrics
         self._digest = digest
         self._max_body = max_body
+        self._max_upload = max_upload
+        self._held = Held()
         self._wish = wish
         self._refresh = refresh
         self.wall = wall
@@ -118,8 +120,11 @@ class Gateway:
             key = self._known(headers) or await self._authenticate(headers)
             language = key.language
             if endpoint is not None and scope["method"] == "POST":
-                call = protocol.parse(await self._read(headers, receive))
-                await self._relay(call, endpoint, key, client, request_id)
+                if endpoint.costs == "sound":
+                    await self._pass_upload(endpoint, headers, key, receive, client, request_id)
+                else:
+                    call = protocol.parse(await self._read(headers, receive))
+                    await self._relay(call, endpoint, key, client, request_id)
             else:
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], self._look_up(scope, key))
         except Refusal as refusal:
@@ -206,9 +211,34 @@ class Gateway:
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge("request_too_large", limit=self._max_body // 2**20)
 
+    async def _pass_upload(
+        self,
+        endpoint: Endpoint,
+        headers: dict[bytes, bytes],
+        key: Key,
+        receive: Receive,
+        client: Client,
+        request_id: str,
+    ) -> None:
+        upload = Upload(receive, headers, most=self._max_upload, held=self._held)
+        try:
+            call = await upload.begin()
+            await self._relay(call, endpoint, key, client, request_id, upload)
+        finally:
+            await upload.stop()
+
     # --- how much, where
 
-    async def _relay(self, call: Call, endpoint: Endpoint, key: Key, client: Client, request_id: str) -> None:
+    async def _relay(
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        key: Key,
+        client: Client,
+        request_id: str,
+        upload: Upload | None = None,
+    ) -> None:
+        """`upload`: what the engine is sent after the call's head."""
         model = self.catalogue.model(key, call.model)
         if model is None:
             raise UnknownModel(call.model)
@@ -220,7 +250,8 @@ class Gateway:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
         replica = self._choose(model)
         now = self.wall()
-        hold = await self.limits.admit(key.limits, model.id, protocol.estimate(call, endpoint), now)
+        estimate = transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint)
+        hold = await self.limits.admit(key.limits, model.id, estimate, now)
         meter = CallMeter(self, call, endpoint, key, model, hold, request_id, now)
         meter.replica = replica.id
         try:
@@ -238,7 +269,7 @@ class Gateway:
                 loop=self._loop,
             )
             meter.exchange = exchange
-            await self._exchange(exchange, meter, model, replica, client)
+            await self._exchange(exchange, meter, model, replica, client, upload)
         except Refusal as refusal:
             meter.refusal = refusal
             raise
@@ -257,23 +288,32 @@ class Gateway:
         raise NoReplica("model_unavailable", headers={"retry-after": "30"}, model=model.name)
 
     async def _exchange(
-        self, exchange: Exchange, meter: "CallMeter", model: Model, replica: Replica, client: Client
+        self,
+        exchange: Exchange,
+        meter: "CallMeter",
+        model: Model,
+        replica: Replica,
+        client: Client,
+        upload: Upload | None,
     ) -> None:
         """Attempts until the answer has gone out or nothing more can be tried. Raises a Refusal then."""
-        client.listen(exchange)
+        if upload is None:
+            client.listen(exchange)
         self._exchanges[exchange] = model.timeouts
         try:
             for _ in range(ATTEMPTS):
                 meter.replica = replica.id
-                ending = await self._attempt(exchange, meter, replica)
+                ending = await self._attempt(exchange, meter, replica, client, upload)
                 if ending in (Ending.ANSWERED, Ending.LEFT):
                     return
-                if exchange.metered or (ending is Ending.REFUSED and exchange.refusal.status < 500):
+                if exchange.metered or exchange.refusal.status < 500:
                     break  # tokens were made, or it is about the request: another engine would say the same
                 if self._clock() - exchange.began > model.timeouts.total:
                     break
                 if not is_stale(exchange.error):
                     self._balancer.refused(replica, self._clock())
+                    if upload is not None and exchange.reached:
+                        break  # some of it has gone there, and is nowhere else
                     other = self._balancer.choose(model.replicas, self._clock(), but=replica.id)
                     if other is None:
                         break
@@ -291,14 +331,21 @@ class Gateway:
             self._exchanges.pop(exchange, None)
             client.deafen()
 
-    async def _attempt(self, exchange: Exchange, meter: "CallMeter", replica: Replica) -> Ending:
+    async def _attempt(
+        self, exchange: Exchange, meter: "CallMeter", replica: Replica, client: Client, upload: Upload | None
+    ) -> Ending:
         pool = self._pool(replica)
         self._balancer.began(replica)
         try:
-            # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well.
-            connection = None if is_stale(exchange.error) else pool.idle(self._clock())
+            # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well. For
+            # an upload always a fresh one, for it cannot be sent again.
+            fresh = upload is not None or is_stale(exchange.error)
+            connection = None if fresh else pool.idle(self._clock())
             connection = connection or await pool.connect(meter.model.timeouts.connect)
-            exchange.attempt(connection, meter.request(pool.address, replica, assemble=exchange.assembles))
+            exchange.attempt(connection, meter.request(pool.address, replica, upload, assemble=exchange.assembles))
+            if upload is not None:
+                uploaded = partial(self._uploaded, exchange, meter, client)
+                upload.start(connection, exchange, replica.upstream_model, uploaded)
             return await exchange.ending()
         except Unreachable as error:
             facts = {"facts": {"request_id": meter.request_id}}
@@ -308,6 +355,12 @@ class Gateway:
             return Ending.BROKEN
         finally:
             self._balancer.ended(replica)
+
+    def _uploaded(self, exchange: Exchange, meter: "CallMeter", client: Client, call: Call) -> None:
+        """The engine has all of the call. From now on somebody else must notice that the client has left."""
+        meter.know(call)
+        exchange.know(call)
+        client.listen(exchange)
 
     def _pool(self, replica: Replica) -> Pool:
         pool = self._pools.get(replica.url)
@@ -421,15 +474,23 @@ class CallMeter:
         self.exchange: Exchange | None = None
         self.refusal: Refusal | None = None  # what the client is told instead of an answer
 
-    def request(self, address: Address, replica: Replica, *, assemble: bool) -> bytes:
-        """The HTTP request for an engine."""
-        body = protocol.upstream_body(self._call, self._endpoint, replica.upstream_model, force_stream=assemble)
+    def request(self, address: Address, replica: Replica, upload: Upload | None, *, assemble: bool) -> bytes:
+        """The HTTP request for an engine; of an upload, its head."""
         head = (
             f"POST {address.prefix}{self._endpoint.path} HTTP/1.1\r\nhost: {address.host_header}\r\n"
-            f"authorization: Bearer {replica.api_key}\r\ncontent-type: application/json\r\n"
-            f"x-request-id: {self.request_id}\r\ncontent-length: {len(body)}\r\n\r\n"
+            f"authorization: Bearer {replica.api_key}\r\nx-request-id: {self.request_id}\r\n"
         )
+        if upload is not None:
+            body = b""
+            head += f"content-type: {upload.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
+        else:
+            body = protocol.upstream_body(self._call, self._endpoint, replica.upstream_model, force_stream=assemble)
+            head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
+
+    def know(self, call: Call) -> None:
+        """All of a call whose upload has now been read to its end."""
+        self._call = call
 
     def open(self) -> None:
         tokens = Tokens(prompt=self._call.prompt_estimate)
@@ -501,7 +562,7 @@ def is_stale(error: UpstreamError | None) -> bool:
 
 def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:
     """Whether the engine is asked for a stream although the client wants one JSON."""
-    if call.stream or not endpoint.streams:
+    if call.stream or not endpoint.streams or endpoint.costs == "sound":
         return False
     if not model.stops_unary:
         return True

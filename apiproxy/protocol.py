@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import orjson
 
+from apiproxy import transcription
 from apiproxy.catalogue import Model
-from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, Dialect
+from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect
 from apiproxy.errors import BadRequest, ContextExceeded, EngineFailed, Refusal
 from apiproxy.tokens import Tokens, number, tokens
 
@@ -27,13 +28,14 @@ END_USER = 64  # characters of the body's "user" that are kept
 class Endpoint:
     """A path that is passed on.
 
-    `tasks`: what a model must be for. `costs`: what a call can use up. `streams`: takes `stream`. `everywhere`: every
-    engine that serves such a model has it; of other paths the engine may say that it has not.
+    `tasks`: what a model must be for. `costs`: what a call can use up; "sound": it is an upload. `streams`: takes
+    `stream`. `everywhere`: every engine that serves such a model has it; of other paths the engine may say that it has
+    not.
     """
 
     path: str
     tasks: frozenset[str]
-    costs: Literal["prompt and answer", "prompt", "nothing"]
+    costs: Literal["prompt and answer", "prompt", "nothing", "sound"]
     streams: bool = False
     everywhere: bool = False
     dialect: Dialect = CHAT
@@ -43,6 +45,8 @@ TEXT = frozenset({"chat"})
 VECTORS = frozenset({"embedding"})
 # vLLM ranks with embedding models as well, by the distance of their vectors.
 RANKING = frozenset({"rerank", "embedding"})
+# A chat model that can hear transcribes as well; llama.cpp knows no others.
+HEARING = frozenset({"transcription", "chat"})
 
 ENDPOINTS = {
     endpoint.path: endpoint
@@ -55,6 +59,8 @@ ENDPOINTS = {
         Endpoint("/v1/embeddings", VECTORS, "prompt", everywhere=True),
         Endpoint("/v1/rerank", RANKING, "prompt"),
         Endpoint("/v1/score", RANKING, "prompt"),
+        Endpoint("/v1/audio/transcriptions", HEARING, "sound", streams=True, dialect=TRANSCRIPTS),
+        Endpoint("/v1/audio/translations", HEARING, "sound", streams=True, dialect=TRANSCRIPTS),
     )
 }
 
@@ -96,6 +102,8 @@ def estimate(call: Call, endpoint: Endpoint) -> int:
 
 def most_generated(call: Call, endpoint: Endpoint) -> int:
     """The most tokens that all its answers together can be expected to have."""
+    if endpoint.costs == "sound":
+        return transcription.spoken(call.prompt_estimate)
     if endpoint.costs != "prompt and answer":
         return 0
     for name in MAX_TOKENS:
@@ -116,15 +124,13 @@ def parse(body: bytes) -> Call:
     options = fields.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise BadRequest("invalid_value", param="stream_options", detail="object expected")
-    user = fields.get("user")
     return Call(
         body=body,
         fields=fields,
         model=model,
         stream=fields.get("stream") is True,
         asks_usage=bool(options and options.get("include_usage")),
-        # No database takes a NUL, and UTF-8 no half of a surrogate pair, which JSON can say.
-        end_user=user[:END_USER].replace("\0", "").encode(errors="replace").decode() if isinstance(user, str) else "",
+        end_user=end_user(fields.get("user")),
     )
 
 
@@ -144,6 +150,11 @@ def decoded_exactly(body: bytes) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequest("invalid_json", detail=str(error)) from error
+
+
+def end_user(user: Any) -> str:
+    """What is kept of it. No database takes a NUL, and UTF-8 no half of a surrogate pair, which JSON can say."""
+    return user[:END_USER].replace("\0", "").encode(errors="replace").decode() if isinstance(user, str) else ""
 
 
 def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: bool) -> bytes:
@@ -202,6 +213,8 @@ def used(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Tokens, bool]:
     """What an unary answer says that it used, and whether that had to be estimated."""
     if endpoint.costs == "nothing":
         return Tokens(), False
+    if endpoint.costs == "sound":
+        return transcription.used(body, call.prompt_estimate)
     usage = usage_in(body)
     return (Tokens(prompt=call.prompt_estimate), True) if usage is None else (tokens(usage), False)
 

@@ -156,6 +156,10 @@ class Exchange:
             assert self._outcome is not None
         return self._outcome
 
+    def know(self, call: protocol.Call) -> None:
+        """All of a call whose form has now been read to its end, before any of the answer."""
+        self._call = call
+
     def unreachable(self, error: UpstreamError, refusal: Refusal) -> None:
         """No connection came about."""
         self.error = error

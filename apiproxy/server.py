@@ -56,6 +56,9 @@ class DirectClient:
     def listen(self, listener: Listener) -> None:
         self._listener = listener
         self._protocol.direct = self
+        # uvicorn stops reading when a body's last piece is larger than 64 KB, and a connection that is not read from
+        # is never seen to close.
+        self._protocol.flow.resume_reading()
         if self._cycle.disconnected:
             listener.client_left()
 

@@ -6,7 +6,9 @@ Answers are pushed: the parser calls the `Receiver` of the request as bytes arri
 
 import asyncio
 import logging
+import socket
 import ssl
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, cast
@@ -18,6 +20,8 @@ import httptools
 IDLE_SECONDS = 4.0
 # An engine's headers are a few hundred bytes. httptools has no bound of its own.
 MAX_HEAD = 64 * 1024
+# SO_LINGER, on and for no time: closing sends RST and drops what is not sent yet.
+RESET = struct.pack("ii", 1, 0)
 
 Header = tuple[bytes, bytes]
 log = logging.getLogger("madoguchi.gateway")
@@ -88,6 +92,8 @@ class Connection(asyncio.Protocol):
         self._fault: Exception | None = None
         self._paused = False
         self._between_chunks = False  # all that the parser has seen ends with a chunk of the body
+        self._bodiless = False  # a request is under way whose body is not all written
+        self._full: asyncio.Future[None] | None = None  # ends when there is room for more of the body
         self._served = 0  # answers that this connection has carried
         self.idle_since = 0.0
 
@@ -104,11 +110,30 @@ class Connection(asyncio.Protocol):
         self._fault = None
         self._transport.write(data)
 
+    def expect_body(self) -> None:
+        """The request just sent was a head alone: its body follows with `write`, up to `body_ended`."""
+        self._bodiless = True
+
+    async def write(self, piece: bytes) -> None:
+        """Sends a piece of the body; returns when the engine has taken enough of it for another, or is gone."""
+        if self._receiver is None or self._transport is None or not self.usable:
+            return  # answered before the body's end, broken off or given up: the receiver knows
+        self._transport.write(piece)
+        if self._full is not None:
+            await self._full
+
+    def body_ended(self) -> None:
+        self._bodiless = False
+
     def abort(self) -> None:
         """Closes at once, which tells the engine to stop generating. The receiver hears nothing more."""
         self._receiver = None
-        if self._transport is not None:
-            self._transport.abort()
+        if self._transport is None:
+            return
+        if self._bodiless and (sock := self._transport.get_extra_info("socket")) is not None:
+            # Reset: an engine that has stopped reading would never come to the end that stands behind the body.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self._transport.abort()
 
     def pause(self) -> None:
         """Reads no more until `resume`, so that a slow client slows the engine instead of filling our memory."""
@@ -153,8 +178,17 @@ class Connection(asyncio.Protocol):
         if self._between_chunks and not data.endswith(b"\r\n"):  # some of the next chunk's head
             self._between_chunks = False
 
+    def pause_writing(self) -> None:
+        self._full = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        full, self._full = self._full, None
+        if full is not None and not full.done():
+            full.set_result(None)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self.resume_writing()
         self._pool.forget(self)
         if self._receiver is None:
             return
@@ -227,7 +261,9 @@ class Connection(asyncio.Protocol):
         assert self._parser is not None
         self._receiver = None
         self._served += 1
-        if self.usable and not self._until_close and self._parser.should_keep_alive():
+        if self._bodiless:  # the engine would take what follows for the rest of the body
+            self.abort()
+        elif self.usable and not self._until_close and self._parser.should_keep_alive():
             self.resume()
             self._pool.put_back(self)
         elif self._transport is not None:

@@ -203,7 +203,10 @@ def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
         argv += ["--max-model-len", str(spec.context)]
     if spec.slots:
         argv += ["--max-num-seqs", str(spec.slots)]
-    argv += ["--enable-prompt-tokens-details"] if spec.task == "chat" else ["--runner", "pooling"]
+    if spec.task == "chat":
+        argv += ["--enable-prompt-tokens-details"]
+    elif spec.task != "transcription":
+        argv += ["--runner", "pooling"]
     env = {
         "VLLM_API_KEY": place.api_key,
         "VLLM_NO_USAGE_STATS": "1",

@@ -69,6 +69,7 @@ class ServedModel(models.Model):
         CHAT = "chat", _("chat")
         EMBEDDING = "embedding", _("embedding")
         RERANK = "rerank", _("rerank")
+        TRANSCRIPTION = "transcription", _("transcription")
 
     name = models.CharField(_("name"), max_length=100, unique=True, validators=[model_name])
     description = models.CharField(_("description"), max_length=300, blank=True)

@@ -7,6 +7,7 @@ there means "busy", not "dead". External engines are only looked at: their token
 
 import asyncio
 import re
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,16 @@ import httpx2
 
 from modelregistry.engines import MANNERS
 
+# A second of it: 16 kHz, 16 bits, one channel, behind a WAV's head.
+SILENCE = (
+    b"RIFF"
+    + struct.pack("<I", 36 + 32_000)
+    + b"WAVEfmt "
+    + struct.pack("<IHHIIHH", 16, 1, 1, 16_000, 32_000, 2, 16)
+    + b"data"
+    + struct.pack("<I", 32_000)
+    + bytes(32_000)
+)
 LOOK_TIMEOUT = 2.0  # seconds; health is answered beside the work, in milliseconds
 ASK_WITHIN = 120.0  # seconds; vLLM's first request may compile, and others may be in front
 
@@ -93,7 +104,8 @@ async def ask(client: httpx2.AsyncClient, target: Target, *, within: float = ASK
     """Has it do its work once. Returns when it did; raises NoAnswer (Refusal if it said no) in `within` seconds."""
     try:
         async with asyncio.timeout(within):
-            await {"chat": _chat, "embedding": _embedding, "rerank": _rerank}[target.task](client, target)
+            asked = {"chat": _chat, "embedding": _embedding, "rerank": _rerank, "transcription": _transcription}
+            await asked[target.task](client, target)
     except TimeoutError as error:
         raise NoAnswer(f"no answer within {within:g} s") from error
     except httpx2.HTTPError as error:
@@ -128,10 +140,26 @@ async def _rerank(client: httpx2.AsyncClient, target: Target) -> None:
         raise Refusal("an empty ranking")
 
 
+async def _transcription(client: httpx2.AsyncClient, target: Target) -> None:
+    answer = await client.post(
+        target.url + "/v1/audio/transcriptions",
+        data={"model": target.model},
+        files={"file": ("ping.wav", SILENCE, "audio/wav")},
+        headers=_headers(target),
+        timeout=None,
+    )
+    if "text" not in _read(answer, "/v1/audio/transcriptions"):
+        raise Refusal("a transcription without a text")
+
+
 async def _post(client: httpx2.AsyncClient, target: Target, path: str, question: dict[str, Any]) -> dict[str, Any]:
     answer = await client.post(
         target.url + path, json={"model": target.model} | question, headers=_headers(target), timeout=None
     )
+    return _read(answer, path)
+
+
+def _read(answer: httpx2.Response, path: str) -> dict[str, Any]:
     if answer.status_code == 503:
         raise NoAnswer(f"{path}: 503 {_message(answer)}")  # loading
     if answer.status_code != 200:

@@ -43,6 +43,8 @@ def problems(
         found["launcher"] = _("Only llama.cpp has a choice of launchers.")
     if launcher == "llama-cpp-python" and task == "rerank":
         found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
+    if engine == "llama.cpp" and task == "transcription":
+        found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
     if fault := _args_fault(args):
         found["args"] = fault
     parts = [given for given in (connect_timeout, first_byte_timeout, idle_timeout) if given is not None]

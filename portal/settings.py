@@ -173,6 +173,7 @@ REDIS_URL = env.str("REDIS_URL", "")
 REDIS_PREFIX = env.str("REDIS_PREFIX", "madoguchi")
 GATEWAY_WORKERS = env.int("GATEWAY_WORKERS", 1, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
+GATEWAY_MAX_UPLOAD = env.int("GATEWAY_MAX_UPLOAD_MB", 200, validate=environs.validate.Range(min=1)) * 1024 * 1024
 # Time-outs of models that have none of their own, in seconds.
 TIME_LIMIT = environs.validate.Range(min=0.1, max=86400.0)
 GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0, validate=TIME_LIMIT)
@@ -204,6 +205,7 @@ LOGGING = {
         "axes": {"level": "WARNING"},
         "django_auth_ldap": {"level": "ERROR"},
         "httpx2": {"level": "WARNING"},
+        "python_multipart": {"level": "CRITICAL"},  # quotes what it cannot read, which is somebody's recording
         "madoguchi.calls": {"level": "NOTSET" if env.bool("LOG_CALLS", True) else "WARNING"},
         # uvicorn has given its own a handler by now
         "uvicorn": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},

@@ -12,11 +12,19 @@
 
 Without a script: a chat answer (a call of the first tool, if there are tools), streamed if asked. A client that can add
 no field of its own says the script as JSON in `user`. `GET /seen` tells what it has seen.
+
+An upload's script is a field of its form. Its field `reading` tells how the file is read, once that has begun:
+
+    {"wait": s}                 a rest before the next piece, every time
+    {"stop": true}              no further
+    {"answer": true}            no further: the script is played at once
 """
 
 import asyncio
 import contextlib
+import hashlib
 import json
+import select
 import socket
 import struct
 import subprocess
@@ -25,6 +33,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.request import urlopen
+
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 SSE = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
@@ -68,9 +78,75 @@ ANSWER = {
 }
 
 
+# As vLLM 0.32 answers for Whisper.
+TRANSCRIPT = {"text": "hello there", "usage": {"type": "duration", "seconds": 3}}
+
+
+def transcript_event(choices: list[dict[str, Any]], **more: Any) -> str:
+    fields = {"id": "t1", "object": "transcription.chunk", "created": 1, "model": "fake", "choices": choices, **more}
+    return f"data: {json.dumps(fields)}\n\n"
+
+
+HEARD = [transcript_event([{"delta": {"content": word}}]) for word in ("hello", " there", "!")]
+SILENT = transcript_event([{"delta": {"content": ""}, "finish_reason": "stop"}])
+
+
+class Form:
+    """What came of an upload: its fields, their order, and of its file the size and checksum alone."""
+
+    def __init__(self, content_type: str) -> None:
+        _, options = parse_options_header(content_type)
+        self.fields: dict[str, str] = {}
+        self.names: list[str] = []
+        self.filename = ""
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+        self.header = bytearray()
+        self.value = b""
+        self.is_file = False
+        self.parser = MultipartParser(
+            options[b"boundary"],
+            {
+                "on_part_begin": self.begin,
+                "on_header_value": lambda data, start, end: self.header.extend(data[start:end]),
+                "on_header_end": self.header_end,
+                "on_part_data": self.data,
+                "on_part_end": self.end,
+            },
+        )
+
+    def begin(self) -> None:
+        self.header, self.value, self.is_file = bytearray(), b"", False
+
+    def header_end(self) -> None:
+        kind, options = parse_options_header(bytes(self.header))
+        self.header = bytearray()
+        if kind == b"form-data":
+            self.names.append(options[b"name"].decode())
+            if b"filename" in options:
+                self.is_file = True
+                self.filename = options[b"filename"].decode()
+
+    def data(self, data: bytes, start: int, end: int) -> None:
+        if self.is_file:
+            self.size += end - start
+            self.sha256.update(data[start:end])
+        else:
+            self.value += data[start:end]
+
+    def end(self) -> None:
+        if not self.is_file:
+            self.fields[self.names[-1]] = self.value.decode()
+
+    def told(self) -> dict[str, Any]:
+        file = {"name": self.filename, "size": self.size, "sha256": self.sha256.hexdigest()}
+        return {**self.fields, "names": self.names, "file": file}
+
+
 class Engine:
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {"requests": [], "running": 0, "left": 0, "flooded": 0, "connections": 0}
+        self.seen |= {"uploading": 0, "uploaded": 0}
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.seen["connections"] += 1
@@ -85,15 +161,59 @@ class Engine:
         lines = head.split("\r\n")
         method, path, _ = lines[0].split(" ")
         headers = dict(line.lower().split(": ", 1) for line in lines[1:] if line)
+        if headers.get("content-type", "").startswith("multipart/"):
+            form = await self.upload(reader, writer, lines, headers)
+            fields = form.told()
+            self.seen["requests"].append({"path": path, "headers": headers, "body": fields})
+            steps = json.loads(form.fields.get("script", "null")) or heard(fields)
+            return await self.answer(reader, writer, steps, answered)
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         if method == "GET":
             writer.write(unary(200, self.seen if path == "/seen" else {"status": "ok", "data": []}).encode())
             return True
         fields = json.loads(body)
         self.seen["requests"].append({"path": path, "headers": headers, "body": fields})
+        return await self.answer(reader, writer, script(fields), answered)
+
+    async def upload(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lines: list[str], headers: dict[str, str]
+    ) -> Form:
+        """Reads a chunked form, as its `reading` says. A client that leaves raises IncompleteReadError."""
+        form = Form(next(line.split(": ", 1)[1] for line in lines if line.lower().startswith("content-type: multi")))
+        assert headers["transfer-encoding"] == "chunked"
+        assert "content-length" not in headers
+        reader._limit = 65536  # else asyncio takes 128 MB in before it stops
+        self.seen["uploading"] += 1
+        try:
+            while (size := int(await reader.readuntil(b"\r\n"), 16)) > 0:
+                left = size
+                while left:
+                    piece = await reader.read(left)
+                    if not piece:
+                        raise asyncio.IncompleteReadError(b"", left)
+                    left -= len(piece)
+                    form.parser.write(piece)
+                    self.seen["uploaded"] = form.size
+                    reading = json.loads(form.fields.get("reading", "{}")) if form.size else {}
+                    await asyncio.sleep(reading.get("wait", 0))
+                    if "answer" in reading:
+                        return form
+                    while "stop" in reading:
+                        await asyncio.sleep(0.01)
+                        if hung_up(writer):
+                            raise asyncio.IncompleteReadError(b"", left)
+                await reader.readexactly(2)
+            await reader.readexactly(2)
+        finally:
+            self.seen["uploading"] -= 1
+        return form
+
+    async def answer(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, steps: list[dict[str, Any]], answered: int
+    ) -> bool:
         self.seen["running"] += 1
         gone = asyncio.ensure_future(self.gone(reader))
-        work = asyncio.ensure_future(self.play(script(fields), writer, answered))
+        work = asyncio.ensure_future(self.play(steps, writer, answered))
         await asyncio.wait({gone, work}, return_when=asyncio.FIRST_COMPLETED)
         self.seen["running"] -= 1
         if not work.done():
@@ -173,6 +293,22 @@ def tool_call(fields: dict[str, Any]) -> list[dict[str, Any]]:
     events = [event([{"index": 0, "delta": delta, "finish_reason": None}]) for delta in deltas]
     end = FINISH.replace('"stop"', '"tool_calls"') + usage_event(7, 5) + DONE
     return [{"send": SSE}, *({"send": chunk(text)} for text in events), {"send": chunk(end) + "0\r\n\r\n"}]
+
+
+def hung_up(writer: asyncio.StreamWriter) -> bool:
+    """Whether the client has closed its end, also while there is more to read."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def heard(fields: dict[str, Any]) -> list[dict[str, Any]]:
+    if fields.get("stream") != "true":
+        return [{"send": unary(200, TRANSCRIPT)}]
+    told = fields.get("stream_include_usage") == "true"
+    usage = {"prompt_tokens": 304, "completion_tokens": 6, "total_tokens": 310}
+    end = SILENT + (transcript_event([], usage=usage) if told else "") + DONE
+    return [{"send": SSE}, *({"send": chunk(event)} for event in HEARD), {"send": chunk(end) + "0\r\n\r\n"}]
 
 
 async def main() -> None:

@@ -35,7 +35,7 @@ class Migration(migrations.Migration):
                 ('description', models.CharField(blank=True, max_length=300, verbose_name='description')),
                 ('engine', models.CharField(choices=[('vllm', 'vLLM'), ('llama.cpp', 'llama.cpp'), ('external', 'external (a URL)')], max_length=20, verbose_name='engine')),
                 ('launcher', models.CharField(blank=True, choices=[('', 'whichever the host has'), ('llama-server', 'llama-server'), ('xllamacpp', 'xllamacpp'), ('llama-cpp-python', 'llama-cpp-python')], default='', max_length=20, verbose_name='launcher')),
-                ('task', models.CharField(choices=[('chat', 'chat'), ('embedding', 'embedding'), ('rerank', 'rerank')], default='chat', max_length=20, verbose_name='task')),
+                ('task', models.CharField(choices=[('chat', 'chat'), ('embedding', 'embedding'), ('rerank', 'rerank'), ('transcription', 'transcription')], default='chat', max_length=20, verbose_name='task')),
                 ('path', models.CharField(blank=True, help_text='GGUF file or model directory.', max_length=1000, verbose_name='path')),
                 ('url', models.CharField(blank=True, help_text='Of an external engine, up to but without /v1.', max_length=500, verbose_name='URL')),
                 ('upstream_key', models.CharField(blank=True, max_length=300, verbose_name='key of the external engine')),

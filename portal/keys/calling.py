@@ -13,6 +13,7 @@ DIFY_CONTEXT = 4096
 VARIABLE = "OPENAI_API_KEY"
 # Without a bound a small model may ramble to the end of its context: seen, 164 s for a first try that looks broken.
 ANSWER = 200  # tokens
+RECORDING = "meeting.mp3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +48,13 @@ def question(task: str) -> tuple[str, dict[str, object]]:
 
 
 def curl(offer: Offer, base_url: str, key: str) -> str:
+    if offer.task == "transcription":
+        return (
+            f"curl {base_url}/audio/transcriptions \\\n"
+            f'  -H "Authorization: Bearer {key or "$" + VARIABLE}" \\\n'
+            f'  -F "model={offer.name}" \\\n'
+            f'  -F "file=@{RECORDING}"'
+        )
     path, body = question(offer.task)
     # An apostrophe would end the shell's quotes around the body (translations may well hold one).
     text = json.dumps({"model": offer.name, **body}, ensure_ascii=False).replace("'", "\\u0027")
@@ -61,6 +69,12 @@ def curl(offer: Offer, base_url: str, key: str) -> str:
 def python(offer: Offer, base_url: str, key: str) -> str:
     given = f', api_key="{key}"' if key else ""
     head = f'from openai import OpenAI\n\nclient = OpenAI(base_url="{base_url}"{given})\n'
+    if offer.task == "transcription":
+        return (
+            f'{head}with open("{RECORDING}", "rb") as recording:\n'
+            f'    answer = client.audio.transcriptions.create(model="{offer.name}", file=recording)\n'
+            "print(answer.text)"
+        )
     __, body = question(offer.task)
     if offer.task == "embedding":
         return (
@@ -91,7 +105,8 @@ def literal(value: object) -> str:
 
 def dify(offer: Offer, base_url: str, key: str) -> list[tuple[str, str]]:
     """Fields of Dify's provider "OpenAI-API-compatible", named as its English form names them (0.0.63)."""
-    kind = {"embedding": "Text Embedding", "rerank": "Rerank"}.get(offer.task, "LLM")
+    kinds = {"embedding": "Text Embedding", "rerank": "Rerank", "transcription": "Speech2text"}
+    kind = kinds.get(offer.task, "LLM")
     context = offer.context or DIFY_CONTEXT
     fields = [
         ("Model Type", kind),
@@ -99,6 +114,8 @@ def dify(offer: Offer, base_url: str, key: str) -> list[tuple[str, str]]:
         ("API Key", key or _("your API key")),
         ("API endpoint URL", base_url),
     ]
+    if offer.task == "transcription":
+        return fields
     if kind != "LLM":
         return [*fields, ("Model context size", str(context))]
     return [

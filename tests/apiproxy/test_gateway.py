@@ -232,6 +232,16 @@ def test_a_client_that_leaves_before_the_first_byte_stops_the_engine(counter, sc
     assert row.prompt_tokens > 0
 
 
+def test_a_client_that_leaves_after_a_large_body_stops_the_engine(counter):
+    content = json.dumps({"model": "fake", "script": [{"hang": True}], "messages": ["x" * 400_000]}).encode()
+    host, port = counter.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {counter.key}\r\n"
+        connection.sendall(f"{head}content-length: {len(content)}\r\n\r\n".encode() + content)
+        until(lambda: counter.engine.seen()["running"] == 1)
+    until(lambda: counter.engine.seen()["left"] == 1, 2)
+
+
 # --- the engine fails
 
 

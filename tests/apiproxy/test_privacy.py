@@ -24,7 +24,8 @@ from tests.waiting import until
 PROMPT = "canary-prompt-5417"
 ANSWERED = "canary-answer-8802"
 AGENT = "canary-agent-3390"
-CANARIES = (PROMPT, ANSWERED, AGENT)
+SOUND = "canary-sound-6126"
+CANARIES = (PROMPT, ANSWERED, AGENT, SOUND)
 
 
 def said(text: str) -> str:
@@ -83,6 +84,38 @@ def found(var: Path, *texts: str) -> list[tuple[str, str]]:
     return [(path.name, text) for path, content in files.items() for text in texts if text.encode() in content]
 
 
+HEARD = [{"send": unary(200, {"text": ANSWERED})}]
+RECORDING = SOUND.encode() * 500_000  # 8.5 MB: more than sockets hold
+
+
+def transcribe(caller: Caller, script: list[dict[str, Any]], model: str = "plain", **more: str) -> httpx2.Response:
+    fields = {"model": model, "prompt": PROMPT, "script": json.dumps(script), **more}
+    files = {"file": (f"{PROMPT}.wav", RECORDING)}
+    return caller.http.post("/v1/audio/transcriptions", data=fields, files=files)
+
+
+def recorded(caller: Caller) -> None:
+    """Recordings: answered, refused by us and by the engine, broken, with their model's name last, left."""
+    assert ANSWERED in transcribe(caller, HEARD).text
+    assert transcribe(caller, HEARD, model=PROMPT).status_code == 404
+    told = {"error": {"message": f"cannot hear {PROMPT}"}}
+    assert transcribe(caller, [{"send": unary(400, told)}]).status_code == 400
+    assert transcribe(caller, [{"reset": True}]).status_code == 502
+    head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{PROMPT}.wav"\r\n\r\n'
+    model = '--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nplain\r\n'
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    late = head.encode() + RECORDING + f"\r\n{model}".encode()
+    for end, status in ((b"--b--\r\n", 200), (b"--b\r\n" + SOUND.encode(), 400)):
+        answer = caller.http.post("/v1/audio/transcriptions", content=late + end, headers=form)
+        assert answer.status_code == status
+    with contextlib.suppress(httpx2.ReadTimeout):
+        caller.http.post("/v1/audio/transcriptions", content=late + b"--b", headers=form, timeout=0.5)
+    fields = {"model": "plain", "reading": '{"wait": 0.01}', "script": json.dumps(HEARD)}
+    with contextlib.suppress(httpx2.TimeoutException):
+        files = {"file": ("a.wav", RECORDING * 4)}
+        caller.http.post("/v1/audio/transcriptions", data=fields, files=files, timeout=1)
+
+
 def finished(caller: Caller) -> None:
     assert ANSWERED in caller.chat(WHOLE).text
     assert ANSWERED in caller.chat(STREAM, stream=True).text
@@ -122,9 +155,9 @@ def failed(caller: Caller) -> None:
 
 def test_no_words_and_no_key_reach_disk_or_log_however_calls_end(place):
     installation, fake, caller = place
-    for way in (finished, aborted, refused_by_us, failed):
+    for way in (finished, aborted, refused_by_us, failed, recorded):
         way(caller)
-    until(lambda: fake.seen()["running"] == 0)
+    until(lambda: fake.seen()["running"] == fake.seen()["uploading"] == 0)
     until(
         lambda: {"finished", "aborted", "refused", "failed"} <= {row["status"] for row in installation.usage().values()}
     )

@@ -339,3 +339,10 @@ def test_a_total_that_would_always_come_first_is_refused():
     given = ("--first-byte-timeout=60", "--total-timeout=30")
     words = refused("m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
     assert words == "--total-timeout: The time in all cannot be shorter than one of its parts, 60 seconds."
+
+
+def test_a_model_that_transcribes_is_registered_with_an_engine_that_can(capsys, directory, gguf):
+    register(capsys, "ears", "--engine=vllm", f"--path={directory}", "--task=transcription")
+    assert routes.served()[0].task == "transcription"
+    words = refused("m", "--engine=llama.cpp", f"--path={gguf}", "--task=transcription")
+    assert words.startswith("--task: llama.cpp transcribes with chat models")

@@ -101,6 +101,10 @@ def test_vllm_counts_context_and_slots_per_request():
     assert (options["--max-model-len"], options["--max-num-seqs"]) == ("4096", "3")
 
 
+def test_vllm_transcribes_as_it_generates():
+    assert "--runner" not in command(replace(CHAT, engine="vllm", task="transcription"), "vllm").argv
+
+
 @pytest.mark.parametrize("task", ["embedding", "rerank"])
 def test_vllm_pools_for_what_is_not_chat(task):
     assert pairs(command(replace(CHAT, engine="vllm", task=task), "vllm").argv)["--runner"] == "pooling"

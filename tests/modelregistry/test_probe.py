@@ -159,6 +159,7 @@ async def test_a_silent_engine_has_its_time(client, engine):
         ("chat", "/v1/chat/completions", CHOICE, {"choices": []}),
         ("embedding", "/v1/embeddings", {"data": [{"embedding": [0.1]}]}, {"data": [{"embedding": []}]}),
         ("rerank", "/v1/rerank", {"results": [{"index": 0}]}, {"results": []}),
+        ("transcription", "/v1/audio/transcriptions", {"text": ""}, {"words": ""}),
     ],
 )
 async def test_each_task_has_its_question(client, engine, task, path, good, bad):

@@ -1,0 +1,158 @@
+"""The form on its way, sans I/O: however it is cut, the same bytes go on."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apiproxy import transcription
+from apiproxy.errors import BadRequest
+from apiproxy.sse import Asked
+from apiproxy.tokens import Tokens
+from apiproxy.transcription import TranscriptReader
+from apiproxy.uploads import Form
+from tests.engine import DONE, HEARD, SILENT, transcript_event
+
+BOUNDARY = b"b0undary"
+TYPE = b"multipart/form-data; boundary=" + BOUNDARY
+
+
+def part(name: bytes, value: bytes, more: bytes = b"") -> bytes:
+    return (
+        b"--"
+        + BOUNDARY
+        + b'\r\nContent-Disposition: form-data; name="'
+        + name
+        + b'"'
+        + more
+        + b"\r\n\r\n"
+        + value
+        + b"\r\n"
+    )
+
+
+END = b"--" + BOUNDARY + b"--\r\n"
+FILE = b'; filename="a.wav"\r\nContent-Type: audio/wav'
+# What nearly is a boundary, inside a file.
+SOUND = b"RIFF\r\n--b0undar\r\n--b0undary\r--\r\n\r\n--" + bytes(range(256)) + b"\r"
+
+
+def passed(body: bytes, cuts: list[int], model: str = "there") -> tuple[bytes, Form]:
+    """What goes on of a body that comes in pieces, taken after each."""
+    form = Form(TYPE)
+    out = b""
+    for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
+        form.feed(body[start:end])
+        out += form.take(model)
+    form.finish()
+    return out, form
+
+
+BODY = (
+    part(b"prompt", "会議".encode()) + part(b"model", b"here") + part(b"file", SOUND, FILE) + part(b"user", b"me") + END
+)
+
+
+def test_only_the_models_name_is_changed():
+    out, form = passed(BODY, [])
+    assert out == BODY.replace(b"here", b"there")
+    assert form.fields == {"model": "here", "user": "me"}
+    assert form.size == len(SOUND)
+
+
+@pytest.mark.parametrize("cut", range(len(BODY)))
+def test_a_form_cut_at_any_byte_goes_on_the_same(cut):
+    assert passed(BODY, [cut])[0] == BODY.replace(b"here", b"there")
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 600), max_size=20))
+def test_any_sound_in_any_pieces_arrives_whole(sound, cuts):
+    body = part(b"model", b"here") + part(b"file", sound, FILE) + END
+    if b"\r\n--" + BOUNDARY in sound:
+        return
+    out, form = passed(body, sorted(min(cut, len(body)) for cut in cuts))
+    assert out == body.replace(b"here", b"there", 1)
+    assert form.size == len(sound)
+
+
+@given(st.binary(max_size=300))
+def test_anything_else_is_refused_or_passed_but_never_a_fault(body):
+    form = Form(TYPE)
+    try:
+        form.feed(b"--" + BOUNDARY + body)
+        form.finish()
+    except BadRequest:
+        pass
+
+
+def test_a_stream_is_asked_for_its_usage_behind_all_else():
+    body = part(b"model", b"here") + part(b"file", SOUND, FILE) + part(b"stream", b"true")
+    out, _ = passed(body + END, [])
+    assert out == body.replace(b"here", b"there") + part(b"stream_include_usage", b"true") + END
+    asked = body + part(b"stream_include_usage", b"True") + END
+    assert passed(asked, [])[0] == asked.replace(b"here", b"there")
+
+
+def test_every_name_of_a_model_is_replaced_and_a_part_has_one_name():
+    twice = part(b"model", b"here") + part(b"model", b"forbidden") + part(b"file", SOUND, FILE) + END
+    assert b"forbidden" not in passed(twice, [])[0]
+    two_names = b'\r\nContent-Disposition: form-data; name="model"'
+    with pytest.raises(BadRequest):
+        Form(TYPE).feed(part(b"x", b"forbidden", two_names) + END)
+
+
+def test_what_waits_for_the_models_name_is_counted():
+    form = Form(TYPE)
+    form.feed(part(b"file", SOUND, FILE))
+    assert form.waiting >= len(SOUND)
+    assert (form.file_begun, form.model) == (True, None)
+    form.take("x")
+    assert form.waiting == 0
+
+
+# --- what it costs
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"text": "abcdef", "usage": {"type": "duration", "seconds": 2}}', (Tokens(prompt=200, completion=2), True)),
+        (
+            b'{"text": "abcdef", "usage": {"type": "tokens", "input_tokens": 9, "output_tokens": 4}}',
+            (Tokens(prompt=9, completion=4), False),
+        ),
+        (b'{"text": "abcdef", "duration": "1.5", "segments": []}', (Tokens(prompt=150, completion=2), True)),
+        (b'{"text": "abcdef"}', (Tokens(prompt=77, completion=2), True)),
+        (b'{"text": "abcdef", "duration": "nan"}', (Tokens(prompt=77, completion=2), True)),
+        (b"abcdef\n", (Tokens(prompt=77, completion=2), True)),
+        (b"{ he said", (Tokens(prompt=77, completion=3), True)),
+        (b"", (Tokens(prompt=77), True)),
+    ],
+)
+def test_an_answer_costs_what_it_tells_or_what_its_size_makes_likely(body, expected):
+    assert transcription.used(body, 77) == expected
+
+
+def read(*events: str) -> TranscriptReader:
+    reader = TranscriptReader(Asked(usage=False), lambda _: b"")
+    for event in events:
+        reader.feed(event.encode())
+    return reader
+
+
+def test_streams_tell_their_end_in_either_protocol():
+    assert read(*HEARD, SILENT, DONE).finished()
+    assert read(*HEARD, SILENT, DONE).used(77) == (Tokens(prompt=77, completion=3), True)
+    assert not read(*HEARD, DONE).finished()
+    assert not read(*HEARD, 'data: {"error": {"message": "x"}}\n\n', DONE).finished()
+    delta = 'data: {"type": "transcript.text.delta", "delta": "transcript.text.done"}\n\n'
+    assert not read(delta, delta, DONE).finished()
+    done = 'event: transcript.text.done\ndata: {"type": "transcript.text.done", "text": "x"}\n\n'
+    assert read(delta, delta, done).finished()
+    assert read(delta, delta, done).used(77) == (Tokens(prompt=77, completion=2), True)
+    seconds = 'data: {"type": "transcript.text.done", "usage": {"type": "duration", "seconds": 4}}\n\n'
+    assert read(delta, seconds).used(77) == (Tokens(prompt=400, completion=1), True)
+
+
+def test_usage_of_vllms_stream_counts():
+    usage = transcript_event([], usage={"prompt_tokens": 304, "completion_tokens": 6})
+    assert read(*HEARD, SILENT, usage, DONE).used(77) == (Tokens(prompt=304, completion=6), False)
