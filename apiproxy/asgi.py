@@ -65,7 +65,8 @@ class Application:
         self._shared: SharedLimits | None = None
         self._only: int | None = None  # descriptor of the lock that a second gateway would want
         self._starting = asyncio.Lock()
-        self._refreshing = asyncio.Lock()
+        self._next_look: asyncio.Event | None = None  # a look that unknown keys wait for and that has not begun
+        self._refreshing: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._looked = self._loaded = 0.0  # loop time of the last look at the revision, and of the last load
         self._known = 0.0  # loop time at which the catalogue was last known to be up to date
@@ -209,13 +210,26 @@ class Application:
 
         Callers that come together share one look. A database that hangs holds nobody longer than PATIENCE.
         """
+        if self._next_look is None:
+            self._next_look = asyncio.Event()
+            task = asyncio.create_task(self._look_soon(self._next_look))
+            self._refreshing.add(task)
+            task.add_done_callback(self._refreshing.discard)
+        await self._next_look.wait()
+
+    async def _look_soon(self, done: asyncio.Event) -> None:
         loop, gateway = asyncio.get_running_loop(), self._gateway
-        asked = loop.time()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE), self._refreshing:
-                if self._looked < asked and gateway is not None:
-                    await asyncio.sleep(self._looked + REFRESH - asked)
-                    await self._look(gateway)
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PATIENCE):
+                    await asyncio.sleep(self._looked + REFRESH - loop.time())
+                    self._next_look = None  # who comes from now on needs another look
+                    if gateway is not None:
+                        await self._look(gateway)
+        finally:
+            if self._next_look is done:
+                self._next_look = None
+            done.set()
 
     async def _look(self, gateway: Gateway) -> None:
         """Brings the catalogue up to date if anything changed, or if the last full reload was long ago."""

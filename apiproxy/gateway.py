@@ -530,6 +530,7 @@ class CallMeter:
             calllog.ended(self._closed, self.refusal)
             if self.refusal is not None:
                 self.refusal.logged = True
+        self.exchange = None  # it knows us: of a circle only the garbage collector could free the memory
 
     def _usage(self, status: str, tokens: Tokens, *, estimated: bool) -> Usage:
         exchange = self.exchange

@@ -17,7 +17,7 @@ from apiproxy.errors import OverQuota, OverRate, Refusal
 
 Bounds = Callable[[str, float, ZoneInfo], tuple[float, float]]
 Headers = list[tuple[bytes, bytes]]
-HEADERS = {
+HEADERS: dict[Unit, tuple[bytes, bytes, bytes]] = {
     unit: (
         f"x-ratelimit-limit-{unit}".encode(),
         f"x-ratelimit-remaining-{unit}".encode(),
@@ -96,14 +96,31 @@ class Tally:
         self.floor = 0
 
 
+class Plan:
+    """Limits that apply to a call and their tallies, sorted by what is done with them."""
+
+    __slots__ = ("begin", "concurrent", "end", "limits", "requests", "source", "tallies", "tokens")
+
+    def __init__(self, source: Sequence[Limit], limits: Sequence[Limit], tallies: Sequence[Tally]) -> None:
+        """`source`: what `limits` were chosen from. The plan is good while no window of a tally begins or ends."""
+        self.source = source
+        self.limits, self.tallies = limits, tallies
+        self.begin = max((tally.begin for tally in tallies), default=0.0)
+        self.end = min((tally.end for tally in tallies), default=math.inf)
+        pairs = list(zip(limits, tallies, strict=True))
+        self.concurrent = [pair for pair in pairs if pair[0].counter.unit == "concurrent"]
+        self.requests = [pair for pair in pairs if pair[0].counter.unit == "requests"]
+        self.tokens = [pair for pair in pairs if pair[0].counter.unit == "tokens"]
+
+
 class Hold:
     """A reservation in this process."""
 
-    __slots__ = ("_open", "_share", "estimate", "limits", "tallies")
+    __slots__ = ("_open", "_plan", "_share", "estimate")
 
-    def __init__(self, limits: Sequence[Limit], tallies: Sequence[Tally], estimate: int, share: int = 1) -> None:
-        self.limits = limits
-        self.tallies = tallies
+    def __init__(self, plan: Plan, estimate: int, share: int = 1) -> None:
+        """Reserves: one request, and `estimate` tokens."""
+        self._plan = plan
         self.estimate = estimate
         self._share = share
         self._open = True
@@ -115,37 +132,22 @@ class Hold:
         self._end(requests=0, tokens=0)
 
     def headers(self, now: float) -> Headers:
-        share = self._share
-        left = [
-            (
-                limit,
-                (limit.amount if share == 1 else allowance(limit, tally, share)) - tally.used - tally.reserved,
-                tally.end,
-            )
-            for limit, tally in zip(self.limits, self.tallies, strict=True)
-        ]
-        return headers(left, now)
+        plan, share = self._plan, self._share
+        return [*tightest("requests", plan.requests, share, now), *tightest("tokens", plan.tokens, share, now)]
 
     def _end(self, *, requests: int, tokens: int) -> None:
         if not self._open:
             return
         self._open = False
-        for limit, tally in zip(self.limits, self.tallies, strict=True):
-            unit = limit.counter.unit
-            tally.reserved -= self.estimate if unit == "tokens" else 1
-            if unit != "concurrent":
-                tally.used += tokens if unit == "tokens" else requests
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Which of a key's limits apply to a model, and their tallies, for as long as none of their windows ends."""
-
-    source: Sequence[Limit]
-    limits: Sequence[Limit]
-    tallies: Sequence[Tally]
-    begin: float
-    end: float
+        estimate = self.estimate
+        for _, tally in self._plan.concurrent:
+            tally.reserved -= 1
+        for _, tally in self._plan.requests:
+            tally.reserved -= 1
+            tally.used += requests
+        for _, tally in self._plan.tokens:
+            tally.reserved -= estimate
+            tally.used += tokens
 
 
 # Plans that are remembered: one takes 600 bytes and saves a call 10 µs.
@@ -173,18 +175,33 @@ class Limits:
             plan = await self._plan(limits, model, now)
         # From here on there is no `await`: a check and its reservation cannot be torn apart.
         self._latest = now
+        if not self._fits(plan, estimate):
+            raise self._refusal(plan, estimate, now)
+        for _, tally in plan.concurrent:
+            tally.reserved += 1
+        for _, tally in plan.requests:
+            tally.reserved += 1
+        for _, tally in plan.tokens:
+            tally.reserved += estimate
+        return Hold(plan, estimate, self._share)
+
+    def _fits(self, plan: Plan, estimate: int) -> bool:
         share = self._share
-        reached: list[tuple[float, Limit]] = []
         for limit, tally in zip(plan.limits, plan.tallies, strict=True):
             amount = limit.amount if share == 1 else allowance(limit, tally, share)
             if not fits(limit.counter.unit, amount, tally, estimate):
-                reached.append((tally.end, limit))
-        if reached:
-            end, limit = max(reached, key=lambda pair: pair[0])
-            raise refusal(limit, end, now)
-        for limit, tally in zip(plan.limits, plan.tallies, strict=True):
-            tally.reserved += estimate if limit.counter.unit == "tokens" else 1
-        return Hold(plan.limits, plan.tallies, estimate, share)
+                return False
+        return True
+
+    def _refusal(self, plan: Plan, estimate: int, now: float) -> Refusal:
+        """For the limit that lasts longest among those that are reached."""
+        reached = [
+            (tally.end, limit)
+            for limit, tally in zip(plan.limits, plan.tallies, strict=True)
+            if not fits(limit.counter.unit, allowance(limit, tally, self._share), tally, estimate)
+        ]
+        end, limit = max(reached, key=lambda pair: pair[0])
+        return refusal(limit, end, now)
 
     async def _plan(self, limits: Sequence[Limit], model: int, now: float) -> Plan:
         if now < self._latest or len(self._plans) >= PLANS:  # a clock that is set back gives tallies other windows
@@ -194,9 +211,7 @@ class Limits:
         for limit, tally in zip(mine, tallies, strict=True):
             if tally.doubtful:
                 await self._ask(limit, tally, now)
-        begin = max((tally.begin for tally in tallies), default=0.0)
-        end = min((tally.end for tally in tallies), default=math.inf)
-        plan = Plan(limits, mine, tallies, begin, end)
+        plan = Plan(limits, mine, tallies)
         # A list was made for this call only (`shared_limits`, counting alone).
         if isinstance(limits, tuple) and not any(tally.doubtful for tally in tallies):
             self._plans[id(limits), model] = plan
@@ -269,22 +284,34 @@ def allowance(limit: Limit, tally: Tally, share: int) -> int:
     return tally.floor - (tally.floor - limit.amount) // share  # rounded up: of 1 each worker may have 1, not 0
 
 
+def tightest(unit: Unit, pairs: Sequence[tuple[Limit, Tally]], share: int, now: float) -> Headers:
+    """OpenAI's rate headers for the limit of which least is left; none without limits."""
+    found: tuple[Limit, Tally] | None = None
+    least = 0
+    for limit, tally in pairs:
+        amount = limit.amount if share == 1 else allowance(limit, tally, share)
+        left = amount - tally.used - tally.reserved
+        if found is None or left < least:
+            found, least = (limit, tally), left
+    return [] if found is None else encoded_headers(unit, found[0].amount, least, found[1].end - now)
+
+
 def headers(state: Iterable[tuple[Limit, int, float]], now: float) -> Headers:
     """OpenAI's rate headers from what is left of each limit and when its window ends."""
-    tightest: dict[Unit, tuple[int, Limit, float]] = {}
+    least: dict[Unit, tuple[int, Limit, float]] = {}
     for limit, left, end in state:
         unit = limit.counter.unit
-        if unit != "concurrent" and (unit not in tightest or left < tightest[unit][0]):
-            tightest[unit] = (left, limit, end)
+        if unit != "concurrent" and (unit not in least or left < least[unit][0]):
+            least[unit] = (left, limit, end)
     rows: Headers = []
-    for unit, (left, limit, end) in tightest.items():
-        amount, remaining, reset = HEADERS[unit]
-        rows += (
-            (amount, b"%d" % limit.amount),
-            (remaining, b"%d" % max(0, left)),
-            (reset, duration(end - now).encode()),
-        )
+    for unit, (left, limit, end) in least.items():
+        rows += encoded_headers(unit, limit.amount, left, end - now)
     return rows
+
+
+def encoded_headers(unit: Unit, amount: int, left: int, seconds: float) -> Headers:
+    of, remaining, reset = HEADERS[unit]
+    return [(of, b"%d" % amount), (remaining, b"%d" % max(0, left)), (reset, duration(seconds).encode())]
 
 
 def rate_headers(limit: Limit, left: int, seconds: float) -> dict[str, str]:

@@ -7,11 +7,13 @@ future lies between the two sockets. While the client reads too slowly, reading 
 import asyncio
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 from typing import Any, Protocol
 
 from apiproxy import protocol, sse
 from apiproxy.assembly import Assembly
 from apiproxy.client import Client, Header
+from apiproxy.dialects import Dialect
 from apiproxy.errors import EngineFailed, Language, Refusal
 from apiproxy.tokens import Tokens
 from apiproxy.upstream import Connection, UpstreamError
@@ -238,11 +240,14 @@ class Exchange:
         self._status = status
         self._pieces, self._size = [], 0
         self._reader = None  # an earlier attempt's
-        self._content_type = next((value for name, value in headers if name == b"content-type"), b"application/json")
+        self._content_type = b"application/json"
+        for name, value in headers:
+            if name == b"content-type":
+                self._content_type = value
         if status == 200 and self._content_type.startswith(b"text/event-stream"):
             usage = self._call.asks_usage and not self.assembles
             asked = sse.Asked(usage=usage, n=self._call.n, prompts=self._call.prompts)
-            self._reader = self._dialect.reader(asked, self._engine_error)
+            self._reader = self._dialect.reader(asked, partial(stand_in, self._dialect, self._language))
             self._assembly = self._dialect.assembly() if self.assembles else None
 
     def data(self, piece: bytes) -> None:
@@ -324,10 +329,6 @@ class Exchange:
         self._close("finished")
         self._answer(assembly.body(reader.usage), b"application/json")
 
-    def _engine_error(self, error: Any) -> bytes:
-        """The event that takes the place of an engine's own error event, which may name addresses and paths."""
-        return self._dialect.event(EngineFailed(), self._language)
-
     def _broke_off(self) -> None:
         """The answer ended before its end. A client that has had some of it is told by an event."""
         reader = self._reader
@@ -386,3 +387,11 @@ class Exchange:
             self._outcome = ending
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
+
+
+def stand_in(dialect: Dialect, language: Language, error: Any) -> bytes:
+    """The event that takes the place of an engine's own error event, which may name addresses and paths.
+
+    No method: a reader that knew the exchange which knows it could be freed by the garbage collector only.
+    """
+    return dialect.event(EngineFailed(), language)

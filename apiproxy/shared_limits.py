@@ -33,7 +33,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from apiproxy.catalogue import Counter, Limit
-from apiproxy.limits import Bounds, Counting, Headers, Hold, Limits, Spending, Spent, Tally, applying, headers, refusal
+from apiproxy.limits import (
+    Bounds,
+    Counting,
+    Headers,
+    Hold,
+    Limits,
+    Plan,
+    Spending,
+    Spent,
+    Tally,
+    applying,
+    headers,
+    refusal,
+)
 from apiproxy.redis_link import Away, Link, connect
 
 log = logging.getLogger("madoguchi.limits")
@@ -175,7 +188,7 @@ class SharedLimits:
     async def admit(self, limits: Sequence[Limit], model: int, estimate: int, now: float) -> SharedHold | Hold:
         mine = applying(limits, model)
         if not mine:
-            return Hold(mine, (), estimate)
+            return Hold(Plan(mine, (), ()), estimate)
         windows = [self._window(limit, now) for limit in mine]
         for _ in range(TRIES):
             if (link := self._link) is None:
@@ -433,7 +446,7 @@ class SharedLimits:
                 tally = Tally(0.0, 0.0, high=0.0, doubtful=False)
             tally.reserved += taken
             tallies.append(tally)
-        return Hold(hold.limits, tallies, hold.estimate)
+        return Hold(Plan(hold.limits, hold.limits, tallies), hold.estimate)
 
 
 def run_id(info: bytes) -> str:

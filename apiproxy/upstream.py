@@ -86,6 +86,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._headers: list[Header] = []
         self._head_size = 0
+        self._sized = False  # the head says where the body ends
         self._informational = False
         self._until_close = False
         self._answered = False
@@ -205,13 +206,17 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._headers = []
         self._head_size = 0
+        self._sized = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
         if self._head_size > MAX_HEAD:
             self._fault = Broken("the answer's head is too large")
             return
-        self._headers.append((name.lower(), value))
+        name = name.lower()
+        if name == b"content-length" or name == b"transfer-encoding":
+            self._sized = True
+        self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         assert self._parser is not None
@@ -219,10 +224,7 @@ class Connection(asyncio.Protocol):
         self._informational = status < 200
         if self._informational or self._receiver is None or self._fault is not None:
             return
-        names = {name for name, _ in self._headers}
-        self._until_close = (
-            b"content-length" not in names and b"transfer-encoding" not in names and status not in (204, 304)
-        )
+        self._until_close = not self._sized and status not in (204, 304)
         try:
             self._receiver.head(status, self._headers)
         except Exception as error:  # noqa: BLE001 - see _faulty

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from django.db import connection, transaction
@@ -13,11 +14,8 @@ from portal.keys.models import ApiKey
 from portal.metering.models import UsageRecord
 
 COLUMNS = tuple(str(field.column) for field in UsageRecord._meta.concrete_fields if not field.primary_key)
-# SQLite and PostgreSQL both know ON CONFLICT. Names come from the model, never from outside.
-INSERT = (
-    f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(COLUMNS)}) "  # noqa: S608
-    f"VALUES ({', '.join(['%s'] * len(COLUMNS))}) ON CONFLICT DO NOTHING"
-)
+# Of one statement: SQLite takes 32,766 values.
+ROWS = 500
 SUMS = {
     "requests": Count("id"),
     "prompt_tokens": Sum("prompt_tokens", default=0),
@@ -29,8 +27,9 @@ ESTIMATED = Count("id", filter=Q(estimated=True))
 def record(rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes a batch in one transaction: UsageRecord's columns by name, `started_at` aware.
 
-    A request id that is already there is left as it is, so repeating is safe. One statement by hand: `bulk_create`
-    takes 60 µs of CPU per row, a quarter of what the gateway needs for a whole call; this takes 10.
+    A request id that is already there is left as it is, so repeating is safe. By hand: `bulk_create` takes 60 µs of
+    CPU per row, a third of what the gateway needs for a whole call; this takes 10. Many rows a statement, because the
+    interpreter's lock is given up for each, and a busy gateway gives it back after 5 ms: row by row, 430 a second.
     """
     adapt = connection.ops.adapt_datetimefield_value
     values = [[adapt(row[name]) if name == "started_at" else row[name] for name in COLUMNS] for row in rows]
@@ -38,10 +37,21 @@ def record(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         used[row["key_id"]] = max(row["started_at"], used.get(row["key_id"], row["started_at"]))
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.executemany(INSERT, values)
+        for start in range(0, len(values), ROWS):
+            some = values[start : start + ROWS]
+            cursor.execute(insert(len(some)), list(chain.from_iterable(some)))
         for key_id, at in used.items():
             # .update(): `last_used_at` is no part of the gateway's catalogue and must not bump its revision.
             ApiKey.objects.filter(pk=key_id).exclude(last_used_at__gte=at).update(last_used_at=at)
+
+
+def insert(rows: int) -> str:
+    """SQLite and PostgreSQL both know ON CONFLICT. Names come from the model, never from outside."""
+    row = f"({', '.join(['%s'] * len(COLUMNS))})"
+    return (
+        f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(COLUMNS)}) "  # noqa: S608
+        f"VALUES {', '.join([row] * rows)} ON CONFLICT DO NOTHING"
+    )
 
 
 def visible_to(user: User) -> QuerySet[UsageRecord]:

@@ -61,11 +61,13 @@ class Counter:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[tuple[str, Application, uvicorn.Server]]:
-    """The gateway on a free port."""
+def serving(http: str = HTTP, **options: Any) -> Iterator[tuple[str, Application, uvicorn.Server]]:
+    """The gateway on a free port; `options` are uvicorn's."""
     application = Application()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(application, loop="uvloop", http=HTTP, lifespan="on", log_level="error", ws="none")
+    config = uvicorn.Config(
+        application, loop="uvloop", http=http, lifespan="on", log_level="error", ws="none", **options
+    )
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
@@ -87,12 +89,18 @@ def fake_engine() -> Iterator[engine.Running]:
 
 
 @pytest.fixture
-def counter(transactional_db, settings, tmp_path, alice, research, fake_engine) -> Iterator[Counter]:
+def server_options() -> dict[str, Any]:
+    """Of `serving`, for the fixture `counter`; tests override it."""
+    return {}
+
+
+@pytest.fixture
+def counter(transactional_db, settings, tmp_path, alice, research, fake_engine, server_options) -> Iterator[Counter]:
     settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
     host = Host.objects.create(name="here")
     model = ServedModel.objects.create(name="fake", engine="external", url=fake_engine.url)
     Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=fake_engine.url)
     row, key = issue(tenant=research, user=alice, name="test")
-    with serving() as running:
+    with serving(**server_options) as running:
         url, application, server = running
         yield Counter(url, key, row, fake_engine, model, application, server)

@@ -1,0 +1,156 @@
+"""The gateway's own uvicorn protocol, and the same gateway on a server that knows ASGI only."""
+
+import gc
+import json
+import socket
+
+import pytest
+
+from apiproxy import gateway, server
+from apiproxy.relay import Exchange
+from tests.engine import LARGE, SSE
+from tests.waiting import until
+
+OURS = {"timeout_keep_alive": 1}
+
+
+@pytest.fixture(params=["apiproxy.server:Protocol", "httptools"])
+def server_options(request):
+    return {**OURS, "http": request.param}
+
+
+ours = pytest.mark.parametrize("server_options", [OURS], ids=["ours"])
+
+
+def connect(counter) -> socket.socket:
+    host, port = counter.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=10)
+
+
+def request(counter, method: str, path: str, *more: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "host: x", f"authorization: Bearer {counter.key}", *more]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode()
+
+
+def chat(counter, *more: str, **fields) -> bytes:
+    body = json.dumps({"model": "fake", "messages": [], **fields}).encode()
+    return request(counter, "POST", "/v1/chat/completions", f"content-length: {len(body)}", *more) + body
+
+
+def closed(connection: socket.socket) -> bool:
+    """Waits until the server closes, at most the connection's time-out."""
+    while connection.recv(65536):
+        pass
+    return True
+
+
+def test_whole_answers_streams_and_refusals_reach_the_client(counter):
+    assert counter.chat().json()["choices"][0]["message"]["content"] == "hello"
+    with counter.stream() as response:
+        assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+        assert response.read().endswith(b"data: [DONE]\n\n")
+    refused = counter.chat(model="none")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    assert refused.headers["x-request-id"].startswith("req_")
+    assert "date" in refused.headers
+
+
+def test_a_head_request_gets_no_body_and_its_connection_goes_on(counter):
+    with connect(counter) as connection:
+        connection.sendall(request(counter, "HEAD", "/v1/models"))
+        got = connection.recv(65536)
+        assert b" 405 " in got
+        assert got.endswith(b"\r\n\r\n")
+        connection.sendall(request(counter, "GET", "/v1/models"))
+        assert b" 200 " in connection.recv(65536)
+
+
+def test_a_connection_that_is_to_be_closed_is(counter):
+    with connect(counter) as connection:
+        connection.sendall(chat(counter, "connection: close"))
+        got = b""
+        while piece := connection.recv(65536):
+            got += piece
+        assert b"connection: close" in got
+        assert b"hello" in got
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_the_engine(counter, stream):
+    with connect(counter) as connection:
+        connection.sendall(chat(counter, stream=stream, script=[{"send": SSE}, {"events": 1}, {"hang": True}]))
+        until(lambda: counter.engine.seen()["running"] == 1)
+    until(lambda: counter.engine.seen()["left"] == 1, 1)
+    (row,) = counter.usage()
+    assert row.status == "aborted"
+
+
+def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_when_it_reads_on(counter):
+    events = 300  # 30 MB
+    with connect(counter) as connection:
+        connection.sendall(chat(counter, stream=True, script=[{"send": SSE}, {"flood": events}, {"close": True}]))
+        stopped = -1
+        while stopped != (stopped := counter.engine.seen()["flooded"]) or stopped == 0:
+            pass
+        assert stopped < events
+        got = 0
+        while piece := connection.recv(1 << 20):
+            got += piece.count(LARGE[:20].encode())
+            if b"[DONE]" in piece:
+                break
+    assert got == events
+
+
+def test_an_idle_connection_is_closed_and_one_in_use_is_not(counter):
+    with connect(counter) as connection:
+        connection.sendall(chat(counter, script=[{"wait": 2}, {"send": "HTTP/1.1 204 X\r\n\r\n"}]))
+        assert connection.recv(65536)
+        connection.sendall(request(counter, "GET", "/v1/models"))
+        assert b" 200 " in connection.recv(65536)
+        assert closed(connection)
+
+
+@ours
+@pytest.mark.parametrize("start", [b"", b"GET /v1/mod"])
+def test_a_head_that_does_not_come_is_not_waited_for(counter, monkeypatch, start):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    with connect(counter) as connection:
+        connection.sendall(start)
+        assert closed(connection)
+
+
+@ours
+def test_the_head_of_a_later_request_is_not_waited_for_either(counter, monkeypatch):
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    with connect(counter) as connection:
+        connection.sendall(request(counter, "GET", "/v1/models"))
+        assert connection.recv(65536)
+        connection.sendall(b"GET /v1/mod")
+        assert closed(connection)
+
+
+def test_a_body_that_does_not_come_is_a_time_out(counter, monkeypatch):
+    monkeypatch.setattr(gateway, "BODY_SECONDS", 0.3)
+    with connect(counter) as connection:
+        connection.sendall(request(counter, "POST", "/v1/chat/completions", "content-length: 1000") + b"{")
+        got = connection.recv(65536)
+        assert b" 408 " in got
+        assert b"request_timeout" in got
+    assert counter.engine.seen()["requests"] == []
+
+
+@ours
+def test_calls_leave_nothing_to_the_garbage_collector(counter):
+    gc.collect()
+    gc.disable()
+    try:
+        counter.chat()
+        counter.chat(model="none")
+        with counter.stream() as response:
+            response.read()
+        with connect(counter) as leaving:
+            leaving.sendall(chat(counter, stream=True, script=[{"send": SSE}, {"events": 1}, {"hang": True}]))
+            leaving.recv(1)
+        until(lambda: not any(isinstance(one, Exchange | server.DirectClient) for one in gc.get_objects()), 10)
+    finally:
+        gc.enable()
