@@ -33,9 +33,10 @@ class Formatter(logging.Formatter):
         if second != int(created):
             second = int(created)
             local = time.localtime(second)
-            date, zone = time.strftime("%Y-%m-%dT%H:%M:%S", local), time.strftime("%z", local)
+            date, zone = time.strftime("%Y-%m-%dT%H:%M:%S.", local), time.strftime("%z", local)
+            zone = f"{zone[:3]}:{zone[3:]}"
             self._second = (second, date, zone)
-        return f"{date}.{int(created * 1000) % 1000:03d}{zone[:3]}:{zone[3:]}"
+        return f"{date}{int((created - second) * 1000):03d}{zone}"
 
 
 class Text(Formatter):
@@ -117,7 +118,7 @@ class Stderr(logging.Handler):
             if dropped:
                 self._drop(dropped)
                 lines.append(self.format(lost(-dropped)))
-            self._put("".join(f"{line}\n" for line in lines).encode(errors="backslashreplace"), len(lines))
+            self._put(("\n".join(lines) + "\n").encode(errors="backslashreplace"), len(lines))
             self._writing = False
             if self._lines:
                 self._some.set()
