@@ -194,22 +194,59 @@ def test_segments_are_removed_when_everything_in_them_is_recorded(tmp_path, data
 
 
 def test_a_full_disk_stops_new_work_and_loses_nothing(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 500)
     spool = Spool(tmp_path)
-    write = os.write
-    room = 10  # bytes that still fit
-
-    def full(descriptor, data):
-        if room:
-            return write(descriptor, data[:room])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "write", full)
+    reserve = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", full)
     spool.close(usage("a"))
-    room = 0
+    assert spool.accepting
     spool.close(usage("b"))
+    spool.close(usage("c"))
     assert not spool.accepting
-    monkeypatch.setattr(os, "write", write)
+    spool.retry()
+    assert not spool.accepting
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
     spool.retry()
     assert spool.accepting
     Drain(tmp_path, database.record, own=spool.owner).run()
-    assert sorted(database.rows) == ["a", "b"]
+    assert list(database.rows) == ["a", "b", "c"]
+
+
+def test_a_gateway_that_starts_on_a_full_disk_takes_work_when_there_is_room(tmp_path, database, monkeypatch):
+    reserve = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    spool = Spool(tmp_path)
+    assert not spool.accepting
+    spool.sync()
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    spool.retry()
+    assert spool.accepting
+    spool.close(usage("a"))
+    Drain(tmp_path, database.record, own=spool.owner).run()
+    assert list(database.rows) == ["a"]
+
+
+def test_an_event_that_is_being_copied_is_read_when_it_is_whole(tmp_path, database):
+    spool = Spool(tmp_path)
+    spool.close(usage("a"))
+    spool.close(usage("b"))
+    (segment,) = tmp_path.glob("*.jsonl")
+    with segment.open("r+b") as file:
+        whole = file.read().rstrip(b"\0")
+        middle = len(whole) - 100
+        file.seek(middle)
+        file.write(b"\0")
+        file.flush()
+        drain = Drain(tmp_path, database.record, own=spool.owner)
+        drain.run()
+        assert list(database.rows) == ["a"]
+        assert drain.backlog() == 0
+        file.seek(middle)
+        file.write(whole[middle : middle + 1])
+    assert drain.backlog() > 0
+    drain.run()
+    assert list(database.rows) == ["a", "b"]
+
+
+def full(descriptor: int, start: int, length: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
