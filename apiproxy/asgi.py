@@ -195,6 +195,8 @@ class Application:
                 await send({"type": "lifespan.startup.complete"})
             else:
                 await self.stop()
+                for handler in logging.getLogger().handlers:
+                    handler.flush()  # uvicorn ends by the signal that it was sent, without Python's own farewell
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
