@@ -44,6 +44,9 @@ class Client(Protocol):
     def piece(self, body: bytes) -> None:
         """Some of it, not empty."""
 
+    def chunk(self, framed: bytes, start: int) -> bool:
+        """As `piece(framed[start:-2])`: it is a chunk of HTTP/1.1 already. Gives `waiting`."""
+
     def last(self, body: bytes) -> None:
         """The rest of it."""
 
@@ -123,6 +126,10 @@ class AsgiClient:
 
     def piece(self, body: bytes) -> None:
         self._push({"type": "http.response.body", "body": body, "more_body": True})
+
+    def chunk(self, framed: bytes, start: int) -> bool:
+        self.piece(framed[start:-2])
+        return self.waiting
 
     def last(self, body: bytes) -> None:
         self._push({"type": "http.response.body", "body": body, "more_body": False})

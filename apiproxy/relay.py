@@ -44,6 +44,9 @@ class Stage(Enum):
     GONE = "gone"
 
 
+LISTENING = Stage.LISTENING  # a member of an Enum takes 0.1 µs to look up
+
+
 class Meter(Protocol):
     """Is told what an exchange used. `close` comes before the last bytes go to the client, exactly once."""
 
@@ -267,6 +270,16 @@ class Exchange:
             self._assembly.feed(through)
         elif through:
             self._pass(through, self._reader)
+
+    def chunk(self, framed: bytes, start: int) -> None:
+        """The way of nearly every token: what need not be changed goes on in the frame that it came in."""
+        reader = self._reader
+        if self._stage is not LISTENING or reader is None or not reader.plain(framed, start):
+            self.data(framed[start:-2])
+            return
+        self.heard_at = self.now()
+        if self._client.chunk(framed, start) and self._connection is not None:
+            self._connection.pause()
 
     def end(self) -> None:
         self._connection = None

@@ -20,17 +20,19 @@ HEAD_SECONDS = 60.0
 class DirectClient:
     """A `Client` that writes to the connection of one request."""
 
-    __slots__ = ("_chunked", "_cycle", "_listener", "_protocol")
+    __slots__ = ("_chunked", "_cycle", "_flow", "_listener", "_protocol", "_transport")
 
     def __init__(self, protocol: "Protocol", cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
+        self._transport = protocol.transport
+        self._flow = protocol.flow
         self._cycle = cycle
         self._listener: Listener | None = None
         self._chunked = cycle.scope["http_version"] != "1.0"
 
     @property
     def waiting(self) -> bool:
-        return self._protocol.flow.write_paused and not self._cycle.disconnected
+        return self._flow.write_paused and not self._cycle.disconnected
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
         length = b"content-length: %d\r\n\r\n" % len(body)
@@ -44,13 +46,19 @@ class DirectClient:
 
     def piece(self, body: bytes) -> None:
         if not self._cycle.disconnected:
-            self._protocol.transport.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+            self._transport.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+
+    def chunk(self, framed: bytes, start: int) -> bool:
+        if self._cycle.disconnected:
+            return False
+        self._transport.write(framed if self._chunked else framed[start:-2])
+        return self._flow.write_paused
 
     def last(self, body: bytes) -> None:
         if body:
             self.piece(body)
         if self._chunked and not self._cycle.disconnected:
-            self._protocol.transport.write(b"0\r\n\r\n")
+            self._transport.write(b"0\r\n\r\n")
         self._complete()
 
     def listen(self, listener: Listener) -> None:
@@ -58,7 +66,7 @@ class DirectClient:
         self._protocol.direct = self
         # uvicorn stops reading when a body's last piece is larger than 64 KB, and a connection that is not read from
         # is never seen to close.
-        self._protocol.flow.resume_reading()
+        self._flow.resume_reading()
         if self._cycle.disconnected:
             listener.client_left()
 
@@ -93,7 +101,7 @@ class DirectClient:
         if not cycle.keep_alive:
             lines.append(b"connection: close\r\n")
         lines.append(rest)
-        self._protocol.transport.write(b"".join(lines))
+        self._transport.write(b"".join(lines))
 
     def _complete(self) -> None:
         """What uvicorn does after an answer's last message."""
@@ -104,7 +112,7 @@ class DirectClient:
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
-            self._protocol.transport.close()
+            self._transport.close()
         cycle.on_response()
 
 

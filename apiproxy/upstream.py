@@ -23,6 +23,9 @@ MAX_HEAD = 64 * 1024
 # SO_LINGER, on and for no time: closing sends RST and drops what is not sent yet.
 RESET = struct.pack("ii", 1, 0)
 
+# Of chunks, by their heads (RFC 9112, 7.1). An event is a few hundred bytes; a larger one is the parser's.
+SIZES = {form % size: size for size in range(1, 0x1000) for form in (b"%x", b"%X")}
+
 Header = tuple[bytes, bytes]
 log = logging.getLogger("madoguchi.gateway")
 
@@ -48,10 +51,16 @@ class Broken(UpstreamError):
 
 
 class Receiver(Protocol):
-    """Hears one answer: `head` once, `data` any number of times, then `end`; or `failed` at any point. Never waits."""
+    """Hears one answer: `head` once, `data` and `chunk` any number of times, then `end`; or `failed` at any point.
+
+    Never waits.
+    """
 
     def head(self, status: int, headers: list[Header]) -> None: ...
     def data(self, piece: bytes) -> None: ...
+    def chunk(self, framed: bytes, start: int) -> None:
+        """As `data(framed[start:-2])`: one whole chunk, head and line end included."""
+
     def end(self) -> None: ...
     def failed(self, error: UpstreamError) -> None: ...
 
@@ -160,12 +169,17 @@ class Connection(asyncio.Protocol):
         if self._receiver is None:  # nobody asked for anything
             self.abort()
             return
-        if self._between_chunks and (start := one_chunk(data)):
-            # Engines send a token as one chunk in one piece. The parser would find the same (4 of 25 µs per token) and
+        if self._between_chunks:
+            # Engines send a token as one chunk in one piece. The parser would find the same (5 of 30 µs per token) and
             # need not know: it waits for a chunk's head before and after.
-            self.on_body(data[start:-2])
-        else:
-            self._parse(data)
+            head = data.find(b"\r\n", 1, 5)
+            if len(data) - head - 4 == SIZES.get(data[:head]) and data.endswith(b"\r\n"):
+                try:
+                    self._receiver.chunk(data, head + 2)
+                except Exception as error:  # noqa: BLE001 - see _faulty
+                    self._faulty(error)
+                return
+        self._parse(data)
         if self._fault is not None:
             self._faulty(self._fault)
 
@@ -285,18 +299,6 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         if receiver is not None:
             receiver.failed(error)
-
-
-HEX = b"0123456789abcdefABCDEF"
-
-
-def one_chunk(data: bytes) -> int:
-    """Where the bytes begin that this one whole chunk carries (RFC 9112, 7.1); 0 if it is anything else."""
-    head = data.find(b"\r\n", 1, 9)
-    if head < 0 or data[:head].strip(HEX) or not data.endswith(b"\r\n"):
-        return 0
-    size = int(data[:head], 16)
-    return head + 2 if size and len(data) == head + 2 + size + 2 else 0
 
 
 class Pool:

@@ -209,6 +209,9 @@ class Listener:
         assert self.status
         self.body += piece
 
+    def chunk(self, framed, start) -> None:
+        self.data(framed[start:-2])
+
     def end(self) -> None:
         self.ends.append("end")
 

@@ -32,6 +32,9 @@ class Receiver:
     def data(self, piece) -> None:
         self._hear("data")
 
+    def chunk(self, framed, start) -> None:
+        self.data(framed[start:-2])
+
     def end(self) -> None:
         self._hear("end")
         self.ending.set_result(None)
@@ -118,6 +121,9 @@ class Body:
 
     def data(self, piece) -> None:
         self.bytes += piece
+
+    def chunk(self, framed, start) -> None:
+        self.data(framed[start:-2])
 
     def end(self) -> None:
         self.ended += 1
