@@ -83,9 +83,15 @@ def test_nothing_missing_needs_no_rights(setup, tmp_path, monkeypatch):
 
 # --- Python -----------------------------------------------------------------------------------------------------
 def find_python(directory: Path, path: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    script = ["/bin/sh", str(ROOT / "deploy" / "find-python")]
+    """What it prints on a machine whose distribution's Python is `directory`/distribution."""
+    script = (ROOT / "deploy" / "find-python").read_text().replace("/usr/bin/python3 ", f"{directory}/distribution ")
     return subprocess.run(
-        script, cwd=directory, env={"PATH": path, **environment}, capture_output=True, text=True, timeout=10
+        ["/bin/sh", "-c", script],
+        cwd=directory,
+        env={"PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=10,
     )
 
 
@@ -100,8 +106,15 @@ def test_a_python_that_is_too_old_is_passed_over(tmp_path):
     assert find_python(tmp_path, str(tmp_path)).stdout == "python3.12\n"
 
 
+def test_the_distributions_comes_before_what_is_on_the_path(tmp_path):
+    python(tmp_path, "python3", fits=True)
+    python(tmp_path, "distribution", fits=True)
+    assert find_python(tmp_path, str(tmp_path)).stdout == f"{tmp_path}/distribution\n"
+
+
 def test_the_one_that_is_named_comes_first(tmp_path):
     python(tmp_path, "python3", fits=True)
+    python(tmp_path, "distribution", fits=True)
     python(tmp_path, "mine", fits=True)
     assert find_python(tmp_path, str(tmp_path), PYTHON="mine").stdout == "mine\n"
 
