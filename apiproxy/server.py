@@ -6,6 +6,7 @@ what uvicorn waits for without end: a connection on which a request's head does 
 """
 
 import asyncio
+import json
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -163,6 +164,14 @@ class Protocol(HttpToolsProtocol):
         super().resume_writing()
         if self.direct is not None:
             self.direct.ready()
+
+    def send_400_response(self, msg: str) -> None:
+        """For what is no HTTP. As an error of `/v1`, where clients look for nothing else."""
+        error = {"message": msg, "type": "invalid_request_error", "param": None, "code": "invalid_request"}
+        body = json.dumps({"error": error}).encode()
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[400] + head + body)
+        self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         cycle.scope["extensions"] = {EXTENSION: DirectClient(self, cycle)}  # type: ignore[dict-item]

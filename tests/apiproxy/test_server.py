@@ -3,12 +3,13 @@
 import gc
 import json
 import socket
+import time
 
 import pytest
 
 from apiproxy import gateway, server
 from apiproxy.relay import Exchange
-from tests.engine import LARGE, SSE
+from tests.engine import ANSWER, LARGE, SSE, unary
 from tests.waiting import until
 
 OURS = {"timeout_keep_alive": 1}
@@ -154,3 +155,37 @@ def test_calls_leave_nothing_to_the_garbage_collector(counter):
         until(lambda: not any(isinstance(one, Exchange | server.DirectClient) for one in gc.get_objects()), 10)
     finally:
         gc.enable()
+
+
+@ours
+@pytest.mark.parametrize("garbage", [b"\x16\x03\x01\x02\x00\x01\x00", b"GET / HTTP/1.1\r\nbad header\r\n\r\n"])
+def test_what_is_no_http_gets_an_error_that_clients_can_read(counter, garbage):
+    with connect(counter) as connection:
+        connection.sendall(garbage + b"\r\n\r\n")
+        got = connection.recv(65536)
+        assert got.startswith(b"HTTP/1.1 400 ")
+        assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
+        assert closed(connection)
+
+
+def test_what_an_abandoned_call_made_is_guessed_by_the_pace_of_others(counter):
+    answer = {**ANSWER, "usage": {"prompt_tokens": 7, "completion_tokens": 100, "total_tokens": 107}}
+    counter.chat(script=[{"wait": 0.5}, {"send": unary(200, answer)}])
+    with connect(counter) as connection:
+        connection.sendall(chat(counter, script=[{"hang": True}]))
+        until(lambda: counter.engine.seen()["running"] == 1)
+        time.sleep(0.5)  # the engine works; there is nothing to see of it
+    _, row = counter.usage(2)
+    assert (row.status, row.estimated) == ("aborted", True)
+    assert 40 < row.completion_tokens < 1000  # 200 tokens a second; a busy machine takes its time to leave
+
+
+def test_an_abandoned_call_is_not_guessed_to_have_made_more_than_it_may(counter):
+    answer = {**ANSWER, "usage": {"prompt_tokens": 7, "completion_tokens": 5000, "total_tokens": 5007}}
+    counter.chat(script=[{"wait": 0.1}, {"send": unary(200, answer)}])
+    with connect(counter) as connection:
+        connection.sendall(chat(counter, max_tokens=3, script=[{"hang": True}]))
+        until(lambda: counter.engine.seen()["running"] == 1)
+        time.sleep(0.1)
+    _, row = counter.usage(2)
+    assert row.completion_tokens == 3
