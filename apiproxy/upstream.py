@@ -99,6 +99,7 @@ class Connection(asyncio.Protocol):
         self._informational = False
         self._until_close = False
         self._answered = False
+        self._heard: list[bytes] = []  # of the body, by the parser, in this read
         self._fault: Exception | None = None
         self._paused = False
         self._between_chunks = False  # all that the parser has seen ends with a chunk of the body
@@ -189,7 +190,9 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
+            self._deliver()
             self._fail(Broken(f"not HTTP: {error}"))
+        self._deliver()
         if self._between_chunks and not data.endswith(b"\r\n"):  # some of the next chunk's head
             self._between_chunks = False
 
@@ -245,12 +248,7 @@ class Connection(asyncio.Protocol):
             self._fault = error
 
     def on_body(self, piece: bytes) -> None:
-        if self._receiver is None or self._fault is not None:
-            return
-        try:
-            self._receiver.data(piece)
-        except Exception as error:  # noqa: BLE001 - see _faulty
-            self._fault = error
+        self._heard.append(piece)
 
     def on_chunk_header(self) -> None:
         self._between_chunks = False
@@ -260,8 +258,19 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._between_chunks = False
+        self._deliver()
         if not self._informational:
             self._finish()
+
+    def _deliver(self) -> None:
+        """What one read brought of the body, at once: a burst of tokens is one write to the client."""
+        heard, self._heard = self._heard, []
+        if not heard or self._receiver is None or self._fault is not None:
+            return
+        try:
+            self._receiver.data(heard[0] if len(heard) == 1 else b"".join(heard))
+        except Exception as error:  # noqa: BLE001 - see _faulty
+            self._fault = error
 
     # --- ends
 

@@ -114,6 +114,7 @@ class Body:
 
     def __init__(self) -> None:
         self.bytes = b""
+        self.pieces = 0
         self.ended = 0
         self.error: UpstreamError | None = None
 
@@ -121,6 +122,7 @@ class Body:
 
     def data(self, piece) -> None:
         self.bytes += piece
+        self.pieces += 1
 
     def chunk(self, framed, start) -> None:
         self.data(framed[start:-2])
@@ -169,4 +171,15 @@ def test_a_chunked_answer_is_the_same_however_it_is_cut(bodies, data):
 def test_what_is_no_chunk_is_no_answer(bad):
     answer = heard([HEAD, b"1\r\nx\r\n", bad, b"0\r\n\r\n"])
     assert not answer.ended
+    assert isinstance(answer.error, Broken)
+
+
+def test_what_comes_in_one_read_goes_on_in_one_piece():
+    answer = heard([HEAD + b"1\r\na\r\n", b"1\r\nb\r\n1\r\nc\r\n", b"1\r\nd\r\n0\r\n\r\n"])
+    assert (answer.bytes, answer.pieces, answer.ended) == (b"abcd", 3, 1)
+
+
+def test_what_came_before_nonsense_is_heard():
+    answer = heard([HEAD + b"1\r\na\r\nnonsense\r\n"])
+    assert (answer.bytes, answer.ended) == (b"a", 0)
     assert isinstance(answer.error, Broken)
