@@ -97,7 +97,7 @@ def test_a_model_whose_file_went_away_says_so(site):
 
 
 def test_a_host_without_the_engine_says_so(site):
-    site.supervise()
+    site.supervise(MADOGUCHI_CACHE=str(site.var / "cache"))
     (site.var / "model").mkdir()
     (site.var / "model" / "config.json").write_text("{}")
     site.model("m", engine="vllm", path=str(site.var / "model"))
