@@ -102,7 +102,7 @@ class Gateway:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._request_ids = RequestIds()
-        self._digests: dict[bytes, str] = {}  # by authorization header
+        self._digests: dict[str, str] = {}  # by the key's text
         self.paces = Paces()
         self._balancer = Balancer()
         self._pools: dict[str, Pool] = {}
@@ -117,7 +117,8 @@ class Gateway:
         language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
         key: Key | None = None
         try:
-            key = self._known(headers) or await self._authenticate(headers)
+            text = given_key(headers)
+            key = self._known(text) or await self._authenticate(text)
             language = key.language
             if endpoint is not None and scope["method"] == "POST":
                 if endpoint.costs == "sound":
@@ -141,13 +142,13 @@ class Gateway:
 
     # --- who
 
-    def _known(self, headers: dict[bytes, bytes]) -> Key | None:
-        """The key, if it was used before under this catalogue."""
-        digest = self._digests.get(headers.get(b"authorization", b""))
+    def _known(self, text: str) -> Key | None:
+        """The key with this text, if it was used before under this catalogue."""
+        digest = self._digests.get(text)
         return None if digest is None else self.catalogue.key(digest, self.wall())
 
-    async def _authenticate(self, headers: dict[bytes, bytes]) -> Key:
-        digest = self._digest(given_key(headers))
+    async def _authenticate(self, text: str) -> Key:
+        digest = self._digest(text)
         if digest is None:
             raise InvalidKey("invalid_api_key")
         key = self.catalogue.key(digest, self.wall())
@@ -156,8 +157,8 @@ class Gateway:
             key = self.catalogue.key(digest, self.wall())
         if key is None:
             raise InvalidKey("invalid_api_key")
-        if b"authorization" in headers and len(self._digests) < REMEMBERED:
-            self._digests[headers[b"authorization"]] = digest
+        if len(self._digests) < REMEMBERED:
+            self._digests[text] = digest
         return key
 
     # --- what

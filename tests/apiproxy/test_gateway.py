@@ -55,6 +55,22 @@ def test_a_new_key_works_at_once(counter, alice, research):
         assert counter.client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
 
 
+def test_a_header_that_several_callers_share_makes_none_of_them_another(counter, research, bob):
+    """A proxy that signs in with Basic sends the same authorization for everybody."""
+    other, text = issue(tenant=research, user=bob, name="other")
+    counter.informed()
+    for key in (counter.key, text, counter.key):
+        body = {"model": "fake", "messages": [], "user": key[:12]}
+        headers = {"authorization": "Basic c2hhcmVk", "x-api-key": key}
+        assert counter.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 200
+    rows = [(row.key_id, row.end_user) for row in counter.usage(3)]
+    mine, others = (counter.key_row.id, counter.key_row.prefix), (other.id, other.prefix)
+    assert rows == [mine, others, mine]
+    for wrong in ("", "mdg_wrong"):
+        headers = {"authorization": "Basic c2hhcmVk", "x-api-key": wrong}
+        assert counter.client.get("/v1/models", headers=headers).status_code == 401
+
+
 def test_a_key_stops_when_its_owner_leaves_the_tenant(counter, alice, research):
     alice.memberships.get(tenant=research).delete()
     until(lambda: counter.chat().status_code == 401, 5)
