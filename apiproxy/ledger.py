@@ -13,7 +13,8 @@ What may be away:
 
 A segment is reserved on the disk as a whole and mapped: an event is copied to where the kernel keeps it when the
 process is killed, without asking the kernel (10 % of a call's CPU, and each time the interpreter's lock is lost to
-another thread). So room can only run out between two segments. What no event has been written to yet reads as NUL.
+another thread). So room can only run out between two segments; on a disk that breaks the process ends (SIGBUS) and is
+started again. What no event has been written to yet reads as NUL.
 """
 
 import contextlib
@@ -119,8 +120,9 @@ class Spool:
 
     def sync(self) -> None:
         """Blocks until what was written before is on the disk. For one thread; events may be written meanwhile."""
-        if self._file >= 0:
-            os.fdatasync(self._file)
+        current = self._file  # closed by nobody but us, here
+        if current >= 0:
+            os.fdatasync(current)
         while self._retired:
             os.fdatasync(self._retired[0])
             os.close(self._retired.pop(0))
