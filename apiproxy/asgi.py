@@ -162,10 +162,10 @@ class Application:
         gateway, self._gateway = self._gateway, None
         if gateway is None:
             return
-        for task in self._tasks:
+        tasks, self._tasks = [*self._tasks, *self._refreshing], []
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks = []
+        await asyncio.gather(*tasks, return_exceptions=True)
         await gateway.close()
         try:
             async with asyncio.timeout(LAST_MOVE):
