@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import orjson
+
 from apiproxy import sse
 from apiproxy.assembly import Assembly, ChunkAssembly, MessageAssembly, ResponseAssembly
 from apiproxy.errors import Language, Refusal
@@ -68,7 +70,10 @@ def anthropic_event(refusal: Refusal, language: Language) -> bytes:
 
 
 def encoded(body: object) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:  # half of a surrogate pair, in a name that a client sent
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
 
 
 CHAT = Dialect(

@@ -5,7 +5,6 @@
 any look-up, and lets secret scanners tell a real key from something alike.
 """
 
-import hashlib
 import hmac
 import secrets
 import string
@@ -45,4 +44,4 @@ def well_formed(key: str) -> bool:
 
 def digest(key: str, secret: str) -> str:
     """HMAC-SHA256 in hex: what is stored and looked up. Keys are random, so no slow hash is needed."""
-    return hmac.new(secret.encode(), key.encode(), hashlib.sha256).hexdigest()
+    return hmac.digest(secret.encode(), key.encode(), "sha256").hex()
