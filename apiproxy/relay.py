@@ -314,8 +314,8 @@ class Exchange:
     def _pass(self, through: bytes, reader: sse.Reader) -> None:
         """Whole events of a stream, to the client."""
         if self._stage is not Stage.LISTENING:
-            if reader.error is not None:
-                return  # nothing has gone out, so the client can still be told by an HTTP status
+            if reader.error is not None and not reader.events:
+                return  # there is no part of an answer, so the client can still be told by an HTTP status
             self._meter.open()
             self._begin(Stage.LISTENING)
         if reader.done:

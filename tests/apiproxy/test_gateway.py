@@ -270,13 +270,16 @@ def test_an_engine_that_dies_in_a_stream_is_told_by_an_error_event(counter):
     assert (row.status, row.completion_tokens, row.estimated) == ("failed", 2, True)
 
 
-def test_done_after_an_engines_error_is_not_a_finish_and_its_words_are_kept_back(counter):
+@pytest.mark.parametrize("at_once", [False, True])
+def test_done_after_an_engines_error_is_not_a_finish_and_its_words_are_kept_back(counter, at_once):
     crash = (
         'data: {"error": {"message": "EngineCore at /opt/vllm on http://10.0.0.9:8000 died", "code": 500}}\n\n' + DONE
     )
-    script = [{"send": SSE}, {"events": 3}, {"send": chunk(crash) + "0\r\n\r\n"}]
+    apart = [{"send": SSE}, {"events": 3}, {"send": chunk(crash) + "0\r\n\r\n"}]
+    script = [{"send": SSE + chunk(token(0) + token(1) + crash) + "0\r\n\r\n"}] if at_once else apart
     with counter.stream(script=script) as response:
         text = response.read().decode()
+    assert "t1 " in text
     assert json.loads(events(text)[-2])["error"]["code"] == "engine_error"
     assert text.count("[DONE]") == 1
     assert "10.0.0.9" not in text

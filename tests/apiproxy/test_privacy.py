@@ -161,8 +161,11 @@ def test_no_words_and_no_key_reach_disk_or_log_however_calls_end(place):
     until(
         lambda: {"finished", "aborted", "refused", "failed"} <= {row["status"] for row in installation.usage().values()}
     )
-    # Lines are gathered for a tenth of a second, and what was gathered dies with its process.
-    until(lambda: all(request_id in installation.log for request_id in installation.usage()))
+    # Lines are gathered for a tenth of a second, and what was gathered dies with its process. The last call's row and
+    # line come after all others'.
+    last = caller.chat(WHOLE).headers["x-request-id"]
+    until(lambda: last in installation.usage())
+    until(lambda: any(last in line and "madoguchi.calls" in line for line in installation.log.splitlines()))
     # One that is cut by the gateway's death, with a spool that outlives it.
     script = [{"send": SSE}, WORDS, {"hang": True}]
     with caller.http.stream("POST", "/v1/chat/completions", json=caller.body(script, stream=True)) as response:
