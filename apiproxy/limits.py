@@ -310,18 +310,9 @@ def headers(state: Iterable[tuple[Limit, int, float]], now: float) -> Headers:
 
 
 def encoded_headers(unit: Unit, amount: int, left: int, seconds: float) -> Headers:
+    """What is left of a limit, and in how many seconds all of it returns."""
     of, remaining, reset = HEADERS[unit]
     return [(of, b"%d" % amount), (remaining, b"%d" % max(0, left)), (reset, duration(seconds).encode())]
-
-
-def rate_headers(limit: Limit, left: int, seconds: float) -> dict[str, str]:
-    """What is left of a limit, and in how many seconds all of it returns."""
-    unit = limit.counter.unit
-    return {
-        f"x-ratelimit-limit-{unit}": str(limit.amount),
-        f"x-ratelimit-remaining-{unit}": str(left),
-        f"x-ratelimit-reset-{unit}": duration(seconds),
-    }
 
 
 def refusal(limit: Limit, end: float, now: float) -> Refusal:
@@ -336,7 +327,9 @@ def refusal(limit: Limit, end: float, now: float) -> Refusal:
         )
     seconds = max(1, math.ceil(end - now))
     facts = {"scope": counter.scope, "amount": f"{limit.amount:,}", "window": counter.window}
-    none_left = rate_headers(limit, 0, seconds)
+    none_left = {
+        name.decode(): value.decode() for name, value in encoded_headers(counter.unit, limit.amount, 0, seconds)
+    }
     if counter.window == "minute":
         headers = {"retry-after": str(seconds), "retry-after-ms": str(seconds * 1000), **none_left}
         return OverRate("rate_limit_exceeded", unit=counter.unit, headers=headers, seconds=seconds, **facts)
