@@ -31,6 +31,7 @@ WATCHED: dict[str, Callable[[Any], Change]] = {
     "keys.ApiKey": lambda key: ("key", key.pk),
     "keys.ModelAccess": lambda _: ("models", 0),
     "metering.Quota": whose,
+    "modelregistry.Alias": lambda _: ("models", 0),
     "modelregistry.ServedModel": lambda _: ("models", 0),
     "modelregistry.Replica": lambda _: ("models", 0),
 }

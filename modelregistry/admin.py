@@ -55,12 +55,13 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
     form = ServedModelForm
     list_display = ("name", "engine", "task", "host", "replicas", "context", "slots", "idle_after", "enabled")
     list_filter = ("engine", "task", "enabled", "host")
-    search_fields = ("name", "description", "path", "url")
+    search_fields = ("name", "description_ja", "description_en", "path", "url")
     inlines = (ReplicaInline,)
     fieldsets: ClassVar = (
-        (None, {"fields": ("name", "description", "task", "enabled")}),
-        (_("Engine"), {"fields": ("engine", "launcher", "path", "host", "args")}),
+        (None, {"fields": ("name", "description_ja", "description_en", "task", "enabled", "retires_on")}),
+        (_("Engine"), {"fields": ("engine", "launcher", "path", "host", "args", "allowed_risks")}),
         (_("Size"), {"fields": ("replicas", "context", "slots", "idle_after")}),
+        (_("Memory"), {"fields": ("gpus", "tensor_parallel", "overcommit")}),
         (
             _("Time-outs"),
             {"fields": ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")},

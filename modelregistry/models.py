@@ -1,4 +1,8 @@
-"""What the company wants served (ServedModel, written by operators) and what is running (Replica, by supervisors)."""
+"""What the company wants served (written by operators) and what is running (written by supervisors).
+
+Operators write Host, ServedModel and Alias; gateways Wish; pages LogWish; the supervisor of a host everything else that
+is about it: HostReport, Reading, Replica, LogTail, Measurement.
+"""
 
 from typing import Any, ClassVar
 
@@ -6,6 +10,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
+from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import registering
@@ -51,8 +56,31 @@ class Host(models.Model):
         return self.name
 
 
+class HostReport(models.Model):
+    """What a host's supervisor last saw of the machine itself.
+
+    `devices`: a list of `gpus.Device` as objects. `strangers`: processes that hold memory of a device and are not ours.
+    `engines`: the version of each launcher that the host has. `problems`: sentences for operators, as
+    {"code", "detail"}. Bytes, everywhere.
+    """
+
+    host = models.OneToOneField(Host, models.CASCADE, primary_key=True, related_name="report")
+    devices = models.JSONField(default=list)
+    strangers = models.JSONField(default=list)
+    engines = models.JSONField(default=dict)
+    problems = models.JSONField(default=list)
+    at = models.DateTimeField(_("seen"))
+
+    class Meta:
+        verbose_name = _("state of a host")
+        verbose_name_plural = _("states of hosts")
+
+    def __str__(self) -> str:
+        return f"{self.host_id} {self.at}"
+
+
 class ServedModel(models.Model):
-    """A model as operators want it served. Clients name it by `name`."""
+    """A model as operators want it served. Clients name it by `name` or by one of its aliases."""
 
     class Engine(models.TextChoices):
         VLLM = "vllm", "vLLM"
@@ -71,8 +99,15 @@ class ServedModel(models.Model):
         RERANK = "rerank", _("rerank")
         TRANSCRIPTION = "transcription", _("transcription")
 
+    class Risk(models.TextChoices):
+        """What a model's files may do only if an operator allows it by name."""
+
+        PICKLE = "pickle", _("weights in Python’s pickle format, which can run any program when they are read")
+        REMOTE_CODE = "remote-code", _("program code that comes with the model (trust_remote_code)")
+
     name = models.CharField(_("name"), max_length=100, unique=True, validators=[model_name])
-    description = models.CharField(_("description"), max_length=300, blank=True)
+    description_ja = models.CharField(_("description in Japanese"), max_length=300, blank=True)
+    description_en = models.CharField(_("description in English"), max_length=300, blank=True)
     engine = models.CharField(_("engine"), max_length=20, choices=Engine)
     launcher = models.CharField(_("launcher"), max_length=20, choices=Launcher, blank=True, default=Launcher.AUTO)
     task = models.CharField(_("task"), max_length=20, choices=Task, default=Task.CHAT)
@@ -109,6 +144,26 @@ class ServedModel(models.Model):
     slots = models.PositiveSmallIntegerField(
         _("parallel requests"), null=True, blank=True, validators=[MinValueValidator(1), MaxValueValidator(1024)]
     )
+    gpus = models.JSONField(
+        _("GPUs"),
+        default=list,
+        blank=True,
+        help_text=_("A list of numbers, for example [0, 1]. Empty: where there is room."),
+    )
+    tensor_parallel = models.PositiveSmallIntegerField(
+        _("split over GPUs"),
+        default=1,
+        validators=[MinValueValidator(1), MaxValueValidator(64)],
+        help_text=_("How many GPUs one replica is spread over (tensor parallel)."),
+    )
+    overcommit = models.BooleanField(
+        _("start without enough memory"),
+        default=False,
+        help_text=_("Start it even if the plan says that it does not fit."),
+    )
+    allowed_risks = models.JSONField(
+        _("allowed risks"), default=list, blank=True, help_text=_('A list of "pickle" and "remote-code".')
+    )
     idle_after = models.PositiveIntegerField(
         _("sleep after"),
         null=True,
@@ -130,6 +185,10 @@ class ServedModel(models.Model):
         _("more arguments"), default=list, blank=True, help_text=_('A list, for example ["--dtype=half"].')
     )
     enabled = models.BooleanField(_("enabled"), default=True)
+    retires_on = models.DateField(
+        _("retires on"), null=True, blank=True, help_text=_("From this day on it is no longer served. Empty: never.")
+    )
+    generation = models.PositiveIntegerField(default=0, editable=False)  # of restarts that operators asked for
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     class Meta:
@@ -139,6 +198,12 @@ class ServedModel(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+    @property
+    def description(self) -> str:
+        """In the language of the page; in the other one if it was written in that only."""
+        ja, en = self.description_ja, self.description_en
+        return (ja or en) if (get_language() or "ja").startswith("ja") else (en or ja)
 
     def clean(self) -> None:
         """What fields alone cannot tell: does the engine have what it needs, and is the file there?
@@ -160,6 +225,41 @@ class ServedModel(models.Model):
         )
         if problems:
             raise ValidationError(problems)
+
+
+class Alias(models.Model):
+    """Another name of a model, which may be given to another one without a client noticing ("default")."""
+
+    name = models.CharField(_("alias"), max_length=100, unique=True, validators=[model_name])
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="aliases", verbose_name=_("model"))
+
+    class Meta:
+        verbose_name = _("alias")
+        verbose_name_plural = _("aliases")
+        ordering: ClassVar = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    def clean(self) -> None:
+        if ServedModel.objects.filter(name=self.name).exists():
+            raise ValidationError({"name": _("There is a model of this name.")})
+
+
+class Reading(models.Model):
+    """What the files of a model tell, as its host's supervisor read them. `fault`: why they cannot be used, or ""."""
+
+    model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="reading")
+    facts = models.JSONField(null=True)  # as `model_files.Facts`
+    fault = models.TextField(blank=True)
+    at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("facts of a model")
+        verbose_name_plural = _("facts of models")
+
+    def __str__(self) -> str:
+        return f"{self.model_id} {self.at}"
 
 
 class Replica(models.Model):
@@ -186,10 +286,17 @@ class Replica(models.Model):
     slots = models.PositiveSmallIntegerField(_("parallel requests"), null=True, blank=True)
     pid = models.PositiveIntegerField(_("process"), null=True, blank=True)
     run_id = models.CharField(max_length=40, blank=True)
+    version = models.CharField(_("engine version"), max_length=60, blank=True)
+    devices = models.JSONField(default=list)  # indices of `gpus.Device`; empty: RAM
+    predicted = models.JSONField(null=True)  # as `memory.Prediction`
     memory_bytes = models.BigIntegerField(_("memory"), null=True, blank=True)
+    memory_by_device = models.JSONField(default=dict)  # bytes by device index (as text), what all its processes hold
+    # What it does now: {"at", "running", "waiting", "tokens_per_second", "cache_used"}, each null when not known.
+    live = models.JSONField(null=True)
     restarts = models.PositiveIntegerField(_("restarts"), default=0)
     retry_at = models.DateTimeField(null=True, blank=True)
     detail = models.TextField(_("detail"), blank=True)
+    cause = models.CharField(max_length=40, blank=True)  # a code of `advice`, if the cause of a failure is a known one
     changed_at = models.DateTimeField(_("since"), auto_now=True)
 
     class Meta:
@@ -216,3 +323,62 @@ class Wish(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model_id} {self.at}"
+
+
+class LogWish(models.Model):
+    """Somebody looks at this replica's log until then. Written by pages (and renewed), read by the supervisor."""
+
+    replica = models.OneToOneField(Replica, models.CASCADE, primary_key=True, related_name="log_wish")
+    until = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("wish to see a log")
+        verbose_name_plural = _("wishes to see a log")
+
+    def __str__(self) -> str:
+        return f"{self.replica_id} {self.until}"
+
+
+class LogTail(models.Model):
+    """The last lines that a replica's engine wrote, kept up to date only while somebody looks (LogWish)."""
+
+    replica = models.OneToOneField(Replica, models.CASCADE, primary_key=True, related_name="log_tail")
+    text = models.TextField(blank=True)
+    at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("end of a log")
+        verbose_name_plural = _("ends of logs")
+
+    def __str__(self) -> str:
+        return f"{self.replica_id} {self.at}"
+
+
+class Measurement(models.Model):
+    """What a replica that became ready was measured to take, beside what was predicted: corrects later predictions.
+
+    One row for each thing that was started (`fingerprint`, of the model's files and all that changes its memory) on a
+    kind of device by an engine version; the latest measurement stays. Bytes.
+    """
+
+    fingerprint = models.CharField(max_length=64)
+    launcher = models.CharField(max_length=20)
+    version = models.CharField(max_length=60)
+    device = models.CharField(max_length=100)  # a GPU's name, or "RAM"
+    weights = models.BigIntegerField()
+    cache = models.BigIntegerField()
+    overhead = models.BigIntegerField()
+    measured = models.BigIntegerField()
+    at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("measured memory")
+        verbose_name_plural = _("measured memory")
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["fingerprint", "launcher", "version", "device"], name="one_measurement_per_start"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.launcher} {self.version} {self.measured}"

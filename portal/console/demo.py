@@ -59,7 +59,8 @@ def _register_models(cache: Path) -> None:
     for model in DEMO_MODELS:
         served = ServedModel(
             name=model.name,
-            description=model.description,
+            description_ja=model.description_ja,
+            description_en=model.description_en,
             engine=ServedModel.Engine.LLAMA_CPP,
             task=model.task,
             path=str(model.path(cache)),

@@ -15,7 +15,14 @@ def model(db) -> ServedModel:
 def save(client, model: ServedModel, **changes: str) -> None:
     form = {
         **{"name": model.name, "engine": model.engine, "task": model.task, "url": model.url, "replicas": "1"},
-        **{"args": "[]", "enabled": "on", "upstream_key": ""},
+        **{
+            "args": "[]",
+            "gpus": "[]",
+            "allowed_risks": "[]",
+            "tensor_parallel": "1",
+            "enabled": "on",
+            "upstream_key": "",
+        },
         **{f"replica_set-{name}_FORMS": "0" for name in ("TOTAL", "INITIAL", "MIN_NUM", "MAX_NUM")},
         **changes,
     }
@@ -30,9 +37,9 @@ def test_the_key_of_an_external_engine_is_never_shown_again(client, olivia, mode
 
 def test_an_empty_field_keeps_that_key_and_a_new_value_replaces_it(client, olivia, model):
     client.force_login(olivia)
-    save(client, model, description="changed")
+    save(client, model, description_en="changed")
     model.refresh_from_db()
-    assert (model.description, model.upstream_key) == ("changed", KEY)
+    assert (model.description_en, model.upstream_key) == ("changed", KEY)
     save(client, model, upstream_key="another")
     model.refresh_from_db()
     assert model.upstream_key == "another"

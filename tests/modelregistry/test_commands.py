@@ -299,6 +299,7 @@ def test_the_admin_checks_what_the_command_checks(admin):
 
 def test_the_admin_registers(admin, gguf):
     form = {"name": "m", "engine": "llama.cpp", "task": "chat", "path": gguf, "replicas": 1, "args": "[]"}
+    form |= {"gpus": "[]", "allowed_risks": "[]", "tensor_parallel": 1}
     inline = {f"replica_set-{name}": 0 for name in ("TOTAL_FORMS", "INITIAL_FORMS")}
     admin.post(reverse("admin:modelregistry_servedmodel_add"), form | inline)
     assert ServedModel.objects.get().name == "m"

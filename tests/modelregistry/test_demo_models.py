@@ -138,7 +138,8 @@ def index(tmp_path, monkeypatch):
 def small(pin: str) -> DemoModel:
     return DemoModel(
         name="small",
-        description="",
+        description_ja="",
+        description_en="",
         task="chat",
         context=8,
         file="small.gguf",

@@ -176,7 +176,7 @@ def test_a_changed_description_restarts_nothing(site):
     site.supervise()
     model = site.model()
     before = site.reaches("ready")
-    model.description = "for everybody"
+    model.description_en = "for everybody"
     model.save()
     later = site.model("later")
     site.reaches("ready", later.name)

@@ -13,7 +13,8 @@ FIELDS = {
     "task": "task",
     "path": "path",
     "url": "url",
-    "description": "description",
+    "description_ja": "description_ja",
+    "description_en": "description_en",
     "replicas": "replicas",
     "context": "context",
     "slots": "slots",
@@ -38,7 +39,8 @@ class Command(BaseCommand):
         parser.add_argument("--path", help="GGUF file (llama.cpp) or model directory (vllm)")
         parser.add_argument("--url", help="of an external engine, without /v1")
         parser.add_argument("--task", choices=ServedModel.Task.values)
-        parser.add_argument("--description")
+        parser.add_argument("--description-ja")
+        parser.add_argument("--description-en")
         parser.add_argument("--replicas", type=int)
         parser.add_argument("--context", type=int, help="tokens per request; default: the model's own")
         parser.add_argument("--slots", type=int, help="requests at a time")
