@@ -61,7 +61,9 @@ class Installation:
 
     def start(self) -> None:
         """Returns when the portal answers."""
-        with (self.var / "up.log").open("wb") as log:
+        (self.var / "up.log").unlink(missing_ok=True)
+        # Appended to: `serve` may add another process, and each would write over the other at an offset of its own.
+        with (self.var / "up.log").open("ab") as log:
             command = [sys.executable, ROOT / "manage.py", "up", "--port", str(self.port)]
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         until(lambda: "answers on" in self.log or self.process.poll() is not None)

@@ -29,7 +29,8 @@ LOCALES = {"ja": "ja-JP", "en": "en-GB"}
 PATIENCE = 15_000
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while it is there, this thread has a running event loop, and other modules want their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
