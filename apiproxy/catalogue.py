@@ -65,11 +65,19 @@ class Timeouts:
     total: float
 
 
+class Retirement(NamedTuple):
+    """From `at` on (Unix seconds), the beginning of `day` where the server stands, a model is refused."""
+
+    at: float
+    day: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
 
     `tenants` = ids of those that may use it; None = all. `can_load`: asleep or starting, so worth waiting for.
+    `retires`: None = never.
     """
 
     id: int
@@ -81,6 +89,7 @@ class Model:
     stops_unary: bool
     tenants: frozenset[int] | None
     can_load: bool
+    retires: Retirement | None
     timeouts: Timeouts
     replicas: tuple[Replica, ...]
 
@@ -91,6 +100,7 @@ class Catalogue:
     keys: Mapping[str, Key] = field(default_factory=dict)  # by digest
     digests: Mapping[int, str] = field(default_factory=dict)  # of `keys`, by key id
     models: Mapping[str, Model] = field(default_factory=dict)  # by public name
+    aliases: Mapping[str, str] = field(default_factory=dict)  # of `models`, by the other name
 
     def key(self, digest: str, now: float) -> Key | None:
         """The key with this digest, unless it has expired by `now` (Unix seconds)."""
@@ -100,12 +110,18 @@ class Catalogue:
         return key
 
     def model(self, key: Key, name: str) -> Model | None:
-        """The model of this name if the key may use it."""
-        model = self.models.get(name)
+        """The model of this name or alias if the key may use it, retired or not."""
+        model = self.models.get(name) or self.models.get(self.aliases.get(name, ""))
         return model if model is not None and may_use(key, model) else None
 
-    def models_of(self, key: Key) -> list[Model]:
-        return [model for model in self.models.values() if may_use(key, model)]
+    def offered(self, key: Key, now: float) -> dict[str, Model]:
+        """What the key may call at `now` (Unix seconds): models by their names, then by their aliases."""
+        found = {
+            model.name: model
+            for model in self.models.values()
+            if may_use(key, model) and (model.retires is None or now < model.retires.at)
+        }
+        return found | {alias: found[name] for alias, name in self.aliases.items() if name in found}
 
 
 def may_use(key: Key, model: Model) -> bool:

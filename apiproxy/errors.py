@@ -45,6 +45,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": 'The model "{model}" does not exist or this key may not use it. GET /v1/models lists those that it may.',
         "ja": "モデル「{model}」は存在しないか、このキーでは使えません。使えるモデルは GET /v1/models で確認できます。",
     },
+    "model_retired": {
+        "en": 'The model "{model}" was retired on {day}. GET /v1/models lists those that this key may use.',
+        "ja": "モデル「{model}」は {day} に提供を終了しました。使えるモデルは GET /v1/models で確認できます。",
+    },
     "model_not_supported": {
         "en": 'The model "{model}" cannot be used with {path}: it is for {task}.',
         "ja": "モデル「{model}」は {path} では使えません (用途: {task})。",
@@ -214,8 +218,9 @@ class WrongMethod(Refusal):
 class UnknownModel(Refusal):
     status = 404
 
-    def __init__(self, model: str) -> None:
-        super().__init__("model_not_found", param="model", model=model)
+    def __init__(self, text: str, **facts: Any) -> None:
+        # One code for both: it is the one that clients know for a model that they cannot have.
+        super().__init__(text, code="model_not_found", param="model", **facts)
 
 
 class BadRequest(Refusal):

@@ -176,11 +176,17 @@ class Gateway:
     def _models(self, path: str, key: Key) -> bytes:
         name = path.removeprefix("/v1/models").removeprefix("/")
         if not name:
-            return protocol.models_body(self.catalogue.models_of(key))
+            return protocol.models_body(self.catalogue.offered(key, self.wall()))
+        return protocol.model_body(name, self._model(key, name, self.wall()))
+
+    def _model(self, key: Key, name: str, now: float) -> Model:
+        """The model of this name or alias. Raises UnknownModel."""
         model = self.catalogue.model(key, name)
         if model is None:
-            raise UnknownModel(name)
-        return protocol.model_body(model)
+            raise UnknownModel("model_not_found", model=name)
+        if model.retires is not None and now >= model.retires.at:
+            raise UnknownModel("model_retired", model=name, day=model.retires.day)
+        return model
 
     async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole request body.
@@ -240,9 +246,8 @@ class Gateway:
         upload: Upload | None = None,
     ) -> None:
         """`upload`: what the engine is sent after the call's head."""
-        model = self.catalogue.model(key, call.model)
-        if model is None:
-            raise UnknownModel(call.model)
+        now = self.wall()
+        model = self._model(key, call.model, now)
         if model.task not in endpoint.tasks and not model.external:
             raise BadRequest(
                 "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
@@ -250,7 +255,6 @@ class Gateway:
         if not self.spool.accepting:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
         replica = self._choose(model)
-        now = self.wall()
         estimate = transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint)
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
         meter = CallMeter(self, call, endpoint, key, model, hold, request_id, now)

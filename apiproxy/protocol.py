@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -264,15 +264,19 @@ def context_numbers(error: dict[str, Any]) -> str:
     return ""
 
 
-def models_body(models: Iterable[Model]) -> bytes:
-    return json.dumps({"object": "list", "data": [model_object(model) for model in models]}).encode()
+def models_body(offered: Mapping[str, Model]) -> bytes:
+    """Of models by the names that clients may write; a model appears once for each of its names."""
+    data = [model_object(name, model) for name, model in offered.items()]
+    return json.dumps({"object": "list", "data": data}).encode()
 
 
-def model_body(model: Model) -> bytes:
-    return json.dumps(model_object(model)).encode()
+def model_body(name: str, model: Model) -> bytes:
+    return json.dumps(model_object(name, model)).encode()
 
 
-def model_object(model: Model) -> dict[str, Any]:
-    # `max_model_len` is vLLM's extension; Open WebUI and others read it.
-    more = {"max_model_len": model.context} if model.context else {}
-    return {"id": model.name, "object": "model", "created": model.created, "owned_by": "madoguchi", **more}
+def model_object(name: str, model: Model) -> dict[str, Any]:
+    # vLLM's extensions: `max_model_len` is read by Open WebUI and others, `root` tells what an alias stands for.
+    more: dict[str, Any] = {"max_model_len": model.context} if model.context else {}
+    if name != model.name:
+        more["root"] = model.name
+    return {"id": name, "object": "model", "created": model.created, "owned_by": "madoguchi", **more}

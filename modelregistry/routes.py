@@ -1,10 +1,11 @@
 """What is served, as plain values for gateways."""
 
 from dataclasses import dataclass
+from datetime import date
 
 from django.db.models import Exists, OuterRef
 
-from modelregistry.models import Replica, ServedModel
+from modelregistry.models import Alias, Replica, ServedModel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class Served:
     context: int | None
     created: int
     can_load: bool
+    retires_on: date | None
     connect_timeout: float | None
     first_byte_timeout: float | None
     idle_timeout: float | None
@@ -58,6 +60,7 @@ def served() -> list[Served]:
             context=model.context,
             created=int(model.created_at.timestamp()),
             can_load=model.loading,
+            retires_on=model.retires_on,
             connect_timeout=model.connect_timeout,
             first_byte_timeout=model.first_byte_timeout,
             idle_timeout=model.idle_timeout,
@@ -65,6 +68,11 @@ def served() -> list[Served]:
         )
         for model in ServedModel.objects.filter(enabled=True).annotate(loading=Exists(coming))
     ]
+
+
+def aliases() -> dict[str, str]:
+    """The names of enabled models by their other names. One query."""
+    return dict(Alias.objects.filter(model__enabled=True).values_list("name", "model__name"))
 
 
 def ready() -> list[Route]:

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from apiproxy import apps, controlplane
 from apiproxy.models import CatalogueChange
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts.models import Membership
 from portal.keys.issuing import issue, revoke
 from portal.keys.models import ApiKey, ModelAccess
@@ -60,6 +60,8 @@ def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, b
         lambda: ModelAccess.objects.create(model=model, tenant=sales),
         lambda: Replica.objects.create(model=model, host=host, state="ready", url="http://127.0.0.1:1"),
         lambda: Replica.objects.get().delete(),
+        lambda: Alias.objects.create(name="default", model=model),
+        lambda: Alias.objects.get().delete(),
         lambda: switch(alice, False),
         lambda: switch(alice, True),
         lambda: switch(research, False),
@@ -88,7 +90,7 @@ def test_a_key_for_one_model_opens_no_other_when_that_is_deleted(research, alice
     ServedModel.objects.create(name="other", engine="external", url="http://127.0.0.1:1")
     catalogue = controlplane.load()
     (found,) = catalogue.keys.values()
-    assert catalogue.models_of(found) == []
+    assert catalogue.offered(found, 0) == {}
 
 
 def test_a_tenant_that_a_model_is_reserved_for_cannot_be_deleted(sales, model):

@@ -4,13 +4,14 @@ import concurrent.futures
 import json
 import socket
 import time
+from datetime import timedelta
 
 import httpx2
 import pytest
 from django.utils import timezone
 
 from apiproxy.asgi import Application, SecondGateway
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.keys.issuing import issue, revoke
 from portal.metering.models import Quota, UsageRecord
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
@@ -97,6 +98,52 @@ def test_models_lists_what_the_key_may_use(counter, alice, research, sales):
     assert error(counter.client.get("/v1/models/secret"))["code"] == "model_not_found"
     assert error(counter.chat(model="secret"))["message"] == error(counter.chat(model="secret"))["message"]
     assert counter.chat(model="secret").status_code == counter.chat(model="nonsense").status_code == 404
+
+
+def test_an_alias_serves_as_a_name_and_moves_to_another_model_unnoticed(counter, fake_engine):
+    other = ServedModel.objects.create(name="other", engine="external", url=fake_engine.url)
+    Replica.objects.create(model=other, host=Host.objects.get(), state="ready", url=fake_engine.url)
+    alias = Alias.objects.create(name="default", model=counter.model)
+    counter.informed()
+    before = counter.chat(model="default")
+    alias.model = other
+    alias.save()
+    counter.informed()
+    after = counter.chat(model="default")
+    assert (before.status_code, after.status_code) == (200, 200)
+    assert [row.model for row in counter.usage(2)] == ["fake", "other"]
+    listed = {model["id"]: model.get("root") for model in counter.client.get("/v1/models").json()["data"]}
+    assert listed == {"fake": None, "other": None, "default": "other"}
+    shown = counter.client.get("/v1/models/default").json()
+    assert (shown["id"], shown["root"]) == ("default", "other")
+
+
+def test_an_alias_opens_no_model_that_the_key_may_not_use(counter, sales):
+    from portal.keys.models import ModelAccess
+
+    other = ServedModel.objects.create(name="secret", engine="external", url="http://127.0.0.1:1")
+    ModelAccess.objects.create(model=other, tenant=sales)
+    Alias.objects.create(name="default", model=other)
+    counter.informed()
+    assert counter.chat(model="default").status_code == 404
+    assert [model["id"] for model in counter.client.get("/v1/models").json()["data"]] == ["fake"]
+
+
+def test_a_model_is_refused_from_the_day_on_which_it_retires(counter):
+    today = timezone.localdate()
+    counter.model.retires_on = today + timedelta(days=1)
+    counter.model.save()
+    Alias.objects.create(name="default", model=counter.model)
+    counter.informed()
+    assert counter.chat().status_code == 200
+    counter.model.retires_on = today
+    counter.model.save()
+    counter.informed()
+    refused = counter.chat(model="default")
+    assert (refused.status_code, error(refused)["code"]) == (404, "model_not_found")
+    assert today.isoformat() in error(refused)["message"]
+    assert counter.client.get("/v1/models").json()["data"] == []
+    assert counter.client.get("/v1/models/fake").status_code == 404
 
 
 def test_a_key_of_one_model_cannot_use_another(counter, alice, research):
