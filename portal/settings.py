@@ -52,6 +52,7 @@ INSTALLED_APPS = [
     "portal.keys",
     "portal.metering",
     "portal.console",
+    "portal.operations",
     "modelregistry",
     "apiproxy",
 ]
@@ -67,6 +68,7 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "portal.accounts.audit.middleware",
 ]
 
 ROOT_URLCONF = "portal.urls"

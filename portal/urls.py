@@ -10,6 +10,7 @@ urlpatterns = [
     path("", include("portal.accounts.urls")),
     path("keys/", include("portal.keys.urls")),
     path("usage/", include("portal.metering.urls")),
+    path("operations/", include("portal.operations.urls")),
     path("admin/login/", admin_sign_in),
     path("admin/", admin.site.urls),
 ]

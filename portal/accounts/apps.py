@@ -7,4 +7,6 @@ class AccountsConfig(AppConfig):
     verbose_name = _("People")
 
     def ready(self) -> None:
-        from portal.accounts import checks  # noqa: F401
+        from portal.accounts import audit, checks  # noqa: F401
+
+        audit.watch_sessions()

@@ -1,5 +1,7 @@
-"""What a person may see: every page about a tenant begins with `tenant_for`."""
+"""What a person may see: a page about a tenant begins with `tenant_for`, one about hosts and models with `operator`."""
 
+from django.contrib.auth.models import AnonymousUser
+from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404
 
@@ -21,3 +23,19 @@ def tenant_for(user: User, slug: str) -> tuple[Tenant, bool]:
 def visible_tenants(user: User) -> QuerySet[Tenant]:
     """Those that `tenant_for` would give: one's own, and all for operators. With those that are switched off."""
     return Tenant.objects.all() if user.is_staff else Tenant.objects.filter(memberships__user=user)
+
+
+def may_operate(user: User | AnonymousUser) -> bool:
+    """Whether this person runs hosts and models, and so sees all of them."""
+    return user.is_active and user.is_staff
+
+
+def operator(user: User | AnonymousUser) -> User:
+    """The same person, if an operator; else raises PermissionDenied, whose page says whom to ask.
+
+    For everything at an address, also for what is not there: only operators learn what is.
+    """
+    if not may_operate(user):
+        raise PermissionDenied
+    assert isinstance(user, User)
+    return user

@@ -1,0 +1,179 @@
+"""What operators do to models: start, stop, restart, register, change, name, show, retire, unregister.
+
+For pages and the API, which ask `tenancy.operator` first. Each verb is one transaction, sees the row as it is then,
+and is audited with it (`operations.apps`). What cannot be done raises Refused. The supervisor of the model's host
+follows within its next round; nothing here waits for it.
+"""
+
+from collections.abc import Collection, Iterable
+from datetime import date
+from typing import Any
+
+from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
+from django.db import transaction
+from django.db.models import Model
+from django.utils.translation import gettext as _
+
+from modelregistry.models import Alias, Replica, ServedModel
+from portal.accounts.models import Tenant
+from portal.keys.models import ModelAccess
+
+GAVE_UP = (Replica.State.FAILED, Replica.State.BACKOFF)
+# What `register` and `change` may be given.
+FIELDS = frozenset(field.name for field in ServedModel._meta.concrete_fields if field.editable) - {"id"}
+
+
+class Refused(Exception):
+    """What was asked cannot be. `fields`: sentences by the field that they are about ("" for the whole)."""
+
+    def __init__(self, sentence: str, fields: dict[str, list[str]] | None = None) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.fields = fields or {}
+
+    @classmethod
+    def by(cls, error: ValidationError) -> "Refused":
+        found = error.message_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.messages}
+        fields = {"" if name == NON_FIELD_ERRORS else name: list(told) for name, told in found.items()}
+        return cls(" ".join(sentence for told in fields.values() for sentence in told), fields)
+
+
+def verb_of(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """What an audit calls a change of a model, by the fields that differ."""
+    names = set(after)
+    if names <= {"enabled", "generation"}:
+        if "enabled" not in names:
+            return "restart"
+        return "start" if after["enabled"] else "stop"
+    return "retire" if names == {"retires_on"} else "change"
+
+
+def start(model: ServedModel) -> ServedModel:
+    """To be served; replicas that failed or wait for another try are tried at once. Nothing if it runs."""
+    with transaction.atomic():
+        row = _locked(model)
+        gave_up = row.replica_set.filter(state__in=GAVE_UP).exists()
+        if not row.enabled or gave_up:
+            row.enabled = True
+            row.generation += gave_up
+            row.save(update_fields=["enabled", "generation"])
+    return row
+
+
+def stop(model: ServedModel) -> ServedModel:
+    """Not to be served: its engines finish what they are at and end."""
+    with transaction.atomic():
+        row = _locked(model)
+        if row.enabled:
+            row.enabled = False
+            row.save(update_fields=["enabled"])
+    return row
+
+
+def restart(model: ServedModel, *, seen: int | None = None) -> ServedModel:
+    """Its engines finish what they are at and are started anew.
+
+    `seen`: the `generation` that the operator was looking at. If it is higher by now somebody else has asked for a
+    restart since, and one is enough.
+    """
+    with transaction.atomic():
+        row = _locked(model)
+        if not row.enabled:
+            raise Refused(_("%(model)s is stopped. Start it instead.") % {"model": row.name})
+        if seen is None or seen >= row.generation:
+            row.generation += 1
+            row.save(update_fields=["generation"])
+    return row
+
+
+def register(*, aliases: Collection[str] = (), tenants: Collection[Tenant] = (), **values: Any) -> ServedModel:
+    """A new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
+    with transaction.atomic():
+        row = ServedModel()
+        _write(row, values)
+        set_aliases(row, aliases)
+        set_visibility(row, tenants)
+    return row
+
+
+def change(model: ServedModel, **values: Any) -> ServedModel:
+    """Other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
+    with transaction.atomic():
+        row = _locked(model)
+        _write(row, values)
+    return row
+
+
+def unregister(model: ServedModel) -> None:
+    """Off the catalogue for good, with its aliases; its host's supervisor drains and stops its engines."""
+    with transaction.atomic():
+        _locked(model).delete()
+
+
+def retire(model: ServedModel, on: date | None) -> ServedModel:
+    """Served until the day before; None: for ever."""
+    return change(model, retires_on=on)
+
+
+def give_alias(name: str, model: ServedModel) -> Alias:
+    """Makes `name` lead to this model from now on, wherever it led before: no client meets a moment without it."""
+    with transaction.atomic():
+        row = _locked(model)
+        alias = Alias.objects.select_for_update().filter(name=name).first() or Alias(name=name)
+        if alias.pk is None or alias.model_id != row.pk:
+            alias.model = row
+            _clean(alias)
+            alias.save()
+    return alias
+
+
+def set_aliases(model: ServedModel, names: Iterable[str]) -> None:
+    """Exactly these lead to this model. Those that led elsewhere are moved, those that are left out are no more."""
+    wanted = set(names)
+    with transaction.atomic():
+        for alias in Alias.objects.select_for_update().filter(model=model).exclude(name__in=wanted):
+            alias.delete()
+        for name in sorted(wanted):
+            try:
+                give_alias(name, model)
+            except Refused as refusal:
+                told = [sentence for found in refusal.fields.values() for sentence in found]
+                raise Refused(refusal.sentence, {"aliases": told}) from refusal
+
+
+def set_visibility(model: ServedModel, tenants: Iterable[Tenant]) -> None:
+    """Only these tenants may call it; none: all may."""
+    wanted = {tenant.pk: tenant for tenant in tenants}
+    with transaction.atomic():
+        row = _locked(model)
+        present = {access.tenant_id: access for access in ModelAccess.objects.filter(model=row)}
+        # New ones first: between the last old and the first new one it would be open to all.
+        for number in wanted.keys() - present.keys():
+            ModelAccess.objects.create(model=row, tenant=wanted[number])
+        for number in present.keys() - wanted.keys():
+            present[number].delete()
+
+
+def _locked(model: ServedModel) -> ServedModel:
+    """The row as it is now, kept from others until the transaction ends. Refused if it is gone."""
+    row = ServedModel.objects.select_for_update().filter(pk=model.pk).first()
+    if row is None:
+        raise Refused(_("%(model)s is not registered any more.") % {"model": model.name})
+    return row
+
+
+def _write(row: ServedModel, values: dict[str, Any]) -> None:
+    unknown = sorted(values.keys() - FIELDS)
+    if unknown:
+        raise TypeError(f"no fields of a model: {unknown}")
+    for name, value in values.items():
+        setattr(row, name, value)
+    _clean(row)
+    row.save()
+
+
+def _clean(row: Model) -> None:
+    try:
+        row.full_clean()
+    except ValidationError as error:
+        raise Refused.by(error) from error

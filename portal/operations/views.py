@@ -1,0 +1,1 @@
+"""Operators' pages for hosts, models and replicas."""
