@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from datetime import date
 
-from django.db.models import Exists, OuterRef
+from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.utils import timezone
 
 from modelregistry.models import Alias, Replica, ServedModel
 
@@ -47,8 +48,14 @@ class Served:
     total_timeout: float | None
 
 
+def offered() -> QuerySet[ServedModel]:
+    """The models that are enabled and not retired today, where the server stands (TIME_ZONE)."""
+    today = timezone.localdate(timezone=timezone.get_default_timezone())
+    return ServedModel.objects.filter(Q(retires_on=None) | Q(retires_on__gt=today), enabled=True)
+
+
 def served() -> list[Served]:
-    """Every enabled model. One query."""
+    """Every enabled model, also one that retires: gateways know the day. One query."""
     coming = Replica.objects.filter(model=OuterRef("pk"), state__in=(Replica.State.STARTING, Replica.State.ASLEEP))
     return [
         Served(

@@ -11,7 +11,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 from django.views.i18n import set_language
 
-from modelregistry.models import ServedModel
+from modelregistry import routes
 from portal.accounts.models import User
 from portal.console import today
 from portal.console.clock import zone_of
@@ -48,7 +48,7 @@ def home(request: HttpRequest) -> HttpResponse:
 def models(request: HttpRequest) -> HttpResponse:
     """The models that this person may call; all of them for operators."""
     assert isinstance(request.user, User)
-    everything = ServedModel.objects.filter(enabled=True)
+    everything = routes.offered()
     offered = access.offers(everything if request.user.is_staff else access.open_to(tenants_of(request.user)))
     url = base_url(request)
     offered.sort(key=access.promise)

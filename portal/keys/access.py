@@ -9,6 +9,7 @@ from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry import routes
 from modelregistry.models import Replica, ServedModel
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
@@ -39,13 +40,14 @@ class Offer:
 
 
 def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
-    """The enabled models that at least one of these tenants may call."""
+    """The offered models that at least one of these tenants may call."""
     rules = ModelAccess.objects.filter(model=OuterRef("pk"))
-    return ServedModel.objects.filter(~Exists(rules) | Exists(rules.filter(tenant__in=list(tenants))), enabled=True)
+    open_ = ~Exists(rules) | Exists(rules.filter(tenant__in=list(tenants)))
+    return routes.offered().filter(open_)
 
 
 def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
-    """The enabled models that this key may call: its own choice of its tenant's."""
+    """The offered models that this key may call: its own choice of its tenant's."""
     models_ = open_to([key.tenant])
     return models_ if key.every_model else models_.filter(pk__in=key.allowed_models.all())
 

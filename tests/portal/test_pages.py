@@ -222,6 +222,15 @@ class TestModels:
         model.save()
         assert "old" not in read(as_alice, "/models/")
 
+    def test_a_model_is_offered_until_the_day_before_it_retires(self, as_alice):
+        model = serve("old")
+        model.retires_on = timezone.localdate() + timedelta(days=1)
+        model.save()
+        assert "old" in read(as_alice, "/models/")
+        model.retires_on = timezone.localdate()
+        model.save()
+        assert "old" not in read(as_alice, "/models/")
+
     def test_many_models_cost_no_more_queries_than_one(self, as_alice, django_assert_num_queries):
         serve("m-0")
         # session, user, tenants, models, replicas
