@@ -382,7 +382,7 @@ class Supervisor:
             charge.published_at = self.clock()
         if charge.run and charge.state == State.READY and self.clock() - charge.measured_at >= MEASURE_EVERY:
             charge.measured_at = self.clock()
-            used = await self._with_hands(memory.resident, process.tree(charge.run))
+            used = (await self._with_hands(memory.held, process.tree(charge.run))).taken
             await self._in_books(rows.measured, self.host.id, charge.key, used)
 
     def _fulfilled(self) -> list[int]:
