@@ -1,3 +1,16 @@
-from django.urls import URLPattern
+"""A model's name may hold slashes, so verbs stand before it."""
 
-urlpatterns: list[URLPattern] = []
+from django.urls import path
+
+from portal.operations import views
+
+urlpatterns = [
+    path("", views.everything, name="operations"),
+    path("models/new/", views.new_model, name="operations-new"),
+    path("models/<path:name>/", views.one_model, name="operations-model"),
+    path("start/<path:name>/", views.start, name="operations-start"),
+    path("stop/<path:name>/", views.stop, name="operations-stop"),
+    path("restart/<path:name>/", views.restart, name="operations-restart"),
+    path("edit/<path:name>/", views.edit_model, name="operations-edit"),
+    path("unregister/<path:name>/", views.unregister, name="operations-unregister"),
+]

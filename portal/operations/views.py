@@ -1,1 +1,149 @@
-"""Operators' pages for hosts, models and replicas."""
+"""Operators' pages for hosts, models and replicas. Others are refused at every address alike."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import User
+from portal.accounts.tenancy import operator
+from portal.console.clock import zone_of
+from portal.operations import actions
+from portal.operations.callers import callers
+from portal.operations.facts import told_by_files
+from portal.operations.forms import ServedModelForm, visible_to
+from portal.operations.overview import model_view, overview, with_all
+from portal.operations.pace import paces
+
+View = Callable[..., HttpResponse]
+
+
+def for_operators(view: View) -> View:
+    """Who is signed out is sent to sign in; who is no operator is told whom to ask. Never kept by a browser."""
+
+    @login_required
+    @never_cache
+    @wraps(view)
+    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        operator(me(request))
+        return view(request, *args, **kwargs)
+
+    return guarded
+
+
+def me(request: HttpRequest) -> User:
+    """The person who is signed in (views here are all behind login_required)."""
+    assert isinstance(request.user, User)
+    return request.user
+
+
+@for_operators
+@require_GET
+def everything(request: HttpRequest) -> HttpResponse:
+    now, zone = timezone.now(), zone_of(me(request))
+    seen = overview(now, timezone.localdate(), paces(now))
+    return render(request, "operations/overview.html", {"zone": zone, "now": now, "overview": seen})
+
+
+@for_operators
+@require_GET
+def one_model(request: HttpRequest, name: str) -> HttpResponse:
+    now, zone = timezone.now(), zone_of(me(request))
+    model = get_object_or_404(with_all(ServedModel.objects.select_related("host")), name=name)
+    context = {
+        "zone": zone,
+        "now": now,
+        "row": model,
+        "model": model_view(model, now, timezone.localdate(), paces(now).get(name)),
+        "facts": told_by_files(model),
+        "tenants": visible_to(model),
+    }
+    return render(request, "operations/model.html", context)
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def new_model(request: HttpRequest) -> HttpResponse:
+    form = ServedModelForm(request.POST or None)
+    return filled_in(request, form, _("%(model)s is registered and is being started."))
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def edit_model(request: HttpRequest, name: str) -> HttpResponse:
+    model = get_object_or_404(ServedModel, name=name)
+    return filled_in(request, ServedModelForm(request.POST or None, instance=model), _("%(model)s is changed."))
+
+
+def filled_in(request: HttpRequest, form: ServedModelForm, said: str) -> HttpResponse:
+    if request.method == "POST" and form.is_valid() and (model := form.carry_out()):
+        messages.success(request, said % {"model": model.name})
+        return redirect("operations-model", model.name)
+    return render(request, "operations/edit.html", {"form": form, "row": form.instance})
+
+
+@for_operators
+@require_POST
+def start(request: HttpRequest, name: str) -> HttpResponse:
+    """Asks nothing: it can be undone."""
+    model = get_object_or_404(ServedModel, name=name)
+    return after(request, name, lambda: actions.start(model), _("%(model)s is being started."))
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def stop(request: HttpRequest, name: str) -> HttpResponse:
+    model = get_object_or_404(ServedModel, name=name)
+    if request.method == "POST":
+        said = _("%(model)s takes no new requests; its engines end when those that run are finished.")
+        return after(request, name, lambda: actions.stop(model), said)
+    return ask(request, model, "stop")
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def restart(request: HttpRequest, name: str) -> HttpResponse:
+    model = get_object_or_404(ServedModel, name=name)
+    if request.method == "POST":
+        seen = request.POST.get("generation", "")
+        said = _("%(model)s is being restarted; requests that run are finished first.")
+        return after(request, name, lambda: actions.restart(model, seen=int(seen) if seen.isdecimal() else None), said)
+    return ask(request, model, "restart")
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def unregister(request: HttpRequest, name: str) -> HttpResponse:
+    model = get_object_or_404(ServedModel, name=name)
+    if request.method == "POST":
+        return after(request, name, lambda: actions.unregister(model), _("%(model)s is unregistered."))
+    return ask(request, model, "unregister")
+
+
+def ask(request: HttpRequest, model: ServedModel, verb: str) -> HttpResponse:
+    """The page that names what is to happen and whom it hits."""
+    now = timezone.now()
+    view = model_view(with_all(ServedModel.objects.all()).get(pk=model.pk), now, timezone.localdate(), None)
+    context = {"row": model, "model": view, "verb": verb, "callers": callers(model.name, now)}
+    return render(request, "operations/ask.html", context)
+
+
+def after(request: HttpRequest, name: str, act: Callable[[], object], said: str) -> HttpResponse:
+    """Does it, says so (or why not), and goes to where the model is shown."""
+    try:
+        act()
+    except actions.Refused as refusal:
+        messages.error(request, refusal.sentence)
+    else:
+        messages.success(request, said % {"model": name})
+    known = ServedModel.objects.filter(name=name).exists()
+    return redirect("operations-model", name) if known else redirect("operations")

@@ -76,7 +76,7 @@ window.addEventListener("pageshow", () => {
 });
 
 // The first wrong field has the focus.
-document.querySelector(".wrong :is(input, select)")?.focus();
+document.querySelector(".wrong :is(input, select, textarea)")?.focus();
 
 // Menus close as people expect.
 for (const menu of document.querySelectorAll("details.menu")) {

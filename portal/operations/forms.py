@@ -1,0 +1,163 @@
+"""The form of a model: grouped as operators think of it, in plain words, with everything that can be set."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from django import forms
+from django.db import transaction
+from django.forms import BoundField
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import Tenant
+from portal.keys.models import ModelAccess
+from portal.operations import actions
+
+
+class LinesField(forms.CharField):
+    """A list of texts, one to a line."""
+
+    widget = forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocapitalize": "off"})
+
+    def prepare_value(self, value: Any) -> Any:
+        return "\n".join(value) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> Any:
+        text = value if isinstance(value, str) else self.prepare_value(value) or ""
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+class WordsField(forms.CharField):
+    """A list of texts without spaces, between spaces or commas."""
+
+    def prepare_value(self, value: Any) -> Any:
+        return ", ".join(str(one) for one in value) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> Any:
+        text = value if isinstance(value, str) else self.prepare_value(value) or ""
+        return text.replace(",", " ").replace("、", " ").split()
+
+
+class NumbersField(WordsField):
+    """A list of whole numbers."""
+
+    def to_python(self, value: Any) -> Any:
+        words = super().to_python(value)
+        if not all(word.isdecimal() for word in words):
+            raise forms.ValidationError(_("Give numbers, for example: 0, 1"))
+        return [int(word) for word in words]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Fields that belong together. `folded`: most models do well without."""
+
+    title: Promise | str
+    fields: tuple[str, ...]
+    folded: bool = False
+
+
+GROUPS = (
+    Group(title=_("What clients see"), fields=("name", "aliases", "task", "description_ja", "description_en")),
+    Group(title=_("Files and engine"), fields=("engine", "path", "args", "launcher")),
+    Group(title=_("Size"), fields=("context", "slots", "replicas")),
+    Group(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "overcommit"), folded=True),
+    Group(title=_("Who may use it, and how long"), fields=("tenants", "idle_after", "retires_on"), folded=True),
+    Group(title=_("An engine that runs elsewhere"), fields=("url", "upstream_model", "upstream_key"), folded=True),
+    Group(
+        title=_("Time-outs and risks"),
+        fields=("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout", "allowed_risks"),
+        folded=True,
+    ),
+)
+
+
+class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+    """A key that was once entered is never sent to a browser again. `save` goes through `actions`, never around."""
+
+    aliases = WordsField(
+        label=_("Also called"),
+        required=False,
+        help_text=_("Other names, with spaces between. A name that led to another model leads here from then on."),
+    )
+    tenants = forms.ModelMultipleChoiceField(
+        Tenant.objects.all(),
+        label=_("Visible to"),
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text=_("Choose none and all tenants may use it."),
+    )
+    args = LinesField(label=_("More arguments"), required=False, help_text=_("One to a line, as --dtype=half."))
+    gpus = NumbersField(
+        label=_("GPUs"), required=False, help_text=_("Numbers, for example: 0, 1. Empty: where there is room.")
+    )
+    allowed_risks = forms.MultipleChoiceField(
+        label=_("Allow for this model"),
+        choices=ServedModel.Risk.choices,
+        required=False,
+        widget=forms.CheckboxSelectMultiple,
+        help_text=_("Only for files from somebody whom you trust with this server."),
+    )
+    upstream_key = forms.CharField(
+        label=_("Key of the external engine"),
+        widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
+        required=False,
+        help_text=_("Never shown. Empty: stays as it is."),
+    )
+
+    class Meta:
+        model = ServedModel
+        fields: ClassVar = [name for group in GROUPS for name in group.fields if name not in ("aliases", "tenants")]
+        widgets: ClassVar = {
+            "retires_on": forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+            "task": forms.RadioSelect,
+            "engine": forms.RadioSelect,
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.instance.pk:
+            self.fields["name"].disabled = True
+            self.fields["name"].help_text = _("Clients know it by this name. Give it another one beside it below.")
+            self.initial.setdefault("aliases", [alias.name for alias in self.instance.aliases.all()])
+            self.initial.setdefault("tenants", visible_to(self.instance))
+
+    def clean_upstream_key(self) -> str:
+        entered: str = self.cleaned_data["upstream_key"]
+        return entered or self.instance.upstream_key
+
+    def groups(self) -> Iterator[tuple[Group, list[BoundField], bool]]:
+        """(group, its fields, whether it stands open): what is wrong or was set is not folded away."""
+        for group in GROUPS:
+            fields = [self[name] for name in group.fields]
+            told = any(field.errors for field in fields)
+            yield group, fields, told or not group.folded or any(self._is_set(field) for field in fields)
+
+    def _is_set(self, field: BoundField) -> bool:
+        default = ServedModel().__dict__.get(field.name)
+        return bool(field.initial) and field.initial != default
+
+    def carry_out(self) -> ServedModel | None:
+        """Registers or changes the model; None if that was refused, with the reason at its field."""
+        values = dict(self.cleaned_data)
+        aliases, tenants = values.pop("aliases"), values.pop("tenants")
+        try:
+            if self.instance.pk is None:
+                return actions.register(aliases=aliases, tenants=tenants, **values)
+            with transaction.atomic():
+                actions.set_aliases(self.instance, aliases)
+                actions.set_visibility(self.instance, tenants)
+                return actions.change(self.instance, **values)
+        except actions.Refused as refusal:
+            for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
+                self.add_error(
+                    name if name in self.fields else None, [forms.ValidationError(told) for told in sentences]
+                )
+            return None
+
+
+def visible_to(model: ServedModel) -> list[Tenant]:
+    """The tenants that alone may use it; none: all may."""
+    return [access.tenant for access in ModelAccess.objects.filter(model=model).select_related("tenant")]

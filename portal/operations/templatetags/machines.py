@@ -1,0 +1,64 @@
+"""Bytes, seconds and rates as operators read them."""
+
+from django import template
+from django.utils.formats import number_format
+from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+
+register = template.Library()
+
+GIB = 1024**3  # what makers of GPUs and their drivers mean by GB
+
+
+@register.filter
+def gigabytes(value: int | None) -> str:
+    """12.3 GB; what is less than a tenth in MB, so that it is not told as nothing. "" if not known."""
+    if value is None:
+        return ""
+    if 0 < value < GIB / 10:
+        return number_format(round(value / 1024**2), force_grouping=True) + " MB"
+    return number_format(round(value / GIB, 1), decimal_pos=1, force_grouping=True) + " GB"
+
+
+@register.filter
+def seconds(value: float | None) -> str:
+    """0.42 s below one second, 1.3 s below ten, then whole ones."""
+    if value is None:
+        return ""
+    digits = 2 if value < 1 else 1 if value < 10 else 0
+    return _("%(seconds)s s") % {
+        "seconds": number_format(round(value, digits), decimal_pos=digits, force_grouping=True)
+    }
+
+
+@register.filter
+def rate(value: float | None) -> str:
+    """Tokens per second: with a tenth below ten."""
+    if value is None:
+        return ""
+    digits = 1 if 0 < value < 10 else 0
+    return number_format(round(value, digits), decimal_pos=digits, force_grouping=True)
+
+
+@register.filter
+def per_cent(value: float | None) -> str:
+    """A share from 0 to 1."""
+    return "" if value is None else f"{round(100 * value)} %"
+
+
+@register.filter
+def lines(text: str, count: int) -> str:
+    """The last of them."""
+    return "\n".join(text.rstrip().splitlines()[-count:])
+
+
+@register.filter
+def advice(cause: str) -> str:
+    """What to do about a failure of a known cause; "" for others."""
+    return ""
+
+
+@register.simple_tag
+def nothing() -> SafeString:
+    """Stands where there is no figure."""
+    return mark_safe('<span class="nothing">–</span>')

@@ -1,0 +1,96 @@
+// Keeps operators' pages as they would be if they were loaded again. The socket only says that something changed: what
+// stands in the page is always rendered by the server, so that there is one way to write a state, a number or a time.
+
+const PAUSE = 1000; // ms between two renewals: numbers that change faster cannot be read
+const FIRST_RETRY = 1000, LAST_RETRY = 30000; // ms
+
+const area = document.querySelector("[data-live-area]");
+const note = document.querySelector("[data-live-note]");
+const noteState = note?.querySelector("[data-live-state]");
+const announcer = document.querySelector("[data-announce]");
+
+const clock = () => new Date().toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit" });
+
+function show(level, text) {
+  if (noteState.textContent === text) return;
+  noteState.className = `state ${level}`;
+  noteState.textContent = text;
+}
+
+const parts = (root) => new Map([...root.querySelectorAll("[data-live]")].map((e) => [e.dataset.live, e]));
+
+function renewPart(old, fresh) {
+  if (old.innerHTML === fresh.innerHTML) return;
+  const open = new Set([...old.querySelectorAll("details[open]")].map((e) => e.id));
+  const index = [...old.querySelectorAll("a, button, summary")].indexOf(document.activeElement);
+  old.replaceChildren(...fresh.childNodes);
+  old.className = fresh.className;
+  for (const details of old.querySelectorAll("details")) details.open = open.has(details.id);
+  if (index >= 0) [...old.querySelectorAll("a, button, summary")].at(Math.min(index, old.querySelectorAll("a, button, summary").length - 1))?.focus();
+}
+
+// Only a state of something with a name is read out, and only when it is another one.
+function changes(old, fresh) {
+  const word = (e) => e.querySelector(".state")?.textContent.trim();
+  return old.dataset.say && word(old) !== word(fresh) ? `${old.dataset.say}: ${word(fresh)}` : null;
+}
+
+function renewAll(fresh) {
+  const now = parts(area), next = parts(fresh);
+  const same = now.size === next.size && [...now.keys()].every((key) => next.has(key));
+  if (!same) {
+    renewPart(area, fresh);
+    return;
+  }
+  const said = [];
+  for (const [key, old] of now) {
+    const change = changes(old, next.get(key));
+    if (change) said.push(change);
+    renewPart(old, next.get(key));
+  }
+  if (said.length) announcer.textContent = said.join(". ");
+}
+
+let running = false, again = false, wait;
+
+async function renew() {
+  if (running) { again = true; return; }
+  running = true;
+  again = false;
+  try {
+    const answer = await fetch(location.href, { headers: { accept: "text/html" } });
+    // Signed out, or the model is gone: the page as it is says more than an empty one.
+    if (answer.ok && !answer.redirected) {
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-live-area]");
+      if (fresh) renewAll(fresh);
+    }
+  } catch {
+    // The network is away; the socket will notice as well and says so.
+  }
+  wait = setTimeout(() => { running = false; if (again) renew(); }, PAUSE);
+}
+
+function connect(path, { opened, message, closed }) {
+  let delay = FIRST_RETRY;
+  const open = () => {
+    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`);
+    socket.addEventListener("open", () => { delay = FIRST_RETRY; opened(); });
+    socket.addEventListener("message", (event) => message(JSON.parse(event.data)));
+    socket.addEventListener("close", () => {
+      closed();
+      setTimeout(open, delay * (0.5 + Math.random() / 2));
+      delay = Math.min(2 * delay, LAST_RETRY);
+    });
+    addEventListener("pagehide", () => socket.close(), { once: true });
+  };
+  open();
+}
+
+if (area) {
+  let since = clock();
+  connect("/ws/operations/", {
+    opened: () => { show("fine", note.dataset.liveWords); renew(); },
+    message: () => { since = clock(); renew(); },
+    closed: () => show("watch", note.dataset.away.replace("{time}", since)),
+  });
+}
