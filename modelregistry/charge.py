@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.utils import timezone
 
@@ -34,15 +36,19 @@ class Charge:
     then: State = State.STOPPED  # after draining
 
     run: Run | None = None
+    oom_kills: int = 0  # of this machine, when it was last known to live
     run_id: str = ""  # of the last run, also when it is over: its log tells why
     url: str = ""
     api_key: str = ""
     port: int = 0
     launcher: str = ""
     slots: int | None = None
+    version: str = ""  # of the engine, as it tells
 
     detail: str = ""
+    cause: str = ""  # a code of `advice`
     crashes: int = 0  # in a row
+    futile: int = 0  # starts in a row that never answered
     restarts: int = 0
     retry_at: float = 0.0
 
@@ -56,9 +62,14 @@ class Charge:
     refusals: int = 0
     running: int | None = None
     work: float | None = None
+    worked_at: float = 0.0  # when it last did something, or had nothing to do
+    unproven: bool = False  # adopted: it lives, and was not asked yet
+    generated: tuple[float, float] | None = None  # when, and how many tokens until then
+    live: Mapping[str, Any] | None = None  # as `Replica.live`
     cpu: tuple[float, float] | None = None  # when, and how many seconds of CPU time until then
 
     written: Facts | None = None
+    live_written: Mapping[str, Any] | None = None
     looking: asyncio.Task[None] | None = None
     working: asyncio.Task[None] | None = None
 
@@ -108,7 +119,15 @@ class Charge:
             restarts=self.restarts,
             retry_at=self._retry_instant(now) if waits else None,
             detail=self.detail,
+            cause=self.cause,
+            version=self.version,
         )
+
+    def remember(self, facts: Facts, retry_at: float) -> None:
+        """What its row says, of a life before ours."""
+        self.state, self.detail, self.cause, self.restarts = facts.state, facts.detail, facts.cause, facts.restarts
+        self.launcher, self.slots, self.version = facts.launcher, facts.slots, facts.version
+        self.run_id, self.retry_at = facts.run_id, retry_at
 
     def _retry_instant(self, now: float) -> datetime:
         # Told once for each crash: counted anew each time it would differ by microseconds.
@@ -125,12 +144,13 @@ class Charge:
             self.since = now
             self.published_at = None
         self.state = state
-        self.detail = detail
+        self.detail, self.cause = detail, ""
 
     def begin(self, order: Order, now: float) -> None:
         """It is to be started, from now on as this order says."""
         if order.fingerprint() != self.fingerprint:
-            self.crashes = 0
+            self.crashes = self.futile = 0
+        self.version = ""
         self.order, self.fingerprint, self.then = order, order.fingerprint(), State.STOPPED
         self.over()
         self.looked_at = 0.0
@@ -141,23 +161,27 @@ class Charge:
         self.port, self.url, self.api_key = label.port, label.url, label.api_key
         self.launcher, self.slots = label.launcher, label.slots
         self.fingerprint = label.fingerprint
-        self.since = self.active_at = self.told_at = now
+        self.since = self.active_at = self.told_at = self.worked_at = now
 
     def answered(self, seen: probe.Look, now: float) -> None:
         """It did its work when asked. `seen` afterwards, so that the question itself does not count as somebody's."""
         self.work, self.running = seen.work, seen.running
-        self.told_at = self.active_at = self.ready_at = now
+        self.told_at = self.active_at = self.ready_at = self.worked_at = now
         self.measured_at = 0.0
-        self.bad_looks = self.refusals = 0
+        self.bad_looks = self.refusals = self.futile = 0
+        self.unproven = False
         self.enter(State.READY, now)
 
-    def crashed(self, now: float, detail: str) -> None:
+    def crashed(self, now: float, detail: str, cause: str = "") -> None:
         """Counts; when it is tried again follows from how often it happened."""
         lived_well = self.ready_at is not None and now - self.ready_at >= plan.LIVED_WELL
         self.crashes = 1 if lived_well else self.crashes + 1
+        self.futile += self.ready_at is None
         self.restarts += 1
-        self.retry_at = now + plan.backoff(self.crashes)
-        self.enter(State.FAILED if self.crashes >= plan.QUICK_CRASHES else State.BACKOFF, now, detail)
+        state, pause = plan.after_crash(self.crashes, self.futile)
+        self.retry_at = now + pause
+        self.enter(state, now, detail)
+        self.cause = cause
 
     def over(self) -> None:
         """Nothing runs any more."""
@@ -165,13 +189,15 @@ class Charge:
         self.url = self.api_key = ""
         self.port = 0
         self.ready_at = None
-        self.running = self.work = self.cpu = None
+        self.running = self.work = self.cpu = self.generated = self.live = None
         self.bad_looks = self.refusals = 0
+        self.unproven = False
 
     def note(self, seen: probe.Look, now: float) -> None:
         """Whether it works now, and whether it did since the last look."""
         if not engines.MANNERS[self.launcher].metrics:
             seen = self._by_cpu_time(now)
+        self.live = self._live(seen, now)
         self.running = seen.running
         if seen.running is None:
             self.active_at = now  # too busy to tell
@@ -179,7 +205,25 @@ class Charge:
         self.told_at = now
         if seen.running or seen.work != self.work:
             self.active_at = now
+        if not seen.running or seen.work is None or seen.work != self.work:
+            self.worked_at = now
         self.work = seen.work
+
+    def _live(self, seen: probe.Look, now: float) -> Mapping[str, Any]:
+        speed = None
+        if seen.generated is not None:
+            if self.generated and now > self.generated[0]:
+                # An engine that was started anew counts from zero.
+                speed = max(0.0, seen.generated - self.generated[1]) / (now - self.generated[0])
+            self.generated = (now, seen.generated)
+        waiting = seen.waiting
+        return {
+            "at": timezone.now().isoformat(),
+            "running": None if seen.running is None else seen.running - (waiting or 0),
+            "waiting": waiting,
+            "tokens_per_second": None if speed is None else round(speed, 2),
+            "cache_used": seen.cache_used,
+        }
 
     def _by_cpu_time(self, now: float) -> probe.Look:
         """For an engine without metrics: it works if its processes use CPU time. The first look cannot tell."""

@@ -92,6 +92,9 @@ class Manners:
     running: str = ""
     waiting: str = ""
     work: tuple[str, ...] = ()  # counters that grow with every request
+    generated: str = ""  # the one of tokens that it made
+    cache_used: str = ""  # the part of the memory for contexts that is in use
+    version: tuple[str, str] = ("", "")  # the path that tells it, and the name there
 
 
 _LLAMA_SERVER = Manners(
@@ -100,6 +103,8 @@ _LLAMA_SERVER = Manners(
     running="llamacpp:requests_processing",
     waiting="llamacpp:requests_deferred",
     work=("llamacpp:prompt_tokens_total", "llamacpp:prompt_tokens_cached_total", "llamacpp:tokens_predicted_total"),
+    generated="llamacpp:tokens_predicted_total",
+    version=("/props", "build_info"),
 )
 MANNERS: Mapping[str, Manners] = {
     "vllm": Manners(
@@ -108,6 +113,9 @@ MANNERS: Mapping[str, Manners] = {
         running="vllm:num_requests_running",
         waiting="vllm:num_requests_waiting",
         work=("vllm:prompt_tokens_total", "vllm:generation_tokens_total"),
+        generated="vllm:generation_tokens_total",
+        cache_used="vllm:kv_cache_usage_perc",
+        version=("/version", "version"),
     ),
     "llama-server": _LLAMA_SERVER,
     "xllamacpp": _LLAMA_SERVER,

@@ -17,7 +17,11 @@ KEPT_RUNS = 3  # of a replica, the living one included; their logs tell how it w
 
 
 class CannotLaunch(Exception):
-    """The engine was not started; the message is a sentence for the operator."""
+    """The engine was not started; the message is a sentence for the operator, `cause` a code of `advice` or empty."""
+
+    def __init__(self, message: str, cause: str = "") -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,7 @@ class House:
     ports: Sequence[int]
     start_limit: float
     stop_grace: float
+    claim: Path  # keeps this state directory's claim of the host, see `lease`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,12 +74,12 @@ def launch(
     Raises CannotLaunch.
     """
     if fault := registering.path_fault(spec.engine, spec.path):
-        raise CannotLaunch(fault)
+        raise CannotLaunch(fault, "bad-files")
     found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
     try:
         launcher = engines.choose(spec, found)
     except engines.NoLauncher as error:
-        raise CannotLaunch(str(error)) from error
+        raise CannotLaunch(str(error), "no-engine") from error
     place = Place(
         address=address,
         port=_free_port(address, house.ports, taken, chance),
@@ -106,7 +111,7 @@ def _free_port(address: str, ports: Sequence[int], taken: Collection[int], chanc
     for port in chance.sample(ports, len(ports)):
         if port not in taken and _can_listen(address, port):
             return port
-    raise CannotLaunch(f"All ports of ENGINE_PORTS ({ports[0]}-{ports[-1]}) are in use.")
+    raise CannotLaunch(f"All ports of ENGINE_PORTS ({ports[0]}-{ports[-1]}) are in use.", "port-in-use")
 
 
 def _can_listen(address: str, port: int) -> bool:

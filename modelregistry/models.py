@@ -46,6 +46,8 @@ class Host(models.Model):
         help_text=_("Where engines listen and gateways reach them: loopback, or the host's internal address."),
     )
     seen_at = models.DateTimeField(_("supervisor last seen"), null=True, blank=True, editable=False)
+    claim = models.CharField(max_length=40, blank=True, editable=False)  # of its supervisor, see `lease`
+    holder = models.CharField(_("supervisor"), max_length=200, blank=True, editable=False)
 
     class Meta:
         verbose_name = _("host")

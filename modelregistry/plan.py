@@ -4,6 +4,9 @@
     READY -> DRAINING -> STOPPED, ASLEEP   off the catalogue, until it has nothing to do
     any that runs -> BACKOFF or FAILED     it ended, or had to be ended; started again when its time has come
 
+BACKOFF is waiting for the next try, after 1, 2, 4 … 60 s. FAILED is the end of a crash loop: it is tried again every
+ten minutes only (a disk may be mounted late), and at once when an operator changes or restarts the model.
+
 Times are seconds of a monotonic clock: the host's wall clock may jump.
 """
 
@@ -22,9 +25,11 @@ UNWELL_LIMIT = 120.0  # seconds without an answer before an engine that still ru
 REFUSALS_LIMIT = 10  # answers "no" of a starting engine: it works, but not as it should
 LOOK_AGAIN = 1.0  # seconds after a bad look
 BAD_LOOKS_LIMIT = 3  # bad looks with an unanswered question each, before a ready engine goes off the catalogue
-QUICK_CRASHES = 5  # in a row before a replica is called failed
+FUTILE_STARTS = 5  # starts in a row that never answered, before a replica is called failed
+QUICK_CRASHES = 10  # the same for an engine that answers each time and then dies: its trouble may be a passing one
 LIVED_WELL = 60.0  # seconds of being ready that make the crashes before forgotten
 LONGEST_BACKOFF = 60.0
+FAILED_PAUSE = 600.0  # a failed replica is tried that rarely: what it needs is an operator
 
 
 class State(StrEnum):
@@ -147,6 +152,13 @@ def plan(wanted: Mapping[Key, Wanted], observed: Iterable[Observed], now: float,
         if action:
             actions.append(action)
     return actions
+
+
+def after_crash(crashes: int, futile: int) -> tuple[State, float]:
+    """What a replica is after so many crashes in a row, so many of them without ever answering; seconds to wait."""
+    if futile >= FUTILE_STARTS or crashes >= QUICK_CRASHES:
+        return State.FAILED, FAILED_PAUSE
+    return State.BACKOFF, backoff(crashes)
 
 
 def backoff(crashes: int) -> float:

@@ -52,13 +52,17 @@ class Target:
 class Look:
     """What a cheap look saw. `running`: requests worked on or waiting; None: not told (by a busy engine, or never).
 
-    `work` grows whenever the engine did something; None: not told.
+    `work` grows whenever the engine did something; None: not told. So for the others: `waiting`, of `running`;
+    `generated`, tokens so far; `cache_used`, of the memory for contexts, 0 to 1.
     """
 
     well: bool
     detail: str = ""
     running: int | None = None
     work: float | None = None
+    waiting: int | None = None
+    generated: float | None = None
+    cache_used: float | None = None
 
 
 async def look(client: httpx2.AsyncClient, target: Target) -> Look:
@@ -85,7 +89,22 @@ async def look(client: httpx2.AsyncClient, target: Target) -> Look:
         well=True,
         running=int(values[manners.running] + values.get(manners.waiting, 0)),
         work=sum(values.get(name, 0) for name in manners.work),
+        waiting=int(values[manners.waiting]) if manners.waiting in values else None,
+        generated=values.get(manners.generated),
+        cache_used=values.get(manners.cache_used),
     )
+
+
+async def version(client: httpx2.AsyncClient, target: Target) -> str:
+    """As the engine itself tells; empty: it does not. Within LOOK_TIMEOUT."""
+    path, name = MANNERS[target.launcher].version if target.launcher else ("", "")
+    if not path:
+        return ""
+    try:
+        answer = await client.get(target.url + path, headers=_headers(target), timeout=LOOK_TIMEOUT)
+        return str(answer.json()[name])[:60]
+    except (httpx2.HTTPError, LookupError, TypeError, ValueError):
+        return ""
 
 
 async def _look_outside(client: httpx2.AsyncClient, target: Target) -> Look:

@@ -135,7 +135,7 @@ class Runs:
         """Living processes that were started below this root and no living shim answers for."""
         shims = {str(run.directory): life(run) for run in self.all()}
         answered = {directory for directory, state in shims.items() if state in (Life.RUNNING, Life.ENDING)}
-        return [who for who, mark in _marked(f"{self.root}/") if mark not in answered]
+        return [who for who, mark in marked(f"{self.root}/") if mark not in answered]
 
 
 def life(run: Run) -> Life:
@@ -209,7 +209,7 @@ def kill(strays: Iterable[Identity]) -> None:
 
 def remains(run: Run) -> list[Identity]:
     """Living processes that carry this run's mark: all of it except the shim."""
-    return [who for who, mark in _marked(str(run.directory)) if mark == str(run.directory)]
+    return [who for who, mark in marked(str(run.directory)) if mark == str(run.directory)]
 
 
 def tree(run: Run) -> list[Identity]:
@@ -221,6 +221,15 @@ def cpu_seconds(run: Run) -> float:
     """CPU time that the living processes of a run have used."""
     ticks = sum(found.ticks for who in tree(run) if (found := shim.stat(who.pid)))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def oom_kills() -> int:
+    """How many processes of this machine the kernel ended for want of memory since it booted."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _signal_shim(run: Run, number: int) -> None:
@@ -237,8 +246,8 @@ def _until(true: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def _marked(prefix: str) -> Iterator[tuple[Identity, str]]:
-    """Living processes of this user whose mark begins so, with their mark."""
+def marked(prefix: str) -> Iterator[tuple[Identity, str]]:
+    """Living processes of this user (of all, for root) whose mark begins so, with their mark."""
     begin = f"{shim.MARK}={prefix}".encode()
     for pid in shim.processes():
         who = shim.identify(pid)

@@ -3,16 +3,19 @@
 Every function blocks on the database and raises django.db.Error when it is away; call them from one thread.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
 from modelregistry.engines import Spec
-from modelregistry.models import Host, Replica, ServedModel, Wish
+from modelregistry.lease import Claim
+from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica, ServedModel, Wish
 from modelregistry.plan import Key, State
 
 
@@ -52,6 +55,8 @@ class Facts:
     restarts: int = 0
     retry_at: datetime | None = None
     detail: str = ""
+    cause: str = ""
+    version: str = ""
 
 
 # What gateways build their catalogue from. Other changes are written without telling them.
@@ -62,17 +67,40 @@ _ROUTING = ("state", "url", "api_key", "launcher", "slots")
 class HostRow:
     id: int
     address: str
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """As `HostReport`; `at` is when it was seen."""
+
+    devices: list[dict[str, Any]]
+    strangers: list[dict[str, Any]]
+    engines: dict[str, str]
+    problems: list[dict[str, str]]
+    at: datetime
 
 
 def host(name: str) -> HostRow:
     """This host's row, made if there is none."""
     row, _ = Host.objects.get_or_create(name=name)
-    return HostRow(id=row.pk, address=row.address)
+    return HostRow(id=row.pk, address=row.address, claim=Claim(row.claim, row.holder, row.seen_at))
 
 
-def seen(host_id: int) -> None:
-    """The supervisor of this host is alive."""
-    Host.objects.filter(pk=host_id).update(seen_at=timezone.now())
+def claim(row: HostRow, number: str, holder: str) -> bool:
+    """Makes it ours, if nobody changed it since it was read."""
+    as_read = Host.objects.filter(pk=row.id, claim=row.claim.number, seen_at=row.claim.seen_at)
+    return bool(as_read.update(claim=number, holder=holder, seen_at=timezone.now()))
+
+
+def seen(host_id: int, number: str) -> bool:
+    """The supervisor of this host is alive; False if the host has another one now."""
+    return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=timezone.now()))
+
+
+def release(host_id: int, number: str) -> None:
+    """It leaves: the next one need not wait."""
+    Host.objects.filter(pk=host_id, claim=number).update(claim="")
 
 
 def orders(host_id: int) -> dict[int, Order]:
@@ -90,6 +118,7 @@ def _take(row: ServedModel, host_id: int) -> bool:
 
 def _order(row: ServedModel) -> Order:
     external = row.engine == ServedModel.Engine.EXTERNAL
+    retired = row.retires_on is not None and timezone.localdate() >= row.retires_on
     return Order(
         spec=Spec(
             engine=row.engine,
@@ -106,7 +135,7 @@ def _order(row: ServedModel) -> Order:
             allowed_risks=tuple(row.allowed_risks),
             generation=row.generation,
         ),
-        enabled=row.enabled,
+        enabled=row.enabled and not retired,
         replicas=1 if external else row.replicas,
         idle_after=None if external else row.idle_after,
         wished=hasattr(row, "wish"),
@@ -135,6 +164,8 @@ def replicas(host_id: int) -> dict[Key, Facts]:
             restarts=row.restarts,
             retry_at=row.retry_at,
             detail=row.detail,
+            cause=row.cause,
+            version=row.version,
         )
         for row in Replica.objects.filter(host=host_id)
     }
@@ -167,3 +198,25 @@ def remove(host_id: int, key: Key) -> None:
 def measured(host_id: int, key: Key, memory_bytes: int) -> None:
     """Gateways need not know, so nobody is told."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(memory_bytes=memory_bytes)
+
+
+def live(host_id: int, key: Key, seen: Mapping[str, Any] | None) -> None:
+    """What it does now. Gateways need not know."""
+    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(live=seen)
+
+
+def reported(host_id: int, report: Report) -> None:
+    """What the machine itself looks like."""
+    HostReport.objects.update_or_create(host_id=host_id, defaults=asdict(report))
+
+
+def watched_logs(host_id: int) -> dict[int, str]:
+    """The replicas whose log somebody looks at now, with the run that it is of ("": there was none)."""
+    wishes = LogWish.objects.filter(replica__host=host_id, until__gt=timezone.now())
+    return dict(wishes.values_list("replica_id", "replica__run_id"))
+
+
+def tail(replica_id: int, text: str) -> None:
+    """Nothing if the replica is gone meanwhile."""
+    if Replica.objects.filter(pk=replica_id).exists():
+        LogTail.objects.update_or_create(replica_id=replica_id, defaults={"text": text, "at": timezone.now()})

@@ -13,6 +13,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry.launching import House
+from modelregistry.lease import HeldElsewhere
 from modelregistry.supervisor import Signals, Supervisor
 
 
@@ -35,9 +36,13 @@ class Command(BaseCommand):
             ports=ports(settings.ENGINE_PORTS),
             start_limit=settings.ENGINE_START_TIMEOUT,
             stop_grace=settings.ENGINE_STOP_GRACE,
+            claim=settings.RUN / "claim",
         )
         with alone(settings.RUN / "supervisor.lock"):
-            asyncio.run(_supervise(house, options["stop_engines"]))
+            try:
+                asyncio.run(_supervise(house, options["stop_engines"]))
+            except HeldElsewhere as error:
+                raise CommandError(str(error)) from error
 
 
 async def _supervise(house: House, stop_engines: bool) -> None:

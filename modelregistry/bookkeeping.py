@@ -1,0 +1,180 @@
+"""The supervisor's exchange with the database: reads what operators want of this host, writes what became of it.
+
+What is to be written is read off the charges at each exchange, and what was written is remembered there: while the
+database is away nothing queues up, and the rows follow when it is back.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable
+from datetime import datetime
+
+from django.db import Error, close_old_connections, connections
+from django.utils import timezone
+
+from modelregistry import lease, memory, process, rows
+from modelregistry.charge import Charge
+from modelregistry.hands import Hands
+from modelregistry.launching import House
+from modelregistry.lease import HeldElsewhere, Lease
+from modelregistry.plan import Key, State
+from modelregistry.rows import Facts, Order, Report
+from modelregistry.waits import either
+
+log = logging.getLogger(__name__)
+
+EVERY = 1.0  # seconds between two exchanges
+MEASURE_EVERY = 30.0
+TAIL_LINES = 200
+
+
+class Bookkeeping:
+    """`orders` is what is wanted, as read last; `changed` asks for an exchange at once, `heard` follows each."""
+
+    def __init__(
+        self,
+        house: House,
+        charges: dict[Key, Charge],
+        hands: Hands,
+        *,
+        clock: Callable[[], float],
+        heard: Callable[[], None],
+    ) -> None:
+        self.house = house
+        self.charges = charges
+        self.clock = clock
+        self.heard = heard
+        self.orders: dict[int, Order] = {}
+        self.removed: set[Key] = set()
+        self.changed = asyncio.Event()
+        self.host: rows.HostRow
+        self.report: Report | None = None
+        self.reported_at: datetime | None = None
+        self.lease = Lease(house.claim, clock)
+        self.beat_at = float("-inf")
+        self.tails: dict[int, str] = {}
+        self.away = False
+        # One thread, so that there is one connection.
+        self.books = Hands(1, "books")
+        self.hands = hands
+
+    async def open(self, stop: asyncio.Event) -> dict[Key, Facts] | None:
+        """Waits for the database and for this host's claim; what was written last, or None if told to stop before.
+
+        Raises HeldElsewhere.
+        """
+        while not stop.is_set():
+            try:
+                if await self._claimed():
+                    self.orders = await self.books.do(rows.orders, self.host.id)
+                    known = await self.books.do(rows.replicas, self.host.id)
+                    self._answered()
+                    return known
+            except Error as error:
+                self._failed(error)
+            await either(stop, EVERY)
+        return None
+
+    async def keep(self) -> None:
+        """Exchanges for ever. Raises HeldElsewhere when another supervisor took this host over."""
+        while True:
+            try:
+                await self.exchange()
+            except Error as error:
+                self._failed(error)
+            else:
+                self._answered()
+            await either(self.changed, EVERY)
+            self.changed.clear()
+
+    async def exchange(self) -> None:
+        """Writes what changed, reads what is wanted. Raises django.db.Error, HeldElsewhere."""
+        await self.books.do(close_old_connections)
+        await self._beat()
+        for key in list(self.removed):
+            await self.books.do(rows.remove, self.host.id, key)
+            self.removed.discard(key)
+        for charge in list(self.charges.values()):
+            await self._publish(charge)
+        if self.report and self.report.at != self.reported_at:
+            report = self.report
+            await self.books.do(rows.reported, self.host.id, report)
+            self.reported_at = report.at
+        await self._show_logs()
+        asked_at = timezone.now()
+        self.orders = await self.books.do(rows.orders, self.host.id)
+        for model_id in self._fulfilled():
+            await self.books.do(rows.granted, model_id, asked_at)
+        self.heard()
+
+    async def last_exchange(self) -> None:
+        """If the database answers; the engines do not wait for it."""
+        with contextlib.suppress(Error, HeldElsewhere):
+            await self.exchange()
+
+    async def close(self, *, leave: bool) -> None:
+        """`leave`: the host is free for another supervisor at once."""
+        with contextlib.suppress(Error):
+            if leave:
+                await self.books.do(rows.release, self.host.id, self.lease.number)
+            await self.books.do(connections.close_all)
+        self.books.close()
+
+    async def _claimed(self) -> bool:
+        self.host = await self.books.do(rows.host, self.house.host)
+        if not self.lease.may_take(self.host.claim):
+            return False
+        holder = f"{socket.gethostname()}, process {os.getpid()}, {self.house.claim.parent.parent}"
+        if not await self.books.do(rows.claim, self.host, self.lease.number, holder[:200]):
+            return False
+        self.lease.taken()
+        return True
+
+    async def _beat(self) -> None:
+        if self.clock() - self.beat_at < lease.BEAT:
+            return
+        if not await self.books.do(rows.seen, self.host.id, self.lease.number):
+            raise HeldElsewhere("Another supervisor took this host over; its engines are left as they are.")
+        self.beat_at = self.clock()
+
+    async def _publish(self, charge: Charge) -> None:
+        facts = charge.facts(self.clock())
+        if facts != charge.written:
+            await self.books.do(rows.write, self.host.id, charge.key, facts)
+            charge.written = facts
+        if charge.published_at is None and facts.state == charge.state:
+            charge.published_at = self.clock()
+        if charge.live is not charge.live_written:
+            live = charge.live
+            await self.books.do(rows.live, self.host.id, charge.key, live)
+            charge.live_written = live
+        if charge.run and charge.state == State.READY and self.clock() - charge.measured_at >= MEASURE_EVERY:
+            charge.measured_at = self.clock()
+            used = (await self.hands.do(memory.held, process.tree(charge.run))).taken
+            await self.books.do(rows.measured, self.host.id, charge.key, used)
+
+    async def _show_logs(self) -> None:
+        watched = await self.books.do(rows.watched_logs, self.host.id)
+        self.tails = {replica: text for replica, text in self.tails.items() if replica in watched}
+        for replica, run_id in watched.items():
+            text = process.log_tail(self.house.runs / run_id, TAIL_LINES) if run_id else ""
+            if self.tails.get(replica) != text:
+                await self.books.do(rows.tail, replica, text)
+                self.tails[replica] = text
+
+    def _fulfilled(self) -> list[int]:
+        ready = {charge.key.model for charge in self.charges.values() if charge.state == State.READY}
+        return [model_id for model_id, order in self.orders.items() if order.wished and model_id in ready]
+
+    def _failed(self, error: Error) -> None:
+        if not self.away:
+            log.error("the database does not answer; engines go on as they are: %s", error)
+        self.away = True
+
+    def _answered(self) -> None:
+        if self.away:
+            log.warning("the database answers again")
+        self.away = False

@@ -1,0 +1,119 @@
+"""What a host looks like now: its devices, who else holds their memory, its engines, and what is wrong with it.
+
+Strangers are named, never touched. A stranger is a process that is not of our runs and
+
+- holds memory of a GPU, or
+- belongs to another installation of Madoguchi (it carries the mark of a run that is not ours), or
+- on a host without GPUs, holds LARGE bytes of RAM or more.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from modelregistry import engines, gpus, process, shim
+from modelregistry.engine_versions import EngineVersions
+from modelregistry.process import Life, Runs
+
+EVERY = 10.0  # seconds between two inspections
+LARGE = 1_000_000_000  # bytes; a browser or a database with a large cache, which a plan for RAM should know of
+LITTLE_DISK = 1_000_000_000  # bytes; runs, logs and the database share it
+JUMP = 5.0  # seconds between wall clock and monotonic clock; NTP corrects less at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """As `HostReport`, without its time."""
+
+    devices: list[dict[str, Any]]
+    strangers: list[dict[str, Any]]
+    engines: dict[str, str]
+    problems: list[dict[str, str]]
+
+
+class Inspector:
+    """Looks at the host; keeps what is slow to learn. `inspect` blocks, for 50 ms usually."""
+
+    def __init__(self, runs: Runs, cache: Path, commands: Mapping[str, str]) -> None:
+        self.runs = runs
+        self.cache = cache
+        self.commands = commands
+        self.versions = EngineVersions()
+        self.devices: list[gpus.Device] = []
+        self.clocks: tuple[float, float] | None = None  # wall and monotonic
+
+    def inspect(self) -> Inspection:
+        self.devices = devices = gpus.devices(self.devices)
+        found = engines.find(self.commands, self.cache, os.environ.get("PATH", os.defpath))
+        ours = {who.pid for who in self._ours()}
+        return Inspection(
+            devices=[asdict(device) for device in devices],
+            strangers=strangers(devices, ours, self.runs.root),
+            engines=self.versions.of(found),
+            problems=[*disk_problems([self.runs.root, self.cache]), *self._clock_problems(time.time, time.monotonic)],
+        )
+
+    def _ours(self) -> Iterable[shim.Identity]:
+        for run in self.runs.all():
+            if process.life(run) in (Life.RUNNING, Life.ENDING):
+                yield run.shim
+                yield from process.tree(run)
+            yield from process.remains(run)
+
+    def _clock_problems(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> list[dict[str, str]]:
+        now = wall(), monotonic()
+        before, self.clocks = self.clocks or now, now
+        jump = (now[0] - before[0]) - (now[1] - before[1])
+        return [{"code": "clock-jumped", "detail": f"{jump:+.0f} s"}] if abs(jump) > JUMP else []
+
+
+def strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: Path) -> list[dict[str, Any]]:
+    """As `gpus.Stranger`, and "installation": the state directory of the Madoguchi that it belongs to, or ""."""
+    marks = {who.pid: mark for who, mark in process.marked("") if not mark.startswith(f"{root}/")}
+    found = gpus.strangers(devices, ours)
+    on_gpus = {stranger.pid for stranger in found}
+    has_gpus = any(device.kind == "gpu" for device in devices)
+    for pid in shim.processes():
+        resident = _resident(pid)
+        named = pid in marks or (not has_gpus and resident >= LARGE)
+        if resident and named and pid not in on_gpus and pid not in ours:
+            found.append(gpus.Stranger(pid=pid, name=_name(pid), device=gpus.RAM, bytes=resident))
+    return [
+        {**asdict(stranger), "installation": _installation(marks.get(stranger.pid, ""))}
+        for stranger in sorted(found, key=lambda stranger: -(stranger.bytes or 0))
+    ]
+
+
+def disk_problems(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """One for each disk that is nearly full."""
+    found = {}
+    for path in paths:
+        existing = next(each for each in (path, *path.parents) if each.exists())
+        free = shutil.disk_usage(existing).free
+        if free < LITTLE_DISK:
+            found[existing.stat().st_dev] = {"code": "disk-full", "detail": f"{existing}: {free / 1e6:.0f} MB"}
+    return list(found.values())
+
+
+def _installation(mark: str) -> str:
+    # A mark is VAR/run/engines/RUN.
+    return str(Path(mark).parent.parent.parent) if mark else ""
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, LookupError):
+        return 0
+
+
+def _name(pid: int) -> str:
+    """The command without its arguments: they may hold secrets."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
