@@ -62,9 +62,6 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
     "split": _("The model cannot be split over so many GPUs: choose a number that divides its attention heads."),
     "shared-memory": _("The shared memory (/dev/shm) is too small: enlarge it; in a container, with --shm-size."),
     "no-engine": _("This host has no such engine: install it with “manage.py installengine”, or name its program."),
-    "no-chat-template": _(
-        "The model has no chat template: give one with the engine’s argument, or register it otherwise."
-    ),
     "too-slow": _("It did not answer in time: if the log shows that it was still loading, raise ENGINE_START_TIMEOUT."),
 }
 
@@ -113,7 +110,6 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
         r"SafetensorError|tensor .* data is not within the file bounds|corrupted or incomplete|failed to read",
     ),
     ("bad-files", r"invalid magic|GGUF file|Error while deserializing|JSONDecodeError|UnpicklingError"),
-    ("no-chat-template", r"chat template"),
 )
 _KNOWN = tuple((code, re.compile(pattern)) for code, pattern in _PATTERNS)
 # vLLM writes it at each start: a limit that it could not raise.

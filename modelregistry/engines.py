@@ -269,10 +269,13 @@ def _llama_cpp_python(spec: Spec, place: Place) -> tuple[list[str], dict[str, st
 
 def telling_line(launcher: str, log: str) -> str:
     """The line of a failed engine's log that says most about the cause; empty for an empty log."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    # A limit that vLLM could not raise is told at each start, with an "OSError: " of its own.
+    lines = [line.strip() for line in log.splitlines() if line.strip() and "Found ulimit of" not in line]
     patterns = [
         # vLLM: the first error of a worker is the cause, what follows are its consequences
         *([re.compile(r"\((?:Worker|EngineCore)[^)]*\) ERROR .*\w+Error: ")] if launcher == "vllm" else []),
+        # The same of its front: pydantic's words
+        *([re.compile(r"^Value error, ")] if launcher == "vllm" else []),
         re.compile(r"error: |\w+Error: |Exception: | E \w+"),
     ]
     for pattern in patterns:
