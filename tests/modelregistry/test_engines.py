@@ -1,4 +1,5 @@
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -192,6 +193,21 @@ def test_vllm_of_the_cache_is_started_by_its_module(tmp_path):
     python = program(tmp_path / "engines/vllm-0.32.0+cpu/bin", "python")
     Path(python).with_name("vllm").touch(0o755)  # holds the path where it was built
     assert engines.find({}, tmp_path, "")["vllm"] == (python, "-m", "vllm.entrypoints.cli.main")
+
+
+def test_vllms_build_for_gpus_comes_before_the_one_for_cpus(tmp_path):
+    for version in ("0.33.0+cpu", "0.32.0", "0.31.0"):
+        program(tmp_path / f"engines/vllm-{version}/bin", "python")
+    assert "vllm-0.32.0/" in engines.find({}, tmp_path, "")["vllm"][0]
+
+
+def test_what_is_missing_can_be_installed_by_the_name_that_is_told():
+    from modelregistry.engine_environments import INSTALLABLE
+
+    for spec in (CHAT, replace(CHAT, engine="vllm"), *(replace(CHAT, launcher=x) for x in engines.LLAMA_CPP_LAUNCHERS)):
+        with pytest.raises(NoLauncher) as told:
+            engines.choose(spec, {})
+        assert re.search(r"`manage.py installengine (\S+)`", str(told.value))[1] in INSTALLABLE
 
 
 def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):

@@ -1,30 +1,60 @@
+import signal
 from argparse import ArgumentParser
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry.engine_environments import INSTALLABLE, install
+from modelregistry import engine_environments
+from modelregistry.engine_environments import FOR_CPUS, INSTALLABLE, EngineEnvironment
 from modelregistry.fetching import CannotFetch
 
-GPU = (
-    "Only vLLM's build for CPUs can be installed here: say --cpu. For a GPU, vLLM depends on the driver: install it "
-    "in an environment of its own as its documentation tells, and name its program in VLLM_COMMAND."
+NO_DRIVER = (
+    "This machine shows no NVIDIA driver, and vLLM's build for GPUs (9.5 GB) would run nothing here. Say --cpu for its "
+    "build for CPUs, or --force if the driver comes later."
 )
 
 
 class Command(BaseCommand):
-    help = "Installs an engine in an environment of its own under MADOGUCHI_CACHE and prints its Python."
+    help = "Installs an engine in a directory of its own under MADOGUCHI_CACHE and prints the program that starts it."
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("engine", choices=sorted(INSTALLABLE))
+        parser.add_argument(
+            "engine",
+            choices=sorted(INSTALLABLE),
+            help="llama.cpp is xllamacpp, which needs no compiler; llama-server and llama-cpp-python are compiled here",
+        )
         parser.add_argument("--cpu", action="store_true", help="vllm: its build for CPUs (2.5 GB), slow but complete")
+        parser.add_argument("--force", action="store_true", help="vllm: also without an NVIDIA driver")
+        where = parser.add_mutually_exclusive_group()
+        where.add_argument("--from", dest="folder", type=Path, metavar="DIR", help="a folder of packages; no index")
+        where.add_argument(
+            "--download-to", type=Path, metavar="DIR", help="only fill such a folder, for a machine without a net"
+        )
 
     def handle(self, *args: Any, **options: Any) -> str:
-        if options["engine"] == "vllm" and not options["cpu"]:
-            raise CommandError(GPU)
+        environment = _chosen(options["engine"], cpu=options["cpu"])
+        signal.signal(signal.SIGTERM, _end)
         try:
-            return str(install(INSTALLABLE[options["engine"]], settings.CACHE, self.stderr.write))
+            if folder := options["download_to"]:
+                engine_environments.download(environment, folder, self._say)
+                return str(folder)
+            if environment is INSTALLABLE["vllm"] and not (engine_environments.nvidia_driver() or options["force"]):
+                raise CommandError(NO_DRIVER)
+            return str(engine_environments.install(environment, settings.CACHE, self._say, folder=options["folder"]))
         except CannotFetch as error:
             raise CommandError(str(error)) from error
+
+    def _say(self, text: str) -> None:
+        self.stderr.write(text, style_func=str)
+        self.stderr.flush()
+
+
+def _chosen(engine: str, *, cpu: bool) -> EngineEnvironment:
+    return (FOR_CPUS.get(engine) if cpu else None) or INSTALLABLE[engine]
+
+
+def _end(*_: object) -> None:
+    raise SystemExit(143)  # so that the downloads that run end with us
