@@ -83,7 +83,7 @@ def fleet() -> None:
             {"pid": 3120, "name": "Xorg", "device": 0, "bytes": gigabytes(0.3)},
         ],
         engines={"vllm": "0.32.0", "llama-server": "b11549"},
-        problems=[{"code": "disk", "detail": "/var/lib/madoguchi: 1.8 GB of disk left."}],
+        problems=[{"code": "disk-full", "detail": "/var/lib/madoguchi: 812 MB"}],
     )
     edge = host("edge-03", ram(64, 19), silent=timedelta(minutes=3), engines={"xllamacpp": "b11549"})
 
@@ -166,7 +166,7 @@ def fleet() -> None:
         shared,
         "failed",
         predicted=predicted(16.8, 9.4, 1.9),
-        cause="out-of-memory",
+        cause="gpu-memory",
         restarts=5,
         detail=OUT_OF_MEMORY,
     )
@@ -191,6 +191,7 @@ def calls(key: ApiKey) -> None:
 
 
 OUT_OF_MEMORY = """\
+ended with status 1: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.31 GiB.
 (EngineCore_DP0 pid=5120) INFO 11-22 13:04:11 [gpu_model_runner.py:2602] Starting to load model /srv/models/gemma-3-27b
 (EngineCore_DP0 pid=5120) ERROR 11-22 13:04:58 [core.py:708] torch.OutOfMemoryError: CUDA out of memory. Tried to
 allocate 1.31 GiB. GPU 0 has a total capacity of 23.99 GiB of which 812.00 MiB is free.

@@ -118,6 +118,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.fields["engine"].choices = ServedModel.Engine.choices  # type: ignore[attr-defined]  # none is no choice
         if self.instance.pk:
             self.fields["name"].disabled = True
             self.fields["name"].help_text = _("Clients know it by this name. Give it another one beside it below.")

@@ -163,6 +163,7 @@ class Stranger:
     name: str  # "" if it cannot be seen from there
     device: int
     bytes: int | None
+    installation: str = ""  # the state directory of the other Madoguchi that it belongs to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +201,10 @@ class Overview:
     @property
     def silent(self) -> list[HostView]:
         return [host for host in self.hosts if not host.sure]
+
+    @property
+    def problems(self) -> bool:
+        return any(host.problems for host in self.hosts)
 
     @property
     def bars(self) -> list[Bar]:

@@ -1,6 +1,7 @@
 """Operators' pages for hosts, models and replicas. Others are refused at every address alike."""
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from functools import wraps
 from typing import Any
 
@@ -13,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from modelregistry.models import ServedModel
+from modelregistry.models import LogTail, LogWish, ServedModel
 from portal.accounts.models import User
 from portal.accounts.tenancy import operator
 from portal.console.clock import zone_of
@@ -25,6 +26,7 @@ from portal.operations.overview import model_view, overview, with_all
 from portal.operations.pace import paces
 
 View = Callable[..., HttpResponse]
+WISH = timedelta(seconds=15)
 
 
 def for_operators(view: View) -> View:
@@ -66,8 +68,30 @@ def one_model(request: HttpRequest, name: str) -> HttpResponse:
         "model": model_view(model, now, timezone.localdate(), paces(now).get(name)),
         "facts": told_by_files(model),
         "tenants": visible_to(model),
+        "limits": limits(model),
+        "log": asked_log(model, request.GET.get("log", ""), now),
     }
     return render(request, "operations/model.html", context)
+
+
+def limits(model: ServedModel) -> list[tuple[str, float]]:
+    """The time-outs, in seconds, that it has of its own."""
+    names = ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")
+    own = [(model._meta.get_field(name), getattr(model, name)) for name in names]
+    return [(str(field.verbose_name), value) for field, value in own if value is not None]  # type: ignore[union-attr]
+
+
+def wish_log(replica: int, now: datetime) -> None:
+    LogWish.objects.update_or_create(replica_id=replica, defaults={"until": now + WISH})
+
+
+def asked_log(model: ServedModel, number: str, now: datetime) -> LogTail | None:
+    """What is known of the log of the replica that was asked for; asks its supervisor to keep it up to date."""
+    replica = model.replica_set.filter(pk=int(number)).first() if number.isdecimal() else None
+    if replica is None:
+        return None
+    wish_log(replica.pk, now)
+    return LogTail.objects.filter(replica=replica).first() or LogTail(replica=replica, at=None)
 
 
 @for_operators

@@ -9,7 +9,10 @@ const note = document.querySelector("[data-live-note]");
 const noteState = note?.querySelector("[data-live-state]");
 const announcer = document.querySelector("[data-announce]");
 
-const clock = () => new Date().toLocaleTimeString(document.documentElement.lang, { hour: "2-digit", minute: "2-digit" });
+// In the zone of the page, as all its times are.
+const clock = () => new Date().toLocaleTimeString(document.documentElement.lang, {
+  hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone: note.dataset.zone,
+});
 
 function show(level, text) {
   if (noteState.textContent === text) return;
@@ -39,7 +42,9 @@ function renewAll(fresh) {
   const now = parts(area), next = parts(fresh);
   const same = now.size === next.size && [...now.keys()].every((key) => next.has(key));
   if (!same) {
+    const view = area.querySelector("[data-log]"); // its text is newer than what was fetched
     renewPart(area, fresh);
+    if (view) area.querySelector(`[data-log="${view.dataset.log}"]`)?.replaceWith(view);
     return;
   }
   const said = [];
@@ -77,7 +82,7 @@ function connect(path, { opened, message, closed }) {
     socket.addEventListener("open", () => { delay = FIRST_RETRY; opened(); });
     socket.addEventListener("message", (event) => message(JSON.parse(event.data)));
     socket.addEventListener("close", () => {
-      closed();
+      if (closed()) return;
       setTimeout(open, delay * (0.5 + Math.random() / 2));
       delay = Math.min(2 * delay, LAST_RETRY);
     });
@@ -88,9 +93,49 @@ function connect(path, { opened, message, closed }) {
 
 if (area) {
   let since = clock();
+  const away = () => show("watch", note.dataset.away.replace("{time}", since));
   connect("/ws/operations/", {
-    opened: () => { show("fine", note.dataset.liveWords); renew(); },
-    message: () => { since = clock(); renew(); },
-    closed: () => show("watch", note.dataset.away.replace("{time}", since)),
+    opened: () => {}, // the first message tells everything
+    message: (message) => {
+      if (message.type === "stale") { away(); return; }
+      since = clock();
+      show("fine", note.dataset.liveWords);
+      if (message.type !== "heartbeat") renew();
+    },
+    closed: away,
   });
 }
+
+// --- The end of a replica's log ---------------------------------------------------------------------------------------
+const LINES = 2000; // kept in the page
+
+function followLog(view) {
+  const text = view.querySelector("[data-log-text]"), state = view.querySelector("[data-log-state]");
+  const say = (level, words) => { state.className = `state ${level}`; state.textContent = words; };
+  let since = clock(), gone = false;
+  view.querySelector("[data-log-reload]").hidden = true;
+  text.classList.toggle("skeleton", !text.textContent);
+
+  function write(message) {
+    // Who has scrolled up reads; who is at the end wants to see what comes.
+    const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
+    const whole = message.append ? text.textContent + message.text : message.text;
+    text.textContent = whole.split("\n").slice(-LINES).join("\n") || (message.at ? text.dataset.none : "");
+    text.classList.toggle("skeleton", !text.textContent);
+    if (atEnd) text.scrollTop = text.scrollHeight;
+  }
+
+  connect(`/ws/operations/replicas/${view.dataset.log}/log/`, {
+    opened: () => say("fine", state.dataset.live),
+    message: (message) => {
+      since = clock();
+      if (message.type === "log") { write(message); say("fine", state.dataset.live); }
+      if (message.type === "stale") say("watch", state.dataset.away.replace("{time}", since));
+      if (message.type === "gone") { gone = true; say("off", state.dataset.gone); }
+    },
+    closed: () => { if (!gone) say("watch", state.dataset.away.replace("{time}", since)); return gone; },
+  });
+}
+
+const log = document.querySelector("[data-log]");
+if (log) followLog(log);

@@ -4,10 +4,17 @@ from django import template
 from django.utils.formats import number_format
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+
+from modelregistry.advice import ADVICE
 
 register = template.Library()
 
 GIB = 1024**3  # what makers of GPUs and their drivers mean by GB
+PROBLEMS = {
+    "disk-full": gettext_lazy("Little disk space is left: %(detail)s."),
+    "clock-jumped": gettext_lazy("The clock was set, by %(detail)s: times of before are off by that much."),
+}
 
 
 @register.filter
@@ -47,15 +54,21 @@ def per_cent(value: float | None) -> str:
 
 
 @register.filter
-def lines(text: str, count: int) -> str:
-    """The last of them."""
-    return "\n".join(text.rstrip().splitlines()[-count:])
+def first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
 
 
 @register.filter
 def advice(cause: str) -> str:
     """What to do about a failure of a known cause; "" for others."""
-    return ""
+    return str(ADVICE.get(cause, ""))
+
+
+@register.filter
+def problem(found: dict[str, str]) -> str:
+    """A host's problem as a sentence; what has none of ours is told as it came."""
+    sentence = PROBLEMS.get(found["code"])
+    return str(sentence) % found if sentence else found["detail"]
 
 
 @register.simple_tag
