@@ -222,6 +222,10 @@ def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
         argv += ["--enable-prompt-tokens-details"]
     elif spec.task != "transcription":
         argv += ["--runner", "pooling"]
+    if "remote-code" in spec.allowed_risks:
+        argv += ["--trust-remote-code"]
+    if "pickle" not in spec.allowed_risks:
+        argv += ["--load-format", _load_format(Path(spec.path))]
     env = {
         "VLLM_API_KEY": place.api_key,
         "VLLM_NO_USAGE_STATS": "1",
@@ -230,6 +234,14 @@ def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
         "TRANSFORMERS_OFFLINE": "1",
     }
     return argv, env
+
+
+def _load_format(directory: Path) -> str:
+    """Never vLLM's default ("auto"), which falls back to pickles: one may be put there after the files were checked.
+
+    Mistral's own form has other names for the same weights; vLLM prefers it where it is, and so its configuration.
+    """
+    return "mistral" if any(directory.glob("consolidated*.safetensors")) else "safetensors"
 
 
 def _llama_server(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:

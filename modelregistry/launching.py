@@ -73,7 +73,7 @@ def launch(
 
     Raises CannotLaunch.
     """
-    if fault := registering.path_fault(spec.engine, spec.path):
+    if fault := registering.path_fault(spec.engine, spec.path, spec.allowed_risks):
         raise CannotLaunch(fault, "bad-files")
     found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
     try:

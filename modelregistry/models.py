@@ -207,10 +207,14 @@ class ServedModel(models.Model):
         ja, en = self.description_ja, self.description_en
         return (ja or en) if (get_language() or "ja").startswith("ja") else (en or ja)
 
-    def clean(self) -> None:
-        """What fields alone cannot tell: does the engine have what it needs, and is the file there?
+    # What is asked of a model's files. When none of it changes, the files are not looked at: a model whose files broke
+    # can still be described, retired or stopped.
+    ASKED_OF_FILES = ("engine", "path", "host_id", "task", "context", "args", "allowed_risks", "tensor_parallel")
 
-        A path is looked at only for a model of this machine: other hosts' disks cannot be seen from here.
+    def clean(self) -> None:
+        """What fields alone cannot tell: does the engine have what it needs, and can the files give it?
+
+        Files are looked at only for a model of this machine: other hosts' disks cannot be seen from here.
         """
         problems = registering.problems(
             engine=self.engine,
@@ -219,14 +223,28 @@ class ServedModel(models.Model):
             path=self.path,
             url=self.url,
             args=self.args,
+            context=self.context,
+            gpus=self.gpus,
+            tensor_parallel=self.tensor_parallel or 1,
+            allowed_risks=self.allowed_risks,
             connect_timeout=self.connect_timeout,
             first_byte_timeout=self.first_byte_timeout,
             idle_timeout=self.idle_timeout,
             total_timeout=self.total_timeout,
-            look_at_path=self.host is None or self.host.name == settings.HOST_NAME,
+            look_at_path=self._is_of_this_machine() and self._asks_anew(),
         )
+        taken = Alias.objects.filter(name=self.name).select_related("model").first()
+        if taken:
+            problems["name"] = _("This name is an alias of %(model)s.") % {"model": taken.model}
         if problems:
             raise ValidationError(problems)
+
+    def _is_of_this_machine(self) -> bool:
+        return self.host is None or self.host.name == settings.HOST_NAME
+
+    def _asks_anew(self) -> bool:
+        stored = ServedModel.objects.filter(pk=self.pk).values(*self.ASKED_OF_FILES).first() if self.pk else None
+        return stored != {field: getattr(self, field) for field in self.ASKED_OF_FILES}
 
 
 class Alias(models.Model):

@@ -1,17 +1,29 @@
 """What is wrong with a model that somebody wants to register, told before an engine would find out minutes later."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.utils.translation import gettext as _
 
+from modelregistry import model_files
+from modelregistry.model_files import Facts, Unreadable
+
 # Set by the supervisor for each replica; a second value would win and move the engine to where nobody looks, open
-# it to every interface, or let it answer without a key.
+# it to every interface, or let it answer without a key. A file of arguments (--config) could hold any of them.
 RESERVED = frozenset(
     [
-        *("--host", "--port", "--uds", "--api-key", "--api_key", "--api-key-file", "--interrupt_requests"),
-        *("--model", "-m", "--alias", "-a", "--model_alias", "--served-model-name"),
+        *("--host", "--port", "--uds", "--api-key", "--api-key-file", "--interrupt-requests", "--config"),
+        *("--model", "-m", "--alias", "-a", "--model-alias", "--served-model-name"),
+    ]
+)
+# vLLM's load formats that read pickles, or may.
+PICKLING = frozenset(["pt", "npcache", "auto", "hf"])
+# Arguments by which an operator takes the context beyond what the model was trained for.
+STRETCHING = frozenset(
+    [
+        *("--hf-overrides", "--rope-scaling", "--rope-scale", "--rope-theta", "--yarn-orig-ctx", "--override-kv"),
+        *("--rope-freq-base", "--rope-freq-scale", "--rope-scaling-type"),
     ]
 )
 
@@ -24,35 +36,133 @@ def problems(
     path: str,
     url: str,
     args: object,
+    context: int | None,
+    gpus: object,
+    tensor_parallel: int,
+    allowed_risks: object,
     connect_timeout: float | None,
     first_byte_timeout: float | None,
     idle_timeout: float | None,
     total_timeout: float | None,
     look_at_path: bool,
 ) -> dict[str, str]:
-    """One sentence for each field that cannot be right; empty: fine. Reads a few bytes of the model's files."""
+    """One sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files."""
     found: dict[str, str] = {}
     if engine == "external":
         found |= _external(path, url)
-    else:
-        if url:
-            found["url"] = _("Only an external engine has a URL; this one is started here, from a path.")
-        if fault := path_fault(engine, path) if look_at_path else _unseen_path_fault(path):
-            found["path"] = fault
+    elif url:
+        found["url"] = _("Only an external engine has a URL; this one is started here, from a path.")
     if launcher and engine != "llama.cpp":
         found["launcher"] = _("Only llama.cpp has a choice of launchers.")
     if launcher == "llama-cpp-python" and task == "rerank":
         found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
     if engine == "llama.cpp" and task == "transcription":
         found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
-    if fault := _args_fault(args):
+    if fault := _gpus_fault(gpus, tensor_parallel):
+        found["gpus"] = fault
+    known = model_files.RISKS.keys()
+    risks = [risk for risk in allowed_risks if risk in known] if isinstance(allowed_risks, list) else []
+    if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
+        found["allowed_risks"] = _('Allowed risks are a list of "pickle" and "remote-code".')
+    if fault := _args_fault(args) or _refused_arg(engine, launcher, _texts(args), risks):
         found["args"] = fault
+    if engine != "external":
+        if look_at_path:
+            found = _of_files(engine, path, risks, task, context, args, tensor_parallel) | found
+        else:
+            found = _unseen(path) | found
     parts = [given for given in (connect_timeout, first_byte_timeout, idle_timeout) if given is not None]
     if total_timeout is not None and total_timeout < max(parts, default=0.0):
         found["total_timeout"] = _("The time in all cannot be shorter than one of its parts, %(longest)g seconds.") % {
             "longest": max(parts)
         }
     return found
+
+
+def sentence(error: Unreadable) -> str:
+    """What an Unreadable says, in the language of the reader."""
+    return _(error.sentence) % error.values
+
+
+def path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> str:
+    """Why a model cannot be read from there, on this machine; empty: it can, as far as its headers tell.
+
+    Takes 1 to 30 ms for a model whose files were read before, so that a supervisor can ask before every start:
+    files change after they were registered.
+    """
+    try:
+        model_files.read(engine, path, allowed_risks)
+    except Unreadable as error:
+        return sentence(error)
+    return ""
+
+
+def _of_files(
+    engine: str, path: str, risks: Sequence[str], task: str, context: int | None, args: object, tensor_parallel: int
+) -> dict[str, str]:
+    try:
+        facts = model_files.read(engine, path, risks)
+    except Unreadable as error:
+        return {"allowed_risks" if error.risk else "path": sentence(error)}
+    return unsuited(facts, engine, task=task, context=context, args=_texts(args), tensor_parallel=tensor_parallel)
+
+
+def unsuited(
+    facts: Facts, engine: str, *, task: str, context: int | None, args: Sequence[str], tensor_parallel: int = 1
+) -> dict[str, str]:
+    """What is asked of these files that they cannot give, one sentence by field; empty: nothing."""
+    options = {_option(arg) for arg in args}
+    found: dict[str, str] = {}
+    if fault := _task_fault(facts, engine, task, options):
+        found["task"] = fault
+    if context and facts.context and context > facts.context and not options & STRETCHING:
+        # Engines refuse it or, worse, answer nonsense from that length on. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is
+        # for the whole host and not to be seen from here; who really wants it says so by an argument.
+        found["context"] = _(
+            "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
+            "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
+        ) % {"most": facts.context}
+    if engine == "vllm" and facts.heads and facts.heads % tensor_parallel:
+        found["tensor_parallel"] = _(
+            "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
+        ) % {"heads": facts.heads, "gpus": tensor_parallel}
+    return found
+
+
+def _task_fault(facts: Facts, engine: str, task: str, options: Collection[str]) -> str:
+    # The other way round is fine: a model that chats can embed and rank, too.
+    if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
+        return _("%(architecture)s is not made for chat but for another task: %(task)s.") % {
+            "architecture": facts.architecture,
+            "task": facts.task,
+        }
+    if engine == "vllm" and task == "chat" and not facts.has_chat_template and "--chat-template" not in options:
+        # llama.cpp takes a general one (ChatML) instead; vLLM answers every chat with 400.
+        return _(
+            "The model has no chat template, without which vLLM answers no chat. Give it one in its arguments: "
+            "--chat-template=/path/to/template.jinja."
+        )
+    if engine == "llama.cpp" and task == "embedding" and not facts.pooling and not _pools(options):
+        # llama.cpp then answers each call with 400: it would have a vector for each token.
+        return _(
+            "The file does not say how a text becomes one vector. Say it in the arguments, for example "
+            "--pooling mean; the model’s description tells which."
+        )
+    return ""
+
+
+def _pools(options: Collection[str]) -> bool:
+    return "--pooling" in options or "--pooling-type" in options
+
+
+def _gpus_fault(gpus: object, tensor_parallel: int) -> str:
+    if not isinstance(gpus, list) or not all(type(gpu) is int and 0 <= gpu < 1024 for gpu in gpus):
+        return _("GPUs are a list of numbers, for example [0, 1].")
+    if len(set(gpus)) != len(gpus):
+        return _("A GPU is named twice.")
+    if gpus and len(gpus) < tensor_parallel:
+        return _("To split it over %(count)d GPUs, name at least as many or none.") % {"count": tensor_parallel}
+    return ""
 
 
 def _external(path: str, url: str) -> dict[str, str]:
@@ -74,44 +184,49 @@ def _external(path: str, url: str) -> dict[str, str]:
     return {}
 
 
-def path_fault(engine: str, path: str) -> str:
-    """Why a model cannot be read from there, on this machine; empty: it can, as far as its first bytes tell."""
-    if fault := _unseen_path_fault(path):
-        return fault
-    try:
-        return _gguf_fault(Path(path)) if engine == "llama.cpp" else _directory_fault(Path(path))
-    except OSError as error:
-        return _("%(path)s cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror}
-
-
-def _unseen_path_fault(path: str) -> str:
+def _unseen(path: str) -> dict[str, str]:
+    """Of a path on another machine."""
     if not path:
-        return _("This engine needs the path of a model.")
-    return "" if Path(path).is_absolute() else _("%(path)s is not an absolute path.") % {"path": path}
+        return {"path": _("This engine needs the path of a model.")}
+    return {} if Path(path).is_absolute() else {"path": _("%(path)s is not an absolute path.") % {"path": path}}
 
 
-def _gguf_fault(path: Path) -> str:
-    if not path.exists():
-        return _("%(path)s does not exist.") % {"path": path}
-    if path.is_dir():
-        return _("%(path)s is a directory; llama.cpp needs a GGUF file.") % {"path": path}
-    with path.open("rb") as file:
-        magic = file.read(4)
-    return "" if magic == b"GGUF" else _("%(path)s is not a GGUF file.") % {"path": path}
+def _texts(args: object) -> list[str]:
+    return [arg for arg in args if isinstance(arg, str)] if isinstance(args, Sequence) else []
 
 
-def _directory_fault(path: Path) -> str:
-    if not path.exists():
-        return _("%(path)s does not exist.") % {"path": path}
-    if not path.is_dir():
-        return _("%(path)s is not a directory; vLLM needs a model directory.") % {"path": path}
-    if not (path / "config.json").is_file():
-        return _("%(path)s has no config.json; it does not hold a model for vLLM.") % {"path": path}
-    return ""
+def _option(arg: str) -> str:
+    """The name that an engine's parser sees: they take _ for - and the value behind an =."""
+    return arg.split("=", 1)[0].replace("_", "-")
 
 
 def _args_fault(args: object) -> str:
     if not isinstance(args, Sequence) or isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
         return _('More arguments are a list of texts, for example ["--dtype=half"].')
-    taken = [arg for arg in args if arg.split("=", 1)[0] in RESERVED]
+    taken = [arg for arg in args if _is_reserved(_option(arg))]
     return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": taken[0]} if taken else ""
+
+
+def _is_reserved(option: str) -> bool:
+    # Python's argparse, which vLLM uses, also takes the beginning of a name.
+    return option in RESERVED or (len(option) > 4 and any(name.startswith(option) for name in RESERVED))
+
+
+def _refused_arg(engine: str, launcher: str, args: Sequence[str], risks: Collection[str]) -> str:
+    """Arguments that do what was not allowed, or that the engine would stumble over."""
+    for place, arg in enumerate(args):
+        option, _equals, value = arg.partition("=")
+        option = _option(option)
+        if engine == "vllm" and "--trust-remote-code".startswith(option) and option.startswith("--tr"):
+            if "remote-code" not in risks:
+                return _('%(arg)s needs the allowed risk "remote-code".') % {"arg": arg}
+        elif engine == "vllm" and "--load-format".startswith(option) and option.startswith("--load-f"):
+            format_ = value or "".join(args[place + 1 : place + 2])
+            if format_.lower() in PICKLING and "pickle" not in risks:
+                return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}
+        elif engine == "llama.cpp" and launcher in ("", "llama-server") and option.startswith("--") and value:
+            return _("llama-server takes a value as an argument of its own: %(option)s and then %(value)s.") % {
+                "option": option,
+                "value": value,
+            }
+    return ""

@@ -136,7 +136,7 @@ def gguf(
     path: Path, architecture: str = "llama", values: Mapping[str, Any] | None = None, tensors: Shapes | None = None
 ) -> Path:
     """A GGUF file, written by the format's own package. `values`: by key, the architecture before it left out."""
-    made = {"context_length": 2048, "embedding_length": 64, "block_count": 2, "attention.head_count": 4}
+    made = {"context_length": 8192, "embedding_length": 64, "block_count": 2, "attention.head_count": 4}
     writer = GGUFWriter(None, architecture)
     for key, value in {**made, **(values or {})}.items():
         whole = key if key.startswith(("general.", "tokenizer.", "split.")) else f"{architecture}.{key}"

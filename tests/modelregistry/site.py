@@ -12,6 +12,7 @@ from django.db import connections
 
 from modelregistry import process
 from modelregistry.models import Replica, ServedModel
+from tests.modelregistry import paper_models
 from tests.waiting import until
 
 FAKE = Path(__file__).with_name("llama_server.py")
@@ -46,9 +47,8 @@ class Site:
         return supervisor
 
     def model(self, name: str = "m", *behave: str, **fields: object) -> ServedModel:
-        """A llama.cpp model for the stand-in; its file needs no more than the magic."""
-        path = self.var / "model.gguf"
-        path.write_bytes(b"GGUF")
+        """A llama.cpp model for the stand-in; its file has a header and nothing behind it."""
+        path = paper_models.gguf(self.var / "model.gguf")
         args = [f"--behave={each}" for each in behave]
         values = {"engine": "llama.cpp", "path": str(path), "args": args, **fields}
         return ServedModel.objects.create(name=name, **values)

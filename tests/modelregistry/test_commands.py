@@ -13,21 +13,19 @@ from apiproxy.models import CatalogueRevision
 from modelregistry import routes
 from modelregistry.management.commands.supervise import ports
 from modelregistry.models import Host, Replica, ServedModel
+from tests.modelregistry import paper_models
 
 pytestmark = pytest.mark.django_db
 
 
 @pytest.fixture
 def gguf(tmp_path):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"GGUF\x03")
-    return str(path)
+    return str(paper_models.gguf(tmp_path / "model.gguf"))
 
 
 @pytest.fixture
 def directory(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    return str(tmp_path)
+    return str(paper_models.small_llama(tmp_path / "llama"))
 
 
 def register(capsys, *args):

@@ -111,6 +111,21 @@ def test_vllm_pools_for_what_is_not_chat(task):
     assert pairs(command(replace(CHAT, engine="vllm", task=task), "vllm").argv)["--runner"] == "pooling"
 
 
+def test_vllm_reads_pickles_and_runs_a_models_code_only_where_that_is_allowed():
+    careful = command(replace(CHAT, engine="vllm"), "vllm").argv
+    assert pairs(careful)["--load-format"] == "safetensors"
+    assert "--trust-remote-code" not in careful
+    bold = command(replace(CHAT, engine="vllm", allowed_risks=("pickle", "remote-code")), "vllm").argv
+    assert "--trust-remote-code" in bold
+    assert "--load-format" not in bold
+
+
+def test_vllm_reads_mistrals_own_form_where_it_is(tmp_path):
+    (tmp_path / "consolidated.safetensors").touch()
+    argv = command(replace(CHAT, engine="vllm", path=str(tmp_path)), "vllm").argv
+    assert pairs(argv)["--load-format"] == "mistral"
+
+
 @pytest.mark.parametrize("launcher", engines.LAUNCHERS)
 def test_more_arguments_come_last(launcher):
     assert command(replace(CHAT, args=("--a=1", "--b")), launcher).argv[-2:] == ("--a=1", "--b")

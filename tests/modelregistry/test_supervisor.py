@@ -18,6 +18,7 @@ from django.utils import timezone
 from apiproxy.models import CatalogueRevision
 from modelregistry import process, routes
 from modelregistry.models import Host, Wish
+from tests.modelregistry import paper_models
 from tests.modelregistry.site import FAKE, stream
 from tests.waiting import until
 
@@ -98,9 +99,7 @@ def test_a_model_whose_file_went_away_says_so(site):
 
 def test_a_host_without_the_engine_says_so(site):
     site.supervise(MADOGUCHI_CACHE=str(site.var / "cache"))
-    (site.var / "model").mkdir()
-    (site.var / "model" / "config.json").write_text("{}")
-    site.model("m", engine="vllm", path=str(site.var / "model"))
+    site.model("m", engine="vllm", path=str(paper_models.small_llama(site.var / "model")))
     down = until(lambda: (row := site.replica()) and row.state == "backoff" and row)
     assert "VLLM_COMMAND" in down.detail
 
