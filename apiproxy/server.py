@@ -10,12 +10,15 @@ import json
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from apiproxy.client import EXTENSION, Header, Listener
 
 # Seconds for the head of a request: from the connection for the first one, from its first byte for others.
 # As nginx (client_header_timeout).
 HEAD_SECONDS = 60.0
+# Seconds that a socket's client may leave what was sent to it unread. uvicorn would wait for ever.
+UNREAD_SECONDS = 10.0
 
 
 class DirectClient:
@@ -126,6 +129,7 @@ class Protocol(HttpToolsProtocol):
         self._late: asyncio.TimerHandle | None = None
         self._idle: asyncio.TimerHandle | None = None
         self._answered_at = 0.0
+        self._handed_over = False  # the connection is a WebSocket's from now on
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -133,17 +137,20 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._in_time()
-        if self._idle is not None:
-            self._idle.cancel()
-            self._idle = None
+        self._stop_timers()
         if self.direct is not None:
             self.direct.lost()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._late is None and self._between_requests():  # some of a head
+        if self._late is None and self._between_requests() and not self._handed_over:  # some of a head
             self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def handle_websocket_upgrade(self) -> None:
+        """uvicorn gives the transport away and tells us of it no more, not even that it was closed."""
+        self._handed_over = True
+        self._stop_timers()
+        super().handle_websocket_upgrade()
 
     def on_headers_complete(self) -> None:
         self._in_time()
@@ -177,6 +184,10 @@ class Protocol(HttpToolsProtocol):
         cycle.scope["extensions"] = {EXTENSION: DirectClient(self, cycle)}  # type: ignore[dict-item]
         super()._start_asgi_task(cycle, app)
 
+    def _should_upgrade(self) -> bool:
+        # Not while an answer goes on: nobody would learn that its client left.
+        return self._between_requests() and super()._should_upgrade()
+
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
@@ -184,6 +195,12 @@ class Protocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _stop_timers(self) -> None:
+        self._in_time()
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
 
     def _perhaps_idle(self) -> None:
         self._idle = None
@@ -199,3 +216,28 @@ class Protocol(HttpToolsProtocol):
         self._late = None
         if self._between_requests() and not self.transport.is_closing():
             self.transport.close()
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """A connection that became a WebSocket. A client that reads nothing for ten seconds is cut off."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._unread: asyncio.TimerHandle | None = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._read()
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None

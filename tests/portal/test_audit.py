@@ -110,10 +110,10 @@ def test_a_host_that_says_that_it_lives_is_no_event():
 
 def test_a_change_that_is_rolled_back_was_never_told():
     model = external()
-    with pytest.raises(ZeroDivisionError), transaction.atomic():
+    with transaction.atomic():
         actions.stop(model)
         assert last().action == "model.stop"
-        raise ZeroDivisionError
+        transaction.set_rollback(True)
     assert told() == [("model.add", "far")]
 
 

@@ -79,7 +79,9 @@ def portal(bind: str, port: int) -> list[str]:
         "workers": 1,
         "loop": "uvloop",
         "http": "apiproxy.server:Protocol",
-        "ws": "none",
+        "ws": "apiproxy.server:Socket",
+        "ws-max-size": 16384,  # nobody has to tell us much; a socket is there to be read from
+        "ws-per-message-deflate": "false",  # it would take CPU of the loop that answers calls
         "lifespan": "on",
         "log-level": "warning",
         "timeout-graceful-shutdown": DRAIN,

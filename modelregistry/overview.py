@@ -1,0 +1,302 @@
+"""How hosts, models and replicas are now, as plain values: for operators' pages, the API, sockets and the terminal.
+
+Five queries, whatever is asked. All memory is in bytes. What nobody knows is None, never 0.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import models
+from django.db.models import Prefetch
+from django.utils.timezone import localdate
+from django.utils.translation import gettext_lazy as _
+
+from modelregistry.models import Host, Replica, ServedModel
+
+# A supervisor reports every 10 s. When it is silent for longer, nobody knows whether its replicas are as they were.
+SILENCE = timedelta(seconds=60)
+ALIVE = frozenset({Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.DRAINING})
+
+
+class ModelState(models.TextChoices):
+    """What an operator should know of a model in one word."""
+
+    READY = "ready", _("ready")
+    PARTLY = "partly", _("partly ready")
+    UNSURE = "unsure", _("not confirmed")
+    STARTING = "starting", _("starting")
+    UNHEALTHY = "unhealthy", _("not answering")
+    ASLEEP = "asleep", _("asleep")
+    DRAINING = "draining", _("draining")
+    BACKOFF = "backoff", _("waiting to restart")
+    FAILED = "failed", _("failed")
+    STOPPED = "stopped", _("stopped")
+    RETIRED = "retired", _("retired")
+    WAITING = "waiting", _("waiting for a host")
+
+
+# Without a ready replica, the first of these that any replica is in.
+_BEST_OF = (
+    Replica.State.STARTING,
+    Replica.State.UNHEALTHY,
+    Replica.State.ASLEEP,
+    Replica.State.DRAINING,
+    Replica.State.BACKOFF,
+    Replica.State.FAILED,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken:
+    """Time to the first token of the `requests` that were answered lately, in milliseconds."""
+
+    requests: int
+    median_ms: int
+    p95_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaNow:
+    """One engine. `memory`: what its processes were measured to hold; `predicted`: what the plan gave it."""
+
+    id: int
+    model: str
+    host: str
+    number: int
+    state: str
+    supervised: bool
+    since: datetime
+    launcher: str
+    version: str
+    devices: tuple[int, ...]
+    slots: int | None
+    pid: int | None
+    restarts: int
+    retry_at: datetime | None
+    cause: str
+    detail: str
+    memory: int | None
+    predicted: int | None
+    running: int | None
+    waiting: int | None
+    tokens_per_second: float | None
+    cache_used: float | None  # 0 to 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelNow:
+    """A model with its replicas; figures are sums over those that run. `wanted`: replicas that there should be."""
+
+    id: int
+    name: str
+    aliases: tuple[str, ...]
+    task: str
+    engine: str
+    host: str | None
+    enabled: bool
+    retires_on: str | None
+    generation: int
+    state: ModelState
+    wanted: int
+    ready: int
+    running: int | None
+    waiting: int | None
+    tokens_per_second: float | None
+    memory: int | None
+    predicted: int | None
+    first_token: FirstToken | None
+    replicas: tuple[ReplicaNow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceNow:
+    """A bar of memory. From left to right: weights, cache, overhead (these three are `ours`), others, free.
+
+    `ours` is measured; how it divides follows the predictions of the replicas there. `predicted`: their sum.
+    """
+
+    index: int
+    name: str
+    kind: str
+    total: int
+    free: int
+    ours: int
+    weights: int
+    cache: int
+    overhead: int
+    others: int
+    predicted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostNow:
+    """A machine. `supervised`: its supervisor was heard lately; if not, the rest is as it was at `reported_at`."""
+
+    id: int
+    name: str
+    address: str
+    seen_at: datetime | None
+    supervised: bool
+    reported_at: datetime | None
+    devices: tuple[DeviceNow, ...]
+    strangers: tuple[Mapping[str, Any], ...]
+    engines: Mapping[str, str]
+    problems: tuple[Mapping[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    at: datetime
+    hosts: tuple[HostNow, ...]
+    models: tuple[ModelNow, ...]
+
+
+def read(now: datetime, first_tokens: Mapping[str, FirstToken] | None = None) -> Overview:
+    """Everything, by name. `first_tokens` by the model's name, from who measures them. Raises django.db.Error."""
+    served = ServedModel.objects.select_related("host").prefetch_related(
+        "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
+    )
+    seen = [model_now(model, now, (first_tokens or {}).get(model.name)) for model in served]
+    rows = [replica for model in served for replica in model.replica_set.all()]
+    hosts = [host_now(host, rows, now) for host in Host.objects.select_related("report")]
+    return Overview(at=now, hosts=tuple(hosts), models=tuple(seen))
+
+
+def supervised(host: Host, now: datetime) -> bool:
+    return host.seen_at is not None and now - host.seen_at <= SILENCE
+
+
+def replica_now(row: Replica, now: datetime) -> ReplicaNow:
+    live = (row.live or {}) if row.state in ALIVE else {}
+    return ReplicaNow(
+        id=row.pk,
+        model=row.model.name,
+        host=row.host.name,
+        number=row.index,
+        state=row.state,
+        supervised=supervised(row.host, now),
+        since=row.changed_at,
+        launcher=row.launcher,
+        version=row.version,
+        devices=tuple(row.devices),
+        slots=row.slots,
+        pid=row.pid,
+        restarts=row.restarts,
+        retry_at=row.retry_at,
+        cause=row.cause,
+        detail=row.detail,
+        memory=row.memory_bytes if row.state in ALIVE else None,
+        predicted=(row.predicted or {}).get("total"),
+        running=live.get("running"),
+        waiting=live.get("waiting"),
+        tokens_per_second=live.get("tokens_per_second"),
+        cache_used=live.get("cache_used"),
+    )
+
+
+def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None = None) -> ModelNow:
+    replicas = tuple(replica_now(row, now) for row in model.replica_set.all())
+    retired = model.retires_on is not None and model.retires_on <= localdate(now)
+    alive = [replica for replica in replicas if replica.state in ALIVE]
+    wanted = 1 if model.engine == ServedModel.Engine.EXTERNAL else model.replicas
+    return ModelNow(
+        id=model.pk,
+        name=model.name,
+        aliases=tuple(alias.name for alias in model.aliases.all()),
+        task=model.task,
+        engine=model.engine,
+        host=model.host.name if model.host else None,
+        enabled=model.enabled,
+        retires_on=model.retires_on.isoformat() if model.retires_on else None,
+        generation=model.generation,
+        state=state_of(replicas, enabled=model.enabled, retired=retired, wanted=wanted),
+        wanted=wanted,
+        ready=sum(replica.state == Replica.State.READY for replica in replicas),
+        running=_sum(replica.running for replica in alive),
+        waiting=_sum(replica.waiting for replica in alive),
+        tokens_per_second=_sum(replica.tokens_per_second for replica in alive),
+        memory=_sum(replica.memory for replica in alive),
+        predicted=_sum(replica.predicted for replica in alive),
+        first_token=first_token,
+        replicas=replicas,
+    )
+
+
+def state_of(replicas: Iterable[ReplicaNow], *, enabled: bool, retired: bool, wanted: int) -> ModelState:
+    states = {replica.state for replica in replicas}
+    if retired or not enabled:
+        if states & ALIVE:
+            return ModelState.DRAINING
+        return ModelState.RETIRED if retired else ModelState.STOPPED
+    ready = [replica for replica in replicas if replica.state == Replica.State.READY]
+    if ready:
+        if not any(replica.supervised for replica in ready):
+            return ModelState.UNSURE
+        return ModelState.READY if len(ready) >= wanted else ModelState.PARTLY
+    return next((ModelState(state.value) for state in _BEST_OF if state in states), ModelState.WAITING)
+
+
+def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
+    """`rows`: all replicas, of whatever host."""
+    report = getattr(host, "report", None)
+    alive = [row for row in rows if row.host_id == host.pk and row.state in ALIVE]
+    return HostNow(
+        id=host.pk,
+        name=host.name,
+        address=host.address,
+        seen_at=host.seen_at,
+        supervised=supervised(host, now),
+        reported_at=report.at if report else None,
+        devices=tuple(device_now(device, alive) for device in report.devices) if report else (),
+        strangers=tuple(report.strangers) if report else (),
+        engines=report.engines if report else {},
+        problems=tuple(report.problems) if report else (),
+    )
+
+
+def device_now(device: Mapping[str, Any], alive: Iterable[Replica]) -> DeviceNow:
+    """`device`: as `gpus.Device`. `alive`: the host's replicas that run."""
+    there = [row for row in alive if _is_on(row, device)]
+    total, free = device["total"], device["free"]
+    ours = min(sum(_held(row, device) for row in there), total)
+    parts = [_parts(row) for row in there]
+    # What is predicted is at most what is measured: the rest of it is overhead.
+    weights = min(sum(part["weights"] for part in parts), ours)
+    cache = min(sum(part["cache"] for part in parts), ours - weights)
+    return DeviceNow(
+        index=device["index"],
+        name=device["name"],
+        kind=device["kind"],
+        total=total,
+        free=free,
+        ours=ours,
+        weights=weights,
+        cache=cache,
+        overhead=ours - weights - cache,
+        others=max(total - free - ours, 0),
+        predicted=sum(sum(part.values()) for part in parts),
+    )
+
+
+def _is_on(row: Replica, device: Mapping[str, Any]) -> bool:
+    return device["index"] in row.devices if device["kind"] == "gpu" else not row.devices
+
+
+def _held(row: Replica, device: Mapping[str, Any]) -> int:
+    if device["kind"] == "gpu":
+        return int(row.memory_by_device.get(str(device["index"]), 0))
+    return row.memory_bytes or 0
+
+
+def _parts(row: Replica) -> dict[str, int]:
+    """What the plan gave this replica on each of its devices."""
+    predicted = row.predicted or {}
+    return {name: predicted.get(name) or 0 for name in ("weights", "cache", "overhead")}
+
+
+def _sum(figures: Iterable[Any]) -> Any:
+    """None if none is known."""
+    known = [figure for figure in figures if figure is not None]
+    return sum(known) if known else None

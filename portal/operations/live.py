@@ -1,0 +1,224 @@
+"""The live state of hosts, models and logs for open sockets: read once a second by each process while anybody looks.
+
+`Live` is built once, in portal.asgi. Watchers keep no queue: each asks for the newest frame when it has sent the one
+before, so who reads slowly gets fewer frames, each complete.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from functools import partial
+
+import orjson
+from django.db import Error, close_old_connections, connections
+from django.db.models import Count, F, Q, Window
+from django.db.models.functions import RowNumber
+from django.utils import timezone
+
+from modelregistry import overview
+from modelregistry.models import LogWish, Replica
+from modelregistry.overview import FirstToken, Overview
+from portal.metering.models import UsageRecord
+
+log = logging.getLogger("madoguchi.live")
+
+LATELY = timedelta(minutes=15)  # what "time to first token" of a model is measured over
+FIRST_TOKENS_AGAIN = 10.0  # seconds between two such measurements: over 100,000 calls one takes 0.2 s
+WISH = timedelta(seconds=15)  # for which a log is wished; renewed every WISH_AGAIN seconds while somebody looks
+WISH_AGAIN = 5.0
+
+
+def first_tokens(now: datetime) -> dict[str, FirstToken]:
+    """Of the calls that began in the last 15 minutes, by model. One query, nearest-rank percentiles."""
+    ranked = (
+        UsageRecord.objects.filter(started_at__gte=now - LATELY, first_token_ms__isnull=False)
+        .annotate(
+            rank=Window(RowNumber(), partition_by=F("model"), order_by=F("first_token_ms").asc()),
+            count=Window(Count("pk"), partition_by=F("model")),
+        )
+        # rank = ceil(share × count), in whole numbers
+        .filter(Q(rank=(F("count") * 50 + 99) / 100) | Q(rank=(F("count") * 95 + 99) / 100))
+        .order_by("model", "rank")
+    )
+    found: dict[str, list[tuple[int, int]]] = {}
+    for model, count, ms in ranked.values_list("model", "count", "first_token_ms"):
+        found.setdefault(model, []).append((count, ms or 0))
+    return {
+        model: FirstToken(requests=rows[0][0], median_ms=rows[0][1], p95_ms=rows[-1][1])
+        for model, rows in found.items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The end of a replica's log; "" and None while nobody has reported any."""
+
+    text: str
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """What was read at one time. `stale`: the database has not answered since `at`.
+
+    Hosts and models as JSON, by id; None if nobody looked at them when the read began. `tails` of the replicas that
+    were looked at, by id; None for one that is gone.
+    """
+
+    number: int
+    at: datetime
+    hosts: dict[int, bytes] | None = None
+    models: dict[int, bytes] | None = None
+    tails: dict[int, Tail | None] = field(default_factory=dict)
+    stale: bool = False
+
+
+class Reader:
+    """Reads frames, in one thread of its own. Blocks on the database; raises django.db.Error."""
+
+    def __init__(self, clock: Callable[[], datetime] = timezone.now) -> None:
+        self._clock = clock
+        self._first_tokens: dict[str, FirstToken] = {}
+        self._measured: datetime | None = None
+        self._wished: dict[int, datetime] = {}
+
+    def __call__(self, number: int, *, state: bool, replicas: Iterable[int]) -> Frame:
+        """`state`: whether somebody looks at hosts and models. `replicas`: whose logs are looked at."""
+        close_old_connections()
+        now = self._clock()
+        frame = Frame(number=number, at=now, tails=self._tails(list(replicas), now))
+        if not state:
+            return frame
+        seen = self._overview(now)
+        return replace(
+            frame,
+            hosts={host.id: orjson.dumps(host) for host in seen.hosts},
+            models={model.id: orjson.dumps(model) for model in seen.models},
+        )
+
+    def _overview(self, now: datetime) -> Overview:
+        if self._measured is None or (now - self._measured).total_seconds() >= FIRST_TOKENS_AGAIN:
+            self._first_tokens, self._measured = first_tokens(now), now
+        return overview.read(now, self._first_tokens)
+
+    def _tails(self, replicas: list[int], now: datetime) -> dict[int, Tail | None]:
+        """Renews the wish to see those that are there still."""
+        if not replicas:
+            return {}
+        there = Replica.objects.filter(pk__in=replicas).values_list("pk", "log_tail__text", "log_tail__at")
+        tails = {number: Tail(text or "", at) for number, text, at in there}
+        for number in tails:
+            if (now - self._wished.get(number, now - WISH)).total_seconds() >= WISH_AGAIN:
+                wish_log(number, now)
+                self._wished[number] = now
+        return {number: tails.get(number) for number in replicas}
+
+
+def wish_log(replica: int, now: datetime) -> None:
+    """The replica's supervisor keeps its LogTail up to date for the next 15 s."""
+    LogWish.objects.update_or_create(replica_id=replica, defaults={"until": now + WISH})
+
+
+class Live:
+    """What watchers see. Its task and thread begin with the first of them and end with the last."""
+
+    def __init__(
+        self, reader: Callable[[], Callable[..., Frame]] = Reader, *, poll: float = 1.0, patience: float = 5.0
+    ):
+        """`poll`: seconds between two reads; a database that takes longer than `patience` seconds counts as away."""
+        self._reader = reader
+        self._poll = poll
+        self._patience = patience
+        self._watchers = 0
+        self._states = 0
+        self._replicas: Counter[int] = Counter()
+        self._frame: Frame | None = None
+        self._news = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @asynccontextmanager
+    async def watching(self, *, replica: int | None = None) -> AsyncIterator["Watcher"]:
+        """Of hosts and models, or of one replica's log."""
+        self._watchers += 1
+        if replica is None:
+            self._states += 1
+        else:
+            self._replicas[replica] += 1
+        if self._task is None:
+            self._news, self._frame = asyncio.Event(), None
+            self._task = asyncio.create_task(self._run())
+        try:
+            yield Watcher(self)
+        finally:
+            self._watchers -= 1
+            if replica is None:
+                self._states -= 1
+            else:
+                self._replicas[replica] -= 1
+                self._replicas += Counter()  # forgets those that nobody looks at
+            if not self._watchers:
+                task, self._task = self._task, None
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def after(self, number: int) -> Frame:
+        """The newest frame, as soon as it is later than `number`."""
+        while self._frame is None or self._frame.number <= number:
+            await self._news.wait()
+        return self._frame
+
+    def _show(self, frame: Frame) -> None:
+        self._frame = frame
+        self._news.set()
+        self._news = asyncio.Event()
+
+    async def _run(self) -> None:
+        # A thread of its own: a database that hangs holds up nobody else's work.
+        thread = ThreadPoolExecutor(1, thread_name_prefix="live")
+        loop, read, number, away = asyncio.get_running_loop(), self._reader(), 0, False
+        try:
+            while True:
+                number += 1
+                next_read = loop.time() + self._poll
+                job = loop.run_in_executor(
+                    thread, partial(read, number, state=self._states > 0, replicas=list(self._replicas))
+                )
+                try:
+                    done, _ = await asyncio.wait([job], timeout=self._patience)
+                    if not done:
+                        self._lost(number)
+                        number += 1
+                    self._show(replace(await job, number=number))
+                    away = False
+                except Exception as error:  # the loop must go on for those who watch
+                    if not away:
+                        log.warning("operators' pages stand still: %s", error, exc_info=not isinstance(error, Error))
+                    away = True
+                    self._lost(number)
+                await asyncio.sleep(max(0.0, next_read - loop.time()))
+        finally:
+            thread.submit(connections.close_all)
+            thread.shutdown(wait=False)
+
+    def _lost(self, number: int) -> None:
+        """Tells watchers that what they have is not confirmed any more."""
+        last = self._frame or Frame(number=0, at=timezone.now())
+        self._show(replace(last, number=number, stale=True))
+
+
+class Watcher:
+    """One pair of eyes: `next` gives the newest frame that was not given before, at first the one of just now."""
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._last = 0
+
+    async def next(self) -> Frame:
+        frame = await self._live.after(self._last)
+        self._last = frame.number
+        return frame
