@@ -34,27 +34,27 @@ class ModelState(models.TextChoices):
     FAILED = "failed", _("failed")
     STOPPED = "stopped", _("stopped")
     RETIRED = "retired", _("retired")
-    WAITING = "waiting", _("waiting for a host")
+    UNPLACED = "unplaced", _("waiting for a host")
 
 
-# Without a ready replica, the first of these that any replica is in.
-_BEST_OF = (
-    Replica.State.STARTING,
-    Replica.State.UNHEALTHY,
-    Replica.State.ASLEEP,
-    Replica.State.DRAINING,
-    Replica.State.BACKOFF,
+# What needs an operator more comes first; for models of which no replica is ready.
+_GRAVEST = (
     Replica.State.FAILED,
+    Replica.State.UNHEALTHY,
+    Replica.State.BACKOFF,
+    Replica.State.STARTING,
+    Replica.State.DRAINING,
+    Replica.State.ASLEEP,
 )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstToken:
-    """Time to the first token of the `requests` that were answered lately, in milliseconds."""
+    """Seconds to the first token: half of the `requests` of late were as quick as `half`, 95 in 100 as `slow`."""
 
     requests: int
-    median_ms: int
-    p95_ms: int
+    half: float
+    slow: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +114,16 @@ class ModelNow:
 class DeviceNow:
     """A bar of memory. From left to right: weights, cache, overhead (these three are `ours`), others, free.
 
-    `ours` is measured; how it divides follows the predictions of the replicas there. `predicted`: their sum.
+    `ours` is measured; how it divides follows the predictions for the replicas there. `predicted`: the sum of those.
     """
 
     index: int
     name: str
     kind: str
     total: int
-    free: int
+    used: int
+    free: int  # may be less than the rest: what nobody can have
+    fault: str  # why the numbers are old ones; empty: they are not
     ours: int
     weights: int
     cache: int
@@ -188,7 +190,7 @@ def replica_now(row: Replica, now: datetime) -> ReplicaNow:
         cause=row.cause,
         detail=row.detail,
         memory=row.memory_bytes if row.state in ALIVE else None,
-        predicted=(row.predicted or {}).get("total"),
+        predicted=_predicted(row),
         running=live.get("running"),
         waiting=live.get("waiting"),
         tokens_per_second=live.get("tokens_per_second"),
@@ -235,7 +237,7 @@ def state_of(replicas: Iterable[ReplicaNow], *, enabled: bool, retired: bool, wa
         if not any(replica.supervised for replica in ready):
             return ModelState.UNSURE
         return ModelState.READY if len(ready) >= wanted else ModelState.PARTLY
-    return next((ModelState(state.value) for state in _BEST_OF if state in states), ModelState.WAITING)
+    return next((ModelState(state.value) for state in _GRAVEST if state in states), ModelState.UNPLACED)
 
 
 def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
@@ -259,41 +261,41 @@ def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
 def device_now(device: Mapping[str, Any], alive: Iterable[Replica]) -> DeviceNow:
     """`device`: as `gpus.Device`. `alive`: the host's replicas that run."""
     there = [row for row in alive if _is_on(row, device)]
-    total, free = device["total"], device["free"]
-    ours = min(sum(_held(row, device) for row in there), total)
-    parts = [_parts(row) for row in there]
-    # What is predicted is at most what is measured: the rest of it is overhead.
-    weights = min(sum(part["weights"] for part in parts), ours)
-    cache = min(sum(part["cache"] for part in parts), ours - weights)
+    planned = [row.predicted for row in there if row.predicted]
+    ours = sum(_held(row, device) for row in there)
+    # Measured and predicted need not agree: whatever is held beyond weights and cache is overhead.
+    weights = min(sum(plan["weights"] for plan in planned), ours)
+    cache = min(sum(plan["cache"] for plan in planned), ours - weights)
     return DeviceNow(
         index=device["index"],
         name=device["name"],
         kind=device["kind"],
-        total=total,
-        free=free,
+        total=device["total"],
+        used=device["used"],
+        free=device["free"],
+        fault=device["fault"],
         ours=ours,
         weights=weights,
         cache=cache,
         overhead=ours - weights - cache,
-        others=max(total - free - ours, 0),
-        predicted=sum(sum(part.values()) for part in parts),
+        others=max(device["used"] - ours, 0),
+        predicted=sum(plan["total"] for plan in planned),
     )
 
 
 def _is_on(row: Replica, device: Mapping[str, Any]) -> bool:
-    return device["index"] in row.devices if device["kind"] == "gpu" else not row.devices
+    """An engine without devices of its own lives in RAM."""
+    return device["index"] in row.devices if row.devices else device["kind"] == "ram"
 
 
 def _held(row: Replica, device: Mapping[str, Any]) -> int:
-    if device["kind"] == "gpu":
-        return int(row.memory_by_device.get(str(device["index"]), 0))
-    return row.memory_bytes or 0
+    """RAM's is not told by device."""
+    return (row.memory_by_device.get(str(device["index"])) if row.devices else row.memory_bytes) or 0
 
 
-def _parts(row: Replica) -> dict[str, int]:
-    """What the plan gave this replica on each of its devices."""
-    predicted = row.predicted or {}
-    return {name: predicted.get(name) or 0 for name in ("weights", "cache", "overhead")}
+def _predicted(row: Replica) -> int | None:
+    """On all its devices together: a prediction is of each."""
+    return row.predicted["total"] * row.predicted["devices"] if row.predicted else None
 
 
 def _sum(figures: Iterable[Any]) -> Any:

@@ -35,7 +35,7 @@ VERSION = 1
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for 60
 LOOK_AGAIN = 5.0  # seconds between two looks at whether the person is an operator still
 NO_OPERATOR = 4403
-ANCHOR = 200  # characters by which the beginning of a log's end is looked for in the end before
+ANCHOR = 200  # characters by which the end of what was told is looked for in what is there now
 
 
 class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
@@ -167,12 +167,12 @@ class Log(Feed):
 def addition(told: str, text: str) -> dict[str, Any]:
     """What must be appended to `told` for it to end as `text` does; all of `text` where the two do not meet.
 
-    Both are the last lines of one growing file, so the later one begins somewhere in the earlier one.
+    Both are the last lines of one growing file, so the end of the earlier one stands somewhere in the later one.
     """
-    start = text[:ANCHOR]
-    at = told.find(start) if start else -1
+    end = told[-ANCHOR:]
+    at = text.rfind(end) if end else -1
     while at >= 0:
-        if text.startswith(told[at:]):
-            return {"text": text[len(told) - at :], "append": True}
-        at = told.find(start, at + 1)
+        if told.endswith(text[: at + len(end)]):
+            return {"text": text[at + len(end) :], "append": True}
+        at = text.rfind(end, 0, at + len(end) - 1)
     return {"text": text, "append": False}

@@ -1,0 +1,396 @@
+"""Operators' sockets, through the server and the protocol classes that `up` uses, read by a real client."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import uvicorn
+from channels.routing import ProtocolTypeRouter
+from django.db import OperationalError
+from django.test import Client
+from django.utils import timezone
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica
+from portal.accounts.models import User
+from portal.operations import consumers
+from portal.operations.consumers import addition
+from portal.operations.live import Live, Reader
+from portal.operations.routing import sockets
+from tests.pages import key_of, serve, use
+from tests.waiting import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+STATE = "/ws/operations/"
+GB = 10**9
+
+
+class Database:
+    """Stands between the live reader and the database, which may be away."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.reads = 0
+        self._reader = Reader()
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.reads += 1
+        if self.away:
+            raise OperationalError("the database does not answer")
+        return self._reader(*args, **options)
+
+
+@pytest.fixture
+def site(monkeypatch) -> Iterator[SimpleNamespace]:
+    """The portal on a port: `port`, the `database` that its sockets read, and uvicorn's `server`."""
+    from portal.asgi import django
+
+    monkeypatch.setattr(consumers, "LOOK_AGAIN", 0.2)
+    database = Database()
+    application = ProtocolTypeRouter(
+        {"http": django, "websocket": sockets(Live(lambda: database, poll=0.05, patience=5.0))}
+    )
+    listener = socket.create_server(("127.0.0.1", 0))
+    protocols = {"http": "apiproxy.server:Protocol", "ws": "apiproxy.server:Socket"}
+    config = uvicorn.Config(
+        application, loop="uvloop", lifespan="off", log_level="error", ws_per_message_deflate=False, **protocols
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    until(lambda: server.started)
+    yield SimpleNamespace(port=listener.getsockname()[1], database=database, server=server, thread=thread)
+    server.should_exit = True
+    thread.join(30)
+    listener.close()
+    assert not thread.is_alive()
+
+
+def session_of(user: User | None) -> Client:
+    client = Client()
+    if user:
+        client.force_login(user)
+    return client
+
+
+def opened(site, user: User | None, path: str = STATE, *, origin: str | None = None, **more) -> ClientConnection:
+    cookies = "; ".join(f"{name}={value.value}" for name, value in session_of(user).cookies.items())
+    return connect(
+        f"ws://127.0.0.1:{site.port}{path}",
+        origin=origin or f"http://127.0.0.1:{site.port}",
+        additional_headers={"Cookie": cookies},
+        **more,
+    )
+
+
+def told(connection: ClientConnection, kind: str | None = None, seconds: float = 30) -> dict[str, Any]:
+    """The next message; the next of this kind, passing over others."""
+    deadline = time.monotonic() + seconds
+    while True:
+        message = json.loads(connection.recv(timeout=max(0.1, deadline - time.monotonic())))
+        assert message["version"] == 1
+        if kind in (None, message["type"]):
+            return message
+
+
+def report(host: Host) -> None:
+    devices = [
+        {
+            "index": -1,
+            "uuid": "",
+            "name": "RAM",
+            "kind": "ram",
+            "total": 64 * GB,
+            "used": 24 * GB,
+            "fault": "",
+            "free": 40 * GB,
+        }
+    ]
+    HostReport.objects.create(host=host, devices=devices, at=timezone.now())
+
+
+# --- who
+
+
+def refused(site, user: User | None, path: str = STATE, **more) -> bool:
+    with pytest.raises(InvalidStatus) as caught:
+        opened(site, user, path, **more)
+    return caught.value.response.status_code == 403
+
+
+@pytest.mark.parametrize("path", [STATE, "/ws/operations/replicas/1/log/", "/ws/elsewhere/", "/v1/models"])
+def test_only_operators_are_let_in(site, path, alice, bob, charlie):
+    assert all(refused(site, somebody, path) for somebody in (alice, bob, charlie, None))
+
+
+def test_an_operator_is_let_in_to_what_there_is(site, olivia):
+    assert refused(site, olivia, "/ws/elsewhere/")
+    with opened(site, olivia) as connection:
+        assert told(connection)["type"] == "snapshot"
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1.evil.example"])
+def test_another_site_s_page_is_not(site, olivia, origin):
+    assert refused(site, olivia, origin=origin)
+
+
+@pytest.mark.parametrize("end", ["demoted", "deactivated", "signed out", "password changed"])
+def test_who_operates_no_more_is_cut(site, olivia, end):
+    client = session_of(olivia)
+    cookies = f"sessionid={client.cookies['sessionid'].value}"
+    origin = f"http://127.0.0.1:{site.port}"
+    with connect(
+        f"ws://127.0.0.1:{site.port}{STATE}", origin=origin, additional_headers={"Cookie": cookies}
+    ) as connection:
+        assert told(connection)["type"] == "snapshot"
+        if end == "signed out":
+            client.logout()
+        elif end == "password changed":
+            olivia.set_password("another horse")
+            olivia.save()
+        else:
+            setattr(olivia, "is_staff" if end == "demoted" else "is_active", False)
+            olivia.save()
+        with pytest.raises(ConnectionClosed) as caught:
+            connection.recv(timeout=30)
+        assert caught.value.rcvd.code == 4403
+
+
+# --- hosts and models
+
+
+def test_a_snapshot_tells_all_there_is(site, olivia):
+    model = serve("qwen")
+    replica = model.replica_set.get()
+    report(replica.host)
+    Replica.objects.update(
+        memory_bytes=9 * GB,
+        predicted={"weights": 5 * GB, "cache": 2 * GB, "overhead": GB, "total": 8 * GB, "devices": 1},
+    )
+    with opened(site, olivia) as connection:
+        message = told(connection)
+    (host,), (seen,) = message["hosts"], message["models"]
+    assert (seen["name"], seen["state"], seen["memory"], seen["predicted"]) == ("qwen", "ready", 9 * GB, 8 * GB)
+    assert seen["replicas"][0]["host"] == "gpu-01"
+    bar = host["devices"][0]
+    assert [bar[part] for part in ("weights", "cache", "overhead", "others", "free")] == [
+        part * GB for part in (5, 2, 2, 15, 40)
+    ]
+
+
+def test_a_change_tells_what_differs_and_nothing_else(site, olivia):
+    serve("qwen")
+    serve("gemma")
+    with opened(site, olivia) as connection:
+        assert len(told(connection)["models"]) == 2
+        Replica.objects.filter(model__name="gemma").update(live={"running": 3, "waiting": 1, "tokens_per_second": 61.5})
+        message = told(connection)
+        assert (message["type"], message["hosts"]) == ("change", [])
+        (seen,) = message["models"]
+        assert (seen["name"], seen["running"], seen["waiting"], seen["tokens_per_second"]) == ("gemma", 3, 1, 61.5)
+
+
+def test_what_is_gone_is_told(site, olivia):
+    model = serve("qwen")
+    number = model.pk
+    with opened(site, olivia) as connection:
+        told(connection)
+        model.delete()
+        assert told(connection)["gone"] == {"hosts": [], "models": [number]}
+
+
+def test_many_who_look_cost_one_read(site, olivia):
+    with ExitStack() as stack:
+        for connection in [stack.enter_context(opened(site, olivia)) for _ in range(8)]:
+            told(connection)
+        before, begun = site.database.reads, time.monotonic()
+        until(lambda: site.database.reads >= before + 3)
+        # 8 readers of their own would have read 8 times as often
+        assert site.database.reads - before <= 3 + (time.monotonic() - begun) / 0.05
+    until(lambda: len(site.server.server_state.connections) == 0)
+
+
+def test_nothing_is_read_while_nobody_looks(site, olivia):
+    with opened(site, olivia) as connection:
+        told(connection)
+    until(lambda: "live" not in " ".join(thread.name for thread in threading.enumerate()))
+    reads = site.database.reads
+    with opened(site, olivia) as connection:
+        told(connection)
+    assert site.database.reads > reads
+
+
+def test_a_database_that_is_away_is_told_and_its_return_too(site, olivia):
+    serve("qwen")
+    with opened(site, olivia) as connection:
+        told(connection)
+        site.database.away = True
+        assert told(connection)["type"] == "stale"
+        reads = site.database.reads
+        until(lambda: site.database.reads > reads + 3)
+        site.database.away = False
+        message = told(connection)  # stale was told once
+        assert (message["type"], message["models"][0]["name"]) == ("snapshot", "qwen")
+
+
+def test_who_comes_while_it_is_away_is_told_so(site, olivia):
+    with opened(site, olivia) as first:
+        told(first)
+        site.database.away = True
+        told(first, "stale")
+        with opened(site, olivia) as connection:
+            assert told(connection)["type"] == "stale"
+
+
+def test_a_quiet_socket_gets_a_heartbeat(site, olivia, monkeypatch):
+    monkeypatch.setattr(consumers, "HEARTBEAT", 0.5)
+    with opened(site, olivia) as connection:
+        told(connection)
+        assert told(connection)["type"] == "heartbeat"
+        assert told(connection)["type"] == "heartbeat"
+
+
+def test_what_a_client_sends_is_ignored(site, olivia):
+    with opened(site, olivia) as connection:
+        told(connection)
+        for _ in range(100):
+            connection.send("{" * 1000)
+        serve("qwen")
+        assert told(connection, "change")["models"][0]["name"] == "qwen"
+
+
+# --- logs
+
+
+def log_path(replica: Replica) -> str:
+    return f"/ws/operations/replicas/{replica.pk}/log/"
+
+
+def test_a_log_is_wished_for_while_somebody_looks(site, olivia):
+    replica = serve().replica_set.get()
+    with opened(site, olivia, log_path(replica)) as connection:
+        assert told(connection) == {"version": 1, "type": "log", "at": None, "text": "", "append": False}
+        wish = until(lambda: LogWish.objects.filter(replica=replica).first())
+        assert timedelta(seconds=10) < wish.until - timezone.now() <= timedelta(seconds=15)
+        tail = LogTail.objects.create(replica=replica, text=f"one\n{LINE}", at=timezone.now())
+        assert told(connection)["text"] == f"one\n{LINE}"
+        tail.text = f"{LINE}three\n"
+        tail.save()
+        message = told(connection)
+        assert (message["text"], message["append"]) == ("three\n", True)
+
+
+def test_the_wish_is_renewed(site, olivia):
+    replica = serve().replica_set.get()
+    with opened(site, olivia, log_path(replica)) as connection:
+        told(connection)
+        LogWish.objects.update(until=timezone.now() - timedelta(seconds=60))
+        until(lambda: LogWish.objects.get().until > timezone.now())
+
+
+def test_the_log_of_a_replica_that_goes_away_ends(site, olivia):
+    replica = serve().replica_set.get()
+    with opened(site, olivia, log_path(replica)) as connection:
+        told(connection)
+        replica.delete()
+        assert told(connection)["type"] == "gone"
+        with pytest.raises(ConnectionClosed):
+            connection.recv(timeout=30)
+
+
+def test_the_log_of_no_replica_is_gone_at_once(site, olivia):
+    with opened(site, olivia, "/ws/operations/replicas/4711/log/") as connection:
+        assert told(connection)["type"] == "gone"
+
+
+def test_logs_and_state_are_read_together(site, olivia):
+    replica = serve().replica_set.get()
+    LogTail.objects.create(replica=replica, text="hello\n", at=timezone.now())
+    with opened(site, olivia, log_path(replica)) as log, opened(site, olivia) as state:
+        assert told(log)["text"] == "hello\n"
+        assert told(state)["models"][0]["name"] == "qwen"  # not an empty one of before it looked
+
+
+LINE = "INFO 09-01 12:00:00 engine.py:123] Avg generation throughput: 61.5 tokens/s, Running: 3 reqs" + "." * 120 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "text", "append"),
+    [
+        ("", "a\n", "a\n", False),
+        ("a\n", "a\nb\n", "b\n", True),
+        ("a\n" + LINE, LINE + "c\n", "c\n", True),  # the first line left the end
+        (LINE * 3, LINE * 2 + "b\n", "b\n", True),
+        (LINE * 3, LINE * 3, "", True),
+        ("b\n" + LINE, "a\n" + LINE + "c\n", "a\n" + LINE + "c\n", False),  # of another run: it only looks alike
+        ("a\n", "x\ny\n", "x\ny\n", False),
+        ("a\n", "", "", False),
+        ("a" * 500, "a" * 400 + "b", "b", True),
+    ],
+)
+def test_only_what_is_new_of_a_log_is_sent(before, after, text, append):
+    assert addition(before, after) == {"text": text, "append": append}
+
+
+# --- the server
+
+
+def test_a_client_that_reads_nothing_is_cut(site, olivia, monkeypatch):
+    monkeypatch.setattr("apiproxy.server.UNREAD_SECONDS", 0.5)
+    replica = serve().replica_set.get()
+    tail = LogTail.objects.create(replica=replica, text="", at=timezone.now())
+    small = socket.socket()
+    small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    small.connect(("127.0.0.1", site.port))
+    with opened(site, olivia, log_path(replica), sock=small, max_queue=1, close_timeout=0):
+        for number in range(1000):
+            tail.text = f"{number}\n" + "x" * 200_000
+            tail.save()
+            reads = site.database.reads
+            until(lambda before=reads: site.database.reads > before or not site.server.server_state.connections)
+            if not site.server.server_state.connections:
+                break
+        assert not site.server.server_state.connections
+
+
+def test_a_socket_outlives_the_time_that_heads_and_idle_connections_have(site, olivia, monkeypatch):
+    monkeypatch.setattr("apiproxy.server.HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(site.server.config, "timeout_keep_alive", 0.5)
+    with opened(site, olivia) as connection:
+        told(connection)
+        time.sleep(1.5)  # three times as long as either
+        serve("qwen")
+        assert told(connection, "change")["models"][0]["name"] == "qwen"
+
+
+def test_sockets_do_not_hold_up_the_end_of_the_server(site, olivia):
+    with opened(site, olivia) as connection:
+        told(connection)
+        begun = time.monotonic()
+        site.server.should_exit = True
+        with pytest.raises(ConnectionClosed):
+            list(connection)
+        assert connection.close_code == 1012
+        site.thread.join(30)
+        assert time.monotonic() - begun < 5
+
+
+# --- time to first token
+
+
+def test_a_model_s_name_is_what_its_calls_are_recorded_under(site, olivia, alice, research):
+    serve("qwen")
+    record = use(key_of(alice, research))
+    record.first_token_ms = 120
+    record.save()
+    with opened(site, olivia) as connection:
+        assert told(connection)["models"][0]["first_token"] == {"requests": 1, "half": 0.12, "slow": 0.12}
