@@ -8,6 +8,7 @@ help:
 	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway (35 minutes)'
+	@echo 'make chaos   kill -9 of every part under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 
@@ -45,6 +46,10 @@ bench:
 	@$(MAKE) --silent -C tests/bench
 	.venv/bin/python -m tests.bench --write
 
+MINUTES ?= 20
+chaos: test-setup
+	.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --write
+
 # uv resolves for every platform at once, which pip cannot; it is needed here only, so nowhere else.
 OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet
 COMPILE = /bin/uv pip compile pyproject.toml $(OPTIONS)
@@ -61,4 +66,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock'
 
-.PHONY: help setup run test test-setup test-engines check bench lock
+.PHONY: help setup run test test-setup test-engines check bench chaos lock

@@ -1,0 +1,126 @@
+"""Every process of one installation, and whether each has somebody who answers for it.
+
+Found by four things, any of which will do: our state directory in the environment (what `up` starts), the mark in the
+environment (engines), the run directory on the command line (shims), an output that goes into the state directory.
+"""
+
+import contextlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modelregistry import process, shim
+from modelregistry.launching import label_of
+from modelregistry.process import Life, Run
+
+RESTING = ("stopped", "asleep", "backoff", "failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A living process. `part`: up, gateway, supervisor, shim, front, worker (below a front) or other."""
+
+    who: shim.Identity
+    part: str
+    run: str  # of an engine or a shim: its run's id
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.who.pid} {self.run} {self.command[:120]}".rstrip()
+
+
+class Census:
+    """Of the installation in `var`."""
+
+    def __init__(self, var: Path) -> None:
+        self.var = var.resolve()
+        self.runs = process.Runs(self.var / "run" / "engines")
+
+    def take(self) -> list[Found]:
+        """Everybody, now."""
+        runs = self._runs()
+        return [found for pid in shim.processes() if pid != os.getpid() and (found := self._find(pid, runs))]
+
+    def living_runs(self) -> list[Run]:
+        return [run for run in self.runs.all() if process.life(run) in (Life.RUNNING, Life.ENDING)]
+
+    def _runs(self) -> dict[str, Run]:
+        return {run.run_id: run for run in self.runs.all()}
+
+    def _find(self, pid: int, runs: Mapping[str, Run]) -> Found | None:
+        who = shim.identify(pid)
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # gone meanwhile
+            return None
+        if who is None:
+            return None
+        run_id = self._run_of(environment, command)
+        if run_id:
+            return Found(who=who, part=_part_of_run(who, runs.get(run_id), environment), run=run_id, command=command)
+        ours = f"MADOGUCHI_VAR={self.var}".encode() in environment
+        if ours or self._writes_here(pid):
+            return Found(who=who, part=_part_of_ours(command), run="", command=command)
+        return None
+
+    def _run_of(self, environment: Sequence[bytes], command: str) -> str:
+        for entry in environment:
+            if entry.startswith(f"{shim.MARK}={self.runs.root}/".encode()):
+                return Path(entry.decode()).name
+        last = command.rpartition(" ")[2]
+        return Path(last).name if last.startswith(f"{self.runs.root}/") else ""
+
+    def _writes_here(self, pid: int) -> bool:
+        with contextlib.suppress(OSError):
+            return os.readlink(f"/proc/{pid}/fd/1").startswith(f"{self.var}/")
+        return False
+
+
+def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[bytes]) -> str:
+    if run and who == run.shim:
+        return "shim"
+    if run and who == run.engine:
+        return "front"
+    marked = any(entry.startswith(f"{shim.MARK}=".encode()) for entry in environment)
+    return "worker" if marked else "other"
+
+
+def _part_of_ours(command: str) -> str:
+    words = {"manage.py up": "up", "uvicorn": "gateway", "manage.py supervise": "supervisor"}
+    return next((part for word, part in words.items() if word in command), "other")
+
+
+def unaccounted(found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is wrong while everything runs: sentences. `runs` are the living ones, `replicas` the rows.
+
+    Each process has a living shim, each shim one row, each row one shim; one `up`, one gateway, one supervisor.
+    """
+    wrong = [f"{found.part} without a reason to be: {found}" for found in found if found.part == "other"]
+    parts = Counter(each.part for each in found)
+    wrong += [f"{parts[part]} times {part}" for part in ("up", "gateway", "supervisor") if parts[part] != 1]
+    rows = {row["run_id"]: row for row in replicas if row["state"] not in RESTING}
+    living = {run.run_id: run for run in runs}
+    held = {run.run_id: set(shim.descendants(run.shim.pid)) for run in runs}
+    for each in found:
+        if each.part in ("front", "worker") and each.who not in held.get(each.run, ()):
+            wrong.append(f"orphan, no living shim holds it: {each}")
+    wrong += [
+        f"an engine without a row: {label_of(run).name} {name}" for name, run in living.items() if name not in rows
+    ]
+    wrong += [f"a row without an engine: {row['model']} {name}" for name, row in rows.items() if name not in living]
+    wrong += [
+        f"{row['model']}: the row says process {row['pid']}, its shim {living[name].engine.pid}"
+        for name, row in rows.items()
+        if name in living and row["pid"] != living[name].engine.pid
+    ]
+    return wrong + list(_twice(runs))
+
+
+def _twice(runs: Sequence[Run]) -> Iterator[str]:
+    for key, count in Counter(label_of(run).key for run in runs).items():
+        if count > 1:
+            yield f"{count} engines for one replica: model {key.model} #{key.number}"

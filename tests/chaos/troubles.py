@@ -1,0 +1,143 @@
+"""What can happen to an installation, whom it may hurt, and how soon all must be well again.
+
+The bound of a recovery is a sum: the product's own pauses (back-off, drain: they do not depend on the machine) and the
+machine's part (starts and looks, as measured before the first trouble) times `SPARE` times how many processes wanted
+each core meanwhile.
+"""
+
+import contextlib
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from apiproxy.management.commands.up import LONGEST_PAUSE
+from modelregistry import plan, shim, supervisor
+
+SPARE = 2.0  # of the machine's part: single starts vary, and disks are not counted in processes
+# The machine's part of an engine's recovery beside its start: plan, books, the gateway's look, a front that ends after
+# its worker, what a dead front left behind.
+NOTICED = plan.ASK_EVERY + supervisor.TICK + supervisor.BOOKS_EVERY + 1.0 + 1.0 + shim.SURVIVORS_GRACE
+RESTART_SEC = 2.0  # as in deploy/*.service
+EVERYBODY = ""  # instead of a model's name
+
+
+@dataclass(slots=True, kw_only=True)
+class Trouble:
+    """`hurts`: models whose calls may fail (EVERYBODY: all; empty: none). `restarts`: models that get a new engine.
+
+    `pauses` in seconds, of the product; `work` in seconds, of an idle machine. `began` and `over` are monotonic.
+    """
+
+    kind: str
+    model: str  # whose part was hurt, or ""
+    victim: str  # its pid, or ""
+    hurts: frozenset[str]
+    restarts: frozenset[str]
+    pauses: float
+    work: float
+    began: float
+    wall: float
+    over: float = 0.0
+    slowness: float = 1.0
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, [self.kind, self.model, self.victim]))
+
+    @property
+    def bound(self) -> float:
+        return self.pauses + SPARE * self.slowness * self.work
+
+    @property
+    def took(self) -> float:
+        return self.over - self.began
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Of one thing that is started again after each death: how long the next pause is. A life ends its memory."""
+
+    pause: Callable[[int], float]
+    forgotten_after: float
+    deaths: int = 0
+    well_since: float = field(default_factory=time.monotonic)
+
+    def died(self, now: float) -> float:
+        """The pause that follows, at most: who was well for long enough begins anew."""
+        self.deaths = 1 if now - self.well_since >= self.forgotten_after else self.deaths + 1
+        self.well_since = float("inf")
+        return self.pause(self.deaths)
+
+    def well(self, now: float) -> None:
+        self.well_since = min(self.well_since, now)
+
+
+def of_engine() -> Backoff:
+    return Backoff(plan.backoff, plan.LIVED_WELL)
+
+
+def of_program() -> Backoff:
+    return Backoff(lambda deaths: min(LONGEST_PAUSE, 2.0 ** (deaths - 1)), LONGEST_PAUSE)
+
+
+@contextlib.contextmanager
+def stopped(who: shim.Identity) -> Iterator[None]:
+    """Not dead and not alive, as a process on a host that swaps."""
+    shim.send(who, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        shim.send(who, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def locked(database: Path) -> Iterator[None]:
+    """SQLite, written by somebody who takes his time."""
+    with contextlib.closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
+        connection.execute("begin immediate")
+        try:
+            yield
+        finally:
+            connection.execute("rollback")
+
+
+class Deck:
+    """Each kind of trouble once in a shuffled order, then by chance."""
+
+    def __init__(self, kinds: Sequence[tuple[str, str]], dice: random.Random) -> None:
+        self._kinds = sorted(set(kinds))
+        self._dice = dice
+        self._first = self._dice.sample(self._kinds, len(self._kinds))
+
+    @property
+    def played(self) -> bool:
+        """Whether each kind has been there."""
+        return not self._first
+
+    def draw(self) -> tuple[str, str]:
+        return self._first.pop() if self._first else self._dice.choice(self._kinds)
+
+    def put_back(self, kind: tuple[str, str]) -> None:
+        """It could not be done; another one first."""
+        self._first.insert(0, kind)
+
+
+class Pace:
+    """How many processes want each core: 1.0 when nobody waits."""
+
+    def __init__(self) -> None:
+        self._cores = len(os.sched_getaffinity(0))
+        self._seen: list[tuple[float, int]] = []
+
+    def look(self) -> None:
+        for line in Path("/proc/stat").read_text().splitlines():
+            if line.startswith("procs_running "):
+                self._seen.append((time.monotonic(), int(line.split()[1])))
+
+    def slowness(self, since: float) -> float:
+        counts = [count for at, count in self._seen if at >= since]
+        return max(1.0, sum(counts) / len(counts) / self._cores) if counts else 1.0
