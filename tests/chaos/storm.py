@@ -119,17 +119,18 @@ class Storm:
 
     def _strike(self, deck: Deck) -> Trouble:
         while True:
-            part, model = deck.draw()
-            trouble = self._do(part, model)
-            if trouble:
-                return trouble
-            deck.put_back((part, model))  # it is not there just now
+            for kind in deck.order():
+                if trouble := self._do(*kind):
+                    deck.play(kind)
+                    return trouble
             time.sleep(LOOK_EVERY)
 
     def _do(self, part: str, model: str) -> Trouble | None:
         special = {"up": self._kill_up, "database": self._lock_database}
         if part in special:
             return special[part]()
+        if model and self._backoffs[model].tired(time.monotonic()):
+            return None
         run_ids = [run_id for name, run_id in self._runs().items() if name == model]
         of_part = part.removeprefix("still ")
         victims = [

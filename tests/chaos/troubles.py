@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from apiproxy.management.commands.up import LONGEST_PAUSE
-from modelregistry import plan, shim, supervisor
+from modelregistry import bookkeeping, plan, shim, supervisor
 
 SPARE = 2.0  # of the machine's part: single starts vary, and disks are not counted in processes
 # The machine's part of an engine's recovery beside its start: plan, books, the gateway's look, a front that ends after
 # its worker, what a dead front left behind.
-NOTICED = plan.ASK_EVERY + supervisor.TICK + supervisor.BOOKS_EVERY + 1.0 + 1.0 + shim.SURVIVORS_GRACE
+NOTICED = plan.ASK_EVERY + supervisor.TICK + bookkeeping.EVERY + 1.0 + 1.0 + shim.SURVIVORS_GRACE
 RESTART_SEC = 2.0  # as in deploy/*.service
+MOST_IN_A_ROW = plan.FUTILE_STARTS - 1
 EVERYBODY = ""  # instead of a model's name
 
 
@@ -66,6 +67,10 @@ class Backoff:
     deaths: int = 0
     well_since: float = field(default_factory=time.monotonic)
 
+    def tired(self, now: float) -> bool:
+        """Whether one more death soon would be the end of a crash loop, which waits for an operator."""
+        return self.deaths >= MOST_IN_A_ROW and now - self.well_since < self.forgotten_after
+
     def died(self, now: float) -> float:
         """The pause that follows, at most: who was well for long enough begins anew."""
         self.deaths = 1 if now - self.well_since >= self.forgotten_after else self.deaths + 1
@@ -106,24 +111,25 @@ def locked(database: Path) -> Iterator[None]:
 
 
 class Deck:
-    """Each kind of trouble once in a shuffled order, then by chance."""
+    """Kinds of trouble, each once before any comes again by chance."""
 
     def __init__(self, kinds: Sequence[tuple[str, str]], dice: random.Random) -> None:
         self._kinds = sorted(set(kinds))
         self._dice = dice
-        self._first = self._dice.sample(self._kinds, len(self._kinds))
+        self._unplayed = set(self._kinds)
 
     @property
     def played(self) -> bool:
         """Whether each kind has been there."""
-        return not self._first
+        return not self._unplayed
 
-    def draw(self) -> tuple[str, str]:
-        return self._first.pop() if self._first else self._dice.choice(self._kinds)
+    def order(self) -> list[tuple[str, str]]:
+        """In which they are to be tried now: not everything can be hurt at any time."""
+        shuffled = self._dice.sample(self._kinds, len(self._kinds))
+        return sorted(shuffled, key=lambda kind: kind not in self._unplayed)
 
-    def put_back(self, kind: tuple[str, str]) -> None:
-        """It could not be done; another one first."""
-        self._first.insert(0, kind)
+    def play(self, kind: tuple[str, str]) -> None:
+        self._unplayed.discard(kind)
 
 
 class Pace:
