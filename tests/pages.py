@@ -9,6 +9,7 @@ from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys import issuing
 from portal.keys.models import ApiKey
+from portal.metering import usage
 from portal.metering.models import UsageRecord
 
 
@@ -34,17 +35,11 @@ def use(
     estimated: bool = False,
 ) -> UsageRecord:
     """One request with this key: (prompt, completion) tokens."""
-    return UsageRecord.objects.create(
-        request_id=uuid4().hex,
-        key=key,
-        user=key.user,
-        tenant=key.tenant,
-        model=model,
-        endpoint="chat/completions",
-        started_at=at or timezone.now(),
-        duration_ms=100,
-        prompt_tokens=tokens[0],
-        completion_tokens=tokens[1],
-        status="finished",
-        estimated=estimated,
-    )
+    row = {
+        **{"request_id": uuid4().hex, "key_id": key.pk, "user_id": key.user_id, "tenant_id": key.tenant_id},
+        **{"model": model, "replica_id": None, "endpoint": "chat/completions", "started_at": at or timezone.now()},
+        **{"first_token_ms": None, "duration_ms": 100, "status": "finished", "estimated": estimated, "end_user": ""},
+        **{"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "cached_tokens": 0, "reasoning_tokens": 0},
+    }
+    usage.record([row])
+    return UsageRecord.objects.get(request_id=row["request_id"])

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from portal.accounts.models import User
 from portal.metering import periods
 from portal.metering.chart import Chart, chart
-from portal.metering.usage import by_day_and_model, visible_to
+from portal.metering.usage import by, visible_to
 
 DAYS = 14
 
@@ -32,8 +32,8 @@ def recent(user: User, zone: ZoneInfo, now: datetime) -> Recent:
     """One query."""
     month = periods.period("this-month", now, zone)
     fortnight = periods.period(str(DAYS), now, zone)
-    both = periods.Period(name="", first=min(month.first, fortnight.first), last=month.last, zone=zone)
-    rows = by_day_and_model(both.of(visible_to(user)), zone)
+    both = periods.Period(name="", first=min(month.first, fortnight.first), last=month.last)
+    rows = by(both.of(visible_to(user)), "day", "model")
     recently = [row for row in rows if row["day"] >= fortnight.first]
     return Recent(
         today=added([row for row in rows if row["day"] == month.last]),

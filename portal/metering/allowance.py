@@ -6,14 +6,14 @@ show a little more left than the next request would find.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.db.models import Count, F, Q, Sum
+from django.db.models import F, Q, Sum
 
 from portal.accounts.models import Tenant, User
-from portal.metering.models import Quota, UsageRecord
+from portal.metering.models import Quota, UsageDay
 from portal.metering.windows import bounds
 
 
@@ -59,43 +59,43 @@ def allowances(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
         .order_by(F("key").asc(nulls_first=True), F("user").asc(nulls_last=True), "tenant", "unit", "window", "model")
     )
     spans = {quota.pk: span(quota, zone, now) for quota in quotas if quota.window in ("day", "month")}
-    spent = spending([quota for quota in quotas if quota.pk in spans], spans)
-    found = [allowance(quota, spent.get(quota.pk), spans.get(quota.pk)) for quota in quotas]
+    spent = spending([quota for quota in quotas if quota.pk in spans], {pk: first for pk, (first, _) in spans.items()})
+    found = [
+        allowance(quota, spent.get(quota.pk), spans[quota.pk][1] if quota.pk in spans else None) for quota in quotas
+    ]
     return sorted(found, key=lambda one: one.spent is None)
 
 
-def span(quota: Quota, zone: ZoneInfo, now: datetime) -> tuple[datetime, datetime]:
-    """The window of this quota that holds `now`: a tenant's midnight, for a key its tenant's, for a person `zone`'s."""
+def span(quota: Quota, zone: ZoneInfo, now: datetime) -> tuple[date, datetime]:
+    """The first day of the window that holds `now`, and its end: by the tenant's zone, for a person by `zone`."""
     tenant = quota.tenant or (quota.key.tenant if quota.key else None)
-    begin, end = bounds(quota.window, now.timestamp(), tenant.zone if tenant else zone)
-    return datetime.fromtimestamp(begin, UTC), datetime.fromtimestamp(end, UTC)
+    where = tenant.zone if tenant else zone
+    begin, end = bounds(quota.window, now.timestamp(), where)
+    return datetime.fromtimestamp(begin, where).date(), datetime.fromtimestamp(end, UTC)
 
 
-def spending(quotas: Iterable[Quota], spans: dict[int, tuple[datetime, datetime]]) -> dict[int, int]:
+def spending(quotas: Iterable[Quota], begins: dict[int, date]) -> dict[int, int]:
     """What was spent of each, by primary key. One query, whatever their number; none for none."""
     sums: dict[str, Any] = {}
     any_of = Q()
     for quota in quotas:
-        mine = within(quota, spans[quota.pk][0])
-        sums[f"q{quota.pk}"] = (
-            Count("id", filter=mine)
-            if quota.unit == Quota.Unit.REQUESTS
-            else Sum(F("prompt_tokens") + F("completion_tokens"), filter=mine, default=0)
-        )
+        mine = within(quota, begins[quota.pk])
+        unit = F("requests") if quota.unit == Quota.Unit.REQUESTS else F("prompt_tokens") + F("completion_tokens")
+        sums[f"q{quota.pk}"] = Sum(unit, filter=mine, default=0)
         any_of |= mine
     if not sums:
         return {}
-    return {int(name[1:]): value for name, value in UsageRecord.objects.filter(any_of).aggregate(**sums).items()}
+    return {int(name[1:]): value for name, value in UsageDay.objects.filter(any_of).aggregate(**sums).items()}
 
 
-def within(quota: Quota, begin: datetime) -> Q:
-    """The records that count against this quota since `begin`."""
+def within(quota: Quota, begin: date) -> Q:
+    """The sums of days that count against this quota since `begin`."""
     of = {name: getattr(quota, f"{name}_id") for name in ("tenant", "user", "key")}
-    mine = Q(started_at__gte=begin, **{f"{name}_id": pk for name, pk in of.items() if pk is not None})
+    mine = Q(day__gte=begin, **{f"{name}_id": pk for name, pk in of.items() if pk is not None})
     return mine & Q(model=quota.model.name) if quota.model else mine
 
 
-def allowance(quota: Quota, spent: int | None, window: tuple[datetime, datetime] | None) -> Allowance:
+def allowance(quota: Quota, spent: int | None, renews_at: datetime | None) -> Allowance:
     of = "tenant" if quota.tenant else "user" if quota.user else "key"
     owner = quota.tenant or quota.user or quota.key
     return Allowance(
@@ -106,5 +106,5 @@ def allowance(quota: Quota, spent: int | None, window: tuple[datetime, datetime]
         window=quota.window,
         amount=quota.amount,
         spent=spent,
-        renews_at=window[1] if window else None,
+        renews_at=renews_at,
     )

@@ -54,7 +54,7 @@ class Chart:
 
 
 def chart(rows: Iterable[dict[str, Any]], days: list[date]) -> Chart:
-    """A chart of these days from rows of `by_day_and_model`; days without rows are there with nothing."""
+    """A chart of these days from rows of `usage.by` day and model; days without rows are there with nothing."""
     tokens: dict[date, Counter[str]] = defaultdict(Counter)
     requests: Counter[date] = Counter()
     models: Counter[str] = Counter()

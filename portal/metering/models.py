@@ -1,4 +1,4 @@
-"""How much may be used (Quota, policy) and what was used (UsageRecord, written by the gateways' ledger)."""
+"""How much may be used (Quota, policy) and what was used (UsageRecord and sums of it, written by the ledger)."""
 
 from typing import ClassVar
 
@@ -125,3 +125,87 @@ class UsageRecord(models.Model):
 
     def __str__(self) -> str:
         return self.request_id
+
+
+class Sums(models.Model):
+    """What a group of usage records adds up to. `generated_…`: of answers whose first token is known, so that their
+    quotient is the speed of generation."""
+
+    requests = models.PositiveBigIntegerField(default=0)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    cached_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    reasoning_tokens = models.PositiveBigIntegerField(default=0)
+    estimated = models.PositiveBigIntegerField(default=0)
+    aborted = models.PositiveBigIntegerField(default=0)
+    interrupted = models.PositiveBigIntegerField(default=0)
+    failed = models.PositiveBigIntegerField(default=0)
+    refused = models.PositiveBigIntegerField(default=0)
+    generated_tokens = models.PositiveBigIntegerField(default=0)
+    generated_ms = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        abstract = True
+
+
+class UsageDay(Sums):
+    """A key's use of a model on a day of its tenant's calendar, by one of its end users ("" where none is told)."""
+
+    day = models.DateField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+    end_user = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        verbose_name = _("usage of a day")
+        verbose_name_plural = _("usage by day")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key", "day", "model", "end_user"], name="one_sum_per_day"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "day"], name="usage_day_by_tenant"),
+            models.Index(fields=["user", "day"], name="usage_day_by_user"),
+            models.Index(fields=["day"], name="usage_day_by_day"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.key_id} {self.model}"
+
+
+class UsageHour(Sums):
+    """A tenant's use of a model in an hour of UTC, with how long first tokens took: see `rollups.FIRST_TOKEN_MS`."""
+
+    hour = models.DateTimeField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+    first_0 = models.PositiveIntegerField(default=0)
+    first_1 = models.PositiveIntegerField(default=0)
+    first_2 = models.PositiveIntegerField(default=0)
+    first_3 = models.PositiveIntegerField(default=0)
+    first_4 = models.PositiveIntegerField(default=0)
+    first_5 = models.PositiveIntegerField(default=0)
+    first_6 = models.PositiveIntegerField(default=0)
+    first_7 = models.PositiveIntegerField(default=0)
+    first_8 = models.PositiveIntegerField(default=0)
+    first_9 = models.PositiveIntegerField(default=0)
+    first_10 = models.PositiveIntegerField(default=0)
+    first_11 = models.PositiveIntegerField(default=0)
+    first_12 = models.PositiveIntegerField(default=0)
+    first_13 = models.PositiveIntegerField(default=0)
+    first_14 = models.PositiveIntegerField(default=0)
+    first_15 = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("usage of an hour")
+        verbose_name_plural = _("usage by hour")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["hour", "tenant", "model"], name="one_sum_per_hour"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["tenant", "hour"], name="usage_hour_by_tenant")]
+
+    def __str__(self) -> str:
+        return f"{self.hour} {self.tenant_id} {self.model}"

@@ -1,13 +1,13 @@
 """Spans of whole local days that people ask usage for. Pure but for the filter of records."""
 
 from dataclasses import dataclass
-from datetime import date, datetime, time, timedelta
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from django.db.models import QuerySet
 from django.utils.translation import gettext_lazy as _
 
-from portal.metering.models import UsageRecord
+from portal.metering.models import UsageDay
 
 NAMES = {
     "this-month": _("this month"),
@@ -20,25 +20,19 @@ NAMES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
-    """From the midnight that begins `first` to the midnight that ends `last`, in `zone`."""
+    """The days from `first` to `last`, both included."""
 
     name: str
     first: date
     last: date
-    zone: ZoneInfo
 
     @property
     def days(self) -> list[date]:
         return [self.first + timedelta(days=n) for n in range((self.last - self.first).days + 1)]
 
-    def midnight(self, day: date) -> datetime:
-        return datetime.combine(day, time(), self.zone)
-
-    def of(self, records: QuerySet[UsageRecord]) -> QuerySet[UsageRecord]:
-        """Those of the records that began in this period."""
-        return records.filter(
-            started_at__gte=self.midnight(self.first), started_at__lt=self.midnight(self.last + timedelta(days=1))
-        )
+    def of(self, sums: QuerySet[UsageDay]) -> QuerySet[UsageDay]:
+        """Those of the sums that are of this period's days."""
+        return sums.filter(day__range=(self.first, self.last))
 
 
 def period(name: str, now: datetime, zone: ZoneInfo) -> Period:
@@ -48,8 +42,8 @@ def period(name: str, now: datetime, zone: ZoneInfo) -> Period:
     today = now.astimezone(zone).date()
     first_of_month = today.replace(day=1)
     if name == "this-month":
-        return Period(name=name, first=first_of_month, last=today, zone=zone)
+        return Period(name=name, first=first_of_month, last=today)
     if name == "last-month":
         last = first_of_month - timedelta(days=1)
-        return Period(name=name, first=last.replace(day=1), last=last, zone=zone)
-    return Period(name=name, first=today - timedelta(days=int(name) - 1), last=today, zone=zone)
+        return Period(name=name, first=last.replace(day=1), last=last)
+    return Period(name=name, first=today - timedelta(days=int(name) - 1), last=today)

@@ -15,7 +15,7 @@ from portal.accounts.models import User
 from portal.console.clock import zone_of
 from portal.metering import periods
 from portal.metering.chart import chart
-from portal.metering.usage import by_day_and_model, visible_to
+from portal.metering.usage import by, visible_to
 
 DEFAULT = "this-month"
 # The table of 90 days and several models would be pages long; what is older is there, folded.
@@ -30,7 +30,7 @@ def usage(request: HttpRequest) -> HttpResponse:
     zone = zone_of(request.user)
     name = request.GET.get("period", DEFAULT)
     period = periods.period(name if name in periods.NAMES else DEFAULT, timezone.now(), zone)
-    rows = by_day_and_model(period.of(visible_to(request.user)), zone)
+    rows = by(period.of(visible_to(request.user)), "day", "model")
     context = {
         "zone": zone,
         "period": period,

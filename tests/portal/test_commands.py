@@ -11,7 +11,9 @@ from django.utils import timezone
 from modelregistry.models import ServedModel
 from portal.keys import secret
 from portal.keys.models import ApiKey
+from portal.metering.management.commands import pruneusage
 from portal.metering.models import Quota, UsageRecord
+from tests.pages import use
 
 
 def run(*words: str) -> str:
@@ -102,18 +104,9 @@ def test_setquota_says_what_is_wrong_and_sets_nothing(research, words, said):
 def used(alice) -> ApiKey:
     run("createkey", "--tenant", "research", "--user", "alice")
     key = ApiKey.objects.get()
-    shared = {"key": key, "user": alice, "tenant": key.tenant, "endpoint": "/v1/chat/completions", "duration_ms": 1}
     now = timezone.now()
     for number, (model, ago) in enumerate([("a", 0), ("a", 0), ("b", 3)]):
-        UsageRecord.objects.create(
-            request_id=f"r{number}",
-            model=model,
-            started_at=now - timedelta(days=ago),
-            prompt_tokens=10,
-            completion_tokens=number,
-            status="finished",
-            **shared,
-        )
+        use(key, tokens=(10, number), at=now - timedelta(days=ago), model=model)
     return key
 
 
@@ -145,3 +138,18 @@ def test_usage_prints_a_table_for_people(used):
 
 def test_usage_of_nobody_is_an_empty_list(db):
     assert run("usage", "--json") == "[]"
+
+
+def test_pruning_deletes_old_records_and_no_sum(used, monkeypatch):
+    monkeypatch.setattr(pruneusage, "BATCH", 2)
+    for _ in range(5):
+        use(used, at=timezone.now() - timedelta(days=41))
+    before = run("usage")
+    assert run("pruneusage", "--older-than", "40") == "5"
+    assert UsageRecord.objects.count() == 3
+    assert run("usage") == before
+
+
+def test_pruning_spares_what_quotas_of_a_month_are_counted_from(used):
+    with pytest.raises(CommandError, match="40 days or more"):
+        run("pruneusage", "--older-than", "31")

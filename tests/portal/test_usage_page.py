@@ -136,12 +136,6 @@ class TestPeriods:
         assert (period.first, period.last) == (first, last)
         assert (period.days[0], period.days[-1]) == (first, last)
 
-    def test_a_day_of_23_hours_is_a_whole_day(self):
-        berlin = ZoneInfo("Europe/Berlin")
-        period = periods.period("this-month", datetime(2026, 3, 29, 12, tzinfo=UTC), berlin)
-        begin, end = period.midnight(date(2026, 3, 29)), period.midnight(date(2026, 3, 30))
-        assert (end.astimezone(UTC) - begin.astimezone(UTC)) == timedelta(hours=23)
-
     def test_an_unknown_name_is_refused(self):
         with pytest.raises(KeyError):
             periods.period("15", timezone.now(), TOKYO)

@@ -2,15 +2,13 @@
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError
-from datetime import datetime
+from datetime import date
 from typing import Any
 
 from django.core.management.base import BaseCommand
 from django.db.models import F
-from django.db.models.functions import TruncDate
-from django.utils import timezone
 
-from portal.metering.models import UsageRecord
+from portal.metering.models import UsageDay
 from portal.metering.usage import by
 
 # What a row is called in the output: the words by which other commands name it.
@@ -18,9 +16,9 @@ NAMES = {"tenant": F("tenant__slug"), "user": F("user__username"), "key": F("key
 NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens")
 
 
-def day(text: str) -> datetime:
+def day(text: str) -> date:
     try:
-        return timezone.make_aware(datetime.strptime(text, "%Y-%m-%d"))
+        return date.fromisoformat(text)
     except ValueError as error:
         raise ArgumentTypeError(f"{text!r} is not a date like 2026-11-01") from error
 
@@ -30,7 +28,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
-            "--since", type=day, metavar="2026-11-01", help="from this day on, in the server's time zone"
+            "--since", type=day, metavar="2026-11-01", help="from this day on, in each tenant's time zone"
         )
         parser.add_argument("--by", default="model", choices=["tenant", "user", "key", "model", "day"])
         parser.add_argument("--json", action="store_true", help="a list of objects")
@@ -46,11 +44,11 @@ class Command(BaseCommand):
             self.stdout.write(str(row[by]).ljust(width) + "".join(f"{row[name]:>19,}" for name in NUMBERS))
 
 
-def grouped(field: str, since: datetime | None) -> list[dict[str, Any]]:
+def grouped(field: str, since: date | None) -> list[dict[str, Any]]:
     """One row per value of `field`, with exactly that and NUMBERS; a service key's user and what was deleted: ''."""
-    records = UsageRecord.objects.filter(started_at__gte=since) if since else UsageRecord.objects.all()
-    records = records.annotate(value=TruncDate("started_at") if field == "day" else NAMES.get(field, F(field)))
+    days = UsageDay.objects.filter(day__gte=since) if since else UsageDay.objects.all()
+    days = days.annotate(value=NAMES.get(field, F(field)))
     return [
         {field: str(row["value"] if row["value"] is not None else ""), **{name: row[name] for name in NUMBERS}}
-        for row in by(records, "value")
+        for row in by(days, "value")
     ]

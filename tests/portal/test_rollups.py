@@ -1,0 +1,177 @@
+"""The sums of days and hours: they hold exactly what was recorded, whoever wrote it and how often."""
+
+import random
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from django.db.models import Sum
+from hypothesis import HealthCheck, given, settings, strategies
+
+from portal.metering import rollups, usage
+from portal.metering.models import UsageDay, UsageHour, UsageRecord
+from tests.installation import installed
+from tests.postgres import postgres
+
+NOON = datetime(2026, 11, 22, 3, tzinfo=UTC)  # in Tokyo
+
+
+def row(request_id: str, **more):
+    return {
+        **{"request_id": request_id, "key_id": 1, "user_id": 1, "tenant_id": 1, "model": "m", "replica_id": 1},
+        **{"endpoint": "chat/completions", "started_at": NOON, "first_token_ms": 120, "duration_ms": 1120},
+        **{"prompt_tokens": 7, "cached_tokens": 2, "completion_tokens": 50, "reasoning_tokens": 0},
+        **{"status": "finished", "estimated": False, "end_user": ""},
+        **more,
+    }
+
+
+def total(model, *names: str) -> list[int]:
+    sums = model.objects.aggregate(**{name: Sum(name, default=0) for name in names})
+    return [sums[name] for name in names]
+
+
+rows_ = strategies.builds(
+    row,
+    request_id=strategies.sampled_from([f"r{n}" for n in range(12)]),
+    key_id=strategies.integers(1, 3),
+    model=strategies.sampled_from(["a", "b"]),
+    end_user=strategies.sampled_from(["", "山田"]),
+    started_at=strategies.datetimes(datetime(2026, 11, 21), datetime(2026, 11, 23), timezones=strategies.just(UTC)),
+    first_token_ms=strategies.none() | strategies.integers(0, 60_000),
+    completion_tokens=strategies.integers(0, 500),
+    status=strategies.sampled_from(["finished", "aborted", "failed", "refused", "interrupted"]),
+    estimated=strategies.booleans(),
+)
+
+
+@pytest.mark.django_db
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=strategies.lists(strategies.lists(rows_, max_size=8), max_size=4))
+def test_whatever_is_recorded_in_whatever_batches_the_sums_are_those_of_the_records(batches):
+    for model in (UsageRecord, UsageDay, UsageHour):
+        model.objects.all().delete()
+    for batch in batches:
+        usage.record(batch)
+    records = list(UsageRecord.objects.all())
+    expected = [len(records), *total(UsageRecord, "prompt_tokens", "completion_tokens")]
+    for model in (UsageDay, UsageHour):
+        assert total(model, "requests", "prompt_tokens", "completion_tokens") == expected
+        assert total(model, "estimated") == [sum(record.estimated for record in records)]
+        for status in ("aborted", "failed", "refused", "interrupted"):
+            assert total(model, status) == [sum(record.status == status for record in records)]
+    firsts = sum(total(UsageHour, *rollups.FIRST_TOKEN))
+    assert firsts == sum(record.first_token_ms is not None for record in records)
+    by_hour = {(record.started_at.replace(minute=0, second=0, microsecond=0), record.model) for record in records}
+    assert {(hour.hour, hour.model) for hour in UsageHour.objects.all()} == by_hour
+
+
+@pytest.mark.django_db
+def test_a_batch_larger_than_one_statement_is_summed_whole():
+    usage.record([row(f"r{n}", key_id=n) for n in range(usage.ROWS * 3 + 7)])
+    assert total(UsageDay, "requests") == total(UsageHour, "requests") == [usage.ROWS * 3 + 7]
+
+
+@pytest.mark.django_db
+def test_a_day_is_the_tenants(research, sales):
+    sales.time_zone = "America/New_York"
+    sales.save()
+    late = datetime(2026, 11, 22, 15, 30, tzinfo=UTC)  # half past midnight in Tokyo, half past ten in New York
+    usage.record(
+        [
+            row("a", tenant_id=research.pk, key_id=1, started_at=late),
+            row("b", tenant_id=sales.pk, key_id=2, started_at=late),
+        ]
+    )
+    days = {day.tenant_id: day.day for day in UsageDay.objects.all()}
+    assert days == {research.pk: date(2026, 11, 23), sales.pk: date(2026, 11, 22)}
+
+
+@pytest.mark.django_db
+def test_a_day_is_right_where_the_zone_is_no_whole_hour_from_utc(research):
+    research.time_zone = "Asia/Kathmandu"  # UTC+5:45
+    research.save()
+    begin = datetime(2026, 11, 21, 18, 15, tzinfo=UTC)
+    usage.record(
+        [
+            row(str(n), tenant_id=research.pk, started_at=begin + timedelta(seconds=after))
+            for n, after in enumerate([-1, 0])
+        ]
+    )
+    assert sorted(UsageDay.objects.values_list("day", flat=True)) == [date(2026, 11, 21), date(2026, 11, 22)]
+
+
+@pytest.mark.django_db
+def test_a_day_of_23_hours_is_a_whole_day(research):
+    research.time_zone = "Europe/Berlin"
+    research.save()
+    end = datetime(2026, 3, 29, 22, tzinfo=UTC)  # its clocks went forward that night
+    moments = [end - timedelta(hours=23, seconds=1), end - timedelta(hours=23), end - timedelta(seconds=1), end]
+    usage.record([row(str(n), tenant_id=research.pk, started_at=at) for n, at in enumerate(moments)])
+    found = dict(UsageDay.objects.values_list("day", "requests"))
+    assert found == {date(2026, 3, 28): 1, date(2026, 3, 29): 2, date(2026, 3, 30): 1}
+
+
+@pytest.mark.django_db
+def test_the_usage_of_a_tenant_that_is_gone_is_summed_all_the_same():
+    usage.record([row("a", tenant_id=999)])
+    assert UsageDay.objects.get().day == date(2026, 11, 22)
+
+
+@pytest.mark.django_db
+def test_only_answers_with_a_known_first_token_tell_the_speed():
+    usage.record([row("a"), row("b", first_token_ms=None), row("c", first_token_ms=1120)])
+    hour = UsageHour.objects.get()
+    assert (hour.generated_tokens, hour.generated_ms) == (50, 1000)
+
+
+def test_percentiles_are_near_those_of_the_times_themselves():
+    chance = random.Random(7)
+    times = sorted(int(chance.lognormvariate(6.5, 0.8)) for _ in range(20_000))
+    counts = [0] * len(rollups.FIRST_TOKEN)
+    for time in times:
+        counts[rollups.bisect_left(rollups.FIRST_TOKEN_MS, time)] += 1
+    for share in (0.5, 0.95):
+        exact = times[int(share * len(times))]
+        assert rollups.percentile(counts, share) == pytest.approx(exact, rel=0.08)
+
+
+def test_percentiles_of_nothing_and_of_what_took_longer_than_can_be_told():
+    nothing = [0] * len(rollups.FIRST_TOKEN)
+    assert rollups.percentile(nothing, 0.5) is None
+    assert rollups.percentile([*nothing[:-1], 3], 0.5) == rollups.FIRST_TOKEN_MS[-1]
+
+
+WRITE = """
+from portal.metering import usage
+from tests.portal.test_rollups import row
+for n in range(5):
+    usage.record([row(f"{who}-{{n}}-{{key}}", key_id=key) for key in range(20)])
+"""
+
+
+def test_two_writers_lose_no_sum_on_postgresql(tmp_path):
+    with postgres() as cluster, installed(tmp_path / "var", DATABASE_URL=cluster.url) as installation:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda who: installation.manage("shell", "-c", WRITE.format(who=who)), "ab"))
+        for table in ("usageday", "usagehour"):
+            assert cluster.rows(f"select sum(requests) from metering_{table}") == [(200,)]
+
+
+class Noted:
+    """A cursor that only remembers."""
+
+    def __init__(self) -> None:
+        self.values: list[list[object]] = []
+
+    def execute(self, statement: str, values: list[object]) -> None:
+        self.values.append(values)
+
+
+@pytest.mark.django_db
+def test_sums_are_locked_in_the_same_order_by_every_writer():
+    """Two that took them as they come would hold each other's rows and wait for ever."""
+    rows, one, other = [row(str(n), key_id=n, model=f"m{n % 3}") for n in range(20)], Noted(), Noted()
+    rollups.add(rows, one)
+    rollups.add(rows[::-1], other)
+    assert one.values == other.values
