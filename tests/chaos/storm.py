@@ -156,7 +156,7 @@ class Storm:
             hurts=frozenset({EVERYBODY}) if part == "gateway" else of_engine,
             restarts=of_engine,
             pauses=backoff.died(now),
-            work=self._work(model) + (troubles.NOTICED if model else 1.0),
+            work=self._work(model) + (troubles.NOTICED if model else troubles.ANSWERED),
             began=now,
             wall=time.time(),
         )

@@ -22,6 +22,7 @@ SPARE = 2.0  # of the machine's part: single starts vary, and disks are not coun
 # The machine's part of an engine's recovery beside its start: plan, books, the gateway's look, a front that ends after
 # its worker, what a dead front left behind.
 NOTICED = plan.ASK_EVERY + supervisor.TICK + bookkeeping.EVERY + 1.0 + 1.0 + shim.SURVIVORS_GRACE
+ANSWERED = 3.0  # until each model has answered a call once more
 RESTART_SEC = 2.0  # as in deploy/*.service
 MOST_IN_A_ROW = plan.FUTILE_STARTS - 1
 EVERYBODY = ""  # instead of a model's name
