@@ -48,6 +48,9 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
     "axes",
     "csp",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "portal.accounts",
     "portal.keys",
     "portal.metering",
@@ -167,6 +170,28 @@ CONTENT_SECURITY_POLICY = {
         "form-action": [SELF],
         "frame-ancestors": [NONE],
     }
+}
+
+# --- API for operators --------------------------------------------------------------------------------------------
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["portal.operations.permissions.Operators"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "portal.operations.problems.handle",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Madoguchi",
+    "DESCRIPTION": "Hosts, models and their engines, for operators.",
+    "VERSION": "1",
+    "SCHEMA_PATH_PREFIX": "/api/v1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "COMPONENT_SPLIT_REQUEST": True,  # or what only answers hold would be asked for in requests
+    "ENUM_NAME_OVERRIDES": {
+        "ModelState": "modelregistry.overview.ModelState",
+        "ReplicaState": "modelregistry.models.Replica.State",
+    },
 }
 
 # --- Gateway ----------------------------------------------------------------------------------------------------

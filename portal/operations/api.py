@@ -1,0 +1,305 @@
+"""The management API for operators: hosts, models and replicas, and the verbs of `actions`.
+
+Values of modelregistry.overview are sent as they are, so that they read as on sockets; the serializers describe them.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import orjson
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.db import transaction
+from django.db.models import Prefetch, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET
+from drf_spectacular.utils import OpenApiResponse, extend_schema
+from drf_spectacular.views import SpectacularAPIView
+from rest_framework import status
+from rest_framework.decorators import action
+from rest_framework.exceptions import NotFound, ValidationError
+from rest_framework.pagination import PageNumberPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.serializers import Serializer
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from modelregistry import memory, model_files, overview
+from modelregistry.advice import ADVICE
+from modelregistry.engines import Spec
+from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
+from portal.accounts.tenancy import operator
+from portal.keys.models import ModelAccess
+from portal.operations import actions, live
+from portal.operations import serializers as shapes
+from portal.operations.permissions import Operators
+
+PROBLEM = OpenApiResponse(shapes.Problem)
+ERRORS = {400: PROBLEM, 403: PROBLEM, 404: PROBLEM}
+
+
+class Pages(PageNumberPagination):
+    page_size = 50
+    page_size_query_param = "page_size"
+    max_page_size = 500
+
+
+def plain(value: Any) -> Any:
+    """As sockets send it."""
+    return orjson.loads(orjson.dumps(value))
+
+
+def given(shape: type[Serializer[Any]], values: Any) -> dict[str, Any]:
+    """What was sent, checked. Raises ValidationError."""
+    filled = shape(data=values)
+    filled.is_valid(raise_exception=True)
+    return dict(filled.validated_data)
+
+
+class OverviewView(APIView):
+    @extend_schema(operation_id="overview", responses={200: shapes.Overview, 403: PROBLEM})
+    def get(self, request: Request) -> Response:
+        """All hosts and models with their live state, as `/ws/operations/` tells them."""
+        now = timezone.now()
+        return Response(plain(overview.read(now, live.first_tokens(now))))
+
+
+class Hosts(GenericViewSet[Host]):
+    queryset = Host.objects.select_related("report")
+    serializer_class = shapes.HostNow
+    pagination_class = Pages
+    lookup_value_converter = "int"
+
+    @extend_schema(parameters=[shapes.HostFilter], responses={200: shapes.HostNow(many=True), 403: PROBLEM})
+    def list(self, request: Request) -> Response:
+        """Machines with their devices' memory."""
+        wanted = given(shapes.HostFilter, request.query_params)["supervised"]
+        found = [host for host in self._now(self.get_queryset()) if wanted in (None, host.supervised)]
+        return self.get_paginated_response(plain(self.paginate_queryset(found)))
+
+    @extend_schema(responses={200: shapes.HostNow, 403: PROBLEM, 404: PROBLEM})
+    def retrieve(self, request: Request, pk: int) -> Response:
+        (host,) = self._now([self.get_object()])
+        return Response(plain(host))
+
+    def _now(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
+        now, rows = timezone.now(), list(Replica.objects.all())
+        return [overview.host_now(host, rows, now) for host in hosts]
+
+
+class Models(GenericViewSet[ServedModel]):
+    queryset = ServedModel.objects.select_related("host").prefetch_related(
+        "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
+    )
+    serializer_class = shapes.Model
+    pagination_class = Pages
+    lookup_value_converter = "int"
+
+    @extend_schema(
+        parameters=[shapes.ModelFilter], responses={200: shapes.Model(many=True), 400: PROBLEM, 403: PROBLEM}
+    )
+    def list(self, request: Request) -> Response:
+        """Models as they are to be served, each with its live state."""
+        wanted = given(shapes.ModelFilter, request.query_params)
+        rows = self._filtered(wanted)
+        shown = [one for one in self._shown(rows) if wanted.get("state") in (None, one["now"]["state"])]
+        return self.get_paginated_response(self.paginate_queryset(shown))
+
+    @extend_schema(responses={200: shapes.Model, 403: PROBLEM, 404: PROBLEM})
+    def retrieve(self, request: Request, pk: int) -> Response:
+        return self._answer(self.get_object())
+
+    @extend_schema(responses={201: shapes.Model, 400: PROBLEM, 403: PROBLEM})
+    def create(self, request: Request) -> Response:
+        """Registers a model; its host starts it at once unless `enabled` is false."""
+        model = actions.register(**given(shapes.Model, request.data))
+        return self._answer(model, status.HTTP_201_CREATED)
+
+    @extend_schema(responses={200: shapes.Model, **ERRORS})
+    def partial_update(self, request: Request, pk: int) -> Response:
+        """Changes what is sent. What an engine is started with makes it start anew."""
+        model = self.get_object()
+        filled = shapes.Model(model, data=request.data, partial=True)
+        filled.is_valid(raise_exception=True)
+        values = dict(filled.validated_data)
+        aliases, tenants = values.pop("aliases", None), values.pop("tenants", None)
+        with transaction.atomic():
+            if values:
+                actions.change(model, **values)
+            if aliases is not None:
+                actions.set_aliases(model, aliases)
+            if tenants is not None:
+                actions.set_visibility(model, tenants)
+        return self._answer(model)
+
+    @extend_schema(responses={204: None, 403: PROBLEM, 404: PROBLEM})
+    def destroy(self, request: Request, pk: int) -> Response:
+        """Takes a model off the catalogue for good; its engines are drained and stopped."""
+        actions.unregister(self.get_object())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(request=None, responses={200: shapes.Model, 403: PROBLEM, 404: PROBLEM})
+    @action(detail=True, methods=["post"])
+    def start(self, request: Request, pk: int) -> Response:
+        """To be served; replicas that failed are tried again."""
+        return self._answer(actions.start(self.get_object()))
+
+    @extend_schema(request=None, responses={200: shapes.Model, 403: PROBLEM, 404: PROBLEM})
+    @action(detail=True, methods=["post"])
+    def stop(self, request: Request, pk: int) -> Response:
+        """Not to be served: engines finish what they are at and end."""
+        return self._answer(actions.stop(self.get_object()))
+
+    @extend_schema(request=shapes.Restart, responses={200: shapes.Model, 409: PROBLEM, **ERRORS})
+    @action(detail=True, methods=["post"])
+    def restart(self, request: Request, pk: int) -> Response:
+        """Engines finish what they are at and are started anew."""
+        model = self.get_object()
+        return self._answer(actions.restart(model, seen=given(shapes.Restart, request.data).get("seen")))
+
+    @extend_schema(request=shapes.Aliases, responses={200: shapes.Model, **ERRORS})
+    @action(detail=True, methods=["put"])
+    def aliases(self, request: Request, pk: int) -> Response:
+        """The model's other names, all of them."""
+        model = self.get_object()
+        actions.set_aliases(model, given(shapes.Aliases, request.data)["aliases"])
+        return self._answer(model)
+
+    @extend_schema(request=shapes.Visibility, responses={200: shapes.Model, **ERRORS})
+    @action(detail=True, methods=["put"])
+    def visibility(self, request: Request, pk: int) -> Response:
+        """Which tenants may use it."""
+        model = self.get_object()
+        actions.set_visibility(model, given(shapes.Visibility, request.data)["tenants"])
+        return self._answer(model)
+
+    @extend_schema(responses={200: shapes.Reading, 403: PROBLEM, 404: PROBLEM})
+    @action(detail=True)
+    def facts(self, request: Request, pk: int) -> Response:
+        found = Reading.objects.filter(model=self.get_object()).first()
+        known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
+        return Response(plain(known or {"facts": None, "fault": "", "at": None}))
+
+    @extend_schema(request=shapes.Plan, responses={200: shapes.Predicted, 400: PROBLEM, 403: PROBLEM})
+    @action(detail=False, methods=["post"])
+    def predict(self, request: Request) -> Response:
+        """What a model would take, by its files on this machine. Registers nothing."""
+        plan = given(shapes.Plan, request.data)
+        facts, prediction = predicted(plan)
+        return Response(plain({"facts": asdict(facts), "prediction": asdict(prediction)}))
+
+    def _filtered(self, wanted: dict[str, Any]) -> QuerySet[ServedModel]:
+        rows = self.get_queryset()
+        if name := wanted.get("name"):
+            rows = rows.filter(Q(name=name) | Q(aliases__name=name)).distinct()
+        if host := wanted.get("host"):
+            rows = rows.filter(Q(host__name=host) | Q(replica_set__host__name=host)).distinct()
+        if task := wanted.get("task"):
+            rows = rows.filter(task=task)
+        return rows
+
+    def _answer(self, model: ServedModel, code: int = status.HTTP_200_OK) -> Response:
+        """The model as it is now."""
+        row = get_object_or_404(self.get_queryset(), pk=model.pk)
+        return Response(self._shown([row])[0], code)
+
+    def _shown(self, rows: Iterable[ServedModel]) -> Sequence[dict[str, Any]]:
+        now = timezone.now()
+        first_tokens = live.first_tokens(now)
+        tenants: dict[int, Any] = {row.pk: [] for row in rows}
+        for access in ModelAccess.objects.filter(model__in=tenants).select_related("tenant").order_by("tenant__slug"):
+            tenants[access.model_id].append(access.tenant)
+        for row in rows:
+            row.tenants = tenants[row.pk]  # type: ignore[attr-defined]
+            row.now = plain(  # type: ignore[attr-defined]
+                overview.model_now(row, now, first_tokens.get(row.name))
+            )
+        return [dict(shapes.Model(row).data) for row in rows]
+
+
+def predicted(plan: dict[str, Any]) -> tuple[model_files.Facts, memory.Prediction]:
+    """By this machine's files. Raises ValidationError if they cannot be used."""
+    try:
+        facts = model_files.read(plan["engine"], plan["path"], plan["allowed_risks"])
+    except model_files.Unreadable as error:
+        raise ValidationError({"path": [_(error.sentence) % error.values]}) from error
+    report = Host.objects.filter(name=settings.HOST_NAME, report__isnull=False).select_related("report").first()
+    kinds = {device["kind"] for device in report.report.devices} if report else {"ram"}
+    spec = Spec(
+        engine=plan["engine"],
+        launcher=plan["launcher"],
+        name="",
+        path=plan["path"],
+        task=plan["task"],
+        context=plan["context"],
+        slots=plan["slots"],
+        args=tuple(plan["args"]),
+        tensor_parallel=plan["tensor_parallel"],
+    )
+    launcher = plan["launcher"] or ("vllm" if plan["engine"] == "vllm" else "llama-server")
+    return facts, memory.predict(facts, memory.Demand.of(spec, launcher, "gpu" if "gpu" in kinds else "ram"))
+
+
+class Replicas(GenericViewSet[Replica]):
+    queryset = Replica.objects.select_related("host", "model")
+    serializer_class = shapes.ReplicaDetail
+    pagination_class = Pages
+    lookup_value_converter = "int"
+
+    @extend_schema(
+        parameters=[shapes.ReplicaFilter],
+        responses={200: shapes.ReplicaDetail(many=True), 400: PROBLEM, 403: PROBLEM},
+    )
+    def list(self, request: Request) -> Response:
+        """Engines, running or wanted."""
+        wanted = given(shapes.ReplicaFilter, request.query_params)
+        names = {"model": "model__name", "host": "host__name", "state": "state"}
+        rows = self.get_queryset().filter(**{names[name]: value for name, value in wanted.items()})
+        page = self.paginate_queryset(rows) or []
+        return self.get_paginated_response([self._shown(row) for row in page])
+
+    @extend_schema(responses={200: shapes.ReplicaDetail, 403: PROBLEM, 404: PROBLEM})
+    def retrieve(self, request: Request, pk: int) -> Response:
+        return Response(self._shown(self.get_object()))
+
+    @extend_schema(responses={200: shapes.LogTail, 403: PROBLEM, 404: PROBLEM})
+    @action(detail=True)
+    def log(self, request: Request, pk: int) -> Response:
+        """The end of its log. Sockets tell what is added to it: `/ws/operations/replicas/<id>/log/`."""
+        replica = self.get_object()
+        live.wish_log(replica.pk, timezone.now())
+        tail = LogTail.objects.filter(replica=replica).first()
+        return Response(plain({"text": tail.text if tail else "", "at": tail.at if tail else None}))
+
+    def _shown(self, row: Replica) -> dict[str, Any]:
+        shown: dict[str, Any] = plain(overview.replica_now(row, timezone.now()))
+        return {**shown, "advice": str(ADVICE.get(row.cause, ""))}
+
+
+class Nowhere(APIView):
+    """Every other address: an error of the API, not a page; and like all others for operators only."""
+
+    schema = None
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        raise NotFound
+
+
+class Schema(SpectacularAPIView):
+    """The description of the API (OpenAPI 3), for operators as the API itself."""
+
+    permission_classes = [Operators]
+
+
+@login_required
+@require_GET
+def docs(request: HttpRequest) -> HttpResponse:
+    """The description to read and try, without anything from the internet."""
+    operator(request.user)
+    return render(request, "operations/api.html")

@@ -1,0 +1,262 @@
+"""The shapes of the API. Those that end in `Now` describe values of modelregistry.overview, which sockets send too."""
+
+from typing import Any, ClassVar
+
+from django.utils.translation import gettext as _
+from rest_framework import serializers
+
+from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.overview import ModelState
+from portal.accounts.models import Tenant
+
+# --- live state
+
+
+class FirstToken(serializers.Serializer[Any]):
+    requests = serializers.IntegerField()
+    half = serializers.FloatField(help_text="Seconds; half of the requests were as quick.")
+    slow = serializers.FloatField(help_text="Seconds; 95 in 100 were as quick.")
+
+
+class ReplicaNow(serializers.Serializer[Any]):
+    id = serializers.IntegerField()
+    model = serializers.CharField()
+    host = serializers.CharField()
+    number = serializers.IntegerField()
+    state = serializers.ChoiceField(Replica.State.choices)
+    supervised = serializers.BooleanField(help_text="Whether its host's supervisor was heard within the last minute.")
+    since = serializers.DateTimeField()
+    launcher = serializers.CharField()
+    version = serializers.CharField(help_text="Of the engine.")
+    devices = serializers.ListField(child=serializers.IntegerField(), help_text="Empty: RAM.")
+    slots = serializers.IntegerField(allow_null=True)
+    pid = serializers.IntegerField(allow_null=True)
+    restarts = serializers.IntegerField()
+    retry_at = serializers.DateTimeField(allow_null=True)
+    cause = serializers.CharField(help_text="Code of a known cause of the failure, or empty.")
+    detail = serializers.CharField(help_text="What happened; after a failure with the engine's last lines.")
+    memory = serializers.IntegerField(allow_null=True, help_text="Bytes, measured.")
+    predicted = serializers.IntegerField(allow_null=True, help_text="Bytes, as planned.")
+    running = serializers.IntegerField(allow_null=True)
+    waiting = serializers.IntegerField(allow_null=True)
+    tokens_per_second = serializers.FloatField(allow_null=True)
+    cache_used = serializers.FloatField(allow_null=True, help_text="0 to 1.")
+
+
+class ReplicaDetail(ReplicaNow):
+    advice = serializers.CharField(help_text="What to do about the cause of a failure, or empty.")
+
+
+class ModelNow(serializers.Serializer[Any]):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    aliases = serializers.ListField(child=serializers.CharField())
+    task = serializers.ChoiceField(ServedModel.Task.choices)
+    engine = serializers.ChoiceField(ServedModel.Engine.choices)
+    host = serializers.CharField(allow_null=True)
+    enabled = serializers.BooleanField()
+    retires_on = serializers.DateField(allow_null=True)
+    generation = serializers.IntegerField()
+    state = serializers.ChoiceField(ModelState.choices)
+    wanted = serializers.IntegerField(help_text="Replicas that there should be.")
+    ready = serializers.IntegerField()
+    running = serializers.IntegerField(allow_null=True)
+    waiting = serializers.IntegerField(allow_null=True)
+    tokens_per_second = serializers.FloatField(allow_null=True)
+    memory = serializers.IntegerField(allow_null=True, help_text="Bytes, measured.")
+    predicted = serializers.IntegerField(allow_null=True, help_text="Bytes, as planned.")
+    first_token = FirstToken(allow_null=True, help_text="Of the last 15 minutes.")
+    replicas = ReplicaNow(many=True)
+
+
+class DeviceNow(serializers.Serializer[Any]):
+    index = serializers.IntegerField(help_text="-1: RAM.")
+    name = serializers.CharField()
+    kind = serializers.ChoiceField([("gpu", "GPU"), ("ram", "RAM")])
+    total = serializers.IntegerField(help_text="Bytes, as all that follow.")
+    used = serializers.IntegerField()
+    free = serializers.IntegerField()
+    fault = serializers.CharField(help_text="Why the numbers are old ones; empty: they are not.")
+    ours = serializers.IntegerField(help_text="Weights, cache and overhead, measured.")
+    weights = serializers.IntegerField()
+    cache = serializers.IntegerField()
+    overhead = serializers.IntegerField()
+    others = serializers.IntegerField()
+    predicted = serializers.IntegerField(help_text="Sum of what was planned for it.")
+
+
+class HostNow(serializers.Serializer[Any]):
+    id = serializers.IntegerField()
+    name = serializers.CharField()
+    address = serializers.CharField()
+    seen_at = serializers.DateTimeField(allow_null=True)
+    supervised = serializers.BooleanField(help_text="Whether its supervisor was heard within the last minute.")
+    reported_at = serializers.DateTimeField(allow_null=True)
+    devices = DeviceNow(many=True)
+    strangers = serializers.ListField(
+        child=serializers.DictField(), help_text="Processes that hold memory of a device and are not ours."
+    )
+    engines = serializers.DictField(child=serializers.CharField(), help_text="Version by launcher.")
+    problems = serializers.ListField(child=serializers.DictField())
+
+
+class Overview(serializers.Serializer[Any]):
+    at = serializers.DateTimeField()
+    hosts = HostNow(many=True)
+    models = ModelNow(many=True)
+
+
+# --- models
+
+
+class Texts(serializers.ListField):
+    child = serializers.CharField()
+
+
+class AliasNames(Texts):
+    def get_attribute(self, instance: ServedModel) -> list[str]:
+        return [alias.name for alias in instance.aliases.all()]
+
+
+class Tenants(serializers.SlugRelatedField[Tenant]):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(slug_field="slug", queryset=Tenant.objects.all(), **options)
+
+
+class Aliases(serializers.Serializer[Any]):
+    aliases = Texts(help_text="All of them. One that led to another model leads here from then on.")
+
+
+class Visibility(serializers.Serializer[Any]):
+    tenants = Tenants(many=True, help_text="Short names. Empty: all tenants may use it.")
+
+
+class Restart(serializers.Serializer[Any]):
+    seen = serializers.IntegerField(
+        required=False,
+        min_value=0,
+        help_text="The model's `generation` as you saw it: if somebody has restarted it since, nothing more happens.",
+    )
+
+
+class Model(serializers.ModelSerializer[ServedModel]):
+    """A model as it is to be served, and `now` how it is. `upstream_key` is never shown."""
+
+    host = serializers.SlugRelatedField(
+        slug_field="name",
+        queryset=Host.objects.all(),
+        allow_null=True,
+        required=False,
+        help_text="Name. Null: the host whose supervisor finds it first.",
+    )
+    args = Texts(required=False)
+    gpus = serializers.ListField(child=serializers.IntegerField(min_value=0), required=False)
+    allowed_risks = serializers.ListField(child=serializers.ChoiceField(ServedModel.Risk.choices), required=False)
+    aliases = AliasNames(required=False)
+    tenants = Tenants(many=True, required=False)
+    now = ModelNow(read_only=True)
+
+    class Meta:
+        model = ServedModel
+        fields: ClassVar = [
+            *("id", "name", "aliases", "tenants", "description_ja", "description_en", "task", "enabled", "retires_on"),
+            *("engine", "launcher", "path", "args", "allowed_risks", "url", "upstream_model", "upstream_key", "host"),
+            *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after"),
+            *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
+            *("generation", "created_at", "now"),
+        ]
+        read_only_fields: ClassVar = ["generation", "created_at"]
+        extra_kwargs: ClassVar = {"upstream_key": {"write_only": True}}
+
+
+class Reading(serializers.Serializer[Any]):
+    """What the model's files tell, as its host's supervisor read them."""
+
+    facts = serializers.DictField(allow_null=True)
+    fault = serializers.CharField(help_text="Why they cannot be used, or empty.")
+    at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet.")
+
+
+class Plan(serializers.Serializer[Any]):
+    """What is asked before registering: what would it take?"""
+
+    engine = serializers.ChoiceField(ServedModel.Engine.choices)
+    launcher = serializers.ChoiceField(ServedModel.Launcher.choices, required=False, default="")
+    path = serializers.CharField()
+    task = serializers.ChoiceField(ServedModel.Task.choices, required=False, default="chat")
+    context = serializers.IntegerField(  # type: ignore[assignment]
+        required=False, allow_null=True, default=None, min_value=16
+    )
+    slots = serializers.IntegerField(required=False, allow_null=True, default=None, min_value=1, max_value=1024)
+    tensor_parallel = serializers.IntegerField(required=False, default=1, min_value=1, max_value=64)
+    args = Texts(required=False, default=list)
+    allowed_risks = serializers.ListField(
+        child=serializers.ChoiceField(ServedModel.Risk.choices), required=False, default=list
+    )
+
+    def validate_engine(self, engine: str) -> str:
+        if engine == ServedModel.Engine.EXTERNAL:
+            raise serializers.ValidationError(_("An external engine takes no memory here."))
+        return engine
+
+
+class Prediction(serializers.Serializer[Any]):
+    """Bytes on each of `devices` devices."""
+
+    weights = serializers.IntegerField()
+    cache = serializers.IntegerField()
+    cache_least = serializers.IntegerField()
+    overhead = serializers.IntegerField()
+    total = serializers.IntegerField()
+    rule_of_thumb = serializers.IntegerField(help_text="1.5 times the weights.")
+    devices = serializers.IntegerField()
+    context = serializers.IntegerField()  # type: ignore[assignment]
+    sequences = serializers.IntegerField()
+    basis = serializers.CharField()
+
+
+class Predicted(serializers.Serializer[Any]):
+    facts = serializers.DictField()
+    prediction = Prediction()
+
+
+# --- replicas
+
+
+class LogTail(serializers.Serializer[Any]):
+    """The end of a log. Asking makes the replica's host keep it up to date for 15 seconds."""
+
+    text = serializers.CharField()
+    at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet; ask again in a second.")
+
+
+# --- what lists can be narrowed to
+
+
+class ModelFilter(serializers.Serializer[Any]):
+    name = serializers.CharField(required=False, help_text="Or an alias.")
+    state = serializers.ChoiceField(ModelState.choices, required=False)
+    host = serializers.CharField(required=False)
+    task = serializers.ChoiceField(ServedModel.Task.choices, required=False)
+
+
+class ReplicaFilter(serializers.Serializer[Any]):
+    model = serializers.CharField(required=False)
+    state = serializers.ChoiceField(Replica.State.choices, required=False)
+    host = serializers.CharField(required=False)
+
+
+class HostFilter(serializers.Serializer[Any]):
+    supervised = serializers.BooleanField(required=False, allow_null=True, default=None)
+
+
+class Problem(serializers.Serializer[Any]):
+    """RFC 9457."""
+
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    detail = serializers.CharField(required=False)
+    errors = serializers.ListField(  # type: ignore[assignment]
+        child=serializers.DictField(child=serializers.CharField()), required=False
+    )

@@ -1,0 +1,14 @@
+// Shows the description of the API. Calls tried from here carry the session of who looks, hence the token.
+
+const place = document.querySelector("#api");
+
+SwaggerUIBundle({
+  domNode: place,
+  url: place.dataset.schema,
+  validatorUrl: null,
+  deepLinking: true,
+  requestInterceptor: (request) => {
+    request.headers["X-CSRFToken"] = place.dataset.csrf;
+    return request;
+  },
+});

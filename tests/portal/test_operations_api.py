@@ -1,0 +1,398 @@
+"""The API for operators: who may, what it does, and that it is as it describes itself."""
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+from jsonschema import Draft202012Validator
+
+from modelregistry.models import Alias, Host, HostReport, LogTail, LogWish, Reading, Replica, ServedModel
+from portal.accounts.models import AuditEvent, User
+from portal.keys.models import ModelAccess
+from tests.pages import serve
+
+pytestmark = pytest.mark.django_db
+
+GB = 10**9
+FAR = {"engine": "external", "url": "http://10.0.0.5:8000"}
+DEVICE = {
+    **{"index": 0, "uuid": "GPU-1", "name": "NVIDIA L40S", "kind": "gpu", "fault": ""},
+    **{"total": 48 * GB, "used": 20 * GB, "free": 28 * GB, "processes": []},
+}
+
+
+class Caller:
+    """Somebody who calls the API from a browser's session. Every answer is held against the description."""
+
+    def __init__(self, user: User | None, described: dict[str, Any]) -> None:
+        self.client = Client()
+        if user:
+            self.client.force_login(user)
+        self._described = described
+
+    def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        answer = self.client.generic(
+            method,
+            f"/api/v1/{path}",
+            b"" if body is None else json.dumps(body).encode(),
+            content_type="application/json",
+            headers=headers,
+        )
+        self._hold(method, path, answer)
+        return answer
+
+    def get(self, path: str) -> Any:
+        answer = self("GET", path)
+        assert answer.status_code == 200, answer.content
+        return answer.json()
+
+    def _hold(self, method: str, path: str, answer: Any) -> None:
+        """The answer has the form that the description tells for this path, method and status."""
+        pattern = ["{id}" if word.isdigit() else word for word in path.partition("?")[0].split("/")]
+        operation = self._described["paths"].get("/api/v1/" + "/".join(pattern), {}).get(method.lower())
+        if operation is None or answer.status_code == 405:
+            return
+        told = operation["responses"][str(answer.status_code)]
+        if answer.status_code != 204:
+            (content,) = told["content"].values()
+            schema = {**content["schema"], "components": self._described["components"]}
+            Draft202012Validator(schema).validate(answer.json())
+
+
+@pytest.fixture(scope="session")
+def described(tmp_path_factory) -> dict[str, Any]:
+    """As `manage.py spectacular` writes it, which fails on whatever it cannot describe."""
+    file = tmp_path_factory.mktemp("api") / "schema.json"
+    call_command("spectacular", "--validate", "--fail-on-warn", "--format", "openapi-json", "--file", str(file))
+    return nullable(json.loads(file.read_text()))
+
+
+def nullable(node: Any) -> Any:
+    """OpenAPI 3.0 as JSON Schema, whose types say themselves that a value may be null."""
+    if isinstance(node, list):
+        return [nullable(one) for one in node]
+    if not isinstance(node, dict):
+        return node
+    made = {name: nullable(value) for name, value in node.items()}
+    if made.pop("nullable", False):
+        return {"anyOf": [made, {"type": "null"}]}
+    return made
+
+
+@pytest.fixture
+def operator(olivia, described) -> Caller:
+    return Caller(olivia, described)
+
+
+def told() -> list[str]:
+    return list(AuditEvent.objects.filter(via="api").order_by("pk").values_list("action", flat=True))
+
+
+# --- who
+
+ADDRESSES = [
+    ("GET", "overview/"),
+    ("GET", "hosts/"),
+    ("GET", "hosts/1/"),
+    ("GET", "models/"),
+    ("POST", "models/"),
+    ("GET", "models/1/"),
+    ("PATCH", "models/1/"),
+    ("DELETE", "models/1/"),
+    ("POST", "models/1/start/"),
+    ("POST", "models/1/stop/"),
+    ("POST", "models/1/restart/"),
+    ("PUT", "models/1/aliases/"),
+    ("PUT", "models/1/visibility/"),
+    ("GET", "models/1/facts/"),
+    ("POST", "models/predict/"),
+    ("GET", "replicas/"),
+    ("GET", "replicas/1/"),
+    ("GET", "replicas/1/log/"),
+    ("GET", "elsewhere/"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), ADDRESSES)
+def test_only_operators_may_and_others_do_not_learn_what_is_there(method, path, alice, bob, charlie, olivia, described):
+    model = serve()
+    there = path.replace("1", str(model.pk))
+    for user in (alice, bob, charlie, None):
+        for asked in (there, path.replace("1", "4711")):
+            answer = Caller(user, described)(method, asked, {})
+            assert (answer.status_code, answer["content-type"]) == (403, "application/problem+json")
+    assert Caller(olivia, described)(method, path.replace("1", "4711"), {}).status_code in (200, 400, 404)
+    assert ServedModel.objects.get().enabled
+
+
+def test_every_address_that_is_described_is_among_those(described):
+    words = {(method.upper(), path) for path, methods in described["paths"].items() for method in methods}
+    assert words == {
+        (method, "/api/v1/" + path.replace("1", "{id}")) for method, path in ADDRESSES if path != "elsewhere/"
+    }
+
+
+def test_a_form_of_another_site_cannot_act(olivia):
+    model = serve()
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(olivia)
+    path = f"/api/v1/models/{model.pk}/stop/"
+    assert client.post(path, content_type="application/json").status_code == 403
+    client.get("/api/docs/")
+    token = client.cookies["csrftoken"].value
+    assert client.post(path, content_type="application/json", headers={"x-csrftoken": token}).status_code == 200
+
+
+# --- looking
+
+
+def furnish() -> ServedModel:
+    """A ready model on a host with a GPU."""
+    model = serve("qwen")
+    host = Host.objects.get()
+    HostReport.objects.create(
+        host=host,
+        devices=[DEVICE],
+        engines={"vllm": "0.32.0"},
+        strangers=[{"pid": 4, "name": "Xorg", "device": 0, "bytes": GB}],
+        problems=[{"code": "disk", "detail": "/models is full"}],
+        at=timezone.now(),
+    )
+    Replica.objects.update(
+        devices=[0],
+        memory_bytes=18 * GB,
+        memory_by_device={"0": 18 * GB},
+        predicted={"weights": 10 * GB, "cache": 5 * GB, "overhead": 2 * GB, "total": 17 * GB, "devices": 1},
+        live={
+            "at": timezone.now().isoformat(),
+            "running": 2,
+            "waiting": 0,
+            "tokens_per_second": 48.5,
+            "cache_used": 0.25,
+        },
+    )
+    return model
+
+
+def test_the_overview_is_what_sockets_tell(operator):
+    furnish()
+    seen = operator.get("overview/")
+    (bar,) = seen["hosts"][0]["devices"]
+    assert {name: bar[name] // GB for name in ("weights", "cache", "overhead", "others", "free", "predicted")} == {
+        "weights": 10, "cache": 5, "overhead": 3, "others": 2, "free": 28, "predicted": 17
+    }  # fmt: skip
+    (model,) = seen["models"]
+    assert (model["state"], model["running"], model["tokens_per_second"]) == ("ready", 2, 48.5)
+
+
+def test_hosts(operator):
+    furnish()
+    Host.objects.create(name="gpu-02", seen_at=timezone.now() - timedelta(minutes=5))
+    assert [host["name"] for host in operator.get("hosts/")["results"]] == ["gpu-01", "gpu-02"]
+    assert [host["name"] for host in operator.get("hosts/?supervised=false")["results"]] == ["gpu-02"]
+    host = operator.get(f"hosts/{Host.objects.get(name='gpu-01').pk}/")
+    assert (host["engines"], host["problems"][0]["code"]) == ({"vllm": "0.32.0"}, "disk")
+
+
+def test_models_can_be_narrowed_down(operator):
+    furnish()
+    embed = serve("e5", task="embedding", state="failed")
+    Alias.objects.create(name="default", model=embed)
+
+    def names(query: str) -> list[str]:
+        return [model["name"] for model in operator.get(f"models/?{query}")["results"]]
+
+    assert names("") == ["e5", "qwen"]
+    assert names("state=failed") == names("task=embedding") == names("name=default") == names("name=e5") == ["e5"]
+    assert names("host=gpu-01") == ["e5", "qwen"]
+    assert names("host=elsewhere") == []
+    answer = operator("GET", "models/?state=splendid")
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/state")
+
+
+def test_lists_come_in_pages_at_a_constant_number_of_queries(operator, django_assert_max_num_queries):
+    for number in range(30):
+        serve(f"model-{number:02}")
+    with django_assert_max_num_queries(12):
+        page = operator.get("models/?page_size=10&page=2")
+    assert (page["count"], page["results"][0]["name"]) == (30, "model-10")
+    assert "page=3" in page["next"]
+
+
+def test_a_model_in_full(operator, research):
+    model = furnish()
+    ModelAccess.objects.create(model=model, tenant=research)
+    seen = operator.get(f"models/{model.pk}/")
+    assert (seen["name"], seen["tenants"], seen["path"], seen["now"]["ready"]) == (
+        "qwen",
+        ["research"],
+        "/qwen.gguf",
+        1,
+    )
+
+
+def test_a_secret_is_never_shown(operator):
+    made = operator("POST", "models/", {"name": "far", **FAR, "upstream_key": "sk-secret"})
+    assert made.status_code == 201
+    assert "sk-secret" not in made.content.decode() + json.dumps(operator.get("models/"))
+    assert ServedModel.objects.get().upstream_key == "sk-secret"
+
+
+def test_the_facts_of_a_model(operator):
+    model = serve()
+    assert operator.get(f"models/{model.pk}/facts/") == {"facts": None, "fault": "", "at": None}
+    Reading.objects.create(model=model, facts={"architecture": "qwen3"}, at=timezone.now())
+    assert operator.get(f"models/{model.pk}/facts/")["facts"] == {"architecture": "qwen3"}
+
+
+def test_replicas_with_advice_in_the_reader_s_language(operator):
+    serve("qwen")
+    failed = serve("gemma", state="failed").replica_set.get()
+    Replica.objects.filter(pk=failed.pk).update(cause="port-in-use", detail="Address already in use")
+    assert [row["model"] for row in operator.get("replicas/?state=failed")["results"]] == ["gemma"]
+    english = operator("GET", f"replicas/{failed.pk}/", **{"accept-language": "en"}).json()["advice"]
+    japanese = operator("GET", f"replicas/{failed.pk}/", **{"accept-language": "ja"}).json()["advice"]
+    assert "port" in english
+    assert "ポート" in japanese
+
+
+def test_asking_for_a_log_makes_its_host_write_it(operator):
+    replica = serve().replica_set.get()
+    assert operator.get(f"replicas/{replica.pk}/log/") == {"text": "", "at": None}
+    assert LogWish.objects.get(replica=replica).until > timezone.now()
+    LogTail.objects.create(replica=replica, text="loaded\n", at=timezone.now())
+    assert operator.get(f"replicas/{replica.pk}/log/")["text"] == "loaded\n"
+
+
+# --- doing
+
+
+def test_registering(operator, research):
+    Host.objects.create(name="gpu-02")
+    body = {
+        **{"name": "far", **FAR, "aliases": ["default"], "tenants": ["research"], "host": "gpu-02"},
+        **{"args": ["--x"], "gpus": [0, 1], "retires_on": "2027-03-31", "description_ja": "日本語に強い"},
+    }
+    made = operator("POST", "models/", body)
+    assert made.status_code == 201
+    assert {name: made.json()[name] for name in body} == body
+    model = ServedModel.objects.get()
+    assert (model.host.name, model.args, list(model.aliases.values_list("name", flat=True))) == (
+        "gpu-02", ["--x"], ["default"]
+    )  # fmt: skip
+    assert told() == ["model.add", "alias.add", "access.add"]
+
+
+def test_what_is_wrong_is_told_with_its_place(operator):
+    serve("taken")
+    answer = operator("POST", "models/", {"name": "taken", "engine": "magic", "tenants": ["nobody"], "args": [[]]})
+    problem = answer.json()
+    assert (answer.status_code, problem["status"], problem["type"]) == (400, 400, "about:blank")
+    pointers = {one["pointer"] for one in problem["errors"]}
+    assert {"#/name", "#/engine", "#/tenants", "#/args/0"} <= pointers
+    answer = operator("POST", "models/", {"name": "far", "engine": "external", "url": "ftp://x"})
+    assert [one["pointer"] for one in answer.json()["errors"]] == ["#/url"]
+    assert ServedModel.objects.count() == 1
+
+
+def test_what_is_no_json_is_told_too(operator):
+    answer = operator.client.post("/api/v1/models/", b"{", content_type="application/json")
+    assert (answer.status_code, answer["content-type"]) == (400, "application/problem+json")
+    answer = operator.client.post("/api/v1/models/", b"a=b", content_type="text/plain")
+    assert (answer.status_code, answer.json()["status"]) == (415, 415)
+
+
+def test_errors_speak_the_person_s_language(operator):
+    answer = operator("GET", "models/4711/", **{"accept-language": "ja"})
+    assert (answer.status_code, answer.json()["title"]) == (404, "見つかりません")
+
+
+def test_an_unknown_address_or_method_is_an_error_of_the_api(operator):
+    for method, path, status in (("GET", "nothing/here/", 404), ("PUT", "models/", 405), ("GET", "models", 404)):
+        answer = operator(method, path)
+        assert (answer.status_code, answer["content-type"]) == (status, "application/problem+json")
+
+
+def test_changing_only_what_is_sent(operator, research):
+    model = serve("qwen")
+    ServedModel.objects.update(engine="external", url="http://10.0.0.5:8000", path="", upstream_key="sk-1")
+    Alias.objects.create(name="default", model=model)
+    answer = operator("PATCH", f"models/{model.pk}/", {"context": 8192, "tenants": ["research"]})
+    assert answer.status_code == 200, answer.content
+    seen = answer.json()
+    assert (seen["context"], seen["tenants"], seen["aliases"]) == (8192, ["research"], ["default"])
+    assert ServedModel.objects.get().upstream_key == "sk-1"
+    assert told() == ["model.change", "access.add"]
+
+
+def test_a_change_that_is_half_wrong_changes_nothing(operator):
+    model = ServedModel.objects.create(name="far", **FAR)
+    serve("taken")
+    answer = operator("PATCH", f"models/{model.pk}/", {"context": 8192, "aliases": ["taken"]})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/aliases")
+    model.refresh_from_db()
+    assert model.context is None
+
+
+@pytest.mark.parametrize("field", ["id", "generation", "created_at", "now"])
+def test_what_operators_do_not_decide_stays(operator, field):
+    model = ServedModel.objects.create(name="far", **FAR)
+    assert operator("PATCH", f"models/{model.pk}/", {field: 99}).status_code == 200
+    assert ServedModel.objects.get().generation == 0
+
+
+def test_stopping_starting_and_restarting(operator):
+    model = serve()
+    assert operator("POST", f"models/{model.pk}/stop/").json()["now"]["state"] == "draining"
+    refused = operator("POST", f"models/{model.pk}/restart/")
+    assert (refused.status_code, refused.json()["detail"]) == (409, "qwen is stopped. Start it instead.")
+    assert operator("POST", f"models/{model.pk}/start/").json()["enabled"]
+    for _ in range(2):
+        assert operator("POST", f"models/{model.pk}/restart/", {"seen": 0}).json()["generation"] == 1
+    assert told() == ["model.stop", "model.start", "model.restart"]
+
+
+def test_moving_an_alias(operator):
+    old, new = serve("old"), serve("new")
+    Alias.objects.create(name="default", model=old)
+    assert operator("PUT", f"models/{new.pk}/aliases/", {"aliases": ["default"]}).json()["aliases"] == ["default"]
+    assert operator.get(f"models/{old.pk}/")["aliases"] == []
+    assert operator("PUT", f"models/{new.pk}/aliases/", {}).status_code == 400
+
+
+def test_visibility(operator, research):
+    model = serve()
+    path = f"models/{model.pk}/visibility/"
+    assert operator("PUT", path, {"tenants": ["research"]}).json()["tenants"] == ["research"]
+    assert operator("PUT", path, {"tenants": []}).json()["tenants"] == []
+    assert operator("PUT", path, {"tenants": ["nobody"]}).json()["errors"][0]["pointer"] == "#/tenants"
+
+
+def test_unregistering(operator):
+    model = serve()
+    assert operator("DELETE", f"models/{model.pk}/").status_code == 204
+    assert operator("GET", f"models/{model.pk}/").status_code == 404
+    assert told() == ["model.remove"]
+
+
+def test_what_is_done_is_told_with_person_and_address(operator, olivia):
+    operator("POST", f"models/{serve().pk}/stop/")
+    event = AuditEvent.objects.latest("pk")
+    assert (event.actor, event.via, event.address) == (olivia, "api", "127.0.0.1")
+
+
+# --- description
+
+
+def test_the_description_is_for_operators(alice, olivia):
+    for path in ("/api/schema/", "/api/docs/"):
+        for user, status in ((olivia, 200), (alice, 403)):
+            client = Client()
+            client.force_login(user)
+            assert client.get(path).status_code == status
+    assert Client().get("/api/docs/")["location"] == "/sign-in/?next=/api/docs/"
+    assert Client().get("/api/schema/").status_code == 403
