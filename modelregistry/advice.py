@@ -66,23 +66,26 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
 }
 
 _PATTERNS: tuple[tuple[str, str], ...] = (
-    ("shared-memory", r"No space left on device.*(?:/dev/shm|shm)|insufficient shared memory|/dev/shm.*No space left"),
+    ("shared-memory", r"</torch_\S+>.*No space left|insufficient shared memory|/dev/shm\S*: No space left"),
     ("disk-full", r"No space left on device|Errno 28\b|Disk quota exceeded"),
     ("gpu-memory", r"OutOfMemoryError|CUDA out of memory|cudaMalloc failed: out of memory|CUDA error: out of memory"),
     ("gpu-memory", r"Free memory on device .* is less than desired GPU memory utilization"),
-    ("gpu-memory", r"No available memory for the cache blocks|unable to allocate CUDA\d* buffer"),
+    ("gpu-memory", r"No available memory for the cache blocks|(?:unable|failed) to allocate CUDA\d* buffer"),
     ("cache-memory", r"larger than the (?:maximum number of tokens that can be stored in|available) KV cache"),
     ("cache-memory", r"To serve at least one request with the model|estimated maximum model length"),
     ("host-memory", r"Available memory on node \d+ .* is less than requested memory"),
     ("host-memory", r"Cannot allocate memory|can't allocate memory|DefaultCPUAllocator|std::bad_alloc|MemoryError"),
-    ("host-memory", r"unable to allocate CPU buffer|failed to allocate (?:CPU )?buffer|failed to allocate buffer"),
+    (
+        "host-memory",
+        r"insufficient memory \(attempted|(?:unable|failed) to allocate (?:CPU )?buffer",
+    ),
     ("port-in-use", r"Address already in use|couldn't bind HTTP server socket|EADDRINUSE"),
     ("remote-code", r"contains custom code which must be executed|pass the argument `trust_remote_code=True`"),
     ("context-too-long", r"max_model_len \(\d+\) is greater than the derived max_model_len"),
     ("split", r"must be divisible by tensor parallel size|divisible by tensor_parallel_size"),
-    ("old-gpu", r"no kernel image is available|Minimum capability|compute capability"),
+    ("old-gpu", r"no kernel image is available|Min(?:imum)? capability: "),
     ("driver", r"driver version is insufficient|driver on your system is too old|forward compatibility was attempted"),
-    ("no-gpu", r"no CUDA-capable device|No CUDA GPUs are available|Failed to infer device type|NVMLError|libcuda\.so"),
+    ("no-gpu", r"no CUDA-capable device|No CUDA GPUs are available|Failed to infer device type"),
     ("no-gpu", r"Found no NVIDIA driver"),
     ("unknown-quantisation", r"[Uu]nknown quantization|quantization method .* not supported|Invalid quantization"),
     (

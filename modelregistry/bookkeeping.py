@@ -21,7 +21,7 @@ from modelregistry.hands import Hands
 from modelregistry.launching import House
 from modelregistry.lease import HeldElsewhere, Lease
 from modelregistry.plan import Key, State
-from modelregistry.rows import Facts, Order, Report
+from modelregistry.rows import Facts, Order, Reading, Report
 from modelregistry.waits import either
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,7 @@ class Bookkeeping:
         self.host: rows.HostRow
         self.report: Report | None = None
         self.reported_at: datetime | None = None
+        self.readings: dict[int, Reading] = {}  # not written yet
         self.lease = Lease(house.claim, clock)
         self.beat_at = float("-inf")
         self.tails: dict[int, str] = {}
@@ -103,6 +104,10 @@ class Bookkeeping:
             report = self.report
             await self.books.do(rows.reported, self.host.id, report)
             self.reported_at = report.at
+        for model_id, reading in list(self.readings.items()):
+            await self.books.do(rows.read, model_id, reading)
+            if self.readings.get(model_id) is reading:
+                del self.readings[model_id]
         await self._show_logs()
         asked_at = timezone.now()
         self.orders = await self.books.do(rows.orders, self.host.id)

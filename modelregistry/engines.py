@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -118,7 +118,7 @@ MANNERS: Mapping[str, Manners] = {
         version=("/version", "version"),
     ),
     "llama-server": _LLAMA_SERVER,
-    "xllamacpp": _LLAMA_SERVER,
+    "xllamacpp": replace(_LLAMA_SERVER, version=("", "")),  # the wheel's server says "b0-unknown"
     # Anything under /v1 waits for (or, by default, ends) the running stream; this path alone never does.
     "llama-cpp-python": Manners(health="/openapi.json"),
 }

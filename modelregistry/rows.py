@@ -13,6 +13,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from modelregistry import models
 from modelregistry.engines import Spec
 from modelregistry.lease import Claim
 from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica, ServedModel, Wish
@@ -79,6 +80,14 @@ class Report:
     engines: dict[str, str]
     problems: list[dict[str, str]]
     at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """As the table of that name, without its time."""
+
+    facts: Mapping[str, Any] | None
+    fault: str
 
 
 def host(name: str) -> HostRow:
@@ -208,6 +217,13 @@ def live(host_id: int, key: Key, seen: Mapping[str, Any] | None) -> None:
 def reported(host_id: int, report: Report) -> None:
     """What the machine itself looks like."""
     HostReport.objects.update_or_create(host_id=host_id, defaults=asdict(report))
+
+
+def read(model_id: int, reading: Reading) -> None:
+    """What the files of a model told. Nothing if it was deleted meanwhile."""
+    if ServedModel.objects.filter(pk=model_id).exists():
+        values = {"facts": reading.facts, "fault": reading.fault, "at": timezone.now()}
+        models.Reading.objects.update_or_create(model_id=model_id, defaults=values)
 
 
 def watched_logs(host_id: int) -> dict[int, str]:

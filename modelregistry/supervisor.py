@@ -28,6 +28,7 @@ from modelregistry.inspection import Inspector
 from modelregistry.launching import CannotLaunch, House
 from modelregistry.plan import Key, State
 from modelregistry.process import Run
+from modelregistry.readings import Readings
 from modelregistry.rows import Facts, Report
 from modelregistry.waits import cancelled, either
 
@@ -66,6 +67,7 @@ class Supervisor:
         self.charges: dict[Key, Charge] = {}
         self.wake = asyncio.Event()
         self.hands = Hands(32, "hands")  # which wait for processes
+        self.readings = Readings()
         self.inspector = Inspector(self.runs, house.cache, house.commands)
         self.books = Bookkeeping(house, self.charges, self.hands, clock=clock, heard=self.wake.set)
 
@@ -99,7 +101,10 @@ class Supervisor:
 
     async def _supervise(self, signals: Signals) -> None:
         books = asyncio.create_task(self.books.keep())
-        inspecting = asyncio.create_task(self._inspect())
+        # Apart, as a disk may hang.
+        beside = [
+            asyncio.create_task(self._every(inspection.EVERY, work)) for work in (self._inspect, self._read_files)
+        ]
         try:
             while not signals.stop.is_set():
                 if books.done():
@@ -108,20 +113,32 @@ class Supervisor:
                 await either(self.wake, TICK, signals.stop)
                 self.wake.clear()
         finally:
-            await cancelled([books, inspecting, *self._tasks("looking")])
+            await cancelled([books, *beside, *self._tasks("looking")])
         if unfinished := self._tasks("working"):
             await asyncio.wait(unfinished, timeout=self.house.stop_grace)
         await self.books.last_exchange()
 
-    async def _inspect(self) -> None:
+    async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Work without which engines go on as well: what it fails of is told, and it is tried again."""
         while True:
             try:
-                found = await self.hands.do(self.inspector.inspect)
-            except OSError:
+                await work()
+            except Exception:
                 log.exception("cannot look at this host")
-            else:
-                self.books.report = Report(**{**asdict(found), "at": timezone.now()})
-            await asyncio.sleep(inspection.EVERY)
+            await asyncio.sleep(seconds)
+
+    async def _inspect(self) -> None:
+        found = await self.hands.do(self.inspector.inspect)
+        self.books.report = Report(**{**asdict(found), "at": timezone.now()})
+
+    async def _read_files(self) -> None:
+        """What the models' files tell. One that failed is tried at once when its files have changed."""
+        known = set(self.readings.read)
+        fresh = await self.hands.do(self.readings.fresh, list(self.books.orders.items()))
+        self.books.readings.update(fresh)
+        for charge in self.charges.values():
+            if charge.key.model in fresh.keys() & known and charge.state in (State.BACKOFF, State.FAILED):
+                charge.retry_at = self.clock()
 
     def _act(self) -> None:
         now = self.clock()
@@ -275,6 +292,7 @@ class Supervisor:
             charge.enter(State.READY if seen.well else State.UNHEALTHY, now, seen.detail)
             return
         charge.note(seen, now)
+        charge.version = charge.version or self._installed(charge.launcher)
         if charge.state == State.DRAINING or (seen.well and not self._in_doubt(charge, now)):
             charge.bad_looks = 0
             return

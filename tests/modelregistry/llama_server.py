@@ -3,11 +3,14 @@
     loading=S   answers 503 for S seconds          exit=TEXT   prints TEXT and ends with code 3 at once
     refuse      answers every question with 400    worker      has a grandchild in a session of its own
     stubborn    ignores SIGTERM                    deaf        never listens
+    chatty      writes "line 1", "line 2" …, two a second
 
-SIGUSR1 makes it ill (500 to everything) and well again. A stream has `max_tokens` chunks, 20 a second.
+SIGUSR1 makes it ill (500 to everything) and well again, SIGUSR2 unable to work although its health is
+good. A stream has `max_tokens` chunks, 20 a second.
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -21,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class State:
     began = time.monotonic()
     ill = False
+    unable = False
     running = 0
     predicted = 0
     lock = threading.Lock()
@@ -38,14 +42,17 @@ class Handler(BaseHTTPRequestHandler):
             return None
         if self.path == "/v1/models":
             return self.answer(200, {"object": "list", "data": [{"id": options.alias}]})
-        text = f"llamacpp:requests_processing {State.running}\nllamacpp:tokens_predicted_total {State.predicted}\n"
+        if self.path == "/props":
+            return self.answer(200, {"build_info": "b4711-stand-in"})
+        text = "llamacpp:requests_deferred 0\n"
+        text += f"llamacpp:requests_processing {State.running}\nllamacpp:tokens_predicted_total {State.predicted}\n"
         return self.answer(200, text)
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.refused():
             return
-        if "refuse" in behave or State.ill:
+        if "refuse" in behave or State.ill or State.unable:
             self.answer(400, {"error": {"message": "this model cannot do that", "code": 400}})
             return
         with State.lock:
@@ -88,6 +95,16 @@ def fall_ill(*_):
     State.ill = not State.ill
 
 
+def be_unable(*_):
+    State.unable = not State.unable
+
+
+def chat():
+    for number in itertools.count(1):
+        print("line", number, flush=True)
+        time.sleep(0.5)
+
+
 parser = argparse.ArgumentParser()
 for word in ("--model", "--alias", "--host", "--port", "--parallel", "--ctx-size"):
     parser.add_argument(word)
@@ -101,6 +118,9 @@ if "worker" in behave:
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
 signal.signal(signal.SIGTERM, signal.SIG_IGN if "stubborn" in behave else signal.SIG_DFL)
 signal.signal(signal.SIGUSR1, fall_ill)
+signal.signal(signal.SIGUSR2, be_unable)
+if "chatty" in behave:
+    threading.Thread(target=chat, daemon=True).start()
 if "deaf" in behave:
     time.sleep(600)
 ThreadingHTTPServer((options.host, int(options.port)), Handler).serve_forever()
