@@ -95,14 +95,16 @@ def test_the_log_of_a_run_that_is_over_can_be_read(site):
 def test_files_are_read_and_read_again_when_they_change(site):
     site.supervise()
     site.model("m", path=str(engines.chat_model()), enabled=False)
-    broken = site.model("broken", enabled=False)
+    path = site.var / "broken.gguf"
+    path.write_bytes(b"GGUF")
+    broken = site.model("broken", path=str(path), enabled=False)
     found = until(lambda: Reading.objects.filter(model__name="m").first(), 30)
     assert (found.facts["architecture"], found.facts["quantisation"], found.fault) == ("llama", "Q4_1", "")
     fault = until(lambda: Reading.objects.filter(model=broken).first(), 30)
     assert fault.facts is None
     assert fault.fault
-    (site.var / "model.gguf").unlink()
-    (site.var / "model.gguf").symlink_to(engines.chat_model())
+    path.unlink()
+    path.symlink_to(engines.chat_model())
     until(lambda: Reading.objects.get(model=broken).facts, 30)
 
 
@@ -115,7 +117,7 @@ def test_a_model_whose_file_comes_back_need_not_wait(site):
     assert waiting.cause == "bad-files"
     assert waiting.state == "failed"
     assert (waiting.retry_at - timezone.now()).total_seconds() > 500
-    path.write_bytes(b"GGUF")
+    path.symlink_to(site.var / "model.gguf")
     site.reaches("ready", seconds=30)
 
 
