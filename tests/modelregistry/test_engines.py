@@ -1,6 +1,7 @@
 import itertools
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,7 @@ def test_the_key_is_in_the_environment_and_not_in_the_command_line(launcher, var
 def test_an_engine_gets_no_secret_of_ours(launcher):
     env = command(CHAT, launcher).env
     assert {"PATH", "HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME"} <= env.keys()
+    assert env["PATH"] == "/opt:/bin"
     assert not {"DATABASE_URL", "SECRET_KEY", "LDAP_BIND_PASSWORD", "VLLM_COMMAND"} & env.keys()
 
 
@@ -100,6 +102,47 @@ def test_vllm_never_asks_the_internet():
 def test_vllm_counts_context_and_slots_per_request():
     options = pairs(command(replace(CHAT, engine="vllm"), "vllm").argv)
     assert (options["--max-model-len"], options["--max-num-seqs"]) == ("4096", "3")
+
+
+def test_a_vllm_that_we_installed_is_guarded_on_every_path():
+    made = engines.command(CHAT, "vllm", ("/cache/bin/python", *engines.VLLM_MODULE), PLACE, ENVIRONMENT)
+    assert pairs(made.argv)["--middleware"] == "madoguchi_guard.Guard"
+    assert (Path(made.env["PYTHONPATH"]) / "madoguchi_guard.py").exists()
+    assert "--middleware" not in command(CHAT, "vllm").argv  # another one may run in a container
+
+
+async def guarded(monkeypatch, path, kind="http", **headers):
+    """What the guard sends, or "passed"."""
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    monkeypatch.syspath_prepend(engines.VLLM_GUARD)
+    sent = []
+
+    async def app(scope, receive, send):
+        sent.append("passed")
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": kind, "path": path, "headers": [(k.encode(), v.encode()) for k, v in headers.items()]}
+    await import_module("madoguchi_guard").Guard(app)(scope, None, send)
+    return sent
+
+
+@pytest.mark.parametrize("path", ["/invocations", "/tokenize", "/metrics", "/v1/models", "/scale_elastic_ep"])
+async def test_the_guard_wants_the_key(monkeypatch, path):
+    for wrong in ({}, {"authorization": "Bearer other"}, {"authorization": "secret"}):
+        assert (await guarded(monkeypatch, path, **wrong))[0]["status"] == 401
+    assert await guarded(monkeypatch, path, authorization="Bearer secret") == ["passed"]
+    assert (await guarded(monkeypatch, path, kind="websocket"))[0]["type"] == "websocket.close"
+
+
+async def test_the_guard_lets_health_checks_and_the_start_pass(monkeypatch):
+    assert await guarded(monkeypatch, "/health") == ["passed"]
+    assert await guarded(monkeypatch, "/", kind="lifespan") == ["passed"]
+
+
+def test_llama_server_has_no_pages_and_asks_nobody():
+    assert {"--no-webui", "--offline"} <= set(command(CHAT, "llama-server").argv)
 
 
 def test_vllm_transcribes_as_it_generates():

@@ -1,85 +1,34 @@
-"""Real llama.cpp out of the xllamacpp wheel, with SmolLM2 and MiniLM, under a real supervisor."""
+"""Real llama.cpp out of the xllamacpp wheel, with SmolLM2 and MiniLM, under a real supervisor.
+
+Starting, streaming, stopping and every kind of death are in tests/lifecycle.py, imported here.
+"""
 
 import json
-import re
-import signal
 import socket
 import subprocess
 import time
 from http.client import IncompleteRead
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import pytest
-from django.core.management import call_command
 
 from modelregistry.engines import XLLAMACPP_LAUNCHER
 from modelregistry.models import Replica, ServedModel
 from tests import engines
+from tests.lifecycle import *  # noqa: F403 - its tests are ours
+from tests.lifecycle import Launcher, call, chat, register
 from tests.waiting import until
 
 
 @pytest.fixture
-def real(site):
-    """A site whose llama.cpp is the real one."""
-    del site.environment["LLAMA_SERVER_COMMAND"]
-    site.environment["XLLAMACPP_PYTHON"] = str(engines.xllamacpp_python())
-    return site
-
-
-def register(name, path, *options):
-    options = ("--launcher=xllamacpp", f"--path={path}", "--arg=--threads=1", *options)
-    call_command("registermodel", name, "--engine=llama.cpp", *options)
-
-
-def call(replica, path, body=None):
-    request = Request(
-        replica.url + path,
-        data=json.dumps(body | {"model": replica.model.name}).encode() if body else None,
-        headers={"authorization": f"Bearer {replica.api_key}", "content-type": "application/json"},
-    )
-    return urlopen(request, timeout=60)
-
-
-def chat(replica, tokens, **more):
-    question = {"messages": [{"role": "user", "content": "Count from one to one hundred."}], "max_tokens": tokens}
-    return call(replica, "/v1/chat/completions", question | {"ignore_eos": True} | more)
-
-
-def running(replica):
-    return int(re.search(r"^llamacpp:requests_processing (\d+)", call(replica, "/metrics").read().decode(), re.M)[1])
-
-
-def test_a_killed_supervisor_takes_nothing_with_it(real):
-    """The engine keeps its pid and its requests; the next supervisor adopts it and can stop it."""
-    supervisor = real.supervise()
-    register("smol", engines.chat_model(), "--context=2048", "--slots=2")
-    before = real.reaches("ready", "smol", seconds=60)
-
-    with chat(before, 300, stream=True) as answer:
-        answer.readline()
-        supervisor.kill()
-        supervisor.wait()
-        second = real.supervise("--stop-engines")
-        until(lambda: "adopted" in real.log.read_text())
-        assert running(before) == 1
-        rest = answer.read().decode()
-    assert rest.rstrip().endswith("data: [DONE]")
-    assert '"finish_reason":"length"' in rest
-
-    after = Replica.objects.get()
-    assert (after.pid, after.url, after.state) == (before.pid, before.url, "ready")
-    assert after.changed_at == before.changed_at
-    assert json.load(chat(after, 1))["usage"]["completion_tokens"] == 1
-
-    second.send_signal(signal.SIGTERM)
-    assert second.wait(20) == 0
-    assert real.living() == []
+def launcher():
+    """The one that needs no compiler. All three: tests/launchers."""
+    return Launcher("xllamacpp")
 
 
 def test_the_context_is_what_each_request_may_use(real):
     real.supervise()
-    register("smol", engines.chat_model(), "--context=512", "--slots=3")
+    register(real, "smol", engines.chat_model(), "--context=512", "--slots=3")
     ready = real.reaches("ready", "smol", seconds=60)
     slots = json.load(call(ready, "/slots"))
     assert [slot["n_ctx"] for slot in slots] == [512] * 3
@@ -92,7 +41,7 @@ def test_the_context_is_what_each_request_may_use(real):
 
 def test_embeddings_are_served_also_of_long_inputs(real):
     real.supervise()
-    register("minilm", engines.embedding_model(), "--task=embedding")
+    register(real, "minilm", engines.embedding_model(), "--task=embedding")
     ready = real.reaches("ready", "minilm", seconds=60)
     long = "word " * 400  # more than the 128 tokens that a quarter of its context would hold
     body = json.load(call(ready, "/v1/embeddings", {"input": ["ping", long]}))
@@ -104,7 +53,7 @@ def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
     real.supervise()
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(engines.chat_model().read_bytes()[:100_000])
-    register("broken", broken)
+    register(real, "broken", broken)
     down = until(lambda: (row := real.replica("broken")) and row.pid is None and row.detail and row, 60)
     assert down.detail.startswith("ended with code 1: ")
     assert "failed to read key-value pairs" in down.detail.splitlines()[0]
@@ -113,7 +62,7 @@ def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
 
 def test_unknown_arguments_say_so(real):
     real.supervise()
-    register("smol", engines.chat_model(), "--arg=--no-such-thing")
+    register(real, "smol", engines.chat_model(), "--arg=--no-such-thing")
     down = until(lambda: (row := real.replica("smol")) and row.pid is None and row.detail and row, 60)
     assert "unrecognized arguments: --no-such-thing" in down.detail.splitlines()[0]
 

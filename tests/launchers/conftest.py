@@ -1,0 +1,1 @@
+from tests.modelregistry.conftest import site  # noqa: F401 - a fixture
