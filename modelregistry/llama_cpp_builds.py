@@ -45,15 +45,17 @@ class Build:
         }
         log = self.directory / "log"
         with (
-            log.open("w") as errors,
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+            log.open("w") as written,
+            # pip hands on what a build prints on its own stderr.
+            subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            ) as process,
         ):
             assert process.stdout
             try:
                 told = time.monotonic()
                 for line in process.stdout:
-                    errors.write(line)
-                    errors.flush()
+                    written.write(line)
                     if (step := STEP.search(line)) and time.monotonic() >= told + TELL_EVERY:
                         self.say(f"compiled {step[1]} of {step[2]} files")
                         told = time.monotonic()

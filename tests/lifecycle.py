@@ -207,3 +207,14 @@ def test_an_operators_restart_gives_another_process(real):
     after = replaced(real, before)
     assert after.restarts == 0
     until(lambda: process.remains(real.run_of(before)) == [])
+
+
+def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
+    """Its header is in order, so it may be registered; only the engine misses a tensor."""
+    real.supervise()
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(engines.chat_model().read_bytes().replace(b"blk.0.attn_q.weight", b"blk.0.attn_z.weight", 1))
+    register(real, "broken", broken)
+    down = until(lambda: (row := real.replica("broken")) and row.pid is None and row.detail and row, STARTED)
+    assert down.detail.startswith("ended with code 1: ")
+    assert "'blk.0.attn_q.weight'" in down.detail

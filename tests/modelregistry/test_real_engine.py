@@ -49,17 +49,6 @@ def test_embeddings_are_served_also_of_long_inputs(real):
     assert body["usage"]["total_tokens"] > 400
 
 
-def test_a_model_that_cannot_be_loaded_says_why(real, tmp_path):
-    real.supervise()
-    broken = tmp_path / "broken.gguf"
-    broken.write_bytes(engines.chat_model().read_bytes()[:100_000])
-    register(real, "broken", broken)
-    down = until(lambda: (row := real.replica("broken")) and row.pid is None and row.detail and row, 60)
-    assert down.detail.startswith("ended with code 1: ")
-    assert "failed to read key-value pairs" in down.detail.splitlines()[0]
-    assert "failed to load model" in down.detail
-
-
 def test_unknown_arguments_say_so(real):
     real.supervise()
     register(real, "smol", engines.chat_model(), "--arg=--no-such-thing")
