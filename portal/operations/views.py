@@ -91,7 +91,7 @@ def asked_log(model: ServedModel, number: str, now: datetime) -> LogTail | None:
     if replica is None:
         return None
     wish_log(replica.pk, now)
-    return LogTail.objects.filter(replica=replica).first() or LogTail(replica=replica, at=None)
+    return LogTail.objects.filter(replica=replica).first() or LogTail(replica=replica)
 
 
 @for_operators

@@ -1,0 +1,214 @@
+"""Operators' pages in a browser, with the sockets that keep them up to date."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+import uvicorn
+from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
+from django.utils import timezone
+from playwright.sync_api import Page, expect
+
+from modelregistry.models import LogTail, LogWish, Replica, ServedModel
+from tests.browser.pages import looks, sign_in
+from tests.fleet import calls, fleet
+from tests.pages import key_of
+from tests.slapd import unused_port
+from tests.waiting import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
+LARGE = "llama-3.1-70b-japanese"
+
+
+@dataclass
+class Site:
+    """The portal as it runs for real, sockets and all, in a thread."""
+
+    port: int
+    server: uvicorn.Server | None = None
+    thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        from portal.asgi import application
+
+        # Files as in development: nothing was collected.
+        served = ASGIStaticFilesHandler(application)
+        config = uvicorn.Config(served, port=self.port, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run)
+        self.thread.start()
+        until(lambda: self.server.started)
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def portal(transactional_db) -> Iterator[Site]:
+    portal = Site(unused_port())
+    portal.start()
+    yield portal
+    portal.stop()
+
+
+@pytest.fixture
+def site(portal) -> str:
+    return portal.url
+
+
+@pytest.fixture
+def hosts(olivia, alice, research) -> None:
+    """Three hosts with eight models, one of them with a long name."""
+    fleet()
+    calls(key_of(alice, research))
+    ServedModel.objects.filter(name="gemma-3-27b-it").update(name=LONG)
+
+
+def watch(page: Page, path: str = "/operations/") -> Page:
+    """Signed in as an operator, on this page, which is live."""
+    sign_in(page, "olivia")
+    page.goto(path)
+    expect(page.locator("[data-live-state].fine")).to_be_visible()
+    return page
+
+
+def change(model: str, **values) -> Replica:
+    replica = Replica.objects.filter(model__name=model).first()
+    for name, value in values.items():
+        setattr(replica, name, value)
+    replica.save()
+    return replica
+
+
+def test_a_state_changes_in_the_page_and_is_read_out(open_page, hosts):
+    page = watch(open_page())
+    row = page.locator(f"[id='model-{LARGE}']")
+    expect(row.locator(".state").first).to_have_text("ready")
+    page.locator(f"a[href='/operations/stop/{LARGE}/']").focus()
+    change(LARGE, state="unhealthy")
+    expect(row.locator(".state").first).to_have_text("not answering")
+    expect(page.locator("[data-announce]")).to_contain_text(f"{LARGE}: not answering")
+    # The buttons are others now; whoever was at one of them is still there.
+    expect(row.locator(":focus")).to_have_count(1)
+
+
+def test_numbers_follow(open_page, hosts):
+    page = watch(open_page())
+    busy = {"at": timezone.now().isoformat(), "running": 77, "waiting": 0, "tokens_per_second": 8.5, "cache_used": 0.5}
+    change(LARGE, live=busy)
+    expect(page.locator(f"[data-live='running-{LARGE}']")).to_have_text("77")
+    expect(page.locator(f"[data-live='rate-{LARGE}']")).to_have_text("8.5")
+
+
+def test_a_model_that_is_new_appears(open_page, hosts):
+    page = watch(open_page())
+    page.locator("#host-gpu-01 details summary").first.click()
+    ServedModel.objects.create(name="new-one", engine="vllm", path="/srv/models/new-one")
+    expect(page.locator("#model-new-one")).to_be_visible()
+    expect(page.locator("#host-gpu-01 details").first).to_have_attribute("open", "")
+
+
+def test_a_socket_that_is_away_is_told_and_comes_back(open_page, hosts, portal, provoked):
+    provoked += ["WebSocket connection", "ERR_CONNECTION_REFUSED", "failed: "]
+    page = watch(open_page())
+    portal.stop()
+    note = page.locator("[data-live-state]")
+    expect(note).to_contain_text("Not live since")
+    change(LARGE, state="failed")
+    portal.start()
+    expect(note).to_have_text("Live", timeout=60_000)
+    expect(page.locator(f"[id='model-{LARGE}'] .state").first).to_have_text("failed")
+
+
+def test_a_log_is_followed(open_page, hosts):
+    replica = Replica.objects.get(model__name=LARGE)
+    page = watch(open_page(), f"/operations/models/{LARGE}/")
+    page.get_by_role("link", name="Show the log").click()
+    text = page.locator("[data-log-text]")
+    until(lambda: LogWish.objects.filter(replica=replica, until__gt=timezone.now()).exists())
+    LogTail.objects.create(replica=replica, text="INFO loading\n", at=timezone.now())
+    expect(text).to_have_text("INFO loading\n")
+    LogTail.objects.update(text="INFO loading\nINFO ready\n", at=timezone.now())
+    expect(text).to_have_text("INFO loading\nINFO ready\n")
+
+
+def test_without_scripts_a_log_is_read_again_by_hand(browser, site, hosts):
+    context = browser.new_context(base_url=site, java_script_enabled=False)
+    page = context.new_page()
+    sign_in(page, "olivia")
+    page.goto(f"/operations/models/{LARGE}/")
+    page.get_by_role("link", name="Show the log").click()
+    LogTail.objects.create(replica=Replica.objects.get(model__name=LARGE), text="INFO ready\n", at=timezone.now())
+    page.get_by_role("link", name="Read again").click()
+    expect(page.locator("[data-log-text]")).to_have_text("INFO ready\n")
+    context.close()
+
+
+def test_a_stop_names_whom_it_hits_and_is_done_by_one_more_click(open_page, hosts):
+    page = watch(open_page("ja"))
+    page.locator(f"a[href='/operations/stop/{LARGE}/']").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text(f"「{LARGE}」を停止しますか？")
+    expect(page.locator("main")).to_contain_text("API キー 1 個")
+    page.locator("button.danger").click()
+    expect(page.locator(".notice.success")).to_be_visible()
+    assert not ServedModel.objects.get(name=LARGE).enabled
+
+
+def pages() -> list[str]:
+    replica = Replica.objects.get(model__name=LARGE)
+    return [
+        "/operations/",
+        f"/operations/models/{LARGE}/?log={replica.pk}",
+        f"/operations/models/{LONG}/",
+        f"/operations/edit/{LARGE}/",
+        f"/operations/stop/{LONG}/",
+        f"/operations/restart/{LARGE}/",
+        f"/operations/unregister/{LARGE}/",
+        "/operations/models/new/",
+        "/models/",
+    ]
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, hosts, language, width):
+    page = open_page(language, width=width)
+    sign_in(page, "olivia")
+    for path in pages():
+        page.goto(path)
+        for folded in page.locator("details:not(.menu):not([open]) > summary").all():
+            folded.click()
+        assert looks(page, "tooWide") == [], path
+        assert looks(page, "tooSmall") == [], path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_have_enough_contrast(open_page, hosts, scheme):
+    page = open_page(width=1280, scheme=scheme)
+    sign_in(page, "olivia")
+    for path in pages():
+        page.goto(path)
+        assert looks(page, "faint") == [], path
+
+
+def test_the_keyboard_reaches_every_verb(open_page, hosts):
+    page = watch(open_page())
+    page.evaluate("document.body.focus()")
+    reached = []
+    for _ in range(120):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+        assert looks(page, "focused")[1] == "solid"
+        if "Restart tinyswallow-1.5b…" in reached:
+            break
+    for name in (f"Restart {LARGE}…", f"Stop {LARGE}…", f"Try {LONG} again", "Start old-elyza-7b"):
+        assert name in reached
