@@ -94,7 +94,8 @@ def share(*, model: str, replica: str, predicted: dict[str, Any] | None, measure
 
 def bar(device: dict[str, Any], shares: Iterable[Share]) -> Bar:
     """`device` as `gpus.Device`. What is used and is nobody's of ours is `others`'."""
-    numbered = tuple(replace(one, number=number) for number, one in enumerate(shares, 1))
+    ordered = sorted(shares, key=lambda one: one.measured is None)
+    numbered = tuple(replace(one, number=number) for number, one in enumerate(ordered, 1))
     total, used = device["total"], device["used"]
     others = max(0, used - sum(one.drawn for one in numbered))
     parts, outlines = drawn(numbered, others, total)
@@ -114,23 +115,36 @@ def bar(device: dict[str, Any], shares: Iterable[Share]) -> Bar:
 
 
 def drawn(shares: Sequence[Share], others: int, total: int) -> tuple[tuple[Part, ...], tuple[Outline, ...]]:
-    """From left to right: each replica's parts, then what is not ours."""
+    """From left to right: the parts of each replica that was measured, what is not ours, and the places kept for those
+    of which nothing is to be seen yet.
+    """
     parts, outlines, x = [], [], 0.0
     for one in shares:
+        if one.measured is None:
+            continue
         start = x
         for kind in ("weights", "cache", "overhead", "unsorted"):
-            if width := percent(getattr(one, kind), total):
+            if width := percent(getattr(one, kind), total, x):
                 parts.append(Part(kind, round(x, 2), width))
                 x += width
-        reserved = percent(one.predicted or 0, total)
-        if one.measured is None:
-            x += reserved  # nothing to be seen of it yet: its place is kept
-        shown = max(x - start, reserved)
-        outlines.append(Outline(one.number, round(start, 2), reserved, round(min(start + shown / 2, 98.0), 2)))
-    if width := percent(others, total):
+        outlines.append(outline(one, start, x - start, total))
+    if width := percent(others, total, x):
         parts.append(Part("others", round(x, 2), width))
+        x += width
+    for one in shares:
+        if one.measured is None:
+            outlines.append(outline(one, x, 0.0, total))
+            x += outlines[-1].width
     return tuple(parts), tuple(outlines)
 
 
-def percent(part: int, total: int) -> float:
-    return round(100 * part / total, 2) if total else 0.0
+def outline(one: Share, start: float, drawn: float, total: int) -> Outline:
+    width = percent(one.predicted or 0, total, start)
+    # Its number stands below its middle, and not beyond the ends of the bar.
+    middle = min(max(start + max(drawn, width) / 2, 1.5), 98.5)
+    return Outline(one.number, round(start, 2), width, round(middle, 2))
+
+
+def percent(part: int, total: int, start: float = 0.0) -> float:
+    """Of the bar, which ends at 100 whatever was measured."""
+    return round(min(100 * part / total, 100 - start), 2) if total else 0.0

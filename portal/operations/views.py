@@ -1,7 +1,7 @@
 """Operators' pages for hosts, models and replicas. Others are refused at every address alike."""
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import wraps
 from typing import Any
 
@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from modelregistry.models import LogTail, LogWish, ServedModel
+from modelregistry.models import LogTail, ServedModel
 from portal.accounts.models import User
 from portal.accounts.tenancy import operator
 from portal.console.clock import zone_of
@@ -22,11 +22,10 @@ from portal.operations import actions
 from portal.operations.callers import callers
 from portal.operations.facts import told_by_files
 from portal.operations.forms import ServedModelForm, visible_to
+from portal.operations.live import first_tokens, wish_log
 from portal.operations.overview import model_view, overview, with_all
-from portal.operations.pace import paces
 
 View = Callable[..., HttpResponse]
-WISH = timedelta(seconds=15)
 
 
 def for_operators(view: View) -> View:
@@ -52,7 +51,7 @@ def me(request: HttpRequest) -> User:
 @require_GET
 def everything(request: HttpRequest) -> HttpResponse:
     now, zone = timezone.now(), zone_of(me(request))
-    seen = overview(now, timezone.localdate(), paces(now))
+    seen = overview(now, first_tokens(now))
     return render(request, "operations/overview.html", {"zone": zone, "now": now, "overview": seen})
 
 
@@ -65,7 +64,7 @@ def one_model(request: HttpRequest, name: str) -> HttpResponse:
         "zone": zone,
         "now": now,
         "row": model,
-        "model": model_view(model, now, timezone.localdate(), paces(now).get(name)),
+        "model": model_view(model, now, first_tokens(now).get(name)),
         "facts": told_by_files(model),
         "tenants": visible_to(model),
         "limits": limits(model),
@@ -79,10 +78,6 @@ def limits(model: ServedModel) -> list[tuple[str, float]]:
     names = ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")
     own = [(model._meta.get_field(name), getattr(model, name)) for name in names]
     return [(str(field.verbose_name), value) for field, value in own if value is not None]  # type: ignore[union-attr]
-
-
-def wish_log(replica: int, now: datetime) -> None:
-    LogWish.objects.update_or_create(replica_id=replica, defaults={"until": now + WISH})
 
 
 def asked_log(model: ServedModel, number: str, now: datetime) -> LogTail | None:
@@ -156,7 +151,7 @@ def unregister(request: HttpRequest, name: str) -> HttpResponse:
 def ask(request: HttpRequest, model: ServedModel, verb: str) -> HttpResponse:
     """The page that names what is to happen and whom it hits."""
     now = timezone.now()
-    view = model_view(with_all(ServedModel.objects.all()).get(pk=model.pk), now, timezone.localdate(), None)
+    view = model_view(with_all(ServedModel.objects.all()).get(pk=model.pk), now, None)
     context = {"row": model, "model": view, "verb": verb, "callers": callers(model.name, now)}
     return render(request, "operations/ask.html", context)
 

@@ -185,8 +185,7 @@ def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, hosts, 
     sign_in(page, "olivia")
     for path in pages():
         page.goto(path)
-        for folded in page.locator("details:not(.menu):not([open]) > summary").all():
-            folded.click()
+        page.evaluate("for (const e of document.querySelectorAll('details:not(.menu)')) e.open = true")
         assert looks(page, "tooWide") == [], path
         assert looks(page, "tooSmall") == [], path
 
