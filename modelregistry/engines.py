@@ -76,6 +76,19 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What the memory plan gives an engine. An argument of the operator's about the same wins over it.
+
+    `visible`: its GPUs as CUDA_VISIBLE_DEVICES has them; none: it lives in RAM. `cache`: bytes of KV cache on each
+    device, 0: it has none. `fraction`: of each card's memory that is meant for it, everything included.
+    """
+
+    visible: tuple[str, ...] = ()
+    cache: int = 0
+    fraction: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """What to execute. The API key is in the environment only: a command line can be read by everybody on the host."""
 
@@ -191,9 +204,17 @@ def slots(spec: Spec, launcher: str) -> int | None:
 
 
 def command(
-    spec: Spec, launcher: str, program: tuple[str, ...], place: Place, environment: Mapping[str, str]
+    spec: Spec,
+    launcher: str,
+    program: tuple[str, ...],
+    place: Place,
+    environment: Mapping[str, str],
+    grant: Grant | None = None,
 ) -> Command:
-    """How to start it, from our own `environment`. Extra arguments come last, so that they win over ours."""
+    """How to start it, from our own `environment`. Extra arguments come last, so that they win over ours.
+
+    `grant` None: what it will take could not be predicted, so the engine takes what it takes by itself.
+    """
     build = {
         "vllm": _vllm,
         "llama-server": _llama_server,
@@ -204,7 +225,13 @@ def command(
     if program[1:] == VLLM_MODULE:
         # Not for a program that an operator named: it may run in a container, which has no such file.
         argv, env = [*argv, "--middleware", "madoguchi_guard.Guard"], env | {"PYTHONPATH": str(VLLM_GUARD)}
-    return Command(argv=(*program, *argv, *spec.args), env=_inherited(environment) | _path(program, environment) | env)
+    env = _inherited(environment) | _path(program, environment) | env
+    if grant:
+        argv += _GRANTED[launcher](spec, grant)
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(grant.visible), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # NVML's order
+        # One value for all models of the host, which vLLM would take before our own for this one.
+        env.pop("VLLM_CPU_KVCACHE_SPACE", None)
+    return Command(argv=(*program, *argv, *spec.args), env=env)
 
 
 def _path(program: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
@@ -297,6 +324,62 @@ def _llama_cpp_python(spec: Spec, place: Place) -> tuple[list[str], dict[str, st
         argv += ["--embedding", "true", "--n_batch", batch, "--n_ubatch", batch]
     # Its settings read their own names from the environment.
     return argv, {"API_KEY": place.api_key}
+
+
+def argument(args: Sequence[str], *names: str) -> str | None:
+    """The last value that was given for it under one of its names, as `--name value` or `--name=value`."""
+    found = None
+    for place, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in names:
+            found = value if equals else next(iter(args[place + 1 :]), "")
+    return found
+
+
+def _vllm_granted(spec: Spec, grant: Grant) -> list[str]:
+    argv = []
+    if spec.tensor_parallel > 1:
+        argv += ["--tensor-parallel-size", str(spec.tensor_parallel)]
+    if any(argument(spec.args, name) is not None for name in ("--gpu-memory-utilization", "--kv-cache-memory-bytes")):
+        return argv
+    if grant.fraction:
+        # Only looked at: is so much free? With the fraction alone the cache would be what a measurement at its start
+        # leaves over, which others that start on the same card meanwhile disturb.
+        argv += ["--gpu-memory-utilization", f"{grant.fraction:.4f}"]
+    if grant.cache:
+        argv += ["--kv-cache-memory-bytes", str(grant.cache)]  # vLLM 0.11 and later
+    return argv
+
+
+def _llama_server_granted(spec: Spec, grant: Grant) -> list[str]:
+    if not grant.visible:
+        # What it keeps of past conversations in RAM may grow to 8 GiB by default; the plan has no room for that.
+        return ["--cache-ram", "0"]
+    argv = ["--n-gpu-layers", "999"]
+    if len(grant.visible) > 1:
+        argv += ["--split-mode", "layer", "--tensor-split", ",".join("1" for _ in grant.visible)]
+    return argv
+
+
+def _xllamacpp_granted(spec: Spec, grant: Grant) -> list[str]:
+    return ["--n-gpu-layers", "999"] if grant.visible else ["--cache-ram", "0"]
+
+
+def _llama_cpp_python_granted(spec: Spec, grant: Grant) -> list[str]:
+    return []  # it keeps no past conversations, and puts all layers on the GPUs that it sees
+
+
+_GRANTED = {
+    "vllm": _vllm_granted,
+    "llama-server": _llama_server_granted,
+    "xllamacpp": _xllamacpp_granted,
+    "llama-cpp-python": _llama_cpp_python_granted,
+}
+
+
+def on_cpu(launcher: str, program: Sequence[str]) -> bool:
+    """Whether this program is one of those builds for CPUs that we install ourselves; others use a GPU if they can."""
+    return "+cpu/" in program[0] or (launcher == "xllamacpp" and "/engines/xllamacpp-" in program[0])
 
 
 def telling_line(launcher: str, log: str) -> str:

@@ -90,6 +90,13 @@ def visible(found: Sequence[Device], variable: str | None) -> list[Device]:
     return [*left, *(device for device in found if device.kind == "ram")]
 
 
+def cuda_names(found: Iterable[Device], indices: Collection[int]) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES calls these: numbers, as older engines read no UUIDs; instances have nothing else."""
+    cards = [device for device in found if device.kind == "gpu"]
+    divided = any(device.uuid.startswith("MIG-") for device in cards)
+    return tuple(card.uuid if divided else str(card.index) for card in cards if card.index in indices)
+
+
 def _is(word: str, uuid: str) -> bool:
     return word.startswith(("GPU-", "MIG-")) and uuid.startswith(word)
 

@@ -8,11 +8,14 @@ What a model takes on each of its devices = weights + cache + overhead:
   batch. Constants of each launcher, measured (`OVERHEADS`), and corrected by what was measured on this host.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from statistics import median
 
 from modelregistry import engines
 from modelregistry.engines import Spec
@@ -31,6 +34,19 @@ LLAMA_CPP_TYPES: Mapping[str, float] = {
 VLLM_WHOLE_CONTEXTS = 8
 VLLM_SEQUENCES = 256
 CELLS = 256  # llama.cpp's caches are made of so many tokens
+
+# Overheads, calibrated on other models than those of the table in tests/bench/RESULTS.md.
+LLAMA_CPP_PROCESS = 34 * MIB  # Python and the library
+LLAMA_CPP_TOKEN = 260  # bytes for each token of the vocabulary: 220 to 490
+LLAMA_CPP_CONTEXT = 450 * MIB  # CUDA's context and its libraries on the card; not measured here
+VLLM_CPU_PROCESSES = 1400 * MIB  # API server 450, engine 390, worker 480 MiB, libraries that they share once
+VLLM_CPU_COMPILER = 60 * MIB
+# On a card; vLLM's own words for an 8B model on a card of 24 GB: 0.25 GiB besides PyTorch's, 0.11 of compiled code,
+# 0.25 of graphs, 0.22 at the height of a batch. CUDA's context comes on top of what it counts.
+VLLM_CONTEXT = 650 * MIB
+VLLM_GRAPHS = 350 * MIB
+VLLM_LINKS = 400 * MIB  # NCCL's buffers between cards
+REPACKED = ("Q4_0", "Q4_K", "Q2_K", "IQ4_NL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +74,8 @@ class Demand:
         )
 
     def argument(self, *names: str) -> str | None:
-        """The last value that the operator gave for it, as `--name value` or `--name=value`."""
-        found = None
-        for place, arg in enumerate(self.args):
-            name, equals, value = arg.partition("=")
-            if name in names:
-                found = value if equals else next(iter(self.args[place + 1 :]), "")
-        return found
+        """What the operator said of it."""
+        return engines.argument(self.args, *names)
 
     def number(self, *names: str) -> int | None:
         text = self.argument(*names)
@@ -78,9 +89,10 @@ class Demand:
 class Prediction:
     """Bytes on each of `devices` devices; `total` is their sum there, `rule_of_thumb` 1.5 × the weights there.
 
-    `cache_least`: with less the engine would not do (vLLM may be given less than it wants). `tokens`: how many the
-    cache remembers in all. `basis`: "formula"; "corrected" by what others with this engine took; "measured": this very
-    model took so much before.
+    `cache_least`: with less the engine would not do (vLLM may be given less than it wants). `context`, `sequences`: for
+    how many requests of how many tokens the cache is. `droppable`: of the total, what the kernel can take back without
+    harm (a file that was copied from). `basis`: "formula"; "corrected" by what others with this engine took;
+    "measured": this very model took so much before.
     """
 
     weights: int
@@ -92,6 +104,7 @@ class Prediction:
     devices: int
     context: int
     sequences: int
+    droppable: int = 0
     basis: str = "formula"
 
 
@@ -100,15 +113,17 @@ def predict(facts: Facts, demand: Demand) -> Prediction:
     context, sequences = _asked(facts, demand)
     cache = cache_bytes(facts, demand, context, sequences)
     least = cache if demand.launcher != "vllm" or demand.slots else cache_bytes(facts, demand, context, 1)
-    weights = math.ceil(facts.weight_bytes / demand.tensor_parallel)
+    if demand.launcher == "vllm" and (told := demand.number("--kv-cache-memory-bytes")) and cache:
+        cache = least = told
     return made(
-        weights=weights,
+        weights=_weights(facts, demand),
         cache=cache,
         cache_least=least,
         overhead=_overhead(facts, demand, context, sequences),
         devices=demand.tensor_parallel,
         context=context,
         sequences=sequences,
+        droppable=_copied(facts, demand) if demand.launcher != "vllm" else 0,
     )
 
 
@@ -121,6 +136,7 @@ def made(
     devices: int,
     context: int,
     sequences: int,
+    droppable: int = 0,
     basis: str = "formula",
 ) -> Prediction:
     """With the sums that follow from the parts."""
@@ -134,6 +150,7 @@ def made(
         devices=devices,
         context=context,
         sequences=sequences,
+        droppable=droppable,
         basis=basis,
     )
 
@@ -214,31 +231,75 @@ def _batch(demand: Demand) -> int:
     return given or 512
 
 
-# --- The overhead ---------------------------------------------------------------------------------------------------
+# --- Weights and overhead -------------------------------------------------------------------------------------------
+
+
+def _weights(facts: Facts, demand: Demand) -> int:
+    """On each device."""
+    size: float = facts.weight_bytes
+    if demand.launcher == "vllm":
+        size = _as_loaded(facts, demand)
+    elif (layers := demand.number("--n-gpu-layers", "-ngl", "--gpu-layers")) is not None and demand.kind == "gpu":
+        size *= min(1.0, max(layers, 0) / ((facts.layers or layers) + 1))
+    return math.ceil(size / demand.tensor_parallel)
+
+
+def _as_loaded(facts: Facts, demand: Demand) -> float:
+    """vLLM keeps weights in 16 bits unless told otherwise, and can make them smaller while it loads them."""
+    halved = {"F32": 0.5}.get(facts.quantisation, 1.0)
+    kind = demand.argument("--dtype")
+    if kind in ("float32", "float"):
+        halved = {"F16": 2.0, "BF16": 2.0}.get(facts.quantisation, 1.0)
+    size = facts.weight_bytes * halved
+    smaller = {"fp8": 0.5, "bitsandbytes": 0.28}.get(demand.argument("--quantization", "-q") or "", 1.0)
+    if smaller == 1.0 or facts.quantisation not in ("F32", "F16", "BF16"):
+        return size
+    embedding = facts.embedding_weight_bytes * halved
+    return embedding + (size - embedding) * smaller
 
 
 def _overhead(facts: Facts, demand: Demand, context: int, sequences: int) -> int:
     if demand.launcher == "vllm":
         return _vllm_overhead(facts, demand)
-    return _llama_cpp_overhead(facts, demand, context, sequences)
+    return _llama_cpp_overhead(facts, demand, context, sequences) + _copied(facts, demand)
 
 
 def _vllm_overhead(facts: Facts, demand: Demand) -> int:
+    """CPU: measured with two models, see tests/bench/RESULTS.md. GPU: from what others published, not measured here.
+
+    A forward pass of a batch holds about 12 vectors of the hidden size per token (16 bits), sampling two copies of the
+    logits (32 bits) of each sequence.
+    """
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
     batch = _batch(demand) * hidden * 2 * 12
-    logits = (demand.slots or VLLM_SEQUENCES) * vocabulary * 4 * 2
+    logits = (demand.slots or VLLM_SEQUENCES) * vocabulary * 4 * 2 if demand.task == "chat" else 0
+    compiled = demand.argument("--enforce-eager") is None
     if demand.kind == "ram":
-        return 2200 * MIB
-    graphs = 0 if demand.says("--enforce-eager") else 300 * MIB
-    links = 400 * MIB if demand.tensor_parallel > 1 else 0
-    return 600 * MIB + graphs + links + batch + (logits if demand.task == "chat" else 0)
+        return VLLM_CPU_PROCESSES + (VLLM_CPU_COMPILER if compiled else 0)
+    links = VLLM_LINKS if demand.tensor_parallel > 1 else 0
+    return VLLM_CONTEXT + (VLLM_GRAPHS if compiled else 0) + links + batch + logits
 
 
 def _llama_cpp_overhead(facts: Facts, demand: Demand, context: int, sequences: int) -> int:
-    hidden = facts.hidden or 4096
+    """What llama.cpp's log calls compute buffer, and what else was seen: the libraries, and a little of each token.
+
+    The compute buffer of a micro-batch: 13 (feed-forward of 2.7 × hidden) to 17 (4 ×) vectors of the hidden size in 32
+    bits, and its mask over the context in 16 bits. Measured with 384 to 1,536 numbers; see tests/bench/RESULTS.md.
+    """
+    hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
     batch = min(_batch(demand), _cells(context))
-    compute = batch * hidden * 4 * 12
-    return compute + (60 * MIB if demand.kind == "ram" else 500 * MIB)
+    compute = batch * (hidden * 4 * 15 + _cells(context) * 2)
+    logits = (demand.slots or engines.DEFAULT_SLOTS) * vocabulary * 4
+    if demand.kind == "gpu":
+        return LLAMA_CPP_CONTEXT + compute + logits
+    return LLAMA_CPP_PROCESS + vocabulary * LLAMA_CPP_TOKEN + compute + logits
+
+
+def _copied(facts: Facts, demand: Demand) -> int:
+    """On CPUs llama.cpp lays weights of some quantisations out anew, beside the mapped file."""
+    if demand.kind == "gpu" or not facts.quantisation.startswith(REPACKED):
+        return 0
+    return max(0, facts.weight_bytes - facts.embedding_weight_bytes)
 
 
 # --- What is taken --------------------------------------------------------------------------------------------------
@@ -246,52 +307,48 @@ def _llama_cpp_overhead(facts: Facts, demand: Demand, context: int, sequences: i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """RAM of some processes. `taken`: with the buffers that they have allocated and not filled yet, and the pages of
-    files that they have mapped, which several of them share, once. `fixed`: of this, what the kernel can neither drop
-    nor read again (`MemAvailable` is without it).
+    """RAM of some processes. `taken`: with the pages of files that they have mapped (weights above all), those that
+    several of them share counted once. `fixed`: of this, what the kernel can neither drop nor read again.
     """
 
     taken: int
     fixed: int
 
 
-# Smaller allocations are counted as far as they are filled: stacks, arenas of malloc.
-BUFFER = 32 * MIB
-
-
 def held(processes: Iterable[Identity]) -> Held:
-    """What these processes take now. Those that are gone take nothing.
+    """What these processes hold now. Those that are gone hold nothing.
 
-    Resident size alone would not do: vLLM's cache is allocated and fills as requests come, so at first 4 GB of it are
-    0 GB. Blocks for some milliseconds per 10 GB: the kernel walks their page tables.
+    What they share with others of the host is theirs all the same (unlike in Pss): so a second replica of the same file
+    does not make the first one smaller. Both engines fill their cache at their start, so it is resident from then on.
+    Blocks for some milliseconds per 10 GB: the kernel walks their page tables.
     """
-    taken = fixed = 0
-    files: dict[tuple[str, str, str], int] = {}
+    fixed = 0
+    files: dict[tuple[str, ...], _Area] = {}
     for who in processes:
         for area in _areas(who.pid):
-            own = area.size if area.buffer else area.anonymous
-            taken += own
             fixed += area.anonymous
-            if area.file:
-                # Of a file that several have mapped each sees other pages; the most that one sees is near the union.
-                files[area.file] = max(files.get(area.file, 0), area.resident - area.anonymous)
-                fixed += area.shared_memory
-    return Held(taken=taken + sum(files.values()), fixed=fixed)
+            # Of a file that several have mapped each has its own pages in use; the most of one is near all of them.
+            if area.file and (area.file not in files or area.of_file > files[area.file].of_file):
+                files[area.file] = area
+    fixed += sum(area.of_file for area in files.values() if area.in_memory)
+    return Held(taken=fixed + sum(area.of_file for area in files.values() if not area.in_memory), fixed=fixed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Area:
-    """One of a process's mappings. `file`: what tells it from others, None: of no file."""
+    """One of a process's mappings: resident bytes of its own, and of the file behind it.
 
-    size: int
-    resident: int
+    `file`: what tells it from others, None: of no file. `in_memory`: a file without a disk (shared memory).
+    """
+
     anonymous: int
-    shared_memory: int  # of `resident`, what has no disk behind it
-    buffer: bool
-    file: tuple[str, str, str] | None
+    of_file: int
+    file: tuple[str, ...] | None
+    in_memory: bool
 
 
-_HEAD = re.compile(r"[0-9a-f]+-[0-9a-f]+ (\S{4}) ([0-9a-f]+) (\S+) (\d+) *(.*)")
+_HEAD = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S{4} ([0-9a-f]+) (\S+) (\d+) *(.*)")
+_NO_DISK = ("/dev/shm/", "/memfd:", "/dev/zero", "/SYSV")  # noqa: S108 -- only compared
 
 
 def _areas(pid: int) -> Iterator[_Area]:
@@ -300,30 +357,87 @@ def _areas(pid: int) -> Iterator[_Area]:
     except OSError:
         return
     head: re.Match[str] | None = None
-    values: dict[str, str] = {}
-    for line in [*lines, "0-0 ---- 0 0 0"]:
-        if (next_head := _HEAD.match(line)) is None:
+    sizes: dict[str, int] = {}
+    for line in lines:
+        if next_head := _HEAD.match(line):
+            if head:
+                yield _area(head, sizes)
+            head, sizes = next_head, {}
+        elif line.endswith(" kB"):
             name, _, value = line.partition(":")
-            values[name] = value
-            continue
-        if head:
-            yield _area(head, values)
-        head, values = next_head, {}
+            sizes[name] = int(value.split()[0]) * 1024
+    if head:
+        yield _area(head, sizes)
 
 
-def _area(head: re.Match[str], values: Mapping[str, str]) -> _Area:
-    def size(name: str) -> int:
-        return int(values.get(name, "0").split()[0]) * 1024
-
-    permissions, offset, device, inode, path = head.groups()
-    # "ac": the kernel has promised memory for all of it; address space that is only set aside has no such mark.
-    promised = "ac" in values.get("VmFlags", "").split() and "w" in permissions
-    in_memory = path.startswith(("/dev/shm/", "/memfd:", "/dev/zero", "/SYSV"))  # noqa: S108 -- only compared
+def _area(head: re.Match[str], sizes: Mapping[str, int]) -> _Area:
+    offset, device, inode, path = head.groups()
+    anonymous = sizes.get("Anonymous", 0)
     return _Area(
-        size=size("Size"),
-        resident=size("Rss"),
-        anonymous=size("Anonymous"),
-        shared_memory=size("Rss") - size("Anonymous") if in_memory else 0,
-        buffer=inode == "0" and promised and size("Size") >= BUFFER,
+        anonymous=anonymous,
+        of_file=sizes.get("Rss", 0) - anonymous,
         file=(device, inode, offset) if inode != "0" else None,
+        in_memory=path.startswith(_NO_DISK),
     )
+
+
+# --- Learning from what was measured --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one start took, beside what the formulas alone had said of it. `device`: a GPU's name, or "RAM"."""
+
+    fingerprint: str
+    launcher: str
+    version: str
+    device: str
+    weights: int
+    cache: int
+    overhead: int
+    measured: int
+
+    @property
+    def difference(self) -> int:
+        return self.measured - (self.weights + self.cache + self.overhead)
+
+    @property
+    def sensible(self) -> bool:
+        """Not of a start that was looked at too early, or of a device that counts something else."""
+        predicted = self.weights + self.cache + self.overhead
+        return predicted * 0.4 <= self.measured <= predicted * 2.5
+
+
+def fingerprint(facts: Facts, demand: Demand, prediction: Prediction) -> str:
+    """The same for whatever takes the same memory: of the files' facts, what was asked for, and the cache given."""
+    parts = [asdict(facts), asdict(demand), prediction.cache]
+    return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def corrected(
+    prediction: Prediction, past: Iterable[Measured], *, mark: str, launcher: str, version: str, device: str
+) -> Prediction:
+    """By what this very start took before, else by the median of what the formulas were wrong by for this engine.
+
+    `mark`: its `fingerprint`. `version` "": not known yet, so any. Measurements that make no sense are left out, and
+    what others took changes the overhead by no more than half of it, or half a GiB.
+    """
+    alike = [
+        one
+        for one in past
+        if (one.launcher, one.device) == (launcher, device) and version in ("", one.version) and one.sensible
+    ]
+    own = [one for one in alike if one.fingerprint == mark]
+    if own:
+        total = own[-1].measured
+        known = prediction.weights + prediction.cache
+        # An engine that takes less than its files and its cache: then these were overrated.
+        weights = prediction.weights if total >= known else max(0, total - prediction.cache)
+        return replace(prediction, weights=weights, overhead=max(0, total - known), total=total, basis="measured")
+    if not alike:
+        return prediction
+    bound = max(prediction.overhead // 2, GIB // 2)
+    by = round(min(max(median(one.difference for one in alike), -bound), bound))
+    overhead = max(prediction.overhead // 4, prediction.overhead + by)
+    total = prediction.weights + prediction.cache + overhead
+    return replace(prediction, overhead=overhead, total=total, basis="corrected")
