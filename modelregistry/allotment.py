@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from modelregistry import engines, gpus, memory, model_files, placement
+from modelregistry import engines, gpus, memory, model_files, placement, process
 from modelregistry.engines import Grant, Spec
 from modelregistry.facts import Facts, Unreadable
 from modelregistry.gpus import Device
 from modelregistry.memory import Demand, Measured, Prediction
 from modelregistry.placement import Share
+from modelregistry.process import Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,13 @@ class Allotment:
     forced: bool
     fingerprint: str
     launcher: str
+    version: str  # of the engine, "": not known yet
     device: str
+
+    @property
+    def needed(self) -> int:
+        """On each device, without what the kernel can take back."""
+        return self.prediction.total - self.prediction.droppable
 
     @property
     def grant(self) -> Grant:
@@ -52,14 +59,6 @@ class Allotment:
 
     def stored(self) -> dict[str, Any]:
         return asdict(self)
-
-    def shares(self, name: str, held: Mapping[int, int]) -> list[Share]:
-        """What it was promised on its devices, beside what it holds there."""
-        needed = self.prediction.total - self.prediction.droppable
-        return [
-            Share(name=name, device=device, predicted=needed, held=held.get(device, 0))
-            for device in self.devices or (gpus.RAM,)
-        ]
 
 
 def facts_of(spec: Spec) -> Facts | None:
@@ -105,6 +104,7 @@ def allot(
         forced=found.forced,
         fingerprint=mark,
         launcher=launcher,
+        version=version,
         device=device,
     )
 
@@ -124,3 +124,55 @@ def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> 
     if demand.launcher != "vllm" or spare <= 0 or not formula.cache:
         return formula
     return replace(placement.with_cache(formula, spare), cache_least=spare // memory.MIB * memory.MIB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tenant:
+    """Another replica of this host: what it was allotted, and its engine if that was started. `settled`: it has been
+    ready, so it holds what it wants.
+    """
+
+    name: str
+    allotment: Allotment
+    run: Run | None
+    settled: bool
+
+
+def shares(tenants: Iterable[Tenant], devices: Sequence[Device]) -> list[Share]:
+    """What they were promised on each device, beside what they hold there now. Reads /proc."""
+    return [
+        Share(name=tenant.name, device=device, predicted=tenant.allotment.needed, held=_held(tenant, device, devices))
+        for tenant in tenants
+        for device in tenant.allotment.devices or (gpus.RAM,)
+    ]
+
+
+def _held(tenant: Tenant, device: int, devices: Sequence[Device]) -> int:
+    processes = process.tree(tenant.run) if tenant.run else []
+    if device == gpus.RAM:
+        return memory.held(processes).fixed
+    told = gpus.held(devices, {who.pid for who in processes}).get(device)
+    # A driver that does not tell whose memory it is (in containers): a settled engine holds what it was promised.
+    return told if told is not None else tenant.allotment.needed * tenant.settled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """What a replica holds in all (one on GPUs: on the cards, without its RAM), and on each card."""
+
+    total: int
+    by_device: Mapping[int, int]
+
+    @property
+    def most(self) -> int:
+        """On the device where it holds most."""
+        return max(self.by_device.values(), default=self.total)
+
+
+def measure(run: Run, devices: Sequence[int]) -> Use | None:
+    """`devices`: indices of its cards; none: RAM. None if the driver does not tell. Blocks for some 10 ms."""
+    processes = process.tree(run)
+    if not devices:
+        return Use(total=memory.held(processes).taken, by_device={})
+    told = gpus.held(gpus.devices(), {who.pid for who in processes})
+    return Use(total=sum(told.values()), by_device=told) if told else None

@@ -10,17 +10,20 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import datetime
 
 from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
-from modelregistry import lease, memory, process, rows
+from modelregistry import allotment, lease, process, rows
 from modelregistry.charge import Charge
 from modelregistry.hands import Hands
 from modelregistry.launching import House
 from modelregistry.lease import HeldElsewhere, Lease
+from modelregistry.memory import Measured
 from modelregistry.plan import Key, State
+from modelregistry.process import Run
 from modelregistry.rows import Facts, Order, Reading, Report
 from modelregistry.waits import either
 
@@ -52,6 +55,7 @@ class Bookkeeping:
         self.changed = asyncio.Event()
         self.host: rows.HostRow
         self.report: Report | None = None
+        self.measurements: list[Measured] = []  # by this and earlier supervisors
         self.reported_at: datetime | None = None
         self.readings: dict[int, Reading] = {}  # not written yet
         self.lease = Lease(house.claim, clock)
@@ -72,6 +76,7 @@ class Bookkeeping:
                 if await self._claimed():
                     self.orders = await self.books.do(rows.orders, self.host.id)
                     known = await self.books.do(rows.replicas, self.host.id)
+                    self.measurements = await self.books.do(rows.measurements)
                     self._answered()
                     return known
             except Error as error:
@@ -152,14 +157,36 @@ class Bookkeeping:
             charge.written = facts
         if charge.published_at is None and facts.state == charge.state:
             charge.published_at = self.clock()
+        await self._place(charge)
         if charge.live is not charge.live_written:
             live = charge.live
             await self.books.do(rows.live, self.host.id, charge.key, live)
             charge.live_written = live
         if charge.run and charge.state == State.READY and self.clock() - charge.measured_at >= MEASURE_EVERY:
             charge.measured_at = self.clock()
-            used = (await self.hands.do(memory.held, process.tree(charge.run))).taken
-            await self.books.do(rows.measured, self.host.id, charge.key, used)
+            await self._measure(charge, charge.run)
+
+    async def _place(self, charge: Charge) -> None:
+        placed = charge.placed
+        if placed != charge.placed_written:
+            prediction, devices = placed
+            predicted = asdict(prediction) if prediction else None
+            await self.books.do(rows.placed, self.host.id, charge.key, predicted, devices)
+            charge.placed_written = placed
+
+    async def _measure(self, charge: Charge, run: Run) -> None:
+        """What it holds now; the most of this run is remembered for later predictions."""
+        allotted = charge.allotment
+        used = await self.hands.do(allotment.measure, run, allotted.devices if allotted else ())
+        if used is None:
+            return
+        await self.books.do(rows.measured, self.host.id, charge.key, used.total, used.by_device)
+        if allotted is None or used.most <= charge.peak * 1.01:
+            return
+        charge.peak = used.most
+        version = allotted.version or (self.report.engines.get(allotted.launcher, "") if self.report else "")
+        await self.books.do(rows.learn, allotted, version, used.most)
+        self.measurements = await self.books.do(rows.measurements)
 
     async def _show_logs(self) -> None:
         watched = await self.books.do(rows.watched_logs, self.host.id)

@@ -10,7 +10,9 @@ from typing import Any
 from django.utils import timezone
 
 from modelregistry import engines, plan, probe, process
+from modelregistry.allotment import Allotment, Tenant
 from modelregistry.launching import Label
+from modelregistry.memory import Prediction
 from modelregistry.plan import Key, Observed, State
 from modelregistry.process import Life, Run
 from modelregistry.rows import Facts, Order
@@ -44,6 +46,11 @@ class Charge:
     launcher: str = ""
     slots: int | None = None
     version: str = ""  # of the engine, as it tells
+
+    allotment: Allotment | None = None  # its part of the host's memory
+    needed: Prediction | None = None  # what it was refused for want of
+    placed_written: tuple[Any, ...] | None = None
+    peak: int = 0  # bytes, the most that this run was measured to take on one device
 
     detail: str = ""
     cause: str = ""  # a code of `advice`
@@ -85,6 +92,20 @@ class Charge:
             model=self.order.upstream_model or self.order.spec.name,
             task=self.order.spec.task,
         )
+
+    @property
+    def tenant(self) -> Tenant | None:
+        """As others that want memory have to know it; None: it has none."""
+        if self.allotment is None or (self.run is None and self.working is None):
+            return None
+        return Tenant(name=str(self), allotment=self.allotment, run=self.run, settled=self.ready_at is not None)
+
+    @property
+    def placed(self) -> tuple[Prediction | None, tuple[int, ...]]:
+        """What was predicted of its last start, and its devices."""
+        if self.allotment:
+            return self.allotment.prediction, self.allotment.devices
+        return self.needed, ()
 
     def observe(self) -> Observed:
         """For the plan."""
@@ -130,10 +151,10 @@ class Charge:
         self.run_id, self.retry_at = facts.run_id, retry_at
 
     def _retry_instant(self, now: float) -> datetime:
+        instant = timezone.now() + timedelta(seconds=self.retry_at - now)
+        told = self.written.retry_at if self.written else None
         # Told once for each crash: counted anew each time it would differ by microseconds.
-        if self.written and self.written.retry_at and self.written.restarts == self.restarts:
-            return self.written.retry_at
-        return timezone.now() + timedelta(seconds=self.retry_at - now)
+        return told if told and abs((told - instant).total_seconds()) < 1 else instant
 
     # --- What happens to it -------------------------------------------------------------------------------------
 
@@ -160,6 +181,7 @@ class Charge:
         self.run, self.run_id = run, run.run_id
         self.port, self.url, self.api_key = label.port, label.url, label.api_key
         self.launcher, self.slots = label.launcher, label.slots
+        self.allotment, self.peak = label.allotted, 0
         self.fingerprint = label.fingerprint
         self.since = self.active_at = self.told_at = self.worked_at = now
 
@@ -183,9 +205,18 @@ class Charge:
         self.enter(state, now, detail)
         self.cause = cause
 
+    def refused(self, now: float, detail: str, need: Prediction | None) -> None:
+        """There is no room for it. Nothing crashed, so nothing is counted; looked at again soon, as others may go."""
+        self.retry_at = now + plan.ROOM_PAUSE
+        self.needed = need
+        self.enter(State.FAILED, now, detail)
+        self.cause = "does-not-fit"
+
     def over(self) -> None:
         """Nothing runs any more."""
         self.run = None
+        self.needed = self.allotment.prediction if self.allotment else self.needed
+        self.allotment = None
         self.url = self.api_key = ""
         self.port = 0
         self.ready_at = None

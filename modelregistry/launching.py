@@ -4,12 +4,17 @@ import os
 import random
 import secrets
 import socket
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from modelregistry import engines, process, registering
+from modelregistry import allotment, engines, gpus, process, refusals, registering
+from modelregistry.allotment import Allotment, Tenant
 from modelregistry.engines import Place, Spec
+from modelregistry.gpus import Device
+from modelregistry.memory import Measured, Prediction
+from modelregistry.placement import NoRoom, NoSuchDevice
 from modelregistry.plan import Key
 from modelregistry.process import Run, Runs
 
@@ -22,6 +27,14 @@ class CannotLaunch(Exception):
     def __init__(self, message: str, cause: str = "") -> None:
         super().__init__(message)
         self.cause = cause
+
+
+class DoesNotFit(CannotLaunch):
+    """The host has no room for it now; `need` on each device, None: it does not have the devices at all."""
+
+    def __init__(self, message: str, need: Prediction | None) -> None:
+        super().__init__(message, "does-not-fit")
+        self.need = need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +68,14 @@ class Label:
     port: int
     url: str
     api_key: str
+    allotment: Mapping[str, Any] | None = None
+
+    @property
+    def allotted(self) -> Allotment | None:
+        try:
+            return Allotment.of(self.allotment) if self.allotment else None
+        except (TypeError, LookupError):  # of another release
+            return None
 
     @property
     def key(self) -> Key:
@@ -66,20 +87,58 @@ def label_of(run: Run) -> Label:
     return Label(**{name: value for name, value in run.label.items() if name in Label.__dataclass_fields__})
 
 
+def allot(
+    house: House,
+    spec: Spec,
+    *,
+    before: Sequence[Device],
+    tenants: Iterable[Tenant],
+    past: Iterable[Measured],
+    versions: Mapping[str, str],
+) -> Allotment | None:
+    """What the engine gets of this host's memory; None if its files do not tell what it takes.
+
+    `before`: the devices as seen last; they are looked at anew. `versions`: of the engines, by launcher. Blocks for
+    some 10 ms, for large vocabularies some 100. Raises CannotLaunch; DoesNotFit if there is no room.
+    """
+    launcher, program = _engine(house, spec)
+    facts = allotment.facts_of(spec)
+    if facts is None:
+        return None
+    devices = gpus.visible(gpus.devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    try:
+        return allotment.allot(
+            spec,
+            facts,
+            launcher,
+            program,
+            devices,
+            shares=allotment.shares(tenants, devices),
+            past=past,
+            version=versions.get(launcher, ""),
+        )
+    except NoRoom as refusal:
+        raise DoesNotFit(refusals.no_room(refusal), refusal.need) from refusal
+    except NoSuchDevice as refusal:
+        raise DoesNotFit(refusals.no_such_device(refusal), None) from refusal
+
+
 def launch(
-    house: House, runs: Runs, key: Key, spec: Spec, *, address: str, taken: Collection[int], chance: random.Random
+    house: House,
+    runs: Runs,
+    key: Key,
+    spec: Spec,
+    *,
+    address: str,
+    taken: Collection[int],
+    chance: random.Random,
+    allotted: Allotment | None = None,
 ) -> tuple[Run, Label]:
     """Executes an engine on a free port of `address` that is not in `taken`; blocks for ~0.1 s.
 
     Raises CannotLaunch.
     """
-    if fault := registering.path_fault(spec.engine, spec.path, spec.allowed_risks):
-        raise CannotLaunch(fault, "bad-files")
-    found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
-    try:
-        launcher = engines.choose(spec, found)
-    except engines.NoLauncher as error:
-        raise CannotLaunch(str(error), "no-engine") from error
+    launcher, program = _engine(house, spec)
     place = Place(
         address=address,
         port=_free_port(address, house.ports, taken, chance),
@@ -97,13 +156,26 @@ def launch(
         port=place.port,
         url=place.url,
         api_key=place.api_key,
+        allotment=allotted.stored() if allotted else None,
     )
     _forget_old_runs(runs, key)
-    command = engines.command(spec, launcher, found[launcher], place, os.environ)
+    command = engines.command(spec, launcher, program, place, os.environ, allotted.grant if allotted else None)
     try:
         return runs.start(secrets.token_hex(8), command, label=asdict(label), grace=place.grace), label
     except (process.StartFailed, OSError) as error:
         raise CannotLaunch(str(error)) from error
+
+
+def _engine(house: House, spec: Spec) -> tuple[str, tuple[str, ...]]:
+    """The launcher and its program, for a model that can be read."""
+    if fault := registering.path_fault(spec.engine, spec.path, spec.allowed_risks):
+        raise CannotLaunch(fault, "bad-files")
+    found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
+    try:
+        launcher = engines.choose(spec, found)
+    except engines.NoLauncher as error:
+        raise CannotLaunch(str(error), "no-engine") from error
+    return launcher, found[launcher]
 
 
 def _free_port(address: str, ports: Sequence[int], taken: Collection[int], chance: random.Random) -> int:

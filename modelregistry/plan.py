@@ -29,6 +29,7 @@ FUTILE_STARTS = 5  # starts in a row that never answered, before a replica is ca
 QUICK_CRASHES = 10  # the same for an engine that answers each time and then dies: its trouble may be a passing one
 LIVED_WELL = 60.0  # seconds of being ready that make the crashes before forgotten
 LONGEST_BACKOFF = 60.0
+ROOM_PAUSE = 30.0  # seconds until a model that did not fit is tried again: reading the sum anew costs some 10 ms
 FAILED_PAUSE = 600.0  # a failed replica is tried that rarely: what it needs is an operator
 
 

@@ -3,7 +3,7 @@
 Every function blocks on the database and raises django.db.Error when it is away; call them from one thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,9 +14,11 @@ from django.db.models import Q
 from django.utils import timezone
 
 from modelregistry import models
+from modelregistry.allotment import Allotment
 from modelregistry.engines import Spec
 from modelregistry.lease import Claim
-from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica, ServedModel, Wish
+from modelregistry.memory import Measured
+from modelregistry.models import Host, HostReport, LogTail, LogWish, Measurement, Replica, ServedModel, Wish
 from modelregistry.plan import Key, State
 
 
@@ -204,9 +206,42 @@ def remove(host_id: int, key: Key) -> None:
         row.delete()
 
 
-def measured(host_id: int, key: Key, memory_bytes: int) -> None:
+def placed(host_id: int, key: Key, predicted: Mapping[str, Any] | None, devices: Sequence[int]) -> None:
+    """Where it was put and what it was predicted to take there, as `memory.Prediction`. Gateways need not know."""
+    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
+        predicted=predicted, devices=list(devices)
+    )
+
+
+def measured(host_id: int, key: Key, memory_bytes: int, by_device: Mapping[int, int]) -> None:
     """Gateways need not know, so nobody is told."""
-    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(memory_bytes=memory_bytes)
+    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
+        memory_bytes=memory_bytes, memory_by_device={str(device): size for device, size in by_device.items()}
+    )
+
+
+def learn(allotted: Allotment, version: str, most: int) -> None:
+    """What a start took on one of its devices, beside what the formulas alone say of it; replaces what was known."""
+    formula = allotted.formula
+    Measurement.objects.update_or_create(
+        fingerprint=allotted.fingerprint,
+        launcher=allotted.launcher,
+        version=version,
+        device=allotted.device,
+        defaults={
+            "weights": formula.weights,
+            "cache": formula.cache,
+            "overhead": formula.overhead,
+            "measured": most,
+            "at": timezone.now(),
+        },
+    )
+
+
+def measurements() -> list[Measured]:
+    """All that was learned, the oldest first."""
+    names = [name for name in Measured.__dataclass_fields__]
+    return [Measured(**row) for row in Measurement.objects.order_by("at").values(*names)]
 
 
 def live(host_id: int, key: Key, seen: Mapping[str, Any] | None) -> None:

@@ -25,7 +25,7 @@ from modelregistry.bookkeeping import Bookkeeping
 from modelregistry.charge import Charge
 from modelregistry.hands import Hands
 from modelregistry.inspection import Inspector
-from modelregistry.launching import CannotLaunch, House
+from modelregistry.launching import CannotLaunch, DoesNotFit, House
 from modelregistry.plan import Key, State
 from modelregistry.process import Run
 from modelregistry.readings import Readings
@@ -66,6 +66,7 @@ class Supervisor:
         self.runs = process.Runs(house.runs)
         self.charges: dict[Key, Charge] = {}
         self.wake = asyncio.Event()
+        self.allotting = asyncio.Lock()  # two that start at a time must not count on the same memory
         self.hands = Hands(32, "hands")  # which wait for processes
         self.readings = Readings()
         self.inspector = Inspector(self.runs, house.cache, house.commands)
@@ -222,13 +223,17 @@ class Supervisor:
     async def _start(self, charge: Charge) -> None:
         taken = {other.port for other in self.charges.values()}
         try:
+            await self._allot(charge)
             run, label = await self.hands.do(
                 launching.launch,
                 *(self.house, self.runs, charge.key, charge.order.spec),
                 address=self.books.host.address,
                 taken=taken,
                 chance=self.chance,
+                allotted=charge.allotment,
             )
+        except DoesNotFit as error:
+            charge.refused(self.clock(), str(error), error.need)
         except CannotLaunch as error:
             charge.crashed(self.clock(), str(error), error.cause)
         except OSError as error:  # run directories that cannot be read
@@ -236,6 +241,18 @@ class Supervisor:
         else:
             charge.oom_kills = process.oom_kills()
             charge.launched(run, label, self.clock())
+
+    async def _allot(self, charge: Charge) -> None:
+        async with self.allotting:
+            tenants = [other.tenant for other in self.charges.values() if other is not charge and other.tenant]
+            charge.allotment = await self.hands.do(
+                launching.allot,
+                *(self.house, charge.order.spec),
+                before=self.inspector.devices,
+                tenants=tenants,
+                past=self.books.measurements,
+                versions=self.books.report.engines if self.books.report else {},
+            )
 
     async def _stop(self, charge: Charge) -> None:
         left = await self._end(charge)

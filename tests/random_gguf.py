@@ -16,7 +16,7 @@ TYPES |= {"Q4_0": gguf.GGMLQuantizationType.Q4_0}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """`architecture`: llama, qwen2, gemma2 or gemma3. `window`: of its sliding layers, whose order is the architecture's."""
+    """`architecture`: llama, qwen2, gemma2 or gemma3. `window`: of the sliding layers that this architecture has."""
 
     architecture: str
     quantisation: str
