@@ -169,7 +169,7 @@ def launch(
 def _engine(house: House, spec: Spec) -> tuple[str, tuple[str, ...]]:
     """The launcher and its program, for a model that can be read."""
     if fault := registering.path_fault(spec.engine, spec.path, spec.allowed_risks):
-        raise CannotLaunch(fault, "bad-files")
+        raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
     found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
     try:
         launcher = engines.choose(spec, found)

@@ -47,6 +47,7 @@ class Run:
     shim: Identity
     engine: Identity
     of_this_boot: bool
+    group: Path | None = None  # its cgroup, if it has one
 
     @property
     def run_id(self) -> str:
@@ -70,10 +71,14 @@ class Ending:
 
 
 class Runs:
-    """The runs below one directory, which belongs to one supervisor."""
+    """The runs below one directory, which belongs to one supervisor.
 
-    def __init__(self, root: Path) -> None:
+    `groups`: the cgroup in which each gets one of its own, if the host allows it; None: they get none.
+    """
+
+    def __init__(self, root: Path, *, groups: Path | None = None) -> None:
         self.root = root.resolve()
+        self.groups = groups
 
     def start(self, run_id: str, command: Command, *, label: Mapping[str, Any], grace: float) -> Run:
         """Executes an engine under a shim of its own; returns when it runs (not when it answers), after ~0.1 s.
@@ -87,7 +92,9 @@ class Runs:
             # Processes that rename themselves (vLLM's do) would wipe their environment, and with it the mark.
             "SPT_NOENV": "1",
         }
-        shim.write(directory / "spec.json", {"argv": command.argv, "env": env, "grace": grace, "label": label})
+        group = self.groups and str(self.groups / f"madoguchi-{run_id}")
+        spec = {"argv": command.argv, "env": env, "grace": grace, "label": label, "group": group}
+        shim.write(directory / "spec.json", spec)
         try:
             starter = subprocess.run(
                 [sys.executable, "-I", shim.__file__, directory],
@@ -118,6 +125,7 @@ class Runs:
             shim=Identity(*state["shim"]),
             engine=Identity(*state["engine"]),
             of_this_boot=state["boot"] == shim.boot_id(),
+            group=Path(state["group"]) if state.get("group") else None,
         )
 
     def all(self) -> list[Run]:
@@ -133,9 +141,11 @@ class Runs:
 
     def strays(self) -> list[Identity]:
         """Living processes that were started below this root and no living shim answers for."""
-        shims = {str(run.directory): life(run) for run in self.all()}
-        answered = {directory for directory, state in shims.items() if state in (Life.RUNNING, Life.ENDING)}
-        return [who for who, mark in marked(f"{self.root}/") if mark not in answered]
+        runs = self.all()
+        answered = {str(run.directory) for run in runs if life(run) in (Life.RUNNING, Life.ENDING)}
+        by_mark = {who for who, mark in marked(f"{self.root}/") if mark not in answered}
+        by_group = {who for run in runs if str(run.directory) not in answered for who in _grouped(run)}
+        return sorted(by_mark | by_group)
 
 
 def life(run: Run) -> Life:
@@ -190,15 +200,21 @@ def stop(run: Run, *, grace: float) -> bool:
 
 
 def end(run: Run) -> bool:
-    """Kills what carries this run's mark, whatever its shim knows; True when nothing is left within GONE_WITHIN."""
+    """Kills what carries this run's mark or is in its cgroup, whatever its shim knows; True when nothing is left
+    within GONE_WITHIN."""
 
     def none_left() -> bool:
         left = remains(run)
+        if left and run.group:
+            shim.kill_group(run.group)
         for who in left:
             shim.send(who, signal.SIGKILL)
         return not left
 
-    return _until(none_left, GONE_WITHIN)
+    all_gone = _until(none_left, GONE_WITHIN)
+    if all_gone and run.group:
+        shim.remove_group(run.group)
+    return all_gone
 
 
 def kill(strays: Iterable[Identity]) -> None:
@@ -208,8 +224,9 @@ def kill(strays: Iterable[Identity]) -> None:
 
 
 def remains(run: Run) -> list[Identity]:
-    """Living processes that carry this run's mark: all of it except the shim."""
-    return [who for who, mark in marked(str(run.directory)) if mark == str(run.directory)]
+    """Living processes that carry this run's mark or are in its cgroup: all of it except the shim."""
+    by_mark = {who for who, mark in marked(str(run.directory)) if mark == str(run.directory)}
+    return sorted(by_mark | set(_grouped(run)))
 
 
 def tree(run: Run) -> list[Identity]:
@@ -221,6 +238,21 @@ def cpu_seconds(run: Run) -> float:
     """CPU time that the living processes of a run have used."""
     ticks = sum(found.ticks for who in tree(run) if (found := shim.stat(who.pid)))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def own_group() -> Path | None:
+    """Where the cgroups of runs may be made, as far as can be told without trying."""
+    try:
+        return shim.own_group(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
+    except OSError:
+        return None
+
+
+def _grouped(run: Run) -> Iterator[Identity]:
+    if run.group and run.of_this_boot:
+        for pid in shim.members(run.group):
+            if (who := shim.identify(pid)) and who != run.shim:
+                yield who
 
 
 def oom_kills() -> int:

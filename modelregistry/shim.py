@@ -5,18 +5,20 @@ the installation under a running shim does not matter. It reads `spec.json`, lea
 becomes the subreaper of whatever the engine forks: a grandchild that went into a session of its own, or that lost its
 parent, is still its child. What it writes, each file at once or not at all:
 
-    state.json   {"boot", "shim": [pid, start], "engine": [pid, start]}   before its caller returns
+    state.json   {"boot", "shim": [pid, start], "engine": [pid, start], "group"}   before its caller returns
     exit.json    {"code", "signal", "asked"}                              when the last process of the tree is gone
     engine.log   both outputs of the engine; engine.log.1 holds what was before
 
 SIGTERM: TERM to the engine's front process, `grace` seconds, then KILL to all that is left. SIGUSR1: KILL at once (not
 a second SIGTERM: two that come close together are one). If the front process ends by itself, what it left behind is
 ended too (a killed vLLM front would leave its engine core on the GPU for ever). If the shim itself is killed, the
-engine's mark (MARK in its environment) finds the rest.
+engine's mark (MARK in its environment) finds the rest, and so does the run's cgroup where the host lets us make one:
+nothing leaves that, not even a process that wiped its environment and lost its parent.
 
 It also has what is needed to know processes for sure, for `process` to use: a pid alone means nothing after a while.
 """
 
+import contextlib
 import ctypes
 import json
 import os
@@ -113,6 +115,44 @@ def descendants(ancestor: int) -> list[Identity]:
     return below
 
 
+def own_group(mounts: str, groups: str) -> Path | None:
+    """Our cgroup (version 2) as a directory, from the texts of /proc/self/mountinfo and /proc/self/cgroup.
+
+    None where there is none to be seen. Whether we may make others in it, only trying tells.
+    """
+    own = next((line.removeprefix("0::") for line in groups.splitlines() if line.startswith("0::/")), None)
+    for line in mounts.splitlines():
+        fields, _, kind = line.partition(" - ")
+        _, _, _, root, place, *_ = fields.split(" ")
+        if own is not None and kind.startswith("cgroup2 ") and Path(own).is_relative_to(root):
+            return Path(place) / Path(own).relative_to(root)
+    return None
+
+
+def members(group: Path) -> list[int]:
+    """The processes in a cgroup and those below it; none if it is gone."""
+    found = []
+    for path in [group, *group.rglob("*")]:
+        try:
+            # 0: a process of another container
+            found += [pid for word in (path / "cgroup.procs").read_text().split() if (pid := int(word))]
+        except OSError:
+            continue
+    return found
+
+
+def kill_group(group: Path) -> None:
+    """KILL to all in it at once, those that are just being forked included. Nothing on kernels before 5.14."""
+    with contextlib.suppress(OSError), (group / "cgroup.kill").open("r+") as file:
+        file.write("1")
+
+
+def remove_group(group: Path) -> None:
+    """When nothing runs in it any more."""
+    with contextlib.suppress(OSError):
+        group.rmdir()
+
+
 def write(path: Path, value: object) -> None:
     """Complete or not at all; 0600, as values may hold keys."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -131,6 +171,7 @@ class Shim:
         self.argv: list[str] = spec["argv"]
         self.env: dict[str, str] = spec["env"]
         self.grace: float = spec["grace"]
+        self.group = Path(spec["group"]) if spec.get("group") else None
         self.log = directory / "engine.log"
         self.front = 0
         self.status: int | None = None  # as of waitpid, of the front process
@@ -148,6 +189,7 @@ class Shim:
         for ignored in (signal.SIGINT, signal.SIGHUP):
             signal.signal(ignored, signal.SIG_IGN)
         os.chdir("/")  # hold no file system
+        self._enter_group()
         # APPEND: the processes of a tree write at the end, whoever else wrote, also after the file was cut.
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         self.front = os.posix_spawn(
@@ -163,13 +205,35 @@ class Shim:
             setsigmask=[],
             setsigdef=[signal.SIGINT, signal.SIGHUP, signal.SIGPIPE],
         )
+        self._leave_group()
         engine = stat(self.front)
         shim = identify(os.getpid())
         assert engine, "an unreaped child stays in /proc"
         write(
             self.directory / "state.json",
-            {"boot": boot_id(), "shim": shim, "engine": Identity(self.front, engine.start)},
+            {"boot": boot_id(), "shim": shim, "engine": Identity(self.front, engine.start)}
+            | {"group": self.group and str(self.group)},
         )
+
+    def _enter_group(self) -> None:
+        """For a moment, so that the engine is born in it; quietly without one where the host does not allow it."""
+        if self.group is None:
+            return
+        try:
+            self.group.mkdir()
+            (self.group / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError:
+            remove_group(self.group)
+            self.group = None
+
+    def _leave_group(self) -> None:
+        if self.group is None:
+            return
+        try:
+            (self.group.parent / "cgroup.procs").write_text(str(os.getpid()))
+        except OSError as error:
+            print("cannot leave the engine's cgroup, so it is not used:", error, flush=True)
+            self.group = None  # to kill it would kill us, who have to tell how the engine ended
 
     def run(self) -> None:
         while True:
@@ -186,6 +250,8 @@ class Shim:
                 break
             self._cut_log()
         self._write_exit()
+        if self.group:
+            remove_group(self.group)
 
     def _patience(self) -> float:
         return LOG_LOOK if self.kill_at is None else max(0.0, min(LOG_LOOK, self.kill_at - time.monotonic()))
@@ -214,6 +280,8 @@ class Shim:
                 self.kill_at = soon if self.kill_at is None else min(soon, self.kill_at)
 
     def _signal_all(self, number: int) -> None:
+        if self.group and number == signal.SIGKILL:
+            kill_group(self.group)
         for who in descendants(os.getpid()):
             send(who, number)
 

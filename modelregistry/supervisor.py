@@ -63,7 +63,7 @@ class Supervisor:
         self.house = house
         self.clock = clock
         self.chance = chance or random.Random()  # noqa: S311 -- chooses ports
-        self.runs = process.Runs(house.runs)
+        self.runs = process.Runs(house.runs, groups=process.own_group())
         self.charges: dict[Key, Charge] = {}
         self.wake = asyncio.Event()
         self.allotting = asyncio.Lock()  # two that start at a time must not count on the same memory

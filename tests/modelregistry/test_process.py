@@ -256,7 +256,96 @@ def test_the_log_is_cut_when_it_is_too_long(tmp_path):
 def test_processes_of_a_run_are_measured(runs):
     run = start(runs, "x = bytearray(50_000_000); print(1, flush=True)\nwhile True: pass")
     printed(run)
-    assert 50_000_000 < memory.resident(process.tree(run)) < 90_000_000
+    assert 50_000_000 < memory.held(process.tree(run)).taken < 90_000_000
     before = process.cpu_seconds(run)
     until(lambda: process.cpu_seconds(run) > before + 0.2)
-    assert memory.resident([Identity(2**22, 1)]) == 0
+    assert memory.held([Identity(2**22, 1)]).taken == 0
+
+
+# --- Cgroups
+
+
+@pytest.mark.parametrize(
+    ("mounts", "groups", "expected"),
+    [
+        (
+            "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw",
+            "0::/system.slice/m.service\n",
+            "/sys/fs/cgroup/system.slice/m.service",
+        ),
+        (
+            "36 35 0:31 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw",
+            "4:memory:/x\n0::/\n",
+            "/sys/fs/cgroup/unified",
+        ),
+        # A container that sees its part of the host's tree only.
+        ("36 35 0:31 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw", "0::/docker/abc/d\n", "/sys/fs/cgroup/d"),
+        ("36 35 0:31 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw", "0::/elsewhere\n", None),
+        ("36 35 0:31 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory", "4:memory:/x\n", None),
+        ("", "", None),
+    ],
+)
+def test_our_own_cgroup_is_found(mounts, groups, expected):
+    found = shim.own_group(mounts, groups)
+    assert (found and str(found)) == expected
+
+
+# A child that no mark and no parent tells of: without an environment, in a session of its own.
+HERMIT = """
+    import os, subprocess, sys, time
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={}, start_new_session=True)
+    print(child.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_run_gets_a_cgroup_where_the_host_allows_it_and_is_quietly_without_elsewhere(tmp_path):
+    runs = Runs(tmp_path / "engines", groups=process.own_group())
+    run = start(runs, HERMIT)
+    hermit = shim.identify(int(printed(run)[0]))
+    allowed = run.group is not None
+    assert allowed == (process.own_group() is not None and os.access(process.own_group() / "cgroup.procs", os.W_OK))
+    assert not process.log_tail(run.directory).endswith("cgroup")
+    os.kill(run.shim.pid, signal.SIGKILL)
+    until(lambda: process.life(run) is Life.LOST)
+    assert (hermit in process.remains(run)) == allowed
+    assert (hermit in runs.strays()) == allowed
+    assert process.stop(run, grace=1)
+    if not allowed:
+        assert shim.send(hermit, signal.SIGKILL)
+    until(lambda: dead([hermit.pid]))
+    assert run.group is None or not run.group.exists()
+
+
+def test_a_stopped_run_leaves_no_cgroup(tmp_path):
+    runs = Runs(tmp_path / "engines", groups=process.own_group())
+    run = start(runs, HERMIT)
+    hermit = int(printed(run)[0])
+    assert process.stop(run, grace=1)
+    assert dead([hermit, run.engine.pid, run.shim.pid])
+    assert run.group is None or not run.group.exists()
+
+
+def test_the_engine_is_born_in_its_cgroup_and_the_shim_stays_outside(tmp_path):
+    """A directory stands for the host's cgroups: the kernel would move who is written into cgroup.procs."""
+    groups = tmp_path / "groups"
+    groups.mkdir()
+    runs = Runs(tmp_path / "engines", groups=groups)
+    run = start(runs, SLEEP)
+    assert run.group == groups / "madoguchi-r1"
+    assert (run.group / "cgroup.procs").read_text() == str(run.shim.pid)
+    assert (groups / "cgroup.procs").read_text() == str(run.shim.pid)
+    assert process.remains(run) == [run.engine]
+    (run.group / "cgroup.kill").write_text("")
+    process.terminate_at_once(run)
+    until(lambda: process.life(run) is Life.ENDED)
+    assert (run.group / "cgroup.kill").read_text() == "1"
+    assert process.stop(run, grace=1)
+
+
+def test_without_leave_to_make_cgroups_a_run_has_none(tmp_path):
+    runs = Runs(tmp_path / "engines", groups=tmp_path / "nowhere")
+    run = start(runs, SLEEP)
+    assert run.group is None
+    assert process.life(run) is Life.RUNNING
+    assert process.stop(run, grace=1)

@@ -114,7 +114,7 @@ def test_a_model_whose_file_comes_back_need_not_wait(site):
     Host.objects.get_or_create(name="here")
     site.model("m", host=Host.objects.get(name="here"), path=str(path))
     waiting = until(lambda: (row := site.replica()) and row.restarts >= 5 and row, 60)
-    assert waiting.cause == "bad-files"
+    assert waiting.cause == "missing-file"
     assert waiting.state == "failed"
     assert (waiting.retry_at - timezone.now()).total_seconds() > 500
     path.symlink_to(site.var / "model.gguf")
