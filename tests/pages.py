@@ -1,6 +1,7 @@
 """What pages show, made in one line each."""
 
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 from django.utils import timezone
@@ -33,13 +34,15 @@ def use(
     at: datetime | None = None,
     model: str = "qwen",
     estimated: bool = False,
+    **more: Any,
 ) -> UsageRecord:
-    """One request with this key: (prompt, completion) tokens."""
+    """One request with this key: (prompt, completion) tokens; `more` as UsageRecord's columns."""
     row = {
         **{"request_id": uuid4().hex, "key_id": key.pk, "user_id": key.user_id, "tenant_id": key.tenant_id},
         **{"model": model, "replica_id": None, "endpoint": "chat/completions", "started_at": at or timezone.now()},
         **{"first_token_ms": None, "duration_ms": 100, "status": "finished", "estimated": estimated, "end_user": ""},
         **{"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "cached_tokens": 0, "reasoning_tokens": 0},
+        **more,
     }
     usage.record([row])
     return UsageRecord.objects.get(request_id=row["request_id"])

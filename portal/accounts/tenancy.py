@@ -25,6 +25,13 @@ def visible_tenants(user: User) -> QuerySet[Tenant]:
     return Tenant.objects.all() if user.is_staff else Tenant.objects.filter(memberships__user=user)
 
 
+def administered_tenants(user: User) -> QuerySet[Tenant]:
+    """Those that this person may administer: of `tenant_for` the ones with True."""
+    if user.is_staff:
+        return Tenant.objects.all()
+    return Tenant.objects.filter(memberships__user=user, memberships__role=Membership.Role.ADMIN)
+
+
 def may_operate(user: User | AnonymousUser) -> bool:
     """Whether this person runs hosts and models, and so sees all of them."""
     return user.is_active and user.is_staff

@@ -5,6 +5,8 @@ from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from django.db.models import F
+
 from portal.accounts.models import User
 from portal.metering import periods
 from portal.metering.chart import Chart, chart
@@ -33,11 +35,11 @@ def recent(user: User, zone: ZoneInfo, now: datetime) -> Recent:
     month = periods.period("this-month", now, zone)
     fortnight = periods.period(str(DAYS), now, zone)
     both = periods.Period(name="", first=min(month.first, fortnight.first), last=month.last)
-    rows = by(both.of(visible_to(user)), "day", "model")
-    recently = [row for row in rows if row["day"] >= fortnight.first]
+    rows = by(both.of(visible_to(user)).annotate(slot=F("day")), "slot", "model")
+    recently = [row for row in rows if row["slot"] >= fortnight.first]
     return Recent(
-        today=added([row for row in rows if row["day"] == month.last]),
-        month=added([row for row in rows if row["day"] >= month.first]),
+        today=added([row for row in rows if row["slot"] == month.last]),
+        month=added([row for row in rows if row["slot"] >= month.first]),
         chart=chart(recently, fortnight.days),
         rows=recently[::-1],
         change=change(recently, month.last),
@@ -54,6 +56,6 @@ def added(rows: list[dict[str, Any]]) -> dict[str, int]:
 def change(rows: list[dict[str, Any]], today: date) -> int | None:
     """None when there is nothing to compare with."""
     week = today - timedelta(days=6)
-    latest = sum(row["total_tokens"] for row in rows if row["day"] >= week)
-    before = sum(row["total_tokens"] for row in rows if row["day"] < week)
+    latest = sum(row["total_tokens"] for row in rows if row["slot"] >= week)
+    before = sum(row["total_tokens"] for row in rows if row["slot"] < week)
     return round(100 * (latest - before) / before) if before else None

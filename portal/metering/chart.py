@@ -1,13 +1,13 @@
-"""Geometry of a chart of tokens by day, stacked by model. Pure: rows in, numbers for a template out."""
+"""Geometry of a chart of tokens over time, stacked by model. Pure: rows in, numbers for a template out."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
 HEIGHT = 100
-SLOT = 10  # width of a day: 7 of bar, 3 of air
+SLOT = 10  # width of an hour, day or month: 7 of bar, 3 of air
 BAR = 7
 # Shades that can be told apart; the models used least share the last.
 SHADES = 4
@@ -25,9 +25,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A day. `labelled`: the axis names this day."""
+    """An hour, a day or a month (its first day). `labelled`: the axis names it."""
 
-    day: date
+    slot: date
     x: float
     tokens: int
     requests: int
@@ -53,33 +53,33 @@ class Chart:
         return max(self.bars, key=lambda bar: bar.tokens)
 
 
-def chart(rows: Iterable[dict[str, Any]], days: list[date]) -> Chart:
-    """A chart of these days from rows of `usage.by` day and model; days without rows are there with nothing."""
+def chart(rows: Iterable[dict[str, Any]], slots: Sequence[date]) -> Chart:
+    """A chart of these hours, days or months from rows by "slot" and model; slots without rows are there, empty."""
     tokens: dict[date, Counter[str]] = defaultdict(Counter)
     requests: Counter[date] = Counter()
     models: Counter[str] = Counter()
     for row in rows:
-        tokens[row["day"]][row["model"]] += row["total_tokens"]
-        requests[row["day"]] += row["requests"]
+        tokens[row["slot"]][row["model"]] += row["total_tokens"]
+        requests[row["slot"]] += row["requests"]
         models[row["model"]] += row["total_tokens"]
     legend = shaded(models)
-    top = round_up(max((tokens[day].total() for day in days), default=0))
-    step = -(-len(days) // LABELS)
+    top = round_up(max((tokens[slot].total() for slot in slots), default=0))
+    step = -(-len(slots) // LABELS)
     return Chart(
         bars=tuple(
             Bar(
-                day=day,
+                slot=slot,
                 x=n * SLOT + (SLOT - BAR) / 2,
-                tokens=tokens[day].total(),
-                requests=requests[day],
-                parts=parts(tokens[day], [name for name, __ in legend], top),
-                labelled=(len(days) - 1 - n) % step == 0,
+                tokens=tokens[slot].total(),
+                requests=requests[slot],
+                parts=parts(tokens[slot], [name for name, __ in legend], top),
+                labelled=(len(slots) - 1 - n) % step == 0,
             )
-            for n, day in enumerate(days)
+            for n, slot in enumerate(slots)
         ),
         legend=legend,
         top=top,
-        width=len(days) * SLOT,
+        width=len(slots) * SLOT,
     )
 
 

@@ -67,8 +67,8 @@ def visible_to(user: User) -> QuerySet[UsageDay]:
     return UsageDay.objects.filter(user=user)
 
 
-def by(days: QuerySet[UsageDay], *fields: str) -> list[dict[str, Any]]:
-    """Requests, tokens and `estimated` (how many of the requests are), grouped by fields. One query."""
+def by(days: QuerySet[Any], *fields: str) -> list[dict[str, Any]]:
+    """Requests, tokens and `estimated` (how many of the requests are) of any Sums, grouped by fields. One query."""
     return [dict(row) for row in days.values(*fields).annotate(**SUMS, **TOTAL).order_by(*fields)]
 
 

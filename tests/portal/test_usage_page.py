@@ -3,13 +3,15 @@
 import csv
 import io
 import re
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
 from django.utils import timezone, translation
 
-from portal.metering import periods
+from portal.keys.issuing import issue
+from portal.keys.models import ApiKey
+from portal.metering import periods, views
 from portal.metering.allowance import allowances
 from portal.metering.chart import chart, round_up
 from portal.metering.models import Quota
@@ -41,7 +43,7 @@ class TestPage:
             row["model"]: (row["requests"], row["prompt_tokens"], row["completion_tokens"]) for row in context["rows"]
         }
         assert rows == {"qwen": (2, 1_235, 57), "e5": (1, 700, 0)}
-        assert context["total"] == {
+        assert context["totals"].sums == {
             "requests": 3,
             "prompt_tokens": 1_935,
             "completion_tokens": 57,
@@ -79,7 +81,7 @@ class TestPage:
         as_alice.force_login(alice)
         use(key, at=timezone.now() - timedelta(hours=1))
         use(key)
-        days = [row["day"] for row in as_alice.get("/usage/").context["rows"]]
+        days = [row["slot"] for row in as_alice.get("/usage/").context["rows"]]
         assert days == [date(2026, 11, 21), date(2026, 11, 20)]
 
     @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ class TestPage:
         for days in (0, 15, 25, 70):
             use(key, at=timezone.now() - timedelta(days=days))
         context = as_alice.get(f"/usage/?period={period}").context
-        assert context["total"]["requests"] == requests
+        assert context["totals"].sums["requests"] == requests
         assert len(context["rows"]) + len(context["older"]) == requests
 
     def test_older_days_are_folded_but_there(self, as_alice, alice, key, time_machine):
@@ -101,24 +103,169 @@ class TestPage:
         for days in (13, 14):
             use(key, at=timezone.now() - timedelta(days=days))
         context = as_alice.get("/usage/?period=30").context
-        assert [row["day"].day for row in context["rows"]] == [7]
-        assert [row["day"].day for row in context["older"]] == [6]
+        assert [row["slot"].day for row in context["rows"]] == [7]
+        assert [row["slot"].day for row in context["older"]] == [6]
 
-    def test_it_can_be_copied_as_csv(self, as_alice, key):
+    def test_it_can_be_had_as_csv(self, as_alice, key):
         use(key, tokens=(10, 5), model="a,b")
-        [row] = csv.DictReader(io.StringIO(as_alice.get("/usage/").context["csv"]))
+        [row] = exported(as_alice)
         assert row["day"] == str(timezone.now().astimezone(TOKYO).date())
         assert (row["model"], row["prompt_tokens"], row["completion_tokens"]) == ("a,b", "10", "5")
 
     def test_more_usage_costs_no_more_queries(self, as_alice, alice, research, key, django_assert_num_queries):
         use(key)
-        # session, user, zone, usage
-        with django_assert_num_queries(4):
+        # session, user, zone, series, totals, those before, tenants to choose from
+        with django_assert_num_queries(7):
             as_alice.get("/usage/?period=90")
         for n in range(40):
             use(key_of(alice, research, f"k{n}"), model=f"m{n}", at=timezone.now() - timedelta(days=n))
-        with django_assert_num_queries(4):
+        with django_assert_num_queries(7):
             as_alice.get("/usage/?period=90")
+
+
+def exported(client, query: str = "") -> list[dict[str, str]]:
+    text = client.get(f"/usage/export/{query}").content.decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.mark.django_db
+class TestScopes:
+    """Bob administers Alice's tenant, Charlie is of another one, Olivia operates."""
+
+    @pytest.fixture(autouse=True)
+    def used(self, alice, bob, charlie, olivia, research, sales):
+        use(key_of(alice, research), tokens=(100, 0), end_user="u1")
+        use(key_of(bob, research), tokens=(30, 0))
+        service, _ = issue(tenant=research, service="Dify", name="Dify")
+        use(service, tokens=(7, 0), end_user="=1+1")
+        use(key_of(charlie, sales), tokens=(1000, 0))
+
+    @pytest.mark.parametrize(
+        ("who", "of", "tokens"),
+        [
+            ("alice", "me", 100),
+            ("alice", "tenant:research", None),
+            ("alice", "all", None),
+            ("bob", "me", 30),
+            ("bob", "tenant:research", 137),
+            ("bob", "tenant:sales", None),
+            ("bob", "all", None),
+            ("charlie", "tenant:research", None),
+            ("olivia", "tenant:sales", 1000),
+            ("olivia", "all", 1137),
+            ("olivia", "tenant:nowhere", None),
+            ("olivia", "nonsense", None),
+        ],
+    )
+    @pytest.mark.parametrize("path", ["/usage/", "/usage/export/"])
+    def test_each_sees_what_is_theirs_and_no_more(self, client, request, who, of, tokens, path):
+        client.force_login(request.getfixturevalue(who))
+        response = client.get(path, {"of": of})
+        assert response.status_code == (404 if tokens is None else 200)
+        if tokens is not None:
+            assert sum(int(row["total_tokens"]) for row in exported(client, f"?of={of}")) == tokens
+
+    def test_only_scopes_that_work_are_offered(self, client, alice, bob, olivia):
+        offered = {}
+        for person in (alice, bob, olivia):
+            client.force_login(person)
+            offered[person.username] = [name for name, _ in client.get("/usage/").context["scopes"]]
+        assert offered == {
+            "alice": ["me"],
+            "bob": ["me", "tenant:research"],
+            "olivia": ["me", "all", "tenant:sales", "tenant:research"],
+        }
+
+    @pytest.mark.parametrize(
+        ("group", "expected"),
+        [
+            ("user", [("Alice", 100), ("Bob", 30), ("service keys", 7)]),
+            ("end_user", [("u1", 100), ("not told by the client", 30), ("=1+1", 7)]),
+            ("model", [("qwen", 137)]),
+            ("tenant", [("qwen", 137)]),
+        ],
+    )
+    def test_it_is_told_apart(self, client, bob, group, expected):
+        """By a thing that the scope does not have it is told by model."""
+        client.force_login(bob)
+        groups = client.get("/usage/", {"of": "tenant:research", "by": group}).context["groups"]
+        assert [
+            (
+                row["name"].partition(" ")[0] if group == "user" and "keys" not in row["name"] else row["name"],
+                row["total_tokens"],
+            )
+            for row in groups
+        ] == expected
+
+    def test_keys_are_named_also_when_they_are_gone(self, client, olivia, charlie):
+        client.force_login(olivia)
+        key = ApiKey.objects.get(user=charlie)
+        number = key.pk
+        key.delete()
+        groups = client.get("/usage/", {"of": "all", "by": "key"}).context["groups"]
+        assert groups[0]["name"] == f"deleted ({number})"
+
+    def test_a_spreadsheet_is_given_no_formula(self, client, bob):
+        client.force_login(bob)
+        rows = exported(client, "?of=tenant:research&by=end_user")
+        assert [row["end_user"] for row in rows] == ["u1", "not told by the client", "'=1+1"]
+
+    def test_the_same_as_json(self, client, bob):
+        client.force_login(bob)
+        rows = client.get("/usage/export/?of=tenant:research&by=end_user&format=json").json()
+        assert rows[2] == {
+            **{"end_user": "=1+1", "requests": 1, "estimated": 0},
+            **{"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7},
+        }
+
+    def test_active_people_and_troubles_are_counted(self, client, bob, alice, research):
+        use(key_of(alice, research, "other"), status="failed")
+        use(key_of(alice, research, "third"), status="aborted")
+        client.force_login(bob)
+        totals = client.get("/usage/?of=tenant:research").context["totals"]
+        assert totals.people == 2
+        assert totals.troubles == {"failed": 1, "aborted": 1}
+
+    def test_first_tokens_and_speed_are_told_of_a_tenant(self, client, bob, alice, research):
+        use(key_of(alice, research, "other"), tokens=(0, 50), first_token_ms=400, duration_ms=1400)
+        client.force_login(bob)
+        context = client.get("/usage/?of=tenant:research").context
+        assert 0.3 <= context["first_tokens"][0] <= 0.5
+        assert context["totals"].speed == 50
+
+    def test_a_day_is_told_by_the_hour(self, client, bob, alice, research, time_machine):
+        time_machine.move_to("2026-11-20T03:20:00Z")
+        client.force_login(bob)
+        use(key_of(alice, research, "other"), tokens=(5, 0), at=timezone.now() - timedelta(hours=2))
+        context = client.get("/usage/?of=tenant:research&period=today").context
+        assert context["unit"] == "hour"
+        assert len(context["chart"].bars) == 24
+        assert [(row["slot"].hour, row["total_tokens"]) for row in context["rows"]] == [(10, 5)]
+
+    def test_a_year_is_told_by_the_month(self, client, olivia, alice, research, time_machine):
+        time_machine.move_to("2026-11-20T03:20:00Z")
+        client.force_login(olivia)
+        use(key_of(alice, research, "other"), tokens=(5, 0), at=datetime(2026, 4, 2, tzinfo=UTC))
+        context = client.get("/usage/?of=all&period=fiscal-year").context
+        assert context["unit"] == "month"
+        assert len(context["chart"].bars) == 8
+        assert [(row["slot"], row["total_tokens"]) for row in context["rows"]] == [(date(2026, 4, 1), 5)]
+
+    def test_it_is_compared_with_the_period_before(self, client, olivia, alice, research, time_machine):
+        time_machine.move_to("2026-10-20T03:20:00Z")
+        client.force_login(olivia)
+        key = key_of(alice, research, "other")
+        use(key, tokens=(150, 0))
+        use(key, tokens=(100, 0), at=datetime(2026, 9, 20, tzinfo=UTC))
+        use(key, tokens=(999, 0), at=datetime(2026, 9, 21, tzinfo=UTC))
+        assert client.get("/usage/?of=all").context["change"] == 50
+
+    def test_what_does_not_fit_on_a_page_is_in_the_file(self, client, olivia, monkeypatch):
+        monkeypatch.setattr(views, "MOST", 2)
+        client.force_login(olivia)
+        page = client.get("/usage/?of=all&by=key")
+        assert "2 more in the exports" in page.content.decode()
+        assert len(exported(client, "?of=all&by=key")) == 4
 
 
 class TestPeriods:
@@ -128,6 +275,9 @@ class TestPeriods:
             ("this-month", date(2026, 3, 1), date(2026, 3, 1)),
             ("last-month", date(2026, 2, 1), date(2026, 2, 28)),
             ("14", date(2026, 2, 16), date(2026, 3, 1)),
+            ("today", date(2026, 3, 1), date(2026, 3, 1)),
+            ("fiscal-year", date(2025, 4, 1), date(2026, 3, 1)),
+            ("last-fiscal-year", date(2024, 4, 1), date(2025, 3, 31)),
         ],
     )
     def test_they_are_whole_days_of_the_zone(self, name, first, last):
@@ -136,13 +286,29 @@ class TestPeriods:
         assert (period.first, period.last) == (first, last)
         assert (period.days[0], period.days[-1]) == (first, last)
 
+    @pytest.mark.parametrize(
+        ("name", "today", "first", "last"),
+        [
+            ("this-month", date(2026, 3, 31), date(2026, 2, 1), date(2026, 2, 28)),
+            ("this-month", date(2026, 3, 5), date(2026, 2, 1), date(2026, 2, 5)),
+            ("last-month", date(2026, 3, 5), date(2026, 1, 1), date(2026, 1, 31)),
+            ("14", date(2026, 3, 14), date(2026, 2, 15), date(2026, 2, 28)),
+            ("today", date(2026, 3, 1), date(2026, 2, 28), date(2026, 2, 28)),
+            ("fiscal-year", date(2028, 2, 29), date(2026, 4, 1), date(2027, 2, 28)),
+        ],
+    )
+    def test_each_is_compared_with_what_was_before(self, name, today, first, last):
+        period = periods.period(name, datetime.combine(today, time(12), TOKYO), TOKYO)
+        before = periods.before(period)
+        assert (before.first, before.last) == (first, last)
+
     def test_an_unknown_name_is_refused(self):
         with pytest.raises(KeyError):
             periods.period("15", timezone.now(), TOKYO)
 
 
 def row(day: date, model: str, tokens: int) -> dict:
-    return {"day": day, "model": model, "requests": 1, "total_tokens": tokens}
+    return {"slot": day, "model": model, "requests": 1, "total_tokens": tokens}
 
 
 class TestChart:
@@ -150,7 +316,7 @@ class TestChart:
 
     def test_days_without_usage_are_there(self):
         drawn = chart([row(self.DAYS[3], "a", 10)], self.DAYS)
-        assert [bar.day for bar in drawn.bars] == self.DAYS
+        assert [bar.slot for bar in drawn.bars] == self.DAYS
         assert [bar.tokens for bar in drawn.bars] == [0, 0, 0, 10, *[0] * 10]
 
     def test_bars_stand_on_zero_and_are_as_high_as_their_share_of_the_top(self):

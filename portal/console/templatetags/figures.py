@@ -82,6 +82,26 @@ def weekday_day(value: date) -> str:
 
 
 @register.filter
+def slot_of(value: date, unit: str) -> str:
+    """As people name an hour, a day or a month, in a table."""
+    if unit == "hour":
+        return date_format(value, pgettext("time of today", "H:i"))
+    return month(value) if unit == "month" else weekday_day(value)
+
+
+@register.filter
+def mark_of(value: date, unit: str) -> str:
+    """The same on an axis, where there is little room."""
+    if unit == "hour":
+        return date_format(value, pgettext("time of today", "H:i"))
+    return month(value) if unit == "month" else month_day(value)
+
+
+def month(value: date) -> str:
+    return date_format(value, pgettext("month of a year", "M Y"))
+
+
+@register.filter
 def person(user: User) -> str:
     """The name as its bearer writes it: a name in Chinese characters or kana has the family name first."""
     family_first = all(unicodedata.name(letter, "").startswith(EAST_ASIAN) for letter in user.last_name)
