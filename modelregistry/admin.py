@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import process
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import Alias, Host, Replica, ServedModel
 
 LOG_LINES = 200
 
@@ -68,6 +68,15 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
         ),
         (_("External engine"), {"fields": ("url", "upstream_model", "upstream_key")}),
     )
+
+
+@admin.register(Alias)
+class AliasAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
+    """Given another model here, it leads there from that moment on."""
+
+    list_display = ("name", "model")
+    list_select_related = ("model",)
+    search_fields = ("name", "model__name")
 
 
 @admin.register(Replica)

@@ -62,6 +62,7 @@ KNOWN_TO_ENGINES = frozenset(
         *("granite", "nemotron", "exaone4", "internvl", "smollm3", "xlm-roberta", "bert", "roberta", "nomic_bert"),
     ]
 )
+CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 ROBERTAS = frozenset(["roberta", "xlm-roberta", "camembert"])
 
 
@@ -84,12 +85,16 @@ def risks(directory: Path) -> dict[str, str]:
     found = {}
     if pickle := _pickle_that_would_be_read(directory):
         found["pickle"] = pickle
-    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json"):
-        if (directory / name).is_file() and "remote-code" not in found:
-            said = _json(directory / name)
-            if said.get("auto_map") and _json(directory / "config.json").get("model_type") not in KNOWN_TO_ENGINES:
-                found["remote-code"] = name
+    if code := _code_that_would_be_run(directory):
+        found["remote-code"] = code
     return found
+
+
+def _code_that_would_be_run(directory: Path) -> str:
+    said = {name: _json(directory / name) for name in CONFIGURATIONS if (directory / name).is_file()}
+    if str(said.get("config.json", {}).get("model_type")) in KNOWN_TO_ENGINES:
+        return ""
+    return next((name for name, values in said.items() if values.get("auto_map")), "")
 
 
 def _pickle_that_would_be_read(directory: Path) -> str:
@@ -181,7 +186,8 @@ class _Config:
         self.values: dict[str, Any] = said | (text if isinstance(text, dict) else {})
         self.whole = said
         names = said.get("architectures")
-        self.architecture = str(names[0]) if isinstance(names, list) and names else str(said.get("model_type", ""))
+        name = names[0] if isinstance(names, list) and names else said.get("model_type", "")
+        self.architecture = str(name)[:100]
         self.kind = str(self.values.get("model_type", ""))
 
     def get(self, name: str) -> Any:
@@ -410,9 +416,10 @@ def _task(directory: Path, config: _Config) -> str:
         return "transcription"
     if name.endswith("ForSequenceClassification"):
         return "rerank"
-    if (directory / "modules.json").is_file() or name.endswith(("Model", "ForMaskedLM")):
+    encodes = bool(ENCODERS.search(config.kind)) and name.endswith(("Model", "ForMaskedLM"))
+    if encodes or (directory / "modules.json").is_file():  # of sentence-transformers
         return "embedding"
-    return "chat" if re.search(r"ForCausalLM|LMHead|ForConditionalGeneration|Generation", name) else ""
+    return "chat" if re.search(r"ForCausalLM|LMHead|ForConditionalGeneration", name) else ""
 
 
 def _pooling(directory: Path) -> str | None:
@@ -429,7 +436,8 @@ def _pooling(directory: Path) -> str | None:
 
 
 def _has_chat_template(directory: Path) -> bool:
-    if any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+    # Mistral's tokenizer (tekken.json) has the template in its program, which vLLM has.
+    if any((directory / name).is_file() for name in ("chat_template.jinja", "chat_template.json", "tekken.json")):
         return True
     path = directory / "tokenizer_config.json"
     return path.is_file() and bool(_json(path).get("chat_template"))

@@ -269,7 +269,7 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
     if layers > KEPT_ITEMS:
         raise _broken(path)
     return Facts(
-        architecture=architecture,
+        architecture=architecture[:100],
         task=_task(architecture, pooling),
         parameters=parameters,
         quantisation=_quantisation(values, tensors),

@@ -231,7 +231,7 @@ class ServedModel(models.Model):
             first_byte_timeout=self.first_byte_timeout,
             idle_timeout=self.idle_timeout,
             total_timeout=self.total_timeout,
-            look_at_path=self._is_of_this_machine() and self._asks_anew(),
+            look_at_path=self.is_of_this_machine() and self._asks_anew(),
         )
         taken = Alias.objects.filter(name=self.name).select_related("model").first()
         if taken:
@@ -239,7 +239,8 @@ class ServedModel(models.Model):
         if problems:
             raise ValidationError(problems)
 
-    def _is_of_this_machine(self) -> bool:
+    def is_of_this_machine(self) -> bool:
+        """Are its files to be seen from here, as far as is known?"""
         return self.host is None or self.host.name == settings.HOST_NAME
 
     def _asks_anew(self) -> bool:

@@ -17,6 +17,7 @@ RESERVED = frozenset(
         *("--model", "-m", "--alias", "-a", "--model-alias", "--served-model-name"),
     ]
 )
+RISKS = list(model_files.RISKS)
 # vLLM's load formats that read pickles, or may.
 PICKLING = frozenset(["pt", "npcache", "auto", "hf"])
 # Arguments by which an operator takes the context beyond what the model was trained for.
@@ -60,8 +61,7 @@ def problems(
         found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
     if fault := _gpus_fault(gpus, tensor_parallel):
         found["gpus"] = fault
-    known = model_files.RISKS.keys()
-    risks = [risk for risk in allowed_risks if risk in known] if isinstance(allowed_risks, list) else []
+    risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
     if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
         found["allowed_risks"] = _('Allowed risks are a list of "pickle" and "remote-code".')
     if fault := _args_fault(args) or _refused_arg(engine, launcher, _texts(args), risks):

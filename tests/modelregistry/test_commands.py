@@ -12,7 +12,7 @@ from django.utils import timezone
 from apiproxy.models import CatalogueRevision
 from modelregistry import routes
 from modelregistry.management.commands.supervise import ports
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import Alias, Host, Replica, ServedModel
 from tests.modelregistry import paper_models
 
 pytestmark = pytest.mark.django_db
@@ -185,6 +185,154 @@ def test_unregister_deletes_and_prints_the_name(capsys, gguf):
         call_command("unregistermodel", "m")
 
 
+def test_it_registers_what_pages_register_too(capsys, directory):
+    more = ["--gpus=0,1", "--tensor-parallel=2", "--overcommit", "--retires-on=2027-03-31"]
+    register(capsys, "m", "--engine=vllm", f"--path={directory}", *more, "--description-ja=例", "--allow=remote-code")
+    model = ServedModel.objects.get()
+    assert (model.gpus, model.tensor_parallel, model.overcommit) == ([0, 1], 2, True)
+    assert (str(model.retires_on), model.description_ja, model.allowed_risks) == ("2027-03-31", "例", ["remote-code"])
+    cleared = ["--gpus=none", "--tensor-parallel=1", "--no-overcommit", "--retires-on=none", "--allow=none"]
+    register(capsys, "m", "--update", *cleared)
+    model = ServedModel.objects.get()
+    assert (model.gpus, model.overcommit, model.retires_on, model.allowed_risks) == ([], False, None, [])
+
+
+@pytest.mark.parametrize("option", ["--retires-on=tomorrow", "--retires-on=2027-02-30", "--gpus=a", "--gpus=0,"])
+def test_dates_and_gpus_must_be_readable(option, gguf):
+    assert option.partition("=")[0] in refused("m", "--engine=llama.cpp", f"--path={gguf}", option)
+
+
+def test_a_cut_off_file_is_refused_in_words(gguf):
+    with open(gguf, "r+b") as file:
+        file.truncate(100)
+    words = refused("m", "--engine=llama.cpp", f"--path={gguf}")
+    assert words == f"--path: {gguf} is cut off: it ends within its header."
+
+
+def test_a_risk_is_allowed_by_its_name(capsys, tmp_path):
+    path = paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"})
+    given = ["m", "--engine=vllm", f"--path={path}"]
+    assert refused(*given).startswith(f"--allow: The model in {path} brings program code of its own (config.json)")
+    assert "remote-code" in refused(*given, "--allow=pickle")
+    assert register(capsys, *given, "--allow=remote-code") == "m\n"
+
+
+def test_a_context_beyond_the_models_own_is_refused(gguf):
+    words = refused("m", "--engine=llama.cpp", f"--path={gguf}", "--context=8193")
+    assert words.startswith("--context: This model reads at most 8192 tokens.")
+
+
+# --- Presets
+
+
+def test_presets_are_shown_and_register_nothing(capsys):
+    shown = register(capsys, "--presets")
+    assert "AXCXEPT/EZO-Common-9B-gemma-2-it" in shown
+    assert "--quantization=fp8_per_tensor" in shown
+    assert not ServedModel.objects.exists()
+
+
+def test_a_preset_is_what_is_registered_and_options_come_after_it(capsys, tmp_path):
+    path = paper_models.ezo_9b(tmp_path)
+    call_command("registermodel", "ezo", "--preset=ezo-9b-fp8", f"--path={path}", "--slots=4", "--arg=--seed=1")
+    told = capsys.readouterr()
+    assert told.out == "ezo\n"
+    assert "10.2 GB" in told.err
+    model = ServedModel.objects.get()
+    assert (model.engine, model.task, model.context, model.slots) == ("vllm", "chat", 8192, 4)
+    assert model.args == ["--quantization=fp8_per_tensor", "--seed=1"]
+    assert "日本語" in model.description_ja
+
+
+def test_a_preset_for_other_files_is_refused(directory):
+    words = refused("ezo", "--preset=ezo-9b-fp8", f"--path={directory}", "--context=2048")
+    assert words.startswith("--preset: ezo-9b-fp8 is for AXCXEPT/EZO-Common-9B-gemma-2-it (Gemma2ForCausalLM)")
+
+
+def test_a_preset_for_another_host_is_taken_on_trust(capsys):
+    Host.objects.create(name="gpu1")
+    register(capsys, "ezo", "--preset=ezo-9b-fp8", "--path=/models/ezo", "--host=gpu1")
+    assert ServedModel.objects.get().args == ["--quantization=fp8_per_tensor"]
+
+
+# --- Aliases
+
+
+@pytest.fixture
+def two(capsys, gguf):
+    for name in ("old", "new"):
+        register(capsys, name, "--engine=llama.cpp", f"--path={gguf}")
+    register(capsys, "old", "--update", "--alias=default", "--alias=chat")
+
+
+def aliases():
+    return dict(Alias.objects.values_list("name", "model__name"))
+
+
+def alias(capsys, *args):
+    call_command("alias", *args)
+    return capsys.readouterr().out
+
+
+def test_a_model_is_registered_with_its_aliases(two, capsys):
+    assert aliases() == {"default": "old", "chat": "old"}
+    register(capsys, "old", "--update", "--alias=chat", "--alias=fast")
+    assert aliases() == {"default": "old", "chat": "old", "fast": "old"}
+
+
+def test_an_alias_of_another_model_is_not_taken_silently(two, gguf):
+    words = refused("third", "--engine=llama.cpp", f"--path={gguf}", "--alias=default")
+    assert words == "--alias: default is an alias of old; `manage.py alias default third` moves it here."
+    assert aliases()["default"] == "old"
+
+
+def test_a_name_is_a_models_or_an_alias(two, gguf):
+    new = ["--engine=llama.cpp", f"--path={gguf}"]
+    assert refused("default", *new) == "name: This name is an alias of old."
+    assert refused("third", *new, "--alias=new") == "--alias: There is a model of this name."
+    assert refused("third", *new, "--alias=third") == "--alias: There is a model of this name."
+    assert refused("third", *new, "--alias=no spaces").startswith("--alias: Use letters")
+    with pytest.raises(CommandError, match="There is a model of this name"):
+        call_command("alias", "new", "old")
+
+
+def test_an_alias_is_moved_in_one_change_that_gateways_hear_of(two, capsys):
+    before = CatalogueRevision.objects.get().number
+    assert alias(capsys, "default") == "old\n"
+    assert alias(capsys, "default", "new") == "default\n"
+    assert aliases()["default"] == "new"
+    assert CatalogueRevision.objects.get().number == before + 1
+    assert alias(capsys, "fresh", "new") == "fresh\n"
+
+
+def test_an_alias_is_removed(two, capsys):
+    assert alias(capsys, "chat", "--remove") == "chat\n"
+    assert aliases() == {"default": "old"}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("none",), "There is no alias none"),
+        (("none", "--remove"), "There is no alias none"),
+        (("default", "missing"), "There is no model missing"),
+        (("default", "new", "--remove"), "not both"),
+    ],
+)
+def test_an_alias_that_cannot_be_is_told(two, args, words):
+    with pytest.raises(CommandError, match=words):
+        call_command("alias", *args)
+    assert aliases() == {"default": "old", "chat": "old"}
+
+
+def test_a_model_does_not_go_with_its_aliases_unnoticed(two, capsys):
+    with pytest.raises(CommandError, match=r"Clients also call it chat, default: move these"):
+        call_command("unregistermodel", "old")
+    call_command("unregistermodel", "old", "--with-aliases")
+    assert list(ServedModel.objects.values_list("name", flat=True)) == ["new"]
+    assert aliases() == {}
+
+
 # --- Looking
 
 
@@ -303,7 +451,14 @@ def test_the_admin_registers(admin, gguf):
     assert ServedModel.objects.get().name == "m"
 
 
-@pytest.mark.parametrize("name", ["host", "servedmodel", "replica"])
+def test_the_admin_moves_an_alias(admin, two):
+    moved = Alias.objects.get(name="default")
+    form = {"name": "default", "model": ServedModel.objects.get(name="new").pk}
+    admin.post(reverse("admin:modelregistry_alias_change", args=[moved.pk]), form)
+    assert aliases()["default"] == "new"
+
+
+@pytest.mark.parametrize("name", ["host", "servedmodel", "replica", "alias"])
 def test_the_admin_lists(admin, served, name):
     assert admin.get(reverse(f"admin:modelregistry_{name}_changelist")).status_code == 200
 

@@ -11,10 +11,17 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name")
+        parser.add_argument("--with-aliases", action="store_true", help="clients lose its other names as well")
 
     def handle(self, *args: Any, **options: Any) -> str:
         model = ServedModel.objects.filter(name=options["name"]).first()
         if model is None:
             raise CommandError(f"There is no model {options['name']}.")
+        aliases = list(model.aliases.values_list("name", flat=True))
+        if aliases and not options["with_aliases"]:
+            raise CommandError(
+                f"Clients also call it {', '.join(aliases)}: move these (`manage.py alias {aliases[0]} OTHER`), or say "
+                "--with-aliases."
+            )
         model.delete()
         return options["name"]  # type: ignore[no-any-return]

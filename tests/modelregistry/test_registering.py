@@ -1,0 +1,190 @@
+"""What is told before an engine would find out: about files, tasks, contexts, risks, arguments."""
+
+import pytest
+from django.utils import translation
+
+from modelregistry import registering
+from modelregistry.facts import Facts, Unreadable
+from modelregistry.models import Alias, Host, ServedModel
+from tests.modelregistry import paper_models
+from tests.translations import japanese  # noqa: F401 - a fixture
+
+CHAT = Facts(architecture="LlamaForCausalLM", task="chat", context=8192, has_chat_template=True, heads=8)
+VECTORS = Facts(architecture="bert", task="embedding", context=512, pooling="mean")
+
+
+def unsuited(facts=CHAT, engine="vllm", *, task="chat", context=None, args=(), **more):
+    return registering.unsuited(facts, engine, task=task, context=context, args=args, **more)
+
+
+def problems(**given):
+    values = {"engine": "vllm", "launcher": "", "task": "chat", "path": "/m", "url": "", "args": [], "context": None}
+    values |= {"gpus": [], "tensor_parallel": 1, "allowed_risks": [], "look_at_path": False}
+    values |= dict.fromkeys(["connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"])
+    return registering.problems(**values | given)
+
+
+# --- What files cannot give
+
+
+@pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
+def test_more_context_than_the_model_has_is_refused(engine):
+    assert unsuited(engine=engine, context=8192) == {}
+    assert "at most 8192 tokens" in unsuited(engine=engine, context=8193)["context"]
+
+
+@pytest.mark.parametrize("args", [["--rope-scaling", "yarn"], ["--hf-overrides={}"], ["--hf_overrides", "{}"]])
+def test_who_says_how_to_stretch_the_context_may(args):
+    assert unsuited(context=99999, args=args) == {}
+
+
+def test_a_context_that_files_do_not_tell_is_not_judged():
+    assert unsuited(Facts(architecture="x", has_chat_template=True), context=99999) == {}
+
+
+@pytest.mark.parametrize("task", ["embedding", "rerank", "transcription"])
+def test_a_model_of_another_task_does_not_chat(task):
+    facts = Facts(architecture="Special", task=task, has_chat_template=True)
+    assert unsuited(facts)["task"] == f"Special is not made for chat but for another task: {task}."
+
+
+def test_a_chat_model_may_embed_and_rank():
+    assert unsuited(task="embedding") == {}
+    assert unsuited(task="rerank") == {}
+
+
+def test_without_a_chat_template_vllm_cannot_chat_and_llama_cpp_can():
+    bare = Facts(architecture="LlamaForCausalLM", task="chat")
+    assert "no chat template" in unsuited(bare)["task"]
+    assert unsuited(bare, args=["--chat-template=/t.jinja"]) == {}
+    assert unsuited(bare, "llama.cpp") == {}
+    assert unsuited(bare, task="embedding") == {}
+
+
+def test_llama_cpp_must_know_how_to_pool():
+    facts = Facts(architecture="llama", task="chat")
+    assert "--pooling mean" in unsuited(facts, "llama.cpp", task="embedding")["task"]
+    assert unsuited(facts, "llama.cpp", task="embedding", args=["--pooling", "last"]) == {}
+    assert unsuited(VECTORS, "llama.cpp", task="embedding") == {}
+
+
+def test_vllm_splits_heads_evenly():
+    assert unsuited(tensor_parallel=4) == {}
+    assert "8 heads cannot be dealt out evenly to 3 GPUs" in unsuited(tensor_parallel=3)["tensor_parallel"]
+
+
+# --- Risks in arguments
+
+
+@pytest.mark.parametrize(
+    ("args", "risk"),
+    [
+        (["--trust-remote-code"], "remote-code"),
+        (["--trust_remote_code"], "remote-code"),
+        (["--trust-remote"], "remote-code"),  # vLLM takes the beginning of a name
+        (["--load-format", "pt"], "pickle"),
+        (["--load-format=AUTO"], "pickle"),
+        (["--load_format=npcache"], "pickle"),
+    ],
+)
+def test_an_argument_does_not_do_what_was_not_allowed(args, risk):
+    assert f'allowed risk "{risk}"' in problems(args=args)["args"]
+    assert problems(args=args, allowed_risks=[risk]) == {}
+
+
+@pytest.mark.parametrize("args", [["--load-format=dummy"], ["--load-format", "safetensors"], ["--dtype=half"]])
+def test_other_arguments_are_free(args):
+    assert problems(args=args) == {}
+
+
+@pytest.mark.parametrize("arg", ["--config=/x.yaml", "--api_key=x", "--served-model", "--interrupt_requests"])
+def test_reserved_arguments_are_known_by_any_spelling(arg):
+    assert "is set for each replica" in problems(args=[arg])["args"]
+
+
+def test_llama_server_takes_no_equals_sign():
+    told = problems(engine="llama.cpp", args=["--pooling=mean"])["args"]
+    assert told == "llama-server takes a value as an argument of its own: --pooling and then mean."
+    assert problems(engine="llama.cpp", launcher="xllamacpp", args=["--pooling=mean"]) == {}
+    assert problems(engine="llama.cpp", args=["--pooling", "mean", "--override-kv", "a=int:1"]) == {}
+
+
+@pytest.mark.parametrize("risks", [["all"], "pickle", None, [["pickle"]]])
+def test_allowed_risks_are_a_list_of_known_ones(risks):
+    assert 'a list of "pickle"' in problems(allowed_risks=risks)["allowed_risks"]
+
+
+# --- GPUs
+
+
+@pytest.mark.parametrize("gpus", ["0", [0.5], [-1], [True], None, {"0": 1}])
+def test_gpus_are_a_list_of_numbers(gpus):
+    assert "a list of numbers" in problems(gpus=gpus)["gpus"]
+
+
+def test_gpus_are_as_many_as_a_replica_is_split_over():
+    assert problems(gpus=[0, 1], tensor_parallel=2) == {}
+    assert problems(tensor_parallel=2) == {}
+    assert "over 2 GPUs" in problems(gpus=[0], tensor_parallel=2)["gpus"]
+    assert "twice" in problems(gpus=[1, 1])["gpus"]
+
+
+# --- Files
+
+
+def test_a_risk_is_told_at_the_field_that_allows_it(tmp_path):
+    path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
+    assert problems(path=path, look_at_path=True).keys() == {"allowed_risks"}
+    assert problems(path=path, look_at_path=True, allowed_risks=["remote-code"]) == {}
+
+
+def test_files_that_changed_since_are_found_before_a_start(tmp_path):
+    path = paper_models.gguf(tmp_path / "m.gguf")
+    assert registering.path_fault("llama.cpp", str(path)) == ""
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 64)
+    assert "is cut off" in registering.path_fault("llama.cpp", str(path))
+
+
+def test_a_start_keeps_to_what_was_allowed(tmp_path):
+    path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
+    assert "remote-code" in registering.path_fault("vllm", path)
+    assert registering.path_fault("vllm", path, ("remote-code",)) == ""
+
+
+def test_a_sentence_is_in_the_language_of_its_reader():
+    error = Unreadable("%(path)s holds no weights.", path="/m")
+    with translation.override("ja"):
+        assert registering.sentence(error) == "/m に重みのファイルがありません。"
+    with translation.override("en"):
+        assert registering.sentence(error) == str(error) == "/m holds no weights."
+
+
+# --- Rows
+
+
+@pytest.mark.django_db
+def test_a_model_whose_files_broke_later_can_still_be_described_and_retired(tmp_path):
+    path = paper_models.gguf(tmp_path / "m.gguf")
+    model = ServedModel(name="m", engine="llama.cpp", path=str(path))
+    model.full_clean()
+    model.save()
+    path.unlink()
+    model.description_en = "gone"
+    model.enabled = False
+    model.full_clean()
+    model.context = 512
+    with pytest.raises(Exception, match="does not exist"):
+        model.full_clean()
+
+
+@pytest.mark.django_db
+def test_a_model_and_an_alias_do_not_share_a_name():
+    host = Host.objects.create(name="elsewhere")
+    model = ServedModel.objects.create(name="m", engine="llama.cpp", path="/m", host=host)
+    Alias.objects.create(name="default", model=model)
+    with pytest.raises(Exception, match="This name is an alias of m"):
+        ServedModel(name="default", engine="llama.cpp", path="/m", host=host).full_clean()
+    with pytest.raises(Exception, match="There is a model of this name"):
+        Alias(name="m", model=model).full_clean()
+    model.full_clean()
