@@ -4,6 +4,7 @@ import pytest
 
 from modelregistry import registering
 from modelregistry.engines import Place, Spec, command
+from modelregistry.memory import Demand, predict
 from modelregistry.model_files import read
 from modelregistry.presets import E5_LARGE, EZO, LLAMA_70B, PRESETS
 from tests.modelregistry import paper_models
@@ -58,6 +59,14 @@ def test_its_memory_note_holds_the_weights_of_the_files(tmp_path):
     assert f"{llama.weight_bytes / 1e9:.1f} GB of weights" in LLAMA_70B.memory
     kept = sum(8192 * layer.kv_heads * 256 * 2 for layer in llama.attention)
     assert f"{kept / 1e9:.1f} GB of cache for each request" in LLAMA_70B.memory
+
+
+def test_the_prediction_knows_that_vllm_makes_fp8_of_it(tmp_path):
+    facts = read("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
+    asked = {"launcher": "vllm", "task": "chat", "context": EZO.context, "slots": EZO.slots}
+    predicted = predict(facts, Demand(args=EZO.args, **asked))
+    assert predicted.weights == pytest.approx(10.16e9, rel=0.001)
+    assert predict(facts, Demand(**asked)).weights == facts.weight_bytes
 
 
 def test_the_query_prefix_is_told_to_callers():
