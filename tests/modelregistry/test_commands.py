@@ -12,7 +12,7 @@ from django.utils import timezone
 from apiproxy.models import CatalogueRevision
 from modelregistry import routes
 from modelregistry.management.commands.supervise import ports
-from modelregistry.models import Alias, Host, Replica, ServedModel
+from modelregistry.models import Alias, Host, HostReport, Replica, ServedModel
 from tests.modelregistry import paper_models
 
 pytestmark = pytest.mark.django_db
@@ -352,7 +352,11 @@ def served(gguf):
     ready = Replica.objects.create(
         model=model, host=host, index=1, state="ready", url="http://h:1", api_key="engine-key", pid=77
     )
-    Replica.objects.filter(pk=ready.pk).update(memory_bytes=2_460_000_000)
+    Replica.objects.filter(pk=ready.pk).update(
+        memory_bytes=2_460_000_000,
+        predicted={"weights": 2 * 10**9, "cache": 10**9, "overhead": 0, "total": 3 * 10**9, "devices": 1},
+        live={"running": 3, "waiting": 1, "tokens_per_second": 61.53},
+    )
     ServedModel.objects.create(name="waiting", engine="llama.cpp", path=gguf)
     return ready
 
@@ -361,10 +365,10 @@ def test_models_shows_each_replica_on_a_line(served, capsys):
     call_command("models")
     lines = [re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()]
     since = timezone.localtime(served.changed_at).strftime("%m-%d %H:%M:%S")
-    assert lines[0] == ["MODEL", "ENGINE", "TASK", "HOST", "STATE", "MEMORY", "SINCE", "DETAIL"]
+    assert lines[0][4:] == ["STATE", "MEMORY", "PLANNED", "TOKENS/S", "RUNNING", "WAITING", "SINCE", "DETAIL"]
     assert lines[1][:6] == ["chat", "llama.cpp", "chat", "gpu1", "failed", "-"]
-    assert lines[1][7] == "ended with code 1: no magic"
-    assert lines[2] == ["chat", "llama.cpp", "chat", "gpu1", "ready", "2.5 GB", since]
+    assert lines[1][11] == "ended with code 1: no magic"
+    assert lines[2] == ["chat", "llama.cpp", "chat", "gpu1", "ready", "2.5 GB", "3.0 GB", "61.5", "3", "1", since]
     assert lines[3][:5] == ["waiting", "llama.cpp", "chat", "-", "waits for a host that has it"]
 
 
@@ -386,14 +390,43 @@ def test_models_as_json_tells_no_key(served, capsys):
         "supervised": True,
         "state": "ready",
         "launcher": "",
+        "version": "",
+        "devices": [],
         "slots": None,
         "pid": 77,
         "memory_bytes": 2_460_000_000,
+        "predicted_bytes": 3 * 10**9,
+        "tokens_per_second": 61.53,
+        "running": 3,
+        "waiting": 1,
         "restarts": 0,
         "since": "",
+        "cause": "",
         "detail": "",
     }
+    assert (chat["state"], chat["running"], chat["predicted_bytes"]) == ("ready", 3, 3 * 10**9)
+    assert (waiting["state"], waiting["running"]) == ("unplaced", None)
     assert "engine-key" not in text
+
+
+def test_models_draws_how_full_each_host_is(served, capsys):
+    device = {"index": -1, "uuid": "", "name": "RAM", "kind": "ram", "total": 10**10, "used": 6 * 10**9}
+    HostReport.objects.create(
+        host=served.host,
+        devices=[{**device, "free": 4 * 10**9, "fault": ""}],
+        engines={"xllamacpp": "b11549"},
+        strangers=[{"pid": 4, "name": "Xorg", "device": -1, "bytes": 10**9}],
+        problems=[{"code": "disk", "detail": "/models is full"}],
+        at=timezone.now(),
+    )
+    Replica.objects.filter(pk=served.pk).update(cause="port-in-use")
+    call_command("models")
+    said = capsys.readouterr().out
+    assert "chat #1: The port was in use" in said
+    assert "gpu1 xllamacpp b11549" in said
+    assert f"[{'#' * 8}{'=' * 2}{'~' * 14}{'.' * 16}] 6.0 of 10.0 GB: ours 2.5 GB (planned 3.0 GB)" in said
+    assert "! Xorg (4) is not ours and holds 1.0 GB" in said
+    assert "! disk: /models is full" in said
 
 
 def test_models_asks_the_database_the_same_few_questions_however_many_there_are(
@@ -401,7 +434,7 @@ def test_models_asks_the_database_the_same_few_questions_however_many_there_are(
 ):
     for number in range(5):
         ServedModel.objects.create(name=f"more{number}", engine="llama.cpp", path=gguf)
-    with django_assert_num_queries(3):
+    with django_assert_num_queries(4):
         call_command("models")
 
 

@@ -1,89 +1,168 @@
 import json
 from argparse import ArgumentParser
-from datetime import timedelta
+from collections.abc import Iterable
 from typing import Any
 
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry import overview
+from modelregistry.advice import ADVICE
+from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
 
-UNSEEN = timedelta(seconds=60)  # a supervisor says every 10 s that it lives
+HEAD = [
+    "MODEL",
+    "ENGINE",
+    "TASK",
+    "HOST",
+    "STATE",
+    "MEMORY",
+    "PLANNED",
+    "TOKENS/S",
+    "RUNNING",
+    "WAITING",
+    "SINCE",
+    "DETAIL",
+]
+WIDTH = 40  # characters of a device's bar
+PARTS = {"weights": "#", "cache": "=", "overhead": "-", "others": "~"}
 
 
 class Command(BaseCommand):
-    help = "Shows the registered models and how each replica is."
+    help = "Shows the registered models, how each replica is, and how full the hosts are."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="a list of objects, one for each model")
 
     def handle(self, *args: Any, **options: Any) -> str:
-        models = ServedModel.objects.select_related("host").prefetch_related("replica_set__host")
+        seen = overview.read(timezone.now())
         if options["json"]:
-            return json.dumps([_as_object(model) for model in models], ensure_ascii=False, indent=2)
-        return _table([row for model in models for row in _rows(model)])
+            return json.dumps([_as_object(model) for model in seen.models], ensure_ascii=False, indent=2)
+        return "\n".join(_lines(seen))
 
 
-def _as_object(model: ServedModel) -> dict[str, Any]:
+def _as_object(model: ModelNow) -> dict[str, Any]:
     return {
         "name": model.name,
+        "aliases": list(model.aliases),
         "engine": model.engine,
         "task": model.task,
-        "host": model.host.name if model.host else None,
+        "host": model.host,
         "enabled": model.enabled,
+        "retires_on": model.retires_on,
+        "state": model.state.value,
+        "tokens_per_second": model.tokens_per_second,
+        "running": model.running,
+        "waiting": model.waiting,
+        "memory_bytes": model.memory,
+        "predicted_bytes": model.predicted,
         "replicas": [
             {
-                "number": replica.index,
-                "host": replica.host.name,
-                "supervised": _is_supervised(replica.host),
+                "number": replica.number,
+                "host": replica.host,
+                "supervised": replica.supervised,
                 "state": replica.state,
                 "launcher": replica.launcher,
+                "version": replica.version,
+                "devices": list(replica.devices),
                 "slots": replica.slots,
                 "pid": replica.pid,
-                "memory_bytes": replica.memory_bytes,
+                "memory_bytes": replica.memory,
+                "predicted_bytes": replica.predicted,
+                "tokens_per_second": replica.tokens_per_second,
+                "running": replica.running,
+                "waiting": replica.waiting,
                 "restarts": replica.restarts,
-                "since": replica.changed_at.isoformat(),
+                "since": replica.since.isoformat(),
+                "cause": replica.cause,
                 "detail": replica.detail,
             }
-            for replica in model.replica_set.all()
+            for replica in model.replicas
         ],
     }
 
 
-def _rows(model: ServedModel) -> list[list[str]]:
-    replicas = list(model.replica_set.all())
-    if not replicas:
-        host = model.host.name if model.host else "-"
-        return [[model.name, model.engine, model.task, host, _waits_for(model), "-", "-", ""]]
-    return [
-        [model.name, model.engine, model.task, replica.host.name, replica.state, *_measures(replica)]
-        for replica in replicas
-    ]
+def _lines(seen: Overview) -> Iterable[str]:
+    yield from _table([row for model in seen.models for row in _rows(model)])
+    for replica in (replica for model in seen.models for replica in model.replicas if replica.cause in ADVICE):
+        yield f"{replica.model} #{replica.number}: {ADVICE[replica.cause]}"
+    reporting = [host for host in seen.hosts if host.devices or host.problems or host.strangers]
+    if reporting:
+        yield ""
+        yield " ".join(f"{sign} {part}" for part, sign in PARTS.items()) + " . free"
+    for host in reporting:
+        yield from _host(host)
 
 
-def _waits_for(model: ServedModel) -> str:
+def _rows(model: ModelNow) -> list[list[str]]:
+    what = [model.name, model.engine, model.task]
+    if not model.replicas:
+        return [[*what, model.host or "-", _waits_for(model), *["-"] * 6, ""]]
+    return [[*what, replica.host, replica.state, *_measures(replica)] for replica in model.replicas]
+
+
+def _waits_for(model: ModelNow) -> str:
     if not model.enabled:
         return "disabled"
     return "waits for its supervisor" if model.host else "waits for a host that has it"
 
 
-def _is_supervised(host: Host) -> bool:
-    return host.seen_at is not None and timezone.now() - host.seen_at < UNSEEN
-
-
-def _measures(replica: Replica) -> list[str]:
-    memory = f"{replica.memory_bytes / 1e9:.1f} GB" if replica.memory_bytes and replica.pid else "-"
-    since = timezone.localtime(replica.changed_at).strftime("%m-%d %H:%M:%S")
+def _measures(replica: ReplicaNow) -> list[str]:
+    since = timezone.localtime(replica.since).strftime("%m-%d %H:%M:%S")
     # The first line says what happened; the lines after it are the engine's own words.
     detail = replica.detail.partition("\n")[0][:120]
-    if not _is_supervised(replica.host):
+    if not replica.supervised:
         detail = " ".join(["(no supervisor: may be otherwise by now)", detail]).strip()
-    return [memory, since, detail]
+    return [
+        _gigabytes(replica.memory),
+        _gigabytes(replica.predicted),
+        "-" if replica.tokens_per_second is None else f"{replica.tokens_per_second:.1f}",
+        "-" if replica.running is None else str(replica.running),
+        "-" if replica.waiting is None else str(replica.waiting),
+        since,
+        detail,
+    ]
 
 
-def _table(rows: list[list[str]]) -> str:
-    table = [["MODEL", "ENGINE", "TASK", "HOST", "STATE", "MEMORY", "SINCE", "DETAIL"], *rows]
+def _gigabytes(count: int | None) -> str:
+    return f"{count / 1e9:.1f} GB" if count else "-"
+
+
+def _table(rows: list[list[str]]) -> Iterable[str]:
+    table = [HEAD, *rows]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table
+    for row in table:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _host(host: HostNow) -> Iterable[str]:
+    engines = ", ".join(f"{name} {version}".strip() for name, version in sorted(host.engines.items()))
+    silent = "" if host.supervised else "(no supervisor: may be otherwise by now)"
+    yield " ".join(filter(None, [host.name, silent, engines]))
+    for device in host.devices:
+        yield f"  {device.name if device.kind == 'ram' else f'{device.index} {device.name}'}"
+        yield f"  [{bar(device)}] {_figures(device)}"
+    for found in host.strangers:
+        held = _gigabytes(found.get("bytes"))
+        yield f"  ! {found.get('name') or 'a process'} ({found.get('pid')}) is not ours and holds {held}"
+    for problem in host.problems:
+        yield f"  ! {problem.get('code')}: {problem.get('detail')}"
+
+
+def bar(device: DeviceNow) -> str:
+    """WIDTH characters. Each part begins where the one before ends, so that rounding never adds up."""
+    drawn, held = "", 0
+    for part, sign in PARTS.items():
+        held += getattr(device, part)
+        end = min(round(WIDTH * held / device.total), WIDTH) if device.total else 0
+        drawn += sign * (end - len(drawn))
+    return drawn.ljust(WIDTH, ".")
+
+
+def _figures(device: DeviceNow) -> str:
+    ours = f"ours {_gigabytes(device.ours)} (planned {_gigabytes(device.predicted)})"
+    fault = f" ({device.fault})" if device.fault else ""
+    return (
+        f"{device.used / 1e9:.1f} of {device.total / 1e9:.1f} GB: {ours}, others {_gigabytes(device.others)},"
+        f" free {device.free / 1e9:.1f} GB{fault}"
     )
