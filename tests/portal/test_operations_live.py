@@ -25,6 +25,7 @@ from portal.operations import consumers
 from portal.operations.consumers import addition
 from portal.operations.live import Live, Reader
 from portal.operations.routing import sockets
+from tests.installation import installed
 from tests.pages import key_of, serve, use
 from tests.waiting import until
 
@@ -394,3 +395,41 @@ def test_a_model_s_name_is_what_its_calls_are_recorded_under(site, olivia, alice
     record.save()
     with opened(site, olivia) as connection:
         assert told(connection)["models"][0]["first_token"] == {"requests": 1, "half": 0.12, "slow": 0.12}
+
+
+# --- as operators start it
+
+OPERATOR = """
+from django.contrib.sessions.backends.db import SessionStore
+from django.contrib import auth
+from portal.accounts.models import User
+olivia = User.objects.create(username="olivia", is_staff=True)
+session = SessionStore()
+session[auth.SESSION_KEY] = str(olivia.pk)
+session[auth.BACKEND_SESSION_KEY] = "portal.accounts.backends.LocalBackend"
+session[auth.HASH_SESSION_KEY] = olivia.get_session_auth_hash()
+session.create()
+print(session.session_key)
+"""
+
+
+def test_up_serves_sockets_and_ends_in_time(tmp_path):
+    with installed(tmp_path / "var") as installation:
+        session = installation.manage("shell", "--verbosity", "0", "--command", OPERATOR)
+        installation.start()
+        with connect(
+            installation.url.replace("http", "ws") + STATE,
+            origin=installation.url,
+            additional_headers={"Cookie": f"sessionid={session}"},
+        ) as connection:
+            assert told(connection)["type"] == "snapshot"
+            assert "permessage-deflate" not in connection.response.headers.get("Sec-WebSocket-Extensions", "")
+            url = "http://10.0.0.5:8000"
+            installation.manage("registermodel", "far", "--engine", "external", "--url", url)
+            message = told(connection, "change")
+            while not message["models"]:
+                message = told(connection, "change")
+            assert message["models"][0]["name"] == "far"
+            assert installation.stop() == 0
+            assert "running task(s)" not in installation.log  # what is said of sockets that do not end by themselves
+            assert "Traceback" not in installation.log
