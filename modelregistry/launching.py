@@ -130,18 +130,14 @@ def launch(
     spec: Spec,
     *,
     address: str,
-    taken: Collection[int],
-    chance: random.Random,
+    port: int,
     allotted: Allotment | None = None,
 ) -> tuple[Run, Label]:
-    """Executes an engine on a free port of `address` that is not in `taken`; blocks for ~0.1 s.
-
-    Raises CannotLaunch.
-    """
+    """Executes an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
     launcher, program = _engine(house, spec)
     place = Place(
         address=address,
-        port=_free_port(address, house.ports, taken, chance),
+        port=port,
         api_key=secrets.token_urlsafe(24),
         grace=house.stop_grace,
     )
@@ -178,7 +174,8 @@ def _engine(house: House, spec: Spec) -> tuple[str, tuple[str, ...]]:
     return launcher, found[launcher]
 
 
-def _free_port(address: str, ports: Sequence[int], taken: Collection[int], chance: random.Random) -> int:
+def free_port(address: str, ports: Sequence[int], taken: Collection[int], chance: random.Random) -> int:
+    """One of `ports`, not in `taken`, on which nobody listens. Raises CannotLaunch."""
     # By chance, as another installation on this host may be choosing now from the same range.
     for port in chance.sample(ports, len(ports)):
         if port not in taken and _can_listen(address, port):

@@ -221,22 +221,27 @@ class Supervisor:
     # --- Starting and stopping -----------------------------------------------------------------------------------
 
     async def _start(self, charge: Charge) -> None:
-        taken = {other.port for other in self.charges.values()}
+        address = self.books.host.address
         try:
             await self._allot(charge)
+            # Chosen before anything more is waited for: engines that start at once would be given the same one, and
+            # an engine may load for a minute before it finds its port in use.
+            taken = {other.port for other in self.charges.values()}
+            charge.port = launching.free_port(address, self.house.ports, taken, self.chance)
             run, label = await self.hands.do(
                 launching.launch,
                 *(self.house, self.runs, charge.key, charge.order.spec),
-                address=self.books.host.address,
-                taken=taken,
-                chance=self.chance,
+                address=address,
+                port=charge.port,
                 allotted=charge.allotment,
             )
         except DoesNotFit as error:
             charge.refused(self.clock(), str(error), error.need)
         except CannotLaunch as error:
+            charge.port = 0
             charge.crashed(self.clock(), str(error), error.cause)
         except OSError as error:  # run directories that cannot be read
+            charge.port = 0
             charge.crashed(self.clock(), str(error), advice.cause(str(error)))
         else:
             charge.oom_kills = process.oom_kills()

@@ -16,12 +16,13 @@ from modelregistry import process, shim
 from modelregistry.launching import label_of
 from modelregistry.process import Life, Run
 
+HELPER = "multiprocessing.resource_tracker"  # of vLLM: whether it lives makes no difference to the engine
 RESTING = ("stopped", "asleep", "backoff", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A living process. `part`: up, gateway, supervisor, shim, front, worker (below a front) or other."""
+    """A living process. `part`: up, gateway, supervisor, shim, front, worker, helper (both below a front) or other."""
 
     who: shim.Identity
     part: str
@@ -61,7 +62,9 @@ class Census:
             return None
         run_id = self._run_of(environment, command)
         if run_id:
-            return Found(who=who, part=_part_of_run(who, runs.get(run_id), environment), run=run_id, command=command)
+            return Found(
+                who=who, part=_part_of_run(who, runs.get(run_id), environment, command), run=run_id, command=command
+            )
         ours = f"MADOGUCHI_VAR={self.var}".encode() in environment
         if ours or self._writes_here(pid):
             return Found(who=who, part=_part_of_ours(command), run="", command=command)
@@ -80,13 +83,15 @@ class Census:
         return False
 
 
-def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[bytes]) -> str:
+def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[bytes], command: str) -> str:
     if run and who == run.shim:
         return "shim"
     if run and who == run.engine:
         return "front"
     marked = any(entry.startswith(f"{shim.MARK}=".encode()) for entry in environment)
-    return "worker" if marked else "other"
+    if not marked:
+        return "other"
+    return "helper" if HELPER in command else "worker"
 
 
 def _part_of_ours(command: str) -> str:
@@ -106,7 +111,7 @@ def unaccounted(found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[
     living = {run.run_id: run for run in runs}
     held = {run.run_id: set(shim.descendants(run.shim.pid)) for run in runs}
     for each in found:
-        if each.part in ("front", "worker") and each.who not in held.get(each.run, ()):
+        if each.part in ("front", "worker", "helper") and each.who not in held.get(each.run, ()):
             wrong.append(f"orphan, no living shim holds it: {each}")
     wrong += [
         f"an engine without a row: {label_of(run).name} {name}" for name, run in living.items() if name not in rows

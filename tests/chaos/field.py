@@ -2,13 +2,12 @@
 
 import contextlib
 import random
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import engines
+from tests import engines, ports
 from tests.chaos.books import Books
 from tests.chaos.load import Load, Target
 from tests.chaos.storm import GRACE, Kind, Report, Storm
@@ -66,7 +65,7 @@ def storm(weather: Weather, var: Path, say: Callable[[str], None]) -> Report:
 @contextlib.contextmanager
 def _founded(weather: Weather, var: Path, dice: random.Random) -> Iterator[Installation]:
     """Migrated, with tenants and models, not started."""
-    first = free_ports(dice)
+    first = ports.in_a_row(PORTS, dice)
     settings = {
         "LLAMA_SERVER_COMMAND": f"{sys.executable} {TREE}",
         "XLLAMACPP_PYTHON": str(engines.xllamacpp_python()),
@@ -99,15 +98,3 @@ def _register(installation: Installation, weather: Weather) -> None:
     if weather.vllm:
         tiny = ("--path", str(engines.tiny_llama()), "--context", "1024", "--arg=--enforce-eager")
         installation.manage("registermodel", TINY.model, "--engine", "vllm", *tiny)
-
-
-def free_ports(dice: random.Random) -> int:
-    """The first of PORTS that nobody listens on, below those that the kernel gives to connections."""
-    while True:
-        first = dice.randrange(20_000, 32_000)
-        try:
-            for port in range(first, first + PORTS):
-                socket.create_server(("127.0.0.1", port)).close()
-        except OSError:
-            continue
-        return first

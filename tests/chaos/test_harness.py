@@ -12,10 +12,11 @@ import pytest
 from modelregistry import process, shim
 from modelregistry.engines import Command
 from modelregistry.process import Life
+from tests import ports
 from tests.chaos import troubles
 from tests.chaos.books import disagreements, unmetered
 from tests.chaos.census import Census, unaccounted
-from tests.chaos.field import TREE, free_ports
+from tests.chaos.field import TREE
 from tests.chaos.load import Call, Heard
 from tests.waiting import until
 
@@ -39,7 +40,7 @@ def census(tmp_path):
 def start(census, run_id="run"):
     """A tree that mimics vLLM's under a real shim; returns when it is complete."""
     command = Command(
-        argv=(sys.executable, str(TREE), f"--port={free_ports(random.Random())}", "--host=127.0.0.1"),
+        argv=(sys.executable, str(TREE), f"--port={ports.in_a_row(1, random.Random())}", "--host=127.0.0.1"),
         env={"LLAMA_API_KEY": "k"},
     )
     run = census.runs.start(run_id, command, label=LABEL, grace=1)

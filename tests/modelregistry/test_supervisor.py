@@ -1,6 +1,7 @@
 """The supervisor as operators run it, with a stand-in for llama-server as a real process."""
 
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -18,6 +19,7 @@ from django.utils import timezone
 from apiproxy.models import CatalogueRevision
 from modelregistry import process, routes
 from modelregistry.models import Host, Wish
+from tests import ports
 from tests.modelregistry import paper_models
 from tests.modelregistry.site import FAKE, stream
 from tests.waiting import until
@@ -149,6 +151,17 @@ def test_a_port_in_use_is_left_to_its_owner(site, occupied):
     site.supervise(ENGINE_PORTS=f"{occupied}-{occupied + 1}")
     site.model()
     assert site.reaches("ready").url == f"http://127.0.0.1:{occupied + 1}"
+
+
+def test_engines_that_start_at_once_get_different_ports(site):
+    """Each has looked for a free one before another one listens."""
+    first = ports.in_a_row(4, random.Random())
+    for number in range(4):
+        site.model(f"m{number}")
+    site.supervise(ENGINE_PORTS=f"{first}-{first + 3}")
+    ready = [site.reaches("ready", f"m{number}") for number in range(4)]
+    assert len({replica.url for replica in ready}) == 4
+    assert [replica.restarts for replica in ready] == [0] * 4
 
 
 def test_no_free_port_is_told(site, occupied):

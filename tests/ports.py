@@ -1,0 +1,16 @@
+"""Ports of this machine that nobody listens on."""
+
+import random
+import socket
+
+
+def in_a_row(count: int, dice: random.Random) -> int:
+    """The first of so many, below those that the kernel gives to connections."""
+    while True:
+        first = dice.randrange(20_000, 32_000)
+        try:
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return first
