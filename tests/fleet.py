@@ -9,11 +9,9 @@ from modelregistry.models import Alias, Host, HostReport, Reading, Replica, Serv
 from portal.keys.models import ApiKey
 from tests.pages import use
 
-GIB = 1024**3
-
 
 def gigabytes(amount: float) -> int:
-    return int(amount * GIB)
+    return int(amount * 10**9)
 
 
 def gpu(index: int, name: str, total: float, used: float) -> dict[str, Any]:
@@ -71,13 +69,13 @@ def fleet() -> None:
     """Hosts gpu-01 (two large cards), gpu-02 (strangers on its card) and edge-03 (RAM only, silent for 3 minutes)."""
     big = host(
         "gpu-01",
-        gpu(0, "NVIDIA RTX 6000 Ada", 48, 41.3),
-        gpu(1, "NVIDIA RTX 6000 Ada", 48, 40.9),
+        gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 41.3),
+        gpu(1, "NVIDIA RTX 6000 Ada", 51.5, 40.9),
         engines={"vllm": "0.32.0", "llama-server": "b11549"},
     )
     shared = host(
         "gpu-02",
-        gpu(0, "NVIDIA GeForce RTX 4090", 24, 20.2),
+        gpu(0, "NVIDIA GeForce RTX 4090", 25.8, 9.4),
         strangers=[
             {"pid": 48213, "name": "python train_lora.py", "device": 0, "bytes": gigabytes(6.4)},
             {"pid": 3120, "name": "Xorg", "device": 0, "bytes": gigabytes(0.3)},
@@ -85,7 +83,7 @@ def fleet() -> None:
         engines={"vllm": "0.32.0", "llama-server": "b11549"},
         problems=[{"code": "disk-full", "detail": "/var/lib/madoguchi: 812 MB"}],
     )
-    edge = host("edge-03", ram(64, 19), silent=timedelta(minutes=3), engines={"xllamacpp": "b11549"})
+    edge = host("edge-03", ram(67.4, 19), silent=timedelta(minutes=3), engines={"xllamacpp": "b11549"})
 
     llama = model(
         "llama-3.1-70b-japanese",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from django.db import models
 from django.db.models import Exists, OuterRef, Prefetch, QuerySet
@@ -30,13 +30,17 @@ class Liveness(models.TextChoices):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A model that may be called. `context` in tokens per request, None = not stated by the operator."""
+    """A model that may be called, also by one of its `aliases`. `context` in tokens per request, None = not stated by
+    the operator. From `retires_on` on it is not offered any more.
+    """
 
     name: str
+    aliases: tuple[str, ...] = ()
     description: str
     task: str
     context: int | None
     state: Liveness
+    retires_on: date | None = None
 
 
 def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
@@ -53,18 +57,20 @@ def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
 
 
 def offers(served: QuerySet[ServedModel]) -> list[Offer]:
-    """These models with their state, by name. Two queries."""
+    """These models with their state, by name. Three queries."""
     now = timezone.now()
     replicas = Prefetch("replica_set", Replica.objects.select_related("host"))
     return [
         Offer(
             name=model.name,
+            aliases=tuple(alias.name for alias in model.aliases.all()),
             description=model.description,
             task=model.task,
             context=model.context,
             state=liveness(model.replica_set.all(), now),
+            retires_on=model.retires_on,
         )
-        for model in served.prefetch_related(replicas)
+        for model in served.prefetch_related(replicas, "aliases")
     ]
 
 

@@ -11,32 +11,28 @@ from typing import Any
 from django.conf import settings
 from django.db.models import Prefetch
 
-from modelregistry import allotment, model_files
+from modelregistry import allotment, model_files, refusals
 from modelregistry.engines import LLAMA_CPP_LAUNCHERS, Spec
 from modelregistry.facts import Facts
 from modelregistry.gpus import RAM, Device
 from modelregistry.memory import Measured, Prediction
-from modelregistry.models import Host, Measurement, Reading, Replica, ServedModel
+from modelregistry.models import Host, Reading, Replica, ServedModel
 from modelregistry.overview import ALIVE
-from modelregistry.placement import NoRoom, NoSuchDevice, Room, Share, without_ours
+from modelregistry.placement import NoRoom, NoSuchDevice, Share, without_ours
+from modelregistry.rows import measurements
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
     """One host. `prediction`: what it would take there, on each of its devices; `devices`: which, empty for RAM.
 
-    `rooms`: the sums of its devices, if it does not fit; `context` and `slots`: with which it would, 0: with none.
-    `missing`: the host has not so many GPUs, or not these.
+    `refusal`: why it does not fit, with the sum, as lines; empty: it does.
     """
 
     host: str
     prediction: Prediction | None = None
     devices: tuple[int, ...] = ()
-    fits: bool = True
-    missing: bool = False
-    rooms: tuple[Room, ...] = ()
-    context: int = 0
-    slots: int = 0
+    refusal: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +45,7 @@ class Estimate:
     @property
     def fits(self) -> bool:
         """Somewhere; also where nobody can say."""
-        return not self.hosts or any(host.fits for host in self.hosts)
+        return not self.hosts or any(not host.refusal for host in self.hosts)
 
 
 def estimate(model: ServedModel) -> Estimate | None:
@@ -63,9 +59,9 @@ def estimate(model: ServedModel) -> Estimate | None:
     hosts = Host.objects.filter(report__isnull=False).select_related("report").prefetch_related(rows)
     if model.host_id:
         hosts = hosts.filter(pk=model.host_id)
-    past = [Measured(**values) for values in Measurement.objects.values(*(field.name for field in fields(Measured)))]
+    past = measurements()
     fits = [on_host(host, model, facts, past) for host in hosts]
-    return Estimate(facts=facts, hosts=tuple(sorted(fits, key=lambda fit: not fit.fits)))
+    return Estimate(facts=facts, hosts=tuple(sorted(fits, key=lambda fit: bool(fit.refusal))))
 
 
 def facts_of(model: ServedModel) -> Facts | None:
@@ -76,7 +72,7 @@ def facts_of(model: ServedModel) -> Facts | None:
         except model_files.Unreadable:
             return None
     reading = Reading.objects.filter(model=model.pk, model__path=model.path, facts__isnull=False).first()
-    return Facts.of(reading.facts) if reading else None
+    return Facts.of(reading.facts) if reading and reading.facts else None
 
 
 def on_host(host: Host, model: ServedModel, facts: Facts, past: list[Measured]) -> Fit:
@@ -95,17 +91,10 @@ def on_host(host: Host, model: ServedModel, facts: Facts, past: list[Measured]) 
             past=past,
             version=host.report.engines.get(launcher, ""),
         )
-    except NoSuchDevice:
-        return Fit(host=host.name, fits=False, missing=True)
+    except NoSuchDevice as refusal:
+        return Fit(host=host.name, refusal=refusals.no_such_device(refusal))
     except NoRoom as refusal:
-        return Fit(
-            host=host.name,
-            fits=False,
-            prediction=refusal.need,
-            rooms=refusal.rooms,
-            context=refusal.fits,
-            slots=refusal.sequences,
-        )
+        return Fit(host=host.name, prediction=refusal.need, refusal=refusals.no_room(refusal))
     return Fit(host=host.name, prediction=found.prediction, devices=found.devices)
 
 
@@ -161,5 +150,3 @@ def held(rows: Iterable[Replica]) -> dict[int, int]:
         for index, size in (by_device or {RAM: row.memory_bytes or 0}).items():
             found[index] = found.get(index, 0) + size
     return found
-
-

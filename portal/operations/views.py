@@ -15,11 +15,13 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from modelregistry.models import LogTail, ServedModel
+from modelregistry.presets import PRESETS
 from portal.accounts.models import User
 from portal.accounts.tenancy import operator
 from portal.console.clock import zone_of
 from portal.operations import actions
 from portal.operations.callers import callers
+from portal.operations.estimate import estimate
 from portal.operations.facts import told_by_files
 from portal.operations.forms import ServedModelForm, visible_to
 from portal.operations.live import first_tokens, wish_log
@@ -92,22 +94,31 @@ def asked_log(model: ServedModel, number: str, now: datetime) -> LogTail | None:
 @for_operators
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_model(request: HttpRequest) -> HttpResponse:
-    form = ServedModelForm(request.POST or None)
-    return filled_in(request, form, _("%(model)s is registered and is being started."))
+    preset = PRESETS.get(request.GET.get("preset", ""))
+    form = ServedModelForm(request.POST or None, initial=preset.fields() if preset else None)
+    said = _("%(model)s is registered and is being started.")
+    return filled_in(request, form, said, {"presets": PRESETS.values(), "preset": preset})
 
 
 @for_operators
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_model(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
-    return filled_in(request, ServedModelForm(request.POST or None, instance=model), _("%(model)s is changed."))
+    form = ServedModelForm(request.POST or None, instance=model)
+    return filled_in(request, form, _("%(model)s is changed."), {})
 
 
-def filled_in(request: HttpRequest, form: ServedModelForm, said: str) -> HttpResponse:
-    if request.method == "POST" and form.is_valid() and (model := form.carry_out()):
-        messages.success(request, said % {"model": model.name})
-        return redirect("operations-model", model.name)
-    return render(request, "operations/edit.html", {"form": form, "row": form.instance})
+def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: dict[str, Any]) -> HttpResponse:
+    """The form until it is right, with what the model would take, as soon as that was asked or it does not fit."""
+    context |= {"form": form, "name": form.initial.get("name", "")}
+    if request.method == "POST" and form.is_valid():
+        expected = estimate(form.instance)
+        fits = expected is None or expected.fits or form.cleaned_data["overcommit"]
+        if "preview" not in request.GET and fits and (model := form.carry_out()):
+            messages.success(request, said % {"model": model.name})
+            return redirect("operations-model", model.name)
+        context |= {"estimate": expected, "refused": not fits, "asked": True}
+    return render(request, "operations/edit.html", context)
 
 
 @for_operators

@@ -3,7 +3,11 @@
 import pytest
 
 from modelregistry.models import Replica, ServedModel
-from tests.fleet import fleet
+from portal.accounts.models import AuditEvent
+from portal.operations.estimate import estimate
+from portal.operations.forms import visible_to
+from tests.fleet import fleet, gpu, host, replica
+from tests.modelregistry import paper_models
 from tests.pages import serve
 from tests.translations import japanese  # noqa: F401
 
@@ -75,7 +79,7 @@ class TestOverview:
         fleet()
         page = read(as_olivia, "/operations/")
         assert "NVIDIA RTX 6000 Ada" in page
-        assert "41.3 GB of 48.0 GB" in page
+        assert "41.3 GB of 51.5 GB" in page
         assert "python train_lora.py" in page
         assert "process 48213" in page
 
@@ -115,3 +119,98 @@ class TestVerbs:
         assert {"stop": done and not done.enabled, "restart": done and done.generation == 1, "unregister": not done}[
             verb
         ]
+
+
+REGISTRATION = {"name": "new-one", "engine": "external", "task": "chat", "url": "http://10.0.0.5:8000", "replicas": "1"}
+
+
+def register(client, **values):
+    form = {"tensor_parallel": "1", **REGISTRATION, **values}
+    return client.post("/operations/models/new/", {name: value for name, value in form.items() if value is not None})
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Of a real model of 18.5 GB, as far as headers tell."""
+    return str(paper_models.ezo_9b(tmp_path / "ezo"))
+
+
+def form_for(files: str) -> dict[str, str]:
+    return {
+        **{"name": "ezo", "engine": "vllm", "task": "chat", "path": files, "context": "4096", "slots": "2"},
+        **{"replicas": "1", "tensor_parallel": "1"},
+    }
+
+
+class TestForms:
+    def test_what_was_typed_becomes_a_model(self, as_olivia, research):
+        response = register(
+            as_olivia,
+            aliases="default, gpt-4o",
+            tenants=[research.pk],
+            upstream_key="sk-secret",
+            description_ja="要約に。",
+            retires_on="2027-03-31",
+            args="--dtype=half\n--seed 7",
+        )
+        assert response.headers["location"] == "/operations/models/new-one/"
+        model = ServedModel.objects.get()
+        assert [alias.name for alias in model.aliases.all()] == ["default", "gpt-4o"]
+        assert visible_to(model) == [research]
+        assert (model.upstream_key, model.args) == ("sk-secret", ["--dtype=half", "--seed 7"])
+        assert str(model.retires_on) == "2027-03-31"
+        assert AuditEvent.objects.filter(action="model.add", actor__username="olivia").exists()
+
+    def test_an_error_stands_at_its_field_and_what_was_typed_is_kept(self, as_olivia):
+        response = register(as_olivia, url="ftp://nowhere", description_en="For summaries")
+        page = response.content.decode()
+        assert "is not a URL like" in page.split('id="id_url_error"')[1][:200]
+        assert 'value="For summaries"' in page
+        assert ServedModel.objects.count() == 0
+
+    def test_an_alias_that_is_a_model_s_name_is_refused_at_its_field(self, as_olivia):
+        serve("qwen")
+        page = register(as_olivia, aliases="qwen").content.decode()
+        assert "There is a model of this name" in page.split('id="id_aliases_error"')[1][:200]
+        assert not ServedModel.objects.filter(name="new-one").exists()
+
+    def test_a_key_is_never_shown_again_and_stays_when_left_empty(self, as_olivia):
+        register(as_olivia, upstream_key="sk-secret")
+        for path in ("/operations/edit/new-one/", "/operations/models/new-one/"):
+            assert "sk-secret" not in read(as_olivia, path)
+        form = {**REGISTRATION, "tensor_parallel": "1", "description_en": "changed"}
+        as_olivia.post("/operations/edit/new-one/", form)
+        model = ServedModel.objects.get()
+        assert (model.description_en, model.upstream_key) == ("changed", "sk-secret")
+
+    def test_a_preset_fills_the_form(self, as_olivia):
+        form = as_olivia.get("/operations/models/new/?preset=multilingual-e5-large-instruct").context["form"]
+        assert form["args"].value() == "--pooling\nmean\n-b\n512\n-ub\n512"
+        assert (form["engine"].value(), form["task"].value()) == ("llama.cpp", "embedding")
+
+    def test_what_it_will_take_is_told_without_registering(self, as_olivia, files):
+        host("gpu-01", gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 2))
+        page = as_olivia.post("/operations/models/new/?preview", form_for(files)).content.decode()
+        assert "What it will take" in page
+        assert "fits on GPU 0" in page
+        assert "Rule of thumb" in page
+        assert ServedModel.objects.count() == 0
+
+    def test_what_does_not_fit_is_refused_with_the_sum_unless_forced(self, as_olivia, files):
+        host("gpu-01", gpu(0, "NVIDIA RTX 4090", 25.8, 20.0))
+        page = as_olivia.post("/operations/models/new/", form_for(files)).content.decode()
+        assert "It does not fit, and was not saved" in page
+        assert "free of 25.8; models 0, others 20.0." in page
+        assert f'value="{files}"' in page
+        assert ServedModel.objects.count() == 0
+        as_olivia.post("/operations/models/new/", {**form_for(files), "overcommit": "on"})
+        assert ServedModel.objects.get().overcommit
+
+    def test_a_model_may_have_the_memory_that_it_holds_itself(self, files):
+        card = host("gpu-01", gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 50.0))
+        ezo = ServedModel.objects.create(name="ezo", engine="vllm", path=files, context=4096, slots=2)
+        replica(ezo, card, devices=[0], memory_bytes=49 * 10**9, memory_by_device={"0": 49 * 10**9})
+        (fit,) = estimate(ezo).hosts
+        assert fit.refusal == ""
+        (fit,) = estimate(ServedModel(name="other", engine="vllm", path=files, context=4096, slots=2)).hosts
+        assert "ezo 49.0" in fit.refusal

@@ -8,7 +8,7 @@ from django.test import RequestFactory
 from django.utils import timezone, translation
 from django.views.defaults import server_error
 
-from modelregistry.models import Host
+from modelregistry.models import Alias, Host
 from portal.console.templatetags import figures
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import Quota, UsageRecord
@@ -178,12 +178,12 @@ class TestHome:
 
         serve()
         fill(1)
-        # session, user; zone, tenants; newest key, models, replicas; keys, their models;
+        # session, user; zone, tenants; newest key, models, replicas, aliases; keys, their models;
         # quotas, spent; usage
-        with django_assert_num_queries(12):
+        with django_assert_num_queries(13):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(12):
+        with django_assert_num_queries(13):
             as_alice.get("/")
 
 
@@ -210,6 +210,26 @@ class TestModels:
         assert "answers now" not in page
         assert "No model answers at the moment." in read(as_alice, "/")
 
+    def test_other_names_and_the_last_day_are_told(self, as_alice):
+        model = serve("qwen")
+        Alias.objects.create(name="default", model=model)
+        model.retires_on = timezone.localdate() + timedelta(days=9)
+        model.save()
+        page = read(as_alice, "/models/")
+        assert "Also called" in page
+        assert "<code>default</code>" in page
+        assert "on this model is no longer served" in page
+
+    def test_a_description_is_in_the_page_s_language_or_else_the_other(self, as_alice):
+        model = serve("qwen")
+        model.description_ja, model.description_en = "要約に向いています。", "Good at summaries."
+        model.save()
+        assert "要約に向いています。" in read(as_alice, "/models/", accept_language="ja")
+        assert "Good at summaries." in read(as_alice, "/models/", accept_language="en")
+        model.description_en = ""
+        model.save()
+        assert "要約に向いています。" in read(as_alice, "/models/", accept_language="en")
+
     def test_a_model_of_other_tenants_is_for_them_and_for_operators(self, client, alice, charlie, olivia, sales):
         ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
         for who, sees in [(alice, False), (charlie, True), (olivia, True)]:
@@ -233,12 +253,12 @@ class TestModels:
 
     def test_many_models_cost_no_more_queries_than_one(self, as_alice, django_assert_num_queries):
         serve("m-0")
-        # session, user, tenants, models, replicas
-        with django_assert_num_queries(5):
+        # session, user, tenants, models, replicas, aliases
+        with django_assert_num_queries(6):
             as_alice.get("/models/")
         for n in range(1, 20):
             serve(f"m-{n}")
-        with django_assert_num_queries(5):
+        with django_assert_num_queries(6):
             as_alice.get("/models/")
 
 

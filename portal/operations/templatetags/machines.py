@@ -10,7 +10,7 @@ from modelregistry.advice import ADVICE
 
 register = template.Library()
 
-GIB = 1024**3  # what makers of GPUs and their drivers mean by GB
+GB = 10**9  # as everywhere in the registry, and as sizes of models are given
 PROBLEMS = {
     "disk-full": gettext_lazy("Little disk space is left: %(detail)s."),
     "clock-jumped": gettext_lazy("The clock was set, by %(detail)s: times of before are off by that much."),
@@ -22,9 +22,9 @@ def gigabytes(value: int | None) -> str:
     """12.3 GB; what is less than a tenth in MB, so that it is not told as nothing. "" if not known."""
     if value is None:
         return ""
-    if 0 < value < GIB / 10:
-        return number_format(round(value / 1024**2), force_grouping=True) + " MB"
-    return number_format(round(value / GIB, 1), decimal_pos=1, force_grouping=True) + " GB"
+    if 0 < value < GB / 10:
+        return number_format(round(value / 10**6), force_grouping=True) + " MB"
+    return number_format(round(value / GB, 1), decimal_pos=1, force_grouping=True) + " GB"
 
 
 @register.filter
