@@ -217,10 +217,11 @@ def _lost(before: Device | None, index: int, why: str) -> Device:
 
 def ram(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> Device:
     """The host's RAM, or what the container or service that we run in may have of it (cgroup v2)."""
-    total, free = _meminfo((proc / "meminfo").read_text())
+    machine, free = _meminfo((proc / "meminfo").read_text())
+    total = machine
     for directory in _own_cgroups(proc, cgroups):
-        if (limit := _limit(directory)) and limit[0] < total:
-            total, free = limit[0], min(free, limit[1])
+        if (limit := _limit(directory)) and limit[0] < machine:
+            total, free = min(total, limit[0]), min(free, limit[1])
     return Device(index=RAM, uuid="", name="RAM", kind="ram", total=total, used=total - free, free=free)
 
 

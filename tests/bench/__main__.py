@@ -9,7 +9,7 @@ import subprocess
 import sys
 from time import monotonic
 
-from tests.bench import compare, curve, large, memory, profiling, refused, report, workers
+from tests.bench import compare, curve, footprint, large, memory, profiling, refused, report, workers
 from tests.bench.measuring import default_settings
 
 PARTS = {
@@ -21,6 +21,7 @@ PARTS = {
     "workers": workers.part,
     "curve": curve.part,
     "profile": profiling.part,
+    "memory": footprint.part,
 }
 
 

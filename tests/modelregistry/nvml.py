@@ -1,0 +1,124 @@
+"""NVIDIA's library as it answered on other machines: what `pynvml` gives, replayed. Its errors are pynvml's own."""
+
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pynvml
+
+GIB = 2**30
+
+
+@dataclass
+class Card:
+    """A recorded card, or an instance of a divided one. `processes`: pid -> bytes, None as in a container."""
+
+    uuid: str
+    name: str
+    total: int
+    used: int
+    processes: dict[int, int | None] = field(default_factory=dict)
+    graphics: dict[int, int | None] = field(default_factory=dict)
+    instances: "list[Card | None] | None" = None  # of a card in MIG mode; None: a free place
+    error: int = 0  # of any question about its memory
+
+
+class Nvml:
+    """In the place of the module. `error`: of nvmlInit."""
+
+    def __init__(self, *cards: Card, error: int = 0) -> None:
+        self.cards = cards
+        self.error = error
+        self.open = 0
+
+    def __getattr__(self, name: str):  # error classes and constants
+        return getattr(pynvml, name)
+
+    def nvmlInit(self):
+        if self.error:
+            raise pynvml.NVMLError(self.error)
+        self.open += 1
+
+    def nvmlShutdown(self):
+        self.open -= 1
+
+    def nvmlDeviceGetCount(self):
+        return len(self.cards)
+
+    def nvmlDeviceGetHandleByIndex(self, index):
+        if self.cards[index].error == pynvml.NVML_ERROR_GPU_IS_LOST:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return self.cards[index]
+
+    def nvmlDeviceGetMigMode(self, card):
+        if card.instances is None and "A100" not in card.name:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [int(card.instances is not None)] * 2
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, card):
+        return len(card.instances)
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, card, index):
+        if card.instances[index] is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return card.instances[index]
+
+    def nvmlDeviceGetUUID(self, card):
+        return card.uuid
+
+    def nvmlDeviceGetName(self, card):
+        return card.name
+
+    def nvmlDeviceGetMemoryInfo(self, card):
+        if card.error:
+            raise pynvml.NVMLError(card.error)
+        return SimpleNamespace(total=card.total, used=card.used, free=card.total - card.used)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, card):
+        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.processes.items()]
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, card):
+        if card.uuid.startswith("MIG-"):
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.graphics.items()]
+
+
+def two_a100(**first) -> Nvml:
+    """A host with two A100 of 80 GB, nothing on them."""
+    cards = [
+        Card(uuid=f"GPU-{letter * 8}-1b2c", name="NVIDIA A100-SXM4-80GB", total=85_899_345_920, used=607_649_792)
+        for letter in "ab"
+    ]
+    for name, value in first.items():
+        setattr(cards[0], name, value)
+    return Nvml(*cards)
+
+
+def desktop_4090() -> Nvml:
+    """A workstation's RTX 4090 of 24 GB: a desktop on it, and somebody's notebook that computes."""
+    return Nvml(
+        Card(
+            uuid="GPU-9e0f8a51-77aa",
+            name="NVIDIA GeForce RTX 4090",
+            total=25_757_220_864,
+            used=7_025_459_200,
+            processes={4242: 5_872_025_600},
+            graphics={2101: 402_653_184, 4242: 5_872_025_600},
+        )
+    )
+
+
+def divided_a100() -> Nvml:
+    """An A100 in MIG mode: two instances of 20 GB and three places that are free, beside a whole one."""
+    parts = [
+        Card(
+            uuid=f"MIG-{number}{number}{number}-4c60",
+            name="NVIDIA A100-SXM4-80GB MIG 2g.20gb",
+            total=20_937_965_568,
+            used=39_845_888,
+            processes={777: None} if number == 1 else {},
+        )
+        for number in (1, 2)
+    ]
+    whole = two_a100().cards
+    whole[0].instances = [parts[0], None, parts[1], None, None]
+    return Nvml(*whole)

@@ -1,0 +1,215 @@
+"""Where models fit, on recorded hosts."""
+
+from dataclasses import replace
+
+import pytest
+
+from modelregistry import gpus, memory
+from modelregistry.facts import Attention, Facts
+from modelregistry.gpus import RAM, Device
+from modelregistry.memory import GIB, MIB, Demand
+from modelregistry.placement import (
+    Candidate,
+    NoRoom,
+    NoSuchDevice,
+    Share,
+    beside,
+    fits_together,
+    kind_of,
+    left_after,
+    place,
+    room,
+    without_ours,
+)
+from tests.modelregistry.nvml import desktop_4090, two_a100
+
+VLLM = Demand(launcher="vllm", task="chat", context=8192, slots=4)
+# 8 billion parameters in 16 bits, as Llama 3.1 8B: 128 KiB for each token.
+LLAMA_8B = Facts(
+    architecture="LlamaForCausalLM",
+    weight_bytes=16_060_000_000,
+    hidden=4096,
+    vocabulary=128_256,
+    layers=32,
+    context=131_072,
+    attention=(Attention(8, 128, 128),) * 32,
+)
+
+
+def predicted(gib, cache=2, least=None):
+    cache_bytes = int(cache * GIB)
+    return memory.made(
+        weights=int((gib - cache) * GIB) - GIB,
+        cache=cache_bytes,
+        cache_least=cache_bytes if least is None else int(least * GIB),
+        overhead=GIB,
+        devices=1,
+        context=8192,
+        sequences=4,
+    )
+
+
+def on(devices, gib, shares=(), demand=VLLM, **how):
+    need = replace(predicted(gib, how.pop("cache", 2), how.pop("least", None)), devices=how.pop("split", 1))
+    return place(need, demand, devices, shares, **how)
+
+
+def card(index=0, total=80, used=0, kind="gpu", fault=""):
+    size = total * GIB
+    return Device(
+        index=index, uuid="", name="A", kind=kind, total=size, used=used * GIB, free=size - used * GIB, fault=fault
+    )
+
+
+def test_a_small_model_goes_to_the_fullest_card_that_has_room():
+    devices = [card(0, used=10), card(1, used=50), card(2, used=75)]
+    assert on(devices, 20).devices == (1,)
+    assert on(devices, 40).devices == (0,)
+
+
+def test_a_split_model_gets_the_cards_with_most_room():
+    devices = [card(0, used=30), card(1, used=5), card(2, used=10)]
+    assert on(devices, 40, split=2).devices == (1, 2)
+
+
+def test_it_is_told_its_part_of_the_card_and_no_less_than_was_planned():
+    found = on([card(total=80)], 20)
+    assert found.fraction == 0.25
+    assert on([card(total=80)], 19.99).fraction * 80 * GIB >= found.prediction.total - 0.011 * GIB
+
+
+def test_the_operators_choice_is_kept_even_when_another_card_is_freer():
+    devices = [card(0, used=40), card(1)]
+    assert on(devices, 20, gpus=[0]).devices == (0,)
+    with pytest.raises(NoRoom) as refusal:
+        on(devices, 50, gpus=[0])
+    assert [one.device for one in refusal.value.rooms] == [0]
+
+
+@pytest.mark.parametrize(("chosen", "split"), [([7], 1), ([0, 7], 2), ([0], 2), ([], 3)])
+def test_a_choice_that_the_host_does_not_have_is_refused(chosen, split):
+    with pytest.raises(NoSuchDevice):
+        on([card(0), card(1)], 10, gpus=chosen, split=split)
+
+
+def test_what_was_promised_and_is_not_taken_yet_is_not_free():
+    starting = Share(name="a #0", device=0, predicted=50 * GIB, held=10 * GIB)
+    found = room(card(0, used=10), [starting])
+    assert found.free == 30 * GIB - 256 * MIB
+    assert found.ours == (("a #0", 50 * GIB),)
+    assert found.strangers == 0
+    with pytest.raises(NoRoom):
+        on([card(0, used=10)], 40, [starting])
+
+
+def test_one_that_took_more_than_it_was_promised_has_no_pledge_left():
+    greedy = Share(name="a #0", device=0, predicted=5 * GIB, held=10 * GIB)
+    assert room(card(0, used=10), [greedy]).free == 70 * GIB - 256 * MIB
+
+
+def test_strangers_are_seen_in_the_sum():
+    devices = gpus.devices(nvml=desktop_4090())
+    with pytest.raises(NoRoom) as refusal:
+        on(devices, 20)
+    [seen] = refusal.value.rooms
+    assert seen.strangers == 7_025_459_200
+    assert seen.free == 25_757_220_864 - 7_025_459_200 - 256 * MIB
+    assert refusal.value.need.total == 20 * GIB
+
+
+def test_a_card_that_cannot_be_read_gets_nothing():
+    assert on([card(0, fault="GPU is lost"), card(1, used=60)], 10).devices == (1,)
+    with pytest.raises(NoRoom):
+        on([card(0, fault="GPU is lost")], 10)
+
+
+def test_a_forced_model_goes_where_most_is_free():
+    found = on([card(0, total=24, used=10), card(1, total=24, used=4)], 60, overcommit=True)
+    assert (found.devices, found.forced) == ((1,), True)
+    assert found.fraction <= 0.99
+    assert not on([card(0)], 20, overcommit=True).forced
+
+
+def test_an_engine_that_can_do_with_less_cache_gets_what_there_is():
+    found = on([card(0, total=24)], 30, cache=16, least=2)
+    assert found.prediction.total <= 24 * GIB - 256 * MIB
+    assert 9 * GIB < found.prediction.cache < 10 * GIB
+    assert found.prediction.cache % MIB == 0
+    with pytest.raises(NoRoom):
+        on([card(0, total=24)], 30, cache=16, least=14)
+
+
+def test_a_card_with_room_for_the_whole_cache_comes_before_a_fuller_one():
+    assert on([card(0, total=24), card(1, total=80)], 30, cache=16, least=2).devices == (1,)
+
+
+def test_ram_keeps_a_twentieth_for_the_system():
+    demand = replace(VLLM, kind="ram")
+    ram = card(RAM, total=64, used=20, kind="ram")
+    found = on([ram], 40, demand=demand)
+    assert (found.devices, found.fraction) == ((), 0.0)
+    with pytest.raises(NoRoom):
+        on([ram], 41, demand=demand)
+
+
+def test_what_the_kernel_can_take_back_is_not_asked_for():
+    need = replace(predicted(60), droppable=30 * GIB)
+    ram = card(RAM, total=64, used=20, kind="ram")
+    assert place(need, replace(VLLM, kind="ram"), [ram]).prediction.total == 60 * GIB
+
+
+def test_a_refusal_tells_what_would_fit():
+    demand = replace(VLLM, context=32_768, slots=8)
+    devices = gpus.devices(nvml=desktop_4090())  # 18.7 GB free of 24
+    need = memory.predict(LLAMA_8B, demand)
+    with pytest.raises(NoRoom) as refusal:
+        place(need, demand, devices, facts=LLAMA_8B)
+    fits, sequences = refusal.value.fits, refusal.value.sequences
+    assert (fits, sequences) == (1024, 0)
+    short = replace(demand, context=fits)
+    assert place(memory.predict(LLAMA_8B, short), short, devices).devices == (0,)
+    longer = replace(demand, context=fits + 1024)
+    with pytest.raises(NoRoom):
+        place(memory.predict(LLAMA_8B, longer), longer, devices)
+
+
+def test_engines_for_cpus_live_in_ram_whatever_the_host_has():
+    devices = gpus.devices(nvml=two_a100())
+    assert kind_of(devices, on_cpu=False) == "gpu"
+    assert kind_of(devices, on_cpu=True) == "ram"
+    assert kind_of(devices[-1:], on_cpu=False) == "ram"
+
+
+# --- What fits beside what
+
+
+def wanted(name, gib, **how):
+    return Candidate(name=name, prediction=predicted(gib), demand=VLLM, **how)
+
+
+def test_what_fits_beside_what():
+    devices = [card(0, total=80), card(1, total=24)]
+    large, middle, small = wanted("large", 70), wanted("middle", 30), wanted("small", 20)
+    assert fits_together([large, small], devices)
+    assert not fits_together([large, middle], devices)
+    assert beside(middle, [large, small], devices) == {"large": False, "small": True}
+    # 20 GiB on the small card, 30 on the large one.
+    assert left_after([middle, small], devices) == {0: 50 * GIB - 256 * MIB, 1: 4 * GIB - 256 * MIB}
+    assert left_after([large, middle], devices) is None
+
+
+def test_every_replica_counts():
+    devices = [card(0, total=80)]
+    assert fits_together([wanted("a", 30, replicas=2)], devices)
+    assert not fits_together([wanted("a", 30, replicas=3)], devices)
+
+
+def test_bound_models_stay_where_they_are_bound():
+    devices = [card(0, total=80), card(1, total=80)]
+    assert not fits_together([wanted("a", 50, gpus=(0,)), wanted("b", 50, gpus=(0,))], devices)
+    assert fits_together([wanted("a", 50, gpus=(0,)), wanted("b", 50)], devices)
+
+
+def test_a_host_without_ours_has_what_we_hold_as_well():
+    [freed] = without_ours([card(0, used=50)], {0: 40 * GIB})
+    assert (freed.used, freed.free) == (10 * GIB, 70 * GIB)
