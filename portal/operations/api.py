@@ -4,11 +4,9 @@ Values of modelregistry.overview are sent as they are, so that they read as on s
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import orjson
-from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
@@ -29,10 +27,11 @@ from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from modelregistry import memory, model_files, overview
+from modelregistry import forecast, model_files, overview, registering
 from modelregistry.advice import ADVICE
 from modelregistry.engines import Spec
 from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
+from modelregistry.presets import PRESETS, Preset
 from portal.accounts.tenancy import operator
 from portal.keys.models import ModelAccess
 from portal.operations import actions, live
@@ -185,13 +184,14 @@ class Models(GenericViewSet[ServedModel]):
         known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
         return Response(plain(known or {"facts": None, "fault": "", "at": None}))
 
-    @extend_schema(request=shapes.Plan, responses={200: shapes.Predicted, 400: PROBLEM, 403: PROBLEM})
+    @extend_schema(request=shapes.Plan, responses={200: shapes.Foreseen, 400: PROBLEM, 403: PROBLEM})
     @action(detail=False, methods=["post"])
     def predict(self, request: Request) -> Response:
-        """What a model would take, by its files on this machine. Registers nothing."""
-        plan = given(shapes.Plan, request.data)
-        facts, prediction = predicted(plan)
-        return Response(plain({"facts": asdict(facts), "prediction": asdict(prediction)}))
+        """What a model would take, and on which hosts it would fit. Registers nothing.
+
+        Its files are read on this machine.
+        """
+        return Response(plain(foreseen(given(shapes.Plan, request.data))))
 
     def _filtered(self, wanted: dict[str, Any]) -> QuerySet[ServedModel]:
         rows = self.get_queryset()
@@ -222,27 +222,34 @@ class Models(GenericViewSet[ServedModel]):
         return [dict(shapes.Model(row).data) for row in rows]
 
 
-def predicted(plan: dict[str, Any]) -> tuple[model_files.Facts, memory.Prediction]:
-    """By this machine's files. Raises ValidationError if they cannot be used."""
+def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
+    """By the files as this machine sees them. Raises ValidationError if they cannot be used."""
+    host = plan.pop("host")
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
+    spec = Spec(name="", **values)
     try:
-        facts = model_files.read(plan["engine"], plan["path"], plan["allowed_risks"])
+        facts = model_files.read(spec.engine, spec.path, spec.allowed_risks)
     except model_files.Unreadable as error:
-        raise ValidationError({"path": [_(error.sentence) % error.values]}) from error
-    report = Host.objects.filter(name=settings.HOST_NAME, report__isnull=False).select_related("report").first()
-    kinds = {device["kind"] for device in report.report.devices} if report else {"ram"}
-    spec = Spec(
-        engine=plan["engine"],
-        launcher=plan["launcher"],
-        name="",
-        path=plan["path"],
-        task=plan["task"],
-        context=plan["context"],
-        slots=plan["slots"],
-        args=tuple(plan["args"]),
-        tensor_parallel=plan["tensor_parallel"],
-    )
-    launcher = plan["launcher"] or ("vllm" if plan["engine"] == "vllm" else "llama-server")
-    return facts, memory.predict(facts, memory.Demand.of(spec, launcher, "gpu" if "gpu" in kinds else "ram"))
+        raise ValidationError({"path": [registering.sentence(error)]}) from error
+    hosts = [host] if host else Host.objects.select_related("report")
+    return {
+        "facts": facts,
+        "prediction": forecast.alone(spec, facts),
+        "hosts": forecast.outlooks(spec, facts, hosts),
+    }
+
+
+class PresetsView(APIView):
+    @extend_schema(operation_id="presets", responses={200: shapes.Preset(many=True), 403: PROBLEM})
+    def get(self, request: Request) -> Response:
+        """What to register for the models that this system was first built around."""
+        return Response([preset(one) for one in PRESETS.values()])
+
+
+def preset(one: Preset) -> dict[str, Any]:
+    """Its notes in the language of the reader."""
+    notes = {name: _(getattr(one, name)) for name in ("place", "memory", "usage")}
+    return {"key": one.key, "source": one.source, **one.fields(), **notes}
 
 
 class Replicas(GenericViewSet[Replica]):

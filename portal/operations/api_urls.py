@@ -12,6 +12,7 @@ urlpatterns = [
     path("schema/", api.Schema.as_view(), name="api-schema"),
     path("docs/", api.docs, name="api-docs"),
     path("v1/overview/", api.OverviewView.as_view(), name="api-overview"),
+    path("v1/presets/", api.PresetsView.as_view(), name="api-presets"),
     path("v1/", include(router.urls)),
     path("<path:rest>", api.Nowhere.as_view()),
 ]

@@ -188,10 +188,20 @@ class Plan(serializers.Serializer[Any]):
         required=False, allow_null=True, default=None, min_value=16
     )
     slots = serializers.IntegerField(required=False, allow_null=True, default=None, min_value=1, max_value=1024)
+    gpus = serializers.ListField(child=serializers.IntegerField(min_value=0), required=False, default=list)
     tensor_parallel = serializers.IntegerField(required=False, default=1, min_value=1, max_value=64)
     args = Texts(required=False, default=list)
     allowed_risks = serializers.ListField(
         child=serializers.ChoiceField(ServedModel.Risk.choices), required=False, default=list
+    )
+
+    host = serializers.SlugRelatedField(
+        slug_field="name",
+        queryset=Host.objects.select_related("report"),
+        required=False,
+        allow_null=True,
+        default=None,
+        help_text="Null: all that have reported.",
     )
 
     def validate_engine(self, engine: str) -> str:
@@ -205,19 +215,49 @@ class Prediction(serializers.Serializer[Any]):
 
     weights = serializers.IntegerField()
     cache = serializers.IntegerField()
-    cache_least = serializers.IntegerField()
+    cache_least = serializers.IntegerField(help_text="With less the engine would not do.")
     overhead = serializers.IntegerField()
     total = serializers.IntegerField()
     rule_of_thumb = serializers.IntegerField(help_text="1.5 times the weights.")
     devices = serializers.IntegerField()
     context = serializers.IntegerField()  # type: ignore[assignment]
     sequences = serializers.IntegerField()
-    basis = serializers.CharField()
+    droppable = serializers.IntegerField(help_text="Part of the total that the system can take back.")
+    basis = serializers.ChoiceField(["formula", "corrected", "measured"])
 
 
-class Predicted(serializers.Serializer[Any]):
+class Outlook(serializers.Serializer[Any]):
+    host = serializers.CharField()
+    fits = serializers.BooleanField()
+    launcher = serializers.CharField(help_text="Empty: the host has no engine for it.")
+    devices = serializers.ListField(child=serializers.IntegerField(), help_text="Empty: RAM.")
+    prediction = Prediction(allow_null=True, help_text="Corrected by what was measured.")
+    why_not = serializers.CharField()
+
+
+class Foreseen(serializers.Serializer[Any]):
     facts = serializers.DictField()
-    prediction = Prediction()
+    prediction = Prediction(help_text="By the formulas alone, in RAM.")
+    hosts = Outlook(many=True)
+
+
+class Preset(serializers.Serializer[Any]):
+    """A registration to begin with."""
+
+    key = serializers.CharField()
+    source = serializers.CharField(  # type: ignore[assignment]
+        help_text="Where it is published."
+    )
+    engine = serializers.ChoiceField(ServedModel.Engine.choices)
+    task = serializers.ChoiceField(ServedModel.Task.choices)
+    context = serializers.IntegerField()  # type: ignore[assignment]
+    slots = serializers.IntegerField()
+    args = Texts()
+    description_ja = serializers.CharField()
+    description_en = serializers.CharField()
+    place = serializers.CharField(help_text="What has to be at the path.")
+    memory = serializers.CharField()
+    usage = serializers.CharField()
 
 
 # --- replicas

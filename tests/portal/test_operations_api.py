@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from modelregistry.models import Alias, Host, HostReport, LogTail, LogWish, Reading, Replica, ServedModel
 from portal.accounts.models import AuditEvent, User
 from portal.keys.models import ModelAccess
+from tests.modelregistry import paper_models
 from tests.pages import serve
 from tests.translations import japanese  # noqa: F401 - a fixture
 
@@ -111,6 +112,7 @@ ADDRESSES = [
     ("PUT", "models/1/visibility/"),
     ("GET", "models/1/facts/"),
     ("POST", "models/predict/"),
+    ("GET", "presets/"),
     ("GET", "replicas/"),
     ("GET", "replicas/1/"),
     ("GET", "replicas/1/log/"),
@@ -266,6 +268,74 @@ def test_asking_for_a_log_makes_its_host_write_it(operator):
     assert LogWish.objects.get(replica=replica).until > timezone.now()
     LogTail.objects.create(replica=replica, text="loaded\n", at=timezone.now())
     assert operator.get(f"replicas/{replica.pk}/log/")["text"] == "loaded\n"
+
+
+# --- looking ahead
+
+
+@pytest.fixture
+def llama(tmp_path) -> str:
+    return str(paper_models.small_llama(tmp_path / "llama"))
+
+
+def hosts_report() -> None:
+    """One with a GPU and vLLM, one whose GPU is full, one without an engine for it."""
+    full = {**DEVICE, "used": 48 * GB, "free": 0}
+    for name, engines, device in (
+        ("gpu-01", {"vllm": "0.32.0"}, DEVICE),
+        ("gpu-02", {"vllm": "0.32.0"}, full),
+        ("gpu-03", {"llama-server": "b11549"}, DEVICE),
+    ):
+        host = Host.objects.create(name=name)
+        HostReport.objects.create(host=host, devices=[device], engines=engines, at=timezone.now())
+
+
+def test_what_a_model_would_take_and_where_it_would_fit(operator, llama):
+    hosts_report()
+    answer = operator("POST", "models/predict/", {"engine": "vllm", "path": llama, "context": 2048, "slots": 4})
+    assert answer.status_code == 200, answer.content
+    seen = answer.json()
+    assert seen["facts"]["architecture"] == "LlamaForCausalLM"
+    assert seen["prediction"]["total"] > seen["prediction"]["weights"] > 0
+    fits, full, none = seen["hosts"]
+    assert (fits["host"], fits["fits"], fits["devices"], fits["why_not"]) == ("gpu-01", True, [0], "")
+    assert (full["fits"], full["why_not"].splitlines()[0][:18]) == (False, "It does not fit: i")
+    assert (none["fits"], none["launcher"], none["why_not"]) == (False, "", "gpu-03 has no engine for it.")
+    assert not ServedModel.objects.exists()
+
+
+def test_what_is_promised_to_others_is_not_free(operator, llama):
+    hosts_report()
+    taken = {"weights": 27 * GB, "cache": 0, "overhead": 0, "total": 27 * GB, "devices": 1}
+    other = ServedModel.objects.create(name="other", engine="vllm", path="/other")
+    host = Host.objects.get(name="gpu-01")
+    Replica.objects.create(model=other, host=host, state="starting", devices=[0], predicted=taken)
+    body = {"engine": "vllm", "path": llama, "context": 2048, "slots": 4, "host": "gpu-01"}
+    (seen,) = operator("POST", "models/predict/", body).json()["hosts"]
+    assert (seen["host"], seen["fits"]) == ("gpu-01", False)
+    assert "other 27.0" in seen["why_not"]
+
+
+def test_files_that_cannot_be_used_are_told_as_such(operator, tmp_path):
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF")
+    answer = operator("POST", "models/predict/", {"engine": "llama.cpp", "path": str(tmp_path / "cut.gguf")})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/path")
+    assert "is cut off" in answer.json()["detail"]
+    answer = operator("POST", "models/predict/", {"engine": "external", "path": "/x"})
+    assert answer.json()["errors"][0]["pointer"] == "#/engine"
+
+
+def test_a_preset_can_be_registered_as_it_comes(operator):
+    presets = operator.get("presets/")
+    assert {preset["engine"] for preset in presets} == {"vllm", "llama.cpp"}
+    Host.objects.create(name="elsewhere")  # whose files this machine does not see
+    notes = ("key", "source", "place", "memory", "usage")
+    for preset in presets:
+        body = {name: value for name, value in preset.items() if name not in notes}
+        body |= {"name": preset["key"], "path": "/models/x", "host": "elsewhere", "launcher": ""}
+        assert operator("POST", "models/", body).status_code == 201
+    told_in_japanese = operator("GET", "presets/", **{"accept-language": "ja"}).json()
+    assert presets[0]["memory"] != told_in_japanese[0]["memory"]
 
 
 # --- doing
