@@ -54,6 +54,7 @@ class Charge:
 
     detail: str = ""
     cause: str = ""  # a code of `advice`
+    said: str = ""  # what came instead of an answer when it was asked last
     crashes: int = 0  # in a row
     futile: int = 0  # starts in a row that never answered
     restarts: int = 0
@@ -175,7 +176,10 @@ class Charge:
         self.order, self.fingerprint, self.then = order, order.fingerprint(), State.STOPPED
         self.over()
         self.looked_at = 0.0
-        self.enter(State.STARTING, now)
+        # Until it answers it is told why it had to be started again.
+        detail, cause = (self.detail, self.cause) if self.crashes else ("", "")
+        self.enter(State.STARTING, now, detail)
+        self.cause = cause
 
     def launched(self, run: Run, label: Label, now: float) -> None:
         self.run, self.run_id = run, run.run_id
@@ -191,6 +195,7 @@ class Charge:
         self.told_at = self.active_at = self.ready_at = self.worked_at = now
         self.measured_at = 0.0
         self.bad_looks = self.refusals = self.futile = 0
+        self.said = ""
         self.unproven = False
         self.enter(State.READY, now)
 
@@ -222,6 +227,7 @@ class Charge:
         self.ready_at = None
         self.running = self.work = self.cpu = self.generated = self.live = None
         self.bad_looks = self.refusals = 0
+        self.said = ""
         self.unproven = False
 
     def note(self, seen: probe.Look, now: float) -> None:

@@ -10,7 +10,7 @@ Strangers are named, never touched. A stranger is a process that is not of our r
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,24 @@ class Inspector:
         self.versions = EngineVersions()
         self.devices: list[gpus.Device] = []
         self.clocks: tuple[float, float] | None = None  # wall and monotonic
+        self.left: set[shim.Identity] = set()
+        self.were_ours: set[int] = set()
 
     def inspect(self) -> Inspection:
         self.devices = devices = gpus.devices(self.devices)
         found = engines.find(self.commands, self.cache, os.environ.get("PATH", os.defpath))
         ours = {who.pid for who in self._ours()}
+        problems = [
+            *disk_problems([self.runs.root, self.cache]),
+            *self._clock_problems(time.time(), time.monotonic()),
+            *self._leftovers(),
+            *self._ghosts(devices, ours),
+        ]
         return Inspection(
             devices=[asdict(device) for device in devices],
             strangers=strangers(devices, ours, self.runs.root),
             engines=self.versions.of(found),
-            problems=[*disk_problems([self.runs.root, self.cache]), *self._clock_problems(time.time, time.monotonic)],
+            problems=problems,
         )
 
     def _ours(self) -> Iterable[shim.Identity]:
@@ -64,11 +72,25 @@ class Inspector:
                 yield from process.tree(run)
             yield from process.remains(run)
 
-    def _clock_problems(self, wall: Callable[[], float], monotonic: Callable[[], float]) -> list[dict[str, str]]:
-        now = wall(), monotonic()
-        before, self.clocks = self.clocks or now, now
-        jump = (now[0] - before[0]) - (now[1] - before[1])
+    def _clock_problems(self, wall: float, monotonic: float) -> list[dict[str, str]]:
+        before, self.clocks = self.clocks or (wall, monotonic), (wall, monotonic)
+        jump = (wall - before[0]) - (monotonic - before[1])
         return [{"code": "clock-jumped", "detail": f"{jump:+.0f} s"}] if abs(jump) > JUMP else []
+
+    def _leftovers(self) -> list[dict[str, str]]:
+        """What is left of runs that are over, at two inspections: what has just been killed may need its time."""
+        over = [run for run in self.runs.all() if process.life(run) in (Life.ENDED, Life.LOST)]
+        before, self.left = self.left, {who for run in over for who in process.remains(run)}
+        stay = [f"{who.pid} ({shim.name(who.pid)})" for who in sorted(before & self.left)]
+        return [{"code": "remains", "detail": ", ".join(stay)}] if stay else []
+
+    def _ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
+        """Memory of a GPU that the driver still counts for processes that were ours and are gone."""
+        self.were_ours = {pid for pid in self.were_ours if shim.identify(pid) is None} | set(ours)
+        held = gpus.held(devices, self.were_ours - set(ours))
+        return [
+            {"code": "memory-not-back", "detail": f"GPU {index}: {used / 1e9:.1f} GB"} for index, used in held.items()
+        ]
 
 
 def strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: Path) -> list[dict[str, Any]]:
@@ -81,7 +103,7 @@ def strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: Path)
         resident = _resident(pid)
         named = pid in marks or (not has_gpus and resident >= LARGE)
         if resident and named and pid not in on_gpus and pid not in ours:
-            found.append(gpus.Stranger(pid=pid, name=_name(pid), device=gpus.RAM, bytes=resident))
+            found.append(gpus.Stranger(pid=pid, name=shim.name(pid), device=gpus.RAM, bytes=resident))
     return [
         {**asdict(stranger), "installation": _installation(marks.get(stranger.pid, ""))}
         for stranger in sorted(found, key=lambda stranger: -(stranger.bytes or 0))
@@ -109,11 +131,3 @@ def _resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, LookupError):
         return 0
-
-
-def _name(pid: int) -> str:
-    """The command without its arguments: they may hold secrets."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:
-        return ""

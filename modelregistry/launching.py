@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from modelregistry import allotment, engines, gpus, process, refusals, registering
+from modelregistry import advice, allotment, engines, gpus, process, refusals, registering
 from modelregistry.allotment import Allotment, Tenant
 from modelregistry.engines import Place, Spec
 from modelregistry.gpus import Device
@@ -159,7 +159,7 @@ def launch(
     try:
         return runs.start(secrets.token_hex(8), command, label=asdict(label), grace=place.grace), label
     except (process.StartFailed, OSError) as error:
-        raise CannotLaunch(str(error)) from error
+        raise CannotLaunch(str(error), advice.cause(str(error))) from error
 
 
 def _engine(house: House, spec: Spec) -> tuple[str, tuple[str, ...]]:

@@ -33,6 +33,7 @@ from typing import NamedTuple
 MARK = "MADOGUCHI_RUN"  # in every engine's environment: the path of its run directory
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NAME = 15
+RESERVE = "reserve"  # a block of the disk, so that an engine's end can be told also when the disk is full
 SURVIVORS_GRACE = 2.0  # seconds that what a dead front process left behind has to end by itself
 KILL_AGAIN = 0.05  # seconds between two rounds of KILL; a round may meet processes that are just forking
 LOG_LIMIT = 8 * 1024 * 1024  # bytes; of twice that the last half at least is kept
@@ -96,6 +97,14 @@ def send(who: Identity, number: int) -> bool:
     return True
 
 
+def name(pid: int) -> str:
+    """As it calls itself, without arguments (they may hold secrets); "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def processes() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
@@ -156,9 +165,13 @@ def remove_group(group: Path) -> None:
 def write(path: Path, value: object) -> None:
     """Complete or not at all; 0600, as values may hold keys."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(value, file)
+    try:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(value, file)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
     draft.replace(path)
 
 
@@ -179,7 +192,7 @@ class Shim:
         self.kill_at: float | None = None
 
     def start(self) -> None:
-        """Executes the engine and says who is who. Raises OSError if it cannot be executed."""
+        """Executes the engine and says who is who. Raises OSError if it cannot be executed, or nothing be written."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
@@ -209,11 +222,20 @@ class Shim:
         engine = stat(self.front)
         shim = identify(os.getpid())
         assert engine, "an unreaped child stays in /proc"
-        write(
-            self.directory / "state.json",
-            {"boot": boot_id(), "shim": shim, "engine": Identity(self.front, engine.start)}
-            | {"group": self.group and str(self.group)},
-        )
+        group = self.group and str(self.group)
+        state = {"boot": boot_id(), "shim": shim, "engine": Identity(self.front, engine.start), "group": group}
+        try:
+            (self.directory / RESERVE).write_text(" " * 4096)
+            write(self.directory / "state.json", state)
+        except OSError:
+            self.kill()  # an engine that nobody can find again
+            raise
+
+    def kill(self) -> None:
+        """Ends the whole tree and waits for it, in milliseconds."""
+        while self._reap():
+            self._signal_all(signal.SIGKILL)
+            time.sleep(KILL_AGAIN)
 
     def _enter_group(self) -> None:
         """For a moment, so that the engine is born in it; quietly without one where the host does not allow it."""
@@ -299,10 +321,12 @@ class Shim:
     def _write_exit(self) -> None:
         assert self.status is not None, "waitpid left no child, so the front process was among them"
         code = os.waitstatus_to_exitcode(self.status)
-        write(
-            self.directory / "exit.json",
-            {"code": max(code, 0), "signal": max(-code, 0), "asked": self.asked},
-        )
+        told = {"code": max(code, 0), "signal": max(-code, 0), "asked": self.asked}
+        try:
+            write(self.directory / "exit.json", told)
+        except OSError:  # a full disk: what was kept for this moment is given up
+            (self.directory / RESERVE).unlink()
+            write(self.directory / "exit.json", told)
 
 
 def main(directory: Path) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import httpx2
 from django.utils import timezone
 
-from modelregistry import advice, engines, gpus, inspection, launching, plan, probe, process
+from modelregistry import advice, ending, engines, gpus, inspection, launching, plan, probe, process
 from modelregistry.adoption import adopt
 from modelregistry.bookkeeping import Bookkeeping
 from modelregistry.charge import Charge
@@ -267,8 +267,8 @@ class Supervisor:
 
     async def _fail(self, charge: Charge, why: str) -> None:
         run = charge.run
-        if why and charge.detail:
-            why = f"{why}: {charge.detail}"
+        if why and charge.said:
+            why = f"{why}: {charge.said}"
         # Off the catalogue before the tree is ended, which may take the whole grace.
         charge.crashed(self.clock(), why)
         left = await self._end(charge)
@@ -278,13 +278,10 @@ class Supervisor:
         charge.cause = "host-memory" if process.oom_kills() > charge.oom_kills else _cause(run, why)
 
     async def _end(self, charge: Charge) -> str:
-        """Ends its engine; tells what could not be ended."""
+        """Ends its engine; tells what is left of it."""
         if charge.run is None:
             return ""
-        if await self.hands.do(process.stop, charge.run, grace=self.house.stop_grace):
-            return ""
-        pids = ", ".join(str(who.pid) for who in process.remains(charge.run))
-        return f"processes that cannot be ended: {pids}"
+        return await self.hands.do(ending.end, charge.run, grace=self.house.stop_grace)
 
     # --- Asking --------------------------------------------------------------------------------------------------
 
@@ -297,7 +294,9 @@ class Supervisor:
             await probe.ask(self.client, charge.target)
         except probe.NoAnswer as error:
             charge.refusals += isinstance(error, probe.Refusal)
-            charge.detail = str(error)
+            charge.said = str(error)
+            if charge.state == State.UNHEALTHY or isinstance(error, probe.Refusal):
+                charge.detail, charge.cause = charge.said, ""
             return
         charge.version = await probe.version(self.client, charge.target) or self._installed(charge.launcher)
         charge.answered(await probe.look(self.client, charge.target), self.clock())

@@ -13,6 +13,8 @@ register = template.Library()
 GB = 10**9  # as everywhere in the registry, and as sizes of models are given
 PROBLEMS = {
     "disk-full": gettext_lazy("Little disk space is left: %(detail)s."),
+    "remains": gettext_lazy("Processes of ended engines are still there and may hold memory: %(detail)s."),
+    "memory-not-back": gettext_lazy("The driver has not given memory back that an ended engine held: %(detail)s."),
     "clock-jumped": gettext_lazy("The clock was set, by %(detail)s: times of before are off by that much."),
 }
 

@@ -1,0 +1,147 @@
+"""A real vLLM (its build for CPUs) under a real supervisor: started, adopted, killed part by part, drained, stopped.
+
+One story in four acts, as each start takes a minute: what is killed in one act is what the next one has to start.
+"""
+
+import json
+import os
+import re
+import signal
+import threading
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import pytest
+
+from modelregistry import process, shim
+from modelregistry.models import Replica
+from tests import engines
+from tests.waiting import until
+
+# Four starts of a minute each on an idle machine, and CI's is not.
+pytestmark = pytest.mark.timeout(1500)
+
+CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+START = 400.0  # seconds
+
+
+class Answer:
+    """A streamed answer that is read by a thread of its own, up to its end or its connection's."""
+
+    def __init__(self, replica: Replica, tokens: int) -> None:
+        question = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "ignore_eos": True}
+        request = Request(
+            f"{replica.url}/v1/chat/completions",
+            data=json.dumps({**question, "max_tokens": tokens, "stream": True}).encode(),
+            headers={"authorization": f"Bearer {replica.api_key}", "content-type": "application/json"},
+        )
+        self.response = urlopen(request, timeout=120)
+        self.lines = [self.response.readline().decode()]
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self) -> None:
+        try:
+            self.lines += [line.decode() for line in self.response]
+        except OSError:
+            return
+
+    def rest(self) -> str:
+        self.thread.join(180)
+        assert not self.thread.is_alive()
+        return "".join(self.lines)
+
+
+def ask(replica: Replica) -> int:
+    """How many tokens it makes when asked for one."""
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    request = Request(
+        f"{replica.url}/v1/chat/completions",
+        data=json.dumps(body).encode(),
+        headers={"authorization": f"Bearer {replica.api_key}", "content-type": "application/json"},
+    )
+    with urlopen(request, timeout=120) as answer:
+        return json.load(answer)["usage"]["completion_tokens"]
+
+
+def name(who: shim.Identity) -> str:
+    """As vLLM's processes call themselves: VLLM::EngineCore, VLLM::Worker…"""
+    return Path(f"/proc/{who.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+
+
+def part(run: process.Run, word: str) -> shim.Identity:
+    return until(lambda: next((who for who in process.tree(run) if word in name(who)), None), 20)
+
+
+def dead(everybody: list[shim.Identity]) -> bool:
+    return not any(shim.alive(who) for who in everybody)
+
+
+def everybody(run: process.Run) -> list[shim.Identity]:
+    tree = process.tree(run)
+    # The API server, its EngineCore and a resource tracker at least.
+    assert len(tree) >= 3, [name(who) for who in tree]
+    assert {who.pid for who in process.remains(run)} == {who.pid for who in tree}
+    return [run.shim, *tree]
+
+
+def fails_and_comes_back(site, before: Replica, parts: list[shim.Identity], *, words: str) -> Replica:
+    # Without a key in its row no gateway sends it anything.
+    down = until(lambda: (row := site.replica("tiny")).api_key != before.api_key and row.detail and row, 60)
+    assert dead(parts)
+    assert re.match(words, down.detail), down.detail
+    assert down.restarts == before.restarts + 1
+    after = site.reaches("ready", "tiny", seconds=START)
+    assert after.run_id != before.run_id
+    assert ask(after) == 1
+    return after
+
+
+def test_the_life_of_a_vllm(site):
+    site.environment |= CPU
+    supervisor = site.supervise()
+    site.model("tiny", engine="vllm", path=str(engines.tiny_llama()), context=4096, args=["--enforce-eager"])
+    until(lambda: site.replica("tiny"), 20)
+    first = site.reaches("ready", "tiny", seconds=START)
+    assert ask(first) == 1
+    assert first.version.startswith("0.")
+    parts = everybody(site.run_of(first))
+
+    # The supervisor is killed in the middle of an answer: the answer goes on, and the next one adopts the same process.
+    answer = Answer(first, 1500)
+    supervisor.kill()
+    supervisor.wait()
+    supervisor = site.supervise("--stop-engines")
+    until(lambda: "adopted, process" in site.log.read_text())
+    busy = until(lambda: (row := site.replica("tiny")).live and row.live["running"] and row.live["cache_used"] and row)
+    assert (busy.pid, busy.run_id, busy.state) == (first.pid, first.run_id, "ready")
+    text = answer.rest()
+    assert text.rstrip().endswith("data: [DONE]")
+    assert '"finish_reason":"length"' in text
+    assert everybody(site.run_of(first)) == parts
+
+    # Its engine core is killed in the middle of an answer, which must not seem to have finished.
+    answer = Answer(first, 3500)
+    os.kill(part(site.run_of(first), "EngineCore").pid, signal.SIGKILL)
+    assert '"finish_reason":"' not in answer.rest()
+    second = fails_and_comes_back(site, first, parts, words="ended with code|was killed by")
+
+    # Its front is killed: what is left behind holds the memory, and nobody listens.
+    parts = everybody(site.run_of(second))
+    os.kill(second.pid, signal.SIGKILL)
+    third = fails_and_comes_back(site, second, parts, words="was killed by SIGKILL")
+
+    # Its shim is killed: the engine is known by its mark and its cgroup.
+    parts = everybody(site.run_of(third))
+    os.kill(parts[0].pid, signal.SIGKILL)
+    fourth = fails_and_comes_back(site, third, parts, words="its shim was killed")
+
+    # Everything is stopped with a stream open: more than the little time that it is given for that.
+    parts = everybody(site.run_of(fourth))
+    answer = Answer(fourth, 3500)
+    supervisor.send_signal(signal.SIGTERM)
+    assert supervisor.wait(60) == 0
+    assert dead(parts)
+    assert '"finish_reason":"' not in answer.rest()
+    assert site.living() == []
+    assert site.replica("tiny").state == "stopped"
