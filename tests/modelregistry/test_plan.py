@@ -259,3 +259,23 @@ def test_whatever_is_seen_nothing_runs_that_nobody_wants(want, replica):
     later = replace(replica, since=NOW - 5000)
     if want is None:
         assert isinstance(next_for(None, later), Drain | Stop | Remove | Fail)
+
+
+# --- crash loops
+
+
+def test_starts_that_never_answer_end_in_failed_soon():
+    states = [plan.after_crash(number, number) for number in range(1, 6)]
+    assert states[:4] == [(State.BACKOFF, 1), (State.BACKOFF, 2), (State.BACKOFF, 4), (State.BACKOFF, 8)]
+    assert states[4] == (State.FAILED, plan.FAILED_PAUSE)
+
+
+def test_an_engine_that_answers_before_it_dies_gets_more_patience():
+    states = [plan.after_crash(number, 0)[0] for number in range(1, 11)]
+    assert states == [State.BACKOFF] * 9 + [State.FAILED]
+
+
+def test_a_failed_one_waits_for_its_time_or_an_operator():
+    assert next_for(WANT, seen("failed", retry_at=NOW + 1)) is None
+    assert next_for(WANT, seen("failed", retry_at=NOW)) == Start(key=KEY)
+    assert next_for(replace(WANT, fingerprint="other"), seen("failed", retry_at=NOW + 1)) == Start(key=KEY)

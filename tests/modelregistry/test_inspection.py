@@ -1,0 +1,168 @@
+"""What is wrong with a host, and whether an ended engine's memory is back. GPUs are told of as NVML would."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+
+from modelregistry import ending, inspection, process, shim
+from modelregistry.engines import Command
+from modelregistry.gpus import Device, Holder
+from modelregistry.inspection import Inspector
+from modelregistry.process import Runs
+from tests.waiting import until
+
+SLEEP = "import time; time.sleep(600)"
+GPU = Device(index=0, uuid="GPU-1", name="NVIDIA L40S", kind="gpu", total=48_000_000_000, used=0, free=48_000_000_000)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    runs = Runs(tmp_path / "engines")
+    yield runs
+    for run in runs.all():
+        assert process.stop(run, grace=0)
+
+
+@pytest.fixture
+def run(runs):
+    return runs.start("r1", Command(argv=(sys.executable, "-c", SLEEP), env={}), label={}, grace=1.0)
+
+
+@pytest.fixture
+def inspector(runs, tmp_path):
+    return Inspector(runs, tmp_path, {})
+
+
+@pytest.fixture
+def bystander():
+    sleeper = subprocess.Popen([sys.executable, "-c", SLEEP])
+    yield sleeper
+    sleeper.kill()
+    sleeper.wait()
+
+
+def held_by(*pids):
+    return replace(GPU, processes=tuple(Holder(pid=pid, bytes=2_000_000_000) for pid in pids))
+
+
+# --- The memory of an ended engine
+
+
+def test_memory_that_is_back_is_no_matter(run):
+    assert ending.end(run, grace=1, devices=lambda: [GPU]) == ""
+    assert not shim.alive(run.engine)
+
+
+def test_memory_that_comes_back_late_is_waited_for(run):
+    looks = iter([held_by(run.engine.pid), held_by(run.engine.pid), GPU])
+    assert ending.end(run, grace=1, devices=lambda: [next(looks)]) == ""
+
+
+def test_memory_that_does_not_come_back_is_told(run, monkeypatch, bystander):
+    monkeypatch.setattr(ending, "BACK_WITHIN", 0.6)
+    stuck = held_by(run.engine.pid, bystander.pid)
+    assert ending.end(run, grace=1, devices=lambda: [stuck]) == "GPU 0 did not get 2.0 GB back"
+
+
+def test_memory_of_others_is_not_waited_for(run, bystander):
+    assert ending.end(run, grace=1, devices=lambda: [held_by(bystander.pid)]) == ""
+
+
+# --- Strangers
+
+
+def test_on_a_gpu_everybody_who_is_not_ours_is_named(run, runs, bystander):
+    ours = {run.engine.pid, run.shim.pid}
+    named = inspection.strangers([held_by(run.engine.pid, bystander.pid)], ours, runs.root)
+    mine = [each for each in named if each["pid"] in {*ours, bystander.pid}]
+    assert [(each["pid"], each["device"], each["bytes"]) for each in mine] == [(bystander.pid, 0, 2_000_000_000)]
+    assert mine[0]["name"].startswith("python")
+
+
+def test_on_a_host_without_gpus_the_large_ones_are_named(runs):
+    large = "x = bytearray(1_100_000_000); x[::4096] = b'1' * len(x[::4096]); print(1, flush=True); input()"
+    hog = subprocess.Popen([sys.executable, "-c", large], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        hog.stdout.readline()
+        ram = Device(index=-1, uuid="", name="RAM", kind="ram", total=1, used=1, free=0)
+        named = {each["pid"]: each for each in inspection.strangers([ram], set(), runs.root)}
+        assert named[hog.pid]["bytes"] > 1_100_000_000
+        assert os.getpid() not in named
+        assert hog.pid not in {each["pid"] for each in inspection.strangers([GPU, ram], set(), runs.root)}
+    finally:
+        hog.kill()
+        hog.communicate()
+
+
+# --- Problems
+
+
+def test_a_clock_that_was_set_is_told_once(inspector):
+    assert inspector._clock_problems(1_000_000.0, 50.0) == []
+    assert inspector._clock_problems(1_000_010.0, 60.0) == []
+    assert inspector._clock_problems(996_420.0, 70.0) == [{"code": "clock-jumped", "detail": "-3600 s"}]
+    assert inspector._clock_problems(996_430.0, 80.0) == []
+
+
+def test_a_disk_with_little_room_is_told(tmp_path, monkeypatch):
+    assert inspection.disk_problems([tmp_path]) == []
+    monkeypatch.setattr(inspection, "LITTLE_DISK", 10**18)
+    [problem] = inspection.disk_problems([tmp_path / "not" / "there", tmp_path])
+    assert problem["code"] == "disk-full"
+    assert problem["detail"].startswith(str(tmp_path))
+
+
+def test_what_is_left_of_a_run_that_is_over_is_told_if_it_stays(inspector, run):
+    assert inspector._leftovers() == []
+    os.kill(run.shim.pid, signal.SIGKILL)
+    until(lambda: process.life(run) is process.Life.LOST)
+    assert inspector._leftovers() == []
+    [problem] = inspector._leftovers()
+    assert problem["code"] == "remains"
+    assert problem["detail"].startswith(f"{run.engine.pid} (python")
+
+
+def test_memory_that_a_dead_process_of_ours_holds_is_told(inspector, run, bystander):
+    device = held_by(run.engine.pid, bystander.pid)
+    assert inspector._ghosts([device], {run.engine.pid}) == []
+    assert process.stop(run, grace=1)
+    assert inspector._ghosts([device], set()) == [{"code": "memory-not-back", "detail": "GPU 0: 2.0 GB"}]
+    assert inspector._ghosts([GPU], set()) == []
+
+
+# --- A full disk
+
+
+def test_an_engine_that_cannot_be_written_down_is_not_left_running(tmp_path):
+    """/dev/full in the place of the draft: the kernel says that there is no space left."""
+    (tmp_path / "spec.json").write_text(f'{{"argv": ["{sys.executable}", "-c", "{SLEEP}"], "env": {{}}, "grace": 1}}')
+    script = f"""
+        import os
+        from pathlib import Path
+        from modelregistry import shim
+        directory = Path({str(tmp_path)!r})
+        (directory / f".state.json.{{os.getpid()}}").symlink_to("/dev/full")
+        try:
+            shim.Shim(directory).start()
+        except OSError as error:
+            print(error.strerror, shim.descendants(os.getpid()))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "No space left on device []\n", done.stderr
+    assert not (tmp_path / "state.json").exists()
+
+
+def test_an_engines_end_is_told_although_the_disk_is_full(tmp_path):
+    (tmp_path / "spec.json").write_text('{"argv": ["x"], "env": {}, "grace": 1}')
+    (tmp_path / shim.RESERVE).write_text(" ")
+    (tmp_path / f".exit.json.{os.getpid()}").symlink_to("/dev/full")
+    holder = shim.Shim(tmp_path)
+    holder.status = 3 << 8
+    holder._write_exit()
+    assert (tmp_path / "exit.json").read_text() == '{"code": 3, "signal": 0, "asked": false}'
+    assert not (tmp_path / shim.RESERVE).exists()
