@@ -8,7 +8,7 @@ from tests.bench.report import table
 from tests.chaos.storm import Report
 
 TOGETHER = "two or more at once"
-FAULTS = "faults (orphans, wrong rows, wrong answers, late recoveries, calls that failed without a cause)"
+FAULTS = "orphans, wrong rows, wrong answers, late recoveries, calls that failed without a cause, tracebacks"
 
 
 def markdown(report: Report) -> str:

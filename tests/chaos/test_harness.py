@@ -13,7 +13,7 @@ from modelregistry import process, shim
 from modelregistry.engines import Command
 from modelregistry.process import Life
 from tests import ports
-from tests.chaos import troubles
+from tests.chaos import storm, troubles
 from tests.chaos.books import disagreements, unmetered
 from tests.chaos.census import Census, unaccounted
 from tests.chaos.field import TREE
@@ -103,6 +103,13 @@ def test_a_process_of_this_installation_that_nobody_knows_is_seen(census):
         until(lambda: [found.who.pid for found in census.take()] == [stranger.pid])
         assert of_engines(census)[0].startswith("other without a reason to be")
         stranger.kill()
+
+
+def test_what_nobody_had_expected_is_found_in_any_log(tmp_path):
+    (tmp_path / "up.log").write_text("well\n")
+    assert storm.tracebacks(tmp_path) == []
+    (tmp_path / "up-1.log").write_text('well\nTraceback (most recent call last):\n  File "x"\nKeyError: 1\n')
+    assert [text.partition("\n")[0] for text in storm.tracebacks(tmp_path)] == ['File "x"']
 
 
 # --- Usage
