@@ -34,6 +34,12 @@ class Fit:
     devices: tuple[int, ...] = ()
     refusal: str = ""
 
+    @property
+    def reasons(self) -> list[str]:
+        """The refusal without the model's own sum, which the prediction tells."""
+        lines = self.refusal.splitlines()
+        return lines[1:] if self.prediction else lines
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:

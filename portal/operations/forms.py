@@ -74,6 +74,12 @@ GROUPS = (
 )
 
 
+# By these it follows how much memory a model takes, and where.
+MEMORY = frozenset(
+    ["engine", "launcher", "path", "args", "context", "slots", "replicas", "host", "gpus", "tensor_parallel"]
+)
+
+
 class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
     """A key that was once entered is never sent to a browser again. `save` goes through `actions`, never around."""
 
@@ -135,6 +141,11 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
             fields = [self[name] for name in group.fields]
             told = any(field.errors for field in fields)
             yield group, fields, told or not group.folded or any(self._is_set(field) for field in fields)
+
+    @property
+    def takes_other_memory(self) -> bool:
+        """Whether what was sent changes what a start would take. A model that is stopped takes nothing."""
+        return self.instance.pk is None or (self.instance.enabled and not MEMORY.isdisjoint(self.changed_data))
 
     def _is_set(self, field: BoundField) -> bool:
         default = ServedModel().__dict__.get(field.name)

@@ -24,6 +24,7 @@ from portal.operations.callers import callers
 from portal.operations.estimate import estimate
 from portal.operations.facts import told_by_files
 from portal.operations.forms import ServedModelForm, visible_to
+from portal.operations.history import history
 from portal.operations.live import first_tokens, wish_log
 from portal.operations.overview import model_view, overview, with_all
 
@@ -70,6 +71,7 @@ def one_model(request: HttpRequest, name: str) -> HttpResponse:
         "facts": told_by_files(model),
         "tenants": visible_to(model),
         "limits": limits(model),
+        "history": history(model),
         "log": asked_log(model, request.GET.get("log", ""), now),
     }
     return render(request, "operations/model.html", context)
@@ -112,12 +114,13 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
     """The form until it is right, with what the model would take, as soon as that was asked or it does not fit."""
     context |= {"form": form, "name": form.initial.get("name", "")}
     if request.method == "POST" and form.is_valid():
-        expected = estimate(form.instance)
-        fits = expected is None or expected.fits or form.cleaned_data["overcommit"]
-        if "preview" not in request.GET and fits and (model := form.carry_out()):
+        expected, asked = estimate(form.instance), "preview" in request.GET
+        refused = not asked and form.takes_other_memory and not (expected is None or expected.fits)
+        refused = refused and not form.cleaned_data["overcommit"]
+        if not (asked or refused) and (model := form.carry_out()):
             messages.success(request, said % {"model": model.name})
             return redirect("operations-model", model.name)
-        context |= {"estimate": expected, "refused": not fits, "asked": True}
+        context |= {"estimate": expected, "refused": refused, "asked": asked or refused}
     return render(request, "operations/edit.html", context)
 
 

@@ -1,14 +1,21 @@
 """Operators' pages: who may see them, what stands there, and what is done from them."""
 
-import pytest
+from datetime import timedelta
 
-from modelregistry.models import Replica, ServedModel
+import pytest
+from django.test import Client
+from django.utils import timezone
+
+from modelregistry.advice import ADVICE
+from modelregistry.models import LogTail, LogWish, Replica, ServedModel
 from portal.accounts.models import AuditEvent
+from portal.operations.callers import callers
 from portal.operations.estimate import estimate
 from portal.operations.forms import visible_to
+from portal.operations.templatetags import machines
 from tests.fleet import fleet, gpu, host, replica
 from tests.modelregistry import paper_models
-from tests.pages import serve
+from tests.pages import key_of, serve, use
 from tests.translations import japanese  # noqa: F401
 
 pytestmark = pytest.mark.django_db
@@ -214,3 +221,120 @@ class TestForms:
         assert fit.refusal == ""
         (fit,) = estimate(ServedModel(name="other", engine="vllm", path=files, context=4096, slots=2)).hosts
         assert "ezo 49.0" in fit.refusal
+
+    def test_words_may_be_changed_while_it_does_not_fit(self, as_olivia, files):
+        host("gpu-01", gpu(0, "NVIDIA RTX 4090", 25.8, 25.0))
+        model = ServedModel.objects.create(name="ezo", engine="vllm", path=files, context=4096, slots=2)
+        form = form_for(files)
+        as_olivia.post("/operations/edit/ezo/", {**form, "description_en": "For summaries"})
+        as_olivia.post("/operations/edit/ezo/", {**form, "description_en": "Changed", "slots": "4"})
+        model.refresh_from_db()
+        assert (model.description_en, model.slots) == ("For summaries", 2)
+
+
+class TestOneModel:
+    def test_its_failure_is_told_with_advice_and_its_last_words(self, as_olivia):
+        fleet()
+        page = read(as_olivia, "/operations/models/gemma-3-27b-it/")
+        assert "It failed on gpu-02" in page
+        assert str(ADVICE["gpu-memory"]) in page
+        assert "torch.OutOfMemoryError" in page
+        page = read(as_olivia, "/operations/models/gemma-3-27b-it/", accept_language="ja")
+        assert "gpu-02 で起動に失敗しました" in page
+
+    def test_its_memory_is_written_out_as_a_sum(self, as_olivia):
+        fleet()
+        page = read(as_olivia, "/operations/models/llama-3.1-70b-japanese/")
+        table = page.split('<table class="sum">')[1].split("</table>")[0]
+        for part in ("18.5 GB", "5.0 GB", "2.4 GB", "25.9 GB", "27.8 GB", "52.4 GB", "on each GPU"):
+            assert part in table
+
+    def test_what_operators_did_to_it_is_there(self, as_olivia):
+        serve()
+        as_olivia.post("/operations/stop/qwen/")
+        as_olivia.post("/operations/start/qwen/")
+        deeds = as_olivia.get("/operations/models/qwen/").context["history"]
+        assert [(deed.what, deed.who) for deed in deeds[:2]] == [("started", "olivia"), ("stopped", "olivia")]
+
+    def test_whoever_looks_at_a_log_makes_its_supervisor_report_it(self, as_olivia):
+        serve()
+        row = Replica.objects.get()
+        LogTail.objects.create(replica=row, text="<b>INFO</b> ready", at=timezone.now())
+        assert "INFO" not in read(as_olivia, "/operations/models/qwen/")
+        assert not LogWish.objects.exists()
+        assert "&lt;b&gt;INFO&lt;/b&gt; ready" in read(as_olivia, f"/operations/models/qwen/?log={row.pk}")
+        assert LogWish.objects.get().until > timezone.now()
+
+    @pytest.mark.parametrize("number", ["", "x", "-1", "999999", "9" * 30, "²"])
+    def test_a_log_of_nobody_is_no_fault(self, as_olivia, number):
+        serve()
+        read(as_olivia, f"/operations/models/qwen/?log={number}")
+
+    def test_a_name_with_slashes_has_a_page_and_verbs(self, as_olivia):
+        serve("acme/llama-3.1:70b")
+        assert "Restart…" in read(as_olivia, "/operations/models/acme/llama-3.1:70b/")
+        as_olivia.post("/operations/stop/acme/llama-3.1:70b/")
+        assert not ServedModel.objects.get().enabled
+
+    def test_a_model_that_is_gone_is_not_found(self, as_olivia):
+        for path in ADDRESSES[2:]:
+            response = as_olivia.post(path) if "/start/" in path else as_olivia.get(path)
+            assert response.status_code == 404
+
+
+class TestRefusals:
+    def test_why_nothing_was_done_is_told(self, as_olivia):
+        model = serve()
+        model.enabled = False
+        model.save()
+        page = as_olivia.post("/operations/restart/qwen/", follow=True).content.decode()
+        assert "qwen is stopped. Start it instead." in page
+
+    def test_two_operators_restart_it_once(self, as_olivia):
+        serve()
+        for _ in range(2):
+            as_olivia.post("/operations/restart/qwen/", {"generation": "0"})
+        assert ServedModel.objects.get().generation == 1
+
+    def test_nothing_happens_without_the_token_of_the_form(self, olivia):
+        serve()
+        client = Client(enforce_csrf_checks=True)
+        client.force_login(olivia)
+        assert client.post("/operations/stop/qwen/").status_code == 403
+        assert ServedModel.objects.get().enabled
+
+
+class TestCallers:
+    def test_whom_a_stop_hits_are_those_of_a_day(self, alice, bob, research):
+        serve()
+        mine, his = key_of(alice, research), key_of(bob, research)
+        for key in (mine, mine, his):
+            use(key)
+        use(his, at=timezone.now() - timedelta(hours=25))
+        use(mine, model="other")
+        found = callers("qwen", timezone.now())
+        assert (found.requests, found.keys, found.people, found.tenants) == (3, 2, 2, 1)
+        assert callers("nobody-s", timezone.now()).requests == 0
+
+
+class TestFigures:
+    @pytest.mark.parametrize(
+        ("value", "text"),
+        [
+            (None, ""),
+            (0, "0.0 GB"),
+            (90_000_000, "90 MB"),
+            (14_599_999_999, "14.6 GB"),
+            (1_234_500_000_000, "1,234.5 GB"),
+        ],
+    )
+    def test_bytes(self, value, text):
+        assert machines.gigabytes(value) == text
+
+    @pytest.mark.parametrize(("value", "text"), [(0.424, "0.42 s"), (1.26, "1.3 s"), (75.4, "75 s"), (None, "")])
+    def test_seconds(self, value, text):
+        assert machines.seconds(value) == text
+
+    def test_a_problem_that_has_no_sentence_is_told_as_it_came(self):
+        assert machines.problem({"code": "strange", "detail": "The sky fell."}) == "The sky fell."
+        assert "/var: 12 MB" in machines.problem({"code": "disk-full", "detail": "/var: 12 MB"})
