@@ -1,0 +1,132 @@
+"""Who may call which address: the cast on every one of the site. An address without a rule here fails."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import URLPattern, get_resolver
+
+from modelregistry.models import Host, Replica
+from portal.metering.scopes import TENANT
+from tests.pages import key_of, serve
+
+pytestmark = pytest.mark.django_db
+
+CAST = ("nobody", "alice", "bob", "charlie", "olivia")
+# A sign-in page (302), a refusal (401, 403), or nothing that one may know of (404).
+CLOSED = frozenset({302, 401, 403, 404})
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Who gets more than a refusal. `method` as the page is meant to be asked."""
+
+    who: frozenset[str]
+    method: str = "GET"
+
+
+EVERYBODY = Rule(frozenset(CAST))
+PEOPLE = Rule(frozenset(CAST) - {"nobody"})
+ALICE = Rule(frozenset({"alice"}))  # what is hers alone, also before the admin of her tenant and operators
+OPERATORS = Rule(frozenset({"olivia"}))
+OPERATORS_POST = Rule(OPERATORS.who, "POST")
+
+RULES = {
+    "": PEOPLE,
+    "favicon.ico": EVERYBODY,
+    "language/": Rule(EVERYBODY.who, "POST"),
+    "sign-in/": EVERYBODY,
+    "sign-out/": Rule(EVERYBODY.who, "POST"),
+    "models/": PEOPLE,
+    "keys/": PEOPLE,
+    "keys/new/": PEOPLE,
+    "keys/<slug:prefix>/": ALICE,
+    "keys/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
+    "usage/": PEOPLE,
+    "usage/export/": PEOPLE,
+    "operations/": OPERATORS,
+    "operations/models/new/": OPERATORS,
+    "operations/models/<path:name>/": OPERATORS,
+    "operations/start/<path:name>/": OPERATORS_POST,
+    "operations/stop/<path:name>/": OPERATORS,
+    "operations/restart/<path:name>/": OPERATORS,
+    "operations/edit/<path:name>/": OPERATORS,
+    "operations/unregister/<path:name>/": OPERATORS,
+    "api/schema/": OPERATORS,
+    "api/docs/": OPERATORS,
+    "api/v1/overview/": OPERATORS,
+    "api/v1/presets/": OPERATORS,
+    "api/v1/hosts/": OPERATORS,
+    "api/v1/hosts/<int:pk>/": OPERATORS,
+    "api/v1/models/": OPERATORS,
+    "api/v1/models/predict/": OPERATORS_POST,
+    "api/v1/models/<int:pk>/": OPERATORS,
+    "api/v1/models/<int:pk>/aliases/": Rule(OPERATORS.who, "PUT"),
+    "api/v1/models/<int:pk>/facts/": OPERATORS,
+    "api/v1/models/<int:pk>/restart/": OPERATORS_POST,
+    "api/v1/models/<int:pk>/start/": OPERATORS_POST,
+    "api/v1/models/<int:pk>/stop/": OPERATORS_POST,
+    "api/v1/models/<int:pk>/visibility/": Rule(OPERATORS.who, "PUT"),
+    "api/v1/replicas/": OPERATORS,
+    "api/v1/replicas/<int:pk>/": OPERATORS,
+    "api/v1/replicas/<int:pk>/log/": OPERATORS,
+    "api/<path:rest>": Rule(frozenset()),  # there is nothing
+}
+
+
+def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
+    for pattern in (resolver or get_resolver()).url_patterns:
+        path = prefix + str(pattern.pattern)
+        if isinstance(pattern, URLPattern):
+            yield path
+        else:
+            yield from addresses(pattern, path)
+
+
+def test_every_address_has_a_rule_and_every_rule_an_address():
+    """Django's admin is its own matter: it is for staff, see tests of its sign-in."""
+    assert {path for path in addresses() if not path.startswith("admin/")} == set(RULES)
+
+
+@pytest.fixture
+def clients(alice, bob, charlie, olivia) -> dict[str, Client]:
+    made = {name: Client() for name in CAST}
+    for person in (alice, bob, charlie, olivia):
+        made[person.username].force_login(person)
+    return made
+
+
+@pytest.fixture
+def filled(alice, research) -> dict[str, str]:
+    """What stands for the variable parts of addresses."""
+    model = serve("qwen")
+    return {
+        "<slug:prefix>": key_of(alice, research).prefix,
+        "<path:name>": model.name,
+        "<path:rest>": "nowhere",
+        "hosts/<int:pk>": f"hosts/{Host.objects.get().pk}",
+        "models/<int:pk>": f"models/{model.pk}",
+        "replicas/<int:pk>": f"replicas/{Replica.objects.get().pk}",
+    }
+
+
+@pytest.mark.parametrize("path", RULES)
+def test_nobody_gets_more_than_is_theirs(clients, filled, path):
+    rule = RULES[path]
+    address = "/" + path
+    for part, value in filled.items():
+        address = address.replace(part, value)
+    answers = {who: clients[who].generic(rule.method, address).status_code for who in CAST}
+    # A page sends on after what was done; who is sent to sign in first was refused.
+    told = {who for who, status in answers.items() if status not in CLOSED or (who in rule.who and status == 302)}
+    assert told == rule.who, answers
+    assert all(status < 500 for status in answers.values()), answers
+
+
+@pytest.mark.parametrize("who", CAST)
+def test_the_usage_of_a_tenant_is_for_its_admin_and_for_operators(clients, research, who):
+    for page in ("/usage/", "/usage/export/"):
+        status = clients[who].get(page, {"of": TENANT + research.slug}).status_code
+        assert status == {"nobody": 302, "bob": 200, "olivia": 200}.get(who, 404)
