@@ -131,11 +131,12 @@ def set_aliases(model: ServedModel, names: Iterable[str]) -> None:
     """Exactly these lead to this model. Those that led elsewhere are moved, those that are left out are no more."""
     wanted = set(names)
     with transaction.atomic():
-        for alias in Alias.objects.select_for_update().filter(model=model).exclude(name__in=wanted):
+        row = _locked(model)
+        for alias in Alias.objects.select_for_update().filter(model=row).exclude(name__in=wanted):
             alias.delete()
         for name in sorted(wanted):
             try:
-                give_alias(name, model)
+                give_alias(name, row)
             except Refused as refusal:
                 told = [sentence for found in refusal.fields.values() for sentence in found]
                 raise Refused(refusal.sentence, {"aliases": told}) from refusal

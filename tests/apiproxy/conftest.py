@@ -20,8 +20,9 @@ from portal.metering.models import UsageRecord
 from tests import engine
 from tests.waiting import until
 
-# uvicorn's protocol class, as `up` sets it.
+# uvicorn's protocol classes, as `up` sets them.
 HTTP = "apiproxy.server:Protocol"
+WS = "apiproxy.server:Socket"
 
 
 @dataclass
@@ -65,9 +66,7 @@ def serving(http: str = HTTP, **options: Any) -> Iterator[tuple[str, Application
     """The gateway on a free port; `options` are uvicorn's."""
     application = Application()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    config = uvicorn.Config(
-        application, loop="uvloop", http=http, lifespan="on", log_level="error", ws="none", **options
-    )
+    config = uvicorn.Config(application, loop="uvloop", http=http, lifespan="on", log_level="error", ws=WS, **options)
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

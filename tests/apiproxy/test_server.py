@@ -86,6 +86,16 @@ def test_a_client_that_leaves_frees_the_engine(counter, stream):
     assert row.status == "aborted"
 
 
+@ours
+def test_who_asks_for_a_websocket_within_an_answer_is_still_seen_to_leave(counter):
+    upgrade = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
+    with connect(counter) as connection:
+        script = [{"send": SSE}, {"events": 1}, {"hang": True}]
+        connection.sendall(chat(counter, stream=True, script=script) + request(counter, "GET", "/ws/", *upgrade))
+        until(lambda: counter.engine.seen()["running"] == 1)
+    until(lambda: counter.engine.seen()["left"] == 1)
+
+
 def test_a_client_that_stops_reading_stops_the_engine_and_gets_all_when_it_reads_on(counter):
     events = 300  # 30 MB
     with connect(counter) as connection:
