@@ -30,11 +30,13 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     filter_horizontal = ["allowed_models"]
     fields = [
         "prefix", "name", "tenant", "user", "service", "every_model", "allowed_models", "expires_at",
-        "state", "revoked_at", "last_used_at", "created_at", "created_by",
+        "state", "revoked_at", "revoked_because",
+        "last_used_at", "created_at", "created_by",
     ]  # fmt: skip
     # Whose key it is cannot change: the person who holds its text stays the same.
     readonly_fields = [
-        "prefix", "tenant", "user", "service", "state", "revoked_at", "last_used_at", "created_at", "created_by",
+        "prefix", "tenant", "user", "service", "state", "revoked_at", "revoked_because",
+        "last_used_at", "created_at", "created_by",
     ]  # fmt: skip
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:

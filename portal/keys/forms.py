@@ -1,4 +1,4 @@
-"""The form for a new personal key."""
+"""The forms for a new personal key and for one that was found."""
 
 from datetime import datetime, timedelta
 
@@ -13,6 +13,17 @@ from portal.keys.access import open_to
 
 NEVER = "never"
 LIFETIMES = [("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year")), (NEVER, _("no expiry"))]
+
+
+class FoundKeyForm(forms.Form):
+    """For a key that somebody found where it must not be."""
+
+    text = forms.CharField(
+        label=_("What you found"),
+        max_length=100_000,
+        widget=forms.Textarea(attrs={"rows": 4, "autocomplete": "off", "spellcheck": "false"}),
+        help_text=_("The key itself, or the text around it. It is not stored."),
+    )
 
 
 class NewKeyForm(forms.Form):

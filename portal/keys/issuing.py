@@ -1,5 +1,6 @@
 """Issue and revoke API keys: the two verbs that pages, the command line and the API share."""
 
+import re
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -11,6 +12,8 @@ from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys import secret
 from portal.keys.models import ApiKey
+
+KEY = re.compile(rf"{secret.LEAD}[0-9A-Za-z]{{{secret.LENGTH - len(secret.LEAD)}}}")
 
 
 class NotAMember(ValueError):
@@ -52,8 +55,19 @@ def issue(
     return key, text
 
 
-def revoke(key: ApiKey) -> None:
-    """Ends a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing."""
+def revoke(key: ApiKey, because: str = "") -> None:
+    """Ends a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing.
+
+    `because`: for its owner, and the audit.
+    """
     if key.revoked_at is None:
-        key.revoked_at = timezone.now()
-        key.save(update_fields=["revoked_at"])
+        key.revoked_at, key.revoked_because = timezone.now(), because[:200]
+        key.save(update_fields=["revoked_at", "revoked_because"])
+
+
+def found_in(text: str) -> tuple[list[ApiKey], int]:
+    """Our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
+    texts = {word for word in KEY.findall(text) if secret.well_formed(word)}
+    digests = [secret.digest(word, settings.API_KEY_SECRET) for word in texts]
+    keys = list(ApiKey.objects.filter(digest__in=digests).select_related("tenant"))
+    return keys, len(texts) - len(keys)

@@ -38,6 +38,7 @@ class Held:
     last_used_at: datetime | None
     expires_at: datetime | None
     revoked_at: datetime | None
+    revoked_because: str
     state: State
     expires_soon: bool
 
@@ -81,6 +82,7 @@ def held(keys: QuerySet[ApiKey], now: datetime) -> list[Held]:
             last_used_at=key.last_used_at,
             expires_at=key.expires_at,
             revoked_at=key.revoked_at,
+            revoked_because=key.revoked_because,
             state=state(key),
             expires_soon=key.expires_at is not None and now < key.expires_at <= now + EXPIRES_SOON,
         )

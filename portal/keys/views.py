@@ -7,16 +7,19 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from portal.accounts.models import User
 from portal.console.clock import zone_of
 from portal.keys import access, issuing, keyring, once
 from portal.keys.example import example
-from portal.keys.forms import NewKeyForm
+from portal.keys.forms import FoundKeyForm, NewKeyForm
 from portal.metering import periods
 from portal.metering.usage import total, visible_to
+
+# Stored once for both languages; the page of the key translates it.
+LEAKED = "leaked"
 
 
 def me(request: HttpRequest) -> User:
@@ -98,6 +101,29 @@ def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
     if held.works:
         context["example"] = example(request, access.offers(access.open_to_key(key)))
     return render(request, "keys/detail.html", context)
+
+
+@login_required
+@never_cache
+@sensitive_post_parameters("text")
+@require_http_methods(["GET", "HEAD", "POST"])
+def found_key(request: HttpRequest) -> HttpResponse:
+    """Somebody found a key where it must not be: whoever is signed in may end it, for it works for everybody now."""
+    form = FoundKeyForm(request.POST or None)
+    asked = form.is_valid()
+    found, strange = issuing.found_in(form.cleaned_data["text"]) if asked else ([], 0)
+    ended = [key for key in found if key.revoked_at is None]
+    for key in ended:
+        issuing.revoke(key, because=LEAKED)
+    form.data = {}  # what was pasted is never sent back
+    context = {
+        "form": form,
+        "asked": asked,
+        "ended": ended,
+        "known": [key for key in found if key not in ended],
+        "strange": strange,
+    }
+    return render(request, "keys/found.html", context)
 
 
 @login_required

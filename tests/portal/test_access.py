@@ -42,6 +42,7 @@ RULES = {
     "models/": PEOPLE,
     "keys/": PEOPLE,
     "keys/new/": PEOPLE,
+    "keys/found/": PEOPLE,
     "keys/<slug:prefix>/": ALICE,
     "keys/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
     "usage/": PEOPLE,

@@ -1,0 +1,76 @@
+"""Found a leaked key? Whoever is signed in ends it, whosever it is."""
+
+import pytest
+
+from portal.accounts.models import AuditEvent
+from portal.keys import secret
+from portal.keys.issuing import issue, revoke
+from portal.keys.models import ApiKey
+from tests.translations import japanese  # noqa: F401
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def key(alice, research) -> str:
+    return issue(tenant=research, user=alice, name="laptop")[1]
+
+
+def paste(client, who, text: str) -> str:
+    client.force_login(who)
+    response = client.post("/keys/found/", {"text": text})
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def test_a_stranger_ends_it_and_its_owner_sees_why(client, charlie, alice, key):
+    page = paste(client, charlie, f"curl -H 'Authorization: Bearer {key}' http://…")
+    row = ApiKey.objects.get()
+    assert row.revoked_at is not None
+    assert row.prefix in page
+    assert "is revoked and will stop working" in page
+    client.force_login(alice)
+    assert "Somebody found it where it must not be" in client.get(f"/keys/{row.prefix}/").content.decode()
+
+
+def test_it_is_never_sent_back_nor_kept(client, charlie, key):
+    assert key not in paste(client, charlie, key)
+    assert key not in paste(client, charlie, key + "x" * 100_000)
+    event = AuditEvent.objects.filter(action="key.revoke").get()
+    assert (event.actor, event.after["revoked_because"]) == (charlie, "leaked")
+    assert key not in str(AuditEvent.objects.values_list("before", "after"))
+
+
+def test_all_keys_of_a_text_are_ended_once(client, charlie, alice, research, key):
+    _, other = issue(tenant=research, service="Dify", name="Dify")
+    page = paste(client, charlie, f"{key},{other}\n{key}")
+    assert page.count("is revoked and will stop working") == 2
+    assert "had been revoked already" in paste(client, charlie, other)
+
+
+def test_a_key_that_was_revoked_before_keeps_its_reason(client, charlie, key):
+    revoke(ApiKey.objects.get(), because="rotated")
+    paste(client, charlie, key)
+    assert ApiKey.objects.get().revoked_because == "rotated"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nothing here", "No whole key is in that text"),
+        ("mdg_abcdefgh", "No whole key is in that text"),
+        ("", "This field is required"),
+    ],
+)
+def test_what_is_no_key_is_said_to_be_none(client, charlie, key, text, said):
+    assert said in paste(client, charlie, text)
+    assert ApiKey.objects.get().revoked_at is None
+
+
+def test_a_key_of_nobody_is_told_from_a_part_of_one(client, charlie):
+    assert "none that this server knows" in paste(client, charlie, secret.make())
+
+
+def test_a_prefix_is_not_enough(client, charlie, key):
+    paste(client, charlie, ApiKey.objects.get().prefix)
+    assert ApiKey.objects.get().revoked_at is None
