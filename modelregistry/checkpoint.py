@@ -16,7 +16,7 @@ from typing import Any
 from modelregistry.facts import Attention, Facts, Unreadable, gettext_noop
 
 # Bytes. A shard of a 70B model has 0.1 MB of header, a configuration with a long chat template 0.1 MB. JSON takes up
-# to 20 times its size when it is read, so this much is 300 MB at the worst.
+# to 30 times its size when it is read, so this much is 500 MB at the worst (measured).
 LONGEST_JSON = 16 * 2**20
 MOST_LAYERS = 4096
 INDEX = "model.safetensors.index.json"
@@ -478,7 +478,7 @@ def _attention(config: _Config, layers: int) -> Iterator[Attention]:
     if config.kind == "whisper":
         yield from _whisper(config, layers)
         return
-    if ENCODERS.search(config.kind) or config.get("is_causal") is False:
+    if (ENCODERS.search(config.kind) and "decoder" not in config.kind) or config.get("is_causal") is False:
         return
     kinds, windows = _kinds(config, layers), _windows(config, layers)
     keeping = layers - config.number("num_kv_shared_layers")  # the last ones read what an earlier one keeps

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from gguf import GGMLQuantizationType, PoolingType
+from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -187,6 +187,7 @@ def test_modelopt_says_it_in_a_file_of_its_own(tmp_path):
             (Attention(1, 16, 16),),
         ),
         ({"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]}, ()),
+        ({"model_type": "modernbert-decoder"}, (FULL, FULL)),
         (
             {"model_type": "whisper", "d_model": 64, "max_source_positions": 1500, "num_hidden_layers": 1},
             (Attention(4, 16, 16), Attention(4, 16, 16, 1500)),
@@ -469,6 +470,14 @@ def test_the_demo_models_are_known():
     assert (chat.context, chat.has_chat_template, chat.vocabulary) == (8192, True, 49_152)
     assert chat.attention == (Attention(3, 64, 64),) * 30
     assert (sentences.architecture, sentences.pooling, sentences.context) == ("bert", "mean", 512)
+
+
+def test_it_counts_what_the_formats_own_reader_counts():
+    path = engines.embedding_model()
+    theirs = GGUFReader(path).tensors
+    facts = read("llama.cpp", str(path))
+    assert facts.parameters == sum(int(tensor.n_elements) for tensor in theirs)
+    assert facts.weight_bytes == sum(int(tensor.n_bytes) for tensor in theirs)
 
 
 def test_a_chat_template_is_noticed_and_not_kept(tmp_path):
