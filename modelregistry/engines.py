@@ -21,6 +21,7 @@ LLAMA_CPP_LAUNCHERS = ("llama-server", "xllamacpp", "llama-cpp-python")
 LAUNCHERS = ("vllm", *LLAMA_CPP_LAUNCHERS)
 # Of llama.cpp, if the operator does not say: enough for a small team, and its KV cache still fits beside the weights.
 DEFAULT_SLOTS = 4
+LEAST_CACHE = 2**20  # bytes; not 0, which could be taken for nothing said
 XLLAMACPP_LAUNCHER = Path(__file__).with_name("xllamacpp_launcher.py")
 # An environment's own scripts hold the path of their Python, so vLLM's command is started by its module.
 VLLM_MODULE = ("-m", "vllm.entrypoints.cli.main")
@@ -346,8 +347,9 @@ def _vllm_granted(spec: Spec, grant: Grant) -> list[str]:
         # Only looked at: is so much free? With the fraction alone the cache would be what a measurement at its start
         # leaves over, which others that start on the same card meanwhile disturb.
         argv += ["--gpu-memory-utilization", f"{grant.fraction:.4f}"]
-    if grant.cache:
-        argv += ["--kv-cache-memory-bytes", str(grant.cache)]  # vLLM 0.11 and later
+    if grant.cache or not grant.fraction:
+        # Also for an encoder, which has no cache: on a CPU vLLM wants 92 % of the RAM to be free if nothing is said.
+        argv += ["--kv-cache-memory-bytes", str(max(grant.cache, LEAST_CACHE))]  # vLLM 0.11 and later
     return argv
 
 

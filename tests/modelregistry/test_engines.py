@@ -169,6 +169,12 @@ def test_vllm_reads_mistrals_own_form_where_it_is(tmp_path):
     assert pairs(argv)["--load-format"] == "mistral"
 
 
+def test_vllm_without_a_cache_does_not_want_nearly_all_ram_to_be_free():
+    spec = replace(CHAT, engine="vllm", task="embedding")
+    argv = engines.command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, engines.Grant()).argv
+    assert pairs(argv)["--kv-cache-memory-bytes"] == str(2**20)
+
+
 @pytest.mark.parametrize("launcher", engines.LAUNCHERS)
 def test_more_arguments_come_last(launcher):
     assert command(replace(CHAT, args=("--a=1", "--b")), launcher).argv[-2:] == ("--a=1", "--b")
