@@ -57,11 +57,17 @@ def model(name: str, engine: str = "vllm", **values: Any) -> ServedModel:
 
 def replica(of: ServedModel, on: Host, state: str = "ready", **values: Any) -> Replica:
     busy = {"at": timezone.now().isoformat(), "running": 0, "waiting": 0, "tokens_per_second": 0.0, "cache_used": 0.0}
-    live = {**busy, **values.pop("live", {})} if state == "ready" else None
+    now = {**busy, **values.pop("live", {})}
     version = "0.32.0" if of.engine == "vllm" else "b11549"
     launcher = "vllm" if of.engine == "vllm" else "llama-server"
     return Replica.objects.create(
-        model=of, host=on, state=state, live=live, version=version, launcher=launcher, **values
+        model=of,
+        host=on,
+        state=state,
+        live=now if state == "ready" else None,
+        version=version,
+        launcher=launcher,
+        **values,
     )
 
 

@@ -124,6 +124,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.refused = False  # for want of memory: the box that forces it is shown
         self.fields["engine"].choices = ServedModel.Engine.choices  # type: ignore[attr-defined]  # none is no choice
         if self.instance.pk:
             self.fields["name"].disabled = True
@@ -140,7 +141,8 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         for group in GROUPS:
             fields = [self[name] for name in group.fields]
             told = any(field.errors for field in fields)
-            yield group, fields, told or not group.folded or any(self._is_set(field) for field in fields)
+            forced = self.refused and "overcommit" in group.fields
+            yield group, fields, told or forced or not group.folded or any(self._is_set(field) for field in fields)
 
     @property
     def takes_other_memory(self) -> bool:

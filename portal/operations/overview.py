@@ -96,6 +96,11 @@ class ModelView:
         return max((r.now.cache_used for r in self.replicas if r.now.cache_used is not None), default=None)
 
     @property
+    def gave_up(self) -> bool:
+        """None answers and none is on its way, so that another try hurts nobody."""
+        return self.state in (ModelState.FAILED, ModelState.BACKOFF)
+
+    @property
     def troubled(self) -> ReplicaView | None:
         """The replica whose failure is told first; none of a model that nobody wants to run."""
         if self.state in UNWANTED:

@@ -120,6 +120,7 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
         if not (asked or refused) and (model := form.carry_out()):
             messages.success(request, said % {"model": model.name})
             return redirect("operations-model", model.name)
+        form.refused = refused
         context |= {"estimate": expected, "refused": refused, "asked": asked or refused}
     return render(request, "operations/edit.html", context)
 

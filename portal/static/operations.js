@@ -57,10 +57,10 @@ function renewAll(fresh) {
   if (said.length) announcer.textContent = said.join(". ");
 }
 
-let running = false, again = false, wait;
+let running = false, again = false;
 
 async function renew() {
-  if (running) { again = true; return; }
+  if (running || document.hidden) { again = true; return; } // nobody looks: when somebody does
   running = true;
   again = false;
   try {
@@ -73,7 +73,7 @@ async function renew() {
   } catch {
     // The network is away; the socket will notice as well and says so.
   }
-  wait = setTimeout(() => { running = false; if (again) renew(); }, PAUSE);
+  setTimeout(() => { running = false; if (again) renew(); }, PAUSE);
 }
 
 // Calls `message` with each message, `closed` when the socket is away (true: for good), and connects again by itself.
@@ -95,6 +95,8 @@ function connect(path, { opened, message, closed }) {
   };
   open();
 }
+
+document.addEventListener("visibilitychange", () => { if (again && !document.hidden) renew(); });
 
 if (area) {
   let since = clock();

@@ -1,5 +1,6 @@
 """Operators' pages: who may see them, what stands there, and what is done from them."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -7,7 +8,7 @@ from django.test import Client
 from django.utils import timezone
 
 from modelregistry.advice import ADVICE
-from modelregistry.models import LogTail, LogWish, Replica, ServedModel
+from modelregistry.models import Host, LogTail, LogWish, Replica, ServedModel
 from portal.accounts.models import AuditEvent
 from portal.operations.callers import callers
 from portal.operations.estimate import estimate
@@ -209,6 +210,8 @@ class TestForms:
         assert "It does not fit, and was not saved" in page
         assert "free of 25.8; models 0, others 20.0." in page
         assert f'value="{files}"' in page
+        assert "<details" in page.split('name="overcommit"')[0]
+        assert " open" in page.split('name="overcommit"')[0].rsplit("<details", 1)[1].split(">")[0]
         assert ServedModel.objects.count() == 0
         as_olivia.post("/operations/models/new/", {**form_for(files), "overcommit": "on"})
         assert ServedModel.objects.get().overcommit
@@ -280,6 +283,39 @@ class TestOneModel:
         for path in ADDRESSES[2:]:
             response = as_olivia.post(path) if "/start/" in path else as_olivia.get(path)
             assert response.status_code == 404
+
+
+class TestButtons:
+    @pytest.mark.parametrize(
+        ("state", "verbs"),
+        [
+            ("ready", ["Restart", "Stop"]),
+            ("starting", ["Restart", "Stop"]),
+            ("unhealthy", ["Restart", "Stop"]),
+            ("failed", ["Try", "Stop"]),
+            ("backoff", ["Try", "Stop"]),
+        ],
+    )
+    def test_they_are_what_helps_in_this_state(self, as_olivia, state, verbs):
+        serve(state=state)
+        assert offered(read(as_olivia, "/operations/")) == verbs
+
+    def test_another_try_that_would_cut_a_replica_that_answers_asks_first(self, as_olivia):
+        model = serve()
+        ServedModel.objects.update(replicas=2)
+        Replica.objects.create(model=model, host=Host.objects.get(), index=1, state="failed")
+        assert offered(read(as_olivia, "/operations/")) == ["Restart", "Stop"]
+
+    def test_what_is_stopped_can_be_started(self, as_olivia):
+        serve(state="stopped")
+        ServedModel.objects.update(enabled=False)
+        assert offered(read(as_olivia, "/operations/")) == ["Start"]
+
+
+def offered(page: str) -> list[str]:
+    """The verbs of the only model's buttons."""
+    cell = page.split('data-live="buttons-qwen"')[1].split("</td>")[0]
+    return [label.split()[0] for label in re.findall('aria-label="([^"]*)"', cell)]
 
 
 class TestRefusals:
