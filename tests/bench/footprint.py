@@ -211,10 +211,8 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
     spec, runs = combination.spec, process.Runs(house.runs)
     allotted = launching.allot(house, spec, before=[], tenants=[], past=[], versions={})
     assert allotted, "all of these can be read"
-    chance = random.Random()
-    run, label = launching.launch(
-        house, runs, Key(1, 0), spec, address="127.0.0.1", taken=[], chance=chance, allotted=allotted
-    )
+    port = launching.free_port("127.0.0.1", house.ports, [], random.Random())
+    run, label = launching.launch(house, runs, Key(1, 0), spec, address="127.0.0.1", port=port, allotted=allotted)
     try:
         await _answers(run, label)
         first = memory.held(process.tree(run)).taken
