@@ -1,0 +1,69 @@
+"""Stands before the real pynvml on the path of a supervisor: the cards are those of the JSON file in RECORDED_NVML.
+
+{"error": code of nvmlInit or 0, "cards": [{"uuid", "name", "total", "used", "processes": {pid: bytes}, "error"}]}, read
+anew at each nvmlInit, so that a test can let a card get lost.
+"""
+
+import importlib.machinery
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+_HERE = str(Path(__file__).parent)
+_spec = importlib.machinery.PathFinder.find_spec("pynvml", [path for path in sys.path if path != _HERE])
+assert _spec
+assert _spec.loader
+_real = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_real)
+globals().update({name: value for name, value in vars(_real).items() if not name.startswith("__")})
+_real._extractNVMLErrorsAsClasses()  # the classes of its errors, which it gives to whoever is called pynvml
+NVMLError = _real.NVMLError
+_now: dict = {}
+
+
+def nvmlInit():
+    _now.update(json.loads(Path(os.environ["RECORDED_NVML"]).read_text()))
+    if _now["error"]:
+        raise NVMLError(_now["error"])
+
+
+def nvmlShutdown():
+    pass
+
+
+def nvmlDeviceGetCount():
+    return len(_now["cards"])
+
+
+def nvmlDeviceGetHandleByIndex(index):
+    card = _now["cards"][index]
+    if card["error"]:
+        raise NVMLError(card["error"])
+    return card
+
+
+def nvmlDeviceGetMigMode(card):
+    raise NVMLError(_real.NVML_ERROR_NOT_SUPPORTED)
+
+
+def nvmlDeviceGetUUID(card):
+    return card["uuid"]
+
+
+def nvmlDeviceGetName(card):
+    return card["name"]
+
+
+def nvmlDeviceGetMemoryInfo(card):
+    return SimpleNamespace(total=card["total"], used=card["used"], free=card["total"] - card["used"])
+
+
+def nvmlDeviceGetComputeRunningProcesses(card):
+    return [SimpleNamespace(pid=int(pid), usedGpuMemory=size) for pid, size in card["processes"].items()]
+
+
+def nvmlDeviceGetGraphicsRunningProcesses(card):
+    return []
