@@ -129,10 +129,10 @@ class Runs:
         )
 
     def all(self) -> list[Run]:
-        """Every run on disk, oldest first."""
+        """Every run on disk, oldest first. Another thread may be forgetting some of them."""
         if not self.root.exists():
             return []
-        directories = sorted(self.root.iterdir(), key=lambda directory: directory.stat().st_mtime_ns)
+        directories = sorted(self.root.iterdir(), key=_age)
         return [run for directory in directories if (run := self.find(directory.name))]
 
     def forget(self, run: Run) -> None:
@@ -262,6 +262,13 @@ def oom_kills() -> int:
             if line.startswith("oom_kill "):
                 return int(line.split()[1])
     return 0
+
+
+def _age(directory: Path) -> int:
+    try:
+        return directory.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _signal_shim(run: Run, number: int) -> None:

@@ -11,6 +11,7 @@ asyncio rather than threads alone, because most of the time is spent waiting for
 import asyncio
 import logging
 import random
+import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
@@ -69,6 +70,7 @@ class Supervisor:
         self.allotting = asyncio.Lock()  # two that start at a time must not count on the same memory
         self.hands = Hands(32, "hands")  # which wait for processes
         self.readings = Readings()
+        self.strangers: set[tuple[int, int]] = set()
         self.inspector = Inspector(self.runs, house.cache, house.commands)
         self.books = Bookkeeping(house, self.charges, self.hands, clock=clock, heard=self.wake.set)
 
@@ -130,6 +132,13 @@ class Supervisor:
 
     async def _inspect(self) -> None:
         found = await self.hands.do(self.inspector.inspect)
+        for each in found.strangers:
+            who = each["pid"], each["device"]
+            if who not in self.strangers:
+                log.info(
+                    "process %d (%s) is not ours and holds %s of device %d", who[0], each["name"], each["bytes"], who[1]
+                )
+        self.strangers = {(each["pid"], each["device"]) for each in found.strangers}
         self.books.report = Report(**{**asdict(found), "at": timezone.now()})
 
     async def _read_files(self) -> None:
@@ -369,8 +378,11 @@ def _story(launcher: str, run: Run | None, why: str) -> str:
     """One sentence on what happened, then the engine's last words."""
     if run is None:
         return why
-    how = why or str(process.ending(run) or "its shim was killed")
+    ended = process.ending(run)
+    how = why or str(ended or "its shim was killed")
     written = process.log_tail(run.directory, CAUSE_LINES)
-    cause = engines.telling_line(launcher, written)
+    # Who was killed had no time to say why.
+    silent = not why and (ended is None or ended.signal == signal.SIGKILL)
+    cause = "" if silent else engines.telling_line(launcher, written)
     tail = "\n".join(written.splitlines()[-LOG_LINES:])
-    return f"{how}: {cause}\n{tail}" if cause else how
+    return "\n".join(filter(None, [f"{how}: {cause}" if cause else how, tail]))
