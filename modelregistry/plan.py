@@ -21,6 +21,7 @@ LOOK_OUTSIDE_EVERY = 10.0  # at an external one, which is somebody else's
 DRAIN_LOOK_EVERY = 0.5
 PUBLISHED_FOR = 2.5  # seconds; longer than one catalogue poll (2 s), so no gateway still routes here
 DRAIN_LIMIT = 300.0  # seconds; the longest that a gateway waits for an engine's next byte
+DRAIN_BAD_LOOKS = 20  # in a row, 10 s at least: who does not even tell its health has nothing to finish
 UNWELL_LIMIT = 120.0  # seconds without an answer before an engine that still runs is ended
 REFUSALS_LIMIT = 10  # answers "no" of a starting engine: it works, but not as it should
 LOOK_AGAIN = 1.0  # seconds after a bad look
@@ -219,7 +220,8 @@ def _draining(seen: Observed, now: float) -> Action | None:
     known = seen.published_at is not None and now - seen.published_at >= PUBLISHED_FOR
     # A look before that may have been followed by a request.
     looked_since = seen.published_at is not None and seen.looked_at >= seen.published_at + PUBLISHED_FOR
-    if (known and looked_since and seen.running == 0) or now - seen.since > DRAIN_LIMIT:
+    given_up = now - seen.since > DRAIN_LIMIT or seen.bad_looks >= DRAIN_BAD_LOOKS
+    if (known and looked_since and seen.running == 0) or given_up:
         return Stop(key=seen.key)
     return Look(key=seen.key) if now - seen.looked_at >= DRAIN_LOOK_EVERY else None
 

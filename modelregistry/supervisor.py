@@ -323,7 +323,10 @@ class Supervisor:
             return
         charge.note(seen, now)
         charge.version = charge.version or self._installed(charge.launcher)
-        if charge.state == State.DRAINING or (seen.well and not self._in_doubt(charge, now)):
+        if charge.state == State.DRAINING:
+            charge.bad_looks = 0 if seen.well else charge.bad_looks + 1
+            return
+        if seen.well and not self._in_doubt(charge, now):
             charge.bad_looks = 0
             return
         try:

@@ -56,7 +56,7 @@ class Site:
     def replica(self, name: str = "m", number: int = 0) -> Replica | None:
         return Replica.objects.filter(model__name=name, index=number).first()
 
-    def reaches(self, state: str, name: str = "m", number: int = 0, seconds: float = 20) -> Replica:
+    def reaches(self, state: str, name: str = "m", number: int = 0, seconds: float = 60) -> Replica:
         def look() -> Replica | None:
             replica = self.replica(name, number)
             return replica if replica and replica.state == state else None

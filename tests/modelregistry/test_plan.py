@@ -119,6 +119,11 @@ def drained(**more):
     return seen("draining", **({"since": NOW - 6, "published_at": NOW - 5, "running": 0} | more))
 
 
+def test_a_drained_engine_that_tells_nothing_at_all_is_not_waited_for():
+    assert next_for(WANT, drained(running=None, bad_looks=19)) is None
+    assert next_for(WANT, drained(running=None, bad_looks=20)) == Stop(key=KEY)
+
+
 def test_a_drained_engine_is_stopped():
     assert next_for(WANT, drained()) == Stop(key=KEY)
 
