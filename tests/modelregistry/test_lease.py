@@ -118,7 +118,7 @@ def test_a_host_that_was_left_is_free_at_once(site, elsewhere):
     first.send_signal(signal.SIGTERM)
     assert first.wait(20) == 0
     second = elsewhere.supervise()
-    until(lambda: str(second.pid) in Host.objects.get().holder, 20)
+    until(lambda: str(second.pid) in Host.objects.get().holder, 60)
 
 
 def test_a_supervisor_that_was_followed_by_another_stops_and_leaves_its_engines(site):

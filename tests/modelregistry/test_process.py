@@ -167,14 +167,14 @@ def test_told_so_it_kills_at_once(runs):
     process.terminate(run)
     assert process.life(run) is Life.RUNNING
     process.terminate_at_once(run)
-    until(lambda: process.life(run) is Life.ENDED, 2)
+    until(lambda: process.life(run) is Life.ENDED, 30)
 
 
 def test_what_a_dead_front_leaves_behind_is_ended(runs):
     run = start(runs, FAMILY)
     pids = family(run)
     os.kill(run.engine.pid, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.ENDED, 5)
+    until(lambda: process.life(run) is Life.ENDED, 30)
     assert dead([*pids, run.shim.pid])
 
 

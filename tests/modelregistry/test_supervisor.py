@@ -65,7 +65,7 @@ def test_an_unregistered_model_finishes_what_runs_and_is_gone(site):
     model.delete()
     assert site.replica() is None
     assert answer.rest().count("data:") == 91
-    until(lambda: gone(run), 5)
+    until(lambda: gone(run), 30)
 
 
 def test_a_crashed_engine_is_started_again(site):
@@ -390,7 +390,7 @@ def test_engines_do_not_mind_a_database_that_is_away(site):
     away(True)
     until(lambda: "the database does not answer" in site.log.read_text())
     os.kill(before.pid, signal.SIGKILL)
-    until(lambda: len(site.runs.all()) == 2, 10)
+    until(lambda: len(site.runs.all()) == 2, 30)
     time.sleep(2)
     assert site.log.read_text().count("the database does not answer") == 1
     away(False)

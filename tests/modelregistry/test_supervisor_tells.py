@@ -74,11 +74,11 @@ def test_a_log_is_shown_while_somebody_looks(site):
     ready = site.reaches("ready")
     assert not LogTail.objects.exists()
     LogWish.objects.create(replica=ready, until=timezone.now() + timedelta(seconds=60))
-    first = until(LogTail.objects.first, 5)
+    first = until(LogTail.objects.first, 30)
     assert "line 1" in first.text
-    until(lambda: len(LogTail.objects.get().text) > len(first.text), 5)
+    until(lambda: len(LogTail.objects.get().text) > len(first.text), 30)
     LogWish.objects.update(until=timezone.now())
-    until(lambda: (text := LogTail.objects.get().at) and text < timezone.now() - timedelta(seconds=3), 15)
+    until(lambda: (text := LogTail.objects.get().at) and text < timezone.now() - timedelta(seconds=3), 60)
 
 
 def test_the_log_of_a_run_that_is_over_can_be_read(site):
@@ -89,7 +89,7 @@ def test_the_log_of_a_run_that_is_over_can_be_read(site):
     model.save()
     site.reaches("stopped")
     LogWish.objects.create(replica=ready, until=timezone.now() + timedelta(seconds=60))
-    assert "line 1" in until(LogTail.objects.first, 5).text
+    assert "line 1" in until(LogTail.objects.first, 30).text
 
 
 def test_files_are_read_and_read_again_when_they_change(site):
