@@ -30,14 +30,19 @@ class Launcher:
     """`one_thread`: several wait for each other by spinning, and on a busy machine a token may take a second."""
 
     name: str
-    one_thread: str = "--threads=1"
+    one_thread: tuple[str, ...] = ("--threads", "1")
     slots: int = 2
+
+    def options(self, path):
+        """Of `registermodel`."""
+        args = [f"--arg={word}" for word in self.one_thread]
+        return ["--engine=llama.cpp", f"--launcher={self.name}", f"--path={path}", *args]
 
 
 LAUNCHERS = (
     Launcher("llama-server"),
     Launcher("xllamacpp"),
-    Launcher("llama-cpp-python", one_thread="--n_threads=1", slots=1),
+    Launcher("llama-cpp-python", one_thread=("--n_threads", "1"), slots=1),
 )
 
 
@@ -51,8 +56,7 @@ def real(site, launcher):
 
 
 def register(site, name, path, *options):
-    options = (f"--launcher={site.launcher.name}", f"--path={path}", f"--arg={site.launcher.one_thread}", *options)
-    call_command("registermodel", name, "--engine=llama.cpp", *options)
+    call_command("registermodel", name, *site.launcher.options(path), *options)
 
 
 def started(site, *options):
