@@ -483,7 +483,7 @@ class CallMeter:
         """The HTTP request for an engine; of an upload, its head."""
         head = (
             f"POST {address.prefix}{self._endpoint.path} HTTP/1.1\r\nhost: {address.host_header}\r\n"
-            f"authorization: Bearer {replica.api_key}\r\nx-request-id: {self.request_id}\r\n"
+            f"authorization: Bearer {replica.api_key}\r\nx-request-id: {_for_engines(self.request_id)}\r\n"
         )
         if upload is not None:
             body = b""
@@ -564,6 +564,11 @@ class CallMeter:
 
 def is_stale(error: UpstreamError | None) -> bool:
     return isinstance(error, Broken) and error.stale
+
+
+def _for_engines(request_id: str) -> str:
+    """As a UUID: llama-cpp-python, and other servers with starlette-context, answer 400 to any other request id."""
+    return request_id.removeprefix("req_").ljust(32, "0")
 
 
 def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:

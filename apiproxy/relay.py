@@ -340,7 +340,11 @@ class Exchange:
             self._broke_off()
             return
         self._close("finished")
-        self._answer(assembly.body(reader.usage), b"application/json")
+        usage = reader.usage
+        if usage is None:  # llama-cpp-python tells none in streams; an answer in one piece always has it
+            used, _ = reader.used(self._call.prompt_estimate)
+            usage = {"prompt_tokens": used.prompt, "completion_tokens": used.completion, "total_tokens": used.total}
+        self._answer(assembly.body(usage), b"application/json")
 
     def _broke_off(self) -> None:
         """The answer ended before its end. A client that has had some of it is told by an event."""

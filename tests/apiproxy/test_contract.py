@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import uuid
 from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -275,6 +276,14 @@ def test_an_engine_hears_only_the_headers_that_it_needs(counter):
     allowed = {"host", "authorization", "content-type", "content-length", "x-request-id"}
     assert set(seen["headers"]) <= allowed
     assert counter.key not in seen["headers"]["authorization"]
+
+
+def test_an_engine_is_told_the_request_id_as_a_uuid(counter):
+    """llama-cpp-python answers 400 to a call whose `x-request-id` is none."""
+    response = counter.client.post("/v1/chat/completions", json={"model": "fake", "messages": []})
+    (seen,) = counter.engine.seen()["requests"]
+    told = uuid.UUID(seen["headers"]["x-request-id"]).hex
+    assert told.startswith(response.headers["x-request-id"].removeprefix("req_"))
 
 
 def test_embeddings_are_asked_for_without_any_null(counter):

@@ -11,7 +11,7 @@ from apiproxy import sse
 from apiproxy.assembly import MessageAssembly
 from apiproxy.tokens import Tokens, tokens
 from modelregistry.models import ServedModel
-from tests.engine import SSE, chunk, unary
+from tests.engine import DONE, FINISH, SSE, chunk, token, unary
 from tests.waiting import until
 
 
@@ -244,6 +244,17 @@ def test_a_unary_call_to_llama_cpp_is_put_together_from_a_stream(llama, path, st
         content = [{"type": "text", "text": "abc"}]
         assert response.json() == {**MESSAGE, "content": content, "stop_reason": "end_turn", "usage": usage}
     assert llama.usage()[0].estimated is False
+
+
+def test_a_chat_answer_that_is_put_together_has_usage_though_the_stream_told_none(llama):
+    """llama-cpp-python's streams tell none, and an answer in one piece without it breaks clients."""
+    script = [{"send": SSE}, {"send": chunk(token(0) + token(1) + FINISH + DONE) + "0\r\n\r\n"}]
+    answer = llama.client.post("/v1/chat/completions", json={"model": "fake", "messages": [], "script": script}).json()
+    row = llama.usage()[0]
+    assert row.estimated is True
+    assert row.completion_tokens == 2
+    told = {"prompt_tokens": row.prompt_tokens, "completion_tokens": 2, "total_tokens": row.prompt_tokens + 2}
+    assert answer["usage"] == told
 
 
 @BOTH

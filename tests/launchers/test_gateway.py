@@ -63,13 +63,13 @@ def house(request, tmp_path_factory) -> Iterator[House]:
 def test_a_stream_is_whole_and_metered(house):
     stream = house.chat(12, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
-    assert chunks[-1].choices == []
-    # llama-cpp-python tells no usage in streams: what came is counted.
-    assert 5 <= chunks[-1].usage.completion_tokens <= 12
+    counted = house.launcher.name == "llama-cpp-python"  # it tells no usage in streams: what came is counted
+    assert (chunks[-1].usage is None) == counted
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in ENDS
     row = house.row(stream.response.headers["x-request-id"])
-    assert (row["status"], row["completion_tokens"]) == ("finished", chunks[-1].usage.completion_tokens)
-    assert bool(row["estimated"]) == (house.launcher.name == "llama-cpp-python")
+    assert (row["status"], bool(row["estimated"])) == ("finished", counted)
+    told = 12 if counted else chunks[-1].usage.completion_tokens
+    assert told <= row["completion_tokens"] <= told + counted  # its last chunk is empty, and counted too
 
 
 def test_an_answer_in_one_piece_is_whole_and_metered(house):
@@ -78,7 +78,7 @@ def test_an_answer_in_one_piece_is_whole_and_metered(house):
     assert answer.choices[0].message.content
     row = house.row(answer._request_id)
     assert (row["status"], row["completion_tokens"]) == ("finished", answer.usage.completion_tokens)
-    assert 5 <= row["completion_tokens"] <= 12
+    assert 5 <= row["completion_tokens"] <= 13
 
 
 def test_embeddings_come_as_the_sdk_asks_for_them(house):
