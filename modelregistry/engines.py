@@ -393,7 +393,8 @@ def telling_line(launcher: str, log: str) -> str:
         *([re.compile(r"\((?:Worker|EngineCore)[^)]*\) ERROR .*\w+Error: ")] if launcher == "vllm" else []),
         # The same of its front: pydantic's words
         *([re.compile(r"^Value error, ")] if launcher == "vllm" else []),
-        re.compile(r"error: |\w+Error: |Exception: | E \w+"),
+        # llama-cpp-python prints llama.cpp's lines without their letter, and a traceback that says less after them.
+        re.compile(r"error(?: loading model)?: |\w+Error: |Exception: | E \w+"),
     ]
     for pattern in patterns:
         for line in lines:

@@ -299,6 +299,15 @@ def test_llama_cpps_first_error_is_the_cause():
     assert engines.telling_line("xllamacpp", log) == "0.01 E gguf_init: failed to read magic"
 
 
+def test_what_llama_cpp_says_comes_before_the_traceback_of_its_python():
+    log = (
+        "create_tensor: loading tensor blk.0.attn_q.weight\n"
+        "llama_model_load: error loading model: check_tensor_dims: tensor 'blk.0.attn_q.weight' not found\n"
+        "Traceback (most recent call last):\nValueError: Failed to load model from file: /m.gguf\n"
+    )
+    assert engines.telling_line("llama-cpp-python", log).endswith("tensor 'blk.0.attn_q.weight' not found")
+
+
 def test_without_any_error_the_last_line_has_to_do():
     assert engines.telling_line("llama-server", "one\ntwo\n\n") == "two"
     assert engines.telling_line("llama-server", "") == ""
