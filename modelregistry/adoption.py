@@ -60,7 +60,7 @@ def _adopted(key: Key, facts: Facts | None, run: Run | None, order: Order, grace
     elif run and lives:
         _take_over(charge, run, now)
     elif charge.state in (State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING):
-        _found_dead(charge, run)
+        _found_dead(charge, facts, run)
     return charge
 
 
@@ -73,11 +73,14 @@ def _take_over(charge: Charge, run: Run, now: float) -> None:
     log.info("%s: adopted, process %d", charge, run.engine.pid)
 
 
-def _found_dead(charge: Charge, run: Run | None) -> None:
-    if run and run.of_this_boot:
+def _found_dead(charge: Charge, facts: Facts | None, run: Run | None) -> None:
+    # Nobody's fault: the host was restarted, or the supervisor before us died before it had started the next engine
+    # (it was known that this one is over).
+    over_before = facts and run and facts.pid is None and facts.run_id == run.run_id
+    if run and run.of_this_boot and not over_before:
         charge.run = run  # the plan will see that it ended, and how
     else:
-        charge.state = State.STOPPED  # the host was restarted: nobody's fault
+        charge.state = State.STOPPED
 
 
 def _seconds_until(instant: datetime | None) -> float:

@@ -1,0 +1,43 @@
+"""What a starting supervisor makes of engines that ended before it came."""
+
+import pytest
+
+from modelregistry import process
+from modelregistry.adoption import adopt
+from modelregistry.engines import Command
+from modelregistry.plan import Key, State
+from modelregistry.process import Life, Runs
+from modelregistry.rows import Facts
+
+KEY = Key(1, 0)
+LABEL = {
+    **{"model": 1, "replica": 0, "name": "m", "task": "chat", "fingerprint": "", "launcher": "llama-server"},
+    **{"slots": 1, "port": 0, "url": "", "api_key": ""},
+}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """With one run, "old", that was stopped."""
+    made = Runs(tmp_path)
+    run = made.start("old", Command(argv=("/bin/sleep", "600"), env={}), label=LABEL, grace=5)
+    assert process.stop(run, grace=5)
+    assert process.life(run) is Life.ENDED
+    return made
+
+
+def adopted(runs, **facts):
+    known = {KEY: Facts(state=State.STARTING, run_id="old", **facts)}
+    return adopt(runs, known, {}, grace=1, clock=lambda: 100.0)[KEY]
+
+
+def test_a_start_that_was_not_made_yet_is_no_crash_of_the_engine_before(runs):
+    """The supervisor was killed between saying that it starts an engine and starting it."""
+    charge = adopted(runs, pid=None)
+    assert (charge.state, charge.run) == (State.STOPPED, None)
+
+
+def test_an_engine_that_died_while_nobody_looked_is_one(runs):
+    charge = adopted(runs, pid=4711)
+    assert (charge.state, charge.run.run_id) == (State.STARTING, "old")
+    assert charge.observe().ended
