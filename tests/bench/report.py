@@ -52,8 +52,11 @@ def exactness(parts: list[Part]) -> Goal:
 
 
 def goals(parts: list[Part]) -> str:
-    """Markdown: the table beside the goals."""
-    return "\n".join([HEAD, *(goal.line() for part in parts for goal in part.goals), exactness(parts).line()])
+    """Markdown: the table beside the goals. Of the ledger only if somebody was answered."""
+    found = [goal for part in parts for goal in part.goals]
+    if any(part.answered for part in parts):
+        found.append(exactness(parts))
+    return "\n".join([HEAD, *(goal.line() for goal in found)])
 
 
 def write(sections: dict[str, str], path: Path = RESULTS) -> None:
@@ -73,5 +76,6 @@ def merged(parts: list[Part], path: Path = RESULTS) -> str:
     old = section[1].splitlines() if section else []
     lines = {line.split(" | ")[0]: line for line in (*old, *goals(parts).splitlines()) if line.startswith("| ")}
     lines.pop(HEAD.split(" | ")[0])
-    lines[f"| {EXACT}"] = lines.pop(f"| {EXACT}")  # the last
+    if exact := lines.pop(f"| {EXACT}", None):
+        lines[f"| {EXACT}"] = exact  # the last
     return "\n".join([HEAD, *lines.values()])

@@ -136,3 +136,12 @@ def test_a_process_costs_what_it_and_its_children_use():
             pass
         assert processes.cost(parent.pid).rss_mb > 5
         parent.communicate(b"\n")
+
+
+def test_what_answers_nobody_says_nothing_of_the_ledger(tmp_path):
+    page = tmp_path / "RESULTS.md"
+    exact = f"| {report.EXACT} | 7 | 7 | yes |"
+    page.write_text(f"<!-- goals -->\n{report.HEAD}\n{exact}\n<!-- /goals -->\n")
+    goal = Goal(text="memory", wanted="1", reached="2", met=False)
+    merged = report.merged([Part(name="memory", markdown="", goals=(goal,))], page).splitlines()
+    assert merged == [*report.HEAD.splitlines(), goal.line(), exact]
