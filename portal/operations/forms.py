@@ -125,6 +125,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.refused = False  # for want of memory: the box that forces it is shown
+        self.fields["host"].empty_label = _("where it fits first")  # type: ignore[attr-defined]
         self.fields["engine"].choices = ServedModel.Engine.choices  # type: ignore[attr-defined]  # none is no choice
         if self.instance.pk:
             self.fields["name"].disabled = True

@@ -5,6 +5,7 @@ const PAUSE = 2000; // ms between two renewals: numbers that change faster canno
 const FIRST_RETRY = 1000, LAST_RETRY = 30000; // ms
 const SILENCE = 45000; // ms; the server says something every 15 s: a socket that is silent for longer is dead
 
+const content = document.querySelector("#content");
 const area = document.querySelector("[data-live-area]");
 const note = document.querySelector("[data-live-note]");
 const noteState = note?.querySelector("[data-live-state]");
@@ -39,20 +40,22 @@ function changes(old, fresh) {
   return old.dataset.say && word(old) !== word(fresh) ? `${old.dataset.say}: ${word(fresh)}` : null;
 }
 
+// `fresh`: the content of the page as it would be now. Parts may stand outside the area (the heading's state).
 function renewAll(fresh) {
-  const now = parts(area), next = parts(fresh);
+  const freshArea = fresh.querySelector("[data-live-area]");
+  const now = parts(area), next = parts(freshArea);
   const same = now.size === next.size && [...now.keys()].every((key) => next.has(key));
   if (!same) {
     const view = area.querySelector("[data-log]"); // its text is newer than what was fetched
-    renewPart(area, fresh);
+    renewPart(area, freshArea.cloneNode(true));
     if (view) area.querySelector(`[data-log="${view.dataset.log}"]`)?.replaceWith(view);
-    return;
   }
-  const said = [];
-  for (const [key, old] of now) {
-    const change = changes(old, next.get(key));
+  const said = [], all = parts(fresh);
+  for (const [key, old] of parts(content)) {
+    if (!all.has(key)) continue;
+    const change = changes(old, all.get(key));
     if (change) said.push(change);
-    renewPart(old, next.get(key));
+    renewPart(old, all.get(key));
   }
   if (said.length) announcer.textContent = said.join(". ");
 }
@@ -67,8 +70,8 @@ async function renew() {
     const answer = await fetch(location.href, { headers: { accept: "text/html" } });
     // Signed out, or the model is gone: the page as it is says more than an empty one.
     if (answer.ok && !answer.redirected) {
-      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-live-area]");
-      if (fresh) renewAll(fresh);
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("#content");
+      if (fresh?.querySelector("[data-live-area]")) renewAll(fresh);
     }
   } catch {
     // The network is away; the socket will notice as well and says so.

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect
 from modelregistry.models import LogTail, LogWish, Replica, ServedModel
 from tests.browser.pages import looks, sign_in
 from tests.fleet import calls, fleet
+from tests.modelregistry import paper_models
 from tests.pages import key_of
 from tests.slapd import unused_port
 from tests.waiting import until
@@ -101,6 +102,14 @@ def test_a_state_changes_in_the_page_and_is_read_out(open_page, hosts):
     expect(row.locator(":focus")).to_have_count(1)
 
 
+def test_a_model_s_own_page_follows(open_page, hosts):
+    page = watch(open_page(), f"/operations/models/{LARGE}/")
+    change(LARGE, state="failed", cause="gpu-memory")
+    expect(page.locator("h1 .state")).to_have_text("failed")
+    expect(page.locator(".attention")).to_contain_text("The GPU’s memory was not enough")
+    expect(page.get_by_role("button", name=f"Try {LARGE} again")).to_be_visible()
+
+
 def test_numbers_follow(open_page, hosts):
     page = watch(open_page())
     busy = {"at": timezone.now().isoformat(), "running": 77, "waiting": 0, "tokens_per_second": 8.5, "cache_used": 0.5}
@@ -161,6 +170,23 @@ def test_a_stop_names_whom_it_hits_and_is_done_by_one_more_click(open_page, host
     page.locator("button.danger").click()
     expect(page.locator(".notice.success")).to_be_visible()
     assert not ServedModel.objects.get(name=LARGE).enabled
+
+
+def test_a_model_is_registered_after_a_look_at_what_it_will_take(open_page, hosts, tmp_path):
+    page = watch(open_page())
+    page.get_by_role("link", name="Register a model").click()
+    page.get_by_role("link", name="ezo-9b-fp8").click()
+    page.locator("[name=name]").fill("ezo")
+    page.locator("[name=path]").fill(str(paper_models.ezo_9b(tmp_path / "ezo")))
+    page.locator("[name=slots]").fill("500")
+    page.get_by_role("button", name="What will it take?").click()
+    expect(page.locator("#estimate")).to_contain_text("Rule of thumb")
+    page.get_by_role("button", name="Register and start").click()
+    expect(page.locator("#estimate")).to_contain_text("It does not fit, and was not saved")
+    page.get_by_label("Start without enough memory").check()
+    page.get_by_role("button", name="Register and start").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("ezo")
+    assert ServedModel.objects.get(name="ezo").slots == 500
 
 
 def pages() -> list[str]:
