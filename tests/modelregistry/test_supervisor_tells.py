@@ -137,8 +137,7 @@ def test_a_restart_that_an_operator_asks_for_drains_and_starts_anew(site):
 def test_a_restart_ends_the_waiting_of_a_failed_one(site):
     site.supervise()
     model = site.model("m", "exit=out of luck")
-    failed = site.reaches("failed", seconds=60)
-    assert "out of luck" in failed.detail
+    until(lambda: (row := site.replica()) and row.state == "failed" and "out of luck" in row.detail)
     model.generation += 1
     model.args = []
     model.save()
