@@ -18,6 +18,7 @@ def markdown(report: Report) -> str:
     metered = [row for row in report.rows if row["request_id"] in finished]
     others = Counter(row["status"] for row in report.rows if row["request_id"] not in finished)
     whys = Counter(f"{call.outcome}: {call.why}" for call in report.calls if call.outcome in ("broken", "refused"))
+    hurt = Counter(trouble.kind for batch in report.troubles for trouble in batch)
     starts = ", ".join(f"{model or 'portal'} {seconds:.1f} s" for model, seconds in report.starts.items())
     lines = [
         table(["trouble", "times", "well again: median", "p95", "longest", "of what is allowed"], _recoveries(report)),
@@ -35,6 +36,7 @@ def markdown(report: Report) -> str:
             ],
         ),
         "",
+        f"All in all: {_told(hurt)}.",
         f"{report.seconds:.0f} s, seed {report.seed}. First start, all at once: {starts}.",
     ]
     return "\n".join(lines)
