@@ -95,7 +95,11 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         widget=forms.CheckboxSelectMultiple,
         help_text=_("Choose none and all tenants may use it."),
     )
-    args = LinesField(label=_("More arguments"), required=False, help_text=_("One to a line, as --dtype=half."))
+    args = LinesField(
+        label=_("More arguments"),
+        required=False,
+        help_text=_("One to a line. vLLM: --dtype=half. llama-server: a value on a line of its own."),
+    )
     gpus = NumbersField(
         label=_("GPUs"), required=False, help_text=_("Numbers, for example: 0, 1. Empty: where there is room.")
     )
