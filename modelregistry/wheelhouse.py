@@ -128,10 +128,10 @@ def fetch(folder: Path, wanted: Sequence[Pin], say: Say, *, megabytes: int, buil
         kept = sum(path.stat().st_size for path in there.values()) // MB
         say(f"kept from before: {len(there)} of {len(wanted)} packages, {kept:,} MB")
     others = len(_packages(folder)) - len(there)
-    downloads = [
-        _Download(missing[number::AT_A_TIME], parts / str(number), builder)
-        for number in range(min(AT_A_TIME, len(missing)))
-    ]
+    # Of one pip's requirements all must have hashes, or none.
+    hashed, unhashed = [pin for pin in missing if pin.hashes], [pin for pin in missing if not pin.hashes]
+    shares = [*(hashed[number::AT_A_TIME] for number in range(AT_A_TIME)), unhashed]
+    downloads = [_Download(share, parts / str(number), builder) for number, share in enumerate(shares) if share]
     try:
         for download in downloads:
             download.start()

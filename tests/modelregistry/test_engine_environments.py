@@ -131,8 +131,11 @@ def test_two_at_once_install_it_once_and_both_get_it(index, cache):
 
 
 def test_a_lock_and_what_has_no_hash_are_installed_together(index, cache, tmp_path):
+    """More of them than are fetched at a time: pip takes no list of which only some have a hash."""
     lock = tmp_path / "tiny.lock"
-    lock.write_text(write_wheel(index, "tiny", {"tiny.py": "import torch"}).replace(" --hash", " \\\n    --hash"))
+    pins = [write_wheel(index, "tiny", {"tiny.py": "import torch"})]
+    pins += [write_wheel(index, f"more{n}", {f"more{n}.py": ""}) for n in range(wheelhouse.AT_A_TIME)]
+    lock.write_text("\n".join(pins).replace(" --hash", " \\\n    --hash"))
     torch = without_hash(write_wheel(index, "torch", {"torch.py": ""}))
     environment = EngineEnvironment(name="tiny", version="1.0", module="tiny", lock=lock, unchecked=(torch,))
     assert subprocess.run([install(environment, cache, print), "-c", "import tiny"]).returncode == 0
