@@ -7,6 +7,7 @@ leaves.
 """
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -134,11 +135,14 @@ class ChunkReader(Reader):
     def finished(self) -> bool:
         """A usage object, or a finish_reason in the last events.
 
-        `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well.
+        `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well. Nor is "abort",
+        by which vLLM ends what it gives up when it is stopped.
         """
         if self.error is not None:
             return False
         tail = b"".join(self._tail)
+        if tail.find(b'"abort"') >= 0 and re.search(rb'"finish_reason": ?"abort"', tail):
+            return False
         return self.usage is not None or b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:

@@ -4,6 +4,7 @@ A package is whole in a folder or not in it: pip fetches below it, and what has 
 So a fetch that was cut goes on with the packages that it had, and a folder can be carried to a host without a net.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -131,7 +132,9 @@ def fetch(folder: Path, wanted: Sequence[Pin], say: Say, *, megabytes: int, buil
     # Of one pip's requirements all must have hashes, or none.
     hashed, unhashed = [pin for pin in missing if pin.hashes], [pin for pin in missing if not pin.hashes]
     shares = [*(hashed[number::AT_A_TIME] for number in range(AT_A_TIME)), unhashed]
-    downloads = [_Download(share, parts / str(number), builder) for number, share in enumerate(shares) if share]
+    downloads = [
+        _Download(share, parts / f"{os.getpid()}-{number}", builder) for number, share in enumerate(shares) if share
+    ]
     try:
         for download in downloads:
             download.start()
@@ -145,10 +148,12 @@ def fetch(folder: Path, wanted: Sequence[Pin], say: Say, *, megabytes: int, buil
 def _salvage(folder: Path, wanted: Sequence[Pin]) -> None:
     """Takes what is whole out of the parts and throws the rest away."""
     parts = folder / PARTS
-    for directory in [path for path in parts.rglob("*") if path.is_dir()]:
-        for pin, path in held(directory, wanted).items():
-            if pin.hashes:
-                path.rename(folder / path.name)
+    # The pips of a fetch that was killed may still be at it, and move what we look at.
+    for directory, _, _ in list(os.walk(parts)):
+        with contextlib.suppress(FileNotFoundError):
+            for pin, path in held(Path(directory), wanted).items():
+                if pin.hashes:
+                    path.rename(folder / path.name)
     shutil.rmtree(parts, ignore_errors=True)
 
 

@@ -86,6 +86,15 @@ def test_a_finish_reason_is_a_finish_for_engines_that_report_no_usage():
     assert found.finished()
 
 
+def test_an_answer_that_the_engine_gave_up_is_not_finished():
+    found = reader()
+    given_up = FINISH.encode().replace(b'"stop"', b'"abort"')
+    assert given_up != FINISH.encode()
+    fed(found, [token(0).encode(), given_up, DONE.encode()])
+    assert found.done
+    assert not found.finished()
+
+
 def test_an_error_event_is_replaced():
     found = reader()
     assert found.feed(b'data: {"error": {"message": "at 10.0.0.1"}}\n\n') == b"data: replaced\n\n"
