@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -232,7 +232,15 @@ def command(
         env |= {"CUDA_VISIBLE_DEVICES": ",".join(grant.visible), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # NVML's order
         # One value for all models of the host, which vLLM would take before our own for this one.
         env.pop("VLLM_CPU_KVCACHE_SPACE", None)
-    return Command(argv=(*program, *argv, *spec.args), env=env)
+    given = _separate(spec.args) if launcher == "llama-server" else spec.args
+    return Command(argv=(*program, *argv, *given), env=env)
+
+
+def _separate(args: Sequence[str]) -> Iterator[str]:
+    """llama-server takes a value as an argument of its own, and calls `--threads=1` an invalid argument."""
+    for arg in args:
+        option, equals, value = arg.partition("=")
+        yield from (option, value) if equals and option.startswith("--") else (arg,)
 
 
 def _path(program: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:

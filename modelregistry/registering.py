@@ -64,7 +64,7 @@ def problems(
     risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
     if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
         found["allowed_risks"] = _('Allowed risks are a list of "pickle" and "remote-code".')
-    if fault := _args_fault(args) or _refused_arg(engine, launcher, _texts(args), risks):
+    if fault := _args_fault(args) or _refused_arg(engine, _texts(args), risks):
         found["args"] = fault
     if engine != "external":
         if look_at_path:
@@ -212,8 +212,8 @@ def _is_reserved(option: str) -> bool:
     return option in RESERVED or (len(option) > 4 and any(name.startswith(option) for name in RESERVED))
 
 
-def _refused_arg(engine: str, launcher: str, args: Sequence[str], risks: Collection[str]) -> str:
-    """Arguments that do what was not allowed, or that the engine would stumble over."""
+def _refused_arg(engine: str, args: Sequence[str], risks: Collection[str]) -> str:
+    """Arguments that do what was not allowed."""
     for place, arg in enumerate(args):
         option, _equals, value = arg.partition("=")
         option = _option(option)
@@ -224,9 +224,4 @@ def _refused_arg(engine: str, launcher: str, args: Sequence[str], risks: Collect
             format_ = value or "".join(args[place + 1 : place + 2])
             if format_.lower() in PICKLING and "pickle" not in risks:
                 return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}
-        elif engine == "llama.cpp" and launcher in ("", "llama-server") and option.startswith("--") and value:
-            return _("llama-server takes a value as an argument of its own: %(option)s and then %(value)s.") % {
-                "option": option,
-                "value": value,
-            }
     return ""

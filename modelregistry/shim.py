@@ -139,15 +139,13 @@ def own_group(mounts: str, groups: str) -> Path | None:
 
 
 def members(group: Path) -> list[int]:
-    """The processes in a cgroup and those below it; none if it is gone."""
-    found = []
-    for path in [group, *group.rglob("*")]:
-        try:
+    """The processes in a cgroup and those below it; none if it is gone. It may go while we look."""
+    found: set[int] = set()
+    for path in [str(group), *(below for below, _, _ in os.walk(group))]:
+        with contextlib.suppress(OSError):
             # 0: a process of another container
-            found += [pid for word in (path / "cgroup.procs").read_text().split() if (pid := int(word))]
-        except OSError:
-            continue
-    return found
+            found.update(pid for word in Path(path, "cgroup.procs").read_text().split() if (pid := int(word)))
+    return sorted(found)
 
 
 def kill_group(group: Path) -> None:

@@ -357,7 +357,11 @@ class Supervisor:
         while self.clock() < deadline and not signals.hurry.is_set() and await self._any_busy(running):
             await either(signals.hurry, plan.DRAIN_LOOK_EVERY)
         hurry = asyncio.create_task(self._hurry(signals, running))
-        await asyncio.gather(*(self._stop(charge) for charge in running))
+        # One that cannot be ended must not save the others.
+        ends = await asyncio.gather(*(self._stop(charge) for charge in running), return_exceptions=True)
+        for charge, end in zip(running, ends, strict=True):
+            if isinstance(end, BaseException):
+                log.error("%s could not be ended", charge, exc_info=end)
         await cancelled([hurry])
         await self.books.last_exchange()
 

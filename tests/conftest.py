@@ -4,6 +4,7 @@ import pytest
 
 from portal.accounts.models import Membership, Tenant, User
 from tests.slapd import directory  # noqa: F401 - a fixture
+from tests.translations import japanese  # noqa: F401 - for every test: with and without it texts would differ
 
 
 @pytest.fixture(autouse=True)

@@ -121,7 +121,15 @@ def test_every_refusal_can_be_told_in_both_languages():
     for texts in MESSAGES.values():
         assert set(texts) == {"en", "ja"}
     facts = {"path": "p", "method": "GET", "model": "m", "task": "chat", "detail": "d", "numbers": "", "limit": 1}
-    facts |= {"scope": "key", "amount": "1", "unit": "tokens", "window": "day", "seconds": 1, "returns": "r"}
+    facts |= {
+        "scope": "key",
+        "amount": "1",
+        "unit": "tokens",
+        "window": "day",
+        "seconds": 1,
+        "returns": "r",
+        "day": "2026-11-22",
+    }
     for text in MESSAGES:
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
 

@@ -177,7 +177,7 @@ def test_vllm_without_a_cache_does_not_want_nearly_all_ram_to_be_free():
 
 @pytest.mark.parametrize("launcher", engines.LAUNCHERS)
 def test_more_arguments_come_last(launcher):
-    assert command(replace(CHAT, args=("--a=1", "--b")), launcher).argv[-2:] == ("--a=1", "--b")
+    assert command(replace(CHAT, args=("--a", "--b")), launcher).argv[-2:] == ("--a", "--b")
 
 
 def test_an_ipv6_address_makes_a_proper_url():
@@ -311,3 +311,11 @@ def test_what_llama_cpp_says_comes_before_the_traceback_of_its_python():
 def test_without_any_error_the_last_line_has_to_do():
     assert engines.telling_line("llama-server", "one\ntwo\n\n") == "two"
     assert engines.telling_line("llama-server", "") == ""
+
+
+def test_llama_server_is_given_values_as_arguments_of_their_own():
+    """It calls `--threads=1` an invalid argument; operators write it so for every engine."""
+    spec = replace(CHAT, args=("--threads=1", "--pooling", "mean", "-x=1"))
+    assert command(spec, "llama-server").argv[-5:] == ("--threads", "1", "--pooling", "mean", "-x=1")
+    assert command(spec, "xllamacpp").argv[-1] == "-x=1"
+    assert "--threads=1" in command(spec, "xllamacpp").argv

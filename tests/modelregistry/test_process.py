@@ -349,3 +349,14 @@ def test_without_leave_to_make_cgroups_a_run_has_none(tmp_path):
     assert run.group is None
     assert process.life(run) is Life.RUNNING
     assert process.stop(run, grace=1)
+
+
+def test_a_cgroup_that_goes_while_it_is_looked_at_has_no_members(tmp_path, monkeypatch):
+    group = tmp_path / "group"
+    group.mkdir()
+
+    def gone(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(os, "scandir", gone)
+    assert shim.members(group) == []

@@ -9,6 +9,13 @@ from modelregistry.models import Alias, Host, ServedModel
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture
 
+
+@pytest.fixture(autouse=True)
+def _in_english():
+    with translation.override("en"):
+        yield
+
+
 CHAT = Facts(architecture="LlamaForCausalLM", task="chat", context=8192, has_chat_template=True, heads=8)
 VECTORS = Facts(architecture="bert", task="embedding", context=512, pooling="mean")
 
@@ -100,13 +107,6 @@ def test_other_arguments_are_free(args):
 @pytest.mark.parametrize("arg", ["--config=/x.yaml", "--api_key=x", "--served-model", "--interrupt_requests"])
 def test_reserved_arguments_are_known_by_any_spelling(arg):
     assert "is set for each replica" in problems(args=[arg])["args"]
-
-
-def test_llama_server_takes_no_equals_sign():
-    told = problems(engine="llama.cpp", args=["--pooling=mean"])["args"]
-    assert told == "llama-server takes a value as an argument of its own: --pooling and then mean."
-    assert problems(engine="llama.cpp", launcher="xllamacpp", args=["--pooling=mean"]) == {}
-    assert problems(engine="llama.cpp", args=["--pooling", "mean", "--override-kv", "a=int:1"]) == {}
 
 
 @pytest.mark.parametrize("risks", [["all"], "pickle", None, [["pickle"]]])
