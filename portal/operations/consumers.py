@@ -14,6 +14,7 @@ Whatever a client sends is ignored. Closed with 4403: not an operator any more.
 """
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from importlib import import_module
@@ -62,9 +63,9 @@ class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
         await self.accept()
         self._tasks = [asyncio.create_task(work()) for work in (self._tell_all, self._guard)]
 
+    @abstractmethod
     def messages(self) -> AsyncGenerator[dict[str, Any], None]:
         """What to tell. Ends when there is no more."""
-        raise NotImplementedError
 
     async def _tell_all(self) -> None:
         async with aclosing(self.messages()) as messages:
