@@ -10,14 +10,17 @@ Strangers are named, never touched. A stranger is a process that is not of our r
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from modelregistry import engines, gpus, process, shim
 from modelregistry.engine_versions import EngineVersions
-from modelregistry.process import Life, Runs
+from modelregistry.process import Life, Run, Runs
+from modelregistry.shim import Identity
+
+Remains = Mapping[str, Sequence[Identity]]  # by run id
 
 EVERY = 10.0  # seconds between two inspections
 LARGE = 1_000_000_000  # bytes; a browser or a database with a large cache, which a plan for RAM should know of
@@ -45,17 +48,19 @@ class Inspector:
         self.versions = EngineVersions()
         self.devices: list[gpus.Device] = []
         self.clocks: tuple[float, float] | None = None  # wall and monotonic
-        self.left: set[shim.Identity] = set()
+        self.left: set[Identity] = set()
         self.were_ours: set[int] = set()
 
     def inspect(self) -> Inspection:
         self.devices = devices = gpus.devices(self.devices)
         found = engines.find(self.commands, self.cache, os.environ.get("PATH", os.defpath))
-        ours = {who.pid for who in self._ours()}
+        runs = self.runs.all()
+        remains = process.remains_of(runs)
+        ours = {who.pid for who in _ours(runs, remains)}
         problems = [
             *disk_problems([self.runs.root, self.cache]),
             *self._clock_problems(time.time(), time.monotonic()),
-            *self._leftovers(),
+            *self._leftovers(runs, remains),
             *self._ghosts(devices, ours),
         ]
         return Inspection(
@@ -65,22 +70,15 @@ class Inspector:
             problems=problems,
         )
 
-    def _ours(self) -> Iterable[shim.Identity]:
-        for run in self.runs.all():
-            if process.life(run) in (Life.RUNNING, Life.ENDING):
-                yield run.shim
-                yield from process.tree(run)
-            yield from process.remains(run)
-
     def _clock_problems(self, wall: float, monotonic: float) -> list[dict[str, str]]:
         before, self.clocks = self.clocks or (wall, monotonic), (wall, monotonic)
         jump = (wall - before[0]) - (monotonic - before[1])
         return [{"code": "clock-jumped", "detail": f"{jump:+.0f} s"}] if abs(jump) > JUMP else []
 
-    def _leftovers(self) -> list[dict[str, str]]:
+    def _leftovers(self, runs: Sequence[Run], remains: Remains) -> list[dict[str, str]]:
         """What is left of runs that are over, at two inspections: what has just been killed may need its time."""
-        over = [run for run in self.runs.all() if process.life(run) in (Life.ENDED, Life.LOST)]
-        before, self.left = self.left, {who for run in over for who in process.remains(run)}
+        over = [run for run in runs if process.life(run) in (Life.ENDED, Life.LOST)]
+        before, self.left = self.left, {who for run in over for who in remains[run.run_id]}
         stay = [f"{who.pid} ({shim.name(who.pid)})" for who in sorted(before & self.left)]
         return [{"code": "remains", "detail": ", ".join(stay)}] if stay else []
 
@@ -91,6 +89,14 @@ class Inspector:
         return [
             {"code": "memory-not-back", "detail": f"GPU {index}: {used / 1e9:.1f} GB"} for index, used in held.items()
         ]
+
+
+def _ours(runs: Iterable[Run], remains: Remains) -> Iterator[Identity]:
+    for run in runs:
+        if process.life(run) in (Life.RUNNING, Life.ENDING):
+            yield run.shim
+            yield from process.tree(run)
+        yield from remains[run.run_id]
 
 
 def strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: Path) -> list[dict[str, Any]]:

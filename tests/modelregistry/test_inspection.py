@@ -118,11 +118,14 @@ def test_a_disk_with_little_room_is_told(tmp_path, monkeypatch):
 
 
 def test_what_is_left_of_a_run_that_is_over_is_told_if_it_stays(inspector, run):
-    assert inspector._leftovers() == []
+    def leftovers() -> list[dict[str, str]]:
+        return inspector._leftovers([run], process.remains_of([run]))
+
+    assert leftovers() == []
     os.kill(run.shim.pid, signal.SIGKILL)
     until(lambda: process.life(run) is process.Life.LOST)
-    assert inspector._leftovers() == []
-    [problem] = inspector._leftovers()
+    assert leftovers() == []
+    [problem] = leftovers()
     assert problem["code"] == "remains"
     assert problem["detail"].startswith(f"{run.engine.pid} (python")
 
