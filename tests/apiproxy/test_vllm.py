@@ -354,8 +354,8 @@ def test_a_client_that_leaves_a_stream_frees_the_engine(house):
     row = house.row(answer.headers["x-request-id"])
     assert (row["status"], row["estimated"]) == ("aborted", 1)
     assert 9 <= row["completion_tokens"] <= house.generated() - before
-    # It went on for less than a second: 400 tokens, at most, of 4,000.
-    assert house.generated() - before - row["completion_tokens"] < 400
+    # It went on for less than a second, of the seven that 4,000 tokens take on an idle machine.
+    assert house.generated() - before - row["completion_tokens"] < FOREVER["max_tokens"] / 4
 
 
 def test_a_client_that_leaves_a_unary_call_frees_the_engine(house):
@@ -364,7 +364,8 @@ def test_a_client_that_leaves_a_unary_call_frees_the_engine(house):
     with pytest.raises(httpx2.ReadTimeout):
         house.http.post("/v1/chat/completions", json=body, timeout=httpx2.Timeout(30, read=1))
     until(lambda: house.running() == 0, 10)
-    assert 0 < house.generated() - before < 800  # in two seconds
+    # In about two seconds; an idle machine makes 600 tokens in each, a busy one 60. To its end it would be exactly all.
+    assert 0 < house.generated() - before < FOREVER["max_tokens"]
     (row,) = until(lambda: [row for row in house.madoguchi.usage().values() if row["end_user"] == "hasty"], 30)
     assert (row["status"], row["estimated"]) == ("aborted", 1)
     assert row["prompt_tokens"] > 0
