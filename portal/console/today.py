@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from django.db.models import F
 
 from portal.accounts.models import User
-from portal.metering import periods
+from portal.metering import periods, report
 from portal.metering.chart import Chart, chart
 from portal.metering.usage import by, visible_to
 
@@ -47,10 +47,7 @@ def recent(user: User, zone: ZoneInfo, now: datetime) -> Recent:
 
 
 def added(rows: list[dict[str, Any]]) -> dict[str, int]:
-    return {
-        name: sum(row[name] for row in rows)
-        for name in ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated")
-    }
+    return {name: sum(row[name] for row in rows) for name in report.NUMBERS}
 
 
 def change(rows: list[dict[str, Any]], today: date) -> int | None:
@@ -58,4 +55,4 @@ def change(rows: list[dict[str, Any]], today: date) -> int | None:
     week = today - timedelta(days=6)
     latest = sum(row["total_tokens"] for row in rows if row["slot"] >= week)
     before = sum(row["total_tokens"] for row in rows if row["slot"] < week)
-    return round(100 * (latest - before) / before) if before else None
+    return report.change(latest, before)

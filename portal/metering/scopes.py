@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from portal.accounts import tenancy
 from portal.accounts.models import User
 from portal.metering.models import UsageDay, UsageHour
+from portal.metering.usage import visible_to
 
 ME, ALL, TENANT = "me", "all", "tenant:"
 
@@ -34,8 +35,7 @@ def choices(user: User) -> list[tuple[str, str]]:
 def find(user: User, name: str) -> Scope:
     """The scope of this name. Raises Http404 for what is not there and for what is not this person's, alike."""
     if name == ME:
-        days = UsageDay.objects.filter(user=user)
-        return Scope(name=name, label=_("mine"), days=days, hours=None, groups=("model", "key"))
+        return Scope(name=name, label=_("mine"), days=visible_to(user), hours=None, groups=("model", "key"))
     if name == ALL and tenancy.may_operate(user):
         return Scope(
             name=name,
