@@ -403,3 +403,17 @@ class Measurement(models.Model):
 
     def __str__(self) -> str:
         return f"{self.launcher} {self.version} {self.measured}"
+
+
+class Chore(models.Model):
+    """Work that recurs, whatever host does it (see `chores`). Who claims it does it; the others see that it is done."""
+
+    name = models.CharField(max_length=60, primary_key=True)
+    claimed_at = models.DateTimeField(null=True)
+    claimed_by = models.CharField(max_length=100, blank=True)
+    ended_at = models.DateTimeField(null=True)
+    succeeded = models.BooleanField(null=True)
+    said = models.CharField(max_length=500, blank=True)
+
+    def __str__(self) -> str:
+        return self.name

@@ -54,6 +54,7 @@ INSTALLED_APPS = [
     "portal.accounts",
     "portal.keys",
     "portal.metering",
+    "portal.notices",
     "portal.console",
     "portal.operations",
     "modelregistry",

@@ -6,7 +6,9 @@ from zoneinfo import ZoneInfo, available_timezones
 from django.contrib.auth.models import AbstractUser, UserManager
 from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
+from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -30,6 +32,14 @@ class Tenant(models.Model):
         help_text=_("Daily and monthly quotas begin at midnight here."),
     )
     is_active = models.BooleanField(_("active"), default=True, help_text=_("Off: every key of the tenant stops."))
+    key_days = models.PositiveSmallIntegerField(
+        _("days that new keys are valid"),
+        null=True,
+        blank=True,
+        default=90,
+        validators=[MinValueValidator(1), MaxValueValidator(3650)],
+        help_text=_("Proposed for a new key; whoever makes one may choose otherwise. Empty: no expiry."),
+    )
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
     class Meta:
@@ -82,6 +92,17 @@ class User(AbstractUser):
             "Set when the directory, not an operator, made the person inactive: who comes back is active again."
         ),
     )
+    is_break_glass = models.BooleanField(
+        _("for emergencies"),
+        default=False,
+        editable=False,
+        help_text=_("The one local operator account for when the directory is away; every use of it is told."),
+    )
+    wants_mail = models.BooleanField(
+        _("notices by mail"),
+        default=True,
+        help_text=_("Notices of the portal come by mail as well, where it can send."),
+    )
     tenants = models.ManyToManyField(Tenant, through="Membership", related_name="users")
 
     objects: ClassVar[People] = People()
@@ -94,7 +115,13 @@ class User(AbstractUser):
                 Lower("username"),
                 name="one_user_per_name",
                 violation_error_message=_("There is such a user already, perhaps in other upper or lower case."),
-            )
+            ),
+            models.UniqueConstraint(
+                fields=["is_break_glass"],
+                condition=Q(is_break_glass=True),
+                name="one_account_for_emergencies",
+                violation_error_message=_("There is an account for emergencies already."),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -116,6 +143,7 @@ class Membership(models.Model):
     tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="memberships", verbose_name=_("tenant"))
     role = models.CharField(_("role"), max_length=10, choices=Role, default=Role.MEMBER)
     source = models.CharField(_("source"), max_length=10, choices=Source, default=Source.MANUAL)
+    since = models.DateTimeField(_("since"), default=timezone.now, editable=False)
 
     class Meta:
         verbose_name = _("membership")
@@ -124,6 +152,25 @@ class Membership(models.Model):
 
     def __str__(self) -> str:
         return f"{self.user} · {self.tenant} · {self.get_role_display()}"
+
+
+class DirectoryState(models.Model):
+    """How following the company directory went. One row, written by `roster`; none: it was never followed."""
+
+    class Problem(models.TextChoices):
+        AWAY = "away", _("the directory does not answer")
+        IMPLAUSIBLE = "implausible", _("it seems to have lost most of our people")
+        REFUSED = "refused", _("it refused our question")
+        FAULT = "fault", _("a fault of ours")
+
+    tried_at = models.DateTimeField(_("last tried"))
+    succeeded_at = models.DateTimeField(_("last followed"), null=True)
+    outcome = models.JSONField(default=dict, help_text="Of the last success: roster.Outcome's counts.")
+    problem = models.CharField(_("problem"), max_length=12, choices=Problem, blank=True)
+    detail = models.CharField(max_length=500, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.tried_at}: {self.problem or 'followed'}"
 
 
 class Final(Exception):

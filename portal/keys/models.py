@@ -1,8 +1,10 @@
 """API keys and who may use which model."""
 
+from ipaddress import ip_network
 from typing import Any, ClassVar
 
 from django.conf import settings
+from django.core.exceptions import ValidationError
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
@@ -23,8 +25,29 @@ class KeyQuerySet(models.QuerySet["ApiKey"]):
         )
 
 
+def check_networks(networks: object) -> None:
+    """A list of IP networks in CIDR form, 20 at most; their own address each, without bits of hosts."""
+    if not isinstance(networks, list) or len(networks) > 20:
+        raise ValidationError(_("At most 20 networks."))
+    for network in networks:
+        try:
+            if not isinstance(network, str) or str(ip_network(network)) != network:
+                raise ValueError
+        except ValueError as error:
+            raise ValidationError(
+                _("%(network)s is not a network. Examples: 10.1.0.0/16, 192.168.7.5/32"), params={"network": network}
+            ) from error
+
+
 class ApiKey(models.Model):
-    """A key of a person (`user`) or of a tenant's service (`service`). The key itself is never stored; see `issue`."""
+    """A key of a person (`user`) or of a tenant's service (`service`). The key itself is never stored; see `issue`.
+
+    A service key belongs to its tenant: it outlives who made it, and who is `responsible` is told of it.
+    """
+
+    class Class(models.TextChoices):
+        INTERACTIVE = "interactive", _("interactive")
+        BATCH = "batch", _("batch")
 
     tenant = models.ForeignKey(Tenant, models.PROTECT, related_name="keys", verbose_name=_("tenant"))
     user = models.ForeignKey(
@@ -33,7 +56,33 @@ class ApiKey(models.Model):
     service = models.CharField(
         _("service"), max_length=60, blank=True, help_text=_("For a service key: Dify, batch, …")
     )
+    responsible = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="answers_for",
+        verbose_name=_("responsible"),
+        help_text=_("Of a service key: who is told of it and asked about it."),
+    )
     name = models.CharField(_("name"), max_length=60)
+    purpose = models.CharField(_("purpose"), max_length=200, blank=True)
+    key_class = models.CharField(
+        _("class"),
+        max_length=12,
+        choices=Class,
+        default=Class.INTERACTIVE,
+        help_text=_("Batch: nobody waits for the answer, so calls of interactive keys go first."),
+    )
+    networks = models.JSONField(
+        _("allowed networks"),
+        default=list,
+        blank=True,
+        validators=[check_networks],
+        help_text=_("Calls from elsewhere are refused. Empty: from everywhere."),
+    )
+    # Made by the playground page for itself, for some hours; not listed among a person's keys.
+    is_playground = models.BooleanField(default=False, editable=False)
     prefix = models.CharField(_("prefix"), max_length=12, unique=True)
     digest = models.CharField(max_length=64, unique=True, editable=False)
     # A fact of its own: were it read from an empty list, a key for one model would open all when that model is deleted.
@@ -48,7 +97,18 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
     revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True)
     revoked_because = models.CharField(_("why it was revoked"), max_length=200, blank=True)
+    replaces = models.OneToOneField(
+        "self",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        editable=False,
+        related_name="replaced_by",
+        verbose_name=_("replaces"),
+    )
     last_used_at = models.DateTimeField(_("last used"), null=True, blank=True, editable=False)
+    last_used_from = models.GenericIPAddressField(_("last used from"), null=True, blank=True, editable=False)
+    last_used_with = models.CharField(_("last used with"), max_length=80, blank=True, editable=False)
 
     objects: ClassVar[Any] = KeyQuerySet.as_manager()
 
@@ -73,6 +133,30 @@ class ApiKey(models.Model):
         if self.expires_at and self.expires_at <= timezone.now():
             return "expired"
         return "active"
+
+
+class ManagementKey(models.Model):
+    """A person's key for `/api/v1/`: it may do what its `scopes` say and the person may do, never more."""
+
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.CASCADE, related_name="management_keys", verbose_name=_("user")
+    )
+    name = models.CharField(_("name"), max_length=60)
+    prefix = models.CharField(_("prefix"), max_length=12, unique=True)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    scopes = models.JSONField(_("scopes"), default=list)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
+    revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True)
+    last_used_at = models.DateTimeField(_("last used"), null=True, blank=True, editable=False)
+
+    class Meta:
+        verbose_name = _("management key")
+        verbose_name_plural = _("management keys")
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.prefix}… {self.name}"
 
 
 class ModelAccess(models.Model):

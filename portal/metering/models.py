@@ -6,6 +6,7 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import ServedModel
@@ -14,7 +15,17 @@ from portal.keys.models import ApiKey
 
 
 class Quota(models.Model):
-    """At most `amount` of `unit` per `window`, for a tenant, a person or a key, for all models together or one."""
+    """At most `amount` of `unit` per `window`, for all models together or one.
+
+    Of whom, by what is set: `tenant`; `user`, wherever (operators give it); `tenant` and `user`, a member's use of that
+    tenant's keys; `key`. With `each` it is a default for all of a kind that have none of their own for the same model,
+    unit and window: each tenant (`tenant` is empty), each member or each service key of `tenant`.
+    """
+
+    class Each(models.TextChoices):
+        TENANT = "tenant", _("each tenant")
+        MEMBER = "member", _("each member")
+        SERVICE = "service", _("each service key")
 
     class Unit(models.TextChoices):
         REQUESTS = "requests", _("requests")
@@ -34,6 +45,13 @@ class Quota(models.Model):
     )
     key = models.ForeignKey(
         ApiKey, models.CASCADE, null=True, blank=True, related_name="quotas", verbose_name=_("API key")
+    )
+    each = models.CharField(
+        _("default for"),
+        max_length=7,
+        choices=Each,
+        blank=True,
+        help_text=_("Applies to all of a kind that have no such quota of their own."),
     )
     model = models.ForeignKey(
         ServedModel,
@@ -56,12 +74,14 @@ class Quota(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=(
-                    Q(tenant__isnull=False, user__isnull=True, key__isnull=True)
-                    | Q(tenant__isnull=True, user__isnull=False, key__isnull=True)
-                    | Q(tenant__isnull=True, user__isnull=True, key__isnull=False)
+                    Q(each="", tenant__isnull=False, key__isnull=True)
+                    | Q(each="", tenant__isnull=True, user__isnull=False, key__isnull=True)
+                    | Q(each="", tenant__isnull=True, user__isnull=True, key__isnull=False)
+                    | Q(each="tenant", tenant__isnull=True, user__isnull=True, key__isnull=True)
+                    | Q(each__in=["member", "service"], tenant__isnull=False, user__isnull=True, key__isnull=True)
                 ),
                 name="quota_of_one_thing",
-                violation_error_message=_("Choose one: a tenant, a user or a key."),
+                violation_error_message=_("Choose one: a tenant, a user, a member of a tenant, a key or a default."),
             ),
             models.CheckConstraint(
                 condition=Q(unit="concurrent", window="") | (~Q(unit="concurrent") & ~Q(window="")),
@@ -71,6 +91,7 @@ class Quota(models.Model):
             models.UniqueConstraint(
                 # 0 stands for null, which would make every row different
                 *(Coalesce(field, 0) for field in ("tenant", "user", "key", "model")),
+                "each",
                 "unit",
                 "window",
                 name="one_quota_of_a_kind",
@@ -79,8 +100,70 @@ class Quota(models.Model):
         ]
 
     def __str__(self) -> str:
-        owner = self.tenant or self.user or self.key
+        owners = (self.tenant, self.user, self.key, self.get_each_display())
+        owner = " · ".join(str(owner) for owner in owners if owner)
         return f"{owner}: {self.amount} {self.unit}{' / ' + self.window if self.window else ''}"
+
+
+class QuotaRequest(models.Model):
+    """Somebody's wish for more than a quota gives, and what another made of it.
+
+    A member asks for themselves (`user`) or a key (`key`) the admins of the `tenant`; an admin asks for the tenant
+    (neither is set) the operators. `amount` is what is wished, `granted` what was given.
+    """
+
+    class State(models.TextChoices):
+        OPEN = "open", _("open")
+        GRANTED = "granted", _("granted")
+        REFUSED = "refused", _("refused")
+        WITHDRAWN = "withdrawn", _("withdrawn")
+
+    tenant = models.ForeignKey(Tenant, models.CASCADE, related_name="quota_requests", verbose_name=_("tenant"))
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.CASCADE, null=True, blank=True, related_name="+", verbose_name=_("member")
+    )
+    key = models.ForeignKey(ApiKey, models.CASCADE, null=True, blank=True, related_name="+", verbose_name=_("API key"))
+    model = models.ForeignKey(
+        ServedModel, models.CASCADE, null=True, blank=True, related_name="+", verbose_name=_("model")
+    )
+    unit = models.CharField(_("unit"), max_length=10, choices=Quota.Unit)
+    window = models.CharField(_("per"), max_length=10, choices=Quota.Window, blank=True)
+    amount = models.PositiveBigIntegerField(_("wished"))
+    had = models.PositiveBigIntegerField(_("so far"), help_text="When it was asked for.")
+    reason = models.CharField(_("what for"), max_length=500, blank=True)
+    asked_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", verbose_name=_("asked by")
+    )
+    asked_at = models.DateTimeField(_("asked"), default=timezone.now)
+    state = models.CharField(_("state"), max_length=10, choices=State, default=State.OPEN)
+    granted = models.PositiveBigIntegerField(_("granted"), null=True, blank=True)
+    decided_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+", verbose_name=_("decided by")
+    )
+    decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
+    note = models.CharField(_("note"), max_length=500, blank=True)
+
+    class Meta:
+        verbose_name = _("request for more")
+        verbose_name_plural = _("requests for more")
+        ordering: ClassVar = ["-asked_at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                *(Coalesce(field, 0) for field in ("tenant", "user", "key", "model")),
+                "unit",
+                "window",
+                condition=Q(state="open"),
+                name="one_open_request_of_a_kind",
+                violation_error_message=_("This has been asked for already and waits for an answer."),
+            ),
+            models.CheckConstraint(
+                condition=Q(user__isnull=True) | Q(key__isnull=True), name="request_for_a_member_or_a_key"
+            ),
+        ]
+        indexes: ClassVar = [models.Index(fields=["tenant", "state"], name="requests_by_tenant")]
+
+    def __str__(self) -> str:
+        return f"{self.tenant} · {self.user or self.key or ''}: {self.amount} {self.unit} ({self.state})"
 
 
 class UsageRecord(models.Model):
@@ -209,3 +292,35 @@ class UsageHour(Sums):
 
     def __str__(self) -> str:
         return f"{self.hour} {self.tenant_id} {self.model}"
+
+
+class RefusalHour(models.Model):
+    """How many calls of a key the gateway refused in an hour of UTC, by why: `code` as in apiproxy.errors.
+
+    `model`: the name that was asked for if it is one of ours, else "". Refused calls are no usage and have no records.
+    """
+
+    hour = models.DateTimeField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100, blank=True)
+    code = models.CharField(max_length=40)
+    requests = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("refusals of an hour")
+        verbose_name_plural = _("refusals by hour")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key", "hour", "model", "code"], name="one_count_of_refusals"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "hour"], name="refusals_by_tenant"),
+            models.Index(fields=["user", "hour"], name="refusals_by_user"),
+            models.Index(fields=["hour"], name="refusals_by_hour"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour} {self.key_id} {self.code}"
