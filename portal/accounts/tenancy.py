@@ -32,6 +32,23 @@ def administered_tenants(user: User) -> QuerySet[Tenant]:
     return Tenant.objects.filter(memberships__user=user, memberships__role=Membership.Role.ADMIN)
 
 
+def own_tenants(user: User) -> QuerySet[Tenant]:
+    """The active tenants that this person belongs to: for which they may make keys of their own."""
+    return Tenant.objects.filter(memberships__user=user, is_active=True)
+
+
+def admins_of(tenant: Tenant) -> QuerySet[User]:
+    """The active people who administer this tenant as its members: who is told and asked of its affairs."""
+    return User.objects.filter(
+        is_active=True, memberships__tenant=tenant, memberships__role=Membership.Role.ADMIN
+    ).order_by("pk")
+
+
+def operators() -> QuerySet[User]:
+    """The active operators."""
+    return User.objects.filter(is_active=True, is_staff=True).order_by("pk")
+
+
 def may_operate(user: User | AnonymousUser) -> bool:
     """Whether this person runs hosts and models, and so sees all of them."""
     return user.is_active and user.is_staff

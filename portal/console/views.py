@@ -13,12 +13,12 @@ from django.views.i18n import set_language
 
 from modelregistry import routes
 from portal.accounts.models import User
+from portal.accounts.tenancy import own_tenants
 from portal.console import today
 from portal.console.clock import zone_of
 from portal.keys import access, keyring
 from portal.keys.calling import calls
 from portal.keys.example import base_url, example
-from portal.keys.forms import tenants_of
 from portal.metering.allowance import allowances
 
 
@@ -28,7 +28,7 @@ def home(request: HttpRequest) -> HttpResponse:
     """My keys, how to call, what I used and what is left."""
     assert isinstance(request.user, User)
     now, zone = timezone.now(), zone_of(request.user)
-    tenants = list(tenants_of(request.user))
+    tenants = list(own_tenants(request.user))
     newest = keyring.working(request.user).first()
     offered = access.offers(access.open_to_key(newest) if newest else access.open_to(tenants))
     context = {
@@ -49,7 +49,7 @@ def models(request: HttpRequest) -> HttpResponse:
     """The models that this person may call; all of them for operators."""
     assert isinstance(request.user, User)
     everything = routes.offered()
-    offered = access.offers(everything if request.user.is_staff else access.open_to(tenants_of(request.user)))
+    offered = access.offers(everything if request.user.is_staff else access.open_to(own_tenants(request.user)))
     url = base_url(request)
     offered.sort(key=access.promise)
     context = {"models": [(offer, calls(offer, base_url=url)) for offer in offered], "base_url": url}

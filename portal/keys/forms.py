@@ -3,12 +3,12 @@
 from datetime import datetime, timedelta
 
 from django import forms
-from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
+from portal.accounts.tenancy import own_tenants
 from portal.keys.access import open_to
 
 NEVER = "never"
@@ -49,7 +49,7 @@ class NewKeyForm(forms.Form):
 
     def __init__(self, user: User, *args: object, **kwargs: object) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        tenants = tenants_of(user)
+        tenants = own_tenants(user)
         self.tenants = list(tenants)
         self.model_field("tenant").queryset = tenants
         self.model_field("models").queryset = open_to(self.tenants)
@@ -82,8 +82,3 @@ class NewKeyForm(forms.Form):
         """When the key that was asked for ends; None = never."""
         chosen = self.cleaned_data["lifetime"]
         return None if chosen == NEVER else (now or timezone.now()) + timedelta(days=int(chosen))
-
-
-def tenants_of(user: User) -> QuerySet[Tenant]:
-    """The active tenants for which this person may make keys."""
-    return Tenant.objects.filter(memberships__user=user, is_active=True)

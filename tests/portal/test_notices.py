@@ -1,0 +1,164 @@
+"""What people are told: written once, read in the reader's language."""
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.db import transaction
+from django.utils.translation import override
+
+from portal.accounts.models import Membership
+from portal.accounts.tenancy import admins_of, operators
+from portal.notices.kinds import KINDS
+from portal.notices.models import Notice
+from portal.notices.telling import tell
+from tests.conftest import person
+
+pytestmark = pytest.mark.django_db
+
+AT = datetime(2026, 11, 30, 10, 0, tzinfo=ZoneInfo("Asia/Tokyo"))
+# Of every kind one, with facts as they are told.
+TOLD = {
+    "key-expires": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "days": 7, "at": AT},
+    "key-expired": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "at": AT},
+    "key-revoked": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "by": "Bob", "because": "unused"},
+    "responsible-left": {"key": "Dify", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "person": "Alice"},
+    "membership-ended": {"tenant": "研究部", "keys": 2},
+    "quota-near": {
+        "of": "tenant", "owner": "研究部", "unit": "tokens", "window": "day", "model": "", "amount": 1_000_000,
+        "percent": 83, "renews_at": AT,
+    },
+    "quota-reached": {
+        "of": "you", "owner": "", "unit": "requests", "window": "month", "model": "qwen", "amount": 500,
+        "renews_at": AT,
+    },
+    "request-asked": {
+        "asker": "Alice", "tenant": "研究部", "unit": "concurrent", "window": "", "model": "", "amount": 8, "had": 4,
+        "reason": "a course",
+    },
+    "request-decided": {
+        "by": "Bob", "unit": "tokens", "window": "minute", "model": "", "amount": 9000, "granted": 6000, "note": "",
+    },
+    "break-glass-used": {"account": "emergency", "address": "10.0.0.7", "at": AT},
+    "directory-trouble": {"problem": "away", "detail": "", "at": AT},
+}  # fmt: skip
+
+
+def sentences(kind: str, language: str, **facts) -> str:
+    with override(language):
+        return f"{KINDS[kind].title(facts)}. {KINDS[kind].text(facts)}"
+
+
+def stored(alice, kind: str) -> dict:
+    """The facts as a reader gets them back."""
+    tell([alice], kind, "one", **TOLD[kind])
+    return Notice.objects.get(user=alice, kind=kind).facts
+
+
+def test_what_is_told_is_there_for_each_who_was_told(alice, bob):
+    tell([alice, bob], "membership-ended", "research", path="/settings/", tenant="研究部", keys=0)
+    assert {notice.user for notice in Notice.objects.all()} == {alice, bob}
+    notice = alice.notices.get()
+    assert (notice.kind, notice.path, notice.facts) == (
+        "membership-ended",
+        "/settings/",
+        {"tenant": "研究部", "keys": 0},
+    )
+    assert notice.read_at is None
+
+
+def test_the_same_is_told_once_and_something_else_again(alice, bob):
+    tell([alice], "membership-ended", "research", tenant="研究部", keys=0)
+    tell([alice, alice, bob], "membership-ended", "research", tenant="研究部", keys=5)
+    tell([alice], "membership-ended", "sales", tenant="営業部", keys=0)
+    assert sorted(alice.notices.values_list("ref", flat=True)) == ["research", "sales"]
+    assert alice.notices.get(ref="research").facts["keys"] == 0
+    assert bob.notices.count() == 1
+
+
+def test_what_the_caller_takes_back_was_not_told(alice):
+    with transaction.atomic():
+        tell([alice], "membership-ended", "research", tenant="研究部", keys=0)
+        transaction.set_rollback(True)
+    assert not alice.notices.exists()
+
+
+def test_telling_costs_one_query_however_many_are_told(research, django_assert_num_queries):
+    people = [person(f"p{number}", research) for number in range(5)]
+    with django_assert_num_queries(1):
+        tell(people, "membership-ended", "research", tenant="研究部", keys=0)
+
+
+def test_nobody_to_tell_is_nothing_to_do(django_assert_num_queries):
+    with django_assert_num_queries(0):
+        tell([], "membership-ended", "research", tenant="研究部", keys=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts", "says"),
+    [
+        ("gossip", {}, "no such kind of notice: gossip"),
+        ("membership-ended", {"tenant": "研究部"}, "a notice of kind membership-ended needs keys"),
+    ],
+)
+def test_what_could_not_be_read_is_not_told(alice, kind, facts, says):
+    with pytest.raises(ValueError, match=says):
+        tell([alice], kind, "x", **facts)
+
+
+def test_every_kind_has_an_example_here():
+    assert set(TOLD) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_be_read_in_both_languages(alice, kind):
+    facts = stored(alice, kind)
+    english, japanese = (sentences(kind, language, **facts) for language in ("en", "ja"))
+    assert "%" not in english.replace("83 %", "")
+    assert english != japanese
+    for value in ("laptop", "研究部", "Alice", "Bob"):
+        assert (value in english) == (value in japanese)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "english"),
+    [
+        ("key-expires", {}, "in 7 days. laptop (mdg_AbCdEfGh…) of 研究部 stops working on 30 Nov 2026."),
+        ("key-expires", {"days": 1}, "The key “laptop” expires tomorrow."),
+        ("key-expired", {}, "stopped working on 30 Nov 2026."),
+        ("key-revoked", {}, "Bob revoked laptop (mdg_AbCdEfGh…) of 研究部."),
+        ("key-revoked", {}, "Reason: unused"),
+        ("key-revoked", {"because": "leaked"}, "Somebody found it where it must not be."),
+        (
+            "key-revoked",
+            {"by": "", "because": ""},
+            "was revoked. Programs that still use it are refused with error 401.",
+        ),
+        ("membership-ended", {}, "Your 2 API keys there have stopped working."),
+        ("membership-ended", {"keys": 0}, "You no longer belong to 研究部."),
+        ("quota-near", {}, "All of 研究部: 83 % of 1,000,000 tokens per day is used. Full again: 30 Nov 2026 10:00."),
+        ("quota-reached", {}, "You: all of 500 requests per month of qwen is used."),
+        ("quota-reached", {"of": "key", "owner": "Dify"}, "Key “Dify”: all of"),
+        ("request-asked", {}, "Alice of 研究部 wishes 8 requests at a time; so far it is 4. Grant or refuse it."),
+        ("request-asked", {}, "Reason: a course"),
+        ("request-decided", {}, "is granted. Bob gave 6,000 tokens per minute."),
+        ("request-decided", {"granted": None, "note": "ask in May"}, "was refused. Bob did not grant 9,000 tokens"),
+        ("request-decided", {"granted": None, "note": "ask in May"}, "Note: ask in May"),
+        ("break-glass-used", {}, "emergency signed in at 30 Nov 2026 10:00 from 10.0.0.7."),
+        (
+            "directory-trouble",
+            {"detail": "timeout"},
+            "the directory does not answer. Nothing was changed here. timeout",
+        ),
+    ],
+)
+def test_a_notice_says_what_matters(alice, kind, changed, english):
+    assert english in sentences(kind, "en", **{**stored(alice, kind), **changed})
+
+
+def test_admins_of_a_tenant_are_its_own_who_are_still_here(research, sales, alice, bob, olivia):
+    left = person("left", research, role="admin", is_active=False)
+    Membership.objects.create(user=alice, tenant=sales, role="admin")
+    assert list(admins_of(research)) == [bob]
+    assert left not in admins_of(research)
+    assert list(operators()) == [olivia]
