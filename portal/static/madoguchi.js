@@ -78,6 +78,11 @@ window.addEventListener("pageshow", () => {
 // The first wrong field has the focus.
 document.querySelector(".wrong :is(input, select, textarea)")?.focus();
 
+// On a narrow window the places scroll: the one where we are is in sight.
+const places = document.querySelector("[data-places]");
+const here = places?.querySelector("[aria-current], .here");
+if (here) places.scrollLeft = here.offsetLeft - places.offsetLeft - (places.clientWidth - here.offsetWidth) / 2;
+
 // Menus close as people expect.
 for (const menu of document.querySelectorAll("details.menu")) {
   document.addEventListener("click", (event) => { if (!menu.contains(event.target)) menu.open = false; });

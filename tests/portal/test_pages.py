@@ -178,12 +178,12 @@ class TestHome:
 
         serve()
         fill(1)
-        # session, user; zone, tenants; newest key, models, replicas, aliases; keys, their models;
+        # session, user; the bar on top; zone, tenants; newest key, models, replicas, aliases; keys, their models;
         # quotas, spent; usage
-        with django_assert_num_queries(13):
+        with django_assert_num_queries(14):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(13):
+        with django_assert_num_queries(14):
             as_alice.get("/")
 
 
@@ -253,12 +253,12 @@ class TestModels:
 
     def test_many_models_cost_no_more_queries_than_one(self, as_alice, django_assert_num_queries):
         serve("m-0")
-        # session, user, tenants, models, replicas, aliases
-        with django_assert_num_queries(6):
+        # session, user, the bar on top, tenants, models, replicas, aliases
+        with django_assert_num_queries(7):
             as_alice.get("/models/")
         for n in range(1, 20):
             serve(f"m-{n}")
-        with django_assert_num_queries(6):
+        with django_assert_num_queries(7):
             as_alice.get("/models/")
 
 

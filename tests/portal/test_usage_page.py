@@ -114,12 +114,12 @@ class TestPage:
 
     def test_more_usage_costs_no_more_queries(self, as_alice, alice, research, key, django_assert_num_queries):
         use(key)
-        # session, user, zone, series, totals, those before, tenants to choose from
-        with django_assert_num_queries(7):
+        # session, user, the bar on top, zone, series, totals, those before, tenants to choose from
+        with django_assert_num_queries(8):
             as_alice.get("/usage/?period=90")
         for n in range(40):
             use(key_of(alice, research, f"k{n}"), model=f"m{n}", at=timezone.now() - timedelta(days=n))
-        with django_assert_num_queries(7):
+        with django_assert_num_queries(8):
             as_alice.get("/usage/?period=90")
 
 

@@ -1,0 +1,52 @@
+"""The bar on top of every page: the places that a person has, and how many notices wait."""
+
+import pytest
+from django.utils import timezone
+
+from portal.accounts.models import Membership
+from portal.console.templatetags.topbar import standing
+from portal.notices.models import Notice
+
+pytestmark = pytest.mark.django_db
+
+
+def tell(user, number: int, **more) -> None:
+    Notice.objects.bulk_create(Notice(user=user, kind="key-expires", ref=str(n), **more) for n in range(number))
+
+
+def test_it_counts_one_s_own_unread_notices_in_one_query(alice, bob, django_assert_num_queries):
+    tell(alice, 3)
+    tell(bob, 5)
+    Notice.objects.create(user=alice, kind="key-expired", ref="1", read_at=timezone.now())
+    with django_assert_num_queries(1):
+        assert standing(alice).unread == 3
+
+
+def test_a_great_many_notices_are_not_counted_out(alice):
+    tell(alice, 100)
+    assert standing(alice).unread_short == "99+"
+
+
+def test_it_knows_the_active_tenants_that_one_is_an_admin_of(alice, bob, research, sales):
+    Membership.objects.create(user=bob, tenant=sales, role="admin")
+    assert standing(alice).tenants == ()
+    assert standing(bob).tenants == (("sales", "営業部"), ("research", "研究部"))
+    sales.is_active = False
+    sales.save()
+    assert standing(bob).tenants == (("research", "研究部"),)
+
+
+def test_the_place_where_one_is_is_marked(client, alice):
+    client.force_login(alice)
+    page = client.get("/keys/new/", headers={"accept-language": "en"}).content.decode()
+    assert '<a href="/keys/" aria-current="page">API keys</a>' in page
+    assert page.count("aria-current") == 1
+
+
+def test_unread_notices_are_told_on_the_account_s_button(client, alice):
+    client.force_login(alice)
+    assert "unread" not in client.get("/keys/", headers={"accept-language": "en"}).content.decode()
+    tell(alice, 2)
+    assert (
+        "Account of Alice, 2 unread notices" in client.get("/keys/", headers={"accept-language": "en"}).content.decode()
+    )
