@@ -132,13 +132,19 @@ def messages() -> None:
             run("msgfmt", "--check-format", "--output-file", target, source)
 
 
+def libraries() -> None:
+    """What pages load beside our own scripts, into MADOGUCHI_CACHE."""
+    run(PYTHON, "-m", "portal.frontend")
+
+
 def state() -> None:
     """Static files and the database, for the state directory at hand."""
     var = Path(os.environ.get("MADOGUCHI_VAR") or ROOT / "var")  # as portal.settings.VAR
     var.mkdir(parents=True, exist_ok=True)
     files = [path for path in (ROOT / "portal" / "static").rglob("*") if path.is_file()]
     stamp = var / "static.stamp"
-    current = digest(ROOT / "requirements.lock", *files)  # Django's admin brings files as well
+    # Django's admin brings files as well, and so do the libraries from npm.
+    current = digest(ROOT / "requirements.lock", ROOT / "portal" / "frontend" / "package-lock.json", *files)
     if not stamp.exists() or stamp.read_text() != current or not (var / "static").is_dir():
         say("static files")
         run(PYTHON, "manage.py", "collectstatic", "--noinput", "--clear", "--verbosity", "0")
@@ -166,6 +172,7 @@ def main(kind: str) -> None:
     environment()
     dependencies(LOCKS[kind])
     messages()
+    libraries()
     if kind == "test":
         browser()
         engines_and_models()

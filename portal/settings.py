@@ -14,7 +14,7 @@ import environs
 from csp.constants import NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
-from portal import environment
+from portal import environment, frontend
 from portal.accounts import directory
 
 BASE_DIR = Path(__file__).resolve().parent.parent
@@ -146,7 +146,7 @@ LOCALE_PATHS = [BASE_DIR / "portal" / "locale"]
 USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", "Asia/Tokyo")
 STATIC_URL = "/static/"
-STATICFILES_DIRS = [BASE_DIR / "portal" / "static"]
+STATICFILES_DIRS = [BASE_DIR / "portal" / "static", frontend.served(CACHE)]
 STATIC_ROOT = VAR / "static"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},

@@ -184,6 +184,34 @@ def test_an_installation_that_fails_is_tried_again(setup, project):
     assert installed(project) == ["requirements.lock"]
 
 
+def test_the_libraries_of_the_pages_are_fetched_by_the_projects_python(setup, project):
+    setup.libraries()
+    assert (project / "calls").read_text() == "-m portal.frontend\n"
+
+
+@pytest.mark.parametrize("kind", ["run", "test", "bench"])
+def test_every_set_up_brings_the_libraries_before_static_files_are_collected(setup, monkeypatch, kind):
+    steps = ("system_packages", "environment", "dependencies", "messages", "libraries", "browser", "state")
+    steps += ("engines_and_models", "clients", "run")
+    taken = []
+    for step in steps:
+        monkeypatch.setattr(setup, step, lambda *_, step=step: taken.append(step))
+    setup.main(kind)
+    assert taken.index("libraries") > taken.index("dependencies")
+    assert "state" not in taken[: taken.index("libraries")]
+
+
+def test_a_library_of_another_version_is_collected_again(setup, project, monkeypatch):
+    monkeypatch.setenv("MADOGUCHI_VAR", str(project / "var"))
+    (project / "var" / "static").mkdir(parents=True)
+    lock = project / "portal" / "frontend" / "package-lock.json"
+    lock.parent.mkdir(parents=True)
+    for content in ("4.6.0", "4.6.0", "4.6.1"):
+        lock.write_text(content)
+        setup.state()
+    assert (project / "calls").read_text().count("collectstatic") == 2
+
+
 # --- What belongs together --------------------------------------------------------------------------------------
 def pins(name: str) -> dict[str, str]:
     return dict(re.findall(r"^([a-z0-9-]+)(?:\[[^]]*\])?==(\S+)", (ROOT / name).read_text(), re.MULTILINE))

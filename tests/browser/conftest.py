@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.conf import settings
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
+from portal import frontend
 from tests.translations import japanese  # noqa: F401
 
 # Playwright's synchronous API keeps an event loop running in this thread, in which Django would refuse the ORM. The
@@ -28,6 +30,12 @@ QUIET = [
 LOCALES = {"ja": "ja-JP", "en": "en-GB"}
 # Longest wait for anything on a page, in ms: a machine that runs other tests beside is slow, not broken.
 PATIENCE = 15_000
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _libraries() -> None:
+    """Says what to run where the pages' libraries are missing: scripts would fail in ways that are hard to read."""
+    frontend.package(settings.CACHE, "chart.js")
 
 
 # Not for the session: while it is there, this thread has a running event loop, and other modules want their own.

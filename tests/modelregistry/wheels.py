@@ -16,7 +16,8 @@ def write_wheel(directory: Path, name: str, files: dict[str, str | bytes]) -> st
     with zipfile.ZipFile(path, "w") as archive:
         for member, content in files.items():
             entry = zipfile.ZipInfo(member)
-            entry.external_attr = (0o100755 if "/scripts/" in member else 0o100644) << 16
+            program = "/scripts/" in member or "/bin/" in member
+            entry.external_attr = (0o100755 if program else 0o100644) << 16
             archive.writestr(entry, content)
         record = [f"{member},,{len(content)}" for member, content in files.items()]
         archive.writestr(f"{info}/RECORD", "\n".join([*record, f"{info}/RECORD,,"]))

