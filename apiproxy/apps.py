@@ -18,9 +18,12 @@ NO_NEWS = frozenset({"last_login"})
 
 
 def whose(quota: Any) -> Change:
-    if quota.tenant_id:
-        return "tenant", quota.tenant_id
-    return ("user", quota.user_id) if quota.user_id else ("key", quota.key_id)
+    """Whose keys a quota may bind. A member's is told as the person's: a few keys, where the tenant has thousands."""
+    if quota.each == "tenant":
+        return "all", 0
+    if quota.user_id:
+        return "user", quota.user_id
+    return ("tenant", quota.tenant_id) if quota.tenant_id else ("key", quota.key_id)
 
 
 # What a catalogue is made of. `QuerySet.update()` on these sends no signal: save rows one by one.

@@ -7,18 +7,22 @@ from zoneinfo import ZoneInfo
 
 from apiproxy.errors import Language
 
-Scope = Literal["tenant", "user", "key"]
+Scope = Literal["tenant", "user", "member", "key"]
 Unit = Literal["requests", "tokens", "concurrent"]
 
 
 class Counter(NamedTuple):
-    """What a limit counts. A limit that is changed or made anew goes on with the counter of its predecessor."""
+    """What a limit counts. A limit that is changed or made anew goes on with the counter of its predecessor.
+
+    So does who gets a limit of their own in place of a default one: it is the same counter.
+    """
 
     scope: Scope
-    owner: int
+    owner: int  # of a member, the person
     model: int | None  # None: all models together
     unit: Unit
     window: str  # "minute", "day", "month"; "" for concurrent
+    tenant: int | None = None  # of a member: whose keys they use. Else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,17 @@ Everything here asks the database and blocks; `apiproxy.asgi` calls it in a thre
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
 from typing import Any, TypeVar, cast
+from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections
 from django.db.models import Count, F, Max, Q, QuerySet, Sum
 from django.utils import timezone
 
-from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Scope, Timeouts, Unit
+from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts, Unit
 from apiproxy.ledger import DatabaseAway, RecordRefused, Usage
 from apiproxy.limits import Spending
 from apiproxy.models import CatalogueChange, CatalogueRevision
@@ -22,7 +23,7 @@ from modelregistry.models import ServedModel, Wish
 from portal.accounts.models import Tenant
 from portal.keys import secret
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering import usage, windows
+from portal.metering import policy, usage, windows
 from portal.metering.models import Quota, UsageRecord
 
 T = TypeVar("T")
@@ -103,14 +104,14 @@ def _follow(catalogue: Catalogue) -> Catalogue:
     first = CatalogueChange.objects.order_by("revision").values_list("revision", flat=True).first()
     if first is None or first > catalogue.revision + 1:
         return _load()  # some of the changes are forgotten
+    if any(kind == CatalogueChange.Kind.ALL for kind, _ in changes):
+        return _load()
     touched = _touched(changes)
     if len(touched) > FOLLOWED:
         return _load()
     owners = ApiKey.objects.filter(pk__in=touched)
-    quotas = Quota.objects.filter(
-        Q(key__in=touched) | Q(tenant__in=owners.values("tenant")) | Q(user__in=owners.values("user"))
-    )
-    changed = _keys(owners, quotas) if touched else {}
+    bearing = policy.bearing_on(tenants=owners.values("tenant"), users=owners.values("user"), keys=touched)
+    changed = _keys(owners, Quota.objects.filter(bearing)) if touched else {}
     models, aliases = catalogue.models, catalogue.aliases
     if any(kind == CatalogueChange.Kind.MODELS for kind, _ in changes):
         models, aliases = _models(), routes.aliases()
@@ -150,12 +151,11 @@ def _merged(
 
 def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
     """The usable keys among `owners` by digest, with those of `quotas` that are theirs."""
-    limits = _limits(quotas)
     restricted: dict[int, set[int]] = defaultdict(set)
     through = ApiKey.allowed_models.through.objects.filter(apikey__in=owners)
     for key_id, model_id in through.values_list("apikey_id", "servedmodel_id"):
         restricted[key_id].add(model_id)
-    zones = {tenant.pk: tenant.zone for tenant in Tenant.objects.all()}
+    limits = _Limits(quotas)
     rows = owners.usable().values_list(  # type: ignore[attr-defined]
         "pk", "digest", "tenant_id", "user_id", "user__language", "expires_at", "every_model"
     )
@@ -167,25 +167,36 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             language="en" if language == "en" else "ja",
             expires=expires.timestamp() if expires else None,
             models=None if every_model else frozenset(restricted[pk]),
-            limits=tuple(
-                Limit(counter, amount, zones[tenant])
-                for owner in (("tenant", tenant), ("user", user), ("key", pk))
-                for counter, amount in limits.get(owner, ())
-            ),
+            limits=limits.of(tenant=tenant, user=user, key=pk),
         )
         for pk, key_digest, tenant, user, language, expires, every_model in rows
     }
 
 
-def _limits(quotas: QuerySet[Quota]) -> dict[tuple[str, int | None], list[tuple[Counter, int]]]:
-    """By (scope, owner)."""
-    found: dict[tuple[str, int | None], list[tuple[Counter, int]]] = defaultdict(list)
-    for quota in quotas:
-        scope: Scope = "tenant" if quota.tenant_id else "user" if quota.user_id else "key"
-        owner = cast(int, quota.tenant_id or quota.user_id or quota.key_id)  # the table's constraint: just one is set
-        counter = Counter(scope, owner, quota.model_id, cast(Unit, quota.unit), quota.window)
-        found[scope, owner].append((counter, quota.amount))
-    return found
+class _Limits:
+    """Limits of keys by the quotas that bind them. What binds several keys alike is made once for all of them."""
+
+    def __init__(self, quotas: Iterable[Quota]) -> None:
+        self._policy = policy.Policy(quotas)
+        self._zones = {tenant.pk: tenant.zone for tenant in Tenant.objects.all()}
+        self._shared: dict[tuple[int, int | None], tuple[Limit, ...]] = {}
+
+    def of(self, *, tenant: int, user: int | None, key: int) -> tuple[Limit, ...]:
+        zone = self._zones[tenant]
+        shared = self._shared.get((tenant, user))
+        if shared is None:
+            bounds = self._policy.caller(tenant, user)
+            shared = self._shared[tenant, user] = tuple(_limit(bound, zone) for bound in bounds)
+        own = self._policy.key(key, tenant, user)
+        return (*shared, *(_limit(bound, zone) for bound in own)) if own else shared
+
+
+def _limit(bound: policy.Bound, zone: ZoneInfo) -> Limit:
+    quota, scope = bound.quota, bound.scope
+    owner = {"tenant": bound.tenant, "user": bound.user, "member": bound.user, "key": bound.key}[scope]
+    within = bound.tenant if scope == "member" else None
+    counter = Counter(scope, cast(int, owner), quota.model_id, cast(Unit, quota.unit), quota.window, within)
+    return Limit(counter, quota.amount, zone)
 
 
 def _models() -> dict[str, Model]:
@@ -236,9 +247,12 @@ def _timeouts(served: routes.Served) -> Timeouts:
 def _spent(limit: Limit, now: float) -> Spending:
     counter = limit.counter
     begin, _ = windows.bounds(counter.window, now, limit.zone)
+    owner = "user" if counter.scope == "member" else counter.scope
     records = UsageRecord.objects.filter(
-        **{f"{counter.scope}_id": counter.owner}, started_at__gte=datetime.fromtimestamp(begin, UTC)
+        **{f"{owner}_id": counter.owner}, started_at__gte=datetime.fromtimestamp(begin, UTC)
     )
+    if counter.tenant is not None:
+        records = records.filter(tenant=counter.tenant)
     if counter.model is not None:  # gone meanwhile: nothing is recorded under no name
         records = records.filter(model__in=ServedModel.objects.filter(pk=counter.model).values("name"))
     tokens = Sum(F("prompt_tokens") + F("completion_tokens"), default=0)

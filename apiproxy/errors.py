@@ -148,6 +148,7 @@ WORDS: dict[Language, dict[str, str]] = {
     "ja": {
         "tenant": "テナント",
         "user": "ユーザー",
+        "member": "メンバー",
         "key": "API キー",
         "requests": "リクエスト",
         "tokens": "トークン",

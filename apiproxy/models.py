@@ -20,11 +20,12 @@ class CatalogueChange(models.Model):
         USER = "user"
         TENANT = "tenant"
         MODELS = "models"
+        ALL = "all"
 
     revision = models.BigIntegerField(primary_key=True)
     kind = models.CharField(max_length=6, choices=Kind)
     ref = models.BigIntegerField(
-        help_text="Of the key, user or tenant; 0 for models, which are always loaded together."
+        help_text="Of the key, user or tenant; 0 for models and for all, which are always loaded together."
     )
 
     def __str__(self) -> str:

@@ -278,7 +278,9 @@ class SharedLimits:
         key = self._keys.get(counter)
         if key is None:
             model = "" if counter.model is None else counter.model
-            words = (counter.scope, counter.owner, model, counter.unit, counter.window)
+            words: tuple[object, ...] = (counter.scope, counter.owner, model, counter.unit, counter.window)
+            if counter.tenant is not None:
+                words += (counter.tenant,)
             key = self._keys[counter] = self._prefix + ":".join(map(str, words))
         return key
 

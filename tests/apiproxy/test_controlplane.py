@@ -6,8 +6,10 @@ import pytest
 from django.db import transaction
 from django.db.models import ProtectedError
 from django.utils import timezone
+from hypothesis import given, settings
 
 from apiproxy import apps, controlplane
+from apiproxy.catalogue import Counter
 from apiproxy.models import CatalogueChange
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts.models import Membership
@@ -15,6 +17,7 @@ from portal.keys.issuing import issue, revoke
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import Quota, UsageRecord
 from tests.apiproxy.test_ledger import usage
+from tests.portal.test_policy import naive, one_of_a_kind, quotas
 
 # The bridge is called in threads of the gateway and closes what connections it finds broken: no test's transaction
 # may be open around it.
@@ -45,9 +48,13 @@ def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, b
     issue(tenant=research, user=bob, name="bystander", allowed_models=[model])
     issue(tenant=sales, service="Dify", name="bystander")
 
-    def switch(thing, on: bool) -> None:
-        thing.is_active = on
+    def change(thing, **fields) -> None:
+        for name, value in fields.items():
+            setattr(thing, name, value)
         thing.save()
+
+    def switch(thing, on: bool) -> None:
+        change(thing, is_active=on)
 
     changes = (
         lambda: issue(tenant=research, user=alice, name="another"),
@@ -56,6 +63,15 @@ def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, b
         lambda: Quota.objects.create(key=ApiKey.objects.first(), unit="requests", window="day", amount=1),
         lambda: Quota.objects.create(user=alice, unit="requests", window="day", amount=1),
         lambda: Quota.objects.create(tenant=sales, unit="tokens", window="month", amount=1),
+        lambda: Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=5),
+        lambda: Quota.objects.create(tenant=research, user=bob, unit="tokens", window="day", amount=6),
+        lambda: Quota.objects.create(tenant=research, each="member", unit="tokens", window="day", amount=7),
+        lambda: Quota.objects.create(tenant=sales, each="service", unit="concurrent", amount=8),
+        lambda: Quota.objects.create(each="tenant", unit="requests", window="minute", amount=9),
+        lambda: change(Quota.objects.get(each="tenant"), amount=10),
+        lambda: change(Quota.objects.get(each="member"), amount=11),
+        lambda: Quota.objects.get(tenant=research, user=alice).delete(),
+        lambda: Quota.objects.get(each="tenant").delete(),
         lambda: Quota.objects.first().delete(),
         lambda: ModelAccess.objects.create(model=model, tenant=sales),
         lambda: Replica.objects.create(model=model, host=host, state="ready", url="http://127.0.0.1:1"),
@@ -70,9 +86,9 @@ def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, b
         lambda: Membership.objects.create(user=alice, tenant=research),
         lambda: ApiKey.objects.filter(user=alice).last().delete(),
     )
-    for change in changes:
+    for happen in changes:
         before = controlplane.load()
-        change()
+        happen()
         assert number() > before.revision
         followed = controlplane.follow(before)
         assert followed == controlplane.load()
@@ -181,6 +197,72 @@ def test_limits_of_tenant_person_and_key_come_together(key, alice, research, mod
         ("user", 2, None),
         ("key", 1, model.pk),
     }
+
+
+def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice, bob, research, sales, model):
+    """Whatever quotas there are: the limits of each key in a catalogue are those of `policy`, told naively."""
+    Membership.objects.create(user=alice, tenant=sales)
+    rows = [
+        issue(tenant=tenant, user=user, service="" if user else "Dify", name="k")[0]
+        for tenant, user in ((research, alice), (research, bob), (research, None), (sales, alice), (sales, None))
+    ]
+    tenants, users = dict(zip((1, 2), (research.pk, sales.pk), strict=True)), {1: alice.pk, 2: bob.pk}
+    keys, models = {1: rows[0].pk, 2: rows[2].pk}, {1: model.pk, None: None}
+
+    def limits(catalogue) -> dict[int, set]:
+        return {
+            found.id: {(*limit.counter, limit.amount) for limit in found.limits} for found in catalogue.keys.values()
+        }
+
+    @given(quotas, quotas)
+    @settings(max_examples=25, deadline=None)
+    def holds(some, others):
+        Quota.objects.all().delete()
+        catalogue = controlplane.load()
+        for drawn in (some, others):
+            for quota in drawn:
+                quota.pk = None
+                quota._state.adding = True
+                quota.tenant_id, quota.user_id = tenants.get(quota.tenant_id), users.get(quota.user_id)
+                quota.key_id, quota.model_id = keys.get(quota.key_id), models[quota.model_id]
+            for quota in one_of_a_kind([*Quota.objects.all(), *drawn])[Quota.objects.count() :]:
+                quota.save()
+            now = list(Quota.objects.all())
+            catalogue = controlplane.follow(catalogue)
+            expected = {
+                row.pk: {counted(*told) for told in naive(now, row.tenant_id, row.user_id, row.pk)} for row in rows
+            }
+            assert limits(catalogue) == limits(controlplane.load()) == expected
+
+    holds()
+
+
+def counted(scope, tenant, user, key, model, unit, window, amount) -> tuple:
+    """A row of `naive` as a counter and its amount."""
+    owner = {"tenant": tenant, "user": user, "member": user, "key": key}[scope]
+    return (scope, owner, model, unit, window, tenant if scope == "member" else None, amount)
+
+
+def test_a_members_quota_is_neither_the_tenants_nor_the_persons_elsewhere(key, alice, bob, research, sales):
+    Membership.objects.create(user=alice, tenant=sales)
+    issue(tenant=sales, user=alice, name="elsewhere")
+    issue(tenant=research, user=bob, name="colleague")
+    Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=5)
+    limits = {found.id: found.limits for found in controlplane.load().keys.values()}
+    assert {pk for pk, found in limits.items() if found} == {key.pk}
+    (limit,) = limits[key.pk]
+    assert limit.counter == Counter("member", alice.pk, None, "tokens", "day", research.pk)
+
+
+def test_what_a_member_spent_is_theirs_in_this_tenant(key, alice, research):
+    Quota.objects.create(tenant=research, each="member", unit="tokens", window="day", amount=100)
+    now = timezone.now().timestamp()
+    mine = {"key": key.pk, "user": alice.pk, "tenant": research.pk, "started": now}
+    rows = [("mine", {}), ("elsewhere", {"tenant": 9}), ("colleague's", {"user": 9})]
+    controlplane.record([usage(name, **{**mine, **other}) for name, other in rows])
+    (found,) = controlplane.load().keys.values()
+    (limit,) = found.limits
+    assert controlplane.spent(limit, now).used == 12
 
 
 def test_a_replica_that_is_not_ready_gets_no_requests(model):
