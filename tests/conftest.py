@@ -1,6 +1,9 @@
 """The cast: Alice owns, Bob is admin of her tenant, Charlie is an outsider, Olivia operates."""
 
+from collections.abc import Iterator
+
 import pytest
+from django.utils import translation
 
 from portal.accounts.models import Membership, Tenant, User
 from tests.slapd import directory  # noqa: F401 - a fixture
@@ -15,6 +18,13 @@ def _quick_settings(settings):
         **settings.STORAGES,
         "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
     }
+
+
+@pytest.fixture(autouse=True)
+def _english() -> Iterator[None]:
+    """Each test begins in the same language: a page that an earlier one asked for leaves its own behind."""
+    with translation.override("en"):
+        yield
 
 
 @pytest.fixture
