@@ -50,7 +50,6 @@ INSTALLED_APPS = [
     "csp",
     "rest_framework",
     "drf_spectacular",
-    "drf_spectacular_sidecar",
     "portal.accounts",
     "portal.keys",
     "portal.metering",
@@ -147,6 +146,11 @@ USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", "Asia/Tokyo")
 STATIC_URL = "/static/"
 STATICFILES_DIRS = [BASE_DIR / "portal" / "static", frontend.served(CACHE)]
+STATICFILES_FINDERS = [
+    "django.contrib.staticfiles.finders.FileSystemFinder",
+    "django.contrib.staticfiles.finders.AppDirectoriesFinder",
+    "portal.api.files.Finder",
+]
 STATIC_ROOT = VAR / "static"
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
@@ -173,21 +177,26 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 
-# --- API for operators --------------------------------------------------------------------------------------------
+# --- API --------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["portal.operations.permissions.Operators"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "portal.api.authentication.WithManagementKey",
+        "rest_framework.authentication.SessionAuthentication",
+    ],
+    # What is for others says so itself.
+    "DEFAULT_PERMISSION_CLASSES": ["portal.api.permissions.Operators"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "EXCEPTION_HANDLER": "portal.operations.problems.handle",
+    "DEFAULT_SCHEMA_CLASS": "portal.api.description.Operation",
+    "EXCEPTION_HANDLER": "portal.api.problems.handle",
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Madoguchi",
-    "DESCRIPTION": "Hosts, models and their engines, for operators.",
+    "DESCRIPTION": _("What the pages of the portal do, for programs. Shown is what you may use."),
     "VERSION": "1",
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PUBLIC": False,  # each person's description holds what is for them
     "COMPONENT_SPLIT_REQUEST": True,  # or what only answers hold would be asked for in requests
     "ENUM_NAME_OVERRIDES": {
         "ModelState": "modelregistry.overview.ModelState",

@@ -11,7 +11,7 @@ urlpatterns = [
     path("keys/", include("portal.keys.urls")),
     path("usage/", include("portal.metering.urls")),
     path("operations/", include("portal.operations.urls")),
-    path("api/", include("portal.operations.api_urls")),
+    path("api/", include("portal.api.urls")),
     path("admin/login/", admin_sign_in),
     path("admin/", admin.site.urls),
 ]

@@ -8,7 +8,7 @@ class KeysConfig(AppConfig):
 
     def ready(self) -> None:
         from portal.accounts import audit
-        from portal.keys.models import ApiKey
+        from portal.keys.models import ApiKey, ManagementKey
 
         audit.watch(
             ApiKey,
@@ -16,5 +16,12 @@ class KeysConfig(AppConfig):
             secret={"digest"},
             silent={"last_used_at"},
             tenant=lambda key: key.tenant,
+            verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
+        )
+        audit.watch(
+            ManagementKey,
+            "management-key",
+            secret={"digest"},
+            silent={"last_used_at"},
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
         )

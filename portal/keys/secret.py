@@ -27,16 +27,17 @@ def checksum(text: str) -> str:
     return digits
 
 
-def make() -> str:
-    body = LEAD + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM))
+def make(lead: str = LEAD) -> str:
+    """A new key. Management keys have another `lead` of the same length."""
+    body = lead + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM))
     return body + checksum(body)
 
 
-def well_formed(key: str) -> bool:
+def well_formed(key: str, lead: str = LEAD) -> bool:
     """Whether this could be a key of ours: length, lead and checksum are right."""
     return (
         len(key) == LENGTH
-        and key.startswith(LEAD)
+        and key.startswith(lead)
         and key.isascii()
         and hmac.compare_digest(checksum(key[:-CHECK]), key[-CHECK:])
     )

@@ -7,20 +7,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
-from django.contrib.auth.decorators import login_required
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET
-from drf_spectacular.utils import OpenApiResponse, extend_schema
-from drf_spectacular.views import SpectacularAPIView
+from drf_spectacular.utils import extend_schema
 from rest_framework import status
 from rest_framework.decorators import action
-from rest_framework.exceptions import NotFound, ValidationError
-from rest_framework.pagination import PageNumberPagination
+from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.serializers import Serializer
@@ -32,20 +27,12 @@ from modelregistry.advice import ADVICE
 from modelregistry.engines import Spec
 from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
 from modelregistry.presets import PRESETS, Preset
-from portal.accounts.tenancy import operator
+from portal.api.paging import Pages
 from portal.keys.models import ModelAccess
 from portal.operations import actions, live
 from portal.operations import serializers as shapes
-from portal.operations.permissions import Operators
 
-PROBLEM = OpenApiResponse(shapes.Problem)
-ERRORS = {400: PROBLEM, 403: PROBLEM, 404: PROBLEM}
-
-
-class Pages(PageNumberPagination):
-    page_size = 50
-    page_size_query_param = "page_size"
-    max_page_size = 500
+SUBJECT = "operations"
 
 
 def plain(value: Any) -> Any:
@@ -61,7 +48,9 @@ def given(shape: type[Serializer[Any]], values: Any) -> dict[str, Any]:
 
 
 class OverviewView(APIView):
-    @extend_schema(operation_id="overview", responses={200: shapes.Overview, 403: PROBLEM})
+    subject = SUBJECT
+
+    @extend_schema(operation_id="overview", responses={200: shapes.Overview})
     def get(self, request: Request) -> Response:
         """All hosts and models with their live state, as `/ws/operations/` tells them."""
         now = timezone.now()
@@ -69,19 +58,20 @@ class OverviewView(APIView):
 
 
 class Hosts(GenericViewSet[Host]):
+    subject = SUBJECT
     queryset = Host.objects.select_related("report")
     serializer_class = shapes.HostNow
     pagination_class = Pages
     lookup_value_converter = "int"
 
-    @extend_schema(parameters=[shapes.HostFilter], responses={200: shapes.HostNow(many=True), 403: PROBLEM})
+    @extend_schema(parameters=[shapes.HostFilter], responses={200: shapes.HostNow(many=True)})
     def list(self, request: Request) -> Response:
         """Machines with their devices' memory."""
         wanted = given(shapes.HostFilter, request.query_params)["supervised"]
         found = [host for host in self._now(self.get_queryset()) if wanted in (None, host.supervised)]
         return self.get_paginated_response(plain(self.paginate_queryset(found)))
 
-    @extend_schema(responses={200: shapes.HostNow, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(responses={200: shapes.HostNow})
     def retrieve(self, request: Request, pk: int) -> Response:
         (host,) = self._now([self.get_object()])
         return Response(plain(host))
@@ -92,6 +82,7 @@ class Hosts(GenericViewSet[Host]):
 
 
 class Models(GenericViewSet[ServedModel]):
+    subject = SUBJECT
     queryset = ServedModel.objects.select_related("host").prefetch_related(
         "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
     )
@@ -99,9 +90,7 @@ class Models(GenericViewSet[ServedModel]):
     pagination_class = Pages
     lookup_value_converter = "int"
 
-    @extend_schema(
-        parameters=[shapes.ModelFilter], responses={200: shapes.Model(many=True), 400: PROBLEM, 403: PROBLEM}
-    )
+    @extend_schema(parameters=[shapes.ModelFilter], responses={200: shapes.Model(many=True)})
     def list(self, request: Request) -> Response:
         """Models as they are to be served, each with its live state."""
         wanted = given(shapes.ModelFilter, request.query_params)
@@ -109,17 +98,17 @@ class Models(GenericViewSet[ServedModel]):
         shown = [one for one in self._shown(rows) if wanted.get("state") in (None, one["now"]["state"])]
         return self.get_paginated_response(self.paginate_queryset(shown))
 
-    @extend_schema(responses={200: shapes.Model, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(responses={200: shapes.Model})
     def retrieve(self, request: Request, pk: int) -> Response:
         return self._answer(self.get_object())
 
-    @extend_schema(responses={201: shapes.Model, 400: PROBLEM, 403: PROBLEM})
+    @extend_schema(responses={201: shapes.Model})
     def create(self, request: Request) -> Response:
         """Registers a model; its host starts it at once unless `enabled` is false."""
         model = actions.register(**given(shapes.Model, request.data))
         return self._answer(model, status.HTTP_201_CREATED)
 
-    @extend_schema(responses={200: shapes.Model, **ERRORS})
+    @extend_schema(responses={200: shapes.Model})
     def partial_update(self, request: Request, pk: int) -> Response:
         """Changes what is sent. What an engine is started with makes it start anew."""
         model = self.get_object()
@@ -136,32 +125,32 @@ class Models(GenericViewSet[ServedModel]):
                 actions.set_visibility(model, tenants)
         return self._answer(model)
 
-    @extend_schema(responses={204: None, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
         """Takes a model off the catalogue for good; its engines are drained and stopped."""
         actions.unregister(self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    @extend_schema(request=None, responses={200: shapes.Model, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def start(self, request: Request, pk: int) -> Response:
         """To be served; replicas that failed are tried again."""
         return self._answer(actions.start(self.get_object()))
 
-    @extend_schema(request=None, responses={200: shapes.Model, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, pk: int) -> Response:
         """Not to be served: engines finish what they are at and end."""
         return self._answer(actions.stop(self.get_object()))
 
-    @extend_schema(request=shapes.Restart, responses={200: shapes.Model, 409: PROBLEM, **ERRORS})
+    @extend_schema(request=shapes.Restart, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def restart(self, request: Request, pk: int) -> Response:
         """Engines finish what they are at and are started anew."""
         model = self.get_object()
         return self._answer(actions.restart(model, seen=given(shapes.Restart, request.data).get("seen")))
 
-    @extend_schema(request=shapes.Aliases, responses={200: shapes.Model, **ERRORS})
+    @extend_schema(request=shapes.Aliases, responses={200: shapes.Model})
     @action(detail=True, methods=["put"])
     def aliases(self, request: Request, pk: int) -> Response:
         """The model's other names, all of them."""
@@ -169,7 +158,7 @@ class Models(GenericViewSet[ServedModel]):
         actions.set_aliases(model, given(shapes.Aliases, request.data)["aliases"])
         return self._answer(model)
 
-    @extend_schema(request=shapes.Visibility, responses={200: shapes.Model, **ERRORS})
+    @extend_schema(request=shapes.Visibility, responses={200: shapes.Model})
     @action(detail=True, methods=["put"])
     def visibility(self, request: Request, pk: int) -> Response:
         """Which tenants may use it."""
@@ -177,14 +166,14 @@ class Models(GenericViewSet[ServedModel]):
         actions.set_visibility(model, given(shapes.Visibility, request.data)["tenants"])
         return self._answer(model)
 
-    @extend_schema(responses={200: shapes.Reading, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(responses={200: shapes.Reading})
     @action(detail=True)
     def facts(self, request: Request, pk: int) -> Response:
         found = Reading.objects.filter(model=self.get_object()).first()
         known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
         return Response(plain(known or {"facts": None, "fault": "", "at": None}))
 
-    @extend_schema(request=shapes.Plan, responses={200: shapes.Foreseen, 400: PROBLEM, 403: PROBLEM})
+    @extend_schema(request=shapes.Plan, responses={200: shapes.Foreseen})
     @action(detail=False, methods=["post"])
     def predict(self, request: Request) -> Response:
         """What a model would take, and on which hosts it would fit. Registers nothing.
@@ -240,7 +229,9 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 class PresetsView(APIView):
-    @extend_schema(operation_id="presets", responses={200: shapes.Preset(many=True), 403: PROBLEM})
+    subject = SUBJECT
+
+    @extend_schema(operation_id="presets", responses={200: shapes.Preset(many=True)})
     def get(self, request: Request) -> Response:
         """What to register for the models that this system was first built around."""
         return Response([preset(one) for one in PRESETS.values()])
@@ -253,6 +244,7 @@ def preset(one: Preset) -> dict[str, Any]:
 
 
 class Replicas(GenericViewSet[Replica]):
+    subject = SUBJECT
     queryset = Replica.objects.select_related("host", "model")
     serializer_class = shapes.ReplicaDetail
     pagination_class = Pages
@@ -260,7 +252,7 @@ class Replicas(GenericViewSet[Replica]):
 
     @extend_schema(
         parameters=[shapes.ReplicaFilter],
-        responses={200: shapes.ReplicaDetail(many=True), 400: PROBLEM, 403: PROBLEM},
+        responses={200: shapes.ReplicaDetail(many=True)},
     )
     def list(self, request: Request) -> Response:
         """Engines, running or wanted."""
@@ -270,11 +262,11 @@ class Replicas(GenericViewSet[Replica]):
         page = self.paginate_queryset(rows) or []
         return self.get_paginated_response([self._shown(row) for row in page])
 
-    @extend_schema(responses={200: shapes.ReplicaDetail, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(responses={200: shapes.ReplicaDetail})
     def retrieve(self, request: Request, pk: int) -> Response:
         return Response(self._shown(self.get_object()))
 
-    @extend_schema(responses={200: shapes.LogTail, 403: PROBLEM, 404: PROBLEM})
+    @extend_schema(responses={200: shapes.LogTail})
     @action(detail=True)
     def log(self, request: Request, pk: int) -> Response:
         """The end of its log. Sockets tell what is added to it: `/ws/operations/replicas/<id>/log/`."""
@@ -286,27 +278,3 @@ class Replicas(GenericViewSet[Replica]):
     def _shown(self, row: Replica) -> dict[str, Any]:
         shown: dict[str, Any] = plain(overview.replica_now(row, timezone.now()))
         return {**shown, "advice": str(ADVICE.get(row.cause, ""))}
-
-
-class Nowhere(APIView):
-    """Every other address: an error of the API, not a page; and like all others for operators only."""
-
-    schema = None
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        super().initial(request, *args, **kwargs)
-        raise NotFound
-
-
-class Schema(SpectacularAPIView):
-    """The description of the API (OpenAPI 3), for operators as the API itself."""
-
-    permission_classes = [Operators]
-
-
-@login_required
-@require_GET
-def docs(request: HttpRequest) -> HttpResponse:
-    """The description to read and try, without anything from the internet."""
-    operator(request.user)
-    return render(request, "operations/api.html")

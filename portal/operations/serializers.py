@@ -288,15 +288,3 @@ class ReplicaFilter(serializers.Serializer[Any]):
 
 class HostFilter(serializers.Serializer[Any]):
     supervised = serializers.BooleanField(required=False, allow_null=True, default=None)
-
-
-class Problem(serializers.Serializer[Any]):
-    """RFC 9457."""
-
-    type = serializers.CharField()
-    title = serializers.CharField()
-    status = serializers.IntegerField()
-    detail = serializers.CharField(required=False)
-    errors = serializers.ListField(  # type: ignore[assignment]
-        child=serializers.DictField(child=serializers.CharField()), required=False
-    )

@@ -8,6 +8,7 @@ from django.test import Client
 
 from portal.accounts import directory as company
 from portal.accounts.models import User
+from tests.portal.calling import described  # noqa: F401 - a fixture
 from tests.slapd import Directory
 
 BACKENDS = [

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from django.core.exceptions import ValidationError as Invalid
 from django.utils.translation import gettext as _
 from rest_framework import status
 from rest_framework.exceptions import APIException, NotAuthenticated, ValidationError
@@ -16,6 +17,8 @@ MEDIA_TYPE = "application/problem+json"
 
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     """For Django REST framework: the answer to an error; None for those that are ours to repair (500)."""
+    if isinstance(error, Invalid):
+        error = Refused.by(error)
     if isinstance(error, Refused):
         # About a field: what was sent is wrong. Else it does not go with how things are.
         code = status.HTTP_400_BAD_REQUEST if error.fields else status.HTTP_409_CONFLICT
@@ -27,7 +30,7 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         found = list(_pointers(error.detail))
         told = problem(answer.status_code, " ".join(one["detail"] for one in found), found)
     elif isinstance(error, NotAuthenticated):
-        told = problem(answer.status_code, _("Please sign in."))
+        told = problem(answer.status_code, _("Sign in, or send a management key."))
     else:
         told = problem(answer.status_code, str(error.detail) if isinstance(error, APIException) else "")
     for name, value in answer.headers.items():
@@ -47,11 +50,13 @@ def problem(code: int, detail: str, errors: list[dict[str, str]] | None = None) 
 def title(code: int) -> str:
     titles = {
         400: _("This request cannot be carried out"),
+        401: _("Who are you?"),
         403: _("Not allowed"),
         404: _("Not found"),
         405: _("Not possible here"),
         409: _("Not possible now"),
         415: _("Send JSON"),
+        429: _("Too often"),
     }
     return titles.get(code, _("Error"))
 

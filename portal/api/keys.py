@@ -1,0 +1,91 @@
+"""Management keys: a person's keys for `/api/v1/`. Issue, find, revoke.
+
+Their texts are made and kept as those of API keys (see `keys.secret`), with a lead of their own: neither does what the
+other is for.
+"""
+
+import re
+from collections.abc import Collection
+from datetime import datetime, timedelta
+
+from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from portal.accounts.models import User
+from portal.api import scopes
+from portal.keys import secret
+from portal.keys.models import ManagementKey
+
+LEAD = "mdm_"
+TEXT = re.compile(rf"{LEAD}[0-9A-Za-z]{{{secret.LENGTH - len(LEAD)}}}")
+LONGEST = timedelta(days=366)  # a year, also a leap year
+# How exactly `last_used_at` is kept: a program that calls all day costs one write a minute.
+USE_NOTED = timedelta(minutes=1)
+
+
+def issue(*, user: User, name: str, scopes_: Collection[str], expires_at: datetime) -> tuple[ManagementKey, str]:
+    """A new key and its text, which exists nowhere else: show it once.
+
+    Raises ValidationError for scopes that the person could not use, and for an expiry that is past or too far.
+    """
+    problems = {}
+    if not scopes_ or not set(scopes_) <= {scope.name for scope in scopes.usable(user)}:
+        problems["scopes"] = [_("Choose at least one of those that you may use yourself.")]
+    if not timezone.now() < expires_at <= timezone.now() + LONGEST:
+        problems["expires_at"] = [_("Choose a time within a year from now.")]
+    if problems:
+        raise ValidationError(problems)
+    text = secret.make(LEAD)
+    key = ManagementKey(
+        user=user,
+        name=name,
+        prefix=text[: secret.PREFIX],
+        digest=secret.digest(text, settings.API_KEY_SECRET),
+        scopes=[name for name in scopes.SCOPES if name in scopes_],
+        expires_at=expires_at,
+    )
+    key.full_clean(exclude=["scopes", "expires_at"])
+    key.save()
+    return key, text
+
+
+def revoke(key: ManagementKey) -> None:
+    """Ends a key for good and at once. Revoking twice changes nothing."""
+    if key.revoked_at is None:
+        key.revoked_at = timezone.now()
+        key.save(update_fields=["revoked_at"])
+
+
+def keys_of(user: User) -> QuerySet[ManagementKey]:
+    """This person's, newest first, with those that ended."""
+    return ManagementKey.objects.filter(user=user)
+
+
+def working(keys: QuerySet[ManagementKey], now: datetime) -> QuerySet[ManagementKey]:
+    """Those of the keys with which one could call now: not ended, and of an active person."""
+    unexpired = Q(expires_at__isnull=True) | Q(expires_at__gt=now)
+    return keys.filter(unexpired, revoked_at__isnull=True, user__is_active=True)
+
+
+def find(text: str) -> ManagementKey | None:
+    """The key of this text if it works now, with its person; notes its use. At most one write a minute."""
+    if not secret.well_formed(text, LEAD):
+        return None
+    now = timezone.now()
+    held = ManagementKey.objects.filter(digest=secret.digest(text, settings.API_KEY_SECRET))
+    key = working(held, now).select_related("user").first()
+    if key is not None and (key.last_used_at is None or key.last_used_at <= now - USE_NOTED):
+        # .update(): being used is no change that anybody decided, so it is no audit event.
+        held.update(last_used_at=now)
+    return key
+
+
+def found_in(text: str) -> tuple[list[ManagementKey], int]:
+    """Our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
+    texts = {word for word in TEXT.findall(text) if secret.well_formed(word, LEAD)}
+    digests = [secret.digest(word, settings.API_KEY_SECRET) for word in texts]
+    keys = list(ManagementKey.objects.filter(digest__in=digests).select_related("user"))
+    return keys, len(texts) - len(keys)

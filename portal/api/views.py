@@ -1,0 +1,41 @@
+"""What belongs to the API as a whole: its description, the page that shows it, and all that is not there."""
+
+from typing import Any
+
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.views.decorators.http import require_GET
+from drf_spectacular.views import SpectacularAPIView
+from rest_framework.exceptions import NotFound
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from portal.api import description  # noqa: F401 - registers how keys are described
+from portal.api.permissions import People
+
+
+class Schema(SpectacularAPIView):
+    """The description of the API (OpenAPI 3): of what the caller may use."""
+
+    permission_classes = [People]
+    subject = ""
+
+
+class Nowhere(APIView):
+    """Every other address: an error of the API, not a page."""
+
+    schema = None
+    permission_classes = [People]
+    subject = ""
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        raise NotFound
+
+
+@login_required
+@require_GET
+def docs(request: HttpRequest) -> HttpResponse:
+    """The description to read and try, without anything from the internet."""
+    return render(request, "api/docs.html")
