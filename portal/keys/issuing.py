@@ -1,23 +1,50 @@
-"""Issue and revoke API keys: the two verbs that pages, the command line and the API share."""
+"""Issue, rotate, change and revoke API keys: the verbs that pages, the command line and the API share."""
 
 import re
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import TypedDict, Unpack
 
 from django.conf import settings
 from django.db import transaction
 from django.utils import timezone
 
 from modelregistry.models import ServedModel
+from portal.accounts import audit
 from portal.accounts.models import Tenant, User
+from portal.accounts.tenancy import admins_of, operators
 from portal.keys import secret
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, check_networks
+from portal.metering.models import Quota
+from portal.notices.telling import tell
 
 KEY = re.compile(rf"{secret.LEAD}[0-9A-Za-z]{{{secret.LENGTH - len(secret.LEAD)}}}")
+# Why a key ended that somebody found; pages and notices say it in full.
+LEAKED = "leaked"
 
 
 class NotAMember(ValueError):
-    """The person does not belong to the tenant for which the key was asked."""
+    """The person does not belong to the tenant of the key that is to be theirs, or that they shall answer for."""
+
+
+class Ended(ValueError):
+    """A revoked key does not change any more."""
+
+
+class AlreadyReplaced(ValueError):
+    """The key has a successor: that one is to be replaced."""
+
+
+class Changes(TypedDict, total=False):
+    """What of a key may change. `allowed_models` None: all that the tenant may use. `expires_at` None: never."""
+
+    name: str
+    purpose: str
+    key_class: str
+    networks: Sequence[str]
+    expires_at: datetime | None
+    allowed_models: Iterable[ServedModel] | None
+    responsible: User | None
 
 
 def issue(
@@ -26,48 +53,170 @@ def issue(
     name: str,
     user: User | None = None,
     service: str = "",
+    responsible: User | None = None,
+    purpose: str = "",
+    key_class: str = ApiKey.Class.INTERACTIVE,
+    networks: Sequence[str] = (),
     allowed_models: Iterable[ServedModel] = (),
     expires_at: datetime | None = None,
     created_by: User | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key and its text, which exists nowhere else: show it once.
 
-    Give `user` for a personal key or `service` for a service key. Without `allowed_models` it is for all models that
-    the tenant may use. Raises NotAMember.
+    Give `user` for a personal key or `service` (and who is `responsible`) for a service key. Without `allowed_models`
+    it is for all models that the tenant may use, without `networks` (as networks.parse gives them) from everywhere.
+    Raises NotAMember, also for who is responsible, and ValidationError for what is no network.
     """
-    if user is not None and not user.memberships.filter(tenant=tenant).exists():
-        raise NotAMember(f"{user.get_username()} is not a member of {tenant.slug}")
-    text = secret.make()
+    for person in (user, responsible):
+        belongs(person, tenant)
+    check_networks(list(networks))
     chosen = list(allowed_models)
+    key = ApiKey(
+        tenant=tenant,
+        user=user,
+        service=service,
+        responsible=responsible,
+        name=name,
+        purpose=purpose,
+        key_class=key_class,
+        networks=list(networks),
+        every_model=not chosen,
+        expires_at=expires_at,
+        created_by=created_by,
+    )
+    return key, _written(key, chosen)
+
+
+def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[ApiKey, str]:
+    """(its successor, the successor's text): for the same, with the same rules and quotas, and as long a life.
+
+    The old key goes on working for `overlap`, or less if it ends before; with none it ends now. A revoked or expired
+    key has a successor too, and stays what it is. Raises AlreadyReplaced, and NotAMember when its person has left.
+    """
+    belongs(key.user, key.tenant)
+    now = timezone.now()
     with transaction.atomic():
-        key = ApiKey.objects.create(
-            tenant=tenant,
-            user=user,
-            service=service,
-            name=name,
-            prefix=text[: secret.PREFIX],
-            digest=secret.digest(text, settings.API_KEY_SECRET),
-            every_model=not chosen,
-            expires_at=expires_at,
-            created_by=created_by,
+        # Two at the same time queue here, so that the second one sees the first one's successor.
+        key = ApiKey.objects.select_for_update().get(pk=key.pk)
+        if ApiKey.objects.filter(replaces=key).exists():
+            raise AlreadyReplaced(f"{key.prefix} has been replaced already")
+        new = ApiKey(
+            tenant=key.tenant,
+            user=key.user,
+            service=key.service,
+            responsible=key.responsible,
+            name=key.name,
+            purpose=key.purpose,
+            key_class=key.key_class,
+            networks=key.networks,
+            every_model=key.every_model,
+            expires_at=key.expires_at and now + (key.expires_at - key.created_at),
+            created_by=by,
+            replaces=key,
         )
-        key.allowed_models.set(chosen)
-    return key, text
+        text = _written(new, key.allowed_models.all())
+        for quota in Quota.objects.filter(key=key):
+            quota.pk, quota.key, quota._state.adding = None, new, True
+            quota.save()
+        if key.state == "active":
+            end = now + overlap
+            key.expires_at = min(key.expires_at or end, end)
+            key.save(update_fields=["expires_at"])
+    return new, text
 
 
-def revoke(key: ApiKey, because: str = "") -> None:
+def change(key: ApiKey, **changes: Unpack[Changes]) -> None:
+    """Gives the key these values; others stay. Gateways follow within one catalogue poll.
+
+    Raises Ended, NotAMember for who shall be responsible, and ValidationError for what is no network.
+    """
+    if key.revoked_at:
+        raise Ended(f"{key.prefix} is revoked")
+    if "responsible" in changes and changes["responsible"] != key.responsible:
+        belongs(changes["responsible"], key.tenant)
+    if "networks" in changes:
+        check_networks(list(changes["networks"]))
+    with transaction.atomic():
+        if "allowed_models" in changes:
+            _allow(key, changes.pop("allowed_models"))
+        for name, value in changes.items():
+            setattr(key, name, list(value) if name == "networks" else value)  # type: ignore[call-overload]
+        key.save(update_fields=[*changes, "every_model"])
+
+
+def revoke(key: ApiKey, because: str = "", *, by: User | None = None) -> None:
     """Ends a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing.
 
-    `because`: for its owner, and the audit.
+    Whom it concerns is told: the person whose it is; of a service key who is responsible and the tenant's admins.
+    `because`: for them and the audit, in the words of `by`, who is not told what they did themselves.
     """
-    if key.revoked_at is None:
+    if key.revoked_at is not None:
+        return
+    with transaction.atomic():
         key.revoked_at, key.revoked_because = timezone.now(), because[:200]
         key.save(update_fields=["revoked_at", "revoked_because"])
+        tell(
+            [person for person in concerned(key) if person != by],
+            "key-revoked",
+            key.prefix,
+            path=f"/keys/{key.prefix}/",
+            key=key.name,
+            prefix=key.prefix,
+            tenant=key.tenant.name,
+            by=str(by) if by else "",
+            because=key.revoked_because,
+        )
+
+
+def concerned(key: ApiKey) -> set[User]:
+    """Who is told of what becomes of a key. Of a service key in whose tenant nobody is left: operators."""
+    if key.is_playground:
+        return set()
+    if key.user:
+        return {key.user}
+    people = set(admins_of(key.tenant))
+    if key.responsible and answers(key):
+        people.add(key.responsible)
+    return people or set(operators())
+
+
+def answers(key: ApiKey) -> bool:
+    """Whether somebody is responsible for this service key who still is in its tenant."""
+    person = key.responsible
+    return person is not None and person.is_active and person.memberships.filter(tenant=key.tenant_id).exists()
+
+
+def belongs(person: User | None, tenant: Tenant) -> None:
+    """Raises NotAMember; nobody is nobody's member and no matter."""
+    if person is not None and not person.memberships.filter(tenant=tenant).exists():
+        raise NotAMember(f"{person.get_username()} is not a member of {tenant.slug}")
 
 
 def found_in(text: str) -> tuple[list[ApiKey], int]:
     """Our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
     texts = {word for word in KEY.findall(text) if secret.well_formed(word)}
     digests = [secret.digest(word, settings.API_KEY_SECRET) for word in texts]
-    keys = list(ApiKey.objects.filter(digest__in=digests).select_related("tenant"))
+    keys = list(ApiKey.objects.filter(digest__in=digests).select_related("tenant", "user", "responsible"))
     return keys, len(texts) - len(keys)
+
+
+def _written(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
+    """Stores a new key under a new text, which is returned."""
+    text = secret.make()
+    key.prefix = text[: secret.PREFIX]
+    key.digest = secret.digest(text, settings.API_KEY_SECRET)
+    with transaction.atomic():
+        key.save()
+        key.allowed_models.set(chosen)
+    return text
+
+
+def _allow(key: ApiKey, models: Iterable[ServedModel] | None) -> None:
+    """The audit watches rows; which models a key is for is none of its row, so it is told here."""
+    before = None if key.every_model else sorted(model.name for model in key.allowed_models.all())
+    chosen = list(models or ())
+    after = None if models is None else sorted(model.name for model in chosen)
+    key.every_model = models is None
+    if before != after:
+        key.allowed_models.set(chosen)
+        audit.record("key.models", key, "key", before={"models": before}, after={"models": after}, tenant=key.tenant)

@@ -1,13 +1,14 @@
-"""A person's own keys, as pages show them."""
+"""Whose keys a person may see, and how pages show them."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import models
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils.translation import gettext_lazy as _
 
-from portal.accounts.models import User
+from portal.accounts.models import Membership, Tenant, User
+from portal.accounts.tenancy import administered_tenants
 from portal.keys.models import ApiKey
 
 # Long enough to make a new key and change what uses the old one, holidays included.
@@ -28,17 +29,34 @@ class State(models.TextChoices):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """A key that a person holds. `models` None: all that the tenant may use. `stopped`: see KeyQuerySet.usable."""
+    """A key as pages show it. `models` None: all that the tenant may use. `stopped`: see KeyQuerySet.usable.
+
+    `service` "" for a personal key. `answers`: whether who is `responsible` (a name, "" for nobody) still is in the
+    tenant. `replaces`, `replaced_by`: prefixes, "" for none.
+    """
 
     prefix: str
     name: str
+    purpose: str
+    key_class: str
+    class_name: str
+    networks: tuple[str, ...]
+    service: str
+    responsible: str
+    answers: bool
     tenant: str
+    tenant_slug: str
     models: tuple[str, ...] | None
     created_at: datetime
+    created_by: str
     last_used_at: datetime | None
+    last_used_from: str
+    last_used_with: str
     expires_at: datetime | None
     revoked_at: datetime | None
     revoked_because: str
+    replaces: str
+    replaced_by: str
     state: State
     expires_soon: bool
 
@@ -48,13 +66,40 @@ class Held:
 
 
 def keys_of(user: User) -> QuerySet[ApiKey]:
-    """The keys of this person and nobody else's. Every page of one's own keys begins here."""
-    keys: QuerySet[ApiKey] = ApiKey.objects.filter(user=user).select_related("tenant")
+    """The keys of this person and nobody else's; without those that the playground keeps for itself."""
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(user=user, is_playground=False).select_related("tenant")
     return keys
 
 
+def service_keys_of(tenant: Tenant) -> QuerySet[ApiKey]:
+    """The service keys of a tenant, whoever made them."""
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(tenant=tenant, user=None).select_related("tenant", "responsible")
+    return keys
+
+
+def manageable(user: User) -> QuerySet[ApiKey]:
+    """The keys that this person may change, replace and revoke: their own, and the service keys of the tenants that
+    they administer. Pages and API of keys begin here: any other key is as if it did not exist.
+    """
+    own = Q(user=user, is_playground=False)
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(own | Q(user=None, tenant__in=administered_tenants(user)))
+    return keys.select_related("tenant", "user", "responsible")
+
+
+def viewable(user: User) -> QuerySet[ApiKey]:
+    """The manageable ones, and the service keys that this person is responsible for as a member of their tenant."""
+    answers = Q(user=None, responsible=user, tenant__in=Membership.objects.filter(user=user).values("tenant"))
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(answers | Q(pk__in=manageable(user).values("pk")))
+    return keys.select_related("tenant", "user", "responsible")
+
+
+def services(user: User) -> QuerySet[ApiKey]:
+    """The service keys that this person may see, of all tenants."""
+    return viewable(user).filter(user=None)
+
+
 def working(user: User) -> QuerySet[ApiKey]:
-    """The keys with which this person can call now, newest first."""
+    """The person's own keys with which they can call now, newest first."""
     return keys_of(user).filter(is_usable())
 
 
@@ -70,21 +115,53 @@ def state(key: ApiKey) -> State:
     return State.WORKS if key.can_be_used else State.STOPPED  # type: ignore[attr-defined]
 
 
+def responsible_is_here() -> Exists:
+    """Whether who is responsible for a key is an active member of its tenant."""
+    return Exists(
+        Membership.objects.filter(user=OuterRef("responsible"), tenant=OuterRef("tenant"), user__is_active=True)
+    )
+
+
 def held(keys: QuerySet[ApiKey], now: datetime) -> list[Held]:
-    """These keys as plain values, newest first. Two queries."""
-    return [
-        Held(
-            prefix=key.prefix,
-            name=key.name,
-            tenant=key.tenant.name,
-            models=None if key.every_model else tuple(model.name for model in key.allowed_models.all()),
-            created_at=key.created_at,
-            last_used_at=key.last_used_at,
-            expires_at=key.expires_at,
-            revoked_at=key.revoked_at,
-            revoked_because=key.revoked_because,
-            state=state(key),
-            expires_soon=key.expires_at is not None and now < key.expires_at <= now + EXPIRES_SOON,
-        )
-        for key in with_usable(keys).prefetch_related("allowed_models")
-    ]
+    """These keys as plain values, in their order. Two queries, however many they are."""
+    return [_held(key, now) for key in shown(keys)]
+
+
+def shown(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+    """The same keys with all that `held` reads of them: to be cut into pages before."""
+    return (
+        with_usable(keys)
+        .annotate(answers=responsible_is_here())
+        .select_related("tenant", "responsible", "created_by", "replaces", "replaced_by")
+        .prefetch_related("allowed_models")
+    )
+
+
+def _held(key: ApiKey, now: datetime) -> Held:
+    successor = getattr(key, "replaced_by", None)
+    return Held(
+        prefix=key.prefix,
+        name=key.name,
+        purpose=key.purpose,
+        key_class=key.key_class,
+        class_name=str(ApiKey.Class(key.key_class).label),
+        networks=tuple(key.networks),
+        service=key.service,
+        responsible=str(key.responsible) if key.responsible else "",
+        answers=key.answers,  # type: ignore[attr-defined]
+        tenant=key.tenant.name,
+        tenant_slug=key.tenant.slug,
+        models=None if key.every_model else tuple(model.name for model in key.allowed_models.all()),
+        created_at=key.created_at,
+        created_by=str(key.created_by) if key.created_by else "",
+        last_used_at=key.last_used_at,
+        last_used_from=key.last_used_from or "",
+        last_used_with=key.last_used_with,
+        expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
+        revoked_because=key.revoked_because,
+        replaces=key.replaces.prefix if key.replaces else "",
+        replaced_by=successor.prefix if successor else "",
+        state=state(key),
+        expires_soon=key.expires_at is not None and now < key.expires_at <= now + EXPIRES_SOON,
+    )

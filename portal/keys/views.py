@@ -18,9 +18,6 @@ from portal.keys.forms import FoundKeyForm, NewKeyForm
 from portal.metering import periods
 from portal.metering.usage import total, visible_to
 
-# Stored once for both languages; the page of the key translates it.
-LEAKED = "leaked"
-
 
 def me(request: HttpRequest) -> User:
     """The person who is signed in (views here are all behind login_required)."""
@@ -114,7 +111,7 @@ def found_key(request: HttpRequest) -> HttpResponse:
     found, strange = issuing.found_in(form.cleaned_data["text"]) if asked else ([], 0)
     ended = [key for key in found if key.revoked_at is None]
     for key in ended:
-        issuing.revoke(key, because=LEAKED)
+        issuing.revoke(key, because=issuing.LEAKED, by=me(request))
     form.data = {}  # what was pasted is never sent back
     context = {
         "form": form,
@@ -130,7 +127,7 @@ def found_key(request: HttpRequest) -> HttpResponse:
 @require_POST
 def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(keyring.keys_of(me(request)), prefix=prefix)
-    issuing.revoke(key)
+    issuing.revoke(key, by=me(request))
     messages.success(
         request,
         _("“%(name)s” (%(prefix)s…) is revoked and will stop working within 2 seconds.")

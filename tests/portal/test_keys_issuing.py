@@ -1,0 +1,313 @@
+"""The verbs of API keys: issue, rotate, change, revoke; and whose keys a person may see and manage."""
+
+from datetime import timedelta
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.utils import timezone
+
+from apiproxy.models import CatalogueRevision
+from portal.accounts.models import AuditEvent, Membership
+from portal.keys import issuing, keyring, networks
+from portal.keys.models import ApiKey
+from portal.metering.models import Quota
+from portal.notices.models import Notice
+from tests.conftest import person
+from tests.pages import key_of, serve
+
+pytestmark = pytest.mark.django_db
+
+
+def service_key(tenant, name="Dify", **more) -> ApiKey:
+    return issuing.issue(tenant=tenant, service=name, name=name, **more)[0]
+
+
+def revision() -> int:
+    return CatalogueRevision.objects.values_list("number", flat=True).get()
+
+
+class TestIssuing:
+    def test_a_key_keeps_all_that_was_said_of_it(self, research, alice, bob):
+        key = service_key(
+            research,
+            responsible=alice,
+            purpose="the help desk’s bot",
+            key_class="batch",
+            networks=["10.1.0.0/16"],
+            created_by=bob,
+        )
+        key.refresh_from_db()
+        assert (key.user, key.responsible, key.created_by) == (None, alice, bob)
+        assert (key.purpose, key.key_class, key.networks) == ("the help desk’s bot", "batch", ["10.1.0.0/16"])
+        key.full_clean()
+
+    @pytest.mark.parametrize("role", ["user", "responsible"])
+    def test_it_is_only_for_and_answered_for_by_members(self, research, charlie, role):
+        with pytest.raises(issuing.NotAMember):
+            issuing.issue(tenant=research, name="x", service="" if role == "user" else "x", **{role: charlie})
+        assert not ApiKey.objects.exists()
+
+    def test_what_is_no_network_is_refused(self, research):
+        with pytest.raises(ValidationError):
+            service_key(research, networks=["10.1.0.1/16"])
+        assert not ApiKey.objects.exists()
+
+
+class TestNetworks:
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("", []),
+            ("10.1.0.0/16", ["10.1.0.0/16"]),
+            ("10.1.2.3\n192.168.0.0/24, 10.1.2.3", ["10.1.2.3/32", "192.168.0.0/24"]),
+            ("2001:DB8::/32、2001:db8::1", ["2001:db8::/32", "2001:db8::1/128"]),
+            ("10.0.0.0/255.0.0.0", ["10.0.0.0/8"]),
+        ],
+    )
+    def test_they_are_read_as_people_type_them(self, text, found):
+        assert networks.parse(text) == found
+        assert networks.parse(networks.text(found)) == found
+
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("10.1.2.3/16", "10.1.2.3/16 is an address within a network. Write 10.1.0.0/16"),
+            ("10.1.2.3/16", "or 10.1.2.3 for the address"),
+            ("office", "office is not a network"),
+            ("10.1.0.0/33", "10.1.0.0/33 is not a network"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, text, says):
+        with pytest.raises(ValidationError) as refused:
+            networks.parse(f"10.0.0.0/8 {text}")
+        assert says in refused.value.messages[0]
+
+
+class TestRotating:
+    def test_the_successor_is_for_the_same(self, research, alice, bob):
+        model = serve()
+        old = service_key(
+            research, responsible=alice, purpose="bot", key_class="batch", networks=["10.0.0.0/8"],
+            allowed_models=[model], expires_at=timezone.now() + 90 * timedelta(days=1),
+        )  # fmt: skip
+        new, text = issuing.rotate(old, timedelta(days=7), by=bob)
+        same = ("tenant", "user", "service", "responsible", "name", "purpose", "key_class", "networks", "every_model")
+        assert [getattr(new, name) for name in same] == [getattr(old, name) for name in same]
+        assert list(new.allowed_models.all()) == [model]
+        assert (new.replaces, new.created_by, text[:12]) == (old, bob, new.prefix)
+        assert new.prefix != old.prefix
+
+    def test_both_work_for_the_overlap_and_then_only_the_new_one(self, research, time_machine):
+        old = service_key(research)
+        new, _ = issuing.rotate(old, timedelta(days=7))
+        both = {old.prefix, new.prefix}
+        now = timezone.now()
+        for hours, working in ((7 * 24 - 1, both), (7 * 24 + 1, {new.prefix})):
+            time_machine.move_to(now + timedelta(hours=hours), tick=False)
+            assert {key.prefix for key in ApiKey.objects.usable()} == working
+
+    def test_without_an_overlap_the_old_one_ends_now(self, research):
+        old = service_key(research)
+        new, _ = issuing.rotate(old, timedelta())
+        assert list(ApiKey.objects.usable()) == [new]
+
+    def test_no_overlap_makes_a_key_live_longer(self, research):
+        end = timezone.now() + timedelta(days=2)
+        old = service_key(research, expires_at=end)
+        issuing.rotate(old, timedelta(days=30))
+        old.refresh_from_db()
+        assert old.expires_at == end
+
+    def test_the_successor_lives_as_long_as_its_predecessor_was_to(self, research, time_machine):
+        old = service_key(research, expires_at=timezone.now() + timedelta(days=90))
+        time_machine.move_to(timezone.now() + timedelta(days=80))
+        new, _ = issuing.rotate(old, timedelta(days=7))
+        assert abs(new.expires_at - timezone.now() - timedelta(days=90)) < timedelta(minutes=1)
+        assert issuing.rotate(service_key(research), timedelta())[0].expires_at is None
+
+    def test_its_quotas_go_with_it(self, research):
+        old = service_key(research)
+        Quota.objects.create(key=old, unit="tokens", window="day", amount=1000)
+        new, _ = issuing.rotate(old, timedelta(days=7))
+        assert [(quota.key, quota.amount) for quota in Quota.objects.order_by("pk")] == [(old, 1000), (new, 1000)]
+
+    def test_it_is_replaced_once(self, research):
+        old = service_key(research)
+        new, _ = issuing.rotate(old, timedelta(days=7))
+        with pytest.raises(issuing.AlreadyReplaced):
+            issuing.rotate(old, timedelta(days=7))
+        issuing.rotate(new, timedelta(days=7))
+        assert ApiKey.objects.count() == 3
+
+    def test_a_revoked_key_stays_so_and_has_a_successor(self, research):
+        old = service_key(research)
+        issuing.revoke(old, because="leaked")
+        new, _ = issuing.rotate(old, timedelta(days=7))
+        old.refresh_from_db()
+        assert (old.state, old.expires_at) == ("revoked", None)
+        assert list(ApiKey.objects.usable()) == [new]
+
+    def test_who_has_left_gets_no_new_key(self, research, alice):
+        old = key_of(alice, research)
+        alice.memberships.all().delete()
+        with pytest.raises(issuing.NotAMember):
+            issuing.rotate(old, timedelta(days=7))
+
+
+class TestChanging:
+    def test_only_what_is_given_changes_and_gateways_are_told(self, research, alice):
+        key = key_of(alice, research, purpose="tests")
+        before = revision()
+        issuing.change(key, name="desk", networks=["10.0.0.0/8"], key_class="batch")
+        key.refresh_from_db()
+        assert (key.name, key.networks, key.key_class, key.purpose) == ("desk", ["10.0.0.0/8"], "batch", "tests")
+        assert revision() > before
+
+    def test_models_are_narrowed_and_opened_again(self, research, alice):
+        key, model = key_of(alice, research), serve()
+        issuing.change(key, allowed_models=[model])
+        key.refresh_from_db()
+        assert (key.every_model, list(key.allowed_models.all())) == (False, [model])
+        issuing.change(key, allowed_models=None)
+        key.refresh_from_db()
+        assert (key.every_model, list(key.allowed_models.all())) == (True, [])
+        told = AuditEvent.objects.filter(action="key.models").order_by("pk")
+        assert [(event.before["models"], event.after["models"]) for event in told] == [
+            (None, ["qwen"]),
+            (["qwen"], None),
+        ]
+
+    def test_a_key_for_no_model_is_not_one_for_all(self, research, alice):
+        key = key_of(alice, research)
+        issuing.change(key, allowed_models=[])
+        key.refresh_from_db()
+        assert key.every_model is False
+
+    def test_a_revoked_key_changes_no_more(self, research, alice):
+        key = key_of(alice, research)
+        issuing.revoke(key)
+        with pytest.raises(issuing.Ended):
+            issuing.change(key, expires_at=None)
+
+    def test_only_a_member_becomes_responsible(self, research, alice, charlie):
+        key = service_key(research)
+        with pytest.raises(issuing.NotAMember):
+            issuing.change(key, responsible=charlie)
+        issuing.change(key, responsible=alice)
+        key.refresh_from_db()
+        assert key.responsible == alice
+
+    def test_who_is_responsible_and_left_does_not_stand_in_the_way_of_other_changes(self, research, alice):
+        key = service_key(research, responsible=alice)
+        alice.memberships.all().delete()
+        issuing.change(key, name="Dify 2", responsible=alice)
+        key.refresh_from_db()
+        assert key.name == "Dify 2"
+
+    def test_what_is_no_network_changes_nothing(self, research, alice):
+        key = key_of(alice, research)
+        with pytest.raises(ValidationError):
+            issuing.change(key, name="desk", networks=["office"])
+        key.refresh_from_db()
+        assert key.name == "laptop"
+
+
+class TestRevoking:
+    def told(self, key) -> dict:
+        notices = Notice.objects.filter(kind="key-revoked", ref=key.prefix).select_related("user")
+        return {notice.user.username: notice.facts for notice in notices}
+
+    def test_whose_key_another_ends_is_told_why_and_by_whom(self, research, alice, charlie):
+        key = key_of(alice, research)
+        issuing.revoke(key, because="leaked", by=charlie)
+        told = self.told(key)["alice"]
+        assert (told["by"], told["because"], told["tenant"]) == ("Charlie", "leaked", "研究部")
+
+    def test_who_ends_a_key_need_not_be_told(self, research, alice):
+        key = key_of(alice, research)
+        issuing.revoke(key, by=alice)
+        assert self.told(key) == {}
+
+    def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(self, research, alice, bob, charlie):
+        key = service_key(research, responsible=alice)
+        issuing.revoke(key, because="leaked", by=charlie)
+        assert set(self.told(key)) == {"alice", "bob"}
+
+    def test_who_no_longer_belongs_there_is_not_told(self, research, alice, bob):
+        key = service_key(research, responsible=alice)
+        alice.memberships.all().delete()
+        issuing.revoke(key, because="unused")
+        assert set(self.told(key)) == {"bob"}
+
+    def test_where_nobody_is_left_operators_are_told(self, research, olivia):
+        key = service_key(research)
+        issuing.revoke(key, because="unused")
+        assert set(self.told(key)) == {"olivia"}
+
+    def test_once_is_enough(self, research, alice):
+        key = key_of(alice, research)
+        issuing.revoke(key, because="first")
+        issuing.revoke(key, because="second")
+        key.refresh_from_db()
+        assert key.revoked_because == "first"
+        assert self.told(key)["alice"]["because"] == "first"
+
+
+class TestWhoseKeys:
+    def test_the_playground_s_are_not_listed(self, research, alice):
+        key = key_of(alice, research)
+        ApiKey.objects.filter(pk=key.pk).update(is_playground=True)
+        assert not keyring.keys_of(alice).exists()
+        assert not keyring.manageable(alice).exists()
+
+    def test_members_manage_their_own_and_admins_the_service_keys_too(
+        self, research, sales, alice, bob, charlie, olivia
+    ):
+        own, service, other = key_of(alice, research), service_key(research), service_key(sales, "Open WebUI")
+        assert list(keyring.manageable(alice)) == [own]
+        assert list(keyring.manageable(bob)) == [service]
+        assert not keyring.manageable(charlie).exists()
+        assert set(keyring.manageable(olivia)) == {service, other}
+        assert list(keyring.service_keys_of(research)) == [service]
+
+    def test_who_is_responsible_sees_a_key_and_manages_it_not(self, research, alice):
+        key = service_key(research, responsible=alice)
+        assert list(keyring.services(alice)) == [key]
+        assert not keyring.manageable(alice).exists()
+        Membership.objects.filter(user=alice).delete()
+        assert not keyring.services(alice).exists()
+
+    def test_a_service_key_survives_who_made_it(self, research, bob):
+        key = service_key(research, responsible=bob, created_by=bob)
+        bob.is_active = False
+        bob.save()
+        assert list(ApiKey.objects.usable()) == [key]
+        bob.delete()
+        key.refresh_from_db()
+        assert (key.created_by, key.responsible) == (None, None)
+        assert list(ApiKey.objects.usable()) == [key]
+
+    @pytest.mark.parametrize("leaves", ["account", "membership"])
+    def test_it_is_known_when_who_is_responsible_has_left(self, research, alice, leaves):
+        key = service_key(research, responsible=alice)
+        keys = keyring.service_keys_of(research)
+        assert keyring.held(keys, timezone.now())[0].answers
+        if leaves == "account":
+            alice.is_active = False
+            alice.save()
+        else:
+            alice.memberships.all().delete()
+        [held] = keyring.held(keys, timezone.now())
+        assert (held.prefix, held.responsible, held.answers) == (key.prefix, "Alice", False)
+
+    def test_a_list_of_many_costs_no_more(self, research, alice, django_assert_num_queries):
+        model = serve()
+        for number in range(7):
+            key = service_key(
+                research, f"s{number}", responsible=person(f"p{number}", research), allowed_models=[model]
+            )
+            issuing.rotate(key, timedelta(days=1), by=alice)
+        with django_assert_num_queries(2):
+            held = keyring.held(keyring.service_keys_of(research), timezone.now())
+        assert len([key for key in held if key.replaced_by]) == 7
+        assert len([key for key in held if key.replaces]) == 7
