@@ -10,6 +10,7 @@ urlpatterns = [
     path("", include("portal.accounts.urls")),
     path("keys/", include("portal.keys.urls")),
     path("usage/", include("portal.metering.urls")),
+    path("", include("portal.tenants.urls")),
     path("operations/", include("portal.operations.urls")),
     path("api/", include("portal.api.urls")),
     path("admin/login/", admin_sign_in),

@@ -27,6 +27,15 @@ def key_of(user: User, tenant: Tenant, name: str = "laptop", **more) -> ApiKey:
     return key
 
 
+def service_key_of(tenant: Tenant, service: str = "Dify", **more) -> ApiKey:
+    """`more` as columns of the key."""
+    key, _ = issuing.issue(tenant=tenant, service=service, name=service)
+    for name, value in more.items():
+        setattr(key, name, value)
+    key.save()
+    return key
+
+
 def use(
     key: ApiKey,
     *,

@@ -1,34 +1,42 @@
-"""What quotas leave to a person: their tenants', their own, their keys'. Read from what was recorded, for pages.
+"""What quotas leave to a person, a tenant or a key. Read from what was recorded, for pages.
 
 Gateways decide by counters of their own, which also hold what is reserved for requests in flight, so a page may
 show a little more left than the next request would find.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from django.db.models import F, Q, Sum
-
 from portal.accounts.models import Tenant, User
-from portal.metering.models import Quota, UsageDay
-from portal.metering.windows import bounds
+from portal.console.templatetags.figures import person
+from portal.keys.models import ApiKey
+from portal.metering import spending
+from portal.metering.models import Quota
+from portal.metering.policy import Bound, Policy, bearing_on
+
+NEAR = 80  # per cent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """One quota as it stands. `model` "" = all together. `spent`, `renews_at`: None where nothing adds up over time."""
+    """One quota as it stands. `model` "" = all together. `spent`, `renews_at`: None where nothing adds up over time.
 
-    of: str  # "tenant", "user" or "key"
+    `to` names whose it is, for a wish for more (see wishes.find); "" for what operators gave a person everywhere.
+    """
+
+    of: str  # a policy.Scope: "tenant", "user", "member" or "key"
     owner: str
+    to: str = ""
+    tenant: str = ""  # the name of the tenant that a member's or a key's quota belongs to
     model: str
     unit: str
     window: str
     amount: int
     spent: int | None = None
     renews_at: datetime | None = None
+    is_default: bool = False
 
     @property
     def left(self) -> int:
@@ -40,71 +48,113 @@ class Allowance:
         return min(100, 100 * (self.spent or 0) // self.amount) if self.amount else 100
 
     @property
+    def near(self) -> bool:
+        """Whether it is time to tell: little or nothing is left of what adds up."""
+        return self.spent is not None and self.percent >= NEAR
+
+    @property
     def level(self) -> str:
         """ "fine", "watch" from four fifths, "broken" when nothing is left."""
         if self.percent >= 100:
             return "broken"
-        return "watch" if self.percent >= 80 else "fine"
+        return "watch" if self.percent >= NEAR else "fine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """The rows behind the ids of bounds, by primary key: as many as these bounds name. `zone`: of a person's days."""
+
+    zone: ZoneInfo
+    tenants: Mapping[int, Tenant] = field(default_factory=dict)
+    users: Mapping[int, User] = field(default_factory=dict)
+    keys: Mapping[int, ApiKey] = field(default_factory=dict)
+
+    def home(self, bound: Bound) -> Tenant | None:
+        if bound.key is not None:
+            return self.tenants[self.keys[bound.key].tenant_id]
+        return None if bound.tenant is None else self.tenants[bound.tenant]
+
+    def zone_of(self, bound: Bound) -> ZoneInfo:
+        home = self.home(bound)
+        return home.zone if home else self.zone
 
 
 def allowances(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
-    """Every quota that bounds this person, with what was spent of it in its window; rates last. Two queries."""
-    quotas = list(
-        Quota.objects.filter(
-            Q(tenant__in=Tenant.objects.filter(memberships__user=user, is_active=True))
-            | Q(user=user)
-            | Q(key__user=user, key__revoked_at=None)
-        )
-        .select_related("tenant", "user", "key__tenant", "model")
-        .order_by(F("key").asc(nulls_first=True), F("user").asc(nulls_last=True), "tenant", "unit", "window", "model")
-    )
-    spans = {quota.pk: span(quota, zone, now) for quota in quotas if quota.window in ("day", "month")}
-    spent = spending([quota for quota in quotas if quota.pk in spans], {pk: first for pk, (first, _) in spans.items()})
+    """Every quota that bounds this person: their tenants', their own, their keys'. At most seven queries."""
+    tenants = {tenant.pk: tenant for tenant in Tenant.objects.filter(memberships__user=user, is_active=True)}
+    keys = {key.pk: key for key in ApiKey.objects.usable().filter(user=user, is_playground=False)}
+    rules = rules_for(tenants=tenants, users=[user.pk], keys=keys)
+    bounds = [
+        *(bound for pk in tenants for bound in [*rules.member(pk, user.pk), *rules.tenant(pk)]),
+        *rules.user(user.pk),
+        *(bound for pk, key in keys.items() for bound in rules.key(pk, key.tenant_id, user.pk)),
+    ]
+    return read(bounds, Names(zone=zone, tenants=tenants, users={user.pk: user}, keys=keys), now)
+
+
+def of_tenant(tenant: Tenant, now: datetime) -> list[Allowance]:
+    """What the tenant has as a whole. Two queries."""
+    bounds = rules_for(tenants=[tenant.pk]).tenant(tenant.pk)
+    return read(bounds, Names(zone=tenant.zone, tenants={tenant.pk: tenant}), now)
+
+
+def of_member(tenant: Tenant, user: User, now: datetime) -> list[Allowance]:
+    """What the person has as a member of the tenant, and everywhere. Three queries."""
+    rules = rules_for(tenants=[tenant.pk], users=[user.pk])
+    bounds = [*rules.member(tenant.pk, user.pk), *rules.user(user.pk)]
+    return read(bounds, Names(zone=tenant.zone, tenants={tenant.pk: tenant}, users={user.pk: user}), now)
+
+
+def of_key(key: ApiKey, now: datetime) -> list[Allowance]:
+    """All that bounds a call with this key. At most five queries."""
+    users = {key.user.pk: key.user} if key.user else {}
+    rules = rules_for(tenants=[key.tenant_id], users=users, keys=[key.pk])
+    bounds = rules.call(tenant=key.tenant_id, user=key.user_id, key=key.pk)
+    own_first = sorted(bounds, key=lambda bound: bound.scope != "key")
+    names = Names(zone=key.tenant.zone, tenants={key.tenant_id: key.tenant}, users=users, keys={key.pk: key})
+    return read(own_first, names, now)
+
+
+def rules_for(*, tenants: Iterable[int], users: Iterable[int] = (), keys: Iterable[int] = ()) -> Policy:
+    """The rules for these. One query."""
+    bearing = bearing_on(tenants=list(tenants), users=list(users), keys=list(keys))
+    return Policy(Quota.objects.filter(bearing).select_related("model").order_by("unit", "window", "model__name"))
+
+
+def read(bounds: Iterable[Bound], names: Names, now: datetime) -> list[Allowance]:
+    """These as they stand, in their order but rates last. One query for each scope among those that add up."""
+    bounds = list(bounds)
+    spans = {
+        n: spending.span(bound.quota.window, names.zone_of(bound), now)
+        for n, bound in enumerate(bounds)
+        if spending.adds_up(bound.quota)
+    }
+    used = dict(zip(spans, spending.spent([(bounds[n], first) for n, (first, _) in spans.items()]), strict=True))
     found = [
-        allowance(quota, spent.get(quota.pk), spans[quota.pk][1] if quota.pk in spans else None) for quota in quotas
+        allowance(bound, names, used.get(n), spans[n][1] if n in spans else None) for n, bound in enumerate(bounds)
     ]
     return sorted(found, key=lambda one: one.spent is None)
 
 
-def span(quota: Quota, zone: ZoneInfo, now: datetime) -> tuple[date, datetime]:
-    """The first day of the window that holds `now`, and its end: by the tenant's zone, for a person by `zone`."""
-    tenant = quota.tenant or (quota.key.tenant if quota.key else None)
-    where = tenant.zone if tenant else zone
-    begin, end = bounds(quota.window, now.timestamp(), where)
-    return datetime.fromtimestamp(begin, where).date(), datetime.fromtimestamp(end, UTC)
-
-
-def spending(quotas: Iterable[Quota], begins: dict[int, date]) -> dict[int, int]:
-    """What was spent of each, by primary key. One query, whatever their number; none for none."""
-    sums: dict[str, Any] = {}
-    any_of = Q()
-    for quota in quotas:
-        mine = within(quota, begins[quota.pk])
-        unit = F("requests") if quota.unit == Quota.Unit.REQUESTS else F("prompt_tokens") + F("completion_tokens")
-        sums[f"q{quota.pk}"] = Sum(unit, filter=mine, default=0)
-        any_of |= mine
-    if not sums:
-        return {}
-    return {int(name[1:]): value for name, value in UsageDay.objects.filter(any_of).aggregate(**sums).items()}
-
-
-def within(quota: Quota, begin: date) -> Q:
-    """The sums of days that count against this quota since `begin`."""
-    of = {name: getattr(quota, f"{name}_id") for name in ("tenant", "user", "key")}
-    mine = Q(day__gte=begin, **{f"{name}_id": pk for name, pk in of.items() if pk is not None})
-    return mine & Q(model=quota.model.name) if quota.model else mine
-
-
-def allowance(quota: Quota, spent: int | None, renews_at: datetime | None) -> Allowance:
-    of = "tenant" if quota.tenant else "user" if quota.user else "key"
-    owner = quota.tenant or quota.user or quota.key
+def allowance(bound: Bound, names: Names, spent: int | None, renews_at: datetime | None) -> Allowance:
+    quota, home = bound.quota, names.home(bound)
+    if bound.key is not None:
+        owner, to = names.keys[bound.key].name, f"key:{names.keys[bound.key].prefix}"
+    elif bound.user is not None:
+        owner, to = person(names.users[bound.user]), f"member:{home.slug}" if home else ""
+    else:
+        assert home is not None
+        owner, to = home.name, f"tenant:{home.slug}"
     return Allowance(
-        of=of,
-        owner=quota.key.name if quota.key else str(owner),
+        of=bound.scope,
+        owner=owner,
+        to=to,
+        tenant=home.name if home else "",
         model=quota.model.name if quota.model else "",
         unit=quota.unit,
         window=quota.window,
         amount=quota.amount,
         spent=spent,
         renews_at=renews_at,
+        is_default=bool(quota.each),
     )

@@ -30,6 +30,7 @@ class Rule:
 EVERYBODY = Rule(frozenset(CAST))
 PEOPLE = Rule(frozenset(CAST) - {"nobody"})
 ALICE = Rule(frozenset({"alice"}))  # what is hers alone, also before the admin of her tenant and operators
+ADMINS = Rule(frozenset({"bob", "olivia"}))  # of her tenant
 OPERATORS = Rule(frozenset({"olivia"}))
 OPERATORS_POST = Rule(OPERATORS.who, "POST")
 
@@ -47,6 +48,7 @@ RULES = {
     "keys/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
     "usage/": PEOPLE,
     "usage/export/": PEOPLE,
+    "tenant/<slug:slug>/requests/": ADMINS,
     "operations/": OPERATORS,
     "operations/models/new/": OPERATORS,
     "operations/models/<path:name>/": OPERATORS,
@@ -105,6 +107,7 @@ def filled(alice, research) -> dict[str, str]:
     model = serve("qwen")
     return {
         "<slug:prefix>": key_of(alice, research).prefix,
+        "<slug:slug>": research.slug,
         "<path:name>": model.name,
         "<path:rest>": "nowhere",
         "hosts/<int:pk>": f"hosts/{Host.objects.get().pk}",

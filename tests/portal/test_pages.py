@@ -179,11 +179,11 @@ class TestHome:
         serve()
         fill(1)
         # session, user; the bar on top; zone, tenants; newest key, models, replicas, aliases; keys, their models;
-        # quotas, spent; usage
-        with django_assert_num_queries(14):
+        # tenants, keys and their quotas, spent; usage
+        with django_assert_num_queries(16):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(14):
+        with django_assert_num_queries(16):
             as_alice.get("/")
 
 

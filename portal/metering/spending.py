@@ -1,0 +1,89 @@
+"""What was spent of quotas since their windows began: of a few for a page, of all for a notice, by the same queries."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.db.models import F, Q, QuerySet, Sum
+
+from portal.metering.models import Quota, UsageDay
+from portal.metering.policy import Bound
+from portal.metering.windows import bounds as window_bounds
+
+# By which columns of the sums somebody's use is found, in the words of policy.Scope.
+OWNER: Mapping[str, tuple[str, ...]] = {
+    "tenant": ("tenant",),
+    "user": ("user",),
+    "member": ("tenant", "user"),
+    "key": ("key",),
+}
+# Ids in one condition; of more all are read, which is quicker than to name them.
+NAMED = 500
+CALENDAR = (Quota.Window.DAY, Quota.Window.MONTH)
+
+Owner = tuple[Any, ...]
+Used = dict[Owner, list[tuple[str, dict[str, int]]]]
+
+
+def adds_up(quota: Quota) -> bool:
+    """Whether there is a sum to show: a minute is over before a page is read."""
+    return quota.window in CALENDAR
+
+
+def span(window: str, zone: ZoneInfo, now: datetime) -> tuple[date, datetime]:
+    """The first day of the calendar window that holds `now`, and its end."""
+    begin, end = window_bounds(window, now.timestamp(), zone)
+    return datetime.fromtimestamp(begin, zone).date(), datetime.fromtimestamp(end, UTC)
+
+
+def spent(counted: Sequence[tuple[Bound, date]]) -> list[int]:
+    """Of each (bound, first day of its window) what was used, in their order. One query for each scope among them.
+
+    `bound.quota.model` must be there without a query.
+    """
+    by_scope: dict[str, list[tuple[Bound, date]]] = defaultdict(list)
+    for bound, begin in counted:
+        by_scope[bound.scope].append((bound, begin))
+    used = {scope: _used(scope, some) for scope, some in by_scope.items()}
+    return [_sum(bound, begin, used[bound.scope]) for bound, begin in counted]
+
+
+def owner_of(bound: Bound) -> Owner:
+    return tuple(getattr(bound, name) for name in OWNER[bound.scope])
+
+
+def _used(scope: str, counted: Sequence[tuple[Bound, date]]) -> Used:
+    """By owner: (model, sums); the sums are called as `_name` says."""
+    begins = {begin for _, begin in counted}
+    tokens = F("prompt_tokens") + F("completion_tokens")
+    sums = {}
+    for begin in begins:
+        since = Q(day__gte=begin)
+        sums[_name(Quota.Unit.TOKENS, begin)] = Sum(tokens, filter=since, default=0)
+        sums[_name(Quota.Unit.REQUESTS, begin)] = Sum("requests", filter=since, default=0)
+    columns = [f"{name}_id" for name in OWNER[scope]]
+    days = _narrowed(UsageDay.objects.filter(day__gte=min(begins)), scope, [bound for bound, _ in counted])
+    found: Used = defaultdict(list)
+    for row in days.values(*columns, "model").annotate(**sums).order_by():
+        found[tuple(row[column] for column in columns)].append((row["model"], row))
+    return found
+
+
+def _narrowed(days: QuerySet[UsageDay], scope: str, bounds: Sequence[Bound]) -> QuerySet[UsageDay]:
+    for name in OWNER[scope]:
+        ids = {getattr(bound, name) for bound in bounds}
+        if len(ids) <= NAMED:
+            days = days.filter(**{f"{name}_id__in": ids})
+    return days
+
+
+def _sum(bound: Bound, begin: date, used: Used) -> int:
+    name, model = _name(bound.quota.unit, begin), bound.quota.model
+    rows = used.get(owner_of(bound), ())
+    return sum(sums[name] for used_model, sums in rows if model is None or model.name == used_model)
+
+
+def _name(unit: str, begin: date) -> str:
+    return f"{unit}_{begin:%Y%m%d}"

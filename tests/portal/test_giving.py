@@ -1,0 +1,283 @@
+"""Who may give which quota to whom, and how a wish for more becomes one."""
+
+import threading
+from collections.abc import Callable
+
+import pytest
+from django.db import connection
+from django.utils import translation
+
+from portal.accounts.models import Membership
+from portal.metering import giving
+from portal.metering.giving import Measure, NotAllowed, Refused, Whose
+from portal.metering.models import Quota, QuotaRequest
+from portal.notices.models import Notice
+from tests.conftest import person
+from tests.pages import key_of, serve, service_key_of
+
+pytestmark = pytest.mark.django_db
+
+DAILY = Measure(unit="tokens", window="day")
+
+
+@pytest.fixture(autouse=True)
+def _english():
+    with translation.override("en"):
+        yield
+
+
+@pytest.fixture
+def carol(research):
+    """A second admin of the tenant."""
+    return person("carol", research, role="admin", first_name="Carol")
+
+
+class TestGiving:
+    def test_operators_give_tenants_people_and_defaults(self, olivia, alice, research):
+        for to in (Whose(tenant=research), Whose(user=alice), Whose(each="tenant")):
+            giving.give(olivia, to, DAILY, 100)
+        assert Quota.objects.count() == 3
+
+    def test_giving_again_changes_the_quota_that_is_there(self, olivia, research):
+        first = giving.give(olivia, Whose(tenant=research), DAILY, 100)
+        again = giving.give(olivia, Whose(tenant=research), DAILY, 200)
+        assert (first.pk, 200) == (again.pk, Quota.objects.get().amount)
+
+    def test_an_admin_gives_members_keys_and_defaults_of_the_tenant(self, bob, alice, research):
+        service, own = service_key_of(research), key_of(alice, research)
+        owners = [Whose(tenant=research, user=alice), Whose(key=service), Whose(key=own)]
+        owners += [Whose(tenant=research, each=each) for each in ("member", "service")]
+        for to in owners:
+            giving.give(bob, to, DAILY, 100)
+        assert Quota.objects.count() == 5
+
+    def test_an_admin_gives_neither_the_tenant_itself_nor_people_everywhere(self, bob, alice, research):
+        for to in (Whose(tenant=research), Whose(user=alice), Whose(each="tenant")):
+            with pytest.raises(NotAllowed, match="people who run this server"):
+                giving.give(bob, to, DAILY, 100)
+        assert not Quota.objects.exists()
+
+    def test_an_admin_gives_nothing_in_another_tenant(self, bob, charlie, sales):
+        for to in (
+            Whose(tenant=sales, user=charlie),
+            Whose(key=key_of(charlie, sales)),
+            Whose(tenant=sales, each="member"),
+        ):
+            with pytest.raises(NotAllowed):
+                giving.give(bob, to, DAILY, 100)
+
+    def test_a_member_gives_nobody_anything(self, alice, bob, research):
+        with pytest.raises(NotAllowed):
+            giving.give(alice, Whose(tenant=research, user=bob), DAILY, 100)
+
+    def test_an_admin_does_not_give_to_themselves_but_another_admin_does(self, bob, carol, research):
+        for to in (Whose(tenant=research, user=bob), Whose(key=key_of(bob, research))):
+            with pytest.raises(NotAllowed, match="another admin"):
+                giving.give(bob, to, DAILY, 100)
+            giving.give(carol, to, DAILY, 100)
+
+    def test_who_is_no_member_has_no_quota_of_a_member(self, bob, charlie, research):
+        with pytest.raises(Refused, match="Charlie is not a member of 研究部"):
+            giving.give(bob, Whose(tenant=research, user=charlie), DAILY, 100)
+
+    @pytest.mark.parametrize("own", [True, False], ids=["its own", "the default of each tenant"])
+    def test_an_admin_gives_no_more_than_the_tenant_has(self, bob, olivia, alice, research, own):
+        to = Whose(tenant=research, user=alice)
+        giving.give(olivia, Whose(tenant=research) if own else Whose(each="tenant"), DAILY, 1000)
+        giving.give(bob, to, DAILY, 1000)
+        with pytest.raises(Refused, match="研究部 itself has 1,000"):
+            giving.give(bob, to, DAILY, 1001)
+        giving.give(olivia, to, DAILY, 1001)
+
+    def test_what_the_tenant_has_of_something_else_is_no_ceiling(self, bob, olivia, alice, research):
+        model = serve()
+        to = Whose(tenant=research, user=alice)
+        giving.give(olivia, Whose(tenant=research), Measure(unit="requests", window="day"), 10)
+        giving.give(olivia, Whose(tenant=research), Measure(unit="tokens", window="month"), 10)
+        giving.give(olivia, Whose(tenant=research), Measure(unit="tokens", window="day", model=model), 10)
+        assert giving.give(bob, to, DAILY, 1000).amount == 1000
+
+    @pytest.mark.parametrize(
+        ("unit", "window", "amount", "said"),
+        [
+            ("tokens", "", 1, "need one"),
+            ("concurrent", "day", 1, "no window"),
+            ("bytes", "day", 1, "no such unit"),
+            ("tokens", "year", 1, "no such unit"),
+            ("tokens", "day", -1, "0 or more"),
+            ("tokens", "day", 2**63, "0 or more"),
+        ],
+    )
+    def test_nonsense_is_refused(self, olivia, research, unit, window, amount, said):
+        with pytest.raises(Refused, match=said):
+            giving.give(olivia, Whose(tenant=research), Measure(unit=unit, window=window), amount)
+
+    def test_what_was_given_can_be_taken_away_by_who_might_give_it(self, bob, olivia, alice, research):
+        member = giving.give(bob, Whose(tenant=research, user=alice), DAILY, 1)
+        tenants = giving.give(olivia, Whose(tenant=research), DAILY, 1)
+        with pytest.raises(NotAllowed):
+            giving.take_away(bob, tenants)
+        giving.take_away(bob, member)
+        assert [*Quota.objects.all()] == [tenants]
+
+
+@pytest.fixture
+def limited(olivia, bob, research):
+    """Each member of the tenant has 100 a day, the tenant 1,000."""
+    giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+    giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+
+
+@pytest.fixture
+def wish(limited, alice, research) -> QuotaRequest:
+    return giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200, "a deadline")
+
+
+def told(kind: str) -> set[str]:
+    return {notice.user.username for notice in Notice.objects.filter(kind=kind).select_related("user")}
+
+
+class TestAsking:
+    def test_a_member_asks_and_the_admins_are_told(self, wish, bob, olivia):
+        assert (wish.had, wish.amount, wish.state, wish.reason) == (100, 200, "open", "a deadline")
+        assert told("request-asked") == {"bob"}
+        assert Notice.objects.get().path == "/tenant/research/requests/"
+
+    def test_an_admin_asks_for_the_tenant_and_operators_are_told(self, limited, bob, olivia, research):
+        wish = giving.ask(bob, Whose(tenant=research), DAILY, 2000)
+        assert (wish.had, wish.user, wish.key) == (1000, None, None)
+        assert told("request-asked") == {"olivia"}
+
+    def test_the_only_admin_asks_operators(self, limited, bob, olivia, research):
+        giving.ask(bob, Whose(tenant=research, user=bob), DAILY, 200)
+        assert told("request-asked") == {"olivia"}
+
+    def test_who_answers_for_a_service_key_asks_for_it(self, limited, alice, bob, research):
+        giving.give(bob, Whose(tenant=research, each="service"), DAILY, 50)
+        key = service_key_of(research, responsible=alice)
+        assert giving.ask(alice, Whose(key=key), DAILY, 100).had == 50
+
+    def test_nobody_asks_for_others(self, limited, alice, bob, charlie, research, sales):
+        for to in (Whose(tenant=research), Whose(tenant=research, user=bob), Whose(key=key_of(bob, research))):
+            with pytest.raises(NotAllowed):
+                giving.ask(alice, to, DAILY, 2000)
+        with pytest.raises(NotAllowed):
+            giving.ask(charlie, Whose(tenant=research, user=charlie), DAILY, 2000)
+        with pytest.raises(NotAllowed):
+            giving.ask(bob, Whose(key=key_of(alice, research)), DAILY, 2000)
+
+    def test_where_nothing_limits_there_is_nothing_to_ask_for(self, alice, research):
+        with pytest.raises(Refused, match="Nothing limits"):
+            giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 2000)
+
+    def test_a_wish_is_for_more(self, limited, alice, research):
+        with pytest.raises(Refused, match="more than you have now: 100"):
+            giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 100)
+
+    def test_the_same_is_asked_for_once(self, wish, alice, research):
+        with pytest.raises(Refused, match="asked for already"):
+            giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 300)
+        assert QuotaRequest.objects.count() == 1
+
+    def test_who_asked_can_take_it_back_and_nobody_else(self, wish, alice, bob):
+        with pytest.raises(NotAllowed):
+            giving.withdraw(bob, wish)
+        assert giving.withdraw(alice, wish).state == "withdrawn"
+        with pytest.raises(Refused, match="has been withdrawn"):
+            giving.grant(bob, wish)
+
+
+class TestDeciding:
+    def test_granting_gives_a_quota_of_one_s_own(self, wish, alice, bob, research):
+        row = giving.grant(bob, wish, note="until Friday")
+        assert (row.state, row.granted, row.decided_by, row.note) == ("granted", 200, bob, "until Friday")
+        own = Quota.objects.get(user=alice)
+        assert (own.tenant, own.each, own.amount) == (research, "", 200)
+        assert told("request-decided") == {"alice"}
+
+    def test_less_than_wished_may_be_given_but_more_than_there_is(self, wish, alice, bob):
+        with pytest.raises(Refused, match="no more than there is now: 100"):
+            giving.grant(bob, wish, 100)
+        assert giving.grant(bob, wish, 150).granted == 150
+        assert Quota.objects.get(user=alice).amount == 150
+
+    def test_a_key_s_wish_raises_the_quota_of_the_key(self, limited, alice, bob, research):
+        key = key_of(alice, research)
+        giving.give(bob, Whose(key=key), DAILY, 10)
+        giving.grant(bob, giving.ask(alice, Whose(key=key), DAILY, 20))
+        assert Quota.objects.get(key=key).amount == 20
+        assert not Quota.objects.filter(user=alice).exists()
+
+    def test_a_tenant_s_wish_is_granted_by_an_operator_alone(self, limited, bob, carol, olivia, research):
+        wish = giving.ask(bob, Whose(tenant=research), DAILY, 2000)
+        with pytest.raises(NotAllowed):
+            giving.grant(carol, wish)
+        giving.grant(olivia, wish)
+        assert Quota.objects.get(tenant=research, each="", user=None).amount == 2000
+
+    def test_nobody_decides_what_they_asked_for(self, limited, bob, olivia, research):
+        Membership.objects.create(user=olivia, tenant=research, role="admin")
+        for asker, to in ((bob, Whose(tenant=research, user=bob)), (olivia, Whose(tenant=research))):
+            wish = giving.ask(asker, to, DAILY, 2000)
+            for verb in (giving.grant, lambda by, row: giving.refuse(by, row, "no")):
+                with pytest.raises(NotAllowed, match="Another has to decide"):
+                    verb(asker, wish)
+
+    def test_members_and_strangers_decide_nothing(self, wish, charlie, research):
+        for who in (charlie, person("dave", research)):
+            with pytest.raises(NotAllowed):
+                giving.grant(who, wish)
+
+    def test_an_admin_cannot_grant_more_than_the_tenant_has(self, limited, alice, bob, olivia, research):
+        wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 5000)
+        with pytest.raises(Refused, match="研究部 itself has 1,000"):
+            giving.grant(bob, wish)
+        assert QuotaRequest.objects.get().state == "open"
+        assert giving.grant(olivia, wish).granted == 5000
+
+    def test_refusing_needs_a_reason_and_changes_no_quota(self, wish, alice, bob):
+        with pytest.raises(Refused, match="why not"):
+            giving.refuse(bob, wish, " ")
+        assert giving.refuse(bob, wish, "not this month").note == "not this month"
+        assert not Quota.objects.filter(user=alice).exists()
+        assert told("request-decided") == {"alice"}
+
+    def test_after_an_answer_the_same_may_be_asked_again(self, wish, alice, bob, research):
+        giving.refuse(bob, wish, "not now")
+        assert giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 300).state == "open"
+
+    def test_it_waits_for_those_who_may_answer(self, wish, alice, bob, charlie, carol, olivia, research):
+        of_tenant = giving.ask(bob, Whose(tenant=research), DAILY, 2000)
+        waits = {who.username: [*giving.waiting_for(who)] for who in (alice, bob, carol, charlie, olivia)}
+        assert waits == {"alice": [], "bob": [wish], "carol": [wish], "charlie": [], "olivia": [of_tenant]}
+
+    def test_what_no_admin_could_answer_waits_for_operators(self, limited, bob, olivia, research):
+        wish = giving.ask(bob, Whose(tenant=research, user=bob), DAILY, 200)
+        assert [*giving.waiting_for(olivia)] == [wish]
+        assert [*giving.waiting_for(bob)] == []
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_decide_at_once_one_wins(wish, alice, bob, carol):
+    together = threading.Barrier(2, timeout=30)
+    said: list[str] = []
+
+    def decide(verb: Callable[[], QuotaRequest]) -> None:
+        try:
+            together.wait()
+            said.append(verb().state)
+        except Refused as refusal:
+            said.append(refusal.sentence)
+        finally:
+            connection.close()
+
+    verbs = (lambda: giving.grant(bob, wish), lambda: giving.refuse(carol, wish, "no"))
+    threads = [threading.Thread(target=decide, args=[verb]) for verb in verbs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    row = QuotaRequest.objects.get()
+    assert sorted(said, key=len)[0] == row.state
+    assert any(text.endswith("has answered this request already.") for text in said)
+    assert Quota.objects.filter(user=alice).exists() == (row.state == "granted")
