@@ -212,7 +212,7 @@ class UsageRecord(models.Model):
 
 class Sums(models.Model):
     """What a group of usage records adds up to. `generated_…`: of answers whose first token is known, so that their
-    quotient is the speed of generation."""
+    quotient is the speed of generation. `first_…`: how long first tokens took, see `rollups.FIRST_TOKEN_MS`."""
 
     requests = models.PositiveBigIntegerField(default=0)
     prompt_tokens = models.PositiveBigIntegerField(default=0)
@@ -226,6 +226,22 @@ class Sums(models.Model):
     refused = models.PositiveBigIntegerField(default=0)
     generated_tokens = models.PositiveBigIntegerField(default=0)
     generated_ms = models.PositiveBigIntegerField(default=0)
+    first_0 = models.PositiveIntegerField(default=0)
+    first_1 = models.PositiveIntegerField(default=0)
+    first_2 = models.PositiveIntegerField(default=0)
+    first_3 = models.PositiveIntegerField(default=0)
+    first_4 = models.PositiveIntegerField(default=0)
+    first_5 = models.PositiveIntegerField(default=0)
+    first_6 = models.PositiveIntegerField(default=0)
+    first_7 = models.PositiveIntegerField(default=0)
+    first_8 = models.PositiveIntegerField(default=0)
+    first_9 = models.PositiveIntegerField(default=0)
+    first_10 = models.PositiveIntegerField(default=0)
+    first_11 = models.PositiveIntegerField(default=0)
+    first_12 = models.PositiveIntegerField(default=0)
+    first_13 = models.PositiveIntegerField(default=0)
+    first_14 = models.PositiveIntegerField(default=0)
+    first_15 = models.PositiveIntegerField(default=0)
 
     class Meta:
         abstract = True
@@ -250,37 +266,69 @@ class UsageDay(Sums):
             models.UniqueConstraint(fields=["key", "day", "model", "end_user"], name="one_sum_per_day"),
         ]
         indexes: ClassVar = [
-            models.Index(fields=["tenant", "day"], name="usage_day_by_tenant"),
+            models.Index(fields=["tenant", "day", "user"], name="usage_day_by_tenant"),
             models.Index(fields=["user", "day"], name="usage_day_by_user"),
-            models.Index(fields=["day"], name="usage_day_by_day"),
+            models.Index(fields=["day", "user"], name="usage_day_by_day"),
         ]
 
     def __str__(self) -> str:
         return f"{self.day} {self.key_id} {self.model}"
 
 
+class UsageMonth(Sums):
+    """The UsageDay rows of a month together. Pages take whole months of a long period from here: a twentieth of the
+    rows."""
+
+    month = models.DateField(help_text="Its first day.")
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+    end_user = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        verbose_name = _("usage of a month")
+        verbose_name_plural = _("usage by month")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key", "month", "model", "end_user"], name="one_sum_per_month"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "month", "user"], name="usage_month_by_tenant"),
+            models.Index(fields=["user", "month"], name="usage_month_by_user"),
+            models.Index(fields=["month", "user"], name="usage_month_by_month"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.month:%Y-%m} {self.key_id} {self.model}"
+
+
+class UsageTenantDay(Sums):
+    """A tenant's use of a model on a day of its calendar: all its UsageDay rows together, a hundredth of them."""
+
+    day = models.DateField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+
+    class Meta:
+        verbose_name = _("usage of a tenant’s day")
+        verbose_name_plural = _("usage of tenants by day")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["tenant", "day", "model"], name="one_sum_per_tenant_and_day"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["day"], name="usage_tenant_day_by_day")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.tenant_id} {self.model}"
+
+
 class UsageHour(Sums):
-    """A tenant's use of a model in an hour of UTC, with how long first tokens took: see `rollups.FIRST_TOKEN_MS`."""
+    """A tenant's use of a model in an hour of UTC."""
 
     hour = models.DateTimeField()
     tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
     model = models.CharField(max_length=100)
-    first_0 = models.PositiveIntegerField(default=0)
-    first_1 = models.PositiveIntegerField(default=0)
-    first_2 = models.PositiveIntegerField(default=0)
-    first_3 = models.PositiveIntegerField(default=0)
-    first_4 = models.PositiveIntegerField(default=0)
-    first_5 = models.PositiveIntegerField(default=0)
-    first_6 = models.PositiveIntegerField(default=0)
-    first_7 = models.PositiveIntegerField(default=0)
-    first_8 = models.PositiveIntegerField(default=0)
-    first_9 = models.PositiveIntegerField(default=0)
-    first_10 = models.PositiveIntegerField(default=0)
-    first_11 = models.PositiveIntegerField(default=0)
-    first_12 = models.PositiveIntegerField(default=0)
-    first_13 = models.PositiveIntegerField(default=0)
-    first_14 = models.PositiveIntegerField(default=0)
-    first_15 = models.PositiveIntegerField(default=0)
 
     class Meta:
         verbose_name = _("usage of an hour")

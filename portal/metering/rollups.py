@@ -1,4 +1,4 @@
-"""Sums of usage by day and by hour, kept in the transaction that records it, so that pages need not read the records.
+"""Sums of usage by hour, day and month, kept in the transaction that records it: pages need not read the records.
 
 Adding to a sum is one statement for a whole batch, which SQLite and PostgreSQL both know (ON CONFLICT DO UPDATE). What
 is pruned from the records stays in the sums.
@@ -17,13 +17,14 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import Model
 
 from portal.accounts.models import Tenant
-from portal.metering.models import Sums, UsageDay, UsageHour
+from portal.metering.models import Sums, UsageDay, UsageHour, UsageMonth, UsageTenantDay
 
 # Upper bounds in ms of the counters first_0 … first_15; the last one holds all that took longer. About √2 apart where
 # people begin to notice a wait.
 FIRST_TOKEN_MS = (50, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 8000, 15000, 30000)
 FIRST_TOKEN = tuple(f"first_{n}" for n in range(len(FIRST_TOKEN_MS) + 1))
 SUMS = tuple(field.name for field in Sums._meta.get_fields())  # in the order in which they are declared
+FIRST = SUMS.index(FIRST_TOKEN[0])
 STATES = {name: SUMS.index(name) for name in ("aborted", "interrupted", "failed", "refused")}
 VALUES = 30_000  # of one statement; SQLite takes 32,766
 
@@ -41,15 +42,21 @@ def add(rows: Iterable[Row], cursor: CursorWrapper) -> None:
         group = (row["key_id"], day, row["model"], row["end_user"], tenant, row["user_id"], hour)
         numbers = finest.get(group)
         if numbers is None:
-            numbers = finest[group] = [0] * len(SUMS + FIRST_TOKEN)
+            numbers = finest[group] = [0] * len(SUMS)
         _count(row, numbers)
     days: dict[Group, list[int]] = {}
+    months: dict[Group, list[int]] = {}
     hours: dict[Group, list[int]] = {}
-    for (*of_key, tenant, user, hour), numbers in finest.items():
-        _sum(days, (*of_key, tenant, user), numbers[: len(SUMS)])
-        _sum(hours, (hour, tenant, of_key[2]), numbers)
-    _upsert(cursor, UsageDay, ("key_id", "day", "model", "end_user"), ("tenant_id", "user_id"), SUMS, days)
-    _upsert(cursor, UsageHour, ("hour", "tenant_id", "model"), (), SUMS + FIRST_TOKEN, hours)
+    tenants: dict[Group, list[int]] = {}
+    for (key, day, model, end_user, tenant, user, hour), numbers in finest.items():
+        _sum(days, (key, day, model, end_user, tenant, user), numbers)
+        _sum(months, (key, day.replace(day=1), model, end_user, tenant, user), numbers)
+        _sum(hours, (hour, tenant, model), numbers)
+        _sum(tenants, (tenant, day, model), numbers)
+    _upsert(cursor, UsageDay, ("key_id", "day", "model", "end_user"), ("tenant_id", "user_id"), days)
+    _upsert(cursor, UsageMonth, ("key_id", "month", "model", "end_user"), ("tenant_id", "user_id"), months)
+    _upsert(cursor, UsageHour, ("hour", "tenant_id", "model"), (), hours)
+    _upsert(cursor, UsageTenantDay, ("tenant_id", "day", "model"), (), tenants)
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
@@ -89,7 +96,7 @@ class Calendar:
 
 
 def _count(row: Row, numbers: list[int]) -> None:
-    """Adds one record to `numbers`, in the order of SUMS and FIRST_TOKEN. Written out: it runs for each call."""
+    """Adds one record to `numbers`, in the order of SUMS. Written out: it runs for each call."""
     first, completion = row["first_token_ms"], row["completion_tokens"]
     numbers[0] += 1
     numbers[1] += row["prompt_tokens"]
@@ -100,7 +107,7 @@ def _count(row: Row, numbers: list[int]) -> None:
     if row["status"] in STATES:
         numbers[STATES[row["status"]]] += 1
     if first is not None:
-        numbers[len(SUMS) + bisect_left(FIRST_TOKEN_MS, first)] += 1
+        numbers[FIRST + bisect_left(FIRST_TOKEN_MS, first)] += 1
         if row["duration_ms"] > first:
             numbers[10] += completion
             numbers[11] += row["duration_ms"] - first
@@ -116,12 +123,11 @@ def _upsert(
     model: type[Model],
     unique: Sequence[str],
     more: Sequence[str],
-    counters: Sequence[str],
     groups: Mapping[Group, list[int]],
 ) -> None:
-    columns = (*unique, *more, *counters)
+    columns = (*unique, *more, *SUMS)
     table = model._meta.db_table
-    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in counters)
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in SUMS)
     # In one order for every writer: two that hold each other's rows would wait for ever.
     rows = [[_adapted(value) for value in group] + groups[group] for group in sorted(groups, key=_order)]
     step = VALUES // len(columns)

@@ -1,4 +1,4 @@
-"""The sums of days and hours: they hold exactly what was recorded, whoever wrote it and how often."""
+"""The sums of hours, days and months: they hold exactly what was recorded, whoever wrote it and how often."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +9,14 @@ from django.db.models import Sum
 from hypothesis import HealthCheck, given, settings, strategies
 
 from portal.metering import rollups, usage
-from portal.metering.models import UsageDay, UsageHour, UsageRecord
+from portal.metering.models import UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 from tests.installation import installed
 from tests.postgres import postgres
 
 NOON = datetime(2026, 11, 22, 3, tzinfo=UTC)  # in Tokyo
+
+
+SUMMED = (UsageDay, UsageMonth, UsageHour, UsageTenantDay)
 
 
 def row(request_id: str, **more):
@@ -37,7 +40,7 @@ rows_ = strategies.builds(
     key_id=strategies.integers(1, 3),
     model=strategies.sampled_from(["a", "b"]),
     end_user=strategies.sampled_from(["", "山田"]),
-    started_at=strategies.datetimes(datetime(2026, 11, 21), datetime(2026, 11, 23), timezones=strategies.just(UTC)),
+    started_at=strategies.datetimes(datetime(2026, 11, 29), datetime(2026, 12, 2), timezones=strategies.just(UTC)),
     first_token_ms=strategies.none() | strategies.integers(0, 60_000),
     completion_tokens=strategies.integers(0, 500),
     status=strategies.sampled_from(["finished", "aborted", "failed", "refused", "interrupted"]),
@@ -49,27 +52,31 @@ rows_ = strategies.builds(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=strategies.lists(strategies.lists(rows_, max_size=8), max_size=4))
 def test_whatever_is_recorded_in_whatever_batches_the_sums_are_those_of_the_records(batches):
-    for model in (UsageRecord, UsageDay, UsageHour):
+    for model in (UsageRecord, *SUMMED):
         model.objects.all().delete()
     for batch in batches:
         usage.record(batch)
     records = list(UsageRecord.objects.all())
     expected = [len(records), *total(UsageRecord, "prompt_tokens", "completion_tokens")]
-    for model in (UsageDay, UsageHour):
+    firsts = sum(record.first_token_ms is not None for record in records)
+    for model in SUMMED:
         assert total(model, "requests", "prompt_tokens", "completion_tokens") == expected
         assert total(model, "estimated") == [sum(record.estimated for record in records)]
         for status in ("aborted", "failed", "refused", "interrupted"):
             assert total(model, status) == [sum(record.status == status for record in records)]
-    firsts = sum(total(UsageHour, *rollups.FIRST_TOKEN))
-    assert firsts == sum(record.first_token_ms is not None for record in records)
+        assert sum(total(model, *rollups.FIRST_TOKEN)) == firsts
     by_hour = {(record.started_at.replace(minute=0, second=0, microsecond=0), record.model) for record in records}
     assert {(hour.hour, hour.model) for hour in UsageHour.objects.all()} == by_hour
+    days = {(day.key_id, day.day.replace(day=1), day.model, day.end_user) for day in UsageDay.objects.all()}
+    assert {(month.key_id, month.month, month.model, month.end_user) for month in UsageMonth.objects.all()} == days
+    of_tenants = {(day.tenant_id, day.day, day.model) for day in UsageDay.objects.all()}
+    assert {(day.tenant_id, day.day, day.model) for day in UsageTenantDay.objects.all()} == of_tenants
 
 
 @pytest.mark.django_db
 def test_a_batch_larger_than_one_statement_is_summed_whole():
     usage.record([row(f"r{n}", key_id=n) for n in range(usage.ROWS * 3 + 7)])
-    assert total(UsageDay, "requests") == total(UsageHour, "requests") == [usage.ROWS * 3 + 7]
+    assert [total(model, "requests") for model in SUMMED] == [[usage.ROWS * 3 + 7]] * len(SUMMED)
 
 
 @pytest.mark.django_db
@@ -154,7 +161,7 @@ def test_two_writers_lose_no_sum_on_postgresql(tmp_path):
     with postgres() as cluster, installed(tmp_path / "var", DATABASE_URL=cluster.url) as installation:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda who: installation.manage("shell", "-c", WRITE.format(who=who)), "ab"))
-        for table in ("usageday", "usagehour"):
+        for table in ("usageday", "usagemonth", "usagehour", "usagetenantday"):
             assert cluster.rows(f"select sum(requests) from metering_{table}") == [(200,)]
 
 
