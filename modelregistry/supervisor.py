@@ -24,6 +24,7 @@ from modelregistry import advice, ending, engines, gpus, inspection, launching, 
 from modelregistry.adoption import adopt
 from modelregistry.bookkeeping import Bookkeeping
 from modelregistry.charge import Charge
+from modelregistry.chores import Chores
 from modelregistry.hands import Hands
 from modelregistry.inspection import Inspector
 from modelregistry.launching import CannotLaunch, DoesNotFit, House
@@ -59,9 +60,15 @@ class Supervisor:
     """One per host (the caller holds the lock). `run` until told to stop."""
 
     def __init__(
-        self, house: House, *, clock: Callable[[], float] = time.monotonic, chance: random.Random | None = None
+        self,
+        house: House,
+        *,
+        chores: Chores | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
     ) -> None:
         self.house = house
+        self.chores = chores
         self.clock = clock
         self.chance = chance or random.Random()  # noqa: S311 -- chooses ports
         self.runs = process.Runs(house.runs, groups=process.own_group())
@@ -108,6 +115,8 @@ class Supervisor:
         beside = [
             asyncio.create_task(self._every(inspection.EVERY, work)) for work in (self._inspect, self._read_files)
         ]
+        if self.chores:
+            beside.append(asyncio.create_task(self.chores.keep()))
         try:
             while not signals.stop.is_set():
                 if books.done():

@@ -1,4 +1,7 @@
+from datetime import timedelta
+
 from django.apps import AppConfig
+from django.conf import settings
 from django.utils.translation import gettext_lazy as _
 
 
@@ -7,6 +10,9 @@ class AccountsConfig(AppConfig):
     verbose_name = _("People")
 
     def ready(self) -> None:
+        from modelregistry import chores
         from portal.accounts import audit, checks  # noqa: F401
 
         audit.watch_sessions()
+        if settings.DIRECTORY:
+            chores.register("syncdirectory", timedelta(hours=1), ("syncdirectory",))

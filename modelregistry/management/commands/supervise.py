@@ -12,6 +12,8 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
+from modelregistry import chores
+from modelregistry.chores import Chores
 from modelregistry.launching import House
 from modelregistry.lease import HeldElsewhere
 from modelregistry.supervisor import Signals, Supervisor
@@ -49,7 +51,8 @@ async def _supervise(house: House, stop_engines: bool) -> None:
     signals = Signals()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.receive)
-    await Supervisor(house).run(signals, stop_engines=stop_engines)
+    works = Chores(chores.registered(), house.host)
+    await Supervisor(house, chores=works).run(signals, stop_engines=stop_engines)
 
 
 def ports(text: str) -> range:
