@@ -4,6 +4,7 @@ export PORT
 
 help:
 	@echo 'make run     set up what is missing, then run Madoguchi on http://127.0.0.1:$(PORT) (PORT=…)'
+	@echo 'make demo-data  fill an empty database with a company of 2,000 people to look around in (a minute)'
 	@echo 'make test    lint, types, import rules and all tests'
 	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
@@ -18,6 +19,9 @@ setup:
 run: setup
 	@.venv/bin/python manage.py firstrun --port $(PORT)
 	@exec .venv/bin/python manage.py up --port $(PORT)
+
+demo-data: setup
+	@.venv/bin/python manage.py demodata
 
 test: test-setup check
 	.venv/bin/pytest -n auto --dist loadfile
@@ -67,4 +71,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock'
 
-.PHONY: help setup run test test-setup test-engines check bench chaos lock
+.PHONY: help setup run demo-data test test-setup test-engines check bench chaos lock

@@ -39,7 +39,7 @@ def registered(cache: Path) -> bool:
 def create(cache: Path) -> Demo:
     """The tenant, a key, the demo models and, without a directory, a person who may also see the operators' pages."""
     tenant = Tenant.objects.create(slug=NAME, name="Demo")
-    _register_models(cache)
+    register_models(cache)
     if settings.DIRECTORY:
         # A local password in a company that has a directory would be a back door; the key needs no person.
         return Demo(key=issuing.issue(tenant=tenant, name=NAME, service=NAME)[1], password="")
@@ -55,9 +55,10 @@ def create(cache: Path) -> Demo:
     return Demo(key=issuing.issue(tenant=tenant, name=NAME, user=person, created_by=person)[1], password=password)
 
 
-def _register_models(cache: Path) -> None:
+def register_models(cache: Path) -> None:
+    """Those that this machine can serve without a GPU. Their files may still have to be fetched: nobody looks there."""
     for model in DEMO_MODELS:
-        served = ServedModel(
+        ServedModel.objects.create(
             name=model.name,
             description_ja=model.description_ja,
             description_en=model.description_en,
@@ -66,5 +67,3 @@ def _register_models(cache: Path) -> None:
             path=str(model.path(cache)),
             context=model.context,
         )
-        served.full_clean()
-        served.save()

@@ -6,7 +6,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import demo_models, engine_environments
 from modelregistry.fetching import CannotFetch
-from portal.accounts.models import User
+from portal.accounts.models import Tenant, User
 from portal.console import demo
 from portal.keys.access import Liveness, Offer
 from portal.keys.calling import curl
@@ -32,7 +32,7 @@ DIRECTORY = """Sign in with an account of your directory. The key belongs to the
 """
 AGAIN = """Madoguchi will be at {address}
 {person}A new key: the page for keys, or
-    .venv/bin/python manage.py createkey --tenant demo --service NAME
+    .venv/bin/python manage.py createkey --tenant {tenant} --service NAME
 """
 PERSON = """Sign in as demo. The password was shown at the first start; a new one:
     .venv/bin/python manage.py changepassword demo
@@ -80,4 +80,5 @@ class Command(BaseCommand):
 
     def again(self, address: str) -> str:
         person = PERSON if User.objects.filter(username=demo.NAME, is_active=True).exists() else ""
-        return AGAIN.format(address=address, person=person)
+        tenant = demo.NAME if Tenant.objects.filter(slug=demo.NAME).exists() else "TENANT"
+        return AGAIN.format(address=address, person=person, tenant=tenant)

@@ -1,0 +1,142 @@
+"""The made-up company: complete, alike for one seed, closed to everybody who has no account in it, and like life."""
+
+from collections import Counter
+from datetime import date, datetime
+from io import StringIO
+from zoneinfo import ZoneInfo
+
+import pytest
+import time_machine
+from django.contrib.auth import authenticate
+from django.core.management import CommandError, call_command
+from django.db.models import Count, F, Sum
+
+from modelregistry import rows
+from modelregistry.models import Host, Replica, ServedModel
+from portal.accounts.models import AuditEvent, Membership, Tenant, User
+from portal.console.believable import company, staff, workdays
+from portal.keys.models import ApiKey
+from portal.metering.models import Quota, QuotaRequest, RefusalHour, UsageDay, UsageHour, UsageRecord
+
+pytestmark = pytest.mark.django_db
+
+TOKYO = ZoneInfo("Asia/Tokyo")
+NOW = datetime(2026, 11, 19, 15, 20, tzinfo=TOKYO)  # a Thursday
+SMALL = company.Size(people=120, days=40, amount=0.05)
+
+
+@pytest.fixture
+def filled() -> company.Filled:
+    with time_machine.travel(NOW, tick=False):
+        return company.fill(SMALL, NOW, 5, directory=False)
+
+
+def test_it_has_what_pages_show(filled):
+    assert (filled.tenants, filled.people) == (20, User.objects.count())
+    assert Tenant.objects.exclude(time_zone="Asia/Tokyo").count() == 1
+    assert User.objects.filter(is_staff=True).count() == 4
+    assert User.objects.annotate(n=Count("memberships")).filter(n=2).exists()
+    assert set(QuotaRequest.objects.values_list("state", flat=True)) == set(QuotaRequest.State.values)
+    for model in (ApiKey, Quota, RefusalHour, UsageHour, AuditEvent):
+        assert model.objects.exists()
+    assert ApiKey.objects.filter(replaces__isnull=False).exists()
+    assert not Tenant.objects.exclude(memberships__role=Membership.Role.ADMIN).exists()
+
+
+def test_every_call_is_in_the_sums(filled):
+    calls = UsageRecord.objects.count()
+    assert calls == filled.calls > 1000
+    assert UsageDay.objects.aggregate(n=Sum("requests"))["n"] == calls
+    assert UsageHour.objects.aggregate(n=Sum("requests"))["n"] == calls
+
+
+def test_nothing_is_of_the_future_or_of_a_key_that_did_not_work(filled):
+    assert not UsageRecord.objects.filter(started_at__gt=NOW).exists()
+    assert not AuditEvent.objects.filter(at__gt=NOW).exists()
+    assert not QuotaRequest.objects.filter(asked_at__gt=NOW).exists()
+    calls = UsageRecord.objects.filter
+    assert not calls(started_at__lt=F("key__created_at")).exists()
+    assert not calls(started_at__gt=F("key__expires_at")).exists()
+    assert not calls(started_at__gt=F("key__revoked_at")).exists()
+
+
+def test_people_work_on_working_days_and_eat_at_noon(filled):
+    by_hour: Counter[int] = Counter()
+    by_day: Counter[date] = Counter()
+    people = UsageRecord.objects.filter(user__isnull=False, tenant__time_zone="Asia/Tokyo")
+    for at in people.values_list("started_at", flat=True):
+        by_hour[at.astimezone(TOKYO).hour] += 1
+        by_day[at.astimezone(TOKYO).date()] += 1
+    assert by_hour[12] < 0.7 * by_hour[11]
+    assert by_hour[3] == 0
+    off = [count for day, count in by_day.items() if not workdays.is_working_day(day)]
+    assert sum(off) < 0.1 * by_day.total()
+
+
+def test_holidays_are_those_of_the_calendar():
+    """Of 2026: https://www8.cao.go.jp/chosei/shukujitsu/gaiyou.html; but for the one between two others."""
+    told = "1/1 1/12 2/11 2/23 3/20 4/29 5/3 5/4 5/5 5/6 7/20 8/11 9/21 9/23 10/12 11/3 11/23"
+    assert sorted(workdays.holidays(2026)) == [date(2026, *map(int, day.split("/"))) for day in told.split()]
+    assert workdays.closes_month(date(2026, 10, 28))
+    assert not workdays.closes_month(date(2026, 10, 27))
+
+
+def test_the_same_seed_makes_the_same_company_but_for_its_keys(filled, db):
+    def told():
+        names = list(User.objects.order_by("pk").values_list("username", "last_name", "first_name"))
+        sums = list(UsageDay.objects.order_by("day", "model", "prompt_tokens").values_list("day", "prompt_tokens"))
+        return names, sums
+
+    before, digests = told(), set(ApiKey.objects.values_list("digest", flat=True))
+    call_command("flush", verbosity=0, interactive=False)
+    with time_machine.travel(NOW, tick=False):
+        company.fill(SMALL, NOW, 5, directory=False)
+    assert told() == before
+    assert digests.isdisjoint(ApiKey.objects.values_list("digest", flat=True))
+
+
+def test_some_quotas_are_near_their_end_and_some_at_it(filled):
+    begin = NOW.date().replace(day=1)
+    used = []
+    for quota in Quota.objects.filter(each="", user=None, key=None, unit="tokens", window="month"):
+        days = UsageDay.objects.filter(tenant=quota.tenant, day__gte=begin)
+        spent = days.aggregate(n=Sum(F("prompt_tokens") + F("completion_tokens"), default=0))["n"]
+        used.append(spent / quota.amount)
+    assert any(0.8 <= share < 1 for share in used)
+    assert any(share >= 1 for share in used)
+    assert sum(share < 0.8 for share in used) > 10
+
+
+def test_nobody_is_let_in_but_the_three_to_look_around_with(filled, rf):
+    request = rf.get("/")
+    for name in (staff.EMPLOYEE, staff.ADMIN, staff.OPERATOR):
+        assert authenticate(request, username=name, password=filled.password)
+    others = User.objects.exclude(username__in=[staff.EMPLOYEE, staff.ADMIN, staff.OPERATOR])
+    assert not any(user.has_usable_password() for user in others)
+
+
+def test_beside_a_directory_there_are_no_accounts_to_look_around_with():
+    filled = company.fill(SMALL, NOW, 5, directory=True)
+    assert filled.password == ""
+    assert not any(user.has_usable_password() for user in User.objects.all())
+    assert not User.objects.exclude(directory_id=None).exists()
+
+
+def test_a_supervisor_of_this_machine_starts_none_of_its_models(filled, settings):
+    mine = Host.objects.create(name=settings.HOST_NAME)
+    assert Replica.objects.filter(state="ready").count() > 10
+    assert rows.orders(mine.pk) == {}
+    assert not ServedModel.objects.filter(host=None).exists()
+
+
+def test_the_command_fills_an_empty_database_and_no_other(settings, tmp_path):
+    settings.CACHE = tmp_path  # nothing was fetched yet
+    out = StringIO()
+    call_command("demodata", people=60, days=5, amount=0.02, stdout=out)
+    assert staff.EMPLOYEE in out.getvalue()
+    assert "20 tenants" in out.getvalue()
+    calls = UsageRecord.objects.count()
+    with pytest.raises(CommandError, match="This database is in use: there are users in it"):
+        call_command("demodata", stdout=out)
+    assert UsageRecord.objects.count() == calls
+    assert set(ServedModel.objects.filter(host=None).values_list("name", flat=True)) == {"smollm2", "minilm"}
