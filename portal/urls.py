@@ -8,6 +8,7 @@ from portal.console.views import admin_sign_in
 urlpatterns = [
     path("", include("portal.console.urls")),
     path("", include("portal.accounts.urls")),
+    path("keys/management/", include("portal.api.page_urls")),
     path("keys/", include("portal.keys.urls")),
     path("usage/", include("portal.metering.urls")),
     path("", include("portal.tenants.urls")),

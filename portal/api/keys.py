@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
+from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -18,6 +19,7 @@ from portal.accounts.models import User
 from portal.api import scopes
 from portal.keys import secret
 from portal.keys.models import ManagementKey
+from portal.notices.telling import tell
 
 LEAD = "mdm_"
 TEXT = re.compile(rf"{LEAD}[0-9A-Za-z]{{{secret.LENGTH - len(LEAD)}}}")
@@ -57,6 +59,13 @@ def revoke(key: ManagementKey) -> None:
     if key.revoked_at is None:
         key.revoked_at = timezone.now()
         key.save(update_fields=["revoked_at"])
+
+
+def revoke_found(key: ManagementKey) -> None:
+    """Ends a key that somebody found where it must not be, and tells whose it is."""
+    with transaction.atomic():
+        revoke(key)
+        tell([key.user], "management-key-found", key.prefix, path="/keys/management/", key=key.name, prefix=key.prefix)
 
 
 def keys_of(user: User) -> QuerySet[ManagementKey]:

@@ -11,6 +11,7 @@ from django.views.decorators.debug import sensitive_post_parameters, sensitive_v
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from portal.accounts.models import User
+from portal.api import keys as management_keys
 from portal.console.clock import zone_of
 from portal.keys import access, issuing, keyring, once
 from portal.keys.example import example
@@ -112,13 +113,18 @@ def found_key(request: HttpRequest) -> HttpResponse:
     ended = [key for key in found if key.revoked_at is None]
     for key in ended:
         issuing.revoke(key, because=issuing.LEAKED, by=me(request))
+    managing, strange_managing = management_keys.found_in(form.cleaned_data["text"]) if asked else ([], 0)
+    ended_managing = [key for key in managing if key.revoked_at is None]
+    for managing_key in ended_managing:
+        management_keys.revoke_found(managing_key)
     form.data = {}  # what was pasted is never sent back
     context = {
         "form": form,
         "asked": asked,
         "ended": ended,
-        "known": [key for key in found if key not in ended],
-        "strange": strange,
+        "ended_managing": ended_managing,
+        "known": [key for key in (*found, *managing) if key not in ended and key not in ended_managing],
+        "strange": strange + strange_managing,
     }
     return render(request, "keys/found.html", context)
 

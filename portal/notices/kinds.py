@@ -208,6 +208,18 @@ KINDS: Mapping[str, Kind] = {
         title=lambda facts: _("The key “%(key)s” was revoked") % facts,
         text=key_revoked_text,
     ),
+    "management-key-found": Kind(
+        needs=frozenset({"key", "prefix"}),
+        tone="broken",
+        title=lambda facts: _("The management key “%(key)s” was revoked") % facts,
+        text=lambda facts: (
+            _(
+                "%(key)s (%(prefix)s…) was found where it must not be. Look where it was kept, and in the audit log"
+                " what was done with it."
+            )
+            % facts
+        ),
+    ),
     # `person` the name of who was responsible
     "responsible-left": Kind(
         needs=KEY | {"person"},

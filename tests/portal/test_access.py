@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.test import Client
 from django.urls import URLPattern, get_resolver
+from django.utils import timezone
 
 from modelregistry.models import Host, Replica
+from portal.api import keys as management_keys
 from portal.metering.scopes import TENANT
 from tests.pages import key_of, serve
 
@@ -44,6 +47,9 @@ RULES = {
     "keys/": PEOPLE,
     "keys/new/": PEOPLE,
     "keys/found/": PEOPLE,
+    "keys/management/": PEOPLE,
+    "keys/management/new/": PEOPLE,
+    "keys/management/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
     "keys/<slug:prefix>/": ALICE,
     "keys/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
     "usage/": PEOPLE,
@@ -105,7 +111,10 @@ def clients(alice, bob, charlie, olivia) -> dict[str, Client]:
 def filled(alice, research) -> dict[str, str]:
     """What stands for the variable parts of addresses."""
     model = serve("qwen")
+    tomorrow = timezone.now() + timedelta(days=1)
+    managing, _ = management_keys.issue(user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow)
     return {
+        "management/<slug:prefix>": f"management/{managing.prefix}",
         "<slug:prefix>": key_of(alice, research).prefix,
         "<slug:slug>": research.slug,
         "<path:name>": model.name,

@@ -1,0 +1,110 @@
+"""Pages of one's own management keys. Another's is as if it did not exist."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
+from django.core.paginator import Paginator
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import timezone
+from django.utils.functional import Promise
+from django.utils.translation import gettext as _
+from django.views.decorators.cache import never_cache
+from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from portal.accounts.models import User
+from portal.api import keys
+from portal.api.forms import NewManagementKeyForm
+from portal.api.scopes import SCOPES
+from portal.console.clock import zone_of
+from portal.keys import once
+from portal.keys.models import ManagementKey
+
+PER_PAGE = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A key as the list shows it. `state`: "works", "expired" or "revoked"."""
+
+    key: ManagementKey
+    state: str
+    scopes: tuple[str | Promise, ...]
+
+
+def me(request: HttpRequest) -> User:
+    """The person who is signed in (views here are all behind login_required)."""
+    assert isinstance(request.user, User)
+    return request.user
+
+
+def row(key: ManagementKey, now: datetime) -> Row:
+    expired = key.expires_at is not None and key.expires_at <= now
+    state = "revoked" if key.revoked_at else "expired" if expired else "works"
+    labels = tuple(SCOPES[name].label if name in SCOPES else name for name in key.scopes)
+    return Row(key=key, state=state, scopes=labels)
+
+
+@login_required
+@require_GET
+def key_list(request: HttpRequest) -> HttpResponse:
+    now = timezone.now()
+    page = Paginator(keys.keys_of(me(request)), PER_PAGE).get_page(request.GET.get("page"))
+    context = {"page": page, "rows": [row(key, now) for key in page], "zone": zone_of(me(request))}
+    return render(request, "api/keys.html", context)
+
+
+@login_required
+@never_cache
+@require_http_methods(["GET", "HEAD", "POST"])
+def new_key(request: HttpRequest) -> HttpResponse:
+    if request.method != "POST":
+        form = NewManagementKeyForm(me(request), initial={"ticket": once.ticket(request.session)})
+        return render(request, "api/new_key.html", {"form": form})
+    form = NewManagementKeyForm(me(request), request.POST)
+    if not form.is_valid():
+        return render(request, "api/new_key.html", {"form": form})
+    if not once.redeem(request.session, form.cleaned_data["ticket"]):
+        messages.warning(
+            request,
+            _(
+                "No further key was made: this form had been sent before, or had been open for too long. "
+                "A key is shown only once; if you did not copy it, revoke it and create a new one."
+            ),
+        )
+        return redirect("management-keys")
+    return created(request, form)
+
+
+@sensitive_variables("text")
+def created(request: HttpRequest, form: NewManagementKeyForm) -> HttpResponse:
+    """Makes the key and shows it, here and nowhere else."""
+    key, text = keys.issue(
+        user=me(request),
+        name=form.cleaned_data["name"],
+        scopes_=form.cleaned_data["scopes"],
+        expires_at=form.expires_at(),
+    )
+    address = (settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")) + "/api/v1/me/"
+    context = {
+        "row": row(key, timezone.now()),
+        "text": text,
+        "zone": zone_of(me(request)),
+        "call": f'curl -H "Authorization: Bearer {text}" {address}',
+    }
+    return render(request, "api/created.html", context)
+
+
+@login_required
+@require_POST
+def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
+    key = get_object_or_404(keys.keys_of(me(request)), prefix=prefix)
+    keys.revoke(key)
+    messages.success(
+        request, _("“%(name)s” (%(prefix)s…) is revoked; it no longer works.") % {"name": key.name, "prefix": prefix}
+    )
+    return redirect("management-keys")

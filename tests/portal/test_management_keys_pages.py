@@ -1,0 +1,121 @@
+"""The pages of management keys, and what happens to one that was found."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from portal.accounts.models import AuditEvent
+from portal.api import keys
+from portal.keys.issuing import issue
+from portal.keys.models import ManagementKey
+from portal.notices.models import Notice
+
+pytestmark = pytest.mark.django_db
+
+NEW = "/keys/management/new/"
+
+
+def make(client, **more) -> object:
+    form = client.get(NEW).context["form"]
+    given = {"name": "monthly report", "scopes": ["usage:read"], "lifetime": "90", "ticket": form["ticket"].value()}
+    return client.post(NEW, given | more)
+
+
+def key_of(user, name: str = "script", **more) -> tuple[ManagementKey, str]:
+    return keys.issue(
+        user=user, name=name, scopes_=["usage:read"], expires_at=timezone.now() + timedelta(days=30), **more
+    )
+
+
+def test_a_new_key_is_shown_once_and_works(client, alice):
+    client.force_login(alice)
+    page = make(client).content.decode()
+    key = ManagementKey.objects.get()
+    start = page.index(key.prefix)
+    text = page[start : start + 42]
+    assert keys.find(text) == key
+    assert (key.scopes, key.name, key.user) == (["usage:read"], "monthly report", alice)
+    assert timedelta(days=89) < key.expires_at - timezone.now() <= timedelta(days=90)
+    assert text not in client.get("/keys/management/").content.decode()
+
+
+def test_a_form_that_is_sent_twice_makes_one_key(client, alice):
+    client.force_login(alice)
+    ticket = client.get(NEW).context["form"]["ticket"].value()
+    make(client, ticket=ticket)
+    assert make(client, ticket=ticket).status_code == 302
+    assert ManagementKey.objects.count() == 1
+
+
+@pytest.mark.parametrize("wrong", [{"name": ""}, {"scopes": []}, {"lifetime": "3650"}, {"scopes": ["operations:read"]}])
+def test_what_is_wrong_with_a_form_is_said_and_nothing_is_made(client, alice, wrong):
+    client.force_login(alice)
+    page = make(client, **wrong)
+    assert 'class="error"' in page.content.decode()
+    assert not ManagementKey.objects.exists()
+
+
+def test_only_what_the_person_may_do_is_offered_in_plain_words(client, alice, olivia):
+    client.force_login(alice)
+    page = client.get(NEW).content.decode()
+    assert "Read usage" in page
+    assert "See hosts, models and the directory" not in page
+    client.force_login(olivia)
+    assert "See hosts, models and the directory" in client.get(NEW).content.decode()
+
+
+def test_the_list_shows_one_s_own_and_how_they_stand(client, alice, bob, time_machine):
+    keys.revoke(key_of(alice, "old one")[0])
+    key_of(alice, "present one")
+    key_of(bob, "not hers")
+    client.force_login(alice)
+    page = client.get("/keys/management/").content.decode()
+    assert "present one" in page
+    assert "old one" in page
+    assert "not hers" not in page
+    assert [row.state for row in client.get("/keys/management/").context["rows"]] == ["works", "revoked"]
+    time_machine.move_to(timezone.now() + timedelta(days=31), tick=False)
+    client.force_login(alice)
+    assert [row.state for row in client.get("/keys/management/").context["rows"]] == ["expired", "revoked"]
+
+
+def test_many_keys_come_in_pages_at_a_constant_number_of_queries(client, alice, django_assert_max_num_queries):
+    for number in range(60):
+        key_of(alice, f"script {number}")
+    client.force_login(alice)
+    client.get("/keys/management/")
+    with django_assert_max_num_queries(10):
+        page = client.get("/keys/management/")
+    assert len(page.context["rows"]) == 50
+    assert len(client.get("/keys/management/?page=2").context["rows"]) == 10
+
+
+def test_revoking(client, alice, bob):
+    key, text = key_of(alice)
+    client.force_login(bob)
+    assert client.post(f"/keys/management/{key.prefix}/revoke/").status_code == 404
+    assert keys.find(text) == key
+    client.force_login(alice)
+    assert client.post(f"/keys/management/{key.prefix}/revoke/").status_code == 302
+    assert keys.find(text) is None
+    event = AuditEvent.objects.get(action="management-key.revoke")
+    assert (event.actor, event.object_name) == (alice, f"{key.prefix}… script")
+
+
+# --- found
+
+
+def test_who_finds_one_ends_it_and_its_owner_is_told(client, charlie, alice, research):
+    key, text = key_of(alice)
+    _, other = issue(tenant=research, user=alice, name="laptop")
+    client.force_login(charlie)
+    page = client.post("/keys/found/", {"text": f"token={text} and {other}"}).content.decode()
+    assert f"The management key {key.prefix}… of Alice is revoked" in page
+    assert "stop working within 2 seconds" in page  # the other one
+    assert text not in page
+    assert keys.find(text) is None
+    assert AuditEvent.objects.get(action="management-key.revoke").actor == charlie
+    assert Notice.objects.get(kind="management-key-found").user == alice
+    assert "had been revoked already" in client.post("/keys/found/", {"text": text}).content.decode()
+    assert Notice.objects.filter(kind="management-key-found").count() == 1
