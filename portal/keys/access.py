@@ -9,7 +9,7 @@ from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import routes
+from modelregistry import abilities, routes
 from modelregistry.models import Replica, ServedModel
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
@@ -31,7 +31,7 @@ class Liveness(models.TextChoices):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """A model that may be called, also by one of its `aliases`. `context` in tokens per request, None = not stated by
-    the operator. From `retires_on` on it is not offered any more.
+    the operator. From `retires_on` on it is not offered any more. `tools`, `vision`: see abilities.
     """
 
     name: str
@@ -41,6 +41,8 @@ class Offer:
     context: int | None
     state: Liveness
     retires_on: date | None = None
+    tools: bool = False
+    vision: bool = False
 
 
 def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
@@ -69,6 +71,8 @@ def offers(served: QuerySet[ServedModel]) -> list[Offer]:
             context=model.context,
             state=liveness(model.replica_set.all(), now),
             retires_on=model.retires_on,
+            tools=abilities.calls_tools(model.engine, model.launcher, model.args),
+            vision=abilities.sees_images(model.engine, model.args),
         )
         for model in served.prefetch_related(replicas, "aliases")
     ]

@@ -1,4 +1,4 @@
-"""Ready-to-paste ways to call a model: curl, Python, Dify. Pure text; what is shown must run as it stands."""
+"""Ready-to-paste ways to call a model, from curl to Dify. Pure text; what is shown must run as it stands."""
 
 import json
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from django.utils.translation import gettext as _
 
 from portal.keys.access import Offer
+from portal.keys.integrations import Fields, OpenWebUI, dify, open_webui
 
-# Dify asks for a number; this is what its form proposes, taken when the operator has not stated the model's own.
-DIFY_CONTEXT = 4096
-# The variable that the OpenAI SDK reads by itself, used where the key cannot be shown any more.
+# The variables that the OpenAI SDK reads by itself; the first is used where the key cannot be shown any more.
 VARIABLE = "OPENAI_API_KEY"
+ADDRESS = "OPENAI_BASE_URL"
 # Without a bound a small model may ramble to the end of its context: seen, 164 s for a first try that looks broken.
 ANSWER = 200  # tokens
 RECORDING = "meeting.mp3"
@@ -18,11 +18,16 @@ RECORDING = "meeting.mp3"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calls:
-    """One model and key, three ways. `python` is empty for tasks that the OpenAI SDK has no call for."""
+    """One model and key, all ways. `python` is empty for tasks that the OpenAI SDK has no call for.
+
+    `environment`: for what reads the OpenAI SDK's variables, which most programs with it do.
+    """
 
     curl: str
     python: str
-    dify: list[tuple[str, str]]
+    environment: str
+    dify: Fields
+    open_webui: OpenWebUI
 
 
 def calls(offer: Offer, *, base_url: str, key: str = "") -> Calls:
@@ -30,7 +35,9 @@ def calls(offer: Offer, *, base_url: str, key: str = "") -> Calls:
     return Calls(
         curl=curl(offer, base_url, key),
         python=python(offer, base_url, key),
+        environment=f"{ADDRESS}={base_url}\n{VARIABLE}={key or _('your API key')}",
         dify=dify(offer, base_url, key),
+        open_webui=open_webui(offer, base_url, key),
     )
 
 
@@ -101,29 +108,3 @@ def python(offer: Offer, base_url: str, key: str) -> str:
 def literal(value: object) -> str:
     """As Python source. JSON with texts, lists and objects alone is the same in Python."""
     return json.dumps(value, ensure_ascii=False)
-
-
-def dify(offer: Offer, base_url: str, key: str) -> list[tuple[str, str]]:
-    """Fields of Dify's provider "OpenAI-API-compatible", named as its English form names them (0.0.63)."""
-    kinds = {"embedding": "Text Embedding", "rerank": "Rerank", "transcription": "Speech2text"}
-    kind = kinds.get(offer.task, "LLM")
-    context = offer.context or DIFY_CONTEXT
-    fields = [
-        ("Model Type", kind),
-        ("Model Name", offer.name),
-        ("API Key", key or _("your API key")),
-        ("API endpoint URL", base_url),
-    ]
-    if offer.task == "transcription":
-        return fields
-    if kind != "LLM":
-        return [*fields, ("Model context size", str(context))]
-    return [
-        *fields,
-        ("Completion mode", "Chat"),
-        ("Model context size", str(context)),
-        # An answer longer than half the context leaves no room for the question.
-        ("Upper bound for max tokens", str(min(DIFY_CONTEXT, max(1, context // 2)))),
-        ("Stream mode auth", "Use"),
-        ("Delimiter for streaming results", r"\n\n"),
-    ]

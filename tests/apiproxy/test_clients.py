@@ -20,6 +20,8 @@ from pydantic import BaseModel
 
 from apiproxy import gateway
 from modelregistry.models import Host, Replica, ServedModel
+from portal.keys import access
+from portal.keys.integrations import dify
 from portal.keys.issuing import issue
 from portal.metering.models import UsageRecord
 from tests import engine, engines
@@ -149,6 +151,41 @@ def office(transactional_db, settings, tmp_path, alice, research, urls, driver) 
 )
 def test_dify_takes_a_model(office, kind, form):
     assert office.dify("validate", kind, kind=kind, credentials=form) == {"answer": None}
+
+
+# What the labels of Dify's form (openai_api_compatible.yaml, 0.0.64) and their choices are to its code.
+FORM = {
+    "API Key": "api_key",
+    "API Base URL": "endpoint_url",
+    "Completion mode": "mode",
+    "Model context size": "context_size",
+    "Model max chunks per batch": "max_chunks",
+    "Upper bound for max tokens": "max_tokens_to_sample",
+    "Function Call Type": "function_calling_type",
+    "Stream function calling": "stream_function_calling",
+    "Vision Support": "vision_support",
+    "Stream mode auth": "stream_mode_auth",
+    "Delimiter for streaming results": "stream_mode_delimiter",
+}
+CHOICES = {
+    ("mode", "Chat"): "chat",
+    ("function_calling_type", "Not Support"): "no_call",
+    ("stream_function_calling", "Not Support"): "not_supported",
+    ("vision_support", "Not Support"): "no_support",
+    ("stream_mode_auth", "Use"): "use",
+}
+
+
+@pytest.mark.parametrize("kind", ["chat", "embedding", "rerank"])
+def test_dify_takes_a_model_as_our_pages_print_it(office, kind):
+    [offer] = access.offers(ServedModel.objects.filter(name=kind))
+    printed = dict(dify(offer, office.v1, office.key))
+    types = {"chat": "LLM", "embedding": "Text Embedding", "rerank": "Rerank"}
+    assert (printed.pop("Model Type"), printed.pop("Model Name")) == (types[kind], kind)
+    form = {FORM[label]: CHOICES.get((FORM[label], value), value) for label, value in printed.items()}
+    assert office.driver.call("dify_validate", kind=kind, model=kind, credentials=form) == {"answer": None}
+    if kind == "chat":
+        assert "".join(office.dify_chat(stream=True, credentials=form)["texts"])
 
 
 def test_dify_shows_why_it_does_not_take_one(office):

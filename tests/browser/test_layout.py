@@ -62,7 +62,7 @@ def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, everyth
     page.goto(reverse("key-new"))
     page.locator("[name=name]").fill(LONG)
     page.locator("main form button").click()
-    for way in ("curl", "python", "dify"):
+    for way in ("curl", "python", "dify", "webui"):
         page.locator(f"label[for=tab-{way}]").click()
         assert looks(page, "tooWide") == [], way
         assert looks(page, "tooSmall") == [], way

@@ -184,13 +184,54 @@ class TestHowToUseIt:
         serve("qwen", context=2048)
         response, _ = ask(as_alice, tenant=research.pk)
         fields = dict(response.context["example"].calls.dify)
-        assert fields["API endpoint URL"] == "http://testserver/v1"
+        assert fields["API Base URL"] == "http://testserver/v1"
         assert fields["API Key"] == the_key_in(response)
         assert fields["Model Name"] == "qwen"
         assert fields["Completion mode"] == "Chat"
         assert fields["Model context size"] == "2048"
         assert int(fields["Upper bound for max tokens"]) < 2048
         assert fields["Stream mode auth"] == "Use"
+        assert fields["Function Call Type"] == "Not Support"
+
+    def test_dify_and_open_webui_are_told_what_a_model_can_do(self, as_alice, research):
+        model = serve("qwen")
+        model.args = ["--jinja", "--mmproj=/m/mmproj.gguf"]
+        model.save()
+        response, _ = ask(as_alice, tenant=research.pk)
+        fields = dict(response.context["example"].calls.dify)
+        assert [fields[name] for name in ("Function Call Type", "Stream function calling", "Vision Support")] == [
+            "Tool Call",
+            "Support",
+            "Support",
+        ]
+
+    @pytest.mark.parametrize(
+        ("task", "place", "fields", "variable"),
+        [
+            ("chat", "Connections", {"URL": "http://testserver/v1"}, "OPENAI_API_BASE_URL=http://testserver/v1"),
+            (
+                "embedding",
+                "Documents",
+                {"API Base URL": "http://testserver/v1", "Embedding Model": "m"},
+                "RAG_EMBEDDING_MODEL=m",
+            ),
+            (
+                "rerank",
+                "Hybrid Search",
+                {"API Base URL": "http://testserver/v1/rerank", "Reranking Model": "m"},
+                "RAG_EXTERNAL_RERANKER_URL=http://testserver/v1/rerank",
+            ),
+            ("transcription", "Audio", {"STT Model": "m"}, "AUDIO_STT_MODEL=m"),
+        ],
+    )
+    def test_open_webui_s_form_is_filled_in(self, as_alice, research, task, place, fields, variable):
+        serve("m", task=task)
+        response, _ = ask(as_alice, tenant=research.pk)
+        told = response.context["example"].calls.open_webui
+        assert place in told.place
+        assert fields.items() <= dict(told.fields).items()
+        assert dict(told.fields)["API Key"] == the_key_in(response)
+        assert variable in told.environment.splitlines()
 
     def test_the_public_address_is_used_when_there_is_one(self, as_alice, research, settings):
         settings.PUBLIC_URL = "https://llm.example.com"

@@ -1,0 +1,27 @@
+"""What a model can do beyond its task, as far as its arguments say so. Pure.
+
+An engine is not asked: it may not be running, and llama.cpp ignores tools silently that a template does not know. What
+an operator did not turn on is taken for absent, so that nobody relies on what may not work.
+"""
+
+from collections.abc import Sequence
+
+from modelregistry.engines import argument
+
+
+def calls_tools(engine: str, launcher: str, args: Sequence[str]) -> bool:
+    """Does it answer with calls of the client's functions (`tools` of the chat API)?
+
+    vLLM wants both options and refuses tools without; of llama.cpp `--jinja` uses the template's own form of calls.
+    llama-cpp-python calls a function only if its name is demanded.
+    """
+    if engine == "vllm":
+        return "--enable-auto-tool-choice" in args and bool(argument(args, "--tool-call-parser"))
+    return engine == "llama.cpp" and launcher != "llama-cpp-python" and "--jinja" in args
+
+
+def sees_images(engine: str, args: Sequence[str]) -> bool:
+    """Does it take images? llama.cpp does with the projector of the model, vLLM where an operator allows some."""
+    if engine == "vllm":
+        return bool(argument(args, "--limit-mm-per-prompt", "--limit-mm-per-prompt.image"))
+    return engine == "llama.cpp" and bool(argument(args, "--mmproj", "-mm"))
