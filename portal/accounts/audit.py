@@ -119,11 +119,12 @@ def watch(
     silent: Collection[str] = (),
     tenant: Callable[[Any], Tenant | None] = lambda _: None,
     verb: Callable[[Values, Values], str] = lambda before, after: "change",
+    unless: Callable[[Any], bool] = lambda row: False,
 ) -> None:
     """From now on each save and delete of such a row becomes an event "<kind>.add", ".remove" or "<kind>.<verb>".
 
     `secret` fields are told as "set" or "changed"; a change of `silent` ones alone is no event. `verb` names a change,
-    given the values that differ.
+    given the values that differ. A row of which `unless` is true is left to whoever saves it.
     """
 
     def image(row: models.Model) -> Values:
@@ -134,7 +135,7 @@ def watch(
         instance._audited = image(known) if known else None  # type: ignore[attr-defined]
 
     def saved(instance: models.Model, created: bool, raw: bool = False, **more: Any) -> None:
-        if raw:
+        if raw or unless(instance):
             return
         old, new = instance.__dict__.pop("_audited", None), image(instance)
         if created or old is None:
@@ -155,6 +156,8 @@ def watch(
             )
 
     def removed(instance: models.Model, **_: Any) -> None:
+        if unless(instance):
+            return
         values = {name: value for name, value in image(instance).items() if value not in ("", None, [])}
         before = _told({}, values, secret)
         record(f"{kind}.remove", instance, kind, before=before, tenant=tenant(instance))

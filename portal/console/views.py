@@ -1,22 +1,24 @@
-"""Home and the catalogue of models."""
+"""Home, the catalogue of models, and the page for trying one."""
 
 from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
-from django.shortcuts import redirect, render
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, redirect, render
 from django.templatetags.static import static
 from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_GET, require_POST
 from django.views.i18n import set_language
 
 from modelregistry import routes
 from portal.accounts.models import User
 from portal.accounts.tenancy import own_tenants
-from portal.console import today
+from portal.console import today, trial
 from portal.console.clock import zone_of
-from portal.keys import access, keyring
+from portal.keys import access, issuing, keyring, playground
 from portal.keys.calling import calls
 from portal.keys.example import base_url, example
 from portal.metering.allowance import allowances
@@ -54,6 +56,40 @@ def models(request: HttpRequest) -> HttpResponse:
     offered.sort(key=access.promise)
     context = {"models": [(offer, calls(offer, base_url=url)) for offer in offered], "base_url": url}
     return render(request, "console/models.html", context)
+
+
+@login_required
+@never_cache
+@require_GET
+def try_it(request: HttpRequest) -> HttpResponse:
+    """A conversation with a model. The browser has it with the gateway: what is said never comes through here."""
+    assert isinstance(request.user, User)
+    tenants = list(own_tenants(request.user))
+    context = {
+        "tenants": tenants,
+        "choices": trial.choices(tenants),
+        "chosen": request.GET.get("model", ""),
+        "base_url": base_url(request),
+        "answer": trial.ANSWER,
+        # As gateways do for who has chosen none: what they say can be shown as it is in a page of the same language.
+        "gateway_language": request.user.language or "ja",
+    }
+    return render(request, "console/try.html", context)
+
+
+@login_required
+@never_cache
+@require_POST
+@sensitive_variables("text")
+def try_key(request: HttpRequest, slug: str) -> HttpResponse:
+    """The key that the page calls the gateway with, in the name of who looks at it."""
+    assert isinstance(request.user, User)
+    mine = get_object_or_404(own_tenants(request.user), slug=slug)
+    try:
+        text, expires_at = playground.renew(request.user, mine, timezone.now())
+    except issuing.NotAMember as error:
+        raise Http404 from error
+    return JsonResponse({"key": text, "expires_at": expires_at})
 
 
 @require_POST

@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
@@ -7,6 +9,7 @@ class KeysConfig(AppConfig):
     verbose_name = _("API keys")
 
     def ready(self) -> None:
+        from modelregistry import chores
         from portal.accounts import audit
         from portal.keys.models import ApiKey, ManagementKey
 
@@ -17,6 +20,8 @@ class KeysConfig(AppConfig):
             silent={"last_used_at"},
             tenant=lambda key: key.tenant,
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
+            # `playground` tells of its own; that somebody ended one is told as with any key.
+            unless=lambda key: key.is_playground and key.revoked_at is None,
         )
         audit.watch(
             ManagementKey,
@@ -25,3 +30,4 @@ class KeysConfig(AppConfig):
             silent={"last_used_at"},
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
         )
+        chores.register("clearplayground", timedelta(hours=1), ("clearplayground",))

@@ -115,7 +115,8 @@ def names(group: str, values: Iterable[Any]) -> dict[Any, str]:
     """How people call these: rows that are gone keep their number, so that two of them stay two."""
     found: dict[Any, str] = {}
     if group == "key":
-        found = {key.pk: str(key) for key in ApiKey.objects.filter(pk__in=list(values))}
+        keys = ApiKey.objects.filter(pk__in=list(values)).select_related("user")
+        found = {key.pk: called(key) for key in keys}
     elif group == "user":
         people = User.objects.filter(pk__in=[value for value in values if value is not None])
         found = {None: _("service keys"), **{user.pk: person(user) for user in people}}
@@ -125,6 +126,11 @@ def names(group: str, values: Iterable[Any]) -> dict[Any, str]:
         found = {"": _("not told by the client")}
     gone = _("deleted (%(number)s)") if group in COLUMN else "%(number)s"
     return {value: found[value] if value in found else gone % {"number": value} for value in values}
+
+
+def called(key: ApiKey) -> str:
+    """The text of a playground's key is another one tomorrow, so it is named after its person."""
+    return _("Playground of %(person)s") % {"person": person(key.user)} if key.user and key.is_playground else str(key)
 
 
 def compared(scope: Scope, period: Period) -> Totals:

@@ -31,15 +31,15 @@ async function copy(text) {
   }
 }
 
-for (const button of document.querySelectorAll("[data-copy]")) {
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    const done = await copy(document.getElementById(button.dataset.copy).textContent);
-    button.focus();
-    button.classList.toggle("done", done);
-    say(done ? said.dataset.copied : said.dataset.failed);
-  });
-}
+for (const button of document.querySelectorAll("[data-copy]")) button.hidden = false;
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest("[data-copy]");
+  if (!button) return;
+  const done = await copy(document.getElementById(button.dataset.copy).textContent);
+  button.focus();
+  button.classList.toggle("done", done);
+  say(done ? said.dataset.copied : said.dataset.failed);
+});
 
 const THEMES = ["system", "light", "dark"];
 const root = document.documentElement;

@@ -44,6 +44,8 @@ RULES = {
     "sign-in/": EVERYBODY,
     "sign-out/": Rule(EVERYBODY.who, "POST"),
     "models/": PEOPLE,
+    "try/": PEOPLE,
+    "try/<slug:slug>/key/": Rule(frozenset({"alice", "bob"}), "POST"),  # who belongs to it, operators or not
     "keys/": PEOPLE,
     "keys/new/": PEOPLE,
     "keys/found/": PEOPLE,

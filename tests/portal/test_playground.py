@@ -1,0 +1,188 @@
+"""The page for trying a model, and the key that it calls the gateway with."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.core.management import call_command
+from django.test import Client
+from django.utils import timezone
+
+from portal.accounts.models import AuditEvent, Membership
+from portal.keys import issuing, keyring, playground, secret
+from portal.keys.models import ApiKey, ModelAccess
+from portal.metering.models import UsageDay
+from tests.conftest import person
+from tests.pages import key_of, serve, use
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def as_alice(client, alice):
+    client.force_login(alice)
+    return client
+
+
+def read(client, path: str = "/try/", language: str = "en") -> str:
+    response = client.get(path, headers={"accept-language": language})
+    assert response.status_code == 200
+    return response.content.decode()
+
+
+def offered(page: str) -> list[str]:
+    return re.findall(r'<option value="([^"/]+)" data-tenants', page)
+
+
+class TestPage:
+    def test_it_offers_chat_models_and_those_that_answer_now_first(self, as_alice):
+        serve("a-down", state="failed")
+        serve("b-asleep", state="asleep")
+        serve("c-up")
+        serve("e5", task="embedding")
+        page = read(as_alice)
+        assert offered(page) == ["c-up", "b-asleep", "a-down"]
+        assert "b-asleep — asleep" in page
+        assert "Your first message wakes it" in page
+
+    def test_a_model_can_be_chosen_by_the_address(self, as_alice):
+        serve("a")
+        serve("b")
+        chosen = re.findall(r'<option value="([^"]+)"[^>]* selected>', read(as_alice, "/try/?model=b"))
+        assert chosen == ["b"]
+
+    def test_it_tells_which_of_one_s_tenants_may_use_a_model(self, as_alice, alice, research, sales):
+        Membership.objects.create(user=alice, tenant=sales)
+        ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
+        serve("open")
+        page = read(as_alice)
+        assert '<option value="open" data-tenants="research sales"' in page
+        assert '<option value="sales-only" data-tenants="sales"' in page
+
+    def test_what_no_tenant_of_one_s_may_use_is_not_there(self, as_alice, sales):
+        ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
+        page = read(as_alice)
+        assert offered(page) == []
+        assert "No model for conversations is offered to you yet" in page
+
+    def test_without_a_tenant_it_says_whom_to_ask(self, client, olivia):
+        client.force_login(person("newcomer"))
+        assert "You do not belong to a tenant yet" in read(client)
+
+    def test_more_models_and_tenants_cost_no_more_queries(self, as_alice, alice, research, django_assert_num_queries):
+        serve("m-0")
+        # session, user, the bar on top, tenants; access, models, replicas, aliases
+        with django_assert_num_queries(8):
+            read(as_alice)
+        for number in range(1, 20):
+            ModelAccess.objects.create(model=serve(f"m-{number}"), tenant=research)
+        with django_assert_num_queries(8):
+            read(as_alice)
+
+    def test_nothing_is_kept_by_the_browser(self, as_alice):
+        serve()
+        response = as_alice.get("/try/")
+        assert "no-store" in response.headers["cache-control"]
+        assert "connect-src 'self'" in response.headers["content-security-policy"]
+
+
+class TestKey:
+    def test_it_is_the_person_s_own_for_some_hours_and_every_model_of_the_tenant(self, as_alice, alice, research):
+        answer = as_alice.post("/try/research/key/")
+        assert "no-store" in answer.headers["cache-control"]
+        key = ApiKey.objects.get()
+        assert key.digest == secret.digest(answer.json()["key"], playground.settings.API_KEY_SECRET)
+        assert (key.user, key.tenant, key.is_playground, key.every_model) == (alice, research, True, True)
+        assert timedelta(hours=3) < key.expires_at - timezone.now() <= playground.LIFE
+
+    def test_a_new_one_ends_the_one_before_and_is_the_same_row(self, as_alice):
+        first = as_alice.post("/try/research/key/").json()["key"]
+        second = as_alice.post("/try/research/key/").json()["key"]
+        assert first != second
+        key = ApiKey.objects.get()
+        assert key.prefix == second[:12]
+        assert issuing.found_in(first) == ([], 1)
+
+    def test_one_that_somebody_ended_is_not_used_again(self, as_alice):
+        issuing.revoke(ApiKey.objects.get(prefix=as_alice.post("/try/research/key/").json()["key"][:12]))
+        as_alice.post("/try/research/key/")
+        assert ApiKey.objects.filter(revoked_at=None).count() == 1
+        assert ApiKey.objects.count() == 2
+
+    def test_it_needs_the_token_of_the_page(self, alice):
+        careful = Client(enforce_csrf_checks=True)
+        careful.force_login(alice)
+        assert careful.post("/try/research/key/").status_code == 403
+        assert not ApiKey.objects.exists()
+
+    def test_looking_makes_none(self, as_alice):
+        assert as_alice.get("/try/research/key/").status_code == 405
+        serve()
+        read(as_alice)
+        assert not ApiKey.objects.exists()
+
+    def test_there_is_none_for_a_tenant_that_is_not_one_s_own_or_switched_off(self, client, olivia, as_alice, research):
+        research.is_active = False
+        research.save()
+        assert as_alice.post("/try/research/key/").status_code == 404
+        client.force_login(olivia)
+        assert client.post("/try/research/key/").status_code == 404
+        assert not ApiKey.objects.exists()
+
+    def test_it_is_not_listed_among_keys(self, as_alice, alice, research):
+        key_of(alice, research, "laptop")
+        as_alice.post("/try/research/key/")
+        assert [key.name for key in keyring.keys_of(alice)] == ["laptop"]
+        assert "playground" not in read(as_alice, "/keys/")
+
+    def test_a_sitting_is_one_event_of_the_audit_without_a_secret(self, as_alice, alice, time_machine):
+        time_machine.move_to("2026-11-20T03:00:00Z", tick=False)
+        as_alice.force_login(alice)
+        text = [as_alice.post("/try/research/key/").json()["key"] for _ in range(3)][-1]
+        [event] = AuditEvent.objects.filter(object_kind="key")
+        assert (event.action, event.actor, event.tenant.slug) == ("key.playground", alice, "research")
+        assert text not in str(vars(event))
+        time_machine.move_to("2026-11-20T07:30:00Z")
+        as_alice.post("/try/research/key/")
+        assert AuditEvent.objects.filter(object_kind="key").count() == 2
+
+    def test_that_somebody_ended_it_is_audited(self, as_alice, bob):
+        text = as_alice.post("/try/research/key/").json()["key"]
+        finder = Client()
+        finder.force_login(bob)
+        finder.post("/keys/found/", {"text": text})
+        assert AuditEvent.objects.get(action="key.revoke").actor == bob
+
+
+class TestClearing:
+    @pytest.fixture
+    def later(self, time_machine):
+        """Two keys that expired long ago: Alice's was used, Bob's was not."""
+        time_machine.move_to("2026-11-20T03:00:00Z")
+
+    def test_only_what_expired_unused_goes(self, later, alice, bob, charlie, research, sales, time_machine):
+        for user, tenant in ((alice, research), (bob, research)):
+            playground.renew(user, tenant, timezone.now())
+        use(ApiKey.objects.get(user=alice))
+        key_of(bob, research, "laptop", expires_at=timezone.now() + timedelta(hours=1))
+        time_machine.move_to("2026-11-22T03:00:00Z")
+        playground.renew(charlie, sales, timezone.now())
+        call_command("clearplayground")
+        names = {(key.user.username, key.name) for key in ApiKey.objects.all()}
+        assert names == {("alice", "playground"), ("bob", "laptop"), ("charlie", "playground")}
+        assert UsageDay.objects.get().key_id == ApiKey.objects.get(user=alice).pk
+
+    def test_a_key_that_has_just_expired_may_still_have_a_call_under_way(self, later, alice, research, time_machine):
+        playground.renew(alice, research, timezone.now())
+        time_machine.move_to("2026-11-20T08:00:00Z")
+        assert playground.clear(timezone.now()) == 0
+        time_machine.move_to("2026-11-21T08:00:00Z")
+        assert playground.clear(timezone.now()) == 1
+
+    def test_what_was_used_is_shown_under_a_name(self, as_alice, alice, research, later, time_machine):
+        playground.renew(alice, research, timezone.now())
+        use(ApiKey.objects.get())
+        time_machine.move_to("2026-11-22T03:00:00Z")
+        playground.clear(timezone.now())
+        as_alice.force_login(alice)
+        assert "Playground of Alice" in read(as_alice, "/usage/?by=key")
