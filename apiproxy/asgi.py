@@ -127,6 +127,7 @@ class Application:
             metrics=Metrics(Tally(settings.RUN / "metrics", LAYOUT)),
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
+            proxies=settings.TRUSTED_PROXIES,
             wish=self._wish,
             refresh=self._refresh,
         )

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from apiproxy.errors import Language
+from apiproxy.origin import Network
 
 Scope = Literal["tenant", "user", "member", "key"]
 Unit = Literal["requests", "tokens", "concurrent"]
@@ -34,7 +35,10 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A usable API key. `models` = ids it is restricted to; None = whatever its tenant may use."""
+    """A usable API key. `models` = ids it is restricted to; None = whatever its tenant may use.
+
+    `networks`: from where it may be used; none = from everywhere. `batch`: nobody waits for its answers.
+    """
 
     id: int
     tenant: int
@@ -43,6 +47,8 @@ class Key:
     expires: float | None  # Unix seconds
     models: frozenset[int] | None
     limits: tuple[Limit, ...]
+    networks: tuple[Network, ...]
+    batch: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

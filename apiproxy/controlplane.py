@@ -18,6 +18,7 @@ from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, R
 from apiproxy.ledger import DatabaseAway, RecordRefused, Usage
 from apiproxy.limits import Spending
 from apiproxy.models import CatalogueChange, CatalogueRevision
+from apiproxy.origin import networks
 from modelregistry import routes
 from modelregistry.models import ServedModel, Wish
 from portal.accounts.models import Tenant
@@ -157,7 +158,8 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
         restricted[key_id].add(model_id)
     limits = _Limits(quotas)
     rows = owners.usable().values_list(  # type: ignore[attr-defined]
-        "pk", "digest", "tenant_id", "user_id", "user__language", "expires_at", "every_model"
+        *("pk", "digest", "tenant_id", "user_id", "user__language", "expires_at", "every_model"),
+        *("networks", "key_class"),
     )
     return {
         key_digest: Key(
@@ -168,8 +170,10 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             expires=expires.timestamp() if expires else None,
             models=None if every_model else frozenset(restricted[pk]),
             limits=limits.of(tenant=tenant, user=user, key=pk),
+            networks=networks(allowed),
+            batch=key_class == ApiKey.Class.BATCH,
         )
-        for pk, key_digest, tenant, user, language, expires, every_model in rows
+        for pk, key_digest, tenant, user, language, expires, every_model, allowed, key_class in rows
     }
 
 

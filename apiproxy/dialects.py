@@ -52,6 +52,7 @@ def responses_event(refusal: Refusal, language: Language) -> bytes:
 # Anthropic's API reference, "Errors"; every other 4xx is an invalid request there, every 5xx an api_error.
 ANTHROPIC_TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",

@@ -2,6 +2,7 @@
 
 Refusal
 ├── InvalidKey              401  invalid_api_key
+├── ForeignNetwork          403  network_not_allowed
 ├── UnknownPath             404  unknown_url
 ├── WrongMethod             405  method_not_allowed
 ├── UnknownModel            404  model_not_found
@@ -32,6 +33,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "invalid_api_key": {
         "en": "This API key is not valid: it may be mistyped, revoked or expired. Your keys are listed in the portal.",
         "ja": "この API キーは使えません。入力の誤り、失効、期限切れのいずれかです。お持ちのキーはポータルで確認できます。",
+    },
+    "network_not_allowed": {
+        "en": "This API key may not be used from {address}. The portal shows the networks from which it may.",
+        "ja": "この API キーは {address} からは使えません。使えるネットワークはポータルで確認できます。",
     },
     "unknown_url": {
         "en": "{path} is not served here.",
@@ -206,6 +211,11 @@ class Refusal(Exception):
 class InvalidKey(Refusal):
     status = 401
     type = "authentication_error"
+
+
+class ForeignNetwork(Refusal):
+    status = 403
+    type = "permission_error"
 
 
 class UnknownPath(Refusal):

@@ -29,6 +29,7 @@ from apiproxy.errors import (
     BodyTooSlow,
     ClientLeft,
     EngineTimeout,
+    ForeignNetwork,
     Internal,
     InvalidKey,
     Language,
@@ -42,6 +43,7 @@ from apiproxy.errors import (
 from apiproxy.ledger import Spool, Usage
 from apiproxy.limits import Admission, Reservation
 from apiproxy.metrics import Gauge, Metrics, State
+from apiproxy.origin import Origin, inside, origin
 from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.relay import Ending, Exchange
@@ -71,7 +73,8 @@ class Gateway:
     """`digest` turns the text of a key into what the catalogue is keyed by, or None if it cannot be a key.
 
     `wish(model_id)` is called when somebody wants a model that is asleep. `refresh` sees to it that the catalogue is as
-    new as can be had cheaply; a key that is well formed but unknown waits for it.
+    new as can be had cheaply; a key that is well formed but unknown waits for it. `proxies`: how many of ours stand in
+    front and are believed where a caller comes from.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Gateway:
         metrics: Metrics,
         max_body: int,
         max_upload: int,
+        proxies: int,
         wish: Callable[[int], None],
         refresh: Callable[[], Awaitable[None]],
         wall: Callable[[], float] = time.time,
@@ -95,6 +99,7 @@ class Gateway:
         self._digest = digest
         self._max_body = max_body
         self._max_upload = max_upload
+        self._proxies = proxies
         self._held = Held()
         self._wish = wish
         self._refresh = refresh
@@ -120,12 +125,16 @@ class Gateway:
             text = given_key(headers)
             key = self._known(text) or await self._authenticate(text)
             language = key.language
+            peer = scope.get("client")
+            caller = origin(peer[0] if peer else "", headers, scope["headers"], self._proxies)
+            if key.networks and not inside(caller.address, key.networks):
+                raise ForeignNetwork("network_not_allowed", address=caller.address or "?")
             if endpoint is not None and scope["method"] == "POST":
                 if endpoint.costs == "sound":
-                    await self._pass_upload(endpoint, headers, key, receive, client, request_id)
+                    await self._pass_upload(endpoint, headers, key, caller, receive, client, request_id)
                 else:
                     call = protocol.parse(await self._read(headers, receive))
-                    await self._relay(call, endpoint, key, client, request_id)
+                    await self._relay(call, endpoint, key, caller, client, request_id)
             else:
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], self._look_up(scope, key))
         except Refusal as refusal:
@@ -223,6 +232,7 @@ class Gateway:
         endpoint: Endpoint,
         headers: dict[bytes, bytes],
         key: Key,
+        caller: Origin,
         receive: Receive,
         client: Client,
         request_id: str,
@@ -230,7 +240,7 @@ class Gateway:
         upload = Upload(receive, headers, most=self._max_upload, held=self._held)
         try:
             call = await upload.begin()
-            await self._relay(call, endpoint, key, client, request_id, upload)
+            await self._relay(call, endpoint, key, caller, client, request_id, upload)
         finally:
             await upload.stop()
 
@@ -241,6 +251,7 @@ class Gateway:
         call: Call,
         endpoint: Endpoint,
         key: Key,
+        caller: Origin,
         client: Client,
         request_id: str,
         upload: Upload | None = None,
@@ -257,7 +268,7 @@ class Gateway:
         replica = self._choose(model)
         estimate = transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint)
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
-        meter = CallMeter(self, call, endpoint, key, model, hold, request_id, now)
+        meter = CallMeter(self, call, endpoint, key, caller, model, hold, request_id, now)
         meter.replica = replica.id
         try:
             headers = [(b"x-request-id", request_id.encode()), *hold.headers(now)]
@@ -461,6 +472,7 @@ class CallMeter:
         call: Call,
         endpoint: Endpoint,
         key: Key,
+        caller: Origin,
         model: Model,
         hold: Reservation,
         request_id: str,
@@ -470,6 +482,7 @@ class CallMeter:
         self._call = call
         self._endpoint = endpoint
         self._key = key
+        self._caller = caller
         self.model = model
         self._hold = hold
         self.request_id = request_id
@@ -559,6 +572,8 @@ class CallMeter:
             status=status,
             estimated=estimated,
             end_user=self._call.end_user,
+            address=self._caller.address,
+            client=self._caller.client,
         )
 
 

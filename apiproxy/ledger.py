@@ -39,7 +39,11 @@ BATCH = 2000
 
 @dataclass(kw_only=True)  # frozen or with slots, it takes 4 µs more to make and to write down
 class Usage:
-    """One request that reached an engine. `started` in Unix seconds, times in milliseconds. Never changed."""
+    """One request that reached an engine. `started` in Unix seconds, times in milliseconds. Never changed.
+
+    `address` and `client` are not recorded: of a key's last call they become what its owner sees of it. Lines of an
+    older gateway have none.
+    """
 
     request_id: str
     key: int
@@ -58,6 +62,8 @@ class Usage:
     status: str
     estimated: bool
     end_user: str
+    address: str = ""
+    client: str = ""
 
 
 Record = Callable[[Sequence[Usage]], None]

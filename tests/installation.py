@@ -94,6 +94,11 @@ class Installation:
         assert len({row["request_id"] for row in found}) == len(found)
         return {row["request_id"]: row for row in found}
 
+    def read(self, question: str) -> list[tuple[Any, ...]]:
+        """Rows of the database."""
+        with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:
+            return database.execute(question).fetchall()
+
     def spool(self) -> list[str]:
         return sorted(path.name for path in (self.var / "spool").iterdir())
 

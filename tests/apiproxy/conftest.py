@@ -63,10 +63,11 @@ class Counter:
 
 @contextlib.contextmanager
 def serving(http: str = HTTP, **options: Any) -> Iterator[tuple[str, Application, uvicorn.Server]]:
-    """The gateway on a free port; `options` are uvicorn's."""
+    """The gateway on a free port; `options` are uvicorn's, beside those that `up` sets."""
     application = Application()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     config = uvicorn.Config(application, loop="uvloop", http=http, lifespan="on", log_level="error", ws=WS, **options)
+    config.proxy_headers = False
     config.timeout_graceful_shutdown = 2
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -250,3 +251,11 @@ def test_an_event_that_is_being_copied_is_read_when_it_is_whole(tmp_path, databa
 
 def full(descriptor: int, start: int, length: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_lines_of_a_gateway_that_did_not_tell_where_calls_came_from_are_moved(tmp_path):
+    facts = {name: value for name, value in vars(usage("old")).items() if name not in ("address", "client")}
+    (tmp_path / "0123456789ab-000000.jsonl").write_text(json.dumps({"close": facts}) + "\n")
+    moved: list[Usage] = []
+    assert Drain(tmp_path, moved.extend).run() == 1
+    assert (moved[0].request_id, moved[0].address, moved[0].client) == ("old", "", "")

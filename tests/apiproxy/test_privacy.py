@@ -25,6 +25,7 @@ PROMPT = "canary-prompt-5417"
 ANSWERED = "canary-answer-8802"
 AGENT = "canary-agent-3390"
 SOUND = "canary-sound-6126"
+PROGRAM = "program-7731/1.0"  # a key tells its owner with what it was last used, nothing else does
 CANARIES = (PROMPT, ANSWERED, AGENT, SOUND)
 
 
@@ -46,7 +47,8 @@ class Caller:
     key: str
 
     def __post_init__(self) -> None:
-        headers = {"authorization": f"Bearer {self.key}", "user-agent": AGENT, "x-request-id": AGENT, "cookie": PROMPT}
+        headers = {"authorization": f"Bearer {self.key}", "x-request-id": AGENT, "cookie": PROMPT}
+        headers["user-agent"] = f"{PROGRAM} ({AGENT}) {AGENT}/1"
         self.http = httpx2.Client(base_url=self.url, headers=headers, timeout=20)
 
     def body(self, script: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -177,6 +179,15 @@ def test_no_words_and_no_key_reach_disk_or_log_however_calls_end(place):
     assert found(installation.var, *CANARIES, caller.key) == []
     assert "DEBUG" in installation.log  # it did say what it could
     assert "turned away" in installation.log
+
+
+def test_the_program_is_known_of_a_keys_last_use_and_in_no_log(place):
+    installation, _, _ = place
+    assert installation.read("select last_used_with from keys_apikey") == [(PROGRAM,)]
+    tables = installation.read("select name from sqlite_master where type = 'table' and name != 'keys_apikey'")
+    for (table,) in tables:
+        assert PROGRAM not in str(installation.read(f"select * from {table}"))
+    assert PROGRAM not in installation.log
 
 
 def test_each_call_is_a_line_of_facts(place):

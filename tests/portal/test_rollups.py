@@ -149,20 +149,33 @@ def test_percentiles_of_nothing_and_of_what_took_longer_than_can_be_told():
     assert rollups.percentile([*nothing[:-1], 3], 0.5) == rollups.FIRST_TOKEN_MS[-1]
 
 
+KEYS = """
+from portal.accounts.models import Tenant
+from portal.keys.issuing import issue
+tenant = Tenant.objects.create(slug="t", name="t")
+for n in range(20):
+    issue(tenant=tenant, service="s", name=str(n))
+"""
 WRITE = """
 from portal.metering import usage
-from tests.portal.test_rollups import row
+from tests.portal.test_rollups import NOON, row, timedelta
 for n in range(5):
-    usage.record([row(f"{who}-{{n}}-{{key}}", key_id=key) for key in range(20)])
+    origin = {{"address": f"10.0.0.{{n}}", "client": "{who}", "started_at": NOON + timedelta(seconds=n)}}
+    keys = range(1, 21) if "{who}" == "a" else range(20, 0, -1)
+    usage.record([row(f"{who}-{{n}}-{{key}}", key_id=key, **origin) for key in keys])
 """
 
 
 def test_two_writers_lose_no_sum_on_postgresql(tmp_path):
     with postgres() as cluster, installed(tmp_path / "var", DATABASE_URL=cluster.url) as installation:
+        installation.manage("shell", "-c", KEYS)
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda who: installation.manage("shell", "-c", WRITE.format(who=who)), "ab"))
         for table in ("usageday", "usagemonth", "usagehour", "usagetenantday"):
             assert cluster.rows(f"select sum(requests) from metering_{table}") == [(200,)]
+        assert cluster.rows("select distinct host(last_used_from), last_used_at from keys_apikey") == [
+            ("10.0.0.4", NOON + timedelta(seconds=4))
+        ]
 
 
 class Noted:

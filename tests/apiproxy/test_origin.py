@@ -1,0 +1,153 @@
+"""Where a call comes from, and keys that may be used from some networks only."""
+
+import httpx2
+import pytest
+from django.test import RequestFactory
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from apiproxy.origin import Origin, inside, networks, origin, product
+from portal.accounts import throttle
+from portal.keys.issuing import issue
+from portal.keys.models import ApiKey
+from tests.waiting import until
+
+
+def came_from(peer: str, forwarded: str | None = None, proxies: int = 0) -> str:
+    lines = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
+    return origin(peer, dict(lines), lines, proxies).address
+
+
+words = st.sampled_from(["10.1.1.2", "192.0.2.9:4711", "[2001:db8::1]:80", "2001:DB8::1", "nonsense", "", " 10.0.0.1 "])
+
+
+@given(words, st.none() | st.lists(words, max_size=4).map(", ".join), st.integers(0, 3))
+@example("10.1.1.1", "6.6.6.6, 192.0.2.9, 10.1.1.2", 2)
+def test_gateway_and_portal_say_the_same_of_where_somebody_is(settings_of, peer, forwarded, proxies):
+    settings_of.TRUSTED_PROXIES = proxies
+    more = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
+    request = RequestFactory().get("/", REMOTE_ADDR=peer, **more)
+    assert came_from(peer, forwarded, proxies) == (throttle.client_address(request) or "")
+
+
+@pytest.fixture(scope="module")
+def settings_of():
+    """Django's settings; hypothesis wants no fixture that is made anew for each test."""
+    from django.conf import settings
+
+    before = settings.TRUSTED_PROXIES
+    yield settings
+    settings.TRUSTED_PROXIES = before
+
+
+def test_a_header_that_came_in_two_lines_is_one_list():
+    lines = [(b"x-forwarded-for", b"6.6.6.6, 192.0.2.9"), (b"x-forwarded-for", b"10.1.1.2")]
+    assert origin("10.1.1.1", dict(lines), lines, 2).address == "192.0.2.9"
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("::ffff:10.1.2.3", "10.1.2.3"), ("fe80::1%eth0", "fe80::1"), ("", ""), ("2001:db8:0::1", "2001:db8::1")],
+)
+def test_an_address_is_written_in_one_way(peer, address):
+    assert came_from(peer) == address
+
+
+@pytest.mark.parametrize(
+    ("agent", "client"),
+    [
+        ("OpenAI/Python 2.8.0", "OpenAI/Python"),
+        ("python-httpx/0.28.1", "python-httpx/0.28.1"),
+        ("Mozilla/5.0 (Windows NT 10.0; Yamada's PC)", "Mozilla/5.0"),
+        ("curl", "curl"),
+        ("Dify(internal)", "Dify"),
+        ("(a comment first)", ""),
+        ("x" * 81, ""),
+        ("a\tb", "a"),
+        ("山田", ""),
+        ("", ""),
+    ],
+)
+def test_of_a_program_only_its_name_and_version_are_known(agent, client):
+    assert product(agent.encode()) == client
+
+
+def test_networks_hold_their_own_addresses_alone():
+    allowed = networks(["10.1.0.0/16", "2001:db8::/32", "192.168.7.5/32", "::ffff:172.16.0.0/108"])
+    for address in ("10.1.255.255", "2001:db8:1::1", "192.168.7.5", "172.16.9.9"):
+        assert inside(address, allowed)
+    for address in ("10.2.0.0", "192.168.7.6", "2001:db9::1", "172.32.0.1", ""):
+        assert not inside(address, allowed)
+
+
+# --- over a real socket
+
+
+@pytest.fixture
+def elsewhere(counter) -> ApiKey:
+    counter.key_row.networks = ["10.1.0.0/16"]
+    counter.key_row.save()
+    counter.informed()
+    return counter.key_row
+
+
+def test_a_key_is_refused_from_a_network_that_is_not_its_own(counter, elsewhere, alice):
+    for response in (counter.chat(), counter.client.get("/v1/models"), counter.chat(stream=True)):
+        assert response.status_code == 403
+        assert response.json()["error"]["code"] == "network_not_allowed"
+        assert "127.0.0.1 からは使えません" in response.json()["error"]["message"]
+    alice.language = "en"
+    alice.save()
+    counter.informed()
+    assert "may not be used from 127.0.0.1" in counter.chat().json()["error"]["message"]
+    told = counter.client.post("/v1/messages", json={"model": "fake", "max_tokens": 1, "messages": []}).json()
+    assert told["error"]["type"] == "permission_error"
+    assert counter.engine.seen()["requests"] == []
+
+
+def test_a_change_of_the_networks_is_followed(counter, elsewhere):
+    elsewhere.networks = ["10.1.0.0/16", "127.0.0.0/8"]
+    elsewhere.save()
+    until(lambda: counter.chat().status_code == 200)
+
+
+def test_who_stands_behind_no_proxy_of_ours_cannot_say_where_they_are(counter, elsewhere):
+    headers = {"authorization": f"Bearer {counter.key}", "x-forwarded-for": "10.1.2.3"}
+    assert httpx2.get(f"{counter.url}/v1/models", headers=headers).status_code == 403
+
+
+class TestBehindAProxy:
+    @pytest.fixture
+    def server_options(self, settings):
+        settings.TRUSTED_PROXIES = 1
+        return {}
+
+    @pytest.mark.parametrize(
+        ("forwarded", "status"), [("10.1.2.3", 200), ("10.1.2.3, 10.2.2.3", 403), ("::ffff:10.1.2.3", 200), (None, 403)]
+    )
+    def test_the_proxys_word_decides(self, counter, elsewhere, forwarded, status):
+        headers = {"x-forwarded-for": forwarded} if forwarded else {}
+        assert counter.client.get("/v1/models", headers=headers).status_code == status
+
+
+def test_a_key_tells_where_and_with_what_it_was_last_used(counter, research):
+    body = {"model": "fake", "messages": []}
+    agents = ("first/1.0 (a comment)", "second/2.0 more")
+    for agent in agents:
+        assert counter.client.post("/v1/chat/completions", json=body, headers={"user-agent": agent}).status_code == 200
+    last = counter.usage(2)[-1]
+    counter.key_row.refresh_from_db()
+    assert (counter.key_row.last_used_from, counter.key_row.last_used_with) == ("127.0.0.1", "second/2.0")
+    assert counter.key_row.last_used_at == last.started_at
+
+
+def test_origins_meet_in_a_tuple():
+    assert origin("10.1.1.1", {b"user-agent": b"curl/8"}, [], 0) == Origin("10.1.1.1", "curl/8")
+
+
+def test_networks_cost_other_keys_nothing(counter, alice, research):
+    _, text = issue(tenant=research, user=alice, name="free")
+    counter.informed()
+    found = {key.networks for key in counter.application._gateway.catalogue.keys.values()}
+    assert found == {()}
+    assert counter.client.get("/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 200
