@@ -1,113 +1,203 @@
-"""Geometry of a chart of tokens over time, stacked by model. Pure: rows in, numbers for a template out."""
+"""What a chart over time shows: numbers and words. charts.js draws it with Chart.js; without a script there is a table.
+
+A page that has one: its view makes a `Chart` (`stacked` from rows, or `lines`), and its template has
+    {% block scripts %}{% include "metering/_chart_scripts.html" %}{% endblock %}
+    <h2>what is to be seen, in words</h2>
+    {% translate "…" as label %}{% include "metering/_chart.html" with chart=… %}
+The include brings colours, the table and its copy as CSV. Several charts on a page need different `name`s.
+"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
-from typing import Any
+from datetime import date, datetime
+from typing import Any, Literal
 
-HEIGHT = 100
-SLOT = 10  # width of an hour, day or month: 7 of bar, 3 of air
-BAR = 7
-# Shades that can be told apart; the models used least share the last.
-SHADES = 4
-LABELS = 6
+from django.utils.formats import number_format
+from django.utils.translation import gettext as _
+
+from portal.console.templatetags.figures import figure, mark_of, slot_of
+
+Slot = date | datetime
+Measure = Literal["tokens", "requests", "people", "seconds"]
+# Colours that can be told apart; what is least shares the last.
+SHADES = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One model's share of a bar. `shade` counts from 1, in the order of Chart.legend."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """`values`: one for each slot, None where nothing is known. `shade` counts from 1. `code`: the label is a name
+    that programs use."""
 
-    y: float
-    height: float
+    label: str
+    values: tuple[float | None, ...]
     shade: int
+    code: bool = False
+
+    @property
+    def total(self) -> int:
+        return int(sum(value or 0 for value in self.values))
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """An hour, a day or a month (its first day). `labelled`: the axis names it."""
-
-    slot: date
-    x: float
-    tokens: int
-    requests: int
-    parts: tuple[Part, ...]
-    labelled: bool
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """`top` is the value at the upper edge, from zero below. `legend`: (model, tokens); "" stands for all others."""
+    """`kind`: bars that stand on each other, or lines. `slots`: hours, days, or first days of months or fiscal years
+    (`unit`: "hour", "day", "month", "year"). `links`: where more is told of each slot; empty for nowhere."""
 
-    bars: tuple[Bar, ...]
-    legend: tuple[tuple[str, int], ...]
-    top: int
-    width: int
+    name: str
+    kind: Literal["bars", "lines"]
+    measure: Measure
+    unit: str
+    slots: tuple[Slot, ...]
+    series: tuple[Series, ...]
+    links: tuple[str, ...] = ()
 
     @property
-    def middle(self) -> int:
-        return self.top // 2
+    def element(self) -> str:
+        return f"chart-{self.name}"
 
     @property
-    def peak(self) -> Bar:
-        return max(self.bars, key=lambda bar: bar.tokens)
+    def sums(self) -> list[int]:
+        """Of all series in each slot."""
+        return [int(sum(series.values[n] or 0 for series in self.series)) for n in range(len(self.slots))]
+
+    @property
+    def peak(self) -> tuple[Slot, int]:
+        """The slot with most, and how much: the first of several."""
+        sums = self.sums
+        most = max(range(len(sums)), key=sums.__getitem__)
+        return self.slots[most], sums[most]
+
+    @property
+    def together(self) -> bool:
+        """Whether a sum of the series means something."""
+        return self.kind == "bars" and len(self.series) > 1
+
+    @property
+    def measured(self) -> str:
+        """What the axis counts."""
+        return {
+            "tokens": _("tokens"),
+            "requests": _("requests"),
+            "people": _("people"),
+            "seconds": _("seconds"),
+        }[self.measure]
+
+    @property
+    def table(self) -> list[tuple[str, str, list[str]]]:
+        """(slot, link, a text for each series and, where it means something, their sum), the latest first."""
+        columns: list[Sequence[float | None]] = [series.values for series in self.series]
+        if self.together:
+            columns.append(self.sums)
+        links = self.links or ("",) * len(self.slots)
+        return [
+            (slot_of(slot, self.unit), links[n], [self._text(column[n]) for column in columns])
+            for n, slot in reversed(list(enumerate(self.slots)))
+        ]
+
+    def _text(self, value: float | None) -> str:
+        if value is None:
+            return "–"
+        return number_format(value, 2) if self.measure == "seconds" else figure(int(value))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What charts.js reads. Slots three times: for the axis, in full, and for files."""
+        return {
+            "kind": self.kind,
+            "unit": self.unit,
+            "measured": self.measured,
+            "digits": 2 if self.measure == "seconds" else 0,
+            "marks": [mark_of(slot, self.unit) for slot in self.slots],
+            "titles": [slot_of(slot, self.unit) for slot in self.slots],
+            "slots": [slot.isoformat() for slot in self.slots],
+            "links": self.links,
+            "together": _("Together") if self.together else "",
+            "series": [
+                {"label": series.label or self.measured, "shade": series.shade, "values": series.values}
+                for series in self.series
+            ],
+        }
 
 
-def chart(rows: Iterable[dict[str, Any]], slots: Sequence[date]) -> Chart:
-    """A chart of these hours, days or months from rows by "slot" and model; slots without rows are there, empty."""
-    tokens: dict[date, Counter[str]] = defaultdict(Counter)
-    requests: Counter[date] = Counter()
-    models: Counter[str] = Counter()
-    for row in rows:
-        tokens[row["slot"]][row["model"]] += row["total_tokens"]
-        requests[row["slot"]] += row["requests"]
-        models[row["model"]] += row["total_tokens"]
-    legend = shaded(models)
-    top = round_up(max((tokens[slot].total() for slot in slots), default=0))
-    step = -(-len(slots) // LABELS)
-    return Chart(
-        bars=tuple(
-            Bar(
-                slot=slot,
-                x=n * SLOT + (SLOT - BAR) / 2,
-                tokens=tokens[slot].total(),
-                requests=requests[slot],
-                parts=parts(tokens[slot], [name for name, __ in legend], top),
-                labelled=(len(slots) - 1 - n) % step == 0,
-            )
-            for n, slot in enumerate(slots)
-        ),
-        legend=legend,
-        top=top,
-        width=len(slots) * SLOT,
+def chart(rows: Iterable[Mapping[str, Any]], slots: Sequence[Slot], unit: str = "day") -> Chart:
+    """Tokens by model, from rows by "slot" and "model" with "total_tokens"."""
+    return stacked(
+        ((row["slot"], row["model"], row["total_tokens"]) for row in rows),
+        slots,
+        unit,
+        name="tokens",
+        measure="tokens",
+        others=_("other models"),
+        code=True,
     )
 
 
-def shaded(models: Counter[str]) -> tuple[tuple[str, int], ...]:
-    """The models that get a shade of their own, most used first, and the rest together as ""."""
-    ordered = models.most_common()
-    if len(ordered) <= SHADES:
-        return tuple(ordered)
-    return (*ordered[: SHADES - 1], ("", sum(count for __, count in ordered[SHADES - 1 :])))
+def stacked(
+    values: Iterable[tuple[Slot, str, int]],
+    slots: Sequence[Slot],
+    unit: str,
+    *,
+    name: str,
+    measure: Measure,
+    others: str,
+    labels: Mapping[str, str] | None = None,
+    code: bool = False,
+    links: Sequence[str] = (),
+) -> Chart:
+    """Bars from (slot, thing, number), the thing with most at the bottom; slots without any are there, empty.
+
+    Things beyond the colours stand together as `others`. `labels`: how a thing is called, if not by itself.
+    """
+    numbers: dict[str, Counter[Slot]] = defaultdict(Counter)
+    for slot, thing, number in values:
+        numbers[thing][slot] += number
+    most = sorted(numbers, key=lambda thing: (-numbers[thing].total(), thing))
+    named = most if len(most) <= SHADES else most[: SHADES - 1]
+    rest: Counter[Slot] = Counter()
+    for thing in most[len(named) :]:
+        rest.update(numbers[thing])
+    series = [
+        Series(
+            label=(labels or {}).get(thing, thing),
+            values=tuple(numbers[thing][slot] for slot in slots),
+            shade=shade,
+            code=code,
+        )
+        for shade, thing in enumerate(named, 1)
+    ]
+    if rest:
+        series.append(Series(label=others, values=tuple(rest[slot] for slot in slots), shade=SHADES))
+    return Chart(
+        name=name,
+        kind="bars",
+        measure=measure,
+        unit=unit,
+        slots=tuple(slots),
+        series=tuple(series),
+        links=tuple(links),
+    )
 
 
-def parts(tokens: Counter[str], named: list[str], top: int) -> tuple[Part, ...]:
-    """A bar from the ground up, in the order of the legend."""
-    counts = [tokens[name] if name else sum(tokens[m] for m in tokens if m not in named) for name in named]
-    made = []
-    y = float(HEIGHT)
-    for shade, count in enumerate(counts, 1):
-        height = HEIGHT * count / top if top else 0.0
-        y -= height
-        if count:
-            made.append(Part(round(y, 2), round(height, 2), shade))
-    return tuple(made)
-
-
-def round_up(value: int) -> int:
-    """The next value that is fit for an axis: one even digit (or 1) and zeros, so that its half is round as well."""
-    if value <= 0:
-        return 0
-    power: int = 10 ** (len(str(value)) - 1)
-    tops = (max(step * power, 2) for step in (1, 2, 4, 6, 8, 10))
-    return next(top for top in tops if top >= value)
+def lines(
+    series: Mapping[str, Mapping[Slot, float | None]],
+    slots: Sequence[Slot],
+    unit: str,
+    *,
+    name: str,
+    measure: Measure,
+    links: Sequence[str] = (),
+) -> Chart:
+    """A line for each label, with gaps where nothing is known."""
+    return Chart(
+        name=name,
+        kind="lines",
+        measure=measure,
+        unit=unit,
+        slots=tuple(slots),
+        series=tuple(
+            Series(label=label, values=tuple(values.get(slot) for slot in slots), shade=shade)
+            for shade, (label, values) in enumerate(series.items(), 1)
+        ),
+        links=tuple(links),
+    )

@@ -273,9 +273,7 @@ def _check_amount(by: User, to: Whose, what: Measure, amount: int) -> None:
     most = ceiling(by, to, what)
     if most is not None and amount > most:
         raise Refused(
-            _(
-                "%(tenant)s itself has %(amount)s. Give at most that, or ask for more for the tenant first."
-            )
+            _("%(tenant)s itself has %(amount)s. Give at most that, or ask for more for the tenant first.")
             % {"tenant": to.home, "amount": figure(most)}
         )
 

@@ -48,7 +48,7 @@ def usage(request: HttpRequest) -> HttpResponse:
         "first_tokens": report.first_tokens(scope, period, zone),
         "groups": groups[:MOST],
         "left_out": len(groups[MOST:]),
-        "chart": chart(series.rows, series.slots),
+        "chart": chart(series.rows, series.slots, series.unit),
     }
     return render(request, "metering/usage.html", context)
 

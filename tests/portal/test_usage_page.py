@@ -13,7 +13,7 @@ from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
 from portal.metering import periods, views
 from portal.metering.allowance import allowances
-from portal.metering.chart import chart, round_up
+from portal.metering.chart import chart, lines
 from portal.metering.models import Quota
 from tests.pages import key_of, serve, use
 from tests.translations import japanese  # noqa: F401
@@ -239,7 +239,7 @@ class TestScopes:
         use(key_of(alice, research, "other"), tokens=(5, 0), at=timezone.now() - timedelta(hours=2))
         context = client.get("/usage/?of=tenant:research&period=today").context
         assert context["unit"] == "hour"
-        assert len(context["chart"].bars) == 24
+        assert len(context["chart"].slots) == 24
         assert [(row["slot"].hour, row["total_tokens"]) for row in context["rows"]] == [(10, 5)]
 
     def test_a_year_is_told_by_the_month(self, client, olivia, alice, research, time_machine):
@@ -248,7 +248,7 @@ class TestScopes:
         use(key_of(alice, research, "other"), tokens=(5, 0), at=datetime(2026, 4, 2, tzinfo=UTC))
         context = client.get("/usage/?of=all&period=fiscal-year").context
         assert context["unit"] == "month"
-        assert len(context["chart"].bars) == 8
+        assert len(context["chart"].slots) == 8
         assert [(row["slot"], row["total_tokens"]) for row in context["rows"]] == [(date(2026, 4, 1), 5)]
 
     def test_it_is_compared_with_the_period_before(self, client, olivia, alice, research, time_machine):
@@ -316,35 +316,43 @@ class TestChart:
 
     def test_days_without_usage_are_there(self):
         drawn = chart([row(self.DAYS[3], "a", 10)], self.DAYS)
-        assert [bar.slot for bar in drawn.bars] == self.DAYS
-        assert [bar.tokens for bar in drawn.bars] == [0, 0, 0, 10, *[0] * 10]
+        assert drawn.slots == tuple(self.DAYS)
+        assert drawn.series[0].values == (0, 0, 0, 10, *[0] * 10)
+        assert drawn.peak == (self.DAYS[3], 10)
 
-    def test_bars_stand_on_zero_and_are_as_high_as_their_share_of_the_top(self):
-        drawn = chart([row(self.DAYS[0], "a", 30), row(self.DAYS[0], "b", 10)], self.DAYS)
-        assert drawn.top == 40
-        low, high = drawn.bars[0].parts
-        assert (low.y, low.height) == (25, 75)
-        assert (high.y, high.height) == (0, 25)
+    def test_the_model_used_most_stands_at_the_bottom_and_keeps_its_colour(self):
+        drawn = chart([row(self.DAYS[0], "a", 10), row(self.DAYS[1], "b", 30), row(self.DAYS[2], "a", 1)], self.DAYS)
+        assert [(series.label, series.shade, series.total) for series in drawn.series] == [("b", 1, 30), ("a", 2, 11)]
 
-    def test_a_model_keeps_its_shade_on_days_when_another_rests(self):
-        drawn = chart([row(self.DAYS[0], "a", 30), row(self.DAYS[1], "b", 10)], self.DAYS)
-        assert [name for name, _ in drawn.legend] == ["a", "b"]
-        assert [part.shade for part in drawn.bars[1].parts] == [2]
+    def test_rare_models_share_the_last_colour_and_none_is_lost(self):
+        rows = [row(self.DAYS[n], f"m{n}", 100 - n) for n in range(9)]
+        with translation.override("en"):
+            drawn = chart(rows, self.DAYS)
+        assert [series.label for series in drawn.series] == ["m0", "m1", "m2", "m3", "m4", "other models"]
+        assert sum(drawn.sums) == sum(one["total_tokens"] for one in rows)
+        assert len(chart(rows[:6], self.DAYS).series) == 6
 
-    def test_rare_models_share_the_last_shade_and_none_is_lost(self):
-        drawn = chart([row(self.DAYS[0], f"m{n}", 100 - n) for n in range(6)], self.DAYS)
-        assert [name for name, _ in drawn.legend] == ["m0", "m1", "m2", ""]
-        assert sum(tokens for _, tokens in drawn.legend) == drawn.bars[0].tokens
+    def test_the_table_has_the_latest_first_with_a_sum_where_there_is_more_than_one(self):
+        with translation.override("en"):
+            drawn = chart([row(self.DAYS[0], "a", 1200), row(self.DAYS[0], "b", 30)], self.DAYS)
+            assert drawn.table[-1] == ("Sun 1 Nov", "", ["1,200", "30", "1,230"])
+            assert drawn.table[0][0] == "Sat 14 Nov"
+            assert chart([row(self.DAYS[0], "a", 1200)], self.DAYS).table[-1][2] == ["1,200"]
 
-    @pytest.mark.parametrize(
-        ("value", "top"), [(0, 0), (1, 2), (2, 2), (3, 4), (7, 8), (9, 10), (11, 20), (99, 100), (160_001, 200_000)]
-    )
-    def test_the_axis_ends_at_a_round_number_with_a_round_half(self, value, top):
-        assert round_up(value) == top
+    def test_a_line_has_gaps_where_nothing_is_known(self):
+        with translation.override("en"):
+            drawn = lines({"half": {self.DAYS[0]: 0.5}}, self.DAYS[:2], "day", name="first", measure="seconds")
+            assert drawn.series[0].values == (0.5, None)
+            assert [texts for _, _, texts in drawn.table] == [["–"], ["0.50"]]
+            assert not drawn.together
 
-    def test_the_last_day_is_named(self):
-        assert chart([], self.DAYS).bars[-1].labelled
-        assert sum(bar.labelled for bar in chart([], self.DAYS).bars) <= 6
+    def test_what_the_script_reads_is_in_the_language_of_the_page(self):
+        with translation.override("ja"):
+            figures = chart([row(self.DAYS[0], "a", 1)], self.DAYS).figures
+        assert figures["marks"][0] == "11/1"
+        assert figures["titles"][0] == "11月1日(日)"
+        assert figures["slots"][0] == "2026-11-01"
+        assert figures["measured"] == "トークン"
 
 
 @pytest.mark.django_db

@@ -83,18 +83,18 @@ def weekday_day(value: date) -> str:
 
 @register.filter
 def slot_of(value: date, unit: str) -> str:
-    """As people name an hour, a day or a month, in a table."""
+    """As people name an hour, a day, a month or a fiscal year, in a table."""
     if unit == "hour":
         return date_format(value, pgettext("time of today", "H:i"))
+    if unit == "year":
+        return _("FY %(year)s") % {"year": value.year}
     return month(value) if unit == "month" else weekday_day(value)
 
 
 @register.filter
 def mark_of(value: date, unit: str) -> str:
     """The same on an axis, where there is little room."""
-    if unit == "hour":
-        return date_format(value, pgettext("time of today", "H:i"))
-    return month(value) if unit == "month" else month_day(value)
+    return month_day(value) if unit == "day" else slot_of(value, unit)
 
 
 def month(value: date) -> str:

@@ -1,0 +1,122 @@
+// Draws the charts of a page with Chart.js, from the JSON beside each, in the colours of the page. What they show stands
+// in the table behind them as well, so a page whose scripts do not run lacks nothing.
+
+const { Chart } = globalThis;
+const root = document.documentElement;
+const drawn = new Set();
+
+const DASHES = [[], [6, 4], [2, 3]];
+const POINTS = ["circle", "triangle", "rect"];
+
+const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
+const compact = new Intl.NumberFormat(root.lang, { notation: "compact", maximumFractionDigits: 1 });
+
+function exact(digits) {
+  return new Intl.NumberFormat(root.lang, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+function datasets(data) {
+  return data.series.map((series) => (data.kind === "bars"
+    ? { label: series.label, data: series.values, stack: "all", maxBarThickness: 56, categoryPercentage: 0.85, barPercentage: 0.95 }
+    : { label: series.label, data: series.values, pointStyle: POINTS[series.shade - 1], borderDash: DASHES[series.shade - 1], borderWidth: 2, pointRadius: data.marks.length > 40 ? 0 : 3, pointHoverRadius: 5, tension: 0 }));
+}
+
+// Whatever depends on light and dark.
+function paint(chart, data) {
+  data.series.forEach((series, n) => {
+    const set = chart.data.datasets[n], own = colour(`series-${series.shade}`);
+    set.backgroundColor = own;
+    // A thin line of the ground between the parts of a bar: neighbours are told apart without their colours.
+    set.borderColor = data.kind === "bars" ? colour("card") : own;
+    if (data.kind === "bars") set.borderWidth = { top: n < data.series.length - 1 ? 1 : 0 };
+  });
+  const { x, y } = chart.options.scales, { tooltip } = chart.options.plugins;
+  x.ticks.color = y.ticks.color = colour("soft");
+  y.grid.color = colour("line");
+  x.border.color = colour("strong-line");
+  tooltip.backgroundColor = colour("text");
+  tooltip.titleColor = tooltip.bodyColor = tooltip.footerColor = colour("page");
+  chart.update("none");
+}
+
+function tooltip(data) {
+  const number = exact(data.digits);
+  const value = (item) => (data.series.length > 1 ? `${item.dataset.label}: ` : "") + `${number.format(item.parsed.y)} ${data.measured}`;
+  return {
+    mode: "index", intersect: false, padding: 10, boxPadding: 4, cornerRadius: 6, usePointStyle: data.kind === "lines",
+    itemSort: (a, b) => b.datasetIndex - a.datasetIndex,
+    filter: (item) => data.kind === "lines" || item.parsed.y !== 0,
+    callbacks: {
+      title: ([item]) => (item ? data.titles[item.dataIndex] : ""),
+      label: value,
+      footer: (items) => (data.together && items.length > 1 ? `${data.together}: ${number.format(items.reduce((sum, item) => sum + item.parsed.y, 0))} ${data.measured}` : ""),
+    },
+  };
+}
+
+// `data` as Chart.figures in portal/metering/chart.py. The chart that is returned may be given new numbers by `renew`.
+export function draw(canvas, data) {
+  const { fontFamily } = getComputedStyle(document.body);
+  const chart = new Chart(canvas, {
+    type: data.kind === "bars" ? "bar" : "line",
+    data: { labels: data.marks, datasets: datasets(data) },
+    options: {
+      maintainAspectRatio: false,
+      animation: false, // the page's numbers stand still as well, and colours change at once with the theme
+      font: { family: fontFamily, size: 12 },
+      interaction: { mode: "index", intersect: false },
+      onClick: (_, items) => { const to = items.length && data.links[items[0].index]; if (to) location.assign(to); },
+      onHover: (event, items) => { event.native.target.style.cursor = items.length && data.links[items[0].index] ? "pointer" : ""; },
+      scales: {
+        x: { stacked: data.kind === "bars", grid: { display: false }, border: {}, ticks: { maxRotation: 0, autoSkipPadding: 14 } },
+        y: { stacked: data.kind === "bars", beginAtZero: true, suggestedMax: data.digits ? 0.1 : 4, grid: {}, border: { display: false }, ticks: { maxTicksLimit: 5, precision: data.digits ? undefined : 0, callback: (value) => compact.format(value) } },
+      },
+      plugins: { colors: { enabled: false }, legend: { display: false }, tooltip: tooltip(data) },
+    },
+  });
+  paint(chart, data);
+  const one = { chart, data };
+  drawn.add(one);
+  return {
+    renew(fresh) {
+      Object.assign(data, fresh);
+      chart.data.labels = data.marks;
+      chart.data.datasets = datasets(data);
+      paint(chart, data);
+    },
+  };
+}
+
+// A text that a spreadsheet would take for a formula is given as a text; so do the exports of the server.
+const cell = (value) => {
+  const text = /^[=+\-@\t\r]/.test(value) && typeof value === "string" ? `'${value}` : String(value ?? "");
+  return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+};
+
+function csv(data) {
+  const lines = [[data.unit, ...data.series.map((series) => series.label)]];
+  data.slots.forEach((slot, n) => lines.push([slot, ...data.series.map((series) => series.values[n])]));
+  return lines.map((line) => `${line.map(cell).join(",")}\r\n`).join("");
+}
+
+function offer(figure, data) {
+  const text = csv(data), link = figure.querySelector("[data-csv]");
+  document.getElementById(`${figure.dataset.chart}-csv`).textContent = text;
+  // With a mark in front, without which Excel takes Japanese for another encoding.
+  link.href = URL.createObjectURL(new Blob(["\ufeff", text], { type: "text/csv;charset=utf-8" }));
+  link.hidden = false;
+}
+
+function repaint() {
+  for (const { chart, data } of drawn) paint(chart, data);
+}
+
+new MutationObserver(repaint).observe(root, { attributes: true, attributeFilter: ["data-theme"] });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
+
+for (const figure of document.querySelectorAll("[data-chart]")) {
+  const data = JSON.parse(document.getElementById(figure.dataset.chart).textContent);
+  offer(figure, data);
+  if (Chart) draw(figure.querySelector("canvas"), data);
+  else figure.classList.add("undrawn");
+}
