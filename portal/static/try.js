@@ -12,8 +12,8 @@ const [sendButton, stopButton, newButton] = ["send", "stop", "new"].map(part);
 const words = document.querySelector("template[data-words]").content;
 const language = document.documentElement.lang;
 
-const KEY_KNOWN = 6000; // ms until every gateway knows a new key: each looks for changes every second
-const KEY_RETRY = 300; // ms
+const KEY_KNOWN = 2000; // ms until every gateway knows a new key: an unknown one makes it look for changes at once
+const KEY_RETRY = 200; // ms
 const WAKING = 15 * 60_000; // ms that a sleeping model may take
 const DEFAULT_ANSWER = Number(tokens.value);
 
@@ -425,4 +425,5 @@ prompt.addEventListener("keydown", (event) => {
 });
 
 chooseTenant();
-prompt.focus();
+// On a telephone the keyboard would cover what there is to choose.
+if (matchMedia("(pointer: fine)").matches) prompt.focus({ preventScroll: true });

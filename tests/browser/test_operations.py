@@ -1,17 +1,14 @@
 """Operators' pages in a browser, with the sockets that keep them up to date."""
 
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import pytest
-import uvicorn
-from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from modelregistry.models import LogTail, LogWish, Replica, ServedModel
 from tests.browser.pages import looks, sign_in
+from tests.browser.server import Site
 from tests.fleet import calls, fleet
 from tests.modelregistry import paper_models
 from tests.pages import key_of
@@ -22,35 +19,6 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 LONG = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
 LARGE = "llama-3.1-70b-japanese"
-
-
-@dataclass
-class Site:
-    """The portal as it runs for real, sockets and all, in a thread."""
-
-    port: int
-    server: uvicorn.Server | None = None
-    thread: threading.Thread | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        from portal.asgi import application
-
-        # Files as in development: nothing was collected.
-        served = ASGIStaticFilesHandler(application)
-        config = uvicorn.Config(served, port=self.port, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
-        self.server = uvicorn.Server(config)
-        self.thread = threading.Thread(target=self.server.run)
-        self.thread.start()
-        until(lambda: self.server.started)
-
-    def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(30)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture

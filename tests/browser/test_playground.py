@@ -1,0 +1,357 @@
+"""The playground in a browser: the page, the gateway and an engine that does what it is told, all for real."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from django.utils import timezone
+from playwright.sync_api import Page, Route, expect
+
+from apiproxy.asgi import Application
+from modelregistry.models import Host, Replica, ServedModel
+from portal import asgi
+from portal.accounts.models import Membership
+from portal.keys import issuing, secret
+from portal.keys.models import ApiKey, ModelAccess
+from portal.metering.models import Quota, UsageRecord
+from tests import engine
+from tests.browser.pages import looks, sign_in
+from tests.browser.server import Site
+from tests.engine import DONE, FINISH, SSE, chunk, event, usage_event
+from tests.slapd import unused_port
+from tests.waiting import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
+
+
+@pytest.fixture(scope="module")
+def engine_() -> Iterator[engine.Running]:
+    with engine.running() as process:
+        yield process
+
+
+@pytest.fixture
+def site(transactional_db, monkeypatch, settings, tmp_path) -> Iterator[str]:
+    settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
+    gateway = Application()  # of this test's event loop
+    monkeypatch.setattr(asgi, "gateway", gateway)
+    monkeypatch.setitem(asgi.application.application_mapping, "lifespan", gateway)
+    portal = Site(unused_port(), lifespan="on")
+    portal.start()
+    yield portal.url
+    portal.stop()
+
+
+@pytest.fixture
+def serve(transactional_db, engine_) -> Callable[..., ServedModel]:
+    """Makes a model that the engine answers for, or one in another state."""
+
+    def serve(name: str = "qwen", state: str = "ready", **more) -> ServedModel:
+        more = {"engine": "external", "url": engine_.url, **more}
+        model = ServedModel.objects.create(name=name, **more)
+        host, _ = Host.objects.update_or_create(name="gpu-01", defaults={"seen_at": timezone.now()})
+        Replica.objects.create(model=model, host=host, state=state, url=engine_.url)
+        return model
+
+    return serve
+
+
+@pytest.fixture
+def page(open_page, alice) -> Callable[..., Page]:
+    """The playground, as Alice."""
+
+    def open_(language: str = "en", path: str = "/try/", **more) -> Page:
+        page = open_page(language, **more)
+        sign_in(page)
+        page.goto(path)
+        return page
+
+    return open_
+
+
+def play(page: Page, steps: list[dict]) -> None:
+    """From now on the engine does this with the page's calls."""
+
+    def with_script(route: Route) -> None:
+        route.continue_(post_data=json.dumps({**route.request.post_data_json, "script": steps}))
+
+    page.unroute("**/v1/**")
+    page.route("**/v1/**", with_script)
+
+
+def say(page: Page, text: str) -> None:
+    page.locator("[data-prompt]").fill(text)
+    page.locator("[data-send]").click()
+
+
+def calls(engine_: engine.Running) -> list[dict]:
+    return [request["body"] for request in engine_.seen()["requests"]]
+
+
+def delta(**more) -> str:
+    return chunk(event([{"index": 0, "delta": more, "finish_reason": None}]))
+
+
+def test_an_answer_appears_with_how_fast_it_was_and_is_the_person_s_usage(page, serve, engine_, alice):
+    serve()
+    tab = page()
+    say(tab, "Who are you?")
+    expect(tab.locator(".turn.model .words")).to_have_text("t0 t1 t2 ")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("first words after 0.")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("tokens/s")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("7 tokens in, 3 out")
+    expect(tab.locator("[data-status]")).to_contain_text("The answer is complete.")
+    expect(tab.locator("[data-prompt]")).to_have_value("")
+    record = until(lambda: UsageRecord.objects.first())
+    assert (record.user, record.key.is_playground, record.completion_tokens) == (alice, True, 3)
+    sent = calls(engine_)[-1]
+    assert sent["messages"] == [{"role": "user", "content": "Who are you?"}]
+    assert (sent["max_tokens"], sent["stream"], "temperature" in sent) == (800, True, False)
+
+
+def test_a_conversation_goes_on_until_a_new_one_begins(page, serve, engine_):
+    serve()
+    tab = page()
+    tab.get_by_text("Settings").click()
+    tab.get_by_label("Instructions").fill("Be brief.")
+    tab.get_by_label("Temperature").fill("0.3")
+    say(tab, "One")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("out")
+    say(tab, "Two")
+    expect(tab.locator(".turn.model .figures").nth(1)).to_contain_text("out")
+    sent = calls(engine_)[-1]
+    assert [(said["role"], said["content"]) for said in sent["messages"]] == [
+        ("system", "Be brief."),
+        ("user", "One"),
+        ("assistant", "t0 t1 t2 "),
+        ("user", "Two"),
+    ]
+    assert sent["temperature"] == 0.3
+    tab.get_by_role("button", name="New conversation").click()
+    expect(tab.locator(".turn")).to_have_count(0)
+    say(tab, "Three")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("out")
+    assert len(calls(engine_)[-1]["messages"]) == 2
+    assert ApiKey.objects.count() == 1
+
+
+def test_nothing_that_was_said_stays_anywhere(page, serve):
+    serve()
+    tab = page()
+    say(tab, "My secret is 4711")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("out")
+    stored = tab.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, history.state, document.cookie])")
+    assert "4711" not in stored
+    assert "mdg_" not in stored + tab.content()
+    tab.reload()
+    expect(tab.locator(".turn")).to_have_count(0)
+    expect(tab.locator("[data-prompt]")).to_have_value("")
+    tab.go_back()
+    tab.go_forward()
+    assert "4711" not in tab.content()
+
+
+def test_stopping_keeps_what_came_and_frees_the_engine(page, serve, engine_):
+    serve()
+    tab = page()
+    play(tab, [{"send": SSE}, {"events": 5, "every": 0.01}, {"hang": True}])
+    left = engine_.seen()["left"]
+    say(tab, "Count")
+    expect(tab.locator(".turn.model .words")).to_contain_text("t4")
+    tab.get_by_role("button", name="Stop").click()
+    expect(tab.locator(".turn.model .figures")).to_contain_text("stopped")
+    expect(tab.locator(".turn.model .words")).to_have_text("t0 t1 t2 t3 t4 ")
+    until(lambda: engine_.seen()["left"] == left + 1)
+    until(lambda: UsageRecord.objects.filter(status="aborted").exists())
+
+
+def test_what_a_model_thinks_is_folded_away(page, serve):
+    serve()
+    tab = page()
+    end = chunk(FINISH + usage_event(7, 9) + DONE) + "0\r\n\r\n"
+    play(tab, [{"send": SSE + delta(reasoning_content="Hm. ") + delta(content="42") + end}])
+    say(tab, "What is it?")
+    expect(tab.locator(".turn.model > .words")).to_have_text("42")
+    expect(tab.get_by_text("Hm.")).to_be_hidden()
+    tab.get_by_text("What it thought before").click()
+    expect(tab.get_by_text("Hm.")).to_be_visible()
+
+
+def test_a_used_up_quota_leads_to_more_and_keeps_the_message(page, serve, alice, provoked):
+    provoked.append("429")
+    serve()
+    Quota.objects.create(user=alice, unit="requests", window="day", amount=0)
+    tab = page()
+    say(tab, "Hello")
+    expect(tab.get_by_role("alert")).to_contain_text("used up")
+    expect(tab.get_by_role("link", name="See what is left and ask for more")).to_be_visible()
+    expect(tab.locator("[data-prompt]")).to_have_value("Hello")
+    expect(tab.locator(".turn")).to_have_count(0)
+
+
+def test_how_much_the_quota_was_is_told_where_the_gateway_speaks_the_page_s_language(page, serve, alice, provoked):
+    provoked.append("429")
+    serve()
+    Quota.objects.create(user=alice, unit="requests", window="day", amount=0)
+    tab = page("ja")
+    say(tab, "こんにちは")
+    expect(tab.get_by_role("alert")).to_contain_text("0 リクエスト")
+
+
+def test_a_sleeping_model_is_waited_for(page, serve, provoked):
+    provoked.append("503")
+    model = serve(state="asleep", engine="llama.cpp", url="", path="/q.gguf")
+    tab = page()
+    tab.clock.install()
+    expect(tab.get_by_text("Your first message wakes it")).to_be_visible()
+    say(tab, "Good morning")
+    expect(tab.locator("[data-waiting-text]")).to_contain_text("The model is waking up")
+    tab.clock.fast_forward(4000)
+    expect(tab.locator("[data-waiting-text]")).to_contain_text("0:04")
+    replica = Replica.objects.get(model=model)
+    replica.state = "ready"
+    replica.save()
+    woken = tab.expect_response(lambda answer: answer.url.endswith("/completions") and answer.ok)
+    with woken:
+        until(lambda: tab.clock.fast_forward(11_000) or tab.locator(".turn.model .words").inner_text() != "")
+    expect(tab.locator(".turn.model .words")).to_have_text("t0 t1 t2 ")
+    expect(tab.locator("[data-waiting]")).to_be_hidden()
+
+
+def test_waiting_can_be_given_up(page, serve, provoked):
+    provoked.append("503")
+    serve(state="asleep", engine="llama.cpp", url="", path="/q.gguf")
+    tab = page()
+    say(tab, "Good morning")
+    expect(tab.locator("[data-waiting-text]")).to_contain_text("The model is waking up")
+    tab.get_by_role("button", name="Stop").click()
+    expect(tab.locator("[data-prompt]")).to_have_value("Good morning")
+    expect(tab.locator("[data-prompt]")).to_be_focused()
+
+
+def test_an_engine_that_fails_in_the_middle_leaves_what_it_said(page, serve, provoked):
+    provoked.append("ERR_")
+    serve()
+    tab = page()
+    play(tab, [{"send": SSE}, {"events": 2}, {"wait": 0.1}, {"reset": True}])
+    say(tab, "Hello")
+    expect(tab.get_by_role("alert")).to_contain_text("The model failed while it answered")
+    expect(tab.locator(".turn.model .words")).to_have_text("t0 t1 ")
+
+
+def test_who_was_signed_out_meanwhile_is_told(page, serve, alice, provoked):
+    provoked.append("403")
+    serve()
+    tab = page()
+    tab.context.clear_cookies()
+    say(tab, "Hello")
+    expect(tab.get_by_role("alert")).to_contain_text("You are no longer signed in")
+    expect(tab.locator("[data-prompt]")).to_have_value("Hello")
+
+
+def test_a_key_that_ended_is_replaced_without_a_word(page, serve, provoked):
+    provoked.append("401")
+    serve()
+    tab = page()
+    say(tab, "One")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("out")
+    issuing.revoke(ApiKey.objects.get())
+    asked_with_another_key(tab)
+    say(tab, "Two")
+    expect(tab.locator(".turn.model .figures").nth(1)).to_contain_text("out")
+    assert ApiKey.objects.filter(revoked_at=None).count() == 1
+
+
+def asked_with_another_key(tab: Page) -> None:
+    """A key that is not known makes the gateway look for changes; afterwards it knows all of them."""
+    answer = tab.request.get("/v1/models", headers={"authorization": f"Bearer {secret.make()}"})
+    assert answer.status == 401
+
+
+def test_usage_counts_for_the_tenant_that_was_chosen(page, serve, alice, research, sales):
+    Membership.objects.create(user=alice, tenant=sales)
+    ModelAccess.objects.create(model=serve("sales-only"), tenant=sales)
+    serve("open")
+    tab = page()
+    expect(tab.locator("option[value=sales-only]")).to_be_disabled()
+    tab.get_by_label("Tenant").select_option(label="営業部")
+    tab.get_by_label("Model", exact=True).and_(tab.locator("select")).select_option("sales-only")
+    say(tab, "Hello")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("out")
+    assert until(lambda: UsageRecord.objects.first()).tenant == sales
+
+
+@pytest.mark.parametrize("way", ["curl", "Python"])
+def test_the_code_is_the_very_same_call_and_runs_as_it_stands(page, serve, engine_, alice, research, way):
+    serve()
+    tab = page()
+    tab.get_by_text("Settings").click()
+    tab.get_by_label("Temperature").fill("0.5")
+    text = 'It\'s "quoted" \\ and 日本語 $HOME `x`\nsecond line'
+    say(tab, text)
+    expect(tab.locator(".turn.model .figures")).to_contain_text("out")
+    sent = calls(engine_)[-1]
+    assert sent["messages"][0]["content"] == text
+    tab.get_by_text("Show as code").click()
+    tab.get_by_text(way, exact=True).click()
+    code = tab.locator(f"#{way.lower()}").inner_text()
+    _, key = issuing.issue(tenant=research, user=alice, name="mine")
+    command = ["sh", "-c", code] if way == "curl" else [sys.executable, "-c", code]
+    environment = {**os.environ, "OPENAI_API_KEY": key}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    assert "t2" in done.stdout
+    assert calls(engine_)[-1] == sent
+
+
+def test_it_is_used_with_the_keyboard_alone(page, serve):
+    serve()
+    tab = page()
+    expect(tab.locator("[data-prompt]")).to_be_focused()
+    tab.keyboard.type("Hello")
+    tab.keyboard.press("Enter")
+    tab.keyboard.type("there")
+    tab.keyboard.press("Control+Enter")
+    expect(tab.locator(".turn.me .words")).to_have_text("Hello\nthere")
+    expect(tab.locator(".turn.model .figures")).to_contain_text("out")
+    expect(tab.locator("[data-prompt]")).to_be_focused()
+    play(tab, [{"send": SSE}, {"events": 1}, {"hang": True}])
+    tab.keyboard.type("Go on")
+    tab.keyboard.press("Tab")
+    assert looks(tab, "focused") == ["Send", "solid"]
+    tab.keyboard.press("Enter")
+    expect(tab.get_by_role("button", name="Stop")).to_be_focused()
+    expect(tab.locator(".turn.model .words").nth(1)).to_have_text("t0 ")
+    tab.keyboard.press("Enter")
+    expect(tab.locator("[data-prompt]")).to_be_focused()
+
+
+def test_a_setting_that_cannot_be_is_shown_where_it_is(page, serve):
+    serve(context=2048)
+    tab = page()
+    tab.get_by_text("Settings").click()
+    tab.get_by_label("Longest answer").fill("4096")
+    tab.get_by_text("Settings").click()
+    say(tab, "Hello")
+    expect(tab.get_by_label("Longest answer")).to_be_focused()
+    expect(tab.locator(".turn")).to_have_count(0)
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_fits_every_window_in_both_languages(page, serve, language, width):
+    serve(LONG, context=131_072)
+    serve("qwen", state="asleep", engine="llama.cpp", url="", path="/q.gguf")
+    for scheme in ("light", "dark"):
+        tab = page(language, width=width, scheme=scheme)
+        say(tab, "長い" * 300)
+        expect(tab.locator(".turn.model .figures")).to_contain_text("7")
+        tab.evaluate("for (const e of document.querySelectorAll('main details')) e.open = true")
+        expect(tab.locator("#curl")).to_contain_text("curl")
+        assert looks(tab, "tooWide") == []
+        assert looks(tab, "tooSmall") == []
+        assert looks(tab, "faint") == []
