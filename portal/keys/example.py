@@ -23,9 +23,12 @@ def base_url(request: HttpRequest) -> str:
     return f"{settings.PUBLIC_URL or request.build_absolute_uri('/').rstrip('/')}/v1"
 
 
-def example(request: HttpRequest, offered: list[access.Offer], text: str = "") -> Example | None:
-    """An example with the key's text, or without it reading the key from the environment. None: there is no model."""
-    offer = access.to_try(offered)
+def example(request: HttpRequest, offered: list[access.Offer], text: str = "", *, chosen: str = "") -> Example | None:
+    """An example with the key's text, or without it reading the key from the environment. None: there is no model.
+
+    `chosen`: the name of the model to call; else, and if it is not offered, the one that is best to try.
+    """
+    offer = next((offer for offer in offered if offer.name == chosen), None) or access.to_try(offered)
     if offer is None:
         return None
     url = base_url(request)

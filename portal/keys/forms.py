@@ -1,18 +1,36 @@
-"""The forms for a new personal key and for one that was found."""
+"""The forms about API keys: a new personal or service key, what of one may change, its end, and one that was found."""
 
-from datetime import datetime, timedelta
+from collections.abc import Iterable
+from datetime import date, datetime, time, timedelta
+from typing import Any, cast
+from zoneinfo import ZoneInfo
 
 from django import forms
+from django.core.exceptions import ValidationError
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext
 
 from modelregistry.models import ServedModel
-from portal.accounts.models import Tenant, User
+from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.tenancy import own_tenants
+from portal.keys import networks
 from portal.keys.access import open_to
+from portal.keys.issuing import Changes
+from portal.keys.models import ApiKey
 
-NEVER = "never"
-LIFETIMES = [("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year")), (NEVER, _("no expiry"))]
+# What the tenant of the key proposes, where a person's tenants propose different times.
+PROPOSED, NEVER = "proposed", "never"
+LIFETIMES = {30: _("30 days"), 90: _("90 days"), 365: _("1 year")}
+OVERLAPS = [
+    ("0", _("Stop the old key at once")),
+    ("1", _("1 day")),
+    ("7", _("7 days")),
+    ("30", _("30 days")),
+]
+# Of names proposed while one types who is responsible. A browser is slow with thousands; a user name may be typed.
+PROPOSED_PEOPLE = 300
 
 
 class FoundKeyForm(forms.Form):
@@ -26,18 +44,76 @@ class FoundKeyForm(forms.Form):
     )
 
 
-class NewKeyForm(forms.Form):
-    """Offers only tenants that the person belongs to and models that these may use."""
+class NetworksField(forms.CharField):
+    """Networks as people type them; cleaned, a list as ApiKey keeps it."""
+
+    widget = forms.Textarea(attrs={"rows": 2, "autocomplete": "off", "spellcheck": "false"})
+
+    def to_python(self, value: Any) -> Any:
+        return networks.parse(super().to_python(value) or "")
+
+    def prepare_value(self, value: Any) -> Any:
+        return networks.text(value) if isinstance(value, list) else value
+
+
+class Rules(forms.Form):
+    """What every form of a key asks: what it is for and what may be done with it."""
 
     name = forms.CharField(
         label=_("Name"),
         max_length=60,
         help_text=_("So that you recognise it later: what it is for, or where it is kept."),
     )
+    purpose = forms.CharField(
+        label=_("Purpose"), max_length=200, required=False, help_text=_("For others who come across it.")
+    )
+    key_class = forms.ChoiceField(
+        label=_("Class"),
+        choices=[
+            (ApiKey.Class.INTERACTIVE.value, _("interactive: somebody waits for the answer")),
+            (ApiKey.Class.BATCH.value, _("batch: nobody waits, so others go first")),
+        ],
+        initial=ApiKey.Class.INTERACTIVE.value,
+        required=False,
+        widget=forms.RadioSelect,
+    )
+    networks = NetworksField(
+        label=_("Allowed networks"),
+        required=False,
+        help_text=_("One per line, as 10.1.0.0/16 or 192.168.7.5. Calls from elsewhere are refused. Empty: all."),
+    )
+
+    # Behind a fold: most keys need none of it. It opens by itself when something in it is wrong.
+    FOLDED: tuple[str, ...] = ("models", "purpose", "key_class", "networks")
+
+    def model_field(self, name: str) -> forms.ModelChoiceField:  # type: ignore[type-arg]
+        field = self.fields[name]
+        assert isinstance(field, forms.ModelChoiceField)
+        return field
+
+    def clean_key_class(self) -> str:
+        return self.cleaned_data["key_class"] or ApiKey.Class.INTERACTIVE.value
+
+    def plain(self) -> list[forms.BoundField]:
+        return [field for field in self.visible_fields() if field.name not in self.FOLDED]
+
+    def folded(self) -> list[forms.BoundField]:
+        return [self[name] for name in self.FOLDED if name in self.fields]
+
+    def opens(self) -> bool:
+        """Whether something in the fold needs to be seen."""
+        return any(field.errors for field in self.folded())
+
+
+class NewKey(Rules):
+    """Of one of these tenants, with models that these may use."""
+
+    field_order = ("name", "tenant", "responsible", "lifetime")
+
     tenant = forms.ModelChoiceField(
         Tenant.objects.none(), label=_("Tenant"), empty_label=None, help_text=_("Usage counts for this tenant.")
     )
-    lifetime = forms.ChoiceField(label=_("Valid for"), choices=LIFETIMES, initial="90", widget=forms.RadioSelect)
+    lifetime = forms.ChoiceField(label=_("Valid for"), widget=forms.RadioSelect)
     models = forms.ModelMultipleChoiceField(
         ServedModel.objects.none(),
         label=_("Models"),
@@ -47,22 +123,19 @@ class NewKeyForm(forms.Form):
     )
     ticket = forms.CharField(widget=forms.HiddenInput)
 
-    def __init__(self, user: User, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)  # type: ignore[arg-type]
-        tenants = own_tenants(user)
+    def __init__(self, tenants: QuerySet[Tenant], *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.tenants = list(tenants)
         self.model_field("tenant").queryset = tenants
         self.model_field("models").queryset = open_to(self.tenants)
+        field = self.fields["lifetime"]
+        assert isinstance(field, forms.ChoiceField)
+        field.choices, field.initial = lifetimes(self.tenants)
         if len(self.tenants) == 1:
             self.fields["tenant"].widget = forms.HiddenInput()
             self.fields["tenant"].initial = self.tenants[0]
 
-    def model_field(self, name: str) -> forms.ModelChoiceField:  # type: ignore[type-arg]
-        field = self.fields[name]
-        assert isinstance(field, forms.ModelChoiceField)
-        return field
-
-    def clean(self) -> dict[str, object]:
+    def clean(self) -> dict[str, Any]:
         cleaned = self.cleaned_data
         tenant, chosen = cleaned.get("tenant"), cleaned.get("models")
         if tenant and chosen:
@@ -71,7 +144,7 @@ class NewKeyForm(forms.Form):
                 if model.pk not in allowed:
                     self.add_error(
                         "models",
-                        forms.ValidationError(
+                        ValidationError(
                             _("%(tenant)s may not use %(model)s. Choose another model or another tenant."),
                             params={"tenant": tenant, "model": model},
                         ),
@@ -81,4 +154,189 @@ class NewKeyForm(forms.Form):
     def expires_at(self, now: datetime | None = None) -> datetime | None:
         """When the key that was asked for ends; None = never."""
         chosen = self.cleaned_data["lifetime"]
-        return None if chosen == NEVER else (now or timezone.now()) + timedelta(days=int(chosen))
+        days = self.cleaned_data["tenant"].key_days if chosen == PROPOSED else None if chosen == NEVER else int(chosen)
+        return None if days is None else (now or timezone.now()) + timedelta(days=days)
+
+
+class NewKeyForm(NewKey):
+    """A personal key, of one of the person's own tenants."""
+
+    def __init__(self, user: User, *args: Any, **kwargs: Any) -> None:
+        super().__init__(own_tenants(user), *args, **kwargs)
+
+
+class Responsible(forms.CharField):
+    """A member of the tenant, by user name or mail address; cleaned, the User. Both are set by the form.
+
+    `present` may stay, also after having left: it must not stand in the way of other changes.
+    """
+
+    tenant: Tenant
+    present: User | None = None
+
+    def clean(self, value: Any) -> Any:
+        text = super().clean(value)
+        if not text:
+            return None
+        if self.present and self.present.get_username().lower() == text.lower():
+            return self.present
+        member = (
+            User.objects.filter(memberships__tenant=self.tenant, is_active=True)
+            .filter(Q(username__iexact=text) | Q(email__iexact=text))
+            .order_by("pk")
+            .first()
+        )
+        if member is None:
+            raise ValidationError(
+                _("%(name)s is not a member of %(tenant)s. Give the user name or the mail address of one."),
+                params={"name": text, "tenant": self.tenant},
+            )
+        return member
+
+
+def responsible_field(*, required: bool) -> Responsible:
+    return Responsible(
+        label=_("Responsible"),
+        required=required,
+        max_length=254,
+        widget=forms.TextInput(attrs={"list": "members", "autocomplete": "off", "spellcheck": "false"}),
+        help_text=_("User name or mail address of a member: who is told before the key expires, and asked about it."),
+    )
+
+
+class NewServiceKeyForm(NewKey):
+    """A service key of this tenant. Who makes it is proposed as responsible, if a member."""
+
+    responsible = responsible_field(required=True)
+
+    def __init__(self, tenant: Tenant, user: User, *args: Any, **kwargs: Any) -> None:
+        super().__init__(Tenant.objects.filter(pk=tenant.pk), *args, **kwargs)
+        self.fields["name"].help_text = _("Of the program that will use it: Dify, Open WebUI, nightly batch.")
+        field = self.fields["responsible"]
+        assert isinstance(field, Responsible)
+        field.tenant = tenant
+        if Membership.objects.filter(user=user, tenant=tenant).exists():
+            field.initial = user.get_username()
+        self.people = members(tenant)
+
+
+class ChangeKeyForm(Rules):
+    """What of this key may change."""
+
+    field_order = ("name", "purpose", "responsible", "expires_on", "every_model", "models", "key_class", "networks")
+    FOLDED = ()
+
+    expires_on = forms.DateField(
+        label=_("Valid until"),
+        required=False,
+        widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
+        help_text=_("The key works to the end of this day. Empty: no expiry."),
+    )
+    every_model = forms.ChoiceField(
+        label=_("Models"),
+        choices=[("yes", _("all that the tenant may use, also later ones")), ("no", _("only these:"))],
+        widget=forms.RadioSelect,
+    )
+    models = forms.ModelMultipleChoiceField(
+        ServedModel.objects.none(), label=_("Only these models"), required=False, widget=forms.CheckboxSelectMultiple
+    )
+
+    def __init__(self, key: ApiKey, *args: Any, **kwargs: Any) -> None:
+        chosen = list(key.allowed_models.all())
+        self.key = key
+        # A moment that ends a day belongs to that day.
+        last = key.expires_at and (key.expires_at - timedelta(microseconds=1)).astimezone(key.tenant.zone).date()
+        initial = {
+            "name": key.name,
+            "purpose": key.purpose,
+            "key_class": key.key_class,
+            "networks": key.networks,
+            "expires_on": last,
+            "every_model": "yes" if key.every_model else "no",
+            "models": chosen,
+            "responsible": key.responsible.get_username() if key.responsible else "",
+        }
+        super().__init__(*args, **{**kwargs, "initial": initial})
+        # What it was given stays to be chosen, should it not be offered at present.
+        offered = open_to([key.tenant])
+        self.model_field("models").queryset = ServedModel.objects.filter(
+            Q(pk__in=offered.values("pk")) | Q(pk__in=[model.pk for model in chosen])
+        )
+        if key.user is None:
+            field = responsible_field(required=False)
+            field.tenant, field.present = key.tenant, key.responsible
+            self.fields["responsible"] = field
+            self.people = members(key.tenant)
+            self.order_fields(self.field_order)
+
+    def clean_expires_on(self) -> date | None:
+        day: date | None = self.cleaned_data["expires_on"]
+        if day and "expires_on" in self.changed_data and end_of(day, self.key.tenant.zone) <= timezone.now():
+            raise ValidationError(_("This day is over. To end the key now, revoke it."))
+        return day
+
+    def clean(self) -> dict[str, Any]:
+        if self.cleaned_data.get("every_model") == "no" and not self.cleaned_data.get("models"):
+            self.add_error("models", _("Choose at least one model, or all of them."))
+        return self.cleaned_data
+
+    def changes(self) -> Changes:
+        """For `issuing.change`: what differs, so that what another changed meanwhile stays."""
+        given, changed = self.cleaned_data, set(self.changed_data)
+        changes: dict[str, Any] = {
+            name: given[name]
+            for name in ("name", "purpose", "key_class", "networks", "responsible")
+            if name in changed and name in given
+        }
+        if "expires_on" in changed:
+            day = given["expires_on"]
+            changes["expires_at"] = end_of(day, self.key.tenant.zone) if day else None
+        if changed & {"every_model", "models"}:
+            changes["allowed_models"] = None if given["every_model"] == "yes" else list(given["models"])
+        return cast(Changes, changes)
+
+
+class RotateForm(forms.Form):
+    """How long the old key goes on working beside its successor."""
+
+    overlap = forms.ChoiceField(
+        label=_("The old key still works for"), choices=OVERLAPS, initial="7", widget=forms.RadioSelect
+    )
+
+    def time(self) -> timedelta:
+        return timedelta(days=int(self.cleaned_data["overlap"]))
+
+
+class RevokeForm(forms.Form):
+    """Why a key ends."""
+
+    because = forms.CharField(
+        label=_("Reason"),
+        max_length=200,
+        required=False,
+        help_text=_("Whom the key concerns will read it, and so will the audit log."),
+    )
+
+
+def lifetimes(tenants: Iterable[Tenant]) -> tuple[list[tuple[str, Any]], str]:
+    """The times to choose from, and the proposed one: that of the tenants if they agree."""
+    proposals = {tenant.key_days for tenant in tenants}
+    own = {days: ngettext("%(days)s day", "%(days)s days", days) % {"days": days} for days in proposals if days}
+    alike = len(proposals) == 1
+    days = {**own, **LIFETIMES} if alike else LIFETIMES
+    choices: list[tuple[str, Any]] = [(str(number), days[number]) for number in sorted(days)]
+    choices.append((NEVER, _("no expiry")))
+    if alike:
+        [proposal] = proposals
+        return choices, str(proposal) if proposal else NEVER
+    return [(PROPOSED, _("as the tenant proposes")), *choices], PROPOSED if proposals else "90"
+
+
+def members(tenant: Tenant) -> list[User]:
+    """Whom to propose as responsible: admins first, not all of a large tenant."""
+    people = User.objects.filter(memberships__tenant=tenant, is_active=True)
+    return list(people.order_by("memberships__role", "username")[:PROPOSED_PEOPLE])
+
+
+def end_of(day: date, zone: ZoneInfo) -> datetime:
+    return datetime.combine(day + timedelta(days=1), time(), zone)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from django.core.paginator import Page, Paginator
 from django.db import models
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import Membership, Tenant, User
@@ -13,6 +14,7 @@ from portal.keys.models import ApiKey
 
 # Long enough to make a new key and change what uses the old one, holidays included.
 EXPIRES_SOON = timedelta(days=14)
+PER_PAGE = 50
 
 
 def is_usable() -> Exists:
@@ -98,6 +100,23 @@ def services(user: User) -> QuerySet[ApiKey]:
     return viewable(user).filter(user=None)
 
 
+def has_services(user: User) -> bool:
+    """Whether service keys are any matter of this person's. One query at most."""
+    if user.is_staff:
+        return True
+    own = Membership.objects.filter(user=user)
+    answers = ApiKey.objects.filter(user=None, responsible=user, tenant=OuterRef("tenant"))
+    return own.filter(Q(role=Membership.Role.ADMIN) | Exists(answers)).exists()
+
+
+def like(keys: QuerySet[ApiKey], text: str) -> QuerySet[ApiKey]:
+    """Those in whose name, purpose, prefix, tenant or responsible person the text stands."""
+    found = Q()
+    for part in ("name", "purpose", "service", "prefix", "tenant__name", "responsible__username"):
+        found |= Q(**{f"{part}__icontains": text})
+    return keys.filter(found)
+
+
 def working(user: User) -> QuerySet[ApiKey]:
     """The person's own keys with which they can call now, newest first."""
     return keys_of(user).filter(is_usable())
@@ -124,11 +143,37 @@ def responsible_is_here() -> Exists:
 
 def held(keys: QuerySet[ApiKey], now: datetime) -> list[Held]:
     """These keys as plain values, in their order. Two queries, however many they are."""
-    return [_held(key, now) for key in shown(keys)]
+    return [_held(key, now) for key in _shown(keys)]
 
 
-def shown(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-    """The same keys with all that `held` reads of them: to be cut into pages before."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ring:
+    """One page of keys. `working` and `ended`: how many there are in all that work and that no longer do."""
+
+    page: Page[ApiKey]
+    keys: list[Held]
+    working: int
+    ended: int
+    shows_ended: bool
+
+
+def ring(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended: bool) -> Ring:
+    """The page of this number, newest first, of the keys that work or of the others (if `ended`, or none works).
+
+    Three queries.
+    """
+    usable = is_usable()
+    counts = keys.aggregate(working=Count("pk", filter=usable), ended=Count("pk", filter=~usable))
+    ended = ended or (counts["ended"] > 0 and not counts["working"])
+    some = keys.filter(~usable if ended else usable)
+    paginator = Paginator(_shown(some.order_by("-created_at", "-pk")), PER_PAGE)
+    paginator.count = counts["ended" if ended else "working"]  # known by now
+    page = paginator.get_page(number)
+    return Ring(page=page, keys=[_held(key, now) for key in page], shows_ended=ended, **counts)
+
+
+def _shown(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+    """The same keys with all that is read of them here."""
     return (
         with_usable(keys)
         .annotate(answers=responsible_is_here())

@@ -1,23 +1,29 @@
-"""Pages of one's own API keys. A person sees their own keys only; another's is as if it did not exist."""
+"""Pages to look at API keys: one's own, and the service keys that one may see. Another's is as if it did not exist."""
 
-from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.utils import timezone
-from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts.models import User
+from portal.accounts.tenancy import administered_tenants
 from portal.api import keys as management_keys
 from portal.console.clock import zone_of
-from portal.keys import access, issuing, keyring, once
+from portal.keys import access, issuing, keyring
 from portal.keys.example import example
-from portal.keys.forms import FoundKeyForm, NewKeyForm
+from portal.keys.forms import FoundKeyForm, RevokeForm, RotateForm
+from portal.keys.models import ApiKey
 from portal.metering import periods
-from portal.metering.usage import total, visible_to
+from portal.metering.allowance import of_key
+from portal.metering.models import UsageDay
+from portal.metering.usage import total
+
+# Of tenants to filter by; who administers more finds them by typing.
+TENANTS = 12
 
 
 def me(request: HttpRequest) -> User:
@@ -29,75 +35,60 @@ def me(request: HttpRequest) -> User:
 @login_required
 @require_GET
 def key_list(request: HttpRequest) -> HttpResponse:
-    keys = keyring.held(keyring.keys_of(me(request)), timezone.now())
-    return render(
-        request,
-        "keys/list.html",
-        {
-            "working": [key for key in keys if key.works],
-            "ended": [key for key in keys if not key.works],
-            "zone": zone_of(me(request)),
-        },
-    )
+    """My own keys; those that no longer work with ?ended."""
+    context = {
+        "ring": asked_for(request, keyring.keys_of(me(request))),
+        "has_services": keyring.has_services(me(request)),
+        "zone": zone_of(me(request)),
+    }
+    return render(request, "keys/list.html", context)
 
 
 @login_required
-@never_cache
-@require_http_methods(["GET", "HEAD", "POST"])
-def new_key(request: HttpRequest) -> HttpResponse:
-    if request.method != "POST":
-        form = NewKeyForm(me(request), initial={"ticket": once.ticket(request.session)})
-        return render(request, "keys/new.html", {"form": form})
-    form = NewKeyForm(me(request), request.POST)
-    if not form.is_valid():
-        return render(request, "keys/new.html", {"form": form})
-    if not once.redeem(request.session, form.cleaned_data["ticket"]):
-        messages.warning(
-            request,
-            _(
-                "No further key was made: this form had been sent before, or had been open for too long. "
-                "A key is shown only once; if you did not copy it, revoke it and create a new one."
-            ),
-        )
-        return redirect("keys")
-    return created(request, form)
-
-
-@sensitive_variables("text")
-def created(request: HttpRequest, form: NewKeyForm) -> HttpResponse:
-    """Makes the key and shows it, here and nowhere else: not in the session, not in an address, not in a log."""
-    key, text = issuing.issue(
-        tenant=form.cleaned_data["tenant"],
-        user=me(request),
-        name=form.cleaned_data["name"],
-        expires_at=form.expires_at(),
-        allowed_models=form.cleaned_data["models"],
-        created_by=me(request),
-    )
+@require_GET
+def service_list(request: HttpRequest) -> HttpResponse:
+    """The service keys of the tenants that I administer, and those that I am responsible for."""
+    tenants = list(administered_tenants(me(request)).filter(is_active=True).order_by("name")[: TENANTS + 1])
+    tenant, text = request.GET.get("tenant", ""), request.GET.get("q", "").strip()
+    keys = keyring.services(me(request))
+    if tenant:
+        keys = keys.filter(tenant__slug=tenant)
     context = {
-        "key": key,
-        "text": text,
-        "zone": key.tenant.zone,
-        "example": example(request, access.offers(access.open_to_key(key)), text),
+        "ring": asked_for(request, keyring.like(keys, text) if text else keys),
+        "has_services": True,
+        "tenants": tenants if 1 < len(tenants) <= TENANTS else [],
+        "may_create": bool(tenants),
+        "tenant": tenant,
+        "q": text,
+        "zone": zone_of(me(request)),
     }
-    return render(request, "keys/created.html", context)
+    return render(request, "keys/services.html", context)
+
+
+def asked_for(request: HttpRequest, keys: QuerySet[ApiKey]) -> keyring.Ring:
+    return keyring.ring(keys, timezone.now(), number=request.GET.get("page"), ended="ended" in request.GET)
 
 
 @login_required
 @require_GET
 def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
-    keys = keyring.keys_of(me(request))
-    key = get_object_or_404(keys, prefix=prefix)
+    key = get_object_or_404(keyring.viewable(me(request)), prefix=prefix)
     now = timezone.now()
-    [held] = keyring.held(keys.filter(pk=key.pk), now)
+    [held] = keyring.held(ApiKey.objects.filter(pk=key.pk), now)
     month = periods.period("this-month", now, key.tenant.zone)
     context: dict[str, object] = {
         "key": held,
         "zone": key.tenant.zone,
-        "this_month": total(month.of(visible_to(me(request)).filter(key=key))),
+        "this_month": total(month.of(UsageDay.objects.filter(key=key))),
+        "may_manage": keyring.manageable(me(request)).filter(pk=key.pk).exists(),
+        "rotate": RotateForm(),
+        "revoke": RevokeForm(),
     }
     if held.works:
-        context["example"] = example(request, access.offers(access.open_to_key(key)))
+        offered = access.offers(access.open_to_key(key))
+        context["allowances"] = of_key(key, now)
+        context["offered"] = offered
+        context["example"] = example(request, offered, chosen=request.GET.get("model", ""))
     return render(request, "keys/detail.html", context)
 
 
@@ -127,16 +118,3 @@ def found_key(request: HttpRequest) -> HttpResponse:
         "strange": strange + strange_managing,
     }
     return render(request, "keys/found.html", context)
-
-
-@login_required
-@require_POST
-def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
-    key = get_object_or_404(keyring.keys_of(me(request)), prefix=prefix)
-    issuing.revoke(key, by=me(request))
-    messages.success(
-        request,
-        _("“%(name)s” (%(prefix)s…) is revoked and will stop working within 2 seconds.")
-        % {"name": key.name, "prefix": key.prefix},
-    )
-    return redirect("keys")

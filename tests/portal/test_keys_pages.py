@@ -341,9 +341,10 @@ class TestList:
         alice.memberships.create(tenant=sales)
         key_of(alice, sales, "left")
         alice.memberships.get(tenant=sales).delete()
-        context = as_alice.get("/keys/").context
-        assert [key.prefix for key in context["working"]] == [works.prefix]
-        assert {key.name: str(key.state) for key in context["ended"]} == {
+        ring = as_alice.get("/keys/").context["ring"]
+        assert [key.prefix for key in ring.keys] == [works.prefix]
+        assert (ring.working, ring.ended) == (1, 3)
+        assert {key.name: str(key.state) for key in as_alice.get("/keys/?ended=1").context["ring"].keys} == {
             "expired": "expired",
             "revoked": "revoked",
             "left": "stopped",
@@ -360,13 +361,22 @@ class TestList:
     def test_many_keys_cost_no_more_queries_than_one(self, as_alice, alice, research, django_assert_num_queries):
         model = serve()
         key_of(alice, research, allowed_models=[model])
-        # session, user, the bar on top, keys, their models, zone
-        with django_assert_num_queries(6):
+        # session, user, the bar on top, how many, keys, their models, service keys, zone
+        with django_assert_num_queries(8):
             as_alice.get("/keys/")
         for _ in range(20):
             key_of(alice, research, allowed_models=[model])
-        with django_assert_num_queries(6):
+        with django_assert_num_queries(8):
             as_alice.get("/keys/")
+
+    def test_two_thousand_keys_come_page_by_page(self, as_alice, alice, research):
+        ApiKey.objects.bulk_create(
+            ApiKey(tenant=research, user=alice, name=f"k{n}", prefix=f"mdg_{n:08}", digest=f"{n}") for n in range(2000)
+        )
+        first, last = (as_alice.get(f"/keys/?page={n}").context["ring"] for n in (1, 40))
+        assert (len(first.keys), first.working, first.page.paginator.num_pages) == (50, 2000, 40)
+        assert {key.prefix for key in first.keys}.isdisjoint(key.prefix for key in last.keys)
+        assert 'href="?page=2"' in as_alice.get("/keys/").content.decode()
 
 
 def test_a_replica_of_each_state_is_told_as_what_a_caller_meets(as_alice, research):

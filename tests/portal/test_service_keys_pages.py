@@ -1,0 +1,414 @@
+"""Pages of service keys, and of changing, replacing and revoking any key."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.utils import timezone
+
+from portal.accounts.models import AuditEvent, Membership, Tenant
+from portal.keys import issuing
+from portal.keys.models import ApiKey, ModelAccess
+from portal.metering.models import Quota
+from portal.notices.models import Notice
+from tests.conftest import person
+from tests.pages import key_of, serve, use
+
+pytestmark = pytest.mark.django_db
+WHOLE_KEY = re.compile(r"mdg_[0-9A-Za-z]{38}")
+ENGLISH = {"accept-language": "en"}
+
+
+@pytest.fixture
+def as_alice(client, alice):
+    client.force_login(alice)
+    return client
+
+
+@pytest.fixture
+def as_bob(client, bob):
+    client.force_login(bob)
+    return client
+
+
+@pytest.fixture
+def as_olivia(client, olivia):
+    client.force_login(olivia)
+    return client
+
+
+def service_key(tenant, name="Dify", **more) -> ApiKey:
+    return issuing.issue(tenant=tenant, service=name, name=name, **more)[0]
+
+
+def text_of(client, path: str) -> str:
+    page = client.get(path, headers=ENGLISH).content.decode()
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+def ask(client, address="/keys/services/new/", **fields):
+    """Fills in the form as a browser does and sends it."""
+    shown = client.get(address, headers=ENGLISH).context["form"]
+    form = {
+        "name": "Dify",
+        "tenant": shown.tenants[0].pk,
+        "lifetime": shown["lifetime"].value(),
+        "responsible": shown["responsible"].value() or "",
+        "ticket": shown["ticket"].value(),
+        **fields,
+    }
+    return client.post(address, form, headers=ENGLISH)
+
+
+class TestMaking:
+    def test_a_tenant_admin_makes_one_that_is_the_tenant_s(self, as_bob, bob, alice, research):
+        response = ask(
+            as_bob, responsible="Alice", purpose="help desk", key_class="batch", networks="10.1.0.0/16\n10.9.9.9"
+        )
+        key = ApiKey.objects.get()
+        assert WHOLE_KEY.search(response.content.decode())[0].startswith(key.prefix)
+        assert (key.user, key.service, key.name, key.tenant) == (None, "Dify", "Dify", research)
+        assert (key.responsible, key.created_by, key.purpose) == (alice, bob, "help desk")
+        assert (key.key_class, key.networks) == ("batch", ["10.1.0.0/16", "10.9.9.9/32"])
+
+    def test_who_makes_it_is_proposed_as_responsible(self, as_bob, bob):
+        ask(as_bob)
+        assert ApiKey.objects.get().responsible == bob
+
+    @pytest.mark.parametrize("name", ["charlie", "nobody", ""])
+    def test_responsible_is_a_member(self, as_bob, charlie, name):
+        response = ask(as_bob, responsible=name)
+        assert response.context["form"].errors.keys() == {"responsible"}
+        assert not ApiKey.objects.exists()
+
+    def test_a_member_is_found_by_mail_address_too(self, as_bob, alice):
+        ask(as_bob, responsible="ALICE@example.com")
+        assert ApiKey.objects.get().responsible == alice
+
+    def test_an_operator_chooses_the_tenant_first(self, as_olivia, research, sales, charlie):
+        page = as_olivia.get("/keys/services/new/", headers=ENGLISH)
+        assert [tenant.slug for tenant in page.context["tenants"]] == ["sales", "research"]
+        ask(as_olivia, "/keys/services/new/?tenant=sales", responsible="charlie")
+        assert ApiKey.objects.get().tenant == sales
+
+    def test_an_admin_of_one_tenant_makes_none_for_another(self, as_bob, sales):
+        assert as_bob.get("/keys/services/new/?tenant=sales").status_code == 404
+        ask(as_bob, tenant=sales.pk)
+        assert not ApiKey.objects.exists()
+
+    def test_not_for_a_tenant_that_is_switched_off(self, as_bob, research):
+        research.is_active = False
+        research.save()
+        assert as_bob.get("/keys/services/new/?tenant=research").status_code == 404
+        assert as_bob.get("/keys/services/new/").status_code == 404
+
+    def test_only_models_of_the_tenant_may_be_chosen(self, as_bob, sales):
+        closed = serve("closed")
+        ModelAccess.objects.create(model=closed, tenant=sales)
+        response = ask(as_bob, models=[closed.pk])
+        assert response.context["form"].errors.keys() == {"models"}
+
+    def test_a_reload_makes_no_second_one(self, as_bob):
+        ticket = as_bob.get("/keys/services/new/").context["form"]["ticket"].value()
+        for _ in range(2):
+            response = ask(as_bob, ticket=ticket)
+        assert ApiKey.objects.count() == 1
+        assert response.headers["location"] == "/keys/services/"
+
+    def test_what_is_wrong_behind_the_fold_is_in_sight(self, as_bob):
+        assert not as_bob.get("/keys/services/new/").context["form"].opens()
+        response = ask(as_bob, networks="10.1.2.3/16")
+        assert response.context["form"].opens()
+        assert "Write 10.1.0.0/16 for the network" in response.content.decode()
+        assert "10.1.2.3/16" in response.context["form"]["networks"].value()
+
+
+class TestProposedLife:
+    @pytest.mark.parametrize(("days", "lifetime"), [(90, "90"), (45, "45"), (None, "never")])
+    def test_the_tenant_proposes_how_long(self, as_alice, research, days, lifetime):
+        research.key_days = days
+        research.save()
+        form = as_alice.get("/keys/new/").context["form"]
+        assert form["lifetime"].value() == lifetime
+        assert lifetime in dict(form.fields["lifetime"].choices)
+
+    def test_tenants_that_differ_propose_each_for_themselves(self, as_alice, alice, research, sales):
+        sales.key_days = 7
+        sales.save()
+        Membership.objects.create(user=alice, tenant=sales)
+        form = as_alice.get("/keys/new/").context["form"]
+        fields = {
+            "name": "x",
+            "lifetime": form["lifetime"].value(),
+            "ticket": form["ticket"].value(),
+            "tenant": sales.pk,
+        }
+        as_alice.post("/keys/new/", fields)
+        left = ApiKey.objects.get().expires_at - timezone.now()
+        assert timedelta(days=7) - left < timedelta(minutes=1)
+
+
+class TestList:
+    def test_it_shows_what_one_administers_and_answers_for(self, client, research, sales, alice, bob, charlie, olivia):
+        one, other = service_key(research, responsible=alice), service_key(sales)
+        shown = {}
+        for who in (alice, bob, charlie, olivia):
+            client.force_login(who)
+            shown[who.username] = {key.prefix for key in client.get("/keys/services/").context["ring"].keys}
+        assert shown == {
+            "alice": {one.prefix},
+            "bob": {one.prefix},
+            "charlie": set(),
+            "olivia": {one.prefix, other.prefix},
+        }
+
+    def test_the_way_to_it_is_shown_to_whom_it_concerns(self, client, research, alice, bob, charlie, olivia):
+        service_key(research, responsible=alice)
+        for who, shown in ((alice, True), (bob, True), (olivia, True), (charlie, False)):
+            client.force_login(who)
+            assert ('href="/keys/services/"' in client.get("/keys/").content.decode()) is shown
+
+    def test_who_may_make_none_is_offered_none(self, as_alice):
+        assert "/keys/services/new/" not in as_alice.get("/keys/services/").content.decode()
+
+    def test_it_is_searched(self, as_olivia, research, sales, alice):
+        service_key(research, "Dify", responsible=alice)
+        service_key(sales, "Open WebUI", purpose="for everybody")
+        for query, found in {
+            "q=dify": ["Dify"],
+            "q=EVERY": ["Open WebUI"],
+            "q=営業": ["Open WebUI"],
+            "q=alice": ["Dify"],
+            "tenant=sales": ["Open WebUI"],
+            "tenant=sales&q=dify": [],
+            "q=%3Cscript%3E": [],
+        }.items():
+            answer = as_olivia.get(f"/keys/services/?{query}", headers=ENGLISH)
+            assert [key.name for key in answer.context["ring"].keys] == found, query
+            assert "<script>" not in answer.content.decode().replace("<script type=", "")
+        assert "No service key is like that" in as_olivia.get("/keys/services/?q=zzz", headers=ENGLISH).content.decode()
+
+    def test_it_costs_the_same_for_two_thousand(self, as_olivia, research, sales, alice, django_assert_num_queries):
+        service_key(research, responsible=alice)
+        # session, user, the bar on top, tenants, how many, keys, their models, zone
+        with django_assert_num_queries(8):
+            as_olivia.get("/keys/services/")
+        ApiKey.objects.bulk_create(
+            ApiKey(tenant=sales, service="s", name=f"k{n}", prefix=f"mdg_{n:08}", digest=f"{n}", responsible=alice)
+            for n in range(2000)
+        )
+        with django_assert_num_queries(8):
+            ring = as_olivia.get("/keys/services/").context["ring"]
+        assert (len(ring.keys), ring.working) == (50, 2001)
+
+    def test_keys_whose_responsible_person_left_stand_out(self, as_bob, research, alice):
+        service_key(research, responsible=alice)
+        assert "has left" not in text_of(as_bob, "/keys/services/")
+        alice.memberships.all().delete()
+        assert "Alice (has left)" in text_of(as_bob, "/keys/services/")
+
+
+class TestOneKey:
+    def test_it_tells_all_that_is_known(self, as_bob, research, alice, bob):
+        serve("qwen")
+        key = service_key(
+            research, responsible=alice, purpose="help desk", key_class="batch", networks=["10.0.0.0/8"], created_by=bob
+        )
+        Quota.objects.create(key=key, unit="tokens", window="day", amount=1000)
+        use(key, tokens=(100, 20))
+        ApiKey.objects.filter(pk=key.pk).update(last_used_from="10.1.2.3", last_used_with="OpenAI/Python 3.54")
+        page = text_of(as_bob, f"/keys/{key.prefix}/")
+        for told in (
+            "service key of the tenant · batch", "help desk", "Alice", "10.0.0.0/8", "from 10.1.2.3",
+            "with OpenAI/Python 3.54", "120 tokens", "880 of 1,000 tokens left today",
+        ):  # fmt: skip
+            assert told in page
+
+    def test_the_settings_of_each_model_are_a_choice_away(self, as_bob, research):
+        serve("qwen")
+        serve("e5", task="embedding")
+        key = service_key(research)
+        assert as_bob.get(f"/keys/{key.prefix}/").context["example"].offer.name == "qwen"
+        chosen = as_bob.get(f"/keys/{key.prefix}/?model=e5").context["example"]
+        assert (chosen.offer.name, dict(chosen.calls.dify)["Model Type"]) == ("e5", "Text Embedding")
+        assert as_bob.get(f"/keys/{key.prefix}/?model=none").context["example"].offer.name == "qwen"
+
+    def test_who_is_responsible_may_look_but_not_touch(self, as_alice, research, alice):
+        key = service_key(research, responsible=alice)
+        page = text_of(as_alice, f"/keys/{key.prefix}/")
+        assert "The admins of 研究部 change, replace and revoke it." in page
+        assert "Revoke" not in page.replace("replace and revoke", "")
+        assert as_alice.get(f"/keys/{key.prefix}/edit/").status_code == 404
+        for verb in ("rotate", "revoke"):
+            assert as_alice.post(f"/keys/{key.prefix}/{verb}/", {"overlap": "0"}).status_code == 404
+        assert ApiKey.objects.get().state == "active"
+
+    @pytest.mark.parametrize("what", ["", "edit/", "rotate/", "revoke/"])
+    def test_other_tenants_service_keys_are_not_there(self, as_bob, sales, what):
+        key = service_key(sales)
+        method = as_bob.post if what in ("rotate/", "revoke/") else as_bob.get
+        assert method(f"/keys/{key.prefix}/{what}", {"overlap": "0"}).status_code == 404
+        assert ApiKey.objects.count() == 1
+
+    def test_it_says_that_who_was_responsible_has_left(self, as_bob, research, alice):
+        key = service_key(research, responsible=alice)
+        alice.is_active = False
+        alice.save()
+        assert "Alice is responsible for this key and no longer belongs to 研究部" in text_of(
+            as_bob, f"/keys/{key.prefix}/"
+        )
+
+    def test_its_page_costs_the_same_whatever_it_holds(self, as_bob, research, alice, django_assert_max_num_queries):
+        key = service_key(research, responsible=alice, allowed_models=[serve(f"m{n}") for n in range(12)])
+        for window in ("day", "month", "minute"):
+            Quota.objects.create(key=key, unit="tokens", window=window, amount=10)
+        with django_assert_max_num_queries(16):
+            as_bob.get(f"/keys/{key.prefix}/")
+
+
+class TestChanging:
+    def change(self, client, key, **fields):
+        form = client.get(f"/keys/{key.prefix}/edit/", headers=ENGLISH).context["form"]
+        sent = {field.name: field.value() for field in form if field.value() not in (None, [])}
+        if "networks" in sent and isinstance(sent["networks"], list):
+            sent["networks"] = "\n".join(sent["networks"])
+        if "models" in sent:
+            sent["models"] = [getattr(model, "pk", model) for model in sent["models"]]
+        return client.post(f"/keys/{key.prefix}/edit/", {**sent, **fields}, headers=ENGLISH)
+
+    def test_what_is_sent_back_unchanged_changes_nothing(self, as_bob, research, alice):
+        end = datetime(2027, 3, 31, 15, 0, tzinfo=UTC)  # midnight in Tokyo
+        key = service_key(
+            research, responsible=alice, networks=["10.0.0.0/8"], expires_at=end, allowed_models=[serve("qwen")]
+        )
+        before = AuditEvent.objects.count()
+        assert self.change(as_bob, key).status_code == 302
+        key.refresh_from_db()
+        assert (key.expires_at, key.networks, key.responsible) == (end, ["10.0.0.0/8"], alice)
+        assert [model.name for model in key.allowed_models.all()] == ["qwen"]
+        assert AuditEvent.objects.count() == before
+
+    def test_all_of_it_may_change(self, as_bob, research, alice, bob):
+        qwen, e5 = serve("qwen"), serve("e5", task="embedding")
+        key = service_key(research, responsible=alice, allowed_models=[qwen])
+        self.change(
+            as_bob, key, name="Dify 2", purpose="new", responsible="bob", expires_on="2030-01-31", every_model="no",
+            models=[e5.pk], key_class="batch", networks="10.2.0.0/16",
+        )  # fmt: skip
+        key.refresh_from_db()
+        assert (key.name, key.purpose, key.responsible, key.key_class) == ("Dify 2", "new", bob, "batch")
+        assert (key.networks, key.every_model) == (["10.2.0.0/16"], False)
+        assert list(key.allowed_models.all()) == [e5]
+        assert key.expires_at == datetime(2030, 1, 31, 15, 0, tzinfo=UTC)  # the end of the day in Tokyo
+        self.change(as_bob, key, every_model="yes", expires_on="")
+        key.refresh_from_db()
+        assert (key.every_model, key.expires_at) == (True, None)
+
+    def test_a_key_whose_models_are_gone_does_not_open_all(self, as_alice, alice, research):
+        model = serve("qwen")
+        key = key_of(alice, research, allowed_models=[model])
+        model.delete()
+        response = self.change(as_alice, key, name="desk")
+        assert response.context["form"].errors.keys() == {"models"}
+        key.refresh_from_db()
+        assert key.every_model is False
+
+    def test_a_model_that_is_not_offered_at_present_stays(self, as_alice, alice, research):
+        model = serve("qwen")
+        key = key_of(alice, research, allowed_models=[model])
+        model.enabled = False
+        model.save()
+        assert self.change(as_alice, key, name="desk").status_code == 302
+        assert list(key.allowed_models.all()) == [model]
+
+    def test_no_key_is_made_to_end_in_the_past(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        response = self.change(as_alice, key, expires_on="2020-01-01")
+        assert "This day is over" in response.content.decode()
+
+    def test_who_left_does_not_stand_in_the_way(self, as_bob, research, alice):
+        key = service_key(research, responsible=alice)
+        alice.memberships.all().delete()
+        assert self.change(as_bob, key, name="Dify 2").status_code == 302
+        key.refresh_from_db()
+        assert (key.name, key.responsible) == ("Dify 2", alice)
+
+    def test_a_personal_key_names_nobody(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        assert "responsible" not in as_alice.get(f"/keys/{key.prefix}/edit/").context["form"].fields
+
+    def test_a_revoked_key_is_not_changed(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        issuing.revoke(key)
+        assert as_alice.get(f"/keys/{key.prefix}/edit/").status_code == 404
+
+
+class TestReplacing:
+    def test_the_new_key_is_shown_once_and_the_old_one_works_on(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        response = as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"}, headers=ENGLISH)
+        new = ApiKey.objects.get(replaces=key)
+        assert WHOLE_KEY.search(response.content.decode())[0].startswith(new.prefix)
+        assert "no-store" in response.headers["cache-control"]
+        key.refresh_from_db()
+        assert timedelta(days=7) - (key.expires_at - timezone.now()) < timedelta(minutes=1)
+        assert new.created_by == alice
+        page = as_alice.get(f"/keys/{key.prefix}/", headers=ENGLISH).content.decode()
+        assert f'replaced by <a href="/keys/{new.prefix}/">' in page
+        assert f'in place of <a href="/keys/{key.prefix}/">' in as_alice.get(f"/keys/{new.prefix}/").content.decode()
+
+    def test_sent_again_it_says_so(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"})
+        again = as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "7"}, follow=True, headers=ENGLISH)
+        assert "has been replaced already" in again.content.decode()
+        assert ApiKey.objects.count() == 2
+
+    @pytest.mark.parametrize("overlap", ["", "5", "x"])
+    def test_how_long_is_one_of_those_offered(self, as_alice, alice, research, overlap):
+        key = key_of(alice, research)
+        as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": overlap})
+        assert ApiKey.objects.count() == 1
+
+    def test_a_leaked_key_is_made_anew(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        issuing.revoke(key, because="leaked")
+        assert "Create a new key with the same settings" in text_of(as_alice, f"/keys/{key.prefix}/")
+        as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "0"})
+        assert [one.replaces for one in ApiKey.objects.usable()] == [key]
+
+
+class TestRevoking:
+    def test_the_reason_is_kept_shown_and_told(self, as_bob, research, alice, bob):
+        key = service_key(research, responsible=alice)
+        assert as_bob.post(f"/keys/{key.prefix}/revoke/", {"because": "the bot is gone"}).headers["location"] == (
+            "/keys/services/"
+        )
+        key.refresh_from_db()
+        assert key.revoked_because == "the bot is gone"
+        assert "the bot is gone" in text_of(as_bob, f"/keys/{key.prefix}/")
+        [notice] = Notice.objects.all()
+        assert (notice.user, notice.kind, notice.facts["by"]) == (alice, "key-revoked", "Bob")
+
+    def test_a_reason_that_is_too_long_revokes_nothing(self, as_alice, alice, research):
+        key = key_of(alice, research)
+        answer = as_alice.post(f"/keys/{key.prefix}/revoke/", {"because": "x" * 201}, follow=True, headers=ENGLISH)
+        assert "Nothing was revoked" in answer.content.decode()
+        assert ApiKey.objects.get().state == "active"
+
+
+def test_any_admin_of_the_tenant_manages_what_another_made(client, research, bob):
+    dora = person("dora", research, role="admin", first_name="Dora")
+    key = service_key(research, created_by=bob, responsible=bob)
+    bob.delete()
+    client.force_login(dora)
+    assert client.get(f"/keys/{key.prefix}/edit/").status_code == 200
+    client.post(f"/keys/{key.prefix}/revoke/")
+    assert ApiKey.objects.get().state == "revoked"
+
+
+def test_tenants_are_offered_where_there_are_some(client, olivia):
+    for number in range(3):
+        Tenant.objects.create(slug=f"t{number}", name=f"T{number}")
+    client.force_login(olivia)
+    assert len(client.get("/keys/services/").context["tenants"]) == 3
