@@ -1,4 +1,5 @@
-from datetime import timedelta
+from types import ModuleType
+from typing import Any
 
 from django.apps import AppConfig
 from django.conf import settings
@@ -9,10 +10,39 @@ class AccountsConfig(AppConfig):
     name = "portal.accounts"
     verbose_name = _("People")
 
+    def __init__(self, app_name: str, app_module: ModuleType | None) -> None:
+        super().__init__(app_name, app_module)
+        self.audited: dict[str, Any] = {}  # what `audit.watch` was told
+
     def ready(self) -> None:
         from modelregistry import chores
-        from portal.accounts import audit, checks  # noqa: F401
+        from portal.accounts import audit, checks, roster  # noqa: F401
+        from portal.accounts.models import Membership, Tenant, User
 
         audit.watch_sessions()
+        audit.watch(
+            User,
+            "user",
+            secret={"password"},
+            silent={"last_login", "date_joined"},
+            # Django keeps what was typed until the row is saved. Without it, a sign-in only hashed the same one anew.
+            untold=lambda user: () if user._password is not None else {"password"},
+            verb=user_verb,
+        )
+        audit.watch(Tenant, "tenant", tenant=lambda tenant: tenant, verb=switch_verb)
+        audit.watch(Membership, "membership", silent={"since"}, tenant=lambda membership: membership.tenant)
         if settings.DIRECTORY:
-            chores.register("syncdirectory", timedelta(hours=1), ("syncdirectory",))
+            work = roster.WORK
+            chores.register(work.name, work.every, work.argv)
+
+
+def user_verb(before: dict[str, Any], after: dict[str, Any]) -> str:
+    if "left_directory_at" in after:
+        return "leave" if after["left_directory_at"] else "return"
+    return "password" if set(after) == {"password"} else switch_verb(before, after)
+
+
+def switch_verb(before: dict[str, Any], after: dict[str, Any]) -> str:
+    if set(after) == {"is_active"}:
+        return "on" if after["is_active"] else "off"
+    return "change"

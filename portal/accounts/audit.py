@@ -7,18 +7,20 @@ go past gateways. What is no row (signing in) is written with `record`.
 
 import getpass
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
+from django.apps import apps
 from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db import models
 from django.db.models.signals import post_delete, post_save, pre_save
 from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import sync_and_async_middleware
 
-from portal.accounts.models import AuditEvent, Tenant, User
+from portal.accounts.models import AuditEvent, Membership, Tenant, User
 from portal.accounts.throttle import client_address
 
 Values = dict[str, Any]
@@ -26,6 +28,18 @@ Response = HttpResponse | Awaitable[HttpResponse]
 
 # Set for as long as a request is answered, so that a row saved anywhere below knows who asked. Empty: a command.
 _request: ContextVar[HttpRequest | None] = ContextVar("audited request", default=None)
+# Set while what the company directory says is written down, whoever's sign-in or command was the occasion.
+_by_directory: ContextVar[bool] = ContextVar("audited directory", default=False)
+
+
+@contextmanager
+def by_directory() -> Iterator[None]:
+    """What changes inside was decided by the directory: no person's name and address stands on it."""
+    token = _by_directory.set(True)
+    try:
+        yield
+    finally:
+        _by_directory.reset(token)
 
 
 @sync_and_async_middleware
@@ -70,21 +84,34 @@ def record(
     `action` as "model.stop"; `before` and `after` hold the changed fields only, as JSON can hold them, and no secrets.
     `request` and `actor`: if not the request that is being answered, and who sent it.
     """
-    request = request or _request.get()
+    by_directory = _by_directory.get()
+    request = None if by_directory else request or _request.get()
     actor = actor or person(request)
     return AuditEvent.objects.create(
         actor=actor,
-        actor_name=actor.get_username() if actor else ("" if request else account()),
+        actor_name=actor.get_username() if actor else ("" if request or by_directory else account()),
         action=action,
         object_kind=kind,
         object_id=str(target.pk),
-        object_name=str(target)[:200],
+        object_name=named(target)[:200],
         tenant=tenant,
         before=before,
         after=after,
         address=client_address(request) if request else None,
-        via=way(request),
+        via=AuditEvent.Via.DIRECTORY if by_directory else way(request),
     )
+
+
+def named(row: models.Model) -> str:
+    """As events call it: in no language, and so that two of the same name are told apart."""
+    if isinstance(row, User):
+        name = row.get_full_name()
+        return f"{row.get_username()} ({name})" if name else row.get_username()
+    if isinstance(row, Tenant):
+        return row.slug if row.name == row.slug else f"{row.slug} ({row.name})"
+    if isinstance(row, Membership):
+        return f"{row.user.get_username()} · {row.tenant.slug}"
+    return str(row)
 
 
 def person(request: HttpRequest | None) -> User | None:
@@ -117,27 +144,38 @@ def watch(
     *,
     secret: Collection[str] = (),
     silent: Collection[str] = (),
+    untold: Callable[[Any], Collection[str]] = lambda _: (),
     tenant: Callable[[Any], Tenant | None] = lambda _: None,
     verb: Callable[[Values, Values], str] = lambda before, after: "change",
     unless: Callable[[Any], bool] = lambda row: False,
 ) -> None:
     """From now on each save and delete of such a row becomes an event "<kind>.add", ".remove" or "<kind>.<verb>".
 
-    `secret` fields are told as "set" or "changed"; a change of `silent` ones alone is no event. `verb` names a change,
-    given the values that differ. A row of which `unless` is true is left to whoever saves it.
+    `secret` fields are told as "set" or "changed", `silent` ones never, `untold(row)` ones not of this save. `verb`
+    names a change, given the values that differ. A row of which `unless` is true is left to whoever saves it.
     """
+    watched()[kind] = model
+
+    # Fetched along with the row: people read its tenant's name, and one who is followed must not cost a query more.
+    pointed_at = [field.name for field in model._meta.concrete_fields if field.is_relation]
 
     def image(row: models.Model) -> Values:
         return {field.name: _value(row, field) for field in model._meta.concrete_fields if field.name not in silent}
 
+    def told(row: models.Model) -> Values:
+        left_out = untold(row)
+        return {name: value for name, value in image(row).items() if name not in left_out}
+
+    rows = model._base_manager.select_related(*pointed_at)
+
     def remember(instance: models.Model, raw: bool = False, **_: Any) -> None:
-        known = None if instance._state.adding or raw else model._base_manager.filter(pk=instance.pk).first()
+        known = None if instance._state.adding or raw else rows.filter(pk=instance.pk).first()
         instance._audited = image(known) if known else None  # type: ignore[attr-defined]
 
     def saved(instance: models.Model, created: bool, raw: bool = False, **more: Any) -> None:
         if raw or unless(instance):
             return
-        old, new = instance.__dict__.pop("_audited", None), image(instance)
+        old, new = instance.__dict__.pop("_audited", None), told(instance)
         if created or old is None:
             given = {name: value for name, value in new.items() if value not in ("", None, [])}
             record(f"{kind}.add", instance, kind, after=_told({}, given, secret), tenant=tenant(instance))
@@ -158,7 +196,7 @@ def watch(
     def removed(instance: models.Model, **_: Any) -> None:
         if unless(instance):
             return
-        values = {name: value for name, value in image(instance).items() if value not in ("", None, [])}
+        values = {name: value for name, value in told(instance).items() if value not in ("", None, [])}
         before = _told({}, values, secret)
         record(f"{kind}.remove", instance, kind, before=before, tenant=tenant(instance))
 
@@ -166,11 +204,17 @@ def watch(
         signal.connect(receiver, sender=model, weak=False, dispatch_uid=f"audit {receiver.__name__} {kind}")
 
 
+def watched() -> dict[str, type[models.Model]]:
+    """The models that are watched, by their kind."""
+    known: dict[str, type[models.Model]] = apps.get_app_config("accounts").audited  # type: ignore[attr-defined]
+    return known
+
+
 def _value(row: models.Model, field: "models.Field[Any, Any]") -> Any:
     """As people read it: what a row points at by its name."""
     if field.is_relation:
         target = getattr(row, field.name)
-        return None if target is None else str(target)
+        return None if target is None else named(target)
     return field.value_from_object(row)
 
 

@@ -193,15 +193,21 @@ class AuditEvent(models.Model):
         API = "api", _("API")
         ADMIN = "admin", _("administration")
         COMMAND = "command", _("command")
+        DIRECTORY = "directory", _("directory")
 
     at = models.DateTimeField(_("time"), default=timezone.now)
-    actor = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+", verbose_name=_("who"))
+    # No constraints: what is deleted along with a person or tenant is told after their events were let go of.
+    actor = models.ForeignKey(
+        User, models.SET_NULL, null=True, related_name="+", db_constraint=False, verbose_name=_("who")
+    )
     actor_name = models.CharField(_("name"), max_length=150, blank=True)
     action = models.CharField(_("action"), max_length=60)
     object_kind = models.CharField(_("kind"), max_length=40)
     object_id = models.CharField(max_length=64)
     object_name = models.CharField(_("object"), max_length=200)
-    tenant = models.ForeignKey(Tenant, models.SET_NULL, null=True, related_name="+", verbose_name=_("tenant"))
+    tenant = models.ForeignKey(
+        Tenant, models.SET_NULL, null=True, related_name="+", db_constraint=False, verbose_name=_("tenant")
+    )
     # The fields that differ; secrets as "set" or "changed". Null: there was or is no such object.
     before = models.JSONField(_("before"), null=True, encoder=DjangoJSONEncoder)
     after = models.JSONField(_("after"), null=True, encoder=DjangoJSONEncoder)

@@ -2,26 +2,17 @@
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from portal.accounts import audit
 from portal.accounts.directory import NameTaken, Person
 from portal.accounts.models import Membership, Tenant, User
+from portal.notices.telling import tell
 
 log = logging.getLogger(__name__)
-
-# What `follow` may change of an account.
-FOLLOWED = (
-    "username",
-    "first_name",
-    "last_name",
-    "email",
-    "is_staff",
-    "is_superuser",
-    "is_active",
-    "left_directory_at",
-)
 
 
 def follow(person: Person) -> tuple[User, bool]:
@@ -30,21 +21,41 @@ def follow(person: Person) -> tuple[User, bool]:
     The person is known by the directory's id, so a new name keeps keys and usage. Memberships set by hand stay.
     Raises directory.NameTaken when a local account has the name.
     """
-    try:
-        with transaction.atomic():
-            return _follow(person)
-    except IntegrityError:
-        # Another process wrote the same row between our look and our write (two tabs signing in for the first time)
-        with transaction.atomic():
-            return _follow(person)
+    with audit.by_directory():
+        try:
+            with transaction.atomic():
+                return _follow(person)
+        except IntegrityError:
+            # Another process wrote the same row between our look and our write (two tabs signing in for the first time)
+            with transaction.atomic():
+                return _follow(person)
 
 
 def leave(user: User) -> None:
     """Disables somebody whom the directory no longer has; their keys stop, what they used stays on record."""
-    if user.is_active:
+    if not user.is_active:
+        return
+    with audit.by_directory(), transaction.atomic():
+        for membership in user.memberships.select_related("tenant"):
+            _tell_of_end(membership)
         user.is_active = False
         user.left_directory_at = timezone.now()
         user.save(update_fields=["is_active", "left_directory_at"])
+
+
+def end(membership: Membership) -> None:
+    """Takes a person out of a tenant: their keys for it stop, and they are told."""
+    with transaction.atomic():
+        _tell_of_end(membership)
+        membership.delete()
+
+
+def _tell_of_end(membership: Membership) -> None:
+    """Before it ends, while it can be said which keys stop with it."""
+    user, tenant = membership.user, membership.tenant
+    keys = user.keys.usable().filter(tenant=tenant, is_playground=False).count()
+    ref = f"{membership.pk} {timezone.now():%Y-%m-%d %H:%M}"
+    tell([user], "membership-ended", ref, path="/keys/", tenant=tenant.name, keys=keys)
 
 
 def adopt(user: User, person: Person) -> None:
@@ -86,32 +97,45 @@ def ensure_person(
     return user
 
 
+def agrees(user: User, person: Person) -> bool:
+    """Whether `follow` would change nothing. Asks nobody if the memberships are prefetched, with their tenants."""
+    if any(getattr(user, name) != value for name, value in _told(user, person).items()):
+        return False
+    ours: dict[bool, dict[str, str]] = {True: {}, False: {}}
+    for membership in user.memberships.all():
+        ours[membership.source == Membership.Source.DIRECTORY][membership.tenant.slug] = membership.role
+    return ours[True] == {slug: role for slug, role in person.roles.items() if slug not in ours[False]}
+
+
 def _follow(person: Person) -> tuple[User, bool]:
     user = User.objects.select_for_update().filter(directory_id=person.id).first()
     if user is None:
         user = User(directory_id=person.id)
         user.set_unusable_password()
-    before = None if user.pk is None else [getattr(user, name) for name in FOLLOWED]
-    _write(user, person)
-    differs = before != [getattr(user, name) for name in FOLLOWED]
+    if user.username != person.username:
+        _free(person.username, user)
+    told = _told(user, person)
+    differs = user.pk is None or any(getattr(user, name) != value for name, value in told.items())
     if differs:
+        for name, value in told.items():
+            setattr(user, name, value)
         user.save()
     return user, _follow_roles(user, person.roles) or differs
 
 
-def _write(user: User, person: Person) -> None:
-    if user.username != person.username:
-        _free(person.username, user)
-        user.username = person.username
-    # Directories allow longer values than our columns.
-    user.first_name = person.first_name[:150]
-    user.last_name = person.last_name[:150]
-    user.email = person.mail[:254]
+def _told(user: User, person: Person) -> dict[str, Any]:
+    """The fields of an account that are the directory's to say. It allows longer values than our columns."""
+    told: dict[str, Any] = {
+        "username": person.username,
+        "first_name": person.first_name[:150],
+        "last_name": person.last_name[:150],
+        "email": person.mail[:254],
+    }
     if person.is_operator is not None:
-        user.is_staff = user.is_superuser = person.is_operator
+        told |= {"is_staff": person.is_operator, "is_superuser": person.is_operator}
     if user.left_directory_at:  # disabled by `leave`, not by an operator
-        user.is_active = True
-        user.left_directory_at = None
+        told |= {"is_active": True, "left_directory_at": None}
+    return told
 
 
 def _free(username: str, user: User) -> None:
@@ -136,7 +160,7 @@ def _follow_roles(user: User, roles: Mapping[str, str]) -> bool:
     present = {membership.tenant.slug: membership for membership in user.memberships.select_related("tenant")}
     for slug, membership in present.items():
         if membership.source == directory and slug not in roles:
-            membership.delete()
+            end(membership)
             changed = True
     for slug, role in roles.items():
         if slug not in present:

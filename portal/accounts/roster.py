@@ -1,13 +1,30 @@
-"""Hold our people against the directory: who left, who came back, who changed. Used by `manage.py syncdirectory`."""
+"""Hold our people against the directory: who left, who came back, who changed.
 
-from dataclasses import dataclass
+`follow` is the whole of it, for `manage.py syncdirectory` (hourly, by a supervisor) and for the operators' page: it
+writes down how it went, and tells operators once of each trouble.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
 
 from django.db import transaction
 from django.db.models import Prefetch
+from django.urls import reverse
+from django.utils import timezone
 
+from modelregistry.chores import Work
 from portal.accounts import people
-from portal.accounts.directory import Directory, NameTaken, Person, look_up
-from portal.accounts.models import Membership, User
+from portal.accounts.directory import Directory, DirectoryError, NameTaken, NoAnswer, Person, look_up
+from portal.accounts.models import DirectoryState, Membership, User
+from portal.notices.telling import tell
+
+T = TypeVar("T")
+
+# So many are written in one transaction (some 0.5 s), for whoever else writes waits for its end.
+BATCH = 50
+WORK = Work(name="syncdirectory", every=timedelta(hours=1), argv=("syncdirectory",))
 
 
 class Implausible(Exception):
@@ -16,12 +33,13 @@ class Implausible(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`leaving` are active now; `staying` are to follow what the directory says. `ours` counts the active people of
-    the directory whom we have, `losing` those of them who would lose all they may do here."""
+    """`leaving` are active now; `differing`, of those who stay, are to follow what the directory says. `ours` counts
+    the active people of the directory whom we have, `losing` those of them who would lose all they may do here."""
 
     leaving: tuple[User, ...]
     gone: int
-    staying: tuple[tuple[User, Person], ...]
+    staying: int
+    differing: tuple[tuple[User, Person], ...]
     ours: int
     losing: int
 
@@ -51,13 +69,65 @@ class Outcome:
         return line + "".join(f"; {name} not changed, a local account has the name" for name in self.name_taken)
 
 
+def follow(directory: Directory, *, force: bool = False, now: datetime | None = None) -> Outcome:
+    """Makes our people what the directory says, or changes nothing; either way writes it down as DirectoryState.
+
+    Blocks for as long as the directory needs. `force`: even if most of our people would lose their access. Raises
+    directory.DirectoryError and Implausible.
+    """
+    now = now or timezone.now()
+    try:
+        found = plan(directory)
+        if not force:
+            found.check()
+        outcome = carry_out(found)
+    except Exception as error:
+        _note_trouble(now, error)
+        raise
+    DirectoryState.objects.update_or_create(
+        pk=1,
+        defaults={"tried_at": now, "succeeded_at": now, "outcome": asdict(outcome), "problem": "", "detail": ""},
+    )
+    return outcome
+
+
+def _note_trouble(now: datetime, error: Exception) -> None:
+    problem = _problem(error)
+    detail = str(error) if problem != DirectoryState.Problem.FAULT else f"{type(error).__name__}: {error}"
+    with transaction.atomic():
+        state, _ = DirectoryState.objects.update_or_create(
+            pk=1, defaults={"tried_at": now, "problem": problem, "detail": detail[:500]}
+        )
+        # Once for each trouble: until it was followed again, what is the same kind of trouble is the same.
+        ref = f"{problem} since {state.succeeded_at.isoformat() if state.succeeded_at else 'the beginning'}"
+        tell(
+            User.objects.filter(is_staff=True, is_active=True),
+            "directory-trouble",
+            ref,
+            path=reverse("operations-directory"),
+            problem=problem,
+            detail=detail[:500],
+            at=timezone.localtime(now),
+        )
+
+
+def _problem(error: Exception) -> DirectoryState.Problem:
+    match error:
+        case NoAnswer():
+            return DirectoryState.Problem.AWAY
+        case Implausible():
+            return DirectoryState.Problem.IMPLAUSIBLE
+        case DirectoryError():
+            return DirectoryState.Problem.REFUSED
+    return DirectoryState.Problem.FAULT
+
+
 def plan(directory: Directory) -> Plan:
     """Asks the directory about everybody whom we have from it. Changes nothing. Raises directory.DirectoryError."""
-    from_directory = Membership.objects.filter(source=Membership.Source.DIRECTORY).select_related("tenant")
     users = list(
         User.objects.exclude(directory_id=None)
         .order_by("pk")
-        .prefetch_related(Prefetch("memberships", from_directory, to_attr="directory_memberships"))
+        .prefetch_related(Prefetch("memberships", Membership.objects.select_related("tenant")))
     )
     found = look_up(directory, [user.directory_id for user in users if user.directory_id]) if users else {}
     admitted = {id: person for id, person in found.items() if person.is_admitted}
@@ -66,29 +136,33 @@ def plan(directory: Directory) -> Plan:
     return Plan(
         leaving=tuple(user for user in missing if user.is_active),
         gone=len(missing),
-        staying=tuple(staying),
+        staying=len(staying),
+        differing=tuple((user, person) for user, person in staying if not people.agrees(user, person)),
         ours=sum(user.is_active for user in users),
         losing=sum(user.is_active for user in missing) + sum(_loses_all(user, person) for user, person in staying),
     )
 
 
 def carry_out(plan: Plan) -> Outcome:
-    """Writes it down: all of it or, should anything fail, nothing."""
+    """Writes it down, BATCH people at a time. What a failure leaves undone, the next run does."""
     changed = returned = 0
     taken = []
-    with transaction.atomic():
-        for user in plan.leaving:
-            people.leave(user)
-        for user, person in plan.staying:
-            try:
-                _, differs = people.follow(person)
-            except NameTaken:
-                taken.append(person.username)
-                continue
-            returned += bool(user.left_directory_at)
-            changed += differs and not user.left_directory_at
+    for leaving in _batches(plan.leaving):
+        with transaction.atomic():
+            for user in leaving:
+                people.leave(user)
+    for differing in _batches(plan.differing):
+        with transaction.atomic():
+            for user, person in differing:
+                try:
+                    _, differs = people.follow(person)
+                except NameTaken:
+                    taken.append(person.username)
+                    continue
+                returned += bool(user.left_directory_at)
+                changed += differs and not user.left_directory_at
     return Outcome(
-        people=plan.gone + len(plan.staying),
+        people=plan.gone + plan.staying,
         left=len(plan.leaving),
         returned=returned,
         changed=changed,
@@ -96,7 +170,13 @@ def carry_out(plan: Plan) -> Outcome:
     )
 
 
+def _batches(people: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
+    for start in range(0, len(people), BATCH):
+        yield people[start : start + BATCH]
+
+
 def _loses_all(user: User, person: Person) -> bool:
-    """`directory_memberships` is prefetched by `plan`."""
-    tenants = {membership.tenant.slug for membership in user.directory_memberships}  # type: ignore[attr-defined]
+    """Of the places that the directory gave. `memberships` are prefetched by `plan`."""
+    directory = Membership.Source.DIRECTORY
+    tenants = {place.tenant.slug for place in user.memberships.all() if place.source == directory}
     return user.is_active and bool(tenants) and tenants.isdisjoint(person.roles)

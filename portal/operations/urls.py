@@ -2,10 +2,12 @@
 
 from django.urls import path
 
-from portal.operations import views
+from portal.operations import directory, views
 
 urlpatterns = [
     path("", views.everything, name="operations"),
+    path("directory/", directory.directory, name="operations-directory"),
+    path("directory/follow/", directory.follow, name="operations-directory-follow"),
     path("models/new/", views.new_model, name="operations-new"),
     path("models/<path:name>/", views.one_model, name="operations-model"),
     path("start/<path:name>/", views.start, name="operations-start"),

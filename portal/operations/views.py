@@ -5,6 +5,7 @@ from datetime import datetime
 from functools import wraps
 from typing import Any
 
+from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
@@ -16,7 +17,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from modelregistry.models import LogTail, ServedModel
 from modelregistry.presets import PRESETS
-from portal.accounts.models import User
+from portal.accounts.models import DirectoryState, User
 from portal.accounts.tenancy import operator
 from portal.console.clock import zone_of
 from portal.operations import actions
@@ -55,7 +56,9 @@ def me(request: HttpRequest) -> User:
 def everything(request: HttpRequest) -> HttpResponse:
     now, zone = timezone.now(), zone_of(me(request))
     seen = overview(now, first_tokens(now))
-    return render(request, "operations/overview.html", {"zone": zone, "now": now, "overview": seen})
+    trouble = DirectoryState.objects.exclude(problem="").first() if settings.DIRECTORY else None
+    context = {"zone": zone, "now": now, "overview": seen, "directory_trouble": trouble}
+    return render(request, "operations/overview.html", context)
 
 
 @for_operators

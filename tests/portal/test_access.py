@@ -62,6 +62,8 @@ RULES = {
     "usage/export/": PEOPLE,
     "tenant/<slug:slug>/requests/": ADMINS,
     "operations/": OPERATORS,
+    "operations/directory/": OPERATORS,
+    "operations/directory/follow/": OPERATORS_POST,
     "operations/models/new/": OPERATORS,
     "operations/models/<path:name>/": OPERATORS,
     "operations/start/<path:name>/": OPERATORS_POST,

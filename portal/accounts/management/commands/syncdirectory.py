@@ -1,4 +1,4 @@
-"""Follows the company directory; meant to run every hour or so, from cron or a systemd timer."""
+"""Follows the company directory. A supervisor does it every hour by itself (`modelregistry.chores`)."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -31,10 +31,7 @@ class Command(BaseCommand):
             if adopt:
                 self.stdout.write(_adopt(settings.DIRECTORY, adopt))
                 return
-            plan = roster.plan(settings.DIRECTORY)
-            if not force:
-                plan.check()
-            self.stdout.write(str(roster.carry_out(plan)))
+            self.stdout.write(str(roster.follow(settings.DIRECTORY, force=force)))
         except (DirectoryError, roster.Implausible) as error:
             raise CommandError(str(error)) from error
 

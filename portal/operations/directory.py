@@ -1,0 +1,59 @@
+"""The operators' page about the company directory: how following it goes, and following it now."""
+
+from datetime import timedelta
+
+from django.conf import settings
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_POST
+
+from portal.accounts import audit, roster
+from portal.accounts.directory import DirectoryError
+from portal.accounts.models import DirectoryState, User
+from portal.console.clock import zone_of
+from portal.operations.views import for_operators, me
+
+# Two hours and what a run may take: of what is followed every hour, two are missing.
+OVERDUE = timedelta(hours=2, minutes=15)
+
+
+@for_operators
+@require_GET
+def directory(request: HttpRequest) -> HttpResponse:
+    state, now = DirectoryState.objects.first(), timezone.now()
+    people = User.objects.exclude(directory_id=None)
+    context = {
+        "zone": zone_of(me(request)),
+        "configured": settings.DIRECTORY,
+        "state": state,
+        "overdue": state is None or now - state.tried_at > OVERDUE,
+        "active": people.filter(is_active=True).count(),
+        "inactive": people.filter(is_active=False).count(),
+    }
+    return render(request, "operations/directory.html", context)
+
+
+@for_operators
+@require_POST
+def follow(request: HttpRequest) -> HttpResponse:
+    """At once, instead of within the hour. `force`: although most of our people would lose their access."""
+    if settings.DIRECTORY is None:
+        return redirect("operations-directory")  # which says that there is none
+    force = "force" in request.POST
+    try:
+        roster.follow(settings.DIRECTORY, force=force)
+    except (DirectoryError, roster.Implausible):
+        messages.error(request, _("Nothing was changed. What is wrong stands below."))
+    else:
+        messages.success(request, _("The directory was followed."))
+    state = DirectoryState.objects.get()
+    audit.record("directory.force" if force else "directory.follow", state, "directory", after=told(state))
+    return redirect("operations-directory")
+
+
+def told(state: DirectoryState) -> dict[str, object]:
+    """What an audit keeps of how it went."""
+    return {"problem": state.problem} if state.problem else dict(state.outcome)
