@@ -202,6 +202,9 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "ModelState": "modelregistry.overview.ModelState",
         "ReplicaState": "modelregistry.models.Replica.State",
+        "KeyState": "portal.keys.keyring.State",
+        "Liveness": "portal.keys.access.Liveness",
+        "QuotaRequestState": "portal.metering.models.QuotaRequest.State",
     },
 }
 

@@ -3,10 +3,18 @@
 from django.urls import include, path
 from rest_framework.routers import SimpleRouter
 
+from portal.accounts import api as accounts
 from portal.api import views
+from portal.keys import api as keys
+from portal.metering import api as metering
 from portal.operations import api as operations
 
 router = SimpleRouter(use_regex_path=False)
+router.register("keys", keys.Keys, basename="api-keys")
+router.register("catalogue", keys.Catalogue, basename="api-catalogue")
+router.register("management-keys", keys.ManagementKeys, basename="api-management-keys")
+router.register("quotas", metering.Quotas, basename="api-quotas")
+router.register("quota-requests", metering.Requests, basename="api-quota-requests")
 router.register("hosts", operations.Hosts, basename="api-hosts")
 router.register("models", operations.Models, basename="api-models")
 router.register("replicas", operations.Replicas, basename="api-replicas")
@@ -14,6 +22,9 @@ router.register("replicas", operations.Replicas, basename="api-replicas")
 urlpatterns = [
     path("schema/", views.Schema.as_view(), name="api-schema"),
     path("docs/", views.docs, name="api-docs"),
+    path("v1/me/", accounts.MeView.as_view(), name="api-me"),
+    path("v1/me/settings/", accounts.SettingsView.as_view(), name="api-settings"),
+    path("v1/allowances/", metering.AllowancesView.as_view(), name="api-allowances"),
     path("v1/overview/", operations.OverviewView.as_view(), name="api-overview"),
     path("v1/presets/", operations.PresetsView.as_view(), name="api-presets"),
     path("v1/", include(router.urls)),

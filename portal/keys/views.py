@@ -11,9 +11,9 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts.models import User
 from portal.accounts.tenancy import administered_tenants
-from portal.api import keys as management_keys
 from portal.console.clock import zone_of
-from portal.keys import access, issuing, keyring
+from portal.keys import access, keyring
+from portal.keys import found as ending
 from portal.keys.example import example
 from portal.keys.forms import FoundKeyForm, RevokeForm, RotateForm
 from portal.keys.models import ApiKey
@@ -100,21 +100,6 @@ def found_key(request: HttpRequest) -> HttpResponse:
     """Somebody found a key where it must not be: whoever is signed in may end it, for it works for everybody now."""
     form = FoundKeyForm(request.POST or None)
     asked = form.is_valid()
-    found, strange = issuing.found_in(form.cleaned_data["text"]) if asked else ([], 0)
-    ended = [key for key in found if key.revoked_at is None]
-    for key in ended:
-        issuing.revoke(key, because=issuing.LEAKED, by=me(request))
-    managing, strange_managing = management_keys.found_in(form.cleaned_data["text"]) if asked else ([], 0)
-    ended_managing = [key for key in managing if key.revoked_at is None]
-    for managing_key in ended_managing:
-        management_keys.revoke_found(managing_key)
+    found = ending.end(form.cleaned_data["text"], me(request)) if asked else None
     form.data = {}  # what was pasted is never sent back
-    context = {
-        "form": form,
-        "asked": asked,
-        "ended": ended,
-        "ended_managing": ended_managing,
-        "known": [key for key in (*found, *managing) if key not in ended and key not in ended_managing],
-        "strange": strange + strange_managing,
-    }
-    return render(request, "keys/found.html", context)
+    return render(request, "keys/found.html", {"form": form, "found": found})

@@ -6,7 +6,6 @@ Values of modelregistry.overview are sent as they are, so that they read as on s
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import orjson
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
 from django.shortcuts import get_object_or_404
@@ -18,7 +17,6 @@ from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
-from rest_framework.serializers import Serializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
@@ -27,24 +25,13 @@ from modelregistry.advice import ADVICE
 from modelregistry.engines import Spec
 from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
 from modelregistry.presets import PRESETS, Preset
+from portal.api.bodies import given, plain
 from portal.api.paging import Pages
 from portal.keys.models import ModelAccess
 from portal.operations import actions, live
 from portal.operations import serializers as shapes
 
 SUBJECT = "operations"
-
-
-def plain(value: Any) -> Any:
-    """As sockets send it."""
-    return orjson.loads(orjson.dumps(value))
-
-
-def given(shape: type[Serializer[Any]], values: Any) -> dict[str, Any]:
-    """What was sent, checked. Raises ValidationError."""
-    filled = shape(data=values)
-    filled.is_valid(raise_exception=True)
-    return dict(filled.validated_data)
 
 
 class OverviewView(APIView):

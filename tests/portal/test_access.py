@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from modelregistry.models import Host, Replica
 from portal.api import keys as management_keys
+from portal.metering.models import Quota, QuotaRequest
 from portal.metering.scopes import TENANT
 from tests.pages import key_of, serve
 
@@ -35,6 +36,9 @@ PEOPLE = Rule(frozenset(CAST) - {"nobody"})
 ALICE = Rule(frozenset({"alice"}))  # what is hers alone, also before the admin of her tenant and operators
 ADMINS = Rule(frozenset({"bob", "olivia"}))  # of her tenant
 OPERATORS = Rule(frozenset({"olivia"}))
+PEOPLE_POST = Rule(PEOPLE.who, "POST")
+ALICE_POST = Rule(ALICE.who, "POST")
+TENANT_ADMINS = Rule(frozenset({"bob", "olivia"}))
 OPERATORS_POST = Rule(OPERATORS.who, "POST")
 
 RULES = {
@@ -73,6 +77,25 @@ RULES = {
     "operations/unregister/<path:name>/": OPERATORS,
     "api/schema/": PEOPLE,
     "api/docs/": PEOPLE,
+    "api/v1/me/": PEOPLE,
+    "api/v1/me/settings/": PEOPLE,
+    "api/v1/allowances/": PEOPLE,
+    "api/v1/catalogue/": PEOPLE,
+    "api/v1/keys/": PEOPLE,
+    "api/v1/keys/found/": PEOPLE_POST,
+    "api/v1/keys/<slug:prefix>/": ALICE,
+    "api/v1/keys/<slug:prefix>/revoke/": ALICE_POST,
+    "api/v1/keys/<slug:prefix>/rotate/": ALICE_POST,
+    "api/v1/management-keys/": PEOPLE,
+    "api/v1/management-keys/<slug:prefix>/revoke/": ALICE_POST,
+    "api/v1/quotas/": PEOPLE,
+    "api/v1/quotas/<int:pk>/": TENANT_ADMINS,
+    "api/v1/quota-requests/": PEOPLE,
+    "api/v1/quota-requests/<int:pk>/": TENANT_ADMINS,
+    "api/v1/quota-requests/<int:pk>/grant/": OPERATORS_POST,
+    # They learn why not: an empty note; that Bob withdrew it before.
+    "api/v1/quota-requests/<int:pk>/refuse/": Rule(TENANT_ADMINS.who, "POST"),
+    "api/v1/quota-requests/<int:pk>/withdraw/": Rule(TENANT_ADMINS.who, "POST"),
     "api/v1/overview/": OPERATORS,
     "api/v1/presets/": OPERATORS,
     "api/v1/hosts/": OPERATORS,
@@ -116,13 +139,20 @@ def clients(alice, bob, charlie, olivia) -> dict[str, Client]:
 
 
 @pytest.fixture
-def filled(alice, research) -> dict[str, str]:
+def filled(alice, bob, research) -> dict[str, str]:
     """What stands for the variable parts of addresses."""
     model = serve("qwen")
     tomorrow = timezone.now() + timedelta(days=1)
     managing, _ = management_keys.issue(user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow)
+    # What is between the admins of a tenant and operators.
+    daily = {"tenant": research, "unit": "tokens", "window": "day"}
+    quota = Quota.objects.create(**daily, user=bob, amount=1)
+    wish = QuotaRequest.objects.create(**daily, amount=2, had=1, asked_by=bob)
     return {
         "management/<slug:prefix>": f"management/{managing.prefix}",
+        "management-keys/<slug:prefix>": f"management-keys/{managing.prefix}",
+        "quotas/<int:pk>": f"quotas/{quota.pk}",
+        "quota-requests/<int:pk>": f"quota-requests/{wish.pk}",
         "<slug:prefix>": key_of(alice, research).prefix,
         "<slug:slug>": research.slug,
         "<path:name>": model.name,

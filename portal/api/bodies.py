@@ -1,0 +1,27 @@
+"""What is sent and what is answered: checked on the way in, plain values on the way out."""
+
+from typing import Any
+
+import orjson
+from rest_framework.request import Request
+from rest_framework.serializers import Serializer
+
+from portal.accounts.models import User
+
+
+def me(request: Request) -> User:
+    """The person who calls (endpoints are all behind a permission)."""
+    assert isinstance(request.user, User)
+    return request.user
+
+
+def given(shape: type[Serializer[Any]], values: Any, **context: Any) -> dict[str, Any]:
+    """What was sent, checked. Raises ValidationError."""
+    filled = shape(data=values, context=context)
+    filled.is_valid(raise_exception=True)
+    return dict(filled.validated_data)
+
+
+def plain(value: Any) -> Any:
+    """As sockets send it."""
+    return orjson.loads(orjson.dumps(value))

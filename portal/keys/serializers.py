@@ -1,0 +1,203 @@
+"""The shapes of API keys in the API."""
+
+from typing import Any
+
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from rest_framework import serializers
+
+from portal.accounts.models import Tenant
+from portal.api import scopes
+from portal.api.fields import AnyModel, AnyTenant, Colleague
+from portal.keys import keyring, networks
+from portal.keys.access import Liveness, open_to
+from portal.keys.models import ApiKey
+
+LONGEST_OVERLAP = 90 * 24  # hours
+
+
+class Key(serializers.Serializer[ApiKey]):
+    """An API key. Its text is not stored: it is answered once, by what makes the key."""
+
+    prefix = serializers.CharField(help_text="The first 12 characters of its text: what it is called by.")
+    name = serializers.CharField()
+    purpose = serializers.CharField()
+    tenant = serializers.CharField(source="tenant.slug")
+    user = serializers.CharField(
+        source="user.username", default=None, allow_null=True, help_text="Whose it is. Null: a service key."
+    )
+    service = serializers.CharField(help_text="What uses a service key; empty for a personal key.")
+    responsible = serializers.CharField(
+        source="responsible.username", default=None, allow_null=True, help_text="Who answers for a service key."
+    )
+    key_class = serializers.ChoiceField(ApiKey.Class.choices)
+    networks = serializers.ListField(child=serializers.CharField(), help_text="Empty: from everywhere.")
+    models = serializers.SerializerMethodField(help_text="Null: all that the tenant may use.")
+    state = serializers.SerializerMethodField(
+        help_text="`stopped`: its person or tenant is switched off, or they belong together no more."
+    )
+    created_at = serializers.DateTimeField()
+    created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+    expires_at = serializers.DateTimeField(allow_null=True)
+    last_used_at = serializers.DateTimeField(allow_null=True)
+    last_used_from = serializers.CharField(allow_null=True, help_text="An address.")
+    last_used_with = serializers.CharField(help_text="What the program called itself.")
+    revoked_at = serializers.DateTimeField(allow_null=True)
+    revoked_because = serializers.CharField(help_text="`leaked`: somebody found it where it must not be.")
+    replaces = serializers.CharField(source="replaces.prefix", default=None, allow_null=True)
+    replaced_by = serializers.CharField(source="replaced_by.prefix", default=None, allow_null=True)
+
+    def get_models(self, key: ApiKey) -> list[str] | None:
+        return None if key.every_model else sorted(model.name for model in key.allowed_models.all())
+
+    def get_state(self, key: ApiKey) -> keyring.State:
+        return keyring.state(key)
+
+
+class MadeKey(Key):
+    text = serializers.CharField(help_text="The key itself. Keep it now: it is never told again.")
+
+
+class KeyFilter(serializers.Serializer[Any]):
+    tenant = AnyTenant(required=False)
+    kind = serializers.ChoiceField(["personal", "service"], required=False)
+    state = serializers.ChoiceField(keyring.State.choices, required=False)
+    name = serializers.CharField(required=False, help_text="A part of its name, prefix or service.")
+    ordering = serializers.ChoiceField(
+        ["-created_at", "created_at", "name", "-name", "expires_at", "-expires_at", "last_used_at", "-last_used_at"],
+        required=False,
+        default="-created_at",
+    )
+
+
+class Rules(serializers.Serializer[Any]):
+    """What its holder or a tenant admin decides of a key."""
+
+    name = serializers.CharField(max_length=60, required=False)
+    purpose = serializers.CharField(max_length=200, required=False, allow_blank=True)
+    key_class = serializers.ChoiceField(
+        ApiKey.Class.choices, required=False, help_text="`batch`: calls of `interactive` keys go first."
+    )
+    networks = serializers.ListField(
+        child=serializers.CharField(max_length=50),
+        required=False,
+        max_length=20,
+        help_text="As 10.1.0.0/16 or 192.168.7.5. Calls from elsewhere are refused; empty: from everywhere.",
+    )
+    # By hand: `many=True` does not hand `allow_null` on.
+    models = serializers.ManyRelatedField(
+        child_relation=AnyModel(),
+        required=False,
+        allow_null=True,
+        allow_empty=False,
+        help_text="Null: all that the tenant may use.",
+    )
+    expires_at = serializers.DateTimeField(required=False, allow_null=True, help_text="Null: never.")
+    responsible = Colleague(
+        required=False, allow_null=True, help_text="User name of a member of the tenant. For service keys only."
+    )
+
+    def validate_networks(self, given: list[str]) -> list[str]:
+        return list(dict.fromkeys(networks.canonical(word) for word in given))
+
+    def validate_expires_at(self, at: Any) -> Any:
+        if at is not None and at <= timezone.now():
+            raise serializers.ValidationError(_("Choose a time to come. To end a key now, revoke it."))
+        return at
+
+    def check_models(self, tenant: Tenant, chosen: list[Any] | None) -> None:
+        allowed = set(open_to([tenant]).values_list("pk", flat=True)) if chosen else set()
+        for model in chosen or ():
+            if model.pk not in allowed:
+                told = _("%(tenant)s may not use %(model)s. Choose another model or another tenant.")
+                raise serializers.ValidationError({"models": told % {"tenant": tenant, "model": model}})
+
+
+class NewKey(Rules):
+    """With `service` a service key of a tenant that you administer, else a personal one of a tenant of yours."""
+
+    name = serializers.CharField(max_length=60)
+    tenant = AnyTenant()
+    service = serializers.CharField(max_length=60, required=False, default="", allow_blank=True)
+    expires_at = serializers.DateTimeField(
+        required=False, allow_null=True, help_text="Null: never. Left out: after as many days as the tenant proposes."
+    )
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        self.check_models(values["tenant"], values.get("models"))
+        if values.get("responsible") and not values["service"]:
+            raise serializers.ValidationError({"responsible": _("Only a service key has somebody responsible.")})
+        return values
+
+
+class ChangedKey(Rules):
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        key = self.context["key"]
+        self.check_models(key.tenant, values.get("models"))
+        if values.get("responsible") and not key.service:
+            raise serializers.ValidationError({"responsible": _("Only a service key has somebody responsible.")})
+        return values
+
+
+class Revocation(serializers.Serializer[Any]):
+    because = serializers.CharField(
+        max_length=200, required=False, default="", allow_blank=True, help_text="For whom it concerns, and the audit."
+    )
+
+
+class Rotation(serializers.Serializer[Any]):
+    overlap_hours = serializers.IntegerField(
+        required=False,
+        default=24,
+        min_value=0,
+        max_value=LONGEST_OVERLAP,
+        help_text="How long the old key goes on working. 0: it ends now.",
+    )
+
+
+class Finding(serializers.Serializer[Any]):
+    text = serializers.CharField(max_length=100_000, help_text="The key, or the text around it. It is not stored.")
+
+
+class Found(serializers.Serializer[Any]):
+    """Prefixes of keys that are ours."""
+
+    revoked = serializers.ListField(child=serializers.CharField(), help_text="Ended now.")
+    known = serializers.ListField(child=serializers.CharField(), help_text="Had been revoked before.")
+    strange = serializers.IntegerField(help_text="How many more look like keys but are none of ours.")
+
+
+class Offer(serializers.Serializer[Any]):
+    """A model that you may call."""
+
+    name = serializers.CharField()
+    aliases = serializers.ListField(child=serializers.CharField(), help_text="Other names that lead to it.")
+    description = serializers.CharField(help_text="In the language that the request accepts.")
+    task = serializers.CharField()
+    context = serializers.IntegerField(  # type: ignore[assignment]
+        allow_null=True, help_text="Tokens in a request; null: not stated."
+    )
+    state = serializers.ChoiceField(Liveness.choices, help_text="What a caller would meet now.")
+    retires_on = serializers.DateField(allow_null=True)
+
+
+class ManagementKey(serializers.Serializer[Any]):
+    prefix = serializers.CharField()
+    name = serializers.CharField()
+    scopes = serializers.ListField(child=serializers.CharField())
+    created_at = serializers.DateTimeField()
+    expires_at = serializers.DateTimeField(allow_null=True)
+    revoked_at = serializers.DateTimeField(allow_null=True)
+    last_used_at = serializers.DateTimeField(allow_null=True)
+
+
+class MadeManagementKey(ManagementKey):
+    text = serializers.CharField(help_text="The key itself. Keep it now: it is never told again.")
+
+
+class NewManagementKey(serializers.Serializer[Any]):
+    name = serializers.CharField(max_length=60)
+    scopes = serializers.ListField(
+        child=serializers.ChoiceField([(name, scope.label) for name, scope in scopes.SCOPES.items()]), allow_empty=False
+    )
+    expires_at = serializers.DateTimeField(help_text="Within a year.")
