@@ -200,7 +200,7 @@ def narrowed(keys: QuerySet[ApiKey], wanted: dict[str, Any]) -> QuerySet[ApiKey]
     if kind := wanted.get("kind"):
         keys = keys.filter(user__isnull=kind == "service")
     if name := wanted.get("name"):
-        keys = keys.filter(Q(name__icontains=name) | Q(service__icontains=name) | Q(prefix__startswith=name))
+        keys = keyring.like(keys, name)
     return keys.filter(in_state(wanted["state"])) if "state" in wanted else keys
 
 

@@ -143,7 +143,7 @@ def responsible_is_here() -> Exists:
 
 def held(keys: QuerySet[ApiKey], now: datetime) -> list[Held]:
     """These keys as plain values, in their order. Two queries, however many they are."""
-    return [_held(key, now) for key in _shown(keys)]
+    return [_held(key, now) for key in shown(keys)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,14 +166,14 @@ def ring(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended: bo
     counts = keys.aggregate(working=Count("pk", filter=usable), ended=Count("pk", filter=~usable))
     ended = ended or (counts["ended"] > 0 and not counts["working"])
     some = keys.filter(~usable if ended else usable)
-    paginator = Paginator(_shown(some.order_by("-created_at", "-pk")), PER_PAGE)
+    paginator = Paginator(shown(some.order_by("-created_at", "-pk")), PER_PAGE)
     paginator.count = counts["ended" if ended else "working"]  # known by now
     page = paginator.get_page(number)
     return Ring(page=page, keys=[_held(key, now) for key in page], shows_ended=ended, **counts)
 
 
-def _shown(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-    """The same keys with all that is read of them here."""
+def shown(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+    """The same keys with all that pages and the API read of them."""
     return (
         with_usable(keys)
         .annotate(answers=responsible_is_here())

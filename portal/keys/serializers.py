@@ -62,7 +62,9 @@ class KeyFilter(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False)
     kind = serializers.ChoiceField(["personal", "service"], required=False)
     state = serializers.ChoiceField(keyring.State.choices, required=False)
-    name = serializers.CharField(required=False, help_text="A part of its name, prefix or service.")
+    name = serializers.CharField(
+        required=False, help_text="What stands in its name, purpose, service, prefix, tenant or responsible person."
+    )
     ordering = serializers.ChoiceField(
         ["-created_at", "created_at", "name", "-name", "expires_at", "-expires_at", "last_used_at", "-last_used_at"],
         required=False,
