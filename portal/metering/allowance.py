@@ -29,6 +29,7 @@ class Allowance:
     of: str  # a policy.Scope: "tenant", "user", "member" or "key"
     owner: str
     to: str = ""
+    user: int = 0  # whose it is as a member's, the id
     tenant: str = ""  # the name of the tenant that a member's or a key's quota belongs to
     model: str
     unit: str
@@ -149,6 +150,7 @@ def allowance(bound: Bound, names: Names, spent: int | None, renews_at: datetime
         of=bound.scope,
         owner=owner,
         to=to,
+        user=bound.user or 0,
         tenant=home.name if home else "",
         model=quota.model.name if quota.model else "",
         unit=quota.unit,

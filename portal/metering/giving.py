@@ -175,6 +175,19 @@ def ask(by: User, to: Whose, what: Measure, amount: int, reason: str = "") -> Qu
     return wish
 
 
+def amend(by: User, wish: QuotaRequest, amount: int, reason: str) -> QuotaRequest:
+    """Changes how much one asked for, and says what for, before somebody answers. Raises Refused."""
+    with transaction.atomic():
+        row = _locked(wish)
+        if row.asked_by != by:
+            raise NotAllowed(_("Only who asked can change it."))
+        if not row.had < amount <= MOST:
+            raise Refused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(row.had)})
+        row.amount, row.reason = amount, reason[:500]
+        row.save(update_fields=["amount", "reason"])
+        return row
+
+
 def may_decide(by: User, wish: QuotaRequest) -> bool:
     """Not one's own; a tenant's wish is for operators, a member's or a key's also for the tenant's admins."""
     to = whose(wish)

@@ -1,0 +1,68 @@
+"""Who belongs to a tenant by hand. What the company directory says is changed there; `people` follows it.
+
+For pages, the API and commands. Each verb is one transaction; what cannot be done raises Refused.
+"""
+
+from django.db import IntegrityError, transaction
+from django.utils.translation import gettext as _
+
+from portal.accounts.models import Membership, Tenant, User
+
+
+class Refused(Exception):
+    """What was asked cannot be; `sentence` says why in the reader's language."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+
+def add(tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:
+    """Makes somebody who has an account here a member. Raises Refused."""
+    user = User.objects.filter(username__iexact=username.strip()).first()
+    if user is None:
+        raise Refused(
+            _("Nobody of the user name “%(name)s” has an account here. People get one when they first sign in.")
+            % {"name": username.strip()}
+        )
+    if not user.is_active:
+        raise Refused(_("The account of %(person)s is switched off.") % {"person": user})
+    try:
+        with transaction.atomic():
+            return Membership.objects.create(user=user, tenant=tenant, role=role)
+    except IntegrityError as error:
+        raise Refused(_("%(person)s belongs to this tenant already.") % {"person": user}) from error
+
+
+def change_role(by: User, membership: Membership, role: str) -> Membership:
+    """Makes a member an admin of the tenant or the other way round. Raises Refused."""
+    with transaction.atomic():
+        row = _locked(by, membership)
+        if row.role != role:
+            row.role = role
+            row.save(update_fields=["role"])
+    return row
+
+
+def remove(by: User, membership: Membership) -> None:
+    """Ends it: the person's keys of the tenant stop within 2 s, what they used stays on record. Raises Refused."""
+    with transaction.atomic():
+        _locked(by, membership).delete()
+
+
+def is_by_hand(membership: Membership) -> bool:
+    return membership.source == Membership.Source.MANUAL
+
+
+def _locked(by: User, membership: Membership) -> Membership:
+    row = Membership.objects.select_for_update(of=("self",)).select_related("user").filter(pk=membership.pk).first()
+    if row is None:
+        raise Refused(_("This person does not belong to the tenant any more."))
+    if not is_by_hand(row):
+        raise Refused(
+            _("This membership follows the company directory: it is changed there, by who looks after its groups.")
+        )
+    if row.user == by and not by.is_staff:
+        # Also keeps a tenant from losing its last admin by a slip.
+        raise Refused(_("Ask another admin or an operator to change your own membership."))
+    return row

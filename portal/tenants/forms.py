@@ -1,0 +1,112 @@
+"""Forms of tenants, members and quotas: amounts as people write them, one list in place of unit and window."""
+
+from typing import Any, ClassVar
+from zoneinfo import available_timezones
+
+from django import forms
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext_lazy as _
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import Membership, Tenant
+from portal.metering import amounts
+from portal.metering.giving import Measure
+
+# What is counted and per what, the most common first: (unit/window, words).
+KINDS = [
+    ("tokens/day", _("tokens per day")),
+    ("tokens/month", _("tokens per month")),
+    ("requests/day", _("requests per day")),
+    ("requests/month", _("requests per month")),
+    ("tokens/minute", _("tokens per minute")),
+    ("requests/minute", _("requests per minute")),
+    ("concurrent/", _("requests at the same time")),
+]
+
+
+class AmountField(forms.CharField):
+    """A whole number as people write it: see amounts.parse."""
+
+    def __init__(self, **more: Any) -> None:
+        more.setdefault("widget", forms.TextInput(attrs={"inputmode": "text", "autocomplete": "off"}))
+        super().__init__(max_length=amounts.LONGEST, **more)
+
+    def to_python(self, value: Any) -> Any:
+        text = super().to_python(value)
+        if not text:
+            return None
+        try:
+            return amounts.parse(text)
+        except ValueError as error:
+            raise ValidationError(_("Give a number, for example 500,000, 50万 or 2M.")) from error
+
+    def prepare_value(self, value: Any) -> Any:
+        return f"{value:,}" if isinstance(value, int) else value
+
+
+class QuotaForm(forms.Form):
+    """`fixed`: an existing quota, of which only the amount can change."""
+
+    kind = forms.ChoiceField(label=_("What is limited"), choices=KINDS)
+    model = forms.ModelChoiceField(
+        ServedModel.objects.order_by("name"),
+        to_field_name="name",
+        label=_("Model"),
+        required=False,
+        empty_label=_("all models together"),
+    )
+    amount = AmountField(label=_("At most"), help_text=_("For example 500,000, 50万 or 2M. 0 blocks."))
+
+    def __init__(self, *args: Any, fixed: bool = False, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if fixed:
+            self.fields["kind"].disabled = self.fields["model"].disabled = True
+
+    def measure(self) -> Measure:
+        unit, _, window = self.cleaned_data["kind"].partition("/")
+        return Measure(unit=unit, window=window, model=self.cleaned_data["model"])
+
+
+class AddMemberForm(forms.Form):
+    username = forms.CharField(
+        label=_("User name"),
+        max_length=150,
+        widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "none", "spellcheck": "false"}),
+        help_text=_("With which the person signs in here."),
+    )
+    role = forms.ChoiceField(label=_("Role"), choices=Membership.Role, initial=Membership.Role.MEMBER)
+
+
+class RoleForm(forms.Form):
+    role = forms.ChoiceField(label=_("Role"), choices=Membership.Role)
+
+
+class MoreForm(forms.Form):
+    """What is wished, and what for."""
+
+    amount = AmountField(label=_("How much"), help_text=_("For example 500,000, 50万 or 2M."))
+    reason = forms.CharField(
+        label=_("What for"),
+        required=False,
+        max_length=500,
+        widget=forms.Textarea(attrs={"rows": 2}),
+        help_text=_("Helps those who decide."),
+    )
+
+
+class TenantForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+    """The short name stands in addresses, commands and directory groups, so it is given once."""
+
+    time_zone = forms.ChoiceField(
+        label=_("Time zone"), help_text=_("Daily and monthly quotas begin at midnight here."), initial="Asia/Tokyo"
+    )
+
+    class Meta:
+        model = Tenant
+        fields: ClassVar = ["name", "slug", "time_zone", "key_days"]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["time_zone"].choices = [(name, name) for name in sorted(available_timezones())]  # type: ignore[attr-defined]
+        if self.instance.pk:
+            self.fields["slug"].disabled = True

@@ -1,0 +1,184 @@
+"""Quotas of a tenant, its members and keys, and the defaults. `giving` knows who may set which."""
+
+from typing import Any
+
+from django.contrib import messages
+from django.core.paginator import Paginator
+from django.db.models import Q, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_GET, require_http_methods, require_POST
+
+from portal.accounts import tenancy
+from portal.accounts.models import Tenant, User
+from portal.console.templatetags.figures import person
+from portal.keys.models import ApiKey
+from portal.metering import allowance, amounts, giving, wishes
+from portal.metering.giving import Measure, Whose
+from portal.metering.models import Quota
+from portal.tenants.forms import QuotaForm
+from portal.tenants.gates import for_admins, for_operators, me
+
+PAGE = 50
+
+
+@for_admins
+@require_GET
+def quotas(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+    text = request.GET.get("q", "").strip()
+    rows = Quota.objects.select_related("model", "user", "key", "key__user")
+    own = rows.filter(Q(tenant=tenant, each="", user__isnull=False) | Q(key__tenant=tenant))
+    if text:
+        own = own.filter(
+            Q(user__username__icontains=text)
+            | Q(user__last_name__icontains=text)
+            | Q(user__first_name__icontains=text)
+            | Q(key__name__icontains=text)
+            | Q(key__prefix__startswith=text[:12])
+        )
+    page = Paginator(own.order_by("-user_id", "key_id", "unit", "window", "pk"), PAGE).get_page(request.GET.get("page"))
+    context = {
+        "tenant": tenant,
+        "zone": tenant.zone,
+        "q": text,
+        "bars": wishes.bars(me(request), allowance.of_tenant(tenant, timezone.now())),
+        "tenants": rows.filter(tenant=tenant, each="", user=None),
+        "defaults": [
+            (Quota.Each.MEMBER, "members", rows.filter(tenant=tenant, each=Quota.Each.MEMBER)),
+            (Quota.Each.SERVICE, "services", rows.filter(tenant=tenant, each=Quota.Each.SERVICE)),
+        ],
+        "page": page,
+        "may_give_tenant": tenancy.may_operate(me(request)),
+        "me": me(request),
+    }
+    return render(request, "tenants/quotas.html", context)
+
+
+@for_admins
+@require_http_methods(["GET", "HEAD", "POST"])
+def give(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+    """?of= as `owner` reads it."""
+    to, label = owner(tenant, request.GET.get("of", ""))
+    return filled_in(request, to, label, tenant)
+
+
+@for_admins
+@require_POST
+def take_away(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
+    mine = (
+        Q(tenant=tenant) | Q(key__tenant=tenant) | Q(tenant=None, key=None, each="", user__memberships__tenant=tenant)
+    )
+    quota = get_object_or_404(Quota.objects.filter(mine).select_related("model").distinct(), pk=pk)
+    return taken_away(request, quota, after(quota, tenant))
+
+
+@for_operators
+@require_GET
+def defaults(request: HttpRequest) -> HttpResponse:
+    context = {"rows": of_each_tenant(), "tenants": Tenant.objects.count()}
+    return render(request, "tenants/defaults.html", context)
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def give_default(request: HttpRequest) -> HttpResponse:
+    return filled_in(request, Whose(each=Quota.Each.TENANT), _("Each tenant"), None)
+
+
+@for_operators
+@require_POST
+def take_default_away(request: HttpRequest, pk: int) -> HttpResponse:
+    return taken_away(request, get_object_or_404(of_each_tenant(), pk=pk), reverse("tenant-defaults"))
+
+
+def of_each_tenant() -> QuerySet[Quota]:
+    return Quota.objects.filter(each=Quota.Each.TENANT).select_related("model").order_by("unit", "window", "pk")
+
+
+def owner(tenant: Tenant, of: str) -> tuple[Whose, str]:
+    """(whose, how people call it) of "tenant", "members", "services", "person:<id>", "everywhere:<id>",
+    "key:<prefix>". Raises Http404 for what is not the tenant's.
+    """
+    kind, _colon, which = of.partition(":")
+    if kind == "tenant":
+        return Whose(tenant=tenant), tenant.name
+    if kind == "members":
+        return Whose(tenant=tenant, each=Quota.Each.MEMBER), _("Each member")
+    if kind == "services":
+        return Whose(tenant=tenant, each=Quota.Each.SERVICE), _("Each service key")
+    if kind == "key":
+        key = get_object_or_404(ApiKey.objects.select_related("tenant", "user"), tenant=tenant, prefix=which)
+        return Whose(key=key), _("Key “%(name)s”") % {"name": key.name}
+    if kind in ("person", "everywhere") and which.isdecimal():
+        user = get_object_or_404(User, pk=int(which), memberships__tenant=tenant)
+        everywhere = _("%(person)s, in all tenants") % {"person": person(user)}
+        return (Whose(tenant=tenant, user=user), person(user)) if kind == "person" else (Whose(user=user), everywhere)
+    raise Http404
+
+
+def filled_in(request: HttpRequest, to: Whose, label: str, tenant: Tenant | None) -> HttpResponse:
+    """The form until it is right; with ?kind= (and ?model=) for that quota, whose amount alone can change."""
+    initial = {"kind": request.GET.get("kind", ""), "model": request.GET.get("model", "")}
+    fixed = bool(initial["kind"])
+    if fixed:
+        unit, _slash, window = initial["kind"].partition("/")
+        initial["amount"] = current(to, wishes.measure(unit, window, initial["model"]))
+    else:
+        initial = {}
+    form = QuotaForm(request.POST or None, initial=initial, fixed=fixed)
+    if request.method == "POST" and form.is_valid():
+        try:
+            quota = giving.give(me(request), to, form.measure(), form.cleaned_data["amount"])
+        except giving.Refused as refusal:
+            form.add_error("amount", refusal.sentence)
+        else:
+            said = _("%(of)s: at most %(amount)s.")
+            messages.success(
+                request, said % {"of": label, "amount": amounts.per(quota.amount, quota.unit, quota.window)}
+            )
+            return redirect(after(quota, tenant))
+    allowed = giving.may_give(me(request), to)
+    context = {
+        **{"form": form, "label": label, "tenant": tenant, "fixed": fixed, "allowed": allowed},
+        **{"back": after(Quota(**to.columns), tenant), "ceilings": [] if allowed is False else ceilings(request, to)},
+    }
+    return render(request, "tenants/give.html", context)
+
+
+def current(to: Whose, what: Measure) -> Any:
+    quota = Quota.objects.filter(**to.columns, **what.columns).first()
+    return quota.amount if quota else None
+
+
+def ceilings(request: HttpRequest, to: Whose) -> list[str]:
+    """What an admin can give at most, in words; nothing for operators."""
+    if to.home is None or tenancy.may_operate(me(request)):
+        return []
+    bounds = allowance.rules_for(tenants=[to.home.pk]).tenant(to.home.pk)
+    return [
+        amounts.per(bound.quota.amount, bound.quota.unit, bound.quota.window)
+        + (f" ({bound.quota.model.name})" if bound.quota.model else "")
+        for bound in bounds
+    ]
+
+
+def taken_away(request: HttpRequest, quota: Quota, back: str) -> HttpResponse:
+    try:
+        giving.take_away(me(request), quota)
+    except giving.Refused as refusal:
+        messages.error(request, refusal.sentence)
+    else:
+        messages.success(request, _("The usage limit is removed."))
+    return redirect(back)
+
+
+def after(quota: Quota, tenant: Tenant | None) -> str:
+    """Where one came from to change it."""
+    if tenant is None:
+        return reverse("tenant-defaults")
+    if quota.user_id:
+        return reverse("tenant-person", args=[tenant.slug, quota.user_id])
+    return reverse("tenant-quotas", args=[tenant.slug])

@@ -1,0 +1,172 @@
+"""People are told before they hit the wall: once, those whom it concerns, at a cost that does not grow with them."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+
+from portal.accounts.models import Membership, User
+from portal.metering import nearness
+from portal.metering.models import Quota, UsageDay
+from portal.notices.models import Notice
+from tests.conftest import person
+from tests.pages import key_of, serve, service_key_of, use
+
+pytestmark = pytest.mark.django_db
+
+NOW = datetime(2026, 11, 20, 3, 0, tzinfo=UTC)  # noon in Tokyo
+
+
+def told() -> set[tuple[str, str]]:
+    return set(Notice.objects.values_list("user__username", "kind"))
+
+
+@pytest.fixture
+def key(alice, research):
+    return key_of(alice, research)
+
+
+def limit(amount: int = 100, window: str = "day", **of) -> Quota:
+    return Quota.objects.create(**of, unit="tokens", window=window, amount=amount)
+
+
+class TestTelling:
+    def test_below_four_fifths_nobody_is_told(self, key, research):
+        limit(tenant=research, each="member")
+        use(key, tokens=(79, 0), at=NOW)
+        assert nearness.tell_near(NOW) == 0
+        assert told() == set()
+
+    def test_at_four_fifths_the_member_is_told_once(self, key, alice, research):
+        limit(tenant=research, each="member")
+        use(key, tokens=(80, 0), at=NOW)
+        assert nearness.tell_near(NOW) == 1
+        use(key, tokens=(1, 0), at=NOW)
+        assert nearness.tell_near(NOW + timedelta(minutes=10)) == 0
+        notice = Notice.objects.get()
+        assert (notice.user, notice.kind, notice.path) == (alice, "quota-near", "/")
+        assert notice.facts["percent"] == 80
+        assert notice.facts["renews_at"] == "2026-11-21T00:00:00+09:00"
+
+    def test_when_nothing_is_left_that_is_told_too(self, key, research):
+        limit(tenant=research, each="member")
+        use(key, tokens=(80, 0), at=NOW)
+        nearness.tell_near(NOW)
+        use(key, tokens=(20, 0), at=NOW)
+        nearness.tell_near(NOW)
+        nearness.tell_near(NOW)
+        assert sorted(Notice.objects.values_list("kind", flat=True)) == ["quota-near", "quota-reached"]
+
+    def test_the_next_window_is_told_anew(self, key, research):
+        limit(tenant=research, each="member")
+        for day in (NOW, NOW + timedelta(days=1)):
+            use(key, tokens=(90, 0), at=day)
+            nearness.tell_near(day)
+        assert Notice.objects.count() == 2
+
+    def test_after_more_was_given_its_end_is_told_as_well(self, key, research):
+        quota = limit(tenant=research, each="member")
+        use(key, tokens=(100, 0), at=NOW)
+        nearness.tell_near(NOW)
+        quota.amount = 120
+        quota.save()
+        nearness.tell_near(NOW)
+        assert sorted(Notice.objects.values_list("kind", flat=True)) == ["quota-near", "quota-reached"]
+
+    def test_of_a_tenant_its_admins_are_told(self, key, bob, research):
+        limit(tenant=research)
+        use(key, tokens=(90, 0), at=NOW)
+        nearness.tell_near(NOW)
+        assert told() == {("bob", "quota-near")}
+        assert Notice.objects.get().path == "/tenant/research/"
+
+    def test_of_a_service_key_who_answers_for_it_is_told_or_else_the_admins(self, alice, bob, research):
+        limit(tenant=research, each="service")
+        key = service_key_of(research, responsible=alice)
+        use(key, tokens=(90, 0), at=NOW)
+        nearness.tell_near(NOW)
+        assert told() == {("alice", "quota-near")}
+        Notice.objects.all().delete()
+        Membership.objects.get(user=alice).delete()
+        nearness.tell_near(NOW)
+        assert told() == {("bob", "quota-near")}
+
+    def test_what_a_person_has_everywhere_is_summed_over_tenants(self, alice, research, sales):
+        Membership.objects.create(user=alice, tenant=sales)
+        limit(user=alice)
+        for tenant in (research, sales):
+            use(key_of(alice, tenant), tokens=(40, 0), at=NOW)
+        nearness.tell_near(NOW)
+        assert told() == {("alice", "quota-near")}
+
+    def test_one_s_own_quota_counts_in_place_of_the_default(self, key, alice, research):
+        limit(tenant=research, each="member")
+        limit(1000, tenant=research, user=alice)
+        use(key, tokens=(90, 0), at=NOW)
+        assert nearness.tell_near(NOW) == 0
+
+    def test_who_is_blocked_is_told_nothing(self, key, alice, research):
+        limit(tenant=research, each="member")
+        limit(0, tenant=research, user=alice)
+        use(key, tokens=(90, 0), at=NOW)
+        assert nearness.tell_near(NOW) == 0
+
+    def test_a_quota_of_one_model_counts_that_model(self, key, research):
+        model = serve("qwen")
+        Quota.objects.create(tenant=research, each="member", unit="requests", window="month", amount=2, model=model)
+        for name in ("qwen", "other", "other"):
+            use(key, model=name, at=NOW)
+        assert nearness.tell_near(NOW) == 0
+        use(key, model="qwen", at=NOW)
+        nearness.tell_near(NOW)
+        assert told() == {("alice", "quota-reached")}
+
+    def test_who_left_is_told_nothing(self, key, alice, research):
+        limit(tenant=research, each="member")
+        use(key, tokens=(90, 0), at=NOW)
+        alice.is_active = False
+        alice.save()
+        assert nearness.tell_near(NOW) == 0
+
+    def test_its_queries_do_not_grow_with_people(self, research):
+        limit(tenant=research, each="member")
+        limit(tenant=research, each="member", window="month")
+        limit(tenant=research)
+
+        def fill(first: int, count: int) -> int:
+            people = [User(username=f"p{n}", password="!") for n in range(first, first + count)]  # noqa: S106
+            made = User.objects.bulk_create(people)
+            Membership.objects.bulk_create([Membership(user=user, tenant=research) for user in made])
+            days = [
+                UsageDay(day=NOW.date(), tenant=research, user=user, key_id=user.pk, model="qwen", prompt_tokens=10)
+                for user in made
+            ]
+            UsageDay.objects.bulk_create(days)
+            with CaptureQueriesContext(connection) as queries:
+                assert nearness.tell_near(NOW) == (1 if first == 0 else 0)
+            return len(queries)
+
+        person("carol", research, role="admin")
+        fill(0, 10)
+        few = fill(100, 10)
+        assert fill(1000, 2000) == few <= 9
+
+
+class TestWalls:
+    def test_a_tenant_s_page_has_the_worst_first(self, alice, bob, research):
+        limit(tenant=research, each="member")
+        limit(1000, tenant=research)
+        use(key_of(alice, research), tokens=(85, 0), at=NOW)
+        use(key_of(bob, research), tokens=(750, 0), at=NOW)
+        found = nearness.walls_of(research, NOW)
+        assert [(wall.bound.scope, wall.bound.user, wall.percent) for wall in found] == [
+            ("member", bob.pk, 100),
+            ("member", alice.pk, 85),
+            ("tenant", None, 83),
+        ]
+
+    def test_other_tenants_have_their_own(self, alice, charlie, research, sales):
+        limit(tenant=sales, each="member")
+        use(key_of(charlie, sales), tokens=(85, 0), at=NOW)
+        assert nearness.walls_of(research, NOW) == []
