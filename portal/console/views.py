@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_POST
 from django.views.i18n import set_language
 
 from modelregistry import routes
+from portal.accounts import tenancy
 from portal.accounts.models import User
 from portal.accounts.tenancy import own_tenants
 from portal.console import today, trial
@@ -21,6 +22,7 @@ from portal.console.clock import zone_of
 from portal.keys import access, issuing, keyring, playground
 from portal.keys.calling import calls
 from portal.keys.example import base_url, example
+from portal.metering import giving, wishes
 from portal.metering.allowance import allowances
 
 
@@ -39,7 +41,10 @@ def home(request: HttpRequest) -> HttpResponse:
         "keys": keyring.held(keyring.working(request.user), now),
         "example": example(request, offered),
         "answering": [offer for offer in offered if offer.state is access.Liveness.UP],
-        "allowances": allowances(request.user, zone, now),
+        "bars": wishes.bars(request.user, allowances(request.user, zone, now)),
+        "wishes": wishes.of(request.user, now),
+        "waiting": giving.waiting_in(request.user),
+        "admins": tenancy.admins_by_tenant(tenants),
         "usage": today.recent(request.user, zone, now),
     }
     return render(request, "console/home.html", context)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import IntegrityError, transaction
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -260,6 +260,14 @@ def waiting_for(user: User) -> QuerySet[QuotaRequest]:
         .select_related("tenant", "user", "key__user", "key__tenant", "model", "asked_by")
         .order_by("asked_at")
     )
+
+
+def waiting_in(user: User) -> list[tuple[Tenant, int]]:
+    """How many of these in which tenant, the most first; at most five tenants. One query, two if there are any."""
+    counted = waiting_for(user).order_by().values("tenant").annotate(n=Count("pk")).order_by("-n")[:5]
+    counts = {row["tenant"]: row["n"] for row in counted}
+    tenants = Tenant.objects.in_bulk(counts) if counts else {}
+    return [(tenants[pk], count) for pk, count in counts.items()]
 
 
 def _administers(by: User, tenant: Tenant) -> bool:

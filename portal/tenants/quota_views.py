@@ -61,7 +61,7 @@ def quotas(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 @require_http_methods(["GET", "HEAD", "POST"])
 def give(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     """?of= as `owner` reads it."""
-    to, label = owner(tenant, request.GET.get("of", ""))
+    to, label = owner(tenant, request.GET.get("of", "members"))
     return filled_in(request, to, label, tenant)
 
 

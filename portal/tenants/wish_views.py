@@ -28,7 +28,9 @@ ROWS = ("tenant", "user", "key", "key__user", "key__tenant", "model", "asked_by"
 def more(request: HttpRequest) -> HttpResponse:
     """One click at a bar: posts what the bar is of, and asks for double. Without an amount to double: the form."""
     asked = request.POST if request.method == "POST" else request.GET
-    to = wishes.find(me(request), asked.get("to", ""))
+    if "to" not in asked:
+        return redirect("home")  # where the bars are
+    to = wishes.find(me(request), asked["to"])
     what = wishes.measure(asked.get("unit", ""), asked.get("window", ""), asked.get("model", ""))
     now = giving.standing(to, what)
     form = MoreForm(request.POST if "amount" in request.POST else None, initial={"amount": wishes.proposal(now)})

@@ -64,7 +64,28 @@ RULES = {
     "keys/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
     "usage/": PEOPLE,
     "usage/export/": PEOPLE,
+    "tenants/": OPERATORS,
+    "tenants/new/": OPERATORS,
+    "tenants/quotas/": OPERATORS,
+    "tenants/quotas/give/": OPERATORS,
+    "tenants/quotas/<int:pk>/remove/": OPERATORS_POST,
+    "tenant/<slug:slug>/": ADMINS,
+    "tenant/<slug:slug>/edit/": OPERATORS,
+    "tenant/<slug:slug>/switch/": OPERATORS,
+    "tenant/<slug:slug>/people/": ADMINS,
+    "tenant/<slug:slug>/people/add/": Rule(ADMINS.who, "POST"),
+    "tenant/<slug:slug>/people/<int:pk>/": ADMINS,
+    "tenant/<slug:slug>/people/<int:pk>/role/": Rule(ADMINS.who, "POST"),
+    "tenant/<slug:slug>/people/<int:pk>/remove/": ADMINS,
+    "tenant/<slug:slug>/keys/": ADMINS,
+    "tenant/<slug:slug>/quotas/": ADMINS,
+    "tenant/<slug:slug>/quotas/give/": ADMINS,
+    "tenant/<slug:slug>/quotas/<int:pk>/remove/": Rule(ADMINS.who, "POST"),
     "tenant/<slug:slug>/requests/": ADMINS,
+    "tenant/<slug:slug>/requests/<int:pk>/": Rule(ADMINS.who, "POST"),
+    "more/": PEOPLE,
+    "more/<int:pk>/": ALICE,
+    "more/<int:pk>/withdraw/": Rule(ALICE.who, "POST"),
     "operations/": OPERATORS,
     "operations/directory/": OPERATORS,
     "operations/directory/follow/": OPERATORS_POST,
@@ -148,7 +169,17 @@ def filled(alice, bob, research) -> dict[str, str]:
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     quota = Quota.objects.create(**daily, user=bob, amount=1)
     wish = QuotaRequest.objects.create(**daily, amount=2, had=1, asked_by=bob)
+    given = Quota.objects.create(tenant=research, unit="tokens", window="day", amount=1)
+    default = Quota.objects.create(each="tenant", unit="requests", window="day", amount=1)
+    wish = QuotaRequest.objects.create(
+        tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, had=1
+    )
     return {
+        "tenants/quotas/<int:pk>": f"tenants/quotas/{default.pk}",
+        "quotas/<int:pk>": f"quotas/{given.pk}",
+        "people/<int:pk>": f"people/{alice.pk}",
+        "requests/<int:pk>": f"requests/{wish.pk}",
+        "more/<int:pk>": f"more/{wish.pk}",
         "management/<slug:prefix>": f"management/{managing.prefix}",
         "management-keys/<slug:prefix>": f"management-keys/{managing.prefix}",
         "quotas/<int:pk>": f"quotas/{quota.pk}",

@@ -135,7 +135,7 @@ class TestTelling:
         limit(tenant=research)
 
         def fill(first: int, count: int) -> int:
-            people = [User(username=f"p{n}", password="!") for n in range(first, first + count)]  # noqa: S106
+            people = [User(username=f"p{n}", password="!") for n in range(first, first + count)]
             made = User.objects.bulk_create(people)
             Membership.objects.bulk_create([Membership(user=user, tenant=research) for user in made])
             days = [
