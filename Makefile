@@ -8,7 +8,7 @@ help:
 	@echo 'make test    lint, types, import rules and all tests'
 	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
-	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway (35 minutes)'
+	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 of every part under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'

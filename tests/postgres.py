@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 
-from tests.slapd import unused_port
+from tests.ports import unused_port
 from tests.waiting import until
 
 

@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -31,6 +30,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from tests.ports import unused_port
 
 SUFFIX = "dc=example,dc=com"
 ROOT_DN = f"cn=root,{SUFFIX}"
@@ -256,13 +257,6 @@ def directory() -> Iterator[Directory]:
     """One directory per test process. Tests that change it put it back (`hire` and `dismiss`, `join` and `leave`)."""
     with running_directory() as running:
         yield running
-
-
-def unused_port() -> int:
-    """A port of this machine on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _start(home: Path) -> Directory:

@@ -6,6 +6,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import AuditEvent, Membership, Tenant, User
+from portal.console.pagination import NewestOnly
 
 
 class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
@@ -50,10 +51,11 @@ class MembershipAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 @admin.register(AuditEvent)
 class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ["at", "actor_name", "action", "object_name", "tenant", "via", "address"]
-    list_filter = ["object_kind", "via", "action"]
+    list_filter = ["at", "via"]
     list_select_related = ["tenant"]
-    search_fields = ["actor_name", "object_name"]
-    date_hierarchy = "at"
+    search_fields = ["actor_name", "object_name", "=action"]
+    paginator = NewestOnly
+    show_full_result_count = False
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from time import monotonic
 
-from tests.bench import compare, curve, footprint, large, memory, profiling, refused, report, workers
+from tests.bench import compare, curve, footprint, large, memory, pages, profiling, refused, report, workers
 from tests.bench.measuring import default_settings
 
 PARTS = {
@@ -22,6 +22,7 @@ PARTS = {
     "curve": curve.part,
     "profile": profiling.part,
     "memory": footprint.part,
+    "pages": pages.part,
 }
 
 

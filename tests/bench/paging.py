@@ -1,0 +1,111 @@
+"""python -m tests.bench.paging fill|time|prune …: what `pages` has done in a process with a database of its own.
+
+`fill ROWS AUDIT PERIODS`: a made-up company with so many usage records. `time ROUNDS [--explain MS]`: each page, as a
+JSON list. `prune DAYS`: records older than that are deleted; [how many, seconds]. Answers go to standard output.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from io import StringIO
+from time import perf_counter
+
+import django
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+django.setup()
+
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from portal.console.believable import company
+from portal.metering.models import UsageRecord
+from tests import walk
+from tests.bench import usage_rows
+
+SEED = 5
+
+
+def say(text: str) -> None:
+    print(f"→ {text}", file=sys.stderr, flush=True)
+
+
+def fill(rows: int, audit: int, periods: int) -> None:
+    call_command("migrate", verbosity=0)
+    begun = perf_counter()
+    company.fill(company.Size(), timezone.now(), SEED, directory=False)
+    say(f"the company took {perf_counter() - begun:.0f} s")
+    if rows:
+        usage_rows.multiply(rows, audit, periods)
+    say(f"{UsageRecord.objects.count():,} records after {perf_counter() - begun:.0f} s")
+    print(json.dumps(UsageRecord.objects.count()))
+
+
+def time(rounds: int, explain: float) -> None:
+    # Pages without `collectstatic`; the hash in an address costs nothing.
+    plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
+    settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
+    found = []
+    clients = {who: walk.client_of(who) for who in walk.WHO}
+    for page in walk.pages():
+        if walk.read(clients[page.who], page.address) != 200:
+            continue
+        taken = [_once(clients[page.who], page) for _ in range(rounds)]
+        with CaptureQueriesContext(connection) as queries:
+            _once(clients[page.who], page)
+        slow = [query for query in queries.captured_queries if float(query["time"]) * 1000 >= explain]
+        for query in slow if explain else []:
+            say(f"{page.who} {page.address}: {float(query['time']) * 1000:.0f} ms {query['sql'][:3000]}")
+        found.append(
+            {
+                "who": page.who,
+                "pattern": page.pattern,
+                "median": statistics.median(taken),
+                "p95": statistics.quantiles(taken, n=20)[18],
+                "queries": len(queries),
+            }
+        )
+    print(json.dumps(found))
+
+
+def _once(client: walk.Client, page: walk.Page) -> float:
+    """Seconds."""
+    begun = perf_counter()
+    status = walk.read(client, page.address)
+    if status != 200:
+        raise SystemExit(f"{page.address}: {status}")
+    return perf_counter() - begun
+
+
+def prune(days: int) -> None:
+    begun, out = perf_counter(), StringIO()
+    call_command("pruneusage", older_than=days, stdout=out)
+    print(json.dumps([int(out.getvalue()), perf_counter() - begun]))
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = arguments.add_subparsers(dest="what", required=True)
+    filling = what.add_parser("fill")
+    for name in ("rows", "audit", "periods"):
+        filling.add_argument(name, type=int)
+    timing = what.add_parser("time")
+    timing.add_argument("rounds", type=int)
+    timing.add_argument("--explain", type=float, default=0.0, metavar="MS", help="queries that take longer are told")
+    what.add_parser("prune").add_argument("days", type=int)
+    options = arguments.parse_args()
+    if options.what == "fill":
+        fill(options.rows, options.audit, options.periods)
+    elif options.what == "time":
+        time(options.rounds, options.explain)
+    else:
+        prune(options.days)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What the pages of the made-up company cost: how many queries, and that more people and calls cost no more of them."""
+
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+import time_machine
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+
+from portal.console.believable import company
+from tests import walk
+
+NOW = datetime(2026, 11, 19, 15, 20, tzinfo=ZoneInfo("Asia/Tokyo"))
+SMALL = company.Size(people=60, days=30, amount=0.02)
+LARGER = company.Size(people=240, days=60, amount=0.03)
+# Session, person and the top bar are 4 of them.
+MOST = 20
+
+
+class Undone(Exception):
+    """Rolls the database back."""
+
+
+def queries(size: company.Size) -> dict[tuple[str, str], int]:
+    """Of each page, by (who, what it is called), with a company of this size, of which nothing is left."""
+    counted = {}
+    try:
+        with transaction.atomic():
+            company.fill(size, NOW, 5, directory=False)
+            clients = {who: walk.client_of(who) for who in walk.WHO}
+            for page in walk.pages():
+                with CaptureQueriesContext(connection) as asked:
+                    status = walk.read(clients[page.who], page.address)
+                assert status < 500, page
+                if status == 200:
+                    counted[page.who, page.pattern] = len(asked)
+            raise Undone
+    except Undone:
+        return counted
+
+
+@pytest.mark.django_db
+@pytest.mark.timeout(300)
+def test_a_page_asks_few_questions_however_much_there_is():
+    with time_machine.travel(NOW, tick=False):
+        small, larger = queries(SMALL), queries(LARGER)
+    assert len(larger) > 100
+    assert {who for who, _ in larger} == set(walk.WHO)
+    assert {page: count for page, count in larger.items() if count > MOST} == {}
+    grown = {page: (small[page], count) for page, count in larger.items() if page in small and count > small[page]}
+    assert grown == {}

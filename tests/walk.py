@@ -1,0 +1,115 @@
+"""Every page of the site, as the people of the made-up company would open it: for counting queries and for timing.
+
+Nothing here needs pytest: the benchmark walks as well.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from django.contrib import admin
+from django.test import Client
+from django.urls import URLPattern, get_resolver
+
+from modelregistry.models import Host, Replica, ServedModel
+from portal.accounts.models import Tenant, User
+from portal.console.believable.staff import ADMIN, EMPLOYEE, HOME, OPERATOR
+from portal.keys.models import ApiKey
+
+WHO = {"employee": EMPLOYEE, "tenant admin": ADMIN, "operator": OPERATOR}
+# What usage pages can be asked for: whose, by who may; of when; by what.
+SCOPES = {"employee": ("me",), "tenant admin": (f"tenant:{HOME}",), "operator": ("all",)}
+PERIODS = ("today", "this-month", "30", "90", "fiscal-year")
+GROUPS = ("model", "key", "user", "end_user", "tenant")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """An address for `who` of WHO. `pattern`: what it is called in the table."""
+
+    who: str
+    pattern: str
+    address: str
+
+
+def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
+    """Every pattern of the site."""
+    for pattern in (resolver or get_resolver()).url_patterns:
+        path = prefix + str(pattern.pattern)
+        if isinstance(pattern, URLPattern):
+            yield path
+        else:
+            yield from addresses(pattern, path)
+
+
+def pages() -> list[Page]:
+    """Where each of them might go. Some answer otherwise than with 200: not theirs, or not to be gone to."""
+    patterns = [*(path for path in addresses() if not path.startswith("admin/")), *admin_lists()]
+    return [
+        Page(who, _called(pattern, address), address)
+        for who in WHO
+        for pattern in patterns
+        for address in _variants(who, pattern, "/" + filled(pattern, who))
+    ]
+
+
+def client_of(who: str) -> Client:
+    """Signed in as this one of WHO."""
+    client = Client(SERVER_NAME="localhost", raise_request_exception=False)
+    client.force_login(User.objects.get(username=WHO[who]), "portal.accounts.backends.LocalBackend")
+    return client
+
+
+def read(client: Client, address: str) -> int:
+    """The whole answer is read, as it may be made while it is sent. Its status."""
+    response = client.get(address)
+    if response.streaming:
+        for _ in response:
+            pass
+    return response.status_code
+
+
+def admin_lists() -> list[str]:
+    return [f"admin/{model._meta.app_label}/{model._meta.model_name}/" for model in admin.site._registry]
+
+
+def filled(pattern: str, who: str) -> str:
+    """The pattern with what `who` would have in its place. Raises LookupError for a part that nothing stands for."""
+    for part, value in _standing(who):
+        if part in pattern:
+            pattern = pattern.replace(part, str(value()))
+    if "<" in pattern:
+        raise LookupError(f"Say in tests/walk.py what stands for the variable part of {pattern}")
+    return pattern
+
+
+def _standing(who: str) -> list[tuple[str, Any]]:
+    person = User.objects.get(username=WHO[who])
+    mine = ApiKey.objects.filter(user=person, revoked_at=None).order_by("-pk")
+    return [
+        ("<slug:prefix>", lambda: mine.values_list("prefix", flat=True)[0]),
+        ("<slug:slug>", lambda: HOME),
+        ("tenants/<int:pk>", lambda: f"tenants/{Tenant.objects.get(slug=HOME).pk}"),
+        ("<path:name>", lambda: ServedModel.objects.filter(replicas=2).values_list("name", flat=True)[0]),
+        ("<path:rest>", lambda: "nowhere"),
+        ("hosts/<int:pk>", lambda: f"hosts/{Host.objects.all()[0].pk}"),
+        ("models/<int:pk>", lambda: f"models/{ServedModel.objects.all()[0].pk}"),
+        ("replicas/<int:pk>", lambda: f"replicas/{Replica.objects.all()[0].pk}"),
+    ]
+
+
+def _variants(who: str, pattern: str, address: str) -> list[str]:
+    if pattern == "usage/":
+        asked = product(SCOPES[who], PERIODS, ("model",))
+        more = product(SCOPES[who], ("90",), GROUPS[1:])
+        return [f"{address}?of={of}&period={period}&by={group}" for of, period, group in (*asked, *more)]
+    if pattern == "usage/export/":
+        of = SCOPES[who][0]
+        return [f"{address}?of={of}&period=90&format={kind}&by={by}" for kind in ("csv", "json") for by in GROUPS]
+    return [address]
+
+
+def _called(pattern: str, address: str) -> str:
+    _, mark, query = address.partition("?")
+    return "/" + pattern + mark + query
