@@ -171,15 +171,15 @@ def filled(alice, bob, research) -> dict[str, str]:
     wish = QuotaRequest.objects.create(**daily, amount=2, had=1, asked_by=bob)
     given = Quota.objects.create(tenant=research, unit="tokens", window="day", amount=1)
     default = Quota.objects.create(each="tenant", unit="requests", window="day", amount=1)
-    wish = QuotaRequest.objects.create(
+    own = QuotaRequest.objects.create(
         tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, had=1
     )
     return {
         "tenants/quotas/<int:pk>": f"tenants/quotas/{default.pk}",
-        "quotas/<int:pk>": f"quotas/{given.pk}",
+        "<slug:slug>/quotas/<int:pk>": f"{research.slug}/quotas/{given.pk}",
         "people/<int:pk>": f"people/{alice.pk}",
-        "requests/<int:pk>": f"requests/{wish.pk}",
-        "more/<int:pk>": f"more/{wish.pk}",
+        "<slug:slug>/requests/<int:pk>": f"{research.slug}/requests/{own.pk}",
+        "more/<int:pk>": f"more/{own.pk}",
         "management/<slug:prefix>": f"management/{managing.prefix}",
         "management-keys/<slug:prefix>": f"management-keys/{managing.prefix}",
         "quotas/<int:pk>": f"quotas/{quota.pk}",
