@@ -26,13 +26,13 @@ class TenantAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 class PersonAdmin(UserAdmin):  # type: ignore[type-arg]
     list_display = ["username", "last_name", "first_name", "email", "is_staff", "is_active", "left_directory_at"]
     list_filter = ["is_staff", "is_active", ("directory_id", admin.EmptyFieldListFilter), "tenants"]
-    readonly_fields = ["last_login", "date_joined", "left_directory_at"]
+    readonly_fields = ["last_login", "date_joined", "left_directory_at", "is_break_glass"]
     # Django's own groups and permissions are not used: is_staff and memberships say who may do what.
     filter_horizontal = ()
     fieldsets = [
         (None, {"fields": ["username", "password"]}),
         (_("Personal info"), {"fields": ["first_name", "last_name", "email", "language"]}),
-        (_("Permissions"), {"fields": ["is_active", "is_staff", "is_superuser"]}),
+        (_("Permissions"), {"fields": ["is_active", "is_staff", "is_superuser", "is_break_glass"]}),
         (_("directory"), {"fields": ["directory_id", "left_directory_at"]}),
         (_("Important dates"), {"fields": ["last_login", "date_joined"]}),
     ]

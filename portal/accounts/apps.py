@@ -16,10 +16,11 @@ class AccountsConfig(AppConfig):
 
     def ready(self) -> None:
         from modelregistry import chores
-        from portal.accounts import audit, checks, roster  # noqa: F401
+        from portal.accounts import audit, checks, emergency, roster  # noqa: F401
         from portal.accounts.models import Membership, Tenant, User
 
         audit.watch_sessions()
+        emergency.watch()
         audit.watch(
             User,
             "user",
@@ -27,13 +28,29 @@ class AccountsConfig(AppConfig):
             silent={"last_login", "date_joined"},
             # Django keeps what was typed until the row is saved. Without it, a sign-in only hashed the same one anew.
             untold=lambda user: () if user._password is not None else {"password"},
+            name=user_name,
             verb=user_verb,
         )
-        audit.watch(Tenant, "tenant", tenant=lambda tenant: tenant, verb=switch_verb)
-        audit.watch(Membership, "membership", silent={"since"}, tenant=lambda membership: membership.tenant)
+        audit.watch(Tenant, "tenant", tenant=lambda tenant: tenant, name=tenant_name, verb=switch_verb)
+        audit.watch(
+            Membership,
+            "membership",
+            silent={"since"},
+            tenant=lambda membership: membership.tenant,
+            name=lambda membership: f"{membership.user.get_username()} · {membership.tenant.slug}",
+        )
         if settings.DIRECTORY:
             work = roster.WORK
             chores.register(work.name, work.every, work.argv)
+
+
+def user_name(user: Any) -> str:
+    name = user.get_full_name()
+    return f"{user.get_username()} ({name})" if name else str(user.get_username())
+
+
+def tenant_name(tenant: Any) -> str:
+    return str(tenant.slug) if tenant.name == tenant.slug else f"{tenant.slug} ({tenant.name})"
 
 
 def user_verb(before: dict[str, Any], after: dict[str, Any]) -> str:

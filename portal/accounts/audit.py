@@ -10,6 +10,7 @@ import os
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction
@@ -20,7 +21,7 @@ from django.db.models.signals import post_delete, post_save, pre_save
 from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import sync_and_async_middleware
 
-from portal.accounts.models import AuditEvent, Membership, Tenant, User
+from portal.accounts.models import AuditEvent, Tenant, User
 from portal.accounts.throttle import client_address
 
 Values = dict[str, Any]
@@ -104,14 +105,8 @@ def record(
 
 def named(row: models.Model) -> str:
     """As events call it: in no language, and so that two of the same name are told apart."""
-    if isinstance(row, User):
-        name = row.get_full_name()
-        return f"{row.get_username()} ({name})" if name else row.get_username()
-    if isinstance(row, Tenant):
-        return row.slug if row.name == row.slug else f"{row.slug} ({row.name})"
-    if isinstance(row, Membership):
-        return f"{row.user.get_username()} · {row.tenant.slug}"
-    return str(row)
+    known = watched().get(type(row))
+    return known.name(row) if known else str(row)
 
 
 def person(request: HttpRequest | None) -> User | None:
@@ -138,6 +133,12 @@ def way(request: HttpRequest | None) -> str:
 # --- changes of rows
 
 
+@dataclass(frozen=True, slots=True)
+class Watched:
+    kind: str
+    name: Callable[[Any], str]
+
+
 def watch(
     model: type[models.Model],
     kind: str,
@@ -146,15 +147,17 @@ def watch(
     silent: Collection[str] = (),
     untold: Callable[[Any], Collection[str]] = lambda _: (),
     tenant: Callable[[Any], Tenant | None] = lambda _: None,
+    name: Callable[[Any], str] = str,
     verb: Callable[[Values, Values], str] = lambda before, after: "change",
     unless: Callable[[Any], bool] = lambda row: False,
 ) -> None:
     """From now on each save and delete of such a row becomes an event "<kind>.add", ".remove" or "<kind>.<verb>".
 
-    `secret` fields are told as "set" or "changed", `silent` ones never, `untold(row)` ones not of this save. `verb`
-    names a change, given the values that differ. A row of which `unless` is true is left to whoever saves it.
+    `secret` fields are told as "set" or "changed", `silent` ones never, `untold(row)` ones not of this save. `name`
+    calls a row the same in all languages; `verb` names a change, given the values that differ. A row of which `unless`
+    is true is left to whoever saves it.
     """
-    watched()[kind] = model
+    watched()[model] = Watched(kind, name)
 
     # Fetched along with the row: people read its tenant's name, and one who is followed must not cost a query more.
     pointed_at = [field.name for field in model._meta.concrete_fields if field.is_relation]
@@ -204,9 +207,8 @@ def watch(
         signal.connect(receiver, sender=model, weak=False, dispatch_uid=f"audit {receiver.__name__} {kind}")
 
 
-def watched() -> dict[str, type[models.Model]]:
-    """The models that are watched, by their kind."""
-    known: dict[str, type[models.Model]] = apps.get_app_config("accounts").audited  # type: ignore[attr-defined]
+def watched() -> dict[type[models.Model], Watched]:
+    known: dict[type[models.Model], Watched] = apps.get_app_config("accounts").audited  # type: ignore[attr-defined]
     return known
 
 

@@ -6,10 +6,12 @@ import pytest
 from django.core.management import call_command
 from django.db import transaction
 from django.test import AsyncClient, Client
+from django.utils import timezone
 
 from modelregistry.models import Alias, Host, ServedModel
-from portal.accounts.models import AuditEvent, Final
+from portal.accounts.models import AuditEvent, Final, Membership, User
 from portal.keys.models import ModelAccess
+from portal.metering.models import Quota, QuotaRequest
 from portal.operations import actions
 
 pytestmark = pytest.mark.django_db
@@ -208,3 +210,109 @@ def test_the_administration_shows_events_and_changes_none(client: Client, olivia
     assert client.post(f"{url}change/", {"actor_name": "x"}).status_code == 403
     assert client.post(f"{url}delete/", {"post": "yes"}).status_code == 403
     assert client.get("/admin/accounts/auditevent/add/").status_code == 403
+
+
+# --- people, tenants, quotas
+
+
+def test_people_are_told_without_their_passwords(alice):
+    [added] = AuditEvent.objects.filter(action="user.add")
+    assert (added.object_name, added.after["username"]) == ("alice (Alice)", "alice")
+    alice.set_password("another horse")
+    alice.save()
+    assert (last().action, last().before, last().after) == (
+        "user.password",
+        {"password": "set"},
+        {"password": "changed"},
+    )
+    texts = str(list(AuditEvent.objects.values()))
+    assert "horse" not in texts
+    assert alice.password not in texts
+
+
+def test_a_password_that_sign_in_hashed_anew_is_no_event(door, olivia, settings):
+    """As after an upgrade of Django, which hashes with more rounds."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher", *settings.PASSWORD_HASHERS]
+    before = olivia.password
+    assert door.enter("olivia", "correct horse")
+    olivia.refresh_from_db()
+    assert olivia.password != before
+    assert [action for action, _ in told()][-2:] == ["user.add", "session.begin"]
+
+
+def test_a_sign_in_itself_changes_nobody(alice):
+    alice.last_login = timezone.now()
+    alice.save()
+    assert last().action == "membership.add"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "action"),
+    [
+        ({}, {"is_active": False}, "user.off"),
+        ({"is_active": False}, {"is_active": True}, "user.on"),
+        ({}, {"is_staff": True}, "user.change"),
+        ({}, {"language": "ja"}, "user.change"),
+    ],
+)
+def test_it_says_what_became_of_a_person(alice, before, after, action):
+    for values in (before, after):
+        for name, value in values.items():
+            setattr(alice, name, value)
+        alice.save()
+    assert (last().action, last().after) == (action, after)
+
+
+def test_a_role_is_told_under_its_tenant(alice, research):
+    place = alice.memberships.get()
+    place.role = "admin"
+    place.save()
+    event = last()
+    assert (event.action, event.object_name, event.tenant) == ("membership.change", "alice · research", research)
+    assert (event.before, event.after) == ({"role": "member"}, {"role": "admin"})
+
+
+def test_a_tenant_that_goes_takes_its_people_along_and_that_is_told(alice, research):
+    research.delete()
+    assert told()[-2:] == [("membership.remove", "alice · research"), ("tenant.remove", "research (研究部)")]
+
+
+def test_who_deletes_themselves_is_still_named(client: Client, olivia, research):
+    """Their membership goes along with them, and is told while they are going."""
+    Membership.objects.create(user=olivia, tenant=research)
+    client.force_login(olivia)
+    client.post(f"/admin/accounts/user/{olivia.pk}/delete/", {"post": "yes"})
+    assert not User.objects.exists()
+    assert last().action == "user.remove"
+    assert AuditEvent.objects.get(action="membership.remove").actor_name == "olivia"
+
+
+def test_quotas_are_told_in_no_language(alice, research):
+    quota = Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=1000)
+    event = last()
+    assert (event.action, event.object_name, event.tenant) == ("quota.add", "research · alice: tokens / day", research)
+    assert event.after["amount"] == 1000
+    quota.amount = 2000
+    quota.save()
+    assert (last().before, last().after) == ({"amount": 1000}, {"amount": 2000})
+    Quota.objects.create(tenant=research, each="member", model=external(), unit="concurrent", amount=3)
+    assert last().object_name == "research · each member: concurrent, far"
+
+
+def test_what_became_of_a_request_is_told(alice, bob, research):
+    asked = QuotaRequest.objects.create(
+        tenant=research, user=alice, unit="tokens", window="day", amount=10, had=5, asked_by=alice
+    )
+    assert last().action == "request.add"
+    asked.state, asked.granted, asked.decided_by, asked.note = "granted", 10, bob, "for the fair"
+    asked.save()
+    assert (last().action, last().tenant) == ("request.granted", research)
+    assert last().after == {"state": "granted", "granted": 10, "decided_by": "bob (Bob)", "note": "for the fair"}
+
+
+def test_a_change_costs_two_queries_more_with_the_audit(alice, django_assert_num_queries):
+    """The row as it was, with what it points at, and the event; the rest tells the gateways."""
+    place = alice.memberships.select_related("user", "tenant").get()
+    place.role = "admin"
+    with django_assert_num_queries(9):
+        place.save(update_fields=["role"])

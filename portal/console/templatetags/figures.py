@@ -113,4 +113,5 @@ def person(user: User) -> str:
 @register.inclusion_tag("console/_operators.html")
 def whom_to_ask() -> dict[str, object]:
     """The operators, for people who cannot go on by themselves. At most three: one to ask, two on holiday."""
-    return {"operators": User.objects.filter(is_staff=True, is_active=True).order_by("date_joined")[:3]}
+    operators = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False)
+    return {"operators": operators.order_by("date_joined")[:3]}

@@ -1,0 +1,32 @@
+"""Prints a new password of the account for emergencies, once."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError
+
+from portal.accounts import emergency
+
+
+class Command(BaseCommand):
+    help = (
+        "Makes the one local operator account for emergencies, or gives it a new password, and prints that. It works"
+        " while the directory is away; every use of it is audited and told to all operators."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("username")
+        parser.add_argument("--end", action="store_true", help="switch it off for good instead")
+
+    def handle(self, *, username: str, end: bool, **options: Any) -> None:
+        try:
+            if end:
+                emergency.end(username)
+                self.stdout.write(f"{username} is switched off")
+            else:
+                self.stdout.write(emergency.renew(username))
+        except ValidationError as error:
+            raise CommandError(" ".join(error.messages)) from error
+        except emergency.Refused as error:
+            raise CommandError(str(error)) from error
