@@ -22,7 +22,9 @@ class Choice:
 
 
 def choices(tenants: Sequence[Tenant]) -> list[Choice]:
-    """The chat models that at least one of these may use; what answers now comes first. Four queries."""
+    """The chat models that at least one of these may use; what answers now comes first. Four queries; none for nobody."""
+    if not tenants:
+        return []
     chat = access.open_to(tenants).filter(task=ServedModel.Task.CHAT)
     slugs = [tenant.slug for tenant in tenants]
     restricted: dict[str, set[str]] = defaultdict(set)

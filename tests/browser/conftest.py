@@ -28,6 +28,7 @@ QUIET = [
     "--disable-sync",
 ]
 LOCALES = {"ja": "ja-JP", "en": "en-GB"}
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 # Longest wait for anything on a page, in ms: a machine that runs other tests beside is slow, not broken.
 PATIENCE = 15_000
 
@@ -36,6 +37,32 @@ PATIENCE = 15_000
 def _libraries() -> None:
     """Says what to run where the pages' libraries are missing: scripts would fail in ways that are hard to read."""
     frontend.package(settings.CACHE, "chart.js")
+
+
+@pytest.fixture(scope="session")
+def axe_core() -> str:
+    return (frontend.package(settings.CACHE, "axe-core") / "axe.min.js").read_text()
+
+
+@pytest.fixture
+def axe(axe_core) -> Callable[..., list[str]]:
+    """`axe(page)`: how the page as it stands breaks WCAG 2 (A, AA), one line for each rule and place.
+
+    With names of rules only those are asked.
+    """
+
+    def violations(page: Page, *rules: str) -> list[str]:
+        what = {"type": "rule", "values": rules} if rules else {"type": "tag", "values": WCAG}
+        if not page.evaluate("() => 'axe' in window"):
+            page.evaluate(f"() => {{ {axe_core} }}")
+        found = page.evaluate("what => axe.run(document, {runOnly: what, resultTypes: ['violations']})", what)
+        return [
+            f"{rule['id']}: {node['html'][:150]} {node['failureSummary']}"
+            for rule in found["violations"]
+            for node in rule["nodes"]
+        ]
+
+    return violations
 
 
 # Not for the session: while it is there, this thread has a running event loop, and other modules want their own.
@@ -76,11 +103,14 @@ def open_page(browser, site, provoked) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         page = context.new_page()
         # The browser reports what the content security policy stopped as an error on the console.
-        page.on("console", lambda line: line.type in ("error", "warning") and complaints.append(line.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: aborted(request) or complaints.append(f"failed: {request.url}"))
-        page.on("request", lambda request: elsewhere(request.url) and complaints.append(f"elsewhere: {request.url}"))
+        page.on("console", lambda line: line.type in ("error", "warning") and tell(page, line.text))
+        page.on("pageerror", lambda error: tell(page, str(error)))
+        page.on("requestfailed", lambda request: aborted(request) or tell(page, f"failed: {request.url}"))
+        page.on("request", lambda request: elsewhere(request.url) and tell(page, f"elsewhere: {request.url}"))
         return page
+
+    def tell(page: Page, complaint: str) -> None:
+        complaints.append(f"{page.url}: {complaint}")
 
     def aborted(request: Request) -> bool:
         """By the browser, when a page is left before all of it was loaded."""

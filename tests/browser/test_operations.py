@@ -75,7 +75,7 @@ def test_a_model_s_own_page_follows(open_page, hosts):
     change(LARGE, state="failed", cause="gpu-memory")
     expect(page.locator("h1 .state")).to_have_text("failed")
     expect(page.locator(".attention")).to_contain_text("The GPU’s memory was not enough")
-    expect(page.get_by_role("button", name=f"Try {LARGE} again")).to_be_visible()
+    expect(page.get_by_role("button", name=f"Try again: {LARGE}")).to_be_visible()
 
 
 def test_numbers_follow(open_page, hosts):
@@ -203,5 +203,5 @@ def test_the_keyboard_reaches_every_verb(open_page, hosts):
         assert looks(page, "focused")[1] == "solid"
         if "Restart tinyswallow-1.5b…" in reached:
             break
-    for name in (f"Restart {LARGE}…", f"Stop {LARGE}…", f"Try {LONG} again", "Start old-elyza-7b"):
+    for name in (f"Restart {LARGE}…", f"Stop {LARGE}…", f"Try again: {LONG}", "Start old-elyza-7b"):
         assert name in reached

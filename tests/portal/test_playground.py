@@ -66,8 +66,11 @@ class TestPage:
         assert "No model for conversations is offered to you yet" in page
 
     def test_without_a_tenant_it_says_whom_to_ask(self, client, olivia):
+        serve()
         client.force_login(person("newcomer"))
-        assert "You do not belong to a tenant yet" in read(client)
+        page = read(client)
+        assert "You do not belong to a tenant yet" in page
+        assert "try.js" not in page
 
     def test_more_models_and_tenants_cost_no_more_queries(self, as_alice, alice, research, django_assert_num_queries):
         serve("m-0")

@@ -1,0 +1,146 @@
+"""Every page of the site, in both languages, light and dark, on a telephone and on a desk: nothing that WCAG 2 (A, AA)
+forbids, nothing wider than the window, no complaint of the browser, nothing from another origin (see `open_page`)."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+import pytest
+from django.conf import settings
+from django.test import Client
+from django.utils import timezone
+from playwright.sync_api import Page
+
+from portal.accounts.models import User
+from portal.keys.models import ApiKey
+from portal.metering.models import Quota, QuotaRequest
+from portal.notices.telling import tell
+from tests.browser.pages import looks
+from tests.browser.server import Site
+from tests.fleet import calls, fleet
+from tests.pages import key_of, serve, use
+from tests.portal.test_access import RULES, filled  # noqa: F401 - a fixture
+from tests.slapd import unused_port
+from tests.waiting import until
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
+WIDTHS = (360, 1280)
+# From who may do least to who may do most. What one of them alone sees differs, so each page is read as two of them.
+RANKS = ("nobody", "alice", "bob", "olivia")
+# Not of ours to look after: the API's description is drawn by Swagger UI.
+FOREIGN = frozenset({"api/docs/"})
+
+
+@pytest.fixture
+def site(transactional_db) -> Iterator[str]:
+    portal = Site(unused_port())
+    portal.start()
+    yield portal.url
+    portal.stop()
+
+
+@pytest.fixture
+def furnished(filled, alice, bob, olivia, research) -> None:  # noqa: F811
+    """What there is to be seen: keys in each state, usage, quotas, wishes, notices, machines, long names."""
+    research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+    research.save()
+    now = timezone.now()
+    fleet()
+    mine = ApiKey.objects.get(user=alice)
+    calls(mine)
+    long = key_of(alice, research, LONG, expires_at=now + timedelta(days=3))
+    key_of(alice, research, "old", expires_at=now - timedelta(days=1))
+    key_of(alice, research, "gone", expires_at=None, created_by=alice)
+    for days in range(0, 40, 3):
+        use(long, tokens=(123_456_789, 98_765), at=now - timedelta(days=days), estimated=True)
+    serve("e5", task="embedding", state="asleep")
+    Quota.objects.create(user=alice, unit="tokens", window="day", amount=130_000_000)
+    Quota.objects.create(tenant=research, unit="tokens", window="month", amount=5_000_000_000)
+    Quota.objects.create(tenant=research, each="member", unit="requests", window="minute", amount=60)
+    Quota.objects.create(key=long, unit="concurrent", window="", amount=4)
+    wish = {"tenant": research, "user": alice, "unit": "tokens", "amount": 200_000_000, "had": 130_000_000}
+    QuotaRequest.objects.create(**wish, window="day", asked_by=alice, reason="決算期のため " * 10)
+    told = {"key": LONG, "prefix": long.prefix, "tenant": research.name, "days": 3, "at": now.isoformat()}
+    tell([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
+
+
+def enter(page: Page, site: str, username: str) -> None:
+    """Signed in, without the sign-in page: that is walked elsewhere."""
+    client = Client()
+    client.force_login(User.objects.get(username=username))
+    cookie = client.cookies[settings.SESSION_COOKIE_NAME].value
+    page.context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": cookie, "url": site}])
+
+
+def pages(readers: Callable[[list[str]], str], filled: dict[str, str]) -> Iterator[tuple[str, str]]:  # noqa: F811
+    """(who reads it, address) of everything that is asked for with GET."""
+    for path, rule in RULES.items():
+        ranked = [who for who in RANKS if who in rule.who]
+        if rule.method != "GET" or not ranked or path.startswith("api/v1/") or path in FOREIGN:
+            continue
+        address = "/" + path
+        for part, value in filled.items():
+            address = address.replace(part, value)
+        yield readers(ranked), address
+    yield from ((readers(list(RANKS[1:])), "/nothing/here/"), ("alice", "/operations/"))
+
+
+def complaints(page: Page, axe: Callable[..., list[str]]) -> list[str]:
+    """All of WCAG 2 in the light; in the dark only the colours differ, in another width only what fits."""
+    page.evaluate("for (const e of document.querySelectorAll('main details')) e.open = true")
+    # Colours that are on their way to others are none of the design.
+    page.emulate_media(color_scheme="light", reduced_motion="reduce")
+    found = axe(page)
+    page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+    found += [f"dark {complaint}" for complaint in axe(page, "color-contrast")]
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 800})
+        found += [f"{width} px {complaint}" for complaint in too_wide(page)]
+    return found
+
+
+def too_wide(page: Page) -> list[str]:
+    """Also when charts have had the time to become narrower: they do so after the window."""
+    with contextlib.suppress(AssertionError):
+        until(lambda: not looks(page, "tooWide"), 2)
+    return looks(page, "tooWide")
+
+
+@pytest.mark.parametrize(
+    ("language", "width", "readers"),
+    [("ja", 1280, lambda ranked: ranked[0]), ("en", 360, lambda ranked: ranked[-1])],
+    ids=["ja, who may do least", "en, who may do most"],
+)
+def test_every_page_is_fit_for_everybody(open_page, site, furnished, filled, axe, language, width, readers, provoked):  # noqa: F811
+    provoked += ["nothing/here/.* 404 ", "operations/.* 403 "]
+    tabs, found, seen = {}, {}, 0
+    for who, address in pages(readers, filled):
+        if who not in tabs:
+            tabs[who] = open_page(language, width=width)
+            if who != "nobody":
+                enter(tabs[who], site, who)
+        page = tabs[who]
+        page.set_viewport_size({"width": width, "height": 800})
+        answer = page.request.get(address)
+        if "text/html" not in answer.headers.get("content-type", ""):
+            continue
+        page.goto(address)
+        seen += 1
+        if wrong := complaints(page, axe):
+            found[f"{who} {address}"] = wrong
+    assert seen >= 20
+    assert found == {}
+
+
+def test_what_is_wrong_is_found(open_page, axe):
+    """The test above would be green with eyes that see nothing."""
+    page = open_page()
+    page.goto("/sign-in/")
+    assert complaints(page, axe) == []
+    page.evaluate("document.querySelector('[name=username]').labels[0].remove()")
+    page.evaluate("document.querySelector('h1').style.cssText = 'color: #999; background: #aaa; width: 400px'")
+    found = " ".join(complaints(page, axe))
+    for complaint in ("label: ", "color-contrast: ", "dark color-contrast: ", "360 px <h1"):
+        assert complaint in found
