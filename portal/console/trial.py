@@ -22,7 +22,7 @@ class Choice:
 
 
 def choices(tenants: Sequence[Tenant]) -> list[Choice]:
-    """The chat models that at least one of these may use; what answers now comes first. Four queries; none for nobody."""
+    """The chat models that at least one of these may use; what answers now comes first. At most four queries."""
     if not tenants:
         return []
     chat = access.open_to(tenants).filter(task=ServedModel.Task.CHAT)

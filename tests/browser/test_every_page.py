@@ -61,7 +61,7 @@ def furnished(filled, alice, bob, olivia, research) -> None:  # noqa: F811
     Quota.objects.create(tenant=research, each="member", unit="requests", window="minute", amount=60)
     Quota.objects.create(key=long, unit="concurrent", window="", amount=4)
     wish = {"tenant": research, "user": alice, "unit": "tokens", "amount": 200_000_000, "had": 130_000_000}
-    QuotaRequest.objects.create(**wish, window="day", asked_by=alice, reason="決算期のため " * 10)
+    QuotaRequest.objects.create(**wish, window="month", asked_by=alice, reason="決算期のため " * 10)
     told = {"key": LONG, "prefix": long.prefix, "tenant": research.name, "days": 3, "at": now.isoformat()}
     tell([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
 
