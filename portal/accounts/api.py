@@ -1,14 +1,25 @@
-"""The person who calls, and their tenants, in the API."""
+"""The person who calls, tenants and their members, in the API."""
 
+from typing import Any
+
+from django.db.models import Q, QuerySet
+from django.http import Http404
+from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext_lazy as _
 from drf_spectacular.utils import extend_schema
+from rest_framework import status
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.serializers import ModelSerializer
 from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
 
+from portal.accounts import membership, tenancy
 from portal.accounts import serializers as shapes
-from portal.api.bodies import me
-from portal.api.permissions import People
+from portal.accounts.models import Membership, Tenant
+from portal.api.bodies import given, me
+from portal.api.paging import Pages
+from portal.api.permissions import Operators, People
 from portal.keys.models import ManagementKey
 
 
@@ -45,3 +56,110 @@ class SettingsView(APIView):
         filled.is_valid(raise_exception=True)
         filled.save()
         return Response(filled.data)
+
+
+class Tenants(GenericViewSet[Tenant]):
+    subject = "tenants"
+    queryset = Tenant.objects.none()
+    serializer_class = shapes.TenantNow
+    pagination_class = Pages
+    lookup_field = "slug"
+    lookup_value_converter = "slug"
+
+    def get_permissions(self) -> list[Any]:
+        """Tenants are made and changed by operators."""
+        return [People() if self.action in ("list", "retrieve") else Operators()]
+
+    def get_queryset(self) -> QuerySet[Tenant]:
+        return tenancy.visible_tenants(me(self.request)).order_by("slug")
+
+    @extend_schema(
+        summary=_("Your tenants; for operators all"),
+        parameters=[shapes.TenantFilter],
+        responses={200: shapes.TenantNow(many=True)},
+    )
+    def list(self, request: Request) -> Response:
+        wanted = given(shapes.TenantFilter, request.query_params)
+        rows = self.get_queryset()
+        if name := wanted.get("name"):
+            rows = rows.filter(Q(name__icontains=name) | Q(slug__icontains=name))
+        if wanted["is_active"] is not None:
+            rows = rows.filter(is_active=wanted["is_active"])
+        if wanted["administered"] is not None:
+            administered = Q(pk__in=tenancy.administered_tenants(me(request)).values("pk"))
+            rows = rows.filter(administered if wanted["administered"] else ~administered)
+        page = self.paginate_queryset(rows) or []
+        return self.get_paginated_response(shapes.TenantNow(page, many=True).data)
+
+    @extend_schema(summary=_("One tenant"), responses={200: shapes.TenantNow})
+    def retrieve(self, request: Request, slug: str) -> Response:
+        return Response(shapes.TenantNow(self.get_object()).data)
+
+    @extend_schema(summary=_("Create a tenant"), request=shapes.NewTenant, responses={201: shapes.TenantNow})
+    def create(self, request: Request) -> Response:
+        return written(shapes.NewTenant(data=request.data), status.HTTP_201_CREATED)
+
+    @extend_schema(summary=_("Change a tenant"), request=shapes.ChangedTenant, responses={200: shapes.TenantNow})
+    def partial_update(self, request: Request, slug: str) -> Response:
+        """Changes what is sent. With `is_active` false every key of the tenant stops within 2 seconds."""
+        return written(shapes.ChangedTenant(self.get_object(), data=request.data, partial=True), status.HTTP_200_OK)
+
+
+class Members(GenericViewSet[Membership]):
+    """For who administers the tenant. For others there is nothing here."""
+
+    subject = "tenants"
+    permission_classes = [People]
+    queryset = Membership.objects.none()
+    serializer_class = shapes.Member
+    pagination_class = Pages
+
+    @extend_schema(
+        summary=_("Members of a tenant"),
+        parameters=[shapes.MemberFilter],
+        responses={200: shapes.Member(many=True)},
+    )
+    def list(self, request: Request, slug: str) -> Response:
+        wanted = given(shapes.MemberFilter, request.query_params)
+        rows = membership.members(self._tenant(slug), wanted.pop("name", "")).filter(**wanted)
+        page = self.paginate_queryset(rows.order_by("user__username")) or []
+        return self.get_paginated_response([shapes.Member(row).data for row in page])
+
+    @extend_schema(summary=_("One member"), responses={200: shapes.Member})
+    def retrieve(self, request: Request, slug: str, username: str) -> Response:
+        return Response(shapes.Member(self._member(slug, username)).data)
+
+    @extend_schema(summary=_("Add a member"), request=shapes.NewMember, responses={201: shapes.Member})
+    def create(self, request: Request, slug: str) -> Response:
+        """By hand: the company directory leaves it alone."""
+        tenant = self._tenant(slug)
+        values = given(shapes.NewMember, request.data)
+        row = membership.add(tenant, values["user"], values["role"])
+        return Response(shapes.Member(row).data, status.HTTP_201_CREATED)
+
+    @extend_schema(summary=_("Change a member's role"), request=shapes.ChangedMember, responses={200: shapes.Member})
+    def partial_update(self, request: Request, slug: str, username: str) -> Response:
+        """Of members that were added by hand."""
+        row = self._member(slug, username)
+        changed = membership.change_role(me(request), row, given(shapes.ChangedMember, request.data)["role"])
+        return Response(shapes.Member(changed).data)
+
+    @extend_schema(summary=_("Remove a member"), responses={204: None})
+    def destroy(self, request: Request, slug: str, username: str) -> Response:
+        """Of those that were added by hand. The person's keys of the tenant stop within 2 seconds."""
+        membership.remove(me(request), self._member(slug, username))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    def _tenant(self, slug: str) -> Tenant:
+        tenant, may_administer = tenancy.tenant_for(me(self.request), slug)
+        if not may_administer:
+            raise Http404
+        return tenant
+
+    def _member(self, slug: str, username: str) -> Membership:
+        return get_object_or_404(membership.members(self._tenant(slug)), user__username__iexact=username)
+
+
+def written(filled: ModelSerializer[Tenant], code: int) -> Response:
+    filled.is_valid(raise_exception=True)
+    return Response(shapes.TenantNow(filled.save()).data, code)

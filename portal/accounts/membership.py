@@ -4,6 +4,7 @@ For pages, the API and commands. Each verb is one transaction; what cannot be do
 """
 
 from django.db import IntegrityError, transaction
+from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
 from portal.accounts.models import Membership, Tenant, User
@@ -15,6 +16,19 @@ class Refused(Exception):
     def __init__(self, sentence: str) -> None:
         super().__init__(sentence)
         self.sentence = sentence
+
+
+def members(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
+    """Those of the tenant; with `text` only of people who have all of its words in name, user name or mail."""
+    found = Membership.objects.filter(tenant=tenant).select_related("user")
+    for word in text.split()[:5]:
+        found = found.filter(
+            Q(user__username__icontains=word)
+            | Q(user__first_name__icontains=word)
+            | Q(user__last_name__icontains=word)
+            | Q(user__email__icontains=word)
+        )
+    return found
 
 
 def add(tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from rest_framework import serializers
 
-from portal.accounts.models import Membership, User
+from portal.accounts.models import Membership, Tenant, User
 
 
 class Place(serializers.Serializer[Membership]):
@@ -36,3 +36,61 @@ class Settings(serializers.ModelSerializer[User]):
     class Meta:
         model = User
         fields: ClassVar = ["language", "wants_mail"]
+
+
+# --- tenants
+
+
+class TenantNow(serializers.ModelSerializer[Tenant]):
+    class Meta:
+        model = Tenant
+        fields: ClassVar = ["slug", "name", "time_zone", "key_days", "is_active", "created_at"]
+
+
+class NewTenant(serializers.ModelSerializer[Tenant]):
+    class Meta:
+        model = Tenant
+        fields: ClassVar = ["slug", "name", "time_zone", "key_days"]
+
+
+class ChangedTenant(serializers.ModelSerializer[Tenant]):
+    """The short name stands in addresses, commands and directory groups, so it is given once."""
+
+    class Meta:
+        model = Tenant
+        fields: ClassVar = ["name", "time_zone", "key_days", "is_active"]
+
+
+class TenantFilter(serializers.Serializer[Any]):
+    name = serializers.CharField(required=False, help_text="A part of its name or short name.")
+    is_active = serializers.BooleanField(required=False, allow_null=True, default=None)
+    administered = serializers.BooleanField(
+        required=False, allow_null=True, default=None, help_text="True: only those that you administer."
+    )
+
+
+class Member(serializers.Serializer[Membership]):
+    user = serializers.CharField(source="user.username")
+    name = serializers.CharField(source="user.get_full_name")
+    email = serializers.CharField(source="user.email")
+    is_active = serializers.BooleanField(source="user.is_active")
+    role = serializers.ChoiceField(Membership.Role.choices)
+    source = serializers.ChoiceField(  # type: ignore[assignment]
+        Membership.Source.choices, help_text="`directory`: follows the company directory and is changed there."
+    )
+    since = serializers.DateTimeField()
+
+
+class MemberFilter(serializers.Serializer[Any]):
+    name = serializers.CharField(required=False, help_text="Words that stand in name, user name or mail address.")
+    role = serializers.ChoiceField(Membership.Role.choices, required=False)
+    source = serializers.ChoiceField(Membership.Source.choices, required=False)  # type: ignore[assignment]
+
+
+class NewMember(serializers.Serializer[Any]):
+    user = serializers.CharField(max_length=150, help_text="User name of somebody who has an account here.")
+    role = serializers.ChoiceField(Membership.Role.choices, required=False, default=Membership.Role.MEMBER)
+
+
+class ChangedMember(serializers.Serializer[Any]):
+    role = serializers.ChoiceField(Membership.Role.choices)

@@ -21,7 +21,7 @@ from portal.api import keys
 from portal.api.forms import NewManagementKeyForm
 from portal.api.scopes import SCOPES
 from portal.console.clock import zone_of
-from portal.keys import once
+from portal.keys import keyring, once
 from portal.keys.models import ManagementKey
 
 PER_PAGE = 50
@@ -54,7 +54,12 @@ def row(key: ManagementKey, now: datetime) -> Row:
 def key_list(request: HttpRequest) -> HttpResponse:
     now = timezone.now()
     page = Paginator(keys.keys_of(me(request)), PER_PAGE).get_page(request.GET.get("page"))
-    context = {"page": page, "rows": [row(key, now) for key in page], "zone": zone_of(me(request))}
+    context = {
+        "has_services": keyring.has_services(me(request)),
+        "page": page,
+        "rows": [row(key, now) for key in page],
+        "zone": zone_of(me(request)),
+    }
     return render(request, "api/keys.html", context)
 
 

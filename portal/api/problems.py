@@ -10,6 +10,7 @@ from rest_framework.exceptions import APIException, NotAuthenticated, Validation
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
+from portal.accounts import membership
 from portal.metering import giving
 from portal.operations.actions import Refused
 
@@ -30,6 +31,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         # About a field: what was sent is wrong. Else it does not go with how things are.
         code = status.HTTP_400_BAD_REQUEST if error.fields else status.HTTP_409_CONFLICT
         return problem(code, error.sentence, list(_pointers(error.fields)))
+    if isinstance(error, membership.Refused):
+        return problem(status.HTTP_409_CONFLICT, error.sentence)
     if isinstance(error, giving.Refused):
         allowed = not isinstance(error, giving.NotAllowed)
         return problem(status.HTTP_409_CONFLICT if allowed else status.HTTP_403_FORBIDDEN, error.sentence)

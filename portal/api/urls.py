@@ -7,6 +7,7 @@ from portal.accounts import api as accounts
 from portal.api import views
 from portal.keys import api as keys
 from portal.metering import api as metering
+from portal.notices import api as notices
 from portal.operations import api as operations
 
 router = SimpleRouter(use_regex_path=False)
@@ -15,6 +16,8 @@ router.register("catalogue", keys.Catalogue, basename="api-catalogue")
 router.register("management-keys", keys.ManagementKeys, basename="api-management-keys")
 router.register("quotas", metering.Quotas, basename="api-quotas")
 router.register("quota-requests", metering.Requests, basename="api-quota-requests")
+router.register("tenants", accounts.Tenants, basename="api-tenants")
+router.register("notices", notices.Notices, basename="api-notices")
 router.register("hosts", operations.Hosts, basename="api-hosts")
 router.register("models", operations.Models, basename="api-models")
 router.register("replicas", operations.Replicas, basename="api-replicas")
@@ -24,8 +27,20 @@ urlpatterns = [
     path("docs/", views.docs, name="api-docs"),
     path("v1/me/", accounts.MeView.as_view(), name="api-me"),
     path("v1/me/settings/", accounts.SettingsView.as_view(), name="api-settings"),
+    path(
+        "v1/tenants/<slug:slug>/members/",
+        accounts.Members.as_view({"get": "list", "post": "create"}),
+        name="api-members",
+    ),
+    path(
+        "v1/tenants/<slug:slug>/members/<str:username>/",
+        accounts.Members.as_view({"get": "retrieve", "patch": "partial_update", "delete": "destroy"}),
+        name="api-member",
+    ),
     path("v1/allowances/", metering.AllowancesView.as_view(), name="api-allowances"),
     path("v1/overview/", operations.OverviewView.as_view(), name="api-overview"),
+    path("v1/directory/", operations.DirectoryView.as_view(), name="api-directory"),
+    path("v1/directory/follow/", operations.FollowDirectoryView.as_view(), name="api-directory-follow"),
     path("v1/presets/", operations.PresetsView.as_view(), name="api-presets"),
     path("v1/", include(router.urls)),
     path("<path:rest>", views.Nowhere.as_view()),

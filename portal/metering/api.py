@@ -113,6 +113,14 @@ class Requests(GenericViewSet[QuotaRequest]):
         wish = giving.ask(me(request), to, what, values["amount"], values["reason"])
         return Response(shapes.Request(wish).data, status.HTTP_201_CREATED)
 
+    @extend_schema(summary=_("Change a request"), request=shapes.Amended, responses={200: shapes.Request})
+    def partial_update(self, request: Request, pk: int) -> Response:
+        """One's own, as long as it is open."""
+        wish = self.get_object()
+        values = given(shapes.Amended, request.data)
+        changed = giving.amend(me(request), wish, values["amount"], values.get("reason", wish.reason))
+        return Response(shapes.Request(changed).data)
+
     @extend_schema(summary=_("Grant a request"), request=shapes.Grant, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def grant(self, request: Request, pk: int) -> Response:

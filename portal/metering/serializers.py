@@ -97,6 +97,11 @@ class Wish(Bounded):
     reason = serializers.CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
+class Amended(serializers.Serializer[Any]):
+    amount = Amount(help_text="More than there was when it was asked for.")
+    reason = serializers.CharField(max_length=500, required=False, allow_blank=True)
+
+
 class Request(serializers.Serializer[QuotaRequest]):
     """A wish for more, and what another made of it."""
 

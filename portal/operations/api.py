@@ -6,11 +6,13 @@ Values of modelregistry.overview are sent as they are, so that they read as on s
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from django.conf import settings
 from django.db import transaction
 from django.db.models import Prefetch, Q, QuerySet
 from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from drf_spectacular.utils import extend_schema
 from rest_framework import status
 from rest_framework.decorators import action
@@ -25,10 +27,12 @@ from modelregistry.advice import ADVICE
 from modelregistry.engines import Spec
 from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
 from modelregistry.presets import PRESETS, Preset
+from portal.accounts.models import DirectoryState
 from portal.api.bodies import given, plain
 from portal.api.paging import Pages
+from portal.api.problems import Conflict
 from portal.keys.models import ModelAccess
-from portal.operations import actions, live
+from portal.operations import actions, directory, live
 from portal.operations import serializers as shapes
 
 SUBJECT = "operations"
@@ -37,7 +41,11 @@ SUBJECT = "operations"
 class OverviewView(APIView):
     subject = SUBJECT
 
-    @extend_schema(operation_id="overview", responses={200: shapes.Overview})
+    @extend_schema(
+        summary=gettext_lazy("Hosts and models with their live state"),
+        operation_id="overview",
+        responses={200: shapes.Overview},
+    )
     def get(self, request: Request) -> Response:
         """All hosts and models with their live state, as `/ws/operations/` tells them."""
         now = timezone.now()
@@ -51,14 +59,16 @@ class Hosts(GenericViewSet[Host]):
     pagination_class = Pages
     lookup_value_converter = "int"
 
-    @extend_schema(parameters=[shapes.HostFilter], responses={200: shapes.HostNow(many=True)})
+    @extend_schema(
+        summary=gettext_lazy("Hosts"), parameters=[shapes.HostFilter], responses={200: shapes.HostNow(many=True)}
+    )
     def list(self, request: Request) -> Response:
         """Machines with their devices' memory."""
         wanted = given(shapes.HostFilter, request.query_params)["supervised"]
         found = [host for host in self._now(self.get_queryset()) if wanted in (None, host.supervised)]
         return self.get_paginated_response(plain(self.paginate_queryset(found)))
 
-    @extend_schema(responses={200: shapes.HostNow})
+    @extend_schema(summary=gettext_lazy("One host"), responses={200: shapes.HostNow})
     def retrieve(self, request: Request, pk: int) -> Response:
         (host,) = self._now([self.get_object()])
         return Response(plain(host))
@@ -77,7 +87,11 @@ class Models(GenericViewSet[ServedModel]):
     pagination_class = Pages
     lookup_value_converter = "int"
 
-    @extend_schema(parameters=[shapes.ModelFilter], responses={200: shapes.Model(many=True)})
+    @extend_schema(
+        summary=gettext_lazy("Models as they are to be served"),
+        parameters=[shapes.ModelFilter],
+        responses={200: shapes.Model(many=True)},
+    )
     def list(self, request: Request) -> Response:
         """Models as they are to be served, each with its live state."""
         wanted = given(shapes.ModelFilter, request.query_params)
@@ -85,17 +99,17 @@ class Models(GenericViewSet[ServedModel]):
         shown = [one for one in self._shown(rows) if wanted.get("state") in (None, one["now"]["state"])]
         return self.get_paginated_response(self.paginate_queryset(shown))
 
-    @extend_schema(responses={200: shapes.Model})
+    @extend_schema(summary=gettext_lazy("One model"), responses={200: shapes.Model})
     def retrieve(self, request: Request, pk: int) -> Response:
         return self._answer(self.get_object())
 
-    @extend_schema(responses={201: shapes.Model})
+    @extend_schema(summary=gettext_lazy("Register a model"), responses={201: shapes.Model})
     def create(self, request: Request) -> Response:
         """Registers a model; its host starts it at once unless `enabled` is false."""
         model = actions.register(**given(shapes.Model, request.data))
         return self._answer(model, status.HTTP_201_CREATED)
 
-    @extend_schema(responses={200: shapes.Model})
+    @extend_schema(summary=gettext_lazy("Change a model"), responses={200: shapes.Model})
     def partial_update(self, request: Request, pk: int) -> Response:
         """Changes what is sent. What an engine is started with makes it start anew."""
         model = self.get_object()
@@ -112,32 +126,34 @@ class Models(GenericViewSet[ServedModel]):
                 actions.set_visibility(model, tenants)
         return self._answer(model)
 
-    @extend_schema(responses={204: None})
+    @extend_schema(summary=gettext_lazy("Unregister a model"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
         """Takes a model off the catalogue for good; its engines are drained and stopped."""
         actions.unregister(self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    @extend_schema(request=None, responses={200: shapes.Model})
+    @extend_schema(summary=gettext_lazy("Start a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def start(self, request: Request, pk: int) -> Response:
         """To be served; replicas that failed are tried again."""
         return self._answer(actions.start(self.get_object()))
 
-    @extend_schema(request=None, responses={200: shapes.Model})
+    @extend_schema(summary=gettext_lazy("Stop a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, pk: int) -> Response:
         """Not to be served: engines finish what they are at and end."""
         return self._answer(actions.stop(self.get_object()))
 
-    @extend_schema(request=shapes.Restart, responses={200: shapes.Model})
+    @extend_schema(summary=gettext_lazy("Restart a model"), request=shapes.Restart, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def restart(self, request: Request, pk: int) -> Response:
         """Engines finish what they are at and are started anew."""
         model = self.get_object()
         return self._answer(actions.restart(model, seen=given(shapes.Restart, request.data).get("seen")))
 
-    @extend_schema(request=shapes.Aliases, responses={200: shapes.Model})
+    @extend_schema(
+        summary=gettext_lazy("Give a model its other names"), request=shapes.Aliases, responses={200: shapes.Model}
+    )
     @action(detail=True, methods=["put"])
     def aliases(self, request: Request, pk: int) -> Response:
         """The model's other names, all of them."""
@@ -145,7 +161,11 @@ class Models(GenericViewSet[ServedModel]):
         actions.set_aliases(model, given(shapes.Aliases, request.data)["aliases"])
         return self._answer(model)
 
-    @extend_schema(request=shapes.Visibility, responses={200: shapes.Model})
+    @extend_schema(
+        summary=gettext_lazy("Say which tenants may use a model"),
+        request=shapes.Visibility,
+        responses={200: shapes.Model},
+    )
     @action(detail=True, methods=["put"])
     def visibility(self, request: Request, pk: int) -> Response:
         """Which tenants may use it."""
@@ -153,14 +173,18 @@ class Models(GenericViewSet[ServedModel]):
         actions.set_visibility(model, given(shapes.Visibility, request.data)["tenants"])
         return self._answer(model)
 
-    @extend_schema(responses={200: shapes.Reading})
+    @extend_schema(summary=gettext_lazy("What a model's files tell"), responses={200: shapes.Reading})
     @action(detail=True)
     def facts(self, request: Request, pk: int) -> Response:
         found = Reading.objects.filter(model=self.get_object()).first()
         known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
         return Response(plain(known or {"facts": None, "fault": "", "at": None}))
 
-    @extend_schema(request=shapes.Plan, responses={200: shapes.Foreseen})
+    @extend_schema(
+        summary=gettext_lazy("What a model would take, and where it would fit"),
+        request=shapes.Plan,
+        responses={200: shapes.Foreseen},
+    )
     @action(detail=False, methods=["post"])
     def predict(self, request: Request) -> Response:
         """What a model would take, and on which hosts it would fit. Registers nothing.
@@ -218,7 +242,11 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
 class PresetsView(APIView):
     subject = SUBJECT
 
-    @extend_schema(operation_id="presets", responses={200: shapes.Preset(many=True)})
+    @extend_schema(
+        summary=gettext_lazy("Registrations to begin with"),
+        operation_id="presets",
+        responses={200: shapes.Preset(many=True)},
+    )
     def get(self, request: Request) -> Response:
         """What to register for the models that this system was first built around."""
         return Response([preset(one) for one in PRESETS.values()])
@@ -238,6 +266,7 @@ class Replicas(GenericViewSet[Replica]):
     lookup_value_converter = "int"
 
     @extend_schema(
+        summary=gettext_lazy("Replicas"),
         parameters=[shapes.ReplicaFilter],
         responses={200: shapes.ReplicaDetail(many=True)},
     )
@@ -249,11 +278,11 @@ class Replicas(GenericViewSet[Replica]):
         page = self.paginate_queryset(rows) or []
         return self.get_paginated_response([self._shown(row) for row in page])
 
-    @extend_schema(responses={200: shapes.ReplicaDetail})
+    @extend_schema(summary=gettext_lazy("One replica"), responses={200: shapes.ReplicaDetail})
     def retrieve(self, request: Request, pk: int) -> Response:
         return Response(self._shown(self.get_object()))
 
-    @extend_schema(responses={200: shapes.LogTail})
+    @extend_schema(summary=gettext_lazy("The end of a replica's log"), responses={200: shapes.LogTail})
     @action(detail=True)
     def log(self, request: Request, pk: int) -> Response:
         """The end of its log. Sockets tell what is added to it: `/ws/operations/replicas/<id>/log/`."""
@@ -265,3 +294,41 @@ class Replicas(GenericViewSet[Replica]):
     def _shown(self, row: Replica) -> dict[str, Any]:
         shown: dict[str, Any] = plain(overview.replica_now(row, timezone.now()))
         return {**shown, "advice": str(ADVICE.get(row.cause, ""))}
+
+
+class DirectoryView(APIView):
+    subject = SUBJECT
+
+    @extend_schema(
+        operation_id="directory", summary=gettext_lazy("The company directory"), responses={200: shapes.Directory}
+    )
+    def get(self, request: Request) -> Response:
+        return Response(directory_now())
+
+
+class FollowDirectoryView(APIView):
+    subject = SUBJECT
+
+    @extend_schema(
+        operation_id="directory_follow",
+        summary=gettext_lazy("Follow the company directory now"),
+        request=shapes.Following,
+        responses={200: shapes.Directory},
+    )
+    def post(self, request: Request) -> Response:
+        """Instead of within the hour; answers when it is done. 409: nothing was changed, and why."""
+        force = given(shapes.Following, request.data)["force"]
+        if settings.DIRECTORY is None:
+            raise Conflict(_("No company directory is set up."))
+        state = directory.follow_now(settings.DIRECTORY, force=force)
+        if state.problem:
+            raise Conflict(f"{state.get_problem_display()}: {state.detail}")
+        return Response(directory_now())
+
+
+def directory_now() -> dict[str, Any]:
+    seen = directory.standing()
+    state = seen.pop("state") or DirectoryState()
+    names = ("tried_at", "succeeded_at", "problem", "detail")
+    seen |= {"configured": bool(seen["configured"]), "outcome": state.outcome or None}
+    return dict(shapes.Directory({**seen, **{name: getattr(state, name) for name in names}}).data)

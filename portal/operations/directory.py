@@ -1,6 +1,8 @@
 """The operators' page about the company directory: how following it goes, and following it now."""
 
+from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
@@ -11,7 +13,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
 from portal.accounts import audit, roster
-from portal.accounts.directory import DirectoryError
+from portal.accounts.directory import Directory, DirectoryError
 from portal.accounts.models import DirectoryState, User
 from portal.console.clock import zone_of
 from portal.operations.views import for_operators, me
@@ -23,17 +25,20 @@ OVERDUE = timedelta(hours=2, minutes=15)
 @for_operators
 @require_GET
 def directory(request: HttpRequest) -> HttpResponse:
+    return render(request, "operations/directory.html", {"zone": zone_of(me(request)), **standing()})
+
+
+def standing() -> dict[str, Any]:
+    """How following it goes. `state` None: it was never followed."""
     state, now = DirectoryState.objects.first(), timezone.now()
     people = User.objects.exclude(directory_id=None)
-    context = {
-        "zone": zone_of(me(request)),
+    return {
         "configured": settings.DIRECTORY,
         "state": state,
         "overdue": state is None or now - state.tried_at > OVERDUE,
         "active": people.filter(is_active=True).count(),
         "inactive": people.filter(is_active=False).count(),
     }
-    return render(request, "operations/directory.html", context)
 
 
 @for_operators
@@ -42,16 +47,20 @@ def follow(request: HttpRequest) -> HttpResponse:
     """At once, instead of within the hour. `force`: although most of our people would lose their access."""
     if settings.DIRECTORY is None:
         return redirect("operations-directory")  # which says that there is none
-    force = "force" in request.POST
-    try:
-        roster.follow(settings.DIRECTORY, force=force)
-    except (DirectoryError, roster.Implausible):
+    if follow_now(settings.DIRECTORY, force="force" in request.POST).problem:
         messages.error(request, _("Nothing was changed. What is wrong stands below."))
     else:
         messages.success(request, _("The directory was followed."))
+    return redirect("operations-directory")
+
+
+def follow_now(directory: Directory, *, force: bool) -> DirectoryState:
+    """How it went; its `problem` says why nothing was changed. Blocks for as long as the directory needs."""
+    with suppress(DirectoryError, roster.Implausible):
+        roster.follow(directory, force=force)
     state = DirectoryState.objects.get()
     audit.record("directory.force" if force else "directory.follow", state, "directory", after=told(state))
-    return redirect("operations-directory")
+    return state
 
 
 def told(state: DirectoryState) -> dict[str, object]:

@@ -7,7 +7,7 @@ from rest_framework import serializers
 
 from modelregistry.models import Host, Replica, ServedModel
 from modelregistry.overview import ModelState
-from portal.accounts.models import Tenant
+from portal.accounts.models import DirectoryState, Tenant
 
 # --- live state
 
@@ -268,6 +268,41 @@ class LogTail(serializers.Serializer[Any]):
 
     text = serializers.CharField()
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet; ask again in a second.")
+
+
+# --- the company directory
+
+
+class Followed(serializers.Serializer[Any]):
+    """What the last success did, in people."""
+
+    people = serializers.IntegerField()
+    left = serializers.IntegerField()
+    returned = serializers.IntegerField()
+    changed = serializers.IntegerField()
+    name_taken = serializers.ListField(
+        child=serializers.CharField(), help_text="Not changed, as a local account has the name."
+    )
+
+
+class Directory(serializers.Serializer[Any]):
+    """How following the company directory goes."""
+
+    configured = serializers.BooleanField()
+    overdue = serializers.BooleanField(help_text="It is followed every hour, and was not of late.")
+    tried_at = serializers.DateTimeField(allow_null=True, help_text="Null: never.")
+    succeeded_at = serializers.DateTimeField(allow_null=True)
+    problem = serializers.ChoiceField(DirectoryState.Problem.choices, allow_blank=True)
+    detail = serializers.CharField()
+    outcome = Followed(allow_null=True)
+    active = serializers.IntegerField(help_text="People from the directory whom we have.")
+    inactive = serializers.IntegerField(help_text="Those who left it.")
+
+
+class Following(serializers.Serializer[Any]):
+    force = serializers.BooleanField(
+        required=False, default=False, help_text="Although most of our people would lose their access."
+    )
 
 
 # --- what lists can be narrowed to

@@ -50,7 +50,7 @@ def listed(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpRes
     text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
     sort = sort if sort in ranking.SORTS else ranking.SORTS[0]
     used = ranking.used_by(ranking.month_of(tenant, now), "user_id")
-    page = Paginator(ranking.ranked(ranking.memberships(tenant, text), used, sort), PAGE).get_page(
+    page = Paginator(ranking.ranked(membership.members(tenant, text), used, sort), PAGE).get_page(
         request.GET.get("page")
     )
     context = {

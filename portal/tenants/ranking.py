@@ -7,6 +7,7 @@ from zoneinfo import ZoneInfo
 
 from django.db.models import Count, Max, Q, QuerySet
 
+from portal.accounts import membership
 from portal.accounts.models import Membership, Tenant, User
 from portal.console.templatetags.figures import person
 from portal.keys.models import ApiKey
@@ -48,19 +49,6 @@ def used_by(days: QuerySet[UsageDay], column: str) -> dict[int | None, Used]:
     return {row[column]: Used(tokens=row["total_tokens"], requests=row["requests"]) for row in rows}
 
 
-def memberships(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
-    """Those of the tenant; with `text` only of people who have all of its words in name, user name or mail."""
-    found = Membership.objects.filter(tenant=tenant).select_related("user")
-    for word in text.split()[:5]:
-        found = found.filter(
-            Q(user__username__icontains=word)
-            | Q(user__first_name__icontains=word)
-            | Q(user__last_name__icontains=word)
-            | Q(user__email__icontains=word)
-        )
-    return found
-
-
 def ranked(found: QuerySet[Membership], used: dict[int | None, Used], sort: str) -> list[int]:
     """Their ids, the most used first or by name. One query of narrow rows: 2,000 are sorted here in milliseconds."""
     rows = found.values_list("pk", "user_id", "user__last_name", "user__first_name", "user__username")
@@ -72,7 +60,7 @@ def ranked(found: QuerySet[Membership], used: dict[int | None, Used], sort: str)
 
 def members(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[Member]:
     """These memberships, in their order, with where they stand. Four queries at most."""
-    rows = {row.pk: row for row in memberships(tenant).filter(pk__in=ids)}
+    rows = {row.pk: row for row in membership.members(tenant).filter(pk__in=ids)}
     users = {row.user_id: row.user for row in rows.values()}
     rules = allowance.rules_for(tenants=[tenant.pk], users=users)
     bounds = [bound for user in users for bound in rules.member(tenant.pk, user) if spending.adds_up(bound.quota)]
@@ -176,7 +164,7 @@ def holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
     """Members with personal keys that are not revoked: `keys`, how many, and when one of them was `last_used`."""
     mine = Q(user__keys__tenant=tenant, user__keys__revoked_at=None, user__keys__is_playground=False)
     return (
-        memberships(tenant, text)
+        membership.members(tenant, text)
         .annotate(keys=Count("user__keys", filter=mine), last_used=Max("user__keys__last_used_at", filter=mine))
         .filter(keys__gt=0)
         .order_by("-last_used", "pk")

@@ -18,7 +18,7 @@ class Caller:
     def __init__(self, user: User | None, described: dict[str, Any], *, key: str = "") -> None:
         self.client = Client(headers={"authorization": f"Bearer {key}"} if key else None)
         if user and not key:
-            self.client.force_login(user)
+            self.client.force_login(user, "portal.accounts.backends.LocalBackend")
         self._described = described
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Any:

@@ -14,6 +14,8 @@ from modelregistry.models import Host, Replica
 from portal.api import keys as management_keys
 from portal.metering.models import Quota, QuotaRequest
 from portal.metering.scopes import TENANT
+from portal.notices import telling
+from portal.notices.models import Notice
 from tests.pages import key_of, serve
 
 pytestmark = pytest.mark.django_db
@@ -38,7 +40,7 @@ ADMINS = Rule(frozenset({"bob", "olivia"}))  # of her tenant
 OPERATORS = Rule(frozenset({"olivia"}))
 PEOPLE_POST = Rule(PEOPLE.who, "POST")
 ALICE_POST = Rule(ALICE.who, "POST")
-TENANT_ADMINS = Rule(frozenset({"bob", "olivia"}))
+MEMBERS = Rule(frozenset({"alice", "bob", "olivia"}))
 OPERATORS_POST = Rule(OPERATORS.who, "POST")
 
 RULES = {
@@ -100,6 +102,14 @@ RULES = {
     "api/docs/": PEOPLE,
     "api/v1/me/": PEOPLE,
     "api/v1/me/settings/": PEOPLE,
+    "api/v1/tenants/": PEOPLE,
+    "api/v1/tenants/<slug:slug>/": MEMBERS,
+    "api/v1/tenants/<slug:slug>/members/": ADMINS,
+    "api/v1/tenants/<slug:slug>/members/<str:username>/": ADMINS,
+    "api/v1/notices/": PEOPLE,
+    "api/v1/notices/read/": PEOPLE_POST,
+    "api/v1/notices/<int:pk>/": ALICE,
+    "api/v1/notices/<int:pk>/read/": ALICE_POST,
     "api/v1/allowances/": PEOPLE,
     "api/v1/catalogue/": PEOPLE,
     "api/v1/keys/": PEOPLE,
@@ -110,14 +120,16 @@ RULES = {
     "api/v1/management-keys/": PEOPLE,
     "api/v1/management-keys/<slug:prefix>/revoke/": ALICE_POST,
     "api/v1/quotas/": PEOPLE,
-    "api/v1/quotas/<int:pk>/": TENANT_ADMINS,
+    "api/v1/quotas/<int:pk>/": ADMINS,
     "api/v1/quota-requests/": PEOPLE,
-    "api/v1/quota-requests/<int:pk>/": TENANT_ADMINS,
+    "api/v1/quota-requests/<int:pk>/": ADMINS,
     "api/v1/quota-requests/<int:pk>/grant/": OPERATORS_POST,
     # They learn why not: an empty note; that Bob withdrew it before.
-    "api/v1/quota-requests/<int:pk>/refuse/": Rule(TENANT_ADMINS.who, "POST"),
-    "api/v1/quota-requests/<int:pk>/withdraw/": Rule(TENANT_ADMINS.who, "POST"),
+    "api/v1/quota-requests/<int:pk>/refuse/": Rule(ADMINS.who, "POST"),
+    "api/v1/quota-requests/<int:pk>/withdraw/": Rule(ADMINS.who, "POST"),
     "api/v1/overview/": OPERATORS,
+    "api/v1/directory/": OPERATORS,
+    "api/v1/directory/follow/": OPERATORS_POST,
     "api/v1/presets/": OPERATORS,
     "api/v1/hosts/": OPERATORS,
     "api/v1/hosts/<int:pk>/": OPERATORS,
@@ -165,16 +177,21 @@ def filled(alice, bob, research) -> dict[str, str]:
     model = serve("qwen")
     tomorrow = timezone.now() + timedelta(days=1)
     managing, _ = management_keys.issue(user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow)
+    telling.tell([alice], "membership-ended", "x", tenant="X", keys=1)
     # What is between the admins of a tenant and operators.
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
-    quota = Quota.objects.create(**daily, user=bob, amount=1)
-    wish = QuotaRequest.objects.create(**daily, amount=2, had=1, asked_by=bob)
+    of_bob = Quota.objects.create(**daily, user=bob, amount=1)
+    of_tenant = QuotaRequest.objects.create(**daily, amount=2, had=1, asked_by=bob)
     given = Quota.objects.create(tenant=research, unit="tokens", window="day", amount=1)
     default = Quota.objects.create(each="tenant", unit="requests", window="day", amount=1)
     own = QuotaRequest.objects.create(
         tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, had=1
     )
     return {
+        "<str:username>": alice.username,
+        "notices/<int:pk>": f"notices/{Notice.objects.get(user=alice).pk}",
+        "v1/quotas/<int:pk>": f"v1/quotas/{of_bob.pk}",
+        "quota-requests/<int:pk>": f"quota-requests/{of_tenant.pk}",
         "tenants/quotas/<int:pk>": f"tenants/quotas/{default.pk}",
         "<slug:slug>/quotas/<int:pk>": f"{research.slug}/quotas/{given.pk}",
         "people/<int:pk>": f"people/{alice.pk}",
@@ -182,8 +199,6 @@ def filled(alice, bob, research) -> dict[str, str]:
         "more/<int:pk>": f"more/{own.pk}",
         "management/<slug:prefix>": f"management/{managing.prefix}",
         "management-keys/<slug:prefix>": f"management-keys/{managing.prefix}",
-        "quotas/<int:pk>": f"quotas/{quota.pk}",
-        "quota-requests/<int:pk>": f"quota-requests/{wish.pk}",
         "<slug:prefix>": key_of(alice, research).prefix,
         "<slug:slug>": research.slug,
         "<path:name>": model.name,
