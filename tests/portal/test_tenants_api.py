@@ -155,6 +155,7 @@ def test_the_directory_is_followed_at_once(call, olivia, connect):
 
 def test_a_directory_that_is_away_changes_nothing_and_is_told(call, olivia, connect):
     connect(LDAP_SERVER_URI="ldap://127.0.0.1:1")
+    User.objects.create(username="eve", directory_id="whoever")
     answer = call(olivia)("POST", "directory/follow/")
     assert (answer.status_code, "does not answer" in answer.json()["detail"]) == (409, True)
     assert call(olivia).get("directory/")["problem"] == "away"
