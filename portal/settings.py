@@ -16,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 
 from portal import environment, frontend
 from portal.accounts import directory
+from portal.notices import mail_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environs.FileAwareEnv(strip_whitespace=True)  # editors end a file with a line feed
@@ -135,6 +136,12 @@ DIRECTORY = directory.read(env)
 if DIRECTORY:
     AUTHENTICATION_BACKENDS.insert(1, "portal.accounts.directory.Backend")
     globals().update(directory.auth_settings(DIRECTORY))
+
+# --- Mail -------------------------------------------------------------------------------------------------------
+# Without EMAIL_URL notices are in the portal alone.
+SENDS_MAIL = bool(mail := mail_settings.read(env))
+globals().update(mail)
+DEFAULT_FROM_EMAIL = env.str("MAIL_FROM", f"Madoguchi <madoguchi@{socket.gethostname()}>")
 
 # --- Pages ------------------------------------------------------------------------------------------------------
 LANGUAGES = [("ja", "日本語"), ("en", "English")]

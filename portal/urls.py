@@ -10,6 +10,7 @@ urlpatterns = [
     path("", include("portal.accounts.urls")),
     path("keys/management/", include("portal.api.page_urls")),
     path("keys/", include("portal.keys.urls")),
+    path("notices/", include("portal.notices.urls")),
     path("usage/", include("portal.metering.urls")),
     path("", include("portal.tenants.urls")),
     path("operations/", include("portal.operations.urls")),

@@ -13,7 +13,7 @@ _var = tempfile.mkdtemp(prefix="madoguchi-test-")
 atexit.register(shutil.rmtree, _var, ignore_errors=True)
 os.environ["MADOGUCHI_VAR"] = _var
 os.environ["DJANGO_SETTINGS_MODULE"] = "portal.settings"
-for _name in [name for name in os.environ if name.startswith(("LDAP_", "REDIS_")) or name == "DATABASE_URL"]:
+for _name in [name for name in os.environ if name.startswith(("LDAP_", "REDIS_", "EMAIL_")) or name == "DATABASE_URL"]:
     del os.environ[_name]
 
 from portal.settings import *  # noqa: E402, F403

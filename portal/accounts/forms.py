@@ -1,8 +1,10 @@
-"""The sign-in form: says what is wrong when it is not the password."""
+"""The sign-in form, which says what is wrong when it is not the password, and that of a person's own settings."""
 
 import math
 from typing import Any
 
+from django import forms
+from django.conf import settings
 from django.contrib.auth.forms import AuthenticationForm
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
@@ -57,3 +59,21 @@ class SignInForm(AuthenticationForm):
             minutes,
         )
         return ValidationError(text % {"minutes": minutes}, code="locked")
+
+
+class SettingsForm(forms.Form):
+    """How the site is to a person. `theme` is this browser's, the others hold everywhere."""
+
+    language = forms.ChoiceField(
+        label=_("Language"),
+        choices=settings.LANGUAGES,
+        widget=forms.RadioSelect,
+        help_text=_("Of the pages, of mails, and of what the API says about your keys."),
+    )
+    theme = forms.ChoiceField(
+        label=_("Colours"),
+        choices=[("system", _("as the system")), ("light", _("light")), ("dark", _("dark"))],
+        widget=forms.RadioSelect,
+        help_text=_("In this browser."),
+    )
+    wants_mail = forms.BooleanField(label=_("Notices come by mail as well"), required=False)

@@ -1,9 +1,19 @@
-"""Sign-in. Signing out is Django's own."""
+"""Sign-in, and a person's own settings. Signing out is Django's own."""
 
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.decorators import login_required
 from django.contrib.auth.views import LoginView
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import get_language, override
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods
 
-from portal.accounts.forms import SignInForm
+from portal.accounts.forms import SettingsForm, SignInForm
+from portal.accounts.models import User
+
+THEME_COOKIE = "theme"  # read by base.html; the switch in the bar on top writes it as well
 
 
 class SignIn(LoginView):
@@ -16,3 +26,36 @@ class SignIn(LoginView):
             response.status_code = 429
             response["Retry-After"] = str(form.wait)
         return response
+
+
+@login_required
+@require_http_methods(["GET", "HEAD", "POST"])
+def settings_page(request: HttpRequest) -> HttpResponse:
+    user = request.user
+    assert isinstance(user, User)
+    present = {
+        "language": get_language(),
+        "theme": request.COOKIES.get(THEME_COOKIE, "system"),
+        "wants_mail": user.wants_mail,
+    }
+    form = SettingsForm(request.POST if request.method == "POST" else None, initial=present)
+    if form.is_valid():
+        return chosen(request, user, form.cleaned_data)
+    context = {
+        "form": form,
+        "memberships": user.memberships.select_related("tenant").order_by("tenant__name"),
+        "sends_mail": settings.SENDS_MAIL,
+    }
+    return render(request, "accounts/settings.html", context)
+
+
+def chosen(request: HttpRequest, user: User, values: dict[str, str]) -> HttpResponse:
+    user.language, user.wants_mail = values["language"], bool(values["wants_mail"])
+    user.save(update_fields=["language", "wants_mail"])
+    with override(user.language):
+        messages.success(request, _("Saved."))
+    response = redirect("settings")
+    age = settings.LANGUAGE_COOKIE_AGE
+    response.set_cookie(settings.LANGUAGE_COOKIE_NAME, user.language, max_age=age, samesite="Lax")
+    response.set_cookie(THEME_COOKIE, values["theme"], max_age=age, samesite="Lax")
+    return response

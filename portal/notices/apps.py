@@ -1,3 +1,5 @@
+from datetime import timedelta
+
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
@@ -5,3 +7,8 @@ from django.utils.translation import gettext_lazy as _
 class NoticesConfig(AppConfig):
     name = "portal.notices"
     verbose_name = _("Notices")
+
+    def ready(self) -> None:
+        from modelregistry import chores
+
+        chores.register("tellnotices", timedelta(minutes=10), ("tellnotices",))

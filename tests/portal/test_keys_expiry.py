@@ -1,0 +1,156 @@
+"""Who is told, and when, that a key ends or that nobody is responsible for it."""
+
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.core.management import call_command
+from django.utils import timezone
+
+from modelregistry import chores
+from portal.keys import issuing
+from portal.keys.expiry import tell_ends, tell_leavers
+from portal.keys.models import ApiKey
+from portal.notices.models import Notice
+from tests.conftest import person
+from tests.pages import key_of
+
+pytestmark = pytest.mark.django_db
+
+DAY = timedelta(days=1)
+
+
+def aged(key: ApiKey, *, life: timedelta, left: timedelta) -> ApiKey:
+    """The key as it is when so much is left of so long a life."""
+    now = timezone.now()
+    ApiKey.objects.filter(pk=key.pk).update(expires_at=now + left, created_at=now + left - life)
+    key.refresh_from_db()
+    return key
+
+
+def told(user) -> list[tuple[str, int | None]]:
+    tell_ends(timezone.now())
+    return [(notice.kind, notice.facts.get("days")) for notice in user.notices.order_by("pk")]
+
+
+@pytest.mark.parametrize(
+    ("life", "left", "notices"),
+    [
+        (90 * DAY, 8 * DAY, []),
+        (90 * DAY, 7 * DAY, [("key-expires", 7)]),
+        (90 * DAY, 3.5 * DAY, [("key-expires", 4)]),
+        (90 * DAY, 1 * DAY, [("key-expires", 1)]),
+        (90 * DAY, -0.1 * DAY, [("key-expired", None)]),
+        (90 * DAY, -8 * DAY, []),
+        (10 * DAY, 6 * DAY, []),
+        (10 * DAY, 1 * DAY, [("key-expires", 1)]),
+        (1 * DAY, 0.5 * DAY, []),
+        (1 * DAY, -0.1 * DAY, [("key-expired", None)]),
+    ],
+)
+def test_the_owner_is_told_in_time(alice, research, life, left, notices):
+    aged(key_of(alice, research), life=life, left=left)
+    assert told(alice) == notices
+
+
+def test_each_is_told_once_and_again_when_the_end_was_moved(alice, research):
+    key = aged(key_of(alice, research), life=90 * DAY, left=6 * DAY)
+    assert told(alice) == told(alice) == [("key-expires", 6)]
+    aged(key, life=90 * DAY, left=0.5 * DAY)
+    assert told(alice) == [("key-expires", 6), ("key-expires", 1)]
+    aged(key, life=200 * DAY, left=5 * DAY)
+    assert told(alice)[2:] == [("key-expires", 5)]
+
+
+def test_a_notice_names_the_last_day_in_the_tenant_s_zone(alice, research):
+    key = aged(key_of(alice, research), life=90 * DAY, left=6 * DAY)
+    tokyo = ZoneInfo("Asia/Tokyo")
+    midnight = timezone.now().astimezone(tokyo).replace(hour=0, minute=0, second=0, microsecond=0) + 4 * DAY
+    ApiKey.objects.filter(pk=key.pk).update(expires_at=midnight)
+    tell_ends(timezone.now())
+    at = datetime.fromisoformat(alice.notices.get().facts["at"])
+    assert at.date() == (midnight - DAY).date()
+    assert alice.notices.get().path == f"/keys/{key.prefix}/"
+
+
+@pytest.mark.parametrize("why", ["revoked", "stopped", "replaced", "playground"])
+def test_a_key_whose_end_is_no_news_is_passed_over(alice, research, why):
+    key = aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
+    if why == "revoked":
+        issuing.revoke(key, by=alice)
+    elif why == "stopped":
+        alice.memberships.all().delete()
+    elif why == "replaced":
+        issuing.rotate(key, 2 * DAY, by=alice)
+    else:
+        ApiKey.objects.filter(pk=key.pk).update(is_playground=True)
+    assert told(alice) == []
+
+
+def test_the_end_of_a_replaced_key_is_news_when_its_successor_was_revoked(alice, research):
+    key = aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
+    new, _ = issuing.rotate(key, 5 * DAY, by=alice)
+    issuing.revoke(new, by=alice)
+    assert told(alice) == [("key-expires", 3)]
+
+
+def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(alice, bob, charlie, research):
+    key, _ = issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)
+    aged(key, life=90 * DAY, left=3 * DAY)
+    assert [told(who) for who in (alice, bob, charlie)] == [[("key-expires", 3)], [("key-expires", 3)], []]
+
+
+class TestLeavers:
+    @pytest.fixture
+    def key(self, alice, research) -> ApiKey:
+        return issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)[0]
+
+    def told(self) -> set[str]:
+        tell_leavers()
+        return {
+            notice.user.username for notice in Notice.objects.filter(kind="responsible-left").select_related("user")
+        }
+
+    @pytest.mark.parametrize("leaves", ["account", "membership"])
+    def test_the_admins_are_told_when_who_is_responsible_leaves(self, key, alice, bob, olivia, leaves):
+        assert self.told() == set()
+        if leaves == "account":
+            alice.is_active = False
+            alice.save()
+        else:
+            alice.memberships.all().delete()
+        assert self.told() == {"bob"}
+        facts = bob.notices.get().facts
+        assert (facts["key"], facts["person"], facts["prefix"]) == ("Dify", "Alice", key.prefix)
+
+    def test_operators_are_told_where_no_admin_is_left(self, key, alice, olivia):
+        alice.memberships.all().delete()
+        assert self.told() == {"olivia"}
+
+    def test_a_second_who_leaves_is_told_as_well(self, key, alice, bob, research):
+        alice.memberships.all().delete()
+        self.told()
+        dora = person("dora", research)
+        issuing.change(key, responsible=dora)
+        dora.memberships.all().delete()
+        self.told()
+        assert {notice.facts["person"] for notice in bob.notices.all()} == {"Alice", "dora"}
+
+    def test_a_key_that_works_no_more_is_no_matter(self, key, alice, bob):
+        issuing.revoke(key, by=bob)
+        alice.memberships.all().delete()
+        assert self.told() == set()
+
+
+def test_the_command_does_all_of_it_and_may_be_repeated(alice, bob, research, capsys):
+    aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
+    issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)
+    for _ in range(2):
+        call_command("tellnotices")
+    assert alice.notices.count() == 1
+    assert capsys.readouterr().out == "0 mailed\n" * 2
+
+
+def test_it_is_a_chore_of_every_ten_minutes():
+    [work] = [work for work in chores.registered() if work.name == "tellnotices"]
+    assert (work.every, work.argv) == (timedelta(minutes=10), ("tellnotices",))

@@ -1,0 +1,201 @@
+"""Notices by mail, taken by a real mail server."""
+
+import smtplib
+import socket
+from datetime import timedelta
+
+import environs
+import pytest
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from portal.notices import mail_settings, mailing
+from portal.notices.models import Notice
+from portal.notices.telling import tell
+from tests.mail import letterbox  # noqa: F401 - a fixture
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def connect(settings, monkeypatch):
+    """Connects the portal to the mail server at this URL."""
+
+    def connect(url: str) -> None:
+        monkeypatch.setenv("EMAIL_URL", url)
+        for name, value in mail_settings.read(environs.FileAwareEnv()).items():
+            setattr(settings, name, value)
+        settings.SENDS_MAIL = True
+        settings.PUBLIC_URL = "https://llm.example.com"
+
+    return connect
+
+
+@pytest.fixture
+def box(letterbox, connect):  # noqa: F811
+    connect(letterbox.url)
+    return letterbox
+
+
+def left(users, slug: str = "research", **more) -> None:
+    tell(users, "membership-ended", slug, path="/keys/", tenant="研究部", keys=0, **more)
+
+
+def request_is_granted(user, ref: str = "1") -> None:
+    facts = {"by": "Bob", "unit": "tokens", "window": "day", "model": "", "amount": 9, "granted": 9, "note": ""}
+    tell([user], "request-decided", ref, **facts)
+
+
+def test_a_notice_comes_by_mail_in_the_reader_s_language(box, alice, bob, settings):
+    alice.language = "en"
+    alice.save()
+    left([alice, bob])
+    assert mailing.send(timezone.now()) == 2
+    mails = {mail["To"]: mail for mail in box.mails}
+    english, japanese = mails["alice@example.com"], mails["bob@example.com"]
+    assert english["Subject"].strip() == "[Madoguchi] You no longer belong to 研究部"
+    assert "You no longer belong to 研究部." in english.get_content()
+    assert "https://llm.example.com/keys/" in english.get_content()
+    assert japanese["Subject"].strip() == "[窓口] 研究部の所属ではなくなりました"
+    assert english["From"] == settings.DEFAULT_FROM_EMAIL
+
+
+def test_it_comes_once(box, alice):
+    left([alice])
+    assert [mailing.send(timezone.now()) for _ in range(2)] == [1, 0]
+    assert alice.notices.get().mailed_at
+    assert len(box.mails) == 1
+
+
+def test_all_that_is_new_to_a_person_is_one_mail(box, alice):
+    alice.language = "en"
+    alice.save()
+    left([alice])
+    request_is_granted(alice)
+    assert mailing.send(timezone.now()) == 1
+    [mail] = box.mails
+    assert mail["Subject"].strip() == "[Madoguchi] 2 notices"
+    assert mail.get_content().index("no longer belong") < mail.get_content().index("is granted")
+
+
+@pytest.mark.parametrize("reason", ["read", "unwanted", "no address", "old"])
+def test_who_need_not_be_mailed_is_not(box, alice, reason):
+    left([alice])
+    now = timezone.now()
+    if reason == "read":
+        alice.notices.update(read_at=now)
+    elif reason == "unwanted":
+        alice.wants_mail = False
+    elif reason == "no address":
+        alice.email = ""
+    else:
+        now += timedelta(days=2, seconds=1)
+    alice.save()
+    assert mailing.send(now) == 0
+    assert box.mails == []
+
+
+def test_who_may_no_longer_sign_in_is_told_that_alone(box, alice):
+    left([alice])
+    request_is_granted(alice)
+    alice.is_active = False
+    alice.language = "en"
+    alice.save()
+    assert mailing.send(timezone.now()) == 1
+    assert "granted" not in box.mails[0].get_content()
+
+
+def test_whom_the_server_does_not_know_stands_in_nobody_s_way(box, alice, bob):
+    box.refuses["alice@example.com"] = "550 no such person"
+    left([alice, bob])
+    assert mailing.send(timezone.now()) == 1
+    assert [mail["To"] for mail in box.mails] == ["bob@example.com"]
+    assert mailing.send(timezone.now()) == 0
+
+
+def test_who_is_refused_for_now_is_tried_again(box, alice):
+    box.refuses["alice@example.com"] = "451 try again later"
+    left([alice])
+    assert mailing.send(timezone.now()) == 0
+    box.refuses.clear()
+    assert mailing.send(timezone.now()) == 1
+
+
+def test_a_server_that_is_away_loses_nothing(letterbox, connect, alice):  # noqa: F811
+    left([alice])
+    with socket.socket() as nobody:  # has a port and does not listen
+        nobody.bind(("127.0.0.1", 0))
+        connect(f"smtp://127.0.0.1:{nobody.getsockname()[1]}")
+        with pytest.raises(CommandError, match=r"notices were told, but not mailed: 127\.0\.0\.1"):
+            call_command("tellnotices")
+    assert alice.notices.get().mailed_at is None
+    connect(letterbox.url)
+    call_command("tellnotices")
+    assert len(letterbox.mails) == 1
+
+
+def test_a_fault_on_the_way_loses_nothing(box, alice, monkeypatch):
+    left([alice])
+    monkeypatch.setattr(box, "handle_DATA", broken)
+    with pytest.raises(mailing.Undelivered):
+        mailing.send(timezone.now())
+    monkeypatch.undo()
+    assert mailing.send(timezone.now()) == 1
+
+
+async def broken(*_: object) -> str:
+    return "421 going down"
+
+
+def test_without_a_mail_server_nothing_is_sent(alice, settings):
+    assert settings.SENDS_MAIL is False
+    left([alice])
+    assert mailing.send(timezone.now()) == 0
+    assert Notice.objects.get().mailed_at is None
+
+
+def test_without_a_public_address_a_mail_has_no_links(box, alice, settings):
+    settings.PUBLIC_URL = ""
+    left([alice])
+    mailing.send(timezone.now())
+    assert "http" not in box.mails[0].get_content()
+
+
+def test_what_a_person_writes_cannot_forge_a_header(box, alice):
+    facts = {"key": "x\r\nBcc: all@example.com", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "at": timezone.now()}
+    tell([alice], "key-expired", "x", **facts)
+    mailing.send(timezone.now())
+    assert [mail["Bcc"] for mail in box.mails] == [None]
+
+
+class TestSettings:
+    def read(self, monkeypatch, url: str) -> dict:
+        monkeypatch.setenv("EMAIL_URL", url)
+        return mail_settings.read(environs.FileAwareEnv())
+
+    def test_a_mail_server_is_read_from_one_variable(self, monkeypatch):
+        found = self.read(monkeypatch, "smtp://me:p%40ss@mail.example.com:587/?tls=True")
+        wanted = {
+            "EMAIL_HOST": "mail.example.com", "EMAIL_PORT": 587, "EMAIL_HOST_USER": "me",
+            "EMAIL_HOST_PASSWORD": "p@ss", "EMAIL_USE_TLS": True, "EMAIL_TIMEOUT": 10,
+        }  # fmt: skip
+        assert wanted.items() <= found.items()
+
+    def test_the_variable_may_be_in_a_file(self, monkeypatch, tmp_path):
+        file = tmp_path / "url"
+        file.write_text("smtp://mail.example.com\n")
+        monkeypatch.setenv("EMAIL_URL_FILE", str(file))
+        assert mail_settings.read(environs.FileAwareEnv(strip_whitespace=True))["EMAIL_HOST"] == "mail.example.com"
+
+    def test_none_is_no_mail(self):
+        assert mail_settings.read(environs.FileAwareEnv()) == {}
+
+    @pytest.mark.parametrize("url", ["http://mail", "mail.example.com", "smtp://mail:abc"])
+    def test_what_is_no_mail_server_is_refused(self, monkeypatch, url):
+        with pytest.raises(environs.EnvError, match="EMAIL_URL"):
+            self.read(monkeypatch, url)
+
+
+def test_the_mail_server_of_these_tests_is_a_real_one(letterbox):  # noqa: F811
+    with smtplib.SMTP("127.0.0.1", letterbox.controller.port, timeout=10) as connection:
+        assert connection.noop()[0] == 250
