@@ -3,19 +3,23 @@
 Nothing here needs pytest: the benchmark walks as well.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from django.contrib import admin
+from django.db.models import QuerySet
 from django.test import Client
 from django.urls import URLPattern, get_resolver
 
 from modelregistry.models import Host, Replica, ServedModel
-from portal.accounts.models import Tenant, User
+from portal.accounts.models import AuditEvent, Tenant, User
 from portal.console.believable.staff import ADMIN, EMPLOYEE, HOME, OPERATOR
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, ManagementKey
+from portal.metering.models import Quota, QuotaRequest
+from portal.notices.models import Notice
 
 WHO = {"employee": EMPLOYEE, "tenant admin": ADMIN, "operator": OPERATOR}
 # What usage pages can be asked for: whose, by who may; of when; by what.
@@ -76,26 +80,41 @@ def admin_lists() -> list[str]:
 
 def filled(pattern: str, who: str) -> str:
     """The pattern with what `who` would have in its place. Raises LookupError for a part that nothing stands for."""
-    for part, value in _standing(who):
+    for part, rows, column in _standing(who):
         if part in pattern:
-            pattern = pattern.replace(part, str(value()))
+            value = rows.values_list(column, flat=True).first()
+            pattern = pattern.replace(part, re.sub("<.*>", str(value if value is not None else 0), part))
+    pattern = pattern.replace("<path:rest>", "nowhere")
     if "<" in pattern:
         raise LookupError(f"Say in tests/walk.py what stands for the variable part of {pattern}")
     return pattern
 
 
-def _standing(who: str) -> list[tuple[str, Any]]:
+def _standing(who: str) -> list[tuple[str, QuerySet[Any], str]]:
+    """(end of a pattern, rows, column): the first row's value stands for it. What is longer comes first."""
     person = User.objects.get(username=WHO[who])
-    mine = ApiKey.objects.filter(user=person, revoked_at=None).order_by("-pk")
+    at_home = Tenant.objects.filter(slug=HOME)
+    wishes = QuotaRequest.objects.order_by("state", "-pk")  # "open" is after "granted" and before "refused"
+    mine = wishes.filter(asked_by=person, state="open")
+    given = Quota.objects.filter(tenant__slug=HOME, each="")
     return [
-        ("<slug:prefix>", lambda: mine.values_list("prefix", flat=True)[0]),
-        ("<slug:slug>", lambda: HOME),
-        ("tenants/<int:pk>", lambda: f"tenants/{Tenant.objects.get(slug=HOME).pk}"),
-        ("<path:name>", lambda: ServedModel.objects.filter(replicas=2).values_list("name", flat=True)[0]),
-        ("<path:rest>", lambda: "nowhere"),
-        ("hosts/<int:pk>", lambda: f"hosts/{Host.objects.all()[0].pk}"),
-        ("models/<int:pk>", lambda: f"models/{ServedModel.objects.all()[0].pk}"),
-        ("replicas/<int:pk>", lambda: f"replicas/{Replica.objects.all()[0].pk}"),
+        ("tenants/quotas/<int:pk>", Quota.objects.filter(each="tenant"), "pk"),
+        ("quotas/<int:pk>", given, "pk"),
+        ("people/<int:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
+        ("members/<int:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
+        ("requests/<int:pk>", wishes.filter(tenant__slug=HOME, state="open").exclude(asked_by=person), "pk"),
+        ("more/<int:pk>", mine, "pk"),
+        ("notices/<int:pk>", Notice.objects.filter(user=person), "pk"),
+        ("audit/<int:pk>", AuditEvent.objects.filter(tenant__slug=HOME), "pk"),
+        ("tenants/<int:pk>", at_home, "pk"),
+        ("<slug:slug>", at_home, "slug"),
+        ("management/<slug:prefix>", ManagementKey.objects.filter(user=person), "prefix"),
+        ("management-keys/<slug:prefix>", ManagementKey.objects.filter(user=person), "prefix"),
+        ("<slug:prefix>", ApiKey.objects.filter(user=person, revoked_at=None).order_by("-pk"), "prefix"),
+        ("<path:name>", ServedModel.objects.filter(replicas=2), "name"),
+        ("hosts/<int:pk>", Host.objects.all(), "pk"),
+        ("models/<int:pk>", ServedModel.objects.all(), "pk"),
+        ("replicas/<int:pk>", Replica.objects.all(), "pk"),
     ]
 
 

@@ -84,11 +84,12 @@ def withdraw(request: HttpRequest, pk: int) -> HttpResponse:
 def requests(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     rows = QuotaRequest.objects.filter(tenant=tenant).select_related(*ROWS)
     waiting = [*rows.filter(state=QuotaRequest.State.OPEN).order_by("asked_at")]
+    mine = giving.decidable(me(request), waiting[:PAGE])
     answered = rows.exclude(state=QuotaRequest.State.OPEN).order_by("-decided_at", "-pk")
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
-        "waiting": [(row, giving.may_decide(me(request), row), typed(request, row)) for row in waiting[:PAGE]],
+        "waiting": [(row, row.pk in mine, typed(request, row)) for row in waiting[:PAGE]],
         "left_out": max(0, len(waiting) - PAGE),
         "page": Paginator(answered, PAGE).get_page(request.GET.get("page")),
     }

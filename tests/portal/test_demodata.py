@@ -1,22 +1,27 @@
 """The made-up company: complete, alike for one seed, closed to everybody who has no account in it, and like life."""
 
 from collections import Counter
+from collections.abc import Iterator
 from datetime import date, datetime
 from io import StringIO
 from zoneinfo import ZoneInfo
 
 import pytest
 import time_machine
+from django.conf import global_settings
 from django.contrib.auth import authenticate
 from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.db.models import Count, F, Sum
 
 from modelregistry import rows
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import AuditEvent, Membership, Tenant, User
 from portal.console.believable import company, staff, workdays
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, ManagementKey
 from portal.metering.models import Quota, QuotaRequest, RefusalHour, UsageDay, UsageHour, UsageRecord
+from portal.notices.kinds import KINDS
+from portal.notices.models import Notice
 
 pytestmark = pytest.mark.django_db
 
@@ -25,10 +30,20 @@ NOW = datetime(2026, 11, 19, 15, 20, tzinfo=TOKYO)  # a Thursday
 SMALL = company.Size(people=120, days=40, amount=0.05)
 
 
+@pytest.fixture(scope="module")
+def filled(django_db_setup, django_db_blocker) -> Iterator[company.Filled]:
+    """Made once, as it takes some seconds; what a test does to it is taken back."""
+    with django_db_blocker.unblock(), transaction.atomic():
+        with time_machine.travel(NOW, tick=False):
+            made = company.fill(SMALL, NOW, 5, directory=False)
+        yield made
+        transaction.set_rollback(True)
+
+
 @pytest.fixture
-def filled() -> company.Filled:
-    with time_machine.travel(NOW, tick=False):
-        return company.fill(SMALL, NOW, 5, directory=False)
+def empty(db) -> None:
+    """Also when the company is there for other tests."""
+    call_command("flush", verbosity=0, interactive=False)
 
 
 def test_it_has_what_pages_show(filled):
@@ -37,7 +52,7 @@ def test_it_has_what_pages_show(filled):
     assert User.objects.filter(is_staff=True).count() == 4
     assert User.objects.annotate(n=Count("memberships")).filter(n=2).exists()
     assert set(QuotaRequest.objects.values_list("state", flat=True)) == set(QuotaRequest.State.values)
-    for model in (ApiKey, Quota, RefusalHour, UsageHour, AuditEvent):
+    for model in (ApiKey, Quota, RefusalHour, UsageHour, AuditEvent, ManagementKey, Notice):
         assert model.objects.exists()
     assert ApiKey.objects.filter(replaces__isnull=False).exists()
     assert not Tenant.objects.exclude(memberships__role=Membership.Role.ADMIN).exists()
@@ -107,7 +122,19 @@ def test_some_quotas_are_near_their_end_and_some_at_it(filled):
     assert sum(share < 0.8 for share in used) > 10
 
 
-def test_nobody_is_let_in_but_the_three_to_look_around_with(filled, rf):
+def test_every_notice_can_be_read_and_none_is_mailed(filled):
+    for notice in Notice.objects.all():
+        kind = KINDS[notice.kind]
+        assert kind.title(notice.facts)
+        assert kind.text(notice.facts)
+        assert notice.at <= NOW
+    assert not Notice.objects.filter(mailed_at=None).exists()
+    told = Notice.objects.filter(user__username=staff.ADMIN).values_list("kind", flat=True)
+    assert {"request-asked", "quota-near"} <= set(told)
+
+
+def test_nobody_is_let_in_but_the_three_to_look_around_with(filled, settings, rf):
+    settings.PASSWORD_HASHERS = global_settings.PASSWORD_HASHERS  # with which the company was made
     request = rf.get("/")
     for name in (staff.EMPLOYEE, staff.ADMIN, staff.OPERATOR):
         assert authenticate(request, username=name, password=filled.password)
@@ -115,7 +142,7 @@ def test_nobody_is_let_in_but_the_three_to_look_around_with(filled, rf):
     assert not any(user.has_usable_password() for user in others)
 
 
-def test_beside_a_directory_there_are_no_accounts_to_look_around_with():
+def test_beside_a_directory_there_are_no_accounts_to_look_around_with(empty):
     filled = company.fill(SMALL, NOW, 5, directory=True)
     assert filled.password == ""
     assert not any(user.has_usable_password() for user in User.objects.all())
@@ -129,7 +156,7 @@ def test_a_supervisor_of_this_machine_starts_none_of_its_models(filled, settings
     assert not ServedModel.objects.filter(host=None).exists()
 
 
-def test_the_command_fills_an_empty_database_and_no_other(settings, tmp_path):
+def test_the_command_fills_an_empty_database_and_no_other(empty, settings, tmp_path):
     settings.CACHE = tmp_path  # nothing was fetched yet
     out = StringIO()
     call_command("demodata", people=60, days=5, amount=0.02, stdout=out)

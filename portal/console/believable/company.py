@@ -10,7 +10,7 @@ from django.db import transaction
 
 from modelregistry.models import Host, ServedModel
 from portal.accounts.models import AuditEvent, Tenant, User
-from portal.console.believable import journal, keyrings, machines, policy, staff, traffic
+from portal.console.believable import journal, keyrings, machines, policy, staff, told, traffic
 from portal.metering import usage
 from portal.metering.models import UsageRecord
 
@@ -72,6 +72,8 @@ def fill(
     policy.decide(chance, now, people, holders, models, size.days)
     journal.last_used(holders)
     journal.write(chance, now, people, holders, models, directory=not directory)
+    keyrings.management(chance, now, people)
+    told.tell_all(now, people)
     return Filled(
         tenants=len(people.tenants),
         people=User.objects.count(),

@@ -11,10 +11,11 @@ from django.conf import settings
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
+from portal.api.keys import LEAD
 from portal.console.believable.plan import DEPARTMENTS, SERVICES, Department, Service
 from portal.console.believable.staff import ADMIN, EMPLOYEE, OPERATOR, Staff
 from portal.keys import secret
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, ManagementKey
 
 NAMES = (
     "ノート PC",
@@ -33,6 +34,11 @@ PURPOSES = (
 )
 CLIENTS = ("OpenAI/Python", "OpenAI/JS", "curl", "Continue", "Dify", "python-httpx", "Cline")
 NETWORKS = ("10.20", "10.21", "10.22", "10.24", "10.31", "172.20")
+SCRIPTS = (
+    ("月次レポート", ("usage:read",)),
+    ("監視（Zabbix）", ("usage:read", "catalogue:read")),
+    ("キーの棚卸し", ("keys:read", "tenants:read")),
+)
 REASONS = ("PC を交換したため", "使わなくなったため", "チャットに貼り付けてしまったため", "退職のため")
 
 
@@ -161,6 +167,28 @@ def _key(chance: Random, tenant: Tenant, created: datetime, expires: datetime | 
         last_used_with=chance.choice(CLIENTS),
         **more,
     )
+
+
+def management(chance: Random, now: datetime, staff: Staff) -> None:
+    """Of who automates: operators, and the people of the two departments that write programs."""
+    programmers = [*staff.operators, *staff.members["aoba-software"][:4], *staff.members["dx-promotion"][:2]]
+    rows = []
+    for user in dict.fromkeys(programmers):
+        name, scopes = chance.choice(SCRIPTS)
+        text = secret.make(LEAD)
+        created = now - timedelta(days=chance.uniform(8, 70))
+        rows.append(
+            ManagementKey(
+                user=user,
+                name=name,
+                scopes=list(scopes),
+                prefix=text[: secret.PREFIX],
+                digest=secret.digest(text, settings.API_KEY_SECRET),
+                expires_at=created + timedelta(days=365),
+                last_used_at=now - timedelta(hours=chance.uniform(0.2, 60)),
+            )
+        )
+    ManagementKey.objects.bulk_create(rows)
 
 
 def _replacements(holders: list[Holder]) -> None:

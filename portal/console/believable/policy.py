@@ -4,6 +4,8 @@ Amounts follow from what was used, so that some are near their end and a few are
 """
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from random import Random
 from zoneinfo import ZoneInfo
@@ -11,9 +13,10 @@ from zoneinfo import ZoneInfo
 from django.db.models import F, Sum
 
 from modelregistry.models import ServedModel
+from portal.accounts.models import User
 from portal.console.believable import workdays
 from portal.console.believable.keyrings import Holder
-from portal.console.believable.plan import DEPARTMENTS, LARGE
+from portal.console.believable.plan import DEPARTMENTS, LARGE, Department
 from portal.console.believable.staff import EMPLOYEE, HOME, Staff
 from portal.keys.models import ApiKey
 from portal.metering.models import Quota, QuotaRequest, RefusalHour, UsageDay
@@ -28,10 +31,8 @@ REASONS = (
     ("過去 5 年分の不具合報告を一度に分類したいです。", "夜間のバッチ用キーで実行してください。"),
     ("コードレビューの対象リポジトリが増えました。", "効果が出ているとのこと、増やします。"),
     ("長い契約書の要約で一日の上限に届いてしまいます。", "了解しました。"),
-    ("お客様への回答支援を全拠点に広げます。", "部門全体の上限内に収まるため承認します。"),
+    ("お客様への回答支援を全拠点に広げます。", "全体の上限内に収まるため承認します。"),
     ("決算の時期は使用量が倍になります。", "決算の間だけとします。"),
-    ("試しに使ってみたいので、もう少しください。", "まずは今の上限の範囲でお試しください。"),
-    ("画像の読み取りを自動化したいです。", "目的を詳しく書いて、もう一度申請してください。"),
 )
 REFUSALS = {
     "rate_limit_exceeded": 46,
@@ -78,8 +79,8 @@ def _defaults(staff: Staff) -> list[Quota]:
     ]
     for department in DEPARTMENTS:
         tenant = staff.tenants[department.slug]
-        much = 500_000 if department.calls > 3 else 200_000
-        made.append(Quota(tenant=tenant, each=each.MEMBER, unit=TOKENS, window=DAY, amount=much))
+        daily = _each_day(department)
+        made.append(Quota(tenant=tenant, each=each.MEMBER, unit=TOKENS, window=DAY, amount=daily))
         if department.size > 100:
             made.append(Quota(tenant=tenant, each=each.MEMBER, unit=REQUESTS, window=MINUTE, amount=30))
         made.append(Quota(tenant=tenant, each=each.SERVICE, unit=TOKENS, window=DAY, amount=20_000_000))
@@ -134,52 +135,75 @@ def _of_keys(now: datetime, holders: list[Holder]) -> list[Quota]:
     return made
 
 
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """Who asks for whom: `user` None: for the tenant."""
+
+    department: Department
+    asked_by: User
+    user: User | None
+    state: str
+
+
 def _requests(chance: Random, now: datetime, staff: Staff, holders: list[Holder]) -> list[QuotaRequest]:
     """Of members to their admins, of admins to operators; answered within days, some waiting, some taken back."""
+    made: dict[object, QuotaRequest] = {}
+    for wish in _wishes(chance, staff, holders):
+        unique = wish.department.slug, wish.user, wish.state == QuotaRequest.State.OPEN or len(made)
+        made[unique] = _request(chance, now, staff, wish)
+    return sorted(made.values(), key=lambda row: row.asked_at)
+
+
+def _wishes(chance: Random, staff: Staff, holders: list[Holder]) -> Iterator[Wish]:
+    open_, granted, refused, withdrawn = QuotaRequest.State.values
+    by_slug = {department.slug: department for department in DEPARTMENTS}
+    people = [(holder.department, holder.user) for holder in holders if holder.user]
+    at_home = [(department, user) for department, user in people if department.slug == HOME]
+    for department, user in chance.sample(at_home, min(4, len(at_home))):
+        yield Wish(department, user, user, open_)
+    for department, user in people:
+        if user.username == EMPLOYEE:
+            yield Wish(department, user, user, granted)
+            yield Wish(department, user, user, open_)
+    for slug, state in ((HOME, granted), (HOME, open_), ("research", open_), ("dx-promotion", refused)):
+        yield Wish(by_slug[slug], staff.admin(slug), None, state)
+    for department, user in chance.sample(people, min(48, len(people))):
+        yield Wish(department, user, user, chance.choices((open_, granted, refused, withdrawn), [2, 6, 3, 1])[0])
+    for state in (refused, withdrawn):  # also in a small company
+        yield Wish(at_home[0][0], at_home[0][1], at_home[0][1], state)
+
+
+def _request(chance: Random, now: datetime, staff: Staff, wish: Wish) -> QuotaRequest:
     State = QuotaRequest.State
-    made: list[QuotaRequest] = []
-    open_for: set[tuple[int, int | None]] = set()
-    askers = [holder for holder in holders if holder.user]
-    at_home = [holder for holder in askers if holder.department.slug == HOME]
-    wanted = chance.sample(at_home, min(6, len(at_home))) + chance.sample(askers, min(48, len(askers)))
-    for place, holder in enumerate(wanted):
-        tenant, user = staff.tenants[holder.department.slug], holder.user
-        states = (State.OPEN, State.GRANTED, State.REFUSED, State.WITHDRAWN)
-        state = State.OPEN if place < 3 else chance.choices(states, [1, 6, 3, 1])[0]
-        of_tenant = place % 7 == 6
-        asked_by = staff.admin(holder.department.slug) if of_tenant else user
-        subject = None if of_tenant else user
-        if state == State.OPEN:
-            asked_for = (tenant.pk, subject.pk if subject else None)
-            if asked_for in open_for:
-                continue
-            open_for.add(asked_for)
-        decider = staff.operators[0] if of_tenant else staff.admin(holder.department.slug)
-        if decider == asked_by:  # nobody decides what they asked for
-            decider = staff.operators[-1]
-        reason, note = chance.choice(REASONS)
-        had = 60_000_000 if of_tenant else 200_000
-        asked_at = now - timedelta(days=chance.uniform(0.1, 2.5) if state == State.OPEN else chance.uniform(3, 80))
-        answered = state in (State.GRANTED, State.REFUSED)
-        made.append(
-            QuotaRequest(
-                tenant=tenant,
-                user=subject,
-                unit=TOKENS,
-                window=MONTH if of_tenant else DAY,
-                amount=had * chance.choice((2, 2, 3, 5)),
-                had=had,
-                reason=reason,
-                asked_by=asked_by,
-                asked_at=asked_at,
-                state=state,
-                granted=had * 2 if state == State.GRANTED else None,
-                decided_by=decider if answered else None,
-                decided_at=asked_at + timedelta(hours=chance.uniform(0.3, 50)) if answered else None,
-                note=note if answered else "",
-            )
-        )
-    return made
+    decider = staff.admin(wish.department.slug) if wish.user else staff.operators[0]
+    if decider == wish.asked_by:  # nobody decides what they asked for
+        decider = staff.operators[-1]
+    reason, note = chance.choice(REASONS)
+    had = _each_day(wish.department) if wish.user else 60_000_000
+    waiting = wish.state == State.OPEN
+    asked_at = now - timedelta(days=chance.uniform(0.1, 2.5) if waiting else chance.uniform(3, 80))
+    answered = wish.state in (State.GRANTED, State.REFUSED)
+    return QuotaRequest(
+        tenant=staff.tenants[wish.department.slug],
+        user=wish.user,
+        unit=TOKENS,
+        window=DAY if wish.user else MONTH,
+        amount=had * chance.choice((2, 2, 3, 5)),
+        had=had,
+        reason=reason,
+        asked_by=wish.asked_by,
+        asked_at=asked_at,
+        state=wish.state,
+        granted=had * 2 if wish.state == State.GRANTED else None,
+        decided_by=decider if answered else None,
+        decided_at=asked_at + timedelta(hours=chance.uniform(0.3, 50)) if answered else None,
+        note=(note if wish.state == State.GRANTED else "まずは今の上限の範囲でお試しください。") if answered else "",
+    )
+
+
+def _each_day(department: Department) -> int:
+    """Tokens that a member may use when nobody decided otherwise."""
+    return 500_000 if department.calls > 3 else 200_000
 
 
 def _refusals(chance: Random, now: datetime, holders: list[Holder], days: int) -> list[RefusalHour]:
