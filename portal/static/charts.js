@@ -36,7 +36,7 @@ function paint(chart, data) {
   x.border.color = colour("strong-line");
   tooltip.backgroundColor = colour("text");
   tooltip.titleColor = tooltip.bodyColor = tooltip.footerColor = colour("page");
-  chart.update("none");
+  chart.update(); // not "none": with that, bars that are drawn for the first time keep the colours of Chart.js
 }
 
 function tooltip(data) {
