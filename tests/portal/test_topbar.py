@@ -1,9 +1,11 @@
 """The bar on top of every page: the places that a person has, and how many notices wait."""
 
+import re
+
 import pytest
 from django.utils import timezone
 
-from portal.accounts.models import Membership
+from portal.accounts.models import Membership, Tenant
 from portal.console.templatetags.topbar import standing
 from portal.notices.models import Notice
 
@@ -50,3 +52,28 @@ def test_unread_notices_are_told_on_the_account_s_button(client, alice):
     assert (
         "Account of Alice, 2 unread notices" in client.get("/keys/", headers={"accept-language": "en"}).content.decode()
     )
+
+
+def places(client, person) -> dict[str, str]:
+    """What the bar offers: the words of each link and where it leads."""
+    client.force_login(person)
+    bar = client.get("/keys/", headers={"accept-language": "en"}).content.decode().split("<nav")[1].split("</nav>")[0]
+    return {text: address for address, text in re.findall(r'<a href="([^"]+)"[^>]*>([^<]+)</a>', bar)}
+
+
+EVERYBODY_S = {"Home": "/", "API keys": "/keys/", "Usage": "/usage/", "Models": "/models/", "Try it": "/try/"}
+
+
+def test_a_member_has_what_everybody_has(client, alice):
+    assert places(client, alice) == EVERYBODY_S
+
+
+def test_an_admin_has_their_tenant_too_and_of_several_each(client, bob, sales):
+    assert places(client, bob) == {**EVERYBODY_S, "Tenant": "/tenant/research/"}
+    Membership.objects.create(user=bob, tenant=sales, role="admin")
+    assert places(client, bob) == {**EVERYBODY_S, "営業部": "/tenant/sales/", "研究部": "/tenant/research/"}
+
+
+def test_an_operator_has_all_tenants_and_operations(client, olivia):
+    Tenant.objects.create(slug="legal", name="法務部")
+    assert places(client, olivia) == {**EVERYBODY_S, "Tenants": "/tenants/", "Operations": "/operations/"}
