@@ -137,6 +137,7 @@ def way(request: HttpRequest | None) -> str:
 class Watched:
     kind: str
     name: Callable[[Any], str]
+    secret: frozenset[str]
 
 
 def watch(
@@ -157,7 +158,7 @@ def watch(
     calls a row the same in all languages; `verb` names a change, given the values that differ. A row of which `unless`
     is true is left to whoever saves it.
     """
-    watched()[model] = Watched(kind, name)
+    watched()[model] = Watched(kind, name, frozenset(secret))
 
     # Fetched along with the row: people read its tenant's name, and one who is followed must not cost a query more.
     pointed_at = [field.name for field in model._meta.concrete_fields if field.is_relation]

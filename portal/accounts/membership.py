@@ -7,6 +7,7 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
+from portal.accounts import people
 from portal.accounts.models import Membership, Tenant, User
 
 
@@ -59,9 +60,12 @@ def change_role(by: User, membership: Membership, role: str) -> Membership:
 
 
 def remove(by: User, membership: Membership) -> None:
-    """Ends it: the person's keys of the tenant stop within 2 s, what they used stays on record. Raises Refused."""
+    """Ends it: the person's keys of the tenant stop within 2 s, what they used stays on record, and they are told.
+
+    Raises Refused.
+    """
     with transaction.atomic():
-        _locked(by, membership).delete()
+        people.end(_locked(by, membership))
 
 
 def is_by_hand(membership: Membership) -> bool:

@@ -49,6 +49,8 @@ RULES = {
     "language/": Rule(EVERYBODY.who, "POST"),
     "sign-in/": EVERYBODY,
     "sign-out/": Rule(EVERYBODY.who, "POST"),
+    "audit/": PEOPLE,
+    "audit/export/": PEOPLE,
     "models/": PEOPLE,
     "try/": PEOPLE,
     "try/<slug:slug>/key/": Rule(frozenset({"alice", "bob"}), "POST"),  # who belongs to it, operators or not

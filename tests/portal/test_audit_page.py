@@ -1,0 +1,342 @@
+"""The page of the audit log: who sees what of it, searching, paging, in words, and as a file."""
+
+import csv
+import io
+import json
+import re
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from django.conf import settings
+from django.test import AsyncClient, Client
+from django.utils import timezone, translation
+
+from modelregistry.models import ServedModel
+from portal.accounts import audit, trail
+from portal.accounts.models import AuditEvent, Membership, Tenant, User
+from portal.keys.issuing import issue, revoke
+from portal.metering.models import Quota
+
+pytestmark = pytest.mark.django_db
+
+PAGE = "/audit/"
+TOKYO = ZoneInfo("Asia/Tokyo")
+
+
+@pytest.fixture(autouse=True)
+def english():
+    with translation.override("en"):
+        yield
+
+
+def desk(user: User) -> Client:
+    client = Client(headers={"accept-language": "en"})
+    client.force_login(user)
+    return client
+
+
+def page(user: User, **asked: object) -> str:
+    answer = desk(user).get(PAGE, asked)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def names(user: User, **asked: str) -> set[tuple[str, str]]:
+    """(action, object) of what this person sees."""
+    events = trail.Wanted(**asked).among(trail.visible(user), timezone.get_default_timezone())
+    return set(events.values_list("action", "object_name"))
+
+
+def happened(count: int, action: str = "host.change", **more) -> None:
+    """So many events, a minute apart, the newest now."""
+    now = timezone.now()
+    AuditEvent.objects.bulk_create(
+        AuditEvent(
+            **{
+                "at": now - timedelta(minutes=number),
+                "action": action,
+                "object_kind": "host",
+                "object_id": str(number),
+                "object_name": f"gpu-{number:05}",
+                "via": "page",
+                **more,
+            },
+        )
+        for number in range(count)
+    )
+
+
+def empty() -> None:
+    """Past the manager, which refuses it."""
+    AuditEvent.objects.all()._raw_delete("default")
+
+
+# --- whose
+
+
+@pytest.fixture
+def doings(alice, bob, charlie, olivia, research, sales) -> None:
+    """Something in each tenant and something that is nobody's."""
+    empty()
+    key, _ = issue(tenant=research, user=alice, name="alices")
+    revoke(key)
+    issue(tenant=research, service="dify", name="research-service")
+    issue(tenant=sales, user=charlie, name="charlies")
+    ServedModel.objects.create(name="far", engine="external", url="http://10.0.0.5:8000")
+    for person in (alice, bob, charlie):
+        audit.record("session.begin", person, "user", actor=person)
+
+
+def kept(events: set[tuple[str, str]]) -> set[str]:
+    """What the events are about, without the random beginnings of keys."""
+    return {name.split("… ")[-1] for _action, name in events}
+
+
+def test_operators_see_everything(doings, olivia):
+    assert kept(names(olivia)) == {
+        *("alices", "research-service", "charlies", "far"),
+        *("alice (Alice)", "bob (Bob)", "charlie (Charlie)"),
+    }
+
+
+def test_tenant_admins_see_what_was_done_in_their_tenant(doings, bob):
+    assert kept(names(bob)) == {"alices", "research-service", "bob (Bob)"}
+
+
+def test_members_see_their_own_sign_ins_and_keys(doings, alice):
+    assert kept(names(alice)) == {"alices", "alice (Alice)"}
+    assert {action for action, _ in names(alice)} == {"key.add", "key.revoke", "session.begin"}
+
+
+def test_outsiders_see_nothing_of_another_tenant(doings, charlie):
+    assert kept(names(charlie)) == {"charlies", "charlie (Charlie)"}
+
+
+def test_a_former_admin_sees_no_more_of_the_tenant(doings, bob, research):
+    Membership.objects.filter(user=bob).delete()
+    assert kept(names(bob)) == {"bob (Bob)"}
+
+
+def test_asking_for_another_tenant_gives_nothing_of_it(doings, bob, charlie):
+    assert "charlies" not in page(bob, tenant="sales")
+    assert "research-service" not in page(charlie, tenant="research")
+    key = AuditEvent.objects.get(object_name__endswith="charlies")
+    assert "charlies" not in page(bob, kind="key", number=key.object_id)
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_a_file_holds_no_more_than_the_page(doings, bob, kind):
+    text = b"".join(desk(bob).get(f"{PAGE}export/", {"format": kind, "tenant": "sales"})).decode()
+    assert "research-service" in text
+    assert "charlies" not in text
+    assert "far" not in text
+
+
+# --- searching
+
+
+def test_it_is_searched_by_what_somebody_remembers(doings, olivia):
+    assert kept(names(olivia, text="SERVICE")) == {"research-service"}
+    assert kept(names(olivia, what="model")) == {"far"}
+    assert kept(names(olivia, what="session", who="Alice")) == {"alice (Alice)"}
+    assert kept(names(olivia, tenant="sales")) == {"charlies"}
+    assert names(olivia, text="%") == set()
+
+
+def test_the_subject_key_is_not_the_management_key(doings, alice, olivia):
+    happened(1, "management-key.add")
+    assert {action.partition(".")[0] for action, _ in names(olivia, what="key")} == {"key"}
+
+
+def test_days_begin_where_the_reader_is(olivia):
+    empty()
+    for hour in (14, 15):  # 23:00 and 0:00 in Tokyo
+        happened(1, at=datetime(2026, 11, 2, hour, tzinfo=UTC))
+    since = trail.Wanted(since=date(2026, 11, 3)).among(trail.visible(olivia), TOKYO)
+    assert [event.at.hour for event in since] == [15]
+    until = trail.Wanted(until=date(2026, 11, 2)).among(trail.visible(olivia), TOKYO)
+    assert [event.at.hour for event in until] == [14]
+
+
+def test_what_is_no_date_is_said_and_left_out(doings, olivia):
+    text = page(olivia, since="tomorrow", what="model")
+    assert "Enter a valid date." in text
+    assert "far" in text
+    assert "alices" not in text
+
+
+def test_one_thing_s_story_is_a_click_away(doings, olivia):
+    key = AuditEvent.objects.filter(object_name__endswith="alices").first()
+    assert f"?kind=key&amp;number={key.object_id}" in page(olivia)
+    shown = desk(olivia).get(PAGE, {"kind": "key", "number": key.object_id}).context["events"]
+    assert [told.event.action for told in shown] == ["key.revoke", "key.add"]
+
+
+# --- paging
+
+
+def test_pages_follow_each_other_without_gap_or_repetition(olivia):
+    empty()
+    now = timezone.now()
+    happened(130)
+    AuditEvent.objects.bulk_create(  # of one instant, as of one transaction
+        AuditEvent(at=now, action="host.add", object_kind="host", object_id="x", object_name=f"same-{n}", via="page")
+        for n in range(60)
+    )
+    seen, mark = [], ""
+    while True:
+        found, mark = trail.page(trail.visible(olivia), mark)
+        seen += [event.pk for event in found]
+        if not mark:
+            break
+    assert len(seen) == 190
+    assert seen == list(AuditEvent.objects.order_by("-at", "-pk").values_list("pk", flat=True))
+
+
+@pytest.mark.parametrize("mark", ["", "_", "yesterday_5", "2026-11-02T09:00:00_5", "2026-99-99T09:00:00+00:00_5", "5"])
+def test_a_mark_that_is_none_begins_at_the_newest(doings, olivia, mark):
+    assert "research-service" in page(olivia, before=mark)
+
+
+def test_the_last_page_says_where_the_others_are(olivia):
+    happened(60)
+    first = desk(olivia).get(PAGE)
+    assert "Older" in first.content.decode()
+    assert "Newest" not in first.content.decode()
+    second = page(olivia, before=first.context["older"])
+    assert "Newest" in second
+    assert "Older" not in second
+
+
+def test_a_page_asks_the_same_few_questions_of_any_log(olivia, bob, research, django_assert_max_num_queries):
+    happened(20_000, tenant=research)
+    for person in (olivia, bob):
+        client = desk(person)
+        client.get(PAGE)
+        with django_assert_max_num_queries(9):
+            client.get(PAGE)
+
+
+# --- in words
+
+
+def words(event: AuditEvent) -> list[tuple[str, str, str]]:
+    told = trail.told(event, TOKYO)
+    return [(change.field, change.before, change.after) for change in told.changes]
+
+
+def test_changes_are_told_by_the_names_of_fields_and_choices(alice, research):
+    place = alice.memberships.get()
+    place.role = "admin"
+    place.save()
+    assert words(AuditEvent.objects.latest("pk")) == [("role", "member", "tenant admin")]
+    with translation.override("ja"):
+        assert words(AuditEvent.objects.latest("pk")) == [("役割", "メンバー", "テナント管理者")]
+
+
+def test_secrets_stay_secret_and_times_are_told_in_the_reader_s_zone(research, alice):
+    key, _ = issue(
+        tenant=research, user=alice, name="laptop", expires_at=datetime(2026, 12, 31, 15, tzinfo=UTC), created_by=alice
+    )
+    told = {field: after for field, _, after in words(AuditEvent.objects.filter(action="key.add").latest("pk"))}
+    assert told["expires"] == "2027-01-01 00:00"
+    assert told["digest"] == "set"
+    assert key.digest not in str(told)
+    assert told["all models"] == "yes"
+    assert told["created by"] == "alice (Alice)"
+
+
+def test_amounts_are_grouped(research):
+    Quota.objects.create(tenant=research, unit="tokens", window="day", amount=1_000_000)
+    assert ("at most", "", "1,000,000") in words(AuditEvent.objects.latest("pk"))
+
+
+def test_what_no_model_tells_of_is_still_told():
+    event = AuditEvent(action="directory.follow", object_kind="directory", after={"name_taken": ["abe"], "left": 2})
+    assert words(event) == [("name taken", "", "abe"), ("left", "", "2")]
+
+
+def test_every_action_has_words(alice, bob, research):
+    """Of what these tests and others make; who adds a verb adds its words."""
+    code = "\n".join(path.read_text() for path in Path(settings.BASE_DIR, "portal").rglob("*.py"))
+    recorded = set(re.findall(r'record\(\s*"([a-z-]+\.[a-z]+)"', code)) | {"directory.force", "directory.follow"}
+    assert "session.emergency" in recorded
+    kinds = {watched.kind for watched in audit.watched().values()}
+    verbs = {"add", "change", "remove", "revoke", "granted", "refused", "withdrawn", "leave", "return", "on", "off"}
+    verbs |= {"password", "start", "stop", "restart", "retire"} | {action.partition(".")[2] for action in recorded}
+    assert kinds | {action.partition(".")[0] for action in recorded} <= set(trail.SUBJECTS)
+    assert verbs <= set(trail.VERBS)
+
+
+def test_the_page_tells_who_and_from_where(doings, olivia, alice):
+    happened(1, actor=alice, actor_name="alice", address="10.2.3.4")
+    happened(1, "membership.add", via="directory")
+    text = page(olivia)
+    assert "10.2.3.4" in text
+    assert "Company directory" in text
+
+
+def test_an_empty_log_says_so(alice):
+    empty()
+    assert "Nothing has happened yet" in page_without_sign_in(alice)
+    assert "Nothing is found" in page(alice, text="nothing like it")
+
+
+def page_without_sign_in(user: User) -> str:
+    client = desk(user)
+    empty()
+    return client.get(PAGE).content.decode()
+
+
+def test_names_are_text_and_no_markup(olivia, research):
+    Tenant.objects.create(slug="x", name="<script>alert(1)</script>")
+    assert "<script>alert" not in page(olivia)
+
+
+# --- as a file
+
+
+def exported(user: User, **asked: str) -> str:
+    answer = desk(user).get(f"{PAGE}export/", asked)
+    assert answer.streaming
+    return b"".join(answer).decode()
+
+
+def test_the_json_file_has_everything_as_it_is_stored(doings, olivia, alice):
+    events = json.loads(exported(olivia, format="json", text="alices"))
+    assert [event["action"] for event in events] == ["key.revoke", "key.add"]
+    assert events[0]["tenant"] == "research"
+    assert events[0]["before"] == {"revoked_at": None}
+    assert json.loads(exported(olivia, format="json", text="nothing like it")) == []
+
+
+def test_the_csv_file_opens_in_a_spreadsheet(olivia, research, alice):
+    issue(tenant=research, user=alice, name="営業用")
+    happened(1, object_name="=HYPERLINK(1)")
+    text = exported(olivia)
+    assert text.startswith("\ufeffat,who,")
+    rows = list(csv.DictReader(io.StringIO(text.removeprefix("\ufeff"))))
+    assert len(rows) == AuditEvent.objects.count()
+    assert "'=HYPERLINK(1)" in {row["object"] for row in rows}
+    [key] = [row for row in rows if row["object"].endswith("営業用")]
+    assert json.loads(key["after"])["name"] == "営業用"
+
+
+def test_a_large_file_is_made_in_pieces(olivia, django_assert_max_num_queries):
+    happened(4500)
+    client = desk(olivia)
+    with django_assert_max_num_queries(14):
+        pieces = list(client.get(f"{PAGE}export/"))
+    assert len(pieces) == 6  # the mark for Excel, four of a thousand, the rest
+    assert b"".join(pieces).count(b"\r\n") == AuditEvent.objects.count() + 1
+
+
+@pytest.mark.django_db(transaction=True)
+async def test_the_server_s_own_way_of_calling_views_sends_the_file_too(olivia):
+    client = AsyncClient()
+    await client.aforce_login(olivia)
+    answer = await client.get(f"{PAGE}export/", {"format": "json"})
+    text = b"".join([piece async for piece in answer]).decode()
+    assert [event["action"] for event in json.loads(text)] == ["session.begin", "user.add"]
