@@ -93,10 +93,11 @@ def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
     return Liveness.DOWN
 
 
-def promise(offer: Offer) -> tuple[int, bool, str]:
-    """To sort by: what answers now before what could, chat before other tasks, then by name."""
+def promise(offer: Offer) -> tuple[int, bool, bool, str]:
+    """To sort by: what answers now before what could, chat before other tasks, what stays before what retires; name."""
     order = [Liveness.UP, Liveness.UNSURE, Liveness.ASLEEP, Liveness.STARTING, Liveness.DOWN]
-    return order.index(offer.state), offer.task != ServedModel.Task.CHAT, offer.name
+    retires = offer.retires_on is not None
+    return order.index(offer.state), offer.task != ServedModel.Task.CHAT, retires, offer.name
 
 
 def to_try(offered: list[Offer]) -> Offer | None:

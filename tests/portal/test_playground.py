@@ -1,7 +1,7 @@
 """The page for trying a model, and the key that it calls the gateway with."""
 
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 from django.core.management import call_command
@@ -10,6 +10,7 @@ from django.utils import timezone
 
 from portal.accounts.models import AuditEvent, Membership
 from portal.keys import issuing, keyring, playground, secret
+from portal.keys.access import Liveness, Offer, to_try
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import UsageDay
 from tests.conftest import person
@@ -189,3 +190,10 @@ class TestClearing:
         playground.clear(timezone.now())
         as_alice.force_login(alice)
         assert "Playground of Alice" in read(as_alice, "/usage/?by=key")
+
+
+def test_a_model_that_retires_is_proposed_after_those_that_stay():
+    def offer(name, **more):
+        return Offer(name=name, description="", task="chat", context=None, state=Liveness.UP, **more)
+
+    assert to_try([offer("a", retires_on=date(2030, 1, 1)), offer("b"), offer("c")]).name == "b"
