@@ -1,20 +1,28 @@
 """Keys for operators: to look at, rename, restrict and revoke. A key is issued where it can be shown: not here."""
 
+from typing import Any
+
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
+from portal.accounts.models import User
 from portal.keys import issuing, keyring
 from portal.keys.models import ApiKey, ModelAccess
+
+
+def me(request: HttpRequest) -> User:
+    assert isinstance(request.user, User)
+    return request.user
 
 
 @admin.action(description=_("Revoke the chosen API keys for good"), permissions=["change"])
 def revoke(page: admin.ModelAdmin, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:  # type: ignore[type-arg]
     alive = [key for key in keys if key.revoked_at is None]
     for key in alive:
-        issuing.revoke(key)
+        issuing.revoke(key, by=me(request))
         page.log_change(request, key, "revoked")
     text = ngettext("%(count)s API key revoked.", "%(count)s API keys revoked.", len(alive))
     page.message_user(request, text % {"count": len(alive)}, messages.SUCCESS)
@@ -23,21 +31,33 @@ def revoke(page: admin.ModelAdmin, request: HttpRequest, keys: QuerySet[ApiKey])
 @admin.register(ApiKey)
 class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ["prefix", "name", "tenant", "user", "service", "state", "last_used_at", "expires_at"]
-    list_filter = ["tenant", ("revoked_at", admin.EmptyFieldListFilter)]
+    list_filter = ["tenant", "key_class", ("revoked_at", admin.EmptyFieldListFilter), "is_playground"]
     list_select_related = ["tenant", "user"]
-    search_fields = ["prefix", "name", "service", "user__username"]
+    search_fields = ["prefix", "name", "purpose", "service", "user__username", "responsible__username"]
     actions = [revoke]
     filter_horizontal = ["allowed_models"]
+    autocomplete_fields = ["responsible"]
     fields = [
-        "prefix", "name", "tenant", "user", "service", "every_model", "allowed_models", "expires_at",
-        "state", "revoked_at", "revoked_because",
-        "last_used_at", "created_at", "created_by",
+        "prefix", "name", "purpose", "tenant", "user", "service", "responsible", "key_class", "every_model",
+        "allowed_models", "networks", "expires_at", "state", "revoked_at", "revoked_because", "replaces",
+        "last_used_at", "last_used_from", "last_used_with", "created_at", "created_by",
     ]  # fmt: skip
     # Whose key it is cannot change: the person who holds its text stays the same.
     readonly_fields = [
-        "prefix", "tenant", "user", "service", "state", "revoked_at", "revoked_because",
-        "last_used_at", "created_at", "created_by",
+        "prefix", "tenant", "user", "service", "state", "revoked_at", "revoked_because", "replaces",
+        "last_used_at", "last_used_from", "last_used_with", "created_at", "created_by",
     ]  # fmt: skip
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> list[str]:
+        """Nobody is responsible for a personal key but the person."""
+        fields = list(super().get_readonly_fields(request, obj))
+        return [*fields, "responsible"] if obj and obj.user_id else fields
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        """The audit watches rows, and the models of a key are none of its row."""
+        before = issuing.models_of(ApiKey.objects.get(pk=form.instance.pk))
+        super().save_related(request, form, formsets, change)
+        issuing.tell_models(form.instance, before)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
         return keyring.with_usable(super().get_queryset(request))

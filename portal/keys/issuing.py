@@ -211,12 +211,20 @@ def _written(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
     return text
 
 
-def _allow(key: ApiKey, models: Iterable[ServedModel] | None) -> None:
-    """The audit watches rows; which models a key is for is none of its row, so it is told here."""
-    before = None if key.every_model else sorted(model.name for model in key.allowed_models.all())
-    chosen = list(models or ())
-    after = None if models is None else sorted(model.name for model in chosen)
-    key.every_model = models is None
+def models_of(key: ApiKey) -> list[str] | None:
+    """The names of the models that it is for; None: all that the tenant may use."""
+    return None if key.every_model else sorted(key.allowed_models.values_list("name", flat=True))
+
+
+def tell_models(key: ApiKey, before: list[str] | None) -> None:
+    """Tells the audit if it is for other models than before: it watches rows, and these are none of a key's row."""
+    after = models_of(key)
     if before != after:
-        key.allowed_models.set(chosen)
         audit.record("key.models", key, "key", before={"models": before}, after={"models": after}, tenant=key.tenant)
+
+
+def _allow(key: ApiKey, models: Iterable[ServedModel] | None) -> None:
+    before = models_of(key)
+    key.every_model = models is None
+    key.allowed_models.set(models or ())
+    tell_models(key, before)

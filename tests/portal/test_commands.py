@@ -43,9 +43,55 @@ def test_createkey_makes_a_service_key_for_some_models(research, model):
     assert [*key.allowed_models.all()] == [model]
 
 
+def test_createkey_keeps_all_that_was_said(research, alice):
+    words = ["--responsible", "ALICE", "--name", "bot", "--purpose", "help desk", "--class", "batch"]
+    run("createkey", "--tenant", "research", "--service", "Dify", *words, "--networks", "10.1.0.0/16,192.168.7.5")
+    key = ApiKey.objects.get()
+    assert (key.responsible, key.name, key.purpose, key.key_class) == (alice, "bot", "help desk", "batch")
+    assert key.networks == ["10.1.0.0/16", "192.168.7.5/32"]
+
+
+@pytest.mark.parametrize(
+    ("proposed", "words", "days"),
+    [(90, [], 90), (None, [], None), (90, ["--expires", "never"], None), (90, ["--expires", "2w"], 14)],
+)
+def test_createkey_takes_the_tenant_s_word_for_how_long(research, proposed, words, days):
+    research.key_days = proposed
+    research.save()
+    run("createkey", "--tenant", "research", "--service", "Dify", *words)
+    end = ApiKey.objects.get().expires_at
+    assert end is None if days is None else timedelta(days=days) - (end - timezone.now()) < timedelta(minutes=1)
+
+
+def test_rotatekey_prints_the_new_key(research, alice):
+    old = run("createkey", "--tenant", "research", "--user", "alice")
+    new = run("rotatekey", old[:12], "--overlap", "2")
+    assert secret.well_formed(new)
+    assert ApiKey.objects.get(prefix=new[:12]).replaces.prefix == old[:12]
+    assert ApiKey.objects.get(prefix=old[:12]).expires_at - timezone.now() <= timedelta(days=2)
+    for words, said in (
+        ([old], "has been replaced already"),
+        (["mdg_nonsense"], "no key begins"),
+        ([new, "--overlap", "-1"], "between 0 and 365"),
+    ):
+        with pytest.raises(CommandError, match=said):
+            run("rotatekey", *words)
+
+
+def test_revokekey_keeps_the_reason(research, alice):
+    text = run("createkey", "--tenant", "research", "--user", "alice")
+    run("revokekey", text, "--because", "the laptop was lost")
+    assert ApiKey.objects.get().revoked_because == "the laptop was lost"
+    assert alice.notices.get().facts["because"] == "the laptop was lost"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--tenant", "research", "--user", "alice", "--responsible", "alice"], "--responsible is for a service key"),
+        (["--tenant", "research", "--service", "s", "--responsible", "charlie"], "charlie is not a member"),
+        (["--tenant", "research", "--service", "s", "--responsible", "nope"], "no such user: nope"),
+        (["--tenant", "research", "--user", "alice", "--networks", "office"], "office is not a network"),
         (["--tenant", "nope", "--user", "alice"], "no such tenant: nope"),
         (["--tenant", "research", "--user", "nope"], "no such user: nope"),
         (["--tenant", "research", "--user", "charlie"], "charlie is not a member of research"),

@@ -10,6 +10,7 @@ from django.utils import timezone, translation
 from django.views.defaults import server_error
 
 from modelregistry.models import Alias, Host
+from portal.accounts.models import AuditEvent
 from portal.console.templatetags import figures
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import Quota, UsageRecord
@@ -286,13 +287,31 @@ class TestAdmin:
         assert client.post(f"/admin/keys/apikey/{key.pk}/delete/", {"post": "yes"}).status_code == 403
         client.post("/admin/keys/apikey/", {"action": "revoke", "_selected_action": [key.pk]})
         assert ApiKey.objects.get().state == "revoked"
+        assert alice.notices.get().facts["by"] == "Olivia"
+
+    def test_the_models_of_a_key_are_changed_with_a_trace(self, client, alice, olivia, research):
+        key, model = key_of(alice, research), serve("qwen")
+        client.force_login(olivia)
+        form = {"name": "laptop", "key_class": "interactive", "networks": "[]", "allowed_models": [model.pk]}
+        client.post(f"/admin/keys/apikey/{key.pk}/change/", {**form, "expires_at_0": "", "expires_at_1": ""})
+        assert [served.name for served in key.allowed_models.all()] == ["qwen"]
+        event = AuditEvent.objects.get(action="key.models")
+        assert (event.actor, event.after) == (olivia, {"models": ["qwen"]})
 
     def test_whose_key_it_is_cannot_be_changed(self, client, alice, bob, olivia, research):
         key = key_of(alice, research)
         client.force_login(olivia)
         client.post(
             f"/admin/keys/apikey/{key.pk}/change/",
-            {"name": "renamed", "user": bob.pk, "tenant": research.pk, "expires_at_0": "", "expires_at_1": ""},
+            {
+                "name": "renamed",
+                "key_class": "batch",
+                "networks": "[]",
+                "user": bob.pk,
+                "tenant": research.pk,
+                "expires_at_0": "",
+                "expires_at_1": "",
+            },
         )
         key.refresh_from_db()
         assert (key.name, key.user) == ("renamed", alice)

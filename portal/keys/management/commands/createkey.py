@@ -5,24 +5,34 @@ from argparse import ArgumentParser, ArgumentTypeError
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
+from portal.keys import networks
 from portal.keys.issuing import NotAMember, issue
+from portal.keys.models import ApiKey
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
-def moment(text: str) -> datetime:
-    """`90d`, `12h`, `8w` from now, or a date such as 2027-03-31 (the end of that day, server's time zone)."""
+NEVER = "never"
+
+
+def moment(text: str) -> datetime | str:
+    """`90d`, `12h`, `8w` from now, a date such as 2027-03-31 (the end of that day, server's time zone), or "never"."""
+    if text == NEVER:
+        return text
     if match := re.fullmatch(r"([1-9]\d{0,4})([hdw])", text):
         return timezone.now() + timedelta(**{UNITS[match[2]]: int(match[1])})
     try:
         day = datetime.strptime(text, "%Y-%m-%d")
     except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} is neither like 90d, 12h, 8w nor a date like 2027-03-31") from error
+        raise ArgumentTypeError(
+            f"{text!r} is neither like 90d, 12h, 8w nor a date like 2027-03-31 nor never"
+        ) from error
     end = timezone.make_aware(day) + timedelta(days=1)
     if end <= timezone.now():
         raise ArgumentTypeError(f"{text} is over")
@@ -38,6 +48,23 @@ def named_models(text: str) -> list[ServedModel]:
     return list(found.values())
 
 
+def person(name: str | None) -> User | None:
+    """Raises CommandError for one who does not exist."""
+    if not name:
+        return None
+    try:
+        return User.objects.get(username__iexact=name)
+    except User.DoesNotExist as error:
+        raise CommandError(f"no such user: {name}") from error
+
+
+def end(given: datetime | str | None, tenant: Tenant) -> datetime | None:
+    """As given, else as the tenant proposes for new keys."""
+    if given is None:
+        return timezone.now() + timedelta(days=tenant.key_days) if tenant.key_days else None
+    return None if isinstance(given, str) else given
+
+
 class Command(BaseCommand):
     help = "Creates an API key for a person or a service and prints it. It is not stored and cannot be printed again."
 
@@ -46,26 +73,37 @@ class Command(BaseCommand):
         owner = parser.add_mutually_exclusive_group(required=True)
         owner.add_argument("--user", metavar="U", help="a personal key of this member")
         owner.add_argument("--service", metavar="NAME", help="a service key of the tenant, for example Dify")
-        parser.add_argument("--name", default="", help="what the key is for")
-        parser.add_argument("--expires", type=moment, metavar="90d", help="90d, 12h, 8w or a date; default: never")
+        parser.add_argument("--responsible", metavar="U", help="of a service key: the member who is told of it")
+        parser.add_argument("--name", default="", help="how it is called in lists; default: the service")
+        parser.add_argument("--purpose", default="", help="what it is for")
+        parser.add_argument("--class", dest="key_class", choices=ApiKey.Class.values, default=ApiKey.Class.INTERACTIVE)
+        parser.add_argument(
+            "--expires", type=moment, metavar="90d", help="90d, 12h, 8w, a date or never; default: as the tenant says"
+        )
         parser.add_argument("--models", default="", metavar="a,b", help="only these models")
+        parser.add_argument("--networks", default="", metavar="N,N", help="only from these, as 10.1.0.0/16,192.168.7.5")
 
     def handle(self, *, tenant: str, user: str, service: str, name: str, models: str, **options: Any) -> None:
+        if options["responsible"] and not service:
+            raise CommandError("--responsible is for a service key: a personal one is its person's own")
         try:
             department = Tenant.objects.get(slug=tenant)
-            person = User.objects.get(username__iexact=user) if user else None
             _, text = issue(
                 tenant=department,
-                user=person,
+                user=person(user),
                 service=service or "",
+                responsible=person(options["responsible"]),
                 name=name or service or "command line",
+                purpose=options["purpose"],
+                key_class=options["key_class"],
+                networks=networks.parse(options["networks"]),
                 allowed_models=named_models(models),
-                expires_at=options["expires"],
+                expires_at=end(options["expires"], department),
             )
         except Tenant.DoesNotExist as error:
             raise CommandError(f"no such tenant: {tenant}") from error
-        except User.DoesNotExist as error:
-            raise CommandError(f"no such user: {user}") from error
         except NotAMember as error:
             raise CommandError(str(error)) from error
+        except ValidationError as error:
+            raise CommandError("; ".join(error.messages)) from error
         self.stdout.write(text)

@@ -15,11 +15,12 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("prefix", help=f"the key's first {PREFIX} characters (the whole key will do)")
+        parser.add_argument("--because", default="", metavar="TEXT", help="why, for those whom the key concerns")
 
-    def handle(self, *, prefix: str, **options: Any) -> None:
+    def handle(self, *, prefix: str, because: str, **options: Any) -> None:
         try:
             key = ApiKey.objects.get(prefix=prefix[:PREFIX])
         except ApiKey.DoesNotExist as error:
             raise CommandError(f"no key begins with {prefix[:PREFIX]}") from error
-        revoke(key)
+        revoke(key, because)
         self.stdout.write(key.prefix)

@@ -6,6 +6,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from portal.keys import expiry
+from portal.metering import nearness
 from portal.notices import inbox, mailing
 
 
@@ -16,6 +17,7 @@ class Command(BaseCommand):
         now = timezone.now()
         expiry.tell_ends(now)
         expiry.tell_leavers()
+        nearness.tell_near(now)
         inbox.forget(now)
         try:
             sent = mailing.send(now)
