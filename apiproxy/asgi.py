@@ -22,7 +22,7 @@ from apiproxy.catalogue import Catalogue, Counter, Limit
 from apiproxy.client import Client, Receive, Scope, Send
 from apiproxy.client import of as client_of
 from apiproxy.gateway import JSON, Gateway
-from apiproxy.ledger import DatabaseAway, Drain, Spool
+from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool
 from apiproxy.limits import Limits, Spending
 from apiproxy.metrics import LAYOUT, Metrics
 from apiproxy.shared_limits import SharedLimits
@@ -39,6 +39,7 @@ REFRESH = (
 PATIENCE = 2.0  # seconds that a caller with an unknown key waits for a database that hangs
 FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
+TELL_REFUSALS = 2.0  # seconds between two writings of refused calls
 LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
 RECALL = 10.0  # seconds that a counter's first caller waits to know what was spent: a million calls take 0.7 s
 SPENT_AGAIN = 15.0  # a database that could not tell what was spent is asked again after so many seconds
@@ -128,6 +129,7 @@ class Application:
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
             proxies=settings.TRUSTED_PROXIES,
+            workers=settings.GATEWAY_WORKERS,
             wish=self._wish,
             refresh=self._refresh,
         )
@@ -140,7 +142,7 @@ class Application:
             self._shared = limits
             await limits.start()
         self._gateway = gateway
-        for work in (self._poll, self._move_often, self._sweep):
+        for work in (self._poll, self._move_often, self._sweep, self._tell_refusals_often):
             self._tasks.append(asyncio.create_task(work(gateway)))
         # What lives as long as the process is put out of the collector's sight: p99 of 700 streams 26 -> 6 ms.
         gc.collect()
@@ -173,6 +175,10 @@ class Application:
                 await self._move(gateway)
         except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
             log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
+        else:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAST_MOVE):
+                    await self._tell_refusals(gateway)
         if self._shared is not None:
             # Last: calls that were cut off have been settled by now.
             await self._shared.close()
@@ -313,6 +319,25 @@ class Application:
         finally:
             gateway.metrics.lost(self._drain.refused - refused)
         self._backlog = await loop.run_in_executor(self._ledger_thread, self._drain.backlog)
+
+    async def _tell_refusals_often(self, gateway: Gateway) -> None:
+        while True:
+            await asyncio.sleep(TELL_REFUSALS)
+            await self._tell_refusals(gateway)
+
+    async def _tell_refusals(self, gateway: Gateway) -> None:
+        """Writes the refused calls that were counted; what cannot be written now is counted on."""
+        counts = gateway.refusals.take()
+        if not counts:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            # Shielded: what the thread was given it will do, also when the gateway stops meanwhile.
+            await asyncio.shield(loop.run_in_executor(self._ledger_thread, controlplane.record_refusals, counts))
+        except DatabaseAway:
+            gateway.refusals.give_back(counts)  # the ledger has told already
+        except RecordRefused as error:
+            log.error("the database would not take %d counts of refused calls: %s", len(counts), error)
 
     async def _sweep(self, gateway: Gateway) -> None:
         while True:

@@ -36,6 +36,10 @@ class Balancer:
         else:
             del self._in_flight[replica.id]
 
+    def running(self, replica: Replica) -> int:
+        """Calls under way there."""
+        return self._in_flight.get(replica.id, 0)
+
     def refused(self, replica: Replica, now: float) -> None:
         self._avoid_until[replica.id] = now + PENALTY
 

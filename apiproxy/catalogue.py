@@ -53,12 +53,17 @@ class Key:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """An engine that answers now."""
+    """An engine that answers now. `slots`: how many calls it works on at a time; None: not known.
+
+    `sorts`: it takes waiting calls by the `priority` that they come with.
+    """
 
     id: int
     url: str  # scheme://host:port[/prefix]
     api_key: str
     upstream_model: str
+    slots: int | None = None
+    sorts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,12 +19,13 @@ from apiproxy.ledger import DatabaseAway, RecordRefused, Usage
 from apiproxy.limits import Spending
 from apiproxy.models import CatalogueChange, CatalogueRevision
 from apiproxy.origin import networks
+from apiproxy.refusals import Group
 from modelregistry import routes
 from modelregistry.models import ServedModel, Wish
 from portal.accounts.models import Tenant
 from portal.keys import secret
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering import policy, usage, windows
+from portal.metering import policy, refusals, usage, windows
 from portal.metering.models import Quota, UsageRecord
 
 T = TypeVar("T")
@@ -68,6 +69,18 @@ def record(rows: Sequence[Usage]) -> None:
     records = [_record(row) for row in rows]
     try:
         asked(lambda: usage.record(records))
+    except DatabaseError as error:
+        raise RecordRefused(str(error)) from error
+
+
+def record_refusals(counts: Mapping[Group, int]) -> None:
+    """Adds refused calls to the sums of their hours. Raises RecordRefused, or DatabaseAway: all or none are written."""
+    groups = {
+        refusals.Refused(datetime.fromtimestamp(group.hour, UTC), *group[1:]): requests
+        for group, requests in counts.items()
+    }
+    try:
+        asked(lambda: refusals.add(groups))
     except DatabaseError as error:
         raise RecordRefused(str(error)) from error
 
@@ -207,7 +220,14 @@ def _models() -> dict[str, Model]:
     replicas: dict[int, list[Replica]] = defaultdict(list)
     for route in routes.ready():
         replicas[route.model_id].append(
-            Replica(id=route.replica_id, url=route.url, api_key=route.api_key, upstream_model=route.upstream_model)
+            Replica(
+                id=route.replica_id,
+                url=route.url,
+                api_key=route.api_key,
+                upstream_model=route.upstream_model,
+                slots=route.slots,
+                sorts=route.sorts,
+            )
         )
     access: dict[int, set[int]] = defaultdict(set)
     for model_id, tenant_id in ModelAccess.objects.values_list("model_id", "tenant_id"):

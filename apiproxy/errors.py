@@ -12,6 +12,7 @@ Refusal
 ├── BodyTooSlow             408  request_timeout
 ├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
 ├── OverQuota               429  insufficient_quota         (a day's or month's limit)
+├── HeldBack                429  batch_held_back            (a batch key's call, while others need the engines)
 ├── NoReplica               503  model_unavailable, model_loading
 ├── NotMetered              503  metering_unavailable
 ├── Internal                500  internal_error
@@ -118,6 +119,12 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "The quota of this {scope}, {amount} {unit} per {window}, is used up. It returns at {returns}.",
         "ja": "この{scope}の利用上限 (1 {window}あたり {amount} {unit}) を使い切りました。{returns} に回復します。",
     },
+    "batch_held_back": {
+        "en": 'The model "{model}" is busy with interactive requests, which go before those of batch keys. '
+        "Try again in {seconds} s.",
+        "ja": "モデル「{model}」は対話用のリクエストで混み合っています。バッチ用のキーのリクエストはその後になります。"
+        "{seconds} 秒後にもう一度お試しください。",
+    },
     "model_unavailable": {
         "en": 'The model "{model}" is not running right now. The operators can see why.',
         "ja": "モデル「{model}」は現在稼働していません。理由は運用管理者が確認できます。",
@@ -194,7 +201,8 @@ class Refusal(Exception):
         self.param = param
         self.headers = headers or {}
         self.facts = facts
-        self.logged = False  # the log's line of its call tells of it
+        self.logged = False  # the log's line of its call tells of it, and its row of usage
+        self.model = ""  # the name of the model that it is about, if the key may use that
 
     def message(self, language: Language) -> str:
         words = WORDS[language]
@@ -263,6 +271,11 @@ class OverRate(Refusal):
 class OverQuota(Refusal):
     status = 429
     type = "insufficient_quota"
+
+
+class HeldBack(Refusal):
+    status = 429
+    type = "requests"
 
 
 class NoReplica(Refusal):

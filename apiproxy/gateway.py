@@ -19,7 +19,7 @@ from typing import Any
 
 from apiproxy import calllog, protocol, transcription
 from apiproxy.balancer import Balancer
-from apiproxy.catalogue import Catalogue, Key, Model, Replica, Timeouts
+from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.client import Client, Receive, Scope, Send
 from apiproxy.client import of as client_of
 from apiproxy.dialects import CHAT, Dialect
@@ -46,8 +46,10 @@ from apiproxy.metrics import Gauge, Metrics, State
 from apiproxy.origin import Origin, inside, origin
 from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
-from apiproxy.relay import Ending, Exchange
+from apiproxy.refusals import RefusalCounts
+from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
 from apiproxy.tokens import Tokens
+from apiproxy.turns import LATE, Turn, Turns, Waiter
 from apiproxy.uploads import Held, Upload
 from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable, UpstreamError
 
@@ -74,7 +76,7 @@ class Gateway:
 
     `wish(model_id)` is called when somebody wants a model that is asleep. `refresh` sees to it that the catalogue is as
     new as can be had cheaply; a key that is well formed but unknown waits for it. `proxies`: how many of ours stand in
-    front and are believed where a caller comes from.
+    front and are believed where a caller comes from. `workers`: how many gateways share the engines.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Gateway:
         max_body: int,
         max_upload: int,
         proxies: int,
+        workers: int,
         wish: Callable[[int], None],
         refresh: Callable[[], Awaitable[None]],
         wall: Callable[[], float] = time.time,
@@ -96,6 +99,7 @@ class Gateway:
         self.limits = limits
         self.spool = spool
         self.metrics = metrics
+        self.refusals = RefusalCounts()
         self._digest = digest
         self._max_body = max_body
         self._max_upload = max_upload
@@ -111,7 +115,8 @@ class Gateway:
         self.paces = Paces()
         self._balancer = Balancer()
         self._pools: dict[str, Pool] = {}
-        self._exchanges: dict[Exchange, Timeouts] = {}
+        self._exchanges: dict[Exchange, CallMeter] = {}
+        self._turns = Turns(self._balancer, model=self._named, workers=workers, clock=clock)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = client_of(scope, receive, send)
@@ -138,9 +143,7 @@ class Gateway:
             else:
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], self._look_up(scope, key))
         except Refusal as refusal:
-            self.metrics.refusal(refusal.code)
-            if not refusal.logged:
-                calllog.refused(request_id, key.id if key else None, refusal)
+            self._turn_away(refusal, key, request_id)
             refuse(client, refusal, dialect, language, request_id)
         except ClientLeft:
             log.debug("%s: the client left before its request was complete", request_id)
@@ -148,6 +151,15 @@ class Gateway:
             log.exception("call %s", request_id, extra={"facts": {"request_id": request_id}})
             refuse(client, Internal(), dialect, language, request_id)
         await client.sent()
+
+    def _turn_away(self, refusal: Refusal, key: Key | None, request_id: str) -> None:
+        """Counts and logs a refusal. That of a call which reached an engine stands in its usage already."""
+        self.metrics.refusal(refusal.code)
+        if refusal.logged:
+            return
+        calllog.refused(request_id, key.id if key else None, refusal)
+        if key is not None:  # a flood of made-up keys counts for nobody
+            self.refusals.count(key, refusal.model, refusal.code, self.wall())
 
     # --- who
 
@@ -187,6 +199,9 @@ class Gateway:
         if not name:
             return protocol.models_body(self.catalogue.offered(key, self.wall()))
         return protocol.model_body(name, self._model(key, name, self.wall()))
+
+    def _named(self, name: str) -> Model | None:
+        return self.catalogue.models.get(name)
 
     def _model(self, key: Key, name: str, now: float) -> Model:
         """The model of this name or alias. Raises UnknownModel."""
@@ -257,16 +272,67 @@ class Gateway:
         upload: Upload | None = None,
     ) -> None:
         """`upload`: what the engine is sent after the call's head."""
-        now = self.wall()
-        model = self._model(key, call.model, now)
-        if model.task not in endpoint.tasks and not model.external:
-            raise BadRequest(
-                "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
-            )
+        model = self._model(key, call.model, self.wall())
+        waiter: Waiter | None = None
+        turn: Turn | None = None
+        try:
+            if model.task not in endpoint.tasks and not model.external:
+                raise BadRequest(
+                    "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
+                )
+            if key.batch:
+                waiter = self._waiter(call, endpoint, model, client, request_id, upload)
+                turn = await self._turn(waiter, client, upload)
+                model = self._model(key, call.model, self.wall())  # as it is now
+            patient = waiter is not None and waiter.patient
+            await self._serve(call, endpoint, key, caller, model, client, request_id, upload, turn, patient=patient)
+        except Refusal as refusal:
+            refusal.model = model.name
+            if waiter is None or not waiter.patient:
+                raise
+            self._turn_away(refusal, key, request_id)
+            client.last(endpoint.dialect.event(refusal, key.language) + endpoint.dialect.farewell)
+        finally:
+            if turn is not None:
+                turn.end()
+
+    def _waiter(
+        self, call: Call, endpoint: Endpoint, model: Model, client: Client, request_id: str, upload: Upload | None
+    ) -> Waiter:
+        kept_patient = call.stream and endpoint.streams and upload is None
+        heartbeat = endpoint.dialect.heartbeat if kept_patient else b""
+        headers = [*STREAM_HEADERS, (b"x-request-id", request_id.encode())]
+        return Waiter(model, client, self._clock(), heartbeat, headers)
+
+    async def _turn(self, waiter: Waiter, client: Client, upload: Upload | None) -> Turn:
+        """A batch call's leave to go, see `turns`. Raises Refusal or ClientLeft."""
+        if upload is None:  # else its body is still being read, which tells that its client left
+            client.listen(waiter)
+        try:
+            return await self._turns.wait(waiter)
+        finally:
+            client.deafen()
+
+    async def _serve(
+        self,
+        call: Call,
+        endpoint: Endpoint,
+        key: Key,
+        caller: Origin,
+        model: Model,
+        client: Client,
+        request_id: str,
+        upload: Upload | None,
+        turn: Turn | None,
+        *,
+        patient: bool,
+    ) -> None:
+        """`patient`: the client has had the head of a stream already."""
         if not self.spool.accepting:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
-        replica = self._choose(model)
+        replica = (turn.replica if turn is not None else None) or self._choose(model)
         estimate = transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint)
+        now = self.wall()
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
         meter = CallMeter(self, call, endpoint, key, caller, model, hold, request_id, now)
         meter.replica = replica.id
@@ -283,8 +349,11 @@ class Gateway:
                 language=key.language,
                 now=self._clock,
                 loop=self._loop,
+                patient=patient,
             )
             meter.exchange = exchange
+            if turn is not None:
+                turn.arrive()
             await self._exchange(exchange, meter, model, replica, client, upload)
         except Refusal as refusal:
             meter.refusal = refusal
@@ -315,7 +384,7 @@ class Gateway:
         """Attempts until the answer has gone out or nothing more can be tried. Raises a Refusal then."""
         if upload is None:
             client.listen(exchange)
-        self._exchanges[exchange] = model.timeouts
+        self._exchanges[exchange] = meter
         try:
             for _ in range(ATTEMPTS):
                 meter.replica = replica.id
@@ -338,6 +407,9 @@ class Gateway:
                 exchange.refusal.headers["x-should-retry"] = "false"
             if not exchange.say(exchange.refusal):
                 raise exchange.refusal
+            if not exchange.reached:  # no usage will tell of it
+                exchange.refusal.model = model.name
+                self._turn_away(exchange.refusal, meter.key, meter.request_id)
             await exchange.ending()
         except asyncio.CancelledError:  # by the server, whose patience with open answers has ended
             refusal = NoReplica("shutting_down", headers={"retry-after": "5"})
@@ -371,6 +443,8 @@ class Gateway:
             return Ending.BROKEN
         finally:
             self._balancer.ended(replica)
+            if self._turns.queues:
+                self._turns.look(meter.model.name)
 
     def _uploaded(self, exchange: Exchange, meter: "CallMeter", client: Client, call: Call) -> None:
         """The engine has all of the call. From now on somebody else must notice that the client has left."""
@@ -399,9 +473,13 @@ class Gateway:
     def sweep(self) -> None:
         """Ends exchanges that are over their time, keeps patient who waits for one. Call about once a second."""
         now = self._clock()
-        for exchange, timeouts in list(self._exchanges.items()):
+        late: set[str] = set()
+        for exchange, meter in list(self._exchanges.items()):
+            timeouts = meter.model.timeouts
             exchange.heartbeat(HEARTBEAT)
             silence = now - exchange.heard_at
+            if silence > LATE and exchange.first_byte_at is None and meter.urgent:
+                late.add(meter.model.name)
             if exchange.waits_for_client and silence > timeouts.idle:
                 exchange.client_left()
             elif now - exchange.began > timeouts.total:
@@ -410,6 +488,7 @@ class Gateway:
                 pass  # the engine cannot go on
             elif silence > (timeouts.idle if exchange.first_byte_at is not None else timeouts.first_byte):
                 exchange.cut_off(EngineTimeout())
+        self._turns.sweep(late, HEARTBEAT)
 
     def state(self, *, backlog: int, database_up: bool, age: float) -> State:
         """`backlog` of the spool in bytes, `age` of the catalogue in seconds."""
@@ -424,6 +503,7 @@ class Gateway:
             limits_alone=counting.alone,
             limits_unsent=counting.unsent,
             limits_admitted_alone=counting.admitted_alone,
+            batch_waiting=self._turns.waiting,
         )
 
     def gauges(self) -> list[Gauge]:
@@ -481,7 +561,7 @@ class CallMeter:
         self._gateway = gateway
         self._call = call
         self._endpoint = endpoint
-        self._key = key
+        self.key = key
         self._caller = caller
         self.model = model
         self._hold = hold
@@ -502,9 +582,19 @@ class CallMeter:
             body = b""
             head += f"content-type: {upload.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
         else:
-            body = protocol.upstream_body(self._call, self._endpoint, replica.upstream_model, force_stream=assemble)
+            priority = protocol.BATCH_PRIORITY if self.key.batch and replica.sorts and self._endpoint.sorted else None
+            body = protocol.upstream_body(
+                self._call, self._endpoint, replica.upstream_model, force_stream=assemble, priority=priority
+            )
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody waits for the first byte of a stream."""
+        exchange = self.exchange
+        streams = self._call.stream or (exchange is not None and exchange.assembles)
+        return not self.key.batch and streams and self._endpoint.streams
 
     def know(self, call: Call) -> None:
         """All of a call whose upload has now been read to its end."""
@@ -556,9 +646,9 @@ class CallMeter:
         first, now = exchange.first_byte_at, exchange.now()
         return Usage(
             request_id=self.request_id,
-            key=self._key.id,
-            user=self._key.user,
-            tenant=self._key.tenant,
+            key=self.key.id,
+            user=self.key.user,
+            tenant=self.key.tenant,
             model=self.model.name,
             replica=self.replica,
             endpoint=self._endpoint.path,

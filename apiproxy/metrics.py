@@ -35,8 +35,6 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     WHOLE: ("From the request to the answer's end.", LONG),
     BETWEEN: ("Between two tokens of a finished stream, on average: one observation a stream.", SHORT),
 }
-LAYOUT = repr((COUNTERS, HISTOGRAMS))
-
 STATE: Key = ("state",)
 # A worker tells its state once a second; one that has not for so long is dead, or as good as dead.
 SILENCE = 5.0
@@ -55,6 +53,7 @@ class State:
     limits_alone: bool = False
     limits_unsent: int = 0
     limits_admitted_alone: int = 0
+    batch_waiting: int = 0
 
 
 # In the order of State's fields: name, help, what several workers' values come to.
@@ -68,7 +67,9 @@ STATES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
     ("madoguchi_limits_alone", "Workers that count limits for themselves, because Redis is away.", sum),
     ("madoguchi_limits_unsent", "Settlements of limits that Redis has not confirmed.", sum),
     ("madoguchi_limits_admitted_alone", "Calls that workers have let through while Redis was away.", sum),
+    ("madoguchi_batch_waiting", "Calls of batch keys that wait for their turn.", sum),
 )
+LAYOUT = repr((COUNTERS, HISTOGRAMS, len(STATES)))
 
 
 class Metrics:

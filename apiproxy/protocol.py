@@ -20,6 +20,9 @@ from apiproxy.tokens import Tokens, number, tokens
 BYTES_PER_TOKEN = 3
 # What a call may generate at most when it does not say. Only a reservation: settled by what was really generated.
 DEFAULT_MAX_TOKENS = 1024
+# What vLLM is told of a batch key's call: it takes waiting requests in the order of their priority, the lowest first;
+# all others have 0. A client's own word on it is nothing to go by: everybody would be first.
+BATCH_PRIORITY = 1
 MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 END_USER = 64  # characters of the body's "user" that are kept
 
@@ -30,7 +33,7 @@ class Endpoint:
 
     `tasks`: what a model must be for. `costs`: what a call can use up; "sound": it is an upload. `streams`: takes
     `stream`. `everywhere`: every engine that serves such a model has it; of other paths the engine may say that it has
-    not.
+    not. `sorted`: engines that sort waiting calls know its `priority`.
     """
 
     path: str
@@ -38,6 +41,7 @@ class Endpoint:
     costs: Literal["prompt and answer", "prompt", "nothing", "sound"]
     streams: bool = False
     everywhere: bool = False
+    sorted: bool = False
     dialect: Dialect = CHAT
 
 
@@ -51,9 +55,9 @@ HEARING = frozenset({"transcription", "chat"})
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", TEXT, "prompt and answer", streams=True, everywhere=True),
-        Endpoint("/v1/completions", TEXT, "prompt and answer", streams=True, everywhere=True),
-        Endpoint("/v1/responses", TEXT, "prompt and answer", streams=True, dialect=RESPONSES),
+        Endpoint("/v1/chat/completions", TEXT, "prompt and answer", streams=True, everywhere=True, sorted=True),
+        Endpoint("/v1/completions", TEXT, "prompt and answer", streams=True, everywhere=True, sorted=True),
+        Endpoint("/v1/responses", TEXT, "prompt and answer", streams=True, sorted=True, dialect=RESPONSES),
         Endpoint("/v1/messages", TEXT, "prompt and answer", streams=True, dialect=MESSAGES),
         Endpoint("/v1/messages/count_tokens", TEXT, "nothing", dialect=MESSAGES),
         Endpoint("/v1/embeddings", VECTORS, "prompt", everywhere=True),
@@ -157,8 +161,10 @@ def end_user(user: Any) -> str:
     return user[:END_USER].replace("\0", "").encode(errors="replace").decode() if isinstance(user, str) else ""
 
 
-def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: bool) -> bytes:
-    """The body for the engine: as it came but for the model's name there and the request for usage.
+def upstream_body(
+    call: Call, endpoint: Endpoint, model: str, *, force_stream: bool, priority: int | None = None
+) -> bytes:
+    """The body for the engine: as it came but for the model's name there, the request for usage and the priority.
 
     A member is put in front of the bytes where possible: decoding and encoding a long conversation costs more than
     all the rest of a call. `force_stream` asks for a stream although the client did not.
@@ -170,12 +176,17 @@ def upstream_body(call: Call, endpoint: Endpoint, model: str, *, force_stream: b
         added["stream"] = True
     if model != call.model:
         added["model"] = model
-    if not added:
+    if priority is not None:
+        added["priority"] = priority
+    theirs = "priority" in call.fields
+    if not added and not theirs:
         return call.body
-    if any(name in call.fields for name in added):
+    if theirs or any(name in call.fields for name in added):
         # Read again, because orjson rounds what is beyond 64 bits. Half of a surrogate pair (an emoji that a client
         # cut) is escaped as it came; UTF-8 cannot hold it.
-        return json.dumps({**decoded_exactly(call.body), **added}, ensure_ascii=False).encode(errors="backslashreplace")
+        kept = decoded_exactly(call.body)
+        kept.pop("priority", None)
+        return json.dumps({**kept, **added}, ensure_ascii=False).encode(errors="backslashreplace")
     start = call.body.index(b"{") + 1
     front = json.dumps(added).encode()[:-1]
     return front + (b"," if len(call.fields) else b"") + call.body[start:]

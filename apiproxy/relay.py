@@ -108,8 +108,12 @@ class Exchange:
         language: Language,
         now: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
+        patient: bool = False,
     ) -> None:
-        """`assemble`: the engine was asked for a stream, the client wants one JSON. `headers` go with the answer."""
+        """`assemble`: the engine was asked for a stream, the client wants one JSON. `headers` go with the answer.
+
+        `patient`: the client has been sent the head of a stream and heartbeats already.
+        """
         self._call = call
         self._endpoint = endpoint
         self._dialect = endpoint.dialect
@@ -128,7 +132,7 @@ class Exchange:
         self._pieces: list[bytes] = []
         self._size = 0
         self._content_type = b""
-        self._stage = Stage.SILENT
+        self._stage = Stage.PATIENT if patient else Stage.SILENT
         self._outcome: Ending | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._refusal: Refusal | None = None

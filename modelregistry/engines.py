@@ -204,6 +204,11 @@ def slots(spec: Spec, launcher: str) -> int | None:
     return 1 if launcher == "llama-cpp-python" else spec.slots or DEFAULT_SLOTS
 
 
+def sorts(launcher: str, task: str, args: Sequence[str]) -> bool:
+    """Whether the engine, started by `command`, takes waiting requests by the `priority` that they come with."""
+    return launcher == "vllm" and task == "chat" and argument(args, "--scheduling-policy") in (None, "priority")
+
+
 def command(
     spec: Spec,
     launcher: str,
@@ -267,7 +272,8 @@ def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
     if spec.slots:
         argv += ["--max-num-seqs", str(spec.slots)]
     if spec.task == "chat":
-        argv += ["--enable-prompt-tokens-details"]
+        # By priority: calls of people before those of batch keys. Alike ones in the order in which they came, as ever.
+        argv += ["--enable-prompt-tokens-details", "--scheduling-policy", "priority"]
     elif spec.task != "transcription":
         argv += ["--runner", "pooling"]
     if "remote-code" in spec.allowed_risks:

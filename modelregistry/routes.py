@@ -6,6 +6,7 @@ from datetime import date
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
+from modelregistry import engines
 from modelregistry.models import Alias, Replica, ServedModel
 
 
@@ -14,7 +15,8 @@ class Route:
     """A replica that answers now. `upstream_model` is the name that the engine expects in a request.
 
     `launcher` is what runs the engine (one of engines.LAUNCHERS; empty: external), whose manners differ. `slots` is
-    how many requests it works on at a time; None: not known, or as many as its memory allows.
+    how many requests it works on at a time; None: not known, or as many as its memory allows. `sorts`: it takes waiting
+    requests by the `priority` that they come with.
     """
 
     replica_id: int
@@ -24,6 +26,7 @@ class Route:
     upstream_model: str
     launcher: str
     slots: int | None
+    sorts: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +96,9 @@ def ready() -> list[Route]:
             api_key=replica.api_key,
             upstream_model=replica.model.upstream_model or replica.model.name,
             launcher=replica.launcher,
-            slots=replica.slots,
+            # What an operator told of a server that we did not start.
+            slots=replica.slots or (None if replica.launcher else replica.model.slots),
+            sorts=engines.sorts(replica.launcher, replica.model.task, replica.model.args),
         )
         for replica in replicas
     ]

@@ -53,10 +53,10 @@ def add(rows: Iterable[Row], cursor: CursorWrapper) -> None:
         _sum(months, (key, day.replace(day=1), model, end_user, tenant, user), numbers)
         _sum(hours, (hour, tenant, model), numbers)
         _sum(tenants, (tenant, day, model), numbers)
-    _upsert(cursor, UsageDay, ("key_id", "day", "model", "end_user"), ("tenant_id", "user_id"), days)
-    _upsert(cursor, UsageMonth, ("key_id", "month", "model", "end_user"), ("tenant_id", "user_id"), months)
-    _upsert(cursor, UsageHour, ("hour", "tenant_id", "model"), (), hours)
-    _upsert(cursor, UsageTenantDay, ("tenant_id", "day", "model"), (), tenants)
+    upsert(cursor, UsageDay, ("key_id", "day", "model", "end_user"), ("tenant_id", "user_id"), days)
+    upsert(cursor, UsageMonth, ("key_id", "month", "model", "end_user"), ("tenant_id", "user_id"), months)
+    upsert(cursor, UsageHour, ("hour", "tenant_id", "model"), (), hours)
+    upsert(cursor, UsageTenantDay, ("tenant_id", "day", "model"), (), tenants)
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
@@ -118,16 +118,18 @@ def _sum(groups: dict[Group, list[int]], group: Group, numbers: list[int]) -> No
     groups[group] = list(numbers) if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
 
 
-def _upsert(
+def upsert(
     cursor: CursorWrapper,
     model: type[Model],
     unique: Sequence[str],
     more: Sequence[str],
     groups: Mapping[Group, list[int]],
+    counters: Sequence[str] = SUMS,
 ) -> None:
-    columns = (*unique, *more, *SUMS)
+    """Adds numbers, in the order of `counters`, to the rows of groups: values of `unique` and `more`."""
+    columns = (*unique, *more, *counters)
     table = model._meta.db_table
-    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in SUMS)
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in counters)
     # In one order for every writer: two that hold each other's rows would wait for ever.
     rows = [[_adapted(value) for value in group] + groups[group] for group in sorted(groups, key=_order)]
     step = VALUES // len(columns)

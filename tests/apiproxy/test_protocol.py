@@ -117,6 +117,22 @@ def test_an_estimate_counts_prompt_and_answer():
     assert protocol.estimate(call, CHAT) == pytest.approx(100 + 100, abs=5)
 
 
+def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
+    for text in (
+        '{"priority": -5, "model": "m", "a": 123456789012345678901234567890}',
+        '{"priority":null,"model":"m"}',
+    ):
+        call = protocol.parse(text.encode())
+        assert "priority" not in json.loads(protocol.upstream_body(call, CHAT, "m", force_stream=False))
+        ours = json.loads(protocol.upstream_body(call, CHAT, "m", force_stream=False, priority=1))
+        assert {**json.loads(text), "priority": 1} == ours
+    plain = protocol.parse(b'{"model":"m"}')
+    assert json.loads(protocol.upstream_body(plain, CHAT, "m", force_stream=False, priority=1)) == {
+        "model": "m",
+        "priority": 1,
+    }
+
+
 def test_every_refusal_can_be_told_in_both_languages():
     for texts in MESSAGES.values():
         assert set(texts) == {"en", "ja"}
@@ -129,6 +145,7 @@ def test_every_refusal_can_be_told_in_both_languages():
         "seconds": 1,
         "returns": "r",
         "day": "2026-11-22",
+        "address": "192.0.2.1",
     }
     for text in MESSAGES:
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")

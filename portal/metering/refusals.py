@@ -1,0 +1,52 @@
+"""How many calls gateways refused, by hour and by why: written in sums, read for pages."""
+
+from collections.abc import Mapping
+from datetime import date, datetime, time, timedelta
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from django.db import connection, transaction
+from django.db.models import QuerySet, Sum
+
+from portal.metering.models import RefusalHour
+from portal.metering.rollups import upsert
+
+
+class Refused(NamedTuple):
+    """A group of refused calls; `hour` aware, its beginning in UTC. Else as RefusalHour."""
+
+    hour: datetime
+    tenant: int
+    user: int | None
+    key: int
+    model: str
+    code: str
+
+
+def add(counts: Mapping[Refused, int]) -> None:
+    """Adds so many calls of each group to what is there, in one transaction."""
+    groups = {
+        (group.key, group.hour, group.model, group.code, group.tenant, group.user): [requests]
+        for group, requests in counts.items()
+    }
+    unique, more = ("key_id", "hour", "model", "code"), ("tenant_id", "user_id")
+    with transaction.atomic(), connection.cursor() as cursor:
+        upsert(cursor, RefusalHour, unique, more, groups, ("requests",))
+
+
+def within(rows: QuerySet[RefusalHour], first: date, last: date, zone: ZoneInfo) -> QuerySet[RefusalHour]:
+    """Those of these days of a calendar, both included; an hour in which a day begins counts for the day before."""
+    begin = datetime.combine(first, time(), zone)
+    end = datetime.combine(last + timedelta(days=1), time(), zone)
+    return rows.filter(hour__gte=begin, hour__lt=end)
+
+
+def by_code(rows: QuerySet[RefusalHour]) -> list[tuple[str, int]]:
+    """Codes and how many calls were refused for each, the most frequent first. One query."""
+    found = rows.values("code").annotate(sum=Sum("requests")).order_by("-sum", "code")
+    return [(row["code"], row["sum"]) for row in found]
+
+
+def by(rows: QuerySet[RefusalHour], *fields: str) -> list[dict[str, Any]]:
+    """`requests` by these fields. One query."""
+    return [dict(row) for row in rows.values(*fields).annotate(requests=Sum("requests")).order_by(*fields)]

@@ -1,0 +1,188 @@
+"""Refused calls are counted by key, hour and reason, and reach the database without a row each."""
+
+from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
+from zoneinfo import ZoneInfo
+
+import httpx2
+import pytest
+from django.utils import timezone
+
+from apiproxy import controlplane
+from apiproxy import refusals as counting
+from apiproxy.ledger import DatabaseAway
+from apiproxy.refusals import Group, RefusalCounts
+from modelregistry.models import Alias, ServedModel
+from portal.keys.issuing import issue
+from portal.keys.models import ApiKey, ModelAccess
+from portal.metering import refusals
+from portal.metering.models import Quota, RefusalHour
+from portal.metering.refusals import Refused
+from tests.engine import unary
+from tests.waiting import until
+
+NOON = datetime(2026, 11, 22, 3, tzinfo=UTC)  # in Tokyo
+KEY = SimpleNamespace(id=1, tenant=2, user=3)
+
+
+# --- in memory
+
+
+def test_calls_of_one_hour_and_reason_are_one_count():
+    counts = RefusalCounts()
+    for seconds in (0, 3599, 3600):
+        counts.count(KEY, "m", "insufficient_quota", 7200.0 + seconds)
+    counts.count(KEY, "", "invalid_json", 7200.0)
+    assert counts.take() == {
+        Group(7200, 2, 3, 1, "m", "insufficient_quota"): 2,
+        Group(10800, 2, 3, 1, "m", "insufficient_quota"): 1,
+        Group(7200, 2, 3, 1, "", "invalid_json"): 1,
+    }
+    assert counts.take() == {}
+
+
+def test_what_could_not_be_written_is_counted_on():
+    counts = RefusalCounts()
+    counts.count(KEY, "m", "c", 0)
+    taken = counts.take()
+    counts.count(KEY, "m", "c", 1)
+    counts.give_back(taken)
+    assert list(counts.take().values()) == [2]
+
+
+def test_memory_is_bounded_however_long_the_database_is_away(monkeypatch):
+    monkeypatch.setattr(counting, "MOST", 3)
+    counts = RefusalCounts()
+    for hour in range(5):
+        counts.count(KEY, "m", "c", 3600.0 * hour)
+    counts.count(KEY, "m", "c", 0)
+    assert list(counts.take().values()) == [2, 1, 1]
+
+
+# --- in the database
+
+
+def refused(hour: datetime = NOON, code: str = "insufficient_quota", **more) -> Refused:
+    return Refused(**{"hour": hour, "tenant": 1, "user": None, "key": 1, "model": "m", "code": code, **more})
+
+
+@pytest.mark.django_db
+def test_counts_are_added_to_what_is_there():
+    refusals.add({refused(): 2, refused(code="model_not_found", model=""): 1})
+    refusals.add({refused(): 3})
+    found = {(row.hour, row.code, row.model): row.requests for row in RefusalHour.objects.all()}
+    assert found == {(NOON, "insufficient_quota", "m"): 5, (NOON, "model_not_found", ""): 1}
+
+
+@pytest.mark.django_db
+def test_pages_read_them_by_reason_the_most_frequent_first(django_assert_num_queries):
+    refusals.add({refused(): 2, refused(code="invalid_json"): 7, refused(key=2): 1, refused(tenant=2, key=3): 9})
+    with django_assert_num_queries(1):
+        assert refusals.by_code(RefusalHour.objects.filter(tenant=1)) == [
+            ("invalid_json", 7),
+            ("insufficient_quota", 3),
+        ]
+    assert refusals.by(RefusalHour.objects.all(), "tenant_id") == [
+        {"tenant_id": 1, "requests": 10},
+        {"tenant_id": 2, "requests": 9},
+    ]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(("name", "hours"), [("Asia/Tokyo", (-12, 11)), ("Asia/Kolkata", (-8, 15))])
+def test_days_are_those_of_a_calendar(name, hours):
+    refusals.add({refused(NOON + timedelta(hours=n)): 1 for n in range(-30, 30)})
+    day = refusals.within(RefusalHour.objects.all(), date(2026, 11, 22), date(2026, 11, 22), ZoneInfo(name))
+    found = [round((row.hour - NOON).total_seconds() / 3600) for row in day.order_by("hour")]
+    assert len(found) == 24
+    assert (found[0], found[-1]) == hours
+
+
+# --- from calls
+
+
+def told() -> dict[tuple[int, str, str], int]:
+    return {(row.key_id, row.code, row.model): row.requests for row in RefusalHour.objects.all()}
+
+
+def test_calls_that_are_refused_are_counted_by_why_and_others_are_not(counter, sales):
+    hidden = ServedModel.objects.create(name="hidden", engine="external", url="http://127.0.0.1:1")
+    ModelAccess.objects.create(model=hidden, tenant=sales)
+    Alias.objects.create(name="default", model=counter.model)
+    counter.informed()
+    assert counter.chat().status_code == 200
+    for _ in range(2):
+        assert counter.client.post("/v1/chat/completions", content=b"{").status_code == 400
+    assert counter.chat(model="hidden").status_code == counter.chat(model="nonsense").status_code == 404
+    assert counter.client.get("/v1/nothing").status_code == 404
+    Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=0)
+    counter.informed()
+    assert counter.chat().status_code == counter.chat(model="default").status_code == 429
+    key = counter.key_row.pk
+    expected = {
+        (key, "invalid_json", ""): 2,
+        (key, "model_not_found", ""): 2,
+        (key, "unknown_url", ""): 1,
+        (key, "insufficient_quota", "fake"): 2,
+    }
+    until(lambda: told() == expected)
+    row = RefusalHour.objects.get(code="insufficient_quota")
+    assert (row.tenant_id, row.user_id) == (counter.key_row.tenant_id, counter.key_row.user_id)
+    assert timezone.now() - row.hour < timedelta(hours=1, minutes=1)
+
+
+def test_a_call_that_an_engine_refused_is_usage_and_not_counted_here(counter):
+    assert counter.chat(script=[{"send": unary(400, {"error": {"message": "no"}})}]).status_code == 400
+    counter.client.post("/v1/chat/completions", content=b"{")
+    until(lambda: told() == {(counter.key_row.pk, "invalid_json", ""): 1})
+    assert [row.status for row in counter.usage(1)] == ["refused"]
+
+
+def test_unknown_keys_count_for_nobody(counter):
+    for text in ("mdg_nonsense", counter.key[:-1]):
+        assert httpx2.get(f"{counter.url}/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 401
+    counter.client.get("/v1/nothing")
+    until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 1})
+
+
+def test_a_foreign_network_is_told_to_the_keys_owner(counter):
+    counter.key_row.networks = ["10.0.0.0/8"]
+    counter.key_row.save()
+    counter.informed()
+    assert counter.chat().status_code == 403
+    until(lambda: told() == {(counter.key_row.pk, "network_not_allowed", ""): 1})
+
+
+def test_a_database_that_is_away_loses_no_count(counter, monkeypatch):
+    def away(counts) -> None:
+        tried.append(dict(counts))
+        raise DatabaseAway
+
+    tried: list[dict] = []
+    write = controlplane.record_refusals
+    monkeypatch.setattr(controlplane, "record_refusals", away)
+    counter.client.get("/v1/nothing")
+    until(lambda: tried)
+    counter.client.get("/v1/nothing")
+    until(lambda: any(list(counts.values()) == [2] for counts in tried))
+    monkeypatch.setattr(controlplane, "record_refusals", write)
+    until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 2})
+
+
+def test_what_was_counted_is_written_when_the_gateway_ends(counter):
+    counter.client.get("/v1/nothing")
+    counter.server.should_exit = True
+    until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 1})
+
+
+def test_a_person_learns_of_no_model_that_they_may_not_use(counter, sales, research):
+    """The name of a hidden model in a count would tell that there is one."""
+    hidden = ServedModel.objects.create(name="hidden", engine="external", url="http://127.0.0.1:1")
+    ModelAccess.objects.create(model=hidden, tenant=sales)
+    row, text = issue(tenant=research, service="Dify", name="Dify")
+    assert ApiKey.objects.get(pk=row.pk).user_id is None
+    counter.informed()
+    headers = {"authorization": f"Bearer {text}"}
+    body = {"model": "hidden", "messages": []}
+    assert counter.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 404
+    until(lambda: told() == {(row.pk, "model_not_found", ""): 1})

@@ -1,0 +1,456 @@
+"""Calls of batch keys wait for interactive ones, and are forgotten by nobody."""
+
+import asyncio
+import concurrent.futures
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import httpx2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apiproxy import gateway, turns
+from apiproxy.balancer import Balancer
+from apiproxy.catalogue import Model, Replica, Timeouts
+from apiproxy.errors import ClientLeft, HeldBack, NoReplica
+from apiproxy.turns import AGED, MOST, PATIENCE, Turns, Waiter, candidates, room
+from modelregistry.models import Replica as ReplicaRow
+from portal.keys.issuing import issue
+from portal.keys.models import ApiKey
+from portal.metering.models import Quota, RefusalHour, UsageRecord
+from tests.engine import DONE, FINISH, SSE, chunk, token
+from tests.waiting import until
+
+ONE = Replica(id=1, url="http://127.0.0.1:1", api_key="", upstream_model="m", slots=4)
+TWO = replace(ONE, id=2)
+SERVED = Model(
+    id=1,
+    name="m",
+    task="chat",
+    created=0,
+    context=None,
+    external=False,
+    stops_unary=True,
+    tenants=None,
+    can_load=False,
+    retires=None,
+    timeouts=Timeouts(connect=1, first_byte=1, idle=1, total=1),
+    replicas=(ONE,),
+)
+
+
+# --- the rules
+
+
+@pytest.mark.parametrize(
+    ("slots", "workers", "calls"),
+    [(None, 1, float("inf")), (1, 1, 1), (2, 1, 1), (4, 1, 3), (8, 2, 3), (4, 8, 1)],
+)
+def test_batch_leaves_a_slot_free_where_there_are_several(slots, workers, calls):
+    assert room(slots, workers) == calls
+
+
+@given(
+    st.lists(
+        st.builds(lambda n, slots: replace(ONE, id=n, slots=slots), st.integers(1, 9), st.none() | st.integers(1, 8))
+    ),
+    st.dictionaries(st.integers(1, 9), st.integers(0, 9)),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 5),
+)
+def test_a_batch_call_never_takes_the_last_free_slot_unless_it_is_old(replicas, running, late, aged, going):
+    found = candidates(
+        replicas, lambda replica: running.get(replica.id, 0), late=late, aged=aged, going=going, workers=1
+    )
+    if aged and going < len(replicas):
+        assert found == replicas
+        return
+    assert not (late and found)
+    for replica in replicas:
+        left = float("inf") if replica.slots is None else replica.slots - running.get(replica.id, 0)
+        fits = left >= 2 or (replica.slots == 1 and left == 1)
+        assert (replica in found) == (fits and not late)
+
+
+# --- the queue
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Reader:
+    """A client that notes what it is sent."""
+
+    waiting = False
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+
+    def begin(self, headers: list) -> None:
+        self.sent.append(b"head")
+
+    def piece(self, body: bytes) -> None:
+        self.sent.append(body)
+
+
+class Hall:
+    def __init__(self, *replicas: Replica) -> None:
+        self.clock = Clock()
+        self.balancer = Balancer()
+        self.model: Model | None = replace(SERVED, replicas=replicas or (ONE,))
+        self.turns = Turns(self.balancer, model=lambda _: self.model, workers=1, clock=self.clock)
+        self.tasks: list[asyncio.Task] = []
+        self.came: list[int] = []
+
+    def waiter(self) -> Waiter:
+        return Waiter(SERVED, Reader(), self.clock.now, b": waiting\n\n", [])
+
+    async def come(self, waiter: Waiter | None = None) -> asyncio.Task:
+        number = len(self.tasks)
+
+        async def call() -> turns.Turn:
+            turn = await self.turns.wait(waiter or self.waiter())
+            self.came.append(number)
+            return turn
+
+        task = asyncio.create_task(call())
+        self.tasks.append(task)
+        await asyncio.sleep(0)
+        return task
+
+    def interactive(self, *replicas: Replica) -> Callable[[], None]:
+        """So many calls of people; gives how they end."""
+        for replica in replicas:
+            self.balancer.began(replica)
+
+        def end() -> None:
+            for replica in replicas:
+                self.balancer.ended(replica)
+            self.turns.look("m")
+
+        return end
+
+    async def settled(self) -> list[int]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return self.came
+
+    def empty(self) -> bool:
+        return not self.turns.queues and not self.turns._going and not self.balancer.in_flight()
+
+
+async def test_who_finds_room_goes_at_once():
+    hall = Hall()
+    found = [await hall.come() for _ in range(3)]
+    assert await hall.settled() == [0, 1, 2]
+    for task in found:
+        task.result().end()
+    assert hall.empty()
+
+
+async def test_those_who_wait_go_one_by_one_in_their_order():
+    hall = Hall()
+    end = hall.interactive(ONE, ONE, ONE)
+    for _ in range(4):
+        await hall.come()
+    assert await hall.settled() == []
+    end()
+    assert await hall.settled() == [0, 1, 2]
+    hall.tasks[1].result().end()
+    assert await hall.settled() == [0, 1, 2, 3]
+
+
+async def test_a_place_is_taken_from_the_moment_it_is_given():
+    """Between its turn and its first byte a call may wait for Redis: nobody else may count on the place."""
+    hall = Hall(replace(ONE, slots=1))
+    first = await hall.come()
+    await hall.come()
+    assert await hall.settled() == [0]
+    hall.balancer.began(ONE)
+    first.result().arrive()
+    assert await hall.settled() == [0]
+    hall.balancer.ended(ONE)
+    first.result().end()
+    assert await hall.settled() == [0, 1]
+
+
+async def test_a_turn_goes_to_the_replica_with_room():
+    hall = Hall(ONE, replace(TWO, slots=8))
+    hall.interactive(ONE, ONE, ONE, TWO, TWO, TWO, TWO)
+    assert (await hall.come()).done() or await hall.settled()
+    assert hall.tasks[0].result().replica.id == 2
+
+
+async def test_who_has_waited_long_goes_but_one_at_a_time():
+    hall = Hall()
+    hall.interactive(ONE, ONE, ONE, ONE)
+    for _ in range(3):
+        await hall.come()
+    hall.clock.now += AGED - 1
+    hall.turns.sweep((), 15)
+    assert await hall.settled() == []
+    hall.clock.now += 1
+    hall.turns.sweep((), 15)
+    assert await hall.settled() == [0]
+    hall.tasks[0].result().end()
+    assert await hall.settled() == [0, 1]
+
+
+async def test_interactive_calls_that_wait_in_an_engine_of_unknown_slots_hold_batch_back():
+    hall = Hall(replace(ONE, slots=None))
+    hall.interactive(ONE)
+    hall.turns.sweep({"m"}, 15)
+    await hall.come()
+    assert await hall.settled() == []
+    hall.turns.sweep((), 15)
+    assert await hall.settled() == [0]
+
+
+async def test_nobody_waits_for_ever_and_not_too_many_wait():
+    hall = Hall()
+    hall.interactive(ONE, ONE, ONE)
+    for _ in range(MOST):
+        await hall.come()
+    too_many = await hall.come()
+    await hall.settled()
+    assert isinstance(too_many.exception(), HeldBack)
+    assert too_many.exception().headers == {"retry-after": "30"}
+    hall.turns.ended = lambda _: None  # nobody's end lets others go
+    hall.clock.now += PATIENCE + 1
+    hall.turns.sweep((), 15)
+    await hall.settled()
+    ended = [task.exception() for task in hall.tasks if task.done() and task.exception()]
+    assert len(ended) == MOST + 1
+    assert hall.turns.waiting == 0
+
+
+async def test_a_client_that_leaves_gives_its_place_to_the_next():
+    hall = Hall(replace(ONE, slots=1))
+    end = hall.interactive(ONE)
+    leaving = hall.waiter()
+    await hall.come(leaving)
+    await hall.come()
+    leaving.client_left()
+    end()
+    assert await hall.settled() == [1]
+    assert isinstance(hall.tasks[0].exception(), ClientLeft)
+    hall.tasks[1].result().end()
+    hall.balancer.in_flight()
+    assert hall.empty()
+
+
+async def test_a_call_that_the_server_ends_leaves_nothing_behind():
+    hall = Hall(replace(ONE, slots=1))
+    end = hall.interactive(ONE)
+    waiting, going = await hall.come(), await hall.come()
+    waiting.cancel()
+    await hall.settled()
+    assert isinstance(waiting.exception(), NoReplica)
+    end()
+    going.cancel()  # its turn has come, but it does not know yet
+    await hall.settled()
+    assert isinstance(going.exception(), NoReplica)
+    assert hall.empty()
+
+
+async def test_a_model_that_is_gone_keeps_nobody():
+    hall = Hall()
+    hall.interactive(ONE, ONE, ONE)
+    await hall.come()
+    hall.model = None
+    hall.turns.sweep((), 15)
+    assert await hall.settled() == [0]
+    assert hall.tasks[0].result().replica is None
+
+
+async def test_streams_are_kept_patient():
+    hall = Hall()
+    hall.interactive(ONE, ONE, ONE)
+    waiter = hall.waiter()
+    await hall.come(waiter)
+    for _ in range(4):
+        hall.clock.now += 8
+        hall.turns.sweep((), 15)
+    assert waiter._client.sent == [b"head", b": waiting\n\n", b": waiting\n\n"]
+    assert waiter.patient
+
+
+# --- over real sockets
+
+LONG = [{"send": SSE}, {"send": chunk(token(0))}, {"hang": True}]
+QUICK = [{"send": SSE}, {"send": chunk(token(0) + FINISH + DONE) + "0\r\n\r\n"}]
+
+
+@pytest.fixture
+def batch(counter, alice, research) -> httpx2.Client:
+    """A client with a batch key; the engine has two slots."""
+    row = ReplicaRow.objects.get()
+    row.slots = 2
+    row.save()
+    key, text = issue(tenant=research, user=alice, name="nightly")
+    key.key_class = ApiKey.Class.BATCH
+    key.save()
+    counter.informed()
+    return httpx2.Client(base_url=counter.url, headers={"authorization": f"Bearer {text}"}, timeout=20)
+
+
+def ask(client: httpx2.Client, name: str, **fields) -> httpx2.Response:
+    body = {"model": "fake", "messages": [], "user": name, **fields}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def asked(counter) -> list[str]:
+    """Who has reached the engine, in this order."""
+    return [request["body"].get("user", "") for request in counter.engine.seen()["requests"]]
+
+
+@contextlib.contextmanager
+def busy(counter) -> Iterator[None]:
+    """Somebody's stream that does not end before this does."""
+    with counter.stream(script=LONG, user="person") as response:
+        pieces = response.iter_raw()  # forgotten, it would close the answer
+        next(pieces)
+        yield
+
+
+def waiting(counter) -> int:
+    return counter.application._gateway._turns.waiting
+
+
+def test_batch_calls_wait_for_an_interactive_one_in_their_order_and_interactive_ones_do_not(counter, batch):
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with busy(counter):
+            calls = []
+            for number in range(3):
+                calls.append(pool.submit(ask, batch, f"batch {number}"))
+                until(lambda: waiting(counter) == number + 1)  # noqa: B023 - called here
+            assert counter.chat(user="another person").status_code == 200
+            assert asked(counter) == ["person", "another person"]
+        assert [call.result().status_code for call in calls] == [200, 200, 200]
+    assert asked(counter)[2:] == ["batch 0", "batch 1", "batch 2"]
+    assert waiting(counter) == 0
+    assert len(counter.usage(5)) == 5
+
+
+def test_batch_calls_go_at_once_when_there_is_room(counter, batch):
+    begun = time.monotonic()
+    assert ask(batch, "batch").status_code == 200
+    assert time.monotonic() - begun < 1
+
+
+def test_a_batch_stream_that_waits_is_kept_patient_and_then_answered(counter, batch, monkeypatch):
+    monkeypatch.setattr(gateway, "HEARTBEAT", 0.1)
+    body = {"model": "fake", "messages": [], "stream": True, "script": QUICK}
+    with contextlib.ExitStack() as stack:
+        person = contextlib.ExitStack()
+        person.enter_context(busy(counter))
+        response = stack.enter_context(batch.stream("POST", "/v1/chat/completions", json=body))
+        pieces = response.iter_raw()
+        first = next(pieces)
+        person.close()
+        text = (first + b"".join(pieces)).decode()
+    assert text.startswith(": waiting\n\n")
+    assert "t0" in text
+    assert text.endswith("data: [DONE]\n\n")
+    assert {row.status for row in counter.usage(2)} == {"aborted", "finished"}
+
+
+def test_who_waits_too_long_is_told_to_come_back(counter, batch, monkeypatch):
+    monkeypatch.setattr(turns, "PATIENCE", 0.5)
+    with busy(counter):
+        response = ask(batch, "batch")
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "batch_held_back"
+        assert response.headers["retry-after"] == "30"
+        monkeypatch.setattr(gateway, "HEARTBEAT", 0.1)
+        body = {"model": "fake", "messages": [], "stream": True}
+        monkeypatch.setattr(turns, "PATIENCE", 2.5)
+        text = batch.post("/v1/chat/completions", json=body).text
+    assert text.startswith(": waiting\n\n")
+    assert '"batch_held_back"' in text
+    assert text.endswith("data: [DONE]\n\n")
+    until(
+        lambda: (
+            [(row.code, row.model, row.requests) for row in RefusalHour.objects.all()]
+            == [("batch_held_back", "fake", 2)]
+        )
+    )
+    assert asked(counter) == ["person"]
+
+
+def test_who_leaves_while_waiting_is_forgotten(counter, batch):
+    with busy(counter):
+        with contextlib.suppress(httpx2.ReadTimeout):
+            batch.post("/v1/chat/completions", json={"model": "fake", "messages": []}, timeout=0.5)
+        until(lambda: waiting(counter) == 0)
+    assert ask(batch, "after").status_code == 200
+    assert asked(counter) == ["person", "after"]
+    assert UsageRecord.objects.filter(key__key_class="batch").count() <= 1
+
+
+def test_a_waiting_call_reserves_nothing(counter, batch, alice):
+    Quota.objects.create(user=alice, unit="concurrent", amount=2)
+    counter.informed()
+    with concurrent.futures.ThreadPoolExecutor() as pool, busy(counter):
+        call = pool.submit(ask, batch, "batch")
+        until(lambda: waiting(counter) == 1)
+        assert counter.chat(user="person again").status_code == 200
+        counter.client.close()
+    assert call.result().status_code == 200
+
+
+def test_a_recording_of_a_batch_key_waits_as_well(counter, batch):
+    counter.model.task = "transcription"
+    counter.model.save()
+    counter.informed()
+    files = {"file": ("a.wav", b"x" * 500_000)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with busy_transcription(counter):
+            call = pool.submit(batch.post, "/v1/audio/transcriptions", data={"model": "fake"}, files=files)
+            until(lambda: waiting(counter) == 1)
+        assert call.result().status_code == 200
+
+
+@contextlib.contextmanager
+def busy_transcription(counter) -> Iterator[None]:
+    data = {"model": "fake", "stream": "true", "script": json.dumps(LONG)}
+    with counter.client.stream(
+        "POST", "/v1/audio/transcriptions", data=data, files={"file": ("a.wav", b"x")}
+    ) as response:
+        pieces = response.iter_raw()  # forgotten, it would close the answer
+        next(pieces)
+        yield
+
+
+# --- engines that sort
+
+
+def priorities(counter) -> list[object]:
+    return [request["body"].get("priority") for request in counter.engine.seen()["requests"]]
+
+
+def test_an_engine_that_sorts_is_told_which_calls_are_of_batch_and_no_client_is_believed(counter, batch):
+    counter.model.engine, counter.model.task = "vllm", "chat"
+    counter.model.save()
+    row = ReplicaRow.objects.get()
+    row.launcher = "vllm"
+    row.save()
+    counter.informed()
+    assert ask(batch, "batch").status_code == 200
+    assert ask(batch, "batch", priority=-5).status_code == 200
+    assert counter.chat().status_code == counter.chat(priority=-5).status_code == 200
+    assert priorities(counter) == [1, 1, None, None]
+
+
+def test_an_engine_that_does_not_sort_is_told_nothing(counter, batch):
+    assert ask(batch, "batch").status_code == counter.chat(priority=3).status_code == 200
+    assert priorities(counter) == [None, None]
