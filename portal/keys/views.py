@@ -17,7 +17,7 @@ from portal.keys import found as ending
 from portal.keys.example import example
 from portal.keys.forms import FoundKeyForm, RevokeForm, RotateForm
 from portal.keys.models import ApiKey
-from portal.metering import periods
+from portal.metering import giving, periods, wishes
 from portal.metering.allowance import of_key
 from portal.metering.models import UsageDay
 from portal.metering.usage import total
@@ -86,7 +86,8 @@ def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
     }
     if held.works:
         offered = access.offers(access.open_to_key(key))
-        context["allowances"] = of_key(key, now)
+        context["bars"] = wishes.bars(me(request), of_key(key, now))
+        context["may_give"] = giving.may_give(me(request), giving.Whose(key=key))
         context["offered"] = offered
         context["example"] = example(request, offered, chosen=request.GET.get("model", ""))
     return render(request, "keys/detail.html", context)

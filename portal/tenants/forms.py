@@ -24,19 +24,16 @@ KINDS = [
 ]
 
 
-class AmountField(forms.CharField):
+class AmountField(forms.Field):
     """A whole number as people write it: see amounts.parse."""
 
-    def __init__(self, **more: Any) -> None:
-        more.setdefault("widget", forms.TextInput(attrs={"inputmode": "text", "autocomplete": "off"}))
-        super().__init__(max_length=amounts.LONGEST, **more)
+    widget = forms.TextInput(attrs={"autocomplete": "off", "maxlength": amounts.LONGEST})
 
     def to_python(self, value: Any) -> Any:
-        text = super().to_python(value)
-        if not text:
+        if value in self.empty_values or not str(value).strip():
             return None
         try:
-            return amounts.parse(text)
+            return amounts.parse(str(value))
         except ValueError as error:
             raise ValidationError(_("Give a number, for example 500,000, 50万 or 2M.")) from error
 

@@ -11,6 +11,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 from portal.accounts import membership
 from portal.accounts.models import Membership, Tenant
 from portal.console.templatetags.figures import person
+from portal.keys import keyring
 from portal.keys.models import ApiKey
 from portal.metering import allowance, giving
 from portal.metering.giving import Whose
@@ -71,7 +72,7 @@ def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     """`pk` is the person's."""
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     now = timezone.now()
-    keys = ApiKey.objects.filter(tenant=tenant, user=row.user, revoked_at=None, is_playground=False)
+    keys = keyring.keys_of(row.user).filter(tenant=tenant).filter(keyring.is_usable())
     own = Whose(tenant=tenant, user=row.user)
     context = {
         "tenant": tenant,
@@ -84,7 +85,7 @@ def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
         "own": Quota.objects.filter(tenant=tenant, user=row.user).select_related("model"),
         "everywhere": Quota.objects.filter(tenant=None, user=row.user).select_related("model"),
         "may_give": giving.may_give(me(request), own),
-        "keys": keys.count(),
+        "keys": keys[:PAGE],
         "by_hand": membership.is_by_hand(row),
         "myself": row.user == me(request) and not me(request).is_staff,
         "form": RoleForm(initial={"role": row.role}),

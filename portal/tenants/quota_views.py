@@ -142,7 +142,7 @@ def filled_in(request: HttpRequest, to: Whose, label: str, tenant: Tenant | None
             return redirect(after(quota, tenant))
     allowed = giving.may_give(me(request), to)
     context = {
-        **{"form": form, "label": label, "tenant": tenant, "fixed": fixed, "allowed": allowed},
+        **{"form": form, "whose": label, "tenant": tenant, "fixed": fixed, "allowed": allowed},
         **{"back": after(Quota(**to.columns), tenant), "ceilings": [] if allowed is False else ceilings(request, to)},
     }
     return render(request, "tenants/give.html", context)

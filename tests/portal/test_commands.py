@@ -129,6 +129,45 @@ def test_setquota_sets_changes_and_removes(alice, model):
 
 
 @pytest.mark.parametrize(
+    ("owner", "tenant", "user", "each"),
+    [
+        (["--tenant", "research", "--user", "alice"], True, True, ""),
+        (["--tenant", "research", "--each", "member"], True, False, "member"),
+        (["--tenant", "research", "--each", "service"], True, False, "service"),
+        (["--each", "tenant"], False, False, "tenant"),
+    ],
+)
+def test_setquota_is_for_members_and_defaults_too(alice, research, owner, tenant, user, each):
+    run("setquota", *owner, "--unit", "tokens", "--per", "day", "--amount", "5")
+    quota = Quota.objects.get()
+    assert (quota.tenant, quota.user, quota.each) == (research if tenant else None, alice if user else None, each)
+
+
+@pytest.mark.parametrize(
+    "owner",
+    [
+        [],
+        ["--tenant", "research", "--key", "mdg_12345678"],
+        ["--tenant", "research", "--each", "tenant"],
+        ["--each", "member"],
+        ["--user", "alice", "--each", "member"],
+        ["--tenant", "research", "--user", "alice", "--each", "member"],
+    ],
+)
+def test_setquota_asks_of_whom_when_that_is_not_one_thing(alice, owner):
+    with pytest.raises(CommandError, match="of whom"):
+        run("setquota", *owner, "--unit", "tokens", "--per", "day", "--amount", "5")
+    assert not Quota.objects.exists()
+
+
+def test_setquota_of_a_member_is_for_members(research, charlie):
+    words = ["--tenant", "research", "--user", "charlie", "--unit", "tokens", "--per", "day", "--amount", "5"]
+    with pytest.raises(CommandError, match="charlie is not a member of research"):
+        run("setquota", *words)
+    assert not Quota.objects.exists()
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         (["--tenant", "nope", "--unit", "tokens", "--per", "day", "--amount", "1"], "there is no nope"),

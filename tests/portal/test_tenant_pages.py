@@ -1,0 +1,499 @@
+"""A tenant's pages: what its admins and operators see there and can do, at 2,000 people as with two."""
+
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from portal.accounts.models import Membership, Tenant, User
+from portal.keys.models import ApiKey
+from portal.metering import giving
+from portal.metering.giving import Measure, Whose
+from portal.metering.models import Quota, QuotaRequest, UsageDay
+from tests.conftest import person
+from tests.pages import key_of, serve, service_key_of, use
+
+pytestmark = pytest.mark.django_db
+
+DAILY = Measure(unit="tokens", window="day")
+ENGLISH = {"accept-language": "en"}
+
+
+def client_of(user: User) -> Client:
+    client = Client(headers=ENGLISH)
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def as_alice(alice) -> Client:
+    return client_of(alice)
+
+
+@pytest.fixture
+def as_bob(bob) -> Client:
+    return client_of(bob)
+
+
+@pytest.fixture
+def as_olivia(olivia) -> Client:
+    return client_of(olivia)
+
+
+def read(client: Client, path: str) -> str:
+    response = client.get(path)
+    assert response.status_code == 200, response.status_code
+    return response.content.decode()
+
+
+def send(client: Client, path: str, **form: str) -> str:
+    response = client.post(path, form, follow=True)
+    assert response.status_code == 200, response.status_code
+    return response.content.decode()
+
+
+def crowd(tenant: Tenant, count: int, used: int = 10) -> list[User]:
+    """People with a name, a membership, a key and some use of today."""
+    first = User.objects.count()
+    names = [f"p{n:05}" for n in range(first, first + count)]
+    people = User.objects.bulk_create([User(username=name, last_name=f"Name {name}", password="!") for name in names])
+    Membership.objects.bulk_create([Membership(user=user, tenant=tenant, source="directory") for user in people])
+    keys = [
+        ApiKey(tenant=tenant, user=user, name="laptop", prefix=user.username, digest=user.username) for user in people
+    ]
+    today = timezone.now().astimezone(tenant.zone).date()
+    UsageDay.objects.bulk_create(
+        UsageDay(day=today, tenant=tenant, user=key.user, key=key, model="qwen", prompt_tokens=used + n, requests=1)
+        for n, key in enumerate(ApiKey.objects.bulk_create(keys))
+    )
+    return people
+
+
+class TestOverview:
+    def test_it_answers_the_admin_s_first_questions(self, as_bob, alice, bob, olivia, research):
+        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+        service = service_key_of(research, "Dify FAQ")
+        use(key_of(alice, research), tokens=(90, 0))
+        use(service, tokens=(300, 0))
+        giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200, "a deadline")
+        page = read(as_bob, "/tenant/research/")
+        assert "610 of 1,000 tokens left today" in page
+        assert "10 of 100 tokens left today" in page
+        assert "nearly used up" in page
+        assert "1 request waits for you" in page
+        assert "a deadline" in page
+        context = as_bob.get("/tenant/research/").context
+        assert [(row.label, row.used.tokens, row.share) for row in context["people"]] == [("Alice", 90, 100)]
+        assert [(row.label, row.used.tokens) for row in context["keys"]] == [("Dify FAQ", 300), ("laptop", 90)]
+        assert (context["active"], context["members"]) == (1, 2)
+
+    def test_a_tenant_without_anything_is_told_so(self, as_bob, bob):
+        page = read(as_bob, "/tenant/research/")
+        for said in ("No quota is set", "Nobody has used four fifths", "Nobody has used a model this month", "bob@"):
+            assert said in page
+
+    def test_its_cost_does_not_grow_with_people(self, as_bob, bob, research):
+        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 5)
+
+        def queries() -> int:
+            with CaptureQueriesContext(connection) as captured:
+                as_bob.get("/tenant/research/")
+            return len(captured)
+
+        crowd(research, 10)
+        few = queries()
+        crowd(research, 500)
+        assert queries() == few <= 26
+
+
+class TestPeople:
+    def test_the_most_used_comes_first_or_the_name(self, as_bob, alice, bob, research):
+        use(key_of(bob, research), tokens=(50, 0))
+        use(key_of(alice, research), tokens=(10, 0))
+        people = [row.user for row in as_bob.get("/tenant/research/people/").context["members"]]
+        assert people == [bob, alice]
+        people = [row.user for row in as_bob.get("/tenant/research/people/?sort=name").context["members"]]
+        assert people == [alice, bob]
+
+    def test_they_are_found_by_name_user_name_and_mail(self, as_bob, alice, research):
+        aoi = person("s.aoi", research, last_name="佐藤", first_name="葵")
+        for text, found in [
+            ("佐藤", {aoi}),
+            ("葵 佐藤", {aoi}),
+            ("S.AOI", {aoi}),
+            ("alice@example", {alice}),
+            ("nobody", set()),
+        ]:
+            response = as_bob.get("/tenant/research/people/", {"q": text})
+            assert {row.user for row in response.context["members"]} == found, text
+        assert "Nobody is found" in response.content.decode()
+
+    def test_where_they_stand_is_told_in_words(self, as_bob, alice, bob, research):
+        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+        use(key_of(alice, research), tokens=(90, 0))
+        page = read(as_bob, "/tenant/research/people/")
+        assert "nearly used up" in page
+        assert "90 %" in page
+
+    def test_2000_people_are_read_by_the_page_at_the_same_cost(self, as_bob, bob, research, django_assert_num_queries):
+        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 1000)
+        # session, user, the bar on top, the tenant; used, ranked, members, quotas, spent
+        crowd(research, 3)
+        with django_assert_num_queries(9):
+            as_bob.get("/tenant/research/people/")
+        crowd(research, 2000)
+        with django_assert_num_queries(9):
+            response = as_bob.get("/tenant/research/people/?page=3")
+        assert len(response.context["members"]) == 50
+        assert "101–150 of 2,004" in response.content.decode()
+
+    def test_somebody_is_added_by_user_name(self, as_bob, charlie, research):
+        page = send(as_bob, "/tenant/research/people/add/", username=" CHARLIE ", role="member")
+        assert "Charlie belongs to 研究部 now." in page
+        row = Membership.objects.get(user=charlie, tenant=research)
+        assert (row.role, row.source) == ("member", "manual")
+
+    @pytest.mark.parametrize(
+        ("name", "said"),
+        [("nobody.here", "has an account here"), ("alice", "belongs to this tenant already"), ("", "")],
+    )
+    def test_what_cannot_be_added_is_said_at_the_field(self, as_bob, alice, name, said):
+        page = send(as_bob, "/tenant/research/people/add/", username=name, role="admin")
+        assert said in page
+        assert 'class="field wrong"' in page
+        assert Membership.objects.count() == 2
+
+    def test_a_role_is_changed(self, as_bob, alice, research):
+        page = send(as_bob, f"/tenant/research/people/{alice.pk}/role/", role="admin")
+        assert "Alice has the role “tenant admin” now." in page
+        assert Membership.objects.get(user=alice).role == "admin"
+
+    def test_removing_says_what_it_stops_and_stops_it(self, as_bob, alice, research):
+        key_of(alice, research)
+        assert "1 API key of this person" in read(as_bob, f"/tenant/research/people/{alice.pk}/remove/")
+        send(as_bob, f"/tenant/research/people/{alice.pk}/remove/")
+        assert not ApiKey.objects.usable().exists()
+        assert ApiKey.objects.filter(revoked_at=None).exists()
+
+    def test_who_comes_from_the_directory_is_changed_there(self, as_bob, alice):
+        Membership.objects.filter(user=alice).update(source="directory")
+        assert "follows the company directory" in read(as_bob, f"/tenant/research/people/{alice.pk}/")
+        for verb in ("role", "remove"):
+            page = send(as_bob, f"/tenant/research/people/{alice.pk}/{verb}/", role="admin")
+            assert "follows the company directory" in page
+        assert Membership.objects.get(user=alice).role == "member"
+
+    def test_an_admin_does_not_remove_themselves_but_an_operator_does(self, as_bob, as_olivia, bob):
+        for verb in ("role", "remove"):
+            page = send(as_bob, f"/tenant/research/people/{bob.pk}/{verb}/", role="member")
+            assert "Ask another admin or an operator" in page
+        send(as_olivia, f"/tenant/research/people/{bob.pk}/remove/")
+        assert not Membership.objects.filter(user=bob).exists()
+
+    def test_people_of_other_tenants_are_not_there(self, as_bob, charlie):
+        for verb in ("", "role/", "remove/"):
+            assert as_bob.post(f"/tenant/research/people/{charlie.pk}/{verb}").status_code in (404, 405)
+        assert as_bob.get(f"/tenant/research/people/{charlie.pk}/").status_code == 404
+        assert Membership.objects.filter(user=charlie).exists()
+
+
+class TestKeys:
+    def test_service_keys_and_holders_of_personal_ones_are_listed(self, as_bob, alice, research):
+        service_key_of(research, "Dify FAQ", responsible=alice)
+        use(key_of(alice, research))
+        key_of(alice, research, "second")
+        page = read(as_bob, "/tenant/research/keys/")
+        assert "Dify FAQ" in page
+        [(row, used)] = as_bob.get("/tenant/research/keys/").context["holders"]
+        assert (row.user, row.keys, used.tokens, row.last_used is None) == (alice, 2, 15, False)
+
+    def test_keys_of_other_tenants_are_not_listed(self, as_bob, charlie, sales, research):
+        service_key_of(sales, "secret service")
+        key_of(charlie, sales)
+        context = as_bob.get("/tenant/research/keys/").context
+        assert (context["services"], context["holders"]) == ([], [])
+
+    def test_many_cost_no_more_than_one(self, as_bob, research, django_assert_max_num_queries):
+        crowd(research, 100)
+        for n in range(20):
+            service_key_of(research, f"service {n}")
+        with django_assert_max_num_queries(14):
+            response = as_bob.get("/tenant/research/keys/?page=2")
+        assert len(response.context["holders"]) == 50
+
+
+class TestQuotas:
+    @pytest.mark.parametrize(
+        ("written", "amount"), [("500,000", 500_000), ("50万", 500_000), ("0.5M", 500_000), ("０", 0)]
+    )
+    def test_an_amount_is_taken_as_people_write_it(self, as_bob, research, written, amount):
+        page = send(as_bob, "/tenant/research/quotas/give/?of=members", kind="tokens/day", model="", amount=written)
+        assert f"{amount:,} tokens per day" in page
+        quota = Quota.objects.get()
+        assert (quota.tenant, quota.each, quota.unit, quota.window, quota.amount) == (
+            research, "member", "tokens", "day", amount,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("written", ["", "many", "-1", "1.5", "99999999999999999999999999"])
+    def test_what_is_no_amount_is_explained_and_kept(self, as_bob, bob, written):
+        page = send(as_bob, "/tenant/research/quotas/give/?of=members", kind="tokens/day", model="", amount=written)
+        assert 'class="field wrong"' in page
+        assert f'value="{written}"' in page or not written
+        assert not Quota.objects.exists()
+
+    def test_an_existing_one_changes_its_amount_alone(self, as_bob, bob, research):
+        model = serve("qwen")
+        quota = giving.give(
+            bob, Whose(tenant=research, each="service"), Measure(unit="requests", window="day", model=model), 5
+        )
+        path = "/tenant/research/quotas/give/?of=services&kind=requests/day&model=qwen"
+        assert 'value="5"' in read(as_bob, path)
+        send(as_bob, path, kind="tokens/month", amount="7")
+        quota.refresh_from_db()
+        assert (quota.unit, quota.model, quota.amount) == ("requests", model, 7)
+        assert Quota.objects.count() == 1
+
+    def test_an_admin_learns_the_ceiling_before_and_after(self, as_bob, olivia, alice, research):
+        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+        path = f"/tenant/research/quotas/give/?of=person:{alice.pk}"
+        assert "1,000 tokens per day" in read(as_bob, path)
+        assert "研究部 itself has 1,000" in send(as_bob, path, kind="tokens/day", model="", amount="1001")
+
+    def test_what_operators_set_is_shown_to_admins_and_changed_by_operators(self, as_bob, as_olivia, olivia, research):
+        quota = giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+        page = read(as_bob, "/tenant/research/quotas/")
+        assert "1,000 of 1,000 tokens left today" in page
+        assert "give/?of=tenant" not in page
+        assert "You cannot set this one" in read(as_bob, "/tenant/research/quotas/give/?of=tenant")
+        send(as_bob, "/tenant/research/quotas/give/?of=tenant", kind="tokens/day", model="", amount="9")
+        send(as_bob, f"/tenant/research/quotas/{quota.pk}/remove/")
+        assert Quota.objects.get().amount == 1000
+        assert "give/?of=tenant" in read(as_olivia, "/tenant/research/quotas/")
+        send(as_olivia, f"/tenant/research/quotas/{quota.pk}/remove/")
+        assert not Quota.objects.exists()
+
+    def test_one_for_a_key_is_given_from_its_page(self, as_bob, research):
+        key = service_key_of(research)
+        path = f"/tenant/research/quotas/give/?of=key:{key.prefix}"
+        assert path in read(as_bob, f"/keys/{key.prefix}/")
+        send(as_bob, path, kind="concurrent/", model="", amount="2")
+        assert Quota.objects.get(key=key).unit == "concurrent"
+
+    def test_what_is_not_the_tenant_s_is_not_there(self, as_bob, charlie, sales):
+        theirs = Quota.objects.create(tenant=sales, unit="tokens", window="day", amount=1)
+        for of in (f"person:{charlie.pk}", f"key:{key_of(charlie, sales).prefix}", "nonsense", "person:x"):
+            assert as_bob.get("/tenant/research/quotas/give/", {"of": of}).status_code == 404, of
+        assert as_bob.post(f"/tenant/research/quotas/{theirs.pk}/remove/").status_code == 404
+
+    def test_many_of_their_own_are_read_by_the_page(self, as_bob, research, django_assert_max_num_queries):
+        people = crowd(research, 120)
+        Quota.objects.bulk_create(
+            Quota(tenant=research, user=user, unit="tokens", window="day", amount=9) for user in people
+        )
+        with django_assert_max_num_queries(13):
+            response = as_bob.get("/tenant/research/quotas/?page=2")
+        assert "51–100 of 120" in response.content.decode()
+        found = as_bob.get("/tenant/research/quotas/", {"q": people[7].username}).context["page"]
+        assert [row.user for row in found] == [people[7]]
+
+    def test_operators_set_the_default_of_each_tenant(self, as_olivia, as_bob, bob):
+        send(as_olivia, "/tenants/quotas/give/", kind="tokens/month", model="", amount="2M")
+        quota = Quota.objects.get()
+        assert (quota.each, quota.amount) == ("tenant", 2_000_000)
+        assert "2,000,000 of 2,000,000 tokens left this month" in read(as_bob, "/tenant/research/quotas/")
+        send(as_olivia, f"/tenants/quotas/{quota.pk}/remove/")
+        assert not Quota.objects.exists()
+
+
+class TestRequests:
+    @pytest.fixture
+    def limited(self, bob, research):
+        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+
+    def test_one_click_at_the_bar_asks_for_double(self, as_alice, limited, alice, bob):
+        assert "Ask for more" in read(as_alice, "/")
+        page = send(as_alice, "/more/", to="member:research", unit="tokens", window="day", model="")
+        wish = QuotaRequest.objects.get()
+        assert (wish.user, wish.amount, wish.had, wish.asked_by) == (alice, 200, 100, alice)
+        assert "200 tokens per day" in page
+        assert "Bob" in page
+        page = read(as_alice, "/")
+        assert "Asked for: 200 tokens per day" in page
+        assert "waits for an answer" in page
+
+    def test_a_reason_and_another_amount_can_follow_and_it_can_be_withdrawn(self, as_alice, limited):
+        send(as_alice, "/more/", to="member:research", unit="tokens", window="day", model="")
+        wish = QuotaRequest.objects.get()
+        send(as_alice, f"/more/{wish.pk}/", amount="150", reason="a report")
+        wish.refresh_from_db()
+        assert (wish.amount, wish.reason) == (150, "a report")
+        assert "more than you have now: 100" in send(as_alice, f"/more/{wish.pk}/", amount="50", reason="")
+        send(as_alice, f"/more/{wish.pk}/withdraw/")
+        wish.refresh_from_db()
+        assert wish.state == "withdrawn"
+
+    def test_who_is_blocked_says_how_much(self, as_alice, bob, research):
+        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 0)
+        assert "/more/?to=member%3Aresearch" in read(as_alice, "/")
+        form = {"to": "member:research", "unit": "tokens", "window": "day", "model": ""}
+        assert "So far: 0 tokens per day" in as_alice.get("/more/", form).content.decode()
+        send(as_alice, "/more/", **form, amount="1万", reason="")
+        assert QuotaRequest.objects.get().amount == 10_000
+
+    def test_a_tenant_s_bar_has_no_such_button_for_members(self, as_alice, as_bob, olivia, research):
+        giving.give(olivia, Whose(tenant=research), DAILY, 100)
+        assert "Ask for more" not in read(as_alice, "/")
+        assert "Ask for more" in read(as_bob, "/")
+        form = {"to": "tenant:research", "unit": "tokens", "window": "day", "model": ""}
+        assert as_alice.post("/more/", form).status_code == 404
+
+    @pytest.mark.parametrize(
+        "form",
+        [
+            {"to": "member:sales"},
+            {"to": "key:mdg_nothing0"},
+            {"to": "nonsense"},
+            {"to": "member:research", "unit": "bytes"},
+            {"to": "member:research", "unit": "tokens", "window": "year"},
+            {"to": "member:research", "unit": "tokens", "window": "day", "model": "nope"},
+        ],
+    )
+    def test_what_is_not_theirs_or_not_there_is_not_found(self, as_alice, sales, form):
+        assert as_alice.post("/more/", form).status_code == 404
+        assert as_alice.get("/more/", form).status_code == 404
+
+    def test_an_admin_grants_with_a_note_and_the_asker_reads_it(self, as_alice, as_bob, limited, alice, research):
+        wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200, "a deadline")
+        assert "a deadline" in read(as_bob, "/tenant/research/requests/")
+        form = {"verdict": "grant", "amount": "150", "note": "until Friday"}
+        assert "is granted" in send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
+        assert Quota.objects.get(user=alice).amount == 150
+        page = read(as_alice, "/")
+        assert "until Friday" in page
+        assert "100 of 150" not in page
+        assert "150 of 150 tokens left today" in page
+
+    def test_what_is_refused_keeps_what_was_typed(self, as_bob, limited, alice, research):
+        wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200)
+        form = {"verdict": "refuse", "amount": "1234", "note": ""}
+        page = send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
+        assert "Please tell in a few words why not." in page
+        assert 'value="1234"' in page
+        page = send(as_bob, f"/tenant/research/requests/{wish.pk}/", verdict="grant", amount="lots", note="fine")
+        assert "Give a number" in page
+        assert 'value="fine"' in page
+        assert QuotaRequest.objects.get().state == "open"
+
+    def test_one_s_own_request_is_for_others(self, as_bob, limited, bob, olivia, research):
+        wish = giving.ask(bob, Whose(tenant=research, user=bob), DAILY, 200)
+        page = read(as_bob, "/tenant/research/requests/")
+        assert "Another admin or an operator answers this one." in page
+        form = {"verdict": "grant", "amount": "200", "note": ""}
+        assert "Another has to decide" in send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
+        assert QuotaRequest.objects.get().state == "open"
+
+    def test_home_leads_to_what_waits(self, as_bob, as_olivia, limited, alice, bob, olivia, research):
+        giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200)
+        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+        giving.ask(bob, Whose(tenant=research), DAILY, 2000)
+        for client in (as_bob, as_olivia):
+            page = read(client, "/")
+            assert "1 request for more in 研究部 waits for your answer" in page
+            assert "/tenant/research/requests/" in page
+
+    def test_requests_of_other_tenants_are_not_there(self, as_bob, charlie, sales):
+        Quota.objects.create(tenant=sales, each="member", unit="tokens", window="day", amount=1)
+        wish = giving.ask(charlie, Whose(tenant=sales, user=charlie), DAILY, 2)
+        assert as_bob.post(f"/tenant/research/requests/{wish.pk}/", {"verdict": "grant"}).status_code == 404
+
+    def test_a_hundred_cost_no_more_than_one(self, as_bob, research, django_assert_max_num_queries):
+        people = crowd(research, 60)
+        more = {"unit": "tokens", "window": "day", "amount": 2, "had": 1}
+        for state, some in (("open", people[:30]), ("refused", people[30:])):
+            QuotaRequest.objects.bulk_create(
+                QuotaRequest(tenant=research, user=user, asked_by=user, state=state, decided_at=timezone.now(), **more)
+                for user in some
+            )
+        with django_assert_max_num_queries(9):
+            as_bob.get("/tenant/research/requests/")
+
+
+class TestTenants:
+    def test_operators_see_all_with_use_and_quota_and_find_one(self, as_olivia, olivia, alice, research, sales):
+        giving.give(olivia, Whose(tenant=research), DAILY, 100)
+        use(key_of(alice, research), tokens=(85, 0))
+        rows = as_olivia.get("/tenants/").context["rows"]
+        assert [(row.slug, used.tokens, one and one.percent) for row, used, one in rows] == [
+            ("research", 85, 85),
+            ("sales", 0, None),
+        ]
+        assert "nearly used up" in read(as_olivia, "/tenants/")
+        for text in ("営業", "SALES"):
+            assert [row.slug for row, *_ in as_olivia.get("/tenants/", {"q": text}).context["rows"]] == ["sales"]
+        assert "No tenant is found" in read(as_olivia, "/tenants/?q=zzz")
+
+    def test_200_cost_no_more_than_two(self, as_olivia, olivia, research, sales, django_assert_num_queries):
+        giving.give(olivia, Whose(each="tenant"), DAILY, 100)
+        # session, user, the bar on top; zone; used, ranked, rows, quotas, spent; waiting
+        with django_assert_num_queries(10):
+            as_olivia.get("/tenants/")
+        Tenant.objects.bulk_create(Tenant(slug=f"dept-{n}", name=f"第{n}事業部") for n in range(198))
+        with django_assert_num_queries(10):
+            response = as_olivia.get("/tenants/?page=4")
+        assert "151–200 of 200" in response.content.decode()
+
+    def test_one_is_created_and_leads_to_its_people(self, as_olivia):
+        form = {"name": "法務部", "slug": "legal", "time_zone": "Asia/Tokyo", "key_days": "30"}
+        page = send(as_olivia, "/tenants/new/", **form)
+        assert "法務部 is created." in page
+        assert "Nobody belongs to this tenant yet" in page
+        assert Tenant.objects.get(slug="legal").key_days == 30
+
+    @pytest.mark.parametrize(
+        ("field", "value"), [("slug", "research"), ("slug", "a b"), ("name", ""), ("key_days", "0")]
+    )
+    def test_what_is_wrong_is_said_at_its_field(self, as_olivia, research, field, value):
+        form = {"name": "法務部", "slug": "legal", "time_zone": "Asia/Tokyo", "key_days": "30", field: value}
+        response = as_olivia.post("/tenants/new/", form)
+        assert list(response.context["form"].errors) == [field]
+        assert Tenant.objects.count() == 1
+
+    def test_one_is_changed_but_not_its_short_name(self, as_olivia, research):
+        form = {"name": "研究所", "slug": "other", "time_zone": "Europe/Berlin", "key_days": ""}
+        send(as_olivia, "/tenant/research/edit/", **form)
+        research.refresh_from_db()
+        assert (research.name, research.slug, research.time_zone, research.key_days) == (
+            "研究所", "research", "Europe/Berlin", None,
+        )  # fmt: skip
+
+    def test_switching_off_says_whom_it_hits_and_stops_the_keys(self, as_olivia, alice, research):
+        key_of(alice, research)
+        service_key_of(research)
+        context = as_olivia.get("/tenant/research/switch/").context
+        assert (context["keys"], context["services"], context["people"]) == (2, 1, 1)
+        send(as_olivia, "/tenant/research/switch/", to="off")
+        assert not ApiKey.objects.usable().exists()
+        assert "switched off" in read(as_olivia, "/tenant/research/")
+        send(as_olivia, "/tenant/research/switch/", to="on")
+        assert ApiKey.objects.usable().count() == 2
+
+
+class TestHome:
+    def test_a_member_learns_where_they_belong_and_whom_to_ask(self, as_alice, alice, bob, sales):
+        Membership.objects.create(user=alice, tenant=sales)
+        page = read(as_alice, "/")
+        assert "研究部" in page
+        assert 'href="mailto:bob@example.com"' in page
+        assert "no tenant admin yet" in page
+
+    def test_an_answer_of_long_ago_is_not_shown(self, as_alice, alice, bob, research):
+        QuotaRequest.objects.create(
+            **{"tenant": research, "user": alice, "asked_by": alice, "unit": "tokens", "window": "day"},
+            **{"amount": 777, "had": 1, "state": "granted", "granted": 777},
+            decided_at=timezone.now() - timedelta(days=15),
+        )
+        assert "777" not in read(as_alice, "/")
