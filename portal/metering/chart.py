@@ -120,7 +120,9 @@ class Chart:
         }
 
 
-def chart(rows: Iterable[Mapping[str, Any]], slots: Sequence[Slot], unit: str = "day") -> Chart:
+def chart(
+    rows: Iterable[Mapping[str, Any]], slots: Sequence[Slot], unit: str = "day", *, links: Sequence[str] = ()
+) -> Chart:
     """Tokens by model, from rows by "slot" and "model" with "total_tokens"."""
     return stacked(
         ((row["slot"], row["model"], row["total_tokens"]) for row in rows),
@@ -130,6 +132,7 @@ def chart(rows: Iterable[Mapping[str, Any]], slots: Sequence[Slot], unit: str = 
         measure="tokens",
         others=_("other models"),
         code=True,
+        links=links,
     )
 
 
@@ -140,7 +143,7 @@ def stacked(
     *,
     name: str,
     measure: Measure,
-    others: str,
+    others: str = "",
     labels: Mapping[str, str] | None = None,
     code: bool = False,
     links: Sequence[str] = (),
@@ -167,7 +170,7 @@ def stacked(
         for shade, thing in enumerate(named, 1)
     ]
     if rest:
-        series.append(Series(label=others, values=tuple(rest[slot] for slot in slots), shade=SHADES))
+        series.append(Series(label=others or _("others"), values=tuple(rest[slot] for slot in slots), shade=SHADES))
     return Chart(
         name=name,
         kind="bars",

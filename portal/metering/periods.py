@@ -1,16 +1,23 @@
-"""Spans of whole local days that people ask usage for. Pure but for the filter of records."""
+"""Spans of whole local days that people ask usage for. Pure but for the filter of records.
 
+Beside those that have a word (NAMES) there are a day ("2026-11-22"), a month ("2026-11") and a fiscal year ("FY2026",
+which begins in April 2026): a page leads from a longer one to these.
+"""
+
+import re
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.db.models import QuerySet
 from django.utils.translation import gettext_lazy as _
 
-from portal.metering.models import UsageDay
+from portal.metering.models import UsageDay, UsageTenantDay
 
 NAMES = {
     "today": _("today"),
+    "yesterday": _("yesterday"),
     "this-month": _("this month"),
     "last-month": _("last month"),
     "14": _("last 14 days"),
@@ -18,7 +25,9 @@ NAMES = {
     "90": _("last 90 days"),
     "fiscal-year": _("this fiscal year"),
     "last-fiscal-year": _("last fiscal year"),
+    "years": _("fiscal years"),
 }
+YEARS = 5  # fiscal years, with the one that runs
 FISCAL_MONTH = 4  # a Japanese company's year begins on 1 April
 MONTHLY = 100  # days; a longer period is shown by month
 
@@ -36,51 +45,108 @@ class Period:
         return [self.first + timedelta(days=n) for n in range((self.last - self.first).days + 1)]
 
     @property
-    def by_month(self) -> bool:
-        return len(self.days) > MONTHLY
+    def unit(self) -> str:
+        """By what it is told: "hour", "day", "month" or "year"."""
+        if self.first == self.last:
+            return "hour"
+        if self.name == "years":
+            return "year"
+        return "month" if (self.last - self.first).days >= MONTHLY else "day"
 
-    def of(self, sums: QuerySet[UsageDay]) -> QuerySet[UsageDay]:
+    @property
+    def slots(self) -> list[date]:
+        """The days, first days of months or first days of fiscal years of which it is told; a single day for hours."""
+        firsts = {"month": lambda day: day.replace(day=1), "year": fiscal_year}.get(self.unit, lambda day: day)
+        return sorted({firsts(day) for day in self.days})
+
+    def of(self, sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]) -> QuerySet[Any]:
         """Those of the sums that are of this period's days."""
         return sums.filter(day__range=(self.first, self.last))
 
+    def split(self) -> tuple[list[date], list[tuple[date, date]]]:
+        """First days of the months that lie within, and (first, last) of the days around them. The month that runs is
+        no whole one: east of here it may be a day longer already."""
+        months: list[date] = []
+        month = self.first if self.first.day == 1 else following(self.first)
+        while following(month) - timedelta(days=1) <= self.last:
+            months.append(month)
+            month = following(month)
+        if not months:
+            return [], [(self.first, self.last)]
+        around = [(self.first, months[0] - timedelta(days=1)), (month, self.last)]
+        return months, [(first, last) for first, last in around if first <= last]
+
+
+def following(day: date) -> date:
+    """The first day of the next month."""
+    return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
+
+
+def fiscal_year(day: date) -> date:
+    """The first day of the fiscal year that holds it."""
+    return date(day.year - (day.month < FISCAL_MONTH), FISCAL_MONTH, 1)
+
 
 def period(name: str, now: datetime, zone: ZoneInfo) -> Period:
-    """The period of this name (see NAMES) as of `now`. All but those called last-… end with today. Raises KeyError."""
-    if name not in NAMES:
-        raise KeyError(name)
+    """The period of this name as of `now`. None goes beyond today. Raises KeyError, also for what has not begun."""
     today = now.astimezone(zone).date()
-    first_of_month = today.replace(day=1)
-    if name == "this-month":
-        return Period(name=name, first=first_of_month, last=today)
-    if name == "last-month":
-        last = first_of_month - timedelta(days=1)
-        return Period(name=name, first=last.replace(day=1), last=last)
-    year = today.year - (today.month < FISCAL_MONTH)
-    if name == "fiscal-year":
-        return Period(name=name, first=date(year, FISCAL_MONTH, 1), last=today)
-    if name == "last-fiscal-year":
-        last = date(year, FISCAL_MONTH, 1) - timedelta(days=1)
-        return Period(name=name, first=date(year - 1, FISCAL_MONTH, 1), last=last)
-    if name == "today":
-        return Period(name=name, first=today, last=today)
-    return Period(name=name, first=today - timedelta(days=int(name) - 1), last=today)
+    first, last = span(name, today) if name in NAMES else particular(name)
+    if first > today:
+        raise KeyError(name)
+    return Period(name=name, first=first, last=min(last, today))
+
+
+def span(name: str, today: date) -> tuple[date, date]:
+    """First and last day of one of NAMES."""
+    yesterday, month, year = today - timedelta(days=1), today.replace(day=1), fiscal_year(today)
+    if name.isdecimal():
+        return today - timedelta(days=int(name) - 1), today
+    return {
+        "today": (today, today),
+        "yesterday": (yesterday, yesterday),
+        "this-month": (month, today),
+        "last-month": ((month - timedelta(days=1)).replace(day=1), month - timedelta(days=1)),
+        "fiscal-year": (year, today),
+        "last-fiscal-year": (year.replace(year=year.year - 1), year - timedelta(days=1)),
+        "years": (year.replace(year=year.year - YEARS + 1), today),
+    }[name]
+
+
+def particular(name: str) -> tuple[date, date]:
+    """First and last day of the day, month or fiscal year of this name. Raises KeyError."""
+    try:
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", name):
+            day = date.fromisoformat(name)
+            return day, day
+        if re.fullmatch(r"\d{4}-\d\d", name):
+            first = date.fromisoformat(f"{name}-01")
+            return first, following(first) - timedelta(days=1)
+        if re.fullmatch(r"FY\d{4}", name):
+            first = date(int(name[2:]), FISCAL_MONTH, 1)
+            return first, first.replace(year=first.year + 1) - timedelta(days=1)
+    except (ValueError, OverflowError) as error:  # a 13th month, the year 0 or 9999
+        raise KeyError(name) from error
+    raise KeyError(name)
+
+
+def name_of(slot: date, unit: str) -> str:
+    """The period that a day, month or fiscal year of a longer one is."""
+    if unit == "year":
+        return f"FY{slot.year:04}"
+    return slot.isoformat() if unit == "day" else slot.isoformat()[:7]
 
 
 def before(period: Period) -> Period:
     """What to compare it with: as many days before it; of a month that runs, the same days of the last one; for a year
     the same days of the year before."""
-    if period.name == "this-month":
-        end = period.first - timedelta(days=1)
-        return Period(
-            name="", first=end.replace(day=1), last=min(end, end.replace(day=1) + (period.last - period.first))
-        )
-    if period.name == "last-month":
-        end = period.first - timedelta(days=1)
-        return Period(name="", first=end.replace(day=1), last=end)
-    if period.name in ("fiscal-year", "last-fiscal-year"):
+    yesterday = period.first - timedelta(days=1)
+    if period.name in ("this-month", "last-month") or re.fullmatch(r"\d{4}-\d\d", period.name):
+        whole = period.last == following(period.first) - timedelta(days=1) and period.name != "this-month"
+        last = yesterday if whole else min(yesterday, yesterday.replace(day=1) + (period.last - period.first))
+        return Period(name="", first=yesterday.replace(day=1), last=last)
+    if period.name in ("fiscal-year", "last-fiscal-year") or period.name.startswith("FY"):
         return Period(name="", first=year_before(period.first), last=year_before(period.last))
-    length = len(period.days)
-    return Period(name="", first=period.first - timedelta(days=length), last=period.first - timedelta(days=1))
+    return Period(name="", first=period.first - timedelta(days=len(period.days)), last=yesterday)
 
 
 def year_before(day: date) -> date:

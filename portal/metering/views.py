@@ -1,20 +1,24 @@
 """Usage as the ledger recorded it: one's own, a tenant's for who administers it, everything for operators."""
 
-import csv
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.formats import date_format
+from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
 from django.views.decorators.http import require_GET
 
 from portal.accounts.models import User
 from portal.console.clock import zone_of
-from portal.metering import periods, report, scopes
-from portal.metering.chart import chart
+from portal.console.templatetags.figures import slot_of
+from portal.metering import chart, files, periods, report, scopes
 
 DEFAULT = "this-month"
 # The table of 90 days and several models would be pages long; what is older is there, folded.
@@ -23,88 +27,145 @@ SHOWN = timedelta(days=14)
 MOST = 100
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What an address asks for. `scope` is what `focus` leaves of it."""
+
+    scope: scopes.Scope
+    focus: scopes.Focus
+    period: periods.Period
+    group: str
+    zone: ZoneInfo
+
+    @property
+    def crowd(self) -> bool:
+        """Whether there may be more than one person in it."""
+        return not self.scope.personal and not self.focus.user and not self.focus.key
+
+
 @login_required
 @require_GET
 def usage(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
-    scope, period, group, zone = asked(request)
-    series = report.series(scope, period, zone)
-    latest = series.rows[::-1]
+    of = asked(request)
+    scope, period = of.scope, of.period
+    series = report.series(scope, period, of.zone)
+    then = report.then_by_model(scope, period)
+    groups, left_out = (
+        (report.by_model(series, then), 0) if of.group == "model" else report.grouped(scope, period, of.group, MOST)
+    )
+    troubles = report.troubles(series, report.refusals(scope, period, of.zone))
+    totals, reasons, latest = series.totals, report.why(troubles), series.rows[::-1]
     recent = latest if series.unit != "day" else [row for row in latest if row["slot"] > period.last - SHOWN]
-    groups = report.grouped(period.of(scope.days), group) if group != "model" else by_model(series.rows)
-    totals, then = report.totals(period.of(scope.days)), report.compared(scope, period)
     context = {
-        "zone": zone,
+        "zone": of.zone,
         "scope": scope,
         "scopes": scopes.choices(request.user),
+        "focused": report.focused(of.focus),
         "period": period,
         "periods": periods.NAMES.items(),
-        "group": group,
+        "particular": "" if period.name in periods.NAMES else name_of(period),
+        "group": of.group,
         "unit": series.unit,
         "rows": recent,
         "older": latest[len(recent) :],
         "totals": totals,
-        "change": report.change(totals.sums["total_tokens"], then.sums["total_tokens"]),
-        "first_tokens": report.first_tokens(scope, period, zone),
+        "sums": totals.numbers,
+        "people": report.people(scope, period) if of.crowd else None,
+        "change": report.change(totals.numbers["total_tokens"], sum(then.values())),
         "groups": groups[:MOST],
-        "left_out": len(groups[MOST:]),
-        "chart": chart(series.rows, series.slots, series.unit),
+        "left_out": left_out + len(groups[MOST:]),
+        "reasons": reasons,
+        "unanswered": sum(reason.requests for reason in reasons),
+        "made": totals["requests"] + sum(reason.requests for reason in reasons if reason.name not in totals.troubles),
+        "charts": charts(request, of, series, troubles),
     }
     return render(request, "metering/usage.html", context)
 
 
+def charts(
+    request: HttpRequest, of: Asked, series: report.Series, troubles: list[tuple[report.Slot, str, int]]
+) -> dict[str, chart.Chart]:
+    """By name: those that have anything to show."""
+    links = [] if series.unit == "hour" else [link(request, slot, series.unit) for slot in series.slots]
+    slots, unit = series.slots, series.unit
+    found = {"tokens": chart.chart(series.rows, slots, unit, links=links)}
+    first = {slot: sums.first_tokens for slot, sums in series.by_slot.items()}
+    if any(first.values()):
+        times = {
+            _("half of the answers"): {slot: told[0] for slot, told in first.items() if told},
+            _("95 in 100 answers"): {slot: told[1] for slot, told in first.items() if told},
+        }
+        found["first"] = chart.lines(times, slots, unit, name="first-tokens", measure="seconds", links=links)
+    if of.crowd and (people := report.people_by_slot(of.scope, of.period)):
+        counted = ((slot, "", number) for slot, number in people.items())
+        found["people"] = chart.stacked(counted, slots, unit, name="people", measure="people", links=links)
+    if troubles:
+        labels = {reason.name: reason.title for reason in report.why(troubles)}
+        found["troubles"] = chart.stacked(
+            troubles, slots, unit, name="without-answer", measure="requests", labels=labels, links=links
+        )
+    return found
+
+
+def name_of(period: periods.Period) -> str:
+    """How people call a day, month or fiscal year that has no word."""
+    if period.unit == "hour":
+        return date_format(period.first, pgettext("day with year", "j M Y"))
+    return slot_of(period.first, "year" if period.name.startswith("FY") else "month")
+
+
+def link(request: HttpRequest, slot: report.Slot, unit: str) -> str:
+    """The same page for this slot alone."""
+    query = request.GET.copy()
+    query["period"] = periods.name_of(slot, unit)
+    return f"?{query.urlencode()}"
+
+
 @login_required
 @require_GET
-def export(request: HttpRequest) -> HttpResponse:
-    """All of a table as a file: by day (or hour, or month) and model, or by what ?by= says."""
-    assert isinstance(request.user, User)
-    scope, period, group, zone = asked(request)
-    if "by" in request.GET:
-        rows = [{group: row["name"], **numbers(row)} for row in report.grouped(period.of(scope.days), group)]
+def export(request: HttpRequest) -> HttpResponseBase:
+    """All of a table as a file: by day (or hour, month, fiscal year) and model, by what ?by= says, or in full
+    (?by=detail)."""
+    of = asked(request)
+    by = request.GET.get("by")
+    if by == "detail":
+        rows: Any = report.details(of.scope, of.period)
+    elif by and of.group != "model":
+        grouped, _none = report.grouped(of.scope, of.period, of.group)
+        rows = ({of.group: row["name"], **numbers(row)} for row in grouped)
     else:
-        series = report.series(scope, period, zone)
-        rows = [{series.unit: row["slot"].isoformat(), "model": row["model"], **numbers(row)} for row in series.rows]
-    name = f"usage-{period.first}-{period.last}"
-    if request.GET.get("format") == "json":
-        response: HttpResponse = JsonResponse(rows, safe=False, json_dumps_params={"ensure_ascii": False})
-        response["content-disposition"] = f'attachment; filename="{name}.json"'
-        return response
-    response = HttpResponse(content_type="text/csv; charset=utf-8")
-    response["content-disposition"] = f'attachment; filename="{name}.csv"'
-    response.write("\ufeff")  # without it Excel takes Japanese for another encoding
-    writer = csv.DictWriter(response, list(rows[0]) if rows else [], lineterminator="\r\n")
-    writer.writeheader()
-    writer.writerows({column: harmless(value) for column, value in row.items()} for row in rows)
-    return response
-
-
-def asked(request: HttpRequest) -> tuple[scopes.Scope, periods.Period, str, ZoneInfo]:
-    """What the address asks for: of whom (Http404 if that is not theirs), when, by what, and in which zone.
-
-    Nonsense means the default.
-    """
-    assert isinstance(request.user, User)
-    scope = scopes.find(request.user, request.GET.get("of", scopes.ME))
-    zone = zone_of(request.user)
-    name, group = request.GET.get("period", DEFAULT), request.GET.get("by", "model")
-    period = periods.period(name if name in periods.NAMES else DEFAULT, timezone.now(), zone)
-    return scope, period, group if group in scope.groups else "model", zone
+        series = report.series(of.scope, of.period, of.zone)
+        if by:
+            rows = ({"model": row["name"], **numbers(row)} for row in report.by_model(series, {}))
+        else:
+            rows = (
+                {series.unit: row["slot"].isoformat(), "model": row["model"], **numbers(row)} for row in series.rows
+            )
+    return files.response(request, f"usage-{of.period.first}-{of.period.last}", rows)
 
 
 def numbers(row: dict[str, Any]) -> dict[str, int]:
     return {name: row[name] for name in report.NUMBERS}
 
 
-def by_model(rows: report.Rows) -> report.Rows:
-    """The rows of all slots together, the most used model first."""
-    sums: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        known = sums.setdefault(row["model"], {"name": row["model"], **dict.fromkeys(report.NUMBERS, 0)})
-        for name in report.NUMBERS:
-            known[name] += row[name]
-    return sorted(sums.values(), key=lambda row: (-row["total_tokens"], row["name"]))
-
-
-def harmless(value: object) -> object:
-    """A text that a spreadsheet would take for a formula: names of end users come from clients."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+def asked(request: HttpRequest) -> Asked:
+    """Raises Http404 for what is not this person's. Other nonsense means the default."""
+    assert isinstance(request.user, User)
+    focus = scopes.Focus(
+        **{name: request.GET.get(name, "").replace("\0", "") for name in ("model", "user", "key", "end_user")}
+    )
+    scope = scopes.narrowed(scopes.find(request.user, request.GET.get("of", scopes.ME)), focus)
+    zone, now = zone_of(request.user), timezone.now()
+    try:
+        period = periods.period(request.GET.get("period", DEFAULT), now, zone)
+    except KeyError:
+        period = periods.period(DEFAULT, now, zone)
+    group = request.GET.get("by", "model")
+    return Asked(
+        scope=scope,
+        focus=focus,
+        period=period,
+        zone=zone,
+        group=group if group in scope.groups else next(iter(scope.groups), "model"),
+    )

@@ -2,19 +2,23 @@
 
 import csv
 import io
+import json
 import re
 from datetime import UTC, date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
+from apiproxy import errors
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
-from portal.metering import periods, views
+from portal.metering import periods, reasons, report, views
 from portal.metering.allowance import allowances
 from portal.metering.chart import chart, lines
-from portal.metering.models import Quota
+from portal.metering.models import Quota, RefusalHour, UsageRecord
 from tests.pages import key_of, serve, use
 from tests.translations import japanese  # noqa: F401
 
@@ -43,7 +47,7 @@ class TestPage:
             row["model"]: (row["requests"], row["prompt_tokens"], row["completion_tokens"]) for row in context["rows"]
         }
         assert rows == {"qwen": (2, 1_235, 57), "e5": (1, 700, 0)}
-        assert context["totals"].sums == {
+        assert context["sums"] == {
             "requests": 3,
             "prompt_tokens": 1_935,
             "completion_tokens": 57,
@@ -94,7 +98,7 @@ class TestPage:
         for days in (0, 15, 25, 70):
             use(key, at=timezone.now() - timedelta(days=days))
         context = as_alice.get(f"/usage/?period={period}").context
-        assert context["totals"].sums["requests"] == requests
+        assert context["sums"]["requests"] == requests
         assert len(context["rows"]) + len(context["older"]) == requests
 
     def test_older_days_are_folded_but_there(self, as_alice, alice, key, time_machine):
@@ -124,7 +128,7 @@ class TestPage:
 
 
 def exported(client, query: str = "") -> list[dict[str, str]]:
-    text = client.get(f"/usage/export/{query}").content.decode("utf-8-sig")
+    text = client.get(f"/usage/export/{query}").getvalue().decode("utf-8-sig")
     return list(csv.DictReader(io.StringIO(text)))
 
 
@@ -212,7 +216,7 @@ class TestScopes:
 
     def test_the_same_as_json(self, client, bob):
         client.force_login(bob)
-        rows = client.get("/usage/export/?of=tenant:research&by=end_user&format=json").json()
+        rows = json.loads(client.get("/usage/export/?of=tenant:research&by=end_user&format=json").getvalue())
         assert rows[2] == {
             **{"end_user": "=1+1", "requests": 1, "estimated": 0},
             **{"prompt_tokens": 7, "completion_tokens": 0, "total_tokens": 7},
@@ -222,15 +226,15 @@ class TestScopes:
         use(key_of(alice, research, "other"), status="failed")
         use(key_of(alice, research, "third"), status="aborted")
         client.force_login(bob)
-        totals = client.get("/usage/?of=tenant:research").context["totals"]
-        assert totals.people == 2
-        assert totals.troubles == {"failed": 1, "aborted": 1}
+        context = client.get("/usage/?of=tenant:research").context
+        assert context["people"] == 2
+        assert context["totals"].troubles == {"failed": 1, "aborted": 1}
 
     def test_first_tokens_and_speed_are_told_of_a_tenant(self, client, bob, alice, research):
         use(key_of(alice, research, "other"), tokens=(0, 50), first_token_ms=400, duration_ms=1400)
         client.force_login(bob)
         context = client.get("/usage/?of=tenant:research").context
-        assert 0.3 <= context["first_tokens"][0] <= 0.5
+        assert 0.3 <= context["totals"].first_tokens[0] <= 0.5
         assert context["totals"].speed == 50
 
     def test_a_day_is_told_by_the_hour(self, client, bob, alice, research, time_machine):
@@ -239,7 +243,7 @@ class TestScopes:
         use(key_of(alice, research, "other"), tokens=(5, 0), at=timezone.now() - timedelta(hours=2))
         context = client.get("/usage/?of=tenant:research&period=today").context
         assert context["unit"] == "hour"
-        assert len(context["chart"].slots) == 24
+        assert len(context["charts"]["tokens"].slots) == 24
         assert [(row["slot"].hour, row["total_tokens"]) for row in context["rows"]] == [(10, 5)]
 
     def test_a_year_is_told_by_the_month(self, client, olivia, alice, research, time_machine):
@@ -248,7 +252,7 @@ class TestScopes:
         use(key_of(alice, research, "other"), tokens=(5, 0), at=datetime(2026, 4, 2, tzinfo=UTC))
         context = client.get("/usage/?of=all&period=fiscal-year").context
         assert context["unit"] == "month"
-        assert len(context["chart"].slots) == 8
+        assert len(context["charts"]["tokens"].slots) == 8
         assert [(row["slot"], row["total_tokens"]) for row in context["rows"]] == [(date(2026, 4, 1), 5)]
 
     def test_it_is_compared_with_the_period_before(self, client, olivia, alice, research, time_machine):
@@ -268,6 +272,226 @@ class TestScopes:
         assert len(exported(client, "?of=all&by=key")) == 4
 
 
+@pytest.mark.django_db
+class TestParts:
+    """From a page to a part of it: only of what is the reader's."""
+
+    @pytest.fixture(autouse=True)
+    def used(self, alice, bob, charlie, research, sales, time_machine):
+        time_machine.move_to("2026-11-20T03:20:00Z")
+        self.laptop, self.other = key_of(alice, research), key_of(alice, research, "other")
+        use(self.laptop, tokens=(100, 0), end_user="u1", at=timezone.now() - timedelta(hours=2))
+        use(self.laptop, tokens=(20, 0), model="e5")
+        use(self.other, tokens=(3, 0), at=timezone.now() - timedelta(days=25))
+        use(key_of(bob, research), tokens=(4000, 0))
+        service, _ = issue(tenant=research, service="Dify", name="Dify")
+        use(service, tokens=(50_000, 0))
+        self.foreign = key_of(charlie, sales)
+        use(self.foreign, tokens=(600_000, 0))
+
+    @pytest.mark.parametrize(
+        ("part", "tokens"),
+        [
+            ({"model": "qwen"}, 54_103),
+            ({"user": "{alice}"}, 123),
+            ({"user": "service"}, 50_000),
+            ({"key": "{laptop}"}, 120),
+            ({"key": "{laptop}", "model": "e5"}, 20),
+            ({"end_user": "u1"}, 100),
+            ({"model": "unheard-of"}, 0),
+        ],
+    )
+    @pytest.mark.parametrize("period", ["30", "fiscal-year"])
+    def test_a_part_is_what_is_left(self, client, bob, alice, part, tokens, period):
+        client.force_login(bob)
+        named = {"alice": alice.pk, "laptop": self.laptop.pk}
+        query = {name: value.format(**named) for name, value in part.items()}
+        context = client.get("/usage/", {"of": "tenant:research", "period": period, **query}).context
+        assert context["sums"]["total_tokens"] == tokens
+        assert {name for name, _ in context["focused"]} == query.keys()
+        assert not set(query) & set(context["scope"].groups)
+
+    @pytest.mark.parametrize(
+        "part",
+        [{"key": "{foreign}"}, {"user": "{charlie}"}, {"key": "nonsense"}, {"user": "-1"}, {"key": "9" * 30}],
+    )
+    @pytest.mark.parametrize("path", ["/usage/", "/usage/export/"])
+    def test_what_is_of_others_is_not_even_named(self, client, bob, charlie, part, path):
+        client.force_login(bob)
+        query = {name: value.format(foreign=self.foreign.pk, charlie=charlie.pk) for name, value in part.items()}
+        assert client.get(path, {"of": "tenant:research", "period": "30", **query}).status_code == 404
+        assert client.get(path, {"period": "30", **query}).status_code == 404
+
+    @pytest.mark.parametrize(("group", "part"), [("user", "user"), ("key", "key"), ("model", "model")])
+    def test_every_row_leads_to_its_part(self, client, bob, group, part):
+        client.force_login(bob)
+        address = f"/usage/?of=tenant:research&period=30&by={group}"
+        page = client.get(address)
+        for row in page.context["groups"]:
+            query = f"of=tenant%3Aresearch&amp;period=30&amp;{part}={row['id']}"
+            assert query in page.content.decode()
+            there = client.get(f"/usage/?{query.replace('&amp;', '&')}").context
+            assert there["sums"]["total_tokens"] == row["total_tokens"]
+
+    def test_a_tenants_row_leads_to_the_tenant(self, client, olivia):
+        client.force_login(olivia)
+        page = client.get("/usage/?of=all&by=tenant")
+        assert [row["id"] for row in page.context["groups"]] == ["sales", "research"]
+        assert "?of=tenant%3Asales" in page.content.decode()
+
+    def test_each_day_leads_to_its_hours_and_each_month_to_its_days(self, client, bob):
+        client.force_login(bob)
+        days = client.get("/usage/?of=tenant:research").context["charts"]["tokens"]
+        assert days.links[-1] == "?of=tenant%3Aresearch&period=2026-11-20"
+        hours = client.get(f"/usage/{days.links[-1]}").context
+        assert (hours["unit"], hours["sums"]["total_tokens"]) == ("hour", 54_120)
+        months = client.get("/usage/?of=tenant:research&period=fiscal-year").context["charts"]["tokens"]
+        assert months.links[-1] == "?of=tenant%3Aresearch&period=2026-11"
+        years = client.get("/usage/?of=tenant:research&period=years").context
+        assert (years["unit"], years["charts"]["tokens"].links[-1]) == ("year", "?of=tenant%3Aresearch&period=FY2026")
+        assert years["sums"]["total_tokens"] == 54_123
+        assert len(years["charts"]["people"].slots) == periods.YEARS
+
+    def test_one_s_own_day_is_told_by_the_hour(self, client, alice):
+        client.force_login(alice)
+        context = client.get("/usage/?period=today").context
+        assert context["unit"] == "hour"
+        assert [(row["slot"].hour, row["model"], row["total_tokens"]) for row in context["rows"]] == [
+            (12, "e5", 20),
+            (10, "qwen", 100),
+        ]
+
+    def test_hours_out_of_records_are_those_that_are_summed(self, client, alice, bob):
+        for n, status in enumerate(["finished", "failed", "aborted"]):
+            use(self.laptop, tokens=(n, 7 * n), status=status, first_token_ms=40 * n, duration_ms=90 + 100 * n)
+        client.force_login(bob)
+        summed = client.get("/usage/?of=tenant:research&period=today&by=user").context
+        parts = [
+            client.get(f"/usage/?of=tenant:research&period=today&user={row['id']}").context for row in summed["groups"]
+        ]
+        together = sum((part["totals"] for part in parts), report.Sums())
+        assert together == summed["totals"]
+        assert together["generated_tokens"] == 21
+
+    def test_a_day_whose_records_are_pruned_is_told_as_a_whole(self, client, alice, time_machine):
+        time_machine.move_to("2027-02-20T03:20:00Z")
+        client.force_login(alice)
+        UsageRecord.objects.all().delete()
+        context = client.get("/usage/?period=2026-11-20").context
+        assert (context["unit"], context["sums"]["total_tokens"]) == ("day", 120)
+        assert len(context["charts"]["tokens"].slots) == 1
+
+    def test_each_row_is_compared_with_the_period_before(self, client, bob, alice):
+        use(self.laptop, tokens=(60, 0), at=datetime(2026, 10, 20, tzinfo=UTC))
+        use(self.laptop, tokens=(1, 0), at=datetime(2026, 10, 21, tzinfo=UTC))
+        client.force_login(bob)
+        for group, name in (("user", str(alice)), ("key", str(self.laptop))):
+            rows = client.get(f"/usage/?of=tenant:research&by={group}").context["groups"]
+            changes = {row["name"].partition(" (")[0]: row["change"] for row in rows}
+            assert changes[name.partition(" (")[0]] == 100
+            assert None in changes.values()
+
+    def test_people_are_counted_once_over_months_and_the_days_around(self, client, bob, alice):
+        for month in (8, 9, 10):
+            use(self.laptop, at=datetime(2026, month, 15, tzinfo=UTC))
+        client.force_login(bob)
+        context = client.get("/usage/?of=tenant:research&period=90").context
+        assert context["people"] == 2
+        assert sum(context["charts"]["people"].sums) == 5
+        assert client.get("/usage/?of=tenant:research&period=fiscal-year").context["people"] == 2
+
+    def test_in_full_it_is_a_row_for_each_sum_with_what_is_gone_as_well(self, client, bob):
+        service = ApiKey.objects.get(name="Dify")
+        service.delete()
+        client.force_login(bob)
+        response = client.get("/usage/export/?of=tenant:research&by=detail&period=30")
+        assert response.streaming
+        rows = list(csv.DictReader(io.StringIO(response.getvalue().decode("utf-8-sig"))))
+        assert sum(int(row["total_tokens"]) for row in rows) == 54_123
+        assert {(row["user"], row["model"], row["end_user"]) for row in rows} == {
+            ("alice", "qwen", "u1"),
+            ("alice", "qwen", ""),
+            ("alice", "e5", ""),
+            ("bob", "qwen", ""),
+            ("", "qwen", ""),
+        }
+        assert {row["tenant"] for row in rows} == {"research"}
+
+    @pytest.mark.parametrize("group", ["model", "tenant", "user", "key", "end_user"])
+    def test_more_usage_costs_no_more_queries(self, client, olivia, alice, research, group, django_assert_num_queries):
+        client.force_login(olivia)
+        address = f"/usage/?of=all&period=90&by={group}"
+        with CaptureQueriesContext(connection) as few:
+            client.get(address)
+        for n in range(30):
+            use(key_of(alice, research, f"k{n}"), model=f"m{n}", end_user=f"u{n}")
+        with django_assert_num_queries(len(few)):
+            client.get(address)
+        assert len(few) <= 22
+
+
+@pytest.mark.django_db
+class TestReasons:
+    def refuse(self, key: ApiKey, code: str, requests: int = 1, at: datetime | None = None) -> None:
+        hour = (at or timezone.now()).replace(minute=0, second=0, microsecond=0)
+        RefusalHour.objects.create(
+            hour=hour, tenant=key.tenant, user=key.user, key=key, model="qwen", code=code, requests=requests
+        )
+
+    def test_refusals_and_failures_are_told_in_words_with_what_helps(self, as_alice, key):
+        use(key)
+        use(key, status="failed")
+        self.refuse(key, "insufficient_quota", 3)
+        response = as_alice.get("/usage/", headers={"accept-language": "en"})
+        assert [(reason.title, reason.requests) for reason in response.context["reasons"]] == [
+            ("the quota of a day or month was used up", 3),
+            ("the engine failed", 1),
+        ]
+        page = response.content.decode()
+        assert "4 of 5 requests got no whole answer, most often: the quota of a day or month was used up" in page
+        assert "More can be asked for" in page
+
+    def test_who_was_only_refused_sees_why(self, as_alice, key):
+        self.refuse(key, "model_not_found")
+        page = as_alice.get("/usage/", headers={"accept-language": "en"}).content.decode()
+        assert "1 of 1 requests got no whole answer: no such model, or not for this key" in page
+        assert "Nothing was used" not in page
+
+    def test_only_refusals_that_are_the_readers_count(self, client, alice, bob, charlie, research, sales):
+        for person_, tenant in ((alice, research), (bob, research), (charlie, sales)):
+            self.refuse(key_of(person_, tenant), "insufficient_quota")
+        client.force_login(bob)
+        assert client.get("/usage/").context["unanswered"] == 1
+        assert client.get("/usage/?of=tenant:research").context["unanswered"] == 2
+
+    @pytest.mark.parametrize("period", ["today", "30", "fiscal-year", "years"])
+    def test_each_stands_in_its_slot_of_the_readers_zone(self, as_alice, alice, key, time_machine, period):
+        time_machine.move_to("2026-11-20T03:20:00Z")
+        as_alice.force_login(alice)
+        use(key)
+        self.refuse(key, "insufficient_quota", 5, at=datetime(2026, 11, 19, 15, tzinfo=UTC))  # midnight in Tokyo
+        charts = as_alice.get(f"/usage/?period={period}").context["charts"]
+        slot = {"today": 0, "30": -1, "fiscal-year": -1, "years": -1}[period]
+        assert charts["troubles"].sums[slot] == 5
+        assert sum(charts["troubles"].sums) == 5
+
+    def test_the_language_is_the_readers(self, as_alice, key):
+        self.refuse(key, "insufficient_quota")
+        page = as_alice.get("/usage/", headers={"accept-language": "ja"}).content.decode()
+        assert "1 日または 1 か月の利用上限に達した" in page
+
+    def test_every_code_of_the_gateway_has_words(self):
+        codes = set(re.findall(r"\d{3}  ([a-z_, ]+?)(?:  |$)", errors.__doc__, re.MULTILINE))
+        codes = {code for line in codes for code in line.split(", ")}
+        assert len(codes) > 15
+        assert codes - reasons.WORDS.keys() == set()
+        assert {status for status in UsageRecord.Status if status != "finished"} <= reasons.WORDS.keys()
+
+    def test_a_code_that_is_not_known_here_stands_for_itself(self, as_alice, key):
+        self.refuse(key, "of_a_newer_gateway")
+        assert "of_a_newer_gateway" in as_alice.get("/usage/").content.decode()
+
+
 class TestPeriods:
     @pytest.mark.parametrize(
         ("name", "first", "last"),
@@ -278,6 +502,13 @@ class TestPeriods:
             ("today", date(2026, 3, 1), date(2026, 3, 1)),
             ("fiscal-year", date(2025, 4, 1), date(2026, 3, 1)),
             ("last-fiscal-year", date(2024, 4, 1), date(2025, 3, 31)),
+            ("yesterday", date(2026, 2, 28), date(2026, 2, 28)),
+            ("years", date(2021, 4, 1), date(2026, 3, 1)),
+            ("2026-02-03", date(2026, 2, 3), date(2026, 2, 3)),
+            ("2026-02", date(2026, 2, 1), date(2026, 2, 28)),
+            ("2026-03", date(2026, 3, 1), date(2026, 3, 1)),
+            ("FY2024", date(2024, 4, 1), date(2025, 3, 31)),
+            ("FY2025", date(2025, 4, 1), date(2026, 3, 1)),
         ],
     )
     def test_they_are_whole_days_of_the_zone(self, name, first, last):
@@ -295,6 +526,10 @@ class TestPeriods:
             ("14", date(2026, 3, 14), date(2026, 2, 15), date(2026, 2, 28)),
             ("today", date(2026, 3, 1), date(2026, 2, 28), date(2026, 2, 28)),
             ("fiscal-year", date(2028, 2, 29), date(2026, 4, 1), date(2027, 2, 28)),
+            ("2026-03-01", date(2026, 3, 14), date(2026, 2, 28), date(2026, 2, 28)),
+            ("2026-02", date(2026, 3, 14), date(2026, 1, 1), date(2026, 1, 31)),
+            ("2026-03", date(2026, 3, 14), date(2026, 2, 1), date(2026, 2, 14)),
+            ("FY2025", date(2026, 3, 14), date(2024, 4, 1), date(2025, 3, 14)),
         ],
     )
     def test_each_is_compared_with_what_was_before(self, name, today, first, last):
@@ -302,9 +537,33 @@ class TestPeriods:
         before = periods.before(period)
         assert (before.first, before.last) == (first, last)
 
-    def test_an_unknown_name_is_refused(self):
+    @pytest.mark.parametrize(
+        "name", ["15", "", "2026-13", "2026-02-30", "FY0000", "FY9999", "9999-12", "2026-11-21", "2026-12", "FY2027"]
+    )
+    def test_an_unknown_name_and_what_has_not_begun_is_refused(self, name):
         with pytest.raises(KeyError):
-            periods.period("15", timezone.now(), TOKYO)
+            periods.period(name, datetime(2026, 11, 20, 3, tzinfo=UTC), TOKYO)
+
+    @pytest.mark.parametrize(
+        ("first", "last", "months"),
+        [
+            (date(2026, 11, 1), date(2026, 11, 20), 0),
+            (date(2026, 11, 1), date(2026, 11, 30), 1),
+            (date(2026, 10, 31), date(2026, 12, 1), 1),
+            (date(2026, 8, 23), date(2026, 11, 20), 2),
+            (date(2025, 4, 1), date(2026, 3, 31), 12),
+            (date(2026, 2, 10), date(2026, 3, 20), 0),
+        ],
+    )
+    def test_whole_months_and_the_days_around_are_all_of_it_once(self, first, last, months):
+        period = periods.Period(name="", first=first, last=last)
+        whole, around = period.split()
+        days = [periods.Period(name="", first=begin, last=end).days for begin, end in around]
+        days += [
+            periods.Period(name="", first=month, last=periods.following(month) - timedelta(1)).days for month in whole
+        ]
+        assert sorted(day for some in days for day in some) == period.days
+        assert len(whole) == months
 
 
 def row(day: date, model: str, tokens: int) -> dict:

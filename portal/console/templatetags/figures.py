@@ -46,6 +46,12 @@ def times(value: int, factor: int) -> int:
     return value * factor
 
 
+@register.filter
+def absolute(value: int) -> int:
+    """Without its sign, for who writes it with another one."""
+    return abs(value)
+
+
 @register.simple_tag(takes_context=True)
 def moment(context: Context, value: datetime) -> SafeString:
     """A time in the zone of the page (`zone` in its context), the exact instant on hover."""
