@@ -171,6 +171,10 @@ WORDS: dict[Language, dict[str, str]] = {
         "embedding": "埋め込み",
         "rerank": "リランク",
         "transcription": "文字起こし",
+        "object expected": "オブジェクトにしてください",
+        "too long": "長すぎます",
+        "too many parts": "パートが多すぎます",
+        "no final boundary": "終わりの boundary がありません",
     },
 }
 

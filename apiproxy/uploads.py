@@ -131,7 +131,7 @@ class Form:
     def _part_begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise BadRequest("invalid_form", code="invalid_value", detail=f"more than {MAX_PARTS} parts")
+            raise BadRequest("invalid_form", code="invalid_value", detail="too many parts")
         self._name, self._is_file = b"", False
         self._header = (bytearray(), bytearray())
         self._head = []

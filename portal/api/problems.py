@@ -1,12 +1,13 @@
 """Errors of the API as problem details (RFC 9457), in the person's language."""
 
 from collections.abc import Iterator
+from json import JSONDecodeError
 from typing import Any
 
 from django.core.exceptions import ValidationError as Invalid
 from django.utils.translation import gettext as _
 from rest_framework import status
-from rest_framework.exceptions import APIException, NotAuthenticated, ValidationError
+from rest_framework.exceptions import APIException, NotAuthenticated, ParseError, ValidationError
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
@@ -44,6 +45,11 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         told = problem(answer.status_code, " ".join(one["detail"] for one in found), found)
     elif isinstance(error, NotAuthenticated):
         told = problem(answer.status_code, _("Sign in, or send a management key."))
+    elif isinstance(error, ParseError) and isinstance(where := error.__context__, JSONDecodeError):
+        place = {"line": where.lineno, "column": where.colno}
+        told = problem(
+            answer.status_code, _("This is not valid JSON from line %(line)s, column %(column)s on.") % place
+        )
     else:
         told = problem(answer.status_code, str(error.detail) if isinstance(error, APIException) else "")
     for name, value in answer.headers.items():
