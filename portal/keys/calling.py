@@ -32,10 +32,11 @@ class Calls:
 
 def calls(offer: Offer, *, base_url: str, key: str = "") -> Calls:
     """The calls of a model at `base_url` (ends in /v1). Without a key they read it from the environment."""
+    given = key or _("your API key")
     return Calls(
         curl=curl(offer, base_url, key),
         python=python(offer, base_url, key),
-        environment=f"{ADDRESS}={base_url}\n{VARIABLE}={key or _('your API key')}",
+        environment=f"{ADDRESS}={base_url}\n{VARIABLE}={given}",
         dify=dify(offer, base_url, key),
         open_webui=open_webui(offer, base_url, key),
     )

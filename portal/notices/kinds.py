@@ -76,7 +76,8 @@ def key_revoked_text(facts: Facts) -> str:
         if facts["by"]
         else _("%(key)s (%(prefix)s…) of %(tenant)s was revoked.")
     )
-    return f"{who % facts} {_('Programs that still use it are refused with error 401.')} {because}".strip()
+    refused = _("Programs that still use it are refused with error 401.")
+    return f"{who % facts} {refused} {because}".strip()
 
 
 def responsible_left_text(facts: Facts) -> str:
@@ -96,7 +97,8 @@ def membership_ended_text(facts: Facts) -> str:
     keys = ngettext(
         "Your API key there has stopped working.", "Your %(keys)s API keys there have stopped working.", facts["keys"]
     )
-    return f"{first} {keys % facts} {_('If that is a mistake, ask the people who run this server or your IT desk.')}"
+    whom = _("If that is a mistake, ask the people who run this server or your IT desk.")
+    return f"{first} {keys % facts} {whom}"
 
 
 # --- quotas
@@ -150,7 +152,8 @@ def request_asked_text(facts: Facts) -> str:
         "bound": bound(facts),
         "had": number_format(facts["had"], force_grouping=True),
     }
-    return f"{text} {_('Reason: %(because)s') % {'because': facts['reason']}}" if facts["reason"] else text
+    reason = _("Reason: %(because)s") % {"because": facts["reason"]}
+    return f"{text} {reason}" if facts["reason"] else text
 
 
 def request_decided(facts: Facts) -> str:
@@ -165,7 +168,8 @@ def request_decided_text(facts: Facts) -> str:
             "by": facts["by"],
             "bound": bound({**facts, "amount": facts["granted"]}),
         }
-    return f"{text} {_('Note: %(note)s') % facts}" if facts["note"] else text
+    note = _("Note: %(note)s") % facts
+    return f"{text} {note}" if facts["note"] else text
 
 
 # --- for operators

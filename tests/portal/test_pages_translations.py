@@ -1,5 +1,6 @@
 """Every text has its Japanese. After adding texts: the command at the top of django.po, then translate."""
 
+import ast
 import shutil
 import subprocess
 from pathlib import Path
@@ -42,3 +43,24 @@ def test_no_translation_is_a_guess(extracted):
 
 def test_placeholders_are_the_same_in_both_languages():
     subprocess.run(["msgfmt", "--check-format", "--output-file", "/dev/null", TEXTS], check=True)
+
+
+MARKS = {"_", "gettext", "gettext_lazy", "ngettext", "ngettext_lazy", "pgettext", "npgettext"}
+
+
+def hidden(source: str) -> list[int]:
+    """Lines with a text inside an f-string, where xgettext does not look, so that it stays untranslated unnoticed."""
+    calls = (
+        call
+        for part in ast.walk(ast.parse(source))
+        if isinstance(part, ast.JoinedStr)
+        for call in ast.walk(part)
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in MARKS
+    )
+    return [call.lineno for call in calls if isinstance(call.args[0], ast.Constant)]
+
+
+def test_no_text_hides_in_an_f_string():
+    assert hidden("f\"{_('lost')} {_(found)}\"") == [1]
+    sources = [path for part in ("portal", "modelregistry") for path in (settings.BASE_DIR / part).rglob("*.py")]
+    assert {str(path): lines for path in sources if (lines := hidden(path.read_text()))} == {}
