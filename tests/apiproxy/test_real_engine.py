@@ -1,5 +1,6 @@
 """Real clients and a real engine: the openai SDK through the gateway to llama.cpp. What is metered is what was told."""
 
+import concurrent.futures
 import json
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from modelregistry.engines import XLLAMACPP_LAUNCHER
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue
+from portal.keys.models import ApiKey
 from portal.metering.models import UsageRecord
 from tests import engines
 from tests.apiproxy.conftest import serving
@@ -73,7 +75,8 @@ def real(transactional_db, settings, tmp_path, alice, research, urls) -> Iterato
     for task, url in urls.items():
         name = "chat" if task == "chat" else "vectors"
         model = ServedModel.objects.create(name=name, engine="llama.cpp", task=task, path="/m.gguf")
-        Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=url, api_key="k")
+        slots = 2 if task == "chat" else None
+        Replica.objects.create(model=model, host=host, state="ready", url=url, api_key="k", slots=slots)
     _, key = issue(tenant=research, user=alice, name="test")
     with serving() as (url, _, _):
         sdk = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
@@ -201,3 +204,22 @@ def test_an_engine_without_ranking_says_so(real):
     response = real.http.post("/v1/rerank", json={"model": "vectors", "query": "a", "documents": ["b"]})
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "path_not_supported"
+
+
+def test_batch_leaves_a_slot_to_people_and_goes_when_they_have_theirs(real, research):
+    """Two slots: one person has one of them, so batch waits, and the next person is served at once."""
+    _, text = issue(tenant=research, service="nightly", name="nightly", key_class=ApiKey.Class.BATCH)
+    batch = openai.OpenAI(base_url=real.sdk.base_url, api_key=text, max_retries=0, timeout=60)
+    long = {"stream": True, "extra_body": {"ignore_eos": True, "user": "first"}, "max_tokens": 400}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first = real.sdk.chat.completions.create(model="chat", messages=QUESTION, **long)
+        next(iter(first))
+        waits = pool.submit(batch.chat.completions.create, model="chat", messages=QUESTION, max_tokens=8, user="batch")
+        until(lambda: "\nmadoguchi_batch_waiting 1\n" in real.http.get("/metrics").text)
+        assert real.chat(user="second").usage.completion_tokens > 0
+        assert not waits.done()
+        first.close()
+        assert waits.result().usage.completion_tokens > 0
+    real.last(3)
+    order = list(UsageRecord.objects.order_by("started_at").values_list("end_user", flat=True))
+    assert order == ["first", "second", "batch"]
