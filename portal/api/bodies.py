@@ -3,6 +3,7 @@
 from typing import Any
 
 import orjson
+from django.http import QueryDict
 from rest_framework.request import Request
 from rest_framework.serializers import Serializer
 
@@ -17,6 +18,8 @@ def me(request: Request) -> User:
 
 def given(shape: type[Serializer[Any]], values: Any, **context: Any) -> dict[str, Any]:
     """What was sent, checked. Raises ValidationError."""
+    if isinstance(values, QueryDict):
+        values = values.dict()  # as JSON: forms would take what is empty for what is not there
     filled = shape(data=values, context=context)
     filled.is_valid(raise_exception=True)
     return dict(filled.validated_data)

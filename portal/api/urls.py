@@ -1,6 +1,7 @@
 """`/api/`. Each app's endpoints stand in its own api.py and are registered here."""
 
-from django.urls import include, path
+from django.urls import include, path, register_converter
+from django.urls.converters import StringConverter
 from rest_framework.routers import SimpleRouter
 
 from portal.accounts import api as accounts
@@ -9,6 +10,15 @@ from portal.keys import api as keys
 from portal.metering import api as metering
 from portal.notices import api as notices
 from portal.operations import api as operations
+
+
+class Anything(StringConverter):
+    """As Django's `path`, with line feeds as well: not even what is far from an address gets a page."""
+
+    regex = "(?s:.+)"
+
+
+register_converter(Anything, "anything")
 
 router = SimpleRouter(use_regex_path=False)
 router.register("keys", keys.Keys, basename="api-keys")
@@ -43,5 +53,5 @@ urlpatterns = [
     path("v1/directory/follow/", operations.FollowDirectoryView.as_view(), name="api-directory-follow"),
     path("v1/presets/", operations.PresetsView.as_view(), name="api-presets"),
     path("v1/", include(router.urls)),
-    path("<path:rest>", views.Nowhere.as_view()),
+    path("<anything:rest>", views.Nowhere.as_view()),
 ]

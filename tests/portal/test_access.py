@@ -151,7 +151,7 @@ RULES = {
     "api/v1/replicas/": OPERATORS,
     "api/v1/replicas/<int:pk>/": OPERATORS,
     "api/v1/replicas/<int:pk>/log/": OPERATORS,
-    "api/<path:rest>": Rule(frozenset()),  # there is nothing
+    "api/<anything:rest>": Rule(frozenset()),  # there is nothing
 }
 
 
@@ -208,7 +208,7 @@ def filled(alice, bob, research) -> dict[str, str]:
         "<slug:prefix>": key_of(alice, research).prefix,
         "<slug:slug>": research.slug,
         "<path:name>": model.name,
-        "<path:rest>": "nowhere",
+        "<anything:rest>": "nowhere\nat all",
         "hosts/<int:pk>": f"hosts/{Host.objects.get().pk}",
         "models/<int:pk>": f"models/{model.pk}",
         "replicas/<int:pk>": f"replicas/{Replica.objects.get().pk}",
