@@ -45,8 +45,10 @@ class AccountsConfig(AppConfig):
 
 
 def user_name(user: Any) -> str:
-    name = user.get_full_name()
-    return f"{user.get_username()} ({name})" if name else str(user.get_username())
+    from portal.console.templatetags.figures import person
+
+    name = person(user)
+    return str(name) if name == user.get_username() else f"{user.get_username()} ({name})"
 
 
 def tenant_name(tenant: Any) -> str:

@@ -14,7 +14,7 @@ from portal.accounts.trail import SUBJECTS, Wanted
 class SearchForm(forms.Form):
     """A field that is filled in wrongly says so, and is left out of what is `wanted`."""
 
-    text = forms.CharField(label=_("Name of a person or thing"), required=False, max_length=100)
+    text = forms.CharField(label=_("Person or thing"), required=False, max_length=100)
     who = forms.CharField(label=_("Done by (user name)"), required=False, max_length=150)
     what = forms.ChoiceField(label=_("About"), required=False)
     tenant = forms.ChoiceField(label=_("Tenant"), required=False)
@@ -34,3 +34,8 @@ class SearchForm(forms.Form):
             del self.fields["tenant"]
         self.full_clean()
         self.wanted = Wanted(**self.cleaned_data)
+
+    @property
+    def is_narrowed(self) -> bool:
+        """By one of the fields that are out of sight else, or wrongly by one."""
+        return any(self.data.get(name) for name in ("who", "tenant", "since", "until"))

@@ -17,7 +17,7 @@ from django.db.models.functions import Cast
 from django.utils.dateparse import parse_datetime
 from django.utils.formats import number_format
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, pgettext_lazy
+from django.utils.translation import gettext_lazy, pgettext, pgettext_lazy
 
 from portal.accounts import audit
 from portal.accounts.models import AuditEvent, User
@@ -197,6 +197,8 @@ def changes(event: AuditEvent, zone: ZoneInfo) -> Iterator[Change]:
     secret = {name for _model, names in watched for name in names}
     for name in {**before, **after}:
         field = fields.get(name)
+        if field is not None and field.primary_key:
+            continue  # is on every event anyway
         label = str(field.verbose_name) if field else name.replace("_", " ")
         was, became = (
             (_secret_text(side[name]) if name in secret else _text(field, side[name], zone)) if name in side else ""
@@ -214,7 +216,7 @@ def _text(field: "models.Field[Any, Any] | None", value: Any, zone: ZoneInfo) ->
     if value is None or value == "" or value == []:
         return "–"
     if isinstance(value, bool):
-        return _("yes") if value else _("no")
+        return pgettext("value", "yes") if value else pgettext("value", "no")
     if isinstance(value, int):
         return number_format(value, force_grouping=True)
     if isinstance(value, list):
