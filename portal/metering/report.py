@@ -324,7 +324,8 @@ def names(group: str, values: Iterable[Any]) -> dict[Any, tuple[str, str]]:
         return {value: (value or _("not told by the client"), value) for value in values}
     found: dict[Any, tuple[str, str]] = {}
     if group == "key":
-        found = {key.pk: (str(key), str(key.pk)) for key in ApiKey.objects.in_bulk(values).values()}
+        keys = ApiKey.objects.select_related("user").in_bulk(values).values()
+        found = {key.pk: (called(key), str(key.pk)) for key in keys}
     elif group == "user":
         people = User.objects.in_bulk([value for value in values if value is not None]).values()
         found = {None: (_("service keys"), scopes.SERVICE), **{one.pk: (person(one), str(one.pk)) for one in people}}
@@ -336,6 +337,11 @@ def names(group: str, values: Iterable[Any]) -> dict[Any, tuple[str, str]]:
         value: found.get(value) or (gone % {"number": value}, "" if group == "tenant" else str(value))
         for value in values
     }
+
+
+def called(key: ApiKey) -> str:
+    """The text of a playground's key is another one tomorrow, so it is named after its person."""
+    return _("Playground of %(person)s") % {"person": person(key.user)} if key.user and key.is_playground else str(key)
 
 
 def focused(focus: Focus) -> list[tuple[str, str]]:
