@@ -22,6 +22,10 @@ WORDS: dict[str, tuple[Promise, Promise]] = {
         _("too many at once, or in a minute"),
         _("Let the program wait and try again: the answer says after how many seconds."),
     ),
+    "batch_held_back": (
+        _("a batch key’s request while others were waiting"),
+        _("Let the program wait and try again: it goes on when fewer people wait for answers."),
+    ),
     "model_not_found": (
         _("no such model, or not for this key"),
         _("Compare the name with the page “Models”, and what the key may use with the page of the key."),
