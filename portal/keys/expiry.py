@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from django.db.models import Q, QuerySet
 
 from portal.accounts.tenancy import admins_of, operators
+from portal.console.templatetags.figures import person
 from portal.keys.issuing import concerned
 from portal.keys.keyring import responsible_is_here
 from portal.keys.models import ApiKey
@@ -54,7 +55,7 @@ def tell_leavers() -> None:
             key=key.name,
             prefix=key.prefix,
             tenant=key.tenant.name,
-            person=str(key.responsible),
+            person=person(key.responsible) if key.responsible else "",
         )
 
 

@@ -13,6 +13,7 @@ from modelregistry.models import ServedModel
 from portal.accounts import audit
 from portal.accounts.models import Tenant, User
 from portal.accounts.tenancy import admins_of, operators
+from portal.console.templatetags.figures import person
 from portal.keys import secret
 from portal.keys.models import ApiKey, check_networks
 from portal.metering.models import Quota
@@ -67,8 +68,8 @@ def issue(
     it is for all models that the tenant may use, without `networks` (as networks.parse gives them) from everywhere.
     Raises NotAMember, also for who is responsible, and ValidationError for what is no network.
     """
-    for person in (user, responsible):
-        belongs(person, tenant)
+    for member in (user, responsible):
+        belongs(member, tenant)
     check_networks(list(networks))
     chosen = list(allowed_models)
     key = ApiKey(
@@ -156,14 +157,14 @@ def revoke(key: ApiKey, because: str = "", *, by: User | None = None) -> None:
         key.revoked_at, key.revoked_because = timezone.now(), because[:200]
         key.save(update_fields=["revoked_at", "revoked_because"])
         tell(
-            [person for person in concerned(key) if person != by],
+            [one for one in concerned(key) if one != by],
             "key-revoked",
             key.prefix,
             path=f"/keys/{key.prefix}/",
             key=key.name,
             prefix=key.prefix,
             tenant=key.tenant.name,
-            by=str(by) if by else "",
+            by=person(by) if by else "",
             because=key.revoked_because,
         )
 
@@ -182,14 +183,14 @@ def concerned(key: ApiKey) -> set[User]:
 
 def answers(key: ApiKey) -> bool:
     """Whether somebody is responsible for this service key who still is in its tenant."""
-    person = key.responsible
-    return person is not None and person.is_active and person.memberships.filter(tenant=key.tenant_id).exists()
+    who = key.responsible
+    return who is not None and who.is_active and who.memberships.filter(tenant=key.tenant_id).exists()
 
 
-def belongs(person: User | None, tenant: Tenant) -> None:
+def belongs(user: User | None, tenant: Tenant) -> None:
     """Raises NotAMember; nobody is nobody's member and no matter."""
-    if person is not None and not person.memberships.filter(tenant=tenant).exists():
-        raise NotAMember(f"{person.get_username()} is not a member of {tenant.slug}")
+    if user is not None and not user.memberships.filter(tenant=tenant).exists():
+        raise NotAMember(f"{user.get_username()} is not a member of {tenant.slug}")
 
 
 def found_in(text: str) -> tuple[list[ApiKey], int]:

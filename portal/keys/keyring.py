@@ -10,6 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.tenancy import administered_tenants
+from portal.console.templatetags.figures import person
 from portal.keys.models import ApiKey
 
 # Long enough to make a new key and change what uses the old one, holidays included.
@@ -192,13 +193,13 @@ def _held(key: ApiKey, now: datetime) -> Held:
         class_name=str(ApiKey.Class(key.key_class).label),
         networks=tuple(key.networks),
         service=key.service,
-        responsible=str(key.responsible) if key.responsible else "",
+        responsible=person(key.responsible) if key.responsible else "",
         answers=key.answers,  # type: ignore[attr-defined]
         tenant=key.tenant.name,
         tenant_slug=key.tenant.slug,
         models=None if key.every_model else tuple(model.name for model in key.allowed_models.all()),
         created_at=key.created_at,
-        created_by=str(key.created_by) if key.created_by else "",
+        created_by=person(key.created_by) if key.created_by else "",
         last_used_at=key.last_used_at,
         last_used_from=key.last_used_from or "",
         last_used_with=key.last_used_with,

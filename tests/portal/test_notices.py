@@ -1,5 +1,6 @@
 """What people are told: written once, read in the reader's language."""
 
+import re
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -116,9 +117,9 @@ def test_every_kind_can_be_read_in_both_languages(alice, kind):
     facts = stored(alice, kind)
     english, japanese = (sentences(kind, language, **facts) for language in ("en", "ja"))
     assert "%" not in english.replace("83 %", "")
-    assert english != japanese
-    for value in ("laptop", "研究部", "Alice", "Bob"):
-        assert (value in english) == (value in japanese)
+    for value in facts.values():
+        japanese = japanese.replace(str(value), "")
+    assert re.findall(r"[A-Za-z]{2,} [a-z]{2,}", japanese) == []  # a part that is not translated
 
 
 @pytest.mark.parametrize(

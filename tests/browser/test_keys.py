@@ -1,0 +1,162 @@
+"""Service keys, replacing a key, notices and settings, in the browser and as they look."""
+
+import re
+from datetime import timedelta
+
+import pytest
+from django.urls import reverse
+from django.utils import timezone
+from playwright.sync_api import expect
+
+from portal.accounts.models import Membership
+from portal.keys import issuing
+from portal.keys.models import ApiKey
+from portal.metering.models import Quota
+from portal.notices.telling import tell
+from tests.browser.pages import looks, sign_in
+from tests.conftest import person
+from tests.pages import serve, use
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+LONG = "夜間バッチ-議事録の要約とタグ付けを行うとても長い名前のキー（本番環境サーバー用）"
+LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-telephone-does"
+
+
+def test_a_tenant_admin_sets_up_dify(open_page, bob, research):
+    qwen = serve("qwen")
+    qwen.args = ["--jinja"]
+    qwen.save()
+    serve("e5", task="embedding")
+    page = open_page("en")
+    sign_in(page, "bob")
+    page.goto(reverse("keys"))
+    page.get_by_role("link", name="Service keys").click()
+    page.get_by_role("link", name="Create a service key").first.click()
+    page.get_by_label("Name").fill("Dify")
+    expect(page.get_by_label("Responsible")).to_have_value("bob")
+    page.get_by_text("More: models, purpose, class, networks").click()
+    page.get_by_label("Allowed networks").fill("10.1.2.3/16")
+    page.get_by_role("button", name="Create the key").click()
+    expect(page.locator(".wrong .error")).to_contain_text("Write 10.1.0.0/16")
+    expect(page.get_by_label("Allowed networks")).to_be_focused()
+    page.get_by_label("Allowed networks").fill("127.0.0.0/8")
+    page.get_by_role("button", name="Create the key").click()
+    text = page.locator("#key").inner_text()
+    key = ApiKey.objects.get()
+    assert (text[:12], key.service, key.responsible, key.networks) == (key.prefix, "Dify", bob, ["127.0.0.0/8"])
+
+    page.goto(reverse("key", args=[key.prefix]))
+    page.get_by_text("Dify", exact=True).last.click()
+    fields = page.locator(".tab.dify")
+    expect(fields).to_contain_text("Function Call Type Tool Call", use_inner_text=True)
+    page.get_by_role("button", name="Copy API Base URL").click()
+    expect(page.locator("[data-said]")).to_have_text("Copied")
+    assert re.fullmatch(r"http://.*/v1", page.evaluate("navigator.clipboard.readText()"))
+    page.get_by_label("Model", exact=True).select_option("e5")
+    page.get_by_role("button", name="Show its settings").click()
+    page.get_by_text("Open WebUI", exact=True).last.click()
+    expect(page.locator(".tab.webui")).to_contain_text("RAG_EMBEDDING_MODEL=e5")
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_a_key_is_replaced_while_both_work(open_page, bob, research, language):
+    key, _ = issuing.issue(tenant=research, service="Dify", name="Dify", responsible=bob)
+    page = open_page(language)
+    sign_in(page, "bob")
+    page.goto(reverse("key", args=[key.prefix]))
+    page.locator(
+        "details.more > summary", has_text={"ja": "新しいキーに替える", "en": "Replace this key"}[language]
+    ).click()
+    page.locator("form[action$='/rotate/'] button").click()
+    text = page.locator("#key").inner_text()
+    new = ApiKey.objects.get(replaces=key)
+    assert text.startswith(new.prefix)
+    assert set(ApiKey.objects.usable()) == {key, new}
+    page.goto(reverse("key", args=[key.prefix]))
+    page.get_by_role("link", name=new.prefix).click()
+    expect(page).to_have_url(re.compile(f"/keys/{new.prefix}/"))
+
+
+def test_a_notice_leads_to_what_it_tells_of(open_page, alice, research):
+    key, _ = issuing.issue(tenant=research, user=alice, name="laptop")
+    issuing.revoke(key, because="the laptop was lost")
+    page = open_page("en")
+    sign_in(page)
+    page.get_by_label("1 unread notice").click()
+    page.get_by_role("link", name="Notices").click()
+    expect(page.locator(".notices")).to_contain_text("Reason: the laptop was lost")
+    page.get_by_role("link", name="The key “laptop” was revoked").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("laptop")
+    expect(page.get_by_label("1 unread notice")).to_have_count(0)
+
+
+def test_language_and_colours_are_chosen_for_good(open_page, alice):
+    page = open_page("en")
+    sign_in(page)
+    page.goto(reverse("settings"))
+    page.get_by_text("日本語", exact=True).last.click()
+    page.get_by_text("dark", exact=True).click()
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("status").first).to_have_text("保存しました。")
+    expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+    page.goto("/")
+    expect(page.locator("html")).to_have_attribute("lang", "ja")
+
+
+@pytest.fixture
+def everything(bob, research):
+    """A tenant admin with plenty of everything, with long names."""
+    research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
+    research.save()
+    model = serve(LONG_MODEL, context=131_072)
+    serve("e5", task="embedding", state="asleep")
+    gone = person("takahashi.shinnosuke.contractor", research, first_name="慎之介", last_name="高橋")
+    key, _ = issuing.issue(
+        tenant=research, service=LONG, name=LONG, responsible=gone, purpose=LONG * 4, key_class="batch",
+        networks=["10.0.0.0/8", "2001:db8:aaaa:bbbb:cccc:dddd:eeee:0/112"], allowed_models=[model], created_by=bob,
+        expires_at=timezone.now() + timedelta(days=3),
+    )  # fmt: skip
+    Membership.objects.get(user=gone).delete()
+    use(key, tokens=(123_456_789, 98_765), model=LONG_MODEL)
+    ApiKey.objects.filter(pk=key.pk).update(last_used_from="10.255.255.254", last_used_with="OpenAI/Python 3.54.0")
+    Quota.objects.create(key=key, unit="tokens", window="day", amount=100_000_000)
+    old, _ = issuing.issue(tenant=research, service="Open WebUI", name="Open WebUI", responsible=bob)
+    issuing.rotate(old, timedelta(days=7), by=bob)
+    ended, _ = issuing.issue(tenant=research, service="old", name="old", responsible=bob)
+    issuing.revoke(ended, because="leaked")
+    facts = {"key": LONG, "prefix": key.prefix, "tenant": research.name, "at": timezone.now()}
+    tell([bob], "key-expires", "1", path=f"/keys/{key.prefix}/", days=3, **facts)
+    tell([bob], "key-expired", "1", **facts)
+    tell([bob], "membership-ended", "1", tenant=research.name, keys=2)
+    bob.notices.filter(kind="membership-ended").update(read_at=timezone.now())
+    return key
+
+
+def pages(key) -> list[str]:
+    names = ["keys", "key-new", "key-services", "key-service-new", "notices", "settings"]
+    one = [reverse(name, args=[key.prefix]) for name in ("key", "key-edit")]
+    ended = ApiKey.objects.get(name="old")
+    return [*(reverse(name) for name in names), *one, reverse("key", args=[ended.prefix]), "/keys/services/?ended=1"]
+
+
+@pytest.mark.parametrize("language", ["ja", "en"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, everything, language, width):
+    page = open_page(language, width=width)
+    sign_in(page, "bob")
+    for path in pages(everything):
+        page.goto(path)
+        for folded in page.locator("details:not(.menu) > summary").all():
+            folded.click()
+        assert looks(page, "tooWide") == [], path
+        assert looks(page, "tooSmall") == [], path
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_have_enough_contrast(open_page, everything, scheme):
+    page = open_page(scheme=scheme)
+    sign_in(page, "bob")
+    for path in pages(everything):
+        page.goto(path)
+        assert looks(page, "faint") == [], path
