@@ -226,6 +226,17 @@ class Directory:
             root.modify_s(group_dn(group), [(ldap.MOD_DELETE, "member", self.people[uid].dn.encode())])
 
     @contextlib.contextmanager
+    def without_group(self, inner: str, outer: str) -> Iterator[None]:
+        """The inner group is no member of the outer one."""
+        member = group_dn(inner).encode()
+        with self.as_root() as root:
+            root.modify_s(group_dn(outer), [(ldap.MOD_DELETE, "member", member)])
+            try:
+                yield
+            finally:
+                root.modify_s(group_dn(outer), [(ldap.MOD_ADD, "member", member)])
+
+    @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """The server accepts connections (its kernel does) and answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
