@@ -1,11 +1,13 @@
 """Writes what the quarter left behind in the audit log, the directory's state and people's notices."""
 
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import AuditEvent, DirectoryState, Membership, User
+from portal.accounts.roster import Outcome
 from portal.console.believable import workdays
 from portal.console.believable.keyrings import Holder
 from portal.console.believable.plan import CHAT, CODE, LARGE, NEW, SMALL
@@ -41,10 +43,11 @@ def write(
     events += [*_sessions(chance, now, holders), *_memberships(chance, now)]
     AuditEvent.objects.bulk_create(sorted(events, key=lambda event: event.at), batch_size=1000)
     if directory:
+        people = User.objects.exclude(directory_id=None).count()
         DirectoryState.objects.create(
             tried_at=now - timedelta(minutes=21),
             succeeded_at=now - timedelta(minutes=21),
-            outcome={"people": User.objects.exclude(directory_id=None).count(), "left": 0, "returned": 0, "changed": 2},
+            outcome=asdict(Outcome(people=people, left=1, returned=0, changed=2, name_taken=())),
         )
 
 
@@ -108,7 +111,7 @@ def _quotas(chance: Random, now: datetime, staff: Staff) -> list[AuditEvent]:
         slug = tenant.slug if tenant else ""
         by_operator = not tenant or not (quota.user or quota.each or quota.key)
         actor = chance.choice(staff.operators) if by_operator else staff.admin(slug)
-        at = now - timedelta(days=chance.uniform(2, 89))
+        at = workdays.at_work(chance, now, chance.uniform(2, 89))
         after = {"unit": quota.unit, "window": quota.window, "amount": quota.amount}
         more: dict[str, Any] = {"tenant": tenant, "address": _address(chance)}
         if chance.random() < 0.4:
@@ -128,14 +131,11 @@ def _sessions(chance: Random, now: datetime, holders: list[Holder]) -> list[Audi
         user = holder.user
         if user is None:
             continue
-        at, address = holder.since - timedelta(minutes=3), _address(chance)
-        last = None
-        while at < now:
-            events.append(_event(at, user, "session.begin", user, "user", address=address))
-            last = at
-            at += timedelta(days=chance.expovariate(1 / 16), hours=chance.uniform(-2, 2))
-            while at < now and not workdays.is_working_day(at.date()):
-                at += timedelta(days=1)
+        address, last, ago = _address(chance), holder.since - timedelta(minutes=3), (now - holder.since).days
+        events.append(_event(last, user, "session.begin", user, "user", address=address))
+        while (ago := ago - 1 - int(chance.expovariate(1 / 16))) > 0:
+            last = workdays.at_work(chance, now, ago)
+            events.append(_event(last, user, "session.begin", user, "user", address=address))
         user.last_login = last
     User.objects.bulk_update([holder.user for holder in holders if holder.user], ["last_login"], batch_size=500)
     return events

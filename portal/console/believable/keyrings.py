@@ -12,6 +12,7 @@ from django.conf import settings
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.api.keys import LEAD
+from portal.console.believable import workdays
 from portal.console.believable.plan import DEPARTMENTS, SERVICES, Department, Service
 from portal.console.believable.staff import ADMIN, EMPLOYEE, OPERATOR, Staff
 from portal.keys import secret
@@ -96,11 +97,12 @@ def _personal(chance: Random, now: datetime, staff: Staff, days: int) -> list[Ho
             # Few were there before; most came by word of mouth, more each month, as an S-curve has it.
             ago = days + chance.randrange(5, 60) if guest or chance.random() < 0.22 else _joined(chance, days)
             heavy = 4.0 if guest else min(18.0, chance.lognormvariate(-0.35, 0.95))
-            keys = _chain(chance, now, tenant, user, now - timedelta(days=ago, hours=chance.uniform(0, 9)))
+            keys = _chain(chance, now, tenant, user, workdays.at_work(chance, now, ago), chance.choice(NAMES))
             holders.append(Holder(department, keys, user=user, heavy=heavy))
             if chance.random() < 0.09 * (1 + heavy):  # a second one, for another machine
-                since = now - timedelta(days=chance.uniform(1, ago))
-                more = _chain(chance, now, tenant, user, since)
+                since = workdays.at_work(chance, now, chance.uniform(1, ago))
+                other = chance.choice([name for name in NAMES if name != keys[0].name])
+                more = _chain(chance, now, tenant, user, since, other)
                 holders.append(Holder(department, more, user=user, heavy=heavy * 0.5))
     return holders
 
@@ -110,9 +112,9 @@ def _joined(chance: Random, days: int) -> int:
     return max(1, min(days - 1, round(chance.gauss(0.52, 0.24) * days)))
 
 
-def _chain(chance: Random, now: datetime, tenant: Tenant, user: User, since: datetime) -> list[ApiKey]:
+def _chain(chance: Random, now: datetime, tenant: Tenant, user: User, since: datetime, name: str) -> list[ApiKey]:
     """A key and those that followed when it expired: most people make a new one within some days."""
-    name, purpose, valid = chance.choice(NAMES), chance.choice(PURPOSES), tenant.key_days
+    purpose, valid = chance.choice(PURPOSES), tenant.key_days
     keys: list[ApiKey] = []
     while since < now:
         expires = since + timedelta(days=valid) if valid else None
@@ -139,7 +141,7 @@ def _services(chance: Random, now: datetime, staff: Staff) -> list[Holder]:
         key = _key(
             chance,
             tenant,
-            now - timedelta(days=service.since, hours=3),
+            workdays.at_work(chance, now, service.since),
             None if service.batch else now + timedelta(days=chance.choice((5, 24, 90, 200))),
             service=service.service,
             name=service.name,

@@ -16,7 +16,7 @@ from modelregistry.models import ServedModel
 from portal.accounts.models import User
 from portal.console.believable import workdays
 from portal.console.believable.keyrings import Holder
-from portal.console.believable.plan import DEPARTMENTS, LARGE, Department
+from portal.console.believable.plan import DEPARTMENTS, ENGINEERS_MIX, LARGE, RESEARCH_MIX, Department
 from portal.console.believable.staff import EMPLOYEE, HOME, Staff
 from portal.keys.models import ApiKey
 from portal.metering.models import Quota, QuotaRequest, RefusalHour, UsageDay
@@ -28,11 +28,16 @@ USED_UP = {HOME: 0.87, "legal": 0.94, "quality": 1.0, "aoba-software": 0.85}
 REASONS = (
     ("展示会の準備で、今月だけ資料の翻訳が増えます。", "今月分を増やしました。来月は元に戻します。"),
     ("新人研修で全員が使うためです。", "研修の期間は問題ありません。"),
-    ("過去 5 年分の不具合報告を一度に分類したいです。", "夜間のバッチ用キーで実行してください。"),
-    ("コードレビューの対象リポジトリが増えました。", "効果が出ているとのこと、増やします。"),
     ("長い契約書の要約で一日の上限に届いてしまいます。", "了解しました。"),
-    ("お客様への回答支援を全拠点に広げます。", "全体の上限内に収まるため承認します。"),
     ("決算の時期は使用量が倍になります。", "決算の間だけとします。"),
+    ("提案書の下書きに毎日使っています。", "効果が出ているとのこと、増やします。"),
+    ("議事録の要約を課の全員分まとめて行います。", "全体の上限内に収まるため承認します。"),
+)
+ENGINEERS = (
+    ("コードレビューの対象リポジトリが増えました。", "効果が出ているとのこと、増やします。"),
+    ("過去 5 年分の不具合報告を一度に分類したいです。", "夜間に、バッチ用のキーで実行してください。"),
+    ("論文と特許の要約をまとめて作ります。", "全体の上限内に収まるため承認します。"),
+    ("評価用のプロンプトを一晩で流したいです。", "夜間であれば問題ありません。"),
 )
 REFUSALS = {
     "rate_limit_exceeded": 46,
@@ -50,7 +55,7 @@ REFUSALS = {
 def decide(
     chance: Random, now: datetime, staff: Staff, holders: list[Holder], models: dict[str, ServedModel], days: int
 ) -> None:
-    quotas = [*_defaults(staff), *_of_tenants(now, staff, models), *_of_people(chance, now, staff, holders)]
+    quotas = [*_defaults(staff), *_of_tenants(chance, now, staff, models), *_of_people(chance, now, staff, holders)]
     Quota.objects.bulk_create([*quotas, *_of_keys(now, holders)])
     QuotaRequest.objects.bulk_create(_requests(chance, now, staff, holders))
     RefusalHour.objects.bulk_create(_refusals(chance, now, holders, days), batch_size=2000)
@@ -87,7 +92,7 @@ def _defaults(staff: Staff) -> list[Quota]:
     return made
 
 
-def _of_tenants(now: datetime, staff: Staff, models: dict[str, ServedModel]) -> list[Quota]:
+def _of_tenants(chance: Random, now: datetime, staff: Staff, models: dict[str, ServedModel]) -> list[Quota]:
     made = []
     month = spent("tenant_id", _month(now))
     usual = spent("tenant_id", (now - timedelta(days=30)).date())
@@ -96,7 +101,7 @@ def _of_tenants(now: datetime, staff: Staff, models: dict[str, ServedModel]) -> 
         if used and of_month:
             amount = rounded(of_month / used) if used < 1 else of_month - of_month // 500
         else:
-            amount = rounded(1.6 * usual.get(tenant.pk, 0))
+            amount = rounded(chance.uniform(1.1, 2.8) * usual.get(tenant.pk, 0))
         made.append(Quota(tenant=tenant, unit=TOKENS, window=MONTH, amount=max(amount, 1)))
         made.append(Quota(tenant=tenant, unit=REQUESTS, window=MINUTE, amount=600))
     made.append(Quota(tenant=staff.tenants[HOME], model=models[LARGE], unit=TOKENS, window=DAY, amount=2_000_000))
@@ -148,9 +153,11 @@ class Wish:
 def _requests(chance: Random, now: datetime, staff: Staff, holders: list[Holder]) -> list[QuotaRequest]:
     """Of members to their admins, of admins to operators; answered within days, some waiting, some taken back."""
     made: dict[object, QuotaRequest] = {}
+    months = Quota.objects.filter(each="", user=None, unit=TOKENS, window=MONTH, tenant__isnull=False)
+    now_has = dict(months.values_list("tenant__slug", "amount"))
     for wish in _wishes(chance, staff, holders):
         unique = wish.department.slug, wish.user, wish.state == QuotaRequest.State.OPEN or len(made)
-        made[unique] = _request(chance, now, staff, wish)
+        made[unique] = _request(chance, now, staff, wish, now_has)
     return sorted(made.values(), key=lambda row: row.asked_at)
 
 
@@ -173,30 +180,32 @@ def _wishes(chance: Random, staff: Staff, holders: list[Holder]) -> Iterator[Wis
         yield Wish(at_home[0][0], at_home[0][1], at_home[0][1], state)
 
 
-def _request(chance: Random, now: datetime, staff: Staff, wish: Wish) -> QuotaRequest:
+def _request(chance: Random, now: datetime, staff: Staff, wish: Wish, now_has: dict[str, int]) -> QuotaRequest:
+    """`now_has`: tokens a month of each tenant."""
     State = QuotaRequest.State
     decider = staff.admin(wish.department.slug) if wish.user else staff.operators[0]
     if decider == wish.asked_by:  # nobody decides what they asked for
         decider = staff.operators[-1]
-    reason, note = chance.choice(REASONS)
-    had = _each_day(wish.department) if wish.user else 60_000_000
+    reason, note = chance.choice(ENGINEERS if wish.department.mix in (ENGINEERS_MIX, RESEARCH_MIX) else REASONS)
+    had = _each_day(wish.department) if wish.user else now_has[wish.department.slug]
     waiting = wish.state == State.OPEN
-    asked_at = now - timedelta(days=chance.uniform(0.1, 2.5) if waiting else chance.uniform(3, 80))
+    asked_at = workdays.at_work(chance, now, chance.uniform(0.1, 2.5) if waiting else chance.uniform(5, 80))
+    decided_at = min(now, asked_at + timedelta(hours=chance.choice((0.4, 1.2, 2.5, 23, 25, 48))))
     answered = wish.state in (State.GRANTED, State.REFUSED)
     return QuotaRequest(
         tenant=staff.tenants[wish.department.slug],
         user=wish.user,
         unit=TOKENS,
         window=DAY if wish.user else MONTH,
-        amount=had * chance.choice((2, 2, 3, 5)),
+        amount=rounded(had * (chance.choice((2, 2, 3, 5)) if wish.user else 1.5)),
         had=had,
         reason=reason,
         asked_by=wish.asked_by,
         asked_at=asked_at,
         state=wish.state,
-        granted=had * 2 if wish.state == State.GRANTED else None,
+        granted=rounded(had * (2 if wish.user else 1.3)) if wish.state == State.GRANTED else None,
         decided_by=decider if answered else None,
-        decided_at=asked_at + timedelta(hours=chance.uniform(0.3, 50)) if answered else None,
+        decided_at=decided_at if answered else None,
         note=(note if wish.state == State.GRANTED else "まずは今の上限の範囲でお試しください。") if answered else "",
     )
 

@@ -1,7 +1,9 @@
 """How much a Japanese company works on a day and in an hour, as shares of a full one. Pure."""
 
-from datetime import date, timedelta
+from datetime import date, datetime, time, timedelta
 from functools import cache
+from random import Random
+from zoneinfo import ZoneInfo
 
 # Calls of each local hour beside those of the others: a morning peak, lunch, an afternoon, and who stays late.
 OFFICE = (1, 1, 0, 0, 0, 0, 2, 10, 42, 92, 104, 96, 38, 84, 100, 102, 98, 84, 52, 30, 17, 10, 5, 2)
@@ -64,3 +66,17 @@ def closes_month(day: date) -> bool:
 def pace_abroad(day: date) -> float:
     """Of an office that keeps no Japanese holidays."""
     return 1.0 if day.weekday() < 5 else 0.02
+
+
+def at_work(chance: Random, now: datetime, ago: float) -> datetime:
+    """A moment at which somebody in Tokyo sat at work, about so many days ago and before now."""
+    day = (now - timedelta(days=ago)).astimezone(ZoneInfo("Asia/Tokyo")).date()
+    while True:
+        while not is_working_day(day):
+            day -= timedelta(days=1)
+        hour = chance.choices(range(24), weights=OFFICE)[0]
+        midnight = datetime.combine(day, time(), ZoneInfo("Asia/Tokyo"))
+        at = midnight + timedelta(hours=hour, seconds=3600 * chance.random())
+        if at < now:
+            return at
+        day -= timedelta(days=1)

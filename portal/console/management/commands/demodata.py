@@ -10,7 +10,8 @@ from portal.console.believable import company, staff
 
 DONE = """
 A company was made up: {tenants} tenants, {people} people, {keys} keys, {calls} calls of the last {days} days.
-Nobody knows the texts of these keys; their models stand on hosts that are not there and answer nobody.
+Nobody knows the texts of these keys. Their models stand on hosts that are not there and answer nobody; smollm2 and
+minilm do, which `make run` fetches and starts on this machine.
 {sign_in}
 Start it with: make run
 """
