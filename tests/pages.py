@@ -1,5 +1,6 @@
 """What pages show, made in one line each."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -36,7 +37,7 @@ def service_key_of(tenant: Tenant, service: str = "Dify", **more) -> ApiKey:
     return key
 
 
-def use(
+def call(
     key: ApiKey,
     *,
     tokens: tuple[int, int] = (10, 5),
@@ -44,14 +45,24 @@ def use(
     model: str = "qwen",
     estimated: bool = False,
     **more: Any,
-) -> UsageRecord:
-    """One request with this key: (prompt, completion) tokens; `more` as UsageRecord's columns."""
-    row = {
+) -> dict[str, Any]:
+    """A request with this key, as UsageRecord's columns: (prompt, completion) tokens; `more` as these columns."""
+    return {
         **{"request_id": uuid4().hex, "key_id": key.pk, "user_id": key.user_id, "tenant_id": key.tenant_id},
         **{"model": model, "replica_id": None, "endpoint": "chat/completions", "started_at": at or timezone.now()},
         **{"first_token_ms": None, "duration_ms": 100, "status": "finished", "estimated": estimated, "end_user": ""},
         **{"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "cached_tokens": 0, "reasoning_tokens": 0},
         **more,
     }
+
+
+def use(key: ApiKey, **columns: Any) -> UsageRecord:
+    """One request with this key that was made; see `call`."""
+    row = call(key, **columns)
     usage.record([row])
     return UsageRecord.objects.get(request_id=row["request_id"])
+
+
+def use_each(keys: Iterable[ApiKey], at: datetime | None = None) -> None:
+    """A request with each of these keys, all written at once: of 10 tokens, 11, 12…"""
+    usage.record([call(key, at=at, tokens=(10 + n, 0)) for n, key in enumerate(keys)])

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from django.db.models import F, Q, QuerySet, Sum
 
-from portal.metering.models import Quota, UsageDay
+from portal.metering.models import Quota, Sums, UsageDay, UsageMonth, UsageTenantDay
 from portal.metering.policy import Bound
 from portal.metering.windows import bounds as window_bounds
 
@@ -39,44 +39,54 @@ def span(window: str, zone: ZoneInfo, now: datetime) -> tuple[date, datetime]:
 
 
 def spent(counted: Sequence[tuple[Bound, date]]) -> list[int]:
-    """Of each (bound, first day of its window) what was used, in their order. One query for each scope among them.
+    """Of each (bound, first day of its window) what was used, in their order.
 
+    One query for each scope among them; two where both days and months count, which are summed in tables of their own.
     `bound.quota.model` must be there without a query.
     """
-    by_scope: dict[str, list[tuple[Bound, date]]] = defaultdict(list)
+    groups: dict[tuple[str, type[Sums]], list[tuple[Bound, date]]] = defaultdict(list)
     for bound, begin in counted:
-        by_scope[bound.scope].append((bound, begin))
-    used = {scope: _used(scope, some) for scope, some in by_scope.items()}
-    return [_sum(bound, begin, used[bound.scope]) for bound, begin in counted]
+        groups[bound.scope, _table(bound)].append((bound, begin))
+    used = {group: _used(*group, some) for group, some in groups.items()}
+    return [_sum(bound, begin, used[bound.scope, _table(bound)]) for bound, begin in counted]
 
 
 def owner_of(bound: Bound) -> Owner:
     return tuple(getattr(bound, name) for name in OWNER[bound.scope])
 
 
-def _used(scope: str, counted: Sequence[tuple[Bound, date]]) -> Used:
-    """By owner: (model, sums); the sums are called as `_name` says."""
+def _table(bound: Bound) -> type[Sums]:
+    """Where the fewest rows add up to it."""
+    if bound.scope == "tenant":
+        return UsageTenantDay
+    return UsageMonth if bound.quota.window == Quota.Window.MONTH else UsageDay
+
+
+def _used(scope: str, table: type[Sums], counted: Sequence[tuple[Bound, date]]) -> Used:
+    """By owner: (model, sums); the sums are called as `_name` says. Model "": all together, if no bound is for one."""
     begins = {begin for _, begin in counted}
+    column = "month" if table is UsageMonth else "day"
     tokens = F("prompt_tokens") + F("completion_tokens")
     sums = {}
     for begin in begins:
-        since = Q(day__gte=begin)
+        since = Q(**{f"{column}__gte": begin})
         sums[_name(Quota.Unit.TOKENS, begin)] = Sum(tokens, filter=since, default=0)
         sums[_name(Quota.Unit.REQUESTS, begin)] = Sum("requests", filter=since, default=0)
-    columns = [f"{name}_id" for name in OWNER[scope]]
-    days = _narrowed(UsageDay.objects.filter(day__gte=min(begins)), scope, [bound for bound, _ in counted])
+    owner = [f"{name}_id" for name in OWNER[scope]]
+    by_model = ["model"] if any(bound.quota.model for bound, _ in counted) else []
+    rows = table._default_manager.filter(**{f"{column}__gte": min(begins)})
     found: Used = defaultdict(list)
-    for row in days.values(*columns, "model").annotate(**sums).order_by():
-        found[tuple(row[column] for column in columns)].append((row["model"], row))
+    for row in _narrowed(rows, scope, counted).values(*owner, *by_model).annotate(**sums).order_by():
+        found[tuple(row[name] for name in owner)].append((row.get("model", ""), row))
     return found
 
 
-def _narrowed(days: QuerySet[UsageDay], scope: str, bounds: Sequence[Bound]) -> QuerySet[UsageDay]:
+def _narrowed(rows: QuerySet[Sums], scope: str, counted: Sequence[tuple[Bound, date]]) -> QuerySet[Sums]:
     for name in OWNER[scope]:
-        ids = {getattr(bound, name) for bound in bounds}
+        ids = {getattr(bound, name) for bound, _ in counted}
         if len(ids) <= NAMED:
-            days = days.filter(**{f"{name}_id__in": ids})
-    return days
+            rows = rows.filter(**{f"{name}_id__in": ids})
+    return rows
 
 
 def _sum(bound: Bound, begin: date, used: Used) -> int:

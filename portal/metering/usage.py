@@ -72,7 +72,7 @@ def by(days: QuerySet[Any], *fields: str) -> list[dict[str, Any]]:
     return [dict(row) for row in days.values(*fields).annotate(**SUMS, **TOTAL).order_by(*fields)]
 
 
-def total(days: QuerySet[UsageDay]) -> dict[str, Any]:
+def total(days: QuerySet[Any]) -> dict[str, Any]:
     """As a row of `by`, of all of them together. One query."""
     sums = days.aggregate(**SUMS)
     return {**sums, "total_tokens": sums["prompt_tokens"] + sums["completion_tokens"]}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.db.models import Count, Max, Q, QuerySet
@@ -13,7 +14,7 @@ from portal.console.templatetags.figures import person
 from portal.keys.models import ApiKey
 from portal.metering import allowance, periods, spending, usage
 from portal.metering.allowance import Allowance, Names
-from portal.metering.models import UsageDay
+from portal.metering.models import UsageMonth, UsageTenantDay
 
 SORTS = ("use", "name")
 
@@ -39,13 +40,14 @@ class Member:
         return self.membership.user
 
 
-def month_of(tenant: Tenant, now: datetime) -> QuerySet[UsageDay]:
-    return periods.period("this-month", now, tenant.zone).of(UsageDay.objects.filter(tenant=tenant))
+def month_of(tenant: Tenant, now: datetime) -> QuerySet[UsageMonth]:
+    """This month's use of the tenant, a row for each key and model."""
+    return UsageMonth.objects.filter(tenant=tenant, month=periods.period("this-month", now, tenant.zone).first)
 
 
-def used_by(days: QuerySet[UsageDay], column: str) -> dict[int | None, Used]:
+def used_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:
     """One query."""
-    rows = usage.by(days, column)
+    rows = usage.by(sums, column)
     return {row[column]: Used(tokens=row["total_tokens"], requests=row["requests"]) for row in rows}
 
 
@@ -79,7 +81,8 @@ def members(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], no
 
 def used_by_tenants(zone: ZoneInfo, now: datetime) -> dict[int | None, Used]:
     """This month's by the calendar of `zone`, whatever zone a tenant has. One query."""
-    return used_by(periods.period("this-month", now, zone).of(UsageDay.objects.all()), "tenant_id")
+    month = periods.period("this-month", now, zone)
+    return used_by(UsageTenantDay.objects.filter(day__range=(month.first, month.last)), "tenant_id")
 
 
 def tenants_by_use(found: QuerySet[Tenant], used: dict[int | None, Used]) -> list[int]:

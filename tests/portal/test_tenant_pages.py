@@ -12,9 +12,9 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
 from portal.metering import giving
 from portal.metering.giving import Measure, Whose
-from portal.metering.models import Quota, QuotaRequest, UsageDay
+from portal.metering.models import Quota, QuotaRequest
 from tests.conftest import person
-from tests.pages import key_of, serve, service_key_of, use
+from tests.pages import key_of, serve, service_key_of, use, use_each
 
 pytestmark = pytest.mark.django_db
 
@@ -55,7 +55,7 @@ def send(client: Client, path: str, **form: str) -> str:
     return response.content.decode()
 
 
-def crowd(tenant: Tenant, count: int, used: int = 10) -> list[User]:
+def crowd(tenant: Tenant, count: int) -> list[User]:
     """People with a name, a membership, a key and some use of today."""
     first = User.objects.count()
     names = [f"p{n:05}" for n in range(first, first + count)]
@@ -64,11 +64,7 @@ def crowd(tenant: Tenant, count: int, used: int = 10) -> list[User]:
     keys = [
         ApiKey(tenant=tenant, user=user, name="laptop", prefix=user.username, digest=user.username) for user in people
     ]
-    today = timezone.now().astimezone(tenant.zone).date()
-    UsageDay.objects.bulk_create(
-        UsageDay(day=today, tenant=tenant, user=key.user, key=key, model="qwen", prompt_tokens=used + n, requests=1)
-        for n, key in enumerate(ApiKey.objects.bulk_create(keys))
-    )
+    use_each(ApiKey.objects.bulk_create(keys))
     return people
 
 
