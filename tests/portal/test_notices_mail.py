@@ -12,6 +12,7 @@ from django.utils import timezone
 from portal.notices import mail_settings, mailing
 from portal.notices.models import Notice
 from portal.notices.telling import tell
+from tests.installation import installed
 from tests.mail import letterbox  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.django_db
@@ -199,3 +200,32 @@ class TestSettings:
 def test_the_mail_server_of_these_tests_is_a_real_one(letterbox):  # noqa: F811
     with smtplib.SMTP("127.0.0.1", letterbox.controller.port, timeout=10) as connection:
         assert connection.noop()[0] == 250
+
+
+# Somebody whose key ends in three days.
+FURNISH = """
+from datetime import timedelta
+from django.utils import timezone
+from portal.accounts.models import Membership, Tenant, User
+from portal.keys.issuing import issue
+from portal.keys.models import ApiKey
+tenant = Tenant.objects.create(slug="research", name="研究部")
+user = User.objects.create_user("alice", "alice@example.com", "correct horse", language="en")
+Membership.objects.create(user=user, tenant=tenant)
+key, _ = issue(tenant=tenant, user=user, name="laptop", expires_at=timezone.now() + timedelta(days=2.5))
+ApiKey.objects.filter(pk=key.pk).update(created_at=timezone.now() - timedelta(days=87))
+print(key.prefix)
+"""
+
+
+def test_a_whole_installation_mails_what_comes_by_itself(letterbox, tmp_path):  # noqa: F811
+    """The chore's own process, with nothing but its environment."""
+    environment = {"EMAIL_URL": letterbox.url, "PUBLIC_URL": "https://llm.example.com", "MAIL_FROM": "it@example.com"}
+    with installed(tmp_path, **environment) as installation:
+        prefix = installation.manage("shell", "-v0", "-c", FURNISH)
+        assert installation.manage("tellnotices") == "1 mailed"
+        assert installation.manage("tellnotices") == "0 mailed"
+    [mail] = letterbox.mails
+    assert (mail["From"], mail["To"]) == ("it@example.com", "alice@example.com")
+    assert "expires in 3 days" in mail["Subject"]
+    assert f"https://llm.example.com/keys/{prefix}/" in mail.get_content()
