@@ -211,6 +211,7 @@ SPECTACULAR_SETTINGS = {
         "ReplicaState": "modelregistry.models.Replica.State",
         "KeyState": "portal.keys.keyring.State",
         "Liveness": "portal.keys.access.Liveness",
+        "QuotaUnit": "portal.metering.models.Quota.Unit",
         "QuotaRequestState": "portal.metering.models.QuotaRequest.State",
     },
 }

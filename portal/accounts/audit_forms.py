@@ -1,14 +1,19 @@
 """What the audit log is searched by."""
 
+from datetime import date
 from typing import Any
 
 from django import forms
+from django.core.validators import MaxValueValidator, MinValueValidator
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from portal.accounts.models import User
 from portal.accounts.tenancy import administered_tenants
 from portal.accounts.trail import SUBJECTS, Wanted
+
+# Further off a day is no day in every zone.
+DAYS = [MinValueValidator(date(1970, 1, 2)), MaxValueValidator(date(9998, 12, 31))]
 
 
 class SearchForm(forms.Form):
@@ -18,9 +23,14 @@ class SearchForm(forms.Form):
     who = forms.CharField(label=_("Done by (user name)"), required=False, max_length=150)
     what = forms.ChoiceField(label=_("About"), required=False)
     tenant = forms.ChoiceField(label=_("Tenant"), required=False)
-    since = forms.DateField(label=_("From"), required=False, widget=forms.DateInput({"type": "date"}, "%Y-%m-%d"))
+    since = forms.DateField(
+        label=_("From"), required=False, validators=DAYS, widget=forms.DateInput({"type": "date"}, "%Y-%m-%d")
+    )
     until = forms.DateField(
-        label=pgettext_lazy("day", "Until"), required=False, widget=forms.DateInput({"type": "date"}, "%Y-%m-%d")
+        label=pgettext_lazy("day", "Until"),
+        required=False,
+        validators=DAYS,
+        widget=forms.DateInput({"type": "date"}, "%Y-%m-%d"),
     )
     kind = forms.SlugField(required=False, max_length=40, widget=forms.HiddenInput)
     number = forms.SlugField(required=False, max_length=64, widget=forms.HiddenInput)

@@ -5,9 +5,11 @@ from django.urls.converters import StringConverter
 from rest_framework.routers import SimpleRouter
 
 from portal.accounts import api as accounts
+from portal.accounts import audit_api as audit
 from portal.api import views
 from portal.keys import api as keys
 from portal.metering import api as metering
+from portal.metering import usage_api as usage
 from portal.notices import api as notices
 from portal.operations import api as operations
 
@@ -47,6 +49,11 @@ urlpatterns = [
         accounts.Members.as_view({"get": "retrieve", "patch": "partial_update", "delete": "destroy"}),
         name="api-member",
     ),
+    path("v1/usage/", usage.UsageView.as_view(), name="api-usage"),
+    path("v1/usage/series/", usage.UsageSeriesView.as_view(), name="api-usage-series"),
+    path("v1/usage/groups/", usage.UsageGroups.as_view({"get": "list"}), name="api-usage-groups"),
+    path("v1/usage/scopes/", usage.UsageScopesView.as_view(), name="api-usage-scopes"),
+    path("v1/audit/", audit.AuditView.as_view(), name="api-audit"),
     path("v1/allowances/", metering.AllowancesView.as_view(), name="api-allowances"),
     path("v1/overview/", operations.OverviewView.as_view(), name="api-overview"),
     path("v1/directory/", operations.DirectoryView.as_view(), name="api-directory"),

@@ -12,6 +12,7 @@ from rest_framework.viewsets import GenericViewSet
 from portal.api.bodies import given, me
 from portal.api.paging import Pages
 from portal.api.permissions import People
+from portal.notices import inbox
 from portal.notices import serializers as shapes
 from portal.notices.models import Notice
 
@@ -25,7 +26,7 @@ class Notices(GenericViewSet[Notice]):
     lookup_value_converter = "int"
 
     def get_queryset(self) -> QuerySet[Notice]:
-        return Notice.objects.filter(user=me(self.request))
+        return inbox.notices_of(me(self.request))
 
     @extend_schema(
         summary=_("Your notices"), parameters=[shapes.NoticeFilter], responses={200: shapes.Notice(many=True)}
@@ -49,10 +50,8 @@ class Notices(GenericViewSet[Notice]):
     @action(detail=True, methods=["post"])
     def read(self, request: Request, pk: int) -> Response:
         notice = self.get_object()
-        if notice.read_at is None:
-            notice.read_at = timezone.now()
-            notice.save(update_fields=["read_at"])
-        return Response(shapes.Notice(notice).data)
+        inbox.read(self.get_queryset().filter(pk=notice.pk), timezone.now())
+        return Response(shapes.Notice(self.get_object()).data)
 
     @extend_schema(
         operation_id="notices_read_all",
@@ -63,4 +62,6 @@ class Notices(GenericViewSet[Notice]):
     @action(detail=False, methods=["post"], url_path="read")
     def read_all(self, request: Request) -> Response:
         unread = self.get_queryset().filter(read_at=None)
-        return Response({"read": unread.update(read_at=timezone.now())})
+        count = unread.count()
+        inbox.read(unread, timezone.now())
+        return Response({"read": count})

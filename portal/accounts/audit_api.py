@@ -1,0 +1,78 @@
+"""The audit log in the API: what its page finds. All of it as a file is at `/audit/export/`."""
+
+from typing import Any
+
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from portal.accounts import trail
+from portal.accounts.audit_forms import DAYS
+from portal.accounts.models import AuditEvent
+from portal.api.bodies import given, me
+from portal.api.fields import AnyTenant
+from portal.api.permissions import People
+from portal.console.clock import zone_of
+
+
+class AuditFilter(serializers.Serializer[Any]):
+    text = serializers.CharField(required=False, max_length=100, help_text="Stands in the name of a person or thing.")
+    who = serializers.CharField(required=False, max_length=150, help_text="User name of who did it.")
+    what = serializers.ChoiceField(list(trail.SUBJECTS.items()), required=False, help_text="What it is about.")
+    tenant = AnyTenant(required=False)
+    since = serializers.DateField(required=False, validators=DAYS, help_text="Day.")
+    until = serializers.DateField(required=False, validators=DAYS, help_text="Day, included.")
+    kind = serializers.CharField(required=False, max_length=40, help_text="Of the object; with `number`.")
+    number = serializers.CharField(required=False, max_length=64, help_text="Of the object; with `kind`.")
+    before = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=60,
+        default="",
+        help_text="`older` of an answer: what comes behind it.",
+    )
+
+
+class AuditRow(serializers.Serializer[Any]):
+    """Something that was done. Secrets are told as `set` or `changed`."""
+
+    at = serializers.DateTimeField()
+    who = serializers.CharField(help_text="User name; empty: nobody was signed in.")
+    via = serializers.ChoiceField(AuditEvent.Via.choices)
+    address = serializers.CharField(allow_null=True)
+    action = serializers.CharField(help_text="As `key.revoke`.")
+    kind = serializers.CharField()
+    id = serializers.CharField()
+    object = serializers.CharField(help_text="What it was called then.")
+    tenant = serializers.CharField(allow_null=True)
+    before = serializers.DictField(allow_null=True, help_text="The fields that differ.")
+    after = serializers.DictField(allow_null=True)
+
+
+class AuditPage(serializers.Serializer[Any]):
+    results = AuditRow(many=True)
+    older = serializers.CharField(allow_null=True, help_text="For `before` of the next page; null: there are no more.")
+
+
+class AuditView(APIView):
+    subject = "audit"
+    permission_classes = [People]
+
+    @extend_schema(
+        operation_id="audit",
+        summary=_("Search the audit log"),
+        parameters=[AuditFilter],
+        responses={200: AuditPage},
+    )
+    def get(self, request: Request) -> Response:
+        """The newest first, 50 at a time. Operators see all, others what concerns their tenants and themselves."""
+        wanted = given(AuditFilter, request.query_params, user=me(request))
+        mark = wanted.pop("before")
+        if tenant := wanted.get("tenant"):
+            wanted["tenant"] = tenant.slug
+        events = trail.Wanted(**wanted).among(trail.visible(me(request)), zone_of(me(request)))
+        found, older = trail.page(events, mark)
+        return Response(AuditPage({"results": [trail.row(event) for event in found], "older": older or None}).data)
