@@ -1,4 +1,4 @@
-"""The ASGI application: /v1/ and the probes to the gateway, sockets to operators' consumers, the rest to Django.
+"""The ASGI application: /v1/ and the probes to the gateway, sockets to consumers, the rest to Django.
 
 The gateway is a plain ASGI callable under Channels' router, not a consumer: after a client left at the 4th of 60
 chunks a consumer (AsyncHttpConsumer) ran to the end of the stream, a plain callable stopped within 0.16 s
@@ -17,6 +17,7 @@ from django.core.asgi import get_asgi_application
 django = get_asgi_application()  # first: it sets Django up for what the gateway imports
 
 from apiproxy.asgi import application as gateway
+from portal.metering.live import Pulse
 from portal.operations.live import Live
 from portal.operations.routing import sockets
 
@@ -31,4 +32,4 @@ async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await django(scope, receive, send)
 
 
-application = ProtocolTypeRouter({"http": http, "websocket": sockets(Live()), "lifespan": gateway})
+application = ProtocolTypeRouter({"http": http, "websocket": sockets(Live(), Pulse()), "lifespan": gateway})

@@ -19,7 +19,8 @@ from django.utils.translation import gettext as _
 from portal.console.templatetags.figures import figure, mark_of, slot_of
 
 Slot = date | datetime
-Measure = Literal["tokens", "requests", "people", "seconds"]
+Measure = Literal["tokens", "requests", "people", "seconds", "tokens/s"]
+DIGITS = {"seconds": 2, "tokens/s": 1}  # behind the point
 # Colours that can be told apart; what is least shares the last.
 SHADES = 6
 
@@ -42,7 +43,7 @@ class Series:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
     """`kind`: bars that stand on each other, or lines. `slots`: hours, days, or first days of months or fiscal years
-    (`unit`: "hour", "day", "month", "year"). `links`: where more is told of each slot; empty for nowhere."""
+    (`unit`: "second", "hour", "day", "month", "year"). `links`: where more is told of each slot; empty for nowhere."""
 
     name: str
     kind: Literal["bars", "lines"]
@@ -81,6 +82,7 @@ class Chart:
             "requests": _("requests"),
             "people": _("people"),
             "seconds": _("seconds"),
+            "tokens/s": _("tokens per second"),
         }[self.measure]
 
     @property
@@ -98,7 +100,11 @@ class Chart:
     def _text(self, value: float | None) -> str:
         if value is None:
             return "–"
-        return number_format(value, 2) if self.measure == "seconds" else figure(int(value))
+        return number_format(value, self.digits) if self.digits else figure(int(value))
+
+    @property
+    def digits(self) -> int:
+        return DIGITS.get(self.measure, 0)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -107,7 +113,7 @@ class Chart:
             "kind": self.kind,
             "unit": self.unit,
             "measured": self.measured,
-            "digits": 2 if self.measure == "seconds" else 0,
+            "digits": self.digits,
             "marks": [mark_of(slot, self.unit) for slot in self.slots],
             "titles": [slot_of(slot, self.unit) for slot in self.slots],
             "slots": [slot.isoformat() for slot in self.slots],

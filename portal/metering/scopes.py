@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from django.db.models import QuerySet
 from django.http import Http404
@@ -21,10 +21,11 @@ SERVICE = "service"  # in place of a user's number: service keys, which have non
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
     """`groups`: by what it can be told apart. `sums`: the fewest rows that add up to each of its days, by model.
-    `hours`: None where nothing is summed by the hour."""
+    `hours`: None where nothing is summed by the hour. `owner`: the tenant or user whose it is; None: everybody's."""
 
     name: str
     label: str
+    owner: tuple[Literal["tenant", "user"], int] | None
     days: QuerySet[UsageDay]
     months: QuerySet[UsageMonth]
     sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]
@@ -65,12 +66,19 @@ def find(user: User, name: str) -> Scope:
     if name == ME:
         mine = _of(user=user)
         return Scope(
-            name=name, label=_("mine"), **mine, sums=mine["days"], hours=None, groups=("model", "key", "end_user")
+            name=name,
+            label=_("mine"),
+            owner=("user", user.pk),
+            **mine,
+            sums=mine["days"],
+            hours=None,
+            groups=("model", "key", "end_user"),
         )
     if name == ALL and tenancy.may_operate(user):
         return Scope(
             name=name,
             label=_("everything"),
+            owner=None,
             **_of(),
             sums=UsageTenantDay.objects.all(),
             hours=UsageHour.objects.all(),
@@ -84,6 +92,7 @@ def find(user: User, name: str) -> Scope:
     return Scope(
         name=name,
         label=tenant.name,
+        owner=("tenant", tenant.pk),
         **_of(tenant=tenant),
         sums=UsageTenantDay.objects.filter(tenant=tenant),
         hours=UsageHour.objects.filter(tenant=tenant),

@@ -4,5 +4,6 @@ from portal.metering import views
 
 urlpatterns = [
     path("", views.usage, name="usage"),
+    path("live/", views.live_view, name="usage-live"),
     path("export/", views.export, name="usage-export"),
 ]

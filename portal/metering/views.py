@@ -1,5 +1,6 @@
 """Usage as the ledger recorded it: one's own, a tenant's for who administers it, everything for operators."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,7 +19,8 @@ from django.views.decorators.http import require_GET
 from portal.accounts.models import User
 from portal.console.clock import zone_of
 from portal.console.templatetags.figures import slot_of
-from portal.metering import chart, files, periods, report, scopes
+from portal.metering import chart, files, live, periods, report, scopes
+from portal.metering.models import UsageRecord
 
 DEFAULT = "this-month"
 # The table of 90 days and several models would be pages long; what is older is there, folded.
@@ -120,6 +122,44 @@ def link(request: HttpRequest, slot: report.Slot, unit: str) -> str:
     query = request.GET.copy()
     query["period"] = periods.name_of(slot, unit)
     return f"?{query.urlencode()}"
+
+
+@login_required
+@require_GET
+def live_view(request: HttpRequest) -> HttpResponse:
+    """The last five minutes as they are now; the page's script keeps them up to date over a socket."""
+    assert isinstance(request.user, User)
+    scope = scopes.find(request.user, request.GET.get("of", scopes.ME))
+    zone, frame = zone_of(request.user), live.Reader()(1)
+    seen = live.picture(frame, scope.owner)
+    slots = [slot.astimezone(zone) for slot in seen.slots]
+    values: dict[chart.Measure, Sequence[float]] = {"tokens/s": seen.tokens, "requests": seen.requests}
+    context = {
+        "zone": zone,
+        "scope": scope,
+        "scopes": scopes.choices(request.user),
+        "now": frame.at,
+        "seen": seen,
+        "last": [
+            {**row, "at": row["at"].astimezone(zone), "word": UsageRecord.Status(row["status"]).label}
+            for row in seen.last
+        ],
+        "charts": {
+            measure.partition("/")[0]: chart.Chart(
+                name=f"live-{measure.partition('/')[0]}",
+                kind="bars",
+                measure=measure,
+                unit="second",
+                slots=tuple(slots),
+                series=(chart.Series(label="", values=tuple(told), shade=1),),
+            )
+            for measure, told in values.items()
+        },
+        "requests": sum(seen.requests),
+        "speed": seen.tokens[-1],
+        "statuses": {str(name): str(word) for name, word in UsageRecord.Status.choices},
+    }
+    return render(request, "metering/live.html", context)
 
 
 @login_required

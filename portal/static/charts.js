@@ -4,6 +4,8 @@
 const { Chart } = globalThis;
 const root = document.documentElement;
 const drawn = new Set();
+// Those of this page by the id of their data, for scripts that have newer numbers: `renew`.
+export const charts = new Map();
 
 const DASHES = [[], [6, 4], [2, 3]];
 const POINTS = ["circle", "triangle", "rect"];
@@ -55,7 +57,7 @@ function tooltip(data) {
 }
 
 // `data` as Chart.figures in portal/metering/chart.py. The chart that is returned may be given new numbers by `renew`.
-export function draw(canvas, data) {
+function draw(canvas, data) {
   const { fontFamily } = getComputedStyle(document.body);
   const chart = new Chart(canvas, {
     type: data.kind === "bars" ? "bar" : "line",
@@ -117,6 +119,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
 for (const figure of document.querySelectorAll("[data-chart]")) {
   const data = JSON.parse(document.getElementById(figure.dataset.chart).textContent);
   offer(figure, data);
-  if (Chart) draw(figure.querySelector("canvas"), data);
+  if (Chart) charts.set(figure.dataset.chart, { data, ...draw(figure.querySelector("canvas"), data) });
   else figure.classList.add("undrawn");
 }

@@ -1,9 +1,9 @@
 // Keeps operators' pages as they would be if they were loaded again. The socket only says that something changed: what
 // stands in the page is always rendered by the server, so that there is one way to write a state, a number or a time.
 
+import { connect } from "./sockets.js";
+
 const PAUSE = 2000; // ms between two renewals: numbers that change faster cannot be read, and each renders a page
-const FIRST_RETRY = 1000, LAST_RETRY = 30000; // ms
-const SILENCE = 45000; // ms; the server says something every 15 s: a socket that is silent for longer is dead
 
 const content = document.querySelector("#content");
 const area = document.querySelector("[data-live-area]");
@@ -77,26 +77,6 @@ async function renew() {
     // The network is away; the socket will notice as well and says so.
   }
   setTimeout(() => { running = false; if (again) renew(); }, PAUSE);
-}
-
-// Calls `message` with each message, `closed` when the socket is away (true: for good), and connects again by itself.
-function connect(path, { opened, message, closed }) {
-  let delay = FIRST_RETRY;
-  const open = () => {
-    const socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`);
-    let heard;
-    const hear = () => { clearTimeout(heard); heard = setTimeout(() => socket.close(), SILENCE); };
-    socket.addEventListener("open", () => { delay = FIRST_RETRY; hear(); opened(); });
-    socket.addEventListener("message", (event) => { hear(); message(JSON.parse(event.data)); });
-    socket.addEventListener("close", () => {
-      clearTimeout(heard);
-      if (closed()) return;
-      setTimeout(open, delay * (0.5 + Math.random() / 2));
-      delay = Math.min(2 * delay, LAST_RETRY);
-    });
-    addEventListener("pagehide", () => socket.close(), { once: true });
-  };
-  open();
 }
 
 document.addEventListener("visibilitychange", () => { if (again && !document.hidden) renew(); });

@@ -71,6 +71,7 @@ RULES = {
     "notices/<int:pk>/": ALICE,
     "settings/": PEOPLE,
     "usage/": PEOPLE,
+    "usage/live/": PEOPLE,
     "usage/export/": PEOPLE,
     "tenants/": OPERATORS,
     "tenants/new/": OPERATORS,

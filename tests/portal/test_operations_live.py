@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +21,8 @@ from websockets.sync.client import ClientConnection, connect
 
 from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica
 from portal.accounts.models import User
-from portal.operations import consumers
+from portal.console import feeds
+from portal.metering.live import Pulse
 from portal.operations.consumers import addition
 from portal.operations.live import Live, Reader
 from portal.operations.routing import sockets
@@ -50,16 +51,12 @@ class Database:
         return self._reader(*args, **options)
 
 
-@pytest.fixture
-def site(monkeypatch) -> Iterator[SimpleNamespace]:
-    """The portal on a port: `port`, the `database` that its sockets read, and uvicorn's `server`."""
+@contextmanager
+def serving(live: Live, pulse: Pulse) -> Iterator[SimpleNamespace]:
+    """The portal on a port: `port`, and uvicorn's `server`."""
     from portal.asgi import django
 
-    monkeypatch.setattr(consumers, "LOOK_AGAIN", 0.2)
-    database = Database()
-    application = ProtocolTypeRouter(
-        {"http": django, "websocket": sockets(Live(lambda: database, poll=0.05, patience=5.0))}
-    )
+    application = ProtocolTypeRouter({"http": django, "websocket": sockets(live, pulse)})
     listener = socket.create_server(("127.0.0.1", 0))
     protocols = {"http": "apiproxy.server:Protocol", "ws": "apiproxy.server:Socket"}
     config = uvicorn.Config(
@@ -69,11 +66,21 @@ def site(monkeypatch) -> Iterator[SimpleNamespace]:
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     until(lambda: server.started)
-    yield SimpleNamespace(port=listener.getsockname()[1], database=database, server=server, thread=thread)
+    yield SimpleNamespace(port=listener.getsockname()[1], server=server, thread=thread)
     server.should_exit = True
     thread.join(30)
     listener.close()
     assert not thread.is_alive()
+
+
+@pytest.fixture
+def site(monkeypatch) -> Iterator[SimpleNamespace]:
+    """The portal on a port, with the `database` that operators' sockets read."""
+    monkeypatch.setattr(feeds, "LOOK_AGAIN", 0.2)
+    database = Database()
+    with serving(Live(lambda: database, poll=0.05, patience=5.0), Pulse()) as site:
+        site.database = database
+        yield site
 
 
 def session_of(user: User | None) -> Client:
@@ -83,8 +90,11 @@ def session_of(user: User | None) -> Client:
     return client
 
 
-def opened(site, user: User | None, path: str = STATE, *, origin: str | None = None, **more) -> ClientConnection:
-    cookies = "; ".join(f"{name}={value.value}" for name, value in session_of(user).cookies.items())
+def opened(
+    site, user: User | None, path: str = STATE, *, origin: str | None = None, client: Client | None = None, **more
+) -> ClientConnection:
+    client = client or session_of(user)
+    cookies = "; ".join(f"{name}={value.value}" for name, value in client.cookies.items())
     return connect(
         f"ws://127.0.0.1:{site.port}{path}",
         origin=origin or f"http://127.0.0.1:{site.port}",
@@ -253,7 +263,7 @@ def test_who_comes_while_it_is_away_is_told_so(site, olivia):
 
 
 def test_a_quiet_socket_gets_a_heartbeat(site, olivia, monkeypatch):
-    monkeypatch.setattr(consumers, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(feeds, "HEARTBEAT", 0.5)
     with opened(site, olivia) as connection:
         told(connection)
         assert told(connection)["type"] == "heartbeat"

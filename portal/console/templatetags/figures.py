@@ -89,7 +89,9 @@ def weekday_day(value: date) -> str:
 
 @register.filter
 def slot_of(value: date, unit: str) -> str:
-    """As people name an hour, a day, a month or a fiscal year, in a table."""
+    """As people name a moment, an hour, a day, a month or a fiscal year, in a table."""
+    if unit == "second":
+        return f"{value:%H:%M:%S}"
     if unit == "hour":
         return date_format(value, pgettext("time of today", "H:i"))
     if unit == "year":

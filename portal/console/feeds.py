@@ -1,0 +1,95 @@
+"""Sockets that tell people what is new, for as long as they may know it.
+
+Every message is a JSON object with `version` (1) and `type`. Of all feeds:
+    stale      {since}: the database does not answer; what was told is as it was then
+    heartbeat  {at}: nothing else was to be told for 15 s
+
+Whatever a client sends is ignored. Closed with 4403: the person may not look any more.
+"""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from importlib import import_module
+from typing import Any
+
+import orjson
+from channels.db import database_sync_to_async
+from channels.generic.websocket import AsyncWebsocketConsumer
+from django.conf import settings
+from django.contrib.auth import get_user
+from django.contrib.auth.models import AnonymousUser
+from django.db import Error
+from django.http import HttpRequest
+from django.utils import timezone
+
+from portal.accounts.models import User
+
+VERSION = 1
+HEARTBEAT = 15.0  # seconds; proxies cut what is silent for 60
+LOOK_AGAIN = 5.0  # seconds between two looks at whether the person may look still
+MAY_NOT = 4403
+
+
+class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
+    """A socket that tells what is new to whom it permits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._told_at = 0.0  # loop time of the last message
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def connect(self) -> None:
+        if not await database_sync_to_async(self.permits)(self.scope["user"]):
+            await self.close()
+            return
+        await self.accept()
+        self._tasks = [asyncio.create_task(work()) for work in (self._tell_all, self._guard)]
+
+    @abstractmethod
+    def permits(self, user: User | AnonymousUser) -> bool:
+        """Whether this person may look, as it is now. Called in a thread; may raise django.db.Error."""
+
+    @abstractmethod
+    def messages(self) -> AsyncGenerator[dict[str, Any], None]:
+        """What to tell. Ends when there is no more."""
+
+    async def _tell_all(self) -> None:
+        async with aclosing(self.messages()) as messages:
+            async for message in messages:
+                await self._tell(message)
+        await self.close()
+
+    async def _tell(self, message: dict[str, Any]) -> None:
+        self._told_at = asyncio.get_running_loop().time()
+        await self.send(text_data=orjson.dumps({"version": VERSION, **message}).decode())
+
+    async def _guard(self) -> None:
+        """Cuts who signed out, was signed out or may not look any more. While nobody can say, nobody is cut."""
+        while True:
+            await asyncio.sleep(LOOK_AGAIN)
+            try:
+                stays = await database_sync_to_async(self._still)()
+            except Error:  # and nothing that is new can be told either
+                stays = True
+            if not stays:
+                self._tasks[0].cancel()
+                await self.close(MAY_NOT)
+                return
+            if asyncio.get_running_loop().time() - self._told_at > HEARTBEAT - LOOK_AGAIN:
+                await self._tell({"type": "heartbeat", "at": timezone.now()})
+
+    def _still(self) -> bool:
+        """Whether the person of this session may look, as a page would find it now."""
+        request = HttpRequest()
+        request.session = import_module(settings.SESSION_ENGINE).SessionStore(self.scope["session"].session_key)
+        return self.permits(get_user(request))
