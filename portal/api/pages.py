@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
 from django.core.paginator import Paginator
@@ -20,6 +19,7 @@ from portal.accounts.models import User
 from portal.api import keys
 from portal.api.forms import NewManagementKeyForm
 from portal.api.scopes import SCOPES
+from portal.api.views import address
 from portal.console.clock import zone_of
 from portal.keys import keyring, once
 from portal.keys.models import ManagementKey
@@ -94,12 +94,11 @@ def created(request: HttpRequest, form: NewManagementKeyForm) -> HttpResponse:
         scopes_=form.cleaned_data["scopes"],
         expires_at=form.expires_at(),
     )
-    address = (settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")) + "/api/v1/me/"
     context = {
         "row": row(key, timezone.now()),
         "text": text,
         "zone": zone_of(me(request)),
-        "call": f'curl -H "Authorization: Bearer {text}" {address}',
+        "call": f'curl -H "Authorization: Bearer {text}" {address(request)}/api/v1/me/',
     }
     return render(request, "api/created.html", context)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -38,4 +39,9 @@ class Nowhere(APIView):
 @require_GET
 def docs(request: HttpRequest) -> HttpResponse:
     """The description to read and try, without anything from the internet."""
-    return render(request, "api/docs.html")
+    return render(request, "api/docs.html", {"address": address(request)})
+
+
+def address(request: HttpRequest) -> str:
+    """Where programs find this server: PUBLIC_URL, else as this person's browser did."""
+    return settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")

@@ -7,6 +7,8 @@ SwaggerUIBundle({
   url: place.dataset.schema,
   validatorUrl: null,
   deepLinking: true,
+  docExpansion: "none",
+  defaultModelsExpandDepth: -1,
   requestInterceptor: (request) => {
     request.headers["X-CSRFToken"] = place.dataset.csrf;
     return request;

@@ -1,10 +1,13 @@
-"""The description of the API in a browser: nothing from elsewhere, nothing that the content security policy stops."""
+"""The API in a browser: its description, from this server alone, and the pages of management keys."""
+
+import subprocess
 
 import pytest
 from playwright.sync_api import expect
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import AuditEvent
+from portal.keys.models import ManagementKey
 from tests.browser.pages import sign_in
 from tests.pages import serve
 
@@ -16,7 +19,8 @@ def test_operators_read_the_api_and_try_it(open_page, olivia):
     page = open_page("en")
     sign_in(page, "olivia")
     page.goto("/api/docs/")
-    expect(page.locator(".opblock").first).to_be_visible()
+    expect(page.locator(".opblock-tag", has_text="models").first).to_be_visible()
+    page.locator(".opblock-tag[data-tag=models]").click()
     stop = page.locator(".opblock-post", has_text="/api/v1/models/{id}/stop/")
     stop.locator(".opblock-summary-control").click()
     stop.get_by_role("button", name="Try it out").click()
@@ -25,3 +29,33 @@ def test_operators_read_the_api_and_try_it(open_page, olivia):
     expect(stop.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
     assert not ServedModel.objects.get().enabled
     assert AuditEvent.objects.latest("pk").action == "model.stop"
+
+
+def test_employees_read_of_what_is_theirs_in_their_language(open_page, alice):
+    page = open_page("ja")
+    sign_in(page, "alice")
+    page.goto("/api/docs/")
+    expect(page.get_by_role("heading", level=1)).to_have_text("プログラム用の API")
+    page.locator(".opblock-tag[data-tag=keys]").click()
+    expect(page.locator(".opblock-summary-description", has_text="API キーを作る").first).to_be_visible()
+    assert page.locator(".opblock-tag[data-tag=hosts]").count() == 0
+
+
+def test_a_management_key_is_made_used_and_revoked(open_page, alice):
+    page = open_page("en", width=360)
+    sign_in(page, "alice")
+    page.goto("/keys/management/")
+    page.get_by_role("link", name="Create a management key").click()
+    page.get_by_label("Name").fill("monthly report")
+    page.get_by_label("Read usage").check()
+    page.get_by_role("button", name="Create the key").click()
+    call = page.locator("pre code").inner_text()
+    told = subprocess.run(["sh", "-c", f"{call} --silent"], capture_output=True, text=True, timeout=30, check=True)
+    assert '"username":"alice"' in told.stdout
+    page.get_by_role("link", name="I have copied it").click()
+    page.get_by_text("Revoke…").click()
+    page.get_by_role("button", name="Revoke “monthly report”").click()
+    expect(page.get_by_role("status").first).to_contain_text("it no longer works")
+    assert ManagementKey.objects.get().revoked_at
+    told = subprocess.run(["sh", "-c", f"{call} --silent"], capture_output=True, text=True, timeout=30, check=True)
+    assert '"status":401' in told.stdout
