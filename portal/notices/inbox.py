@@ -33,6 +33,7 @@ def notices_of(user: User) -> QuerySet[Notice]:
 
 
 def told(notices: Iterable[Notice]) -> list[Told]:
+    """In their order; without those of another release whose facts do not make our sentences."""
     return [
         Told(
             pk=notice.pk,
@@ -44,6 +45,7 @@ def told(notices: Iterable[Notice]) -> list[Told]:
             is_read=notice.read_at is not None,
         )
         for notice in notices
+        if KINDS[notice.kind].needs <= notice.facts.keys()
     ]
 
 

@@ -74,7 +74,9 @@ def _mailed(notices: Sequence[Notice], connection: BaseEmailBackend, now: dateti
     user = notices[0].user
     try:
         with override(user.language or "ja"):
-            compose(told(notices), user.email, connection).send()
+            readable = told(notices)
+            if readable:
+                compose(readable, user.email, connection).send()
     except smtplib.SMTPRecipientsRefused as error:
         code, reason = next(iter(error.recipients.values()))
         log.warning("The mail server does not take mail for %s: %s %r", user.email, code, reason)
@@ -84,7 +86,7 @@ def _mailed(notices: Sequence[Notice], connection: BaseEmailBackend, now: dateti
     except BaseException:
         rows.update(mailed_at=None)
         raise
-    return True
+    return bool(readable)
 
 
 def compose(notices: Sequence[Told], address: str, connection: BaseEmailBackend | None = None) -> EmailMessage:

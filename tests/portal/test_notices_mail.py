@@ -106,6 +106,13 @@ def test_who_may_no_longer_sign_in_is_told_that_alone(box, alice):
     assert "granted" not in box.mails[0].get_content()
 
 
+def test_what_cannot_be_read_is_no_mail_and_in_nobody_s_way(box, alice, bob):
+    Notice.objects.create(user=alice, kind="membership-ended", ref="x", facts={"tenant": "without the rest"})
+    left([bob])
+    assert mailing.send(timezone.now()) == 1
+    assert [mail["To"] for mail in box.mails] == ["bob@example.com"]
+
+
 def test_whom_the_server_does_not_know_stands_in_nobody_s_way(box, alice, bob):
     box.refuses["alice@example.com"] = "550 no such person"
     left([alice, bob])

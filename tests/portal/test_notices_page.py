@@ -92,6 +92,7 @@ class TestNotices:
 
     def test_kinds_of_another_release_are_passed_over(self, as_alice, alice):
         Notice.objects.create(user=alice, kind="from-the-future", ref="x")
+        Notice.objects.create(user=alice, kind="membership-ended", ref="x", facts={"tenant": "without the rest"})
         assert as_alice.get("/notices/").context["notices"] == []
 
     def test_what_is_older_than_a_year_is_forgotten(self, alice):
