@@ -14,7 +14,6 @@ from portal.api.paging import Pages
 from portal.api.permissions import People
 from portal.notices import inbox
 from portal.notices import serializers as shapes
-from portal.notices.inbox import notices_of
 from portal.notices.models import Notice
 
 
