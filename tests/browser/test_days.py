@@ -1,0 +1,228 @@
+"""An employee, a tenant admin and an operator at their day's work, in both languages, with everything real.
+
+One Madoguchi as a company has it: slapd, supervisor, gateway, llama.cpp. Each person uses the pages only; what one does
+is what the next one finds.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import openai
+import pytest
+from django.conf import settings
+from django.utils import translation
+from playwright.sync_api import Locator, Page, expect
+
+from modelregistry.demo_models import SMOLLM2
+from tests.installation import Installation, installed
+from tests.slapd import Directory
+from tests.waiting import until
+
+LONG = 60_000  # ms: for what a real model or a recurring piece of work brings about on a busy machine
+EMPLOYEE = {"ja": "yamada", "en": "alice"}
+ADMIN, OPERATOR = "bob", "olivia"
+A_DAY = 400  # tokens that each member may use; the answer of the playground and of the SDK take most of it
+
+
+@pytest.fixture(scope="module")
+def madoguchi(directory: Directory, tmp_path_factory) -> Iterator[Installation]:
+    with installed(tmp_path_factory.mktemp("var"), **directory.env()) as installation:
+        path = str(SMOLLM2.path(settings.CACHE))
+        # One thread: several wait for each other by spinning, and on a busy machine a token may take a second.
+        shape = ("--context", "2048", "--slots", "2", "--arg=--threads=1")
+        installation.manage("registermodel", "smollm2", "--engine", "llama.cpp", "--path", path, *shape)
+        installation.start()
+        installation.ready("smollm2")
+        yield installation
+
+
+@pytest.fixture
+def site(madoguchi) -> str:
+    return madoguchi.url
+
+
+@dataclass
+class Person:
+    """At a browser of their own, in their language."""
+
+    page: Page
+    language: str
+
+    def word(self, english: str, context: str = "") -> str:
+        with translation.override(self.language):
+            return translation.pgettext(context, english) if context else translation.gettext(english)
+
+    @property
+    def main(self) -> Locator:
+        return self.page.get_by_role("main")
+
+    def goes_to(self, english: str, context: str = "") -> None:
+        """By the bar on top."""
+        self.page.get_by_role("navigation").get_by_role("link", name=self.word(english, context), exact=True).click()
+
+    def follows(self, english: str, context: str = "") -> None:
+        self.main.get_by_role("link", name=self.word(english, context), exact=True).first.click()
+
+    def presses(self, english: str) -> None:
+        self.main.get_by_role("button", name=self.word(english), exact=True).first.click()
+
+    def fills(self, english: str, text: str) -> None:
+        self.main.get_by_label(self.word(english), exact=True).first.fill(text)
+
+    def reads(self, *texts: str) -> None:
+        for text in texts:
+            expect(self.main).to_contain_text(text)
+
+    def finds(self, path: str, *texts: str) -> None:
+        """The page at `path` tells this sooner or later: usage is in the database a moment after the answer."""
+
+        def told() -> bool:
+            self.page.goto(path)
+            shown = self.main.inner_text()
+            return all(text in shown for text in texts)
+
+        until(told, 60)
+
+
+@pytest.fixture
+def enters(open_page, directory) -> Callable[[str, str], Person]:
+    def enters_(name: str, language: str) -> Person:
+        page = open_page(language)
+        page.goto("/")
+        page.locator("[name=username]").fill(name)
+        page.locator("[name=password]").fill(directory.people[name].password)
+        page.locator("main form button").click()
+        page.wait_for_url("**/")
+        assert page.evaluate("document.documentElement.lang") == language
+        return Person(page, language)
+
+    return enters_
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("language", ["ja", "en"])
+def test_a_day(enters, madoguchi, language):
+    name = EMPLOYEE[language]
+    bounds_each_member(enters(ADMIN, language))
+    employee = enters(name, language)
+    tries_a_model(employee)
+    makes_a_key_and_calls(employee, madoguchi)
+    finds_the_wall_and_asks_for_more(employee)
+    admin = enters(ADMIN, language)
+    grants(admin, name)
+    makes_a_service_key(admin)
+    looks_after_the_tenant(admin, name)
+    finds_more(employee)
+    operates(enters(OPERATOR, language), name)
+
+
+def bounds_each_member(admin: Person) -> None:
+    """A default for all members of the tenant; the second language finds that of the first."""
+    admin.goes_to("Tenant")
+    admin.follows("Quotas")
+    section = admin.main.locator("section", has=admin.page.get_by_role("heading", name=admin.word("Each member")))
+    if section.get_by_role("button", name=admin.word("Remove")).count() == 0:
+        section.get_by_role("link", name=admin.word("Set a quota")).click()
+        admin.page.locator("[name=amount]").fill(str(A_DAY))
+        admin.presses("Save")
+    admin.reads(str(A_DAY))
+
+
+def tries_a_model(employee: Person) -> None:
+    employee.goes_to("Try it")
+    employee.main.get_by_text(employee.word("Settings"), exact=True).click()
+    employee.fills("Longest answer, in tokens", "150")
+    employee.fills("Your message", "Tell me a long story about a counter.")
+    employee.presses("Send")
+    figures = employee.page.locator(".turn.model .figures")
+    expect(figures).to_contain_text(employee.word("tokens/s"), timeout=LONG)
+
+
+def makes_a_key_and_calls(employee: Person, madoguchi: Installation) -> None:
+    employee.goes_to("API keys")
+    employee.follows("Create an API key")
+    employee.fills("Name", f"laptop {employee.language}")
+    employee.presses("Create the key")
+    text = employee.page.locator("#key").inner_text()
+    sdk = openai.OpenAI(base_url=f"{madoguchi.url}/v1", api_key=text, max_retries=0, timeout=60)
+    stream = sdk.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": "Count from 1 to 1000."}],
+        max_tokens=120,
+        stream=True,
+        extra_body={"ignore_eos": True},
+    )
+    assert len("".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)) > 100
+    employee.finds("/keys/", f"laptop {employee.language}", text[:12])
+    employee.finds("/usage/?by=key", f"laptop {employee.language}")
+    employee.page.goto(f"/keys/{text[:12]}/")
+    employee.reads("127.0.0.1")  # where it was last used from
+
+
+def finds_the_wall_and_asks_for_more(employee: Person) -> None:
+    """One click asks for double; the page of the request takes more words."""
+    employee.finds("/", f"{A_DAY}")
+    employee.main.get_by_role("button", name=employee.word("Ask for more")).first.click()
+    employee.reads(f"{2 * A_DAY}")
+    employee.page.locator("[name=amount]").fill("100,000")
+    employee.page.locator("[name=reason]").fill("決算の時期です")
+    employee.presses("Save")
+    employee.reads("100,000")
+
+
+def grants(admin: Person, name: str) -> None:
+    expect(admin.page.locator("header summary .badge")).to_be_visible()
+    admin.page.goto("/notices/")
+    admin.reads(f"{A_DAY}")
+    admin.goes_to("Tenant")
+    admin.follows("Requests for more", "place")
+    admin.reads("決算の時期です", "100,000")
+    admin.page.locator("[name=note]").fill("どうぞ")
+    admin.presses("Grant")
+    admin.reads("どうぞ", "100,000")
+
+
+def makes_a_service_key(admin: Person) -> None:
+    admin.page.goto("/keys/services/")
+    admin.follows("Create a service key")
+    admin.fills("Name", f"Dify {admin.language}")
+    admin.presses("Create the key")
+    assert re.fullmatch(r"mdg_\w{38}", admin.page.locator("#key").inner_text())
+    admin.page.get_by_text("Dify", exact=True).click()
+    expect(admin.page.locator(".tab.dify")).to_contain_text("smollm2")
+    expect(admin.page.locator(".tab.dify")).to_contain_text("2048")
+    admin.page.get_by_text("Open WebUI", exact=True).click()
+
+
+def looks_after_the_tenant(admin: Person, name: str) -> None:
+    admin.goes_to("Tenant")
+    admin.follows("People", "of a tenant")
+    admin.reads(name)
+    admin.goes_to("Tenant")
+    admin.follows("Keys", "of a tenant")
+    admin.reads(f"Dify {admin.language}")
+    admin.finds("/usage/?of=tenant:research", "smollm2")
+
+
+def finds_more(employee: Person) -> None:
+    employee.page.goto("/notices/")
+    employee.reads("どうぞ", "100,000")
+    employee.page.goto("/")
+    employee.reads("100,000")
+
+
+def operates(operator: Person, name: str) -> None:
+    operator.goes_to("Operations")
+    operator.reads("smollm2")
+    expect(operator.page.locator("[data-live-area]")).to_contain_text("smollm2")
+    operator.goes_to("Tenants")
+    operator.reads("research")
+    operator.finds("/usage/?of=all&by=tenant", "research")
+    operator.page.goto("/operations/directory/")
+    operator.presses("Follow it now")
+    operator.reads(operator.word("followed"))
+    operator.page.goto("/audit/")
+    operator.page.locator("[name=text]").fill(name)
+    operator.presses("Search")
+    operator.reads(name)
