@@ -1,10 +1,6 @@
 """The page of the audit log, and its files."""
 
-from collections.abc import AsyncIterator, Iterator
-
-from asgiref.sync import sync_to_async
 from django.contrib.auth.decorators import login_required
-from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.utils import timezone
@@ -15,6 +11,7 @@ from portal.accounts import trail
 from portal.accounts.audit_forms import SearchForm
 from portal.accounts.models import User
 from portal.console.clock import zone_of
+from portal.console.streaming import streamed
 
 
 @login_required
@@ -48,16 +45,3 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
     if request.GET.get("format") == "json":
         return streamed(request, trail.as_json(events), f"{name}.json", "application/json")
     return streamed(request, trail.as_csv(events), f"{name}.csv", "text/csv; charset=utf-8")
-
-
-def streamed(request: HttpRequest, pieces: Iterator[str], name: str, content_type: str) -> StreamingHttpResponse:
-    """Under ASGI an iterator that is not async would be read to its end before the first byte is sent."""
-    content = in_thread(pieces) if isinstance(request, ASGIRequest) else pieces
-    headers = {"content-disposition": f'attachment; filename="{name}"'}
-    return StreamingHttpResponse(content, content_type=content_type, headers=headers)
-
-
-async def in_thread(pieces: Iterator[str]) -> AsyncIterator[str]:
-    following = sync_to_async(lambda: next(pieces, None))
-    while (piece := await following()) is not None:
-        yield piece

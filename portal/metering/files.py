@@ -9,6 +9,8 @@ from typing import Any
 
 from django.http import HttpRequest, StreamingHttpResponse
 
+from portal.console.streaming import streamed
+
 Row = dict[str, Any]
 ROWS = 500  # written together: a chunk of some 50 kB
 
@@ -18,9 +20,7 @@ def response(request: HttpRequest, name: str, rows: Iterable[Row]) -> StreamingH
     kind = "json" if request.GET.get("format") == "json" else "csv"
     types = {"json": "application/json", "csv": "text/csv; charset=utf-8"}
     written = {"json": as_json, "csv": as_csv}[kind](iter(rows))
-    answer = StreamingHttpResponse(written, content_type=types[kind])
-    answer["content-disposition"] = f'attachment; filename="{name}.{kind}"'
-    return answer
+    return streamed(request, written, f"{name}.{kind}", types[kind])
 
 
 def as_csv(rows: Iterator[Row]) -> Iterator[str]:

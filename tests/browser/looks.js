@@ -46,3 +46,21 @@ function focused() {
   const shown = e.matches(".unseen") ? e.labels[0] : e;
   return [e.textContent.trim() || e.getAttribute("aria-label") || e.id, getComputedStyle(shown).outlineStyle];
 }
+
+// Sentences and dates in English where the page is in Japanese: texts that never got into the catalogue. What machines
+// read, and names that are the same in every language, stand in code, or are marked as English.
+function foreign() {
+  const english = /[A-Za-z’']{2,}(?:,? [A-Za-z’']{2,}){2,}|\b\d{1,2} (?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)/;
+  const japanese = /[\u3040-\u30ff\u4e00-\u9fff]/;
+  const machines = "code, pre, output, script, style, textarea, noscript, [lang=en]";
+  const names = /NVIDIA [\w ]+/;
+  const wrong = (text) => english.test(text.replace(names, "")) && !japanese.test(text);
+  const found = [];
+  for (const e of document.querySelectorAll("body *")) {
+    if (e.closest(machines)) continue;
+    const own = [...e.childNodes].filter((node) => node.nodeType === Node.TEXT_NODE).map((node) => node.data.trim());
+    const told = ["aria-label", "title", "placeholder", "alt"].map((name) => e.getAttribute(name) ?? "");
+    found.push(...[...own, ...told].filter(wrong));
+  }
+  return found;
+}
