@@ -97,6 +97,21 @@ async def test_several_limits_are_reserved_all_or_none(limits):
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"98"
 
 
+async def test_a_member_is_counted_in_each_tenant_apart_and_apart_from_the_person(limits):
+    here, there = (Limit(Counter("member", 1, None, "requests", "day", tenant), 1, TOKYO) for tenant in (7, 8))
+    for budget in (here, there, limit("requests", 1, scope="user")):
+        await limits.admit((budget,), MODEL, 0, NOON)
+        with pytest.raises(OverQuota):
+            await limits.admit((budget,), MODEL, 0, NOON)
+
+
+async def test_who_reached_a_members_limit_is_told_so(limits):
+    with pytest.raises(OverQuota) as refused:
+        await limits.admit((Limit(Counter("member", 1, None, "tokens", "day", 7), 0, TOKYO),), MODEL, 1, NOON)
+    assert "this member" in refused.value.message("en")
+    assert "このメンバーの利用上限" in refused.value.message("ja")
+
+
 async def test_a_call_that_reached_no_engine_costs_nothing(limits):
     budget = (
         limit("requests", 1),

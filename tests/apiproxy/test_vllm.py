@@ -4,6 +4,8 @@ The model is random and each byte is a token (tests/tiny_llama.py): what it says
 by hand. One engine for the whole file, which takes a minute to start; the last tests kill it.
 """
 
+import concurrent.futures
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +34,7 @@ PROMPT_TOKENS = 1 + len("user\nhi") + 1 + 1 + 1 + len("assistant\n")
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 ARGS = [
     "--enforce-eager",
+    "--max-num-seqs=4",  # of which the gateway knows nothing: not the model's slots, but an argument of an operator's
     "--enable-auto-tool-choice",
     "--tool-call-parser=hermes",
     # Else a random model may write spaces between two JSON tokens until its context is full.
@@ -369,6 +372,60 @@ def test_a_client_that_leaves_a_unary_call_frees_the_engine(house):
     (row,) = until(lambda: [row for row in house.madoguchi.usage().values() if row["end_user"] == "hasty"], 30)
     assert (row["status"], row["estimated"]) == ("aborted", 1)
     assert row["prompt_tokens"] > 0
+
+
+# --- Batch
+
+
+@contextlib.contextmanager
+def forever(house: House) -> Iterator[Iterator[str]]:
+    """A person's stream that has begun."""
+    with house.http.stream("POST", "/v1/chat/completions", json={**FOREVER, "stream": True}) as answer:
+        lines = answer.iter_lines()  # forgotten, it would close the answer
+        next(lines)
+        yield lines
+
+
+def test_a_batch_call_that_waits_in_the_engine_lets_people_go_first(house):
+    """The engine is full; the batch call came before the person's, and is answered after it."""
+    key = house.madoguchi.manage("createkey", "--tenant", "research", "--service", "nightly", "--class", "batch")
+    batch = httpx2.Client(base_url=house.madoguchi.url, headers={"x-api-key": key}, timeout=200)
+    short = {**FOREVER, "max_tokens": 40}
+
+    def ask(http: httpx2.Client) -> float:
+        assert http.post("/v1/chat/completions", json=short).json()["usage"]["completion_tokens"] == 40
+        return time.monotonic()
+
+    def waiting() -> int:
+        return house.metric("vllm:num_requests_waiting")
+
+    with concurrent.futures.ThreadPoolExecutor() as pool, contextlib.ExitStack() as streams:
+        for _ in range(3):
+            streams.enter_context(forever(house))
+        one = streams.enter_context(contextlib.ExitStack())
+        one.enter_context(forever(house))
+        batch_ended = pool.submit(ask, batch)
+        until(lambda: waiting() == 1)
+        person_ended = pool.submit(ask, house.http)
+        until(lambda: waiting() == 2)
+        assert house.running() == 4
+        one.close()  # the only slot that becomes free
+        assert person_ended.result() < batch_ended.result()
+
+
+def test_every_path_takes_a_batch_call(house):
+    key = house.madoguchi.manage("createkey", "--tenant", "research", "--service", "index", "--class", "batch")
+    with openai.OpenAI(base_url=f"{house.madoguchi.url}/v1", api_key=key, max_retries=0, timeout=200) as sdk:
+        assert sdk.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=4).usage
+        assert sdk.completions.create(model="tiny", prompt="a", max_tokens=4).usage
+        assert sdk.responses.create(model="tiny", input="a", max_output_tokens=4).usage
+    answer = httpx2.post(
+        f"{house.madoguchi.url}/v1/messages",
+        headers={"x-api-key": key},
+        json={"model": "tiny", "messages": QUESTION, "max_tokens": 4},
+        timeout=200,
+    )
+    assert answer.json()["usage"]["output_tokens"] > 0
 
 
 # --- The ledger and the engine's counters
