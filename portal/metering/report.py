@@ -276,7 +276,13 @@ def grouped(scope: Scope, period: Period, group: str, most: int | None = None) -
             added[value] = [int(a + b) for a, b in zip(known, counts, strict=True)]
     shown = sorted(added, key=lambda value: (-_tokens(added[value]), str(value)))[:most]
     then: Counter[Any] = Counter()
-    for part in parts(scope, before(period)):
+    # Of a hundred out of thousands only those are added up.
+    same = Q(**{f"{column}__in": [value for value in shown if value is not None]})
+    if most is not None and None in shown:
+        same |= Q(**{f"{column}__isnull": True})
+    for part in parts(scope, before(period)) if shown else ():
+        if most is not None:
+            part = part.filter(same)
         then.update(dict(part.order_by().values_list(column).annotate(tokens=TOKENS)))
     known_as = names(group, shown)
     rows = []

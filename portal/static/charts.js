@@ -71,7 +71,7 @@ function draw(canvas, data) {
       onHover: (event, items) => { event.native.target.style.cursor = items.length && data.links[items[0].index] ? "pointer" : ""; },
       scales: {
         x: { stacked: data.kind === "bars", grid: { display: false }, border: {}, ticks: { maxRotation: 0, autoSkipPadding: 14 } },
-        y: { stacked: data.kind === "bars", beginAtZero: true, suggestedMax: data.digits ? 0.1 : 4, grid: {}, border: { display: false }, ticks: { maxTicksLimit: 5, precision: data.digits ? undefined : 0, callback: (value) => compact.format(value) } },
+        y: { stacked: data.kind === "bars", beginAtZero: true, suggestedMax: [4, 10, 0.5][data.digits], grid: {}, border: { display: false }, ticks: { maxTicksLimit: 5, precision: data.digits ? undefined : 0, callback: (value) => compact.format(value) } },
       },
       plugins: { colors: { enabled: false }, legend: { display: false }, tooltip: tooltip(data) },
     },

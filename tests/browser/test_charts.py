@@ -1,7 +1,7 @@
 """Charts as they are drawn."""
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.pages import sign_in
 from tests.pages import key_of, serve, use
@@ -32,3 +32,60 @@ def test_bars_have_the_colours_of_the_page_from_the_first_look_on_and_when_it_tu
     page.emulate_media(color_scheme="dark")
     page.wait_for_function(f"{WANTED} !== {light!r}")
     assert in_the_colours_of_the_page(page)
+
+
+@pytest.fixture
+def drawn(open_page, alice, research) -> Page:
+    """Alice's usage of two models."""
+    key = key_of(alice, research)
+    use(key, tokens=(1_000, 234), model="qwen")
+    use(key, tokens=(1, 1), model="=1+1")
+    page = open_page()
+    sign_in(page)
+    page.goto("/usage/")
+    return page
+
+
+def test_the_switch_of_colours_repaints_them_while_the_page_is_open(drawn):
+    light = drawn.evaluate(WANTED)
+    drawn.locator("[data-theme-switch]").click()
+    drawn.locator("[data-theme-switch]").click()
+    drawn.wait_for_function(f"{WANTED} !== {light!r}")
+    assert in_the_colours_of_the_page(drawn)
+
+
+def test_the_numbers_behind_a_chart_can_be_read_copied_and_saved(drawn):
+    figure = drawn.locator("[data-chart=chart-tokens]")
+    figure.locator("summary").click()
+    assert figure.locator("tbody tr").first.locator("td").all_inner_texts() == ["1,234", "2", "1,236"]
+    figure.locator("[data-copy]").click()
+    drawn.wait_for_function("document.querySelector('[data-said]').textContent")
+    copied = drawn.evaluate("navigator.clipboard.readText()").splitlines()
+    assert copied[0] == "day,qwen,'=1+1"  # a spreadsheet gets no formula
+    assert copied[-1].endswith(",1234,2")
+    with drawn.expect_download() as download:
+        figure.locator("[data-csv]").click()
+    assert download.value.suggested_filename == "tokens.csv"
+    assert download.value.path().read_text("utf-8-sig").splitlines() == copied
+
+
+def test_without_scripts_the_table_stands_in_the_place_of_the_chart(browser, site, alice, research):
+    use(key_of(alice, research), tokens=(1_000, 234))
+    context = browser.new_context(base_url=site, java_script_enabled=False, locale="en-GB")
+    page = context.new_page()
+    sign_in(page)
+    page.goto("/usage/")
+    figure = page.locator("[data-chart=chart-tokens]")
+    expect(figure.locator(".plot")).to_be_hidden()
+    expect(figure.get_by_role("cell", name="1,234").first).to_be_visible()
+    context.close()
+
+
+def test_a_bar_leads_to_its_day(drawn):
+    box = drawn.locator("[data-chart=chart-tokens] canvas").bounding_box()
+    middle = drawn.evaluate(
+        "(() => { const c = Chart.getChart(document.querySelector('[data-chart=chart-tokens] canvas'));"
+        " const bar = c.getDatasetMeta(0).data.at(-1); return [bar.x, (bar.y + bar.base) / 2]; })()"
+    )
+    drawn.mouse.click(box["x"] + middle[0], box["y"] + middle[1])
+    drawn.wait_for_url("**/usage/?period=20*")
