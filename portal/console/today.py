@@ -1,16 +1,15 @@
-"""A person's use of late, for their home page."""
+"""Use of late: a person's for their home page, a tenant's for its own."""
 
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.db.models import F
+from django.db.models import F, QuerySet
 
-from portal.accounts.models import User
 from portal.metering import periods, report
 from portal.metering.chart import Chart, chart
-from portal.metering.usage import by, visible_to
+from portal.metering.usage import by
 
 DAYS = 14
 
@@ -30,12 +29,12 @@ class Recent:
         return -self.change if self.change is not None and self.change < 0 else None
 
 
-def recent(user: User, zone: ZoneInfo, now: datetime) -> Recent:
-    """One query."""
+def recent(days: QuerySet[Any], zone: ZoneInfo, now: datetime) -> Recent:
+    """Of sums of days, as UsageDay and UsageTenantDay are. One query."""
     month = periods.period("this-month", now, zone)
     fortnight = periods.period(str(DAYS), now, zone)
     both = periods.Period(name="", first=min(month.first, fortnight.first), last=month.last)
-    rows = by(both.of(visible_to(user)).annotate(slot=F("day")), "slot", "model")
+    rows = by(both.of(days).annotate(slot=F("day")), "slot", "model")
     recently = [row for row in rows if row["slot"] >= fortnight.first]
     return Recent(
         today=added([row for row in rows if row["slot"] == month.last]),

@@ -24,6 +24,7 @@ from portal.keys.calling import calls
 from portal.keys.example import base_url, example
 from portal.metering import giving, wishes
 from portal.metering.allowance import allowances
+from portal.metering.usage import visible_to
 
 
 @login_required
@@ -45,7 +46,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "wishes": wishes.of(request.user, now),
         "waiting": giving.waiting_in(request.user),
         "admins": tenancy.admins_by_tenant(tenants),
-        "usage": today.recent(request.user, zone, now),
+        "usage": today.recent(visible_to(request.user), zone, now),
     }
     return render(request, "console/home.html", context)
 

@@ -17,6 +17,7 @@ from portal.metering.models import Quota
 from portal.metering.policy import Bound, Policy, bearing_on
 
 NEAR = 80  # per cent
+OWN_FIRST = ("key", "member", "user", "tenant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +112,7 @@ def of_key(key: ApiKey, now: datetime) -> list[Allowance]:
     users = {key.user.pk: key.user} if key.user else {}
     rules = rules_for(tenants=[key.tenant_id], users=users, keys=[key.pk])
     bounds = rules.call(tenant=key.tenant_id, user=key.user_id, key=key.pk)
-    own_first = sorted(bounds, key=lambda bound: bound.scope != "key")
+    own_first = sorted(bounds, key=lambda bound: OWN_FIRST.index(bound.scope))
     names = Names(zone=key.tenant.zone, tenants={key.tenant_id: key.tenant}, users=users, keys={key.pk: key})
     return read(own_first, names, now)
 

@@ -8,8 +8,10 @@ from django.views.decorators.http import require_GET
 
 from portal.accounts import tenancy
 from portal.accounts.models import Membership, Tenant
+from portal.console import today
 from portal.keys import keyring
-from portal.metering import allowance, giving, nearness, usage, wishes
+from portal.metering import allowance, giving, nearness, wishes
+from portal.metering.models import UsageTenantDay
 from portal.tenants import ranking
 from portal.tenants.gates import for_admins, me
 
@@ -27,7 +29,7 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
-        "month": usage.total(days),
+        "usage": today.recent(UsageTenantDay.objects.filter(tenant=tenant), tenant.zone, now),
         "active": sum(user is not None for user in by_user),
         "members": Membership.objects.filter(tenant=tenant).count(),
         "bars": wishes.bars(me(request), allowance.of_tenant(tenant, now)),

@@ -86,6 +86,8 @@ class TestOverview:
         assert [(row.label, row.used.tokens, row.share) for row in context["people"]] == [("Alice", 90, 100)]
         assert [(row.label, row.used.tokens) for row in context["keys"]] == [("Dify FAQ", 300), ("laptop", 90)]
         assert (context["active"], context["members"]) == (1, 2)
+        assert context["usage"].month["total_tokens"] == 390
+        assert [series.label for series in context["usage"].chart.series] == ["qwen"]
 
     def test_a_tenant_without_anything_is_told_so(self, as_bob, bob):
         page = read(as_bob, "/tenant/research/")
@@ -278,6 +280,18 @@ class TestQuotas:
         assert path in read(as_bob, f"/keys/{key.prefix}/")
         send(as_bob, path, kind="concurrent/", model="", amount="2")
         assert Quota.objects.get(key=key).unit == "concurrent"
+
+    def test_a_key_s_page_tells_its_own_first_then_the_person_s_then_the_tenant_s(
+        self, as_alice, alice, bob, olivia, research
+    ):
+        key = key_of(alice, research)
+        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+        giving.give(olivia, Whose(user=alice), DAILY, 500)
+        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+        giving.give(bob, Whose(key=key), DAILY, 10)
+        bars = as_alice.get(f"/keys/{key.prefix}/").context["bars"]
+        assert [bar.allowance.of for bar in bars] == ["key", "member", "user", "tenant"]
+        assert [bar.may_ask for bar in bars] == [True, True, False, False]
 
     def test_what_is_not_the_tenant_s_is_not_there(self, as_bob, charlie, sales):
         theirs = Quota.objects.create(tenant=sales, unit="tokens", window="day", amount=1)
