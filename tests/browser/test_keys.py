@@ -153,10 +153,14 @@ def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, everyth
         assert looks(page, "tooSmall") == [], path
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_words_have_enough_contrast(open_page, everything, scheme):
-    page = open_page(scheme=scheme)
+def test_the_pages_of_a_tenant_admin_are_for_everybody(open_page, everything, axe):
+    """test_every_page looks at the same pages with less in them: nobody has left there, nothing was replaced."""
+    page = open_page()
     sign_in(page, "bob")
     for path in pages(everything):
         page.goto(path)
-        assert looks(page, "faint") == [], path
+        page.evaluate("for (const e of document.querySelectorAll('main details')) e.open = true")
+        page.emulate_media(color_scheme="light", reduced_motion="reduce")
+        assert axe(page) == [], path
+        page.emulate_media(color_scheme="dark", reduced_motion="reduce")
+        assert axe(page, "color-contrast") == [], path
