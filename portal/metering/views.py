@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -23,8 +24,8 @@ from portal.metering import chart, files, live, periods, report, scopes
 from portal.metering.models import UsageRecord
 
 DEFAULT = "this-month"
-# The table of 90 days and several models would be pages long; what is older is there, folded.
-SHOWN = timedelta(days=14)
+# Rows of the table by time and model that are seen at once, of 900 with 90 days and ten models. The rest is folded.
+SHOWN = 30
 # Rows of a table by people or keys; all of them are in the exports.
 MOST = 100
 
@@ -58,7 +59,7 @@ def usage(request: HttpRequest) -> HttpResponse:
     )
     troubles = report.troubles(series, report.refusals(scope, period, of.zone))
     totals, reasons, latest = series.totals, report.why(troubles), series.rows[::-1]
-    recent = latest if series.unit != "day" else [row for row in latest if row["slot"] > period.last - SHOWN]
+    recent = newest(latest, SHOWN)
     context = {
         "zone": of.zone,
         "scope": scope,
@@ -122,6 +123,17 @@ def link(request: HttpRequest, slot: report.Slot, unit: str) -> str:
     query = request.GET.copy()
     query["period"] = periods.name_of(slot, unit)
     return f"?{query.urlencode()}"
+
+
+def newest(rows: report.Rows, most: int) -> report.Rows:
+    """Of rows, the newest first, those of whole slots (days, …) that are `most` together, or of one that has more."""
+    shown: report.Rows = []
+    for _slot, its in groupby(rows, key=itemgetter("slot")):
+        more = [*shown, *its]
+        if shown and len(more) > most:
+            break
+        shown = more
+    return shown
 
 
 @login_required
