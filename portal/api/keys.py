@@ -4,6 +4,7 @@ Their texts are made and kept as those of API keys (see `keys.secret`), with a l
 other is for.
 """
 
+import math
 import re
 from collections.abc import Collection
 from datetime import datetime, timedelta
@@ -17,6 +18,7 @@ from django.utils.translation import gettext as _
 
 from portal.accounts.models import User
 from portal.api import scopes
+from portal.console.clock import zone_of
 from portal.keys import secret
 from portal.keys.models import ManagementKey
 from portal.notices.telling import tell
@@ -26,6 +28,9 @@ TEXT = re.compile(rf"{LEAD}[0-9A-Za-z]{{{secret.LENGTH - len(LEAD)}}}")
 LONGEST = timedelta(days=366)  # a year, also a leap year
 # How exactly `last_used_at` is kept: a program that calls all day costs one write a minute.
 USE_NOTED = timedelta(minutes=1)
+
+# Days before its end, and until when the next one will do.
+WARNINGS = ((7, timedelta(days=1)), (1, timedelta()))
 
 
 def issue(*, user: User, name: str, scopes_: Collection[str], expires_at: datetime) -> tuple[ManagementKey, str]:
@@ -66,6 +71,26 @@ def revoke_found(key: ManagementKey) -> None:
     with transaction.atomic():
         revoke(key)
         tell([key.user], "management-key-found", key.prefix, path="/keys/management/", key=key.name, prefix=key.prefix)
+
+
+def tell_ends(now: datetime) -> None:
+    """Tells whose keys end within a week, and again within a day. Of short-lived ones it would be no news."""
+    for days, until in WARNINGS:
+        soon = timedelta(days=days)
+        ending = ManagementKey.objects.filter(expires_at__gt=now + until, expires_at__lte=now + soon)
+        for key in working(ending, now).select_related("user"):
+            assert key.expires_at
+            if key.expires_at - key.created_at > 2 * soon:
+                tell(
+                    [key.user],
+                    "management-key-expires",
+                    f"{key.prefix} {days} days",
+                    path="/keys/management/",
+                    key=key.name,
+                    prefix=key.prefix,
+                    days=math.ceil((key.expires_at - now) / timedelta(days=1)),
+                    at=key.expires_at.astimezone(zone_of(key.user)),
+                )
 
 
 def keys_of(user: User) -> QuerySet[ManagementKey]:

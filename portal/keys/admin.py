@@ -9,8 +9,9 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
 from portal.accounts.models import User
+from portal.api import keys as management_keys
 from portal.keys import issuing, keyring
-from portal.keys.models import ApiKey, ModelAccess
+from portal.keys.models import ApiKey, ManagementKey, ModelAccess
 
 
 def me(request: HttpRequest) -> User:
@@ -79,3 +80,32 @@ class ModelAccessAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ["model", "tenant"]
     list_filter = ["tenant", "model"]
     list_select_related = ["model", "tenant"]
+
+
+@admin.action(description=_("Revoke the chosen management keys for good"), permissions=["change"])
+def revoke_management(
+    page: admin.ModelAdmin,  # type: ignore[type-arg]
+    request: HttpRequest,
+    keys: QuerySet[ManagementKey],
+) -> None:
+    for key in keys:
+        management_keys.revoke(key)
+
+
+@admin.register(ManagementKey)
+class ManagementKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """To look at and to revoke: what a key may do, its owner chose for good."""
+
+    list_display = ["prefix", "name", "user", "created_at", "last_used_at", "expires_at", "revoked_at"]
+    list_filter = [("revoked_at", admin.EmptyFieldListFilter)]
+    list_select_related = ["user"]
+    search_fields = ["prefix", "name", "user__username"]
+    actions = [revoke_management]
+    fields = ["prefix", "name", "user", "scopes", "created_at", "last_used_at", "expires_at", "revoked_at"]
+    readonly_fields = ["prefix", "name", "user", "scopes", "created_at", "last_used_at", "expires_at", "revoked_at"]
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: ManagementKey | None = None) -> bool:
+        return False

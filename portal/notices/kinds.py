@@ -212,6 +212,15 @@ KINDS: Mapping[str, Kind] = {
         title=lambda facts: _("The key “%(key)s” was revoked") % facts,
         text=key_revoked_text,
     ),
+    "management-key-expires": Kind(
+        needs=frozenset({"key", "prefix", "days", "at"}),
+        tone="watch",
+        title=lambda facts: _("The management key “%(key)s” expires soon") % facts,
+        text=lambda facts: (
+            _("%(key)s (%(prefix)s…) stops working on %(day)s. Create a new one and change your programs to it.")
+            % {**facts, "day": day(facts)}
+        ),
+    ),
     "management-key-found": Kind(
         needs=frozenset({"key", "prefix"}),
         tone="broken",

@@ -1,8 +1,10 @@
 """The pages of management keys, and what happens to one that was found."""
 
 from datetime import timedelta
+from io import StringIO
 
 import pytest
+from django.core.management import call_command
 from django.utils import timezone
 
 from portal.accounts.models import AuditEvent
@@ -119,3 +121,44 @@ def test_who_finds_one_ends_it_and_its_owner_is_told(client, charlie, alice, res
     assert Notice.objects.get(kind="management-key-found").user == alice
     assert "had been revoked already" in client.post("/keys/found/", {"text": text}).content.decode()
     assert Notice.objects.filter(kind="management-key-found").count() == 1
+
+
+# --- its end
+
+
+def test_its_owner_is_told_before_it_ends_once_a_week_and_once_a_day_before(alice, bob, time_machine):
+    begun = timezone.now()
+    key_of(alice, "report")
+    keys.issue(user=alice, name="short", scopes_=["usage:read"], expires_at=begun + timedelta(days=1, hours=12))
+    revoked, _ = key_of(bob)
+    keys.revoke(revoked)
+    for days in (1, 22, 24.5, 29.5, 29.6):
+        time_machine.move_to(begun + timedelta(days=days), tick=False)
+        keys.tell_ends(timezone.now())
+    told = Notice.objects.filter(kind="management-key-expires").order_by("pk")
+    assert [(notice.user, notice.facts["key"], notice.facts["days"]) for notice in told] == [
+        (alice, "report", 6),
+        (alice, "report", 1),
+    ]
+
+
+def test_the_chore_that_tells_tells_it(alice, time_machine):
+    begun = timezone.now()
+    key_of(alice)
+    time_machine.move_to(begun + timedelta(days=25), tick=False)
+    call_command("tellnotices", stdout=StringIO())
+    assert Notice.objects.filter(kind="management-key-expires").exists()
+
+
+# --- operators
+
+
+def test_an_operator_revokes_anybody_s_in_the_admin(client, alice, olivia):
+    key, text = key_of(alice)
+    client.force_login(olivia)
+    chosen = {"action": "revoke_management", "_selected_action": [key.pk]}
+    assert client.post("/admin/keys/managementkey/", chosen).status_code == 302
+    assert keys.find(text) is None
+    page = client.get(f"/admin/keys/managementkey/{key.pk}/change/").content.decode()
+    assert key.prefix in page
+    assert key.digest not in page

@@ -23,6 +23,7 @@ TOLD = {
     "key-expires": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "days": 7, "at": AT},
     "key-expired": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "at": AT},
     "key-revoked": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "by": "Bob", "because": "unused"},
+    "management-key-expires": {"key": "script", "prefix": "mdm_AbCdEfGh", "days": 7, "at": AT},
     "management-key-found": {"key": "script", "prefix": "mdm_AbCdEfGh"},
     "responsible-left": {"key": "Dify", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "person": "Alice"},
     "membership-ended": {"tenant": "研究部", "keys": 2},

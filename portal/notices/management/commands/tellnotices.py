@@ -5,6 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from portal.api import keys as management
 from portal.keys import expiry
 from portal.metering import nearness
 from portal.notices import inbox, mailing
@@ -17,6 +18,7 @@ class Command(BaseCommand):
         now = timezone.now()
         expiry.tell_ends(now)
         expiry.tell_leavers()
+        management.tell_ends(now)
         nearness.tell_near(now)
         inbox.forget(now)
         try:
