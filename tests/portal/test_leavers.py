@@ -6,10 +6,12 @@ import httpx2
 import pytest
 from django.core.management import CommandError, call_command
 
-from portal.accounts.models import DirectoryState, Tenant, User
+from modelregistry.models import Chore
+from portal.accounts.models import AuditEvent, DirectoryState, Tenant, User
 from portal.keys.issuing import issue
 from portal.notices.models import Notice
 from tests.apiproxy.conftest import counter, fake_engine, server_options  # noqa: F401 - fixtures
+from tests.modelregistry.site import Site
 from tests.slapd import unused_port
 from tests.waiting import until
 
@@ -113,3 +115,25 @@ def test_who_comes_back_has_their_key_again(company, door, directory, newcomer):
     directory.join("wada", "sales")
     call_command("syncdirectory")
     until(lambda: caller.status() == 200, 20)
+
+
+@pytest.fixture
+def host(tmp_path):
+    site = Site(tmp_path / "host")
+    site.var.mkdir()
+    yield site
+    site.close()
+
+
+@pytest.mark.timeout(240)
+def test_nobody_has_to_ask_for_it(company, door, directory, newcomer, host):
+    """A supervisor follows the directory soon after it starts, and every hour."""
+    leaver = hired(company, door, newcomer, "goto", "sales", "sales")
+    directory.dismiss("goto")
+    host.supervise(**directory.env())
+    until(lambda: leaver.status() == 401, 90)
+    chore = until(lambda: Chore.objects.filter(name="syncdirectory", ended_at__isnull=False).first())
+    assert (chore.succeeded, chore.claimed_by) == (True, "here")
+    assert "1 left" in chore.said
+    left = AuditEvent.objects.get(action="user.leave")
+    assert (left.via, left.actor_name) == ("directory", "")
