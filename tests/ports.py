@@ -1,10 +1,23 @@
-"""Ports for servers that tests and measurements start."""
+"""Ports of this machine that nobody listens on."""
 
+import random
 import socket
 
 
 def unused_port() -> int:
-    """A port of this machine on which nothing listens."""
+    """One of those that the kernel gives to connections."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def in_a_row(count: int, dice: random.Random) -> int:
+    """The first of so many, below those that the kernel gives to connections."""
+    while True:
+        first = dice.randrange(20_000, 32_000)
+        try:
+            for port in range(first, first + count):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return first

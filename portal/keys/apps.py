@@ -17,7 +17,7 @@ class KeysConfig(AppConfig):
             ApiKey,
             "key",
             secret={"digest"},
-            silent={"last_used_at"},
+            silent={"last_used_at", "last_used_from", "last_used_with"},
             tenant=lambda key: key.tenant,
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
             # `playground` tells of its own; that somebody ended one is told as with any key.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelregistry import process, shim
+from modelregistry import chores, process, shim
 from modelregistry.launching import label_of
 from modelregistry.process import Life, Run
 
@@ -22,7 +22,7 @@ RESTING = ("stopped", "asleep", "backoff", "failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A living process. `part`: up, gateway, supervisor, shim, front, worker, helper (both below a front) or other."""
+    """A living process. `part`: up, gateway, supervisor, chore, shim, front, worker, helper, other."""
 
     who: shim.Identity
     part: str
@@ -96,6 +96,8 @@ def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[byte
 
 def _part_of_ours(command: str) -> str:
     words = {"manage.py up": "up", "uvicorn": "gateway", "manage.py supervise": "supervisor"}
+    # What a supervisor does now and then beside its engines; ends with it.
+    words |= {f"manage.py {' '.join(work.argv)}": "chore" for work in chores.registered()}
     return next((part for word, part in words.items() if word in command), "other")
 
 
