@@ -67,6 +67,8 @@ class TestMaking:
         )
         key = ApiKey.objects.get()
         assert WHOLE_KEY.search(response.content.decode())[0].startswith(key.prefix)
+        assert "use the models in the tenant’s name" in response.content.decode()
+        assert f'href="/keys/{key.prefix}/"' in response.content.decode()
         assert (key.user, key.service, key.name, key.tenant) == (None, "Dify", "Dify", research)
         assert (key.responsible, key.created_by, key.purpose) == (alice, bob, "help desk")
         assert (key.key_class, key.networks) == ("batch", ["10.1.0.0/16", "10.9.9.9/32"])
