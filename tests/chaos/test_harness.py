@@ -15,7 +15,7 @@ from modelregistry.process import Life
 from tests import ports
 from tests.chaos import storm, troubles
 from tests.chaos.books import disagreements, unmetered
-from tests.chaos.census import Census, unaccounted
+from tests.chaos.census import Census, _part_of_ours, unaccounted
 from tests.chaos.field import TREE
 from tests.chaos.load import Call, Heard
 from tests.waiting import until
@@ -55,6 +55,11 @@ def row(run, **more):
 def of_engines(census, *rows):
     """What is wrong with engines; there is no `up` here."""
     return [text for text in unaccounted(census.take(), census.living_runs(), rows) if "times" not in text]
+
+
+def test_a_chore_has_a_reason_to_be_and_another_command_has_none():
+    assert _part_of_ours("python /srv/madoguchi/manage.py tellnotices") == "chore"
+    assert _part_of_ours("python /srv/madoguchi/manage.py shell") == "other"
 
 
 def test_each_process_is_known_by_what_it_does(census):
