@@ -84,7 +84,8 @@ def _fill(cursor: CursorWrapper, model: type[Model], source: str, groups: dict[s
     table, by = model._meta.db_table, ", ".join(map(str, range(1, len(groups) + 1)))
     columns = ", ".join((*groups, *sums))
     values = ", ".join((*groups.values(), *sums.values()))
-    cursor.execute(f"INSERT INTO {table} ({columns}) SELECT {values} FROM {source} GROUP BY {by}")
+    # By time, as they come in life: what is of one day lies together.
+    cursor.execute(f"INSERT INTO {table} ({columns}) SELECT {values} FROM {source} GROUP BY {by} ORDER BY 1")
 
 
 def _counted() -> list[str]:
