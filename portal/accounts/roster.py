@@ -106,7 +106,8 @@ def _note_trouble(now: datetime, error: Exception) -> None:
             ref,
             path=reverse("operations-directory"),
             problem=problem,
-            detail=detail[:500],
+            # Of an implausible answer the problem itself says all; the others quote the server.
+            detail="" if problem == DirectoryState.Problem.IMPLAUSIBLE else detail[:500],
             at=timezone.localtime(now),
         )
 
