@@ -8,7 +8,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from portal.accounts import membership
+from portal.accounts import membership, tenancy
 from portal.accounts.models import Membership, Tenant
 from portal.console.templatetags.figures import person
 from portal.keys import keyring
@@ -73,7 +73,7 @@ def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     now = timezone.now()
     keys = keyring.keys_of(row.user).filter(tenant=tenant).filter(keyring.is_usable())
-    own = Whose(tenant=tenant, user=row.user)
+    own, operates = Whose(tenant=tenant, user=row.user), tenancy.may_operate(me(request))
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
@@ -81,13 +81,14 @@ def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
         "used": ranking.used_by(ranking.month_of(tenant, now).filter(user=row.user), "user_id").get(
             row.user_id, ranking.Used()
         ),
-        "allowances": allowance.of_member(tenant, row.user, now),
+        "allowances": allowance.of_member(tenant, row.user, now)
+        + (allowance.everywhere(row.user, tenant.zone, now) if operates else []),
         "own": Quota.objects.filter(tenant=tenant, user=row.user).select_related("model"),
-        "everywhere": Quota.objects.filter(tenant=None, user=row.user).select_related("model"),
+        "everywhere": Quota.objects.filter(tenant=None, user=row.user).select_related("model") if operates else [],
         "may_give": giving.may_give(me(request), own),
         "keys": keys[:PAGE],
         "by_hand": membership.is_by_hand(row),
-        "myself": row.user == me(request) and not me(request).is_staff,
+        "myself": row.user == me(request) and not operates,
         "form": RoleForm(initial={"role": row.role}),
     }
     return render(request, "tenants/person.html", context)

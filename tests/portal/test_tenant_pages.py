@@ -192,6 +192,18 @@ class TestPeople:
         send(as_olivia, f"/tenant/research/people/{bob.pk}/remove/")
         assert not Membership.objects.filter(user=bob).exists()
 
+    def test_what_somebody_uses_in_other_tenants_is_for_operators(self, as_bob, as_olivia, alice, olivia, sales):
+        Membership.objects.create(user=alice, tenant=sales)
+        use(key_of(alice, sales), tokens=(123, 0))
+        giving.give(olivia, Whose(user=alice), DAILY, 1000)
+        path = f"/tenant/research/people/{alice.pk}/"
+        page = read(as_bob, path)
+        assert "877 of 1,000" not in page
+        assert "in all tenants" not in page
+        page = read(as_olivia, path)
+        assert "877 of 1,000 tokens left today" in page
+        assert "in all tenants" in page
+
     def test_people_of_other_tenants_are_not_there(self, as_bob, charlie):
         for verb in ("", "role/", "remove/"):
             assert as_bob.post(f"/tenant/research/people/{charlie.pk}/{verb}").status_code in (404, 405)
