@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.db.models import Count, F, Q, QuerySet, Sum
-from django.db.models.functions import TruncDate, TruncHour, TruncMonth
+from django.db.models import BigIntegerField, Count, F, Q, QuerySet, Sum
+from django.db.models.functions import Cast, TruncDate, TruncHour, TruncMonth
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
@@ -23,7 +23,15 @@ from portal.metering.scopes import Focus, Scope
 NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated")
 # The columns of the sums that a table of many rows adds up: all of them take three times as long.
 ADDED = ("requests", "prompt_tokens", "completion_tokens", "estimated", "generated_tokens", "generated_ms")
-TOKENS = Sum(F("prompt_tokens") + F("completion_tokens"))
+
+
+def added(what: Any) -> Any:
+    """The sum as a whole number: PostgreSQL's of large ones is a decimal, which takes ten times as long to read."""
+    return Cast(Sum(what), BigIntegerField())
+
+
+TOKENS = added(F("prompt_tokens") + F("completion_tokens"))
+SUMMED = {f"sum_{name}": added(name) for name in rollups.SUMS}
 COLUMN = {"key": "key_id", "user": "user_id", "tenant": "tenant_id"}
 # For so long records are kept at least (pruneusage), from which hours can be told that nothing sums up.
 KEPT = timedelta(days=40)
@@ -165,9 +173,9 @@ def _itself(slot: Any) -> Any:
 def _summed(rows: QuerySet[Any], of: Any) -> dict[tuple[Slot, str], Sums]:
     """By (`of` the row's slot, its model)."""
     found: dict[tuple[Slot, str], Sums] = {}
-    added = rows.order_by().values_list("slot", "model").annotate(*(Sum(name) for name in rollups.SUMS))
-    for slot, model, *counts in added:
-        key, sums = (of(slot), model), Sums(tuple(map(int, counts)))
+    grouped_rows = rows.order_by().values_list("slot", "model").annotate(**SUMMED)
+    for slot, model, *counts in grouped_rows:
+        key, sums = (of(slot), model), Sums(tuple(counts))
         found[key] = found[key] + sums if key in found else sums
     return found
 
@@ -229,7 +237,7 @@ def refusals(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, s
     }.get(period.unit, TruncMonth("hour", tzinfo=zone))
     rows = scope.refusals.filter(hour__gte=begin, hour__lt=end).annotate(slot=slot).order_by()
     found: Counter[tuple[Slot, str]] = Counter()
-    for at, code, number in rows.values_list("slot", "code").annotate(number=Sum("requests")):
+    for at, code, number in rows.values_list("slot", "code").annotate(number=added("requests")):
         found[_slot(at, period.unit, zone), code] += number
     return found
 
@@ -269,12 +277,14 @@ def grouped(scope: Scope, period: Period, group: str, most: int | None = None) -
     Seven queries at most.
     """
     column = COLUMN.get(group, group)
-    added: dict[Any, list[int]] = {}
+    sums: dict[Any, list[int]] = {}
     for part in parts(scope, period):
-        for value, *counts in part.order_by().values_list(column).annotate(*(Sum(name) for name in ADDED)):
-            known = added.get(value, [0] * len(ADDED))
-            added[value] = [int(a + b) for a, b in zip(known, counts, strict=True)]
-    shown = sorted(added, key=lambda value: (-_tokens(added[value]), str(value)))[:most]
+        for value, *counts in (
+            part.order_by().values_list(column).annotate(**{f"sum_{name}": added(name) for name in ADDED})
+        ):
+            known = sums.get(value)
+            sums[value] = counts if known is None else [a + b for a, b in zip(known, counts, strict=True)]
+    shown = sorted(sums, key=lambda value: (-_tokens(sums[value]), str(value)))[:most]
     then: Counter[Any] = Counter()
     # Of a hundred out of thousands only those are added up.
     same = Q(**{f"{column}__in": [value for value in shown if value is not None]})
@@ -288,8 +298,8 @@ def grouped(scope: Scope, period: Period, group: str, most: int | None = None) -
     rows = []
     for value in shown:
         name, number = known_as[value]
-        rows.append({"name": name, "id": number, **_row(added[value], then[value])})
-    return rows, len(added) - len(shown)
+        rows.append({"name": name, "id": number, **_row(sums[value], then[value])})
+    return rows, len(sums) - len(shown)
 
 
 def _tokens(counts: Sequence[int]) -> int:

@@ -24,7 +24,8 @@ from portal.metering import chart, files, live, periods, report, scopes
 from portal.metering.models import UsageRecord
 
 DEFAULT = "this-month"
-# Rows of the table by time and model that are seen at once, of 900 with 90 days and ten models. The rest is folded.
+# Rows of the table by time and model that are seen at once, of 900 with 90 days and ten models. The table behind
+# the chart has the rest, and the exports have all: 900 rows in the page took 150 ms.
 SHOWN = 30
 # Rows of a table by people or keys; all of them are in the exports.
 MOST = 100
@@ -71,7 +72,7 @@ def usage(request: HttpRequest) -> HttpResponse:
         "group": of.group,
         "unit": series.unit,
         "rows": recent,
-        "older": latest[len(recent) :],
+        "older": len(latest) - len(recent),
         "totals": totals,
         "sums": totals.numbers,
         "people": report.people(scope, period) if of.crowd else None,

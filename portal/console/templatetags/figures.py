@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 from django import template
 from django.template import Context
 from django.utils import timezone
-from django.utils.formats import date_format, number_format
+from django.utils.formats import date_format, get_format, number_format
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import get_language, pgettext
@@ -28,6 +28,8 @@ SHORT = {
 @register.filter
 def figure(value: int | float) -> str:
     """Every digit, grouped: 1,234,567."""
+    if isinstance(value, int):  # a table has thousands, and number_format takes 10 µs for each
+        return f"{value:,}".replace(",", get_format("THOUSAND_SEPARATOR"))
     return number_format(value, force_grouping=True)
 
 
