@@ -250,3 +250,24 @@ def test_what_is_implausible_takes_a_second_decision(everybody, desk, connect):
     assert not User.objects.filter(is_active=True).exclude(directory_id=None).exists()
     [event] = events("directory.force")
     assert event.after["left"] == 4
+
+
+def test_what_a_failure_leaves_undone_the_next_run_does(everybody, connect, monkeypatch):
+    """People are written in batches; none of those that are done is undone."""
+    User.objects.exclude(directory_id=None).update(first_name="An older one")
+    monkeypatch.setattr(roster, "BATCH", 2)
+    real, followed = people.follow, []
+
+    def fails_at_the_third(person):
+        followed.append(person)
+        if len(followed) == 3:
+            raise KeyError("tenant")
+        return real(person)
+
+    monkeypatch.setattr(people, "follow", fails_at_the_third)
+    with pytest.raises(KeyError):
+        roster.follow(connect())
+    assert User.objects.filter(first_name="An older one").count() == 2
+    assert DirectoryState.objects.get().problem == "fault"
+    assert roster.follow(connect()).changed == 2
+    assert not User.objects.filter(first_name="An older one").exists()
