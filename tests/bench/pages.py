@@ -83,13 +83,13 @@ def table(found: dict[Load, dict[tuple[str, str], Any]]) -> str:
         cells = [_cell(times.get((who, pattern))) for times in found.values()]
         queries = max(times[who, pattern]["queries"] for times in found.values() if (who, pattern) in times)
         lines.append([who, f"`{pattern}`", *cells, str(queries)])
-    columns = ["who", "page", *(f"{load.name}: ms, p95" for load in found), "queries"]
+    columns = ["who", "page", *(f"{load.name}: ms, p95, processor" for load in found), "queries"]
     every = next(iter(found.values()))
     return f"{report.table(columns, lines)}\n\nThe slowest of {len(every)} pages; the others are quicker."
 
 
 def _cell(page: Any) -> str:
-    return f"{1000 * page['median']:.0f}, {1000 * page['p95']:.0f}" if page else "–"
+    return ", ".join(f"{1000 * page[what]:.0f}" for what in ("median", "p95", "cpu")) if page else "–"
 
 
 def goal(load: Load, times: dict[tuple[str, str], Any]) -> Goal:
