@@ -13,7 +13,7 @@ def sign_in(page: Page, username: str = "alice") -> None:
     page.locator("[name=username]").fill(username)
     page.locator("[name=password]").fill("correct horse")
     page.locator("main form button").click()
-    page.wait_for_url("**/")
+    page.locator("[action='/sign-out/']").wait_for(state="attached")
 
 
 def looks(page: Page, question: str) -> Any:

@@ -93,7 +93,7 @@ def enters(open_page, directory) -> Callable[[str, str], Person]:
         page.locator("[name=username]").fill(name)
         page.locator("[name=password]").fill(directory.people[name].password)
         page.locator("main form button").click()
-        page.wait_for_url("**/")
+        page.locator("[action='/sign-out/']").wait_for(state="attached")
         assert page.evaluate("document.documentElement.lang") == language
         return Person(page, language)
 

@@ -43,7 +43,7 @@ def sign_in(page: Page, directory: Directory, name: str) -> None:
     page.locator("[name=username]").fill(name)
     page.locator("[name=password]").fill(directory.people[name].password)
     page.locator("main form button").click()
-    page.wait_for_url("**/")
+    page.locator("[action='/sign-out/']").wait_for(state="attached")
 
 
 def used(page: Page, *columns: str) -> bool:
