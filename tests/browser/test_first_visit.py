@@ -58,7 +58,7 @@ def test_from_sign_in_to_a_streamed_answer_in_the_page(open_page, madoguchi, dir
     begun = time.monotonic()
     sign_in(page, directory, "alice")
     page.get_by_role("navigation").get_by_role("link", name="試す").click()
-    page.get_by_text("設定", exact=True).click()
+    page.locator("main summary", has_text="設定").click()
     page.get_by_label("回答の最大の長さ").fill("40")
     page.get_by_label("メッセージ", exact=True).fill("Tell me a story about a counter.")
     page.get_by_role("button", name="送信").click()

@@ -117,7 +117,7 @@ def test_an_answer_appears_with_how_fast_it_was_and_is_the_person_s_usage(page, 
 def test_a_conversation_goes_on_until_a_new_one_begins(page, serve, engine_):
     serve()
     tab = page()
-    tab.get_by_text("Settings").click()
+    tab.locator("main summary", has_text="Settings").click()
     tab.get_by_label("Instructions").fill("Be brief.")
     tab.get_by_label("Temperature").fill("0.3")
     say(tab, "One")
@@ -290,7 +290,7 @@ def test_usage_counts_for_the_tenant_that_was_chosen(page, serve, alice, researc
 def test_the_code_is_the_very_same_call_and_runs_as_it_stands(page, serve, engine_, alice, research, way):
     serve()
     tab = page()
-    tab.get_by_text("Settings").click()
+    tab.locator("main summary", has_text="Settings").click()
     tab.get_by_label("Temperature").fill("0.5")
     text = 'It\'s "quoted" \\ and 日本語 $HOME `x`\nsecond line'
     say(tab, text)
@@ -333,9 +333,9 @@ def test_it_is_used_with_the_keyboard_alone(page, serve):
 def test_a_setting_that_cannot_be_is_shown_where_it_is(page, serve):
     serve(context=2048)
     tab = page()
-    tab.get_by_text("Settings").click()
+    tab.locator("main summary", has_text="Settings").click()
     tab.get_by_label("Longest answer").fill("4096")
-    tab.get_by_text("Settings").click()
+    tab.locator("main summary", has_text="Settings").click()
     say(tab, "Hello")
     expect(tab.get_by_label("Longest answer")).to_be_focused()
     expect(tab.locator(".turn")).to_have_count(0)
