@@ -29,7 +29,7 @@ from tests.pages import key_of, serve, service_key_of, use
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(900)]
 
-# Of each operation, as each person, for each way of asking: 80 operations, 3 people and 3 ways are some 60 s of CPU.
+# Of each operation, as each person, for each way of asking: 66 operations, 3 people and 3 ways are some 60 s of CPU.
 QUESTIONS = 6
 ASKING = hypothesis.settings(
     max_examples=QUESTIONS,
