@@ -162,7 +162,7 @@ STATIC_URL = "/static/"
 STATICFILES_DIRS = [BASE_DIR / "portal" / "static", frontend.served(CACHE)]
 STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.FileSystemFinder",
-    "django.contrib.staticfiles.finders.AppDirectoriesFinder",
+    "portal.api.files.Apps",
     "portal.api.files.Finder",
 ]
 STATIC_ROOT = VAR / "static"

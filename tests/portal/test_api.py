@@ -247,6 +247,8 @@ def test_nobody_else_learns_which_addresses_there_are(db, alice):
 def test_the_page_needs_few_static_files_and_they_are_there(settings, tmp_path):
     assert find("swagger-ui/swagger-ui.css")
     assert not find("swagger-ui/swagger-ui-bundle.js.map")
+    assert find("admin/css/base.css")
+    assert not find("rest_framework/css/default.css")
     settings.STATIC_ROOT = tmp_path
     settings.STATICFILES_FINDERS = ["portal.api.files.Finder"]
     settings.STORAGES = {
