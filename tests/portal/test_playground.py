@@ -8,6 +8,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
+from modelregistry import chores
 from portal.accounts.models import AuditEvent, Membership
 from portal.keys import issuing, keyring, playground, secret
 from portal.keys.access import Liveness, Offer, to_try
@@ -197,3 +198,8 @@ def test_a_model_that_retires_is_proposed_after_those_that_stay():
         return Offer(name=name, description="", task="chat", context=None, state=Liveness.UP, **more)
 
     assert to_try([offer("a", retires_on=date(2030, 1, 1)), offer("b"), offer("c")]).name == "b"
+
+
+def test_clearing_is_a_chore_of_every_hour():
+    [work] = [work for work in chores.registered() if work.name == "clearplayground"]
+    assert (work.every, work.argv) == (timedelta(hours=1), ("clearplayground",))
