@@ -284,7 +284,7 @@ def grouped(scope: Scope, period: Period, group: str, most: int | None = None) -
             part.order_by().values_list(column).annotate(**{f"sum_{name}": added(name) for name in ADDED})
         ):
             known = sums.get(value)
-            sums[value] = counts if known is None else [a + b for a, b in zip(known, counts, strict=True)]
+            sums[value] = counts if known is None else list(map(operator.add, known, counts))
     shown = sorted(sums, key=lambda value: (-_tokens(sums[value]), str(value)))[:most]
     then: Counter[Any] = Counter()
     # Of a hundred out of thousands only those are added up.

@@ -11,6 +11,7 @@ from tests.browser.pages import looks, sign_in
 from tests.browser.server import Site
 from tests.pages import key_of, serve, use
 from tests.slapd import unused_port
+from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -46,7 +47,7 @@ def test_what_is_answered_appears_in_charts_and_tables(open_page, bob, alice, re
     expect(page.locator("[data-rows=models] tr")).to_have_count(1)
     expect(page.locator("[data-now=requests]")).to_have_text("1")
     height = "Chart.getChart(document.querySelector('[data-chart=chart-live-tokens] canvas')).data.datasets[0].data"
-    page.wait_for_function(f"Math.max(...{height}) > 50")
+    until(lambda: page.evaluate(f"Math.max(...{height})") > 50)
     page.locator("[data-chart=chart-live-tokens] summary").click()
     expect(page.locator("[data-chart=chart-live-tokens] tbody")).to_contain_text("103.7")
 
