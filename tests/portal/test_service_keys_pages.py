@@ -414,3 +414,11 @@ def test_tenants_are_offered_where_there_are_some(client, olivia):
         Tenant.objects.create(slug=f"t{number}", name=f"T{number}")
     client.force_login(olivia)
     assert len(client.get("/keys/services/").context["tenants"]) == 3
+
+
+@pytest.mark.parametrize("page", ["/keys/services/", "/tenant/research/keys/", "/keys/{prefix}/"])
+def test_who_is_responsible_is_written_as_they_write_it(as_bob, research, alice, page):
+    alice.first_name, alice.last_name = "花子", "青葉"
+    alice.save()
+    key = service_key(research, responsible=alice)
+    assert "青葉 花子" in text_of(as_bob, page.format(prefix=key.prefix))
