@@ -15,19 +15,20 @@ from portal.accounts.models import AuditEvent
 from portal.api.bodies import given, me
 from portal.api.fields import AnyTenant
 from portal.api.permissions import People
+from portal.api.text import CharField
 from portal.console.clock import zone_of
 
 
 class AuditFilter(serializers.Serializer[Any]):
-    text = serializers.CharField(required=False, max_length=100, help_text="Stands in the name of a person or thing.")
-    who = serializers.CharField(required=False, max_length=150, help_text="User name of who did it.")
+    text = CharField(required=False, max_length=100, help_text="Stands in the name of a person or thing.")
+    who = CharField(required=False, max_length=150, help_text="User name of who did it.")
     what = serializers.ChoiceField(list(trail.SUBJECTS.items()), required=False, help_text="What it is about.")
     tenant = AnyTenant(required=False)
     since = serializers.DateField(required=False, validators=DAYS, help_text="Day.")
     until = serializers.DateField(required=False, validators=DAYS, help_text="Day, included.")
-    kind = serializers.CharField(required=False, max_length=40, help_text="Of the object; with `number`.")
-    number = serializers.CharField(required=False, max_length=64, help_text="Of the object; with `kind`.")
-    before = serializers.CharField(
+    kind = CharField(required=False, max_length=40, help_text="Of the object; with `number`.")
+    number = CharField(required=False, max_length=64, help_text="Of the object; with `kind`.")
+    before = CharField(
         required=False,
         allow_blank=True,
         max_length=60,
@@ -40,21 +41,21 @@ class AuditRow(serializers.Serializer[Any]):
     """Something that was done. Secrets are told as `set` or `changed`."""
 
     at = serializers.DateTimeField()
-    who = serializers.CharField(help_text="User name; empty: nobody was signed in.")
+    who = CharField(help_text="User name; empty: nobody was signed in.")
     via = serializers.ChoiceField(AuditEvent.Via.choices)
-    address = serializers.CharField(allow_null=True)
-    action = serializers.CharField(help_text="As `key.revoke`.")
-    kind = serializers.CharField()
-    id = serializers.CharField()
-    object = serializers.CharField(help_text="What it was called then.")
-    tenant = serializers.CharField(allow_null=True)
+    address = CharField(allow_null=True)
+    action = CharField(help_text="As `key.revoke`.")
+    kind = CharField()
+    id = CharField()
+    object = CharField(help_text="What it was called then.")
+    tenant = CharField(allow_null=True)
     before = serializers.DictField(allow_null=True, help_text="The fields that differ.")
     after = serializers.DictField(allow_null=True)
 
 
 class AuditPage(serializers.Serializer[Any]):
     results = AuditRow(many=True)
-    older = serializers.CharField(allow_null=True, help_text="For `before` of the next page; null: there are no more.")
+    older = CharField(allow_null=True, help_text="For `before` of the next page; null: there are no more.")
 
 
 class AuditView(APIView):

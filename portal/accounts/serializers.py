@@ -5,34 +5,35 @@ from typing import Any, ClassVar
 from rest_framework import serializers
 
 from portal.accounts.models import Membership, Tenant, User
+from portal.api.text import CharField, ModelSerializer
 
 
 class Place(serializers.Serializer[Membership]):
     """Where a person belongs."""
 
-    tenant = serializers.CharField(source="tenant.slug")
-    name = serializers.CharField(source="tenant.name")
+    tenant = CharField(source="tenant.slug")
+    name = CharField(source="tenant.name")
     role = serializers.ChoiceField(Membership.Role.choices)
     is_active = serializers.BooleanField(source="tenant.is_active", help_text="False: the tenant is switched off.")
 
 
 class CallingKey(serializers.Serializer[Any]):
-    prefix = serializers.CharField()
-    name = serializers.CharField()
-    scopes = serializers.ListField(child=serializers.CharField())
+    prefix = CharField()
+    name = CharField()
+    scopes = serializers.ListField(child=CharField())
     expires_at = serializers.DateTimeField(allow_null=True)
 
 
 class Me(serializers.Serializer[User]):
-    username = serializers.CharField()
-    name = serializers.CharField(source="get_full_name")
-    email = serializers.CharField()
+    username = CharField()
+    name = CharField(source="get_full_name")
+    email = CharField()
     is_operator = serializers.BooleanField(source="is_staff")
     tenants = Place(source="places", many=True)
     key = CallingKey(allow_null=True, help_text="The management key of this call; null in a session.")
 
 
-class Settings(serializers.ModelSerializer[User]):
+class Settings(ModelSerializer[User]):
     class Meta:
         model = User
         fields: ClassVar = ["language", "wants_mail"]
@@ -41,19 +42,19 @@ class Settings(serializers.ModelSerializer[User]):
 # --- tenants
 
 
-class TenantNow(serializers.ModelSerializer[Tenant]):
+class TenantNow(ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
         fields: ClassVar = ["slug", "name", "time_zone", "key_days", "is_active", "created_at"]
 
 
-class NewTenant(serializers.ModelSerializer[Tenant]):
+class NewTenant(ModelSerializer[Tenant]):
     class Meta:
         model = Tenant
         fields: ClassVar = ["slug", "name", "time_zone", "key_days"]
 
 
-class ChangedTenant(serializers.ModelSerializer[Tenant]):
+class ChangedTenant(ModelSerializer[Tenant]):
     """The short name stands in addresses, commands and directory groups, so it is given once."""
 
     class Meta:
@@ -62,7 +63,7 @@ class ChangedTenant(serializers.ModelSerializer[Tenant]):
 
 
 class TenantFilter(serializers.Serializer[Any]):
-    name = serializers.CharField(required=False, help_text="A part of its name or short name.")
+    name = CharField(required=False, help_text="A part of its name or short name.")
     is_active = serializers.BooleanField(required=False, allow_null=True, default=None)
     administered = serializers.BooleanField(
         required=False, allow_null=True, default=None, help_text="True: only those that you administer."
@@ -70,9 +71,9 @@ class TenantFilter(serializers.Serializer[Any]):
 
 
 class Member(serializers.Serializer[Membership]):
-    user = serializers.CharField(source="user.username")
-    name = serializers.CharField(source="user.get_full_name")
-    email = serializers.CharField(source="user.email")
+    user = CharField(source="user.username")
+    name = CharField(source="user.get_full_name")
+    email = CharField(source="user.email")
     is_active = serializers.BooleanField(source="user.is_active")
     role = serializers.ChoiceField(Membership.Role.choices)
     source = serializers.ChoiceField(  # type: ignore[assignment]
@@ -82,13 +83,13 @@ class Member(serializers.Serializer[Membership]):
 
 
 class MemberFilter(serializers.Serializer[Any]):
-    name = serializers.CharField(required=False, help_text="Words that stand in name, user name or mail address.")
+    name = CharField(required=False, help_text="Words that stand in name, user name or mail address.")
     role = serializers.ChoiceField(Membership.Role.choices, required=False)
     source = serializers.ChoiceField(Membership.Source.choices, required=False)  # type: ignore[assignment]
 
 
 class NewMember(serializers.Serializer[Any]):
-    user = serializers.CharField(max_length=150, help_text="User name of somebody who has an account here.")
+    user = CharField(max_length=150, help_text="User name of somebody who has an account here.")
     role = serializers.ChoiceField(Membership.Role.choices, required=False, default=Membership.Role.MEMBER)
 
 

@@ -9,6 +9,7 @@ from rest_framework import serializers
 from portal.accounts.models import Tenant
 from portal.api import scopes
 from portal.api.fields import AnyModel, AnyTenant, Colleague
+from portal.api.text import CharField
 from portal.keys import keyring, networks
 from portal.keys.access import Liveness, open_to
 from portal.keys.models import ApiKey
@@ -19,33 +20,33 @@ LONGEST_OVERLAP = 90 * 24  # hours
 class Key(serializers.Serializer[ApiKey]):
     """An API key. Its text is not stored: it is answered once, by what makes the key."""
 
-    prefix = serializers.CharField(help_text="The first 12 characters of its text: what it is called by.")
-    name = serializers.CharField()
-    purpose = serializers.CharField()
-    tenant = serializers.CharField(source="tenant.slug")
-    user = serializers.CharField(
+    prefix = CharField(help_text="The first 12 characters of its text: what it is called by.")
+    name = CharField()
+    purpose = CharField()
+    tenant = CharField(source="tenant.slug")
+    user = CharField(
         source="user.username", default=None, allow_null=True, help_text="Whose it is. Null: a service key."
     )
-    service = serializers.CharField(help_text="What uses a service key; empty for a personal key.")
-    responsible = serializers.CharField(
+    service = CharField(help_text="What uses a service key; empty for a personal key.")
+    responsible = CharField(
         source="responsible.username", default=None, allow_null=True, help_text="Who answers for a service key."
     )
     key_class = serializers.ChoiceField(ApiKey.Class.choices)
-    networks = serializers.ListField(child=serializers.CharField(), help_text="Empty: from everywhere.")
+    networks = serializers.ListField(child=CharField(), help_text="Empty: from everywhere.")
     models = serializers.SerializerMethodField(help_text="Null: all that the tenant may use.")
     state = serializers.SerializerMethodField(
         help_text="`stopped`: its person or tenant is switched off, or they belong together no more."
     )
     created_at = serializers.DateTimeField()
-    created_by = serializers.CharField(source="created_by.username", default=None, allow_null=True)
+    created_by = CharField(source="created_by.username", default=None, allow_null=True)
     expires_at = serializers.DateTimeField(allow_null=True)
     last_used_at = serializers.DateTimeField(allow_null=True)
-    last_used_from = serializers.CharField(allow_null=True, help_text="An address.")
-    last_used_with = serializers.CharField(help_text="What the program called itself.")
+    last_used_from = CharField(allow_null=True, help_text="An address.")
+    last_used_with = CharField(help_text="What the program called itself.")
     revoked_at = serializers.DateTimeField(allow_null=True)
-    revoked_because = serializers.CharField(help_text="`leaked`: somebody found it where it must not be.")
-    replaces = serializers.CharField(source="replaces.prefix", default=None, allow_null=True)
-    replaced_by = serializers.CharField(source="replaced_by.prefix", default=None, allow_null=True)
+    revoked_because = CharField(help_text="`leaked`: somebody found it where it must not be.")
+    replaces = CharField(source="replaces.prefix", default=None, allow_null=True)
+    replaced_by = CharField(source="replaced_by.prefix", default=None, allow_null=True)
 
     def get_models(self, key: ApiKey) -> list[str] | None:
         return None if key.every_model else sorted(model.name for model in key.allowed_models.all())
@@ -55,14 +56,14 @@ class Key(serializers.Serializer[ApiKey]):
 
 
 class MadeKey(Key):
-    text = serializers.CharField(help_text="The key itself. Keep it now: it is never told again.")
+    text = CharField(help_text="The key itself. Keep it now: it is never told again.")
 
 
 class KeyFilter(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False)
     kind = serializers.ChoiceField(["personal", "service"], required=False)
     state = serializers.ChoiceField(keyring.State.choices, required=False)
-    name = serializers.CharField(
+    name = CharField(
         required=False, help_text="What stands in its name, purpose, service, prefix, tenant or responsible person."
     )
     ordering = serializers.ChoiceField(
@@ -75,13 +76,13 @@ class KeyFilter(serializers.Serializer[Any]):
 class Rules(serializers.Serializer[Any]):
     """What its holder or a tenant admin decides of a key."""
 
-    name = serializers.CharField(max_length=60, required=False)
-    purpose = serializers.CharField(max_length=200, required=False, allow_blank=True)
+    name = CharField(max_length=60, required=False)
+    purpose = CharField(max_length=200, required=False, allow_blank=True)
     key_class = serializers.ChoiceField(
         ApiKey.Class.choices, required=False, help_text="`batch`: calls of `interactive` keys go first."
     )
     networks = serializers.ListField(
-        child=serializers.CharField(max_length=50),
+        child=CharField(max_length=50),
         required=False,
         max_length=20,
         help_text="As 10.1.0.0/16 or 192.168.7.5. Calls from elsewhere are refused; empty: from everywhere.",
@@ -118,9 +119,9 @@ class Rules(serializers.Serializer[Any]):
 class NewKey(Rules):
     """With `service` a service key of a tenant that you administer, else a personal one of a tenant of yours."""
 
-    name = serializers.CharField(max_length=60)
+    name = CharField(max_length=60)
     tenant = AnyTenant()
-    service = serializers.CharField(max_length=60, required=False, default="", allow_blank=True)
+    service = CharField(max_length=60, required=False, default="", allow_blank=True)
     expires_at = serializers.DateTimeField(
         required=False, allow_null=True, help_text="Null: never. Left out: after as many days as the tenant proposes."
     )
@@ -142,7 +143,7 @@ class ChangedKey(Rules):
 
 
 class Revocation(serializers.Serializer[Any]):
-    because = serializers.CharField(
+    because = CharField(
         max_length=200, required=False, default="", allow_blank=True, help_text="For whom it concerns, and the audit."
     )
 
@@ -158,24 +159,24 @@ class Rotation(serializers.Serializer[Any]):
 
 
 class Finding(serializers.Serializer[Any]):
-    text = serializers.CharField(max_length=100_000, help_text="The key, or the text around it. It is not stored.")
+    text = CharField(max_length=100_000, help_text="The key, or the text around it. It is not stored.")
 
 
 class Found(serializers.Serializer[Any]):
     """Prefixes of keys that are ours."""
 
-    revoked = serializers.ListField(child=serializers.CharField(), help_text="Ended now.")
-    known = serializers.ListField(child=serializers.CharField(), help_text="Had been revoked before.")
+    revoked = serializers.ListField(child=CharField(), help_text="Ended now.")
+    known = serializers.ListField(child=CharField(), help_text="Had been revoked before.")
     strange = serializers.IntegerField(help_text="How many more look like keys but are none of ours.")
 
 
 class Offer(serializers.Serializer[Any]):
     """A model that you may call."""
 
-    name = serializers.CharField()
-    aliases = serializers.ListField(child=serializers.CharField(), help_text="Other names that lead to it.")
-    description = serializers.CharField(help_text="In the language that the request accepts.")
-    task = serializers.CharField()
+    name = CharField()
+    aliases = serializers.ListField(child=CharField(), help_text="Other names that lead to it.")
+    description = CharField(help_text="In the language that the request accepts.")
+    task = CharField()
     context = serializers.IntegerField(  # type: ignore[assignment]
         allow_null=True, help_text="Tokens in a request; null: not stated."
     )
@@ -184,9 +185,9 @@ class Offer(serializers.Serializer[Any]):
 
 
 class ManagementKey(serializers.Serializer[Any]):
-    prefix = serializers.CharField()
-    name = serializers.CharField()
-    scopes = serializers.ListField(child=serializers.CharField())
+    prefix = CharField()
+    name = CharField()
+    scopes = serializers.ListField(child=CharField())
     created_at = serializers.DateTimeField()
     expires_at = serializers.DateTimeField(allow_null=True)
     revoked_at = serializers.DateTimeField(allow_null=True)
@@ -194,11 +195,11 @@ class ManagementKey(serializers.Serializer[Any]):
 
 
 class MadeManagementKey(ManagementKey):
-    text = serializers.CharField(help_text="The key itself. Keep it now: it is never told again.")
+    text = CharField(help_text="The key itself. Keep it now: it is never told again.")
 
 
 class NewManagementKey(serializers.Serializer[Any]):
-    name = serializers.CharField(max_length=60)
+    name = CharField(max_length=60)
     scopes = serializers.ListField(
         child=serializers.ChoiceField([(name, scope.label) for name, scope in scopes.SCOPES.items()]), allow_empty=False
     )

@@ -9,6 +9,7 @@ from rest_framework import serializers
 from portal.accounts.models import User
 from portal.accounts.tenancy import administered_tenants
 from portal.api.fields import AnyKey, AnyModel, AnyTenant, Colleague
+from portal.api.text import CharField
 from portal.keys import keyring
 from portal.keys.models import ApiKey
 from portal.metering.giving import MOST, Measure, Whose
@@ -72,11 +73,11 @@ class ChangedQuota(serializers.Serializer[Any]):
 
 class Quota(serializers.Serializer[QuotaRow]):
     id = serializers.IntegerField()
-    tenant = serializers.CharField(source="tenant.slug", default=None, allow_null=True)
-    user = serializers.CharField(source="user.username", default=None, allow_null=True)
-    key = serializers.CharField(source="key.prefix", default=None, allow_null=True)
+    tenant = CharField(source="tenant.slug", default=None, allow_null=True)
+    user = CharField(source="user.username", default=None, allow_null=True)
+    key = CharField(source="key.prefix", default=None, allow_null=True)
     each = serializers.ChoiceField(QuotaRow.Each.choices, allow_blank=True, help_text="Default for all of a kind.")
-    model = serializers.CharField(source="model.name", default=None, allow_null=True)
+    model = CharField(source="model.name", default=None, allow_null=True)
     unit = serializers.ChoiceField(QuotaRow.Unit.choices)
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField()
@@ -94,34 +95,34 @@ class Wish(Bounded):
     """For yourself: `tenant` and `user` (you). For a key that you answer for: `key`. As its admin for a `tenant`."""
 
     amount = Amount(help_text="More than there is now.")
-    reason = serializers.CharField(max_length=500, required=False, default="", allow_blank=True)
+    reason = CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
 class Amended(serializers.Serializer[Any]):
     amount = Amount(help_text="More than there was when it was asked for.")
-    reason = serializers.CharField(max_length=500, required=False, allow_blank=True)
+    reason = CharField(max_length=500, required=False, allow_blank=True)
 
 
 class Request(serializers.Serializer[QuotaRequest]):
     """A wish for more, and what another made of it."""
 
     id = serializers.IntegerField()
-    tenant = serializers.CharField(source="tenant.slug")
-    user = serializers.CharField(source="user.username", default=None, allow_null=True)
-    key = serializers.CharField(source="key.prefix", default=None, allow_null=True)
-    model = serializers.CharField(source="model.name", default=None, allow_null=True)
+    tenant = CharField(source="tenant.slug")
+    user = CharField(source="user.username", default=None, allow_null=True)
+    key = CharField(source="key.prefix", default=None, allow_null=True)
+    model = CharField(source="model.name", default=None, allow_null=True)
     unit = serializers.ChoiceField(QuotaRow.Unit.choices)
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField(help_text="Wished.")
     had = serializers.IntegerField(help_text="When it was asked for.")
-    reason = serializers.CharField()
-    asked_by = serializers.CharField(source="asked_by.username", default=None, allow_null=True)
+    reason = CharField()
+    asked_by = CharField(source="asked_by.username", default=None, allow_null=True)
     asked_at = serializers.DateTimeField()
     state = serializers.ChoiceField(QuotaRequest.State.choices)
     granted = serializers.IntegerField(allow_null=True)
-    decided_by = serializers.CharField(source="decided_by.username", default=None, allow_null=True)
+    decided_by = CharField(source="decided_by.username", default=None, allow_null=True)
     decided_at = serializers.DateTimeField(allow_null=True)
-    note = serializers.CharField()
+    note = CharField()
 
 
 class RequestFilter(serializers.Serializer[Any]):
@@ -134,20 +135,20 @@ class RequestFilter(serializers.Serializer[Any]):
 
 class Grant(serializers.Serializer[Any]):
     amount = Amount(required=False, allow_null=True, default=None, help_text="Left out: as much as was wished.")
-    note = serializers.CharField(max_length=500, required=False, default="", allow_blank=True)
+    note = CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
 class Refusal(serializers.Serializer[Any]):
-    note = serializers.CharField(max_length=500, help_text="Why not, for who asked.")
+    note = CharField(max_length=500, help_text="Why not, for who asked.")
 
 
 class Allowance(serializers.Serializer[Any]):
     """A quota as it stands."""
 
     of = serializers.ChoiceField(["tenant", "user", "member", "key"])
-    owner = serializers.CharField(help_text="The name of the tenant, the person or the key.")
-    tenant = serializers.CharField(help_text="The name of the tenant that a member's or a key's quota belongs to.")
-    model = serializers.CharField(help_text="Empty: all models together.")
+    owner = CharField(help_text="The name of the tenant, the person or the key.")
+    tenant = CharField(help_text="The name of the tenant that a member's or a key's quota belongs to.")
+    model = CharField(help_text="Empty: all models together.")
     unit = serializers.ChoiceField(QuotaRow.Unit.choices)
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField()

@@ -5,27 +5,28 @@ from typing import Any
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
+from portal.api.text import CharField
 from portal.metering import periods, scopes
 
 GROUPS = ["model", "tenant", "user", "key", "end_user"]
 
 
 class UsageFilter(serializers.Serializer[Any]):
-    of = serializers.CharField(
+    of = CharField(
         required=False,
         default=scopes.ME,
         help_text="`me`; `tenant:<short name>` of one that you administer; for operators `all`.",
     )
-    period = serializers.CharField(
+    period = CharField(
         required=False,
         default="this-month",
         help_text=f"{', '.join(f'`{name}`' for name in periods.NAMES)}; a day `2026-11-22`, a month `2026-11`, or the"
         " fiscal year `FY2026`, which begins in April 2026. Days of your tenant's calendar.",
     )
-    model = serializers.CharField(required=False, default="", max_length=100)
-    user = serializers.CharField(required=False, default="", max_length=150, help_text="User name, or `service`.")
-    key = serializers.CharField(required=False, default="", max_length=12, help_text="Prefix.")
-    end_user = serializers.CharField(required=False, default="", max_length=64)
+    model = CharField(required=False, default="", max_length=100)
+    user = CharField(required=False, default="", max_length=150, help_text="User name, or `service`.")
+    key = CharField(required=False, default="", max_length=12, help_text="Prefix.")
+    end_user = CharField(required=False, default="", max_length=64)
 
 
 class GroupFilter(UsageFilter):
@@ -35,7 +36,7 @@ class GroupFilter(UsageFilter):
 
 
 class SpanFields(serializers.Serializer[Any]):
-    of = serializers.CharField()
+    of = CharField()
     first = serializers.DateField(help_text="Day.")
     last = serializers.DateField(help_text="Day, included.")
 
@@ -51,9 +52,9 @@ class Numbers(serializers.Serializer[Any]):
 class Reason(serializers.Serializer[Any]):
     """Why requests got no whole answer."""
 
-    name = serializers.CharField(help_text="A code of the gateway, or how a request ended.")
-    title = serializers.CharField()
-    advice = serializers.CharField()
+    name = CharField(help_text="A code of the gateway, or how a request ended.")
+    title = CharField()
+    advice = CharField()
     requests = serializers.IntegerField()
 
 
@@ -74,8 +75,8 @@ class Totals(SpanFields, Numbers):
 
 
 class Slot(Numbers):
-    slot = serializers.CharField(help_text="The moment or day at which it begins.")
-    model = serializers.CharField()
+    slot = CharField(help_text="The moment or day at which it begins.")
+    model = CharField()
 
 
 class UsageSeries(SpanFields):
@@ -84,15 +85,15 @@ class UsageSeries(SpanFields):
 
 
 class Group(Numbers):
-    id = serializers.CharField(help_text="What the parameter of the same name takes; empty: it is gone.")
-    name = serializers.CharField()
+    id = CharField(help_text="What the parameter of the same name takes; empty: it is gone.")
+    name = CharField()
     tokens_per_second = serializers.FloatField(allow_null=True, source="speed")
     change = serializers.IntegerField(allow_null=True, help_text="Tokens, in per cent against the period before.")
 
 
 class ScopeChoice(serializers.Serializer[Any]):
-    of = serializers.CharField()
-    name = serializers.CharField()
+    of = CharField()
+    name = CharField()
 
 
 def no_such_period() -> serializers.ValidationError:

@@ -4,6 +4,7 @@ from typing import Any
 
 from rest_framework import serializers
 
+from portal.api.text import CharField
 from portal.notices.kinds import KINDS
 from portal.notices.models import Notice as Row
 
@@ -17,7 +18,7 @@ class Notice(serializers.Serializer[Row]):
     title = serializers.SerializerMethodField()
     text = serializers.SerializerMethodField()
     facts = serializers.DictField(help_text="What the sentences are made of.")
-    path = serializers.CharField(help_text="Of the page about it, or empty.")
+    path = CharField(help_text="Of the page about it, or empty.")
     at = serializers.DateTimeField()
     read_at = serializers.DateTimeField(allow_null=True)
 

@@ -8,6 +8,7 @@ from rest_framework import serializers
 from modelregistry.models import Host, Replica, ServedModel
 from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState, Tenant
+from portal.api.text import CharField, ModelSerializer
 
 # --- live state
 
@@ -20,21 +21,21 @@ class FirstToken(serializers.Serializer[Any]):
 
 class ReplicaNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
-    model = serializers.CharField()
-    host = serializers.CharField()
+    model = CharField()
+    host = CharField()
     number = serializers.IntegerField()
     state = serializers.ChoiceField(Replica.State.choices)
     supervised = serializers.BooleanField(help_text="Whether its host's supervisor was heard within the last minute.")
     since = serializers.DateTimeField()
-    launcher = serializers.CharField()
-    version = serializers.CharField(help_text="Of the engine.")
+    launcher = CharField()
+    version = CharField(help_text="Of the engine.")
     devices = serializers.ListField(child=serializers.IntegerField(), help_text="Empty: RAM.")
     slots = serializers.IntegerField(allow_null=True)
     pid = serializers.IntegerField(allow_null=True)
     restarts = serializers.IntegerField()
     retry_at = serializers.DateTimeField(allow_null=True)
-    cause = serializers.CharField(help_text="Code of a known cause of the failure, or empty.")
-    detail = serializers.CharField(help_text="What happened; after a failure with the engine's last lines.")
+    cause = CharField(help_text="Code of a known cause of the failure, or empty.")
+    detail = CharField(help_text="What happened; after a failure with the engine's last lines.")
     memory = serializers.IntegerField(allow_null=True, help_text="Bytes, measured.")
     predicted = serializers.IntegerField(allow_null=True, help_text="Bytes, as planned.")
     running = serializers.IntegerField(allow_null=True)
@@ -44,16 +45,16 @@ class ReplicaNow(serializers.Serializer[Any]):
 
 
 class ReplicaDetail(ReplicaNow):
-    advice = serializers.CharField(help_text="What to do about the cause of a failure, or empty.")
+    advice = CharField(help_text="What to do about the cause of a failure, or empty.")
 
 
 class ModelNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
-    name = serializers.CharField()
-    aliases = serializers.ListField(child=serializers.CharField())
+    name = CharField()
+    aliases = serializers.ListField(child=CharField())
     task = serializers.ChoiceField(ServedModel.Task.choices)
     engine = serializers.ChoiceField(ServedModel.Engine.choices)
-    host = serializers.CharField(allow_null=True)
+    host = CharField(allow_null=True)
     enabled = serializers.BooleanField()
     retires_on = serializers.DateField(allow_null=True)
     generation = serializers.IntegerField()
@@ -71,12 +72,12 @@ class ModelNow(serializers.Serializer[Any]):
 
 class DeviceNow(serializers.Serializer[Any]):
     index = serializers.IntegerField(help_text="-1: RAM.")
-    name = serializers.CharField()
+    name = CharField()
     kind = serializers.ChoiceField([("gpu", "GPU"), ("ram", "RAM")])
     total = serializers.IntegerField(help_text="Bytes, as all that follow.")
     used = serializers.IntegerField()
     free = serializers.IntegerField()
-    fault = serializers.CharField(help_text="Why the numbers are old ones; empty: they are not.")
+    fault = CharField(help_text="Why the numbers are old ones; empty: they are not.")
     ours = serializers.IntegerField(help_text="Weights, cache and overhead, measured.")
     weights = serializers.IntegerField()
     cache = serializers.IntegerField()
@@ -87,8 +88,8 @@ class DeviceNow(serializers.Serializer[Any]):
 
 class HostNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
-    name = serializers.CharField()
-    address = serializers.CharField()
+    name = CharField()
+    address = CharField()
     seen_at = serializers.DateTimeField(allow_null=True)
     supervised = serializers.BooleanField(help_text="Whether its supervisor was heard within the last minute.")
     reported_at = serializers.DateTimeField(allow_null=True)
@@ -96,7 +97,7 @@ class HostNow(serializers.Serializer[Any]):
     strangers = serializers.ListField(
         child=serializers.DictField(), help_text="Processes that hold memory of a device and are not ours."
     )
-    engines = serializers.DictField(child=serializers.CharField(), help_text="Version by launcher.")
+    engines = serializers.DictField(child=CharField(), help_text="Version by launcher.")
     problems = serializers.ListField(child=serializers.DictField())
 
 
@@ -110,7 +111,7 @@ class Overview(serializers.Serializer[Any]):
 
 
 class Texts(serializers.ListField):
-    child = serializers.CharField()
+    child = CharField()
 
 
 class AliasNames(Texts):
@@ -139,7 +140,7 @@ class Restart(serializers.Serializer[Any]):
     )
 
 
-class Model(serializers.ModelSerializer[ServedModel]):
+class Model(ModelSerializer[ServedModel]):
     """A model as it is to be served, and `now` how it is. `upstream_key` is never shown."""
 
     host = serializers.SlugRelatedField(
@@ -173,7 +174,7 @@ class Reading(serializers.Serializer[Any]):
     """What the model's files tell, as its host's supervisor read them."""
 
     facts = serializers.DictField(allow_null=True)
-    fault = serializers.CharField(help_text="Why they cannot be used, or empty.")
+    fault = CharField(help_text="Why they cannot be used, or empty.")
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet.")
 
 
@@ -182,7 +183,7 @@ class Plan(serializers.Serializer[Any]):
 
     engine = serializers.ChoiceField(ServedModel.Engine.choices)
     launcher = serializers.ChoiceField(ServedModel.Launcher.choices, required=False, default="")
-    path = serializers.CharField()
+    path = CharField()
     task = serializers.ChoiceField(ServedModel.Task.choices, required=False, default="chat")
     context = serializers.IntegerField(  # type: ignore[assignment]
         required=False, allow_null=True, default=None, min_value=16
@@ -227,12 +228,12 @@ class Prediction(serializers.Serializer[Any]):
 
 
 class Outlook(serializers.Serializer[Any]):
-    host = serializers.CharField()
+    host = CharField()
     fits = serializers.BooleanField()
-    launcher = serializers.CharField(help_text="Empty: the host has no engine for it.")
+    launcher = CharField(help_text="Empty: the host has no engine for it.")
     devices = serializers.ListField(child=serializers.IntegerField(), help_text="Empty: RAM.")
     prediction = Prediction(allow_null=True, help_text="Corrected by what was measured.")
-    why_not = serializers.CharField()
+    why_not = CharField()
 
 
 class Foreseen(serializers.Serializer[Any]):
@@ -244,8 +245,8 @@ class Foreseen(serializers.Serializer[Any]):
 class Preset(serializers.Serializer[Any]):
     """A registration to begin with."""
 
-    key = serializers.CharField()
-    source = serializers.CharField(  # type: ignore[assignment]
+    key = CharField()
+    source = CharField(  # type: ignore[assignment]
         help_text="Where it is published."
     )
     engine = serializers.ChoiceField(ServedModel.Engine.choices)
@@ -253,11 +254,11 @@ class Preset(serializers.Serializer[Any]):
     context = serializers.IntegerField()  # type: ignore[assignment]
     slots = serializers.IntegerField()
     args = Texts()
-    description_ja = serializers.CharField()
-    description_en = serializers.CharField()
-    place = serializers.CharField(help_text="What has to be at the path.")
-    memory = serializers.CharField()
-    usage = serializers.CharField()
+    description_ja = CharField()
+    description_en = CharField()
+    place = CharField(help_text="What has to be at the path.")
+    memory = CharField()
+    usage = CharField()
 
 
 # --- replicas
@@ -266,7 +267,7 @@ class Preset(serializers.Serializer[Any]):
 class LogTail(serializers.Serializer[Any]):
     """The end of a log. Asking makes the replica's host keep it up to date for 15 seconds."""
 
-    text = serializers.CharField()
+    text = CharField()
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet; ask again in a second.")
 
 
@@ -280,9 +281,7 @@ class Followed(serializers.Serializer[Any]):
     left = serializers.IntegerField()
     returned = serializers.IntegerField()
     changed = serializers.IntegerField()
-    name_taken = serializers.ListField(
-        child=serializers.CharField(), help_text="Not changed, as a local account has the name."
-    )
+    name_taken = serializers.ListField(child=CharField(), help_text="Not changed, as a local account has the name.")
 
 
 class Directory(serializers.Serializer[Any]):
@@ -293,7 +292,7 @@ class Directory(serializers.Serializer[Any]):
     tried_at = serializers.DateTimeField(allow_null=True, help_text="Null: never.")
     succeeded_at = serializers.DateTimeField(allow_null=True)
     problem = serializers.ChoiceField(DirectoryState.Problem.choices, allow_blank=True)
-    detail = serializers.CharField()
+    detail = CharField()
     outcome = Followed(allow_null=True)
     active = serializers.IntegerField(help_text="People from the directory whom we have.")
     inactive = serializers.IntegerField(help_text="Those who left it.")
@@ -309,16 +308,16 @@ class Following(serializers.Serializer[Any]):
 
 
 class ModelFilter(serializers.Serializer[Any]):
-    name = serializers.CharField(required=False, help_text="Or an alias.")
+    name = CharField(required=False, help_text="Or an alias.")
     state = serializers.ChoiceField(ModelState.choices, required=False)
-    host = serializers.CharField(required=False)
+    host = CharField(required=False)
     task = serializers.ChoiceField(ServedModel.Task.choices, required=False)
 
 
 class ReplicaFilter(serializers.Serializer[Any]):
-    model = serializers.CharField(required=False)
+    model = CharField(required=False)
     state = serializers.ChoiceField(Replica.State.choices, required=False)
-    host = serializers.CharField(required=False)
+    host = CharField(required=False)
 
 
 class HostFilter(serializers.Serializer[Any]):

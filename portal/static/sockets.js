@@ -19,7 +19,8 @@ export function connect(path, { opened, message, closed }) {
       setTimeout(open, delay * (0.5 + Math.random() / 2));
       delay = Math.min(2 * delay, LAST_RETRY);
     });
-    addEventListener("pagehide", () => socket.close(), { once: true });
+    // One that is still connecting ends with its page; closing it now would be an error on the console.
+    addEventListener("pagehide", () => { if (socket.readyState === WebSocket.OPEN) socket.close(); }, { once: true });
   };
   open();
 }

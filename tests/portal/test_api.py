@@ -9,11 +9,15 @@ from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
+from rest_framework.exceptions import ValidationError as WrongField
 
 from portal.accounts.models import AuditEvent, User
+from portal.accounts.serializers import NewTenant
 from portal.api import keys, scopes, throttle, urls
+from portal.api.text import CharField
 from portal.keys.issuing import issue
 from portal.keys.models import ManagementKey
+from portal.operations.serializers import Model
 from tests.pages import serve
 from tests.portal.calling import Caller
 from tests.translations import japanese  # noqa: F401 - a fixture
@@ -262,3 +266,10 @@ def test_the_page_needs_few_static_files_and_they_are_there(settings, tmp_path):
         "swagger-ui",
         "swagger-ui-bundle",
     }
+
+
+@pytest.mark.parametrize("text", [5, 5.5, True, ["a"], None])
+def test_only_a_string_is_a_text(text):
+    for field in (CharField(), NewTenant().fields["name"], Model().fields["path"]):
+        with pytest.raises(WrongField):
+            field.run_validation(text)
