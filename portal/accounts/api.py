@@ -17,7 +17,8 @@ from rest_framework.viewsets import GenericViewSet
 from portal.accounts import membership, tenancy
 from portal.accounts import serializers as shapes
 from portal.accounts.models import Membership, Tenant
-from portal.api.bodies import given, me
+from portal.accounts.tenancy import me
+from portal.api.bodies import given
 from portal.api.paging import Pages
 from portal.api.permissions import Operators, People
 from portal.keys.models import ManagementKey

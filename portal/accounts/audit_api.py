@@ -12,7 +12,8 @@ from rest_framework.views import APIView
 from portal.accounts import trail
 from portal.accounts.audit_forms import DAYS
 from portal.accounts.models import AuditEvent
-from portal.api.bodies import given, me
+from portal.accounts.tenancy import me
+from portal.api.bodies import given
 from portal.api.fields import AnyTenant
 from portal.api.permissions import People
 from portal.api.text import CharField

@@ -6,9 +6,16 @@ from collections.abc import Iterable
 from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import Http404
+from django.http import Http404, HttpRequest
+from rest_framework.request import Request
 
 from portal.accounts.models import Membership, Tenant, User
+
+
+def me(request: HttpRequest | Request) -> User:
+    """The person who asks. For what is behind a sign-in or a permission: there is always one."""
+    assert isinstance(request.user, User)
+    return request.user
 
 
 def tenant_for(user: User, slug: str) -> tuple[Tenant, bool]:

@@ -4,16 +4,7 @@ from typing import Any
 
 import orjson
 from django.http import QueryDict
-from rest_framework.request import Request
 from rest_framework.serializers import Serializer
-
-from portal.accounts.models import User
-
-
-def me(request: Request) -> User:
-    """The person who calls (endpoints are all behind a permission)."""
-    assert isinstance(request.user, User)
-    return request.user
 
 
 def given(shape: type[Serializer[Any]], values: Any, **context: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from portal.accounts.models import User
+from portal.accounts.tenancy import me
 from portal.api import keys
 from portal.api.forms import NewManagementKeyForm
 from portal.api.scopes import SCOPES
@@ -34,12 +34,6 @@ class Row:
     key: ManagementKey
     state: str
     scopes: tuple[str | Promise, ...]
-
-
-def me(request: HttpRequest) -> User:
-    """The person who is signed in (views here are all behind login_required)."""
-    assert isinstance(request.user, User)
-    return request.user
 
 
 def row(key: ManagementKey, now: datetime) -> Row:

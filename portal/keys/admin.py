@@ -8,15 +8,10 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from portal.accounts.models import User
+from portal.accounts.tenancy import me
 from portal.api import keys as management_keys
 from portal.keys import issuing, keyring
 from portal.keys.models import ApiKey, ManagementKey, ModelAccess
-
-
-def me(request: HttpRequest) -> User:
-    assert isinstance(request.user, User)
-    return request.user
 
 
 @admin.action(description=_("Revoke the chosen API keys for good"), permissions=["change"])

@@ -19,8 +19,9 @@ from rest_framework.viewsets import GenericViewSet
 from modelregistry import routes
 from portal.accounts import tenancy
 from portal.accounts.models import Tenant, User
+from portal.accounts.tenancy import me
 from portal.api import keys as management
-from portal.api.bodies import given, me
+from portal.api.bodies import given
 from portal.api.paging import Pages
 from portal.api.permissions import People
 from portal.api.problems import Conflict

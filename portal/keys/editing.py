@@ -12,12 +12,11 @@ from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods, require_POST
 
 from portal.accounts.models import Tenant, User
-from portal.accounts.tenancy import administered_tenants, tenant_for
+from portal.accounts.tenancy import administered_tenants, me, tenant_for
 from portal.keys import access, issuing, keyring, once
 from portal.keys.example import example
 from portal.keys.forms import ChangeKeyForm, NewKey, NewKeyForm, NewServiceKeyForm, RevokeForm, RotateForm
 from portal.keys.models import ApiKey
-from portal.keys.views import me
 
 # Of tenants to choose from before a service key is made.
 TENANTS = 300

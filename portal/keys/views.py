@@ -9,8 +9,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_GET, require_http_methods
 
-from portal.accounts.models import User
-from portal.accounts.tenancy import administered_tenants
+from portal.accounts.tenancy import administered_tenants, me
 from portal.console.clock import zone_of
 from portal.keys import access, keyring
 from portal.keys import found as ending
@@ -24,12 +23,6 @@ from portal.metering.usage import total
 
 # Of tenants to filter by; who administers more finds them by typing.
 TENANTS = 12
-
-
-def me(request: HttpRequest) -> User:
-    """The person who is signed in (views here are all behind login_required)."""
-    assert isinstance(request.user, User)
-    return request.user
 
 
 @login_required

@@ -16,7 +16,8 @@ from rest_framework.viewsets import GenericViewSet
 
 from portal.accounts import tenancy
 from portal.accounts.models import User
-from portal.api.bodies import given, me
+from portal.accounts.tenancy import me
+from portal.api.bodies import given
 from portal.api.paging import Pages
 from portal.api.permissions import People
 from portal.console.clock import zone_of

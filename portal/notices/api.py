@@ -9,7 +9,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet
 
-from portal.api.bodies import given, me
+from portal.accounts.tenancy import me
+from portal.api.bodies import given
 from portal.api.paging import Pages
 from portal.api.permissions import People
 from portal.notices import inbox

@@ -15,8 +15,9 @@ from django.views.decorators.http import require_GET, require_POST
 from portal.accounts import audit, roster
 from portal.accounts.directory import Directory, DirectoryError
 from portal.accounts.models import DirectoryState, User
+from portal.accounts.tenancy import me
 from portal.console.clock import zone_of
-from portal.operations.views import for_operators, me
+from portal.operations.views import for_operators
 
 # Two hours and what a run may take: of what is followed every hour, two are missing.
 OVERDUE = timedelta(hours=2, minutes=15)

@@ -17,8 +17,8 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from modelregistry.models import LogTail, ServedModel
 from modelregistry.presets import PRESETS
-from portal.accounts.models import DirectoryState, User
-from portal.accounts.tenancy import operator
+from portal.accounts.models import DirectoryState
+from portal.accounts.tenancy import me, operator
 from portal.console.clock import zone_of
 from portal.operations import actions
 from portal.operations.callers import callers
@@ -43,12 +43,6 @@ def for_operators(view: View) -> View:
         return view(request, *args, **kwargs)
 
     return guarded
-
-
-def me(request: HttpRequest) -> User:
-    """The person who is signed in (views here are all behind login_required)."""
-    assert isinstance(request.user, User)
-    return request.user
 
 
 @for_operators

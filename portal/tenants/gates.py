@@ -9,15 +9,9 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.views.decorators.cache import never_cache
 
 from portal.accounts import tenancy
-from portal.accounts.models import User
+from portal.accounts.tenancy import me
 
 View = Callable[..., HttpResponse]
-
-
-def me(request: HttpRequest) -> User:
-    """The person who is signed in (views here are all behind one of these gates)."""
-    assert isinstance(request.user, User)
-    return request.user
 
 
 def for_admins(view: View) -> View:

@@ -10,6 +10,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from portal.accounts import membership, tenancy
 from portal.accounts.models import Membership, Tenant
+from portal.accounts.tenancy import me
 from portal.console.templatetags.figures import person
 from portal.keys import keyring
 from portal.keys.models import ApiKey
@@ -18,7 +19,7 @@ from portal.metering.giving import Whose
 from portal.metering.models import Quota
 from portal.tenants import ranking
 from portal.tenants.forms import AddMemberForm, RoleForm
-from portal.tenants.gates import for_admins, me
+from portal.tenants.gates import for_admins
 
 PAGE = 50
 

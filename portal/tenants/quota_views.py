@@ -14,13 +14,14 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from portal.accounts import tenancy
 from portal.accounts.models import Tenant, User
+from portal.accounts.tenancy import me
 from portal.console.templatetags.figures import person
 from portal.keys.models import ApiKey
 from portal.metering import allowance, amounts, giving, wishes
 from portal.metering.giving import Measure, Whose
 from portal.metering.models import Quota
 from portal.tenants.forms import QuotaForm
-from portal.tenants.gates import for_admins, for_operators, me
+from portal.tenants.gates import for_admins, for_operators
 
 PAGE = 50
 

@@ -13,12 +13,13 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts.models import Tenant
+from portal.accounts.tenancy import me
 from portal.console.clock import zone_of
 from portal.keys.models import ApiKey
 from portal.metering import giving
 from portal.tenants import ranking
 from portal.tenants.forms import TenantForm
-from portal.tenants.gates import for_operators, me
+from portal.tenants.gates import for_operators
 
 PAGE = 50
 

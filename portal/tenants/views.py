@@ -8,12 +8,13 @@ from django.views.decorators.http import require_GET
 
 from portal.accounts import tenancy
 from portal.accounts.models import Membership, Tenant
+from portal.accounts.tenancy import me
 from portal.console import today
 from portal.keys import keyring
 from portal.metering import allowance, giving, nearness, wishes
 from portal.metering.models import UsageTenantDay
 from portal.tenants import ranking
-from portal.tenants.gates import for_admins, me
+from portal.tenants.gates import for_admins
 
 TOP = 8  # lines of a list on the overview; all of them are a link away
 PAGE = 50

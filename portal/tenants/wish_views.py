@@ -12,11 +12,12 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
 from portal.accounts.models import Tenant
+from portal.accounts.tenancy import me
 from portal.console.clock import zone_of
 from portal.metering import amounts, giving, wishes
 from portal.metering.models import QuotaRequest
 from portal.tenants.forms import MoreForm
-from portal.tenants.gates import for_admins, me
+from portal.tenants.gates import for_admins
 
 PAGE = 30
 ROWS = ("tenant", "user", "key", "key__user", "key__tenant", "model", "asked_by", "decided_by")

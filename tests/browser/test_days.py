@@ -5,41 +5,22 @@ is what the next one finds.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import openai
 import pytest
-from django.conf import settings
 from django.utils import translation
 from playwright.sync_api import Locator, Page, expect
 
-from modelregistry.demo_models import SMOLLM2
-from tests.installation import Installation, installed
-from tests.slapd import Directory
+from tests.browser.company import company, sign_in, site  # noqa: F401 - two fixtures
+from tests.installation import Installation
 from tests.waiting import until
 
 LONG = 60_000  # ms: for what a real model or a recurring piece of work brings about on a busy machine
 EMPLOYEE = {"ja": "yamada", "en": "alice"}
 ADMIN, OPERATOR = "bob", "olivia"
 A_DAY = 400  # tokens that each member may use; the answer of the playground and of the SDK take most of it
-
-
-@pytest.fixture(scope="module")
-def madoguchi(directory: Directory, tmp_path_factory) -> Iterator[Installation]:
-    with installed(tmp_path_factory.mktemp("var"), **directory.env()) as installation:
-        path = str(SMOLLM2.path(settings.CACHE))
-        # One thread: several wait for each other by spinning, and on a busy machine a token may take a second.
-        shape = ("--context", "2048", "--slots", "2", "--arg=--threads=1")
-        installation.manage("registermodel", "smollm2", "--engine", "llama.cpp", "--path", path, *shape)
-        installation.start()
-        installation.ready("smollm2")
-        yield installation
-
-
-@pytest.fixture
-def site(madoguchi) -> str:
-    return madoguchi.url
 
 
 @dataclass
@@ -89,11 +70,7 @@ class Person:
 def enters(open_page, directory) -> Callable[[str, str], Person]:
     def enters_(name: str, language: str) -> Person:
         page = open_page(language)
-        page.goto("/")
-        page.locator("[name=username]").fill(name)
-        page.locator("[name=password]").fill(directory.people[name].password)
-        page.locator("main form button").click()
-        page.locator("[action='/sign-out/']").wait_for(state="attached")
+        sign_in(page, directory, name)
         assert page.evaluate("document.documentElement.lang") == language
         return Person(page, language)
 

@@ -7,43 +7,13 @@ used is on the usage page right after.
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 
-import pytest
-from django.conf import settings
 from playwright.sync_api import Page, expect
 
-from modelregistry.demo_models import SMOLLM2
-from tests.installation import Installation, installed
-from tests.slapd import Directory
+from tests.browser.company import company, sign_in, site  # noqa: F401 - two fixtures
 from tests.waiting import until
 
 MINUTE = 60.0  # seconds; it takes 3 on an idle machine with two cores
-
-
-@pytest.fixture(scope="module")
-def madoguchi(directory: Directory, tmp_path_factory) -> Iterator[Installation]:
-    with installed(tmp_path_factory.mktemp("var"), **directory.env()) as installation:
-        # One thread: several wait for each other by spinning, and on a busy machine a token may take a second.
-        shape = ("--context", "2048", "--slots", "2", "--arg=--threads=1")
-        path = str(SMOLLM2.path(settings.CACHE))
-        installation.manage("registermodel", "smollm2", "--engine", "llama.cpp", "--path", path, *shape)
-        installation.start()
-        installation.ready("smollm2")
-        yield installation
-
-
-@pytest.fixture
-def site(madoguchi) -> str:
-    return madoguchi.url
-
-
-def sign_in(page: Page, directory: Directory, name: str) -> None:
-    page.goto("/")
-    page.locator("[name=username]").fill(name)
-    page.locator("[name=password]").fill(directory.people[name].password)
-    page.locator("main form button").click()
-    page.locator("[action='/sign-out/']").wait_for(state="attached")
 
 
 def used(page: Page, *columns: str) -> bool:
