@@ -38,6 +38,7 @@ class Key:
     """A usable API key. `models` = ids it is restricted to; None = whatever its tenant may use.
 
     `networks`: from where it may be used; none = from everywhere. `batch`: nobody waits for its answers.
+    `takes_user_headers`: its calls may say in headers for whom they are, see `openwebui`.
     """
 
     id: int
@@ -49,6 +50,7 @@ class Key:
     limits: tuple[Limit, ...]
     networks: tuple[Network, ...]
     batch: bool
+    takes_user_headers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,7 +172,7 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
     limits = _Limits(quotas)
     rows = owners.usable().values_list(  # type: ignore[attr-defined]
         *("pk", "digest", "tenant_id", "user_id", "user__language", "expires_at", "every_model"),
-        *("networks", "key_class"),
+        *("networks", "key_class", "takes_user_headers"),
     )
     return {
         key_digest: Key(
@@ -185,8 +185,9 @@ def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
             limits=limits.of(tenant=tenant, user=user, key=pk),
             networks=networks(allowed),
             batch=key_class == ApiKey.Class.BATCH,
+            takes_user_headers=user_headers,
         )
-        for pk, key_digest, tenant, user, language, expires, every_model, allowed, key_class in rows
+        for pk, key_digest, tenant, user, language, expires, every_model, allowed, key_class, user_headers in rows
     }
 
 

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from apiproxy import calllog, protocol, transcription
+from apiproxy import calllog, openwebui, protocol, transcription
 from apiproxy.balancer import Balancer
 from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.client import Client, Receive, Scope, Send
@@ -134,6 +134,8 @@ class Gateway:
             caller = origin(peer[0] if peer else "", headers, scope["headers"], self._proxies)
             if key.networks and not inside(caller.address, key.networks):
                 raise ForeignNetwork("network_not_allowed", address=caller.address or "?")
+            if key.takes_user_headers:
+                caller = caller._replace(end_user=openwebui.person(headers))
             if endpoint is not None and scope["method"] == "POST":
                 if endpoint.costs == "sound":
                     await self._pass_upload(endpoint, headers, key, caller, receive, client, request_id)
@@ -661,7 +663,7 @@ class CallMeter:
             reasoning_tokens=tokens.reasoning,
             status=status,
             estimated=estimated,
-            end_user=self._call.end_user,
+            end_user=self._caller.end_user or self._call.end_user,
             address=self._caller.address,
             client=self._caller.client,
         )

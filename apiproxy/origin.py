@@ -15,10 +15,14 @@ PRODUCT = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,40}(?:/[\w!#$%&'*+.^`|~-]{1,39})?(?
 
 
 class Origin(NamedTuple):
-    """`address` "": not known (a Unix socket, or a proxy that tells none). `client`: at most 80 characters."""
+    """`address` "": not known (a Unix socket, or a proxy that tells none). `client`: at most 80 characters.
+
+    `end_user`: for whom that program calls, where the key lets it say so in headers (see `openwebui`); else "".
+    """
 
     address: str
     client: str
+    end_user: str = ""
 
 
 def origin(peer: str, headers: dict[bytes, bytes], lines: Sequence[Header], proxies: int) -> Origin:

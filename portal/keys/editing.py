@@ -100,6 +100,7 @@ def created(
         purpose=form.cleaned_data["purpose"],
         key_class=form.cleaned_data["key_class"],
         networks=form.cleaned_data["networks"],
+        takes_user_headers=form.cleaned_data["takes_user_headers"],
         expires_at=form.expires_at(),
         allowed_models=form.cleaned_data["models"],
         created_by=me(request),

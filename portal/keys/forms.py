@@ -82,9 +82,14 @@ class Rules(forms.Form):
         required=False,
         help_text=_("One per line, as 10.1.0.0/16 or 192.168.7.5. Calls from elsewhere are refused. Empty: all."),
     )
+    takes_user_headers = forms.BooleanField(
+        label=_("Take end users from Open WebUI"),
+        required=False,
+        help_text=_("Usage is then listed by the people whom Open WebUI names in the headers of its calls."),
+    )
 
     # Behind a fold: most keys need none of it. It opens by itself when something in it is wrong.
-    FOLDED: tuple[str, ...] = ("models", "purpose", "key_class", "networks")
+    FOLDED: tuple[str, ...] = ("models", "purpose", "key_class", "networks", "takes_user_headers")
 
     def model_field(self, name: str) -> forms.ModelChoiceField:  # type: ignore[type-arg]
         field = self.fields[name]
@@ -223,7 +228,10 @@ class NewServiceKeyForm(NewKey):
 class ChangeKeyForm(Rules):
     """What of this key may change."""
 
-    field_order = ("name", "purpose", "responsible", "expires_on", "every_model", "models", "key_class", "networks")
+    field_order = (
+        *("name", "purpose", "responsible", "expires_on", "every_model", "models", "key_class", "networks"),
+        "takes_user_headers",
+    )
     FOLDED = ()
 
     expires_on = forms.DateField(
@@ -251,6 +259,7 @@ class ChangeKeyForm(Rules):
             "purpose": key.purpose,
             "key_class": key.key_class,
             "networks": key.networks,
+            "takes_user_headers": key.takes_user_headers,
             "expires_on": last,
             "every_model": "yes" if key.every_model else "no",
             "models": chosen,
@@ -285,7 +294,7 @@ class ChangeKeyForm(Rules):
         given, changed = self.cleaned_data, set(self.changed_data)
         changes: dict[str, Any] = {
             name: given[name]
-            for name in ("name", "purpose", "key_class", "networks", "responsible")
+            for name in ("name", "purpose", "key_class", "networks", "takes_user_headers", "responsible")
             if name in changed and name in given
         }
         if "expires_on" in changed:

@@ -1,6 +1,6 @@
 """What to type into other programs so that they call a model here: Dify and Open WebUI. Pure text.
 
-Fields are named as the English forms name them: Dify's provider "OpenAI-API-compatible" 0.0.64, Open WebUI 0.6 to 0.10.
+Fields are named as the English forms name them: Dify's provider "OpenAI-API-compatible" 0.0.64, Open WebUI 0.6 to 0.12.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,9 @@ Fields = list[tuple[str, str]]
 
 # Dify asks for a number; this is what its form proposes, taken when the operator has not stated the model's own.
 DIFY_CONTEXT = 4096
+# Of recordings, as the form calls it. It proposes `zh-Hans` and sends that with each of them, so that Japanese would be
+# heard as Chinese. Newer versions have a field for a code instead and propose none.
+DIFY_LANGUAGE = "ja-JP"
 # Texts in one call when documents are taken in. Dify proposes 1, which makes a call of each piece of a document.
 DIFY_CHUNKS = 16
 
@@ -37,7 +40,7 @@ def dify(offer: Offer, base_url: str, key: str) -> Fields:
         ("API Base URL", base_url),
     ]
     if offer.task == "transcription":
-        return fields
+        return [*fields, ("Language", DIFY_LANGUAGE)]
     context = offer.context or DIFY_CONTEXT
     size = ("Model context size", str(context))
     if offer.task == "embedding":

@@ -43,6 +43,7 @@ class Changes(TypedDict, total=False):
     purpose: str
     key_class: str
     networks: Sequence[str]
+    takes_user_headers: bool
     expires_at: datetime | None
     allowed_models: Iterable[ServedModel] | None
     responsible: User | None
@@ -58,6 +59,7 @@ def issue(
     purpose: str = "",
     key_class: str = ApiKey.Class.INTERACTIVE,
     networks: Sequence[str] = (),
+    takes_user_headers: bool = False,
     allowed_models: Iterable[ServedModel] = (),
     expires_at: datetime | None = None,
     created_by: User | None = None,
@@ -81,6 +83,7 @@ def issue(
         purpose=purpose,
         key_class=key_class,
         networks=list(networks),
+        takes_user_headers=takes_user_headers,
         every_model=not chosen,
         expires_at=expires_at,
         created_by=created_by,
@@ -110,6 +113,7 @@ def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[
             purpose=key.purpose,
             key_class=key.key_class,
             networks=key.networks,
+            takes_user_headers=key.takes_user_headers,
             every_model=key.every_model,
             expires_at=key.expires_at and now + (key.expires_at - key.created_at),
             created_by=by,

@@ -44,6 +44,7 @@ class Held:
     key_class: str
     class_name: str
     networks: tuple[str, ...]
+    takes_user_headers: bool
     service: str
     responsible: str
     answers: bool
@@ -192,6 +193,7 @@ def _held(key: ApiKey, now: datetime) -> Held:
         key_class=key.key_class,
         class_name=str(ApiKey.Class(key.key_class).label),
         networks=tuple(key.networks),
+        takes_user_headers=key.takes_user_headers,
         service=key.service,
         responsible=person(key.responsible) if key.responsible else "",
         answers=key.answers,  # type: ignore[attr-defined]

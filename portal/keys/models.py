@@ -81,6 +81,11 @@ class ApiKey(models.Model):
         validators=[check_networks],
         help_text=_("Calls from elsewhere are refused. Empty: from everywhere."),
     )
+    takes_user_headers = models.BooleanField(
+        _("end users from Open WebUI"),
+        default=False,
+        help_text=_("Usage is listed by the people whom Open WebUI names in the headers of its calls."),
+    )
     # Made by the playground page for itself, for some hours; not listed among a person's keys.
     is_playground = models.BooleanField(default=False, editable=False)
     prefix = models.CharField(_("prefix"), max_length=12, unique=True)

@@ -33,6 +33,7 @@ class Key(serializers.Serializer[ApiKey]):
     )
     key_class = serializers.ChoiceField(ApiKey.Class.choices)
     networks = serializers.ListField(child=CharField(), help_text="Empty: from everywhere.")
+    takes_user_headers = serializers.BooleanField()
     models = serializers.SerializerMethodField(help_text="Null: all that the tenant may use.")
     state = serializers.SerializerMethodField(
         help_text="`stopped`: its person or tenant is switched off, or they belong together no more."
@@ -86,6 +87,9 @@ class Rules(serializers.Serializer[Any]):
         required=False,
         max_length=20,
         help_text="As 10.1.0.0/16 or 192.168.7.5. Calls from elsewhere are refused; empty: from everywhere.",
+    )
+    takes_user_headers = serializers.BooleanField(
+        required=False, help_text="Usage is listed by the people whom Open WebUI names in its headers."
     )
     # By hand: `many=True` does not hand `allow_null` on.
     models = serializers.ManyRelatedField(

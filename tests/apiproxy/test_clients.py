@@ -156,6 +156,7 @@ def test_dify_takes_a_model(office, kind, form):
 # What the labels of Dify's form (openai_api_compatible.yaml, 0.0.64) and their choices are to its code.
 FORM = {
     "API Key": "api_key",
+    "Language": "language",
     "API Base URL": "endpoint_url",
     "Completion mode": "mode",
     "Model context size": "context_size",
@@ -169,6 +170,7 @@ FORM = {
 }
 CHOICES = {
     ("mode", "Chat"): "chat",
+    ("language", "ja-JP"): "ja",
     ("function_calling_type", "Not Support"): "no_call",
     ("stream_function_calling", "Not Support"): "not_supported",
     ("vision_support", "Not Support"): "no_support",

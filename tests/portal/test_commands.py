@@ -45,10 +45,20 @@ def test_createkey_makes_a_service_key_for_some_models(research, model):
 
 def test_createkey_keeps_all_that_was_said(research, alice):
     words = ["--responsible", "ALICE", "--name", "bot", "--purpose", "help desk", "--class", "batch"]
-    run("createkey", "--tenant", "research", "--service", "Dify", *words, "--networks", "10.1.0.0/16,192.168.7.5")
+    run(
+        "createkey",
+        "--tenant",
+        "research",
+        "--service",
+        "Dify",
+        *words,
+        "--networks",
+        "10.1.0.0/16,192.168.7.5",
+        "--takes-user-headers",
+    )
     key = ApiKey.objects.get()
     assert (key.responsible, key.name, key.purpose, key.key_class) == (alice, "bot", "help desk", "batch")
-    assert key.networks == ["10.1.0.0/16", "192.168.7.5/32"]
+    assert (key.networks, key.takes_user_headers) == (["10.1.0.0/16", "192.168.7.5/32"], True)
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,13 @@ def test_what_is_wrong_is_told_with_its_place(call, bob, charlie, research, sale
 # --- changing
 
 
+def test_p6_a_key_takes_end_users_from_open_webui_as_it_is_told(call, bob, research):
+    body = {"tenant": "research", "name": "chat", "service": "Open WebUI", "takes_user_headers": True}
+    prefix = call(bob)("POST", "keys/", body).json()["prefix"]
+    assert call(bob).get(f"keys/{prefix}/")["takes_user_headers"] is True
+    assert call(bob)("PATCH", f"keys/{prefix}/", {"takes_user_headers": False}).json()["takes_user_headers"] is False
+
+
 def test_changing_only_what_is_sent(call, alice, research):
     serve("qwen")
     key = key_of(alice, research, purpose="try")

@@ -88,10 +88,13 @@ class TestRotating:
         model = serve()
         old = service_key(
             research, responsible=alice, purpose="bot", key_class="batch", networks=["10.0.0.0/8"],
-            allowed_models=[model], expires_at=timezone.now() + 90 * timedelta(days=1),
+            takes_user_headers=True, allowed_models=[model], expires_at=timezone.now() + 90 * timedelta(days=1),
         )  # fmt: skip
         new, text = issuing.rotate(old, timedelta(days=7), by=bob)
-        same = ("tenant", "user", "service", "responsible", "name", "purpose", "key_class", "networks", "every_model")
+        same = (
+            *("tenant", "user", "service", "responsible", "name", "purpose", "key_class", "networks", "every_model"),
+            "takes_user_headers",
+        )
         assert [getattr(new, name) for name in same] == [getattr(old, name) for name in same]
         assert list(new.allowed_models.all()) == [model]
         assert (new.replaces, new.created_by, text[:12]) == (old, bob, new.prefix)

@@ -73,6 +73,11 @@ class TestMaking:
         assert (key.responsible, key.created_by, key.purpose) == (alice, bob, "help desk")
         assert (key.key_class, key.networks) == ("batch", ["10.1.0.0/16", "10.9.9.9/32"])
 
+    def test_p6_it_takes_end_users_from_open_webui_if_that_is_asked_for(self, as_bob):
+        for asked in ({}, {"takes_user_headers": "on"}):
+            ask(as_bob, **asked)
+        assert [key.takes_user_headers for key in ApiKey.objects.order_by("pk")] == [False, True]
+
     def test_who_makes_it_is_proposed_as_responsible(self, as_bob, bob):
         ask(as_bob)
         assert ApiKey.objects.get().responsible == bob
@@ -305,6 +310,18 @@ class TestChanging:
         self.change(as_bob, key, every_model="yes", expires_on="")
         key.refresh_from_db()
         assert (key.every_model, key.expires_at) == (True, None)
+
+    def test_p6_it_may_begin_and_cease_to_take_end_users_from_open_webui(self, as_bob, research):
+        key = service_key(research)
+        for sent in ({"takes_user_headers": "on"}, {}):
+            form = {"name": key.name, "every_model": "yes", "key_class": "interactive", **sent}
+            as_bob.post(f"/keys/{key.prefix}/edit/", form)
+            key.refresh_from_db()
+            assert key.takes_user_headers == bool(sent)
+            told = AuditEvent.objects.filter(action="key.change").latest("pk")
+            assert told.after == {"takes_user_headers": bool(sent)}
+            shown = as_bob.get(f"/keys/{key.prefix}/").content.decode()
+            assert ('id="user-headers"' in shown) == bool(sent)
 
     def test_a_key_whose_models_are_gone_does_not_open_all(self, as_alice, alice, research):
         model = serve("qwen")

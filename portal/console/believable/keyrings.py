@@ -147,6 +147,7 @@ def _services(chance: Random, now: datetime, staff: Staff) -> list[Holder]:
             name=service.name,
             purpose=service.purpose,
             networks=list(service.networks),
+            takes_user_headers=service.service == "Open WebUI",
             key_class=ApiKey.Class.BATCH if service.batch else ApiKey.Class.INTERACTIVE,
             responsible=responsible,
             created_by=people[0],

@@ -82,6 +82,9 @@ class Command(BaseCommand):
         )
         parser.add_argument("--models", default="", metavar="a,b", help="only these models")
         parser.add_argument("--networks", default="", metavar="N,N", help="only from these, as 10.1.0.0/16,192.168.7.5")
+        parser.add_argument(
+            "--takes-user-headers", action="store_true", help="list usage by the people whom Open WebUI names"
+        )
 
     def handle(self, *, tenant: str, user: str, service: str, name: str, models: str, **options: Any) -> None:
         if options["responsible"] and not service:
@@ -97,6 +100,7 @@ class Command(BaseCommand):
                 purpose=options["purpose"],
                 key_class=options["key_class"],
                 networks=networks.parse(options["networks"]),
+                takes_user_headers=options["takes_user_headers"],
                 allowed_models=named_models(models),
                 expires_at=end(options["expires"], department),
             )
