@@ -18,6 +18,7 @@ from typing import Any
 from django.conf import settings
 
 from apiproxy import controlplane
+from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Counter, Limit
 from apiproxy.client import Client, Receive, Scope, Send
 from apiproxy.client import of as client_of
@@ -126,6 +127,7 @@ class Application:
             limits=limits,
             spool=spool,
             metrics=Metrics(Tally(settings.RUN / "metrics", LAYOUT)),
+            budget=Budget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY),
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
             proxies=settings.TRUSTED_PROXIES,

@@ -8,7 +8,11 @@ from redis.asyncio.connection import parse_url
 
 
 def gateway_settings(**_: Any) -> list[CheckMessage]:
-    return [*workers(settings.GATEWAY_WORKERS, settings.REDIS_URL), *redis_url(settings.REDIS_URL)]
+    return [
+        *workers(settings.GATEWAY_WORKERS, settings.REDIS_URL),
+        *redis_url(settings.REDIS_URL),
+        *memory(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY, settings.GATEWAY_MAX_BODY),
+    ]
 
 
 def workers(count: int, url: str) -> list[CheckMessage]:
@@ -20,6 +24,19 @@ def workers(count: int, url: str) -> list[CheckMessage]:
             "what the others have let through already.",
             hint="Set REDIS_URL, or run one (GATEWAY_WORKERS=1).",
             id="apiproxy.E001",
+        )
+    ]
+
+
+def memory(total: int, per_key: int, largest: int) -> list[CheckMessage]:
+    """Of these bytes: one request of the largest size must find room."""
+    if largest <= per_key and largest <= total - total // 8:
+        return []
+    return [
+        Error(
+            "A request as large as GATEWAY_MAX_BODY_MB allows could never be taken.",
+            hint="GATEWAY_MEMORY_PER_KEY_MB must be as large at least, GATEWAY_MEMORY_MB an eighth larger.",
+            id="apiproxy.E003",
         )
     ]
 

@@ -11,6 +11,9 @@ Refusal
 ├── BodyTooLarge            413  request_too_large
 ├── BodyTooSlow             408  request_timeout
 ├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
+├── OverMemory                                              (what callers make us hold, see `budget`)
+│   ├── TooManyAtOnce       429  rate_limit_exceeded        (of one key)
+│   └── ServerBusy          503  server_busy                (of all)
 ├── OverQuota               429  insufficient_quota         (a day's or month's limit)
 ├── HeldBack                429  batch_held_back            (a batch key's call, while others need the engines)
 ├── NoReplica               503  model_unavailable, model_loading
@@ -114,6 +117,14 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "too_many_concurrent": {
         "en": "This {scope} already has {amount} requests running at the same time, the most that it may.",
         "ja": "この{scope}で同時に実行できるリクエストは {amount} 件までです。実行中のものが終わってからお試しください。",
+    },
+    "too_many_bytes": {
+        "en": "The requests of this API key hold {amount} MB at the same time, the most that they may. Try again when some of them have finished.",
+        "ja": "この API キーの処理中のリクエストの合計が、同時に扱える上限 {amount} MB に達しました。いくつか終わってからもう一度お試しください。",
+    },
+    "server_busy": {
+        "en": "The server holds as many large requests as its memory allows. Try again in {seconds} s.",
+        "ja": "サーバーが同時に扱えるデータ量の上限に達しました。{seconds} 秒後にもう一度お試しください。",
     },
     "insufficient_quota": {
         "en": "The quota of this {scope}, {amount} {unit} per {window}, is used up. It returns at {returns}.",
@@ -270,6 +281,23 @@ class OverRate(Refusal):
     def __init__(self, text: str, *, unit: str, headers: dict[str, str], **facts: Any) -> None:
         super().__init__(text, code="rate_limit_exceeded", headers=headers, unit=unit, **facts)
         self.type = "tokens" if unit == "tokens" else "requests"  # type: ignore[misc]
+
+
+class OverMemory(Refusal):
+    """A caller, or all together, would make this process hold too much."""
+
+
+class TooManyAtOnce(OverMemory):
+    status = 429
+    type = "requests"
+
+    def __init__(self, text: str, **facts: Any) -> None:
+        super().__init__(text, code="rate_limit_exceeded", **facts)
+
+
+class ServerBusy(OverMemory):
+    status = 503
+    type = "server_error"
 
 
 class OverQuota(Refusal):

@@ -19,6 +19,7 @@ from typing import Any
 
 from apiproxy import calllog, openwebui, protocol, transcription
 from apiproxy.balancer import Balancer
+from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.client import Client, Receive, Scope, Send
 from apiproxy.client import of as client_of
@@ -86,6 +87,7 @@ class Gateway:
         limits: Admission,
         spool: Spool,
         metrics: Metrics,
+        budget: Budget,
         max_body: int,
         max_upload: int,
         proxies: int,
@@ -99,6 +101,7 @@ class Gateway:
         self.limits = limits
         self.spool = spool
         self.metrics = metrics
+        self.budget = budget
         self.refusals = RefusalCounts()
         self._digest = digest
         self._max_body = max_body

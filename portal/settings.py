@@ -230,6 +230,10 @@ REDIS_PREFIX = env.str("REDIS_PREFIX", "madoguchi")
 GATEWAY_WORKERS = env.int("GATEWAY_WORKERS", 1, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
 GATEWAY_MAX_UPLOAD = env.int("GATEWAY_MAX_UPLOAD_MB", 200, validate=environs.validate.Range(min=1)) * 1024 * 1024
+# What callers may make one gateway process hold: all of them together, and one key.
+POSITIVE = environs.validate.Range(min=1)
+GATEWAY_MEMORY = env.int("GATEWAY_MEMORY_MB", 384, validate=POSITIVE) * 1024 * 1024
+GATEWAY_MEMORY_PER_KEY = env.int("GATEWAY_MEMORY_PER_KEY_MB", 128, validate=POSITIVE) * 1024 * 1024
 # Time-outs of models that have none of their own, in seconds.
 TIME_LIMIT = environs.validate.Range(min=0.1, max=86400.0)
 GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0, validate=TIME_LIMIT)

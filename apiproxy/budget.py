@@ -1,0 +1,110 @@
+"""How much memory callers may make this process hold: a bound for each of them and one for all together.
+
+Whoever keeps what somebody else decides the size of (a request's body, an upload whose model is not known, an answer
+that has to be whole before it goes out) opens a `Share` for its caller, takes from it before a piece is kept, and
+closes it when the memory is free again. Over a bound nothing is kept: the one who asks for more is refused.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Self
+
+from apiproxy.errors import OverMemory, ServerBusy, TooManyAtOnce
+
+MB = 1024 * 1024
+# A share of up to so many bytes may use all of the budget, larger ones leave an eighth of it: long documents of some
+# never turn away the short questions of others. A conversation of 15,000 tokens has about 64 KB.
+SMALL = 64 * 1024
+# Seconds after which those who were refused are asked to come back; SDKs do so by themselves.
+RETRY = 2
+
+
+@dataclass(slots=True)
+class Owner:
+    """What one caller holds: bytes, and how many bodies that have not arrived whole."""
+
+    name: Hashable
+    held: int = 0
+    shares: int = 0
+    arriving: int = 0
+
+
+class Budget:
+    """`total`: bytes of all owners together, `each`: of one. An owner is whatever tells callers apart: a key's id."""
+
+    def __init__(self, total: int, each: int) -> None:
+        self.total = total
+        self.each = each
+        self.held = 0
+        self.returned = 0  # bytes given back so far: whoever returns memory to the system goes by it
+        self._for_large = total - total // 8
+        self._owners: dict[Hashable, Owner] = {}
+
+    def share(self, owner: Hashable) -> "Share":
+        """An empty share of this owner. Close it in any case: it is a context manager too."""
+        found = self._owners.get(owner)
+        if found is None:
+            found = self._owners[owner] = Owner(owner)
+        found.shares += 1
+        return Share(self, found)
+
+    def held_by(self, owner: Hashable) -> int:
+        found = self._owners.get(owner)
+        return found.held if found else 0
+
+    def refusal(self, owner: Owner, size: int, *, small: bool) -> OverMemory | None:
+        """Why this owner may not hold so many bytes more; None: it may."""
+        if owner.held + size > self.each:
+            return TooManyAtOnce("too_many_bytes", headers={"retry-after": str(RETRY)}, amount=self.each // MB)
+        if self.held + size > (self.total if small else self._for_large):
+            return ServerBusy("server_busy", headers={"retry-after": str(RETRY)}, seconds=RETRY)
+        return None
+
+    def forget(self, owner: Owner) -> None:
+        """Called by a share that closes."""
+        owner.shares -= 1
+        if not owner.shares:
+            self._owners.pop(owner.name, None)
+
+
+class Share:
+    """What one call holds of the budget."""
+
+    __slots__ = ("_budget", "_open", "_owner", "held")
+
+    def __init__(self, budget: Budget, owner: Owner) -> None:
+        self._budget = budget
+        self._owner = owner
+        self._open = True
+        self.held = 0
+
+    def take(self, size: int) -> None:
+        """So many bytes more, before they are kept. Raises OverMemory, and then nothing was taken."""
+        budget, owner = self._budget, self._owner
+        refusal = budget.refusal(owner, size, small=self.held + size <= SMALL)
+        if refusal is not None:
+            raise refusal
+        self.held += size
+        owner.held += size
+        budget.held += size
+
+    def give_back(self, size: int) -> None:
+        """So many bytes of it are free again."""
+        size = min(size, self.held)
+        self.held -= size
+        self._owner.held -= size
+        self._budget.held -= size
+        self._budget.returned += size
+
+    def close(self) -> None:
+        """All of it is free again. Once closed, it is closed: later calls do nothing."""
+        if self._open:
+            self._open = False
+            self.give_back(self.held)
+            self._budget.forget(self._owner)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
