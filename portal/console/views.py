@@ -17,7 +17,7 @@ from modelregistry import routes
 from portal.accounts import tenancy
 from portal.accounts.models import User
 from portal.accounts.tenancy import own_tenants
-from portal.console import today, trial
+from portal.console import posted, today, trial
 from portal.console.clock import zone_of
 from portal.keys import access, issuing, keyring, playground
 from portal.keys.calling import calls
@@ -101,8 +101,8 @@ def try_key(request: HttpRequest, slug: str) -> HttpResponse:
 @require_POST
 def switch_language(request: HttpRequest) -> HttpResponse:
     """Changes the language of the pages and, for who is signed in, of the gateway's messages about their keys."""
-    chosen = request.POST.get("language", "")
-    if isinstance(request.user, User) and chosen in dict(settings.LANGUAGES):
+    chosen = posted.choice(request, "language", *dict(settings.LANGUAGES))
+    if isinstance(request.user, User):
         request.user.language = chosen
         request.user.save(update_fields=["language"])
     return set_language(request)

@@ -16,6 +16,7 @@ from portal.accounts import audit, roster
 from portal.accounts.directory import Directory, DirectoryError
 from portal.accounts.models import DirectoryState, User
 from portal.accounts.tenancy import me
+from portal.console import posted
 from portal.console.clock import zone_of
 from portal.operations.views import for_operators
 
@@ -48,7 +49,8 @@ def follow(request: HttpRequest) -> HttpResponse:
     """At once, instead of within the hour. `force`: although most of our people would lose their access."""
     if settings.DIRECTORY is None:
         return redirect("operations-directory")  # which says that there is none
-    if follow_now(settings.DIRECTORY, force="force" in request.POST).problem:
+    force = "force" in request.POST and posted.choice(request, "force", "yes") == "yes"
+    if follow_now(settings.DIRECTORY, force=force).problem:
         messages.error(request, _("Nothing was changed. What is wrong stands below."))
     else:
         messages.success(request, _("The directory was followed."))

@@ -65,14 +65,25 @@ if (themeSwitch) {
   });
 }
 
-for (const form of document.querySelectorAll("form[data-once]")) {
-  form.addEventListener("submit", () => {
-    for (const button of form.querySelectorAll("button")) button.disabled = true;
+// A form that changes something is sent once. Its buttons are disabled after the event only: the browser collects what
+// it sends when the event is over, and leaves out the value of a button that is disabled by then.
+const once = [...document.querySelectorAll("form[data-once]")];
+const sent = new WeakSet();
+
+function disableButtons(form, disabled) {
+  for (const button of form.querySelectorAll("button")) button.disabled = disabled;
+}
+
+for (const form of once) {
+  form.addEventListener("submit", (event) => {
+    if (sent.has(form)) { event.preventDefault(); return; }
+    sent.add(form);
+    setTimeout(() => disableButtons(form, sent.has(form)));
   });
 }
 // A page that the browser kept (Back) has its buttons again.
 window.addEventListener("pageshow", () => {
-  for (const button of document.querySelectorAll("form[data-once] button")) button.disabled = false;
+  for (const form of once) { sent.delete(form); disableButtons(form, false); }
 });
 
 // The first wrong field has the focus.

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts.models import Tenant
 from portal.accounts.tenancy import me
+from portal.console import posted
 from portal.console.clock import zone_of
 from portal.keys.models import ApiKey
 from portal.metering import giving
@@ -77,7 +78,7 @@ def switch(request: HttpRequest, slug: str) -> HttpResponse:
     """Off asks first, for it stops every key; on does not."""
     tenant = get_object_or_404(Tenant, slug=slug)
     if request.method == "POST":
-        tenant.is_active = request.POST.get("to") == "on"
+        tenant.is_active = posted.choice(request, "to", "on", "off") == "on"
         tenant.save(update_fields=["is_active"])
         said = _("%(tenant)s is switched on.") if tenant.is_active else _("%(tenant)s is switched off; its keys stop.")
         messages.success(request, said % {"tenant": tenant})

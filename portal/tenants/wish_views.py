@@ -13,6 +13,7 @@ from django.views.decorators.http import require_GET, require_http_methods, requ
 
 from portal.accounts.models import Tenant
 from portal.accounts.tenancy import me
+from portal.console import posted
 from portal.console.clock import zone_of
 from portal.metering import amounts, giving, wishes
 from portal.metering.models import QuotaRequest
@@ -108,9 +109,9 @@ def typed(request: HttpRequest, row: QuotaRequest) -> dict[str, str]:
 @require_POST
 def decide(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     row = get_object_or_404(QuotaRequest.objects.filter(tenant=tenant), pk=pk)
-    note = request.POST.get("note", "")
+    verdict, note = posted.choice(request, "verdict", "grant", "refuse"), request.POST.get("note", "")
     try:
-        if request.POST.get("verdict") == "refuse":
+        if verdict == "refuse":
             giving.refuse(me(request), row, note)
             said = _("The request is refused; who asked is told.")
         else:

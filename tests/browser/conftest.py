@@ -88,15 +88,17 @@ def provoked() -> list[str]:
 
 @pytest.fixture
 def open_page(browser, site, provoked) -> Iterator[Callable[..., Page]]:
-    """Call with language ("ja", "en"), width and scheme; gives a page in a browser window of its own."""
+    """Call with language ("ja", "en"), width, scheme and scripts (allowed or not); gives a page in a browser window of
+    its own."""
     contexts, complaints = [], []
 
-    def open_(language: str = "en", *, width: int = 1280, scheme: str = "light") -> Page:
+    def open_(language: str = "en", *, width: int = 1280, scheme: str = "light", scripts: bool = True) -> Page:
         context = browser.new_context(
             base_url=site,
             locale=LOCALES[language],
             color_scheme=scheme,
             viewport={"width": width, "height": 800},
+            java_script_enabled=scripts,
             permissions=["clipboard-read", "clipboard-write"],
         )
         context.set_default_timeout(PATIENCE)

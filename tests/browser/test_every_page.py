@@ -6,16 +6,13 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
-from django.conf import settings
-from django.test import Client
 from django.utils import timezone
 from playwright.sync_api import Page
 
-from portal.accounts.models import User
 from portal.keys.models import ApiKey
 from portal.metering.models import Quota, QuotaRequest
 from portal.notices.telling import tell
-from tests.browser.pages import looks
+from tests.browser.pages import enter, looks
 from tests.browser.server import Site
 from tests.fleet import calls, fleet
 from tests.pages import key_of, serve, use
@@ -64,14 +61,6 @@ def furnished(filled, alice, bob, olivia, research) -> None:  # noqa: F811
     QuotaRequest.objects.create(**wish, window="month", asked_by=alice, reason="決算期のため " * 10)
     told = {"key": LONG, "prefix": long.prefix, "tenant": research.name, "days": 3, "at": now.isoformat()}
     tell([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
-
-
-def enter(page: Page, site: str, username: str) -> None:
-    """Signed in, without the sign-in page: that is walked elsewhere."""
-    client = Client()
-    client.force_login(User.objects.get(username=username))
-    cookie = client.cookies[settings.SESSION_COOKIE_NAME].value
-    page.context.add_cookies([{"name": settings.SESSION_COOKIE_NAME, "value": cookie, "url": site}])
 
 
 def pages(readers: Callable[[list[str]], str], filled: dict[str, str]) -> Iterator[tuple[str, str]]:  # noqa: F811
