@@ -82,6 +82,30 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": '"{param}" has a value that cannot be used: {detail}.',
         "ja": "「{param}」の値が正しくありません: {detail}。",
     },
+    "out_of_bounds": {
+        "en": '"{param}" must be a whole number from {least} to {most}, not {sent}.',
+        "ja": "「{param}」には {least} から {most} までの整数を指定してください (送られた値: {sent})。",
+    },
+    "not_boolean": {
+        "en": '"{param}" must be true or false, not {sent}.',
+        "ja": "「{param}」には true か false を指定してください (送られた値: {sent})。",
+    },
+    "too_long": {
+        "en": '"{param}" may have at most {most} characters; {sent} were sent.',
+        "ja": "「{param}」は {most} 文字までです (送られた長さ: {sent} 文字)。",
+    },
+    "too_many": {
+        "en": '"{param}" may have at most {most} members; {sent} were sent.',
+        "ja": "「{param}」の要素は {most} 個までです (送られた数: {sent} 個)。",
+    },
+    "too_many_answers": {
+        "en": "One request may ask for at most {most} answers in all; {sent} were asked for.",
+        "ja": "1 回のリクエストで求められる回答は合計 {most} 件までです (求められた数: {sent} 件)。",
+    },
+    "too_deep": {
+        "en": "The request body has lists and objects within each other more than {most} levels deep.",
+        "ja": "リクエスト本文の入れ子が {most} 段を超えています。",
+    },
     "not_multipart": {
         "en": "This path takes a form with a file: Content-Type multipart/form-data with a boundary.",
         "ja": "このパスにはファイル付きのフォーム (boundary のある Content-Type multipart/form-data) を送ってください。",

@@ -49,7 +49,7 @@ from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.refusals import RefusalCounts
 from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
-from apiproxy.tokens import Tokens
+from apiproxy.tokens import MOST_TOKENS, Tokens
 from apiproxy.turns import LATE, Turn, Turns, Waiter
 from apiproxy.uploads import Held, Upload
 from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable, UpstreamError
@@ -336,7 +336,9 @@ class Gateway:
         if not self.spool.accepting:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
         replica = (turn.replica if turn is not None else None) or self._choose(model)
-        estimate = transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint)
+        estimate = (
+            transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint, model.context)
+        )
         now = self.wall()
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
         meter = CallMeter(self, call, endpoint, key, caller, model, hold, request_id, now)
@@ -610,9 +612,14 @@ class CallMeter:
         self._gateway.spool.open(self._usage("interrupted", tokens, estimated=True))
 
     def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
-        self._closed = usage = self._usage(status, tokens, estimated=estimated)
-        self._hold.settle(tokens.total)
-        self._gateway.spool.close(usage)
+        """Whatever is at fault, nothing stays reserved; what could not be recorded here is when the call is over."""
+        tokens = tokens.within(MOST_TOKENS)
+        try:
+            usage = self._usage(status, tokens, estimated=estimated)
+            self._gateway.spool.close(usage)
+            self._closed = usage
+        finally:
+            self._hold.settle(tokens.total)
         self._gateway.metrics.request(self._endpoint.path, self.model.name, status)
         self._gateway.metrics.tokens(self.model.name, tokens.prompt, tokens.completion)
         if (exchange := self.exchange) is not None:
@@ -620,25 +627,23 @@ class CallMeter:
             lasted = exchange.now() - exchange.began
             self._gateway.metrics.times(self.model.name, first, lasted)
             if status == "finished":
-                self._gateway.paces.learn(self.model.id, tokens.completion / self._answers, lasted)
+                self._gateway.paces.learn(self.model.id, tokens.completion / self._call.answers, lasted)
                 if exchange.first_byte_at is not None:
                     spoken = exchange.heard_at - exchange.first_byte_at
                     self._gateway.metrics.stream(self.model.name, exchange.events, spoken)
 
     def guess(self, seconds: float) -> int:
-        made = self._gateway.paces.guess(self.model.id, seconds) * self._answers
-        return round(min(made, protocol.most_generated(self._call, self._endpoint)))
-
-    @property
-    def _answers(self) -> int:
-        return self._call.n * self._call.prompts
+        made = self._gateway.paces.guess(self.model.id, seconds) * self._call.answers
+        return round(min(made, protocol.most_generated(self._call, self._endpoint, self.model.context)))
 
     def finish(self) -> None:
         """The call is over. What no exchange has metered was refused by the engine, or never reached one."""
         exchange = self.exchange
-        if self._closed is None and exchange is not None and exchange.reached:
-            self.close("refused" if exchange.refusal.status < 500 else "failed", Tokens(), estimated=False)
-        self._hold.release()
+        try:
+            if self._closed is None and exchange is not None and exchange.reached:
+                self.close("refused" if exchange.refusal.status < 500 else "failed", Tokens(), estimated=False)
+        finally:
+            self._hold.release()
         if self._closed is not None:
             calllog.ended(self._closed, self.refusal)
             if self.refusal is not None:
@@ -689,7 +694,7 @@ def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:
         return True
     # An engine that we do not know may be a llama.cpp, which tells the usage of one answer of several; in a stream it
     # can be counted. No engine streams a beam search.
-    several = call.n * call.prompts > 1 and not call.fields.get("use_beam_search")
+    several = call.answers > 1 and not call.fields.get("use_beam_search")
     return model.external and several and endpoint.dialect.asks_usage
 
 

@@ -4,16 +4,16 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import orjson
 
-from apiproxy import transcription
+from apiproxy import bounds, transcription
 from apiproxy.catalogue import Model
 from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect
 from apiproxy.errors import BadRequest, ContextExceeded, EngineFailed, Refusal
-from apiproxy.tokens import Tokens, number, tokens
+from apiproxy.tokens import MOST_TOKENS, Tokens, number, tokens
 
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
 # token for English and about 1.5 for Japanese, which is 3 bytes a character in UTF-8: 3 bytes per token errs upwards.
@@ -71,7 +71,7 @@ ENDPOINTS = {
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What the gateway needs to know of a request body."""
+    """What the gateway needs to know of a request body, every number within its bounds (`bounds`)."""
 
     body: bytes
     fields: dict[str, Any]
@@ -79,42 +79,43 @@ class Call:
     stream: bool
     asks_usage: bool
     end_user: str
+    n: int = 1  # answers that are wanted to each prompt
+    prompts: int = 1
+    typed: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # members that engines would read otherwise than we do, as we read them
+
+    def value(self, name: str) -> Any:
+        """A member as engines are told it."""
+        return self.typed[name] if name in self.typed else self.fields.get(name)
 
     @property
-    def n(self) -> int:
-        """How many answers are wanted to each prompt."""
-        n = self.fields.get("n")
-        return n if isinstance(n, int) and n > 0 else 1
-
-    @property
-    def prompts(self) -> int:
-        """How many: a list of numbers is one, its tokens."""
-        prompt = self.fields.get("prompt")
-        return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    def answers(self) -> int:
+        return self.n * self.prompts
 
     @property
     def prompt_estimate(self) -> int:
         return max(1, len(self.body) // BYTES_PER_TOKEN)
 
 
-def estimate(call: Call, endpoint: Endpoint) -> int:
-    """The most tokens that this call can be expected to use."""
+def estimate(call: Call, endpoint: Endpoint, context: int | None = None) -> int:
+    """The most tokens that this call can be expected to use of a model with this context (None: not known)."""
     if endpoint.costs == "nothing":
         return 0
-    return call.prompt_estimate + most_generated(call, endpoint)
+    prompt = call.prompt_estimate
+    if endpoint.costs != "prompt and answer":
+        return min(prompt, MOST_TOKENS)
+    return min(prompt + most_generated(call, endpoint, context), (context or bounds.LONGEST) * call.answers)
 
 
-def most_generated(call: Call, endpoint: Endpoint) -> int:
+def most_generated(call: Call, endpoint: Endpoint, context: int | None = None) -> int:
     """The most tokens that all its answers together can be expected to have."""
     if endpoint.costs == "sound":
         return transcription.spoken(call.prompt_estimate)
     if endpoint.costs != "prompt and answer":
         return 0
-    for name in MAX_TOKENS:
-        value = call.fields.get(name)
-        if isinstance(value, int) and value > 0:
-            return value * call.n * call.prompts
-    return DEFAULT_MAX_TOKENS * call.n * call.prompts
+    stated = next((value for name in MAX_TOKENS if (value := call.value(name) or 0) > 0), DEFAULT_MAX_TOKENS)
+    return min(stated, context or bounds.LONGEST) * call.answers
 
 
 def parse(body: bytes) -> Call:
@@ -122,20 +123,34 @@ def parse(body: bytes) -> Call:
     fields = decoded(body)
     if not isinstance(fields, dict):
         raise BadRequest("not_an_object", code="invalid_json")
+    if body.count(b"[") + body.count(b"{") > bounds.DEEPEST and not bounds.shallow(fields):
+        raise BadRequest("too_deep", code="invalid_json", most=bounds.DEEPEST)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("missing_model", code="invalid_value", param="model")
-    options = fields.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise BadRequest("invalid_value", param="stream_options", detail="object expected")
-    return Call(
+    typed = bounds.read(fields)
+    known = {**fields, **typed} if typed else fields
+    options = known.get("stream_options")
+    call = Call(
         body=body,
         fields=fields,
         model=model,
-        stream=fields.get("stream") is True,
+        stream=known.get("stream") is True,
         asks_usage=bool(options and options.get("include_usage")),
         end_user=end_user(fields.get("user")),
+        n=max(known.get("n") or 1, known.get("best_of") or 1),
+        prompts=prompts(fields.get("prompt")),
+        typed=typed,
     )
+    if call.answers > bounds.MOST_INPUTS:
+        most, sent = f"{bounds.MOST_INPUTS:,}", f"{call.answers:,}"
+        raise bounds.invalid("too_many_answers", "n", most=most, sent=sent)
+    return call
+
+
+def prompts(prompt: Any) -> int:
+    """How many: a list of numbers is one, its tokens."""
+    return len(prompt) if isinstance(prompt, list) and prompt and not bounds.token_ids(prompt) else 1
 
 
 def decoded(body: bytes) -> Any:
@@ -169,9 +184,9 @@ def upstream_body(
     A member is put in front of the bytes where possible: decoding and encoding a long conversation costs more than
     all the rest of a call. `force_stream` asks for a stream although the client did not.
     """
-    added: dict[str, Any] = {}
+    added: dict[str, Any] = dict(call.typed)
     if endpoint.streams and endpoint.dialect.asks_usage and (force_stream or (call.stream and not call.asks_usage)):
-        added["stream_options"] = {**(call.fields.get("stream_options") or {}), "include_usage": True}
+        added["stream_options"] = {**(call.value("stream_options") or {}), "include_usage": True}
     if force_stream:
         added["stream"] = True
     if model != call.model:
@@ -213,7 +228,7 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
         if rest[:1] == b":" and body[at - 1 : at] != b"\\":
             try:
                 found, _ = json.JSONDecoder().raw_decode(rest[1:].decode().lstrip())
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):
                 return found
@@ -263,7 +278,7 @@ def engine_error(body: bytes) -> dict[str, Any]:
     """The error object of an answer, whichever shape the engine gives it."""
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {"message": body.decode(errors="replace")}
     error = answer.get("error", answer.get("detail", answer)) if isinstance(answer, dict) else answer
     return error if isinstance(error, dict) else {"message": error}

@@ -230,9 +230,11 @@ class Exchange:
             return
         self._stage = Stage.GONE
         self._drop_engine()
-        if self.reached and self._status in (0, 200):  # it was read and worked on, also before the first byte
-            self._close("aborted")
-        self._finish(Ending.LEFT)
+        try:
+            if self.reached and self._status in (0, 200):  # it was read and worked on, also before the first byte
+                self._close("aborted")
+        finally:  # whatever is at fault, nobody waits for ever
+            self._finish(Ending.LEFT)
 
     def client_ready(self) -> None:
         if self._stage is Stage.SERVED:

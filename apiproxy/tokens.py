@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+# What a column of the records can hold; 2**32 records of as much can be added up in 64 bits.
+MOST_TOKENS = 2**31 - 1
 NOTHING: dict[str, Any] = {}
 
 
@@ -16,6 +18,10 @@ class Tokens(NamedTuple):
     @property
     def total(self) -> int:
         return self.prompt + self.completion
+
+    def within(self, most: int) -> "Tokens":
+        """The same, where no number is larger than `most`."""
+        return self if self.total <= most else Tokens(*(min(one, most) for one in self))
 
 
 def tokens(usage: dict[str, Any]) -> Tokens:
@@ -45,4 +51,4 @@ def _prompt(usage: dict[str, Any]) -> tuple[int, int]:
 
 
 def number(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value < 2**31 else 0
+    return value if isinstance(value, int) and 0 <= value <= MOST_TOKENS else 0

@@ -146,6 +146,9 @@ def test_every_refusal_can_be_told_in_both_languages():
         "returns": "r",
         "day": "2026-11-22",
         "address": "192.0.2.1",
+        "least": "1",
+        "most": "2",
+        "sent": "3",
     }
     for text in MESSAGES:
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
