@@ -9,6 +9,7 @@ import fcntl
 import gc
 import logging
 import os
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -27,6 +28,7 @@ from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool
 from apiproxy.limits import Limits, Spending
 from apiproxy.metrics import LAYOUT, Metrics
 from apiproxy.shared_limits import SharedLimits
+from apiproxy.suspects import Suspects
 from apiproxy.tally import Tally
 from apiproxy.thread import Thread
 from portal.metering import windows
@@ -132,6 +134,12 @@ class Application:
             max_upload=settings.GATEWAY_MAX_UPLOAD,
             proxies=settings.TRUSTED_PROXIES,
             workers=settings.GATEWAY_WORKERS,
+            suspects=Suspects(
+                settings.RUN / "suspects",
+                controlplane.body_key(),
+                alone=settings.GATEWAY_WORKERS == 1,
+                wall=time.time,
+            ),
             wish=self._wish,
             refresh=self._refresh,
         )
@@ -326,6 +334,7 @@ class Application:
         while True:
             await asyncio.sleep(TELL_REFUSALS)
             await self._tell_refusals(gateway)
+            await self._tell_deaths(gateway)
 
     async def _tell_refusals(self, gateway: Gateway) -> None:
         """Writes the refused calls that were counted; what cannot be written now is counted on."""
@@ -340,6 +349,17 @@ class Application:
             gateway.refusals.give_back(counts)  # the ledger has told already
         except RecordRefused as error:
             log.error("the database would not take %d counts of refused calls: %s", len(counts), error)
+
+    async def _tell_deaths(self, gateway: Gateway) -> None:
+        """Writes the calls under which engines died into the audit log; the log has them in any case."""
+        deaths = gateway.suspects.take()
+        if not deaths:
+            return
+        loop = asyncio.get_running_loop()
+        try:
+            await asyncio.shield(loop.run_in_executor(self._ledger_thread, controlplane.record_deaths, deaths))
+        except (DatabaseAway, RecordRefused) as error:
+            log.error("%d calls under which engines died are missing in the audit log: %s", len(deaths), error)
 
     async def _sweep(self, gateway: Gateway) -> None:
         while True:

@@ -3,6 +3,7 @@
 Everything here asks the database and blocks; `apiproxy.asgi` calls it in a thread.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, time
@@ -20,9 +21,11 @@ from apiproxy.limits import Spending
 from apiproxy.models import CatalogueChange, CatalogueRevision
 from apiproxy.origin import networks
 from apiproxy.refusals import Group
+from apiproxy.suspects import Death
 from modelregistry import routes
 from modelregistry.models import ServedModel, Wish
-from portal.accounts.models import Tenant
+from portal.accounts import audit
+from portal.accounts.models import AuditEvent, Tenant
 from portal.keys import secret
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering import policy, refusals, usage, windows
@@ -36,6 +39,11 @@ RENAMED = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica":
 def digest(key: str) -> str | None:
     """What the catalogue finds a key by; None for what cannot be one of our keys."""
     return secret.digest(key, settings.API_KEY_SECRET) if secret.well_formed(key) else None
+
+
+def body_key() -> bytes:
+    """What digests of requests are keyed with: the same in all gateways, and told to nobody."""
+    return hashlib.sha256(b"suspects" + settings.API_KEY_SECRET.encode()).digest()
 
 
 def revision() -> int:
@@ -83,6 +91,33 @@ def record_refusals(counts: Mapping[Group, int]) -> None:
         asked(lambda: refusals.add(groups))
     except DatabaseError as error:
         raise RecordRefused(str(error)) from error
+
+
+def record_deaths(deaths: Sequence[Death]) -> None:
+    """Writes calls under which an engine died into the audit log. Raises DatabaseAway or RecordRefused."""
+    try:
+        asked(lambda: _tell(deaths))
+    except DatabaseError as error:
+        raise RecordRefused(str(error)) from error
+
+
+def _tell(deaths: Sequence[Death]) -> None:
+    keys = ApiKey.objects.select_related("tenant", "user").in_bulk([death.key for death in deaths])
+    models = ServedModel.objects.in_bulk([death.model for death in deaths])
+    for death in deaths:
+        key, model = keys.get(death.key), models.get(death.model)
+        if key is None or model is None:
+            continue
+        facts = {
+            "api_key": key.prefix,
+            "request_id": death.request_id,
+            "endpoint": death.endpoint,
+            "replica": death.replica,
+            "open_calls": death.calls,
+            "verdict": death.verdict,
+        }
+        via = AuditEvent.Via.GATEWAY
+        audit.record("model.crash", model, "model", after=facts, tenant=key.tenant, actor=key.user, via=via)
 
 
 def wish(model: int) -> None:

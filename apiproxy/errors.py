@@ -6,7 +6,7 @@ Refusal
 ├── UnknownPath             404  unknown_url
 ├── WrongMethod             405  method_not_allowed
 ├── UnknownModel            404  model_not_found
-├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported
+├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported, suspected_poison
 ├── ContextExceeded         400  context_length_exceeded
 ├── BodyTooLarge            413  request_too_large
 ├── BodyTooSlow             408  request_timeout
@@ -20,6 +20,7 @@ Refusal
 ├── NotMetered              503  metering_unavailable
 ├── Internal                500  internal_error
 ├── EngineFailed            502  engine_error
+├── EngineBusy              429  engine_busy                (or 503: as the engine said)
 └── EngineTimeout           504  engine_timeout
 
 `message` is in the key owner's language; `code` and `type` are for programs and never change.
@@ -175,6 +176,22 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "engine_error": {
         "en": "The model failed while it worked on this request.",
         "ja": "リクエストの処理中にモデルでエラーが発生しました。",
+    },
+    "engine_died": {
+        "en": "The model's engine died while it worked on this request. The request was not sent to another engine, "
+        "because it may be the cause.",
+        "ja": "このリクエストの処理中にモデルのエンジンが異常終了しました。原因がこのリクエストにある可能性があるため、"
+        "別のエンジンには送っていません。",
+    },
+    "suspected_poison": {
+        "en": "An engine died while it worked on this very request, so it is not sent to another for {minutes} minutes. "
+        "Change the request, or tell the operators the request id.",
+        "ja": "これと同じリクエストの処理中にエンジンが異常終了したため、{minutes} 分間は送信できません。"
+        "内容を変えるか、リクエスト ID を運用管理者にお知らせください。",
+    },
+    "engine_busy": {
+        "en": "The model takes no more requests right now.",
+        "ja": "モデルは現在これ以上のリクエストを受け付けられません。",
     },
     "engine_timeout": {
         "en": "The model did not answer in time.",
@@ -358,8 +375,18 @@ class EngineFailed(Refusal):
     status = 502
     type = "server_error"
 
-    def __init__(self) -> None:
-        super().__init__("engine_error")
+    def __init__(self, text: str = "engine_error") -> None:
+        super().__init__(text, code="engine_error")
+
+
+class EngineBusy(Refusal):
+    """Of an engine that takes no more, in its own status (429 or 503) and with its own word on when to come back."""
+
+    type = "server_error"
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        super().__init__("engine_busy", headers=headers)
+        self.status = status  # type: ignore[misc]
 
 
 class EngineTimeout(Refusal):

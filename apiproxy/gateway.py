@@ -4,13 +4,15 @@ A plain ASGI callable. It never touches the database: keys, models and replicas 
 goes to the spool. What happens when a neighbour is away:
 
 - database: the last catalogue stays in force, usage waits in the spool; nothing else changes;
-- engine: another replica is tried once, then 502 or 503; a stream that had begun ends with an error event;
+- engine: another replica is tried once, then 503; a stream that had begun ends with an error event. What an engine has
+  begun to work on goes to no other: it may be what the engine dies of (see `suspects`);
 - disk: no new work (503) until the spool can be written again;
 - client: the engine is told to stop, what it had generated is metered.
 """
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -29,6 +31,7 @@ from apiproxy.errors import (
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
+    EngineFailed,
     EngineTimeout,
     ForeignNetwork,
     Internal,
@@ -49,10 +52,11 @@ from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.refusals import RefusalCounts
 from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
+from apiproxy.suspects import MEMORY, PROOF, Death, Suspects
 from apiproxy.tokens import MOST_TOKENS, Tokens
 from apiproxy.turns import LATE, Turn, Turns, Waiter
 from apiproxy.uploads import Held, Upload
-from apiproxy.upstream import Address, Broken, Header, Pool, Unreachable, UpstreamError
+from apiproxy.upstream import Address, Broken, Connection, Header, Pool, Unreachable, UpstreamError
 
 log = logging.getLogger("madoguchi.gateway")
 
@@ -67,6 +71,10 @@ BODY_SECONDS = 60.0
 REMEMBERED = 10_000
 # An attempt on another replica, and one on a fresh connection for a stale one.
 ATTEMPTS = 3
+# Seconds between two looks at an engine that broke an answer off, and those that each may take: one that dies may still
+# take connections for a moment, one that lives takes them at once.
+STILL_THERE = (0.0, 0.3)
+LOOK = 1.0
 
 
 JSON: Header = (b"content-type", b"application/json")
@@ -92,6 +100,7 @@ class Gateway:
         max_upload: int,
         proxies: int,
         workers: int,
+        suspects: Suspects,
         wish: Callable[[int], None],
         refresh: Callable[[], Awaitable[None]],
         wall: Callable[[], float] = time.time,
@@ -117,6 +126,7 @@ class Gateway:
         self._digests: dict[str, str] = {}  # by the key's text
         self.paces = Paces()
         self._balancer = Balancer()
+        self.suspects = suspects
         self._pools: dict[str, Pool] = {}
         self._exchanges: dict[Exchange, CallMeter] = {}
         self._turns = Turns(self._balancer, model=self._named, workers=workers, clock=clock)
@@ -335,6 +345,10 @@ class Gateway:
         """`patient`: the client has had the head of a stream already."""
         if not self.spool.accepting:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
+        deaths = self.suspects.deaths(call.body)
+        if deaths >= PROOF:
+            no_retry = {"x-should-retry": "false"}
+            raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
         replica = (turn.replica if turn is not None else None) or self._choose(model)
         estimate = (
             transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint, model.context)
@@ -343,6 +357,7 @@ class Gateway:
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
         meter = CallMeter(self, call, endpoint, key, caller, model, hold, request_id, now)
         meter.replica = replica.id
+        meter.suspected = deaths > 0
         try:
             headers = [(b"x-request-id", request_id.encode()), *hold.headers(now)]
             assemble = assembles(call, endpoint, model)
@@ -393,16 +408,20 @@ class Gateway:
             client.listen(exchange)
         self._exchanges[exchange] = meter
         try:
+            if meter.suspected:
+                await self._stand_trial(meter)
             for _ in range(ATTEMPTS):
                 meter.replica = replica.id
                 ending = await self._attempt(exchange, meter, replica, client, upload)
+                if is_lost(exchange.error) or exchange.says_dead:
+                    await self._inquire(exchange, meter, model, replica)
                 if ending in (Ending.ANSWERED, Ending.LEFT):
                     return
-                if exchange.metered or exchange.refusal.status < 500:
-                    break  # tokens were made, or it is about the request: another engine would say the same
-                if self._clock() - exchange.began > model.timeouts.total:
+                if exchange.metered or self._clock() - exchange.began > model.timeouts.total:
                     break
                 if not is_stale(exchange.error):
+                    if not exchange.untouched:
+                        break  # it is about the request, or the engine may have died of it
                     self._balancer.refused(replica, self._clock())
                     if upload is not None and exchange.reached:
                         break  # some of it has gone there, and is nowhere else
@@ -424,20 +443,75 @@ class Gateway:
                 raise refusal from None
         finally:
             self._exchanges.pop(exchange, None)
+            meter.end_trial()
             client.deafen()
+
+    # --- engines that die
+
+    async def _stand_trial(self, meter: "CallMeter") -> None:
+        """Waits until this suspect is the only one at its model. Raises NoReplica if that takes too long."""
+        try:
+            meter.trial = await self.suspects.trial(meter.model.name)
+        except TimeoutError as error:
+            raise NoReplica("model_unavailable", headers={"retry-after": "5"}, model=meter.model.name) from error
+
+    async def _inquire(self, exchange: Exchange, meter: "CallMeter", model: Model, replica: Replica) -> None:
+        """Finds out whether the engine died under this call, and what to think of the call then."""
+        calls = sum(other.replica == replica.id for other in self._exchanges.values())
+        if not exchange.says_dead and await self._still_there(replica):
+            return
+        now = self._named(model.name)
+        if now is None or all(other.id != replica.id for other in now.replicas):
+            return  # taken off the catalogue before: it was to stop
+        calls = self.suspects.died(replica.id, calls)
+        verdict = self.suspects.judge(meter.body, calls=calls, on_trial=meter.trial is not None)
+        self._balancer.refused(replica, self._clock())
+        self.metrics.death(model.name, verdict)
+        facts = {"request_id": meter.request_id, "key": meter.key.id, "replica": replica.id, "calls": calls}
+        log.error("an engine of %s died under a call (%s)", model.name, verdict, extra={"facts": facts})
+        self.suspects.tell(
+            Death(
+                at=self.wall(),
+                request_id=meter.request_id,
+                key=meter.key.id,
+                model=model.id,
+                replica=replica.id,
+                endpoint=meter.path,
+                calls=calls,
+                verdict=verdict,
+            )
+        )
+        refusal = EngineFailed("engine_died")
+        if verdict == "guilty" or calls == 1:  # SDKs would send it three times
+            refusal.headers["x-should-retry"] = "false"
+        exchange.explain(refusal)
+
+    async def _still_there(self, replica: Replica) -> bool:
+        """Whether the engine takes connections."""
+        for wait in STILL_THERE:
+            await asyncio.sleep(wait)
+            try:
+                connection = await self._pool(replica).connect(LOOK)
+            except Unreachable:
+                return False
+            connection.abort()
+        return True
 
     async def _attempt(
         self, exchange: Exchange, meter: "CallMeter", replica: Replica, client: Client, upload: Upload | None
     ) -> Ending:
         pool = self._pool(replica)
+        # Before there is a connection, which whatever goes wrong here would leave behind.
+        request = meter.request(pool.address, replica, upload, assemble=exchange.assembles)
+        connection: Connection | None = None
+        stale = is_stale(exchange.error)
         self._balancer.began(replica)
         try:
             # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well. For
             # an upload always a fresh one, for it cannot be sent again.
-            fresh = upload is not None or is_stale(exchange.error)
-            connection = None if fresh else pool.idle(self._clock())
+            connection = None if upload is not None or stale else pool.idle(self._clock())
             connection = connection or await pool.connect(meter.model.timeouts.connect)
-            exchange.attempt(connection, meter.request(pool.address, replica, upload, assemble=exchange.assembles))
+            exchange.attempt(connection, request)
             if upload is not None:
                 uploaded = partial(self._uploaded, exchange, meter, client)
                 upload.start(connection, exchange, replica.upstream_model, uploaded)
@@ -446,8 +520,14 @@ class Gateway:
             facts = {"facts": {"request_id": meter.request_id}}
             log.warning("replica %s of %s: %s", replica.id, meter.model.name, error, extra=facts)
             retry = {"retry-after": "5"}
-            exchange.unreachable(error, NoReplica("model_unavailable", headers=retry, model=meter.model.name))
+            # It had the request on the connection that broke, and is gone: not stale, but dead.
+            gone = Broken(str(error), lost=True) if stale else error
+            exchange.unreachable(gone, NoReplica("model_unavailable", headers=retry, model=meter.model.name))
             return Ending.BROKEN
+        except BaseException:
+            if connection is not None:
+                connection.abort()
+            raise
         finally:
             self._balancer.ended(replica)
             if self._turns.queues:
@@ -484,6 +564,8 @@ class Gateway:
         for exchange, meter in list(self._exchanges.items()):
             timeouts = meter.model.timeouts
             exchange.heartbeat(HEARTBEAT)
+            if meter.trial is not None and exchange.first_byte_at is not None:
+                meter.end_trial()
             silence = now - exchange.heard_at
             if silence > LATE and exchange.first_byte_at is None and meter.urgent:
                 late.add(meter.model.name)
@@ -496,6 +578,9 @@ class Gateway:
             elif silence > (timeouts.idle if exchange.first_byte_at is not None else timeouts.first_byte):
                 exchange.cut_off(EngineTimeout())
         self._turns.sweep(late, HEARTBEAT)
+        for pool in self._pools.values():
+            pool.sweep(now)
+        self.suspects.sweep()
 
     def state(self, *, backlog: int, database_up: bool, age: float) -> State:
         """`backlog` of the spool in bytes, `age` of the catalogue in seconds."""
@@ -578,6 +663,8 @@ class CallMeter:
         self.replica: int | None = None
         self.exchange: Exchange | None = None
         self.refusal: Refusal | None = None  # what the client is told instead of an answer
+        self.suspected = False  # an engine died while this very call was open, some minutes ago
+        self.trial: asyncio.Lock | None = None  # held while no other suspect of the model may go
 
     def request(self, address: Address, replica: Replica, upload: Upload | None, *, assemble: bool) -> bytes:
         """The HTTP request for an engine; of an upload, its head."""
@@ -595,6 +682,20 @@ class CallMeter:
             )
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
+
+    @property
+    def path(self) -> str:
+        return self._endpoint.path
+
+    @property
+    def body(self) -> bytes:
+        """As the client sent it; empty of an upload."""
+        return self._call.body
+
+    def end_trial(self) -> None:
+        trial, self.trial = self.trial, None
+        if trial is not None:
+            trial.release()
 
     @property
     def urgent(self) -> bool:
@@ -644,6 +745,8 @@ class CallMeter:
                 self.close("refused" if exchange.refusal.status < 500 else "failed", Tokens(), estimated=False)
         finally:
             self._hold.release()
+        if self.suspected and self._closed is not None and self._closed.status == "finished":
+            self._gateway.suspects.cleared(self._call.body)
         if self._closed is not None:
             calllog.ended(self._closed, self.refusal)
             if self.refusal is not None:
@@ -679,6 +782,10 @@ class CallMeter:
 
 def is_stale(error: UpstreamError | None) -> bool:
     return isinstance(error, Broken) and error.stale
+
+
+def is_lost(error: UpstreamError | None) -> bool:
+    return isinstance(error, Broken) and error.lost
 
 
 def _for_engines(request_id: str) -> str:

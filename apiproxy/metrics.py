@@ -16,13 +16,14 @@ Labels = tuple[tuple[str, str], ...]
 Gauge = tuple[str, str, Labels, float]  # name, help, labels, value
 
 REQUESTS, TOKENS, REFUSALS = "madoguchi_requests_total", "madoguchi_tokens_total", "madoguchi_refusals_total"
-LOST = "madoguchi_usage_refused_total"
+LOST, DEATHS = "madoguchi_usage_refused_total", "madoguchi_engine_deaths_total"
 FIRST, WHOLE, BETWEEN = "madoguchi_first_byte_seconds", "madoguchi_request_seconds", "madoguchi_inter_token_seconds"
 # name: help, labels
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     REQUESTS: ("Requests that reached an engine, by how they ended.", ("endpoint", "model", "ending")),
     TOKENS: ("Tokens metered.", ("model", "kind")),
     REFUSALS: ("Requests refused by the gateway, by code.", ("code",)),
+    DEATHS: ("Calls under which an engine died, by what is thought of them.", ("model", "verdict")),
     LOST: ("Usage that the database would not take; it is in the spool's refused.txt.", ()),
 }
 # Seconds. A chat model answers within tenths of a second, or after a queue of minutes.
@@ -98,6 +99,9 @@ class Metrics:
 
     def refusal(self, code: str) -> None:
         self._tally.add((REFUSALS, code), 1, (0, 1))
+
+    def death(self, model: str, verdict: str) -> None:
+        self._tally.add((DEATHS, model, verdict), 1, (0, 1))
 
     def lost(self, usages: int) -> None:
         self._tally.add((LOST,), 1, (0, usages))

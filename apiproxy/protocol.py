@@ -12,7 +12,7 @@ import orjson
 from apiproxy import bounds, transcription
 from apiproxy.catalogue import Model
 from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect
-from apiproxy.errors import BadRequest, ContextExceeded, EngineFailed, Refusal
+from apiproxy.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
 from apiproxy.tokens import MOST_TOKENS, Tokens, number, tokens
 
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
@@ -248,15 +248,33 @@ def used(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Tokens, bool]:
 CONTEXT = re.compile(r"exceed_context_size|context.{0,20}(length|size|window)|maximum model length|max_model_len", re.I)
 # Where an engine runs and what is on its disk is nobody's business; what it says about the request is.
 PRIVATE = re.compile(r"https?://\S+|(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*|Traceback \(most recent call last\)[\s\S]*")
+# Seconds after which to come back to an engine that is full and does not say when.
+BUSY_RETRY = 5
 LONGEST = 500  # characters of an engine's message that are passed on
 
 
-def engine_refusal(status: int, body: bytes, call: Call, endpoint: Endpoint) -> Refusal:
+# vLLM's front lives on for a second when its engine has died, and tells all that were open (seen with 0.32).
+DEAD = re.compile(r"EngineCore (encountered|died)|EngineDeadError")
+
+
+def says_dead(error: Any) -> bool:
+    """Whether an engine's error (its body, or the object of a stream's event) tells that the engine is dead."""
+    return (
+        bool(error)
+        and DEAD.search(error.decode(errors="replace") if isinstance(error, bytes) else str(error)) is not None
+    )
+
+
+def engine_refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, retry_after: str = "") -> Refusal:
     """What to tell the client when the engine answered with an error.
 
     4xx other than 401, 403, 404 and 429 are about the request: the engine's sentence goes on, without addresses and
-    paths. The rest is ours or the engine's fault.
+    paths. By 429 and 503 it says that it takes no more now, and perhaps (`retry_after`, its header) until when. The
+    rest is ours or the engine's fault.
     """
+    if status in (429, 503):
+        seconds = int(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else BUSY_RETRY
+        return EngineBusy(status, {"retry-after": str(seconds)})
     if status in (404, 405, 501) and not endpoint.everywhere:
         return BadRequest("path_not_supported", param="model", model=call.model, path=endpoint.path)
     if not 400 <= status < 500 or status in (401, 403, 404, 408, 429):

@@ -16,10 +16,12 @@ from apiproxy.client import Client, Header
 from apiproxy.dialects import Dialect
 from apiproxy.errors import EngineFailed, Language, Refusal
 from apiproxy.tokens import Tokens
-from apiproxy.upstream import Connection, UpstreamError
+from apiproxy.upstream import Connection, Unreachable, UpstreamError
 
 # An error body larger than this tells a person nothing more.
 MAX_ERROR_BODY = 64 * 1024
+# By these an engine says that it has not begun: our key or name is wrong there, it is full, or it loads its model.
+UNTOUCHED = frozenset({401, 403, 404, 408, 429, 503})
 STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -81,6 +83,8 @@ class Exchange:
         "_pieces",
         "_reader",
         "_refusal",
+        "_retry_after",
+        "_says_dead",
         "_size",
         "_stage",
         "_status",
@@ -132,6 +136,8 @@ class Exchange:
         self._pieces: list[bytes] = []
         self._size = 0
         self._content_type = b""
+        self._retry_after = ""
+        self._says_dead = False
         self._stage = Stage.PATIENT if patient else Stage.SILENT
         self._outcome: Ending | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -154,6 +160,7 @@ class Exchange:
         self._connection = connection
         self._status = 0
         self.error = self._refusal = None  # an earlier attempt's
+        self._says_dead = False
         self.reached = True
         self.heard_at = self.now()
         connection.request(request, self)
@@ -173,6 +180,20 @@ class Exchange:
         """No connection came about."""
         self.error = error
         self._refusal = refusal
+
+    def explain(self, refusal: Refusal) -> None:
+        """What to tell the client, now that more is known of why nothing came."""
+        self._refusal = refusal
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the engine surely did no work on the last attempt, so that another may be given it."""
+        return isinstance(self.error, Unreachable) or (self.error is None and self._status in UNTOUCHED)
+
+    @property
+    def says_dead(self) -> bool:
+        """Whether the engine's front told that the engine behind it is dead."""
+        return self._says_dead or (self._reader is not None and protocol.says_dead(self._reader.error))
 
     @property
     def refusal(self) -> Refusal:
@@ -250,9 +271,12 @@ class Exchange:
         self._pieces, self._size = [], 0
         self._reader = None  # an earlier attempt's
         self._content_type = b"application/json"
+        self._retry_after = ""
         for name, value in headers:
             if name == b"content-type":
                 self._content_type = value
+            elif name == b"retry-after":
+                self._retry_after = value.decode("latin-1").strip()
         if status == 200 and self._content_type.startswith(b"text/event-stream"):
             usage = self._call.asks_usage and not self.assembles
             asked = sse.Asked(usage=usage, n=self._call.n, prompts=self._call.prompts)
@@ -290,7 +314,11 @@ class Exchange:
     def end(self) -> None:
         self._connection = None
         if self._status != 200:
-            self._refusal = protocol.engine_refusal(self._status, b"".join(self._pieces), self._call, self._endpoint)
+            body = b"".join(self._pieces)
+            self._says_dead = self._status == 500 and protocol.says_dead(body)
+            self._refusal = protocol.engine_refusal(
+                self._status, body, self._call, self._endpoint, retry_after=self._retry_after
+            )
             self._finish(Ending.REFUSED)
         elif self._reader is None:
             self._end_unary(b"".join(self._pieces))

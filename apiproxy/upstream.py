@@ -42,12 +42,14 @@ class Broken(UpstreamError):
     """The connection ended before the answer did, or what came was not HTTP.
 
     `stale`: it was a kept-alive connection that the engine closed before a byte of the answer. Engines close idle
-    connections at any time, so a request on a fresh one is in order.
+    connections at any time, so a request on a fresh one is in order. `lost`: it was none, and the engine had the whole
+    request: it closed the connection although it owed an answer, as one does that dies.
     """
 
-    def __init__(self, message: str, *, stale: bool = False) -> None:
+    def __init__(self, message: str, *, stale: bool = False, lost: bool = False) -> None:
         super().__init__(message)
         self.stale = stale
+        self.lost = lost
 
 
 class Receiver(Protocol):
@@ -216,7 +218,8 @@ class Connection(asyncio.Protocol):
                 self._faulty(self._fault)
         else:
             stale = self._served > 0 and not self._answered
-            self._fail(Broken("the engine closed the connection", stale=stale))
+            lost = not stale and not self._bodiless
+            self._fail(Broken("the engine closed the connection", stale=stale, lost=lost))
 
     # --- httptools. No callback raises: httptools would tell it as if the engine's bytes were at fault.
 
@@ -341,6 +344,15 @@ class Pool:
         except (OSError, TimeoutError) as error:
             raise Unreachable(str(error)) from error
         return connection
+
+    def sweep(self, now: float) -> None:
+        """Closes what was idle for so long that nobody will use it again. Call it about once a second."""
+        while self._idle:
+            oldest = next(iter(self._idle))  # they stand in the order in which they became idle
+            if now - oldest.idle_since < IDLE_SECONDS:
+                return
+            del self._idle[oldest]
+            oldest.abort()
 
     def put_back(self, connection: Connection) -> None:
         connection.idle_since = self._clock()

@@ -9,6 +9,7 @@
     {"hang": true}              until the client leaves
     {"close": true}  {"reset": true}
     {"stale": true}             resets a connection that has carried an answer before; else does nothing
+    {"die": true}               the whole process, as by a fault of its code
 
 Without a script: a chat answer (a call of the first tool, if there are tools), streamed if asked. A client that can add
 no field of its own says the script as JSON in `user`. `GET /seen` tells what it has seen.
@@ -24,6 +25,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import select
 import socket
 import struct
@@ -247,6 +249,8 @@ class Engine:
             await asyncio.sleep(step.get("wait", 0))
             if "hang" in step:
                 await asyncio.sleep(3600)
+            if "die" in step:
+                os._exit(139)
             if "close" in step:
                 return False
             if "reset" in step or ("stale" in step and answered):

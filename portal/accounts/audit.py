@@ -79,18 +79,19 @@ def record(
     tenant: Tenant | None = None,
     request: HttpRequest | None = None,
     actor: User | None = None,
+    via: str = "",
 ) -> AuditEvent:
     """Writes one event, within the caller's transaction.
 
     `action` as "model.stop"; `before` and `after` hold the changed fields only, as JSON can hold them, and no secrets.
-    `request` and `actor`: if not the request that is being answered, and who sent it.
+    `request` and `actor`: if not the request that is being answered, and who sent it. `via`: if by neither.
     """
     by_directory = _by_directory.get()
     request = None if by_directory else request or _request.get()
     actor = actor or person(request)
     return AuditEvent.objects.create(
         actor=actor,
-        actor_name=actor.get_username() if actor else ("" if request or by_directory else account()),
+        actor_name=actor.get_username() if actor else ("" if request or by_directory or via else account()),
         action=action,
         object_kind=kind,
         object_id=str(target.pk),
@@ -99,7 +100,7 @@ def record(
         before=before,
         after=after,
         address=client_address(request) if request else None,
-        via=AuditEvent.Via.DIRECTORY if by_directory else way(request),
+        via=AuditEvent.Via.DIRECTORY if by_directory else via or way(request),
     )
 
 

@@ -194,6 +194,7 @@ class AuditEvent(models.Model):
         ADMIN = "admin", _("administration")
         COMMAND = "command", _("command")
         DIRECTORY = "directory", _("directory")
+        GATEWAY = "gateway", _("gateway")
 
     at = models.DateTimeField(_("time"), default=timezone.now)
     # No constraints: what is deleted along with a person or tenant is told after their events were let go of.

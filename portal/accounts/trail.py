@@ -68,6 +68,20 @@ VERBS = {
     "retire": pgettext_lazy("audit", "end planned"),
     "follow": pgettext_lazy("audit", "followed at once"),
     "force": pgettext_lazy("audit", "followed although most lost their access"),
+    "crash": pgettext_lazy("audit", "an engine died under a request"),
+}
+# What events hold beside fields of rows.
+NOTES = {
+    "api_key": gettext_lazy("API key"),
+    "request_id": gettext_lazy("Request ID"),
+    "endpoint": gettext_lazy("path"),
+    "replica": gettext_lazy("Replica"),
+    "open_calls": gettext_lazy("Requests open at that engine"),
+    "verdict": gettext_lazy("Cause"),
+}
+VERDICTS = {
+    "guilty": gettext_lazy("this request, which is refused for some minutes"),
+    "suspect": gettext_lazy("perhaps this request"),
 }
 
 
@@ -199,7 +213,7 @@ def changes(event: AuditEvent, zone: ZoneInfo) -> Iterator[Change]:
         field = fields.get(name)
         if field is not None and field.primary_key:
             continue  # is on every event anyway
-        label = str(field.verbose_name) if field else name.replace("_", " ")
+        label = str(field.verbose_name if field else NOTES.get(name, name.replace("_", " ")))
         was, became = (
             (_secret_text(side[name]) if name in secret else _text(field, side[name], zone)) if name in side else ""
             for side in (before, after)
@@ -223,6 +237,8 @@ def _text(field: "models.Field[Any, Any] | None", value: Any, zone: ZoneInfo) ->
         return ", ".join(_text(None, each, zone) for each in value)
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
+    if field is None and value in VERDICTS:
+        return str(VERDICTS[value])
     if isinstance(field, models.DateTimeField) and (at := parse_datetime(value)) and at.tzinfo:
         return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
     return str(dict(field.flatchoices).get(value, value)) if field and field.choices else value
