@@ -1,9 +1,7 @@
-"""The ASGI application: /v1/ and the probes to the gateway, sockets to consumers, the rest to Django.
+"""The portal's ASGI application: sockets to their consumers, all other requests to Django.
 
-The gateway is a plain ASGI callable under Channels' router, not a consumer: after a client left at the 4th of 60
-chunks a consumer (AsyncHttpConsumer) ran to the end of the stream, a plain callable stopped within 0.16 s
-(django/channels#1249). Which of the two HTTP applications is meant is decided here and not by Channels' URLRouter:
-that resolves Django's URL patterns, 8 µs of the 150 that a whole call takes.
+The gateway is a process of its own (`apiproxy.front`) that hands pages on to this one's Unix socket; behind nginx
+they come by a port as well. `apiproxy.together` is both in one.
 """
 
 import os
@@ -14,22 +12,31 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
 from channels.routing import ProtocolTypeRouter
 from django.core.asgi import get_asgi_application
 
-django = get_asgi_application()  # first: it sets Django up for what the gateway imports
+django = get_asgi_application()  # first: it sets Django up for what the consumers import
 
-from apiproxy.asgi import application as gateway
 from portal.metering.live import Pulse
 from portal.operations.live import Live
 from portal.operations.routing import sockets
 
-PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+# On its own socket a gateway tells whose connection a request came by. Elsewhere this is a client's word, and ignored.
+PEER = b"x-madoguchi-peer"
 
 
 async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    path = scope["path"]
-    if path.startswith("/v1/") or path in PROBES:
-        await gateway(scope, receive, send)
-    else:
-        await django(scope, receive, send)
+    await django(with_peer(scope), receive, send)
 
 
-application = ProtocolTypeRouter({"http": http, "websocket": sockets(Live(), Pulse()), "lifespan": gateway})
+async def websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await consumers(with_peer(scope), receive, send)
+
+
+consumers = sockets(Live(), Pulse())
+application = ProtocolTypeRouter({"http": http, "websocket": websocket})
+
+
+def with_peer(scope: dict[str, Any]) -> dict[str, Any]:
+    """The scope with the address that the gateway tells, where the connection itself has none (a Unix socket)."""
+    if scope.get("client") is not None:
+        return scope
+    told = dict(scope["headers"]).get(PEER, b"").decode("latin-1")
+    return {**scope, "client": (told, 0)} if told else scope

@@ -26,6 +26,7 @@ VAR = env.path("MADOGUCHI_VAR", BASE_DIR / "var")
 CACHE = env.path("MADOGUCHI_CACHE", Path.home() / ".cache" / "madoguchi")
 SPOOL = VAR / "spool"
 RUN = VAR / "run"
+PORTAL_SOCKET = RUN / "portal.sock"  # on which gateways hand pages to the portal's processes
 
 DEBUG = env.bool("DEBUG", False)
 SECRET_KEY = env.str("SECRET_KEY", "") or environment.kept_secret(VAR / "secret-key")
@@ -76,7 +77,7 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "portal.urls"
-ASGI_APPLICATION = "portal.asgi.application"
+ASGI_APPLICATION = "apiproxy.together.application"  # of `runserver`
 
 TEMPLATES = [
     {
@@ -156,6 +157,7 @@ LANGUAGE_CODE = "en"  # the language of the source texts; a browser that asks fo
 LANGUAGE_COOKIE_NAME = "language"
 LANGUAGE_COOKIE_AGE = 365 * 24 * 3600
 LOCALE_PATHS = [BASE_DIR / "portal" / "locale"]
+PORTAL_WORKERS = env.int("PORTAL_WORKERS", 1, validate=environs.validate.Range(min=1))
 USE_TZ = True
 TIME_ZONE = env.str("TIME_ZONE", "Asia/Tokyo")
 STATIC_URL = "/static/"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from apiproxy.management.commands.up import portal
+from apiproxy.management.commands.up import GATEWAY, SETTINGS, gateway
 from tests.slapd import unused_port
 from tests.waiting import until
 
@@ -60,7 +60,7 @@ class Installation:
         return done.stdout.strip()
 
     def start(self) -> None:
-        """Returns when the portal answers."""
+        """Returns when gateway and portal answer."""
         (self.var / "up.log").unlink(missing_ok=True)
         # Appended to: `serve` may add another process, and each would write over the other at an offset of its own.
         with (self.var / "up.log").open("ab") as log:
@@ -70,10 +70,14 @@ class Installation:
         assert self.process.poll() is None, self.log
 
     def serve(self) -> None:
-        """Only the portal's process, as `up` starts it; returns at once. Its output is added to the log."""
+        """Only the gateway's process, as `up` starts it; returns at once. Its output is added to the log."""
         with (self.var / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
-                portal("127.0.0.1", self.port), cwd=ROOT, env=self.env, stdout=log, stderr=log
+                gateway("127.0.0.1", self.port),
+                cwd=ROOT,
+                env={**self.env, **SETTINGS[GATEWAY]},
+                stdout=log,
+                stderr=log,
             )
 
     def answers(self) -> bool:

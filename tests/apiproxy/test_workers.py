@@ -165,7 +165,7 @@ def test_a_killed_worker_is_drained_by_another_which_goes_on_and_it_is_started_a
     until(lambda: len(listening(two)) == 2)
     assert other in workers(two)
     assert victim not in workers(two)
-    assert "portal" in two.log
+    assert "gateway" in two.log
     until(lambda: len(two.usage()) == 21)
 
 

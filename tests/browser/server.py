@@ -23,7 +23,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        from portal.asgi import application
+        from apiproxy.together import application
 
         # Files as in development: nothing was collected.
         served = ASGIStaticFilesHandler(application)

@@ -17,12 +17,13 @@ from modelregistry.launching import label_of
 from modelregistry.process import Life, Run
 
 HELPER = "multiprocessing.resource_tracker"  # of vLLM: whether it lives makes no difference to the engine
+PROGRAMS = ("up", "gateway", "portal", "supervisor")
 RESTING = ("stopped", "asleep", "backoff", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A living process. `part`: up, gateway, supervisor, chore, shim, front, worker, helper, other."""
+    """A living process. `part`: up, gateway, portal, supervisor, chore, shim, front, worker, helper, other."""
 
     who: shim.Identity
     part: str
@@ -95,7 +96,12 @@ def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[byte
 
 
 def _part_of_ours(command: str) -> str:
-    words = {"manage.py up": "up", "uvicorn": "gateway", "manage.py supervise": "supervisor"}
+    words = {
+        "manage.py up": "up",
+        "apiproxy.front": "gateway",
+        "apiproxy.portal_worker": "portal",
+        "manage.py supervise": "supervisor",
+    }
     # What a supervisor does now and then beside its engines; ends with it.
     words |= {f"manage.py {' '.join(work.argv)}": "chore" for work in chores.registered()}
     return next((part for word, part in words.items() if word in command), "other")
@@ -104,11 +110,11 @@ def _part_of_ours(command: str) -> str:
 def unaccounted(found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is wrong while everything runs: sentences. `runs` are the living ones, `replicas` the rows.
 
-    Each process has a living shim, each shim one row, each row one shim; one `up`, one gateway, one supervisor.
+    Each process has a living shim, each shim one row, each row one shim; of each of our own programs there is one.
     """
     wrong = [f"{found.part} without a reason to be: {found}" for found in found if found.part == "other"]
     parts = Counter(each.part for each in found)
-    wrong += [f"{parts[part]} times {part}" for part in ("up", "gateway", "supervisor") if parts[part] != 1]
+    wrong += [f"{parts[part]} times {part}" for part in PROGRAMS if parts[part] != 1]
     rows = {row["run_id"]: row for row in replicas if row["state"] not in RESTING}
     living = {run.run_id: run for run in runs}
     held = {run.run_id: set(shim.descendants(run.shim.pid)) for run in runs}

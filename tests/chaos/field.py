@@ -39,7 +39,7 @@ class Weather:
 
     @property
     def kinds(self) -> list[Kind]:
-        kinds: list[Kind] = [("up", ""), ("gateway", ""), ("supervisor", "")]
+        kinds: list[Kind] = [("up", ""), ("gateway", ""), ("portal", ""), ("supervisor", "")]
         for target in self.targets:
             kinds += [("front", target.model), ("shim", target.model)]
             kinds += [] if target.engine == "llama.cpp" else [("worker", target.model)]  # that is one process alone

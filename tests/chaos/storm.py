@@ -92,7 +92,7 @@ class Storm:
         until(self._everybody_answers, 60)
         self._start_slowness = self.pace.slowness(begun)
         self._backoffs = {model: troubles.of_engine() for model in self.targets}
-        self._backoffs |= {part: troubles.of_program() for part in ("gateway", "supervisor")}
+        self._backoffs |= {part: troubles.of_program() for part in ("gateway", "portal", "supervisor")}
         told = ", ".join(f"{model or 'portal'} {seconds:.1f} s" for model, seconds in self.starts.items())
         self._calm_at = time.monotonic()
         self._say(f"started: {told} (slowness {self._start_slowness:.1f})")

@@ -1,0 +1,38 @@
+"""What a gateway's process serves: the gateway's paths itself, all others through the portal's socket.
+
+`up` starts it: `uvicorn apiproxy.front:application --http apiproxy.server:Protocol --ws apiproxy.pages:Tunnel`.
+"""
+
+import os
+from typing import Any
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "apiproxy.gateway_settings")
+
+import django
+
+django.setup()  # first: the gateway's bridge imports models
+
+from channels.routing import ProtocolTypeRouter
+from django.conf import settings
+
+from apiproxy.asgi import application as gateway
+from apiproxy.pages import STATE, Pages
+from apiproxy.routes import is_gateways
+
+pages = Pages(settings.PORTAL_SOCKET)
+
+
+async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await (gateway if is_gateways(scope["path"]) else pages)(scope, receive, send)
+
+
+async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    scope["state"][STATE] = pages.socket
+    try:
+        await gateway(scope, receive, send)
+    finally:
+        pages.close()
+
+
+# A WebSocket never comes this far: see `Tunnel`.
+application = ProtocolTypeRouter({"http": http, "lifespan": lifespan})
