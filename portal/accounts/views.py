@@ -19,6 +19,7 @@ THEME_COOKIE = "theme"  # read by base.html; the switch in the bar on top writes
 class SignIn(LoginView):
     template_name = "accounts/sign_in.html"
     form_class = SignInForm
+    http_method_names = ["get", "head", "post", "options"]  # Django's form views take PUT for POST
 
     def form_invalid(self, form: SignInForm) -> HttpResponse:  # type: ignore[override]
         response = super().form_invalid(form)

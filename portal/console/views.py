@@ -10,7 +10,7 @@ from django.templatetags.static import static
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET, require_POST, require_safe
 from django.views.i18n import set_language
 
 from modelregistry import routes
@@ -108,6 +108,7 @@ def switch_language(request: HttpRequest) -> HttpResponse:
     return set_language(request)
 
 
+@require_safe
 def favicon(request: HttpRequest) -> HttpResponse:
     """For pages that do not name their icon: Django's admin, error pages of servers in front."""
     return redirect(static("favicon.svg"))

@@ -1,11 +1,18 @@
 """Who may call which address: the cast on every one of the site. An address without a rule here fails."""
 
+import itertools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
+from django.apps import apps
+from django.contrib.sessions.models import Session
+from django.db import connection, transaction
+from django.http import HttpResponse
 from django.test import Client
 from django.urls import URLPattern, get_resolver
 from django.utils import timezone
@@ -21,8 +28,9 @@ from tests.pages import key_of, serve
 pytestmark = pytest.mark.django_db
 
 CAST = ("nobody", "alice", "bob", "charlie", "olivia")
-# A sign-in page (302), a refusal (401, 403), or nothing that one may know of (404).
-CLOSED = frozenset({302, 401, 403, 404})
+# A refusal (401, 403), or nothing that one may know of (404).
+CLOSED = frozenset({401, 403, 404})
+WRITING = ("POST", "PUT", "PATCH", "DELETE")
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,16 @@ class Rule:
 
     who: frozenset[str]
     method: str = "GET"
+
+
+@dataclass(frozen=True)
+class Write:
+    """Who may write there, and `body`, which works: a form for a page, JSON for the API. None: it needs a session's
+    ticket, or writes nothing for anybody; then only the answers are looked at.
+    """
+
+    who: frozenset[str]
+    body: dict[str, Any] | None = None
 
 
 EVERYBODY = Rule(frozenset(CAST))
@@ -160,6 +178,95 @@ RULES = {
     "api/<anything:rest>": Rule(frozenset()),  # there is nothing
 }
 
+TENANT_FORM = {"name": "研究所", "slug": "lab", "time_zone": "Asia/Tokyo", "key_days": "90"}
+MODEL_FORM = {
+    **{"name": "other", "task": "chat", "engine": "external", "url": "http://127.0.0.1:9", "context": "4096"},
+    **{"slots": "1", "replicas": "1", "tensor_parallel": "1", "upstream_model": "theirs"},
+}
+KEY_FORM = {"name": "desk", "every_model": "yes", "key_class": "interactive"}
+QUOTA_FORM = {"kind": "requests/day", "model": "", "amount": "1"}
+MEMBER_QUOTA = {"tenant": "research", "user": "alice", "unit": "requests", "window": "day", "amount": 1}
+
+# Every way to change something: what is not here nobody may do, with whatever method, at whatever address.
+WRITES = {
+    ("POST", "language/"): Write(EVERYBODY.who),
+    ("POST", "sign-in/"): Write(EVERYBODY.who),
+    ("POST", "sign-out/"): Write(EVERYBODY.who),
+    ("POST", "try/<slug:slug>/key/"): Write(frozenset({"alice", "bob"}), {}),
+    ("POST", "keys/new/"): Write(PEOPLE.who),
+    ("POST", "keys/found/"): Write(PEOPLE.who),
+    ("POST", "keys/management/new/"): Write(PEOPLE.who),
+    ("POST", "keys/management/<slug:prefix>/revoke/"): Write(ALICE.who, {}),
+    ("POST", "keys/services/new/"): Write(ADMINS.who),
+    ("POST", "keys/<slug:prefix>/edit/"): Write(ALICE.who, KEY_FORM),
+    ("POST", "keys/<slug:prefix>/rotate/"): Write(ALICE.who, {"overlap": "7"}),
+    ("POST", "keys/<slug:prefix>/revoke/"): Write(ALICE.who, {"because": "lost"}),
+    ("POST", "notices/read/"): Write(PEOPLE.who),
+    ("POST", "settings/"): Write(PEOPLE.who, {"language": "en", "theme": "dark", "wants_mail": ""}),
+    ("POST", "tenants/new/"): Write(OPERATORS.who, TENANT_FORM),
+    ("POST", "tenants/quotas/give/"): Write(OPERATORS.who, {"kind": "tokens/day", "model": "", "amount": "1"}),
+    ("POST", "tenants/quotas/<int:pk>/remove/"): Write(OPERATORS.who, {}),
+    ("POST", "tenant/<slug:slug>/edit/"): Write(OPERATORS.who, TENANT_FORM),
+    ("POST", "tenant/<slug:slug>/switch/"): Write(OPERATORS.who, {"to": "off"}),
+    ("POST", "tenant/<slug:slug>/people/add/"): Write(ADMINS.who, {"username": "charlie", "role": "member"}),
+    ("POST", "tenant/<slug:slug>/people/<int:pk>/role/"): Write(ADMINS.who, {"role": "admin"}),
+    ("POST", "tenant/<slug:slug>/people/<int:pk>/remove/"): Write(ADMINS.who, {}),
+    ("POST", "tenant/<slug:slug>/quotas/give/"): Write(ADMINS.who, QUOTA_FORM),
+    ("POST", "tenant/<slug:slug>/quotas/<int:pk>/remove/"): Write(ADMINS.who, {}),  # Bob is told that it is not his
+    ("POST", "tenant/<slug:slug>/requests/<int:pk>/"): Write(
+        ADMINS.who, {"verdict": "refuse", "amount": "1", "note": "no"}
+    ),
+    ("POST", "more/"): Write(
+        ADMINS.who, {"to": "tenant:research", "unit": "requests", "window": "day", "model": "", "amount": "9"}
+    ),
+    ("POST", "more/<int:pk>/"): Write(ALICE.who, {"amount": "3", "reason": "why"}),
+    ("POST", "more/<int:pk>/withdraw/"): Write(ALICE.who, {}),
+    ("POST", "operations/directory/follow/"): Write(OPERATORS.who),
+    ("POST", "operations/models/new/"): Write(OPERATORS.who, MODEL_FORM),
+    ("POST", "operations/start/<path:name>/"): Write(OPERATORS.who),
+    ("POST", "operations/stop/<path:name>/"): Write(OPERATORS.who, {}),
+    ("POST", "operations/restart/<path:name>/"): Write(OPERATORS.who, {}),
+    ("POST", "operations/edit/<path:name>/"): Write(OPERATORS.who, MODEL_FORM),
+    ("POST", "operations/unregister/<path:name>/"): Write(OPERATORS.who, {}),
+    ("PATCH", "api/v1/me/settings/"): Write(PEOPLE.who, {"wants_mail": False}),
+    ("POST", "api/v1/tenants/"): Write(OPERATORS.who, TENANT_FORM),
+    ("PATCH", "api/v1/tenants/<slug:slug>/"): Write(OPERATORS.who, {"is_active": False}),
+    ("POST", "api/v1/tenants/<slug:slug>/members/"): Write(ADMINS.who, {"user": "charlie"}),
+    ("PATCH", "api/v1/tenants/<slug:slug>/members/<str:username>/"): Write(ADMINS.who, {"role": "admin"}),
+    ("DELETE", "api/v1/tenants/<slug:slug>/members/<str:username>/"): Write(ADMINS.who, {}),
+    ("POST", "api/v1/notices/read/"): Write(PEOPLE.who),
+    ("POST", "api/v1/notices/<int:pk>/read/"): Write(ALICE.who, {}),
+    ("POST", "api/v1/keys/"): Write(
+        frozenset({"alice", "bob"}), {"tenant": "research", "name": "mine"}
+    ),
+    ("POST", "api/v1/keys/found/"): Write(PEOPLE.who),
+    ("PATCH", "api/v1/keys/<slug:prefix>/"): Write(ALICE.who, {"name": "desk"}),
+    ("POST", "api/v1/keys/<slug:prefix>/revoke/"): Write(ALICE.who, {"because": "lost"}),
+    ("POST", "api/v1/keys/<slug:prefix>/rotate/"): Write(ALICE.who, {"overlap_hours": 1}),
+    ("POST", "api/v1/management-keys/"): Write(PEOPLE.who),
+    ("POST", "api/v1/management-keys/<slug:prefix>/revoke/"): Write(ALICE.who, {}),
+    ("POST", "api/v1/quotas/"): Write(ADMINS.who, MEMBER_QUOTA),
+    ("PATCH", "api/v1/quotas/<int:pk>/"): Write(OPERATORS.who, {"amount": 0}),
+    ("DELETE", "api/v1/quotas/<int:pk>/"): Write(OPERATORS.who, {}),
+    ("POST", "api/v1/quota-requests/"): Write(
+        frozenset({"bob"}), {"tenant": "research", "user": "bob", "unit": "tokens", "window": "day", "amount": 9}
+    ),
+    ("PATCH", "api/v1/quota-requests/<int:pk>/"): Write(frozenset({"bob"}), {"amount": 3}),
+    ("POST", "api/v1/quota-requests/<int:pk>/grant/"): Write(OPERATORS.who, {}),
+    ("POST", "api/v1/quota-requests/<int:pk>/refuse/"): Write(OPERATORS.who, {"note": "no"}),
+    ("POST", "api/v1/quota-requests/<int:pk>/withdraw/"): Write(frozenset({"bob"}), {}),
+    ("POST", "api/v1/directory/follow/"): Write(OPERATORS.who),
+    ("POST", "api/v1/models/"): Write(OPERATORS.who, {"name": "other", "engine": "external", "url": "http://127.0.0.1:9"}),
+    ("POST", "api/v1/models/predict/"): Write(OPERATORS.who),
+    ("PATCH", "api/v1/models/<int:pk>/"): Write(OPERATORS.who, {"description_en": "new words"}),
+    ("DELETE", "api/v1/models/<int:pk>/"): Write(OPERATORS.who, {}),
+    ("PUT", "api/v1/models/<int:pk>/aliases/"): Write(OPERATORS.who, {"aliases": ["mine"]}),
+    ("POST", "api/v1/models/<int:pk>/restart/"): Write(OPERATORS.who, {}),
+    ("POST", "api/v1/models/<int:pk>/start/"): Write(OPERATORS.who),
+    ("POST", "api/v1/models/<int:pk>/stop/"): Write(OPERATORS.who, {}),
+    ("PUT", "api/v1/models/<int:pk>/visibility/"): Write(OPERATORS.who, {"tenants": ["research"]}),
+}
+
 
 def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
     for pattern in (resolver or get_resolver()).url_patterns:
@@ -224,14 +331,71 @@ def filled(alice, bob, research) -> dict[str, str]:
 @pytest.mark.parametrize("path", RULES)
 def test_nobody_gets_more_than_is_theirs(clients, filled, path):
     rule = RULES[path]
-    address = "/" + path
-    for part, value in filled.items():
-        address = address.replace(part, value)
-    answers = {who: clients[who].generic(rule.method, address).status_code for who in CAST}
-    # A page sends on after what was done; who is sent to sign in first was refused.
-    told = {who for who, status in answers.items() if status not in CLOSED or (who in rule.who and status == 302)}
+    answers = {who: clients[who].generic(rule.method, address_of(path, filled)) for who in CAST}
+    told = {who for who, response in answers.items() if not is_refusal(response)}
     assert told == rule.who, answers
-    assert all(status < 500 for status in answers.values()), answers
+    assert all(response.status_code < 500 for response in answers.values()), answers
+
+
+@pytest.mark.parametrize(("method", "path"), WRITES, ids=[" ".join(row) for row in WRITES])
+def test_t1_only_who_may_changes_anything(clients, filled, method, path):
+    """With a body that works: each of the others is refused and leaves every table as it was, and it does work."""
+    write, address = WRITES[method, path], address_of(path, filled)
+    before = contents()
+    for who in CAST:
+        if who not in write.who:
+            response = sent(clients[who], method, address, write.body)
+            # 400: what the body names, a tenant for instance, is not there for them.
+            assert is_refusal(response) or response.status_code == 400, (who, response)
+    assert contents() == before
+    changed = set()
+    for who in sorted(write.who):
+        with transaction.atomic():
+            response = sent(clients[who], method, address, write.body)
+            assert not is_refusal(response) and response.status_code < 500, (who, response)
+            changed |= {who} if contents() != before else set()
+            transaction.set_rollback(True)
+    assert changed or write.body is None, ("the body of this row does nothing", response.content.decode())
+
+
+def test_t1_what_has_no_rule_is_refused_to_everybody(clients, filled):
+    before, done = contents(), []
+    for path, method in itertools.product(RULES, WRITING):
+        if (method, path) not in WRITES:
+            answers = {who: sent(clients[who], method, address_of(path, filled), {}) for who in CAST}
+            open_to = {who for who, told in answers.items() if not (is_refusal(told) or told.status_code == 405)}
+            done += [(method, path, open_to)] if open_to else []
+    assert not done
+    assert contents() == before
+
+
+def address_of(path: str, filled: dict[str, str]) -> str:
+    for part, value in filled.items():
+        path = path.replace(part, value)
+    return "/" + path
+
+
+def sent(client: Client, method: str, address: str, body: dict[str, Any] | None) -> HttpResponse:
+    if address.startswith("/api/"):
+        return client.generic(method, address, json.dumps(body or {}), content_type="application/json")
+    return client.generic(method, address, urlencode(body or {}), content_type="application/x-www-form-urlencoded")
+
+
+def is_refusal(response: HttpResponse) -> bool:
+    """Whether nothing was done. A page also sends on after what was done, but never to sign in."""
+    to_sign_in = response.status_code == 302 and response["Location"].startswith("/sign-in/?next=")
+    return to_sign_in or response.status_code in CLOSED
+
+
+def contents() -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of all tables but sessions: what a refused request must leave as it was."""
+    found = {}
+    with connection.cursor() as cursor:
+        for model in apps.get_models(include_auto_created=True):
+            if model is not Session and model._meta.managed:
+                cursor.execute(f'SELECT * FROM "{model._meta.db_table}"')
+                found[model._meta.db_table] = sorted(cursor.fetchall(), key=repr)
+    return found
 
 
 @pytest.mark.parametrize("who", CAST)
