@@ -135,7 +135,7 @@ class Members(GenericViewSet[Membership]):
         """By hand: the company directory leaves it alone."""
         tenant = self._tenant(slug)
         values = given(shapes.NewMember, request.data)
-        row = membership.add(tenant, values["user"], values["role"])
+        row = membership.add(me(request), tenant, values["user"], values["role"])
         return Response(shapes.Member(row).data, status.HTTP_201_CREATED)
 
     @extend_schema(summary=_("Change a member's role"), request=shapes.ChangedMember, responses={200: shapes.Member})

@@ -1,13 +1,14 @@
 """Who belongs to a tenant by hand. What the company directory says is changed there; `people` follows it.
 
-For pages, the API and commands. Each verb is one transaction; what cannot be done raises Refused.
+For pages, the API and commands. Each verb is one transaction and checks the right of `by` (see tenancy.check); what
+cannot be done raises Refused.
 """
 
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
-from portal.accounts import people
+from portal.accounts import people, tenancy
 from portal.accounts.models import Membership, Tenant, User
 
 
@@ -32,8 +33,9 @@ def members(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
     return found
 
 
-def add(tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:
+def add(by: User, tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:
     """Makes somebody who has an account here a member. Raises Refused."""
+    tenancy.check(by, tenant)
     user = User.objects.filter(username__iexact=username.strip()).first()
     if user is None:
         raise Refused(
@@ -73,6 +75,7 @@ def is_by_hand(membership: Membership) -> bool:
 
 
 def _locked(by: User, membership: Membership) -> Membership:
+    tenancy.check(by, membership.tenant)
     row = Membership.objects.select_for_update(of=("self",)).select_related("user").filter(pk=membership.pk).first()
     if row is None:
         raise Refused(_("This person does not belong to the tenant any more."))

@@ -42,6 +42,22 @@ def administered_tenants(user: User) -> QuerySet[Tenant]:
     return Tenant.objects.filter(memberships__user=user, memberships__role=Membership.Role.ADMIN)
 
 
+def administers(by: User, tenant: Tenant) -> bool:
+    """Whether this person may administer the tenant. One query at most."""
+    return by.is_active and administered_tenants(by).filter(pk=tenant.pk).exists()
+
+
+def check(by: User | None, tenant: Tenant | None = None) -> None:
+    """Raise PermissionDenied unless this person may administer the tenant or, without one, operates.
+
+    Verbs that change rights, keys or models begin with it: a page that forgot to ask opens nothing. `by` None: a
+    command, whose caller has the machine itself.
+    """
+    if by is None or may_operate(by) or (tenant is not None and administers(by, tenant)):
+        return
+    raise PermissionDenied
+
+
 def own_tenants(user: User) -> QuerySet[Tenant]:
     """The active tenants that this person belongs to: for which they may make keys of their own."""
     return Tenant.objects.filter(memberships__user=user, is_active=True)

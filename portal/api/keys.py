@@ -16,6 +16,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
+from portal.accounts import tenancy
 from portal.accounts.models import User
 from portal.api import scopes
 from portal.console.clock import zone_of
@@ -59,8 +60,14 @@ def issue(*, user: User, name: str, scopes_: Collection[str], expires_at: dateti
     return key, text
 
 
-def revoke(key: ManagementKey) -> None:
-    """Ends a key for good and at once. Revoking twice changes nothing."""
+def revoke(by: User, key: ManagementKey) -> None:
+    """Ends a key for good and at once; one's own, or as an operator. Revoking twice changes nothing."""
+    if by != key.user:
+        tenancy.check(by)
+    _end(key)
+
+
+def _end(key: ManagementKey) -> None:
     if key.revoked_at is None:
         key.revoked_at = timezone.now()
         key.save(update_fields=["revoked_at"])
@@ -69,7 +76,7 @@ def revoke(key: ManagementKey) -> None:
 def revoke_found(key: ManagementKey) -> None:
     """Ends a key that somebody found where it must not be, and tells whose it is."""
     with transaction.atomic():
-        revoke(key)
+        _end(key)
         tell([key.user], "management-key-found", key.prefix, path="/keys/management/", key=key.name, prefix=key.prefix)
 
 

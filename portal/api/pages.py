@@ -101,7 +101,7 @@ def created(request: HttpRequest, form: NewManagementKeyForm) -> HttpResponse:
 @require_POST
 def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(keys.keys_of(me(request)), prefix=prefix)
-    keys.revoke(key)
+    keys.revoke(me(request), key)
     messages.success(
         request, _("“%(name)s” (%(prefix)s…) is revoked; it no longer works.") % {"name": key.name, "prefix": prefix}
     )

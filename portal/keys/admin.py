@@ -84,7 +84,7 @@ def revoke_management(
     keys: QuerySet[ManagementKey],
 ) -> None:
     for key in keys:
-        management_keys.revoke(key)
+        management_keys.revoke(me(request), key)
 
 
 @admin.register(ManagementKey)

@@ -78,7 +78,7 @@ class Keys(GenericViewSet[ApiKey]):
         values = given(shapes.ChangedKey, request.data, user=me(request), key=key)
         if "models" in values:
             values["allowed_models"] = values.pop("models")
-        carried_out(lambda: issuing.change(key, **values))
+        carried_out(lambda: issuing.change(key, by=me(request), **values))
         return answer(key)
 
     @extend_schema(
@@ -185,7 +185,7 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     def revoke(self, request: Request, prefix: str) -> Response:
         """For good and at once."""
         key = self.get_object()
-        management.revoke(key)
+        management.revoke(me(request), key)
         return Response(shapes.ManagementKey(key).data)
 
 

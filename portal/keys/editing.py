@@ -125,7 +125,7 @@ def edit_key(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(keyring.manageable(me(request)).filter(revoked_at=None), prefix=prefix)
     form = ChangeKeyForm(key, request.POST if request.method == "POST" else None)
     if form.is_valid():
-        issuing.change(key, **form.changes())
+        issuing.change(key, by=me(request), **form.changes())
         messages.success(request, _("Saved. It holds within 2 seconds."))
         return redirect("key", prefix)
     return render(request, "keys/edit.html", {"form": form, "key": key})

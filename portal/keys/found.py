@@ -36,7 +36,7 @@ def end(text: str, by: User) -> Found:
         strange=strange + strange_managing,
     )
     for key in found.ended:
-        issuing.revoke(key, because=issuing.LEAKED, by=by)
+        issuing.revoke_found(key, by)
     for management_key in found.ended_management:
         management.revoke_found(management_key)
     return found

@@ -1,4 +1,7 @@
-"""Issue, rotate, change and revoke API keys: the verbs that pages, the command line and the API share."""
+"""Issue, rotate, change and revoke API keys: the verbs that pages, the command line and the API share.
+
+Each checks the right of who asks (`by`, `created_by`; None: a command) and raises PermissionDenied.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,11 +13,11 @@ from django.db import transaction
 from django.utils import timezone
 
 from modelregistry.models import ServedModel
-from portal.accounts import audit
+from portal.accounts import audit, tenancy
 from portal.accounts.models import Tenant, User
 from portal.accounts.tenancy import admins_of, operators
 from portal.console.templatetags.figures import person
-from portal.keys import secret
+from portal.keys import keyring, secret
 from portal.keys.models import ApiKey, check_networks
 from portal.metering.models import Quota
 from portal.notices.telling import tell
@@ -70,6 +73,8 @@ def issue(
     it is for all models that the tenant may use, without `networks` (as networks.parse gives them) from everywhere.
     Raises NotAMember, also for who is responsible, and ValidationError for what is no network.
     """
+    if user is None or user != created_by:
+        tenancy.check(created_by, tenant)
     for member in (user, responsible):
         belongs(member, tenant)
     check_networks(list(networks))
@@ -97,6 +102,7 @@ def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[
     The old key goes on working for `overlap`, or less if it ends before; with none it ends now. A revoked or expired
     key has a successor too, and stays what it is. Raises AlreadyReplaced, and NotAMember when its person has left.
     """
+    _check(by, key)
     belongs(key.user, key.tenant)
     now = timezone.now()
     with transaction.atomic():
@@ -130,11 +136,12 @@ def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[
     return new, text
 
 
-def change(key: ApiKey, **changes: Unpack[Changes]) -> None:
+def change(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -> None:
     """Gives the key these values; others stay. Gateways follow within one catalogue poll.
 
     Raises Ended, NotAMember for who shall be responsible, and ValidationError for what is no network.
     """
+    _check(by, key)
     if key.revoked_at:
         raise Ended(f"{key.prefix} is revoked")
     if "responsible" in changes and changes["responsible"] != key.responsible:
@@ -155,6 +162,16 @@ def revoke(key: ApiKey, because: str = "", *, by: User | None = None) -> None:
     Whom it concerns is told: the person whose it is; of a service key who is responsible and the tenant's admins.
     `because`: for them and the audit, in the words of `by`, who is not told what they did themselves.
     """
+    _check(by, key)
+    _end(key, because, by)
+
+
+def revoke_found(key: ApiKey, by: User) -> None:
+    """Ends a key whose full text somebody found where it must not be: whoever holds it may end it."""
+    _end(key, LEAKED, by)
+
+
+def _end(key: ApiKey, because: str, by: User | None) -> None:
     if key.revoked_at is not None:
         return
     with transaction.atomic():
@@ -183,6 +200,12 @@ def concerned(key: ApiKey) -> set[User]:
     if key.responsible and answers(key):
         people.add(key.responsible)
     return people or set(operators())
+
+
+def _check(by: User | None, key: ApiKey) -> None:
+    """Raises PermissionDenied unless this person may change the key. Operators may; None: a command."""
+    if by is None or not keyring.manageable(by).filter(pk=key.pk).exists():
+        tenancy.check(by)
 
 
 def answers(key: ApiKey) -> bool:

@@ -112,7 +112,7 @@ def may_give(by: User, to: Whose) -> bool:
     """Whether this person may set such a quota at all; how much is another question. One query at most."""
     if tenancy.may_operate(by):
         return True
-    return to.home is not None and to.person != by and _administers(by, to.home)
+    return to.home is not None and to.person != by and tenancy.administers(by, to.home)
 
 
 def ceiling(by: User, to: Whose, what: Measure) -> int | None:
@@ -145,11 +145,13 @@ def may_ask(by: User, to: Whose) -> bool:
     if to.each or (to.key is None and to.tenant is None):
         return False
     if to.key:
-        return by in (to.key.user, to.key.responsible) or (not to.key.user_id and _administers(by, to.key.tenant))
+        return by in (to.key.user, to.key.responsible) or (
+            not to.key.user_id and tenancy.administers(by, to.key.tenant)
+        )
     assert to.tenant is not None
     if to.user:
         return to.user == by and Membership.objects.filter(user=by, tenant=to.tenant).exists()
-    return _administers(by, to.tenant)
+    return tenancy.administers(by, to.tenant)
 
 
 def ask(by: User, to: Whose, what: Measure, amount: int, reason: str = "") -> QuotaRequest:
@@ -276,10 +278,6 @@ def waiting_in(user: User) -> list[tuple[Tenant, int]]:
     counts = {row["tenant"]: row["n"] for row in counted}
     tenants = Tenant.objects.in_bulk(counts) if counts else {}
     return [(tenants[pk], count) for pk, count in counts.items()]
-
-
-def _administers(by: User, tenant: Tenant) -> bool:
-    return by.is_active and tenancy.administered_tenants(by).filter(pk=tenant.pk).exists()
 
 
 def _check_giver(by: User, to: Whose) -> None:

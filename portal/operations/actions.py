@@ -1,8 +1,8 @@
 """What operators do to models: start, stop, restart, register, change, name, show, retire, unregister.
 
-For pages and the API, which ask `tenancy.operator` first. Each verb is one transaction, sees the row as it is then,
-and is audited with it (`operations.apps`). What cannot be done raises Refused. The supervisor of the model's host
-follows within its next round; nothing here waits for it.
+For pages, the API and commands. Each verb checks that `by` operates (see tenancy.check), is one transaction, sees the
+row as it is then, and is audited with it (`operations.apps`). What cannot be done raises Refused. The supervisor of the
+model's host follows within its next round; nothing here waits for it.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,7 +15,8 @@ from django.db.models import Model
 from django.utils.translation import gettext as _
 
 from modelregistry.models import Alias, Replica, ServedModel
-from portal.accounts.models import Tenant
+from portal.accounts import tenancy
+from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
 
 GAVE_UP = (Replica.State.FAILED, Replica.State.BACKOFF)
@@ -48,10 +49,10 @@ def verb_of(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "retire" if names == {"retires_on"} else "change"
 
 
-def start(model: ServedModel) -> ServedModel:
+def start(by: User | None, model: ServedModel) -> ServedModel:
     """To be served; replicas that failed or wait for another try are tried at once. Nothing if it runs."""
     with transaction.atomic():
-        row = _locked(model)
+        row = _locked(by, model)
         gave_up = row.replica_set.filter(state__in=GAVE_UP).exists()
         if not row.enabled or gave_up:
             row.enabled = True
@@ -60,24 +61,24 @@ def start(model: ServedModel) -> ServedModel:
     return row
 
 
-def stop(model: ServedModel) -> ServedModel:
+def stop(by: User | None, model: ServedModel) -> ServedModel:
     """Not to be served: its engines finish what they are at and end."""
     with transaction.atomic():
-        row = _locked(model)
+        row = _locked(by, model)
         if row.enabled:
             row.enabled = False
             row.save(update_fields=["enabled"])
     return row
 
 
-def restart(model: ServedModel, *, seen: int | None = None) -> ServedModel:
+def restart(by: User | None, model: ServedModel, *, seen: int | None = None) -> ServedModel:
     """Its engines finish what they are at and are started anew.
 
     `seen`: the `generation` that the operator was looking at. If it is higher by now somebody else has asked for a
     restart since, and one is enough.
     """
     with transaction.atomic():
-        row = _locked(model)
+        row = _locked(by, model)
         if not row.enabled:
             raise Refused(_("%(model)s is stopped. Start it instead.") % {"model": row.name})
         if seen is None or seen >= row.generation:
@@ -86,39 +87,42 @@ def restart(model: ServedModel, *, seen: int | None = None) -> ServedModel:
     return row
 
 
-def register(*, aliases: Collection[str] = (), tenants: Collection[Tenant] = (), **values: Any) -> ServedModel:
+def register(
+    by: User | None, *, aliases: Collection[str] = (), tenants: Collection[Tenant] = (), **values: Any
+) -> ServedModel:
     """A new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
+    tenancy.check(by)
     with transaction.atomic():
         row = ServedModel()
         _write(row, values)
-        set_aliases(row, aliases)
-        set_visibility(row, tenants)
+        set_aliases(by, row, aliases)
+        set_visibility(by, row, tenants)
     return row
 
 
-def change(model: ServedModel, **values: Any) -> ServedModel:
+def change(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
     """Other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
     with transaction.atomic():
-        row = _locked(model)
+        row = _locked(by, model)
         _write(row, values)
     return row
 
 
-def unregister(model: ServedModel) -> None:
+def unregister(by: User | None, model: ServedModel) -> None:
     """Off the catalogue for good, with its aliases; its host's supervisor drains and stops its engines."""
     with transaction.atomic():
-        _locked(model).delete()
+        _locked(by, model).delete()
 
 
-def retire(model: ServedModel, on: date | None) -> ServedModel:
+def retire(by: User | None, model: ServedModel, on: date | None) -> ServedModel:
     """Served until the day before; None: for ever."""
-    return change(model, retires_on=on)
+    return change(by, model, retires_on=on)
 
 
-def give_alias(name: str, model: ServedModel) -> Alias:
+def give_alias(by: User | None, name: str, model: ServedModel) -> Alias:
     """Makes `name` lead to this model from now on, wherever it led before: no client meets a moment without it."""
     with transaction.atomic():
-        row = _locked(model)
+        row = _locked(by, model)
         alias = Alias.objects.select_for_update().filter(name=name).first() or Alias(name=name)
         if alias.pk is None or alias.model_id != row.pk:
             alias.model = row
@@ -127,26 +131,26 @@ def give_alias(name: str, model: ServedModel) -> Alias:
     return alias
 
 
-def set_aliases(model: ServedModel, names: Iterable[str]) -> None:
+def set_aliases(by: User | None, model: ServedModel, names: Iterable[str]) -> None:
     """Exactly these lead to this model. Those that led elsewhere are moved, those that are left out are no more."""
     wanted = set(names)
     with transaction.atomic():
-        row = _locked(model)
+        row = _locked(by, model)
         for alias in Alias.objects.select_for_update().filter(model=row).exclude(name__in=wanted):
             alias.delete()
         for name in sorted(wanted):
             try:
-                give_alias(name, row)
+                give_alias(by, name, row)
             except Refused as refusal:
                 told = [sentence for found in refusal.fields.values() for sentence in found]
                 raise Refused(refusal.sentence, {"aliases": told}) from refusal
 
 
-def set_visibility(model: ServedModel, tenants: Iterable[Tenant]) -> None:
+def set_visibility(by: User | None, model: ServedModel, tenants: Iterable[Tenant]) -> None:
     """Only these tenants may call it; none: all may."""
     wanted = {tenant.pk: tenant for tenant in tenants}
     with transaction.atomic():
-        row = _locked(model)
+        row = _locked(by, model)
         present = {access.tenant_id: access for access in ModelAccess.objects.filter(model=row)}
         # New ones first: between the last old and the first new one it would be open to all.
         for number in wanted.keys() - present.keys():
@@ -155,8 +159,9 @@ def set_visibility(model: ServedModel, tenants: Iterable[Tenant]) -> None:
             present[number].delete()
 
 
-def _locked(model: ServedModel) -> ServedModel:
+def _locked(by: User | None, model: ServedModel) -> ServedModel:
     """The row as it is now, kept from others until the transaction ends. Refused if it is gone."""
+    tenancy.check(by)
     row = ServedModel.objects.select_for_update().filter(pk=model.pk).first()
     if row is None:
         raise Refused(_("%(model)s is not registered any more.") % {"model": model.name})

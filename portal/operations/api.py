@@ -28,6 +28,7 @@ from modelregistry.engines import Spec
 from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
 from modelregistry.presets import PRESETS, Preset
 from portal.accounts.models import DirectoryState
+from portal.accounts.tenancy import me
 from portal.api.bodies import given, plain
 from portal.api.paging import Pages
 from portal.api.problems import Conflict
@@ -106,7 +107,7 @@ class Models(GenericViewSet[ServedModel]):
     @extend_schema(summary=gettext_lazy("Register a model"), responses={201: shapes.Model})
     def create(self, request: Request) -> Response:
         """Registers a model; its host starts it at once unless `enabled` is false."""
-        model = actions.register(**given(shapes.Model, request.data))
+        model = actions.register(me(request), **given(shapes.Model, request.data))
         return self._answer(model, status.HTTP_201_CREATED)
 
     @extend_schema(summary=gettext_lazy("Change a model"), responses={200: shapes.Model})
@@ -119,37 +120,37 @@ class Models(GenericViewSet[ServedModel]):
         aliases, tenants = values.pop("aliases", None), values.pop("tenants", None)
         with transaction.atomic():
             if values:
-                actions.change(model, **values)
+                actions.change(me(request), model, **values)
             if aliases is not None:
-                actions.set_aliases(model, aliases)
+                actions.set_aliases(me(request), model, aliases)
             if tenants is not None:
-                actions.set_visibility(model, tenants)
+                actions.set_visibility(me(request), model, tenants)
         return self._answer(model)
 
     @extend_schema(summary=gettext_lazy("Unregister a model"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
         """Takes a model off the catalogue for good; its engines are drained and stopped."""
-        actions.unregister(self.get_object())
+        actions.unregister(me(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(summary=gettext_lazy("Start a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def start(self, request: Request, pk: int) -> Response:
         """To be served; replicas that failed are tried again."""
-        return self._answer(actions.start(self.get_object()))
+        return self._answer(actions.start(me(request), self.get_object()))
 
     @extend_schema(summary=gettext_lazy("Stop a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, pk: int) -> Response:
         """Not to be served: engines finish what they are at and end."""
-        return self._answer(actions.stop(self.get_object()))
+        return self._answer(actions.stop(me(request), self.get_object()))
 
     @extend_schema(summary=gettext_lazy("Restart a model"), request=shapes.Restart, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def restart(self, request: Request, pk: int) -> Response:
         """Engines finish what they are at and are started anew."""
         model = self.get_object()
-        return self._answer(actions.restart(model, seen=given(shapes.Restart, request.data).get("seen")))
+        return self._answer(actions.restart(me(request), model, seen=given(shapes.Restart, request.data).get("seen")))
 
     @extend_schema(
         summary=gettext_lazy("Give a model its other names"), request=shapes.Aliases, responses={200: shapes.Model}
@@ -158,7 +159,7 @@ class Models(GenericViewSet[ServedModel]):
     def aliases(self, request: Request, pk: int) -> Response:
         """The model's other names, all of them."""
         model = self.get_object()
-        actions.set_aliases(model, given(shapes.Aliases, request.data)["aliases"])
+        actions.set_aliases(me(request), model, given(shapes.Aliases, request.data)["aliases"])
         return self._answer(model)
 
     @extend_schema(
@@ -170,7 +171,7 @@ class Models(GenericViewSet[ServedModel]):
     def visibility(self, request: Request, pk: int) -> Response:
         """Which tenants may use it."""
         model = self.get_object()
-        actions.set_visibility(model, given(shapes.Visibility, request.data)["tenants"])
+        actions.set_visibility(me(request), model, given(shapes.Visibility, request.data)["tenants"])
         return self._answer(model)
 
     @extend_schema(summary=gettext_lazy("What a model's files tell"), responses={200: shapes.Reading})
@@ -320,7 +321,7 @@ class FollowDirectoryView(APIView):
         force = given(shapes.Following, request.data)["force"]
         if settings.DIRECTORY is None:
             raise Conflict(_("No company directory is set up."))
-        state = directory.follow_now(settings.DIRECTORY, force=force)
+        state = directory.follow_now(me(request), settings.DIRECTORY, force=force)
         if state.problem:
             raise Conflict(f"{state.get_problem_display()}: {state.detail}")
         return Response(directory_now())

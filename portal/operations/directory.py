@@ -12,7 +12,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
-from portal.accounts import audit, roster
+from portal.accounts import audit, roster, tenancy
 from portal.accounts.directory import Directory, DirectoryError
 from portal.accounts.models import DirectoryState, User
 from portal.accounts.tenancy import me
@@ -50,15 +50,16 @@ def follow(request: HttpRequest) -> HttpResponse:
     if settings.DIRECTORY is None:
         return redirect("operations-directory")  # which says that there is none
     force = "force" in request.POST and posted.choice(request, "force", "yes") == "yes"
-    if follow_now(settings.DIRECTORY, force=force).problem:
+    if follow_now(me(request), settings.DIRECTORY, force=force).problem:
         messages.error(request, _("Nothing was changed. What is wrong stands below."))
     else:
         messages.success(request, _("The directory was followed."))
     return redirect("operations-directory")
 
 
-def follow_now(directory: Directory, *, force: bool) -> DirectoryState:
+def follow_now(by: User, directory: Directory, *, force: bool) -> DirectoryState:
     """How it went; its `problem` says why nothing was changed. Blocks for as long as the directory needs."""
+    tenancy.check(by)
     with suppress(DirectoryError, roster.Implausible):
         roster.follow(directory, force=force)
     state = DirectoryState.objects.get()

@@ -11,7 +11,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import ServedModel
-from portal.accounts.models import Tenant
+from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
 from portal.operations import actions
 
@@ -158,17 +158,17 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         default = ServedModel().__dict__.get(field.name)
         return bool(field.initial) and field.initial != default
 
-    def carry_out(self) -> ServedModel | None:
+    def carry_out(self, by: User) -> ServedModel | None:
         """Registers or changes the model; None if that was refused, with the reason at its field."""
         values = dict(self.cleaned_data)
         aliases, tenants = values.pop("aliases"), values.pop("tenants")
         try:
             if self.instance.pk is None:
-                return actions.register(aliases=aliases, tenants=tenants, **values)
+                return actions.register(by, aliases=aliases, tenants=tenants, **values)
             with transaction.atomic():
-                actions.set_aliases(self.instance, aliases)
-                actions.set_visibility(self.instance, tenants)
-                return actions.change(self.instance, **values)
+                actions.set_aliases(by, self.instance, aliases)
+                actions.set_visibility(by, self.instance, tenants)
+                return actions.change(by, self.instance, **values)
         except actions.Refused as refusal:
             for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
                 self.add_error(

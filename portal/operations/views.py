@@ -114,7 +114,7 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
         expected, asked = estimate(form.instance), "preview" in request.GET
         refused = not asked and form.takes_other_memory and not (expected is None or expected.fits)
         refused = refused and not form.cleaned_data["overcommit"]
-        if not (asked or refused) and (model := form.carry_out()):
+        if not (asked or refused) and (model := form.carry_out(me(request))):
             messages.success(request, said % {"model": model.name})
             return redirect("operations-model", model.name)
         form.refused = refused
@@ -127,7 +127,7 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
 def start(request: HttpRequest, name: str) -> HttpResponse:
     """Asks nothing: it can be undone."""
     model = get_object_or_404(ServedModel, name=name)
-    return after(request, name, lambda: actions.start(model), _("%(model)s is being started."))
+    return after(request, name, lambda: actions.start(me(request), model), _("%(model)s is being started."))
 
 
 @for_operators
@@ -136,7 +136,7 @@ def stop(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
     if request.method == "POST":
         said = _("%(model)s takes no new requests; its engines end when those that run are finished.")
-        return after(request, name, lambda: actions.stop(model), said)
+        return after(request, name, lambda: actions.stop(me(request), model), said)
     return ask(request, model, "stop")
 
 
@@ -147,7 +147,12 @@ def restart(request: HttpRequest, name: str) -> HttpResponse:
     if request.method == "POST":
         seen = request.POST.get("generation", "")
         said = _("%(model)s is being restarted; requests that run are finished first.")
-        return after(request, name, lambda: actions.restart(model, seen=int(seen) if seen.isdecimal() else None), said)
+        return after(
+            request,
+            name,
+            lambda: actions.restart(me(request), model, seen=int(seen) if seen.isdecimal() else None),
+            said,
+        )
     return ask(request, model, "restart")
 
 
@@ -156,7 +161,7 @@ def restart(request: HttpRequest, name: str) -> HttpResponse:
 def unregister(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
     if request.method == "POST":
-        return after(request, name, lambda: actions.unregister(model), _("%(model)s is unregistered."))
+        return after(request, name, lambda: actions.unregister(me(request), model), _("%(model)s is unregistered."))
     return ask(request, model, "unregister")
 
 

@@ -36,7 +36,7 @@ def add(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     form = AddMemberForm(request.POST)
     if form.is_valid():
         try:
-            row = membership.add(tenant, form.cleaned_data["username"], form.cleaned_data["role"])
+            row = membership.add(me(request), tenant, form.cleaned_data["username"], form.cleaned_data["role"])
         except membership.Refused as refusal:
             form.add_error("username", refusal.sentence)
         else:

@@ -1,18 +1,24 @@
 """Who may see which tenant; people made by hand; the operators' pages about them."""
 
 import io
+from datetime import timedelta
 
 import pytest
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, transaction
 from django.http import Http404
 from django.urls import reverse
-from django.utils import translation
+from django.utils import timezone, translation
 
-from portal.accounts import people
+from portal.accounts import membership, people
 from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.tenancy import tenant_for, visible_tenants
+from portal.api import keys as management_keys
+from portal.keys import issuing
+from portal.operations import actions
+from portal.operations.directory import follow_now
+from tests.pages import key_of, serve, service_key_of
 
 pytestmark = pytest.mark.django_db
 
@@ -166,3 +172,61 @@ class TestAdmin:
         with CaptureQueriesContext(connection) as many:
             client.get(address)
         assert len(many) == len(few)
+
+
+class TestVerbsCheckTheirActor:
+    """A page that forgot to ask who somebody is opens nothing."""
+
+    def test_t1_roles_are_changed_by_who_administers_the_tenant(self, alice, bob, charlie, research):
+        row = Membership.objects.get(user=alice)
+        for other in (alice, charlie):
+            for verb in (
+                lambda by: membership.change_role(by, row, "admin"),
+                lambda by: membership.remove(by, row),
+                lambda by: membership.add(by, research, "charlie"),
+            ):
+                with pytest.raises(PermissionDenied):
+                    verb(other)
+        row.refresh_from_db()
+        assert (row.role, Membership.objects.count()) == ("member", 3)
+        assert membership.change_role(bob, row, "admin").role == "admin"
+
+    def test_t1_models_and_the_directory_are_for_operators(self, alice, bob):
+        model = serve("qwen")
+        for verb in (
+            lambda by: actions.register(by, name="x", engine="external", url="http://127.0.0.1:9"),
+            lambda by: actions.start(by, model),
+            lambda by: actions.stop(by, model),
+            lambda by: actions.restart(by, model),
+            lambda by: actions.change(by, model, slots=2),
+            lambda by: actions.retire(by, model, None),
+            lambda by: actions.give_alias(by, "mine", model),
+            lambda by: actions.set_aliases(by, model, ["mine"]),
+            lambda by: actions.set_visibility(by, model, []),
+            lambda by: actions.unregister(by, model),
+            lambda by: follow_now(by, None, force=True),  # type: ignore[arg-type]
+        ):
+            for other in (alice, bob):
+                with pytest.raises(PermissionDenied):
+                    verb(other)
+
+    def test_t1_keys_are_for_their_bearer_and_service_keys_for_admins(self, alice, bob, charlie, research):
+        personal, service = key_of(alice, research), service_key_of(research, responsible=alice)
+        managing, _ = management_keys.issue(
+            user=alice, name="script", scopes_=["usage:read"], expires_at=timezone.now() + timedelta(days=1)
+        )
+        for key, other in ((personal, bob), (personal, charlie), (service, alice), (service, charlie)):
+            for verb in (
+                lambda by, key=key: issuing.change(key, by=by, name="x"),
+                lambda by, key=key: issuing.rotate(key, timedelta(), by=by),
+                lambda by, key=key: issuing.revoke(key, by=by),
+            ):
+                with pytest.raises(PermissionDenied):
+                    verb(other)
+        for kind in ({"user": alice}, {"service": "Dify"}):
+            with pytest.raises(PermissionDenied):
+                issuing.issue(tenant=research, name="x", created_by=charlie, **kind)
+        with pytest.raises(PermissionDenied):
+            management_keys.revoke(bob, managing)
+        issuing.rotate(service, timedelta(), by=bob)
+        issuing.change(personal, by=alice, name="x")

@@ -135,7 +135,7 @@ def test_a_key_of_somebody_who_was_stopped_stops_at_once(olivia):
 
 def test_a_revoked_and_an_expired_key_stop_at_once(olivia, time_machine):
     first, second = key_for(olivia), key_for(olivia, days=1)
-    keys.revoke(ManagementKey.objects.get(digest=keys.found_in(first)[0][0].digest))
+    keys.revoke(olivia, ManagementKey.objects.get(digest=keys.found_in(first)[0][0].digest))
     assert with_key(first).get("/api/v1/hosts/").status_code == 401
     assert with_key(second).get("/api/v1/hosts/").status_code == 200
     time_machine.move_to(timezone.now() + timedelta(days=1, seconds=1), tick=False)

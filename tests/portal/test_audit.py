@@ -113,7 +113,7 @@ def test_a_host_that_says_that_it_lives_is_no_event():
 def test_a_change_that_is_rolled_back_was_never_told():
     model = external()
     with transaction.atomic():
-        actions.stop(model)
+        actions.stop(None, model)
         assert last().action == "model.stop"
         transaction.set_rollback(True)
     assert told() == [("model.add", "far")]

@@ -222,7 +222,7 @@ class TestRevoking:
 
     def test_whose_key_another_ends_is_told_why_and_by_whom(self, research, alice, charlie):
         key = key_of(alice, research)
-        issuing.revoke(key, because="leaked", by=charlie)
+        issuing.revoke_found(key, charlie)
         told = self.told(key)["alice"]
         assert (told["by"], told["because"], told["tenant"]) == ("Charlie", "leaked", "研究部")
 
@@ -233,7 +233,7 @@ class TestRevoking:
 
     def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(self, research, alice, bob, charlie):
         key = service_key(research, responsible=alice)
-        issuing.revoke(key, because="leaked", by=charlie)
+        issuing.revoke_found(key, charlie)
         assert set(self.told(key)) == {"alice", "bob"}
 
     def test_who_no_longer_belongs_there_is_not_told(self, research, alice, bob):
@@ -309,7 +309,7 @@ class TestWhoseKeys:
             key = service_key(
                 research, f"s{number}", responsible=person(f"p{number}", research), allowed_models=[model]
             )
-            issuing.rotate(key, timedelta(days=1), by=alice)
+            issuing.rotate(key, timedelta(days=1))
         with django_assert_num_queries(2):
             held = keyring.held(keyring.service_keys_of(research), timezone.now())
         assert len([key for key in held if key.replaced_by]) == 7

@@ -68,7 +68,7 @@ def test_only_what_the_person_may_do_is_offered_in_plain_words(client, alice, ol
 
 
 def test_the_list_shows_one_s_own_and_how_they_stand(client, alice, bob, time_machine):
-    keys.revoke(key_of(alice, "old one")[0])
+    keys.revoke(alice, key_of(alice, "old one")[0])
     key_of(alice, "present one")
     key_of(bob, "not hers")
     client.force_login(alice)
@@ -131,7 +131,7 @@ def test_its_owner_is_told_before_it_ends_once_a_week_and_once_a_day_before(alic
     key_of(alice, "report")
     keys.issue(user=alice, name="short", scopes_=["usage:read"], expires_at=begun + timedelta(days=1, hours=12))
     revoked, _ = key_of(bob)
-    keys.revoke(revoked)
+    keys.revoke(bob, revoked)
     for days in (1, 22, 24.5, 29.5, 29.6):
         time_machine.move_to(begun + timedelta(days=days), tick=False)
         keys.tell_ends(timezone.now())

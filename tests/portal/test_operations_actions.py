@@ -42,8 +42,8 @@ def revision() -> int:
 
 def test_stopping_and_starting():
     model = external()
-    assert not actions.stop(model).enabled
-    row = actions.start(model)
+    assert not actions.stop(None, model).enabled
+    row = actions.start(None, model)
     assert (row.enabled, row.generation) == (True, 0)
     assert told() == ["model.stop", "model.start"]
 
@@ -51,9 +51,9 @@ def test_stopping_and_starting():
 def test_what_is_so_already_is_not_done_again():
     model = external()
     replica(model, "ready")
-    assert actions.start(model).generation == 0  # a running engine is left alone
-    actions.stop(model)
-    actions.stop(model)
+    assert actions.start(None, model).generation == 0  # a running engine is left alone
+    actions.stop(None, model)
+    actions.stop(None, model)
     assert told() == ["model.stop"]
 
 
@@ -61,45 +61,45 @@ def test_what_is_so_already_is_not_done_again():
 def test_starting_tries_again_what_gave_up(state):
     model = external()
     replica(model, state)
-    assert actions.start(model).generation == 1
+    assert actions.start(None, model).generation == 1
 
 
 def test_a_restart_raises_the_generation_and_says_so():
-    assert actions.restart(external()).generation == 1
+    assert actions.restart(None, external()).generation == 1
     assert told() == ["model.restart"]
 
 
 def test_two_operators_who_looked_at_the_same_page_restart_once():
     model = external()
     for _ in ("Olivia", "Oscar"):
-        actions.restart(model, seen=model.generation)
+        actions.restart(None, model, seen=model.generation)
     assert ServedModel.objects.get().generation == 1
-    assert actions.restart(model, seen=1).generation == 2  # she looked again
+    assert actions.restart(None, model, seen=1).generation == 2  # she looked again
 
 
 def test_a_stopped_model_cannot_be_restarted():
     model = external(enabled=False)
     with pytest.raises(Refused, match="far is stopped"):
-        actions.restart(model)
+        actions.restart(None, model)
 
 
 def test_whoever_comes_after_an_unregistration_is_told():
     model = external()
-    actions.unregister(ServedModel.objects.get())
+    actions.unregister(None, ServedModel.objects.get())
     for verb in (actions.start, actions.stop, actions.restart, actions.unregister):
         with pytest.raises(Refused, match="not registered any more"):
-            verb(model)
+            verb(None, model)
 
 
 def test_registering_with_names_and_tenants(research):
-    model = actions.register(name="far", aliases=["default", "chat"], tenants=[research], **FAR)
+    model = actions.register(None, name="far", aliases=["default", "chat"], tenants=[research], **FAR)
     assert set(model.aliases.values_list("name", flat=True)) == {"default", "chat"}
     assert ModelAccess.objects.get().tenant == research
 
 
 def test_a_registration_that_is_wrong_leaves_nothing_and_names_each_field():
     with pytest.raises(Refused) as caught:
-        actions.register(name="no spaces here", engine="external", url="ftp://x", aliases=["default"])
+        actions.register(None, name="no spaces here", engine="external", url="ftp://x", aliases=["default"])
     assert set(caught.value.fields) == {"name", "url"}
     assert not ServedModel.objects.exists()
     assert not AuditEvent.objects.exists()
@@ -108,24 +108,24 @@ def test_a_registration_that_is_wrong_leaves_nothing_and_names_each_field():
 def test_a_bad_alias_takes_the_whole_registration_back():
     external("taken")
     with pytest.raises(Refused) as caught:
-        actions.register(name="far", aliases=["taken"], **FAR)
+        actions.register(None, name="far", aliases=["taken"], **FAR)
     assert list(caught.value.fields) == ["aliases"]
     assert not ServedModel.objects.filter(name="far").exists()
 
 
 def test_changing_is_checked_as_registering_is():
     model = external()
-    assert actions.change(model, context=8192).context == 8192
+    assert actions.change(None, model, context=8192).context == 8192
     with pytest.raises(Refused) as caught:
-        actions.change(model, context=1)
+        actions.change(None, model, context=1)
     assert list(caught.value.fields) == ["context"]
     assert ServedModel.objects.get().context == 8192
 
 
 def test_a_change_keeps_what_somebody_else_changed_meanwhile():
     mine = external()
-    actions.change(ServedModel.objects.get(), slots=8)
-    actions.change(mine, context=8192)
+    actions.change(None, ServedModel.objects.get(), slots=8)
+    actions.change(None, mine, context=8192)
     row = ServedModel.objects.get()
     assert (row.slots, row.context) == (8, 8192)
 
@@ -133,54 +133,54 @@ def test_a_change_keeps_what_somebody_else_changed_meanwhile():
 @pytest.mark.parametrize("name", ["id", "generation", "created_at", "colour"])
 def test_only_what_operators_decide_can_be_given(name):
     with pytest.raises(TypeError):
-        actions.change(external(), **{name: 1})
+        actions.change(None, external(), **{name: 1})
 
 
 def test_retiring_and_thinking_better_of_it():
     model = external()
-    assert actions.retire(model, date(2027, 3, 31)).retires_on == date(2027, 3, 31)
-    assert actions.retire(model, None).retires_on is None
+    assert actions.retire(None, model, date(2027, 3, 31)).retires_on == date(2027, 3, 31)
+    assert actions.retire(None, model, None).retires_on is None
     assert told() == ["model.retire", "model.retire"]
 
 
 def test_an_alias_moves_in_one_step_that_gateways_see():
     old, new = external("old"), external("new")
-    alias = actions.give_alias("default", old)
+    alias = actions.give_alias(None, "default", old)
     before = revision()
-    assert actions.give_alias("default", new).pk == alias.pk  # the row stayed: there was no moment without it
+    assert actions.give_alias(None, "default", new).pk == alias.pk  # the row stayed: there was no moment without it
     assert Alias.objects.get().model == new
     assert revision() == before + 1
-    actions.give_alias("default", new)
+    actions.give_alias(None, "default", new)
     assert revision() == before + 1
 
 
 def test_an_alias_cannot_be_a_model_s_name():
     external("qwen")
     with pytest.raises(Refused) as caught:
-        actions.give_alias("qwen", external())
+        actions.give_alias(None, "qwen", external())
     assert list(caught.value.fields) == ["name"]
 
 
 def test_the_whole_set_of_aliases():
     old, new = external("old"), external("new")
-    actions.set_aliases(old, ["a", "b"])
-    actions.set_aliases(new, ["b", "c"])
+    actions.set_aliases(None, old, ["a", "b"])
+    actions.set_aliases(None, new, ["b", "c"])
     assert list(Alias.objects.values_list("name", "model__name")) == [("a", "old"), ("b", "new"), ("c", "new")]
-    actions.set_aliases(new, [])
+    actions.set_aliases(None, new, [])
     assert list(Alias.objects.values_list("name", flat=True)) == ["a"]
 
 
 def test_a_restricted_model_is_at_no_moment_open_to_all(research, sales):
     model = external()
-    actions.set_visibility(model, [research])
+    actions.set_visibility(None, model, [research])
     with CaptureQueriesContext(
         connection,
     ) as queries:
-        actions.set_visibility(model, [sales])
+        actions.set_visibility(None, model, [sales])
     written = [query["sql"][:6] for query in queries if "keys_modelaccess" in query["sql"]]
     assert [verb for verb in written if verb in ("INSERT", "DELETE")] == ["INSERT", "DELETE"]
     assert ModelAccess.objects.get().tenant == sales
-    actions.set_visibility(model, [])
+    actions.set_visibility(None, model, [])
     assert not ModelAccess.objects.exists()
 
 
@@ -190,7 +190,7 @@ def test_presses_at_the_same_moment_do_not_lose_each_other():
 
     def press(_: int) -> None:
         try:
-            actions.restart(model, seen=0)
+            actions.restart(None, model, seen=0)
         finally:
             connections.close_all()
 

@@ -25,9 +25,9 @@ class Command(BaseCommand):
         if model is None:
             raise CommandError(f"There is no model {options['model']}.")
         if options["tenant"]:
-            actions.set_visibility(model, _tenants(options["tenant"]))
+            actions.set_visibility(None, model, _tenants(options["tenant"]))
         elif options["all"]:
-            actions.set_visibility(model, [])
+            actions.set_visibility(None, model, [])
         names = ModelAccess.objects.filter(model=model).order_by("tenant__slug").values_list("tenant__slug", flat=True)
         return "\n".join(names) or EVERYBODY
 
