@@ -10,18 +10,19 @@ import gc
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 from django.conf import settings
 
 from apiproxy import controlplane
 from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Counter, Limit
-from apiproxy.client import Client, Receive, Scope, Send
+from apiproxy.client import Receive, Scope, Send
 from apiproxy.client import of as client_of
 from apiproxy.gateway import JSON, Gateway
 from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool
@@ -31,6 +32,7 @@ from apiproxy.shared_limits import SharedLimits
 from apiproxy.suspects import Suspects
 from apiproxy.tally import Tally
 from apiproxy.thread import Thread
+from modelregistry.watchdog import HANGS, Down, Watchdog
 from portal.metering import windows
 
 log = logging.getLogger("madoguchi.gateway")
@@ -43,6 +45,12 @@ PATIENCE = 2.0  # seconds that a caller with an unknown key waits for a database
 FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
 TELL_REFUSALS = 2.0  # seconds between two writings of refused calls
+REPORT = 2.0  # seconds between two looks at what could not be recorded
+# Seconds that a step of a background task may take before it counts as hanging: a database may hang for so long.
+PATIENT = 60.0
+# Seconds after which a gateway whose metering fails, though the database is there, takes no calls any more: its usage
+# waits in the spool, but its keys' limits are not what they seem.
+UNMETERED = 300.0
 LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
 RECALL = 10.0  # seconds that a counter's first caller waits to know what was spent: a million calls take 0.7 s
 SPENT_AGAIN = 15.0  # a database that could not tell what was spent is asked again after so many seconds
@@ -61,8 +69,11 @@ class Application:
     def __init__(self) -> None:
         self._gateway: Gateway | None = None
         self._drain: Drain | None = None
+        self._watchdog = Watchdog(self._task_failed)
         self._tasks: list[asyncio.Task[None]] = []
-        self._backlog = 0
+        self._moved, self._wait = 0, MOVE  # lines of the spool that are moved; seconds until the next look at it
+        self._refused = self._aside = 0  # usage that could not be recorded: what /metrics was told of, what waits
+        self._reported = -1
         self._wished: dict[int, float] = {}
         self._looks: dict[tuple[Counter, float], asyncio.Task[Spending | None]] = {}
         self._spent_again = 0.0
@@ -92,9 +103,11 @@ class Application:
         if path == "/metrics":
             self._tell(self._gateway)
             gateway = self._gateway
-            client.answer(200, PLAIN, gateway.metrics.text(gateway.catalogue.models, gateway.gauges()))
+            aside = ("madoguchi_usage_set_aside", "Lines of usage that wait for `manage.py setaside`.", (), self._aside)
+            client.answer(200, PLAIN, gateway.metrics.text(gateway.catalogue.models, [*gateway.gauges(), aside]))
         elif path == "/readyz":
-            ready(self._gateway, client)
+            status, told = readiness(self._gateway.spool.accepting, self._watchdog.down, self._aside)
+            client.answer(status, [JSON], orjson.dumps(told))
         else:
             client.answer(200, PLAIN, b"ok\n")
         await client.sent()
@@ -146,14 +159,25 @@ class Application:
         self._catalogue_thread = Thread("catalogue")
         self._ledger_thread = Thread("ledger")
         self._limits_thread = Thread("limits")
-        await self._move(gateway)
+        try:
+            await self._move(gateway)
+        except DatabaseAway:
+            raise
+        except Exception:  # nothing that a spool holds keeps a gateway from starting; the task will tell on
+            log.exception("the spool cannot be moved")
         await self._reload(gateway)
         if isinstance(limits, SharedLimits):
             self._shared = limits
             await limits.start()
         self._gateway = gateway
-        for work in (self._poll, self._move_often, self._sweep, self._tell_refusals_often):
-            self._tasks.append(asyncio.create_task(work(gateway)))
+        for name, step in (
+            ("catalogue", self._poll),
+            ("metering", self._move_often),
+            ("sweep", self._sweep),
+            ("refusals", self._tell_refusals_often),
+            ("set_aside", self._report_set_aside),
+        ):
+            self._tasks.append(self._watchdog.keep(name, partial(step, gateway), patience=PATIENT))
         # What lives as long as the process is put out of the collector's sight: p99 of 700 streams 26 -> 6 ms.
         gc.collect()
         gc.freeze()
@@ -168,6 +192,7 @@ class Application:
             bounds=windows.bounds,
             spent=self._spent,
             workers=settings.GATEWAY_WORKERS,
+            keep=self._watchdog.keep,
         )
 
     async def stop(self) -> None:
@@ -183,7 +208,7 @@ class Application:
         try:
             async with asyncio.timeout(LAST_MOVE):
                 await self._move(gateway)
-        except (DatabaseAway, OSError) as error:  # a TimeoutError is an OSError
+        except Exception as error:  # noqa: BLE001 - a TimeoutError, a DatabaseAway or what the task told of
             log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
         else:
             with contextlib.suppress(TimeoutError):
@@ -192,6 +217,7 @@ class Application:
         if self._shared is not None:
             # Last: calls that were cut off have been settled by now.
             await self._shared.close()
+        await self._watchdog.close()
         gateway.spool.shut()
         gateway.metrics.close()
         self._catalogue_thread.shutdown()
@@ -217,12 +243,15 @@ class Application:
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    # --- tasks
+    # --- tasks, see Watchdog: each is one turn
+
+    def _task_failed(self, task: str) -> None:
+        if self._gateway is not None:
+            self._gateway.metrics.task_failed(task)
 
     async def _poll(self, gateway: Gateway) -> None:
-        while True:
-            await asyncio.sleep(POLL)
-            await self._look(gateway)
+        await asyncio.sleep(POLL)
+        await self._look(gateway)
 
     async def _refresh(self) -> None:
         """Returns after a look at the revision that began after the call; waits up to REFRESH for its turn.
@@ -301,40 +330,48 @@ class Application:
             why = str(error) or f"the database took more than {RECALL:.0f} s"
             log.warning("what was used is not known, new counters begin at zero until it is: %s", why)
             return None
+        except Exception:  # a sum that overflows must not refuse everybody's calls
+            self._spent_again = loop.time() + SPENT_AGAIN
+            log.exception("what was used is not known, new counters begin at zero until it is")
+            return None
 
     async def _move_often(self, gateway: Gateway) -> None:
-        """Moves the spool whenever something was added; after a failure waits longer each time, up to 15 s."""
-        seen, wait = 0, MOVE
-        while True:
-            await asyncio.sleep(wait)
-            if gateway.spool.written == seen and gateway.spool.accepting:
-                continue
-            gateway.spool.retry()
-            written = gateway.spool.written
-            try:
-                await self._move(gateway)
-            except (DatabaseAway, OSError) as error:
-                log.warning("usage waits in the spool: %s", error)
-                wait = min(15.0, wait * 2)
-            else:
-                seen, wait = written, MOVE
+        """Moves the spool if something was added; while the database is away waits longer each time, up to 15 s."""
+        await asyncio.sleep(self._wait)
+        if gateway.spool.written == self._moved and gateway.spool.accepting:
+            return
+        gateway.spool.retry()
+        written = gateway.spool.written
+        try:
+            await self._move(gateway)
+        except DatabaseAway as error:
+            log.warning("usage waits in the spool: %s", error)
+            self._wait = min(15.0, self._wait * 2)
+        else:
+            self._moved, self._wait = written, MOVE
 
     async def _move(self, gateway: Gateway) -> None:
         assert self._drain is not None
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._ledger_thread, gateway.spool.sync)
-        refused = self._drain.refused
-        try:
-            await loop.run_in_executor(self._ledger_thread, self._drain.run)
-        finally:
-            gateway.metrics.lost(self._drain.refused - refused)
-        self._backlog = await loop.run_in_executor(self._ledger_thread, self._drain.backlog)
+        await loop.run_in_executor(self._ledger_thread, self._drain.run)
+
+    async def _report_set_aside(self, gateway: Gateway) -> None:
+        """Report how much usage could not be recorded, whenever that changes."""
+        assert self._drain is not None
+        await asyncio.sleep(REPORT)
+        loop = asyncio.get_running_loop()
+        # Not in the ledger's thread: it may be what hangs.
+        self._aside = aside = await loop.run_in_executor(self._limits_thread, len, self._drain.set_aside)
+        if aside != self._reported:
+            with contextlib.suppress(DatabaseAway):  # that is told already
+                await loop.run_in_executor(self._limits_thread, controlplane.report_set_aside, aside)
+                self._reported = aside
 
     async def _tell_refusals_often(self, gateway: Gateway) -> None:
-        while True:
-            await asyncio.sleep(TELL_REFUSALS)
-            await self._tell_refusals(gateway)
-            await self._tell_deaths(gateway)
+        await asyncio.sleep(TELL_REFUSALS)
+        await self._tell_refusals(gateway)
+        await self._tell_deaths(gateway)
 
     async def _tell_refusals(self, gateway: Gateway) -> None:
         """Writes the refused calls that were counted; what cannot be written now is counted on."""
@@ -362,16 +399,24 @@ class Application:
             log.error("%d calls under which engines died are missing in the audit log: %s", len(deaths), error)
 
     async def _sweep(self, gateway: Gateway) -> None:
-        while True:
-            await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0)
+        try:
             gateway.sweep()
+        finally:
             gateway.spool.retry()
             self._tell(gateway)
 
     def _tell(self, gateway: Gateway) -> None:
         """What /metrics of any worker says of this one."""
+        assert self._drain is not None
         age = asyncio.get_running_loop().time() - self._known
-        gateway.metrics.state(gateway.state(backlog=self._backlog, database_up=age < AWAY, age=age))
+        backlog = gateway.spool.bytes - self._drain.bytes
+        down = len(self._watchdog.down)
+        gateway.metrics.state(gateway.state(backlog=backlog, database_up=age < AWAY, age=age, tasks_down=down))
+        refused = self._drain.refused
+        if refused > self._refused:
+            gateway.metrics.lost(refused - self._refused)
+            self._refused = refused
 
     def _wish(self, model: int) -> None:
         loop = asyncio.get_running_loop()
@@ -399,14 +444,26 @@ def write_wish(model: int) -> None:
         controlplane.wish(model)
     except DatabaseAway as error:
         log.warning("cannot ask for model %s: %s", model, error)
+    except Exception:  # it may be gone
+        log.exception("cannot ask for model %s", model)
 
 
-def ready(gateway: Gateway, client: Client) -> None:
-    """Ready: a catalogue is loaded (or there would be no gateway) and usage can be written."""
-    if gateway.spool.accepting:
-        client.answer(200, [JSON], b'{"status":"ready"}')
-    else:
-        client.answer(503, [JSON], b'{"status":"usage cannot be written"}')
+def readiness(accepting: bool, down: Sequence[Down], aside: int) -> tuple[int, dict[str, Any]]:
+    """The status of /readyz and what it tells. A catalogue is loaded, or there would be no gateway.
+
+    Not ready: usage cannot be written, or its way to the database has failed for long. What else is down is told only:
+    a gateway that is ready serves its callers better than one that is taken away.
+    """
+    told: dict[str, Any] = {"status": "ready"}
+    if down:
+        told["tasks_down"] = [{"task": one.task, "why": one.why, "seconds": round(one.seconds)} for one in down]
+    if aside:
+        told["usage_set_aside"] = aside
+    # One that hangs waits for the database, without which calls go on.
+    unmetered = any(one.task == "metering" and one.why != HANGS and one.seconds > UNMETERED for one in down)
+    if accepting and not unmetered:
+        return 200, told
+    return 503, {**told, "status": "usage cannot be recorded" if accepting else "usage cannot be written"}
 
 
 application: Callable[[dict[str, Any], Receive, Send], Awaitable[None]] = Application()

@@ -4,7 +4,7 @@ import logging
 import time
 
 from apiproxy.errors import InvalidKey, Refusal
-from apiproxy.ledger import Usage
+from apiproxy.usage_lines import Usage
 
 log = logging.getLogger("madoguchi.calls")
 # What a logging.LogRecord otherwise finds out each time, down to the line of code that called: 11 µs instead of 3.

@@ -11,17 +11,18 @@ from typing import Any, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, OperationalError, close_old_connections
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, close_old_connections
 from django.db.models import Count, F, Max, Q, QuerySet, Sum
 from django.utils import timezone
 
 from apiproxy.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts, Unit
-from apiproxy.ledger import DatabaseAway, RecordRefused, Usage
+from apiproxy.ledger import DatabaseAway, RecordRefused
 from apiproxy.limits import Spending
 from apiproxy.models import CatalogueChange, CatalogueRevision
 from apiproxy.origin import networks
 from apiproxy.refusals import Group
 from apiproxy.suspects import Death
+from apiproxy.usage_lines import Usage
 from modelregistry import routes
 from modelregistry.models import ServedModel, Wish
 from portal.accounts import audit
@@ -33,6 +34,9 @@ from portal.metering.models import Quota, UsageRecord
 
 T = TypeVar("T")
 FOLLOWED = 5000  # changed keys; for more it is quicker to load all
+# What is about the rows: others may be recorded. All other errors of a database (also a table or a column that is not
+# there, before `migrate`) are about the database, and the same rows may be recorded later.
+REFUSING = (DataError, IntegrityError, ArithmeticError, ValueError, TypeError, LookupError)
 RENAMED = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica": "replica_id"}
 
 
@@ -74,11 +78,10 @@ def spent(limit: Limit, now: float) -> Spending:
 
 def record(rows: Sequence[Usage]) -> None:
     """Writes usage; what is there already is left as it is. Raises DatabaseAway or RecordRefused."""
-    records = [_record(row) for row in rows]
     try:
-        asked(lambda: usage.record(records))
-    except DatabaseError as error:
-        raise RecordRefused(str(error)) from error
+        asked(lambda: usage.record([_record(row) for row in rows]))
+    except REFUSING as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
 
 def record_refusals(counts: Mapping[Group, int]) -> None:
@@ -89,16 +92,21 @@ def record_refusals(counts: Mapping[Group, int]) -> None:
     }
     try:
         asked(lambda: refusals.add(groups))
-    except DatabaseError as error:
-        raise RecordRefused(str(error)) from error
+    except REFUSING as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
+
+
+def report_set_aside(lines: int) -> None:
+    """Record how many lines of usage wait on this host for an operator. Raises DatabaseAway."""
+    asked(lambda: usage.report_set_aside(settings.HOST_NAME, lines))
 
 
 def record_deaths(deaths: Sequence[Death]) -> None:
     """Writes calls under which an engine died into the audit log. Raises DatabaseAway or RecordRefused."""
     try:
         asked(lambda: _tell(deaths))
-    except DatabaseError as error:
-        raise RecordRefused(str(error)) from error
+    except REFUSING as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
 
 def _tell(deaths: Sequence[Death]) -> None:
@@ -127,11 +135,16 @@ def wish(model: int) -> None:
 
 
 def asked(question: Callable[[], T]) -> T:
-    """The answer of the database; its absence becomes DatabaseAway. A broken connection is not used again."""
+    """The answer of the database; its absence becomes DatabaseAway. A broken connection is not used again.
+
+    What is about the values asked with (DataError, IntegrityError) is raised as it is.
+    """
     close_old_connections()
     try:
         return question()
-    except (OperationalError, InterfaceError) as error:
+    except (DataError, IntegrityError):
+        raise
+    except (DatabaseError, InterfaceError) as error:
         raise DatabaseAway(f"the database does not answer: {error}") from error
     finally:
         close_old_connections()

@@ -2,13 +2,15 @@
 
 The promise: a finished answer is recorded exactly once, whatever dies. Its event is in the spool before its last bytes
 go to the client; the drain moves the spool to the database, where the request id is unique and conflicts are
-ignored, so moving twice is safe. A stream is opened in the spool at its first byte; if its gateway dies, the next
-one records it as interrupted.
+ignored, so moving twice is safe. A stream is opened in the spool at its first byte, and opened again now and then with
+what was counted since; if its gateway dies, the next one records it as interrupted.
 
 What may be away:
 - database: the spool grows (about 300 bytes a request) and is moved when the database is back;
 - disk (full, read-only): `append` keeps events in memory, `accepting` turns false, and the gateway takes no new work
   until there is room again; finished answers are lost only if the gateway is killed during that time;
+- sense: a line that says nothing that can be recorded (damaged, of another version, a value that no database takes)
+  and a row that the database refuses are set aside (`set_aside`); all others go on.
 - power: the spool is written, not synced, per event; `drain` syncs it, so a power cut can lose the last second.
 
 A segment is reserved on the disk as a whole and mapped: an event is copied to where the kernel keeps it when the
@@ -18,52 +20,25 @@ started again. What no event has been written to yet reads as NUL.
 """
 
 import contextlib
-import json
+import logging
 import mmap
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import orjson
-
+from apiproxy import usage_lines
 from apiproxy.locks import take, try_to_take
+from apiproxy.set_aside import Refused, SetAside
+from apiproxy.usage_lines import BadLine, Usage
+
+log = logging.getLogger("madoguchi.ledger")
 
 # Of a segment: about 1,500 events. Moved ones are removed.
 SEGMENT_BYTES = 512 * 1024
 # Rows of one database transaction: about 40 ms on SQLite, during which nobody else can write.
 BATCH = 2000
-
-
-@dataclass(kw_only=True)  # frozen or with slots, it takes 4 µs more to make and to write down
-class Usage:
-    """One request that reached an engine. `started` in Unix seconds, times in milliseconds. Never changed.
-
-    `address` and `client` are not recorded: of a key's last call they become what its owner sees of it. Lines of an
-    older gateway have none.
-    """
-
-    request_id: str
-    key: int
-    user: int | None
-    tenant: int
-    model: str
-    replica: int | None
-    endpoint: str
-    started: float
-    first_token_ms: int | None
-    duration_ms: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    reasoning_tokens: int
-    status: str
-    estimated: bool
-    end_user: str
-    address: str = ""
-    client: str = ""
 
 
 Record = Callable[[Sequence[Usage]], None]
@@ -95,6 +70,7 @@ class Spool:
         self._memory: mmap.mmap | None = None  # None: there has been no room for a first segment yet
         self._size = SEGMENT_BYTES
         self.written = 0  # lines, ever
+        self.bytes = 0  # of all lines, ever, also of those for which there is no room yet
         self._begin()
 
     @property
@@ -103,12 +79,12 @@ class Spool:
         return not self._unwritten and self._memory is not None
 
     def open(self, usage: Usage) -> None:
-        """A stream begins; `usage` is what would be recorded if it were interrupted now."""
-        self._append({"open": vars(usage)})
+        """A call is under way; `usage` is what would be recorded if it were interrupted now. Any number of times."""
+        self._append(usage_lines.encoded("open", usage))
 
     def close(self, usage: Usage) -> None:
         """A request has ended."""
-        self._append({"close": vars(usage)})
+        self._append(usage_lines.encoded("close", usage))
 
     def retry(self) -> None:
         """Writes what could not be written before, if it can be now."""
@@ -133,8 +109,8 @@ class Spool:
             os.fdatasync(self._retired[0])
             os.close(self._retired.pop(0))
 
-    def _append(self, event: dict[str, dict[str, Any]]) -> None:
-        line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+    def _append(self, line: bytes) -> None:
+        self.bytes += len(line)
         if self._unwritten or not self._write(line):
             self._unwritten.append(line)
 
@@ -195,24 +171,34 @@ class Drain:
         self._read: dict[str, int] = {}  # bytes of each segment that are in the database
         self._open: dict[str, tuple[str, Usage]] = {}  # streams without an end so far: request id -> (segment, usage)
         self._unfinished: dict[str, set[str]] = {}  # segment -> those of its streams
-        self.refused = 0  # usages that the database would not take, ever
+        self.set_aside = SetAside(directory)
+        self.refused = 0  # lines and rows that could not be recorded, ever
+        self.bytes = (
+            0  # of our own lines that are dealt with, ever: the rest of what the spool was given is the backlog
+        )
 
     def run(self) -> int:
-        """Moves everything that is there; returns the number of rows. Raises DatabaseAway; call again later."""
-        moved = 0
+        """Moves everything that is there; returns the number of rows. Raises DatabaseAway; call again later.
+
+        Raises OSError for a file that cannot be read, after all others.
+        """
+        moved, unreadable = 0, None
         for owner in self._owners():
-            if owner == self._own:
-                moved += self._move(owner)
-                self._tidy(self._segments(owner))
-            else:
-                with self._claim(owner) as dead:
-                    if dead:  # the living drain their own
-                        moved += self._move(owner) + self._bury(owner)
+            try:
+                moved += self._of(owner)
+            except OSError as error:
+                unreadable = error
+        if unreadable is not None:
+            raise unreadable
         return moved
 
-    def backlog(self) -> int:
-        """Bytes of our own that are not in the database yet. Those of the dead go with the next run."""
-        return sum(len(events(path, self._read.get(path.name, 0))) for path in self._segments(self._own))
+    def _of(self, owner: str) -> int:
+        if owner == self._own:
+            moved = self._move(owner)
+            self._tidy(self._segments(owner))
+            return moved
+        with self._claim(owner) as dead:  # the living drain their own
+            return self._move(owner) + self._bury(owner) if dead else 0
 
     def _owners(self) -> list[str]:
         """Of segments, and of locks: one that was killed before its first segment has left a lock alone."""
@@ -238,54 +224,48 @@ class Drain:
         return sum(self._segment(path) for path in self._segments(owner))
 
     def _segment(self, path: Path) -> int:
-        moved = 0
-        lines = events(path, self._read.get(path.name, 0)).splitlines(keepends=True)
+        moved, own = 0, path.name.startswith(f"{self._own}-")
+        lines = events(path, self._read.get(path.name, 0), living=own).splitlines(keepends=True)
         for start in range(0, len(lines), BATCH):
             batch = lines[start : start + BATCH]
-            closed = self._sort(path.name, batch)
-            self._write(closed)
+            refused: list[Refused] = []
+            closed = self._sort(path.name, batch, refused)
+            refused += recorded(self._record, closed)
+            self._keep(refused)
             moved += len(closed)
             for usage in closed:
                 self._forget(usage.request_id)
-            self._read[path.name] = self._read.get(path.name, 0) + sum(map(len, batch))
+            size = sum(map(len, batch))
+            self._read[path.name] = self._read.get(path.name, 0) + size
+            self.bytes += size if own else 0
         return moved
 
-    def _sort(self, segment: str, lines: list[bytes]) -> list[Usage]:
+    def _sort(self, segment: str, lines: list[bytes], refused: list[Refused]) -> list[Usage]:
+        """The usages that have ended. Remembers those that have begun; adds what cannot be read to `refused`."""
         closed: list[Usage] = []
         for line in lines:
             try:
-                ((kind, facts),) = orjson.loads(line).items()
-                usage = Usage(**facts)
-            except (ValueError, TypeError, AttributeError) as error:
-                self._set_aside(str(error), line.decode(errors="replace"))
+                kind, usage = usage_lines.decoded(line)
+            except BadLine as error:
+                refused.append(unreadable(line, error))
                 continue
             if kind == "close":
                 closed.append(usage)
             else:
+                self._forget(usage.request_id)
                 self._open[usage.request_id] = (segment, usage)
                 self._unfinished.setdefault(segment, set()).add(usage.request_id)
         return closed
 
-    def _write(self, rows: list[Usage]) -> None:
-        for start in range(0, len(rows), BATCH):
-            batch = rows[start : start + BATCH]
-            try:
-                self._record(batch)
-            except RecordRefused:
-                self._write_each(batch)
-
-    def _write_each(self, rows: list[Usage]) -> None:
-        for row in rows:
-            try:
-                self._record([row])
-            except RecordRefused as error:
-                self._set_aside(str(error), vars(row))
-
-    def _set_aside(self, why: str, what: Any) -> None:
-        """One bad row must not hold up all others: it goes where an operator finds it."""
-        self.refused += 1
-        with (self._directory / "refused.txt").open("a") as file:
-            file.write(json.dumps({"error": why, "usage": what}, ensure_ascii=False) + "\n")
+    def _keep(self, refused: list[Refused]) -> None:
+        """What cannot be recorded must not hold up all others: it goes where an operator finds it."""
+        if not refused:
+            return
+        kept = self.set_aside.add(refused)
+        self.refused += len(refused)
+        log.error("usage of %d calls cannot be recorded and is set aside: %s", len(refused), refused[0].error)
+        if kept < len(refused):
+            log.error("usage of %d calls is lost: %s is full", len(refused) - kept, self.set_aside.path)
 
     def _forget(self, request_id: str) -> None:
         segment, _ = self._open.pop(request_id, ("", None))
@@ -296,7 +276,8 @@ class Drain:
         segments = self._segments(owner)
         names = {path.name for path in segments}
         interrupted = [usage for segment, usage in self._open.values() if segment in names]
-        self._write(interrupted)
+        for start in range(0, len(interrupted), BATCH):
+            self._keep(recorded(self._record, interrupted[start : start + BATCH]))
         for usage in interrupted:
             self._forget(usage.request_id)
         for path in segments:
@@ -316,14 +297,65 @@ class Drain:
         self._unfinished.pop(path.name, None)
 
 
-def events(path: Path, start: int) -> bytes:
+def recorded(record: Record, rows: Sequence[Usage]) -> list[Refused]:
+    """Records them; returns those that the database refuses, found by halves. Raises DatabaseAway."""
+    if not rows:
+        return []
+    try:
+        record(rows)
+    except RecordRefused as error:
+        if len(rows) == 1:
+            return [Refused(error=str(error), usage=vars(rows[0]))]
+        middle = len(rows) // 2
+        return recorded(record, rows[:middle]) + recorded(record, rows[middle:])
+    return []
+
+
+def replay(set_aside: SetAside, record: Record) -> tuple[int, int]:
+    """Records what was set aside, as far as it can be now; how many were, and how many were not. Raises DatabaseAway.
+
+    Then nothing is lost: they are taken up again by the next replay.
+    """
+    taken, left = set_aside.take(), []
+    usages: list[tuple[str, Usage]] = []
+    for one in taken:
+        try:
+            usages.append(usage_of(one))
+        except BadLine as error:
+            left.append(replace(one, error=str(error)))
+    # How a call ended is recorded before how it began, which then changes nothing.
+    rows = [usage for _, usage in sorted(usages, key=lambda pair: pair[0])]
+    for start in range(0, len(rows), BATCH):
+        left += recorded(record, rows[start : start + BATCH])
+    set_aside.done(left)
+    return len(taken) - len(left), len(left)
+
+
+def usage_of(one: Refused) -> tuple[str, Usage]:
+    """(kind, usage) of what was set aside. Raises BadLine."""
+    if isinstance(one.usage, str):
+        return usage_lines.decoded(one.usage.encode())
+    return one.kind, usage_lines.usage_of(one.usage)
+
+
+def unreadable(line: bytes, why: BadLine) -> Refused:
+    try:
+        kind, facts = usage_lines.opened(line)
+    except BadLine:
+        return Refused(error=str(why), usage=line.decode(errors="replace").rstrip("\n"))
+    return Refused(error=str(why), usage=facts, kind=kind)
+
+
+def events(path: Path, start: int, *, living: bool = True) -> bytes:
     """Whole lines of a segment from a byte on.
 
     The last event may be being copied just now, or was torn by the gateway's death: then a NUL is left in it, or it has
-    no end.
+    no end. Of one that is dead, a NUL before its last events is damage, and what follows is read as well.
     """
     with path.open("rb") as file:
         file.seek(start)
         data = file.read()
+    if not living:
+        return data[: data.rfind(b"\n") + 1]
     end = data.find(b"\0")
     return data[: data.rfind(b"\n", 0, len(data) if end < 0 else end) + 1]

@@ -17,6 +17,7 @@ Gauge = tuple[str, str, Labels, float]  # name, help, labels, value
 
 REQUESTS, TOKENS, REFUSALS = "madoguchi_requests_total", "madoguchi_tokens_total", "madoguchi_refusals_total"
 LOST, DEATHS = "madoguchi_usage_refused_total", "madoguchi_engine_deaths_total"
+FAILURES = "madoguchi_task_failures_total"
 FIRST, WHOLE, BETWEEN = "madoguchi_first_byte_seconds", "madoguchi_request_seconds", "madoguchi_inter_token_seconds"
 # name: help, labels
 COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -24,7 +25,8 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     TOKENS: ("Tokens metered.", ("model", "kind")),
     REFUSALS: ("Requests refused by the gateway, by code.", ("code",)),
     DEATHS: ("Calls under which an engine died, by what is thought of them.", ("model", "verdict")),
-    LOST: ("Usage that the database would not take; it is in the spool's refused.txt.", ()),
+    LOST: ("Usage that could not be recorded and was set aside, see `manage.py setaside`.", ()),
+    FAILURES: ("Failures of background tasks, which were run again.", ("task",)),
 }
 # Seconds. A chat model answers within tenths of a second, or after a queue of minutes.
 LONG = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -55,6 +57,7 @@ class State:
     limits_unsent: int = 0
     limits_admitted_alone: int = 0
     batch_waiting: int = 0
+    tasks_down: int = 0
 
 
 # In the order of State's fields: name, help, what several workers' values come to.
@@ -69,6 +72,7 @@ STATES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
     ("madoguchi_limits_unsent", "Settlements of limits that Redis has not confirmed.", sum),
     ("madoguchi_limits_admitted_alone", "Calls that workers have let through while Redis was away.", sum),
     ("madoguchi_batch_waiting", "Calls of batch keys that wait for their turn.", sum),
+    ("madoguchi_tasks_down", "Background tasks that fail or hang; /readyz says which.", sum),
 )
 LAYOUT = repr((COUNTERS, HISTOGRAMS, len(STATES)))
 
@@ -105,6 +109,9 @@ class Metrics:
 
     def lost(self, usages: int) -> None:
         self._tally.add((LOST,), 1, (0, usages))
+
+    def task_failed(self, task: str) -> None:
+        self._tally.add((FAILURES, task), 1, (0, 1))
 
     def state(self, state: State) -> None:
         """Call it about once a second, and before `text`."""

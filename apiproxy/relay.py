@@ -210,7 +210,11 @@ class Exchange:
         self._drop_engine()
         self._refusal = refusal
         told = self._stage in (Stage.LISTENING, Stage.SERVED)
-        self._broke_off()
+        try:
+            self._broke_off()
+        finally:
+            if self._stage is not Stage.SERVED:
+                self._finish(Ending.BROKEN)
         return told
 
     def heartbeat(self, every: float) -> None:
@@ -396,13 +400,16 @@ class Exchange:
         """Meters what was generated, by the engine's own numbers or by what was counted."""
         if self.metered:
             return
+        tokens, estimated = self.used()
         self.metered = True
+        self._meter.close(status, tokens, estimated=estimated)
+
+    def used(self) -> tuple[Tokens, bool]:
+        """What the call has used so far, and whether that is an estimate."""
         prompt, reader = self._call.prompt_estimate, self._reader
         if reader is not None:
-            tokens, estimated = reader.used(prompt)
-        else:
-            tokens, estimated = Tokens(prompt=prompt, completion=self._meter.guess(self.now() - self.began)), True
-        self._meter.close(status, tokens, estimated=estimated)
+            return reader.used(prompt)
+        return Tokens(prompt=prompt, completion=self._meter.guess(self.now() - self.began)), True
 
     # --- to the client
 

@@ -28,7 +28,7 @@ import logging
 import math
 import uuid
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,9 @@ RETRY = 0.5  # seconds between two attempts to reach Redis
 BATCH = 200  # settlements of one message: 0.4 ms of Redis's time
 KEPT = 200_000  # settlements that wait for Redis; 40 MB
 TRIES = 6  # to admit one call; each but the first follows an answer that needed something of us first
+
+
+Keep = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
 
 
 class Place(NamedTuple):
@@ -131,13 +134,14 @@ class SharedHold:
 class SharedLimits:
     """`workers`: how many share the limits at least; Redis knows if there are more.
 
-    `prefix` keeps apart what shares one Redis.
+    `prefix` keeps apart what shares one Redis. `keep` runs a step again and again whatever becomes of it, under a name.
     """
 
-    def __init__(self, url: str, *, prefix: str, bounds: Bounds, spent: Spent, workers: int) -> None:
+    def __init__(self, url: str, *, prefix: str, bounds: Bounds, spent: Spent, workers: int, keep: Keep) -> None:
         self._url = url
         self._bounds = bounds
         self._spent = spent
+        self._keep = keep
         self._expected = self._workers = workers
         self._worker = uuid.uuid4().hex[:12]
         # In braces: keys of one script must be on one node of a cluster.
@@ -163,7 +167,7 @@ class SharedLimits:
         """Returns when Redis has answered, or could not be reached for CONNECT seconds: then this worker is alone."""
         self._loop = asyncio.get_running_loop()
         await self._reach(first=True)
-        self._task = asyncio.create_task(self._stay())
+        self._task = self._keep("redis", self._look_after)
 
     async def close(self) -> None:
         """Tells Redis what it has not heard, and gives the lease back."""
@@ -338,14 +342,6 @@ class SharedLimits:
             self._batches.popleft()
 
     # --- Redis comes and goes
-
-    async def _stay(self) -> None:
-        while True:
-            try:
-                await self._look_after()
-            except Exception:  # without this task nobody would look for Redis again
-                log.exception("looking after the connection to Redis")
-                await asyncio.sleep(RETRY)
 
     async def _look_after(self) -> None:
         """Keeps the lease for a beat while Redis is there, looks for Redis once while it is not."""

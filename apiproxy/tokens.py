@@ -2,8 +2,9 @@
 
 from typing import Any, NamedTuple
 
-# What a column of the records can hold; 2**32 records of as much can be added up in 64 bits.
-MOST_TOKENS = 2**31 - 1
+# Prompt and answer are each a column of the records and are added up in SQL: together, too, they must be an `integer`.
+# 2**32 records of as much can be added up in 64 bits.
+MOST_TOKENS = 2**30 - 1
 NOTHING: dict[str, Any] = {}
 
 

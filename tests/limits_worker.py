@@ -12,6 +12,7 @@ from apiproxy.catalogue import Counter, Limit
 from apiproxy.errors import Refusal
 from apiproxy.limits import Spending
 from apiproxy.shared_limits import SharedLimits
+from modelregistry.watchdog import Watchdog
 from portal.metering.windows import bounds
 
 
@@ -20,7 +21,7 @@ async def nothing_spent(_limit: Limit, _now: float) -> Spending:
 
 
 async def work(url: str, unit: str, amount: int, calls: int, estimate: int, now: float) -> None:
-    shared = SharedLimits(url, prefix="test", bounds=bounds, spent=nothing_spent, workers=2)
+    shared = SharedLimits(url, prefix="test", bounds=bounds, spent=nothing_spent, workers=2, keep=Watchdog().keep)
     await shared.start()
     window = "" if unit == "concurrent" else "day"
     budget = [Limit(Counter("tenant", 1, None, unit, window), amount, ZoneInfo("Asia/Tokyo"))]

@@ -210,6 +210,21 @@ class UsageRecord(models.Model):
         return self.request_id
 
 
+class UsageSetAside(models.Model):
+    """Usage of a host's gateways that could not be recorded and waits there for an operator (`manage.py setaside`)."""
+
+    host = models.CharField(max_length=255, unique=True)
+    lines = models.PositiveIntegerField()
+    at = models.DateTimeField(help_text="When there were so many for the first time.")
+
+    class Meta:
+        verbose_name = _("usage set aside")
+        verbose_name_plural = _("usage set aside")
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.lines}"
+
+
 class Sums(models.Model):
     """What a group of usage records adds up to. `generated_…`: of answers whose first token is known, so that their
     quotient is the speed of generation. `first_…`: how long first tokens took, see `rollups.FIRST_TOKEN_MS`."""

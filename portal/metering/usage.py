@@ -9,11 +9,12 @@ from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import F, QuerySet, Sum
+from django.utils import timezone
 
 from portal.accounts.models import User
 from portal.keys import lastuse
 from portal.metering import rollups
-from portal.metering.models import UsageDay, UsageRecord
+from portal.metering.models import UsageDay, UsageRecord, UsageSetAside
 
 COLUMNS = tuple(str(field.column) for field in UsageRecord._meta.concrete_fields if not field.primary_key)
 # Of one statement: SQLite takes 32,766 values.
@@ -60,6 +61,14 @@ def insert(rows: int) -> str:
         f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(COLUMNS)}) "  # noqa: S608
         f"VALUES {', '.join([row] * rows)} ON CONFLICT DO NOTHING RETURNING request_id"
     )
+
+
+def report_set_aside(host: str, lines: int) -> None:
+    """Record how many lines of usage of this host's gateways could not be recorded and wait; 0: none any more."""
+    if lines:
+        UsageSetAside.objects.update_or_create(host=host, defaults={"lines": lines, "at": timezone.now()})
+    else:
+        UsageSetAside.objects.filter(host=host).delete()
 
 
 def visible_to(user: User) -> QuerySet[UsageDay]:

@@ -20,6 +20,7 @@ from modelregistry.presets import PRESETS
 from portal.accounts.models import DirectoryState
 from portal.accounts.tenancy import me, operator
 from portal.console.clock import zone_of
+from portal.metering.models import UsageSetAside
 from portal.operations import actions
 from portal.operations.callers import callers
 from portal.operations.estimate import estimate
@@ -51,7 +52,13 @@ def everything(request: HttpRequest) -> HttpResponse:
     now, zone = timezone.now(), zone_of(me(request))
     seen = overview(now, first_tokens(now))
     trouble = DirectoryState.objects.exclude(problem="").first() if settings.DIRECTORY else None
-    context = {"zone": zone, "now": now, "overview": seen, "directory_trouble": trouble}
+    context = {
+        "zone": zone,
+        "now": now,
+        "overview": seen,
+        "directory_trouble": trouble,
+        "set_aside": UsageSetAside.objects.order_by("host"),
+    }
     return render(request, "operations/overview.html", context)
 
 

@@ -7,9 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
 
-from apiproxy import ledger, locks
-from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool, Usage
+from apiproxy import ledger, locks, set_aside
+from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool, replay
+from apiproxy.set_aside import Refused, SetAside
+from apiproxy.usage_lines import Usage
 from tests.waiting import until
 
 
@@ -68,7 +73,7 @@ def test_what_was_closed_reaches_the_database_once(tmp_path, database):
     assert drain.run() == 2
     assert drain.run() == 0
     assert database.rows == {"a": usage("a"), "b": usage("b")}
-    assert drain.backlog() == 0
+    assert spool.bytes == drain.bytes > 0
 
 
 def test_an_open_stream_is_not_recorded_while_its_gateway_lives(tmp_path, database):
@@ -241,11 +246,11 @@ def test_an_event_that_is_being_copied_is_read_when_it_is_whole(tmp_path, databa
         drain = Drain(tmp_path, database.record, own=spool.owner)
         drain.run()
         assert list(database.rows) == ["a"]
-        assert drain.backlog() == 0
         file.seek(middle)
         file.write(whole[middle : middle + 1])
-    assert drain.backlog() > 0
+    assert spool.bytes > drain.bytes
     drain.run()
+    assert spool.bytes == drain.bytes
     assert list(database.rows) == ["a", "b"]
 
 
@@ -259,3 +264,247 @@ def test_lines_of_a_gateway_that_did_not_tell_where_calls_came_from_are_moved(tm
     moved: list[Usage] = []
     assert Drain(tmp_path, moved.extend).run() == 1
     assert (moved[0].request_id, moved[0].address, moved[0].client) == ("old", "", "")
+
+
+# --- what cannot be recorded
+
+
+BAD = {
+    "prompt_tokens": ["many", -1, 2**30, 10**18, 1.5, None, True, []],
+    "started": ["now", float("inf"), -1, 1e18, None],
+    "duration_ms": [2**31, "9"],
+    "key": [0, 2**63, "1", None],
+    "replica": [2**63, -1],
+    "first_token_ms": [2**31, -1],
+    "request_id": ["x" * 41, "nul\0", 7],
+    "end_user": ["x" * 65, None],
+    "model": ["m" * 101],
+    "status": ["well", None, ["finished"]],
+    "estimated": [1, "no"],
+    "address": [7],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
+def test_m7_a_value_that_no_database_takes_is_set_aside_and_holds_up_no_other(tmp_path, database, name, value):
+    spool = Spool(tmp_path)
+    spool.close(usage("a"))
+    spool.close(usage("bad", **{name: value}) if name != "request_id" else usage(value))
+    spool.close(usage("z"))
+    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain.run()
+    assert list(database.rows) == ["a", "z"]
+    (refused,) = drain.set_aside
+    assert name in refused.error
+    assert (len(drain.set_aside), drain.refused) == (1, 1)
+    assert spool.bytes == drain.bytes
+
+
+def test_m7_lines_of_any_kind_are_set_aside(tmp_path, database):
+    facts = vars(usage("a"))
+    odd = [
+        b"",
+        b"null",
+        b"[]",
+        b"7",
+        b"{}",
+        b'{"close":7}',
+        b'{"close":{},"open":{}}',
+        json.dumps({"reopen": facts}).encode(),
+        json.dumps({"close": {**facts, "audio_tokens": 7}}).encode(),  # of a newer version
+        json.dumps({"close": {name: facts[name] for name in list(facts)[1:]}}).encode(),
+        b"\xff\xfe",
+        b"[" * 5000,
+    ]
+    (tmp_path / "0123456789ab-000000.jsonl").write_bytes(
+        b"\n".join([*odd, json.dumps({"close": facts}).encode()]) + b"\n"
+    )
+    drain = Drain(tmp_path, database.record)
+    drain.run()
+    assert list(database.rows) == ["a"]
+    assert len(drain.set_aside) == len(odd)
+    assert files(tmp_path) == ["refused.txt"]
+
+
+@given(st.data())
+@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_m7_whatever_bit_flips_all_other_lines_are_recorded(tmp_path_factory, data):
+    directory = tmp_path_factory.mktemp("spool")
+    lines = [json.dumps({"close": vars(usage(name))}).encode() + b"\n" for name in ("one", "two", "three")]
+    damaged = bytearray(lines[1])
+    damaged[data.draw(st.integers(0, len(damaged) - 2))] ^= 1 << data.draw(st.integers(0, 7))
+    (directory / "0123456789ab-000000.jsonl").write_bytes(lines[0] + damaged + lines[2])
+    database = Database()
+    drain = Drain(directory, database.record)
+    drain.run()
+    assert {"one", "three"} <= database.rows.keys()
+    assert len(database.rows) + (1 if len(drain.set_aside) else 0) >= 3
+    assert not list(directory.glob("*.jsonl"))
+
+
+def test_m7_what_the_database_refuses_is_found_by_halves(tmp_path, database):
+    spool = Spool(tmp_path)
+    database.refuses = {"r700", "r701"}
+    for number in range(1000):
+        spool.close(usage(f"r{number}"))
+    asked: list[int] = []
+
+    def record(rows) -> None:
+        asked.append(len(rows))
+        database.record(rows)
+
+    drain = Drain(tmp_path, record, own=spool.owner)
+    drain.run()
+    assert len(database.rows) == 998
+    assert {one.request_id for one in drain.set_aside} == database.refuses
+    assert len(asked) < 45
+
+
+def test_m7_damage_in_a_dead_ones_segment_costs_only_what_it_hit(tmp_path, database):
+    """After a power cut a page of the file may be empty."""
+    lines = [json.dumps({"close": vars(usage(f"r{n}"))}).encode() + b"\n" for n in range(40)]
+    whole = bytearray(b"".join(lines))
+    whole[4096:8192] = bytes(4096)
+    (tmp_path / "0123456789ab-000000.jsonl").write_bytes(whole + bytes(500))
+    drain = Drain(tmp_path, database.record)
+    drain.run()
+    assert {"r0", "r39"} <= database.rows.keys()
+    assert 40 - len(database.rows) < 4096 // len(lines[0]) + 3
+    assert len(drain.set_aside) >= 1
+
+
+def test_m7_a_file_that_cannot_be_read_holds_up_no_other(tmp_path, database):
+    (tmp_path / "000000000000-000000.jsonl").mkdir()
+    spool = Spool(tmp_path)
+    spool.close(usage("a"))
+    with pytest.raises(OSError, match="directory"):
+        Drain(tmp_path, database.record, own=spool.owner).run()
+    assert list(database.rows) == ["a"]
+
+
+def test_m7_an_event_of_any_size_or_kind_is_written(tmp_path, database):
+    spool = Spool(tmp_path)
+    spool.close(usage("long", client="x" * ledger.SEGMENT_BYTES))
+    spool.close(usage("huge", prompt_tokens=10**400))
+    spool.close(usage("odd", end_user="\ud800"))
+    spool.close(usage("a"))
+    assert spool.accepting
+    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain.run()
+    assert list(database.rows) == ["a"]
+    assert len(drain.set_aside) == 3
+
+
+# --- and another try
+
+
+def test_m7_what_was_set_aside_is_recorded_after_a_mend(tmp_path, database):
+    spool = Spool(tmp_path)
+    database.refuses = {"b", "c"}
+    for name in "abcd":
+        spool.close(usage(name))
+    spool.close(usage("e", prompt_tokens=-1))
+    drain = Drain(tmp_path, database.record, own=spool.owner)
+    drain.run()
+    database.refuses = {"c"}
+    assert replay(SetAside(tmp_path), database.record) == (1, 2)
+    assert database.rows["b"] == usage("b")
+    assert [one.request_id for one in drain.set_aside] == ["e", "c"]
+    assert len(drain.set_aside) == 2
+
+
+def test_m7_how_a_call_ended_comes_before_how_it_began(tmp_path, database):
+    aside = SetAside(tmp_path)
+    aside.add(Refused(error="", kind=kind, usage=vars(usage("a", status=status))) for kind, status in KINDS)
+    assert replay(aside, database.record) == (2, 0)
+    assert database.rows["a"].status == "finished"
+
+
+KINDS = [("open", "interrupted"), ("close", "finished")]
+
+
+def test_m7_a_replay_without_a_database_or_that_is_killed_loses_nothing(tmp_path, database):
+    aside = SetAside(tmp_path)
+    aside.add([Refused(error="", usage=vars(usage("a")))])
+    database.away = True
+    with pytest.raises(DatabaseAway):
+        replay(aside, database.record)
+    aside.add([Refused(error="", usage=vars(usage("b")))])
+    assert len(aside) == 2
+    database.away = False
+    assert replay(SetAside(tmp_path), database.record) == (2, 0)
+    assert sorted(database.rows) == ["a", "b"]
+    assert len(aside) == 0
+
+
+def test_m7_the_file_of_an_older_version_can_be_replayed(tmp_path, database):
+    older = [{"error": "bad row", "usage": vars(usage("a"))}, {"error": "no JSON", "usage": "nonsense\n"}]
+    (tmp_path / "refused.txt").write_text("".join(json.dumps(row) + "\n" for row in older) + "damaged\n")
+    assert replay(SetAside(tmp_path), database.record) == (1, 2)
+    assert list(database.rows) == ["a"]
+
+
+def test_m7_the_file_is_bounded_and_nobody_elses(tmp_path, monkeypatch):
+    (tmp_path / "refused.txt").touch(0o644)
+    monkeypatch.setattr(set_aside, "MOST", 2000)
+    aside = SetAside(tmp_path)
+    kept = aside.add(Refused(error="e" * 10_000, usage="x" * 500) for _ in range(3))
+    assert kept == 0
+    kept = aside.add(Refused(error="e", usage="x" * 500) for _ in range(30))
+    assert 0 < kept < 5
+    assert (tmp_path / "refused.txt").stat().st_size < 2000
+    assert (tmp_path / "refused.txt").stat().st_mode & 0o777 == 0o600
+
+
+# --- streams under way
+
+
+def test_m8_of_a_stream_that_was_killed_the_last_count_is_recorded(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1000)
+    dead = Spool(tmp_path)
+    for made in (0, 10, 200):
+        dead.open(usage("cut", status="interrupted", completion_tokens=made))
+        dead.close(usage(f"other{made}"))
+    dead.shut()
+    drain = Drain(tmp_path, database.record)
+    drain.run()
+    assert (database.rows["cut"].status, database.rows["cut"].completion_tokens) == ("interrupted", 200)
+    assert files(tmp_path) == []
+
+
+def test_m8_a_stream_that_is_counted_again_does_not_keep_old_segments(tmp_path, database, monkeypatch):
+    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1000)
+    spool = Spool(tmp_path)
+    drain = Drain(tmp_path, database.record, own=spool.owner)
+    for made in range(50):
+        spool.open(usage("long", status="interrupted", completion_tokens=made))
+        drain.run()
+        assert len(list(tmp_path.glob("*.jsonl"))) <= 2
+    spool.close(usage("long"))
+    drain.run()
+    assert database.rows["long"].status == "finished"
+
+
+def test_t5_the_open_streams_of_the_living_are_left_alone_when_a_dead_one_is_buried(tmp_path, database):
+    """Ours, which the same drain remembers, and those of a fellow worker, whose segments lie beside."""
+    mine, fellow, dead = Spool(tmp_path), Spool(tmp_path), Spool(tmp_path)
+    drain = Drain(tmp_path, database.record, own=mine.owner)
+    mine.open(usage("mine", status="interrupted"))
+    fellow.open(usage("fellow's", status="interrupted"))
+    dead.open(usage("cut", status="interrupted"))
+    drain.run()
+    assert database.rows == {}
+    dead.shut()
+    for _ in range(2):
+        drain.run()
+        assert list(database.rows) == ["cut"]
+    mine.close(usage("mine"))
+    drain.run()
+    fellow.close(usage("fellow's"))
+    fellow.shut()
+    drain.run()
+    assert {name: row.status for name, row in database.rows.items()} == {
+        "cut": "interrupted",
+        "mine": "finished",
+        "fellow's": "finished",
+    }

@@ -9,6 +9,7 @@ from apiproxy.catalogue import Counter, Limit
 from apiproxy.errors import OverQuota, OverRate
 from apiproxy.limits import Admission, Limits, Spending, duration
 from apiproxy.shared_limits import SharedLimits
+from modelregistry.watchdog import Watchdog
 from portal.metering.windows import bounds
 from tests.redis import Redis, redis_server
 
@@ -60,7 +61,9 @@ async def limits(request, redis, recorded) -> AsyncIterator[Admission]:
         yield Limits(bounds, recorded.spent)
         return
     redis.client.flushall()
-    shared = SharedLimits(redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=1)
+    shared = SharedLimits(
+        redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=1, keep=Watchdog().keep
+    )
     await shared.start()
     assert not shared.counting.alone
     yield shared

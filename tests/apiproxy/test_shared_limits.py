@@ -18,6 +18,7 @@ from apiproxy.catalogue import Counter
 from apiproxy.errors import OverQuota, OverRate, Refusal
 from apiproxy.limits import Limits
 from apiproxy.shared_limits import SharedLimits
+from modelregistry.watchdog import Watchdog
 from portal.metering.windows import bounds
 from tests.apiproxy.test_limits import DAY, MODEL, NOON, TOKYO, Limit, Records, limit
 from tests.redis import Redis, redis_server
@@ -55,7 +56,8 @@ async def workers(redis, recorded) -> AsyncIterator[Workers]:
 
     async def make(count: int) -> list[SharedLimits]:
         new = [
-            SharedLimits(redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=2) for _ in range(count)
+            SharedLimits(redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=2, keep=Watchdog().keep)
+            for _ in range(count)
         ]
         for shared in new:
             await shared.start()
@@ -492,7 +494,7 @@ async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
     records = Records()
     ways: list[Limits | SharedLimits] = [
         Limits(bounds, records.spent),
-        SharedLimits(url, prefix="test", bounds=bounds, spent=records.spent, workers=1),
+        SharedLimits(url, prefix="test", bounds=bounds, spent=records.spent, workers=1, keep=Watchdog().keep),
     ]
     await ways[1].start()
     holds, now = [], NOON

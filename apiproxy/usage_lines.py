@@ -1,0 +1,135 @@
+"""What a line of the spool says: one usage, typed and bounded where it is read. Bytes in, facts out; no I/O.
+
+A line may come from another version, or have been damaged on the disk. What no database would take is found here, so
+that whoever records it need not fear a value.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from apiproxy.tokens import MOST_TOKENS
+
+MOST_ID = 2**63 - 1
+MOST_MS = 2**31 - 1  # an `integer` of PostgreSQL: 24 days
+LATEST = 32_503_680_000.0  # the year 3000; a clock that was never set says 1970
+STATUS = frozenset({"finished", "aborted", "interrupted", "failed", "refused"})
+# Bytes of one line: ten times what the longest names come to.
+LINE = 16 * 1024
+
+
+class BadLine(Exception):
+    """The line says nothing that can be recorded; tells which member it is, and what is wrong with it."""
+
+
+@dataclass(kw_only=True)  # frozen or with slots, it takes 4 µs more to make and to write down
+class Usage:
+    """One request that reached an engine. `started` in Unix seconds, times in milliseconds. Never changed.
+
+    `address` and `client` are not recorded: of a key's last call they become what its owner sees of it. Lines of an
+    older gateway have none.
+    """
+
+    request_id: str
+    key: int
+    user: int | None
+    tenant: int
+    model: str
+    replica: int | None
+    endpoint: str
+    started: float
+    first_token_ms: int | None
+    duration_ms: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    status: str
+    estimated: bool
+    end_user: str
+    address: str = ""
+    client: str = ""
+
+
+NAMES = frozenset(Usage.__dataclass_fields__)
+NEEDED = NAMES - {"address", "client"}
+# Member: least and most. As UsageRecord's columns.
+NUMBERS = (
+    ("key", 1, MOST_ID),
+    ("tenant", 1, MOST_ID),
+    ("duration_ms", 0, MOST_MS),
+    *((f"{kind}_tokens", 0, MOST_TOKENS) for kind in ("prompt", "cached", "completion", "reasoning")),
+)
+OPTIONAL_NUMBERS = (("user", 1, MOST_ID), ("replica", 1, MOST_ID), ("first_token_ms", 0, MOST_MS))
+# Member: longest text.
+TEXTS = (("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64))
+OPTIONAL_TEXTS = (("address", 45), ("client", 80))
+
+
+def encoded(kind: str, usage: Usage) -> bytes:
+    """The line, with its end. Never raises and never longer than LINE: what cannot be told is told as far as it can."""
+    event = {kind: vars(usage)}
+    try:
+        line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a number beyond 64 bits, half of a surrogate pair: whoever reads it will set it aside
+        line = json.dumps(event, default=repr).encode() + b"\n"
+    return line if len(line) <= LINE else line[: LINE - 1].replace(b"\n", b" ") + b"\n"
+
+
+def decoded(line: bytes) -> tuple[str, Usage]:
+    """("open" or "close", the usage). Raises BadLine."""
+    kind, facts = opened(line)
+    return kind, usage_of(facts)
+
+
+def opened(line: bytes) -> tuple[str, dict[str, Any]]:
+    """As `decoded`, with the members as they are. Raises BadLine."""
+    try:
+        event = orjson.loads(line)
+    except ValueError as error:
+        raise BadLine(f"no JSON: {error}") from error
+    if not isinstance(event, dict) or len(event) != 1:
+        raise BadLine("no event")
+    ((kind, facts),) = event.items()
+    if kind not in ("open", "close") or not isinstance(facts, dict):
+        raise BadLine("no event that this version knows")
+    return kind, facts
+
+
+def usage_of(facts: dict[str, Any]) -> Usage:
+    """The usage with these members. Raises BadLine for what no database would take."""
+    if not NEEDED <= facts.keys() <= NAMES:
+        raise BadLine(f"not the members of a usage: {', '.join(sorted(facts.keys() ^ NAMES)[:20])}")
+    for name, least, most in NUMBERS:
+        _whole(name, facts[name], least, most)
+    for name, least, most in OPTIONAL_NUMBERS:
+        if facts[name] is not None:
+            _whole(name, facts[name], least, most)
+    for name, longest in TEXTS:
+        _text(name, facts[name], longest)
+    for name, longest in OPTIONAL_TEXTS:
+        _text(name, facts.get(name, ""), longest)
+    started = facts["started"]
+    if type(started) not in (float, int) or not 0 <= started <= LATEST:
+        raise BadLine(f"started: {_short(started)}")
+    if type(facts["status"]) is not str or facts["status"] not in STATUS:
+        raise BadLine(f"status: {_short(facts['status'])}")
+    if type(facts["estimated"]) is not bool:
+        raise BadLine(f"estimated: {_short(facts['estimated'])}")
+    return Usage(**facts)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> None:
+    if type(value) is not int or not least <= value <= most:
+        raise BadLine(f"{name}: {_short(value)}")
+
+
+def _text(name: str, value: Any, longest: int) -> None:
+    if type(value) is not str or len(value) > longest or "\0" in value:
+        raise BadLine(f"{name}: {_short(value)}")
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:60]

@@ -1,0 +1,198 @@
+"""Metering of a running gateway goes on, whatever one call or one line of the spool does to it."""
+
+import io
+import json
+from contextlib import contextmanager
+
+import pytest
+from django.core.management import call_command
+from django.test import Client
+
+from apiproxy.asgi import UNMETERED, readiness
+from apiproxy.usage_lines import Usage
+from modelregistry.watchdog import HANGS, Down
+from portal.metering.models import Quota, UsageRecord, UsageSetAside
+from tests.apiproxy.conftest import serving
+from tests.apiproxy.test_metrics import samples
+from tests.engine import DONE, FINISH, SSE, chunk, usage_event
+from tests.waiting import until
+
+END = chunk(FINISH + usage_event(11, 4) + DONE) + "0\r\n\r\n"
+
+
+def metric(counter, name: str, labels: str = "") -> float:
+    return samples(counter.client.get("/metrics").text).get(f"madoguchi_{name}[{labels}]", 0)
+
+
+def ready(counter) -> tuple[int, dict]:
+    answer = counter.client.get("/readyz")
+    return answer.status_code, answer.json()
+
+
+def run(*words: str) -> str:
+    out = io.StringIO()
+    call_command(*words, stdout=out)
+    return out.getvalue()
+
+
+def append(counter, line: bytes) -> None:
+    """As the gateway would."""
+    spool, loop = counter.application._gateway.spool, counter.application._gateway._loop
+    loop.call_soon_threadsafe(spool._append, line)
+
+
+def facts(counter, **more) -> dict:
+    """Of a call, as its line in the spool says them."""
+    row = counter.usage()[0]
+    names = [name for name in Usage.__dataclass_fields__ if hasattr(row, name)]
+    told = {name: getattr(row, name) for name in names if name not in ("key", "user", "tenant")}
+    return {
+        **told,
+        **{"key": row.key_id, "user": row.user_id, "tenant": row.tenant_id, "replica": row.replica_id},
+        "started": row.started_at.timestamp(),
+        **more,
+    }
+
+
+def test_m7_a_line_that_no_database_takes_ends_nobodys_metering_and_operators_see_it(counter, olivia):
+    counter.chat()
+    assert ready(counter) == (200, {"status": "ready"})
+    bad = facts(counter, request_id="bad", prompt_tokens=10**18)
+    append(counter, json.dumps({"close": bad}).encode() + b"\n")
+    counter.chat()
+    counter.usage(2)
+    until(lambda: ready(counter) == (200, {"status": "ready", "usage_set_aside": 1}))
+    assert metric(counter, "usage_refused_total") == 1
+    assert metric(counter, "usage_set_aside") == 1
+    until(UsageSetAside.objects.exists)
+    pages = Client()
+    pages.force_login(olivia)
+    assert "data-set-aside=" in pages.get("/operations/").content.decode()
+
+    assert "prompt_tokens" in run("setaside")
+    path = counter.application._gateway.spool.directory / "refused.txt"
+    path.write_text(path.read_text().replace(str(10**18), "7"))  # the mend
+    assert "recorded: 1, still set aside: 0" in run("setaside", "--replay")
+    assert UsageRecord.objects.get(request_id="bad").prompt_tokens == 7
+    until(lambda: ready(counter) == (200, {"status": "ready"}))
+    until(lambda: not UsageSetAside.objects.exists())
+    assert "data-set-aside=" not in pages.get("/operations/").content.decode()
+
+
+def test_m7_what_never_will_be_recorded_can_be_given_up(counter):
+    append(counter, b"nonsense\n")
+    until(lambda: ready(counter)[1].get("usage_set_aside") == 1)
+    assert "kept as" in run("setaside", "--discard")
+    until(lambda: "usage_set_aside" not in ready(counter)[1])
+    assert "nothing" in run("setaside", "--replay")
+
+
+def test_m7_a_gateway_starts_whatever_is_in_the_spool(transactional_db, settings, tmp_path):
+    settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
+    settings.SPOOL.mkdir()
+    (settings.SPOOL / "000000000000-000000.jsonl").write_bytes(b'{"close":{"n":1}}\n\0\0{{{\n' + b"\xff" * 999 + b"\n")
+    (settings.SPOOL / "111111111111-000000.jsonl").mkdir()
+    (settings.SPOOL / "222222222222.lock").touch()
+    with serving() as (url, application, _):
+        until(lambda: len(application._drain.set_aside) == 3)
+        assert url
+
+
+@contextmanager
+def broken(application):
+    """The ledger, by what nobody has thought of."""
+    run = application._drain.run
+
+    def falls() -> int:
+        raise RuntimeError("of something new")
+
+    application._drain.run = falls
+    try:
+        yield
+    finally:
+        application._drain.run = run
+
+
+def test_m7_a_task_that_falls_is_shown_and_goes_on_by_itself(counter):
+    with broken(counter.application):
+        counter.chat()
+        until(lambda: ready(counter)[1].get("tasks_down"))
+        status, told = ready(counter)
+        assert (status, told["tasks_down"][0]["task"], told["tasks_down"][0]["why"]) == (
+            200,
+            "metering",
+            "RuntimeError",
+        )
+        until(lambda: metric(counter, "tasks_down") == 1)
+        assert metric(counter, "task_failures_total", "task=metering") >= 1
+        assert counter.chat().status_code == 200
+    counter.usage(2)
+    until(lambda: ready(counter) == (200, {"status": "ready"}))
+    until(lambda: metric(counter, "tasks_down") == 0)
+
+
+@pytest.mark.parametrize(
+    ("accepting", "down", "status"),
+    [
+        (True, [], 200),
+        (False, [], 503),
+        (True, [Down("metering", "KeyError", UNMETERED - 1)], 200),
+        (True, [Down("metering", "KeyError", UNMETERED + 1)], 503),
+        (True, [Down("metering", HANGS, UNMETERED + 1)], 200),  # for a database that is away; calls go on without it
+        (True, [Down("refusals", "KeyError", UNMETERED + 1)], 200),
+    ],
+)
+def test_m7_a_gateway_is_taken_away_only_if_its_metering_is_broken_for_long(accepting, down, status):
+    assert readiness(accepting, down, 0)[0] == status
+
+
+def test_m7_a_failure_in_a_calls_end_still_records_it_and_gives_back_what_was_reserved(counter, research, monkeypatch):
+    Quota.objects.create(tenant=research, unit="concurrent", window="", amount=1)
+    counter.informed()
+    gateway = counter.application._gateway
+    admit = gateway.limits.admit
+    holds = []
+
+    async def and_its_settling_fails(*words):
+        hold = await admit(*words)
+        holds.append(hold)
+        return Falls(hold)
+
+    monkeypatch.setattr(gateway.limits, "admit", and_its_settling_fails)
+    for stream in (False, True):
+        script = [{"send": SSE}, {"events": 3}, {"send": END}] if stream else []
+        counter.chat(stream=stream, **({"script": script} if stream else {}))
+    monkeypatch.undo()
+    assert counter.chat().status_code == 200  # nothing stays reserved
+    assert len(counter.usage(3)) == 3
+    assert not any(hold._open for hold in holds)
+    assert counter.application._gateway._exchanges == {}
+
+
+class Falls:
+    """A reservation that cannot be settled."""
+
+    def __init__(self, hold) -> None:
+        self._hold = hold
+        self.release, self.headers = hold.release, hold.headers
+
+    def settle(self, tokens: int) -> None:
+        raise OverflowError("int too large")
+
+
+def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeypatch):
+    """A client leaves, and the guess of what the engine made fails."""
+    gateway = counter.application._gateway
+
+    def falls(model: int, seconds: float) -> float:
+        raise OverflowError("int too large to convert to float")
+
+    monkeypatch.setattr(gateway.paces, "guess", falls)
+    script = [{"wait": 30}, {"send": SSE}]
+    with pytest.raises(Exception, match="timed out"):
+        counter.client.post(
+            "/v1/chat/completions", json={"model": "fake", "messages": [], "script": script}, timeout=0.5
+        )
+    (row,) = counter.usage()
+    assert row.status == "failed"
+    until(lambda: gateway._exchanges == {})
