@@ -80,7 +80,7 @@ class TestOverview:
         fleet()
         for number in range(1, 20):
             serve(f"qwen-{number}")
-        with django_assert_num_queries(9):
+        with django_assert_num_queries(10):
             as_olivia.get("/operations/")
 
     def test_hosts_are_shown_with_who_holds_their_memory(self, as_olivia):
