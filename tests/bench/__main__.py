@@ -9,7 +9,7 @@ import subprocess
 import sys
 from time import monotonic
 
-from tests.bench import compare, curve, footprint, large, memory, pages, profiling, refused, report, workers
+from tests.bench import clicks, compare, curve, footprint, large, memory, pages, profiling, refused, report, workers
 from tests.bench.measuring import default_settings
 
 PARTS = {
@@ -19,6 +19,7 @@ PARTS = {
     "million": memory.million,
     "large": large.part,
     "workers": workers.part,
+    "clicks": clicks.part,
     "curve": curve.part,
     "profile": profiling.part,
     "memory": footprint.part,
