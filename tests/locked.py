@@ -18,17 +18,17 @@ def python(lock: Path, kind: str) -> Path:
     target = cache / kind / hashlib.sha256(lock.read_bytes()).hexdigest()[:16]
 
     def make(workspace: Path) -> Path:
-        _say(f"installing what {lock.name} pins under {workspace.parent}")
+        say(f"installing what {lock.name} pins under {workspace.parent}")
         made = workspace / "environment"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
         pip("--python", str(made / "bin" / "python"), "install", pins=[lock.read_text()])
         return made
 
     try:
-        return once(target, make, _say) / "bin" / "python"
+        return once(target, make, say) / "bin" / "python"
     except CannotFetch as error:
         raise SystemExit(str(error)) from error
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"→ {text}", file=sys.stderr, flush=True)

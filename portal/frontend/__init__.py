@@ -85,21 +85,22 @@ def npm(workspace: Path, say: Say) -> list[str]:
     return [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
-def install(made: Path, command: list[str]) -> None:
-    """Exactly what the lock holds, by its checksums, running none of its scripts. npm's own limits apply (5 minutes
-    without an answer, two more tries), and its settings: a company's own registry and proxy. Raises CannotFetch."""
-    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
+def install(made: Path, command: list[str], *more: str) -> None:
+    """Exactly what the lock in `made` holds, by its checksums, running none of its scripts. npm's own limits apply (5
+    minutes without an answer, two more tries), and its settings: a company's own registry and proxy. `more` of its
+    options. Raises CannotFetch."""
+    options = [*more, "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
     # What npm starts finds the Node.js that belongs to it.
     path = f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     done = subprocess.run(
         [*command, "ci", *options], cwd=made, env={**os.environ, "PATH": path}, stdout=subprocess.DEVNULL, check=False
     )
     if done.returncode:
-        names = ", ".join(pinned())
+        names = ", ".join(pinned(made / LOCK.name))
         raise CannotFetch(f"npm could not get {names}: see its message above. Is the package registry reachable?")
 
 
-def pinned() -> list[str]:
+def pinned(lock: Path) -> list[str]:
     """`name version` of each package of the lock."""
-    packages = json.loads(LOCK.read_text())["packages"]
+    packages = json.loads(lock.read_text())["packages"]
     return [f"{path.removeprefix('node_modules/')} {of['version']}" for path, of in packages.items() if path]

@@ -236,12 +236,9 @@ def told(one: Answer, keys: dict[int, str]) -> dict[str, Any]:
 
 # --- For open sockets
 def _connected(read: Callable[[int], Frame], number: int) -> Frame:
-    """In a thread that lives long: its connection may have ended meanwhile, and others want it between two reads."""
+    """In a thread that lives long, whose connection to the database may have ended meanwhile."""
     close_old_connections()
-    try:
-        return read(number)
-    finally:
-        close_old_connections()
+    return read(number)
 
 
 class Pulse:

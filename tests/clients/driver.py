@@ -6,6 +6,7 @@ Each function below is a call; what it prints is what an application of that cli
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -87,26 +88,72 @@ def claude_count(base_url: str, api_key: str, **fields: Any) -> int:
     return client(base_url, api_key).messages.count_tokens(**fields).input_tokens
 
 
+def cohere_rank(base_url: str, api_key: str, **fields: Any) -> list[list[Any]]:
+    import cohere
+
+    result = cohere.ClientV2(api_key=api_key, base_url=base_url, timeout=60).rerank(**fields)
+    return [[one.index, one.relevance_score] for one in result.results]
+
+
+def lite_chat(**fields: Any) -> dict[str, Any]:
+    return lite_told(litellm().completion(**LITE, **fields))
+
+
+def lite_stream(**fields: Any) -> dict[str, Any]:
+    chunks = list(litellm().completion(**LITE, **fields, stream=True, stream_options={"include_usage": True}))
+    texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    return {"texts": texts, **lite_told(litellm().stream_chunk_builder(chunks))}
+
+
+def lite_told(whole: Any) -> dict[str, Any]:
+    message, usage = whole.choices[0].message, whole.usage
+    calls = [[call.function.name, call.function.arguments] for call in message.tool_calls or ()]
+    return {"text": message.content, "calls": calls, "usage": [usage.prompt_tokens, usage.completion_tokens]}
+
+
+def lite_embed(texts: list[str], **fields: Any) -> list[list[float]]:
+    return [one["embedding"] for one in litellm().embedding(input=texts, **LITE, **fields).data]
+
+
+def lite_rank(**fields: Any) -> list[Any]:
+    return list(litellm().rerank(**LITE, **fields).results)
+
+
+LITE = {"num_retries": 0, "timeout": 60}
+
+
+def litellm() -> Any:
+    """Imported when it is asked for: that takes 3 s. Its list of prices is the one it brings, not the internet's."""
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    import litellm as found
+
+    return found
+
+
 def client(base_url: str, api_key: str) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=base_url, api_key=api_key, max_retries=0, timeout=60)
 
 
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
-    for function in (dify_validate, dify_chat, dify_embed, dify_rank, claude_message, claude_stream, claude_count)
+    for function in (
+        *(dify_validate, dify_chat, dify_embed, dify_rank, claude_message, claude_stream, claude_count, cohere_rank),
+        *(lite_chat, lite_stream, lite_embed, lite_rank),
+    )
 }
 
 
 def main() -> None:
     without_internet()
-    print("ready", flush=True)
+    said, sys.stdout = sys.stdout, sys.stderr  # LiteLLM prints advice
+    print("ready", file=said, flush=True)
     for line in sys.stdin:
         call = json.loads(line)
         try:
             told = {"answer": CALLS[call.pop("do")](**call)}
         except Exception as error:  # noqa: BLE001 - whatever a client raises is what is asked for
             told = {"error": {"type": type(error).__name__, "text": str(error)}}
-        print(json.dumps(told, default=str), flush=True)
+        print(json.dumps(told, default=str), file=said, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,12 @@
-"""Clients as people use them, through the gateway on a real socket: Dify's, LangChain's and Anthropic's own code.
+"""Clients for Python as people use them: Dify's, LangChain's, openai's, Anthropic's, Cohere's and LiteLLM's own code.
 
-Dify's and Anthropic's run in an environment of their own (tests/clients), driven line by line. Behind the gateway are
-llama.cpp with a chat, an embedding and a ranking model, and a fake engine for what these cannot be made to do.
-More of openai's own SDK: test_real_engine.py, test_vllm.py, test_contract.py.
+All but LangChain's and openai's run in an environment of their own, driven line by line. More of openai's own SDK:
+test_real_engine.py, test_vllm.py, test_contract.py in tests/apiproxy.
 """
 
 import asyncio
 import json
-import subprocess
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -19,82 +15,19 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
 from apiproxy import gateway
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import ServedModel
 from portal.keys import access
 from portal.keys.integrations import dify
-from portal.keys.issuing import issue
-from portal.metering.models import UsageRecord
-from tests import engine, engines
-from tests.apiproxy.conftest import serving
-from tests.apiproxy.test_real_engine import launch
-from tests.clients.environment import python
+from tests.clients.agent_engine import COMPLETION, PROMPT, SIGNATURE, THOUGHT
+from tests.clients.office import DOCUMENTS, QUESTION, Driver, Office, answer
 from tests.engine import DONE, FINISH, SSE, chunk, token
-from tests.waiting import until
-
-QUESTION = "Name three colours."
-DRIVER = Path(__file__).parent.parent / "clients" / "driver.py"
-DOCUMENTS = ["I had an apple for lunch.", "Paris is the capital of France.", "The train was late."]
-
-
-class Driver:
-    """The other environment's process."""
-
-    def __init__(self) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen([python(), DRIVER], stdin=pipe, stdout=pipe, text=True)
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline() == "ready\n"
-
-    def call(self, do: str, **arguments: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.process.stdin.flush()
-        told: dict[str, Any] = json.loads(self.process.stdout.readline())
-        return told
-
-
-@pytest.fixture(scope="module")
-def driver() -> Iterator[Driver]:
-    made = Driver()
-    yield made
-    made.process.kill()
-    made.process.communicate()
-
-
-@pytest.fixture(scope="module")
-def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """The engine of each model."""
-    batch = ("--ctx-size=512", "--batch-size=512", "--ubatch-size=512")
-    shapes = {
-        "chat": (engines.chat_model(), "--parallel=2", "--ctx-size=2048"),
-        "embedding": (engines.embedding_model(), "--embeddings", *batch),
-        # A model that was not made to rank; llama.cpp takes the first number of its vector for the score.
-        "rerank": (engines.embedding_model(), "--reranking", *batch),
-    }
-    with engine.running() as fake:
-        started = {}
-        try:
-            for task, shape in shapes.items():
-                started[task] = launch(tmp_path_factory.mktemp(task), *shape, f"--alias={task}")
-            yield {"fake": fake.url, **{task: url for task, (_, url) in started.items()}}
-        finally:
-            for process, _ in started.values():
-                process.kill()
-                process.wait()
 
 
 @dataclass
-class Office:
-    """Whoever has this key. Models are called as their task is; `fake` is for chat."""
+class Desk(Office):
+    """Of somebody who programs in Python."""
 
-    url: str
-    key: str
     driver: Driver
-
-    @property
-    def v1(self) -> str:
-        return f"{self.url}/v1"
 
     def dify(self, do: str, model: str, **arguments: Any) -> Any:
         """What Dify's plugin gives; `credentials` in it are what a person types into Dify's form."""
@@ -104,36 +37,21 @@ class Office:
 
     def dify_chat(self, model: str = "chat", **arguments: Any) -> dict[str, Any]:
         fields = {"messages": [["system", "Be brief."], ["user", QUESTION]], "tools": [], "stream": False, **arguments}
-        told = self.dify("chat", model, **{"model_parameters": {"temperature": 0, "max_tokens": 16}, **fields})
-        assert "answer" in told, told
-        return told["answer"]
+        return answer(self.dify("chat", model, **{"model_parameters": {"temperature": 0, "max_tokens": 16}, **fields}))
 
     def claude(self, do: str, **arguments: Any) -> dict[str, Any]:
         messages = [{"role": "user", "content": QUESTION}]
         to = {"base_url": self.url, "api_key": self.key, "model": "chat", "messages": messages}
         return self.driver.call(f"claude_{do}", **{**to, **arguments})
 
-    def rows(self, count: int = 1) -> list[UsageRecord]:
-        """What was recorded, once there is so much."""
-        until(lambda: UsageRecord.objects.count() >= count)
-        return list(UsageRecord.objects.order_by("id"))
+    def lite(self, do: str, model: str, **arguments: Any) -> dict[str, Any]:
+        """LiteLLM as a library, for what it calls an OpenAI-compatible endpoint."""
+        return self.driver.call(f"lite_{do}", model=model, api_base=self.v1, api_key=self.key, **arguments)
 
 
 @pytest.fixture
-def office(transactional_db, settings, tmp_path, alice, research, urls, driver) -> Iterator[Office]:
-    settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
-    host = Host.objects.create(name="here")
-    for name, url in urls.items():
-        kind = (
-            {"engine": "external", "url": url}
-            if name == "fake"
-            else {"engine": "llama.cpp", "task": name, "path": "/m.gguf"}
-        )
-        model = ServedModel.objects.create(name=name, **kind)
-        Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=url, api_key="k")
-    _, key = issue(tenant=research, user=alice, name="test")
-    with serving() as (url, _, _):
-        yield Office(url, key, driver)
+def office(office, driver) -> Desk:
+    return Desk(office.url, office.key, office.agent, driver)
 
 
 # --- Dify
@@ -361,7 +279,7 @@ def test_the_sdk_parses_an_answer_into_a_class(office):
     messages = [{"role": "user", "content": QUESTION}]
     answer = sdk.chat.completions.parse(model="chat", messages=messages, max_tokens=60, response_format=Colour)
     assert isinstance(answer.choices[0].message.parsed, Colour)
-    assert {model.id for model in sdk.models.list()} == {"chat", "embedding", "rerank", "fake"}
+    assert {model.id for model in sdk.models.list()} == {"chat", "embedding", "rerank", "fake", "agent"}
     assert sdk.models.retrieve("chat").id == "chat"
 
 
@@ -421,3 +339,73 @@ def test_anthropics_sdk_sees_errors_as_its_own_kinds(office, do, wrong, kind):
     error = office.claude(do, max_tokens=12, **wrong)["error"]
     assert error["type"] == kind
     assert "'type': 'error'" in error["text"]
+
+
+TOOL = {
+    "name": "weather",
+    "description": "now",
+    "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}},
+}
+
+
+@pytest.mark.parametrize("do", ["message", "stream"])
+def test_anthropics_sdk_thinks_and_calls_tools(office, do):
+    """Two turns, as an agent has them: the first one's blocks go back as they came, its thought with its signature."""
+    fields = {
+        "model": "agent",
+        "max_tokens": 2000,
+        "tools": [TOOL],
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    }
+    asked = {"role": "user", "content": "Osaka?"}
+    first = said(office.claude(do, messages=[asked], **fields))
+    thought, call = first["content"]
+    assert (thought["type"], thought["thinking"], thought["signature"]) == ("thinking", THOUGHT, SIGNATURE)
+    assert (call["type"], call["name"], call["input"]) == ("tool_use", "weather", {"city": "Osaka"})
+    assert first["stop_reason"] == "tool_use"
+    blocks = [{name: block[name] for name in SENT[block["type"]]} for block in first["content"]]
+    told = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": call["id"], "content": "sunny"}]}
+    second = said(office.claude(do, messages=[asked, {"role": "assistant", "content": blocks}, told], **fields))
+    assert [block["text"] for block in second["content"] if block["type"] == "text"] == ["It says: sunny"]
+    assert office.agent.requests[1]["body"]["messages"][1]["content"] == blocks
+    used = [(row.endpoint, row.status, row.prompt_tokens, row.completion_tokens) for row in office.rows(2)]
+    assert used == [("/v1/messages", "finished", PROMPT, COMPLETION)] * 2
+
+
+# What of a block a client sends back.
+SENT = {"thinking": ("type", "thinking", "signature"), "tool_use": ("type", "id", "name", "input")}
+
+
+def said(told: dict[str, Any]) -> dict[str, Any]:
+    """The message, streamed or not."""
+    message: dict[str, Any] = answer(told)
+    return message.get("message", message)
+
+
+# --- LiteLLM
+
+
+def test_litellm_completes_and_streams(office):
+    fields = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 16, "temperature": 0}
+    whole = answer(office.lite("chat", "openai/chat", **fields))
+    streamed = answer(office.lite("stream", "openai/chat", **fields))
+    assert "".join(streamed["texts"]) == whole["text"] != ""
+    for row, usage in zip(office.rows(2), (whole["usage"], streamed["usage"]), strict=True):
+        assert [row.prompt_tokens, row.completion_tokens] == usage
+
+
+@pytest.mark.parametrize("do", ["chat", "stream"])
+def test_litellm_calls_tools(office, do):
+    function = {"name": "weather", "parameters": TOOL["input_schema"]}
+    fields = {
+        "messages": [{"role": "user", "content": "Osaka?"}],
+        "tools": [{"type": "function", "function": function}],
+    }
+    assert answer(office.lite(do, "openai/fake", **fields))["calls"] == [["weather", '{"city":"Osaka"}']]
+
+
+def test_litellm_embeds_and_ranks(office):
+    vectors = answer(office.lite("embed", "openai/embedding", texts=DOCUMENTS))
+    assert [len(vector) for vector in vectors] == [384] * 3
+    ranked = answer(office.lite("rank", "hosted_vllm/rerank", query="Where is Paris?", documents=DOCUMENTS, top_n=2))
+    assert len(ranked) == 2

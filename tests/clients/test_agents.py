@@ -1,0 +1,87 @@
+"""Claude Code and Codex from npm, as one types them: each reads a file for the model and tells what it said."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import environment
+from tests.clients.agent_engine import COMPLETION, PROMPT
+from tests.clients.office import offline
+
+NOTE = "The canteen opens at 11:30."
+QUESTION = "What does note.txt say?"
+
+
+@pytest.fixture(scope="module")
+def urls() -> dict[str, str]:
+    """No engines but the fake one that each test has."""
+    return {}
+
+
+@pytest.fixture
+def desk(tmp_path, office) -> Path:
+    """A directory with a note in it, beside a home that no agent has been in."""
+    (tmp_path / "home").mkdir()
+    place = tmp_path / "desk"
+    place.mkdir()
+    (place / "note.txt").write_text(NOTE)
+    office.agent.tools = {"Read": {"file_path": str(place / "note.txt")}, "exec_command": {"cmd": "cat note.txt"}}
+    return place
+
+
+def run(desk: Path, command: list[str], **variables: str) -> str:
+    """What the command prints."""
+    done = subprocess.run(
+        command,
+        cwd=desk,
+        env=offline(HOME=str(desk.parent / "home"), **variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def calls_of_tools(office) -> list[dict[str, Any]]:
+    """The requests of a conversation in which tools were offered."""
+    return [request["body"] for request in office.agent.requests if request["body"].get("tools")]
+
+
+def test_claude_code_reads_a_file(office, desk):
+    program = str(environment.claude_code())
+    told = run(
+        desk,
+        [program, "-p", QUESTION, "--model", "agent", "--output-format", "json", "--allowedTools", "Read"],
+        ANTHROPIC_BASE_URL=office.url,
+        ANTHROPIC_AUTH_TOKEN=office.key,
+        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+        DISABLE_AUTOUPDATER="1",
+    )
+    answer = json.loads(told)
+    assert (answer["is_error"], answer["result"].endswith(NOTE)) == (False, True)
+    assert all(body["stream"] for body in calls_of_tools(office))  # it did not fall back to whole answers
+    rows = office.rows(2)
+    assert {(row.endpoint, row.status, row.estimated) for row in rows} == {("/v1/messages", "finished", False)}
+    assert {(row.prompt_tokens, row.completion_tokens) for row in rows} == {(PROMPT, COMPLETION)}
+
+
+def test_codex_reads_a_file(office, desk):
+    server = f'{{name="Madoguchi",base_url="{office.v1}",env_key="MADOGUCHI_KEY",wire_api="responses"}}'
+    settings = ["-c", 'model_provider="madoguchi"', "-c", f"model_providers.madoguchi={server}", "--model", "agent"]
+    # Its sandbox wants rights that a container has not; the one command that it is told to run is `cat`.
+    alone = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
+    command = [*environment.codex(), "exec", "--json", *alone, *settings, QUESTION]
+    (desk.parent / "home" / ".codex").mkdir()
+    told = run(desk, command, CODEX_HOME=str(desk.parent / "home" / ".codex"), MADOGUCHI_KEY=office.key)
+    events = [json.loads(line) for line in told.splitlines()]
+    answers = [event["item"]["text"] for event in events if event.get("item", {}).get("type") == "agent_message"]
+    assert NOTE in answers[-1]
+    (end,) = [event for event in events if event["type"] == "turn.completed"]
+    assert (end["usage"]["input_tokens"], end["usage"]["output_tokens"]) == (2 * PROMPT, 2 * COMPLETION)
+    rows = office.rows(2)
+    assert {(row.endpoint, row.status, row.estimated) for row in rows} == {("/v1/responses", "finished", False)}
