@@ -78,6 +78,15 @@ class Share:
         self._open = True
         self.held = 0
 
+    @property
+    def arriving(self) -> int:
+        """How many bodies of its owner have not arrived whole."""
+        return self._owner.arriving
+
+    @arriving.setter
+    def arriving(self, count: int) -> None:
+        self._owner.arriving = count
+
     def take(self, size: int) -> None:
         """So many bytes more, before they are kept. Raises OverMemory, and then nothing was taken."""
         budget, owner = self._budget, self._owner

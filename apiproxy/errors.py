@@ -10,6 +10,7 @@ Refusal
 ├── ContextExceeded         400  context_length_exceeded
 ├── BodyTooLarge            413  request_too_large
 ├── BodyTooSlow             408  request_timeout
+├── UnknownCoding           415  unsupported_content_encoding
 ├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
 ├── OverMemory                                              (what callers make us hold, see `budget`)
 │   ├── TooManyAtOnce       429  rate_limit_exceeded        (of one key)
@@ -130,6 +131,14 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "request_too_large": {
         "en": "The request body is larger than the {limit} MB that this server takes.",
         "ja": "リクエスト本文がこのサーバーの上限 {limit} MB を超えています。",
+    },
+    "unknown_coding": {
+        "en": 'The request body is encoded as "{coding}" (Content-Encoding), which this server does not decode. Send it as it is, or as gzip or deflate.',
+        "ja": "リクエスト本文の Content-Encoding「{coding}」には対応していません。そのまま、または gzip か deflate で送ってください。",
+    },
+    "broken_coding": {
+        "en": "The request body cannot be decompressed: it is not whole, or not {coding} as its Content-Encoding says.",
+        "ja": "リクエスト本文を展開できません。途中で切れているか、Content-Encoding の {coding} 形式ではありません。",
     },
     "request_timeout": {
         "en": "Nothing more of the request came for {seconds} s.",
@@ -312,6 +321,13 @@ class BodyTooLarge(Refusal):
 
 class BodyTooSlow(Refusal):
     status = 408
+
+
+class UnknownCoding(Refusal):
+    status = 415
+
+    def __init__(self, text: str, **facts: Any) -> None:
+        super().__init__(text, code="unsupported_content_encoding", **facts)
 
 
 class OverRate(Refusal):

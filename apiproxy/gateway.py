@@ -17,10 +17,10 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
 
 from apiproxy import calllog, openwebui, protocol, transcription
 from apiproxy.balancer import Balancer
+from apiproxy.bodies import Bodies
 from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.client import Client, Receive, Scope, Send
@@ -28,8 +28,6 @@ from apiproxy.client import of as client_of
 from apiproxy.dialects import CHAT, Dialect
 from apiproxy.errors import (
     BadRequest,
-    BodyTooLarge,
-    BodyTooSlow,
     ClientLeft,
     EngineFailed,
     EngineTimeout,
@@ -68,8 +66,6 @@ LOADING_RETRY = 10
 HEARTBEAT = 15.0
 # Seconds after which what a call has used so far is written down for the first time.
 CHECKPOINT = 3.0
-# Seconds between two pieces of a request's body, as nginx's client_body_timeout.
-BODY_SECONDS = 60.0
 # Texts of keys whose digests are remembered: a digest takes 6 µs. Only those of usable keys, for one catalogue.
 REMEMBERED = 10_000
 # An attempt on another replica, and one on a fresh connection for a stale one.
@@ -116,7 +112,6 @@ class Gateway:
         self.budget = budget
         self.refusals = RefusalCounts()
         self._digest = digest
-        self._max_body = max_body
         self._max_upload = max_upload
         self._proxies = proxies
         self._held = Held()
@@ -124,6 +119,7 @@ class Gateway:
         self._refresh = refresh
         self.wall = wall
         self._clock = clock
+        self._bodies = Bodies(most=max_body, clock=clock)
         self._loop = asyncio.get_running_loop()
         self._request_ids = RequestIds()
         self._digests: dict[str, str] = {}  # by the key's text
@@ -156,8 +152,9 @@ class Gateway:
                 if endpoint.costs == "sound":
                     await self._pass_upload(endpoint, headers, key, caller, receive, client, request_id)
                 else:
-                    call = protocol.parse(await self._read(headers, receive))
-                    await self._relay(call, endpoint, key, caller, client, request_id)
+                    with self.budget.share(key.id) as share:
+                        call = protocol.parse(await self._bodies.read(headers, receive, share, key.limits))
+                        await self._relay(call, endpoint, key, caller, client, request_id)
             else:
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], self._look_up(scope, key))
         except Refusal as refusal:
@@ -229,36 +226,6 @@ class Gateway:
         if model.retires is not None and now >= model.retires.at:
             raise UnknownModel("model_retired", model=name, day=model.retires.day)
         return model
-
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
-        """The whole request body.
-
-        Raises BodyTooLarge (before reading it, where its length is told), BodyTooSlow and ClientLeft.
-        """
-        told = headers.get(b"content-length", b"0")
-        if told.isdigit() and int(told) > self._max_body:
-            raise self._too_large()
-        body, more = _piece(await receive())
-        if len(body) > self._max_body:
-            raise self._too_large()
-        return body if not more else await self._read_on(body, receive)
-
-    async def _read_on(self, first: bytes, receive: Receive) -> bytes:
-        pieces, size, more = [first], len(first), True
-        while more:
-            try:
-                async with asyncio.timeout(BODY_SECONDS):
-                    piece, more = _piece(await receive())
-            except TimeoutError as error:
-                raise BodyTooSlow("request_timeout", seconds=int(BODY_SECONDS)) from error
-            size += len(piece)
-            if size > self._max_body:
-                raise self._too_large()
-            pieces.append(piece)
-        return b"".join(pieces)
-
-    def _too_large(self) -> BodyTooLarge:
-        return BodyTooLarge("request_too_large", limit=self._max_body // 2**20)
 
     async def _pass_upload(
         self,
@@ -563,6 +530,7 @@ class Gateway:
     def sweep(self) -> None:
         """Ends exchanges that are over their time, keeps patient who waits for one. Call about once a second."""
         now = self._clock()
+        self._bodies.sweep()
         late: set[str] = set()
         for exchange, meter in list(self._exchanges.items()):
             try:
@@ -847,13 +815,6 @@ def given_key(headers: dict[bytes, bytes]) -> str:
     if not text.strip():
         raise InvalidKey("missing_api_key", code="invalid_api_key")
     return text.strip()
-
-
-def _piece(message: dict[str, Any]) -> tuple[bytes, bool]:
-    """Some of a request's body, and whether there is more. Raises ClientLeft."""
-    if message["type"] == "http.disconnect":
-        raise ClientLeft
-    return message.get("body", b""), message.get("more_body", False)
 
 
 def refuse(client: Client, refusal: Refusal, dialect: Dialect, language: Language, request_id: str) -> None:
