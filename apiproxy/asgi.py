@@ -117,6 +117,12 @@ class Application:
         """Of the catalogue in force; -1 before there is one."""
         return self._gateway.catalogue.revision if self._gateway else -1
 
+    @property
+    def budget(self) -> Budget:
+        """Of memory, of a gateway that has started."""
+        assert self._gateway is not None
+        return self._gateway.budget
+
     async def start(self) -> None:
         """Loads the catalogue (a cold start needs the database) and takes over what a dead gateway left.
 

@@ -72,6 +72,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "The request body is not valid JSON: {detail}.",
         "ja": "リクエスト本文が正しい JSON ではありません: {detail}。",
     },
+    "too_many_values": {
+        "en": "The request body is made of too many small values: {most} lists, objects or names are the most.",
+        "ja": "リクエスト本文に含まれる値が多すぎます。配列・オブジェクト・名前は合計 {most} 個までです。",
+    },
     "not_an_object": {
         "en": "The request body must be a JSON object.",
         "ja": "リクエスト本文は JSON オブジェクトにしてください。",

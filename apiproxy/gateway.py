@@ -53,7 +53,7 @@ from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
 from apiproxy.suspects import MEMORY, PROOF, Death, Suspects
 from apiproxy.tokens import MOST_TOKENS, Tokens
 from apiproxy.turns import LATE, Turn, Turns, Waiter
-from apiproxy.uploads import Held, Upload
+from apiproxy.uploads import Upload
 from apiproxy.upstream import Address, Broken, Connection, Header, Pool, Unreachable, UpstreamError
 from apiproxy.usage_lines import Usage
 
@@ -114,7 +114,6 @@ class Gateway:
         self._digest = digest
         self._max_upload = max_upload
         self._proxies = proxies
-        self._held = Held()
         self._wish = wish
         self._refresh = refresh
         self.wall = wall
@@ -154,6 +153,7 @@ class Gateway:
                 else:
                     with self.budget.share(key.id) as share:
                         call = protocol.parse(await self._bodies.read(headers, receive, share, key.limits))
+                        call.share = share
                         await self._relay(call, endpoint, key, caller, client, request_id)
             else:
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], self._look_up(scope, key))
@@ -237,12 +237,13 @@ class Gateway:
         client: Client,
         request_id: str,
     ) -> None:
-        upload = Upload(receive, headers, most=self._max_upload, held=self._held)
-        try:
-            call = await upload.begin()
-            await self._relay(call, endpoint, key, caller, client, request_id, upload)
-        finally:
-            await upload.stop()
+        with self.budget.share(key.id) as share:
+            upload = Upload(receive, headers, share, key.limits, most=self._max_upload)
+            try:
+                call = await upload.begin()
+                await self._relay(call, endpoint, key, caller, client, request_id, upload)
+            finally:
+                await upload.stop()
 
     # --- how much, where
 
@@ -315,7 +316,7 @@ class Gateway:
         """`patient`: the client has had the head of a stream already."""
         if not self.spool.accepting:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
-        deaths = self.suspects.deaths(call.body)
+        deaths = self.suspects.deaths(call.identity)
         if deaths >= PROOF:
             no_retry = {"x-should-retry": "false"}
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
@@ -661,6 +662,7 @@ class CallMeter:
             body = protocol.upstream_body(
                 self._call, self._endpoint, replica.upstream_model, force_stream=assemble, priority=priority
             )
+            self._call.lighten()
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
 
@@ -671,7 +673,7 @@ class CallMeter:
     @property
     def body(self) -> bytes:
         """As the client sent it; empty of an upload."""
-        return self._call.body
+        return self._call.identity
 
     def end_trial(self) -> None:
         trial, self.trial = self.trial, None
@@ -691,6 +693,7 @@ class CallMeter:
 
     def open(self) -> None:
         self._write_down(Tokens(prompt=self._call.prompt_estimate))
+        self._call.forget_body()
 
     def checkpoint(self, now: float) -> None:
         """Writes down what was used so far, for the case that this process is killed; call it about once a second.
@@ -748,7 +751,7 @@ class CallMeter:
         finally:  # whatever is at fault, nothing stays reserved
             self._hold.release()
         if self.suspected and self._closed is not None and self._closed.status == "finished":
-            self._gateway.suspects.cleared(self._call.body)
+            self._gateway.suspects.cleared(self._call.identity)
         if self._closed is not None:
             calllog.ended(self._closed, self.refusal)
             if self.refusal is not None:

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import orjson
 
 from apiproxy import bounds, transcription
+from apiproxy.budget import SMALL as SMALL_SHARE
+from apiproxy.budget import Share
 from apiproxy.catalogue import Model
 from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect
 from apiproxy.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
@@ -24,6 +26,7 @@ DEFAULT_MAX_TOKENS = 1024
 # all others have 0. A client's own word on it is nothing to go by: everybody would be first.
 BATCH_PRIORITY = 1
 MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+ENDS = 8 * 1024  # bytes of each end by which a large body is known
 END_USER = 64  # characters of the body's "user" that are kept
 
 
@@ -69,9 +72,12 @@ ENDPOINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """What the gateway needs to know of a request body, every number within its bounds (`bounds`)."""
+    """What the gateway needs to know of a request body, every number within its bounds (`bounds`).
+
+    `share`: what it holds of the memory budget, its body above all.
+    """
 
     body: bytes
     fields: dict[str, Any]
@@ -84,6 +90,11 @@ class Call:
     typed: Mapping[str, Any] = field(
         default_factory=dict
     )  # members that engines would read otherwise than we do, as we read them
+    share: Share | None = None
+    size: int = field(init=False)  # of the body in bytes
+
+    def __post_init__(self) -> None:
+        self.size = len(self.body)
 
     def value(self, name: str) -> Any:
         """A member as engines are told it."""
@@ -95,7 +106,30 @@ class Call:
 
     @property
     def prompt_estimate(self) -> int:
-        return max(1, len(self.body) // BYTES_PER_TOKEN)
+        return max(1, self.size // BYTES_PER_TOKEN)
+
+    def lighten(self) -> None:
+        """Forgets the values that only engines look at, once they have been looked through: they may take ten times
+        the memory of their bytes, which are there for another attempt."""
+        if self.size > SMALL_SHARE:
+            for name, value in self.fields.items():
+                if isinstance(value, list | str) or (isinstance(value, dict) and name != "stream_options"):
+                    self.fields[name] = None
+
+    @property
+    def identity(self) -> bytes:
+        """What tells it from others: its body, or of a large one the length and both ends."""
+        body = self.body
+        if self.size <= SMALL_SHARE or len(body) < self.size:
+            return body
+        return b"%d %b %b" % (self.size, body[:ENDS], body[-ENDS:])
+
+    def forget_body(self) -> None:
+        """No engine will be sent it any more: what a large one took is free, however long the answer lasts."""
+        if self.size > SMALL_SHARE:
+            self.body = self.identity
+            if self.share is not None:
+                self.share.give_back(self.share.held - len(self.body))
 
 
 def estimate(call: Call, endpoint: Endpoint, context: int | None = None) -> int:
@@ -120,6 +154,8 @@ def most_generated(call: Call, endpoint: Endpoint, context: int | None = None) -
 
 def parse(body: bytes) -> Call:
     """Reads a request body. Raises BadRequest; fields it does not know are none of its business."""
+    if len(body) > bounds.MB:
+        bounds.check_density(body)
     fields = decoded(body)
     if not isinstance(fields, dict):
         raise BadRequest("not_an_object", code="invalid_json")

@@ -14,15 +14,18 @@ import asyncio
 import logging
 import math
 import re
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from apiproxy import transcription
+from apiproxy.bodies import check_arriving
+from apiproxy.budget import MB, Share
+from apiproxy.catalogue import Limit
 from apiproxy.client import Receive
+from apiproxy.coding import decoding
 from apiproxy.errors import BadRequest, BodyTooLarge, BodyTooSlow, ClientLeft, Internal, Refusal
 from apiproxy.protocol import Call, end_user
 from apiproxy.relay import Exchange
@@ -30,37 +33,38 @@ from apiproxy.upstream import Connection
 
 log = logging.getLogger("madoguchi.gateway")
 
-MB = 1024 * 1024
-# What is held of one upload, and of all together, until their models are known.
+# What is held of one upload until its model is known; all together draw on the budget of memory.
 EARLY = 26 * MB
-EARLY_IN_ALL = 128 * MB
+# What goes to an engine at a time: of 26 MB that were held a slow one leaves most where it is.
+PIECE = 256 * 1024
 # Seconds without a byte of an upload: a phone's connection may rest for a while, a slow loris for ever.
 IDLE = 60.0
 # A form has a dozen fields; each costs 20 µs to read.
 MAX_PARTS = 200
 # The fields that say what the gateway must know, and the longest value of one that it looks at.
 READ = frozenset({"model", "stream", "stream_include_usage", "user"})
+ONCE = frozenset({"stream", "stream_include_usage"})  # of two, engines take the first or the last
 MAX_VALUE = 1024
+
+# What every reader of forms reads alike (RFC 7578, 4.2, which forbids `name*=utf-8''model`): some take the first of two
+# names, some the last, and some undo escapes that others leave.
+PARAMETER = re.compile(rb""";[ \t]*([\w\-*.]+)=("(?:[^"\\\r\n]|\\.)*"|[^\s";]+)[ \t]*""")
+DISPOSITION = re.compile(rb"form-data[ \t]*(?:" + PARAMETER.pattern + rb")+", re.I)
+NAME = re.compile(rb"[\w\-.\[\]]{1,100}")
+PLAIN_ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
 
 BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")  # RFC 2046, 5.1.1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recording(Call):
-    """A call with a file. `size`: of the file in bytes, 0 until an engine has all of it and can begin to work."""
+    """A call with a file. `sound`: its size in bytes, 0 until an engine has all of it and can begin to work."""
 
-    size: int = 0
+    sound: int = 0
 
     @property
     def prompt_estimate(self) -> int:
-        return transcription.sound(self.size)
-
-
-class Held:
-    """How many bytes all uploads together hold because their models are not known yet."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
+        return transcription.sound(self.sound)
 
 
 class Form:
@@ -78,7 +82,7 @@ class Form:
         self.ended = False
         self.waiting = 0  # bytes to take
         self._boundary = boundary
-        self._out: list[bytes | None] = []  # None: the model's name
+        self._out: list[bytearray | None] = []  # None: the model's name
         self._parts = 0
         self._name = b""
         self._is_file = False
@@ -123,8 +127,15 @@ class Form:
         return b"".join([model.encode() if part is None else part for part in out])
 
     def _emit(self, *parts: bytes | None) -> None:
-        self._out.extend(parts)
-        self.waiting += sum(len(part) for part in parts if part)
+        for part in parts:
+            if part is None:
+                self._out.append(None)
+                continue
+            self.waiting += len(part)
+            if not self._out or self._out[-1] is None:
+                self._out.append(bytearray())
+            # Joined at once: the parser cuts where a boundary might begin, and a piece of one byte would take 42.
+            self._out[-1] += part  # type: ignore[operator]
 
     # --- the parser calls
 
@@ -142,13 +153,18 @@ class Form:
         self._header = (bytearray(), bytearray())
         if field.lower() == b"content-disposition":
             if self._name:
-                raise BadRequest("invalid_form", code="invalid_value", detail="Content-Disposition")
-            _, options = parse_options_header(value)
-            self._name = options.get(b"name", b"")
-            self._is_file = b"filename" in options
+                raise ambiguous("Content-Disposition")
+            self._name, self._is_file = disposition(value)
+        elif field.lower() == b"content-transfer-encoding" and value.strip().lower() not in PLAIN_ENCODINGS:
+            raise ambiguous("Content-Transfer-Encoding")
         self._head.append(field + b": " + value + b"\r\n")
 
     def _headers_finished(self) -> None:
+        if not self._name:
+            raise ambiguous("Content-Disposition")
+        name = self._name.decode("latin-1")
+        if name in ONCE and name in self.fields:
+            raise ambiguous(name)
         self.file_begun = self.file_begun or self._is_file
         self._emit(b"--" + self._boundary + b"\r\n", *self._head, b"\r\n")
 
@@ -179,6 +195,24 @@ class Form:
         self._emit(b"--" + self._boundary + b"--\r\n")
 
 
+def disposition(value: bytes) -> tuple[bytes, bool]:
+    """A part's name, and whether it is a file. Raises BadRequest for what could be read otherwise."""
+    if not DISPOSITION.fullmatch(value.strip()):
+        raise ambiguous("Content-Disposition")
+    found = [(name.lower(), text) for name, text in PARAMETER.findall(value)]
+    options = dict(found)
+    name = options.get(b"name", b"").strip(b'"')
+    others = [option for option, _ in found if option.startswith(b"name") and option != b"name"]
+    misspelt = name.decode("latin-1").lower() in READ and name.decode("latin-1") not in READ
+    if len(options) < len(found) or others or misspelt or not NAME.fullmatch(name):
+        raise ambiguous("Content-Disposition")
+    return name, b"filename" in options or b"filename*" in options
+
+
+def ambiguous(what: str) -> BadRequest:
+    return BadRequest("invalid_form", code="invalid_value", detail=what)
+
+
 def said(fields: dict[str, str], name: str) -> bool:
     return fields.get(name, "").lower() in ("true", "1", "on", "yes")  # as FastAPI reads a form
 
@@ -189,8 +223,19 @@ class Upload:
     Until all of it has passed, it is the only reader of `receive`, and so the one to notice that the client has left.
     """
 
-    def __init__(self, receive: Receive, headers: dict[bytes, bytes], *, most: int, held: Held) -> None:
-        """`most`: bytes of a body. Raises BadRequest, and BodyTooLarge where the length is told."""
+    def __init__(
+        self,
+        receive: Receive,
+        headers: dict[bytes, bytes],
+        share: Share,
+        limits: Sequence[Limit],
+        *,
+        most: int,
+    ) -> None:
+        """`most`: bytes of a body. `limits` of the caller: see `bodies`.
+
+        Raises BadRequest, UnknownCoding, OverRate, and BodyTooLarge where the length is told.
+        """
         told = headers.get(b"content-length", b"0")
         # Its length in bytes; where that is not told (chunked), what OpenAI takes at most.
         self.expected = int(told) if told.isdigit() and int(told) else EARLY
@@ -200,27 +245,29 @@ class Upload:
         content_type = headers.get(b"content-type", b"")
         self._form = Form(content_type)
         self.content_type = content_type.decode("latin-1")
-        self._receive = receive
+        coding = headers.get(b"content-encoding")
+        self._receive = decoding(receive, coding) if coding else receive
         self._read = 0
         self._more = True
-        self._held = held
-        self._holds = 0
+        self._share = share
+        if share.arriving:
+            check_arriving(limits, share.arriving)
         self._call: Recording | None = None
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self) -> Recording:
         """Reads until it is known where the call goes; what follows the file may still change its other fields.
 
-        Raises BadRequest, BodyTooLarge, BodyTooSlow and ClientLeft.
+        Raises BadRequest, BodyTooLarge, OverMemory, BodyTooSlow and ClientLeft.
         """
         form = self._form
+        self._share.arriving += 1
         try:
             while self._more and not (form.file_begun and form.model):
                 await self._piece()
                 self._hold()
-        except BaseException:
-            self._release()
-            raise
+        finally:
+            self._share.arriving -= 1
         if not form.model:
             raise BadRequest("missing_model", code="invalid_value", param="model")
         # Not a stream before all of it is there: a client that is still writing expects no heartbeats.
@@ -243,7 +290,6 @@ class Upload:
         self._task = asyncio.create_task(self._pass_on(connection, exchange, model, known))
 
     async def stop(self) -> None:
-        self._release()
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
@@ -270,15 +316,11 @@ class Upload:
             self._form.finish()
 
     def _hold(self) -> None:
-        """Counts what waits for the model's name. Raises BadRequest if that is too much."""
-        self._held.bytes += self._form.waiting - self._holds
-        self._holds = self._form.waiting
-        if self._holds > EARLY or self._held.bytes > EARLY_IN_ALL:
+        """Counts what waits for the model's name. Raises BadRequest if that is too much, and OverMemory."""
+        waiting = self._form.waiting
+        if waiting > EARLY:
             raise BadRequest("model_too_late", code="invalid_value", param="model")
-
-    def _release(self) -> None:
-        self._held.bytes -= self._holds
-        self._holds = 0
+        self._share.take(waiting - self._share.held)
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge("request_too_large", limit=self._most // MB)
@@ -303,11 +345,11 @@ class Upload:
     async def _body(self, connection: Connection, exchange: Exchange, model: str) -> None:
         """The whole body, no quicker than the engine takes it."""
         while True:
-            pieces = deque(split(self._form.take(model)))
-            self._release()
-            while pieces:
-                await connection.write(framed(pieces.popleft()))
+            held = self._form.take(model)
+            for at in range(0, len(held), PIECE):
+                await connection.write(framed(held[at : at + PIECE]))
                 exchange.heard_at = exchange.now()  # it listens
+            self._share.give_back(self._share.held)
             if not self._more:
                 break
             await self._piece()
@@ -322,13 +364,8 @@ class Upload:
             stream=said(fields, "stream"),
             asks_usage=said(fields, "stream_include_usage"),
             end_user=end_user(fields.get("user")),
-            size=self._form.size,
+            sound=self._form.size,
         )
-
-
-def split(data: bytes) -> list[bytes]:
-    """What was held may be 26 MB; in pieces of 256 KB a slow engine leaves most of it where it is."""
-    return [data[at : at + 262_144] for at in range(0, len(data), 262_144)]
 
 
 def framed(piece: bytes) -> bytes:

@@ -220,7 +220,7 @@ def test_a_large_file_before_its_model_is_refused_and_holds_nothing_after(counte
     assert "ファイルより前" in response.json()["error"]["message"]
     small = part("file", SOUND, "a.wav") + part("model", b"ears") + END
     assert counter.client.post(PATH, content=small, headers=FORM).status_code == 200
-    assert counter.application._gateway._held.bytes == 0
+    until(lambda: counter.application.budget.held == 0)
 
 
 def test_an_upload_that_stands_still_is_ended(counter, model, monkeypatch):

@@ -22,6 +22,13 @@ MB = 1024 * 1024
 IDLE = 10_000
 
 
+ANOTHER_KEY = """
+from portal.accounts.models import Tenant
+from portal.keys.issuing import issue
+print(issue(tenant=Tenant.objects.get(), service="other", name="other")[1])
+"""
+
+
 def connect(url: str) -> socket.socket:
     host, port = url.removeprefix("http://").split(":")
     return socket.create_connection((host, int(port)), timeout=20)
@@ -177,6 +184,31 @@ def test_floods_of_headers_are_refused_and_the_next_caller_is_served(place):
             hostile.sendall(f"x-{number}: {'y' * 10_000}\r\n".encode())
     assert answers_quickly(installation, key)
     assert memory(installation) - before < 64 * MB
+
+
+def test_g13_unfinished_bodies_of_one_key_stay_in_their_budget_and_their_memory_comes_back(place):
+    """Ten of 31 MB were 310 MB that stayed; the key's budget of 128 MB holds four, the other six are refused."""
+    installation, _, key = place
+    other = installation.manage("shell", "--verbosity", "0", "--command", ANOTHER_KEY)
+    until(lambda: answers_quickly(installation, other))
+    before = memory(installation)
+    size = 31 * MB
+    unfinished = (
+        f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {size}\r\n\r\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(connect(installation.url)).sendall(unfinished.encode() + b" " * (size - 1))
+        for _ in range(6):
+            refused = stack.enter_context(connect(installation.url))
+            refused.sendall(unfinished.encode())
+            assert read_until(refused, b"}}").startswith(b"HTTP/1.1 429")
+        peak = memory(installation)
+        assert answers_quickly(installation, other)
+    until(lambda: memory(installation) < 1.25 * before, 10)
+    after = memory(installation)
+    print(f"resident: {before // MB} MB before, {peak // MB} MB with the bodies, {after // MB} MB after")
+    assert peak - before < 160 * MB
 
 
 # --- HTTP as it may also be spoken

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from apiproxy import gateway, server
+from apiproxy import bodies, server
 from apiproxy.relay import Exchange
 from tests.engine import ANSWER, LARGE, SSE, unary
 from tests.waiting import until
@@ -141,7 +141,7 @@ def test_the_head_of_a_later_request_is_not_waited_for_either(counter, monkeypat
 
 
 def test_a_body_that_does_not_come_is_a_time_out(counter, monkeypatch):
-    monkeypatch.setattr(gateway, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "PIECE_SECONDS", 0.3)
     with connect(counter) as connection:
         connection.sendall(request(counter, "POST", "/v1/chat/completions", "content-length: 1000") + b"{")
         got = connection.recv(65536)

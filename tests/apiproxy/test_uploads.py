@@ -1,5 +1,7 @@
 """The form on its way, sans I/O: however it is cut, the same bytes go on."""
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -98,6 +100,63 @@ def test_every_name_of_a_model_is_replaced_and_a_part_has_one_name():
     two_names = b'\r\nContent-Disposition: form-data; name="model"'
     with pytest.raises(BadRequest):
         Form(TYPE).feed(part(b"x", b"forbidden", two_names) + END)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Disposition: form-data; name*=utf-8''model",
+        b"Content-Disposition: form-data; name*0=mo; name*1=del",
+        b"Content-Disposition: form-data; name=\"x\"; name*=utf-8''model",
+        b'Content-Disposition: form-data; name="x"; name="model"',
+        b'Content-Disposition: form-data; NAME="x"; name="model"',
+        b'Content-Disposition: form-data; name="mo\\del"',
+        b'Content-Disposition: form-data; name="mod%65l"',
+        b'Content-Disposition: form-data; name="Model"',
+        b'Content-Disposition: form-data; name="model',
+        b"Content-Disposition: form-data",
+        b'Content-Disposition: attachment; name="model"',
+        b'Content-Disposition: form-data; name="x"\r\nContent-Disposition: form-data; name="model"',
+        b'Content-Disposition: form-data; name="model"\r\nContent-Transfer-Encoding: base64',
+        b"Content-Type: text/plain",
+    ],
+)
+def test_g17_a_part_whose_name_could_be_read_otherwise_is_refused(head):
+    body = b"--" + BOUNDARY + b"\r\n" + head + b"\r\n\r\nforbidden\r\n"
+    with pytest.raises(BadRequest):
+        Form(TYPE).feed(part(b"model", b"here") + body + part(b"file", SOUND, FILE) + END)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'Content-Disposition: form-data; name="timestamp_granularities[]"',
+        b"content-disposition: form-data; name=language",
+        b'Content-Disposition: form-data;name="file";filename="a \\"b\\"; c.wav"',
+        'Content-Disposition: form-data; name="file"; filename="会議.wav"'.encode(),
+        b'Content-Disposition: form-data; name="file"; filename="_.wav"; filename*=UTF-8\'\'%E4%BC%9A.wav',
+        b'Content-Disposition: form-data; name="file"; filename=""\r\nContent-Transfer-Encoding: binary',
+    ],
+)
+def test_g17_names_as_clients_write_them_go_on(head):
+    body = part(b"model", b"here") + b"--" + BOUNDARY + b"\r\n" + head + b"\r\n\r\nvalue\r\n" + END
+    assert passed(body, [])[0] == body.replace(b"here", b"there")
+
+
+def test_g17_what_engines_would_read_from_either_of_two_is_refused():
+    with pytest.raises(BadRequest):
+        Form(TYPE).feed(part(b"stream", b"true") + part(b"stream", b"false") + END)
+
+
+def test_g4_a_file_that_the_parser_cuts_into_bytes_takes_no_more_memory_than_its_size():
+    form = Form(TYPE)
+    form.feed(part(b"file", b"", FILE)[:-2])
+    tracemalloc.start()
+    try:
+        form.feed(b"\r\n\r" * 700_000)
+        assert tracemalloc.get_traced_memory()[1] < 4 * form.waiting
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_waits_for_the_models_name_is_counted():

@@ -1,0 +1,232 @@
+"""Bodies of calls on their way in: bounded for each key and for all, counted from the head, ended when they rest."""
+
+import gzip
+import json
+import socket
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from apiproxy import bodies, coding
+from apiproxy.coding import decoding
+from apiproxy.errors import BadRequest, UnknownCoding
+from portal.keys.issuing import issue
+from portal.metering.models import Quota
+from tests.engine import ANSWER, SSE
+from tests.waiting import until
+
+MB = 1024 * 1024
+CHAT = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi"}]}).encode()
+
+
+@pytest.fixture
+def narrow(settings) -> None:
+    settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY = 16 * MB, 4 * MB
+
+
+def connect(counter) -> socket.socket:
+    host, port = counter.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def begin(counter, length: int | None, body: bytes = b"", key: str = "", more: str = "") -> socket.socket:
+    """A call of which so much has come; `length` None: nobody knows how much it will be."""
+    connection = connect(counter)
+    told = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or counter.key}\r\n{told}\r\n"
+    connection.sendall(f"{head}{more}\r\n".encode() + body)
+    return connection
+
+
+def status(connection: socket.socket) -> int:
+    return int(connection.recv(65536).split()[1])
+
+
+def held(counter) -> int:
+    return counter.application.budget.held
+
+
+def test_g4_a_key_is_refused_at_the_head_of_what_its_bodies_may_not_hold_together(narrow, counter):
+    with begin(counter, 3 * MB, b"{") as first, begin(counter, 1 * MB, b"{") as second:
+        until(lambda: held(counter) == 4 * MB)
+        with begin(counter, 1000) as third:
+            answer = third.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            assert b"retry-after: " in answer
+        first.close()
+        until(lambda: held(counter) == 1 * MB)
+        assert counter.chat().json() == ANSWER
+        second.sendall(CHAT[1:].ljust(MB - 1))
+        assert status(second) == 200
+    until(lambda: held(counter) == 0)
+
+
+def test_g4_others_are_served_while_one_key_holds_all_that_it_may(narrow, counter, research, alice):
+    _, other = issue(tenant=research, user=alice, name="other")
+    counter.informed()
+    with begin(counter, 4 * MB, b"{"):
+        until(lambda: held(counter) == 4 * MB)
+        assert counter.chat().status_code == 429
+        with begin(counter, len(CHAT), CHAT, key=other) as connection:
+            assert status(connection) == 200
+
+
+def test_g4_all_keys_together_hold_no_more_than_the_budget(narrow, counter, research, alice):
+    keys = [issue(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(4)]
+    counter.informed()
+    large = [begin(counter, 3 * MB, b"{", key=key) for key in keys]
+    until(lambda: held(counter) == 12 * MB)
+    with begin(counter, 3 * MB) as more:
+        assert more.recv(65536).startswith(b"HTTP/1.1 503 ")
+    assert counter.chat().status_code == 200  # a small one
+    for connection in large:
+        connection.close()
+    until(lambda: held(counter) == 0)
+
+
+def test_g4_a_body_without_a_length_is_counted_as_it_comes(narrow, counter):
+    with begin(counter, None) as connection:
+        piece = b"%x\r\n" % MB + b" " * MB + b"\r\n"
+        for _ in range(3):
+            connection.sendall(piece)
+        until(lambda: held(counter) >= 3 * MB)
+        connection.sendall(piece * 2)
+        assert status(connection) == 429
+    until(lambda: held(counter) == 0)
+
+
+def test_g4_a_key_has_no_more_bodies_on_their_way_than_calls_at_the_same_time(counter):
+    Quota.objects.create(key=counter.key_row, unit="concurrent", window="", amount=2)
+    counter.informed()
+    with begin(counter, len(CHAT), CHAT[:5]) as first, begin(counter, len(CHAT)):
+        until(lambda: held(counter) == 2 * len(CHAT))
+        with begin(counter, len(CHAT)) as third:
+            answer = third.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 429 ")
+            assert b'"rate_limit_exceeded"' in answer
+        first.sendall(CHAT[5:])
+        assert status(first) == 200
+
+
+@pytest.mark.parametrize("begun", [b"", b"{"])
+def test_g4_a_body_that_rests_is_ended(counter, monkeypatch, begun):
+    monkeypatch.setattr(bodies, "PIECE_SECONDS", 0.1)
+    with begin(counter, 100, begun) as connection:
+        assert status(connection) == 408
+    until(lambda: held(counter) == 0)
+
+
+def test_g4_a_body_that_trickles_in_for_ever_is_ended(counter, monkeypatch):
+    monkeypatch.setattr(bodies, "WHOLE_SECONDS", 0.1)
+    with begin(counter, 100, b"{") as connection:
+        assert status(connection) == 408
+
+
+def test_g13_the_body_of_a_stream_is_free_as_soon_as_its_answer_begins(counter):
+    with counter.stream(script=[{"send": SSE}, {"events": 1}, {"hang": True}], user="x" * MB) as response:
+        next(response.iter_raw())
+        assert held(counter) < MB / 32  # what tells it from other calls
+
+
+def test_g4_a_body_of_millions_of_empty_lists_is_refused_before_it_is_read(counter):
+    bomb = b'{"model": "fake", "messages": [' + b"[]," * (3 * MB) + b"[]]}"
+    response = counter.client.post("/v1/chat/completions", content=bomb)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_json")
+    tokens = b'{"model": "fake", "input": [' + b"12345," * MB + b"1]}"
+    assert counter.client.post("/v1/embeddings", content=tokens).status_code == 200
+
+
+# --- compressed bodies
+
+
+def raw_deflate(body: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(body) + packer.flush()
+
+
+def encoded(body: bytes) -> dict[str, bytes]:
+    return {"gzip": gzip.compress(body), "x-gzip": gzip.compress(body), "deflate": zlib.compress(body), "": body}
+
+
+@pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZIP", "deflate", "identity"])
+def test_g12_compressed_bodies_are_decoded(counter, name):
+    body = encoded(CHAT).get(name.lower(), CHAT)
+    response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": name})
+    assert response.json() == ANSWER
+    (seen,) = counter.engine.seen()["requests"]
+    assert seen["body"] == json.loads(CHAT)
+    assert "content-encoding" not in seen["headers"]
+
+
+@pytest.mark.parametrize("name", ["br", "zstd", "compress", "gzip, gzip"])
+def test_g12_other_codings_are_refused_by_name(counter, name):
+    response = counter.client.post("/v1/chat/completions", content=CHAT, headers={"content-encoding": name})
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_content_encoding")
+    assert name in response.json()["error"]["message"]
+    assert response.headers["accept-encoding"] == "gzip, deflate"
+
+
+@pytest.mark.parametrize("body", [CHAT, gzip.compress(CHAT)[:-4], b"", gzip.compress(CHAT) + b"rest"])
+def test_g12_a_body_that_is_not_what_its_encoding_says_is_a_400(counter, body):
+    response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": "gzip"})
+    assert response.status_code == 400
+
+
+def test_g12_a_bomb_is_refused_at_the_bound_and_costs_little(narrow, counter):
+    """64 MB in 64 KB, and no more than the key's 4 MB are ever held."""
+    bomb = gzip.compress(b" " * (64 * MB))
+    response = counter.client.post("/v1/chat/completions", content=bomb, headers={"content-encoding": "gzip"})
+    assert response.status_code == 429
+    until(lambda: held(counter) == 0)
+    assert counter.chat().status_code == 200
+
+
+def receiving(pieces: list[bytes]):
+    rest = iter([*pieces, b""])
+    left = len(pieces)
+
+    async def receive() -> dict:
+        nonlocal left
+        left -= 1
+        return {"type": "http.request", "body": next(rest), "more_body": left > 0}
+
+    return receive
+
+
+async def whole(receive) -> AsyncIterator[bytes]:
+    more = True
+    while more:
+        message = await receive()
+        assert len(message["body"]) <= coding.PIECE
+        yield message["body"]
+        more = message["more_body"]
+
+
+@given(st.binary(max_size=300_000), st.integers(1, 5000), st.sampled_from(["gzip", "deflate", "raw", "two"]))
+async def test_g12_whatever_the_pieces_the_body_is_what_it_was(body, length, kind):
+    packed = {
+        "gzip": gzip.compress(body),
+        "deflate": zlib.compress(body),
+        "raw": raw_deflate(body),
+        "two": gzip.compress(body[:100]) + gzip.compress(body[100:]),
+    }[kind]
+    name = b"gzip" if kind in ("gzip", "two") else b"deflate"
+    pieces = [packed[at : at + length] for at in range(0, len(packed), length)]
+    assert b"".join([piece async for piece in whole(decoding(receiving(pieces), name))]) == body
+
+
+@given(st.binary(max_size=2000), st.sampled_from([b"gzip", b"deflate"]))
+async def test_g12_anything_else_is_decoded_or_refused_but_never_a_fault(body, name):
+    try:
+        async for _ in whole(decoding(receiving([body]), name)):
+            pass
+    except BadRequest:
+        pass
+
+
+def test_g12_an_unknown_coding_is_told_at_once():
+    with pytest.raises(UnknownCoding):
+        decoding(receiving([]), b"br")
