@@ -435,7 +435,7 @@ class Gateway:
         if now is None or all(other.id != replica.id for other in now.replicas):
             return  # taken off the catalogue before: it was to stop
         calls = self.suspects.died(replica.id, calls)
-        verdict = self.suspects.judge(meter.body, calls=calls, on_trial=meter.trial is not None)
+        verdict = self.suspects.judge(meter.identity, calls=calls, on_trial=meter.trial is not None)
         self._balancer.refused(replica, self._clock())
         self.metrics.death(model.name, verdict)
         facts = {"request_id": meter.request_id, "key": meter.key.id, "replica": replica.id, "calls": calls}
@@ -671,8 +671,8 @@ class CallMeter:
         return self._endpoint.path
 
     @property
-    def body(self) -> bytes:
-        """As the client sent it; empty of an upload."""
+    def identity(self) -> bytes:
+        """What tells the call from others; empty of an upload."""
         return self._call.identity
 
     def end_trial(self) -> None:

@@ -149,6 +149,7 @@ def test_every_refusal_can_be_told_in_both_languages():
         "least": "1",
         "most": "2",
         "sent": "3",
+        "coding": "gzip",
     }
     for text in MESSAGES:
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
