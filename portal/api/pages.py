@@ -13,13 +13,14 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts.tenancy import me
 from portal.api import keys
 from portal.api.forms import NewManagementKeyForm
 from portal.api.scopes import SCOPES
 from portal.api.views import address
+from portal.console import posted
 from portal.console.clock import zone_of
 from portal.keys import keyring, once
 from portal.keys.models import ManagementKey
@@ -98,7 +99,7 @@ def created(request: HttpRequest, form: NewManagementKeyForm) -> HttpResponse:
 
 
 @login_required
-@require_POST
+@posted.only
 def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(keys.keys_of(me(request)), prefix=prefix)
     keys.revoke(me(request), key)

@@ -10,7 +10,7 @@ from django.templatetags.static import static
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_GET, require_POST, require_safe
+from django.views.decorators.http import require_GET, require_safe
 from django.views.i18n import set_language
 
 from modelregistry import routes
@@ -85,7 +85,7 @@ def try_it(request: HttpRequest) -> HttpResponse:
 
 @login_required
 @never_cache
-@require_POST
+@posted.only
 @sensitive_variables("text")
 def try_key(request: HttpRequest, slug: str) -> HttpResponse:
     """The key that the page calls the gateway with, in the name of who looks at it."""
@@ -98,7 +98,7 @@ def try_key(request: HttpRequest, slug: str) -> HttpResponse:
     return JsonResponse({"key": text, "expires_at": expires_at})
 
 
-@require_POST
+@posted.only
 def switch_language(request: HttpRequest) -> HttpResponse:
     """Changes the language of the pages and, for who is signed in, of the gateway's messages about their keys."""
     chosen = posted.choice(request, "language", *dict(settings.LANGUAGES))

@@ -9,10 +9,11 @@ from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_http_methods, require_POST
+from django.views.decorators.http import require_http_methods
 
 from portal.accounts.models import Tenant, User
 from portal.accounts.tenancy import administered_tenants, me, tenant_for
+from portal.console import posted
 from portal.keys import access, issuing, keyring, once
 from portal.keys.example import example
 from portal.keys.forms import ChangeKeyForm, NewKey, NewKeyForm, NewServiceKeyForm, RevokeForm, RotateForm
@@ -133,7 +134,7 @@ def edit_key(request: HttpRequest, prefix: str) -> HttpResponse:
 
 @login_required
 @never_cache
-@require_POST
+@posted.only
 @sensitive_variables("text")
 def rotate_key(request: HttpRequest, prefix: str) -> HttpResponse:
     """A successor, shown once. Sent again, nothing happens: a key is replaced one time."""
@@ -154,7 +155,7 @@ def rotate_key(request: HttpRequest, prefix: str) -> HttpResponse:
 
 
 @login_required
-@require_POST
+@posted.only
 def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(keyring.manageable(me(request)), prefix=prefix)
     form = RevokeForm(request.POST)

@@ -5,9 +5,10 @@ from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
 from portal.accounts.models import User
+from portal.console import posted
 from portal.console.clock import zone_of
 from portal.notices import inbox
 
@@ -37,7 +38,7 @@ def open_notice(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @login_required
-@require_POST
+@posted.only
 def read_all(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
     inbox.read(inbox.notices_of(request.user), timezone.now())

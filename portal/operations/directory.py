@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_POST
+from django.views.decorators.http import require_GET
 
 from portal.accounts import audit, roster, tenancy
 from portal.accounts.directory import Directory, DirectoryError
@@ -44,7 +44,7 @@ def standing() -> dict[str, Any]:
 
 
 @for_operators
-@require_POST
+@posted.only
 def follow(request: HttpRequest) -> HttpResponse:
     """At once, instead of within the hour. `force`: although most of our people would lose their access."""
     if settings.DIRECTORY is None:

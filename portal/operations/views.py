@@ -13,12 +13,13 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from modelregistry.models import LogTail, ServedModel
 from modelregistry.presets import PRESETS
 from portal.accounts.models import DirectoryState
 from portal.accounts.tenancy import me, operator
+from portal.console import posted
 from portal.console.clock import zone_of
 from portal.metering.models import UsageSetAside
 from portal.operations import actions
@@ -130,7 +131,7 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
 
 
 @for_operators
-@require_POST
+@posted.only
 def start(request: HttpRequest, name: str) -> HttpResponse:
     """Asks nothing: it can be undone."""
     model = get_object_or_404(ServedModel, name=name)

@@ -86,6 +86,41 @@ window.addEventListener("pageshow", () => {
   for (const form of once) { sent.delete(form); disableButtons(form, false); }
 });
 
+// What was typed into a form when the session was gone is there again after signing in. This tab alone keeps it, for
+// the same person, until the next page that they see; never passwords, hidden fields or a form that holds a secret.
+const TYPED = "typed";
+const person = document.body.dataset.person;
+
+function typedFields(form) {
+  return [...form.elements].filter((field) => field.name
+    && field.matches("textarea, select, input:not([type=password], [type=hidden], [type=file])"));
+}
+
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (!person || event.defaultPrevented || form.method !== "post" || "forget" in form.dataset) return;
+  const values = typedFields(form).map(({ name, type, value, checked }) => ({ name, type, value, checked }));
+  sessionStorage.setItem(TYPED, JSON.stringify({ person, action: form.action, values }));
+});
+
+function typeAgain({ action, values }) {
+  const form = [...document.forms].find((one) => one.method === "post" && one.action === action);
+  if (!form) return;
+  for (const [at, field] of typedFields(form).entries()) {
+    const was = values[at];
+    if (was?.name !== field.name || was.type !== field.type) continue;
+    if (field.matches("[type=checkbox], [type=radio]")) field.checked = was.checked;
+    else field.value = was.value;
+  }
+}
+
+if (person) {
+  const typed = JSON.parse(sessionStorage.getItem(TYPED));
+  sessionStorage.removeItem(TYPED);
+  const signedIn = document.referrer && new URL(document.referrer).pathname === document.body.dataset.signIn;
+  if (typed?.person === person && signedIn) typeAgain(typed);
+}
+
 // The first wrong field has the focus.
 document.querySelector(".wrong :is(input, select, textarea)")?.focus();
 

@@ -6,11 +6,12 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts import membership, tenancy
 from portal.accounts.models import Membership, Tenant
 from portal.accounts.tenancy import me
+from portal.console import posted
 from portal.console.templatetags.figures import person
 from portal.keys import keyring
 from portal.keys.models import ApiKey
@@ -31,7 +32,7 @@ def people(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 
 
 @for_admins
-@require_POST
+@posted.only
 def add(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     form = AddMemberForm(request.POST)
     if form.is_valid():
@@ -96,7 +97,7 @@ def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
 
 
 @for_admins
-@require_POST
+@posted.only
 def role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     form = RoleForm(request.POST)

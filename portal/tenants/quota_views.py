@@ -10,11 +10,12 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts import tenancy
 from portal.accounts.models import Tenant, User
 from portal.accounts.tenancy import me
+from portal.console import posted
 from portal.console.templatetags.figures import person
 from portal.keys.models import ApiKey
 from portal.metering import allowance, amounts, giving, wishes
@@ -67,7 +68,7 @@ def give(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 
 
 @for_admins
-@require_POST
+@posted.only
 def take_away(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     mine = (
         Q(tenant=tenant) | Q(key__tenant=tenant) | Q(tenant=None, key=None, each="", user__memberships__tenant=tenant)
@@ -90,7 +91,7 @@ def give_default(request: HttpRequest) -> HttpResponse:
 
 
 @for_operators
-@require_POST
+@posted.only
 def take_default_away(request: HttpRequest, pk: int) -> HttpResponse:
     return taken_away(request, get_object_or_404(of_each_tenant(), pk=pk), reverse("tenant-defaults"))
 

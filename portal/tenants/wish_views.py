@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods, require_POST
+from django.views.decorators.http import require_GET, require_http_methods
 
 from portal.accounts.models import Tenant
 from portal.accounts.tenancy import me
@@ -69,7 +69,7 @@ def wish(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @login_required
-@require_POST
+@posted.only
 def withdraw(request: HttpRequest, pk: int) -> HttpResponse:
     row = get_object_or_404(QuotaRequest, pk=pk, asked_by=me(request))
     try:
@@ -106,7 +106,7 @@ def typed(request: HttpRequest, row: QuotaRequest) -> dict[str, str]:
 
 
 @for_admins
-@require_POST
+@posted.only
 def decide(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     row = get_object_or_404(QuotaRequest.objects.filter(tenant=tenant), pk=pk)
     verdict, note = posted.choice(request, "verdict", "grant", "refuse"), request.POST.get("note", "")

@@ -108,7 +108,7 @@ class TestVerbs:
         model = serve()
         model.enabled = False
         model.save()
-        assert as_olivia.get("/operations/start/qwen/").status_code == 405
+        assert as_olivia.get("/operations/start/qwen/").url == "/operations/"
         response = as_olivia.post("/operations/start/qwen/", follow=True)
         assert "qwen is being started." in response.content.decode()
         assert ServedModel.objects.get().enabled
