@@ -1,4 +1,4 @@
-"""The session ends while a form is filled in: whoever signs in again comes to a page, not to the browser's own error."""
+"""The session ends while a form is filled in: who signs in again comes to a page, not to the browser's own error."""
 
 import pytest
 from django.test import Client
