@@ -140,7 +140,7 @@ def libraries() -> None:
 def state() -> None:
     """Static files and the database, for the state directory at hand."""
     var = Path(os.environ.get("MADOGUCHI_VAR") or ROOT / "var")  # as portal.settings.VAR
-    var.mkdir(parents=True, exist_ok=True)
+    var.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = [path for path in (ROOT / "portal" / "static").rglob("*") if path.is_file()]
     stamp = var / "static.stamp"
     # Django's admin brings files as well, and so do the libraries from npm.

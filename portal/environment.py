@@ -1,8 +1,37 @@
-"""Secrets that an installation makes for itself."""
+"""The state directory of an installation, for its user alone, and the secrets that it makes for itself."""
 
+import contextlib
 import os
 import secrets
+import stat
 from pathlib import Path
+
+OTHERS = 0o077  # what group and others may
+
+
+def make_private_directory(path: Path) -> None:
+    """Make the directory for this user alone. One that is there is tightened, at every start: systemd's StateDirectory
+    and older versions left it to every account of the machine."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tighten(path)
+
+
+def make_private_database(path: Path) -> None:
+    """Make a SQLite file before SQLite makes it for everybody to read; it may lie in a directory of others. Its log
+    and its index take their mode from it."""
+    with contextlib.suppress(FileExistsError, FileNotFoundError, PermissionError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    for end in ("", "-wal", "-shm"):
+        tighten(path.with_name(path.name + end))
+
+
+def tighten(path: Path) -> None:
+    """Take from group and others what they may. What is not there, is another user's or is for everybody by its sticky
+    bit (/tmp) stays as it is."""
+    with contextlib.suppress(FileNotFoundError, PermissionError):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if mode & OTHERS and not mode & stat.S_ISVTX:
+            path.chmod(mode & ~OTHERS)
 
 
 def kept_secret(path: Path) -> str:
@@ -11,7 +40,7 @@ def kept_secret(path: Path) -> str:
     Two processes may start at once: the file appears complete or not at all, and both read the winner's.
     """
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_private_directory(path.parent)
         draft = path.with_name(f"{path.name}.{os.getpid()}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

@@ -14,7 +14,7 @@ import environs
 from csp.constants import NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
-from portal import environment, frontend
+from portal import database, environment, frontend
 from portal.accounts import directory
 from portal.notices import mail_settings
 
@@ -27,6 +27,7 @@ CACHE = env.path("MADOGUCHI_CACHE", Path.home() / ".cache" / "madoguchi")
 SPOOL = VAR / "spool"
 RUN = VAR / "run"
 PORTAL_SOCKET = RUN / "portal.sock"  # on which gateways hand pages to the portal's processes
+environment.make_private_directory(VAR)
 
 DEBUG = env.bool("DEBUG", False)
 SECRET_KEY = env.str("SECRET_KEY", "") or environment.kept_secret(VAR / "secret-key")
@@ -104,15 +105,20 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
+    if DATABASES["default"]["NAME"] and (_file := Path(DATABASES["default"]["NAME"])).is_absolute():
+        environment.make_private_database(_file)
     # Tests use a file as well: in-memory SQLite cannot be shared with the processes that they start.
     DATABASES["default"]["TEST"] = {"NAME": str(VAR / "test.sqlite3")}
 elif DATABASES["default"]["ENGINE"].endswith("postgresql"):
-    # Pages add up 100,000 rows of a few weeks. PostgreSQL's defaults are for disks that turn (it would read a table of
-    # two years from end to end: 1.7 s instead of 0.1), and compile such queries for up to 100 ms. `options` in
-    # DATABASE_URL replaces these, for poolers that pass none on.
-    DATABASES["default"].setdefault("OPTIONS", {}).setdefault(
-        "options", "-c random_page_cost=1.1 -c jit=off -c work_mem=16MB"
-    )
+    # `options` in DATABASE_URL replaces ours, for poolers that pass none on. What makes pages adds a pool: portal.asgi.
+    DATABASES["default"]["OPTIONS"] = {
+        "options": database.TUNING,
+        "connect_timeout": database.CONNECT_SECONDS,
+        **DATABASES["default"].get("OPTIONS", {}),
+    }
+# Connections of one process that makes pages, and the seconds that a statement of theirs may take (PostgreSQL).
+DATABASE_POOL = env.int("DATABASE_POOL", 10, validate=environs.validate.Range(min=2))
+DATABASE_TIMEOUT = env.float("DATABASE_TIMEOUT", 15.0, validate=environs.validate.Range(min=1.0, max=3600.0))
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- People -----------------------------------------------------------------------------------------------------
