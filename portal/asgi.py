@@ -17,13 +17,15 @@ django = get_asgi_application()  # first: it sets Django up for what the consume
 from portal.metering.live import Pulse
 from portal.operations.live import Live
 from portal.operations.routing import sockets
+from portal.pages import Pages
 
+pages = Pages(django)
 # On its own socket a gateway tells whose connection a request came by. Elsewhere this is a client's word, and ignored.
 PEER = b"x-madoguchi-peer"
 
 
 async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    await django(with_peer(scope), receive, send)
+    await pages(with_peer(scope), receive, send)
 
 
 async def websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from typing import Any
 
 import orjson
+from django.db.utils import InterfaceError, OperationalError
 
 # Lines are gathered for so many seconds and written at once: a thread that is woken for each line costs 20 µs a line.
 GATHER = 0.1
@@ -42,8 +43,8 @@ class Formatter(logging.Formatter):
 class Text(Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = "".join(f" {name}={value}" for name, value in facts_of(record).items())
-        line = f"{self.time(record.created)} {record.levelname} {record.name} {record.getMessage()}{facts}"
-        if record.exc_info:
+        line = f"{self.time(record.created)} {record.levelname} {record.name} {message_of(record)}{facts}"
+        if record.exc_info and not tells_enough(record):
             line += "\n" + self.formatException(record.exc_info)
         return line.replace("\n", "\n    ")  # what is told of a caller cannot pass for a line of its own
 
@@ -54,15 +55,29 @@ class Json(Formatter):
             "time": self.time(record.created),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": message_of(record),
             **facts_of(record),
         }
-        if record.exc_info:
+        if record.exc_info and not tells_enough(record):
             whole["exception"] = self.formatException(record.exc_info)
         try:
             return orjson.dumps(whole, default=str).decode()
         except TypeError:  # half of a surrogate pair, a number beyond 64 bits
             return json.dumps(whole, default=str)
+
+
+def tells_enough(record: logging.LogRecord) -> bool:
+    """Whether the message is enough without a traceback, 45 lines each: for what strangers send (a foreign Host), and
+    for a database that is away, which every request meets."""
+    error = record.exc_info[1] if record.exc_info else None
+    return record.name.startswith("django.security") or isinstance(error, OperationalError | InterfaceError)
+
+
+def message_of(record: logging.LogRecord) -> str:
+    message = record.getMessage()
+    if record.exc_info and tells_enough(record) and (cause := str(record.exc_info[1])) not in message:
+        message += f": {cause.strip()}"
+    return message
 
 
 def facts_of(record: logging.LogRecord) -> dict[str, Any]:

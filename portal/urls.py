@@ -5,6 +5,9 @@ from django.urls import include, path
 
 from portal.console.views import admin_sign_in
 
+handler400 = "portal.console.errors.bad_request"
+handler500 = "portal.console.errors.server_error"
+
 urlpatterns = [
     path("", include("portal.console.urls")),
     path("", include("portal.accounts.urls")),

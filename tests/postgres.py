@@ -34,6 +34,7 @@ class Postgres:
     port: int
     identity: dict[str, Any]  # PostgreSQL refuses to run as root
     process: "subprocess.Popen[bytes] | None" = None
+    options: tuple[str, ...] = ()  # of the server, as max_connections=30
 
     @property
     def url(self) -> str:
@@ -43,7 +44,8 @@ class Postgres:
         """Returns when it takes connections."""
         where = ["-D", self.directory, "-p", str(self.port), "-h", "127.0.0.1", "-k", ""]
         with (self.directory / "log").open("ab") as log:
-            command = [program("postgres"), *where, "-c", "fsync=off"]
+            more = [word for option in ("fsync=off", *self.options) for word in ("-c", option)]
+            command = [program("postgres"), *where, *more]
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/", **self.identity)
         until(self.answers)
 
@@ -52,6 +54,20 @@ class Postgres:
         assert self.process is not None
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(30)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Nobody learns that it has stopped: connections stay open, and nothing is said on them."""
+        assert self.process is not None
+        processes = [self.process.pid, *children(self.process.pid)]
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def answers(self) -> bool:
         with contextlib.suppress(psycopg.OperationalError), psycopg.connect(self.url):
@@ -63,9 +79,13 @@ class Postgres:
             return connection.execute(query).fetchall()
 
 
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 @contextlib.contextmanager
-def postgres() -> Iterator[Postgres]:
-    """A new cluster, started."""
+def postgres(*options: str) -> Iterator[Postgres]:
+    """A new cluster, started, with these options (max_connections=30)."""
     directory = Path(tempfile.mkdtemp(prefix="madoguchi-postgres-"))
     identity: dict[str, Any] = {}
     if os.geteuid() == 0:
@@ -74,7 +94,7 @@ def postgres() -> Iterator[Postgres]:
         identity = {"user": person.pw_uid, "group": person.pw_gid, "extra_groups": []}
     command = [program("initdb"), "-D", directory, "-U", "madoguchi", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run([*command, "--locale", "C"], check=True, capture_output=True, cwd="/", **identity)
-    cluster = Postgres(directory, unused_port(), identity)
+    cluster = Postgres(directory, unused_port(), identity, options=options)
     try:
         cluster.start()
         yield cluster

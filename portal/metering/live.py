@@ -236,9 +236,12 @@ def told(one: Answer, keys: dict[int, str]) -> dict[str, Any]:
 
 # --- For open sockets
 def _connected(read: Callable[[int], Frame], number: int) -> Frame:
-    """In a thread that lives long, whose connection to the database may have ended meanwhile."""
+    """In a thread that lives long: its connection may have ended meanwhile, and others want it between two reads."""
     close_old_connections()
-    return read(number)
+    try:
+        return read(number)
+    finally:
+        close_old_connections()
 
 
 class Pulse:

@@ -73,6 +73,12 @@ class Reader:
     def __call__(self, number: int, *, state: bool, replicas: Iterable[int]) -> Frame:
         """`state`: whether somebody looks at hosts and models. `replicas`: whose logs are looked at."""
         close_old_connections()
+        try:
+            return self._read(number, state=state, replicas=replicas)
+        finally:
+            close_old_connections()  # others want it between two reads
+
+    def _read(self, number: int, *, state: bool, replicas: Iterable[int]) -> Frame:
         now = self._clock()
         frame = Frame(number=number, at=now, tails=self._tails(list(replicas), now))
         if not state:

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from django.db import OperationalError
 
 from portal import logs
 
@@ -133,3 +134,29 @@ os.waitpid(pid, 0)
 """
     lines = run(script, subprocess.PIPE).communicate(timeout=30)[1].decode().splitlines()
     assert sorted(json.loads(line)["message"] for line in lines) == ["child", "parent", "parent again"]
+
+
+@pytest.mark.parametrize("layout", [logs.Text(), logs.Json()])
+def test_p3_what_strangers_send_is_one_line_without_a_traceback(layout, client, settings):
+    settings.ALLOWED_HOSTS = ["localhost"]
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(layout.format(record))
+    logging.getLogger("django").addHandler(handler)
+    try:
+        assert client.get("/sign-in/", headers={"host": "evil.example"}).status_code == 400
+    finally:
+        logging.getLogger("django").removeHandler(handler)
+    told = [line for line in lines if "evil.example" in line]
+    assert told
+    assert all("Traceback" not in line and "\n" not in line for line in told)
+
+
+def test_o10_a_database_that_is_away_is_one_line_with_its_cause():
+    try:
+        raise OperationalError("no route to host")
+    except OperationalError:
+        line = logs.Text().format(record("Service Unavailable: %s", "/usage/", exc_info=sys.exc_info()))
+    assert "/usage/" in line
+    assert "no route to host" in line
+    assert "Traceback" not in line
