@@ -1,0 +1,80 @@
+"""Rows of another tenant for every list of the site, each with a mark that its reader would see."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.utils import timezone
+
+from portal.accounts import audit
+from portal.accounts.models import Membership, Tenant, User
+from portal.api import keys as management_keys
+from portal.keys.models import ApiKey
+from portal.metering.models import Quota, QuotaRequest, RefusalHour
+from portal.notices import telling
+from tests.conftest import person
+from tests.pages import key_of, service_key_of, use
+
+MARK = "zzforeign"  # in each text, whatever its case
+AMOUNT = 987_654_321  # of each quota and request, and the tokens of each call; also written with commas
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """`both` belongs to the other tenant as well as to the reader's, with rows in either."""
+
+    tenant: Tenant
+    both: User
+    keys: tuple[ApiKey, ...]
+
+    def seen_in(self, text: str) -> set[str]:
+        """What of it stands in an answer."""
+        sums = [AMOUNT * calls for calls in (1, 2, 3)]
+        marks = {MARK, *map(str, sums), *(f"{number:,}" for number in sums), *(key.prefix for key in self.keys)}
+        return {mark for mark in marks if mark in text.lower() or mark in text}
+
+    def seen_beside_its_name(self, text: str) -> set[str]:
+        """The same, but for the tenant's own name and address: who may see both chooses between them."""
+        for name in (self.tenant.name, f"tenant:{MARK}", f"tenant/{MARK}", f"tenant={MARK}"):
+            text = text.replace(name, "")
+        return self.seen_in(text)
+
+
+def fill(home: Tenant) -> Foreign:
+    """Another tenant with a row in every list, and a member of both whose rows there are nobody's matter in `home`."""
+    tenant = Tenant.objects.create(slug=MARK, name="Zzforeign 部")
+    both = person("dora", home, first_name="Dora")
+    Membership.objects.create(user=both, tenant=tenant)
+    stranger = person(f"{MARK}-eve", tenant, role="admin", first_name="Zzforeign Eve")
+    keys = (
+        key_of(both, tenant, f"{MARK} dora", purpose=MARK, created_by=both),
+        key_of(stranger, tenant, f"{MARK} eve"),
+        service_key_of(tenant, f"{MARK} bot", responsible=stranger),
+    )
+    limit = {"unit": "tokens", "window": "day", "amount": AMOUNT}
+    for owner in (
+        {"tenant": tenant},
+        {"tenant": tenant, "each": "member"},
+        {"tenant": tenant, "each": "service"},
+        {"tenant": tenant, "user": both},
+        {"tenant": tenant, "user": stranger},
+        *({"key": key} for key in keys),
+    ):
+        Quota.objects.create(**owner, **limit)
+    wish = {**limit, "tenant": tenant, "had": 1, "reason": MARK}
+    for asked_by, owner in ((both, {"user": both}), (stranger, {}), (stranger, {"key": keys[2]})):
+        QuotaRequest.objects.create(**wish, asked_by=asked_by, **owner)
+        QuotaRequest.objects.create(
+            **{**wish, "window": "month"}, asked_by=asked_by, **owner, state="refused", note=MARK,
+            decided_by=stranger, decided_at=timezone.now(),
+        )  # fmt: skip
+    for key in keys:
+        use(key, tokens=(AMOUNT, 0), end_user=f"{MARK} customer")
+        RefusalHour.objects.create(
+            hour=timezone.now().replace(minute=0, second=0, microsecond=0), tenant=tenant, user=key.user, key=key,
+            model="qwen", code="rate_limit_exceeded", requests=1,
+        )  # fmt: skip
+    tomorrow = timezone.now() + timedelta(days=1)
+    management_keys.issue(user=stranger, name=MARK, scopes_=["usage:read"], expires_at=tomorrow)
+    telling.tell([stranger], "membership-ended", MARK, tenant=MARK, keys=1)
+    audit.record("key.models", keys[1], "key", after={"models": [MARK]}, tenant=tenant)
+    return Foreign(tenant=tenant, both=both, keys=keys)
