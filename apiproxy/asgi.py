@@ -28,6 +28,7 @@ from apiproxy.gateway import JSON, Gateway
 from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool
 from apiproxy.limits import Limits, Spending
 from apiproxy.metrics import LAYOUT, Metrics
+from apiproxy.protocol import Terms
 from apiproxy.shared_limits import SharedLimits
 from apiproxy.suspects import Suspects
 from apiproxy.tally import Tally
@@ -149,6 +150,7 @@ class Application:
             spool=spool,
             metrics=Metrics(Tally(settings.RUN / "metrics", LAYOUT)),
             budget=Budget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY),
+            terms=Terms(default_answer=settings.GATEWAY_DEFAULT_MAX_TOKENS),
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
             proxies=settings.TRUSTED_PROXIES,

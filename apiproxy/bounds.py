@@ -6,10 +6,13 @@ true) and sent on typed, because another engine reads the same text otherwise: l
 5 and 4294967301 for 5. No I/O. Behind this door no code needs to fear a value.
 """
 
+import json
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import orjson
 
 from apiproxy.errors import BadRequest
 
@@ -25,8 +28,10 @@ MOST_INPUTS = 2048
 LONGEST = 2**20
 # Alternatives to each token: OpenAI's bound, and vLLM's default. llama.cpp takes 1,000,000: 4.5 MB for each token.
 MOST_ALTERNATIVES = 20
-# Levels of lists and objects in each other. Python's own reader and writer of JSON end at about 1,000.
+# Levels of lists and objects in each other, and in a schema or a tool. Python's own reader and writer of JSON end at
+# about 1,000.
 DEEPEST = 100
+DEEPEST_SCHEMA = 254
 # Lists and objects, names, and values of a body. Of a body of 31 MB they could be 10 million, which stop everybody for
 # seconds while they are read and take 750 MB. Token ids of 31 MB are 5 million values.
 MOST_CONTAINERS = 500_000
@@ -147,6 +152,65 @@ def bound(name: str, value: Any) -> int:
 
 _bound = integer(1, INT32)
 
+# Texts that engines compile (rules of a grammar, a regular expression). llama.cpp dies of 100,000 parentheses in each
+# other; 10,000 it bears. What people write has hundreds of characters and a dozen levels.
+LONGEST_RULES = 32 * 1024
+LONGEST_PATTERN = 4096
+DEEPEST_RULES = 100
+# Bytes of a schema, what its lists and objects have in all, and bytes of all tools together. llama.cpp stands still for
+# 28 s over a schema of 1,000 properties and for more than 40 s over one of 5,000 permitted values (one slow core).
+MOST_SCHEMA = 64 * 1024
+MOST_MEMBERS = 2000
+MOST_TOOLS = 1024 * 1024
+
+
+def rules(name: str, value: Any) -> Any:
+    """A grammar (llama.cpp's GBNF, or EBNF)."""
+    if not isinstance(value, str):
+        return value
+    _rules_length(name, value)
+    depth = deepest = 0
+    for bracket in BRACKETS.findall(value):
+        depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST_RULES:
+        raise invalid("too_nested", name, most=f"{DEEPEST_RULES:,}", sent=f"{deepest:,}")
+    return value
+
+
+_rules_length = text(LONGEST_RULES)
+BRACKETS = re.compile(r"[(\[{)\]}]")
+
+
+def pattern(name: str, value: Any) -> Any:
+    """A regular expression."""
+    return rules(name, _pattern_length(name, value))
+
+
+_pattern_length = text(LONGEST_PATTERN)
+
+
+def structured(name: str, value: Any) -> Any:
+    """vLLM's `structured_outputs`: one of several kinds of rules."""
+    if isinstance(value, dict):
+        for kind, reader in STRUCTURED.items():
+            if value.get(kind) is not None:
+                reader(f"{name}.{kind}", value[kind])
+    return value
+
+
+STRUCTURED: Mapping[str, Reader] = {"grammar": rules, "regex": pattern, "choice": items(1024)}
+
+
+def words(name: str, value: Any) -> Any:
+    """Texts at which an answer ends."""
+    for word in value if isinstance(value, list) else ():
+        _word(name, word)
+    return _words(name, _word(name, value))
+
+
+_words, _word = items(64), text(1024)
+
 READERS: Mapping[str, Reader] = {
     "model": text(LONGEST_NAME),
     "stream": boolean,
@@ -170,33 +234,133 @@ READERS: Mapping[str, Reader] = {
     "top_logprobs": _alternatives,
     "prompt_logprobs": _alternatives,
     "n_probs": _alternatives,
+    "logprob_token_ids": items(128),
+    "stop": words,
+    "stop_sequences": words,
+    "stop_token_ids": items(1024),
+    "bad_words": items(1024),
+    "logit_bias": items(1024),
+    "tools": items(512),
+    "functions": items(512),
+    "grammar": rules,
+    "guided_grammar": rules,
+    "guided_regex": pattern,
+    "guided_choice": items(1024),
+    "structured_outputs": structured,
+    "grammar_triggers": items(64),
+    "preserved_tokens": items(1024),
+    "samplers": items(64),
+    "dry_sequence_breakers": words,
+}
+# Members that only the gateway may send, or nobody: they choose whose work an engine does first, in which slot and
+# from whose cache, or give one call several answers behind our back (`n_cmpl`, llama.cpp's other word for `n`).
+OURS = frozenset(
+    {
+        *("priority", "cache_salt", "cache_prompt", "id_slot", "n_cmpl", "request_id", "session_id"),
+        *("kv_transfer_params", "ec_transfer_params"),
+    }
+)
+KNOWN = frozenset({*READERS, *OURS, "messages", "user"})
+# Members whose size as JSON is bounded: what a schema may have is anything.
+SIZED: Mapping[str, int] = {
+    **dict.fromkeys(("response_format", "json_schema", "structured_outputs", "guided_json"), MOST_SCHEMA),
+    **dict.fromkeys(("text", "output_format", "output_config", "grammar_triggers"), MOST_SCHEMA),
+    **dict.fromkeys(("tools", "functions"), MOST_TOOLS),
 }
 
 
 def read(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The members that engines must be told otherwise than they came. Raises BadRequest."""
+    """The members that engines must be told otherwise than they came; None: not at all. Raises BadRequest."""
     typed: dict[str, Any] = {}
     find = READERS.get
     for name, value in fields.items():
         reader = find(name)
-        if reader is not None and value is not None and (known := reader(name, value)) is not value:
+        if reader is None:
+            if name in OURS:
+                typed[name] = None
+            elif name not in KNOWN and name.casefold() in KNOWN:
+                # Engines written in Go or C# take it for the other, which is not what was read here.
+                raise invalid("other_case", name, known=name.casefold())
+        elif value is not None and (known := reader(name, value)) is not value:
             typed[name] = known
+    for name in SIZED.keys() & fields.keys():
+        if isinstance(fields[name], dict | list):
+            sized(name, fields[name])
     return typed
 
 
-def shallow(value: Any) -> bool:
-    """Whether lists and objects are within each other DEEPEST times at most."""
-    level = [value]
-    for _ in range(DEEPEST):
-        level = [
-            inner
-            for outer in level
-            for inner in (outer.values() if type(outer) is dict else outer)
-            if type(inner) is dict or type(inner) is list
-        ]
-        if not level:
-            return True
-    return False
+def sized(name: str, value: Any) -> None:
+    """Bounds what may be any JSON, by its bytes and its levels."""
+    try:
+        length = len(orjson.dumps(value))  # refuses more than DEEPEST_SCHEMA levels: 0.3 µs for a kilobyte
+    except orjson.JSONEncodeError:  # too deep, or with half of a surrogate pair or a number of more than 64 bits
+        levels([value], DEEPEST_SCHEMA)
+        length = len(json.dumps(value))
+    if length > SIZED[name]:
+        raise invalid("too_long", name, most=f"{SIZED[name]:,}", sent=f"{length:,}")
+    if SIZED[name] == MOST_SCHEMA and (count := members(value)) > MOST_MEMBERS:
+        raise invalid("too_many", name, most=f"{MOST_MEMBERS:,}", sent=f"{count:,}")
+
+
+def members(value: Any) -> int:
+    """Of all its lists and objects together."""
+    count, inside = 0, [value]
+    while inside:
+        inner = inside.pop()
+        if isinstance(inner, dict | list):
+            count += len(inner)
+            inside += inner.values() if isinstance(inner, dict) else inner
+    return count
+
+
+# Keys under which a part of a message says where a picture, a recording or a file is: chat's, Responses', Messages'.
+PLACES = frozenset({"image_url", "audio_url", "video_url", "file_url", "source"})
+
+
+def places(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where the parts of messages say that media are, if these are not in them: the member and its text.
+
+    Raises BadRequest for too many levels.
+
+    Tools, schemas and the like are no messages: a tool may have a parameter of such a name.
+    """
+    messages = [value for name, value in fields.items() if name not in SIZED]
+    return [(name, place) for part in levels(messages, DEEPEST) for name, place in _places(part)]
+
+
+def _places(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name in PLACES & part.keys():
+        place = part[name]
+        place = place.get("url") if isinstance(place, dict) else place
+        if isinstance(place, str) and place[:5].lower() != "data:":
+            yield name, place
+
+
+def levels(values: list[Any], most: int) -> list[Mapping[str, Any]]:
+    """Goes through all lists and objects within each other; gives the objects that have one of PLACES.
+
+    Raises BadRequest if one of the values has more levels than `most`.
+    """
+    found: list[Mapping[str, Any]] = []
+    level: list[Any] = [values]
+    for _ in range(most + 1):
+        following: list[Any] = []
+        for outer in level:
+            inner = outer
+            if type(outer) is dict:
+                if not PLACES.isdisjoint(outer):
+                    found.append(outer)
+                inner = outer.values()
+            elif SCALARS.issuperset(map(type, outer)):  # 100,000 token ids: a third of the time
+                continue
+            following += [one for one in inner if type(one) is dict or type(one) is list]
+        if not following:
+            return found
+        level = following
+    raise BadRequest("too_deep", code="invalid_json", most=most)
+
+
+SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def check_density(body: bytes) -> None:

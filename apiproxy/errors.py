@@ -104,6 +104,18 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": '"{param}" may have at most {most} members; {sent} were sent.',
         "ja": "「{param}」の要素は {most} 個までです (送られた数: {sent} 個)。",
     },
+    "too_nested": {
+        "en": '"{param}" may have brackets in each other at most {most} deep; {sent} were sent.',
+        "ja": "「{param}」のかっこの入れ子は {most} 段までです (送られた深さ: {sent} 段)。",
+    },
+    "other_case": {
+        "en": 'The member "{param}" differs from "{known}" only in its letters\' case. Engines may take one for the other.',
+        "ja": "「{param}」は「{known}」と大文字・小文字だけが違います。エンジンによっては同じものとして扱われるため、受け付けません。",
+    },
+    "media_place": {
+        "en": '"{param}" must be a data URL (data:…;base64,…), not {sent}. {allowed}',
+        "ja": "「{param}」には data URL (data:…;base64,…) を指定してください (送られた値: {sent})。{allowed}",
+    },
     "too_many_answers": {
         "en": "One request may ask for at most {most} answers in all; {sent} were asked for.",
         "ja": "1 回のリクエストで求められる回答は合計 {most} 件までです (求められた数: {sent} 件)。",

@@ -17,6 +17,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any
 
 from apiproxy import calllog, openwebui, protocol, transcription
 from apiproxy.balancer import Balancer
@@ -95,6 +96,7 @@ class Gateway:
         spool: Spool,
         metrics: Metrics,
         budget: Budget,
+        terms: protocol.Terms,
         max_body: int,
         max_upload: int,
         proxies: int,
@@ -110,6 +112,7 @@ class Gateway:
         self.spool = spool
         self.metrics = metrics
         self.budget = budget
+        self.terms = terms
         self.refusals = RefusalCounts()
         self._digest = digest
         self._max_upload = max_upload
@@ -322,7 +325,9 @@ class Gateway:
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
         replica = (turn.replica if turn is not None else None) or self._choose(model)
         estimate = (
-            transcription.reservation(upload.expected) if upload else protocol.estimate(call, endpoint, model.context)
+            transcription.reservation(upload.expected)
+            if upload
+            else protocol.estimate(call, endpoint, model, self.terms)
         )
         now = self.wall()
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
@@ -658,9 +663,13 @@ class CallMeter:
             body = b""
             head += f"content-type: {upload.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
         else:
-            priority = protocol.BATCH_PRIORITY if self.key.batch and replica.sorts and self._endpoint.sorted else None
             body = protocol.upstream_body(
-                self._call, self._endpoint, replica.upstream_model, force_stream=assemble, priority=priority
+                self._call,
+                self._endpoint,
+                replica.upstream_model,
+                force_stream=assemble,
+                more=self._members(replica),
+                afresh=self.model.external,
             )
             self._call.lighten()
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -679,6 +688,17 @@ class CallMeter:
         trial, self.trial = self.trial, None
         if trial is not None:
             trial.release()
+
+    def _members(self, replica: Replica) -> dict[str, Any]:
+        """What the engine is told beside what the client says."""
+        limited = any(
+            limit.counter.unit == "tokens" and limit.counter.model in (None, self.model.id) for limit in self.key.limits
+        )
+        call, endpoint = self._call, self._endpoint
+        members: dict[str, Any] = protocol.bounding(call, endpoint, self.model, self._gateway.terms, limited=limited)
+        if self.key.batch and replica.sorts and endpoint.sorted:
+            members["priority"] = protocol.BATCH_PRIORITY
+        return members
 
     @property
     def urgent(self) -> bool:
@@ -740,7 +760,7 @@ class CallMeter:
 
     def guess(self, seconds: float) -> int:
         made = self._gateway.paces.guess(self.model.id, seconds) * self._call.answers
-        return round(min(made, protocol.most_generated(self._call, self._endpoint, self.model.context)))
+        return round(min(made, protocol.most_generated(self._call, self._endpoint, self.model)))
 
     def finish(self) -> None:
         """The call is over. What no exchange has metered was refused by the engine, or never reached one."""

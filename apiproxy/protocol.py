@@ -3,7 +3,7 @@
 import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,12 +20,11 @@ from apiproxy.tokens import MOST_TOKENS, Tokens, number, tokens
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
 # token for English and about 1.5 for Japanese, which is 3 bytes a character in UTF-8: 3 bytes per token errs upwards.
 BYTES_PER_TOKEN = 3
-# What a call may generate at most when it does not say. Only a reservation: settled by what was really generated.
-DEFAULT_MAX_TOKENS = 1024
 # What vLLM is told of a batch key's call: it takes waiting requests in the order of their priority, the lowest first;
 # all others have 0. A client's own word on it is nothing to go by: everybody would be first.
 BATCH_PRIORITY = 1
-MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+# Every engine's words for the bound of an answer. Which wins differs: llama.cpp takes `n_predict` before all others.
+MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 ENDS = 8 * 1024  # bytes of each end by which a large body is known
 END_USER = 64  # characters of the body's "user" that are kept
 
@@ -36,7 +35,8 @@ class Endpoint:
 
     `tasks`: what a model must be for. `costs`: what a call can use up; "sound": it is an upload. `streams`: takes
     `stream`. `everywhere`: every engine that serves such a model has it; of other paths the engine may say that it has
-    not. `sorted`: engines that sort waiting calls know its `priority`.
+    not. `sorted`: engines that sort waiting calls know its `priority`. `bound`: its words for the most tokens of an
+    answer, the first wins. `short`: where none is stated, vLLM's answers have 16 tokens, as OpenAI's description says.
     """
 
     path: str
@@ -46,6 +46,8 @@ class Endpoint:
     everywhere: bool = False
     sorted: bool = False
     dialect: Dialect = CHAT
+    bound: tuple[str, ...] = ("max_tokens",)
+    short: bool = False
 
 
 TEXT = frozenset({"chat"})
@@ -58,9 +60,21 @@ HEARING = frozenset({"transcription", "chat"})
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", TEXT, "prompt and answer", streams=True, everywhere=True, sorted=True),
-        Endpoint("/v1/completions", TEXT, "prompt and answer", streams=True, everywhere=True, sorted=True),
-        Endpoint("/v1/responses", TEXT, "prompt and answer", streams=True, sorted=True, dialect=RESPONSES),
+        Endpoint(
+            *("/v1/chat/completions", TEXT, "prompt and answer"),
+            streams=True,
+            everywhere=True,
+            sorted=True,
+            bound=("max_completion_tokens", "max_tokens"),
+        ),
+        Endpoint("/v1/completions", TEXT, "prompt and answer", streams=True, everywhere=True, sorted=True, short=True),
+        Endpoint(
+            *("/v1/responses", TEXT, "prompt and answer"),
+            streams=True,
+            sorted=True,
+            dialect=RESPONSES,
+            bound=("max_output_tokens",),
+        ),
         Endpoint("/v1/messages", TEXT, "prompt and answer", streams=True, dialect=MESSAGES),
         Endpoint("/v1/messages/count_tokens", TEXT, "nothing", dialect=MESSAGES),
         Endpoint("/v1/embeddings", VECTORS, "prompt", everywhere=True),
@@ -87,9 +101,9 @@ class Call:
     end_user: str
     n: int = 1  # answers that are wanted to each prompt
     prompts: int = 1
-    typed: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # members that engines would read otherwise than we do, as we read them
+    # Members that engines would read otherwise than we do, as we read them; None: they are not told.
+    typed: Mapping[str, Any] = field(default_factory=dict)
+    media: Sequence[tuple[str, str]] = ()  # where its pictures and recordings are, with the member that says so
     share: Share | None = None
     size: int = field(init=False)  # of the body in bytes
 
@@ -132,24 +146,72 @@ class Call:
                 self.share.give_back(self.share.held - len(self.body))
 
 
-def estimate(call: Call, endpoint: Endpoint, context: int | None = None) -> int:
-    """The most tokens that this call can be expected to use of a model with this context (None: not known)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What the operator has set about request bodies."""
+
+    # Tokens of an answer whose call states no bound but falls under a limit of tokens. It has to have one, for what is
+    # reserved must be what the engine obeys. 1,024 would cut what people wait for; all of a context of 128 K would let
+    # eight open calls use up a day's million for all colleagues while they run.
+    default_answer: int = 8192
+
+
+def stated(call: Call, endpoint: Endpoint) -> int | None:
+    """The most tokens of each answer as the client says; by a word of another API if there is none of this one."""
+    for name in (*endpoint.bound, *MAX_TOKENS):
+        if (value := call.value(name)) is not None and value > 0:
+            return int(value)
+    return None
+
+
+def answer(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
+    """The most tokens that are reserved for each answer."""
+    return min(stated(call, endpoint) or terms.default_answer, model.context or bounds.LONGEST)
+
+
+def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: bool) -> dict[str, int | None]:
+    """The members by which the engine is told what was reserved, and (None) those that it could obey instead.
+
+    `limited`: the call falls under a limit of tokens. Without one an answer of no stated bound may go on until the
+    context ends, as everywhere.
+    """
+    if endpoint.costs != "prompt and answer":
+        return {}
+    if stated(call, endpoint) is None and (
+        not limited or (endpoint.short and model.stops_unary and not model.external)
+    ):
+        return {}
+    told = [name for name in endpoint.bound if call.value(name) is not None] or [endpoint.bound[0]]
+    if not model.stops_unary and "max_tokens" in endpoint.bound:
+        told.append("max_tokens")  # llama-cpp-python knows no other
+    most = answer(call, endpoint, model, terms)
+    members: dict[str, int | None] = {}
+    for name in MAX_TOKENS:
+        wanted, came = most if name in told else None, call.fields.get(name)
+        if wanted != came or type(wanted) is not type(came):
+            members[name] = wanted
+    return members
+
+
+def estimate(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
+    """The most tokens that this call can be expected to use."""
     if endpoint.costs == "nothing":
         return 0
     prompt = call.prompt_estimate
     if endpoint.costs != "prompt and answer":
         return min(prompt, MOST_TOKENS)
-    return min(prompt + most_generated(call, endpoint, context), (context or bounds.LONGEST) * call.answers)
+    answers = answer(call, endpoint, model, terms) * call.answers
+    return min(prompt + answers, (model.context or bounds.LONGEST) * call.answers)
 
 
-def most_generated(call: Call, endpoint: Endpoint, context: int | None = None) -> int:
-    """The most tokens that all its answers together can be expected to have."""
+def most_generated(call: Call, endpoint: Endpoint, model: Model) -> int:
+    """The most tokens that all its answers together can have."""
     if endpoint.costs == "sound":
         return transcription.spoken(call.prompt_estimate)
     if endpoint.costs != "prompt and answer":
         return 0
-    stated = next((value for name in MAX_TOKENS if (value := call.value(name) or 0) > 0), DEFAULT_MAX_TOKENS)
-    return min(stated, context or bounds.LONGEST) * call.answers
+    most = model.context or bounds.LONGEST
+    return min(stated(call, endpoint) or most, most) * call.answers
 
 
 def parse(body: bytes) -> Call:
@@ -159,11 +221,10 @@ def parse(body: bytes) -> Call:
     fields = decoded(body)
     if not isinstance(fields, dict):
         raise BadRequest("not_an_object", code="invalid_json")
-    if body.count(b"[") + body.count(b"{") > bounds.DEEPEST and not bounds.shallow(fields):
-        raise BadRequest("too_deep", code="invalid_json", most=bounds.DEEPEST)
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("missing_model", code="invalid_value", param="model")
+    media = bounds.places(fields)
     typed = bounds.read(fields)
     known = {**fields, **typed} if typed else fields
     options = known.get("stream_options")
@@ -177,6 +238,7 @@ def parse(body: bytes) -> Call:
         n=max(known.get("n") or 1, known.get("best_of") or 1),
         prompts=prompts(fields.get("prompt")),
         typed=typed,
+        media=media,
     )
     if call.answers > bounds.MOST_INPUTS:
         most, sent = f"{bounds.MOST_INPUTS:,}", f"{call.answers:,}"
@@ -213,34 +275,54 @@ def end_user(user: Any) -> str:
 
 
 def upstream_body(
-    call: Call, endpoint: Endpoint, model: str, *, force_stream: bool, priority: int | None = None
+    call: Call,
+    endpoint: Endpoint,
+    model: str,
+    *,
+    force_stream: bool,
+    more: Mapping[str, Any] | None = None,
+    afresh: bool = False,
 ) -> bytes:
-    """The body for the engine: as it came but for the model's name there, the request for usage and the priority.
+    """The body for the engine: as it came but for the model's name there, the request for usage, what was read
+    otherwise than it came, and `more`: members to set, or (None) to leave out.
 
     A member is put in front of the bytes where possible: decoding and encoding a long conversation costs more than
-    all the rest of a call. `force_stream` asks for a stream although the client did not.
+    all the rest of a call. `force_stream` asks for a stream although the client did not. `afresh`: for an engine that
+    we do not know. It is sent what we understood, each member once: of two it might take the first. (vLLM and
+    llama.cpp take the last, as we do.) Numbers of more than 64 bits become the nearest that JavaScript knows.
     """
-    added: dict[str, Any] = dict(call.typed)
+    changes: dict[str, Any] = {**call.typed, **more} if more else dict(call.typed)
     if endpoint.streams and endpoint.dialect.asks_usage and (force_stream or (call.stream and not call.asks_usage)):
-        added["stream_options"] = {**(call.value("stream_options") or {}), "include_usage": True}
+        changes["stream_options"] = {**(call.value("stream_options") or {}), "include_usage": True}
     if force_stream:
-        added["stream"] = True
+        changes["stream"] = True
     if model != call.model:
-        added["model"] = model
-    if priority is not None:
-        added["priority"] = priority
-    theirs = "priority" in call.fields
-    if not added and not theirs:
+        changes["model"] = model
+    if afresh:
+        fields = call.fields if call.size <= SMALL_SHARE else decoded(call.body)  # not what was made lighter
+        with contextlib.suppress(orjson.JSONEncodeError):  # half of a surrogate pair, a very long number
+            return orjson.dumps(merged(fields, changes))
+    if not changes and not afresh:
         return call.body
-    if theirs or any(name in call.fields for name in added):
+    if afresh or any(name in call.fields for name in changes):
         # Read again, because orjson rounds what is beyond 64 bits. Half of a surrogate pair (an emoji that a client
         # cut) is escaped as it came; UTF-8 cannot hold it.
-        kept = decoded_exactly(call.body)
-        kept.pop("priority", None)
-        return json.dumps({**kept, **added}, ensure_ascii=False).encode(errors="backslashreplace")
+        kept = merged(decoded_exactly(call.body), changes)
+        return json.dumps(kept, ensure_ascii=False).encode(errors="backslashreplace")
     start = call.body.index(b"{") + 1
-    front = json.dumps(added).encode()[:-1]
-    return front + (b"," if len(call.fields) else b"") + call.body[start:]
+    front = json.dumps(merged({}, changes)).encode()[:-1]
+    return front + (b"," if len(call.fields) and len(front) > 1 else b"") + call.body[start:]
+
+
+def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The members with these set, or (None) left out."""
+    if not changes:
+        return dict(fields)
+    kept = {**fields, **changes}
+    for name, value in changes.items():
+        if value is None:
+            del kept[name]
+    return kept
 
 
 # Up to so many bytes all of an answer is decoded: 20 µs at most.
@@ -271,14 +353,21 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
     return None
 
 
+# Bytes of an unary answer that are not text.
+FRAME = 256
+
+
 def used(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Tokens, bool]:
     """What an unary answer says that it used, and whether that had to be estimated."""
     if endpoint.costs == "nothing":
         return Tokens(), False
     if endpoint.costs == "sound":
         return transcription.used(body, call.prompt_estimate)
-    usage = usage_in(body)
-    return (Tokens(prompt=call.prompt_estimate), True) if usage is None else (tokens(usage), False)
+    told = tokens(usage_in(body))
+    if told is not None:
+        return told, False
+    text = max(0, len(body) - FRAME) if endpoint.costs == "prompt and answer" else 0
+    return Tokens(prompt=call.prompt_estimate, completion=text // BYTES_PER_TOKEN), True
 
 
 CONTEXT = re.compile(r"exceed_context_size|context.{0,20}(length|size|window)|maximum model length|max_model_len", re.I)

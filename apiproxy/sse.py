@@ -146,8 +146,8 @@ class ChunkReader(Reader):
         return self.usage is not None or b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:
-        if self.usage is not None:
-            return tokens(self.usage), False
+        if (told := tokens(self.usage)) is not None:
+            return told, False
         # One event carries about one token; the first one only says who speaks.
         return Tokens(prompt=prompt, completion=max(0, self.events - 1)), True
 
@@ -208,9 +208,8 @@ class SeveralReader(ChunkReader):
         return self.error is None and bool(self._ended) and self._seen == self._ended
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:
-        if self.usage is None:
+        if (told := tokens(self.usage)) is None:
             return Tokens(prompt=prompt, completion=self.events), True
-        told = tokens(self.usage)
         if told.completion >= self.events:
             return told, False
         return told._replace(completion=self.events), True
@@ -275,9 +274,10 @@ class TypedReader(Reader):
         return self.done and self.error is None
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:
-        told = tokens(self.usage or {})
-        if self.done and self.usage:
+        told = tokens(self.usage)
+        if told is not None and self.done:
             return told, False
+        told = told or Tokens()
         return Tokens(prompt=told.prompt or prompt, cached=told.cached, completion=self.events), True
 
     def _event(self, event: bytes) -> bytes:
@@ -336,7 +336,9 @@ def added(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
     """One usage object of several. Each of `n` answers to the same prompt tells the whole prompt: it counts once."""
     if len(usages) == 1:
         return usages[0]
-    told = [tokens(usage) for usage in usages]
+    told = [found for usage in usages if (found := tokens(usage)) is not None]
+    if not told:  # nonsense, each of them
+        return usages[0]
     prompt, cached = sum(one.prompt for one in told) // n, sum(one.cached for one in told) // n
     completion = sum(one.completion for one in told)
     return {

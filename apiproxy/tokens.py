@@ -25,31 +25,56 @@ class Tokens(NamedTuple):
         return self if self.total <= most else Tokens(*(min(one, most) for one in self))
 
 
-def tokens(usage: dict[str, Any]) -> Tokens:
-    """An engine's usage object as numbers; what is absent or nonsense counts as 0.
+def tokens(usage: Any) -> Tokens | None:
+    """An engine's usage object as numbers; None if it is none, or if a number in it is nonsense: estimate then.
 
     Chat, completions and embeddings say `prompt_tokens`; Responses says `input_tokens`; so does Messages, which leaves
-    cached ones out of them. vLLM's rerank gives `total_tokens` alone.
+    cached ones out of them. vLLM's rerank gives `total_tokens` alone. Of details, nonsense counts as 0.
     """
-    completion = number(usage.get("completion_tokens", usage.get("output_tokens")))
-    details = usage.get("completion_tokens_details") or usage.get("output_tokens_details") or NOTHING
-    prompt, cached = _prompt(usage)
+    if not isinstance(usage, dict):
+        return None
+    completion = _sum(usage.get("completion_tokens", usage.get("output_tokens")))
+    told = _prompt(usage)
+    if completion is None or told is None:
+        return None
+    prompt, cached = told
+    reasoning = number(_details(usage, "completion_tokens_details", "output_tokens_details").get("reasoning_tokens"))
     return Tokens(
-        prompt=prompt, cached=cached, completion=completion, reasoning=number(details.get("reasoning_tokens"))
+        prompt=prompt, cached=min(cached, prompt), completion=completion, reasoning=min(reasoning, completion)
     )
 
 
-def _prompt(usage: dict[str, Any]) -> tuple[int, int]:
+def _prompt(usage: dict[str, Any]) -> tuple[int, int] | None:
     """All tokens of the prompt, and how many of them the engine had in its cache."""
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or NOTHING
-    cached = number(details.get("cached_tokens"))
+    cached = number(_details(usage, "prompt_tokens_details", "input_tokens_details").get("cached_tokens"))
     if "prompt_tokens" in usage:
-        return number(usage["prompt_tokens"]), cached
-    if "input_tokens" in usage:
-        read, written = (number(usage.get(f"cache_{what}_input_tokens")) for what in ("read", "creation"))
-        return number(usage["input_tokens"]) + read + written, cached + read
-    return number(usage.get("total_tokens")), cached
+        prompt = _sum(usage["prompt_tokens"])
+    elif "input_tokens" in usage:
+        read = number(usage.get("cache_read_input_tokens"))
+        prompt = _sum(usage["input_tokens"], read, number(usage.get("cache_creation_input_tokens")))
+        cached += read
+    elif "total_tokens" in usage:
+        prompt = _sum(usage["total_tokens"])
+    else:
+        return None
+    return None if prompt is None else (prompt, cached)
+
+
+def _sum(told: Any, *more: int) -> int | None:
+    """What is told with these; None if it is nonsense. What is absent counts as 0."""
+    if told is None:
+        return sum(more)
+    return int(told) + sum(more) if is_number(told) else None
+
+
+def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
+    found = next((details for name in names if (details := usage.get(name))), NOTHING)
+    return found if isinstance(found, dict) else NOTHING
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
 
 
 def number(value: Any) -> int:
-    return value if isinstance(value, int) and 0 <= value <= MOST_TOKENS else 0
+    return int(value) if is_number(value) else 0

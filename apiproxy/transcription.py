@@ -61,7 +61,7 @@ def used(body: bytes, estimate: int) -> tuple[Tokens, bool]:
 
 def _told(usage: dict[str, Any]) -> Tokens | None:
     counted = tokens(usage)
-    return counted if counted.total else None
+    return counted if counted is not None and counted.total else None
 
 
 def _text(text: bytes) -> int:
@@ -94,10 +94,10 @@ class TranscriptReader(ChunkReader):
         return self.error is None and (self._whole_text or super().finished())
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:
-        counted, _ = super().used(prompt)
+        counted, estimated = super().used(prompt)
         if self.usage is None:
             return counted, True
-        if counted.total:
+        if counted.total and not estimated:
             return counted, False
         seconds = _of_seconds(self.usage.get("seconds"))
         said = max(0, self.events - 1)

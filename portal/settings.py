@@ -237,6 +237,7 @@ REDIS_URL = env.str("REDIS_URL", "")
 REDIS_PREFIX = env.str("REDIS_PREFIX", "madoguchi")
 GATEWAY_WORKERS = env.int("GATEWAY_WORKERS", 1, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
+GATEWAY_DEFAULT_MAX_TOKENS = env.int("GATEWAY_DEFAULT_MAX_TOKENS", 8192, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_UPLOAD = env.int("GATEWAY_MAX_UPLOAD_MB", 200, validate=environs.validate.Range(min=1)) * 1024 * 1024
 # What callers may make one gateway process hold: all of them together, and one key.
 POSITIVE = environs.validate.Range(min=1)

@@ -9,10 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from apiproxy import protocol, sse
-from apiproxy.bounds import READERS
+from apiproxy.bounds import OURS, READERS
 from apiproxy.errors import BadRequest, Refusal
 from apiproxy.protocol import ENDPOINTS
 from apiproxy.upstream import Address, Broken, Connection, Pool
+from tests.apiproxy.served import SERVED
 from tests.engine import DONE, FINISH, event
 
 places = st.lists(st.integers(min_value=0), max_size=30)
@@ -155,10 +156,10 @@ def test_every_body_is_a_call_or_a_bad_request(body, path, force):
     endpoint = ENDPOINTS[path]
     assert call.model
     assert isinstance(call.end_user.encode(), bytes)
-    assert protocol.estimate(call, endpoint) >= 0
+    assert protocol.estimate(call, endpoint, SERVED, protocol.Terms()) >= 0
     sent = json.loads(protocol.upstream_body(call, endpoint, "theirs", force_stream=force))
     assert sent["model"] == "theirs"
-    mine = {name: value for name, value in json.loads(body).items() if name not in READERS}
+    mine = {name: value for name, value in json.loads(body).items() if name not in READERS and name not in OURS}
     assert json.dumps({name: sent[name] for name in mine}) == json.dumps(mine)  # NaN is not equal to itself
 
 

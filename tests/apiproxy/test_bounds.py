@@ -1,6 +1,7 @@
 """The door: whatever number, text or shape a client sends, nothing behind it counts with what no model can make."""
 
 import json
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from apiproxy import bounds, protocol
 from apiproxy.errors import BadRequest
 from apiproxy.ledger import Spool
-from apiproxy.protocol import ENDPOINTS
+from apiproxy.protocol import ENDPOINTS, Terms
 from apiproxy.tokens import MOST_TOKENS
 from portal.metering.models import Quota
-from tests.engine import ANSWER, unary
+from tests.apiproxy.served import SERVED
+from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
+SMALL = replace(SERVED, context=2048)
 COUNTED = [
     "n",
     "best_of",
@@ -74,9 +77,9 @@ def test_m1_what_is_not_said_is_not_refused(name):
 
 @pytest.mark.parametrize("text", ['"n":2,"max_tokens":1000000000', '"n":2,"max_tokens":2147483647', '"n":"2"'])
 def test_m1_no_call_is_counted_for_more_than_the_models_context_for_each_answer(text):
-    assert protocol.estimate(call(text), CHAT, 2048) <= 2 * 2048
-    assert protocol.most_generated(call(text), CHAT, 2048) <= 2 * 2048
-    assert protocol.most_generated(call(text), CHAT) <= 2 * bounds.LONGEST
+    assert protocol.estimate(call(text), CHAT, SMALL, Terms()) <= 2 * 2048
+    assert protocol.most_generated(call(text), CHAT, SMALL) <= 2 * 2048
+    assert protocol.most_generated(call(text), CHAT, SERVED) <= 2 * bounds.LONGEST
 
 
 def test_m1_prompts_and_answers_are_bounded_together():
@@ -100,7 +103,7 @@ def test_t3_no_number_makes_a_reservation_negative(text):
 
 
 def test_t3_no_bound_is_no_negative_bound():
-    assert protocol.most_generated(call('"max_tokens": -1'), CHAT, 2048) > 0
+    assert protocol.most_generated(call('"max_tokens": -1'), CHAT, SMALL) > 0
 
 
 anything = st.one_of(
@@ -127,10 +130,10 @@ def test_m1_whatever_passes_the_door_is_within_its_bounds(fields, path):
         return
     endpoint = ENDPOINTS[path]
     assert 1 <= known.answers <= bounds.MOST_INPUTS
-    for context in (None, 512):
-        most = known.answers * (context or bounds.LONGEST)
-        assert 0 <= protocol.most_generated(known, endpoint, context) <= most
-        assert 0 <= protocol.estimate(known, endpoint, context) <= max(most, MOST_TOKENS)
+    for model in (SERVED, SMALL):
+        most = known.answers * (model.context or bounds.LONGEST)
+        assert 0 <= protocol.most_generated(known, endpoint, model) <= most
+        assert 0 <= protocol.estimate(known, endpoint, model, Terms()) <= max(most, MOST_TOKENS)
     told = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False))
     for name in set(COUNTED) & set(told):
         assert told[name] is None or type(told[name]) is int
@@ -195,3 +198,248 @@ def test_m1_sums_of_the_largest_records_can_be_told(counter):
         assert counter.chat(script=boasting(MOST_TOKENS)).status_code == 200
     for row in counter.usage(3):
         assert max(row.prompt_tokens, row.completion_tokens) <= MOST_TOKENS
+
+
+# --- what is reserved is what the engine obeys
+
+LLAMA_CPP = replace(SMALL, stops_unary=False)
+
+
+def obeyed(model, path: str, body: dict) -> object:
+    """The bound that an engine obeys, as vLLM 0.32 and llama.cpp b11549 were seen to read their members."""
+    own = ENDPOINTS[path].bound
+    before = () if model.stops_unary or path == "/v1/messages" else ("n_predict", "max_completion_tokens", "max_tokens")
+    if path == "/v1/responses":
+        before = before[:2]
+    return next((body[name] for name in (*before, *own) if body.get(name) is not None), None)
+
+
+@pytest.mark.parametrize("model", [SMALL, LLAMA_CPP, replace(SMALL, external=True), replace(LLAMA_CPP, external=True)])
+@pytest.mark.parametrize("limited", [True, False])
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"max_tokens": 1, "n_predict": 60}),
+        ("/v1/chat/completions", {"max_tokens": 60, "max_completion_tokens": 1}),
+        ("/v1/chat/completions", {"max_tokens": "7"}),
+        ("/v1/chat/completions", {"max_tokens": 10**9}),
+        ("/v1/chat/completions", {"max_tokens": -1, "n_predict": 60}),
+        ("/v1/chat/completions", {"n_predict": 60}),
+        ("/v1/completions", {"max_tokens": 1, "max_completion_tokens": 60}),
+        ("/v1/messages", {"max_completion_tokens": 1, "max_tokens": 60}),
+        ("/v1/responses", {"max_tokens": 1, "max_output_tokens": 60}),
+        ("/v1/responses", {"max_output_tokens": 1, "n_predict": 60, "max_completion_tokens": 50}),
+    ],
+)
+def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
+    endpoint, known = ENDPOINTS[path], protocol.parse(json.dumps({"model": "m", **fields}).encode())
+    members = protocol.bounding(known, endpoint, model, Terms(), limited=limited)
+    body = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False, more=members))
+    reserved = protocol.answer(known, endpoint, model, Terms())
+    assert obeyed(model, path, body) == reserved <= 2048
+    assert protocol.estimate(known, endpoint, model, Terms()) >= reserved
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": None}, {"max_tokens": -1}, {"n_predict": -1}])
+def test_m2_under_a_limit_of_tokens_no_answer_is_without_bound(path, fields):
+    endpoint, known = ENDPOINTS[path], protocol.parse(json.dumps({"model": "m", **fields}).encode())
+    for model in (SERVED, LLAMA_CPP):
+        members = protocol.bounding(known, endpoint, model, Terms(default_answer=100), limited=True)
+        body = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False, more=members))
+        assert obeyed(model, path, body) == protocol.answer(known, endpoint, model, Terms(default_answer=100)) == 100
+        # Without one the answer may go on until the context ends, as everywhere.
+        assert protocol.bounding(known, endpoint, model, Terms(), limited=False) == {}
+
+
+def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):
+    counter.model.context = 2048
+    counter.model.save()
+    Quota.objects.create(key=counter.key_row, unit="tokens", window="month", amount=20_000)
+    counter.informed()
+    with counter.stream(max_tokens=10**9, script=[{"send": SSE}, {"events": 1}, {"hang": True}]) as stream:
+        next(stream.iter_lines())
+        assert counter.chat().status_code == 200
+    bounds_told = [seen["body"].get("max_tokens") for seen in counter.engine.seen()["requests"]]
+    assert bounds_told[0] == 2048
+
+
+def test_m2_an_answer_without_bound_is_told_one_where_tokens_are_limited(counter, settings):
+    assert counter.chat().status_code == 200
+    Quota.objects.create(key=counter.key_row, unit="tokens", window="month", amount=20_000)
+    counter.informed()
+    assert counter.chat().status_code == 200
+    free, limited = (seen["body"] for seen in counter.engine.seen()["requests"])
+    assert not {"max_tokens", "max_completion_tokens"} & free.keys()
+    assert limited["max_completion_tokens"] == settings.GATEWAY_DEFAULT_MAX_TOKENS
+
+
+# --- types
+
+
+@pytest.mark.parametrize("value", [1, 1.0, "true", "True", "1", "yes", "on"])
+def test_m3_what_an_engine_takes_for_a_stream_is_metered_as_one(counter, value):
+    script = [{"send": SSE}, {"events": 20}, {"send": chunk(FINISH + usage_event(7, 2000) + DONE) + "0\r\n\r\n"}]
+    answer = counter.chat(stream=value, script=script)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    (seen,) = counter.engine.seen()["requests"]
+    assert (seen["body"]["stream"], seen["body"]["stream_options"]) == (True, {"include_usage": True})
+    assert [row.completion_tokens for row in counter.usage()] == [2000]
+
+
+@pytest.mark.parametrize("value", [0, "false", "off", "no"])
+def test_m3_what_an_engine_takes_for_no_stream_is_none(value):
+    assert not call(f'"stream": {json.dumps(value)}').stream
+    assert sent(f'"stream": {json.dumps(value)}')["stream"] is False
+
+
+@pytest.mark.parametrize("value", ["maybe", 2, -1, 0.5, [], {}, "", "truee"])
+def test_m3_what_is_neither_true_nor_false_is_refused_by_name(value):
+    assert refused(f'"stream": {json.dumps(value)}').param == "stream"
+    options = json.dumps({"include_usage": value})
+    assert refused(f'"stream_options": {options}').param == "stream_options.include_usage"
+
+
+def test_m3_usage_is_asked_for_whatever_a_client_calls_no():
+    body = sent('"stream": true, "stream_options": {"include_usage": "false"}')
+    assert body["stream_options"] == {"include_usage": True}
+    assert not call('"stream": true, "stream_options": {"include_usage": "false"}').asks_usage
+
+
+NONSENSE: list = [
+    {"prompt_tokens": -7, "completion_tokens": -5},
+    {"prompt_tokens": "7", "completion_tokens": "5"},
+    {"prompt_tokens": 10**30, "completion_tokens": 5},
+    {},
+    "many",
+    None,
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("usage", NONSENSE)
+def test_m4_nonsense_in_an_engines_usage_makes_no_answer_free(counter, usage, stream):
+    words = "word " * 300
+    unary_answer = {**ANSWER, "choices": [{**ANSWER["choices"][0], "message": {"content": words}}], "usage": usage}
+    end = event([], usage=usage) + FINISH + DONE
+    script = [{"send": unary(200, unary_answer)}]
+    if stream:
+        script = [{"send": SSE}, {"events": 300}, {"send": chunk(end) + "0\r\n\r\n"}]
+    assert counter.chat(stream=stream, script=script).status_code == 200
+    (row,) = counter.usage()
+    assert (row.estimated, row.status) == (True, "finished")
+    assert row.prompt_tokens > 0
+    assert 250 < row.completion_tokens < 700
+
+
+@pytest.mark.parametrize(
+    "details", [["cached_tokens"], "cached_tokens", 7, {"cached_tokens": "x"}, {"cached_tokens": -1}]
+)
+def test_m4_odd_details_of_usage_cost_nobody_an_answer(counter, details):
+    usage = {"prompt_tokens": 7, "completion_tokens": 5, "prompt_tokens_details": details}
+    answer = counter.chat(script=[{"send": unary(200, {**ANSWER, "usage": usage})}])
+    assert answer.status_code == 200
+    (row,) = counter.usage()
+    assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens, row.estimated) == (7, 0, 5, False)
+
+
+# --- shapes
+
+
+@pytest.mark.parametrize("name", ["MODEL", "Max_Tokens", "STREAM", "N", "\u017ftream", "Messages", "Cache_Salt"])
+def test_g6_a_member_that_differs_in_case_alone_is_refused_by_name(name):
+    assert refused(f'"{name}": 1').param == name
+
+
+def test_g6_an_engine_that_we_do_not_know_is_sent_each_member_once():
+    for text in ('"n": 1, "n": 2', '"\\u006e": 1, "n": 2', '"n": 1, "\\u006e": 2'):
+        known = call(text)
+        body = protocol.upstream_body(known, CHAT, "m", force_stream=False, afresh=True)
+        pairs = json.loads(body, object_pairs_hook=list)
+        assert dict(pairs)["n"] == known.n == 2
+        assert len(pairs) == 2
+
+
+def test_g6_what_a_fast_writer_refuses_is_sent_once_as_well():
+    known = call('"a": "\\ud83d", "b": 1e400, "n": 1, "n": 2')
+    pairs = json.loads(
+        protocol.upstream_body(known, CHAT, "m", force_stream=False, afresh=True), object_pairs_hook=list
+    )
+    assert [name for name, _ in pairs] == ["model", "a", "b", "n"]
+
+
+@pytest.mark.parametrize("depth", [101, 900, 1010, 100_000])
+@pytest.mark.parametrize("name", ["messages", "tools", "response_format", "x"])
+@pytest.mark.parametrize("kind", ["[]", '{"a":}', '["😀", {"a":}, "\\ud83d"]'])
+def test_g6_json_nested_too_deep_is_refused_before_anything_is_done(depth, name, kind):
+    begin, end = (kind[:1], kind[1:]) if kind == "[]" else kind.split(":", 1)
+    begin += ":" if kind != "[]" else ""
+    if depth < 255 and name in bounds.SIZED:
+        depth = 255
+    with pytest.raises(BadRequest) as caught:
+        call(f'"{name}":' + begin * depth + "1" + end * depth)
+    assert caught.value.code == "invalid_json"
+
+
+def test_g6_what_people_nest_is_taken():
+    for depth, name in ((95, "x"), (250, "tools")):
+        known = call(f'"{name}":' + "[" * depth + "]" * depth)
+        protocol.upstream_body(known, CHAT, "other", force_stream=True)
+
+
+def test_g14_known_poisons_end_here():
+    for name in ("grammar", "guided_grammar"):
+        assert refused(f'"{name}": "root ::= {"(" * 100_000}"').param == name
+        assert refused(f'"{name}": "root ::= {"(" * 101}"').facts["sent"] == "101"
+        call(f'"{name}": {json.dumps(GRAMMAR)}')
+    assert refused(f'"structured_outputs": {{"grammar": "{"[" * 200}"}}').param == "structured_outputs.grammar"
+    assert refused(f'"structured_outputs": {{"regex": "{"a" * 5000}"}}').param == "structured_outputs.regex"
+    assert refused(f'"guided_regex": "{"(a" * 200}"').param == "guided_regex"
+
+
+GRAMMAR = 'root ::= "a" ("b" | [c-d]{2,3})*\n' * 50
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("response_format", {"json_schema": {"schema": {"enum": [str(number) for number in range(2500)]}}}),
+        ("json_schema", {"properties": {f"p{number}": {"type": "string"} for number in range(1100)}}),
+        ("json_schema", {"description": "x" * 70_000}),
+        ("response_format", {"json_schema": {"schema": {"const": "\ud83d" * 20_000}}}),
+        ("tools", [{"type": "function", "function": {"name": f"f{number}"}} for number in range(513)]),
+        ("tools", [{"type": "function", "function": {"name": "f", "description": "x" * 1_100_000}}]),
+        ("stop", ["a"] * 65),
+        ("stop", "a" * 1025),
+        ("stop", ["a" * 1025]),
+        ("stop_token_ids", list(range(1025))),
+        ("bad_words", ["a"] * 1025),
+        ("logit_bias", {str(number): 1 for number in range(1025)}),
+        ("guided_choice", ["a"] * 1025),
+        ("samplers", ["top_k"] * 65),
+        ("dry_sequence_breakers", ["a" * 1025]),
+        ("logprob_token_ids", list(range(129))),
+        ("model", "m" * 257),
+    ],
+)
+def test_g14_lists_texts_and_schemas_have_stated_sizes(name, value):
+    with pytest.raises(BadRequest) as caught:
+        protocol.parse(json.dumps({"model": "m", name: value}).encode())
+    refusal = caught.value
+    assert (refusal.code, refusal.param) == ("invalid_value", name)
+    assert refusal.facts["most"].replace(",", "") in refusal.message("ja").replace(",", "")
+    assert refusal.facts["sent"] in refusal.message("en")
+
+
+@pytest.mark.parametrize("name", ["top_logprobs", "prompt_logprobs", "n_probs", "logprobs"])
+@pytest.mark.parametrize("value", [21, 1_000_000, -1, "21"])
+def test_g15_no_token_comes_with_more_than_twenty_alternatives(name, value):
+    assert refused(f'"{name}": {json.dumps(value)}').param == name
+    call(f'"{name}": 20')
+    call('"logprobs": true, "top_logprobs": 0')
+
+
+@pytest.mark.parametrize("name", sorted(bounds.OURS))
+def test_g14_a_client_has_no_say_in_whose_work_an_engine_does_first(name):
+    for value in ("1", "null", '"x"', "{}"):
+        assert sent(f'"{name}": {value}, "x": 1') == {"model": "m", "x": 1}

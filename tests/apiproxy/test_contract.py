@@ -15,6 +15,7 @@ from apiproxy import protocol
 from apiproxy.gateway import Gateway
 from modelregistry.models import Replica
 from portal.metering.models import Quota
+from tests.apiproxy.served import SERVED
 from tests.apiproxy.test_gateway import error
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
 
@@ -94,7 +95,9 @@ def test_the_end_user_is_kept_as_given_up_to_64_characters(counter):
 def test_every_name_of_the_bound_is_reserved_for(field):
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
         call = protocol.parse(json.dumps({"model": "m", field: 3}).encode())
-        assert protocol.estimate(call, protocol.ENDPOINTS[path]) == call.prompt_estimate + 3
+        told = protocol.bounding(call, protocol.ENDPOINTS[path], SERVED, protocol.Terms(), limited=True)
+        assert protocol.estimate(call, protocol.ENDPOINTS[path], SERVED, protocol.Terms()) == call.prompt_estimate + 3
+        assert {value for value in ({field: 3} | told).values() if value is not None} == {3}
 
 
 # --- the openai SDK

@@ -6,8 +6,9 @@ import pytest
 from apiproxy import protocol
 from apiproxy.assembly import ChunkAssembly
 from apiproxy.errors import MESSAGES, BadRequest, ContextExceeded, EngineFailed, Refusal
-from apiproxy.protocol import ENDPOINTS
+from apiproxy.protocol import ENDPOINTS, Terms
 from apiproxy.tokens import Tokens, tokens
+from tests.apiproxy.served import SERVED
 from tests.engine import event
 
 CHAT = ENDPOINTS["/v1/chat/completions"]
@@ -72,8 +73,23 @@ def test_usage_is_found_in_unary_answers(body, expected):
     assert (found and found["prompt_tokens"]) == expected
 
 
-def test_nonsense_in_usage_counts_as_nothing():
-    assert tokens({"prompt_tokens": -1, "completion_tokens": "x", "prompt_tokens_details": None}) == Tokens()
+NONSENSE: list = [-1, "7", 7.5, True, {}, [], 10**30, "many"]
+
+
+@pytest.mark.parametrize("value", NONSENSE)
+def test_m4_nonsense_in_usage_is_no_number(value):
+    assert tokens({"prompt_tokens": value, "completion_tokens": 3}) is None
+    assert tokens({"prompt_tokens": 3, "completion_tokens": value}) is None
+    assert tokens({"input_tokens": 3, "output_tokens": value}) is None
+    assert tokens({"total_tokens": value}) is None
+    assert tokens(value) is None
+
+
+@pytest.mark.parametrize("details", [*NONSENSE, ["cached_tokens"], "cached_tokens", {"cached_tokens": "x"}, 0, None])
+def test_m4_nonsense_in_details_counts_as_nothing(details):
+    usage = {"prompt_tokens": 5, "completion_tokens": 3}
+    for name in ("prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details"):
+        assert tokens({**usage, name: details}) == Tokens(prompt=5, completion=3)
 
 
 def test_details_of_usage_are_read():
@@ -114,7 +130,7 @@ def test_a_context_error_tells_the_numbers():
 
 def test_an_estimate_counts_prompt_and_answer():
     call = protocol.parse(b'{"model":"m","max_tokens":50,"n":2,"prompt":"' + b"x" * 260 + b'"}')
-    assert protocol.estimate(call, CHAT) == pytest.approx(100 + 100, abs=5)
+    assert protocol.estimate(call, CHAT, SERVED, Terms()) == pytest.approx(100 + 100, abs=5)
 
 
 def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
@@ -124,10 +140,10 @@ def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
     ):
         call = protocol.parse(text.encode())
         assert "priority" not in json.loads(protocol.upstream_body(call, CHAT, "m", force_stream=False))
-        ours = json.loads(protocol.upstream_body(call, CHAT, "m", force_stream=False, priority=1))
+        ours = json.loads(protocol.upstream_body(call, CHAT, "m", force_stream=False, more={"priority": 1}))
         assert {**json.loads(text), "priority": 1} == ours
     plain = protocol.parse(b'{"model":"m"}')
-    assert json.loads(protocol.upstream_body(plain, CHAT, "m", force_stream=False, priority=1)) == {
+    assert json.loads(protocol.upstream_body(plain, CHAT, "m", force_stream=False, more={"priority": 1})) == {
         "model": "m",
         "priority": 1,
     }
@@ -146,6 +162,8 @@ def test_every_refusal_can_be_told_in_both_languages():
         "returns": "r",
         "day": "2026-11-22",
         "address": "192.0.2.1",
+        "known": "k",
+        "allowed": "",
         "least": "1",
         "most": "2",
         "sent": "3",
