@@ -27,7 +27,7 @@ from modelregistry import routes
 from modelregistry.models import ServedModel, Wish
 from portal.accounts import audit
 from portal.accounts.models import AuditEvent, Tenant
-from portal.keys import secret
+from portal.keys import lineage, secret
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering import policy, refusals, usage, windows
 from portal.metering.models import Quota, UsageRecord
@@ -246,6 +246,7 @@ class _Limits:
         self._policy = policy.Policy(quotas)
         self._zones = {tenant.pk: tenant.zone for tenant in Tenant.objects.all()}
         self._shared: dict[tuple[int, int | None], tuple[Limit, ...]] = {}
+        self._lineage: lineage.Lineage | None = None  # asked for if any key has a limit of its own
 
     def of(self, *, tenant: int, user: int | None, key: int) -> tuple[Limit, ...]:
         zone = self._zones[tenant]
@@ -254,12 +255,19 @@ class _Limits:
             bounds = self._policy.caller(tenant, user)
             shared = self._shared[tenant, user] = tuple(_limit(bound, zone) for bound in bounds)
         own = self._policy.key(key, tenant, user)
-        return (*shared, *(_limit(bound, zone) for bound in own)) if own else shared
+        return (*shared, *(_limit(bound, zone, first=self._first(key)) for bound in own)) if own else shared
+
+    def _first(self, key: int) -> int:
+        """The key that this one and all its predecessors are counted as."""
+        if self._lineage is None:
+            self._lineage = lineage.everybody()
+        return self._lineage.first(key)
 
 
-def _limit(bound: policy.Bound, zone: ZoneInfo) -> Limit:
+def _limit(bound: policy.Bound, zone: ZoneInfo, first: int | None = None) -> Limit:
+    """`first`: of a key, the first of those that it is the successor of."""
     quota, scope = bound.quota, bound.scope
-    owner = {"tenant": bound.tenant, "user": bound.user, "member": bound.user, "key": bound.key}[scope]
+    owner = {"tenant": bound.tenant, "user": bound.user, "member": bound.user, "key": first}[scope]
     within = bound.tenant if scope == "member" else None
     counter = Counter(scope, cast(int, owner), quota.model_id, cast(Unit, quota.unit), quota.window, within)
     return Limit(counter, quota.amount, zone)
@@ -319,11 +327,12 @@ def _timeouts(served: routes.Served) -> Timeouts:
 
 def _spent(limit: Limit, now: float) -> Spending:
     counter = limit.counter
-    begin, _ = windows.bounds(counter.window, now, limit.zone)
     owner = "user" if counter.scope == "member" else counter.scope
-    records = UsageRecord.objects.filter(
-        **{f"{owner}_id": counter.owner}, started_at__gte=datetime.fromtimestamp(begin, UTC)
-    )
+    whose: dict[str, Any] = {f"{owner}_id": counter.owner}
+    if owner == "key":
+        whose = {"key_id__in": lineage.around([counter.owner]).line(counter.owner)}
+    begin, _ = windows.bounds(counter.window, now, limit.zone)
+    records = UsageRecord.objects.filter(**whose, started_at__gte=datetime.fromtimestamp(begin, UTC))
     if counter.tenant is not None:
         records = records.filter(tenant=counter.tenant)
     if counter.model is not None:  # gone meanwhile: nothing is recorded under no name

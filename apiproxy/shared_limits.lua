@@ -45,21 +45,33 @@ local function lives(other)
   return living[other]
 end
 
--- The fields of a counter; `reserved` by all who live.
+-- The fields of a counter; `reserved` by all who live. What is no counter, or no number (a foreign hand's, or of a
+-- version that let too large ones in), is as if it were not there: one counter must not end the counting of all.
 local function read(key)
-  local flat = redis.call('HGETALL', key)
+  local flat = redis.pcall('HGETALL', key)
+  if flat.err then
+    redis.call('DEL', key)
+    flat = {}
+  end
   local c = {reserved = 0}
   for i = 1, #flat, 2 do
     local name, value = flat[i], flat[i + 1]
     if string.sub(name, 1, 2) ~= 'r:' then
       c[name] = (name == 'e' or name == 'g') and value or tonumber(value)
     elseif lives(string.sub(name, 3)) then
-      c.reserved = c.reserved + tonumber(value)
+      c.reserved = c.reserved + (tonumber(value) or 0)
     else
       redis.call('HDEL', key, name)
     end
   end
+  if not (c.b and c.h) then c.u = nil end
   return c
+end
+
+-- Whether this could be added: not to what is no whole number of 64 bits.
+local function added(key, field, amount)
+  local reply = redis.pcall('HINCRBY', key, field, amount)
+  return type(reply) == 'number'
 end
 
 -- A new window, of which `used` is known. Reservations of the window before are no concern of it.
@@ -116,7 +128,7 @@ local function admit()
   local answer = {0}
   for i, c in ipairs(counters) do
     local taken = ARGV[4 * i] == 'tokens' and estimate or 1
-    redis.call('HINCRBY', KEYS[i + 3], 'r:' .. lease, taken)
+    if not added(KEYS[i + 3], 'r:' .. lease, taken) then redis.call('HSET', KEYS[i + 3], 'r:' .. lease, taken) end
     if ARGV[4 * i + 2] == '' then redis.call('EXPIRE', KEYS[i + 3], KEPT) end
     answer[#answer + 1] = c.g or '0'
     answer[#answer + 1] = (c.u or 0) + c.reserved + taken
@@ -132,15 +144,15 @@ local function settle()
   for i = 1, #KEYS - 3 do
     local key, at = KEYS[i + 3], 5 * i - 1
     local name = 'r:' .. ARGV[at + 1]
-    local c = redis.call('HMGET', key, 'u', 'g', 's', name)
-    if (c[2] or '0') == ARGV[at] then
+    local c = redis.pcall('HMGET', key, 'u', 'g', 's', name)
+    if not c.err and (c[2] or '0') == ARGV[at] then
       if c[4] then
-        local left = tonumber(c[4]) - tonumber(ARGV[at + 3])
+        local left = (tonumber(c[4]) or 0) - tonumber(ARGV[at + 3])
         if left > 0 then redis.call('HSET', key, name, left) else redis.call('HDEL', key, name) end
       end
       -- What ended a second before the records were read is in them.
       if c[1] and ms - tonumber(ARGV[at + 4]) > tonumber(c[3] or '0') - 1000 then
-        redis.call('HINCRBY', key, 'u', ARGV[at + 2])
+        if not added(key, 'u', ARGV[at + 2]) then redis.call('HDEL', key, 'u') end  -- it is read from the records again
       end
     end
   end
@@ -180,6 +192,8 @@ local function enter()
   local workers = keep_lease(tonumber(ARGV[3])) - redis.call('ZREM', KEYS[1], ARGV[4])
   for i = 1, #KEYS - 3 do
     local key, at = KEYS[i + 3], 5 + 2 * i
+    local kind = redis.call('TYPE', key).ok
+    if kind ~= 'hash' and kind ~= 'none' then redis.call('DEL', key) end
     local window = redis.call('HGET', key, 'g')
     if not window or window == ARGV[at] then
       redis.call('HSET', key, 'g', ARGV[at], 'r:' .. lease, ARGV[at + 1])

@@ -58,6 +58,7 @@ LEASE = 5.0  # seconds; five beats, so that a worker that is busy for a moment k
 RETRY = 0.5  # seconds between two attempts to reach Redis
 BATCH = 200  # settlements of one message: 0.4 ms of Redis's time
 KEPT = 200_000  # settlements that wait for Redis; 40 MB
+MOST = 2**53 - 1  # Lua counts in doubles: beyond it they are not exact, and beyond 10**17 no number to Redis
 TRIES = 6  # to admit one call; each but the first follows an answer that needed something of us first
 
 
@@ -115,14 +116,18 @@ class SharedHold:
         self.open = True
 
     def settle(self, tokens: int) -> None:
-        if self.alone is not None:
-            self.alone.settle(tokens)
-        self._owner.ended(self, requests=1, tokens=tokens)
+        try:
+            if self.alone is not None:
+                self.alone.settle(tokens)
+        finally:
+            self._owner.ended(self, requests=1, tokens=tokens)
 
     def release(self) -> None:
-        if self.alone is not None:
-            self.alone.release()
-        self._owner.ended(self, requests=0, tokens=0)
+        try:
+            if self.alone is not None:
+                self.alone.release()
+        finally:
+            self._owner.ended(self, requests=0, tokens=0)
 
     def headers(self, now: float) -> Headers:
         return self.alone.headers(now) if self.alone is not None else headers(self._state, now)
@@ -191,6 +196,7 @@ class SharedLimits:
 
     async def admit(self, limits: Sequence[Limit], model: int, estimate: int, now: float) -> SharedHold | Hold:
         mine = applying(limits, model)
+        estimate = max(0, min(MOST, estimate))
         if not mine:
             return Hold(Plan(mine, (), ()), estimate)
         windows = [self._window(limit, now) for limit in mine]
@@ -273,7 +279,16 @@ class SharedLimits:
         told = spending or Spending(0, 0.0)
         latest, _ = self._bounds(limit.counter.window, max(now, told.newest), limit.zone)
         age = round((self._loop.time() - (begun if told.read_at is None else told.read_at)) * 1000)
-        words = ["seed", self._lease, int(begin), told.used, int(latest), int(spending is not None), epoch, age]
+        words = [
+            "seed",
+            self._lease,
+            int(begin),
+            min(MOST, told.used),
+            int(latest),
+            int(spending is not None),
+            epoch,
+            age,
+        ]
         if (link := self._link) is not None:
             keys = [*self._fixed, self._key(limit.counter)]
             link.run(keys, [*words, math.ceil(end - now)], lambda reply: None)
@@ -307,7 +322,7 @@ class SharedLimits:
         now = self._loop.time()
         for limit, place in zip(hold.limits, hold.places, strict=True):
             unit, reserved = limit.counter.unit, hold.taken(limit)
-            used = tokens if unit == "tokens" else requests if unit == "requests" else 0
+            used = max(0, min(MOST, tokens)) if unit == "tokens" else requests if unit == "requests" else 0
             seen = self._seen.get(limit.counter)
             if seen is not None and seen.window == place.window:
                 seen.spent += used - reserved
@@ -402,7 +417,7 @@ class SharedLimits:
                 held[place] = held.get(place, 0) + hold.taken(limit)
         words = ["enter", self._lease, round(LEASE * 1000), last, self._run, int(self._forgotten)]
         for place, amount in held.items():
-            words += (place.window, amount)
+            words += (place.window, min(MOST, amount))
         assert self._link is not None
         self._link.run([*self._fixed, *(place.key for place in held)], words, self._beaten)
         self._forgotten = False

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from django.db.models import F, Q, QuerySet, Sum
 
+from portal.keys import lineage
 from portal.metering.models import Quota, Sums, UsageDay, UsageMonth, UsageTenantDay
 from portal.metering.policy import Bound
 from portal.metering.windows import bounds as window_bounds
@@ -41,14 +42,17 @@ def span(window: str, zone: ZoneInfo, now: datetime) -> tuple[date, datetime]:
 def spent(counted: Sequence[tuple[Bound, date]]) -> list[int]:
     """Of each (bound, first day of its window) what was used, in their order.
 
-    One query for each scope among them; two where both days and months count, which are summed in tables of their own.
+    One query for each scope among them; two where both days and months count, which are summed in tables of their own;
+    one for which keys are whose successors. A key goes on with what its predecessors used.
     `bound.quota.model` must be there without a query.
     """
     groups: dict[tuple[str, type[Sums]], list[tuple[Bound, date]]] = defaultdict(list)
     for bound, begin in counted:
         groups[bound.scope, _table(bound)].append((bound, begin))
-    used = {group: _used(*group, some) for group, some in groups.items()}
-    return [_sum(bound, begin, used[bound.scope, _table(bound)]) for bound, begin in counted]
+    of_keys = {bound.key for bound, _ in counted if bound.scope == "key" and bound.key is not None}
+    lines = lineage.around(of_keys) if of_keys else lineage.Lineage(())
+    used = {group: _used(*group, some, lines) for group, some in groups.items()}
+    return [_sum(bound, begin, used[bound.scope, _table(bound)], lines) for bound, begin in counted]
 
 
 def owner_of(bound: Bound) -> Owner:
@@ -62,7 +66,7 @@ def _table(bound: Bound) -> type[Sums]:
     return UsageMonth if bound.quota.window == Quota.Window.MONTH else UsageDay
 
 
-def _used(scope: str, table: type[Sums], counted: Sequence[tuple[Bound, date]]) -> Used:
+def _used(scope: str, table: type[Sums], counted: Sequence[tuple[Bound, date]], lines: lineage.Lineage) -> Used:
     """By owner: (model, sums); the sums are called as `_name` says. Model "": all together, if no bound is for one."""
     begins = {begin for _, begin in counted}
     column = "month" if table is UsageMonth else "day"
@@ -76,22 +80,27 @@ def _used(scope: str, table: type[Sums], counted: Sequence[tuple[Bound, date]]) 
     by_model = ["model"] if any(bound.quota.model for bound, _ in counted) else []
     rows = table._default_manager.filter(**{f"{column}__gte": min(begins)})
     found: Used = defaultdict(list)
-    for row in _narrowed(rows, scope, counted).values(*owner, *by_model).annotate(**sums).order_by():
+    for row in _narrowed(rows, scope, counted, lines).values(*owner, *by_model).annotate(**sums).order_by():
         found[tuple(row[name] for name in owner)].append((row.get("model", ""), row))
     return found
 
 
-def _narrowed(rows: QuerySet[Sums], scope: str, counted: Sequence[tuple[Bound, date]]) -> QuerySet[Sums]:
+def _narrowed(
+    rows: QuerySet[Sums], scope: str, counted: Sequence[tuple[Bound, date]], lines: lineage.Lineage
+) -> QuerySet[Sums]:
     for name in OWNER[scope]:
         ids = {getattr(bound, name) for bound, _ in counted}
+        if scope == "key":
+            ids = {one for key in ids for one in lines.line(key)}
         if len(ids) <= NAMED:
             rows = rows.filter(**{f"{name}_id__in": ids})
     return rows
 
 
-def _sum(bound: Bound, begin: date, used: Used) -> int:
+def _sum(bound: Bound, begin: date, used: Used, lines: lineage.Lineage) -> int:
     name, model = _name(bound.quota.unit, begin), bound.quota.model
-    rows = used.get(owner_of(bound), ())
+    owners = [owner_of(bound)] if bound.key is None else [(key,) for key in lines.line(bound.key)]
+    rows = [row for owner in owners for row in used.get(owner, ())]
     return sum(sums[name] for used_model, sums in rows if model is None or model.name == used_model)
 
 

@@ -3,17 +3,19 @@
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import ProtectedError
 from django.utils import timezone
 from hypothesis import given, settings
 
 from apiproxy import apps, controlplane
 from apiproxy.catalogue import Counter
+from apiproxy.ledger import DatabaseAway, RecordRefused
 from apiproxy.models import CatalogueChange
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts.models import Membership
-from portal.keys.issuing import issue, revoke
+from portal.keys.issuing import issue, revoke, rotate
+from portal.keys.lineage import Lineage
 from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import Quota, UsageRecord
 from tests.apiproxy.test_ledger import usage
@@ -310,3 +312,62 @@ def test_what_was_spent_counts_this_window_of_this_owner(key, alice, research, m
     (found,) = controlplane.load().keys.values()
     spent = {limit.counter.unit: controlplane.spent(limit, now).used for limit in found.limits}
     assert spent == {"tokens": 36, "requests": 2}
+
+
+@pytest.mark.parametrize("quota", ["its own", "each service key's"])
+def test_m9_a_successor_is_counted_as_its_predecessors(db, research, sales, quota):
+    """In memory and in Redis, which both count by the limit's counter, and in the records, from which these begin."""
+    if quota == "its own":
+        key, _ = issue(tenant=research, service="Dify", name="first")
+        Quota.objects.create(key=key, unit="requests", window="day", amount=3)
+    else:
+        Quota.objects.create(tenant=research, each="service", unit="requests", window="day", amount=3)
+        key, _ = issue(tenant=research, service="Dify", name="first")
+    other, _ = issue(tenant=research, service="batch", name="another")
+    Quota.objects.create(key=other, unit="requests", window="day", amount=9)
+    line = [key]
+    catalogue = controlplane.load()
+    for _ in range(3):
+        line.append(rotate(line[-1], timedelta(hours=1))[0])
+        catalogue = controlplane.follow(catalogue)
+    now = timezone.now().timestamp()
+    rows = [usage(f"of {one.pk}", key=one.pk, user=None, tenant=research.pk, started=now) for one in line]
+    controlplane.record([*rows, usage("other", key=other.pk, user=None, tenant=research.pk, started=now)])
+    for found in (catalogue, controlplane.load()):
+        limits = {one.id: one.limits for one in found.keys.values()}
+        assert {limits[one.pk] for one in line} == {limits[key.pk]}
+        (limit,) = limits[line[-1].pk]
+        assert controlplane.spent(limit, now).used == 4
+        assert controlplane.spent(limits[other.pk][0], now).used == 1
+
+
+def test_m9_however_keys_point_at_each_other_their_line_has_an_end():
+    circle = Lineage([(1, 2), (2, 3), (3, 1)])
+    assert circle.first(1) in (1, 2, 3)
+    assert set(circle.line(1)) <= {1, 2, 3}
+    assert Lineage([]).line(7) == [7]
+    assert Lineage([(5, 4), (6, 5)]).line(5) == [4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("prompt_tokens", 2**40), ("prompt_tokens", 2**70), ("started", 1e30), ("duration_ms", -1)],
+)
+def test_m7_a_row_that_no_database_takes_is_refused_by_name(key, name, value):
+    if connection.vendor == "sqlite" and value == 2**40:
+        pytest.skip("SQLite's integers have 64 bits")
+    with pytest.raises(RecordRefused):
+        controlplane.record([usage("bad", **{"key": key.pk, name: value})])
+    assert UsageRecord.objects.count() == 0
+
+
+def test_m7_a_table_that_is_not_as_it_should_be_refuses_no_row_for_good(key):
+    """Before `migrate`: the rows wait in the spool."""
+    with connection.schema_editor() as editor:
+        editor.execute("ALTER TABLE metering_usagerecord RENAME COLUMN end_user TO not_yet")
+    try:
+        with pytest.raises(DatabaseAway):
+            controlplane.record([usage("a", key=key.pk)])
+    finally:
+        with connection.schema_editor() as editor:
+            editor.execute("ALTER TABLE metering_usagerecord RENAME COLUMN not_yet TO end_user")

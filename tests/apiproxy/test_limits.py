@@ -82,6 +82,48 @@ async def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through
     assert let == 10
 
 
+async def test_t4_a_call_beside_another_passes_no_quota(limits):
+    """Only a call that is alone may be larger than what is left."""
+    budget = (limit("tokens", 1050),)
+    first = await limits.admit(budget, MODEL, 600, NOON)
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 600, NOON)
+    await limits.admit(budget, MODEL, 450, NOON)  # but what fits may go
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 1, NOON)
+    first.settle(0)
+    with pytest.raises(OverQuota):
+        await limits.admit(budget, MODEL, 601, NOON)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("unit", ["requests", "tokens"])
+async def test_t4_of_several_limits_that_are_reached_the_one_that_lasts_longest_is_named(limits, unit, turned):
+    owners = (("minute", "key"), ("day", "user"), ("month", "tenant"))
+    budget = [limit(unit, 5, window=window, scope=scope) for window, scope in owners]
+    budget = tuple(reversed(budget)) if turned else tuple(budget)
+    (await limits.admit(budget, MODEL, 5, NOON)).settle(5)
+    for _ in range(4 if unit == "requests" else 0):
+        (await limits.admit(budget, MODEL, 5, NOON)).settle(5)
+    with pytest.raises(OverQuota) as refused:
+        await limits.admit(budget, MODEL, 1, NOON)
+    end = bounds("month", NOON, TOKYO)[1]
+    assert int(refused.value.headers["retry-after"]) == end - NOON
+    assert "2026-12-01 00:00 JST" in refused.value.message("en")
+
+
+async def test_m10_no_number_of_a_call_makes_a_counter_useless(limits):
+    """Whatever it asks for and is said to have used, the next caller is counted where all are."""
+    wide, budget = (limit("tokens", 10**40, scope="user"),), (limit("tokens", 100), limit("requests", 10))
+    for number in (10**15, 10**18, 2**63, 10**30, -(10**18)):
+        hold = await limits.admit(wide, MODEL, number, NOON)
+        hold.settle(number)
+        (await limits.admit(wide, MODEL, 1, NOON)).release()
+    (await limits.admit(budget, MODEL, 10**18, NOON)).settle(7)
+    hold = await limits.admit(budget, MODEL, 93, NOON)
+    assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-tokens"] == b"0"
+
+
 async def test_what_was_not_used_comes_back(limits):
     budget = (limit("tokens", 150),)
     (await limits.admit(budget, MODEL, 100, NOON)).settle(20)

@@ -3,6 +3,7 @@
 import io
 import json
 from contextlib import contextmanager
+from datetime import timedelta
 
 import pytest
 from django.core.management import call_command
@@ -11,6 +12,7 @@ from django.test import Client
 from apiproxy.asgi import UNMETERED, readiness
 from apiproxy.usage_lines import Usage
 from modelregistry.watchdog import HANGS, Down
+from portal.keys.issuing import rotate
 from portal.metering.models import Quota, UsageRecord, UsageSetAside
 from tests.apiproxy.conftest import serving
 from tests.apiproxy.test_metrics import samples
@@ -196,3 +198,22 @@ def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeyp
     (row,) = counter.usage()
     assert row.status == "failed"
     until(lambda: gateway._exchanges == {})
+
+
+def test_m9_by_rotating_a_key_nobody_gets_more(counter):
+    Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=3)
+    counter.informed()
+    assert [counter.chat().status_code for _ in range(2)] == [200, 200]
+    row, text = counter.key_row, counter.key
+    given = 0
+    for _ in range(3):
+        row, text = rotate(row, timedelta(hours=1))
+        counter.informed()
+        for one in (counter.key, text):
+            answer = counter.client.post(
+                "/v1/chat/completions",
+                json={"model": "fake", "messages": []},
+                headers={"authorization": f"Bearer {one}"},
+            )
+            given += answer.status_code == 200
+    assert given == 1

@@ -27,6 +27,38 @@ from tests.slapd import unused_port, write_certificates
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
+DAMAGE = [
+    ("hset", "u", "1e+17"),
+    ("hset", "u", "many"),
+    ("hset", "b", "long ago"),
+    ("hset", "r:dead.1", "x"),
+    ("set", "a text"),
+    ("lpush", "a", "list"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+async def test_m10_a_counter_that_was_damaged_is_read_again_and_stops_no_other(redis, workers, recorded, damage):
+    (one,) = await workers(1)
+    budget = (limit("requests", 3), limit("requests", 9, scope="user"))
+    (await one.admit(budget, MODEL, 0, NOON)).settle(0)
+    recorded.add(NOON, requests=1)
+    under_way = await one.admit(budget, MODEL, 0, NOON)
+    verb, *values = damage
+    if verb != "hset":
+        redis.client.delete("{test}:tenant:1::requests:day")
+    getattr(redis.client, verb)("{test}:tenant:1::requests:day", *values)
+    under_way.settle(0)
+    recorded.add(NOON, requests=1)
+    (await one.admit(budget, MODEL, 0, NOON)).settle(0)
+    for _ in range(3):
+        with contextlib.suppress(OverQuota):
+            (await one.admit(budget, MODEL, 0, NOON)).settle(0)
+    assert (one.counting.alone, one.counting.admitted_alone) == (False, 0)
+    with pytest.raises(OverQuota):
+        await one.admit(budget, MODEL, 0, NOON)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Redis]:
     with redis_server() as running:
@@ -416,7 +448,7 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
 
 
 async def knocks(url: str) -> bool:
-    shared = SharedLimits(url, prefix="test", bounds=bounds, spent=Records().spent, workers=1)
+    shared = SharedLimits(url, prefix="test", bounds=bounds, spent=Records().spent, workers=1, keep=Watchdog().keep)
     await shared.start()
     try:
         return not shared.counting.alone
