@@ -82,7 +82,7 @@ class Names:
 
 
 def allowances(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
-    """Every quota that bounds this person: their tenants', their own, their keys'. At most seven queries."""
+    """Every quota that bounds this person: their tenants', their own, their keys'. At most eight queries."""
     tenants = {tenant.pk: tenant for tenant in Tenant.objects.filter(memberships__user=user, is_active=True)}
     keys = {key.pk: key for key in ApiKey.objects.usable().filter(user=user, is_playground=False)}
     rules = rules_for(tenants=tenants, users=[user.pk], keys=keys)
@@ -116,7 +116,7 @@ def everywhere(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
 
 
 def of_key(key: ApiKey, now: datetime) -> list[Allowance]:
-    """All that bounds a call with this key. At most five queries."""
+    """All that bounds a call with this key. At most six queries."""
     users = {key.user.pk: key.user} if key.user else {}
     rules = rules_for(tenants=[key.tenant_id], users=users, keys=[key.pk])
     bounds = rules.call(tenant=key.tenant_id, user=key.user_id, key=key.pk)
@@ -132,7 +132,10 @@ def rules_for(*, tenants: Iterable[int], users: Iterable[int] = (), keys: Iterab
 
 
 def read(bounds: Iterable[Bound], names: Names, now: datetime) -> list[Allowance]:
-    """These as they stand, in their order but rates last. One query for each scope among those that add up."""
+    """These as they stand, in their order but rates last. One query for each scope among those that add up.
+
+    One more for which keys are whose successors.
+    """
     bounds = list(bounds)
     spans = {
         n: spending.span(bound.quota.window, names.zone_of(bound), now)

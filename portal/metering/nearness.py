@@ -90,7 +90,7 @@ class Field:
 def walls_of(tenant: Tenant, now: datetime) -> list[Wall]:
     """Those of the tenant, its members and its keys, the worst first; not what members have everywhere.
 
-    Seven queries at most.
+    Eight queries at most.
     """
     return _walls(replace(_field([tenant]), zones={}), now)
 
@@ -173,7 +173,7 @@ def _field(tenants: Iterable[Tenant]) -> Field:
 
 
 def _walls(field: Field, now: datetime) -> list[Wall]:
-    """One query for each scope."""
+    """One query for each scope, one for the lines of keys."""
     spans: dict[tuple[str, ZoneInfo], tuple[date, datetime]] = {}
     # A block is no wall that one comes near to.
     bounds = [bound for bound in field.bounds() if bound.quota.amount and spending.adds_up(bound.quota)]

@@ -7,8 +7,9 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from portal.accounts.models import Membership, User
+from portal.keys.issuing import rotate
 from portal.keys.models import ApiKey
-from portal.metering import nearness
+from portal.metering import allowance, nearness
 from portal.metering.models import Quota
 from portal.notices.models import Notice
 from tests.conftest import person
@@ -172,3 +173,18 @@ class TestWalls:
         limit(tenant=sales, each="member")
         use(key_of(charlie, sales), tokens=(85, 0), at=NOW)
         assert nearness.walls_of(research, NOW) == []
+
+
+class TestLines:
+    def test_m9_of_a_rotated_key_pages_show_what_its_predecessors_used_as_well(self, research, bob):
+        first = service_key_of(research)
+        limit(key=first, amount=100)
+        limit(key=first, amount=1000, window="month")
+        use(first, tokens=(70, 0), at=NOW)
+        second, _ = rotate(first, timedelta(hours=1))
+        third, _ = rotate(second, timedelta(hours=1))
+        use(third, tokens=(20, 0), at=NOW)
+        use(service_key_of(research, "batch"), tokens=(5, 0), at=NOW)
+        for key in (first, second, third):
+            assert {(one.window, one.spent) for one in allowance.of_key(key, NOW)} == {("day", 90), ("month", 90)}
+        assert {wall.spent for wall in nearness.walls_of(research, NOW)} == {90}

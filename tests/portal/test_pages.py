@@ -184,11 +184,12 @@ class TestHome:
         serve()
         fill(1)
         # session, user; the bar on top; zone, tenants; newest key, models, replicas, aliases; keys, their models;
-        # tenants, keys and their quotas, spent, what may be asked and was; requests, those to answer, admins; usage
-        with django_assert_num_queries(20):
+        # tenants, keys and their quotas, their lines, spent, what may be asked and was; requests, those to
+        # answer, admins; usage
+        with django_assert_num_queries(21):
             as_alice.get("/")
         fill(9)
-        with django_assert_num_queries(20):
+        with django_assert_num_queries(21):
             as_alice.get("/")
 
 

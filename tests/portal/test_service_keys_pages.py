@@ -269,7 +269,7 @@ class TestOneKey:
         key = service_key(research, responsible=alice, allowed_models=[serve(f"m{n}") for n in range(12)])
         for window in ("day", "month", "minute"):
             Quota.objects.create(key=key, unit="tokens", window=window, amount=10)
-        with django_assert_max_num_queries(16):
+        with django_assert_max_num_queries(17):
             as_bob.get(f"/keys/{key.prefix}/")
 
 
