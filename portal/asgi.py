@@ -18,8 +18,9 @@ from portal.metering.live import Pulse
 from portal.operations.live import Live
 from portal.operations.routing import sockets
 from portal.pages import Pages
+from portal.wall import Wall
 
-pages = Pages(django)
+pages = Wall(Pages(django))
 # On its own socket a gateway tells whose connection a request came by. Elsewhere this is a client's word, and ignored.
 PEER = b"x-madoguchi-peer"
 
