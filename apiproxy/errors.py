@@ -11,6 +11,10 @@ Refusal
 ├── BodyTooLarge            413  request_too_large
 ├── BodyTooSlow             408  request_timeout
 ├── UnknownCoding           415  unsupported_content_encoding
+├── Malformed               400  invalid_request            (no HTTP, or none that can be read in one way only)
+├── UrlTooLong              414  url_too_long
+├── HeadTooLarge            431  headers_too_large
+├── UnknownTransferCoding   501  transfer_encoding
 ├── OverRate                429  rate_limit_exceeded        (a minute's limit, or too many at the same time)
 ├── OverMemory                                              (what callers make us hold, see `budget`)
 │   ├── TooManyAtOnce       429  rate_limit_exceeded        (of one key)
@@ -159,6 +163,22 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "request_timeout": {
         "en": "Nothing more of the request came for {seconds} s.",
         "ja": "リクエストの続きが {seconds} 秒間届きませんでした。",
+    },
+    "invalid_request": {
+        "en": "This is not a valid HTTP request.",
+        "ja": "正しい HTTP リクエストではありません。",
+    },
+    "url_too_long": {
+        "en": "The URL is longer than this server takes.",
+        "ja": "URL がこのサーバーの上限より長くなっています。",
+    },
+    "headers_too_large": {
+        "en": "The request's header fields are larger or more than this server takes.",
+        "ja": "リクエストヘッダーの大きさまたは個数がこのサーバーの上限を超えています。",
+    },
+    "transfer_encoding": {
+        "en": 'The only Transfer-Encoding that is taken is "chunked", with HTTP/1.1.',
+        "ja": "Transfer-Encoding は HTTP/1.1 の「chunked」だけに対応しています。",
     },
     "rate_limit_exceeded": {
         "en": "Limit reached for this {scope}: {amount} {unit} per {window}. Try again in {seconds} s.",
@@ -344,6 +364,22 @@ class UnknownCoding(Refusal):
 
     def __init__(self, text: str, **facts: Any) -> None:
         super().__init__(text, code="unsupported_content_encoding", **facts)
+
+
+class Malformed(Refusal):
+    pass
+
+
+class UrlTooLong(Refusal):
+    status = 414
+
+
+class HeadTooLarge(Refusal):
+    status = 431
+
+
+class UnknownTransferCoding(Refusal):
+    status = 501
 
 
 class OverRate(Refusal):
