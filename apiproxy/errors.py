@@ -177,8 +177,8 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "ja": "リクエストヘッダーの大きさまたは個数がこのサーバーの上限を超えています。",
     },
     "transfer_encoding": {
-        "en": 'The only Transfer-Encoding that is taken is "chunked", with HTTP/1.1.',
-        "ja": "Transfer-Encoding は HTTP/1.1 の「chunked」だけに対応しています。",
+        "en": 'The only Transfer-Encoding that is taken is "chunked".',
+        "ja": "Transfer-Encoding は「chunked」だけに対応しています。",
     },
     "rate_limit_exceeded": {
         "en": "Limit reached for this {scope}: {amount} {unit} per {window}. Try again in {seconds} s.",

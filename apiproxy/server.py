@@ -373,8 +373,11 @@ class Protocol(HttpToolsProtocol):
                 hosts += 1
             elif name == b"content-length":
                 left = int(value)
-            elif name == b"transfer-encoding" and (value.strip().lower() != b"chunked" or version == "1.0"):
-                raise UnknownTransferCoding("transfer_encoding")
+            elif name == b"transfer-encoding":
+                if version != "1.1":
+                    raise Malformed("invalid_request")
+                if value.strip().lower() != b"chunked":
+                    raise UnknownTransferCoding("transfer_encoding")
         if version not in ("1.1", "1.0") or hosts > 1 or (hosts == 0 and version == "1.1"):
             raise Malformed("invalid_request")
         # It may have come in one piece with others before and behind it.

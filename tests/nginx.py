@@ -1,4 +1,4 @@
-"""A real nginx of the tests' own with the shipped deploy/nginx.conf, of which only names, ports and paths are changed."""
+"""A real nginx of the tests' own with the shipped configuration, of which only names, ports and paths are changed."""
 
 import contextlib
 import os
@@ -87,7 +87,15 @@ def nginx(*servers: str) -> Iterator[Nginx]:
     user = "user root;" if os.geteuid() == 0 else ""  # it could not enter a directory of ours as anybody else
     (place / "nginx.conf").write_text(MAIN.format(place=place, user=user))
     (place / "madoguchi.conf").write_text(adapted(place, (running.plain, running.port), list(servers)))
-    command = ["/usr/sbin/nginx", "-p", str(place), "-c", str(place / "nginx.conf"), "-e", str(place / "main-error.log")]
+    command = [
+        "/usr/sbin/nginx",
+        "-p",
+        str(place),
+        "-c",
+        str(place / "nginx.conf"),
+        "-e",
+        str(place / "main-error.log"),
+    ]
     with (place / "output").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:

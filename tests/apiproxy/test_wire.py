@@ -2,13 +2,14 @@
 
 import contextlib
 import gc
+import itertools
 import json
 import os
+import re
 import socket
+import threading
 import time
 from pathlib import Path
-
-import pytest
 
 from apiproxy import server
 from tests.engine import SSE
@@ -62,19 +63,17 @@ LAST = head("GET", "/v1/models", "connection: close")  # without a key: 401, and
 # --- upgrades
 
 
-@pytest.mark.parametrize("upgrade", UPGRADES)
-@pytest.mark.parametrize("parts", [1, 2, 40])
-def test_g1_a_body_behind_an_unknown_upgrade_is_read_as_a_body(counter, upgrade, parts):
+def test_g1_a_body_behind_an_unknown_upgrade_is_read_as_a_body(counter):
     inner = head("GET", "/v1/models/x", key=counter.key)
-    top, body = chat(counter, f"upgrade: {upgrade}", "connection: Upgrade, HTTP2-Settings", user=inner.decode())
-    whole = top + body + LAST
-    size = len(whole) // parts + 1
-    with connect(counter) as connection:
-        for at in range(0, len(whole), size):
-            connection.sendall(whole[at : at + size])
-        assert statuses(connection) == [200, 401]
-    (request,) = counter.engine.seen()["requests"]
-    assert request["body"]["user"] == inner.decode()
+    for upgrade, parts in itertools.product(UPGRADES, (1, 2, 40)):
+        top, body = chat(counter, f"upgrade: {upgrade}", "connection: Upgrade, HTTP2-Settings", user=inner.decode())
+        whole = top + body + LAST
+        size = len(whole) // parts + 1
+        with connect(counter) as connection:
+            for at in range(0, len(whole), size):
+                connection.sendall(whole[at : at + size])
+            assert statuses(connection) == [200, 401], (upgrade, parts)
+        assert counter.engine.seen()["requests"][-1]["body"]["user"] == inner.decode()
 
 
 def test_g1_a_body_that_comes_later_than_its_head_is_no_request(counter):
@@ -103,13 +102,12 @@ def test_g1_a_websocket_on_v1_is_a_request_like_any_other(counter):
         assert statuses(connection) == [404, 401]
 
 
-@pytest.mark.parametrize("method", ["POST", "GET"])
-def test_g1_a_wish_for_a_websocket_with_a_body_gets_an_answer(counter, method):
+def test_g1_a_wish_for_a_websocket_with_a_body_gets_an_answer(counter):
     wish = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
-    with connect(counter) as connection:
-        connection.sendall(head(method, "/ws/operations/", *wish, "content-length: 4") + b"abcd" + LAST)
-        first, second = statuses(connection)
-        assert (first, second) == (200, 401)  # the gateway alone, which here answers all but /v1 as a probe
+    for method in ("POST", "GET"):
+        with connect(counter) as connection:
+            connection.sendall(head(method, "/ws/operations/", *wish, "content-length: 4") + b"abcd" + LAST)
+            assert statuses(connection) == [200, 401]  # the gateway alone answers all but /v1 as a probe
 
 
 def test_g1_frames_before_the_handshake_are_refused(counter):
@@ -172,39 +170,48 @@ FLOODS = {
 }
 
 
-@pytest.mark.parametrize("name", FLOODS)
-def test_g2_an_endless_head_is_refused_before_it_is_held(counter, name):
-    """The status where nothing was answered before: what has trailers has had its 401 by then."""
-    start, piece, status = FLOODS[name]
-    with connect(counter) as connection:
-        connection.sendall(start)
-        # What the sockets of both sides hold comes on top of what is read; the rest is dropped unread.
-        begun = time.monotonic()
-        flood(connection, piece, 4 * MB)
-        got = statuses(connection)
-        assert time.monotonic() - begun < 15
-    assert got == [status] if status else set(got) <= {401, 431}
+def test_g2_an_endless_head_is_refused_before_it_is_held(counter):
+    before = resident()
+    for name, (start, piece, status) in FLOODS.items():
+        with connect(counter) as connection:
+            connection.sendall(start)
+            # Of what was sent the sockets of both sides hold the most, and what is read is dropped.
+            flood(connection, piece, 4 * MB)
+            got = statuses(connection)
+        # What has trailers was answered before they came.
+        assert got == [status] if status else set(got) <= {401, 431}, name
+    assert resident() - before < 16 * MB
     assert counter.chat().status_code == 200
 
 
-@pytest.mark.parametrize(("fields", "refused"), [(100, False), (101, True)])
-def test_g2_a_hundred_fields_are_taken_and_no_more(counter, fields, refused):
-    given = [f"x-{number}: y" for number in range(fields - 2)]  # host and the key are two
+def test_g2_one_endless_value_costs_others_no_time(counter):
+    """Joined piece by piece it grew by the square: others waited five seconds."""
+    counter.chat()
     with connect(counter) as connection:
-        connection.sendall(head("GET", "/v1/models", *given, key=counter.key) + LAST)
-        assert statuses(connection)[0] == (431 if refused else 200)
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\na: ")
+        flooding = threading.Thread(target=flood, args=(connection, b"b" * 65536, 16 * MB))
+        flooding.start()
+        begun = time.monotonic()
+        assert counter.chat().status_code == 200
+        assert time.monotonic() - begun < 2
+        flooding.join()
 
 
-@pytest.mark.parametrize(("size", "refused"), [(60_000, False), (70_000, True)])
-def test_g2_heads_of_64_kb_are_taken_and_no_larger_ones_also_in_one_piece(counter, size, refused):
-    large = head("GET", "/v1/models", f"x: {'y' * size}", key=counter.key)
-    with connect(counter) as connection:
-        connection.sendall(large)
-        connection.sendall(LAST)
-        got = answers(connection)
-    assert got[0][0] == (431 if refused else 200)
-    if refused:
-        assert json.loads(got[0][2])["error"]["code"] == "headers_too_large"
+def test_g2_a_hundred_fields_are_taken_and_no_more(counter):
+    for fields, status in ((100, 200), (101, 431)):
+        given = [f"x-{number}: y" for number in range(fields - 2)]  # host and the key are two
+        with connect(counter) as connection:
+            connection.sendall(head("GET", "/v1/models", *given, key=counter.key) + LAST)
+            assert statuses(connection)[0] == status
+
+
+def test_g2_heads_of_64_kb_are_taken_and_no_larger_ones_also_in_one_piece(counter):
+    for size, status, code in ((60_000, 200, None), (70_000, 431, "headers_too_large")):
+        with connect(counter) as connection:
+            connection.sendall(head("GET", "/v1/models", f"x: {'y' * size}", key=counter.key))
+            connection.sendall(LAST)
+            got, _, body = answers(connection)[0]
+        assert (got, json.loads(body).get("error", {}).get("code")) == (status, code)
 
 
 def test_g2_a_refusal_is_in_the_shape_and_language_of_its_path(counter):
@@ -225,24 +232,24 @@ def test_g2_a_head_in_single_bytes_is_as_good_as_any(counter):
         assert statuses(connection) == [200, 401]
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        b"GET /v1/models HTTP/1.1\r\n",  # no host
-        b"GET /v1/models HTTP/1.1\r\nhost: x\r\nhost: y\r\n",
-        b"GET /v1/models HTTP/2.0\r\nhost: x\r\n",
-        b"GET /v1/models HTTP/0.9\r\nhost: x\r\n",
-        b"GET /v1/models\r\n",
-        b"POST /v1/x HTTP/1.0\r\ntransfer-encoding: chunked\r\n",
-        b"POST /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n",
-        b"POST /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n",
-    ],
-)
-def test_g1_what_can_be_read_in_two_ways_is_refused_and_the_connection_ends(counter, start):
-    with connect(counter) as connection:
-        connection.sendall(start + b"\r\n" + LAST)
-        (status,) = statuses(connection)
-    assert status in (400, 501)
+TWO_WAYS = [
+    b"GET /v1/models HTTP/1.1\r\n",  # no host
+    b"GET /v1/models HTTP/1.1\r\nhost: x\r\nhost: y\r\n",
+    b"GET /v1/models HTTP/2.0\r\nhost: x\r\n",
+    b"GET /v1/models HTTP/0.9\r\nhost: x\r\n",
+    b"GET /v1/models\r\n",
+    b"POST /v1/x HTTP/1.0\r\ntransfer-encoding: chunked\r\n",
+    b"POST /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: gzip, chunked\r\n",
+    b"POST /v1/x HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n",
+]
+
+
+def test_g1_what_can_be_read_in_two_ways_is_refused_and_the_connection_ends(counter):
+    for start in TWO_WAYS:
+        with connect(counter) as connection:
+            connection.sendall(start + b"\r\n" + LAST)
+            (status,) = statuses(connection)
+        assert status in (400, 501), start
 
 
 def test_a_refusal_does_not_cut_into_the_answer_before_it(counter):
@@ -265,18 +272,15 @@ def cycles() -> int:
     return sum(isinstance(one, server.RequestResponseCycle) for one in gc.get_objects())
 
 
-@pytest.mark.parametrize(
-    "request_line", [b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", b"OPTIONS / RTSP/1.1\r\nhost:\r\n\r\n"]
-)
-def test_g19_requests_whose_answers_nobody_reads_are_not_parsed(counter, request_line):
+def test_g19_requests_whose_answers_nobody_reads_are_not_parsed(counter):
     before, already = resident(), cycles()
-    with connect(counter) as connection:
-        connection.settimeout(1)
-        sent = flood(connection, request_line * 1000, 64 * MB)
-        assert sent < 32 * MB  # the sockets of both sides are full
-        assert cycles() - already < 100
-        assert resident() - before < 48 * MB
-        assert counter.chat().status_code == 200
+    for short in (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", b"OPTIONS / RTSP/1.1\r\nhost:\r\n\r\n"):
+        with connect(counter) as connection:
+            connection.settimeout(1)
+            assert flood(connection, short * 1000) < 32 * MB  # until the sockets of both sides are full
+            assert cycles() - already < 100
+            assert resident() - before < 48 * MB
+            assert counter.chat().status_code == 200
 
 
 def test_g19_requests_behind_an_open_stream_wait_where_they_are(counter):
@@ -306,19 +310,16 @@ def test_g19_requests_sent_ahead_are_all_answered_in_order(counter):
         connection.sendall(b"".join(head("GET", f"/v1/models/{name}", key=counter.key) for name in names) + LAST)
         got = answers(connection)
     assert [status for status, _, _ in got] == [404] * 500 + [401]
-    assert [name for name, (_, _, body) in zip(names, got, strict=False) if f'"{name}\\"' not in body.decode()] == []
+    assert [re.findall(r"none-\d+", body.decode()) for _, _, body in got[:-1]] == [[name] for name in names]
 
 
-def test_g19_an_answer_that_is_not_read_is_given_up(counter, monkeypatch):
+def test_g19_a_client_that_takes_no_answers_loses_its_connection(counter, monkeypatch):
     monkeypatch.setattr(server, "ANSWER_SECONDS", 0.3)
+    open_before = len(counter.server.server_state.connections)
     with connect(counter) as connection:
         connection.settimeout(1)
-        flood(connection, head("GET", "/v1/models") * 1000, 64 * MB)
-        connection.settimeout(20)
-        with pytest.raises(ConnectionError):
-            while True:
-                connection.sendall(b"x")
-                time.sleep(0.05)
+        flood(connection, head("GET", "/v1/models") * 1000)
+        until(lambda: len(counter.server.server_state.connections) <= open_before, 20)
 
 
 # --- bodies that nobody waits for
