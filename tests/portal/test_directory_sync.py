@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 
 from apiproxy.models import CatalogueRevision
 from portal.accounts import directory as company
-from portal.accounts import people
+from portal.accounts import people, roster
 from portal.accounts.directory import entries
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.issuing import issue
@@ -229,3 +229,13 @@ def test_more_people_than_fit_one_question_are_all_found(connect, everybody):
     ids = list(User.objects.values_list("directory_id", flat=True))
     strangers = [f"00000000-0000-0000-0000-{number:012d}" for number in range(3 * entries.CHUNK)]
     assert set(company.look_up(connect(), ids + strangers)) == set(ids)
+
+
+def test_t6_places_given_by_hand_are_none_that_a_sync_takes(connect, door, newcomer):
+    """Else a few such people would make every run look as if most lost their access."""
+    server = connect()
+    guest = door.enter(newcomer("goto"), "password of goto")
+    Membership.objects.create(user=guest, tenant=Tenant.objects.create(slug="guests", name="Guests"))
+    plan = roster.plan(server)
+    assert (plan.ours, plan.staying, plan.losing) == (1, 1, 0)
+    plan.check()

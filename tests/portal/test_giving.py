@@ -281,3 +281,11 @@ def test_of_two_who_decide_at_once_one_wins(wish, alice, bob, carol):
     assert sorted(said, key=len)[0] == row.state
     assert any(text.endswith("has answered this request already.") for text in said)
     assert Quota.objects.filter(user=alice).exists() == (row.state == "granted")
+
+
+def test_t6_a_wish_whose_only_admin_is_switched_off_reaches_operators(limited, alice, bob, olivia, research):
+    bob.is_active = False
+    bob.save()
+    wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200)
+    assert set(Notice.objects.filter(kind="request-asked").values_list("user", flat=True)) == {olivia.pk}
+    assert (list(giving.waiting_for(olivia)), list(giving.deciders(wish))) == ([wish], [olivia])

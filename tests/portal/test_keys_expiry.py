@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from modelregistry import chores
-from portal.keys import issuing
+from portal.keys import issuing, playground
 from portal.keys.expiry import tell_ends, tell_leavers
 from portal.keys.models import ApiKey
 from portal.notices.models import Notice
@@ -154,3 +154,27 @@ def test_the_command_does_all_of_it_and_may_be_repeated(alice, bob, research, ca
 def test_it_is_a_chore_of_every_ten_minutes():
     [work] = [work for work in chores.registered() if work.name == "tellnotices"]
     assert (work.every, work.argv) == (timedelta(minutes=10), ("tellnotices",))
+
+
+def test_t6_the_key_of_the_playground_is_no_news_to_anybody(alice, bob, research):
+    """Nobody made it by hand, so nobody knows what ended."""
+    playground.renew(alice, research, timezone.now())
+    key = aged(ApiKey.objects.get(is_playground=True), life=90 * DAY, left=0.5 * DAY)
+    tell_ends(timezone.now())
+    aged(key, life=90 * DAY, left=-0.5 * DAY)
+    tell_ends(timezone.now())
+    issuing.revoke(key)
+    assert not Notice.objects.exists()
+
+
+@pytest.mark.parametrize("end", ["revoke", "expire"])
+def test_t6_who_is_switched_off_is_not_told_of_the_key_they_answered_for(alice, bob, research, end):
+    key = issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)[0]
+    alice.is_active = False
+    alice.save()
+    if end == "revoke":
+        issuing.revoke(ApiKey.objects.get(pk=key.pk))
+    else:
+        aged(key, life=90 * DAY, left=-0.5 * DAY)
+        tell_ends(timezone.now())
+    assert set(Notice.objects.values_list("user__username", flat=True)) == {"bob"}

@@ -7,6 +7,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from portal.accounts.models import Membership, User
+from portal.keys import playground
 from portal.keys.issuing import rotate
 from portal.keys.models import ApiKey
 from portal.metering import allowance, nearness
@@ -188,3 +189,12 @@ class TestLines:
         for key in (first, second, third):
             assert {(one.window, one.spent) for one in allowance.of_key(key, NOW)} == {("day", 90), ("month", 90)}
         assert {wall.spent for wall in nearness.walls_of(research, NOW)} == {90}
+
+
+def test_t6_the_key_of_the_playground_has_no_wall_of_its_own(alice, research):
+    playground.renew(alice, research, NOW)
+    key = ApiKey.objects.get(is_playground=True)
+    limit(key=key)
+    use(key, tokens=(100, 0), at=NOW)
+    assert nearness.tell_near(NOW) == 0
+    assert told() == set()

@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from apiproxy import errors
+from portal.accounts.models import Membership
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
 from portal.metering import periods, reasons, report, views
@@ -694,3 +695,44 @@ class TestAllowances:
     def test_a_quota_of_nothing_is_called_blocked(self, as_alice, alice, key):
         Quota.objects.create(user=alice, unit="tokens", window="day", amount=0)
         assert "blocked" in as_alice.get("/").content.decode()
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("of", ["me", "tenant:research"])
+def test_t6_a_day_by_the_hour_ends_at_midnight(client, bob, research, of, time_machine):
+    """Out of records and out of sums alike: 23:59 is the day's, 0:00 the next one's, which its own page has."""
+    midnight = datetime(2026, 11, 21, 0, 0, tzinfo=TOKYO)
+    time_machine.move_to(midnight + timedelta(hours=12), tick=False)
+    key = key_of(bob, research)
+    use(key, tokens=(1, 0), at=midnight - timedelta(days=1))
+    use(key, tokens=(2, 0), at=midnight - timedelta(minutes=1))
+    use(key, tokens=(4, 0), at=midnight)
+    client.force_login(bob)
+    days = {day: client.get("/usage/", {"of": of, "period": day}).context for day in ("2026-11-20", "2026-11-21")}
+    assert {context["unit"] for context in days.values()} == {"hour"}
+    told = {day: [(row["slot"].hour, row["total_tokens"]) for row in page["rows"]] for day, page in days.items()}
+    assert told == {"2026-11-20": [(23, 2), (0, 1)], "2026-11-21": [(0, 4)]}
+
+
+@pytest.mark.django_db
+class TestWhatIsLeft:
+    def test_t6_what_is_blocked_is_used_up(self, alice, research):
+        Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=0)
+        [blocked] = allowances(alice, TOKYO, timezone.now())
+        assert (blocked.percent, blocked.left, blocked.level, blocked.near) == (100, 0, "broken", True)
+
+    def test_t6_quotas_of_what_works_no_more_are_not_shown(self, alice, research, sales):
+        Membership.objects.create(user=alice, tenant=sales)
+        revoked, expired, works = (key_of(alice, research, name) for name in ("revoked", "expired", "works"))
+        of_sales = key_of(alice, sales)
+        for owner in (
+            {"tenant": sales},
+            {"tenant": sales, "user": alice},
+            *({"key": key} for key in (revoked, expired, works, of_sales)),
+        ):
+            Quota.objects.create(**owner, unit="tokens", window="day", amount=100)
+        ApiKey.objects.filter(pk=revoked.pk).update(revoked_at=timezone.now())
+        ApiKey.objects.filter(pk=expired.pk).update(expires_at=timezone.now() - timedelta(hours=1))
+        sales.is_active = False
+        sales.save()
+        assert [one.to for one in allowances(alice, TOKYO, timezone.now())] == [f"key:{works.prefix}"]
