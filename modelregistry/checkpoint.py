@@ -454,11 +454,13 @@ def _context(directory: Path, config: _Config) -> int | None:
     length = config.number(*names, "max_sequence_length", "model_max_length")
     if config.kind in ROBERTAS:
         length -= 2  # its first two positions are never used
-    return max(length, _scaled(config, length)) or None
+    return _scaled(config, length) or length or None
 
 
 def _scaled(config: _Config, length: int) -> int:
-    """The length with rotary scaling, where the configuration gives the length before it."""
+    """The length with rotary scaling; 0: none that changes it. Of yarn the length before it is told beside it, and what
+    comes of it counts, as in vLLM, even if the configuration says more.
+    """
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(scaling, dict) or config.kind.startswith("gemma3"):
         return 0

@@ -1,8 +1,10 @@
 """The cast: Alice owns, Bob is admin of her tenant, Charlie is an outsider, Olivia operates."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from django.db import DataError, models
 from django.utils import translation
 
 from portal.accounts.models import Membership, Tenant, User
@@ -25,6 +27,26 @@ def _english() -> Iterator[None]:
     """Each test begins in the same language: a page that an earlier one asked for leaves its own behind."""
     with translation.override("en"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _texts_as_postgresql_takes_them() -> Iterator[None]:
+    """SQLite takes texts that are longer than their column, and null characters; PostgreSQL refuses either."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (models.CharField, models.TextField):
+            patch.setattr(kind, "get_db_prep_save", _checked(kind.get_db_prep_save))
+        yield
+
+
+def _checked(prepare: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(field: models.Field, value: Any, connection: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("A string literal cannot contain NUL (0x00) characters.")
+        if isinstance(value, str) and field.max_length is not None and len(value) > field.max_length:
+            raise DataError(f"{field}: value too long for type character varying({field.max_length})")
+        return prepare(field, value, connection)
+
+    return checked
 
 
 @pytest.fixture

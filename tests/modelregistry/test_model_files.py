@@ -214,6 +214,28 @@ def test_the_language_part_of_a_model_that_sees_is_what_counts(tmp_path):
         ({}, 2048),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 8192),
         ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}, 8192),
+        # Of yarn the length before it counts, whatever the configuration says that it became.
+        (
+            {
+                "max_position_embeddings": 8192,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+            },
+            8192,
+        ),
+        (
+            {
+                "max_position_embeddings": 2560,
+                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
+            },
+            8192,
+        ),
+        (
+            {
+                "max_position_embeddings": 8192,
+                "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048},
+            },
+            4096,
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 256}}, 2048),
         ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 2048),
         ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),

@@ -213,3 +213,53 @@ def test_bound_models_stay_where_they_are_bound():
 def test_a_host_without_ours_has_what_we_hold_as_well():
     [freed] = without_ours([card(0, used=50)], {0: 40 * GIB})
     assert (freed.used, freed.free) == (10 * GIB, 70 * GIB)
+
+
+def test_t7_the_large_ones_are_placed_first():
+    """Or small ones take the last place that is large enough."""
+    devices = [card(0, total=31), card(1, total=31)]
+    models = [wanted("a", 10), wanted("b", 10), wanted("c", 20), wanted("d", 20)]
+    assert fits_together(models, devices)
+    assert fits_together(models[::-1], devices)
+
+
+def test_t7_what_was_placed_before_takes_its_room_on_each_of_its_cards():
+    devices = [card(0, total=40), card(1, total=40)]
+    split = Candidate(name="split", prediction=replace(predicted(30), devices=2), demand=VLLM)
+    assert fits_together([split], devices)
+    assert not fits_together([split, wanted("other", 20)], devices)
+    assert left_after([split], devices) == {0: 10 * GIB - 256 * MIB, 1: 10 * GIB - 256 * MIB}
+
+
+def test_t7_a_refusal_names_the_most_requests_that_fit():
+    demand = replace(VLLM, context=8192, slots=64)
+    devices = [card(0, total=24)]
+    with pytest.raises(NoRoom) as refusal:
+        place(memory.predict(LLAMA_8B, demand), demand, devices, facts=LLAMA_8B)
+    most = refusal.value.sequences
+    assert 1 <= most < 64
+
+    def least(slots: int) -> int:
+        found = memory.predict(LLAMA_8B, replace(demand, slots=slots))
+        return found.weights + found.overhead + found.cache_least
+
+    free = 24 * GIB - 256 * MIB
+    assert least(most) <= free < least(most + 1)
+
+
+def test_t7_of_several_cards_the_fullest_that_is_needed_decides_what_fits():
+    demand = replace(VLLM, context=131_072, slots=8, tensor_parallel=2)
+    need = memory.predict(LLAMA_8B, demand)
+    devices = [card(0, total=24), card(1, total=16), card(2, total=12)]
+    with pytest.raises(NoRoom) as refusal:
+        place(need, demand, devices, facts=LLAMA_8B)
+    fits = refusal.value.fits
+    assert 0 < fits < 131_072
+
+    def would(context: int) -> bool:
+        shorter = replace(demand, context=context)
+        found = memory.predict(LLAMA_8B, shorter)
+        return found.weights + found.overhead + found.cache_least <= 16 * GIB - 256 * MIB
+
+    assert would(fits)
+    assert not would(fits + 1024)

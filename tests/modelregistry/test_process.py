@@ -360,3 +360,23 @@ def test_a_cgroup_that_goes_while_it_is_looked_at_has_no_members(tmp_path, monke
 
     monkeypatch.setattr(os, "scandir", gone)
     assert shim.members(group) == []
+
+
+def test_t7_a_run_s_log_is_cut_while_its_engine_writes_and_goes_on_at_its_new_end(runs):
+    """By the shim itself, of a descriptor that the engine keeps open; a child's end makes it look at once."""
+    run = start(
+        runs,
+        f"""
+        import os, subprocess, sys, time
+        os.write(1, b"a" * {shim.LOG_LIMIT + 1})
+        while os.fstat(1).st_size > {shim.LOG_LIMIT}:
+            subprocess.run(["sh", "-c", "(sleep 0.05) & exit"])
+            time.sleep(0.05)
+        os.write(1, b"after\\n")
+        time.sleep(60)
+        """,
+    )
+    log = run.directory / "engine.log"
+    until(lambda: log.stat().st_size <= shim.LOG_LIMIT and b"after" in log.read_bytes())
+    assert log.read_bytes() == b"after\n"  # no hole before it: it is written at the end, wherever that is by now
+    assert (run.directory / "engine.log.1").stat().st_size == shim.LOG_LIMIT + 1
