@@ -209,7 +209,7 @@ def _args_fault(args: object) -> str:
 
 def _is_reserved(option: str) -> bool:
     # Python's argparse, which vLLM uses, also takes the beginning of a name.
-    return option in RESERVED or (len(option) > 4 and any(name.startswith(option) for name in RESERVED))
+    return option in RESERVED or (len(option) > len("--") and any(name.startswith(option) for name in RESERVED))
 
 
 def _refused_arg(engine: str, args: Sequence[str], risks: Collection[str]) -> str:
@@ -220,7 +220,7 @@ def _refused_arg(engine: str, args: Sequence[str], risks: Collection[str]) -> st
         if engine == "vllm" and "--trust-remote-code".startswith(option) and option.startswith("--tr"):
             if "remote-code" not in risks:
                 return _('%(arg)s needs the allowed risk "remote-code".') % {"arg": arg}
-        elif engine == "vllm" and "--load-format".startswith(option) and option.startswith("--load-f"):
+        elif engine == "vllm" and "--load-format".startswith(option) and option.startswith("--loa"):
             format_ = value or "".join(args[place + 1 : place + 2])
             if format_.lower() in PICKLING and "pickle" not in risks:
                 return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}

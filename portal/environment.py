@@ -35,7 +35,7 @@ def tighten(path: Path) -> None:
 
 
 def kept_secret(path: Path) -> str:
-    """The secret in this file; the first caller makes it (256 bits, readable by this user alone).
+    """The secret in this file; the first caller makes it (384 bits, readable by this user alone).
 
     Two processes may start at once: the file appears complete or not at all, and both read the winner's.
     """
@@ -44,7 +44,7 @@ def kept_secret(path: Path) -> str:
         draft = path.with_name(f"{path.name}.{os.getpid()}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(32))
+            file.write(secrets.token_urlsafe(48))
         try:
             os.link(draft, path)
         except FileExistsError:

@@ -200,6 +200,12 @@ CONTENT_SECURITY_POLICY = {
     }
 }
 
+# --- Keys -------------------------------------------------------------------------------------------------------
+# How many may work at a time, and be made within a day: a loop that makes keys is not to fill everybody's lists.
+AT_LEAST_ONE = environs.validate.Range(min=1)
+KEYS_PER_PERSON = env.int("KEYS_PER_PERSON", 100, validate=AT_LEAST_ONE)
+SERVICE_KEYS_PER_TENANT = env.int("SERVICE_KEYS_PER_TENANT", 500, validate=AT_LEAST_ONE)
+
 # --- API --------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [

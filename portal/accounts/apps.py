@@ -1,3 +1,4 @@
+from datetime import timedelta
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +40,8 @@ class AccountsConfig(AppConfig):
             tenant=lambda membership: membership.tenant,
             name=lambda membership: f"{membership.user.get_username()} · {membership.tenant.slug}",
         )
+        # Django's own command: sessions that are over, of people who closed their browser without signing out.
+        chores.register("clearsessions", timedelta(days=1), ("clearsessions",))
         if settings.DIRECTORY:
             work = roster.WORK
             chores.register(work.name, work.every, work.argv)

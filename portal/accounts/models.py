@@ -1,5 +1,6 @@
 """People and the departments they belong to."""
 
+import unicodedata
 from typing import Any, ClassVar
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -12,6 +13,13 @@ from django.db.models import Q
 from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+
+# How Unicode's names of the letters begin of which such a name is made: 々 and 〆 are ideographic marks, 﨑 is an
+# ideograph of compatibility, and one of several shapes of a letter is chosen by a variation selector.
+EAST_ASIAN = (
+    *("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA ", "HANGUL ", "VERTICAL KANA "),
+    *("VARIATION SELECTOR", "MASU MARK"),
+)
 
 
 def check_time_zone(name: str) -> None:
@@ -126,6 +134,16 @@ class User(AbstractUser):
 
     def __str__(self) -> str:
         return self.get_full_name() or self.get_username()
+
+    def get_full_name(self) -> str:
+        """The name as its bearer writes it: one in Chinese characters, kana or hangul has the family name first."""
+        if self.first_name and self.last_name and all(map(_is_east_asian, self.last_name)):
+            return f"{self.last_name} {self.first_name}"
+        return super().get_full_name()
+
+
+def _is_east_asian(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(EAST_ASIAN)
 
 
 class Membership(models.Model):

@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy, pgettext, pgettext_lazy
 from portal.accounts import audit
 from portal.accounts.models import AuditEvent, User
 from portal.accounts.tenancy import administered_tenants, may_operate
+from portal.console.streaming import harmless
 
 Events = QuerySet[AuditEvent]
 
@@ -287,8 +288,7 @@ def _chunks(events: Events, *, first: list[str]) -> Iterator[list[list[Any]]]:
 def _cell(value: Any) -> Any:
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False, cls=DjangoJSONEncoder)
-    # A spreadsheet would take it for a formula, and people name their keys themselves.
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return harmless(value)
 
 
 def _all(events: Events) -> Iterator[AuditEvent]:

@@ -20,7 +20,7 @@ from portal.accounts import tenancy
 from portal.accounts.models import User
 from portal.api import scopes
 from portal.console.clock import zone_of
-from portal.keys import secret
+from portal.keys import issuing, secret
 from portal.keys.models import ManagementKey
 from portal.notices.telling import tell
 
@@ -37,7 +37,8 @@ WARNINGS = ((7, timedelta(days=1)), (1, timedelta()))
 def issue(*, user: User, name: str, scopes_: Collection[str], expires_at: datetime) -> tuple[ManagementKey, str]:
     """A new key and its text, which exists nowhere else: show it once.
 
-    Raises ValidationError for scopes that the person could not use, and for an expiry that is past or too far.
+    Raises ValidationError for scopes that the person could not use, for an expiry that is past or too far, and if there
+    are as many keys as one person may have.
     """
     problems = {}
     if not scopes_ or not set(scopes_) <= {scope.name for scope in scopes.usable(user)}:
@@ -46,6 +47,14 @@ def issue(*, user: User, name: str, scopes_: Collection[str], expires_at: dateti
         problems["expires_at"] = [_("Choose a time within a year from now.")]
     if problems:
         raise ValidationError(problems)
+    with transaction.atomic():
+        list(User.objects.select_for_update().filter(pk=user.pk).values("pk"))  # one after the other
+        if keys_of(user).filter(issuing.counted(timezone.now())).count() >= settings.KEYS_PER_PERSON:
+            raise ValidationError(issuing.too_many(settings.KEYS_PER_PERSON))
+        return _written(user, name, scopes_, expires_at)
+
+
+def _written(user: User, name: str, scopes_: Collection[str], expires_at: datetime) -> tuple[ManagementKey, str]:
     text = secret.make(LEAD)
     key = ManagementKey(
         user=user,

@@ -5,6 +5,7 @@ from datetime import datetime
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.core.exceptions import ValidationError
 from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
@@ -83,12 +84,16 @@ def new_key(request: HttpRequest) -> HttpResponse:
 @sensitive_variables("text")
 def created(request: HttpRequest, form: NewManagementKeyForm) -> HttpResponse:
     """Makes the key and shows it, here and nowhere else."""
-    key, text = keys.issue(
-        user=me(request),
-        name=form.cleaned_data["name"],
-        scopes_=form.cleaned_data["scopes"],
-        expires_at=form.expires_at(),
-    )
+    try:
+        key, text = keys.issue(
+            user=me(request),
+            name=form.cleaned_data["name"],
+            scopes_=form.cleaned_data["scopes"],
+            expires_at=form.expires_at(),
+        )
+    except ValidationError as error:
+        messages.error(request, " ".join(error.messages))
+        return redirect("management-keys")
     context = {
         "row": row(key, timezone.now()),
         "text": text,

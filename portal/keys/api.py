@@ -232,6 +232,8 @@ def carried_out(verb: Any) -> Any:
         return verb()
     except issuing.Ended as error:
         raise Conflict(_("This key is revoked.")) from error
+    except issuing.TooMany as error:
+        raise Conflict(error.sentence) from error
     except issuing.AlreadyReplaced as error:
         raise Conflict(_("This key has been replaced already.")) from error
     except issuing.NotAMember as error:

@@ -92,20 +92,24 @@ def created(
     responsible: User | None = None,
 ) -> HttpResponse:
     """Makes the key that was asked for and shows it."""
-    key, text = issuing.issue(
-        tenant=form.cleaned_data["tenant"],
-        user=user,
-        service=service,
-        responsible=responsible,
-        name=form.cleaned_data["name"],
-        purpose=form.cleaned_data["purpose"],
-        key_class=form.cleaned_data["key_class"],
-        networks=form.cleaned_data["networks"],
-        takes_user_headers=form.cleaned_data["takes_user_headers"],
-        expires_at=form.expires_at(),
-        allowed_models=form.cleaned_data["models"],
-        created_by=me(request),
-    )
+    try:
+        key, text = issuing.issue(
+            tenant=form.cleaned_data["tenant"],
+            user=user,
+            service=service,
+            responsible=responsible,
+            name=form.cleaned_data["name"],
+            purpose=form.cleaned_data["purpose"],
+            key_class=form.cleaned_data["key_class"],
+            networks=form.cleaned_data["networks"],
+            takes_user_headers=form.cleaned_data["takes_user_headers"],
+            expires_at=form.expires_at(),
+            allowed_models=form.cleaned_data["models"],
+            created_by=me(request),
+        )
+    except issuing.TooMany as refusal:
+        messages.error(request, refusal.sentence)
+        return redirect("keys" if user else "key-services")
     return shown_once(request, key, text)
 
 
@@ -147,6 +151,9 @@ def rotate_key(request: HttpRequest, prefix: str) -> HttpResponse:
         new, text = issuing.rotate(key, form.time(), by=me(request))
     except issuing.AlreadyReplaced:
         messages.warning(request, _("This key has been replaced already. Its successor is named below."))
+        return redirect("key", prefix)
+    except issuing.TooMany as refusal:
+        messages.error(request, refusal.sentence)
         return redirect("key", prefix)
     except issuing.NotAMember:
         messages.error(request, _("You no longer belong to the tenant of this key, so there is no new one."))

@@ -10,7 +10,9 @@ from typing import TypedDict, Unpack
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Model, Q
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from modelregistry.models import ServedModel
 from portal.accounts import audit, tenancy
@@ -29,6 +31,19 @@ LEAKED = "leaked"
 
 class NotAMember(ValueError):
     """The person does not belong to the tenant of the key that is to be theirs, or that they shall answer for."""
+
+
+class TooMany(ValueError):
+    """There are as many keys as this person may have, or this tenant for its service keys; `most` is the number."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"at most {most} keys may work, or be made within a day")
+        self.most = most
+
+    @property
+    def sentence(self) -> str:
+        """In the reader's language."""
+        return too_many(self.most)
 
 
 class Ended(ValueError):
@@ -71,7 +86,7 @@ def issue(
 
     Give `user` for a personal key or `service` (and who is `responsible`) for a service key. Without `allowed_models`
     it is for all models that the tenant may use, without `networks` (as networks.parse gives them) from everywhere.
-    Raises NotAMember, also for who is responsible, and ValidationError for what is no network.
+    Raises NotAMember, also for who is responsible, TooMany, and ValidationError for what is no network.
     """
     if user is None or user != created_by:
         tenancy.check(created_by, tenant)
@@ -93,14 +108,17 @@ def issue(
         expires_at=expires_at,
         created_by=created_by,
     )
-    return key, _written(key, chosen)
+    with transaction.atomic():
+        _check_number(tenant, user)
+        return key, _written(key, chosen)
 
 
 def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[ApiKey, str]:
     """(its successor, the successor's text): for the same, with the same rules and quotas, and as long a life.
 
     The old key goes on working for `overlap`, or less if it ends before; with none it ends now. A revoked or expired
-    key has a successor too, and stays what it is. Raises AlreadyReplaced, and NotAMember when its person has left.
+    key has a successor too, and stays what it is. Raises AlreadyReplaced, NotAMember when its person has left, and
+    TooMany when as many keys were made within a day.
     """
     _check(by, key)
     belongs(key.user, key.tenant)
@@ -110,6 +128,7 @@ def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[
         key = ApiKey.objects.select_for_update().get(pk=key.pk)
         if ApiKey.objects.filter(replaces=key).exists():
             raise AlreadyReplaced(f"{key.prefix} has been replaced already")
+        _check_number(key.tenant, key.user, only_new=True)
         new = ApiKey(
             tenant=key.tenant,
             user=key.user,
@@ -218,6 +237,32 @@ def belongs(user: User | None, tenant: Tenant) -> None:
     """Raises NotAMember; nobody is nobody's member and no matter."""
     if user is not None and not user.memberships.filter(tenant=tenant).exists():
         raise NotAMember(f"{user.get_username()} is not a member of {tenant.slug}")
+
+
+def _check_number(tenant: Tenant, user: User | None, *, only_new: bool = False) -> None:
+    """Raises TooMany. Of one owner's new keys each waits for the one before, so that none slips through beside it.
+
+    `only_new`: for one that takes the place of another, which may be one too many for a while.
+    """
+    owner: type[Model] = User if user else Tenant
+    list(owner._default_manager.select_for_update().filter(pk=(user or tenant).pk).values("pk"))
+    keys = ApiKey.objects.filter(user=user, is_playground=False)
+    most = settings.KEYS_PER_PERSON if user else settings.SERVICE_KEYS_PER_TENANT
+    if (keys if user else keys.filter(tenant=tenant)).filter(counted(timezone.now(), only_new)).count() >= most:
+        raise TooMany(most)
+
+
+def counted(now: datetime, only_new: bool = False) -> Q:
+    """The keys, for models or for management, that count against how many there may be."""
+    new = Q(created_at__gt=now - timedelta(days=1))
+    return new if only_new else new | Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
+
+
+def too_many(most: int) -> str:
+    return _(
+        "There are too many keys: %(most)d may work at a time, and as many be made within a day. Revoke those that are"
+        " not needed any more."
+    ) % {"most": most}
 
 
 def found_in(text: str) -> tuple[list[ApiKey], int]:

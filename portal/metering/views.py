@@ -186,7 +186,9 @@ def export(request: HttpRequest) -> HttpResponseBase:
         rows: Any = report.details(of.scope, of.period)
     elif by and of.group != "model":
         grouped, _none = report.grouped(of.scope, of.period, of.group)
-        rows = ({of.group: row["name"], **numbers(row)} for row in grouped)
+        # People by their user names as well: of two of the same name only these differ.
+        users = dict(User.objects.values_list("pk", "username")) if of.group == "user" else {}
+        rows = ({of.group: row["name"], **username(row, users), **numbers(row)} for row in grouped)
     else:
         series = report.series(of.scope, of.period, of.zone)
         if by:
@@ -195,7 +197,18 @@ def export(request: HttpRequest) -> HttpResponseBase:
             rows = (
                 {series.unit: row["slot"].isoformat(), "model": row["model"], **numbers(row)} for row in series.rows
             )
-    return files.response(request, f"usage-{of.period.first}-{of.period.last}", rows)
+    return files.response(request, file_name(of, by), rows)
+
+
+def file_name(of: Asked, by: str | None) -> str:
+    """Another one for each table and each scope, or one file of a folder would take the place of another."""
+    kind = "detail" if by == "detail" else f"by-{of.group}" if by else "over-time"
+    return f"usage-{of.scope.name.replace(':', '-')}-{kind}-{of.period.first}-{of.period.last}"
+
+
+def username(row: dict[str, Any], users: dict[int, str]) -> dict[str, str]:
+    """The column of a file by people; none without `users`."""
+    return {"username": users.get(int(row["id"]), "") if row["id"].isdecimal() else ""} if users else {}
 
 
 def numbers(row: dict[str, Any]) -> dict[str, int]:

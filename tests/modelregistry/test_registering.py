@@ -109,6 +109,32 @@ def test_reserved_arguments_are_known_by_any_spelling(arg):
     assert "is set for each replica" in problems(args=[arg])["args"]
 
 
+@pytest.mark.parametrize(
+    "arg",
+    [
+        "--ho=0.0.0.0",
+        "--po=1",
+        "--por",
+        "--hos",
+        "--u=/x",
+        "--uds",
+        "--con=/x",
+        "--api-k=x",
+        "--mode=/x",
+        "--ser",
+        "--int",
+    ],
+)
+def test_p8_reserved_arguments_are_known_by_each_of_their_beginnings(arg):
+    """As Python's argparse takes them."""
+    assert "args" in problems(args=[arg])
+
+
+@pytest.mark.parametrize("args", [["--loa=pt"], ["--load-form", "auto"], ["--tr"], ["--trust-rem"]])
+def test_p8_so_are_arguments_that_need_an_allowed_risk(args):
+    assert "args" in problems(args=args)
+
+
 @pytest.mark.parametrize("risks", [["all"], "pickle", None, [["pickle"]]])
 def test_allowed_risks_are_a_list_of_known_ones(risks):
     assert 'a list of "pickle"' in problems(allowed_risks=risks)["allowed_risks"]

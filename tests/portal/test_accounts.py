@@ -4,6 +4,7 @@ import io
 from datetime import timedelta
 
 import pytest
+from django.contrib.sessions.models import Session
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, transaction
@@ -11,10 +12,12 @@ from django.http import Http404
 from django.urls import reverse
 from django.utils import timezone, translation
 
+from modelregistry import chores
 from portal.accounts import membership, people
 from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.tenancy import tenant_for, visible_tenants
 from portal.api import keys as management_keys
+from portal.console.templatetags import figures
 from portal.keys import issuing
 from portal.operations import actions
 from portal.operations.directory import follow_now
@@ -230,3 +233,48 @@ class TestVerbsCheckTheirActor:
             management_keys.revoke(bob, managing)
         issuing.rotate(service, timedelta(), by=bob)
         issuing.change(personal, by=alice, name="x")
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "shown"),
+    [
+        ("佐々木", "健", "佐々木 健"),
+        ("〆木", "健", "〆木 健"),
+        ("山﨑", "健", "山﨑 健"),
+        ("辻\U000e0101", "健", "辻\U000e0101 健"),
+        ("ﾔﾏﾀﾞ", "ｹﾝ", "ﾔﾏﾀﾞ ｹﾝ"),
+        ("さとう", "けん", "さとう けん"),
+        ("ブーケ", "ケン", "ブーケ ケン"),
+        ("千々岩", "", "千々岩"),
+        ("Sasaki", "Ken", "Ken Sasaki"),
+        ("", "Ken", "Ken"),
+    ],
+)
+def test_p5_a_name_is_shown_as_its_bearer_writes_it(family, given, shown):
+    user = User(username="ken", last_name=family, first_name=given)
+    assert str(user) == user.get_full_name() == figures.person(user) == shown
+
+
+def test_p5_messages_name_people_as_pages_do(client, bob, olivia, research):
+    """Each sentence that has a person in it goes by the same name, also those of the API."""
+    sasaki = User.objects.create_user("sasaki", last_name="佐々木", first_name="健")
+    client.force_login(bob)
+    page = client.post("/tenant/research/people/add/", {"username": "sasaki", "role": "member"}, follow=True)
+    assert ["佐々木 健" in str(message) for message in page.context["messages"]] == [True]
+    answer = client.get("/api/v1/tenants/research/members/sasaki/")
+    assert answer.json()["name"] == "佐々木 健"
+    with pytest.raises(membership.Refused, match="佐々木 健"):
+        membership.add(bob, research, "sasaki")
+    sasaki.is_active = False
+    sasaki.save()
+    with pytest.raises(membership.Refused, match="佐々木 健"):
+        membership.add(bob, research, "sasaki")
+
+
+def test_p8_sessions_that_are_over_are_cleared_by_a_chore(client, alice):
+    assert "clearsessions" in {work.name for work in chores.registered()}
+    client.force_login(alice)
+    Session.objects.create(session_key="old", session_data="", expire_date=timezone.now() - timedelta(days=1))
+    [work] = [work for work in chores.registered() if work.name == "clearsessions"]
+    call_command(*work.argv)
+    assert [session.session_key for session in Session.objects.all()] == [client.session.session_key]

@@ -4,12 +4,14 @@ from datetime import timedelta
 
 import pytest
 from django.core.exceptions import ValidationError
+from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from apiproxy.models import CatalogueRevision
 from portal.accounts.models import AuditEvent, Membership
-from portal.keys import issuing, keyring, networks
-from portal.keys.models import ApiKey
+from portal.api import keys as management_keys
+from portal.keys import issuing, keyring, networks, playground
+from portal.keys.models import ApiKey, ManagementKey
 from portal.metering.models import Quota
 from portal.notices.models import Notice
 from tests.conftest import person
@@ -314,3 +316,75 @@ class TestWhoseKeys:
             held = keyring.held(keyring.service_keys_of(research), timezone.now())
         assert len([key for key in held if key.replaced_by]) == 7
         assert len([key for key in held if key.replaces]) == 7
+
+
+class TestNumbers:
+    """A loop that makes keys ends at a number, wherever it runs."""
+
+    @pytest.fixture(autouse=True)
+    def few(self, settings):
+        settings.KEYS_PER_PERSON = settings.SERVICE_KEYS_PER_TENANT = 3
+
+    def test_p8_a_person_has_so_many_keys_that_work_in_all_tenants(self, alice, research, sales):
+        Membership.objects.create(user=alice, tenant=sales)
+        first, *_ = [key_of(alice, tenant) for tenant in (research, sales, sales)]
+        for tenant in (research, sales):
+            with pytest.raises(issuing.TooMany):
+                key_of(alice, tenant)
+        issuing.revoke(first)
+        with pytest.raises(issuing.TooMany):  # or a loop would revoke and make
+            key_of(alice, research)
+        ApiKey.objects.update(created_at=timezone.now() - timedelta(days=2))
+        key_of(alice, research)
+        assert service_key(research)
+
+    def test_p8_a_tenant_has_so_many_service_keys(self, research, sales):
+        for _ in range(3):
+            service_key(research)
+        with pytest.raises(issuing.TooMany):
+            service_key(research)
+        service_key(sales)
+
+    def test_p8_a_key_can_be_replaced_though_there_are_as_many_as_may_be(self, alice, research):
+        keys = [key_of(alice, research) for _ in range(3)]
+        ApiKey.objects.update(created_at=timezone.now() - timedelta(days=2))
+        for _ in range(3):
+            keys.append(issuing.rotate(keys[-1], timedelta())[0])
+        with pytest.raises(issuing.TooMany):
+            issuing.rotate(keys[-1], timedelta())
+
+    def test_p8_the_playground_does_not_count(self, alice, research):
+        playground.renew(alice, research, timezone.now())
+        for _ in range(3):
+            key_of(alice, research)
+        playground.renew(alice, research, timezone.now())
+
+    def test_p8_pages_api_and_command_say_so(self, client, alice, research):
+        client.force_login(alice)
+        for _ in range(3):
+            key_of(alice, research)
+        ticket = client.get("/keys/new/").context["form"]["ticket"].value()
+        form = {"name": "x", "tenant": research.pk, "lifetime": "90", "ticket": ticket}
+        page = client.post("/keys/new/", form, follow=True)
+        assert [message.level_tag for message in page.context["messages"]] == ["error"]
+        key = {"tenant": "research", "name": "x"}
+        answer = client.post("/api/v1/keys/", key, content_type="application/json")
+        assert answer.status_code == 409
+        with pytest.raises(CommandError):
+            call_command("createkey", "--tenant=research", "--user=alice")
+        assert ApiKey.objects.count() == 3
+
+    def test_p8_management_keys_are_bounded_as_well(self, client, alice):
+        client.force_login(alice)
+        tomorrow = timezone.now() + timedelta(days=1)
+        for _ in range(3):
+            management_keys.issue(user=alice, name="x", scopes_=["usage:read"], expires_at=tomorrow)
+        body = {"name": "x", "scopes": ["usage:read"], "expires_at": tomorrow.isoformat()}
+        answer = client.post("/api/v1/management-keys/", body, content_type="application/json")
+        assert answer.status_code == 400
+        form = client.get("/keys/management/new/").context["form"]
+        days = form.fields["lifetime"].choices[0][0]
+        sent = {"name": "x", "scopes": ["usage:read"], "lifetime": days, "ticket": form["ticket"].value()}
+        page = client.post("/keys/management/new/", sent, follow=True)
+        assert [message.level_tag for message in page.context["messages"]] == ["error"]
+        assert ManagementKey.objects.count() == 3

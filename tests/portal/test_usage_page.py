@@ -20,7 +20,8 @@ from portal.metering import periods, reasons, report, views
 from portal.metering.allowance import allowances
 from portal.metering.chart import chart, lines
 from portal.metering.models import Quota, RefusalHour, UsageRecord
-from tests.pages import key_of, serve, use
+from tests.conftest import person
+from tests.pages import key_of, serve, service_key_of, use
 from tests.translations import japanese  # noqa: F401
 
 TOKYO = ZoneInfo("Asia/Tokyo")
@@ -736,3 +737,42 @@ class TestWhatIsLeft:
         sales.is_active = False
         sales.save()
         assert [one.to for one in allowances(alice, TOKYO, timezone.now())] == [f"key:{works.prefix}"]
+
+
+@pytest.mark.django_db
+class TestFiles:
+    def test_p5_a_file_by_people_tells_two_of_the_same_name_apart(self, client, bob, research):
+        for name in ("sato1", "sato2"):
+            use(key_of(person(name, research, first_name="Ken", last_name="Sato"), research))
+        use(service_key_of(research))
+        client.force_login(bob)
+        rows = exported(client, "?of=tenant:research&by=user")
+        assert {(row["user"], row["username"]) for row in rows} == {
+            *{("Ken Sato", "sato1"), ("Ken Sato", "sato2")},
+            ("service keys", ""),
+        }
+        told = json.loads(client.get("/usage/export/?of=tenant:research&by=user&format=json").getvalue())
+        assert {row["username"] for row in told} == {"sato1", "sato2", ""}
+
+    def test_p5_files_of_different_kinds_have_different_names(self, client, bob, research):
+        use(key_of(bob, research))
+        client.force_login(bob)
+        queries = [
+            f"of={of}{by}" for of in ("me", "tenant:research") for by in ("", "&by=model", "&by=key", "&by=detail")
+        ]
+        names = {client.get(f"/usage/export/?{query}")["content-disposition"] for query in queries}
+        assert len(names) == len(queries)
+
+    @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n"])
+    def test_p8_a_text_that_spreadsheets_take_for_a_formula_is_marked(self, client, alice, bob, research, sign):
+        """In both kinds of files. PostgreSQL and SQLite keep any of these."""
+        attack = f"{sign}1+HYPERLINK()"
+        key = key_of(alice, research, attack)
+        use(key, end_user=attack)
+        client.force_login(bob)
+        [row] = exported(client, "?of=tenant:research&by=end_user")
+        assert row["end_user"] == f"'{attack}"
+        text = client.get("/audit/export/").getvalue().decode("utf-8-sig")
+        cells = [cell for line in csv.reader(io.StringIO(text, newline="")) for cell in line]
+        assert not [cell for cell in cells if cell.startswith(sign)]
+        assert [cell for cell in cells if cell.startswith("'") and "HYPERLINK" in cell] or sign not in "\t\r\n"

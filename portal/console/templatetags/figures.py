@@ -1,6 +1,5 @@
 """Numbers and times as people read them."""
 
-import unicodedata
 from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
@@ -17,7 +16,6 @@ from portal.accounts.models import User
 
 register = template.Library()
 
-EAST_ASIAN = ("CJK ", "HIRAGANA ", "KATAKANA", "HANGUL ")
 # (from, divided by, unit). Below the smallest the whole number is as short.
 SHORT = {
     "ja": [(100_000_000, 100_000_000, "億"), (10_000, 10_000, "万")],
@@ -113,10 +111,7 @@ def month(value: date) -> str:
 
 @register.filter
 def person(user: User) -> str:
-    """The name as its bearer writes it: a name in Chinese characters or kana has the family name first."""
-    family_first = all(unicodedata.name(letter, "").startswith(EAST_ASIAN) for letter in user.last_name)
-    if user.last_name and user.first_name and family_first:
-        return f"{user.last_name} {user.first_name}"
+    """The name as its bearer writes it, see User.get_full_name."""
     return str(user)
 
 

@@ -12,7 +12,7 @@ from django.utils import timezone
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys import networks
-from portal.keys.issuing import NotAMember, issue
+from portal.keys.issuing import NotAMember, TooMany, issue
 from portal.keys.models import ApiKey
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -106,7 +106,7 @@ class Command(BaseCommand):
             )
         except Tenant.DoesNotExist as error:
             raise CommandError(f"no such tenant: {tenant}") from error
-        except NotAMember as error:
+        except (NotAMember, TooMany) as error:
             raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from error

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from portal.keys.issuing import AlreadyReplaced, NotAMember, rotate
+from portal.keys.issuing import AlreadyReplaced, NotAMember, TooMany, rotate
 from portal.keys.models import ApiKey
 from portal.keys.secret import PREFIX
 
@@ -31,6 +31,6 @@ class Command(BaseCommand):
             _, text = rotate(key, timedelta(days=overlap))
         except ApiKey.DoesNotExist as error:
             raise CommandError(f"no key begins with {prefix[:PREFIX]}") from error
-        except (AlreadyReplaced, NotAMember) as error:
+        except (AlreadyReplaced, NotAMember, TooMany) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(text)
