@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from apiproxy import errors
-from portal.accounts.models import Membership
+from portal.accounts.models import AuditEvent, Membership
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
 from portal.metering import periods, reasons, report, views
@@ -182,9 +182,9 @@ class TestScopes:
 
     def test_only_scopes_that_work_are_offered(self, client, alice, bob, olivia):
         offered = {}
-        for person in (alice, bob, olivia):
-            client.force_login(person)
-            offered[person.username] = [name for name, _ in client.get("/usage/").context["scopes"]]
+        for reader in (alice, bob, olivia):
+            client.force_login(reader)
+            offered[reader.username] = [name for name, _ in client.get("/usage/").context["scopes"]]
         assert offered == {
             "alice": ["me"],
             "bob": ["me", "tenant:research"],
@@ -765,14 +765,13 @@ class TestFiles:
 
     @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "＝", "＋", "－", "＠", "\t", "\r", "\n"])
     def test_p8_a_text_that_spreadsheets_take_for_a_formula_is_marked(self, client, alice, bob, research, sign):
-        """In both kinds of files. PostgreSQL and SQLite keep any of these."""
+        """In both kinds of files."""
         attack = f"{sign}1+HYPERLINK()"
-        key = key_of(alice, research, attack)
-        use(key, end_user=attack)
+        use(key_of(alice, research), end_user=attack)
+        AuditEvent.objects.create(action="key.add", object_kind="key", object_name=attack, tenant=research, via="page")
         client.force_login(bob)
         [row] = exported(client, "?of=tenant:research&by=end_user")
         assert row["end_user"] == f"'{attack}"
         text = client.get("/audit/export/").getvalue().decode("utf-8-sig")
         cells = [cell for line in csv.reader(io.StringIO(text, newline="")) for cell in line]
-        assert not [cell for cell in cells if cell.startswith(sign)]
-        assert [cell for cell in cells if cell.startswith("'") and "HYPERLINK" in cell] or sign not in "\t\r\n"
+        assert [cell for cell in cells if "HYPERLINK" in cell] == [f"'{attack}"]
