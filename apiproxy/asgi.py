@@ -24,11 +24,13 @@ from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Counter, Limit
 from apiproxy.client import Receive, Scope, Send
 from apiproxy.client import of as client_of
+from apiproxy.cors import Origins
 from apiproxy.gateway import JSON, Gateway
 from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool
 from apiproxy.limits import Limits, Spending
 from apiproxy.metrics import LAYOUT, Metrics
 from apiproxy.protocol import Terms
+from apiproxy.routes import PROBES
 from apiproxy.shared_limits import SharedLimits
 from apiproxy.suspects import Suspects
 from apiproxy.tally import Tally
@@ -97,7 +99,7 @@ class Application:
                 await self.start()
         assert self._gateway is not None
         path = scope["path"]
-        if path.startswith("/v1/"):
+        if path not in PROBES:
             await self._gateway(scope, receive, send)
             return
         client = client_of(scope, receive, send)
@@ -153,6 +155,7 @@ class Application:
             terms=Terms(default_answer=settings.GATEWAY_DEFAULT_MAX_TOKENS),
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
+            origins=Origins(settings.GATEWAY_CORS_ORIGINS),
             proxies=settings.TRUSTED_PROXIES,
             workers=settings.GATEWAY_WORKERS,
             suspects=Suspects(

@@ -29,7 +29,9 @@ class Listener(Protocol):
 
 
 class Client(Protocol):
-    """Either one `answer`, or `begin`, any number of `piece`, and `last`."""
+    """Either one `answer`, or `begin`, any number of `piece`, and `last`. `always`: headers of whatever is answered."""
+
+    always: list[Header]
 
     @property
     def waiting(self) -> bool:
@@ -116,6 +118,7 @@ class AsgiClient:
         self._gone = False
         self._taken: asyncio.Future[None] | None = None
         self.waiting = False
+        self.always: list[Header] = []
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
         self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
@@ -150,7 +153,7 @@ class AsgiClient:
             await self._taken
 
     def _start(self, status: int, headers: list[Header]) -> None:
-        self._push({"type": "http.response.start", "status": status, "headers": headers})
+        self._push({"type": "http.response.start", "status": status, "headers": [*headers, *self.always]})
 
     def _push(self, message: Message) -> None:
         if self._gone:

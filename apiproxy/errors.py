@@ -52,6 +52,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "{path} is not served here.",
         "ja": "{path} はここでは提供していません。",
     },
+    "base_url_without_v1": {
+        "en": "{path} is not served here: the base URL of this API ends in /v1, so that clients ask for {right}.",
+        "ja": "{path} はここでは提供していません。この API のベース URL は /v1 で終わります ({right} になるように設定してください)。",
+    },
     "method_not_allowed": {
         "en": "{path} does not take {method}.",
         "ja": "{path} は {method} に対応していません。",
@@ -75,6 +79,10 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "invalid_json": {
         "en": "The request body is not valid JSON: {detail}.",
         "ja": "リクエスト本文が正しい JSON ではありません: {detail}。",
+    },
+    "not_utf8": {
+        "en": "The request body is not UTF-8 (it looks like: {encoding}). JSON is always sent as UTF-8.",
+        "ja": "リクエスト本文の文字コードが UTF-8 ではありません (推定: {encoding})。JSON は UTF-8 で送ってください。",
     },
     "too_many_values": {
         "en": "The request body is made of too many small values: {most} lists, objects or names are the most.",
@@ -320,6 +328,9 @@ class Refusal(Exception):
 class InvalidKey(Refusal):
     status = 401
     type = "authentication_error"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, code="invalid_api_key", headers={"www-authenticate": 'Bearer realm="madoguchi"'})
 
 
 class ForeignNetwork(Refusal):

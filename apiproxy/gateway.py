@@ -26,7 +26,8 @@ from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.client import Client, Receive, Scope, Send
 from apiproxy.client import of as client_of
-from apiproxy.dialects import CHAT, Dialect
+from apiproxy.cors import Origins
+from apiproxy.dialects import CHAT, MESSAGES, Dialect
 from apiproxy.errors import (
     BadRequest,
     ClientLeft,
@@ -51,6 +52,7 @@ from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
 from apiproxy.refusals import RefusalCounts
 from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
+from apiproxy.routes import WITHOUT_V1, tidied
 from apiproxy.suspects import MEMORY, PROOF, Death, Suspects
 from apiproxy.tokens import MOST_TOKENS, Tokens
 from apiproxy.turns import LATE, Turn, Turns, Waiter
@@ -86,6 +88,7 @@ class Gateway:
     `wish(model_id)` is called when somebody wants a model that is asleep. `refresh` sees to it that the catalogue is as
     new as can be had cheaply; a key that is well formed but unknown waits for it. `proxies`: how many of ours stand in
     front and are believed where a caller comes from. `workers`: how many gateways share the engines.
+    `budget`: of memory, by ids of keys. `origins`: of pages that may call from a browser.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class Gateway:
         terms: protocol.Terms,
         max_body: int,
         max_upload: int,
+        origins: Origins,
         proxies: int,
         workers: int,
         suspects: Suspects,
@@ -116,6 +120,7 @@ class Gateway:
         self.refusals = RefusalCounts()
         self._digest = digest
         self._max_upload = max_upload
+        self._origins = origins
         self._proxies = proxies
         self._wish = wish
         self._refresh = refresh
@@ -136,11 +141,25 @@ class Gateway:
         client = client_of(scope, receive, send)
         request_id = self._request_ids.new()
         headers = dict(scope["headers"])
-        endpoint = ENDPOINTS.get(scope["path"])
+        path = scope["path"]
+        endpoint = ENDPOINTS.get(path)
+        if endpoint is None:
+            path = tidied(path)
+            endpoint = ENDPOINTS.get(path)
         dialect = endpoint.dialect if endpoint else CHAT
+        if self._origins:
+            client.always = self._origins.headers(headers.get(b"origin"))
+        if dialect is MESSAGES:  # its SDKs show it by this name
+            client.always = [*client.always, (b"request-id", request_id.encode())]
         language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
         key: Key | None = None
         try:
+            if path in WITHOUT_V1:
+                raise UnknownPath("base_url_without_v1", code="unknown_url", path=path, right=f"/v1{path}")
+            if scope["method"] == "OPTIONS":  # browsers ask without a key what they may ask
+                client.answer(200, self._options(path, headers, request_id), b"")
+                await client.sent()
+                return
             text = given_key(headers)
             key = self._known(text) or await self._authenticate(text)
             language = key.language
@@ -159,7 +178,8 @@ class Gateway:
                         call.share = share
                         await self._relay(call, endpoint, key, caller, client, request_id)
             else:
-                client.answer(200, [JSON, (b"x-request-id", request_id.encode())], self._look_up(scope, key))
+                body = self._look_up(path, scope["method"], key)
+                client.answer(200, [JSON, (b"x-request-id", request_id.encode())], body)
         except Refusal as refusal:
             self._turn_away(refusal, key, request_id)
             refuse(client, refusal, dialect, language, request_id)
@@ -202,14 +222,17 @@ class Gateway:
 
     # --- what
 
-    def _look_up(self, scope: Scope, key: Key) -> bytes:
+    def _options(self, path: str, headers: dict[bytes, bytes], request_id: str) -> list[Header]:
+        """The answer's headers to a question what may be asked. Raises UnknownPath."""
+        methods = methods_of(path).encode()
+        allowed = self._origins.preflight(headers, methods)
+        return [(b"x-request-id", request_id.encode()), (b"allow", methods), *allowed]
+
+    def _look_up(self, path: str, method: str, key: Key) -> bytes:
         """The body of what is answered from memory. Raises UnknownPath, WrongMethod or UnknownModel."""
-        path, method = scope["path"], scope["method"]
-        models = path == "/v1/models" or path.startswith("/v1/models/")
-        if not models and path not in ENDPOINTS:
-            raise UnknownPath("unknown_url", path=path)
-        if not models or method != "GET":
-            raise WrongMethod("method_not_allowed", path=path, method=method)
+        methods = methods_of(path)
+        if method not in ("GET", "HEAD") or not is_models(path):
+            raise WrongMethod("method_not_allowed", path=path, method=method, headers={"allow": methods})
         return self._models(path, key)
 
     def _models(self, path: str, key: Key) -> bytes:
@@ -830,13 +853,26 @@ def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:
     return model.external and several and endpoint.dialect.asks_usage
 
 
+def is_models(path: str) -> bool:
+    return path == "/v1/models" or path.startswith("/v1/models/")
+
+
+def methods_of(path: str) -> str:
+    """As the header `Allow` lists them. Raises UnknownPath."""
+    if path in ENDPOINTS:
+        return "POST, OPTIONS"
+    if is_models(path):
+        return "GET, HEAD, OPTIONS"
+    raise UnknownPath("unknown_url", path=path)
+
+
 def given_key(headers: dict[bytes, bytes]) -> str:
     """The text of the API key, from OpenAI's or from Anthropic's header. Raises InvalidKey."""
     scheme, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() != "bearer" or not text:
         text = headers.get(b"x-api-key", b"").decode("latin-1")
     if not text.strip():
-        raise InvalidKey("missing_api_key", code="invalid_api_key")
+        raise InvalidKey("missing_api_key")
     return text.strip()
 
 

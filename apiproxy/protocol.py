@@ -15,6 +15,7 @@ from apiproxy.budget import Share
 from apiproxy.catalogue import Model
 from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect
 from apiproxy.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
+from apiproxy.routes import RERANKERS
 from apiproxy.tokens import MOST_TOKENS, Tokens, number, tokens
 
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
@@ -84,6 +85,7 @@ ENDPOINTS = {
         Endpoint("/v1/audio/translations", HEARING, "sound", streams=True, dialect=TRANSCRIPTS),
     )
 }
+ENDPOINTS |= dict.fromkeys(RERANKERS, ENDPOINTS["/v1/rerank"])  # requests and answers are the same
 
 
 @dataclass(slots=True)
@@ -264,9 +266,23 @@ def decoded(body: bytes) -> Any:
 
 def decoded_exactly(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        # Half of a surrogate pair passes, which is written by clients that cut an emoji in two.
+        return json.loads(body.decode("utf-8-sig", "surrogatepass"))
+    except UnicodeDecodeError as error:
+        raise BadRequest("not_utf8", code="invalid_json", encoding=encoding_of(body)) from error
     except (ValueError, RecursionError) as error:
         raise BadRequest("invalid_json", detail=str(error)) from error
+
+
+def encoding_of(body: bytes) -> str:
+    """What a body that is not UTF-8 is written in, as far as can be seen."""
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    for name, codec in (("EUC-JP", "euc_jp"), ("Shift_JIS", "cp932")):
+        with contextlib.suppress(UnicodeDecodeError):
+            body.decode(codec)
+            return name
+    return "?"
 
 
 def end_user(user: Any) -> str:

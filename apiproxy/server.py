@@ -46,7 +46,7 @@ UNREAD_SECONDS = 10.0
 class DirectClient:
     """A `Client` that writes to the connection of one request."""
 
-    __slots__ = ("_chunked", "_cycle", "_flow", "_listener", "_protocol", "_transport")
+    __slots__ = ("_chunked", "_cycle", "_flow", "_listener", "_protocol", "_transport", "always")
 
     def __init__(self, protocol: "Protocol", cycle: RequestResponseCycle) -> None:
         self._protocol = protocol
@@ -55,6 +55,7 @@ class DirectClient:
         self._cycle = cycle
         self._listener: Listener | None = None
         self._chunked = cycle.scope["http_version"] != "1.0"
+        self.always: list[Header] = []
 
     @property
     def waiting(self) -> bool:
@@ -126,6 +127,8 @@ class DirectClient:
         for name, value in cycle.default_headers:
             lines += (name, b": ", value, b"\r\n")
         for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        for name, value in self.always:
             lines += (name, b": ", value, b"\r\n")
         if not cycle.keep_alive:
             lines.append(b"connection: close\r\n")

@@ -1,12 +1,18 @@
-"""The state directory of an installation, for its user alone, and the secrets that it makes for itself."""
+"""The state directory of an installation, for its user alone, the secrets that it makes, and checks of values."""
 
 import contextlib
 import os
+import re
 import secrets
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
+import environs
+
 OTHERS = 0o077  # what group and others may
+# As browsers write one: no path, no slash at the end, lower case. Extensions and apps have schemes of their own.
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
 def make_private_directory(path: Path) -> None:
@@ -32,6 +38,15 @@ def tighten(path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & OTHERS and not mode & stat.S_ISVTX:
             path.chmod(mode & ~OTHERS)
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Raises environs.ValidationError for what no browser sends as an Origin; `*` stands for all."""
+    for origin in origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise environs.ValidationError(
+                f"{origin!r} is no origin: https://host or https://host:port, without a path"
+            )
 
 
 def kept_secret(path: Path) -> str:

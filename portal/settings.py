@@ -249,6 +249,8 @@ GATEWAY_MAX_UPLOAD = env.int("GATEWAY_MAX_UPLOAD_MB", 200, validate=environs.val
 POSITIVE = environs.validate.Range(min=1)
 GATEWAY_MEMORY = env.int("GATEWAY_MEMORY_MB", 384, validate=POSITIVE) * 1024 * 1024
 GATEWAY_MEMORY_PER_KEY = env.int("GATEWAY_MEMORY_PER_KEY_MB", 128, validate=POSITIVE) * 1024 * 1024
+# Pages of other origins that may call /v1 from a browser.
+GATEWAY_CORS_ORIGINS: list[str] = env.list("GATEWAY_CORS_ORIGINS", [], validate=environment.check_origins)
 # Time-outs of models that have none of their own, in seconds.
 TIME_LIMIT = environs.validate.Range(min=0.1, max=86400.0)
 GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0, validate=TIME_LIMIT)

@@ -168,6 +168,8 @@ def test_every_refusal_can_be_told_in_both_languages():
         "most": "2",
         "sent": "3",
         "coding": "gzip",
+        "encoding": "Shift_JIS",
+        "right": "/v1",
     }
     for text in MESSAGES:
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
