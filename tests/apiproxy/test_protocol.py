@@ -170,6 +170,7 @@ def test_every_refusal_can_be_told_in_both_languages():
         "coding": "gzip",
         "encoding": "Shift_JIS",
         "right": "/v1",
+        "minutes": 5,
     }
     for text in MESSAGES:
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
