@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import hashlib
 import logging
 import os
 import time
@@ -152,7 +153,7 @@ class Application:
             spool=spool,
             metrics=Metrics(Tally(settings.RUN / "metrics", LAYOUT)),
             budget=Budget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY),
-            terms=Terms(default_answer=settings.GATEWAY_DEFAULT_MAX_TOKENS),
+            terms=terms(),
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
             origins=Origins(settings.GATEWAY_CORS_ORIGINS),
@@ -457,6 +458,16 @@ def write_wish(model: int) -> None:
         log.warning("cannot ask for model %s: %s", model, error)
     except Exception:  # it may be gone
         log.exception("cannot ask for model %s", model)
+
+
+def terms() -> Terms:
+    """What the settings say about request bodies."""
+    key = hashlib.sha256(b"prefix cache:" + settings.API_KEY_SECRET.encode()).digest()
+    return Terms(
+        default_answer=settings.GATEWAY_DEFAULT_MAX_TOKENS,
+        media_domains=frozenset(settings.MEDIA_DOMAINS),
+        salt_key=b"" if settings.SHARED_PREFIX_CACHE else key,
+    )
 
 
 def readiness(accepting: bool, down: Sequence[Down], aside: int) -> tuple[int, dict[str, Any]]:

@@ -124,9 +124,13 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": 'The member "{param}" differs from "{known}" only in its letters\' case. Engines may take one for the other.',
         "ja": "「{param}」は「{known}」と大文字・小文字だけが違います。エンジンによっては同じものとして扱われるため、受け付けません。",
     },
-    "media_place": {
-        "en": '"{param}" must be a data URL (data:…;base64,…), not {sent}. {allowed}',
-        "ja": "「{param}」には data URL (data:…;base64,…) を指定してください (送られた値: {sent})。{allowed}",
+    "media_data": {
+        "en": '"{param}" must be a data URL (data:…;base64,…), not {sent}: nothing is fetched from elsewhere.',
+        "ja": "「{param}」には data URL (data:…;base64,…) を指定してください。ほかの場所からは取得しません (送られた値: {sent})。",
+    },
+    "media_domain": {
+        "en": '"{param}" must be a data URL (data:…;base64,…) or an http(s) address on {allowed}, not {sent}.',
+        "ja": "「{param}」には data URL (data:…;base64,…) か {allowed} の http(s) アドレスを指定してください (送られた値: {sent})。",
     },
     "too_many_answers": {
         "en": "One request may ask for at most {most} answers in all; {sent} were asked for.",

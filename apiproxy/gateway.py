@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
-from apiproxy import calllog, openwebui, protocol, transcription
+from apiproxy import calllog, media, openwebui, protocol, transcription
 from apiproxy.balancer import Balancer
 from apiproxy.bodies import Bodies
 from apiproxy.budget import Budget
@@ -292,6 +292,7 @@ class Gateway:
                 raise BadRequest(
                     "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
                 )
+            media.check(call.media, self.terms.media_domains)
             if key.batch:
                 waiter = self._waiter(call, endpoint, model, client, request_id, upload)
                 turn = await self._turn(waiter, client, upload)
@@ -718,7 +719,9 @@ class CallMeter:
             limit.counter.unit == "tokens" and limit.counter.model in (None, self.model.id) for limit in self.key.limits
         )
         call, endpoint = self._call, self._endpoint
-        members: dict[str, Any] = protocol.bounding(call, endpoint, self.model, self._gateway.terms, limited=limited)
+        terms = self._gateway.terms
+        members: dict[str, Any] = protocol.bounding(call, endpoint, self.model, terms, limited=limited)
+        members |= protocol.caching(call, self.model, terms, self.key.tenant)
         if self.key.batch and replica.sorts and endpoint.sorted:
             members["priority"] = protocol.BATCH_PRIORITY
         return members

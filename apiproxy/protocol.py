@@ -1,6 +1,7 @@
 """The paths of `/v1` and the few fields of their bodies that the gateway reads or changes. No I/O."""
 
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -156,6 +157,10 @@ class Terms:
     # reserved must be what the engine obeys. 1,024 would cut what people wait for; all of a context of 128 K would let
     # eight open calls use up a day's million for all colleagues while they run.
     default_answer: int = 8192
+    # From where engines may fetch pictures and recordings; from nowhere, if none.
+    media_domains: frozenset[str] = frozenset()
+    # Of the salts that keep tenants' prompts in engines' caches apart; empty: all share one cache.
+    salt_key: bytes = b""
 
 
 def stated(call: Call, endpoint: Endpoint) -> int | None:
@@ -193,6 +198,24 @@ def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limi
         if wanted != came or type(wanted) is not type(came):
             members[name] = wanted
     return members
+
+
+def caching(call: Call, model: Model, terms: Terms, tenant: int) -> dict[str, Any]:
+    """The members that keep a tenant from what others' prompts have left in an engine's cache.
+
+    Else whoever guesses a beginning is told how much of it was right: by `cached_tokens`, and by the time to the first
+    token. vLLM's cache is salted; a client's own salt divides its tenant's further. llama.cpp has one cache for all, so
+    only a model of one tenant may use it (it ignores this member on /v1/messages: it is started so as well). Of
+    engines that others run we know nothing.
+    """
+    if model.external or not terms.salt_key:
+        return {}
+    if not model.stops_unary:  # llama.cpp
+        return {"cache_prompt": model.tenants is not None and len(model.tenants) == 1}
+    own = call.fields.get("cache_salt")
+    text = f"{tenant}:{own}" if isinstance(own, str) else f"{tenant}"
+    salt = hashlib.blake2b(text.encode(errors="replace"), key=terms.salt_key, digest_size=20)
+    return {"cache_salt": salt.hexdigest()}
 
 
 def estimate(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:

@@ -77,6 +77,18 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Walls:
+    """What keeps the callers of an engine apart, and away from the network that it stands in.
+
+    `media_domains`: from where it may fetch what a message points at. `shared_cache`: whether what it keeps of prompts
+    is for all of them; see `apiproxy.protocol.caching`.
+    """
+
+    media_domains: tuple[str, ...] = ()
+    shared_cache: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
     """What the memory plan gives an engine. An argument of the operator's about the same wins over it.
 
@@ -216,6 +228,7 @@ def command(
     place: Place,
     environment: Mapping[str, str],
     grant: Grant | None = None,
+    walls: Walls = Walls(),
 ) -> Command:
     """How to start it, from our own `environment`. Extra arguments come last, so that they win over ours.
 
@@ -228,6 +241,7 @@ def command(
         "llama-cpp-python": _llama_cpp_python,
     }
     argv, env = build[launcher](spec, place)
+    argv += _walled(spec, launcher, walls)
     if program[1:] == VLLM_MODULE:
         # Not for a program that an operator named: it may run in a container, which has no such file.
         argv, env = [*argv, "--middleware", "madoguchi_guard.Guard"], env | {"PYTHONPATH": str(VLLM_GUARD)}
@@ -286,8 +300,18 @@ def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed place may point anywhere
     }
     return argv, env
+
+
+def _walled(spec: Spec, launcher: str, walls: Walls) -> list[str]:
+    if launcher == "vllm":
+        # None would mean all of them; this one nobody has (RFC 2606). vLLM 0.11.1 and later.
+        return ["--allowed-media-domains", *(walls.media_domains or ("none.invalid",))]
+    if launcher in ("llama-server", "xllamacpp") and spec.task == "chat" and not walls.shared_cache:
+        return ["--no-cache-prompt"]  # but for requests that ask for it: the gateway's, for a model of one tenant
+    return []
 
 
 def _load_format(directory: Path) -> str:

@@ -5,7 +5,7 @@ import random
 import secrets
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class House:
     start_limit: float
     stop_grace: float
     claim: Path  # keeps this state directory's claim of the host, see `lease`
+    walls: engines.Walls = field(default_factory=engines.Walls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +156,8 @@ def launch(
         allotment=allotted.stored() if allotted else None,
     )
     _forget_old_runs(runs, key)
-    command = engines.command(spec, launcher, program, place, os.environ, allotted.grant if allotted else None)
+    grant = allotted.grant if allotted else None
+    command = engines.command(spec, launcher, program, place, os.environ, grant, house.walls)
     try:
         return runs.start(secrets.token_hex(8), command, label=asdict(label), grace=place.grace), label
     except (process.StartFailed, OSError) as error:

@@ -63,6 +63,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("-ctk", "--cache-type-k", choices=CACHE_TYPES)
     parser.add_argument("-ctv", "--cache-type-v", choices=CACHE_TYPES)
     parser.add_argument("-cram", "--cache-ram", type=int)
+    parser.add_argument("--no-cache-prompt", action="store_true")
     parser.add_argument("-fa", "--flash-attn", choices=["on", "off", "auto"])
     parser.add_argument("--embeddings", "--embedding", action="store_true")
     parser.add_argument("--reranking", "--rerank", action="store_true")
@@ -88,6 +89,7 @@ def parameters(options: argparse.Namespace) -> "xllamacpp.CommonParams":
     params.n_parallel = options.parallel
     params.kv_unified = options.kv_unified
     params.warmup = not options.no_warmup
+    params.cache_prompt = not options.no_cache_prompt
     set_if_given(params, options)
     return params
 

@@ -244,6 +244,10 @@ REDIS_PREFIX = env.str("REDIS_PREFIX", "madoguchi")
 GATEWAY_WORKERS = env.int("GATEWAY_WORKERS", 1, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
 GATEWAY_DEFAULT_MAX_TOKENS = env.int("GATEWAY_DEFAULT_MAX_TOKENS", 8192, validate=environs.validate.Range(min=1))
+# From where engines may fetch what a message points at (pictures, recordings); from nowhere, if none.
+MEDIA_DOMAINS: list[str] = env.list("MEDIA_DOMAINS", [], subcast=lambda domain: str(domain).strip().lower())
+# Whether tenants share what engines keep of prompts: faster, but a guess at another's prompt can be told from the time.
+SHARED_PREFIX_CACHE = env.bool("SHARED_PREFIX_CACHE", False)
 GATEWAY_MAX_UPLOAD = env.int("GATEWAY_MAX_UPLOAD_MB", 200, validate=environs.validate.Range(min=1)) * 1024 * 1024
 # What callers may make one gateway process hold: all of them together, and one key.
 POSITIVE = environs.validate.Range(min=1)

@@ -12,10 +12,12 @@ import httpx2
 import openai
 import pytest
 
+from apiproxy.asgi import Application
+from apiproxy.models import CatalogueRevision
 from modelregistry.engines import XLLAMACPP_LAUNCHER
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, ModelAccess
 from portal.metering.models import UsageRecord
 from tests import engines
 from tests.apiproxy.conftest import serving
@@ -42,7 +44,9 @@ def launch(directory, model, *options) -> tuple[subprocess.Popen[bytes], str]:
 def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
     """A chat and an embedding engine."""
     directory = tmp_path_factory.mktemp("engines")
-    chat, chat_url = launch(directory, engines.chat_model(), "--alias=chat", "--parallel=2", "--ctx-size=2048")
+    chat, chat_url = launch(
+        directory, engines.chat_model(), "--alias=chat", "--parallel=2", "--ctx-size=2048", "--no-cache-prompt"
+    )
     batch = ("--batch-size=2048", "--ubatch-size=2048", "--embeddings")
     vectors, vectors_url = launch(directory, engines.embedding_model(), "--alias=vectors", "--ctx-size=512", *batch)
     yield {"chat": chat_url, "embedding": vectors_url}
@@ -58,6 +62,11 @@ class Real:
     url: str
     sdk: openai.OpenAI
     http: httpx2.Client
+    application: Application
+
+    def informed(self) -> None:
+        """Returns when the gateway's catalogue holds every change made so far."""
+        until(lambda: self.application.revision == CatalogueRevision.objects.get().number)
 
     def last(self, count: int = 1) -> UsageRecord:
         """The newest row, once there are so many."""
@@ -78,9 +87,37 @@ def real(transactional_db, settings, tmp_path, alice, research, urls) -> Iterato
         slots = 2 if task == "chat" else None
         Replica.objects.create(model=model, host=host, state="ready", url=url, api_key="k", slots=slots)
     _, key = issue(tenant=research, user=alice, name="test")
-    with serving() as (url, _, _):
+    with serving() as (url, application, _):
         sdk = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
-        yield Real(url, sdk, httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60))
+        http = httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60)
+        yield Real(url, sdk, http, application)
+
+
+MEMO = "The memo says that the price will be forty-two million and that Alice leaves in March. " * 5
+ASKED = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": MEMO}], "max_tokens": 2},
+    "/v1/completions": {"prompt": MEMO, "max_tokens": 2},
+    "/v1/responses": {"input": MEMO, "max_output_tokens": 2},
+    "/v1/messages": {"messages": [{"role": "user", "content": MEMO}], "max_tokens": 2},
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+def test_g18_no_tenant_learns_from_the_cache_what_another_has_asked(real, charlie, sales, path):
+    _, others = issue(tenant=sales, user=charlie, name="guesses")
+    for headers in ({}, {"x-api-key": others}):
+        body = {"model": "chat", "cache_prompt": True, **ASKED[path]}
+        assert real.http.post(path, json=body, headers=headers).status_code == 200
+    real.last(2)
+    assert set(UsageRecord.objects.values_list("cached_tokens", flat=True)) == {0}
+
+
+def test_g18_the_only_tenant_of_a_model_uses_its_cache(real, research):
+    ModelAccess.objects.create(model=ServedModel.objects.get(name="chat"), tenant=research)
+    real.informed()
+    for _ in range(2):
+        real.http.post("/v1/chat/completions", json={"model": "chat", **ASKED["/v1/chat/completions"]})
+    assert real.last(2).cached_tokens > 100
 
 
 def assert_metered(row: UsageRecord, usage: Any, *, path: str) -> None:

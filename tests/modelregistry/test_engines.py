@@ -99,6 +99,27 @@ def test_vllm_never_asks_the_internet():
     assert (env["HF_HUB_OFFLINE"], env["VLLM_NO_USAGE_STATS"]) == ("1", "1")
 
 
+def test_g16_vllm_fetches_from_nowhere_but_where_the_operator_says():
+    for task in ("chat", "embedding", "transcription"):
+        careful = command(replace(CHAT, engine="vllm", task=task), "vllm")
+        # An empty list would mean everywhere.
+        assert pairs(careful.argv)["--allowed-media-domains"].endswith(".invalid")
+        assert careful.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
+    walls = engines.Walls(media_domains=("files.example.com", "cdn.example.com"))
+    argv = engines.command(replace(CHAT, engine="vllm"), "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, None, walls).argv
+    place = argv.index("--allowed-media-domains")
+    assert argv[place + 1 : place + 3] == ("files.example.com", "cdn.example.com")
+
+
+@pytest.mark.parametrize("launcher", ["llama-server", "xllamacpp"])
+def test_g18_llama_cpp_keeps_nothing_between_requests_unless_tenants_share_it(launcher):
+    assert "--no-cache-prompt" in command(CHAT, launcher).argv
+    shared = engines.Walls(shared_cache=True)
+    argv = engines.command(CHAT, launcher, ("/opt/engine",), PLACE, ENVIRONMENT, None, shared).argv
+    assert "--no-cache-prompt" not in argv
+    assert "--no-cache-prompt" not in command(replace(CHAT, task="embedding"), launcher).argv
+
+
 def test_vllm_counts_context_and_slots_per_request():
     options = pairs(command(replace(CHAT, engine="vllm"), "vllm").argv)
     assert (options["--max-model-len"], options["--max-num-seqs"]) == ("4096", "3")

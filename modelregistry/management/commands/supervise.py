@@ -14,6 +14,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry import chores
 from modelregistry.chores import Chores
+from modelregistry.engines import Walls
 from modelregistry.launching import House
 from modelregistry.lease import HeldElsewhere
 from modelregistry.supervisor import Signals, Supervisor
@@ -39,6 +40,7 @@ class Command(BaseCommand):
             start_limit=settings.ENGINE_START_TIMEOUT,
             stop_grace=settings.ENGINE_STOP_GRACE,
             claim=settings.RUN / "claim",
+            walls=Walls(media_domains=tuple(settings.MEDIA_DOMAINS), shared_cache=settings.SHARED_PREFIX_CACHE),
         )
         with alone(settings.RUN / "supervisor.lock"):
             try:
