@@ -18,7 +18,7 @@ from apiproxy.transcription import TranscriptReader
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """`error` and `event` give a refusal as a body and as an event of a stream, `farewell` what follows such an event.
-    `heartbeat`: what a client may be sent before its stream begins, b"" for nothing.
+    `heartbeat`: what a client may be sent before its stream begins; `ping`: in its middle, when nothing comes for long.
 
     `reader` is made for each stream, `assembly` where a stream has to become one JSON. `asks_usage`: usage comes in a
     stream only where `stream_options` asks for it.
@@ -28,6 +28,7 @@ class Dialect:
     event: Callable[[Refusal, Language], bytes]
     farewell: bytes
     heartbeat: bytes
+    ping: bytes
     reader: Callable[[sse.Asked, sse.OnError], sse.Reader]
     assembly: Callable[[], Assembly]
     asks_usage: bool
@@ -77,11 +78,15 @@ def encoded(body: object) -> bytes:
         return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(errors="backslashreplace")
 
 
+# The parsers of event streams skip comments (the HTML standard, 9.2.6): Dify's, and those of all SDKs.
+COMMENT = b": waiting\n\n"
+
 CHAT = Dialect(
     error=openai_error,
     event=chat_event,
     farewell=b"data: [DONE]\n\n",
-    heartbeat=b": waiting\n\n",  # a comment: Dify and the SDKs skip it
+    heartbeat=COMMENT,
+    ping=COMMENT,
     reader=sse.chunk_reader,
     assembly=ChunkAssembly,
     asks_usage=True,
@@ -91,7 +96,8 @@ TRANSCRIPTS = Dialect(
     error=openai_error,
     event=chat_event,
     farewell=b"data: [DONE]\n\n",
-    heartbeat=b": waiting\n\n",
+    heartbeat=COMMENT,
+    ping=COMMENT,
     reader=TranscriptReader,
     assembly=ChunkAssembly,  # never used: an upload's form is not changed into a stream's
     asks_usage=False,
@@ -100,7 +106,8 @@ RESPONSES = Dialect(
     error=openai_error,
     event=responses_event,
     farewell=b"",
-    heartbeat=b"",
+    heartbeat=COMMENT,
+    ping=COMMENT,
     reader=sse.ResponsesReader,
     assembly=ResponseAssembly,
     asks_usage=False,
@@ -109,7 +116,8 @@ MESSAGES = Dialect(
     error=anthropic_error,
     event=anthropic_event,
     farewell=b"",
-    heartbeat=b"",
+    heartbeat=COMMENT,  # no ping: readers of this protocol want `message_start` first
+    ping=b'event: ping\ndata: {"type": "ping"}\n\n',
     reader=sse.MessagesReader,
     assembly=MessageAssembly,
     asks_usage=False,

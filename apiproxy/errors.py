@@ -6,7 +6,8 @@ Refusal
 ├── UnknownPath             404  unknown_url
 ├── WrongMethod             405  method_not_allowed
 ├── UnknownModel            404  model_not_found
-├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported, suspected_poison
+├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported, suspected_poison,
+│                             answer_too_large
 ├── ContextExceeded         400  context_length_exceeded
 ├── BodyTooLarge            413  request_too_large
 ├── BodyTooSlow             408  request_timeout
@@ -156,9 +157,41 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "en": "The model refused this request: {detail}",
         "ja": "モデルがこのリクエストを受け付けませんでした: {detail}",
     },
+    # The first sentence is one that programs (LiteLLM, aider, coding agents) look for, so it is the same in all languages.
     "context_length_exceeded": {
-        "en": "The prompt does not fit the model's context{numbers}. Shorten the conversation or use a model with more context.",
-        "ja": "プロンプトがモデルのコンテキスト長を超えています{numbers}。会話を短くするか、コンテキスト長の大きいモデルを使ってください。",
+        "en": "The request exceeds this model's maximum context length. The model says: {detail}",
+        "ja": "The request exceeds this model's maximum context length. "
+        "(モデルのコンテキスト長を超えています。モデルの説明: {detail})",
+    },
+    "prompt_too_long": {
+        "en": "This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens. "
+        "Please reduce the length of the messages.",
+        "ja": "This model's maximum context length is {limit} tokens. However, your messages resulted in {prompt} tokens. "
+        "(プロンプトがモデルのコンテキスト長を超えています。会話を短くするか、コンテキスト長の大きいモデルを使ってください。)",
+    },
+    "answer_too_long": {
+        "en": "This model's maximum context length is {limit} tokens. However, you requested {total} tokens ({prompt} in the "
+        "messages, {answer} in the completion). Please reduce the length of the messages or completion: the prompt fits, "
+        '"max_tokens" may be at most {limit} less its tokens.',
+        "ja": "This model's maximum context length is {limit} tokens. However, you requested {total} tokens ({prompt} in the "
+        "messages, {answer} in the completion). (プロンプトは収まりますが、「max_tokens」が大きすぎます。"
+        "プロンプトと合わせて {limit} 以下にしてください。)",
+    },
+    "answer_over_context": {
+        "en": "This model's maximum context length is {limit} tokens. However, you requested {answer} tokens in the "
+        'completion. Please reduce "max_tokens".',
+        "ja": "This model's maximum context length is {limit} tokens. However, you requested {answer} tokens in the "
+        "completion. (「max_tokens」が大きすぎます。)",
+    },
+    "anthropic_prompt_too_long": {
+        "en": "prompt is too long: {prompt} tokens > {limit} maximum",
+        "ja": "prompt is too long: {prompt} tokens > {limit} maximum (プロンプトがモデルのコンテキスト長を超えています)",
+    },
+    "anthropic_answer_too_long": {
+        "en": "input length and `max_tokens` exceed context limit: {prompt} + {answer} > {limit}, decrease input length or "
+        "`max_tokens` and try again",
+        "ja": "input length and `max_tokens` exceed context limit: {prompt} + {answer} > {limit}, decrease input length or "
+        "`max_tokens` and try again (「max_tokens」が大きすぎます)",
     },
     "request_too_large": {
         "en": "The request body is larger than the {limit} MB that this server takes.",
@@ -233,6 +266,12 @@ MESSAGES: dict[str, dict[Language, str]] = {
     "engine_error": {
         "en": "The model failed while it worked on this request.",
         "ja": "リクエストの処理中にモデルでエラーが発生しました。",
+    },
+    "answer_too_large": {
+        "en": "The answer is larger than the {limit} MB that this server holds of one. Ask for less at a time, or with "
+        '"stream": true.',
+        "ja": "応答が、このサーバーで一度に保持できる {limit} MB を超えました。一度に求める量を減らすか、"
+        "「stream」を true にしてください。",
     },
     "engine_died": {
         "en": "The model's engine died while it worked on this request. The request was not sent to another engine, "

@@ -369,6 +369,7 @@ class Gateway:
                 assemble=assemble,
                 headers=headers,
                 language=key.language,
+                shares=partial(self.budget.share, key.id),
                 now=self._clock,
                 loop=self._loop,
                 patient=patient,
@@ -443,6 +444,7 @@ class Gateway:
                 raise refusal from None
         finally:
             self._exchanges.pop(exchange, None)
+            exchange.free()
             meter.end_trial()
             client.deafen()
 
@@ -588,8 +590,11 @@ class Gateway:
             exchange.cut_off(EngineTimeout())
         elif exchange.waits_for_client:
             pass  # the engine cannot go on
-        elif silence > (timeouts.idle if exchange.first_byte_at is not None else timeouts.first_byte):
-            exchange.cut_off(EngineTimeout())
+        elif exchange.first_byte_at is not None:
+            if silence > timeouts.idle:
+                exchange.cut_off(EngineTimeout())
+        elif exchange.streams and silence > timeouts.first_byte:
+            exchange.cut_off(EngineTimeout())  # an answer in one piece has its first byte when all of it is made
 
     def state(self, *, backlog: int, database_up: bool, age: float, tasks_down: int) -> State:
         """`backlog` of the spool in bytes, `age` of the catalogue in seconds."""
@@ -682,6 +687,7 @@ class CallMeter:
         head = (
             f"POST {address.prefix}{self._endpoint.path} HTTP/1.1\r\nhost: {address.host_header}\r\n"
             f"authorization: Bearer {replica.api_key}\r\nx-request-id: {_for_engines(self.request_id)}\r\n"
+            "accept-encoding: identity\r\n"
         )
         if upload is not None:
             body = b""
@@ -849,7 +855,8 @@ def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:
     if call.stream or not endpoint.streams or endpoint.costs == "sound":
         return False
     if not model.stops_unary:
-        return True
+        # llama.cpp tells no log probabilities in the stream of a call with tools.
+        return not (call.value("logprobs") and call.fields.get("tools"))
     # An engine that we do not know may be a llama.cpp, which tells the usage of one answer of several; in a stream it
     # can be counted. No engine streams a beam search.
     several = call.answers > 1 and not call.fields.get("use_beam_search")

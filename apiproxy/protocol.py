@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,9 +14,9 @@ from apiproxy.budget import SMALL as SMALL_SHARE
 from apiproxy.budget import Share
 from apiproxy.catalogue import Model
 from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect
-from apiproxy.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
+from apiproxy.errors import BadRequest
 from apiproxy.routes import RERANKERS
-from apiproxy.tokens import MOST_TOKENS, Tokens, number, tokens
+from apiproxy.tokens import MOST_TOKENS, Tokens, tokens
 
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
 # token for English and about 1.5 for Japanese, which is 3 bytes a character in UTF-8: 3 bytes per token errs upwards.
@@ -381,10 +380,10 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
             return usage if isinstance(usage, dict) else None
     at = len(body)
     while (at := body.rfind(b'"usage"', 0, at)) >= 0:
-        rest = body[at + 7 :].lstrip()
+        rest = body[at + 7 : at + 7 + SMALL].lstrip()
         if rest[:1] == b":" and body[at - 1 : at] != b"\\":
             try:
-                found, _ = json.JSONDecoder().raw_decode(rest[1:].decode().lstrip())
+                found, _ = json.JSONDecoder().raw_decode(rest[1:].decode(errors="replace").lstrip())
             except (ValueError, RecursionError):
                 continue
             if isinstance(found, dict):
@@ -407,69 +406,6 @@ def used(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Tokens, bool]:
         return told, False
     text = max(0, len(body) - FRAME) if endpoint.costs == "prompt and answer" else 0
     return Tokens(prompt=call.prompt_estimate, completion=text // BYTES_PER_TOKEN), True
-
-
-CONTEXT = re.compile(r"exceed_context_size|context.{0,20}(length|size|window)|maximum model length|max_model_len", re.I)
-# Where an engine runs and what is on its disk is nobody's business; what it says about the request is.
-PRIVATE = re.compile(r"https?://\S+|(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*|Traceback \(most recent call last\)[\s\S]*")
-# Seconds after which to come back to an engine that is full and does not say when.
-BUSY_RETRY = 5
-LONGEST = 500  # characters of an engine's message that are passed on
-
-
-# vLLM's front lives on for a second when its engine has died, and tells all that were open (seen with 0.32).
-DEAD = re.compile(r"EngineCore (encountered|died)|EngineDeadError")
-
-
-def says_dead(error: Any) -> bool:
-    """Whether an engine's error (its body, or the object of a stream's event) tells that the engine is dead."""
-    return (
-        bool(error)
-        and DEAD.search(error.decode(errors="replace") if isinstance(error, bytes) else str(error)) is not None
-    )
-
-
-def engine_refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, retry_after: str = "") -> Refusal:
-    """What to tell the client when the engine answered with an error.
-
-    4xx other than 401, 403, 404 and 429 are about the request: the engine's sentence goes on, without addresses and
-    paths. By 429 and 503 it says that it takes no more now, and perhaps (`retry_after`, its header) until when. The
-    rest is ours or the engine's fault.
-    """
-    if status in (429, 503):
-        seconds = int(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else BUSY_RETRY
-        return EngineBusy(status, {"retry-after": str(seconds)})
-    if status in (404, 405, 501) and not endpoint.everywhere:
-        return BadRequest("path_not_supported", param="model", model=call.model, path=endpoint.path)
-    if not 400 <= status < 500 or status in (401, 403, 404, 408, 429):
-        return EngineFailed()
-    error = engine_error(body)
-    text = PRIVATE.sub("…", str(error.get("message") or ""))[:LONGEST]
-    if CONTEXT.search(f"{error.get('type')} {text}"):
-        return ContextExceeded("context_length_exceeded", param="messages", numbers=context_numbers(error))
-    param = error.get("param")
-    return BadRequest(
-        "engine_refused",
-        code="invalid_value",
-        param=param if isinstance(param, str) else None,
-        detail=text or f"HTTP {status}",
-    )
-
-
-def engine_error(body: bytes) -> dict[str, Any]:
-    """The error object of an answer, whichever shape the engine gives it."""
-    try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
-        return {"message": body.decode(errors="replace")}
-    error = answer.get("error", answer.get("detail", answer)) if isinstance(answer, dict) else answer
-    return error if isinstance(error, dict) else {"message": error}
-
-
-def context_numbers(error: dict[str, Any]) -> str:
-    if "n_prompt_tokens" in error and "n_ctx" in error:
-        return f" ({number(error['n_prompt_tokens']):,} > {number(error['n_ctx']):,})"
-    return ""
 
 
 def models_body(offered: Mapping[str, Model]) -> bytes:

@@ -10,18 +10,25 @@ from enum import Enum
 from functools import partial
 from typing import Any, Protocol
 
-from apiproxy import protocol, sse
+from apiproxy import engine_errors, protocol, sse
 from apiproxy.assembly import Assembly
+from apiproxy.budget import Share
 from apiproxy.client import Client, Header
 from apiproxy.dialects import Dialect
-from apiproxy.errors import EngineFailed, Language, Refusal
+from apiproxy.errors import BadRequest, EngineFailed, Language, Refusal
 from apiproxy.tokens import Tokens
-from apiproxy.upstream import Connection, Unreachable, UpstreamError
+from apiproxy.upstream import Broken, Connection, Unreachable, UpstreamError
 
+# The most that one answer without a stream may make us hold: what an engine sends as one, what we put together of a
+# stream. Four replies of 128,000 tokens are 2 MB, 20,000 embeddings as base64 60 MB.
+MAX_ANSWER = 64 * 1024 * 1024
+# Up to so many bytes it is not counted against anybody.
+UNCOUNTED = 64 * 1024
 # An error body larger than this tells a person nothing more.
 MAX_ERROR_BODY = 64 * 1024
 # By these an engine says that it has not begun: our key or name is wrong there, it is full, or it loads its model.
 UNTOUCHED = frozenset({401, 403, 404, 408, 429, 503})
+PLAIN = (b"", b"identity")
 STREAM_HEADERS: list[Header] = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -74,6 +81,7 @@ class Exchange:
         "_connection",
         "_content_type",
         "_dialect",
+        "_encoding",
         "_endpoint",
         "_headers",
         "_language",
@@ -85,6 +93,8 @@ class Exchange:
         "_refusal",
         "_retry_after",
         "_says_dead",
+        "_share",
+        "_shares",
         "_size",
         "_stage",
         "_status",
@@ -110,11 +120,13 @@ class Exchange:
         assemble: bool,
         headers: list[Header],
         language: Language,
+        shares: Callable[[], Share],
         now: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
         patient: bool = False,
     ) -> None:
         """`assemble`: the engine was asked for a stream, the client wants one JSON. `headers` go with the answer.
+        `shares` opens the caller's share of the memory, for what has to be held; `free` gives it back.
 
         `patient`: the client has been sent the head of a stream and heartbeats already.
         """
@@ -135,7 +147,9 @@ class Exchange:
         self._status = 0
         self._pieces: list[bytes] = []
         self._size = 0
-        self._content_type = b""
+        self._content_type = self._encoding = b""
+        self._shares = shares
+        self._share: Share | None = None
         self._retry_after = ""
         self._says_dead = False
         self._stage = Stage.PATIENT if patient else Stage.SILENT
@@ -193,7 +207,7 @@ class Exchange:
     @property
     def says_dead(self) -> bool:
         """Whether the engine's front told that the engine behind it is dead."""
-        return self._says_dead or (self._reader is not None and protocol.says_dead(self._reader.error))
+        return self._says_dead or (self._reader is not None and engine_errors.says_dead(self._reader.error))
 
     @property
     def refusal(self) -> Refusal:
@@ -211,20 +225,42 @@ class Exchange:
         self._refusal = refusal
         told = self._stage in (Stage.LISTENING, Stage.SERVED)
         try:
+            if self.reached and not self.streams and self._stage is Stage.SILENT and self._status in (0, 200):
+                self._close("failed")  # it was worked on all the time
             self._broke_off()
         finally:
             if self._stage is not Stage.SERVED:
                 self._finish(Ending.BROKEN)
         return told
 
+    @property
+    def streams(self) -> bool:
+        """Whether the engine was asked for a stream, of which something should come before all of it is made."""
+        return self.assembles or (self._call.stream and self._endpoint.streams)
+
     def heartbeat(self, every: float) -> None:
-        """Keeps the client of a stream patient that has not begun for `every` seconds, and again after as many."""
-        early = self._stage is Stage.SILENT or self._stage is Stage.PATIENT
-        beats = early and self._call.stream and self._endpoint.streams and self._dialect.heartbeat
-        if beats and not self._client.waiting and self.now() - self.beat_at >= every:
-            self.beat_at = self.now()
-            self._begin(Stage.PATIENT)
-            self._client.piece(self._dialect.heartbeat)
+        """Keeps the client of a stream patient of which nothing came for `every` seconds, and again after as many.
+
+        The client has whole events alone, so this comes between two of them.
+        """
+        over = self._stage is Stage.SERVED or self._stage is Stage.GONE
+        if over or not (self._call.stream and self._endpoint.streams) or self._client.waiting:
+            return
+        now, reader = self.now(), self._reader
+        if self._stage is Stage.SILENT or self._stage is Stage.PATIENT:
+            if now - self.beat_at >= every:
+                self.beat_at = now
+                self._begin(Stage.PATIENT)
+                self._client.piece(self._dialect.heartbeat)
+        elif reader is not None and not reader.done and now - max(self.beat_at, self.heard_at) >= every:
+            self.beat_at = now
+            self._client.piece(self._dialect.ping)
+
+    def free(self) -> None:
+        """Gives the memory back that the answer took."""
+        share, self._share = self._share, None
+        if share is not None:
+            share.close()
 
     def say(self, refusal: Refusal) -> bool:
         """Tells a client whose stream was kept alive that nothing comes; then wait for the ending.
@@ -275,13 +311,17 @@ class Exchange:
         self._pieces, self._size = [], 0
         self._reader = None  # an earlier attempt's
         self._content_type = b"application/json"
-        self._retry_after = ""
+        self._encoding, self._retry_after = b"", ""
         for name, value in headers:
             if name == b"content-type":
                 self._content_type = value
             elif name == b"retry-after":
                 self._retry_after = value.decode("latin-1").strip()
+            elif name == b"content-encoding":
+                self._encoding = value.strip().lower()
         if status == 200 and self._content_type.startswith(b"text/event-stream"):
+            if self._encoding not in PLAIN:
+                raise Broken("a stream in an encoding that was not asked for")
             usage = self._call.asks_usage and not self.assembles
             asked = sse.Asked(usage=usage, n=self._call.n, prompts=self._call.prompts)
             self._reader = self._dialect.reader(asked, partial(stand_in, self._dialect, self._language))
@@ -301,7 +341,7 @@ class Exchange:
             self._broke_off()
             return
         if self._assembly is not None:
-            self._assembly.feed(through)
+            self._assemble(through, self._assembly)
         elif through:
             self._pass(through, self._reader)
 
@@ -319,19 +359,15 @@ class Exchange:
         self._connection = None
         if self._status != 200:
             body = b"".join(self._pieces)
-            self._says_dead = self._status == 500 and protocol.says_dead(body)
-            self._refusal = protocol.engine_refusal(
+            self._says_dead = self._status == 500 and engine_errors.says_dead(body)
+            self._refusal = engine_errors.refusal(
                 self._status, body, self._call, self._endpoint, retry_after=self._retry_after
             )
             self._finish(Ending.REFUSED)
         elif self._reader is None:
             self._end_unary(b"".join(self._pieces))
-        elif self._assembly is not None:
-            self._end_assembly(self._reader, self._assembly)
-        elif self._reader.done and self._reader.finished() and self._stage is Stage.LISTENING:
-            self._last(b"")
         else:
-            self._broke_off()
+            self._end_stream(self._reader)
 
     def failed(self, error: UpstreamError) -> None:
         self._connection = None
@@ -345,9 +381,34 @@ class Exchange:
     # --- the answer
 
     def _collect(self, piece: bytes) -> None:
-        self._size += len(piece)
-        if self._status == 200 or self._size <= MAX_ERROR_BODY:
+        if self._status == 200:
+            if self._hold(len(piece)):
+                self._pieces.append(piece)
+        elif self._size + len(piece) <= MAX_ERROR_BODY:
+            self._size += len(piece)
             self._pieces.append(piece)
+
+    def _assemble(self, through: bytes, assembly: Assembly) -> None:
+        assembly.feed(through)
+        self._hold(assembly.size - self._size)
+
+    def _hold(self, more: int) -> bool:
+        """Counts so many bytes more of the answer that are kept; if they are too many the call has ended."""
+        self._size += more
+        try:
+            if self._size > MAX_ANSWER:
+                raise BadRequest("answer_too_large", limit=MAX_ANSWER // 2**20)
+            if self._size > UNCOUNTED:
+                if self._share is None:
+                    self._share = self._shares()
+                self._share.take(self._size - self._share.held)
+        except Refusal as refusal:
+            self._drop_engine()
+            self._refusal = refusal
+            self._close("failed")
+            self._finish(Ending.BROKEN)
+            return False
+        return True
 
     def _pass(self, through: bytes, reader: sse.Reader) -> None:
         """Whole events of a stream, to the client."""
@@ -362,7 +423,32 @@ class Exchange:
         if self._client.waiting and self._connection is not None:
             self._connection.pause()
 
+    def _end_stream(self, reader: sse.Reader) -> None:
+        if (rest := reader.close()) and self._assembly is not None:
+            self._assemble(rest, self._assembly)
+        elif rest:
+            self._pass(rest, reader)
+        if self._outcome is not None:
+            return
+        done = reader.done and reader.finished()
+        if self._assembly is not None and (done or reader.told_finish()):
+            self._end_assembly(reader, self._assembly)
+        elif self._assembly is None and self._stage is Stage.LISTENING and done:
+            self._last(b"")
+        elif self._assembly is None and self._stage is Stage.LISTENING and not reader.done and reader.told_finish():
+            self._close("finished")
+            self._last(self._dialect.farewell)  # which the engine left out
+        else:
+            self._broke_off()
+
     def _end_unary(self, body: bytes) -> None:
+        try:
+            body = engine_errors.unpacked(body, self._encoding, MAX_ANSWER)
+            engine_errors.check(body, self._content_type, self._call, self._endpoint)
+        except Refusal as refusal:
+            self._refusal = refusal
+            self._finish(Ending.REFUSED)
+            return
         tokens, estimated = protocol.used(body, self._call, self._endpoint)
         silent = self._stage is Stage.SILENT
         # A stream that was kept alive cannot become a JSON.
@@ -374,9 +460,6 @@ class Exchange:
             self._finish(Ending.BROKEN)
 
     def _end_assembly(self, reader: sse.Reader, assembly: Assembly) -> None:
-        if not (reader.done and reader.finished()):
-            self._broke_off()
-            return
         self._close("finished")
         usage = reader.usage
         if usage is None:  # llama-cpp-python tells none in streams; an answer in one piece always has it

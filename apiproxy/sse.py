@@ -13,12 +13,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import orjson
+
 from apiproxy.tokens import Tokens, tokens
 
-# An event is at most a few KB; 100 KB was seen with logprobs. Beyond this the engine is broken.
-MAX_EVENT = 16 * 1024 * 1024
+# An event is at most a few KB; 100 KB was seen with logprobs; the last event of Responses repeats all of the answer.
+# Beyond this the engine is broken. To decode as much takes 50 ms, for which everybody waits.
+MAX_EVENT = 4 * 1024 * 1024
+# A token's text is 4 bytes on average. An event with more than SEVERAL carries more than one, as engines with
+# speculative decoding or a stream interval send them.
+TOKEN_BYTES = 4
+SEVERAL = 12
+# Bytes of events without a text among those that are counted: the first and the last.
+ENDS = 1024
 
+CR = 0x0D
 OnError = Callable[[Any], bytes]
+
+
+ABORTED = re.compile(rb'"finish_reason": ?"abort"')
 
 
 class EventTooLong(Exception):
@@ -43,7 +56,7 @@ class Reader(ABC):
     `on_error(error)` gives the bytes of the error event that replaces the engine's own.
     """
 
-    __slots__ = ("_asked", "_on_error", "_rest", "_tail", "done", "error", "events", "usage")
+    __slots__ = ("_asked", "_on_error", "_rest", "_tail", "done", "error", "events", "size", "usage")
     # A piece with one of these is looked at event by event; any other goes on as it came.
     SIGNS: ClassVar[tuple[bytes, ...]]
     # Once in every event that carries a part of the answer.
@@ -58,6 +71,7 @@ class Reader(ABC):
         self.usage: dict[str, Any] | None = None  # the engine's own, as far as it was told
         self.done = False  # the protocol's last event was seen
         self.events = 0  # that carry part of the answer: about one per token
+        self.size = 0  # bytes of events that may carry a part of the answer
 
     def feed(self, piece: bytes) -> bytes:
         """What of the stream may go on now: whole events. b"" when none is complete. Raises EventTooLong."""
@@ -68,11 +82,16 @@ class Reader(ABC):
         for sign in self.SIGNS:
             if piece.find(sign) >= 0:
                 through = b"".join([self._event(event) for event in piece.split(b"\n\n") if event])
-                self._let(through)
+                if through:
+                    self.size += sum(len(event) + 2 for event in through.split(b"\n\n") if self.PART in event)
+                    self._let(through)
                 return through
         parts = piece.count(self.PART)
-        # More than one: several events, or an answer that has these words in its text.
-        self.events += parts if parts < 2 else sum(self.PART in event for event in piece.split(b"\n\n"))
+        if parts > 1:  # several events, or an answer that has these words in its text
+            self._add_parts(piece)
+        elif parts:
+            self.events += 1
+            self.size += len(piece)
         self._let(piece)
         return piece
 
@@ -88,9 +107,34 @@ class Reader(ABC):
         if framed.count(self.PART) != 1:
             return False
         self.events += 1
+        self.size += len(framed) - start - 2
         tail = self._tail
         tail[0], tail[1], tail[2] = tail[1], tail[2], framed
         return True
+
+    def close(self) -> bytes:
+        """The stream has ended: what may go on of an event without an empty line behind it, if it is whole."""
+        rest = bytes(self._rest).strip()
+        self._rest.clear()
+        data = rest.rpartition(b"data:")[2].strip()
+        if data != b"[DONE]" and decoded(data) is None:
+            return b""
+        return self.feed(rest + b"\n\n")
+
+    def told_finish(self) -> bool:
+        """Whether the engine told why its answer ends, so that nothing is missing but a last word."""
+        return False
+
+    def counted(self, events: int) -> int:
+        """About how many tokens so many events carry, by the sizes of all and the texts of the last."""
+        for event in reversed(b"".join(self._tail).split(b"\n\n")[-4:]):
+            event = event.rpartition(b"\r\n")[2]  # without the head of its chunk
+            data = decoded(event.partition(b"data:")[2].strip())
+            text = said(data).encode(errors="replace") if data is not None else b""
+            if text:
+                spoken = self.size - events * (len(event) + 2 - len(text))
+                return round(spoken / TOKEN_BYTES) if spoken > events * SEVERAL + ENDS else events
+        return events
 
     @abstractmethod
     def finished(self) -> bool:
@@ -104,6 +148,12 @@ class Reader(ABC):
     def _event(self, event: bytes) -> bytes:
         """What goes on of one event (without its empty line)."""
 
+    def _add_parts(self, piece: bytes) -> None:
+        for event in piece.split(b"\n\n"):
+            if self.PART in event:
+                self.events += 1
+                self.size += len(event) + 2
+
     def _let(self, through: bytes) -> None:
         tail = self._tail
         tail[0], tail[1], tail[2] = tail[1], tail[2], through
@@ -111,11 +161,15 @@ class Reader(ABC):
     def _whole(self, piece: bytes) -> bytes:
         """Adds a piece to what was held back and takes out everything up to the last complete event."""
         rest = self._rest
+        new = len(rest)
+        if new and rest[-1] == CR:
+            new -= 1
         rest += piece
-        if b"\r" in rest:
+        if rest.find(b"\r", new) >= 0:
             # Dify's reader knows "\n\n" only. A CR inside JSON is escaped, so this touches line ends alone.
-            rest[:] = rest.replace(b"\r\n", b"\n")
-        end = rest.rfind(b"\n\n") + 2
+            rest[new:] = rest[new:].replace(b"\r\n", b"\n")
+        # Only what is new is looked at: an event of megabytes comes in hundreds of pieces.
+        end = rest.rfind(b"\n\n", max(0, new - 1)) + 2
         if end < 2:
             if len(rest) > MAX_EVENT:
                 raise EventTooLong
@@ -140,16 +194,20 @@ class ChunkReader(Reader):
         """
         if self.error is not None:
             return False
-        tail = b"".join(self._tail)
-        if tail.find(b'"abort"') >= 0 and re.search(rb'"finish_reason": ?"abort"', tail):
+        if ABORTED.search(b"".join(self._tail)):
             return False
-        return self.usage is not None or b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
+        return self.usage is not None or self.told_finish()
+
+    def told_finish(self) -> bool:
+        tail = b"".join(self._tail)
+        given = b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
+        return self.error is None and given and not ABORTED.search(tail)
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:
         if (told := tokens(self.usage)) is not None:
             return told, False
         # One event carries about one token; the first one only says who speaks.
-        return Tokens(prompt=prompt, completion=max(0, self.events - 1)), True
+        return Tokens(prompt=prompt, completion=self.counted(max(0, self.events - 1))), True
 
     def _event(self, event: bytes) -> bytes:
         data = event.removeprefix(b"data:").strip()
@@ -165,7 +223,7 @@ class ChunkReader(Reader):
         chunk = decoded(data)
         if chunk is None:
             return event + b"\n\n"
-        if "error" in chunk and not chunk.get("choices"):
+        if chunk.get("error"):  # some write null into every chunk
             self.error = chunk["error"]
             return self._on_error(self.error)
         return self._without_usage(event, chunk)
@@ -209,7 +267,7 @@ class SeveralReader(ChunkReader):
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:
         if (told := tokens(self.usage)) is None:
-            return Tokens(prompt=prompt, completion=self.events), True
+            return Tokens(prompt=prompt, completion=self.counted(self.events)), True
         if told.completion >= self.events:
             return told, False
         return told._replace(completion=self.events), True
@@ -224,7 +282,7 @@ class SeveralReader(ChunkReader):
         chunk = decoded(data)
         if chunk is None:
             return b""  # llama.cpp begins a batch with `data: null`
-        if "error" in chunk and not chunk.get("choices"):
+        if chunk.get("error"):  # some write null into every chunk
             self.error = chunk["error"]
             return self._on_error(self.error)
         return self._without_usage(event, chunk)
@@ -278,7 +336,8 @@ class TypedReader(Reader):
         if told is not None and self.done:
             return told, False
         told = told or Tokens()
-        return Tokens(prompt=told.prompt or prompt, cached=told.cached, completion=self.events), True
+        made = self.counted(self.events)
+        return Tokens(prompt=told.prompt or prompt, cached=told.cached, completion=made), True
 
     def _event(self, event: bytes) -> bytes:
         self.events += self.PART in event
@@ -357,7 +416,29 @@ def encoded(chunk: dict[str, Any]) -> bytes:
 def decoded(data: bytes) -> dict[str, Any] | None:
     """The JSON object in these bytes, if it is one."""
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        try:
+            found = json.loads(data)  # half of a surrogate pair, NaN
+        except (ValueError, RecursionError):
+            return None
     return found if isinstance(found, dict) else None
+
+
+def said(data: dict[str, Any]) -> str:
+    """What an event adds to the answer: text, thoughts, a tool's input."""
+    choices = data.get("choices")
+    parts = choices if isinstance(choices, list) else [data]
+    return "".join(texts(part.get("delta"), part.get("text")) for part in parts if isinstance(part, dict))
+
+
+def texts(*values: Any) -> str:
+    found = []
+    for value in values:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, dict):
+            found.append(texts(*(part for name, part in value.items() if name not in ("type", "role", "id", "name"))))
+        elif isinstance(value, list):
+            found.append(texts(*value))
+    return "".join(found)

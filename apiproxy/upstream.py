@@ -5,7 +5,9 @@ Answers are pushed: the parser calls the `Receiver` of the request as bytes arri
 """
 
 import asyncio
+import ipaddress
 import logging
+import math
 import socket
 import ssl
 import struct
@@ -16,10 +18,14 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from apiproxy.thread import Thread
+
 # llama.cpp and uvicorn close a connection that was idle for 5 s; one that is about to be closed is not worth the risk.
 IDLE_SECONDS = 4.0
 # An engine's headers are a few hundred bytes. httptools has no bound of its own.
 MAX_HEAD = 64 * 1024
+# Seconds for which the addresses of a name are taken as they were.
+KNOWN_SECONDS = 30.0
 # SO_LINGER, on and for no time: closing sends RST and drops what is not sent yet.
 RESET = struct.pack("ii", 1, 0)
 
@@ -97,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._headers: list[Header] = []
         self._head_size = 0
+        self._barren = 0  # bytes since the last of the body
         self._sized = False  # the head says where the body ends
         self._informational = False
         self._until_close = False
@@ -120,6 +127,7 @@ class Connection(asyncio.Protocol):
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         self._answered = self._between_chunks = False
+        self._barren = 0
         self._fault = None
         self._transport.write(data)
 
@@ -189,11 +197,15 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         self._answered = True
         assert self._parser is not None
+        if self._barren > MAX_HEAD:  # httptools joins what comes of a header line to what came before, again and again
+            self._fault = Broken("the answer's head is too large")
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._deliver()
             self._fail(Broken(f"not HTTP: {error}"))
+        self._barren = 0 if self._heard else self._barren + len(data)
         self._deliver()
         if self._between_chunks and not data.endswith(b"\r\n"):  # some of the next chunk's head
             self._between_chunks = False
@@ -313,6 +325,70 @@ class Connection(asyncio.Protocol):
             receiver.failed(error)
 
 
+class Hosts:
+    """The addresses behind one name.
+
+    Each name has a thread of its own: a name server that says nothing for a minute holds up who asks for this name and
+    nobody else. (The loop has four threads for all names.) What is known is used while it is looked up again.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._known = [name] if is_address(name) else []
+        self._until = math.inf if self._known else 0.0
+        self._thread: Thread | None = None
+        self._look: asyncio.Future[list[str]] | None = None
+
+    async def now(self, now: float) -> list[str]:
+        """In the order of preference; `now` by the loop's clock. Raises OSError."""
+        if now >= self._until and self._look is None:
+            self._thread = self._thread or Thread("names")
+            self._look = asyncio.get_running_loop().run_in_executor(self._thread, resolved, self._name)
+            self._look.add_done_callback(self._found)
+        if self._known or self._look is None:
+            return self._known
+        return await asyncio.shield(self._look)
+
+    def doubt(self) -> None:
+        """None of them answers: they are looked up again before the next time."""
+        if self._until != math.inf:
+            self._known, self._until = [], 0.0
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+
+    def _found(self, look: "asyncio.Future[list[str]]") -> None:
+        self._look = None
+        if not look.cancelled() and look.exception() is None:
+            self._known = look.result()
+            self._until = look.get_loop().time() + KNOWN_SECONDS
+
+
+def resolved(name: str) -> list[str]:
+    """Asks the system's resolver. Blocks; raises OSError."""
+    found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+def is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def notice_death(connection: socket.socket) -> None:
+    """Has the kernel ask after 15 s of silence whether the other end is still there, and again every 5 s.
+
+    An engine that thinks is silent for minutes; a host that lost its power is silent for ever.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 15), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 3)):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
 class Pool:
     """Connections to one engine. Not bounded: how many calls an engine takes is for limits and its own queue."""
 
@@ -322,6 +398,7 @@ class Pool:
         self._clock = clock
         self._idle: dict[Connection, None] = {}
         self._tls = ssl.create_default_context() if address.tls else None
+        self._hosts = Hosts(address.host)
 
     def idle(self, now: float) -> Connection | None:
         """A kept-alive connection, the most recently used first; None if there is none. `now` by the pool's clock."""
@@ -336,14 +413,26 @@ class Pool:
         """A new connection; waits at most so many seconds. Raises Unreachable."""
         loop = asyncio.get_running_loop()
         address = self.address
+        name = address.host if address.tls else None
+        failure: Exception | None = None
         try:
             async with asyncio.timeout(patience):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self), address.host, address.port, ssl=self._tls
-                )
+                hosts = await self._hosts.now(loop.time())
+                for host in hosts:
+                    try:
+                        async with asyncio.timeout(patience / len(hosts)):
+                            transport, connection = await loop.create_connection(
+                                lambda: Connection(self), host, address.port, ssl=self._tls, server_hostname=name
+                            )
+                    except (OSError, TimeoutError) as error:
+                        failure = error
+                    else:
+                        notice_death(transport.get_extra_info("socket"))
+                        return connection
         except (OSError, TimeoutError) as error:
-            raise Unreachable(str(error)) from error
-        return connection
+            failure = error
+        self._hosts.doubt()
+        raise Unreachable(str(failure) or f"no connection within {patience:g} s") from failure
 
     def sweep(self, now: float) -> None:
         """Closes what was idle for so long that nobody will use it again. Call it about once a second."""
@@ -363,6 +452,7 @@ class Pool:
 
     def close(self) -> None:
         """Closes what is idle; connections in use end with their answers."""
+        self._hosts.close()
         idle, self._idle = self._idle, {}
         for connection in idle:
             connection.abort()

@@ -2,7 +2,7 @@
 
 `python tests/engine.py` prints its port. A body with `"script": [step, …]` is answered by those steps:
 
-    {"send": text}              raw bytes (latin-1)
+    {"send": text, "times": n}  raw bytes (latin-1), once or so many times
     {"events": n, "every": s}   chat chunks
     {"flood": n}                n events of 100 KB; `GET /seen` tells how many have left
     {"wait": s}
@@ -227,14 +227,14 @@ class Engine:
 
     async def gone(self, reader: asyncio.StreamReader) -> None:
         """Returns when the client closes; a client that writes on (it never does) would wait."""
-        while not reader.at_eof():
+        while not reader.at_eof() and reader.exception() is None:
             await asyncio.sleep(0.005)
             if reader._buffer:
                 return
 
     async def play(self, script: list[dict[str, Any]], writer: asyncio.StreamWriter, answered: int) -> bool:
         for step in script:
-            if "send" in step:
+            for _ in range(step.get("times", 1) if "send" in step else 0):
                 writer.write(step["send"].encode("latin-1"))
                 await writer.drain()
             if "events" in step:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apiproxy import protocol, sse
+from apiproxy import engine_errors, protocol, sse
 from apiproxy.bounds import OURS, READERS
 from apiproxy.errors import BadRequest, Refusal
 from apiproxy.protocol import ENDPOINTS
@@ -169,7 +169,7 @@ def test_every_answer_of_an_engine_is_metered_and_every_error_told(status, body,
     call = protocol.parse(b'{"model": "m"}')
     tokens, _ = protocol.used(body, call, ENDPOINTS[path])
     assert tokens.total >= 0
-    refusal = protocol.engine_refusal(status, body, call, ENDPOINTS[path])
+    refusal = engine_errors.refusal(status, body, call, ENDPOINTS[path])
     assert isinstance(refusal, Refusal)
     assert json.dumps(refusal.error("ja"))
 

@@ -41,7 +41,7 @@ def took(least: float, most: float) -> Iterator[None]:
 def test_first_byte(counter):
     hasty(counter, first_byte_timeout=LIMIT)
     with took(LIMIT, LIMIT + SLACK):
-        late = counter.chat(model="hasty", script=[HANG])
+        late = counter.chat(model="hasty", stream=True, script=[HANG])
     assert (late.status_code, error(late)) == (504, "engine_timeout")
     assert counter.chat(script=[SLOW, {"send": unary(200, ANSWER)}]).status_code == 200
     assert counter.engine.seen()["left"] == 1
