@@ -88,7 +88,7 @@ def test_g15_an_event_is_read_once_however_small_its_pieces():
 def test_g5_an_answer_in_one_piece_is_bounded(counter, monkeypatch):
     monkeypatch.setattr(relay, "MAX_ANSWER", 2 * MB)
     head = {"send": "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"}
-    refused = counter.chat(script=[head, {"send": "[" * MB, "times": 4}, {"hang": True}])
+    refused = counter.chat(script=[head, {"send": "x" * MB, "times": 4}, {"hang": True}])
     assert (refused.status_code, code(refused)) == (400, "answer_too_large")
     until(lambda: counter.engine.seen()["running"] == 0)
     until(lambda: counter.application._gateway.budget.held == 0)
@@ -98,7 +98,7 @@ def test_g5_what_answers_hold_is_counted_against_their_caller(counter, monkeypat
     budget = counter.application._gateway.budget
     monkeypatch.setattr(budget, "each", MB)
     head = {"send": "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"}
-    refused = counter.chat(script=[head, {"send": "[" * MB, "times": 4}, {"hang": True}])
+    refused = counter.chat(script=[head, {"send": "x" * MB, "times": 4}, {"hang": True}])
     assert (refused.status_code, code(refused)) == (429, "rate_limit_exceeded")
     until(lambda: budget.held == 0)
 
