@@ -339,7 +339,7 @@ class UsageTenantDay(Sums):
 
 
 class UsageHour(Sums):
-    """A tenant's use of a model in an hour of UTC."""
+    """A tenant's use of a model in an hour of UTC, or a quarter of one where any zone needs it (see `hours`)."""
 
     hour = models.DateTimeField()
     tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
@@ -358,7 +358,7 @@ class UsageHour(Sums):
 
 
 class RefusalHour(models.Model):
-    """How many calls of a key the gateway refused in an hour of UTC, by why: `code` as in apiproxy.errors.
+    """How many calls of a key the gateway refused in an hour (as of UsageHour), by why: `code` as in apiproxy.errors.
 
     `model`: the name that was asked for if it is one of ours, else "". Refused calls are no usage and have no records.
     """

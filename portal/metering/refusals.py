@@ -1,5 +1,6 @@
 """How many calls gateways refused, by hour and by why: written in sums, read for pages."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from datetime import date, datetime, time, timedelta
 from typing import Any, NamedTuple
@@ -9,11 +10,11 @@ from django.db import connection, transaction
 from django.db.models import QuerySet, Sum
 
 from portal.metering.models import RefusalHour
-from portal.metering.rollups import upsert
+from portal.metering.rollups import Calendar, Group, upsert
 
 
 class Refused(NamedTuple):
-    """A group of refused calls; `hour` aware, its beginning in UTC. Else as RefusalHour."""
+    """A group of refused calls; `hour` aware, the beginning of a quarter of an hour. Else as RefusalHour."""
 
     hour: datetime
     tenant: int
@@ -25,17 +26,21 @@ class Refused(NamedTuple):
 
 def add(counts: Mapping[Refused, int]) -> None:
     """Adds so many calls of each group to what is there, in one transaction."""
-    groups = {
-        (group.key, group.hour, group.model, group.code, group.tenant, group.user): [requests]
-        for group, requests in counts.items()
-    }
+    calendar = Calendar()
+    groups: dict[Group, list[int]] = defaultdict(lambda: [0])
+    for group, requests in counts.items():
+        piece = calendar.piece(group.hour)
+        groups[group.key, piece, group.model, group.code, group.tenant, group.user][0] += requests
     unique, more = ("key_id", "hour", "model", "code"), ("tenant_id", "user_id")
     with transaction.atomic(), connection.cursor() as cursor:
         upsert(cursor, RefusalHour, unique, more, groups, ("requests",))
 
 
 def within(rows: QuerySet[RefusalHour], first: date, last: date, zone: ZoneInfo) -> QuerySet[RefusalHour]:
-    """Those of these days of a calendar, both included; an hour in which a day begins counts for the day before."""
+    """Those of these days of a calendar, both included.
+
+    Where the day begins within an hour that was counted as one (no zone needed less then), it is the day before's.
+    """
     begin = datetime.combine(first, time(), zone)
     end = datetime.combine(last + timedelta(days=1), time(), zone)
     return rows.filter(hour__gte=begin, hour__lt=end)

@@ -10,14 +10,14 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.db.models import BigIntegerField, Count, F, Q, QuerySet, Sum
-from django.db.models.functions import Cast, TruncDate, TruncHour, TruncMonth
+from django.db.models.functions import Cast, TruncDate, TruncHour, TruncMinute, TruncMonth
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from portal.accounts.models import Tenant, User
 from portal.console.templatetags.figures import person
 from portal.keys.models import ApiKey
-from portal.metering import reasons, rollups, scopes
+from portal.metering import hours, reasons, rollups, scopes
 from portal.metering.periods import Period, before, fiscal_year
 from portal.metering.scopes import Focus, Scope
 
@@ -123,27 +123,31 @@ def series(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
         days = period.of(scope.sums).annotate(slot=TruncMonth("day"))
     else:
         days = period.of(scope.sums).annotate(slot=F("day"))
+    rows = days.order_by().values_list("slot", "model").annotate(**SUMMED)
     of = fiscal_year if period.unit == "year" else _itself
     unit = "day" if period.unit == "hour" else period.unit
-    return Series(unit=unit, slots=period.slots, sums=_summed(days, of))
+    return Series(unit=unit, slots=period.slots, sums=_summed(rows, of))
 
 
 def _hours(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
     begin, end = bounds(period, zone)
     if scope.hours is not None:
-        rows: QuerySet[Any] = scope.hours.filter(hour__gte=begin, hour__lt=end).annotate(slot=F("hour"))
-        sums = _summed(rows, lambda hour: hour.astimezone(zone))
+        pieces: QuerySet[Any] = scope.hours.filter(hour__gte=begin, hour__lt=end).annotate(slot=F("hour"))
+        rows: Iterable[Any] = pieces.order_by().values_list("slot", "model").annotate(**SUMMED)
     else:
         records = scope.records.filter(started_at__gte=begin, started_at__lt=end)
-        slotted = records.annotate(slot=TruncHour("started_at", tzinfo=UTC))
-        found = slotted.order_by().values_list("slot", "model").annotate(**OF_RECORDS)
-        sums = {
-            (slot.astimezone(zone), model): Sums(tuple(int(count or 0) for count in counts))
-            for slot, model, *counts in found
-        }
-    count = round((end.timestamp() - begin.timestamp()) / 3600)
-    slots = [datetime.fromtimestamp(begin.timestamp() + 3600 * n, zone) for n in range(count)]
-    return Series(unit="hour", slots=slots, sums=sums)
+        rows = _by_piece(records, begin, end, zone)
+    sums = _summed(rows, lambda piece: hours.hour_of(piece, zone))
+    return Series(unit="hour", slots=hours.between(begin, end, zone), sums=sums)
+
+
+def _by_piece(records: QuerySet[Any], begin: datetime, end: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
+    """(piece, model, sums as of `rollups.SUMS`) of records; pieces of time that lie within the zone's hours."""
+    whole = hours.is_whole(begin, zone) and hours.is_whole(end, zone)
+    pieces = TruncHour("started_at", tzinfo=UTC) if whole else TruncMinute("started_at", tzinfo=UTC)
+    found = records.annotate(slot=pieces).order_by().values_list("slot", "model").annotate(**OF_RECORDS)
+    for slot, model, *counts in found:
+        yield (slot, model, *(int(count or 0) for count in counts))
 
 
 def _of_records() -> dict[str, Any]:
@@ -171,11 +175,10 @@ def _itself(slot: Any) -> Any:
     return slot
 
 
-def _summed(rows: QuerySet[Any], of: Any) -> dict[tuple[Slot, str], Sums]:
-    """By (`of` the row's slot, its model)."""
+def _summed(rows: Iterable[Any], of: Any) -> dict[tuple[Slot, str], Sums]:
+    """Of rows (slot, model, counts): by (`of` the slot, model)."""
     found: dict[tuple[Slot, str], Sums] = {}
-    grouped_rows = rows.order_by().values_list("slot", "model").annotate(**SUMMED)
-    for slot, model, *counts in grouped_rows:
+    for slot, model, *counts in rows:
         key, sums = (of(slot), model), Sums(tuple(counts))
         found[key] = found[key] + sums if key in found else sums
     return found
@@ -245,8 +248,7 @@ def refusals(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, s
 
 def _slot(at: Any, unit: str, zone: ZoneInfo) -> Slot:
     if unit == "hour":
-        found: datetime = at.astimezone(zone)
-        return found
+        return hours.hour_of(at, zone)
     day: date = at.date() if isinstance(at, datetime) else at
     return fiscal_year(day) if unit == "year" else day
 

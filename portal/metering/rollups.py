@@ -1,4 +1,6 @@
-"""Sums of usage by hour, day and month, kept in the transaction that records it: pages need not read the records.
+"""Sums of usage by hour (see `hours`), day and month, kept in the transaction that records it.
+
+Pages need not read the records.
 
 Adding to a sum is one statement for a whole batch, which SQLite and PostgreSQL both know (ON CONFLICT DO UPDATE). What
 is pruned from the records stays in the sums.
@@ -17,6 +19,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import Model
 
 from portal.accounts.models import Tenant
+from portal.metering.hours import piece_of
 from portal.metering.models import Sums, UsageDay, UsageHour, UsageMonth, UsageTenantDay
 
 # Upper bounds in ms of the counters first_0 … first_15; the last one holds all that took longer. About √2 apart where
@@ -77,21 +80,32 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
 
 
 class Calendar:
-    """Days of tenants and hours of UTC. Remembers what it found: zones are slow, and a batch is of one moment."""
+    """Days of tenants, and the hours (or quarters, see `hours`) by which usage is summed. One query.
+
+    Remembers what it found: zones are slow, and a batch is of one moment.
+    """
 
     def __init__(self) -> None:
         self._zones = {tenant.pk: tenant.zone for tenant in Tenant.objects.all()}
+        self._site = ZoneInfo(settings.TIME_ZONE)
+        self._every = {self._site, *self._zones.values()}  # any of them may be a reader's
         self._found: dict[tuple[datetime, int], tuple[date, datetime]] = {}
+        self._pieces: dict[datetime, datetime] = {}
 
     def find(self, started: datetime, tenant: int) -> tuple[date, datetime]:
-        """The tenant's day, the server's if the tenant is gone, and the hour."""
-        # All zones of the world differ from UTC by quarters of an hour.
+        """The tenant's day, the server's if the tenant is gone, and the hour. `started` in UTC."""
         quarter = started.replace(minute=started.minute // 15 * 15, second=0, microsecond=0)
         found = self._found.get((quarter, tenant))
         if found is None:
-            zone = self._zones.get(tenant) or ZoneInfo(settings.TIME_ZONE)
-            found = started.astimezone(zone).date(), quarter.replace(minute=0)
-            self._found[quarter, tenant] = found
+            zone = self._zones.get(tenant) or self._site
+            found = self._found[quarter, tenant] = started.astimezone(zone).date(), self.piece(quarter)
+        return found
+
+    def piece(self, moment: datetime) -> datetime:
+        """When the piece of time that holds this moment began."""
+        found = self._pieces.get(moment)
+        if found is None:
+            found = self._pieces[moment] = piece_of(moment, self._every)
         return found
 
 

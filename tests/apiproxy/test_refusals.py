@@ -28,14 +28,14 @@ KEY = SimpleNamespace(id=1, tenant=2, user=3)
 # --- in memory
 
 
-def test_calls_of_one_hour_and_reason_are_one_count():
+def test_calls_of_one_quarter_and_reason_are_one_count():
     counts = RefusalCounts()
-    for seconds in (0, 3599, 3600):
+    for seconds in (0, 899, 900):
         counts.count(KEY, "m", "insufficient_quota", 7200.0 + seconds)
     counts.count(KEY, "", "invalid_json", 7200.0)
     assert counts.take() == {
         Group(7200, 2, 3, 1, "m", "insufficient_quota"): 2,
-        Group(10800, 2, 3, 1, "m", "insufficient_quota"): 1,
+        Group(8100, 2, 3, 1, "m", "insufficient_quota"): 1,
         Group(7200, 2, 3, 1, "", "invalid_json"): 1,
     }
     assert counts.take() == {}
