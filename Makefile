@@ -8,6 +8,7 @@ help:
 	@echo 'make test    lint, types, import rules and all tests'
 	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
+	@echo 'make test-clients  real clients, Open WebUI among them (1.2 GB; some minutes, later 2)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 of every part under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
@@ -34,6 +35,10 @@ test-engines: test-setup
 	.venv/bin/python manage.py installengine llama-server
 	.venv/bin/python manage.py installengine llama-cpp-python
 	.venv/bin/pytest tests/launchers
+
+# Open WebUI takes 1.2 GB, so it is not in `make test`; all other clients are.
+test-clients: test-setup
+	.venv/bin/pytest tests/clients tests/clients/webui
 
 # Settings read and write a state directory: not the one that runs here.
 check: export MADOGUCHI_VAR := $(CURDIR)/.venv/check
@@ -74,4 +79,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines check bench chaos lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients check bench chaos lock

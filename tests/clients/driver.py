@@ -5,6 +5,7 @@
 Each function below is a call; what it prints is what an application of that client would see.
 """
 
+import io
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from dify_plugin.entities.model.message import (
 )
 from dify_plugin.interfaces.model.openai_compatible.llm import OAICompatLargeLanguageModel
 from dify_plugin.interfaces.model.openai_compatible.rerank import OAICompatRerankModel
+from dify_plugin.interfaces.model.openai_compatible.speech2text import OAICompatSpeech2TextModel
 from dify_plugin.interfaces.model.openai_compatible.text_embedding import OAICompatEmbeddingModel
 
 DIFY = {"chat": OAICompatLargeLanguageModel, "embedding": OAICompatEmbeddingModel, "rerank": OAICompatRerankModel}
@@ -72,6 +74,10 @@ def dify_embed(model: str, credentials: dict[str, Any], texts: list[str], user: 
 def dify_rank(model: str, credentials: dict[str, Any], query: str, docs: list[str], top_n: int) -> list[list[Any]]:
     result = OAICompatRerankModel([]).invoke(model, credentials, query, docs, top_n=top_n)
     return [[doc.index, doc.text, doc.score] for doc in result.docs]
+
+
+def dify_hear(model: str, credentials: dict[str, Any], size: int) -> str:
+    return OAICompatSpeech2TextModel([]).invoke(model, credentials, io.BytesIO(bytes(size)))
 
 
 def claude_message(base_url: str, api_key: str, **fields: Any) -> dict[str, Any]:
@@ -137,8 +143,8 @@ def client(base_url: str, api_key: str) -> anthropic.Anthropic:
 CALLS: dict[str, Callable[..., Any]] = {
     function.__name__: function
     for function in (
-        *(dify_validate, dify_chat, dify_embed, dify_rank, claude_message, claude_stream, claude_count, cohere_rank),
-        *(lite_chat, lite_stream, lite_embed, lite_rank),
+        *(dify_validate, dify_chat, dify_embed, dify_rank, dify_hear, claude_message, claude_stream, claude_count),
+        *(cohere_rank, lite_chat, lite_stream, lite_embed, lite_rank),
     )
 }
 

@@ -6,7 +6,7 @@ test_real_engine.py, test_vllm.py, test_contract.py in tests/apiproxy.
 
 import asyncio
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import openai
@@ -198,6 +198,16 @@ def test_dify_ranks(office):
     assert row.prompt_tokens > 20
 
 
+def test_p6_dify_hears_with_a_model_as_our_pages_print_it(office):
+    [offer] = access.offers(ServedModel.objects.filter(name="fake"))
+    printed = dict(dify(replace(offer, task="transcription"), office.v1, office.key))
+    assert (printed.pop("Model Type"), printed.pop("Model Name")) == ("Speech2text", "fake")
+    form = {FORM[label]: CHOICES.get((FORM[label], value), value) for label, value in printed.items()}
+    assert form["language"] == "ja"  # the form proposes Chinese
+    assert answer(office.dify("hear", "fake", size=200_000, credentials=form)) == "hello there"
+    assert [row.endpoint for row in office.rows()] == ["/v1/audio/transcriptions"]
+
+
 # --- LangChain
 
 
@@ -380,6 +390,24 @@ def said(told: dict[str, Any]) -> dict[str, Any]:
     """The message, streamed or not."""
     message: dict[str, Any] = answer(told)
     return message.get("message", message)
+
+
+# --- Cohere
+
+
+def test_cohere_ranks(office):
+    """Its second version, whose client calls /v2/rerank below the address that it is given."""
+    ranked = answer(
+        office.driver.call(
+            "cohere_rank", base_url=office.url, api_key=office.key,
+            model="rerank", query="What is the capital of France?", documents=DOCUMENTS, top_n=2,
+        )
+    )  # fmt: skip
+    assert len(ranked) == 2
+    assert {index for index, _ in ranked} < {0, 1, 2}
+    assert ranked[0][1] >= ranked[1][1]
+    (row,) = office.rows()
+    assert (row.status, row.model, row.prompt_tokens > 20) == ("finished", "rerank", True)
 
 
 # --- LiteLLM
