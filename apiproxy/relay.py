@@ -323,7 +323,7 @@ class Exchange:
             if self._encoding not in PLAIN:
                 raise Broken("a stream in an encoding that was not asked for")
             usage = self._call.asks_usage and not self.assembles
-            asked = sse.Asked(usage=usage, n=self._call.n, prompts=self._call.prompts)
+            asked = sse.Asked(usage=usage, n=self._call.n, prompts=self._call.prompts, model=self._call.model)
             self._reader = self._dialect.reader(asked, partial(stand_in, self._dialect, self._language))
             self._assembly = self._dialect.assembly() if self.assembles else None
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import orjson
 
+from apiproxy.response_events import Completion, is_bare
 from apiproxy.tokens import Tokens, tokens
 
 # An event is at most a few KB; 100 KB was seen with logprobs; the last event of Responses repeats all of the answer.
@@ -42,12 +43,13 @@ class EventTooLong(Exception):
 class Asked:
     """What a reader knows of the call.
 
-    `usage`: the client asked for the usage chunk. `n` answers to each of so many `prompts`.
+    `usage`: the client asked for the usage chunk. `n` answers to each of so many `prompts`. `model`: as it is called.
     """
 
     usage: bool
     n: int = 1
     prompts: int = 1
+    model: str = ""
 
 
 class Reader(ABC):
@@ -81,11 +83,7 @@ class Reader(ABC):
                 return b""
         for sign in self.SIGNS:
             if piece.find(sign) >= 0:
-                through = b"".join([self._event(event) for event in piece.split(b"\n\n") if event])
-                if through:
-                    self.size += sum(len(event) + 2 for event in through.split(b"\n\n") if self.PART in event)
-                    self._let(through)
-                return through
+                return self._each(piece)
         parts = piece.count(self.PART)
         if parts > 1:  # several events, or an answer that has these words in its text
             self._add_parts(piece)
@@ -147,6 +145,14 @@ class Reader(ABC):
     @abstractmethod
     def _event(self, event: bytes) -> bytes:
         """What goes on of one event (without its empty line)."""
+
+    def _each(self, piece: bytes) -> bytes:
+        """What goes on of whole events, each of them looked at."""
+        through = b"".join([self._event(event) for event in piece.split(b"\n\n") if event])
+        if through:
+            self.size += sum(len(event) + 2 for event in through.split(b"\n\n") if self.PART in event)
+            self._let(through)
+        return through
 
     def _add_parts(self, piece: bytes) -> None:
         for event in piece.split(b"\n\n"):
@@ -346,9 +352,12 @@ class TypedReader(Reader):
             return event + b"\n\n"
         error = self._look(data)
         if error is None:
-            return event + b"\n\n"
+            return self._passed(event, data)
         self.error = error
         return self._on_error(error)
+
+    def _passed(self, event: bytes, data: dict[str, Any]) -> bytes:
+        return event + b"\n\n"
 
     @abstractmethod
     def _look(self, data: dict[str, Any]) -> Any:
@@ -356,11 +365,37 @@ class TypedReader(Reader):
 
 
 class ResponsesReader(TypedReader):
-    """OpenAI's Responses: ends with an event that holds the whole response and its usage."""
+    """OpenAI's Responses: ends with an event that holds the whole response and its usage.
 
-    __slots__ = ()
-    SIGNS = (b'"usage"', b'"error"', b"response.completed", b"response.incomplete", b"response.failed")
+    Bare events are completed, see `response_events`: then each is looked at.
+    """
+
+    __slots__ = ("_completion",)
+    SIGNS = (
+        *(b'"usage"', b'"error"', b"response.created"),
+        *(b"response.completed", b"response.incomplete", b"response.failed"),
+    )
     PART = b'.delta"'  # a quote within a text is escaped, so this is the end of a type
+
+    def __init__(self, asked: Asked, on_error: OnError) -> None:
+        super().__init__(asked, on_error)
+        self._completion: Completion | None = None
+
+    def feed(self, piece: bytes) -> bytes:
+        if self._completion is None:
+            return super().feed(piece)
+        return self._each(self._whole(piece))
+
+    def plain(self, framed: bytes, start: int) -> bool:
+        return self._completion is None and super().plain(framed, start)
+
+    def _passed(self, event: bytes, data: dict[str, Any]) -> bytes:
+        if self._completion is None and is_bare(data):
+            self._completion = Completion(self._asked.model)
+        if self._completion is None:
+            return event + b"\n\n"
+        whole = encoded(self._completion.complete(data))
+        return b"event: %s\n%s" % (str(data.get("type")).encode(), whole)
 
     def _look(self, data: dict[str, Any]) -> Any:
         response = data.get("response")

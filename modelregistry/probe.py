@@ -114,9 +114,26 @@ async def _look_outside(client: httpx2.AsyncClient, target: Target) -> Look:
         return Look(well=False, detail=_words(error))
     if answer.status_code in (401, 403):
         return Look(well=False, detail=f"it refuses our key ({answer.status_code})")
-    # 404 and 405: it lives, and does not list its models.
-    well = answer.status_code < 500
-    return Look(well=well, detail="" if well else f"/v1/models: {answer.status_code}")
+    detail = _no_api(answer)
+    return Look(well=not detail, detail=detail)
+
+
+def _no_api(answer: httpx2.Response) -> str:
+    """Why what answers `/v1/models` is no engine; empty: it may be one."""
+    told = f"/v1/models: {answer.status_code}"
+    if answer.status_code >= 500:
+        return told
+    if 300 <= answer.status_code < 400:
+        return f"{told}, to {answer.headers.get('location', '?')[:200]}: is this the address of an API?"
+    if answer.headers.get("content-type", "").startswith("text/html"):
+        return f"{told}, a page for browsers: is this the address of an API?"
+    if answer.status_code != 200:
+        return ""  # 404 and 405: it lives, and does not list its models
+    try:
+        listed = answer.json()
+    except ValueError:
+        return f"{told}, but no JSON: is this the address of an API?"
+    return "" if isinstance(listed, dict | list) else f"{told}, but no list of models"
 
 
 async def ask(client: httpx2.AsyncClient, target: Target, *, within: float = ASK_WITHIN) -> None:

@@ -259,7 +259,7 @@ GATEWAY_CORS_ORIGINS: list[str] = env.list("GATEWAY_CORS_ORIGINS", [], validate=
 TIME_LIMIT = environs.validate.Range(min=0.1, max=86400.0)
 GATEWAY_CONNECT_TIMEOUT = env.float("GATEWAY_CONNECT_TIMEOUT", 5.0, validate=TIME_LIMIT)
 GATEWAY_FIRST_BYTE_TIMEOUT = env.float("GATEWAY_FIRST_BYTE_TIMEOUT", 300.0, validate=TIME_LIMIT)
-GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 120.0, validate=TIME_LIMIT)
+GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 900.0, validate=TIME_LIMIT)
 GATEWAY_TOTAL_TIMEOUT = env.float("GATEWAY_TOTAL_TIMEOUT", 3600.0, validate=TIME_LIMIT)
 
 # --- Engines ----------------------------------------------------------------------------------------------------

@@ -260,3 +260,44 @@ def test_batch_leaves_a_slot_to_people_and_goes_when_they_have_theirs(real, rese
     real.last(3)
     order = list(UsageRecord.objects.order_by("started_at").values_list("end_user", flat=True))
     assert order == ["first", "second", "batch"]
+
+
+def test_g11_streamed_responses_have_what_the_sdks_look_for(real):
+    """openai-python's own accumulator, which finds items by their index; llama.cpp's events have none."""
+    with real.sdk.responses.stream(model="chat", input="Name three colours.", max_output_tokens=12) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
+    assert final.output_text
+    assert (final.model, final.usage.output_tokens_details.reasoning_tokens) == ("chat", 0)
+    created = events[0].response
+    assert (created.model, created.output, created.error) == ("chat", [], None)
+    assert created.created_at > 1_700_000_000
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    assert {(event.output_index, event.content_index) for event in deltas} == {(0, 0)}
+    assert real.last().status == "finished"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
+            ]
+        },
+        {"messages": [{"content": "no role"}]},
+        {"messages": QUESTION, "tools": [{"type": "function"}]},
+    ],
+)
+def test_g11_what_is_wrong_with_a_request_is_a_400_with_the_engines_sentence(real, fields):
+    answer = real.http.post("/v1/chat/completions", json={"model": "chat", "max_tokens": 4, **fields})
+    assert answer.status_code == 400
+    assert len(answer.json()["error"]["message"]) > 40
+    assert real.last().status == "refused"
+
+
+def test_g11_log_probabilities_of_a_call_with_tools(real):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    answer = real.chat(logprobs=True, top_logprobs=2, tools=[tool])
+    assert answer.choices[0].logprobs.content

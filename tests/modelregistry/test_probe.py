@@ -115,8 +115,29 @@ async def test_an_external_engine_is_never_asked_to_work(client, engine):
     ("status", "well"), [(200, True), (404, True), (405, True), (401, False), (403, False), (500, False), (502, False)]
 )
 async def test_how_an_external_engine_is_judged(client, engine, status, well):
-    engine.answers = {"/v1/models": (status, "")}
+    engine.answers = {"/v1/models": (status, {"data": []})}
     assert (await probe.look(client, target(engine, ""))).well is well
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (200, {"content-type": "text/html; charset=utf-8"}, "<!doctype html><title>Sign in</title>"),
+        (404, {"content-type": "text/html"}, "<h1>Not Found</h1>"),
+        (302, {"location": "https://sso.example.com/"}, ""),
+        (200, {}, ""),
+        (200, {"content-type": "application/json"}, '"ok"'),
+    ],
+)
+async def test_g5_what_answers_with_a_page_is_no_engine(status, headers, body):
+    def answer(_: httpx2.Request) -> httpx2.Response:
+        return httpx2.Response(status, headers=headers, content=body)
+
+    page = Target(launcher="", url="http://127.0.0.1", api_key="", model="m", task="chat")
+    async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as client:
+        look = await probe.look(client, page)
+    assert not look.well
+    assert look.detail
 
 
 CHOICE = {"choices": [{"message": {"content": "pong"}}]}
