@@ -54,9 +54,11 @@ class Nginx:
 
     def connect(self, timeout: float = 20) -> ssl.SSLSocket:
         """HTTP/1.1 over TLS."""
-        context = ssl.create_default_context(cafile=str(self.certificate))
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
-        return context.wrap_socket(connection, server_hostname=NAME)
+        return self.trust().wrap_socket(connection, server_hostname=NAME)
+
+    def trust(self) -> ssl.SSLContext:
+        return ssl.create_default_context(cafile=str(self.certificate))
 
 
 def adapted(place: Path, ports: tuple[int, int], servers: list[str]) -> str:

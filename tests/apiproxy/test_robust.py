@@ -175,40 +175,18 @@ def test_floods_of_bad_keys_touch_neither_spool_nor_database(place):
     assert answers_quickly(installation, key)
 
 
-def test_floods_of_headers_are_refused_and_the_next_caller_is_served(place):
+def test_g2_floods_of_headers_are_refused_and_the_next_caller_is_served(place):
     installation, _, key = place
     before = memory(installation)
-    with connect(installation.url) as hostile, contextlib.suppress(ConnectionError):
-        hostile.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n")
-        for number in range(2000):
-            hostile.sendall(f"x-{number}: {'y' * 10_000}\r\n".encode())
+    for field in (b"x: " + b"y" * 10_000 + b"\r\n", b"x: y\r\n" * 2000, b"y" * 10_000):
+        with connect(installation.url) as hostile:
+            with contextlib.suppress(ConnectionError):
+                hostile.sendall(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n")
+                for _ in range(2000):
+                    hostile.sendall(field)
+            assert read_until(hostile, b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
     assert answers_quickly(installation, key)
-    assert memory(installation) - before < 64 * MB
-
-
-def test_g13_unfinished_bodies_of_one_key_stay_in_their_budget_and_their_memory_comes_back(place):
-    """Ten of 31 MB were 310 MB that stayed; the key's budget of 128 MB holds four, the other six are refused."""
-    installation, _, key = place
-    other = installation.manage("shell", "--verbosity", "0", "--command", ANOTHER_KEY)
-    until(lambda: answers_quickly(installation, other))
-    before = memory(installation)
-    size = 31 * MB
-    unfinished = (
-        f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {size}\r\n\r\n"
-    )
-    with contextlib.ExitStack() as stack:
-        for _ in range(4):
-            stack.enter_context(connect(installation.url)).sendall(unfinished.encode() + b" " * (size - 1))
-        for _ in range(6):
-            refused = stack.enter_context(connect(installation.url))
-            refused.sendall(unfinished.encode())
-            assert read_until(refused, b"}}").startswith(b"HTTP/1.1 429")
-        peak = memory(installation)
-        assert answers_quickly(installation, other)
-    until(lambda: memory(installation) < 1.25 * before, 10)
-    after = memory(installation)
-    print(f"resident: {before // MB} MB before, {peak // MB} MB with the bodies, {after // MB} MB after")
-    assert peak - before < 160 * MB
+    assert memory(installation) - before < 16 * MB
 
 
 # --- HTTP as it may also be spoken
