@@ -60,6 +60,7 @@ def kind(answers: list[Answer]) -> tuple[int, ...]:
 
 def test_g1_odd_requests_mean_the_same_straight_and_through_nginx(site):
     names, wrong, differ = set(), [], set()
+    asked = len(site.engine.seen()["requests"])
     ours = {name for names in DIFFER.values() for name in names}
     for name, method, sent in corpus(site.key):
         assert name not in names
@@ -83,4 +84,4 @@ def test_g1_odd_requests_mean_the_same_straight_and_through_nginx(site):
     assert len(names) >= 200
     assert not wrong, "\n".join(wrong)
     assert ours == differ  # nothing is excused that need not be
-    assert site.engine.seen()["requests"] == []
+    assert len(site.engine.seen()["requests"]) == asked
