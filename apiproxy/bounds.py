@@ -190,18 +190,6 @@ def pattern(name: str, value: Any) -> Any:
 _pattern_length = text(LONGEST_PATTERN)
 
 
-def structured(name: str, value: Any) -> Any:
-    """vLLM's `structured_outputs`: one of several kinds of rules."""
-    if isinstance(value, dict):
-        for kind, reader in STRUCTURED.items():
-            if value.get(kind) is not None:
-                reader(f"{name}.{kind}", value[kind])
-    return value
-
-
-STRUCTURED: Mapping[str, Reader] = {"grammar": rules, "regex": pattern, "choice": items(1024)}
-
-
 def words(name: str, value: Any) -> Any:
     """Texts at which an answer ends."""
     for word in value if isinstance(value, list) else ():
@@ -211,7 +199,78 @@ def words(name: str, value: Any) -> Any:
 
 _words, _word = items(64), text(1024)
 
-READERS: Mapping[str, Reader] = {
+
+def sized(most: int, *, members: int) -> Reader:
+    """What may be any JSON: so many bytes, members of all its lists and objects, and DEEPEST_SCHEMA levels."""
+
+    def read(name: str, value: Any) -> Any:
+        if isinstance(value, list | dict):
+            length = size(value)
+            if length > most:
+                raise invalid("too_long", name, most=f"{most:,}", sent=f"{length:,}")
+            # A member takes 2 bytes.
+            if length > 2 * members and (count := count_of(value)) > members:
+                raise invalid("too_many", name, most=f"{members:,}", sent=f"{count:,}")
+        return value
+
+    return read
+
+
+def size(value: Any) -> int:
+    """Of any JSON, in bytes. Raises BadRequest for more than DEEPEST_SCHEMA levels."""
+    try:
+        return len(orjson.dumps(value))  # which refuses more levels than these: 0.3 µs for a kilobyte
+    except orjson.JSONEncodeError:  # too deep, or with half of a surrogate pair or a number of more than 64 bits
+        levels([value], DEEPEST_SCHEMA)
+        return len(json.dumps(value))
+
+
+def count_of(value: Any) -> int:
+    """The members of all its lists and objects together."""
+    count, inside = 0, [value]
+    while inside:
+        inner = inside.pop()
+        if isinstance(inner, dict | list):
+            count += len(inner)
+            inside += inner.values() if isinstance(inner, dict) else inner
+    return count
+
+
+schema = sized(MOST_SCHEMA, members=MOST_MEMBERS)
+_tools, _tools_size = items(512), sized(MOST_TOOLS, members=MOST_TOOLS)
+
+
+def tools(name: str, value: Any) -> Any:
+    return _tools_size(name, _tools(name, value))
+
+
+def structured(name: str, value: Any) -> Any:
+    """vLLM's `structured_outputs`: one of several kinds of rules."""
+    if isinstance(value, dict):
+        for kind, reader in STRUCTURED.items():
+            if value.get(kind) is not None:
+                reader(f"{name}.{kind}", value[kind])
+    return schema(name, value)
+
+
+STRUCTURED: Mapping[str, Reader] = {"grammar": rules, "regex": pattern, "choice": items(1024)}
+
+
+def ours(name: str, value: Any) -> None:
+    """Not for a client to say: which work an engine does first, in which slot and from whose cache."""
+
+
+def unknown(name: str, value: Any) -> Any:
+    """Engines written in Go or C# take a name in other letters for that which they know; here it was not read."""
+    if (known := name.casefold()) in READERS:
+        raise invalid("other_case", name, known=known)
+    return value
+
+
+READERS: Mapping[str, Reader | None] = {
+    # None: for engines alone. They are here because they come with most calls, and for their names in other letters.
+    **dict.fromkeys(("messages", "user", "temperature", "top_p", "tool_choice", "presence_penalty", "seed")),
+    **dict.fromkeys(("frequency_penalty", "parallel_tool_calls", "chat_template_kwargs", "encoding_format", "system")),
     "model": text(LONGEST_NAME),
     "stream": boolean,
     "stream_options": stream_options,
@@ -240,33 +299,25 @@ READERS: Mapping[str, Reader] = {
     "stop_token_ids": items(1024),
     "bad_words": items(1024),
     "logit_bias": items(1024),
-    "tools": items(512),
-    "functions": items(512),
+    "tools": tools,
+    "functions": tools,
     "grammar": rules,
     "guided_grammar": rules,
     "guided_regex": pattern,
     "guided_choice": items(1024),
     "structured_outputs": structured,
-    "grammar_triggers": items(64),
+    **dict.fromkeys(("response_format", "json_schema", "guided_json", "grammar_triggers"), schema),
+    **dict.fromkeys(("text", "output_format", "output_config"), schema),  # Responses' and Messages' words for it
     "preserved_tokens": items(1024),
     "samplers": items(64),
     "dry_sequence_breakers": words,
+    **dict.fromkeys(("priority", "cache_salt", "cache_prompt", "id_slot", "request_id", "session_id"), ours),
+    **dict.fromkeys(("kv_transfer_params", "ec_transfer_params"), ours),
+    "n_cmpl": ours,  # llama.cpp's other word for `n`
 }
-# Members that only the gateway may send, or nobody: they choose whose work an engine does first, in which slot and
-# from whose cache, or give one call several answers behind our back (`n_cmpl`, llama.cpp's other word for `n`).
-OURS = frozenset(
-    {
-        *("priority", "cache_salt", "cache_prompt", "id_slot", "n_cmpl", "request_id", "session_id"),
-        *("kv_transfer_params", "ec_transfer_params"),
-    }
-)
-KNOWN = frozenset({*READERS, *OURS, "messages", "user"})
-# Members whose size as JSON is bounded: what a schema may have is anything.
-SIZED: Mapping[str, int] = {
-    **dict.fromkeys(("response_format", "json_schema", "structured_outputs", "guided_json"), MOST_SCHEMA),
-    **dict.fromkeys(("text", "output_format", "output_config", "grammar_triggers"), MOST_SCHEMA),
-    **dict.fromkeys(("tools", "functions"), MOST_TOOLS),
-}
+OURS = frozenset(name for name, reader in READERS.items() if reader is ours)
+# What has its own bound of levels.
+SCHEMAS = frozenset(name for name, reader in READERS.items() if reader in (schema, tools, structured))
 
 
 def read(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -274,43 +325,14 @@ def read(fields: Mapping[str, Any]) -> dict[str, Any]:
     typed: dict[str, Any] = {}
     find = READERS.get
     for name, value in fields.items():
-        reader = find(name)
+        reader = find(name, unknown)
         if reader is None:
-            if name in OURS:
-                typed[name] = None
-            elif name not in KNOWN and name.casefold() in KNOWN:
-                # Engines written in Go or C# take it for the other, which is not what was read here.
-                raise invalid("other_case", name, known=name.casefold())
-        elif value is not None and (known := reader(name, value)) is not value:
+            continue
+        if reader is ours:
+            typed[name] = None
+        elif (value is not None or reader is unknown) and (known := reader(name, value)) is not value:
             typed[name] = known
-    for name in SIZED.keys() & fields.keys():
-        if isinstance(fields[name], dict | list):
-            sized(name, fields[name])
     return typed
-
-
-def sized(name: str, value: Any) -> None:
-    """Bounds what may be any JSON, by its bytes and its levels."""
-    try:
-        length = len(orjson.dumps(value))  # refuses more than DEEPEST_SCHEMA levels: 0.3 µs for a kilobyte
-    except orjson.JSONEncodeError:  # too deep, or with half of a surrogate pair or a number of more than 64 bits
-        levels([value], DEEPEST_SCHEMA)
-        length = len(json.dumps(value))
-    if length > SIZED[name]:
-        raise invalid("too_long", name, most=f"{SIZED[name]:,}", sent=f"{length:,}")
-    if SIZED[name] == MOST_SCHEMA and (count := members(value)) > MOST_MEMBERS:
-        raise invalid("too_many", name, most=f"{MOST_MEMBERS:,}", sent=f"{count:,}")
-
-
-def members(value: Any) -> int:
-    """Of all its lists and objects together."""
-    count, inside = 0, [value]
-    while inside:
-        inner = inside.pop()
-        if isinstance(inner, dict | list):
-            count += len(inner)
-            inside += inner.values() if isinstance(inner, dict) else inner
-    return count
 
 
 # Keys under which a part of a message says where a picture, a recording or a file is: chat's, Responses', Messages'.
@@ -320,12 +342,13 @@ PLACES = frozenset({"image_url", "audio_url", "video_url", "file_url", "source"}
 def places(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Where the parts of messages say that media are, if these are not in them: the member and its text.
 
-    Raises BadRequest for too many levels.
-
-    Tools, schemas and the like are no messages: a tool may have a parameter of such a name.
+    Tools, schemas and the like are no messages: a tool may have a parameter of such a name. Raises BadRequest for too
+    many levels.
     """
-    messages = [value for name, value in fields.items() if name not in SIZED]
-    return [(name, place) for part in levels(messages, DEEPEST) for name, place in _places(part)]
+    messages = [
+        value for name, value in fields.items() if (type(value) is list or type(value) is dict) and name not in SCHEMAS
+    ]
+    return [found for part in levels(messages, DEEPEST) for found in _places(part)] if messages else []
 
 
 def _places(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -336,30 +359,34 @@ def _places(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, place
 
 
-def levels(values: list[Any], most: int) -> list[Mapping[str, Any]]:
-    """Goes through all lists and objects within each other; gives the objects that have one of PLACES.
+def levels(level: list[Any], most: int) -> list[Mapping[str, Any]]:
+    """Goes through these lists and objects and all within them; gives the objects that have one of PLACES.
 
-    Raises BadRequest if one of the values has more levels than `most`.
+    Raises BadRequest if one of them has more levels than `most`.
     """
     found: list[Mapping[str, Any]] = []
-    level: list[Any] = [values]
-    for _ in range(most + 1):
+    for _ in range(most):
         following: list[Any] = []
         for outer in level:
-            inner = outer
             if type(outer) is dict:
+                if len(outer) == 2 and type(outer.get("content")) is type(outer.get("role")) is str:
+                    continue  # a message of text, as most are
                 if not PLACES.isdisjoint(outer):
                     found.append(outer)
-                inner = outer.values()
-            elif SCALARS.issuperset(map(type, outer)):  # 100,000 token ids: a third of the time
-                continue
-            following += [one for one in inner if type(one) is dict or type(one) is list]
+                for inner in outer.values():
+                    if type(inner) is list or type(inner) is dict:
+                        following.append(inner)
+            elif len(outer) < MANY or not SCALARS.issuperset(map(type, outer)):
+                for inner in outer:
+                    if type(inner) is dict or type(inner) is list:
+                        following.append(inner)
         if not following:
             return found
         level = following
     raise BadRequest("too_deep", code="invalid_json", most=most)
 
 
+MANY = 100  # token ids, of which nobody need look at each
 SCALARS = frozenset({str, int, float, bool, type(None)})
 
 

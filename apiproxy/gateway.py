@@ -721,12 +721,12 @@ class CallMeter:
 
     def _members(self, replica: Replica) -> dict[str, Any]:
         """What the engine is told beside what the client says."""
+        call, endpoint = self._call, self._endpoint
         limited = any(
             limit.counter.unit == "tokens" and limit.counter.model in (None, self.model.id) for limit in self.key.limits
         )
-        call, endpoint = self._call, self._endpoint
         terms = self._gateway.terms
-        members: dict[str, Any] = protocol.bounding(call, endpoint, self.model, terms, limited=limited)
+        members = protocol.bounding(call, endpoint, self.model, terms, limited=limited)
         members |= protocol.caching(call, self.model, terms, self.key.tenant)
         if self.key.batch and replica.sorts and endpoint.sorted:
             members["priority"] = protocol.BATCH_PRIORITY

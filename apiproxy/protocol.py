@@ -105,6 +105,7 @@ class Call:
     prompts: int = 1
     # Members that engines would read otherwise than we do, as we read them; None: they are not told.
     typed: Mapping[str, Any] = field(default_factory=dict)
+    most: Mapping[str, int] = field(default_factory=dict)  # tokens of an answer (-1: any), by which of MAX_TOKENS
     media: Sequence[tuple[str, str]] = ()  # where its pictures and recordings are, with the member that says so
     share: Share | None = None
     size: int = field(init=False)  # of the body in bytes
@@ -164,10 +165,11 @@ class Terms:
 
 def stated(call: Call, endpoint: Endpoint) -> int | None:
     """The most tokens of each answer as the client says; by a word of another API if there is none of this one."""
-    for name in (*endpoint.bound, *MAX_TOKENS):
-        if (value := call.value(name)) is not None and value > 0:
-            return int(value)
-    return None
+    said = call.most
+    for name in endpoint.bound:
+        if said.get(name, -1) > 0:
+            return said[name]
+    return next((most for most in said.values() if most > 0), None)
 
 
 def answer(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
@@ -175,7 +177,7 @@ def answer(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
     return min(stated(call, endpoint) or terms.default_answer, model.context or bounds.LONGEST)
 
 
-def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: bool) -> dict[str, int | None]:
+def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: bool) -> dict[str, Any]:
     """The members by which the engine is told what was reserved, and (None) those that it could obey instead.
 
     `limited`: the call falls under a limit of tokens. Without one an answer of no stated bound may go on until the
@@ -183,15 +185,16 @@ def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limi
     """
     if endpoint.costs != "prompt and answer":
         return {}
-    if stated(call, endpoint) is None and (
-        not limited or (endpoint.short and model.stops_unary and not model.external)
-    ):
+    short = endpoint.short and model.stops_unary and not model.external
+    if (short or not limited) and stated(call, endpoint) is None:
         return {}
-    told = [name for name in endpoint.bound if call.value(name) is not None] or [endpoint.bound[0]]
+    most = answer(call, endpoint, model, terms)
+    if call.most == {"max_tokens": most} and "max_tokens" in endpoint.bound and "max_tokens" not in call.typed:
+        return {}  # as nearly always
+    told = [name for name in endpoint.bound if name in call.most] or [endpoint.bound[0]]
     if not model.stops_unary and "max_tokens" in endpoint.bound:
         told.append("max_tokens")  # llama-cpp-python knows no other
-    most = answer(call, endpoint, model, terms)
-    members: dict[str, int | None] = {}
+    members: dict[str, Any] = {}
     for name in MAX_TOKENS:
         wanted, came = most if name in told else None, call.fields.get(name)
         if wanted != came or type(wanted) is not type(came):
@@ -262,6 +265,7 @@ def parse(body: bytes) -> Call:
         n=max(known.get("n") or 1, known.get("best_of") or 1),
         prompts=prompts(fields.get("prompt")),
         typed=typed,
+        most={name: most for name in MAX_TOKENS if (most := known.get(name)) is not None},
         media=media,
     )
     if call.answers > bounds.MOST_INPUTS:
@@ -339,7 +343,7 @@ def upstream_body(
     if afresh:
         fields = call.fields if call.size <= SMALL_SHARE else decoded(call.body)  # not what was made lighter
         with contextlib.suppress(orjson.JSONEncodeError):  # half of a surrogate pair, a very long number
-            return orjson.dumps(merged(fields, changes))
+            return orjson.dumps(merged(fields, changes) if changes else fields)
     if not changes and not afresh:
         return call.body
     if afresh or any(name in call.fields for name in changes):
@@ -348,14 +352,12 @@ def upstream_body(
         kept = merged(decoded_exactly(call.body), changes)
         return json.dumps(kept, ensure_ascii=False).encode(errors="backslashreplace")
     start = call.body.index(b"{") + 1
-    front = json.dumps(merged({}, changes)).encode()[:-1]
+    front = orjson.dumps(merged({}, changes))[:-1]
     return front + (b"," if len(call.fields) and len(front) > 1 else b"") + call.body[start:]
 
 
 def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The members with these set, or (None) left out."""
-    if not changes:
-        return dict(fields)
     kept = {**fields, **changes}
     for name, value in changes.items():
         if value is None:

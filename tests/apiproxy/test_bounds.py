@@ -225,6 +225,8 @@ def obeyed(model, path: str, body: dict) -> object:
         ("/v1/chat/completions", {"max_tokens": 10**9}),
         ("/v1/chat/completions", {"max_tokens": -1, "n_predict": 60}),
         ("/v1/chat/completions", {"n_predict": 60}),
+        ("/v1/chat/completions", {"max_tokens": 60, "n_predict": -1}),
+        ("/v1/chat/completions", {"max_tokens": 60.0}),
         ("/v1/completions", {"max_tokens": 1, "max_completion_tokens": 60}),
         ("/v1/messages", {"max_completion_tokens": 1, "max_tokens": 60}),
         ("/v1/responses", {"max_tokens": 1, "max_output_tokens": 60}),
@@ -374,7 +376,7 @@ def test_g6_what_a_fast_writer_refuses_is_sent_once_as_well():
 def test_g6_json_nested_too_deep_is_refused_before_anything_is_done(depth, name, kind):
     begin, end = (kind[:1], kind[1:]) if kind == "[]" else kind.split(":", 1)
     begin += ":" if kind != "[]" else ""
-    if depth < 255 and name in bounds.SIZED:
+    if depth < 255 and name in bounds.SCHEMAS:
         depth = 255
     with pytest.raises(BadRequest) as caught:
         call(f'"{name}":' + begin * depth + "1" + end * depth)
