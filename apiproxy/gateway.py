@@ -405,6 +405,7 @@ class Gateway:
         upload: Upload | None,
     ) -> None:
         """Attempts until the answer has gone out or nothing more can be tried. Raises a Refusal then."""
+        exchange.arriving = upload is not None
         if upload is None:
             client.listen(exchange)
         self._exchanges[exchange] = meter
@@ -593,7 +594,7 @@ class Gateway:
         elif exchange.first_byte_at is not None:
             if silence > timeouts.idle:
                 exchange.cut_off(EngineTimeout())
-        elif exchange.streams and silence > timeouts.first_byte:
+        elif exchange.awaited and silence > timeouts.first_byte:
             exchange.cut_off(EngineTimeout())  # an answer in one piece has its first byte when all of it is made
 
     def state(self, *, backlog: int, database_up: bool, age: float, tasks_down: int) -> State:

@@ -99,6 +99,7 @@ class Exchange:
         "_stage",
         "_status",
         "_waiter",
+        "arriving",
         "assembles",
         "beat_at",
         "began",
@@ -161,6 +162,7 @@ class Exchange:
         self.first_byte_at: float | None = None
         self.metered = False
         self.reached = False  # an engine has had the request
+        self.arriving = False  # its body is still on the way from the client
 
     # --- for the gateway
 
@@ -188,6 +190,7 @@ class Exchange:
 
     def know(self, call: protocol.Call) -> None:
         """All of a call whose form has now been read to its end, before any of the answer."""
+        self.arriving = False
         self._call = call
 
     def unreachable(self, error: UpstreamError, refusal: Refusal) -> None:
@@ -225,7 +228,7 @@ class Exchange:
         self._refusal = refusal
         told = self._stage in (Stage.LISTENING, Stage.SERVED)
         try:
-            if self.reached and not self.streams and self._stage is Stage.SILENT and self._status in (0, 200):
+            if self.reached and not self.awaited and self._stage is Stage.SILENT and self._status in (0, 200):
                 self._close("failed")  # it was worked on all the time
             self._broke_off()
         finally:
@@ -234,9 +237,9 @@ class Exchange:
         return told
 
     @property
-    def streams(self) -> bool:
-        """Whether the engine was asked for a stream, of which something should come before all of it is made."""
-        return self.assembles or (self._call.stream and self._endpoint.streams)
+    def awaited(self) -> bool:
+        """Whether something should come of the engine soon: what is no stream has its first byte when all is made."""
+        return self.arriving or self.assembles or (self._call.stream and self._endpoint.streams)
 
     def heartbeat(self, every: float) -> None:
         """Keeps the client of a stream patient of which nothing came for `every` seconds, and again after as many.
