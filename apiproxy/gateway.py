@@ -54,7 +54,7 @@ from apiproxy.refusals import RefusalCounts
 from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
 from apiproxy.routes import WITHOUT_V1, tidied
 from apiproxy.suspects import MEMORY, PROOF, Death, Suspects
-from apiproxy.tokens import MOST_TOKENS, Tokens
+from apiproxy.tokens import Tokens
 from apiproxy.turns import LATE, Turn, Turns, Waiter
 from apiproxy.uploads import Upload
 from apiproxy.upstream import Address, Broken, Connection, Header, Pool, Unreachable, UpstreamError
@@ -768,7 +768,9 @@ class CallMeter:
 
     def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
         """Whatever is at fault, what was used is recorded and nothing stays reserved, here or when the call is over."""
-        tokens = tokens.within(MOST_TOKENS)
+        most = protocol.most_used(self._call, self._endpoint, self.model)
+        if tokens.total > most:
+            tokens, estimated = tokens.within(most), True
         try:
             usage = self._usage(status, tokens, estimated=estimated)
             self._gateway.spool.close(usage)

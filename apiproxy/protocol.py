@@ -231,6 +231,15 @@ def estimate(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
     return min(prompt + answers, (model.context or bounds.LONGEST) * call.answers)
 
 
+def most_used(call: Call, endpoint: Endpoint, model: Model) -> int:
+    """The most tokens that can be right, whatever an engine says. Of servers of others we know the context by hearsay;
+    an answer of Responses may have several rounds, of a context each."""
+    if endpoint.costs != "prompt and answer":
+        return MOST_TOKENS
+    known = None if model.external or endpoint.dialect is RESPONSES else model.context
+    return min((known or bounds.LONGEST) * call.answers, MOST_TOKENS)
+
+
 def most_generated(call: Call, endpoint: Endpoint, model: Model) -> int:
     """The most tokens that all its answers together can have."""
     if endpoint.costs == "sound":

@@ -192,6 +192,17 @@ def test_m7_a_call_that_cannot_be_recorded_is_recorded_as_failed_and_holds_nothi
     assert [row.status for row in counter.usage(2)] == ["failed", "finished"]
 
 
+def test_m4_no_engine_is_believed_that_it_made_more_than_the_model_can(counter):
+    counter.model.engine, counter.model.path, counter.model.context = "vllm", "/models/fake", 2048
+    counter.model.save()
+    counter.informed()
+    assert counter.chat(script=boasting(10**6)).status_code == 200
+    assert counter.chat(script=boasting(1000)).status_code == 200
+    boast, honest = counter.usage(2)
+    assert (boast.prompt_tokens, boast.completion_tokens, boast.estimated) == (2048, 2048, True)
+    assert (honest.prompt_tokens, honest.completion_tokens, honest.estimated) == (1000, 1000, False)
+
+
 def test_m1_sums_of_the_largest_records_can_be_told(counter):
     """Two of 9e18 made the usage of the whole company a 500 for ever."""
     for _ in range(3):
