@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from django.conf import settings
 
-from apiproxy import controlplane
+from apiproxy import controlplane, memory
 from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Counter, Limit
 from apiproxy.client import Receive, Scope, Send
@@ -147,12 +147,15 @@ class Application:
         spool = Spool(settings.SPOOL)
         self._drain = Drain(settings.SPOOL, controlplane.record, own=spool.owner)
         limits = self._limits()
+        memory.prepare()
+        budget = Budget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY)
+        self._trimmer = memory.Trimmer(budget)
         gateway = Gateway(
             digest=controlplane.digest,
             limits=limits,
             spool=spool,
             metrics=Metrics(Tally(settings.RUN / "metrics", LAYOUT)),
-            budget=Budget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY),
+            budget=budget,
             terms=terms(),
             max_body=settings.GATEWAY_MAX_BODY,
             max_upload=settings.GATEWAY_MAX_UPLOAD,
@@ -414,6 +417,7 @@ class Application:
         await asyncio.sleep(1.0)
         try:
             gateway.sweep()
+            self._trimmer.sweep()
         finally:
             gateway.spool.retry()
             self._tell(gateway)

@@ -54,12 +54,12 @@ class Bodies:
         share.take(told)
         if b"content-encoding" in headers:
             receive = decoding(receive, headers[b"content-encoding"])
-        others = share.arriving
-        if others:
-            check_arriving(limits, others)
+        owner = share.owner
+        if owner.arriving:
+            check_arriving(limits, owner.arriving)
         arrival = Arrival(asyncio.current_task(), self._clock())
         self._arrivals.add(arrival)
-        share.arriving = others + 1
+        owner.arriving += 1
         try:
             body, more = piece_of(await receive())
             if more or len(body) > share.held:
@@ -72,7 +72,7 @@ class Bodies:
             raise BodyTooSlow("request_timeout", seconds=math.ceil(PIECE_SECONDS)) from None
         finally:
             self._arrivals.discard(arrival)
-            share.arriving -= 1
+            owner.arriving -= 1
 
     async def _rest(self, first: bytes, more: bool, receive: Receive, share: Share, arrival: Arrival) -> bytes:
         # Grown in place: the system moves large blocks without copying them. Joining pieces would need twice the memory

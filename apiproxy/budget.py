@@ -15,6 +15,8 @@ MB = 1024 * 1024
 # A share of up to so many bytes may use all of the budget, larger ones leave an eighth of it: long documents of some
 # never turn away the short questions of others. A conversation of 15,000 tokens has about 64 KB.
 SMALL = 64 * 1024
+# Of larger blocks no more than the pieces in which they came lies among others.
+SCATTERED = 128 * 1024
 # Seconds after which those who were refused are asked to come back; SDKs do so by themselves.
 RETRY = 2
 
@@ -36,8 +38,8 @@ class Budget:
         self.total = total
         self.each = each
         self.held = 0
-        self.returned = 0  # bytes given back so far: whoever returns memory to the system goes by it
-        self._for_large = total - total // 8
+        self.scattered = 0  # bytes given back so far that may still lie among others, see `memory`
+        self.for_large = total - total // 8
         self._owners: dict[Hashable, Owner] = {}
 
     def share(self, owner: Hashable) -> "Share":
@@ -52,13 +54,12 @@ class Budget:
         found = self._owners.get(owner)
         return found.held if found else 0
 
-    def refusal(self, owner: Owner, size: int, *, small: bool) -> OverMemory | None:
-        """Why this owner may not hold so many bytes more; None: it may."""
-        if owner.held + size > self.each:
-            return TooManyAtOnce("too_many_bytes", headers={"retry-after": str(RETRY)}, amount=self.each // MB)
-        if self.held + size > (self.total if small else self._for_large):
-            return ServerBusy("server_busy", headers={"retry-after": str(RETRY)}, seconds=RETRY)
-        return None
+    def refusal(self, owned: int) -> OverMemory:
+        """Of one who would hold so many bytes."""
+        headers = {"retry-after": str(RETRY)}
+        if owned > self.each:
+            return TooManyAtOnce("too_many_bytes", headers=headers, amount=self.each // MB)
+        return ServerBusy("server_busy", headers=headers, seconds=RETRY)
 
     def forget(self, owner: Owner) -> None:
         """Called by a share that closes."""
@@ -70,47 +71,36 @@ class Budget:
 class Share:
     """What one call holds of the budget."""
 
-    __slots__ = ("_budget", "_open", "_owner", "held")
+    __slots__ = ("_budget", "_open", "held", "owner")
 
     def __init__(self, budget: Budget, owner: Owner) -> None:
         self._budget = budget
-        self._owner = owner
+        self.owner = owner
         self._open = True
         self.held = 0
 
-    @property
-    def arriving(self) -> int:
-        """How many bodies of its owner have not arrived whole."""
-        return self._owner.arriving
-
-    @arriving.setter
-    def arriving(self, count: int) -> None:
-        self._owner.arriving = count
-
     def take(self, size: int) -> None:
         """So many bytes more, before they are kept. Raises OverMemory, and then nothing was taken."""
-        budget, owner = self._budget, self._owner
-        refusal = budget.refusal(owner, size, small=self.held + size <= SMALL)
-        if refusal is not None:
-            raise refusal
-        self.held += size
-        owner.held += size
-        budget.held += size
+        budget, owner = self._budget, self.owner
+        held, owned, total = self.held + size, owner.held + size, budget.held + size
+        if owned > budget.each or total > (budget.total if held <= SMALL else budget.for_large):
+            raise budget.refusal(owned)
+        self.held, owner.held, budget.held = held, owned, total
 
     def give_back(self, size: int) -> None:
         """So many bytes of it are free again."""
         size = min(size, self.held)
         self.held -= size
-        self._owner.held -= size
+        self.owner.held -= size
         self._budget.held -= size
-        self._budget.returned += size
+        self._budget.scattered += min(size, SCATTERED)
 
     def close(self) -> None:
         """All of it is free again. Once closed, it is closed: later calls do nothing."""
         if self._open:
             self._open = False
             self.give_back(self.held)
-            self._budget.forget(self._owner)
+            self._budget.forget(self.owner)
 
     def __enter__(self) -> Self:
         return self

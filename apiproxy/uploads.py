@@ -250,8 +250,8 @@ class Upload:
         self._read = 0
         self._more = True
         self._share = share
-        if share.arriving:
-            check_arriving(limits, share.arriving)
+        if share.owner.arriving:
+            check_arriving(limits, share.owner.arriving)
         self._call: Recording | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -261,13 +261,13 @@ class Upload:
         Raises BadRequest, BodyTooLarge, OverMemory, BodyTooSlow and ClientLeft.
         """
         form = self._form
-        self._share.arriving += 1
+        self._share.owner.arriving += 1
         try:
             while self._more and not (form.file_begun and form.model):
                 await self._piece()
                 self._hold()
         finally:
-            self._share.arriving -= 1
+            self._share.owner.arriving -= 1
         if not form.model:
             raise BadRequest("missing_model", code="invalid_value", param="model")
         # Not a stream before all of it is there: a client that is still writing expects no heartbeats.

@@ -189,6 +189,19 @@ def test_g2_floods_of_headers_are_refused_and_the_next_caller_is_served(place):
     assert memory(installation) - before < 16 * MB
 
 
+def test_g13_memory_of_many_small_bodies_comes_back_too(place):
+    """Blocks that lie among others, which glibc keeps for later unless it is asked."""
+    installation, _, key = place
+    until(lambda: answers_quickly(installation, key))
+    before = memory(installation)
+    head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 120000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(600):
+            stack.enter_context(connect(installation.url)).sendall(head.encode() + b" " * 119_999)
+        until(lambda: memory(installation) - before > 60 * MB)
+    until(lambda: memory(installation) - before < 24 * MB, 20)
+
+
 # --- HTTP as it may also be spoken
 
 
