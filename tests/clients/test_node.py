@@ -49,7 +49,7 @@ def test_openai_node_lets_a_model_call_a_function(office, ask):
     assert [message["role"] for message in told["messages"]] == ["user", "assistant", "tool"]
 
 
-@pytest.mark.parametrize("model", ["agent"])
+@pytest.mark.parametrize("model", ["agent", "chat"])
 def test_openai_node_gets_a_response(office, ask, model):
     fields = {"model": model, "input": QUESTION, "max_output_tokens": 16}
     whole = answer(ask("openai_response", **fields))
@@ -105,7 +105,7 @@ def test_openai_node_leaves_a_stream_in_good_order(office, ask):
 KINDS = ["compatible", "chat", "responses"]
 
 
-@pytest.mark.parametrize("kind", ["compatible", "chat"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_vercel_gets_the_same_answer_streamed_and_not(office, ask, kind):
     """`responses` is what its provider for OpenAI does by default, also with another address."""
     fields = {"kind": kind, "name": "chat", "prompt": QUESTION, "maxOutputTokens": 16}

@@ -437,3 +437,10 @@ def test_litellm_embeds_and_ranks(office):
     assert [len(vector) for vector in vectors] == [384] * 3
     ranked = answer(office.lite("rank", "hosted_vllm/rerank", query="Where is Paris?", documents=DOCUMENTS, top_n=2))
     assert len(ranked) == 2
+
+
+def test_litellm_knows_a_prompt_that_is_too_long(office):
+    """It sends such a call to a model with more context, where it has one; that goes by the sentence."""
+    messages = [{"role": "user", "content": "word " * 1500}]
+    error = office.lite("chat", "openai/chat", messages=messages)["error"]
+    assert error["type"] == "ContextWindowExceededError"
