@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -33,6 +34,7 @@ from modelregistry.process import Run
 from modelregistry.readings import Readings
 from modelregistry.rows import Facts, Report
 from modelregistry.waits import cancelled, either
+from modelregistry.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Supervisor:
         self.chance = chance or random.Random()  # noqa: S311 -- chooses ports
         self.runs = process.Runs(house.runs, groups=process.own_group())
         self.charges: dict[Key, Charge] = {}
+        self.watchdog = Watchdog()
         self.wake = asyncio.Event()
         self.allotting = asyncio.Lock()  # two that start at a time must not count on the same memory
         self.hands = Hands(32, "hands")  # which wait for processes
@@ -113,10 +116,11 @@ class Supervisor:
         books = asyncio.create_task(self.books.keep())
         # Apart, as a disk may hang.
         beside = [
-            asyncio.create_task(self._every(inspection.EVERY, work)) for work in (self._inspect, self._read_files)
+            self.watchdog.keep(name, partial(self._turn, work))
+            for name, work in (("inspection", self._inspect), ("files", self._read_files))
         ]
         if self.chores:
-            beside.append(asyncio.create_task(self.chores.keep()))
+            beside.append(self.watchdog.keep("chores", self.chores.keep))
         try:
             while not signals.stop.is_set():
                 if books.done():
@@ -130,14 +134,10 @@ class Supervisor:
             await asyncio.wait(unfinished, timeout=self.house.stop_grace)
         await self.books.last_exchange()
 
-    async def _every(self, seconds: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Work without which engines go on as well: what it fails of is told, and it is tried again."""
-        while True:
-            try:
-                await work()
-            except Exception:
-                log.exception("cannot look at this host")
-            await asyncio.sleep(seconds)
+    async def _turn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """One turn of work without which engines go on as well; the watchdog runs it again whatever becomes of it."""
+        await work()
+        await asyncio.sleep(inspection.EVERY)
 
     async def _inspect(self) -> None:
         found = await self.hands.do(self.inspector.inspect)

@@ -4,12 +4,13 @@ Every message is a JSON object with `version` (1) and `type`. Of all feeds:
     stale      {since}: the database does not answer; what was told is as it was then
     heartbeat  {at}: nothing else was to be told for 15 s
 
-Whatever a client sends is ignored. Closed with 4403: the person may not look any more.
+Whatever a client sends is ignored. Closed with 4403: the person may not look any more; with 1011: connect again.
 """
 
 import asyncio
+import logging
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from importlib import import_module
 from typing import Any
@@ -30,6 +31,9 @@ VERSION = 1
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for 60
 LOOK_AGAIN = 5.0  # seconds between two looks at whether the person may look still
 MAY_NOT = 4403
+FAILED = 1011  # RFC 6455: something that was not foreseen
+
+log = logging.getLogger("madoguchi.live")
 
 
 class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
@@ -53,7 +57,15 @@ class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
             await self.close()
             return
         await self.accept()
-        self._tasks = [asyncio.create_task(work()) for work in (self._tell_all, self._guard)]
+        self._tasks = [asyncio.create_task(self._owned(work)) for work in (self._tell_all, self._guard)]
+
+    async def _owned(self, work: Callable[[], Awaitable[None]]) -> None:
+        """A socket of which a part has failed is closed, so that its page connects again."""
+        try:
+            await work()
+        except Exception:
+            log.exception("a live page cannot go on")
+            await self.close(FAILED)
 
     @abstractmethod
     def permits(self, user: User | AnonymousUser) -> bool:

@@ -18,6 +18,7 @@ from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
 from modelregistry.models import Replica
+from modelregistry.watchdog import Watchdog
 from portal.keys.models import ApiKey
 from portal.metering.models import UsageRecord
 
@@ -257,6 +258,7 @@ class Pulse:
         self._watchers = 0
         self._frame: Frame | None = None
         self._news = asyncio.Event()
+        self._watchdog = Watchdog()
         self._task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -264,7 +266,7 @@ class Pulse:
         self._watchers += 1
         if self._task is None:
             self._news, self._frame = asyncio.Event(), None
-            self._task = asyncio.create_task(self._run())
+            self._task = self._watchdog.keep("pulse", self._run)
         try:
             yield self
         finally:
@@ -288,8 +290,10 @@ class Pulse:
     async def _run(self) -> None:
         # A thread of its own: a database that hangs holds up nobody else's work.
         thread = ThreadPoolExecutor(1, thread_name_prefix="pulse")
-        loop, read, number, away = asyncio.get_running_loop(), self._reader(), 0, False
+        loop, away = asyncio.get_running_loop(), False
+        number = self._frame.number if self._frame is not None else 0  # those who watch wait for later ones
         try:
+            read = self._reader()
             while True:
                 number += 2  # one for what is told while it is waited for
                 next_read = loop.time() + self._poll

@@ -21,6 +21,7 @@ from django.utils import timezone
 from modelregistry import overview
 from modelregistry.models import LogWish, Replica
 from modelregistry.overview import FirstToken, Overview
+from modelregistry.watchdog import Watchdog
 from portal.operations.pace import paces
 
 log = logging.getLogger("madoguchi.live")
@@ -128,6 +129,7 @@ class Live:
         self._replicas: Counter[int] = Counter()
         self._frame: Frame | None = None
         self._news = asyncio.Event()
+        self._watchdog = Watchdog()
         self._task: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -140,7 +142,7 @@ class Live:
             self._replicas[replica] += 1
         if self._task is None:
             self._news, self._frame = asyncio.Event(), None
-            self._task = asyncio.create_task(self._run())
+            self._task = self._watchdog.keep("live", self._run)
         try:
             yield Watcher(self)
         finally:
@@ -169,8 +171,10 @@ class Live:
     async def _run(self) -> None:
         # A thread of its own: a database that hangs holds up nobody else's work.
         thread = ThreadPoolExecutor(1, thread_name_prefix="live")
-        loop, read, number, away = asyncio.get_running_loop(), self._reader(), 0, False
+        loop, away = asyncio.get_running_loop(), False
+        number = self._frame.number if self._frame is not None else 0  # those who watch wait for later ones
         try:
+            read = self._reader()
             while True:
                 number += 1
                 next_read = loop.time() + self._poll

@@ -1,0 +1,79 @@
+"""Live pages go on when what reads for them falls over; nobody waits for ever."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.utils import timezone
+
+from modelregistry import watchdog
+from portal.console import feeds
+from portal.metering import live as usage_live
+from portal.operations import live as operations_live
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def reader(frame: type, failures: list[BaseException | None]) -> Callable[[], Callable[..., Any]]:
+    """Makes readers; the first things that they do are these."""
+
+    def read(number: int, **_: Any) -> Any:
+        if failures and (error := failures.pop(0)) is not None:
+            raise error
+        return frame(number=number, at=timezone.now())
+
+    def make() -> Callable[..., Any]:
+        if failures and isinstance(failures[0], MemoryError):
+            raise failures.pop(0)
+        return read
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["usage", "operations"])
+@pytest.mark.parametrize(
+    "failures", [[MemoryError()], [None, None, asyncio.CancelledError()], [None, RuntimeError("new"), None]]
+)
+async def test_m7_who_watches_sees_new_frames_after_any_failure(monkeypatch, kind, failures):
+    monkeypatch.setattr(watchdog, "SHORTEST", 0.01)
+    module = usage_live if kind == "usage" else operations_live
+    view = (module.Pulse if kind == "usage" else module.Live)(reader(module.Frame, list(failures)), poll=0.01)
+    async with view.watching(), asyncio.timeout(10):
+        number = 0
+        for _ in range(8):
+            frame = await view.after(number)
+            assert frame.number > number
+            number = frame.number
+        while frame.stale:
+            frame = await view.after(frame.number)
+    assert view._task is None
+
+
+async def test_m7_a_socket_of_which_a_part_has_failed_is_closed(monkeypatch):
+    """Its page connects again; and nobody goes on looking who was to be cut."""
+    closed: list[int] = []
+
+    class Some(feeds.Feed):
+        def permits(self, user) -> bool:
+            return True
+
+        async def messages(self):
+            await asyncio.Event().wait()
+            yield {}
+
+        def _still(self) -> bool:
+            raise RuntimeError("of something new")
+
+        async def close(self, code: int | None = None, reason: str | None = None) -> None:
+            closed.append(code)
+
+        async def accept(self, *words, **more) -> None:
+            pass
+
+    monkeypatch.setattr(feeds, "LOOK_AGAIN", 0.0)
+    feed = Some()
+    feed.scope = {"user": None}
+    feed._tasks = []
+    await feed._owned(feed._guard)
+    assert closed == [feeds.FAILED]
