@@ -320,7 +320,6 @@ WORDS: dict[Language, dict[str, str]] = {
         "rerank": "リランク",
         "transcription": "文字起こし",
         "object expected": "オブジェクトにしてください",
-        "too long": "長すぎます",
         "too many parts": "パートが多すぎます",
         "no final boundary": "終わりの boundary がありません",
     },

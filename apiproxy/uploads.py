@@ -22,6 +22,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from apiproxy import transcription
 from apiproxy.bodies import check_arriving
+from apiproxy.bounds import LONGEST_NAME, invalid
 from apiproxy.budget import MB, Share
 from apiproxy.catalogue import Limit
 from apiproxy.client import Receive
@@ -45,6 +46,8 @@ MAX_PARTS = 200
 READ = frozenset({"model", "stream", "stream_include_usage", "user"})
 ONCE = frozenset({"stream", "stream_include_usage"})  # of two, engines take the first or the last
 MAX_VALUE = 1024
+# The longest value of any other: Whisper's prompts have 224 tokens.
+MAX_TEXT = 16 * 1024
 
 # What every reader of forms reads alike (RFC 7578, 4.2, which forbids `name*=utf-8''model`): some take the first of two
 # names, some the last, and some undo escapes that others leave.
@@ -89,6 +92,7 @@ class Form:
         self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
         self._head: list[bytes] = []
         self._value = bytearray()
+        self._length = 0  # of a part that is no file
         self._parser = MultipartParser(
             boundary,
             {
@@ -147,6 +151,7 @@ class Form:
         self._header = (bytearray(), bytearray())
         self._head = []
         self._value = bytearray()
+        self._length = 0  # of a part that is no file
 
     def _header_end(self) -> None:
         field, value = (bytes(part) for part in self._header)
@@ -172,12 +177,19 @@ class Form:
         piece = data[start:end]
         if self._is_file:
             self.size += len(piece)
-        elif self._name.decode("latin-1") in READ:
-            self._value += piece
-            if len(self._value) > MAX_VALUE:
-                raise BadRequest("invalid_value", param=self._name.decode("latin-1"), detail="too long")
+        elif self._name != b"file":  # a recording without a file's name is the engine's to judge
+            self._field(self._name.decode("latin-1"), piece)
         if self._name != b"model":
             self._emit(piece)
+
+    def _field(self, name: str, piece: bytes) -> None:
+        """A part that is no file. What it is not for us to read may be a grammar: it is bounded all the same."""
+        self._length += len(piece)
+        if name in READ:
+            self._value += piece
+        most = MAX_VALUE if name in READ else MAX_TEXT
+        if self._length > most:
+            raise invalid("too_long", name[:LONGEST_NAME], most=f"{most:,}", sent=f"{self._length:,}")
 
     def _part_end(self) -> None:
         name = self._name.decode("latin-1")

@@ -410,6 +410,17 @@ def test_g14_known_poisons_end_here():
     assert refused(f'"guided_regex": "{"(a" * 200}"').param == "guided_regex"
 
 
+@pytest.mark.parametrize("name", ["tools", "response_format", "text", "structured_outputs"])
+def test_g14_the_expressions_of_schemas_are_bounded_as_well(name):
+    for poison in ("(" * 101, "a" * 4097):
+        for schema in ({"pattern": poison}, {"patternProperties": {poison: {}}}, {"\u0070attern": poison}):
+            value = {"type": "json_schema", "schema": {"properties": {"a": schema}}}
+            refusal = refused(f'"{name}": {json.dumps([value] if name == "tools" else value)}')
+            assert refusal.param.startswith(f"{name}…pattern")
+    fine = [{"pattern": "^[a-z]+(-[a-z]+)*$", "patternProperties": None}, {"pattern": {"type": "string"}}]
+    call(f'"{name}": {json.dumps(fine)}')
+
+
 GRAMMAR = 'root ::= "a" ("b" | [c-d]{2,3})*\n' * 50
 
 
@@ -423,6 +434,7 @@ GRAMMAR = 'root ::= "a" ("b" | [c-d]{2,3})*\n' * 50
         ("tools", [{"type": "function", "function": {"name": f"f{number}"}} for number in range(513)]),
         ("tools", [{"type": "function", "function": {"name": "f", "description": "x" * 1_100_000}}]),
         ("stop", ["a"] * 65),
+        ("guided_regex", "a" * 4097),
         ("stop", "a" * 1025),
         ("stop", ["a" * 1025]),
         ("stop_token_ids", list(range(1025))),

@@ -54,6 +54,15 @@ BODY = (
 )
 
 
+@pytest.mark.parametrize(("name", "most"), [(b"grammar", 16_384), (b"prompt", 16_384), (b"user", 1024)])
+def test_g14_no_field_of_a_form_is_longer_than_a_text_is(name, most):
+    Form(TYPE).feed(part(name, b"(" * most) + END)
+    with pytest.raises(BadRequest) as caught:
+        Form(TYPE).feed(part(name, b"(" * (most + 1)) + END)
+    assert caught.value.param == name.decode()
+    Form(TYPE).feed(part(b"file", SOUND * 100, FILE) + END)
+
+
 def test_only_the_models_name_is_changed():
     out, form = passed(BODY, [])
     assert out == BODY.replace(b"here", b"there")
