@@ -14,6 +14,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -42,6 +43,7 @@ TICK = 0.5  # seconds between two plans
 CHECK_WITHIN = 10.0  # seconds for a question to a ready engine whose health was bad
 STUCK_LIMIT = 300.0  # seconds with requests and without a token: as long as gateways wait for a first byte
 UNTOLD_LIMIT = 60.0  # seconds without metrics from an engine that has them, before it is asked a question
+NAME_THREADS = 64  # each look up may hold one for half a minute, and each external model is looked at every 10 s
 BRIEF_DRAIN = 3.0  # seconds for running requests when everything is to stop
 LOG_LINES = 15
 CAUSE_LINES = 400  # vLLM's cause stands high above its last line
@@ -90,6 +92,9 @@ class Supervisor:
         """
         log.info("supervising %s: %s", self.house.host, ", ".join(map(str, gpus.devices())))
         leave = False
+        # Names are looked up by the loop's own threads, of which there are six by default: those of one external model
+        # whose name server says nothing must not keep others from being looked at.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NAME_THREADS, "names"))
         try:
             # No proxy from the environment, and no kept connection: an engine may be gone at the next look.
             limits = httpx2.Limits(max_keepalive_connections=0)
