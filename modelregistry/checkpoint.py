@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from modelregistry.facts import Attention, Facts, Unreadable, gettext_noop
+from modelregistry.regular import open_file
 
 # Bytes. A shard of a 70B model has 0.1 MB of header, a configuration with a long chat template 0.1 MB. JSON takes up
 # to 30 times its size when it is read, so this much is 500 MB at the worst (measured).
@@ -151,7 +152,7 @@ def read(directory: Path) -> Facts:
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in a file. Raises Unreadable, OSError."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         data = file.read(LONGEST_JSON + 1)
     if len(data) > LONGEST_JSON:
         raise _damaged(path)
@@ -260,7 +261,7 @@ def _all_parts(files: Iterable[Path]) -> list[Path]:
 def header(path: Path) -> Iterator[Tensor]:
     """The tensors of a safetensors file that is as long as it says. Raises Unreadable, OSError."""
     actual = path.stat().st_size
-    with path.open("rb") as file:
+    with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if actual < 8 or (length <= LONGEST_JSON and 8 + length > actual):
             raise Unreadable(gettext_noop("%(path)s is cut off: it ends within its header."), path=path)
@@ -316,7 +317,7 @@ def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> Non
             if not (directory / name).is_file():
                 raise Unreadable(gettext_noop("A part of the model is missing: %(path)s."), path=directory / name)
     for file in pickles:
-        with file.open("rb") as opened:
+        with open_file(file) as opened:
             is_archive = opened.read(4) == b"PK\x03\x04"
         if is_archive and not zipfile.is_zipfile(file):
             raise Unreadable(gettext_noop("%(path)s is cut off: its end is missing."), path=file)

@@ -22,6 +22,7 @@ from gguf.constants import (
 )
 
 from modelregistry.facts import Attention, Facts, Unreadable, gettext_noop
+from modelregistry.regular import open_file
 
 # Bytes. Headers are 2 to 20 MB, nearly all of it vocabulary; a broken length must not fill the memory.
 LONGEST_HEADER = 64 * 2**20
@@ -113,7 +114,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _header(path: Path) -> _Header:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         if file.read(4) != b"GGUF":
             raise Unreadable(gettext_noop("%(path)s is not a GGUF file."), path=path)
         length = path.stat().st_size

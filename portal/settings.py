@@ -67,6 +67,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
+    "portal.console.door.middleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -162,6 +163,7 @@ LANGUAGES = [("ja", "日本語"), ("en", "English")]
 LANGUAGE_CODE = "en"  # the language of the source texts; a browser that asks for Japanese gets Japanese
 LANGUAGE_COOKIE_NAME = "language"
 LANGUAGE_COOKIE_AGE = 365 * 24 * 3600
+LANGUAGE_COOKIE_SAMESITE = "Lax"
 LOCALE_PATHS = [BASE_DIR / "portal" / "locale"]
 PORTAL_WORKERS = env.int("PORTAL_WORKERS", 1, validate=environs.validate.Range(min=1))
 USE_TZ = True
@@ -183,7 +185,9 @@ SITE_NAME = _("Madoguchi")
 
 # --- Security ---------------------------------------------------------------------------------------------------
 HTTPS = env.bool("HTTPS", PUBLIC_URL.startswith("https://"))
-SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = HTTPS
+# Browsers that came by HTTPS once do not come without it for so long; 0: told nothing.
+SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 365 * 24 * 3600 if HTTPS else 0, validate=environs.validate.Range(min=0))
 SESSION_COOKIE_AGE = 12 * 3600  # a working day
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
 SECURE_REFERRER_POLICY = "same-origin"

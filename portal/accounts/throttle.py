@@ -10,6 +10,9 @@ from django.conf import settings
 from django.db.models import Max
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.crypto import salted_hmac
+
+from portal.accounts.models import User
 
 
 def client_address(request: HttpRequest) -> str | None:
@@ -30,7 +33,13 @@ def client_address(request: HttpRequest) -> str | None:
 def counted_name(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str | None:
     """The name under which failures count: Yamada, yamada and ｙａｍａｄａ share their five attempts."""
     name = (credentials or request.POST).get("username")
-    return None if name is None else unicodedata.normalize("NFKC", name).strip().lower()
+    if name is None:
+        return None
+    name = unicodedata.normalize("NFKC", name).strip().lower()
+    if User.objects.filter(username__iexact=name).exists():
+        return name
+    # Nobody's name may be somebody's password, typed into the wrong field: counted alike, but not to be read.
+    return f"unknown-{salted_hmac('sign-in attempts', name, algorithm='sha256').hexdigest()[:40]}"
 
 
 def wait(request: HttpRequest, username: str) -> timedelta:

@@ -156,7 +156,7 @@ def older_than(events: Events, mark: str) -> Events:
         at = parse_datetime(at_text)
     except ValueError:
         return events
-    if at is None or at.tzinfo is None or not number.isdecimal():
+    if at is None or at.tzinfo is None or not 1970 < at.year < 9999 or not (number.isdecimal() and len(number) < 19):
         return events
     # The first condition alone would do but for the index, which is used for it.
     return events.filter(at__lte=at).filter(Q(at__lt=at) | Q(pk__lt=int(number)))

@@ -56,7 +56,7 @@ def chosen(request: HttpRequest, user: User, values: dict[str, str]) -> HttpResp
     with override(user.language):
         messages.success(request, _("Saved."))
     response = redirect("settings")
-    age = settings.LANGUAGE_COOKIE_AGE
-    response.set_cookie(settings.LANGUAGE_COOKIE_NAME, user.language, max_age=age, samesite="Lax")
-    response.set_cookie(THEME_COOKIE, values["theme"], max_age=age, samesite="Lax")
+    for name, value in ((settings.LANGUAGE_COOKIE_NAME, user.language), (THEME_COOKIE, values["theme"])):
+        age = settings.LANGUAGE_COOKIE_AGE
+        response.set_cookie(name, value, max_age=age, samesite="Lax", secure=settings.HTTPS)
     return response

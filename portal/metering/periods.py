@@ -29,6 +29,7 @@ NAMES = {
 }
 YEARS = 5  # fiscal years, with the one that runs
 FISCAL_MONTH = 4  # a Japanese company's year begins on 1 April
+FIRST_YEAR = 2000  # nothing was metered before
 MONTHLY = 100  # days; a longer period is shown by month
 
 
@@ -91,7 +92,7 @@ def period(name: str, now: datetime, zone: ZoneInfo) -> Period:
     """The period of this name as of `now`. None goes beyond today. Raises KeyError, also for what has not begun."""
     today = now.astimezone(zone).date()
     first, last = span(name, today) if name in NAMES else particular(name)
-    if first > today:
+    if first > today or first.year < FIRST_YEAR:  # what it is compared with lies before it, and no year before 1
         raise KeyError(name)
     return Period(name=name, first=first, last=min(last, today))
 

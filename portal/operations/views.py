@@ -1,5 +1,6 @@
 """Operators' pages for hosts, models and replicas. Others are refused at every address alike."""
 
+import re
 from collections.abc import Callable
 from datetime import datetime
 from functools import wraps
@@ -91,7 +92,7 @@ def limits(model: ServedModel) -> list[tuple[str, float]]:
 
 def asked_log(model: ServedModel, number: str, now: datetime) -> LogTail | None:
     """What is known of the log of the replica that was asked for; asks its supervisor to keep it up to date."""
-    replica = model.replica_set.filter(pk=int(number)).first() if number.isdecimal() else None
+    replica = model.replica_set.filter(pk=int(number)).first() if number.isdecimal() and len(number) < 19 else None
     if replica is None:
         return None
     wish_log(replica.pk, now)
@@ -158,7 +159,7 @@ def restart(request: HttpRequest, name: str) -> HttpResponse:
         return after(
             request,
             name,
-            lambda: actions.restart(me(request), model, seen=int(seen) if seen.isdecimal() else None),
+            lambda: actions.restart(me(request), model, seen=int(seen) if re.fullmatch("[0-9]{1,9}", seen) else None),
             said,
         )
     return ask(request, model, "restart")

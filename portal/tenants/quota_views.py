@@ -114,7 +114,7 @@ def owner(tenant: Tenant, of: str) -> tuple[Whose, str]:
     if kind == "key":
         key = get_object_or_404(ApiKey.objects.select_related("tenant", "user"), tenant=tenant, prefix=which)
         return Whose(key=key), _("Key “%(name)s”") % {"name": key.name}
-    if kind in ("person", "everywhere") and which.isdecimal():
+    if kind in ("person", "everywhere") and which.isdecimal() and len(which) < 19:
         user = get_object_or_404(User, pk=int(which), memberships__tenant=tenant)
         everywhere = _("%(person)s, in all tenants") % {"person": person(user)}
         return (Whose(tenant=tenant, user=user), person(user)) if kind == "person" else (Whose(user=user), everywhere)

@@ -1,5 +1,6 @@
 from django.urls import path
 
+from portal import converters  # noqa: F401 - registers `id`
 from portal.tenants import people_views, quota_views, tenant_views, views, wish_views
 
 urlpatterns = [
@@ -7,22 +8,22 @@ urlpatterns = [
     path("tenants/new/", tenant_views.new, name="tenant-new"),
     path("tenants/quotas/", quota_views.defaults, name="tenant-defaults"),
     path("tenants/quotas/give/", quota_views.give_default, name="tenant-default-give"),
-    path("tenants/quotas/<int:pk>/remove/", quota_views.take_default_away, name="tenant-default-remove"),
+    path("tenants/quotas/<id:pk>/remove/", quota_views.take_default_away, name="tenant-default-remove"),
     path("tenant/<slug:slug>/", views.overview, name="tenant"),
     path("tenant/<slug:slug>/edit/", tenant_views.edit, name="tenant-edit"),
     path("tenant/<slug:slug>/switch/", tenant_views.switch, name="tenant-switch"),
     path("tenant/<slug:slug>/people/", people_views.people, name="tenant-people"),
     path("tenant/<slug:slug>/people/add/", people_views.add, name="tenant-person-add"),
-    path("tenant/<slug:slug>/people/<int:pk>/", people_views.one, name="tenant-person"),
-    path("tenant/<slug:slug>/people/<int:pk>/role/", people_views.role, name="tenant-person-role"),
-    path("tenant/<slug:slug>/people/<int:pk>/remove/", people_views.remove, name="tenant-person-remove"),
+    path("tenant/<slug:slug>/people/<id:pk>/", people_views.one, name="tenant-person"),
+    path("tenant/<slug:slug>/people/<id:pk>/role/", people_views.role, name="tenant-person-role"),
+    path("tenant/<slug:slug>/people/<id:pk>/remove/", people_views.remove, name="tenant-person-remove"),
     path("tenant/<slug:slug>/keys/", views.keys, name="tenant-keys"),
     path("tenant/<slug:slug>/quotas/", quota_views.quotas, name="tenant-quotas"),
     path("tenant/<slug:slug>/quotas/give/", quota_views.give, name="tenant-quota-give"),
-    path("tenant/<slug:slug>/quotas/<int:pk>/remove/", quota_views.take_away, name="tenant-quota-remove"),
+    path("tenant/<slug:slug>/quotas/<id:pk>/remove/", quota_views.take_away, name="tenant-quota-remove"),
     path("tenant/<slug:slug>/requests/", wish_views.requests, name="tenant-requests"),
-    path("tenant/<slug:slug>/requests/<int:pk>/", wish_views.decide, name="tenant-request-decide"),
+    path("tenant/<slug:slug>/requests/<id:pk>/", wish_views.decide, name="tenant-request-decide"),
     path("more/", wish_views.more, name="more"),
-    path("more/<int:pk>/", wish_views.wish, name="wish"),
-    path("more/<int:pk>/withdraw/", wish_views.withdraw, name="wish-withdraw"),
+    path("more/<id:pk>/", wish_views.wish, name="wish"),
+    path("more/<id:pk>/withdraw/", wish_views.withdraw, name="wish-withdraw"),
 ]

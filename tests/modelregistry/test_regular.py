@@ -1,0 +1,47 @@
+"""What is no file where a model's file should be is told so, and holds up nobody."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from modelregistry import model_files
+from modelregistry.facts import Unreadable
+
+SECONDS = 10
+
+
+def told(engine: str, path: Path) -> list[str]:
+    """What reading it says; reading that does not end fails the test instead of holding it up."""
+    found: list[str] = []
+
+    def read() -> None:
+        try:
+            model_files.read(engine, str(path), ("pickle", "remote-code"))
+        except Unreadable as error:
+            found.append(str(error))
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert not thread.is_alive(), "it waits for a writer"
+    return found
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json", "a.bin", "b.py"])
+def test_p3_a_fifo_in_a_models_directory_is_no_file(tmp_path, name):
+    (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    assert told("vllm", tmp_path)
+
+
+def test_p3_a_fifo_is_no_gguf_file(tmp_path):
+    os.mkfifo(tmp_path / "model.gguf")
+    assert told("llama.cpp", tmp_path / "model.gguf")
+
+
+def test_p3_neither_is_a_device_without_an_end():
+    assert told("llama.cpp", Path("/dev/zero"))
+    assert told("llama.cpp", Path("/dev/tty"))
