@@ -74,8 +74,10 @@ def title(code: int) -> str:
         404: _("Not found"),
         405: _("Not possible here"),
         409: _("Not possible now"),
+        413: _("Too large"),
         415: _("Send JSON"),
         429: _("Too often"),
+        503: _("Not available right now"),
     }
     return titles.get(code, _("Error"))
 

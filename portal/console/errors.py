@@ -2,6 +2,7 @@
 
 import sys
 
+from django.core.exceptions import RequestDataTooBig
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
@@ -12,7 +13,7 @@ RETRY_AFTER = "10"  # seconds
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    return _answer(request, 400)
+    return _answer(request, 413 if isinstance(exception, RequestDataTooBig) else 400)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -29,4 +30,5 @@ def _answer(request: HttpRequest, status: int) -> HttpResponse:
     if request.path.startswith("/api/"):
         body = {"type": "about:blank", "title": str(problems.title(status)), "status": status}
         return JsonResponse(body, status=status, content_type=problems.MEDIA_TYPE)
-    return HttpResponse(render_to_string(f"{status}.html"), status=status)
+    page = "400.html" if status == 413 else f"{status}.html"
+    return HttpResponse(render_to_string(page), status=status)
