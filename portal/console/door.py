@@ -8,6 +8,8 @@ from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import sync_and_async_middleware
 
+FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
+
 
 @sync_and_async_middleware
 def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
@@ -30,8 +32,9 @@ def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequ
 def check(request: HttpRequest) -> None:
     """Raise BadRequest for a NUL in the address or in a form: a query with it fails on PostgreSQL (500), and nobody
     types one. Bodies of the API are checked field by field."""
-    is_form = request.method == "POST" and request.content_type == "application/x-www-form-urlencoded"
-    if "\0" in request.path or "%00" in request.META.get("QUERY_STRING", "") or (is_form and b"%00" in request.body):
+    is_form = request.method == "POST" and request.content_type in FORMS and not request.path.startswith("/api/")
+    typed = [value for _, values in request.POST.lists() for value in values] if is_form else []
+    if "%00" in request.META.get("QUERY_STRING", "") or any("\0" in text for text in (request.path, *typed)):
         raise BadRequest("NUL")
 
 
