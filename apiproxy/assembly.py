@@ -66,8 +66,8 @@ class ChunkAssembly:
 
     def _chunk(self, chunk: dict[str, Any]) -> None:
         if not self._first:
-            self._first = {name: value for name, value in chunk.items() if name not in ("choices", "usage")}
-        # What an engine adds on its last chunk (llama.cpp's `timings`) belongs to the whole answer.
+            self._first = {name: value for name, value in chunk.items() if name not in ("choices", "usage", "timings")}
+        # What an engine adds on its last chunk belongs to the whole answer. llama.cpp's `timings` may be on each.
         for name in chunk.keys() - self._first.keys() - {"choices", "usage"}:
             if name not in self._more:
                 self.size += BEGUN
@@ -80,14 +80,15 @@ class ChunkAssembly:
         index = whole(part.get("index"))
         choice = self._choices.get(index)
         if choice is None:
-            choice = self._choices[index] = {"index": index, "finish_reason": None}
+            choice = self._choices[index] = {"index": index, "logprobs": None, "finish_reason": None}
             self.size += BEGUN
         if isinstance(part.get("delta"), dict):
             self._merge(choice.setdefault("message", {"role": "assistant", "content": None}), part["delta"])
         if isinstance(part.get("text"), str):
             self._append(choice, "text", part["text"])
         if isinstance(part.get("logprobs"), dict):
-            self._merge_logprobs(choice.setdefault("logprobs", {}), part["logprobs"])
+            choice["logprobs"] = choice["logprobs"] or {}
+            self._merge_logprobs(choice["logprobs"], part["logprobs"])
         for name in ("finish_reason", "stop_reason"):
             if part.get(name) is not None:
                 choice[name] = part[name]

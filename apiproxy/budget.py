@@ -25,9 +25,7 @@ RETRY = 2
 class Owner:
     """What one caller holds: bytes, and how many bodies that have not arrived whole."""
 
-    name: Hashable
     held: int = 0
-    shares: int = 0
     arriving: int = 0
 
 
@@ -46,8 +44,8 @@ class Budget:
         """An empty share of this owner. Close it in any case: it is a context manager too."""
         found = self._owners.get(owner)
         if found is None:
-            found = self._owners[owner] = Owner(owner)
-        found.shares += 1
+            # Kept: making it anew for each call would take longer, and there are no more than keys.
+            found = self._owners[owner] = Owner()
         return Share(self, found)
 
     def held_by(self, owner: Hashable) -> int:
@@ -61,22 +59,15 @@ class Budget:
             return TooManyAtOnce("too_many_bytes", headers=headers, amount=self.each // MB)
         return ServerBusy("server_busy", headers=headers, seconds=RETRY)
 
-    def forget(self, owner: Owner) -> None:
-        """Called by a share that closes."""
-        owner.shares -= 1
-        if not owner.shares:
-            self._owners.pop(owner.name, None)
-
 
 class Share:
     """What one call holds of the budget."""
 
-    __slots__ = ("_budget", "_open", "held", "owner")
+    __slots__ = ("_budget", "held", "owner")
 
     def __init__(self, budget: Budget, owner: Owner) -> None:
         self._budget = budget
         self.owner = owner
-        self._open = True
         self.held = 0
 
     def take(self, size: int) -> None:
@@ -96,11 +87,9 @@ class Share:
         self._budget.scattered += min(size, SCATTERED)
 
     def close(self) -> None:
-        """All of it is free again. Once closed, it is closed: later calls do nothing."""
-        if self._open:
-            self._open = False
+        """All of it is free again."""
+        if self.held:
             self.give_back(self.held)
-            self._budget.forget(self.owner)
 
     def __enter__(self) -> Self:
         return self

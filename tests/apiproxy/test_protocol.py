@@ -142,6 +142,24 @@ def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
     }
 
 
+def test_g12_an_answer_that_was_put_together_has_the_members_of_one_that_was_not():
+    """`logprobs: null`, which clients read without asking, and the last of llama.cpp's `timings`, which count up."""
+    whole = ChunkAssembly()
+    for number in (1, 2):
+        delta = [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]
+        whole.feed(event(delta, timings={"predicted_n": number}).encode())
+    answer = json.loads(whole.body({"completion_tokens": 2}))
+    assert answer["choices"][0]["logprobs"] is None
+    assert answer["timings"] == {"predicted_n": 2}
+    with_logprobs = ChunkAssembly()
+    for word in ("a", "b"):
+        logprobs = {"content": [{"token": word, "logprob": 0.0}]}
+        delta = [{"index": 0, "delta": {"content": word}, "logprobs": logprobs, "finish_reason": None}]
+        with_logprobs.feed(event(delta).encode())
+    (choice,) = json.loads(with_logprobs.body(None))["choices"]
+    assert [one["token"] for one in choice["logprobs"]["content"]] == ["a", "b"]
+
+
 def test_every_refusal_can_be_told_in_both_languages():
     for texts in MESSAGES.values():
         assert set(texts) == {"en", "ja"}
@@ -194,7 +212,7 @@ def test_a_stream_is_put_together_into_a_unary_answer():
     )
     assert answer["object"] == "chat.completion"
     assert answer["choices"] == [
-        {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}
+        {"index": 0, "logprobs": None, "finish_reason": "stop", "message": {"role": "assistant", "content": "Hello"}}
     ]
     assert answer["usage"] == {"total_tokens": 9}
     assert answer["timings"] == {"predicted_n": 2}
