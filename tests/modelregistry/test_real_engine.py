@@ -3,6 +3,7 @@
 Starting, streaming, stopping and every kind of death are in tests/lifecycle.py, imported here.
 """
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from urllib.error import HTTPError
 
 import pytest
 
+from modelregistry import log_filter
 from modelregistry.engines import XLLAMACPP_LAUNCHER
 from modelregistry.models import Replica, ServedModel
 from tests import engines
@@ -54,6 +56,32 @@ def test_unknown_arguments_say_so(real):
     register(real, "smol", engines.chat_model(), "--arg=--no-such-thing")
     down = until(lambda: (row := real.replica("smol")) and row.pid is None and row.detail and row, 60)
     assert "unrecognized arguments: --no-such-thing" in down.detail.splitlines()[0]
+
+
+def test_p4_what_people_ask_for_in_grammars_and_schemas_is_not_in_its_log(real):
+    """llama.cpp writes them to its standard error, whatever its verbosity."""
+    real.supervise()
+    register(real, "smol", engines.chat_model())
+    ready = real.reaches("ready", "smol", seconds=60)
+    forms = [
+        *({"grammar": text} for text in ('root ::= "kumquat" [', "root ::= kumquat", 'root ::=\n"kumquat"\n[')),
+        *({"json_schema": schema} for schema in ({"type": "kumquat"}, {"$ref": "http://kumquat/x"})),
+        {"json_schema": {"type": "string", "pattern": "^(?=kumquat)x$"}},
+        {"messages": [{"role": "user", "content": [{"type": "kumquat"}]}]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"pattern": "kumquat("}}}]},
+    ]
+    answers = []
+    for form in forms:
+        with contextlib.suppress(HTTPError):
+            answers.append(chat(ready, 2, **form).read())
+    chat(ready, 2).read()
+    directory = real.run_of(ready).directory
+    log = until(
+        lambda: (text := (directory / "engine.log").read_text()).count("stop processing") > len(answers) and text
+    )
+    assert "kumquat" not in log
+    assert log_filter.LEFT_OUT.decode() in log  # it is said that something was left out
+    assert not [path.name for path in directory.iterdir() if b"kumquat" in path.read_bytes()]
 
 
 # --- The launcher by itself

@@ -193,6 +193,7 @@ class TestLines:
 
 def test_t6_the_key_of_the_playground_has_no_wall_of_its_own(alice, research):
     playground.renew(alice, research, NOW)
+    ApiKey.objects.update(expires_at=None)
     key = ApiKey.objects.get(is_playground=True)
     limit(key=key)
     use(key, tokens=(100, 0), at=NOW)
