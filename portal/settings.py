@@ -147,6 +147,8 @@ AXES_VERBOSE = False
 AXES_DISABLE_ACCESS_LOG = True
 # Not needed: the sign-in page itself says that it is locked. (8.3.1's passes wrong arguments under ASGI.)
 SILENCED_SYSTEM_CHECKS = ["axes.W002"]
+# The proxy that ends TLS redirects (deploy/nginx.conf), and other hosts of the company's domain are not ours to bind.
+SILENCED_SYSTEM_CHECKS += ["security.W005", "security.W008", "security.W021"]
 DIRECTORY = directory.read(env)
 if DIRECTORY:
     AUTHENTICATION_BACKENDS.insert(1, "portal.accounts.directory.Backend")
