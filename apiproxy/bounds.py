@@ -117,11 +117,15 @@ def items(most: int) -> Reader:
 
 
 def inputs(name: str, value: Any) -> Any:
-    """Texts, or texts as lists of token ids; a list of numbers is one."""
-    return value if token_ids(value) else _several(name, value)
+    """Texts, or texts as lists of token ids; a list of numbers is one. A conversation (Responses) has no such bound."""
+    return value if token_ids(value) or _conversation(value) else _several(name, value)
 
 
 _several = items(MOST_INPUTS)
+
+
+def _conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) and ("role" in one or "type" in one) for one in value)
 
 
 def token_ids(value: Any) -> bool:

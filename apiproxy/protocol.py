@@ -26,6 +26,7 @@ BYTES_PER_TOKEN = 3
 BATCH_PRIORITY = 1
 # Every engine's words for the bound of an answer. Which wins differs: llama.cpp takes `n_predict` before all others.
 MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+SEVERAL = ("n", "best_of")
 ENDS = 8 * 1024  # bytes of each end by which a large body is known
 END_USER = 64  # characters of the body's "user" that are kept
 
@@ -37,7 +38,8 @@ class Endpoint:
     `tasks`: what a model must be for. `costs`: what a call can use up; "sound": it is an upload. `streams`: takes
     `stream`. `everywhere`: every engine that serves such a model has it; of other paths the engine may say that it has
     not. `sorted`: engines that sort waiting calls know its `priority`. `bound`: its words for the most tokens of an
-    answer, the first wins. `short`: where none is stated, vLLM's answers have 16 tokens, as OpenAI's description says.
+    answer, the first wins. `several`: it has a word for several answers. `short`: where no bound is stated, vLLM's
+    answers have 16 tokens, as OpenAI's description says.
     """
 
     path: str
@@ -48,6 +50,7 @@ class Endpoint:
     sorted: bool = False
     dialect: Dialect = CHAT
     bound: tuple[str, ...] = ("max_tokens",)
+    several: bool = False
     short: bool = False
 
 
@@ -67,8 +70,16 @@ ENDPOINTS = {
             everywhere=True,
             sorted=True,
             bound=("max_completion_tokens", "max_tokens"),
+            several=True,
         ),
-        Endpoint("/v1/completions", TEXT, "prompt and answer", streams=True, everywhere=True, sorted=True, short=True),
+        Endpoint(
+            *("/v1/completions", TEXT, "prompt and answer"),
+            streams=True,
+            everywhere=True,
+            sorted=True,
+            several=True,
+            short=True,
+        ),
         Endpoint(
             *("/v1/responses", TEXT, "prompt and answer"),
             streams=True,
@@ -185,16 +196,17 @@ def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limi
     """
     if endpoint.costs != "prompt and answer":
         return {}
+    # Of a protocol that has no word for it: llama.cpp gives several answers all the same, and tells the usage of one.
+    members: dict[str, Any] = {} if endpoint.several else {name: None for name in SEVERAL if name in call.fields}
     short = endpoint.short and model.stops_unary and not model.external
     if (short or not limited) and stated(call, endpoint) is None:
-        return {}
+        return members
     most = answer(call, endpoint, model, terms)
     if call.most == {"max_tokens": most} and "max_tokens" in endpoint.bound and "max_tokens" not in call.typed:
-        return {}  # as nearly always
+        return members  # as nearly always
     told = [name for name in endpoint.bound if name in call.most] or [endpoint.bound[0]]
     if not model.stops_unary and "max_tokens" in endpoint.bound:
         told.append("max_tokens")  # llama-cpp-python knows no other
-    members: dict[str, Any] = {}
     for name in MAX_TOKENS:
         wanted, came = most if name in told else None, call.fields.get(name)
         if wanted != came or type(wanted) is not type(came):

@@ -91,6 +91,12 @@ def test_m1_prompts_and_answers_are_bounded_together():
         assert refused(f'"{name}": {json.dumps([[1, 2]] * 2049)}').param == name
 
 
+def test_m1_a_long_conversation_is_no_list_of_prompts():
+    turns = [{"role": "user", "content": "hi"}, {"type": "function_call", "name": "f"}] * 3000
+    call(f'"input": {json.dumps(turns)}')
+    assert refused(f'"input": {json.dumps([*turns, "a"])}').param == "input"
+
+
 def test_t3_a_prompt_of_token_ids_is_one_prompt():
     assert call(f'"prompt": {json.dumps(list(range(5000)))}').prompts == 1
     assert call('"prompt": [[1, 2, 3], [4]]').prompts == 2
@@ -263,6 +269,16 @@ def test_m2_under_a_limit_of_tokens_no_answer_is_without_bound(path, fields):
         assert obeyed(model, path, body) == protocol.answer(known, endpoint, model, Terms(default_answer=100)) == 100
         # Without one the answer may go on until the context ends, as everywhere.
         assert protocol.bounding(known, endpoint, model, Terms(), limited=False) == {}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
+def test_m1_a_protocol_without_a_word_for_several_answers_gives_one(path):
+    known = call('"n": 2, "best_of": 2, "max_tokens": 5')
+    for model in (SERVED, LLAMA_CPP):
+        members = protocol.bounding(known, ENDPOINTS[path], model, Terms(), limited=False)
+        body = json.loads(protocol.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members))
+        assert not {"n", "best_of"} & body.keys()
+        assert protocol.bounding(known, CHAT, SERVED, Terms(), limited=False) == {}
 
 
 def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):
