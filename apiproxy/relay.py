@@ -361,12 +361,7 @@ class Exchange:
     def end(self) -> None:
         self._connection = None
         if self._status != 200:
-            body = b"".join(self._pieces)
-            self._says_dead = self._status == 500 and engine_errors.says_dead(body)
-            self._refusal = engine_errors.refusal(
-                self._status, body, self._call, self._endpoint, retry_after=self._retry_after
-            )
-            self._finish(Ending.REFUSED)
+            self._refused()
         elif self._reader is None:
             self._end_unary(b"".join(self._pieces))
         else:
@@ -387,9 +382,20 @@ class Exchange:
         if self._status == 200:
             if self._hold(len(piece)):
                 self._pieces.append(piece)
-        elif self._size + len(piece) <= MAX_ERROR_BODY:
-            self._size += len(piece)
-            self._pieces.append(piece)
+            return
+        self._size += len(piece)
+        self._pieces.append(piece)
+        if self._size > MAX_ERROR_BODY:
+            self._drop_engine()
+            self._refused()
+
+    def _refused(self) -> None:
+        body = b"".join(self._pieces)[:MAX_ERROR_BODY]
+        self._says_dead = self._status == 500 and engine_errors.says_dead(body)
+        self._refusal = engine_errors.refusal(
+            self._status, body, self._call, self._endpoint, retry_after=self._retry_after
+        )
+        self._finish(Ending.REFUSED)
 
     def _assemble(self, through: bytes, assembly: Assembly) -> None:
         assembly.feed(through)

@@ -111,6 +111,13 @@ def test_g5_an_endless_header_of_an_engine_is_cut_off_early(counter):
     until(lambda: counter.engine.seen()["running"] == 0)
 
 
+def test_g5_an_endless_error_is_read_no_further_than_anybody_would(counter):
+    head = {"send": "HTTP/1.1 400 Bad\r\ncontent-type: text/plain\r\n\r\n"}
+    refused = counter.chat(script=[head, {"send": "x" * 65536, "times": 4}, {"hang": True}])
+    assert (refused.status_code, code(refused)) == (400, "invalid_value")
+    until(lambda: counter.engine.seen()["running"] == 0)
+
+
 # --- what is no answer
 
 
