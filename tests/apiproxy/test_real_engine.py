@@ -120,6 +120,33 @@ def test_g18_the_only_tenant_of_a_model_uses_its_cache(real, research):
     assert real.last(2).cached_tokens > 100
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "most"),
+    [
+        ("/v1/chat/completions", {"max_tokens": 1, "n_predict": 30}, 1),
+        ("/v1/chat/completions", {"max_tokens": "3", "n_predict": -1}, 3),
+        ("/v1/chat/completions", {"n_predict": 4}, 4),
+        ("/v1/messages", {"max_completion_tokens": 1, "max_tokens": 5}, 5),
+        ("/v1/responses", {"max_tokens": 1, "max_output_tokens": 5}, 5),
+        ("/v1/responses", {"max_output_tokens": 5, "n_predict": 30, "max_completion_tokens": 30, "n": 2}, 5),
+    ],
+)
+def test_m2_llama_cpp_makes_as_much_as_was_reserved(real, path, fields, most):
+    asked = {"input": "Count."} if path == "/v1/responses" else {"messages": QUESTION}
+    answer = real.http.post(path, json={"model": "chat", "ignore_eos": True, **asked, **fields})
+    assert answer.status_code == 200
+    assert real.last().completion_tokens <= most
+    if path == "/v1/chat/completions":
+        assert real.last().completion_tokens == most
+
+
+def test_g14_a_grammar_that_kills_llama_cpp_never_reaches_it(real):
+    body = {"model": "chat", "messages": QUESTION, "grammar": "root ::= " + "(" * 100_000}
+    answer = real.http.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "grammar")
+    assert real.chat().usage.completion_tokens > 0
+
+
 def assert_metered(row: UsageRecord, usage: Any, *, path: str) -> None:
     """`usage`: what the client was told, in OpenAI's words."""
     assert (row.endpoint, row.status, row.estimated) == (path, "finished", False)
