@@ -223,6 +223,19 @@ def test_a_large_file_before_its_model_is_refused_and_holds_nothing_after(counte
     until(lambda: counter.application.budget.held == 0)
 
 
+@pytest.fixture
+def narrow(settings) -> None:
+    settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY = 16 * MB, 4 * MB
+
+
+def test_g4_uploads_whose_model_is_not_known_draw_on_the_budget_of_their_key(narrow, counter, model):
+    late = part("file", bytes(6 * MB), "a.wav") + part("model", b"ears") + END
+    assert counter.client.post(PATH, content=late, headers=FORM).status_code == 429
+    early = part("model", b"ears") + part("file", bytes(6 * MB), "a.wav") + END
+    assert counter.client.post(PATH, content=early, headers=FORM).status_code == 200
+    until(lambda: counter.application.budget.held == 0)
+
+
 def test_an_upload_that_stands_still_is_ended(counter, model, monkeypatch):
     monkeypatch.setattr(uploads, "IDLE", 0.3)
     for sent in (b"--" + BOUNDARY.encode(), part("model", b"ears") + part("file", SOUND, "a.wav")[:-2]):

@@ -151,28 +151,28 @@ def encoded(body: bytes) -> dict[str, bytes]:
     return {"gzip": gzip.compress(body), "x-gzip": gzip.compress(body), "deflate": zlib.compress(body), "": body}
 
 
-@pytest.mark.parametrize("name", ["gzip", "x-gzip", "GZIP", "deflate", "identity"])
-def test_g12_compressed_bodies_are_decoded(counter, name):
-    body = encoded(CHAT).get(name.lower(), CHAT)
-    response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": name})
-    assert response.json() == ANSWER
-    (seen,) = counter.engine.seen()["requests"]
-    assert seen["body"] == json.loads(CHAT)
-    assert "content-encoding" not in seen["headers"]
+def test_g12_compressed_bodies_are_decoded(counter):
+    for name in ("gzip", "x-gzip", "GZIP", "deflate", "identity"):
+        body = encoded(CHAT).get(name.lower(), CHAT)
+        response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": name})
+        assert response.json() == ANSWER
+        seen = counter.engine.seen()["requests"][-1]
+        assert seen["body"] == json.loads(CHAT)
+        assert "content-encoding" not in seen["headers"]
 
 
-@pytest.mark.parametrize("name", ["br", "zstd", "compress", "gzip, gzip"])
-def test_g12_other_codings_are_refused_by_name(counter, name):
-    response = counter.client.post("/v1/chat/completions", content=CHAT, headers={"content-encoding": name})
-    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_content_encoding")
-    assert name in response.json()["error"]["message"]
-    assert response.headers["accept-encoding"] == "gzip, deflate"
+def test_g12_other_codings_are_refused_by_name(counter):
+    for name in ("br", "zstd", "compress", "gzip, gzip"):
+        response = counter.client.post("/v1/chat/completions", content=CHAT, headers={"content-encoding": name})
+        assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_content_encoding")
+        assert name in response.json()["error"]["message"]
+        assert response.headers["accept-encoding"] == "gzip, deflate"
 
 
-@pytest.mark.parametrize("body", [CHAT, gzip.compress(CHAT)[:-4], b"", gzip.compress(CHAT) + b"rest"])
-def test_g12_a_body_that_is_not_what_its_encoding_says_is_a_400(counter, body):
-    response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": "gzip"})
-    assert response.status_code == 400
+def test_g12_a_body_that_is_not_what_its_encoding_says_is_a_400(counter):
+    for body in (CHAT, gzip.compress(CHAT)[:-4], b"", gzip.compress(CHAT) + b"rest"):
+        response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": "gzip"})
+        assert response.status_code == 400
 
 
 def test_g12_a_bomb_is_refused_at_the_bound_and_costs_little(narrow, counter):
