@@ -1,22 +1,33 @@
 """Metering of a running gateway goes on, whatever one call or one line of the spool does to it."""
 
+import contextlib
 import io
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 from django.core.management import call_command
 from django.test import Client
 
 from apiproxy.asgi import UNMETERED, readiness
+from apiproxy.gateway import CHECKPOINT, CallMeter
+from apiproxy.ledger import DatabaseAway
+from apiproxy.tokens import Tokens
 from apiproxy.usage_lines import Usage
 from modelregistry.watchdog import HANGS, Down
 from portal.keys.issuing import rotate
 from portal.metering.models import Quota, UsageRecord, UsageSetAside
+from tests import engine
 from tests.apiproxy.conftest import serving
 from tests.apiproxy.test_metrics import samples
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
+from tests.installation import installed
 from tests.waiting import until
 
 END = chunk(FINISH + usage_event(11, 4) + DONE) + "0\r\n\r\n"
@@ -217,3 +228,94 @@ def test_m9_by_rotating_a_key_nobody_gets_more(counter):
             )
             given += answer.status_code == 200
     assert given == 1
+
+
+# --- a gateway that is killed, a database that is away
+
+
+def test_m8_of_what_a_killed_gateway_was_doing_is_recorded_what_was_counted(tmp_path):
+    """A stream, an answer that is put together and one that nobody has seen a byte of."""
+    script = [{"send": SSE}, {"events": 400, "every": 0.02}, {"wait": 10}]
+    with engine.running() as fake, installed(tmp_path / "var") as installation:
+        key = installation.furnish(fake.url)
+        installation.serve()
+        until(installation.answers)
+        calls = {"stream": {"model": "plain", "stream": True}, "assembled": {"model": "assembled"}}
+        bodies = {name: {"messages": [], "script": script, **more} for name, more in calls.items()}
+        bodies["unary"] = {"model": "plain", "messages": [], "script": [{"wait": 18}]}
+        with ThreadPoolExecutor(3) as callers:
+            for body in bodies.values():
+                callers.submit(post, installation.url, key, body)
+            until(lambda: len(checkpoints(installation)) == 3)
+            counted = checkpoints(installation)
+            installation.process.kill()
+            installation.process.wait()
+        installation.serve()
+        until(lambda: len(installation.usage()) == 3)
+        rows = installation.usage()
+        assert {row["status"] for row in rows.values()} == {"interrupted"}
+        for request_id, row in rows.items():
+            assert row["completion_tokens"] >= counted[request_id]
+            assert row["duration_ms"] >= 1000 * CHECKPOINT
+        assert sum(row["completion_tokens"] > 20 for row in rows.values()) >= 2
+        installation.process.terminate()
+        installation.process.wait(30)
+
+
+def post(url: str, key: str, body: dict) -> None:
+    with contextlib.suppress(httpx2.TransportError):
+        httpx2.post(f"{url}/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"}, timeout=60)
+
+
+def checkpoints(installation) -> dict[str, int]:
+    """Of each call that was written down a while after it began: the tokens counted."""
+    found = {}
+    for path in (installation.var / "spool").glob("*.jsonl"):
+        for line in path.read_bytes().rstrip(b"\0").splitlines():
+            facts = json.loads(line)["open"]
+            if facts["duration_ms"] >= 1000 * CHECKPOINT:
+                found[facts["request_id"]] = facts["completion_tokens"]
+    return found
+
+
+def test_m8_checkpoints_of_a_long_stream_are_few(tmp_path, monkeypatch):
+    """So the spool does not grow with how long streams last."""
+    lines: list[int] = []
+    meter = CallMeter.__new__(CallMeter)
+    meter.exchange = SimpleNamespace(
+        metered=False, reached=True, began=0.0, used=lambda: (Tokens(prompt=1, completion=7), True)
+    )
+    meter._checkpoint = 0.0
+    monkeypatch.setattr(CallMeter, "_write_down", lambda self, tokens: lines.append(now))
+    for now in range(3600):
+        meter.checkpoint(float(now))
+    assert lines[0] == CHECKPOINT
+    assert len([at for at in lines if at <= 600]) <= 25
+    assert len(lines) <= 35
+    assert all(later - earlier <= max(CHECKPOINT, later / 4) + 1 for earlier, later in pairwise(lines))
+
+
+def test_m5_what_waits_for_the_database_is_shown_while_it_waits(counter, monkeypatch):
+    """Away, and hanging, when no thread can look at files either."""
+    counter.chat()
+    counter.usage()
+    until(lambda: metric(counter, "spool_bytes") == 0)
+    go = threading.Event()
+
+    def away(rows) -> None:
+        go.wait(30)
+        raise DatabaseAway("gone")
+
+    record = counter.application._drain._record
+    counter.application._drain._record = away
+    sizes = []
+    for number in (1, 2):
+        counter.chat()
+        until(lambda number=number: metric(counter, "spool_bytes") > 200 * number)
+        sizes.append(metric(counter, "spool_bytes"))
+    go.set()
+    counter.chat()
+    until(lambda: metric(counter, "spool_bytes") > sizes[-1])
+    counter.application._drain._record = record
+    counter.usage(4)
+    until(lambda: metric(counter, "spool_bytes") == 0)
