@@ -54,7 +54,6 @@ class Usage:
 
 
 NAMES = frozenset(Usage.__dataclass_fields__)
-NEEDED = NAMES - {"address", "client"}
 # Member: least and most. As UsageRecord's columns.
 NUMBERS = (
     ("key", 1, MOST_ID),
@@ -63,9 +62,8 @@ NUMBERS = (
     *((f"{kind}_tokens", 0, MOST_TOKENS) for kind in ("prompt", "cached", "completion", "reasoning")),
 )
 OPTIONAL_NUMBERS = (("user", 1, MOST_ID), ("replica", 1, MOST_ID), ("first_token_ms", 0, MOST_MS))
-# Member: longest text.
-TEXTS = (("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64))
-OPTIONAL_TEXTS = (("address", 45), ("client", 80))
+# Member: longest text. Those that an older version did not write are "".
+TEXTS = (("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64), ("address", 45), ("client", 80))
 
 
 def encoded(kind: str, usage: Usage) -> bytes:
@@ -99,36 +97,33 @@ def opened(line: bytes) -> tuple[str, dict[str, Any]]:
 
 
 def usage_of(facts: dict[str, Any]) -> Usage:
-    """The usage with these members. Raises BadLine for what no database would take."""
-    if not NEEDED <= facts.keys() <= NAMES:
-        raise BadLine(f"not the members of a usage: {', '.join(sorted(facts.keys() ^ NAMES)[:20])}")
-    for name, least, most in NUMBERS:
-        _whole(name, facts[name], least, most)
-    for name, least, most in OPTIONAL_NUMBERS:
-        if facts[name] is not None:
-            _whole(name, facts[name], least, most)
-    for name, longest in TEXTS:
-        _text(name, facts[name], longest)
-    for name, longest in OPTIONAL_TEXTS:
-        _text(name, facts.get(name, ""), longest)
-    started = facts["started"]
-    if type(started) not in (float, int) or not 0 <= started <= LATEST:
-        raise BadLine(f"started: {_short(started)}")
-    if type(facts["status"]) is not str or facts["status"] not in STATUS:
-        raise BadLine(f"status: {_short(facts['status'])}")
-    if type(facts["estimated"]) is not bool:
-        raise BadLine(f"estimated: {_short(facts['estimated'])}")
-    return Usage(**facts)
+    """The usage with these members. Raises BadLine for what no database would take.
 
-
-def _whole(name: str, value: Any, least: int, most: int) -> None:
-    if type(value) is not int or not least <= value <= most:
-        raise BadLine(f"{name}: {_short(value)}")
-
-
-def _text(name: str, value: Any, longest: int) -> None:
-    if type(value) is not str or len(value) > longest or "\0" in value:
-        raise BadLine(f"{name}: {_short(value)}")
+    Without calls in its loops: it runs for each line, in a process that has other work.
+    """
+    try:
+        for name, least, most in NUMBERS:
+            value = facts[name]
+            if type(value) is not int or not least <= value <= most:
+                raise BadLine(f"{name}: {_short(value)}")
+        for name, least, most in OPTIONAL_NUMBERS:
+            value = facts[name]
+            if value is not None and (type(value) is not int or not least <= value <= most):
+                raise BadLine(f"{name}: {_short(value)}")
+        for name, longest in TEXTS:
+            value = facts.get(name, "")
+            if type(value) is not str or len(value) > longest or "\0" in value:
+                raise BadLine(f"{name}: {_short(value)}")
+        started, status, estimated = facts["started"], facts["status"], facts["estimated"]
+        if type(started) not in (float, int) or not 0 <= started <= LATEST:
+            raise BadLine(f"started: {_short(started)}")
+        if type(status) is not str or status not in STATUS:
+            raise BadLine(f"status: {_short(status)}")
+        if estimated is not True and estimated is not False:
+            raise BadLine(f"estimated: {_short(estimated)}")
+        return Usage(**facts)
+    except (KeyError, TypeError) as error:
+        raise BadLine(f"not the members of a usage: {', '.join(sorted(facts.keys() ^ NAMES)[:20])}") from error
 
 
 def _short(value: Any) -> str:
