@@ -60,15 +60,20 @@ def packages() -> Path:
             shutil.copy(file, made)
         # Without npm's own cache, as with pip's: the result is kept in ours.
         frontend.install(made, npm(), f"--cache={workspace / 'npm'}")
-        for program in (CLAUDE_CODE, CODEX):
-            if not [*made.glob(program)]:
-                raise CannotFetch(f"npm did not get {program}: is there one for {platform.machine()}?")
+        check(made)
         return made
 
     try:
         return once(target, make, locked.say)
     except CannotFetch as error:
         raise SystemExit(str(error)) from error
+
+
+def check(made: Path) -> None:
+    """Raises CannotFetch where npm left a program out: no test of a client may be missing without a word."""
+    for program in (CLAUDE_CODE, CODEX):
+        if not [*made.glob(program)]:
+            raise CannotFetch(f"npm did not get {program}: is there one for {platform.machine()}?")
 
 
 def claude_code() -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from modelregistry.fetching import CannotFetch
 from tests.clients import environment
 from tests.clients.agent_engine import COMPLETION, PROMPT
 from tests.clients.office import offline
@@ -32,8 +33,8 @@ def desk(tmp_path, office) -> Path:
     return place
 
 
-def run(desk: Path, command: list[str], **variables: str) -> str:
-    """What the command prints."""
+def run(desk: Path, command: list[str], *, status: int = 0, **variables: str) -> str:
+    """What the command prints, which ends with this exit status."""
     done = subprocess.run(
         command,
         cwd=desk,
@@ -43,7 +44,7 @@ def run(desk: Path, command: list[str], **variables: str) -> str:
         text=True,
         timeout=100,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -52,22 +53,42 @@ def calls_of_tools(office) -> list[dict[str, Any]]:
     return [request["body"] for request in office.agent.requests if request["body"].get("tools")]
 
 
-def test_claude_code_reads_a_file(office, desk):
-    program = str(environment.claude_code())
+def claude_code(office, desk: Path, *options: str, status: int = 0) -> dict[str, Any]:
+    """How a question to it ended."""
     told = run(
         desk,
-        [program, "-p", QUESTION, "--model", "agent", "--output-format", "json", "--allowedTools", "Read"],
+        [str(environment.claude_code()), "-p", QUESTION, "--output-format", "json", *options],
+        status=status,
         ANTHROPIC_BASE_URL=office.url,
         ANTHROPIC_AUTH_TOKEN=office.key,
         CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
         DISABLE_AUTOUPDATER="1",
     )
-    answer = json.loads(told)
+    ended: dict[str, Any] = json.loads(told)
+    return ended
+
+
+def test_claude_code_reads_a_file(office, desk):
+    answer = claude_code(office, desk, "--model", "agent", "--allowedTools", "Read")
     assert (answer["is_error"], answer["result"].endswith(NOTE)) == (False, True)
     assert all(body["stream"] for body in calls_of_tools(office))  # it did not fall back to whole answers
     rows = office.rows(2)
     assert {(row.endpoint, row.status, row.estimated) for row in rows} == {("/v1/messages", "finished", False)}
     assert {(row.prompt_tokens, row.completion_tokens) for row in rows} == {(PROMPT, COMPLETION)}
+
+
+def test_claude_code_sees_that_there_is_no_such_model(office, desk):
+    ended = claude_code(office, desk, "--model", "nope", status=1)
+    assert (ended["is_error"], ended["api_error_status"]) == (True, 404)
+    assert office.agent.requests == []
+
+
+@pytest.mark.parametrize("left_out", [environment.CLAUDE_CODE, environment.CODEX])
+def test_an_agent_that_npm_could_not_get_is_missed(tmp_path, left_out):
+    for program in {environment.CLAUDE_CODE, environment.CODEX} - {left_out}:
+        (tmp_path / program.replace("*", "linux-x64")).mkdir(parents=True)
+    with pytest.raises(CannotFetch):
+        environment.check(tmp_path)
 
 
 def test_codex_reads_a_file(office, desk):

@@ -20,6 +20,8 @@ from tests.clients import environment
 from tests.clients.office import Office, offline
 from tests.waiting import until
 
+pytestmark = pytest.mark.timeout(400)
+
 YAMADA = {"name": "山田 太郎", "email": "yamada@example.com", "password": "correct horse"}
 NOTE = "Travel expenses go to accounting. " * 20 + "\n\n" + "The canteen opens at 11:30. " * 20
 SECONDS = 240  # until it answers, on a machine that has other work
