@@ -82,6 +82,7 @@ def admin_lists() -> list[str]:
 
 def filled(pattern: str, who: str) -> str:
     """The pattern with what `who` would have in its place. Raises LookupError for a part that nothing stands for."""
+    pattern = pattern.replace("<id:", "<int:")
     for part, rows, column in _standing(who):
         if part in pattern:
             value = rows.values_list(column, flat=True).first()
@@ -100,15 +101,15 @@ def _standing(who: str) -> list[tuple[str, QuerySet[Any], str]]:
     mine = wishes.filter(asked_by=person, state="open")
     given = Quota.objects.filter(tenant__slug=HOME, each="")
     return [
-        ("tenants/quotas/<id:pk>", Quota.objects.filter(each="tenant"), "pk"),
-        ("quotas/<id:pk>", given, "pk"),
-        ("people/<id:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
-        ("members/<id:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
-        ("requests/<id:pk>", wishes.filter(tenant__slug=HOME, state="open").exclude(asked_by=person), "pk"),
-        ("more/<id:pk>", mine, "pk"),
-        ("notices/<id:pk>", Notice.objects.filter(user=person), "pk"),
-        ("audit/<id:pk>", AuditEvent.objects.filter(tenant__slug=HOME), "pk"),
-        ("tenants/<id:pk>", at_home, "pk"),
+        ("tenants/quotas/<int:pk>", Quota.objects.filter(each="tenant"), "pk"),
+        ("quotas/<int:pk>", given, "pk"),
+        ("people/<int:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
+        ("members/<int:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
+        ("requests/<int:pk>", wishes.filter(tenant__slug=HOME, state="open").exclude(asked_by=person), "pk"),
+        ("more/<int:pk>", mine, "pk"),
+        ("notices/<int:pk>", Notice.objects.filter(user=person), "pk"),
+        ("audit/<int:pk>", AuditEvent.objects.filter(tenant__slug=HOME), "pk"),
+        ("tenants/<int:pk>", at_home, "pk"),
         ("<slug:slug>", at_home, "slug"),
         ("<str:username>", User.objects.filter(memberships__tenant__slug=HOME), "username"),
         ("management/<slug:prefix>", ManagementKey.objects.filter(user=person), "prefix"),

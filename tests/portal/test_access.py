@@ -309,6 +309,7 @@ def filled(alice, bob, research) -> dict[str, str]:
     return {
         "<str:username>": alice.username,
         "notices/<id:pk>": f"notices/{Notice.objects.get(user=alice).pk}",
+        "notices/<int:pk>": f"notices/{Notice.objects.get(user=alice).pk}",
         "v1/quotas/<int:pk>": f"v1/quotas/{of_bob.pk}",
         "quota-requests/<int:pk>": f"quota-requests/{of_tenant.pk}",
         "tenants/quotas/<id:pk>": f"tenants/quotas/{default.pk}",
