@@ -29,8 +29,11 @@ FIELDS = 100
 URL_BYTES = 16384
 # Requests that may wait on a connection for the answer to the one before.
 WAITING = 4
-# Bytes that are parsed at a time where there may be more requests than that: the shortest has 18.
-PIECE = 512
+# Bytes that are parsed at a time where there may be more requests than that. The shortest has 18, and takes 3 KB here.
+PIECE = 2048
+VERSIONS = frozenset(("1.1", "1.0"))
+# Fields of a head that the server itself goes by.
+LOOKED_AT = frozenset((b"host", b"content-length", b"expect", b"transfer-encoding"))
 # What is missing of a body is read after its answer up to so many bytes; with more the connection ends.
 DRAINED_BYTES = 1024 * 1024
 # Seconds that a connection which ends is still read from.
@@ -168,8 +171,8 @@ class Protocol(HttpToolsProtocol):
         self._held = bytearray()  # came while enough requests waited
         self._understood = False  # whether the last bytes ended a head or brought some of a body
         self._unclear = 0  # bytes since something was understood, and those that are parsed now
-        self._head_read = False
-        self._fields = 0  # of the head, later of the trailers
+        self._hosts = 0  # of the head that comes
+        self._length = 0
         self._left = 0  # bytes still to come of a body whose length was told
         self.url = b""
 
@@ -204,7 +207,7 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._over:
             return
-        if self._held or self._enough():
+        if self._held or len(self.pipeline) >= WAITING or (self.flow.write_paused and self._enough()):
             self._hold(data)
         else:
             self._feed(data)
@@ -222,34 +225,37 @@ class Protocol(HttpToolsProtocol):
             self.flow.pause_reading()
 
     def _feed(self, data: bytes) -> None:
-        """To the parser, which cannot be stopped between two requests: in small pieces where there may be many."""
-        if len(data) <= max(PIECE, self._left) or data.count(b"/1.") <= WAITING:
+        """To the parser, which cannot be stopped between two requests: no more at a time than one request is known to
+        have, or than a few others fit in."""
+        if len(data) <= PIECE or len(data) <= self._left:
             self._parse(data)
             return
-        at = 0
+        view, at = memoryview(data), 0
         while at < len(data) and not self._over:
             if self._enough():
                 self._hold(data[at:])
                 return
             size = max(PIECE, self._left)
-            self._parse(data[at : at + size])
+            if self.cycle is not None and self.cycle.more_body and not self._left and data.count(b"/1.", at) < WAITING:
+                size = len(data)  # chunks, and hardly a request behind them
+            self._parse(view[at : at + size])
             at += size
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         self._understood = False
         self._unclear += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._unclear = 0
-            self._upgrade(data[upgrade.args[0] :])
+            self._upgrade(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback below raised
             self._refuse(cause if isinstance(cause, Refusal) else Malformed("invalid_request"))
         else:
             if self._understood:
                 self._unclear = 0
-            elif self._unclear > HEAD_BYTES:
+            elif self._unclear > HEAD_BYTES or (self.headers and len(self.headers) > FIELDS):
                 self._refuse(HeadTooLarge("headers_too_large"))
 
     def _upgrade(self, rest: bytes) -> None:
@@ -337,56 +343,47 @@ class Protocol(HttpToolsProtocol):
 
     # --- what the parser tells
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._head_read, self._fields = False, 0
-
     def on_url(self, url: bytes) -> None:
         self.url += url
         if len(self.url) > URL_BYTES:
             raise UrlTooLong("url_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields += 1
-        if self._fields > FIELDS:
-            raise HeadTooLarge("headers_too_large")
-        if self._head_read:
-            return  # a trailer: nothing that was looked at may change by it
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
+        if name in LOOKED_AT:
+            self._look_at(name, value)
         self.headers.append((name, value))
+
+    def _look_at(self, name: bytes, value: bytes) -> None:
+        """Raises Refusal for what several parties on the way might read in several ways."""
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"content-length":
+            self._length = int(value)
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        elif self.parser.get_http_version() != "1.1":  # it knows no transfer-encoding
+            raise Malformed("invalid_request")
+        elif value.strip().lower() != b"chunked":
+            raise UnknownTransferCoding("transfer_encoding")
 
     def on_headers_complete(self) -> None:
         self._understood = True
         self._in_time()
-        self._check_head()
+        version, hosts = self.parser.get_http_version(), self._hosts
+        self._left, self._length, self._hosts = self._length, 0, 0
+        if version not in VERSIONS or hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise Malformed("invalid_request")
+        # A head may have come in one piece with others before and behind it.
+        if self._unclear > HEAD_BYTES and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            raise HeadTooLarge("headers_too_large")
+        if len(self.headers) > FIELDS:
+            raise HeadTooLarge("headers_too_large")
         if self.parser.should_upgrade():  # seen to in `_upgrade`, when it is known where the head ends
             self.scope["method"] = self.parser.get_method().decode()
             return
-        self._head_read, self._fields = True, 0
         super().on_headers_complete()
-
-    def _check_head(self) -> None:
-        """Raises Refusal for what several parties on the way might read in several ways, and for too much of it."""
-        hosts = left = 0
-        version = self.parser.get_http_version()
-        for name, value in self.headers:
-            if name == b"host":
-                hosts += 1
-            elif name == b"content-length":
-                left = int(value)
-            elif name == b"transfer-encoding":
-                if version != "1.1":
-                    raise Malformed("invalid_request")
-                if value.strip().lower() != b"chunked":
-                    raise UnknownTransferCoding("transfer_encoding")
-        if version not in ("1.1", "1.0") or hosts > 1 or (hosts == 0 and version == "1.1"):
-            raise Malformed("invalid_request")
-        # It may have come in one piece with others before and behind it.
-        if self._unclear > HEAD_BYTES and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
-            raise HeadTooLarge("headers_too_large")
-        self._left = left
+        self.headers = []  # of the trailers from now on: nothing that was looked at may change by them
 
     def on_body(self, body: bytes) -> None:
         self._understood = True
@@ -401,7 +398,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._understood = True
-        self._left = 0
+        self._left = self._length = self._hosts = 0  # also what trailers said
         if self.parser.should_upgrade():
             return
         cycle = self.cycle
