@@ -180,6 +180,13 @@ class TestNames:
         connect(LDAP_USER_FILTER="(|(uid=%(user)s)(mail=%(user)s))")
         assert door.enter("alice", password_of("alice")) == door.enter("Person0@example.com", password_of("alice"))
 
+    def test_t7_a_name_longer_than_its_column_signs_nobody_in(self, connect, door, newcomer):
+        """PostgreSQL would refuse it in the middle of the sign-in; cut off, it might be somebody else's."""
+        connect(LDAP_USER_FILTER="(&(sn=Newcomer)(!(uid=%(user)s)))")
+        name = newcomer("x" * 151, "sales")
+        assert door.enter("somebody", f"password of {name}") is None
+        assert not User.objects.exists()
+
     def test_a_name_that_finds_two_people_signs_in_neither(self, connect, door):
         connect(LDAP_USER_FILTER="(|(uid=%(user)s)(gidNumber=6000))")
         assert door.enter("alice", password_of("alice")) is None

@@ -197,14 +197,23 @@ def _matches(attribute: str, values: Iterable[str]) -> str:
     return "".join(f"({attribute}={ldap.filter.escape_filter_chars(value)})" for value in values)
 
 
+# What our columns hold of a name that tells people apart.
+LONGEST_NAME, LONGEST_ID = 150, 255
+
+
 def person_of(directory: Directory, connection: Any, dn: str, attributes: Mapping[str, Any]) -> Person:
-    """Raises Refused for an entry without a name or an id."""
+    """Raises Refused for an entry without a name or an id, or with one that is longer than our columns."""
     groups = _groups(directory, connection, dn, attributes)
     username = unicodedata.normalize("NFKC", first(attributes, directory.username_attribute)).strip().lower()
     identity = _id(directory, attributes)
-    for value, variable in ((username, "LDAP_USERNAME_ATTRIBUTE"), (identity, "LDAP_ID_ATTRIBUTE")):
+    for value, most, variable in (
+        (username, LONGEST_NAME, "LDAP_USERNAME_ATTRIBUTE"),
+        (identity, LONGEST_ID, "LDAP_ID_ATTRIBUTE"),
+    ):
         if not value:
             raise Refused(f"{dn} has no value, or none that we may read, of the attribute in {variable}")
+        if len(value) > most:  # cut off, it might be another person's
+            raise Refused(f"{dn} has a value of more than {most} characters in the attribute in {variable}")
     return Person(
         id=identity,
         username=username,
