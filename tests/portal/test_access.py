@@ -280,6 +280,7 @@ def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
 def test_every_address_has_a_rule_and_every_rule_an_address():
     """Django's admin is its own matter: it is for staff, see tests of its sign-in."""
     assert {path for path in addresses() if not path.startswith("admin/")} == set(RULES)
+    assert {path for _method, path in WRITES} <= set(RULES)
 
 
 @pytest.fixture
