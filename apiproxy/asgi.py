@@ -31,7 +31,7 @@ from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool
 from apiproxy.limits import Limits, Spending
 from apiproxy.metrics import LAYOUT, Metrics
 from apiproxy.protocol import Terms
-from apiproxy.routes import PROBES
+from apiproxy.routes import PROBES, is_gateways
 from apiproxy.shared_limits import SharedLimits
 from apiproxy.suspects import Suspects
 from apiproxy.tally import Tally
@@ -100,7 +100,7 @@ class Application:
                 await self.start()
         assert self._gateway is not None
         path = scope["path"]
-        if path not in PROBES:
+        if is_gateways(path) and path not in PROBES:
             await self._gateway(scope, receive, send)
             return
         client = client_of(scope, receive, send)
