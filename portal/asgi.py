@@ -14,12 +14,16 @@ from django.core.asgi import get_asgi_application
 
 django = get_asgi_application()  # first: it sets Django up for what the consumers import
 
+from django.conf import settings
+
+from portal.database import use_pool
 from portal.metering.live import Pulse
 from portal.operations.live import Live
 from portal.operations.routing import sockets
 from portal.pages import Pages
 from portal.wall import Wall
 
+use_pool(settings.DATABASES["default"])  # before anything asks the database
 pages = Wall(Pages(django))
 # On its own socket a gateway tells whose connection a request came by. Elsewhere this is a client's word, and ignored.
 PEER = b"x-madoguchi-peer"
