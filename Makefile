@@ -11,6 +11,7 @@ help:
 	@echo 'make test-clients  real clients, Open WebUI among them (1.2 GB; some minutes, later 2)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 of every part under load, vLLM included (MINUTES=20, SEED=…)'
+	@echo 'make fuzz    say odd things to a whole Madoguchi (SECONDS=600, SEED=…)'
 	@echo 'make check   the quick half of `make test`: everything but the tests'
 	@echo 'make lock    look for newer versions of the dependencies and pin them'
 
@@ -59,6 +60,10 @@ MINUTES ?= 20
 chaos: test-setup
 	.venv/bin/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) --write
 
+SECONDS ?= 600
+fuzz: test-setup
+	.venv/bin/python -m tests.fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
+
 # uv resolves for every platform at once, which pip cannot; it is needed here only, so nowhere else.
 OPTIONS = --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --upgrade --quiet
 COMPILE = /bin/uv pip compile pyproject.toml $(OPTIONS)
@@ -79,4 +84,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients check bench chaos lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients check bench chaos fuzz lock

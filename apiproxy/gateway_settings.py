@@ -9,7 +9,7 @@ from portal.settings import INSTALLED_APPS as ALL
 PAGES_ONLY = frozenset(
     (
         "daphne",
-        "django.contrib.admin",
+        "portal.apps.Administration",
         "django.contrib.messages",
         "django.contrib.staticfiles",
         "django.contrib.humanize",

@@ -5,7 +5,8 @@ future lies between the two sockets. While the client reads too slowly, reading 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol
@@ -398,7 +399,8 @@ class Exchange:
         self._finish(Ending.REFUSED)
 
     def _assemble(self, through: bytes, assembly: Assembly) -> None:
-        assembly.feed(through)
+        with understood():
+            assembly.feed(through)
         self._hold(assembly.size - self._size)
 
     def _hold(self, more: int) -> bool:
@@ -469,12 +471,14 @@ class Exchange:
             self._finish(Ending.BROKEN)
 
     def _end_assembly(self, reader: sse.Reader, assembly: Assembly) -> None:
-        self._close("finished")
         usage = reader.usage
         if usage is None:  # llama-cpp-python tells none in streams; an answer in one piece always has it
             used, _ = reader.used(self._call.prompt_estimate)
             usage = {"prompt_tokens": used.prompt, "completion_tokens": used.completion, "total_tokens": used.total}
-        self._answer(assembly.body(usage), b"application/json")
+        with understood():
+            body = assembly.body(usage)
+        self._close("finished")
+        self._answer(body, b"application/json")
 
     def _broke_off(self) -> None:
         """The answer ended before its end. A client that has had some of it is told by an event."""
@@ -537,6 +541,15 @@ class Exchange:
             self._outcome = ending
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
+
+
+@contextmanager
+def understood() -> Iterator[None]:
+    """What an engine sends may be no JSON, or a text where a list should be: its fault, not ours. Raises Broken."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise Broken(f"an event is not what its format asks for ({type(error).__name__})") from error
 
 
 def stand_in(dialect: Dialect, language: Language, error: Any) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from apiproxy import locks
+from apiproxy import locks, usage_lines
 
 # Of the file: some 100,000 lines. What comes after is counted and told, but not kept.
 MOST = 64 * 1024 * 1024
@@ -129,8 +129,8 @@ def _refused(line: bytes) -> Refused:
         error, usage, at, kind = row["error"], row["usage"], row.get("at", 0.0), row.get("kind", "close")
     except (ValueError, TypeError, LookupError, AttributeError):
         return Refused(error="cannot be read", usage=line.decode(errors="replace").rstrip("\n"))
-    if not isinstance(usage, dict):
-        usage = str(usage)
+    if not isinstance(usage, dict | str) or (isinstance(usage, dict) and usage_lines.nested(usage)):
+        usage = line.decode(errors="replace").rstrip("\n")
     return Refused(error=str(error), usage=usage, kind=str(kind), at=float(at) if type(at) in (int, float) else 0.0)
 
 

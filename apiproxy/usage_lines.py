@@ -93,7 +93,14 @@ def opened(line: bytes) -> tuple[str, dict[str, Any]]:
     ((kind, facts),) = event.items()
     if kind not in ("open", "close") or not isinstance(facts, dict):
         raise BadLine("no event that this version knows")
+    if (name := nested(facts)) is not None:
+        raise BadLine(f"{name[:40]}: not a single value")
     return kind, facts
+
+
+def nested(facts: dict[str, Any]) -> str | None:
+    """The first member that has parts. To show or encode what is nested deeply is a RecursionError."""
+    return next((name for name, value in facts.items() if isinstance(value, dict | list)), None)
 
 
 def usage_of(facts: dict[str, Any]) -> Usage:

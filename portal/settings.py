@@ -41,7 +41,7 @@ HOST_NAME = env.str("MADOGUCHI_HOST", socket.gethostname())
 
 INSTALLED_APPS = [
     "daphne",  # before staticfiles: gives `runserver` its ASGI server
-    "django.contrib.admin",
+    "portal.apps.Administration",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",

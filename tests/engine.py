@@ -175,7 +175,11 @@ class Engine:
             return True
         fields = json.loads(body)
         self.seen["requests"].append({"path": path, "headers": headers, "body": fields})
-        return await self.answer(reader, writer, script(fields), answered)
+        try:
+            steps = script(fields)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):  # tools that are none, say
+            steps = [{"send": unary(400, {"error": {"message": "not understood"}})}]
+        return await self.answer(reader, writer, steps, answered)
 
     async def upload(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lines: list[str], headers: dict[str, str]

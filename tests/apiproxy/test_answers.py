@@ -66,6 +66,23 @@ def test_g15_large_events_of_one_answer_leave_the_loop_to_others(llama):
     until(lambda: llama.application._gateway.budget.held == 0)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "data: nonsense\n\n",
+        'data: {"choices": 7}\n\n',
+        'data: {"choices": [{"index": 0, "delta": {"tool_calls": [1]}}]}\n\n',
+        "data: " + "[" * 5000 + "\n\n",
+    ],
+)
+def test_g5_events_that_are_not_what_they_should_be_are_the_engines_failure(llama, caplog, odd):
+    script = [{"send": SSE}, {"send": chunk(token(1) + odd)}, END]
+    refused = llama.chat(script=script)
+    assert (refused.status_code, code(refused)) == (502, "engine_error")
+    assert [row.status for row in llama.usage()] == ["failed"]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_g15_an_assembly_counts_what_it_keeps():
     assembly = ChunkAssembly()
     for _ in range(1000):

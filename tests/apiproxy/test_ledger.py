@@ -315,6 +315,7 @@ def test_m7_lines_of_any_kind_are_set_aside(tmp_path, database):
         json.dumps({"close": {name: facts[name] for name in list(facts)[1:]}}).encode(),
         b"\xff\xfe",
         b"[" * 5000,
+        json.dumps({"close": {**facts, "user": "DEEP"}}).replace('"DEEP"', "[" * 990 + "]" * 990).encode(),
     ]
     (tmp_path / "0123456789ab-000000.jsonl").write_bytes(
         b"\n".join([*odd, json.dumps({"close": facts}).encode()]) + b"\n"
@@ -439,8 +440,10 @@ def test_m7_a_replay_without_a_database_or_that_is_killed_loses_nothing(tmp_path
 
 def test_m7_the_file_of_an_older_version_can_be_replayed(tmp_path, database):
     older = [{"error": "bad row", "usage": vars(usage("a"))}, {"error": "no JSON", "usage": "nonsense\n"}]
-    (tmp_path / "refused.txt").write_text("".join(json.dumps(row) + "\n" for row in older) + "damaged\n")
-    assert replay(SetAside(tmp_path), database.record) == (1, 2)
+    deep = json.dumps({"error": "bad row", "usage": {"user": "DEEP"}}).replace('"DEEP"', "[" * 990 + "]" * 990)
+    lines = [*map(json.dumps, older), deep, "damaged"]
+    (tmp_path / "refused.txt").write_text("".join(f"{line}\n" for line in lines))
+    assert replay(SetAside(tmp_path), database.record) == (1, 3)
     assert list(database.rows) == ["a"]
 
 

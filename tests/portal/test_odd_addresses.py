@@ -134,3 +134,7 @@ def test_p3_a_note_keeps_no_nul(filled, bob):  # noqa: F811
     client.post(f"/tenant/research/requests/{asked.pk}/", form)
     asked.refresh_from_db()
     assert "\0" not in asked.note
+
+
+def test_p3_forms_of_the_administration_are_not_filled_in_from_their_addresses(operator):
+    assert operator.get("/admin/accounts/membership/add/", {"tenant": "\x81Q¿", "user": "x"}).status_code == 200
