@@ -76,7 +76,7 @@ class Load:
             while self.going:
                 number = len(self.calls) + 1
                 kind = self._dice.choice(["stream", "stream", "unary", "assembled"])
-                call = Call(kind, prompt=1_000_000 + number, completion=2_000_000 + number)
+                call = Call(kind, prompt=100_000 + number, completion=200_000 + number)
                 self.calls.append(call)
                 try:
                     await self.one(http, call, leaves=self._dice.random() < 0.1)
