@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import orjson
 
+from apiproxy.engine_json import loads
+
 # What an answer or a tool call that has just begun takes, so that many empty ones count as well.
 BEGUN = 256
 COMPACT: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
@@ -210,8 +212,8 @@ class MessageAssembly:
 def tool_input(text: str) -> Any:
     """A tool's input; where max_tokens cut it off, the text that there is."""
     try:
-        return json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        return loads(text or "{}")
+    except ValueError:
         return text
 
 
@@ -222,23 +224,15 @@ def whole(number: Any) -> int:
 def objects(events: bytes) -> list[dict[str, Any]]:
     """The JSON objects of whole events; `[DONE]`, comments and llama.cpp's `null` are none."""
     lines = [line[5:].strip() for line in events.split(b"\n") if line.startswith(b"data:")]
-    found = [decoded(line) for line in lines if line != b"[DONE]"]
+    found = [loads(line) for line in lines if line != b"[DONE]"]
     return [thing for thing in found if isinstance(thing, dict)]
-
-
-def decoded(text: bytes) -> Any:
-    """JSON, also with half of a surrogate pair. Raises ValueError."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return json.loads(text)
 
 
 def encoded(answer: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(plain(answer, fragment))
     except orjson.JSONEncodeError:  # half a surrogate pair, or a number beyond 64 bits
-        text = json.dumps(plain(answer, lambda items: [decoded(item) for item in items]), **COMPACT)
+        text = json.dumps(plain(answer, lambda items: [loads(item) for item in items]), **COMPACT)
         return text.encode(errors="backslashreplace")
 
 

@@ -5,15 +5,13 @@ the context does not hold is told in the words that clients know, with the numbe
 fault, and nothing of it goes out.
 """
 
-import json
 import re
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from apiproxy.dialects import MESSAGES
+from apiproxy.engine_json import loads
 from apiproxy.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
 from apiproxy.protocol import MAX_TOKENS, Call, Endpoint
 
@@ -81,8 +79,8 @@ def check(body: bytes, content_type: bytes, call: Call, endpoint: Endpoint) -> N
     if len(body) > ERROR_BODY or b'"error"' not in body:
         return
     try:
-        answer = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        answer = loads(body)
+    except ValueError:
         return
     error = answer.get("error") if isinstance(answer, dict) else None
     if error:
@@ -109,8 +107,8 @@ def unpacked(body: bytes, encoding: bytes, most: int) -> bytes:
 def error_of(body: bytes) -> dict[str, Any]:
     """The error object of an answer, whichever shape the engine gives it."""
     try:
-        answer = json.loads(body)
-    except (ValueError, RecursionError):
+        answer = loads(body)
+    except ValueError:
         return {"message": body.decode(errors="replace")}
     error = answer.get("error", answer.get("detail", answer)) if isinstance(answer, dict) else answer
     return error if isinstance(error, dict) else {"message": error}

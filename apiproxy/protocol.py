@@ -14,6 +14,7 @@ from apiproxy.budget import SMALL as SMALL_SHARE
 from apiproxy.budget import Share
 from apiproxy.catalogue import Model
 from apiproxy.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect
+from apiproxy.engine_json import loads
 from apiproxy.errors import BadRequest
 from apiproxy.routes import RERANKERS
 from apiproxy.tokens import MOST_TOKENS, Tokens, tokens
@@ -397,8 +398,8 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
     followed by an object is the answer's own.
     """
     if len(body) <= SMALL:
-        with contextlib.suppress(orjson.JSONDecodeError):
-            answer = orjson.loads(body)
+        with contextlib.suppress(ValueError):
+            answer = loads(body)
             usage = answer.get("usage") if isinstance(answer, dict) else None
             return usage if isinstance(usage, dict) else None
     at = len(body)

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import orjson
-
+from apiproxy.engine_json import loads
 from apiproxy.response_events import Completion, is_bare
 from apiproxy.tokens import Tokens, tokens
 
@@ -451,12 +450,9 @@ def encoded(chunk: dict[str, Any]) -> bytes:
 def decoded(data: bytes) -> dict[str, Any] | None:
     """The JSON object in these bytes, if it is one."""
     try:
-        found = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        try:
-            found = json.loads(data)  # half of a surrogate pair, NaN
-        except (ValueError, RecursionError):
-            return None
+        found = loads(data)
+    except ValueError:
+        return None
     return found if isinstance(found, dict) else None
 
 

@@ -384,3 +384,12 @@ async def test_g17_a_name_that_nobody_resolves_holds_up_no_other(monkeypatch):
     assert all(isinstance(one, Exception) for one in await asyncio.gather(*waiting, return_exceptions=True))
     pool.close()
     other.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_g6_an_error_that_nests_deeply_is_no_fault_of_ours(counter, caplog, stream):
+    deep = '{"error": ' + "[" * 900 + "]" * 900 + "}"
+    whole = {"send": f"HTTP/1.1 500 X\r\ncontent-length: {len(deep)}\r\n\r\n{deep}"}
+    script = [{"send": SSE}, {"send": chunk(f"data: {deep}\n\n") + "0\r\n\r\n"}] if stream else [whole]
+    assert counter.chat(stream=stream, script=script).status_code == (200 if stream else 502)
+    assert not [record for record in caplog.records if record.exc_info]
