@@ -6,8 +6,8 @@ Refusal
 ├── UnknownPath             404  unknown_url
 ├── WrongMethod             405  method_not_allowed
 ├── UnknownModel            404  model_not_found
-├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported, suspected_poison,
-│                             answer_too_large
+├── BadRequest              400  invalid_json, invalid_value, model_not_supported, path_not_supported
+├── BadRequest              400  suspected_poison, answer_too_large
 ├── ContextExceeded         400  context_length_exceeded
 ├── BodyTooLarge            413  request_too_large
 ├── BodyTooSlow             408  request_timeout

@@ -44,6 +44,21 @@ WORDS: dict[str, tuple[Promise, Promise]] = {
         _("Shorten the conversation, or choose a model with a longer context."),
     ),
     "request_too_large": (_("the request was too large"), _("Send less at once, smaller files for example.")),
+    "unsupported_content_encoding": (
+        _("the request was compressed in an unknown way"),
+        _("The program that calls needs to be corrected: gzip and deflate can be read."),
+    ),
+    "invalid_request": (_("the request was no valid HTTP"), _("The program that calls needs to be corrected.")),
+    "transfer_encoding": (_("the request was no valid HTTP"), _("The program that calls needs to be corrected.")),
+    "url_too_long": (_("the address was too long"), _("The program that calls needs to be corrected.")),
+    "headers_too_large": (
+        _("the headers of the request were too large"),
+        _("The program that calls needs to be corrected."),
+    ),
+    "server_busy": (
+        _("too many large requests from everybody at once"),
+        _("Try again after some seconds. If it happens often, tell the operators."),
+    ),
     "request_timeout": (_("the request did not arrive as a whole"), _("Look at the network of the caller.")),
     "invalid_json": (_("the request was no valid JSON"), _("The program that calls needs to be corrected.")),
     "invalid_value": (
@@ -74,6 +89,12 @@ WORDS: dict[str, tuple[Promise, Promise]] = {
         _("the engine failed before it answered"),
         _("Try again. If it happens often, tell the operators."),
     ),
+    "engine_busy": (_("the engine took no more requests"), _("Let the program wait and try again.")),
+    "suspected_poison": (
+        _("an engine stopped working under the same request before"),
+        _("Change the request, mostly its grammar or schema. The operators see which request it was."),
+    ),
+    "answer_too_large": (_("the answer was too large"), _("Ask for less at once: fewer answers or alternatives.")),
     "engine_timeout": (
         _("the engine did not answer in time"),
         _("Ask for less at once. If it happens often, tell the operators."),

@@ -28,7 +28,7 @@ USAGE = {
 }
 RESPONSE = {"id": "resp_1", "object": "response", "status": "completed", "output": [], "usage": USAGE}
 TEXT = "response.output_text.delta"
-RESPONSES_START = typed("response.created", response={"id": "resp_1", "usage": None}) + "".join(
+RESPONSES_START = typed("response.created", response={"id": "resp_1", "usage": None}, sequence_number=0) + "".join(
     typed(TEXT, delta=text, sequence_number=index) for index, text in enumerate(("a", 'say \\"usage\\"', "c"))
 )
 RESPONSES_STREAM = RESPONSES_START + typed("response.completed", response=RESPONSE)

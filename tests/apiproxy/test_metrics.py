@@ -195,7 +195,7 @@ def test_a_running_gateway_tells_what_its_calls_and_its_neighbours_do(counter):
     assert (found["madoguchi_workers[]"], found["madoguchi_database_up[]"]) == (1, 1)
     assert found["madoguchi_catalogue_revision[]"] == counter.application.revision
     assert found["madoguchi_catalogue_age_seconds[]"] < 3
-    counter.chat(script=[{"reset": True}])
+    counter.chat(script=[{"die": True}])
     assert samples(counter.client.get("/metrics").text)["madoguchi_replicas_skipped[model=fake]"] == 1
 
 
