@@ -102,6 +102,22 @@ def test_too_large_bodies_are_told_in_the_shape_of_the_api(site):
     assert (answer.status, answer.code) == (413, "request_too_large")
 
 
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank", "/rerank"])
+def test_g12_paths_that_cohere_s_clients_write_take_the_same_bodies_as_ours(site, path):
+    """Of 2,048 documents; by the bound of pages nginx had refused what is above 3 MB, in HTML."""
+    documents = {"model": "plain", "query": "q", "documents": ["x" * 2000] * 2000}
+    body = json.dumps(documents).encode()
+    with site.nginx.connect() as connection:
+        fields = f"authorization: Bearer {site.key}", f"content-length: {len(body)}"
+        connection.sendall(request("POST", path, *fields, body=body))
+        answer = Reader(connection).one()
+    assert answer.status != 413
+    with site.nginx.connect() as connection:
+        connection.sendall(request("POST", path, f"content-length: {33 * MB}"))
+        answer = Reader(connection).one()
+    assert (answer.status, answer.code) == (413, "request_too_large")
+
+
 # --- hosts that do not answer
 
 
@@ -155,7 +171,7 @@ def test_o9_a_call_that_was_sent_is_not_sent_to_another_host(site):
         assert other.seen()["requests"] == []
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/audio/transcriptions"])
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/audio/transcriptions", "/v2/rerank", "/rerank"])
 def test_errors_of_nginx_itself_are_errors_of_the_api(path):
     with nginx("127.0.0.1:9") as proxy, proxy.connect() as connection:
         connection.sendall(request("POST", path, "content-length: 2", body=b"{}"))
