@@ -242,7 +242,9 @@ async def _away(send: Send) -> None:
 class Tunnel(asyncio.Protocol):
     """A connection that became a WebSocket, joined to the portal's: bytes go on both ways as they come.
 
-    uvicorn's `ws` class for gateways. It is given the head of the request as if it had just arrived.
+    uvicorn's `ws` class for gateways. It is given the head of the request as if it had just arrived. Until the portal
+    has agreed it gets nothing but that: what it does not take for a WebSocket's it would take for further requests,
+    whose senders could say in PEER whoever they like.
     """
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
@@ -250,7 +252,8 @@ class Tunnel(asyncio.Protocol):
         self._path: str = app_state[STATE]
         self._browser: asyncio.Transport | None = None
         self._portal: asyncio.Transport | None = None
-        self._early: list[bytes] = []
+        self._head = b""
+        self._agreed = False  # the portal speaks WebSocket from now on
         self._joining: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -259,18 +262,19 @@ class Tunnel(asyncio.Protocol):
         self._joining = asyncio.get_running_loop().create_task(self._join())
 
     def data_received(self, data: bytes) -> None:
-        if self._portal is not None:
-            self._portal.write(data)
+        if self._agreed:
+            if self._portal is not None:
+                self._portal.write(data)
             return
-        if not self._early:  # the head: of whom it is, is for us to say
-            first, _, rest = data.partition(b"\r\n")
-            kept = [line for line in rest.split(b"\r\n") if line.partition(b":")[0].lower() != PEER]
-            assert self._browser is not None
-            client = self._browser.get_extra_info("peername")
-            data = b"\r\n".join([first, peer_line(client if isinstance(client, tuple) else None), *kept])
-        self._early.append(data)
-        if self._browser is not None:
-            self._browser.pause_reading()
+        assert self._browser is not None
+        if self._head:  # no client may say more before it is answered (RFC 6455, 4.1)
+            self._browser.abort()
+            return
+        # Of whom it is, is for us to say.
+        first, _, rest = data.partition(b"\r\n")
+        kept = [line for line in rest.split(b"\r\n") if line.partition(b":")[0].lower() != PEER]
+        client = self._browser.get_extra_info("peername")
+        self._head = b"\r\n".join([first, peer_line(client if isinstance(client, tuple) else None), *kept])
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
@@ -306,14 +310,13 @@ class Tunnel(asyncio.Protocol):
             transport.close()
             return
         self._portal = transport
-        transport.writelines(self._early)
-        self._early.clear()
-        self._browser.resume_reading()
+        transport.write(self._head)
 
     # --- of the portal's side
 
     def from_portal(self, data: bytes) -> None:
         if self._browser is not None:
+            self._agreed = self._agreed or data.startswith(b"HTTP/1.1 101 ")
             self._browser.write(data)
 
     def portal_lost(self) -> None:

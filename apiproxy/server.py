@@ -520,6 +520,9 @@ class Socket(WebSocketsSansIOProtocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
+        if self.handshake_initiated and not self.handshake_complete:  # too early: uvicorn would fail at it
+            self.transport.abort()
+            return
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.transport.is_closing():
             # A line that is too long for it, or the like. uvicorn would say nothing.

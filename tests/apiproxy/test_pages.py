@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 import uvicorn
 from websockets.sync.client import connect
 
-from apiproxy.pages import Pages
+from apiproxy.pages import STATE, Pages
 from tests.installation import ROOT, Installation, installed
 from tests.slapd import unused_port
 from tests.waiting import until
@@ -134,13 +135,15 @@ async def front(tmp_path) -> AsyncIterator[tuple[Path, str]]:
         if scope["type"] != "lifespan":
             await pages(scope, receive, send)
             return
+        scope["state"][STATE] = pages.socket
         for phase in ("startup", "shutdown"):
             await receive()
             if phase == "shutdown":
                 pages.close()
             await send({"type": f"lifespan.{phase}.complete"})
 
-    config = uvicorn.Config(application, http="apiproxy.server:Protocol", lifespan="on", log_config=None)
+    classes = {"http": "apiproxy.server:Protocol", "ws": "apiproxy.pages:Tunnel"}
+    config = uvicorn.Config(application, **classes, lifespan="on", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
@@ -292,3 +295,47 @@ async def test_p7_the_portal_hears_that_a_browser_has_left(front):
         writer.transport.abort()
         async with asyncio.timeout(20):
             await left.wait()
+
+
+WISH = (
+    b"GET /ws/usage/ HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\nsec-websocket-version: 13\r\n\r\n"
+)
+
+
+async def test_g1_what_follows_a_wish_for_a_websocket_is_no_request_of_the_portals(front):
+    """Else it could say in PEER, which the portal believes, from where it comes."""
+    seen = b""
+    over = asyncio.Event()
+
+    async def behave(reader, writer):
+        nonlocal seen
+        await asyncio.sleep(0.5)  # busy: it reads all that has come at once
+        seen = await reader.read()
+        over.set()
+
+    async with portal(front[0], behave):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(front[1].rpartition(":")[2]))
+        writer.write(WISH)
+        await asyncio.sleep(0.1)
+        writer.write(b"GET /sign-in/ HTTP/1.1\r\nhost: x\r\nx-madoguchi-peer: 10.9.8.7\r\n\r\n")
+        async with asyncio.timeout(20):
+            await over.wait()
+            assert await reader.read() == b""
+        writer.close()
+    assert seen.startswith(b"GET /ws/usage/ ")
+    assert b"10.9.8.7" not in seen
+
+
+def test_g1_a_socket_that_speaks_too_early_leaves_no_fault_in_the_log(place):
+    for number in range(40):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(place.var / "run" / "portal.sock"))
+            connection.sendall(WISH)
+            time.sleep(number / 10_000)
+            with contextlib.suppress(OSError):
+                connection.sendall(WISH)
+                while connection.recv(65536):
+                    pass
+    assert "Traceback" not in place.log
