@@ -41,8 +41,15 @@ class SignInForm(AuthenticationForm):
     wait = 0  # seconds that a locked-out person must wait
 
     def clean(self) -> dict[str, Any]:
+        assert self.request is not None
         try:
-            return super().clean()
+            with throttle.turn(self.request, self.cleaned_data.get("username", "")):
+                return super().clean()
+        except throttle.Crowded as error:
+            self.wait = 1
+            raise ValidationError(
+                _("There are too many attempts with this name at the same time. Try again in a moment."), code="locked"
+            ) from error
         except directory.DirectoryError as error:
             raise ValidationError(TROUBLE[type(error)], code="directory") from error
 

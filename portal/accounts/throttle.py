@@ -1,7 +1,11 @@
 """Who is trying to sign in, for django-axes: it counts failures by person and address and locks after too many."""
 
 import ipaddress
+import threading
 import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -35,11 +39,47 @@ def counted_name(request: HttpRequest, credentials: dict[str, Any] | None = None
     name = (credentials or request.POST).get("username")
     if name is None:
         return None
-    name = unicodedata.normalize("NFKC", name).strip().lower()
+    name = _folded(name)
     if User.objects.filter(username__iexact=name).exists():
         return name
     # Nobody's name may be somebody's password, typed into the wrong field: counted alike, but not to be read.
     return f"unknown-{salted_hmac('sign-in attempts', name, algorithm='sha256').hexdigest()[:40]}"
+
+
+class Crowded(Exception):
+    """As many attempts of this name from this address as one has in all are being made at the same time."""
+
+
+_turns: dict[tuple[str, str | None], threading.Lock] = {}
+_present: Counter[tuple[str, str | None]] = Counter()
+_guard = threading.Lock()
+
+
+@contextmanager
+def turn(request: HttpRequest, username: str) -> Iterator[None]:
+    """Let one attempt of a name from an address at a time be made in this process. Raises Crowded.
+
+    A failure counts when the password was tried: of seventy attempts at the same time all seventy were tried. Who waits
+    asks the database nothing yet, and so holds none of its connections.
+    """
+    one = (_folded(username), client_address(request))
+    with _guard:
+        if _present[one] >= settings.AXES_FAILURE_LIMIT:
+            raise Crowded
+        _present[one] += 1
+        mine = _turns.setdefault(one, threading.Lock())
+    try:
+        with mine:
+            yield
+    finally:
+        with _guard:
+            _present[one] -= 1
+            if not _present[one]:
+                del _present[one], _turns[one]
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFKC", name).strip().lower()
 
 
 def wait(request: HttpRequest, username: str) -> timedelta:

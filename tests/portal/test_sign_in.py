@@ -1,10 +1,12 @@
 """The sign-in page and its throttle, with local accounts."""
 
+import threading
 from datetime import timedelta
 
 import pytest
 import time_machine
 from axes.models import AccessAttempt
+from django.db import connections
 from django.test import Client, RequestFactory
 from django.utils import timezone
 
@@ -88,6 +90,30 @@ class TestThrottle:
         door.enter("alice", RIGHT, accept_language="ja")
         assert "15" in door.says
         assert "try again" not in door.says
+
+    @pytest.mark.django_db(transaction=True)
+    def test_x_attempts_at_the_same_time_are_no_more_than_one_after_the_other(self, alice, monkeypatch):
+        """Of seventy at once all were tried before five failures had counted, the right password too, however late."""
+        tried, answers, check = [], [], User.check_password
+        monkeypatch.setattr(User, "check_password", lambda user, text: tried.append(text) or check(user, text))
+        together = threading.Barrier(16)
+
+        def guess(number: int) -> None:
+            door = Door()
+            together.wait()
+            door.enter("alice", f"wrong {number}")
+            answers.append(door.response.status_code)
+            connections.close_all()
+
+        threads = [threading.Thread(target=guess, args=[number]) for number in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(answers) == 16
+        assert len(tried) <= 5
+        assert set(answers) <= {200, 429}
+        assert throttle._present == {} == throttle._turns
 
     def test_another_address_is_not_locked(self, door, alice):
         fail(door, 5)
