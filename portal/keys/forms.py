@@ -18,7 +18,7 @@ from portal.accounts.tenancy import own_tenants
 from portal.keys import networks
 from portal.keys.access import open_to
 from portal.keys.issuing import Changes
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, check_end
 
 # What the tenant of the key proposes, where a person's tenants propose different times.
 PROPOSED, NEVER = "proposed", "never"
@@ -280,6 +280,8 @@ class ChangeKeyForm(Rules):
 
     def clean_expires_on(self) -> date | None:
         day: date | None = self.cleaned_data["expires_on"]
+        if "expires_on" in self.changed_data:
+            check_end(day)
         if day and "expires_on" in self.changed_data and end_of(day, self.key.tenant.zone) <= timezone.now():
             raise ValidationError(_("This day is over. To end the key now, revoke it."))
         return day

@@ -20,7 +20,7 @@ from portal.accounts.models import Tenant, User
 from portal.accounts.tenancy import admins_of, operators
 from portal.console.templatetags.figures import person
 from portal.keys import keyring, secret
-from portal.keys.models import ApiKey, check_networks
+from portal.keys.models import YEARS, ApiKey, check_end, check_networks
 from portal.metering.models import Quota
 from portal.notices.telling import tell
 
@@ -86,13 +86,15 @@ def issue(
 
     Give `user` for a personal key or `service` (and who is `responsible`) for a service key. Without `allowed_models`
     it is for all models that the tenant may use, without `networks` (as networks.parse gives them) from everywhere.
-    Raises NotAMember, also for who is responsible, TooMany, and ValidationError for what is no network.
+    Raises NotAMember, also for who is responsible, TooMany, and ValidationError for what is no network
+    or too far an end.
     """
     if user is None or user != created_by:
         tenancy.check(created_by, tenant)
     for member in (user, responsible):
         belongs(member, tenant)
     check_networks(list(networks))
+    check_end(expires_at)
     chosen = list(allowed_models)
     key = ApiKey(
         tenant=tenant,
@@ -140,7 +142,7 @@ def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[
             networks=key.networks,
             takes_user_headers=key.takes_user_headers,
             every_model=key.every_model,
-            expires_at=key.expires_at and now + (key.expires_at - key.created_at),
+            expires_at=key.expires_at and now + min(key.expires_at - key.created_at, timedelta(days=365 * YEARS)),
             created_by=by,
             replaces=key,
         )
@@ -158,7 +160,7 @@ def rotate(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[
 def change(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -> None:
     """Gives the key these values; others stay. Gateways follow within one catalogue poll.
 
-    Raises Ended, NotAMember for who shall be responsible, and ValidationError for what is no network.
+    Raises Ended, NotAMember for who shall be responsible, and ValidationError for what is no network or too far an end.
     """
     _check(by, key)
     if key.revoked_at:
@@ -167,6 +169,7 @@ def change(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -
         belongs(changes["responsible"], key.tenant)
     if "networks" in changes:
         check_networks(list(changes["networks"]))
+    check_end(changes.get("expires_at"))
     with transaction.atomic():
         if "allowed_models" in changes:
             _allow(key, changes.pop("allowed_models"))

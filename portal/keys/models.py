@@ -1,5 +1,6 @@
 """API keys and who may use which model."""
 
+from datetime import date, datetime
 from ipaddress import ip_network
 from typing import Any, ClassVar
 
@@ -37,6 +38,15 @@ def check_networks(networks: object) -> None:
             raise ValidationError(
                 _("%(network)s is not a network. Examples: 10.1.0.0/16, 192.168.7.5/32"), params={"network": network}
             ) from error
+
+
+YEARS = 100
+
+
+def check_end(end: datetime | date | None) -> None:
+    """Raise ValidationError for an end so far away that some time zone, or a successor, would have none."""
+    if end is not None and end.year > timezone.now().year + YEARS:
+        raise ValidationError(_("Choose a time within %(years)d years, or no expiry."), params={"years": YEARS})
 
 
 class ApiKey(models.Model):

@@ -12,7 +12,7 @@ from portal.api.fields import AnyModel, AnyTenant, Colleague
 from portal.api.text import CharField
 from portal.keys import keyring, networks
 from portal.keys.access import Liveness, open_to
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, check_end
 
 LONGEST_OVERLAP = 90 * 24  # hours
 
@@ -110,6 +110,7 @@ class Rules(serializers.Serializer[Any]):
     def validate_expires_at(self, at: Any) -> Any:
         if at is not None and at <= timezone.now():
             raise serializers.ValidationError(_("Choose a time to come. To end a key now, revoke it."))
+        check_end(at)
         return at
 
     def check_models(self, tenant: Tenant, chosen: list[Any] | None) -> None:

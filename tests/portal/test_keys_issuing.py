@@ -1,6 +1,6 @@
 """The verbs of API keys: issue, rotate, change, revoke; and whose keys a person may see and manage."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.exceptions import ValidationError
@@ -48,6 +48,26 @@ class TestIssuing:
         with pytest.raises(issuing.NotAMember):
             issuing.issue(tenant=research, name="x", service="" if role == "user" else "x", **{role: charlie})
         assert not ApiKey.objects.exists()
+
+    @pytest.mark.parametrize("years", [101, 7000])
+    def test_p3_an_end_that_is_no_time_everywhere_is_refused(self, research, years):
+        """At 9999-12-31T14:59Z it is the year 10000 in Sydney: every page with the key was a 500, an admin's too."""
+        far = timezone.now() + timedelta(days=365.25 * years)
+        with pytest.raises(ValidationError):
+            service_key(research, expires_at=far)
+        key = service_key(research)
+        with pytest.raises(ValidationError):
+            issuing.change(key, expires_at=far)
+        with pytest.raises(CommandError, match="100"):
+            call_command("createkey", "--tenant", "research", "--service", "x", "--expires", f"{far:%Y-%m-%d}")
+
+    def test_p3_a_key_that_had_such_an_end_can_be_rotated(self, research):
+        key = service_key(research)
+        key.expires_at = datetime(9999, 12, 30, tzinfo=UTC)
+        key.created_at = timezone.now() - timedelta(days=1000)
+        key.save()
+        new, _ = issuing.rotate(key, timedelta())
+        assert new.expires_at.year <= timezone.now().year + 100
 
     def test_what_is_no_network_is_refused(self, research):
         with pytest.raises(ValidationError):

@@ -13,7 +13,7 @@ from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys import networks
 from portal.keys.issuing import NotAMember, TooMany, issue
-from portal.keys.models import ApiKey
+from portal.keys.models import ApiKey, check_end
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -33,6 +33,10 @@ def moment(text: str) -> datetime | str:
         raise ArgumentTypeError(
             f"{text!r} is neither like 90d, 12h, 8w nor a date like 2027-03-31 nor never"
         ) from error
+    try:
+        check_end(day)
+    except ValidationError as error:
+        raise ArgumentTypeError("; ".join(error.messages)) from error
     end = timezone.make_aware(day) + timedelta(days=1)
     if end <= timezone.now():
         raise ArgumentTypeError(f"{text} is over")
