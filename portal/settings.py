@@ -221,7 +221,7 @@ REST_FRAMEWORK = {
     # What is for others says so itself.
     "DEFAULT_PERMISSION_CLASSES": ["portal.api.permissions.Operators"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["portal.api.parsing.Json"],
     "DEFAULT_SCHEMA_CLASS": "portal.api.description.Operation",
     "EXCEPTION_HANDLER": "portal.api.problems.handle",
 }
