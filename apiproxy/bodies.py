@@ -7,7 +7,9 @@ served is told so before the body is sent.
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
+from typing import Any
 
 from apiproxy.budget import MB, Share
 from apiproxy.catalogue import Limit
@@ -57,11 +59,23 @@ class Bodies:
         owner = share.owner
         if owner.arriving:
             check_arriving(limits, owner.arriving)
-        arrival = Arrival(asyncio.current_task(), self._clock())
-        self._arrivals.add(arrival)
         owner.arriving += 1
         try:
-            body, more = piece_of(await receive())
+            first, arrived = begun(receive())
+            if arrived:  # as most bodies have: nobody needs to wait for it, or to see that it comes (2 µs)
+                body, more = piece_of(first)
+                if not more and len(body) <= share.held:
+                    return body
+            return await self._await(first, arrived, receive, share)
+        finally:
+            owner.arriving -= 1
+
+    async def _await(self, first: Any, arrived: bool, receive: Receive, share: Share) -> bytes:
+        """The whole body; of its first piece what `begun` gave."""
+        arrival = Arrival(asyncio.current_task(), self._clock())
+        self._arrivals.add(arrival)
+        try:
+            body, more = piece_of(first if arrived else await first)
             if more or len(body) > share.held:
                 body = await self._rest(body, more, receive, share, arrival)
             return body
@@ -72,7 +86,6 @@ class Bodies:
             raise BodyTooSlow("request_timeout", seconds=math.ceil(PIECE_SECONDS)) from None
         finally:
             self._arrivals.discard(arrival)
-            owner.arriving -= 1
 
     async def _rest(self, first: bytes, more: bool, receive: Receive, share: Share, arrival: Arrival) -> bytes:
         # Grown in place: the system moves large blocks without copying them. Joining pieces would need twice the memory
@@ -100,6 +113,28 @@ class Bodies:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge("request_too_large", limit=self._most // MB)
+
+
+def begun(receiving: Awaitable[Message]) -> tuple[Any, bool]:
+    """Run a coroutine as far as it goes: its result and True, or something to await for the result and False."""
+    assert isinstance(receiving, Coroutine)
+    try:
+        waits_for = receiving.send(None)
+    except StopIteration as stop:
+        return stop.value, True
+    return resumed(receiving, waits_for), False
+
+
+@types.coroutine
+def resumed(coroutine: Coroutine[Any, Any, Message], waits_for: Any) -> Generator[Any, Any, Message]:
+    """The rest of a coroutine that waits for this."""
+    try:
+        yield waits_for
+    except BaseException as error:  # who waits is cancelled: the coroutine is told, as a task would
+        coroutine.throw(error)
+        raise
+    result: Message = yield from coroutine
+    return result
 
 
 def check_arriving(limits: Sequence[Limit], arriving: int) -> None:

@@ -15,8 +15,7 @@ def loads(data: bytes | str) -> Any:
         found = orjson.loads(data)
     except orjson.JSONDecodeError:
         found = _exactly(data)
-    bracket, brace = (b"[", b"{") if isinstance(data, bytes) else ("[", "{")
-    if data.count(bracket) + data.count(brace) > DEPTH and _depth(found) > DEPTH:  # type: ignore[arg-type]
+    if len(data) > 2 * DEPTH and _brackets(data) > DEPTH and _depth(found) > DEPTH:
         raise ValueError("nested too deeply")
     return found
 
@@ -26,6 +25,12 @@ def _exactly(data: bytes | str) -> Any:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+
+
+def _brackets(data: bytes | str) -> int:
+    if isinstance(data, str):
+        return data.count("[") + data.count("{")
+    return data.count(b"[") + data.count(b"{")
 
 
 def _depth(value: Any) -> int:

@@ -723,15 +723,18 @@ class CallMeter:
     def _members(self, replica: Replica) -> dict[str, Any]:
         """What the engine is told beside what the client says."""
         call, endpoint = self._call, self._endpoint
-        limited = any(
-            limit.counter.unit == "tokens" and limit.counter.model in (None, self.model.id) for limit in self.key.limits
-        )
         terms = self._gateway.terms
-        members = protocol.bounding(call, endpoint, self.model, terms, limited=limited)
-        members |= protocol.caching(call, self.model, terms, self.key.tenant)
+        members = protocol.bounding(call, endpoint, self.model, terms, limited=self._limited)
+        if not self.model.external:
+            members |= protocol.caching(call, self.model, terms, self.key.tenant)
         if self.key.batch and replica.sorts and endpoint.sorted:
             members["priority"] = protocol.BATCH_PRIORITY
         return members
+
+    def _limited(self) -> bool:
+        """Whether the call falls under a limit of tokens."""
+        model = self.model.id
+        return any(limit.counter.unit == "tokens" and limit.counter.model in (None, model) for limit in self.key.limits)
 
     @property
     def urgent(self) -> bool:

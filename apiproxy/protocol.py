@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,17 +121,15 @@ class Call:
     media: Sequence[tuple[str, str]] = ()  # where its pictures and recordings are, with the member that says so
     share: Share | None = None
     size: int = field(init=False)  # of the body in bytes
+    answers: int = field(init=False)  # to all prompts
 
     def __post_init__(self) -> None:
         self.size = len(self.body)
+        self.answers = self.n * self.prompts
 
     def value(self, name: str) -> Any:
         """A member as engines are told it."""
         return self.typed[name] if name in self.typed else self.fields.get(name)
-
-    @property
-    def answers(self) -> int:
-        return self.n * self.prompts
 
     @property
     def prompt_estimate(self) -> int:
@@ -178,6 +176,8 @@ class Terms:
 def stated(call: Call, endpoint: Endpoint) -> int | None:
     """The most tokens of each answer as the client says; by a word of another API if there is none of this one."""
     said = call.most
+    if not said:
+        return None
     for name in endpoint.bound:
         if said.get(name, -1) > 0:
             return said[name]
@@ -189,10 +189,12 @@ def answer(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
     return min(stated(call, endpoint) or terms.default_answer, model.context or bounds.LONGEST)
 
 
-def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: bool) -> dict[str, Any]:
+def bounding(
+    call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: Callable[[], bool]
+) -> dict[str, Any]:
     """The members by which the engine is told what was reserved, and (None) those that it could obey instead.
 
-    `limited`: the call falls under a limit of tokens. Without one an answer of no stated bound may go on until the
+    `limited()`: the call falls under a limit of tokens. Without one an answer of no stated bound may go on until the
     context ends, as everywhere.
     """
     if endpoint.costs != "prompt and answer":
@@ -200,7 +202,7 @@ def bounding(call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limi
     # Of a protocol that has no word for it: llama.cpp gives several answers all the same, and tells the usage of one.
     members: dict[str, Any] = {} if endpoint.several else {name: None for name in SEVERAL if name in call.fields}
     short = endpoint.short and model.stops_unary and not model.external
-    if (short or not limited) and stated(call, endpoint) is None:
+    if stated(call, endpoint) is None and (short or not limited()):
         return members
     most = answer(call, endpoint, model, terms)
     if call.most == {"max_tokens": most} and "max_tokens" in endpoint.bound and "max_tokens" not in call.typed:
@@ -273,7 +275,7 @@ def parse(body: bytes) -> Call:
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("missing_model", code="invalid_value", param="model")
-    media = bounds.places(fields)
+    media = bounds.places(fields) if bounds.may_have_places(body) else []
     typed = bounds.read(fields)
     known = {**fields, **typed} if typed else fields
     options = known.get("stream_options")

@@ -33,7 +33,7 @@ WAITING = 4
 PIECE = 2048
 VERSIONS = frozenset(("1.1", "1.0"))
 # Fields of a head that the server itself goes by.
-LOOKED_AT = frozenset((b"host", b"content-length", b"expect", b"transfer-encoding"))
+LOOKED_AT = frozenset((b"content-length", b"expect", b"transfer-encoding"))  # beside `host`
 # What is missing of a body is read after its answer up to so many bytes; with more the connection ends.
 DRAINED_BYTES = 1024 * 1024
 # Seconds that a connection which ends is still read from.
@@ -207,12 +207,18 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._over:
             return
+        if self._held or self.pipeline or self.flow.write_paused or len(data) > PIECE:
+            self._take(data)
+        else:  # as nearly always
+            self._parse(data)
+        if self._late is None and self._between_requests() and not self._over:  # some of a head
+            self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def _take(self, data: bytes) -> None:
         if self._held or len(self.pipeline) >= WAITING or (self.flow.write_paused and self._enough()):
             self._hold(data)
         else:
             self._feed(data)
-        if self._late is None and self._between_requests() and not self._over:  # some of a head
-            self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
 
     def _enough(self) -> bool:
         """Whether no further request is looked at for now: others wait, or the client takes no answers."""
@@ -350,15 +356,15 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name in LOOKED_AT:
+        if name == b"host":
+            self._hosts += 1
+        elif name in LOOKED_AT:
             self._look_at(name, value)
         self.headers.append((name, value))
 
     def _look_at(self, name: bytes, value: bytes) -> None:
         """Raises Refusal for what several parties on the way might read in several ways."""
-        if name == b"host":
-            self._hosts += 1
-        elif name == b"content-length":
+        if name == b"content-length":
             self._length = int(value)
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"

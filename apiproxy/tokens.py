@@ -33,6 +33,14 @@ def tokens(usage: Any) -> Tokens | None:
     """
     if not isinstance(usage, dict):
         return None
+    find = usage.get
+    asked, made = find("prompt_tokens"), find("completion_tokens")
+    if (  # as of most: 2 of 5 µs
+        not (find("prompt_tokens_details") or find("completion_tokens_details"))
+        and (type(asked) is int and 0 <= asked <= MOST_TOKENS)
+        and (type(made) is int and 0 <= made <= MOST_TOKENS)
+    ):
+        return Tokens(asked, 0, made, 0)
     completion = _sum(usage.get("completion_tokens", usage.get("output_tokens")))
     told = _prompt(usage)
     if completion is None or told is None:

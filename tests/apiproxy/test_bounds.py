@@ -252,7 +252,7 @@ def obeyed(model, path: str, body: dict) -> object:
 )
 def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
     endpoint, known = ENDPOINTS[path], protocol.parse(json.dumps({"model": "m", **fields}).encode())
-    members = protocol.bounding(known, endpoint, model, Terms(), limited=limited)
+    members = protocol.bounding(known, endpoint, model, Terms(), limited=lambda: limited)
     body = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False, more=members))
     reserved = protocol.answer(known, endpoint, model, Terms())
     assert obeyed(model, path, body) == reserved <= 2048
@@ -264,21 +264,21 @@ def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
 def test_m2_under_a_limit_of_tokens_no_answer_is_without_bound(path, fields):
     endpoint, known = ENDPOINTS[path], protocol.parse(json.dumps({"model": "m", **fields}).encode())
     for model in (SERVED, LLAMA_CPP):
-        members = protocol.bounding(known, endpoint, model, Terms(default_answer=100), limited=True)
+        members = protocol.bounding(known, endpoint, model, Terms(default_answer=100), limited=lambda: True)
         body = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False, more=members))
         assert obeyed(model, path, body) == protocol.answer(known, endpoint, model, Terms(default_answer=100)) == 100
         # Without one the answer may go on until the context ends, as everywhere.
-        assert protocol.bounding(known, endpoint, model, Terms(), limited=False) == {}
+        assert protocol.bounding(known, endpoint, model, Terms(), limited=lambda: False) == {}
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 def test_m1_a_protocol_without_a_word_for_several_answers_gives_one(path):
     known = call('"n": 2, "best_of": 2, "max_tokens": 5')
     for model in (SERVED, LLAMA_CPP):
-        members = protocol.bounding(known, ENDPOINTS[path], model, Terms(), limited=False)
+        members = protocol.bounding(known, ENDPOINTS[path], model, Terms(), limited=lambda: False)
         body = json.loads(protocol.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members))
         assert not {"n", "best_of"} & body.keys()
-        assert protocol.bounding(known, CHAT, SERVED, Terms(), limited=False) == {}
+        assert protocol.bounding(known, CHAT, SERVED, Terms(), limited=lambda: False) == {}
 
 
 def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):

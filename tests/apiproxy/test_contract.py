@@ -95,7 +95,7 @@ def test_the_end_user_is_kept_as_given_up_to_64_characters(counter):
 def test_every_name_of_the_bound_is_reserved_for(field):
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
         call = protocol.parse(json.dumps({"model": "m", field: 3}).encode())
-        told = protocol.bounding(call, protocol.ENDPOINTS[path], SERVED, protocol.Terms(), limited=True)
+        told = protocol.bounding(call, protocol.ENDPOINTS[path], SERVED, protocol.Terms(), limited=lambda: True)
         assert protocol.estimate(call, protocol.ENDPOINTS[path], SERVED, protocol.Terms()) == call.prompt_estimate + 3
         assert {value for value in ({field: 3} | told).values() if value is not None} == {3}
 
