@@ -13,6 +13,9 @@ from apiproxy.errors import BadRequest, UnknownCoding
 
 # Bytes that are decompressed at a time; other calls have their turn between them. 64 KB take 0.2 ms at most.
 PIECE = 64 * 1024
+# Members of one body. bgzip makes one of every 64 KB; of empty ones, 20 bytes each, a megabyte stops everybody for a
+# second.
+MEMBERS = 1000
 GZIP = 31  # of zlib's `wbits`: a gzip header is expected
 DEFLATE, RAW = 15, -15  # with zlib's header, as RFC 9110 has it; without one, as some send it
 
@@ -39,6 +42,7 @@ class Decoder:
         self._stream: Any = None  # of zlib; None: a member begins
         self._input = b""
         self._more = True  # of the compressed body
+        self._members = 0
         self._pending = False  # the stream has perhaps more to give for what it was given
 
     async def receive(self) -> Message:
@@ -60,6 +64,9 @@ class Decoder:
         if self._stream is None:
             if not self._input:
                 return b""
+            self._members += 1
+            if self._members > MEMBERS:
+                raise self._broken()
             self._stream = zlib.decompressobj(self._window_bits(self._input[0]))
         stream = self._stream
         try:

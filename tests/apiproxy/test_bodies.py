@@ -161,6 +161,14 @@ def test_g12_compressed_bodies_are_decoded(counter):
         assert "content-encoding" not in seen["headers"]
 
 
+def test_g2_a_body_of_very_many_members_that_hold_nothing_is_not_read_to_its_end(counter):
+    """Each costs a copy of what stands behind it: everybody waited for 1.5 s of each second."""
+    for body in (gzip.compress(b"") * 15_000 + gzip.compress(CHAT), gzip.compress(b" ") * 5_000 + gzip.compress(CHAT)):
+        response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": "gzip"})
+        assert response.status_code == 400
+    until(lambda: held(counter) == 0)
+
+
 def test_g12_other_codings_are_refused_by_name(counter):
     for name in ("br", "zstd", "compress", "gzip, gzip"):
         response = counter.client.post("/v1/chat/completions", content=CHAT, headers={"content-encoding": name})
