@@ -2,45 +2,74 @@
 
 A body's bytes are taken from its caller's share of the memory budget before they are waited for, as far as its length
 is told; what comes without a length, or grows when it is decompressed, is taken as it comes. So a caller who cannot be
-served is told so before the body is sent.
+served is told so before the body is sent. Where all of the budget is taken, whoever holds most of it gives up what has
+been coming for longest: else three keys with a dozen bodies that never come would keep everybody out.
 """
 
 import asyncio
 import math
 import types
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Any
+from typing import Any, Self
 
-from apiproxy.budget import MB, Share
+from apiproxy.budget import MB, RETRY, Budget, Share
 from apiproxy.catalogue import Limit
 from apiproxy.client import Message, Receive
 from apiproxy.coding import decoding
-from apiproxy.errors import BodyTooLarge, BodyTooSlow, ClientLeft
+from apiproxy.errors import BodyTooLarge, BodyTooSlow, ClientLeft, Refusal, ServerBusy
 from apiproxy.limits import refusal as over_limit
 
 # Seconds between two pieces of a body, as nginx's client_body_timeout, and for all of it: as SDKs give up themselves.
 PIECE_SECONDS = 60.0
 WHOLE_SECONDS = 600.0
+# Seconds in which a body is not given up for others.
+SAFE_SECONDS = 5.0
 
 
 class Arrival:
-    """A body of which more is awaited."""
+    """A body of which more is awaited, as a context: in it the task may be ended by `end`, which then raises why."""
 
-    __slots__ = ("begun_at", "heard_at", "late", "task")
+    __slots__ = ("_all", "_clock", "begun_at", "ended", "heard_at", "share", "task")
 
-    def __init__(self, task: "asyncio.Task[None] | None", now: float) -> None:
-        self.task = task
-        self.begun_at = self.heard_at = now
-        self.late = False
+    def __init__(self, arrivals: "set[Arrival]", share: Share, clock: Callable[[], float]) -> None:
+        self._all = arrivals
+        self._clock = clock
+        self.share = share
+        self.task = asyncio.current_task()
+        self.begun_at = self.heard_at = clock()
+        self.ended: Refusal | None = None
+
+    def __enter__(self) -> Self:
+        self._all.add(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._all.discard(self)
+        if kind is asyncio.CancelledError and self.ended is not None and self.task is not None:
+            self.task.uncancel()
+            raise self.ended from None
+
+    def heard(self) -> None:
+        """Some of it came."""
+        self.heard_at = self._clock()
+
+    def end(self, refusal: Refusal) -> None:
+        if self.task is not None and self.ended is None:
+            self.ended = refusal
+            self.task.cancel()
 
 
 class Bodies:
     """`most`: bytes of a body, decompressed. Call `sweep` about once a second: it ends those that do not come."""
 
-    def __init__(self, *, most: int, clock: Callable[[], float]) -> None:
+    def __init__(self, *, most: int, budget: Budget, clock: Callable[[], float]) -> None:
         self._most = most
         self._clock = clock
         self._arrivals: set[Arrival] = set()
+        budget.make_room = self._make_room
+
+    def arrival(self, share: Share) -> Arrival:
+        return Arrival(self._arrivals, share, self._clock)
 
     async def read(self, headers: dict[bytes, bytes], receive: Receive, share: Share, limits: Sequence[Limit]) -> bytes:
         """The whole body; its bytes are in the share. `limits` of the caller: as many of its bodies arrive at a time
@@ -72,20 +101,11 @@ class Bodies:
 
     async def _await(self, first: Any, arrived: bool, receive: Receive, share: Share) -> bytes:
         """The whole body; of its first piece what `begun` gave."""
-        arrival = Arrival(asyncio.current_task(), self._clock())
-        self._arrivals.add(arrival)
-        try:
+        with self.arrival(share) as arrival:
             body, more = piece_of(first if arrived else await first)
             if more or len(body) > share.held:
                 body = await self._rest(body, more, receive, share, arrival)
             return body
-        except asyncio.CancelledError:
-            if not arrival.late or arrival.task is None:
-                raise
-            arrival.task.uncancel()
-            raise BodyTooSlow("request_timeout", seconds=math.ceil(PIECE_SECONDS)) from None
-        finally:
-            self._arrivals.discard(arrival)
 
     async def _rest(self, first: bytes, more: bool, receive: Receive, share: Share, arrival: Arrival) -> bytes:
         # Grown in place: the system moves large blocks without copying them. Joining pieces would need twice the memory
@@ -99,17 +119,25 @@ class Bodies:
             if not more:
                 return bytes(body)
             piece, more = piece_of(await receive())
-            arrival.heard_at = self._clock()
+            arrival.heard()
             body += piece
 
     def sweep(self) -> None:
         now = self._clock()
         for arrival in list(self._arrivals):
-            if arrival.task is None or arrival.late:
-                continue
             if now - arrival.heard_at > PIECE_SECONDS or now - arrival.begun_at > WHOLE_SECONDS:
-                arrival.late = True
-                arrival.task.cancel()
+                arrival.end(BodyTooSlow("request_timeout", seconds=math.ceil(PIECE_SECONDS)))
+
+    def _make_room(self, owned: int) -> bool:
+        """Give up a body for somebody who would hold so many bytes with all that is theirs; whether there was one."""
+        oldest = self._clock() - SAFE_SECONDS
+        slow = [one for one in self._arrivals if one.begun_at < oldest and one.share.held and one.ended is None]
+        given_up = max(slow, key=lambda one: (one.share.owner.held, -one.begun_at), default=None)
+        if given_up is None or given_up.share.owner.held <= owned:
+            return False
+        given_up.end(ServerBusy("server_busy", headers={"retry-after": str(RETRY)}, seconds=RETRY))
+        given_up.share.close()
+        return True
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge("request_too_large", limit=self._most // MB)

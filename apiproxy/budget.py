@@ -5,7 +5,7 @@ that has to be whole before it goes out) opens a `Share` for its caller, takes f
 closes it when the memory is free again. Over a bound nothing is kept: the one who asks for more is refused.
 """
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Self
 
@@ -38,6 +38,8 @@ class Budget:
         self.held = 0
         self.scattered = 0  # bytes given back so far that may still lie among others, see `memory`
         self.for_large = total - total // 8
+        # Asked for room by somebody who would hold so many bytes; gives whether there is more of it now (see `bodies`).
+        self.make_room: Callable[[int], bool] = lambda owned: False
         self._owners: dict[Hashable, Owner] = {}
 
     def share(self, owner: Hashable) -> "Share":
@@ -74,8 +76,10 @@ class Share:
         """So many bytes more, before they are kept. Raises OverMemory, and then nothing was taken."""
         budget, owner = self._budget, self.owner
         held, owned, total = self.held + size, owner.held + size, budget.held + size
-        if owned > budget.each or total > (budget.total if held <= SMALL else budget.for_large):
-            raise budget.refusal(owned)
+        while owned > budget.each or total > (budget.total if held <= SMALL else budget.for_large):
+            if owned > budget.each or not budget.make_room(owned):
+                raise budget.refusal(owned)
+            total = budget.held + size
         self.held, owner.held, budget.held = held, owned, total
 
     def give_back(self, size: int) -> None:

@@ -126,7 +126,7 @@ class Gateway:
         self._refresh = refresh
         self.wall = wall
         self._clock = clock
-        self._bodies = Bodies(most=max_body, clock=clock)
+        self._bodies = Bodies(most=max_body, budget=budget, clock=clock)
         self._loop = asyncio.get_running_loop()
         self._request_ids = RequestIds()
         self._digests: dict[str, str] = {}  # by the key's text
@@ -264,7 +264,8 @@ class Gateway:
         request_id: str,
     ) -> None:
         with self.budget.share(key.id) as share:
-            upload = Upload(receive, headers, share, key.limits, most=self._max_upload)
+            arrival = self._bodies.arrival(share)
+            upload = Upload(receive, headers, arrival, key.limits, most=self._max_upload)
             try:
                 call = await upload.begin()
                 await self._relay(call, endpoint, key, caller, client, request_id, upload)

@@ -21,9 +21,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from apiproxy import transcription
-from apiproxy.bodies import check_arriving
+from apiproxy.bodies import Arrival, check_arriving
 from apiproxy.bounds import LONGEST_NAME, invalid
-from apiproxy.budget import MB, Share
+from apiproxy.budget import MB
 from apiproxy.catalogue import Limit
 from apiproxy.client import Receive
 from apiproxy.coding import decoding
@@ -239,12 +239,12 @@ class Upload:
         self,
         receive: Receive,
         headers: dict[bytes, bytes],
-        share: Share,
+        arrival: Arrival,
         limits: Sequence[Limit],
         *,
         most: int,
     ) -> None:
-        """`most`: bytes of a body. `limits` of the caller: see `bodies`.
+        """`most`: bytes of a body. `limits` of the caller, and `arrival`: see `bodies`.
 
         Raises BadRequest, UnknownCoding, OverRate, and BodyTooLarge where the length is told.
         """
@@ -261,9 +261,10 @@ class Upload:
         self._receive = decoding(receive, coding) if coding else receive
         self._read = 0
         self._more = True
-        self._share = share
-        if share.owner.arriving:
-            check_arriving(limits, share.owner.arriving)
+        self._arrival = arrival
+        self._share = arrival.share
+        if self._share.owner.arriving:
+            check_arriving(limits, self._share.owner.arriving)
         self._call: Recording | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -275,9 +276,11 @@ class Upload:
         form = self._form
         self._share.owner.arriving += 1
         try:
-            while self._more and not (form.file_begun and form.model):
-                await self._piece()
-                self._hold()
+            with self._arrival as arrival:
+                while self._more and not (form.file_begun and form.model):
+                    await self._piece()
+                    arrival.heard()
+                    self._hold()
         finally:
             self._share.owner.arriving -= 1
         if not form.model:

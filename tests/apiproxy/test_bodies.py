@@ -3,6 +3,7 @@
 import gzip
 import json
 import socket
+import time
 import zlib
 from collections.abc import AsyncIterator
 
@@ -85,6 +86,39 @@ def test_g4_all_keys_together_hold_no_more_than_the_budget(narrow, counter, rese
     for connection in large:
         connection.close()
     until(lambda: held(counter) == 0)
+
+
+@pytest.mark.parametrize("kind", ["json", "form"])
+def test_g4_bodies_that_never_come_keep_nobody_out(narrow, counter, research, alice, monkeypatch, kind):
+    """Three keys of one person were enough to have everybody else's large calls refused for good."""
+    monkeypatch.setattr(bodies, "SAFE_SECONDS", 0.5)
+    keys = [issue(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(5)]
+    counter.informed()
+    if kind == "json":
+        squatters = [begin(counter, 3 * MB + 500_000, b"{", key=key) for key in keys[:4]]
+    else:
+        form = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'.ljust(3 * MB + 500_000, b" ")
+        squatters = [upload(counter, form, key) for key in keys[:4]]
+    until(lambda: held(counter) > 13 * MB)
+    with begin(counter, 2 * MB, key=keys[4]) as early:
+        assert status(early) == 503
+    time.sleep(0.6)
+    body = CHAT.ljust(2 * MB)
+    with begin(counter, len(body), body, key=keys[4]) as late:
+        assert status(late) == 200
+    assert status(squatters[0]) == 503
+    for connection in squatters:
+        connection.close()
+    until(lambda: held(counter) == 0)
+
+
+def upload(counter, form: bytes, key: str) -> socket.socket:
+    """One that is told to be longer."""
+    connection = connect(counter)
+    head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
+    more = f"content-type: multipart/form-data; boundary=x\r\ncontent-length: {len(form) + 1000}\r\n\r\n"
+    connection.sendall((head + more).encode() + form)
+    return connection
 
 
 def test_g4_a_body_without_a_length_is_counted_as_it_comes(narrow, counter):
