@@ -170,9 +170,12 @@ MOST_TOOLS = 1024 * 1024
 
 def rules(name: str, value: Any) -> Any:
     """A grammar (llama.cpp's GBNF, or EBNF)."""
+    return _check_brackets(name, _rules_length(name, value))
+
+
+def _check_brackets(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
-    _rules_length(name, value)
     depth = deepest = 0
     for bracket in BRACKETS.findall(value):
         depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
@@ -258,6 +261,14 @@ def tools(name: str, value: Any) -> Any:
     return _tools_size(name, _tools(name, value))
 
 
+def schema_text(name: str, value: Any) -> Any:
+    """A schema, or the text of one, which vLLM reads."""
+    return schema(name, _check_brackets(name, _schema_length(name, value)))
+
+
+_schema_length = text(MOST_SCHEMA)
+
+
 def structured(name: str, value: Any) -> Any:
     """vLLM's `structured_outputs`: one of several kinds of rules."""
     if isinstance(value, dict):
@@ -267,7 +278,13 @@ def structured(name: str, value: Any) -> Any:
     return schema(name, value)
 
 
-STRUCTURED: Mapping[str, Reader] = {"grammar": rules, "regex": pattern, "choice": items(1024)}
+STRUCTURED: Mapping[str, Reader] = {
+    "grammar": rules,
+    "regex": pattern,
+    "choice": items(1024),
+    "json": schema_text,
+    "structural_tag": schema_text,
+}
 
 
 def ours(name: str, value: Any) -> None:
@@ -320,7 +337,8 @@ READERS: Mapping[str, Reader | None] = {
     "guided_regex": pattern,
     "guided_choice": items(1024),
     "structured_outputs": structured,
-    **dict.fromkeys(("response_format", "json_schema", "guided_json", "grammar_triggers"), schema),
+    **dict.fromkeys(("json_schema", "guided_json"), schema_text),
+    **dict.fromkeys(("response_format", "grammar_triggers"), schema),
     **dict.fromkeys(("text", "output_format", "output_config"), schema),  # Responses' and Messages' words for it
     "preserved_tokens": items(1024),
     "samplers": items(64),
@@ -331,7 +349,7 @@ READERS: Mapping[str, Reader | None] = {
 }
 OURS = frozenset(name for name, reader in READERS.items() if reader is ours)
 # What has its own bound of levels.
-SCHEMAS = frozenset(name for name, reader in READERS.items() if reader in (schema, tools, structured))
+SCHEMAS = frozenset(name for name, reader in READERS.items() if reader in (schema, schema_text, tools, structured))
 
 
 def read(fields: Mapping[str, Any]) -> dict[str, Any]:

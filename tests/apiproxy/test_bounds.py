@@ -426,6 +426,13 @@ def test_g14_known_poisons_end_here():
     assert refused(f'"guided_regex": "{"(a" * 200}"').param == "guided_regex"
 
 
+def test_g14_a_schema_as_text_is_bounded_as_well():
+    for template in ('"guided_json": %s', '"structured_outputs": {"json": %s}', '"json_schema": %s'):
+        for poison in ('{"a":' * 101, "[" * 60_000, " " * 65_537):
+            refused(template % json.dumps(poison))
+        call(template % json.dumps('{"type": "object", "properties": {"a": {"type": "string"}}}'))
+
+
 @pytest.mark.parametrize("name", ["tools", "response_format", "text", "structured_outputs"])
 def test_g14_the_expressions_of_schemas_are_bounded_as_well(name):
     for poison in ("(" * 101, "a" * 4097):
