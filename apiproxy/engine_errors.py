@@ -21,7 +21,11 @@ CONTEXT = re.compile(
     re.I,
 )
 # Where an engine runs and what is on its disk is nobody's business; what it says about the request is.
-PRIVATE = re.compile(r"https?://\S+|(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*|Traceback \(most recent call last\)[\s\S]*")
+PRIVATE = re.compile(
+    r"https?://\S+|(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*|Traceback \(most recent call last\)[\s\S]*"
+    r"|(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d{1,5})?(?!\w|\.\d)"
+    r"|(?<![\w.-])(?:localhost|[a-z][\w-]*(?:\.[\w-]+)+):\d{2,5}\b"
+)
 # Seconds after which to come back to an engine that is full and does not say when.
 BUSY_RETRY = 5
 LONGEST = 500  # characters of an engine's message that are passed on

@@ -96,3 +96,9 @@ def test_g7_an_engine_that_is_full_is_told_by_its_own_status_and_time(status, sa
     refusal = engine_errors.refusal(status, b"{}", call, ENDPOINTS["/v1/embeddings"], retry_after=said)
     assert isinstance(refusal, EngineBusy)
     assert (refusal.status, refusal.headers["retry-after"]) == (status, told)
+
+
+@pytest.mark.parametrize("where", ["10.1.2.3:8080", "10.1.2.3", "localhost:8001", "gpu01.corp.local:8000"])
+def test_g16_where_an_engine_reached_to_is_not_told(where):
+    error = {"message": f"Cannot connect to host {where} ssl:default: messages.0, max_tokens:4096"}
+    assert refused(error).facts["detail"] == "Cannot connect to host … ssl:default: messages.0, max_tokens:4096"
