@@ -31,6 +31,7 @@ CONNECT_SECONDS = 5.0  # the portal's socket has a queue: even one that restarts
 ANSWER_SECONDS = 300.0  # from a request to its answer's head, and between two pieces of it
 AHEAD = 256 * 1024  # bytes of an answer that wait for a slow browser
 UNREAD_SECONDS = 10.0  # a browser that takes nothing more of a socket that has ended is cut off then
+SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
 # RFC 9110, 7.6.1: of one connection alone. `expect` is answered by whoever reads the body.
 HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
@@ -101,8 +102,10 @@ class _Request:
     async def run(self, pool: Sockets) -> None:
         """Return when the answer has gone out or the client has left. Raise UpstreamError."""
         head, body = request_head(self._scope)
-        # What has a body cannot be sent twice, so it gets no connection that the portal may just be closing.
-        kept = None if body else pool.idle(asyncio.get_running_loop().time())
+        # What has a body cannot be sent twice, and what changes something must not be (RFC 9110, 9.2.2), so it gets no
+        # connection that the portal may just be closing.
+        once = body or self._scope["method"] not in SAFE
+        kept = None if once else pool.idle(asyncio.get_running_loop().time())
         try:
             await self._attempt(kept or await pool.connect(CONNECT_SECONDS), head, body)
         except Broken as error:

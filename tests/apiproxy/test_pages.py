@@ -242,6 +242,25 @@ async def test_p7_a_kept_connection_that_the_portal_closes_costs_nobody_a_page(f
         assert (await client.get("/")).text == "ok"
 
 
+async def test_p7_a_change_is_not_made_twice_because_the_portal_died_over_it(front):
+    made = 0
+
+    async def behave(reader, writer):
+        nonlocal made
+        while True:
+            head = await head_of(reader)
+            if head.startswith(b"POST "):
+                made += 1
+                return
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+            await writer.drain()
+
+    async with portal(front[0], behave), httpx2.AsyncClient(base_url=front[1]) as client:
+        assert (await client.get("/")).text == "ok"
+        assert (await client.post("/api/v1/keys/mdg_AbCdEfGh/rotate/")).status_code == 503
+    assert made == 1
+
+
 async def test_p7_an_answer_that_breaks_off_is_not_told_as_whole(front):
     async def behave(reader, writer):
         await head_of(reader)
