@@ -22,7 +22,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from apiproxy import transcription
 from apiproxy.bodies import Arrival, check_arriving
-from apiproxy.bounds import LONGEST_NAME, invalid
+from apiproxy.bounds import LONGEST_NAME, READERS, invalid
 from apiproxy.budget import MB
 from apiproxy.catalogue import Limit
 from apiproxy.client import Receive
@@ -183,9 +183,9 @@ class Form:
             self._emit(piece)
 
     def _field(self, name: str, piece: bytes) -> None:
-        """A part that is no file. What it is not for us to read may be a grammar: it is bounded all the same."""
+        """A part that is no file. What no reader is for is bounded all the same."""
         self._length += len(piece)
-        if name in READ:
+        if name in READ or name in READERS:
             self._value += piece
         most = MAX_VALUE if name in READ else MAX_TEXT
         if self._length > most:
@@ -197,6 +197,9 @@ class Form:
             self._emit(None)
         if name in READ and not self._is_file:
             self.fields[name] = self._value.decode(errors="replace").strip()
+        elif not self._is_file and (reader := READERS.get(name)) is not None:
+            # llama.cpp makes a chat of the form: a grammar kills it as it would there.
+            reader(name, self._value.decode(errors="replace"))
         self._emit(b"\r\n")
 
     def _end(self) -> None:

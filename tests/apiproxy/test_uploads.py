@@ -54,13 +54,24 @@ BODY = (
 )
 
 
-@pytest.mark.parametrize(("name", "most"), [(b"grammar", 16_384), (b"prompt", 16_384), (b"user", 1024)])
+@pytest.mark.parametrize(("name", "most"), [(b"language", 16_384), (b"prompt", 16_384), (b"user", 1024)])
 def test_g14_no_field_of_a_form_is_longer_than_a_text_is(name, most):
     Form(TYPE).feed(part(name, b"(" * most) + END)
     with pytest.raises(BadRequest) as caught:
         Form(TYPE).feed(part(name, b"(" * (most + 1)) + END)
     assert caught.value.param == name.decode()
     Form(TYPE).feed(part(b"file", SOUND * 100, FILE) + END)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(b"grammar", b"root ::= " + b"(" * 101), (b"n_predict", b"99999999999"), (b"n", b"1000000")]
+)
+def test_g14_what_a_form_says_is_bounded_as_in_a_chat(name, value):
+    """llama.cpp makes a chat of it."""
+    with pytest.raises(BadRequest) as caught:
+        Form(TYPE).feed(part(name, value) + END)
+    assert caught.value.param == name.decode()
+    Form(TYPE).feed(part(b"grammar", b'root ::= ("a")*') + part(b"n", b"1") + part(b"response_format", b"json") + END)
 
 
 def test_only_the_models_name_is_changed():
