@@ -5,7 +5,7 @@ from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from portal.accounts import trail
 from portal.accounts.audit_forms import SearchForm
@@ -16,7 +16,7 @@ from portal.console.streaming import streamed
 
 @login_required
 @never_cache
-@require_GET
+@require_safe
 def audit(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
     zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
@@ -35,7 +35,7 @@ def audit(request: HttpRequest) -> HttpResponse:
 
 @login_required
 @never_cache
-@require_GET
+@require_safe
 def export(request: HttpRequest) -> StreamingHttpResponse:
     """All that the page would list, as a file."""
     assert isinstance(request.user, User)

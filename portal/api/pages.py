@@ -14,7 +14,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.tenancy import me
 from portal.api import keys
@@ -46,7 +46,7 @@ def row(key: ManagementKey, now: datetime) -> Row:
 
 
 @login_required
-@require_GET
+@require_safe
 def key_list(request: HttpRequest) -> HttpResponse:
     now = timezone.now()
     page = Paginator(keys.keys_of(me(request)), PER_PAGE).get_page(request.GET.get("page"))

@@ -6,7 +6,7 @@ from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 from drf_spectacular.views import SpectacularAPIView
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
@@ -36,7 +36,7 @@ class Nowhere(APIView):
 
 
 @login_required
-@require_GET
+@require_safe
 def docs(request: HttpRequest) -> HttpResponse:
     """The description to read and try, without anything from the internet."""
     return render(request, "api/docs.html", {"address": address(request)})

@@ -10,7 +10,7 @@ from django.templatetags.static import static
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
-from django.views.decorators.http import require_GET, require_safe
+from django.views.decorators.http import require_safe
 from django.views.i18n import set_language
 
 from modelregistry import routes
@@ -28,7 +28,7 @@ from portal.metering.usage import visible_to
 
 
 @login_required
-@require_GET
+@require_safe
 def home(request: HttpRequest) -> HttpResponse:
     """My keys, how to call, what I used and what is left."""
     assert isinstance(request.user, User)
@@ -52,7 +52,7 @@ def home(request: HttpRequest) -> HttpResponse:
 
 
 @login_required
-@require_GET
+@require_safe
 def models(request: HttpRequest) -> HttpResponse:
     """The models that this person may call; all of them for operators."""
     assert isinstance(request.user, User)
@@ -66,7 +66,7 @@ def models(request: HttpRequest) -> HttpResponse:
 
 @login_required
 @never_cache
-@require_GET
+@require_safe
 def try_it(request: HttpRequest) -> HttpResponse:
     """A conversation with a model. The browser has it with the gateway: what is said never comes through here."""
     assert isinstance(request.user, User)

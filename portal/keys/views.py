@@ -7,7 +7,7 @@ from django.shortcuts import get_object_or_404, render
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.tenancy import administered_tenants, me
 from portal.console.clock import zone_of
@@ -26,7 +26,7 @@ TENANTS = 12
 
 
 @login_required
-@require_GET
+@require_safe
 def key_list(request: HttpRequest) -> HttpResponse:
     """My own keys; those that no longer work with ?ended."""
     context = {
@@ -38,7 +38,7 @@ def key_list(request: HttpRequest) -> HttpResponse:
 
 
 @login_required
-@require_GET
+@require_safe
 def service_list(request: HttpRequest) -> HttpResponse:
     """The service keys of the tenants that I administer, and those that I am responsible for."""
     tenants = list(administered_tenants(me(request)).filter(is_active=True).order_by("name")[: TENANTS + 1])
@@ -63,7 +63,7 @@ def asked_for(request: HttpRequest, keys: QuerySet[ApiKey]) -> keyring.Ring:
 
 
 @login_required
-@require_GET
+@require_safe
 def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(keyring.viewable(me(request)), prefix=prefix)
     now = timezone.now()

@@ -15,7 +15,7 @@ from django.utils import timezone
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.utils.translation import pgettext
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from portal.accounts.models import User
 from portal.console.clock import zone_of
@@ -48,7 +48,7 @@ class Asked:
 
 
 @login_required
-@require_GET
+@require_safe
 def usage(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
     of = asked(request)
@@ -138,7 +138,7 @@ def newest(rows: report.Rows, most: int) -> report.Rows:
 
 
 @login_required
-@require_GET
+@require_safe
 def live_view(request: HttpRequest) -> HttpResponse:
     """The last five minutes as they are now; the page's script keeps them up to date over a socket."""
     assert isinstance(request.user, User)
@@ -176,7 +176,7 @@ def live_view(request: HttpRequest) -> HttpResponse:
 
 
 @login_required
-@require_GET
+@require_safe
 def export(request: HttpRequest) -> HttpResponseBase:
     """All of a table as a file: by day (or hour, month, fiscal year) and model, by what ?by= says, or in full
     (?by=detail)."""

@@ -5,7 +5,7 @@ from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from portal.accounts.models import User
 from portal.console import posted
@@ -16,7 +16,7 @@ PER_PAGE = 50
 
 
 @login_required
-@require_GET
+@require_safe
 def notice_list(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
     page = Paginator(inbox.notices_of(request.user), PER_PAGE).get_page(request.GET.get("page"))
@@ -25,7 +25,7 @@ def notice_list(request: HttpRequest) -> HttpResponse:
 
 
 @login_required
-@require_GET
+@require_safe
 def open_notice(request: HttpRequest, pk: int) -> HttpResponse:
     """Marks it as read and goes on to its page. To be asked again changes nothing, so a link will do."""
     assert isinstance(request.user, User)

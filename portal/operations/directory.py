@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from portal.accounts import audit, roster, tenancy
 from portal.accounts.directory import Directory, DirectoryError
@@ -25,7 +25,7 @@ OVERDUE = timedelta(hours=2, minutes=15)
 
 
 @for_operators
-@require_GET
+@require_safe
 def directory(request: HttpRequest) -> HttpResponse:
     return render(request, "operations/directory.html", {"zone": zone_of(me(request)), **standing()})
 

@@ -14,7 +14,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from modelregistry.models import LogTail, ServedModel
 from modelregistry.presets import PRESETS
@@ -49,7 +49,7 @@ def for_operators(view: View) -> View:
 
 
 @for_operators
-@require_GET
+@require_safe
 def everything(request: HttpRequest) -> HttpResponse:
     now, zone = timezone.now(), zone_of(me(request))
     seen = overview(now, first_tokens(now))
@@ -65,7 +65,7 @@ def everything(request: HttpRequest) -> HttpResponse:
 
 
 @for_operators
-@require_GET
+@require_safe
 def one_model(request: HttpRequest, name: str) -> HttpResponse:
     now, zone = timezone.now(), zone_of(me(request))
     model = get_object_or_404(with_all(ServedModel.objects.select_related("host")), name=name)

@@ -6,7 +6,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts import membership, tenancy
 from portal.accounts.models import Membership, Tenant
@@ -26,7 +26,7 @@ PAGE = 50
 
 
 @for_admins
-@require_GET
+@require_safe
 def people(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     return listed(request, tenant, AddMemberForm())
 
@@ -69,7 +69,7 @@ def listed(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpRes
 
 
 @for_admins
-@require_GET
+@require_safe
 def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     """`pk` is the person's."""
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)

@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts import tenancy
 from portal.accounts.models import Tenant, User
@@ -28,7 +28,7 @@ PAGE = 50
 
 
 @for_admins
-@require_GET
+@require_safe
 def quotas(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text = request.GET.get("q", "").strip()
     rows = Quota.objects.select_related("model", "user", "key", "key__user")
@@ -78,7 +78,7 @@ def take_away(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
 
 
 @for_operators
-@require_GET
+@require_safe
 def defaults(request: HttpRequest) -> HttpResponse:
     context = {"rows": of_each_tenant(), "tenants": Tenant.objects.count()}
     return render(request, "tenants/defaults.html", context)

@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.models import Tenant
 from portal.accounts.tenancy import me
@@ -26,7 +26,7 @@ PAGE = 50
 
 
 @for_operators
-@require_GET
+@require_safe
 def tenants(request: HttpRequest) -> HttpResponse:
     text, now = request.GET.get("q", "").strip(), timezone.now()
     found = Tenant.objects.annotate(members=Count("memberships"))

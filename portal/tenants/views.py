@@ -4,7 +4,7 @@ from django.core.paginator import Paginator
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
-from django.views.decorators.http import require_GET
+from django.views.decorators.http import require_safe
 
 from portal.accounts import tenancy
 from portal.accounts.models import Membership, Tenant
@@ -21,7 +21,7 @@ PAGE = 50
 
 
 @for_admins
-@require_GET
+@require_safe
 def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     now = timezone.now()
     days = ranking.month_of(tenant, now)
@@ -45,7 +45,7 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 
 
 @for_admins
-@require_GET
+@require_safe
 def keys(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text = request.GET.get("q", "").strip()
     services = keyring.service_keys_of(tenant)

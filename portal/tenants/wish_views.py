@@ -9,7 +9,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_GET, require_http_methods
+from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.models import Tenant
 from portal.accounts.tenancy import me
@@ -82,7 +82,7 @@ def withdraw(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 @for_admins
-@require_GET
+@require_safe
 def requests(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     rows = QuotaRequest.objects.filter(tenant=tenant).select_related(*ROWS)
     waiting = [*rows.filter(state=QuotaRequest.State.OPEN).order_by("asked_at")]

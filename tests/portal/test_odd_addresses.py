@@ -138,3 +138,17 @@ def test_p3_a_note_keeps_no_nul(filled, bob):  # noqa: F811
 
 def test_p3_forms_of_the_administration_are_not_filled_in_from_their_addresses(operator):
     assert operator.get("/admin/accounts/membership/add/", {"tenant": "\x81Q¿", "user": "x"}).status_code == 200
+
+
+def test_x_a_page_is_told_of_as_well_as_shown(operator, filled):  # noqa: F811
+    """RFC 9110, 9.1: who may GET may HEAD. Half of the pages said 405 to it, to checkers of links and to proxies."""
+
+    def status(method: str, path: str) -> int:
+        response = operator.generic(method, address_of(path, filled))
+        if response.streaming:
+            b"".join(response)
+        return response.status_code
+
+    pages = [path for path in RULES if status("GET", path) == 200]
+    assert len(pages) > 50
+    assert {path: code for path in pages if (code := status("HEAD", path)) != 200} == {}
