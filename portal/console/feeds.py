@@ -10,6 +10,7 @@ Whatever a client sends is ignored. Closed with 4403: the person may not look an
 import asyncio
 import logging
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from importlib import import_module
@@ -30,10 +31,13 @@ from portal.accounts.models import User
 VERSION = 1
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for 60
 LOOK_AGAIN = 5.0  # seconds between two looks at whether the person may look still
+MOST = 20  # of one person's at a time in each process: with 600 every page of everybody took a second
 MAY_NOT = 4403
 FAILED = 1011  # RFC 6455: something that was not foreseen
 
 log = logging.getLogger("madoguchi.live")
+
+_open: Counter[int] = Counter()  # sockets by person
 
 
 class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
@@ -43,6 +47,7 @@ class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
         super().__init__()
         self._tasks: list[asyncio.Task[None]] = []
         self._told_at = 0.0  # loop time of the last message
+        self._counted: int | None = None  # whose it is, once it is open
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -50,12 +55,19 @@ class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
         finally:
             for task in self._tasks:
                 task.cancel()
+            if self._counted is not None:
+                _open[self._counted] -= 1
+                if not _open[self._counted]:
+                    del _open[self._counted]
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def connect(self) -> None:
-        if not await database_sync_to_async(self.permits)(self.scope["user"]):
+        person = self.scope["user"]
+        if not await database_sync_to_async(self.permits)(person) or _open[person.pk] >= MOST:
             await self.close()
             return
+        self._counted = person.pk
+        _open[person.pk] += 1
         await self.accept()
         self._tasks = [asyncio.create_task(self._owned(work)) for work in (self._tell_all, self._guard)]
 

@@ -138,9 +138,15 @@ def refused(site, user: User | None, path: str = STATE, **more) -> bool:
     return caught.value.response.status_code == 403
 
 
-@pytest.mark.parametrize("path", [STATE, "/ws/operations/replicas/1/log/", "/ws/elsewhere/", "/v1/models"])
+@pytest.mark.parametrize("path", [STATE, "/ws/operations/replicas/1/log/", "/ws/elsewhere/"])
 def test_only_operators_are_let_in(site, path, alice, bob, charlie):
     assert all(refused(site, somebody, path) for somebody in (alice, bob, charlie, None))
+
+
+def test_g1_elsewhere_an_offered_socket_is_ignored(site, olivia):
+    with pytest.raises(InvalidStatus) as caught:
+        opened(site, olivia, "/v1/models")
+    assert caught.value.response.status_code == 404
 
 
 def test_an_operator_is_let_in_to_what_there_is(site, olivia):
@@ -443,3 +449,18 @@ def test_up_serves_sockets_and_ends_in_time(tmp_path):
             assert installation.stop() == 0
             assert "running task(s)" not in installation.log  # what is said of sockets that do not end by themselves
             assert "Traceback" not in installation.log
+
+
+def test_x_nobody_opens_live_pages_without_end(site, olivia, alice):
+    """Each is looked after every few seconds: with 600 of one person every page of everybody took a second."""
+    client = session_of(olivia)
+    with ExitStack() as stack:
+        for _ in range(feeds.MOST):
+            told(stack.enter_context(opened(site, None, client=client)))
+        with pytest.raises(InvalidStatus):
+            opened(site, None, client=client)
+        with opened(site, alice, "/ws/usage/") as another:
+            assert told(another)
+    until(lambda: not feeds._open)
+    with opened(site, None, client=client) as again:
+        assert told(again)
