@@ -195,6 +195,13 @@ class TestDeciding:
         assert (own.tenant, own.each, own.amount) == (research, "", 200)
         assert told("request-decided") == {"alice"}
 
+    def test_t1_nobody_decides_what_is_theirs_whoever_asked(self, wish, bob):
+        QuotaRequest.objects.update(user=bob)
+        wish.refresh_from_db()
+        assert giving.decidable(bob, [wish]) == set()
+        with pytest.raises(NotAllowed):
+            giving.grant(bob, wish)
+
     def test_less_than_wished_may_be_given_but_more_than_there_is(self, wish, alice, bob):
         with pytest.raises(Refused, match="no more than there is now: 100"):
             giving.grant(bob, wish, 100)
