@@ -65,7 +65,7 @@ INSTALLED_APPS = [
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "portal.staticfiles.Files",
     "csp.middleware.CSPMiddleware",
     "portal.console.door.middleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

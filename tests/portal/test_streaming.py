@@ -1,12 +1,14 @@
 """Files under the server's own way of calling views: sent while they are written."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.test import AsyncRequestFactory, RequestFactory
 
 from portal.console.streaming import AT_ONCE, streamed
+from portal.staticfiles import PIECE, Files
 
 
 @pytest.fixture
@@ -49,3 +51,23 @@ def test_nothing_is_lost_or_sent_twice(pieces):
 def test_it_is_the_same_where_views_are_called_without_an_event_loop(pieces):
     response = streamed(RequestFactory().get("/"), pieces, "a.csv", "text/csv")
     assert response.getvalue().decode().split() == [str(number) for number in range(10 * AT_ONCE)]
+
+
+def test_g19_a_file_of_the_site_is_read_as_its_reader_takes_it(tmp_path):
+    """Fifteen hundred strangers who took nothing of a script of 1.5 MB had the portal hold 1.3 GB."""
+    path = tmp_path / "a.js"
+    path.write_bytes(bytes(range(256)) * 4000)
+    file = path.open("rb")
+    static = SimpleNamespace(get_response=lambda method, headers: SimpleNamespace(status=200, headers=[], file=file))
+    response = Files.serve(static, AsyncRequestFactory().get("/static/a.js"))
+
+    @async_to_sync
+    async def first_and_rest() -> tuple[int, int, bytes]:
+        parts = aiter(response)
+        first = await anext(parts)
+        return len(first), file.tell(), first + b"".join([part async for part in parts])
+
+    length, at, whole = first_and_rest()
+    assert length == at == PIECE
+    assert whole == path.read_bytes()
+    assert file.closed
