@@ -25,6 +25,7 @@ from django.contrib.auth.models import AnonymousUser
 from django.db import Error
 from django.http import HttpRequest
 from django.utils import timezone
+from uvicorn.protocols.utils import ClientDisconnected
 
 from portal.accounts.models import User
 
@@ -75,6 +76,8 @@ class Feed(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
         """A socket of which a part has failed is closed, so that its page connects again."""
         try:
             await work()
+        except ClientDisconnected:  # the browser has gone; so will this, as soon as it is told
+            pass
         except Exception:
             log.exception("a live page cannot go on")
             await self.close(FAILED)
