@@ -73,6 +73,7 @@ def adapted(place: Path, ports: tuple[int, int], servers: list[str]) -> str:
         "/etc/ssl/certs/llm.example.co.jp.pem": str(place / "certificate.pem"),
         "/etc/ssl/private/llm.example.co.jp.key": str(place / "key.pem"),
         "server 127.0.0.1:8000;": upstream,
+        "server 127.0.0.1:8001;": upstream,  # pages, which gateways hand on as well
         "/var/log/nginx/": f"{place}/",
     }.items():
         assert old in text, old
