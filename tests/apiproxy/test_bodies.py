@@ -1,5 +1,6 @@
 """Bodies of calls on their way in: bounded for each key and for all, counted from the head, ended when they rest."""
 
+import contextlib
 import gzip
 import json
 import socket
@@ -7,6 +8,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -272,3 +274,16 @@ async def test_g12_anything_else_is_decoded_or_refused_but_never_a_fault(body, n
 def test_g12_an_unknown_coding_is_told_at_once():
     with pytest.raises(UnknownCoding):
         decoding(receiving([]), b"br")
+
+
+def test_t3_a_chunked_body_over_the_bound_is_refused_while_it_comes(counter, settings):
+    def endless():
+        yield b'{"model": "fake", "messages": ["'
+        while True:
+            yield b"x" * 1_000_000
+
+    with contextlib.suppress(httpx2.WriteError, httpx2.RemoteProtocolError):
+        refused = counter.client.post("/v1/chat/completions", content=endless())
+        assert refused.status_code == 413
+    assert counter.engine.seen()["requests"] == []
+    assert counter.application.budget.held == 0

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from apiproxy.suspects import MEMORY, PROOF, Suspects
-from modelregistry.models import Replica
+from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import AuditEvent
 from tests import engine
 from tests.engine import ANSWER, SSE, unary
@@ -214,3 +214,17 @@ def test_g14_no_flood_of_deaths_fills_the_directory(suspects, tmp_path, monkeypa
     for number in range(50):
         suspects.judge(b"%d" % number, calls=2, on_trial=False)
     assert len(list((tmp_path / "suspects").iterdir())) == 10
+
+
+def test_t3_an_answer_that_fails_after_tokens_were_made_is_not_made_again_elsewhere(counter):
+    """Also not of a call whose answer would have been put together: nobody has seen any of it, but it was made."""
+    counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
+    counter.model.save()
+    with engine.running() as other:
+        Replica.objects.create(model=counter.model, host=Host.objects.get(), index=1, state="ready", url=other.url)
+        counter.informed()
+        for stream in (True, False):
+            counter.chat(stream=stream, script=[{"send": SSE}, {"events": 3}, {"close": True}])
+        asked = [*counter.engine.seen()["requests"], *other.seen()["requests"]]
+    assert len(asked) == 2
+    assert [row.completion_tokens > 0 for row in counter.usage(2)] == [True, True]
