@@ -344,6 +344,8 @@ class Exchange:
             self._drop_engine()
             self._broke_off()
             return
+        except ODD as error:
+            raise not_understood(error) from error
         if self._assembly is not None:
             self._assemble(through, self._assembly)
         elif through:
@@ -543,13 +545,21 @@ class Exchange:
                 self._waiter.set_result(None)
 
 
+# What comes of an event with a text where a list should be, say.
+ODD = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
+
 @contextmanager
 def understood() -> Iterator[None]:
     """What an engine sends may be no JSON, or a text where a list should be: its fault, not ours. Raises Broken."""
     try:
         yield
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise Broken(f"an event is not what its format asks for ({type(error).__name__})") from error
+    except ODD as error:
+        raise not_understood(error) from error
+
+
+def not_understood(error: Exception) -> Broken:
+    return Broken(f"an event is not what its format asks for ({type(error).__name__})")
 
 
 def stand_in(dialect: Dialect, language: Language, error: Any) -> bytes:

@@ -83,6 +83,13 @@ def test_g5_events_that_are_not_what_they_should_be_are_the_engines_failure(llam
     assert not [record for record in caplog.records if record.exc_info]
 
 
+@pytest.mark.parametrize("odd", ['data: {"choices": [1]}\n\n', 'data: {"choices": 7}\n\n'])
+def test_g5_odd_events_of_several_answers_are_the_engines_failure(counter, caplog, odd):
+    refused = counter.chat(n=2, stream=True, script=[{"send": SSE}, {"send": chunk(odd)}, END])
+    assert refused.status_code == 502
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_g15_an_assembly_counts_what_it_keeps():
     assembly = ChunkAssembly()
     for _ in range(1000):
