@@ -43,6 +43,7 @@ class Site:
     client: httpx2.Client
     finished: set[str] = field(default_factory=set)
     resident: float = 0.0  # MB, of the gateway when it had warmed up
+    read: int = 0  # bytes of the log
     own: int = 0  # tokens that the call of `reserved` reserves itself
 
     @property
@@ -78,8 +79,18 @@ class Site:
                     answer += piece
             return answer
 
+    def quiet(self) -> None:
+        """Fail if anything of ours has fallen since the last look, by the log."""
+        with (self.installation.var / "up.log").open("rb") as log:
+            log.seek(self.read)
+            lines = log.read().decode(errors="replace")
+            self.read = log.tell()
+        before, fault, after = lines.partition("Traceback")
+        assert not fault, before[-1000:] + fault + after[:4000]
+
     def settled(self) -> None:
         """Fail unless nothing is left of what was asked so far: no call, no reservation, no answer without its row."""
+        self.quiet()
         until(lambda: self.metric("madoguchi_in_flight") == 0, 30)
         ready = self.client.get("/readyz")
         assert (ready.status_code, ready.json().get("tasks_down", [])) == (200, []), ready.text
@@ -138,8 +149,7 @@ def site(var: Path) -> Iterator[Site]:
             except BaseException as error:
                 error.add_note(f"the log ends:\n{installation.log[-5000:]}")
                 raise
-        before, fault, after = installation.log.partition("Traceback")
-        assert not fault, before[-1000:] + fault + after[:4000]
+        found.quiet()
 
 
 ADDRESSES = """
