@@ -308,7 +308,7 @@ def test_the_supervisor_looks_after_engines_while_a_chore_hangs(site):
         site.reaches("ready")
         until(lambda: Chore.objects.filter(name="syncdirectory", claimed_at__isnull=False).exists())
         os.kill(site.replica().pid, signal.SIGKILL)
-        until(lambda: site.replica().restarts == 1 and site.replica().state == "ready", 40)
+        until(lambda: site.replica().restarts == 1 and site.replica().state == "ready", 90)
         assert Chore.objects.get(name="syncdirectory").ended_at is None
         [supervisor] = site.processes
         supervisor.terminate()
