@@ -15,32 +15,20 @@ from hypothesis import strategies as st
 
 from apiproxy import gateway, turns
 from apiproxy.balancer import Balancer
-from apiproxy.catalogue import Model, Replica, Timeouts
+from apiproxy.catalogue import Model, Replica
 from apiproxy.errors import ClientLeft, HeldBack, NoReplica
 from apiproxy.turns import AGED, MOST, PATIENCE, Turns, Waiter, candidates, room
 from modelregistry.models import Replica as ReplicaRow
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
 from portal.metering.models import Quota, RefusalHour, UsageRecord
+from tests.apiproxy import served
 from tests.engine import DONE, FINISH, SSE, chunk, token
 from tests.waiting import until
 
 ONE = Replica(id=1, url="http://127.0.0.1:1", api_key="", upstream_model="m", slots=4)
 TWO = replace(ONE, id=2)
-SERVED = Model(
-    id=1,
-    name="m",
-    task="chat",
-    created=0,
-    context=None,
-    external=False,
-    stops_unary=True,
-    tenants=None,
-    can_load=False,
-    retires=None,
-    timeouts=Timeouts(connect=1, first_byte=1, idle=1, total=1),
-    replicas=(ONE,),
-)
+SERVED = replace(served.SERVED, replicas=(ONE,))
 
 
 # --- the rules
