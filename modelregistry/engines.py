@@ -103,10 +103,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What to execute. The API key is in the environment only: a command line can be read by everybody on the host."""
+    """What to execute. The API key is in the environment only: a command line can be read by everybody on the host.
+
+    `filtered`: its output may hold callers' words, so `log_filter` stands before its log.
+    """
 
     argv: tuple[str, ...]
     env: dict[str, str]
+    filtered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,7 +256,7 @@ def command(
         # One value for all models of the host, which vLLM would take before our own for this one.
         env.pop("VLLM_CPU_KVCACHE_SPACE", None)
     given = _separate(spec.args) if launcher == "llama-server" else spec.args
-    return Command(argv=(*program, *argv, *given), env=env)
+    return Command(argv=(*program, *argv, *given), env=env, filtered=spec.engine == "llama.cpp")
 
 
 def _separate(args: Sequence[str]) -> Iterator[str]:

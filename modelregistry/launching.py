@@ -4,13 +4,12 @@ import os
 import random
 import secrets
 import socket
-import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelregistry import advice, allotment, engines, gpus, log_filter, process, refusals, registering
+from modelregistry import advice, allotment, engines, gpus, process, refusals, registering
 from modelregistry.allotment import Allotment, Tenant
 from modelregistry.engines import Place, Spec
 from modelregistry.gpus import Device
@@ -159,8 +158,6 @@ def launch(
     _forget_old_runs(runs, key)
     grant = allotted.grant if allotted else None
     command = engines.command(spec, launcher, program, place, os.environ, grant, house.walls)
-    if spec.engine == "llama.cpp":
-        command = replace(command, argv=(sys.executable, "-I", log_filter.__file__, *command.argv))
     try:
         return runs.start(secrets.token_hex(8), command, label=asdict(label), grace=place.grace), label
     except (process.StartFailed, OSError) as error:

@@ -1,17 +1,15 @@
-"""Keeps callers' words out of an engine's log: `log_filter.py PROGRAM ARGUMENT…` executes the program behind a filter.
+"""Keep callers' words out of an engine's log.
 
 llama.cpp writes a `grammar` that it cannot read, and parts of a JSON schema, to its standard error, at every verbosity;
 operators read that log. So from the moment at which an engine answers, a line must have the shape of one of its own to
 be kept: its logger's, or what a dying process leaves. Until then everything is kept, for no caller has spoken yet.
 
-The program takes this process's place, so that signals and exit codes are its own. The filter is a process beside it,
-which outlives it: the last words of an engine that aborts are written as well. It imports nothing of ours.
+The shim of the engine runs it, which imports nothing of ours; neither does this.
 """
 
+import contextlib
 import os
 import re
-import signal
-import sys
 from collections.abc import Iterable, Iterator
 
 LONGEST = 8192  # bytes of a line; what comes after them is left out
@@ -75,40 +73,11 @@ def read(descriptor: int) -> Iterator[bytes]:
                 pass
 
 
-def run(descriptor: int) -> None:
-    """Writes to standard output until the engine is gone. A full disk loses lines; an engine never waits for us."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    for line in kept(read(descriptor)):
-        try:
-            os.write(1, line)
-        except OSError:
-            continue
+def copy(source: int, target: int) -> None:
+    """Write what may be kept to `target` until the last writer of `source` is gone.
 
-
-def main(argv: list[str]) -> None:
-    reader, writer = os.pipe()
-    first = os.fork()
-    if not first:
-        # Twice, so that the filter is no child of the engine's, which knows nothing of it.
-        if os.fork():
-            os._exit(0)
-        os.close(writer)
-        try:
-            run(reader)
-        finally:
-            os._exit(0)
-    os.waitpid(first, 0)
-    os.close(reader)
-    out = os.dup(1)
-    for descriptor in (1, 2):
-        os.dup2(writer, descriptor)
-    try:
-        os.execvpe(argv[0], argv, os.environ)  # noqa: S606
-    except OSError as error:
-        os.write(out, f"{argv[0]}: {error.strerror}\n".encode())
-        os._exit(127)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    A full disk loses lines; an engine never waits for us.
+    """
+    for line in kept(read(source)):
+        with contextlib.suppress(OSError):
+            os.write(target, line)

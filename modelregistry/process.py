@@ -93,7 +93,14 @@ class Runs:
             "SPT_NOENV": "1",
         }
         group = self.groups and str(self.groups / f"madoguchi-{run_id}")
-        spec = {"argv": command.argv, "env": env, "grace": grace, "label": label, "group": group}
+        spec = {
+            "argv": command.argv,
+            "env": env,
+            "grace": grace,
+            "label": label,
+            "group": group,
+            "filtered": command.filtered,
+        }
         shim.write(directory / "spec.json", spec)
         try:
             starter = subprocess.run(

@@ -7,7 +7,8 @@ parent, is still its child. What it writes, each file at once or not at all:
 
     state.json   {"boot", "shim": [pid, start], "engine": [pid, start], "group"}   before its caller returns
     exit.json    {"code", "signal", "asked"}                              when the last process of the tree is gone
-    engine.log   both outputs of the engine; engine.log.1 holds what was before
+    engine.log   both outputs of the engine; engine.log.1 holds what was before. With "filtered" in the spec they come
+                 through a pipe and `log_filter`: an engine that repeats its callers' words never writes to the file
 
 SIGTERM: TERM to the engine's front process, `grace` seconds, then KILL to all that is left. SIGUSR1: KILL at once (not
 a second SIGTERM: two that come close together are one). If the front process ends by itself, what it left behind is
@@ -20,13 +21,15 @@ It also has what is needed to know processes for sure, for `process` to use: a p
 
 import contextlib
 import ctypes
+import importlib.util
 import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +41,7 @@ SURVIVORS_GRACE = 2.0  # seconds that what a dead front process left behind has 
 KILL_AGAIN = 0.05  # seconds between two rounds of KILL; a round may meet processes that are just forking
 LOG_LIMIT = 8 * 1024 * 1024  # bytes; of twice that the last half at least is kept
 AWAITED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1}
+LAST_WORDS = 2.0  # seconds for what an ended engine wrote to reach its log
 LOG_LOOK = 10.0  # seconds between two looks at the log's size
 
 
@@ -173,6 +177,17 @@ def write(path: Path, value: object) -> None:
     draft.replace(path)
 
 
+def _log_filter() -> Callable[[int, int], None]:
+    """`log_filter.copy`, which lies beside this file; nothing of ours can be imported by name here."""
+    spec = importlib.util.spec_from_file_location("log_filter", Path(__file__).with_name("log_filter.py"))
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    copy: Callable[[int, int], None] = module.copy
+    return copy
+
+
 class Shim:
     """One engine's life. `run` returns when all of its tree is gone."""
 
@@ -184,6 +199,8 @@ class Shim:
         self.grace: float = spec["grace"]
         self.group = Path(spec["group"]) if spec.get("group") else None
         self.log = directory / "engine.log"
+        self.filter = _log_filter() if spec.get("filtered") else None
+        self.filtering: threading.Thread | None = None
         self.front = 0
         self.status: int | None = None  # as of waitpid, of the front process
         self.asked = False
@@ -202,20 +219,23 @@ class Shim:
         os.chdir("/")  # hold no file system
         self._enter_group()
         # APPEND: the processes of a tree write at the end, whoever else wrote, also after the file was cut.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        if self.filter:
+            out = self._filtered(out)
         self.front = os.posix_spawn(
             self.argv[0],
             self.argv,
             self.env,
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(self.log), flags, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, out, 1),
+                (os.POSIX_SPAWN_DUP2, out, 2),
             ],
             setsid=True,
             setsigmask=[],
             setsigdef=[signal.SIGINT, signal.SIGHUP, signal.SIGPIPE],
         )
+        os.close(out)
         self._leave_group()
         engine = stat(self.front)
         shim = identify(os.getpid())
@@ -228,6 +248,24 @@ class Shim:
         except OSError:
             self.kill()  # an engine that nobody can find again
             raise
+
+    def _filtered(self, log: int) -> int:
+        """The writing end of a pipe from which a thread fills the log."""
+        reader, writer = os.pipe()
+        self.filtering = threading.Thread(target=self._fill_log, args=(reader, log), daemon=True)
+        self.filtering.start()
+        return writer
+
+    def _fill_log(self, reader: int, log: int) -> None:
+        assert self.filter
+        try:
+            self.filter(os.dup(reader), log)
+        except Exception:  # noqa: BLE001 - whatever it is
+            # Without a reader the engine would die of its next line, or wait for ever: better no log than no engine.
+            traceback.print_exc()
+            os.write(log, b"(the log ends here: its filter failed, see shim.log)\n")
+            while os.read(reader, 65536):
+                pass
 
     def kill(self) -> None:
         """Ends the whole tree and waits for it, in milliseconds."""
@@ -269,6 +307,8 @@ class Shim:
             if not children_left:
                 break
             self._cut_log()
+        if self.filtering:
+            self.filtering.join(LAST_WORDS)
         self._write_exit()
         if self.group:
             remove_group(self.group)

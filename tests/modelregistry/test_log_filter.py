@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 
-from modelregistry import log_filter
+from modelregistry import log_filter, process, shim
+from modelregistry.engines import Command
 from modelregistry.log_filter import LEFT_OUT
+from tests.waiting import until
 
 START = b"load_model: loading model\nanything: a template {{ x }}\nlistening on http://127.0.0.1:1\n"
 
@@ -73,30 +73,67 @@ def test_p4_what_a_line_quotes_is_cut_off(line, kept):
     assert filtered(line) == [kept]
 
 
-def start(script: str) -> "subprocess.Popen[bytes]":
-    argv = [sys.executable, "-I", log_filter.__file__, "sh", "-c", script]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+@pytest.fixture
+def start(tmp_path):
+    """Runs `sh` as an engine whose output is filtered; returns its run."""
+    runs = process.Runs(tmp_path / "engines")
+
+    def start(script: str) -> process.Run:
+        command = Command(argv=("/bin/sh", "-c", script), env={"PATH": os.defpath}, filtered=True)
+        return runs.start("r1", command, label={}, grace=1)
+
+    yield start
+    for run in runs.all():
+        assert process.stop(run, grace=0)
 
 
-def test_p4_the_engine_takes_the_place_of_the_process_and_its_last_words_are_written():
-    engine = start("echo own pid $$; echo listening on x; echo secret; echo '/a.cpp:1: GGML_ASSERT' >&2; kill -ABRT $$")
-    text = engine.communicate(timeout=20)[0].decode()
-    assert engine.returncode == -signal.SIGABRT
-    assert text.splitlines() == [
-        f"own pid {engine.pid}",
+def ended(run: process.Run) -> process.Ending:
+    until(lambda: process.life(run) is process.Life.ENDED)
+    ending = process.ending(run)
+    assert ending
+    return ending
+
+
+def test_p4_its_last_words_are_in_the_log_when_its_end_is_told(start):
+    run = start("echo own pid $$; echo listening on x; echo secret; echo '/a.cpp:1: GGML_ASSERT' >&2; kill -ABRT $$")
+    assert ended(run).signal == signal.SIGABRT
+    assert process.log_tail(run.directory).splitlines() == [
+        f"own pid {run.engine.pid}",
         "listening on x",
         LEFT_OUT.decode()[:-1],
         "/a.cpp:1: GGML_ASSERT",
     ]
 
 
-def test_p4_a_line_without_end_takes_no_memory_and_a_missing_program_is_named():
-    engine = start("echo listening on x; echo srv: begin; yes | tr -d '\\n' | head -c 50000000; echo; echo srv: end")
-    text = engine.communicate(timeout=60)[0]
-    assert (engine.returncode, len(text) < 1000) == (0, True)
-    assert text.endswith(b"srv: end\n")
-    missing = subprocess.run(
-        [sys.executable, "-I", log_filter.__file__, "/no/such/engine"], capture_output=True, env=os.environ, check=False
+def test_p4_a_filtered_engine_has_no_process_of_ours_below_its_shim(start):
+    run = start("exec sleep 600")
+    assert shim.descendants(run.shim.pid) == [run.engine]
+
+
+def test_p4_a_line_without_end_takes_no_memory(start):
+    run = start(
+        "echo listening on x; echo srv: begin; yes | tr -d '\\n' | head -c 50000000; echo; echo srv: end; read x"
     )
-    assert missing.returncode == 127
-    assert missing.stdout.startswith(b"/no/such/engine: ")
+    assert ended(run).code == 1  # nobody writes to it
+    log = process.log_tail(run.directory)
+    assert len(log) < 1000
+    assert log.endswith("srv: end")
+
+
+def test_p4_a_filter_that_fails_costs_the_log_and_not_the_engine(tmp_path):
+    (tmp_path / "spec.json").write_text('{"argv": ["x"], "env": {}, "grace": 1, "filtered": true}')
+    holder = shim.Shim(tmp_path)
+
+    def fail(source: int, target: int) -> None:
+        os.read(source, 1)
+        raise MemoryError
+
+    holder.filter = fail
+    log = os.open(holder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    writer = holder._filtered(log)
+    for _ in range(64):
+        os.write(writer, b"x" * 65536)  # would wait, or fail, without a reader
+    os.close(writer)
+    holder.filtering.join(20)
+    assert not holder.filtering.is_alive()
+    assert "shim.log" in holder.log.read_text()
