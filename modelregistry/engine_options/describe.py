@@ -1,0 +1,72 @@
+"""Prints what an engine's own argument parser takes, as JSON: one object for each option. Starts nothing.
+
+Executed by the Python of the engine's environment (3.10 or newer), so it imports nothing of ours:
+`python -I describe.py vllm|llama-cpp-python`.
+"""
+
+import argparse
+import json
+import runpy
+import sys
+
+KINDS = {
+    **{"int": "int", "float": "float", "human_readable_int": "size", "human_readable_int_or_auto": "size-or-auto"},
+    **{"loads": "json", "parse_dataclass": "json", "_parse_bool_arg": "bool"},
+}
+
+
+class Described(Exception):
+    """Carries the parser out of a program that would go on and serve."""
+
+
+def vllm():
+    from vllm.entrypoints.cli import serve
+
+    try:
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+    except ImportError:  # before 0.12
+        from vllm.utils import FlexibleArgumentParser
+    commands = FlexibleArgumentParser().add_subparsers()
+    return serve.cmd_init()[0].subparser_init(commands)
+
+
+def llama_cpp_python():
+    def carried(parser, *args, **kwargs):
+        raise Described(parser)
+
+    argparse.ArgumentParser.parse_args = carried
+    try:
+        runpy.run_module("llama_cpp.server", run_name="__main__")
+    except Described as found:
+        return found.args[0]
+    raise SystemExit("llama_cpp.server made no parser")
+
+
+def kind(function):
+    """How it reads a value, by its name; of a function that wraps another one, by that one's."""
+    name = getattr(function, "__name__", "")
+    if name in KINDS:
+        return KINDS[name]
+    inner = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
+    return next((found for each in inner if callable(each) and (found := kind(each)) != "text"), "text")
+
+
+def option(action):
+    words = [name.replace("_", "-") for name in action.option_strings]
+    off = [name for name in words if name.startswith("--no-") and "--" + name[5:] in words]
+    values = {None: "1", "*": "+", "+": "+", "?": "?"}.get(action.nargs, str(action.nargs))
+    described = {"names": [name for name in words if name not in off], "off": off, "values": values}
+    if values != "0":
+        described["kind"] = kind(action.type)
+        described["choices"] = [str(choice) for choice in action.choices or ()]
+    return described
+
+
+def main(launcher):
+    parser = {"vllm": vllm, "llama-cpp-python": llama_cpp_python}[launcher]()
+    # Marked, since engines print what they like when they are imported.
+    print("OPTIONS " + json.dumps([option(action) for action in parser._actions if action.option_strings]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
