@@ -8,6 +8,8 @@ import argparse
 import json
 import runpy
 import sys
+from importlib import import_module
+from typing import Any
 
 KINDS = {
     **{"int": "int", "float": "float", "human_readable_int": "size", "human_readable_int_or_auto": "size-or-auto"},
@@ -19,30 +21,32 @@ class Described(Exception):
     """Carries the parser out of a program that would go on and serve."""
 
 
-def vllm():
-    from vllm.entrypoints.cli import serve
-
+def vllm() -> argparse.ArgumentParser:
+    serve = import_module("vllm.entrypoints.cli.serve")
     try:
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        utils = import_module("vllm.utils.argparse_utils")
     except ImportError:  # before 0.12
-        from vllm.utils import FlexibleArgumentParser
-    commands = FlexibleArgumentParser().add_subparsers()
-    return serve.cmd_init()[0].subparser_init(commands)
+        utils = import_module("vllm.utils")
+    commands = utils.FlexibleArgumentParser().add_subparsers()
+    made: argparse.ArgumentParser = serve.cmd_init()[0].subparser_init(commands)
+    return made
 
 
-def llama_cpp_python():
-    def carried(parser, *args, **kwargs):
+def llama_cpp_python() -> argparse.ArgumentParser:
+    # Its module makes the parser and at once serves by what that read.
+    def carried(parser: Any, *args: Any, **kwargs: Any) -> Any:
         raise Described(parser)
 
-    argparse.ArgumentParser.parse_args = carried
+    setattr(argparse.ArgumentParser, "parse_args", carried)  # noqa: B010 -- or mypy would mind
     try:
         runpy.run_module("llama_cpp.server", run_name="__main__")
     except Described as found:
-        return found.args[0]
+        parser: argparse.ArgumentParser = found.args[0]
+        return parser
     raise SystemExit("llama_cpp.server made no parser")
 
 
-def kind(function):
+def kind(function: Any) -> str:
     """How it reads a value, by its name; of a function that wraps another one, by that one's."""
     name = getattr(function, "__name__", "")
     if name in KINDS:
@@ -51,10 +55,10 @@ def kind(function):
     return next((found for each in inner if callable(each) and (found := kind(each)) != "text"), "text")
 
 
-def option(action):
+def option(action: argparse.Action) -> dict[str, Any]:
     words = [name.replace("_", "-") for name in action.option_strings]
     off = [name for name in words if name.startswith("--no-") and "--" + name[5:] in words]
-    values = {None: "1", "*": "+", "+": "+", "?": "?"}.get(action.nargs, str(action.nargs))
+    values = {"None": "1", "*": "+"}.get(str(action.nargs), str(action.nargs))
     described = {"names": [name for name in words if name not in off], "off": off, "values": values}
     if values != "0":
         described["kind"] = kind(action.type)
@@ -62,7 +66,7 @@ def option(action):
     return described
 
 
-def main(launcher):
+def main(launcher: str) -> None:
     parser = {"vllm": vllm, "llama-cpp-python": llama_cpp_python}[launcher]()
     # Marked, since engines print what they like when they are imported.
     print("OPTIONS " + json.dumps([option(action) for action in parser._actions if action.option_strings]))
