@@ -42,7 +42,14 @@ class Allotment:
 
     @property
     def grant(self) -> Grant:
-        return Grant(visible=self.visible, cache=self.prediction.cache, fraction=self.fraction)
+        return Grant(
+            visible=self.visible,
+            cache=self.prediction.cache,
+            fraction=self.fraction,
+            context=self.prediction.context,
+            batch=self.prediction.batch,
+            parallel=self.prediction.parallel,
+        )
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Allotment":
@@ -120,7 +127,8 @@ def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> 
     except ValueError:
         return formula
     card = min(device.total for device in devices if device.kind == "gpu")
-    spare = int(part * card) - formula.weights - formula.overhead
+    # Of that part vLLM takes what it needs after its context, which it does not count.
+    spare = int(part * card) - formula.weights - (formula.overhead - formula.apart)
     if demand.launcher != "vllm" or spare <= 0 or not formula.cache:
         return formula
     return replace(placement.with_cache(formula, spare), cache_least=spare // memory.MIB * memory.MIB)

@@ -93,12 +93,16 @@ class Grant:
     """What the memory plan gives an engine. An argument of the operator's about the same wins over it.
 
     `visible`: its GPUs as CUDA_VISIBLE_DEVICES has them; none: it lives in RAM. `cache`: bytes of KV cache on each
-    device, 0: it has none. `fraction`: of each card's memory that is meant for it, everything included.
+    device, 0: it has none. `fraction`: of each card's memory, what weights and cache take. `context`: tokens of a
+    request, `batch` and `parallel`: tokens and requests that vLLM computes at a time, 0: not planned.
     """
 
     visible: tuple[str, ...] = ()
     cache: int = 0
     fraction: float = 0.0
+    context: int = 0
+    batch: int = 0
+    parallel: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -383,6 +387,15 @@ def _vllm_granted(spec: Spec, grant: Grant) -> list[str]:
     argv = []
     if spec.tensor_parallel > 1:
         argv += ["--tensor-parallel-size", str(spec.tensor_parallel)]
+    # What it would choose itself depends on the card, and is four to eight times what is planned for on a large one.
+    planned = {
+        "--max-model-len": 0 if spec.context else grant.context,
+        "--max-num-seqs": 0 if spec.slots else grant.parallel,
+        "--max-num-batched-tokens": grant.batch,
+    }
+    for name, value in planned.items():
+        if value and argument(spec.args, name) is None:
+            argv += [name, str(value)]
     if any(argument(spec.args, name) is not None for name in ("--gpu-memory-utilization", "--kv-cache-memory-bytes")):
         return argv
     if grant.fraction:

@@ -32,7 +32,11 @@ LLAMA_CPP_TYPES: Mapping[str, float] = {
 # vLLM without a word on slots works on up to 256 requests at a time, most of them short: room for so many whole
 # contexts is wanted, for one is needed (it starts with less only to refuse long requests).
 VLLM_WHOLE_CONTEXTS = 8
+# What vLLM computes at a time if nobody says: what it would choose itself on cards below 70 GiB. On larger ones it
+# would take 8,192 tokens (16,384 from 160 GiB) and 1,024 requests (0.32, engine/arg_utils.py, get_batch_defaults), so
+# both are always passed.
 VLLM_SEQUENCES = 256
+VLLM_BATCH = 2048
 CELLS = 256  # llama.cpp's caches are made of so many tokens
 
 # Overheads, calibrated on other models than those of the table in tests/bench/RESULTS.md.
@@ -96,8 +100,10 @@ class Prediction:
     """Bytes on each of `devices` devices; `total` is their sum there, `rule_of_thumb` 1.5 × the weights there.
 
     `cache_least`: with less the engine would not do (vLLM may be given less than it wants). `context`, `sequences`: for
-    how many requests of how many tokens the cache is. `droppable`: of the total, what the kernel can take back without
-    harm (a file that was copied from). `basis`: "formula"; "corrected" by what others with this engine took;
+    how many requests of how many tokens the cache is. `batch`, `parallel`: how many tokens and requests vLLM computes
+    at a time; 0: of another engine. `apart`: of the overhead, what vLLM has taken before it looks how much is free
+    (CUDA's context, the buffers of links between cards). `droppable`: of the total, what the kernel can take back
+    without harm (a file that was copied from). `basis`: "formula"; "corrected" by what others with this engine took;
     "measured": this very model took so much before.
     """
 
@@ -110,6 +116,9 @@ class Prediction:
     devices: int
     context: int
     sequences: int
+    batch: int = 0
+    parallel: int = 0
+    apart: int = 0
     droppable: int = 0
     basis: str = "formula"
 
@@ -129,6 +138,9 @@ def predict(facts: Facts, demand: Demand) -> Prediction:
         devices=demand.tensor_parallel,
         context=context,
         sequences=sequences,
+        batch=_batch(facts, demand, context) if demand.launcher == "vllm" else 0,
+        parallel=_parallel(demand) if demand.launcher == "vllm" else 0,
+        apart=_apart(demand),
         droppable=_copied(facts, demand) if demand.launcher != "vllm" else 0,
     )
 
@@ -142,6 +154,9 @@ def made(
     devices: int,
     context: int,
     sequences: int,
+    batch: int = 0,
+    parallel: int = 0,
+    apart: int = 0,
     droppable: int = 0,
     basis: str = "formula",
 ) -> Prediction:
@@ -156,6 +171,9 @@ def made(
         devices=devices,
         context=context,
         sequences=sequences,
+        batch=batch,
+        parallel=parallel,
+        apart=apart,
         droppable=droppable,
         basis=basis,
     )
@@ -165,7 +183,7 @@ def _asked(facts: Facts, demand: Demand) -> tuple[int, int]:
     """Tokens per request, and how many requests of that length are to be remembered."""
     if demand.launcher == "vllm":
         context = demand.number("--max-model-len") or demand.context or facts.context or 4096
-        return context, demand.number("--max-num-seqs") or demand.slots or VLLM_WHOLE_CONTEXTS
+        return context, _told_parallel(demand) or VLLM_WHOLE_CONTEXTS
     slots = demand.number("--parallel", "-np", "--n-parallel") or demand.slots or engines.DEFAULT_SLOTS
     total = demand.number("--ctx-size", "-c", "--n_ctx")
     if total is None:
@@ -189,24 +207,24 @@ def cache_bytes(facts: Facts, demand: Demand, context: int, sequences: int) -> i
 
 
 def _layer(facts: Facts, layer: Attention, demand: Demand, context: int, sequences: int) -> float:
-    tokens = sequences * _remembered(layer, demand, context)
+    tokens = sequences * _remembered(facts, layer, demand, context)
     # At least one head is on each device; MLA's latent vector counts as one and is on all of them.
     heads = math.ceil(layer.kv_heads / demand.tensor_parallel)
     key, value = _element_bytes(demand)
     return tokens * heads * (layer.key_dim * key + layer.value_dim * value)
 
 
-def _remembered(layer: Attention, demand: Demand, context: int) -> int:
+def _remembered(facts: Facts, layer: Attention, demand: Demand, context: int) -> int:
     """Tokens of one request, in this layer: no more than its window and what is computed at a time."""
     if demand.launcher == "vllm":
         # The hybrid cache manager frees blocks behind the window.
-        return context if layer.window is None else min(context, layer.window + _batch(demand))
+        return context if layer.window is None else min(context, layer.window + _batch(facts, demand, context))
     whole = _cells(context)
     if layer.window is None or demand.says("--swa-full") or demand.launcher == "llama-cpp-python":
         return whole
     sequences = demand.slots or engines.DEFAULT_SLOTS
     windows = layer.window * (sequences if _unified(demand) else 1)
-    return _cells(min(whole, windows + _batch(demand)))
+    return _cells(min(whole, windows + _batch(facts, demand, context)))
 
 
 def _cells(tokens: int) -> int:
@@ -227,14 +245,33 @@ def _element_bytes(demand: Demand) -> tuple[float, float]:
     return LLAMA_CPP_TYPES.get(key, 2.0), LLAMA_CPP_TYPES.get(value, 2.0)
 
 
-def _batch(demand: Demand) -> int:
+def _told_parallel(demand: Demand) -> int | None:
+    return demand.number("--max-num-seqs") or demand.slots
+
+
+def _parallel(demand: Demand) -> int:
+    """Requests that vLLM works on at a time."""
+    return _told_parallel(demand) or VLLM_SEQUENCES
+
+
+def _batch(facts: Facts, demand: Demand, context: int) -> int:
     """Tokens that are computed at a time."""
     if demand.launcher == "vllm":
-        return demand.number("--max-num-batched-tokens") or 2048
+        return demand.number("--max-num-batched-tokens") or _vllm_batch(facts, demand, context)
     given = demand.number("--ubatch-size", "-ub", "--n_ubatch")
     if given is None and demand.task != "chat":
         given = max(demand.context or 8192, 512)  # as engines.py starts it
     return given or 512
+
+
+def _vllm_batch(facts: Facts, demand: Demand, context: int) -> int:
+    """As vLLM would bound its own choice (engine/arg_utils.py, config/scheduler.py): no less than the requests, no more
+    than all of them are long, and a whole input where it cannot be computed piece by piece.
+    """
+    parallel = _parallel(demand)
+    batch = max(min(VLLM_BATCH, parallel * context), parallel)
+    in_pieces = demand.task == "chat" or (bool(facts.attention) and facts.pooling in (None, "last"))
+    return batch if in_pieces and demand.task != "transcription" else max(batch, context)
 
 
 # --- Weights and overhead -------------------------------------------------------------------------------------------
@@ -266,24 +303,29 @@ def _as_loaded(facts: Facts, demand: Demand) -> float:
 
 def _overhead(facts: Facts, demand: Demand, context: int, sequences: int) -> int:
     if demand.launcher == "vllm":
-        return _vllm_overhead(facts, demand)
+        return _vllm_overhead(facts, demand, context)
     return _llama_cpp_overhead(facts, demand, context, sequences) + _copied(facts, demand)
 
 
-def _vllm_overhead(facts: Facts, demand: Demand) -> int:
+def _apart(demand: Demand) -> int:
+    if demand.launcher != "vllm" or demand.kind == "ram":
+        return 0
+    return VLLM_CONTEXT + (VLLM_LINKS if demand.tensor_parallel > 1 else 0)
+
+
+def _vllm_overhead(facts: Facts, demand: Demand, context: int) -> int:
     """CPU: measured with two models, see tests/bench/RESULTS.md. GPU: from what others published, not measured here.
 
     A forward pass of a batch holds about 12 vectors of the hidden size per token (16 bits), sampling two copies of the
     logits (32 bits) of each sequence.
     """
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
-    batch = _batch(demand) * hidden * 2 * 12
-    logits = (demand.slots or VLLM_SEQUENCES) * vocabulary * 4 * 2 if demand.task == "chat" else 0
+    batch = _batch(facts, demand, context) * hidden * 2 * 12
+    logits = _parallel(demand) * vocabulary * 4 * 2 if demand.task == "chat" else 0
     compiled = demand.argument("--enforce-eager") is None
     if demand.kind == "ram":
         return VLLM_CPU_PROCESSES + (VLLM_CPU_COMPILER if compiled else 0)
-    links = VLLM_LINKS if demand.tensor_parallel > 1 else 0
-    return VLLM_CONTEXT + (VLLM_GRAPHS if compiled else 0) + links + batch + logits
+    return _apart(demand) + (VLLM_GRAPHS if compiled else 0) + batch + logits
 
 
 def _llama_cpp_overhead(facts: Facts, demand: Demand, context: int, sequences: int) -> int:
@@ -293,7 +335,7 @@ def _llama_cpp_overhead(facts: Facts, demand: Demand, context: int, sequences: i
     bits, and its mask over the context in 16 bits. Measured with 384 to 1,536 numbers; see tests/bench/RESULTS.md.
     """
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
-    batch = min(_batch(demand), _cells(context))
+    batch = min(_batch(facts, demand, context), _cells(context))
     compute = batch * (hidden * 4 * 15 + _cells(context) * 2)
     logits = (demand.slots or engines.DEFAULT_SLOTS) * vocabulary * 4
     if demand.kind == "gpu":

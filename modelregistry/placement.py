@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from modelregistry.facts import Facts
 from modelregistry.gpus import RAM, Device
-from modelregistry.memory import MIB, Demand, Prediction, predict
+from modelregistry.memory import MIB, VLLM_CONTEXT, Demand, Prediction, predict
 
-# Left free on each card: the driver and its fragments; a card that is full to the last byte fails at the next call.
-GPU_MARGIN = 256 * MIB
+# Left free on each card: the driver and its fragments; a card that is full to the last byte fails at the next call. As
+# much as one more CUDA context, since nobody measured that of each card, driver and engine.
+GPU_MARGIN = VLLM_CONTEXT
 # Left free of RAM: 5 %, for the system and what comes and goes on it.
 RAM_MARGIN = 0.05
 # vLLM is told its part of the card as a fraction, of which it looks at no more than this.
@@ -51,7 +52,11 @@ class Room:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """`devices`: indices, empty for RAM. `fraction`: of a card's memory, for engines that are told it; RAM: 0."""
+    """`devices`: indices, empty for RAM. `fraction`: the part of a card that weights and cache take; RAM: 0.
+
+    So much vLLM wants to see free when it starts, after its own CUDA context and the links between cards have taken
+    theirs (0.32, v1/worker/utils.py, request_memory): neither is part of it.
+    """
 
     devices: tuple[int, ...]
     prediction: Prediction
@@ -135,7 +140,7 @@ def place(
     return Placement(
         devices=tuple(sorted(one.device for one in chosen if one.device != RAM)),
         prediction=granted,
-        fraction=_fraction(granted.total, total) if demand.kind == "gpu" and total else 0.0,
+        fraction=_fraction(granted.weights + granted.cache, total) if demand.kind == "gpu" and total else 0.0,
         forced=forced,
     )
 
@@ -175,9 +180,9 @@ def with_cache(need: Prediction, cache: int) -> Prediction:
 
 
 def _fraction(part: int, total: int) -> float:
-    """Rounded up, so that what was planned is not a byte short; never the whole card."""
+    """Rounded down, as it is only looked at (the cache is told in bytes); never nothing, never the whole card."""
     scale: int = 10**FRACTION_DIGITS
-    return min(float(-(-part * scale // total)) / scale, 0.99)
+    return min(max(part * scale // total, 1) / scale, 0.99)
 
 
 def _what_would_fit(need: Prediction, demand: Demand, rooms: Sequence[Room], facts: Facts | None) -> tuple[int, int]:

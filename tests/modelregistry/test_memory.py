@@ -284,15 +284,44 @@ def test_vllm_gets_its_cache_in_bytes_and_its_part_of_the_card():
     assert "--tensor-parallel-size 2" in argv
     assert f"--kv-cache-memory-bytes {2 * GIB}" in argv
     assert f"--gpu-memory-utilization {found.fraction:.4f}" in argv
-    assert 0.04 < found.fraction < 0.1
+    assert 0.02 < found.fraction < 0.04
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"context": 8192, "slots": 4}, ("8192", "4", "2048")),
+        ({"context": 8192}, ("8192", "256", "2048")),
+        ({}, ("8192", "256", "2048")),  # the model's own context
+        ({"context": 128, "slots": 1}, ("128", "1", "128")),
+        ({"args": ("--max-num-seqs=512", "--max-num-batched-tokens", "16384")}, ("8192", "512", "16384")),
+        ({"args": ("--max-num-seqs=4000",)}, ("8192", "4000", "4000")),
+        ({"task": "embedding"}, ("8192", "256", "8192")),  # an encoder reads an input in one piece
+        ({"task": "transcription", "context": 448}, ("448", "256", "2048")),
+    ],
+)
+def test_e2_vllm_is_told_how_much_it_computes_at_a_time_on_any_card(spec, said):
+    """Its own choice depends on the card: four times the tokens and the requests on one of 80 GB."""
+    facts = replace(LLAMA_8B, attention=()) if spec.get("task") == "embedding" else LLAMA_8B
+    spec = Spec(engine="vllm", name="m", path="/m", **spec)
+    found = allot(spec, facts, gpus.devices(nvml=two_a100()))
+    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
+    argv = engines.command(spec, "vllm", ("vllm",), place, {}, found.grant).argv
+    told = tuple(
+        engines.argument(argv, name) for name in ("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens")
+    )
+    assert told == said
+    assert (str(found.prediction.parallel), str(found.prediction.batch)) == said[1:]
+    assert sum(arg.partition("=")[0] == "--max-num-seqs" for arg in argv) == 1
 
 
 def test_a_word_of_the_operators_about_vllms_memory_stands_alone():
     devices = gpus.devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, args=("--gpu-memory-utilization=0.5",))
     found = allot(spec, LLAMA_8B, devices)
-    assert found.prediction.total == pytest.approx(85_899_345_920 / 2, abs=MIB)
+    # Its context it takes beside that part, without counting it.
+    assert found.prediction.total == pytest.approx(85_899_345_920 / 2 + memory.VLLM_CONTEXT, abs=MIB)
     place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
     argv = " ".join(engines.command(spec, "vllm", ("vllm",), place, {}, found.grant).argv)
     assert "--kv-cache-memory-bytes" not in argv
