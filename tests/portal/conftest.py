@@ -1,6 +1,7 @@
 """What the tests of sign-in share: a portal that is connected to the test directory, and a person at its door."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import environs
 import pytest
@@ -8,6 +9,7 @@ from django.test import Client
 
 from portal.accounts import directory as company
 from portal.accounts.models import User
+from tests.domain_controller import connect_domain, domain  # noqa: F401 - fixtures
 from tests.portal.calling import described  # noqa: F401 - a fixture
 from tests.slapd import Directory
 
@@ -54,11 +56,11 @@ def door(db) -> Door:
 
 @pytest.fixture
 def connect(settings, monkeypatch, directory: Directory) -> Callable[..., company.Directory]:
-    """Connects the portal to the test directory with the LDAP_* variables of `Directory.env`, as changed."""
+    """Connects the portal to the test directory (`of`: another) with the LDAP_* variables of its `env`, as changed."""
 
-    def connect(**overrides: str | None) -> company.Directory:
+    def connect(of: Any = directory, **overrides: str | None) -> company.Directory:
         with monkeypatch.context() as patch:
-            for name, value in directory.env(**overrides).items():
+            for name, value in of.env(**overrides).items():
                 patch.setenv(name, value)
             read = company.read(environs.FileAwareEnv())
         assert read is not None
