@@ -6,7 +6,7 @@ an operator did not turn on is taken for absent, so that nobody relies on what m
 
 from collections.abc import Sequence
 
-from modelregistry.engines import argument
+from modelregistry.engine_arguments import read
 
 
 def calls_tools(engine: str, launcher: str, args: Sequence[str]) -> bool:
@@ -16,12 +16,14 @@ def calls_tools(engine: str, launcher: str, args: Sequence[str]) -> bool:
     llama-cpp-python calls a function only if its name is demanded.
     """
     if engine == "vllm":
-        return "--enable-auto-tool-choice" in args and bool(argument(args, "--tool-call-parser"))
-    return engine == "llama.cpp" and launcher != "llama-cpp-python" and "--jinja" in args
+        said = read("vllm", args)
+        return said.flag("--enable-auto-tool-choice") is True and bool(said.text("--tool-call-parser"))
+    return engine == "llama.cpp" and launcher != "llama-cpp-python" and read(launcher, args).flag("--jinja") is True
 
 
 def sees_images(engine: str, args: Sequence[str]) -> bool:
     """Does it take images? llama.cpp does with the projector of the model, vLLM where an operator allows some."""
     if engine == "vllm":
-        return bool(argument(args, "--limit-mm-per-prompt", "--limit-mm-per-prompt.image"))
-    return engine == "llama.cpp" and bool(argument(args, "--mmproj", "-mm"))
+        limits = read("vllm", args).data("--limit-mm-per-prompt")
+        return isinstance(limits, dict) and limits.get("image") != 0
+    return engine == "llama.cpp" and bool(read("", args).text("--mmproj"))

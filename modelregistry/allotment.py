@@ -88,7 +88,7 @@ def allot(
     version: str = "",
 ) -> Allotment:
     """Pure. Raises placement.NoRoom, placement.NoSuchDevice."""
-    kind = placement.kind_of(devices, on_cpu=engines.on_cpu(launcher, program) or _told_to_use_ram(spec))
+    kind = placement.kind_of(devices, on_cpu=engines.on_cpu(launcher, program) or _told_to_use_ram(spec, launcher))
     demand = Demand.of(spec, launcher, kind)
     device = next(device.name for device in devices if device.kind == kind)
     formula = memory.predict(facts, demand)
@@ -116,16 +116,13 @@ def allot(
     )
 
 
-def _told_to_use_ram(spec: Spec) -> bool:
-    return engines.argument(spec.args, "--n-gpu-layers", "-ngl", "--gpu-layers", "--n_gpu_layers") == "0"
+def _told_to_use_ram(spec: Spec, launcher: str) -> bool:
+    return spec.arguments(launcher).number("--n-gpu-layers") == 0
 
 
 def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> Prediction:
     """An operator who gives vLLM a part of the card himself means all of that part."""
-    try:
-        part = float(demand.argument("--gpu-memory-utilization") or 0)
-    except ValueError:
-        return formula
+    part = demand.arguments.decimal("--gpu-memory-utilization") or 0.0
     card = min(device.total for device in devices if device.kind == "gpu")
     # Of that part vLLM takes what it needs after its context, which it does not count.
     spare = int(part * card) - formula.weights - (formula.overhead - formula.apart)

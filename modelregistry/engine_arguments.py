@@ -82,8 +82,9 @@ class Options:
 class Fault:
     """What the engine would refuse. `arg` as written; `more`: the names or values that were possible.
 
-    `code`: unknown, ambiguous, no-value, needless-value, stray, not-a-number, not-json, not-one-of, or half-read: a
-    number with more behind it, of which llama.cpp reads the beginning (`more`).
+    `code`: unknown, ambiguous, joined (an option and its value in one argument), no-value, needless-value, stray,
+    not-a-number, not-json, not-one-of, or half-read: a number with more behind it, of which llama.cpp reads the
+    beginning (`more`).
     """
 
     code: str
@@ -123,7 +124,8 @@ class Arguments:
 
     def last(self, *names: str) -> Given | None:
         """The one that counts."""
-        return next((one for one in reversed(self.given) if not set(names).isdisjoint(one.names)), None)
+        asked = {_dashed(name) for name in names}
+        return next((one for one in reversed(self.given) if not asked.isdisjoint(one.names)), None)
 
     def all(self, *names: str) -> list[Given]:
         """Also those that count for nothing, as llama.cpp adds up adapters."""
@@ -145,13 +147,13 @@ class Arguments:
         return found.on and value not in ("0", "off", "f", "false", "n", "no", "disabled")
 
     def number(self, *names: str) -> int | None:
-        """None also for what is no whole number ("auto"); -1 for vLLM's "auto" of a length."""
+        """None also for what is no whole number, and for a length that the engine is to find itself ("auto")."""
         found = self.last(*names)
         if found is None or not found.values:
             return None
         kind = found.option.kind if found.option else "size"
         value = _whole(found.values[-1], "size" if kind in ("text", "float", "json") else kind, self.launcher)
-        return value if isinstance(value, int) else None
+        return value if isinstance(value, int) and not (kind == "size-or-auto" and value == -1) else None
 
     def decimal(self, *names: str) -> float | None:
         text = self.text(*names)
@@ -297,8 +299,8 @@ class _LlamaCpp:
         """Reads an option and returns how many words it took."""
         arg = args[at]
         name, equals, value = arg.partition("=")
-        if not arg.startswith("-"):
-            self.faults.append(Fault(code="stray", arg=arg))
+        if not arg.startswith("-") or _joined(arg, self.options):
+            self.faults.append(_stray(arg, self.options))
             self.given.append(Given(name=arg, written=arg, option=None))
             return 1
         name = _dashed(name)
@@ -353,7 +355,7 @@ class _Argparse:
     def _one(self, words: Sequence[str], written: Sequence[str], at: int) -> int:
         word = words[at]
         if not self._is_option(word):
-            self.faults.append(Fault(code="stray", arg=written[at]))
+            self.faults.append(_stray(written[at], self.options))
             self.given.append(Given(name=word, written=written[at], option=None))
             return 1
         name, equals, value = word.partition("=")
@@ -423,6 +425,17 @@ class _Argparse:
         shown = written[at] if inline is None else written[at].partition("=")[0]
         self.given.append(Given(name=name, written=shown, option=None, values=values))
         return 1 + takes
+
+
+def _joined(arg: str, options: Options) -> str:
+    """The option of `--dtype half` in one argument, which no engine takes apart; empty: it is no such thing."""
+    name, space, _ = arg.partition(" ")
+    return name if space and _dashed(name) in options.by_name else ""
+
+
+def _stray(arg: str, options: Options) -> Fault:
+    name = _joined(arg, options)
+    return Fault(code="joined", arg=arg, more=(name,)) if name else Fault(code="stray", arg=arg)
 
 
 def _underscores(arg: str) -> str:

@@ -10,10 +10,13 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+
+from modelregistry import engine_arguments
+from modelregistry.engine_arguments import Arguments
 
 # In the order in which they are taken when nobody says which: a host's own build knows its GPU; the wheel runs on
 # any CPU; llama-cpp-python serves one request at a time.
@@ -55,6 +58,14 @@ class Spec:
     overcommit: bool = False
     allowed_risks: tuple[str, ...] = ()
     generation: int = 0  # of restarts that operators asked for
+
+    def arguments(self, launcher: str) -> Arguments:
+        """What the operator said more, as this launcher reads it."""
+        return engine_arguments.read(launcher, self.args)
+
+    def cards(self, launcher: str) -> int:
+        """Over how many GPUs one replica is split: as the field says, unless an argument says it instead."""
+        return self.arguments(launcher).number("--tensor-parallel-size") or self.tensor_parallel
 
     def fingerprint(self) -> str:
         """Changes exactly when a running engine no longer is what is wanted."""
@@ -219,14 +230,18 @@ def choose(spec: Spec, found: Mapping[str, tuple[str, ...]]) -> str:
 
 def slots(spec: Spec, launcher: str) -> int | None:
     """How many requests the engine works on at a time; None: as many as its memory allows (vLLM)."""
+    said = spec.arguments(launcher)
     if launcher == "vllm":
-        return spec.slots
-    return 1 if launcher == "llama-cpp-python" else spec.slots or DEFAULT_SLOTS
+        return said.number("--max-num-seqs") or spec.slots
+    if launcher == "llama-cpp-python":
+        return 1
+    return max(said.number("--parallel") or 0, 0) or spec.slots or DEFAULT_SLOTS  # -1: it chooses, four
 
 
 def sorts(launcher: str, task: str, args: Sequence[str]) -> bool:
     """Whether the engine, started by `command`, takes waiting requests by the `priority` that they come with."""
-    return launcher == "vllm" and task == "chat" and argument(args, "--scheduling-policy") in (None, "priority")
+    policy = engine_arguments.read(launcher, args).text("--scheduling-policy")
+    return launcher == "vllm" and task == "chat" and policy in (None, "priority")
 
 
 def command(
@@ -238,7 +253,8 @@ def command(
     grant: Grant | None = None,
     walls: Walls = Walls(),
 ) -> Command:
-    """How to start it, from our own `environment`. Extra arguments come last, so that they win over ours.
+    """How to start it, from our own `environment`. The operator's arguments come last, and what they say is left out of
+    ours.
 
     `grant` None: what it will take could not be predicted, so the engine takes what it takes by itself.
     """
@@ -248,26 +264,23 @@ def command(
         "xllamacpp": _xllamacpp,
         "llama-cpp-python": _llama_cpp_python,
     }
-    argv, env = build[launcher](spec, place)
-    argv += _walled(spec, launcher, walls)
+    head, options, env = build[launcher](spec, place)
+    options += _walled(spec, launcher, walls)
+    if grant:
+        options += _GRANTED[launcher](spec, grant)
+    operators = spec.arguments(launcher)
+    options = engine_arguments.without(launcher, options, operators)
     if program[1:] == VLLM_MODULE:
-        # Not for a program that an operator named: it may run in a container, which has no such file.
-        argv, env = [*argv, "--middleware", "madoguchi_guard.Guard"], env | {"PYTHONPATH": str(VLLM_GUARD)}
+        # Not for a program that an operator named: it may run in a container, which has no such file. Beside those of
+        # the operator: vLLM takes several.
+        options, env = [*options, "--middleware", "madoguchi_guard.Guard"], env | {"PYTHONPATH": str(VLLM_GUARD)}
     env = _inherited(environment) | _path(program, environment) | env
     if grant:
-        argv += _GRANTED[launcher](spec, grant)
         env |= {"CUDA_VISIBLE_DEVICES": ",".join(grant.visible), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # NVML's order
         # One value for all models of the host, which vLLM would take before our own for this one.
         env.pop("VLLM_CPU_KVCACHE_SPACE", None)
-    given = _separate(spec.args) if launcher == "llama-server" else spec.args
-    return Command(argv=(*program, *argv, *given), env=env, filtered=spec.engine == "llama.cpp")
-
-
-def _separate(args: Sequence[str]) -> Iterator[str]:
-    """llama-server takes a value as an argument of its own, and calls `--threads=1` an invalid argument."""
-    for arg in args:
-        option, equals, value = arg.partition("=")
-        yield from (option, value) if equals and option.startswith("--") else (arg,)
+    given = engine_arguments.rendered(launcher, operators, spec.args)
+    return Command(argv=(*program, *head, *options, *given), env=env, filtered=spec.engine == "llama.cpp")
 
 
 def _path(program: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, str]:
@@ -285,8 +298,11 @@ def _inherited(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
-    argv = ["serve", spec.path, "--served-model-name", spec.name, "--host", place.address, "--port", str(place.port)]
+Parts = tuple[list[str], list[str], dict[str, str]]  # what comes first, our options, our environment
+
+
+def _vllm(spec: Spec, place: Place) -> Parts:
+    argv = ["--served-model-name", spec.name, "--host", place.address, "--port", str(place.port)]
     # Each health check would be a line in the log. Its description of itself is open to everybody.
     argv += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     if spec.context:
@@ -310,7 +326,7 @@ def _vllm(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",  # an allowed place may point anywhere
     }
-    return argv, env
+    return ["serve", spec.path], argv, env
 
 
 def _walled(spec: Spec, launcher: str, walls: Walls) -> list[str]:
@@ -330,14 +346,14 @@ def _load_format(directory: Path) -> str:
     return "mistral" if any(directory.glob("consolidated*.safetensors")) else "safetensors"
 
 
-def _llama_server(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
-    argv, env = _llama_cpp(spec, place)
+def _llama_server(spec: Spec, place: Place) -> Parts:
+    argv, env = _llama_cpp(spec, place, "llama-server")
     # Neither pages of its own nor a look at the internet. (The wheel's server has neither.)
-    return [*argv, "--no-webui", "--offline"], env
+    return [], [*argv, "--no-webui", "--offline"], env
 
 
-def _llama_cpp(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
-    parallel = spec.slots or DEFAULT_SLOTS
+def _llama_cpp(spec: Spec, place: Place, launcher: str) -> tuple[list[str], dict[str, str]]:
+    parallel = slots(spec, launcher) or DEFAULT_SLOTS
     argv = ["--model", spec.path, "--alias", spec.name, "--host", place.address, "--port", str(place.port)]
     argv += ["--metrics", "--parallel", str(parallel)]
     if spec.context:
@@ -355,14 +371,14 @@ def _llama_cpp(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
     return argv, {"LLAMA_API_KEY": place.api_key}
 
 
-def _xllamacpp(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
-    argv, env = _llama_cpp(spec, place)
+def _xllamacpp(spec: Spec, place: Place) -> Parts:
+    argv, env = _llama_cpp(spec, place, "xllamacpp")
     # One second less than it is given, so that it ends by itself.
-    return [str(XLLAMACPP_LAUNCHER), "--grace", f"{max(place.grace - 1, 0):g}", *argv], env
+    return [str(XLLAMACPP_LAUNCHER), "--grace", f"{max(place.grace - 1, 0):g}"], argv, env
 
 
-def _llama_cpp_python(spec: Spec, place: Place) -> tuple[list[str], dict[str, str]]:
-    argv = ["-m", "llama_cpp.server", "--model", spec.path, "--model_alias", spec.name]
+def _llama_cpp_python(spec: Spec, place: Place) -> Parts:
+    argv = ["--model", spec.path, "--model_alias", spec.name]
     argv += ["--host", place.address, "--port", str(place.port), "--n_ctx", str(spec.context or 0)]
     # Else any other request ends a running stream early, as if it had finished.
     argv += ["--interrupt_requests", "false", "--n_gpu_layers", "-1"]
@@ -370,23 +386,13 @@ def _llama_cpp_python(spec: Spec, place: Place) -> tuple[list[str], dict[str, st
         batch = str(max(spec.context or 8192, 512))
         argv += ["--embedding", "true", "--n_batch", batch, "--n_ubatch", batch]
     # Its settings read their own names from the environment.
-    return argv, {"API_KEY": place.api_key}
-
-
-def argument(args: Sequence[str], *names: str) -> str | None:
-    """The last value that was given for it under one of its names, as `--name value` or `--name=value`."""
-    found = None
-    for place, arg in enumerate(args):
-        name, equals, value = arg.partition("=")
-        if name in names:
-            found = value if equals else next(iter(args[place + 1 :]), "")
-    return found
+    return ["-m", "llama_cpp.server"], argv, {"API_KEY": place.api_key}
 
 
 def _vllm_granted(spec: Spec, grant: Grant) -> list[str]:
     argv = []
-    if spec.tensor_parallel > 1:
-        argv += ["--tensor-parallel-size", str(spec.tensor_parallel)]
+    if (cards := spec.cards("vllm")) > 1:
+        argv += ["--tensor-parallel-size", str(cards)]
     # What it would choose itself depends on the card, and is four to eight times what is planned for on a large one.
     planned = {
         "--max-model-len": 0 if spec.context else grant.context,
@@ -394,10 +400,12 @@ def _vllm_granted(spec: Spec, grant: Grant) -> list[str]:
         "--max-num-batched-tokens": grant.batch,
     }
     for name, value in planned.items():
-        if value and argument(spec.args, name) is None:
+        if value:
             argv += [name, str(value)]
-    if any(argument(spec.args, name) is not None for name in ("--gpu-memory-utilization", "--kv-cache-memory-bytes")):
-        return argv
+    if spec.arguments("vllm").says("--gpu-memory-utilization") or spec.arguments("vllm").says(
+        "--kv-cache-memory-bytes"
+    ):
+        return argv  # one of them decides what the other would
     if grant.fraction:
         # Only looked at: is so much free? With the fraction alone the cache would be what a measurement at its start
         # leaves over, which others that start on the same card meanwhile disturb.

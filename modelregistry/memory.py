@@ -17,7 +17,8 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import median
 
-from modelregistry import engines
+from modelregistry import engine_arguments, engines
+from modelregistry.engine_arguments import Arguments
 from modelregistry.engines import Spec
 from modelregistry.facts import Attention, Facts
 from modelregistry.shim import Identity
@@ -78,21 +79,27 @@ class Demand:
             task=spec.task,
             kind=kind,
             context=spec.context,
-            slots=engines.slots(spec, launcher),
-            tensor_parallel=spec.tensor_parallel,
+            # What --max-num-seqs says is a limit of vLLM's, no promise that so many whole contexts fit.
+            slots=spec.slots if launcher == "vllm" else engines.slots(spec, launcher),
+            tensor_parallel=spec.cards(launcher),
             args=spec.args,
         )
 
+    @property
+    def arguments(self) -> Arguments:
+        """What the operator said, as this launcher reads it."""
+        return engine_arguments.read(self.launcher, self.args)
+
     def argument(self, *names: str) -> str | None:
-        """What the operator said of it."""
-        return engines.argument(self.args, *names)
+        """The text of a value that the operator gave."""
+        return self.arguments.text(*names)
 
     def number(self, *names: str) -> int | None:
-        text = self.argument(*names)
-        return int(text) if text and text.lstrip("-").isdigit() else None
+        return self.arguments.number(*names)
 
     def says(self, *names: str) -> bool:
-        return self.argument(*names) is not None
+        """Whether it was turned on, or given a value."""
+        return self.arguments.flag(*names) is True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,7 +191,7 @@ def _asked(facts: Facts, demand: Demand) -> tuple[int, int]:
     if demand.launcher == "vllm":
         context = demand.number("--max-model-len") or demand.context or facts.context or 4096
         return context, _told_parallel(demand) or VLLM_WHOLE_CONTEXTS
-    slots = demand.number("--parallel", "-np", "--n-parallel") or demand.slots or engines.DEFAULT_SLOTS
+    slots = demand.number("--parallel") or demand.slots or engines.DEFAULT_SLOTS
     total = demand.number("--ctx-size", "-c", "--n_ctx")
     if total is None:
         total = (demand.context or 0) * slots
@@ -195,7 +202,8 @@ def _asked(facts: Facts, demand: Demand) -> tuple[int, int]:
 
 def _unified(demand: Demand) -> bool:
     """One pool for all slots of llama.cpp: so we start it when nobody says how long a request may be."""
-    return demand.context is None or demand.says("--kv-unified", "-kvu") or demand.slots == 1
+    said = demand.arguments.flag("--kv-unified")
+    return said if said is not None else demand.context is None or demand.slots == 1
 
 
 # --- The cache ------------------------------------------------------------------------------------------------------
@@ -322,7 +330,7 @@ def _vllm_overhead(facts: Facts, demand: Demand, context: int) -> int:
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
     batch = _batch(facts, demand, context) * hidden * 2 * 12
     logits = _parallel(demand) * vocabulary * 4 * 2 if demand.task == "chat" else 0
-    compiled = demand.argument("--enforce-eager") is None
+    compiled = not demand.says("--enforce-eager")
     if demand.kind == "ram":
         return VLLM_CPU_PROCESSES + (VLLM_CPU_COMPILER if compiled else 0)
     return _apart(demand) + (VLLM_GRAPHS if compiled else 0) + batch + logits

@@ -13,7 +13,7 @@ from django.db import models
 from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import registering
+from modelregistry import engine_arguments, registering
 
 # What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
 model_name = RegexValidator(
@@ -206,6 +206,11 @@ class ServedModel(models.Model):
         """In the language of the page; in the other one if it was written in that only."""
         ja, en = self.description_ja, self.description_en
         return (ja or en) if (get_language() or "ja").startswith("ja") else (en or ja)
+
+    @property
+    def unplanned(self) -> list[str]:
+        """The options among its arguments whose memory no plan counts."""
+        return list(engine_arguments.unplanned(registering.arguments_of(self.engine, self.launcher, self.args)))
 
     # What is asked of a model's files. When none of it changes, the files are not looked at: a model whose files broke
     # can still be described, retired or stopped.

@@ -1,22 +1,30 @@
 """What is wrong with a model that somebody wants to register, told before an engine would find out minutes later."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.utils.translation import gettext as _
 
-from modelregistry import model_files
+from modelregistry import engine_arguments, model_files
+from modelregistry.engine_arguments import Arguments, Fault, Options
 from modelregistry.model_files import Facts, Unreadable
 
 # Set by the supervisor for each replica; a second value would win and move the engine to where nobody looks, open
-# it to every interface, or let it answer without a key. A file of arguments (--config) could hold any of them.
+# it to every interface, or let it answer without a key. A file of arguments (--config) could hold any of them. Another
+# place to take the model from, or a server of several models, is no replica of this one.
 RESERVED = frozenset(
     [
         *("--host", "--port", "--uds", "--api-key", "--api-key-file", "--interrupt-requests", "--config"),
-        *("--model", "-m", "--alias", "-a", "--model-alias", "--served-model-name"),
+        *("--model", "-m", "--alias", "-a", "--model-alias", "--served-model-name", "--config-file"),
+        *("--model-url", "--hf-repo", "--hf-file", "--docker-repo", "--hf-model-repo-id", "--models-dir"),
+        *("--models-preset", "--headless", "--grpc"),
     ]
 )
+# The engine would print something and end, start after start.
+ENDING = frozenset(["--help", "--version", "--list-devices", "--cache-list", "--completion-bash"])
+# More than one process or host for one replica, in ways of which no plan knows.
+SPREADING = ("--data-parallel-size", "--pipeline-parallel-size", "--nnodes")
 RISKS = list(model_files.RISKS)
 # vLLM's load formats that read pickles, or may.
 PICKLING = frozenset(["pt", "npcache", "auto", "hf"])
@@ -46,8 +54,12 @@ def problems(
     idle_timeout: float | None,
     total_timeout: float | None,
     look_at_path: bool,
+    options: Options | None = None,
 ) -> dict[str, str]:
-    """One sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files."""
+    """One sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
+
+    `options`: what the engine that will be started takes, None: not known here.
+    """
     found: dict[str, str] = {}
     if engine == "external":
         found |= _external(path, url)
@@ -59,16 +71,17 @@ def problems(
         found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
     if engine == "llama.cpp" and task == "transcription":
         found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
-    if fault := _gpus_fault(gpus, tensor_parallel):
+    said = arguments_of(engine, launcher, _texts(args), options)
+    if fault := _gpus_fault(gpus, said.number("--tensor-parallel-size") or tensor_parallel):
         found["gpus"] = fault
     risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
     if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
         found["allowed_risks"] = _('Allowed risks are a list of "pickle" and "remote-code".')
-    if fault := _args_fault(args) or _refused_arg(engine, _texts(args), risks):
+    if fault := _list_fault(args) or args_fault(engine, said, risks, tensor_parallel):
         found["args"] = fault
     if engine != "external":
         if look_at_path:
-            found = _of_files(engine, path, risks, task, context, args, tensor_parallel) | found
+            found = _of_files(engine, path, risks, task, context, said, tensor_parallel) | found
         else:
             found = _unseen(path) | found
     parts = [given for given in (connect_timeout, first_byte_timeout, idle_timeout) if given is not None]
@@ -98,30 +111,30 @@ def path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> s
 
 
 def _of_files(
-    engine: str, path: str, risks: Sequence[str], task: str, context: int | None, args: object, tensor_parallel: int
+    engine: str, path: str, risks: Sequence[str], task: str, context: int | None, said: Arguments, tensor_parallel: int
 ) -> dict[str, str]:
     try:
         facts = model_files.read(engine, path, risks)
     except Unreadable as error:
         return {"allowed_risks" if error.risk else "path": sentence(error)}
-    return unsuited(facts, engine, task=task, context=context, args=_texts(args), tensor_parallel=tensor_parallel)
+    return unsuited(facts, engine, task=task, context=context, said=said, tensor_parallel=tensor_parallel)
 
 
 def unsuited(
-    facts: Facts, engine: str, *, task: str, context: int | None, args: Sequence[str], tensor_parallel: int = 1
+    facts: Facts, engine: str, *, task: str, context: int | None, said: Arguments, tensor_parallel: int = 1
 ) -> dict[str, str]:
     """What is asked of these files that they cannot give, one sentence by field; empty: nothing."""
-    options = {_option(arg) for arg in args}
     found: dict[str, str] = {}
-    if fault := _task_fault(facts, engine, task, options):
+    if fault := _task_fault(facts, engine, task, said):
         found["task"] = fault
-    if context and facts.context and context > facts.context and not options & STRETCHING:
+    if context and facts.context and context > facts.context and not said.says(*STRETCHING):
         # Engines refuse it or, worse, answer nonsense from that length on. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is
         # for the whole host and not to be seen from here; who really wants it says so by an argument.
         found["context"] = _(
             "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
             "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
         ) % {"most": facts.context}
+    tensor_parallel = said.number("--tensor-parallel-size") or tensor_parallel
     if engine == "vllm" and facts.heads and facts.heads % tensor_parallel:
         found["tensor_parallel"] = _(
             "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
@@ -129,30 +142,31 @@ def unsuited(
     return found
 
 
-def _task_fault(facts: Facts, engine: str, task: str, options: Collection[str]) -> str:
+def _task_fault(facts: Facts, engine: str, task: str, said: Arguments) -> str:
     # The other way round is fine: a model that chats can embed and rank, too.
     if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
         return _("%(architecture)s is not made for chat but for another task: %(task)s.") % {
             "architecture": facts.architecture,
             "task": facts.task,
         }
-    if engine == "vllm" and task == "chat" and not facts.has_chat_template and "--chat-template" not in options:
+    if engine == "vllm" and task == "chat" and not facts.has_chat_template and not said.says("--chat-template"):
         # llama.cpp takes a general one (ChatML) instead; vLLM answers every chat with 400.
         return _(
             "The model has no chat template, without which vLLM answers no chat. Give it one in its arguments: "
             "--chat-template=/path/to/template.jinja."
         )
-    if engine == "llama.cpp" and task == "embedding" and not facts.pooling and not _pools(options):
+    if (
+        engine == "llama.cpp"
+        and task == "embedding"
+        and not facts.pooling
+        and not said.says("--pooling", "--pooling-type")
+    ):
         # llama.cpp then answers each call with 400: it would have a vector for each token.
         return _(
             "The file does not say how a text becomes one vector. Say it in the arguments, for example "
             "--pooling mean; the model’s description tells which."
         )
     return ""
-
-
-def _pools(options: Collection[str]) -> bool:
-    return "--pooling" in options or "--pooling-type" in options
 
 
 def _gpus_fault(gpus: object, tensor_parallel: int) -> str:
@@ -195,33 +209,82 @@ def _texts(args: object) -> list[str]:
     return [arg for arg in args if isinstance(arg, str)] if isinstance(args, Sequence) else []
 
 
-def _option(arg: str) -> str:
-    """The name that an engine's parser sees: they take _ for - and the value behind an =."""
-    return arg.split("=", 1)[0].replace("_", "-")
+# --- Arguments
 
 
-def _args_fault(args: object) -> str:
+def arguments_of(engine: str, launcher: str, args: Sequence[str], options: Options | None = None) -> Arguments:
+    """As the engine reads them; an external one is told nothing by us."""
+    known = "vllm" if engine == "vllm" else launcher
+    return engine_arguments.read(known, args if engine != "external" else (), options)
+
+
+def _list_fault(args: object) -> str:
     if not isinstance(args, Sequence) or isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
         return _('More arguments are a list of texts, for example ["--dtype=half"].')
-    taken = [arg for arg in args if _is_reserved(_option(arg))]
-    return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": taken[0]} if taken else ""
+    return ""
 
 
-def _is_reserved(option: str) -> bool:
+def args_fault(engine: str, said: Arguments, risks: Collection[str], tensor_parallel: int = 1) -> str:
+    """Why an engine cannot be started with these; empty: as far as is known it can."""
+    for one in said.given:
+        if not RESERVED.isdisjoint(one.names) or (one.option is None and _may_be_reserved(one.name)):
+            return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": one.written}
+        if not ENDING.isdisjoint(one.names):
+            return _("With %(arg)s the engine prints something and ends, instead of serving.") % {"arg": one.written}
+    if said.faults:
+        return fault_sentence(said.faults[0])
+    return _risk_fault(said, risks) or _spread_fault(said, tensor_parallel)
+
+
+def _may_be_reserved(option: str) -> bool:
     # Python's argparse, which vLLM uses, also takes the beginning of a name.
     return option in RESERVED or (len(option) > len("--") and any(name.startswith(option) for name in RESERVED))
 
 
-def _refused_arg(engine: str, args: Sequence[str], risks: Collection[str]) -> str:
+def _risk_fault(said: Arguments, risks: Collection[str]) -> str:
     """Arguments that do what was not allowed."""
-    for place, arg in enumerate(args):
-        option, _equals, value = arg.partition("=")
-        option = _option(option)
-        if engine == "vllm" and "--trust-remote-code".startswith(option) and option.startswith("--tr"):
-            if "remote-code" not in risks:
-                return _('%(arg)s needs the allowed risk "remote-code".') % {"arg": arg}
-        elif engine == "vllm" and "--load-format".startswith(option) and option.startswith("--loa"):
-            format_ = value or "".join(args[place + 1 : place + 2])
-            if format_.lower() in PICKLING and "pickle" not in risks:
-                return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}
+    if said.flag("--trust-remote-code") and "remote-code" not in risks:
+        return _('%(arg)s needs the allowed risk "remote-code".') % {"arg": "--trust-remote-code"}
+    for one in said.all("--load-format"):
+        # Each of them, so that nobody has to know which one counts.
+        if one.values and one.values[-1].lower() in PICKLING and "pickle" not in risks:
+            arg = f"--load-format {one.values[-1]}"
+            return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}
     return ""
+
+
+def _spread_fault(said: Arguments, tensor_parallel: int) -> str:
+    for name in SPREADING:
+        if (said.number(name) or 1) > 1:
+            return _(
+                "%(arg)s spreads one replica in a way that no plan counts: say how many GPUs it is split over "
+                "(tensor parallel), or have more replicas."
+            ) % {"arg": name}
+    cards = said.number("--tensor-parallel-size")
+    if cards and tensor_parallel > 1 and cards != tensor_parallel:
+        return _("%(arg)s says another number of GPUs than “split over GPUs” (%(count)d): say it there alone.") % {
+            "arg": f"--tensor-parallel-size {cards}",
+            "count": tensor_parallel,
+        }
+    return ""
+
+
+def fault_sentence(fault: Fault) -> str:
+    """What the engine would refuse, in the language of the reader."""
+    return _FAULTS[fault.code]() % {"arg": fault.arg, "more": ", ".join(fault.more)}
+
+
+_FAULTS: Mapping[str, Callable[[], str]] = {
+    "unknown": lambda: _("%(arg)s is nothing that this engine knows: check the spelling, and the engine’s version."),
+    "ambiguous": lambda: _("%(arg)s may mean several options (%(more)s): write it out."),
+    "joined": lambda: _(
+        "%(arg)s is one argument, and should be two: %(more)s and its value, each in a line of its own."
+    ),
+    "no-value": lambda: _("%(arg)s needs a value."),
+    "needless-value": lambda: _("%(arg)s takes no value."),
+    "stray": lambda: _("%(arg)s belongs to no option; an option begins with a dash."),
+    "not-a-number": lambda: _("%(arg)s: the value is no number that the engine reads."),
+    "half-read": lambda: _("%(arg)s: llama.cpp would take this for %(more)s; write the number out."),
+    "not-json": lambda: _("%(arg)s: the value is not valid JSON."),
+    "not-one-of": lambda: _("%(arg)s: the engine knows these values: %(more)s."),
+}

@@ -22,7 +22,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from modelregistry import forecast, model_files, overview, registering
+from modelregistry import engine_arguments, forecast, model_files, overview, registering
 from modelregistry.advice import ADVICE
 from modelregistry.engines import Spec
 from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
@@ -228,6 +228,9 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
     host = plan.pop("host")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
     spec = Spec(name="", **values)
+    said = registering.arguments_of(spec.engine, spec.launcher, spec.args)
+    if fault := registering.args_fault(spec.engine, said, spec.allowed_risks, spec.tensor_parallel):
+        raise ValidationError({"args": [fault]})
     try:
         facts = model_files.read(spec.engine, spec.path, spec.allowed_risks)
     except model_files.Unreadable as error:
@@ -237,6 +240,7 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
         "facts": facts,
         "prediction": forecast.alone(spec, facts),
         "hosts": forecast.outlooks(spec, facts, hosts),
+        "unplanned": list(engine_arguments.unplanned(said)),
     }
 
 

@@ -155,6 +155,9 @@ class Model(ModelSerializer[ServedModel]):
     allowed_risks = serializers.ListField(child=serializers.ChoiceField(ServedModel.Risk.choices), required=False)
     aliases = AliasNames(required=False)
     tenants = Tenants(many=True, required=False)
+    unplanned = serializers.ListField(
+        child=CharField(), read_only=True, help_text="Options among `args` whose memory no plan counts."
+    )
     now = ModelNow(read_only=True)
 
     class Meta:
@@ -164,7 +167,7 @@ class Model(ModelSerializer[ServedModel]):
             *("engine", "launcher", "path", "args", "allowed_risks", "url", "upstream_model", "upstream_key", "host"),
             *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after"),
             *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
-            *("generation", "created_at", "now"),
+            *("unplanned", "generation", "created_at", "now"),
         ]
         read_only_fields: ClassVar = ["generation", "created_at"]
         extra_kwargs: ClassVar = {"upstream_key": {"write_only": True}}
@@ -240,6 +243,7 @@ class Foreseen(serializers.Serializer[Any]):
     facts = serializers.DictField()
     prediction = Prediction(help_text="By the formulas alone, in RAM.")
     hosts = Outlook(many=True)
+    unplanned = serializers.ListField(child=CharField(), help_text="Options whose memory the predictions do not count.")
 
 
 class Preset(serializers.Serializer[Any]):

@@ -41,7 +41,7 @@ def test_e6_every_spelling_of_vllm_is_the_same_number(args):
         (["--max_model_len", "8k"], "--max-model-len", 8000),
         (["--max-model-len=8K"], "--max-model-len", 8192),
         (["--max-model-len", "25.6k"], "--max-model-len", 25_600),
-        (["--max-model-len", "auto"], "--max-model-len", -1),
+        (["--max-model-len", "auto"], "--max-model-len", None),
         (["--kv-cache-memory-bytes=2G"], "--kv-cache-memory-bytes", 2 * 2**30),
         (["--max-num-batched-tokens", "16K"], "--max-num-batched-tokens", 16_384),
         (["-pp", "3"], "--pipeline-parallel-size", 3),

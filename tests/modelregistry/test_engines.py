@@ -198,7 +198,7 @@ def test_vllm_without_a_cache_does_not_want_nearly_all_ram_to_be_free():
 
 @pytest.mark.parametrize("launcher", engines.LAUNCHERS)
 def test_more_arguments_come_last(launcher):
-    assert command(replace(CHAT, args=("--a", "--b")), launcher).argv[-2:] == ("--a", "--b")
+    assert command(replace(CHAT, args=("--new-a", "--new-b")), launcher).argv[-2:] == ("--new-a", "--new-b")
 
 
 def test_an_ipv6_address_makes_a_proper_url():
@@ -338,5 +338,35 @@ def test_llama_server_is_given_values_as_arguments_of_their_own():
     """It calls `--threads=1` an invalid argument; operators write it so for every engine."""
     spec = replace(CHAT, args=("--threads=1", "--pooling", "mean", "-x=1"))
     assert command(spec, "llama-server").argv[-5:] == ("--threads", "1", "--pooling", "mean", "-x=1")
-    assert command(spec, "xllamacpp").argv[-1] == "-x=1"
-    assert "--threads=1" in command(spec, "xllamacpp").argv
+    assert command(spec, "xllamacpp").argv[-5:] == ("--threads", "1", "--pooling", "mean", "-x=1")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "args", "gone", "given"),
+    [
+        ("vllm", ("--max_num_seqs=64",), "--max-num-seqs", "--max_num_seqs=64"),
+        ("vllm", ("--scheduling-pol=fcfs",), "--scheduling-policy", "--scheduling-pol=fcfs"),
+        ("llama-server", ("-np", "8"), "--parallel", "-np"),
+        ("llama-server", ("--cache_prompt",), "--no-cache-prompt", "--cache-prompt"),
+        ("llama-cpp-python", ("--n-ctx=512",), None, "--n_ctx"),
+    ],
+)
+def test_e6_an_engine_hears_of_nothing_twice(launcher, args, gone, given):
+    argv = command(replace(CHAT, args=args), launcher).argv
+    assert gone not in argv
+    assert argv.count(given) == 1
+
+
+def test_e6_a_fraction_of_the_card_in_any_spelling_wins_over_the_plan():
+    grant = engines.Grant(visible=("0", "1"), cache=2**30, fraction=0.5)
+    spec = replace(CHAT, engine="vllm", tensor_parallel=1, args=("--gpu_memory_util=0.8", "-tp", "2"))
+    argv = engines.command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, grant).argv
+    assert not {"--gpu-memory-utilization", "--kv-cache-memory-bytes", "--tensor-parallel-size"} & set(argv)
+    assert spec.cards("vllm") == 2
+
+
+def test_e6_slots_are_counted_wherever_they_are_said():
+    assert engines.slots(replace(CHAT, args=("-np", "8")), "llama-server") == 8
+    assert pairs(command(replace(CHAT, args=("-np", "8")), "llama-server").argv)["--ctx-size"] == str(8 * 4096)
+    assert engines.slots(replace(CHAT, args=("--max_num_seqs=9",)), "vllm") == 9
+    assert not engines.sorts("vllm", "chat", ["--scheduling_policy", "fcfs"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from modelregistry import allotment, engines, gpus, memory, model_files, shim
+from modelregistry import allotment, engine_arguments, engines, gpus, memory, model_files, shim
 from modelregistry.engines import Spec
 from modelregistry.facts import Attention, Facts
 from modelregistry.memory import GIB, MIB, Demand, Measured, cache_bytes, corrected, held, predict
@@ -308,9 +308,8 @@ def test_e2_vllm_is_told_how_much_it_computes_at_a_time_on_any_card(spec, said):
     found = allot(spec, facts, gpus.devices(nvml=two_a100()))
     place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
     argv = engines.command(spec, "vllm", ("vllm",), place, {}, found.grant).argv
-    told = tuple(
-        engines.argument(argv, name) for name in ("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens")
-    )
+    read = engine_arguments.read("vllm", argv)
+    told = tuple(read.text(name) for name in ("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"))
     assert told == said
     assert (str(found.prediction.parallel), str(found.prediction.batch)) == said[1:]
     assert sum(arg.partition("=")[0] == "--max-num-seqs" for arg in argv) == 1

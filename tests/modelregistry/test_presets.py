@@ -37,8 +37,9 @@ def test_a_preset_fits_its_files_and_no_others(preset, path, tmp_path):
 
 def test_what_it_asks_for_can_be_had_of_its_files(preset, path):
     facts = read(preset.engine, path)
-    asked = {"task": preset.task, "context": preset.context, "args": preset.args}
-    assert registering.unsuited(facts, preset.engine, **asked) == {}
+    said = registering.arguments_of(preset.engine, "", preset.args)
+    assert registering.args_fault(preset.engine, said, ()) == ""
+    assert registering.unsuited(facts, preset.engine, task=preset.task, context=preset.context, said=said) == {}
 
 
 def test_its_descriptions_fit_and_are_in_both_languages(preset):

@@ -4,6 +4,7 @@ import pytest
 from django.utils import translation
 
 from modelregistry import registering
+from modelregistry.engine_arguments import Fault
 from modelregistry.facts import Facts, Unreadable
 from modelregistry.models import Alias, Host, ServedModel
 from tests.modelregistry import paper_models
@@ -21,7 +22,8 @@ VECTORS = Facts(architecture="bert", task="embedding", context=512, pooling="mea
 
 
 def unsuited(facts=CHAT, engine="vllm", *, task="chat", context=None, args=(), **more):
-    return registering.unsuited(facts, engine, task=task, context=context, args=args, **more)
+    said = registering.arguments_of(engine, "", args)
+    return registering.unsuited(facts, engine, task=task, context=context, said=said, **more)
 
 
 def problems(**given):
@@ -122,17 +124,61 @@ def test_reserved_arguments_are_known_by_any_spelling(arg):
         "--api-k=x",
         "--mode=/x",
         "--ser",
-        "--int",
     ],
 )
 def test_p8_reserved_arguments_are_known_by_each_of_their_beginnings(arg):
     """As Python's argparse takes them."""
     assert "args" in problems(args=[arg])
+    assert "args" in problems(engine="llama.cpp", launcher="llama-cpp-python", args=["--int"])
 
 
 @pytest.mark.parametrize("args", [["--loa=pt"], ["--load-form", "auto"], ["--tr"], ["--trust-rem"]])
 def test_p8_so_are_arguments_that_need_an_allowed_risk(args):
     assert "args" in problems(args=args)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["-mm", "/p.gguf", "-hf", "org/model"],
+        ["-mu=http://elsewhere/x.gguf"],
+        ["--models_dir", "/models"],
+        ["--version"],
+        ["-h"],
+        ["-c", "8k"],
+        ["--n-cpu-moe"],
+        ["--jinja=yes"],
+        ["--ctx-size 4096"],
+    ],
+)
+def test_e6_what_llama_cpp_could_not_be_started_with_is_refused(args):
+    assert problems(engine="llama.cpp", args=args).keys() == {"args"}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [["-dp", "2"], ["--pipeline_parallel_size=2"], ["-n=2"], ["--dtype half"], ["half"], ["--max-num", "3"], ["-tp=x"]],
+)
+def test_e6_what_vllm_could_not_be_started_with_is_refused(args):
+    assert problems(args=args).keys() == {"args"}
+
+
+def test_e6_cards_are_counted_wherever_they_are_said():
+    assert problems(args=["-tp", "2"]) == {}
+    assert problems(args=["-tp", "2"], gpus=[0, 1]) == {}
+    assert problems(args=["--tensor_par=2"], gpus=[0]).keys() == {"gpus"}
+    assert problems(args=["-tp", "2"], tensor_parallel=4).keys() == {"args"}
+    assert unsuited(args=["-tp=3"]).keys() == {"tensor_parallel"}
+
+
+def test_e6_every_fault_of_arguments_has_its_sentence():
+    codes = ["unknown", "ambiguous", "joined", "no-value", "needless-value", "stray", "not-a-number", "half-read"]
+    for code in (*codes, "not-json", "not-one-of"):
+        fault = Fault(code=code, arg="--some=1", more=("--other",))
+        with translation.override("ja"):
+            assert "--some=1" in (japanese := registering.fault_sentence(fault))
+        assert "--some=1" in (english := registering.fault_sentence(fault))
+        assert japanese != english
 
 
 @pytest.mark.parametrize("risks", [["all"], "pickle", None, [["pickle"]]])

@@ -243,6 +243,15 @@ def test_what_a_model_would_take_and_where_it_would_fit(operator, llama):
     assert not ServedModel.objects.exists()
 
 
+def test_e6_what_the_plan_does_not_count_is_named_and_bad_arguments_are_refused(operator, llama):
+    body = {"engine": "vllm", "path": llama, "context": 2048, "args": ["--enable_lora", "--spec-model=/draft"]}
+    assert operator("POST", "models/predict/", body).json()["unplanned"] == ["--enable-lora", "--spec-model"]
+    answer = operator("POST", "models/predict/", body | {"args": ["-tp", "two"]})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/args")
+    model = ServedModel.objects.create(name="seer", engine="llama.cpp", path="/m.gguf", args=["-mm", "/p.gguf"])
+    assert operator("GET", f"models/{model.pk}/").json()["unplanned"] == ["--mmproj"]
+
+
 def test_what_is_promised_to_others_is_not_free(operator, llama):
     hosts_report()
     taken = {"weights": 27 * GB, "cache": 0, "overhead": 0, "total": 27 * GB, "devices": 1}

@@ -151,6 +151,13 @@ def form_for(files: str) -> dict[str, str]:
 
 
 class TestForms:
+    def test_e6_the_page_names_what_the_plan_does_not_count(self, as_olivia):
+        ServedModel.objects.create(name="seer", engine="llama.cpp", path="/m.gguf", args=["-mm", "/p.gguf"])
+        ServedModel.objects.create(name="plain", engine="llama.cpp", path="/m.gguf", args=["--jinja"])
+        shown = as_olivia.get("/operations/models/seer/").content.decode()
+        assert "--mmproj" in shown.partition("data-unplanned")[2].partition("</span>")[0]
+        assert "data-unplanned" not in as_olivia.get("/operations/models/plain/").content.decode()
+
     def test_what_was_typed_becomes_a_model(self, as_olivia, research):
         response = register(
             as_olivia,
