@@ -21,9 +21,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from modelregistry import xllamacpp_launcher
+
 TABLES = Path(__file__).with_name("engine_options")
-# xllamacpp is llama.cpp's server as well, behind a launcher of ours.
-_TABLE_OF: Mapping[str, str] = {"xllamacpp": "llama-server", "": "llama-server"}
+_TABLE_OF: Mapping[str, str] = {"": "llama-server"}
 _DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _HUMAN = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
@@ -82,9 +83,9 @@ class Options:
 class Fault:
     """What the engine would refuse. `arg` as written; `more`: the names or values that were possible.
 
-    `code`: unknown, ambiguous, joined (an option and its value in one argument), no-value, needless-value, stray,
-    not-a-number, not-json, not-one-of, or half-read: a number with more behind it, of which llama.cpp reads the
-    beginning (`more`).
+    `code`: unknown, elsewhere (unknown here, but llama-server has it), ambiguous, joined (an option and its value in
+    one argument), no-value, needless-value, stray, not-a-number, not-json, not-one-of, or half-read: a number with more
+    behind it, of which llama.cpp reads the beginning (`more`).
     """
 
     code: str
@@ -175,8 +176,10 @@ class Arguments:
 @cache
 def shipped(launcher: str) -> Options:
     """The table that comes with us. Its versions: vLLM 0.32.0, llama.cpp b11434 (with names of older builds),
-    llama-cpp-python 0.3.
+    llama-cpp-python 0.3; that of xllamacpp is what our own launcher takes.
     """
+    if launcher == "xllamacpp":
+        return Options.of(xllamacpp_launcher.described(), exact=True)
     path = TABLES / f"{_TABLE_OF.get(launcher, launcher)}.json"
     return Options.of(json.loads(path.read_text()) if path.exists() else (), exact=False)
 
@@ -321,7 +324,8 @@ class _LlamaCpp:
     def _unknown(self, args: Sequence[str], at: int, name: str, value: str | None) -> int:
         """Of another version: what follows is its value unless it looks like an option."""
         if self.options.exact:
-            self.faults.append(Fault(code="unknown", arg=args[at]))
+            known = self.launcher == "xllamacpp" and name in shipped("llama-server").by_name
+            self.faults.append(Fault(code="elsewhere" if known else "unknown", arg=args[at]))
         following = args[at + 1 : at + 2]
         takes = value is None and bool(following) and (not following[0].startswith("-") or _is_negative(following[0]))
         values = (value,) if value is not None else tuple(following) if takes else ()

@@ -276,6 +276,7 @@ def fault_sentence(fault: Fault) -> str:
 
 _FAULTS: Mapping[str, Callable[[], str]] = {
     "unknown": lambda: _("%(arg)s is nothing that this engine knows: check the spelling, and the engine’s version."),
+    "elsewhere": lambda: _("%(arg)s is nothing that xllamacpp takes; llama-server does: choose that launcher."),
     "ambiguous": lambda: _("%(arg)s may mean several options (%(more)s): write it out."),
     "joined": lambda: _(
         "%(arg)s is one argument, and should be two: %(more)s and its value, each in a line of its own."

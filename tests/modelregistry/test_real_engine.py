@@ -12,6 +12,7 @@ from http.client import IncompleteRead
 from urllib.error import HTTPError
 
 import pytest
+from django.core.management import CommandError
 
 from modelregistry import log_filter
 from modelregistry.engines import XLLAMACPP_LAUNCHER
@@ -51,11 +52,16 @@ def test_embeddings_are_served_also_of_long_inputs(real):
     assert body["usage"]["total_tokens"] > 400
 
 
-def test_unknown_arguments_say_so(real):
+def test_e8_what_llama_server_takes_reaches_the_wheels_server_and_the_rest_is_refused(real, tmp_path):
+    with pytest.raises(CommandError, match="--no-such-thing"):
+        register(real, "smol", engines.chat_model(), "--arg=--no-such-thing")
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    (tmp_path / "ours.jinja").write_text(template)
     real.supervise()
-    register(real, "smol", engines.chat_model(), "--arg=--no-such-thing")
-    down = until(lambda: (row := real.replica("smol")) and row.pid is None and row.detail and row, 60)
-    assert "unrecognized arguments: --no-such-thing" in down.detail.splitlines()[0]
+    said = ["--jinja", f"--chat-template-file={tmp_path / 'ours.jinja'}", "--rope-scaling", "linear"]
+    register(real, "smol", engines.chat_model(), "--context=512", *(f"--arg={arg}" for arg in said))
+    ready = real.reaches("ready", "smol", seconds=60)
+    assert json.load(call(ready, "/props"))["chat_template"] == template
 
 
 def test_p4_what_people_ask_for_in_grammars_and_schemas_is_not_in_its_log(real):
