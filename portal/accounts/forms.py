@@ -12,7 +12,11 @@ from django.utils.translation import ngettext
 
 from portal.accounts import directory, throttle
 
-# Why nobody was signed in although the password was not found wrong; none of it counts as an attempt.
+# Why nobody was signed in although the password was not found wrong; none of it counts as an attempt. What is said of
+# an account is said to who typed the right password, but for a lock: Active Directory tells it whatever was typed. It
+# is told nevertheless. A stranger learns from it that a name exists only after as many wrong passwords as lock the
+# account there, and our own lock, which is the same for all names, comes after five; whereas without it the people who
+# are locked out, by a phone with an old password, would go on believing that they mistype.
 TROUBLE = {
     directory.NoAnswer: _("The company directory does not answer; try again in a few minutes."),
     directory.Refused: _(
@@ -26,6 +30,28 @@ TROUBLE = {
     directory.NameTaken: _(
         "Your name and password are right, but a local account here has the same name."
         " Tell the people who run this server."
+    ),
+    directory.AccountDisabled: _(
+        "Your account is disabled in the company directory. Ask your IT desk; your password is not the reason."
+    ),
+    directory.AccountExpired: _(
+        "Your account in the company directory has expired. Ask your IT desk; your password is not the reason."
+    ),
+    directory.AccountLocked: _(
+        "The company directory has locked this account, as it does after too many wrong passwords. Wait until it is"
+        " unlocked, or ask your IT desk."
+    ),
+    directory.PasswordExpired: _(
+        "Your password has expired in the company directory. Set a new one there (at your computer’s own sign-in, for"
+        " example), then sign in here with the new one."
+    ),
+    directory.PasswordMustChange: _(
+        "You must choose a new password in the company directory first (at your computer’s own sign-in, for example)."
+        " Then sign in here with the new one."
+    ),
+    directory.SignInRestricted: _(
+        "The company directory does not let you sign in at this time or from this service. Ask your IT desk; your"
+        " password is not the reason."
     ),
 }
 

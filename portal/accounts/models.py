@@ -191,6 +191,20 @@ class DirectoryState(models.Model):
         return f"{self.tried_at}: {self.problem or 'followed'}"
 
 
+class DirectoryGroup(models.Model):
+    """A group of the directory that the settings name; of no other is there a row. Written by `directory_groups`."""
+
+    dn = models.CharField(max_length=1000, unique=True, help_text="As in the settings, in normal form.")
+    directory_id = models.CharField(
+        max_length=255, blank=True, help_text="What stays when it is renamed, as attribute=value. Empty: not known."
+    )
+    found_dn = models.CharField(max_length=1000, blank=True, help_text="Where it was found last.")
+    missing_since = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.dn
+
+
 class Final(Exception):
     """An audit event is as it was written."""
 

@@ -104,7 +104,7 @@ def agrees(user: User, person: Person) -> bool:
     ours: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for membership in user.memberships.all():
         ours[membership.source == Membership.Source.DIRECTORY][membership.tenant.slug] = membership.role
-    return ours[True] == {slug: role for slug, role in person.roles.items() if slug not in ours[False]}
+    return ours[True] == {slug: role for slug, role in _roles(person, ours[True]).items() if slug not in ours[False]}
 
 
 def _follow(person: Person) -> tuple[User, bool]:
@@ -120,7 +120,10 @@ def _follow(person: Person) -> tuple[User, bool]:
         for name, value in told.items():
             setattr(user, name, value)
         user.save()
-    return user, _follow_roles(user, person.roles) or differs
+    if keeps_last_operator(user, person):
+        ref = f"{user.pk} {timezone.now():%Y-%m}"
+        tell([user], "last-operator-kept", ref, path="/operations/directory/", person=user.get_username())
+    return user, _follow_roles(user, person) or differs
 
 
 def _told(user: User, person: Person) -> dict[str, Any]:
@@ -131,11 +134,31 @@ def _told(user: User, person: Person) -> dict[str, Any]:
         "last_name": person.last_name[:150],
         "email": person.mail[:254],
     }
-    if person.is_operator is not None:
+    if person.is_operator is not None and not _is_last_operator(user, person):
         told |= {"is_staff": person.is_operator, "is_superuser": person.is_operator}
     if user.left_directory_at:  # disabled by `leave`, not by an operator
         told |= {"is_active": True, "left_directory_at": None}
     return told
+
+
+def _is_last_operator(user: User, person: Person) -> bool:
+    """Whether this person would be dropped as operator, and nobody but the account for emergencies were left."""
+    if person.is_operator or not (user.is_staff and user.is_active):
+        return False
+    others = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False).exclude(pk=user.pk)
+    return not others.exists()
+
+
+def keeps_last_operator(user: User, person: Person) -> bool:
+    """Whether `follow` leaves somebody an operator because there is no other, and has told so."""
+    return person.is_operator is False and _is_last_operator(user, person)
+
+
+def _roles(person: Person, present: Mapping[str, str]) -> Mapping[str, str]:
+    """What the directory gives; in tenants of which a group was not found nobody loses what they have there."""
+    kept = {slug: role for slug, role in present.items() if slug in person.undecided}
+    ranks = list(Membership.Role.values)
+    return kept | {slug: max(role, kept.get(slug, role), key=ranks.index) for slug, role in person.roles.items()}
 
 
 def _free(username: str, user: User) -> None:
@@ -153,11 +176,13 @@ def _free(username: str, user: User) -> None:
     log.warning("The name %s now belongs to somebody else in the directory; its former holder is %s", username, holder)
 
 
-def _follow_roles(user: User, roles: Mapping[str, str]) -> bool:
+def _follow_roles(user: User, person: Person) -> bool:
     """Whether anything changed. Rows are saved and deleted one by one, so that gateways are told."""
     directory = Membership.Source.DIRECTORY
     changed = False
     present = {membership.tenant.slug: membership for membership in user.memberships.select_related("tenant")}
+    given = {slug: membership.role for slug, membership in present.items() if membership.source == directory}
+    roles = _roles(person, given)
     for slug, membership in present.items():
         if membership.source == directory and slug not in roles:
             end(membership)

@@ -15,8 +15,18 @@ from django.urls import reverse
 from django.utils import timezone
 
 from modelregistry.chores import Work
-from portal.accounts import people
-from portal.accounts.directory import Directory, DirectoryError, NameTaken, NoAnswer, Person, look_up
+from portal.accounts import directory_groups, people
+from portal.accounts.directory import (
+    Directory,
+    DirectoryError,
+    Findings,
+    Group,
+    Groups,
+    NameTaken,
+    NoAnswer,
+    Person,
+    look_up,
+)
 from portal.accounts.models import DirectoryState, Membership, User
 from portal.notices.telling import tell
 
@@ -42,6 +52,8 @@ class Plan:
     differing: tuple[tuple[User, Person], ...]
     ours: int
     losing: int
+    groups: Groups
+    unclear: tuple[str, ...]  # names of those whose entry could not be used: they stay as they are
 
     def check(self) -> None:
         """Raises Implausible if more than half of our people would lose what they have here, or if all have gone."""
@@ -60,13 +72,21 @@ class Outcome:
     left: int
     returned: int
     changed: int
-    name_taken: tuple[str, ...]
+    name_taken: tuple[str, ...] = ()
+    unclear: tuple[str, ...] = ()
+    kept_operator: str = ""  # who would have been dropped as the last operator
+    missing_groups: tuple[str, ...] = ()
+    moved_groups: tuple[tuple[str, str], ...] = ()  # (as the settings have it, where it is)
 
     def __str__(self) -> str:
         same = self.people - self.left - self.returned - self.changed - len(self.name_taken)
         line = f"{self.people} people: {self.left} left, {self.returned} came back, {self.changed} changed,"
         line += f" {same} as before"
-        return line + "".join(f"; {name} not changed, a local account has the name" for name in self.name_taken)
+        line += "".join(f"; {name} not changed, a local account has the name" for name in self.name_taken)
+        line += "".join(f"; {name} not changed, the entry cannot be used (the log says why)" for name in self.unclear)
+        if self.kept_operator:
+            line += f"; {self.kept_operator} stays operator, being the last one"
+        return line + "".join(f"; {dn} is now {now}: change the setting" for dn, now in self.moved_groups)
 
 
 def follow(directory: Directory, *, force: bool = False, now: datetime | None = None) -> Outcome:
@@ -81,6 +101,7 @@ def follow(directory: Directory, *, force: bool = False, now: datetime | None = 
         if not force:
             found.check()
         outcome = carry_out(found)
+        directory_groups.note(directory, found.groups, now)
     except Exception as error:
         _note_trouble(now, error)
         raise
@@ -124,42 +145,78 @@ def _problem(error: Exception) -> DirectoryState.Problem:
 
 
 def plan(directory: Directory) -> Plan:
-    """Asks the directory about everybody whom we have from it. Changes nothing. Raises directory.DirectoryError."""
+    """Asks the directory about everybody whom we have from it, and about its groups also if that is nobody.
+
+    Changes nothing. Raises directory.DirectoryError.
+    """
     users = list(
         User.objects.exclude(directory_id=None)
         .order_by("pk")
         .prefetch_related(Prefetch("memberships", Membership.objects.select_related("tenant")))
     )
-    found = look_up(directory, [user.directory_id for user in users if user.directory_id]) if users else {}
-    admitted = {id: person for id, person in found.items() if person.is_admitted}
-    missing = [user for user in users if user.directory_id not in admitted]
-    staying = [(user, admitted[user.directory_id]) for user in users if user.directory_id in admitted]
+    ids = [user.directory_id for user in users if user.directory_id]
+    found = look_up(directory, ids, directory_groups.remembered())
+    missing: list[User] = []
+    staying: list[tuple[User, Person | None]] = []  # None: as they are
+    for user in users:
+        person = found.people.get(user.directory_id or "")
+        if may_stay(user, person, found):
+            staying.append((user, person if person and person.is_admitted is not None else _as_is(user, person)))
+        else:
+            missing.append(user)
+    known = [(user, person) for user, person in staying if person is not None]
     return Plan(
         leaving=tuple(user for user in missing if user.is_active),
         gone=len(missing),
         staying=len(staying),
-        differing=tuple((user, person) for user, person in staying if not people.agrees(user, person)),
+        differing=tuple((user, person) for user, person in known if _differs(user, person)),
         ours=sum(user.is_active for user in users),
-        losing=sum(user.is_active for user in missing) + sum(_loses_all(user, person) for user, person in staying),
+        losing=sum(user.is_active for user in missing) + sum(_loses_all(user, person) for user, person in known),
+        groups=found.groups,
+        unclear=tuple(user.get_username() for user in users if user.directory_id in found.unclear),
     )
+
+
+def _differs(user: User, person: Person) -> bool:
+    """Also of a last operator, who is kept as one each time: that is told."""
+    return (user.is_staff and person.is_operator is False) or not people.agrees(user, person)
+
+
+def may_stay(user: User, person: Person | None, found: Findings) -> bool:
+    """Whether somebody keeps what they have here: not who is gone, whose account has ended, or who lost the group.
+
+    What is not known (an entry that cannot be used, a group that was not found) takes nothing from anybody.
+    """
+    if person is None:
+        return user.directory_id in found.unclear
+    return not person.ended and person.is_admitted is not False
+
+
+def _as_is(user: User, person: Person | None) -> Person | None:
+    """Nobody who is out comes back while it is not known whether they may."""
+    return person if user.is_active else None
 
 
 def carry_out(plan: Plan) -> Outcome:
     """Writes it down, BATCH people at a time. What a failure leaves undone, the next run does."""
     changed = returned = 0
     taken = []
+    kept = ""
     for leaving in _batches(plan.leaving):
         with transaction.atomic():
             for user in leaving:
                 people.leave(user)
-    for differing in _batches(plan.differing):
+    # Who becomes an operator first, so that nobody counts as the last one who is not.
+    for differing in _batches(tuple(sorted(plan.differing, key=lambda pair: pair[1].is_operator is not True))):
         with transaction.atomic():
             for user, person in differing:
                 try:
-                    _, differs = people.follow(person)
+                    followed, differs = people.follow(person)
                 except NameTaken:
                     taken.append(person.username)
                     continue
+                if followed.is_staff and person.is_operator is False:
+                    kept = person.username
                 returned += bool(user.left_directory_at)
                 changed += differs and not user.left_directory_at
     return Outcome(
@@ -168,7 +225,15 @@ def carry_out(plan: Plan) -> Outcome:
         returned=returned,
         changed=changed,
         name_taken=tuple(taken),
+        unclear=plan.unclear,
+        kept_operator=kept,
+        missing_groups=tuple(sorted(plan.groups.missing)),
+        moved_groups=tuple((group.configured, group.dn) for group in _moved(plan.groups)),
     )
+
+
+def _moved(groups: Groups) -> list[Group]:
+    return [group for group in groups.found.values() if group.is_moved]
 
 
 def _batches(people: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
@@ -180,4 +245,4 @@ def _loses_all(user: User, person: Person) -> bool:
     """Of the places that the directory gave. `memberships` are prefetched by `plan`."""
     directory = Membership.Source.DIRECTORY
     tenants = {place.tenant.slug for place in user.memberships.all() if place.source == directory}
-    return user.is_active and bool(tenants) and tenants.isdisjoint(person.roles)
+    return user.is_active and bool(tenants) and tenants.isdisjoint(person.roles.keys() | person.undecided)

@@ -42,6 +42,9 @@ def counted_name(request: HttpRequest, credentials: dict[str, Any] | None = None
     name = _folded(name)
     if User.objects.filter(username__iexact=name).exists():
         return name
+    name = _account(name)
+    if User.objects.filter(username__iexact=name).exists():
+        return name
     # Nobody's name may be somebody's password, typed into the wrong field: counted alike, but not to be read.
     return f"unknown-{salted_hmac('sign-in attempts', name, algorithm='sha256').hexdigest()[:40]}"
 
@@ -62,7 +65,7 @@ def turn(request: HttpRequest, username: str) -> Iterator[None]:
     A failure counts when the password was tried: of seventy attempts at the same time all seventy were tried. Who waits
     asks the database nothing yet, and so holds none of its connections.
     """
-    one = (_folded(username), client_address(request))
+    one = (_account(_folded(username)), client_address(request))
     with _guard:
         if _present[one] >= settings.AXES_FAILURE_LIMIT:
             raise Crowded
@@ -76,6 +79,11 @@ def turn(request: HttpRequest, username: str) -> Iterator[None]:
             _present[one] -= 1
             if not _present[one]:
                 del _present[one], _turns[one]
+
+
+def _account(name: str) -> str:
+    """With a directory CORP\\yamada and yamada@corp.example are yamada, and have no five attempts of their own."""
+    return (name.rpartition("\\")[2].partition("@")[0] or name) if settings.DIRECTORY else name
 
 
 def _folded(name: str) -> str:

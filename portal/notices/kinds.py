@@ -193,6 +193,23 @@ def directory_trouble_text(facts: Facts) -> str:
     return f"{text} {facts['detail']}" if facts["detail"] else text
 
 
+def directory_group_text(facts: Facts) -> str:
+    texts = {
+        "missing": _(
+            "%(group)s (%(settings)s) was not found. Whoever has something through it keeps that, and nobody new gets"
+            " it, until the group is found again or the setting names another."
+        ),
+        "moved": _(
+            "%(group)s (%(settings)s) is now %(now)s. It is still followed; change the setting to its new name."
+        ),
+        "replaced": _(
+            "%(group)s (%(settings)s) is another group than before, of the same name. What it gives now belongs to its"
+            " members: make sure that this is meant."
+        ),
+    }
+    return texts[facts["problem"]] % facts
+
+
 KEY = frozenset({"key", "prefix", "tenant"})
 QUOTA = frozenset({"unit", "window", "model", "amount"})
 
@@ -285,5 +302,26 @@ KINDS: Mapping[str, Kind] = {
         tone="broken",
         title=lambda facts: _("The company directory cannot be followed"),
         text=directory_trouble_text,
+    ),
+    # `group` its DN in the settings, `settings` which those are, `problem` "missing", "moved" or "replaced", `now` its
+    # new DN or ""
+    "directory-group": Kind(
+        needs=frozenset({"group", "settings", "problem", "now"}),
+        tone="watch",
+        title=lambda facts: _("A group of the company directory has changed"),
+        text=directory_group_text,
+    ),
+    # `person` a user name
+    "last-operator-kept": Kind(
+        needs=frozenset({"person"}),
+        tone="watch",
+        title=lambda facts: _("You stay an operator because there is no other"),
+        text=lambda facts: (
+            _(
+                "%(person)s is no longer in the directory’s group of operators, and without this account nobody could"
+                " run this server. Have somebody put into the group."
+            )
+            % facts
+        ),
     ),
 }

@@ -286,6 +286,16 @@ class Followed(serializers.Serializer[Any]):
     returned = serializers.IntegerField()
     changed = serializers.IntegerField()
     name_taken = serializers.ListField(child=CharField(), help_text="Not changed, as a local account has the name.")
+    unclear = serializers.ListField(
+        child=CharField(), default=list, help_text="Not changed, as their entries have no name or id that can be used."
+    )
+    kept_operator = CharField(default="", help_text="No longer in the group of operators, but the last one.")
+    missing_groups = serializers.ListField(
+        child=CharField(), default=list, help_text="Not found; what depends on them was left as it is."
+    )
+    moved_groups = serializers.ListField(
+        child=serializers.ListField(child=CharField()), default=list, help_text="As the settings have it, where it is."
+    )
 
 
 class Directory(serializers.Serializer[Any]):

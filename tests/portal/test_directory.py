@@ -15,7 +15,8 @@ from django.test import RequestFactory
 from apiproxy.models import CatalogueRevision
 from portal.accounts import directory as company
 from portal.accounts import people
-from portal.accounts.directory import backend, entries
+from portal.accounts.directory import backend
+from portal.accounts.directory import connection as servers
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
@@ -374,7 +375,7 @@ class TestGroups:
         assert places(user) == {}
         assert "ask" in door.client.get("/").content.decode().lower()
 
-    def test_operators_follow_their_group_both_ways(self, connect, door, directory, newcomer):
+    def test_operators_follow_their_group_both_ways(self, connect, door, directory, newcomer, olivia):
         connect()
         name = newcomer("ops", "operators")
         user = door.enter(name, "password of ops")
@@ -436,15 +437,15 @@ class TestTrouble:
 
     def test_the_directory_hangs_in_the_middle(self, connect, door, directory, monkeypatch):
         connect(LDAP_TIMEOUT="0.3")
-        asked = entries.answering_server
+        asked = servers.answers
         with contextlib.ExitStack() as until_the_end:
 
-            def answer_and_hang(found: company.Directory) -> str:
-                server = asked(found)
+            def answer_and_hang(server: str, timeout: float) -> bool:
+                answered = asked(server, timeout)
                 until_the_end.enter_context(directory.frozen())
-                return server
+                return answered
 
-            monkeypatch.setattr(entries, "answering_server", answer_and_hang)
+            monkeypatch.setattr(servers, "answers", answer_and_hang)
             assert door.enter("alice", password_of("alice")) is None
         assert door.says == SILENT
 
@@ -486,7 +487,7 @@ class TestActiveDirectory:
         user = door.enter("SUZUKI", "password of Suzuki")
         assert user.username == "suzuki"
         assert user.directory_id == "a1c7d07b-28ff-4b6c-9a3e-2a28295c00d3"
-        assert list(company.look_up(found, [user.directory_id])) == [user.directory_id]
+        assert list(company.look_up(found, [user.directory_id]).people) == [user.directory_id]
         assert SUZUKI_GUID.hex().startswith("7bd0c7a1")  # Windows writes the first groups of bytes backwards
 
     def test_who_is_disabled_there_is_not_found(self, connect, door):

@@ -44,6 +44,8 @@ TOLD = {
     },
     "break-glass-used": {"account": "emergency", "address": "10.0.0.7", "at": AT},
     "directory-trouble": {"problem": "away", "detail": "", "at": AT},
+    "directory-group": {"group": "cn=a,dc=b", "settings": "LDAP_OPERATOR_GROUP", "problem": "missing", "now": ""},
+    "last-operator-kept": {"person": "olivia"},
 }  # fmt: skip
 
 

@@ -7,18 +7,42 @@ Django's settings import this package, so nothing here imports a model before it
 
 from portal.accounts.directory.backend import Backend, auth_settings
 from portal.accounts.directory.configuration import Directory, read
-from portal.accounts.directory.entries import Person, find, look_up
-from portal.accounts.directory.errors import DirectoryError, NameTaken, NoAnswer, NotAdmitted, Refused
+from portal.accounts.directory.entries import Findings, Person, find, look_up
+from portal.accounts.directory.errors import (
+    AccountDisabled,
+    AccountExpired,
+    AccountLocked,
+    AccountRefused,
+    DirectoryError,
+    NameTaken,
+    NoAnswer,
+    NotAdmitted,
+    PasswordExpired,
+    PasswordMustChange,
+    Refused,
+    SignInRestricted,
+)
+from portal.accounts.directory.groups import Group, Groups
 
 __all__ = [
+    "AccountDisabled",
+    "AccountExpired",
+    "AccountLocked",
+    "AccountRefused",
     "Backend",
     "Directory",
     "DirectoryError",
+    "Findings",
+    "Group",
+    "Groups",
     "NameTaken",
     "NoAnswer",
     "NotAdmitted",
+    "PasswordExpired",
+    "PasswordMustChange",
     "Person",
     "Refused",
+    "SignInRestricted",
     "auth_settings",
     "find",
     "look_up",

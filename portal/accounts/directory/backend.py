@@ -9,7 +9,7 @@ from django.dispatch import receiver
 from django_auth_ldap.backend import LDAPBackend, ldap_error
 from django_auth_ldap.config import LDAPSearch
 
-from portal.accounts.directory import entries
+from portal.accounts.directory import account_state, connection, entries
 from portal.accounts.directory.configuration import Directory, normal
 from portal.accounts.directory.errors import DirectoryError, NotAdmitted, Refused
 
@@ -20,18 +20,15 @@ REFUSED_SIGN_IN = (ldap.INAPPROPRIATE_AUTH, ldap.INVALID_DN_SYNTAX, ldap.NO_SUCH
 
 
 def auth_settings(directory: Directory) -> dict[str, Any]:
-    """The settings of django-auth-ldap. It finds and binds; what follows from an entry is ours (`Backend`)."""
-    search = None
-    if directory.user_base:
-        search = LDAPSearch(directory.user_base, ldap.SCOPE_SUBTREE, directory.user_filter, directory.attributes)
+    """The settings of django-auth-ldap, less what `Connections` and `NameSearch` do in its place."""
     direct = bool(directory.user_dn_template)
     return {
-        "AUTH_LDAP_SERVER_URI": lambda _request: entries.answering_server(directory),
-        "AUTH_LDAP_START_TLS": directory.start_tls,
-        "AUTH_LDAP_CONNECTION_OPTIONS": directory.options(),
+        "AUTH_LDAP_SERVER_URI": directory.servers[0],
+        "AUTH_LDAP_START_TLS": False,
+        "AUTH_LDAP_CONNECTION_OPTIONS": {},
         "AUTH_LDAP_BIND_DN": directory.bind_dn,
         "AUTH_LDAP_BIND_PASSWORD": directory.bind_password,
-        "AUTH_LDAP_USER_SEARCH": search,
+        "AUTH_LDAP_USER_SEARCH": NameSearch(directory) if directory.user_base else None,
         "AUTH_LDAP_USER_ATTRLIST": directory.attributes,
         "AUTH_LDAP_USER_DN_TEMPLATE": directory.user_dn_template or None,
         "AUTH_LDAP_BIND_AS_AUTHENTICATING_USER": direct,
@@ -41,11 +38,38 @@ def auth_settings(directory: Directory) -> dict[str, Any]:
     }
 
 
+class NameSearch(LDAPSearch):  # type: ignore[misc]
+    """Who is meant by what was typed: `entries.by_name`."""
+
+    def __init__(self, directory: Directory) -> None:
+        super().__init__(directory.user_base, ldap.SCOPE_SUBTREE, directory.user_filter, directory.attributes)
+        self.directory = directory
+
+    def execute(self, bound: Any, filterargs: Any = (), escape: bool = True) -> list[connection.Entry]:
+        found = entries.by_name(self.directory, bound, filterargs["user"])
+        return [found] if found else []
+
+
+class Connections:
+    """What django-auth-ldap opens its connection with, in place of the module `ldap`."""
+
+    @staticmethod
+    def initialize(_uri: str, **_: Any) -> connection.Connection:
+        """Raises DirectoryError, which django-auth-ldap lets through."""
+        directory = settings.DIRECTORY
+        assert directory is not None  # without it this backend is not in the settings
+        return connection.connect(directory, bind=not directory.user_dn_template)
+
+
 class Backend(LDAPBackend):  # type: ignore[misc]
     """Signs people in by their password in the directory, whose word on them is then written down.
 
     A name of a local account is never asked about: whoever holds it here keeps it. Raises DirectoryError.
     """
+
+    @property
+    def ldap(self) -> type[Connections]:
+        return Connections
 
     def authenticate(
         self, request: Any, username: str | None = None, password: str | None = None, **kwargs: Any
@@ -55,7 +79,7 @@ class Backend(LDAPBackend):  # type: ignore[misc]
         if username is None or User.objects.filter(username__iexact=username.strip(), directory_id=None).exists():
             return None
         try:
-            return super().authenticate(request, username, password, **kwargs)
+            return super().authenticate(request, _as_template_wants(username), password, **kwargs)
         except DirectoryError as error:
             log.warning("Sign-in of %s: %s", username, error)
             raise
@@ -63,12 +87,18 @@ class Backend(LDAPBackend):  # type: ignore[misc]
     def get_or_build_user(self, username: str, ldap_user: Any) -> tuple[Any, bool]:
         """Called when the password has proved right."""
         from portal.accounts import people
+        from portal.accounts.models import User
 
         directory = settings.DIRECTORY
         assert directory is not None  # without it this backend is not in the settings
-        with entries.errors_of_ours():
+        with connection.translated():
             person = _proved(directory, ldap_user)
-        if not person.is_admitted:
+        if person.ended:
+            raise account_state.ENDED[person.ended](f"{ldap_user.dn} is {person.ended}")
+        if person.is_admitted is None:  # who came in before still does, but nobody new
+            if not User.objects.filter(directory_id=person.id, is_active=True).exists():
+                raise Refused(f"There is no {directory.required_group}, or we may not read it (LDAP_REQUIRED_GROUP)")
+        elif not person.is_admitted:
             raise NotAdmitted(f"not in {directory.required_group}")
         return people.follow(person)[0], False
 
@@ -78,12 +108,27 @@ class Backend(LDAPBackend):  # type: ignore[misc]
         return user if user is not None and user.is_active and user.directory_id else None
 
 
+def _as_template_wants(username: str) -> str:
+    """Without the domain that LDAP_USER_DN_TEMPLATE adds: alice@corp.example and alice are then typed alike."""
+    directory = settings.DIRECTORY
+    template = directory.user_dn_template if directory else ""
+    if not template or directory is None or directory.binds_by_dn:
+        return username
+    before, after = template.split("%(user)s", 1)
+    name = username.strip()
+    inner = name[len(before) : len(name) - len(after)]
+    return inner if inner and name.casefold() == f"{before}{inner}{after}".casefold() else username
+
+
 def _proved(directory: Directory, ldap_user: Any) -> entries.Person:
+    from portal.accounts import directory_groups
+
     if ldap_user.attrs is None:
         raise Refused(f"{ldap_user.dn} may not read its own entry")
     if directory.user_dn_template and not directory.binds_by_dn and not _is_bound_as(directory, ldap_user):
         raise ldap_user.AuthenticationFailed("who bound is not who was found")
-    return entries.person_of(directory, ldap_user.connection, ldap_user.dn, ldap_user.attrs)
+    entry = connection.Entry(ldap_user.dn, ldap_user.attrs)
+    return entries.in_full(directory, ldap_user.connection, entry, directory_groups.remembered())
 
 
 def _is_bound_as(directory: Directory, ldap_user: Any) -> bool:
@@ -104,4 +149,4 @@ def _tell(context: str, exception: ldap.LDAPError, **_: Any) -> None:
     """django-auth-ldap would take any trouble for a wrong password; what a receiver raises, it lets through."""
     if context == "authenticate" and isinstance(exception, REFUSED_SIGN_IN):
         return
-    raise entries.our_error(exception) from exception
+    raise connection.our_error(exception) from exception

@@ -13,6 +13,9 @@ from urllib.parse import urlsplit
 import environs
 import ldap
 import ldap.dn
+import ldap.filter
+
+from portal.accounts.directory import account_state
 
 VARIABLES = (
     "LDAP_SERVER_URI",
@@ -37,17 +40,22 @@ VARIABLES = (
     "LDAP_OPERATOR_GROUP",
     "LDAP_REQUIRED_GROUP",
 )
-# Per LDAP_KIND: the attributes that name and identify a person, and the filter that finds one.
+# Per LDAP_KIND: the attributes that name and identify a person, and the filter that finds one. Disabled accounts are
+# found: else nobody could tell the person who types the right password why it is not enough.
 KINDS = {
     "openldap": ("uid", "entryUUID", "(&(objectClass=person)({username}=%(user)s))"),
     "activedirectory": (
         "sAMAccountName",
         "objectGUID",
-        # Not the disabled ones: bit 2 of userAccountControl
-        "(&(objectCategory=person)(objectClass=user)({username}=%(user)s)"
-        "(!(userAccountControl:1.2.840.113556.1.4.803:=2)))",
+        "(&(objectCategory=person)(objectClass=user)({username}=%(user)s))",
     ),
 }
+# Where systems keep the certificate authorities that they trust: Debian and Ubuntu, Red Hat, SUSE.
+SYSTEM_CA_FILES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+)
 # By which attribute group and member find each other, and whether groups may hold groups.
 GROUP_TYPES = {"member": True, "uniqueMember": True, "memberUid": False, "memberOf": False}
 ROLES = ("member", "admin")  # the later one wins when several groups lead to one tenant
@@ -66,6 +74,7 @@ class Directory:
     bind_password: str = field(repr=False)
     user_base: str
     user_filter: str
+    other_names: tuple[str, ...]  # attributes that are tried as well for what has an @; none with an own filter
     user_dn_template: str
     username_attribute: str
     id_attribute: str
@@ -84,8 +93,43 @@ class Directory:
         """What is read of a person's entry."""
         names = [self.username_attribute, self.id_attribute]
         names += [self.first_name_attribute, self.last_name_attribute, self.mail_attribute]
-        names += {"memberOf": ["memberOf"], "memberUid": ["gidNumber"]}.get(self.group_type, [])
-        return [*names, "objectSid"] if self.kind == "activedirectory" else names
+        names += {"memberUid": ["gidNumber"]}.get(self.group_type, [])
+        if self.group_type == "memberOf":
+            names.append("memberOf")
+        if self.kind == "activedirectory":
+            names += ["objectSid", "primaryGroupID"]
+        return [*names, *account_state.ATTRIBUTES[self.kind]]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The DNs of all groups that the settings name, each once."""
+        named = (*self.group_tenants, self.operator_group, self.required_group)
+        return tuple(dict.fromkeys(dn for dn in named if dn))
+
+    @property
+    def can_look_up(self) -> bool:
+        """Whether people can be looked up who are not there to give their password."""
+        return bool(self.user_base and (self.bind_dn or not self.user_dn_template))
+
+    def filter_by(self, attribute: str, value: str) -> str:
+        """The filter that finds a person by another attribute than the account name."""
+        return KINDS[self.kind][2].format(username=attribute) % {"user": ldap.filter.escape_filter_chars(value)}
+
+    def filter_by_name(self, name: str) -> str:
+        return self.user_filter % {"user": ldap.filter.escape_filter_chars(name)}
+
+    @property
+    def filter_of_all(self) -> str:
+        return self.user_filter % {"user": "*"}
+
+    def settings_of(self, group: str) -> tuple[str, ...]:
+        """The variables that name this group."""
+        named = {
+            "LDAP_GROUP_TENANTS": group in self.group_tenants,
+            "LDAP_OPERATOR_GROUP": group == self.operator_group,
+            "LDAP_REQUIRED_GROUP": group == self.required_group,
+        }
+        return tuple(name for name, holds in named.items() if holds)
 
     @property
     def binds_by_dn(self) -> bool:
@@ -110,7 +154,7 @@ class Directory:
             ldap.OPT_REFERRALS: 0,  # Active Directory's lead to servers where we are nobody
             ldap.OPT_X_TLS_REQUIRE_CERT: ldap.OPT_X_TLS_DEMAND,
         }
-        if self.ca_file:
+        if self.ca_file:  # libldap by itself knows none, not even the system's, unless an ldap.conf names some
             options[ldap.OPT_X_TLS_CACERTFILE] = self.ca_file
         return options | {ldap.OPT_X_TLS_NEWCTX: 0}  # last: makes the options above count
 
@@ -154,22 +198,25 @@ def _read(env: environs.Env) -> Directory | None:
     username, identity, user_filter = KINDS[kind]
     username = env.str("LDAP_USERNAME_ATTRIBUTE", username)
     group_type = _choice(env, "LDAP_GROUP_TYPE", "member", GROUP_TYPES)
+    start_tls = env.bool("LDAP_START_TLS", servers[0].startswith("ldap:"))
+    mail = env.str("LDAP_MAIL_ATTRIBUTE", "mail")
     directory = Directory(
         servers=servers,
         kind=kind,
-        start_tls=env.bool("LDAP_START_TLS", servers[0].startswith("ldap:")),
-        ca_file=_ca_file(env),
+        start_tls=start_tls,
+        ca_file=_ca_file(env, encrypted=start_tls or servers[0].startswith("ldaps:")),
         timeout=_timeout(env),
         bind_dn=env.str("LDAP_BIND_DN", ""),
         bind_password=env.str("LDAP_BIND_PASSWORD", "").rstrip("\r\n"),
         user_base=_dn(env, "LDAP_USER_BASE"),
         user_filter=_filter(env, user_filter.format(username=username)),
+        other_names=_other_names(env, kind, mail),
         user_dn_template=_template(env),
         username_attribute=username,
         id_attribute=env.str("LDAP_ID_ATTRIBUTE", identity),
         first_name_attribute=env.str("LDAP_FIRST_NAME_ATTRIBUTE", "givenName"),
         last_name_attribute=env.str("LDAP_LAST_NAME_ATTRIBUTE", "sn"),
-        mail_attribute=env.str("LDAP_MAIL_ATTRIBUTE", "mail"),
+        mail_attribute=mail,
         group_base=_dn(env, "LDAP_GROUP_BASE"),
         group_type=group_type,
         nested_groups=env.bool("LDAP_NESTED_GROUPS", GROUP_TYPES[group_type]),
@@ -248,14 +295,31 @@ def _timeout(env: environs.Env) -> float:
     return seconds
 
 
-def _ca_file(env: environs.Env) -> str:
+def _ca_file(env: environs.Env, *, encrypted: bool) -> str:
+    """Without LDAP_CA_FILE the system's; empty when nothing is encrypted."""
     path = env.str("LDAP_CA_FILE", "")
     if path:
         try:
             ssl.create_default_context(cafile=path)
         except OSError as error:  # ssl.SSLError, for a file without certificates, is one
             raise _wrong("LDAP_CA_FILE", f"{path!r} cannot be read as certificates in PEM form: {error}") from error
-    return path
+    return path or (_system_ca_file() if encrypted else "")
+
+
+def _system_ca_file() -> str:
+    """SSL_CERT_FILE, as OpenSSL has it, or where distributions keep theirs."""
+    for path in (ssl.get_default_verify_paths().cafile, *SYSTEM_CA_FILES):
+        if path and os.access(path, os.R_OK) and os.path.isfile(path):
+            return path
+    raise _wrong(
+        "LDAP_CA_FILE", "this system has no certificate authorities (install ca-certificates), so name those to trust"
+    )
+
+
+def _other_names(env: environs.Env, kind: str, mail: str) -> tuple[str, ...]:
+    if env.str("LDAP_USER_FILTER", ""):
+        return ()
+    return ("userPrincipalName", mail) if kind == "activedirectory" else (mail,)
 
 
 def _dn(env: environs.Env, name: str) -> str:

@@ -1,41 +1,31 @@
-"""Questions to the directory: who is this, which groups hold them, is anybody there."""
+"""Questions to the directory about people: who is this, who of these is still there, what may they be here."""
 
-import socket
-import ssl
+import logging
 import unicodedata
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-import ldap
+import ldap.dn
 import ldap.filter
-from django_auth_ldap.config import LDAPSearch
 
-from portal.accounts.directory.configuration import Directory, normal
-from portal.accounts.directory.errors import DirectoryError, NoAnswer, Refused
+from portal.accounts.directory import account_state
+from portal.accounts.directory.configuration import Directory
+from portal.accounts.directory.connection import Connection, Entry, read, search, service_connection
+from portal.accounts.directory.errors import Refused
+from portal.accounts.directory.groups import Groups, holders, locate
+from portal.accounts.directory.values import first, first_bytes, guid_filter, guid_text
 
-# LDAP_MATCHING_RULE_IN_CHAIN: Active Directory follows groups within groups by itself.
-IN_CHAIN = "member:1.2.840.113556.1.4.1941:"
-CHUNK = 50  # entries asked for at once in `look_up`; far below the 1,000 that Active Directory gives at most
-# libldap says the same of a certificate that it does not accept as of a server that is gone.
-UNTRUSTED = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR)
-# What a server that is away, ending or overloaded makes of a question.
-SILENCE = (
-    *UNTRUSTED,
-    ldap.TIMEOUT,
-    ldap.TIMELIMIT_EXCEEDED,
-    ldap.UNAVAILABLE,
-    ldap.BUSY,
-)
+log = logging.getLogger(__name__)
+
+CHUNK = 50  # people asked for at once in `look_up`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """What the directory says about somebody. `roles` maps tenants' short names to "member" or "admin";
-    `is_operator` is None when the directory does not decide it."""
+    """What the directory says about somebody. `roles` maps tenants' short names to "member" or "admin"."""
 
     id: str
     username: str
@@ -43,197 +33,150 @@ class Person:
     last_name: str
     mail: str
     roles: Mapping[str, str]
-    is_operator: bool | None
-    is_admitted: bool
+    is_operator: bool | None  # None: the directory does not decide it, or its group was not found
+    is_admitted: bool | None  # None: the group that may sign in was not found
+    ended: str = ""  # why the account has come to an end, a key of account_state.ENDED
+    undecided: frozenset[str] = frozenset()  # tenants of which a group was not found: `roles` may lack some of them
 
 
-def answering_server(directory: Directory) -> str:
-    """The first server that answers; waits up to `timeout` seconds for each that does not.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """`people` by id, of those asked about. `unclear`: whose entry is there but cannot be used, and why."""
 
-    Asked before every connection, because libldap itself (2.5 with GnuTLS, as in Debian 12) turns to the next server
-    only when a connection is refused, and never returns, with one core at 100 %, when a server accepts the connection
-    and then says nothing to the TLS handshake. Raises NoAnswer.
-    """
-    for server in directory.servers:
-        if _answers(server, directory.timeout):
-            return server
-    raise NoAnswer(f"The directory does not answer within {directory.timeout:g} s ({' '.join(directory.servers)})")
+    people: Mapping[str, Person] = field(default_factory=dict)
+    unclear: Mapping[str, str] = field(default_factory=dict)
+    groups: Groups = field(default_factory=Groups)
 
 
-def _answers(server: str, timeout: float) -> bool:
-    """Whether anybody is there; whether it is the right one is for libldap to say, whose errors say more."""
-    parts = urlsplit(server)
-    if parts.scheme == "ldaps":
-        return _shakes_hands(parts.hostname or "", parts.port or 636, timeout)
-    connection = ldap.initialize(server)
-    connection.set_option(ldap.OPT_NETWORK_TIMEOUT, timeout)
-    connection.set_option(ldap.OPT_TIMEOUT, timeout)
-    try:
-        connection.search_s("", ldap.SCOPE_BASE, attrlist=["1.1"])
-    except SILENCE:
-        return False
-    except ldap.LDAPError:
-        return True  # a refusal is an answer
-    else:
-        return True
-    finally:
-        connection.unbind_s()
+def look_up(directory: Directory, ids: Collection[str], remembered: Mapping[str, str] | None = None) -> Findings:
+    """Who of these is in the directory. `remembered`: ids of the groups of the settings, by the DN that these have.
 
-
-def _shakes_hands(host: str, port: int, timeout: float) -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with (
-            socket.create_connection((host, port), timeout) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
-            return True
-    except ssl.SSLError:
-        return True  # a refusal is an answer
-    except OSError:
-        return False
-
-
-def look_up(directory: Directory, ids: Collection[str]) -> dict[str, Person]:
-    """Who of these is in the directory and could sign in (or lacks only the required group), by id.
-
-    Blocks for as long as the directory needs: a search for every 50 people and one or more for the groups of each.
-    Raises NoAnswer or Refused, then nothing is known about anybody.
+    Blocks for as long as the directory needs: a search for every 50 people, and one or two for each group. Asks it
+    also when there is nobody to ask about. Raises NoAnswer or Refused, then nothing is known about anybody.
     """
     wanted = sorted(ids)
-    found: dict[str, Person] = {}
-    with _service_connection(directory) as connection:
+    people: dict[str, Person] = {}
+    unclear: dict[str, str] = {}
+    with service_connection(directory) as connection:
+        if read(connection, directory.user_base, ["1.1"]) is None:
+            raise Refused(f"There is no {directory.user_base}, or we may not read it (LDAP_USER_BASE)")
+        groups = locate(directory, connection, remembered or {})
+        entries: list[Entry] = []
         for start in range(0, len(wanted), CHUNK):
-            anybody = directory.user_filter % {"user": "*"}
             these = "".join(_by_id(directory, id) for id in wanted[start : start + CHUNK])
-            for dn, attributes in _search(
-                connection, directory.user_base, f"(&{anybody}(|{these}))", directory.attributes
-            ):
-                person = person_of(directory, connection, dn, attributes)
-                found[person.id] = person
-    return found
+            query = f"(&{directory.filter_of_all}(|{these}))"
+            entries += search(connection, directory.user_base, query, directory.attributes)
+        for entry, held in zip(entries, holders(directory, connection, groups, entries), strict=True):
+            try:
+                person = person_of(directory, entry, held, groups)
+            except Refused as error:
+                log.warning("%s stays as it is here: %s", entry.dn, error)
+                unclear[identity(directory, entry.attributes)] = str(error)
+            else:
+                people[person.id] = person
+    return Findings(people=people, unclear=unclear, groups=groups)
 
 
-def find(directory: Directory, username: str) -> Person | None:
+def find(directory: Directory, username: str, remembered: Mapping[str, str] | None = None) -> Person | None:
     """Who signs in by this name. Raises NoAnswer or Refused."""
-    with _service_connection(directory) as connection:
-        this = directory.user_filter % {"user": ldap.filter.escape_filter_chars(username)}
-        entries = _search(connection, directory.user_base, this, directory.attributes)
-        return person_of(directory, connection, *entries[0]) if len(entries) == 1 else None
+    with service_connection(directory) as connection:
+        entry = by_name(directory, connection, username)
+        return in_full(directory, connection, entry, remembered or {}) if entry else None
 
 
-@contextmanager
-def _service_connection(directory: Directory) -> Iterator[Any]:
-    """A connection bound as LDAP_BIND_DN (or nobody, if the directory answers nobody)."""
-    if not directory.user_base or (directory.user_dn_template and not directory.bind_dn):
-        raise Refused("LDAP_USER_BASE and LDAP_BIND_DN are needed to look people up who do not sign in themselves")
-    with errors_of_ours():
-        connection = ldap.initialize(answering_server(directory))
-        try:
-            for option, value in directory.options().items():
-                connection.set_option(option, value)
-            if directory.start_tls:
-                connection.start_tls_s()
-            connection.simple_bind_s(directory.bind_dn, directory.bind_password)
-            yield connection
-        finally:
-            connection.unbind_s()
+def in_full(directory: Directory, connection: Connection, entry: Entry, remembered: Mapping[str, str]) -> Person:
+    """The person of an entry, with what follows from groups. Raises LDAPError and Refused."""
+    groups = locate(directory, connection, remembered)
+    return person_of(directory, entry, holders(directory, connection, groups, [entry])[0], groups)
 
 
-@contextmanager
-def errors_of_ours() -> Iterator[None]:
-    """LDAP's errors inside become NoAnswer or Refused."""
-    try:
-        yield
-    except ldap.LDAPError as error:
-        raise our_error(error) from error
+# --- names by which people sign in
 
 
-def our_error(error: ldap.LDAPError) -> DirectoryError:
-    """The sentence is for operators; people are told by the kind of error."""
-    facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    said = ": ".join(str(facts[name]) for name in ("desc", "info") if facts.get(name)) or type(error).__name__
-    if isinstance(error, UNTRUSTED):
-        said += "; if the server is up: LDAP_CA_FILE does not vouch for its certificate, or that is for another name"
-    if isinstance(error, SILENCE):
-        return NoAnswer(f"The directory does not answer ({said})")
-    return Refused(f"The directory refuses what the portal asks ({said})")
+def by_name(directory: Directory, connection: Connection, typed: str) -> Entry | None:
+    """The entry of whoever signs in by what was typed; None if there is none, or several.
+
+    An account name goes before all else, so that nobody's mail address can stand in another's way. Raises LDAPError.
+    """
+    for query in _queries(directory, connection, unicodedata.normalize("NFKC", typed).strip()):
+        found = search(connection, directory.user_base, query, directory.attributes)
+        if found:
+            return found[0] if len(found) == 1 else None
+    return None
 
 
-def _search(connection: Any, base: str, query: str, attributes: list[str]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Entries as (DN, attributes); the values are str where they are UTF-8, else bytes."""
-    # LDAPSearch fills its filter by %, so a percent sign in a DN would be taken for a place to fill
-    return list(LDAPSearch(base, ldap.SCOPE_SUBTREE, query.replace("%", "%%"), attributes).execute(connection))
+def _queries(directory: Directory, connection: Connection, name: str) -> list[str]:
+    """Filters to try one after the other."""
+    domain, separator, account = name.rpartition("\\")
+    if directory.kind == "activedirectory" and separator:
+        return [directory.filter_by_name(account)] if domain.casefold() in _domains(connection) else []
+    queries = [directory.filter_by_name(name)]
+    if "@" in name:
+        queries += [directory.filter_by(attribute, name) for attribute in directory.other_names]
+        account, _, domain = name.rpartition("@")
+        if directory.kind == "activedirectory" and domain.casefold() in _domains(connection):
+            # An implicit user principal name ([MS-ADTS] 5.1.1.1.1): everybody has one, whatever the attribute says.
+            queries.insert(-1 if directory.other_names else len(queries), directory.filter_by_name(account))
+    return queries
 
 
-def _groups(directory: Directory, connection: Any, dn: str, attributes: Mapping[str, Any]) -> set[str]:
-    """The DNs, in normal form, of all groups of this person; none if no setting asks for groups."""
-    if not directory.group_variable:
-        return set()
-    if directory.group_type == "memberOf":
-        return {normal(group) for group in attributes.get("memberOf", [])}
-    if directory.group_type == "memberUid":
-        member = _matches("memberUid", [first(attributes, directory.username_attribute)])
-        primary = _matches("gidNumber", attributes.get("gidNumber", []))
-        return _groups_that(directory, connection, f"(|{member}{primary})")
-    if directory.nested_groups and directory.kind == "activedirectory":
-        return _groups_that(directory, connection, _matches(IN_CHAIN, [dn]))
-    found: set[str] = set()
-    members = {dn}
-    while members:  # the groups of these, then the groups of those; every group is asked about once
-        holders = _groups_that(directory, connection, f"(|{_matches(directory.group_type, sorted(members))})")
-        members = holders - found if directory.nested_groups else set()
-        found |= holders
-    return found
+def _domains(connection: Connection) -> frozenset[str]:
+    """What stands before a backslash or behind an @ and means this domain, in lower case: its two names."""
+    names = ["defaultNamingContext", "configurationNamingContext"]
+    root = read(connection, "", names)
+    here, configuration = (first(root.attributes, name) if root else "" for name in names)
+    if not here:
+        return frozenset()
+    dns = ".".join(part.partition("=")[2] for part in ldap.dn.explode_dn(here))
+    query = f"(&(objectClass=crossRef)(nCName={ldap.filter.escape_filter_chars(here)}))"
+    rows = search(connection, f"CN=Partitions,{configuration}", query, ["nETBIOSName"]) if configuration else []
+    netbios = [first(row.attributes, "nETBIOSName") for row in rows] or [dns.partition(".")[0]]
+    return frozenset(name.casefold() for name in (dns, *netbios) if name)
 
 
-def _groups_that(directory: Directory, connection: Any, query: str) -> set[str]:
-    return {normal(dn) for dn, _ in _search(connection, directory.group_base, query, ["1.1"])}
-
-
-def _matches(attribute: str, values: Iterable[str]) -> str:
-    return "".join(f"({attribute}={ldap.filter.escape_filter_chars(value)})" for value in values)
-
+# --- what follows from an entry
 
 # What our columns hold of a name that tells people apart.
 LONGEST_NAME, LONGEST_ID = 150, 255
 
 
-def person_of(directory: Directory, connection: Any, dn: str, attributes: Mapping[str, Any]) -> Person:
-    """Raises Refused for an entry without a name or an id, or with one that is longer than our columns."""
-    groups = _groups(directory, connection, dn, attributes)
+def person_of(directory: Directory, entry: Entry, held: Collection[str], groups: Groups) -> Person:
+    """`held`: the groups of the settings that hold this person.
+
+    Raises Refused for an entry without a name or an id, or with one that is longer than our columns.
+    """
+    attributes = entry.attributes
     username = unicodedata.normalize("NFKC", first(attributes, directory.username_attribute)).strip().lower()
-    identity = _id(directory, attributes)
+    id = identity(directory, attributes)
     for value, most, variable in (
         (username, LONGEST_NAME, "LDAP_USERNAME_ATTRIBUTE"),
-        (identity, LONGEST_ID, "LDAP_ID_ATTRIBUTE"),
+        (id, LONGEST_ID, "LDAP_ID_ATTRIBUTE"),
     ):
         if not value:
-            raise Refused(f"{dn} has no value, or none that we may read, of the attribute in {variable}")
+            raise Refused(f"{entry.dn} has no value, or none that we may read, of the attribute in {variable}")
         if len(value) > most:  # cut off, it might be another person's
-            raise Refused(f"{dn} has a value of more than {most} characters in the attribute in {variable}")
+            raise Refused(f"{entry.dn} has a value of more than {most} characters in the attribute in {variable}")
     return Person(
-        id=identity,
+        id=id,
         username=username,
         first_name=first(attributes, directory.first_name_attribute),
         last_name=first(attributes, directory.last_name_attribute),
         mail=first(attributes, directory.mail_attribute),
-        roles=directory.roles(groups),
-        is_operator=directory.operator_group in groups if directory.operator_group else None,
-        is_admitted=not directory.required_group or directory.required_group in groups,
+        roles=directory.roles(held),
+        is_operator=_holds(directory.operator_group, held, groups) if directory.operator_group else None,
+        is_admitted=_holds(directory.required_group, held, groups) if directory.required_group else True,
+        ended=account_state.ended(attributes, datetime.now(UTC)),
+        undecided=groups.undecided_tenants(directory),
     )
 
 
-def first(attributes: Mapping[str, Any], name: str) -> str:
-    values = attributes.get(name) or [""]
-    return values[0] if isinstance(values[0], str) else ""
+def _holds(group: str, held: Collection[str], groups: Groups) -> bool | None:
+    return None if group in groups.missing else group in held
 
 
 def security_id(attributes: Mapping[str, Any]) -> bytes:
     """A person's own; only of Active Directory, empty if it may not be read."""
-    return _first_bytes(attributes, "objectSid")
+    return first_bytes(attributes, "objectSid")
 
 
 def security_ids_of_asker(connection: Any) -> list[bytes]:
@@ -242,22 +185,14 @@ def security_ids_of_asker(connection: Any) -> list[bytes]:
     return [value for _, attributes in answer for value in attributes.get("tokenGroups", []) if value]
 
 
-def _first_bytes(attributes: Mapping[str, Any], name: str) -> bytes:
-    """LDAPSearch makes str of what happens to be UTF-8."""
-    value = (attributes.get(name) or [b""])[0]
-    return value.encode() if isinstance(value, str) else bytes(value)
-
-
-def _id(directory: Directory, attributes: Mapping[str, Any]) -> str:
-    """What stays when a person's name changes. objectGUID is 16 bytes; it is kept as Windows' own tools print it."""
-    if directory.id_attribute.lower() != "objectguid":
-        return first(attributes, directory.id_attribute)
-    value = _first_bytes(attributes, directory.id_attribute)
-    return str(uuid.UUID(bytes_le=value)) if value else ""
-
-
-def _by_id(directory: Directory, identity: str) -> str:
+def identity(directory: Directory, attributes: Mapping[str, Any]) -> str:
+    """What stays when a person's name changes."""
     if directory.id_attribute.lower() == "objectguid":
-        value = "".join(f"\\{byte:02x}" for byte in uuid.UUID(identity).bytes_le)
-        return f"({directory.id_attribute}={value})"
-    return _matches(directory.id_attribute, [identity])
+        return guid_text(attributes, directory.id_attribute)
+    return first(attributes, directory.id_attribute)
+
+
+def _by_id(directory: Directory, id: str) -> str:
+    if directory.id_attribute.lower() == "objectguid":
+        return f"({directory.id_attribute}={guid_filter(str(uuid.UUID(id)))})"
+    return f"({directory.id_attribute}={ldap.filter.escape_filter_chars(id)})"

@@ -1,10 +1,17 @@
 """What can go wrong besides a wrong password. None of it counts as a failed attempt to sign in.
 
 DirectoryError
-├── NoAnswer      no server answers within the time-out, or none that we may trust
-├── Refused       a server answers, but not what we ask: our own account, a base or a filter is wrong
-├── NotAdmitted   the password is right, but the person is not in the group that may sign in
-└── NameTaken     the password is right, but the name belongs to a local account
+├── NoAnswer            no server answers within the time-out, or none that we may trust
+├── Refused             a server answers, but not what we ask: our own account, a base or a filter is wrong
+├── NotAdmitted         the password is right, but the person is not in the group that may sign in
+├── NameTaken           the password is right, but the name belongs to a local account
+└── AccountRefused      the directory refuses this account, whatever the password, or with the right one
+    ├── AccountDisabled     switched off there
+    ├── AccountExpired      its last day has passed
+    ├── AccountLocked       after too many wrong passwords, for a while or until somebody unlocks it
+    ├── PasswordExpired     the right password, but too old
+    ├── PasswordMustChange  the right password, but only to be changed
+    └── SignInRestricted    the right password, but not at this hour or from this machine
 """
 
 
@@ -25,4 +32,32 @@ class NotAdmitted(DirectoryError):
 
 
 class NameTaken(DirectoryError):
+    pass
+
+
+class AccountRefused(DirectoryError):
+    pass
+
+
+class AccountDisabled(AccountRefused):
+    pass
+
+
+class AccountExpired(AccountRefused):
+    pass
+
+
+class AccountLocked(AccountRefused):
+    pass
+
+
+class PasswordExpired(AccountRefused):
+    pass
+
+
+class PasswordMustChange(AccountRefused):
+    pass
+
+
+class SignInRestricted(AccountRefused):
     pass

@@ -47,7 +47,7 @@ def write(
         DirectoryState.objects.create(
             tried_at=now - timedelta(minutes=21),
             succeeded_at=now - timedelta(minutes=21),
-            outcome=asdict(Outcome(people=people, left=1, returned=0, changed=2, name_taken=())),
+            outcome=asdict(Outcome(people=people, left=1, returned=0, changed=2)),
         )
 
 

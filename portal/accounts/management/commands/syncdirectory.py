@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from portal.accounts import people, roster
+from portal.accounts import directory_groups, people, roster
 from portal.accounts.directory import Directory, DirectoryError, find
 from portal.accounts.models import User
 
@@ -31,16 +31,20 @@ class Command(BaseCommand):
             if adopt:
                 self.stdout.write(_adopt(settings.DIRECTORY, adopt))
                 return
-            self.stdout.write(str(roster.follow(settings.DIRECTORY, force=force)))
+            outcome = roster.follow(settings.DIRECTORY, force=force)
         except (DirectoryError, roster.Implausible) as error:
             raise CommandError(str(error)) from error
+        self.stdout.write(str(outcome))
+        if outcome.missing_groups:
+            lost = "; ".join(f"{dn} ({', '.join(settings.DIRECTORY.settings_of(dn))})" for dn in outcome.missing_groups)
+            raise CommandError(f"Not found in the directory, so what depends on it stays as it is: {lost}")
 
 
 def _adopt(directory: Directory, name: str) -> str:
     user = User.objects.filter(username__iexact=name, directory_id=None).first()
     if user is None:
         raise CommandError(f"There is no local account {name}.")
-    person = find(directory, name)
+    person = find(directory, name, directory_groups.remembered())
     if person is None:
         raise CommandError(f"Nobody in the directory signs in as {name}.")
     if holder := User.objects.filter(directory_id=person.id).first():

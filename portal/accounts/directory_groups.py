@@ -1,0 +1,62 @@
+"""Remember which groups of the directory the settings mean, and tell operators when one is gone, moved or another one.
+
+A group is named in the settings by its DN, which changes when it is renamed or moved. Its id does not, so what was once
+found is found again.
+"""
+
+import hashlib
+from datetime import datetime
+
+from django.db import transaction
+from django.urls import reverse
+
+from portal.accounts.directory import Directory, Group, Groups
+from portal.accounts.models import DirectoryGroup, User
+from portal.notices.telling import tell
+
+
+def remembered() -> dict[str, str]:
+    """The ids of groups, by the DN that the settings have for them."""
+    return dict(DirectoryGroup.objects.exclude(directory_id="").values_list("dn", "directory_id"))
+
+
+def note(directory: Directory, groups: Groups, now: datetime) -> None:
+    """Writes down where each group is, and tells operators once of each change."""
+    with transaction.atomic():
+        rows = {row.dn: row for row in DirectoryGroup.objects.select_for_update()}
+        for dn in rows.keys() - set(directory.groups):
+            rows.pop(dn).delete()
+        for dn, group in groups.found.items():
+            _note_found(directory, rows.get(dn) or DirectoryGroup(dn=dn, found_dn=group.dn), group)
+        for dn in groups.missing:
+            row = rows.get(dn) or DirectoryGroup(dn=dn)
+            if row.missing_since is None:
+                row.missing_since = now
+                row.save()
+                _tell(directory, dn, "missing", now.isoformat())
+
+
+def _note_found(directory: Directory, row: DirectoryGroup, group: Group) -> None:
+    is_another = bool(row.directory_id and group.id and row.directory_id != group.id)
+    if is_another:
+        _tell(directory, row.dn, "replaced", group.id)
+    elif group.is_moved and row.found_dn != group.dn:
+        _tell(directory, row.dn, "moved", group.dn, now=group.dn)
+    before = (row.directory_id, row.found_dn, row.missing_since)
+    row.directory_id, row.found_dn, row.missing_since = group.id or row.directory_id, group.dn, None
+    if row.pk is None or before != (row.directory_id, row.found_dn, row.missing_since):
+        row.save()
+
+
+def _tell(directory: Directory, dn: str, problem: str, occasion: str, now: str = "") -> None:
+    ref = hashlib.sha256(f"{dn} {problem} {occasion}".encode()).hexdigest()[:40]
+    tell(
+        User.objects.filter(is_staff=True, is_active=True),
+        "directory-group",
+        ref,
+        path=reverse("operations-directory"),
+        group=dn,
+        settings=", ".join(directory.settings_of(dn)),
+        problem=problem,
+        now=now,
+    )
