@@ -206,7 +206,7 @@ def rendered(launcher: str, arguments: Arguments, args: Sequence[str]) -> tuple[
     found: list[str] = []
     for one in arguments.given:
         name = one.name.replace("-", "_").replace("__", "--", 1) if launcher == "llama-cpp-python" else one.name
-        found += [name if one.option else one.written, *one.values]
+        found += [name if one.option or one.values else one.written, *one.values]
     return tuple(found)
 
 
@@ -329,10 +329,9 @@ class _LlamaCpp:
         following = args[at + 1 : at + 2]
         takes = value is None and bool(following) and (not following[0].startswith("-") or _is_negative(following[0]))
         values = (value,) if value is not None else tuple(following) if takes else ()
-        written = args[at] if value is None or not name.startswith("--") else name
         if value is not None and not name.startswith("--"):
             values = ()  # `-x=1` is handed on as it is
-        self.given.append(Given(name=name, written=written, option=None, values=values))
+        self.given.append(Given(name=name, written=args[at], option=None, values=values))
         return 1 + takes
 
 
@@ -426,8 +425,7 @@ class _Argparse:
         following = words[at + 1 : at + 2]
         takes = inline is None and bool(following) and not self._is_option(following[0])
         values = (inline,) if inline is not None else tuple(following) if takes else ()
-        shown = written[at] if inline is None else written[at].partition("=")[0]
-        self.given.append(Given(name=name, written=shown, option=None, values=values))
+        self.given.append(Given(name=name, written=written[at], option=None, values=values))
         return 1 + takes
 
 

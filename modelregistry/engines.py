@@ -194,7 +194,12 @@ def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
     installed = [path for path in cache.glob(f"engines/{launcher}-[0-9]*/bin/{program}") if path.exists()]
     if not installed:
         return ()
-    return (str(max(installed, key=_version)), *(VLLM_MODULE if launcher == "vllm" else ()))
+    return program_of(launcher, max(installed, key=_version))
+
+
+def program_of(launcher: str, installed: Path) -> tuple[str, ...]:
+    """What is executed of an installation of ours: its server, or its Python."""
+    return (str(installed), *(VLLM_MODULE if launcher == "vllm" else ()))
 
 
 def _version(program: Path) -> tuple[bool, list[int]]:

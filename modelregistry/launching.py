@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelregistry import advice, allotment, engines, gpus, process, refusals, registering
+from modelregistry import advice, allotment, engine_parsers, engines, gpus, process, refusals, registering
 from modelregistry.allotment import Allotment, Tenant
 from modelregistry.engines import Place, Spec
 from modelregistry.gpus import Device
@@ -136,6 +136,7 @@ def launch(
 ) -> tuple[Run, Label]:
     """Executes an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
     launcher, program = _engine(house, spec)
+    _see_that_it_takes(house, spec, launcher, program)
     place = Place(
         address=address,
         port=port,
@@ -174,6 +175,17 @@ def _engine(house: House, spec: Spec) -> tuple[str, tuple[str, ...]]:
     except engines.NoLauncher as error:
         raise CannotLaunch(str(error), "no-engine") from error
     return launcher, found[launcher]
+
+
+def _see_that_it_takes(house: House, spec: Spec, launcher: str, program: Sequence[str]) -> None:
+    """Its arguments, by the engine's own parser: what that refuses need not be started. Raises CannotLaunch."""
+    if not spec.args:
+        return
+    options = engine_parsers.ask(launcher, program, house.cache)
+    said = registering.arguments_of(spec.engine, launcher, spec.args, options)
+    # Not the rest of what registration asks: what was registered by an older release goes on.
+    if options and said.faults:
+        raise CannotLaunch(registering.fault_sentence(said.faults[0]), "bad-argument")
 
 
 def free_port(address: str, ports: Sequence[int], taken: Collection[int], chance: random.Random) -> int:

@@ -4,6 +4,7 @@ Operators write Host, ServedModel and Alias; gateways Wish; pages LogWish; the s
 is about it: HostReport, Reading, Replica, LogTail, Measurement.
 """
 
+import os
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -13,7 +14,8 @@ from django.db import models
 from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import engine_arguments, registering
+from modelregistry import engine_arguments, engine_parsers, engines, registering
+from modelregistry.engine_arguments import Options
 
 # What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
 model_name = RegexValidator(
@@ -212,18 +214,32 @@ class ServedModel(models.Model):
         """The options among its arguments whose memory no plan counts."""
         return list(engine_arguments.unplanned(registering.arguments_of(self.engine, self.launcher, self.args)))
 
-    # What is asked of a model's files. When none of it changes, the files are not looked at: a model whose files broke
-    # can still be described, retired or stopped.
-    ASKED_OF_FILES = ("engine", "path", "host_id", "task", "context", "args", "allowed_risks", "tensor_parallel")
+    # What is asked of a model's files and engine. When none of it changes, they are not looked at: a model whose files
+    # broke, or whose arguments a newer engine refuses, can still be described, retired or stopped.
+    ASKED_OF_FILES = (
+        "engine",
+        "launcher",
+        "path",
+        "host_id",
+        "task",
+        "context",
+        "args",
+        "allowed_risks",
+        "tensor_parallel",
+    )
 
     def clean(self) -> None:
         """What fields alone cannot tell: does the engine have what it needs, and can the files give it?
 
         Files are looked at only for a model of this machine: other hosts' disks cannot be seen from here.
         """
+        anew = self._asks_anew()
+        launcher, options = self._parser(asking=True) if anew else ("", None)
         problems = registering.problems(
             engine=self.engine,
             launcher=self.launcher,
+            started_by=launcher,
+            options=options,
             task=self.task,
             path=self.path,
             url=self.url,
@@ -236,13 +252,31 @@ class ServedModel(models.Model):
             first_byte_timeout=self.first_byte_timeout,
             idle_timeout=self.idle_timeout,
             total_timeout=self.total_timeout,
-            look_at_path=self.is_of_this_machine() and self._asks_anew(),
+            look_at_path=self.is_of_this_machine() and anew,
+            look_at_args=anew,
         )
         taken = Alias.objects.filter(name=self.name).select_related("model").first()
         if taken:
             problems["name"] = _("This name is an alias of %(model)s.") % {"model": taken.model}
         if problems:
             raise ValidationError(problems)
+
+    @property
+    def args_checked(self) -> bool | None:
+        """Whether the parser of the very engine took its arguments; None: it has none. Reads a small file."""
+        if not self.args or self.engine == self.Engine.EXTERNAL:
+            return None
+        return self._parser(asking=False)[1] is not None
+
+    def _parser(self, *, asking: bool) -> tuple[str, Options | None]:
+        """What starts it here and what that takes, as `engine_parsers.of_host`. Of other hosts nothing is known."""
+        if self.engine not in (self.Engine.VLLM, self.Engine.LLAMA_CPP) or not self.is_of_this_machine():
+            return self.launcher, None
+        spec = engines.Spec(engine=self.engine, name="", path=self.path, launcher=self.launcher, task=self.task)
+        search_path = os.environ.get("PATH", os.defpath)
+        return engine_parsers.of_host(
+            spec, settings.ENGINE_COMMANDS, settings.CACHE, search_path, asking=asking and bool(self.args)
+        )
 
     def is_of_this_machine(self) -> bool:
         """Are its files to be seen from here, as far as is known?"""

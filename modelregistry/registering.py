@@ -5,6 +5,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 
 from modelregistry import engine_arguments, model_files
 from modelregistry.engine_arguments import Arguments, Fault, Options
@@ -54,11 +55,14 @@ def problems(
     idle_timeout: float | None,
     total_timeout: float | None,
     look_at_path: bool,
+    look_at_args: bool = True,
+    started_by: str = "",
     options: Options | None = None,
 ) -> dict[str, str]:
     """One sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
 
-    `options`: what the engine that will be started takes, None: not known here.
+    `started_by`: the launcher that will be taken where `launcher` leaves it open, as far as is known; `options`: what
+    that takes, None: not known here.
     """
     found: dict[str, str] = {}
     if engine == "external":
@@ -71,13 +75,16 @@ def problems(
         found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
     if engine == "llama.cpp" and task == "transcription":
         found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
-    said = arguments_of(engine, launcher, _texts(args), options)
+    said = arguments_of(engine, launcher or started_by, _texts(args), options)
     if fault := _gpus_fault(gpus, said.number("--tensor-parallel-size") or tensor_parallel):
         found["gpus"] = fault
     risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
     if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
         found["allowed_risks"] = _('Allowed risks are a list of "pickle" and "remote-code".')
-    if fault := _list_fault(args) or args_fault(engine, said, risks, tensor_parallel):
+    fault = _list_fault(args)
+    if not fault and look_at_args:
+        fault = args_fault(engine, said, risks, tensor_parallel)
+    if fault:
         found["args"] = fault
     if engine != "external":
         if look_at_path:
@@ -210,6 +217,10 @@ def _texts(args: object) -> list[str]:
 
 
 # --- Arguments
+
+NOT_CHECKED = gettext_noop(
+    "The arguments were not checked: this machine cannot ask the engine’s own parser. The host that starts it does."
+)
 
 
 def arguments_of(engine: str, launcher: str, args: Sequence[str], options: Options | None = None) -> Arguments:

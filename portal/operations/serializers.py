@@ -158,6 +158,11 @@ class Model(ModelSerializer[ServedModel]):
     unplanned = serializers.ListField(
         child=CharField(), read_only=True, help_text="Options among `args` whose memory no plan counts."
     )
+    args_checked = serializers.BooleanField(
+        read_only=True,
+        allow_null=True,
+        help_text="Whether the engine’s own parser took `args`; false: it cannot be asked here, null: there are none.",
+    )
     now = ModelNow(read_only=True)
 
     class Meta:
@@ -167,7 +172,7 @@ class Model(ModelSerializer[ServedModel]):
             *("engine", "launcher", "path", "args", "allowed_risks", "url", "upstream_model", "upstream_key", "host"),
             *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after"),
             *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
-            *("unplanned", "generation", "created_at", "now"),
+            *("unplanned", "args_checked", "generation", "created_at", "now"),
         ]
         read_only_fields: ClassVar = ["generation", "created_at"]
         extra_kwargs: ClassVar = {"upstream_key": {"write_only": True}}

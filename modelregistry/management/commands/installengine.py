@@ -6,7 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry import engine_environments
+from modelregistry import engine_environments, engine_parsers, engines
 from modelregistry.engine_environments import FOR_CPUS, INSTALLABLE, EngineEnvironment
 from modelregistry.fetching import CannotFetch
 
@@ -43,9 +43,12 @@ class Command(BaseCommand):
                 return str(folder)
             if environment is INSTALLABLE["vllm"] and not (engine_environments.nvidia_driver() or options["force"]):
                 raise CommandError(NO_DRIVER)
-            return str(engine_environments.install(environment, settings.CACHE, self._say, folder=options["folder"]))
+            made = engine_environments.install(environment, settings.CACHE, self._say, folder=options["folder"])
         except CannotFetch as error:
             raise CommandError(str(error)) from error
+        # Now rather than when somebody registers a model and waits for it.
+        engine_parsers.ask(environment.name, engines.program_of(environment.name, made), settings.CACHE)
+        return str(made)
 
     def _say(self, text: str) -> None:
         self.stderr.write(text, style_func=str)

@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 from django.utils.translation import gettext
 
-from modelregistry import model_files
+from modelregistry import model_files, registering
 from modelregistry.models import Alias, Host, ServedModel
 from modelregistry.presets import PRESETS, Preset
 
@@ -93,6 +93,8 @@ class Command(BaseCommand):
             model.save()
             for name in options["alias"] or ():
                 _name(model, name)
+        if model.args_checked is False:
+            self.stderr.write(gettext(registering.NOT_CHECKED))
         if preset:
             self.stderr.write(f"{gettext(preset.memory)}\n{gettext(preset.usage)}")
         return model.name
