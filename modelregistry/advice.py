@@ -27,6 +27,10 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         "The memory left beside the weights is too little for one request of this context: choose a shorter context,"
         " or give the model more memory."
     ),
+    "state-memory": _(
+        "Each request of this model keeps a state of fixed size, and there is memory for fewer of them than it is to"
+        " work on at a time: choose fewer parallel requests, or give it more memory."
+    ),
     "does-not-fit": _("By the plan it does not fit into the memory: make it smaller, stop another model, or force it."),
     "port-in-use": _("The port was in use: it will be tried on another one. If it happens again, change ENGINE_PORTS."),
     "missing-file": _("A file of the model is missing: check the path, and whether the disk is mounted on this host."),
@@ -71,6 +75,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ("gpu-memory", r"OutOfMemoryError|CUDA out of memory|cudaMalloc failed: out of memory|CUDA error: out of memory"),
     ("gpu-memory", r"Free memory on device .* is less than desired GPU memory utilization"),
     ("gpu-memory", r"No available memory for the cache blocks|(?:unable|failed) to allocate CUDA\d* buffer"),
+    ("state-memory", r"max_num_seqs \(\d+\) exceeds available Mamba cache blocks"),
     ("cache-memory", r"larger than the (?:maximum number of tokens that can be stored in|available) KV cache"),
     ("cache-memory", r"To serve at least one request with the model|estimated maximum model length"),
     ("host-memory", r"Available memory on node \d+ .* is less than requested memory"),

@@ -69,11 +69,12 @@ class Allotment:
 
 
 def facts_of(spec: Spec) -> Facts | None:
-    """None for files that tell nothing: their engine takes what it takes."""
+    """None for files that tell nothing, or not all that a plan needs: their engine takes what it takes."""
     try:
-        return model_files.read(spec.engine, spec.path, spec.allowed_risks)
+        facts = model_files.read(spec.engine, spec.path, spec.allowed_risks)
     except Unreadable:
         return None
+    return None if facts.missing else facts
 
 
 def allot(
@@ -87,7 +88,7 @@ def allot(
     past: Iterable[Measured] = (),
     version: str = "",
 ) -> Allotment:
-    """Pure. Raises placement.NoRoom, placement.NoSuchDevice."""
+    """Pure. Raises placement.NoRoom, placement.NoSuchDevice, memory.Unpredictable."""
     kind = placement.kind_of(devices, on_cpu=engines.on_cpu(launcher, program) or _told_to_use_ram(spec, launcher))
     demand = Demand.of(spec, launcher, kind)
     device = next(device.name for device in devices if device.kind == kind)
@@ -128,7 +129,8 @@ def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> 
     spare = int(part * card) - formula.weights - (formula.overhead - formula.apart)
     if demand.launcher != "vllm" or spare <= 0 or not formula.cache:
         return formula
-    return replace(placement.with_cache(formula, spare), cache_least=spare // memory.MIB * memory.MIB)
+    spare = spare // memory.MIB * memory.MIB
+    return placement.with_cache(replace(formula, cache_least=spare), spare)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

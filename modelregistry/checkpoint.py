@@ -13,13 +13,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from modelregistry.facts import Attention, Facts, Unreadable, gettext_noop
+from modelregistry import architecture
+from modelregistry.architecture import Config
+from modelregistry.facts import Facts, Unreadable, gettext_noop
 from modelregistry.regular import open_file
 
 # Bytes. A shard of a 70B model has 0.1 MB of header, a configuration with a long chat template 0.1 MB. JSON takes up
 # to 30 times its size when it is read, so this much is 500 MB at the worst (measured).
 LONGEST_JSON = 16 * 2**20
-MOST_LAYERS = 4096
 INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Mistral's own form, which vLLM prefers where it is.
@@ -35,6 +36,11 @@ BITS: Mapping[str, int] = {
     **{"U16": 16, "I8": 8, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4},
     **{"F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8},
 }
+# Types in which a tensor's shape is that of what it stands for.
+PLAIN = frozenset(["F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"])
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.")
+SENSES = re.compile(r"vision|visual|audio|encoder")
+KEYS = re.compile(r"layers\.\d+\.(?:self_attn|attention)\.(?:k_proj|wk)\.weight$")
 # Last parts of tensors' names that describe other tensors: scales, zero points, orders.
 DESCRIPTIONS = frozenset(
     [
@@ -47,13 +53,7 @@ DESCRIPTIONS = frozenset(
 EMBEDDING = re.compile(
     r"(.*\.)?(embed_tokens|wte|word_embeddings|tok_embeddings|embed_in|shared|tok_embed\w*)\.(weight|qweight)"
 )
-# Kinds of layers that have a KV cache, by the names that configurations use.
-ATTENDING = frozenset(
-    ["full_attention", "sliding_attention", "chunked_attention", "attention", "hybrid", "global_attention", "moe"]
-)
 ENCODERS = re.compile(r"bert|roberta|camembert|electra|mpnet|deberta|nomic|gte|^new$|modernbert|embedding_?gemma|t5$")
-# Every n-th layer sees everything where the configuration is silent: what transformers fills in.
-PATTERNS = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "gemma3n_text": 5, "cohere2": 4, "gpt_oss": 2}
 # Kinds that transformers and vLLM have the code for, although their repositories still carry a copy of it (auto_map).
 # The copy is used only with --trust-remote-code, which these models do without.
 KNOWN_TO_ENGINES = frozenset(
@@ -62,6 +62,11 @@ KNOWN_TO_ENGINES = frozenset(
         *("qwen2", "qwen2_moe", "qwen3", "llama", "mistral", "mixtral", "gemma", "gemma2", "glm", "glm4", "olmo"),
         *("granite", "nemotron", "exaone4", "internvl", "smollm3", "xlm-roberta", "bert", "roberta", "nomic_bert"),
     ]
+)
+# Where configurations say how long an input may be. The smallest counts, as in vLLM's model_arch_config_convertor.py.
+LENGTHS = (
+    *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions"),
+    *("max_sequence_length", "max_seq_length", "seq_len"),
 )
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 ROBERTAS = frozenset(["roberta", "xlm-roberta", "camembert"])
@@ -118,14 +123,15 @@ def read(directory: Path) -> Facts:
         raise Unreadable(
             gettext_noop("%(path)s has no config.json; it does not hold a model for vLLM."), path=directory
         )
-    config = _Config(directory / "config.json")
+    config = Config(_json(directory / "config.json"))
     files = _weight_files(directory)
     tensors = [tensor for file in files for tensor in header(file)]
     pickles = [] if files else _pickles(directory)
     _see_that_pickles_are_whole(directory, pickles)
     parameters = _parameters(config, tensors)
     size = sum(tensor.size for tensor in tensors) + sum(file.stat().st_size for file in pickles)
-    layers = config.layers()
+    config = _counted(config, tensors)
+    kept = _memory(config, tensors)
     return Facts(
         architecture=config.architecture,
         task=_task(directory, config),
@@ -136,10 +142,13 @@ def read(directory: Path) -> Facts:
         has_chat_template=_has_chat_template(directory),
         weight_bytes=size,
         embedding_weight_bytes=_embedding_bytes(tensors),
-        layers=layers or None,
-        attention=tuple(_attention(config, layers)),
+        layers=config.layers() or None,
+        attention=kept.attention,
+        states=kept.states,
+        cache_type=_cache_type(directory, config),
+        missing=kept.missing,
         heads=config.heads() or None,
-        hidden=config.number("hidden_size", "n_embd", "d_model") or None,
+        hidden=config.hidden() or None,
         vocabulary=config.number("vocab_size") or None,
         pooling=_pooling(directory),
         risks=tuple(risks(directory)),
@@ -171,49 +180,6 @@ def _object(data: bytes, path: Path) -> dict[str, Any]:
 
 def _damaged(path: Path) -> Unreadable:
     return Unreadable(gettext_noop("%(path)s is damaged: its header makes no sense."), path=path)
-
-
-class _Config:
-    """config.json. Where a model sees or hears as well, what its language part says comes first."""
-
-    def __init__(self, path: Path) -> None:
-        said = _json(path)
-        text: Any = {}
-        for name in ("text_config", "llm_config", "language_config"):
-            text = text or said.get(name)
-        thinker = said.get("thinker_config")
-        if isinstance(thinker, dict):
-            text = text or thinker.get("text_config")
-        self.values: dict[str, Any] = said | (text if isinstance(text, dict) else {})
-        self.whole = said
-        names = said.get("architectures")
-        name = names[0] if isinstance(names, list) and names else said.get("model_type", "")
-        self.architecture = str(name)[:100]
-        self.kind = str(self.values.get("model_type", ""))
-
-    def get(self, name: str) -> Any:
-        return self.values.get(name)
-
-    def number(self, *names: str, default: int = 0) -> int:
-        """The first of these that is a number. `default`: none is."""
-        for name in names:
-            value = self.values.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40:
-                return value
-        return default
-
-    def layers(self) -> int:
-        count = self.number("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
-        return count if count <= MOST_LAYERS else 0
-
-    def heads(self) -> int:
-        return self.number("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
-
-    def quantisation(self) -> dict[str, Any]:
-        said = self.whole.get("quantization_config") or self.values.get("quantization_config")
-        if not said:
-            said = self.whole.get("compression_config")  # what llm-compressor wrote before 2024-09
-        return said if isinstance(said, dict) else {}
 
 
 # --- Weights
@@ -323,7 +289,7 @@ def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> Non
             raise Unreadable(gettext_noop("%(path)s is cut off: its end is missing."), path=file)
 
 
-def _parameters(config: _Config, tensors: Sequence[Tensor]) -> int | None:
+def _parameters(config: Config, tensors: Sequence[Tensor]) -> int | None:
     """How many weights, counted one by one where several are packed into a number."""
     if not tensors:
         return None
@@ -350,7 +316,7 @@ def _parameters(config: _Config, tensors: Sequence[Tensor]) -> int | None:
     return count
 
 
-def _bits(config: _Config) -> int:
+def _bits(config: Config) -> int:
     """Bits of a weight in packed tensors."""
     said = config.quantisation()
     for value in (said.get("bits"), said.get("w_bit"), *(group.get("num_bits") for group in _weight_groups(said))):
@@ -367,6 +333,42 @@ def _weight_groups(said: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [each for each in weights if isinstance(each, dict)]
 
 
+def _memory(config: Config, tensors: Sequence[Tensor]) -> architecture.Memory:
+    """What its layers keep; nothing for encoders. What neither file nor class tells is counted in the tensors."""
+    if (ENCODERS.search(config.kind) and "decoder" not in config.kind) or config.get("is_causal") is False:
+        return architecture.Memory()
+    keys = [tensor for tensor in tensors if KEYS.search(tensor.name) and not SENSES.search(tensor.name)]
+    widths = {tensor.shape[0] for tensor in keys if tensor.dtype in PLAIN}
+    return architecture.memory(config, kv_width=max(widths, default=0))
+
+
+def _counted(config: Config, tensors: Sequence[Tensor]) -> Config:
+    """With the layers counted in the files, where neither configuration nor class says how many there are."""
+    if config.layers():
+        return config
+    numbers = [
+        int(found[1])
+        for tensor in tensors
+        if not SENSES.search(tensor.name) and (found := LAYER.search(tensor.name)) and len(found[1]) < 5
+    ]
+    return config.with_layers(max(numbers) + 1) if numbers else config
+
+
+def _cache_type(directory: Path, config: Config) -> str:
+    """Of keys and values, as the files declare it and vLLM heeds it (utils/torch_utils.py, layers/attention)."""
+    said = config.quantisation()
+    if not said and (directory / "hf_quant_config.json").is_file():
+        inner = _json(directory / "hf_quant_config.json").get("quantization")
+        said = inner if isinstance(inner, dict) else {}
+    scheme = said.get("kv_cache_scheme") or said.get("kv_cache_quant_algo")
+    inner = said.get("quantization")
+    if not scheme and isinstance(inner, dict):
+        scheme = inner.get("kv_cache_quant_algo")
+    if isinstance(scheme, dict):
+        return "fp8" if scheme.get("num_bits") == 8 and scheme.get("type") == "float" else ""
+    return "fp8" if isinstance(scheme, str) and scheme.lower() == "fp8" else ""
+
+
 def _embedding_bytes(tensors: Sequence[Tensor]) -> int:
     return sum(tensor.size for tensor in tensors if EMBEDDING.fullmatch(tensor.name))
 
@@ -374,7 +376,7 @@ def _embedding_bytes(tensors: Sequence[Tensor]) -> int:
 # --- What it says of itself
 
 
-def _quantisation(directory: Path, config: _Config, tensors: Sequence[Tensor]) -> str:
+def _quantisation(directory: Path, config: Config, tensors: Sequence[Tensor]) -> str:
     said = config.quantisation()
     method = str(said.get("quant_method", "")).lower().replace("_", "-")
     if not said and (directory / "hf_quant_config.json").is_file():  # ModelOpt
@@ -411,7 +413,7 @@ def _most_used(tensors: Sequence[Tensor]) -> str:
     return "FP8" if most.startswith("F8_") else most
 
 
-def _task(directory: Path, config: _Config) -> str:
+def _task(directory: Path, config: Config) -> str:
     name = config.architecture
     if "Whisper" in name:
         return "transcription"
@@ -444,125 +446,28 @@ def _has_chat_template(directory: Path) -> bool:
     return path.is_file() and bool(_json(path).get("chat_template"))
 
 
-def _context(directory: Path, config: _Config) -> int | None:
+def _context(directory: Path, config: Config) -> int | None:
     """In tokens, as vLLM derives it (config/model.py, _get_and_verify_max_len)."""
     sentences = directory / "sentence_bert_config.json"
     if sentences.is_file():
         said = _json(sentences).get("max_seq_length")
         if isinstance(said, int) and said > 0:
             return said
-    names = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions")
-    length = config.number(*names, "max_sequence_length", "model_max_length")
+    lengths = [length for name in LENGTHS if (length := config.number(name))]
+    length = config.number("model_max_length") or min(lengths, default=0)
     if config.kind in ROBERTAS:
         length -= 2  # its first two positions are never used
-    return _scaled(config, length) or length or None
+    return round(length * _stretched(config)) or None
 
 
-def _scaled(config: _Config, length: int) -> int:
-    """The length with rotary scaling; 0: none that changes it. Of yarn the length before it is told beside it, and what
-    comes of it counts, as in vLLM, even if the configuration says more.
+def _stretched(config: Config) -> float:
+    """By what rotary scaling makes it longer. YaRN's, Llama 3's and LongRoPE's stand beside a length that counts as
+    stretched already (vLLM 0.32; before, it multiplied YaRN's original length itself).
     """
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(scaling, dict) or config.kind.startswith("gemma3"):
-        return 0
+        return 1.0
     factor, kind = scaling.get("factor"), scaling.get("rope_type", scaling.get("type"))
     if not isinstance(factor, int | float) or not 1 <= factor <= 1024:
-        return 0
-    original = scaling.get("original_max_position_embeddings")
-    if kind in ("yarn", "deepseek_yarn") and isinstance(original, int) and 0 < original < 2**32:
-        return int(original * factor)
-    return int(length * factor) if kind in ("linear", "dynamic") else 0
-
-
-# --- What each layer remembers
-
-
-def _attention(config: _Config, layers: int) -> Iterator[Attention]:
-    if config.kind == "whisper":
-        yield from _whisper(config, layers)
-        return
-    if (ENCODERS.search(config.kind) and "decoder" not in config.kind) or config.get("is_causal") is False:
-        return
-    kinds, windows = _kinds(config, layers), _windows(config, layers)
-    keeping = layers - config.number("num_kv_shared_layers")  # the last ones read what an earlier one keeps
-    for layer in range(max(keeping, 0)):
-        if kinds[layer] in ATTENDING and (shape := _shape(config, layer, narrow=windows[layer] is not None)):
-            key_heads, key, value = shape
-            yield Attention(key_heads, key, value, windows[layer])
-
-
-def _whisper(config: _Config, layers: int) -> Iterator[Attention]:
-    """A decoder's layer remembers what was said and, apart from it, all that was heard."""
-    heads = config.heads()
-    size = config.number("d_model") // max(heads, 1)
-    heard = config.number("max_source_positions", default=1500)
-    for _ in range(layers):
-        yield Attention(heads, size, size)
-        yield Attention(heads, size, size, heard)
-
-
-def _shape(config: _Config, layer: int, *, narrow: bool) -> tuple[int, int, int] | None:
-    """Heads, and numbers per key and per value. None: this layer has none."""
-    latent = config.number("kv_lora_rank")
-    if latent and config.kind != "minicpm3":  # which vLLM runs with the keys and values written out
-        return 1, latent + config.number("qk_rope_head_dim"), 0
-    heads = config.heads()
-    size = config.number("head_dim", "attention_head_dim") or (
-        config.number("hidden_size", "n_embd", "d_model") // max(heads, 1)
-    )
-    kv_heads = config.number("num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num")
-    attention = config.get("attn_config")  # MPT, DBRX
-    if not kv_heads and isinstance(attention, dict) and isinstance(attention.get("kv_n_heads"), int):
-        kv_heads = attention["kv_n_heads"]
-    if not kv_heads:
-        kv_heads = 1 if config.get("multi_query") is True else heads
-    if not narrow and config.get("layer_types"):  # Gemma 4: its layers that see everything have heads of their own
-        size = config.number("global_head_dim") or size
-        kv_heads = config.number("num_global_key_value_heads") or kv_heads
-    blocks = config.get("block_configs")  # pruned models (Nemotron), layer by layer
-    if isinstance(blocks, list) and layer < len(blocks) and isinstance(blocks[layer], dict):
-        kv_heads = _pruned(blocks[layer].get("attention"), heads, kv_heads)
-    value = config.number("v_head_dim") or size
-    return (kv_heads, size, value) if kv_heads and size else None
-
-
-def _pruned(attention: Any, heads: int, kv_heads: int) -> int:
-    if not isinstance(attention, dict):
-        return kv_heads
-    group = attention.get("n_heads_in_group")
-    if attention.get("no_op") or attention.get("replace_with_linear") or not isinstance(group, int) or group < 1:
-        return 0
-    return heads // group
-
-
-def _kinds(config: _Config, layers: int) -> list[str]:
-    """What each layer is, by transformers' words."""
-    for name in ("layer_types", "layers_block_type"):
-        said = config.get(name)
-        if isinstance(said, list) and len(said) >= layers:
-            return [str(kind) for kind in said[:layers]]
-    pattern = config.get("hybrid_override_pattern")  # Nemotron-H: "M-M*-"
-    if isinstance(pattern, str) and len(pattern) >= layers:
-        return ["attention" if letter == "*" else letter for letter in pattern[:layers]]
-    if "mamba" in config.kind or "rwkv" in config.kind:
-        return ["mamba"] * layers
-    every = config.number("full_attention_interval", "attn_layer_period", default=1) or 1  # Qwen3-Next; Jamba
-    offset = config.number("attn_layer_offset", default=every - 1)
-    return ["attention" if layer % every == offset % every else "other" for layer in range(layers)]
-
-
-def _windows(config: _Config, layers: int) -> list[int | None]:
-    """How many tokens back each layer sees; None: all."""
-    window = config.number("sliding_window", "window_size") or None
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list) and len(kinds) >= layers:
-        narrow = {"sliding_attention": window, "chunked_attention": config.number("attention_chunk_size") or None}
-        return [narrow.get(str(kind)) for kind in kinds[:layers]]
-    if not window or config.get("use_sliding_window") is False:
-        return [None] * layers
-    if config.get("use_sliding_window"):  # Qwen: the first layers see everything
-        first = config.number("max_window_layers")
-        return [window if layer >= first else None for layer in range(layers)]
-    every = config.number("sliding_window_pattern", "_sliding_window_pattern") or PATTERNS.get(config.kind, 0)
-    # Without a pattern (Mistral 7B 0.1, Phi-3) all layers have it.
-    return [window if not every or (layer + 1) % every else None for layer in range(layers)]
+        return 1.0
+    return float(factor) if kind in ("linear", "dynamic") else 1.0

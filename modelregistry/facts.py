@@ -29,22 +29,44 @@ class Attention:
     """What one layer remembers of each token: `kv_heads` × (`key_dim` + `value_dim`) numbers.
 
     `window`: of the last so many tokens only; None: of all. DeepSeek's latent attention (MLA) is one head with the
-    latent vector and the rotary part as its key, and no value.
+    latent vector and the rotary part as its key, and no value. `kind`: "" as any; "latent" (the same on every card);
+    "chunked" (its window begins anew every so many tokens); "heard" (of what Whisper heard, apart from what is said);
+    "partial" (groups of tokens that are not pressed together yet). `ratio`: so many tokens share one entry. `fixed`:
+    bytes of an entry, whatever type the cache has.
     """
 
     kv_heads: int
     key_dim: int
     value_dim: int
     window: int | None = None
+    kind: str = ""
+    ratio: int = 1
+    fixed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What one layer keeps of a request however long it is (Mamba, linear attention, short convolutions).
+
+    `inputs`: numbers of its last inputs, `memory`: numbers of its state proper. `number_bytes`: of the latter; 0: as
+    large as the model's own numbers. `blocks`: how many of it vLLM holds of a request at a time, so that its beginning
+    can be used again (2; 3 where it also keeps one from within a prompt).
+    """
+
+    inputs: int
+    memory: int
+    number_bytes: int = 0
+    blocks: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What a model's files tell. None or "": they do not tell. Sizes in bytes, context in tokens.
 
-    `attention`: one for each layer that has a KV cache. Layers that keep a state of fixed size instead (Mamba, linear
-    attention, short convolutions) have none, and neither have encoders (BERT): what such a layer keeps does not grow
-    with the context and is some MB per request, which a prediction has to cover by its overhead.
+    `attention`: what has a KV cache, one or more for each such layer; encoders (BERT) have none. `states`: one for each
+    layer that keeps a state of fixed size of each request. `missing`: what the files would have to tell before anybody
+    could say how much that is, by names of config.json; empty: nothing. `cache_type`: of the keys and values, as the
+    files declare it ("fp8"); "": as the model's own numbers.
     `weight_bytes`: of the tensors on disk that the engine loads. `embedding_weight_bytes`: of these, the token
     embedding, which quantising at start leaves as it is. `task`: what the architecture was made for.
     `risks`: what an operator had to allow. `files`: how many hold weights.
@@ -61,6 +83,9 @@ class Facts:
     embedding_weight_bytes: int = 0
     layers: int | None = None
     attention: tuple[Attention, ...] = ()
+    states: tuple[State, ...] = ()
+    cache_type: str = ""
+    missing: tuple[str, ...] = ()
     heads: int | None = None
     hidden: int | None = None
     vocabulary: int | None = None
@@ -68,11 +93,24 @@ class Facts:
     risks: tuple[str, ...] = ()
     files: int = 0
 
+    def stored(self) -> dict[str, Any]:
+        """For JSON; what is as usual is left out, as one layer is like the other."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("attention", "states"):
+            values[name] = [_unusual(layer) for layer in values[name]]
+        return values
+
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
-        """Back from `dataclasses.asdict`, also by way of JSON. Fields of another release are left out."""
+        """Back from `stored` or `dataclasses.asdict`, also by way of JSON. Fields of another release are left out."""
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in stored.items() if name in known}
         values["attention"] = tuple(Attention(**layer) for layer in stored.get("attention", ()))
-        values["risks"] = tuple(stored.get("risks", ()))
+        values["states"] = tuple(State(**layer) for layer in stored.get("states", ()))
+        for name in ("risks", "missing"):
+            values[name] = tuple(stored.get(name, ()))
         return cls(**values)
+
+
+def _unusual(layer: Attention | State) -> dict[str, Any]:
+    return {field.name: value for field in fields(layer) if (value := getattr(layer, field.name)) != field.default}

@@ -14,7 +14,7 @@ from modelregistry.allotment import allot
 from modelregistry.engines import NoLauncher, Spec
 from modelregistry.facts import Facts
 from modelregistry.gpus import Device, Holder
-from modelregistry.memory import Demand, Prediction, predict
+from modelregistry.memory import Demand, Prediction, Unpredictable, predict
 from modelregistry.models import Host, Replica
 from modelregistry.overview import ALIVE
 from modelregistry.placement import NoRoom, NoSuchDevice, Share
@@ -38,10 +38,13 @@ def outlooks(spec: Spec, facts: Facts, hosts: Iterable[Host]) -> list[Outlook]:
     return [_outlook(spec, facts, host, past) for host in hosts if hasattr(host, "report")]
 
 
-def alone(spec: Spec, facts: Facts) -> Prediction:
-    """By the formulas alone, in RAM: for when no host has reported anything."""
+def alone(spec: Spec, facts: Facts) -> Prediction | None:
+    """By the formulas alone, in RAM: for when no host has reported anything. None: nobody can say."""
     launcher = spec.launcher or ("vllm" if spec.engine == "vllm" else "llama-server")
-    return predict(facts, Demand.of(spec, launcher, "ram"))
+    try:
+        return predict(facts, Demand.of(spec, launcher, "ram"))
+    except Unpredictable:
+        return None
 
 
 def _outlook(spec: Spec, facts: Facts, host: Host, past: Iterable[Any]) -> Outlook:
@@ -68,6 +71,8 @@ def _outlook(spec: Spec, facts: Facts, host: Host, past: Iterable[Any]) -> Outlo
         why_not = _("%(host)s has no engine for it.") % {"host": host.name}
     except NoSuchDevice as refusal:
         why_not = refusals.no_such_device(refusal)
+    except Unpredictable as refusal:
+        why_not = refusals.unpredictable(refusal)
     except NoRoom as refusal:
         need, why_not = refusal.need, refusals.no_room(refusal)
     else:

@@ -21,7 +21,7 @@ from gguf.constants import (
     PoolingType,
 )
 
-from modelregistry.facts import Attention, Facts, Unreadable, gettext_noop
+from modelregistry.facts import Attention, Facts, State, Unreadable, gettext_noop
 from modelregistry.regular import open_file
 
 # Bytes. Headers are 2 to 20 MB, nearly all of it vocabulary; a broken length must not fill the memory.
@@ -51,8 +51,12 @@ SCALARS: Mapping[int, str] = {
 # set_swa_pattern), for those whose files do not say it.
 WINDOWED = {
     **{"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma-embedding": 6, "cohere2": 4, "gpt-oss": 2, "exaone4": 4},
-    **{"olmo2": 4, "smallthinker": 4, "afmoe": 4, "plamo3": 8},
+    **{"olmo2": 4, "smallthinker": 4, "afmoe": 4, "plamo3": 8, "llama4": 4},
 }
+# How far back those see whose files do not say it.
+WINDOWS = {"llama4": 8192}
+# Every layer of these has a KV cache and a state; of the others those with a state have no heads for keys.
+BOTH = frozenset(["falcon-h1"])
 # They read all of an input at once and keep nothing (llama.cpp gives them no memory at all).
 ENCODERS = re.compile(r".*bert.*|gemma-embedding|t5encoder")
 MARKED_AS_GUESSED = LlamaFileType.GUESSED
@@ -281,6 +285,7 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
         embedding_weight_bytes=sum(tensor.size for tensor in tensors if tensor.name == "token_embd.weight"),
         layers=layers or None,
         attention=() if ENCODERS.fullmatch(architecture) else tuple(_attention(architecture, own, layers)),
+        states=tuple(_states(architecture, own, layers)),
         heads=max(_each(own, Keys.Attention.HEAD_COUNT, layers, 0), default=0) or None,
         hidden=_optional(own, Keys.LLM.EMBEDDING_LENGTH),
         vocabulary=_vocabulary(values, own),
@@ -353,9 +358,44 @@ def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterat
             yield Attention(kv_heads[layer], key, value)
 
 
+def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[State]:
+    """What layers without a KV cache keep of each slot (src/llama-hparams.cpp, n_embd_r and n_embd_s)."""
+    state = _state(own)
+    if state is None:
+        return
+    heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, 0)
+    widths = _each(own, Keys.LLM.FEED_FORWARD_LENGTH, layers, 0)
+    interval = _number(own, Keys.LLM.FULL_ATTENTION_INTERVAL, default=1)
+    for layer in range(layers):
+        if interval > 1:
+            keeps = bool((layer + 1) % interval)
+        else:
+            # Of Nemotron-H's layers without heads, those with a feed-forward part have nothing else.
+            keeps = not heads[layer] and not (architecture.startswith("nemotron_h") and widths[layer])
+        if keeps or architecture in BOTH:
+            yield state
+
+
+def _state(own: Mapping[str, Any]) -> State | None:
+    hidden = _number(own, Keys.LLM.EMBEDDING_LENGTH, default=0)
+    if size := _number(own, Keys.WKV.HEAD_SIZE, default=0):
+        return State(2 * hidden, hidden * size)
+    if cached := _number(own, Keys.ShortConv.L_CACHE, default=0):
+        return State(hidden * (cached - 1), 0)
+    kernel = _number(own, Keys.SSM.CONV_KERNEL, default=0)
+    if size := _number(own, Keys.KDA.HEAD_DIM, default=0):
+        heads = max(_each(own, Keys.Attention.HEAD_COUNT, 1, 0))
+        return State(3 * (kernel - 1) * heads * size, heads * size * size)
+    inner, size = (_number(own, key, default=0) for key in (Keys.SSM.INNER_SIZE, Keys.SSM.STATE_SIZE))
+    if not kernel or not inner:
+        return None
+    groups = _number(own, Keys.SSM.GROUP_COUNT, default=0)
+    return State((kernel - 1) * (inner + 2 * groups * size), size * inner)
+
+
 def _windows(architecture: str, own: Mapping[str, Any], layers: int) -> list[int | None]:
     """How far each layer sees; None: everything."""
-    window = _optional(own, Keys.Attention.SLIDING_WINDOW)
+    window = _optional(own, Keys.Attention.SLIDING_WINDOW) or WINDOWS.get(architecture)
     pattern = own.get(Keys.Attention.SLIDING_WINDOW_PATTERN, WINDOWED.get(architecture))
     if not window or not pattern:
         return [None] * layers  # files of other architectures may say a window too, but llama.cpp does not use it

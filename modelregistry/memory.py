@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from statistics import median
 
-from modelregistry import engine_arguments, engines
+from modelregistry import engine_arguments, engines, vllm_cache
 from modelregistry.engine_arguments import Arguments
 from modelregistry.engines import Spec
 from modelregistry.facts import Attention, Facts
@@ -130,13 +130,22 @@ class Prediction:
     basis: str = "formula"
 
 
+class Unpredictable(Exception):
+    """Nobody can say what a model takes: its files do not tell `missing`, by names of config.json, and nor does the
+    class that they name.
+    """
+
+    def __init__(self, missing: tuple[str, ...]) -> None:
+        super().__init__(", ".join(missing))
+        self.missing = missing
+
+
 def predict(facts: Facts, demand: Demand) -> Prediction:
-    """From the formulas alone."""
+    """From the formulas alone. Raises Unpredictable."""
+    if facts.missing:
+        raise Unpredictable(facts.missing)
     context, sequences = _asked(facts, demand)
-    cache = cache_bytes(facts, demand, context, sequences)
-    least = cache if demand.launcher != "vllm" or demand.slots else cache_bytes(facts, demand, context, 1)
-    if demand.launcher == "vllm" and (told := demand.number("--kv-cache-memory-bytes")) and cache:
-        cache = least = told
+    cache, least, parallel = _cache(facts, demand, context, sequences)
     return made(
         weights=_weights(facts, demand),
         cache=cache,
@@ -146,7 +155,7 @@ def predict(facts: Facts, demand: Demand) -> Prediction:
         context=context,
         sequences=sequences,
         batch=_batch(facts, demand, context) if demand.launcher == "vllm" else 0,
-        parallel=_parallel(demand) if demand.launcher == "vllm" else 0,
+        parallel=parallel,
         apart=_apart(demand),
         droppable=_copied(facts, demand) if demand.launcher != "vllm" else 0,
     )
@@ -191,13 +200,18 @@ def _asked(facts: Facts, demand: Demand) -> tuple[int, int]:
     if demand.launcher == "vllm":
         context = demand.number("--max-model-len") or demand.context or facts.context or 4096
         return context, _told_parallel(demand) or VLLM_WHOLE_CONTEXTS
-    slots = demand.number("--parallel") or demand.slots or engines.DEFAULT_SLOTS
+    slots = _slots(demand)
     total = demand.number("--ctx-size", "-c", "--n_ctx")
     if total is None:
         total = (demand.context or 0) * slots
     if _unified(demand):
         return total or facts.context or 4096, 1
     return math.ceil(total / slots) or facts.context or 4096, slots
+
+
+def _slots(demand: Demand) -> int:
+    """Of llama.cpp; -1 lets it choose."""
+    return max(demand.number("--parallel") or 0, 0) or demand.slots or engines.DEFAULT_SLOTS
 
 
 def _unified(demand: Demand) -> bool:
@@ -209,24 +223,54 @@ def _unified(demand: Demand) -> bool:
 # --- The cache ------------------------------------------------------------------------------------------------------
 
 
-def cache_bytes(facts: Facts, demand: Demand, context: int, sequences: int) -> int:
-    """On each device, for so many requests of so many tokens."""
-    return math.ceil(sum(_layer(facts, layer, demand, context, sequences) for layer in facts.attention))
+def _cache(facts: Facts, demand: Demand, context: int, sequences: int) -> tuple[int, int, int]:
+    """Bytes on each device that are wanted, and the least that will do; how many requests vLLM may work on."""
+    if demand.launcher != "vllm":
+        size = _llama_cpp_cache(facts, demand, context, sequences)
+        return size, size, 0
+    plan = vllm_cache.plan(facts, setting(facts, demand, context))
+    parallel = _parallel(demand)
+    wanted, least = plan.bytes(sequences), plan.bytes(sequences if demand.slots else 1)
+    if (told := demand.number("--kv-cache-memory-bytes")) and wanted:
+        wanted = least = told
+    elif facts.states and _told_parallel(demand):
+        # Each of them needs a block for its state, or vLLM does not start ("exceeds available Mamba cache blocks").
+        wanted, least = (max(size, plan.block * parallel) for size in (wanted, least))
+    if facts.states and plan.block and not _told_parallel(demand):
+        parallel = max(1, min(parallel, least // plan.block))
+    return wanted, least, parallel
+
+
+def setting(facts: Facts, demand: Demand, context: int) -> vllm_cache.Setting:
+    """How vLLM would keep its cache."""
+    return vllm_cache.Setting(
+        context=context,
+        batch=_batch(facts, demand, context),
+        element=_vllm_element(facts, demand),
+        number=4 if demand.argument("--dtype") in ("float32", "float") else 2,
+        cards=demand.tensor_parallel,
+        reuses=demand.arguments.flag("--enable-prefix-caching") is not False,
+    )
+
+
+def _llama_cpp_cache(facts: Facts, demand: Demand, context: int, sequences: int) -> int:
+    """On the device with most layers, for so many requests of so many tokens. Cards share it layer by layer; states are
+    kept in 32 bits for each slot (llama-hparams.cpp, n_embd_r and n_embd_s).
+    """
+    states = sum((state.inputs + state.memory) * 4 for state in facts.states) * _slots(demand)
+    layers = sum(_layer(facts, layer, demand, context, sequences) for layer in facts.attention)
+    count = max(facts.layers or len(facts.attention) + len(facts.states), 1)
+    return math.ceil((layers + states) * min(1.0, math.ceil(count / demand.tensor_parallel) / count))
 
 
 def _layer(facts: Facts, layer: Attention, demand: Demand, context: int, sequences: int) -> float:
     tokens = sequences * _remembered(facts, layer, demand, context)
-    # At least one head is on each device; MLA's latent vector counts as one and is on all of them.
-    heads = math.ceil(layer.kv_heads / demand.tensor_parallel)
-    key, value = _element_bytes(demand)
-    return tokens * heads * (layer.key_dim * key + layer.value_dim * value)
+    key, value = _llama_cpp_elements(demand)
+    return tokens * layer.kv_heads * (layer.key_dim * key + layer.value_dim * value)
 
 
 def _remembered(facts: Facts, layer: Attention, demand: Demand, context: int) -> int:
     """Tokens of one request, in this layer: no more than its window and what is computed at a time."""
-    if demand.launcher == "vllm":
-        # The hybrid cache manager frees blocks behind the window.
-        return context if layer.window is None else min(context, layer.window + _batch(facts, demand, context))
     whole = _cells(context)
     if layer.window is None or demand.says("--swa-full") or demand.launcher == "llama-cpp-python":
         return whole
@@ -239,15 +283,20 @@ def _cells(tokens: int) -> int:
     return math.ceil(tokens / CELLS) * CELLS
 
 
-def _element_bytes(demand: Demand) -> tuple[float, float]:
-    """Of keys and of values."""
-    if demand.launcher == "vllm":
-        kind = demand.argument("--kv-cache-dtype") or "auto"
-        if kind == "auto":
-            size = 4.0 if demand.argument("--dtype") in ("float32", "float") else 2.0
-        else:
-            size = 1.0 if kind.startswith(("fp8", "int8")) else 2.0
-        return size, size
+def _vllm_element(facts: Facts, demand: Demand) -> float:
+    """Bytes of a number of keys and values: as the operator says, else as the files declare it, else as the model's."""
+    kind = demand.argument("--kv-cache-dtype") or "auto"
+    if kind == "auto":
+        kind = facts.cache_type or kind
+    if kind == "auto":
+        return 4.0 if demand.argument("--dtype") in ("float32", "float") else 2.0
+    if kind.startswith("nvfp4"):
+        return 9 / 16  # 4 bits, and a scale of 8 for 16 of them
+    return 1.0 if kind.startswith(("fp8", "int8")) else 2.0
+
+
+def _llama_cpp_elements(demand: Demand) -> tuple[float, float]:
+    """Bytes of a number of keys, and of values."""
     key = demand.argument("--cache-type-k", "-ctk") or "f16"
     value = demand.argument("--cache-type-v", "-ctv") or "f16"
     return LLAMA_CPP_TYPES.get(key, 2.0), LLAMA_CPP_TYPES.get(value, 2.0)

@@ -174,8 +174,8 @@ def _granted(need: Prediction, rooms: Sequence[Room]) -> Prediction:
 
 
 def with_cache(need: Prediction, cache: int) -> Prediction:
-    """The same with another cache, in whole MiB."""
-    cache = cache // MIB * MIB
+    """The same with another cache, in whole MiB, and no less than will do."""
+    cache = max(cache // MIB * MIB, need.cache_least)
     return replace(need, cache=cache, total=need.weights + cache + need.overhead)
 
 

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 from modelregistry import model_files
@@ -51,4 +50,4 @@ def _read(order: Order) -> Reading:
         facts = model_files.read(spec.engine, spec.path, spec.allowed_risks)
     except Unreadable as fault:
         return Reading(facts=None, fault=str(fault))
-    return Reading(facts=asdict(facts), fault="")
+    return Reading(facts=facts.stored(), fault="")

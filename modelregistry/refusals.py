@@ -3,7 +3,7 @@
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from modelregistry.memory import Prediction
+from modelregistry.memory import Prediction, Unpredictable
 from modelregistry.placement import NoRoom, NoSuchDevice, Room
 
 GB = 1e9
@@ -48,6 +48,13 @@ def no_such_device(refusal: NoSuchDevice) -> str:
         "The model is to be split over %(wanted)d GPUs, and there are fewer.",
         refusal.wanted,
     ) % {"wanted": refusal.wanted}
+
+
+def unpredictable(refusal: Unpredictable) -> str:
+    return _(
+        "What it takes cannot be predicted: its config.json does not tell %(missing)s, and its architecture is not"
+        " known here. It starts without a plan and takes what its engine chooses, which may be nearly all of a card."
+    ) % {"missing": ", ".join(refusal.missing)}
 
 
 def _room(room: Room) -> str:

@@ -15,7 +15,7 @@ from modelregistry import allotment, model_files, refusals
 from modelregistry.engines import LLAMA_CPP_LAUNCHERS, Spec
 from modelregistry.facts import Facts
 from modelregistry.gpus import RAM, Device
-from modelregistry.memory import Measured, Prediction
+from modelregistry.memory import Measured, Prediction, Unpredictable
 from modelregistry.models import Host, Reading, Replica, ServedModel
 from modelregistry.overview import ALIVE
 from modelregistry.placement import NoRoom, NoSuchDevice, Share, without_ours
@@ -97,6 +97,8 @@ def on_host(host: Host, model: ServedModel, facts: Facts, past: list[Measured]) 
             past=past,
             version=host.report.engines.get(launcher, ""),
         )
+    except Unpredictable as refusal:
+        return Fit(host=host.name, refusal=refusals.unpredictable(refusal))
     except NoSuchDevice as refusal:
         return Fit(host=host.name, refusal=refusals.no_such_device(refusal))
     except NoRoom as refusal:

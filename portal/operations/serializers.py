@@ -246,7 +246,9 @@ class Outlook(serializers.Serializer[Any]):
 
 class Foreseen(serializers.Serializer[Any]):
     facts = serializers.DictField()
-    prediction = Prediction(help_text="By the formulas alone, in RAM.")
+    prediction = Prediction(
+        allow_null=True, help_text="By the formulas alone, in RAM; null: nobody can say (`facts.missing`)."
+    )
     hosts = Outlook(many=True)
     unplanned = serializers.ListField(child=CharField(), help_text="Options whose memory the predictions do not count.")
 

@@ -39,6 +39,10 @@ def test_an_engine_that_started_well_has_nothing_the_matter():
 @pytest.mark.parametrize(
     ("line", "cause"),
     [
+        (
+            "ValueError: max_num_seqs (256) exceeds available Mamba cache blocks (97). Each decode sequence",
+            "state-memory",
+        ),
         ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "gpu-memory"),
         (
             "cuda_buffer_type_alloc_buffer: allocating 1448.04 MiB on device 0: cudaMalloc failed: out of memory",

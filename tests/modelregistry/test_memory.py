@@ -8,10 +8,20 @@ from dataclasses import replace
 
 import pytest
 
-from modelregistry import allotment, engine_arguments, engines, gpus, memory, model_files, shim
+from modelregistry import (
+    allotment,
+    engine_arguments,
+    engines,
+    gpus,
+    memory,
+    model_files,
+    placement,
+    shim,
+    vllm_cache,
+)
 from modelregistry.engines import Spec
 from modelregistry.facts import Attention, Facts
-from modelregistry.memory import GIB, MIB, Demand, Measured, cache_bytes, corrected, held, predict
+from modelregistry.memory import GIB, MIB, Demand, Measured, corrected, held, predict
 from modelregistry.placement import NoRoom
 from modelregistry.process import Identity
 from tests.modelregistry import paper_models
@@ -30,7 +40,9 @@ SMOLLM2 = Facts(
 # Every second layer sees 1,024 tokens, and five of six 512: as Gemma 2 and 3 in small.
 GEMMA2 = replace(SMOLLM2, attention=(Attention(4, 128, 128), Attention(4, 128, 128, window=1024)) * 6)
 GEMMA3 = replace(SMOLLM2, attention=((Attention(1, 256, 256, window=512),) * 5 + (Attention(1, 256, 256),)) * 2)
-DEEPSEEK = replace(SMOLLM2, attention=(Attention(1, 576, 0),) * 61)  # latent attention: 512 + 64 numbers, once
+DEEPSEEK = replace(
+    SMOLLM2, attention=(Attention(1, 576, 0, kind="latent"),) * 61
+)  # latent attention: 512 + 64 numbers, once
 LLAMA_8B = replace(SMOLLM2, attention=(Attention(8, 128, 128),) * 32, hidden=4096, vocabulary=128_256)
 
 
@@ -85,18 +97,29 @@ def test_an_encoder_has_no_cache():
 # --- vLLM's cache
 
 
+SPARE = 2.0  # MiB: the block of LLAMA_8B's that is never used
+
+
 def test_a_token_of_llama_3_8b_takes_128_kib():
-    assert cache_bytes(LLAMA_8B, vllm(), 1, 1) == 128 * 1024
+    setting = memory.setting(LLAMA_8B, vllm(), 8192)
+    assert vllm_cache.token_bytes(LLAMA_8B, setting) == 128 * 1024
+
+
+def test_e1_a_cache_for_one_request_lets_vllm_start():
+    """It sets one block aside, and refuses to start if the rest does not hold one whole context."""
+    assert predict(LLAMA_8B, vllm(8192, 1)).cache_least == GIB + SPARE * MIB
+    given = placement.with_cache(predict(LLAMA_8B, vllm(8000, None)), 0)
+    assert given.cache == given.cache_least == (500 + 1) * SPARE * MIB
 
 
 @pytest.mark.parametrize(("kind", "part"), [("fp8", 0.5), ("fp8_e5m2", 0.5), ("auto", 1), ("bfloat16", 1)])
 def test_a_smaller_type_makes_a_smaller_cache(kind, part):
-    assert cache(LLAMA_8B, vllm(8192, 4, f"--kv-cache-dtype={kind}")) == part * 4096.0
+    assert cache(LLAMA_8B, vllm(8192, 4, f"--kv-cache-dtype={kind}")) == part * (4096.0 + SPARE)
 
 
 def test_heads_are_split_over_cards_down_to_one():
-    assert cache(LLAMA_8B, vllm(tensor_parallel=2)) == 2048.0
-    assert cache(LLAMA_8B, vllm(tensor_parallel=16)) == 4096.0 / 8
+    assert cache(LLAMA_8B, vllm(tensor_parallel=2)) == (4096 + SPARE) / 2
+    assert cache(LLAMA_8B, vllm(tensor_parallel=16)) == (4096 + SPARE) / 8
 
 
 def test_a_latent_cache_is_on_every_card():
@@ -105,16 +128,19 @@ def test_a_latent_cache_is_on_every_card():
 
 def test_a_window_and_the_batch_bound_what_is_remembered():
     sliding = replace(LLAMA_8B, attention=(Attention(8, 128, 128, window=1024),) * 32)
-    assert cache(sliding, vllm(32_768, 1)) == (1024 + 2048) / 8
-    assert cache(sliding, vllm(32_768, 1, "--max-num-batched-tokens=8192")) == (1024 + 8192) / 8
-    assert cache(sliding, vllm(512, 1)) == 512 / 8
+    # In blocks of 16 tokens (2 MiB): the window, which may begin within one, two batches under way, and the spare one.
+    assert cache(sliding, vllm(32_768, 1)) == (1024 / 16 + 1 + 2 * 2048 / 16) * 2 + SPARE
+    assert cache(sliding, vllm(32_768, 1, "--max-num-batched-tokens=8192")) == (65 + 2 * 8192 / 16) * 2 + SPARE
+    # Batches are shared by all requests, windows are not.
+    assert cache(sliding, vllm(32_768, 4)) == (4 * 65 + 2 * 2048 / 16) * 2 + SPARE
+    assert cache(sliding, vllm(512, 1)) == (512 / 16 + 1) * 2 + SPARE
 
 
 def test_without_a_word_on_slots_vllm_wants_eight_contexts_and_can_do_with_one():
     found = predict(LLAMA_8B, vllm(8192, None))
-    assert (found.cache, found.cache_least) == (8 * GIB, GIB)
+    assert (found.cache, found.cache_least) == (8 * GIB + SPARE * MIB, GIB + SPARE * MIB)
     sure = predict(LLAMA_8B, vllm(8192, 4))
-    assert sure.cache == sure.cache_least == 4 * GIB
+    assert sure.cache == sure.cache_least == 4 * GIB + SPARE * MIB
 
 
 def test_the_operators_own_cache_is_taken_as_it_is():
@@ -178,7 +204,7 @@ def test_a_70b_model_in_int4_fits_one_card_of_80_gb_or_two_of_48(tmp_path):
     one = predict(facts, vllm(8192, 4))
     two = predict(facts, vllm(8192, 4, tensor_parallel=2))
     assert 39 < one.weights / 1e9 < 41
-    assert one.cache == 4 * 8192 * 80 * 8 * 256 * 2
+    assert one.cache == (4 * 8192 + 16) * 80 * 8 * 256 * 2
     assert 50 < one.total / 1e9 < 80
     assert 27 < two.total / 1e9 < 48
 
@@ -282,7 +308,7 @@ def test_vllm_gets_its_cache_in_bytes_and_its_part_of_the_card():
     command = engines.command(spec, "vllm", ("vllm",), place, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, found.grant)
     argv = " ".join(command.argv)
     assert "--tensor-parallel-size 2" in argv
-    assert f"--kv-cache-memory-bytes {2 * GIB}" in argv
+    assert f"--kv-cache-memory-bytes {2 * GIB + MIB}" in argv
     assert f"--gpu-memory-utilization {found.fraction:.4f}" in argv
     assert 0.02 < found.fraction < 0.04
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"

@@ -13,7 +13,8 @@ from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelregistry import checkpoint, gguf_file
+from modelregistry import allotment, checkpoint, class_defaults, gguf_file, memory
+from modelregistry.engines import Spec
 from modelregistry.model_files import Attention, Facts, Unreadable, read
 from tests import engines
 from tests.modelregistry import paper_models
@@ -73,9 +74,10 @@ def test_a_vocabulary_of_250000_words_does_not_take_seconds(tmp_path):
 
 def test_facts_come_back_from_json_and_stay_small(tmp_path):
     facts = read("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
-    stored = json.dumps(asdict(facts))
+    stored = json.dumps(facts.stored())
     assert Facts.of(json.loads(stored)) == facts
-    assert len(stored) < 8000
+    assert Facts.of(json.loads(json.dumps(asdict(facts)))) == facts
+    assert len(stored) < 5000
     assert Facts.of(json.loads(stored) | {"of a later release": 1}) == facts
 
 
@@ -162,13 +164,18 @@ def test_modelopt_says_it_in_a_file_of_its_own(tmp_path):
             {"model_type": "qwen2", "sliding_window": 512, "use_sliding_window": True, "max_window_layers": 1},
             (FULL, Attention(2, 16, 16, 512)),
         ),
-        ({"model_type": "gemma2", "sliding_window": 512}, (Attention(2, 16, 16, 512), FULL)),
+        ({"model_type": "gemma2", "sliding_window": 512, "head_dim": 16}, (Attention(2, 16, 16, 512), FULL)),
         (
-            {"model_type": "gpt_oss", "sliding_window": 128, "layer_types": ["sliding_attention", "full_attention"]},
+            {
+                "model_type": "gpt_oss",
+                "head_dim": 16,
+                "sliding_window": 128,
+                "layer_types": ["sliding_attention", "full_attention"],
+            },
             (Attention(2, 16, 16, 128), FULL),
         ),
         (
-            {"num_hidden_layers": 6, "model_type": "gemma3_text", "sliding_window": 512},
+            {"num_hidden_layers": 6, "model_type": "gemma3_text", "sliding_window": 512, "head_dim": 16},
             (*(Attention(2, 16, 16, 512),) * 5, FULL),
         ),
         ({"layer_types": ["linear_attention", "full_attention"]}, (FULL,)),
@@ -179,7 +186,7 @@ def test_modelopt_says_it_in_a_file_of_its_own(tmp_path):
         ({"num_kv_shared_layers": 1}, (FULL,)),
         (
             {"model_type": "deepseek_v3", "kv_lora_rank": 512, "qk_rope_head_dim": 64, "v_head_dim": 128},
-            (Attention(1, 576, 0),) * 2,
+            (Attention(1, 576, 0, kind="latent"),) * 2,
         ),
         ({"model_type": "falcon", "num_key_value_heads": None, "multi_query": True}, (Attention(1, 16, 16),) * 2),
         (
@@ -189,13 +196,90 @@ def test_modelopt_says_it_in_a_file_of_its_own(tmp_path):
         ({"model_type": "xlm-roberta", "architectures": ["XLMRobertaModel"]}, ()),
         ({"model_type": "modernbert-decoder"}, (FULL, FULL)),
         (
-            {"model_type": "whisper", "d_model": 64, "max_source_positions": 1500, "num_hidden_layers": 1},
-            (Attention(4, 16, 16), Attention(4, 16, 16, 1500)),
+            # Its layers are those of the decoder; the other number is the encoder's.
+            {
+                **{"model_type": "whisper", "d_model": 64, "max_source_positions": 1500, "num_hidden_layers": 9},
+                **{"decoder_layers": 1, "decoder_attention_heads": 4},
+            },
+            (Attention(4, 16, 16), Attention(4, 16, 16, 1500, kind="heard")),
         ),
     ],
 )
 def test_layers_remember_what_their_architecture_says(tmp_path, config, attention):
     assert facts_of(tmp_path, llama_config(**config)).attention == attention
+
+
+@pytest.mark.parametrize(
+    ("config", "layers", "attention"),
+    [
+        # As published: neither says how many heads it has, and llava not even its layers.
+        (
+            {
+                "model_type": "gemma3",
+                "text_config": {"model_type": "gemma3_text", "hidden_size": 2560, "num_hidden_layers": 34},
+            },
+            34,
+            Attention(4, 256, 256, window=4096),
+        ),
+        (
+            {"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064}},
+            32,
+            Attention(32, 128, 128),
+        ),
+        ({"model_type": "llava"}, 32, Attention(32, 128, 128)),
+        ({"model_type": "mistral"}, 32, Attention(8, 128, 128, window=4096)),
+        ({"model_type": "mistral", "sliding_window": None}, 32, Attention(8, 128, 128)),  # null is a word, too
+        ({"model_type": "qwen2", "num_hidden_layers": 2}, 2, Attention(32, 128, 128)),
+    ],
+)
+def test_e3_what_a_configuration_leaves_to_its_class_comes_from_there(tmp_path, config, layers, attention):
+    facts = facts_of(tmp_path, {"architectures": ["XForCausalLM"], **config})
+    assert (facts.layers, len(facts.attention)) == (layers, layers)
+    assert facts.attention[0] == attention
+    assert facts.missing == ()
+
+
+def test_e3_layers_and_keys_that_nobody_names_are_counted_in_the_tensors(tmp_path):
+    """Of a model with a class of its own, of which nothing is known here."""
+    config = {"architectures": ["OddForCausalLM"], "model_type": "odd", "hidden_size": 64}
+    shapes = {
+        **{f"model.layers.{layer}.self_attn.k_proj.weight": ("BF16", (32, 64)) for layer in range(3)},
+        "vision_tower.encoder.layers.40.self_attn.k_proj.weight": ("BF16", (64, 64)),
+        "model.embed_tokens.weight": ("BF16", (320, 64)),
+    }
+    facts = facts_of(tmp_path, config, shapes)
+    assert (facts.layers, facts.attention, facts.missing) == (3, (Attention(1, 32, 32),) * 3, ())
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "missing"),
+    [
+        ({"model_type": "odd"}, {"m.x": ("BF16", (4, 4))}, ("num_hidden_layers",)),
+        ({"model_type": "odd", "num_hidden_layers": 2}, {"m.x": ("BF16", (4, 4))}, ("num_attention_heads",)),
+        (
+            {"model_type": "odd", "layer_types": ["mamba", "attention"]} | llama_config(model_type="odd"),
+            {"m.x": ("BF16", (4, 4))},
+            ("state",),
+        ),
+    ],
+)
+def test_e3_what_cannot_be_known_is_named_and_never_zero(tmp_path, config, tensors, missing):
+    path = tmp_path / "model"
+    facts = facts_of(path, {"architectures": ["OddForCausalLM"], **config}, tensors)
+    assert facts.missing == missing
+    spec = Spec(engine="vllm", name="m", path=str(path / "m"))
+    assert allotment.facts_of(spec) is None  # no plan, so nothing is passed: the engine finds out itself
+    with pytest.raises(memory.Unpredictable) as refused:
+        memory.predict(facts, memory.Demand(launcher="vllm", task="chat"))
+    assert refused.value.missing == missing
+
+
+def test_e3_the_table_of_class_defaults_is_of_the_engine_that_is_installed():
+    """Else run class_defaults_writer.py by the new engine's Python."""
+    made_of = json.loads(class_defaults.TABLE.read_text())["of"]
+    lock = (Path(class_defaults.__file__).parent / "locks" / "vllm-cuda" / "vllm-cuda.lock").read_text()
+    assert f"\ntransformers=={made_of['transformers']} " in lock
+    assert f"\nvllm=={made_of['vllm'].partition('+')[0]} " in lock
 
 
 def test_the_language_part_of_a_model_that_sees_is_what_counts(tmp_path):
@@ -213,29 +297,17 @@ def test_the_language_part_of_a_model_that_sees_is_what_counts(tmp_path):
     [
         ({}, 2048),
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, 8192),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}, 8192),
-        # Of yarn the length before it counts, whatever the configuration says that it became.
-        (
-            {
-                "max_position_embeddings": 8192,
-                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
-            },
-            8192,
-        ),
-        (
-            {
-                "max_position_embeddings": 2560,
-                "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048},
-            },
-            8192,
-        ),
+        # With YaRN the configuration's length is the stretched one: 0.32 refuses a longer context.
+        ({"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048}}, 2048),
         (
             {
                 "max_position_embeddings": 8192,
                 "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 2048},
             },
-            4096,
+            8192,
         ),
+        ({"model_type": "chatglm", "max_position_embeddings": None, "seq_length": 8192}, 8192),
+        ({"model_max_length": 4096}, 4096),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 256}}, 2048),
         ({"model_type": "gemma3_text", "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 2048),
         ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
