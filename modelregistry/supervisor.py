@@ -392,6 +392,8 @@ class Supervisor:
 
 def _cause(run: Run | None, why: str) -> str:
     written = process.log_tail(run.directory, CAUSE_LINES) if run else ""
+    if run and not why and (ended := process.ending(run)):
+        written += f"\n{ended}"  # a signal tells something, too, unless it was ours
     return advice.cause(written) or ("too-slow" if "did not answer within" in why else "")
 
 

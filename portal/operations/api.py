@@ -23,7 +23,7 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from modelregistry import engine_arguments, forecast, model_files, overview, registering
-from modelregistry.advice import ADVICE
+from modelregistry.advice import ADVICE, words
 from modelregistry.engines import Spec
 from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
 from modelregistry.presets import PRESETS, Preset
@@ -298,7 +298,8 @@ class Replicas(GenericViewSet[Replica]):
 
     def _shown(self, row: Replica) -> dict[str, Any]:
         shown: dict[str, Any] = plain(overview.replica_now(row, timezone.now()))
-        return {**shown, "advice": str(ADVICE.get(row.cause, ""))}
+        failed = row.state in (Replica.State.FAILED, Replica.State.BACKOFF)
+        return {**shown, "advice": str(words(row.cause) if failed else ADVICE.get(row.cause, ""))}
 
 
 class DirectoryView(APIView):

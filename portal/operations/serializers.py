@@ -45,7 +45,9 @@ class ReplicaNow(serializers.Serializer[Any]):
 
 
 class ReplicaDetail(ReplicaNow):
-    advice = CharField(help_text="What to do about the cause of a failure, or empty.")
+    advice = CharField(
+        help_text="What to do about a failure, or that its cause is not known: see `detail`. Empty: there is none."
+    )
 
 
 class ModelNow(serializers.Serializer[Any]):

@@ -35,51 +35,54 @@ def test_an_engine_that_started_well_has_nothing_the_matter():
     assert advice.cause("") == ""
 
 
-# What needs a GPU, in the words of the engines' sources and of those who met it.
+LINES = [
+    line.split("\t", 1)
+    for line in Path(__file__).with_name("failures").joinpath("lines.txt").read_text().splitlines()
+    if not line.startswith("#")
+]
+
+
+def test_e10_there_are_lines_of_every_cause_that_a_log_can_tell():
+    assert len(LINES) >= 120
+    recognised = {code for code, _ in advice.PATTERNS}
+    assert {cause for cause, _ in LINES} == recognised
+    assert len(recognised) >= 60
+
+
+@pytest.mark.parametrize(("cause", "line"), LINES, ids=lambda text: text[:60])
+def test_e10_a_line_is_known_by_its_cause(cause, line):
+    assert advice.cause(f"INFO starting\n{line}\nINFO ended") == cause
+
+
 @pytest.mark.parametrize(
-    ("line", "cause"),
+    "line",
     [
-        (
-            "ValueError: max_num_seqs (256) exceeds available Mamba cache blocks (97). Each decode sequence",
-            "state-memory",
-        ),
-        ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has", "gpu-memory"),
-        (
-            "cuda_buffer_type_alloc_buffer: allocating 1448.04 MiB on device 0: cudaMalloc failed: out of memory",
-            "gpu-memory",
-        ),
-        (
-            "ValueError: Free memory on device cuda:0 (5.1/23.6 GiB) is less than desired GPU memory utilization",
-            "gpu-memory",
-        ),
-        ("ValueError: No available memory for the cache blocks. Try increasing `gpu_memory_utilization`", "gpu-memory"),
-        (
-            "ValueError: The quantization method awq is not supported for the current GPU. Minimum capability: 75.",
-            "old-gpu",
-        ),
-        (
-            "RuntimeError: ('Quantization scheme is not supported for ', 'the current GPU. Min capability: 80. '",
-            "old-gpu",
-        ),
-        ("RuntimeError: CUDA error: no kernel image is available for execution on the device", "old-gpu"),
-        ("CUDA driver version is insufficient for CUDA runtime version", "driver"),
-        ("The NVIDIA driver on your system is too old (found version 11040)", "driver"),
-        ("RuntimeError: Failed to infer device type", "no-gpu"),
-        ("RuntimeError: No CUDA GPUs are available", "no-gpu"),
-        ("OSError: [Errno 28] No space left on device: '/models/x'", "disk-full"),
-        ("RuntimeError: unable to write to file </torch_12_34_0>: No space left on device (28)", "shared-memory"),
-        ("PermissionError: [Errno 13] Permission denied: '/models/x/config.json'", "no-permission"),
-        ("OSError: You are trying to access a gated repo.", "not-local"),
-        (
-            "huggingface_hub.errors.LocalEntryNotFoundError: Cannot find an appropriate cached snapshot folder",
-            "not-local",
-        ),
-        ("std::bad_alloc", "host-memory"),
-        ("  Device 0: NVIDIA GeForce RTX 4060 Ti, compute capability 8.9, VMM: yes", ""),
+        "  Device 0: NVIDIA GeForce RTX 4060 Ti, compute capability 8.9, VMM: yes",
+        "warning: failed to mlock 4096-byte buffer (after previously locking 0 bytes): Cannot allocate memory",
+        "INFO Automatically detected platform cuda.",
+        "INFO:     127.0.0.1:33 - GET /v1/models/none HTTP/1.1 404 Not Found",
+        "WARNING Using default MoE config. Performance might be sub-optimal! Config file not found at /x/E=64.json",
+        "INFO NCCL version 2.27.5+cuda13.0",
+        "common_init_from_params: warming up the model with an empty run - please wait ...",
+        "the moon was in the seventh house",
     ],
 )
-def test_what_needs_a_gpu_is_known_by_its_words(line, cause):
-    assert advice.cause(f"INFO starting\n{line}\nINFO ended") == cause
+def test_e10_what_is_no_failure_or_not_known_has_no_cause(line):
+    assert advice.cause(f"INFO starting\n{line}\nINFO ended") == ""
+
+
+def test_e10_a_missing_library_is_not_told_as_a_missing_file_of_the_model():
+    for line in (line for cause, line in LINES if cause in ("driver-library", "missing-library", "no-nvcc")):
+        assert "missing-file" != advice.cause(line) != ""
+
+
+def test_e10_an_unknown_failure_says_so_in_both_languages():
+    assert advice.words("") == advice.words("of-another-release") == advice.UNKNOWN
+    assert advice.words("driver") == advice.ADVICE["driver"]
+    with translation.override("en"):
+        english = str(advice.UNKNOWN)
+    with translation.override("ja"):
+        assert str(advice.UNKNOWN) != english
 
 
 def test_every_cause_has_advice_in_both_languages():
@@ -94,4 +97,4 @@ def test_every_cause_has_advice_in_both_languages():
 
 
 def test_every_cause_that_is_recognised_has_advice():
-    assert {code for code, _ in advice._PATTERNS} <= set(advice.ADVICE)
+    assert {code for code, _ in advice.PATTERNS} <= set(advice.ADVICE)

@@ -2,11 +2,14 @@
 
 import json
 from datetime import timedelta
+from io import StringIO
 
 import pytest
+from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
+from modelregistry.advice import UNKNOWN
 from modelregistry.models import Alias, Host, HostReport, LogTail, LogWish, Reading, Replica, ServedModel
 from portal.accounts.models import AuditEvent
 from portal.keys.models import ModelAccess
@@ -189,6 +192,19 @@ def test_the_facts_of_a_model(operator):
     assert operator.get(f"models/{model.pk}/facts/") == {"facts": None, "fault": "", "at": None}
     Reading.objects.create(model=model, facts={"architecture": "qwen3"}, at=timezone.now())
     assert operator.get(f"models/{model.pk}/facts/")["facts"] == {"architecture": "qwen3"}
+
+
+def test_e10_a_failure_of_unknown_cause_says_so(operator):
+    host = Host.objects.create(name="gpu-01")
+    model = ServedModel.objects.create(name="odd", engine="vllm", path="/m", host=host)
+    row = Replica.objects.create(model=model, host=host, state="failed", detail="ended with code 3\nthe moon")
+    told = operator.get(f"replicas/{row.pk}/")
+    assert (told["advice"], told["detail"]) == (str(UNKNOWN), row.detail)
+    shown = StringIO()
+    call_command("models", stdout=shown)
+    assert f"odd #0: {UNKNOWN}\n    ended with code 3\n    the moon" in shown.getvalue()
+    Replica.objects.update(state="ready", detail="")
+    assert operator.get(f"replicas/{row.pk}/")["advice"] == ""
 
 
 def test_replicas_with_advice_in_the_reader_s_language(operator):

@@ -7,7 +7,8 @@ from django.core.management.base import BaseCommand
 from django.utils import timezone
 
 from modelregistry import overview
-from modelregistry.advice import ADVICE
+from modelregistry.advice import ADVICE, UNKNOWN
+from modelregistry.models import Replica
 from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
 
 HEAD = [
@@ -84,8 +85,12 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
 
 def _lines(seen: Overview) -> Iterable[str]:
     yield from _table([row for model in seen.models for row in _rows(model)])
-    for replica in (replica for model in seen.models for replica in model.replicas if replica.cause in ADVICE):
-        yield f"{replica.model} #{replica.number}: {ADVICE[replica.cause]}"
+    for replica in (replica for model in seen.models for replica in model.replicas):
+        if replica.cause in ADVICE:
+            yield f"{replica.model} #{replica.number}: {ADVICE[replica.cause]}"
+        elif replica.state in (Replica.State.FAILED, Replica.State.BACKOFF):
+            yield f"{replica.model} #{replica.number}: {UNKNOWN}"
+            yield from (f"    {line}" for line in replica.detail.splitlines())
     reporting = [host for host in seen.hosts if host.devices or host.problems or host.strangers]
     if reporting:
         yield ""
