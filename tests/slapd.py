@@ -30,6 +30,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from ldap.controls.simple import RelaxRulesControl
 
 from tests.ports import unused_port
 
@@ -40,6 +41,7 @@ USER_BASE = f"ou=people,{SUFFIX}"
 GROUP_BASE = f"ou=groups,{SUFFIX}"
 SERVICE_DN = f"cn=madoguchi,ou=services,{SUFFIX}"
 SERVICE_PASSWORD = "the service's own password"
+POLICY_DN = f"cn=strict,ou=policies,{SUFFIX}"  # for passwords of who has it as pwdPolicySubentry
 START_TIMEOUT = 20.0  # seconds; a start takes 0.1
 
 WINDOWS_BASE = f"ou=windows,{SUFFIX}"
@@ -55,6 +57,10 @@ attributetype ( 1.2.840.113556.1.4.8 NAME 'userAccountControl' EQUALITY integerM
   SYNTAX 1.3.6.1.4.1.1466.115.121.1.27 SINGLE-VALUE )
 attributetype ( 1.2.840.113556.1.4.782 NAME 'objectCategory' EQUALITY caseIgnoreMatch
   SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 SINGLE-VALUE )
+# And how 389 and FreeIPA disable an account
+attributetype ( 2.16.840.1.113730.3.1.610 NAME 'nsAccountLock' EQUALITY caseIgnoreMatch
+  SYNTAX 1.3.6.1.4.1.1466.115.121.1.15 SINGLE-VALUE )
+objectclass ( 1.3.6.1.4.1.4203.666.3.1 NAME 'lockable' SUP top AUXILIARY MAY nsAccountLock )
 objectclass ( 1.2.840.113556.1.5.9 NAME 'user' SUP top AUXILIARY
   MUST ( sAMAccountName $ objectGUID $ userAccountControl $ objectCategory ) )
 """
@@ -68,6 +74,7 @@ include {home}/windows.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
 moduleload memberof
+moduleload ppolicy
 pidfile {home}/slapd.pid
 argsfile {home}/slapd.args
 TLSCACertificateFile {home}/ca.pem
@@ -88,6 +95,9 @@ index objectClass,uid,member,entryUUID eq
 access to attrs=userPassword by anonymous auth by * none
 access to * by users read by * none
 overlay memberof
+# Holds only for who has a pwdPolicySubentry.
+overlay ppolicy
+ppolicy_use_lockout
 """
 
 
@@ -217,6 +227,16 @@ class Directory:
                     root.modify_s(group_dn(name), [(ldap.MOD_DELETE, "member", person.dn.encode())])
             root.delete_s(person.dn)
 
+    def change(self, uid: str, **attributes: str) -> None:
+        """Sets attributes of a person's entry; an empty value takes one away."""
+        with self.as_root() as root:
+            changes = [(name, [value.encode()] if value else None) for name, value in attributes.items()]
+            root.modify_ext_s(
+                self.people[uid].dn,
+                [(ldap.MOD_REPLACE, name, value) for name, value in changes],
+                serverctrls=[RelaxRulesControl()],  # also those that the server itself keeps
+            )
+
     def join(self, uid: str, group: str) -> None:
         with self.as_root() as root:
             root.modify_s(group_dn(group), [(ldap.MOD_ADD, "member", self.people[uid].dn.encode())])
@@ -311,7 +331,7 @@ def _answers(directory: Directory) -> bool:
 def _fill(directory: Directory) -> None:
     with directory.as_root() as root:
         root.add_s(SUFFIX, [("objectClass", [b"dcObject", b"organization"]), ("dc", [b"example"]), ("o", [b"Example"])])
-        for unit in ("people", "groups", "services", "posix", "windows"):
+        for unit in ("people", "groups", "services", "posix", "windows", "policies"):
             root.add_s(f"ou={unit},{SUFFIX}", [("objectClass", [b"organizationalUnit"]), ("ou", [unit.encode()])])
         root.add_s(
             SERVICE_DN,
@@ -344,6 +364,18 @@ def _fill(directory: Directory) -> None:
             ],
         )
 
+        root.add_s(
+            POLICY_DN,
+            [
+                ("objectClass", [b"device", b"pwdPolicy"]),
+                ("cn", [b"strict"]),
+                ("pwdAttribute", [b"userPassword"]),
+                ("pwdMaxAge", [b"3600"]),
+                ("pwdMustChange", [b"TRUE"]),
+                ("pwdLockout", [b"TRUE"]),
+                ("pwdMaxFailure", [b"2"]),
+            ],
+        )
     _fill_windows(directory)
 
 
