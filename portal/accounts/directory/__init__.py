@@ -22,6 +22,7 @@ from portal.accounts.directory.errors import (
     Refused,
     SignInRestricted,
 )
+from portal.accounts.directory.examination import Finding, Section, examine
 from portal.accounts.directory.groups import Group, Groups
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Backend",
     "Directory",
     "DirectoryError",
+    "Finding",
     "Findings",
     "Group",
     "Groups",
@@ -42,8 +44,10 @@ __all__ = [
     "PasswordMustChange",
     "Person",
     "Refused",
+    "Section",
     "SignInRestricted",
     "auth_settings",
+    "examine",
     "find",
     "look_up",
     "read",

@@ -81,7 +81,7 @@ def holders(
             by_dn = {normal(group.dn): group.configured for group in groups.found.values()}
             return [_listed(connection, person, by_dn) for person in people]
         case "memberUid":
-            held = [(group.configured, _posix_members(connection, group)) for group in groups.found.values()]
+            held = [(group.configured, posix_members(connection, group)) for group in groups.found.values()]
             return [
                 frozenset(name for name, (names, number) in held if _is_posix_member(directory, person, names, number))
                 for person in people
@@ -101,7 +101,7 @@ def _listed(connection: Connection, person: Entry, by_dn: Mapping[str, str]) -> 
     return frozenset(configured for dn, configured in by_dn.items() if dn in named)
 
 
-def _posix_members(connection: Connection, group: Group) -> tuple[frozenset[str], str]:
+def posix_members(connection: Connection, group: Group) -> tuple[frozenset[str], str]:
     entry = read(connection, group.dn, ["memberUid", "gidNumber"])
     attributes: Mapping[str, Any] = entry.attributes if entry else {}
     return frozenset(map(text, attributes.get("memberUid", []))), first(attributes, "gidNumber")
@@ -142,13 +142,25 @@ def _primary_group(connection: Connection, person: Entry) -> str:
 
 @dataclass(slots=True)
 class Closure:
-    """Members of a group and of the groups within it: DNs in normal form, and the last parts of security ids."""
+    """A group and the groups within it, from the outermost: the node of each, and the group that it was found in."""
 
-    members: set[str] = field(default_factory=set)
-    ids: set[str] = field(default_factory=set)
+    path: dict[str, "Node"] = field(default_factory=dict)
+    outer: dict[str, str] = field(default_factory=dict)
+    members: set[str] = field(default_factory=set)  # of all of them, DNs in normal form
+    ids: set[str] = field(default_factory=set)  # the last parts of their security ids
 
     def holds(self, person: Entry) -> bool:
         return normal(person.dn) in self.members or first(person.attributes, "primaryGroupID") in self.ids
+
+    def way_to(self, person: Entry) -> list[str]:
+        """The groups by which the person is in the outermost one, from theirs to that; empty if not in it."""
+        own, number = normal(person.dn), first(person.attributes, "primaryGroupID")
+        dn = next((dn for dn, node in self.path.items() if own in node.members or (number and node.id == number)), "")
+        way = []
+        while dn:
+            way.append(dn)
+            dn = self.outer.get(dn, "")
+        return way
 
 
 @dataclass(slots=True)
@@ -174,14 +186,18 @@ class Walk:
     def closure(self, dn: str) -> Closure:
         closure, waiting, seen = Closure(), [normal(dn)], {normal(dn)}
         while waiting:
-            node = self.node(waiting.pop())
+            outer = waiting.pop(0)
+            node = self.node(outer)
             if node is None:
                 continue
+            closure.path[outer] = node
             closure.members |= node.members
             closure.ids |= {node.id} - {""}
-            inner = set(node.groups) - seen
-            seen |= inner
-            waiting += inner
+            for inner in node.groups:
+                if inner not in seen:
+                    seen.add(inner)
+                    waiting.append(inner)
+                    closure.outer[inner] = outer
         return closure
 
     def node(self, dn: str) -> Node | None:
