@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import pytest
 from portal import settings as portal_settings
 from portal.accounts import directory as company
 from portal.accounts.checks import directory_is_encrypted
+from portal.accounts.directory.configuration import VARIABLES
 from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn, unused_port
 
 
@@ -170,12 +172,56 @@ class TestManage:
     def test_a_directory_that_is_away_is_said_in_one_line(self, manage, directory):
         nowhere = directory.env(LDAP_SERVER_URI=f"ldap://127.0.0.1:{unused_port()}")
         assert manage("migrate", "-v0", **nowhere).returncode == 0
-        ask = "from portal.accounts.models import User; User.objects.create(username='x', directory_id='x')"
-        assert manage("shell", "-v0", "-c", ask, **nowhere).returncode == 0
         done = manage("syncdirectory", **nowhere)
         assert done.returncode != 0
         assert done.stderr.count("\n") == 1
         assert "does not answer" in done.stderr
+
+
+class TestDocuments:
+    """What operators copy from deploy/*.md is taken as it stands."""
+
+    @pytest.fixture
+    def copied(self, tmp_path, monkeypatch, directory):
+        """Reads the LDAP_* variables of an example, by the shell as systemd would; its files are others here."""
+        (tmp_path / "password").write_text("x")
+        files = {"LDAP_BIND_PASSWORD_FILE": tmp_path / "password", "LDAP_CA_FILE": directory.ca_file}
+
+        def copied(document: str, heading: str) -> company.Directory | None:
+            text = (portal_settings.BASE_DIR / "deploy" / document).read_text().partition(heading)[2]
+            examples = re.findall(r"```(?:sh|json)\n(.*?)```", text, re.DOTALL)
+            lines = next(example for example in examples if "LDAP_" in example)
+            lines = "".join(line for line in lines.splitlines(True) if line.startswith("LDAP_"))
+            print_all = f"set -a; {lines}\nenv -0"
+            said = subprocess.run(
+                ["sh", "-c", print_all], capture_output=True, check=True, env={"PATH": os.environ["PATH"]}
+            )
+            given = dict(pair.split("=", 1) for pair in said.stdout.decode().split("\0") if pair.startswith("LDAP_"))
+            tenants = next((example for example in examples if example.startswith("{")), "{}")
+            (tmp_path / "tenants").write_text(tenants)
+            files["LDAP_GROUP_TENANTS_FILE"] = tmp_path / "tenants"
+            for name, value in given.items():
+                monkeypatch.setenv(name, str(files.get(name, value)))
+            return company.read(environs.FileAwareEnv(strip_whitespace=True))
+
+        return copied
+
+    def test_d3_the_sample_environment_is_complete(self, copied):
+        found = copied("OPERATIONS.md", "`/etc/madoguchi/environment`")
+        assert found.can_look_up
+        assert found.ca_file
+        assert found.groups == (found.operator_group,)
+
+    @pytest.mark.parametrize(
+        ("heading", "kind", "groups"), [("## OpenLDAP", "openldap", 3), ("## Active Directory", "activedirectory", 3)]
+    )
+    def test_the_examples_are_complete(self, copied, heading, kind, groups):
+        found = copied("LDAP.md", heading)
+        assert (found.kind, found.can_look_up, len(found.groups)) == (kind, True, groups)
+
+    def test_every_variable_is_explained(self):
+        text = (portal_settings.BASE_DIR / "deploy" / "LDAP.md").read_text().partition("## Every variable")[2]
+        assert {name for name in VARIABLES if f"`{name}`" not in text} == set()
 
 
 def test_group_names_of_the_tests_are_in_normal_form(read):
