@@ -8,9 +8,8 @@ been coming for longest: else three keys with a dozen bodies that never come wou
 
 import asyncio
 import math
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Sequence
+from typing import Self
 
 from apiproxy.budget import MB, RETRY, Budget, Share
 from apiproxy.catalogue import Limit
@@ -90,22 +89,19 @@ class Bodies:
             check_arriving(limits, owner.arriving)
         owner.arriving += 1
         try:
-            first, arrived = begun(receive())
-            if arrived:  # as most bodies have: nobody needs to wait for it, or to see that it comes (2 µs)
-                body, more = piece_of(first)
-                if not more and len(body) <= share.held:
-                    return body
-            return await self._await(first, arrived, receive, share)
+            with self.arrival(share) as arrival:
+                body, more = piece_of(await receive())
+                if more or len(body) > share.held:
+                    body = await self._rest(body, more, receive, share, arrival)
+                return body
         finally:
             owner.arriving -= 1
 
-    async def _await(self, first: Any, arrived: bool, receive: Receive, share: Share) -> bytes:
-        """The whole body; of its first piece what `begun` gave."""
-        with self.arrival(share) as arrival:
-            body, more = piece_of(first if arrived else await first)
-            if more or len(body) > share.held:
-                body = await self._rest(body, more, receive, share, arrival)
-            return body
+    def take(self, body: bytes, share: Share) -> None:
+        """Count a body that is here already. Raises BodyTooLarge and OverMemory."""
+        if len(body) > self._most:
+            raise self._too_large()
+        share.take(len(body))
 
     async def _rest(self, first: bytes, more: bool, receive: Receive, share: Share, arrival: Arrival) -> bytes:
         # Grown in place: the system moves large blocks without copying them. Joining pieces would need twice the memory
@@ -141,28 +137,6 @@ class Bodies:
 
     def _too_large(self) -> BodyTooLarge:
         return BodyTooLarge("request_too_large", limit=self._most // MB)
-
-
-def begun(receiving: Awaitable[Message]) -> tuple[Any, bool]:
-    """Run a coroutine as far as it goes: its result and True, or something to await for the result and False."""
-    assert isinstance(receiving, Coroutine)
-    try:
-        waits_for = receiving.send(None)
-    except StopIteration as stop:
-        return stop.value, True
-    return resumed(receiving, waits_for), False
-
-
-@types.coroutine
-def resumed(coroutine: Coroutine[Any, Any, Message], waits_for: Any) -> Generator[Any, Any, Message]:
-    """The rest of a coroutine that waits for this."""
-    try:
-        yield waits_for
-    except BaseException as error:  # who waits is cancelled: the coroutine is told, as a task would
-        coroutine.throw(error)
-        raise
-    result: Message = yield from coroutine
-    return result
 
 
 def check_arriving(limits: Sequence[Limit], arriving: int) -> None:

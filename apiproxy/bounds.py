@@ -374,7 +374,7 @@ def may_have_places(body: bytes) -> bool:
     """
     return (
         len(body) > 4096
-        or body.count(b"[") + body.count(b"{") > DEEPEST
+        or (len(body) > 2 * DEEPEST and body.count(b"[") + body.count(b"{") > DEEPEST)
         or b"_url" in body
         or b"source" in body
         or b"\\u00" in body

@@ -92,8 +92,12 @@ class Share:
 
     def close(self) -> None:
         """All of it is free again."""
-        if self.held:
-            self.give_back(self.held)
+        if held := self.held:
+            budget = self._budget
+            self.held = 0
+            self.owner.held -= held
+            budget.held -= held
+            budget.scattered += held if held < SCATTERED else SCATTERED
 
     def __enter__(self) -> Self:
         return self

@@ -33,6 +33,9 @@ class Client(Protocol):
 
     always: list[Header]
 
+    def arrived(self) -> bytes | None:
+        """The whole body of the request, if it is here already; it is not to be received then."""
+
     @property
     def waiting(self) -> bool:
         """Whether the client reads too slowly: until `client_ready`, what is sent fills our memory."""
@@ -119,6 +122,9 @@ class AsgiClient:
         self._taken: asyncio.Future[None] | None = None
         self.waiting = False
         self.always: list[Header] = []
+
+    def arrived(self) -> None:
+        """Only the server knows."""
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
         self._start(status, [*headers, (b"content-length", b"%d" % len(body))])

@@ -12,7 +12,6 @@ import django
 
 django.setup()  # first: the gateway's bridge imports models
 
-from channels.routing import ProtocolTypeRouter
 from django.conf import settings
 
 from apiproxy.asgi import application as gateway
@@ -22,8 +21,13 @@ from apiproxy.routes import is_gateways
 pages = Pages(settings.PORTAL_SOCKET)
 
 
-async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    await (gateway if is_gateways(scope["path"]) else pages)(scope, receive, send)
+async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    # No Channels' router: it would be one more coroutine to resume with every step of a call, and a WebSocket never
+    # comes this far (see `Tunnel`).
+    if scope["type"] == "http":
+        await (gateway.http if is_gateways(scope["path"]) else pages)(scope, receive, send)
+    else:
+        await lifespan(scope, receive, send)
 
 
 async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -32,7 +36,3 @@ async def lifespan(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await gateway(scope, receive, send)
     finally:
         pages.close()
-
-
-# A WebSocket never comes this far: see `Tunnel`.
-application = ProtocolTypeRouter({"http": http, "lifespan": lifespan})

@@ -22,7 +22,7 @@ from typing import Any
 from apiproxy import calllog, media, openwebui, protocol, transcription
 from apiproxy.balancer import Balancer
 from apiproxy.bodies import Bodies
-from apiproxy.budget import Budget
+from apiproxy.budget import SMALL, Budget
 from apiproxy.catalogue import Catalogue, Key, Model, Replica
 from apiproxy.client import Client, Receive, Scope, Send
 from apiproxy.client import of as client_of
@@ -121,6 +121,7 @@ class Gateway:
         self._digest = digest
         self._max_upload = max_upload
         self._origins = origins
+        self._crossed = bool(origins)
         self._proxies = proxies
         self._wish = wish
         self._refresh = refresh
@@ -147,7 +148,7 @@ class Gateway:
             path = tidied(path)
             endpoint = ENDPOINTS.get(path)
         dialect = endpoint.dialect if endpoint else CHAT
-        if self._origins:
+        if self._crossed:
             client.always = self._origins.headers(headers.get(b"origin"))
         if dialect is MESSAGES:  # its SDKs show it by this name
             client.always = [*client.always, (b"request-id", request_id.encode())]
@@ -173,13 +174,21 @@ class Gateway:
                 if endpoint.costs == "sound":
                     await self._pass_upload(endpoint, headers, key, caller, receive, client, request_id)
                 else:
-                    with self.budget.share(key.id) as share:
-                        call = protocol.parse(await self._bodies.read(headers, receive, share, key.limits))
+                    share = self.budget.share(key.id)
+                    try:
+                        body = None if b"content-encoding" in headers else client.arrived()
+                        if body is None:
+                            body = await self._bodies.read(headers, receive, share, key.limits)
+                        else:  # as nearly always: nobody needs to wait for it, or to see that it comes (10 µs)
+                            self._bodies.take(body, share)
+                        call = protocol.parse(body)
                         call.share = share
                         await self._relay(call, endpoint, key, caller, client, request_id)
+                    finally:
+                        share.close()
             else:
-                body = self._look_up(path, scope["method"], key)
-                client.answer(200, [JSON, (b"x-request-id", request_id.encode())], body)
+                found = self._look_up(path, scope["method"], key)
+                client.answer(200, [JSON, (b"x-request-id", request_id.encode())], found)
         except Refusal as refusal:
             self._turn_away(refusal, key, request_id)
             refuse(client, refusal, dialect, language, request_id)
@@ -293,7 +302,8 @@ class Gateway:
                 raise BadRequest(
                     "model_not_supported", param="model", model=model.name, path=endpoint.path, task=model.task
                 )
-            media.check(call.media, self.terms.media_domains)
+            if call.media:
+                media.check(call.media, self.terms.media_domains)
             if key.batch:
                 waiter = self._waiter(call, endpoint, model, client, request_id, upload)
                 turn = await self._turn(waiter, client, upload)
@@ -344,7 +354,7 @@ class Gateway:
         """`patient`: the client has had the head of a stream already."""
         if not self.spool.accepting:
             raise NotMetered("metering_unavailable", headers={"retry-after": "5"})
-        deaths = self.suspects.deaths(call.identity)
+        deaths = self.suspects.deaths(call.identity) if self.suspects.known else 0
         if deaths >= PROOF:
             no_retry = {"x-should-retry": "false"}
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
@@ -416,7 +426,7 @@ class Gateway:
             for _ in range(ATTEMPTS):
                 meter.replica = replica.id
                 ending = await self._attempt(exchange, meter, replica, client, upload)
-                if is_lost(exchange.error) or exchange.says_dead:
+                if (exchange.error is not None and is_lost(exchange.error)) or exchange.says_dead:
                     await self._inquire(exchange, meter, model, replica)
                 if ending in (Ending.ANSWERED, Ending.LEFT):
                     return
@@ -447,7 +457,8 @@ class Gateway:
         finally:
             self._exchanges.pop(exchange, None)
             exchange.free()
-            meter.end_trial()
+            if meter.trial is not None:
+                meter.end_trial()
             client.deafen()
 
     # --- engines that die
@@ -703,7 +714,8 @@ class CallMeter:
                 more=self._members(replica),
                 afresh=self.model.external,
             )
-            self._call.lighten()
+            if self._call.size > SMALL:
+                self._call.lighten()
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
 
@@ -773,29 +785,29 @@ class CallMeter:
     def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
         """Whatever is at fault, what was used is recorded and nothing stays reserved, here or when the call is over."""
         most = protocol.most_used(self._call, self._endpoint, self.model)
-        if tokens.total > most:
+        if tokens.prompt + tokens.completion > most:
             tokens, estimated = tokens.within(most), True
         try:
             usage = self._usage(status, tokens, estimated=estimated)
             self._gateway.spool.close(usage)
             self._closed = usage
         finally:
-            self._hold.settle(tokens.total)
+            self._hold.settle(tokens.prompt + tokens.completion)
         self._count(status, tokens)
 
     def _count(self, status: str, tokens: Tokens) -> None:
         """For /metrics, and for what is guessed of later calls."""
-        self._gateway.metrics.request(self._endpoint.path, self.model.name, status)
-        self._gateway.metrics.tokens(self.model.name, tokens.prompt, tokens.completion)
+        metrics, model = self._gateway.metrics, self.model
+        metrics.request(self._endpoint.path, model.name, status)
+        metrics.tokens(model.name, tokens.prompt, tokens.completion)
         if (exchange := self.exchange) is not None:
             first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
             lasted = exchange.now() - exchange.began
-            self._gateway.metrics.times(self.model.name, first, lasted)
+            metrics.times(model.name, first, lasted)
             if status == "finished":
-                self._gateway.paces.learn(self.model.id, tokens.completion / self._call.answers, lasted)
-                if exchange.first_byte_at is not None:
-                    spoken = exchange.heard_at - exchange.first_byte_at
-                    self._gateway.metrics.stream(self.model.name, exchange.events, spoken)
+                self._gateway.paces.learn(model.id, tokens.completion / self._call.answers, lasted)
+                if exchange.first_byte_at is not None and (events := exchange.events):
+                    metrics.stream(model.name, events, exchange.heard_at - exchange.first_byte_at)
 
     def guess(self, seconds: float) -> int:
         made = self._gateway.paces.guess(self.model.id, seconds) * self._call.answers

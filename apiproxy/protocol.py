@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import orjson
@@ -202,9 +203,10 @@ def bounding(
     # Of a protocol that has no word for it: llama.cpp gives several answers all the same, and tells the usage of one.
     members: dict[str, Any] = {} if endpoint.several else {name: None for name in SEVERAL if name in call.fields}
     short = endpoint.short and model.stops_unary and not model.external
-    if stated(call, endpoint) is None and (short or not limited()):
+    said = stated(call, endpoint)
+    if said is None and (short or not limited()):
         return members
-    most = answer(call, endpoint, model, terms)
+    most = min(said or terms.default_answer, model.context or bounds.LONGEST)
     if call.most == {"max_tokens": most} and "max_tokens" in endpoint.bound and "max_tokens" not in call.typed:
         return members  # as nearly always
     told = [name for name in endpoint.bound if name in call.most] or [endpoint.bound[0]]
@@ -230,9 +232,18 @@ def caching(call: Call, model: Model, terms: Terms, tenant: int) -> dict[str, An
     if not model.stops_unary:  # llama.cpp
         return {"cache_prompt": model.tenants is not None and len(model.tenants) == 1}
     own = call.fields.get("cache_salt")
-    text = f"{tenant}:{own}" if isinstance(own, str) else f"{tenant}"
-    salt = hashlib.blake2b(text.encode(errors="replace"), key=terms.salt_key, digest_size=20)
-    return {"cache_salt": salt.hexdigest()}
+    if isinstance(own, str):
+        return {"cache_salt": digest(f"{tenant}:{own}", terms.salt_key)}
+    return {"cache_salt": tenant_salt(tenant, terms.salt_key)}
+
+
+@lru_cache(maxsize=4096)
+def tenant_salt(tenant: int, key: bytes) -> str:
+    return digest(f"{tenant}", key)
+
+
+def digest(text: str, key: bytes) -> str:
+    return hashlib.blake2b(text.encode(errors="replace"), key=key, digest_size=20).hexdigest()
 
 
 def estimate(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
@@ -278,18 +289,18 @@ def parse(body: bytes) -> Call:
     media = bounds.places(fields) if bounds.may_have_places(body) else []
     typed = bounds.read(fields)
     known = {**fields, **typed} if typed else fields
-    options = known.get("stream_options")
+    options, user = known.get("stream_options"), fields.get("user")
     call = Call(
         body=body,
         fields=fields,
         model=model,
         stream=known.get("stream") is True,
         asks_usage=bool(options and options.get("include_usage")),
-        end_user=end_user(fields.get("user")),
-        n=max(known.get("n") or 1, known.get("best_of") or 1),
-        prompts=prompts(fields.get("prompt")),
+        end_user="" if user is None else end_user(user),
+        n=max(known.get("n") or 1, known.get("best_of") or 1) if "n" in known or "best_of" in known else 1,
+        prompts=prompts(fields["prompt"]) if "prompt" in fields else 1,
         typed=typed,
-        most={name: most for name in MAX_TOKENS if (most := known.get(name)) is not None},
+        most={name: known[name] for name in MAX_TOKENS if known.get(name) is not None},
         media=media,
     )
     if call.answers > bounds.MOST_INPUTS:
@@ -366,8 +377,10 @@ def upstream_body(
         changes["model"] = model
     if afresh:
         fields = call.fields if call.size <= SMALL_SHARE else decoded(call.body)  # not what was made lighter
-        with contextlib.suppress(orjson.JSONEncodeError):  # half of a surrogate pair, a very long number
+        try:
             return orjson.dumps(merged(fields, changes) if changes else fields)
+        except orjson.JSONEncodeError:
+            pass  # half of a surrogate pair, a very long number
     if not changes and not afresh:
         return call.body
     if afresh or any(name in call.fields for name in changes):
@@ -400,8 +413,11 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
     followed by an object is the answer's own.
     """
     if len(body) <= SMALL:
-        with contextlib.suppress(ValueError):
+        try:
             answer = loads(body)
+        except ValueError:
+            pass
+        else:
             usage = answer.get("usage") if isinstance(answer, dict) else None
             return usage if isinstance(usage, dict) else None
     at = len(body)

@@ -383,8 +383,11 @@ class Exchange:
 
     def _collect(self, piece: bytes) -> None:
         if self._status == 200:
-            if self._hold(len(piece)):
-                self._pieces.append(piece)
+            if self._size + len(piece) <= UNCOUNTED:
+                self._size += len(piece)
+            elif not self._hold(len(piece)):
+                return
+            self._pieces.append(piece)
             return
         self._size += len(piece)
         self._pieces.append(piece)
@@ -456,7 +459,8 @@ class Exchange:
 
     def _end_unary(self, body: bytes) -> None:
         try:
-            body = engine_errors.unpacked(body, self._encoding, MAX_ANSWER)
+            if self._encoding:
+                body = engine_errors.unpacked(body, self._encoding, MAX_ANSWER)
             engine_errors.check(body, self._content_type, self._call, self._endpoint)
         except Refusal as refusal:
             self._refusal = refusal

@@ -33,7 +33,7 @@ WAITING = 4
 PIECE = 2048
 VERSIONS = frozenset(("1.1", "1.0"))
 # Fields of a head that the server itself goes by.
-LOOKED_AT = frozenset((b"content-length", b"expect", b"transfer-encoding"))  # beside `host`
+LOOKED_AT = frozenset((b"expect", b"transfer-encoding"))  # beside `host` and `content-length`
 # What is missing of a body is read after its answer up to so many bytes; with more the connection ends.
 DRAINED_BYTES = 1024 * 1024
 # Seconds that a connection which ends is still read from.
@@ -59,6 +59,13 @@ class DirectClient:
         self._listener: Listener | None = None
         self._chunked = cycle.scope["http_version"] != "1.0"
         self.always: list[Header] = []
+
+    def arrived(self) -> bytes | None:
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
 
     @property
     def waiting(self) -> bool:
@@ -96,7 +103,7 @@ class DirectClient:
         self._protocol.direct = self
         # uvicorn stops reading when a body's last piece is larger than 64 KB, and a connection that is not read from
         # is never seen to close.
-        if not self._protocol.full:
+        if self._flow.read_paused and not self._protocol.full:
             self._flow.resume_reading()
         if self._cycle.disconnected:
             listener.client_left()
@@ -358,15 +365,15 @@ class Protocol(HttpToolsProtocol):
         name = name.lower()
         if name == b"host":
             self._hosts += 1
+        elif name == b"content-length":
+            self._length = int(value)
         elif name in LOOKED_AT:
             self._look_at(name, value)
         self.headers.append((name, value))
 
     def _look_at(self, name: bytes, value: bytes) -> None:
         """Raises Refusal for what several parties on the way might read in several ways."""
-        if name == b"content-length":
-            self._length = int(value)
-        elif name == b"expect":
+        if name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
         elif self.parser.get_http_version() != "1.1":  # it knows no transfer-encoding
             raise Malformed("invalid_request")

@@ -74,7 +74,7 @@ class Suspects:
         self._key = key
         self._alone = alone
         self._wall = wall
-        self._deaths: dict[str, int] = {}  # by digest
+        self.known: dict[str, int] = {}  # deaths by digest; while there are none, nobody need ask
         self._last: dict[int, _Died] = {}  # by replica
         self._trials: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._told: list[Death] = []
@@ -83,9 +83,9 @@ class Suspects:
 
     def deaths(self, body: bytes) -> int:
         """How many engines died under this call a while ago; PROOF and more: it is not to be sent again."""
-        if not self._deaths or not body:
+        if not self.known or not body:
             return 0
-        return self._deaths.get(self._digest(body), 0)
+        return self.known.get(self._digest(body), 0)
 
     def died(self, replica: int, calls: int) -> int:
         """An engine was found dead under one call while `calls` were open there, this one included.
@@ -104,7 +104,7 @@ class Suspects:
         if not body:  # an upload, of which nothing is held
             return "suspect"
         digest = self._digest(body)
-        before = self._deaths.get(digest, 0)
+        before = self.known.get(digest, 0)
         deaths = max(PROOF, before + 1) if guilty else before + 1
         self._remember(digest, deaths, deaths - before)
         return "guilty" if deaths >= PROOF else "suspect"
@@ -112,7 +112,7 @@ class Suspects:
     def cleared(self, body: bytes) -> None:
         """A suspect was answered to its end."""
         digest = self._digest(body)
-        self._deaths.pop(digest, None)
+        self.known.pop(digest, None)
         (self._directory / digest).unlink(missing_ok=True)
 
     async def trial(self, model: str) -> asyncio.Lock:
@@ -149,15 +149,15 @@ class Suspects:
                         os.unlink(entry.path)
                     else:
                         deaths[entry.name] = status.st_size
-        self._deaths = deaths
+        self.known = deaths
 
     def _digest(self, body: bytes) -> str:
         return blake2b(body, key=self._key, digest_size=16).hexdigest()
 
     def _remember(self, digest: str, deaths: int, more: int) -> None:
-        if digest not in self._deaths and len(self._deaths) >= MOST:
+        if digest not in self.known and len(self.known) >= MOST:
             return
-        self._deaths[digest] = deaths
+        self.known[digest] = deaths
         path = self._directory / digest
         with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:  # a full disk: we alone know
             file.write(b"." * more)

@@ -35,12 +35,18 @@ def tokens(usage: Any) -> Tokens | None:
         return None
     find = usage.get
     asked, made = find("prompt_tokens"), find("completion_tokens")
-    if (  # as of most: 2 of 5 µs
-        not (find("prompt_tokens_details") or find("completion_tokens_details"))
-        and (type(asked) is int and 0 <= asked <= MOST_TOKENS)
-        and (type(made) is int and 0 <= made <= MOST_TOKENS)
-    ):
-        return Tokens(asked, 0, made, 0)
+    if (type(asked) is int and 0 <= asked <= MOST_TOKENS) and (type(made) is int and 0 <= made <= MOST_TOKENS):
+        # As of most, without the calls below: 2 of 7 µs.
+        read, thought = find("prompt_tokens_details"), find("completion_tokens_details")
+        cached = read.get("cached_tokens") if type(read) is dict else 0
+        reasoning = thought.get("reasoning_tokens") if type(thought) is dict else 0
+        if (
+            (type(cached) is int and 0 <= cached <= asked)
+            and (type(reasoning) is int and 0 <= reasoning <= made)
+            and "input_tokens_details" not in usage
+            and "output_tokens_details" not in usage
+        ):
+            return Tokens(asked, cached, made, reasoning)
     completion = _sum(usage.get("completion_tokens", usage.get("output_tokens")))
     told = _prompt(usage)
     if completion is None or told is None:

@@ -78,12 +78,21 @@ def encoded(kind: str, usage: Usage) -> bytes:
 
 def decoded(line: bytes) -> tuple[str, Usage]:
     """("open" or "close", the usage). Raises BadLine."""
-    kind, facts = opened(line)
+    kind, facts = _event(line)
+    if sound(facts):
+        return kind, Usage(**facts)
+    _check_flat(facts)
     return kind, usage_of(facts)
 
 
 def opened(line: bytes) -> tuple[str, dict[str, Any]]:
     """As `decoded`, with the members as they are. Raises BadLine."""
+    kind, facts = _event(line)
+    _check_flat(facts)
+    return kind, facts
+
+
+def _event(line: bytes) -> tuple[str, dict[str, Any]]:
     try:
         event = orjson.loads(line)
     except ValueError as error:
@@ -93,9 +102,12 @@ def opened(line: bytes) -> tuple[str, dict[str, Any]]:
     ((kind, facts),) = event.items()
     if kind not in ("open", "close") or not isinstance(facts, dict):
         raise BadLine("no event that this version knows")
+    return kind, facts
+
+
+def _check_flat(facts: dict[str, Any]) -> None:
     if (name := nested(facts)) is not None:
         raise BadLine(f"{name[:40]}: not a single value")
-    return kind, facts
 
 
 def nested(facts: dict[str, Any]) -> str | None:
@@ -103,11 +115,42 @@ def nested(facts: dict[str, Any]) -> str | None:
     return next((name for name, value in facts.items() if isinstance(value, dict | list)), None)
 
 
-def usage_of(facts: dict[str, Any]) -> Usage:
-    """The usage with these members. Raises BadLine for what no database would take.
+def sound(facts: dict[str, Any]) -> bool:
+    """Whether these are the members of a usage and `usage_of` has nothing against them.
 
-    Without calls in its loops: it runs for each line, in a process that has other work.
+    The same rules, written out: it runs for each line, in a process that has other work (3 instead of 8 µs).
     """
+    if facts.keys() != NAMES:
+        return False
+    key, tenant, user, replica = facts["key"], facts["tenant"], facts["user"], facts["replica"]
+    prompt, cached = facts["prompt_tokens"], facts["cached_tokens"]
+    completion, reasoning = facts["completion_tokens"], facts["reasoning_tokens"]
+    lasted, first, started = facts["duration_ms"], facts["first_token_ms"], facts["started"]
+    request_id, model, endpoint = facts["request_id"], facts["model"], facts["endpoint"]
+    end_user, address, client, status = facts["end_user"], facts["address"], facts["client"], facts["status"]
+    return (
+        (type(key) is int and 1 <= key <= MOST_ID)
+        and (type(tenant) is int and 1 <= tenant <= MOST_ID)
+        and (user is None or (type(user) is int and 1 <= user <= MOST_ID))
+        and (replica is None or (type(replica) is int and 1 <= replica <= MOST_ID))
+        and (type(prompt) is int and 0 <= prompt <= MOST_TOKENS)
+        and (type(cached) is int and 0 <= cached <= MOST_TOKENS)
+        and (type(completion) is int and 0 <= completion <= MOST_TOKENS)
+        and (type(reasoning) is int and 0 <= reasoning <= MOST_TOKENS)
+        and (type(lasted) is int and 0 <= lasted <= MOST_MS)
+        and (first is None or (type(first) is int and 0 <= first <= MOST_MS))
+        and (type(started) is float and 0 <= started <= LATEST)
+        and type(request_id) is type(model) is type(endpoint) is type(end_user) is type(address) is type(client) is str
+        and (len(request_id) <= 40 and len(model) <= 100 and len(endpoint) <= 40)
+        and (len(end_user) <= 64 and len(address) <= 45 and len(client) <= 80)
+        and "\0" not in f"{request_id}{model}{endpoint}{end_user}{address}{client}"
+        and (type(status) is str and status in STATUS)
+        and (facts["estimated"] is True or facts["estimated"] is False)
+    )
+
+
+def usage_of(facts: dict[str, Any]) -> Usage:
+    """The usage with these members. Raises BadLine, which names the member, for what no database would take."""
     try:
         for name, least, most in NUMBERS:
             value = facts[name]
