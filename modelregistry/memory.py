@@ -228,9 +228,14 @@ def _cache(facts: Facts, demand: Demand, context: int, sequences: int) -> tuple[
     if demand.launcher != "vllm":
         size = _llama_cpp_cache(facts, demand, context, sequences)
         return size, size, 0
-    plan = vllm_cache.plan(facts, setting(facts, demand, context))
+    usual = setting(facts, demand, context)
+    plan = vllm_cache.plan(facts, usual)
+    plans = [plan]
+    if not facts.states and not demand.says("--block-size"):
+        # Which kernel computes depends on the card and on vLLM's version: so that it may also be one with large blocks.
+        plans.append(vllm_cache.plan(facts, replace(usual, block=vllm_cache.LARGE_BLOCK)))
     parallel = _parallel(demand)
-    wanted, least = plan.bytes(sequences), plan.bytes(sequences if demand.slots else 1)
+    wanted, least = (max(one.bytes(count) for one in plans) for count in (sequences, sequences if demand.slots else 1))
     if (told := demand.number("--kv-cache-memory-bytes")) and wanted:
         wanted = least = told
     elif facts.states and _told_parallel(demand):
@@ -250,6 +255,7 @@ def setting(facts: Facts, demand: Demand, context: int) -> vllm_cache.Setting:
         number=4 if demand.argument("--dtype") in ("float32", "float") else 2,
         cards=demand.tensor_parallel,
         reuses=demand.arguments.flag("--enable-prefix-caching") is not False,
+        block=demand.number("--block-size") or (vllm_cache.LARGE_BLOCK if demand.kind == "ram" else vllm_cache.BLOCK),
     )
 
 

@@ -15,8 +15,11 @@ from math import ceil
 
 from modelregistry.facts import Attention, Facts, State
 
-BLOCK = 16  # tokens; what the usual kernels on GPUs take
-LATENT_BLOCK = 64  # FlashMLA's
+# Tokens of a block, by the kernels that compute: the usual ones on GPUs take 16, some there 128 (CUTLASS's for latent
+# vectors, FlashAttention 4 for heads of 256), FlashMLA 64, those on CPUs 128.
+BLOCK = 16
+LARGE_BLOCK = 128
+LATENT_BLOCK = 64
 # DeepSeek V4's: of pressed tokens, of groups that are not pressed yet by their window, and what pages are multiples of.
 V4_BLOCK = 256
 V4_PARTIAL = {8: 4, 128: 8}
@@ -33,7 +36,7 @@ class Setting:
     """How an engine keeps its cache. `element`: bytes of a number of keys and values; `number`: of the model's own.
 
     `cards`: over which heads are split. `context`: tokens of the longest request; `batch`: tokens computed at a time.
-    `reuses`: whether beginnings of prompts are kept for others (prefix caching).
+    `reuses`: whether beginnings of prompts are kept for others (prefix caching). `block`: tokens of one.
     """
 
     context: int
@@ -42,6 +45,7 @@ class Setting:
     number: int = 2
     cards: int = 1
     reuses: bool = True
+    block: int = BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,9 +146,11 @@ def state_bytes(facts: Facts, setting: Setting) -> int:
 
 def _layers(facts: Facts, setting: Setting) -> list[_Layer]:
     latent = any(layer.kind == "latent" for layer in facts.attention)
-    block = V4_BLOCK if any(layer.ratio > 1 for layer in facts.attention) else LATENT_BLOCK if latent else BLOCK
+    block = max(setting.block, LATENT_BLOCK) if latent else setting.block
+    if any(layer.ratio > 1 for layer in facts.attention):
+        block = V4_BLOCK
     if facts.states and facts.attention:
-        block = _block_beside_states(facts, setting, HYBRID_LATENT_BLOCK if latent else BLOCK)
+        block = _block_beside_states(facts, setting, max(setting.block, HYBRID_LATENT_BLOCK if latent else 0))
     found = [_attending(layer, setting, block) for layer in facts.attention]
     largest = max((layer.page for layer in found), default=0)
     for state in facts.states:

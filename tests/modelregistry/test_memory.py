@@ -97,7 +97,7 @@ def test_an_encoder_has_no_cache():
 # --- vLLM's cache
 
 
-SPARE = 2.0  # MiB: the block of LLAMA_8B's that is never used
+SPARE = 16.0  # MiB: the block of LLAMA_8B's that is never used, of 128 tokens at most
 
 
 def test_a_token_of_llama_3_8b_takes_128_kib():
@@ -109,7 +109,11 @@ def test_e1_a_cache_for_one_request_lets_vllm_start():
     """It sets one block aside, and refuses to start if the rest does not hold one whole context."""
     assert predict(LLAMA_8B, vllm(8192, 1)).cache_least == GIB + SPARE * MIB
     given = placement.with_cache(predict(LLAMA_8B, vllm(8000, None)), 0)
-    assert given.cache == given.cache_least == (500 + 1) * SPARE * MIB
+    assert given.cache == given.cache_least == (63 + 1) * SPARE * MIB
+    # Told how large its blocks are, it needs no more.
+    assert predict(LLAMA_8B, vllm(8000, 1, "--block-size=16")).cache == (500 + 1) * 2 * MIB
+    in_ram = replace(vllm(8000, 1), kind="ram")
+    assert predict(LLAMA_8B, in_ram).cache == (63 + 1) * SPARE * MIB
 
 
 @pytest.mark.parametrize(("kind", "part"), [("fp8", 0.5), ("fp8_e5m2", 0.5), ("auto", 1), ("bfloat16", 1)])
@@ -128,12 +132,12 @@ def test_a_latent_cache_is_on_every_card():
 
 def test_a_window_and_the_batch_bound_what_is_remembered():
     sliding = replace(LLAMA_8B, attention=(Attention(8, 128, 128, window=1024),) * 32)
-    # In blocks of 16 tokens (2 MiB): the window, which may begin within one, two batches under way, and the spare one.
-    assert cache(sliding, vllm(32_768, 1)) == (1024 / 16 + 1 + 2 * 2048 / 16) * 2 + SPARE
-    assert cache(sliding, vllm(32_768, 1, "--max-num-batched-tokens=8192")) == (65 + 2 * 8192 / 16) * 2 + SPARE
+    # In blocks of 16 MiB: the window, which may begin within one, two batches under way, and the spare one.
+    assert cache(sliding, vllm(32_768, 1)) == (1024 / 128 + 1 + 2 * 2048 / 128 + 1) * SPARE
+    assert cache(sliding, vllm(32_768, 1, "--max-num-batched-tokens=8192")) == (9 + 2 * 8192 / 128 + 1) * SPARE
     # Batches are shared by all requests, windows are not.
-    assert cache(sliding, vllm(32_768, 4)) == (4 * 65 + 2 * 2048 / 16) * 2 + SPARE
-    assert cache(sliding, vllm(512, 1)) == (512 / 16 + 1) * 2 + SPARE
+    assert cache(sliding, vllm(32_768, 4)) == (4 * 9 + 2 * 2048 / 128 + 1) * SPARE
+    assert cache(sliding, vllm(512, 1)) == (512 / 128 + 1 + 1) * SPARE
 
 
 def test_without_a_word_on_slots_vllm_wants_eight_contexts_and_can_do_with_one():
@@ -204,7 +208,7 @@ def test_a_70b_model_in_int4_fits_one_card_of_80_gb_or_two_of_48(tmp_path):
     one = predict(facts, vllm(8192, 4))
     two = predict(facts, vllm(8192, 4, tensor_parallel=2))
     assert 39 < one.weights / 1e9 < 41
-    assert one.cache == (4 * 8192 + 16) * 80 * 8 * 256 * 2
+    assert one.cache == (4 * 8192 + 128) * 80 * 8 * 256 * 2
     assert 50 < one.total / 1e9 < 80
     assert 27 < two.total / 1e9 < 48
 
@@ -308,7 +312,7 @@ def test_vllm_gets_its_cache_in_bytes_and_its_part_of_the_card():
     command = engines.command(spec, "vllm", ("vllm",), place, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, found.grant)
     argv = " ".join(command.argv)
     assert "--tensor-parallel-size 2" in argv
-    assert f"--kv-cache-memory-bytes {2 * GIB + MIB}" in argv
+    assert f"--kv-cache-memory-bytes {2 * GIB + 8 * MIB}" in argv
     assert f"--gpu-memory-utilization {found.fraction:.4f}" in argv
     assert 0.02 < found.fraction < 0.04
     assert command.env["CUDA_VISIBLE_DEVICES"] == "0,1"
