@@ -91,6 +91,33 @@ class Config:
         return said if isinstance(said, dict) else {}
 
 
+def from_mistral(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Mistral's params.json in Hugging Face's words, as vLLM puts it (transformers_utils/configs/mistral.py)."""
+    names = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"}
+    names |= {"n_kv_heads": "num_key_value_heads", "hidden_dim": "intermediate_size"}
+    found = {names.get(name, name): value for name, value in said.items() if name not in ("multimodal", "model_type")}
+    found["max_position_embeddings"] = said.get("max_position_embeddings") or said.get("max_seq_len") or 128_000
+    window = said.get("sliding_window")
+    if isinstance(window, list) and window:  # one for each layer of a pattern; null: that one sees everything
+        repeated = window * (found.get("num_hidden_layers", 0) // len(window))
+        found["layer_types"] = ["full_attention" if each is None else "sliding_attention" for each in repeated]
+        found["sliding_window"] = next((each for each in window if each), None)
+    else:
+        found["sliding_window"] = window
+    weights = said.get("quantization")
+    if isinstance(weights, dict):
+        in_eight_bits = weights.get("qformat_weight") == "fp8_e4m3"
+        found["quantization_config"] = {"quant_method": "fp8"} if in_eight_bits else weights
+    latent, experts = bool(said.get("qk_nope_head_dim")), bool(said.get("moe"))
+    found["model_type"] = "deepseek_v3" if latent else "mistral"
+    found["architectures"] = ["MixtralForCausalLM" if experts else "MistralForCausalLM"]
+    if latent:
+        found["architectures"] = ["MistralLarge3ForCausalLM"]
+    if said.get("vision_encoder") or said.get("multimodal"):
+        found["architectures"] = ["PixtralForConditionalGeneration"]
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What the layers of a model keep. `missing`: names of what nobody tells and would have to be known for that."""

@@ -15,12 +15,16 @@ from typing import Any
 
 from modelregistry import architecture
 from modelregistry.architecture import Config
-from modelregistry.facts import Facts, Unreadable, gettext_noop
-from modelregistry.regular import open_file
+from modelregistry.facts import MISTAKEN, Facts, Unreadable, gettext_noop
+from modelregistry.json_stream import Broken, Walk
+from modelregistry.regular import mistaken_for, open_file
 
-# Bytes. A shard of a 70B model has 0.1 MB of header, a configuration with a long chat template 0.1 MB. JSON takes up
-# to 30 times its size when it is read, so this much is 500 MB at the worst (measured).
+# Bytes. A configuration with a long chat template has 0.1 MB. JSON takes up to 30 times its size when it is read whole,
+# so this much is 500 MB at the worst (measured).
 LONGEST_JSON = 16 * 2**20
+# These are walked through: a header as long as safetensors itself takes, and an index of ten times Kimi K2's.
+LONGEST_HEADER = 100_000_000
+LONGEST_INDEX = 256 * 2**20
 INDEX = "model.safetensors.index.json"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
 # Mistral's own form, which vLLM prefers where it is.
@@ -68,6 +72,8 @@ LENGTHS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions"),
     *("max_sequence_length", "max_seq_length", "seq_len"),
 )
+# Whose chats vLLM writes out by a program of its own (config/model.py); their directories have no template.
+WRITTEN_OUT = frozenset(["deepseek_v32", "deepseek_v4", "deepseek_v41"])
 CONFIGURATIONS = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 ROBERTAS = frozenset(["roberta", "xlm-roberta", "camembert"])
 
@@ -119,11 +125,7 @@ def _pickle_that_would_be_read(directory: Path) -> str:
 
 def read(directory: Path) -> Facts:
     """What the directory tells. Raises Unreadable, OSError."""
-    if not (directory / "config.json").is_file():
-        raise Unreadable(
-            gettext_noop("%(path)s has no config.json; it does not hold a model for vLLM."), path=directory
-        )
-    config = Config(_json(directory / "config.json"))
+    config = Config(_configuration(directory))
     files = _weight_files(directory)
     tensors = [tensor for file in files for tensor in header(file)]
     pickles = [] if files else _pickles(directory)
@@ -139,7 +141,7 @@ def read(directory: Path) -> Facts:
         quantisation=_quantisation(directory, config, tensors),
         bits_per_weight=round(size * 8 / parameters, 2) if parameters else None,
         context=_context(directory, config),
-        has_chat_template=_has_chat_template(directory),
+        has_chat_template=config.kind in WRITTEN_OUT or _has_chat_template(directory),
         weight_bytes=size,
         embedding_weight_bytes=_embedding_bytes(tensors),
         layers=config.layers() or None,
@@ -154,6 +156,29 @@ def read(directory: Path) -> Facts:
         risks=tuple(risks(directory)),
         files=len(files) or len(pickles),
     )
+
+
+def _configuration(directory: Path) -> dict[str, Any]:
+    """Of config.json, or of Mistral's params.json where there is no other. Raises Unreadable, OSError."""
+    if (directory / "config.json").is_file():
+        return _json(directory / "config.json")
+    if (directory / "params.json").is_file() and any(directory.glob(CONSOLIDATED)):
+        return architecture.from_mistral(_json(directory / "params.json"))
+    if (directory / "adapter_config.json").is_file():
+        raise Unreadable(
+            gettext_noop(
+                "%(path)s is a LoRA adapter, not a model of its own. Register its base model, and give it the adapter "
+                "in its arguments: --enable-lora --lora-modules name=%(path)s."
+            ),
+            path=directory,
+        )
+    if snapshot := next(iter(sorted(directory.glob("snapshots/*/config.json"))), None):
+        raise Unreadable(
+            gettext_noop("%(path)s is a folder of Hugging Face's cache; the model itself is in %(snapshot)s."),
+            path=directory,
+            snapshot=snapshot.parent,
+        )
+    raise Unreadable(gettext_noop("%(path)s has no config.json; it does not hold a model for vLLM."), path=directory)
 
 
 # --- JSON
@@ -179,6 +204,8 @@ def _object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> Unreadable:
+    if mistaken := mistaken_for(path):
+        return Unreadable(MISTAKEN[mistaken], path=path)
     return Unreadable(gettext_noop("%(path)s is damaged: its header makes no sense."), path=path)
 
 
@@ -198,10 +225,7 @@ def _weight_files(directory: Path) -> list[Path]:
     consolidated = sorted(directory.glob(CONSOLIDATED))
     index = directory / (CONSOLIDATED_INDEX if consolidated else INDEX)
     if index.is_file():
-        mapping = _json(index).get("weight_map")
-        if not isinstance(mapping, dict) or not all(isinstance(name, str) for name in mapping.values()):
-            raise _damaged(index)
-        files = [directory / Path(name).name for name in sorted(set(mapping.values()))]
+        files = [directory / name for name in _named_by(index)]
     else:
         files = _all_parts(consolidated or _safetensors(directory))
     for file in files:
@@ -210,6 +234,28 @@ def _weight_files(directory: Path) -> list[Path]:
     if not files and not _pickles(directory):
         raise Unreadable(gettext_noop("%(path)s holds no weights."), path=directory)
     return files
+
+
+def _named_by(index: Path) -> list[str]:
+    """The files of weights that an index names, each once. Raises Unreadable, OSError."""
+    length = index.stat().st_size
+    found: set[str] | None = None
+    try:
+        with open_file(index) as file:
+            walk = Walk(file, length if length <= LONGEST_INDEX else 0)
+            for name in walk.names():
+                if name == "weight_map":
+                    found = {str(file_name) for _tensor_name, file_name in walk.members()}
+                else:
+                    walk.skip()
+            if found is None or walk.rest():
+                raise Broken
+    except Broken:
+        raise _damaged(index) from None
+    names = sorted({Path(name).name for name in found})
+    if "" in names:
+        raise _damaged(index)
+    return names
 
 
 def _all_parts(files: Iterable[Path]) -> list[Path]:
@@ -229,17 +275,22 @@ def header(path: Path) -> Iterator[Tensor]:
     actual = path.stat().st_size
     with open_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
-        if actual < 8 or (length <= LONGEST_JSON and 8 + length > actual):
+        if actual < 8 or (length <= LONGEST_HEADER and 8 + length > actual):
             raise Unreadable(gettext_noop("%(path)s is cut off: it ends within its header."), path=path)
-        if length > LONGEST_JSON:
+        if length > LONGEST_HEADER:
             raise _damaged(path)
-        entries = _object(file.read(length), path)
-    entries.pop("__metadata__", None)
-    end = 0
-    for name, entry in entries.items():
-        tensor, ends = _tensor(name, entry, path)
-        end = max(end, ends)
-        yield tensor
+        end = 0
+        try:
+            walk = Walk(file, length)
+            for name, entry in walk.members():
+                if name != "__metadata__":
+                    tensor, ends = _tensor(name, entry, path)
+                    end = max(end, ends)
+                    yield tensor
+            if walk.rest():
+                raise Broken
+        except Broken:
+            raise _damaged(path) from None
     expected = 8 + length + end
     if actual < expected:
         raise Unreadable(
@@ -277,9 +328,7 @@ def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> Non
     """PyTorch's files are ZIP archives, whose table of contents stands at their end. Raises Unreadable, OSError."""
     index = directory / PICKLE_INDEX
     if pickles and index.is_file():
-        mapping = _json(index).get("weight_map")
-        names = mapping.values() if isinstance(mapping, dict) else []
-        for name in sorted({Path(str(name)).name for name in names}):
+        for name in _named_by(index):
             if not (directory / name).is_file():
                 raise Unreadable(gettext_noop("A part of the model is missing: %(path)s."), path=directory / name)
     for file in pickles:

@@ -21,8 +21,8 @@ from gguf.constants import (
     PoolingType,
 )
 
-from modelregistry.facts import Attention, Facts, State, Unreadable, gettext_noop
-from modelregistry.regular import open_file
+from modelregistry.facts import MISTAKEN, Attention, Facts, State, Unreadable, gettext_noop
+from modelregistry.regular import mistaken_for, open_file
 
 # Bytes. Headers are 2 to 20 MB, nearly all of it vocabulary; a broken length must not fill the memory.
 LONGEST_HEADER = 64 * 2**20
@@ -59,11 +59,16 @@ WINDOWS = {"llama4": 8192}
 BOTH = frozenset(["falcon-h1"])
 # They read all of an input at once and keep nothing (llama.cpp gives them no memory at all).
 ENCODERS = re.compile(r".*bert.*|gemma-embedding|t5encoder")
+NEWEST_TYPE = 256  # types are counted up, and there are some 40: a larger number is damage
 MARKED_AS_GUESSED = LlamaFileType.GUESSED
 
 
 class _Broken(Exception):
     """The bytes are not what the format says."""
+
+
+class _NewType(Exception):
+    """A type of weights that nobody here knows; but for that the header is sound so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,12 +125,23 @@ def _parts(path: Path) -> list[Path]:
 def _header(path: Path) -> _Header:
     with open_file(path) as file:
         if file.read(4) != b"GGUF":
+            if mistaken := mistaken_for(path):
+                raise Unreadable(MISTAKEN[mistaken], path=path)
             raise Unreadable(gettext_noop("%(path)s is not a GGUF file."), path=path)
         length = path.stat().st_size
         try:
             header = _parse(_Walk(file))
         except EOFError:
             raise Unreadable(gettext_noop("%(path)s is cut off: it ends within its header."), path=path) from None
+        except _NewType as error:
+            raise Unreadable(
+                gettext_noop(
+                    "%(path)s has weights of type %(type)d, which is newer than what is known here. Update Madoguchi "
+                    "and llama.cpp, or take another quantisation."
+                ),
+                path=path,
+                type=error.args[0],
+            ) from None
         except (_Broken, struct.error):
             raise _broken(path) from None
     end = max((header.start + tensor.offset + tensor.size for tensor in header.tensors), default=0)
@@ -240,7 +256,7 @@ def _tensor(walk: _Walk) -> _Tensor:
     try:
         return _Tensor(name, elements, GGMLQuantizationType(kind), offset)
     except ValueError:
-        raise _Broken from None
+        raise (_NewType(kind) if kind < NEWEST_TYPE else _Broken) from None
 
 
 # --- What it means

@@ -1,5 +1,6 @@
 """What is read from a model's files, and which files are refused."""
 
+import io
 import json
 import pickle
 import struct
@@ -13,7 +14,7 @@ from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelregistry import allotment, checkpoint, class_defaults, gguf_file, memory
+from modelregistry import allotment, checkpoint, class_defaults, gguf_file, json_stream, memory
 from modelregistry.engines import Spec
 from modelregistry.model_files import Attention, Facts, Unreadable, read
 from tests import engines
@@ -354,6 +355,69 @@ def test_a_chat_template_may_be_a_file_of_its_own(tmp_path, name):
     assert read("vllm", str(tmp_path)).has_chat_template
 
 
+def test_e7_deepseeks_chats_are_written_out_by_vllm_itself(tmp_path):
+    small_llama(tmp_path, template=False, model_type="deepseek_v32")
+    assert read("vllm", str(tmp_path)).has_chat_template
+
+
+# --- What lies there in a model's place
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4976698672\n"
+PAGE = b"\n<!DOCTYPE html><html><head><title>Sign in</title></head></html>"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize(("found", "said"), [(LFS, "Git LFS"), (PAGE, "a web page")])
+def test_e12_a_pointer_or_a_page_in_a_files_place_is_called_so(tmp_path, name, found, said):
+    small_llama(tmp_path)
+    (tmp_path / name).write_bytes(found)
+    refused = refusal("vllm", tmp_path)
+    assert said in str(refused)
+    assert str(tmp_path / name) in str(refused)
+    (tmp_path / "m.gguf").write_bytes(found)
+    assert said in str(refusal("llama.cpp", tmp_path / "m.gguf"))
+
+
+def test_e12_an_adapter_and_a_cache_folder_are_called_so(tmp_path):
+    lora = tmp_path / "lora"
+    lora.mkdir()
+    (lora / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
+    paper_models.safetensors(lora / "adapter_model.safetensors", {"lora_A": ("BF16", (8, 8))})
+    assert "LoRA adapter" in str(refusal("vllm", lora))
+    snapshot = small_llama(tmp_path / "models--org--name" / "snapshots" / "0123abcd")
+    assert str(snapshot) in str(refusal("vllm", tmp_path / "models--org--name"))
+    assert "no config.json" in str(refusal("vllm", tmp_path))
+
+
+def test_e12_a_type_of_weights_that_is_too_new_is_no_damage(tmp_path):
+    path = gguf(tmp_path / "m.gguf", tensors={"a.weight": ("F32", (256, 256))})
+    whole = path.read_bytes()
+    head = b"a.weight" + struct.pack("<IQQ", 2, 256, 256)
+    assert head in whole
+    for number, said in ((77, "weights of type 77"), (2**31, "is damaged")):
+        path.write_bytes(whole.replace(head + struct.pack("<I", 0), head + struct.pack("<I", number)))
+        assert said in str(refusal("llama.cpp", path))
+
+
+def test_e12_mistrals_own_form_alone_is_a_model(tmp_path):
+    """As of Pixtral and Mistral Small: params.json, consolidated.safetensors, tekken.json."""
+    params = {
+        **{"dim": 5120, "n_layers": 40, "head_dim": 128, "hidden_dim": 32768, "n_heads": 32, "n_kv_heads": 8},
+        **{"vocab_size": 131072, "max_position_embeddings": 131072, "quantization": {"qformat_weight": "fp8_e4m3"}},
+        "vision_encoder": {"hidden_size": 1024},
+    }
+    (tmp_path / "params.json").write_text(json.dumps(params))
+    (tmp_path / "tekken.json").write_text("{}")
+    tensors = {"tok_embeddings.weight": ("BF16", (131072, 5120)), "x": ("F8_E4M3", (1000, 1000))}
+    paper_models.safetensors(tmp_path / "consolidated.safetensors", tensors)
+    facts = read("vllm", str(tmp_path))
+    assert (facts.architecture, facts.task, facts.context) == ("PixtralForConditionalGeneration", "chat", 131072)
+    assert (facts.quantisation, facts.has_chat_template, facts.hidden) == ("FP8", True, 5120)
+    assert facts.attention == (Attention(8, 128, 128),) * 40
+    (tmp_path / "params.json").write_text(json.dumps(params | {"sliding_window": [4096, None]}))
+    assert read("vllm", str(tmp_path)).attention[:2] == (Attention(8, 128, 128, 4096), Attention(8, 128, 128))
+
+
 # --- What is refused of directories
 
 
@@ -389,6 +453,109 @@ def test_a_missing_shard_is_refused_by_its_name(tmp_path, indexed):
         (tmp_path / "model.safetensors.index.json").unlink()
     missing = tmp_path / "model-00002-of-00003.safetensors"
     assert str(refusal("vllm", tmp_path)) == f"A part of the model is missing: {missing}."
+
+
+def kimi_k2(path: Path) -> Path:
+    """Kimi K2 Thinking: a directory with an index as long as the real one, of tensors that are not there."""
+    config = llama_config(model_type="kimi_k2", architectures=["DeepseekV3ForCausalLM"])
+    parts = [f"model-{part:05}-of-00061.safetensors" for part in range(1, 62)]
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config))
+    for part in parts:
+        paper_models.safetensors(path / part, {f"{part}.weight": ("F8_E4M3", (8, 8))})
+    places = ",\n".join(
+        f'    "model.layers.{layer}.mlp.experts.{expert}.{side}_proj.{kind}": "{parts[layer]}"'
+        for layer in range(61)
+        for expert in range(384)
+        for side in ("down", "gate", "up")
+        for kind in ("weight_packed", "weight_scale", "weight_shape")
+    )
+    head = '{\n  "metadata": {\n    "total_size": 1029173249888,\n    "of": {"x": [1]}\n  },\n  "weight_map": {\n'
+    (path / "model.safetensors.index.json").write_text(head + places + "\n  }\n}\n")
+    return path
+
+
+def test_e5_an_index_of_16_mib_and_more_is_walked_through(tmp_path):
+    path = kimi_k2(tmp_path / "kimi")
+    index = path / "model.safetensors.index.json"
+    whole = index.read_bytes()
+    assert len(whole) > checkpoint.LONGEST_JSON
+    began = time.process_time()
+    facts = read("vllm", str(path))
+    assert (facts.files, facts.weight_bytes) == (61, 61 * 64)
+    assert time.process_time() - began < 5  # 0.7 s
+
+
+def test_e5_an_index_that_is_not_whole_is_damaged(tmp_path):
+    config = llama_config()
+    directory(tmp_path, config, paper_models.decoder(config, norms=paper_models.LLAMA_NORMS), shards=3)
+    index = tmp_path / "model.safetensors.index.json"
+    whole = index.read_bytes()
+    for broken in (
+        *(whole[:-1], whole[:-2], whole[: len(whole) // 2], whole + b"x", whole.replace(b":", b";", 9), b"{}"),
+        *(b'{"weight_map": []}', b'{"weight_map": {"a": ""}}', b'{"weight_map": {"a": {"b": {}}}}'),
+    ):
+        index.write_bytes(broken)
+        assert "is damaged" in str(refusal("vllm", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "members"),
+    [
+        ("{}", []),
+        (' { "a" : "b" } ', [("a", "b")]),
+        ('{"a":1,"b":[1, 2],"c":{"d":"}{"},"e":-1.5e3,"f":true}', 5),
+        ('{"a\\"\\u3042":"b\\\\"}', [('a"あ', "b\\")]),
+        ('{"a":"b",}', None),
+        ('{"a":"b" "c":"d"}', None),
+        ('{"a":{"b":{}}}', None),
+        ('{"a":', None),
+        ('{"a":"b"', None),
+        ("[]", None),
+        ("", None),
+        ('{"' + "a" * (json_stream.LONGEST + 2 * json_stream.STEP) + '":1}', None),
+    ],
+)
+def test_e5_members_are_read_one_by_one_or_the_text_is_called_broken(text, members):
+    walk = json_stream.Walk(io.BytesIO(text.encode()), len(text.encode()))
+    if members is None:
+        with pytest.raises(json_stream.Broken):
+            list(walk.members())
+        return
+    found = list(walk.members())
+    assert walk.rest() == b""
+    assert dict(found) == json.loads(text)
+    assert members in (found, len(found))
+
+
+def test_e5_no_more_than_two_steps_are_held_at_a_time():
+    """As Python's objects an index of 20 MB takes 80."""
+
+    class Read(io.BytesIO):
+        largest = held = 0
+
+        def read(self, size=-1):
+            found = super().read(size)
+            self.largest = max(self.largest, len(found))
+            return found
+
+    file = Read(("{" + ",".join(f'"{number}":"{"x" * 80}"' for number in range(50_000)) + "}").encode())
+    walk = json_stream.Walk(file, len(file.getvalue()))
+    for _name in walk.members():
+        file.held = max(file.held, len(walk._data))
+    assert file.largest <= json_stream.STEP + json_stream.LONGEST
+    assert file.held <= json_stream.STEP + 2 * json_stream.LONGEST < len(file.getvalue())
+
+
+@given(st.dictionaries(st.text(), st.text() | st.integers() | st.dictionaries(st.text(), st.text())))
+def test_e5_a_walk_reads_what_json_reads(value):
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, indent=1)):
+        data = text.encode()
+        assert list(json_stream.Walk(io.BytesIO(data), len(data)).members()) == list(value.items())
+        walk = json_stream.Walk(io.BytesIO(data), len(data))
+        for _name in walk.names():
+            walk.skip()
+        assert walk.rest() == b""
 
 
 def test_only_what_the_index_names_is_counted(tmp_path):
