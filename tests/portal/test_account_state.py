@@ -83,9 +83,7 @@ def policy(*value: int) -> tuple[object, ...]:
         (said(ldap.INVALID_CREDENTIALS, ctrls=policy(0x30, 0x03, 0x81, 0x01, 0x02)), errors.PasswordMustChange),
         (said(ldap.INVALID_CREDENTIALS, ctrls=policy(0x30, 0x00)), None),
         (said(ldap.INVALID_CREDENTIALS, "password expired!"), errors.PasswordExpired),  # 389
-        (said(ldap.UNWILLING_TO_PERFORM, "Account inactivated. Contact system administrator."), errors.AccountDisabled),
-        (said(ldap.UNWILLING_TO_PERFORM, "Account (Kerberos principal) is expired"), errors.AccountExpired),
-        (said(ldap.UNWILLING_TO_PERFORM, "unauthenticated bind disallowed"), None),
+        (said(ldap.UNWILLING_TO_PERFORM, "Account inactivated. Contact system administrator."), None),
         (said(ldap.CONSTRAINT_VIOLATION, "Exceed password retry limit. Please try later."), errors.AccountLocked),
         (said(ldap.SERVER_DOWN), None),
         (ldap.INVALID_CREDENTIALS(), None),
@@ -94,6 +92,19 @@ def policy(*value: int) -> tuple[object, ...]:
 def test_d4_why_a_bind_was_refused(error, kind):
     refusal = account_state.refusal(error)
     assert type(refusal) is (kind or type(None))
+
+
+@pytest.mark.parametrize(
+    ("info", "holds"),
+    [
+        ("Account inactivated. Contact system administrator.", True),  # 389
+        ("Account (Kerberos principal) is expired", True),  # FreeIPA
+        ("unauthenticated bind disallowed", False),
+    ],
+)
+def test_d4_what_a_server_tells_before_it_looks_at_the_password(info, holds):
+    assert account_state.is_told_to_anybody(said(ldap.UNWILLING_TO_PERFORM, info)) is holds
+    assert not account_state.is_told_to_anybody(said(ldap.INVALID_CREDENTIALS, info))
 
 
 def test_operators_are_told_what_keeps_somebody_from_signing_in():

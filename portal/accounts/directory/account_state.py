@@ -123,12 +123,18 @@ def refusal(error: ldap.LDAPError) -> AccountRefused | None:
         return PasswordExpired(info) if "password expired" in info.lower() else None
     if isinstance(error, ldap.CONSTRAINT_VIOLATION):  # 389, FreeIPA: "Exceed password retry limit"
         return AccountLocked(info)
-    if isinstance(error, ldap.UNWILLING_TO_PERFORM):
-        if "expired" in info.lower():  # FreeIPA
-            return AccountExpired(info)
-        if "inactivated" in info.lower():  # 389
-            return AccountDisabled(info)
     return None
+
+
+def is_told_to_anybody(error: ldap.LDAPError) -> bool:
+    """Whether a person's bind was refused for the account's sake before the password was looked at.
+
+    389 does so with accounts that are disabled, FreeIPA with those that are expired. Passed on, it would tell whoever
+    types a name that there is such an account.
+    """
+    facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+    info = str(facts.get("info", "")).lower()
+    return isinstance(error, ldap.UNWILLING_TO_PERFORM) and ("inactivated" in info or "expired" in info)
 
 
 def of_policy(controls: Any) -> AccountRefused | None:

@@ -1,6 +1,7 @@
 """Sign-in against the directory, over django-auth-ldap: it finds and binds; what follows from an entry is ours."""
 
 import logging
+from datetime import UTC, datetime
 from typing import Any
 
 import ldap
@@ -11,7 +12,7 @@ from django_auth_ldap.config import LDAPSearch
 
 from portal.accounts.directory import account_state, connection, entries
 from portal.accounts.directory.configuration import Directory, normal
-from portal.accounts.directory.errors import DirectoryError, NotAdmitted, Refused
+from portal.accounts.directory.errors import AccountLocked, DirectoryError, NotAdmitted, Refused
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,16 @@ class Backend(LDAPBackend):  # type: ignore[misc]
             return super().authenticate(request, _as_template_wants(username), password, **kwargs)
         except DirectoryError as error:
             log.warning("Sign-in of %s: %s", username, error)
+            raise
+
+    def authenticate_ldap_user(self, ldap_user: Any, password: str) -> Any:
+        try:
+            return super().authenticate_ldap_user(ldap_user, password)
+        except AccountLocked:
+            # By an administrator: told whatever was typed, and it takes no wrong passwords to come to that.
+            is_found = not ldap_user.settings.USER_DN_TEMPLATE and ldap_user.attrs is not None
+            if is_found and account_state.ended(ldap_user.attrs, datetime.now(UTC)):
+                return None
             raise
 
     def get_or_build_user(self, username: str, ldap_user: Any) -> tuple[Any, bool]:

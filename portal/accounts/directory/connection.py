@@ -62,6 +62,9 @@ class Connection(SimpleLDAPObject):  # type: ignore[misc]
         except ldap.LDAPError as error:
             if refusal := account_state.refusal(error):
                 raise refusal from error
+            if account_state.is_told_to_anybody(error):
+                log.warning("%s is refused: %s", who, our_error(error))
+                raise ldap.INVALID_CREDENTIALS from error
             raise
         if refusal := account_state.of_policy(answer[3]):
             raise refusal  # bound, but only to change the password
