@@ -15,9 +15,9 @@ from typing import Any
 
 from modelregistry import architecture
 from modelregistry.architecture import Config
-from modelregistry.facts import MISTAKEN, Facts, Unreadable, gettext_noop
+from modelregistry.facts import Facts, Unreadable, gettext_noop
 from modelregistry.json_stream import Broken, Walk
-from modelregistry.regular import mistaken_for, open_file
+from modelregistry.regular import open_file
 
 # Bytes. A configuration with a long chat template has 0.1 MB. JSON takes up to 30 times its size when it is read whole,
 # so this much is 500 MB at the worst (measured).
@@ -164,20 +164,6 @@ def _configuration(directory: Path) -> dict[str, Any]:
         return _json(directory / "config.json")
     if (directory / "params.json").is_file() and any(directory.glob(CONSOLIDATED)):
         return architecture.from_mistral(_json(directory / "params.json"))
-    if (directory / "adapter_config.json").is_file():
-        raise Unreadable(
-            gettext_noop(
-                "%(path)s is a LoRA adapter, not a model of its own. Register its base model, and give it the adapter "
-                "in its arguments: --enable-lora --lora-modules name=%(path)s."
-            ),
-            path=directory,
-        )
-    if snapshot := next(iter(sorted(directory.glob("snapshots/*/config.json"))), None):
-        raise Unreadable(
-            gettext_noop("%(path)s is a folder of Hugging Face's cache; the model itself is in %(snapshot)s."),
-            path=directory,
-            snapshot=snapshot.parent,
-        )
     raise Unreadable(gettext_noop("%(path)s has no config.json; it does not hold a model for vLLM."), path=directory)
 
 
@@ -204,8 +190,6 @@ def _object(data: bytes, path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path) -> Unreadable:
-    if mistaken := mistaken_for(path):
-        return Unreadable(MISTAKEN[mistaken], path=path)
     return Unreadable(gettext_noop("%(path)s is damaged: its header makes no sense."), path=path)
 
 

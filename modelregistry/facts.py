@@ -24,17 +24,6 @@ class Unreadable(Exception):
         self.risk = risk
 
 
-# What is said of a file in whose place another thing lies, by `regular.mistaken_for`.
-MISTAKEN = {
-    "git-lfs": gettext_noop(
-        "%(path)s is only a pointer of Git LFS; the file itself was not fetched. Run “git lfs pull” in its directory."
-    ),
-    "html": gettext_noop(
-        "%(path)s is a web page, not a model's file: the download brought an error or a sign-in page. Fetch it again."
-    ),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Attention:
     """What one layer remembers of each token: `kv_heads` × (`key_dim` + `value_dim`) numbers.

@@ -7,7 +7,7 @@ where a walk that keeps only what is asked for takes 0.03 s), and believes every
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,8 +21,8 @@ from gguf.constants import (
     PoolingType,
 )
 
-from modelregistry.facts import MISTAKEN, Attention, Facts, State, Unreadable, gettext_noop
-from modelregistry.regular import mistaken_for, open_file
+from modelregistry.facts import Attention, Facts, State, Unreadable, gettext_noop
+from modelregistry.regular import open_file
 
 # Bytes. Headers are 2 to 20 MB, nearly all of it vocabulary; a broken length must not fill the memory.
 LONGEST_HEADER = 64 * 2**20
@@ -59,29 +59,32 @@ WINDOWS = {"llama4": 8192}
 BOTH = frozenset(["falcon-h1"])
 # They read all of an input at once and keep nothing (llama.cpp gives them no memory at all).
 ENCODERS = re.compile(r".*bert.*|gemma-embedding|t5encoder")
-NEWEST_TYPE = 256  # types are counted up, and there are some 40: a larger number is damage
 MARKED_AS_GUESSED = LlamaFileType.GUESSED
+
+
+# llama.cpp gives new types the next number; a file that says a much higher one is damaged.
+_TYPES: Mapping[int, GGMLQuantizationType] = {kind.value: kind for kind in GGMLQuantizationType}
+HIGHEST_TYPE = 127
 
 
 class _Broken(Exception):
     """The bytes are not what the format says."""
 
 
-class _NewType(Exception):
-    """A type of weights that nobody here knows; but for that the header is sound so far."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Tensor:
+    """`number`: of its type, which may have come into the format after us."""
+
     name: str
     elements: int
-    type: GGMLQuantizationType
+    number: int
     offset: int
+    size: int
 
     @property
-    def size(self) -> int:
-        block, bytes_per_block = GGML_QUANT_SIZES[self.type]
-        return self.elements // block * bytes_per_block
+    def type(self) -> str:
+        known = _TYPES.get(self.number)
+        return known.name if known else f"type {self.number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,23 +128,12 @@ def _parts(path: Path) -> list[Path]:
 def _header(path: Path) -> _Header:
     with open_file(path) as file:
         if file.read(4) != b"GGUF":
-            if mistaken := mistaken_for(path):
-                raise Unreadable(MISTAKEN[mistaken], path=path)
             raise Unreadable(gettext_noop("%(path)s is not a GGUF file."), path=path)
         length = path.stat().st_size
         try:
-            header = _parse(_Walk(file))
+            header = _parse(_Walk(file), length)
         except EOFError:
             raise Unreadable(gettext_noop("%(path)s is cut off: it ends within its header."), path=path) from None
-        except _NewType as error:
-            raise Unreadable(
-                gettext_noop(
-                    "%(path)s has weights of type %(type)d, which is newer than what is known here. Update Madoguchi "
-                    "and llama.cpp, or take another quantisation."
-                ),
-                path=path,
-                type=error.args[0],
-            ) from None
         except (_Broken, struct.error):
             raise _broken(path) from None
     end = max((header.start + tensor.offset + tensor.size for tensor in header.tensors), default=0)
@@ -211,7 +203,8 @@ class _Walk:
             self._at += 8 + size
 
 
-def _parse(walk: _Walk) -> _Header:
+def _parse(walk: _Walk, length: int) -> _Header:
+    """Of a file of so many bytes."""
     if walk.number("<I") not in (2, 3):  # 1 had other lengths and was never in use; a big-endian file reads as huge
         raise _Broken
     tensors, pairs = walk.number("<Q"), walk.number("<Q")
@@ -224,8 +217,17 @@ def _parse(walk: _Walk) -> _Header:
     alignment = values.get(Keys.General.ALIGNMENT, 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise _Broken
-    found = tuple(_tensor(walk) for _ in range(tensors))
-    return _Header(values, found, -(-walk.position // alignment) * alignment)
+    found = [_tensor(walk) for _ in range(tensors)]
+    start = -(-walk.position // alignment) * alignment
+    return _Header(values, tuple(_sized(found, length - start)), start)
+
+
+def _sized(tensors: list[_Tensor], data: int) -> Iterator[_Tensor]:
+    """Those of types that are not known reach as far as the next one, or the end of the file's `data`."""
+    starts = sorted({tensor.offset for tensor in tensors})
+    ends = dict(zip(starts, [*starts[1:], data], strict=True))
+    for tensor in tensors:
+        yield tensor if tensor.number in _TYPES else replace(tensor, size=max(0, ends[tensor.offset] - tensor.offset))
 
 
 def _value(walk: _Walk, kind: int) -> Any:
@@ -253,10 +255,10 @@ def _tensor(walk: _Walk) -> _Tensor:
         raise _Broken
     elements = prod(walk.number("<Q") for _ in range(dimensions))
     kind, offset = walk.number("<I"), walk.number("<Q")
-    try:
-        return _Tensor(name, elements, GGMLQuantizationType(kind), offset)
-    except ValueError:
-        raise (_NewType(kind) if kind < NEWEST_TYPE else _Broken) from None
+    if kind > HIGHEST_TYPE:
+        raise _Broken
+    block, bytes_per_block = GGML_QUANT_SIZES[_TYPES[kind]] if kind in _TYPES else (1, 0)
+    return _Tensor(name, elements, kind, offset, elements // block * bytes_per_block)
 
 
 # --- What it means
@@ -334,7 +336,7 @@ def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
         return names[said]
     elements: dict[str, int] = {}
     for tensor in tensors:
-        elements[tensor.type.name] = elements.get(tensor.type.name, 0) + tensor.elements
+        elements[tensor.type] = elements.get(tensor.type, 0) + tensor.elements
     return max(elements, key=lambda name: elements[name])
 
 

@@ -7,7 +7,7 @@ headers are read, some MB at most: a model of 140 GB takes as long as a small on
 from collections.abc import Collection
 from pathlib import Path
 
-from modelregistry import checkpoint
+from modelregistry import checkpoint, misplaced
 from modelregistry.facts import Attention, Facts, Unreadable, gettext_noop
 
 __all__ = ["Attention", "Facts", "Unreadable", "read"]
@@ -35,6 +35,9 @@ def read(engine: str, path: str, allowed: Collection[str] = ()) -> Facts:
         raise Unreadable(gettext_noop("%(path)s is not an absolute path."), path=path)
     try:
         return _gguf(Path(path)) if engine == "llama.cpp" else _directory(Path(path), allowed)
+    except Unreadable as error:
+        # What it is says more than how it is broken.
+        raise (None if error.risk else misplaced.recognised(engine, Path(path))) or error from None
     except OSError as error:
         raise Unreadable(
             gettext_noop("%(path)s cannot be read: %(reason)s."),

@@ -17,16 +17,3 @@ def open_file(path: Path) -> BinaryIO:
         os.close(descriptor)
         raise OSError(errno.EINVAL, "not a file", str(path))
     return os.fdopen(descriptor, "rb")
-
-
-def mistaken_for(path: Path) -> str:
-    """What lies there in a file's place, by its first bytes: "git-lfs", "html", or "" for neither. Raises OSError.
-
-    What a `git clone` without Git LFS leaves behind is a text of 130 bytes, and what a download without a sign-in
-    brings is a page.
-    """
-    with open_file(path) as file:
-        beginning = file.read(200).lstrip().lower()
-    if beginning.startswith(b"version https://git-lfs"):
-        return "git-lfs"
-    return "html" if beginning.startswith((b"<!doctype html", b"<html")) else ""

@@ -92,11 +92,11 @@ def test_llama_cpp_needs_a_gguf_file(tmp_path, directory):
     other = tmp_path / "notes.txt"
     other.write_text("hello")
     assert refused("m", "--engine=llama.cpp", f"--path={other}") == f"--path: {other} is not a GGUF file."
-    assert "is a directory" in refused("m", "--engine=llama.cpp", f"--path={directory}")
+    assert "holds a model for vLLM" in refused("m", "--engine=llama.cpp", f"--path={directory}")
 
 
 def test_vllm_needs_a_model_directory(tmp_path, gguf):
-    assert "is not a directory" in refused("m", "--engine=vllm", f"--path={gguf}")
+    assert "is a GGUF file" in refused("m", "--engine=vllm", f"--path={gguf}")
     (tmp_path / "empty").mkdir()
     assert "has no config.json" in refused("m", "--engine=vllm", f"--path={tmp_path / 'empty'}")
 

@@ -389,16 +389,6 @@ def test_e12_an_adapter_and_a_cache_folder_are_called_so(tmp_path):
     assert "no config.json" in str(refusal("vllm", tmp_path))
 
 
-def test_e12_a_type_of_weights_that_is_too_new_is_no_damage(tmp_path):
-    path = gguf(tmp_path / "m.gguf", tensors={"a.weight": ("F32", (256, 256))})
-    whole = path.read_bytes()
-    head = b"a.weight" + struct.pack("<IQQ", 2, 256, 256)
-    assert head in whole
-    for number, said in ((77, "weights of type 77"), (2**31, "is damaged")):
-        path.write_bytes(whole.replace(head + struct.pack("<I", 0), head + struct.pack("<I", number)))
-        assert said in str(refusal("llama.cpp", path))
-
-
 def test_e12_mistrals_own_form_alone_is_a_model(tmp_path):
     """As of Pixtral and Mistral Small: params.json, consolidated.safetensors, tekken.json."""
     params = {
