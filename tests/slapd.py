@@ -93,6 +93,8 @@ dbnosync
 index objectClass,uid,member,entryUUID eq
 # Strangers may only prove who they are.
 access to attrs=userPassword by anonymous auth by * none
+# Whoever may read what is below a place may not always read the place itself.
+access to dn.regex="^ou=(people|groups),{suffix}$" by users search by * none
 access to * by users read by * none
 overlay memberof
 # Holds only for who has a pwdPolicySubentry.

@@ -41,7 +41,9 @@ def test_all_is_well(connect, check):
     lines, works = check()
     assert works
     assert any("certificate for 127.0.0.1" in line for line in lines["ok"])
-    assert any(line.startswith(f"{group_dn('sales')} (tenants sales:member): 2 members") for line in lines["ok"])
+    assert any(
+        line.startswith(f"{group_dn('research-leads')} (tenants research:admin): 2 members") for line in lines["ok"]
+    )
     [research] = [line for line in lines["ok"] if line.startswith(f"{group_dn('research')} ")]
     assert "counting those of 1 groups within it" in research
 

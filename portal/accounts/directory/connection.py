@@ -218,6 +218,17 @@ def read(connection: Any, dn: str, attributes: list[str], query: str = "(objectC
     return next((Entry(found, cidict(values)) for found, values in results if found is not None), None)
 
 
+def exists(connection: Any, dn: str) -> bool:
+    """Whether there is such a place, as far as the server tells; we need not be allowed to read it itself."""
+    try:
+        connection.search_s(dn, ldap.SCOPE_BASE, attrlist=["1.1"])
+    except (ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX):
+        return False
+    except ldap.INSUFFICIENT_ACCESS:
+        log.debug("%s may not be read", dn)
+    return True
+
+
 def ranged(directory: Directory, name: str) -> str:
     """How to ask for the first values of an attribute that may have thousands."""
     return f"{name};range=0-{RANGE - 1}" if directory.kind == "activedirectory" else name

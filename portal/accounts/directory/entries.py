@@ -13,7 +13,7 @@ import ldap.filter
 
 from portal.accounts.directory import account_state
 from portal.accounts.directory.configuration import Directory
-from portal.accounts.directory.connection import Connection, Entry, read, search, service_connection
+from portal.accounts.directory.connection import Connection, Entry, exists, read, search, service_connection
 from portal.accounts.directory.errors import Refused
 from portal.accounts.directory.groups import Groups, holders, locate
 from portal.accounts.directory.values import first, first_bytes, guid_filter, guid_text
@@ -58,7 +58,7 @@ def look_up(directory: Directory, ids: Collection[str], remembered: Mapping[str,
     people: dict[str, Person] = {}
     unclear: dict[str, str] = {}
     with service_connection(directory) as connection:
-        if read(connection, directory.user_base, ["1.1"]) is None:
+        if not exists(connection, directory.user_base):
             raise Refused(f"There is no {directory.user_base}, or we may not read it (LDAP_USER_BASE)")
         groups = locate(directory, connection, remembered or {})
         entries: list[Entry] = []

@@ -11,7 +11,7 @@ from ldap.cidict import cidict
 from portal.accounts.directory import account_state
 from portal.accounts.directory.certificates import certificate
 from portal.accounts.directory.configuration import Directory, normal
-from portal.accounts.directory.connection import Connection, Entry, connect_to, read, search, translated
+from portal.accounts.directory.connection import Connection, Entry, connect_to, exists, search, translated
 from portal.accounts.directory.entries import by_name, identity, person_of
 from portal.accounts.directory.errors import DirectoryError, Refused
 from portal.accounts.directory.groups import Group, Groups, Walk, holders, locate, posix_members
@@ -131,7 +131,7 @@ def _no_account(directory: Directory) -> Finding:
 
 
 def _people(directory: Directory, connection: Connection) -> Iterator[Finding]:
-    if read(connection, directory.user_base, ["1.1"]) is None:
+    if not exists(connection, directory.user_base):
         yield Finding(False, f"{directory.user_base}: there is no such place, or our account may not read it")
         return
     entry = _anybody(directory, connection)

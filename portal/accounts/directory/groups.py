@@ -19,6 +19,7 @@ from portal.accounts.directory.connection import (
     Connection,
     Entry,
     all_values,
+    exists,
     ranged,
     read,
     search,
@@ -60,7 +61,7 @@ class Groups:
 
 def locate(directory: Directory, connection: Connection, remembered: Mapping[str, str]) -> Groups:
     """Looks each group up by its DN, else by the id that `remembered` has for that DN. Raises LDAPError and Refused."""
-    if directory.groups and directory.group_base and read(connection, directory.group_base, ["1.1"]) is None:
+    if directory.groups and directory.group_base and not exists(connection, directory.group_base):
         raise Refused(f"There is no {directory.group_base}, or we may not read it (LDAP_GROUP_BASE)")
     found = {}
     for configured in directory.groups:
