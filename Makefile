@@ -26,7 +26,7 @@ demo-data: setup
 	@.venv/bin/python manage.py demodata
 
 test: test-setup check
-	.venv/bin/pytest -n auto --dist loadfile
+	.venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
 
 test-setup:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py test

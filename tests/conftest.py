@@ -1,6 +1,7 @@
 """The cast: Alice owns, Bob is admin of her tenant, Charlie is an outsider, Olivia operates."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,31 @@ from django.utils import translation
 from portal.accounts.models import Membership, Tenant, User
 from tests.slapd import directory  # noqa: F401 - a fixture
 from tests.translations import japanese  # noqa: F401 - for every test: with and without it texts would differ
+
+# Files that take minutes, the longest first: begun last, one of them would run alone beside an idle core.
+LONG = (
+    "modelregistry/test_vllm_life.py",
+    "chaos/test_chaos.py",
+    "apiproxy/test_workers.py",
+    "modelregistry/test_real_engine.py",
+    "modelregistry/test_supervisor.py",
+    "apiproxy/test_vllm.py",
+    "apiproxy/test_vllm_pooling.py",
+    "modelregistry/test_supervisor_tells.py",
+    "portal/test_api_fuzz.py",
+    "apiproxy/test_neighbours.py",
+    "browser/test_operations.py",
+    "apiproxy/test_reconcile.py",
+    "browser/test_every_page.py",
+    "modelregistry/test_engine_environments.py",
+    "browser/test_days.py",
+    "test_fuzz.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {str(Path(__file__).parent / name): rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(str(item.path), len(LONG)))
 
 
 @pytest.fixture(autouse=True)

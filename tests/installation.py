@@ -1,12 +1,16 @@
 """A whole Madoguchi as operators start it: `manage.py up` in a directory of its own, with real engines."""
 
+import atexit
 import contextlib
+import functools
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,14 +157,37 @@ class Installation:
         return pid
 
 
+def prepare(installation: Installation) -> None:
+    installation.manage("migrate", "--verbosity", "0")
+    installation.manage("collectstatic", "--noinput", "--verbosity", "0")
+
+
+@functools.cache
+def prepared() -> Path:
+    """A state directory with a migrated SQLite database and static files: 7 s of CPU, once for a process of tests."""
+    root = Path(tempfile.mkdtemp(prefix="madoguchi-prepared-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    prepare(Installation(root / "var", 0, {**os.environ, "MADOGUCHI_VAR": str(root / "var")}))
+    return root / "var"
+
+
 @contextlib.contextmanager
-def installed(var: Path, **env: str) -> Iterator[Installation]:
-    """Migrated, not started; on leaving everything of it is ended."""
+def installed(var: Path, *, fresh: bool = False, **env: str) -> Iterator[Installation]:
+    """Migrated, not started; on leaving everything of it is ended.
+
+    `fresh`: by the commands that operators run, not as a copy of what they made for another test.
+    """
     port = unused_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LDAP_", "DJANGO_", "REDIS_"))}
     installation = Installation(var, port, {**kept, "MADOGUCHI_VAR": str(var), **env})
-    installation.manage("migrate", "--verbosity", "0")
-    installation.manage("collectstatic", "--noinput", "--verbosity", "0")
+    if fresh:
+        prepare(installation)
+    elif "DATABASE_URL" in env:
+        shutil.copytree(prepared() / "static", var / "static")
+        installation.manage("migrate", "--verbosity", "0")
+    else:
+        # Keys of an installation are its own: it makes them when it starts.
+        shutil.copytree(prepared(), var, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*secret*"))
     try:
         yield installation
     finally:

@@ -330,7 +330,7 @@ def test_an_engine_without_its_shim_is_replaced(site):
     site.model("m", "worker")
     before = site.reaches("ready")
     run = site.run_of(before)
-    assert len(process.remains(run)) == 3  # with what reads its log
+    assert len(process.remains(run)) == 2
     os.kill(run.shim.pid, signal.SIGKILL)
     down = until(lambda: (row := site.replica()).state == "backoff" and row.pid is None and row)
     assert down.detail.startswith("its shim was killed")
@@ -353,7 +353,7 @@ def test_stop_engines_leaves_no_process(site):
     site.model("m", "worker", replicas=2)
     site.reaches("ready")
     site.reaches("ready", number=1)
-    assert len(site.living()) == 8  # of each a shim, a front, a worker and what reads its log
+    assert len(site.living()) == 6  # of each a shim, a front and a worker
     supervisor.send_signal(signal.SIGTERM)
     assert supervisor.wait(15) == 0
     assert site.living() == []

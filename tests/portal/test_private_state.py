@@ -56,7 +56,7 @@ def test_o6_another_account_reads_nothing_of_a_running_installation(open_place):
     old.touch(mode=0o644)
     control = open_place / "control"
     control.touch(mode=0o644)
-    with installed(var) as installation:
+    with installed(var, fresh=True) as installation:
         installation.start()
         paths = everything(var)
         assert {"madoguchi.sqlite3", "madoguchi.sqlite3-wal", "secret-key", "spool", "static"} <= {
