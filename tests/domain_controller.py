@@ -173,7 +173,7 @@ class Domain:
         finally:
             connection.unbind_s()
 
-    def hire(self, name: str, *groups: str, **attributes: str | int) -> str:
+    def hire(self, name: str, *groups: str, **attributes: Any) -> str:
         """A new person in these groups; the password is "password of <name>". Ends with `dismiss`."""
         with self.as_admin() as admin:
             add_person(admin, name, "", name.title(), **attributes)
@@ -181,7 +181,7 @@ class Domain:
                 admin.modify_s(group_dn(group), [(ldap.MOD_ADD, "member", person_dn(name).encode())])
         return name
 
-    def change(self, dn: str, **attributes: str | int | list[bytes]) -> None:
+    def change(self, dn: str, **attributes: Any) -> None:
         """Sets attributes of a person or a group."""
         with self.as_admin() as admin:
             admin.modify_s(dn, [(ldap.MOD_REPLACE, name, _values(value)) for name, value in attributes.items()])
@@ -206,9 +206,7 @@ class Domain:
             admin.rename_s(dn, rdn, superior)
 
 
-def add_person(
-    admin: ldap.ldapobject.SimpleLDAPObject, name: str, given: str, surname: str, **attributes: str | int
-) -> None:
+def add_person(admin: ldap.ldapobject.SimpleLDAPObject, name: str, given: str, surname: str, **attributes: Any) -> None:
     entry: dict[str, Any] = {
         "objectClass": [b"user"],
         "sAMAccountName": name,

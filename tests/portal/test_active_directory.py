@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from axes.models import AccessAttempt
@@ -43,7 +44,7 @@ def recruit(domain) -> Iterator[Callable[..., str]]:
     """Hires somebody, gives the name, and dismisses them at the end."""
     hired = []
 
-    def recruit(name: str, *groups: str, **attributes: str | int) -> str:
+    def recruit(name: str, *groups: str, **attributes: Any) -> str:
         hired.append(name)
         return domain.hire(name, *groups, **attributes)
 
@@ -134,6 +135,7 @@ STATES = [
     (company.AccountExpired, {"accountExpires": EXPIRED}),
     (company.AccountDisabled, {"userAccountControl": DISABLED}),
     (company.PasswordMustChange, {"pwdLastSet": 0}),
+    (company.SignInRestricted, {"logonHours": [bytes(21)]}),  # at no hour of the week
 ]
 
 
@@ -319,3 +321,18 @@ class TestChangedGroups:
             call_command("syncdirectory")
         user.refresh_from_db()
         assert not user.is_active
+
+
+def test_checkdirectory_tells_a_person_s_way_to_a_role(connect_domain, recruit, capsys):
+    users = f"CN=Domain Users,CN=Users,{SUFFIX}".lower()
+    connect_domain(LDAP_GROUP_TENANTS=json.dumps({**TENANTS, users: "everybody"}))
+    call_command("checkdirectory", "CORP\\tanaka")
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    research = group_dn("Research").lower()
+    way = f"person → {group_dn('Research Lab').lower()} → {research}"
+    assert f"ok    in {research} (tenants research:member): {way}" in lines
+    assert f"ok    in {users} (tenants everybody:member): person → {users}" in lines
+    assert any("whose primary group it is" in line for line in lines)
+    with pytest.raises(CommandError):
+        call_command("checkdirectory", recruit("ishii", accountExpires=EXPIRED))
+    assert [line for line in capsys.readouterr().out.splitlines() if "FAIL" in line and "expired" in line]
