@@ -100,6 +100,9 @@ class TestSignIn:
         recruit("mallory", mail="suzuki@corp.example.com")
         assert door.enter("suzuki@corp.example.com", "password of suzuki").username == "suzuki"
         assert door.enter("suzuki@corp.example.com", "password of mallory") is None
+        recruit("ono", userPrincipalName="h.ono@brand.example")
+        recruit("trudy", mail="ono@corp.example.com")
+        assert door.enter("ono@corp.example.com", "password of ono").username == "ono"
 
     def test_d4_the_forms_of_a_name_share_their_attempts(self, connect_domain, door, recruit):
         connect_domain()
