@@ -60,7 +60,7 @@ def test_g15_large_events_of_one_answer_leave_the_loop_to_others(llama):
     refused = hungry.result()
     assert (refused.status_code, code(refused)) == (400, "answer_too_large")
     assert refused.headers["x-should-retry"] == "false"
-    assert max(waits) < 1.5
+    assert max(waits) < 4  # 1.2 s on a busy machine
     until(lambda: llama.engine.seen()["running"] == 0)
     assert llama.usage()[0].status == "failed"
     until(lambda: llama.application._gateway.budget.held == 0)

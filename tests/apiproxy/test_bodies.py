@@ -1,9 +1,11 @@
 """Bodies of calls on their way in: bounded for each key and for all, counted from the head, ended when they rest."""
 
+import concurrent.futures
 import contextlib
 import gzip
 import json
 import socket
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -13,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiproxy import bodies, coding
+from apiproxy import bodies, coding, protocol
 from apiproxy.coding import decoding
 from apiproxy.errors import BadRequest, UnknownCoding
+from apiproxy.gateway import LARGE
 from portal.keys.issuing import issue
 from portal.metering.models import Quota
 from tests.engine import ANSWER, SSE
@@ -287,3 +290,21 @@ def test_t3_a_chunked_body_over_the_bound_is_refused_while_it_comes(counter, set
         assert refused.status_code == 413
     assert counter.engine.seen()["requests"] == []
     assert counter.application.budget.held == 0
+
+
+def test_g15_a_large_body_is_read_while_the_gateway_answers_others(counter, monkeypatch):
+    reading, others = threading.Event(), threading.Event()
+
+    def parse(body: bytes) -> protocol.Call:
+        reading.set()
+        assert others.wait(30)
+        return parsed(body)
+
+    parsed = protocol.parse
+    monkeypatch.setattr(protocol, "parse", parse)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        large = pool.submit(counter.chat, filler="x" * LARGE)
+        assert reading.wait(30)
+        assert counter.client.get("/v1/models").status_code == 200
+        others.set()
+        assert large.result().status_code == 200

@@ -257,6 +257,31 @@ def test_what_json_takes_and_a_faster_reader_refuses_is_read_all_the_same():
     assert b"18446744073709551617" in protocol.upstream_body(exact, CHAT, "n", force_stream=False)
 
 
+def test_what_is_changed_stands_behind_what_came_and_counts():
+    """Of two members of a name vLLM and llama.cpp take the last."""
+    body = b'{"model":"m","stream_options":null,"stream":true} \n'
+    call = protocol.parse(body)
+    sent = protocol.upstream_body(call, CHAT, "other", force_stream=False)
+    assert sent.startswith(body.rstrip()[:-1])
+    told = json.loads(sent)
+    assert told == {"model": "other", "stream": True, "stream_options": {"include_usage": True}}
+
+
+def test_g15_a_large_body_is_written_anew_by_the_quick_writer(monkeypatch):
+    body = json.dumps({"model": "m", "priority": 7, "prompt": list(range(20_000))}).encode()
+    monkeypatch.setattr(protocol, "decoded_exactly", lambda body: pytest.fail("takes ten times as long"))
+    call = protocol.parse(body)
+    call.lighten()
+    told = json.loads(protocol.upstream_body(call, ENDPOINTS["/v1/completions"], "m", force_stream=False))
+    assert told == {"model": "m", "prompt": list(range(20_000))}
+
+
+def test_g15_many_numbers_that_only_the_slow_reader_takes_are_refused():
+    body = b'{"model":"m","x":NaN,"prompt":[' + b",".join([b"1"] * 700_000) + b"]}"
+    with pytest.raises(BadRequest):
+        protocol.parse(body)
+
+
 @pytest.mark.parametrize("depth", [900, 1010, 5000, 100_000])
 def test_json_nested_however_deep_is_read_or_refused(depth):
     body = b'{"model":"m","a":' + b"[" * depth + b"]" * depth + b"}"
