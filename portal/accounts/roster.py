@@ -183,13 +183,13 @@ def _differs(user: User, person: Person) -> bool:
 
 
 def may_stay(user: User, person: Person | None, found: Findings) -> bool:
-    """Whether somebody keeps what they have here: not who is gone, whose account has ended, or who lost the group.
+    """Whether somebody keeps what they have here: not who is gone, lost the group, or whose account ended or lapsed.
 
     What is not known (an entry that cannot be used, a group that was not found) takes nothing from anybody.
     """
     if person is None:
         return user.directory_id in found.unclear
-    return not person.ended and person.is_admitted is not False
+    return not person.ended and not person.has_lapsed and person.is_admitted is not False
 
 
 def _as_is(user: User, person: Person | None) -> Person | None:

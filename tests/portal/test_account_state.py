@@ -50,6 +50,33 @@ def test_d1_when_an_account_has_come_to_an_end(attributes, why):
     assert account_state.ended(attributes, NOW) == why
 
 
+@pytest.mark.parametrize(
+    ("attributes", "holds"),
+    [
+        ({}, False),
+        ({"pwdAccountLockedTime": [b"20261031120000Z"]}, False),  # 29 days
+        ({"pwdAccountLockedTime": [b"20261030120000Z"]}, True),
+        ({"msDS-UserPasswordExpiryTimeComputed": [windows(NOW - timedelta(days=29))]}, False),
+        ({"msDS-UserPasswordExpiryTimeComputed": [windows(NOW - timedelta(days=30))]}, True),
+        ({"msDS-UserPasswordExpiryTimeComputed": [b"9223372036854775807"]}, False),
+        ({"msDS-UserPasswordExpiryTimeComputed": [b"0"]}, False),
+        ({"lockoutTime": [windows(NOW - timedelta(days=40))]}, False),  # the lock has passed
+        (
+            {
+                "lockoutTime": [windows(NOW - timedelta(days=40))],
+                "msDS-User-Account-Control-Computed": [b"16"],
+            },
+            True,
+        ),
+        ({"pwdLastSet": [b"0"], "whenChanged": [b"20261128120000.0Z"]}, False),
+        ({"pwdLastSet": [b"0"], "whenChanged": [b"20261001120000.0Z"]}, True),
+        ({"pwdLastSet": [b"1"], "whenChanged": [b"20261001120000.0Z"]}, False),
+    ],
+)
+def test_d1_whose_password_is_not_set_right_for_long_has_left(attributes, holds):
+    assert account_state.has_lapsed(attributes, NOW) is holds
+
+
 def said(kind: type[ldap.LDAPError], info: str = "", ctrls: tuple[object, ...] = ()) -> ldap.LDAPError:
     return kind({"result": 49, "desc": "…", "info": info, "ctrls": list(ctrls)})
 

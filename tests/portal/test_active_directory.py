@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import time_machine
 from axes.models import AccessAttempt
 from django.core.management import CommandError, call_command
 
@@ -186,11 +188,18 @@ class TestStates:
         call_command("syncdirectory")
         assert ApiKey.objects.usable().filter(user=user).exists()
 
-    def test_d1_a_password_that_must_be_changed_stops_no_keys(self, connect_domain, domain, door, recruit):
+    def test_d1_a_password_that_must_be_changed_stops_keys_after_a_while(self, connect_domain, domain, door, recruit):
         connect_domain()
+        assert door.enter("suzuki", "password of suzuki")  # one of two may go without --force
         user = with_a_key(door.enter(recruit("fujita", "Research"), "password of fujita"))
         domain.change(person_dn("fujita"), pwdLastSet=0)
         call_command("syncdirectory")
+        assert ApiKey.objects.usable().filter(user=user).exists()
+        with time_machine.travel(datetime.now(UTC) + timedelta(days=31)):
+            call_command("syncdirectory")
+        assert not ApiKey.objects.usable().filter(user=user).exists()
+        domain.change(person_dn("fujita"), pwdLastSet=-1)  # as if it had been changed now
+        assert door.enter("fujita", "password of fujita") == user
         assert ApiKey.objects.usable().filter(user=user).exists()
 
 

@@ -172,6 +172,22 @@ class TestGroups:
             call_command("syncdirectory")
         assert places(user) == {"sales": "admin"}
 
+    def test_d2_what_is_gone_again_is_told_again(self, connect, door, olivia, directory):
+        connect()
+        elsewhere = f"ou=posix,{SUFFIX}"
+        assert door.enter("charlie", "password of charlie")
+        for _ in range(2):
+            with directory.as_root() as root:
+                root.rename_s(group_dn("sales"), "cn=sales", elsewhere)
+            try:
+                with pytest.raises(CommandError):
+                    call_command("syncdirectory")
+            finally:
+                with directory.as_root() as root:
+                    root.rename_s(f"cn=sales,{elsewhere}", "cn=sales", GROUP_BASE)
+            call_command("syncdirectory")
+        assert Notice.objects.filter(kind="directory-group", facts__problem="missing").count() == 2
+
     def test_the_page_names_groups_that_are_not_where_they_should_be(self, connect, door, olivia, renamed, client):
         connect()
         assert door.enter("charlie", "password of charlie")

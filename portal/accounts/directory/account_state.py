@@ -3,9 +3,10 @@
 Two sources. An entry's attributes say whether the account has come to an end, which also ends what the person has here.
 The answer to a person's own bind says why it was refused.
 
-Only what ends an account ends the keys: being disabled, expired, or locked by an administrator. A password that is too
-old or must be changed, and a lock after wrong passwords, stop nothing but the sign-in: else anybody could stop
-somebody's keys by typing wrong passwords, and a company that has all passwords changed would stop everybody's.
+What ends an account ends the keys at once: being disabled, expired, or locked by an administrator. A password that is
+too old or must be changed, and a lock after wrong passwords, stop no more than the sign-in for the first PATIENCE: else
+anybody could stop somebody's keys by typing wrong passwords, and a company that has all passwords changed would stop
+everybody's. But where nobody has set that right for so long, the person has left.
 """
 
 import re
@@ -33,7 +34,10 @@ ATTRIBUTES = {
         "userAccountControl",
         "accountExpires",
         "pwdLastSet",
+        "lockoutTime",
+        "whenChanged",
         "msDS-User-Account-Control-Computed",
+        "msDS-UserPasswordExpiryTimeComputed",
     ),
     "openldap": (
         "pwdAccountLockedTime",  # OpenLDAP's password policy, draft-behera-ldap-password-policy 5.3.3
@@ -46,6 +50,7 @@ ATTRIBUTES = {
         "shadowExpire",  # RFC 2307: days since 1970
     ),
 }
+PATIENCE = timedelta(days=30)
 DISABLED, LOCKED, PASSWORD_EXPIRED = 0x2, 0x10, 0x800000  # userAccountControl, [MS-ADTS] 2.2.16
 LOCKED_FOR_GOOD = "000001010000Z"  # of pwdAccountLockedTime: by an administrator
 WINDOWS_EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
@@ -95,11 +100,25 @@ def ended(attributes: Mapping[str, Any], now: datetime) -> str:
     return "expired" if any(end is not None and end <= now for end in ends) else ""
 
 
+def has_lapsed(attributes: Mapping[str, Any], now: datetime) -> bool:
+    """Whether nobody could sign in for PATIENCE, because of a lock or the password.
+
+    OpenLDAP keeps the time of a lock that has passed until the next sign-in, so there it may be only that nobody tried.
+    """
+    since = [generalized_time(_text(attributes, "pwdAccountLockedTime"))]
+    since.append(_windows_time(_number(attributes, "msDS-UserPasswordExpiryTimeComputed")))
+    if _number(attributes, "msDS-User-Account-Control-Computed") & LOCKED:
+        since.append(_windows_time(_number(attributes, "lockoutTime")))
+    if _must_change(attributes):  # at least since the entry was changed last
+        since.append(generalized_time(_text(attributes, "whenChanged")))
+    return any(at is not None and at + PATIENCE <= now for at in since)
+
+
 def remarks(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     """What keeps the person from signing in for now, for operators."""
     computed = _number(attributes, "msDS-User-Account-Control-Computed")
     locked = _text(attributes, "pwdAccountLockedTime")
-    must_change = "pwdLastSet" in attributes and _text(attributes, "pwdLastSet") == "0"
+    must_change = _must_change(attributes)
     found = {
         "locked after wrong passwords": computed & LOCKED or (locked and locked != LOCKED_FOR_GOOD),
         "the password has expired": computed & PASSWORD_EXPIRED and not must_change,
@@ -158,6 +177,11 @@ def generalized_time(text: str) -> datetime | None:
         )
     except ValueError:
         return None
+
+
+def _must_change(attributes: Mapping[str, Any]) -> bool:
+    """Of Active Directory: "User must change password at next logon"."""
+    return _text(attributes, "pwdLastSet") == "0"
 
 
 def _windows_time(value: int) -> datetime | None:

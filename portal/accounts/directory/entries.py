@@ -36,6 +36,7 @@ class Person:
     is_operator: bool | None  # None: the directory does not decide it, or its group was not found
     is_admitted: bool | None  # None: the group that may sign in was not found
     ended: str = ""  # why the account has come to an end, a key of account_state.ENDED
+    has_lapsed: bool = False  # for 30 days nobody could sign in as them, because of a lock or the password
     undecided: frozenset[str] = frozenset()  # tenants of which a group was not found: `roles` may lack some of them
 
 
@@ -145,7 +146,7 @@ def person_of(directory: Directory, entry: Entry, held: Collection[str], groups:
 
     Raises Refused for an entry without a name or an id, or with one that is longer than our columns.
     """
-    attributes = entry.attributes
+    attributes, now = entry.attributes, datetime.now(UTC)
     username = unicodedata.normalize("NFKC", first(attributes, directory.username_attribute)).strip().lower()
     id = identity(directory, attributes)
     for value, most, variable in (
@@ -165,7 +166,8 @@ def person_of(directory: Directory, entry: Entry, held: Collection[str], groups:
         roles=directory.roles(held),
         is_operator=_holds(directory.operator_group, held, groups) if directory.operator_group else None,
         is_admitted=_holds(directory.required_group, held, groups) if directory.required_group else True,
-        ended=account_state.ended(attributes, datetime.now(UTC)),
+        ended=account_state.ended(attributes, now),
+        has_lapsed=account_state.has_lapsed(attributes, now),
         undecided=groups.undecided_tenants(directory),
     )
 

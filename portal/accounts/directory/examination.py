@@ -240,7 +240,8 @@ def _person(
     if person.ended:
         yield Finding(False, f"the account is {person.ended} there: no sign-in, and keys stop with the next sync")
     for remark in account_state.remarks(entry.attributes):
-        yield Finding(False, f"{remark}: no sign-in until then; keys go on working")
+        keys = "keys stop with the next sync" if person.has_lapsed else "keys go on working for 30 days"
+        yield Finding(False, f"{remark}: no sign-in until that is set right; {keys}")
     yield _admission(directory, person.is_admitted)
     walk = Walk(directory, connection, [normal(entry.dn)])
     for configured in directory.groups:
