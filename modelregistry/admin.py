@@ -59,7 +59,7 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
     inlines = (ReplicaInline,)
     fieldsets: ClassVar = (
         (None, {"fields": ("name", "description_ja", "description_en", "task", "enabled", "retires_on")}),
-        (_("Engine"), {"fields": ("engine", "launcher", "path", "host", "args", "allowed_risks")}),
+        (_("Engine"), {"fields": ("engine", "launcher", "engine_version", "path", "host", "args", "allowed_risks")}),
         (_("Size"), {"fields": ("replicas", "context", "slots", "idle_after")}),
         (_("Memory"), {"fields": ("gpus", "tensor_parallel", "overcommit")}),
         (

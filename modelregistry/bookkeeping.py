@@ -18,6 +18,7 @@ from django.utils import timezone
 
 from modelregistry import allotment, lease, process, rows
 from modelregistry.charge import Charge
+from modelregistry.engine_trials import Trial
 from modelregistry.hands import Hands
 from modelregistry.launching import House
 from modelregistry.lease import HeldElsewhere, Lease
@@ -56,6 +57,8 @@ class Bookkeeping:
         self.host: rows.HostRow
         self.report: Report | None = None
         self.measurements: list[Measured] = []  # by this and earlier supervisors
+        self.trials: dict[int, list[Trial]] = {}  # of engines' versions, by the model's id; the oldest first
+        self.untold: list[tuple[int, Trial]] = []  # not written yet
         self.reported_at: datetime | None = None
         self.readings: dict[int, Reading] = {}  # not written yet
         self.lease = Lease(house.claim, clock)
@@ -77,6 +80,7 @@ class Bookkeeping:
                     self.orders = await self.books.do(rows.orders, self.host.id)
                     known = await self.books.do(rows.replicas, self.host.id)
                     self.measurements = await self.books.do(rows.measurements)
+                    self.trials = await self.books.do(rows.trials, self.host.id)
                     self._answered()
                     return known
             except Error as error:
@@ -113,12 +117,23 @@ class Bookkeeping:
             await self.books.do(rows.read, model_id, reading)
             if self.readings.get(model_id) is reading:
                 del self.readings[model_id]
+        while self.untold:
+            await self.books.do(rows.tried, self.host.id, *self.untold[0])
+            del self.untold[0]
         await self._show_logs()
         asked_at = timezone.now()
         self.orders = await self.books.do(rows.orders, self.host.id)
         for model_id in self._fulfilled():
             await self.books.do(rows.granted, model_id, asked_at)
         self.heard()
+
+    def tried(self, model_id: int, trial: Trial) -> None:
+        """What became of a version; known at once, written at the next exchange."""
+        known = self.trials.setdefault(model_id, [])
+        known[:] = [one for one in known if (one.launcher, one.version) != (trial.launcher, trial.version)]
+        known.append(trial)
+        self.untold.append((model_id, trial))
+        self.changed.set()
 
     async def last_exchange(self) -> None:
         """If the database answers; the engines do not wait for it."""

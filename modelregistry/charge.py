@@ -11,6 +11,7 @@ from django.utils import timezone
 
 from modelregistry import engines, plan, probe, process
 from modelregistry.allotment import Allotment, Tenant
+from modelregistry.engine_trials import Choice
 from modelregistry.launching import Label
 from modelregistry.memory import Prediction
 from modelregistry.plan import Key, Observed, State
@@ -46,6 +47,10 @@ class Charge:
     launcher: str = ""
     slots: int | None = None
     version: str = ""  # of the engine, as it tells
+    installed: str = ""  # the version of ours that it was started from, "": a program that operators named
+    stamp: str = ""
+    trial: bool = False  # this start has to prove that version
+    instead: str = ""  # what is taken if it does not
 
     allotment: Allotment | None = None  # its part of the host's memory
     needed: Prediction | None = None  # what it was refused for want of
@@ -172,7 +177,8 @@ class Charge:
         """It is to be started, from now on as this order says."""
         if order.fingerprint() != self.fingerprint:
             self.crashes = self.futile = 0
-        self.version = ""
+        self.version = self.installed = self.stamp = self.instead = ""
+        self.trial = False
         self.order, self.fingerprint, self.then = order, order.fingerprint(), State.STOPPED
         self.over()
         self.looked_at = 0.0
@@ -187,6 +193,8 @@ class Charge:
         self.launcher, self.slots = label.launcher, label.slots
         self.allotment, self.peak = label.allotted, 0
         self.fingerprint = label.fingerprint
+        self.installed, self.stamp = label.installed, label.stamp
+        self.trial, self.instead = label.trial, label.instead
         self.since = self.active_at = self.told_at = self.worked_at = now
 
     def answered(self, seen: probe.Look, now: float) -> None:
@@ -209,6 +217,12 @@ class Charge:
         self.retry_at = now + pause
         self.enter(state, now, detail)
         self.cause = cause
+
+    def chosen(self, choice: Choice) -> None:
+        """With what it is started now."""
+        self.launcher = choice.installed.launcher
+        self.installed, self.stamp = choice.installed.version, choice.installed.stamp
+        self.trial, self.instead = choice.trial, choice.instead
 
     def refused(self, now: float, detail: str, need: Prediction | None) -> None:
         """There is no room for it. Nothing crashed, so nothing is counted; looked at again soon, as others may go."""

@@ -66,7 +66,9 @@ def of_host(
         launcher = engines.choose(spec, found)
     except engines.NoLauncher:
         return spec.launcher, None
-    return launcher, (ask if asking else of)(launcher, found[launcher], cache)
+    pinned = [one.program for one in engines.installed(launcher, cache) if one.version == spec.version]
+    program = pinned[0] if pinned else found[launcher]
+    return launcher, (ask if asking else of)(launcher, program, cache)
 
 
 @lru_cache(maxsize=16)

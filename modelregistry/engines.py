@@ -17,6 +17,7 @@ from pathlib import Path
 
 from modelregistry import engine_arguments
 from modelregistry.engine_arguments import Arguments
+from modelregistry.engine_trials import Installed
 
 # In the order in which they are taken when nobody says which: a host's own build knows its GPU; the wheel runs on
 # any CPU; llama-cpp-python serves one request at a time.
@@ -58,6 +59,7 @@ class Spec:
     overcommit: bool = False
     allowed_risks: tuple[str, ...] = ()
     generation: int = 0  # of restarts that operators asked for
+    version: str = ""  # of the engine, to which it is pinned; empty: the newest that has proven itself
 
     def arguments(self, launcher: str) -> Arguments:
         """What the operator said more, as this launcher reads it."""
@@ -69,7 +71,10 @@ class Spec:
 
     def fingerprint(self) -> str:
         """Changes exactly when a running engine no longer is what is wanted."""
-        return sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        values = asdict(self)
+        if not self.version:
+            del values["version"]  # came later: what runs since before is still what is wanted
+        return sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,16 +195,37 @@ def _told(command: str) -> tuple[str, ...]:
 
 
 def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
+    return next((one.program for one in installed(launcher, cache)), ())
+
+
+def installed(launcher: str, cache: Path) -> list[Installed]:
+    """The versions of it that we installed, the newest first. Looks at the disk."""
     program = launcher if launcher == "llama-server" else "python"
-    installed = [path for path in cache.glob(f"engines/{launcher}-[0-9]*/bin/{program}") if path.exists()]
-    if not installed:
-        return ()
-    return program_of(launcher, max(installed, key=_version))
+    found = [path for path in cache.glob(f"engines/{launcher}-[0-9]*/bin/{program}") if path.exists()]
+    return [
+        Installed(
+            launcher=launcher,
+            version=path.parts[-3].removeprefix(f"{launcher}-"),
+            stamp=_stamp(path),
+            program=program_of(launcher, path),
+        )
+        for path in sorted(found, key=_version, reverse=True)
+    ]
 
 
-def program_of(launcher: str, installed: Path) -> tuple[str, ...]:
+def all_installed(cache: Path) -> list[Installed]:
+    return [one for launcher in LAUNCHERS for one in installed(launcher, cache)]
+
+
+def _stamp(program: Path) -> str:
+    """Changes when it is installed anew: an installation appears by one rename of what was made for it."""
+    directory = os.stat(program.parents[1])
+    return f"{directory.st_ino} {directory.st_mtime_ns}"
+
+
+def program_of(launcher: str, path: Path) -> tuple[str, ...]:
     """What is executed of an installation of ours: its server, or its Python."""
-    return (str(installed), *(VLLM_MODULE if launcher == "vllm" else ()))
+    return (str(path), *(VLLM_MODULE if launcher == "vllm" else ()))
 
 
 def _version(program: Path) -> tuple[bool, list[int]]:

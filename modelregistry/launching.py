@@ -9,8 +9,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modelregistry import advice, allotment, engine_parsers, engines, gpus, process, refusals, registering
+from modelregistry import (
+    advice,
+    allotment,
+    engine_parsers,
+    engine_trials,
+    engines,
+    gpus,
+    process,
+    refusals,
+    registering,
+)
 from modelregistry.allotment import Allotment, Tenant
+from modelregistry.engine_trials import Choice, NoVersion, Trial
 from modelregistry.engines import Place, Spec
 from modelregistry.gpus import Device
 from modelregistry.memory import Measured, Prediction
@@ -70,6 +81,10 @@ class Label:
     url: str
     api_key: str
     allotment: Mapping[str, Any] | None = None
+    installed: str = ""  # the version of ours that it was started from; "": a program that operators named
+    stamp: str = ""
+    trial: bool = False
+    instead: str = ""
 
     @property
     def allotted(self) -> Allotment | None:
@@ -88,9 +103,44 @@ def label_of(run: Run) -> Label:
     return Label(**{name: value for name, value in run.label.items() if name in Label.__dataclass_fields__})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What a replica is started with. `choice`: among our installations; None: a program that operators named."""
+
+    launcher: str
+    program: tuple[str, ...]
+    choice: Choice | None = None
+
+
+def engine_for(house: House, spec: Spec, *, trials: Iterable[Trial] = (), tried_now: Collection[str] = ()) -> Engine:
+    """The engine for a model that can be read. Looks at the disk. Raises CannotLaunch.
+
+    `trials`: what is known of versions with this model; `tried_now`: those that its other replicas are trying.
+    """
+    if fault := registering.path_fault(spec.engine, spec.path, spec.allowed_risks):
+        raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
+    found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
+    try:
+        launcher = engines.choose(spec, found)
+    except engines.NoLauncher as error:
+        raise CannotLaunch(str(error), "no-engine") from error
+    installed = engines.installed(launcher, house.cache)
+    # Whoever names a program means that one; a version that is told for a model is still more particular.
+    if not installed or (not spec.version and found[launcher] != installed[0].program):
+        if spec.version:
+            raise CannotLaunch(refusals.no_version(launcher, NoVersion(spec.version, ())), "no-engine")
+        return Engine(launcher=launcher, program=found[launcher])
+    try:
+        choice = engine_trials.choose(installed, trials, pinned=spec.version, tried_now=tried_now)
+    except NoVersion as error:
+        raise CannotLaunch(refusals.no_version(launcher, error), "no-engine") from error
+    return Engine(launcher=launcher, program=choice.installed.program, choice=choice)
+
+
 def allot(
     house: House,
     spec: Spec,
+    engine: Engine,
     *,
     before: Sequence[Device],
     tenants: Iterable[Tenant],
@@ -102,7 +152,7 @@ def allot(
     `before`: the devices as seen last; they are looked at anew. `versions`: of the engines, by launcher. Blocks for
     some 10 ms, for large vocabularies some 100. Raises CannotLaunch; DoesNotFit if there is no room.
     """
-    launcher, program = _engine(house, spec)
+    launcher, program = engine.launcher, engine.program
     facts = allotment.facts_of(spec)
     if facts is None:
         return None
@@ -116,7 +166,7 @@ def allot(
             devices,
             shares=allotment.shares(tenants, devices),
             past=past,
-            version=versions.get(launcher, ""),
+            version=_version(engine, versions),
         )
     except NoRoom as refusal:
         raise DoesNotFit(refusals.no_room(refusal), refusal.need) from refusal
@@ -124,18 +174,27 @@ def allot(
         raise DoesNotFit(refusals.no_such_device(refusal), None) from refusal
 
 
+def _version(engine: Engine, versions: Mapping[str, str]) -> str:
+    """As measurements know it: `versions` are of what a host takes when nobody says which."""
+    told = versions.get(engine.launcher, "")
+    # Of an installation the package's own version is in its directory's name.
+    other = engine.choice is not None and told != "" and told not in engine.choice.installed.version
+    return engine.choice.installed.version if other and engine.choice else told
+
+
 def launch(
     house: House,
     runs: Runs,
     key: Key,
     spec: Spec,
+    engine: Engine,
     *,
     address: str,
     port: int,
     allotted: Allotment | None = None,
 ) -> tuple[Run, Label]:
     """Executes an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
-    launcher, program = _engine(house, spec)
+    launcher, program, choice = engine.launcher, engine.program, engine.choice
     _see_that_it_takes(house, spec, launcher, program)
     place = Place(
         address=address,
@@ -155,6 +214,10 @@ def launch(
         url=place.url,
         api_key=place.api_key,
         allotment=allotted.stored() if allotted else None,
+        installed=choice.installed.version if choice else "",
+        stamp=choice.installed.stamp if choice else "",
+        trial=choice.trial if choice else False,
+        instead=choice.instead if choice else "",
     )
     _forget_old_runs(runs, key)
     grant = allotted.grant if allotted else None
@@ -163,18 +226,6 @@ def launch(
         return runs.start(secrets.token_hex(8), command, label=asdict(label), grace=place.grace), label
     except (process.StartFailed, OSError) as error:
         raise CannotLaunch(str(error), advice.cause(str(error))) from error
-
-
-def _engine(house: House, spec: Spec) -> tuple[str, tuple[str, ...]]:
-    """The launcher and its program, for a model that can be read."""
-    if fault := registering.path_fault(spec.engine, spec.path, spec.allowed_risks):
-        raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
-    found = engines.find(house.commands, house.cache, os.environ.get("PATH", os.defpath))
-    try:
-        launcher = engines.choose(spec, found)
-    except engines.NoLauncher as error:
-        raise CannotLaunch(str(error), "no-engine") from error
-    return launcher, found[launcher]
 
 
 def _see_that_it_takes(house: House, spec: Spec, launcher: str, program: Sequence[str]) -> None:

@@ -24,6 +24,12 @@ model_name = RegexValidator(
 )
 
 
+# As the directories of installed engines are called: 0.32.0+cpu, 2026.10.11549.
+engine_version = RegexValidator(
+    r"^[0-9][A-Za-z0-9.+_-]*$", _("Give a version as installed, for example 0.32.0, or leave it empty.")
+)
+
+
 def seconds(value: float) -> None:
     """A validator of time-outs: a tenth of a second to a day, as of the settings."""
     if not 0.1 <= value <= 86400:
@@ -114,6 +120,13 @@ class ServedModel(models.Model):
     description_en = models.CharField(_("description in English"), max_length=300, blank=True)
     engine = models.CharField(_("engine"), max_length=20, choices=Engine)
     launcher = models.CharField(_("launcher"), max_length=20, choices=Launcher, blank=True, default=Launcher.AUTO)
+    engine_version = models.CharField(
+        _("engine version"),
+        max_length=60,
+        blank=True,
+        validators=[engine_version],
+        help_text=_("Empty: the newest one that has proven itself with this model."),
+    )
     task = models.CharField(_("task"), max_length=20, choices=Task, default=Task.CHAT)
     path = models.CharField(_("path"), max_length=1000, blank=True, help_text=_("GGUF file or model directory."))
     url = models.CharField(
@@ -219,6 +232,7 @@ class ServedModel(models.Model):
     ASKED_OF_FILES = (
         "engine",
         "launcher",
+        "engine_version",
         "path",
         "host_id",
         "task",
@@ -238,6 +252,8 @@ class ServedModel(models.Model):
         problems = registering.problems(
             engine=self.engine,
             launcher=self.launcher,
+            engine_version=self.engine_version,
+            installed=self._versions() if self.engine_version and anew and self.is_of_this_machine() else None,
             started_by=launcher,
             options=options,
             task=self.task,
@@ -268,11 +284,23 @@ class ServedModel(models.Model):
             return None
         return self._parser(asking=False)[1] is not None
 
+    def _versions(self) -> list[str]:
+        """Those of its engine that are installed on this machine."""
+        launcher = "vllm" if self.engine == self.Engine.VLLM else self.launcher
+        return [one.version for one in engines.installed(launcher, settings.CACHE)] if launcher else []
+
     def _parser(self, *, asking: bool) -> tuple[str, Options | None]:
         """What starts it here and what that takes, as `engine_parsers.of_host`. Of other hosts nothing is known."""
         if self.engine not in (self.Engine.VLLM, self.Engine.LLAMA_CPP) or not self.is_of_this_machine():
             return self.launcher, None
-        spec = engines.Spec(engine=self.engine, name="", path=self.path, launcher=self.launcher, task=self.task)
+        spec = engines.Spec(
+            engine=self.engine,
+            name="",
+            path=self.path,
+            launcher=self.launcher,
+            task=self.task,
+            version=self.engine_version,
+        )
         search_path = os.environ.get("PATH", os.defpath)
         return engine_parsers.of_host(
             spec, settings.ENGINE_COMMANDS, settings.CACHE, search_path, asking=asking and bool(self.args)
@@ -369,6 +397,40 @@ class Replica(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} #{self.index}"
+
+
+class EngineTrial(models.Model):
+    """What a version of an engine did with a model on a host, when it was tried. Written by the host's supervisor.
+
+    `stamp` changes when the version is installed anew; a failed one is not tried again before. `answer`: to the fixed
+    question, by which later versions are judged. `cause`: a code of `advice`, or "".
+    """
+
+    class State(models.TextChoices):
+        PROVEN = "proven", _("proven")
+        FAILED = "failed", _("failed")
+
+    host = models.ForeignKey(Host, models.CASCADE, related_name="trials", verbose_name=_("host"))
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="trials", verbose_name=_("model"))
+    launcher = models.CharField(_("started by"), max_length=20)
+    version = models.CharField(_("engine version"), max_length=60)
+    stamp = models.CharField(max_length=60)
+    state = models.CharField(_("state"), max_length=10, choices=State)
+    answer = models.JSONField(null=True)
+    cause = models.CharField(max_length=40, blank=True)
+    detail = models.TextField(_("detail"), blank=True)
+    at = models.DateTimeField(_("time"))
+
+    class Meta:
+        verbose_name = _("trial of an engine version")
+        verbose_name_plural = _("trials of engine versions")
+        ordering: ClassVar = ["host__name", "launcher", "-at"]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["host", "model", "launcher", "version"], name="one_trial_per_version")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.launcher} {self.version}: {self.state}"
 
 
 class Wish(models.Model):

@@ -150,6 +150,49 @@ async def ask(client: httpx2.AsyncClient, target: Target, *, within: float = ASK
         raise Refusal(f"an answer that cannot be read: {error!r}") from error
 
 
+# Greedy, so that two versions of an engine can be held to each other; short, as it is asked at a start.
+QUESTION = "Count from one to ten in words."
+SAMPLE_TOKENS = 24
+SAMPLE_WITHIN = 60.0  # seconds
+SAMPLE_TEXTS = ("The weather is fine today.", "Trains leave every ten minutes.", "One, two, three, four, five.")
+VECTOR_PART = 256  # numbers of an embedding that are kept
+
+
+async def sample(client: httpx2.AsyncClient, target: Target, *, within: float = SAMPLE_WITHIN) -> dict[str, Any] | None:
+    """Its answer to a fixed question: {"text"}, {"vector"} or {"best"}; None: it gives none that can be compared."""
+    asked = {"chat": _sample_text, "embedding": _sample_vector, "rerank": _sample_ranking}
+    if target.task not in asked:
+        return None
+    try:
+        async with asyncio.timeout(within):
+            return await asked[target.task](client, target)
+    except (NoAnswer, TimeoutError, httpx2.HTTPError, LookupError, TypeError, ValueError):
+        return None
+
+
+async def _sample_text(client: httpx2.AsyncClient, target: Target) -> dict[str, Any]:
+    greedy = {"max_tokens": SAMPLE_TOKENS, "temperature": 0, "seed": 0}
+    try:
+        question = {"messages": [{"role": "user", "content": QUESTION}]}
+        answer = await _post(client, target, "/v1/chat/completions", question | greedy)
+        said = answer["choices"][0]["message"]
+        text = said.get("content") or said.get("reasoning_content") or said.get("reasoning") or ""
+    except Refusal:
+        answer = await _post(client, target, "/v1/completions", {"prompt": QUESTION} | greedy)
+        text = answer["choices"][0]["text"]
+    return {"text": str(text)[:1000]}
+
+
+async def _sample_vector(client: httpx2.AsyncClient, target: Target) -> dict[str, Any]:
+    answer = await _post(client, target, "/v1/embeddings", {"input": QUESTION})
+    return {"vector": [round(float(number), 5) for number in answer["data"][0]["embedding"][:VECTOR_PART]]}
+
+
+async def _sample_ranking(client: httpx2.AsyncClient, target: Target) -> dict[str, Any]:
+    answer = await _post(client, target, "/v1/rerank", {"query": QUESTION, "documents": list(SAMPLE_TEXTS)})
+    return {"best": max(answer["results"], key=lambda result: float(result["relevance_score"]))["index"]}
+
+
 async def _chat(client: httpx2.AsyncClient, target: Target) -> None:
     question = {"messages": [{"role": "user", "content": "ping"}]}
     try:

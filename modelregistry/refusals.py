@@ -3,6 +3,7 @@
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from modelregistry.engine_trials import NoVersion
 from modelregistry.memory import Prediction, Unpredictable
 from modelregistry.placement import NoRoom, NoSuchDevice, Room
 
@@ -36,6 +37,17 @@ def needed(need: Prediction) -> str:
         )
         % sums
     )
+
+
+def no_version(launcher: str, refusal: NoVersion) -> str:
+    """The version that a model is pinned to is not on this host."""
+    values = {"engine": launcher, "version": refusal.wanted, "others": ", ".join(refusal.installed)}
+    if refusal.installed:
+        return (
+            _("The model is pinned to %(engine)s %(version)s, which is not installed on this host (there: %(others)s).")
+            % values
+        )
+    return _("The model is pinned to %(engine)s %(version)s, and no version of it is installed on this host.") % values
 
 
 def no_such_device(refusal: NoSuchDevice) -> str:

@@ -56,13 +56,15 @@ def problems(
     total_timeout: float | None,
     look_at_path: bool,
     look_at_args: bool = True,
+    engine_version: str = "",
+    installed: Collection[str] | None = None,
     started_by: str = "",
     options: Options | None = None,
 ) -> dict[str, str]:
     """One sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
 
     `started_by`: the launcher that will be taken where `launcher` leaves it open, as far as is known; `options`: what
-    that takes, None: not known here.
+    that takes, None: not known here. `installed`: the versions of it that this machine has, None: not known.
     """
     found: dict[str, str] = {}
     if engine == "external":
@@ -76,6 +78,8 @@ def problems(
     if engine == "llama.cpp" and task == "transcription":
         found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
     said = arguments_of(engine, launcher or started_by, _texts(args), options)
+    if fault := _version_fault(engine, launcher, engine_version, installed):
+        found["engine_version"] = fault
     if fault := _gpus_fault(gpus, said.number("--tensor-parallel-size") or tensor_parallel):
         found["gpus"] = fault
     risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
@@ -173,6 +177,19 @@ def _task_fault(facts: Facts, engine: str, task: str, said: Arguments) -> str:
             "The file does not say how a text becomes one vector. Say it in the arguments, for example "
             "--pooling mean; the model’s description tells which."
         )
+    return ""
+
+
+def _version_fault(engine: str, launcher: str, version: str, installed: Collection[str] | None) -> str:
+    if not version:
+        return ""
+    if engine == "external":
+        return _("An external engine has whatever version it has.")
+    if engine == "llama.cpp" and not launcher:
+        return _("Versions differ between launchers: choose one of them as well.")
+    if installed is not None and version not in installed:
+        others = ", ".join(installed) or _("no version")
+        return _("This version is not installed here (there are: %(others)s).") % {"others": others}
     return ""
 
 

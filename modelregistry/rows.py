@@ -15,10 +15,21 @@ from django.utils import timezone
 
 from modelregistry import models
 from modelregistry.allotment import Allotment
+from modelregistry.engine_trials import Trial
 from modelregistry.engines import Spec
 from modelregistry.lease import Claim
 from modelregistry.memory import Measured
-from modelregistry.models import Host, HostReport, LogTail, LogWish, Measurement, Replica, ServedModel, Wish
+from modelregistry.models import (
+    EngineTrial,
+    Host,
+    HostReport,
+    LogTail,
+    LogWish,
+    Measurement,
+    Replica,
+    ServedModel,
+    Wish,
+)
 from modelregistry.plan import Key, State
 
 
@@ -145,6 +156,7 @@ def _order(row: ServedModel) -> Order:
             overcommit=row.overcommit,
             allowed_risks=tuple(row.allowed_risks),
             generation=row.generation,
+            version=row.engine_version,
         ),
         enabled=row.enabled and not retired,
         replicas=1 if external else row.replicas,
@@ -242,6 +254,25 @@ def measurements() -> list[Measured]:
     """All that was learned, the oldest first."""
     names = [name for name in Measured.__dataclass_fields__]
     return [Measured(**row) for row in Measurement.objects.order_by("at").values(*names)]
+
+
+def trials(host_id: int) -> dict[int, list[Trial]]:
+    """What versions of engines did on this host, by the model's id, the oldest first."""
+    found: dict[int, list[Trial]] = {}
+    for row in EngineTrial.objects.filter(host=host_id).order_by("at"):
+        values = {name: getattr(row, name) for name in Trial.__dataclass_fields__}
+        found.setdefault(row.model_id, []).append(Trial(**values))
+    return found
+
+
+def tried(host_id: int, model_id: int, trial: Trial) -> None:
+    """What became of a version. Nothing if the model was deleted meanwhile. Saved, which tells whoever listens."""
+    if ServedModel.objects.filter(pk=model_id).exists():
+        values = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
+        key = {"launcher": values.pop("launcher"), "version": values.pop("version")}
+        EngineTrial.objects.update_or_create(
+            host_id=host_id, model_id=model_id, **key, defaults=values | {"at": timezone.now()}
+        )
 
 
 def live(host_id: int, key: Key, seen: Mapping[str, Any] | None) -> None:

@@ -22,11 +22,12 @@ from typing import Any
 import httpx2
 from django.utils import timezone
 
-from modelregistry import advice, ending, engines, gpus, inspection, launching, plan, probe, process
+from modelregistry import advice, ending, engine_trials, engines, gpus, inspection, launching, plan, probe, process
 from modelregistry.adoption import adopt
 from modelregistry.bookkeeping import Bookkeeping
 from modelregistry.charge import Charge
 from modelregistry.chores import Chores
+from modelregistry.engine_trials import FAILED, NOT_ITS_FAULT, PROVEN, Installed, Trial
 from modelregistry.hands import Hands
 from modelregistry.inspection import Inspector
 from modelregistry.launching import CannotLaunch, DoesNotFit, House
@@ -83,6 +84,7 @@ class Supervisor:
         self.hands = Hands(32, "hands")  # which wait for processes
         self.readings = Readings()
         self.strangers: set[tuple[int, int]] = set()
+        self.installed: list[Installed] | None = None  # engines' versions, as seen last
         self.inspector = Inspector(self.runs, house.cache, house.commands)
         self.books = Bookkeeping(house, self.charges, self.hands, clock=clock, heard=self.wake.set)
 
@@ -122,7 +124,7 @@ class Supervisor:
         # Apart, as a disk may hang.
         beside = [
             self.watchdog.keep(name, partial(self._turn, work))
-            for name, work in (("inspection", self._inspect), ("files", self._read_files))
+            for name, work in (("inspection", self.inspect), ("files", self._read_files))
         ]
         if self.chores:
             beside.append(self.watchdog.keep("chores", self.chores.keep))
@@ -144,7 +146,14 @@ class Supervisor:
         await work()
         await asyncio.sleep(inspection.EVERY)
 
-    async def _inspect(self) -> None:
+    async def inspect(self) -> None:
+        installed = await self.hands.do(engines.all_installed, self.house.cache)
+        if self.installed not in (None, installed):
+            # What had no engine, or one that does not work, may have one now.
+            for charge in self.charges.values():
+                if charge.state in (State.BACKOFF, State.FAILED):
+                    charge.retry_at = self.clock()
+        self.installed = installed
         found = await self.hands.do(self.inspector.inspect)
         for each in found.strangers:
             who = each["pid"], each["device"]
@@ -246,14 +255,14 @@ class Supervisor:
     async def _start(self, charge: Charge) -> None:
         address = self.books.host.address
         try:
-            await self._allot(charge)
+            engine = await self._allot(charge)
             # Chosen before anything more is waited for: engines that start at once would be given the same one, and
             # an engine may load for a minute before it finds its port in use.
             taken = {other.port for other in self.charges.values()}
             charge.port = launching.free_port(address, self.house.ports, taken, self.chance)
             run, label = await self.hands.do(
                 launching.launch,
-                *(self.house, self.runs, charge.key, charge.order.spec),
+                *(self.house, self.runs, charge.key, charge.order.spec, engine),
                 address=address,
                 port=charge.port,
                 allotted=charge.allotment,
@@ -263,6 +272,7 @@ class Supervisor:
         except CannotLaunch as error:
             charge.port = 0
             charge.crashed(self.clock(), str(error), error.cause)
+            self._blame_version(charge)
         except OSError as error:  # run directories that cannot be read
             charge.port = 0
             charge.crashed(self.clock(), str(error), advice.cause(str(error)))
@@ -270,17 +280,29 @@ class Supervisor:
             charge.oom_kills = process.oom_kills()
             charge.launched(run, label, self.clock())
 
-    async def _allot(self, charge: Charge) -> None:
+    async def _allot(self, charge: Charge) -> launching.Engine:
+        """Chooses its engine and finds it a place. Raises CannotLaunch."""
         async with self.allotting:
+            model, spec = charge.key.model, charge.order.spec
+            others = [one for one in self.charges.values() if one.key.model == model and one is not charge]
+            engine = await self.hands.do(
+                launching.engine_for,
+                *(self.house, spec),
+                trials=list(self.books.trials.get(model, ())),
+                tried_now=[one.installed for one in others if one.trial and one.state == State.STARTING],
+            )
+            if engine.choice:
+                charge.chosen(engine.choice)
             tenants = [other.tenant for other in self.charges.values() if other is not charge and other.tenant]
             charge.allotment = await self.hands.do(
                 launching.allot,
-                *(self.house, charge.order.spec),
+                *(self.house, spec, engine),
                 before=self.inspector.devices,
                 tenants=tenants,
                 past=self.books.measurements,
                 versions=self.books.report.engines if self.books.report else {},
             )
+        return engine
 
     async def _stop(self, charge: Charge) -> None:
         left = await self._end(charge)
@@ -289,7 +311,7 @@ class Supervisor:
         charge.then = State.STOPPED
 
     async def _fail(self, charge: Charge, why: str) -> None:
-        run = charge.run
+        run, never_answered = charge.run, charge.ready_at is None
         if why and charge.said:
             why = f"{why}: {charge.said}"
         # Off the catalogue before the tree is ended, which may take the whole grace.
@@ -299,6 +321,8 @@ class Supervisor:
         story = _story(charge.launcher, run, why)
         charge.detail = "\n".join(filter(None, [story, left]))
         charge.cause = "host-memory" if process.oom_kills() > charge.oom_kills else _cause(run, why)
+        if never_answered:
+            self._blame_version(charge)
 
     async def _end(self, charge: Charge) -> str:
         """Ends its engine; tells what is left of it."""
@@ -321,12 +345,41 @@ class Supervisor:
             if charge.state == State.UNHEALTHY or isinstance(error, probe.Refusal):
                 charge.detail, charge.cause = charge.said, ""
             return
-        charge.version = await probe.version(self.client, charge.target) or self._installed(charge.launcher)
+        if charge.state == State.STARTING and charge.installed and not await self._proves_its_version(charge):
+            return
+        charge.version = await probe.version(self.client, charge.target) or self._installed(charge)
         charge.answered(await probe.look(self.client, charge.target), self.clock())
 
-    def _installed(self, launcher: str) -> str:
+    def _installed(self, charge: Charge) -> str:
         """The version of an engine that does not tell it itself."""
-        return self.books.report.engines.get(launcher, "") if self.books.report else ""
+        return charge.installed or (self.books.report.engines.get(charge.launcher, "") if self.books.report else "")
+
+    # --- Versions of engines -------------------------------------------------------------------------------------
+
+    async def _proves_its_version(self, charge: Charge) -> bool:
+        """Whether a start with one of our installations may serve: an untried version is held to the one before it."""
+        known = self.books.trials.get(charge.key.model, ())
+        mine = [one for one in known if (one.launcher, one.version) == (charge.launcher, charge.installed)]
+        if any(one.state == PROVEN and one.stamp == charge.stamp for one in mine):
+            return True
+        answer = await probe.sample(self.client, charge.target)
+        before = engine_trials.reference(known, charge.launcher)
+        if charge.trial and (other := engine_trials.difference(before, answer)):
+            why = f"{charge.launcher} {charge.installed} {other}"
+            charge.working = self._task(charge, "working", self._fail(charge, why))
+            return False
+        self.books.tried(charge.key.model, _trial(charge, PROVEN, answer))
+        charge.trial = False
+        return True
+
+    def _blame_version(self, charge: Charge) -> None:
+        """A trial that failed: its version is left alone, and the one before it is started at once."""
+        if not (charge.trial and charge.instead) or charge.cause in NOT_ITS_FAULT:
+            return
+        self.books.tried(charge.key.model, _trial(charge, FAILED))
+        log.warning("%s: %s %s failed, back to %s", charge, charge.launcher, charge.installed, charge.instead)
+        charge.trial = False
+        charge.retry_at = self.clock()
 
     async def _look(self, charge: Charge) -> None:
         seen = await probe.look(self.client, charge.target)
@@ -336,7 +389,7 @@ class Supervisor:
             charge.enter(State.READY if seen.well else State.UNHEALTHY, now, seen.detail)
             return
         charge.note(seen, now)
-        charge.version = charge.version or self._installed(charge.launcher)
+        charge.version = charge.version or self._installed(charge)
         if charge.state == State.DRAINING:
             charge.bad_looks = 0 if seen.well else charge.bad_looks + 1
             return
@@ -388,6 +441,18 @@ class Supervisor:
     async def _any_busy(self, charges: list[Charge]) -> bool:
         looks = await asyncio.gather(*(probe.look(self.client, charge.target) for charge in charges))
         return any(seen.well and seen.running != 0 for seen in looks)
+
+
+def _trial(charge: Charge, state: str, answer: Mapping[str, Any] | None = None) -> Trial:
+    return Trial(
+        launcher=charge.launcher,
+        version=charge.installed,
+        stamp=charge.stamp,
+        state=state,
+        answer=answer,
+        cause=charge.cause if state == FAILED else "",
+        detail=charge.detail[:4000] if state == FAILED else "",
+    )
 
 
 def _cause(run: Run | None, why: str) -> str:

@@ -13,6 +13,7 @@ from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
 
+from modelregistry.advice import ADVICE
 from portal.accounts.models import DirectoryState
 
 Facts = Mapping[str, Any]
@@ -210,6 +211,18 @@ def directory_group_text(facts: Facts) -> str:
     return texts[facts["problem"]] % facts
 
 
+def engine_version_failed_text(facts: Facts) -> str:
+    text = (
+        _(
+            "On %(host)s, %(engine)s %(version)s was tried with %(model)s and did not prove itself. The model goes on"
+            " with the version before it, and the new one is not tried again until it is installed anew."
+        )
+        % facts
+    )
+    advice = str(ADVICE.get(facts["cause"], ""))
+    return f"{text} {advice or facts['detail'].partition(chr(10))[0]}".strip()
+
+
 KEY = frozenset({"key", "prefix", "tenant"})
 QUOTA = frozenset({"unit", "window", "model", "amount"})
 
@@ -295,6 +308,13 @@ KINDS: Mapping[str, Kind] = {
         tone="broken",
         title=lambda facts: _("The account for emergencies was used"),
         text=break_glass_text,
+    ),
+    # `model`, `host`, `engine` and `version` names, `cause` "" or a code of advice, `detail` what happened
+    "engine-version-failed": Kind(
+        needs=frozenset({"model", "host", "engine", "version", "cause", "detail"}),
+        tone="watch",
+        title=lambda facts: _("%(engine)s %(version)s failed with %(model)s") % facts,
+        text=engine_version_failed_text,
     ),
     # `problem` a DirectoryState.Problem, `detail` "" or what it said, `at` when
     "directory-trouble": Kind(

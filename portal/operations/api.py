@@ -25,7 +25,7 @@ from rest_framework.viewsets import GenericViewSet
 from modelregistry import engine_arguments, forecast, model_files, overview, registering
 from modelregistry.advice import ADVICE, words
 from modelregistry.engines import Spec
-from modelregistry.models import Host, LogTail, Reading, Replica, ServedModel
+from modelregistry.models import EngineTrial, Host, LogTail, Reading, Replica, ServedModel
 from modelregistry.presets import PRESETS, Preset
 from portal.accounts.models import DirectoryState
 from portal.accounts.tenancy import me
@@ -82,7 +82,9 @@ class Hosts(GenericViewSet[Host]):
 class Models(GenericViewSet[ServedModel]):
     subject = SUBJECT
     queryset = ServedModel.objects.select_related("host").prefetch_related(
-        "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
+        "aliases",
+        Prefetch("replica_set", Replica.objects.select_related("host", "model")),
+        Prefetch("trials", EngineTrial.objects.select_related("host")),
     )
     serializer_class = shapes.Model
     pagination_class = Pages

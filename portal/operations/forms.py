@@ -61,7 +61,7 @@ class Group:
 
 GROUPS = (
     Group(title=_("What clients see"), fields=("name", "aliases", "task", "description_ja", "description_en")),
-    Group(title=_("Files and engine"), fields=("engine", "path", "args", "launcher")),
+    Group(title=_("Files and engine"), fields=("engine", "path", "args", "launcher", "engine_version")),
     Group(title=_("Size"), fields=("context", "slots", "replicas")),
     Group(title=_("Where it runs"), fields=("host", "gpus", "tensor_parallel", "overcommit"), folded=True),
     Group(title=_("Who may use it, and how long"), fields=("tenants", "idle_after", "retires_on"), folded=True),

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import EngineTrial, Host, Replica, ServedModel
 from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState, Tenant
 from portal.api.text import CharField, ModelSerializer
@@ -142,6 +142,16 @@ class Restart(serializers.Serializer[Any]):
     )
 
 
+class Trial(ModelSerializer[EngineTrial]):
+    """What a version of an engine did with the model on a host: a failed one is not tried again until it changes."""
+
+    host = serializers.SlugRelatedField(slug_field="name", read_only=True)  # type: ignore[var-annotated]
+
+    class Meta:
+        model = EngineTrial
+        fields: ClassVar = ["host", "launcher", "version", "state", "cause", "detail", "at"]
+
+
 class Model(ModelSerializer[ServedModel]):
     """A model as it is to be served, and `now` how it is. `upstream_key` is never shown."""
 
@@ -157,6 +167,7 @@ class Model(ModelSerializer[ServedModel]):
     allowed_risks = serializers.ListField(child=serializers.ChoiceField(ServedModel.Risk.choices), required=False)
     aliases = AliasNames(required=False)
     tenants = Tenants(many=True, required=False)
+    trials = Trial(many=True, read_only=True)
     unplanned = serializers.ListField(
         child=CharField(), read_only=True, help_text="Options among `args` whose memory no plan counts."
     )
@@ -171,10 +182,21 @@ class Model(ModelSerializer[ServedModel]):
         model = ServedModel
         fields: ClassVar = [
             *("id", "name", "aliases", "tenants", "description_ja", "description_en", "task", "enabled", "retires_on"),
-            *("engine", "launcher", "path", "args", "allowed_risks", "url", "upstream_model", "upstream_key", "host"),
+            *(
+                "engine",
+                "launcher",
+                "engine_version",
+                "path",
+                "args",
+                "allowed_risks",
+                "url",
+                "upstream_model",
+                "upstream_key",
+                "host",
+            ),
             *("replicas", "context", "slots", "gpus", "tensor_parallel", "overcommit", "idle_after"),
             *("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"),
-            *("unplanned", "args_checked", "generation", "created_at", "now"),
+            *("unplanned", "args_checked", "trials", "generation", "created_at", "now"),
         ]
         read_only_fields: ClassVar = ["generation", "created_at"]
         extra_kwargs: ClassVar = {"upstream_key": {"write_only": True}}

@@ -68,7 +68,9 @@ def everything(request: HttpRequest) -> HttpResponse:
 @require_safe
 def one_model(request: HttpRequest, name: str) -> HttpResponse:
     now, zone = timezone.now(), zone_of(me(request))
-    model = get_object_or_404(with_all(ServedModel.objects.select_related("host")), name=name)
+    model = get_object_or_404(
+        with_all(ServedModel.objects.select_related("host").prefetch_related("trials__host")), name=name
+    )
     context = {
         "zone": zone,
         "now": now,

@@ -3,7 +3,7 @@
     loading=S   answers 503 for S seconds          exit=TEXT   prints TEXT and ends with code 3 at once
     refuse      answers every question with 400    worker      has a grandchild in a session of its own
     stubborn    ignores SIGTERM                    deaf        never listens
-    chatty      writes "line 1", "line 2" …, two a second
+    chatty      writes "line 1", "line 2" …, two a second      says=TEXT  answers TEXT instead of "pong"
 
 SIGUSR1 makes it ill (500 to everything) and well again, SIGUSR2 unable to work although its health is
 good. A stream has `max_tokens` chunks, 20 a second.
@@ -66,7 +66,9 @@ class Handler(BaseHTTPRequestHandler):
     def work(self, body):
         if not body.get("stream"):
             State.predicted += 1
-            self.answer(200, {"choices": [{"message": {"content": "pong"}}], "model": body["model"]})
+            self.answer(
+                200, {"choices": [{"message": {"content": behave.get("says", "pong")}}], "model": body["model"]}
+            )
             return
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")

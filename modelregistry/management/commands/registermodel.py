@@ -18,6 +18,7 @@ NONE = "none"  # said for a value that is to be taken away
 FIELDS = {
     "engine": "engine",
     "launcher": "launcher",
+    "engine_version": "engine_version",
     "task": "task",
     "path": "path",
     "url": "url",
@@ -48,6 +49,9 @@ class Command(BaseCommand):
         parser.add_argument("--preset", choices=sorted(PRESETS), help="begin with what this model needs")
         parser.add_argument("--engine", choices=ServedModel.Engine.values)
         parser.add_argument("--launcher", choices=[value for value in ServedModel.Launcher.values if value])
+        parser.add_argument(
+            "--engine-version", metavar="V", help="pins it to an installed version; '' = the newest proven one"
+        )
         parser.add_argument("--path", help="GGUF file (llama.cpp) or model directory (vllm)")
         parser.add_argument("--url", help="of an external engine, without /v1")
         parser.add_argument("--task", choices=ServedModel.Task.values)

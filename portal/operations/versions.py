@@ -1,0 +1,26 @@
+"""Tells operators of versions of engines that did not prove themselves. Their supervisors find that out."""
+
+from typing import Any
+
+from modelregistry.models import EngineTrial
+from portal.accounts.tenancy import operators
+from portal.notices.telling import tell
+
+
+def tell_of_failed(instance: EngineTrial, **_: Any) -> None:
+    """Each operator once, for each installation of a version."""
+    if instance.state != EngineTrial.State.FAILED:
+        return
+    ref = f"{instance.host_id} {instance.model_id} {instance.launcher} {instance.version} {instance.stamp}"
+    tell(
+        operators(),
+        "engine-version-failed",
+        ref[:100],
+        path=f"/operations/models/{instance.model.name}/",
+        model=instance.model.name,
+        host=instance.host.name,
+        engine=instance.launcher,
+        version=instance.version,
+        cause=instance.cause,
+        detail=instance.detail,
+    )
