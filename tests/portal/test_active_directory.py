@@ -240,6 +240,14 @@ class TestGroups:
         assert user
         assert company.look_up(found, [user.directory_id]).people[user.directory_id].is_admitted
 
+    def test_groups_by_memberof_and_the_primary_group(self, connect_domain, door):
+        users = f"CN=Domain Users,CN=Users,{SUFFIX}"
+        mapping = json.dumps({**TENANTS, users: "everybody"})
+        found = connect_domain(LDAP_GROUP_TYPE="memberOf", LDAP_GROUP_BASE=None, LDAP_GROUP_TENANTS=mapping)
+        user = door.enter("mori", "password of mori")
+        assert places(user) == {"research": "admin", "everybody": "member"}
+        assert company.look_up(found, [user.directory_id]).people[user.directory_id].roles == places(user)
+
     def test_members_come_in_ranges(self, connect_domain, door, monkeypatch):
         """Samba gives ranges only when asked, Active Directory also unasked, 1,500 at a time."""
         monkeypatch.setattr(servers, "RANGE", 2)

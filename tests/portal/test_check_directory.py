@@ -101,6 +101,24 @@ def test_a_person_s_way_to_a_role(connect, check):
     assert f"not in {group_dn('operators')} (operators)" in lines[""]
 
 
+@pytest.mark.parametrize(
+    ("variables", "name", "group"),
+    [
+        ({"LDAP_GROUP_TYPE": "memberOf", "LDAP_GROUP_BASE": None}, "bob", group_dn("research-leads")),
+        (
+            {"LDAP_GROUP_TYPE": "memberUid", "LDAP_OPERATOR_GROUP": f"cn=unix-research,ou=posix,{SUFFIX}"},
+            "alice",
+            f"cn=unix-research,ou=posix,{SUFFIX}",
+        ),
+    ],
+)
+def test_groups_of_the_other_types(connect, check, variables, name, group):
+    connect(**variables)
+    lines, works = check(name)
+    assert works
+    assert [line for line in lines["ok"] if line.startswith(f"in {group} ") and line.endswith(f"person → {group}")]
+
+
 def test_a_person_who_may_not_sign_in(connect, check):
     connect(LDAP_REQUIRED_GROUP=group_dn("employees"))
     _, works = check("dave")

@@ -80,7 +80,8 @@ def holders(
     match directory.group_type:
         case "memberOf":
             by_dn = {normal(group.dn): group.configured for group in groups.found.values()}
-            return [_listed(connection, person, by_dn) for person in people]
+            primary = PrimaryGroups(connection)
+            return [_listed(connection, person, by_dn, primary.of(person)) for person in people]
         case "memberUid":
             held = [(group.configured, posix_members(connection, group)) for group in groups.found.values()]
             return [
@@ -94,11 +95,31 @@ def holders(
     return [frozenset(name for name, closure in closures if closure.holds(person)) for person in people]
 
 
+class PrimaryGroups:
+    """Of people of Active Directory. Such a group lists no members and is in no memberOf: the person's entry has the
+    last part of its security id. Each is asked for once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.known: dict[bytes, str] = {}
+
+    def of(self, person: Entry) -> str:
+        """Its DN; empty if there is none, or it may not be read."""
+        own, number = first_bytes(person.attributes, "objectSid"), first(person.attributes, "primaryGroupID")
+        if len(own) < 12 or not number.isdecimal() or int(number) >= 2**32:
+            return ""
+        sid = own[:-4] + int(number).to_bytes(4, "little")
+        if sid not in self.known:
+            entry = read(self.connection, f"<SID={sid.hex()}>", ["1.1"])
+            self.known[sid] = entry.dn if entry else ""
+        return self.known[sid]
+
+
 # --- by a list of names, in the person's entry or in the group's
 
 
-def _listed(connection: Connection, person: Entry, by_dn: Mapping[str, str]) -> frozenset[str]:
-    named = {normal(text(value)) for value in all_values(connection, person, "memberOf")}
+def _listed(connection: Connection, person: Entry, by_dn: Mapping[str, str], primary: str) -> frozenset[str]:
+    named = {normal(dn) for dn in (primary, *map(text, all_values(connection, person, "memberOf"))) if dn}
     return frozenset(configured for dn, configured in by_dn.items() if dn in named)
 
 
@@ -117,7 +138,7 @@ def _is_posix_member(directory: Directory, person: Entry, names: Collection[str]
 
 
 def _in_chain(directory: Directory, connection: Connection, groups: Groups, person: Entry) -> frozenset[str]:
-    primary = _primary_group(connection, person)
+    primary = PrimaryGroups(connection).of(person)
     members = [person.dn, *([primary] if primary else [])]
     attribute = f"member:{IN_CHAIN}:" if directory.nested_groups else "member"
     query = "".join(f"({attribute}={ldap.filter.escape_filter_chars(dn)})" for dn in members)
@@ -126,16 +147,6 @@ def _in_chain(directory: Directory, connection: Connection, groups: Groups, pers
         for group in groups.found.values()
         if (primary and normal(primary) == normal(group.dn)) or read(connection, group.dn, ["1.1"], f"(|{query})")
     )
-
-
-def _primary_group(connection: Connection, person: Entry) -> str:
-    """Its DN. It lists no members and is in no memberOf: the person's entry has the last part of its security id."""
-    own, number = first_bytes(person.attributes, "objectSid"), first(person.attributes, "primaryGroupID")
-    if len(own) < 12 or not number.isdecimal():
-        return ""
-    sid = own[:-4] + int(number).to_bytes(4, "little")
-    entry = read(connection, f"<SID={sid.hex()}>", ["1.1"])
-    return entry.dn if entry else ""
 
 
 # --- many people: each group's members are read, and those of the groups within it
