@@ -1,6 +1,7 @@
 """What one replica gets of its host's memory: read its files, predict, correct by what was measured, find a place.
 
-No Django: who calls it tells people why there was no room.
+`answer` is the way in: supervisor, page, API and command ask it alike. No Django: who calls it tells people why there
+was no room.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,8 @@ from modelregistry import engines, gpus, memory, model_files, placement, process
 from modelregistry.engines import Grant, Spec
 from modelregistry.facts import Facts, Unreadable
 from modelregistry.gpus import Device
-from modelregistry.memory import Demand, Measured, Prediction
-from modelregistry.placement import Share
+from modelregistry.memory import Demand, Measured, Prediction, Unpredictable
+from modelregistry.placement import NoRoom, NoSuchDevice, Share
 from modelregistry.process import Run
 
 
@@ -89,7 +90,7 @@ def allot(
     version: str = "",
 ) -> Allotment:
     """Pure. Raises placement.NoRoom, placement.NoSuchDevice, memory.Unpredictable."""
-    kind = placement.kind_of(devices, on_cpu=engines.on_cpu(launcher, program) or _told_to_use_ram(spec, launcher))
+    kind = _kind(spec, launcher, program, devices)
     demand = Demand.of(spec, launcher, kind)
     device = next(device.name for device in devices if device.kind == kind)
     formula = memory.predict(facts, demand)
@@ -117,6 +118,11 @@ def allot(
     )
 
 
+def _kind(spec: Spec, launcher: str, program: Sequence[str], devices: Sequence[Device]) -> str:
+    on_cpu = engines.on_cpu(launcher, program) or _told_to_use_ram(spec, launcher)
+    return placement.kind_of(devices, on_cpu=on_cpu)
+
+
 def _told_to_use_ram(spec: Spec, launcher: str) -> bool:
     return spec.arguments(launcher).number("--n-gpu-layers") == 0
 
@@ -134,6 +140,82 @@ def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Occupant:
+    """A replica that others of its host have to reckon with: what it was promised, and what it holds now.
+
+    `needed`: on each of `devices` (none: in RAM); `host`: of RAM beside its cards. `held`: bytes by device, of RAM what
+    cannot be dropped.
+    """
+
+    name: str
+    needed: int
+    devices: tuple[int, ...] = ()
+    host: int = 0
+    held: Mapping[int, int]
+
+    @property
+    def shares(self) -> list[Share]:
+        promised = dict.fromkeys(self.devices, self.needed) if self.devices else {gpus.RAM: self.needed}
+        if self.devices and self.host:
+            promised[gpus.RAM] = self.host
+        return [
+            Share(name=self.name, device=device, predicted=size, held=self.held.get(device, 0))
+            for device, size in promised.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Whether a replica fits on a host, where, and what would have to go.
+
+    `allotment`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
+    `need`: what it would take on each of its devices; None: nobody can say. `to_go`: the fewest replicas of ours
+    without which it would fit; (): none are in its way, or more than a few.
+    """
+
+    launcher: str
+    allotment: Allotment | None = None
+    need: Prediction | None = None
+    refusal: NoRoom | NoSuchDevice | Unpredictable | None = None
+    to_go: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.allotment is not None and not self.allotment.forced
+
+
+def answer(
+    spec: Spec,
+    facts: Facts,
+    launcher: str,
+    program: Sequence[str],
+    devices: Sequence[Device],
+    *,
+    occupants: Iterable[Occupant] = (),
+    past: Iterable[Measured] = (),
+    version: str = "",
+) -> Answer:
+    """The one answer to "does it fit, where, and what would have to go?", for supervisor, page, API and command. Pure.
+
+    `devices` and `occupants` as they are now. `program`: by its path, whether it is built for CPUs.
+    """
+    shares = [share for one in occupants for share in one.shares]
+    try:
+        given = allot(spec, facts, launcher, program, devices, shares=shares, past=past, version=version)
+    except Unpredictable as refusal:
+        return Answer(launcher=launcher, refusal=refusal)
+    except NoSuchDevice as refusal:
+        return Answer(launcher=launcher, refusal=refusal)
+    except NoRoom as refusal:
+        kind = _kind(spec, launcher, program, devices)
+        to_go = placement.would_have_to_go(
+            refusal.need, Demand.of(spec, launcher, kind), devices, shares, gpus=spec.gpus
+        )
+        return Answer(launcher=launcher, need=refusal.need, refusal=refusal, to_go=to_go)
+    return Answer(launcher=launcher, allotment=given, need=given.prediction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Tenant:
     """Another replica of this host: what it was allotted, and its engine if that was started. `settled`: it has been
     ready, so it holds what it wants.
@@ -145,30 +227,38 @@ class Tenant:
     settled: bool
 
 
-def shares(tenants: Iterable[Tenant], devices: Sequence[Device]) -> list[Share]:
-    """What they were promised on each device, beside what they hold there now. Reads /proc."""
+def occupants(tenants: Iterable[Tenant], devices: Sequence[Device]) -> list[Occupant]:
+    """What they were promised, beside what they hold now. Reads /proc."""
     return [
-        Share(name=tenant.name, device=device, predicted=tenant.allotment.needed, held=_held(tenant, device, devices))
+        Occupant(
+            name=tenant.name,
+            needed=tenant.allotment.needed,
+            devices=tenant.allotment.devices,
+            host=tenant.allotment.prediction.host,
+            held=_held(tenant, devices),
+        )
         for tenant in tenants
-        for device in tenant.allotment.devices or (gpus.RAM,)
     ]
 
 
-def _held(tenant: Tenant, device: int, devices: Sequence[Device]) -> int:
+def _held(tenant: Tenant, devices: Sequence[Device]) -> dict[int, int]:
     processes = process.tree(tenant.run) if tenant.run else []
-    if device == gpus.RAM:
-        return memory.held(processes).fixed
-    told = gpus.held(devices, {who.pid for who in processes}).get(device)
+    told = gpus.held(devices, {who.pid for who in processes})
     # A driver that does not tell whose memory it is (in containers): a settled engine holds what it was promised.
-    return told if told is not None else tenant.allotment.needed * tenant.settled
+    promised = tenant.allotment.needed * tenant.settled
+    on_cards = {device: told.get(device, promised) for device in tenant.allotment.devices}
+    return on_cards | {gpus.RAM: memory.held(processes).fixed}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """What a replica holds in all (one on GPUs: on the cards, without its RAM), and on each card."""
+    """What a replica holds in all (one on GPUs: on the cards, without its RAM), and on each card. `fixed`: of RAM, what
+    cannot be dropped.
+    """
 
     total: int
     by_device: Mapping[int, int]
+    fixed: int
 
     @property
     def most(self) -> int:
@@ -179,7 +269,8 @@ class Use:
 def measure(run: Run, devices: Sequence[int]) -> Use | None:
     """`devices`: indices of its cards; none: RAM. None if the driver does not tell. Blocks for some 10 ms."""
     processes = process.tree(run)
+    in_ram = memory.held(processes)
     if not devices:
-        return Use(total=memory.held(processes).taken, by_device={})
+        return Use(total=in_ram.taken, by_device={}, fixed=in_ram.fixed)
     told = gpus.held(gpus.devices(), {who.pid for who in processes})
-    return Use(total=sum(told.values()), by_device=told) if told else None
+    return Use(total=sum(told.values()), by_device=told, fixed=in_ram.fixed) if told else None

@@ -195,7 +195,7 @@ class Bookkeeping:
         used = await self.hands.do(allotment.measure, run, allotted.devices if allotted else ())
         if used is None:
             return
-        await self.books.do(rows.measured, self.host.id, charge.key, used.total, used.by_device)
+        await self.books.do(rows.measured, self.host.id, charge.key, used)
         if allotted is None or used.most <= charge.peak * 1.01:
             return
         charge.peak = used.most

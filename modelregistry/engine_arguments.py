@@ -240,17 +240,17 @@ def _spans(launcher: str, args: Sequence[str]) -> Iterator[_Span]:
 _UNPLANNED: Mapping[str, tuple[str, ...]] = {
     "vllm": (
         *("--enable-lora", "--lora-modules", "--default-mm-loras", "--speculative-config", "--spec-model"),
-        *("--spec-method", "--kv-transfer-config", "--ec-transfer-config", "--kv-offloading-size", "--hf-overrides"),
-        *("--data-parallel-size", "--pipeline-parallel-size", "--decode-context-parallel-size", "--swap-space"),
+        *("--spec-method", "--kv-transfer-config", "--ec-transfer-config", "--hf-overrides"),
+        *("--data-parallel-size", "--pipeline-parallel-size", "--decode-context-parallel-size"),
         *("--prefill-context-parallel-size", "--num-gpu-blocks-override", "--enable-dbo", "--enable-eplb"),
-        *("--cpu-offload-gb", "--offload-group-size", "--mm-ipc-gpu-memory-gb"),
+        *("--offload-group-size", "--mm-ipc-gpu-memory-gb"),
         *("--api-server-count", "--diffusion-config", "--engram-config"),
     ),
     "llama.cpp": (
         *("--mmproj", "--mmproj-url", "--spec-draft-model", "--spec-draft-hf", "--spec-type", "--lora"),
-        *("--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-tensor", "--cpu-moe"),
-        *("--n-cpu-moe", "--n-cpu-ffn", "--rpc", "--device", "--main-gpu", "--tensor-split", "--split-mode"),
-        *("--kv-offload", "--op-offload", "--kv-unified-per-slot", "--ctx-checkpoints"),
+        *("--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-tensor"),
+        *("--n-cpu-ffn", "--rpc", "--device", "--main-gpu", "--tensor-split", "--split-mode"),
+        *("--op-offload", "--kv-unified-per-slot", "--ctx-checkpoints"),
         *("--lora-path", "--clip-model-path", "--draft-model", "--rpc-servers", "--offload-kqv", "--cache"),
     ),
 }
@@ -265,7 +265,7 @@ def unplanned(arguments: Arguments) -> tuple[str, ...]:
 
 def _asks(one: Given) -> bool:
     """Not a number that changes nothing ("--data-parallel-size 1"), nor a feature that is turned off."""
-    if one.names[0] in ("--kv-offload", "--op-offload"):
+    if one.names[0] == "--op-offload":
         return not one.on  # the engine's own is to use the card
     if one.name == "--offload-kqv":
         return one.values[-1:] == ("false",)

@@ -25,6 +25,8 @@ LLAMA_CPP_LAUNCHERS = ("llama-server", "xllamacpp", "llama-cpp-python")
 LAUNCHERS = ("vllm", *LLAMA_CPP_LAUNCHERS)
 # Of llama.cpp, if the operator does not say: enough for a small team, and its KV cache still fits beside the weights.
 DEFAULT_SLOTS = 4
+# MiB of RAM in which llama.cpp's server keeps past conversations of a model that is on GPUs; its own choice is 8,192.
+PROMPTS_IN_RAM = 2048
 LEAST_CACHE = 2**20  # bytes; not 0, which could be taken for nothing said
 XLLAMACPP_LAUNCHER = Path(__file__).with_name("xllamacpp_launcher.py")
 # An environment's own scripts hold the path of their Python, so vLLM's command is started by its module.
@@ -451,14 +453,16 @@ def _llama_server_granted(spec: Spec, grant: Grant) -> list[str]:
     if not grant.visible:
         # What it keeps of past conversations in RAM may grow to 8 GiB by default; the plan has no room for that.
         return ["--cache-ram", "0"]
-    argv = ["--n-gpu-layers", "999"]
+    argv = ["--n-gpu-layers", "999", "--cache-ram", str(PROMPTS_IN_RAM)]
     if len(grant.visible) > 1:
         argv += ["--split-mode", "layer", "--tensor-split", ",".join("1" for _ in grant.visible)]
     return argv
 
 
 def _xllamacpp_granted(spec: Spec, grant: Grant) -> list[str]:
-    return ["--n-gpu-layers", "999"] if grant.visible else ["--cache-ram", "0"]
+    if grant.visible:
+        return ["--n-gpu-layers", "999", "--cache-ram", str(PROMPTS_IN_RAM)]
+    return ["--cache-ram", "0"]
 
 
 def _llama_cpp_python_granted(spec: Spec, grant: Grant) -> list[str]:

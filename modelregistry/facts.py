@@ -67,6 +67,7 @@ class Facts:
     layer that keeps a state of fixed size of each request. `missing`: what the files would have to tell before anybody
     could say how much that is, by names of config.json; empty: nothing. `cache_type`: of the keys and values, as the
     files declare it ("fp8"); "": as the model's own numbers.
+    `experts`: bytes of the experts' weights in each layer of a GGUF file that has some, which may be kept in RAM.
     `weight_bytes`: of the tensors on disk that the engine loads. `embedding_weight_bytes`: of these, the token
     embedding, which quantising at start leaves as it is. `task`: what the architecture was made for.
     `risks`: what an operator had to allow. `files`: how many hold weights.
@@ -86,6 +87,7 @@ class Facts:
     states: tuple[State, ...] = ()
     cache_type: str = ""
     missing: tuple[str, ...] = ()
+    experts: tuple[int, ...] = ()
     heads: int | None = None
     hidden: int | None = None
     vocabulary: int | None = None
@@ -107,7 +109,7 @@ class Facts:
         values = {name: value for name, value in stored.items() if name in known}
         values["attention"] = tuple(Attention(**layer) for layer in stored.get("attention", ()))
         values["states"] = tuple(State(**layer) for layer in stored.get("states", ()))
-        for name in ("risks", "missing"):
+        for name in ("risks", "missing", "experts"):
             values[name] = tuple(stored.get(name, ()))
         return cls(**values)
 

@@ -1,114 +1,195 @@
-"""What a model would take and where it would fit, told before it is registered, by what the hosts last reported.
+"""What a model would take and where it would fit, told before it runs, by what the hosts last reported.
 
-A look ahead, no promise: what counts is what the host's supervisor finds when it starts the model.
+For page, API and command: the question itself is `allotment.answer`, which the supervisor asks as well when it starts
+the model, with the numbers of that moment. A look ahead, no promise.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from django.conf import settings
+from django.db.models import Prefetch, QuerySet
 from django.utils.translation import gettext as _
 
-from modelregistry import engines, gpus, refusals, rows
-from modelregistry.allotment import allot
+from modelregistry import allotment, engines, gpus, model_files, placement, refusals, rows
+from modelregistry.allotment import Occupant
 from modelregistry.engines import NoLauncher, Spec
 from modelregistry.facts import Facts
-from modelregistry.gpus import Device, Holder
-from modelregistry.memory import Demand, Prediction, Unpredictable, predict
-from modelregistry.models import Host, Replica
+from modelregistry.gpus import Device
+from modelregistry.memory import Demand, Measured, Prediction, Unpredictable, predict
+from modelregistry.models import Host, Reading, Replica, ServedModel
 from modelregistry.overview import ALIVE
-from modelregistry.placement import NoRoom, NoSuchDevice, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """Of one replica on one host. `devices`: indices, none: RAM. `why_not`: sentences; empty: it fits."""
+    """Of one replica on one host. `fits`: it could start there now; `room`: as far as memory is concerned. `launcher`:
+    "" if the host has no engine for it; what it would take is then that of the usual one. `devices`: indices, none:
+    RAM. `prediction`: on each of them, also where it does not fit. `why_not`: sentences, as lines; empty: it fits.
+    `to_go`: replicas of ours without which there would be room.
+    """
 
     host: str
     fits: bool
-    launcher: str
-    devices: tuple[int, ...]
-    prediction: Prediction | None
-    why_not: str
+    room: bool
+    launcher: str = ""
+    devices: tuple[int, ...] = ()
+    prediction: Prediction | None = None
+    why_not: str = ""
+    to_go: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why there is no room, without the model's own sum, which the prediction tells."""
+        lines = self.why_not.splitlines()
+        return lines[1:] if self.prediction else lines
 
 
-def outlooks(spec: Spec, facts: Facts, hosts: Iterable[Host]) -> list[Outlook]:
-    """For those of the hosts that have reported. Raises django.db.Error."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """`hosts`: those that may take it; none if none has reported. All of them, with the ones where it fits first."""
+
+    facts: Facts
+    hosts: tuple[Outlook, ...]
+
+    @property
+    def fits(self) -> bool:
+        """There is room for it somewhere; also where nobody can say."""
+        return not self.hosts or any(host.room for host in self.hosts)
+
+
+def estimate(model: ServedModel) -> Estimate | None:
+    """For one replica. `model` may be unsaved. None: nothing can be said (an external engine, files of another host
+    that nobody has read yet). Reads headers of files; three queries.
+    """
+    facts = None if model.engine == ServedModel.Engine.EXTERNAL else facts_of(model)
+    if facts is None:
+        return None
+    there = hosts().filter(pk=model.host_id) if model.host_id else hosts()
+    found = outlooks(spec_of(model), facts, there, model=model.pk)
+    return Estimate(facts=facts, hosts=tuple(sorted(found, key=lambda outlook: not outlook.room)))
+
+
+def facts_of(model: ServedModel) -> Facts | None:
+    """By the files themselves where they can be seen from here, else as their host's supervisor read them."""
+    if model.host is None or model.host.name == settings.HOST_NAME:
+        try:
+            return model_files.read(model.engine, model.path, model.allowed_risks)
+        except model_files.Unreadable:
+            return None
+    reading = Reading.objects.filter(model=model.pk, model__path=model.path, facts__isnull=False).first()
+    return Facts.of(reading.facts) if reading and reading.facts else None
+
+
+def spec_of(model: ServedModel) -> Spec:
+    """Not forced: an estimate says what is, whatever the operator decides."""
+    return Spec(
+        engine=model.engine,
+        name=model.name,
+        path=model.path,
+        launcher=model.launcher,
+        task=model.task,
+        context=model.context,
+        slots=model.slots,
+        args=tuple(model.args),
+        gpus=tuple(model.gpus),
+        tensor_parallel=model.tensor_parallel,
+        allowed_risks=tuple(model.allowed_risks),
+    )
+
+
+def hosts() -> QuerySet[Host]:
+    """Those that have reported, with what a look ahead needs of them, in two queries."""
+    there = Prefetch("replica_set", Replica.objects.filter(state__in=ALIVE).select_related("model"))
+    return Host.objects.filter(report__isnull=False).select_related("report").prefetch_related(there)
+
+
+def outlooks(spec: Spec, facts: Facts, hosts: Iterable[Host], *, model: int | None = None) -> list[Outlook]:
+    """For those of `hosts()`, in their order. `model`: its id, if it is registered: its own replicas would make room.
+
+    One query. Raises django.db.Error.
+    """
     past = rows.measurements()
-    return [_outlook(spec, facts, host, past) for host in hosts if hasattr(host, "report")]
+    return [_outlook(spec, facts, host, past, model) for host in hosts]
 
 
 def alone(spec: Spec, facts: Facts) -> Prediction | None:
     """By the formulas alone, in RAM: for when no host has reported anything. None: nobody can say."""
-    launcher = spec.launcher or ("vllm" if spec.engine == "vllm" else "llama-server")
     try:
-        return predict(facts, Demand.of(spec, launcher, "ram"))
+        return predict(facts, Demand.of(spec, usual(spec), "ram"))
     except Unpredictable:
         return None
 
 
-def _outlook(spec: Spec, facts: Facts, host: Host, past: Iterable[Any]) -> Outlook:
+def _outlook(spec: Spec, facts: Facts, host: Host, past: Iterable[Measured], model: int | None) -> Outlook:
     report = host.report
-    found = {name: (_program(name, version),) for name, version in report.engines.items()}
-    devices = [_device(stored) for stored in report.devices]
-    launcher, need = "", None
-    if not devices:
+    if not report.devices:
         why_not = _("%(host)s has not told how much memory it has.") % {"host": host.name}
-        return Outlook(host=host.name, fits=False, launcher="", devices=(), prediction=None, why_not=why_not)
+        return Outlook(host=host.name, fits=False, room=False, why_not=why_not)
+    found = {name: (program(name, version),) for name, version in report.engines.items()}
+    missing = ""
     try:
         launcher = engines.choose(spec, found)
-        given = allot(
-            spec,
-            facts,
-            launcher,
-            found[launcher],
-            devices,
-            shares=_shares(host),
-            past=past,
-            version=report.engines[launcher],
-        )
     except NoLauncher:
-        why_not = _("%(host)s has no engine for it.") % {"host": host.name}
-    except NoSuchDevice as refusal:
-        why_not = refusals.no_such_device(refusal)
-    except Unpredictable as refusal:
-        why_not = refusals.unpredictable(refusal)
-    except NoRoom as refusal:
-        need, why_not = refusal.need, refusals.no_room(refusal)
-    else:
-        return Outlook(
-            host=host.name,
-            fits=not given.forced,
-            launcher=launcher,
-            devices=given.devices,
-            prediction=given.prediction,
-            why_not="",
-        )
-    return Outlook(host=host.name, fits=False, launcher=launcher, devices=(), prediction=need, why_not=why_not)
+        launcher, missing = usual(spec), _("%(host)s has no engine for it.") % {"host": host.name}
+    version = report.engines.get(launcher, "")
+    there = [(row.model_id == model, occupant(row)) for row in host.replica_set.all()]
+    answer = allotment.answer(
+        spec,
+        facts,
+        launcher,
+        (program(launcher, version),),
+        without([device(told) for told in report.devices], [one for own, one in there if own]),
+        occupants=[one for own, one in there if not own],
+        past=past,
+        version=version,
+    )
+    return Outlook(
+        host=host.name,
+        fits=answer.fits and not missing,
+        room=answer.fits,
+        launcher="" if missing else launcher,
+        devices=answer.allotment.devices if answer.allotment else (),
+        prediction=answer.need,
+        why_not="\n".join(line for line in (refusals.why_not(answer), missing) if line),
+        to_go=answer.to_go,
+    )
 
 
-def _program(launcher: str, version: str) -> str:
+def usual(spec: Spec) -> str:
+    """The launcher of a host of which it is not known what it has."""
+    return spec.launcher or ("vllm" if spec.engine == "vllm" else engines.LLAMA_CPP_LAUNCHERS[0])
+
+
+def program(launcher: str, version: str) -> str:
     """Where our installer puts it: builds for CPUs are known by their place."""
     return f"/engines/{launcher}-{version}/bin/python"
 
 
-def _device(stored: Mapping[str, Any]) -> Device:
-    return Device(**{**stored, "processes": tuple(Holder(**one) for one in stored.get("processes", ()))})
+def device(told: Mapping[str, Any]) -> Device:
+    """As a report tells it. Who holds it is known from replicas."""
+    known = {field.name for field in fields(Device)} - {"processes"}
+    return Device(**{name: value for name, value in told.items() if name in known})
 
 
-def _shares(host: Host) -> list[Share]:
-    """What its replicas were promised on each device, and hold there as last measured."""
-    running = Replica.objects.filter(host=host, state__in=ALIVE, predicted__isnull=False).select_related("model")
-    return [
-        Share(
-            name=row.model.name, device=device, predicted=(row.predicted or {}).get("total", 0), held=_held(row, device)
-        )
-        for row in running
-        for device in row.devices or [gpus.RAM]
-    ]
+def occupant(row: Replica) -> Occupant:
+    """As its row tells it: what was promised when it was started, what it was last measured to hold."""
+    promised: Mapping[str, Any] = row.predicted or {}
+    on_cards = {int(index): int(size) for index, size in row.memory_by_device.items()} if row.devices else {}
+    return Occupant(
+        name=f"{row.model.name} #{row.index}",
+        needed=promised.get("total", 0) - promised.get("droppable", 0),
+        devices=tuple(row.devices),
+        host=promised.get("host", 0),
+        held=on_cards | {gpus.RAM: row.memory_fixed or 0},
+    )
 
 
-def _held(row: Replica, device: int) -> int:
-    if device == gpus.RAM:
-        return row.memory_bytes or 0
-    return int(row.memory_by_device.get(str(device), 0))
+def without(devices: Iterable[Device], gone: Iterable[Occupant]) -> list[Device]:
+    """The devices as if these were not there."""
+    held: dict[int, int] = {}
+    for one in gone:
+        for index, size in one.held.items():
+            held[index] = held.get(index, 0) + size
+    return placement.without_ours(list(devices), held)

@@ -59,6 +59,8 @@ WINDOWS = {"llama4": 8192}
 BOTH = frozenset(["falcon-h1"])
 # They read all of an input at once and keep nothing (llama.cpp gives them no memory at all).
 ENCODERS = re.compile(r".*bert.*|gemma-embedding|t5encoder")
+# What --cpu-moe and --n-cpu-moe keep in RAM (common/arg.cpp).
+EXPERTS = re.compile(r"blk\.(\d{1,4})\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\..*")
 MARKED_AS_GUESSED = LlamaFileType.GUESSED
 
 
@@ -304,12 +306,22 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
         layers=layers or None,
         attention=() if ENCODERS.fullmatch(architecture) else tuple(_attention(architecture, own, layers)),
         states=tuple(_states(architecture, own, layers)),
+        experts=_experts(tensors, layers),
         heads=max(_each(own, Keys.Attention.HEAD_COUNT, layers, 0), default=0) or None,
         hidden=_optional(own, Keys.LLM.EMBEDDING_LENGTH),
         vocabulary=_vocabulary(values, own),
         pooling=pooling,
         files=files,
     )
+
+
+def _experts(tensors: list[_Tensor], layers: int) -> tuple[int, ...]:
+    sizes = [0] * layers
+    for tensor in tensors:
+        found = EXPERTS.fullmatch(tensor.name)
+        if found and int(found[1]) < layers:
+            sizes[int(found[1])] += tensor.size
+    return tuple(sizes) if any(sizes) else ()
 
 
 def _vocabulary(values: Mapping[str, Any], own: Mapping[str, Any]) -> int | None:

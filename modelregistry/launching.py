@@ -25,7 +25,6 @@ from modelregistry.engine_trials import Choice, NoVersion, Trial
 from modelregistry.engines import Place, Spec
 from modelregistry.gpus import Device
 from modelregistry.memory import Measured, Prediction
-from modelregistry.placement import NoRoom, NoSuchDevice
 from modelregistry.plan import Key
 from modelregistry.process import Run, Runs
 
@@ -157,21 +156,19 @@ def allot(
     if facts is None:
         return None
     devices = gpus.visible(gpus.devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    try:
-        return allotment.allot(
-            spec,
-            facts,
-            launcher,
-            program,
-            devices,
-            shares=allotment.shares(tenants, devices),
-            past=past,
-            version=_version(engine, versions),
-        )
-    except NoRoom as refusal:
-        raise DoesNotFit(refusals.no_room(refusal), refusal.need) from refusal
-    except NoSuchDevice as refusal:
-        raise DoesNotFit(refusals.no_such_device(refusal), None) from refusal
+    found = allotment.answer(
+        spec,
+        facts,
+        launcher,
+        program,
+        devices,
+        occupants=allotment.occupants(tenants, devices),
+        past=past,
+        version=_version(engine, versions),
+    )
+    if found.allotment is None:
+        raise DoesNotFit(refusals.why_not(found), found.need)
+    return found.allotment
 
 
 def _version(engine: Engine, versions: Mapping[str, str]) -> str:

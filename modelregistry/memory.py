@@ -51,6 +51,12 @@ VLLM_CPU_COMPILER = 60 * MIB
 VLLM_CONTEXT = 650 * MIB
 VLLM_GRAPHS = 350 * MIB
 VLLM_LINKS = 400 * MIB  # NCCL's buffers between cards
+# RAM of engines whose model is on GPUs, from what others published, not measured here: vLLM's API server and core, and
+# a worker for each card with PyTorch's and CUDA's libraries and pinned buffers.
+VLLM_HOST = GIB
+VLLM_HOST_WORKER = 2 * GIB
+LLAMA_CPP_HOST = 500 * MIB
+UNBOUNDED_PROMPTS = 8192  # MiB; --cache-ram -1 has no bound, its default is this
 # What vLLM makes of 16-bit weights while it loads them, embedding aside. "fp8" was the name of fp8_per_tensor before
 # 0.32; mxfp8 has 8 bits of scale for 32 weights.
 MADE_SMALLER = {
@@ -109,9 +115,10 @@ class Prediction:
     `cache_least`: with less the engine would not do (vLLM may be given less than it wants). `context`, `sequences`: for
     how many requests of how many tokens the cache is. `batch`, `parallel`: how many tokens and requests vLLM computes
     at a time; 0: of another engine. `apart`: of the overhead, what vLLM has taken before it looks how much is free
-    (CUDA's context, the buffers of links between cards). `droppable`: of the total, what the kernel can take back
-    without harm (a file that was copied from). `basis`: "formula"; "corrected" by what others with this engine took;
-    "measured": this very model took so much before.
+    (CUDA's context, the buffers of links between cards). `host`: of a model on GPUs, bytes of RAM that it takes beside
+    them. `read`: bytes of files that pass through RAM while it loads; the kernel takes them back. `droppable`: of the
+    total, what the kernel can take back without harm (a file that was copied from). `basis`: "formula"; "corrected" by
+    what others with this engine took; "measured": this very model took so much before.
     """
 
     weights: int
@@ -126,6 +133,8 @@ class Prediction:
     batch: int = 0
     parallel: int = 0
     apart: int = 0
+    host: int = 0
+    read: int = 0
     droppable: int = 0
     basis: str = "formula"
 
@@ -146,8 +155,16 @@ def predict(facts: Facts, demand: Demand) -> Prediction:
         raise Unpredictable(facts.missing)
     context, sequences = _asked(facts, demand)
     cache, least, parallel = _cache(facts, demand, context, sequences)
+    weights = _weights(facts, demand)
+    moved = min(_kept_in_ram(facts, demand), weights * demand.tensor_parallel)
+    weights -= moved // demand.tensor_parallel
+    host = 0
+    if demand.kind == "gpu":
+        cached = cache if demand.launcher != "vllm" and demand.arguments.flag("--kv-offload") is False else 0
+        host = _host(facts, demand, weights, moved + cached * demand.tensor_parallel)
+        cache, least = cache - cached, least - cached
     return made(
-        weights=_weights(facts, demand),
+        weights=weights,
         cache=cache,
         cache_least=least,
         overhead=_overhead(facts, demand, context, sequences),
@@ -157,6 +174,8 @@ def predict(facts: Facts, demand: Demand) -> Prediction:
         batch=_batch(facts, demand, context) if demand.launcher == "vllm" else 0,
         parallel=parallel,
         apart=_apart(demand),
+        host=host,
+        read=facts.weight_bytes,
         droppable=_copied(facts, demand) if demand.launcher != "vllm" else 0,
     )
 
@@ -173,6 +192,8 @@ def made(
     batch: int = 0,
     parallel: int = 0,
     apart: int = 0,
+    host: int = 0,
+    read: int = 0,
     droppable: int = 0,
     basis: str = "formula",
 ) -> Prediction:
@@ -190,6 +211,8 @@ def made(
         batch=batch,
         parallel=parallel,
         apart=apart,
+        host=host,
+        read=read,
         droppable=droppable,
         basis=basis,
     )
@@ -350,6 +373,39 @@ def _weights(facts: Facts, demand: Demand) -> int:
     return math.ceil(size / demand.tensor_parallel)
 
 
+def _kept_in_ram(facts: Facts, demand: Demand) -> int:
+    """Bytes of the whole model's weights that the operator keeps off the cards."""
+    if demand.kind == "ram":
+        return 0
+    if demand.launcher == "vllm":
+        return int((demand.arguments.decimal("--cpu-offload-gb") or 0) * GIB) * demand.tensor_parallel
+    experts = len(facts.experts) if demand.says("--cpu-moe") else max(demand.number("--n-cpu-moe") or 0, 0)
+    return sum(facts.experts[:experts])
+
+
+def _host(facts: Facts, demand: Demand, weights: int, moved: int) -> int:
+    """RAM of a model on GPUs, for good: processes, what was moved there, and what may come from the cards to stay.
+
+    `weights`: on each card. Files are mapped and read through; only pickles are held while they load, one at a time.
+    """
+    cards, said = demand.tensor_parallel, demand.arguments
+    if demand.launcher != "vllm":
+        return LLAMA_CPP_HOST + moved + _prompts_in_ram(demand)
+    room = int(((said.decimal("--swap-space") or 0) * cards + (said.decimal("--kv-offloading-size") or 0)) * GIB)
+    # Asleep (level 1) its weights lie in RAM.
+    asleep = weights * cards if demand.says("--enable-sleep-mode") else 0
+    pickled = facts.weight_bytes // max(facts.files, 1) if "pickle" in facts.risks else 0
+    return VLLM_HOST + VLLM_HOST_WORKER * cards + moved + room + max(asleep, pickled)
+
+
+def _prompts_in_ram(demand: Demand) -> int:
+    """What llama-server keeps of past conversations: as told, else as engines.py tells it."""
+    told = demand.number("--cache-ram")
+    if told is not None:
+        return (told if told >= 0 else UNBOUNDED_PROMPTS) * MIB
+    return engines.PROMPTS_IN_RAM * MIB if demand.kind == "gpu" and demand.launcher != "llama-cpp-python" else 0
+
+
 def _as_loaded(facts: Facts, demand: Demand) -> float:
     """vLLM keeps weights in 16 bits unless told otherwise, and can make them smaller while it loads them."""
     halved = {"F32": 0.5}.get(facts.quantisation, 1.0)
@@ -403,7 +459,7 @@ def _llama_cpp_overhead(facts: Facts, demand: Demand, context: int, sequences: i
     logits = (demand.slots or engines.DEFAULT_SLOTS) * vocabulary * 4
     if demand.kind == "gpu":
         return LLAMA_CPP_CONTEXT + compute + logits
-    return LLAMA_CPP_PROCESS + vocabulary * LLAMA_CPP_TOKEN + compute + logits
+    return LLAMA_CPP_PROCESS + vocabulary * LLAMA_CPP_TOKEN + compute + logits + _prompts_in_ram(demand)
 
 
 def _copied(facts: Facts, demand: Demand) -> int:

@@ -378,6 +378,8 @@ class Replica(models.Model):
     devices = models.JSONField(default=list)  # indices of `gpus.Device`; empty: RAM
     predicted = models.JSONField(null=True)  # as `memory.Prediction`
     memory_bytes = models.BigIntegerField(_("memory"), null=True, blank=True)
+    # Bytes of RAM, of one on GPUs as well, that the kernel can neither drop nor read again.
+    memory_fixed = models.BigIntegerField(null=True, blank=True)
     memory_by_device = models.JSONField(default=dict)  # bytes by device index (as text), what all its processes hold
     # What it does now: {"at", "running", "waiting", "tokens_per_second", "cache_used"}, each null when not known.
     live = models.JSONField(null=True)

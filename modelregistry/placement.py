@@ -3,8 +3,9 @@
 Pure. What the devices hold now and what our engines were promised is given; nothing is kept between two questions.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from modelregistry.facts import Facts
 from modelregistry.gpus import RAM, Device
@@ -15,6 +16,9 @@ from modelregistry.memory import MIB, VLLM_CONTEXT, Demand, Prediction, predict
 GPU_MARGIN = VLLM_CONTEXT
 # Left free of RAM: 5 %, for the system and what comes and goes on it.
 RAM_MARGIN = 0.05
+# So many at a time are looked at for what would have to go, and so many are thought of as going: 800 trials at most.
+MOST_TRIED = 16
+MOST_GONE = 3
 # vLLM is told its part of the card as a fraction, of which it looks at no more than this.
 FRACTION_DIGITS = 4
 
@@ -67,14 +71,18 @@ class Placement:
 class NoRoom(Exception):
     """It does not fit. `need` is per device; `rooms` are the devices that were asked for or are there.
 
-    `fits`: the longest context that would fit with as many requests at a time (0: not even a short one), `sequences`:
-    how many requests would fit with the context that was asked for (0: not even one).
+    `in_ram`: the cards have room, but not the RAM for what `need.host` says. `fits`: the longest context that would fit
+    with as many requests at a time (0: not even a short one), `sequences`: how many requests would fit with the context
+    that was asked for (0: not even one).
     """
 
-    def __init__(self, need: Prediction, rooms: Sequence[Room], *, fits: int = 0, sequences: int = 0) -> None:
+    def __init__(
+        self, need: Prediction, rooms: Sequence[Room], *, fits: int = 0, sequences: int = 0, in_ram: bool = False
+    ) -> None:
         super().__init__(f"{need.total} bytes on each of {need.devices}")
         self.need = need
         self.rooms = tuple(rooms)
+        self.in_ram = in_ram
         self.fits = fits
         self.sequences = sequences
 
@@ -126,13 +134,16 @@ def place(
     is.
     `overcommit`: where most is free, whatever the sum says. With `facts` a refusal can tell what would fit.
     """
+    short = _short_of_ram(prediction, demand, devices, shares)
+    if short and not overcommit:
+        raise NoRoom(prediction, [short], in_ram=True)
     rooms = [room(device, shares) for device in devices if device.kind == demand.kind]
     candidates = _candidates(rooms, prediction, gpus) if demand.kind == "gpu" else rooms
     chosen = _best(candidates, prediction)
     if chosen is None and not overcommit:
         fits, sequences = _what_would_fit(prediction, demand, candidates, facts)
         raise NoRoom(prediction, candidates, fits=fits, sequences=sequences)
-    forced = chosen is None
+    forced = chosen is None or short is not None
     if chosen is None:
         chosen = sorted(candidates, key=lambda one: -one.free)[: prediction.devices]
     granted = _granted(prediction, chosen)
@@ -142,6 +153,22 @@ def place(
         prediction=granted,
         fraction=_fraction(granted.weights + granted.cache, total) if demand.kind == "gpu" and total else 0.0,
         forced=forced,
+    )
+
+
+def _short_of_ram(
+    prediction: Prediction, demand: Demand, devices: Sequence[Device], shares: Sequence[Share]
+) -> Room | None:
+    """The RAM, if a model on GPUs has no room in it for what it takes there. None: it has."""
+    if demand.kind != "gpu" or not prediction.host:
+        return None
+    return next(
+        (
+            short
+            for device in devices
+            if device.kind == "ram" and (short := room(device, shares)).free < prediction.host
+        ),
+        None,
     )
 
 
@@ -204,6 +231,52 @@ def _what_would_fit(need: Prediction, demand: Demand, rooms: Sequence[Room], fac
 def _lengths(most: int) -> list[int]:
     """Contexts that an operator might choose: multiples of 1,024, down to one of them."""
     return list(range(1024, most, 1024))
+
+
+# --- What would have to go
+
+
+def would_have_to_go(
+    prediction: Prediction,
+    demand: Demand,
+    devices: Sequence[Device],
+    shares: Sequence[Share],
+    *,
+    gpus: Sequence[int] = (),
+) -> tuple[str, ...]:
+    """The fewest of ours without which it would fit, of those the smallest; (): no few of them would do.
+
+    `devices` as they are now, with what the shares hold.
+    """
+    sizes: dict[str, int] = {}
+    for share in shares:
+        sizes[share.name] = sizes.get(share.name, 0) + max(share.predicted, share.held)
+    names = sorted(sizes, key=lambda name: sizes[name])[:MOST_TRIED]
+    for count in range(1, MOST_GONE + 1):
+        for gone in sorted(combinations(names, count), key=lambda some: sum(sizes[name] for name in some)):
+            if _fits_without(gone, prediction, demand, devices, shares, gpus):
+                return gone
+    return ()
+
+
+def _fits_without(
+    gone: Collection[str],
+    prediction: Prediction,
+    demand: Demand,
+    devices: Sequence[Device],
+    shares: Sequence[Share],
+    gpus: Sequence[int],
+) -> bool:
+    held: dict[int, int] = {}
+    for share in shares:
+        if share.name in gone:
+            held[share.device] = held.get(share.device, 0) + share.held
+    left = [share for share in shares if share.name not in gone]
+    try:
+        place(prediction, demand, without_ours(devices, held), left, gpus=gpus)
+    except (NoRoom, NoSuchDevice):
+        return False
+    return True
 
 
 # --- What fits beside what ------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 """Why a model does not fit on its host, as sentences for operators: the whole sum, and what would fit."""
 
+from collections.abc import Sequence
+
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from modelregistry.allotment import Answer
 from modelregistry.engine_trials import NoVersion
 from modelregistry.memory import Prediction, Unpredictable
 from modelregistry.placement import NoRoom, NoSuchDevice, Room
@@ -10,10 +13,30 @@ from modelregistry.placement import NoRoom, NoSuchDevice, Room
 GB = 1e9
 
 
-def no_room(refusal: NoRoom) -> str:
-    """First the sum of the model, then each device's, then what would fit."""
-    lines = [needed(refusal.need), *(_room(room) for room in refusal.rooms), _would_fit(refusal)]
+def why_not(answer: Answer) -> str:
+    """As lines; "": it fits."""
+    match answer.refusal:
+        case Unpredictable() as refusal:
+            return unpredictable(refusal)
+        case NoSuchDevice() as refusal:
+            return no_such_device(refusal)
+        case NoRoom() as refusal:
+            return no_room(refusal, answer.to_go)
+    return ""
+
+
+def no_room(refusal: NoRoom, to_go: Sequence[str] = ()) -> str:
+    """First the sum of the model, then each device's, then what would fit and what would have to go."""
+    first = short_of_ram(refusal.need) if refusal.in_ram else needed(refusal.need)
+    lines = [first, *(_room(room) for room in refusal.rooms), *_ways_out(refusal, to_go)]
     return "\n".join(line for line in lines if line)
+
+
+def short_of_ram(need: Prediction) -> str:
+    return _(
+        "It does not fit: beside the GPUs it needs %(host).1f GB of this host's RAM, for its processes and for what its"
+        " arguments keep there."
+    ) % {"host": need.host / GB}
 
 
 def needed(need: Prediction) -> str:
@@ -83,6 +106,32 @@ def _room(room: Room) -> str:
     }
 
 
+def _ways_out(refusal: NoRoom, to_go: Sequence[str]) -> list[str]:
+    found = [_would_fit(refusal), _without(to_go), _by_splitting(refusal)]
+    return [line for line in found if line] or [
+        _("Stop another model, choose a smaller one, or start it without enough memory.")
+    ]
+
+
+def _without(to_go: Sequence[str]) -> str:
+    if not to_go:
+        return ""
+    return _("It would fit without %(models)s.") % {"models": ", ".join(to_go)}
+
+
+def _by_splitting(refusal: NoRoom) -> str:
+    """Cards that together have room for what one has not: it may be split over them."""
+    alone = refusal.need.total
+    rooms = [room for room in refusal.rooms if room.device >= 0 and room.free]
+    if refusal.need.devices > 1 or refusal.in_ram or len(rooms) < 2:
+        return ""
+    for count in (2, 4, 8):
+        free = sorted((room.free for room in rooms), reverse=True)[:count]
+        if len(free) == count and alone / count + refusal.need.overhead <= free[-1]:
+            return _("Split over %(count)d GPUs (--tensor-parallel %(count)d) it may fit.") % {"count": count}
+    return ""
+
+
 def _would_fit(refusal: NoRoom) -> str:
     if refusal.fits and refusal.sequences:
         return _("A context of %(context)d tokens would fit, or %(sequences)d requests at a time with this one.") % {
@@ -93,4 +142,4 @@ def _would_fit(refusal: NoRoom) -> str:
         return _("A context of %(context)d tokens would fit.") % {"context": refusal.fits}
     if refusal.sequences:
         return _("%(sequences)d requests at a time would fit.") % {"sequences": refusal.sequences}
-    return _("Stop another model, choose a smaller one, or start it without enough memory.")
+    return ""

@@ -14,7 +14,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from modelregistry import models
-from modelregistry.allotment import Allotment
+from modelregistry.allotment import Allotment, Use
 from modelregistry.engine_trials import Trial
 from modelregistry.engines import Spec
 from modelregistry.lease import Claim
@@ -225,10 +225,12 @@ def placed(host_id: int, key: Key, predicted: Mapping[str, Any] | None, devices:
     )
 
 
-def measured(host_id: int, key: Key, memory_bytes: int, by_device: Mapping[int, int]) -> None:
+def measured(host_id: int, key: Key, used: Use) -> None:
     """Gateways need not know, so nobody is told."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
-        memory_bytes=memory_bytes, memory_by_device={str(device): size for device, size in by_device.items()}
+        memory_bytes=used.total,
+        memory_fixed=used.fixed,
+        memory_by_device={str(device): size for device, size in used.by_device.items()},
     )
 
 

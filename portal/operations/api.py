@@ -237,7 +237,7 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
         facts = model_files.read(spec.engine, spec.path, spec.allowed_risks)
     except model_files.Unreadable as error:
         raise ValidationError({"path": [registering.sentence(error)]}) from error
-    hosts = [host] if host else Host.objects.select_related("report")
+    hosts = forecast.hosts().filter(pk=host.pk) if host else forecast.hosts()
     return {
         "facts": facts,
         "prediction": forecast.alone(spec, facts),

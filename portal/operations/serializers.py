@@ -255,17 +255,25 @@ class Prediction(serializers.Serializer[Any]):
     devices = serializers.IntegerField()
     context = serializers.IntegerField()  # type: ignore[assignment]
     sequences = serializers.IntegerField()
+    batch = serializers.IntegerField(help_text="Tokens that vLLM computes at a time; 0: another engine.")
+    parallel = serializers.IntegerField(help_text="Requests that vLLM works on at a time; 0: another engine.")
+    host = serializers.IntegerField(help_text="Of a model on GPUs: bytes of the host's RAM beside them.")
+    read = serializers.IntegerField(help_text="Bytes of files that pass through RAM while it loads.")
     droppable = serializers.IntegerField(help_text="Part of the total that the system can take back.")
     basis = serializers.ChoiceField(["formula", "corrected", "measured"])
 
 
 class Outlook(serializers.Serializer[Any]):
     host = CharField()
-    fits = serializers.BooleanField()
+    fits = serializers.BooleanField(help_text="It could start there now.")
+    room = serializers.BooleanField(help_text="There is memory for it, whatever else is missing.")
     launcher = CharField(help_text="Empty: the host has no engine for it.")
     devices = serializers.ListField(child=serializers.IntegerField(), help_text="Empty: RAM.")
     prediction = Prediction(allow_null=True, help_text="Corrected by what was measured.")
     why_not = CharField()
+    to_go = serializers.ListField(
+        child=CharField(), help_text="The fewest replicas without which it would fit; empty: no few of them would do."
+    )
 
 
 class Foreseen(serializers.Serializer[Any]):

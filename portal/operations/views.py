@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
+from modelregistry.forecast import estimate
 from modelregistry.models import LogTail, ServedModel
 from modelregistry.presets import PRESETS
 from portal.accounts.models import DirectoryState
@@ -25,7 +26,6 @@ from portal.console.clock import zone_of
 from portal.metering.models import UsageSetAside
 from portal.operations import actions
 from portal.operations.callers import callers
-from portal.operations.estimate import estimate
 from portal.operations.facts import told_by_files
 from portal.operations.forms import ServedModelForm, visible_to
 from portal.operations.history import history

@@ -53,6 +53,26 @@ def test_it_registers_and_prints_the_name(capsys, gguf):
     assert model.host is None
 
 
+def test_a_dry_run_says_where_it_fits_and_registers_nothing(capsys, gguf):
+    arguments = ["m", "--engine=llama.cpp", f"--path={gguf}", "--dry-run"]
+    assert "No host has reported" in register(capsys, *arguments)
+    card = {"index": 0, "uuid": "", "name": "A", "kind": "gpu", "total": 24 * 10**9, "used": 0, "free": 24 * 10**9}
+    ram = card | {"index": -1, "name": "RAM", "kind": "ram"}
+    full = card | {"used": 24 * 10**9, "free": 0}
+    for name, devices in (("empty", [card, ram]), ("full", [full, ram])):
+        HostReport.objects.create(
+            host=Host.objects.create(name=name),
+            devices=[{"fault": ""} | device for device in devices],
+            engines={"llama-server": "b1"},
+            at=timezone.now(),
+        )
+    said = register(capsys, *arguments)
+    assert said.splitlines()[0].startswith("empty: fits on GPU 0, weights ")
+    assert "and 2.7 GB of RAM" in said.splitlines()[0]
+    assert "\nfull: does not fit, " in said
+    assert not ServedModel.objects.exists()
+
+
 def test_it_registers_for_a_host_whose_files_it_cannot_see(capsys):
     Host.objects.create(name="gpu1")
     register(capsys, "m", "--engine=vllm", "--path=/only/there", "--host=gpu1", "--task=embedding")

@@ -211,8 +211,9 @@ def test_an_engine_is_told_in_a_form_that_it_takes(launcher, args, told):
     [
         ("llama-server", ["-mm", "/p.gguf", "-c", "512"], ("--mmproj",)),
         ("xllamacpp", ["--model_draft=/d.gguf", "--lora", "/l.gguf"], ("--spec-draft-model", "--lora")),
-        ("llama-server", ["-nkvo"], ("-nkvo",)),
-        ("llama-server", ["--kv-offload"], ()),
+        ("llama-server", ["--no-op-offload"], ("--no-op-offload",)),
+        ("llama-server", ["-nkvo", "--n-cpu-moe", "4", "--op-offload"], ()),
+        ("vllm", ["--cpu-offload-gb=4", "--kv-offloading-size", "2"], ()),
         ("vllm", ["--speculative-config.model=/d"], ("--speculative-config",)),
         ("vllm", ["-dp", "1", "--swap-space", "0"], ()),
         ("vllm", ["-dp", "2", "--enable_lora"], ("--data-parallel-size", "--enable-lora")),

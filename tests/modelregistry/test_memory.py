@@ -401,8 +401,9 @@ def test_two_that_start_at_a_time_do_not_count_on_the_same_memory():
     spec = Spec(engine="vllm", name="m", path="/m", context=65_536, slots=6)  # 48 GiB of cache
     first = allot(spec, LLAMA_8B, devices)
     tenant = allotment.Tenant(name="m #0", allotment=first, run=None, settled=False)
-    shares = allotment.shares([tenant], devices)
-    assert [(share.device, share.pledged) for share in shares] == [(0, first.needed)]
+    [occupant] = allotment.occupants([tenant], devices)
+    shares = occupant.shares
+    assert [(share.device, share.pledged) for share in shares] == [(0, first.needed), (gpus.RAM, 3 * GIB)]
     with pytest.raises(NoRoom):
         allot(spec, LLAMA_8B, devices, shares=shares)
 
@@ -411,7 +412,8 @@ def test_where_the_driver_does_not_tell_a_settled_engine_holds_what_it_was_promi
     devices = gpus.devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4)
     tenant = allotment.Tenant(name="m #0", allotment=allot(spec, LLAMA_8B, devices), run=None, settled=True)
-    assert [share.pledged for share in allotment.shares([tenant], devices)] == [0]
+    [occupant] = allotment.occupants([tenant], devices)
+    assert [share.pledged for share in occupant.shares if share.device != gpus.RAM] == [0]
 
 
 # --- What processes hold

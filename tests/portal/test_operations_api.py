@@ -277,7 +277,8 @@ def test_what_is_promised_to_others_is_not_free(operator, llama):
     body = {"engine": "vllm", "path": llama, "context": 2048, "slots": 4, "host": "gpu-01"}
     (seen,) = operator("POST", "models/predict/", body).json()["hosts"]
     assert (seen["host"], seen["fits"]) == ("gpu-01", False)
-    assert "other 27.0" in seen["why_not"]
+    assert "other #0 27.0" in seen["why_not"]
+    assert seen["to_go"] == ["other #0"]
 
 
 def test_files_that_cannot_be_used_are_told_as_such(operator, tmp_path):

@@ -8,10 +8,10 @@ from django.test import Client
 from django.utils import timezone
 
 from modelregistry.advice import ADVICE
+from modelregistry.forecast import estimate
 from modelregistry.models import Host, LogTail, LogWish, Replica, ServedModel
 from portal.accounts.models import AuditEvent
 from portal.operations.callers import callers
-from portal.operations.estimate import estimate
 from portal.operations.forms import visible_to
 from portal.operations.templatetags import machines
 from tests.fleet import fleet, gpu, host, replica
@@ -228,9 +228,11 @@ class TestForms:
         ezo = ServedModel.objects.create(name="ezo", engine="vllm", path=files, context=4096, slots=2)
         replica(ezo, card, devices=[0], memory_bytes=49 * 10**9, memory_by_device={"0": 49 * 10**9})
         (fit,) = estimate(ezo).hosts
-        assert fit.refusal == ""
+        assert fit.why_not == "gpu-01 has no engine for it."
+        assert fit.room
         (fit,) = estimate(ServedModel(name="other", engine="vllm", path=files, context=4096, slots=2)).hosts
-        assert "ezo 49.0" in fit.refusal
+        assert "ezo #0 49.0" in fit.why_not
+        assert (fit.room, fit.to_go) == (False, ("ezo #0",))
 
     def test_words_may_be_changed_while_it_does_not_fit(self, as_olivia, files):
         host("gpu-01", gpu(0, "NVIDIA RTX 4090", 25.8, 25.0))

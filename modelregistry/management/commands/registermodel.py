@@ -9,6 +9,7 @@ from django.db import transaction
 from django.utils.translation import gettext
 
 from modelregistry import model_files, registering
+from modelregistry.forecast import Outlook, estimate
 from modelregistry.models import Alias, Host, ServedModel
 from modelregistry.presets import PRESETS, Preset
 
@@ -77,6 +78,9 @@ class Command(BaseCommand):
         parser.add_argument("--upstream-model", help="what an external engine calls it")
         parser.add_argument("--upstream-key", help="what an external engine wants to be shown")
         parser.add_argument("--arg", action="append", help="one more argument for the engine, as --arg=--dtype=half")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="says what it would take and where it fits, and changes nothing"
+        )
         parser.add_argument("--update", action="store_true", help="change the given settings of a registered model")
 
     def handle(self, *args: Any, **options: Any) -> str:
@@ -94,6 +98,8 @@ class Command(BaseCommand):
                 raise CommandError(_sentence(error)) from error
             if preset:
                 _compare(model, preset)
+            if options["dry_run"]:
+                return _foreseen(model)
             model.save()
             for name in options["alias"] or ():
                 _name(model, name)
@@ -177,6 +183,32 @@ def _numbers(text: str) -> list[int]:
         return [] if text == NONE else [int(number) for number in text.split(",")]
     except ValueError:
         raise ArgumentTypeError(f"{text!r} is not a list like 0,1, nor {NONE}") from None
+
+
+def _foreseen(model: ServedModel) -> str:
+    """What it would take on each host, and whether there is room: as the page and the API answer."""
+    found = estimate(model)
+    if found is None:
+        return "Nothing can be said: its files are on another host, or the engine runs elsewhere."
+    if not found.hosts:
+        return "No host has reported its memory yet, so nobody can say whether it fits."
+    return "\n".join(_outlook(one) for one in found.hosts)
+
+
+def _outlook(one: Outlook) -> str:
+    where = f"GPU {', '.join(map(str, one.devices))}" if one.devices else "RAM"
+    need = one.prediction
+    parts = [f"{one.host}: fits on {where}" if one.fits else f"{one.host}: does not fit"]
+    if need:
+        sizes = (need.weights, need.cache, need.overhead, need.total)
+        parts.append(
+            "weights {:.1f} + cache {:.1f} + engine {:.1f} = {:.1f} GB".format(*(size / 1e9 for size in sizes))
+        )
+        if need.devices > 1:
+            parts[-1] += f" on each of {need.devices} GPUs"
+        if need.host:
+            parts[-1] += f", and {need.host / 1e9:.1f} GB of RAM"
+    return "\n".join([", ".join(parts), *(f"  {line}" for line in one.why_not.splitlines())])
 
 
 def _shown(preset: Preset) -> str:

@@ -1,0 +1,253 @@
+"""One answer to "does it fit, where, and what would have to go?", whoever asks: page, API, command and supervisor."""
+
+from dataclasses import asdict, replace
+from itertools import combinations
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modelregistry import allotment, forecast, memory, placement, refusals
+from modelregistry.allotment import Answer, Occupant, Tenant
+from modelregistry.engines import Spec
+from modelregistry.facts import Attention, Facts
+from modelregistry.gpus import RAM, Device
+from modelregistry.memory import GIB, Demand, predict
+from modelregistry.models import Replica, ServedModel
+
+LLAMA_8B = Facts(
+    architecture="LlamaForCausalLM",
+    quantisation="BF16",
+    weight_bytes=16_060_000_000,
+    hidden=4096,
+    vocabulary=128_256,
+    layers=32,
+    heads=32,
+    context=131_072,
+    attention=(Attention(8, 128, 128),) * 32,
+)
+MIXTRAL = replace(LLAMA_8B, weight_bytes=20 * GIB, experts=(0, *(GIB // 2,) * 31))
+PROGRAM = ["/engines/vllm-0.32.0/bin/python"]
+
+
+def card(index: int, total: int, used: int) -> Device:
+    size = total * GIB
+    return Device(index=index, uuid="", name="A", kind="gpu", total=size, used=used * GIB, free=size - used * GIB)
+
+
+def ram(total: int = 256, used: int = 8) -> Device:
+    return replace(card(RAM, total, used), kind="ram", name="RAM")
+
+
+def spec(**more: object) -> Spec:
+    return Spec(**{"engine": "vllm", "name": "m", "path": "/m", "context": 8192, "slots": 4, **more})
+
+
+def ask(asked: Spec, devices: list[Device], occupants: list[Occupant] = [], facts: Facts = LLAMA_8B) -> Answer:  # noqa: B006
+    launcher = "vllm" if asked.engine == "vllm" else "llama-server"
+    return allotment.answer(asked, facts, launcher, [f"/opt/{launcher}"], devices, occupants=occupants)
+
+
+# --- Whoever asks
+
+
+@st.composite
+def hosts(draw: st.DrawFn) -> tuple[list[Device], list[Tenant]]:
+    """Cards, and what runs there: each took what it was promised, or nothing yet."""
+    count = draw(st.integers(1, 3))
+    sizes = [draw(st.sampled_from([16, 24, 48, 80])) for _ in range(count)]
+    tenants, used = [], [draw(st.integers(0, 6)) * GIB for _ in range(count)]
+    for number in range(draw(st.integers(0, 4))):
+        where = draw(st.integers(0, count - 1))
+        weights = draw(st.integers(1, 24)) * GIB
+        settled = draw(st.booleans())
+        need = memory.made(
+            **{"weights": weights, "cache": GIB, "cache_least": GIB, "overhead": GIB, "devices": 1, "context": 1},
+            **{"sequences": 1, "host": draw(st.sampled_from([0, 3, 30])) * GIB},
+        )
+        given_to = allotment.Allotment(
+            **{"prediction": need, "formula": need, "devices": (where,), "visible": (str(where),), "fraction": 0.5},
+            **{"forced": False, "fingerprint": "x", "launcher": "vllm", "version": "", "device": "A"},
+        )
+        tenants.append(Tenant(name=f"m{number} #0", allotment=given_to, run=None, settled=settled))
+        used[where] += need.total * settled
+    devices = [
+        Device(index=at, uuid="", name="A", kind="gpu", total=size * GIB, used=taken, free=max(0, size * GIB - taken))
+        for at, (size, taken) in enumerate(zip(sizes, used, strict=True))
+    ]
+    return [*devices, ram(draw(st.sampled_from([16, 64, 256])))], tenants
+
+
+def row(tenant: Tenant) -> Replica:
+    """The same as its supervisor wrote it down."""
+    promised = tenant.allotment
+    model, _zero = tenant.name.split(" #")
+    held = {str(device): promised.needed for device in promised.devices} if tenant.settled else {}
+    held = held or dict.fromkeys(map(str, promised.devices), 0)
+    return Replica(
+        model=ServedModel(pk=7, name=model),
+        index=0,
+        predicted=asdict(promised.prediction),
+        devices=list(promised.devices),
+        memory_by_device=held,
+        memory_bytes=sum(held.values()),
+        memory_fixed=0,
+    )
+
+
+asked = st.builds(
+    spec,
+    context=st.sampled_from([2048, 8192, 131_072]),
+    slots=st.sampled_from([None, 1, 4, 16]),
+    tensor_parallel=st.sampled_from([1, 2]),
+    gpus=st.sampled_from([(), (0,), (0, 1)]),
+    args=st.sampled_from([(), ("--cpu-offload-gb=4",), ("--enable-sleep-mode",)]),
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(hosts(), asked)
+def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
+    devices, tenants = host
+    supervisors = allotment.answer(
+        wanted, LLAMA_8B, "vllm", PROGRAM, devices, occupants=allotment.occupants(tenants, devices), version="0.32.0"
+    )
+    report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"})
+    rows = [row(tenant) for tenant in tenants]
+    told = SimpleNamespace(name="h", report=report, replica_set=SimpleNamespace(all=lambda: rows))
+    foreseen = forecast._outlook(wanted, LLAMA_8B, told, [], None)
+    assert foreseen.fits == foreseen.room == supervisors.fits
+    assert foreseen.devices == (supervisors.allotment.devices if supervisors.allotment else ())
+    assert (foreseen.prediction, foreseen.to_go) == (supervisors.need, supervisors.to_go)
+    assert foreseen.why_not == refusals.why_not(supervisors)
+    assert bool(foreseen.why_not) != foreseen.fits
+
+
+@settings(max_examples=80, deadline=None)
+@given(hosts(), asked)
+def test_what_is_given_is_there_and_what_is_to_go_suffices(host, wanted):
+    devices, tenants = host
+    there = allotment.occupants(tenants, devices)
+    found = ask(wanted, devices, there)
+    shares = [share for one in there for share in one.shares]
+    free = {device.index: placement.room(device, shares).free for device in devices}
+    if found.allotment:
+        assert all(found.allotment.needed <= free[index] for index in found.allotment.devices)
+        assert found.allotment.prediction.host <= free[RAM]
+    if found.to_go:
+        assert not found.fits
+        for count in range(len(found.to_go)):
+            for fewer in combinations(found.to_go, count):
+                assert not without(wanted, devices, there, fewer).fits
+        assert without(wanted, devices, there, found.to_go).fits
+
+
+def without(wanted: Spec, devices: list[Device], there: list[Occupant], gone: tuple[str, ...]) -> Answer:
+    left = [one for one in there if one.name not in gone]
+    return ask(wanted, forecast.without(devices, [one for one in there if one.name in gone]), left)
+
+
+# --- What would have to go
+
+
+def occupant(name: str, gib: int, device: int = 0, host: int = 0) -> Occupant:
+    return Occupant(name=name, needed=gib * GIB, devices=(device,), host=host * GIB, held={device: gib * GIB})
+
+
+def test_the_smallest_that_makes_room_has_to_go():
+    devices = [card(0, 80, 78), ram()]
+    there = [occupant("a #0", 40), occupant("b #0", 30), occupant("c #0", 8)]
+    assert ask(spec(), devices, there).to_go == ("b #0",)
+    both = ask(spec(context=65_536), devices, there)  # 16 GB of weights and 34 of cache
+    assert both.to_go == ("a #0", "b #0") or both.to_go == ("c #0", "a #0")
+    assert "It would fit without" in refusals.why_not(both)
+
+
+def test_nobody_has_to_go_where_it_would_not_fit_alone():
+    assert ask(spec(), [card(0, 16, 10), ram()], [occupant("a #0", 10)]).to_go == ()
+
+
+def test_e12_two_free_cards_for_a_file_of_42_gb_are_an_advice():
+    big = replace(LLAMA_8B, weight_bytes=42_000_000_000)
+    devices = [card(0, 24, 0), card(1, 24, 0), ram()]
+    assert "--tensor-parallel 2" in refusals.why_not(ask(spec(engine="llama.cpp", slots=1), devices, facts=big))
+    assert "--tensor-parallel" not in refusals.why_not(ask(spec(engine="llama.cpp"), devices[1:], facts=big))
+
+
+# --- RAM of models on GPUs
+
+
+def demand(launcher: str, *args: str, **more: object) -> Demand:
+    return Demand(**{"launcher": launcher, "task": "chat", "context": 8192, "slots": 4, "args": args, **more})
+
+
+@pytest.mark.parametrize(
+    ("launcher", "args", "more"),
+    [
+        ("vllm", (), 0),
+        ("vllm", ("--cpu-offload-gb=4",), 4 * GIB),
+        ("vllm", ("--cpu-offload-gb", "4", "-tp", "2"), (2 + 4 * 2) * GIB),  # on each card, and a worker for the second
+        ("vllm", ("--kv-offloading-size=10",), 10 * GIB),
+        ("vllm", ("--enable-sleep-mode",), 16_060_000_000),  # asleep its weights lie in RAM
+        ("llama-server", (), 0),
+        ("llama-server", ("--cache-ram", "0"), -2 * GIB),
+        ("llama-server", ("--no-kv-offload",), 4 * GIB),
+    ],
+)
+def test_what_arguments_keep_in_ram_is_planned_there(launcher, args, more):
+    cards = 2 if "-tp" in args else 1
+    plain = predict(LLAMA_8B, demand(launcher))
+    found = predict(LLAMA_8B, demand(launcher, *args, tensor_parallel=cards))
+    assert found.host - plain.host == more
+    assert plain.host >= GIB
+    assert predict(LLAMA_8B, demand(launcher, *args, kind="ram")).host == 0
+
+
+def test_what_is_kept_in_ram_is_not_on_the_card():
+    plain = predict(LLAMA_8B, demand("vllm"))
+    assert plain.weights - predict(LLAMA_8B, demand("vllm", "--cpu-offload-gb=4")).weights == 4 * GIB
+    assert predict(LLAMA_8B, demand("vllm", "--cpu-offload-gb=400")).weights == 0
+    whole = predict(MIXTRAL, demand("llama-server"))
+    some = predict(MIXTRAL, demand("llama-server", "--n-cpu-moe", "11"))
+    assert whole.weights - some.weights == some.host - whole.host == 10 * GIB // 2  # the first layer has no experts
+    every = predict(MIXTRAL, demand("llama-server", "--cpu-moe"))
+    assert whole.weights - every.weights == every.host - whole.host == 31 * GIB // 2
+    there = predict(LLAMA_8B, demand("llama-server", "--no-kv-offload"))
+    assert (there.cache, there.cache_least) == (0, 0)
+
+
+def test_a_model_on_gpus_needs_room_in_ram_as_well():
+    devices = [card(0, 80, 0), ram(16, 8)]
+    assert ask(spec(), devices).fits
+    refused = ask(spec(args=("--enable-sleep-mode",)), devices)
+    assert not refused.fits
+    assert "RAM" in refusals.why_not(refused)
+    forced = ask(spec(args=("--enable-sleep-mode",), overcommit=True), devices)
+    assert forced.allotment
+    assert (forced.allotment.forced, forced.fits) == (True, False)
+
+
+def test_ram_that_was_promised_to_models_on_gpus_is_not_free():
+    devices = [card(0, 80, 0), card(1, 80, 0), ram(32, 8)]
+    sleeper = ask(spec(args=("--enable-sleep-mode",)), devices)
+    assert sleeper.allotment
+    tenant = Tenant(name="s #0", allotment=sleeper.allotment, run=None, settled=True)
+    [there] = allotment.occupants([tenant], devices)
+    assert {share.device for share in there.shares} == {sleeper.allotment.devices[0], RAM}
+    second = ask(spec(args=("--enable-sleep-mode",)), devices, [there])
+    assert (second.fits, second.to_go) == (False, ("s #0",))
+    assert ask(spec(slots=1), devices, [there]).fits
+
+
+def test_experts_of_a_gguf_file_are_known_by_layer(tmp_path):
+    from modelregistry import model_files
+    from tests.modelregistry import paper_models
+
+    tensors = {
+        "token_embd.weight": ("F16", (320, 64)),
+        "blk.0.ffn_up.weight": ("F16", (64, 64)),
+        **{f"blk.1.ffn_{side}_exps.weight": ("Q8_0", (8, 64, 64)) for side in ("up", "gate", "down")},
+    }
+    facts = model_files.read("llama.cpp", str(paper_models.gguf(tmp_path / "m.gguf", tensors=tensors)))
+    assert facts.experts == (0, 3 * 8 * 64 * 64 * 34 // 32)
