@@ -2,6 +2,8 @@
 
 import json
 import logging
+import socketserver
+import threading
 from collections.abc import Callable, Iterator
 
 import environs
@@ -252,7 +254,34 @@ class TestManyGroups:
         assert len(questions) == 2 + 2 * len(found.groups) + 2 + 1
 
 
+class WithoutTls(socketserver.BaseRequestHandler):
+    """Of LDAP just enough: it finds nothing, and does not know StartTLS."""
+
+    def handle(self) -> None:
+        while request := self.request.recv(4096):
+            number, operation = request[4], request[5]
+            if operation == 0x42:  # unbind
+                return
+            result = {0x63: b"\x65\x07\x0a\x01\x00\x04\x00\x04\x00", 0x77: b"\x78\x07\x0a\x01\x02\x04\x00\x04\x00"}
+            answer = b"\x02\x01" + bytes([number]) + result[operation]
+            self.request.sendall(bytes([0x30, len(answer)]) + answer)
+
+
 class TestServers:
+    def test_d4_a_server_without_starttls_does_not_keep_the_next_from_being_asked(self, connect, door, directory):
+        with socketserver.ThreadingTCPServer(("127.0.0.1", 0), WithoutTls) as server:
+            server.daemon_threads = True
+            threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+            try:
+                plain = f"ldap://127.0.0.1:{server.server_address[1]}"
+                connect(LDAP_SERVER_URI=f"{plain} {directory.uri}")
+                assert door.enter("alice", "password of alice")
+                connect(LDAP_SERVER_URI=plain)
+                assert door.enter("alice", "password of alice") is None
+                assert door.says == TROUBLE[company.NoAnswer]
+            finally:
+                server.shutdown()
+
     def test_d4_a_bad_certificate_does_not_keep_the_next_server_from_being_asked(
         self, connect, door, directory, caplog
     ):

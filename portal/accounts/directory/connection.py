@@ -100,15 +100,23 @@ def connect_to(directory: Directory, server: str, *, bind: bool) -> Connection:
             for option, value in directory.options().items():
                 connection.set_option(option, value)
             if directory.start_tls:
-                connection.start_tls_s()
+                _start_tls(connection)
             if bind:
                 connection.simple_bind_s(directory.bind_dn, directory.bind_password)
             else:
                 _reach(connection)
-        except ldap.LDAPError:
+        except (ldap.LDAPError, DirectoryError):
             connection.unbind_s()
             raise
     return connection
+
+
+def _start_tls(connection: Connection) -> None:
+    """Raises NoAnswer whatever the reason: a server that we may not trust is as good as none."""
+    try:
+        connection.start_tls_s()
+    except ldap.LDAPError as error:
+        raise NoAnswer(f"no StartTLS. {our_error(error)}") from error
 
 
 def _reach(connection: Connection) -> None:
