@@ -98,10 +98,10 @@ def follow(directory: Directory, *, force: bool = False, now: datetime | None = 
     now = now or timezone.now()
     try:
         found = plan(directory)
+        directory_groups.note(directory, found.groups, now)
         if not force:
             found.check()
         outcome = carry_out(found)
-        directory_groups.note(directory, found.groups, now)
     except Exception as error:
         _note_trouble(now, error)
         raise

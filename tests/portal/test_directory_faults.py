@@ -190,6 +190,14 @@ class TestGroups:
             call_command("syncdirectory")
         assert Notice.objects.filter(kind="directory-group", facts__problem="missing").count() == 2
 
+    def test_d2_a_group_that_is_gone_is_told_also_when_nothing_else_is_believed(self, connect, door, olivia):
+        connect()
+        assert door.enter("charlie", "password of charlie")
+        connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}", LDAP_OPERATOR_GROUP=f"cn=gone,{GROUP_BASE}")  # where nobody is
+        with pytest.raises(CommandError):
+            call_command("syncdirectory")
+        assert self.problems() == {("missing", "LDAP_OPERATOR_GROUP")}
+
     def test_the_page_names_groups_that_are_not_where_they_should_be(self, connect, door, olivia, renamed, client):
         connect()
         assert door.enter("charlie", "password of charlie")
