@@ -23,6 +23,9 @@ MAMBA2 = frozenset(
     ["mamba2", "bamba", "granitemoehybrid", "nemotron_h", "nemotron_h_puzzle", "falcon_h1", "zamba2", "plamo2"]
 )
 LINEAR = frozenset(["minimax", "minimax_m1", "minimax_text_01", "bailing_moe_linear", "bailing_hybrid"])
+# By the whole model's type (is_mm_prefix_lm): Gemma 4's films of 32 pictures of 70 + 8 tokens; of the others no more
+# than this is known.
+WHOLE = {"gemma4": 2496, "gemma4_unified": 2496, "molmo2": 4096, "bagel": 4096, "moondream3": 4096, "paligemma": 1024}
 # Layers of MLA whose keys are found by an index of their own (DeepSeek's sparse attention).
 INDEX_SCALES = 128  # numbers of the index that share one scale of 4 bytes
 # DeepSeek V4 (models/deepseek_v4): a token in FlashMLA's form, 448 bytes and 64 rotary numbers in 16 bits, 8 of scales.
@@ -150,6 +153,17 @@ def memory(config: Config, *, kv_width: int = 0) -> Memory:
             if not found and not config.get("block_configs"):
                 missing.append("num_attention_heads" if not config.heads() else "head_dim")
     return Memory(tuple(attention), tuple(states), tuple(dict.fromkeys(missing)))
+
+
+def whole_items(config: Config) -> int:
+    """Tokens of the largest picture, film or recording of a model that computes each in one piece; 0: piece by piece.
+
+    vLLM raises its own choice of a batch to that, but refuses to start if it is told a smaller one
+    (v1/core/encoder_cache_manager.py).
+    """
+    if config.kind == "whisper":
+        return config.number("max_source_positions", default=1500)
+    return WHOLE.get(str(config.whole.get("model_type")), 0)
 
 
 def _whisper(config: Config) -> Iterator[Attention]:

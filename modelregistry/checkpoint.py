@@ -149,6 +149,8 @@ def read(directory: Path) -> Facts:
         states=kept.states,
         cache_type=_cache_type(directory, config),
         missing=kept.missing,
+        whole=architecture.whole_items(config),
+        unused_weight_bytes=_guessing_bytes(config, tensors),
         heads=config.heads() or None,
         hidden=config.hidden() or None,
         vocabulary=config.number("vocab_size") or None,
@@ -385,6 +387,18 @@ def _counted(config: Config, tensors: Sequence[Tensor]) -> Config:
         if not SENSES.search(tensor.name) and (found := LAYER.search(tensor.name)) and len(found[1]) < 5
     ]
     return config.with_layers(max(numbers) + 1) if numbers else config
+
+
+def _guessing_bytes(config: Config, tensors: Sequence[Tensor]) -> int:
+    """Of layers behind the last one, or of their own name, which vLLM's own files of these models skip."""
+    layers = config.layers()
+    behind = config.number("num_nextn_predict_layers") and layers
+    return sum(
+        tensor.size
+        for tensor in tensors
+        if tensor.name.startswith(("mtp.", "model.mtp."))
+        or (behind and (found := LAYER.search(tensor.name)) and layers <= int(found[1]) < layers + 8)
+    )
 
 
 def _cache_type(directory: Path, config: Config) -> str:

@@ -300,7 +300,8 @@ def command(
     head, options, env = build[launcher](spec, place)
     options += _walled(spec, launcher, walls)
     if grant:
-        options += _GRANTED[launcher](spec, grant)
+        planned = _GRANTED[launcher](spec, grant)
+        options = [*engine_arguments.without(launcher, options, engine_arguments.read(launcher, planned)), *planned]
     operators = spec.arguments(launcher)
     options = engine_arguments.without(launcher, options, operators)
     if program[1:] == VLLM_MODULE:
@@ -428,8 +429,8 @@ def _vllm_granted(spec: Spec, grant: Grant) -> list[str]:
         argv += ["--tensor-parallel-size", str(cards)]
     # What it would choose itself depends on the card, and is four to eight times what is planned for on a large one.
     planned = {
-        "--max-model-len": 0 if spec.context else grant.context,
-        "--max-num-seqs": 0 if spec.slots else grant.parallel,
+        "--max-model-len": grant.context,
+        "--max-num-seqs": grant.parallel,
         "--max-num-batched-tokens": grant.batch,
     }
     for name, value in planned.items():

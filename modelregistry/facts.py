@@ -67,9 +67,11 @@ class Facts:
     layer that keeps a state of fixed size of each request. `missing`: what the files would have to tell before anybody
     could say how much that is, by names of config.json; empty: nothing. `cache_type`: of the keys and values, as the
     files declare it ("fp8"); "": as the model's own numbers.
+    `whole`: tokens of the largest picture, film or recording, which vLLM computes in one piece; 0: piece by piece.
     `experts`: bytes of the experts' weights in each layer of a GGUF file that has some, which may be kept in RAM.
-    `weight_bytes`: of the tensors on disk that the engine loads. `embedding_weight_bytes`: of these, the token
-    embedding, which quantising at start leaves as it is. `task`: what the architecture was made for.
+    `weight_bytes`: of the tensors on disk. `embedding_weight_bytes`: of these, the token embedding, which quantising at
+    start leaves as it is. `unused_weight_bytes`: of these, the layers that guess tokens ahead (MTP), which vLLM loads
+    only where it is told to use them. `task`: what the architecture was made for.
     `risks`: what an operator had to allow. `files`: how many hold weights.
     """
 
@@ -88,6 +90,8 @@ class Facts:
     cache_type: str = ""
     missing: tuple[str, ...] = ()
     experts: tuple[int, ...] = ()
+    whole: int = 0
+    unused_weight_bytes: int = 0
     heads: int | None = None
     hidden: int | None = None
     vocabulary: int | None = None

@@ -257,7 +257,7 @@ def _cache(facts: Facts, demand: Demand, context: int, sequences: int) -> tuple[
     if not facts.states and not demand.says("--block-size"):
         # Which kernel computes depends on the card and on vLLM's version: so that it may also be one with large blocks.
         plans.append(vllm_cache.plan(facts, replace(usual, block=vllm_cache.LARGE_BLOCK)))
-    parallel = _parallel(demand)
+    parallel = _parallel(facts, demand, context)
     wanted, least = (max(one.bytes(count) for one in plans) for count in (sequences, sequences if demand.slots else 1))
     if (told := demand.number("--kv-cache-memory-bytes")) and wanted:
         wanted = least = told
@@ -335,9 +335,9 @@ def _told_parallel(demand: Demand) -> int | None:
     return demand.number("--max-num-seqs") or demand.slots
 
 
-def _parallel(demand: Demand) -> int:
-    """Requests that vLLM works on at a time."""
-    return _told_parallel(demand) or VLLM_SEQUENCES
+def _parallel(facts: Facts, demand: Demand, context: int) -> int:
+    """Requests that vLLM works on at a time: as told, but no fewer than it spreads its largest item over."""
+    return max(_told_parallel(demand) or VLLM_SEQUENCES, math.ceil(facts.whole / context))
 
 
 def _batch(facts: Facts, demand: Demand, context: int) -> int:
@@ -354,8 +354,8 @@ def _vllm_batch(facts: Facts, demand: Demand, context: int) -> int:
     """As vLLM would bound its own choice (engine/arg_utils.py, config/scheduler.py): no less than the requests, no more
     than all of them are long, and a whole input where it cannot be computed piece by piece.
     """
-    parallel = _parallel(demand)
-    batch = max(min(VLLM_BATCH, parallel * context), parallel)
+    parallel = _parallel(facts, demand, context)
+    batch = max(min(VLLM_BATCH, parallel * context), parallel, facts.whole)
     in_pieces = demand.task == "chat" or (bool(facts.attention) and facts.pooling in (None, "last"))
     return batch if in_pieces and demand.task != "transcription" else max(batch, context)
 
@@ -367,7 +367,9 @@ def _weights(facts: Facts, demand: Demand) -> int:
     """On each device."""
     size: float = facts.weight_bytes
     if demand.launcher == "vllm":
-        size = _as_loaded(facts, demand)
+        guesses = demand.says("--speculative-config") or demand.says("--spec-method")
+        unused = 0 if guesses or not facts.weight_bytes else facts.unused_weight_bytes / facts.weight_bytes
+        size = _as_loaded(facts, demand) * (1 - unused)
     elif (layers := demand.number("--n-gpu-layers", "-ngl", "--gpu-layers")) is not None and demand.kind == "gpu":
         size *= min(1.0, max(layers, 0) / ((facts.layers or layers) + 1))
     return math.ceil(size / demand.tensor_parallel)
@@ -440,7 +442,7 @@ def _vllm_overhead(facts: Facts, demand: Demand, context: int) -> int:
     """
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
     batch = _batch(facts, demand, context) * hidden * 2 * 12
-    logits = _parallel(demand) * vocabulary * 4 * 2 if demand.task == "chat" else 0
+    logits = _parallel(facts, demand, context) * vocabulary * 4 * 2 if demand.task == "chat" else 0
     compiled = not demand.says("--enforce-eager")
     if demand.kind == "ram":
         return VLLM_CPU_PROCESSES + (VLLM_CPU_COMPILER if compiled else 0)

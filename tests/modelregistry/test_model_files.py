@@ -355,6 +355,19 @@ def test_a_chat_template_may_be_a_file_of_its_own(tmp_path, name):
     assert read("vllm", str(tmp_path)).has_chat_template
 
 
+def test_e7_layers_that_guess_ahead_are_loaded_only_where_they_are_to_guess(tmp_path):
+    """Of DeepSeek V3 they are 11.5 of 688 GB."""
+    config = llama_config(model_type="deepseek_v3", kv_lora_rank=512, qk_rope_head_dim=64, num_nextn_predict_layers=1)
+    tensors = {f"model.layers.{layer}.mlp.up_proj.weight": ("BF16", (64, 64)) for layer in range(3)}
+    facts = facts_of(tmp_path, config, tensors)
+    assert (facts.weight_bytes, facts.unused_weight_bytes) == (3 * 8192, 8192)
+    plain = memory.Demand(launcher="vllm", task="chat")
+    guessing = memory.Demand(launcher="vllm", task="chat", args=('--speculative-config={"method": "mtp"}',))
+    assert memory.predict(facts, plain).weights == 2 * 8192
+    assert memory.predict(facts, guessing).weights == 3 * 8192
+    assert facts_of(tmp_path / "own", llama_config(), {"mtp.x": ("BF16", (8, 8))}).unused_weight_bytes == 128
+
+
 def test_e7_deepseeks_chats_are_written_out_by_vllm_itself(tmp_path):
     small_llama(tmp_path, template=False, model_type="deepseek_v32")
     assert read("vllm", str(tmp_path)).has_chat_template

@@ -256,6 +256,29 @@ def test_e1_e2_a_start_is_told_all_that_was_planned(zoo, name, slots):
     assert 0 < utilisation * card.total <= max(given.prediction.weights + cache, card.total / 10_000)
 
 
+@pytest.mark.parametrize(
+    ("kind", "task", "context", "slots", "said"),
+    [
+        ("gemma4", "chat", 8192, 4, (4, 2496)),  # a film of 32 pictures is computed in one piece
+        ("gemma3", "chat", 8192, 4, (4, 2048)),
+        ("whisper", "transcription", 448, 1, (4, 1792)),  # 1,500 of what is heard, spread over four of 448
+        ("whisper", "transcription", 448, None, (256, 2048)),
+    ],
+)
+def test_e2_a_batch_holds_what_is_computed_in_one_piece(tmp_path, kind, task, context, slots, said):
+    """Told a smaller one, vLLM does not start: "Chunked MM input disabled but max_tokens_per_mm_item …"."""
+    path = paper_models.directory(tmp_path / "m", {"model_type": kind}, {"x": ("BF16", (8, 8))})
+    facts = model_files.read("vllm", str(path))
+    found = memory.predict(facts, Demand(launcher="vllm", task=task, context=context, slots=slots))
+    assert (found.parallel, found.batch) == said
+    spec = Spec(engine="vllm", name="m", path="/m", task=task, context=context, slots=slots)
+    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
+    grant = engines.Grant(cache=1, context=context, parallel=found.parallel, batch=found.batch)
+    argv = engines.command(spec, "vllm", ("vllm",), place, {}, grant).argv
+    assert argv.count("--max-num-seqs") == argv.count("--max-model-len") == 1
+    assert argv[argv.index("--max-num-seqs") + 1] == str(said[0])
+
+
 def _fields(card: gpus.Device) -> dict[str, Any]:
     return {name: getattr(card, name) for name in card.__slots__}
 
