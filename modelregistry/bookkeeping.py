@@ -16,7 +16,7 @@ from datetime import datetime
 from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
-from modelregistry import allotment, lease, process, rows
+from modelregistry import addresses, allotment, lease, process, rows
 from modelregistry.charge import Charge
 from modelregistry.engine_trials import Trial
 from modelregistry.hands import Hands
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 EVERY = 1.0  # seconds between two exchanges
 MEASURE_EVERY = 30.0
+ADDRESS_EVERY = 10.0  # seconds between two looks whether the machine has the host's address
+ADDRESS_WITHIN = 2.0  # seconds to look a name up
 TAIL_LINES = 200
 
 
@@ -63,6 +65,9 @@ class Bookkeeping:
         self.readings: dict[int, Reading] = {}  # not written yet
         self.lease = Lease(house.claim, clock)
         self.beat_at = float("-inf")
+        self.address = ""  # where engines are to listen
+        self.address_fault = ""  # why they cannot, as a sentence
+        self.address_at = float("-inf")
         self.tails: dict[int, str] = {}
         self.away = False
         # One thread, so that there is one connection.
@@ -77,6 +82,7 @@ class Bookkeeping:
         while not stop.is_set():
             try:
                 if await self._claimed():
+                    await self._find_address()
                     self.orders = await self.books.do(rows.orders, self.host.id)
                     known = await self.books.do(rows.replicas, self.host.id)
                     self.measurements = await self.books.do(rows.measurements)
@@ -121,6 +127,7 @@ class Bookkeeping:
             await self.books.do(rows.tried, self.host.id, *self.untold[0])
             del self.untold[0]
         await self._show_logs()
+        await self._find_address()
         asked_at = timezone.now()
         self.orders = await self.books.do(rows.orders, self.host.id)
         for model_id in self._fulfilled():
@@ -164,6 +171,25 @@ class Bookkeeping:
         if not await self.books.do(rows.seen, self.host.id, self.lease.number):
             raise HeldElsewhere("Another supervisor took this host over; its engines are left as they are.")
         self.beat_at = self.clock()
+
+    async def _find_address(self) -> None:
+        """Follows the host's row, and whether the machine has that address now."""
+        address = await self.books.do(rows.address_of, self.host.id)
+        if address is None:
+            raise HeldElsewhere("This host was removed; its engines are left as they are.")
+        if address == self.address and self.clock() - self.address_at < ADDRESS_EVERY:
+            return
+        before = self.address, self.address_fault
+        try:
+            looking = self.hands.do(addresses.fault, address)
+            fault = await asyncio.wait_for(looking, ADDRESS_WITHIN)
+        except TimeoutError:
+            fault = addresses.too_slow(address, ADDRESS_WITHIN)
+        self.address, self.address_fault, self.address_at = address, fault, self.clock()
+        if fault and before != (address, fault):
+            log.error("%s", fault)
+        elif before[0] not in ("", address):
+            log.info("engines move from %s to %s", before[0], address)
 
     async def _publish(self, charge: Charge) -> None:
         facts = charge.facts(self.clock())

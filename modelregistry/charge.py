@@ -25,7 +25,7 @@ BUSY_CPU = 0.2  # of one core; an idle llama-cpp-python server uses 0.00
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Charge:
-    """`order` and `fingerprint` are of what runs or last ran. `since` and `…_at` are monotonic seconds.
+    """`order`, `fingerprint` and `address` are of what runs or last ran. `since` and `…_at` are monotonic seconds.
 
     `looking` is a question on its way, which may be given up at any time; `working` starts or ends its engine, and
     nothing else may happen to it meanwhile. `written` is what its row is known to say.
@@ -43,6 +43,7 @@ class Charge:
     run_id: str = ""  # of the last run, also when it is over: its log tells why
     url: str = ""
     api_key: str = ""
+    address: str = ""  # where its engine listens; empty: not known, or it is an external one
     port: int = 0
     launcher: str = ""
     slots: int | None = None
@@ -120,6 +121,7 @@ class Charge:
             state=self.state,
             fingerprint=self.fingerprint,
             since=self.since,
+            address=self.address,
             external=self.order.external,
             ended=self.run is not None and process.life(self.run) is not Life.RUNNING,
             published_at=self.published_at,
@@ -173,13 +175,14 @@ class Charge:
         self.state = state
         self.detail, self.cause = detail, ""
 
-    def begin(self, order: Order, now: float) -> None:
-        """It is to be started, from now on as this order says."""
-        if order.fingerprint() != self.fingerprint:
+    def begin(self, order: Order, address: str, now: float) -> None:
+        """It is to be started, from now on as this order says, to listen at this address."""
+        if order.fingerprint() != self.fingerprint or self.address not in ("", address):
             self.crashes = self.futile = 0
         self.version = self.installed = self.stamp = self.instead = ""
         self.trial = False
         self.order, self.fingerprint, self.then = order, order.fingerprint(), State.STOPPED
+        self.address = address
         self.over()
         self.looked_at = 0.0
         # Until it answers it is told why it had to be started again.
@@ -189,7 +192,7 @@ class Charge:
 
     def launched(self, run: Run, label: Label, now: float) -> None:
         self.run, self.run_id = run, run.run_id
-        self.port, self.url, self.api_key = label.port, label.url, label.api_key
+        self.address, self.port, self.url, self.api_key = label.address, label.port, label.url, label.api_key
         self.launcher, self.slots = label.launcher, label.slots
         self.allotment, self.peak = label.allotted, 0
         self.fingerprint = label.fingerprint
@@ -230,6 +233,12 @@ class Charge:
         self.needed = need
         self.enter(State.FAILED, now, detail)
         self.cause = "does-not-fit"
+
+    def unreachable(self, now: float, detail: str) -> None:
+        """This machine does not have the address: nothing is started. Tried again soon or at another address."""
+        self.retry_at = now + plan.ADDRESS_PAUSE
+        self.enter(State.FAILED, now, detail)
+        self.cause = "bad-address"
 
     def over(self) -> None:
         """Nothing runs any more."""

@@ -86,6 +86,11 @@ class Label:
     instead: str = ""
 
     @property
+    def address(self) -> str:
+        """Where its engine listens."""
+        return self.url.removeprefix("http://").rpartition(":")[0].strip("[]")
+
+    @property
     def allotted(self) -> Allotment | None:
         try:
             return Allotment.of(self.allotment) if self.allotment else None

@@ -31,6 +31,7 @@ QUICK_CRASHES = 10  # the same for an engine that answers each time and then die
 LIVED_WELL = 60.0  # seconds of being ready that make the crashes before forgotten
 LONGEST_BACKOFF = 60.0
 ROOM_PAUSE = 30.0  # seconds until a model that did not fit is tried again: reading the sum anew costs some 10 ms
+ADDRESS_PAUSE = 10.0  # seconds until a missing address of the host is looked for again: it may come with the network
 FAILED_PAUSE = 600.0  # a failed replica is tried that rarely: what it needs is an operator
 
 
@@ -56,9 +57,13 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A replica as operators want it. `idle_after` in seconds, None: never sleeps. `wished`: somebody called it."""
+    """A replica as operators want it. `idle_after` in seconds, None: never sleeps. `wished`: somebody called it.
+
+    `address`: where its engine is to listen; empty: wherever it does.
+    """
 
     fingerprint: str
+    address: str = ""
     external: bool = False
     enabled: bool = True
     idle_after: float | None = None
@@ -67,7 +72,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """A replica as it is. `fingerprint` is of what it runs or last ran.
+    """A replica as it is. `fingerprint` and `address` are of what it runs or last ran; no address: not known.
 
     `ended`: its engine is gone although nobody stopped it. `published_at`: since when gateways can know the state,
     None while the database does not. `running` as in `probe.Look`. `active_at`, `told_at`: when it was last known to
@@ -78,6 +83,7 @@ class Observed:
     state: State
     fingerprint: str
     since: float
+    address: str = ""
     external: bool = False
     ended: bool = False
     published_at: float | None = None
@@ -190,7 +196,13 @@ def _next(key: Key, want: Wanted | None, seen: Observed | None, now: float, star
 
 
 def _as_wanted(want: Wanted | None, seen: Observed) -> bool:
-    return want is not None and want.enabled and want.fingerprint == seen.fingerprint and not want.external
+    return want is not None and want.enabled and not want.external and not _is_other(want, seen)
+
+
+def _is_other(want: Wanted, seen: Observed) -> bool:
+    """Something else is wanted than what runs, or last ran, or it is wanted elsewhere."""
+    moved = want.address != "" and seen.address != "" and want.address != seen.address
+    return moved or want.fingerprint != seen.fingerprint
 
 
 def _starting(seen: Observed, now: float, start_limit: float) -> Action | None:
@@ -233,7 +245,7 @@ def _resting(want: Wanted | None, seen: Observed, now: float) -> Action | None:
         return None if seen.state == State.STOPPED else Stop(key=seen.key)
     if seen.state == State.ASLEEP:
         return Start(key=seen.key) if want.wished or want.idle_after is None else None
-    if seen.state == State.STOPPED or want.fingerprint != seen.fingerprint or now >= seen.retry_at:
+    if seen.state == State.STOPPED or _is_other(want, seen) or now >= seen.retry_at:
         return Start(key=seen.key)
     return None
 

@@ -109,6 +109,11 @@ def host(name: str) -> HostRow:
     return HostRow(id=row.pk, address=row.address, claim=Claim(row.claim, row.holder, row.seen_at))
 
 
+def address_of(host_id: int) -> str | None:
+    """Where engines of this host are to listen, as operators say now; None: the host was removed."""
+    return Host.objects.filter(pk=host_id).values_list("address", flat=True).first()
+
+
 def claim(row: HostRow, number: str, holder: str) -> bool:
     """Makes it ours, if nobody changed it since it was read."""
     as_read = Host.objects.filter(pk=row.id, claim=row.claim.number, seen_at=row.claim.seen_at)

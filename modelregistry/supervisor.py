@@ -162,7 +162,10 @@ class Supervisor:
                     "process %d (%s) is not ours and holds %s of device %d", who[0], each["name"], each["bytes"], who[1]
                 )
         self.strangers = {(each["pid"], each["device"]) for each in found.strangers}
-        self.books.report = Report(**{**asdict(found), "at": timezone.now()})
+        report = Report(**{**asdict(found), "at": timezone.now()})
+        if fault := self.books.address_fault:
+            report.problems.append({"code": "bad-address", "detail": fault})
+        self.books.report = report
 
     async def _read_files(self) -> None:
         """What the models' files tell. One that failed is tried at once when its files have changed."""
@@ -182,9 +185,12 @@ class Supervisor:
             self._carry_out(action, now)
 
     def _wanted(self) -> dict[Key, plan.Wanted]:
+        # What runs is not ended for an address at which nothing could be started.
+        address = "" if self.books.address_fault else self.books.address
         return {
             Key(model_id, number): plan.Wanted(
                 fingerprint=order.fingerprint(),
+                address="" if order.external else address,
                 external=order.external,
                 enabled=order.enabled,
                 idle_after=order.idle_after,
@@ -227,12 +233,22 @@ class Supervisor:
             charge = Charge(key=key, order=order, fingerprint="", state=State.STOPPED, since=now)
             self.charges[key] = charge
             self.books.removed.discard(key)
-        charge.begin(order, now)
+        if not order.external and self._is_unreachable(charge):
+            charge.retry_at = now + plan.ADDRESS_PAUSE
+            return
+        charge.begin(order, "" if order.external else self.books.address, now)
         if order.external:
             charge.url, charge.api_key, charge.launcher, charge.slots = order.url, order.upstream_key, "", None
+        elif self.books.address_fault:
+            charge.unreachable(now, self.books.address_fault)
         else:
             charge.working = self._task(charge, "working", self._start(charge))
         self.books.changed.set()
+
+    def _is_unreachable(self, charge: Charge) -> bool:
+        """It was told already that this machine does not have the host's address."""
+        told = charge.cause == "bad-address" and charge.address == self.books.address
+        return told and self.books.address_fault != ""
 
     def _task(self, charge: Charge, kind: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def done(task: asyncio.Task[None]) -> None:
@@ -253,17 +269,16 @@ class Supervisor:
     # --- Starting and stopping -----------------------------------------------------------------------------------
 
     async def _start(self, charge: Charge) -> None:
-        address = self.books.host.address
         try:
             engine = await self._allot(charge)
             # Chosen before anything more is waited for: engines that start at once would be given the same one, and
             # an engine may load for a minute before it finds its port in use.
             taken = {other.port for other in self.charges.values()}
-            charge.port = launching.free_port(address, self.house.ports, taken, self.chance)
+            charge.port = launching.free_port(charge.address, self.house.ports, taken, self.chance)
             run, label = await self.hands.do(
                 launching.launch,
                 *(self.house, self.runs, charge.key, charge.order.spec, engine),
-                address=address,
+                address=charge.address,
                 port=charge.port,
                 allotted=charge.allotment,
             )

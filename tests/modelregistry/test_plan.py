@@ -284,3 +284,30 @@ def test_a_failed_one_waits_for_its_time_or_an_operator():
     assert next_for(WANT, seen("failed", retry_at=NOW + 1)) is None
     assert next_for(WANT, seen("failed", retry_at=NOW)) == Start(key=KEY)
     assert next_for(replace(WANT, fingerprint="other"), seen("failed", retry_at=NOW + 1)) == Start(key=KEY)
+
+
+# --- where it listens
+
+
+@pytest.mark.parametrize("state", ["ready", "unhealthy"])
+def test_e9_an_engine_at_another_address_than_its_hosts_is_drained(state):
+    want = replace(WANT, address="10.0.0.2")
+    assert next_for(want, seen(state, address="10.0.0.1")) == Drain(key=KEY, then=State.STOPPED)
+    assert next_for(want, seen(state, address="10.0.0.2")) is None
+
+
+def test_e9_a_start_at_an_address_that_was_changed_meanwhile_is_broken_off():
+    want = replace(WANT, address="10.0.0.2")
+    assert next_for(want, seen("starting", address="10.0.0.1")) == Stop(key=KEY)
+
+
+@pytest.mark.parametrize("state", ["backoff", "failed"])
+def test_e9_what_failed_at_an_address_is_tried_at_once_at_another_one(state):
+    want = replace(WANT, address="10.0.0.2")
+    assert next_for(want, seen(state, address="10.0.0.1")) == Start(key=KEY)
+    assert next_for(want, seen(state, address="10.0.0.2")) is None
+    assert next_for(want, seen(state)) is None  # where it was tried is not known
+
+
+def test_e9_an_engine_stays_where_it_is_while_no_address_will_do():
+    assert next_for(WANT, seen("ready", address="10.0.0.1")) is None

@@ -12,6 +12,7 @@ register = template.Library()
 
 GB = 10**9  # as everywhere in the registry, and as sizes of models are given
 PROBLEMS = {
+    "bad-address": gettext_lazy("%(detail)s No engine can be started until that is corrected."),
     "disk-full": gettext_lazy("Little disk space is left: %(detail)s."),
     "remains": gettext_lazy("Processes of ended engines are still there and may hold memory: %(detail)s."),
     "memory-not-back": gettext_lazy("The driver has not given memory back that an ended engine held: %(detail)s."),

@@ -1,0 +1,62 @@
+"""The address of a host, where its engines listen and gateways reach them: what may be given, and is it here?"""
+
+import re
+import socket
+from ipaddress import ip_address
+
+from django.core.exceptions import ValidationError
+from django.utils.translation import gettext as _
+
+# As RFC 1123 has host names; a name of digits and dots only is meant to be an address.
+_NAME = re.compile(
+    r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
+)
+
+
+def validate(address: str) -> None:
+    """Raise ValidationError unless this is one IPv4 or IPv6 address, or a host name. Looks nothing up."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        if not _NAME.fullmatch(address):
+            raise ValidationError(
+                _("Give an IP address or a host name, without port and without http://."), code="bad-address"
+            ) from None
+        return
+    if found.is_unspecified or found.is_multicast:
+        raise ValidationError(_unreachable(address), code="bad-address")
+
+
+def fault(address: str) -> str:
+    """Why engines on this machine cannot be reached at this address, as a sentence; empty: they can.
+
+    Looks a name up, which may block for as long as name servers take.
+    """
+    try:
+        family, _kind, _protocol, _canonical, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
+        if ip_address(str(place[0]).partition("%")[0]).is_unspecified:
+            return _unreachable(address)
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.bind(place)
+    except (UnicodeError, socket.gaierror):
+        return _("The host’s address %(address)s cannot be looked up.") % {"address": address}
+    except OSError as error:
+        return _("This machine does not have the host’s address %(address)s (%(reason)s).") % {
+            "address": address,
+            "reason": error.strerror,
+        }
+    return ""
+
+
+def too_slow(address: str, seconds: float) -> str:
+    """The same, of a name that was not found within this time."""
+    return _("The host’s address %(address)s could not be looked up within %(seconds)g s.") % {
+        "address": address,
+        "seconds": seconds,
+    }
+
+
+def _unreachable(address: str) -> str:
+    return _("%(address)s is no address at which gateways can reach a host: give one of its own.") % {
+        "address": address
+    }

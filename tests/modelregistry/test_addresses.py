@@ -1,0 +1,65 @@
+import pytest
+from django.core.exceptions import ValidationError
+
+from modelregistry import addresses
+from modelregistry.launching import Label
+
+# RFC 5737's block for documentation: no machine has it.
+NOBODYS = "192.0.2.77"
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "10.1.2.3", "::1", "fd00::12", "gpu-1", "gpu1.example.internal", "1a"]
+)
+def test_an_address_or_a_name_may_be_given(address):
+    addresses.validate(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    *[
+        [
+            "",
+            "0.0.0.0",
+            "::",
+            "224.0.0.1",
+            "10.0.0",
+            "10.0.0.1:80",
+            "http://gpu1",
+            "gpu 1",
+            "-x",
+            "gpu_1",
+            "[::1]",
+            "a..b",
+        ]
+    ],
+)
+def test_what_no_gateway_can_reach_may_not(address):
+    with pytest.raises(ValidationError):
+        addresses.validate(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "localhost"])
+def test_this_machine_has_its_own_addresses(address):
+    assert addresses.fault(address) == ""
+
+
+@pytest.mark.parametrize("address", [NOBODYS, "0.0.0.0", "no-such-host.invalid", "a" * 64])
+def test_e9_an_address_that_is_not_here_is_told_with_its_name(address):
+    assert address in addresses.fault(address)
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://10.0.0.1:18100", "10.0.0.1"),
+        ("http://[fd00::1]:18100", "fd00::1"),
+        ("http://gpu1:18100", "gpu1"),
+    ],
+)
+def test_e9_an_engine_of_an_earlier_release_tells_where_it_listens(url, address):
+    """Else an upgrade would start all engines anew, or none when the address is changed."""
+    label = Label(
+        model=1, replica=0, name="m", task="chat", fingerprint="f", launcher="", slots=None, port=1, url=url, api_key=""
+    )
+    assert label.address == address
