@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 from django.conf import settings
 
-from apiproxy import controlplane, memory
+from apiproxy import controlplane, memory, reach
 from apiproxy.budget import Budget
 from apiproxy.catalogue import Catalogue, Counter, Limit
 from apiproxy.client import Receive, Scope, Send
@@ -196,6 +196,7 @@ class Application:
             ("catalogue", self._poll),
             ("metering", self._move_often),
             ("sweep", self._sweep),
+            ("hosts", self._ask_hosts),
             ("refusals", self._tell_refusals_often),
             ("set_aside", self._report_set_aside),
         ):
@@ -377,6 +378,10 @@ class Application:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._ledger_thread, gateway.spool.sync)
         await loop.run_in_executor(self._ledger_thread, self._drain.run)
+
+    async def _ask_hosts(self, gateway: Gateway) -> None:
+        await asyncio.sleep(reach.EVERY)
+        await gateway.ask_hosts()
 
     async def _report_set_aside(self, gateway: Gateway) -> None:
         """Report how much usage could not be recorded, whenever that changes."""

@@ -13,18 +13,25 @@ class Balancer:
     def __init__(self) -> None:
         self._in_flight: dict[int, int] = {}
         self._avoid_until: dict[int, float] = {}
+        self.unreachable: frozenset[int] = frozenset()  # ids of replicas on hosts that are silent
 
     def choose(self, replicas: Sequence[Replica], now: float, *, but: int | None = None) -> Replica | None:
-        """The replica with the fewest calls in flight, never the one with the id `but`; None if there is none."""
+        """The replica with the fewest calls in flight, never the one with the id `but` or one that cannot be reached.
+
+        None if there is none.
+        """
         best: Replica | None = None
         best_rank: tuple[bool, int] = (True, 0)
         for replica in replicas:
-            if replica.id == but:
+            if replica.id == but or replica.id in self.unreachable:
                 continue
             rank = (self._avoid_until.get(replica.id, 0.0) > now, self._in_flight.get(replica.id, 0))
             if best is None or rank < best_rank:
                 best, best_rank = replica, rank
         return best
+
+    def reachable(self, replicas: Sequence[Replica]) -> Sequence[Replica]:
+        return [one for one in replicas if one.id not in self.unreachable] if self.unreachable else replicas
 
     def began(self, replica: Replica) -> None:
         self._in_flight[replica.id] = self._in_flight.get(replica.id, 0) + 1

@@ -50,6 +50,7 @@ from apiproxy.metrics import Gauge, Metrics, State
 from apiproxy.origin import Origin, inside, origin
 from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
+from apiproxy.reach import Reach
 from apiproxy.refusals import RefusalCounts
 from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
 from apiproxy.routes import WITHOUT_V1, tidied
@@ -74,6 +75,10 @@ CHECKPOINT = 3.0
 REMEMBERED = 10_000
 # Bytes of a body above which a thread reads it: 340,000 empty lists of a megabyte take 0.2 s.
 LARGE = 128 * 1024
+# Seconds that a connection to an engine of our own may take; a host that is there answers within a millisecond.
+NEAR = 0.8
+# Seconds of a call's life in which it is given up with the first sign that its host is silent: it has cost nothing yet.
+YOUNG = 1.0
 # An attempt on another replica, and one on a fresh connection for a stale one.
 ATTEMPTS = 3
 # Seconds between two looks at an engine that broke an answer off, and those that each may take: one that dies may still
@@ -137,6 +142,7 @@ class Gateway:
         self._digests: dict[str, str] = {}  # by the key's text
         self.paces = Paces()
         self._balancer = Balancer()
+        self._reach = Reach(clock)
         self.suspects = suspects
         self._pools: dict[str, Pool] = {}
         self._exchanges: dict[Exchange, CallMeter] = {}
@@ -481,6 +487,8 @@ class Gateway:
     async def _inquire(self, exchange: Exchange, meter: "CallMeter", model: Model, replica: Replica) -> None:
         """Finds out whether the engine died under this call, and what to think of the call then."""
         calls = sum(other.replica == replica.id for other in self._exchanges.values())
+        if replica.id in self._balancer.unreachable:
+            return  # of an engine whose host is silent nobody knows why
         if not exchange.says_dead and await self._still_there(replica):
             return
         now = self._named(model.name)
@@ -533,7 +541,7 @@ class Gateway:
             # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well. For
             # an upload always a fresh one, for it cannot be sent again.
             connection = None if upload is not None or stale else pool.idle(self._clock())
-            connection = connection or await pool.connect(meter.model.timeouts.connect)
+            connection = connection or await pool.connect(patience(meter.model))
             exchange.attempt(connection, request)
             if upload is not None:
                 uploaded = partial(self._uploaded, exchange, meter, client)
@@ -575,10 +583,43 @@ class Gateway:
         if catalogue.models is not self.catalogue.models:
             self.metrics.forget(catalogue.models)
         self.catalogue = catalogue
+        self._note_silence()
         self._digests.clear()
         served = {replica.url for model in catalogue.models.values() for replica in model.replicas}
         for url in [url for url in self._pools if url not in served]:
             self._pools.pop(url).close()
+
+    async def ask_hosts(self) -> None:
+        """Finds out which hosts of our engines are silent. Call it every `reach.EVERY` seconds."""
+        before = self._reach.silent
+        ours = [replica for model in self.catalogue.models.values() if not model.external for replica in model.replicas]
+        await self._reach.ask([self._pool(replica) for replica in ours])
+        now = self._reach.silent
+        for host in now.keys() - before.keys():
+            log.warning("host %s does not answer: its engines get no calls until it does", host)
+        for host in before.keys() - now.keys():
+            log.warning("host %s answers again, or serves nothing any more", host)
+        self._note_silence()
+
+    def _note_silence(self) -> None:
+        """Takes the replicas of silent hosts off the catalogue, so to speak, and gives up the calls that are there."""
+        silent = self._reach.silent
+        if not silent:
+            self._balancer.unreachable = frozenset()
+            return
+        replicas = [replica for model in self.catalogue.models.values() for replica in model.replicas]
+        hosts = {replica.id: self._pool(replica).address.host for replica in replicas}
+        self._balancer.unreachable = frozenset(id for id, host in hosts.items() if host in silent)
+        for exchange, meter in list(self._exchanges.items()):
+            host = hosts.get(meter.replica or 0)
+            if host is None or host not in silent:
+                continue
+            begun = exchange.first_byte_at is not None
+            if begun and exchange.heard_at >= silent[host]:
+                continue
+            if (not begun and exchange.began >= silent[host] - YOUNG) or self._reach.certain(host):
+                headers = {"retry-after": "5"}
+                exchange.cut_off(NoReplica("model_unavailable", headers=headers, model=meter.model.name))
 
     def sweep(self) -> None:
         """Ends exchanges that are over their time, keeps patient who waits for one. Call about once a second."""
@@ -637,12 +678,22 @@ class Gateway:
     def gauges(self) -> list[Gauge]:
         """Of the catalogue, which is the same for all workers, and of replicas as this one finds them."""
         skipped = self._balancer.skipped(self._clock())
-        models = self.catalogue.models.values()
+        models, reachable = self.catalogue.models.values(), self._balancer.reachable
         avoided = {model.name: sum(replica.id in skipped for replica in model.replicas) for model in models}
         return [
             ("madoguchi_catalogue_keys", "Usable API keys.", (), len(self.catalogue.keys)),
             *(
-                ("madoguchi_replicas_ready", "Replicas that answer.", (("model", model.name),), len(model.replicas))
+                (
+                    *("madoguchi_replicas_ready", "Replicas that answer.", (("model", model.name),)),
+                    len(reachable(model.replicas)),
+                )
+                for model in models
+            ),
+            *(
+                (
+                    *("madoguchi_replicas_unreachable", "Replicas on hosts that are silent.", (("model", model.name),)),
+                    len(model.replicas) - len(reachable(model.replicas)),
+                )
                 for model in models
             ),
             *(
@@ -863,6 +914,11 @@ class CallMeter:
             address=self._caller.address,
             client=self._caller.client,
         )
+
+
+def patience(model: Model) -> float:
+    """Seconds for a connection to one of its engines."""
+    return model.timeouts.connect if model.external else min(NEAR, model.timeouts.connect)
 
 
 def is_stale(error: UpstreamError | None) -> bool:

@@ -159,8 +159,9 @@ class Turns:
         model = self._model(name)
         while queue:
             waiter = queue[0]
-            replica = self._place(model, waiter) if model is not None and model.replicas else None
-            if replica is None and model is not None and model.replicas:
+            replicas = self._balancer.reachable(model.replicas) if model is not None else ()
+            replica = self._place(model, replicas, waiter) if model is not None and replicas else None
+            if replica is None and replicas:
                 return
             queue.popleft()
             if not waiter.turn.done():
@@ -179,9 +180,9 @@ class Turns:
                     waiter.beat(now, heartbeat)
             self.look(name)
 
-    def _place(self, model: Model, waiter: Waiter) -> Replica | None:
+    def _place(self, model: Model, replicas: Sequence[Replica], waiter: Waiter) -> Replica | None:
         found = candidates(
-            model.replicas,
+            replicas,
             self._balancer.running,
             late=model.name in self._late,
             aged=self._clock() - waiter.since >= AGED,

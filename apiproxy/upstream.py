@@ -5,6 +5,7 @@ Answers are pushed: the parser calls the `Receiver` of the request as bytes arri
 """
 
 import asyncio
+import errno
 import ipaddress
 import logging
 import math
@@ -31,6 +32,9 @@ RESET = struct.pack("ii", 1, 0)
 
 # Of chunks, by their heads (RFC 9112, 7.1). An event is a few hundred bytes; a larger one is the parser's.
 SIZES = {form % size: size for size in range(1, 0x1000) for form in (b"%x", b"%X")}
+
+# What the kernel says of a host that is not there.
+NO_WAY = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
 
 Header = tuple[bytes, bytes]
 log = logging.getLogger("madoguchi.gateway")
@@ -230,7 +234,8 @@ class Connection(asyncio.Protocol):
                 self._faulty(self._fault)
         else:
             stale = self._served > 0 and not self._answered
-            lost = not stale and not self._bodiless
+            # A host that can be reached no more says nothing about its engine.
+            lost = not stale and not self._bodiless and not is_unreachable(exc)
             self._fail(Broken("the engine closed the connection", stale=stale, lost=lost))
 
     # --- httptools. No callback raises: httptools would tell it as if the engine's bytes were at fault.
@@ -325,6 +330,11 @@ class Connection(asyncio.Protocol):
             receiver.failed(error)
 
 
+def is_unreachable(error: Exception | None) -> bool:
+    """Whether a connection ended because its other end did not answer any more."""
+    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in NO_WAY)
+
+
 class Hosts:
     """The addresses behind one name.
 
@@ -408,6 +418,10 @@ class Pool:
                 return connection
             connection.abort()
         return None
+
+    async def addresses(self, now: float) -> list[str]:
+        """Of the engine's host; `now` by the loop's clock. Raises OSError."""
+        return await self._hosts.now(now)
 
     async def connect(self, patience: float) -> Connection:
         """A new connection; waits at most so many seconds. Raises Unreachable."""

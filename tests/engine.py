@@ -319,8 +319,8 @@ def heard(fields: dict[str, Any]) -> list[dict[str, Any]]:
     return [{"send": SSE}, *({"send": chunk(event)} for event in HEARD), {"send": chunk(end) + "0\r\n\r\n"}]
 
 
-async def main() -> None:
-    server = await asyncio.start_server(Engine().connection, "127.0.0.1", 0, limit=2**26)
+async def main(address: str = "127.0.0.1") -> None:
+    server = await asyncio.start_server(Engine().connection, address, 0, limit=2**26)
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()
 

@@ -1,0 +1,145 @@
+"""Hosts that say nothing: noticed at once, given no calls, taken back; those that only refuse are no such hosts."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from apiproxy import reach
+from apiproxy.balancer import Balancer
+from apiproxy.reach import CERTAIN, Reach
+from apiproxy.upstream import Address, Connection, Pool
+from tests.apiproxy.test_balancer import A, B
+from tests.installation import ROOT
+from tests.slapd import unused_port
+
+UNSHARE = [shutil.which("unshare") or "unshare", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
+
+
+@pytest.fixture
+def full() -> Iterator[int]:
+    """The port of a server that takes no more connections: the kernel drops who asks, as if nobody were there."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        waiting = []
+        for _ in range(3):
+            waiting.append(one := socket.socket())
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        yield server.getsockname()[1]
+        for one in waiting:
+            one.close()
+
+
+def pool(port: int, host: str = "127.0.0.1") -> Pool:
+    return Pool(Address.parse(f"http://{host}:{port}"), time.monotonic)
+
+
+def test_o5_a_silent_host_is_off_at_once_and_back_at_once_and_no_caller_waits(tmp_path):
+    command = [*UNSHARE, "--net", "--kill-child", sys.executable, "-m", "tests.silent_host", str(tmp_path / "var")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen["off_after"] < 10
+    assert seen["back_after"] < 10
+    assert seen["longest"] < 1
+    assert (seen["statuses"], seen["then"]) == ([503], 200)
+    assert seen["stream_ended_after"] < 10
+    assert "model_unavailable" in seen["stream_last"]
+    assert seen["blamed"] == 0  # no call is taken for what its engine died of
+
+
+async def test_o5_a_host_that_refuses_is_there_and_one_that_says_nothing_is_not(full):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert await reach.answered(pool(server.getsockname()[1]))
+    assert await reach.answered(pool(unused_port()))
+    assert not await reach.answered(pool(full))
+
+
+async def test_o5_a_name_that_nobody_knows_now_says_nothing_about_its_host():
+    assert await reach.answered(pool(80, "no-such-host.invalid"))
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("127.0.0.1", False),
+        ("127.9.9.9", False),
+        ("::1", False),
+        ("localhost", False),
+        ("10.1.2.3", True),
+        ("gpu1", True),
+    ],
+)
+def test_o5_hosts_on_loopback_need_not_be_asked(host, asked):
+    assert reach.distant(host) is asked
+
+
+async def test_o5_one_question_is_a_doubt_and_several_are_certainty(monkeypatch):
+    answers = {"gpu1": True, "gpu2": False}
+
+    async def answered(pool: Pool) -> bool:
+        return answers[pool.address.host]
+
+    monkeypatch.setattr(reach, "answered", answered)
+    now = 100.0
+    hosts = Reach(lambda: now)
+    pools = [pool(8001, "gpu1"), pool(8001, "gpu2"), pool(8002, "gpu2")]
+    await hosts.ask(pools)
+    assert hosts.silent == {"gpu2": 100.0}
+    assert not hosts.certain("gpu2")
+    now = 101.0
+    for _ in range(CERTAIN - 1):
+        await hosts.ask(pools)
+    assert hosts.silent == {"gpu2": 100.0}
+    assert hosts.certain("gpu2")
+    answers["gpu2"] = True
+    await hosts.ask(pools)
+    assert hosts.silent == {}
+    answers["gpu2"] = False
+    await hosts.ask(pools)
+    await hosts.ask(pools[:1])  # its models are gone: it will not be asked again
+    assert hosts.silent == {}
+
+
+def test_o5_replicas_on_silent_hosts_are_not_chosen():
+    balancer = Balancer()
+    balancer.began(B)
+    balancer.unreachable = frozenset({A.id})
+    assert balancer.choose((A, B), 0.0) is B
+    assert balancer.choose((A,), 0.0) is None
+    assert list(balancer.reachable((A, B))) == [B]
+
+
+class Answer:
+    failure: Exception | None = None
+
+    def failed(self, error: Exception) -> None:
+        self.failure = error
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (None, True),
+        (ConnectionResetError(), True),
+        (TimeoutError(110, "timed out"), False),
+        (OSError(113, "no"), False),
+    ],
+)
+async def test_o5_a_host_that_is_out_of_reach_is_no_engine_that_died(error, lost):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connection: Connection = await pool(server.getsockname()[1]).connect(5)
+        answer = Answer()
+        connection.request(b"POST / HTTP/1.1\r\n\r\n", answer)
+        transport = connection._transport
+        connection.connection_lost(error)
+        transport.abort()
+    assert answer.failure.lost is lost
