@@ -10,7 +10,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import process
+from modelregistry import hosts, process
 from modelregistry.models import Alias, Host, Replica, ServedModel
 
 LOG_LINES = 200
@@ -18,9 +18,17 @@ LOG_LINES = 200
 
 @admin.register(Host)
 class HostAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
-    list_display = ("name", "address", "seen_at")
+    list_display = ("name", "address", "maintenance", "seen_at")
     readonly_fields = ("seen_at",)
     search_fields = ("name",)
+
+    def save_model(self, request: HttpRequest, obj: Host, form: forms.ModelForm, change: bool) -> None:  # type: ignore[type-arg]
+        # Not the rest, which its supervisor may have written since it was read.
+        obj.save(update_fields=form.changed_data if change else None)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Host | None = None) -> bool:
+        """One that is needed may not be removed, see `hosts.remove`."""
+        return obj is not None and super().has_delete_permission(request, obj) and not hosts.needed_because(obj)
 
 
 class ReplicaInline(admin.TabularInline):  # type: ignore[type-arg]  # generic in its stubs only

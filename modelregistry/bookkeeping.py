@@ -65,6 +65,7 @@ class Bookkeeping:
         self.readings: dict[int, Reading] = {}  # not written yet
         self.lease = Lease(house.claim, clock)
         self.beat_at = float("-inf")
+        self.maintenance = False  # no engine shall run here
         self.address = ""  # where engines are to listen
         self.address_fault = ""  # why they cannot, as a sentence
         self.address_at = float("-inf")
@@ -82,8 +83,8 @@ class Bookkeeping:
         while not stop.is_set():
             try:
                 if await self._claimed():
-                    await self._find_address()
-                    self.orders = await self.books.do(rows.orders, self.host.id)
+                    await self._follow_host()
+                    self.orders = await self.books.do(rows.orders, self.host.id, taking=not self.maintenance)
                     known = await self.books.do(rows.replicas, self.host.id)
                     self.measurements = await self.books.do(rows.measurements)
                     self.trials = await self.books.do(rows.trials, self.host.id)
@@ -127,9 +128,9 @@ class Bookkeeping:
             await self.books.do(rows.tried, self.host.id, *self.untold[0])
             del self.untold[0]
         await self._show_logs()
-        await self._find_address()
+        await self._follow_host()
         asked_at = timezone.now()
-        self.orders = await self.books.do(rows.orders, self.host.id)
+        self.orders = await self.books.do(rows.orders, self.host.id, taking=not self.maintenance)
         for model_id in self._fulfilled():
             await self.books.do(rows.granted, model_id, asked_at)
         self.heard()
@@ -172,11 +173,18 @@ class Bookkeeping:
             raise HeldElsewhere("Another supervisor took this host over; its engines are left as they are.")
         self.beat_at = self.clock()
 
-    async def _find_address(self) -> None:
-        """Follows the host's row, and whether the machine has that address now."""
-        address = await self.books.do(rows.address_of, self.host.id)
-        if address is None:
+    async def _follow_host(self) -> None:
+        """What operators want of the host itself. Raises HeldElsewhere when it was removed."""
+        wanted = await self.books.do(rows.host_order, self.host.id)
+        if wanted is None:
             raise HeldElsewhere("This host was removed; its engines are left as they are.")
+        if wanted.maintenance != self.maintenance:
+            log.info("maintenance begins: engines end" if wanted.maintenance else "maintenance is over")
+        self.maintenance = wanted.maintenance
+        await self._find_address(wanted.address)
+
+    async def _find_address(self, address: str) -> None:
+        """Whether the machine has that address now."""
         if address == self.address and self.clock() - self.address_at < ADDRESS_EVERY:
             return
         before = self.address, self.address_fault

@@ -14,7 +14,7 @@ from django.db import models
 from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import engine_arguments, engine_parsers, engines, registering
+from modelregistry import addresses, engine_arguments, engine_parsers, engines, registering
 from modelregistry.engine_arguments import Options
 
 # What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
@@ -51,7 +51,15 @@ class Host(models.Model):
         _("address"),
         max_length=100,
         default="127.0.0.1",
+        validators=[addresses.validate],
         help_text=_("Where engines listen and gateways reach them: loopback, or the host's internal address."),
+    )
+    maintenance = models.BooleanField(
+        _("maintenance"),
+        default=False,
+        help_text=_(
+            "Its engines finish what they are at and end, and it takes no models. Switched off, they start again."
+        ),
     )
     seen_at = models.DateTimeField(_("supervisor last seen"), null=True, blank=True, editable=False)
     claim = models.CharField(max_length=40, blank=True, editable=False)  # of its supervisor, see `lease`

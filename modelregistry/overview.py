@@ -35,6 +35,7 @@ class ModelState(models.TextChoices):
     STOPPED = "stopped", _("stopped")
     RETIRED = "retired", _("retired")
     UNPLACED = "unplaced", _("waiting for a host")
+    MAINTENANCE = "maintenance", _("host in maintenance")
 
 
 # What needs an operator more comes first; for models of which no replica is ready.
@@ -139,6 +140,7 @@ class HostNow:
     id: int
     name: str
     address: str
+    maintenance: bool
     seen_at: datetime | None
     supervised: bool
     reported_at: datetime | None
@@ -213,7 +215,9 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
         enabled=model.enabled,
         retires_on=model.retires_on.isoformat() if model.retires_on else None,
         generation=model.generation,
-        state=state_of(replicas, enabled=model.enabled, retired=retired, wanted=wanted),
+        state=state_of(
+            replicas, enabled=model.enabled, retired=retired, wanted=wanted, maintained=is_maintained(model)
+        ),
         wanted=wanted,
         ready=sum(replica.state == Replica.State.READY for replica in replicas),
         running=_sum(replica.running for replica in alive),
@@ -226,7 +230,14 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
     )
 
 
-def state_of(replicas: Iterable[ReplicaNow], *, enabled: bool, retired: bool, wanted: int) -> ModelState:
+def is_maintained(model: ServedModel) -> bool:
+    """Whether it does not run because its host is in maintenance, which ends no external engine."""
+    return model.host is not None and model.host.maintenance and model.engine != ServedModel.Engine.EXTERNAL
+
+
+def state_of(
+    replicas: Iterable[ReplicaNow], *, enabled: bool, retired: bool, wanted: int, maintained: bool = False
+) -> ModelState:
     states = {replica.state for replica in replicas}
     if retired or not enabled:
         if states & ALIVE:
@@ -237,6 +248,8 @@ def state_of(replicas: Iterable[ReplicaNow], *, enabled: bool, retired: bool, wa
         if not any(replica.supervised for replica in ready):
             return ModelState.UNSURE
         return ModelState.READY if len(ready) >= wanted else ModelState.PARTLY
+    if maintained and not states & ALIVE:
+        return ModelState.MAINTENANCE
     return next((ModelState(state.value) for state in _GRAVEST if state in states), ModelState.UNPLACED)
 
 
@@ -248,6 +261,7 @@ def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
         id=host.pk,
         name=host.name,
         address=host.address,
+        maintenance=host.maintenance,
         seen_at=host.seen_at,
         supervised=supervised(host, now),
         reported_at=report.at if report else None,

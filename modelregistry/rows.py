@@ -80,8 +80,15 @@ _ROUTING = ("state", "url", "api_key", "launcher", "slots")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRow:
     id: int
-    address: str
     claim: Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOrder:
+    """The host as operators want it. `address`: where its engines are to listen; `maintenance`: none shall run."""
+
+    address: str
+    maintenance: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +113,13 @@ class Reading:
 def host(name: str) -> HostRow:
     """This host's row, made if there is none."""
     row, _ = Host.objects.get_or_create(name=name)
-    return HostRow(id=row.pk, address=row.address, claim=Claim(row.claim, row.holder, row.seen_at))
+    return HostRow(id=row.pk, claim=Claim(row.claim, row.holder, row.seen_at))
 
 
-def address_of(host_id: int) -> str | None:
-    """Where engines of this host are to listen, as operators say now; None: the host was removed."""
-    return Host.objects.filter(pk=host_id).values_list("address", flat=True).first()
+def host_order(host_id: int) -> HostOrder | None:
+    """None: the host was removed."""
+    row = Host.objects.filter(pk=host_id).values("address", "maintenance").first()
+    return HostOrder(**row) if row else None
 
 
 def claim(row: HostRow, number: str, holder: str) -> bool:
@@ -130,10 +138,10 @@ def release(host_id: int, number: str) -> None:
     Host.objects.filter(pk=host_id, claim=number).update(claim="")
 
 
-def orders(host_id: int) -> dict[int, Order]:
-    """What this host is to serve, by the model's id. Takes models of no host if it can serve them."""
+def orders(host_id: int, *, taking: bool) -> dict[int, Order]:
+    """What this host is to serve, by the model's id. `taking`: takes models of no host if it can serve them."""
     rows = ServedModel.objects.filter(Q(host=host_id) | Q(host=None)).select_related("wish")
-    return {row.pk: _order(row) for row in rows if row.host_id is not None or _take(row, host_id)}
+    return {row.pk: _order(row) for row in rows if row.host_id is not None or (taking and _take(row, host_id))}
 
 
 def _take(row: ServedModel, host_id: int) -> bool:

@@ -192,7 +192,8 @@ class Supervisor:
                 fingerprint=order.fingerprint(),
                 address="" if order.external else address,
                 external=order.external,
-                enabled=order.enabled,
+                # An external engine is not of this machine: nobody is served by cutting it off.
+                enabled=order.enabled and (order.external or not self.books.maintenance),
                 idle_after=order.idle_after,
                 wished=order.wished,
             )

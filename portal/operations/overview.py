@@ -33,6 +33,7 @@ LEVELS = {
     ModelState.STARTING: "watch",
     ModelState.DRAINING: "watch",
     ModelState.UNPLACED: "watch",
+    ModelState.MAINTENANCE: "watch",
     ModelState.BACKOFF: "broken",
     ModelState.UNHEALTHY: "broken",
     ModelState.FAILED: "broken",
@@ -140,7 +141,8 @@ class Overview:
 
     @property
     def silent(self) -> list[HostView]:
-        return [host for host in self.hosts if not host.now.supervised]
+        """Those that ought to report: one in maintenance may well be switched off."""
+        return [host for host in self.hosts if not host.now.supervised and not host.now.maintenance]
 
     @property
     def problems(self) -> bool:

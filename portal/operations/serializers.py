@@ -92,6 +92,7 @@ class HostNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
     name = CharField()
     address = CharField()
+    maintenance = serializers.BooleanField(help_text="Its engines end, and it takes no models.")
     seen_at = serializers.DateTimeField(allow_null=True)
     supervised = serializers.BooleanField(help_text="Whether its supervisor was heard within the last minute.")
     reported_at = serializers.DateTimeField(allow_null=True)

@@ -1,6 +1,17 @@
 """What operators do to hosts, and what the host's supervisor makes of it."""
 
-from modelregistry.models import Host
+import json
+from datetime import timedelta
+from io import StringIO
+
+import pytest
+from django.core.exceptions import ValidationError
+from django.core.management import CommandError, call_command
+from django.utils import timezone
+
+from modelregistry import hosts, overview, routes
+from modelregistry.models import Host, HostReport, Replica, ServedModel
+from modelregistry.overview import ModelState
 from tests.modelregistry.site import stream
 from tests.waiting import until
 
@@ -38,3 +49,142 @@ def test_e9_engines_follow_the_address_of_their_host(site):
     site.model("third")
     site.reaches("ready", "third")
     assert {site.replica(name).pid for name in ("first", "second")} == pids
+
+
+def test_e9_maintenance_drains_a_host_and_takes_nothing_until_it_is_over(site):
+    site.supervise()
+    site.model()
+    ready = site.reaches("ready")
+    answer = stream(ready, 60)  # 3 s, longer than gateways may still route to it
+    host = hosts.change(Host.objects.get(name="here"), maintenance=True)
+    site.reaches("draining")
+    assert routes.ready() == []
+    assert answer.rest().endswith("[DONE]\n\n")
+    stopped = site.reaches("stopped")
+    assert (stopped.pid, stopped.detail) == (None, "")
+    assert site.living() == []
+    assert overview.model_now(ServedModel.objects.get(), timezone.now()).state == ModelState.MAINTENANCE
+
+    site.model("waiting")
+    seen = HostReport.objects.get(host=host).at
+    until(lambda: HostReport.objects.get(host=host).at > seen)  # it has read what is wanted since
+    assert ServedModel.objects.get(name="waiting").host is None
+
+    hosts.change(host, maintenance=False)
+    assert site.reaches("ready").pid != ready.pid
+    site.reaches("ready", "waiting")
+
+
+# --- the verbs
+
+
+@pytest.fixture
+def host(db) -> Host:
+    return Host.objects.create(name="gpu-01", address="10.0.0.1", seen_at=timezone.now(), claim="c", holder="h")
+
+
+def of_host(host: Host, **values) -> ServedModel:
+    return ServedModel.objects.create(name="qwen", engine="vllm", path="/models/qwen", host=host, **values)
+
+
+def test_a_change_leaves_alone_what_the_supervisor_wrote_meanwhile(host):
+    as_read = Host.objects.get()
+    Host.objects.update(claim="another", seen_at=timezone.now() + timedelta(seconds=5))
+    hosts.change(as_read, address="10.0.0.2", maintenance=True)
+    now = Host.objects.get()
+    assert (now.address, now.maintenance, now.claim) == ("10.0.0.2", True, "another")
+    assert now.seen_at > as_read.seen_at
+
+
+def test_an_address_that_nobody_could_reach_is_refused_at_its_field(host):
+    with pytest.raises(ValidationError) as refusal:
+        hosts.change(host, address="0.0.0.0")
+    assert set(refusal.value.message_dict) == {"address"}
+    assert Host.objects.get().address == "10.0.0.1"
+
+
+def test_a_host_that_lives_or_has_models_is_not_removed(host):
+    model = of_host(host)
+    for claim, seen, named in (("c", 0, host.name), ("c", 300, model.name), ("", 0, model.name)):
+        Host.objects.update(claim=claim, seen_at=timezone.now() - timedelta(seconds=seen))
+        with pytest.raises(ValidationError, match=named):
+            hosts.remove(host)
+    assert Host.objects.exists()
+
+
+def test_a_host_that_is_gone_is_removed_with_the_rows_of_its_replicas(host):
+    model = of_host(host)
+    Replica.objects.create(model=model, host=host, state="ready")
+    model.host = Host.objects.create(name="gpu-02")
+    model.save()
+    Host.objects.filter(pk=host.pk).update(seen_at=timezone.now() - timedelta(seconds=300))
+    hosts.remove(host)
+    assert not Replica.objects.exists()
+    assert [row.name for row in Host.objects.all()] == ["gpu-02"]
+
+
+# --- how models of a host in maintenance are told
+
+
+@pytest.mark.parametrize(
+    ("state", "engine", "told"),
+    [
+        ("ready", "vllm", ModelState.READY),
+        ("draining", "vllm", ModelState.DRAINING),
+        ("stopped", "vllm", ModelState.MAINTENANCE),
+        ("ready", "external", ModelState.READY),
+        ("stopped", "external", ModelState.UNPLACED),
+    ],
+)
+def test_why_a_model_does_not_run_is_told(host, state, engine, told):
+    model = of_host(host)
+    ServedModel.objects.update(engine=engine)
+    Replica.objects.create(model=model, host=host, state=state)
+    hosts.change(host, maintenance=True)
+    assert overview.model_now(ServedModel.objects.get(), timezone.now()).state == told
+
+
+# --- the command
+
+
+def said(*args: str) -> str:
+    out = StringIO()
+    call_command("hosts", *args, stdout=out)
+    return out.getvalue()
+
+
+def test_o11_a_host_is_shown_and_changed_by_a_command(host):
+    of_host(host)
+    (before,) = json.loads(said("--json"))
+    assert (before["name"], before["address"], before["maintenance"]) == ("gpu-01", "10.0.0.1", False)
+    assert (before["supervised"], before["models"]) == (True, ["qwen"])
+    (after,) = json.loads(said("gpu-01", "--address", "gpu1.example.internal", "--maintenance", "on", "--json"))
+    assert (after["address"], after["maintenance"]) == ("gpu1.example.internal", True)
+    assert json.loads(said("gpu-01", "--maintenance", "off", "--json"))[0]["maintenance"] is False
+    table = said()
+    assert all(word in table for word in ("gpu-01", "gpu1.example.internal", "qwen"))
+
+
+def test_a_host_is_removed_by_a_command(host):
+    Host.objects.update(claim="")
+    assert said("gpu-01", "--remove").strip() == "gpu-01"
+    assert not Host.objects.exists()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("elsewhere",),
+        ("elsewhere", "--maintenance", "on"),
+        ("--address", "10.0.0.2"),
+        ("--remove",),
+        ("gpu-01", "--remove"),  # it lives
+        ("gpu-01", "--remove", "--maintenance", "on"),
+        ("gpu-01", "--address", "10.0.0.1:80"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_and_changes_nothing(host, args):
+    before = list(Host.objects.values())
+    with pytest.raises(CommandError):
+        said(*args)
+    assert list(Host.objects.values()) == before

@@ -10,6 +10,7 @@ from modelregistry import overview
 from modelregistry.advice import ADVICE, UNKNOWN
 from modelregistry.models import Replica
 from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
+from modelregistry.terminal import table
 
 HEAD = [
     "MODEL",
@@ -84,7 +85,7 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
 
 
 def _lines(seen: Overview) -> Iterable[str]:
-    yield from _table([row for model in seen.models for row in _rows(model)])
+    yield from table(HEAD, [row for model in seen.models for row in _rows(model)])
     for replica in (replica for model in seen.models for replica in model.replicas):
         if replica.cause in ADVICE:
             yield f"{replica.model} #{replica.number}: {ADVICE[replica.cause]}"
@@ -131,13 +132,6 @@ def _measures(replica: ReplicaNow) -> list[str]:
 
 def _gigabytes(count: int | None) -> str:
     return f"{count / 1e9:.1f} GB" if count else "-"
-
-
-def _table(rows: list[list[str]]) -> Iterable[str]:
-    table = [HEAD, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _host(host: HostNow) -> Iterable[str]:

@@ -1,0 +1,64 @@
+"""What operators do to hosts: change the address, begin and end maintenance, remove one that is gone.
+
+A host's supervisor follows at its next exchange with the database; nothing here waits for it. What cannot be done
+raises ValidationError with sentences, by field where one is about a field.
+"""
+
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from modelregistry.models import Host
+from modelregistry.overview import supervised
+
+FIELDS = ("address", "maintenance")
+NAMED = 10  # models in a sentence
+
+
+def change(host: Host, **values: Any) -> Host:
+    """The row with other `values`, by the names in FIELDS."""
+    if unknown := sorted(values.keys() - set(FIELDS)):
+        raise TypeError(f"no fields of a host that operators change: {unknown}")
+    with transaction.atomic():
+        row = _locked(host)
+        changed = [name for name, value in values.items() if getattr(row, name) != value]
+        for name in changed:
+            setattr(row, name, values[name])
+        row.full_clean()
+        if changed:
+            row.save(update_fields=changed)  # not the rest, which its supervisor writes
+    return row
+
+
+def remove(host: Host) -> None:
+    """Forgets a host that is gone, with what it reported and the rows of its replicas."""
+    with transaction.atomic():
+        row = _locked(host)
+        if reason := needed_because(row):
+            raise ValidationError(reason, code="host-needed")
+        row.delete()
+
+
+def needed_because(host: Host) -> str:
+    """Why it cannot be removed, as a sentence; empty: it can."""
+    if host.claim and supervised(host, timezone.now()):
+        return _("%(host)s is alive: put it into maintenance, then stop its supervisor.") % {"host": host.name}
+    names = list(host.models.order_by("name").values_list("name", flat=True)[: NAMED + 1])
+    if not names:
+        return ""
+    shown = ", ".join(names[:NAMED]) + (" …" if len(names) > NAMED else "")
+    return _("Models belong to %(host)s: %(models)s. Give them another host first, or unregister them.") % {
+        "host": host.name,
+        "models": shown,
+    }
+
+
+def _locked(host: Host) -> Host:
+    """The row as it is now, kept from others until the transaction ends."""
+    row = Host.objects.select_for_update().filter(pk=host.pk).first()
+    if row is None:
+        raise ValidationError(_("%(host)s is not a host any more.") % {"host": host.name}, code="host-gone")
+    return row
