@@ -27,6 +27,9 @@ TOLD = {
     "management-key-found": {"key": "script", "prefix": "mdm_AbCdEfGh"},
     "responsible-left": {"key": "Dify", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "person": "Alice"},
     "membership-ended": {"tenant": "研究部", "keys": 2},
+    "engine-version-failed": {
+        "model": "qwen", "host": "gpu-01", "engine": "vllm", "version": "0.33.0", "cause": "driver", "detail": "died",
+    },
     "quota-near": {
         "of": "tenant", "owner": "研究部", "unit": "tokens", "window": "day", "model": "", "amount": 1_000_000,
         "percent": 83, "renews_at": AT,
