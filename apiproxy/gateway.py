@@ -858,12 +858,14 @@ class CallMeter:
     def _count(self, status: str, tokens: Tokens) -> None:
         """For /metrics, and for what is guessed of later calls."""
         metrics, model = self._gateway.metrics, self.model
-        metrics.request(self._endpoint.path, model.name, status)
-        metrics.tokens(model.name, tokens.prompt, tokens.completion)
-        if (exchange := self.exchange) is not None:
+        path, prompt, completion = self._endpoint.path, tokens.prompt, tokens.completion
+        if (exchange := self.exchange) is None:
+            metrics.request(path, model.name, status)
+            metrics.tokens(model.name, prompt, completion)
+        else:
             first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
             lasted = exchange.now() - exchange.began
-            metrics.times(model.name, first, lasted)
+            metrics.ended(path, model.name, status, prompt, completion, first, lasted)
             if status == "finished":
                 self._gateway.paces.learn(model.id, tokens.completion / self._call.answers, lasted)
                 if exchange.first_byte_at is not None and (events := exchange.events):

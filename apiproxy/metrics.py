@@ -83,6 +83,33 @@ class Metrics:
         self._tally = tally
         self._clock = clock
 
+    def ended(
+        self,
+        endpoint: str,
+        model: str,
+        ending: str,
+        prompt: int,
+        completion: int,
+        first_byte: float | None,
+        whole: float,
+    ) -> None:
+        """As `request`, `tokens` and `times`. Without their calls, as it is counted for each call (3 of 8 µs)."""
+        find, numbers = self._tally.places.get, self._tally.numbers
+        request, whole_at = find((REQUESTS, endpoint, model, ending)), find((WHOLE, model))
+        read, made = find((TOKENS, model, "prompt")), find((TOKENS, model, "completion"))
+        if request is None or read is None or made is None or whole_at is None:
+            self.request(endpoint, model, ending)
+            self.tokens(model, prompt, completion)
+            self.times(model, first_byte, whole)
+            return
+        numbers[request] += 1
+        numbers[read] += prompt
+        numbers[made] += completion
+        numbers[whole_at + bisect_left(LONG, whole)] += 1
+        numbers[whole_at + len(LONG) + 1] += whole
+        if first_byte is not None:
+            self._observe(FIRST, model, first_byte)
+
     def request(self, endpoint: str, model: str, ending: str) -> None:
         self._tally.add((REQUESTS, endpoint, model, ending), 1, (0, 1))
 

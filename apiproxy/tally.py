@@ -25,7 +25,10 @@ GROWTH = 64 * 1024  # bytes; a model that is in use takes about 1 KB
 
 
 class Tally:
-    """`add` and `put` never wait and never fail: on a full disk, what has no row yet is not counted until it has."""
+    """`add` and `put` never wait and never fail: on a full disk, what has no row yet is not counted until it has.
+
+    `places`: by key, where in `numbers` its row begins. Both are made anew now and then: look them up each time.
+    """
 
     def __init__(self, directory: Path, layout: str) -> None:
         """Takes over a file that nobody holds, or makes one. Numbers of another `layout` are given up."""
@@ -37,20 +40,20 @@ class Tally:
 
     def add(self, key: Key, size: int, *amounts: tuple[int, float]) -> None:
         """Adds each amount to the number at its place in a row of `size`."""
-        at = self._places.get(key)
+        at = self.places.get(key)
         if at is None and (at := self._row(key, size)) is None:
             return
-        numbers = self._numbers
+        numbers = self.numbers
         for place, amount in amounts:
             numbers[at + place] += amount
 
     def put(self, key: Key, values: list[float]) -> None:
         """Sets a whole row."""
-        at = self._places.get(key)
+        at = self.places.get(key)
         if at is None and (at := self._row(key, len(values))) is None:
             return
         for place, value in enumerate(values, at):
-            self._numbers[place] = value
+            self.numbers[place] = value
 
     def all(self) -> list[dict[Key, list[float]]]:
         """The rows of each file: of this worker, its fellows, and of the dead whose files wait for a successor."""
@@ -59,7 +62,7 @@ class Tally:
 
     def forget(self, gone: Callable[[Key], bool]) -> None:
         """Drops rows of this worker; on a full disk they stay."""
-        if not any(gone(key) for key in self._places):
+        if not any(gone(key) for key in self.places):
             return
         kept = b"".join(packed(key, row) for key, row in rows(bytes(self._memory)).items() if not gone(key))
         following = self._path.with_suffix(".following")
@@ -85,28 +88,28 @@ class Tally:
     def _map(self) -> None:
         size = os.fstat(self._file).st_size // 8 * 8
         self._memory: mmap.mmap | bytearray = mmap.mmap(self._file, size) if size >= HEAD else bytearray(HEAD)
-        self._numbers = memoryview(self._memory).cast("d")
+        self.numbers = memoryview(self._memory).cast("d")
         if self._memory[:8] != self._layout:  # of another version, or new
-            self._numbers[1] = HEAD
+            self.numbers[1] = HEAD
             self._memory[:8] = self._layout
         found = list(rows_in(bytes(self._memory)))
-        self._places = {key: at // 8 for key, at, _ in found}
-        self._numbers[1] = max([HEAD, *(at + 8 * size for _, at, size in found)])
+        self.places = {key: at // 8 for key, at, _ in found}
+        self.numbers[1] = max([HEAD, *(at + 8 * size for _, at, size in found)])
 
     def _unmap(self) -> None:
-        self._numbers.release()
+        self.numbers.release()
         if isinstance(self._memory, mmap.mmap):
             self._memory.close()
 
     def _row(self, key: Key, size: int) -> int | None:
         """The index of a new row's first number; None: there is no room on the disk."""
         row = packed(key, [0.0] * size)
-        if int(self._numbers[1]) + len(row) > len(self._memory) and not self._grow(len(row)):
+        if int(self.numbers[1]) + len(row) > len(self._memory) and not self._grow(len(row)):
             return None
-        used = int(self._numbers[1])
+        used = int(self.numbers[1])
         self._memory[used : used + len(row)] = row
-        self._numbers[1] = used + len(row)
-        self._places[key] = at = (used + len(row)) // 8 - size
+        self.numbers[1] = used + len(row)
+        self.places[key] = at = (used + len(row)) // 8 - size
         return at
 
     def _grow(self, least: int) -> bool:

@@ -110,6 +110,18 @@ def test_buckets_count_everything_below_them(workers):
     assert not any("first_byte_seconds_bucket" in line for line in found)
 
 
+def test_what_is_counted_of_a_call_at_once_is_what_is_counted_apart(tmp_path):
+    apart, at_once = (Metrics(Tally(tmp_path / name, LAYOUT)) for name in ("apart", "at-once"))
+    for first, whole in ((None, 0.01), (0.2, 0.3), (7.0, 1e9)):
+        apart.request("/v1/completions", "m", "failed")
+        apart.tokens("m", 3, 4)
+        apart.times("m", first, whole)
+        at_once.ended("/v1/completions", "m", "failed", 3, 4, first, whole)
+    text = at_once.text({"m"}, [])
+    assert b"madoguchi_request_seconds_count" in text
+    assert sorted(text.splitlines()) == sorted(apart.text({"m"}, []).splitlines())
+
+
 def test_one_token_has_nothing_between(workers):
     metrics, _, _ = workers
     metrics.stream("m", 1, 0.0)
@@ -169,7 +181,7 @@ def test_models_that_have_gone_leave_text_and_memory(workers):
     assert not any("model-498" in line for line in found)
     assert found["madoguchi_tokens_total[kind=prompt, model=model-499]"] == 2
     assert found["madoguchi_refusals_total[code=x]"] == 1
-    assert len(one._tally._places) < 10
+    assert len(one._tally.places) < 10
 
 
 # --- of a running gateway
