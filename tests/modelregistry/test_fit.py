@@ -65,13 +65,14 @@ def hosts(draw: st.DrawFn) -> tuple[list[Device], list[Tenant]]:
         need = memory.made(
             **{"weights": weights, "cache": GIB, "cache_least": GIB, "overhead": GIB, "devices": 1, "context": 1},
             **{"sequences": 1, "host": draw(st.sampled_from([0, 3, 30])) * GIB},
+            droppable=draw(st.sampled_from([0, weights // 2])),
         )
         given_to = allotment.Allotment(
             **{"prediction": need, "formula": need, "devices": (where,), "visible": (str(where),), "fraction": 0.5},
             **{"forced": False, "fingerprint": "x", "launcher": "vllm", "version": "", "device": "A"},
         )
         tenants.append(Tenant(name=f"m{number} #0", allotment=given_to, run=None, settled=settled))
-        used[where] += need.total * settled
+        used[where] += given_to.needed * settled
     devices = [
         Device(index=at, uuid="", name="A", kind="gpu", total=size * GIB, used=taken, free=max(0, size * GIB - taken))
         for at, (size, taken) in enumerate(zip(sizes, used, strict=True))

@@ -191,6 +191,15 @@ def test_e4_e7_one_request_takes_what_vllms_own_sums_say(zoo, name):
     assert vllm_cache.plan(facts, setting(facts, name)).bytes(1) == ZOO[name]["cache"] // half
 
 
+def test_e4_a_state_is_kept_in_the_type_that_the_configuration_says(tmp_path):
+    """Qwen3.5's in 32 bits, Qwen3-Next's as the model's own numbers."""
+    config = ZOO["qwen3-next-80b"]["config"] | {"mamba_ssm_dtype": "float32"}
+    path = paper_models.directory(tmp_path / "m", config, {"x": ("BF16", (8, 8))})
+    facts = model_files.read("vllm", str(path))
+    inputs, remembered = 3 * (2 * 16 * 128 + 32 * 128), 32 * 128 * 128
+    assert vllm_cache.state_bytes(facts, setting(facts, "")) == 36 * (2 * inputs + 4 * remembered)
+
+
 def test_e7_deepseek_v4_is_planned_a_little_above_what_vllm_would_take(zoo):
     own = 1_726_859_520  # its groups are dealt out by an approximate divisor
     assert own <= vllm_cache.plan(zoo("deepseek-v4"), setting(zoo("deepseek-v4"), "")).bytes(1) < own * 1.05
