@@ -5,7 +5,8 @@ machine's own Samba is read or written. Provisioning takes 10 s, once for each v
 in MADOGUCHI_CACHE and copied. A start takes about a second.
 
 The people: suzuki and tanaka belong to Research (tanaka through a group within its group), mori is its admin, ito
-operates, kimura belongs to Sales; `svc-madoguchi` is the account that looks people up.
+operates, kimura belongs to Sales, the password of stale has expired; `svc-madoguchi` is the account that looks people
+up.
 """
 
 import contextlib
@@ -40,6 +41,8 @@ GROUP_BASE = f"OU=Groups,{SUFFIX}"
 ADMIN, ADMIN_PASSWORD = f"administrator@{REALM}", "Administrator-of-the-test-1"
 SERVICE, SERVICE_PASSWORD = f"svc-madoguchi@{REALM}", "the service's own password"
 START_TIMEOUT = 30.0  # seconds; a start takes 1
+TEN_YEARS, IN_2010 = 3650 * 864_000_000_000, 129_100_000_000_000_000  # in 100 ns, the latter since 1601
+STALE = "stale"  # whose password is from 2010
 NORMAL, DISABLED, NEVER_EXPIRES = 0x200, 0x202, 0x10200  # userAccountControl
 
 PEOPLE = {
@@ -117,6 +120,20 @@ provision(
     hostip="127.0.0.1", adminpass=password, serverrole="active directory domain controller", dns_backend="NONE",
     skip_sysvolacl=True, lp=settings, dom_for_fun_level=DS_DOMAIN_FUNCTION_2008_R2,
 )
+"""
+
+# A password older than the domain allows, which no server lets anybody make: as Samba's own tools do when they migrate.
+AGE_PASSWORD = """
+import sys
+import ldb
+from samba.auth import system_session
+from samba.param import LoadParm
+from samba.samdb import SamDB
+configuration, database, dn, set_at = sys.argv[1:]
+accounts = SamDB(url=database, session_info=system_session(), lp=LoadParm(filename_for_non_global_lp=configuration))
+message = ldb.Message(ldb.Dn(accounts, dn))
+message["pwdLastSet"] = ldb.MessageElement(set_at, ldb.FLAG_MOD_REPLACE, "pwdLastSet")
+accounts.modify(message, controls=["local_oid:1.3.6.1.4.1.7165.4.3.12:0"])
 """
 
 
@@ -251,7 +268,14 @@ def provisioned() -> Path:
     """The files of the domain with its people and groups; made by whoever needs them first."""
     program = _program("samba")
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
-    made_of = [PEOPLE, GROUPS, CONFIGURATION, PROVISION, *map(inspect.getsource, (_provision, add_person, add_group))]
+    made_of = [
+        PEOPLE,
+        GROUPS,
+        CONFIGURATION,
+        PROVISION,
+        AGE_PASSWORD,
+        *map(inspect.getsource, (_provision, add_person, add_group)),
+    ]
     made_by = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     return once(settings.CACHE / "samba" / f"{re.sub(r'[^-.+0-9A-Za-z]', '_', version)}-{made_by}", _provision, print)
 
@@ -275,8 +299,8 @@ def _provision(workspace: Path) -> Path:
         assert process.stdin
         process.stdin.close()
     with _running(home) as running, running.as_admin() as admin:
-        # Passwords as tests have them, that no copy finds expired; three wrong ones lock an account for a while.
-        policy = {"pwdProperties": 0, "minPwdAge": 0, "maxPwdAge": -(2**63), "pwdHistoryLength": 0}
+        # Passwords as tests have them; three wrong ones lock an account for a while.
+        policy = {"pwdProperties": 0, "minPwdAge": 0, "maxPwdAge": -TEN_YEARS, "pwdHistoryLength": 0}
         policy |= {"lockoutThreshold": 3}
         admin.modify_s(SUFFIX, [(ldap.MOD_REPLACE, name, _values(value)) for name, value in policy.items()])
         for unit in ("People", "Groups", "Elsewhere"):
@@ -289,6 +313,9 @@ def _provision(workspace: Path) -> Path:
             add_person(admin, name, given, surname)
         for name, members in GROUPS.items():
             add_group(admin, name, members)
+        add_person(admin, STALE, "", "Stale")
+    command = ["/usr/bin/python3", "-c", AGE_PASSWORD, home / "smb.conf", home / "private" / "sam.ldb"]
+    subprocess.run([*command, person_dn(STALE), str(IN_2010)], check=True)
     return home
 
 

@@ -21,6 +21,7 @@ from tests.domain_controller import (
     DISABLED,
     GROUP_BASE,
     NORMAL,
+    STALE,
     SUFFIX,
     TENANTS,
     add_group,
@@ -155,6 +156,16 @@ class TestStates:
         assert door.enter(name, "wrong") is None  # and a stranger learns nothing
         assert door.says == WRONG
         assert AccessAttempt.objects.get().failures_since_start == 1
+
+    def test_a_password_that_has_expired(self, connect_domain, door):
+        found = connect_domain()
+        assert door.enter(STALE, f"password of {STALE}") is None
+        assert door.says == TROUBLE[company.PasswordExpired]
+        assert not AccessAttempt.objects.exists()
+        assert door.enter(STALE, "wrong") is None
+        assert door.says == WRONG
+        assert company.find(found, STALE).has_lapsed
+        assert not company.find(found, "suzuki").has_lapsed
 
     def test_d4_a_lock_is_told(self, connect_domain, domain, door, recruit):
         connect_domain()
