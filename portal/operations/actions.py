@@ -1,4 +1,4 @@
-"""What operators do to models: start, stop, restart, register, change, name, show, retire, unregister.
+"""What operators do to models: start, stop, restart, register, change, name, show, retire, unregister; and to hosts.
 
 For pages, the API and commands. Each verb checks that `by` operates (see tenancy.check), is one transaction, sees the
 row as it is then, and is audited with it (`operations.apps`). What cannot be done raises Refused. The supervisor of the
@@ -14,7 +14,8 @@ from django.db import transaction
 from django.db.models import Model
 from django.utils.translation import gettext as _
 
-from modelregistry.models import Alias, Replica, ServedModel
+from modelregistry import hosts
+from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts import tenancy
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
@@ -157,6 +158,24 @@ def set_visibility(by: User | None, model: ServedModel, tenants: Iterable[Tenant
             ModelAccess.objects.create(model=row, tenant=wanted[number])
         for number in present.keys() - wanted.keys():
             present[number].delete()
+
+
+def change_host(by: User | None, host: Host, **values: Any) -> Host:
+    """Other `values`, by the names in hosts.FIELDS. Engines move to a new address, and end for maintenance."""
+    tenancy.check(by)
+    try:
+        return hosts.change(host, **values)
+    except ValidationError as error:
+        raise Refused.by(error) from error
+
+
+def remove_host(by: User | None, host: Host) -> None:
+    """Forgets a host that is gone and has no models."""
+    tenancy.check(by)
+    try:
+        hosts.remove(host)
+    except ValidationError as error:
+        raise Refused(" ".join(error.messages)) from error
 
 
 def _locked(by: User | None, model: ServedModel) -> ServedModel:

@@ -74,6 +74,19 @@ class Hosts(GenericViewSet[Host]):
         (host,) = self._now([self.get_object()])
         return Response(plain(host))
 
+    @extend_schema(summary=gettext_lazy("Change a host"), request=shapes.HostChange, responses={200: shapes.HostNow})
+    def partial_update(self, request: Request, pk: int) -> Response:
+        """Changes its address or its maintenance; its supervisor follows within seconds."""
+        host = self.get_object()
+        actions.change_host(me(request), host, **given(shapes.HostChange, request.data))
+        return self.retrieve(request, pk)
+
+    @extend_schema(summary=gettext_lazy("Remove a host"), responses={204: None})
+    def destroy(self, request: Request, pk: int) -> Response:
+        """Forgets a host that is gone. 409: its supervisor is alive, or models belong to it."""
+        actions.remove_host(me(request), self.get_object())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
     def _now(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
         now, rows = timezone.now(), list(Replica.objects.all())
         return [overview.host_now(host, rows, now) for host in hosts]

@@ -10,7 +10,8 @@ from django.forms import BoundField
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry.models import ServedModel
+from modelregistry import hosts
+from modelregistry.models import Host, ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
 from portal.operations import actions
@@ -78,6 +79,22 @@ GROUPS = (
 MEMORY = frozenset(
     ["engine", "launcher", "path", "args", "context", "slots", "replicas", "host", "gpus", "tensor_parallel"]
 )
+
+
+class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
+    class Meta:
+        model = Host
+        fields: ClassVar = list(hosts.FIELDS)
+
+    def carry_out(self, by: User) -> bool:
+        """Whether it was changed; else the reason stands at its field."""
+        try:
+            actions.change_host(by, self.instance, **self.cleaned_data)
+        except actions.Refused as refusal:
+            for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
+                self.add_error(name if name in self.fields else None, [forms.ValidationError(one) for one in sentences])
+            return False
+        return True
 
 
 class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only

@@ -374,5 +374,14 @@ class ReplicaFilter(serializers.Serializer[Any]):
     host = CharField(required=False)
 
 
+class HostChange(serializers.Serializer[Any]):
+    address = CharField(
+        required=False, max_length=100, help_text="Where its engines listen and gateways reach them: they move there."
+    )
+    maintenance = serializers.BooleanField(
+        required=False, help_text="Its engines finish what they are at and end, and it takes no models."
+    )
+
+
 class HostFilter(serializers.Serializer[Any]):
     supervised = serializers.BooleanField(required=False, allow_null=True, default=None)

@@ -17,7 +17,8 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
 from modelregistry.forecast import estimate
-from modelregistry.models import LogTail, ServedModel
+from modelregistry.hosts import needed_because
+from modelregistry.models import Host, LogTail, ServedModel
 from modelregistry.presets import PRESETS
 from portal.accounts.models import DirectoryState
 from portal.accounts.tenancy import me, operator
@@ -27,7 +28,7 @@ from portal.metering.models import UsageSetAside
 from portal.operations import actions
 from portal.operations.callers import callers
 from portal.operations.facts import told_by_files
-from portal.operations.forms import ServedModelForm, visible_to
+from portal.operations.forms import HostForm, ServedModelForm, visible_to
 from portal.operations.history import history
 from portal.operations.live import first_tokens, wish_log
 from portal.operations.overview import model_view, overview, with_all
@@ -131,6 +132,33 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
         form.refused = refused
         context |= {"estimate": expected, "refused": refused, "asked": asked or refused}
     return render(request, "operations/edit.html", context)
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
+    host = get_object_or_404(Host, pk=pk)
+    form = HostForm(request.POST or None, instance=host)
+    if request.method == "POST" and form.is_valid() and form.carry_out(me(request)):
+        messages.success(request, _("%(host)s is changed.") % {"host": host.name})
+        return redirect("operations")
+    context = {"host": host, "form": form, "models": host.models.order_by("name"), "needed": needed_because(host)}
+    return render(request, "operations/host.html", context)
+
+
+@for_operators
+@require_http_methods(["GET", "HEAD", "POST"])
+def remove_host(request: HttpRequest, pk: int) -> HttpResponse:
+    host = get_object_or_404(Host, pk=pk)
+    if request.method != "POST":
+        return render(request, "operations/remove_host.html", {"host": host, "needed": needed_because(host)})
+    try:
+        actions.remove_host(me(request), host)
+    except actions.Refused as refusal:
+        messages.error(request, refusal.sentence)
+        return redirect("operations-host", host.pk)
+    messages.success(request, _("%(host)s is removed.") % {"host": host.name})
+    return redirect("operations")
 
 
 @for_operators

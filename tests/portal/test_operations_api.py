@@ -43,6 +43,8 @@ ADDRESSES = [
     ("GET", "overview/"),
     ("GET", "hosts/"),
     ("GET", "hosts/1/"),
+    ("PATCH", "hosts/1/"),
+    ("DELETE", "hosts/1/"),
     ("GET", "models/"),
     ("POST", "models/"),
     ("GET", "models/1/"),
@@ -418,3 +420,34 @@ def test_what_is_done_is_told_with_person_and_address(operator, olivia):
     operator("POST", f"models/{serve().pk}/stop/")
     event = AuditEvent.objects.latest("pk")
     assert (event.actor, event.via, event.address) == (olivia, "api", "127.0.0.1")
+
+
+# --- hosts
+
+
+def test_o11_a_host_is_changed(operator):
+    serve("qwen")
+    path = f"hosts/{Host.objects.get().pk}/"
+    changed = operator("PATCH", path, {"address": "10.0.0.9", "maintenance": True}).json()
+    assert (changed["address"], changed["maintenance"]) == ("10.0.0.9", True)
+    assert operator("PATCH", path, {"maintenance": False}).json()["address"] == "10.0.0.9"
+    operator("PATCH", path, {"maintenance": False})  # as it is: nothing to record
+    assert told() == ["host.change", "host.change"]
+
+
+def test_an_address_that_no_gateway_reaches_is_refused_at_its_field(operator):
+    serve("qwen")
+    refusal = operator("PATCH", f"hosts/{Host.objects.get().pk}/", {"address": "http://10.0.0.9"})
+    assert (refusal.status_code, refusal.json()["errors"][0]["pointer"]) == (400, "#/address")
+    assert told() == []
+
+
+def test_a_host_is_removed_unless_it_is_needed(operator):
+    model = serve("qwen")
+    host = Host.objects.get()
+    ServedModel.objects.update(host=host)
+    assert operator("DELETE", f"hosts/{host.pk}/").status_code == 409
+    ServedModel.objects.update(host=None)
+    assert operator("DELETE", f"hosts/{host.pk}/").status_code == 204
+    assert told() == ["host.remove"]
+    assert not Replica.objects.filter(model=model).exists()

@@ -383,3 +383,40 @@ class TestFigures:
     def test_a_problem_that_has_no_sentence_is_told_as_it_came(self):
         assert machines.problem({"code": "strange", "detail": "The sky fell."}) == "The sky fell."
         assert "/var: 12 MB" in machines.problem({"code": "disk-full", "detail": "/var: 12 MB"})
+
+
+class TestHosts:
+    def test_o11_a_host_is_put_into_maintenance_and_moved(self, as_olivia):
+        card = host("gpu-01", gpu(0, "NVIDIA RTX 4090", 25.8, 20.0))
+        assert f'href="/operations/hosts/{card.pk}/"' in read(as_olivia, "/operations/")
+        as_olivia.post(f"/operations/hosts/{card.pk}/", {"address": "10.0.0.9", "maintenance": "on"})
+        row = Host.objects.get()
+        assert (row.address, row.maintenance) == ("10.0.0.9", True)
+        assert "data-maintenance" in read(as_olivia, "/operations/")
+        as_olivia.post(f"/operations/hosts/{card.pk}/", {"address": "10.0.0.9"})
+        assert not Host.objects.get().maintenance
+
+    def test_an_address_that_no_gateway_reaches_is_told_at_its_field(self, as_olivia):
+        card = host("gpu-01")
+        page = as_olivia.post(f"/operations/hosts/{card.pk}/", {"address": "0.0.0.0"})
+        assert 'id="id_address_error"' in page.content.decode()
+        assert Host.objects.get().address == card.address
+
+    def test_a_host_with_models_says_why_it_stays(self, as_olivia):
+        card = host("gpu-01")
+        served = serve("qwen")
+        ServedModel.objects.update(host=card)
+        assert "data-needed" in read(as_olivia, f"/operations/hosts/{card.pk}/")
+        as_olivia.post(f"/operations/hosts/{card.pk}/remove/")
+        assert Host.objects.exists()
+        served.delete()
+        assert "data-needed" not in read(as_olivia, f"/operations/hosts/{card.pk}/")
+        read(as_olivia, f"/operations/hosts/{card.pk}/remove/")
+        as_olivia.post(f"/operations/hosts/{card.pk}/remove/")
+        assert not Host.objects.exists()
+
+    def test_a_host_in_maintenance_that_is_switched_off_needs_nobody(self, as_olivia):
+        card = host("gpu-01", silent=timedelta(minutes=9))
+        assert 'href="#host-gpu-01"' in read(as_olivia, "/operations/")
+        Host.objects.filter(pk=card.pk).update(maintenance=True)
+        assert 'href="#host-gpu-01"' not in read(as_olivia, "/operations/")
