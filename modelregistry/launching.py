@@ -109,11 +109,15 @@ def label_of(run: Run) -> Label:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """What a replica is started with. `choice`: among our installations; None: a program that operators named."""
+    """What a replica is started with. `choice`: among our installations; None: a program that operators named.
+
+    `usual`: it is what this host takes where nobody says which.
+    """
 
     launcher: str
     program: tuple[str, ...]
     choice: Choice | None = None
+    usual: bool = True
 
 
 def engine_for(house: House, spec: Spec, *, trials: Iterable[Trial] = (), tried_now: Collection[str] = ()) -> Engine:
@@ -138,7 +142,8 @@ def engine_for(house: House, spec: Spec, *, trials: Iterable[Trial] = (), tried_
         choice = engine_trials.choose(installed, trials, pinned=spec.version, tried_now=tried_now)
     except NoVersion as error:
         raise CannotLaunch(refusals.no_version(launcher, error), "no-engine") from error
-    return Engine(launcher=launcher, program=choice.installed.program, choice=choice)
+    usual = choice.installed.program == found[launcher]
+    return Engine(launcher=launcher, program=choice.installed.program, choice=choice, usual=usual)
 
 
 def allot(
@@ -177,11 +182,10 @@ def allot(
 
 
 def _version(engine: Engine, versions: Mapping[str, str]) -> str:
-    """As measurements know it: `versions` are of what a host takes when nobody says which."""
-    told = versions.get(engine.launcher, "")
-    # Of an installation the package's own version is in its directory's name.
-    other = engine.choice is not None and told != "" and told not in engine.choice.installed.version
-    return engine.choice.installed.version if other and engine.choice else told
+    """As measurements know it. `versions`: of what the host takes where nobody says which."""
+    if engine.usual or engine.choice is None:
+        return versions.get(engine.launcher, "")
+    return engine.choice.installed.version
 
 
 def launch(

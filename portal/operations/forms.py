@@ -115,7 +115,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
     args = LinesField(
         label=_("More arguments"),
         required=False,
-        help_text=_("One to a line. vLLM: --dtype=half. llama-server: a value on a line of its own."),
+        help_text=_("One to a line, for example --dtype=half. They win over what would be said otherwise."),
     )
     gpus = NumbersField(
         label=_("GPUs"), required=False, help_text=_("Numbers, for example: 0, 1. Empty: where there is room.")

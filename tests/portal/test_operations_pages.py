@@ -206,6 +206,9 @@ class TestForms:
     def test_what_it_will_take_is_told_without_registering(self, as_olivia, files):
         host("gpu-01", gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 2))
         page = as_olivia.post("/operations/models/new/?preview", form_for(files)).content.decode()
+        assert "data-unplanned" not in page
+        more = form_for(files) | {"args": "--enable-lora"}
+        assert "data-unplanned" in as_olivia.post("/operations/models/new/?preview", more).content.decode()
         assert "What it will take" in page
         assert "fits on GPU 0" in page
         assert "Rule of thumb" in page
