@@ -4,7 +4,6 @@ from typing import Any
 
 from django.conf import settings
 from django.core.checks import CheckMessage, Error
-from redis.asyncio.connection import parse_url
 
 
 def gateway_settings(**_: Any) -> list[CheckMessage]:
@@ -43,9 +42,12 @@ def memory(total: int, per_key: int, largest: int) -> list[CheckMessage]:
 
 def redis_url(url: str) -> list[CheckMessage]:
     """The message holds no part of the address: there may be a password in it."""
+    if not url:
+        return []
+    from redis.asyncio.connection import parse_url  # 0.06 s of every command
+
     try:
-        if url:
-            parse_url(url)
+        parse_url(url)
     except ValueError:
         hint = "redis://[user:password@]host[:port][/number], rediss://… for TLS, or unix:///path"
         return [Error("REDIS_URL cannot be read.", hint=hint, id="apiproxy.E002")]

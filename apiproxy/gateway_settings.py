@@ -8,7 +8,6 @@ from portal.settings import INSTALLED_APPS as ALL
 
 PAGES_ONLY = frozenset(
     (
-        "daphne",
         "portal.apps.Administration",
         "django.contrib.messages",
         "django.contrib.staticfiles",

@@ -1,6 +1,8 @@
 """The operator's commands: what they print, what they change, and what they say of bad input."""
 
 import json
+import subprocess
+import sys
 from datetime import timedelta
 from io import StringIO
 
@@ -13,6 +15,7 @@ from portal.keys import secret
 from portal.keys.models import ApiKey
 from portal.metering.management.commands import pruneusage
 from portal.metering.models import Quota, UsageRecord
+from tests.installation import ROOT
 from tests.pages import use
 
 
@@ -248,3 +251,14 @@ def test_pruning_deletes_old_records_and_no_sum(used, monkeypatch):
 def test_pruning_spares_what_quotas_of_a_month_are_counted_from(used):
     with pytest.raises(CommandError, match="40 days or more"):
         run("pruneusage", "--older-than", "31")
+
+
+def test_runserver_and_nothing_else_takes_the_server_that_speaks_to_sockets():
+    """All commands would import Twisted for it, a third of their time."""
+
+    def told(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-X", "importtime", ROOT / "manage.py", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert "--http_timeout" in told("runserver", "--help").stdout  # daphne's option
+    assert "twisted" not in told("check", "--help").stderr
