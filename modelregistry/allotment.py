@@ -45,7 +45,7 @@ class Allotment:
     def grant(self) -> Grant:
         return Grant(
             visible=self.visible,
-            cache=self.prediction.cache,
+            cache=0 if self.prediction.open else self.prediction.cache,
             fraction=self.fraction,
             context=self.prediction.context,
             batch=self.prediction.batch,
@@ -70,12 +70,11 @@ class Allotment:
 
 
 def facts_of(spec: Spec) -> Facts | None:
-    """None for files that tell nothing, or not all that a plan needs: their engine takes what it takes."""
+    """None for files that tell nothing: their engine takes what it takes."""
     try:
-        facts = model_files.read(spec.engine, spec.path, spec.allowed_risks)
+        return model_files.read(spec.engine, spec.path, spec.allowed_risks)
     except Unreadable:
         return None
-    return None if facts.missing else facts
 
 
 def allot(
@@ -211,7 +210,9 @@ def answer(
         to_go = placement.would_have_to_go(
             refusal.need, Demand.of(spec, launcher, kind), devices, shares, gpus=spec.gpus
         )
-        return Answer(launcher=launcher, need=refusal.need, refusal=refusal, to_go=to_go)
+        need = refusal.need
+        need = placement.with_cache(need, need.cache_least) if need.open else need
+        return Answer(launcher=launcher, need=need, refusal=refusal, to_go=to_go)
     return Answer(launcher=launcher, allotment=given, need=given.prediction)
 
 

@@ -24,7 +24,7 @@ from modelregistry.allotment import Allotment, Tenant
 from modelregistry.engine_trials import Choice, NoVersion, Trial
 from modelregistry.engines import Place, Spec
 from modelregistry.gpus import Device
-from modelregistry.memory import Measured, Prediction
+from modelregistry.memory import Measured, Prediction, Unpredictable
 from modelregistry.plan import Key
 from modelregistry.process import Run, Runs
 
@@ -156,7 +156,7 @@ def allot(
     past: Iterable[Measured],
     versions: Mapping[str, str],
 ) -> Allotment | None:
-    """What the engine gets of this host's memory; None if its files do not tell what it takes.
+    """What the engine gets of this host's memory; None if nobody can say what it takes.
 
     `before`: the devices as seen last; they are looked at anew. `versions`: of the engines, by launcher. Blocks for
     some 10 ms, for large vocabularies some 100. Raises CannotLaunch; DoesNotFit if there is no room.
@@ -176,6 +176,8 @@ def allot(
         past=past,
         version=_version(engine, versions),
     )
+    if isinstance(found.refusal, Unpredictable):
+        return None
     if found.allotment is None:
         raise DoesNotFit(refusals.why_not(found), found.need)
     return found.allotment

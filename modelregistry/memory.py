@@ -38,6 +38,9 @@ VLLM_WHOLE_CONTEXTS = 8
 # both are always passed.
 VLLM_SEQUENCES = 256
 VLLM_BATCH = 2048
+# Of a model of which nobody can say how much it keeps: more than any card has, and enough to begin with.
+OPEN_CACHE = 1 << 50
+LEAST_OPEN_CACHE = 2 * GIB
 CELLS = 256  # llama.cpp's caches are made of so many tokens
 
 # Overheads, calibrated on other models than those of the table in tests/bench/RESULTS.md.
@@ -117,7 +120,8 @@ class Prediction:
     at a time; 0: of another engine. `apart`: of the overhead, what vLLM has taken before it looks how much is free
     (CUDA's context, the buffers of links between cards). `host`: of a model on GPUs, bytes of RAM that it takes beside
     them. `read`: bytes of files that pass through RAM while it loads; the kernel takes them back. `droppable`: of the
-    total, what the kernel can take back without harm (a file that was copied from). `basis`: "formula"; "corrected" by
+    total, what the kernel can take back without harm (a file that was copied from). `open`: nobody can say how large
+    its cache is, so it gets what is left of its cards. `basis`: "formula"; "corrected" by
     what others with this engine took; "measured": this very model took so much before.
     """
 
@@ -136,6 +140,7 @@ class Prediction:
     host: int = 0
     read: int = 0
     droppable: int = 0
+    open: bool = False
     basis: str = "formula"
 
 
@@ -150,8 +155,10 @@ class Unpredictable(Exception):
 
 
 def predict(facts: Facts, demand: Demand) -> Prediction:
-    """From the formulas alone. Raises Unpredictable."""
-    if facts.missing:
+    """From the formulas alone. Raises Unpredictable for a model in RAM whose cache nobody can say; one on cards gets
+    what is left of them, which vLLM measures itself.
+    """
+    if facts.missing and demand.kind == "ram":
         raise Unpredictable(facts.missing)
     context, sequences = _asked(facts, demand)
     cache, least, parallel = _cache(facts, demand, context, sequences)
@@ -177,6 +184,7 @@ def predict(facts: Facts, demand: Demand) -> Prediction:
         host=host,
         read=facts.weight_bytes,
         droppable=_copied(facts, demand) if demand.launcher != "vllm" else 0,
+        open=bool(facts.missing),
     )
 
 
@@ -195,6 +203,7 @@ def made(
     host: int = 0,
     read: int = 0,
     droppable: int = 0,
+    open: bool = False,
     basis: str = "formula",
 ) -> Prediction:
     """With the sums that follow from the parts."""
@@ -214,6 +223,7 @@ def made(
         host=host,
         read=read,
         droppable=droppable,
+        open=open,
         basis=basis,
     )
 
@@ -251,6 +261,8 @@ def _cache(facts: Facts, demand: Demand, context: int, sequences: int) -> tuple[
     if demand.launcher != "vllm":
         size = _llama_cpp_cache(facts, demand, context, sequences)
         return size, size, 0
+    if facts.missing:
+        return OPEN_CACHE, LEAST_OPEN_CACHE, _parallel(facts, demand, context)
     usual = setting(facts, demand, context)
     plan = vllm_cache.plan(facts, usual)
     plans = [plan]

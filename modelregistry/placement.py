@@ -151,7 +151,7 @@ def place(
     return Placement(
         devices=tuple(sorted(one.device for one in chosen if one.device != RAM)),
         prediction=granted,
-        fraction=_fraction(granted.weights + granted.cache, total) if demand.kind == "gpu" and total else 0.0,
+        fraction=_fraction(_seen_free(granted), total) if demand.kind == "gpu" and total else 0.0,
         forced=forced,
     )
 
@@ -204,6 +204,11 @@ def with_cache(need: Prediction, cache: int) -> Prediction:
     """The same with another cache, in whole MiB, and no less than will do."""
     cache = max(cache // MIB * MIB, need.cache_least)
     return replace(need, cache=cache, total=need.weights + cache + need.overhead)
+
+
+def _seen_free(granted: Prediction) -> int:
+    """What vLLM is to see free: with a cache that it measures itself, all that it takes after its context."""
+    return granted.total - granted.apart if granted.open else granted.weights + granted.cache
 
 
 def _fraction(part: int, total: int) -> float:

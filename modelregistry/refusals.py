@@ -48,6 +48,11 @@ def needed(need: Prediction) -> str:
         "sequences": need.sequences,
         "context": need.context,
     }
+    if need.open:
+        return _(
+            "It does not fit: it needs %(weights).1f GB for weights and %(overhead).1f for its engine, and room for a"
+            " cache, of which nobody can say how large it is."
+        ) % {"weights": need.weights / GB, "overhead": need.overhead / GB}
     if need.devices > 1:
         return _(
             "It does not fit: on each of %(devices)d GPUs it needs %(total).1f GB = weights %(weights).1f + cache"
@@ -88,7 +93,7 @@ def no_such_device(refusal: NoSuchDevice) -> str:
 def unpredictable(refusal: Unpredictable) -> str:
     return _(
         "What it takes cannot be predicted: its config.json does not tell %(missing)s, and its architecture is not"
-        " known here. It starts without a plan and takes what its engine chooses, which may be nearly all of a card."
+        " known here. In RAM it starts without a plan, and its engine takes what it chooses."
     ) % {"missing": ", ".join(refusal.missing)}
 
 

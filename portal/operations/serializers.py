@@ -261,6 +261,7 @@ class Prediction(serializers.Serializer[Any]):
     host = serializers.IntegerField(help_text="Of a model on GPUs: bytes of the host's RAM beside them.")
     read = serializers.IntegerField(help_text="Bytes of files that pass through RAM while it loads.")
     droppable = serializers.IntegerField(help_text="Part of the total that the system can take back.")
+    open = serializers.BooleanField(help_text="Nobody can say how large its cache is: it gets what is left.")
     basis = serializers.ChoiceField(["formula", "corrected", "measured"])
 
 

@@ -149,6 +149,23 @@ def without(wanted: Spec, devices: list[Device], there: list[Occupant], gone: tu
     return ask(wanted, forecast.without(devices, [one for one in there if one.name in gone]), left)
 
 
+def test_e3_a_cache_that_nobody_can_say_gets_a_card_of_its_own_or_says_why_not():
+    odd = replace(LLAMA_8B, attention=(), missing=("num_attention_heads",))
+    there = [occupant("a #0", 20, device=0)]
+    found = ask(spec(), [card(0, 80, 20), card(1, 48, 0), ram()], there, odd)
+    assert found.allotment
+    assert found.allotment.devices == (0,)  # where most is left
+    beside = Occupant(name="odd #0", needed=found.allotment.needed, devices=(0,), held={})
+    assert placement.room(card(0, 80, 20), [*there[0].shares, *beside.shares]).free < memory.MIB
+    refused = ask(spec(), [card(0, 16, 0), ram()], facts=odd)
+    assert refused.need
+    assert refused.need.total < 24 * GIB
+    assert "nobody can say how large it is" in refusals.why_not(refused)
+    unplanned = ask(spec(), [ram()], facts=odd)
+    assert isinstance(unplanned.refusal, memory.Unpredictable)
+    assert "num_attention_heads" in refusals.why_not(unplanned)
+
+
 # --- What would have to go
 
 

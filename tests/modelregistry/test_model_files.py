@@ -14,11 +14,13 @@ from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelregistry import allotment, checkpoint, class_defaults, gguf_file, json_stream, memory
+from modelregistry import allotment, checkpoint, class_defaults, gguf_file, gpus, json_stream, memory, placement
+from modelregistry import engines as engine_commands
 from modelregistry.engines import Spec
 from modelregistry.model_files import Attention, Facts, Unreadable, read
 from tests import engines
 from tests.modelregistry import paper_models
+from tests.modelregistry.nvml import two_a100
 from tests.modelregistry.paper_models import directory, gguf, llama_config, small_llama
 
 FULL = Attention(2, 16, 16)  # of paper_models' small Llama
@@ -268,11 +270,21 @@ def test_e3_what_cannot_be_known_is_named_and_never_zero(tmp_path, config, tenso
     path = tmp_path / "model"
     facts = facts_of(path, {"architectures": ["OddForCausalLM"], **config}, tensors)
     assert facts.missing == missing
-    spec = Spec(engine="vllm", name="m", path=str(path / "m"))
-    assert allotment.facts_of(spec) is None  # no plan, so nothing is passed: the engine finds out itself
     with pytest.raises(memory.Unpredictable) as refused:
-        memory.predict(facts, memory.Demand(launcher="vllm", task="chat"))
+        memory.predict(facts, memory.Demand(launcher="vllm", task="chat", kind="ram"))
     assert refused.value.missing == missing
+    # On a card it gets what is left, with a cache that vLLM measures itself; nothing of it is planned beside another.
+    spec = Spec(engine="vllm", name="m", path=str(path / "m"), context=2048)
+    cards = gpus.devices(nvml=two_a100())
+    given = allotment.allot(spec, facts, "vllm", ["/opt/vllm"], cards)
+    [card] = [device for device in cards if device.index in given.devices]
+    assert given.needed == pytest.approx(card.free - placement.GPU_MARGIN, abs=memory.MIB)
+    assert given.grant.cache == 0
+    assert given.fraction * card.total == pytest.approx(given.needed - memory.VLLM_CONTEXT, abs=card.total / 10_000)
+    place = engine_commands.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
+    argv = engine_commands.command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
+    assert "--gpu-memory-utilization" in argv
+    assert "--kv-cache-memory-bytes" not in argv
 
 
 def test_e3_the_table_of_class_defaults_is_of_the_engine_that_is_installed():
