@@ -9,6 +9,7 @@ help:
 	@echo 'make setup   only set up: system packages, .venv/, dependencies, static files, database'
 	@echo 'make test-engines  all three llama.cpp launchers, two of them compiled first (25 minutes, later 3)'
 	@echo 'make test-clients  real clients, Open WebUI among them (1.2 GB; some minutes, later 2)'
+	@echo 'make test-gpu  what is planned for GPUs beside what this machine has (one is needed; 5 minutes)'
 	@echo 'make bench   measure the gateway beside nginx, a Rust router and no gateway; pages (50 minutes)'
 	@echo 'make chaos   kill -9 of every part under load, vLLM included (MINUTES=20, SEED=…)'
 	@echo 'make fuzz    say odd things to a whole Madoguchi (SECONDS=600, SEED=…)'
@@ -40,6 +41,10 @@ test-engines: test-setup
 # Open WebUI takes 1.2 GB, so it is not in `make test`; all other clients are.
 test-clients: test-setup
 	.venv/bin/pytest tests/clients tests/clients/webui
+
+# Needs no network. Its engines are those that the host has (`manage.py installengine`).
+test-gpu: test-setup
+	.venv/bin/python -m tests.gpu.check
 
 # Settings read and write a state directory: not the one that runs here.
 check: export MADOGUCHI_VAR := $(CURDIR)/.venv/check
@@ -84,4 +89,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients check bench chaos fuzz lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu check bench chaos fuzz lock
