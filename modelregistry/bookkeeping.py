@@ -9,7 +9,7 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
@@ -17,6 +17,7 @@ from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
 from modelregistry import addresses, allotment, lease, process, rows
+from modelregistry.bidding import Bid, Offer, Unassigned
 from modelregistry.charge import Charge
 from modelregistry.engine_trials import Trial
 from modelregistry.hands import Hands
@@ -84,7 +85,7 @@ class Bookkeeping:
             try:
                 if await self._claimed():
                     await self._follow_host()
-                    self.orders = await self.books.do(rows.orders, self.host.id, taking=not self.maintenance)
+                    self.orders = await self.books.do(rows.orders, self.host.id)
                     known = await self.books.do(rows.replicas, self.host.id)
                     self.measurements = await self.books.do(rows.measurements)
                     self.trials = await self.books.do(rows.trials, self.host.id)
@@ -130,7 +131,7 @@ class Bookkeeping:
         await self._show_logs()
         await self._follow_host()
         asked_at = timezone.now()
-        self.orders = await self.books.do(rows.orders, self.host.id, taking=not self.maintenance)
+        self.orders = await self.books.do(rows.orders, self.host.id)
         for model_id in self._fulfilled():
             await self.books.do(rows.granted, model_id, asked_at)
         self.heard()
@@ -142,6 +143,25 @@ class Bookkeeping:
         known.append(trial)
         self.untold.append((model_id, trial))
         self.changed.set()
+
+    # --- Models of no host: as `bidding.Book`
+
+    async def unassigned(self) -> Mapping[int, Unassigned]:
+        return await self.books.do(rows.unassigned)
+
+    async def living(self) -> set[int]:
+        # Of itself it knows better than the row: that may be late.
+        others = await self.books.do(rows.bidders) - {self.host.id}
+        return others if self.maintenance else others | {self.host.id}
+
+    async def bid(self, offers: Mapping[int, Offer]) -> None:
+        await self.books.do(rows.bid, self.host.id, offers)
+
+    async def bids(self, models: Collection[int]) -> Mapping[int, list[Bid]]:
+        return await self.books.do(rows.bids, models)
+
+    async def take(self, model: int) -> bool:
+        return await self.books.do(rows.take, model, self.host.id)
 
     async def last_exchange(self) -> None:
         """If the database answers; the engines do not wait for it."""

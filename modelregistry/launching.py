@@ -16,11 +16,13 @@ from modelregistry import (
     engine_trials,
     engines,
     gpus,
+    placement,
     process,
     refusals,
     registering,
 )
 from modelregistry.allotment import Allotment, Tenant
+from modelregistry.bidding import Offer
 from modelregistry.engine_trials import Choice, NoVersion, Trial
 from modelregistry.engines import Place, Spec
 from modelregistry.gpus import Device
@@ -181,6 +183,51 @@ def allot(
     if found.allotment is None:
         raise DoesNotFit(refusals.why_not(found), found.need)
     return found.allotment
+
+
+def offer(
+    house: House,
+    spec: Spec,
+    replicas: int,
+    *,
+    before: Sequence[Device],
+    tenants: Iterable[Tenant],
+    past: Iterable[Measured],
+    versions: Mapping[str, str],
+) -> Offer:
+    """What this host has for a model that belongs to none. Blocks as `allot` does for each replica."""
+    try:
+        engine = engine_for(house, spec)
+    except CannotLaunch:
+        return Offer(fits=False, free=0)
+    devices = gpus.visible(gpus.devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    occupants = allotment.occupants(tenants, devices)
+    kind = placement.kind_of(devices, on_cpu=engines.on_cpu(engine.launcher, engine.program))
+    shares = [share for one in occupants for share in one.shares]
+    free = sum(placement.room(device, shares).free for device in devices if device.kind == kind)
+    facts = allotment.facts_of(spec)
+    if facts is None:
+        return Offer(fits=True, free=free)  # it takes what it takes
+    for number in range(replicas):
+        found = allotment.answer(
+            *(spec, facts, engine.launcher, engine.program, devices),
+            occupants=occupants,
+            past=past,
+            version=_version(engine, versions),
+        )
+        if not found.fits or found.allotment is None:
+            return Offer(fits=False, free=free)
+        given = found.allotment
+        occupants.append(
+            allotment.Occupant(
+                name=f"{spec.name} #{number}",
+                needed=given.needed,
+                devices=given.devices,
+                host=given.prediction.host,
+                held={},
+            )
+        )
+    return Offer(fits=True, free=free)
 
 
 def _version(engine: Engine, versions: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """What the company wants served (written by operators) and what is running (written by supervisors).
 
 Operators write Host, ServedModel and Alias; gateways Wish; pages LogWish; the supervisor of a host everything else that
-is about it: HostReport, Reading, Replica, LogTail, Measurement.
+is about it: HostReport, HostBid, Reading, Replica, LogTail, Measurement.
 """
 
 import os
@@ -154,7 +154,7 @@ class ServedModel(models.Model):
         blank=True,
         related_name="models",
         verbose_name=_("host"),
-        help_text=_("Empty: the host whose supervisor finds it first."),
+        help_text=_("Empty: where its files are and it fits."),
     )
     replicas = models.PositiveSmallIntegerField(
         _("replicas"), default=1, validators=[MinValueValidator(1), MaxValueValidator(64)]
@@ -441,6 +441,26 @@ class EngineTrial(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} {self.launcher} {self.version}: {self.state}"
+
+
+class HostBid(models.Model):
+    """What a host has for a model that belongs to none, see `bidding`. Written by the host's supervisor; deleted when
+    the model has a host, so there are few.
+    """
+
+    model = models.ForeignKey(ServedModel, models.CASCADE, related_name="bids", verbose_name=_("model"))
+    host = models.ForeignKey(Host, models.CASCADE, related_name="bids", verbose_name=_("host"))
+    fits = models.BooleanField()
+    free = models.BigIntegerField()  # bytes
+    at = models.DateTimeField()
+
+    class Meta:
+        verbose_name = _("bid for a model")
+        verbose_name_plural = _("bids for models")
+        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "host"], name="one_bid_per_host")]
+
+    def __str__(self) -> str:
+        return f"{self.model_id} {self.host_id}"
 
 
 class Wish(models.Model):

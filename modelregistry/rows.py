@@ -3,25 +3,25 @@
 Every function blocks on the database and raises django.db.Error when it is away; call them from one thread.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 
 from modelregistry import models
 from modelregistry.allotment import Allotment, Use
+from modelregistry.bidding import Bid, Offer, Unassigned
 from modelregistry.engine_trials import Trial
 from modelregistry.engines import Spec
-from modelregistry.lease import Claim
+from modelregistry.lease import STALE_AFTER, Claim
 from modelregistry.memory import Measured
 from modelregistry.models import (
     EngineTrial,
     Host,
+    HostBid,
     HostReport,
     LogTail,
     LogWish,
@@ -138,17 +138,51 @@ def release(host_id: int, number: str) -> None:
     Host.objects.filter(pk=host_id, claim=number).update(claim="")
 
 
-def orders(host_id: int, *, taking: bool) -> dict[int, Order]:
-    """What this host is to serve, by the model's id. `taking`: takes models of no host if it can serve them."""
-    rows = ServedModel.objects.filter(Q(host=host_id) | Q(host=None)).select_related("wish")
-    return {row.pk: _order(row) for row in rows if row.host_id is not None or (taking and _take(row, host_id))}
+def orders(host_id: int) -> dict[int, Order]:
+    """What this host is to serve, by the model's id."""
+    return {row.pk: _order(row) for row in ServedModel.objects.filter(host=host_id).select_related("wish")}
 
 
-def _take(row: ServedModel, host_id: int) -> bool:
-    if row.engine != ServedModel.Engine.EXTERNAL and not Path(row.path).exists():
-        return False
-    # Conditional: of two hosts that both have the file, one gets it.
-    return bool(ServedModel.objects.filter(pk=row.pk, host=None).update(host=host_id))
+def unassigned() -> dict[int, Unassigned]:
+    """The models of no host, by their ids, the oldest first."""
+    found = {}
+    for row in ServedModel.objects.filter(host=None).select_related("wish").order_by("pk"):
+        order = _order(row)
+        found[row.pk] = Unassigned(spec=order.spec, replicas=order.replicas, external=order.external)
+    return found
+
+
+def bidders() -> set[int]:
+    """The hosts that could take a model: their supervisors were heard of late, and they are not in maintenance."""
+    now = timezone.now()
+    alive = Host.objects.filter(maintenance=False, seen_at__gte=now - timedelta(seconds=STALE_AFTER))
+    return set(alive.exclude(claim="").values_list("pk", flat=True))
+
+
+def bid(host_id: int, offers: Mapping[int, Offer]) -> None:
+    """These are all that this host bids. Of models that are gone meanwhile it bids nothing."""
+    with transaction.atomic():
+        HostBid.objects.filter(host=host_id).exclude(model__in=offers).delete()
+        for model_id in ServedModel.objects.filter(pk__in=offers, host=None).values_list("pk", flat=True):
+            values = {"fits": offers[model_id].fits, "free": offers[model_id].free, "at": timezone.now()}
+            HostBid.objects.update_or_create(host_id=host_id, model_id=model_id, defaults=values)
+
+
+def bids(model_ids: Collection[int]) -> dict[int, list[Bid]]:
+    """By the model's id."""
+    found: dict[int, list[Bid]] = {}
+    for row in HostBid.objects.filter(model__in=model_ids):
+        found.setdefault(row.model_id, []).append(Bid(host=row.host_id, offer=Offer(fits=row.fits, free=row.free)))
+    return found
+
+
+def take(model_id: int, host_id: int) -> bool:
+    """Makes it this host's, if it still is nobody's."""
+    with transaction.atomic():
+        taken = bool(ServedModel.objects.filter(pk=model_id, host=None).update(host=host_id))
+        if taken:
+            HostBid.objects.filter(model=model_id).delete()
+    return taken
 
 
 def _order(row: ServedModel) -> Order:

@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from modelregistry import advice, ending, engine_trials, engines, gpus, inspection, launching, plan, probe, process
 from modelregistry.adoption import adopt
+from modelregistry.bidding import Bidder, Offer, Unassigned, with_files
 from modelregistry.bookkeeping import Bookkeeping
 from modelregistry.charge import Charge
 from modelregistry.chores import Chores
@@ -126,6 +127,14 @@ class Supervisor:
             self.watchdog.keep(name, partial(self._turn, work))
             for name, work in (("inspection", self.inspect), ("files", self._read_files))
         ]
+        bidder = Bidder(
+            *(self.books.host.id, self.books),
+            offer=self._offer,
+            settled=self._is_settled,
+            here=lambda found: self.hands.do(with_files, found),
+            clock=self.clock,
+        )
+        beside.append(self.watchdog.keep("bids", partial(bidder.keep, self.books.changed.set)))
         if self.chores:
             beside.append(self.watchdog.keep("chores", self.chores.keep))
         try:
@@ -319,6 +328,29 @@ class Supervisor:
                 versions=self.books.report.engines if self.books.report else {},
             )
         return engine
+
+    async def _offer(self, model: Unassigned) -> Offer:
+        """What this host has for a model that belongs to none."""
+        async with self.allotting:
+            tenants = [charge.tenant for charge in self.charges.values() if charge.tenant]
+            return await self.hands.do(
+                launching.offer,
+                *(self.house, model.spec, model.replicas),
+                before=self.inspector.devices,
+                tenants=tenants,
+                past=self.books.measurements,
+                versions=self.books.report.engines if self.books.report else {},
+            )
+
+    def _is_settled(self, model_id: int) -> bool:
+        """Whether it is known what each of its replicas got, if they are to run at all."""
+        order = self.books.orders.get(model_id)
+        if order is None:
+            return False
+        charges = [self.charges.get(Key(model_id, number)) for number in range(order.replicas)]
+        return not order.enabled or all(
+            charge and (charge.allotment or charge.run or charge.state != State.STARTING) for charge in charges
+        )
 
     async def _stop(self, charge: Charge) -> None:
         left = await self._end(charge)

@@ -161,7 +161,7 @@ class Model(ModelSerializer[ServedModel]):
         queryset=Host.objects.all(),
         allow_null=True,
         required=False,
-        help_text="Name. Null: the host whose supervisor finds it first.",
+        help_text="Name. Null: where its files are and it fits.",
     )
     args = Texts(required=False)
     gpus = serializers.ListField(child=serializers.IntegerField(min_value=0), required=False)

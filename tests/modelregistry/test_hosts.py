@@ -7,10 +7,11 @@ from io import StringIO
 import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
+from django.db import transaction
 from django.utils import timezone
 
 from modelregistry import hosts, overview, routes
-from modelregistry.models import Host, HostReport, Replica, ServedModel
+from modelregistry.models import Host, HostBid, HostReport, Replica, ServedModel
 from modelregistry.overview import ModelState
 from tests.modelregistry.site import stream
 from tests.waiting import until
@@ -73,6 +74,25 @@ def test_e9_maintenance_drains_a_host_and_takes_nothing_until_it_is_over(site):
     hosts.change(host, maintenance=False)
     assert site.reaches("ready").pid != ready.pid
     site.reaches("ready", "waiting")
+
+
+def test_e9_a_model_of_no_host_goes_where_it_fits_and_most_room_is(site):
+    other = Host.objects.create(name="other", claim="c", seen_at=timezone.now() + timedelta(hours=1))
+    with transaction.atomic():
+        model = site.model()
+        theirs = HostBid.objects.create(model=model, host=other, fits=True, free=2**60, at=timezone.now())
+    site.supervise()
+    ours = until(lambda: HostBid.objects.filter(model=model, host__name="here").first())
+    assert ours.fits
+    assert 0 < ours.free < theirs.free
+    for name in ("one look", "and the next"):  # an external one is taken at each, before the others are looked at
+        far = ServedModel.objects.create(name=name, engine="external", url="http://127.0.0.1:9")
+        until(lambda row=far: ServedModel.objects.get(pk=row.pk).host)
+    model.refresh_from_db()
+    assert model.host is None
+    HostBid.objects.filter(pk=theirs.pk).update(fits=False)
+    assert site.reaches("ready").host.name == "here"
+    assert not HostBid.objects.exists()
 
 
 # --- the verbs

@@ -152,7 +152,7 @@ def test_beside_a_directory_there_are_no_accounts_to_look_around_with(empty):
 def test_a_supervisor_of_this_machine_starts_none_of_its_models(filled, settings):
     mine = Host.objects.create(name=settings.HOST_NAME)
     assert Replica.objects.filter(state="ready").count() > 10
-    assert rows.orders(mine.pk, taking=True) == {}
+    assert rows.orders(mine.pk) == {}
     assert not ServedModel.objects.filter(host=None).exists()
 
 

@@ -74,7 +74,7 @@ class Command(BaseCommand):
         parser.add_argument("--first-byte-timeout", type=float, help="seconds until an engine begins to answer")
         parser.add_argument("--idle-timeout", type=float, help="seconds between two pieces of an answer")
         parser.add_argument("--total-timeout", type=float, help="seconds that a call may take in all")
-        parser.add_argument("--host", help="which host serves it; default: the first that can")
+        parser.add_argument("--host", help="which host serves it; default: where its files are and it fits")
         parser.add_argument("--upstream-model", help="what an external engine calls it")
         parser.add_argument("--upstream-key", help="what an external engine wants to be shown")
         parser.add_argument("--arg", action="append", help="one more argument for the engine, as --arg=--dtype=half")
