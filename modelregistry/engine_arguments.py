@@ -310,7 +310,7 @@ class _LlamaCpp:
         option = self.options.by_name.get(name)
         if option is None:
             return self._unknown(args, at, name, value if equals else None)
-        count = int(option.values)
+        count = int(option.values) if option.values.isdigit() else 1  # "?" and "+" are argparse's
         values = ((value,) if equals else ()) + tuple(args[at + 1 : at + 1 + count - bool(equals)])
         if count == 0 and equals:
             self.faults.append(Fault(code="needless-value", arg=arg))

@@ -169,6 +169,8 @@ def test_every_name_of_a_shipped_table_is_there_once(launcher):
 
 
 def test_odd_arguments_raise_nothing():
+    odd_table = Options.of([{"names": ["--a"], "values": "+"}, {"names": ["--b"], "values": "?"}], exact=True)
+    assert read("llama-server", ["--a", "1", "--b"], odd_table).text("--a") == "1"
     odd = ["", "-", "--", "---", "=", "--=", "--a.", "-.5", "--a.b", "-O", "-O=", "--x.+", "\0", "9" * 10_000, "-c"]
     for launcher in ("vllm", "llama-server", "xllamacpp", "llama-cpp-python", "", "nonsense"):
         for arg in odd:

@@ -158,6 +158,16 @@ class TestForms:
         assert "--mmproj" in shown.partition("data-unplanned")[2].partition("</span>")[0]
         assert "data-unplanned" not in as_olivia.get("/operations/models/plain/").content.decode()
 
+    def test_e8_the_page_says_where_arguments_could_not_be_checked(self, as_olivia):
+        elsewhere = Host.objects.create(name="elsewhere")
+        values = {"engine": "llama.cpp", "launcher": "xllamacpp", "path": "/m.gguf", "args": ["--jinja"]}
+        far = ServedModel.objects.create(name="far", host=elsewhere, **values)
+        near = ServedModel.objects.create(name="near", **values)
+        assert (far.args_checked, near.args_checked) == (False, True)
+        assert "data-unchecked" in as_olivia.get("/operations/models/far/").content.decode()
+        assert "data-unchecked" not in as_olivia.get("/operations/models/near/").content.decode()
+        assert ServedModel(engine="external", args=["--x"]).args_checked is None
+
     def test_what_was_typed_becomes_a_model(self, as_olivia, research):
         response = register(
             as_olivia,
