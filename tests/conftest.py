@@ -1,5 +1,6 @@
 """The cast: Alice owns, Bob is admin of her tenant, Charlie is an outsider, Olivia operates."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,11 @@ LONG = (
     "browser/test_days.py",
     "test_fuzz.py",
 )
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Three on two cores: nearly half of the time tests wait for engines, clocks and browsers."""
+    return len(os.sched_getaffinity(0)) * 3 // 2 or 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,7 +7,7 @@ For a host with an NVIDIA GPU, and no part of CI. It looks at
 3. real engines: each that this host has gets a model of random weights, is planned and started by a supervisor of its
    own state directory, asked, and measured beside its prediction. Without an engine this part says so.
 
-It prints a report and writes it as JSON. Exit status: 0 all is as planned, 1 something is not, 2 there is no GPU.
+It prints a report. Exit status: 0 all is as planned, 1 something is not, 2 there is no GPU.
 """
 
 import argparse
@@ -61,7 +61,7 @@ class Finding:
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    options.add_argument("--out", type=Path, default=Path("gpu-check.json"))
+    options.add_argument("--out", type=Path, help="where the findings go as JSON, too")
     out = options.parse_args().out
     found = cards()
     if not found:
@@ -71,7 +71,8 @@ def main() -> int:
     for finding in (*compare_cards(found), *compare_context(found[0]), *compare_engines()):
         print(finding, flush=True)
         findings.append(finding)
-    out.write_text(json.dumps([asdict(finding) for finding in findings], indent=1))
+    if out:
+        out.write_text(json.dumps([asdict(finding) for finding in findings], indent=1))
     return 1 if any(finding.well is False for finding in findings) else 0
 
 
