@@ -18,6 +18,7 @@ from typing import Any
 from urllib.request import urlopen
 
 from apiproxy.management.commands.up import GATEWAY, SETTINGS, gateway
+from modelregistry import shim
 from tests.slapd import unused_port
 from tests.waiting import until
 
@@ -141,14 +142,18 @@ class Installation:
     def processes(self) -> dict[int, str]:
         """Every process of this installation: pid -> command line.
 
-        Ours have its state directory in their environment; engines are not told of it but write their log there.
+        Ours have its state directory in their environment, engines the directory of their run in it, and shims have
+        neither but write a log there.
         """
-        mark = f"MADOGUCHI_VAR={self.var}".encode()
+        marks = (f"MADOGUCHI_VAR={self.var}\0".encode(), f"{shim.MARK}={self.var}/".encode())
         found: dict[int, str] = {}
         for entry in Path("/proc").iterdir():
             with contextlib.suppress(OSError):
-                ours = entry.name.isdigit() and mark in (entry / "environ").read_bytes().split(b"\0")
-                if ours or (entry.name.isdigit() and os.readlink(entry / "fd" / "1").startswith(str(self.var))):
+                if not entry.name.isdigit():
+                    continue
+                environment = (entry / "environ").read_bytes() + b"\0"
+                ours = any(mark in environment for mark in marks)
+                if ours or os.readlink(entry / "fd" / "1").startswith(f"{self.var}/"):
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
