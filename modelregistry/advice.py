@@ -252,7 +252,7 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     # The engine's installation
     ("driver-library", r"lib(?:cuda|nvidia-ml|nvcuvid)\.so\S*: cannot open shared object|Could not load.*libcuda\.so"),
     ("driver-library", r"libcuda\.so(?:\.1)? cannot found|cannot find -lcuda"),
-    ("missing-library", r"cannot open shared object file|lib\w+\.so[.\d]* (?:not found|could not be found)"),
+    ("missing-library", r"cannot open shared object file"),
     ("old-system", r"version `(?:GLIBC|GLIBCXX|CXXABI)_[\d.]+' not found"),
     ("mixed-packages", r"undefined symbol: |operator torchvision::\w+ does not exist|incompatible with the installed"),
     ("mixed-packages", r"cannot import name '[\w]+' from '(?:torch|transformers|vllm|numpy|huggingface_hub)"),
@@ -305,12 +305,9 @@ PATTERNS: tuple[tuple[str, str], ...] = (
         "too-few-gpus",
         r"number of required \w+ exceeds the total number of available|got input configs, but system only",
     ),
-    ("nccl-network", r"no socket interface found|NCCL.*(?:Bootstrap|socket).*(?:fail|No route)"),
-    ("nccl-timeout", r"Watchdog caught collective operation timeout|ProcessGroupNCCL.*timeout|collective.*timed out"),
-    ("nccl", r"NCCL error|ncclSystemError|ncclUnhandledCudaError|ncclInternalError|ncclInvalidUsage|ncclRemoteError"),
-    ("nccl", r"NCCL WARN|DistBackendError|peer access is not supported between these two devices"),
     # Memory
     ("gpu-memory", r"OutOfMemoryError|CUDA out of memory|cudaMalloc failed: out of memory|CUDA error: out of memory"),
+    ("gpu-memory", r"Cuda failure \d+ '?out of memory"),
     ("gpu-memory", r"Triton Error \[CUDA\]: out of memory|hipErrorOutOfMemory|ROCm error: out of memory"),
     ("gpu-memory", r"CUBLAS_STATUS_(?:ALLOC_FAILED|NOT_INITIALIZED)"),
     ("gpu-memory", r"Free memory on device .* is less than desired GPU memory utilization"),
@@ -330,6 +327,11 @@ PATTERNS: tuple[tuple[str, str], ...] = (
     ),
     ("gpu-crash", r"illegal memory access|device-side assert|unspecified launch failure|misaligned address"),
     ("gpu-crash", r"CUBLAS_STATUS_(?:EXECUTION_FAILED|INTERNAL_ERROR)|CUDNN_STATUS_\w+|cudaErrorLaunch"),
+    # What the others of several GPUs write after one of them failed comes behind its own cause.
+    ("nccl-network", r"no socket interface found|NCCL.*(?:Bootstrap|socket).*(?:fail|No route)"),
+    ("nccl-timeout", r"Watchdog caught collective operation timeout|ProcessGroupNCCL.*timeout|collective.*timed out"),
+    ("nccl", r"NCCL error|ncclSystemError|ncclUnhandledCudaError|ncclInternalError|ncclInvalidUsage|ncclRemoteError"),
+    ("nccl", r"NCCL WARN|DistBackendError|peer access is not supported between these two devices"),
     # The network
     ("port-in-use", r"Address already in use|couldn't bind HTTP server socket|EADDRINUSE"),
     ("bad-address", r"Cannot assign requested address|Errno 99\b"),

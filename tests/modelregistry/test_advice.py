@@ -76,6 +76,13 @@ def test_e10_a_missing_library_is_not_told_as_a_missing_file_of_the_model():
         assert "missing-file" != advice.cause(line) != ""
 
 
+@pytest.mark.parametrize("first", ["gpu-memory", "gpu-crash"])
+def test_e10_what_other_gpus_write_after_one_failed_is_not_the_cause(first):
+    after = next(line for cause, line in LINES if cause == "nccl")
+    for line in (line for cause, line in LINES if cause == first and not line.startswith("NVRM")):
+        assert advice.cause(f"{after}\n{line}\n{after}") == first
+
+
 def test_e10_an_unknown_failure_says_so_in_both_languages():
     assert advice.words("") == advice.words("of-another-release") == advice.UNKNOWN
     assert advice.words("driver") == advice.ADVICE["driver"]
