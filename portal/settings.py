@@ -25,6 +25,7 @@ env = environs.FileAwareEnv(strip_whitespace=True)  # editors end a file with a 
 # State of this installation (database, secrets, spool, logs, run directory) and what is shared by all of one user's.
 VAR = env.path("MADOGUCHI_VAR", BASE_DIR / "var")
 CACHE = env.path("MADOGUCHI_CACHE", Path.home() / ".cache" / "madoguchi")
+MODELS = env.path("MADOGUCHI_MODELS", CACHE / "models")
 SPOOL = VAR / "spool"
 RUN = VAR / "run"
 PORTAL_SOCKET = RUN / "portal.sock"  # on which gateways hand pages to the portal's processes
