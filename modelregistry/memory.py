@@ -168,7 +168,7 @@ def predict(facts: Facts, demand: Demand) -> Prediction:
     host = 0
     if demand.kind == "gpu":
         cached = cache if demand.launcher != "vllm" and demand.arguments.flag("--kv-offload") is False else 0
-        host = _host(facts, demand, weights, moved + cached * demand.tensor_parallel)
+        host = _host(facts, demand, context, weights, moved + cached * demand.tensor_parallel)
         cache, least = cache - cached, least - cached
     return made(
         weights=weights,
@@ -397,14 +397,14 @@ def _kept_in_ram(facts: Facts, demand: Demand) -> int:
     return sum(facts.experts[:experts])
 
 
-def _host(facts: Facts, demand: Demand, weights: int, moved: int) -> int:
+def _host(facts: Facts, demand: Demand, context: int, weights: int, moved: int) -> int:
     """RAM of a model on GPUs, for good: processes, what was moved there, and what may come from the cards to stay.
 
     `weights`: on each card. Files are mapped and read through; only pickles are held while they load, one at a time.
     """
     cards, said = demand.tensor_parallel, demand.arguments
     if demand.launcher != "vllm":
-        return LLAMA_CPP_HOST + moved + _prompts_in_ram(demand)
+        return LLAMA_CPP_HOST + moved + _outputs(facts, demand, context) + _prompts_in_ram(demand)
     room = int(((said.decimal("--swap-space") or 0) * cards + (said.decimal("--kv-offloading-size") or 0)) * GIB)
     # Asleep (level 1) its weights lie in RAM.
     asleep = weights * cards if demand.says("--enable-sleep-mode") else 0
@@ -470,10 +470,22 @@ def _llama_cpp_overhead(facts: Facts, demand: Demand, context: int, sequences: i
     hidden, vocabulary = facts.hidden or 4096, facts.vocabulary or 128_000
     batch = min(_batch(facts, demand, context), _cells(context))
     compute = batch * (hidden * 4 * 15 + _cells(context) * 2)
-    logits = (demand.slots or engines.DEFAULT_SLOTS) * vocabulary * 4
     if demand.kind == "gpu":
-        return LLAMA_CPP_CONTEXT + compute + logits
-    return LLAMA_CPP_PROCESS + vocabulary * LLAMA_CPP_TOKEN + compute + logits + _prompts_in_ram(demand)
+        # There all of it is taken at the start, and the same place holds the logits of a whole micro-batch (published
+        # logs say 258 MiB for Llama 3 8B; 512 × 128,256 numbers are 250).
+        logits = batch * vocabulary * 4 if demand.task == "chat" else 0
+        return LLAMA_CPP_CONTEXT + max(compute, logits)
+    process = LLAMA_CPP_PROCESS + vocabulary * LLAMA_CPP_TOKEN
+    return process + compute + _outputs(facts, demand, context) + _prompts_in_ram(demand)
+
+
+def _outputs(facts: Facts, demand: Demand, context: int) -> int:
+    """In RAM: a number for each word of the vocabulary and each answer that is made at a time, for an encoder for each
+    token that it reads at a time, although it has no use for them (seen: 122 kB a token for MiniLM's 30,522 words).
+    """
+    slots = _slots(demand)
+    rows = slots if demand.task == "chat" else min(_batch(facts, demand, context), context * slots)
+    return rows * (facts.vocabulary or 128_000) * 4
 
 
 def _copied(facts: Facts, demand: Demand) -> int:

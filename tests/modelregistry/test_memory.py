@@ -193,6 +193,35 @@ def test_the_sum_is_a_sum_and_stands_beside_the_rule_of_thumb():
     assert found.rule_of_thumb == found.weights * 1.5
 
 
+@pytest.mark.parametrize(
+    ("context", "slots", "measured"),
+    # MB of MiniLM (F16) after an input that filled its context.
+    [(512, 1, 154.8)],
+)
+def test_an_encoder_of_llama_cpps_takes_a_number_for_each_word_and_token(context, slots, measured):
+    minilm = replace(
+        SMOLLM2,
+        quantisation="F16",
+        weight_bytes=45_950_000,
+        layers=6,
+        attention=(),
+        hidden=384,
+        vocabulary=30_522,
+        context=512,
+    )
+    demand = Demand(launcher="xllamacpp", task="embedding", kind="ram", context=context, slots=slots)
+    assert predict(minilm, demand).total / 1e6 == pytest.approx(measured, rel=0.1)
+    fewer = predict(replace(minilm, vocabulary=10_000), demand)
+    per_word = (predict(minilm, demand).total - fewer.total) / 20_522
+    assert per_word == pytest.approx(512 * 4 + memory.LLAMA_CPP_TOKEN)
+    # Of a model on GPUs they lie in RAM, and on the card the logits of a whole micro-batch of one that chats.
+    on_card = Demand(launcher="llama-server", task="embedding", context=512, slots=4)
+    assert predict(minilm, on_card).host - predict(replace(minilm, vocabulary=1), on_card).host == 512 * 4 * 30_521
+    chat = Demand(launcher="llama-server", task="chat", context=8192, slots=1)
+    compute = predict(LLAMA_8B, chat).overhead - memory.LLAMA_CPP_CONTEXT
+    assert compute / MIB == pytest.approx(258.5, rel=0.05)  # as llama.cpp's log says
+
+
 # --- The models that this system was made for: nobody measured them here, so the bounds are wide
 
 
