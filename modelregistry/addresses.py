@@ -28,14 +28,13 @@ def validate(address: str) -> None:
 
 
 def fault(address: str) -> str:
-    """Why engines on this machine cannot be reached at this address, as a sentence; empty: they can.
+    """Why engines on this machine cannot listen at this address, as a sentence; empty: they can.
 
-    Looks a name up, which may block for as long as name servers take.
+    Looks a name up, which may block for as long as name servers take. A wildcard (0.0.0.0), which could be given once,
+    serves the gateway of this machine, so what runs with it goes on; `validate` takes it no more.
     """
     try:
         family, _kind, _protocol, _canonical, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
-        if ip_address(str(place[0]).partition("%")[0]).is_unspecified:
-            return _unreachable(address)
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.bind(place)
     except (UnicodeError, socket.gaierror):

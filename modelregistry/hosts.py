@@ -27,8 +27,9 @@ def change(host: Host, **values: Any) -> Host:
         changed = [name for name, value in values.items() if getattr(row, name) != value]
         for name in changed:
             setattr(row, name, values[name])
-        row.full_clean()
         if changed:
+            # Not the rest: an address that was allowed once must not keep its host from maintenance.
+            row.full_clean(exclude=[field.name for field in Host._meta.fields if field.name not in changed])
             row.save(update_fields=changed)  # not the rest, which its supervisor writes
     return row
 

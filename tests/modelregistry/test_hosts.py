@@ -123,6 +123,11 @@ def test_an_address_that_nobody_could_reach_is_refused_at_its_field(host):
     assert Host.objects.get().address == "10.0.0.1"
 
 
+def test_an_address_of_an_earlier_release_keeps_no_host_from_maintenance(host):
+    Host.objects.update(address="0.0.0.0")
+    assert hosts.change(host, maintenance=True, address="0.0.0.0").maintenance
+
+
 def test_a_host_that_lives_or_has_models_is_not_removed(host):
     model = of_host(host)
     for claim, seen, named in (("c", 0, host.name), ("c", 300, model.name), ("", 0, model.name)):
