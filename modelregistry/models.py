@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
-from django.db import models
+from django.db import models, transaction
 from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
@@ -256,7 +256,9 @@ class ServedModel(models.Model):
         Files are looked at only for a model of this machine: other hosts' disks cannot be seen from here.
         """
         anew = self._asks_anew()
-        launcher, options = self._parser(asking=True) if anew else ("", None)
+        # Not within a transaction, which would keep everybody else from writing: see `ask_parser`.
+        asking = not transaction.get_connection().in_atomic_block
+        launcher, options = self._parser(asking=asking) if anew else ("", None)
         problems = registering.problems(
             engine=self.engine,
             launcher=self.launcher,
@@ -291,6 +293,14 @@ class ServedModel(models.Model):
         if not self.args or self.engine == self.Engine.EXTERNAL:
             return None
         return self._parser(asking=False)[1] is not None
+
+    def ask_parser(self) -> None:
+        """Have the parser of its engine asked what it takes, unless that was done before: `clean` checks by it.
+
+        Blocks for up to two minutes, so before a transaction.
+        """
+        if self.args:
+            self._parser(asking=True)
 
     def _versions(self) -> list[str]:
         """Those of its engine that are installed on this machine."""

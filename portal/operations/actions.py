@@ -6,6 +6,7 @@ model's host follows within its next round; nothing here waits for it.
 """
 
 from collections.abc import Collection, Iterable
+from copy import copy
 from datetime import date
 from typing import Any
 
@@ -93,6 +94,7 @@ def register(
 ) -> ServedModel:
     """A new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
     tenancy.check(by)
+    ask_parser(ServedModel(), values)
     with transaction.atomic():
         row = ServedModel()
         _write(row, values)
@@ -103,6 +105,8 @@ def register(
 
 def change(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
     """Other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
+    tenancy.check(by)
+    ask_parser(model, values)
     with transaction.atomic():
         row = _locked(by, model)
         _write(row, values)
@@ -185,6 +189,19 @@ def _locked(by: User | None, model: ServedModel) -> ServedModel:
     if row is None:
         raise Refused(_("%(model)s is not registered any more.") % {"model": model.name})
     return row
+
+
+def ask_parser(model: ServedModel, values: dict[str, Any]) -> None:
+    """Before a transaction in which these are checked: has the engine's parser asked, which may take its time.
+
+    Within one nothing happens, and the arguments are checked by what was asked before.
+    """
+    if transaction.get_connection().in_atomic_block or not ({"args", "engine", "launcher", "host"} & values.keys()):
+        return
+    draft = copy(model)
+    for name, value in values.items():
+        setattr(draft, name, value)
+    draft.ask_parser()
 
 
 def _write(row: ServedModel, values: dict[str, Any]) -> None:

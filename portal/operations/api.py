@@ -133,6 +133,7 @@ class Models(GenericViewSet[ServedModel]):
         filled.is_valid(raise_exception=True)
         values = dict(filled.validated_data)
         aliases, tenants = values.pop("aliases", None), values.pop("tenants", None)
+        actions.ask_parser(model, values)
         with transaction.atomic():
             if values:
                 actions.change(me(request), model, **values)

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 from django.conf import settings
+from django.core.exceptions import ValidationError
+from django.db import transaction
 
 from modelregistry import engine_arguments, engine_parsers, engines
 from modelregistry.engine_arguments import read
 from modelregistry.engines import Spec
+from modelregistry.models import ServedModel
 from tests.engines import vllm_python
+from tests.modelregistry import paper_models
 
 # As common_arg::to_string writes them: 40 columns, below it the words of a long one.
 HELP = """\
@@ -149,3 +153,20 @@ def test_e8_the_table_that_comes_with_us_is_that_of_the_pinned_vllm():
         "unknown",
         "not-one-of",
     ]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_e8_no_parser_is_asked_within_a_transaction(tmp_path, settings):
+    """It may take a minute, in which nobody else could write."""
+    server = program(tmp_path, f"print({HELP!r})")
+    settings.ENGINE_COMMANDS = {"llama-server": server[0]}
+    settings.CACHE = tmp_path / "cache"
+    path = paper_models.gguf(tmp_path / "m.gguf")
+    values = {"engine": "llama.cpp", "launcher": "llama-server", "path": str(path)}
+    with transaction.atomic():
+        ServedModel(name="m", args=["--no-such"], **values).full_clean()
+    assert not settings.CACHE.exists()
+    with pytest.raises(ValidationError, match="--no-such"):
+        ServedModel(name="m", args=["--no-such"], **values).full_clean()
+    with transaction.atomic(), pytest.raises(ValidationError, match="--no-such"):
+        ServedModel(name="m", args=["--no-such"], **values).full_clean()  # now it is known

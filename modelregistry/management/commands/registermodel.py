@@ -89,6 +89,9 @@ class Command(BaseCommand):
         if options["name"] is None:
             raise CommandError("Say the name by which clients will call it.")
         preset = PRESETS[options["preset"]] if options["preset"] else None
+        draft = self._model(options, preset)
+        _set(draft, options, preset)
+        draft.ask_parser()
         with transaction.atomic():
             model = self._model(options, preset)
             _set(model, options, preset)
