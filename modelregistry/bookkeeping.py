@@ -19,7 +19,7 @@ from django.utils import timezone
 from modelregistry import addresses, allotment, lease, process, rows
 from modelregistry.bidding import Bid, Offer, Unassigned
 from modelregistry.charge import Charge
-from modelregistry.engine_trials import Trial
+from modelregistry.engine_trials import UNTRIED, Trial
 from modelregistry.hands import Hands
 from modelregistry.launching import House
 from modelregistry.lease import HeldElsewhere, Lease
@@ -140,7 +140,8 @@ class Bookkeeping:
         """What became of a version; known at once, written at the next exchange."""
         known = self.trials.setdefault(model_id, [])
         known[:] = [one for one in known if (one.launcher, one.version) != (trial.launcher, trial.version)]
-        known.append(trial)
+        if trial.state != UNTRIED:
+            known.append(trial)
         self.untold.append((model_id, trial))
         self.changed.set()
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from modelregistry import engines, plan, probe, process
 from modelregistry.allotment import Allotment, Tenant
-from modelregistry.engine_trials import Choice
+from modelregistry.engine_trials import Choice, Trial
 from modelregistry.launching import Label
 from modelregistry.memory import Prediction
 from modelregistry.plan import Key, Observed, State
@@ -52,6 +52,7 @@ class Charge:
     stamp: str = ""
     trial: bool = False  # this start has to prove that version
     instead: str = ""  # what is taken if it does not
+    blamed: Trial | None = None  # the version that failed before this start, with one that is to do better
 
     allotment: Allotment | None = None  # its part of the host's memory
     needed: Prediction | None = None  # what it was refused for want of

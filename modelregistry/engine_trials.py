@@ -14,6 +14,7 @@ from difflib import SequenceMatcher
 from typing import Any
 
 PROVEN, FAILED = "proven", "failed"
+UNTRIED = "untried"  # again: what it failed of was not its fault
 # Of greedy answers of two versions: other kernels round otherwise, and after some words an answer may take another
 # turn. What shares a fifth of its letters in order with the other is of the same model.
 ALIKE = 0.2

@@ -14,7 +14,7 @@ from django.utils import timezone
 from modelregistry import models
 from modelregistry.allotment import Allotment, Use
 from modelregistry.bidding import Bid, Offer, Unassigned
-from modelregistry.engine_trials import Trial
+from modelregistry.engine_trials import UNTRIED, Trial
 from modelregistry.engines import Spec
 from modelregistry.lease import STALE_AFTER, Claim
 from modelregistry.memory import Measured
@@ -316,6 +316,10 @@ def trials(host_id: int) -> dict[int, list[Trial]]:
 
 def tried(host_id: int, model_id: int, trial: Trial) -> None:
     """What became of a version. Nothing if the model was deleted meanwhile. Saved, which tells whoever listens."""
+    if trial.state == UNTRIED:
+        known = EngineTrial.objects.filter(host=host_id, model=model_id, launcher=trial.launcher)
+        known.filter(version=trial.version).delete()
+        return
     if ServedModel.objects.filter(pk=model_id).exists():
         values = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
         key = {"launcher": values.pop("launcher"), "version": values.pop("version")}

@@ -15,7 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -28,7 +28,7 @@ from modelregistry.bidding import Bidder, Offer, Unassigned, with_files
 from modelregistry.bookkeeping import Bookkeeping
 from modelregistry.charge import Charge
 from modelregistry.chores import Chores
-from modelregistry.engine_trials import FAILED, NOT_ITS_FAULT, PROVEN, Installed, Trial
+from modelregistry.engine_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
 from modelregistry.hands import Hands
 from modelregistry.inspection import Inspector
 from modelregistry.launching import CannotLaunch, DoesNotFit, House
@@ -395,6 +395,7 @@ class Supervisor:
             return
         if charge.state == State.STARTING and charge.installed and not await self._proves_its_version(charge):
             return
+        charge.blamed = None
         charge.version = await probe.version(self.client, charge.target) or self._installed(charge)
         charge.answered(await probe.look(self.client, charge.target), self.clock())
 
@@ -421,10 +422,18 @@ class Supervisor:
         return True
 
     def _blame_version(self, charge: Charge) -> None:
-        """A trial that failed: its version is left alone, and the one before it is started at once."""
+        """A trial that failed: its version is left alone, and the one before it is started at once.
+
+        If that fails of the same, it was not the version's fault.
+        """
+        blamed, charge.blamed = charge.blamed, None
+        if blamed and blamed.cause and blamed.cause == charge.cause:
+            self.books.tried(charge.key.model, replace(blamed, state=UNTRIED, cause="", detail=""))
+            return
         if not (charge.trial and charge.instead) or charge.cause in NOT_ITS_FAULT:
             return
-        self.books.tried(charge.key.model, _trial(charge, FAILED))
+        charge.blamed = _trial(charge, FAILED)
+        self.books.tried(charge.key.model, charge.blamed)
         log.warning("%s: %s %s failed, back to %s", charge, charge.launcher, charge.installed, charge.instead)
         charge.trial = False
         charge.retry_at = self.clock()

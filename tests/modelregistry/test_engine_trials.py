@@ -109,6 +109,8 @@ def test_e11_what_was_tried_is_kept_and_replaced():
     rows.tried(host.pk, model.pk, trial("0.33", PROVEN, stamp="anew", answer={"text": "a"}))
     rows.tried(host.pk, model.pk + 1, trial("0.33", PROVEN))  # deleted meanwhile
     assert rows.trials(host.pk) == {model.pk: [trial("0.33", PROVEN, stamp="anew", answer={"text": "a"})]}
+    rows.tried(host.pk, model.pk, trial("0.33", engine_trials.UNTRIED))
+    assert rows.trials(host.pk) == {}
 
 
 # --- A supervisor with two versions of a stand-in
@@ -179,6 +181,16 @@ def test_e11_a_version_that_answers_otherwise_does_not_serve(site, cache):
     ServedModel.objects.update(generation=2)
     assert until(lambda: (row := site.replica()).state == "ready" and started_from(site, row) == "2.0" and row)
     assert EngineTrial.objects.get(version="2.0").state == "proven"
+
+
+def test_e11_a_version_is_not_blamed_for_what_the_one_before_it_fails_of_too(site, cache):
+    for version in ("1.0", "2.0"):
+        install(cache, version, "exit=undefined symbol: a")
+    site.supervise()
+    site.model()
+    until(lambda: EngineTrial.objects.filter(version="2.0", state="failed").exists())
+    until(lambda: not EngineTrial.objects.exists())
+    assert [run.label["installed"] for run in site.runs.all()][:2] == ["2.0", "1.0"]
 
 
 async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_removed(tmp_path):
