@@ -23,7 +23,8 @@ def validate(address: str) -> None:
                 _("Give an IP address or a host name, without port and without http://."), code="bad-address"
             ) from None
         return
-    if found.is_unspecified or found.is_multicast:
+    # A zone (fe80::1%eth0) is a name of this machine's own, of which others know nothing.
+    if found.is_unspecified or found.is_multicast or "%" in address:
         raise ValidationError(_unreachable(address), code="bad-address")
 
 

@@ -30,6 +30,7 @@ def test_an_address_or_a_name_may_be_given(address):
             "-x",
             "gpu_1",
             "[::1]",
+            "fe80::1%eth0",
             "a..b",
         ]
     ],
