@@ -85,7 +85,7 @@ class Bookkeeping:
             try:
                 if await self._claimed():
                     await self._follow_host()
-                    self.orders = await self.books.do(rows.orders, self.host.id)
+                    self.orders = await self.books.do(rows.orders, self.host.id, keeping=not self.maintenance)
                     known = await self.books.do(rows.replicas, self.host.id)
                     self.measurements = await self.books.do(rows.measurements)
                     self.trials = await self.books.do(rows.trials, self.host.id)
@@ -131,7 +131,7 @@ class Bookkeeping:
         await self._show_logs()
         await self._follow_host()
         asked_at = timezone.now()
-        self.orders = await self.books.do(rows.orders, self.host.id)
+        self.orders = await self.books.do(rows.orders, self.host.id, keeping=not self.maintenance)
         for model_id in self._fulfilled():
             await self.books.do(rows.granted, model_id, asked_at)
         self.heard()

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from modelregistry import models
@@ -138,9 +139,20 @@ def release(host_id: int, number: str) -> None:
     Host.objects.filter(pk=host_id, claim=number).update(claim="")
 
 
-def orders(host_id: int) -> dict[int, Order]:
-    """What this host is to serve, by the model's id."""
-    return {row.pk: _order(row) for row in ServedModel.objects.filter(host=host_id).select_related("wish")}
+# Replicas that an operator who wants a model "wherever it fits" would not want to see moved.
+_WELL_PLACED = (Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.ASLEEP)
+
+
+def orders(host_id: int, *, keeping: bool = True) -> dict[int, Order]:
+    """What this host is to serve, by the model's id.
+
+    `keeping`: a model whose host was cleared while it runs here is taken again at once: clearing says that it may be
+    anywhere (a form that was opened before it had a host says the same), which is no reason to end what runs.
+    """
+    here = Replica.objects.filter(model=OuterRef("pk"), host=host_id, state__in=_WELL_PLACED)
+    which = Q(host=host_id) | Q(Exists(here), host=None) if keeping else Q(host=host_id)
+    rows = ServedModel.objects.filter(which).select_related("wish")
+    return {row.pk: _order(row) for row in rows if row.host_id is not None or take(row.pk, host_id)}
 
 
 def unassigned() -> dict[int, Unassigned]:

@@ -11,7 +11,7 @@ from django.utils import timezone
 from modelregistry import bidding, lease, rows
 from modelregistry.bidding import Bid, Bidder, Offer, Unassigned, choose
 from modelregistry.engines import Spec
-from modelregistry.models import Host, HostBid, ServedModel
+from modelregistry.models import Host, HostBid, Replica, ServedModel
 
 FITS, FITS_WELL, TOO_SMALL = Offer(fits=True, free=10), Offer(fits=True, free=20), Offer(fits=False, free=99)
 
@@ -237,6 +237,20 @@ def test_bids_are_replaced_and_none_is_left_of_what_is_gone(hosts):
         second.pk: [Bid(host=hosts[1].pk, offer=TOO_SMALL), Bid(host=hosts[0].pk, offer=FITS)],
     }
     assert rows.unassigned()[second.pk].replicas == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "keeping", "kept"),
+    [("ready", True, True), ("asleep", True, True), ("failed", True, False), ("ready", False, False)],
+)
+def test_a_model_whose_host_was_cleared_stays_where_it_runs(hosts, state, keeping, kept):
+    """A form that was opened before the model had a host clears it, too."""
+    model = unassigned()
+    Replica.objects.create(model=model, host=hosts[1], state=state)
+    assert rows.orders(hosts[0].pk, keeping=keeping) == {}
+    assert list(rows.orders(hosts[1].pk, keeping=keeping)) == ([model.pk] if kept else [])
+    model.refresh_from_db()
+    assert (model.host == hosts[1]) is kept
 
 
 @pytest.mark.parametrize(
