@@ -22,7 +22,7 @@ from django.conf import settings
 
 from modelregistry import launching, memory, probe, process
 from modelregistry.allotment import Allotment
-from modelregistry.engines import Spec
+from modelregistry.engines import Spec, find
 from modelregistry.launching import House, Label
 from modelregistry.plan import Key
 from tests import engines, random_checkpoint, random_gguf
@@ -113,7 +113,7 @@ class Taken:
         sizes = (predicted.weights, predicted.cache, predicted.overhead, predicted.total, predicted.rule_of_thumb)
         return [
             self.combination.model,
-            f"{spec.engine}, {spec.task}",
+            f"{spec.launcher or spec.engine}, {spec.task}",
             asked,
             " ".join(spec.args) or "–",
             *(f"{size / MB:,.0f}" for size in (*sizes, self.first, self.worked)),
@@ -122,12 +122,20 @@ class Taken:
 
 
 def combinations(workspace: Path) -> Iterator[Combination]:
-    """Those that a machine without a GPU can run: 12 with llama.cpp, 5 with vLLM. Writes the models."""
+    """Those that a machine without a GPU can run: 13 with llama.cpp, 6 with vLLM, and 5 with llama.cpp's other two
+    launchers where they are there (`make test-engines` compiles them). Writes the models.
+    """
 
     def gguf(
-        name: str, path: Path, context: int | None, slots: int | None, *args: str, task: str = "chat"
+        name: str,
+        path: Path,
+        context: int | None,
+        slots: int | None,
+        *args: str,
+        task: str = "chat",
+        launcher: str = "xllamacpp",
     ) -> Combination:
-        spec = Spec(engine="llama.cpp", launcher="xllamacpp", name="m", path=str(path), task=task, context=context)
+        spec = Spec(engine="llama.cpp", launcher=launcher, name="m", path=str(path), task=task, context=context)
         return Combination(model=name, spec=_with(spec, slots, args))
 
     def vllm(
@@ -143,6 +151,7 @@ def combinations(workspace: Path) -> Iterator[Combination]:
     yield gguf("SmolLM2 135M Q4_1", smol, 4096, 4, "--cache-type-k=q8_0", "--cache-type-v=q8_0")
     yield gguf("SmolLM2 135M Q4_1", smol, None, None)
     yield gguf("MiniLM F16", engines.embedding_model(), 256, 2, task="embedding")
+    yield gguf("MiniLM F16", engines.embedding_model(), 512, 4, task="embedding")
     shapes = {"gemma2": GEMMA2, "gemma3": GEMMA3, "qwen2": QWEN2, "llama": LLAMA}
     files = {name: random_gguf.write(workspace / f"{name}.gguf", shape) for name, shape in shapes.items()}
     yield gguf("Gemma-2-shaped F16", files["gemma2"], 8192, 2)
@@ -151,11 +160,20 @@ def combinations(workspace: Path) -> Iterator[Combination]:
     yield gguf("Qwen2-shaped Q8_0", files["qwen2"], 8192, 4)
     yield gguf("Qwen2-shaped Q8_0", files["qwen2"], 16384, 1, "--cache-type-k=q4_0", "--cache-type-v=q4_0")
     yield gguf("Llama-shaped Q4_0", files["llama"], 2048, 2)
+    there = find({}, settings.CACHE, os.environ.get("PATH", os.defpath))
+    if "llama-server" in there:
+        yield gguf("SmolLM2 135M Q4_1", smol, 4096, 2, launcher="llama-server")
+        yield gguf("Gemma-3-shaped Q8_0", files["gemma3"], 16384, 2, launcher="llama-server")
+        yield gguf("MiniLM F16", engines.embedding_model(), 512, 2, task="embedding", launcher="llama-server")
+    if "llama-cpp-python" in there:
+        yield gguf("SmolLM2 135M Q4_1", smol, 4096, 1, launcher="llama-cpp-python")
+        yield gguf("Qwen2-shaped Q8_0", files["qwen2"], 8192, 1, launcher="llama-cpp-python")
     tiny = engines.tiny_llama()
     size = {"layers": 12, "hidden": 1280, "feed_forward": 5120, "heads": 20, "kv_heads": 10}
     large = random_checkpoint.write(workspace / "llama", tiny, **size)
     yield vllm("tiny Llama BF16", tiny, 4096, 2, "--enforce-eager")
     yield vllm("tiny Llama BF16", tiny, 4096, 32)
+    yield vllm("tiny Llama BF16", tiny, 1000, None, "--enforce-eager")
     yield vllm("Llama-shaped 300M BF16", large, 4096, None, "--enforce-eager")
     yield vllm("Llama-shaped 300M BF16", large, 8192, 8, "--enforce-eager", "--dtype=float32")
     yield vllm("MiniLM F32", engines.sentence_model(), None, None, "--enforce-eager", task="embedding")
