@@ -176,7 +176,7 @@ def test_changed_settings_restart_the_engine(site):
     model = site.model(slots=2)
     before = site.reaches("ready")
     model.slots = 5
-    model.save()
+    model.save(update_fields=["slots"])  # its host is known by now
     site.reaches("draining")
     after = site.reaches("ready")
     assert (before.slots, after.slots) == (2, 5)
@@ -189,7 +189,7 @@ def test_a_changed_description_restarts_nothing(site):
     model = site.model()
     before = site.reaches("ready")
     model.description_en = "for everybody"
-    model.save()
+    model.save(update_fields=["description_en"])
     later = site.model("later")
     site.reaches("ready", later.name)
     assert site.replica().pid == before.pid
@@ -200,12 +200,12 @@ def test_a_disabled_model_stops_and_comes_back(site):
     model = site.model()
     run = site.run_of(site.reaches("ready"))
     model.enabled = False
-    model.save()
+    model.save(update_fields=["enabled"])
     stopped = site.reaches("stopped")
     assert (stopped.url, stopped.api_key, stopped.pid) == ("", "", None)
     assert gone(run)
     model.enabled = True
-    model.save()
+    model.save(update_fields=["enabled"])
     site.reaches("ready")
 
 
@@ -215,7 +215,7 @@ def test_replicas_come_and_go(site):
     first, second = site.reaches("ready"), site.reaches("ready", number=1)
     assert first.url != second.url
     model.replicas = 1
-    model.save()
+    model.save(update_fields=["replicas"])
     until(lambda: site.replica(number=1) is None)
     assert site.replica().pid == first.pid
     assert site.living() != []
