@@ -8,6 +8,7 @@ go on. Hosts on loopback need not be asked, and servers of others have ways and 
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -17,9 +18,10 @@ from apiproxy.upstream import Pool
 
 EVERY = 0.5  # seconds between two questions
 # Seconds for an answer, which takes a millisecond in one building. A lost packet is sent again after a second, so
-# several go out at once: where one in a hundred is lost, it takes three years until four of a question are.
-PATIENCE = 0.4
-AT_ONCE = 4
+# more go out after a moment: where one in a hundred is lost, it takes a year and a half until four of a question are.
+WAITS = (0.002, 0.008, 0.04, 0.1, 0.25)  # between looks for it
+PATIENCE = sum(WAITS)
+AGAIN, MORE = 2, 3  # before which look, and how many
 # Unanswered questions in a row after which calls that had begun before are given up too. One may be a pause of the
 # host; new calls go elsewhere from the first on.
 CERTAIN = 3
@@ -49,19 +51,28 @@ class Reach:
         return silence is not None and silence.questions >= CERTAIN
 
     async def ask(self, pools: Iterable[Pool]) -> None:
-        """Ask each host once, through one of its pools. Takes at most PATIENCE."""
-        asked = {pool.address.host: pool for pool in pools if distant(pool.address.host)}
+        """Ask each host once. Takes at most twice PATIENCE."""
+        hosts: dict[str, list[Pool]] = {}
+        for pool in pools:
+            if distant(pool.address.host):
+                hosts.setdefault(pool.address.host, []).append(pool)
         began = self._clock()
-        answers = await asyncio.gather(*(answered(pool) for pool in asked.values()))
-        for host, answer in zip(asked, answers, strict=True):
+        answers = await asyncio.gather(*(self._answers(host, pools) for host, pools in hosts.items()))
+        for host, answer in zip(hosts, answers, strict=True):
             if answer:
                 self._silent.pop(host, None)
             elif host in self._silent:
                 self._silent[host].questions += 1
             else:
                 self._silent[host] = _Silence(began)
-        for host in self._silent.keys() - asked.keys():  # it serves nothing any more
+        for host in self._silent.keys() - hosts.keys():  # it serves nothing any more
             del self._silent[host]
+
+    async def _answers(self, host: str, pools: list[Pool]) -> bool:
+        """Whether any of its ports answers: one whose engine takes no connections any more says nothing either."""
+        if host in self._silent:
+            return any(await asyncio.gather(*map(answered, pools)))
+        return await answered(pools[0]) or (len(pools) > 1 and any(await asyncio.gather(*map(answered, pools[1:]))))
 
 
 def distant(host: str) -> bool:
@@ -79,29 +90,37 @@ async def answered(pool: Pool) -> bool:
             addresses = await pool.addresses(loop.time())
     except (OSError, TimeoutError):
         return True
-    tries = [
-        asyncio.ensure_future(_connects(address, pool.address.port)) for address in addresses for _ in range(AT_ONCE)
-    ]
-    try:
-        for first in asyncio.as_completed(tries, timeout=PATIENCE):
-            if await first:
+    with contextlib.ExitStack() as stack:
+        tries: list[Try] = []
+        for number, wait in enumerate(WAITS):
+            more = {0: 1, AGAIN: MORE}.get(number, 0)
+            tries += [Try(stack, address, pool.address.port) for address in addresses for _ in range(more)]
+            await asyncio.sleep(wait)
+            # The kernel is asked, which goes on when we do not: a process that was held up for a second must not take
+            # a host for silent that answered meanwhile.
+            if any(one.is_answered() for one in tries):
                 return True
-    except TimeoutError:
-        return False
-    finally:
-        for one in tries:
-            one.cancel()
-    return not tries
+    return False
 
 
-async def _connects(address: str, port: int) -> bool:
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as connection:
-        connection.setblocking(False)
+class Try:
+    """A connection that is being made, until the stack is closed."""
+
+    def __init__(self, stack: contextlib.ExitStack, address: str, port: int) -> None:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._socket = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        self._socket.setblocking(False)
+        self._told = self._socket.connect_ex((address, port))
+
+    def is_answered(self) -> bool:
+        """Whether the other side took it or refused it: then its engine is away, but not its host."""
+        if self._told == errno.EINPROGRESS:
+            self._told = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._connected()
+        return self._told in (0, errno.ECONNREFUSED)
+
+    def _connected(self) -> int:
         try:
-            await asyncio.get_running_loop().sock_connect(connection, (address, port))
-        except ConnectionError:
-            return True  # refused: the engine is away, not its host
-        except OSError:  # no way there
-            return False
-        return True
+            self._socket.getpeername()
+        except OSError:
+            return errno.EINPROGRESS
+        return 0

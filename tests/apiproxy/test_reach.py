@@ -1,5 +1,6 @@
 """Hosts that say nothing: noticed at once, given no calls, taken back; those that only refuse are no such hosts."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -61,6 +62,27 @@ async def test_o5_a_host_that_refuses_is_there_and_one_that_says_nothing_is_not(
         assert await reach.answered(pool(server.getsockname()[1]))
     assert await reach.answered(pool(unused_port()))
     assert not await reach.answered(pool(full))
+
+
+async def test_o5_a_gateway_that_was_held_up_takes_no_host_for_silent():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = asyncio.create_task(reach.answered(pool(server.getsockname()[1])))
+        await asyncio.sleep(0)  # it has begun
+        time.sleep(2 * reach.PATIENCE)
+        assert await asked
+
+
+async def test_o5_a_host_of_which_one_engine_takes_no_connections_is_there(full, monkeypatch):
+    monkeypatch.setattr(reach, "distant", lambda host: True)
+    hosts = Reach(time.monotonic)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        living = pool(server.getsockname()[1])
+        await hosts.ask([pool(full), living])
+        assert hosts.silent == {}
+        await hosts.ask([pool(full)])
+        assert hosts.silent.keys() == {"127.0.0.1"}
+        await hosts.ask([pool(full), living])
+        assert hosts.silent == {}
 
 
 async def test_o5_a_name_that_nobody_knows_now_says_nothing_about_its_host():
