@@ -50,7 +50,7 @@ from apiproxy.metrics import Gauge, Metrics, State
 from apiproxy.origin import Origin, inside, origin
 from apiproxy.pace import Paces
 from apiproxy.protocol import ENDPOINTS, Call, Endpoint
-from apiproxy.reach import Reach
+from apiproxy.reach import Reach, distant
 from apiproxy.refusals import RefusalCounts
 from apiproxy.relay import STREAM_HEADERS, Ending, Exchange
 from apiproxy.routes import WITHOUT_V1, tidied
@@ -77,6 +77,7 @@ REMEMBERED = 10_000
 LARGE = 128 * 1024
 # Seconds that a connection to an engine of our own may take; a host that is there answers within a millisecond.
 NEAR = 0.8
+ONCE_MORE = 0.15
 # Seconds of a call's life in which it is given up with the first sign that its host is silent: it has cost nothing yet.
 YOUNG = 1.0
 # An attempt on another replica, and one on a fresh connection for a stale one.
@@ -248,7 +249,7 @@ class Gateway:
         return [(b"x-request-id", request_id.encode()), (b"allow", methods), *allowed]
 
     async def _parse(self, body: bytes) -> Call:
-        """A large body as `protocol.parse` reads it, in a thread: all streams go on meanwhile."""
+        """A large body as `protocol.parse` reads it, in a thread: streams go on but while JSON itself is decoded."""
         return await self._loop.run_in_executor(self._reader, protocol.parse, body)
 
     def _look_up(self, path: str, method: str, key: Key) -> bytes:
@@ -523,8 +524,9 @@ class Gateway:
             await asyncio.sleep(wait)
             try:
                 connection = await self._pool(replica).connect(LOOK)
-            except Unreachable:
-                return False
+            except Unreachable as error:
+                # What only took too long was perhaps us, or is the host, about which the watch knows.
+                return isinstance(error.__cause__, TimeoutError)
             connection.abort()
         return True
 
@@ -541,7 +543,7 @@ class Gateway:
             # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well. For
             # an upload always a fresh one, for it cannot be sent again.
             connection = None if upload is not None or stale else pool.idle(self._clock())
-            connection = connection or await pool.connect(patience(meter.model))
+            connection = connection or await self._connect(pool, meter.model)
             exchange.attempt(connection, request)
             if upload is not None:
                 uploaded = partial(self._uploaded, exchange, meter, client)
@@ -564,6 +566,18 @@ class Gateway:
             if self._turns.queues:
                 self._turns.look(meter.model.name)
 
+    async def _connect(self, pool: Pool, model: Model) -> Connection:
+        """Raises Unreachable."""
+        if model.external or model.timeouts.connect <= NEAR:
+            return await pool.connect(model.timeouts.connect)
+        try:
+            return await pool.connect(NEAR)
+        except Unreachable:
+            # We may have been held up ourselves, or a packet was lost: the watch knows whether the host is there.
+            if pool.address.host in self._reach.silent or not distant(pool.address.host):
+                raise
+            return await pool.connect(ONCE_MORE)
+
     def _uploaded(self, exchange: Exchange, meter: "CallMeter", client: Client, call: Call) -> None:
         """The engine has all of the call. From now on somebody else must notice that the client has left."""
         meter.know(call)
@@ -583,17 +597,16 @@ class Gateway:
         if catalogue.models is not self.catalogue.models:
             self.metrics.forget(catalogue.models)
         self.catalogue = catalogue
-        self._note_silence()
         self._digests.clear()
         served = {replica.url for model in catalogue.models.values() for replica in model.replicas}
         for url in [url for url in self._pools if url not in served]:
             self._pools.pop(url).close()
+        self._note_silence()
 
     async def ask_hosts(self) -> None:
         """Finds out which hosts of our engines are silent. Call it every `reach.EVERY` seconds."""
         before = self._reach.silent
-        ours = [replica for model in self.catalogue.models.values() if not model.external for replica in model.replicas]
-        await self._reach.ask([self._pool(replica) for replica in ours])
+        await self._reach.ask([self._pool(replica) for replica in self._ours()])
         now = self._reach.silent
         for host in now.keys() - before.keys():
             log.warning("host %s does not answer: its engines get no calls until it does", host)
@@ -601,14 +614,17 @@ class Gateway:
             log.warning("host %s answers again, or serves nothing any more", host)
         self._note_silence()
 
+    def _ours(self) -> list[Replica]:
+        """All replicas but those of external models: servers of others have ways of their own."""
+        return [one for model in self.catalogue.models.values() if not model.external for one in model.replicas]
+
     def _note_silence(self) -> None:
         """Takes the replicas of silent hosts off the catalogue, so to speak, and gives up the calls that are there."""
         silent = self._reach.silent
         if not silent:
             self._balancer.unreachable = frozenset()
             return
-        replicas = [replica for model in self.catalogue.models.values() for replica in model.replicas]
-        hosts = {replica.id: self._pool(replica).address.host for replica in replicas}
+        hosts = {replica.id: self._pool(replica).address.host for replica in self._ours()}
         self._balancer.unreachable = frozenset(id for id, host in hosts.items() if host in silent)
         for exchange, meter in list(self._exchanges.items()):
             host = hosts.get(meter.replica or 0)
@@ -619,7 +635,10 @@ class Gateway:
                 continue
             if (not begun and exchange.began >= silent[host] - YOUNG) or self._reach.certain(host):
                 headers = {"retry-after": "5"}
-                exchange.cut_off(NoReplica("model_unavailable", headers=headers, model=meter.model.name))
+                try:
+                    exchange.cut_off(NoReplica("model_unavailable", headers=headers, model=meter.model.name), lost=True)
+                except Exception:  # one call must not keep the others from being told
+                    log.exception("call %s", meter.request_id, extra={"facts": {"request_id": meter.request_id}})
 
     def sweep(self) -> None:
         """Ends exchanges that are over their time, keeps patient who waits for one. Call about once a second."""
@@ -916,11 +935,6 @@ class CallMeter:
             address=self._caller.address,
             client=self._caller.client,
         )
-
-
-def patience(model: Model) -> float:
-    """Seconds for a connection to one of its engines."""
-    return model.timeouts.connect if model.external else min(NEAR, model.timeouts.connect)
 
 
 def is_stale(error: UpstreamError | None) -> bool:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from apiproxy.upstream import Pool
+from apiproxy.upstream import NO_WAY, Pool
 
 EVERY = 0.5  # seconds between two questions
 # Seconds for an answer, which takes a millisecond in one building. A lost packet is sent again after a second, so
@@ -113,10 +113,11 @@ class Try:
         self._told = self._socket.connect_ex((address, port))
 
     def is_answered(self) -> bool:
-        """Whether the other side took it or refused it: then its engine is away, but not its host."""
+        """Whether the other side took it, or refused or broke it: then its engine is away, but not its host. What is
+        wrong with us (no descriptor, no port) says nothing of it either."""
         if self._told == errno.EINPROGRESS:
             self._told = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._connected()
-        return self._told in (0, errno.ECONNREFUSED)
+        return self._told != errno.EINPROGRESS and self._told not in NO_WAY
 
     def _connected(self) -> int:
         try:

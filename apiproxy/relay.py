@@ -220,17 +220,19 @@ class Exchange:
             self._refusal = EngineFailed()
         return self._refusal
 
-    def cut_off(self, refusal: Refusal) -> bool:
+    def cut_off(self, refusal: Refusal, *, lost: bool = False) -> bool:
         """Stops the engine for this reason; a client that has had some of the answer is told by an event.
 
-        Gives whether that was so: otherwise the refusal is still to be sent.
+        Gives whether that was so: otherwise the refusal is still to be sent. `lost`: its host is gone, so of an answer
+        that has not begun nobody knows whether it was worked on, and nobody pays for it.
         """
         self._drop_engine()
         self._refusal = refusal
         told = self._stage in (Stage.LISTENING, Stage.SERVED)
+        worked_on = self.reached and not self.awaited and self._status in (0, 200)  # all the time
         try:
-            if self.reached and not self.awaited and self._stage is Stage.SILENT and self._status in (0, 200):
-                self._close("failed")  # it was worked on all the time
+            if worked_on and not lost and self._stage is Stage.SILENT:
+                self._close("failed")
             self._broke_off()
         finally:
             if self._stage is not Stage.SERVED:

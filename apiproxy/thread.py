@@ -7,8 +7,9 @@ would keep a gateway from ending after SIGTERM until it is killed.
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from functools import partial
 from queue import SimpleQueue
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,18 +24,7 @@ class Thread(Executor):
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
-
-        def call() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - it is for whoever asked
-                future.set_exception(error)
-            else:
-                future.set_result(result)
-
-        self._calls.put(call)
+        self._calls.put(partial(_call, [future], function, args, kwargs))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -44,3 +34,20 @@ class Thread(Executor):
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
+            del call  # what it was given, and what came of it, is not kept until the next one
+
+
+def _call(futures: list[Future[T]], function: Callable[..., T], args: Any, kwargs: Any) -> None:
+    """`futures`: the one to be told, out of which it is taken. An error holds this frame by its traceback; if the frame
+    held the future, which holds the error, only the garbage collector could free what the function was given."""
+    future = futures.pop()
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = function(*args, **kwargs)
+    except BaseException as error:  # noqa: BLE001 - it is for whoever asked
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+    finally:
+        del future

@@ -161,8 +161,8 @@ class Turns:
             waiter = queue[0]
             replicas = self._balancer.reachable(model.replicas) if model is not None else ()
             replica = self._place(model, replicas, waiter) if model is not None and replicas else None
-            if replica is None and replicas:
-                return
+            if replica is None and model is not None and model.replicas:
+                return  # also when none can be reached now: these calls can wait
             queue.popleft()
             if not waiter.turn.done():
                 waiter.turn.set_result(Turn(self, name, replica))

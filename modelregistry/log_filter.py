@@ -17,8 +17,9 @@ LEFT_OUT = b"(left out: what may be a caller's words)\n"
 
 ANSWERS = re.compile(rb"listening on|Uvicorn running on|all slots are idle")
 # The logger of llama.cpp: "0.03.190.307 I slot launch_slot_: …"; its older form without time and letter.
+STAMPED = re.compile(rb"\d+\.\d\d\.\d{3}\.\d{3} [DIWE] ")
+LETTERED = re.compile(rb"[DIWE] ")
 LOGGED = re.compile(
-    rb"(?:\d+\.\d\d\.\d{3}\.\d{3} )?[DIWE] |"
     rb"(?:srv|slot|que|main|build|system_info|print_info|load|(?:load|set|common|llama|ggml|clip)_\w+) *[:\w]"
 )
 # What is left of a process that dies: assertions, faults of CUDA, addresses, tracebacks without their message.
@@ -31,20 +32,21 @@ DYING = re.compile(
 # Of what a logger or a traceback quotes, this much is ours to keep.
 QUOTES = (
     re.compile(rb"^(.*?got exception: )(.*?(\"code\":\s*\d+))?.*$"),
-    re.compile(rb"^(.*?(?:request|response|body|prompt|grammar|schema|params|text|generated)(?: ?\w+)?: ).*$"),
+    re.compile(rb"^(.*?(?:request|response|body|prompt|grammar|schema|params|text|generated)(?: ?\w{1,20})?: ).*$"),
     re.compile(rb"^((?:\w+\.)*\w*(?:Error|Exception): ).*$"),
 )
 
 
 def kept(lines: Iterable[bytes]) -> Iterator[bytes]:
     """What of these lines is written, one note in place of some that are left out."""
-    answers = noted = False
+    answers = noted = stamped = False
     for line in lines:
         if not answers:
             answers = ANSWERS.search(line) is not None
+            stamped = stamped or STAMPED.match(line) is not None
             yield line
             continue
-        mine = harmless(line)
+        mine = harmless(line, stamped=stamped)
         if mine is not None:
             yield mine
         elif not noted:
@@ -52,10 +54,14 @@ def kept(lines: Iterable[bytes]) -> Iterator[bytes]:
         noted = mine is None
 
 
-def harmless(line: bytes) -> bytes | None:
-    """The line without what it quotes; None if it may be anybody's."""
+def harmless(line: bytes, *, stamped: bool = False) -> bytes | None:
+    """The line without what it quotes; None if it may be anybody's.
+
+    `stamped`: this engine's logger begins with the time, so that "I think …" is nobody's but a caller's.
+    """
     raised = QUOTES[2].match(line)
-    if not (raised or LOGGED.match(line) or DYING.match(line)):
+    logged = STAMPED.match(line) or LOGGED.match(line) or (not stamped and LETTERED.match(line))
+    if not (raised or logged or DYING.match(line)):
         return None
     for quote in QUOTES:
         if found := quote.match(line):

@@ -262,8 +262,9 @@ class Shim:
             self.filter(os.dup(reader), log)
         except Exception:  # noqa: BLE001 - whatever it is
             # Without a reader the engine would die of its next line, or wait for ever: better no log than no engine.
-            traceback.print_exc()
-            os.write(log, b"(the log ends here: its filter failed, see shim.log)\n")
+            with contextlib.suppress(OSError):  # a full disk
+                traceback.print_exc()
+                os.write(log, b"(the log ends here: its filter failed, see shim.log)\n")
             while os.read(reader, 65536):
                 pass
 

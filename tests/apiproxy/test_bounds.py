@@ -491,3 +491,11 @@ def test_g15_no_token_comes_with_more_than_twenty_alternatives(name, value):
 def test_g14_a_client_has_no_say_in_whose_work_an_engine_does_first(name):
     for value in ("1", "null", '"x"', "{}"):
         assert sent(f'"{name}": {value}, "x": 1') == {"model": "m", "x": 1}
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t ", "\n"])
+def test_g15_blanks_hide_no_names_from_the_bound(blank):
+    names = ",".join(f'"{number}"{blank}:1' for number in range(600_000))
+    with pytest.raises(BadRequest) as refused:
+        protocol.parse(f'{{"model":"m","x":{{{names}}}}}'.encode())
+    assert refused.value.text == "too_many_values"

@@ -1,6 +1,8 @@
 """Hosts that say nothing: noticed at once, given no calls, taken back; those that only refuse are no such hosts."""
 
 import asyncio
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -9,13 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from apiproxy import reach
+from apiproxy import gateway, reach
 from apiproxy.balancer import Balancer
 from apiproxy.reach import CERTAIN, Reach
-from apiproxy.upstream import Address, Connection, Pool
+from apiproxy.upstream import Address, Connection, Pool, Unreachable
+from tests.apiproxy.served import SERVED
 from tests.apiproxy.test_balancer import A, B
 from tests.installation import ROOT
 from tests.slapd import unused_port
@@ -62,6 +67,53 @@ async def test_o5_a_host_that_refuses_is_there_and_one_that_says_nothing_is_not(
         assert await reach.answered(pool(server.getsockname()[1]))
     assert await reach.answered(pool(unused_port()))
     assert not await reach.answered(pool(full))
+
+
+@pytest.mark.parametrize(
+    ("told", "there"),
+    [
+        (0, True),
+        (errno.ECONNREFUSED, True),
+        (errno.ECONNRESET, True),
+        (errno.EADDRNOTAVAIL, True),  # all of our own ports are taken
+        (errno.EHOSTUNREACH, False),
+        (errno.ENETUNREACH, False),
+        (errno.EINPROGRESS, False),
+    ],
+)
+def test_o5_only_who_is_not_there_is_silent(told, there):
+    with contextlib.ExitStack() as stack:
+        one = reach.Try(stack, "127.0.0.1", unused_port())
+        one._told = told
+        one._socket.close()
+        one._socket = socket.socket()  # that is connecting to nothing
+        stack.callback(one._socket.close)
+        assert one.is_answered() is there
+
+
+async def test_o5_a_connection_that_we_were_too_slow_for_is_made_once_more(monkeypatch):
+    """Of 127.0.0.1 the watch knows nothing, so this is another machine for once."""
+    monkeypatch.setattr(gateway, "distant", lambda host: True)
+    patient: list[float] = []
+
+    class Slow(Pool):
+        async def connect(self, patience: float) -> Connection:
+            patient.append(patience)
+            if len(patient) == 1:
+                raise Unreachable("no connection within 0.8 s") from TimeoutError()
+            return await super().connect(patience)
+
+    model = replace(SERVED, external=False, timeouts=replace(SERVED.timeouts, connect=5.0))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        slow = Slow(Address.parse(f"http://127.0.0.1:{server.getsockname()[1]}"), time.monotonic)
+        holder = SimpleNamespace(_reach=Reach(time.monotonic))
+        (await gateway.Gateway._connect(holder, slow, model)).abort()
+        assert patient == [gateway.NEAR, gateway.ONCE_MORE]
+        patient.clear()
+        holder._reach._silent["127.0.0.1"] = reach._Silence(0.0)
+        with pytest.raises(Unreachable):
+            await gateway.Gateway._connect(holder, slow, model)
+        assert sum((gateway.NEAR, gateway.ONCE_MORE)) < 1
 
 
 async def test_o5_a_gateway_that_was_held_up_takes_no_host_for_silent():

@@ -1,10 +1,14 @@
+import asyncio
+import gc
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 
 from apiproxy.thread import Thread
+from tests.waiting import until
 
 HANGS = """
 import threading
@@ -51,3 +55,35 @@ def test_the_thread_ends_after_what_it_was_given():
 def test_a_call_that_hangs_keeps_no_process_from_ending():
     done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=20)
     assert (done.returncode, done.stdout) == (0, "ended\n")
+
+
+class Large:
+    pass
+
+
+async def test_what_a_call_was_given_and_what_became_of_it_is_free_when_it_is_over():
+    """Also of a call that failed, and without the garbage collector, which a gateway runs rarely."""
+    made: list[weakref.ref[Large]] = []
+
+    def fail(given: Large) -> None:
+        inside = Large()
+        made.append(weakref.ref(inside))
+        raise ValueError("no")
+
+    thread, loop = Thread("test"), asyncio.get_running_loop()
+    gc.disable()
+    try:
+        given = Large()
+        made.append(weakref.ref(given))
+        with pytest.raises(ValueError, match="no"):
+            await loop.run_in_executor(thread, fail, given)
+        del given
+        given = Large()
+        made.append(weakref.ref(given))
+        await loop.run_in_executor(thread, id, given)
+        del given
+        assert len(made) == 3
+        until(lambda: all(one() is None for one in made), 10)  # the thread lets go a moment after it has told
+    finally:
+        gc.enable()
+        thread.shutdown()

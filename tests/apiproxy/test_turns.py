@@ -203,6 +203,18 @@ async def test_interactive_calls_that_wait_in_an_engine_of_unknown_slots_hold_ba
     assert await hall.settled() == [0]
 
 
+async def test_o5_who_waits_waits_on_while_no_replica_can_be_reached():
+    hall = Hall()
+    hall.balancer.unreachable = frozenset({ONE.id})
+    for _ in range(3):
+        await hall.come()
+    hall.turns.sweep((), 15)
+    assert await hall.settled() == []
+    hall.balancer.unreachable = frozenset()
+    hall.turns.sweep((), 15)
+    assert (await hall.settled())[0] == 0
+
+
 async def test_nobody_waits_for_ever_and_not_too_many_wait():
     hall = Hall()
     hall.interactive(ONE, ONE, ONE)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import pytest
 
@@ -71,6 +72,20 @@ def test_p4_others_are_left_out_with_one_note(lines):
 )
 def test_p4_what_a_line_quotes_is_cut_off(line, kept):
     assert filtered(line) == [kept]
+
+
+def test_p4_where_the_time_stands_first_a_letter_alone_is_nobodys():
+    begin = [b"0.00.001.002 I load\n", b"listening on x\n"]
+    said = [b"I think that my secret is 5\n", b"0.00.001.003 I slot: released\n"]
+    assert list(log_filter.kept([*begin, *said])) == [*begin, LEFT_OUT, said[1]]
+
+
+def test_p4_no_line_takes_long_to_look_at():
+    """Quadratic, one of these took 0.2 s; a caller may have hundreds of them written."""
+    began = time.process_time()
+    for word in (b"text", b"body", b"request", b"got exception: "):
+        log_filter.harmless(b"srv: " + word * (log_filter.LONGEST // len(word)))
+    assert time.process_time() - began < 0.1
 
 
 @pytest.fixture
