@@ -24,7 +24,8 @@ def differences(row: dict) -> tuple[int, int]:
 
 def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(tmp_path):
     with engine.running() as fake, installed(tmp_path / "var") as installation:
-        shape = ("--context", "1024", "--slots", "2")
+        # One thread: several wait for each other by spinning, and on a busy machine a token may take a second.
+        shape = ("--context", "1024", "--slots", "2", "--arg=--threads=1")
         path = str(SMOLLM2.path(settings.CACHE))
         installation.manage("registermodel", "smollm2", "--engine", "llama.cpp", "--path", path, *shape)
         installation.manage("registermodel", "bought", "--engine", "external", "--url", fake.url)
