@@ -320,6 +320,7 @@ class Gateway:
             if call.media:
                 media.check(call.media, self.terms.media_domains)
             if key.batch:
+                call.lighten()  # it may wait for minutes
                 waiter = self._waiter(call, endpoint, model, client, request_id, upload)
                 turn = await self._turn(waiter, client, upload)
                 model = self._model(key, call.model, self.wall())  # as it is now

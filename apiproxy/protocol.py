@@ -101,6 +101,10 @@ ENDPOINTS = {
 ENDPOINTS |= dict.fromkeys(RERANKERS, ENDPOINTS["/v1/rerank"])  # requests and answers are the same
 
 
+# What is looked at again after that.
+KEPT = frozenset({"stream_options", "cache_salt"})
+
+
 @dataclass(slots=True)
 class Call:
     """What the gateway needs to know of a request body, every number within its bounds (`bounds`).
@@ -141,8 +145,8 @@ class Call:
         the memory of their bytes, which are there for another attempt."""
         if self.size > SMALL_SHARE:
             for name, value in self.fields.items():
-                if isinstance(value, list | str) or (isinstance(value, dict) and name != "stream_options"):
-                    self.fields[name] = None
+                if isinstance(value, list | str | dict) and name not in KEPT:
+                    self.fields[name] = True if value else None  # whether there are tools is asked again
 
     @property
     def identity(self) -> bytes:

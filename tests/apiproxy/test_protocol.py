@@ -267,6 +267,18 @@ def test_what_is_changed_stands_behind_what_came_and_counts():
     assert told == {"model": "other", "stream": True, "stream_options": {"include_usage": True}}
 
 
+def test_g15_of_a_large_body_that_waits_little_is_kept():
+    salt = {"cache_salt": "ours", "stream_options": {"include_usage": True}, "tools": [{"type": "function"}]}
+    call = protocol.parse(json.dumps({"model": "m", "x": [[]] * 30_000, "stop": [], **salt}).encode())
+    call.lighten()
+    call.lighten()
+    assert len(repr(call.fields)) < 300
+    assert call.fields["cache_salt"] == "ours"
+    assert call.value("stream_options") == {"include_usage": True}
+    assert call.fields["tools"]
+    assert not call.fields["stop"]
+
+
 def test_g15_a_large_body_is_written_anew_by_the_quick_writer(monkeypatch):
     body = json.dumps({"model": "m", "priority": 7, "prompt": list(range(20_000))}).encode()
     monkeypatch.setattr(protocol, "decoded_exactly", lambda body: pytest.fail("takes ten times as long"))
