@@ -5,7 +5,7 @@ the model, with the numbers of that moment. A look ahead, no promise.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from django.conf import settings
@@ -84,19 +84,7 @@ def facts_of(model: ServedModel) -> Facts | None:
 
 def spec_of(model: ServedModel) -> Spec:
     """Not forced: an estimate says what is, whatever the operator decides."""
-    return Spec(
-        engine=model.engine,
-        name=model.name,
-        path=model.path,
-        launcher=model.launcher,
-        task=model.task,
-        context=model.context,
-        slots=model.slots,
-        args=tuple(model.args),
-        gpus=tuple(model.gpus),
-        tensor_parallel=model.tensor_parallel,
-        allowed_risks=tuple(model.allowed_risks),
-    )
+    return replace(rows.spec_of(model), overcommit=False, generation=0, version="")
 
 
 def hosts() -> QuerySet[Host]:

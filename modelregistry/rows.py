@@ -197,26 +197,31 @@ def take(model_id: int, host_id: int) -> bool:
     return taken
 
 
+def spec_of(row: ServedModel) -> Spec:
+    """Say what of a model decides how its engine is started."""
+    return Spec(
+        engine=row.engine,
+        launcher=row.launcher,
+        name=row.name,
+        path=row.path,
+        task=row.task,
+        context=row.context,
+        slots=row.slots,
+        args=tuple(row.args),
+        gpus=tuple(row.gpus),
+        tensor_parallel=row.tensor_parallel,
+        overcommit=row.overcommit,
+        allowed_risks=tuple(row.allowed_risks),
+        generation=row.generation,
+        version=row.engine_version,
+    )
+
+
 def _order(row: ServedModel) -> Order:
     external = row.engine == ServedModel.Engine.EXTERNAL
     retired = row.retires_on is not None and timezone.localdate() >= row.retires_on
     return Order(
-        spec=Spec(
-            engine=row.engine,
-            launcher=row.launcher,
-            name=row.name,
-            path=row.path,
-            task=row.task,
-            context=row.context,
-            slots=row.slots,
-            args=tuple(row.args),
-            gpus=tuple(row.gpus),
-            tensor_parallel=row.tensor_parallel,
-            overcommit=row.overcommit,
-            allowed_risks=tuple(row.allowed_risks),
-            generation=row.generation,
-            version=row.engine_version,
-        ),
+        spec=spec_of(row),
         enabled=row.enabled and not retired,
         replicas=1 if external else row.replicas,
         idle_after=None if external else row.idle_after,
