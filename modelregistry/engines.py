@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -32,11 +32,12 @@ XLLAMACPP_LAUNCHER = Path(__file__).with_name("xllamacpp_launcher.py")
 # An environment's own scripts hold the path of their Python, so vLLM's command is started by its module.
 VLLM_MODULE = ("-m", "vllm.entrypoints.cli.main")
 VLLM_GUARD = Path(__file__).with_name("vllm_guard")  # on the PYTHONPATH of a vLLM that we installed
-# What an engine gets of our environment. Not the rest: it holds the database's and the directory's passwords.
+# What an engine gets of our environment. Not the rest: it holds the database's and the directory's passwords. Nor
+# llama.cpp's LLAMA_ARG_*: they would change what was planned, unseen; a model's arguments say the same.
 INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
 INHERITED_PREFIXES = (
     *("LC_", "XDG_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "HSA_", "AMD_", "OMP_", "MKL_", "KMP_", "GGML_"),
-    *("VLLM_", "HF_", "TORCH", "PYTORCH_", "TRITON_", "TOKENIZERS_", "LLAMA_ARG_", "RAY_", "GLOO_", "SAFETENSORS_"),
+    *("VLLM_", "HF_", "TORCH", "PYTORCH_", "TRITON_", "TOKENIZERS_", "RAY_", "GLOO_", "SAFETENSORS_"),
 )
 
 
@@ -217,6 +218,14 @@ def installed(launcher: str, cache: Path) -> list[Installed]:
 
 def all_installed(cache: Path) -> list[Installed]:
     return [one for launcher in LAUNCHERS for one in installed(launcher, cache)]
+
+
+def versions(there: Iterable[Installed]) -> dict[str, list[str]]:
+    """Group installations by launcher, in the order in which they come."""
+    found: dict[str, list[str]] = {}
+    for one in there:
+        found.setdefault(one.launcher, []).append(one.version)
+    return found
 
 
 def _stamp(program: Path) -> str:

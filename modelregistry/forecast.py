@@ -4,7 +4,7 @@ For page, API and command: the question itself is `allotment.answer`, which the 
 the model, with the numbers of that moment. A look ahead, no promise.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 
 from modelregistry import allotment, engines, gpus, model_files, placement, refusals, rows
 from modelregistry.allotment import Occupant
+from modelregistry.engine_trials import NoVersion
 from modelregistry.engines import NoLauncher, Spec
 from modelregistry.facts import Facts
 from modelregistry.gpus import Device
@@ -84,7 +85,7 @@ def facts_of(model: ServedModel) -> Facts | None:
 
 def spec_of(model: ServedModel) -> Spec:
     """Not forced: an estimate says what is, whatever the operator decides."""
-    return replace(rows.spec_of(model), overcommit=False, generation=0, version="")
+    return replace(rows.spec_of(model), overcommit=False, generation=0)
 
 
 def hosts() -> QuerySet[Host]:
@@ -100,6 +101,12 @@ def outlooks(spec: Spec, facts: Facts, hosts: Iterable[Host], *, model: int | No
     """
     past = rows.measurements()
     return [_outlook(spec, facts, host, past, model) for host in hosts]
+
+
+def _not_installed(launcher: str, version: str, installed: Mapping[str, Sequence[str]]) -> str:
+    """Say that a host does not have the version that a model is pinned to; empty: it does."""
+    there = installed.get(launcher, ())
+    return "" if version in there else refusals.no_version(launcher, NoVersion(version, there))
 
 
 def alone(spec: Spec, facts: Facts) -> Prediction | None:
@@ -121,7 +128,9 @@ def _outlook(spec: Spec, facts: Facts, host: Host, past: Iterable[Measured], mod
         launcher = engines.choose(spec, found)
     except NoLauncher:
         launcher, missing = usual(spec), _("%(host)s has no engine for it.") % {"host": host.name}
-    version = report.engines.get(launcher, "")
+    version = spec.version or report.engines.get(launcher, "")
+    if spec.version and not missing:
+        missing = _not_installed(launcher, spec.version, report.installed)
     there = [(row.model_id == model, occupant(row)) for row in host.replica_set.all()]
     answer = allotment.answer(
         spec,

@@ -35,6 +35,7 @@ class Inspection:
     devices: list[dict[str, Any]]
     strangers: list[dict[str, Any]]
     engines: dict[str, str]
+    installed: dict[str, list[str]]
     problems: list[dict[str, str]]
 
 
@@ -67,6 +68,7 @@ class Inspector:
             devices=[asdict(device) for device in devices],
             strangers=strangers(devices, ours, self.runs.root),
             engines=self.versions.of(found),
+            installed=engines.versions(engines.all_installed(self.cache)),
             problems=problems,
         )
 

@@ -78,14 +78,15 @@ class HostReport(models.Model):
     """What a host's supervisor last saw of the machine itself.
 
     `devices`: a list of `gpus.Device` as objects. `strangers`: processes that hold memory of a device and are not ours.
-    `engines`: the version of each launcher that the host has. `problems`: sentences for operators, as
-    {"code", "detail"}. Bytes, everywhere.
+    `engines`: the version of each launcher that the host has. `installed`: by launcher, the versions to which a model
+    can be pinned, the newest first. `problems`: sentences for operators, as {"code", "detail"}. Bytes, everywhere.
     """
 
     host = models.OneToOneField(Host, models.CASCADE, primary_key=True, related_name="report")
     devices = models.JSONField(default=list)
     strangers = models.JSONField(default=list)
     engines = models.JSONField(default=dict)
+    installed = models.JSONField(default=dict)
     problems = models.JSONField(default=list)
     at = models.DateTimeField(_("seen"))
 

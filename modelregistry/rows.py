@@ -99,6 +99,7 @@ class Report:
     devices: list[dict[str, Any]]
     strangers: list[dict[str, Any]]
     engines: dict[str, str]
+    installed: dict[str, list[str]]
     problems: list[dict[str, str]]
     at: datetime
 

@@ -34,7 +34,7 @@ PROMPT_TOKENS = 1 + len("user\nhi") + 1 + 1 + 1 + len("assistant\n")
 CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 ARGS = [
     "--enforce-eager",
-    "--max-num-seqs=4",  # of which the gateway knows nothing: not the model's slots, but an argument of an operator's
+    "--max-num-seqs=4",
     "--enable-auto-tool-choice",
     "--tool-call-parser=hermes",
     # Else a random model may write spaces between two JSON tokens until its context is full.
@@ -65,11 +65,15 @@ class House:
         """What was recorded of a call."""
         return until(lambda: self.madoguchi.usage().get(request_id), 30)
 
-    def metric(self, name: str) -> int:
-        """As the engine tells it, asked without the gateway."""
+    def engine(self) -> httpx2.Client:
+        """The engine itself, without the gateway."""
         replica = self.madoguchi.replica("tiny")
         headers = {"authorization": f"Bearer {replica['api_key']}"}
-        return int(sums(httpx2.get(f"{replica['url']}/metrics", headers=headers, timeout=30).text)[name])
+        return httpx2.Client(base_url=replica["url"], headers=headers, timeout=30)
+
+    def metric(self, name: str) -> int:
+        with self.engine() as http:
+            return int(sums(http.get("/metrics").text)[name])
 
     def running(self) -> int:
         return self.metric("vllm:num_requests_running")
@@ -378,16 +382,18 @@ def test_a_client_that_leaves_a_unary_call_frees_the_engine(house):
 
 
 @contextlib.contextmanager
-def forever(house: House) -> Iterator[Iterator[str]]:
+def forever(http: httpx2.Client) -> Iterator[Iterator[str]]:
     """A person's stream that has begun."""
-    with house.http.stream("POST", "/v1/chat/completions", json={**FOREVER, "stream": True}) as answer:
+    with http.stream("POST", "/v1/chat/completions", json={**FOREVER, "stream": True}) as answer:
         lines = answer.iter_lines()  # forgotten, it would close the answer
         next(lines)
         yield lines
 
 
 def test_a_batch_call_that_waits_in_the_engine_lets_people_go_first(house):
-    """The engine is full; the batch call came before the person's, and is answered after it."""
+    """The engine is full with calls of another gateway, of which ours knows nothing; the batch call came before the
+    person's, and is answered after it.
+    """
     key = house.madoguchi.manage("createkey", "--tenant", "research", "--service", "nightly", "--class", "batch")
     batch = httpx2.Client(base_url=house.madoguchi.url, headers={"x-api-key": key}, timeout=200)
     short = {**FOREVER, "max_tokens": 40}
@@ -400,10 +406,11 @@ def test_a_batch_call_that_waits_in_the_engine_lets_people_go_first(house):
         return house.metric("vllm:num_requests_waiting")
 
     with concurrent.futures.ThreadPoolExecutor() as pool, contextlib.ExitStack() as streams:
+        others = streams.enter_context(house.engine())
         for _ in range(3):
-            streams.enter_context(forever(house))
+            streams.enter_context(forever(others))
         one = streams.enter_context(contextlib.ExitStack())
-        one.enter_context(forever(house))
+        one.enter_context(forever(others))
         batch_ended = pool.submit(ask, batch)
         until(lambda: waiting() == 1)
         person_ended = pool.submit(ask, house.http)

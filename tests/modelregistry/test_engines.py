@@ -13,6 +13,7 @@ PLACE = Place(address="10.0.0.7", port=18123, api_key="secret", grace=10)
 CHAT = Spec(engine="llama.cpp", name="acme/chat", path="/m/chat.gguf", context=4096, slots=3)
 ENVIRONMENT = {"PATH": "/bin", "HOME": "/root", "CUDA_VISIBLE_DEVICES": "1", "VLLM_COMMAND": "x"}
 ENVIRONMENT |= {"DATABASE_URL": "postgres://u:p@h/d", "SECRET_KEY": "k", "LDAP_BIND_PASSWORD": "p", "HF_HOME": "/hf"}
+ENVIRONMENT |= {"LLAMA_ARG_CTX_SIZE": "65536"}  # an argument that the planner does not see
 
 
 def command(spec, launcher, place=PLACE):
@@ -52,7 +53,7 @@ def test_an_engine_gets_no_secret_of_ours(launcher):
     env = command(CHAT, launcher).env
     assert {"PATH", "HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME"} <= env.keys()
     assert env["PATH"] == "/opt:/bin"
-    assert not {"DATABASE_URL", "SECRET_KEY", "LDAP_BIND_PASSWORD", "VLLM_COMMAND"} & env.keys()
+    assert not {"DATABASE_URL", "SECRET_KEY", "LDAP_BIND_PASSWORD", "VLLM_COMMAND", "LLAMA_ARG_CTX_SIZE"} & env.keys()
 
 
 def test_the_context_of_llama_cpp_is_the_sum_of_its_slots():

@@ -114,7 +114,7 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     supervisors = allotment.answer(
         wanted, LLAMA_8B, "vllm", PROGRAM, devices, occupants=allotment.occupants(tenants, devices), version="0.32.0"
     )
-    report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"})
+    report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"}, installed={})
     rows = [row(tenant) for tenant in tenants]
     told = SimpleNamespace(name="h", report=report, replica_set=SimpleNamespace(all=lambda: rows))
     foreseen = forecast._outlook(wanted, LLAMA_8B, told, [], None)
@@ -123,6 +123,30 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     assert (foreseen.prediction, foreseen.to_go) == (supervisors.need, supervisors.to_go)
     assert foreseen.why_not == refusals.why_not(supervisors)
     assert bool(foreseen.why_not) != foreseen.fits
+
+
+def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
+    """What other versions were measured to take says nothing of it, and where it is missing it cannot start."""
+    report = SimpleNamespace(
+        devices=[asdict(card(0, 80, 0)), asdict(ram())],
+        engines={"vllm": "0.33.0"},
+        installed={"vllm": ["0.33.0", "0.32.0"]},
+    )
+    told = SimpleNamespace(name="h", report=report, replica_set=SimpleNamespace(all=list))
+    there = forecast._outlook(spec(version="0.32.0"), LLAMA_8B, told, [], None)
+    assert there.fits
+    gone = forecast._outlook(spec(version="0.31.0"), LLAMA_8B, told, [], None)
+    assert (gone.fits, gone.room) == (False, True)
+    assert "0.31.0" in gone.why_not
+    learned = [
+        memory.Measured(
+            **{"fingerprint": "", "launcher": "vllm", "version": "0.33.0", "device": "A"},
+            **{"weights": 10 * GIB, "cache": GIB, "overhead": GIB, "measured": 13 * GIB},
+        )
+    ]
+    assert forecast._outlook(spec(version="0.32.0"), LLAMA_8B, told, learned, None).prediction == there.prediction
+    newest = forecast._outlook(spec(), LLAMA_8B, told, learned, None)
+    assert newest.prediction != there.prediction
 
 
 @settings(max_examples=80, deadline=None)

@@ -1,5 +1,6 @@
 import asyncio
 import fcntl
+import logging
 import os
 import signal
 from argparse import ArgumentParser
@@ -19,6 +20,8 @@ from modelregistry.launching import House
 from modelregistry.lease import HeldElsewhere
 from modelregistry.supervisor import Signals, Supervisor
 
+log = logging.getLogger(__name__)
+
 
 class Command(BaseCommand):
     help = "Runs this host's engines as the registered models want it, in the foreground, until SIGTERM or SIGINT."
@@ -31,6 +34,8 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        if unheeded := sorted(name for name in os.environ if name.startswith("LLAMA_ARG_")):
+            log.warning("engines do not get %s: write them as arguments of the models", ", ".join(unheeded))
         house = House(
             host=settings.HOST_NAME,
             runs=settings.RUN / "engines",
