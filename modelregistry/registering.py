@@ -5,10 +5,10 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop
 
 from modelregistry import engine_arguments, model_files
 from modelregistry.engine_arguments import Arguments, Fault, Options
+from modelregistry.facts import gettext_noop
 from modelregistry.model_files import Facts, Unreadable
 
 # Set by the supervisor for each replica; a second value would win and move the engine to where nobody looks, open

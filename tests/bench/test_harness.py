@@ -1,5 +1,6 @@
 """What the harness makes of what it measured. The measuring itself is `make bench`."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +11,7 @@ import pytest
 from tests.bench import measuring, processes, profiling, report
 from tests.bench.measuring import Row
 from tests.bench.report import Goal, Part
+from tests.installation import ROOT
 
 ROW = Row(
     contender="direct",
@@ -145,3 +147,11 @@ def test_what_answers_nobody_says_nothing_of_the_ledger(tmp_path):
     goal = Goal(text="memory", wanted="1", reached="2", met=False)
     merged = report.merged([Part(name="memory", markdown="", goals=(goal,))], page).splitlines()
     assert merged == [*report.HEAD.splitlines(), goal.line(), exact]
+
+
+def test_it_begins_in_a_shell_that_knows_nothing_of_django():
+    environment = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", "--help"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
