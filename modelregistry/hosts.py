@@ -18,7 +18,7 @@ FIELDS = ("address", "maintenance")
 NAMED = 10  # models in a sentence
 
 
-def change(host: Host, **values: Any) -> Host:
+def change_host(host: Host, **values: Any) -> Host:
     """The row with other `values`, by the names in FIELDS."""
     if unknown := sorted(values.keys() - set(FIELDS)):
         raise TypeError(f"no fields of a host that operators change: {unknown}")
@@ -34,7 +34,7 @@ def change(host: Host, **values: Any) -> Host:
     return row
 
 
-def remove(host: Host) -> None:
+def remove_host(host: Host) -> None:
     """Forgets a host that is gone, with what it reported and the rows of its replicas."""
     with transaction.atomic():
         row = _locked(host)

@@ -14,8 +14,9 @@ from django.db import models, transaction
 from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import addresses, engine_arguments, engine_parsers, engines, registering
-from modelregistry.engine_arguments import Options
+from modelregistry import addresses, validation
+from modelregistry.engines import arguments, base, parsers
+from modelregistry.engines.arguments import Options
 
 # What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
 model_name = RegexValidator(
@@ -78,7 +79,7 @@ class HostReport(models.Model):
     """What a host's supervisor last saw of the machine itself.
 
     `devices`: a list of `gpus.Device` as objects. `strangers`: processes that hold memory of a device and are not ours.
-    `engines`: the version of each launcher that the host has. `installed`: by launcher, the versions to which a model
+    `base`: the version of each launcher that the host has. `installed`: by launcher, the versions to which a model
     can be pinned, the newest first. `problems`: sentences for operators, as {"code", "detail"}. Bytes, everywhere.
     """
 
@@ -234,7 +235,7 @@ class ServedModel(models.Model):
     @property
     def unplanned(self) -> list[str]:
         """The options among its arguments whose memory no plan counts."""
-        return list(engine_arguments.unplanned(registering.arguments_of(self.engine, self.launcher, self.args)))
+        return list(arguments.unplanned(validation.read_arguments(self.engine, self.launcher, self.args)))
 
     # What is asked of a model's files and engine. When none of it changes, they are not looked at: a model whose files
     # broke, or whose arguments a newer engine refuses, can still be described, retired or stopped.
@@ -260,7 +261,7 @@ class ServedModel(models.Model):
         # Not within a transaction, which would keep everybody else from writing: see `ask_parser`.
         asking = not transaction.get_connection().in_atomic_block
         launcher, options = self._parser(asking=asking) if anew else ("", None)
-        problems = registering.problems(
+        problems = validation.find_problems(
             engine=self.engine,
             launcher=self.launcher,
             engine_version=self.engine_version,
@@ -306,13 +307,13 @@ class ServedModel(models.Model):
     def _versions(self) -> list[str]:
         """Those of its engine that are installed on this machine."""
         launcher = "vllm" if self.engine == self.Engine.VLLM else self.launcher
-        return [one.version for one in engines.installed(launcher, settings.CACHE)] if launcher else []
+        return [one.version for one in base.installed_versions(launcher, settings.CACHE)] if launcher else []
 
     def _parser(self, *, asking: bool) -> tuple[str, Options | None]:
-        """What starts it here and what that takes, as `engine_parsers.of_host`. Of other hosts nothing is known."""
+        """What starts it here and what that takes, as `parsers.options_of_host`. Of other hosts nothing is known."""
         if self.engine not in (self.Engine.VLLM, self.Engine.LLAMA_CPP) or not self.is_of_this_machine():
             return self.launcher, None
-        spec = engines.Spec(
+        spec = base.Spec(
             engine=self.engine,
             name="",
             path=self.path,
@@ -321,7 +322,7 @@ class ServedModel(models.Model):
             version=self.engine_version,
         )
         search_path = os.environ.get("PATH", os.defpath)
-        return engine_parsers.of_host(
+        return parsers.options_of_host(
             spec, settings.ENGINE_COMMANDS, settings.CACHE, search_path, asking=asking and bool(self.args)
         )
 
@@ -405,7 +406,9 @@ class Replica(models.Model):
     restarts = models.PositiveIntegerField(_("restarts"), default=0)
     retry_at = models.DateTimeField(null=True, blank=True)
     detail = models.TextField(_("detail"), blank=True)
-    cause = models.CharField(max_length=40, blank=True)  # a code of `advice`, if the cause of a failure is a known one
+    cause = models.CharField(
+        max_length=40, blank=True
+    )  # a code of `failure_advice`, if the cause of a failure is a known one
     changed_at = models.DateTimeField(_("since"), auto_now=True)
 
     class Meta:
@@ -424,7 +427,7 @@ class EngineTrial(models.Model):
     """What a version of an engine did with a model on a host, when it was tried. Written by the host's supervisor.
 
     `stamp` changes when the version is installed anew; a failed one is not tried again before. `answer`: to the fixed
-    question, by which later versions are judged. `cause`: a code of `advice`, or "".
+    question, by which later versions are judged. `cause`: a code of `failure_advice`, or "".
     """
 
     class State(models.TextChoices):
@@ -548,7 +551,7 @@ class Measurement(models.Model):
 
 
 class Chore(models.Model):
-    """Work that recurs, whatever host does it (see `chores`). Who claims it does it; the others see that it is done."""
+    """Work that recurs, whatever host does it (see `tasks`). Who claims it does it; the others see that it is done."""
 
     name = models.CharField(max_length=60, primary_key=True)
     claimed_at = models.DateTimeField(null=True)

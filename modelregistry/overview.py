@@ -157,7 +157,7 @@ class Overview:
     models: tuple[ModelNow, ...]
 
 
-def read(now: datetime, first_tokens: Mapping[str, FirstToken] | None = None) -> Overview:
+def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken] | None = None) -> Overview:
     """Everything, by name. `first_tokens` by the model's name, from who measures them. Raises django.db.Error."""
     served = ServedModel.objects.select_related("host").prefetch_related(
         "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
@@ -254,7 +254,7 @@ def state_of(
 
 
 def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
-    """`rows`: all replicas, of whatever host."""
+    """`repository`: all replicas, of whatever host."""
     report = getattr(host, "report", None)
     alive = [row for row in rows if row.host_id == host.pk and row.state in ALIVE]
     return HostNow(

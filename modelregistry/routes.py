@@ -6,7 +6,7 @@ from datetime import date
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
-from modelregistry import engines
+from modelregistry.engines import base
 from modelregistry.models import Alias, Replica, ServedModel
 
 
@@ -98,7 +98,7 @@ def ready() -> list[Route]:
             launcher=replica.launcher,
             # What an operator told of a server that we did not start.
             slots=replica.slots or (None if replica.launcher else replica.model.slots),
-            sorts=engines.sorts(replica.launcher, replica.model.task, replica.model.args),
+            sorts=base.supports_priority(replica.launcher, replica.model.task, replica.model.args),
         )
         for replica in replicas
     ]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
+def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
     """Lines; each column is as wide as its widest cell."""
     lines = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

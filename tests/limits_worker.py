@@ -8,11 +8,11 @@ import json
 import sys
 from zoneinfo import ZoneInfo
 
-from apiproxy.catalogue import Counter, Limit
-from apiproxy.errors import Refusal
-from apiproxy.limits import Spending
-from apiproxy.shared_limits import SharedLimits
-from modelregistry.watchdog import Watchdog
+from apiproxy.dataplane.catalogue import Counter, Limit
+from apiproxy.dataplane.errors import Refusal
+from apiproxy.dataplane.limits.local import Spending
+from apiproxy.dataplane.limits.redis import SharedLimits
+from modelregistry.supervisor.watchdog import Watchdog
 from portal.metering.windows import bounds
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from modelregistry.fetching import CannotFetch, once, pip
+from modelregistry.install.build_cache import CannotFetch, build_once, download_with_pip
 
 
 def python(lock: Path, kind: str) -> Path:
@@ -21,11 +21,11 @@ def python(lock: Path, kind: str) -> Path:
         say(f"installing what {lock.name} pins under {workspace.parent}")
         made = workspace / "environment"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
-        pip("--python", str(made / "bin" / "python"), "install", pins=[lock.read_text()])
+        download_with_pip("--python", str(made / "bin" / "python"), "install", pins=[lock.read_text()])
         return made
 
     try:
-        return once(target, make, say) / "bin" / "python"
+        return build_once(target, make, say) / "bin" / "python"
     except CannotFetch as error:
         raise SystemExit(str(error)) from error
 

@@ -17,7 +17,7 @@ import openai
 import pytest
 from django.conf import settings
 
-from modelregistry.demo_models import MINILM, SMOLLM2
+from modelregistry.install.demo_models import MINILM, SMOLLM2
 from tests.installation import Installation, installed
 from tests.slapd import Directory
 from tests.waiting import until

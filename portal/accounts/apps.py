@@ -16,7 +16,7 @@ class AccountsConfig(AppConfig):
         self.audited: dict[str, Any] = {}  # what `audit.watch` was told
 
     def ready(self) -> None:
-        from modelregistry import chores
+        from modelregistry.supervisor import tasks
         from portal.accounts import audit, checks, emergency, roster  # noqa: F401
         from portal.accounts.models import Membership, Tenant, User
 
@@ -41,10 +41,10 @@ class AccountsConfig(AppConfig):
             name=lambda membership: f"{membership.user.get_username()} · {membership.tenant.slug}",
         )
         # Django's own command: sessions that are over, of people who closed their browser without signing out.
-        chores.register("clearsessions", timedelta(days=1), ("clearsessions",))
+        tasks.register("clearsessions", timedelta(days=1), ("clearsessions",))
         if settings.DIRECTORY:
             work = roster.WORK
-            chores.register(work.name, work.every, work.argv)
+            tasks.register(work.name, work.every, work.argv)
 
 
 def user_name(user: Any) -> str:

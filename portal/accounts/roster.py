@@ -14,7 +14,7 @@ from django.db.models import Prefetch
 from django.urls import reverse
 from django.utils import timezone
 
-from modelregistry.chores import Work
+from modelregistry.supervisor.tasks import PeriodicTask
 from portal.accounts import directory_groups, people
 from portal.accounts.directory import (
     Directory,
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 # So many are written in one transaction (some 0.5 s), for whoever else writes waits for its end.
 BATCH = 50
-WORK = Work(name="syncdirectory", every=timedelta(hours=1), argv=("syncdirectory",))
+WORK = PeriodicTask(name="syncdirectory", every=timedelta(hours=1), argv=("syncdirectory",))
 
 
 class Implausible(Exception):

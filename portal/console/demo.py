@@ -7,7 +7,7 @@ from pathlib import Path
 from django.conf import settings
 from django.db import transaction
 
-from modelregistry.demo_models import DEMO_MODELS
+from modelregistry.install.demo_models import DEMO_MODELS
 from modelregistry.models import ServedModel
 from portal.accounts import people
 from portal.accounts.models import Membership, Tenant, User

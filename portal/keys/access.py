@@ -9,7 +9,8 @@ from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-from modelregistry import abilities, routes
+from modelregistry import routes
+from modelregistry.engines import capabilities
 from modelregistry.models import Replica, ServedModel
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
@@ -71,8 +72,8 @@ def offers(served: QuerySet[ServedModel]) -> list[Offer]:
             context=model.context,
             state=liveness(model.replica_set.all(), now),
             retires_on=model.retires_on,
-            tools=abilities.calls_tools(model.engine, model.launcher, model.args),
-            vision=abilities.sees_images(model.engine, model.args),
+            tools=capabilities.calls_tools(model.engine, model.launcher, model.args),
+            vision=capabilities.sees_images(model.engine, model.args),
         )
         for model in served.prefetch_related(replicas, "aliases")
     ]

@@ -9,7 +9,7 @@ class KeysConfig(AppConfig):
     verbose_name = _("API keys")
 
     def ready(self) -> None:
-        from modelregistry import chores
+        from modelregistry.supervisor import tasks
         from portal.accounts import audit
         from portal.keys.models import ApiKey, ManagementKey
 
@@ -30,4 +30,4 @@ class KeysConfig(AppConfig):
             silent={"last_used_at"},
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
         )
-        chores.register("clearplayground", timedelta(hours=1), ("clearplayground",))
+        tasks.register("clearplayground", timedelta(hours=1), ("clearplayground",))

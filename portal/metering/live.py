@@ -18,7 +18,7 @@ from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
 from modelregistry.models import Replica
-from modelregistry.watchdog import Watchdog
+from modelregistry.supervisor.watchdog import Watchdog
 from portal.keys.models import ApiKey
 from portal.metering.models import UsageRecord
 

@@ -358,7 +358,7 @@ class UsageHour(Sums):
 
 
 class RefusalHour(models.Model):
-    """How many calls of a key the gateway refused in an hour (as of UsageHour), by why: `code` as in apiproxy.errors.
+    """How many calls of a key the gateway refused in an hour (as of UsageHour), by why: `code` as in its `errors`.
 
     `model`: the name that was asked for if it is one of ours, else "". Refused calls are no usage and have no records.
     """

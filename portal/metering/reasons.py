@@ -1,7 +1,7 @@
 """Why a request got no whole answer, in the words of who made it, and what to do about it.
 
-Reasons are of two kinds: codes with which the gateway refused a call (RefusalHour.code, see apiproxy.errors), and how
-a request ended that had reached an engine (UsageRecord.Status).
+Reasons are of two kinds: codes with which the gateway refused a call (RefusalHour.code, see apiproxy.dataplane.errors),
+and how a request ended that had reached an engine (UsageRecord.Status).
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,6 @@ class NoticesConfig(AppConfig):
     verbose_name = _("Notices")
 
     def ready(self) -> None:
-        from modelregistry import chores
+        from modelregistry.supervisor import tasks
 
-        chores.register("tellnotices", timedelta(minutes=10), ("tellnotices",))
+        tasks.register("tellnotices", timedelta(minutes=10), ("tellnotices",))

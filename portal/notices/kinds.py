@@ -13,7 +13,7 @@ from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext, pgettext
 
-from modelregistry.advice import ADVICE
+from modelregistry.failure_advice import ADVICE
 from portal.accounts.models import DirectoryState
 
 Facts = Mapping[str, Any]

@@ -168,7 +168,7 @@ def change_host(by: User | None, host: Host, **values: Any) -> Host:
     """Other `values`, by the names in hosts.FIELDS. Engines move to a new address, and end for maintenance."""
     tenancy.check(by)
     try:
-        return hosts.change(host, **values)
+        return hosts.change_host(host, **values)
     except ValidationError as error:
         raise Refused.by(error) from error
 
@@ -177,7 +177,7 @@ def remove_host(by: User | None, host: Host) -> None:
     """Forgets a host that is gone and has no models."""
     tenancy.check(by)
     try:
-        hosts.remove(host)
+        hosts.remove_host(host)
     except ValidationError as error:
         raise Refused(" ".join(error.messages)) from error
 

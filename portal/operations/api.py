@@ -22,11 +22,14 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from modelregistry import engine_arguments, forecast, model_files, overview, registering
-from modelregistry.advice import ADVICE, words
-from modelregistry.engines import Spec
+from modelregistry import fit, overview, validation
+from modelregistry.engines import arguments
+from modelregistry.engines.base import Spec
+from modelregistry.engines.presets import PRESETS, Preset
+from modelregistry.failure_advice import ADVICE, words
+from modelregistry.files import model_files
+from modelregistry.files.metadata import UnreadableModel
 from modelregistry.models import EngineTrial, Host, LogTail, Reading, Replica, ServedModel
-from modelregistry.presets import PRESETS, Preset
 from portal.accounts.models import DirectoryState
 from portal.accounts.tenancy import me
 from portal.api.bodies import given, plain
@@ -50,7 +53,7 @@ class OverviewView(APIView):
     def get(self, request: Request) -> Response:
         """All hosts and models with their live state, as `/ws/operations/` tells them."""
         now = timezone.now()
-        return Response(plain(overview.read(now, live.first_tokens(now))))
+        return Response(plain(overview.read_overview(now, live.first_tokens(now))))
 
 
 class Hosts(GenericViewSet[Host]):
@@ -244,19 +247,19 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
     host = plan.pop("host")
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
     spec = Spec(name="", **values)
-    said = registering.arguments_of(spec.engine, spec.launcher, spec.args)
-    if fault := registering.args_fault(spec.engine, said, spec.allowed_risks, spec.tensor_parallel):
+    said = validation.read_arguments(spec.engine, spec.launcher, spec.args)
+    if fault := validation.args_fault(spec.engine, said, spec.allowed_risks, spec.tensor_parallel):
         raise ValidationError({"args": [fault]})
     try:
-        facts = model_files.read(spec.engine, spec.path, spec.allowed_risks)
-    except model_files.Unreadable as error:
-        raise ValidationError({"path": [registering.sentence(error)]}) from error
-    hosts = forecast.hosts().filter(pk=host.pk) if host else forecast.hosts()
+        facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
+    except UnreadableModel as error:
+        raise ValidationError({"path": [validation.explain(error)]}) from error
+    hosts = fit.hosts().filter(pk=host.pk) if host else fit.hosts()
     return {
         "facts": facts,
-        "prediction": forecast.alone(spec, facts),
-        "hosts": forecast.outlooks(spec, facts, hosts),
-        "unplanned": list(engine_arguments.unplanned(said)),
+        "prediction": fit.predict_alone(spec, facts),
+        "hosts": fit.fit_on_hosts(spec, facts, hosts),
+        "unplanned": list(arguments.unplanned(said)),
     }
 
 

@@ -21,7 +21,7 @@ from django.utils import timezone
 from modelregistry import overview
 from modelregistry.models import LogWish, Replica
 from modelregistry.overview import FirstToken, Overview
-from modelregistry.watchdog import Watchdog
+from modelregistry.supervisor.watchdog import Watchdog
 from portal.operations.pace import paces
 
 log = logging.getLogger("madoguchi.live")
@@ -94,7 +94,7 @@ class Reader:
     def _overview(self, now: datetime) -> Overview:
         if self._measured is None or (now - self._measured).total_seconds() >= FIRST_TOKENS_AGAIN:
             self._first_tokens, self._measured = first_tokens(now), now
-        return overview.read(now, self._first_tokens)
+        return overview.read_overview(now, self._first_tokens)
 
     def _tails(self, replicas: list[int], now: datetime) -> dict[int, Tail | None]:
         """Renews the wish to see those that are there still."""

@@ -16,10 +16,10 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
-from modelregistry.forecast import estimate
+from modelregistry.engines.presets import PRESETS
+from modelregistry.fit import estimate
 from modelregistry.hosts import needed_because
 from modelregistry.models import Host, LogTail, ServedModel
-from modelregistry.presets import PRESETS
 from portal.accounts.models import DirectoryState
 from portal.accounts.tenancy import me, operator
 from portal.console import posted

@@ -11,8 +11,8 @@ import httpx2
 import pytest
 import uvicorn
 
-from apiproxy.asgi import Application
-from apiproxy.models import CatalogueRevision
+from apiproxy.bridge.models import CatalogueRevision
+from apiproxy.server.asgi import Application
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
@@ -21,8 +21,8 @@ from tests import engine
 from tests.waiting import until
 
 # uvicorn's protocol classes, as `up` sets them.
-HTTP = "apiproxy.server:Protocol"
-WS = "apiproxy.server:Socket"
+HTTP = "apiproxy.server.protocol:Protocol"
+WS = "apiproxy.server.protocol:Socket"
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A model for tests that need one as the catalogue holds it."""
 
-from apiproxy.catalogue import Model, Timeouts
+from apiproxy.dataplane.catalogue import Model, Timeouts
 
 SERVED = Model(
     id=1,

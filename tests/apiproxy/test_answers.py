@@ -10,9 +10,10 @@ import httpx2
 import openai
 import pytest
 
-from apiproxy import relay, sse
-from apiproxy.assembly import ChunkAssembly
-from apiproxy.upstream import IDLE_SECONDS, Address, Pool
+from apiproxy.dataplane import relay
+from apiproxy.dataplane.stream import readers
+from apiproxy.dataplane.stream.accumulators import ChunkAccumulator
+from apiproxy.dataplane.upstream import IDLE_SECONDS, Address, Pool
 from modelregistry.models import Host, Replica, ServedModel
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
 from tests.waiting import until
@@ -48,7 +49,7 @@ def test_g15_large_events_of_one_answer_leave_the_loop_to_others(llama):
     alternatives = [{"token": "t" * 20, "logprob": -1.5, "bytes": None}] * 40_000
     choice["logprobs"] = {"content": [{"token": "x", "logprob": -0.1, "top_logprobs": alternatives}]}
     large = event([choice])
-    assert len(large) < sse.MAX_EVENT
+    assert len(large) < readers.MAX_EVENT
     script = [{"send": SSE}, {"send": chunk(large), "times": 30}, END]
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         hungry = pool.submit(llama.chat, script=script)
@@ -91,7 +92,7 @@ def test_g5_odd_events_of_several_answers_are_the_engines_failure(counter, caplo
 
 
 def test_g15_an_assembly_counts_what_it_keeps():
-    assembly = ChunkAssembly()
+    assembly = ChunkAccumulator()
     for _ in range(1000):
         assembly.feed(token(1).encode())
     assert len(json.loads(assembly.body(None))["choices"][0]["message"]["content"]) == 3000
@@ -102,7 +103,7 @@ def test_g15_an_assembly_counts_what_it_keeps():
 
 
 def test_g15_an_event_is_read_once_however_small_its_pieces():
-    reader = sse.ChunkReader(sse.Asked(usage=False), lambda error: b"")
+    reader = readers.ChunkReader(readers.StreamContext(usage=False), lambda error: b"")
     begun = time.process_time()
     for _ in range(3 * MB // 256):
         assert reader.feed(b"x" * 256) == b""
@@ -239,7 +240,7 @@ def test_t5_an_incomplete_response_is_finished_and_metered(counter):
 @pytest.fixture
 def impatient(monkeypatch) -> None:
     """A heartbeat at each sweep, which is once a second."""
-    monkeypatch.setattr("apiproxy.gateway.HEARTBEAT", 0.1)
+    monkeypatch.setattr("apiproxy.dataplane.gateway.HEARTBEAT", 0.1)
 
 
 def typed(kind: str, **fields: object) -> str:
@@ -341,7 +342,7 @@ def test_g6_no_fault_between_taking_a_connection_and_its_answer_leaves_it_open(c
     def faulty(*_: object, **__: object) -> bytes:
         raise RecursionError
 
-    monkeypatch.setattr("apiproxy.relay.Exchange.attempt", faulty)
+    monkeypatch.setattr("apiproxy.dataplane.relay.Exchange.attempt", faulty)
     assert {counter.chat().status_code for _ in range(20)} == {500}
     monkeypatch.undo()
     until(lambda: sockets_to(counter.engine.url) <= 1)

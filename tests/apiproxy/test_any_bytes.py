@@ -8,11 +8,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from apiproxy import engine_errors, protocol, sse
-from apiproxy.bounds import OURS, READERS
-from apiproxy.errors import BadRequest, Refusal
-from apiproxy.protocol import ENDPOINTS
-from apiproxy.upstream import Address, Broken, Connection, Pool
+from apiproxy.dataplane import engine_errors
+from apiproxy.dataplane.errors import BadRequest, Refusal
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.formats.requests import ENDPOINTS
+from apiproxy.dataplane.stream import readers
+from apiproxy.dataplane.upstream import Address, Broken, Connection, Pool
+from apiproxy.dataplane.validation import OURS, READERS
 from tests.apiproxy.served import SERVED
 from tests.engine import DONE, FINISH, event
 
@@ -61,15 +63,15 @@ events = st.one_of(
 )
 kinds = st.sampled_from(
     [
-        lambda asked, told: sse.chunk_reader(sse.Asked(usage=asked), told),
-        lambda asked, told: sse.chunk_reader(sse.Asked(usage=asked, n=2), told),
-        lambda asked, told: sse.ResponsesReader(sse.Asked(usage=asked), told),
-        lambda asked, told: sse.MessagesReader(sse.Asked(usage=asked), told),
+        lambda asked, told: readers.chunk_reader(readers.StreamContext(usage=asked), told),
+        lambda asked, told: readers.chunk_reader(readers.StreamContext(usage=asked, n=2), told),
+        lambda asked, told: readers.ResponsesReader(readers.StreamContext(usage=asked), told),
+        lambda asked, told: readers.MessagesReader(readers.StreamContext(usage=asked), told),
     ]
 )
 
 
-def heard(reader: sse.Reader, pieces: list[bytes]) -> dict[str, Any]:
+def heard(reader: readers.Reader, pieces: list[bytes]) -> dict[str, Any]:
     through = b"".join(reader.feed(piece) for piece in pieces)
     return {
         "through": through,
@@ -88,7 +90,7 @@ def test_how_a_stream_is_cut_changes_nothing_that_is_read_of_it(kind, asked, str
     def told(error: object) -> bytes:
         return b"data: replaced\n\n"
 
-    if isinstance(kind(asked, told), sse.ChunkReader):  # whose protocol has no names of events
+    if isinstance(kind(asked, told), readers.ChunkReader):  # whose protocol has no names of events
         stream = [event for event in stream if not event.startswith(b"event:")]
     whole = heard(kind(asked, told), stream)  # an event at a time
     data = b"".join(stream)
@@ -109,7 +111,7 @@ def test_every_place_of_a_stream_is_a_place_to_cut_it():
     text = event([{"index": 0, "delta": {"content": "窓口"}, "finish_reason": None}]).encode().decode("unicode_escape")
     data = (text + FINISH + DONE).encode()
     for place in range(len(data)):
-        reader = sse.chunk_reader(sse.Asked(usage=False), lambda error: b"")
+        reader = readers.chunk_reader(readers.StreamContext(usage=False), lambda error: b"")
         assert heard(reader, [data[:place], data[place:]])["through"] == data
         assert reader.finished()
 
@@ -149,15 +151,15 @@ bodies = st.one_of(
 @given(bodies, st.sampled_from(sorted(ENDPOINTS)), st.booleans())
 def test_every_body_is_a_call_or_a_bad_request(body, path, force):
     try:
-        call = protocol.parse(body)
+        call = requests.parse(body)
     except BadRequest as refusal:
         refusal.error("ja")
         return
     endpoint = ENDPOINTS[path]
     assert call.model
     assert isinstance(call.end_user.encode(), bytes)
-    assert protocol.estimate(call, endpoint, SERVED, protocol.Terms()) >= 0
-    sent = json.loads(protocol.upstream_body(call, endpoint, "theirs", force_stream=force))
+    assert requests.estimate(call, endpoint, SERVED, requests.Terms()) >= 0
+    sent = json.loads(requests.upstream_body(call, endpoint, "theirs", force_stream=force))
     assert sent["model"] == "theirs"
     mine = {name: value for name, value in json.loads(body).items() if name not in READERS and name not in OURS}
     assert json.dumps({name: sent[name] for name in mine}) == json.dumps(mine)  # NaN is not equal to itself
@@ -166,8 +168,8 @@ def test_every_body_is_a_call_or_a_bad_request(body, path, force):
 @settings(max_examples=300, deadline=None)
 @given(st.integers(100, 599), bodies, st.sampled_from(sorted(ENDPOINTS)))
 def test_every_answer_of_an_engine_is_metered_and_every_error_told(status, body, path):
-    call = protocol.parse(b'{"model": "m"}')
-    tokens, _ = protocol.used(body, call, ENDPOINTS[path])
+    call = requests.parse(b'{"model": "m"}')
+    tokens, _ = requests.used_tokens(body, call, ENDPOINTS[path])
     assert tokens.total >= 0
     refusal = engine_errors.refusal(status, body, call, ENDPOINTS[path])
     assert isinstance(refusal, Refusal)

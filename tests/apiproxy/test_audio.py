@@ -16,7 +16,7 @@ import httpx2
 import openai
 import pytest
 
-from apiproxy import uploads
+from apiproxy.dataplane import uploads
 from modelregistry.models import Host, Replica, ServedModel
 from tests import engine
 from tests.engine import DONE, HEARD, SSE, chunk, unary
@@ -89,7 +89,7 @@ def test_the_sdk_gets_its_text_and_the_engine_every_byte(counter, sdk):
     assert body["file"] == {"name": "会議.mp3", "size": len(SOUND), "sha256": hashlib.sha256(SOUND).hexdigest()}
     (row,) = counter.usage()
     assert (row.endpoint, row.model, row.status) == (PATH, "ears", "finished")
-    # Three seconds of sound and eleven letters, by the rule of apiproxy.transcription.
+    # Three seconds of sound and eleven letters, by the rule of apiproxy.dataplane.formats.transcription.
     assert (row.prompt_tokens, row.completion_tokens, row.estimated) == (300, 4, True)
 
 

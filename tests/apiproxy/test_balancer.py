@@ -1,7 +1,7 @@
 """Which replica gets the next call."""
 
-from apiproxy.balancer import PENALTY, Balancer
-from apiproxy.catalogue import Replica
+from apiproxy.dataplane.balancer import PENALTY, Balancer
+from apiproxy.dataplane.catalogue import Replica
 
 A, B, C = (Replica(id=number, url=f"http://127.0.0.1:{number}", api_key="", upstream_model="m") for number in (1, 2, 3))
 

@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiproxy import bodies, coding, protocol
-from apiproxy.coding import decoding
-from apiproxy.errors import BadRequest, UnknownCoding
-from apiproxy.gateway import LARGE
+from apiproxy.dataplane import content_encoding, request_bodies
+from apiproxy.dataplane.content_encoding import decoding
+from apiproxy.dataplane.errors import BadRequest, UnknownCoding
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.gateway import LARGE
 from portal.keys.issuing import issue
 from portal.metering.models import Quota
 from tests.engine import ANSWER, SSE
@@ -96,7 +97,7 @@ def test_g4_all_keys_together_hold_no_more_than_the_budget(narrow, counter, rese
 @pytest.mark.parametrize("kind", ["json", "form"])
 def test_g4_bodies_that_never_come_keep_nobody_out(narrow, counter, research, alice, monkeypatch, kind):
     """Three keys of one person were enough to have everybody else's large calls refused for good."""
-    monkeypatch.setattr(bodies, "SAFE_SECONDS", 0.5)
+    monkeypatch.setattr(request_bodies, "SAFE_SECONDS", 0.5)
     keys = [issue(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(5)]
     counter.informed()
     if kind == "json":
@@ -152,14 +153,14 @@ def test_g4_a_key_has_no_more_bodies_on_their_way_than_calls_at_the_same_time(co
 
 @pytest.mark.parametrize("begun", [b"", b"{"])
 def test_g4_a_body_that_rests_is_ended(counter, monkeypatch, begun):
-    monkeypatch.setattr(bodies, "PIECE_SECONDS", 0.1)
+    monkeypatch.setattr(request_bodies, "PIECE_SECONDS", 0.1)
     with begin(counter, 100, begun) as connection:
         assert status(connection) == 408
     until(lambda: held(counter) == 0)
 
 
 def test_g4_a_body_that_trickles_in_for_ever_is_ended(counter, monkeypatch):
-    monkeypatch.setattr(bodies, "WHOLE_SECONDS", 0.1)
+    monkeypatch.setattr(request_bodies, "WHOLE_SECONDS", 0.1)
     with begin(counter, 100, b"{") as connection:
         assert status(connection) == 408
 
@@ -247,7 +248,7 @@ async def whole(receive) -> AsyncIterator[bytes]:
     more = True
     while more:
         message = await receive()
-        assert len(message["body"]) <= coding.PIECE
+        assert len(message["body"]) <= content_encoding.PIECE
         yield message["body"]
         more = message["more_body"]
 
@@ -295,13 +296,13 @@ def test_t3_a_chunked_body_over_the_bound_is_refused_while_it_comes(counter, set
 def test_g15_a_large_body_is_read_while_the_gateway_answers_others(counter, monkeypatch):
     reading, others = threading.Event(), threading.Event()
 
-    def parse(body: bytes) -> protocol.Call:
+    def parse(body: bytes) -> requests.Call:
         reading.set()
         assert others.wait(30)
         return parsed(body)
 
-    parsed = protocol.parse
-    monkeypatch.setattr(protocol, "parse", parse)
+    parsed = requests.parse
+    monkeypatch.setattr(requests, "parse", parse)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         large = pool.submit(counter.chat, filler="x" * LARGE)
         assert reading.wait(30)

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apiproxy import bounds, protocol
-from apiproxy.errors import BadRequest
-from apiproxy.ledger import Spool
-from apiproxy.protocol import ENDPOINTS, Terms
-from apiproxy.tokens import MOST_TOKENS
+from apiproxy.dataplane import validation
+from apiproxy.dataplane.errors import BadRequest
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
+from apiproxy.dataplane.ledger import Spool
+from apiproxy.dataplane.token_usage import MOST_TOKENS
 from portal.metering.models import Quota
 from tests.apiproxy.served import SERVED
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
@@ -33,8 +34,8 @@ COUNTED = [
 HUGE = ["1000000000000", "900000000000000000", "1" + "0" * 18, "1" + "0" * 400, "1e300", '"1' + "0" * 18 + '"', "1e999"]
 
 
-def call(text: str) -> protocol.Call:
-    return protocol.parse(('{"model":"m",' + text + "}").encode())
+def call(text: str) -> requests.Call:
+    return requests.parse(('{"model":"m",' + text + "}").encode())
 
 
 def refused(text: str) -> BadRequest:
@@ -47,7 +48,7 @@ def refused(text: str) -> BadRequest:
 
 def sent(text: str, **more) -> dict:
     known = call(text)
-    return json.loads(protocol.upstream_body(known, CHAT, "m", force_stream=False, **more))
+    return json.loads(requests.upstream_body(known, CHAT, "m", force_stream=False, **more))
 
 
 # --- numbers
@@ -77,9 +78,9 @@ def test_m1_what_is_not_said_is_not_refused(name):
 
 @pytest.mark.parametrize("text", ['"n":2,"max_tokens":1000000000', '"n":2,"max_tokens":2147483647', '"n":"2"'])
 def test_m1_no_call_is_counted_for_more_than_the_models_context_for_each_answer(text):
-    assert protocol.estimate(call(text), CHAT, SMALL, Terms()) <= 2 * 2048
-    assert protocol.most_generated(call(text), CHAT, SMALL) <= 2 * 2048
-    assert protocol.most_generated(call(text), CHAT, SERVED) <= 2 * bounds.LONGEST
+    assert requests.estimate(call(text), CHAT, SMALL, Terms()) <= 2 * 2048
+    assert requests.max_generated(call(text), CHAT, SMALL) <= 2 * 2048
+    assert requests.max_generated(call(text), CHAT, SERVED) <= 2 * validation.LONGEST
 
 
 def test_m1_prompts_and_answers_are_bounded_together():
@@ -109,7 +110,7 @@ def test_t3_no_number_makes_a_reservation_negative(text):
 
 
 def test_t3_no_bound_is_no_negative_bound():
-    assert protocol.most_generated(call('"max_tokens": -1'), CHAT, SMALL) > 0
+    assert requests.max_generated(call('"max_tokens": -1'), CHAT, SMALL) > 0
 
 
 anything = st.one_of(
@@ -126,21 +127,22 @@ anything = st.one_of(
 
 @settings(max_examples=400, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from(sorted(bounds.READERS)), anything, max_size=6), st.sampled_from(sorted(ENDPOINTS))
+    st.dictionaries(st.sampled_from(sorted(validation.READERS)), anything, max_size=6),
+    st.sampled_from(sorted(ENDPOINTS)),
 )
 def test_m1_whatever_passes_the_door_is_within_its_bounds(fields, path):
     try:
-        known = protocol.parse(json.dumps({**fields, "model": "m"}).encode())
+        known = requests.parse(json.dumps({**fields, "model": "m"}).encode())
     except BadRequest as refusal:
         refusal.error("ja")
         return
     endpoint = ENDPOINTS[path]
-    assert 1 <= known.answers <= bounds.MOST_INPUTS
+    assert 1 <= known.answers <= validation.MOST_INPUTS
     for model in (SERVED, SMALL):
-        most = known.answers * (model.context or bounds.LONGEST)
-        assert 0 <= protocol.most_generated(known, endpoint, model) <= most
-        assert 0 <= protocol.estimate(known, endpoint, model, Terms()) <= max(most, MOST_TOKENS)
-    told = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False))
+        most = known.answers * (model.context or validation.LONGEST)
+        assert 0 <= requests.max_generated(known, endpoint, model) <= most
+        assert 0 <= requests.estimate(known, endpoint, model, Terms()) <= max(most, MOST_TOKENS)
+    told = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False))
     for name in set(COUNTED) & set(told):
         assert told[name] is None or type(told[name]) is int
 
@@ -251,34 +253,34 @@ def obeyed(model, path: str, body: dict) -> object:
     ],
 )
 def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
-    endpoint, known = ENDPOINTS[path], protocol.parse(json.dumps({"model": "m", **fields}).encode())
-    members = protocol.bounding(known, endpoint, model, Terms(), limited=lambda: limited)
-    body = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False, more=members))
-    reserved = protocol.answer(known, endpoint, model, Terms())
+    endpoint, known = ENDPOINTS[path], requests.parse(json.dumps({"model": "m", **fields}).encode())
+    members = requests.bounding(known, endpoint, model, Terms(), limited=lambda: limited)
+    body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, more=members))
+    reserved = requests.answer(known, endpoint, model, Terms())
     assert obeyed(model, path, body) == reserved <= 2048
-    assert protocol.estimate(known, endpoint, model, Terms()) >= reserved
+    assert requests.estimate(known, endpoint, model, Terms()) >= reserved
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": None}, {"max_tokens": -1}, {"n_predict": -1}])
 def test_m2_under_a_limit_of_tokens_no_answer_is_without_bound(path, fields):
-    endpoint, known = ENDPOINTS[path], protocol.parse(json.dumps({"model": "m", **fields}).encode())
+    endpoint, known = ENDPOINTS[path], requests.parse(json.dumps({"model": "m", **fields}).encode())
     for model in (SERVED, LLAMA_CPP):
-        members = protocol.bounding(known, endpoint, model, Terms(default_answer=100), limited=lambda: True)
-        body = json.loads(protocol.upstream_body(known, endpoint, "m", force_stream=False, more=members))
-        assert obeyed(model, path, body) == protocol.answer(known, endpoint, model, Terms(default_answer=100)) == 100
+        members = requests.bounding(known, endpoint, model, Terms(default_answer=100), limited=lambda: True)
+        body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, more=members))
+        assert obeyed(model, path, body) == requests.answer(known, endpoint, model, Terms(default_answer=100)) == 100
         # Without one the answer may go on until the context ends, as everywhere.
-        assert protocol.bounding(known, endpoint, model, Terms(), limited=lambda: False) == {}
+        assert requests.bounding(known, endpoint, model, Terms(), limited=lambda: False) == {}
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 def test_m1_a_protocol_without_a_word_for_several_answers_gives_one(path):
     known = call('"n": 2, "best_of": 2, "max_tokens": 5')
     for model in (SERVED, LLAMA_CPP):
-        members = protocol.bounding(known, ENDPOINTS[path], model, Terms(), limited=lambda: False)
-        body = json.loads(protocol.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members))
+        members = requests.bounding(known, ENDPOINTS[path], model, Terms(), limited=lambda: False)
+        body = json.loads(requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members))
         assert not {"n", "best_of"} & body.keys()
-        assert protocol.bounding(known, CHAT, SERVED, Terms(), limited=lambda: False) == {}
+        assert requests.bounding(known, CHAT, SERVED, Terms(), limited=lambda: False) == {}
 
 
 def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):
@@ -383,7 +385,7 @@ def test_g6_a_member_that_differs_in_case_alone_is_refused_by_name(name):
 def test_g6_an_engine_that_we_do_not_know_is_sent_each_member_once():
     for text in ('"n": 1, "n": 2', '"\\u006e": 1, "n": 2', '"n": 1, "\\u006e": 2'):
         known = call(text)
-        body = protocol.upstream_body(known, CHAT, "m", force_stream=False, afresh=True)
+        body = requests.upstream_body(known, CHAT, "m", force_stream=False, afresh=True)
         pairs = json.loads(body, object_pairs_hook=list)
         assert dict(pairs)["n"] == known.n == 2
         assert len(pairs) == 2
@@ -392,7 +394,7 @@ def test_g6_an_engine_that_we_do_not_know_is_sent_each_member_once():
 def test_g6_what_a_fast_writer_refuses_is_sent_once_as_well():
     known = call('"a": "\\ud83d", "b": 1e400, "n": 1, "n": 2')
     pairs = json.loads(
-        protocol.upstream_body(known, CHAT, "m", force_stream=False, afresh=True), object_pairs_hook=list
+        requests.upstream_body(known, CHAT, "m", force_stream=False, afresh=True), object_pairs_hook=list
     )
     assert [name for name, _ in pairs] == ["model", "a", "b", "n"]
 
@@ -403,7 +405,7 @@ def test_g6_what_a_fast_writer_refuses_is_sent_once_as_well():
 def test_g6_json_nested_too_deep_is_refused_before_anything_is_done(depth, name, kind):
     begin, end = (kind[:1], kind[1:]) if kind == "[]" else kind.split(":", 1)
     begin += ":" if kind != "[]" else ""
-    if depth < 255 and name in bounds.SCHEMAS:
+    if depth < 255 and name in validation.SCHEMAS:
         depth = 255
     with pytest.raises(BadRequest) as caught:
         call(f'"{name}":' + begin * depth + "1" + end * depth)
@@ -413,7 +415,7 @@ def test_g6_json_nested_too_deep_is_refused_before_anything_is_done(depth, name,
 def test_g6_what_people_nest_is_taken():
     for depth, name in ((95, "x"), (250, "tools")):
         known = call(f'"{name}":' + "[" * depth + "]" * depth)
-        protocol.upstream_body(known, CHAT, "other", force_stream=True)
+        requests.upstream_body(known, CHAT, "other", force_stream=True)
 
 
 def test_g14_known_poisons_end_here():
@@ -472,7 +474,7 @@ GRAMMAR = 'root ::= "a" ("b" | [c-d]{2,3})*\n' * 50
 )
 def test_g14_lists_texts_and_schemas_have_stated_sizes(name, value):
     with pytest.raises(BadRequest) as caught:
-        protocol.parse(json.dumps({"model": "m", name: value}).encode())
+        requests.parse(json.dumps({"model": "m", name: value}).encode())
     refusal = caught.value
     assert (refusal.code, refusal.param) == ("invalid_value", name)
     assert refusal.facts["most"].replace(",", "") in refusal.message("ja").replace(",", "")
@@ -487,7 +489,7 @@ def test_g15_no_token_comes_with_more_than_twenty_alternatives(name, value):
     call('"logprobs": true, "top_logprobs": 0')
 
 
-@pytest.mark.parametrize("name", sorted(bounds.OURS))
+@pytest.mark.parametrize("name", sorted(validation.OURS))
 def test_g14_a_client_has_no_say_in_whose_work_an_engine_does_first(name):
     for value in ("1", "null", '"x"', "{}"):
         assert sent(f'"{name}": {value}, "x": 1') == {"model": "m", "x": 1}
@@ -497,5 +499,5 @@ def test_g14_a_client_has_no_say_in_whose_work_an_engine_does_first(name):
 def test_g15_blanks_hide_no_names_from_the_bound(blank):
     names = ",".join(f'"{number}"{blank}:1' for number in range(600_000))
     with pytest.raises(BadRequest) as refused:
-        protocol.parse(f'{{"model":"m","x":{{{names}}}}}'.encode())
+        requests.parse(f'{{"model":"m","x":{{{names}}}}}'.encode())
     assert refused.value.text == "too_many_values"

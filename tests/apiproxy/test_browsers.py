@@ -4,7 +4,7 @@ import environs
 import httpx2
 import pytest
 
-from apiproxy.routes import WITHOUT_V1
+from apiproxy.dataplane.routes import WITHOUT_V1
 from portal.environment import check_origins
 from tests.apiproxy.conftest import HTTP
 from tests.engine import ANSWER, DONE

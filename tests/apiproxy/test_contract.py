@@ -11,8 +11,8 @@ from zoneinfo import ZoneInfo
 import openai
 import pytest
 
-from apiproxy import protocol
-from apiproxy.gateway import Gateway
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.gateway import Gateway
 from modelregistry.models import Replica
 from portal.metering.models import Quota
 from tests.apiproxy.served import SERVED
@@ -94,9 +94,9 @@ def test_the_end_user_is_kept_as_given_up_to_64_characters(counter):
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "max_output_tokens"])
 def test_every_name_of_the_bound_is_reserved_for(field):
     for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
-        call = protocol.parse(json.dumps({"model": "m", field: 3}).encode())
-        told = protocol.bounding(call, protocol.ENDPOINTS[path], SERVED, protocol.Terms(), limited=lambda: True)
-        assert protocol.estimate(call, protocol.ENDPOINTS[path], SERVED, protocol.Terms()) == call.prompt_estimate + 3
+        call = requests.parse(json.dumps({"model": "m", field: 3}).encode())
+        told = requests.bounding(call, requests.ENDPOINTS[path], SERVED, requests.Terms(), limited=lambda: True)
+        assert requests.estimate(call, requests.ENDPOINTS[path], SERVED, requests.Terms()) == call.prompt_estimate + 3
         assert {value for value in ({field: 3} | told).values() if value is not None} == {3}
 
 

@@ -8,10 +8,10 @@ from django.db.models import ProtectedError
 from django.utils import timezone
 from hypothesis import given, settings
 
-from apiproxy import apps, controlplane
-from apiproxy.catalogue import Counter
-from apiproxy.ledger import DatabaseAway, RecordRefused
-from apiproxy.models import CatalogueChange
+from apiproxy.bridge import apps, catalogue_loader
+from apiproxy.bridge.models import CatalogueChange
+from apiproxy.dataplane.catalogue import Counter
+from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts.models import Membership
 from portal.keys.issuing import issue, revoke, rotate
@@ -38,11 +38,11 @@ def model(db) -> ServedModel:
 
 
 def keys() -> list[int]:
-    return [found.id for found in controlplane.load().keys.values()]
+    return [found.id for found in catalogue_loader.load().keys.values()]
 
 
 def number() -> int:
-    return controlplane.revision()
+    return catalogue_loader.revision()
 
 
 def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, bob, research, model, sales):
@@ -89,24 +89,24 @@ def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, b
         lambda: ApiKey.objects.filter(user=alice).last().delete(),
     )
     for happen in changes:
-        before = controlplane.load()
+        before = catalogue_loader.load()
         happen()
         assert number() > before.revision
-        followed = controlplane.follow(before)
-        assert followed == controlplane.load()
+        followed = catalogue_loader.apply_changes(before)
+        assert followed == catalogue_loader.load()
 
 
 def test_a_deleted_model_is_followed(research, alice, model):
-    before = controlplane.load()
+    before = catalogue_loader.load()
     model.delete()
-    assert controlplane.follow(before).models == {}
+    assert catalogue_loader.apply_changes(before).models == {}
 
 
 def test_a_key_for_one_model_opens_no_other_when_that_is_deleted(research, alice, model):
     issue(tenant=research, user=alice, name="one", allowed_models=[model])
     model.delete()
     ServedModel.objects.create(name="other", engine="external", url="http://127.0.0.1:1")
-    catalogue = controlplane.load()
+    catalogue = catalogue_loader.load()
     (found,) = catalogue.keys.values()
     assert catalogue.offered(found, 0) == {}
 
@@ -118,29 +118,29 @@ def test_a_tenant_that_a_model_is_reserved_for_cannot_be_deleted(sales, model):
 
 
 def test_several_changes_are_followed_at_once(key, alice, research):
-    before = controlplane.load()
+    before = catalogue_loader.load()
     revoke(key)
     issue(tenant=research, user=alice, name="new")
     alice.language = "en"
     alice.save()
-    assert controlplane.follow(before) == controlplane.load()
+    assert catalogue_loader.apply_changes(before) == catalogue_loader.load()
 
 
 def test_a_gateway_that_is_too_far_behind_loads_everything(key, monkeypatch):
     monkeypatch.setattr(apps, "CHANGES_KEPT", 3)
-    before = controlplane.load()
+    before = catalogue_loader.load()
     revoke(key)
     for _ in range(5):
         ServedModel.objects.create(name=f"m{_}", engine="external", url="http://127.0.0.1:1")
     assert CatalogueChange.objects.count() == 3
-    assert controlplane.follow(before).keys == {}
+    assert catalogue_loader.apply_changes(before).keys == {}
 
 
 def test_one_changed_key_costs_few_queries(key, alice, research, django_assert_max_num_queries):
-    before = controlplane.load()
+    before = catalogue_loader.load()
     revoke(key)
     with django_assert_max_num_queries(8):
-        controlplane.follow(before)
+        catalogue_loader.apply_changes(before)
 
 
 def test_a_sign_in_is_no_news(alice, client):
@@ -185,7 +185,7 @@ def test_a_service_key_needs_no_person(research):
 def test_a_key_that_expires_later_carries_its_time(research, alice):
     end = timezone.now() + timedelta(days=1)
     issue(tenant=research, user=alice, name="k", expires_at=end)
-    (found,) = controlplane.load().keys.values()
+    (found,) = catalogue_loader.load().keys.values()
     assert found.expires == pytest.approx(end.timestamp())
 
 
@@ -193,7 +193,7 @@ def test_limits_of_tenant_person_and_key_come_together(key, alice, research, mod
     Quota.objects.create(tenant=research, unit="tokens", window="month", amount=3)
     Quota.objects.create(user=alice, unit="requests", window="day", amount=2)
     Quota.objects.create(key=key, unit="concurrent", amount=1, model=model)
-    (found,) = controlplane.load().keys.values()
+    (found,) = catalogue_loader.load().keys.values()
     assert {(limit.counter.scope, limit.amount, limit.counter.model) for limit in found.limits} == {
         ("tenant", 3, None),
         ("user", 2, None),
@@ -220,7 +220,7 @@ def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice
     @settings(max_examples=25, deadline=None)
     def holds(some, others):
         Quota.objects.all().delete()
-        catalogue = controlplane.load()
+        catalogue = catalogue_loader.load()
         for drawn in (some, others):
             for quota in drawn:
                 quota.pk = None
@@ -230,11 +230,11 @@ def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice
             for quota in one_of_a_kind([*Quota.objects.all(), *drawn])[Quota.objects.count() :]:
                 quota.save()
             now = list(Quota.objects.all())
-            catalogue = controlplane.follow(catalogue)
+            catalogue = catalogue_loader.apply_changes(catalogue)
             expected = {
                 row.pk: {counted(*told) for told in naive(now, row.tenant_id, row.user_id, row.pk)} for row in rows
             }
-            assert limits(catalogue) == limits(controlplane.load()) == expected
+            assert limits(catalogue) == limits(catalogue_loader.load()) == expected
 
     holds()
 
@@ -250,7 +250,7 @@ def test_a_members_quota_is_neither_the_tenants_nor_the_persons_elsewhere(key, a
     issue(tenant=sales, user=alice, name="elsewhere")
     issue(tenant=research, user=bob, name="colleague")
     Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=5)
-    limits = {found.id: found.limits for found in controlplane.load().keys.values()}
+    limits = {found.id: found.limits for found in catalogue_loader.load().keys.values()}
     assert {pk for pk, found in limits.items() if found} == {key.pk}
     (limit,) = limits[key.pk]
     assert limit.counter == Counter("member", alice.pk, None, "tokens", "day", research.pk)
@@ -261,17 +261,17 @@ def test_what_a_member_spent_is_theirs_in_this_tenant(key, alice, research):
     now = timezone.now().timestamp()
     mine = {"key": key.pk, "user": alice.pk, "tenant": research.pk, "started": now}
     rows = [("mine", {}), ("elsewhere", {"tenant": 9}), ("colleague's", {"user": 9})]
-    controlplane.record([usage(name, **{**mine, **other}) for name, other in rows])
-    (found,) = controlplane.load().keys.values()
+    catalogue_loader.record_usage([usage(name, **{**mine, **other}) for name, other in rows])
+    (found,) = catalogue_loader.load().keys.values()
     (limit,) = found.limits
-    assert controlplane.spent(limit, now).used == 12
+    assert catalogue_loader.usage_since(limit, now).used == 12
 
 
 def test_a_replica_that_is_not_ready_gets_no_requests(model):
     host = Host.objects.create(name="h")
     for index, state in enumerate(Replica.State.values):
         Replica.objects.create(model=model, host=host, index=index, state=state, url=f"http://127.0.0.1:{index + 1}")
-    (found,) = controlplane.load().models.values()
+    (found,) = catalogue_loader.load().models.values()
     assert [replica.url for replica in found.replicas] == [
         f"http://127.0.0.1:{Replica.State.values.index('ready') + 1}"
     ]
@@ -281,8 +281,8 @@ def test_a_replica_that_is_not_ready_gets_no_requests(model):
 def test_recording_twice_counts_once_and_tells_when_the_key_was_used(key, alice, research):
     row = usage("req_1", key=key.pk, user=alice.pk, tenant=research.pk, started=timezone.now().timestamp())
     before = number()
-    controlplane.record([row])
-    controlplane.record([row])
+    catalogue_loader.record_usage([row])
+    catalogue_loader.record_usage([row])
     recorded = UsageRecord.objects.get()
     assert (recorded.prompt_tokens, recorded.completion_tokens, recorded.end_user) == (7, 5, "山田")
     key.refresh_from_db()
@@ -291,7 +291,7 @@ def test_recording_twice_counts_once_and_tells_when_the_key_was_used(key, alice,
 
 
 def test_usage_of_what_was_deleted_is_still_recorded(db):
-    controlplane.record([usage("req_1", key=999, user=999, tenant=999)])
+    catalogue_loader.record_usage([usage("req_1", key=999, user=999, tenant=999)])
     assert UsageRecord.objects.count() == 1
 
 
@@ -300,7 +300,7 @@ def test_what_was_spent_counts_this_window_of_this_owner(key, alice, research, m
     Quota.objects.create(key=key, unit="requests", window="day", amount=100, model=model)
     now = timezone.now().timestamp()
     mine = {"key": key.pk, "user": alice.pk, "tenant": research.pk}
-    controlplane.record(
+    catalogue_loader.record_usage(
         [
             usage("today", started=now, **mine),
             usage("this model", started=now, **{**mine, "model": "m"}),
@@ -309,8 +309,8 @@ def test_what_was_spent_counts_this_window_of_this_owner(key, alice, research, m
             usage("others", key=9, user=9, tenant=9, started=now),
         ]
     )
-    (found,) = controlplane.load().keys.values()
-    spent = {limit.counter.unit: controlplane.spent(limit, now).used for limit in found.limits}
+    (found,) = catalogue_loader.load().keys.values()
+    spent = {limit.counter.unit: catalogue_loader.usage_since(limit, now).used for limit in found.limits}
     assert spent == {"tokens": 36, "requests": 2}
 
 
@@ -326,19 +326,19 @@ def test_m9_a_successor_is_counted_as_its_predecessors(db, research, sales, quot
     other, _ = issue(tenant=research, service="batch", name="another")
     Quota.objects.create(key=other, unit="requests", window="day", amount=9)
     line = [key]
-    catalogue = controlplane.load()
+    catalogue = catalogue_loader.load()
     for _ in range(3):
         line.append(rotate(line[-1], timedelta(hours=1))[0])
-        catalogue = controlplane.follow(catalogue)
+        catalogue = catalogue_loader.apply_changes(catalogue)
     now = timezone.now().timestamp()
     rows = [usage(f"of {one.pk}", key=one.pk, user=None, tenant=research.pk, started=now) for one in line]
-    controlplane.record([*rows, usage("other", key=other.pk, user=None, tenant=research.pk, started=now)])
-    for found in (catalogue, controlplane.load()):
+    catalogue_loader.record_usage([*rows, usage("other", key=other.pk, user=None, tenant=research.pk, started=now)])
+    for found in (catalogue, catalogue_loader.load()):
         limits = {one.id: one.limits for one in found.keys.values()}
         assert {limits[one.pk] for one in line} == {limits[key.pk]}
         (limit,) = limits[line[-1].pk]
-        assert controlplane.spent(limit, now).used == 4
-        assert controlplane.spent(limits[other.pk][0], now).used == 1
+        assert catalogue_loader.usage_since(limit, now).used == 4
+        assert catalogue_loader.usage_since(limits[other.pk][0], now).used == 1
 
 
 def test_m9_however_keys_point_at_each_other_their_line_has_an_end():
@@ -355,14 +355,14 @@ def test_m9_however_keys_point_at_each_other_their_line_has_an_end():
 )
 def test_m7_a_row_that_no_database_takes_is_refused_by_name(key, name, value):
     with pytest.raises(RecordRefused):
-        controlplane.record([usage("bad", **{"key": key.pk, name: value})])
+        catalogue_loader.record_usage([usage("bad", **{"key": key.pk, name: value})])
     assert UsageRecord.objects.count() == 0
 
 
 def test_m7_a_number_that_one_database_takes_is_recorded_as_it_is_or_refused_by_name(key):
     """SQLite's integers have 64 bits, PostgreSQL's here 32."""
     try:
-        controlplane.record([usage("large", key=key.pk, prompt_tokens=2**40)])
+        catalogue_loader.record_usage([usage("large", key=key.pk, prompt_tokens=2**40)])
     except RecordRefused:
         assert connection.vendor == "postgresql"
         assert UsageRecord.objects.count() == 0
@@ -377,7 +377,7 @@ def test_m7_a_table_that_is_not_as_it_should_be_refuses_no_row_for_good(key):
         editor.execute("ALTER TABLE metering_usagerecord RENAME COLUMN end_user TO not_yet")
     try:
         with pytest.raises(DatabaseAway):
-            controlplane.record([usage("a", key=key.pk)])
+            catalogue_loader.record_usage([usage("a", key=key.pk)])
     finally:
         with connection.schema_editor() as editor:
             editor.execute("ALTER TABLE metering_usagerecord RENAME COLUMN not_yet TO end_user")

@@ -7,9 +7,9 @@ import httpx2
 import openai
 import pytest
 
-from apiproxy import sse
-from apiproxy.assembly import MessageAssembly
-from apiproxy.tokens import Tokens, tokens
+from apiproxy.dataplane.stream import readers
+from apiproxy.dataplane.stream.accumulators import MessageAccumulator
+from apiproxy.dataplane.token_usage import Tokens, read_tokens
 from modelregistry.models import ServedModel
 from tests.engine import DONE, FINISH, SSE, chunk, token, unary
 from tests.waiting import until
@@ -267,7 +267,7 @@ def test_its_caller_who_leaves_stops_it(llama, path, start, whole):
 
 
 def test_a_tools_input_is_put_together():
-    assembly = MessageAssembly()
+    assembly = MessageAccumulator()
     tool = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
     stream = typed("message_start", message=MESSAGE) + typed("content_block_start", index=0, content_block=tool)
     for text in ('{"city":', ' "Tokyo"}'):
@@ -280,8 +280,8 @@ def test_a_tools_input_is_put_together():
 
 
 def test_words_in_a_text_do_not_end_a_stream():
-    for reader in (sse.ResponsesReader, sse.MessagesReader):
-        found = reader(sse.Asked(usage=False), lambda error: b"replaced")
+    for reader in (readers.ResponsesReader, readers.MessagesReader):
+        found = reader(readers.StreamContext(usage=False), lambda error: b"replaced")
         said = typed("x", delta='message_stop response.completed "usage" "error"').encode()
         assert found.feed(said) == said
         assert (found.done, found.error, found.finished()) == (False, None, False)
@@ -289,4 +289,4 @@ def test_words_in_a_text_do_not_end_a_stream():
 
 def test_prompt_tokens_that_anthropic_counts_apart_are_added():
     usage = {"input_tokens": 3, "cache_read_input_tokens": 4, "cache_creation_input_tokens": 5, "output_tokens": 6}
-    assert tokens(usage) == Tokens(prompt=12, cached=4, completion=6)
+    assert read_tokens(usage) == Tokens(prompt=12, cached=4, completion=6)

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from apiproxy import engine_errors, protocol
-from apiproxy.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
-from apiproxy.protocol import ENDPOINTS
+from apiproxy.dataplane import engine_errors
+from apiproxy.dataplane.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.formats.requests import ENDPOINTS
 
 LLAMA = {
     "code": 400,
@@ -31,7 +32,7 @@ OUTPUT = "max_completion_tokens=32000 cannot be greater than max_model_len=2048.
 
 
 def refused(error: object, path: str = "/v1/chat/completions", status: int = 400, **fields: object) -> Refusal:
-    call = protocol.parse(json.dumps({"model": "m", **fields}).encode())
+    call = requests.parse(json.dumps({"model": "m", **fields}).encode())
     return engine_errors.refusal(status, json.dumps({"error": error}).encode(), call, ENDPOINTS[path])
 
 
@@ -92,7 +93,7 @@ def test_g11_an_engines_own_failure_stays_one(message):
 
 @pytest.mark.parametrize(("status", "said", "told"), [(429, "30", "30"), (503, "7", "7"), (503, "Fri, 1 Jan", "5")])
 def test_g7_an_engine_that_is_full_is_told_by_its_own_status_and_time(status, said, told):
-    call = protocol.parse(b'{"model": "m"}')
+    call = requests.parse(b'{"model": "m"}')
     refusal = engine_errors.refusal(status, b"{}", call, ENDPOINTS["/v1/embeddings"], retry_after=said)
     assert isinstance(refusal, EngineBusy)
     assert (refusal.status, refusal.headers["retry-after"]) == (status, told)

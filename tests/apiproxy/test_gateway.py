@@ -10,7 +10,7 @@ import httpx2
 import pytest
 from django.utils import timezone
 
-from apiproxy.asgi import Application, SecondGateway
+from apiproxy.server.asgi import Application, SecondGateway
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.keys.issuing import issue, revoke
 from portal.metering.models import Quota, UsageRecord
@@ -433,7 +433,7 @@ def test_a_failure_after_tokens_were_made_is_not_to_be_retried(counter):
 @pytest.fixture
 def impatient(monkeypatch) -> None:
     """A heartbeat at each sweep, which is once a second."""
-    monkeypatch.setattr("apiproxy.gateway.HEARTBEAT", 0.1)
+    monkeypatch.setattr("apiproxy.dataplane.gateway.HEARTBEAT", 0.1)
 
 
 def test_a_stream_that_does_not_begin_is_kept_alive(impatient, counter):

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from apiproxy import ledger, locks, set_aside, usage_lines
-from apiproxy.ledger import DatabaseAway, Drain, RecordRefused, Spool, replay
-from apiproxy.set_aside import Refused, SetAside
-from apiproxy.tokens import MOST_TOKENS
-from apiproxy.usage_lines import Usage
+from apiproxy.dataplane import file_locks, ledger, quarantine, usage_events
+from apiproxy.dataplane.ledger import DatabaseAway, Drain, RecordRefused, Spool, replay
+from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
+from apiproxy.dataplane.token_usage import MOST_TOKENS
+from apiproxy.dataplane.usage_events import Usage
 from tests.waiting import until
 
 
@@ -107,15 +107,15 @@ def test_the_lock_of_one_that_died_before_its_first_segment_is_removed(tmp_path,
 
 def test_a_lock_that_was_removed_while_one_waited_for_it_is_taken_anew(tmp_path):
     path = tmp_path / "owner.lock"
-    drains = locks.take(path)
+    drains = file_locks.take(path)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        born = pool.submit(locks.take, path)
+        born = pool.submit(file_locks.take, path)
         until(lambda: len(waiting_for(path)) == 1)
         path.unlink()
         os.close(drains)
         descriptor = born.result(10)
     assert os.path.samestat(os.fstat(descriptor), path.stat())
-    assert locks.try_to_take(path) is None
+    assert file_locks.try_to_take(path) is None
     os.close(descriptor)
 
 
@@ -302,7 +302,7 @@ def test_m7_a_value_that_no_database_takes_is_set_aside_and_holds_up_no_other(tm
 
 
 @given(
-    name=st.sampled_from(sorted(usage_lines.NAMES)),
+    name=st.sampled_from(sorted(usage_events.NAMES)),
     value=st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=101) | st.just([]) | st.just({}),
 )
 @example(name="prompt_tokens", value=MOST_TOKENS)
@@ -311,13 +311,13 @@ def test_m7_a_value_that_no_database_takes_is_set_aside_and_holds_up_no_other(tm
 def test_m7_the_quick_look_at_a_line_takes_what_the_thorough_one_takes(name, value):
     facts = {**vars(usage("a")), name: value}
     try:
-        usage_lines.usage_of(facts)
-    except usage_lines.BadLine:
+        usage_events.usage_of(facts)
+    except usage_events.BadLine:
         taken = False
     else:
         taken = True
     # Older lines, whose numbers may be written otherwise or which have fewer members, are for the thorough one alone.
-    assert usage_lines.sound(facts) == (taken and not (name == "started" and type(value) is int))
+    assert usage_events.is_valid(facts) == (taken and not (name == "started" and type(value) is int))
 
 
 def test_m7_lines_of_any_kind_are_set_aside(tmp_path, database):
@@ -428,15 +428,15 @@ def test_m7_what_was_set_aside_is_recorded_after_a_mend(tmp_path, database):
     drain = Drain(tmp_path, database.record, own=spool.owner)
     drain.run()
     database.refuses = {"c"}
-    assert replay(SetAside(tmp_path), database.record) == (1, 2)
+    assert replay(Quarantine(tmp_path), database.record) == (1, 2)
     assert database.rows["b"] == usage("b")
     assert [one.request_id for one in drain.set_aside] == ["e", "c"]
     assert len(drain.set_aside) == 2
 
 
 def test_m7_how_a_call_ended_comes_before_how_it_began(tmp_path, database):
-    aside = SetAside(tmp_path)
-    aside.add(Refused(error="", kind=kind, usage=vars(usage("a", status=status))) for kind, status in KINDS)
+    aside = Quarantine(tmp_path)
+    aside.add(QuarantinedRecord(error="", kind=kind, usage=vars(usage("a", status=status))) for kind, status in KINDS)
     assert replay(aside, database.record) == (2, 0)
     assert database.rows["a"].status == "finished"
 
@@ -445,15 +445,15 @@ KINDS = [("open", "interrupted"), ("close", "finished")]
 
 
 def test_m7_a_replay_without_a_database_or_that_is_killed_loses_nothing(tmp_path, database):
-    aside = SetAside(tmp_path)
-    aside.add([Refused(error="", usage=vars(usage("a")))])
+    aside = Quarantine(tmp_path)
+    aside.add([QuarantinedRecord(error="", usage=vars(usage("a")))])
     database.away = True
     with pytest.raises(DatabaseAway):
         replay(aside, database.record)
-    aside.add([Refused(error="", usage=vars(usage("b")))])
+    aside.add([QuarantinedRecord(error="", usage=vars(usage("b")))])
     assert len(aside) == 2
     database.away = False
-    assert replay(SetAside(tmp_path), database.record) == (2, 0)
+    assert replay(Quarantine(tmp_path), database.record) == (2, 0)
     assert sorted(database.rows) == ["a", "b"]
     assert len(aside) == 0
 
@@ -463,17 +463,17 @@ def test_m7_the_file_of_an_older_version_can_be_replayed(tmp_path, database):
     deep = json.dumps({"error": "bad row", "usage": {"user": "DEEP"}}).replace('"DEEP"', "[" * 990 + "]" * 990)
     lines = [*map(json.dumps, older), deep, "damaged"]
     (tmp_path / "refused.txt").write_text("".join(f"{line}\n" for line in lines))
-    assert replay(SetAside(tmp_path), database.record) == (1, 3)
+    assert replay(Quarantine(tmp_path), database.record) == (1, 3)
     assert list(database.rows) == ["a"]
 
 
 def test_m7_the_file_is_bounded_and_nobody_elses(tmp_path, monkeypatch):
     (tmp_path / "refused.txt").touch(0o644)
-    monkeypatch.setattr(set_aside, "MOST", 2000)
-    aside = SetAside(tmp_path)
-    kept = aside.add(Refused(error="e" * 10_000, usage="x" * 500) for _ in range(3))
+    monkeypatch.setattr(quarantine, "MAX_LISTED", 2000)
+    aside = Quarantine(tmp_path)
+    kept = aside.add(QuarantinedRecord(error="e" * 10_000, usage="x" * 500) for _ in range(3))
     assert kept == 0
-    kept = aside.add(Refused(error="e", usage="x" * 500) for _ in range(30))
+    kept = aside.add(QuarantinedRecord(error="e", usage="x" * 500) for _ in range(30))
     assert 0 < kept < 5
     assert (tmp_path / "refused.txt").stat().st_size < 2000
     assert (tmp_path / "refused.txt").stat().st_mode & 0o777 == 0o600

@@ -5,11 +5,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from apiproxy.catalogue import Counter, Limit
-from apiproxy.errors import OverQuota, OverRate
-from apiproxy.limits import Admission, Limits, Spending, encoded_headers
-from apiproxy.shared_limits import SharedLimits
-from modelregistry.watchdog import Watchdog
+from apiproxy.dataplane.catalogue import Counter, Limit
+from apiproxy.dataplane.errors import OverQuota, OverRate
+from apiproxy.dataplane.limits.local import Admission, Limits, Spending, encoded_headers
+from apiproxy.dataplane.limits.redis import SharedLimits
+from modelregistry.supervisor.watchdog import Watchdog
 from portal.metering.windows import bounds
 from tests.redis import Redis, redis_server
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from apiproxy import media, protocol
-from apiproxy.bounds import OURS
-from apiproxy.errors import BadRequest
-from apiproxy.protocol import ENDPOINTS, Terms
+from apiproxy.dataplane import media_urls
+from apiproxy.dataplane.errors import BadRequest
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
+from apiproxy.dataplane.validation import OURS
 from portal.keys.issuing import issue
 from tests.apiproxy.served import SERVED
 
@@ -68,7 +69,7 @@ def places(url: object) -> dict[str, dict]:
 
 
 def check(fields: dict, domains: frozenset[str] = frozenset()) -> None:
-    media.check(protocol.parse(json.dumps({"model": "m", **fields}).encode()).media, domains)
+    media_urls.check(requests.parse(json.dumps({"model": "m", **fields}).encode()).media, domains)
 
 
 @pytest.mark.parametrize("where", places(""))
@@ -116,9 +117,9 @@ TERMS = Terms(salt_key=b"k" * 32)
 
 
 def told(model, tenant: int, path: str = "/v1/chat/completions", terms: Terms = TERMS, **fields) -> dict:
-    known = protocol.parse(json.dumps({"model": "m", **fields}).encode())
-    members = protocol.caching(known, model, terms, tenant)
-    body = protocol.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members)
+    known = requests.parse(json.dumps({"model": "m", **fields}).encode())
+    members = requests.caching(known, model, terms, tenant)
+    body = requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members)
     return {name: value for name, value in json.loads(body).items() if name in OURS}
 
 

@@ -15,12 +15,12 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
-from apiproxy.asgi import UNMETERED, readiness
-from apiproxy.gateway import CHECKPOINT, CallMeter
-from apiproxy.ledger import DatabaseAway
-from apiproxy.tokens import Tokens
-from apiproxy.usage_lines import Usage
-from modelregistry.watchdog import HANGS, Down
+from apiproxy.dataplane.gateway import CHECKPOINT, CallMeter
+from apiproxy.dataplane.ledger import DatabaseAway
+from apiproxy.dataplane.token_usage import Tokens
+from apiproxy.dataplane.usage_events import Usage
+from apiproxy.server.asgi import UNMETERED, readiness
+from modelregistry.supervisor.watchdog import HANGS, Down
 from portal.keys.issuing import rotate
 from portal.metering.models import Quota, UsageRecord, UsageSetAside
 from tests import engine

@@ -4,8 +4,8 @@ from dataclasses import replace
 import httpx2
 import pytest
 
-from apiproxy.metrics import LAYOUT, Metrics, State
-from apiproxy.tally import Tally
+from apiproxy.dataplane.metrics import LAYOUT, Metrics, State
+from apiproxy.dataplane.mmap_counters import CounterFile
 from tests.engine import DONE, FINISH, SSE, chunk
 from tests.waiting import until
 
@@ -27,7 +27,7 @@ class Clock:
 @pytest.fixture
 def workers(tmp_path):
     clock = Clock()
-    made = [Metrics(Tally(tmp_path, LAYOUT), clock) for _ in range(2)]
+    made = [Metrics(CounterFile(tmp_path, LAYOUT), clock) for _ in range(2)]
     yield *made, clock
     for metrics in made:
         metrics.close()
@@ -111,7 +111,7 @@ def test_buckets_count_everything_below_them(workers):
 
 
 def test_what_is_counted_of_a_call_at_once_is_what_is_counted_apart(tmp_path):
-    apart, at_once = (Metrics(Tally(tmp_path / name, LAYOUT)) for name in ("apart", "at-once"))
+    apart, at_once = (Metrics(CounterFile(tmp_path / name, LAYOUT)) for name in ("apart", "at-once"))
     for first, whole in ((None, 0.01), (0.2, 0.3), (7.0, 1e9)):
         apart.request("/v1/completions", "m", "failed")
         apart.tokens("m", 3, 4)
@@ -156,7 +156,7 @@ def test_whichever_worker_is_asked_tells_of_all(workers):
 
 
 def test_a_worker_that_ends_is_no_longer_under_way_but_what_it_counted_stays(tmp_path):
-    ended, living = Metrics(Tally(tmp_path, LAYOUT)), Metrics(Tally(tmp_path, LAYOUT))
+    ended, living = Metrics(CounterFile(tmp_path, LAYOUT)), Metrics(CounterFile(tmp_path, LAYOUT))
     for metrics in (ended, living):
         metrics.refusal("x")
         metrics.state(STATE)

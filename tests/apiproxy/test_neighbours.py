@@ -12,8 +12,8 @@ import httpx2
 import psycopg
 import pytest
 
-from apiproxy.asgi import LAST_MOVE
-from apiproxy.ledger import SEGMENT_BYTES
+from apiproxy.dataplane.ledger import SEGMENT_BYTES
+from apiproxy.server.asgi import LAST_MOVE
 from portal.keys import secret
 from portal.metering.models import Quota, UsageRecord
 from tests import engine

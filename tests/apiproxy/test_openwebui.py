@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from apiproxy.openwebui import LONGEST, person
+from apiproxy.dataplane.openwebui import LONGEST, person
 
 EMAIL, ID, TOKEN = "X-OpenWebUI-User-Email", "X-OpenWebUI-User-Id", "X-OpenWebUI-User-Jwt"
 

@@ -6,7 +6,7 @@ from django.test import RequestFactory
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from apiproxy.origin import Origin, inside, networks, origin, product
+from apiproxy.dataplane.client_address import ClientAddress, client_address_of, in_networks, parse_networks, product_of
 from portal.accounts import throttle
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
@@ -15,7 +15,7 @@ from tests.waiting import until
 
 def came_from(peer: str, forwarded: str | None = None, proxies: int = 0) -> str:
     lines = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
-    return origin(peer, dict(lines), lines, proxies).address
+    return client_address_of(peer, dict(lines), lines, proxies).address
 
 
 words = st.sampled_from(["10.1.1.2", "192.0.2.9:4711", "[2001:db8::1]:80", "2001:DB8::1", "nonsense", "", " 10.0.0.1 "])
@@ -42,7 +42,7 @@ def settings_of():
 
 def test_a_header_that_came_in_two_lines_is_one_list():
     lines = [(b"x-forwarded-for", b"6.6.6.6, 192.0.2.9"), (b"x-forwarded-for", b"10.1.1.2")]
-    assert origin("10.1.1.1", dict(lines), lines, 2).address == "192.0.2.9"
+    assert client_address_of("10.1.1.1", dict(lines), lines, 2).address == "192.0.2.9"
 
 
 @pytest.mark.parametrize(
@@ -69,15 +69,15 @@ def test_an_address_is_written_in_one_way(peer, address):
     ],
 )
 def test_of_a_program_only_its_name_and_version_are_known(agent, client):
-    assert product(agent.encode()) == client
+    assert product_of(agent.encode()) == client
 
 
 def test_networks_hold_their_own_addresses_alone():
-    allowed = networks(["10.1.0.0/16", "2001:db8::/32", "192.168.7.5/32", "::ffff:172.16.0.0/108"])
+    allowed = parse_networks(["10.1.0.0/16", "2001:db8::/32", "192.168.7.5/32", "::ffff:172.16.0.0/108"])
     for address in ("10.1.255.255", "2001:db8:1::1", "192.168.7.5", "172.16.9.9"):
-        assert inside(address, allowed)
+        assert in_networks(address, allowed)
     for address in ("10.2.0.0", "192.168.7.6", "2001:db9::1", "172.32.0.1", ""):
-        assert not inside(address, allowed)
+        assert not in_networks(address, allowed)
 
 
 # --- over a real socket
@@ -142,7 +142,7 @@ def test_a_key_tells_where_and_with_what_it_was_last_used(counter, research):
 
 
 def test_origins_meet_in_a_tuple():
-    assert origin("10.1.1.1", {b"user-agent": b"curl/8"}, [], 0) == Origin("10.1.1.1", "curl/8")
+    assert client_address_of("10.1.1.1", {b"user-agent": b"curl/8"}, [], 0) == ClientAddress("10.1.1.1", "curl/8")
 
 
 def test_networks_cost_other_keys_nothing(counter, alice, research):

@@ -17,7 +17,7 @@ import pytest
 import uvicorn
 from websockets.sync.client import connect
 
-from apiproxy.pages import STATE, Pages
+from apiproxy.server.portal_proxy import STATE, PortalProxy
 from tests.installation import ROOT, Installation, installed
 from tests.slapd import unused_port
 from tests.waiting import until
@@ -56,7 +56,7 @@ def test_p7_a_person_signs_in_and_reads_pages_that_another_process_made(place, b
     assert page.status_code == 200
     assert "<h1" in page.text
     assert sum(name.lower() == "date" for name, _ in page.headers.multi_items()) == 1
-    assert place.pid_of("apiproxy.front") != place.pid_of("portal_worker")
+    assert place.pid_of("apiproxy.server.front") != place.pid_of("portal_worker")
 
 
 def test_p7_the_portal_knows_whose_connection_it_is_and_believes_no_header_about_it(place, browser):
@@ -129,7 +129,7 @@ async def front(tmp_path) -> AsyncIterator[tuple[Path, str]]:
     """The portal's socket, and the address of a server that hands everything on to it."""
     path = tmp_path / "portal.sock"
     listener = socket.create_server(("127.0.0.1", 0))
-    pages = Pages(path)
+    pages = PortalProxy(path)
 
     async def application(scope, receive, send):
         if scope["type"] != "lifespan":
@@ -142,7 +142,7 @@ async def front(tmp_path) -> AsyncIterator[tuple[Path, str]]:
                 pages.close()
             await send({"type": f"lifespan.{phase}.complete"})
 
-    classes = {"http": "apiproxy.server:Protocol", "ws": "apiproxy.pages:Tunnel"}
+    classes = {"http": "apiproxy.server.protocol:Protocol", "ws": "apiproxy.server.portal_proxy:Tunnel"}
     config = uvicorn.Config(application, **classes, lifespan="on", log_config=None)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

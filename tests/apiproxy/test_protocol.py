@@ -3,11 +3,12 @@ import json
 
 import pytest
 
-from apiproxy import engine_errors, protocol
-from apiproxy.assembly import ChunkAssembly
-from apiproxy.errors import MESSAGES, BadRequest, EngineFailed, Refusal
-from apiproxy.protocol import ENDPOINTS, Terms
-from apiproxy.tokens import Tokens, tokens
+from apiproxy.dataplane import engine_errors
+from apiproxy.dataplane.errors import MESSAGES, BadRequest, EngineFailed, Refusal
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
+from apiproxy.dataplane.stream.accumulators import ChunkAccumulator
+from apiproxy.dataplane.token_usage import Tokens, read_tokens
 from tests.apiproxy.served import SERVED
 from tests.engine import event
 
@@ -15,14 +16,14 @@ CHAT = ENDPOINTS["/v1/chat/completions"]
 
 
 def sent(fields: dict, model: str = "m", **more) -> dict:
-    call = protocol.parse(json.dumps({"model": "m", **fields}).encode())
-    return json.loads(protocol.upstream_body(call, CHAT, model, force_stream=more.get("force_stream", False)))
+    call = requests.parse(json.dumps({"model": "m", **fields}).encode())
+    return json.loads(requests.upstream_body(call, CHAT, model, force_stream=more.get("force_stream", False)))
 
 
 def test_a_body_that_needs_no_change_is_not_touched():
     body = b'{ "model" : "m", "temperature":0.50, "x":[1,  2] }'
-    call = protocol.parse(body)
-    assert protocol.upstream_body(call, CHAT, "m", force_stream=False) is body
+    call = requests.parse(body)
+    assert requests.upstream_body(call, CHAT, "m", force_stream=False) is body
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_the_model_can_have_another_name_at_the_engine():
     ],
 )
 def test_usage_is_found_in_unary_answers(body, expected):
-    found = protocol.usage_in(body)
+    found = requests.usage_in(body)
     assert (found and found["prompt_tokens"]) == expected
 
 
@@ -78,18 +79,18 @@ NONSENSE: list = [-1, "7", 7.5, True, {}, [], 10**30, "many"]
 
 @pytest.mark.parametrize("value", NONSENSE)
 def test_m4_nonsense_in_usage_is_no_number(value):
-    assert tokens({"prompt_tokens": value, "completion_tokens": 3}) is None
-    assert tokens({"prompt_tokens": 3, "completion_tokens": value}) is None
-    assert tokens({"input_tokens": 3, "output_tokens": value}) is None
-    assert tokens({"total_tokens": value}) is None
-    assert tokens(value) is None
+    assert read_tokens({"prompt_tokens": value, "completion_tokens": 3}) is None
+    assert read_tokens({"prompt_tokens": 3, "completion_tokens": value}) is None
+    assert read_tokens({"input_tokens": 3, "output_tokens": value}) is None
+    assert read_tokens({"total_tokens": value}) is None
+    assert read_tokens(value) is None
 
 
 @pytest.mark.parametrize("details", [*NONSENSE, ["cached_tokens"], "cached_tokens", {"cached_tokens": "x"}, 0, None])
 def test_m4_nonsense_in_details_counts_as_nothing(details):
     usage = {"prompt_tokens": 5, "completion_tokens": 3}
     for name in ("prompt_tokens_details", "completion_tokens_details", "input_tokens_details", "output_tokens_details"):
-        assert tokens({**usage, name: details}) == Tokens(prompt=5, completion=3)
+        assert read_tokens({**usage, name: details}) == Tokens(prompt=5, completion=3)
 
 
 def test_details_of_usage_are_read():
@@ -99,11 +100,11 @@ def test_details_of_usage_are_read():
         "prompt_tokens_details": {"cached_tokens": 4},
         "completion_tokens_details": {"reasoning_tokens": 8},
     }
-    assert tokens(usage) == Tokens(prompt=10, cached=4, completion=20, reasoning=8)
+    assert read_tokens(usage) == Tokens(prompt=10, cached=4, completion=20, reasoning=8)
 
 
 def refused(status: int, body: bytes, path: str = CHAT.path) -> Refusal:
-    return engine_errors.refusal(status, body, protocol.parse(b'{"model": "m"}'), ENDPOINTS[path])
+    return engine_errors.refusal(status, body, requests.parse(b'{"model": "m"}'), ENDPOINTS[path])
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 502])
@@ -122,8 +123,8 @@ def test_an_engines_sentence_goes_on_without_addresses_and_paths():
 
 
 def test_an_estimate_counts_prompt_and_answer():
-    call = protocol.parse(b'{"model":"m","max_tokens":50,"n":2,"prompt":"' + b"x" * 260 + b'"}')
-    assert protocol.estimate(call, CHAT, SERVED, Terms()) == pytest.approx(100 + 100, abs=5)
+    call = requests.parse(b'{"model":"m","max_tokens":50,"n":2,"prompt":"' + b"x" * 260 + b'"}')
+    assert requests.estimate(call, CHAT, SERVED, Terms()) == pytest.approx(100 + 100, abs=5)
 
 
 def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
@@ -131,12 +132,12 @@ def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
         '{"priority": -5, "model": "m", "a": 123456789012345678901234567890}',
         '{"priority":null,"model":"m"}',
     ):
-        call = protocol.parse(text.encode())
-        assert "priority" not in json.loads(protocol.upstream_body(call, CHAT, "m", force_stream=False))
-        ours = json.loads(protocol.upstream_body(call, CHAT, "m", force_stream=False, more={"priority": 1}))
+        call = requests.parse(text.encode())
+        assert "priority" not in json.loads(requests.upstream_body(call, CHAT, "m", force_stream=False))
+        ours = json.loads(requests.upstream_body(call, CHAT, "m", force_stream=False, more={"priority": 1}))
         assert {**json.loads(text), "priority": 1} == ours
-    plain = protocol.parse(b'{"model":"m"}')
-    assert json.loads(protocol.upstream_body(plain, CHAT, "m", force_stream=False, more={"priority": 1})) == {
+    plain = requests.parse(b'{"model":"m"}')
+    assert json.loads(requests.upstream_body(plain, CHAT, "m", force_stream=False, more={"priority": 1})) == {
         "model": "m",
         "priority": 1,
     }
@@ -144,14 +145,14 @@ def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
 
 def test_g12_an_answer_that_was_put_together_has_the_members_of_one_that_was_not():
     """`logprobs: null`, which clients read without asking, and the last of llama.cpp's `timings`, which count up."""
-    whole = ChunkAssembly()
+    whole = ChunkAccumulator()
     for number in (1, 2):
         delta = [{"index": 0, "delta": {"content": "x"}, "finish_reason": None}]
         whole.feed(event(delta, timings={"predicted_n": number}).encode())
     answer = json.loads(whole.body({"completion_tokens": 2}))
     assert answer["choices"][0]["logprobs"] is None
     assert answer["timings"] == {"predicted_n": 2}
-    with_logprobs = ChunkAssembly()
+    with_logprobs = ChunkAccumulator()
     for word in ("a", "b"):
         logprobs = {"content": [{"token": word, "logprob": 0.0}]}
         delta = [{"index": 0, "delta": {"content": word}, "logprobs": logprobs, "finish_reason": None}]
@@ -191,7 +192,7 @@ def test_every_refusal_can_be_told_in_both_languages():
 
 
 def assembled(*events: str, usage: dict | None = None) -> dict:
-    assembly = ChunkAssembly()
+    assembly = ChunkAccumulator()
     for one in events:
         assembly.feed(one.encode())
     return json.loads(assembly.body(usage))
@@ -248,20 +249,20 @@ def test_text_completions_and_logprobs_are_put_together():
 
 
 def test_what_json_takes_and_a_faster_reader_refuses_is_read_all_the_same():
-    call = protocol.parse(b'{"model":"m","a":"\\ud83d","b":NaN,"c":123456789012345678901234567890}')
+    call = requests.parse(b'{"model":"m","a":"\\ud83d","b":NaN,"c":123456789012345678901234567890}')
     assert call.model == "m"
     assert (
-        json.loads(protocol.upstream_body(call, CHAT, "n", force_stream=False))["c"] == 123456789012345678901234567890
+        json.loads(requests.upstream_body(call, CHAT, "n", force_stream=False))["c"] == 123456789012345678901234567890
     )
-    exact = protocol.parse(b'{"model":"m","c":1e400,"d":18446744073709551617}')
-    assert b"18446744073709551617" in protocol.upstream_body(exact, CHAT, "n", force_stream=False)
+    exact = requests.parse(b'{"model":"m","c":1e400,"d":18446744073709551617}')
+    assert b"18446744073709551617" in requests.upstream_body(exact, CHAT, "n", force_stream=False)
 
 
 def test_what_is_changed_stands_behind_what_came_and_counts():
     """Of two members of a name vLLM and llama.cpp take the last."""
     body = b'{"model":"m","stream_options":null,"stream":true} \n'
-    call = protocol.parse(body)
-    sent = protocol.upstream_body(call, CHAT, "other", force_stream=False)
+    call = requests.parse(body)
+    sent = requests.upstream_body(call, CHAT, "other", force_stream=False)
     assert sent.startswith(body.rstrip()[:-1])
     told = json.loads(sent)
     assert told == {"model": "other", "stream": True, "stream_options": {"include_usage": True}}
@@ -269,7 +270,7 @@ def test_what_is_changed_stands_behind_what_came_and_counts():
 
 def test_g15_of_a_large_body_that_waits_little_is_kept():
     salt = {"cache_salt": "ours", "stream_options": {"include_usage": True}, "tools": [{"type": "function"}]}
-    call = protocol.parse(json.dumps({"model": "m", "x": [[]] * 30_000, "stop": [], **salt}).encode())
+    call = requests.parse(json.dumps({"model": "m", "x": [[]] * 30_000, "stop": [], **salt}).encode())
     call.lighten()
     call.lighten()
     assert len(repr(call.fields)) < 300
@@ -281,25 +282,25 @@ def test_g15_of_a_large_body_that_waits_little_is_kept():
 
 def test_g15_a_large_body_is_written_anew_by_the_quick_writer(monkeypatch):
     body = json.dumps({"model": "m", "priority": 7, "prompt": list(range(20_000))}).encode()
-    monkeypatch.setattr(protocol, "decoded_exactly", lambda body: pytest.fail("takes ten times as long"))
-    call = protocol.parse(body)
+    monkeypatch.setattr(requests, "decoded_exactly", lambda body: pytest.fail("takes ten times as long"))
+    call = requests.parse(body)
     call.lighten()
-    told = json.loads(protocol.upstream_body(call, ENDPOINTS["/v1/completions"], "m", force_stream=False))
+    told = json.loads(requests.upstream_body(call, ENDPOINTS["/v1/completions"], "m", force_stream=False))
     assert told == {"model": "m", "prompt": list(range(20_000))}
 
 
 def test_g15_many_numbers_that_only_the_slow_reader_takes_are_refused():
     body = b'{"model":"m","x":NaN,"prompt":[' + b",".join([b"1"] * 700_000) + b"]}"
     with pytest.raises(BadRequest):
-        protocol.parse(body)
+        requests.parse(body)
 
 
 @pytest.mark.parametrize("depth", [900, 1010, 5000, 100_000])
 def test_json_nested_however_deep_is_read_or_refused(depth):
     body = b'{"model":"m","a":' + b"[" * depth + b"]" * depth + b"}"
     with contextlib.suppress(BadRequest):
-        protocol.upstream_body(protocol.parse(body), CHAT, "other", force_stream=False)
+        requests.upstream_body(requests.parse(body), CHAT, "other", force_stream=False)
 
 
 def test_usage_is_found_in_an_answer_that_a_fast_reader_refuses():
-    assert protocol.usage_in(b'{"text":"\\ud83d","usage":{"prompt_tokens":3}}') == {"prompt_tokens": 3}
+    assert requests.usage_in(b'{"text":"\\ud83d","usage":{"prompt_tokens":3}}') == {"prompt_tokens": 3}

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from apiproxy import gateway, reach
-from apiproxy.balancer import Balancer
-from apiproxy.reach import CERTAIN, Reach
-from apiproxy.upstream import Address, Connection, Pool, Unreachable
+from apiproxy.dataplane import gateway, host_watch
+from apiproxy.dataplane.balancer import Balancer
+from apiproxy.dataplane.host_watch import CERTAIN, HostWatch
+from apiproxy.dataplane.upstream import Address, Connection, Pool, Unreachable
 from tests.apiproxy.served import SERVED
 from tests.apiproxy.test_balancer import A, B
 from tests.installation import ROOT
@@ -64,9 +64,9 @@ def test_o5_a_silent_host_is_off_at_once_and_back_at_once_and_no_caller_waits(tm
 
 async def test_o5_a_host_that_refuses_is_there_and_one_that_says_nothing_is_not(full):
     with socket.create_server(("127.0.0.1", 0)) as server:
-        assert await reach.answered(pool(server.getsockname()[1]))
-    assert await reach.answered(pool(unused_port()))
-    assert not await reach.answered(pool(full))
+        assert await host_watch.answers(pool(server.getsockname()[1]))
+    assert await host_watch.answers(pool(unused_port()))
+    assert not await host_watch.answers(pool(full))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ async def test_o5_a_host_that_refuses_is_there_and_one_that_says_nothing_is_not(
 )
 def test_o5_only_who_is_not_there_is_silent(told, there):
     with contextlib.ExitStack() as stack:
-        one = reach.Try(stack, "127.0.0.1", unused_port())
+        one = host_watch.Attempt(stack, "127.0.0.1", unused_port())
         one._told = told
         one._socket.close()
         one._socket = socket.socket()  # that is connecting to nothing
@@ -93,7 +93,7 @@ def test_o5_only_who_is_not_there_is_silent(told, there):
 
 async def test_o5_a_connection_that_we_were_too_slow_for_is_made_once_more(monkeypatch):
     """Of 127.0.0.1 the watch knows nothing, so this is another machine for once."""
-    monkeypatch.setattr(gateway, "distant", lambda host: True)
+    monkeypatch.setattr(gateway, "distant_hosts", lambda host: True)
     patient: list[float] = []
 
     class Slow(Pool):
@@ -106,11 +106,11 @@ async def test_o5_a_connection_that_we_were_too_slow_for_is_made_once_more(monke
     model = replace(SERVED, external=False, timeouts=replace(SERVED.timeouts, connect=5.0))
     with socket.create_server(("127.0.0.1", 0)) as server:
         slow = Slow(Address.parse(f"http://127.0.0.1:{server.getsockname()[1]}"), time.monotonic)
-        holder = SimpleNamespace(_reach=Reach(time.monotonic))
+        holder = SimpleNamespace(_reach=HostWatch(time.monotonic))
         (await gateway.Gateway._connect(holder, slow, model)).abort()
         assert patient == [gateway.NEAR, gateway.ONCE_MORE]
         patient.clear()
-        holder._reach._silent["127.0.0.1"] = reach._Silence(0.0)
+        holder._reach._silent["127.0.0.1"] = host_watch._Silence(0.0)
         with pytest.raises(Unreachable):
             await gateway.Gateway._connect(holder, slow, model)
         assert sum((gateway.NEAR, gateway.ONCE_MORE)) < 1
@@ -118,15 +118,15 @@ async def test_o5_a_connection_that_we_were_too_slow_for_is_made_once_more(monke
 
 async def test_o5_a_gateway_that_was_held_up_takes_no_host_for_silent():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        asked = asyncio.create_task(reach.answered(pool(server.getsockname()[1])))
+        asked = asyncio.create_task(host_watch.answers(pool(server.getsockname()[1])))
         await asyncio.sleep(0)  # it has begun
-        time.sleep(2 * reach.PATIENCE)
+        time.sleep(2 * host_watch.PATIENCE)
         assert await asked
 
 
 async def test_o5_a_host_of_which_one_engine_takes_no_connections_is_there(full, monkeypatch):
-    monkeypatch.setattr(reach, "distant", lambda host: True)
-    hosts = Reach(time.monotonic)
+    monkeypatch.setattr(host_watch, "distant_hosts", lambda host: True)
+    hosts = HostWatch(time.monotonic)
     with socket.create_server(("127.0.0.1", 0)) as server:
         living = pool(server.getsockname()[1])
         await hosts.ask([pool(full), living])
@@ -138,7 +138,7 @@ async def test_o5_a_host_of_which_one_engine_takes_no_connections_is_there(full,
 
 
 async def test_o5_a_name_that_nobody_knows_now_says_nothing_about_its_host():
-    assert await reach.answered(pool(80, "no-such-host.invalid"))
+    assert await host_watch.answers(pool(80, "no-such-host.invalid"))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ async def test_o5_a_name_that_nobody_knows_now_says_nothing_about_its_host():
     ],
 )
 def test_o5_hosts_on_loopback_need_not_be_asked(host, asked):
-    assert reach.distant(host) is asked
+    assert host_watch.distant_hosts(host) is asked
 
 
 async def test_o5_one_question_is_a_doubt_and_several_are_certainty(monkeypatch):
@@ -162,9 +162,9 @@ async def test_o5_one_question_is_a_doubt_and_several_are_certainty(monkeypatch)
     async def answered(pool: Pool) -> bool:
         return answers[pool.address.host]
 
-    monkeypatch.setattr(reach, "answered", answered)
+    monkeypatch.setattr(host_watch, "answers", answered)
     now = 100.0
-    hosts = Reach(lambda: now)
+    hosts = HostWatch(lambda: now)
     pools = [pool(8001, "gpu1"), pool(8001, "gpu2"), pool(8002, "gpu2")]
     await hosts.ask(pools)
     assert hosts.silent == {"gpu2": 100.0}

@@ -12,9 +12,9 @@ import httpx2
 import openai
 import pytest
 
-from apiproxy.asgi import Application
-from apiproxy.models import CatalogueRevision
-from modelregistry.engines import XLLAMACPP_LAUNCHER
+from apiproxy.bridge.models import CatalogueRevision
+from apiproxy.server.asgi import Application
+from modelregistry.engines.base import XLLAMACPP_LAUNCHER
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey, ModelAccess

@@ -5,9 +5,9 @@ import json
 import httpx2
 from django.conf import settings
 
-from apiproxy.reconciling import COUNTERS, Reading, by_model, read
-from modelregistry.demo_models import SMOLLM2
-from modelregistry.probe import SAMPLE_TOKENS
+from apiproxy.bridge.usage_reconciliation import COUNTERS, CounterReading, compare_by_model, read_counters
+from modelregistry.install.demo_models import SMOLLM2
+from modelregistry.process.probe import SAMPLE_TOKENS
 from tests import engine
 from tests.installation import Installation, installed
 from tests.waiting import until
@@ -66,11 +66,11 @@ def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(
 
 def test_replicas_of_a_model_are_added_up_and_those_that_cannot_be_asked_are_named():
     numbers = {"engine_prompt": 10, "engine_completion": 6, "ledger_prompt": 9, "ledger_completion": 7}
-    rows = by_model(
+    rows = compare_by_model(
         [
-            Reading(model="m", replica="#0", **numbers),
-            Reading(model="m", replica="#1", **numbers),
-            Reading(model="m", replica="#2", why_not="it sleeps"),
+            CounterReading(model="m", replica="#0", **numbers),
+            CounterReading(model="m", replica="#1", **numbers),
+            CounterReading(model="m", replica="#2", why_not="it sleeps"),
         ]
     )
     assert rows == [
@@ -85,4 +85,7 @@ def test_replicas_of_a_model_are_added_up_and_those_that_cannot_be_asked_are_nam
 
 
 def test_vllms_counters_are_read():
-    assert read(COUNTERS["vllm"], {"vllm:prompt_tokens_total": 12.0, "vllm:generation_tokens_total": 5.0}) == (12, 5)
+    assert read_counters(COUNTERS["vllm"], {"vllm:prompt_tokens_total": 12.0, "vllm:generation_tokens_total": 5.0}) == (
+        12,
+        5,
+    )

@@ -8,10 +8,10 @@ import httpx2
 import pytest
 from django.utils import timezone
 
-from apiproxy import controlplane
-from apiproxy import refusals as counting
-from apiproxy.ledger import DatabaseAway
-from apiproxy.refusals import Group, RefusalCounts
+from apiproxy.bridge import catalogue_loader
+from apiproxy.dataplane import rejection_counts as counting
+from apiproxy.dataplane.ledger import DatabaseAway
+from apiproxy.dataplane.rejection_counts import Group, RejectionCounts
 from modelregistry.models import Alias, ServedModel
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey, ModelAccess
@@ -29,7 +29,7 @@ KEY = SimpleNamespace(id=1, tenant=2, user=3)
 
 
 def test_calls_of_one_quarter_and_reason_are_one_count():
-    counts = RefusalCounts()
+    counts = RejectionCounts()
     for seconds in (0, 899, 900):
         counts.count(KEY, "m", "insufficient_quota", 7200.0 + seconds)
     counts.count(KEY, "", "invalid_json", 7200.0)
@@ -42,7 +42,7 @@ def test_calls_of_one_quarter_and_reason_are_one_count():
 
 
 def test_what_could_not_be_written_is_counted_on():
-    counts = RefusalCounts()
+    counts = RejectionCounts()
     counts.count(KEY, "m", "c", 0)
     taken = counts.take()
     counts.count(KEY, "m", "c", 1)
@@ -51,8 +51,8 @@ def test_what_could_not_be_written_is_counted_on():
 
 
 def test_memory_is_bounded_however_long_the_database_is_away(monkeypatch):
-    monkeypatch.setattr(counting, "MOST", 3)
-    counts = RefusalCounts()
+    monkeypatch.setattr(counting, "MAX_GROUPS", 3)
+    counts = RejectionCounts()
     for hour in range(5):
         counts.count(KEY, "m", "c", 3600.0 * hour)
     counts.count(KEY, "m", "c", 0)
@@ -159,13 +159,13 @@ def test_a_database_that_is_away_loses_no_count(counter, monkeypatch):
         raise DatabaseAway
 
     tried: list[dict] = []
-    write = controlplane.record_refusals
-    monkeypatch.setattr(controlplane, "record_refusals", away)
+    write = catalogue_loader.record_refusals
+    monkeypatch.setattr(catalogue_loader, "record_refusals", away)
     counter.client.get("/v1/nothing")
     until(lambda: tried)
     counter.client.get("/v1/nothing")
     until(lambda: any(list(counts.values()) == [2] for counts in tried))
-    monkeypatch.setattr(controlplane, "record_refusals", write)
+    monkeypatch.setattr(catalogue_loader, "record_refusals", write)
     until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 2})
 
 

@@ -7,15 +7,16 @@ import time
 
 import pytest
 
-from apiproxy import bodies, server
-from apiproxy.relay import Exchange
+from apiproxy.dataplane import request_bodies
+from apiproxy.dataplane.relay import Exchange
+from apiproxy.server import protocol
 from tests.engine import ANSWER, LARGE, SSE, unary
 from tests.waiting import until
 
 OURS = {"timeout_keep_alive": 1}
 
 
-@pytest.fixture(params=["apiproxy.server:Protocol", "httptools"])
+@pytest.fixture(params=["apiproxy.server.protocol:Protocol", "httptools"])
 def server_options(request):
     return {**OURS, "http": request.param}
 
@@ -124,7 +125,7 @@ def test_an_idle_connection_is_closed_and_one_in_use_is_not(counter):
 @ours
 @pytest.mark.parametrize("start", [b"", b"GET /v1/mod"])
 def test_a_head_that_does_not_come_is_not_waited_for(counter, monkeypatch, start):
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     with connect(counter) as connection:
         connection.sendall(start)
         assert closed(connection)
@@ -132,7 +133,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(counter, monkeypatch, start
 
 @ours
 def test_the_head_of_a_later_request_is_not_waited_for_either(counter, monkeypatch):
-    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     with connect(counter) as connection:
         connection.sendall(request(counter, "GET", "/v1/models"))
         assert connection.recv(65536)
@@ -141,7 +142,7 @@ def test_the_head_of_a_later_request_is_not_waited_for_either(counter, monkeypat
 
 
 def test_a_body_that_does_not_come_is_a_time_out(counter, monkeypatch):
-    monkeypatch.setattr(bodies, "PIECE_SECONDS", 0.3)
+    monkeypatch.setattr(request_bodies, "PIECE_SECONDS", 0.3)
     with connect(counter) as connection:
         connection.sendall(request(counter, "POST", "/v1/chat/completions", "content-length: 1000") + b"{")
         got = connection.recv(65536)
@@ -162,7 +163,7 @@ def test_calls_leave_nothing_to_the_garbage_collector(counter):
         with connect(counter) as leaving:
             leaving.sendall(chat(counter, stream=True, script=[{"send": SSE}, {"events": 1}, {"hang": True}]))
             leaving.recv(1)
-        until(lambda: not any(isinstance(one, Exchange | server.DirectClient) for one in gc.get_objects()), 10)
+        until(lambda: not any(isinstance(one, Exchange | protocol.DirectClient) for one in gc.get_objects()), 10)
     finally:
         gc.enable()
 

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from apiproxy import shared_limits
-from apiproxy.catalogue import Counter
-from apiproxy.errors import OverQuota, OverRate, Refusal
-from apiproxy.limits import Limits
-from apiproxy.shared_limits import SharedLimits
-from modelregistry.watchdog import Watchdog
+from apiproxy.dataplane.catalogue import Counter
+from apiproxy.dataplane.errors import OverQuota, OverRate, Refusal
+from apiproxy.dataplane.limits import redis as shared_limits
+from apiproxy.dataplane.limits.local import Limits
+from apiproxy.dataplane.limits.redis import SharedLimits
+from modelregistry.supervisor.watchdog import Watchdog
 from portal.metering.windows import bounds
 from tests.apiproxy.test_limits import DAY, MODEL, NOON, TOKYO, Limit, Records, limit
 from tests.redis import Redis, redis_server

@@ -5,19 +5,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiproxy import sse
-from apiproxy.tokens import Tokens, tokens
+from apiproxy.dataplane.stream import readers
+from apiproxy.dataplane.token_usage import Tokens, read_tokens
 from tests.engine import DONE, FINISH, event, token, usage_event
 
 STREAM = (token(0) + token(1) + token(2) + FINISH + usage_event(7, 3) + DONE).encode()
 WITHOUT_USAGE = (token(0) + token(1) + token(2) + FINISH + DONE).encode()
 
 
-def reader(keep_usage: bool = False) -> sse.ChunkReader:
-    return sse.ChunkReader(sse.Asked(usage=keep_usage), lambda error: b"data: replaced\n\n")
+def reader(keep_usage: bool = False) -> readers.ChunkReader:
+    return readers.ChunkReader(readers.StreamContext(usage=keep_usage), lambda error: b"data: replaced\n\n")
 
 
-def fed(found: sse.Reader, pieces: list[bytes]) -> bytes:
+def fed(found: readers.Reader, pieces: list[bytes]) -> bytes:
     return b"".join(found.feed(piece) for piece in pieces)
 
 
@@ -108,17 +108,17 @@ def test_comments_pass_and_are_not_counted():
 
 
 def test_an_event_without_end_is_refused(monkeypatch):
-    monkeypatch.setattr(sse, "MAX_EVENT", 1000)
-    with pytest.raises(sse.EventTooLong):
+    monkeypatch.setattr(readers, "MAX_EVENT", 1000)
+    with pytest.raises(readers.EventTooLong):
         fed(reader(), [b"data: " + b"x" * 600] * 2)
 
 
 # --- several answers
 
 
-def several(keep_usage: bool = False, n: int = 2, prompts: int = 1) -> sse.Reader:
-    asked = sse.Asked(usage=keep_usage, n=n, prompts=prompts)
-    return sse.chunk_reader(asked, lambda error: b"data: replaced\n\n")
+def several(keep_usage: bool = False, n: int = 2, prompts: int = 1) -> readers.Reader:
+    asked = readers.StreamContext(usage=keep_usage, n=n, prompts=prompts)
+    return readers.chunk_reader(asked, lambda error: b"data: replaced\n\n")
 
 
 def part(index: int, text: str = "x", finish: str | None = None, **more) -> str:
@@ -170,7 +170,7 @@ def test_the_usage_of_several_answers_is_their_sum(stream, shape, expected):
             pieces = [stream[at : at + size].encode() for at in range(0, len(stream), size)]
             chunks = [json.loads(text[6:]) for text in fed(found, pieces).decode().split("\n\n")[:-2]]
             assert found.usage == expected
-            assert found.used(1) == (tokens(expected), False)
+            assert found.used(1) == (read_tokens(expected), False)
             assert found.finished()
             told = [chunk["usage"] for chunk in chunks if "usage" in chunk]
             assert told == ([expected] if keep_usage else [])

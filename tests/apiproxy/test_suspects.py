@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 
-from apiproxy.suspects import MEMORY, PROOF, Suspects
+from apiproxy.dataplane.crash_suspects import MEMORY, PROOF, CrashSuspects
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import AuditEvent
 from tests import engine
@@ -170,12 +170,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def suspects(tmp_path, clock) -> Suspects:
-    return Suspects(tmp_path / "suspects", b"k", alone=True, wall=clock)
+def suspects(tmp_path, clock) -> CrashSuspects:
+    return CrashSuspects(tmp_path / "suspects", b"k", alone=True, wall=clock)
 
 
 def test_g14_gateways_of_one_host_learn_from_each_other(suspects, tmp_path, clock):
-    other = Suspects(tmp_path / "suspects", b"k", alone=True, wall=clock)
+    other = CrashSuspects(tmp_path / "suspects", b"k", alone=True, wall=clock)
     assert suspects.judge(b"body", calls=1, on_trial=False) == "guilty"
     assert other.deaths(b"body") == 0
     other.sweep()
@@ -196,7 +196,7 @@ def test_g14_what_was_remembered_is_forgotten_after_minutes_or_by_an_answer(susp
 
 
 def test_g14_with_several_gateways_a_single_call_is_only_suspected_at_first(tmp_path, clock):
-    suspects = Suspects(tmp_path, b"k", alone=False, wall=clock)
+    suspects = CrashSuspects(tmp_path, b"k", alone=False, wall=clock)
     assert suspects.judge(b"body", calls=1, on_trial=False) == "suspect"
     assert suspects.judge(b"body", calls=7, on_trial=True) == "guilty"
 
@@ -210,7 +210,7 @@ def test_g14_calls_of_one_death_count_as_open_together(suspects, clock):
 
 
 def test_g14_no_flood_of_deaths_fills_the_directory(suspects, tmp_path, monkeypatch):
-    monkeypatch.setattr("apiproxy.suspects.MOST", 10)
+    monkeypatch.setattr("apiproxy.dataplane.crash_suspects.MAX_SUSPECTS", 10)
     for number in range(50):
         suspects.judge(b"%d" % number, calls=2, on_trial=False)
     assert len(list((tmp_path / "suspects").iterdir())) == 10

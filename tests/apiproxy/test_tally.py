@@ -10,15 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiproxy import tally
-from apiproxy.tally import Tally
+from apiproxy.dataplane import mmap_counters
+from apiproxy.dataplane.mmap_counters import CounterFile
 
 KEY = ("requests", "模型", "finished")
 # Counts as fast as it can, and tells on request how far it is.
 WORKER = """
 import sys, threading
 from pathlib import Path
-from apiproxy.tally import Tally
+from apiproxy.dataplane.mmap_counters import Tally
 tally = Tally(Path(sys.argv[1]), "layout")
 for number in range(int(sys.argv[2])):
     tally.add(("requests", "模型", "finished"), 1, (0, 1))
@@ -29,7 +29,7 @@ threading.Event().wait()
 
 
 def total(directory: Path, key: tuple[str, ...] = KEY) -> float:
-    reader = Tally(directory / "reader", "layout")
+    reader = CounterFile(directory / "reader", "layout")
     reader._directory = directory
     found = sum(rows.get(key, [0.0])[0] for rows in reader.all())
     reader.close()
@@ -74,31 +74,31 @@ def test_one_that_is_killed_while_it_counts_leaves_whole_rows(tmp_path):
                 assert process.poll() is None
             process.kill()
         (data,) = [path.read_bytes() for path in tmp_path.glob("*.numbers")]
-        assert {len(row) for key, row in tally.rows(data).items() if key[0].startswith("of ")} <= {3}
+        assert {len(row) for key, row in mmap_counters.read_rows(data).items() if key[0].startswith("of ")} <= {3}
 
 
 def test_a_worker_that_ends_hands_its_numbers_on(tmp_path):
     for number in range(1, 4):
-        one = Tally(tmp_path, "layout")
+        one = CounterFile(tmp_path, "layout")
         one.add(KEY, 1, (0, 1))
         assert one.all() == [{KEY: [number]}]
         one.close()
 
 
 def test_numbers_of_another_layout_are_not_added(tmp_path):
-    old, new = Tally(tmp_path, "old"), Tally(tmp_path, "new")
+    old, new = CounterFile(tmp_path, "old"), CounterFile(tmp_path, "new")
     old.add(KEY, 1, (0, 5))
     new.add(KEY, 1, (0, 2))
     assert new.all() == [{KEY: [2]}]
     new.close()
     old.close()
-    newest = Tally(tmp_path, "new")  # takes the file of the old one
+    newest = CounterFile(tmp_path, "new")  # takes the file of the old one
     assert newest.all() == [{}, {KEY: [2]}]
     newest.close()
 
 
 def test_rows_are_forgotten_and_the_rest_goes_on(tmp_path):
-    one = Tally(tmp_path, "layout")
+    one = CounterFile(tmp_path, "layout")
     for number in range(5000):
         one.add((f"row {number}",), 4, (3, number))
     size = (tmp_path / "0.numbers").stat().st_size
@@ -112,7 +112,7 @@ def test_rows_are_forgotten_and_the_rest_goes_on(tmp_path):
 
 
 def test_a_full_disk_loses_only_what_has_no_row_yet(tmp_path, monkeypatch):
-    one = Tally(tmp_path, "layout")
+    one = CounterFile(tmp_path, "layout")
     one.add(KEY, 1, (0, 1))
     allocate = os.posix_fallocate
 
@@ -134,19 +134,24 @@ def test_a_full_disk_loses_only_what_has_no_row_yet(tmp_path, monkeypatch):
 
 @given(st.binary(max_size=200), st.integers(min_value=0, max_value=400))
 def test_whatever_a_power_cut_leaves_is_read_as_far_as_it_makes_sense(noise, place):
-    whole = b"layout.." + tally.struct.pack("d", 1000.0) + tally.packed(KEY, [3.0]) + tally.packed(("b",), [4.0])
+    whole = (
+        b"layout.."
+        + mmap_counters.struct.pack("d", 1000.0)
+        + mmap_counters.pack_key(KEY, [3.0])
+        + mmap_counters.pack_key(("b",), [4.0])
+    )
     data = (whole[:place] + noise + whole[place + len(noise) :])[: max(16, place)].ljust(16, b"\0")
-    tally.rows(data)
+    mmap_counters.read_rows(data)
 
 
 @pytest.mark.parametrize("end", [16, 17, 24, 60, 10_000])
 def test_a_torn_file_is_mended_by_whoever_takes_it(tmp_path, end):
-    one = Tally(tmp_path, "layout")
+    one = CounterFile(tmp_path, "layout")
     one.add(KEY, 1, (0, 1))
     one.add(("other",), 1, (0, 2))
     one.close()
     os.truncate(tmp_path / "0.numbers", end)
-    one = Tally(tmp_path, "layout")
+    one = CounterFile(tmp_path, "layout")
     one.add(("new",), 1, (0, 3))
     (rows,) = one.all()
     assert rows["new",] == [3]

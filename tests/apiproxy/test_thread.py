@@ -7,19 +7,19 @@ import weakref
 
 import pytest
 
-from apiproxy.thread import Thread
+from apiproxy.dataplane.executor import DaemonExecutor
 from tests.waiting import until
 
 HANGS = """
 import threading
-from apiproxy.thread import Thread
+from apiproxy.dataplane.executor import Thread
 Thread("t").submit(threading.Event().wait)
 print("ended")
 """
 
 
 def test_calls_are_made_in_order_and_answered():
-    thread, made = Thread("t"), []
+    thread, made = DaemonExecutor("t"), []
     futures = [thread.submit(made.append, number) for number in range(100)]
     assert thread.submit(lambda: threading.current_thread().name).result(5) == "t"
     assert all(future.done() for future in futures)
@@ -27,14 +27,14 @@ def test_calls_are_made_in_order_and_answered():
 
 
 def test_what_a_call_raises_is_its_callers_and_the_next_is_made():
-    thread = Thread("t")
+    thread = DaemonExecutor("t")
     with pytest.raises(ZeroDivisionError):
         thread.submit(lambda: 1 / 0).result(5)
     assert thread.submit(str, 7).result(5) == "7"
 
 
 def test_a_call_that_was_given_up_before_its_turn_is_not_made():
-    thread, go, made = Thread("t"), threading.Event(), []
+    thread, go, made = DaemonExecutor("t"), threading.Event(), []
     thread.submit(go.wait)
     assert thread.submit(made.append, 1).cancel()
     go.set()
@@ -43,7 +43,7 @@ def test_a_call_that_was_given_up_before_its_turn_is_not_made():
 
 
 def test_the_thread_ends_after_what_it_was_given():
-    thread, ends = Thread("t"), []
+    thread, ends = DaemonExecutor("t"), []
     found = thread.submit(threading.current_thread).result(5)
     thread.submit(ends.append, 1)
     thread.shutdown()
@@ -70,7 +70,7 @@ async def test_what_a_call_was_given_and_what_became_of_it_is_free_when_it_is_ov
         made.append(weakref.ref(inside))
         raise ValueError("no")
 
-    thread, loop = Thread("test"), asyncio.get_running_loop()
+    thread, loop = DaemonExecutor("test"), asyncio.get_running_loop()
     gc.disable()
     try:
         given = Large()

@@ -13,11 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiproxy import gateway, turns
-from apiproxy.balancer import Balancer
-from apiproxy.catalogue import Model, Replica
-from apiproxy.errors import ClientLeft, HeldBack, NoReplica
-from apiproxy.turns import AGED, MOST, PATIENCE, Turns, Waiter, candidates, room
+from apiproxy.dataplane import gateway, scheduler
+from apiproxy.dataplane.balancer import Balancer
+from apiproxy.dataplane.catalogue import Model, Replica
+from apiproxy.dataplane.errors import BatchBusy, ClientDisconnected, ModelUnavailable
+from apiproxy.dataplane.scheduler import (
+    MAX_QUEUED,
+    MAX_WAIT,
+    STARVED_AFTER,
+    QueuedRequest,
+    Scheduler,
+    capacity_for_batch,
+    replicas_for_batch,
+)
 from modelregistry.models import Replica as ReplicaRow
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey
@@ -39,7 +47,7 @@ SERVED = replace(served.SERVED, replicas=(ONE,))
     [(None, 1, float("inf")), (1, 1, 1), (2, 1, 1), (4, 1, 3), (8, 2, 3), (4, 8, 1)],
 )
 def test_batch_leaves_a_slot_free_where_there_are_several(slots, workers, calls):
-    assert room(slots, workers) == calls
+    assert capacity_for_batch(slots, workers) == calls
 
 
 @given(
@@ -52,7 +60,7 @@ def test_batch_leaves_a_slot_free_where_there_are_several(slots, workers, calls)
     st.integers(0, 5),
 )
 def test_a_batch_call_never_takes_the_last_free_slot_unless_it_is_old(replicas, running, late, aged, going):
-    found = candidates(
+    found = replicas_for_batch(
         replicas, lambda replica: running.get(replica.id, 0), late=late, aged=aged, going=going, workers=1
     )
     if aged and going < len(replicas):
@@ -95,17 +103,17 @@ class Hall:
         self.clock = Clock()
         self.balancer = Balancer()
         self.model: Model | None = replace(SERVED, replicas=replicas or (ONE,))
-        self.turns = Turns(self.balancer, model=lambda _: self.model, workers=1, clock=self.clock)
+        self.turns = Scheduler(self.balancer, model=lambda _: self.model, workers=1, clock=self.clock)
         self.tasks: list[asyncio.Task] = []
         self.came: list[int] = []
 
-    def waiter(self) -> Waiter:
-        return Waiter(SERVED, Reader(), self.clock.now, b": waiting\n\n", [])
+    def waiter(self) -> QueuedRequest:
+        return QueuedRequest(SERVED, Reader(), self.clock.now, b": waiting\n\n", [])
 
-    async def come(self, waiter: Waiter | None = None) -> asyncio.Task:
+    async def come(self, waiter: QueuedRequest | None = None) -> asyncio.Task:
         number = len(self.tasks)
 
-        async def call() -> turns.Turn:
+        async def call() -> scheduler.Lease:
             turn = await self.turns.wait(waiter or self.waiter())
             self.came.append(number)
             return turn
@@ -183,7 +191,7 @@ async def test_who_has_waited_long_goes_but_one_at_a_time():
     hall.interactive(ONE, ONE, ONE, ONE)
     for _ in range(3):
         await hall.come()
-    hall.clock.now += AGED - 1
+    hall.clock.now += STARVED_AFTER - 1
     hall.turns.sweep((), 15)
     assert await hall.settled() == []
     hall.clock.now += 1
@@ -218,18 +226,18 @@ async def test_o5_who_waits_waits_on_while_no_replica_can_be_reached():
 async def test_nobody_waits_for_ever_and_not_too_many_wait():
     hall = Hall()
     hall.interactive(ONE, ONE, ONE)
-    for _ in range(MOST):
+    for _ in range(MAX_QUEUED):
         await hall.come()
     too_many = await hall.come()
     await hall.settled()
-    assert isinstance(too_many.exception(), HeldBack)
+    assert isinstance(too_many.exception(), BatchBusy)
     assert too_many.exception().headers == {"retry-after": "30"}
     hall.turns.ended = lambda _: None  # nobody's end lets others go
-    hall.clock.now += PATIENCE + 1
+    hall.clock.now += MAX_WAIT + 1
     hall.turns.sweep((), 15)
     await hall.settled()
     ended = [task.exception() for task in hall.tasks if task.done() and task.exception()]
-    assert len(ended) == MOST + 1
+    assert len(ended) == MAX_QUEUED + 1
     assert hall.turns.waiting == 0
 
 
@@ -242,7 +250,7 @@ async def test_a_client_that_leaves_gives_its_place_to_the_next():
     leaving.client_left()
     end()
     assert await hall.settled() == [1]
-    assert isinstance(hall.tasks[0].exception(), ClientLeft)
+    assert isinstance(hall.tasks[0].exception(), ClientDisconnected)
     hall.tasks[1].result().end()
     hall.balancer.in_flight()
     assert hall.empty()
@@ -254,11 +262,11 @@ async def test_a_call_that_the_server_ends_leaves_nothing_behind():
     waiting, going = await hall.come(), await hall.come()
     waiting.cancel()
     await hall.settled()
-    assert isinstance(waiting.exception(), NoReplica)
+    assert isinstance(waiting.exception(), ModelUnavailable)
     end()
     going.cancel()  # its turn has come, but it does not know yet
     await hall.settled()
-    assert isinstance(going.exception(), NoReplica)
+    assert isinstance(going.exception(), ModelUnavailable)
     assert hall.empty()
 
 
@@ -365,7 +373,7 @@ def test_a_batch_stream_that_waits_is_kept_patient_and_then_answered(counter, ba
 
 
 def test_who_waits_too_long_is_told_to_come_back(counter, batch, monkeypatch):
-    monkeypatch.setattr(turns, "PATIENCE", 0.5)
+    monkeypatch.setattr(scheduler, "MAX_WAIT", 0.5)
     with busy(counter):
         response = ask(batch, "batch")
         assert response.status_code == 429
@@ -373,7 +381,7 @@ def test_who_waits_too_long_is_told_to_come_back(counter, batch, monkeypatch):
         assert response.headers["retry-after"] == "30"
         monkeypatch.setattr(gateway, "HEARTBEAT", 0.1)
         body = {"model": "fake", "messages": [], "stream": True}
-        monkeypatch.setattr(turns, "PATIENCE", 2.5)
+        monkeypatch.setattr(scheduler, "MAX_WAIT", 2.5)
         text = batch.post("/v1/chat/completions", json=body).text
     assert text.startswith(": waiting\n\n")
     assert '"batch_held_back"' in text

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiproxy import transcription
-from apiproxy.errors import BadRequest
-from apiproxy.sse import Asked
-from apiproxy.tokens import Tokens
-from apiproxy.transcription import TranscriptReader
-from apiproxy.uploads import Form
+from apiproxy.dataplane.errors import BadRequest
+from apiproxy.dataplane.formats import transcription
+from apiproxy.dataplane.formats.transcription import TranscriptReader
+from apiproxy.dataplane.stream.readers import StreamContext
+from apiproxy.dataplane.token_usage import Tokens
+from apiproxy.dataplane.uploads import Form
 from tests.engine import DONE, HEARD, SILENT, transcript_event
 
 BOUNDARY = b"b0undary"
@@ -212,7 +212,7 @@ def test_an_answer_costs_what_it_tells_or_what_its_size_makes_likely(body, expec
 
 
 def read(*events: str) -> TranscriptReader:
-    reader = TranscriptReader(Asked(usage=False), lambda _: b"")
+    reader = TranscriptReader(StreamContext(usage=False), lambda _: b"")
     for event in events:
         reader.feed(event.encode())
     return reader

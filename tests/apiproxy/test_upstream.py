@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apiproxy.upstream import Address, Broken, Connection, Pool, Unreachable, UpstreamError
+from apiproxy.dataplane.upstream import Address, Broken, Connection, Pool, Unreachable, UpstreamError
 
 ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\nok"

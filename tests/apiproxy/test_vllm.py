@@ -19,7 +19,7 @@ import httpx2
 import openai
 import pytest
 
-from modelregistry.probe import sums
+from modelregistry.process.probe import sum_metrics
 from tests import engines
 from tests.installation import Installation, installed
 from tests.waiting import until
@@ -73,7 +73,7 @@ class House:
 
     def metric(self, name: str) -> int:
         with self.engine() as http:
-            return int(sums(http.get("/metrics").text)[name])
+            return int(sum_metrics(http.get("/metrics").text)[name])
 
     def running(self) -> int:
         return self.metric("vllm:num_requests_running")

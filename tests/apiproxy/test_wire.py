@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from apiproxy import server
+from apiproxy.server import protocol
 from tests.engine import SSE
 from tests.waiting import until
 
@@ -269,7 +269,7 @@ def resident() -> int:
 
 
 def cycles() -> int:
-    return sum(isinstance(one, server.RequestResponseCycle) for one in gc.get_objects())
+    return sum(isinstance(one, protocol.RequestResponseCycle) for one in gc.get_objects())
 
 
 def test_g19_requests_whose_answers_nobody_reads_are_not_parsed(counter):
@@ -314,7 +314,7 @@ def test_g19_requests_sent_ahead_are_all_answered_in_order(counter):
 
 
 def test_g19_a_client_that_takes_no_answers_loses_its_connection(counter, monkeypatch):
-    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "ANSWER_SECONDS", 0.3)
     open_before = len(counter.server.server_state.connections)
     with connect(counter) as connection:
         connection.settimeout(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from apiproxy.management.commands.up import shared_port
+from apiproxy.bridge.management.commands.up import shared_port
 from tests import engine
 from tests.apiproxy.test_crash import Load
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event

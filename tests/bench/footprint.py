@@ -20,11 +20,13 @@ import django
 import httpx2
 from django.conf import settings
 
-from modelregistry import launching, memory, probe, process
-from modelregistry.allotment import Allotment
-from modelregistry.engines import Spec, find
-from modelregistry.launching import House, Label
-from modelregistry.plan import Key
+from modelregistry.engines.base import Spec, find_engines
+from modelregistry.memory import estimate
+from modelregistry.memory.allocation import Allocation
+from modelregistry.process import probe, process
+from modelregistry.supervisor import launching
+from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig
+from modelregistry.supervisor.plan import Key
 from tests import engines, random_checkpoint, random_gguf
 from tests.bench import report
 from tests.bench.report import Goal, Part
@@ -99,7 +101,7 @@ class Taken:
     """Bytes: after the first answer, and after a prompt that fills a batch."""
 
     combination: Combination
-    allotment: Allotment
+    allotment: Allocation
     first: int
     worked: int
 
@@ -160,7 +162,7 @@ def combinations(workspace: Path) -> Iterator[Combination]:
     yield gguf("Qwen2-shaped Q8_0", files["qwen2"], 8192, 4)
     yield gguf("Qwen2-shaped Q8_0", files["qwen2"], 16384, 1, "--cache-type-k=q4_0", "--cache-type-v=q4_0")
     yield gguf("Llama-shaped Q4_0", files["llama"], 2048, 2)
-    there = find({}, settings.CACHE, os.environ.get("PATH", os.defpath))
+    there = find_engines({}, settings.CACHE, os.environ.get("PATH", os.defpath))
     if "llama-server" in there:
         yield gguf("SmolLM2 135M Q4_1", smol, 4096, 2, launcher="llama-server")
         yield gguf("Gemma-3-shaped Q8_0", files["gemma3"], 16384, 2, launcher="llama-server")
@@ -216,7 +218,7 @@ def part(rounds: int) -> Part:
 
 
 async def _taken(combination: Combination, workspace: Path) -> Taken:
-    house = House(
+    house = SupervisorConfig(
         host="bench",
         runs=workspace / "runs",
         cache=settings.CACHE,
@@ -227,8 +229,8 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
         claim=workspace / "claim",
     )
     spec, runs = combination.spec, process.Runs(house.runs)
-    engine = launching.engine_for(house, spec)
-    allotted = launching.allot(house, spec, engine, before=[], tenants=[], past=[], versions={})
+    engine = launching.choose_engine(house, spec)
+    allotted = launching.allocate(house, spec, engine, before=[], tenants=[], past=[], versions={})
     assert allotted, "all of these can be read"
     port = launching.free_port("127.0.0.1", house.ports, [], random.Random())
     run, label = launching.launch(
@@ -236,33 +238,36 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
     )
     try:
         await _answers(run, label)
-        first = memory.held(process.tree(run)).taken
+        first = estimate.measure_held(process.tree(run)).taken
         await _works(label, spec)
         return Taken(
-            combination=combination, allotment=allotted, first=first, worked=memory.held(process.tree(run)).taken
+            combination=combination,
+            allotment=allotted,
+            first=first,
+            worked=estimate.measure_held(process.tree(run)).taken,
         )
     finally:
         process.stop(run, grace=house.stop_grace)
 
 
-def _target(label: Label) -> probe.Target:
+def _target(label: RunMetadata) -> probe.Target:
     return probe.Target(
         launcher=label.launcher, url=label.url, api_key=label.api_key, model=label.name, task=label.task
     )
 
 
-async def _answers(run: process.Run, label: Label) -> None:
+async def _answers(run: process.Run, label: RunMetadata) -> None:
     begun = time.monotonic()
     async with httpx2.AsyncClient(trust_env=False) as client:
-        while process.life(run) is process.Life.RUNNING and time.monotonic() - begun < READY_WITHIN:
+        while process.life_of(run) is process.Life.RUNNING and time.monotonic() - begun < READY_WITHIN:
             try:
-                return await probe.ask(client, _target(label))
+                return await probe.ask_question(client, _target(label))
             except probe.NoAnswer:
                 await asyncio.sleep(0.5)
     raise SystemExit(f"{label.name} did not answer:\n{process.log_tail(run.directory)}")
 
 
-async def _works(label: Label, spec: Spec) -> None:
+async def _works(label: RunMetadata, spec: Spec) -> None:
     """A prompt of more than one batch of llama.cpp's (512 tokens), if its context holds so many, and some tokens."""
     length = min((spec.context or 256) - 32, 600)
     prompt: list[int] | str = [65] * length

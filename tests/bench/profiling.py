@@ -105,7 +105,7 @@ def parsed(raw: str) -> list[Sample]:
 
 def place(frames: tuple[str, ...]) -> str:
     """Which part of the program a sample is put down to: the innermost frame that says so."""
-    if any("apiproxy/thread.py" in frame for frame in frames):
+    if any("apiproxy/dataplane/executor.py" in frame for frame in frames):
         return "thread that moves usage to the database and follows the catalogue"
     if SYSTEM_CALL.search(frames[-1]):
         return f"kernel: {frames[-1].partition(' (')[0]}"

@@ -114,11 +114,17 @@ def test_every_section_that_is_written_is_on_the_page():
 @pytest.mark.parametrize(
     ("frames", "place"),
     [
-        (("run (uvicorn/main.py:632)", "_relay (apiproxy/gateway.py:205)", "write (libc.so.6)"), "kernel: write"),
-        (("_relay (apiproxy/gateway.py:205)", "dict_get (libpython3.11.so.1.0)"), "apiproxy/gateway.py"),
-        (("_relay (apiproxy/gateway.py:205)", "__init__ (<string>:3)"), "apiproxy/gateway.py"),
+        (
+            ("run (uvicorn/main.py:632)", "_relay (apiproxy/dataplane/gateway.py:205)", "write (libc.so.6)"),
+            "kernel: write",
+        ),
+        (
+            ("_relay (apiproxy/dataplane/gateway.py:205)", "dict_get (libpython3.11.so.1.0)"),
+            "apiproxy/dataplane/gateway.py",
+        ),
+        (("_relay (apiproxy/dataplane/gateway.py:205)", "__init__ (<string>:3)"), "apiproxy/dataplane/gateway.py"),
         (("send (uvicorn/protocols/http/httptools_impl.py:524)",), "uvicorn"),
-        (("_relay (apiproxy/gateway.py:205)", "gc_collect_main (libpython3.11.so.1.0)"), "garbage collector"),
+        (("_relay (apiproxy/dataplane/gateway.py:205)", "gc_collect_main (libpython3.11.so.1.0)"), "garbage collector"),
         (("uv_run (core.c:452)", "Loop__on_idle (loop.c:19387)"), "uvloop"),
     ],
 )
@@ -127,7 +133,7 @@ def test_a_sample_is_put_down_to_the_innermost_frame_that_says_whose_it_is(frame
 
 
 def test_a_thread_that_waits_is_no_sample():
-    waiting = "run (apiproxy/thread.py:45);PyThread_acquire_lock_timed (libpython3.11.so.1.0);0x7f (libc.so.6) 436"
+    waiting = "run (apiproxy/executor.py:45);PyThread_acquire_lock_timed (libpython3.11.so.1.0);0x7f (libc.so.6) 436"
     assert [sample.count for sample in profiling.parsed(f"{waiting}\na (b.py:1) 2")] == [2]
 
 

@@ -6,7 +6,7 @@ import pytest
 from django.conf import settings
 from playwright.sync_api import Page
 
-from modelregistry.demo_models import SMOLLM2
+from modelregistry.install.demo_models import SMOLLM2
 from tests.installation import Installation, installed
 from tests.slapd import Directory
 

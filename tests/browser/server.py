@@ -23,7 +23,7 @@ class Site:
         return f"http://127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        from apiproxy.together import application
+        from apiproxy.server.single_process import application
 
         # Files as in development: nothing was collected.
         served = ASGIStaticFilesHandler(application)

@@ -10,8 +10,8 @@ import pytest
 from django.utils import timezone
 from playwright.sync_api import Page, Route, expect
 
-from apiproxy import together
-from apiproxy.asgi import Application
+from apiproxy.server import single_process
+from apiproxy.server.asgi import Application
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Membership
 from portal.keys import issuing, secret
@@ -39,8 +39,8 @@ def engine_() -> Iterator[engine.Running]:
 def site(transactional_db, monkeypatch, settings, tmp_path) -> Iterator[str]:
     settings.SPOOL, settings.RUN = tmp_path / "spool", tmp_path / "run"
     gateway = Application()  # of this test's event loop
-    monkeypatch.setattr(together, "gateway", gateway)
-    monkeypatch.setitem(together.application.application_mapping, "lifespan", gateway)
+    monkeypatch.setattr(single_process, "gateway", gateway)
+    monkeypatch.setitem(single_process.application.application_mapping, "lifespan", gateway)
     portal = Site(unused_port(), lifespan="on")
     portal.start()
     yield portal.url

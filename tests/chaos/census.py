@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modelregistry import chores, process, shim
-from modelregistry.launching import label_of
-from modelregistry.process import Life, Run
+from modelregistry.process import process, shim
+from modelregistry.process.process import Life, Run
+from modelregistry.supervisor import tasks
+from modelregistry.supervisor.launching import metadata_of
 
 HELPER = "multiprocessing.resource_tracker"  # of vLLM: whether it lives makes no difference to the engine
 PROGRAMS = ("up", "gateway", "portal", "supervisor")
@@ -47,7 +48,7 @@ class Census:
         return [found for pid in shim.processes() if pid != os.getpid() and (found := self._find(pid, runs))]
 
     def living_runs(self) -> list[Run]:
-        return [run for run in self.runs.all() if process.life(run) in (Life.RUNNING, Life.ENDING)]
+        return [run for run in self.runs.all() if process.life_of(run) in (Life.RUNNING, Life.ENDING)]
 
     def _runs(self) -> dict[str, Run]:
         return {run.run_id: run for run in self.runs.all()}
@@ -98,12 +99,12 @@ def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[byte
 def _part_of_ours(command: str) -> str:
     words = {
         "manage.py up": "up",
-        "apiproxy.front": "gateway",
-        "apiproxy.portal_worker": "portal",
+        "apiproxy.server.front": "gateway",
+        "apiproxy.server.portal_worker": "portal",
         "manage.py supervise": "supervisor",
     }
     # What a supervisor does now and then beside its engines; ends with it.
-    words |= {f"manage.py {' '.join(work.argv)}": "chore" for work in chores.registered()}
+    words |= {f"manage.py {' '.join(work.argv)}": "chore" for work in tasks.registered_tasks()}
     return next((part for word, part in words.items() if word in command), "other")
 
 
@@ -122,7 +123,7 @@ def unaccounted(found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[
         if each.part in ("front", "worker", "helper") and each.who not in held.get(each.run, ()):
             wrong.append(f"orphan, no living shim holds it: {each}")
     wrong += [
-        f"an engine without a row: {label_of(run).name} {name}" for name, run in living.items() if name not in rows
+        f"an engine without a row: {metadata_of(run).name} {name}" for name, run in living.items() if name not in rows
     ]
     wrong += [f"a row without an engine: {row['model']} {name}" for name, row in rows.items() if name not in living]
     wrong += [
@@ -134,6 +135,6 @@ def unaccounted(found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[
 
 
 def _twice(runs: Sequence[Run]) -> Iterator[str]:
-    for key, count in Counter(label_of(run).key for run in runs).items():
+    for key, count in Counter(metadata_of(run).key for run in runs).items():
         if count > 1:
             yield f"{count} engines for one replica: model {key.model} #{key.number}"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apiproxy.management.commands.up import DRAIN
-from modelregistry import plan, shim, supervisor
-from modelregistry.launching import label_of
+from apiproxy.bridge.management.commands.up import DRAIN
+from modelregistry.process import shim
+from modelregistry.supervisor import loop, plan
+from modelregistry.supervisor.launching import metadata_of
 from tests.chaos import troubles
 from tests.chaos.books import Books, disagreements, unmetered
 from tests.chaos.census import RESTING, Census, Found, unaccounted
@@ -143,7 +144,7 @@ class Storm:
             return self._stand_still(model, victim)
         trouble = self._trouble(part, model, victim)
         self._announce(trouble)
-        return trouble if shim.send(victim.who, signal.SIGKILL) else None
+        return trouble if shim.send_signal(victim.who, signal.SIGKILL) else None
 
     def _trouble(self, part: str, model: str, victim: Found) -> Trouble:
         now = time.monotonic()
@@ -175,7 +176,7 @@ class Storm:
             restarts=frozenset(self.targets),
             # The gateway before it drains, and is found in the way once more; the supervisor before it stops engines,
             # and `up` pauses as long again, at most, until it tries the next one.
-            pauses=DRAIN + 2 * troubles.RESTART_SEC + 2 * (supervisor.BRIEF_DRAIN + GRACE),
+            pauses=DRAIN + 2 * troubles.RESTART_SEC + 2 * (loop.BRIEF_DRAIN + GRACE),
             work=2 * self._work(EVERYBODY) + max(map(self._work, self.targets)) + troubles.NOTICED,
             began=time.monotonic(),
             wall=time.time(),
@@ -199,7 +200,7 @@ class Storm:
             victim=str(victim.who.pid),
             hurts=frozenset({model}),
             restarts=frozenset(),
-            pauses=STILL + plan.LOOK_EVERY + supervisor.CHECK_WITHIN,
+            pauses=STILL + plan.LOOK_EVERY + loop.CHECK_WITHIN,
             work=troubles.NOTICED,
             began=time.monotonic(),
             wall=time.time(),
@@ -291,7 +292,7 @@ class Storm:
 
     def _runs(self) -> dict[str, str]:
         """The living run of each model."""
-        return {label_of(run).name: run.run_id for run in self.census.living_runs()}
+        return {metadata_of(run).name: run.run_id for run in self.census.living_runs()}
 
     # --- The end --------------------------------------------------------------------------------------------------
 

@@ -9,9 +9,9 @@ import time
 
 import pytest
 
-from modelregistry import process, shim
-from modelregistry.engines import Command
-from modelregistry.process import Life
+from modelregistry.engines.base import Command
+from modelregistry.process import process, shim
+from modelregistry.process.process import Life
 from tests import ports
 from tests.chaos import storm, troubles
 from tests.chaos.books import disagreements, unmetered
@@ -71,8 +71,8 @@ def test_each_process_is_known_by_what_it_does(census):
 
 def test_what_a_killed_shim_leaves_behind_are_orphans(census):
     run = start(census)
-    shim.send(run.shim, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.LOST)
+    shim.send_signal(run.shim, signal.SIGKILL)
+    until(lambda: process.life_of(run) is Life.LOST)
     found = of_engines(census, row(run))
     assert sum(text.startswith("orphan") for text in found) == 3
     assert "a row without an engine: m run" in found
@@ -80,17 +80,17 @@ def test_what_a_killed_shim_leaves_behind_are_orphans(census):
 
 def test_a_dead_front_leaves_nobody_when_its_shim_lives(census):
     run = start(census)
-    shim.send(run.engine, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.ENDED)
+    shim.send_signal(run.engine, signal.SIGKILL)
+    until(lambda: process.life_of(run) is Life.ENDED)
     assert census.take() == []
 
 
 def test_the_front_ends_after_its_worker(census):
     run = start(census)
     worker = next(found.who for found in census.take() if found.part == "worker")
-    shim.send(worker, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.ENDED)
-    assert process.ending(run).code == 0
+    shim.send_signal(worker, signal.SIGKILL)
+    until(lambda: process.life_of(run) is Life.ENDED)
+    assert process.exit_of(run).code == 0
 
 
 def test_an_engine_without_a_row_and_two_of_one_replica_are_seen(census):

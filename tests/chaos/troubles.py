@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apiproxy.management.commands.up import LONGEST_PAUSE
-from modelregistry import bookkeeping, plan, shim, supervisor
+from apiproxy.bridge.management.commands.up import LONGEST_PAUSE
+from modelregistry.process import shim
+from modelregistry.supervisor import loop, plan, state_sync
 
 SPARE = 2.0  # of the machine's part: single starts vary, and disks are not counted in processes
 # The machine's part of an engine's recovery beside its start: plan, books, the gateway's look, a front that ends after
 # its worker, what a dead front left behind.
-NOTICED = plan.ASK_EVERY + supervisor.TICK + bookkeeping.EVERY + 1.0 + 1.0 + shim.SURVIVORS_GRACE
+NOTICED = plan.ASK_EVERY + loop.TICK + state_sync.EVERY + 1.0 + 1.0 + shim.SURVIVORS_GRACE
 ANSWERED = 3.0  # until each model has answered a call once more
 RESTART_SEC = 2.0  # as in deploy/*.service
 MOST_IN_A_ROW = plan.FUTILE_STARTS - 1
@@ -93,11 +94,11 @@ def of_program() -> Backoff:
 @contextlib.contextmanager
 def stopped(who: shim.Identity) -> Iterator[None]:
     """Not dead and not alive, as a process on a host that swaps."""
-    shim.send(who, signal.SIGSTOP)
+    shim.send_signal(who, signal.SIGSTOP)
     try:
         yield
     finally:
-        shim.send(who, signal.SIGCONT)
+        shim.send_signal(who, signal.SIGCONT)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from modelregistry.fetching import CannotFetch, once
+from modelregistry.install.build_cache import CannotFetch, build_once
 from portal import frontend
 from tests import locked
 
@@ -64,7 +64,7 @@ def packages() -> Path:
         return made
 
     try:
-        return once(target, make, locked.say)
+        return build_once(target, make, locked.say)
     except CannotFetch as error:
         raise SystemExit(str(error)) from error
 

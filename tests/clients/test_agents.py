@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modelregistry.fetching import CannotFetch
+from modelregistry.install.build_cache import CannotFetch
 from tests.clients import environment
 from tests.clients.agent_engine import COMPLETION, PROMPT
 from tests.clients.office import offline

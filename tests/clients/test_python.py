@@ -14,7 +14,7 @@ import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
-from apiproxy import gateway
+from apiproxy.dataplane import gateway
 from modelregistry.models import ServedModel
 from portal.keys import access
 from portal.keys.integrations import dify
@@ -92,7 +92,7 @@ CHOICES = {
     ("function_calling_type", "Not Support"): "no_call",
     ("stream_function_calling", "Not Support"): "not_supported",
     ("vision_support", "Not Support"): "no_support",
-    ("stream_mode_auth", "Use"): "use",
+    ("stream_mode_auth", "MemoryUse"): "use",
 }
 
 

@@ -57,7 +57,7 @@ class Site:
 
     def memory(self) -> float:
         """Resident memory of the gateway in MB."""
-        status = Path(f"/proc/{self.installation.pid_of('apiproxy.front')}/status").read_text()
+        status = Path(f"/proc/{self.installation.pid_of('apiproxy.server.front')}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
     def drop(self, lines: bytes) -> None:

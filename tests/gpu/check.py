@@ -2,7 +2,7 @@
 
 For a host with an NVIDIA GPU, and no part of CI. It looks at
 
-1. the cards: what `modelregistry.gpus` reads through NVML, beside what nvidia-smi says;
+1. the cards: what `modelregistry.process.gpus` reads through NVML, beside what nvidia-smi says;
 2. CUDA alone: what a process takes of a card beyond what it asked for, and whether the driver tells whose it is;
 3. real engines: each that this host has gets a model of random weights, is planned and started by a supervisor of its
    own state directory, asked, and measured beside its prediction. Without an engine this part says so.
@@ -25,8 +25,10 @@ from typing import Any
 import httpx2
 from django.conf import settings
 
-from modelregistry import engines, gpus, memory
-from modelregistry.gpus import Device
+from modelregistry.engines import base
+from modelregistry.memory import estimate
+from modelregistry.process import gpus
+from modelregistry.process.gpus import Device
 from tests.gpu.check_cuda import ASKED
 from tests.installation import Installation, installed
 from tests.waiting import until
@@ -77,7 +79,7 @@ def main() -> int:
 
 
 def cards() -> list[Device]:
-    return [device for device in gpus.devices() if device.kind == "gpu" and not device.fault]
+    return [device for device in gpus.list_devices() if device.kind == "gpu" and not device.fault]
 
 
 def mib(size: float) -> str:
@@ -123,7 +125,7 @@ def compare_context(card: Device) -> Iterator[Finding]:
             yield Finding(what="CUDA", planned="a context", seen="cannot be had, see above", well=False)
             return
         now = next(device for device in cards() if device.index == card.index)
-        own = gpus.held([now], {child.pid}).get(card.index)
+        own = gpus.memory_held([now], {child.pid}).get(card.index)
         yield Finding(
             what="the driver tells whose memory it is",
             planned="yes",
@@ -132,7 +134,7 @@ def compare_context(card: Device) -> Iterator[Finding]:
         )
         bare = (own or now.used - before) - ASKED
         # PyTorch's and ggml's own libraries come on top of a bare context, so it must be the smaller one.
-        for name, most in (("vLLM", memory.VLLM_CONTEXT), ("llama.cpp", memory.LLAMA_CPP_CONTEXT)):
+        for name, most in (("vLLM", estimate.VLLM_CONTEXT), ("llama.cpp", estimate.LLAMA_CPP_CONTEXT)):
             well = 0 < bare <= most
             yield Finding(
                 what=f"a bare context, of {name}'s", planned=f"at most {mib(most)}", seen=mib(bare), well=well
@@ -149,8 +151,8 @@ def compare_context(card: Device) -> Iterator[Finding]:
 
 def compare_engines() -> Iterator[Finding]:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
-    found = engines.find(settings.ENGINE_COMMANDS, settings.CACHE, os.environ.get("PATH", os.defpath))
-    on_gpu = [launcher for launcher, program in found.items() if not engines.on_cpu(launcher, program)]
+    found = base.find_engines(settings.ENGINE_COMMANDS, settings.CACHE, os.environ.get("PATH", os.defpath))
+    on_gpu = [launcher for launcher, program in found.items() if not base.on_cpu(launcher, program)]
     if not on_gpu:
         yield Finding(what="engines", planned="–", seen="this host has none for GPUs", well=None)
         return
@@ -206,7 +208,7 @@ def compare_engine(place: Installation, launcher: str, path: Path) -> Iterator[F
         )
     finally:
         place.stop()
-    left = [device for device in cards() if gpus.held([device], set(place.processes()))]
+    left = [device for device in cards() if gpus.memory_held([device], set(place.processes()))]
     yield Finding(what=f"{launcher} left on the cards", planned="nothing", seen=str(len(left)), well=not left)
 
 

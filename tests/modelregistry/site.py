@@ -10,8 +10,8 @@ from urllib.request import Request, urlopen
 from django.conf import settings
 from django.db import connections
 
-from modelregistry import process
 from modelregistry.models import Replica, ServedModel
+from modelregistry.process import process
 from tests.modelregistry import paper_models
 from tests.waiting import until
 
@@ -71,8 +71,8 @@ class Site:
     def living(self) -> list[int]:
         """Processes of every engine that was ever started here, shims and all that they hold."""
         runs = self.runs.all()
-        shims = [run.shim.pid for run in runs if process.life(run) in (process.Life.RUNNING, process.Life.ENDING)]
-        return shims + [who.pid for run in runs for who in process.remains(run)]
+        shims = [run.shim.pid for run in runs if process.life_of(run) in (process.Life.RUNNING, process.Life.ENDING)]
+        return shims + [who.pid for run in runs for who in process.leftovers(run)]
 
     def close(self) -> None:
         for supervisor in self.processes:

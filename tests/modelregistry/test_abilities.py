@@ -2,8 +2,8 @@
 
 import pytest
 
-from modelregistry.abilities import calls_tools, sees_images
-from modelregistry.presets import PRESETS
+from modelregistry.engines.capabilities import calls_tools, sees_images
+from modelregistry.engines.presets import PRESETS
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 import pytest
 
-from modelregistry import process
-from modelregistry.adoption import adopt
-from modelregistry.engines import Command
-from modelregistry.plan import Key, State
-from modelregistry.process import Life, Runs
-from modelregistry.rows import Facts
+from modelregistry.engines.base import Command
+from modelregistry.process import process
+from modelregistry.process.process import Life, Runs
+from modelregistry.supervisor.adoption import adopt_runs
+from modelregistry.supervisor.plan import Key, State
+from modelregistry.supervisor.repository import ReplicaFacts
 
 KEY = Key(1, 0)
 LABEL = {
@@ -22,13 +22,13 @@ def runs(tmp_path):
     made = Runs(tmp_path)
     run = made.start("old", Command(argv=("/bin/sleep", "600"), env={}), label=LABEL, grace=5)
     assert process.stop(run, grace=5)
-    assert process.life(run) is Life.ENDED
+    assert process.life_of(run) is Life.ENDED
     return made
 
 
 def adopted(runs, **facts):
-    known = {KEY: Facts(state=State.STARTING, run_id="old", **facts)}
-    return adopt(runs, known, {}, grace=1, clock=lambda: 100.0)[KEY]
+    known = {KEY: ReplicaFacts(state=State.STARTING, run_id="old", **facts)}
+    return adopt_runs(runs, known, {}, grace=1, clock=lambda: 100.0)[KEY]
 
 
 def test_a_start_that_was_not_made_yet_is_no_crash_of_the_engine_before(runs):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from django.utils import translation
 
-from modelregistry import advice, engines
+from modelregistry import failure_advice
+from modelregistry.engines import base
 from tests.translations import japanese  # noqa: F401 - a fixture
 
 RECORDED = sorted(Path(__file__).with_name("failures").glob("*.log"))
@@ -19,20 +20,20 @@ def test_there_are_recordings_of_both_engines():
 
 @pytest.mark.parametrize("path", FAILED, ids=lambda path: path.stem)
 def test_the_cause_of_a_recorded_failure_is_known(path):
-    assert advice.cause(path.read_text()) == path.name.split(".")[1]
+    assert failure_advice.cause(path.read_text()) == path.name.split(".")[1]
 
 
 @pytest.mark.parametrize("path", FAILED, ids=lambda path: path.stem)
 def test_the_line_that_is_shown_first_names_the_cause(path):
     launcher, expected = path.name.split(".")[:2]
-    line = engines.telling_line(launcher, path.read_text())
+    line = base.last_telling_line(launcher, path.read_text())
     # llama.cpp tells of a port in use only in a line that is not called an error.
-    assert advice.cause(line) == expected or (launcher, expected) == ("xllamacpp", "port-in-use")
+    assert failure_advice.cause(line) == expected or (launcher, expected) == ("xllamacpp", "port-in-use")
 
 
 def test_an_engine_that_started_well_has_nothing_the_matter():
-    assert advice.cause(Path(__file__).with_name("failures").joinpath("vllm..healthy.log").read_text()) == ""
-    assert advice.cause("") == ""
+    assert failure_advice.cause(Path(__file__).with_name("failures").joinpath("vllm..healthy.log").read_text()) == ""
+    assert failure_advice.cause("") == ""
 
 
 LINES = [
@@ -44,14 +45,14 @@ LINES = [
 
 def test_e10_there_are_lines_of_every_cause_that_a_log_can_tell():
     assert len(LINES) >= 120
-    recognised = {code for code, _ in advice.PATTERNS}
+    recognised = {code for code, _ in failure_advice.PATTERNS}
     assert {cause for cause, _ in LINES} == recognised
     assert len(recognised) >= 60
 
 
 @pytest.mark.parametrize(("cause", "line"), LINES, ids=lambda text: text[:60])
 def test_e10_a_line_is_known_by_its_cause(cause, line):
-    assert advice.cause(f"INFO starting\n{line}\nINFO ended") == cause
+    assert failure_advice.cause(f"INFO starting\n{line}\nINFO ended") == cause
 
 
 @pytest.mark.parametrize(
@@ -68,32 +69,32 @@ def test_e10_a_line_is_known_by_its_cause(cause, line):
     ],
 )
 def test_e10_what_is_no_failure_or_not_known_has_no_cause(line):
-    assert advice.cause(f"INFO starting\n{line}\nINFO ended") == ""
+    assert failure_advice.cause(f"INFO starting\n{line}\nINFO ended") == ""
 
 
 def test_e10_a_missing_library_is_not_told_as_a_missing_file_of_the_model():
     for line in (line for cause, line in LINES if cause in ("driver-library", "missing-library", "no-nvcc")):
-        assert "missing-file" != advice.cause(line) != ""
+        assert "missing-file" != failure_advice.cause(line) != ""
 
 
 @pytest.mark.parametrize("first", ["gpu-memory", "gpu-crash"])
 def test_e10_what_other_gpus_write_after_one_failed_is_not_the_cause(first):
     after = next(line for cause, line in LINES if cause == "nccl")
     for line in (line for cause, line in LINES if cause == first and not line.startswith("NVRM")):
-        assert advice.cause(f"{after}\n{line}\n{after}") == first
+        assert failure_advice.cause(f"{after}\n{line}\n{after}") == first
 
 
 def test_e10_an_unknown_failure_says_so_in_both_languages():
-    assert advice.words("") == advice.words("of-another-release") == advice.UNKNOWN
-    assert advice.words("driver") == advice.ADVICE["driver"]
+    assert failure_advice.words("") == failure_advice.words("of-another-release") == failure_advice.UNKNOWN
+    assert failure_advice.words("driver") == failure_advice.ADVICE["driver"]
     with translation.override("en"):
-        english = str(advice.UNKNOWN)
+        english = str(failure_advice.UNKNOWN)
     with translation.override("ja"):
-        assert str(advice.UNKNOWN) != english
+        assert str(failure_advice.UNKNOWN) != english
 
 
 def test_every_cause_has_advice_in_both_languages():
-    for code, sentence in advice.ADVICE.items():
+    for code, sentence in failure_advice.ADVICE.items():
         with translation.override("en"):
             english = str(sentence)
         with translation.override("ja"):
@@ -104,4 +105,4 @@ def test_every_cause_has_advice_in_both_languages():
 
 
 def test_every_cause_that_is_recognised_has_advice():
-    assert {code for code, _ in advice.PATTERNS} <= set(advice.ADVICE)
+    assert {code for code, _ in failure_advice.PATTERNS} <= set(failure_advice.ADVICE)

@@ -8,10 +8,10 @@ from itertools import permutations
 import pytest
 from django.utils import timezone
 
-from modelregistry import bidding, lease, rows
-from modelregistry.bidding import Bid, Bidder, Offer, Unassigned, choose
-from modelregistry.engines import Spec
+from modelregistry.engines.base import Spec
 from modelregistry.models import Host, HostBid, Replica, ServedModel
+from modelregistry.supervisor import bidding, lease, repository
+from modelregistry.supervisor.bidding import Bid, Bidder, Offer, Unassigned, choose_host
 
 FITS, FITS_WELL, TOO_SMALL = Offer(fits=True, free=10), Offer(fits=True, free=20), Offer(fits=False, free=99)
 
@@ -26,25 +26,25 @@ def bids(*offers: Offer) -> list[Bid]:
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_e9_it_goes_where_it_fits_and_of_those_where_most_room_is(order):
     all_of_them = bids(TOO_SMALL, FITS, FITS_WELL)
-    assert choose([all_of_them[number] for number in order], {1, 2, 3}, waited=0) == 3
+    assert choose_host([all_of_them[number] for number in order], {1, 2, 3}, waited=0) == 3
 
 
 def test_e9_where_it_fits_nowhere_the_one_with_most_room_takes_it():
-    assert choose(bids(replace(TOO_SMALL, free=5), TOO_SMALL), {1, 2}, waited=0) == 2
+    assert choose_host(bids(replace(TOO_SMALL, free=5), TOO_SMALL), {1, 2}, waited=0) == 2
 
 
 def test_all_see_the_same_winner_of_two_that_are_alike():
-    assert {choose(order, {1, 2}, waited=0) for order in permutations(bids(FITS, FITS))} == {1}
+    assert {choose_host(order, {1, 2}, waited=0) for order in permutations(bids(FITS, FITS))} == {1}
 
 
 def test_a_host_that_is_silent_wins_nothing():
-    assert choose(bids(FITS, FITS_WELL), {1}, waited=0) == 1
-    assert choose(bids(FITS), {2}, waited=60) is None
+    assert choose_host(bids(FITS, FITS_WELL), {1}, waited=0) == 1
+    assert choose_host(bids(FITS), {2}, waited=60) is None
 
 
 def test_a_living_host_is_waited_for_no_longer_than_a_beat():
-    assert choose(bids(FITS), {1, 2}, waited=lease.BEAT - 0.1) is None
-    assert choose(bids(FITS), {1, 2}, waited=lease.BEAT) == 1
+    assert choose_host(bids(FITS), {1, 2}, waited=lease.BEAT - 0.1) is None
+    assert choose_host(bids(FITS), {1, 2}, waited=lease.BEAT) == 1
 
 
 # --- one supervisor's part
@@ -219,24 +219,24 @@ def unassigned(name: str = "m", **values) -> ServedModel:
 def test_of_two_hosts_that_take_one_gets_it_and_the_bids_are_gone(hosts):
     model = unassigned()
     for host in hosts:
-        rows.bid(host.pk, {model.pk: FITS})
-    assert [rows.take(model.pk, host.pk) for host in hosts] == [True, False]
+        repository.place_bid(host.pk, {model.pk: FITS})
+    assert [repository.take_model(model.pk, host.pk) for host in hosts] == [True, False]
     model.refresh_from_db()
     assert model.host == hosts[0]
     assert not HostBid.objects.exists()
-    assert rows.unassigned() == {}
+    assert repository.unassigned_models() == {}
 
 
 def test_bids_are_replaced_and_none_is_left_of_what_is_gone(hosts):
     first, second = unassigned(), unassigned("n", replicas=2)
-    rows.bid(hosts[0].pk, {first.pk: FITS})
-    rows.bid(hosts[1].pk, {first.pk: FITS_WELL, second.pk: TOO_SMALL, 4711: FITS})
-    rows.bid(hosts[0].pk, {second.pk: FITS})
-    assert rows.bids([first.pk, second.pk]) == {
+    repository.place_bid(hosts[0].pk, {first.pk: FITS})
+    repository.place_bid(hosts[1].pk, {first.pk: FITS_WELL, second.pk: TOO_SMALL, 4711: FITS})
+    repository.place_bid(hosts[0].pk, {second.pk: FITS})
+    assert repository.open_bids([first.pk, second.pk]) == {
         first.pk: [Bid(host=hosts[1].pk, offer=FITS_WELL)],
         second.pk: [Bid(host=hosts[1].pk, offer=TOO_SMALL), Bid(host=hosts[0].pk, offer=FITS)],
     }
-    assert rows.unassigned()[second.pk].replicas == 2
+    assert repository.unassigned_models()[second.pk].replicas == 2
 
 
 @pytest.mark.parametrize(
@@ -247,8 +247,8 @@ def test_a_model_whose_host_was_cleared_stays_where_it_runs(hosts, state, keepin
     """A form that was opened before the model had a host clears it, too."""
     model = unassigned()
     Replica.objects.create(model=model, host=hosts[1], state=state)
-    assert rows.orders(hosts[0].pk, keeping=keeping) == {}
-    assert list(rows.orders(hosts[1].pk, keeping=keeping)) == ([model.pk] if kept else [])
+    assert repository.desired_models(hosts[0].pk, keeping=keeping) == {}
+    assert list(repository.desired_models(hosts[1].pk, keeping=keeping)) == ([model.pk] if kept else [])
     model.refresh_from_db()
     assert (model.host == hosts[1]) is kept
 
@@ -266,5 +266,5 @@ def test_a_model_whose_host_was_cleared_stays_where_it_runs(hosts, state, keepin
 def test_who_is_silent_or_in_maintenance_could_take_nothing(hosts, change, could):
     values = {name: timezone.now() - value if isinstance(value, timedelta) else value for name, value in change.items()}
     Host.objects.filter(pk=hosts[0].pk).update(**values)
-    assert (hosts[0].pk in rows.bidders()) is could
-    assert hosts[1].pk in rows.bidders()
+    assert (hosts[0].pk in repository.bidders()) is could
+    assert hosts[1].pk in repository.bidders()

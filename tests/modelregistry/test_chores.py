@@ -15,14 +15,14 @@ from django.apps import apps
 from django.conf import settings
 from django.db import OperationalError
 
-from modelregistry import chores
-from modelregistry.chores import Chores, Work, claim, ended, give_back
 from modelregistry.models import Chore
+from modelregistry.supervisor import tasks as chores
+from modelregistry.supervisor.tasks import PeriodicTask, TaskRunner, claim, give_back, record_end
 from portal.accounts.models import User
 from tests.waiting import until
 
 NINE = datetime(2026, 11, 2, 9, tzinfo=UTC)
-HOURLY = Work(name="sweep", every=timedelta(hours=1), argv=("sweep",), limit=timedelta(minutes=15))
+HOURLY = PeriodicTask(name="sweep", every=timedelta(hours=1), argv=("sweep",), limit=timedelta(minutes=15))
 ENDLESS = "import time; print('begun', flush=True); time.sleep(600)"
 
 
@@ -33,7 +33,7 @@ def after(**distance) -> datetime:
 def done(at: datetime, *, succeeded: bool = True, begun: datetime = NINE) -> None:
     mine = claim(HOURLY, "one", begun)
     assert mine
-    ended(mine, at, succeeded=succeeded, said="")
+    record_end(mine, at, succeeded=succeeded, said="")
 
 
 # --- whose it is
@@ -52,14 +52,14 @@ def test_two_hosts_do_not_both_get_it(db):
 
 def test_who_decided_on_an_old_row_is_too_late(db, monkeypatch):
     """Both looked when it was due; the second claims when the first has done so already."""
-    real = chores.due
+    real = chores.find_due
 
     def slow(work, row, now):
         Chore.objects.filter(pk="sweep").update(claimed_at=NINE, claimed_by="two")
         return real(work, row, now)
 
     Chore.objects.create(name="sweep")
-    monkeypatch.setattr(chores, "due", slow)
+    monkeypatch.setattr(chores, "find_due", slow)
     assert claim(HOURLY, "one", after(seconds=1)) is None
     assert Chore.objects.get().claimed_by == "two"
 
@@ -85,7 +85,7 @@ def test_a_dead_hosts_claim_ends_with_the_time_limit(db):
 def test_who_was_taken_over_from_says_nothing_any_more(db):
     slow = claim(HOURLY, "slow", NINE)
     assert claim(HOURLY, "two", after(minutes=16))
-    ended(slow, after(minutes=17), succeeded=False, said="late")
+    record_end(slow, after(minutes=17), succeeded=False, said="late")
     give_back(slow)
     row = Chore.objects.get()
     assert (row.claimed_by, row.claimed_at, row.ended_at, row.said) == ("two", after(minutes=16), None, "")
@@ -111,7 +111,7 @@ def test_what_is_given_back_is_due_at_once(db):
 def test_an_app_registers_its_chore(monkeypatch):
     monkeypatch.setattr(apps.get_app_config("modelregistry"), "chores", {})
     chores.register("sweep", timedelta(hours=1), ("sweep", "--all"))
-    assert chores.registered() == (Work(name="sweep", every=timedelta(hours=1), argv=("sweep", "--all")),)
+    assert chores.registered_tasks() == (PeriodicTask(name="sweep", every=timedelta(hours=1), argv=("sweep", "--all")),)
 
 
 # --- running it
@@ -136,8 +136,8 @@ class Children:
         return process
 
 
-def host(start, *works: Work, clock=lambda: NINE) -> Chores:
-    return Chores(works or (HOURLY,), "here", clock=clock, start=start, first_look=0, look_every=0.05)
+def host(start, *works: PeriodicTask, clock=lambda: NINE) -> TaskRunner:
+    return TaskRunner(works or (HOURLY,), "here", clock=clock, start=start, first_look=0, look_every=0.05)
 
 
 @sync_to_async
@@ -197,7 +197,7 @@ async def test_what_takes_too_long_is_ended(transactional_db):
     """Also if it does not listen to TERM."""
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     children = Children(stubborn)
-    short = Work(name="sweep", every=timedelta(hours=1), argv=(), limit=timedelta(seconds=1))
+    short = PeriodicTask(name="sweep", every=timedelta(hours=1), argv=(), limit=timedelta(seconds=1))
     keeping = asyncio.create_task(host(children, short).keep())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
@@ -206,7 +206,7 @@ async def test_what_takes_too_long_is_ended(transactional_db):
 
 
 async def test_a_chore_that_hangs_keeps_no_other_waiting(transactional_db):
-    slow = Work(name="slow", every=timedelta(hours=1), argv=("slow",))
+    slow = PeriodicTask(name="slow", every=timedelta(hours=1), argv=("slow",))
     children = Children(f"import sys\nif 'slow' in sys.argv:\n    {ENDLESS}")
     keeping = asyncio.create_task(host(children, slow, HOURLY).keep())
     sweep = await eventually(sync_to_async(Chore.objects.filter(name="sweep", succeeded=True).first))

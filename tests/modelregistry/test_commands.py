@@ -9,7 +9,7 @@ from django.core.management import CommandError, call_command
 from django.urls import reverse
 from django.utils import timezone
 
-from apiproxy.models import CatalogueRevision
+from apiproxy.bridge.models import CatalogueRevision
 from modelregistry import routes
 from modelregistry.management.commands.supervise import ports
 from modelregistry.models import Alias, Host, HostReport, Replica, ServedModel

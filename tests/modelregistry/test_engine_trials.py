@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from modelregistry import engine_trials, engines, rows
-from modelregistry.charge import Charge
-from modelregistry.engine_trials import FAILED, PROVEN, Installed, NoVersion, Trial, choose, difference
-from modelregistry.launching import House, Label, label_of
+from modelregistry.engines import base, version_trials
+from modelregistry.engines.version_trials import FAILED, PROVEN, Installed, NoVersion, Trial, choose_version, difference
 from modelregistry.models import EngineTrial, Host, ServedModel
-from modelregistry.plan import Key, State
-from modelregistry.supervisor import Supervisor
+from modelregistry.supervisor import repository
+from modelregistry.supervisor.launching import RunMetadata, SupervisorConfig, metadata_of
+from modelregistry.supervisor.loop import Supervisor
+from modelregistry.supervisor.managed_replica import ManagedReplica
+from modelregistry.supervisor.plan import Key, State
 from tests.modelregistry.site import FAKE
 from tests.waiting import until
 
@@ -31,35 +32,35 @@ NEW, OLD, OLDER = build("0.33"), build("0.32"), build("0.31")
 
 
 def test_e11_a_new_version_is_tried_with_the_proven_one_behind_it():
-    found = choose([NEW, OLD, OLDER], [trial("0.32", PROVEN), trial("0.31", PROVEN)])
+    found = choose_version([NEW, OLD, OLDER], [trial("0.32", PROVEN), trial("0.31", PROVEN)])
     assert (found.installed, found.trial, found.instead) == (NEW, True, "0.32")
 
 
 def test_e11_the_others_stay_with_the_proven_one_while_it_is_tried():
-    found = choose([NEW, OLD], [trial("0.32", PROVEN)], tried_now=["0.33"])
+    found = choose_version([NEW, OLD], [trial("0.32", PROVEN)], tried_now=["0.33"])
     assert (found.installed, found.trial) == (OLD, False)
-    assert choose([NEW, OLD], [trial("0.32", PROVEN), trial("0.33", PROVEN)]).installed == NEW
+    assert choose_version([NEW, OLD], [trial("0.32", PROVEN), trial("0.33", PROVEN)]).installed == NEW
 
 
 def test_e11_a_failed_one_is_left_alone_until_it_changes():
     known = [trial("0.32", PROVEN), trial("0.33", FAILED)]
-    assert choose([NEW, OLD], known).installed == OLD
-    assert choose([build("0.33", "anew"), OLD], known).trial
-    assert choose([build("0.34"), NEW, OLD], known).installed.version == "0.34"
+    assert choose_version([NEW, OLD], known).installed == OLD
+    assert choose_version([build("0.33", "anew"), OLD], known).trial
+    assert choose_version([build("0.34"), NEW, OLD], known).installed.version == "0.34"
 
 
 def test_e11_a_new_model_begins_with_the_newest_and_has_something_to_fall_back_to():
-    found = choose([NEW, OLD], [])
+    found = choose_version([NEW, OLD], [])
     assert (found.installed, found.trial, found.instead) == (NEW, True, "0.32")
-    assert choose([NEW, OLD], [trial("0.33", FAILED)]).installed == OLD
-    assert choose([NEW], []).instead == ""
-    assert choose([NEW, OLD], [trial("0.33", FAILED), trial("0.32", FAILED)]).installed == NEW
+    assert choose_version([NEW, OLD], [trial("0.33", FAILED)]).installed == OLD
+    assert choose_version([NEW], []).instead == ""
+    assert choose_version([NEW, OLD], [trial("0.33", FAILED), trial("0.32", FAILED)]).installed == NEW
 
 
 def test_e11_a_pinned_model_stays_where_it_is_whatever_was_tried():
-    assert choose([NEW, OLD], [trial("0.32", FAILED)], pinned="0.32").installed == OLD
+    assert choose_version([NEW, OLD], [trial("0.32", FAILED)], pinned="0.32").installed == OLD
     with pytest.raises(NoVersion) as refusal:
-        choose([NEW, OLD], [], pinned="0.30")
+        choose_version([NEW, OLD], [], pinned="0.30")
     assert refusal.value.installed == ("0.33", "0.32")
 
 
@@ -90,27 +91,27 @@ def test_e11_answers_of_two_versions_are_held_to_each_other(before, after, same)
 def test_e11_the_last_proven_answer_is_the_measure():
     known = [trial("0.31", PROVEN, answer={"text": "a"}), trial("0.32", PROVEN, answer={"text": "b"})]
     known.append(trial("0.33", FAILED, answer={"text": "c"}))
-    assert engine_trials.reference(known, "vllm") == {"text": "b"}
-    assert engine_trials.reference(known, "xllamacpp") is None
+    assert version_trials.reference(known, "vllm") == {"text": "b"}
+    assert version_trials.reference(known, "xllamacpp") is None
 
 
 def test_e11_the_fingerprint_of_models_that_are_not_pinned_is_as_before():
     """Deploying this unloads nothing: what runs was labelled by a release without versions."""
-    spec = engines.Spec(engine="vllm", name="m", path="/m")
+    spec = base.Spec(engine="vllm", name="m", path="/m")
     assert spec.fingerprint() == "33c5b89fb60cee4c"
-    assert engines.Spec(engine="vllm", name="m", path="/m", version="0.32.0").fingerprint() != spec.fingerprint()
+    assert base.Spec(engine="vllm", name="m", path="/m", version="0.32.0").fingerprint() != spec.fingerprint()
 
 
 @pytest.mark.django_db
 def test_e11_what_was_tried_is_kept_and_replaced():
     host = Host.objects.create(name="here")
     model = ServedModel.objects.create(name="m", engine="vllm", path="/m", host=host)
-    rows.tried(host.pk, model.pk, trial("0.33", FAILED, cause="driver", detail="it died"))
-    rows.tried(host.pk, model.pk, trial("0.33", PROVEN, stamp="anew", answer={"text": "a"}))
-    rows.tried(host.pk, model.pk + 1, trial("0.33", PROVEN))  # deleted meanwhile
-    assert rows.trials(host.pk) == {model.pk: [trial("0.33", PROVEN, stamp="anew", answer={"text": "a"})]}
-    rows.tried(host.pk, model.pk, trial("0.33", engine_trials.UNTRIED))
-    assert rows.trials(host.pk) == {}
+    repository.record_trial(host.pk, model.pk, trial("0.33", FAILED, cause="driver", detail="it died"))
+    repository.record_trial(host.pk, model.pk, trial("0.33", PROVEN, stamp="anew", answer={"text": "a"}))
+    repository.record_trial(host.pk, model.pk + 1, trial("0.33", PROVEN))  # deleted meanwhile
+    assert repository.load_trials(host.pk) == {model.pk: [trial("0.33", PROVEN, stamp="anew", answer={"text": "a"})]}
+    repository.record_trial(host.pk, model.pk, trial("0.33", version_trials.UNTRIED))
+    assert repository.load_trials(host.pk) == {}
 
 
 # --- A supervisor with two versions of a stand-in
@@ -195,16 +196,16 @@ def test_e11_a_version_is_not_blamed_for_what_the_one_before_it_fails_of_too(sit
 
 async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_removed(tmp_path):
     cache = tmp_path / "cache"
-    house = House(
+    house = SupervisorConfig(
         **{"host": "here", "runs": tmp_path / "runs", "cache": cache, "commands": {}, "ports": range(1, 2)},
         **{"start_limit": 1, "stop_grace": 1, "claim": tmp_path / "claim"},
     )
     supervisor = Supervisor(house, clock=lambda: 1000.0)
-    order = rows.Order(
-        **{"spec": engines.Spec(engine="vllm", name="m", path="/m"), "enabled": True, "replicas": 1},
+    order = repository.DesiredModel(
+        **{"spec": base.Spec(engine="vllm", name="m", path="/m"), "enabled": True, "replicas": 1},
         **{"idle_after": None, "wished": False, "url": "", "upstream_key": "", "upstream_model": ""},
     )
-    failed = Charge(key=Key(1, 0), order=order, fingerprint="f", state=State.FAILED, since=0.0, retry_at=1600.0)
+    failed = ManagedReplica(key=Key(1, 0), order=order, fingerprint="f", state=State.FAILED, since=0.0, retry_at=1600.0)
     supervisor.charges[failed.key] = failed
     await supervisor.inspect()
     assert failed.retry_at == 1600.0
@@ -226,6 +227,6 @@ def test_e11_a_label_of_an_older_release_is_adopted(site, cache):
         label = json.loads(json.dumps({"model": 1, "replica": 0, "name": "m", "task": "chat", "fingerprint": "f"}))
 
     Run.label |= {"launcher": "vllm", "slots": None, "port": 1, "url": "u", "api_key": "k"}
-    found = label_of(Run)
-    assert isinstance(found, Label)
+    found = metadata_of(Run)
+    assert isinstance(found, RunMetadata)
     assert (found.installed, found.trial) == ("", False)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from modelregistry import engines
-from modelregistry.engines import NoLauncher, Place, Spec
+from modelregistry.engines import base
+from modelregistry.engines.base import Endpoint, NoLauncher, Spec
 
-PLACE = Place(address="10.0.0.7", port=18123, api_key="secret", grace=10)
+PLACE = Endpoint(address="10.0.0.7", port=18123, api_key="secret", grace=10)
 CHAT = Spec(engine="llama.cpp", name="acme/chat", path="/m/chat.gguf", context=4096, slots=3)
 ENVIRONMENT = {"PATH": "/bin", "HOME": "/root", "CUDA_VISIBLE_DEVICES": "1", "VLLM_COMMAND": "x"}
 ENVIRONMENT |= {"DATABASE_URL": "postgres://u:p@h/d", "SECRET_KEY": "k", "LDAP_BIND_PASSWORD": "p", "HF_HOME": "/hf"}
@@ -17,7 +17,7 @@ ENVIRONMENT |= {"LLAMA_ARG_CTX_SIZE": "65536"}  # an argument that the planner d
 
 
 def command(spec, launcher, place=PLACE):
-    return engines.command(spec, launcher, ("/opt/engine",), place, ENVIRONMENT)
+    return base.build_command(spec, launcher, ("/opt/engine",), place, ENVIRONMENT)
 
 
 def pairs(argv):
@@ -25,7 +25,7 @@ def pairs(argv):
     return {name: value for name, value in itertools.pairwise(argv) if name.startswith("--")}
 
 
-@pytest.mark.parametrize("launcher", engines.LAUNCHERS)
+@pytest.mark.parametrize("launcher", base.LAUNCHERS)
 def test_every_engine_listens_where_it_is_told_under_the_public_name(launcher):
     options = pairs(command(CHAT, launcher).argv)
     assert (options["--host"], options["--port"]) == ("10.0.0.7", "18123")
@@ -48,7 +48,7 @@ def test_the_key_is_in_the_environment_and_not_in_the_command_line(launcher, var
     assert not any("secret" in word for word in made.argv)
 
 
-@pytest.mark.parametrize("launcher", engines.LAUNCHERS)
+@pytest.mark.parametrize("launcher", base.LAUNCHERS)
 def test_an_engine_gets_no_secret_of_ours(launcher):
     env = command(CHAT, launcher).env
     assert {"PATH", "HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME"} <= env.keys()
@@ -85,8 +85,8 @@ def test_a_chat_model_keeps_the_default_batch():
 
 def test_xllamacpp_is_run_by_its_own_python_with_our_launcher():
     argv = command(CHAT, "xllamacpp").argv
-    assert argv[:4] == ("/opt/engine", str(engines.XLLAMACPP_LAUNCHER), "--grace", "9")
-    assert engines.XLLAMACPP_LAUNCHER.exists()
+    assert argv[:4] == ("/opt/engine", str(base.XLLAMACPP_LAUNCHER), "--grace", "9")
+    assert base.XLLAMACPP_LAUNCHER.exists()
 
 
 def test_llama_cpp_python_never_interrupts_a_stream():
@@ -106,8 +106,10 @@ def test_g16_vllm_fetches_from_nowhere_but_where_the_operator_says():
         # An empty list would mean everywhere.
         assert pairs(careful.argv)["--allowed-media-domains"].endswith(".invalid")
         assert careful.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
-    walls = engines.Walls(media_domains=("files.example.com", "cdn.example.com"))
-    argv = engines.command(replace(CHAT, engine="vllm"), "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, None, walls).argv
+    walls = base.CallerIsolation(media_domains=("files.example.com", "cdn.example.com"))
+    argv = base.build_command(
+        replace(CHAT, engine="vllm"), "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, None, walls
+    ).argv
     place = argv.index("--allowed-media-domains")
     assert argv[place + 1 : place + 3] == ("files.example.com", "cdn.example.com")
 
@@ -115,8 +117,8 @@ def test_g16_vllm_fetches_from_nowhere_but_where_the_operator_says():
 @pytest.mark.parametrize("launcher", ["llama-server", "xllamacpp"])
 def test_g18_llama_cpp_keeps_nothing_between_requests_unless_tenants_share_it(launcher):
     assert "--no-cache-prompt" in command(CHAT, launcher).argv
-    shared = engines.Walls(shared_cache=True)
-    argv = engines.command(CHAT, launcher, ("/opt/engine",), PLACE, ENVIRONMENT, None, shared).argv
+    shared = base.CallerIsolation(shared_cache=True)
+    argv = base.build_command(CHAT, launcher, ("/opt/engine",), PLACE, ENVIRONMENT, None, shared).argv
     assert "--no-cache-prompt" not in argv
     assert "--no-cache-prompt" not in command(replace(CHAT, task="embedding"), launcher).argv
 
@@ -127,7 +129,7 @@ def test_vllm_counts_context_and_slots_per_request():
 
 
 def test_a_vllm_that_we_installed_is_guarded_on_every_path():
-    made = engines.command(CHAT, "vllm", ("/cache/bin/python", *engines.VLLM_MODULE), PLACE, ENVIRONMENT)
+    made = base.build_command(CHAT, "vllm", ("/cache/bin/python", *base.VLLM_MODULE), PLACE, ENVIRONMENT)
     assert pairs(made.argv)["--middleware"] == "madoguchi_guard.Guard"
     assert (Path(made.env["PYTHONPATH"]) / "madoguchi_guard.py").exists()
     assert "--middleware" not in command(CHAT, "vllm").argv  # another one may run in a container
@@ -136,7 +138,7 @@ def test_a_vllm_that_we_installed_is_guarded_on_every_path():
 async def guarded(monkeypatch, path, kind="http", **headers):
     """What the guard sends, or "passed"."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    monkeypatch.syspath_prepend(engines.VLLM_GUARD)
+    monkeypatch.syspath_prepend(base.VLLM_GUARD)
     sent = []
 
     async def app(scope, receive, send):
@@ -193,11 +195,11 @@ def test_vllm_reads_mistrals_own_form_where_it_is(tmp_path):
 
 def test_vllm_without_a_cache_does_not_want_nearly_all_ram_to_be_free():
     spec = replace(CHAT, engine="vllm", task="embedding")
-    argv = engines.command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, engines.Grant()).argv
+    argv = base.build_command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, base.MemoryGrant()).argv
     assert pairs(argv)["--kv-cache-memory-bytes"] == str(2**20)
 
 
-@pytest.mark.parametrize("launcher", engines.LAUNCHERS)
+@pytest.mark.parametrize("launcher", base.LAUNCHERS)
 def test_more_arguments_come_last(launcher):
     assert command(replace(CHAT, args=("--new-a", "--new-b")), launcher).argv[-2:] == ("--new-a", "--new-b")
 
@@ -211,7 +213,7 @@ def test_an_ipv6_address_makes_a_proper_url():
     [("vllm", None, None), ("vllm", 7, 7), ("xllamacpp", None, 4), ("llama-server", 2, 2), ("llama-cpp-python", 8, 1)],
 )
 def test_how_many_requests_it_works_on_at_a_time(launcher, said, slots):
-    assert engines.slots(replace(CHAT, slots=said), launcher) == slots
+    assert base.parallel_slots(replace(CHAT, slots=said), launcher) == slots
 
 
 @pytest.mark.parametrize("field", ["name", "path", "launcher", "task", "context", "slots", "args"])
@@ -224,30 +226,30 @@ def test_the_fingerprint_follows_every_setting(field):
 # --- Which launcher
 
 
-ALL = {name: (f"/bin/{name}",) for name in engines.LAUNCHERS}
+ALL = {name: (f"/bin/{name}",) for name in base.LAUNCHERS}
 
 
 def test_the_hosts_own_build_comes_first():
     spec = replace(CHAT, launcher="")
-    assert engines.choose(spec, ALL) == "llama-server"
-    assert engines.choose(spec, {"xllamacpp": (), "llama-cpp-python": ()}) == "xllamacpp"
-    assert engines.choose(spec, {"llama-cpp-python": ()}) == "llama-cpp-python"
+    assert base.choose_launcher(spec, ALL) == "llama-server"
+    assert base.choose_launcher(spec, {"xllamacpp": (), "llama-cpp-python": ()}) == "xllamacpp"
+    assert base.choose_launcher(spec, {"llama-cpp-python": ()}) == "llama-cpp-python"
 
 
 def test_the_launcher_is_as_told_or_none():
-    assert engines.choose(replace(CHAT, launcher="xllamacpp"), ALL) == "xllamacpp"
+    assert base.choose_launcher(replace(CHAT, launcher="xllamacpp"), ALL) == "xllamacpp"
     with pytest.raises(NoLauncher, match="xllamacpp"):
-        engines.choose(replace(CHAT, launcher="xllamacpp"), {"llama-server": ()})
+        base.choose_launcher(replace(CHAT, launcher="xllamacpp"), {"llama-server": ()})
 
 
 def test_llama_cpp_python_is_not_taken_to_rerank():
     with pytest.raises(NoLauncher):
-        engines.choose(replace(CHAT, task="rerank"), {"llama-cpp-python": ()})
+        base.choose_launcher(replace(CHAT, task="rerank"), {"llama-cpp-python": ()})
 
 
 def test_vllm_is_not_served_by_a_llama():
     with pytest.raises(NoLauncher, match="VLLM_COMMAND"):
-        engines.choose(replace(CHAT, engine="vllm"), {"llama-server": ()})
+        base.choose_launcher(replace(CHAT, engine="vllm"), {"llama-server": ()})
 
 
 def program(directory, name):
@@ -259,12 +261,12 @@ def program(directory, name):
 
 def test_what_is_told_wins_over_the_cache_and_the_cache_over_the_path(tmp_path):
     on_path = program(tmp_path / "bin", "llama-server")
-    found = engines.find({}, tmp_path / "cache", str(tmp_path / "bin"))
+    found = base.find_engines({}, tmp_path / "cache", str(tmp_path / "bin"))
     assert found == {"llama-server": (on_path,)}
     cached = program(tmp_path / "cache/engines/llama-server-1.0/bin", "llama-server")
-    assert engines.find({}, tmp_path / "cache", str(tmp_path / "bin")) == {"llama-server": (cached,)}
+    assert base.find_engines({}, tmp_path / "cache", str(tmp_path / "bin")) == {"llama-server": (cached,)}
     told = {"llama-server": "nice -n 5 '/opt/my llama/llama-server'", "vllm": ""}
-    found = engines.find(told, tmp_path / "cache", str(tmp_path / "bin"))
+    found = base.find_engines(told, tmp_path / "cache", str(tmp_path / "bin"))
     assert found == {"llama-server": ("nice", "-n", "5", "/opt/my llama/llama-server")}
 
 
@@ -272,27 +274,27 @@ def test_the_newest_of_several_versions_is_taken(tmp_path):
     for version in ("2026.9.1", "2026.10.1", "2026.10.0"):
         program(tmp_path / f"engines/xllamacpp-{version}/bin", "python")
     newest = str(tmp_path / "engines/xllamacpp-2026.10.1/bin/python")
-    assert engines.find({}, tmp_path, "")["xllamacpp"] == (newest,)
+    assert base.find_engines({}, tmp_path, "")["xllamacpp"] == (newest,)
 
 
 def test_vllm_of_the_cache_is_started_by_its_module(tmp_path):
     python = program(tmp_path / "engines/vllm-0.32.0+cpu/bin", "python")
     Path(python).with_name("vllm").touch(0o755)  # holds the path where it was built
-    assert engines.find({}, tmp_path, "")["vllm"] == (python, "-m", "vllm.entrypoints.cli.main")
+    assert base.find_engines({}, tmp_path, "")["vllm"] == (python, "-m", "vllm.entrypoints.cli.main")
 
 
 def test_vllms_build_for_gpus_comes_before_the_one_for_cpus(tmp_path):
     for version in ("0.33.0+cpu", "0.32.0", "0.31.0"):
         program(tmp_path / f"engines/vllm-{version}/bin", "python")
-    assert "vllm-0.32.0/" in engines.find({}, tmp_path, "")["vllm"][0]
+    assert "vllm-0.32.0/" in base.find_engines({}, tmp_path, "")["vllm"][0]
 
 
 def test_what_is_missing_can_be_installed_by_the_name_that_is_told():
-    from modelregistry.engine_environments import INSTALLABLE
+    from modelregistry.install.engine_environments import INSTALLABLE
 
-    for spec in (CHAT, replace(CHAT, engine="vllm"), *(replace(CHAT, launcher=x) for x in engines.LLAMA_CPP_LAUNCHERS)):
+    for spec in (CHAT, replace(CHAT, engine="vllm"), *(replace(CHAT, launcher=x) for x in base.LLAMA_CPP_LAUNCHERS)):
         with pytest.raises(NoLauncher) as told:
-            engines.choose(spec, {})
+            base.choose_launcher(spec, {})
         assert re.search(r"`manage.py installengine (\S+)`", str(told.value))[1] in INSTALLABLE
 
 
@@ -300,7 +302,7 @@ def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):
     directory = tmp_path / "engines/xllamacpp-1.0/bin"
     directory.mkdir(parents=True)
     (directory / "python").symlink_to(tmp_path / "gone")
-    assert engines.find({}, tmp_path, "") == {}
+    assert base.find_engines({}, tmp_path, "") == {}
 
 
 # --- What a log tells
@@ -313,12 +315,12 @@ def test_the_first_error_of_a_vllm_worker_is_the_cause():
         "(EngineCore pid=9) ERROR 11-22 core.py ValueError: context too long\n"
         "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above\n"
     )
-    assert engines.telling_line("vllm", log).endswith("ValueError: context too long")
+    assert base.last_telling_line("vllm", log).endswith("ValueError: context too long")
 
 
 def test_llama_cpps_first_error_is_the_cause():
     log = "0.00 I srv init: loading\n0.01 E gguf_init: failed to read magic\n0.02 E srv: exiting\nerror: no\n"
-    assert engines.telling_line("xllamacpp", log) == "0.01 E gguf_init: failed to read magic"
+    assert base.last_telling_line("xllamacpp", log) == "0.01 E gguf_init: failed to read magic"
 
 
 def test_what_llama_cpp_says_comes_before_the_traceback_of_its_python():
@@ -327,12 +329,12 @@ def test_what_llama_cpp_says_comes_before_the_traceback_of_its_python():
         "llama_model_load: error loading model: check_tensor_dims: tensor 'blk.0.attn_q.weight' not found\n"
         "Traceback (most recent call last):\nValueError: Failed to load model from file: /m.gguf\n"
     )
-    assert engines.telling_line("llama-cpp-python", log).endswith("tensor 'blk.0.attn_q.weight' not found")
+    assert base.last_telling_line("llama-cpp-python", log).endswith("tensor 'blk.0.attn_q.weight' not found")
 
 
 def test_without_any_error_the_last_line_has_to_do():
-    assert engines.telling_line("llama-server", "one\ntwo\n\n") == "two"
-    assert engines.telling_line("llama-server", "") == ""
+    assert base.last_telling_line("llama-server", "one\ntwo\n\n") == "two"
+    assert base.last_telling_line("llama-server", "") == ""
 
 
 def test_llama_server_is_given_values_as_arguments_of_their_own():
@@ -359,15 +361,15 @@ def test_e6_an_engine_hears_of_nothing_twice(launcher, args, gone, given):
 
 
 def test_e6_a_fraction_of_the_card_in_any_spelling_wins_over_the_plan():
-    grant = engines.Grant(visible=("0", "1"), cache=2**30, fraction=0.5)
+    grant = base.MemoryGrant(visible=("0", "1"), cache=2**30, fraction=0.5)
     spec = replace(CHAT, engine="vllm", tensor_parallel=1, args=("--gpu_memory_util=0.8", "-tp", "2"))
-    argv = engines.command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, grant).argv
+    argv = base.build_command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, grant).argv
     assert not {"--gpu-memory-utilization", "--kv-cache-memory-bytes", "--tensor-parallel-size"} & set(argv)
     assert spec.cards("vllm") == 2
 
 
 def test_e6_slots_are_counted_wherever_they_are_said():
-    assert engines.slots(replace(CHAT, args=("-np", "8")), "llama-server") == 8
+    assert base.parallel_slots(replace(CHAT, args=("-np", "8")), "llama-server") == 8
     assert pairs(command(replace(CHAT, args=("-np", "8")), "llama-server").argv)["--ctx-size"] == str(8 * 4096)
-    assert engines.slots(replace(CHAT, args=("--max_num_seqs=9",)), "vllm") == 9
-    assert not engines.sorts("vllm", "chat", ["--scheduling_policy", "fcfs"])
+    assert base.parallel_slots(replace(CHAT, args=("--max_num_seqs=9",)), "vllm") == 9
+    assert not base.supports_priority("vllm", "chat", ["--scheduling_policy", "fcfs"])

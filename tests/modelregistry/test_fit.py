@@ -1,5 +1,6 @@
 """One answer to "does it fit, where, and what would have to go?", whoever asks: page, API, command and supervisor."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import combinations
 from types import SimpleNamespace
@@ -8,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modelregistry import allotment, forecast, memory, placement, refusals
-from modelregistry.allotment import Answer, Occupant, Tenant
-from modelregistry.engines import Spec
-from modelregistry.facts import Attention, Facts
-from modelregistry.gpus import RAM, Device
-from modelregistry.memory import GIB, Demand, predict
+from modelregistry import fit, placement_messages
+from modelregistry.engines.base import Spec
+from modelregistry.files.metadata import Attention, ModelMetadata
+from modelregistry.memory import allocation, estimate, placement
+from modelregistry.memory.allocation import FitResult, HostedReplica, Occupant
+from modelregistry.memory.estimate import GIB, Demand, predict
 from modelregistry.models import Replica, ServedModel
+from modelregistry.process.gpus import RAM, Device
 
-LLAMA_8B = Facts(
+LLAMA_8B = ModelMetadata(
     architecture="LlamaForCausalLM",
     quantisation="BF16",
     weight_bytes=16_060_000_000,
@@ -44,16 +46,18 @@ def spec(**more: object) -> Spec:
     return Spec(**{"engine": "vllm", "name": "m", "path": "/m", "context": 8192, "slots": 4, **more})
 
 
-def ask(asked: Spec, devices: list[Device], occupants: list[Occupant] = [], facts: Facts = LLAMA_8B) -> Answer:  # noqa: B006
+def ask(
+    asked: Spec, devices: list[Device], occupants: Sequence[Occupant] = (), facts: ModelMetadata = LLAMA_8B
+) -> FitResult:
     launcher = "vllm" if asked.engine == "vllm" else "llama-server"
-    return allotment.answer(asked, facts, launcher, [f"/opt/{launcher}"], devices, occupants=occupants)
+    return allocation.check_fit(asked, facts, launcher, [f"/opt/{launcher}"], devices, occupants=occupants)
 
 
 # --- Whoever asks
 
 
 @st.composite
-def hosts(draw: st.DrawFn) -> tuple[list[Device], list[Tenant]]:
+def hosts(draw: st.DrawFn) -> tuple[list[Device], list[HostedReplica]]:
     """Cards, and what runs there: each took what it was promised, or nothing yet."""
     count = draw(st.integers(1, 3))
     sizes = [draw(st.sampled_from([16, 24, 48, 80])) for _ in range(count)]
@@ -62,16 +66,16 @@ def hosts(draw: st.DrawFn) -> tuple[list[Device], list[Tenant]]:
         where = draw(st.integers(0, count - 1))
         weights = draw(st.integers(1, 24)) * GIB
         settled = draw(st.booleans())
-        need = memory.made(
+        need = estimate.make_prediction(
             **{"weights": weights, "cache": GIB, "cache_least": GIB, "overhead": GIB, "devices": 1, "context": 1},
             **{"sequences": 1, "host": draw(st.sampled_from([0, 3, 30])) * GIB},
             droppable=draw(st.sampled_from([0, weights // 2])),
         )
-        given_to = allotment.Allotment(
+        given_to = allocation.Allocation(
             **{"prediction": need, "formula": need, "devices": (where,), "visible": (str(where),), "fraction": 0.5},
             **{"forced": False, "fingerprint": "x", "launcher": "vllm", "version": "", "device": "A"},
         )
-        tenants.append(Tenant(name=f"m{number} #0", allotment=given_to, run=None, settled=settled))
+        tenants.append(HostedReplica(name=f"m{number} #0", allotment=given_to, run=None, settled=settled))
         used[where] += given_to.needed * settled
     devices = [
         Device(index=at, uuid="", name="A", kind="gpu", total=size * GIB, used=taken, free=max(0, size * GIB - taken))
@@ -80,7 +84,7 @@ def hosts(draw: st.DrawFn) -> tuple[list[Device], list[Tenant]]:
     return [*devices, ram(draw(st.sampled_from([16, 64, 256])))], tenants
 
 
-def row(tenant: Tenant) -> Replica:
+def row(tenant: HostedReplica) -> Replica:
     """The same as its supervisor wrote it down."""
     promised = tenant.allotment
     model, _zero = tenant.name.split(" #")
@@ -111,17 +115,17 @@ asked = st.builds(
 @given(hosts(), asked)
 def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     devices, tenants = host
-    supervisors = allotment.answer(
-        wanted, LLAMA_8B, "vllm", PROGRAM, devices, occupants=allotment.occupants(tenants, devices), version="0.32.0"
+    supervisors = allocation.check_fit(
+        wanted, LLAMA_8B, "vllm", PROGRAM, devices, occupants=allocation.occupants(tenants, devices), version="0.32.0"
     )
     report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"}, installed={})
     rows = [row(tenant) for tenant in tenants]
     told = SimpleNamespace(name="h", report=report, replica_set=SimpleNamespace(all=lambda: rows))
-    foreseen = forecast._outlook(wanted, LLAMA_8B, told, [], None)
+    foreseen = fit._outlook(wanted, LLAMA_8B, told, [], None)
     assert foreseen.fits == foreseen.room == supervisors.fits
     assert foreseen.devices == (supervisors.allotment.devices if supervisors.allotment else ())
     assert (foreseen.prediction, foreseen.to_go) == (supervisors.need, supervisors.to_go)
-    assert foreseen.why_not == refusals.why_not(supervisors)
+    assert foreseen.why_not == placement_messages.explain_refusal(supervisors)
     assert bool(foreseen.why_not) != foreseen.fits
 
 
@@ -133,19 +137,19 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
         installed={"vllm": ["0.33.0", "0.32.0"]},
     )
     told = SimpleNamespace(name="h", report=report, replica_set=SimpleNamespace(all=list))
-    there = forecast._outlook(spec(version="0.32.0"), LLAMA_8B, told, [], None)
+    there = fit._outlook(spec(version="0.32.0"), LLAMA_8B, told, [], None)
     assert there.fits
-    gone = forecast._outlook(spec(version="0.31.0"), LLAMA_8B, told, [], None)
+    gone = fit._outlook(spec(version="0.31.0"), LLAMA_8B, told, [], None)
     assert (gone.fits, gone.room) == (False, True)
     assert "0.31.0" in gone.why_not
     learned = [
-        memory.Measured(
+        estimate.Measured(
             **{"fingerprint": "", "launcher": "vllm", "version": "0.33.0", "device": "A"},
             **{"weights": 10 * GIB, "cache": GIB, "overhead": GIB, "measured": 13 * GIB},
         )
     ]
-    assert forecast._outlook(spec(version="0.32.0"), LLAMA_8B, told, learned, None).prediction == there.prediction
-    newest = forecast._outlook(spec(), LLAMA_8B, told, learned, None)
+    assert fit._outlook(spec(version="0.32.0"), LLAMA_8B, told, learned, None).prediction == there.prediction
+    newest = fit._outlook(spec(), LLAMA_8B, told, learned, None)
     assert newest.prediction != there.prediction
 
 
@@ -153,10 +157,10 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
 @given(hosts(), asked)
 def test_what_is_given_is_there_and_what_is_to_go_suffices(host, wanted):
     devices, tenants = host
-    there = allotment.occupants(tenants, devices)
+    there = allocation.occupants(tenants, devices)
     found = ask(wanted, devices, there)
     shares = [share for one in there for share in one.shares]
-    free = {device.index: placement.room(device, shares).free for device in devices}
+    free = {device.index: placement.free_room(device, shares).free for device in devices}
     if found.allotment:
         assert all(found.allotment.needed <= free[index] for index in found.allotment.devices)
         assert found.allotment.prediction.host <= free[RAM]
@@ -168,9 +172,9 @@ def test_what_is_given_is_there_and_what_is_to_go_suffices(host, wanted):
         assert without(wanted, devices, there, found.to_go).fits
 
 
-def without(wanted: Spec, devices: list[Device], there: list[Occupant], gone: tuple[str, ...]) -> Answer:
+def without(wanted: Spec, devices: list[Device], there: list[Occupant], gone: tuple[str, ...]) -> FitResult:
     left = [one for one in there if one.name not in gone]
-    return ask(wanted, forecast.without(devices, [one for one in there if one.name in gone]), left)
+    return ask(wanted, fit.devices_without(devices, [one for one in there if one.name in gone]), left)
 
 
 def test_e3_a_cache_that_nobody_can_say_gets_a_card_of_its_own_or_says_why_not():
@@ -180,14 +184,14 @@ def test_e3_a_cache_that_nobody_can_say_gets_a_card_of_its_own_or_says_why_not()
     assert found.allotment
     assert found.allotment.devices == (0,)  # where most is left
     beside = Occupant(name="odd #0", needed=found.allotment.needed, devices=(0,), held={})
-    assert placement.room(card(0, 80, 20), [*there[0].shares, *beside.shares]).free < memory.MIB
+    assert placement.free_room(card(0, 80, 20), [*there[0].shares, *beside.shares]).free < estimate.MIB
     refused = ask(spec(), [card(0, 16, 0), ram()], facts=odd)
     assert refused.need
     assert refused.need.total < 24 * GIB
-    assert "nobody can say how large it is" in refusals.why_not(refused)
+    assert "nobody can say how large it is" in placement_messages.explain_refusal(refused)
     unplanned = ask(spec(), [ram()], facts=odd)
-    assert isinstance(unplanned.refusal, memory.Unpredictable)
-    assert "num_attention_heads" in refusals.why_not(unplanned)
+    assert isinstance(unplanned.refusal, estimate.Unpredictable)
+    assert "num_attention_heads" in placement_messages.explain_refusal(unplanned)
 
 
 # --- What would have to go
@@ -203,7 +207,7 @@ def test_the_smallest_that_makes_room_has_to_go():
     assert ask(spec(), devices, there).to_go == ("b #0",)
     both = ask(spec(context=65_536), devices, there)  # 16 GB of weights and 34 of cache
     assert both.to_go == ("a #0", "b #0") or both.to_go == ("c #0", "a #0")
-    assert "It would fit without" in refusals.why_not(both)
+    assert "It would fit without" in placement_messages.explain_refusal(both)
 
 
 def test_nobody_has_to_go_where_it_would_not_fit_alone():
@@ -213,8 +217,12 @@ def test_nobody_has_to_go_where_it_would_not_fit_alone():
 def test_e12_two_free_cards_for_a_file_of_42_gb_are_an_advice():
     big = replace(LLAMA_8B, weight_bytes=42_000_000_000)
     devices = [card(0, 24, 0), card(1, 24, 0), ram()]
-    assert "--tensor-parallel 2" in refusals.why_not(ask(spec(engine="llama.cpp", slots=1), devices, facts=big))
-    assert "--tensor-parallel" not in refusals.why_not(ask(spec(engine="llama.cpp"), devices[1:], facts=big))
+    assert "--tensor-parallel 2" in placement_messages.explain_refusal(
+        ask(spec(engine="llama.cpp", slots=1), devices, facts=big)
+    )
+    assert "--tensor-parallel" not in placement_messages.explain_refusal(
+        ask(spec(engine="llama.cpp"), devices[1:], facts=big)
+    )
 
 
 # --- RAM of models on GPUs
@@ -264,7 +272,7 @@ def test_a_model_on_gpus_needs_room_in_ram_as_well():
     assert ask(spec(), devices).fits
     refused = ask(spec(args=("--enable-sleep-mode",)), devices)
     assert not refused.fits
-    assert "RAM" in refusals.why_not(refused)
+    assert "RAM" in placement_messages.explain_refusal(refused)
     forced = ask(spec(args=("--enable-sleep-mode",), overcommit=True), devices)
     assert forced.allotment
     assert (forced.allotment.forced, forced.fits) == (True, False)
@@ -274,8 +282,8 @@ def test_ram_that_was_promised_to_models_on_gpus_is_not_free():
     devices = [card(0, 80, 0), card(1, 80, 0), ram(32, 8)]
     sleeper = ask(spec(args=("--enable-sleep-mode",)), devices)
     assert sleeper.allotment
-    tenant = Tenant(name="s #0", allotment=sleeper.allotment, run=None, settled=True)
-    [there] = allotment.occupants([tenant], devices)
+    tenant = HostedReplica(name="s #0", allotment=sleeper.allotment, run=None, settled=True)
+    [there] = allocation.occupants([tenant], devices)
     assert {share.device for share in there.shares} == {sleeper.allotment.devices[0], RAM}
     second = ask(spec(args=("--enable-sleep-mode",)), devices, [there])
     assert (second.fits, second.to_go) == (False, ("s #0",))
@@ -283,7 +291,7 @@ def test_ram_that_was_promised_to_models_on_gpus_is_not_free():
 
 
 def test_experts_of_a_gguf_file_are_known_by_layer(tmp_path):
-    from modelregistry import model_files
+    from modelregistry.files import model_files
     from tests.modelregistry import paper_models
 
     tensors = {
@@ -291,5 +299,5 @@ def test_experts_of_a_gguf_file_are_known_by_layer(tmp_path):
         "blk.0.ffn_up.weight": ("F16", (64, 64)),
         **{f"blk.1.ffn_{side}_exps.weight": ("Q8_0", (8, 64, 64)) for side in ("up", "gate", "down")},
     }
-    facts = model_files.read("llama.cpp", str(paper_models.gguf(tmp_path / "m.gguf", tensors=tensors)))
+    facts = model_files.read_model("llama.cpp", str(paper_models.gguf(tmp_path / "m.gguf", tensors=tensors)))
     assert facts.experts == (0, 3 * 8 * 64 * 64 * 34 // 32)

@@ -5,13 +5,13 @@ import os
 import pynvml
 import pytest
 
-from modelregistry import gpus
-from modelregistry.gpus import RAM, Holder
+from modelregistry.process import gpus
+from modelregistry.process.gpus import RAM, Holder
 from tests.modelregistry.nvml import Card, Nvml, desktop_4090, divided_a100, two_a100
 
 
 def cards(nvml, before=()):
-    found = gpus.devices(before, nvml=nvml)
+    found = gpus.list_devices(before, nvml=nvml)
     assert found[-1].kind == "ram"
     assert found[-1].index == RAM
     return found[:-1]
@@ -33,7 +33,7 @@ def test_a_host_without_a_driver_has_its_ram(error):
 
 
 def test_this_machine_can_be_read_with_the_real_library():
-    assert gpus.devices()[-1].total > 1_000_000_000
+    assert gpus.list_devices()[-1].total > 1_000_000_000
 
 
 def test_a_card_that_got_lost_keeps_what_was_known_and_the_others_are_read():
@@ -83,20 +83,20 @@ def test_whole_cards_are_called_by_number():
 
 
 def test_what_is_ours_is_told_from_strangers():
-    found = [*cards(desktop_4090()), gpus.ram()]
-    assert gpus.held(found, {2101, 99}) == {0: 402_653_184}
-    assert [(who.pid, who.bytes) for who in gpus.strangers(found, {2101})] == [(4242, 5_872_025_600)]
+    found = [*cards(desktop_4090()), gpus.read_ram()]
+    assert gpus.memory_held(found, {2101, 99}) == {0: 402_653_184}
+    assert [(who.pid, who.bytes) for who in gpus.find_strangers(found, {2101})] == [(4242, 5_872_025_600)]
 
 
 def test_a_strangers_name_is_read():
     nvml = two_a100(processes={os.getpid(): 5})
-    [stranger] = gpus.strangers(cards(nvml), set())
+    [stranger] = gpus.find_strangers(cards(nvml), set())
     assert stranger.name
     assert stranger.device == 0
 
 
 def test_nothing_is_known_of_who_holds_what_where_the_driver_does_not_tell():
-    assert gpus.held(cards(divided_a100()), {777}) == {}
+    assert gpus.memory_held(cards(divided_a100()), {777}) == {}
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_nothing_is_known_of_who_holds_what_where_the_driver_does_not_tell():
     ],
 )
 def test_an_operator_can_leave_us_some_cards_only(variable, left):
-    found = gpus.devices(nvml=two_a100())
-    assert [device.index for device in gpus.visible(found, variable)] == left
+    found = gpus.list_devices(nvml=two_a100())
+    assert [device.index for device in gpus.visible_devices(found, variable)] == left
 
 
 # --- RAM
@@ -137,7 +137,7 @@ def limit(machine, where, maximum, current, inactive=0, active=0):
 
 
 def ram(machine):
-    device = gpus.ram(machine / "proc", machine / "cgroup")
+    device = gpus.read_ram(machine / "proc", machine / "cgroup")
     return device.total, device.free
 
 

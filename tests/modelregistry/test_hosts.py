@@ -57,7 +57,7 @@ def test_e9_maintenance_drains_a_host_and_takes_nothing_until_it_is_over(site):
     site.model()
     ready = site.reaches("ready")
     answer = stream(ready, 60)  # 3 s, longer than gateways may still route to it
-    host = hosts.change(Host.objects.get(name="here"), maintenance=True)
+    host = hosts.change_host(Host.objects.get(name="here"), maintenance=True)
     site.reaches("draining")
     assert routes.ready() == []
     assert answer.rest().endswith("[DONE]\n\n")
@@ -71,7 +71,7 @@ def test_e9_maintenance_drains_a_host_and_takes_nothing_until_it_is_over(site):
     until(lambda: HostReport.objects.get(host=host).at > seen)  # it has read what is wanted since
     assert ServedModel.objects.get(name="waiting").host is None
 
-    hosts.change(host, maintenance=False)
+    hosts.change_host(host, maintenance=False)
     assert site.reaches("ready").pid != ready.pid
     site.reaches("ready", "waiting")
 
@@ -110,7 +110,7 @@ def of_host(host: Host, **values) -> ServedModel:
 def test_a_change_leaves_alone_what_the_supervisor_wrote_meanwhile(host):
     as_read = Host.objects.get()
     Host.objects.update(claim="another", seen_at=timezone.now() + timedelta(seconds=5))
-    hosts.change(as_read, address="10.0.0.2", maintenance=True)
+    hosts.change_host(as_read, address="10.0.0.2", maintenance=True)
     now = Host.objects.get()
     assert (now.address, now.maintenance, now.claim) == ("10.0.0.2", True, "another")
     assert now.seen_at > as_read.seen_at
@@ -118,14 +118,14 @@ def test_a_change_leaves_alone_what_the_supervisor_wrote_meanwhile(host):
 
 def test_an_address_that_nobody_could_reach_is_refused_at_its_field(host):
     with pytest.raises(ValidationError) as refusal:
-        hosts.change(host, address="0.0.0.0")
+        hosts.change_host(host, address="0.0.0.0")
     assert set(refusal.value.message_dict) == {"address"}
     assert Host.objects.get().address == "10.0.0.1"
 
 
 def test_an_address_of_an_earlier_release_keeps_no_host_from_maintenance(host):
     Host.objects.update(address="0.0.0.0")
-    assert hosts.change(host, maintenance=True, address="0.0.0.0").maintenance
+    assert hosts.change_host(host, maintenance=True, address="0.0.0.0").maintenance
 
 
 def test_a_host_that_lives_or_has_models_is_not_removed(host):
@@ -133,7 +133,7 @@ def test_a_host_that_lives_or_has_models_is_not_removed(host):
     for claim, seen, named in (("c", 0, host.name), ("c", 300, model.name), ("", 0, model.name)):
         Host.objects.update(claim=claim, seen_at=timezone.now() - timedelta(seconds=seen))
         with pytest.raises(ValidationError, match=named):
-            hosts.remove(host)
+            hosts.remove_host(host)
     assert Host.objects.exists()
 
 
@@ -143,7 +143,7 @@ def test_a_host_that_is_gone_is_removed_with_the_rows_of_its_replicas(host):
     model.host = Host.objects.create(name="gpu-02")
     model.save()
     Host.objects.filter(pk=host.pk).update(seen_at=timezone.now() - timedelta(seconds=300))
-    hosts.remove(host)
+    hosts.remove_host(host)
     assert not Replica.objects.exists()
     assert [row.name for row in Host.objects.all()] == ["gpu-02"]
 
@@ -165,7 +165,7 @@ def test_why_a_model_does_not_run_is_told(host, state, engine, told):
     model = of_host(host)
     ServedModel.objects.update(engine=engine)
     Replica.objects.create(model=model, host=host, state=state)
-    hosts.change(host, maintenance=True)
+    hosts.change_host(host, maintenance=True)
     assert overview.model_now(ServedModel.objects.get(), timezone.now()).state == told
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
-from modelregistry import importing
-from modelregistry.importing import CannotImport, Found
+from modelregistry.install import model_import
+from modelregistry.install.model_import import CannotImport, Found
 from tests.modelregistry import paper_models
 
 
@@ -45,11 +45,11 @@ def share(tmp_path) -> Path:
 
 
 def found_in(share: Path) -> dict[str, Found]:
-    return {one.name: one for one in importing.find(share)}
+    return {one.name: one for one in model_import.find_models(share)}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != importing.SUMS]
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != model_import.SUMS]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
@@ -61,31 +61,31 @@ def test_what_lies_in_a_folder_is_found_each_model_once(share):
 
 
 def test_a_directory_is_copied_with_all_that_belongs_to_it(share, tmp_path):
-    path = importing.copy(found_in(share)["llama"], tmp_path / "models")
+    path = model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
     assert path == tmp_path / "models" / "llama"
     there = contents(share / "llama")
     del there[".git/config"]
     assert contents(path) == there
-    sums = dict(reversed(line.split("  ")) for line in (path / importing.SUMS).read_text().splitlines())
+    sums = dict(reversed(line.split("  ")) for line in (path / model_import.SUMS).read_text().splitlines())
     assert sums == {name: hashlib.sha256(data).hexdigest() for name, data in there.items()}
 
 
 def test_a_gguf_file_comes_with_its_parts_alone(share, tmp_path):
-    path = importing.copy(found_in(share)["large"], tmp_path / "models")
+    path = model_import.copy_model(found_in(share)["large"], tmp_path / "models")
     assert path == tmp_path / "models" / "large" / "large-00001-of-00002.gguf"
     assert set(contents(path.parent)) == {"large-00001-of-00002.gguf", "large-00002-of-00002.gguf"}
 
 
 def test_links_of_a_cache_become_files_and_are_held_to_their_names(share, tmp_path):
     cached = found_in(share)["cached"]
-    path = importing.copy(cached, tmp_path / "models")
+    path = model_import.copy_model(cached, tmp_path / "models")
     assert not any(file.is_symlink() for file in path.iterdir())
     blob = (cached.path / "model.safetensors").resolve()
     with blob.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
     with pytest.raises(CannotImport, match="SHA-256"):
-        importing.copy(cached, tmp_path / "models", name="again")
+        model_import.copy_model(cached, tmp_path / "models", name="again")
     assert not (tmp_path / "models" / "again").exists()
 
 
@@ -104,21 +104,21 @@ def broken_off(found: Found, models: Path, monkeypatch, *, after: int) -> None:
             raise Broken
 
     with pytest.raises(Broken):
-        importing.copy(found, models, tell=tell)
+        model_import.copy_model(found, models, tell=tell)
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(importing, "PIECE", 1000)
-    monkeypatch.setattr(importing, "SAVED_EVERY", 2000)
+    monkeypatch.setattr(model_import, "PIECE", 1000)
+    monkeypatch.setattr(model_import, "SAVED_EVERY", 2000)
 
 
 def test_what_is_half_made_is_no_model_and_is_gone_on_with(share, tmp_path, monkeypatch, small_pieces):
     models, llama = tmp_path / "models", found_in(share)["llama"]
     broken_off(llama, models, monkeypatch, after=20)
-    assert importing.find(models) == []
+    assert model_import.find_models(models) == []
     read = []
-    path = importing.copy(llama, models, tell=lambda progress: read.append(progress.done))
+    path = model_import.copy_model(llama, models, tell=lambda progress: read.append(progress.done))
     assert path.exists()
     there = contents(share / "llama")
     del there[".git/config"]
@@ -139,7 +139,7 @@ def test_what_does_not_match_is_copied_anew(share, tmp_path, monkeypatch, small_
         source.write_bytes(source.read_bytes()[::-1])
     else:
         (models / ".llama.part" / ".journal").write_text("{")
-    path = importing.copy(llama, models)
+    path = model_import.copy_model(llama, models)
     assert (path / source.name).read_bytes() == source.read_bytes()
 
 
@@ -151,37 +151,37 @@ def test_what_the_disk_gives_back_otherwise_is_noticed_and_copied_anew(share, tm
             (models / ".llama.part" / "config.json").write_text("[]")
 
     with pytest.raises(CannotImport, match=r"config\.json"):
-        importing.copy(llama, models, tell=spoil)
-    assert importing.find(models) == []
-    path = importing.copy(llama, models)
+        model_import.copy_model(llama, models, tell=spoil)
+    assert model_import.find_models(models) == []
+    path = model_import.copy_model(llama, models)
     assert (path / "config.json").read_bytes() == (share / "llama" / "config.json").read_bytes()
 
 
 def test_it_is_said_before_when_the_disk_has_no_room(share, tmp_path, monkeypatch):
-    usage = shutil.disk_usage(tmp_path)._replace(free=importing.SPARE + 10)
-    monkeypatch.setattr(importing.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=model_import.SPARE + 10)
+    monkeypatch.setattr(model_import.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(CannotImport, match="GB free"):
-        importing.copy(found_in(share)["llama"], tmp_path / "models")
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
     assert contents(tmp_path / "models" / ".llama.part") == {}
 
 
 def test_a_model_that_is_there_is_left_alone(share, tmp_path):
     (tmp_path / "models" / "llama").mkdir(parents=True)
     with pytest.raises(CannotImport, match="there already"):
-        importing.copy(found_in(share)["llama"], tmp_path / "models")
-    importing.copy(found_in(share)["llama"], tmp_path / "models", name="llama-2")
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    model_import.copy_model(found_in(share)["llama"], tmp_path / "models", name="llama-2")
 
 
 @pytest.mark.parametrize("name", ["../out", ".hidden", "a/b", "a b"])
 def test_a_name_leads_nowhere_else(share, tmp_path, name):
     with pytest.raises(CannotImport):
-        importing.copy(found_in(share)["llama"], tmp_path / "models", name=name)
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", name=name)
 
 
 def test_a_link_that_leads_nowhere_makes_no_model(share, tmp_path):
     (share / "llama" / "tokenizer.json").symlink_to("/nowhere")
     with pytest.raises(CannotImport, match="nowhere"):
-        importing.copy(found_in(share)["llama"], tmp_path / "models")
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
 
 
 # --- the command

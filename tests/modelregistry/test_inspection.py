@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from modelregistry import ending, inspection, process, shim
-from modelregistry.engines import Command
-from modelregistry.gpus import Device, Holder
-from modelregistry.inspection import Inspector
-from modelregistry.process import Runs
+from modelregistry.engines.base import Command
+from modelregistry.process import process, shim, stopping
+from modelregistry.process.gpus import Device, Holder
+from modelregistry.process.process import Runs
+from modelregistry.supervisor import inspection
+from modelregistry.supervisor.inspection import Inspector
 from tests.waiting import until
 
 SLEEP = "import time; time.sleep(600)"
@@ -54,23 +55,23 @@ def held_by(*pids):
 
 
 def test_memory_that_is_back_is_no_matter(run):
-    assert ending.end(run, grace=1, devices=lambda: [GPU]) == ""
+    assert stopping.stop_and_release(run, grace=1, devices=lambda: [GPU]) == ""
     assert not shim.alive(run.engine)
 
 
 def test_memory_that_comes_back_late_is_waited_for(run):
     looks = iter([held_by(run.engine.pid), held_by(run.engine.pid), GPU])
-    assert ending.end(run, grace=1, devices=lambda: [next(looks)]) == ""
+    assert stopping.stop_and_release(run, grace=1, devices=lambda: [next(looks)]) == ""
 
 
 def test_memory_that_does_not_come_back_is_told(run, monkeypatch, bystander):
-    monkeypatch.setattr(ending, "BACK_WITHIN", 0.6)
+    monkeypatch.setattr(stopping, "BACK_WITHIN", 0.6)
     stuck = held_by(run.engine.pid, bystander.pid)
-    assert ending.end(run, grace=1, devices=lambda: [stuck]) == "GPU 0 did not get 2.0 GB back"
+    assert stopping.stop_and_release(run, grace=1, devices=lambda: [stuck]) == "GPU 0 did not get 2.0 GB back"
 
 
 def test_memory_of_others_is_not_waited_for(run, bystander):
-    assert ending.end(run, grace=1, devices=lambda: [held_by(bystander.pid)]) == ""
+    assert stopping.stop_and_release(run, grace=1, devices=lambda: [held_by(bystander.pid)]) == ""
 
 
 # --- Strangers
@@ -78,7 +79,7 @@ def test_memory_of_others_is_not_waited_for(run, bystander):
 
 def test_on_a_gpu_everybody_who_is_not_ours_is_named(run, runs, bystander):
     ours = {run.engine.pid, run.shim.pid}
-    named = inspection.strangers([held_by(run.engine.pid, bystander.pid)], ours, runs.root)
+    named = inspection.find_strangers([held_by(run.engine.pid, bystander.pid)], ours, runs.root)
     mine = [each for each in named if each["pid"] in {*ours, bystander.pid}]
     assert [(each["pid"], each["device"], each["bytes"]) for each in mine] == [(bystander.pid, 0, 2_000_000_000)]
     assert mine[0]["name"].startswith("python")
@@ -90,10 +91,10 @@ def test_on_a_host_without_gpus_the_large_ones_are_named(runs):
     try:
         hog.stdout.readline()
         ram = Device(index=-1, uuid="", name="RAM", kind="ram", total=1, used=1, free=0)
-        named = {each["pid"]: each for each in inspection.strangers([ram], set(), runs.root)}
+        named = {each["pid"]: each for each in inspection.find_strangers([ram], set(), runs.root)}
         assert named[hog.pid]["bytes"] > 1_100_000_000
         assert os.getpid() not in named
-        assert hog.pid not in {each["pid"] for each in inspection.strangers([GPU, ram], set(), runs.root)}
+        assert hog.pid not in {each["pid"] for each in inspection.find_strangers([GPU, ram], set(), runs.root)}
     finally:
         hog.kill()
         hog.communicate()
@@ -119,11 +120,11 @@ def test_a_disk_with_little_room_is_told(tmp_path, monkeypatch):
 
 def test_what_is_left_of_a_run_that_is_over_is_told_if_it_stays(inspector, run):
     def leftovers() -> list[dict[str, str]]:
-        return inspector._leftovers([run], process.remains_of([run]))
+        return inspector._leftovers([run], process.leftovers_of([run]))
 
     assert leftovers() == []
     os.kill(run.shim.pid, signal.SIGKILL)
-    until(lambda: process.life(run) is process.Life.LOST)
+    until(lambda: process.life_of(run) is process.Life.LOST)
     assert leftovers() == []
     [problem] = leftovers()
     assert problem["code"] == "remains"

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from modelregistry import lease, rows
-from modelregistry.lease import Claim, HeldElsewhere, Lease
 from modelregistry.models import Host
+from modelregistry.supervisor import lease, repository
+from modelregistry.supervisor.lease import Claim, HeldElsewhere, Lease
 from tests.modelregistry.site import Site
 from tests.waiting import until
 
@@ -73,11 +73,11 @@ def test_a_claim_that_changes_hands_is_watched_anew(wish, clock):
 
 @pytest.mark.django_db
 def test_of_two_who_take_at_once_one_gets_it():
-    first, second = rows.host("here"), rows.host("here")
-    assert rows.claim(first, "a", "the first")
-    assert not rows.claim(second, "b", "the second")
-    assert rows.seen(first.id, "a")
-    assert not rows.seen(first.id, "b")
+    first, second = repository.get_or_create_host("here"), repository.get_or_create_host("here")
+    assert repository.claim_host(first, "a", "the first")
+    assert not repository.claim_host(second, "b", "the second")
+    assert repository.record_sign_of_life(first.id, "a")
+    assert not repository.record_sign_of_life(first.id, "b")
 
 
 def test_a_full_disk_does_not_keep_anybody_from_supervising(wish, tmp_path):

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from modelregistry import log_filter, process, shim
-from modelregistry.engines import Command
-from modelregistry.log_filter import LEFT_OUT
+from modelregistry.engines.base import Command
+from modelregistry.process import log_filter, process, shim
+from modelregistry.process.log_filter import LEFT_OUT
 from tests.waiting import until
 
 START = b"load_model: loading model\nanything: a template {{ x }}\nlistening on http://127.0.0.1:1\n"
@@ -17,7 +17,7 @@ START = b"load_model: loading model\nanything: a template {{ x }}\nlistening on 
 def filtered(*lines: str) -> list[str]:
     """What is kept of these after the engine answers."""
     given = [*START.splitlines(keepends=True), *(f"{line}\n".encode() for line in lines)]
-    kept = list(log_filter.kept(given))
+    kept = list(log_filter.filter_line(given))
     assert kept[:3] == given[:3]
     return [line.decode().rstrip("\n") for line in kept[3:]]
 
@@ -77,7 +77,7 @@ def test_p4_what_a_line_quotes_is_cut_off(line, kept):
 def test_p4_where_the_time_stands_first_a_letter_alone_is_nobodys():
     begin = [b"0.00.001.002 I load\n", b"listening on x\n"]
     said = [b"I think that my secret is 5\n", b"0.00.001.003 I slot: released\n"]
-    assert list(log_filter.kept([*begin, *said])) == [*begin, LEFT_OUT, said[1]]
+    assert list(log_filter.filter_line([*begin, *said])) == [*begin, LEFT_OUT, said[1]]
 
 
 def test_p4_no_line_takes_long_to_look_at():
@@ -102,9 +102,9 @@ def start(tmp_path):
         assert process.stop(run, grace=0)
 
 
-def ended(run: process.Run) -> process.Ending:
-    until(lambda: process.life(run) is process.Life.ENDED)
-    ending = process.ending(run)
+def ended(run: process.Run) -> process.ExitStatus:
+    until(lambda: process.life_of(run) is process.Life.ENDED)
+    ending = process.exit_of(run)
     assert ending
     return ending
 

@@ -8,26 +8,19 @@ from dataclasses import replace
 
 import pytest
 
-from modelregistry import (
-    allotment,
-    engine_arguments,
-    engines,
-    gpus,
-    memory,
-    model_files,
-    placement,
-    shim,
-    vllm_cache,
-)
-from modelregistry.engines import Spec
-from modelregistry.facts import Attention, Facts
-from modelregistry.memory import GIB, MIB, Demand, Measured, corrected, held, predict
-from modelregistry.placement import NoRoom
-from modelregistry.process import Identity
+from modelregistry.engines import arguments, base
+from modelregistry.engines.base import Spec
+from modelregistry.files import model_files
+from modelregistry.files.metadata import Attention, ModelMetadata
+from modelregistry.memory import allocation, estimate, placement, vllm_cache
+from modelregistry.memory.estimate import GIB, MIB, Demand, Measured, apply_measurements, measure_held, predict
+from modelregistry.memory.placement import NoRoom
+from modelregistry.process import gpus, shim
+from modelregistry.process.process import Identity
 from tests.modelregistry import paper_models
 from tests.modelregistry.nvml import two_a100
 
-SMOLLM2 = Facts(
+SMOLLM2 = ModelMetadata(
     architecture="llama",
     quantisation="Q4_1",
     context=8192,
@@ -101,7 +94,7 @@ SPARE = 16.0  # MiB: the block of LLAMA_8B's that is never used, of 128 tokens a
 
 
 def test_a_token_of_llama_3_8b_takes_128_kib():
-    setting = memory.setting(LLAMA_8B, vllm(), 8192)
+    setting = estimate.vllm_setting(LLAMA_8B, vllm(), 8192)
     assert vllm_cache.token_bytes(LLAMA_8B, setting) == 128 * 1024
 
 
@@ -213,12 +206,12 @@ def test_an_encoder_of_llama_cpps_takes_a_number_for_each_word_and_token(context
     assert predict(minilm, demand).total / 1e6 == pytest.approx(measured, rel=0.1)
     fewer = predict(replace(minilm, vocabulary=10_000), demand)
     per_word = (predict(minilm, demand).total - fewer.total) / 20_522
-    assert per_word == pytest.approx(512 * 4 + memory.LLAMA_CPP_TOKEN)
+    assert per_word == pytest.approx(512 * 4 + estimate.LLAMA_CPP_TOKEN)
     # Of a model on GPUs they lie in RAM, and on the card the logits of a whole micro-batch of one that chats.
     on_card = Demand(launcher="llama-server", task="embedding", context=512, slots=4)
     assert predict(minilm, on_card).host - predict(replace(minilm, vocabulary=1), on_card).host == 512 * 4 * 30_521
     chat = Demand(launcher="llama-server", task="chat", context=8192, slots=1)
-    compute = predict(LLAMA_8B, chat).overhead - memory.LLAMA_CPP_CONTEXT
+    compute = predict(LLAMA_8B, chat).overhead - estimate.LLAMA_CPP_CONTEXT
     assert compute / MIB == pytest.approx(258.5, rel=0.05)  # as llama.cpp's log says
 
 
@@ -226,14 +219,14 @@ def test_an_encoder_of_llama_cpps_takes_a_number_for_each_word_and_token(context
 
 
 def test_a_9b_model_in_fp8_fits_a_card_of_24_gb(tmp_path):
-    facts = model_files.read("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
+    facts = model_files.read_model("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
     found = predict(facts, vllm(8192, 4, "--quantization=fp8"))
     assert 9 < found.weights / 1e9 < 11.5
     assert 15 < found.total / 1e9 < 24
 
 
 def test_a_70b_model_in_int4_fits_one_card_of_80_gb_or_two_of_48(tmp_path):
-    facts = model_files.read("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
+    facts = model_files.read_model("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
     one = predict(facts, vllm(8192, 4))
     two = predict(facts, vllm(8192, 4, tensor_parallel=2))
     assert 39 < one.weights / 1e9 < 41
@@ -254,7 +247,7 @@ def _mib(about):
     return {name: value * MIB if name in ("weights", "cache") else value for name, value in about.items()}
 
 
-PREDICTED = memory.made(
+PREDICTED = estimate.make_prediction(
     weights=4000 * MIB,
     cache=1000 * MIB,
     cache_least=1000 * MIB,
@@ -266,7 +259,7 @@ PREDICTED = memory.made(
 
 
 def learned(*rows, mark="new", version="1"):
-    return corrected(PREDICTED, rows, mark=mark, launcher="vllm", version=version, device="RAM")
+    return apply_measurements(PREDICTED, rows, mark=mark, launcher="vllm", version=version, device="RAM")
 
 
 def test_what_this_very_start_took_is_what_it_will_take():
@@ -313,13 +306,13 @@ def test_a_version_that_is_not_known_yet_learns_from_any():
 
 def test_a_fingerprint_is_of_all_that_changes_the_memory():
     demand = vllm()
-    plain = memory.fingerprint(LLAMA_8B, demand, PREDICTED)
-    assert plain == memory.fingerprint(LLAMA_8B, vllm(), PREDICTED)
+    plain = estimate.fingerprint(LLAMA_8B, demand, PREDICTED)
+    assert plain == estimate.fingerprint(LLAMA_8B, vllm(), PREDICTED)
     others = [
-        memory.fingerprint(SMOLLM2, demand, PREDICTED),
-        memory.fingerprint(LLAMA_8B, replace(demand, context=4096), PREDICTED),
-        memory.fingerprint(LLAMA_8B, replace(demand, args=("--enforce-eager",)), PREDICTED),
-        memory.fingerprint(LLAMA_8B, demand, replace(PREDICTED, cache=1)),
+        estimate.fingerprint(SMOLLM2, demand, PREDICTED),
+        estimate.fingerprint(LLAMA_8B, replace(demand, context=4096), PREDICTED),
+        estimate.fingerprint(LLAMA_8B, replace(demand, args=("--enforce-eager",)), PREDICTED),
+        estimate.fingerprint(LLAMA_8B, demand, replace(PREDICTED, cache=1)),
     ]
     assert len({plain, *others}) == 5
 
@@ -329,16 +322,16 @@ def test_a_fingerprint_is_of_all_that_changes_the_memory():
 
 def allot(spec, facts, devices, **more):
     launcher = "vllm" if spec.engine == "vllm" else "llama-server"
-    return allotment.allot(spec, facts, launcher, [f"/opt/{launcher}"], devices, **more)
+    return allocation.allocate(spec, facts, launcher, [f"/opt/{launcher}"], devices, **more)
 
 
 def test_vllm_gets_its_cache_in_bytes_and_its_part_of_the_card():
-    devices = gpus.devices(nvml=two_a100())
+    devices = gpus.list_devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4, tensor_parallel=2)
     found = allot(spec, LLAMA_8B, devices)
     assert found.devices == (0, 1)
-    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
-    command = engines.command(spec, "vllm", ("vllm",), place, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, found.grant)
+    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    command = base.build_command(spec, "vllm", ("vllm",), place, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, found.grant)
     argv = " ".join(command.argv)
     assert "--tensor-parallel-size 2" in argv
     assert f"--kv-cache-memory-bytes {2 * GIB + 8 * MIB}" in argv
@@ -364,10 +357,10 @@ def test_e2_vllm_is_told_how_much_it_computes_at_a_time_on_any_card(spec, said):
     """Its own choice depends on the card: four times the tokens and the requests on one of 80 GB."""
     facts = replace(LLAMA_8B, attention=()) if spec.get("task") == "embedding" else LLAMA_8B
     spec = Spec(engine="vllm", name="m", path="/m", **spec)
-    found = allot(spec, facts, gpus.devices(nvml=two_a100()))
-    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = engines.command(spec, "vllm", ("vllm",), place, {}, found.grant).argv
-    read = engine_arguments.read("vllm", argv)
+    found = allot(spec, facts, gpus.list_devices(nvml=two_a100()))
+    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    argv = base.build_command(spec, "vllm", ("vllm",), place, {}, found.grant).argv
+    read = arguments.read_arguments("vllm", argv)
     told = tuple(read.text(name) for name in ("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"))
     assert told == said
     assert (str(found.prediction.parallel), str(found.prediction.batch)) == said[1:]
@@ -375,37 +368,37 @@ def test_e2_vllm_is_told_how_much_it_computes_at_a_time_on_any_card(spec, said):
 
 
 def test_a_word_of_the_operators_about_vllms_memory_stands_alone():
-    devices = gpus.devices(nvml=two_a100())
+    devices = gpus.list_devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, args=("--gpu-memory-utilization=0.5",))
     found = allot(spec, LLAMA_8B, devices)
     # Its context it takes beside that part, without counting it.
-    assert found.prediction.total == pytest.approx(85_899_345_920 / 2 + memory.VLLM_CONTEXT, abs=MIB)
-    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = " ".join(engines.command(spec, "vllm", ("vllm",), place, {}, found.grant).argv)
+    assert found.prediction.total == pytest.approx(85_899_345_920 / 2 + estimate.VLLM_CONTEXT, abs=MIB)
+    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    argv = " ".join(base.build_command(spec, "vllm", ("vllm",), place, {}, found.grant).argv)
     assert "--kv-cache-memory-bytes" not in argv
     assert argv.count("--gpu-memory-utilization") == 1
 
 
 def test_vllm_for_cpus_gets_no_card_and_no_value_for_all_models():
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4)
-    devices = gpus.devices(nvml=two_a100())
-    found = allotment.allot(spec, SMOLLM2, "vllm", ["/c/engines/vllm-0.32.0+cpu/bin/python"], devices)
+    devices = gpus.list_devices(nvml=two_a100())
+    found = allocation.allocate(spec, SMOLLM2, "vllm", ["/c/engines/vllm-0.32.0+cpu/bin/python"], devices)
     assert (found.devices, found.device) == ((), "RAM")
-    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
-    command = engines.command(spec, "vllm", ("vllm",), place, {"VLLM_CPU_KVCACHE_SPACE": "4"}, found.grant)
+    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    command = base.build_command(spec, "vllm", ("vllm",), place, {"VLLM_CPU_KVCACHE_SPACE": "4"}, found.grant)
     assert "VLLM_CPU_KVCACHE_SPACE" not in command.env
     assert command.env["CUDA_VISIBLE_DEVICES"] == ""
     assert "--gpu-memory-utilization" not in command.argv
 
 
 def test_llama_cpp_puts_all_layers_on_its_cards_in_equal_parts():
-    devices = gpus.devices(nvml=two_a100())
-    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
+    devices = gpus.list_devices(nvml=two_a100())
+    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
 
     def said(**fields):
         spec = Spec(engine="llama.cpp", name="m", path="/m", context=2048, **fields)
         found = allot(spec, SMOLLM2, devices)
-        command = engines.command(spec, "llama-server", ("llama-server",), place, {}, found.grant)
+        command = base.build_command(spec, "llama-server", ("llama-server",), place, {}, found.grant)
         return " ".join(command.argv), command.env["CUDA_VISIBLE_DEVICES"]
 
     argv, visible = said()
@@ -421,16 +414,16 @@ def test_llama_cpp_puts_all_layers_on_its_cards_in_equal_parts():
 
 def test_an_allotment_comes_back_from_a_run():
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4)
-    found = allot(spec, LLAMA_8B, gpus.devices(nvml=two_a100()), version="0.32.0")
-    assert allotment.Allotment.of(found.stored()) == found
+    found = allot(spec, LLAMA_8B, gpus.list_devices(nvml=two_a100()), version="0.32.0")
+    assert allocation.Allocation.of(found.stored()) == found
 
 
 def test_two_that_start_at_a_time_do_not_count_on_the_same_memory():
-    devices = gpus.devices(nvml=two_a100())[:1]
+    devices = gpus.list_devices(nvml=two_a100())[:1]
     spec = Spec(engine="vllm", name="m", path="/m", context=65_536, slots=6)  # 48 GiB of cache
     first = allot(spec, LLAMA_8B, devices)
-    tenant = allotment.Tenant(name="m #0", allotment=first, run=None, settled=False)
-    [occupant] = allotment.occupants([tenant], devices)
+    tenant = allocation.HostedReplica(name="m #0", allotment=first, run=None, settled=False)
+    [occupant] = allocation.occupants([tenant], devices)
     shares = occupant.shares
     assert [(share.device, share.pledged) for share in shares] == [(0, first.needed), (gpus.RAM, 3 * GIB)]
     with pytest.raises(NoRoom):
@@ -438,10 +431,10 @@ def test_two_that_start_at_a_time_do_not_count_on_the_same_memory():
 
 
 def test_where_the_driver_does_not_tell_a_settled_engine_holds_what_it_was_promised():
-    devices = gpus.devices(nvml=two_a100())
+    devices = gpus.list_devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4)
-    tenant = allotment.Tenant(name="m #0", allotment=allot(spec, LLAMA_8B, devices), run=None, settled=True)
-    [occupant] = allotment.occupants([tenant], devices)
+    tenant = allocation.HostedReplica(name="m #0", allotment=allot(spec, LLAMA_8B, devices), run=None, settled=True)
+    [occupant] = allocation.occupants([tenant], devices)
     assert [share.pledged for share in occupant.shares if share.device != gpus.RAM] == [0]
 
 
@@ -490,25 +483,25 @@ def holder(weights):
 
 
 def test_a_mapped_file_counts_but_can_be_dropped(holder):
-    found = held([holder()])
+    found = measure_held([holder()])
     assert found.fixed == pytest.approx(105_000_000, rel=0.1)
     assert found.taken - found.fixed == pytest.approx(57_000_000, rel=0.15)  # the file, and Python's own
 
 
 def test_processes_of_one_engine_share_a_file_and_it_counts_once(holder):
-    alone, both = held([one := holder()]), held([one, holder()])
+    alone, both = measure_held([one := holder()]), measure_held([one, holder()])
     assert both.taken - alone.taken == pytest.approx(105_000_000, rel=0.1)
 
 
 def test_what_is_shared_with_others_of_the_host_is_ours_all_the_same(holder):
     one = holder()
-    before = held([one]).taken
+    before = measure_held([one]).taken
     holder()
-    assert held([one]).taken == pytest.approx(before, rel=0.02)
+    assert measure_held([one]).taken == pytest.approx(before, rel=0.02)
 
 
 def test_one_that_is_gone_holds_nothing(holder):
-    assert held([replace_pid(holder(), 2**22 - 1)]).taken == 0
+    assert measure_held([replace_pid(holder(), 2**22 - 1)]).taken == 0
 
 
 def replace_pid(who, pid):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from django.utils import translation
 
-from modelregistry import misplaced, model_files, registering
-from modelregistry.facts import Unreadable
+from modelregistry import validation
+from modelregistry.files import misplaced, model_files
+from modelregistry.files.metadata import UnreadableModel
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture
 
@@ -103,54 +104,54 @@ CASES = {
 def test_e12_it_is_told_by_what_it_is(what, tmp_path):
     engine, make, named = CASES[what]
     path = make(tmp_path / "m")
-    with pytest.raises(Unreadable) as told:
-        model_files.read(engine, str(path))
-    assert misplaced.recognised(engine, path).sentence == told.value.sentence
+    with pytest.raises(UnreadableModel) as told:
+        model_files.read_model(engine, str(path))
+    assert misplaced.recognise(engine, path).sentence == told.value.sentence
     assert named in str(told.value)
     with translation.override("ja"):
-        assert registering.sentence(told.value) != str(told.value)
+        assert validation.explain(told.value) != str(told.value)
 
 
 def test_e12_a_link_to_nowhere_is_told_as_one(tmp_path):
     (tmp_path / "m.gguf").symlink_to("../blobs/abc")
-    with pytest.raises(Unreadable, match=r"\.\./blobs/abc"):
-        model_files.read("llama.cpp", str(tmp_path / "m.gguf"))
+    with pytest.raises(UnreadableModel, match=r"\.\./blobs/abc"):
+        model_files.read_model("llama.cpp", str(tmp_path / "m.gguf"))
 
 
 def test_what_is_only_damaged_is_told_as_damaged(tmp_path):
     whole = a_whole(tmp_path / "m")
     file = whole / "model.safetensors"
     os.truncate(file, file.stat().st_size - 1)
-    assert misplaced.recognised("vllm", whole) is None
-    with pytest.raises(Unreadable, match="is cut off"):
-        model_files.read("vllm", str(whole))
+    assert misplaced.recognise("vllm", whole) is None
+    with pytest.raises(UnreadableModel, match="is cut off"):
+        model_files.read_model("vllm", str(whole))
     (tmp_path / "empty").mkdir()
-    assert misplaced.recognised("vllm", tmp_path / "empty") is None
-    assert misplaced.recognised("vllm", tmp_path / "gone") is None
+    assert misplaced.recognise("vllm", tmp_path / "empty") is None
+    assert misplaced.recognise("vllm", tmp_path / "gone") is None
 
 
 def test_a_risk_is_told_before_anything_else(tmp_path):
     whole = a_whole(tmp_path / "m")
     (whole / "model.safetensors").unlink()
     write(whole / "pytorch_model.bin", PAGE)
-    with pytest.raises(Unreadable) as told:
-        model_files.read("vllm", str(whole))
+    with pytest.raises(UnreadableModel) as told:
+        model_files.read_model("vllm", str(whole))
     assert told.value.risk == "pickle"
 
 
 def test_e12_a_gguf_with_types_of_a_later_llama_cpp_is_read_all_the_same(tmp_path):
     """Its bytes are known from where the next tensor begins; whether the engine knows the type, that will say."""
     path = paper_models.gguf(tmp_path / "m.gguf")
-    before = model_files.read("llama.cpp", str(path))
+    before = model_files.read_model("llama.cpp", str(path))
     data = path.read_bytes()
     name = b"token_embd.weight"
     at = data.rindex(name) + len(name)
     dimensions = struct.unpack_from("<I", data, at)[0]
     kind = at + 4 + 8 * dimensions
     path.write_bytes(data[:kind] + struct.pack("<I", 99) + data[kind + 4 :])
-    after = model_files.read("llama.cpp", str(path))
+    after = model_files.read_model("llama.cpp", str(path))
     assert after.weight_bytes == pytest.approx(before.weight_bytes, abs=64)
     assert after.embedding_weight_bytes > 0
     path.write_bytes(data[:kind] + struct.pack("<I", 4_000_000) + data[kind + 4 :])
-    with pytest.raises(Unreadable, match="damaged"):
-        model_files.read("llama.cpp", str(path))
+    with pytest.raises(UnreadableModel, match="damaged"):
+        model_files.read_model("llama.cpp", str(path))

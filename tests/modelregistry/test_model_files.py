@@ -14,10 +14,14 @@ from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelregistry import allotment, checkpoint, class_defaults, gguf_file, gpus, json_stream, memory, placement
-from modelregistry import engines as engine_commands
-from modelregistry.engines import Spec
-from modelregistry.model_files import Attention, Facts, Unreadable, read
+from modelregistry.engines import base as engine_commands
+from modelregistry.engines.base import Spec
+from modelregistry.files import checkpoint, class_defaults, json_stream
+from modelregistry.files import gguf as gguf_file
+from modelregistry.files.metadata import Attention, ModelMetadata, UnreadableModel
+from modelregistry.files.model_files import read_model
+from modelregistry.memory import allocation, estimate, placement
+from modelregistry.process import gpus
 from tests import engines
 from tests.modelregistry import paper_models
 from tests.modelregistry.nvml import two_a100
@@ -26,13 +30,13 @@ from tests.modelregistry.paper_models import directory, gguf, llama_config, smal
 FULL = Attention(2, 16, 16)  # of paper_models' small Llama
 
 
-def facts_of(path: Path, config: dict, tensors: dict | None = None) -> Facts:
-    return read("vllm", str(directory(path / "m", config, tensors or {"x.weight": ("BF16", (2, 2))})))
+def facts_of(path: Path, config: dict, tensors: dict | None = None) -> ModelMetadata:
+    return read_model("vllm", str(directory(path / "m", config, tensors or {"x.weight": ("BF16", (2, 2))})))
 
 
-def refusal(engine: str, path: Path, allowed: tuple[str, ...] = ()) -> Unreadable:
-    with pytest.raises(Unreadable) as refused:
-        read(engine, str(path), allowed)
+def refusal(engine: str, path: Path, allowed: tuple[str, ...] = ()) -> UnreadableModel:
+    with pytest.raises(UnreadableModel) as refused:
+        read_model(engine, str(path), allowed)
     return refused.value
 
 
@@ -40,7 +44,7 @@ def refusal(engine: str, path: Path, allowed: tuple[str, ...] = ()) -> Unreadabl
 
 
 def test_gemma_2_9b_is_known_by_its_headers(tmp_path):
-    facts = read("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
+    facts = read_model("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
     assert (facts.architecture, facts.task, facts.quantisation) == ("Gemma2ForCausalLM", "chat", "BF16")
     assert facts.parameters == 9_241_705_984  # as published
     assert (facts.weight_bytes, facts.embedding_weight_bytes) == (2 * 9_241_705_984, 2 * 256_000 * 3584)
@@ -50,7 +54,7 @@ def test_gemma_2_9b_is_known_by_its_headers(tmp_path):
 
 
 def test_the_packed_weights_of_a_70b_model_are_counted_one_by_one(tmp_path):
-    facts = read("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
+    facts = read_model("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
     assert facts.parameters == 70_553_706_496  # as of the unpacked model
     assert (facts.quantisation, facts.bits_per_weight) == ("AWQ-INT4", 4.51)
     assert facts.weight_bytes == 39_767_785_472
@@ -59,7 +63,7 @@ def test_the_packed_weights_of_a_70b_model_are_counted_one_by_one(tmp_path):
 
 
 def test_xlm_roberta_large_is_known_by_its_gguf_header(tmp_path):
-    facts = read("llama.cpp", str(paper_models.e5_large(tmp_path / "e5.gguf")))
+    facts = read_model("llama.cpp", str(paper_models.e5_large(tmp_path / "e5.gguf")))
     # Published are 559,890,432: the pooler and two positions that are never used are not converted.
     assert facts.parameters == 559_890_432 - 1024 * 1025 - 2 * 1024
     assert (facts.architecture, facts.task, facts.pooling) == ("bert", "embedding", "mean")
@@ -71,17 +75,17 @@ def test_xlm_roberta_large_is_known_by_its_gguf_header(tmp_path):
 def test_a_vocabulary_of_250000_words_does_not_take_seconds(tmp_path):
     path = paper_models.e5_large(tmp_path / "e5.gguf")
     began = time.process_time()
-    read("llama.cpp", str(path))
+    read_model("llama.cpp", str(path))
     assert time.process_time() - began < 1  # 0.08 s; by way of arrays it took 14 s
 
 
 def test_facts_come_back_from_json_and_stay_small(tmp_path):
-    facts = read("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
+    facts = read_model("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
     stored = json.dumps(facts.stored())
-    assert Facts.of(json.loads(stored)) == facts
-    assert Facts.of(json.loads(json.dumps(asdict(facts)))) == facts
+    assert ModelMetadata.of(json.loads(stored)) == facts
+    assert ModelMetadata.of(json.loads(json.dumps(asdict(facts)))) == facts
     assert len(stored) < 5000
-    assert Facts.of(json.loads(stored) | {"of a later release": 1}) == facts
+    assert ModelMetadata.of(json.loads(stored) | {"of a later release": 1}) == facts
 
 
 # --- Parameters and quantisation of directories
@@ -149,7 +153,7 @@ def test_quantised_weights_are_counted_and_named(tmp_path, said, tensors, name, 
 def test_modelopt_says_it_in_a_file_of_its_own(tmp_path):
     small_llama(tmp_path)
     (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "FP8"}}))
-    assert read("vllm", str(tmp_path)).quantisation == "FP8"
+    assert read_model("vllm", str(tmp_path)).quantisation == "FP8"
 
 
 # --- What each layer remembers
@@ -270,19 +274,19 @@ def test_e3_what_cannot_be_known_is_named_and_never_zero(tmp_path, config, tenso
     path = tmp_path / "model"
     facts = facts_of(path, {"architectures": ["OddForCausalLM"], **config}, tensors)
     assert facts.missing == missing
-    with pytest.raises(memory.Unpredictable) as refused:
-        memory.predict(facts, memory.Demand(launcher="vllm", task="chat", kind="ram"))
+    with pytest.raises(estimate.Unpredictable) as refused:
+        estimate.predict(facts, estimate.Demand(launcher="vllm", task="chat", kind="ram"))
     assert refused.value.missing == missing
     # On a card it gets what is left, with a cache that vLLM measures itself; nothing of it is planned beside another.
     spec = Spec(engine="vllm", name="m", path=str(path / "m"), context=2048)
-    cards = gpus.devices(nvml=two_a100())
-    given = allotment.allot(spec, facts, "vllm", ["/opt/vllm"], cards)
+    cards = gpus.list_devices(nvml=two_a100())
+    given = allocation.allocate(spec, facts, "vllm", ["/opt/vllm"], cards)
     [card] = [device for device in cards if device.index in given.devices]
-    assert given.needed == pytest.approx(card.free - placement.GPU_MARGIN, abs=memory.MIB)
+    assert given.needed == pytest.approx(card.free - placement.GPU_MARGIN, abs=estimate.MIB)
     assert given.grant.cache == 0
-    assert given.fraction * card.total == pytest.approx(given.needed - memory.VLLM_CONTEXT, abs=card.total / 10_000)
-    place = engine_commands.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = engine_commands.command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
+    assert given.fraction * card.total == pytest.approx(given.needed - estimate.VLLM_CONTEXT, abs=card.total / 10_000)
+    place = engine_commands.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    argv = engine_commands.build_command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
     assert "--gpu-memory-utilization" in argv
     assert "--kv-cache-memory-bytes" not in argv
 
@@ -338,7 +342,7 @@ def test_a_sentence_embedder_says_its_length_and_how_it_pools(tmp_path):
     (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 256}')
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true}')
-    facts = read("vllm", str(tmp_path))
+    facts = read_model("vllm", str(tmp_path))
     assert (facts.task, facts.context, facts.pooling) == ("embedding", 256, "mean")
 
 
@@ -362,9 +366,9 @@ def test_an_architecture_tells_what_it_was_made_for(tmp_path, architecture, task
 @pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json", "tekken.json"])
 def test_a_chat_template_may_be_a_file_of_its_own(tmp_path, name):
     small_llama(tmp_path, template=False)
-    assert not read("vllm", str(tmp_path)).has_chat_template
+    assert not read_model("vllm", str(tmp_path)).has_chat_template
     (tmp_path / name).write_text("{}")
-    assert read("vllm", str(tmp_path)).has_chat_template
+    assert read_model("vllm", str(tmp_path)).has_chat_template
 
 
 def test_e7_layers_that_guess_ahead_are_loaded_only_where_they_are_to_guess(tmp_path):
@@ -373,16 +377,16 @@ def test_e7_layers_that_guess_ahead_are_loaded_only_where_they_are_to_guess(tmp_
     tensors = {f"model.layers.{layer}.mlp.up_proj.weight": ("BF16", (64, 64)) for layer in range(3)}
     facts = facts_of(tmp_path, config, tensors)
     assert (facts.weight_bytes, facts.unused_weight_bytes) == (3 * 8192, 8192)
-    plain = memory.Demand(launcher="vllm", task="chat")
-    guessing = memory.Demand(launcher="vllm", task="chat", args=('--speculative-config={"method": "mtp"}',))
-    assert memory.predict(facts, plain).weights == 2 * 8192
-    assert memory.predict(facts, guessing).weights == 3 * 8192
+    plain = estimate.Demand(launcher="vllm", task="chat")
+    guessing = estimate.Demand(launcher="vllm", task="chat", args=('--speculative-config={"method": "mtp"}',))
+    assert estimate.predict(facts, plain).weights == 2 * 8192
+    assert estimate.predict(facts, guessing).weights == 3 * 8192
     assert facts_of(tmp_path / "own", llama_config(), {"mtp.x": ("BF16", (8, 8))}).unused_weight_bytes == 128
 
 
 def test_e7_deepseeks_chats_are_written_out_by_vllm_itself(tmp_path):
     small_llama(tmp_path, template=False, model_type="deepseek_v32")
-    assert read("vllm", str(tmp_path)).has_chat_template
+    assert read_model("vllm", str(tmp_path)).has_chat_template
 
 
 # --- What lies there in a model's place
@@ -425,12 +429,12 @@ def test_e12_mistrals_own_form_alone_is_a_model(tmp_path):
     (tmp_path / "tekken.json").write_text("{}")
     tensors = {"tok_embeddings.weight": ("BF16", (131072, 5120)), "x": ("F8_E4M3", (1000, 1000))}
     paper_models.safetensors(tmp_path / "consolidated.safetensors", tensors)
-    facts = read("vllm", str(tmp_path))
+    facts = read_model("vllm", str(tmp_path))
     assert (facts.architecture, facts.task, facts.context) == ("PixtralForConditionalGeneration", "chat", 131072)
     assert (facts.quantisation, facts.has_chat_template, facts.hidden) == ("FP8", True, 5120)
     assert facts.attention == (Attention(8, 128, 128),) * 40
     (tmp_path / "params.json").write_text(json.dumps(params | {"sliding_window": [4096, None]}))
-    assert read("vllm", str(tmp_path)).attention[:2] == (Attention(8, 128, 128, 4096), Attention(8, 128, 128))
+    assert read_model("vllm", str(tmp_path)).attention[:2] == (Attention(8, 128, 128, 4096), Attention(8, 128, 128))
 
 
 # --- What is refused of directories
@@ -496,7 +500,7 @@ def test_e5_an_index_of_16_mib_and_more_is_walked_through(tmp_path):
     whole = index.read_bytes()
     assert len(whole) > checkpoint.LONGEST_JSON
     began = time.process_time()
-    facts = read("vllm", str(path))
+    facts = read_model("vllm", str(path))
     assert (facts.files, facts.weight_bytes) == (61, 61 * 64)
     assert time.process_time() - began < 5  # 0.7 s
 
@@ -532,9 +536,9 @@ def test_e5_an_index_that_is_not_whole_is_damaged(tmp_path):
     ],
 )
 def test_e5_members_are_read_one_by_one_or_the_text_is_called_broken(text, members):
-    walk = json_stream.Walk(io.BytesIO(text.encode()), len(text.encode()))
+    walk = json_stream.JsonWalker(io.BytesIO(text.encode()), len(text.encode()))
     if members is None:
-        with pytest.raises(json_stream.Broken):
+        with pytest.raises(json_stream.BrokenJson):
             list(walk.members())
         return
     found = list(walk.members())
@@ -555,7 +559,7 @@ def test_e5_no_more_than_two_steps_are_held_at_a_time():
             return found
 
     file = Read(("{" + ",".join(f'"{number}":"{"x" * 80}"' for number in range(50_000)) + "}").encode())
-    walk = json_stream.Walk(file, len(file.getvalue()))
+    walk = json_stream.JsonWalker(file, len(file.getvalue()))
     for _name in walk.members():
         file.held = max(file.held, len(walk._data))
     assert file.largest <= json_stream.STEP + json_stream.LONGEST
@@ -566,8 +570,8 @@ def test_e5_no_more_than_two_steps_are_held_at_a_time():
 def test_e5_a_walk_reads_what_json_reads(value):
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, indent=1)):
         data = text.encode()
-        assert list(json_stream.Walk(io.BytesIO(data), len(data)).members()) == list(value.items())
-        walk = json_stream.Walk(io.BytesIO(data), len(data))
+        assert list(json_stream.JsonWalker(io.BytesIO(data), len(data)).members()) == list(value.items())
+        walk = json_stream.JsonWalker(io.BytesIO(data), len(data))
         for _name in walk.names():
             walk.skip()
         assert walk.rest() == b""
@@ -576,15 +580,15 @@ def test_e5_a_walk_reads_what_json_reads(value):
 def test_only_what_the_index_names_is_counted(tmp_path):
     config = llama_config()
     directory(tmp_path, config, paper_models.decoder(config, norms=paper_models.LLAMA_NORMS), shards=2)
-    before = read("vllm", str(tmp_path))
+    before = read_model("vllm", str(tmp_path))
     paper_models.safetensors(tmp_path / "copy.safetensors", {"x": ("F32", (1000,))})
-    assert read("vllm", str(tmp_path)) == before
+    assert read_model("vllm", str(tmp_path)) == before
 
 
 def test_mistrals_own_form_is_read_where_it_is(tmp_path):
     small_llama(tmp_path)
     paper_models.safetensors(tmp_path / "consolidated.safetensors", {"tok_embeddings.weight": ("BF16", (10, 10))})
-    facts = read("vllm", str(tmp_path))
+    facts = read_model("vllm", str(tmp_path))
     assert (facts.parameters, facts.embedding_weight_bytes) == (100, 200)
 
 
@@ -593,7 +597,7 @@ def test_links_as_in_a_hugging_face_cache_are_followed(tmp_path):
     (tmp_path / "snapshot").mkdir()
     for file in blobs.iterdir():
         (tmp_path / "snapshot" / file.name).symlink_to(file)
-    assert read("vllm", str(tmp_path / "snapshot")) == read("vllm", str(blobs))
+    assert read_model("vllm", str(tmp_path / "snapshot")) == read_model("vllm", str(blobs))
 
 
 def test_a_directory_without_weights_is_refused(tmp_path):
@@ -639,7 +643,7 @@ def test_pickled_weights_are_refused_unless_allowed_and_never_opened(tmp_path):
     error = refusal("vllm", pickled(tmp_path))
     assert error.risk == "pickle"
     assert "pytorch_model.bin" in str(error)
-    facts = read("vllm", str(tmp_path), ["pickle"])
+    facts = read_model("vllm", str(tmp_path), ["pickle"])
     assert facts.risks == ("pickle",)
     assert (facts.weight_bytes, facts.parameters) == ((tmp_path / "pytorch_model.bin").stat().st_size, None)
 
@@ -660,7 +664,7 @@ def test_a_missing_part_of_a_pickled_model_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "training_args.bin", "optimizer.pt", "original.pth"])
 def test_pickles_beside_safetensors_are_no_risk_as_the_engine_reads_none(tmp_path, name):
     (small_llama(tmp_path) / name).write_bytes(b"")
-    assert read("vllm", str(tmp_path)).risks == ()
+    assert read_model("vllm", str(tmp_path)).risks == ()
 
 
 def test_the_last_layer_of_a_sentence_embedder_may_be_the_pickle(tmp_path):
@@ -668,7 +672,7 @@ def test_the_last_layer_of_a_sentence_embedder_may_be_the_pickle(tmp_path):
     (tmp_path / "2_Dense" / "pytorch_model.bin").touch()
     assert refusal("vllm", tmp_path).risk == "pickle"
     (tmp_path / "2_Dense" / "model.safetensors").touch()
-    assert read("vllm", str(tmp_path)).risks == ()
+    assert read_model("vllm", str(tmp_path)).risks == ()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "processor_config.json"])
@@ -678,12 +682,12 @@ def test_a_model_with_code_of_its_own_is_refused_unless_allowed(tmp_path, name):
     file.write_text(json.dumps(said | {"auto_map": {"AutoModel": "modeling_homemade.Homemade"}}))
     error = refusal("vllm", tmp_path)
     assert (error.risk, name in str(error)) == ("remote-code", True)
-    assert read("vllm", str(tmp_path), ["remote-code"]).risks == ("remote-code",)
+    assert read_model("vllm", str(tmp_path), ["remote-code"]).risks == ("remote-code",)
 
 
 def test_code_that_the_engine_has_itself_is_not_needed(tmp_path):
     small_llama(tmp_path, model_type="phi3", auto_map={"AutoModel": "modeling_phi3.Phi3"})
-    assert read("vllm", str(tmp_path)).risks == ()
+    assert read_model("vllm", str(tmp_path)).risks == ()
 
 
 def test_each_risk_is_allowed_on_its_own(tmp_path):
@@ -691,15 +695,15 @@ def test_each_risk_is_allowed_on_its_own(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(said | {"model_type": "homemade", "auto_map": {"a": "b"}}))
     assert refusal("vllm", tmp_path, ("pickle",)).risk == "remote-code"
     assert refusal("vllm", tmp_path, ("remote-code",)).risk == "pickle"
-    assert read("vllm", str(tmp_path), ("pickle", "remote-code")).risks == ("pickle", "remote-code")
+    assert read_model("vllm", str(tmp_path), ("pickle", "remote-code")).risks == ("pickle", "remote-code")
 
 
 # --- GGUF
 
 
-def gguf_facts(path: Path, architecture: str = "llama", **values: object) -> Facts:
+def gguf_facts(path: Path, architecture: str = "llama", **values: object) -> ModelMetadata:
     spelled = {name.replace("__", "."): value for name, value in values.items()}
-    return read("llama.cpp", str(gguf(path / "m.gguf", architecture, spelled)))
+    return read_model("llama.cpp", str(gguf(path / "m.gguf", architecture, spelled)))
 
 
 ROW = Attention(4, 16, 16)  # of paper_models' smallest GGUF
@@ -741,7 +745,7 @@ def test_layers_of_a_gguf_remember_what_llama_cpp_keeps(tmp_path, architecture, 
 
 
 def test_the_demo_models_are_known():
-    chat, sentences = (read("llama.cpp", str(path)) for path in (engines.chat_model(), engines.embedding_model()))
+    chat, sentences = (read_model("llama.cpp", str(path)) for path in (engines.chat_model(), engines.embedding_model()))
     assert (chat.architecture, chat.parameters, chat.quantisation) == ("llama", 134_515_008, "Q4_1")
     assert (chat.context, chat.has_chat_template, chat.vocabulary) == (8192, True, 49_152)
     assert chat.attention == (Attention(3, 64, 64),) * 30
@@ -751,7 +755,7 @@ def test_the_demo_models_are_known():
 def test_it_counts_what_the_formats_own_reader_counts():
     path = engines.embedding_model()
     theirs = GGUFReader(path).tensors
-    facts = read("llama.cpp", str(path))
+    facts = read_model("llama.cpp", str(path))
     assert facts.parameters == sum(int(tensor.n_elements) for tensor in theirs)
     assert facts.weight_bytes == sum(int(tensor.n_bytes) for tensor in theirs)
 
@@ -764,7 +768,7 @@ def test_a_chat_template_is_noticed_and_not_kept(tmp_path):
 def test_a_type_is_told_by_the_weights_if_the_file_does_not_say_it(tmp_path):
     tensors = {"a.weight": ("Q4_K", (256, 256)), "b.weight": ("F32", (256,))}
     path = gguf(tmp_path / "m.gguf", tensors=tensors)
-    facts = read("llama.cpp", str(path))
+    facts = read_model("llama.cpp", str(path))
     assert (facts.quantisation, facts.weight_bytes, facts.parameters) == ("Q4_K", 256 * 144 + 1024, 256 * 257)
 
 
@@ -781,7 +785,7 @@ def split(path: Path, count: int = 3) -> Path:
 
 
 def test_all_parts_of_a_split_gguf_count(tmp_path):
-    facts = read("llama.cpp", str(split(tmp_path)))
+    facts = read_model("llama.cpp", str(split(tmp_path)))
     assert (facts.files, facts.parameters, facts.weight_bytes) == (3, 30, 120)
 
 
@@ -852,8 +856,8 @@ KEYS = [
 
 def facts_or_refusal(engine: str, path: Path) -> None:
     try:
-        facts = read(engine, str(path))
-    except Unreadable:
+        facts = read_model(engine, str(path))
+    except UnreadableModel:
         return
     json.dumps(asdict(facts), allow_nan=False)
 

@@ -42,7 +42,7 @@ def replica(model: ServedModel, host: Host, state: str = "ready", **more) -> Rep
 
 
 def seen() -> overview.Overview:
-    return overview.read(timezone.now())
+    return overview.read_overview(timezone.now())
 
 
 def bars(host: Host, *devices: dict[str, object]) -> list[DeviceNow]:
@@ -127,7 +127,7 @@ def test_a_prediction_is_of_each_device(host):
 def test_names_aliases_and_time_to_first_token(host):
     Alias.objects.create(name="default", model=model())
     token = FirstToken(requests=3, half=0.2, slow=0.9)
-    (one,) = overview.read(timezone.now(), {"qwen": token, "other": token}).models
+    (one,) = overview.read_overview(timezone.now(), {"qwen": token, "other": token}).models
     assert (one.aliases, one.first_token) == (("default",), token)
 
 

@@ -4,29 +4,30 @@ from dataclasses import replace
 
 import pytest
 
-from modelregistry import gpus, memory
-from modelregistry.facts import Attention, Facts
-from modelregistry.gpus import RAM, Device
-from modelregistry.memory import GIB, MIB, Demand
-from modelregistry.placement import (
+from modelregistry.files.metadata import Attention, ModelMetadata
+from modelregistry.memory import estimate
+from modelregistry.memory.estimate import GIB, MIB, Demand
+from modelregistry.memory.placement import (
     GPU_MARGIN,
     Candidate,
     NoRoom,
     NoSuchDevice,
     Share,
     beside,
+    find_place,
     fits_together,
+    free_room,
     kind_of,
     left_after,
-    place,
-    room,
     without_ours,
 )
+from modelregistry.process import gpus
+from modelregistry.process.gpus import RAM, Device
 from tests.modelregistry.nvml import desktop_4090, two_a100
 
 VLLM = Demand(launcher="vllm", task="chat", context=8192, slots=4)
 # 8 billion parameters in 16 bits, as Llama 3.1 8B: 128 KiB for each token.
-LLAMA_8B = Facts(
+LLAMA_8B = ModelMetadata(
     architecture="LlamaForCausalLM",
     weight_bytes=16_060_000_000,
     hidden=4096,
@@ -39,7 +40,7 @@ LLAMA_8B = Facts(
 
 def predicted(gib, cache=2, least=None):
     cache_bytes = int(cache * GIB)
-    return memory.made(
+    return estimate.make_prediction(
         weights=int((gib - cache) * GIB) - GIB,
         cache=cache_bytes,
         cache_least=cache_bytes if least is None else int(least * GIB),
@@ -52,7 +53,7 @@ def predicted(gib, cache=2, least=None):
 
 def on(devices, gib, shares=(), demand=VLLM, **how):
     need = replace(predicted(gib, how.pop("cache", 2), how.pop("least", None)), devices=how.pop("split", 1))
-    return place(need, demand, devices, shares, **how)
+    return find_place(need, demand, devices, shares, **how)
 
 
 def card(index=0, total=80, used=0, kind="gpu", fault=""):
@@ -81,10 +82,10 @@ def test_it_is_told_what_weights_and_cache_take_of_the_card_and_never_nothing():
 
 def test_e1_a_plan_of_a_full_card_leaves_free_what_vllm_wants_to_see_free():
     """It compares its fraction with what is left after its own context and the links between cards."""
-    need = memory.predict(LLAMA_8B, replace(VLLM, context=32_768, slots=12, tensor_parallel=2))
+    need = estimate.predict(LLAMA_8B, replace(VLLM, context=32_768, slots=12, tensor_parallel=2))
     device = replace(card(), total=need.total + GPU_MARGIN, free=need.total + GPU_MARGIN)
-    found = place(need, VLLM, [device, replace(device, index=1)])
-    free_at_its_start = device.total - memory.VLLM_CONTEXT - memory.VLLM_LINKS
+    found = find_place(need, VLLM, [device, replace(device, index=1)])
+    free_at_its_start = device.total - estimate.VLLM_CONTEXT - estimate.VLLM_LINKS
     assert found.fraction * device.total <= free_at_its_start - GPU_MARGIN
     assert found.fraction * device.total == pytest.approx(need.weights + need.cache, rel=1e-3)
 
@@ -105,7 +106,7 @@ def test_a_choice_that_the_host_does_not_have_is_refused(chosen, split):
 
 def test_what_was_promised_and_is_not_taken_yet_is_not_free():
     starting = Share(name="a #0", device=0, predicted=50 * GIB, held=10 * GIB)
-    found = room(card(0, used=10), [starting])
+    found = free_room(card(0, used=10), [starting])
     assert found.free == 30 * GIB - GPU_MARGIN
     assert found.ours == (("a #0", 50 * GIB),)
     assert found.strangers == 0
@@ -115,11 +116,11 @@ def test_what_was_promised_and_is_not_taken_yet_is_not_free():
 
 def test_one_that_took_more_than_it_was_promised_has_no_pledge_left():
     greedy = Share(name="a #0", device=0, predicted=5 * GIB, held=10 * GIB)
-    assert room(card(0, used=10), [greedy]).free == 70 * GIB - GPU_MARGIN
+    assert free_room(card(0, used=10), [greedy]).free == 70 * GIB - GPU_MARGIN
 
 
 def test_strangers_are_seen_in_the_sum():
-    devices = gpus.devices(nvml=desktop_4090())
+    devices = gpus.list_devices(nvml=desktop_4090())
     with pytest.raises(NoRoom) as refusal:
         on(devices, 20)
     [seen] = refusal.value.rooms
@@ -166,28 +167,28 @@ def test_ram_keeps_a_twentieth_for_the_system():
 def test_what_the_kernel_can_take_back_is_not_asked_for():
     need = replace(predicted(60), droppable=30 * GIB)
     ram = card(RAM, total=64, used=20, kind="ram")
-    assert place(need, replace(VLLM, kind="ram"), [ram]).prediction.total == 60 * GIB
+    assert find_place(need, replace(VLLM, kind="ram"), [ram]).prediction.total == 60 * GIB
 
 
 def test_a_refusal_tells_what_would_fit():
     demand = replace(VLLM, context=32_768, slots=8)
     model = replace(LLAMA_8B, weight_bytes=15_000_000_000)
-    devices = gpus.devices(nvml=desktop_4090())  # 18.7 GB free of 24
-    need = memory.predict(model, demand)
+    devices = gpus.list_devices(nvml=desktop_4090())  # 18.7 GB free of 24
+    need = estimate.predict(model, demand)
     with pytest.raises(NoRoom) as refusal:
-        place(need, demand, devices, facts=model)
+        find_place(need, demand, devices, facts=model)
     fits, sequences = refusal.value.fits, refusal.value.sequences
     assert fits > 0
     assert sequences == 0
     short = replace(demand, context=fits)
-    assert place(memory.predict(model, short), short, devices).devices == (0,)
+    assert find_place(estimate.predict(model, short), short, devices).devices == (0,)
     longer = replace(demand, context=fits + 1024)
     with pytest.raises(NoRoom):
-        place(memory.predict(model, longer), longer, devices)
+        find_place(estimate.predict(model, longer), longer, devices)
 
 
 def test_engines_for_cpus_live_in_ram_whatever_the_host_has():
-    devices = gpus.devices(nvml=two_a100())
+    devices = gpus.list_devices(nvml=two_a100())
     assert kind_of(devices, on_cpu=False) == "gpu"
     assert kind_of(devices, on_cpu=True) == "ram"
     assert kind_of(devices[-1:], on_cpu=False) == "ram"
@@ -248,12 +249,12 @@ def test_t7_a_refusal_names_the_most_requests_that_fit():
     demand = replace(VLLM, context=8192, slots=64)
     devices = [card(0, total=24)]
     with pytest.raises(NoRoom) as refusal:
-        place(memory.predict(LLAMA_8B, demand), demand, devices, facts=LLAMA_8B)
+        find_place(estimate.predict(LLAMA_8B, demand), demand, devices, facts=LLAMA_8B)
     most = refusal.value.sequences
     assert 1 <= most < 64
 
     def least(slots: int) -> int:
-        found = memory.predict(LLAMA_8B, replace(demand, slots=slots))
+        found = estimate.predict(LLAMA_8B, replace(demand, slots=slots))
         return found.weights + found.overhead + found.cache_least
 
     free = 24 * GIB - GPU_MARGIN
@@ -262,16 +263,16 @@ def test_t7_a_refusal_names_the_most_requests_that_fit():
 
 def test_t7_of_several_cards_the_fullest_that_is_needed_decides_what_fits():
     demand = replace(VLLM, context=131_072, slots=8, tensor_parallel=2)
-    need = memory.predict(LLAMA_8B, demand)
+    need = estimate.predict(LLAMA_8B, demand)
     devices = [card(0, total=24), card(1, total=16), card(2, total=12)]
     with pytest.raises(NoRoom) as refusal:
-        place(need, demand, devices, facts=LLAMA_8B)
+        find_place(need, demand, devices, facts=LLAMA_8B)
     fits = refusal.value.fits
     assert 0 < fits < 131_072
 
     def would(context: int) -> bool:
         shorter = replace(demand, context=context)
-        found = memory.predict(LLAMA_8B, shorter)
+        found = estimate.predict(LLAMA_8B, shorter)
         return found.weights + found.overhead + found.cache_least <= 16 * GIB - GPU_MARGIN
 
     assert would(fits)

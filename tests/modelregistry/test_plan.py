@@ -4,9 +4,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modelregistry import plan
 from modelregistry.models import Replica
-from modelregistry.plan import Ask, Drain, Fail, Key, Look, Observed, Remove, Start, State, Stop, Wanted
+from modelregistry.supervisor import plan
+from modelregistry.supervisor.plan import (
+    Ask,
+    CheckHealth,
+    Drain,
+    Fail,
+    Key,
+    Observed,
+    Remove,
+    Start,
+    State,
+    Stop,
+    Wanted,
+)
 
 KEY = Key(1, 0)
 WANT = Wanted(fingerprint="f")
@@ -20,7 +32,7 @@ def seen(state, **more):
 
 def next_for(want, observed):
     wanted = {KEY: want} if want else {}
-    actions = plan.plan(wanted, [observed] if observed else [], NOW, start_limit=1800)
+    actions = plan.plan_actions(wanted, [observed] if observed else [], NOW, start_limit=1800)
     assert len(actions) <= 1
     return actions[0] if actions else None
 
@@ -39,7 +51,7 @@ def test_what_is_disabled_and_not_there_is_left():
 
 def test_each_replica_gets_its_own_action():
     other = replace(seen("ready"), key=Key(2, 1))
-    actions = plan.plan({KEY: WANT}, [other], NOW, start_limit=1800)
+    actions = plan.plan_actions({KEY: WANT}, [other], NOW, start_limit=1800)
     assert actions == [Start(key=KEY), Drain(key=Key(2, 1), then=State.STOPPED)]
 
 
@@ -73,11 +85,11 @@ def test_a_start_that_nobody_wants_any_more_is_broken_off(want):
 
 def test_a_ready_engine_is_looked_at_now_and_then():
     assert next_for(WANT, seen("ready", looked_at=NOW - 4.9)) is None
-    assert next_for(WANT, seen("ready", looked_at=NOW - 5)) == Look(key=KEY)
+    assert next_for(WANT, seen("ready", looked_at=NOW - 5)) == CheckHealth(key=KEY)
 
 
 def test_a_bad_look_is_soon_followed_by_another():
-    assert next_for(WANT, seen("ready", looked_at=NOW - 1, bad_looks=1)) == Look(key=KEY)
+    assert next_for(WANT, seen("ready", looked_at=NOW - 1, bad_looks=1)) == CheckHealth(key=KEY)
 
 
 @pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
@@ -131,7 +143,7 @@ def test_a_drained_engine_is_stopped():
 def test_it_is_not_drained_while_something_runs():
     assert next_for(WANT, drained(running=1)) is None
     assert next_for(WANT, drained(running=None)) is None
-    assert next_for(WANT, drained(running=1, looked_at=NOW - 0.5)) == Look(key=KEY)
+    assert next_for(WANT, drained(running=1, looked_at=NOW - 0.5)) == CheckHealth(key=KEY)
 
 
 def test_it_is_not_drained_before_every_gateway_can_know():
@@ -140,7 +152,7 @@ def test_it_is_not_drained_before_every_gateway_can_know():
 
 
 def test_a_look_before_gateways_knew_proves_nothing():
-    assert next_for(WANT, drained(looked_at=NOW - 4)) == Look(key=KEY)
+    assert next_for(WANT, drained(looked_at=NOW - 4)) == CheckHealth(key=KEY)
 
 
 def test_draining_has_a_limit():
@@ -198,7 +210,7 @@ OUTSIDE = replace(WANT, external=True)
 
 def test_an_external_engine_is_only_looked_at():
     for state in ("starting", "ready", "unhealthy"):
-        assert next_for(OUTSIDE, seen(state, external=True, looked_at=NOW - 10)) == Look(key=KEY)
+        assert next_for(OUTSIDE, seen(state, external=True, looked_at=NOW - 10)) == CheckHealth(key=KEY)
         assert next_for(OUTSIDE, seen(state, external=True, looked_at=NOW - 9, since=NOW - 9999)) is None
 
 

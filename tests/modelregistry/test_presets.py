@@ -2,11 +2,11 @@
 
 import pytest
 
-from modelregistry import registering
-from modelregistry.engines import Place, Spec, command
-from modelregistry.memory import Demand, predict
-from modelregistry.model_files import read
-from modelregistry.presets import E5_LARGE, EZO, LLAMA_70B, PRESETS
+from modelregistry import validation
+from modelregistry.engines.base import Endpoint, Spec, build_command
+from modelregistry.engines.presets import E5_LARGE, EZO, LLAMA_70B, PRESETS
+from modelregistry.files.model_files import read_model
+from modelregistry.memory.estimate import Demand, predict
 from tests.modelregistry import paper_models
 
 FILES = {
@@ -14,7 +14,7 @@ FILES = {
     LLAMA_70B.key: paper_models.llama_70b_awq,
     E5_LARGE.key: paper_models.e5_large,
 }
-PLACE = Place(address="127.0.0.1", port=18100, api_key="k", grace=10)
+PLACE = Endpoint(address="127.0.0.1", port=18100, api_key="k", grace=10)
 
 
 @pytest.fixture(params=PRESETS)
@@ -28,18 +28,18 @@ def path(preset, tmp_path):
 
 
 def test_a_preset_fits_its_files_and_no_others(preset, path, tmp_path):
-    assert preset.is_of(read(preset.engine, path))
+    assert preset.is_of(read_model(preset.engine, path))
     for other in FILES.keys() - {preset.key}:
         made = FILES[other](tmp_path / "other.gguf")
-        assert not preset.is_of(read(PRESETS[other].engine, str(made)))
+        assert not preset.is_of(read_model(PRESETS[other].engine, str(made)))
         made.rename(tmp_path / other)
 
 
 def test_what_it_asks_for_can_be_had_of_its_files(preset, path):
-    facts = read(preset.engine, path)
-    said = registering.arguments_of(preset.engine, "", preset.args)
-    assert registering.args_fault(preset.engine, said, ()) == ""
-    assert registering.unsuited(facts, preset.engine, task=preset.task, context=preset.context, said=said) == {}
+    facts = read_model(preset.engine, path)
+    said = validation.read_arguments(preset.engine, "", preset.args)
+    assert validation.args_fault(preset.engine, said, ()) == ""
+    assert validation.find_unsuited(facts, preset.engine, task=preset.task, context=preset.context, said=said) == {}
 
 
 def test_its_descriptions_fit_and_are_in_both_languages(preset):
@@ -50,20 +50,20 @@ def test_its_descriptions_fit_and_are_in_both_languages(preset):
 
 def test_its_memory_note_holds_the_weights_of_the_files(tmp_path):
     """The notes say rounded GB; the files say bytes."""
-    ezo = read("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
+    ezo = read_model("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
     in_fp8 = ezo.parameters - ezo.embedding_weight_bytes // 2 + ezo.embedding_weight_bytes
     assert f"{in_fp8 / 1e9:.1f} GB of weights" in EZO.memory
     assert f"{ezo.weight_bytes / 1e9:.1f} GB in BF16" in EZO.place
     seen = sum(min(layer.window or 8192, 8192) * layer.kv_heads * 512 * 2 for layer in ezo.attention)
     assert f"{seen / 1e9:.1f} GB of cache for each request" in EZO.memory
-    llama = read("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
+    llama = read_model("vllm", str(paper_models.llama_70b_awq(tmp_path / "llama")))
     assert f"{llama.weight_bytes / 1e9:.1f} GB of weights" in LLAMA_70B.memory
     kept = sum(8192 * layer.kv_heads * 256 * 2 for layer in llama.attention)
     assert f"{kept / 1e9:.1f} GB of cache for each request" in LLAMA_70B.memory
 
 
 def test_the_prediction_knows_that_vllm_makes_fp8_of_it(tmp_path):
-    facts = read("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
+    facts = read_model("vllm", str(paper_models.ezo_9b(tmp_path / "ezo")))
     asked = {"launcher": "vllm", "task": "chat", "context": EZO.context, "slots": EZO.slots}
     predicted = predict(facts, Demand(args=EZO.args, **asked))
     assert predicted.weights == pytest.approx(10.16e9, rel=0.001)
@@ -79,11 +79,11 @@ def test_the_query_prefix_is_told_to_callers():
 def test_an_input_of_the_embedder_fits_one_micro_batch():
     values = {name: value for name, value in E5_LARGE.fields().items() if not name.startswith("description")}
     spec = Spec(name="e5", path="/m/e5.gguf", **values | {"args": E5_LARGE.args})
-    argv = command(spec, "llama-server", ("llama-server",), PLACE, {}).argv
+    argv = build_command(spec, "llama-server", ("llama-server",), PLACE, {}).argv
     assert argv[-6:] == ("--pooling", "mean", "-b", "512", "-ub", "512")
     assert "--embeddings" in argv
     assert argv[argv.index("--ctx-size") + 1] == "2048"  # 512 for each of the four
 
 
 def test_nothing_is_registered_that_runs_foreign_code(preset, path):
-    assert read(preset.engine, path).risks == ()
+    assert read_model(preset.engine, path).risks == ()

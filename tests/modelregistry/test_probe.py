@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 
-from modelregistry import probe
-from modelregistry.probe import NoAnswer, Refusal, Target
+from modelregistry.process import probe
+from modelregistry.process.probe import NoAnswer, ProbeRefusal, Target
 
 LLAMA_METRICS = """# HELP llamacpp:requests_processing Number of requests processing
 # TYPE llamacpp:requests_processing gauge
@@ -61,7 +61,7 @@ def target(engine, launcher="llama-server", task="chat"):
 
 async def test_a_look_tells_what_runs_and_what_was_done(client, engine):
     engine.answers = {"/health": (200, ""), "/metrics": (200, LLAMA_METRICS)}
-    look = await probe.look(client, target(engine))
+    look = await probe.check_health(client, target(engine))
     assert (look.well, look.running, look.work) == (True, 5, 120)
     assert all(key for _, key, _ in engine.asked)
 
@@ -73,19 +73,19 @@ async def test_vllms_metrics_are_summed_over_their_labels(client, engine):
         'vllm:num_requests_waiting{engine="0"} 4\nvllm:generation_tokens_total{model_name="a b"} 1e3\n'
     )
     engine.answers = {"/health": (200, ""), "/metrics": (200, text)}
-    look = await probe.look(client, target(engine, "vllm"))
+    look = await probe.check_health(client, target(engine, "vllm"))
     assert (look.running, look.work) == (7, 1000)
 
 
 async def test_an_engine_that_loads_is_not_well(client, engine):
     engine.answers = {"/health": (503, {"error": {"message": "Loading model", "code": 503}})}
-    look = await probe.look(client, target(engine))
+    look = await probe.check_health(client, target(engine))
     assert (look.well, look.detail) == (False, "/health: 503 Loading model")
 
 
 async def test_an_engine_too_busy_to_tell_is_well(client, engine):
     engine.answers = {"/health": (200, ""), "/metrics": 3}
-    look = await probe.look(client, target(engine))
+    look = await probe.check_health(client, target(engine))
     assert (look.well, look.running, look.work) == (True, None, None)
 
 
@@ -93,21 +93,21 @@ async def test_an_engine_that_does_not_listen_is_not_well(client):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     nobody = SimpleNamespace(url=f"http://127.0.0.1:{port}")
-    assert not (await probe.look(client, target(nobody))).well
+    assert not (await probe.check_health(client, target(nobody))).well
     with pytest.raises(NoAnswer):
-        await probe.ask(client, target(nobody))
+        await probe.ask_question(client, target(nobody))
 
 
 async def test_llama_cpp_python_is_asked_for_nothing_that_waits_for_its_stream(client, engine):
     engine.answers = {"/openapi.json": (200, "{}")}
-    look = await probe.look(client, target(engine, "llama-cpp-python"))
+    look = await probe.check_health(client, target(engine, "llama-cpp-python"))
     assert look.well
     assert [path for path, _, _ in engine.asked] == ["/openapi.json"]
 
 
 async def test_an_external_engine_is_never_asked_to_work(client, engine):
     engine.answers = {"/v1/models": (200, {"data": []})}
-    assert (await probe.look(client, target(engine, ""))).well
+    assert (await probe.check_health(client, target(engine, ""))).well
     assert [path for path, _, _ in engine.asked] == ["/v1/models"]
 
 
@@ -116,7 +116,7 @@ async def test_an_external_engine_is_never_asked_to_work(client, engine):
 )
 async def test_how_an_external_engine_is_judged(client, engine, status, well):
     engine.answers = {"/v1/models": (status, {"data": []})}
-    assert (await probe.look(client, target(engine, ""))).well is well
+    assert (await probe.check_health(client, target(engine, ""))).well is well
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ async def test_g5_what_answers_with_a_page_is_no_engine(status, headers, body):
 
     page = Target(launcher="", url="http://127.0.0.1", api_key="", model="m", task="chat")
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as client:
-        look = await probe.look(client, page)
+        look = await probe.check_health(client, page)
     assert not look.well
     assert look.detail
 
@@ -145,7 +145,7 @@ CHOICE = {"choices": [{"message": {"content": "pong"}}]}
 
 async def test_a_chat_model_is_asked_for_one_token(client, engine):
     engine.answers = {"/v1/chat/completions": (200, CHOICE)}
-    await probe.ask(client, target(engine))
+    await probe.ask_question(client, target(engine))
     [(_, key, body)] = engine.asked
     assert key
     assert (body["model"], body["max_tokens"]) == ("m", 1)
@@ -153,26 +153,26 @@ async def test_a_chat_model_is_asked_for_one_token(client, engine):
 
 async def test_a_model_without_a_chat_template_may_complete(client, engine):
     engine.answers = {"/v1/chat/completions": (400, {"error": "no template"}), "/v1/completions": (200, CHOICE)}
-    await probe.ask(client, target(engine))
+    await probe.ask_question(client, target(engine))
 
 
 async def test_a_refusal_is_told_in_the_engines_words(client, engine):
     engine.answers = {path: (400, {"error": {"message": "no\n  way"}}) for path in ("/v1/chat/completions",)}
-    with pytest.raises(Refusal, match="/v1/chat/completions: 400 no way"):
-        await probe.ask(client, target(engine))
+    with pytest.raises(ProbeRefusal, match="/v1/chat/completions: 400 no way"):
+        await probe.ask_question(client, target(engine))
 
 
 async def test_loading_is_no_refusal(client, engine):
     engine.answers = {"/v1/chat/completions": (503, {"error": {"message": "Loading model"}})}
     with pytest.raises(NoAnswer) as waiting:
-        await probe.ask(client, target(engine))
-    assert not isinstance(waiting.value, Refusal)
+        await probe.ask_question(client, target(engine))
+    assert not isinstance(waiting.value, ProbeRefusal)
 
 
 async def test_a_silent_engine_has_its_time(client, engine):
     engine.answers = {"/v1/chat/completions": 5}
     with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
-        await probe.ask(client, target(engine), within=0.2)
+        await probe.ask_question(client, target(engine), within=0.2)
 
 
 @pytest.mark.parametrize(
@@ -186,12 +186,12 @@ async def test_a_silent_engine_has_its_time(client, engine):
 )
 async def test_each_task_has_its_question(client, engine, task, path, good, bad):
     engine.answers = {path: (200, good)}
-    await probe.ask(client, target(engine, task=task))
+    await probe.ask_question(client, target(engine, task=task))
     for wrong in (bad, {}, [], "not JSON"):
         engine.answers = {path: (200, wrong)}
-        with pytest.raises(Refusal):
-            await probe.ask(client, target(engine, task=task))
+        with pytest.raises(ProbeRefusal):
+            await probe.ask_question(client, target(engine, task=task))
 
 
 def test_metrics_that_cannot_be_read_are_left_out():
-    assert probe.sums('a 1\na{x="}"} 2\n# a 5\nb nonsense\n\nc\n') == {"a": 3}
+    assert probe.sum_metrics('a 1\na{x="}"} 2\n# a 5\nb nonsense\n\nc\n') == {"a": 3}

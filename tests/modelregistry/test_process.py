@@ -9,10 +9,11 @@ import textwrap
 
 import pytest
 
-from modelregistry import memory, process, shim
-from modelregistry.engines import Command
-from modelregistry.process import Life, Runs
-from modelregistry.shim import Identity
+from modelregistry.engines.base import Command
+from modelregistry.memory import estimate
+from modelregistry.process import process, shim
+from modelregistry.process.process import Life, Runs
+from modelregistry.process.shim import Identity
 from tests.waiting import until
 
 SLEEP = "import time; time.sleep(600)"
@@ -62,15 +63,15 @@ def test_a_run_is_found_again_by_its_directory(runs):
     run = start(runs, SLEEP)
     assert Runs(runs.root).all() == [run]
     assert run.label == {"model": 1}
-    assert process.life(run) is Life.RUNNING
-    assert process.ending(run) is None
+    assert process.life_of(run) is Life.RUNNING
+    assert process.exit_of(run) is None
 
 
 def test_the_engine_belongs_to_nobody_but_its_shim(runs):
     run = start(runs, SLEEP)
     assert os.getsid(run.engine.pid) == run.engine.pid
-    assert shim.stat(run.engine.pid).parent == run.shim.pid
-    assert shim.stat(run.shim.pid).parent != os.getpid()
+    assert shim.read_stat(run.engine.pid).parent == run.shim.pid
+    assert shim.read_stat(run.shim.pid).parent != os.getpid()
 
 
 def test_the_engine_gets_its_own_environment_and_the_mark_only(runs):
@@ -95,32 +96,32 @@ def test_files_of_a_run_are_for_its_owner_only(runs):
 
 def test_it_tells_how_an_engine_ended(runs):
     run = start(runs, "import sys; print('no such flag', file=sys.stderr); sys.exit(7)")
-    until(lambda: process.life(run) is Life.ENDED)
-    assert str(process.ending(run)) == "ended with code 7"
+    until(lambda: process.life_of(run) is Life.ENDED)
+    assert str(process.exit_of(run)) == "ended with code 7"
     assert process.log_tail(run.directory) == "no such flag"
 
 
 def test_it_tells_what_killed_an_engine(runs):
     run = start(runs, SLEEP)
     os.kill(run.engine.pid, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.ENDED)
-    assert str(process.ending(run)) == "was killed by SIGKILL"
-    assert not process.ending(run).asked
+    until(lambda: process.life_of(run) is Life.ENDED)
+    assert str(process.exit_of(run)) == "was killed by SIGKILL"
+    assert not process.exit_of(run).asked
 
 
 def test_the_engine_outlives_whoever_started_it(runs, tmp_path):
     starter = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
-        from modelregistry.engines import Command
-        from modelregistry.process import Runs
+        from modelregistry.engines.base import Command
+        from modelregistry.process.process import Runs
         runs = Runs(Path({str(runs.root)!r}))
         runs.start("r1", Command(argv=({sys.executable!r}, "-c", {SLEEP!r}), env={{}}), label={{}}, grace=1)
         os.kill(os.getpid(), signal.SIGKILL)
     """)
     killed = subprocess.run([sys.executable, "-c", starter], check=False)
     assert killed.returncode == -signal.SIGKILL
-    assert process.life(runs.find("r1")) is Life.RUNNING
+    assert process.life_of(runs.find("r1")) is Life.RUNNING
 
 
 def test_stopping_ends_the_whole_tree(runs):
@@ -128,7 +129,7 @@ def test_stopping_ends_the_whole_tree(runs):
     pids = family(run)
     assert process.stop(run, grace=2)
     assert dead([*pids, run.engine.pid, run.shim.pid])
-    assert process.ending(run).asked
+    assert process.exit_of(run).asked
 
 
 def test_an_engine_may_take_its_grace(runs):
@@ -146,7 +147,7 @@ def test_an_engine_may_take_its_grace(runs):
     )
     printed(run)
     assert process.stop(run, grace=5)
-    assert str(process.ending(run)) == "ended with code 0"
+    assert str(process.exit_of(run)) == "ended with code 0"
     assert process.log_tail(run.directory).endswith("bye")
 
 
@@ -157,7 +158,7 @@ def test_an_engine_that_takes_more_than_its_grace_is_killed(runs):
     run = start(runs, STUBBORN, grace=0.5)
     printed(run)
     assert process.stop(run, grace=0.5)
-    assert str(process.ending(run)) == "was killed by SIGKILL"
+    assert str(process.exit_of(run)) == "was killed by SIGKILL"
 
 
 def test_told_so_it_kills_at_once(runs):
@@ -165,16 +166,16 @@ def test_told_so_it_kills_at_once(runs):
     printed(run)
     process.terminate(run)
     process.terminate(run)
-    assert process.life(run) is Life.RUNNING
+    assert process.life_of(run) is Life.RUNNING
     process.terminate_at_once(run)
-    until(lambda: process.life(run) is Life.ENDED, 30)
+    until(lambda: process.life_of(run) is Life.ENDED, 30)
 
 
 def test_what_a_dead_front_leaves_behind_is_ended(runs):
     run = start(runs, FAMILY)
     pids = family(run)
     os.kill(run.engine.pid, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.ENDED, 30)
+    until(lambda: process.life_of(run) is Life.ENDED, 30)
     assert dead([*pids, run.shim.pid])
 
 
@@ -182,11 +183,11 @@ def test_the_tree_of_a_killed_shim_is_found_by_its_mark(runs):
     run, other = start(runs, FAMILY), start(runs, SLEEP, "r2")
     pids = family(run)
     os.kill(run.shim.pid, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.LOST)
+    until(lambda: process.life_of(run) is Life.LOST)
     assert {who.pid for who in runs.strays()} == {run.engine.pid, *pids}
     assert process.stop(run, grace=1)
     assert dead([run.engine.pid, *pids])
-    assert process.life(other) is Life.RUNNING
+    assert process.life_of(other) is Life.RUNNING
 
 
 def test_engines_of_another_installation_are_not_ours(runs, tmp_path):
@@ -204,11 +205,11 @@ def test_a_process_that_got_the_pid_later_is_never_touched(runs):
     earlier = [bystander.pid, who.start - 1]  # as if the bystander had been given the pid of a dead shim
     state.write_text(json.dumps({"boot": shim.boot_id(), "shim": earlier, "engine": earlier}))
     recycled = runs.find("r1")
-    assert process.life(recycled) is Life.LOST
+    assert process.life_of(recycled) is Life.LOST
     assert process.stop(recycled, grace=0)
-    assert not shim.send(Identity(bystander.pid, who.start - 1), signal.SIGKILL)
+    assert not shim.send_signal(Identity(bystander.pid, who.start - 1), signal.SIGKILL)
     assert bystander.poll() is None
-    assert shim.send(who, signal.SIGKILL)
+    assert shim.send_signal(who, signal.SIGKILL)
     assert bystander.wait(5) == -signal.SIGKILL
 
 
@@ -220,7 +221,7 @@ def test_a_run_of_an_earlier_boot_is_lost_and_its_pids_are_nobodys(runs):
     who = shim.identify(bystander.pid)  # the same pid and the same start, counted from another boot
     (run.directory / "state.json").write_text(json.dumps({"boot": "another", "shim": who, "engine": who}))
     old = runs.find("r1")
-    assert process.life(old) is Life.LOST
+    assert process.life_of(old) is Life.LOST
     assert process.stop(old, grace=0)
     assert process.tree(old) == []
     assert bystander.poll() is None
@@ -236,7 +237,7 @@ def test_a_half_made_run_is_no_run(runs):
 
 def test_a_forgotten_run_leaves_nothing(runs):
     run = start(runs, "pass")
-    until(lambda: process.life(run) is Life.ENDED)
+    until(lambda: process.life_of(run) is Life.ENDED)
     runs.forget(run)
     assert not run.directory.exists()
 
@@ -256,10 +257,10 @@ def test_the_log_is_cut_when_it_is_too_long(tmp_path):
 def test_processes_of_a_run_are_measured(runs):
     run = start(runs, "x = bytearray(50_000_000); print(1, flush=True)\nwhile True: pass")
     printed(run)
-    assert 50_000_000 < memory.held(process.tree(run)).taken < 90_000_000
+    assert 50_000_000 < estimate.measure_held(process.tree(run)).taken < 90_000_000
     before = process.cpu_seconds(run)
     until(lambda: process.cpu_seconds(run) > before + 0.2)
-    assert memory.held([Identity(2**22, 1)]).taken == 0
+    assert estimate.measure_held([Identity(2**22, 1)]).taken == 0
 
 
 # --- Cgroups
@@ -307,12 +308,12 @@ def test_a_run_gets_a_cgroup_where_the_host_allows_it_and_is_quietly_without_els
     assert allowed == (process.own_group() is not None and os.access(process.own_group() / "cgroup.procs", os.W_OK))
     assert not process.log_tail(run.directory).endswith("cgroup")
     os.kill(run.shim.pid, signal.SIGKILL)
-    until(lambda: process.life(run) is Life.LOST)
-    assert (hermit in process.remains(run)) == allowed
+    until(lambda: process.life_of(run) is Life.LOST)
+    assert (hermit in process.leftovers(run)) == allowed
     assert (hermit in runs.strays()) == allowed
     assert process.stop(run, grace=1)
     if not allowed:
-        assert shim.send(hermit, signal.SIGKILL)
+        assert shim.send_signal(hermit, signal.SIGKILL)
     until(lambda: dead([hermit.pid]))
     assert run.group is None or not run.group.exists()
 
@@ -335,10 +336,10 @@ def test_the_engine_is_born_in_its_cgroup_and_the_shim_stays_outside(tmp_path):
     assert run.group == groups / "madoguchi-r1"
     assert (run.group / "cgroup.procs").read_text() == str(run.shim.pid)
     assert (groups / "cgroup.procs").read_text() == str(run.shim.pid)
-    assert process.remains(run) == [run.engine]
+    assert process.leftovers(run) == [run.engine]
     (run.group / "cgroup.kill").write_text("")
     process.terminate_at_once(run)
-    until(lambda: process.life(run) is Life.ENDED)
+    until(lambda: process.life_of(run) is Life.ENDED)
     assert (run.group / "cgroup.kill").read_text() == "1"
     assert process.stop(run, grace=1)
 
@@ -347,7 +348,7 @@ def test_without_leave_to_make_cgroups_a_run_has_none(tmp_path):
     runs = Runs(tmp_path / "engines", groups=tmp_path / "nowhere")
     run = start(runs, SLEEP)
     assert run.group is None
-    assert process.life(run) is Life.RUNNING
+    assert process.life_of(run) is Life.RUNNING
     assert process.stop(run, grace=1)
 
 

@@ -14,9 +14,9 @@ from urllib.error import HTTPError
 import pytest
 from django.core.management import CommandError
 
-from modelregistry import log_filter
-from modelregistry.engines import XLLAMACPP_LAUNCHER
+from modelregistry.engines.base import XLLAMACPP_LAUNCHER
 from modelregistry.models import Replica, ServedModel
+from modelregistry.process import log_filter
 from tests import engines
 from tests.lifecycle import *  # noqa: F403 - its tests are ours
 from tests.lifecycle import Launcher, call, chat, register

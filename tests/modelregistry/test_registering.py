@@ -3,9 +3,9 @@
 import pytest
 from django.utils import translation
 
-from modelregistry import registering
-from modelregistry.engine_arguments import Fault
-from modelregistry.facts import Facts, Unreadable
+from modelregistry import validation
+from modelregistry.engines.arguments import Fault
+from modelregistry.files.metadata import ModelMetadata, UnreadableModel
 from modelregistry.models import Alias, Host, ServedModel
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture
@@ -17,20 +17,20 @@ def _in_english():
         yield
 
 
-CHAT = Facts(architecture="LlamaForCausalLM", task="chat", context=8192, has_chat_template=True, heads=8)
-VECTORS = Facts(architecture="bert", task="embedding", context=512, pooling="mean")
+CHAT = ModelMetadata(architecture="LlamaForCausalLM", task="chat", context=8192, has_chat_template=True, heads=8)
+VECTORS = ModelMetadata(architecture="bert", task="embedding", context=512, pooling="mean")
 
 
 def unsuited(facts=CHAT, engine="vllm", *, task="chat", context=None, args=(), **more):
-    said = registering.arguments_of(engine, "", args)
-    return registering.unsuited(facts, engine, task=task, context=context, said=said, **more)
+    said = validation.read_arguments(engine, "", args)
+    return validation.find_unsuited(facts, engine, task=task, context=context, said=said, **more)
 
 
 def problems(**given):
     values = {"engine": "vllm", "launcher": "", "task": "chat", "path": "/m", "url": "", "args": [], "context": None}
     values |= {"gpus": [], "tensor_parallel": 1, "allowed_risks": [], "look_at_path": False}
     values |= dict.fromkeys(["connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"])
-    return registering.problems(**values | given)
+    return validation.find_problems(**values | given)
 
 
 # --- What files cannot give
@@ -48,12 +48,12 @@ def test_who_says_how_to_stretch_the_context_may(args):
 
 
 def test_a_context_that_files_do_not_tell_is_not_judged():
-    assert unsuited(Facts(architecture="x", has_chat_template=True), context=99999) == {}
+    assert unsuited(ModelMetadata(architecture="x", has_chat_template=True), context=99999) == {}
 
 
 @pytest.mark.parametrize("task", ["embedding", "rerank", "transcription"])
 def test_a_model_of_another_task_does_not_chat(task):
-    facts = Facts(architecture="Special", task=task, has_chat_template=True)
+    facts = ModelMetadata(architecture="Special", task=task, has_chat_template=True)
     assert unsuited(facts)["task"] == f"Special is not made for chat but for another task: {task}."
 
 
@@ -63,7 +63,7 @@ def test_a_chat_model_may_embed_and_rank():
 
 
 def test_without_a_chat_template_vllm_cannot_chat_and_llama_cpp_can():
-    bare = Facts(architecture="LlamaForCausalLM", task="chat")
+    bare = ModelMetadata(architecture="LlamaForCausalLM", task="chat")
     assert "no chat template" in unsuited(bare)["task"]
     assert unsuited(bare, args=["--chat-template=/t.jinja"]) == {}
     assert unsuited(bare, "llama.cpp") == {}
@@ -71,7 +71,7 @@ def test_without_a_chat_template_vllm_cannot_chat_and_llama_cpp_can():
 
 
 def test_llama_cpp_must_know_how_to_pool():
-    facts = Facts(architecture="llama", task="chat")
+    facts = ModelMetadata(architecture="llama", task="chat")
     assert "--pooling mean" in unsuited(facts, "llama.cpp", task="embedding")["task"]
     assert unsuited(facts, "llama.cpp", task="embedding", args=["--pooling", "last"]) == {}
     assert unsuited(VECTORS, "llama.cpp", task="embedding") == {}
@@ -176,8 +176,8 @@ def test_e6_every_fault_of_arguments_has_its_sentence():
     for code in (*codes, "not-json", "not-one-of"):
         fault = Fault(code=code, arg="--some=1", more=("--other",))
         with translation.override("ja"):
-            assert "--some=1" in (japanese := registering.fault_sentence(fault))
-        assert "--some=1" in (english := registering.fault_sentence(fault))
+            assert "--some=1" in (japanese := validation.explain_fault(fault))
+        assert "--some=1" in (english := validation.explain_fault(fault))
         assert japanese != english
 
 
@@ -212,24 +212,24 @@ def test_a_risk_is_told_at_the_field_that_allows_it(tmp_path):
 
 def test_files_that_changed_since_are_found_before_a_start(tmp_path):
     path = paper_models.gguf(tmp_path / "m.gguf")
-    assert registering.path_fault("llama.cpp", str(path)) == ""
+    assert validation.path_fault("llama.cpp", str(path)) == ""
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 64)
-    assert "is cut off" in registering.path_fault("llama.cpp", str(path))
+    assert "is cut off" in validation.path_fault("llama.cpp", str(path))
 
 
 def test_a_start_keeps_to_what_was_allowed(tmp_path):
     path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
-    assert "remote-code" in registering.path_fault("vllm", path)
-    assert registering.path_fault("vllm", path, ("remote-code",)) == ""
+    assert "remote-code" in validation.path_fault("vllm", path)
+    assert validation.path_fault("vllm", path, ("remote-code",)) == ""
 
 
 def test_a_sentence_is_in_the_language_of_its_reader():
-    error = Unreadable("%(path)s holds no weights.", path="/m")
+    error = UnreadableModel("%(path)s holds no weights.", path="/m")
     with translation.override("ja"):
-        assert registering.sentence(error) == "/m に重みのファイルがありません。"
+        assert validation.explain(error) == "/m に重みのファイルがありません。"
     with translation.override("en"):
-        assert registering.sentence(error) == str(error) == "/m holds no weights."
+        assert validation.explain(error) == str(error) == "/m holds no weights."
 
 
 # --- Rows

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modelregistry import model_files
-from modelregistry.facts import Unreadable
+from modelregistry.files import model_files
+from modelregistry.files.metadata import UnreadableModel
 
 SECONDS = 10
 
@@ -18,8 +18,8 @@ def told(engine: str, path: Path) -> list[str]:
 
     def read() -> None:
         try:
-            model_files.read(engine, str(path), ("pickle", "remote-code"))
-        except Unreadable as error:
+            model_files.read_model(engine, str(path), ("pickle", "remote-code"))
+        except UnreadableModel as error:
             found.append(str(error))
 
     thread = threading.Thread(target=read, daemon=True)

@@ -16,9 +16,10 @@ import pytest
 from django.db import connections
 from django.utils import timezone
 
-from apiproxy.models import CatalogueRevision
-from modelregistry import process, routes
+from apiproxy.bridge.models import CatalogueRevision
+from modelregistry import routes
 from modelregistry.models import Host, Wish
+from modelregistry.process import process
 from tests import ports
 from tests.modelregistry import paper_models
 from tests.modelregistry.site import FAKE, stream
@@ -26,7 +27,7 @@ from tests.waiting import until
 
 
 def gone(run):
-    return process.life(run) is process.Life.ENDED and not process.remains(run)
+    return process.life_of(run) is process.Life.ENDED and not process.leftovers(run)
 
 
 def test_a_model_is_started_and_offered_once_it_answers(site):
@@ -330,11 +331,11 @@ def test_an_engine_without_its_shim_is_replaced(site):
     site.model("m", "worker")
     before = site.reaches("ready")
     run = site.run_of(before)
-    assert len(process.remains(run)) == 2
+    assert len(process.leftovers(run)) == 2
     os.kill(run.shim.pid, signal.SIGKILL)
     down = until(lambda: (row := site.replica()).state == "backoff" and row.pid is None and row)
     assert down.detail.startswith("its shim was killed")
-    assert process.remains(run) == []
+    assert process.leftovers(run) == []
     site.reaches("ready")
 
 

@@ -10,8 +10,8 @@ import pytest
 import time_machine
 from django.utils import timezone
 
-from modelregistry import rows
 from modelregistry.models import Host, HostReport, LogTail, LogWish, Reading
+from modelregistry.supervisor import repository
 from tests import engines
 from tests.modelregistry.site import stream
 from tests.waiting import until
@@ -148,12 +148,12 @@ def test_a_restart_ends_the_waiting_of_a_failed_one(site):
 @pytest.mark.django_db
 def test_a_model_is_not_wanted_from_the_day_on_which_it_retires(site, settings):
     settings.TIME_ZONE = "Asia/Tokyo"
-    host = rows.host("here")
+    host = repository.get_or_create_host("here")
     model = site.model("m", retires_on=timezone.datetime(2026, 4, 1).date(), host_id=host.id)
     with time_machine.travel("2026-03-31T14:59:00Z", tick=False), timezone.override("Asia/Tokyo"):
-        assert rows.orders(host.id)[model.pk].enabled
+        assert repository.desired_models(host.id)[model.pk].enabled
     with time_machine.travel("2026-03-31T15:00:00Z", tick=False), timezone.override("Asia/Tokyo"):
-        assert not rows.orders(host.id)[model.pk].enabled
+        assert not repository.desired_models(host.id)[model.pk].enabled
 
 
 def test_an_engine_whose_day_has_come_is_drained_and_stopped(site):

@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from modelregistry import process, shim
 from modelregistry.models import Replica
+from modelregistry.process import process, shim
 from tests import engines
 from tests.waiting import until
 
@@ -81,7 +81,7 @@ def everybody(run: process.Run) -> list[shim.Identity]:
     tree = process.tree(run)
     # The API server, its EngineCore and a resource tracker at least.
     assert len(tree) >= 3, [name(who) for who in tree]
-    assert {who.pid for who in process.remains(run)} == {who.pid for who in tree}
+    assert {who.pid for who in process.leftovers(run)} == {who.pid for who in tree}
     return [run.shim, *tree]
 
 

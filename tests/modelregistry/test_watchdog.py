@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from modelregistry import watchdog
-from modelregistry.watchdog import HANGS, LONGEST, Watchdog
+from modelregistry.supervisor import watchdog
+from modelregistry.supervisor.watchdog import HANGS, LONGEST, Watchdog
 
 
 class Clock:

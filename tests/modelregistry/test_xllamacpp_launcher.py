@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from modelregistry import engine_arguments, registering, xllamacpp_launcher
+from modelregistry import validation
+from modelregistry.engines import arguments, xllamacpp_launcher
 from tests.engines import xllamacpp_python
 
 # Executed by the engine's Python: reads each list of arguments and tells what became of the parameters.
@@ -128,8 +129,8 @@ def test_e8_every_option_has_a_parameter_in_the_pinned_wheel(tmp_path):
 
 
 def test_e8_our_table_has_llama_servers_names_and_meaning_of_values():
-    theirs = engine_arguments.shipped("llama-server")
-    for option in engine_arguments.shipped("xllamacpp").all:
+    theirs = arguments.shipped_options("llama-server")
+    for option in arguments.shipped_options("xllamacpp").all:
         same = theirs.by_name[option.name]
         assert set(option.names) <= set(same.names), option
         assert set(option.off) <= set(same.off), option
@@ -138,7 +139,7 @@ def test_e8_our_table_has_llama_servers_names_and_meaning_of_values():
 
 def test_e8_a_model_that_the_launcher_could_not_start_is_not_registered():
     def fault(launcher, *args):
-        return registering.args_fault("llama.cpp", registering.arguments_of("llama.cpp", launcher, args), ())
+        return validation.args_fault("llama.cpp", validation.read_arguments("llama.cpp", launcher, args), ())
 
     assert "llama-server" in fault("xllamacpp", "--rpc", "host:1")
     assert fault("xllamacpp", "--rope-scling", "yarn") != ""

@@ -13,10 +13,13 @@ from typing import Any
 
 import pytest
 
-from modelregistry import allotment, engine_arguments, engines, gpus, memory, model_files, vllm_cache
-from modelregistry.engines import Spec
-from modelregistry.facts import Facts
-from modelregistry.memory import Demand
+from modelregistry.engines import arguments, base
+from modelregistry.engines.base import Spec
+from modelregistry.files import model_files
+from modelregistry.files.metadata import ModelMetadata
+from modelregistry.memory import allocation, estimate, vllm_cache
+from modelregistry.memory.estimate import Demand
+from modelregistry.process import gpus
 from tests.modelregistry import paper_models
 from tests.modelregistry.nvml import two_a100
 
@@ -132,13 +135,13 @@ STATE: dict[str, int] = {
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Facts]:
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelMetadata]:
     """Facts of a model, from files that are as large as the real ones and take no room."""
     root, read = tmp_path_factory.mktemp("zoo"), {}
 
-    def facts(name: str) -> Facts:
+    def facts(name: str) -> ModelMetadata:
         if name not in read:
-            read[name] = model_files.read("vllm", str(made(root / name, name)), ("remote-code",))
+            read[name] = model_files.read_model("vllm", str(made(root / name, name)), ("remote-code",))
         return read[name]
 
     return facts
@@ -164,9 +167,9 @@ def made(path: Path, name: str) -> Path:
     return paper_models.directory(path, config, tensors)
 
 
-def setting(facts: Facts, name: str) -> vllm_cache.Setting:
+def setting(facts: ModelMetadata, name: str) -> vllm_cache.CacheSetting:
     demand = Demand(launcher="vllm", task=TASKS.get(name, "chat"), context=8192)
-    return memory.setting(facts, demand, 8192)
+    return estimate.vllm_setting(facts, demand, 8192)
 
 
 def test_the_zoo_is_large_and_nothing_in_it_is_unexpected():
@@ -188,33 +191,33 @@ def test_weights_token_and_state_are_as_published(zoo, name):
 def test_e4_e7_one_request_takes_what_vllms_own_sums_say(zoo, name):
     facts = zoo(name)
     half = 2 if facts.cache_type == "fp8" else 1
-    assert vllm_cache.plan(facts, setting(facts, name)).bytes(1) == ZOO[name]["cache"] // half
+    assert vllm_cache.plan_cache(facts, setting(facts, name)).bytes(1) == ZOO[name]["cache"] // half
 
 
 def test_e4_a_state_is_kept_in_the_type_that_the_configuration_says(tmp_path):
     """Qwen3.5's in 32 bits, Qwen3-Next's as the model's own numbers."""
     config = ZOO["qwen3-next-80b"]["config"] | {"mamba_ssm_dtype": "float32"}
     path = paper_models.directory(tmp_path / "m", config, {"x": ("BF16", (8, 8))})
-    facts = model_files.read("vllm", str(path))
+    facts = model_files.read_model("vllm", str(path))
     inputs, remembered = 3 * (2 * 16 * 128 + 32 * 128), 32 * 128 * 128
     assert vllm_cache.state_bytes(facts, setting(facts, "")) == 36 * (2 * inputs + 4 * remembered)
 
 
 def test_e7_deepseek_v4_is_planned_a_little_above_what_vllm_would_take(zoo):
     own = 1_726_859_520  # its groups are dealt out by an approximate divisor
-    assert own <= vllm_cache.plan(zoo("deepseek-v4"), setting(zoo("deepseek-v4"), "")).bytes(1) < own * 1.05
+    assert own <= vllm_cache.plan_cache(zoo("deepseek-v4"), setting(zoo("deepseek-v4"), "")).bytes(1) < own * 1.05
 
 
 @pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_encoders_have_no_cache_and_read_an_input_in_one_piece(zoo, name):
-    found = memory.predict(zoo(name), Demand(launcher="vllm", task=TASKS[name]))
+    found = estimate.predict(zoo(name), Demand(launcher="vllm", task=TASKS[name]))
     assert (found.cache, found.cache_least) == (0, 0)
     assert found.batch >= found.context
 
 
 def test_whisper_remembers_all_that_it_heard_beside_what_it_said(zoo):
     facts = zoo("whisper-large-v3")
-    plan = vllm_cache.plan(facts, setting(facts, "whisper-large-v3"))
+    plan = vllm_cache.plan_cache(facts, setting(facts, "whisper-large-v3"))
     # 8,192 tokens said, 2,048 heard (as many as are computed at a time, at least 1,500), one block set aside.
     assert plan.bytes(1) == 32 * 20 * 64 * KV * (8192 + 8192 + 16)
 
@@ -224,7 +227,7 @@ def test_whisper_remembers_all_that_it_heard_beside_what_it_said(zoo):
 def test_cards_share_heads_and_states_but_no_latent_vectors(zoo, name, cards):
     facts = zoo(name)
     demand = Demand(launcher="vllm", task="chat", context=8192, tensor_parallel=cards)
-    found = memory.setting(facts, demand, 8192)
+    found = estimate.vllm_setting(facts, demand, 8192)
     heads = {"llama31-70b-awq": 8, "qwen3-next-80b": 2, "gemma3-27b": 16, "deepseek-v32": 1}[name]
     assert vllm_cache.token_bytes(facts, found) == TOKEN[name] / min(cards, heads)
     assert vllm_cache.state_bytes(facts, found) == STATE.get(name, 0) // cards
@@ -237,14 +240,14 @@ def test_cards_share_heads_and_states_but_no_latent_vectors(zoo, name, cards):
 @pytest.mark.parametrize("slots", [None, 4])
 def test_e1_e2_a_start_is_told_all_that_was_planned(zoo, name, slots):
     """On a made-up card with room for everything: the very numbers, each once."""
-    [card, _other] = gpus.devices(nvml=two_a100())[:2]
+    [card, _other] = gpus.list_devices(nvml=two_a100())[:2]
     card = gpus.Device(**{**_fields(card), "total": 2**42, "used": 0, "free": 2**42})
     context = min(zoo(name).context or 8192, 8192)
     spec = Spec(engine="vllm", name=name, path="/m", task=TASKS.get(name, "chat"), context=context, slots=slots)
-    given = allotment.allot(spec, zoo(name), "vllm", ["/opt/vllm"], [card])
-    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = engines.command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
-    said = engine_arguments.read("vllm", argv[argv.index("/m") + 1 :])
+    given = allocation.allocate(spec, zoo(name), "vllm", ["/opt/vllm"], [card])
+    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    argv = base.build_command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
+    said = arguments.read_arguments("vllm", argv[argv.index("/m") + 1 :])
     assert not said.faults
     assert said.number("--max-model-len") == context
     parallel, batch = said.number("--max-num-seqs"), said.number("--max-num-batched-tokens")
@@ -258,7 +261,9 @@ def test_e1_e2_a_start_is_told_all_that_was_planned(zoo, name, slots):
         one = ZOO[name]["cache"] // (2 if zoo(name).cache_type == "fp8" else 1)
         assert cache >= one  # with less vLLM does not start
     if name in STATE:
-        block = vllm_cache.plan(zoo(name), memory.setting(zoo(name), Demand.of(spec, "vllm", "gpu"), context)).block
+        block = vllm_cache.plan_cache(
+            zoo(name), estimate.vllm_setting(zoo(name), Demand.of(spec, "vllm", "gpu"), context)
+        ).block
         assert parallel <= cache // block  # with more it does not start either
     utilisation = said.decimal("--gpu-memory-utilization")
     assert utilisation is not None
@@ -277,13 +282,13 @@ def test_e1_e2_a_start_is_told_all_that_was_planned(zoo, name, slots):
 def test_e2_a_batch_holds_what_is_computed_in_one_piece(tmp_path, kind, task, context, slots, said):
     """Told a smaller one, vLLM does not start: "Chunked MM input disabled but max_tokens_per_mm_item …"."""
     path = paper_models.directory(tmp_path / "m", {"model_type": kind}, {"x": ("BF16", (8, 8))})
-    facts = model_files.read("vllm", str(path))
-    found = memory.predict(facts, Demand(launcher="vllm", task=task, context=context, slots=slots))
+    facts = model_files.read_model("vllm", str(path))
+    found = estimate.predict(facts, Demand(launcher="vllm", task=task, context=context, slots=slots))
     assert (found.parallel, found.batch) == said
     spec = Spec(engine="vllm", name="m", path="/m", task=task, context=context, slots=slots)
-    place = engines.Place(address="127.0.0.1", port=1, api_key="k", grace=1)
-    grant = engines.Grant(cache=1, context=context, parallel=found.parallel, batch=found.batch)
-    argv = engines.command(spec, "vllm", ("vllm",), place, {}, grant).argv
+    place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    grant = base.MemoryGrant(cache=1, context=context, parallel=found.parallel, batch=found.batch)
+    argv = base.build_command(spec, "vllm", ("vllm",), place, {}, grant).argv
     assert argv.count("--max-num-seqs") == argv.count("--max-model-len") == 1
     assert argv[argv.index("--max-num-seqs") + 1] == str(said[0])
 
@@ -405,17 +410,17 @@ GGUF = {
 def test_e4_llama_cpp_keeps_a_state_for_each_slot_beside_its_cache(tmp_path, name):
     architecture, values, token, state = GGUF[name]
     path = paper_models.gguf(tmp_path / "m.gguf", architecture, {"context_length": 8192, **values})
-    facts = model_files.read("llama.cpp", str(path))
+    facts = model_files.read_model("llama.cpp", str(path))
     for slots in (1, 4):
         demand = Demand(launcher="llama-server", task="chat", context=8192, slots=slots)
-        assert memory.predict(facts, demand).cache == slots * (8192 * token + state)
+        assert estimate.predict(facts, demand).cache == slots * (8192 * token + state)
     halves = Demand(launcher="llama-server", task="chat", context=8192, slots=1, tensor_parallel=2)
-    assert memory.predict(facts, halves).cache <= (8192 * token + state) * 0.52
+    assert estimate.predict(facts, halves).cache <= (8192 * token + state) * 0.52
 
 
 def test_e7_llama_4_sees_chunks_of_8192_tokens_in_three_of_four_layers(tmp_path):
     values = {"block_count": 48, "embedding_length": 5120, "attention.head_count": 40, "attention.head_count_kv": 8}
     path = paper_models.gguf(tmp_path / "m.gguf", "llama4", {"context_length": 262144, **values})
-    facts = model_files.read("llama.cpp", str(path))
+    facts = model_files.read_model("llama.cpp", str(path))
     demand = Demand(launcher="llama-server", task="chat", context=65536, slots=1)
-    assert memory.predict(facts, demand).cache == 8 * 128 * KV * (12 * 65536 + 36 * (8192 + 512))
+    assert estimate.predict(facts, demand).cache == 8 * 128 * KV * (12 * 65536 + 36 * (8192 + 512))

@@ -12,7 +12,7 @@ from django.http import Http404
 from django.urls import reverse
 from django.utils import timezone, translation
 
-from modelregistry import chores
+from modelregistry.supervisor import tasks
 from portal.accounts import membership, people
 from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.tenancy import tenant_for, visible_tenants
@@ -272,9 +272,9 @@ def test_p5_messages_name_people_as_pages_do(client, bob, olivia, research):
 
 
 def test_p8_sessions_that_are_over_are_cleared_by_a_chore(client, alice):
-    assert "clearsessions" in {work.name for work in chores.registered()}
+    assert "clearsessions" in {work.name for work in tasks.registered_tasks()}
     client.force_login(alice)
     Session.objects.create(session_key="old", session_data="", expire_date=timezone.now() - timedelta(days=1))
-    [work] = [work for work in chores.registered() if work.name == "clearsessions"]
+    [work] = [work for work in tasks.registered_tasks() if work.name == "clearsessions"]
     call_command(*work.argv)
     assert [session.session_key for session in Session.objects.all()] == [client.session.session_key]

@@ -14,8 +14,8 @@ from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.db.models import Count, F, Sum
 
-from modelregistry import rows
 from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.supervisor import repository
 from portal.accounts.models import AuditEvent, Membership, Tenant, User
 from portal.console.believable import company, staff, workdays
 from portal.keys.models import ApiKey, ManagementKey
@@ -152,7 +152,7 @@ def test_beside_a_directory_there_are_no_accounts_to_look_around_with(empty):
 def test_a_supervisor_of_this_machine_starts_none_of_its_models(filled, settings):
     mine = Host.objects.create(name=settings.HOST_NAME)
     assert Replica.objects.filter(state="ready").count() > 10
-    assert rows.orders(mine.pk) == {}
+    assert repository.desired_models(mine.pk) == {}
     assert not ServedModel.objects.filter(host=None).exists()
 
 

@@ -12,7 +12,7 @@ from axes.models import AccessAttempt
 from django.db import connection
 from django.test import RequestFactory
 
-from apiproxy.models import CatalogueRevision
+from apiproxy.bridge.models import CatalogueRevision
 from portal.accounts import directory as company
 from portal.accounts import people
 from portal.accounts.directory import backend

@@ -4,7 +4,7 @@ import ldap
 import pytest
 from django.core.management import CommandError, call_command
 
-from apiproxy.models import CatalogueRevision
+from apiproxy.bridge.models import CatalogueRevision
 from portal.accounts import directory as company
 from portal.accounts import people, roster
 from portal.accounts.directory import entries

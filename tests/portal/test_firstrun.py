@@ -6,7 +6,7 @@ import pytest
 from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
 
-from modelregistry.fetching import CannotFetch
+from modelregistry.install.build_cache import CannotFetch
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys import secret

@@ -10,7 +10,7 @@ from django.contrib.staticfiles import finders
 from django.contrib.staticfiles.storage import staticfiles_storage
 from django.core.management import call_command
 
-from modelregistry.fetching import CannotFetch
+from modelregistry.install.build_cache import CannotFetch
 from portal import frontend
 from tests.modelregistry.wheels import write_wheel
 

@@ -7,7 +7,7 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
-from modelregistry import chores
+from modelregistry.supervisor import tasks
 from portal.keys import issuing, playground
 from portal.keys.expiry import tell_ends, tell_leavers
 from portal.keys.models import ApiKey
@@ -152,7 +152,7 @@ def test_the_command_does_all_of_it_and_may_be_repeated(alice, bob, research, ca
 
 
 def test_it_is_a_chore_of_every_ten_minutes():
-    [work] = [work for work in chores.registered() if work.name == "tellnotices"]
+    [work] = [work for work in tasks.registered_tasks() if work.name == "tellnotices"]
     assert (work.every, work.argv) == (timedelta(minutes=10), ("tellnotices",))
 
 

@@ -7,7 +7,7 @@ from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from apiproxy.models import CatalogueRevision
+from apiproxy.bridge.models import CatalogueRevision
 from portal.accounts.models import AuditEvent, Membership
 from portal.api import keys as management_keys
 from portal.keys import issuing, keyring, networks, playground

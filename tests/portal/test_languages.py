@@ -17,8 +17,8 @@ from django.conf import settings
 from django.urls import get_resolver
 from django.utils import translation
 
-from apiproxy.catalogue import Scope, Unit
-from apiproxy.errors import MESSAGES, WORDS
+from apiproxy.dataplane.catalogue import Scope, Unit
+from apiproxy.dataplane.errors import MESSAGES, WORDS
 from modelregistry.models import ServedModel
 from portal.metering.models import Quota
 

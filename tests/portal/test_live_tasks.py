@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.utils import timezone
 
-from modelregistry import watchdog
+from modelregistry.supervisor import watchdog
 from portal.console import feeds
 from portal.metering import live as usage_live
 from portal.operations import live as operations_live

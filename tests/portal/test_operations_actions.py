@@ -8,7 +8,7 @@ from django.core.exceptions import PermissionDenied
 from django.db import connection, connections
 from django.test.utils import CaptureQueriesContext
 
-from apiproxy.models import CatalogueRevision
+from apiproxy.bridge.models import CatalogueRevision
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts import tenancy
 from portal.accounts.models import AuditEvent

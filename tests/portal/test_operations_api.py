@@ -9,7 +9,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from modelregistry.advice import UNKNOWN
+from modelregistry.failure_advice import UNKNOWN
 from modelregistry.models import Alias, Host, HostReport, LogTail, LogWish, Reading, Replica, ServedModel
 from portal.accounts.models import AuditEvent
 from portal.keys.models import ModelAccess

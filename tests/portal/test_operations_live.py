@@ -60,7 +60,7 @@ def serving(live: Live, pulse: Pulse) -> Iterator[SimpleNamespace]:
 
     application = ProtocolTypeRouter({"http": django, "websocket": sockets(live, pulse)})
     listener = socket.create_server(("127.0.0.1", 0))
-    protocols = {"http": "apiproxy.server:Protocol", "ws": "apiproxy.server:Socket"}
+    protocols = {"http": "apiproxy.server.protocol:Protocol", "ws": "apiproxy.server.protocol:Socket"}
     config = uvicorn.Config(
         application, loop="uvloop", lifespan="off", log_level="error", ws_per_message_deflate=False, **protocols
     )
@@ -364,7 +364,7 @@ def test_only_what_is_new_of_a_log_is_sent(before, after, text, append):
 
 
 def test_a_client_that_reads_nothing_is_cut(site, olivia, monkeypatch):
-    monkeypatch.setattr("apiproxy.server.UNREAD_SECONDS", 0.5)
+    monkeypatch.setattr("apiproxy.server.protocol.UNREAD_SECONDS", 0.5)
     replica = serve().replica_set.get()
     tail = LogTail.objects.create(replica=replica, text="", at=timezone.now())
     small = socket.socket()
@@ -382,7 +382,7 @@ def test_a_client_that_reads_nothing_is_cut(site, olivia, monkeypatch):
 
 
 def test_a_socket_outlives_the_time_that_heads_and_idle_connections_have(site, olivia, monkeypatch):
-    monkeypatch.setattr("apiproxy.server.HEAD_SECONDS", 0.5)
+    monkeypatch.setattr("apiproxy.server.protocol.HEAD_SECONDS", 0.5)
     monkeypatch.setattr(site.server.config, "timeout_keep_alive", 0.5)
     with opened(site, olivia) as connection:
         told(connection)

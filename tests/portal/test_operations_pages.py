@@ -7,8 +7,8 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
-from modelregistry.advice import ADVICE
-from modelregistry.forecast import estimate
+from modelregistry.failure_advice import ADVICE
+from modelregistry.fit import estimate
 from modelregistry.models import Host, LogTail, LogWish, Replica, ServedModel
 from portal.accounts.models import AuditEvent
 from portal.operations.callers import callers

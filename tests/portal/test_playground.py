@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
-from modelregistry import chores
+from modelregistry.supervisor import tasks
 from portal.accounts.models import AuditEvent, Membership
 from portal.keys import issuing, keyring, playground, secret
 from portal.keys.access import Liveness, Offer, to_try
@@ -201,5 +201,5 @@ def test_a_model_that_retires_is_proposed_after_those_that_stay():
 
 
 def test_clearing_is_a_chore_of_every_hour():
-    [work] = [work for work in chores.registered() if work.name == "clearplayground"]
+    [work] = [work for work in tasks.registered_tasks() if work.name == "clearplayground"]
     assert (work.every, work.argv) == (timedelta(hours=1), ("clearplayground",))

@@ -12,7 +12,7 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
-from apiproxy import errors
+from apiproxy.dataplane import errors
 from portal.accounts.models import AuditEvent, Membership
 from portal.keys.issuing import issue
 from portal.keys.models import ApiKey

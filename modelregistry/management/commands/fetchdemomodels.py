@@ -3,8 +3,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry.demo_models import DEMO_MODELS, fetch
-from modelregistry.fetching import CannotFetch
+from modelregistry.install.build_cache import CannotFetch
+from modelregistry.install.demo_models import DEMO_MODELS, fetch_models
 
 
 class Command(BaseCommand):
@@ -14,6 +14,6 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         for model in DEMO_MODELS:
             try:
-                self.stdout.write(str(fetch(model, settings.CACHE, self.stderr.write)))
+                self.stdout.write(str(fetch_models(model, settings.CACHE, self.stderr.write)))
             except CannotFetch as error:
                 raise CommandError(str(error)) from error

@@ -10,7 +10,7 @@ from django.utils import timezone
 from modelregistry import hosts, overview
 from modelregistry.models import Host
 from modelregistry.overview import DeviceNow, HostNow, Overview
-from modelregistry.terminal import table
+from modelregistry.terminal import format_table
 
 HEAD = ["HOST", "ADDRESS", "STATE", "SEEN", "DEVICES", "MODELS"]
 SWITCH = {"on": True, "off": False}
@@ -36,11 +36,11 @@ class Command(BaseCommand):
         if options["remove"] and values:
             raise CommandError("Remove the host or change it, not both.")
         if options["remove"]:
-            _done(hosts.remove, _host(name))
+            _done(hosts.remove_host, _host(name))
             return str(name)
         if values:
-            _done(hosts.change, _host(name), **values)
-        seen = overview.read(timezone.now())
+            _done(hosts.change_host, _host(name), **values)
+        seen = overview.read_overview(timezone.now())
         shown = [host for host in seen.hosts if name in (None, host.name)]
         if name and not shown:
             _host(name)  # says which there are
@@ -90,7 +90,7 @@ def _lines(shown: list[HostNow], seen: Overview) -> Iterable[str]:
     if not shown:
         yield "There is no host yet; the first `manage.py supervise` on one makes it known."
         return
-    yield from table(HEAD, [_row(host, seen) for host in shown])
+    yield from format_table(HEAD, [_row(host, seen) for host in shown])
     for host in shown:
         yield from (f"  ! {host.name}: {problem.get('code')}: {problem.get('detail')}" for problem in host.problems)
 

@@ -7,11 +7,13 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry import forecast, importing, model_files, registering
-from modelregistry.facts import Facts, Unreadable
-from modelregistry.importing import CannotImport, Found, Progress
+from modelregistry import fit, validation
+from modelregistry.files import model_files
+from modelregistry.files.metadata import ModelMetadata, UnreadableModel
+from modelregistry.install import model_import
+from modelregistry.install.model_import import CannotImport, Found, Progress
 from modelregistry.models import Host, ServedModel
-from modelregistry.terminal import table
+from modelregistry.terminal import format_table
 
 HEAD = ["PATH", "ENGINE", "WHAT", "SIZE", "WHOLE", "FITS HERE"]
 TELL_EVERY = 5.0  # seconds between two lines of progress
@@ -35,7 +37,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> str:
         path = options["path"].absolute()
         try:
-            found = importing.find(path)
+            found = model_import.find_models(path)
             if not found:
                 raise CommandError(f"There is no model in {path}.")
             # Not the only one of a folder: who wants to see what lies there does not want 100 GB copied.
@@ -59,7 +61,7 @@ class Command(BaseCommand):
                 sizes = f"{progress.done / 1e9:.1f} of {progress.total / 1e9:.1f} GB"
                 print(f"{share:4.0%}  {sizes}  {progress.file}", file=sys.stderr, flush=True)
 
-        return importing.copy(one, models, name=name, tell=tell)
+        return model_import.copy_model(one, models, name=name, tell=tell)
 
 
 def _lines(found: list[Found]) -> list[str]:
@@ -72,18 +74,18 @@ def _lines(found: list[Found]) -> list[str]:
             notes.append(
                 f"  ! {one.path}: to be allowed when it is registered: --allow {' --allow '.join(facts.risks)}"
             )
-    return [*table(HEAD, rows), *notes]
+    return [*format_table(HEAD, rows), *notes]
 
 
-def _read(one: Found) -> tuple[Facts | None, str]:
+def _read(one: Found) -> tuple[ModelMetadata | None, str]:
     """What its files tell, or why they are no whole model."""
     try:
-        return model_files.read(one.engine, str(one.path), ServedModel.Risk.values), ""
-    except Unreadable as error:
-        return None, registering.sentence(error)
+        return model_files.read_model(one.engine, str(one.path), ServedModel.Risk.values), ""
+    except UnreadableModel as error:
+        return None, validation.explain(error)
 
 
-def _what(facts: Facts | None) -> str:
+def _what(facts: ModelMetadata | None) -> str:
     if facts is None:
         return "-"
     size = f"{facts.parameters / 1e9:.1f}B" if facts.parameters else ""
@@ -92,12 +94,12 @@ def _what(facts: Facts | None) -> str:
 
 def _size(one: Found) -> str:
     try:
-        return f"{sum(path.stat().st_size for path in importing.files_of(one).values()) / 1e9:.1f} GB"
+        return f"{sum(path.stat().st_size for path in model_import.files_of(one).values()) / 1e9:.1f} GB"
     except (CannotImport, OSError):
         return "-"
 
 
-def _fits(one: Found, facts: Facts | None) -> str:
+def _fits(one: Found, facts: ModelMetadata | None) -> str:
     """By what this host reported last."""
     if facts is None:
         return "-"
@@ -109,7 +111,7 @@ def _fits(one: Found, facts: Facts | None) -> str:
         task=facts.task or "chat",
         allowed_risks=ServedModel.Risk.values,
     )
-    found = forecast.outlooks(forecast.spec_of(model), facts, forecast.hosts().filter(pk__in=here))
+    found = fit.fit_on_hosts(fit.spec_of(model), facts, fit.hosts().filter(pk__in=here))
     if not found:
         return "not known: no supervisor has reported here"
     if found[0].room:

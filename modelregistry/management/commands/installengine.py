@@ -6,9 +6,10 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry import engine_environments, engine_parsers, engines
-from modelregistry.engine_environments import FOR_CPUS, INSTALLABLE, EngineEnvironment
-from modelregistry.fetching import CannotFetch
+from modelregistry.engines import base, parsers
+from modelregistry.install import engine_environments
+from modelregistry.install.build_cache import CannotFetch
+from modelregistry.install.engine_environments import FOR_CPUS, INSTALLABLE, EngineEnvironment
 
 NO_DRIVER = (
     "This machine shows no NVIDIA driver, and vLLM's build for GPUs (9.5 GB) would run nothing here. Say --cpu for its "
@@ -39,7 +40,7 @@ class Command(BaseCommand):
         signal.signal(signal.SIGTERM, _end)
         try:
             if folder := options["download_to"]:
-                engine_environments.download(environment, folder, self._say)
+                engine_environments.download_packages(environment, folder, self._say)
                 return str(folder)
             if environment is INSTALLABLE["vllm"] and not (engine_environments.nvidia_driver() or options["force"]):
                 raise CommandError(NO_DRIVER)
@@ -47,7 +48,7 @@ class Command(BaseCommand):
         except CannotFetch as error:
             raise CommandError(str(error)) from error
         # Now rather than when somebody registers a model and waits for it.
-        engine_parsers.ask(environment.name, engines.program_of(environment.name, made), settings.CACHE)
+        parsers.load_options(environment.name, base.program_of(environment.name, made), settings.CACHE)
         return str(made)
 
     def _say(self, text: str) -> None:

@@ -7,10 +7,10 @@ from django.core.management.base import BaseCommand
 from django.utils import timezone
 
 from modelregistry import overview
-from modelregistry.advice import ADVICE, UNKNOWN
+from modelregistry.failure_advice import ADVICE, UNKNOWN
 from modelregistry.models import Replica
 from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
-from modelregistry.terminal import table
+from modelregistry.terminal import format_table
 
 HEAD = [
     "MODEL",
@@ -37,7 +37,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="a list of objects, one for each model")
 
     def handle(self, *args: Any, **options: Any) -> str:
-        seen = overview.read(timezone.now())
+        seen = overview.read_overview(timezone.now())
         if options["json"]:
             return json.dumps([_as_object(model) for model in seen.models], ensure_ascii=False, indent=2)
         return "\n".join(_lines(seen))
@@ -85,7 +85,7 @@ def _as_object(model: ModelNow) -> dict[str, Any]:
 
 
 def _lines(seen: Overview) -> Iterable[str]:
-    yield from table(HEAD, [row for model in seen.models for row in _rows(model)])
+    yield from format_table(HEAD, [row for model in seen.models for row in _rows(model)])
     for replica in (replica for model in seen.models for replica in model.replicas):
         if replica.cause in ADVICE:
             yield f"{replica.model} #{replica.number}: {ADVICE[replica.cause]}"

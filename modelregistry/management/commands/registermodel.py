@@ -8,10 +8,11 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
 from django.utils.translation import gettext
 
-from modelregistry import model_files, registering
-from modelregistry.forecast import Outlook, estimate
+from modelregistry import validation
+from modelregistry.engines.presets import PRESETS, Preset
+from modelregistry.files import model_files
+from modelregistry.fit import HostFit, estimate
 from modelregistry.models import Alias, Host, ServedModel
-from modelregistry.presets import PRESETS, Preset
 
 NONE = "none"  # said for a value that is to be taken away
 
@@ -107,7 +108,7 @@ class Command(BaseCommand):
             for name in options["alias"] or ():
                 _name(model, name)
         if model.args_checked is False:
-            self.stderr.write(gettext(registering.NOT_CHECKED))
+            self.stderr.write(gettext(validation.NOT_CHECKED))
         if preset:
             self.stderr.write(f"{gettext(preset.memory)}\n{gettext(preset.usage)}")
         return model.name
@@ -147,7 +148,7 @@ def _compare(model: ServedModel, preset: Preset) -> None:
     """Raises CommandError if the files, where they can be seen, are of another kind of model."""
     if not model.is_of_this_machine():
         return
-    facts = model_files.read(model.engine, model.path, model.allowed_risks)
+    facts = model_files.read_model(model.engine, model.path, model.allowed_risks)
     if not preset.is_of(facts):
         raise CommandError(
             f"--preset: {preset.key} is for {preset.source} ({preset.architecture}); {model.path} holds "
@@ -198,7 +199,7 @@ def _foreseen(model: ServedModel) -> str:
     return "\n".join(_outlook(one) for one in found.hosts)
 
 
-def _outlook(one: Outlook) -> str:
+def _outlook(one: HostFit) -> str:
     where = f"GPU {', '.join(map(str, one.devices))}" if one.devices else "RAM"
     need = one.prediction
     parts = [f"{one.host}: fits on {where}" if one.fits else f"{one.host}: does not fit"]

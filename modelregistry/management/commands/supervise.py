@@ -13,12 +13,12 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry import chores
-from modelregistry.chores import Chores
-from modelregistry.engines import Walls
-from modelregistry.launching import House
-from modelregistry.lease import HeldElsewhere
-from modelregistry.supervisor import Signals, Supervisor
+from modelregistry.engines.base import CallerIsolation
+from modelregistry.supervisor import tasks
+from modelregistry.supervisor.launching import SupervisorConfig
+from modelregistry.supervisor.lease import HeldElsewhere
+from modelregistry.supervisor.loop import Signals, Supervisor
+from modelregistry.supervisor.tasks import TaskRunner
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if unheeded := sorted(name for name in os.environ if name.startswith("LLAMA_ARG_")):
             log.warning("engines do not get %s: write them as arguments of the models", ", ".join(unheeded))
-        house = House(
+        house = SupervisorConfig(
             host=settings.HOST_NAME,
             runs=settings.RUN / "engines",
             cache=settings.CACHE,
@@ -45,7 +45,9 @@ class Command(BaseCommand):
             start_limit=settings.ENGINE_START_TIMEOUT,
             stop_grace=settings.ENGINE_STOP_GRACE,
             claim=settings.RUN / "claim",
-            walls=Walls(media_domains=tuple(settings.MEDIA_DOMAINS), shared_cache=settings.SHARED_PREFIX_CACHE),
+            walls=CallerIsolation(
+                media_domains=tuple(settings.MEDIA_DOMAINS), shared_cache=settings.SHARED_PREFIX_CACHE
+            ),
         )
         with alone(settings.RUN / "supervisor.lock"):
             try:
@@ -54,11 +56,11 @@ class Command(BaseCommand):
                 raise CommandError(str(error)) from error
 
 
-async def _supervise(house: House, stop_engines: bool) -> None:
+async def _supervise(house: SupervisorConfig, stop_engines: bool) -> None:
     signals = Signals()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.receive)
-    works = Chores(chores.registered(), house.host)
+    works = TaskRunner(tasks.registered_tasks(), house.host)
     await Supervisor(house, chores=works).run(signals, stop_engines=stop_engines)
 
 

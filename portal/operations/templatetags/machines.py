@@ -6,7 +6,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
-from modelregistry.advice import ADVICE
+from modelregistry.failure_advice import ADVICE
 
 register = template.Library()
 

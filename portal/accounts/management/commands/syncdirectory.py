@@ -1,4 +1,4 @@
-"""Follows the company directory. A supervisor does it every hour by itself (`modelregistry.chores`)."""
+"""Follows the company directory. A supervisor does it every hour by itself (`modelregistry.supervisor.tasks`)."""
 
 from argparse import ArgumentParser
 from typing import Any

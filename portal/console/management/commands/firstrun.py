@@ -4,8 +4,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry import demo_models, engine_environments
-from modelregistry.fetching import CannotFetch
+from modelregistry.install import demo_models, engine_environments
+from modelregistry.install.build_cache import CannotFetch
 from portal.accounts.models import Tenant, User
 from portal.console import demo
 from portal.keys.access import Liveness, Offer
@@ -63,7 +63,7 @@ class Command(BaseCommand):
         try:
             engine_environments.install(engine_environments.XLLAMACPP, settings.CACHE, say)
             for model in demo_models.DEMO_MODELS:
-                demo_models.fetch(model, settings.CACHE, say)
+                demo_models.fetch_models(model, settings.CACHE, say)
         except CannotFetch as error:
             raise CommandError(str(error)) from error
 

@@ -1,0 +1,349 @@
+"""The bridge between the gateway and the rest: the one file that sees portal and modelregistry.
+
+Everything here asks the database and blocks; `apiproxy.server.asgi` calls it in a thread.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, date, datetime, time
+from typing import Any, TypeVar, cast
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, close_old_connections
+from django.db.models import Count, F, Max, Q, QuerySet, Sum
+from django.utils import timezone
+
+from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
+from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts, Unit
+from apiproxy.dataplane.client_address import parse_networks
+from apiproxy.dataplane.crash_suspects import Death
+from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
+from apiproxy.dataplane.limits.local import Spending
+from apiproxy.dataplane.rejection_counts import Group
+from apiproxy.dataplane.usage_events import Usage
+from modelregistry import routes
+from modelregistry.models import ServedModel, Wish
+from portal.accounts import audit
+from portal.accounts.models import AuditEvent, Tenant
+from portal.keys import lineage, secret
+from portal.keys.models import ApiKey, ModelAccess
+from portal.metering import policy, refusals, usage, windows
+from portal.metering.models import Quota, UsageRecord
+
+T = TypeVar("T")
+FOLLOWED = 5000  # changed keys; for more it is quicker to load all
+# What is about the rows: others may be recorded. All other errors of a database (also a table or a column that is not
+# there, before `migrate`) are about the database, and the same rows may be recorded later.
+REFUSING = (DataError, IntegrityError, ArithmeticError, ValueError, TypeError, LookupError)
+RENAMED = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica": "replica_id"}
+
+
+def digest(key: str) -> str | None:
+    """What the catalogue finds a key by; None for what cannot be one of our keys."""
+    return secret.digest(key, settings.API_KEY_SECRET) if secret.well_formed(key) else None
+
+
+def body_key() -> bytes:
+    """What digests of requests are keyed with: the same in all gateways, and told to nobody."""
+    return hashlib.sha256(b"suspects" + settings.API_KEY_SECRET.encode()).digest()
+
+
+def revision() -> int:
+    """The catalogue's present number. Raises DatabaseAway."""
+    return run_query(_number)
+
+
+def load() -> Catalogue:
+    """The whole catalogue, in ten queries. Raises DatabaseAway."""
+    return run_query(_load)
+
+
+def apply_changes(catalogue: Catalogue) -> Catalogue:
+    """The catalogue brought up to date by what changed since its revision; whole if that is too much to follow.
+
+    Raises DatabaseAway.
+    """
+    return run_query(lambda: _follow(catalogue))
+
+
+def usage_since(limit: Limit, now: float) -> Spending:
+    """What UsageRecord says was used of this limit since its window began, also by a clock that was ahead of `now`.
+
+    Raises DatabaseAway.
+    """
+    return run_query(lambda: _spent(limit, now))
+
+
+def record_usage(rows: Sequence[Usage]) -> None:
+    """Writes usage; what is there already is left as it is. Raises DatabaseAway or RecordRefused."""
+    try:
+        run_query(lambda: usage.record([_record(row) for row in rows]))
+    except REFUSING as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
+
+
+def record_refusals(counts: Mapping[Group, int]) -> None:
+    """Adds refused calls to the sums of their hours. Raises RecordRefused, or DatabaseAway: all or none are written."""
+    groups = {
+        refusals.Refused(datetime.fromtimestamp(group.hour, UTC), *group[1:]): requests
+        for group, requests in counts.items()
+    }
+    try:
+        run_query(lambda: refusals.add(groups))
+    except REFUSING as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
+
+
+def report_set_aside(lines: int) -> None:
+    """Record how many lines of usage wait on this host for an operator. Raises DatabaseAway."""
+    run_query(lambda: usage.report_set_aside(settings.HOST_NAME, lines))
+
+
+def record_deaths(deaths: Sequence[Death]) -> None:
+    """Writes calls under which an engine died into the audit log. Raises DatabaseAway or RecordRefused."""
+    try:
+        run_query(lambda: _tell(deaths))
+    except REFUSING as error:
+        raise RecordRefused(f"{type(error).__name__}: {error}") from error
+
+
+def _tell(deaths: Sequence[Death]) -> None:
+    keys = ApiKey.objects.select_related("tenant", "user").in_bulk([death.key for death in deaths])
+    models = ServedModel.objects.in_bulk([death.model for death in deaths])
+    for death in deaths:
+        key, model = keys.get(death.key), models.get(death.model)
+        if key is None or model is None:
+            continue
+        facts = {
+            "api_key": key.prefix,
+            "request_id": death.request_id,
+            "endpoint": death.endpoint,
+            "replica": death.replica,
+            "open_calls": death.calls,
+            "verdict": death.verdict,
+        }
+        via = AuditEvent.Via.GATEWAY
+        audit.record("model.crash", model, "model", after=facts, tenant=key.tenant, actor=key.user, via=via)
+
+
+def request_wake_up(model: int) -> None:
+    """Somebody wants this sleeping model. Raises DatabaseAway."""
+    now = timezone.now()
+    run_query(lambda: Wish.objects.update_or_create(model_id=model, defaults={"at": now}, create_defaults={"at": now}))
+
+
+def run_query(question: Callable[[], T]) -> T:
+    """The answer of the database; its absence becomes DatabaseAway. A broken connection is not used again.
+
+    What is about the values asked with (DataError, IntegrityError) is raised as it is.
+    """
+    close_old_connections()
+    try:
+        return question()
+    except (DataError, IntegrityError):
+        raise
+    except (DatabaseError, InterfaceError) as error:
+        raise DatabaseAway(f"the database does not answer: {error}") from error
+    finally:
+        close_old_connections()
+
+
+def _load() -> Catalogue:
+    # First the number, then the rows: a change in between is loaded again at the next poll, never missed.
+    number = _number()
+    keys = _keys(ApiKey.objects.all(), Quota.objects.all())
+    digests = {key.id: digest for digest, key in keys.items()}
+    return Catalogue(number, keys, digests, _models(), routes.aliases())
+
+
+def _follow(catalogue: Catalogue) -> Catalogue:
+    number = _number()
+    changes = set(
+        CatalogueChange.objects.filter(revision__gt=catalogue.revision, revision__lte=number).values_list("kind", "ref")
+    )
+    first = CatalogueChange.objects.order_by("revision").values_list("revision", flat=True).first()
+    if first is None or first > catalogue.revision + 1:
+        return _load()  # some of the changes are forgotten
+    if any(kind == CatalogueChange.Kind.ALL for kind, _ in changes):
+        return _load()
+    touched = _touched(changes)
+    if len(touched) > FOLLOWED:
+        return _load()
+    owners = ApiKey.objects.filter(pk__in=touched)
+    bearing = policy.bearing_on(tenants=owners.values("tenant"), users=owners.values("user"), keys=touched)
+    changed = _keys(owners, Quota.objects.filter(bearing)) if touched else {}
+    models, aliases = catalogue.models, catalogue.aliases
+    if any(kind == CatalogueChange.Kind.MODELS for kind, _ in changes):
+        models, aliases = _models(), routes.aliases()
+    keys, digests = _merged(catalogue, touched, changed)
+    return Catalogue(number, keys, digests, models, aliases)
+
+
+def _number() -> int:
+    return CatalogueRevision.objects.filter(pk=1).values_list("number", flat=True).first() or 0
+
+
+def _touched(changes: set[tuple[str, int]]) -> set[int]:
+    """The ids of all keys that these changes may have made usable, unusable or different. A deleted key's too."""
+    refs: dict[str, set[int]] = defaultdict(set)
+    for kind, ref in changes:
+        refs[kind].add(ref)
+    of_owners = ApiKey.objects.filter(
+        Q(user__in=refs[CatalogueChange.Kind.USER]) | Q(tenant__in=refs[CatalogueChange.Kind.TENANT])
+    )
+    return refs[CatalogueChange.Kind.KEY] | set(of_owners.values_list("pk", flat=True))
+
+
+def _merged(
+    catalogue: Catalogue, touched: set[int], changed: dict[str, Key]
+) -> tuple[Mapping[str, Key], Mapping[int, str]]:
+    """Its keys and digests with these ids' as they are now."""
+    if not touched:
+        return catalogue.keys, catalogue.digests
+    # Copied: 2 ms for 100,000 keys, in a thread; readers keep the old one until the new one takes its place.
+    keys, digests = dict(catalogue.keys), dict(catalogue.digests)
+    for key in touched & digests.keys():
+        del keys[digests.pop(key)]
+    keys.update(changed)
+    digests.update({key.id: digest for digest, key in changed.items()})
+    return keys, digests
+
+
+def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
+    """The usable keys among `owners` by digest, with those of `quotas` that are theirs."""
+    restricted: dict[int, set[int]] = defaultdict(set)
+    through = ApiKey.allowed_models.through.objects.filter(apikey__in=owners)
+    for key_id, model_id in through.values_list("apikey_id", "servedmodel_id"):
+        restricted[key_id].add(model_id)
+    limits = _Limits(quotas)
+    rows = owners.usable().values_list(  # type: ignore[attr-defined]
+        *("pk", "digest", "tenant_id", "user_id", "user__language", "expires_at", "every_model"),
+        *("networks", "key_class", "takes_user_headers"),
+    )
+    return {
+        key_digest: Key(
+            id=pk,
+            tenant=tenant,
+            user=user,
+            language="en" if language == "en" else "ja",
+            expires=expires.timestamp() if expires else None,
+            models=None if every_model else frozenset(restricted[pk]),
+            limits=limits.of(tenant=tenant, user=user, key=pk),
+            networks=parse_networks(allowed),
+            batch=key_class == ApiKey.Class.BATCH,
+            takes_user_headers=user_headers,
+        )
+        for pk, key_digest, tenant, user, language, expires, every_model, allowed, key_class, user_headers in rows
+    }
+
+
+class _Limits:
+    """Limits of keys by the quotas that bind them. What binds several keys alike is made once for all of them."""
+
+    def __init__(self, quotas: Iterable[Quota]) -> None:
+        self._policy = policy.Policy(quotas)
+        self._zones = {tenant.pk: tenant.zone for tenant in Tenant.objects.all()}
+        self._shared: dict[tuple[int, int | None], tuple[Limit, ...]] = {}
+        self._lineage: lineage.Lineage | None = None  # asked for if any key has a limit of its own
+
+    def of(self, *, tenant: int, user: int | None, key: int) -> tuple[Limit, ...]:
+        zone = self._zones[tenant]
+        shared = self._shared.get((tenant, user))
+        if shared is None:
+            bounds = self._policy.caller(tenant, user)
+            shared = self._shared[tenant, user] = tuple(_limit(bound, zone) for bound in bounds)
+        own = self._policy.key(key, tenant, user)
+        return (*shared, *(_limit(bound, zone, first=self._first(key)) for bound in own)) if own else shared
+
+    def _first(self, key: int) -> int:
+        """The key that this one and all its predecessors are counted as."""
+        if self._lineage is None:
+            self._lineage = lineage.everybody()
+        return self._lineage.first(key)
+
+
+def _limit(bound: policy.Bound, zone: ZoneInfo, first: int | None = None) -> Limit:
+    """`first`: of a key, the first of those that it is the successor of."""
+    quota, scope = bound.quota, bound.scope
+    owner = {"tenant": bound.tenant, "user": bound.user, "member": bound.user, "key": first}[scope]
+    within = bound.tenant if scope == "member" else None
+    counter = Counter(scope, cast(int, owner), quota.model_id, cast(Unit, quota.unit), quota.window, within)
+    return Limit(counter, quota.amount, zone)
+
+
+def _models() -> dict[str, Model]:
+    replicas: dict[int, list[Replica]] = defaultdict(list)
+    for route in routes.ready():
+        replicas[route.model_id].append(
+            Replica(
+                id=route.replica_id,
+                url=route.url,
+                api_key=route.api_key,
+                upstream_model=route.upstream_model,
+                slots=route.slots,
+                sorts=route.sorts,
+            )
+        )
+    access: dict[int, set[int]] = defaultdict(set)
+    for model_id, tenant_id in ModelAccess.objects.values_list("model_id", "tenant_id"):
+        access[model_id].add(tenant_id)
+    return {
+        served.name: Model(
+            id=served.model_id,
+            name=served.name,
+            task=served.task,
+            created=served.created,
+            context=served.context,
+            external=served.engine == ServedModel.Engine.EXTERNAL,
+            stops_unary=served.engine != ServedModel.Engine.LLAMA_CPP,
+            tenants=frozenset(access[served.model_id]) if served.model_id in access else None,
+            can_load=served.can_load,
+            retires=_retirement(served.retires_on),
+            timeouts=_timeouts(served),
+            replicas=tuple(replicas[served.model_id]),
+        )
+        for served in routes.served()
+    }
+
+
+def _retirement(day: date | None) -> Retirement | None:
+    """Days begin where the server stands (TIME_ZONE)."""
+    if day is None:
+        return None
+    return Retirement(datetime.combine(day, time(), timezone.get_default_timezone()).timestamp(), day.isoformat())
+
+
+def _timeouts(served: routes.Served) -> Timeouts:
+    """Its own; where it has none, those of the settings."""
+    return Timeouts(
+        connect=served.connect_timeout or settings.GATEWAY_CONNECT_TIMEOUT,
+        first_byte=served.first_byte_timeout or settings.GATEWAY_FIRST_BYTE_TIMEOUT,
+        idle=served.idle_timeout or settings.GATEWAY_IDLE_TIMEOUT,
+        total=served.total_timeout or settings.GATEWAY_TOTAL_TIMEOUT,
+    )
+
+
+def _spent(limit: Limit, now: float) -> Spending:
+    counter = limit.counter
+    owner = "user" if counter.scope == "member" else counter.scope
+    whose: dict[str, Any] = {f"{owner}_id": counter.owner}
+    if owner == "key":
+        whose = {"key_id__in": lineage.around([counter.owner]).line(counter.owner)}
+    begin, _ = windows.bounds(counter.window, now, limit.zone)
+    records = UsageRecord.objects.filter(**whose, started_at__gte=datetime.fromtimestamp(begin, UTC))
+    if counter.tenant is not None:
+        records = records.filter(tenant=counter.tenant)
+    if counter.model is not None:  # gone meanwhile: nothing is recorded under no name
+        records = records.filter(model__in=ServedModel.objects.filter(pk=counter.model).values("name"))
+    tokens = Sum(F("prompt_tokens") + F("completion_tokens"), default=0)
+    facts = records.aggregate(used=Count("pk") if counter.unit == "requests" else tokens, newest=Max("started_at"))
+    return Spending(facts["used"], facts["newest"].timestamp() if facts["newest"] else 0.0)
+
+
+def _record(row: Usage) -> dict[str, Any]:
+    """As UsageRecord's columns."""
+    facts = {RENAMED.get(name, name): value for name, value in vars(row).items()}
+    facts["started_at"] = datetime.fromtimestamp(facts.pop("started"), UTC)
+    return facts

@@ -1,0 +1,110 @@
+"""Prints the ledger beside the engines' own counters."""
+
+import json
+from argparse import ArgumentParser
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx2
+from django.conf import settings
+from django.core.management.base import BaseCommand
+from django.db.models import F, Sum
+
+from apiproxy.bridge import usage_reconciliation
+from apiproxy.bridge.usage_reconciliation import COUNTERS, CounterReading, Counters
+from modelregistry.engines.base import MONITORING
+from modelregistry.models import Replica
+from modelregistry.process.probe import sum_metrics
+from portal.metering.models import UsageRecord
+
+PATIENCE = 10.0  # seconds; llama.cpp was seen to tell its metrics only after 7 in the middle of a long prompt
+
+
+class Command(BaseCommand):
+    help = (
+        "Compares recorded usage with the engines' own token counters since each engine's start, by model. "
+        "Engines also count the supervisor's questions whether they are ready (a short prompt and one token each), "
+        "and calls that are still under way; so they are a little ahead. llama.cpp does not count prompt tokens "
+        "that it found in its cache, so these are left out of the ledger's side; vLLM counts the prompt "
+        "of n answers n times. Run it on each host: only engines that this host started can be asked."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--json", action="store_true", help="a list of objects")
+
+    def handle(self, **options: Any) -> None:
+        replicas = Replica.objects.filter(state=Replica.State.READY).select_related("model", "host")
+        rows = usage_reconciliation.compare_by_model([reading(replica) for replica in replicas])
+        if options["json"]:
+            self.stdout.write(json.dumps(rows, ensure_ascii=False))
+            return
+        width = max([len("model"), *(len(row["model"]) for row in rows)])
+        names = ("engine", "ledger", "difference")
+        self.stdout.write("model".ljust(width) + "  tokens    " + "".join(name.rjust(16) for name in names))
+        for row in rows:
+            for kind in ("prompt", "completion") if row["engines"] else ():
+                numbers = "".join(f"{row[f'{kind}_tokens'][name]:>16,}" for name in names)
+                self.stdout.write(f"{row['model']:<{width}}  {kind:<10}{numbers}")
+            for left_out in row["not_compared"]:
+                self.stdout.write(f"{row['model']:<{width}}  {left_out['replica']} is not compared: {left_out['why']}")
+
+
+def reading(replica: Replica) -> CounterReading:
+    """Asks the engine and the database; waits up to PATIENCE for the engine."""
+    name = f"#{replica.index} on {replica.host.name}"
+    try:
+        counters = asked_how(replica)
+        began = started(replica)
+        engine_prompt, engine_completion = asked(replica, counters)
+    except CannotBeAsked as error:
+        return CounterReading(model=replica.model.name, replica=name, why_not=str(error))
+    ledger_prompt, ledger_completion = recorded(replica, began, counters)
+    return CounterReading(
+        model=replica.model.name,
+        replica=name,
+        engine_prompt=engine_prompt,
+        engine_completion=engine_completion,
+        ledger_prompt=ledger_prompt,
+        ledger_completion=ledger_completion,
+    )
+
+
+class CannotBeAsked(Exception):
+    """There is nothing to compare this engine's usage with; the message says why."""
+
+
+def asked_how(replica: Replica) -> Counters:
+    if replica.launcher not in COUNTERS:
+        raise CannotBeAsked(f"{replica.launcher or 'an external engine'} has no counters that can be read")
+    return COUNTERS[replica.launcher]
+
+
+def started(replica: Replica) -> datetime:
+    """When the engine began to count: its run's directory is made just before it starts."""
+    spec = settings.RUN / "engines" / replica.run_id / "spec.json"
+    if not replica.run_id or not spec.exists():
+        raise CannotBeAsked(f"it was not started here; run this command on {replica.host.name}")
+    return datetime.fromtimestamp(spec.stat().st_mtime, UTC)
+
+
+def asked(replica: Replica, counters: Counters) -> tuple[int, int]:
+    """The engine's own prompt and completion tokens."""
+    headers = {"authorization": f"Bearer {replica.api_key}"} if replica.api_key else {}
+    url = replica.url + MONITORING[replica.launcher].metrics
+    try:
+        answer = httpx2.get(url, headers=headers, timeout=PATIENCE)
+        answer.raise_for_status()
+        return usage_reconciliation.read_counters(counters, sum_metrics(answer.text))
+    except httpx2.HTTPError as error:
+        raise CannotBeAsked(f"it does not answer ({type(error).__name__})") from error
+    except KeyError as error:
+        raise CannotBeAsked(f"it does not tell {error.args[0]}") from error
+
+
+def recorded(replica: Replica, began: datetime, counters: Counters) -> tuple[int, int]:
+    """The ledger's prompt and completion tokens of this engine's run, by the rules by which the engine counts."""
+    prompt = F("prompt_tokens") if counters.counts_cached else F("prompt_tokens") - F("cached_tokens")
+    found = UsageRecord.objects.filter(replica_id=replica.pk, started_at__gte=began).aggregate(
+        prompt=Sum(prompt, default=0), completion=Sum("completion_tokens", default=0)
+    )
+    return found["prompt"], found["completion"]

@@ -1,0 +1,32 @@
+"""What tells gateways that their catalogue is old, and in what."""
+
+from django.db import models
+
+
+class CatalogueRevision(models.Model):
+    """One row. Receivers in `bridge.apps` add one in the transaction of whoever changed what a catalogue holds."""
+
+    number = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return str(self.number)
+
+
+class CatalogueChange(models.Model):
+    """What a revision changed, so that a gateway with 100,000 keys loads one of them. The oldest are deleted."""
+
+    class Kind(models.TextChoices):
+        KEY = "key"
+        USER = "user"
+        TENANT = "tenant"
+        MODELS = "models"
+        ALL = "all"
+
+    revision = models.BigIntegerField(primary_key=True)
+    kind = models.CharField(max_length=6, choices=Kind)
+    ref = models.BigIntegerField(
+        help_text="Of the key, user or tenant; 0 for models and for all, which are always loaded together."
+    )
+
+    def __str__(self) -> str:
+        return f"{self.revision}: {self.kind} {self.ref}"

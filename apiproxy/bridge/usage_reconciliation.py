@@ -1,0 +1,78 @@
+"""The ledger beside the engines' own counters. Pure: numbers in, comparison out.
+
+An engine counts from its start, and everything that it is asked: what the gateway relayed, the supervisor's questions
+whether it is ready (one generated token each), and whoever has its key and asks it directly. The ledger counts what the
+gateway relayed. So the engine is ahead by the supervisor's questions even when nothing is wrong; a ledger that is ahead
+has estimated (an aborted stream without the engine's own numbers) or counted too much.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What a launcher's metrics are called. `counts_cached`: prompt tokens found in the cache are among them."""
+
+    prompt: str
+    completion: str
+    counts_cached: bool
+
+
+_LLAMA_CPP = Counters("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", counts_cached=False)
+COUNTERS: Mapping[str, Counters] = {
+    "vllm": Counters("vllm:prompt_tokens_total", "vllm:generation_tokens_total", counts_cached=True),
+    "llama-server": _LLAMA_CPP,
+    "xllamacpp": _LLAMA_CPP,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterReading:
+    """One engine since its start, by its own counters and by the ledger; without a reason both were to be had.
+
+    `why_not` says why the engine cannot be compared; its numbers are 0 then.
+    """
+
+    model: str
+    replica: str
+    engine_prompt: int = 0
+    engine_completion: int = 0
+    ledger_prompt: int = 0
+    ledger_completion: int = 0
+    why_not: str = ""
+
+
+def read_counters(counters: Counters, values: Mapping[str, float]) -> tuple[int, int]:
+    """(prompt, completion) of an engine's metrics. Raises KeyError if it does not tell one of them."""
+    return int(values[counters.prompt]), int(values[counters.completion])
+
+
+def compare_by_model(readings: Iterable[CounterReading]) -> list[dict[str, Any]]:
+    """One row per model: both sides, engine minus ledger, how many engines were compared, and which were not, why."""
+    rows: dict[str, dict[str, Any]] = {}
+    for reading in sorted(readings, key=lambda reading: (reading.model, reading.replica)):
+        row = rows.setdefault(reading.model, _empty(reading.model))
+        if reading.why_not:
+            row["not_compared"].append({"replica": reading.replica, "why": reading.why_not})
+            continue
+        row["engines"] += 1
+        numbers = asdict(reading)
+        for kind in ("prompt", "completion"):
+            engine, ledger = numbers[f"engine_{kind}"], numbers[f"ledger_{kind}"]
+            row[f"{kind}_tokens"]["engine"] += engine
+            row[f"{kind}_tokens"]["ledger"] += ledger
+            row[f"{kind}_tokens"]["difference"] += engine - ledger
+    return list(rows.values())
+
+
+def _empty(model: str) -> dict[str, Any]:
+    sides = ("engine", "ledger", "difference")
+    return {
+        "model": model,
+        "engines": 0,
+        "prompt_tokens": dict.fromkeys(sides, 0),
+        "completion_tokens": dict.fromkeys(sides, 0),
+        "not_compared": [],
+    }

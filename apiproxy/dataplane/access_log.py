@@ -1,0 +1,49 @@
+"""One line of the log for each call, with what the usage row says of it; never a prompt, an answer or a key."""
+
+import logging
+import time
+
+from apiproxy.dataplane.errors import InvalidKey, Refusal
+from apiproxy.dataplane.usage_events import Usage
+
+log = logging.getLogger("madoguchi.calls")
+# What a logging.LogRecord otherwise finds out each time, down to the line of code that called: 11 µs instead of 3.
+TEMPLATE = logging.LogRecord(log.name, logging.INFO, "", 0, "call", None, None).__dict__
+
+
+def log_call(usage: Usage, refusal: Refusal | None) -> None:
+    """A call that reached an engine. `refusal`: what the client was told instead of an answer."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    record = logging.LogRecord.__new__(logging.LogRecord)
+    record.__dict__.update(TEMPLATE, created=time.time(), facts=call_facts(usage, refusal))
+    log.handle(record)
+
+
+def log_rejection(request_id: str, key: int | None, refusal: Refusal) -> None:
+    """A call that reached no engine. That of a key that is none only at DEBUG: a flood of them writes nothing."""
+    level = logging.DEBUG if isinstance(refusal, InvalidKey) else logging.INFO
+    if log.isEnabledFor(level):
+        told = {"request_id": request_id, "key": key, "http": refusal.status, "code": refusal.code}
+        log.log(level, "turned away", extra={"facts": told})
+
+
+def call_facts(usage: Usage, refusal: Refusal | None) -> dict[str, str | int | bool | None]:
+    return {
+        "request_id": usage.request_id,
+        "key": usage.key,
+        "user": usage.user,
+        "tenant": usage.tenant,
+        "model": usage.model,
+        "replica": usage.replica,
+        "endpoint": usage.endpoint,
+        "status": usage.status,
+        "http": refusal.status if refusal else 200,
+        "code": refusal.code if refusal else None,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "estimated": usage.estimated,
+        "first_token_ms": usage.first_token_ms,
+        "ms": usage.duration_ms,
+    }

@@ -1,0 +1,145 @@
+"""Who may call what, within which limits, served where: immutable, in memory, replaced as a whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from apiproxy.dataplane.client_address import Network
+from apiproxy.dataplane.errors import Language
+
+Scope = Literal["tenant", "user", "member", "key"]
+Unit = Literal["requests", "tokens", "concurrent"]
+
+
+class Counter(NamedTuple):
+    """What a limit counts. A limit that is changed or made anew goes on with the counter of its predecessor.
+
+    So does who gets a limit of their own in place of a default one: it is the same counter.
+    """
+
+    scope: Scope
+    owner: int  # of a member, the person
+    model: int | None  # None: all models together
+    unit: Unit
+    window: str  # "minute", "day", "month"; "" for concurrent
+    tenant: int | None = None  # of a member: whose keys they use. Else None
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    counter: Counter
+    amount: int
+    zone: ZoneInfo  # in which days and months begin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A usable API key. `models` = ids it is restricted to; None = whatever its tenant may use.
+
+    `networks`: from where it may be used; none = from everywhere. `batch`: nobody waits for its answers.
+    `takes_user_headers`: its calls may say in headers for whom they are, see `openwebui`.
+    """
+
+    id: int
+    tenant: int
+    user: int | None
+    language: Language
+    expires: float | None  # Unix seconds
+    models: frozenset[int] | None
+    limits: tuple[Limit, ...]
+    networks: tuple[Network, ...]
+    batch: bool
+    takes_user_headers: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """An engine that answers now. `slots`: how many calls it works on at a time; None: not known.
+
+    `sorts`: it takes waiting calls by the `priority` that they come with.
+    """
+
+    id: int
+    url: str  # scheme://host:port[/prefix]
+    api_key: str
+    upstream_model: str
+    slots: int | None = None
+    sorts: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Seconds that a model's engines are given.
+
+    `connect`: to be reached. `first_byte`: from the request to the answer's first byte; `idle`: between any two bytes
+    after. `total`: from the call's beginning to its end, attempts on other replicas included.
+    """
+
+    connect: float
+    first_byte: float
+    idle: float
+    total: float
+
+
+class Retirement(NamedTuple):
+    """From `at` on (Unix seconds), the beginning of `day` where the server stands, a model is refused."""
+
+    at: float
+    day: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
+
+    `tenants` = ids of those that may use it; None = all. `can_load`: asleep or starting, so worth waiting for.
+    `retires`: None = never.
+    """
+
+    id: int
+    name: str
+    task: str
+    created: int
+    context: int | None
+    external: bool
+    stops_unary: bool
+    tenants: frozenset[int] | None
+    can_load: bool
+    retires: Retirement | None
+    timeouts: Timeouts
+    replicas: tuple[Replica, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    revision: int
+    keys: Mapping[str, Key] = field(default_factory=dict)  # by digest
+    digests: Mapping[int, str] = field(default_factory=dict)  # of `keys`, by key id
+    models: Mapping[str, Model] = field(default_factory=dict)  # by public name
+    aliases: Mapping[str, str] = field(default_factory=dict)  # of `models`, by the other name
+
+    def key(self, digest: str, now: float) -> Key | None:
+        """The key with this digest, unless it has expired by `now` (Unix seconds)."""
+        key = self.keys.get(digest)
+        if key is None or (key.expires is not None and key.expires <= now):
+            return None
+        return key
+
+    def model(self, key: Key, name: str) -> Model | None:
+        """The model of this name or alias if the key may use it, retired or not."""
+        model = self.models.get(name) or self.models.get(self.aliases.get(name, ""))
+        return model if model is not None and may_use(key, model) else None
+
+    def offered(self, key: Key, now: float) -> dict[str, Model]:
+        """What the key may call at `now` (Unix seconds): models by their names, then by their aliases."""
+        found = {
+            model.name: model
+            for model in self.models.values()
+            if may_use(key, model) and (model.retires is None or now < model.retires.at)
+        }
+        return found | {alias: found[name] for alias, name in self.aliases.items() if name in found}
+
+
+def may_use(key: Key, model: Model) -> bool:
+    return (key.models is None or model.id in key.models) and (model.tenants is None or key.tenant in model.tenants)

@@ -1,0 +1,165 @@
+"""Calls under which an engine died: which of them is to blame, and what is not sent to an engine again.
+
+llama.cpp was seen to die of a grammar, vLLM of a parameter: sent to the next engine, one call ends them all. So a call
+whose engine died is never sent to another by us. Its caller may send it again, though, and most that were open when an
+engine died had nothing to do with it. These rules tell the one from the others:
+
+- A call that was the only one at its engine is to blame (with several gateways nobody knows that it was the only one).
+- Any other is a *suspect*: sent again, it waits until no other suspect of its model is on trial, which lasts until its
+  first byte. An engine that dies meanwhile died of the one on trial.
+- Without a trial, e.g. of an engine that dies in the middle of answers, three deaths are proof enough.
+- A suspect that is answered to its end is none any more. Every word on a call is forgotten after MEMORY.
+
+A call is known by a keyed digest of its body, as a file in a directory that all gateways of a host share: one byte for
+each death, the time of the last. No text is kept. Nothing is looked up while there are no such files.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal
+
+Verdict = Literal["suspect", "guilty"]
+
+# Seconds: an engine needs up to minutes to come back, and a person who was refused wrongly has not gone home yet.
+MEMORY = 300.0
+# Deaths that need no further proof, see above.
+PROOF = 3
+# Files at most, each 0 bytes of text; who makes more deaths than that has ended every engine long ago.
+MAX_SUSPECTS = 500
+# Seconds that a suspect waits for its trial; SDKs ask again after a 503.
+PATIENCE = 15.0
+# Connections of one death break within milliseconds; a machine that is busy tells us later.
+TOGETHER = 2.0
+# Of one death and its calls so many are written to the audit log, and of one key and model one in so many seconds; the
+# log and /metrics tell of all.
+TOLD_OF_ONE = 5
+TELL_AGAIN = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """An engine that died under a call, for operators. `calls`: how many were open there."""
+
+    at: float  # Unix seconds
+    request_id: str
+    key: int
+    model: int
+    replica: int
+    endpoint: str
+    calls: int
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class _Died:
+    """The last death of a replica. `calls`: how many were open there when it was first noticed; `told`: of them."""
+
+    at: float
+    calls: int
+    told: int = 0
+
+
+class CrashSuspects:
+    """`wall` gives Unix seconds. `alone`: this is the only gateway, which sees all calls of an engine."""
+
+    def __init__(self, directory: Path, key: bytes, *, alone: bool, wall: Callable[[], float]) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory = directory
+        self._key = key
+        self._alone = alone
+        self._wall = wall
+        self.known: dict[str, int] = {}  # deaths by digest; while there are none, nobody need ask
+        self._last: dict[int, _Died] = {}  # by replica
+        self._trials: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
+        self._told: list[Death] = []
+        self._told_at: dict[tuple[int, int, Verdict], float] = {}  # by key, model and verdict
+        self.sweep()
+
+    def deaths(self, body: bytes) -> int:
+        """How many engines died under this call a while ago; PROOF and more: it is not to be sent again."""
+        if not self.known or not body:
+            return 0
+        return self.known.get(self._digest(body), 0)
+
+    def died(self, replica: int, calls: int) -> int:
+        """An engine was found dead under one call while `calls` were open there, this one included.
+
+        Gives how many were open when the first of them found it dead.
+        """
+        now = self._wall()
+        last = self._last.get(replica)
+        if last is None or not 0 <= now - last.at < TOGETHER:
+            last = self._last[replica] = _Died(now, calls)
+        return last.calls
+
+    def judge(self, body: bytes, *, calls: int, on_trial: bool) -> Verdict:
+        """What one of the calls that were open is from now on."""
+        guilty = on_trial or (calls == 1 and self._alone)
+        if not body:  # an upload, of which nothing is held
+            return "suspect"
+        digest = self._digest(body)
+        before = self.known.get(digest, 0)
+        deaths = max(PROOF, before + 1) if guilty else before + 1
+        self._remember(digest, deaths, deaths - before)
+        return "guilty" if deaths >= PROOF else "suspect"
+
+    def cleared(self, body: bytes) -> None:
+        """A suspect was answered to its end."""
+        digest = self._digest(body)
+        self.known.pop(digest, None)
+        (self._directory / digest).unlink(missing_ok=True)
+
+    async def trial(self, model: str) -> asyncio.Lock:
+        """Waits until no other suspect of this model is on trial; `release` it then. Raises TimeoutError."""
+        lock = self._trials[model]
+        async with asyncio.timeout(PATIENCE):
+            await lock.acquire()
+        return lock
+
+    def tell(self, death: Death) -> None:
+        """For operators, see `take`."""
+        group, kind = self._last[death.replica], (death.key, death.model, death.verdict)
+        if kind in self._told_at or (group.told >= TOLD_OF_ONE and death.verdict == "suspect"):
+            return
+        group.told += 1
+        self._told_at[kind] = death.at
+        self._told.append(death)
+
+    def take(self) -> list[Death]:
+        """What was told since the last time."""
+        told, self._told = self._told, []
+        return told
+
+    def sweep(self) -> None:
+        """Learns what other gateways found, forgets what is old. Call it about once a second."""
+        now = self._wall()
+        self._told_at = {kind: at for kind, at in self._told_at.items() if 0 <= now - at < TELL_AGAIN}
+        oldest, deaths = now - MEMORY, {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._directory) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # another gateway was quicker
+                    status = entry.stat()
+                    if status.st_mtime < oldest:
+                        os.unlink(entry.path)
+                    else:
+                        deaths[entry.name] = status.st_size
+        self.known = deaths
+
+    def _digest(self, body: bytes) -> str:
+        return blake2b(body, key=self._key, digest_size=16).hexdigest()
+
+    def _remember(self, digest: str, deaths: int, more: int) -> None:
+        if digest not in self.known and len(self.known) >= MAX_SUSPECTS:
+            return
+        self.known[digest] = deaths
+        path = self._directory / digest
+        with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:  # a full disk: we alone know
+            file.write(b"." * more)
+            now = self._wall()
+            os.utime(file.fileno(), (now, now))

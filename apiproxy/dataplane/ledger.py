@@ -1,0 +1,361 @@
+"""Usage events: an append-only spool on disk first, the database in batches after.
+
+The promise: a finished answer is recorded exactly once, whatever dies. Its event is in the spool before its last bytes
+go to the client; the drain moves the spool to the database, where the request id is unique and conflicts are
+ignored, so moving twice is safe. A stream is opened in the spool at its first byte, and opened again now and then with
+what was counted since; if its gateway dies, the next one records it as interrupted.
+
+What may be away:
+- database: the spool grows (about 300 bytes a request) and is moved when the database is back;
+- disk (full, read-only): `append` keeps events in memory, `accepting` turns false, and the gateway takes no new work
+  until there is room again; finished answers are lost only if the gateway is killed during that time;
+- sense: a line that says nothing that can be recorded (damaged, of another version, a value that no database takes)
+  and a row that the database refuses are set aside (`quarantine`); all others go on.
+- power: the spool is written, not synced, per event; `drain` syncs it, so a power cut can lose the last second.
+
+A segment is reserved on the disk as a whole and mapped: an event is copied to where the kernel keeps it when the
+process is killed, without asking the kernel (10 % of a call's CPU, and each time the interpreter's lock is lost to
+another thread). So room can only run out between two segments; on a disk that breaks the process ends (SIGBUS) and is
+started again. What no event has been written to yet reads as NUL.
+"""
+
+import contextlib
+import logging
+import mmap
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from apiproxy.dataplane import usage_events
+from apiproxy.dataplane.file_locks import take, try_to_take
+from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
+from apiproxy.dataplane.usage_events import BadLine, Usage
+
+log = logging.getLogger("madoguchi.ledger")
+
+# Of a segment: about 1,500 events. Moved ones are removed.
+SEGMENT_BYTES = 512 * 1024
+# Rows of one database transaction: about 40 ms on SQLite, during which nobody else can write.
+BATCH = 2000
+
+
+Record = Callable[[Sequence[Usage]], None]
+
+
+class RecordRefused(Exception):
+    """The database is there but will not take these rows, now or later."""
+
+
+class DatabaseAway(Exception):
+    """The database did not answer; the same rows may be recorded later."""
+
+
+class Spool:
+    """The append side, for the event loop: never waits for the database.
+
+    Segments are `<owner>-<number>.jsonl`; the owner holds a lock on `<owner>.lock` for as long as it lives.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory = directory
+        self.owner = uuid.uuid4().hex[:12]
+        self._lock = take(directory / f"{self.owner}.lock")
+        self._number = 0
+        self._unwritten: list[bytes] = []
+        self._retired: list[int] = []  # files of full segments, to be synced and closed
+        self._file = -1
+        self._memory: mmap.mmap | None = None  # None: there has been no room for a first segment yet
+        self._size = SEGMENT_BYTES
+        self.written = 0  # lines, ever
+        self.bytes = 0  # of all lines, ever, also of those for which there is no room yet
+        self._begin()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether there was room for all events: if not, no new work should be taken."""
+        return not self._unwritten and self._memory is not None
+
+    def open(self, usage: Usage) -> None:
+        """A call is under way; `usage` is what would be recorded if it were interrupted now. Any number of times."""
+        self._append(usage_events.encoded("open", usage))
+
+    def close(self, usage: Usage) -> None:
+        """A request has ended."""
+        self._append(usage_events.encoded("close", usage))
+
+    def retry(self) -> None:
+        """Writes what could not be written before, if it can be now."""
+        if self._memory is None:
+            self._begin()
+        while self._unwritten and self._write(self._unwritten[0]):
+            del self._unwritten[0]
+
+    def shut(self) -> None:
+        """Ends this owner: whoever drains the directory next takes what is left."""
+        self.retry()
+        self._retire()
+        self.sync()
+        os.close(self._lock)
+
+    def sync(self) -> None:
+        """Blocks until what was written before is on the disk. For one thread; events may be written meanwhile."""
+        current = self._file  # closed by nobody but us, here
+        if current >= 0:
+            os.fdatasync(current)
+        while self._retired:
+            os.fdatasync(self._retired[0])
+            os.close(self._retired.pop(0))
+
+    def _append(self, line: bytes) -> None:
+        self.bytes += len(line)
+        if self._unwritten or not self._write(line):
+            self._unwritten.append(line)
+
+    def _write(self, line: bytes) -> bool:
+        """Appends a whole line or nothing."""
+        end = self._size + len(line)
+        if end > SEGMENT_BYTES:
+            if not self._begin():
+                return False
+            end = len(line)
+        assert self._memory is not None
+        self._memory[self._size : end] = line
+        self._size = end
+        self.written += 1
+        return True
+
+    def _begin(self) -> bool:
+        """The next segment; False if there is no room for one."""
+        try:
+            following = self._segment()
+        except OSError:
+            return False
+        self._retire()
+        (self._file, self._memory), self._size = following, 0
+        return True
+
+    def _retire(self) -> None:
+        if self._memory is None:
+            return
+        self._memory.close()
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._file, self._size)  # only to give room back
+        self._retired.append(self._file)
+        self._file, self._memory = -1, None
+
+    def _segment(self) -> tuple[int, mmap.mmap]:
+        path = self.directory / f"{self.owner}-{self._number:06d}.jsonl"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, SEGMENT_BYTES)
+            memory = mmap.mmap(descriptor, SEGMENT_BYTES)
+        except OSError:
+            os.close(descriptor)
+            path.unlink()
+            raise
+        self._number += 1
+        return descriptor, memory
+
+
+class Drain:
+    """Moves segments into the database. Blocks; run it in one thread, never in two at once."""
+
+    def __init__(self, directory: Path, record: Record, *, own: str = "") -> None:
+        """`record` writes a batch, repeats ignored; raises RecordRefused or DatabaseAway. `own`: our spool's owner."""
+        self._directory = directory
+        self._record = record
+        self._own = own
+        self._read: dict[str, int] = {}  # bytes of each segment that are in the database
+        self._open: dict[str, tuple[str, Usage]] = {}  # streams without an end so far: request id -> (segment, usage)
+        self._unfinished: dict[str, set[str]] = {}  # segment -> those of its streams
+        self.set_aside = Quarantine(directory)
+        self.refused = 0  # lines and rows that could not be recorded, ever
+        self.bytes = (
+            0  # of our own lines that are dealt with, ever: the rest of what the spool was given is the backlog
+        )
+
+    def run(self) -> int:
+        """Moves everything that is there; returns the number of rows. Raises DatabaseAway; call again later.
+
+        Raises OSError for a file that cannot be read, after all others.
+        """
+        moved, unreadable = 0, None
+        for owner in self._owners():
+            try:
+                moved += self._of(owner)
+            except OSError as error:
+                unreadable = error
+        if unreadable is not None:
+            raise unreadable
+        return moved
+
+    def _of(self, owner: str) -> int:
+        if owner == self._own:
+            moved = self._move(owner)
+            self._tidy(self._segments(owner))
+            return moved
+        with self._claim(owner) as dead:  # the living drain their own
+            return self._move(owner) + self._bury(owner) if dead else 0
+
+    def _owners(self) -> list[str]:
+        """Of segments, and of locks: one that was killed before its first segment has left a lock alone."""
+        segments = {path.name.partition("-")[0] for path in self._directory.glob("*.jsonl")}
+        return sorted(segments | {path.stem for path in self._directory.glob("*.lock")})
+
+    def _segments(self, owner: str) -> list[Path]:
+        return sorted(self._directory.glob(f"{owner}-*.jsonl"))
+
+    @contextlib.contextmanager
+    def _claim(self, owner: str) -> Iterator[bool]:
+        """Whether the owner is dead: it holds its lock until it dies, however it dies. Its spool is ours alone then."""
+        descriptor = try_to_take(self._directory / f"{owner}.lock")
+        if descriptor is None:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            os.close(descriptor)
+
+    def _move(self, owner: str) -> int:
+        return sum(self._segment(path) for path in self._segments(owner))
+
+    def _segment(self, path: Path) -> int:
+        moved, own = 0, path.name.startswith(f"{self._own}-")
+        lines = events(path, self._read.get(path.name, 0), living=own).splitlines(keepends=True)
+        for start in range(0, len(lines), BATCH):
+            batch = lines[start : start + BATCH]
+            refused: list[QuarantinedRecord] = []
+            closed = self._sort(path.name, batch, refused)
+            refused += recorded(self._record, closed)
+            self._keep(refused)
+            moved += len(closed)
+            for usage in closed:
+                self._forget(usage.request_id)
+            size = sum(map(len, batch))
+            self._read[path.name] = self._read.get(path.name, 0) + size
+            self.bytes += size if own else 0
+        return moved
+
+    def _sort(self, segment: str, lines: list[bytes], refused: list[QuarantinedRecord]) -> list[Usage]:
+        """The usages that have ended. Remembers those that have begun; adds what cannot be read to `refused`."""
+        closed: list[Usage] = []
+        for line in lines:
+            try:
+                kind, usage = usage_events.decoded(line)
+            except BadLine as error:
+                refused.append(unreadable(line, error))
+                continue
+            if kind == "close":
+                closed.append(usage)
+            else:
+                self._forget(usage.request_id)
+                self._open[usage.request_id] = (segment, usage)
+                self._unfinished.setdefault(segment, set()).add(usage.request_id)
+        return closed
+
+    def _keep(self, refused: list[QuarantinedRecord]) -> None:
+        """What cannot be recorded must not hold up all others: it goes where an operator finds it."""
+        if not refused:
+            return
+        kept = self.set_aside.add(refused)
+        self.refused += len(refused)
+        log.error("usage of %d calls cannot be recorded and is set aside: %s", len(refused), refused[0].error)
+        if kept < len(refused):
+            log.error("usage of %d calls is lost: %s is full", len(refused) - kept, self.set_aside.path)
+
+    def _forget(self, request_id: str) -> None:
+        segment, _ = self._open.pop(request_id, ("", None))
+        self._unfinished.get(segment, set()).discard(request_id)
+
+    def _bury(self, owner: str) -> int:
+        """A dead gateway's open streams were interrupted; then nothing of it is left to keep."""
+        segments = self._segments(owner)
+        names = {path.name for path in segments}
+        interrupted = [usage for segment, usage in self._open.values() if segment in names]
+        for start in range(0, len(interrupted), BATCH):
+            self._keep(recorded(self._record, interrupted[start : start + BATCH]))
+        for usage in interrupted:
+            self._forget(usage.request_id)
+        for path in segments:
+            self._drop(path)
+        (self._directory / f"{owner}.lock").unlink(missing_ok=True)
+        return len(interrupted)
+
+    def _tidy(self, segments: list[Path]) -> None:
+        """Removes segments, but for the one being written, whose every event is in the database."""
+        for path in segments[:-1]:
+            if not self._unfinished.get(path.name) and not events(path, self._read.get(path.name, 0)):
+                self._drop(path)
+
+    def _drop(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        self._read.pop(path.name, None)
+        self._unfinished.pop(path.name, None)
+
+
+def recorded(record: Record, rows: Sequence[Usage]) -> list[QuarantinedRecord]:
+    """Records them; returns those that the database refuses, found by halves. Raises DatabaseAway."""
+    if not rows:
+        return []
+    try:
+        record(rows)
+    except RecordRefused as error:
+        if len(rows) == 1:
+            return [QuarantinedRecord(error=str(error), usage=vars(rows[0]))]
+        middle = len(rows) // 2
+        return recorded(record, rows[:middle]) + recorded(record, rows[middle:])
+    return []
+
+
+def replay(set_aside: Quarantine, record: Record) -> tuple[int, int]:
+    """Records what was set aside, as far as it can be now; how many were, and how many were not. Raises DatabaseAway.
+
+    Then nothing is lost: they are taken up again by the next replay.
+    """
+    taken, left = set_aside.take(), []
+    usages: list[tuple[str, Usage]] = []
+    for one in taken:
+        try:
+            usages.append(usage_of(one))
+        except BadLine as error:
+            left.append(replace(one, error=str(error)))
+    # How a call ended is recorded before how it began, which then changes nothing.
+    rows = [usage for _, usage in sorted(usages, key=lambda pair: pair[0])]
+    for start in range(0, len(rows), BATCH):
+        left += recorded(record, rows[start : start + BATCH])
+    set_aside.done(left)
+    return len(taken) - len(left), len(left)
+
+
+def usage_of(one: QuarantinedRecord) -> tuple[str, Usage]:
+    """(kind, usage) of what was set aside. Raises BadLine."""
+    if isinstance(one.usage, str):
+        return usage_events.decoded(one.usage.encode())
+    return one.kind, usage_events.usage_of(one.usage)
+
+
+def unreadable(line: bytes, why: BadLine) -> QuarantinedRecord:
+    try:
+        kind, facts = usage_events.count_opened(line)
+    except BadLine:
+        return QuarantinedRecord(error=str(why), usage=line.decode(errors="replace").rstrip("\n"))
+    return QuarantinedRecord(error=str(why), usage=facts, kind=kind)
+
+
+def events(path: Path, start: int, *, living: bool = True) -> bytes:
+    """Whole lines of a segment from a byte on.
+
+    The last event may be being copied just now, or was torn by the gateway's death: then a NUL is left in it, or it has
+    no end. Of one that is dead, a NUL before its last events is damage, and what follows is read as well.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        data = file.read()
+    if not living:
+        return data[: data.rfind(b"\n") + 1]
+    end = data.find(b"\0")
+    return data[: data.rfind(b"\n", 0, len(data) if end < 0 else end) + 1]

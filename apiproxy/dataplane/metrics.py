@@ -1,0 +1,239 @@
+"""Counters of this host's gateways and their Prometheus text.
+
+Labels are bounded: endpoints, models of the catalogue, fixed words. A model that has left the catalogue leaves the text
+and the memory.
+"""
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import astuple, dataclass
+from itertools import accumulate
+
+from apiproxy.dataplane.mmap_counters import CounterFile, Key
+
+Labels = tuple[tuple[str, str], ...]
+Gauge = tuple[str, str, Labels, float]  # name, help, labels, value
+
+REQUESTS, TOKENS, REFUSALS = "madoguchi_requests_total", "madoguchi_tokens_total", "madoguchi_refusals_total"
+LOST, DEATHS = "madoguchi_usage_refused_total", "madoguchi_engine_deaths_total"
+FAILURES = "madoguchi_task_failures_total"
+FIRST, WHOLE, BETWEEN = "madoguchi_first_byte_seconds", "madoguchi_request_seconds", "madoguchi_inter_token_seconds"
+# name: help, labels
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    REQUESTS: ("Requests that reached an engine, by how they ended.", ("endpoint", "model", "ending")),
+    TOKENS: ("Tokens metered.", ("model", "kind")),
+    REFUSALS: ("Requests refused by the gateway, by code.", ("code",)),
+    DEATHS: ("Calls under which an engine died, by what is thought of them.", ("model", "verdict")),
+    LOST: ("Usage that could not be recorded and was set aside, see `manage.py setaside`.", ()),
+    FAILURES: ("Failures of background tasks, which were run again.", ("task",)),
+}
+# Seconds. A chat model answers within tenths of a second, or after a queue of minutes.
+LONG = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+# A small model on a large GPU makes 500 tokens a second, a large one that shares a CPU less than one.
+SHORT = (0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.0)
+# name: help, upper bounds. All by model.
+HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
+    FIRST: ("From the request to the engine's first byte.", LONG),
+    WHOLE: ("From the request to the answer's end.", LONG),
+    BETWEEN: ("Between two tokens of a finished stream, on average: one observation a stream.", SHORT),
+}
+STATE: Key = ("state",)
+# A worker tells its state once a second; one that has not for so long is dead, or as good as dead.
+SILENCE = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What one worker is doing. `catalogue_age`: seconds since the database last said that nothing had changed."""
+
+    in_flight: int
+    spool_bytes: int
+    spool_accepting: bool
+    database_up: bool
+    catalogue_revision: int
+    catalogue_age: float
+    limits_alone: bool = False
+    limits_unsent: int = 0
+    limits_admitted_alone: int = 0
+    batch_waiting: int = 0
+    tasks_down: int = 0
+
+
+# In the order of State's fields: name, help, what several workers' values come to.
+STATES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
+    ("madoguchi_in_flight", "Calls under way.", sum),
+    ("madoguchi_spool_bytes", "Usage not yet in the database.", sum),
+    ("madoguchi_spool_accepting", "1 while every worker can write usage to disk.", min),
+    ("madoguchi_database_up", "1 if the database answered every worker when it was last asked.", min),
+    ("madoguchi_catalogue_revision", "Revision of the oldest catalogue in force.", min),
+    ("madoguchi_catalogue_age_seconds", "Since a worker last knew that its catalogue was up to date.", max),
+    ("madoguchi_limits_alone", "Workers that count limits for themselves, because Redis is away.", sum),
+    ("madoguchi_limits_unsent", "Settlements of limits that Redis has not confirmed.", sum),
+    ("madoguchi_limits_admitted_alone", "Calls that workers have let through while Redis was away.", sum),
+    ("madoguchi_batch_waiting", "Calls of batch keys that wait for their turn.", sum),
+    ("madoguchi_tasks_down", "Background tasks that fail or hang; /readyz says which.", sum),
+)
+LAYOUT = repr((COUNTERS, HISTOGRAMS, len(STATES)))
+
+
+class Metrics:
+    def __init__(self, tally: CounterFile, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` is the same for all workers of a host."""
+        self._tally = tally
+        self._clock = clock
+
+    def ended(
+        self,
+        endpoint: str,
+        model: str,
+        ending: str,
+        prompt: int,
+        completion: int,
+        first_byte: float | None,
+        whole: float,
+    ) -> None:
+        """As `request`, `token_usage` and `times`. Without their calls, as it is counted for each call (3 of 8 µs)."""
+        find, numbers = self._tally.places.get, self._tally.numbers
+        request, whole_at = find((REQUESTS, endpoint, model, ending)), find((WHOLE, model))
+        read, made = find((TOKENS, model, "prompt")), find((TOKENS, model, "completion"))
+        if request is None or read is None or made is None or whole_at is None:
+            self.request(endpoint, model, ending)
+            self.tokens(model, prompt, completion)
+            self.times(model, first_byte, whole)
+            return
+        numbers[request] += 1
+        numbers[read] += prompt
+        numbers[made] += completion
+        numbers[whole_at + bisect_left(LONG, whole)] += 1
+        numbers[whole_at + len(LONG) + 1] += whole
+        if first_byte is not None:
+            self._observe(FIRST, model, first_byte)
+
+    def request(self, endpoint: str, model: str, ending: str) -> None:
+        self._tally.add((REQUESTS, endpoint, model, ending), 1, (0, 1))
+
+    def tokens(self, model: str, prompt: int, completion: int) -> None:
+        self._tally.add((TOKENS, model, "prompt"), 1, (0, prompt))
+        self._tally.add((TOKENS, model, "completion"), 1, (0, completion))
+
+    def times(self, model: str, first_byte: float | None, whole: float) -> None:
+        """Seconds; `first_byte` None: there was none."""
+        if first_byte is not None:
+            self._observe(FIRST, model, first_byte)
+        self._observe(WHOLE, model, whole)
+
+    def stream(self, model: str, events: int, seconds: float) -> None:
+        """A finished stream of so many events, with so many seconds from the first to the last."""
+        if events > 1:
+            self._observe(BETWEEN, model, seconds / (events - 1))
+
+    def refusal(self, code: str) -> None:
+        self._tally.add((REFUSALS, code), 1, (0, 1))
+
+    def death(self, model: str, verdict: str) -> None:
+        self._tally.add((DEATHS, model, verdict), 1, (0, 1))
+
+    def lost(self, usages: int) -> None:
+        self._tally.add((LOST,), 1, (0, usages))
+
+    def task_failed(self, task: str) -> None:
+        self._tally.add((FAILURES, task), 1, (0, 1))
+
+    def state(self, state: State) -> None:
+        """Call it about once a second, and before `text`."""
+        self._tally.put(STATE, [self._clock(), *map(float, astuple(state))])
+
+    def forget(self, models: Container[str]) -> None:
+        """Drops the numbers of models that are not among these."""
+        self._tally.forget(lambda key: model_of(key) not in models and model_of(key) != "")
+
+    def close(self) -> None:
+        self._tally.put(STATE, [0.0] * (1 + len(STATES)))
+        self._tally.close()
+
+    def text(self, models: Container[str], gauges: Iterable[Gauge]) -> bytes:
+        """The exposition format, version 0.0.4, of all workers of this host. `models`: of others nothing is told.
+
+        `gauges` are this worker's own; those of one name stand together.
+        """
+        workers = self._tally.all()
+        total = {key: row for key, row in added(workers).items() if model_of(key) in models or model_of(key) == ""}
+        now = self._clock()
+        states = [rows[STATE][1:] for rows in workers if STATE in rows and 0 <= now - rows[STATE][0] < SILENCE]
+        lines = [*counter_lines(total), *histogram_lines(total), *gauge_lines([*state_gauges(states), *gauges])]
+        return ("\n".join(lines) + "\n").encode()
+
+    def _observe(self, name: str, model: str, value: float) -> None:
+        """A row is how many values lie below each bound and above the last, and their sum."""
+        bounds = HISTOGRAMS[name][1]
+        self._tally.add((name, model), len(bounds) + 2, (bisect_left(bounds, value), 1), (len(bounds) + 1, value))
+
+
+def model_of(key: Key) -> str:
+    """The model that a row is about; "" if it is about none."""
+    name, *values = key
+    if name in HISTOGRAMS:
+        return values[0]
+    labels = COUNTERS[name][1] if name in COUNTERS else ()
+    return values[labels.index("model")] if "model" in labels else ""
+
+
+def added(workers: list[dict[Key, list[float]]]) -> dict[Key, list[float]]:
+    total: dict[Key, list[float]] = {}
+    for rows in workers:
+        for key, row in rows.items():
+            before = total.get(key)
+            total[key] = row if before is None else [sum(pair) for pair in zip(before, row, strict=True)]
+    return total
+
+
+def counter_lines(total: dict[Key, list[float]]) -> Iterator[str]:
+    for name, (help_text, labels) in COUNTERS.items():
+        yield from heading(name, help_text, "counter")
+        for key, row in total.items():
+            if key[0] == name:
+                yield f"{name}{braces(tuple(zip(labels, key[1:], strict=True)))} {number(row[0])}"
+
+
+def histogram_lines(total: dict[Key, list[float]]) -> Iterator[str]:
+    for name, (help_text, bounds) in HISTOGRAMS.items():
+        yield from heading(name, help_text, "histogram")
+        for (_, model), row in [(key, row) for key, row in total.items() if key[0] == name]:
+            for bound, count in zip((*bounds, "+Inf"), accumulate(row[:-1]), strict=True):
+                yield f"{name}_bucket{braces((('model', model), ('le', str(bound))))} {number(count)}"
+            yield f"{name}_sum{braces((('model', model),))} {number(row[-1])}"
+            yield f"{name}_count{braces((('model', model),))} {number(sum(row[:-1]))}"
+
+
+def state_gauges(states: list[list[float]]) -> Iterator[Gauge]:
+    yield "madoguchi_workers", "Gateways of this host.", (), len(states)
+    if states:
+        for (name, help_text, together), values in zip(STATES, zip(*states, strict=True), strict=True):
+            yield name, help_text, (), together(values)
+
+
+def gauge_lines(gauges: Iterable[Gauge]) -> Iterator[str]:
+    told = ""
+    for name, help_text, labels, value in gauges:
+        if name != told:
+            yield from heading(name, help_text, "gauge")
+            told = name
+        yield f"{name}{braces(labels)} {number(value)}"
+
+
+def heading(name: str, help_text: str, kind: str) -> Iterator[str]:
+    yield f"# HELP {name} {help_text}"
+    yield f"# TYPE {name} {kind}"
+
+
+def number(value: float) -> str:
+    """In full: six digits, as `g` gives, would make a rate of a large counter nonsense."""
+    return str(int(value)) if value == int(value) else repr(value)
+
+
+def braces(labels: Labels) -> str:
+    if not labels:
+        return ""
+    # Model names hold no quotes or backslashes: the registry's validator says so.
+    return "{" + ",".join(f'{name}="{value}"' for name, value in labels) + "}"

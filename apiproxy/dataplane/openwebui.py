@@ -1,0 +1,46 @@
+"""Who sits behind an Open WebUI: the person that it names with a call. No I/O.
+
+Open WebUI does so where its administrator sets ENABLE_FORWARD_USER_INFO_HEADERS: in headers of their own, or, with
+FORWARD_USER_INFO_HEADER_JWT_SECRET (0.7 and newer), as the claims of a token. The signature of that token is not
+checked, and need not be: only calls with a key that allows it are read, and whoever holds the key may as well send the
+member `user`. What is named is counted by, and gives no rights.
+"""
+
+import base64
+import binascii
+
+import orjson
+
+from apiproxy.dataplane.formats.requests import end_user
+
+EMAIL = b"x-openwebui-user-email"
+ID = b"x-openwebui-user-id"
+TOKEN = b"x-openwebui-user-jwt"
+# Bytes of a token that are decoded. Five claims about a person are 400.
+LONGEST = 4096
+
+
+def person(headers: dict[bytes, bytes]) -> str:
+    """The mail address of the person who is named, else the id; "" where nobody is. As `end_user` keeps it."""
+    token = headers.get(TOKEN)
+    claims = _claims(token) if token else {}
+    for named in (claims.get("email"), claims.get("sub"), _text(headers, EMAIL), _text(headers, ID)):
+        if found := end_user(named):
+            return found
+    return ""
+
+
+def _text(headers: dict[bytes, bytes], name: bytes) -> str:
+    return headers.get(name, b"").decode(errors="replace").strip()
+
+
+def _claims(token: bytes) -> dict[str, object]:
+    """Of a JSON Web Token (RFC 7519); none where it is none."""
+    pieces = token.split(b".", 3)
+    if len(token) > LONGEST or len(pieces) != 3:
+        return {}
+    try:
+        claims = orjson.loads(base64.urlsafe_b64decode(pieces[1] + b"=="))
+    except (binascii.Error, orjson.JSONDecodeError):
+        return {}
+    return claims if isinstance(claims, dict) else {}

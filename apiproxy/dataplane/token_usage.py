@@ -1,0 +1,96 @@
+"""What a call used, out of the usage objects of three protocols."""
+
+from typing import Any, NamedTuple
+
+# Prompt and answer are each a column of the records and are added up in SQL: together, too, they must be an `integer`.
+# 2**32 records of as much can be added up in 64 bits.
+MOST_TOKENS = 2**30 - 1
+NOTHING: dict[str, Any] = {}
+
+
+class Tokens(NamedTuple):
+    """What a call used. `cached` is part of `prompt`, `reasoning` of `completion`."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.completion
+
+    def within(self, most: int) -> "Tokens":
+        """The same, where no number is larger than `most`."""
+        return self if self.total <= most else Tokens(*(min(one, most) for one in self))
+
+
+def read_tokens(usage: Any) -> Tokens | None:
+    """An engine's usage object as numbers; None if it is none, or if a number in it is nonsense: estimate then.
+
+    Chat, completions and embeddings say `prompt_tokens`; Responses says `input_tokens`; so does Messages, which leaves
+    cached ones out of them. vLLM's rerank gives `total_tokens` alone. Of details, nonsense counts as 0.
+    """
+    if not isinstance(usage, dict):
+        return None
+    find = usage.get
+    asked, made = find("prompt_tokens"), find("completion_tokens")
+    if (type(asked) is int and 0 <= asked <= MOST_TOKENS) and (type(made) is int and 0 <= made <= MOST_TOKENS):
+        # As of most, without the calls below: 2 of 7 µs.
+        read, thought = find("prompt_tokens_details"), find("completion_tokens_details")
+        cached = read.get("cached_tokens") if type(read) is dict else 0
+        reasoning = thought.get("reasoning_tokens") if type(thought) is dict else 0
+        if (
+            (type(cached) is int and 0 <= cached <= asked)
+            and (type(reasoning) is int and 0 <= reasoning <= made)
+            and "input_tokens_details" not in usage
+            and "output_tokens_details" not in usage
+        ):
+            return Tokens(asked, cached, made, reasoning)
+    completion = _sum(usage.get("completion_tokens", usage.get("output_tokens")))
+    told = _prompt(usage)
+    if completion is None or told is None:
+        return None
+    prompt, cached = told
+    reasoning = read_number(
+        _details(usage, "completion_tokens_details", "output_tokens_details").get("reasoning_tokens")
+    )
+    return Tokens(
+        prompt=prompt, cached=min(cached, prompt), completion=completion, reasoning=min(reasoning, completion)
+    )
+
+
+def _prompt(usage: dict[str, Any]) -> tuple[int, int] | None:
+    """All tokens of the prompt, and how many of them the engine had in its cache."""
+    cached = read_number(_details(usage, "prompt_tokens_details", "input_tokens_details").get("cached_tokens"))
+    if "prompt_tokens" in usage:
+        prompt = _sum(usage["prompt_tokens"])
+    elif "input_tokens" in usage:
+        read = read_number(usage.get("cache_read_input_tokens"))
+        prompt = _sum(usage["input_tokens"], read, read_number(usage.get("cache_creation_input_tokens")))
+        cached += read
+    elif "total_tokens" in usage:
+        prompt = _sum(usage["total_tokens"])
+    else:
+        return None
+    return None if prompt is None else (prompt, cached)
+
+
+def _sum(told: Any, *more: int) -> int | None:
+    """What is told with these; None if it is nonsense. What is absent counts as 0."""
+    if told is None:
+        return sum(more)
+    return int(told) + sum(more) if is_number(told) else None
+
+
+def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
+    found = next((details for name in names if (details := usage.get(name))), NOTHING)
+    return found if isinstance(found, dict) else NOTHING
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS
+
+
+def read_number(value: Any) -> int:
+    return int(value) if is_number(value) else 0

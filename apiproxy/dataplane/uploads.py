@@ -1,0 +1,391 @@
+"""Uploads (multipart/form-data) on their way to an engine, piece by piece, however large: never held whole.
+
+Where the call goes and who may send it there is known from the field `model`. Clients that write the fields before the
+file (openai-python, Dify, Open WebUI, whatever uses httpx or requests) are passed on from the file's first byte. What
+comes before `model` is held in memory and nowhere else, for nobody's recording may reach a disk: openai-node and
+OpenAI's own curl example send `file` first, so that OpenAI's own bound for a file, EARLY, is held; a larger file has to
+come after its model's name.
+
+A part goes on as it came, under the client's own boundary; only the value of `model` is replaced and, for streams,
+`stream_include_usage` added. An upload cannot be replayed: an engine that has had a byte of it is the only one.
+"""
+
+import asyncio
+import logging
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from apiproxy.dataplane.catalogue import Limit
+from apiproxy.dataplane.content_encoding import decoding
+from apiproxy.dataplane.downstream import Receive
+from apiproxy.dataplane.errors import BadRequest, BodyTooLarge, BodyTooSlow, ClientDisconnected, Internal, Refusal
+from apiproxy.dataplane.formats import transcription
+from apiproxy.dataplane.formats.requests import Call, end_user
+from apiproxy.dataplane.memory_budget import MB
+from apiproxy.dataplane.relay import Exchange
+from apiproxy.dataplane.request_bodies import ArrivingBody, check_arriving
+from apiproxy.dataplane.upstream import Connection
+from apiproxy.dataplane.validation import LONGEST_NAME, READERS, invalid
+
+log = logging.getLogger("madoguchi.gateway")
+
+# What is held of one upload until its model is known; all together draw on the budget of memory.
+EARLY = 26 * MB
+# What goes to an engine at a time: of 26 MB that were held a slow one leaves most where it is.
+PIECE = 256 * 1024
+# Seconds without a byte of an upload: a phone's connection may rest for a while, a slow loris for ever.
+IDLE = 60.0
+# A form has a dozen fields; each costs 20 µs to read.
+MAX_PARTS = 200
+# The fields that say what the gateway must know, and the longest value of one that it looks at.
+READ = frozenset({"model", "stream", "stream_include_usage", "user"})
+ONCE = frozenset({"stream", "stream_include_usage"})  # of two, engines take the first or the last
+MAX_VALUE = 1024
+# The longest value of any other: Whisper's prompts have 224 tokens.
+MAX_TEXT = 16 * 1024
+
+# What every reader of forms reads alike (RFC 7578, 4.2, which forbids `name*=utf-8''model`): some take the first of two
+# names, some the last, and some undo escapes that others leave.
+PARAMETER = re.compile(rb""";[ \t]*([\w\-*.]+)=("(?:[^"\\\r\n]|\\.)*"|[^\s";]+)[ \t]*""")
+DISPOSITION = re.compile(rb"form-data[ \t]*(?:" + PARAMETER.pattern + rb")+", re.I)
+NAME = re.compile(rb"[\w\-.\[\]]{1,100}")
+PLAIN_ENCODINGS = frozenset({b"7bit", b"8bit", b"binary"})
+
+BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")  # RFC 2046, 5.1.1
+
+
+@dataclass(slots=True)
+class Recording(Call):
+    """A call with a file. `sound`: its size in bytes, 0 until an engine has all of it and can begin to work."""
+
+    sound: int = 0
+
+    @property
+    def prompt_estimate(self) -> int:
+        return transcription.sound(self.sound)
+
+
+class Form:
+    """Reads a form and rewrites it for an engine, sans I/O: `feed` it pieces, `take` what goes on."""
+
+    def __init__(self, content_type: bytes) -> None:
+        """Raises BadRequest if this is no form."""
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/form-data" or not BOUNDARY.fullmatch(boundary):
+            raise BadRequest("not_multipart", code="invalid_value")
+        self.fields: dict[str, str] = {}
+        self.file_begun = False
+        self.size = 0  # bytes of the file so far
+        self.ended = False
+        self.waiting = 0  # bytes to take
+        self._boundary = boundary
+        self._out: list[bytearray | None] = []  # None: the model's name
+        self._parts = 0
+        self._name = b""
+        self._is_file = False
+        self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
+        self._head: list[bytes] = []
+        self._value = bytearray()
+        self._length = 0  # of a part that is no file
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begin,
+                "on_header_field": lambda data, start, end: self._header[0].extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._header[1].extend(data[start:end]),
+                "on_header_end": self._header_end,
+                "on_headers_finished": self._headers_finished,
+                "on_part_data": self._part_data,
+                "on_part_end": self._part_end,
+                "on_end": self._end,
+            },
+        )
+
+    @property
+    def model(self) -> str | None:
+        return self.fields.get("model")
+
+    def feed(self, piece: bytes) -> None:
+        """Raises BadRequest for what is not such a form."""
+        if self.ended:
+            return  # what follows the last boundary means nothing (RFC 2046)
+        try:
+            self._parser.write(piece)
+        except FormParserError as error:
+            raise BadRequest("invalid_form", code="invalid_value", detail="multipart") from error
+
+    def finish(self) -> None:
+        """Nothing more comes. Raises BadRequest if that is too early."""
+        if not self.ended:
+            raise BadRequest("invalid_form", code="invalid_value", detail="no final boundary")
+
+    def take(self, model: str) -> bytes:
+        """What may go on since the last time, under this name of the model."""
+        out, self._out, self.waiting = self._out, [], 0
+        return b"".join([model.encode() if part is None else part for part in out])
+
+    def _emit(self, *parts: bytes | None) -> None:
+        for part in parts:
+            if part is None:
+                self._out.append(None)
+                continue
+            self.waiting += len(part)
+            if not self._out or self._out[-1] is None:
+                self._out.append(bytearray())
+            # Joined at once: the parser cuts where a boundary might begin, and a piece of one byte would take 42.
+            self._out[-1] += part  # type: ignore[operator]
+
+    # --- the parser calls
+
+    def _part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise BadRequest("invalid_form", code="invalid_value", detail="too many parts")
+        self._name, self._is_file = b"", False
+        self._header = (bytearray(), bytearray())
+        self._head = []
+        self._value = bytearray()
+        self._length = 0  # of a part that is no file
+
+    def _header_end(self) -> None:
+        field, value = (bytes(part) for part in self._header)
+        self._header = (bytearray(), bytearray())
+        if field.lower() == b"content-disposition":
+            if self._name:
+                raise ambiguous("Content-Disposition")
+            self._name, self._is_file = disposition(value)
+        elif field.lower() == b"content-transfer-encoding" and value.strip().lower() not in PLAIN_ENCODINGS:
+            raise ambiguous("Content-Transfer-Encoding")
+        self._head.append(field + b": " + value + b"\r\n")
+
+    def _headers_finished(self) -> None:
+        if not self._name:
+            raise ambiguous("Content-Disposition")
+        name = self._name.decode("latin-1")
+        if name in ONCE and name in self.fields:
+            raise ambiguous(name)
+        self.file_begun = self.file_begun or self._is_file
+        self._emit(b"--" + self._boundary + b"\r\n", *self._head, b"\r\n")
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        piece = data[start:end]
+        if self._is_file:
+            self.size += len(piece)
+        elif self._name != b"file":  # a recording without a file's name is the engine's to judge
+            self._field(self._name.decode("latin-1"), piece)
+        if self._name != b"model":
+            self._emit(piece)
+
+    def _field(self, name: str, piece: bytes) -> None:
+        """A part that is no file. What no reader is for is bounded all the same."""
+        self._length += len(piece)
+        if name in READ or name in READERS:
+            self._value += piece
+        most = MAX_VALUE if name in READ else MAX_TEXT
+        if self._length > most:
+            raise invalid("too_long", name[:LONGEST_NAME], most=f"{most:,}", sent=f"{self._length:,}")
+
+    def _part_end(self) -> None:
+        name = self._name.decode("latin-1")
+        if name == "model":
+            self._emit(None)
+        if name in READ and not self._is_file:
+            self.fields[name] = self._value.decode(errors="replace").strip()
+        elif not self._is_file and (reader := READERS.get(name)) is not None:
+            # llama.cpp makes a chat of the form: a grammar kills it as it would there.
+            reader(name, self._value.decode(errors="replace"))
+        self._emit(b"\r\n")
+
+    def _end(self) -> None:
+        self.ended = True
+        if is_true(self.fields, "stream") and not is_true(self.fields, "stream_include_usage"):
+            disposition = b'Content-Disposition: form-data; name="stream_include_usage"'
+            self._emit(b"--" + self._boundary + b"\r\n" + disposition + b"\r\n\r\ntrue\r\n")
+        self._emit(b"--" + self._boundary + b"--\r\n")
+
+
+def disposition(value: bytes) -> tuple[bytes, bool]:
+    """A part's name, and whether it is a file. Raises BadRequest for what could be read otherwise."""
+    if not DISPOSITION.fullmatch(value.strip()):
+        raise ambiguous("Content-Disposition")
+    found = [(name.lower(), text) for name, text in PARAMETER.findall(value)]
+    options = dict(found)
+    name = options.get(b"name", b"").strip(b'"')
+    others = [option for option, _ in found if option.startswith(b"name") and option != b"name"]
+    misspelt = name.decode("latin-1").lower() in READ and name.decode("latin-1") not in READ
+    if len(options) < len(found) or others or misspelt or not NAME.fullmatch(name):
+        raise ambiguous("Content-Disposition")
+    return name, b"filename" in options or b"filename*" in options
+
+
+def ambiguous(what: str) -> BadRequest:
+    return BadRequest("invalid_form", code="invalid_value", detail=what)
+
+
+def is_true(fields: dict[str, str], name: str) -> bool:
+    return fields.get(name, "").lower() in ("true", "1", "on", "yes")  # as FastAPI reads a form
+
+
+class Upload:
+    """One upload: `begin` it until its model is known, `start` it to an engine, `stop` it in any case.
+
+    Until all of it has passed, it is the only reader of `receive`, and so the one to notice that the client has left.
+    """
+
+    def __init__(
+        self,
+        receive: Receive,
+        headers: dict[bytes, bytes],
+        arrival: ArrivingBody,
+        limits: Sequence[Limit],
+        *,
+        most: int,
+    ) -> None:
+        """`most`: bytes of a body. `local` of the caller, and `arrival`: see `request_bodies`.
+
+        Raises BadRequest, UnknownCoding, OverRate, and BodyTooLarge where the length is told.
+        """
+        told = headers.get(b"content-length", b"0")
+        # Its length in bytes; where that is not told (chunked), what OpenAI takes at most.
+        self.expected = int(told) if told.isdigit() and int(told) else EARLY
+        self._most = most
+        if told.isdigit() and int(told) > most:
+            raise self._too_large()
+        content_type = headers.get(b"content-type", b"")
+        self._form = Form(content_type)
+        self.content_type = content_type.decode("latin-1")
+        coding = headers.get(b"content-encoding")
+        self._receive = decoding(receive, coding) if coding else receive
+        self._read = 0
+        self._more = True
+        self._arrival = arrival
+        self._share = arrival.share
+        if self._share.owner.arriving:
+            check_arriving(limits, self._share.owner.arriving)
+        self._call: Recording | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    async def begin(self) -> Recording:
+        """Reads until it is known where the call goes; what follows the file may still change its other fields.
+
+        Raises BadRequest, BodyTooLarge, OverMemory, BodyTooSlow and ClientLeft.
+        """
+        form = self._form
+        self._share.owner.arriving += 1
+        try:
+            with self._arrival as arrival:
+                while self._more and not (form.file_begun and form.model):
+                    await self._piece()
+                    arrival.heard()
+                    self._hold()
+        finally:
+            self._share.owner.arriving -= 1
+        if not form.model:
+            raise BadRequest("missing_model", code="invalid_value", param="model")
+        # Not a stream before all of it is there: a client that is still writing expects no heartbeats.
+        self._call = Recording(
+            body=b"",
+            fields={},
+            model=form.model,
+            stream=False,
+            asks_usage=False,
+            end_user=end_user(form.fields.get("user")),
+        )
+        return self._call
+
+    def start(self, connection: Connection, exchange: Exchange, model: str, known: Callable[[Call], None]) -> None:
+        """Begins to pass the upload on as the body of the request just sent, under the model's name there.
+
+        `known(call)` is told all of the call once the engine has all of it.
+        """
+        connection.expect_body()
+        self._task = asyncio.create_task(self._pass_on(connection, exchange, model, known))
+
+    async def stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    # --- reading
+
+    async def _piece(self) -> None:
+        """Takes in one piece."""
+        try:
+            async with asyncio.timeout(IDLE):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise BodyTooSlow("request_timeout", seconds=math.ceil(IDLE)) from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        piece: bytes = message.get("body", b"")
+        self._read += len(piece)
+        if self._read > self._most:
+            raise self._too_large()
+        self._form.feed(piece)
+        self._more = message.get("more_body", False)
+        if not self._more:
+            self._form.finish()
+
+    def _hold(self) -> None:
+        """Counts what waits for the model's name. Raises BadRequest if that is too much, and OverMemory."""
+        waiting = self._form.waiting
+        if waiting > EARLY:
+            raise BadRequest("model_too_late", code="invalid_value", param="model")
+        self._share.take(waiting - self._share.held)
+
+    def _too_large(self) -> BodyTooLarge:
+        return BodyTooLarge("request_too_large", limit=self._most // MB)
+
+    # --- passing on
+
+    async def _pass_on(
+        self, connection: Connection, exchange: Exchange, model: str, known: Callable[[Call], None]
+    ) -> None:
+        """If this does not come to its end, the exchange hears of it."""
+        try:
+            await self._body(connection, exchange, model)
+            known(self._whole())
+        except ClientDisconnected:
+            exchange.client_left()
+        except Refusal as refusal:
+            exchange.cut_off(refusal)
+        except Exception:  # a fault of ours: the client must not wait for a time-out
+            log.exception("an upload could not be passed on")
+            exchange.cut_off(Internal())
+
+    async def _body(self, connection: Connection, exchange: Exchange, model: str) -> None:
+        """The whole body, no quicker than the engine takes it."""
+        while True:
+            held = self._form.take(model)
+            for at in range(0, len(held), PIECE):
+                await connection.write(framed(held[at : at + PIECE]))
+                exchange.heard_at = exchange.now()  # it listens
+            self._share.give_back(self._share.held)
+            if not self._more:
+                break
+            await self._piece()
+        await connection.write(b"0\r\n\r\n")
+        connection.body_ended()
+
+    def _whole(self) -> Recording:
+        assert self._call is not None
+        fields = self._form.fields
+        return replace(
+            self._call,
+            stream=is_true(fields, "stream"),
+            asks_usage=is_true(fields, "stream_include_usage"),
+            end_user=end_user(fields.get("user")),
+            sound=self._form.size,
+        )
+
+
+def framed(piece: bytes) -> bytes:
+    """A chunk of HTTP/1.1's chunked coding: how long a rewritten form will be is known only at its end."""
+    return b"%x\r\n%b\r\n" % (len(piece), piece)

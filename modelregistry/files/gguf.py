@@ -1,0 +1,435 @@
+"""Reads the headers of GGUF files, as llama.cpp's docs/gguf.md has them. Names and sizes are the `gguf` package's.
+
+Its GGUFReader is not used: it makes an array object of every word of the vocabulary (2.7 s for SmolLM2's 49,000 words,
+where a walk that keeps only what is asked for takes 0.03 s), and believes every length that a broken file says.
+"""
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from gguf.constants import (
+    GGML_QUANT_SIZES,
+    GGMLQuantizationType,
+    GGUFValueType,
+    Keys,
+    LlamaFileType,
+    PoolingType,
+)
+
+from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel, gettext_noop
+from modelregistry.files.regular import open_regular_file
+
+# Bytes. Headers are 2 to 20 MB, nearly all of it vocabulary; a broken length must not fill the memory.
+LONGEST_HEADER = 64 * 2**20
+STEP = 2**20
+MOST_TENSORS = MOST_PAIRS = 100_000  # the largest models have some thousand tensors, all some dozens of pairs
+MOST_PARTS = 1000
+KEPT_TEXT = 1000  # bytes; of longer ones (the chat template) only that they are there
+KEPT_ITEMS = 4096  # of arrays: enough for one number per layer
+# In parts only by this name does llama.cpp find the others.
+PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+SCALARS: Mapping[int, str] = {
+    GGUFValueType.UINT8: "<B",
+    GGUFValueType.INT8: "<b",
+    GGUFValueType.UINT16: "<H",
+    GGUFValueType.INT16: "<h",
+    GGUFValueType.UINT32: "<I",
+    GGUFValueType.INT32: "<i",
+    GGUFValueType.FLOAT32: "<f",
+    GGUFValueType.BOOL: "<?",
+    GGUFValueType.UINT64: "<Q",
+    GGUFValueType.INT64: "<q",
+    GGUFValueType.FLOAT64: "<d",
+}
+# Every n-th layer sees everything, the others a window: fixed in llama.cpp's code (src/llama-model.cpp,
+# set_swa_pattern), for those whose files do not say it.
+WINDOWED = {
+    **{"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma-embedding": 6, "cohere2": 4, "gpt-oss": 2, "exaone4": 4},
+    **{"olmo2": 4, "smallthinker": 4, "afmoe": 4, "plamo3": 8, "llama4": 4},
+}
+# How far back those see whose files do not say it.
+WINDOWS = {"llama4": 8192}
+# Every layer of these has a KV cache and a state; of the others those with a state have no heads for keys.
+BOTH = frozenset(["falcon-h1"])
+# They read all of an input at once and keep nothing (llama.cpp gives them no memory at all).
+ENCODERS = re.compile(r".*bert.*|gemma-embedding|t5encoder")
+# What --cpu-moe and --n-cpu-moe keep in RAM (common/arg.cpp).
+EXPERTS = re.compile(r"blk\.(\d{1,4})\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\..*")
+MARKED_AS_GUESSED = LlamaFileType.GUESSED
+
+
+# llama.cpp gives new types the next number; a file that says a much higher one is damaged.
+_TYPES: Mapping[int, GGMLQuantizationType] = {kind.value: kind for kind in GGMLQuantizationType}
+HIGHEST_TYPE = 127
+
+
+class _Broken(Exception):
+    """The bytes are not what the format says."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """`number`: of its type, which may have come into the format after us."""
+
+    name: str
+    elements: int
+    number: int
+    offset: int
+    size: int
+
+    @property
+    def type(self) -> str:
+        known = _TYPES.get(self.number)
+        return known.name if known else f"type {self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    """`values`: by key; of arrays that are long or of texts only how many items they have. `start`: of the data."""
+
+    values: dict[str, Any]
+    tensors: tuple[_Tensor, ...]
+    start: int
+
+
+def read_gguf(path: Path) -> ModelMetadata:
+    """What a model's first (or only) file and the other parts beside it tell. Raises Unreadable, OSError."""
+    parts = _parts(path)
+    headers = [_header(part) for part in parts]
+    values = headers[0].values
+    if len(parts) == 1 and _number(values, Keys.Split.LLM_KV_SPLIT_COUNT, default=1) > 1:
+        raise UnreadableModel(
+            gettext_noop("%(path)s is one of several parts, and is not named like name-00001-of-00003.gguf."), path=path
+        )
+    return _facts(path, values, [tensor for header in headers for tensor in header.tensors], len(parts))
+
+
+def _parts(path: Path) -> list[Path]:
+    """All parts of a model that comes in parts."""
+    matched = PART.fullmatch(path.name)
+    if not matched:
+        return [path]
+    stem, number, count = matched[1], int(matched[2]), int(matched[3])
+    if number != 1:
+        raise UnreadableModel(gettext_noop("%(path)s is a later part; give the path of the first one."), path=path)
+    if count > MOST_PARTS:
+        raise _broken(path)
+    parts = [path.with_name(f"{stem}-{part:05}-of-{count:05}.gguf") for part in range(1, count + 1)]
+    for part in parts:
+        if not part.exists():
+            raise UnreadableModel(gettext_noop("A part of the model is missing: %(path)s."), path=part)
+    return parts
+
+
+def _header(path: Path) -> _Header:
+    with open_regular_file(path) as file:
+        if file.read(4) != b"GGUF":
+            raise UnreadableModel(gettext_noop("%(path)s is not a GGUF file."), path=path)
+        length = path.stat().st_size
+        try:
+            header = _parse(_Walk(file), length)
+        except EOFError:
+            raise UnreadableModel(gettext_noop("%(path)s is cut off: it ends within its header."), path=path) from None
+        except (_Broken, struct.error):
+            raise _broken(path) from None
+    end = max((header.start + tensor.offset + tensor.size for tensor in header.tensors), default=0)
+    if end > length:
+        raise UnreadableModel(
+            gettext_noop("%(path)s is cut off: it has %(actual)d bytes of %(expected)d."),
+            path=path,
+            actual=length,
+            expected=end,
+        )
+    return header
+
+
+def _broken(path: Path) -> UnreadableModel:
+    return UnreadableModel(gettext_noop("%(path)s is damaged: its header makes no sense."), path=path)
+
+
+class _Walk:
+    """Goes forward through a header; what was passed is forgotten in steps."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._data = b""
+        self._at = 0  # in _data
+        self._before = file.tell()  # bytes of the file before _data
+
+    @property
+    def position(self) -> int:
+        return self._before + self._at
+
+    def _have(self, count: int) -> None:
+        """Sees to it that the next `count` bytes are in _data. Raises EOFError, _Broken."""
+        if self._at + count <= len(self._data):
+            return
+        if self.position + count > LONGEST_HEADER:
+            raise _Broken
+        more = self._file.read(max(count, STEP))
+        self._before += self._at
+        self._data, self._at = self._data[self._at :] + more, 0
+        if count > len(self._data):
+            raise EOFError
+
+    def number(self, form: str) -> Any:
+        size = struct.calcsize(form)
+        self._have(size)
+        (value,) = struct.unpack_from(form, self._data, self._at)
+        self._at += size
+        return value
+
+    def text(self) -> str:
+        """Of a long one the beginning only."""
+        size = self.number("<Q")
+        self._have(size)
+        start, self._at = self._at, self._at + size
+        return self._data[start : start + min(size, KEPT_TEXT)].decode(errors="replace")
+
+    def skip(self, size: int) -> None:
+        self._have(size)
+        self._at += size
+
+    def skip_texts(self, count: int) -> None:
+        unpack = struct.Struct("<Q").unpack_from
+        for _ in range(count):
+            self._have(8)
+            (size,) = unpack(self._data, self._at)
+            self._have(8 + size)
+            self._at += 8 + size
+
+
+def _parse(walk: _Walk, length: int) -> _Header:
+    """Of a file of so many bytes."""
+    if walk.number("<I") not in (2, 3):  # 1 had other lengths and was never in use; a big-endian file reads as huge
+        raise _Broken
+    tensors, pairs = walk.number("<Q"), walk.number("<Q")
+    if tensors > MOST_TENSORS or pairs > MOST_PAIRS:
+        raise _Broken
+    values: dict[str, Any] = {}
+    for _ in range(pairs):
+        key = walk.text()
+        values[key] = _value(walk, walk.number("<I"))
+    alignment = values.get(Keys.General.ALIGNMENT, 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise _Broken
+    found = [_tensor(walk) for _ in range(tensors)]
+    start = -(-walk.position // alignment) * alignment
+    return _Header(values, tuple(_sized(found, length - start)), start)
+
+
+def _sized(tensors: list[_Tensor], data: int) -> Iterator[_Tensor]:
+    """Those of types that are not known reach as far as the next one, or the end of the file's `data`."""
+    starts = sorted({tensor.offset for tensor in tensors})
+    ends = dict(zip(starts, [*starts[1:], data], strict=True))
+    for tensor in tensors:
+        yield tensor if tensor.number in _TYPES else replace(tensor, size=max(0, ends[tensor.offset] - tensor.offset))
+
+
+def _value(walk: _Walk, kind: int) -> Any:
+    if kind in SCALARS:
+        return walk.number(SCALARS[kind])
+    if kind == GGUFValueType.STRING:
+        return walk.text()
+    if kind != GGUFValueType.ARRAY:
+        raise _Broken
+    kind, count = walk.number("<I"), walk.number("<Q")
+    if kind == GGUFValueType.STRING:
+        walk.skip_texts(count)
+        return count
+    if kind not in SCALARS:  # arrays of arrays: in the format, in no model
+        raise _Broken
+    if count <= KEPT_ITEMS:
+        return [walk.number(SCALARS[kind]) for _ in range(count)]
+    walk.skip(count * struct.calcsize(SCALARS[kind]))
+    return count
+
+
+def _tensor(walk: _Walk) -> _Tensor:
+    name, dimensions = walk.text(), walk.number("<I")
+    if dimensions > 8:
+        raise _Broken
+    elements = prod(walk.number("<Q") for _ in range(dimensions))
+    kind, offset = walk.number("<I"), walk.number("<Q")
+    if kind > HIGHEST_TYPE:
+        raise _Broken
+    block, bytes_per_block = GGML_QUANT_SIZES[_TYPES[kind]] if kind in _TYPES else (1, 0)
+    return _Tensor(name, elements, kind, offset, elements // block * bytes_per_block)
+
+
+# --- What it means
+
+
+def _number(values: Mapping[str, Any], key: str, *, default: int) -> int:
+    value = values.get(key)
+    return value if isinstance(value, int) else default
+
+
+def _optional(values: Mapping[str, Any], key: str) -> int | None:
+    return _number(values, key, default=0) or None
+
+
+def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files: int) -> ModelMetadata:
+    architecture = values.get(Keys.General.ARCHITECTURE)
+    if not isinstance(architecture, str) or not architecture:
+        raise _broken(path)
+    kind = values.get(Keys.General.TYPE, "model")
+    if kind != "model" or architecture == "clip":
+        raise UnreadableModel(
+            gettext_noop("%(path)s is no model of its own but a part for one (%(kind)s)."), path=path, kind=kind
+        )
+    if not tensors:
+        raise UnreadableModel(gettext_noop("%(path)s holds no weights."), path=path)
+    own = {key.replace(architecture + ".", "{arch}.", 1): value for key, value in values.items()}
+    parameters = sum(tensor.elements for tensor in tensors)
+    size = sum(tensor.size for tensor in tensors)
+    pooling = _pooling(own)
+    layers = _number(own, Keys.LLM.BLOCK_COUNT, default=0)
+    if layers > KEPT_ITEMS:
+        raise _broken(path)
+    return ModelMetadata(
+        architecture=architecture[:100],
+        task=_task(architecture, pooling),
+        parameters=parameters,
+        quantisation=_quantisation(values, tensors),
+        bits_per_weight=round(size * 8 / parameters, 2) if parameters else None,
+        context=_optional(own, Keys.LLM.CONTEXT_LENGTH),
+        has_chat_template=bool(values.get(Keys.Tokenizer.CHAT_TEMPLATE)),
+        weight_bytes=size,
+        embedding_weight_bytes=sum(tensor.size for tensor in tensors if tensor.name == "token_embd.weight"),
+        layers=layers or None,
+        attention=() if ENCODERS.fullmatch(architecture) else tuple(_attention(architecture, own, layers)),
+        states=tuple(_states(architecture, own, layers)),
+        experts=_experts(tensors, layers),
+        heads=max(_each(own, Keys.Attention.HEAD_COUNT, layers, 0), default=0) or None,
+        hidden=_optional(own, Keys.LLM.EMBEDDING_LENGTH),
+        vocabulary=_vocabulary(values, own),
+        pooling=pooling,
+        files=files,
+    )
+
+
+def _experts(tensors: list[_Tensor], layers: int) -> tuple[int, ...]:
+    sizes = [0] * layers
+    for tensor in tensors:
+        found = EXPERTS.fullmatch(tensor.name)
+        if found and int(found[1]) < layers:
+            sizes[int(found[1])] += tensor.size
+    return tuple(sizes) if any(sizes) else ()
+
+
+def _vocabulary(values: Mapping[str, Any], own: Mapping[str, Any]) -> int | None:
+    return _optional(values, Keys.Tokenizer.LIST) or _optional(own, Keys.LLM.VOCAB_SIZE)
+
+
+def _pooling(own: Mapping[str, Any]) -> str | None:
+    number = _number(own, Keys.LLM.POOLING_TYPE, default=0)
+    names = {kind.value: kind.name.lower() for kind in PoolingType if kind != PoolingType.NONE}
+    return names.get(number)
+
+
+def _task(architecture: str, pooling: str | None) -> str:
+    if pooling == "rank":
+        return "rerank"
+    return "embedding" if pooling or ENCODERS.fullmatch(architecture) else "chat"
+
+
+def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
+    """As the file calls itself ("Q4_K_M"), else the type of most of its weights."""
+    said = _number(values, Keys.General.FILE_TYPE, default=-1) & ~MARKED_AS_GUESSED
+    names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
+    if said in names and Keys.General.FILE_TYPE in values:
+        return names[said]
+    elements: dict[str, int] = {}
+    for tensor in tensors:
+        elements[tensor.type] = elements.get(tensor.type, 0) + tensor.elements
+    return max(elements, key=lambda name: elements[name])
+
+
+def _each(own: Mapping[str, Any], key: str, layers: int, default: int) -> list[int]:
+    """A number for each layer, be it said once or one by one."""
+    said = own.get(key)
+    if isinstance(said, list):
+        numbers = [int(number) for number in said if isinstance(number, int)]
+        return (numbers + [default] * layers)[:layers]
+    return [said if isinstance(said, int) else default] * layers
+
+
+def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[Attention]:
+    heads = _each(own, Keys.Attention.HEAD_COUNT, layers, 0)
+    kv_heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, 0)
+    if Keys.Attention.HEAD_COUNT_KV not in own:
+        kv_heads = heads
+    head = _number(own, Keys.LLM.EMBEDDING_LENGTH, default=0) // max(*heads, 1, 1) if heads else 0
+    key = _number(own, Keys.Attention.KEY_LENGTH, default=head)
+    value = _number(own, Keys.Attention.VALUE_LENGTH, default=head)
+    latent = Keys.Attention.KEY_LENGTH_MLA in own and Keys.Attention.KV_LORA_RANK in own
+    windows = _windows(architecture, own, layers)
+    interval = _number(own, Keys.LLM.FULL_ATTENTION_INTERVAL, default=1)
+    # The last ones read what an earlier layer keeps.
+    keeping = layers - _number(own, Keys.Attention.SHARED_KV_LAYERS, default=0)
+    for layer in range(layers):
+        # No heads: a layer with a state instead of a cache (hybrids with Mamba, short convolutions).
+        if not kv_heads[layer] or layer >= keeping or (interval > 1 and (layer + 1) % interval):
+            continue
+        if latent:
+            yield Attention(1, key, 0)
+        elif windows[layer]:
+            narrow = _number(own, Keys.Attention.KEY_LENGTH_SWA, default=key)
+            narrow_value = _number(own, Keys.Attention.VALUE_LENGTH_SWA, default=value)
+            yield Attention(kv_heads[layer], narrow, narrow_value, windows[layer])
+        else:
+            yield Attention(kv_heads[layer], key, value)
+
+
+def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[RecurrentState]:
+    """What layers without a KV cache keep of each slot (src/llama-hparams.cpp, n_embd_r and n_embd_s)."""
+    state = _state(own)
+    if state is None:
+        return
+    heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, 0)
+    widths = _each(own, Keys.LLM.FEED_FORWARD_LENGTH, layers, 0)
+    interval = _number(own, Keys.LLM.FULL_ATTENTION_INTERVAL, default=1)
+    for layer in range(layers):
+        if interval > 1:
+            keeps = bool((layer + 1) % interval)
+        else:
+            # Of Nemotron-H's layers without heads, those with a feed-forward part have nothing else.
+            keeps = not heads[layer] and not (architecture.startswith("nemotron_h") and widths[layer])
+        if keeps or architecture in BOTH:
+            yield state
+
+
+def _state(own: Mapping[str, Any]) -> RecurrentState | None:
+    hidden = _number(own, Keys.LLM.EMBEDDING_LENGTH, default=0)
+    if size := _number(own, Keys.WKV.HEAD_SIZE, default=0):
+        return RecurrentState(2 * hidden, hidden * size)
+    if cached := _number(own, Keys.ShortConv.L_CACHE, default=0):
+        return RecurrentState(hidden * (cached - 1), 0)
+    kernel = _number(own, Keys.SSM.CONV_KERNEL, default=0)
+    if size := _number(own, Keys.KDA.HEAD_DIM, default=0):
+        heads = max(_each(own, Keys.Attention.HEAD_COUNT, 1, 0))
+        return RecurrentState(3 * (kernel - 1) * heads * size, heads * size * size)
+    inner, size = (_number(own, key, default=0) for key in (Keys.SSM.INNER_SIZE, Keys.SSM.STATE_SIZE))
+    if not kernel or not inner:
+        return None
+    groups = _number(own, Keys.SSM.GROUP_COUNT, default=0)
+    return RecurrentState((kernel - 1) * (inner + 2 * groups * size), size * inner)
+
+
+def _windows(architecture: str, own: Mapping[str, Any], layers: int) -> list[int | None]:
+    """How far each layer sees; None: everything."""
+    window = _optional(own, Keys.Attention.SLIDING_WINDOW) or WINDOWS.get(architecture)
+    pattern = own.get(Keys.Attention.SLIDING_WINDOW_PATTERN, WINDOWED.get(architecture))
+    if not window or not pattern:
+        return [None] * layers  # files of other architectures may say a window too, but llama.cpp does not use it
+    if isinstance(pattern, list):
+        return ([window if narrow else None for narrow in pattern] + [None] * layers)[:layers]
+    every = pattern if isinstance(pattern, int) else 1
+    return [window if (layer + 1) % every else None for layer in range(layers)]

@@ -1,0 +1,122 @@
+"""What the files of a model tell about it, as plain values. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Self
+
+
+def gettext_noop(sentence: str) -> str:
+    """Marks a sentence for translators, who find it by this function's name. Who shows it to people translates it."""
+    return sentence
+
+
+class UnreadableModel(Exception):
+    """A model's files cannot be used. `str()` is a sentence for the operator, in English.
+
+    `sentence` and `values` are the same before they are put together, to be translated by who has translations.
+    `risk`: "pickle" or "remote-code" if an operator may allow it by that name, else "".
+    """
+
+    def __init__(self, sentence: str, *, risk: str = "", **values: object) -> None:
+        super().__init__(sentence % values)
+        self.sentence = sentence
+        self.values = values
+        self.risk = risk
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """What one layer remembers of each token: `kv_heads` × (`key_dim` + `value_dim`) numbers.
+
+    `window`: of the last so many tokens only; None: of all. DeepSeek's latent attention (MLA) is one head with the
+    latent vector and the rotary part as its key, and no value. `kind`: "" as any; "latent" (the same on every card);
+    "chunked" (its window begins anew every so many tokens); "heard" (of what Whisper heard, apart from what is said);
+    "partial" (groups of tokens that are not pressed together yet). `ratio`: so many tokens share one entry. `fixed`:
+    bytes of an entry, whatever type the cache has.
+    """
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+    kind: str = ""
+    ratio: int = 1
+    fixed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecurrentState:
+    """What one layer keeps of a request however long it is (Mamba, linear attention, short convolutions).
+
+    `inputs`: numbers of its last inputs, `memory`: numbers of its state proper. `number_bytes`: of the latter; 0: as
+    large as the model's own numbers. `blocks`: how many of it vLLM holds of a request at a time, so that its beginning
+    can be used again (2; 3 where it also keeps one from within a prompt).
+    """
+
+    inputs: int
+    memory: int
+    number_bytes: int = 0
+    blocks: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMetadata:
+    """What a model's files tell. None or "": they do not tell. Sizes in bytes, context in tokens.
+
+    `attention`: what has a KV cache, one or more for each such layer; encoders (BERT) have none. `states`: one for each
+    layer that keeps a state of fixed size of each request. `missing`: what the files would have to tell before anybody
+    could say how much that is, by names of config.json; empty: nothing. `cache_type`: of the keys and values, as the
+    files declare it ("fp8"); "": as the model's own numbers.
+    `whole`: tokens of the largest picture, film or recording, which vLLM computes in one piece; 0: piece by piece.
+    `experts`: bytes of the experts' weights in each layer of a GGUF file that has some, which may be kept in RAM.
+    `weight_bytes`: of the tensors on disk. `embedding_weight_bytes`: of these, the token embedding, which quantising at
+    start leaves as it is. `unused_weight_bytes`: of these, the layers that guess tokens ahead (MTP), which vLLM loads
+    only where it is told to use them. `task`: what the architecture was made for.
+    `risks`: what an operator had to allow. `files`: how many hold weights.
+    """
+
+    architecture: str
+    task: str = ""
+    parameters: int | None = None
+    quantisation: str = ""
+    bits_per_weight: float | None = None
+    context: int | None = None
+    has_chat_template: bool = False
+    weight_bytes: int = 0
+    embedding_weight_bytes: int = 0
+    layers: int | None = None
+    attention: tuple[Attention, ...] = ()
+    states: tuple[RecurrentState, ...] = ()
+    cache_type: str = ""
+    missing: tuple[str, ...] = ()
+    experts: tuple[int, ...] = ()
+    whole: int = 0
+    unused_weight_bytes: int = 0
+    heads: int | None = None
+    hidden: int | None = None
+    vocabulary: int | None = None
+    pooling: str | None = None
+    risks: tuple[str, ...] = ()
+    files: int = 0
+
+    def stored(self) -> dict[str, Any]:
+        """For JSON; what is as usual is left out, as one layer is like the other."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("attention", "states"):
+            values[name] = [_unusual(layer) for layer in values[name]]
+        return values
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Self:
+        """Back from `stored` or `dataclasses.asdict`, also by way of JSON. Fields of another release are left out."""
+        known = {field.name for field in fields(cls)}
+        values = {name: value for name, value in stored.items() if name in known}
+        values["attention"] = tuple(Attention(**layer) for layer in stored.get("attention", ()))
+        values["states"] = tuple(RecurrentState(**layer) for layer in stored.get("states", ()))
+        for name in ("risks", "missing", "experts"):
+            values[name] = tuple(stored.get(name, ()))
+        return cls(**values)
+
+
+def _unusual(layer: Attention | RecurrentState) -> dict[str, Any]:
+    return {field.name: value for field in fields(layer) if (value := getattr(layer, field.name)) != field.default}

@@ -1,0 +1,277 @@
+"""What lies at a path that is no model as an engine reads it, and what to do about that. Reads a few bytes of files.
+
+Asked only about what could not be read: a file that is damaged as a model may be whole as something else.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from modelregistry.files.metadata import UnreadableModel, gettext_noop
+from modelregistry.files.regular import open_regular_file
+
+HEAD = 512  # bytes, of which a file is known
+MOST_FILES = 1000  # of a directory that are looked at; the largest models have some hundreds
+SHOWN = 120  # characters of what a server wrote instead of a file
+POINTER = b"version https://git-lfs.github.com/spec/"
+PAGES = (b"<!doctype html", b"<html", b"<?xml", b"<head")
+OLD_GGML = (b"lmgg", b"tjgg", b"fmgg", b"algg", b"ggml", b"ggjt", b"ggmf", b"ggla")
+ARCHIVES = {b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"7z\xbc\xaf": "7-Zip", b"\xfd7zXZ": "xz"}
+WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
+
+
+def recognise(engine: str, path: Path) -> UnreadableModel | None:
+    """What it is instead of a model for this engine, as a sentence; None: nothing that is known. Never raises."""
+    try:
+        if path.is_dir():
+            return _directory(engine, path)
+        return _link(path) if path.is_symlink() and not path.exists() else _file(engine, path)
+    except (OSError, UnreadableModel):
+        return None
+
+
+# --- Files
+
+
+def _file(engine: str, path: Path) -> UnreadableModel | None:
+    if not path.is_file():
+        return None
+    head = _head(path)
+    if found := _no_weights(path, head):
+        return found
+    if engine == "vllm" and head.startswith(b"GGUF"):
+        return UnreadableModel(
+            gettext_noop("%(path)s is a GGUF file, which llama.cpp serves: choose that engine for it."), path=path
+        )
+    if path.suffix == ".safetensors":
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s is one file of a model for vLLM: choose that engine, and give the directory, %(directory)s."
+            ),
+            path=path,
+            directory=path.parent,
+        )
+    return None
+
+
+def _no_weights(path: Path, head: bytes) -> UnreadableModel | None:
+    """A file of weights (or a configuration) that holds something else."""
+    if head.startswith(POINTER):
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s is a pointer of Git LFS (%(size)d bytes), not the file itself: run “git lfs pull” where it"
+                " was cloned, or fetch the model with “hf download”."
+            ),
+            path=path,
+            size=path.stat().st_size,
+        )
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(PAGES):
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s is a web page that was saved under this name: fetch the file itself (on Hugging Face by its"
+                " download link or “hf download”; gated models want a token)."
+            ),
+            path=path,
+        )
+    if path.suffix in WEIGHTS and not head.startswith(b"GGUF") and (said := _error_text(head)):
+        return UnreadableModel(
+            gettext_noop("%(path)s holds what a server answered instead of the file (%(said)s): fetch it again."),
+            path=path,
+            said=said,
+        )
+    if path.suffix == ".gguf" and head[:4] in OLD_GGML:
+        return UnreadableModel(
+            gettext_noop("%(path)s is in the format before GGUF, which no engine reads any more: take a GGUF file."),
+            path=path,
+        )
+    for magic, kind in ARCHIVES.items():
+        if path.suffix in (".gguf", ".safetensors") and head.startswith(magic):
+            return UnreadableModel(
+                gettext_noop("%(path)s is an archive (%(kind)s): unpack it first."), path=path, kind=kind
+            )
+    return None
+
+
+def _error_text(head: bytes) -> str:
+    """`{"error": "Invalid username or password."}`, or a line of plain text; empty: it is none."""
+    try:
+        text = head.decode().strip()
+    except UnicodeDecodeError:
+        return ""
+    if not text or "\0" in text or len(head) == HEAD:
+        return ""
+    try:
+        said = json.loads(text)
+        return str(said.get("error") or said)[:SHOWN] if isinstance(said, dict) else text[:SHOWN]
+    except (ValueError, RecursionError):
+        return text[:SHOWN]
+
+
+def _head(path: Path) -> bytes:
+    with open_regular_file(path) as file:
+        return file.read(HEAD)
+
+
+def _link(path: Path) -> UnreadableModel:
+    return UnreadableModel(
+        gettext_noop(
+            "%(path)s is a link that leads nowhere (%(target)s): copy the file behind it as well, for example with cp"
+            " -L."
+        ),
+        path=path,
+        target=os.readlink(path),
+    )
+
+
+# --- Directories
+
+
+def _directory(engine: str, path: Path) -> UnreadableModel | None:
+    names = sorted(os.listdir(path))[:MOST_FILES]
+    here = frozenset(names)
+    return (
+        _cache(engine, path, here)
+        or _broken_links(path, names)
+        or _files_of_other_kinds(path, names)
+        or (_for_llama_cpp(path, names, here) if engine == "llama.cpp" else _for_vllm(path, names, here))
+    )
+
+
+def _cache(engine: str, path: Path, here: frozenset[str]) -> UnreadableModel | None:
+    """`models--org--name` of Hugging Face's cache: the model is a snapshot within, of links to its blobs."""
+    if not {"snapshots", "blobs", "refs"} & here or not (
+        path.name.startswith("models--") or {"snapshots", "refs"} <= here
+    ):
+        return None
+    folder = path / "snapshots"
+    snapshots = sorted(folder.iterdir(), key=lambda one: one.stat().st_mtime) if folder.is_dir() else []
+    if not snapshots:
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s is a folder of Hugging Face’s cache without a snapshot in it: nothing was downloaded, or it"
+                " was copied in part."
+            ),
+            path=path,
+        )
+    newest = snapshots[-1]
+    if unfinished := sorted((path / "blobs").glob("*.incomplete")):
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s is a folder of Hugging Face’s cache whose download was not finished (%(count)d files):"
+                " finish it with “hf download”, then give the path %(snapshot)s."
+            ),
+            path=path,
+            count=len(unfinished),
+            snapshot=newest,
+        )
+    if broken := _broken_links(newest, sorted(os.listdir(newest))):
+        return broken
+    inside: Path | None = newest
+    if engine == "llama.cpp":
+        inside = _first_gguf(newest, sorted(os.listdir(newest)))
+    return UnreadableModel(
+        gettext_noop("%(path)s is a folder of Hugging Face’s cache; the model itself is %(inside)s: give that path."),
+        path=path,
+        inside=inside or newest,
+    )
+
+
+def _broken_links(path: Path, names: Iterable[str]) -> UnreadableModel | None:
+    broken = [name for name in names if (path / name).is_symlink() and not (path / name).exists()]
+    if not broken:
+        return None
+    return UnreadableModel(
+        gettext_noop(
+            "%(path)s holds links that lead nowhere (%(name)s → %(target)s): it was copied without the files behind"
+            " them. Copy the whole models--… folder of the cache, or this one with cp -L or rsync -L."
+        ),
+        path=path,
+        name=broken[0],
+        target=os.readlink(path / broken[0]),
+    )
+
+
+def _files_of_other_kinds(path: Path, names: Iterable[str]) -> UnreadableModel | None:
+    for name in names:
+        file = path / name
+        if file.suffix in (*WEIGHTS, ".json") and file.is_file() and (found := _no_weights(file, _head(file))):
+            return found
+    return None
+
+
+def _for_llama_cpp(path: Path, names: list[str], here: frozenset[str]) -> UnreadableModel | None:
+    if first := _first_gguf(path, names):
+        return UnreadableModel(
+            gettext_noop("%(path)s is a directory; llama.cpp needs a file of it, for example %(file)s."),
+            path=path,
+            file=first,
+        )
+    if "config.json" in here and any(name.endswith(".safetensors") for name in names):
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s holds a model for vLLM: choose that engine, or make a GGUF file of it with llama.cpp’s"
+                " convert_hf_to_gguf.py."
+            ),
+            path=path,
+        )
+    return None
+
+
+def _for_vllm(path: Path, names: list[str], here: frozenset[str]) -> UnreadableModel | None:
+    if "config.json" in here:
+        return None
+    if "adapter_config.json" in here:
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s is a LoRA adapter for %(base)s, not a model of its own: register that model and add the"
+                " adapter to its arguments (--enable-lora --lora-modules name=%(path)s), or merge the two."
+            ),
+            path=path,
+            base=_base_model(path / "adapter_config.json"),
+        )
+    if "model_index.json" in here:
+        return UnreadableModel(
+            gettext_noop("%(path)s is a pipeline that makes images (diffusers); no engine here serves it."), path=path
+        )
+    if first := _first_gguf(path, names):
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s holds GGUF files: choose llama.cpp, and give the path of one, for example %(file)s."
+            ),
+            path=path,
+            file=first,
+        )
+    if any(name.endswith(".onnx") for name in names) or "onnx" in here:
+        return UnreadableModel(
+            gettext_noop("%(path)s holds a model in ONNX, which no engine here reads: take its safetensors or GGUF."),
+            path=path,
+        )
+    inner = [name for name in names if (path / name / "config.json").is_file()]
+    if inner:
+        return UnreadableModel(
+            gettext_noop(
+                "%(path)s is a folder of models, not one itself: give the path of one, for example %(inner)s."
+            ),
+            path=path,
+            inner=path / inner[0],
+        )
+    return None
+
+
+def _first_gguf(path: Path, names: Iterable[str]) -> Path | None:
+    """Not a projector, which is a part for a model."""
+    found = [name for name in names if name.endswith(".gguf")]
+    models = [name for name in found if not name.startswith("mmproj")]
+    return path / (models or found)[0] if found else None
+
+
+def _base_model(file: Path) -> str:
+    with open_regular_file(file) as opened:
+        data = opened.read(2**20)
+    try:
+        said = json.loads(data)
+        return str(said.get("base_model_name_or_path") or "?")[:SHOWN] if isinstance(said, dict) else "?"
+    except (ValueError, RecursionError):
+        return "?"

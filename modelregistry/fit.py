@@ -1,0 +1,197 @@
+"""What a model would take and where it would fit, told before it runs, by what the hosts last reported.
+
+For page, API and command: the question itself is `allocation.check_fit`, which the supervisor asks as well when it
+starts the model, with the numbers of that moment. A look ahead, no promise.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Prefetch, QuerySet
+from django.utils.translation import gettext as _
+
+from modelregistry import placement_messages
+from modelregistry.engines import base
+from modelregistry.engines.base import NoLauncher, Spec
+from modelregistry.engines.version_trials import NoVersion
+from modelregistry.files import model_files
+from modelregistry.files.metadata import ModelMetadata, UnreadableModel
+from modelregistry.memory import allocation, placement
+from modelregistry.memory.allocation import Occupant
+from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable, predict
+from modelregistry.models import Host, Reading, Replica, ServedModel
+from modelregistry.overview import ALIVE
+from modelregistry.process import gpus
+from modelregistry.process.gpus import Device
+from modelregistry.supervisor import repository
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFit:
+    """Of one replica on one host. `fits`: it could start there now; `room`: as far as memory is concerned. `launcher`:
+    "" if the host has no engine for it; what it would take is then that of the usual one. `devices`: indices, none:
+    RAM. `prediction`: on each of them, also where it does not fit. `why_not`: sentences, as lines; empty: it fits.
+    `to_go`: replicas of ours without which there would be room.
+    """
+
+    host: str
+    fits: bool
+    room: bool
+    launcher: str = ""
+    devices: tuple[int, ...] = ()
+    prediction: Prediction | None = None
+    why_not: str = ""
+    to_go: tuple[str, ...] = ()
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why there is no room, without the model's own sum, which the prediction tells."""
+        lines = self.why_not.splitlines()
+        return lines[1:] if self.prediction else lines
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """`hosts`: those that may take it; none if none has reported. All of them, with the ones where it fits first."""
+
+    facts: ModelMetadata
+    hosts: tuple[HostFit, ...]
+
+    @property
+    def fits(self) -> bool:
+        """There is room for it somewhere; also where nobody can say."""
+        return not self.hosts or any(host.room for host in self.hosts)
+
+
+def estimate(model: ServedModel) -> Estimate | None:
+    """For one replica. `model` may be unsaved. None: nothing can be said (an external engine, files of another host
+    that nobody has read yet). Reads headers of files; three queries.
+    """
+    facts = None if model.engine == ServedModel.Engine.EXTERNAL else facts_of(model)
+    if facts is None:
+        return None
+    there = hosts().filter(pk=model.host_id) if model.host_id else hosts()
+    found = fit_on_hosts(spec_of(model), facts, there, model=model.pk)
+    return Estimate(facts=facts, hosts=tuple(sorted(found, key=lambda outlook: not outlook.room)))
+
+
+def facts_of(model: ServedModel) -> ModelMetadata | None:
+    """By the files themselves where they can be seen from here, else as their host's supervisor read them."""
+    if model.host is None or model.host.name == settings.HOST_NAME:
+        try:
+            return model_files.read_model(model.engine, model.path, model.allowed_risks)
+        except UnreadableModel:
+            return None
+    reading = Reading.objects.filter(model=model.pk, model__path=model.path, facts__isnull=False).first()
+    return ModelMetadata.of(reading.facts) if reading and reading.facts else None
+
+
+def spec_of(model: ServedModel) -> Spec:
+    """Not forced: an estimate says what is, whatever the operator decides."""
+    return replace(repository.spec_of(model), overcommit=False, generation=0)
+
+
+def hosts() -> QuerySet[Host]:
+    """Those that have reported, with what a look ahead needs of them, in two queries."""
+    there = Prefetch("replica_set", Replica.objects.filter(state__in=ALIVE).select_related("model"))
+    return Host.objects.filter(report__isnull=False).select_related("report").prefetch_related(there)
+
+
+def fit_on_hosts(spec: Spec, facts: ModelMetadata, hosts: Iterable[Host], *, model: int | None = None) -> list[HostFit]:
+    """For those of `hosts()`, in their order. `model`: its id, if it is registered: its own replicas would make room.
+
+    One query. Raises django.db.Error.
+    """
+    past = repository.load_measurements()
+    return [_outlook(spec, facts, host, past, model) for host in hosts]
+
+
+def _not_installed(launcher: str, version: str, installed: Mapping[str, Sequence[str]]) -> str:
+    """Say that a host does not have the version that a model is pinned to; empty: it does."""
+    there = installed.get(launcher, ())
+    return "" if version in there else placement_messages.explain_missing_version(launcher, NoVersion(version, there))
+
+
+def predict_alone(spec: Spec, facts: ModelMetadata) -> Prediction | None:
+    """By the formulas alone, in RAM: for when no host has reported anything. None: nobody can say."""
+    try:
+        return predict(facts, Demand.of(spec, default_launcher(spec), "ram"))
+    except Unpredictable:
+        return None
+
+
+def _outlook(spec: Spec, facts: ModelMetadata, host: Host, past: Iterable[Measured], model: int | None) -> HostFit:
+    report = host.report
+    if not report.devices:
+        why_not = _("%(host)s has not told how much memory it has.") % {"host": host.name}
+        return HostFit(host=host.name, fits=False, room=False, why_not=why_not)
+    found = {name: (installed_program(name, version),) for name, version in report.engines.items()}
+    missing = ""
+    try:
+        launcher = base.choose_launcher(spec, found)
+    except NoLauncher:
+        launcher, missing = default_launcher(spec), _("%(host)s has no engine for it.") % {"host": host.name}
+    version = spec.version or report.engines.get(launcher, "")
+    if spec.version and not missing:
+        missing = _not_installed(launcher, spec.version, report.installed)
+    there = [(row.model_id == model, occupant_of(row)) for row in host.replica_set.all()]
+    answer = allocation.check_fit(
+        spec,
+        facts,
+        launcher,
+        (installed_program(launcher, version),),
+        devices_without([device_of(told) for told in report.devices], [one for own, one in there if own]),
+        occupants=[one for own, one in there if not own],
+        past=past,
+        version=version,
+    )
+    return HostFit(
+        host=host.name,
+        fits=answer.fits and not missing,
+        room=answer.fits,
+        launcher="" if missing else launcher,
+        devices=answer.allotment.devices if answer.allotment else (),
+        prediction=answer.need,
+        why_not="\n".join(line for line in (placement_messages.explain_refusal(answer), missing) if line),
+        to_go=answer.to_go,
+    )
+
+
+def default_launcher(spec: Spec) -> str:
+    """The launcher of a host of which it is not known what it has."""
+    return spec.launcher or ("vllm" if spec.engine == "vllm" else base.LLAMA_CPP_LAUNCHERS[0])
+
+
+def installed_program(launcher: str, version: str) -> str:
+    """Where our installer puts it: builds for CPUs are known by their place."""
+    return f"/engines/{launcher}-{version}/bin/python"
+
+
+def device_of(told: Mapping[str, Any]) -> Device:
+    """As a report tells it. Who holds it is known from replicas."""
+    known = {field.name for field in fields(Device)} - {"processes"}
+    return Device(**{name: value for name, value in told.items() if name in known})
+
+
+def occupant_of(row: Replica) -> Occupant:
+    """As its row tells it: what was promised when it was started, what it was last measured to hold."""
+    promised: Mapping[str, Any] = row.predicted or {}
+    on_cards = {int(index): int(size) for index, size in row.memory_by_device.items()} if row.devices else {}
+    return Occupant(
+        name=f"{row.model.name} #{row.index}",
+        needed=promised.get("total", 0) - promised.get("droppable", 0),
+        devices=tuple(row.devices),
+        host=promised.get("host", 0),
+        held=on_cards | {gpus.RAM: row.memory_fixed or 0},
+    )
+
+
+def devices_without(devices: Iterable[Device], gone: Iterable[Occupant]) -> list[Device]:
+    """The devices as if these were not there."""
+    held: dict[int, int] = {}
+    for one in gone:
+        for index, size in one.held.items():
+            held[index] = held.get(index, 0) + size
+    return placement.without_ours(list(devices), held)

@@ -1,0 +1,282 @@
+"""What one replica gets of its host's memory: read its files, predict, correct by what was measured, find a place.
+
+`answer` is the way in: supervisor, page, API and command ask it alike. No Django: who calls it tells people why there
+was no room.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from modelregistry.engines import base
+from modelregistry.engines.base import MemoryGrant, Spec
+from modelregistry.files import model_files
+from modelregistry.files.metadata import ModelMetadata, UnreadableModel
+from modelregistry.memory import estimate, placement
+from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable
+from modelregistry.memory.placement import NoRoom, NoSuchDevice, Share
+from modelregistry.process import gpus, process
+from modelregistry.process.gpus import Device
+from modelregistry.process.process import Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """Where a replica goes and what it may take there. `devices`: indices; none: RAM.
+
+    `formula` is what the formulas alone say of it: what is measured is kept beside that, so that corrections do not
+    feed on themselves. `device`: the name of the kind of device. JSON can hold it, by way of `asdict`.
+    """
+
+    prediction: Prediction
+    formula: Prediction
+    devices: tuple[int, ...]
+    visible: tuple[str, ...]
+    fraction: float
+    forced: bool
+    fingerprint: str
+    launcher: str
+    version: str  # of the engine, "": not known yet
+    device: str
+
+    @property
+    def needed(self) -> int:
+        """On each device, without what the kernel can take back."""
+        return self.prediction.total - self.prediction.droppable
+
+    @property
+    def grant(self) -> MemoryGrant:
+        return MemoryGrant(
+            visible=self.visible,
+            cache=0 if self.prediction.open else self.prediction.cache,
+            fraction=self.fraction,
+            context=self.prediction.context,
+            batch=self.prediction.batch,
+            parallel=self.prediction.parallel,
+        )
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Allocation":
+        """Back from what was kept on a run. Raises TypeError, LookupError for that of another release."""
+        return cls(
+            **{
+                **stored,
+                "prediction": Prediction(**stored["prediction"]),
+                "formula": Prediction(**stored["formula"]),
+                "devices": tuple(stored["devices"]),
+                "visible": tuple(stored["visible"]),
+            }
+        )
+
+    def stored(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def facts_of(spec: Spec) -> ModelMetadata | None:
+    """None for files that tell nothing: their engine takes what it takes."""
+    try:
+        return model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
+    except UnreadableModel:
+        return None
+
+
+def allocate(
+    spec: Spec,
+    facts: ModelMetadata,
+    launcher: str,
+    program: Sequence[str],
+    devices: Sequence[Device],
+    *,
+    shares: Sequence[Share] = (),
+    past: Iterable[Measured] = (),
+    version: str = "",
+) -> Allocation:
+    """Pure. Raises placement.NoRoom, placement.NoSuchDevice, memory.Unpredictable."""
+    kind = _kind(spec, launcher, program, devices)
+    demand = Demand.of(spec, launcher, kind)
+    device = next(device.name for device in devices if device.kind == kind)
+    formula = estimate.predict(facts, demand)
+    if kind == "gpu":
+        formula = _as_told(formula, demand, devices)
+    mark = estimate.fingerprint(facts, demand, formula)
+    prediction = estimate.apply_measurements(
+        formula, past, mark=mark, launcher=launcher, version=version, device=device
+    )
+    found = placement.find_place(
+        prediction, demand, devices, shares, gpus=spec.gpus, overcommit=spec.overcommit, facts=facts
+    )
+    if found.prediction.cache != prediction.cache:
+        formula = placement.with_cache(formula, found.prediction.cache)
+        mark = estimate.fingerprint(facts, demand, formula)
+    return Allocation(
+        prediction=found.prediction,
+        formula=formula,
+        devices=found.devices,
+        visible=gpus.cuda_names(devices, found.devices),
+        fraction=found.fraction,
+        forced=found.forced,
+        fingerprint=mark,
+        launcher=launcher,
+        version=version,
+        device=device,
+    )
+
+
+def _kind(spec: Spec, launcher: str, program: Sequence[str], devices: Sequence[Device]) -> str:
+    on_cpu = base.on_cpu(launcher, program) or _told_to_use_ram(spec, launcher)
+    return placement.kind_of(devices, on_cpu=on_cpu)
+
+
+def _told_to_use_ram(spec: Spec, launcher: str) -> bool:
+    return spec.arguments(launcher).number("--n-gpu-layers") == 0
+
+
+def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> Prediction:
+    """An operator who gives vLLM a part of the card himself means all of that part."""
+    part = demand.arguments.decimal("--gpu-memory-utilization") or 0.0
+    card = min(device.total for device in devices if device.kind == "gpu")
+    # Of that part vLLM takes what it needs after its context, which it does not count.
+    spare = int(part * card) - formula.weights - (formula.overhead - formula.apart)
+    if demand.launcher != "vllm" or spare <= 0 or not formula.cache:
+        return formula
+    spare = spare // estimate.MIB * estimate.MIB
+    return placement.with_cache(replace(formula, cache_least=spare), spare)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupant:
+    """A replica that others of its host have to reckon with: what it was promised, and what it holds now.
+
+    `needed`: on each of `devices` (none: in RAM); `host`: of RAM beside its cards. `held`: bytes by device, of RAM what
+    cannot be dropped.
+    """
+
+    name: str
+    needed: int
+    devices: tuple[int, ...] = ()
+    host: int = 0
+    held: Mapping[int, int]
+
+    @property
+    def shares(self) -> list[Share]:
+        promised = dict.fromkeys(self.devices, self.needed) if self.devices else {gpus.RAM: self.needed}
+        if self.devices and self.host:
+            promised[gpus.RAM] = self.host
+        return [
+            Share(name=self.name, device=device, predicted=size, held=self.held.get(device, 0))
+            for device, size in promised.items()
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """Whether a replica fits on a host, where, and what would have to go.
+
+    `allocation`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
+    `need`: what it would take on each of its devices; None: nobody can say. `to_go`: the fewest replicas of ours
+    without which it would fit; (): none are in its way, or more than a few.
+    """
+
+    launcher: str
+    allotment: Allocation | None = None
+    need: Prediction | None = None
+    refusal: NoRoom | NoSuchDevice | Unpredictable | None = None
+    to_go: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        return self.allotment is not None and not self.allotment.forced
+
+
+def check_fit(
+    spec: Spec,
+    facts: ModelMetadata,
+    launcher: str,
+    program: Sequence[str],
+    devices: Sequence[Device],
+    *,
+    occupants: Iterable[Occupant] = (),
+    past: Iterable[Measured] = (),
+    version: str = "",
+) -> FitResult:
+    """The one answer to "does it fit, where, and what would have to go?", for supervisor, page, API and command. Pure.
+
+    `devices` and `occupants` as they are now. `program`: by its path, whether it is built for CPUs.
+    """
+    shares = [share for one in occupants for share in one.shares]
+    try:
+        given = allocate(spec, facts, launcher, program, devices, shares=shares, past=past, version=version)
+    except Unpredictable as refusal:
+        return FitResult(launcher=launcher, refusal=refusal)
+    except NoSuchDevice as refusal:
+        return FitResult(launcher=launcher, refusal=refusal)
+    except NoRoom as refusal:
+        kind = _kind(spec, launcher, program, devices)
+        to_go = placement.would_have_to_go(
+            refusal.need, Demand.of(spec, launcher, kind), devices, shares, gpus=spec.gpus
+        )
+        need = refusal.need
+        need = placement.with_cache(need, need.cache_least) if need.open else need
+        return FitResult(launcher=launcher, need=need, refusal=refusal, to_go=to_go)
+    return FitResult(launcher=launcher, allotment=given, need=given.prediction)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedReplica:
+    """Another replica of this host: what it was allotted, and its engine if that was started. `settled`: it has been
+    ready, so it holds what it wants.
+    """
+
+    name: str
+    allotment: Allocation
+    run: Run | None
+    settled: bool
+
+
+def occupants(tenants: Iterable[HostedReplica], devices: Sequence[Device]) -> list[Occupant]:
+    """What they were promised, beside what they hold now. Reads /proc."""
+    return [
+        Occupant(
+            name=tenant.name,
+            needed=tenant.allotment.needed,
+            devices=tenant.allotment.devices,
+            host=tenant.allotment.prediction.host,
+            held=_held(tenant, devices),
+        )
+        for tenant in tenants
+    ]
+
+
+def _held(tenant: HostedReplica, devices: Sequence[Device]) -> dict[int, int]:
+    processes = process.tree(tenant.run) if tenant.run else []
+    told = gpus.memory_held(devices, {who.pid for who in processes})
+    # A driver that does not tell whose memory it is (in containers): a settled engine holds what it was promised.
+    promised = tenant.allotment.needed * tenant.settled
+    on_cards = {device: told.get(device, promised) for device in tenant.allotment.devices}
+    return on_cards | {gpus.RAM: estimate.measure_held(processes).fixed}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """What a replica holds in all (one on GPUs: on the cards, without its RAM), and on each card. `fixed`: of RAM, what
+    cannot be dropped.
+    """
+
+    total: int
+    by_device: Mapping[int, int]
+    fixed: int
+
+    @property
+    def most(self) -> int:
+        """On the device where it holds most."""
+        return max(self.by_device.values(), default=self.total)
+
+
+def measure_use(run: Run, devices: Sequence[int]) -> MemoryUse | None:
+    """`devices`: indices of its cards; none: RAM. None if the driver does not tell. Blocks for some 10 ms."""
+    processes = process.tree(run)
+    in_ram = estimate.measure_held(processes)
+    if not devices:
+        return MemoryUse(total=in_ram.taken, by_device={}, fixed=in_ram.fixed)
+    told = gpus.memory_held(gpus.list_devices(), {who.pid for who in processes})
+    return MemoryUse(total=sum(told.values()), by_device=told, fixed=in_ram.fixed) if told else None

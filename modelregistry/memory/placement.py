@@ -1,0 +1,343 @@
+"""Where a model fits: which GPUs it gets, how large its cache may be there, or the sum that says why it does not fit.
+
+Pure. What the devices hold now and what our engines were promised is given; nothing is kept between two questions.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from modelregistry.files.metadata import ModelMetadata
+from modelregistry.memory.estimate import MIB, VLLM_CONTEXT, Demand, Prediction, predict
+from modelregistry.process.gpus import RAM, Device
+
+# Left free on each card: the driver and its fragments; a card that is full to the last byte fails at the next call. As
+# much as one more CUDA context, since nobody measured that of each card, driver and engine.
+GPU_MARGIN = VLLM_CONTEXT
+# Left free of RAM: 5 %, for the system and what comes and goes on it.
+RAM_MARGIN = 0.05
+# So many at a time are looked at for what would have to go, and so many are thought of as going: 800 trials at most.
+MOST_TRIED = 16
+MOST_GONE = 3
+# vLLM is told its part of the card as a fraction, of which it looks at no more than this.
+FRACTION_DIGITS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one of our replicas was promised on a device, and what it holds there (of RAM: what cannot be dropped)."""
+
+    name: str
+    device: int
+    predicted: int
+    held: int
+
+    @property
+    def pledged(self) -> int:
+        """What it will still take."""
+        return max(0, self.predicted - self.held)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """The sum of one device. `ours`: name and bytes of each of our replicas, the larger of promised and held.
+
+    `strangers`: bytes that others hold. `free`: what a new engine can have: nobody holds it and nobody was promised it.
+    """
+
+    device: int
+    name: str
+    total: int
+    ours: tuple[tuple[str, int], ...]
+    strangers: int
+    free: int
+    fault: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """`devices`: indices, empty for RAM. `fraction`: the part of a card that weights and cache take; RAM: 0.
+
+    So much vLLM wants to see free when it starts, after its own CUDA context and the links between cards have taken
+    theirs (0.32, v1/worker/utils.py, request_memory): neither is part of it.
+    """
+
+    devices: tuple[int, ...]
+    prediction: Prediction
+    fraction: float = 0.0
+    forced: bool = False
+
+
+class NoRoom(Exception):
+    """It does not fit. `need` is per device; `rooms` are the devices that were asked for or are there.
+
+    `in_ram`: the cards have room, but not the RAM for what `need.host` says. `fits`: the longest context that would fit
+    with as many requests at a time (0: not even a short one), `sequences`: how many requests would fit with the context
+    that was asked for (0: not even one).
+    """
+
+    def __init__(
+        self, need: Prediction, rooms: Sequence[Room], *, fits: int = 0, sequences: int = 0, in_ram: bool = False
+    ) -> None:
+        super().__init__(f"{need.total} bytes on each of {need.devices}")
+        self.need = need
+        self.rooms = tuple(rooms)
+        self.in_ram = in_ram
+        self.fits = fits
+        self.sequences = sequences
+
+
+class NoSuchDevice(Exception):
+    """The model is bound to GPUs that this host does not have (`missing`), or is split over more than there are."""
+
+    def __init__(self, missing: Sequence[int], wanted: int) -> None:
+        super().__init__(f"{list(missing)} of {wanted}")
+        self.missing = tuple(missing)
+        self.wanted = wanted
+
+
+def kind_of(devices: Iterable[Device], *, on_cpu: bool) -> str:
+    """Where an engine keeps its model: the GPUs if there are any and it can use them."""
+    return "gpu" if not on_cpu and any(device.kind == "gpu" for device in devices) else "ram"
+
+
+def free_room(device: Device, shares: Sequence[Share]) -> Room:
+    here = [share for share in shares if share.device == device.index]
+    margin = GPU_MARGIN if device.kind == "gpu" else int(device.total * RAM_MARGIN)
+    pledged = sum(share.pledged for share in here)
+    held = sum(share.held for share in here)
+    return Room(
+        device=device.index,
+        name=device.name,
+        total=device.total,
+        ours=tuple((share.name, max(share.predicted, share.held)) for share in here),
+        strangers=max(0, device.used - held),
+        free=0 if device.fault else max(0, device.free - pledged - margin),
+        fault=device.fault,
+    )
+
+
+def find_place(
+    prediction: Prediction,
+    demand: Demand,
+    devices: Sequence[Device],
+    shares: Sequence[Share] = (),
+    *,
+    gpus: Sequence[int] = (),
+    overcommit: bool = False,
+    facts: ModelMetadata | None = None,
+) -> Placement:
+    """Chooses devices for one replica. Raises NoRoom or NoSuchDevice.
+
+    `gpus`: the operator's choice; empty: the fullest card that has room (so that whole cards stay free for what needs
+    one), for several cards those with most room. An engine that can do with less cache than it wants gets what there
+    is.
+    `overcommit`: where most is free, whatever the sum says. With `metadata` a refusal can tell what would fit.
+    """
+    short = _short_of_ram(prediction, demand, devices, shares)
+    if short and not overcommit:
+        raise NoRoom(prediction, [short], in_ram=True)
+    rooms = [free_room(device, shares) for device in devices if device.kind == demand.kind]
+    candidates = _candidates(rooms, prediction, gpus) if demand.kind == "gpu" else rooms
+    chosen = _best(candidates, prediction)
+    if chosen is None and not overcommit:
+        fits, sequences = _what_would_fit(prediction, demand, candidates, facts)
+        raise NoRoom(prediction, candidates, fits=fits, sequences=sequences)
+    forced = chosen is None or short is not None
+    if chosen is None:
+        chosen = sorted(candidates, key=lambda one: -one.free)[: prediction.devices]
+    granted = _granted(prediction, chosen)
+    total = min((one.total for one in chosen), default=0)
+    return Placement(
+        devices=tuple(sorted(one.device for one in chosen if one.device != RAM)),
+        prediction=granted,
+        fraction=_fraction(_seen_free(granted), total) if demand.kind == "gpu" and total else 0.0,
+        forced=forced,
+    )
+
+
+def _short_of_ram(
+    prediction: Prediction, demand: Demand, devices: Sequence[Device], shares: Sequence[Share]
+) -> Room | None:
+    """The RAM, if a model on GPUs has no room in it for what it takes there. None: it has."""
+    if demand.kind != "gpu" or not prediction.host:
+        return None
+    return next(
+        (
+            short
+            for device in devices
+            if device.kind == "ram" and (short := free_room(device, shares)).free < prediction.host
+        ),
+        None,
+    )
+
+
+def _candidates(rooms: Sequence[Room], prediction: Prediction, gpus: Sequence[int]) -> list[Room]:
+    there = {one.device: one for one in rooms}
+    missing = [index for index in gpus if index not in there]
+    if missing or len(there) < prediction.devices or (gpus and len(set(gpus)) < prediction.devices):
+        raise NoSuchDevice(missing, prediction.devices)
+    return [there[index] for index in dict.fromkeys(gpus)] if gpus else list(rooms)
+
+
+def _best(rooms: Sequence[Room], need: Prediction) -> list[Room] | None:
+    """None: no room, not even with the least cache."""
+    for least in (False, True):
+        wanted = need.total - (need.cache - need.cache_least if least else 0) - need.droppable
+        enough = [one for one in rooms if one.free >= wanted]
+        if len(enough) >= need.devices:
+            # One card: the fullest that will do, unless it would have to make do with less than it wants. Several wait
+            # for the slowest of them: those with most room.
+            emptiest_first = need.devices > 1 or least
+            return sorted(enough, key=lambda one: -one.free if emptiest_first else one.free)[: need.devices]
+    return None
+
+
+def _granted(need: Prediction, rooms: Sequence[Room]) -> Prediction:
+    """With the cache that there is room for, between the least and what is wanted."""
+    free = min((one.free for one in rooms), default=0)
+    cache = min(need.cache, max(need.cache_least, free - (need.total - need.cache)))
+    return need if cache == need.cache else with_cache(need, cache)
+
+
+def with_cache(need: Prediction, cache: int) -> Prediction:
+    """The same with another cache, in whole MiB, and no less than will do."""
+    cache = max(cache // MIB * MIB, need.cache_least)
+    return replace(need, cache=cache, total=need.weights + cache + need.overhead)
+
+
+def _seen_free(granted: Prediction) -> int:
+    """What vLLM is to see free: with a cache that it measures itself, all that it takes after its context."""
+    return granted.total - granted.apart if granted.open else granted.weights + granted.cache
+
+
+def _fraction(part: int, total: int) -> float:
+    """Rounded down, as it is only looked at (the cache is told in bytes); never nothing, never the whole card."""
+    scale: int = 10**FRACTION_DIGITS
+    return min(max(part * scale // total, 1) / scale, 0.99)
+
+
+def _what_would_fit(
+    need: Prediction, demand: Demand, rooms: Sequence[Room], facts: ModelMetadata | None
+) -> tuple[int, int]:
+    """The longest context with as many requests, and the most requests with this context; 0: none."""
+    if facts is None or not facts.attention or len(rooms) < need.devices:
+        return 0, 0
+    # The last of those that would be taken decides.
+    free = sorted((one.free for one in rooms), reverse=True)[need.devices - 1]
+    spare = free - (need.weights + need.overhead) + need.droppable
+
+    def fits(context: int, slots: int | None) -> bool:
+        return predict(facts, replace(demand, context=context, slots=slots)).cache_least <= spare
+
+    contexts = [tokens for tokens in _lengths(need.context) if fits(tokens, demand.slots)]
+    slots = [number for number in range(1, need.sequences) if fits(need.context, number)]
+    return max(contexts, default=0), max(slots, default=0)
+
+
+def _lengths(most: int) -> list[int]:
+    """Contexts that an operator might choose: multiples of 1,024, down to one of them."""
+    return list(range(1024, most, 1024))
+
+
+# --- What would have to go
+
+
+def would_have_to_go(
+    prediction: Prediction,
+    demand: Demand,
+    devices: Sequence[Device],
+    shares: Sequence[Share],
+    *,
+    gpus: Sequence[int] = (),
+) -> tuple[str, ...]:
+    """The fewest of ours without which it would fit, of those the smallest; (): no few of them would do.
+
+    `devices` as they are now, with what the shares hold.
+    """
+    sizes: dict[str, int] = {}
+    for share in shares:
+        sizes[share.name] = sizes.get(share.name, 0) + max(share.predicted, share.held)
+    names = sorted(sizes, key=lambda name: sizes[name])[:MOST_TRIED]
+    for count in range(1, MOST_GONE + 1):
+        for gone in sorted(combinations(names, count), key=lambda some: sum(sizes[name] for name in some)):
+            if _fits_without(gone, prediction, demand, devices, shares, gpus):
+                return gone
+    return ()
+
+
+def _fits_without(
+    gone: Collection[str],
+    prediction: Prediction,
+    demand: Demand,
+    devices: Sequence[Device],
+    shares: Sequence[Share],
+    gpus: Sequence[int],
+) -> bool:
+    held: dict[int, int] = {}
+    for share in shares:
+        if share.name in gone:
+            held[share.device] = held.get(share.device, 0) + share.held
+    left = [share for share in shares if share.name not in gone]
+    try:
+        find_place(prediction, demand, without_ours(devices, held), left, gpus=gpus)
+    except (NoRoom, NoSuchDevice):
+        return False
+    return True
+
+
+# --- What fits beside what ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A model that is to be on a host, with one replica's prediction and where it is bound to."""
+
+    name: str
+    prediction: Prediction
+    demand: Demand
+    replicas: int = 1
+    gpus: tuple[int, ...] = ()
+
+
+def fits_together(candidates: Sequence[Candidate], devices: Sequence[Device]) -> bool:
+    """Whether all replicas of all these fit on the host at a time, if it held nothing of ours now."""
+    return left_after(candidates, devices) is not None
+
+
+def left_after(candidates: Sequence[Candidate], devices: Sequence[Device]) -> dict[int, int] | None:
+    """Bytes that stay free on each device after all these were placed; None: they do not fit together.
+
+    `devices` as they would be without our engines: see `without_ours`.
+    """
+    shares: list[Share] = []
+    for one in sorted(candidates, key=lambda one: -one.prediction.total):
+        for number in range(one.replicas):
+            try:
+                found = find_place(one.prediction, one.demand, devices, shares, gpus=one.gpus)
+            except (NoRoom, NoSuchDevice):
+                return None
+            shares += shares_of(f"{one.name} #{number}", found)
+    return {device.index: free_room(device, shares).free for device in devices}
+
+
+def shares_of(name: str, found: Placement, held: dict[int, int] | None = None) -> list[Share]:
+    """What this placement promises on each of its devices."""
+    return [
+        Share(name=name, device=device, predicted=found.prediction.total, held=(held or {}).get(device, 0))
+        for device in found.devices or (RAM,)
+    ]
+
+
+def beside(new: Candidate, others: Sequence[Candidate], devices: Sequence[Device]) -> dict[str, bool]:
+    """For each of the others: whether the new one fits on the host together with it alone."""
+    return {other.name: fits_together([new, other], devices) for other in others}
+
+
+def without_ours(devices: Sequence[Device], held: dict[int, int]) -> list[Device]:
+    """The devices as if our engines were gone. `held`: bytes that they hold, by device."""
+    return [
+        replace(device, used=max(0, device.used - ours), free=min(device.total, device.free + ours))
+        for device in devices
+        for ours in (held.get(device.index, 0),)
+    ]

@@ -1,0 +1,253 @@
+"""What this host has for models: the memory of its GPUs, as NVIDIA's driver tells, and its RAM.
+
+Numbers are of the moment. A card that cannot be read (it fell off the bus, the driver was upgraded below us) stays in
+the list with what was last known of it and says so in `fault`: engines may still hold its memory.
+"""
+
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+RAM = -1  # the index of the device that stands for the host's RAM
+CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that holds memory of a GPU. `bytes`: None where the driver does not tell (containers, some MIGs)."""
+
+    pid: int
+    bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A place for weights and caches: a GPU, an instance of one (MIG), or the RAM. Bytes.
+
+    `index` counts what the host has in the driver's order, instances of a divided card each for itself; RAM is -1.
+    `uuid` is what CUDA_VISIBLE_DEVICES understands. `free` may be less than `total` - `used`: what nobody can have.
+    `fault`: why the numbers are old ones; empty: they are of now.
+    """
+
+    index: int
+    uuid: str
+    name: str
+    kind: str  # "gpu" or "ram"
+    total: int
+    used: int
+    free: int
+    processes: tuple[Holder, ...] = ()
+    fault: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.total / 1e9:.0f} GB, {self.free / 1e9:.0f} GB free"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stranger:
+    """A process that is not ours and holds memory of a GPU."""
+
+    pid: int
+    name: str
+    device: int
+    bytes: int | None
+
+
+class _Unreadable(Exception):
+    """The driver is there and does not tell."""
+
+
+def list_devices(before: Sequence[Device] = (), *, nvml: Any = None) -> list[Device]:
+    """The GPUs, in the driver's order, then the RAM. Never empty, never raises for a driver that fails.
+
+    `before`: what was seen last, for cards that cannot be read now. `nvml`: in the place of the driver's library.
+    Blocks for some 10 ms, on a host whose driver is not loaded by anybody else for a second or two.
+    """
+    known = [device for device in before if device.kind == "gpu"]
+    try:
+        found = _gpus(nvml or import_module("pynvml"), known)
+    except _Unreadable as error:
+        found = [replace(device, fault=str(error)) for device in known]
+    return [*found, read_ram()]
+
+
+def visible_devices(found: Sequence[Device], variable: str | None) -> list[Device]:
+    """Those that an operator leaves us by CUDA_VISIBLE_DEVICES (None: all), and the RAM.
+
+    As CUDA reads it: numbers or UUIDs (their beginnings will do); what follows the first unknown one does not count.
+    """
+    if variable is None:
+        return list(found)
+    left = []
+    for word in filter(None, (word.strip() for word in variable.split(","))):
+        match = [each for each in found if each.kind == "gpu" and (word == str(each.index) or _is(word, each.uuid))]
+        if not match:
+            break
+        left.append(match[0])
+    return [*left, *(device for device in found if device.kind == "ram")]
+
+
+def cuda_names(found: Iterable[Device], indices: Collection[int]) -> tuple[str, ...]:
+    """What CUDA_VISIBLE_DEVICES calls these: numbers, as older engines read no UUIDs; instances have nothing else."""
+    cards = [device for device in found if device.kind == "gpu"]
+    divided = any(device.uuid.startswith("MIG-") for device in cards)
+    return tuple(card.uuid if divided else str(card.index) for card in cards if card.index in indices)
+
+
+def _is(word: str, uuid: str) -> bool:
+    return word.startswith(("GPU-", "MIG-")) and uuid.startswith(word)
+
+
+def memory_held(found: Iterable[Device], pids: Collection[int]) -> dict[int, int]:
+    """Bytes that these processes hold together, by device; only of GPUs, and only where the driver tells."""
+    return {
+        device.index: sum(holder.bytes for holder in ours if holder.bytes)
+        for device in found
+        if (ours := [holder for holder in device.processes if holder.pid in pids and holder.bytes])
+    }
+
+
+def find_strangers(found: Iterable[Device], ours: Collection[int]) -> list[Stranger]:
+    """Who else holds memory of the GPUs, the largest first. Reads their names from /proc."""
+    others = [
+        Stranger(pid=holder.pid, name=_name(holder.pid), device=device.index, bytes=holder.bytes)
+        for device in found
+        for holder in device.processes
+        if holder.pid not in ours
+    ]
+    return sorted(others, key=lambda who: -(who.bytes or 0))
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:  # gone, or of another container
+        return ""
+
+
+# --- GPUs ---------------------------------------------------------------------------------------------------------
+
+
+def _gpus(nvml: Any, before: Sequence[Device]) -> list[Device]:
+    """Raises _Unreadable when there are cards, or were, and nothing can be had of any."""
+    try:
+        nvml.nvmlInit()
+    except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded) as error:
+        if before:
+            raise _Unreadable(str(error)) from error
+        return []  # a host without a GPU
+    except nvml.NVMLError as error:  # above all: the library is of another version than the loaded driver
+        raise _Unreadable(str(error)) from error
+    try:
+        return list(_each(nvml, {device.index: device for device in before}))
+    except nvml.NVMLError as error:
+        raise _Unreadable(str(error)) from error
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _each(nvml: Any, before: Mapping[int, Device]) -> Iterator[Device]:
+    index = 0
+    for number in range(nvml.nvmlDeviceGetCount()):
+        try:
+            seen = [_gpu(nvml, handle, index + place) for place, handle in enumerate(_parts(nvml, number))]
+        except nvml.NVMLError as error:  # this card; the others are read
+            seen = [_lost(before.get(index), index, str(error))]
+        yield from seen
+        index += len(seen)
+
+
+def _parts(nvml: Any, number: int) -> list[Any]:
+    """The card itself, or its instances if it is divided."""
+    card = nvml.nvmlDeviceGetHandleByIndex(number)
+    try:
+        divided = nvml.nvmlDeviceGetMigMode(card)[0] == nvml.NVML_DEVICE_MIG_ENABLE
+    except nvml.NVMLError_NotSupported:
+        divided = False
+    if not divided:
+        return [card]
+    parts = []
+    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(card)):
+        try:
+            parts.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(card, place))
+        except nvml.NVMLError_NotFound:
+            continue
+    return parts
+
+
+def _gpu(nvml: Any, handle: Any, index: int) -> Device:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+    return Device(
+        index=index,
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        name=nvml.nvmlDeviceGetName(handle),
+        kind="gpu",
+        total=memory.total,
+        used=memory.used,
+        free=memory.free,
+        processes=tuple(_holders(nvml, handle)),
+    )
+
+
+def _holders(nvml: Any, handle: Any) -> Iterator[Holder]:
+    """Who holds its memory: those that compute, and screens (a desktop's take some 100 MB)."""
+    seen: dict[int, int | None] = {}
+    for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
+        try:
+            for process in ask(handle):
+                # One that does both is listed twice, with the same number.
+                seen[process.pid] = seen.get(process.pid) or process.usedGpuMemory
+        except (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission):  # some MIGs, some virtual GPUs
+            continue
+    for pid, size in seen.items():
+        yield Holder(pid=pid, bytes=size)
+
+
+def _lost(before: Device | None, index: int, why: str) -> Device:
+    if before:
+        return replace(before, fault=why)
+    return Device(index=index, uuid="", name="GPU", kind="gpu", total=0, used=0, free=0, fault=why)
+
+
+# --- RAM ----------------------------------------------------------------------------------------------------------
+
+
+def read_ram(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> Device:
+    """The host's RAM, or what the container or service that we run in may have of it (cgroup v2)."""
+    machine, free = _meminfo((proc / "meminfo").read_text())
+    total = machine
+    for directory in _own_cgroups(proc, cgroups):
+        if (limit := _limit(directory)) and limit[0] < machine:
+            total, free = min(total, limit[0]), min(free, limit[1])
+    return Device(index=RAM, uuid="", name="RAM", kind="ram", total=total, used=total - free, free=free)
+
+
+def _meminfo(text: str) -> tuple[int, int]:
+    """Total, and what can be had without swapping."""
+    values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines() if line.endswith(" kB")}
+    return values["MemTotal"], values["MemAvailable"]
+
+
+def _own_cgroups(proc: Path, cgroups: Path) -> list[Path]:
+    """Ours and those above it, as far as they can be seen from here."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    directory = Path(os.path.normpath(cgroups / own))
+    return [each for each in (directory, *directory.parents) if each.is_relative_to(cgroups)]
+
+
+def _limit(directory: Path) -> tuple[int, int] | None:
+    """Its limit and how much of that is left, files that the kernel may drop counted as left; None: no limit."""
+    try:
+        limit = int((directory / "memory.max").read_text())
+        used = int((directory / "memory.current").read_text())
+        stat = dict(line.split() for line in (directory / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such controller; "max"
+        return None
+    return limit, max(0, limit - used + int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0)))

@@ -1,0 +1,30 @@
+"""Ends an engine, and looks whether the memory that it held is back."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from modelregistry.process import gpus, process, shim
+from modelregistry.process.gpus import Device
+from modelregistry.process.process import Run
+
+BACK_WITHIN = 10.0  # seconds; a driver takes up to 4 s to free what a killed process held
+LOOK_AGAIN = 0.25
+
+
+def stop_and_release(run: Run, *, grace: float, devices: Callable[[], Sequence[Device]] = gpus.list_devices) -> str:
+    """Ends all of it; what is left, in words, or "". Blocks for as long as `process.stop`, and BACK_WITHIN at most."""
+    pids = {who.pid for who in process.tree(run)} | {who.pid for who in process.leftovers(run)}
+    if not process.stop(run, grace=grace):
+        left = [f"{who.pid} ({shim.process_name(who.pid)})" for who in process.leftovers(run)]
+        return f"processes that cannot be ended: {', '.join(left)}"
+    return _not_back(pids, devices)
+
+
+def _not_back(pids: set[int], devices: Callable[[], Sequence[Device]]) -> str:
+    """In RAM nothing can stay behind; of a GPU the driver tells who holds it, also after that one is gone."""
+    deadline = time.monotonic() + BACK_WITHIN
+    while held := gpus.memory_held(devices(), pids):
+        if time.monotonic() >= deadline:
+            return "; ".join(f"GPU {index} did not get {used / 1e9:.1f} GB back" for index, used in held.items())
+        time.sleep(LOOK_AGAIN)
+    return ""

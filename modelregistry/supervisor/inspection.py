@@ -1,0 +1,142 @@
+"""What a host looks like now: its devices, who else holds their memory, its engines, and what is wrong with it.
+
+Strangers are named, never touched. A stranger is a process that is not of our runs and
+
+- holds memory of a GPU, or
+- belongs to another installation of Madoguchi (it carries the mark of a run that is not ours), or
+- on a host without GPUs, holds LARGE bytes of RAM or more.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from modelregistry.engines import base
+from modelregistry.engines.versions import EngineVersions
+from modelregistry.process import gpus, process, shim
+from modelregistry.process.process import Life, Run, Runs
+from modelregistry.process.shim import Identity
+
+Remains = Mapping[str, Sequence[Identity]]  # by run id
+
+EVERY = 10.0  # seconds between two inspections
+LARGE = 1_000_000_000  # bytes; a browser or a database with a large cache, which a plan for RAM should know of
+LITTLE_DISK = 1_000_000_000  # bytes; runs, logs and the database share it
+JUMP = 5.0  # seconds between wall clock and monotonic clock; NTP corrects less at a time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """As `HostReport`, without its time."""
+
+    devices: list[dict[str, Any]]
+    strangers: list[dict[str, Any]]
+    engines: dict[str, str]
+    installed: dict[str, list[str]]
+    problems: list[dict[str, str]]
+
+
+class Inspector:
+    """Looks at the host; keeps what is slow to learn. `inspect` blocks, for 50 ms usually."""
+
+    def __init__(self, runs: Runs, cache: Path, commands: Mapping[str, str]) -> None:
+        self.runs = runs
+        self.cache = cache
+        self.commands = commands
+        self.versions = EngineVersions()
+        self.devices: list[gpus.Device] = []
+        self.clocks: tuple[float, float] | None = None  # wall and monotonic
+        self.left: set[Identity] = set()
+        self.were_ours: set[int] = set()
+
+    def inspect(self) -> Inspection:
+        self.devices = devices = gpus.list_devices(self.devices)
+        found = base.find_engines(self.commands, self.cache, os.environ.get("PATH", os.defpath))
+        runs = self.runs.all()
+        remains = process.leftovers_of(runs)
+        ours = {who.pid for who in _ours(runs, remains)}
+        problems = [
+            *disk_problems([self.runs.root, self.cache]),
+            *self._clock_problems(time.time(), time.monotonic()),
+            *self._leftovers(runs, remains),
+            *self._ghosts(devices, ours),
+        ]
+        return Inspection(
+            devices=[asdict(device) for device in devices],
+            strangers=find_strangers(devices, ours, self.runs.root),
+            engines=self.versions.of(found),
+            installed=base.group_versions(base.all_installed(self.cache)),
+            problems=problems,
+        )
+
+    def _clock_problems(self, wall: float, monotonic: float) -> list[dict[str, str]]:
+        before, self.clocks = self.clocks or (wall, monotonic), (wall, monotonic)
+        jump = (wall - before[0]) - (monotonic - before[1])
+        return [{"code": "clock-jumped", "detail": f"{jump:+.0f} s"}] if abs(jump) > JUMP else []
+
+    def _leftovers(self, runs: Sequence[Run], remains: Remains) -> list[dict[str, str]]:
+        """What is left of runs that are over, at two inspections: what has just been killed may need its time."""
+        over = [run for run in runs if process.life_of(run) in (Life.ENDED, Life.LOST)]
+        before, self.left = self.left, {who for run in over for who in remains[run.run_id]}
+        stay = [f"{who.pid} ({shim.process_name(who.pid)})" for who in sorted(before & self.left)]
+        return [{"code": "remains", "detail": ", ".join(stay)}] if stay else []
+
+    def _ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
+        """Memory of a GPU that the driver still counts for processes that were ours and are gone."""
+        self.were_ours = {pid for pid in self.were_ours if shim.identify(pid) is None} | set(ours)
+        held = gpus.memory_held(devices, self.were_ours - set(ours))
+        return [
+            {"code": "memory-not-back", "detail": f"GPU {index}: {used / 1e9:.1f} GB"} for index, used in held.items()
+        ]
+
+
+def _ours(runs: Iterable[Run], remains: Remains) -> Iterator[Identity]:
+    for run in runs:
+        if process.life_of(run) in (Life.RUNNING, Life.ENDING):
+            yield run.shim
+            yield from process.tree(run)
+        yield from remains[run.run_id]
+
+
+def find_strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: Path) -> list[dict[str, Any]]:
+    """As `gpus.Stranger`, and "installation": the state directory of the Madoguchi that it belongs to, or ""."""
+    marks = {who.pid: mark for who, mark in process.find_marked("") if not mark.startswith(f"{root}/")}
+    found = gpus.find_strangers(devices, ours)
+    on_gpus = {stranger.pid for stranger in found}
+    has_gpus = any(device.kind == "gpu" for device in devices)
+    for pid in shim.processes():
+        resident = _resident(pid)
+        named = pid in marks or (not has_gpus and resident >= LARGE)
+        if resident and named and pid not in on_gpus and pid not in ours:
+            found.append(gpus.Stranger(pid=pid, name=shim.process_name(pid), device=gpus.RAM, bytes=resident))
+    return [
+        {**asdict(stranger), "installation": _installation(marks.get(stranger.pid, ""))}
+        for stranger in sorted(found, key=lambda stranger: -(stranger.bytes or 0))
+    ]
+
+
+def disk_problems(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """One for each disk that is nearly full."""
+    found = {}
+    for path in paths:
+        existing = next(each for each in (path, *path.parents) if each.exists())
+        free = shutil.disk_usage(existing).free
+        if free < LITTLE_DISK:
+            found[existing.stat().st_dev] = {"code": "disk-full", "detail": f"{existing}: {free / 1e6:.0f} MB"}
+    return list(found.values())
+
+
+def _installation(mark: str) -> str:
+    # A mark is VAR/run/engines/RUN.
+    return str(Path(mark).parent.parent.parent) if mark else ""
+
+
+def _resident(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, LookupError):
+        return 0

@@ -1,0 +1,375 @@
+"""The supervisor's side of the database: what operators want of this host, and the Replica rows, as plain values.
+
+Every function blocks on the database and raises django.db.Error when it is away; call them from one thread.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import transaction
+from django.db.models import Exists, OuterRef, Q
+from django.utils import timezone
+
+from modelregistry import models
+from modelregistry.engines.base import Spec
+from modelregistry.engines.version_trials import UNTRIED, Trial
+from modelregistry.memory.allocation import Allocation, MemoryUse
+from modelregistry.memory.estimate import Measured
+from modelregistry.models import (
+    EngineTrial,
+    Host,
+    HostBid,
+    HostReport,
+    LogTail,
+    LogWish,
+    Measurement,
+    Replica,
+    ServedModel,
+    Wish,
+)
+from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
+from modelregistry.supervisor.lease import STALE_AFTER, Claim
+from modelregistry.supervisor.plan import Key, State
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredModel:
+    """A model as operators want it on this host. An external one has a URL, the others a path in `spec`."""
+
+    spec: Spec
+    enabled: bool
+    replicas: int
+    idle_after: float | None
+    wished: bool
+    url: str
+    upstream_key: str
+    upstream_model: str
+
+    @property
+    def external(self) -> bool:
+        return self.spec.engine == ServedModel.Engine.EXTERNAL
+
+    def fingerprint(self) -> str:
+        """Changes exactly when a replica must be started anew."""
+        return self.spec.fingerprint() + (f" {self.url} {self.upstream_key}" if self.external else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplicaFacts:
+    """What a Replica row says, but for its memory."""
+
+    state: State
+    url: str = ""
+    api_key: str = ""
+    launcher: str = ""
+    slots: int | None = None
+    pid: int | None = None
+    run_id: str = ""
+    restarts: int = 0
+    retry_at: datetime | None = None
+    detail: str = ""
+    cause: str = ""
+    version: str = ""
+
+
+# What gateways build their catalogue from. Other changes are written without telling them.
+_ROUTING = ("state", "url", "api_key", "launcher", "slots")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostRow:
+    id: int
+    claim: Claim
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredHost:
+    """The host as operators want it. `address`: where its engines are to listen; `maintenance`: none shall run."""
+
+    address: str
+    maintenance: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """As `HostReport`; `at` is when it was seen."""
+
+    devices: list[dict[str, Any]]
+    strangers: list[dict[str, Any]]
+    engines: dict[str, str]
+    installed: dict[str, list[str]]
+    problems: list[dict[str, str]]
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """As the table of that name, without its time."""
+
+    facts: Mapping[str, Any] | None
+    fault: str
+
+
+def get_or_create_host(name: str) -> HostRow:
+    """This host's row, made if there is none."""
+    row, _ = Host.objects.get_or_create(name=name)
+    return HostRow(id=row.pk, claim=Claim(row.claim, row.holder, row.seen_at))
+
+
+def desired_host(host_id: int) -> DesiredHost | None:
+    """None: the host was removed."""
+    row = Host.objects.filter(pk=host_id).values("address", "maintenance").first()
+    return DesiredHost(**row) if row else None
+
+
+def claim_host(row: HostRow, number: str, holder: str) -> bool:
+    """Makes it ours, if nobody changed it since it was read."""
+    as_read = Host.objects.filter(pk=row.id, claim=row.claim.number, seen_at=row.claim.seen_at)
+    return bool(as_read.update(claim=number, holder=holder, seen_at=timezone.now()))
+
+
+def record_sign_of_life(host_id: int, number: str) -> bool:
+    """The supervisor of this host is alive; False if the host has another one now."""
+    return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=timezone.now()))
+
+
+def release_host(host_id: int, number: str) -> None:
+    """It leaves: the next one need not wait."""
+    Host.objects.filter(pk=host_id, claim=number).update(claim="")
+
+
+# Replicas that an operator who wants a model "wherever it fits" would not want to see moved.
+_WELL_PLACED = (Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.ASLEEP)
+
+
+def desired_models(host_id: int, *, keeping: bool = True) -> dict[int, DesiredModel]:
+    """What this host is to serve, by the model's id.
+
+    `keeping`: a model whose host was cleared while it runs here is taken again at once: clearing says that it may be
+    anywhere (a form that was opened before it had a host says the same), which is no reason to end what runs.
+    """
+    here = Replica.objects.filter(model=OuterRef("pk"), host=host_id, state__in=_WELL_PLACED)
+    which = Q(host=host_id) | Q(Exists(here), host=None) if keeping else Q(host=host_id)
+    rows = ServedModel.objects.filter(which).select_related("wish")
+    return {row.pk: _order(row) for row in rows if row.host_id is not None or take_model(row.pk, host_id)}
+
+
+def unassigned_models() -> dict[int, Unassigned]:
+    """The models of no host, by their ids, the oldest first."""
+    found = {}
+    for row in ServedModel.objects.filter(host=None).select_related("wish").order_by("pk"):
+        order = _order(row)
+        found[row.pk] = Unassigned(spec=order.spec, replicas=order.replicas, external=order.external)
+    return found
+
+
+def bidders() -> set[int]:
+    """The hosts that could take a model: their supervisors were heard of late, and they are not in maintenance."""
+    now = timezone.now()
+    alive = Host.objects.filter(maintenance=False, seen_at__gte=now - timedelta(seconds=STALE_AFTER))
+    return set(alive.exclude(claim="").values_list("pk", flat=True))
+
+
+def place_bid(host_id: int, offers: Mapping[int, Offer]) -> None:
+    """These are all that this host bids. Of models that are gone meanwhile it bids nothing."""
+    with transaction.atomic():
+        HostBid.objects.filter(host=host_id).exclude(model__in=offers).delete()
+        for model_id in ServedModel.objects.filter(pk__in=offers, host=None).values_list("pk", flat=True):
+            values = {"fits": offers[model_id].fits, "free": offers[model_id].free, "at": timezone.now()}
+            HostBid.objects.update_or_create(host_id=host_id, model_id=model_id, defaults=values)
+
+
+def open_bids(model_ids: Collection[int]) -> dict[int, list[Bid]]:
+    """By the model's id."""
+    found: dict[int, list[Bid]] = {}
+    for row in HostBid.objects.filter(model__in=model_ids):
+        found.setdefault(row.model_id, []).append(Bid(host=row.host_id, offer=Offer(fits=row.fits, free=row.free)))
+    return found
+
+
+def take_model(model_id: int, host_id: int) -> bool:
+    """Makes it this host's, if it still is nobody's."""
+    with transaction.atomic():
+        taken = bool(ServedModel.objects.filter(pk=model_id, host=None).update(host=host_id))
+        if taken:
+            HostBid.objects.filter(model=model_id).delete()
+    return taken
+
+
+def spec_of(row: ServedModel) -> Spec:
+    """Say what of a model decides how its engine is started."""
+    return Spec(
+        engine=row.engine,
+        launcher=row.launcher,
+        name=row.name,
+        path=row.path,
+        task=row.task,
+        context=row.context,
+        slots=row.slots,
+        args=tuple(row.args),
+        gpus=tuple(row.gpus),
+        tensor_parallel=row.tensor_parallel,
+        overcommit=row.overcommit,
+        allowed_risks=tuple(row.allowed_risks),
+        generation=row.generation,
+        version=row.engine_version,
+    )
+
+
+def _order(row: ServedModel) -> DesiredModel:
+    external = row.engine == ServedModel.Engine.EXTERNAL
+    retired = row.retires_on is not None and timezone.localdate() >= row.retires_on
+    return DesiredModel(
+        spec=spec_of(row),
+        enabled=row.enabled and not retired,
+        replicas=1 if external else row.replicas,
+        idle_after=None if external else row.idle_after,
+        wished=hasattr(row, "wish"),
+        url=row.url.rstrip("/"),
+        upstream_key=row.upstream_key,
+        upstream_model=row.upstream_model or row.name,
+    )
+
+
+def clear_wake_requests(model_id: int, since: datetime) -> None:
+    """A wish was fulfilled; one made after `since` stays."""
+    Wish.objects.filter(model=model_id, at__lte=since).delete()
+
+
+def replica_facts(host_id: int) -> dict[Key, ReplicaFacts]:
+    """What was written last, by this supervisor or the one before it."""
+    return {
+        Key(row.model_id, row.index): ReplicaFacts(
+            state=State(row.state),
+            url=row.url,
+            api_key=row.api_key,
+            launcher=row.launcher,
+            slots=row.slots,
+            pid=row.pid,
+            run_id=row.run_id,
+            restarts=row.restarts,
+            retry_at=row.retry_at,
+            detail=row.detail,
+            cause=row.cause,
+            version=row.version,
+        )
+        for row in Replica.objects.filter(host=host_id)
+    }
+
+
+def write_replica(host_id: int, key: Key, facts: ReplicaFacts) -> None:
+    """Makes the row say so. Nothing if the model was deleted: its rows went with it.
+
+    A row that gateways must know is saved, which tells them; for the rest they are left alone.
+    """
+    values = {name: getattr(facts, name) for name in ReplicaFacts.__dataclass_fields__}
+    with transaction.atomic():
+        row = Replica.objects.filter(host=host_id, model=key.model, index=key.number).first()
+        if row is None:
+            if ServedModel.objects.filter(pk=key.model).exists():
+                Replica.objects.create(host_id=host_id, model_id=key.model, index=key.number, **values)
+        elif all(getattr(row, name) == values[name] for name in _ROUTING):
+            Replica.objects.filter(pk=row.pk).update(**values)
+        else:
+            for name, value in values.items():
+                setattr(row, name, value)
+            row.save(update_fields=[*values, "changed_at"])
+
+
+def remove_replica(host_id: int, key: Key) -> None:
+    for row in Replica.objects.filter(host=host_id, model=key.model, index=key.number):
+        row.delete()
+
+
+def record_placement(host_id: int, key: Key, predicted: Mapping[str, Any] | None, devices: Sequence[int]) -> None:
+    """Where it was put and what it was predicted to take there, as `memory.Prediction`. Gateways need not know."""
+    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
+        predicted=predicted, devices=list(devices)
+    )
+
+
+def record_measurement(host_id: int, key: Key, used: MemoryUse) -> None:
+    """Gateways need not know, so nobody is told."""
+    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
+        memory_bytes=used.total,
+        memory_fixed=used.fixed,
+        memory_by_device={str(device): size for device, size in used.by_device.items()},
+    )
+
+
+def record_learned(allotted: Allocation, version: str, most: int) -> None:
+    """What a start took on one of its devices, beside what the formulas alone say of it; replaces what was known."""
+    formula = allotted.formula
+    Measurement.objects.update_or_create(
+        fingerprint=allotted.fingerprint,
+        launcher=allotted.launcher,
+        version=version,
+        device=allotted.device,
+        defaults={
+            "weights": formula.weights,
+            "cache": formula.cache,
+            "overhead": formula.overhead,
+            "measured": most,
+            "at": timezone.now(),
+        },
+    )
+
+
+def load_measurements() -> list[Measured]:
+    """All that was learned, the oldest first."""
+    names = [name for name in Measured.__dataclass_fields__]
+    return [Measured(**row) for row in Measurement.objects.order_by("at").values(*names)]
+
+
+def load_trials(host_id: int) -> dict[int, list[Trial]]:
+    """What versions of engines did on this host, by the model's id, the oldest first."""
+    found: dict[int, list[Trial]] = {}
+    for row in EngineTrial.objects.filter(host=host_id).order_by("at"):
+        values = {name: getattr(row, name) for name in Trial.__dataclass_fields__}
+        found.setdefault(row.model_id, []).append(Trial(**values))
+    return found
+
+
+def record_trial(host_id: int, model_id: int, trial: Trial) -> None:
+    """What became of a version. Nothing if the model was deleted meanwhile. Saved, which tells whoever listens."""
+    if trial.state == UNTRIED:
+        known = EngineTrial.objects.filter(host=host_id, model=model_id, launcher=trial.launcher)
+        known.filter(version=trial.version).delete()
+        return
+    if ServedModel.objects.filter(pk=model_id).exists():
+        values = {name: getattr(trial, name) for name in Trial.__dataclass_fields__}
+        key = {"launcher": values.pop("launcher"), "version": values.pop("version")}
+        EngineTrial.objects.update_or_create(
+            host_id=host_id, model_id=model_id, **key, defaults=values | {"at": timezone.now()}
+        )
+
+
+def record_live_values(host_id: int, key: Key, seen: Mapping[str, Any] | None) -> None:
+    """What it does now. Gateways need not know."""
+    Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(live=seen)
+
+
+def record_report(host_id: int, report: Report) -> None:
+    """What the machine itself looks like."""
+    HostReport.objects.update_or_create(host_id=host_id, defaults=asdict(report))
+
+
+def record_reading(model_id: int, reading: Reading) -> None:
+    """What the files of a model told. Nothing if it was deleted meanwhile."""
+    if ServedModel.objects.filter(pk=model_id).exists():
+        values = {"facts": reading.facts, "fault": reading.fault, "at": timezone.now()}
+        models.Reading.objects.update_or_create(model_id=model_id, defaults=values)
+
+
+def watched_logs(host_id: int) -> dict[int, str]:
+    """The replicas whose log somebody looks at now, with the run that it is of ("": there was none)."""
+    wishes = LogWish.objects.filter(replica__host=host_id, until__gt=timezone.now())
+    return dict(wishes.values_list("replica_id", "replica__run_id"))
+
+
+def record_log_tail(replica_id: int, text: str) -> None:
+    """Nothing if the replica is gone meanwhile."""
+    if Replica.objects.filter(pk=replica_id).exists():
+        LogTail.objects.update_or_create(replica_id=replica_id, defaults={"text": text, "at": timezone.now()})

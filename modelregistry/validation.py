@@ -1,0 +1,319 @@
+"""What is wrong with a model that somebody wants to register, told before an engine would find out minutes later."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from django.utils.translation import gettext as _
+
+from modelregistry.engines import arguments
+from modelregistry.engines.arguments import Arguments, Fault, Options
+from modelregistry.files import model_files
+from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
+
+# Set by the supervisor for each replica; a second value would win and move the engine to where nobody looks, open
+# it to every interface, or let it answer without a key. A file of arguments (--config) could hold any of them. Another
+# place to take the model from, or a server of several models, is no replica of this one.
+RESERVED = frozenset(
+    [
+        *("--host", "--port", "--uds", "--api-key", "--api-key-file", "--interrupt-requests", "--config"),
+        *("--model", "-m", "--alias", "-a", "--model-alias", "--served-model-name", "--config-file"),
+        *("--model-url", "--hf-repo", "--hf-file", "--docker-repo", "--hf-model-repo-id", "--models-dir"),
+        *("--models-preset", "--headless", "--grpc"),
+    ]
+)
+# The engine would print something and end, start after start.
+ENDING = frozenset(["--help", "--version", "--list-devices", "--cache-list", "--completion-bash"])
+# More than one process or host for one replica, in ways of which no plan knows.
+SPREADING = ("--data-parallel-size", "--pipeline-parallel-size", "--nnodes")
+RISKS = list(model_files.RISKS)
+# vLLM's load formats that read pickles, or may.
+PICKLING = frozenset(["pt", "npcache", "auto", "hf"])
+# Arguments by which an operator takes the context beyond what the model was trained for.
+STRETCHING = frozenset(
+    [
+        *("--hf-overrides", "--rope-scaling", "--rope-scale", "--rope-theta", "--yarn-orig-ctx", "--override-kv"),
+        *("--rope-freq-base", "--rope-freq-scale", "--rope-scaling-type"),
+    ]
+)
+
+
+def find_problems(
+    *,
+    engine: str,
+    launcher: str,
+    task: str,
+    path: str,
+    url: str,
+    args: object,
+    context: int | None,
+    gpus: object,
+    tensor_parallel: int,
+    allowed_risks: object,
+    connect_timeout: float | None,
+    first_byte_timeout: float | None,
+    idle_timeout: float | None,
+    total_timeout: float | None,
+    look_at_path: bool,
+    look_at_args: bool = True,
+    engine_version: str = "",
+    installed: Collection[str] | None = None,
+    started_by: str = "",
+    options: Options | None = None,
+) -> dict[str, str]:
+    """One sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
+
+    `started_by`: the launcher that will be taken where `launcher` leaves it open, as far as is known; `options`: what
+    that takes, None: not known here. `installed`: the versions of it that this machine has, None: not known.
+    """
+    found: dict[str, str] = {}
+    if engine == "external":
+        found |= _external(path, url)
+    elif url:
+        found["url"] = _("Only an external engine has a URL; this one is started here, from a path.")
+    if launcher and engine != "llama.cpp":
+        found["launcher"] = _("Only llama.cpp has a choice of launchers.")
+    if launcher == "llama-cpp-python" and task == "rerank":
+        found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
+    if engine == "llama.cpp" and task == "transcription":
+        found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
+    said = read_arguments(engine, launcher or started_by, _texts(args), options)
+    if fault := _version_fault(engine, launcher, engine_version, installed):
+        found["engine_version"] = fault
+    if fault := _gpus_fault(gpus, said.number("--tensor-parallel-size") or tensor_parallel):
+        found["gpus"] = fault
+    risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
+    if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
+        found["allowed_risks"] = _('Allowed risks are a list of "pickle" and "remote-code".')
+    fault = _list_fault(args)
+    if not fault and look_at_args:
+        fault = args_fault(engine, said, risks, tensor_parallel)
+    if fault:
+        found["args"] = fault
+    if engine != "external":
+        if look_at_path:
+            found = _of_files(engine, path, risks, task, context, said, tensor_parallel) | found
+        else:
+            found = _unseen(path) | found
+    parts = [given for given in (connect_timeout, first_byte_timeout, idle_timeout) if given is not None]
+    if total_timeout is not None and total_timeout < max(parts, default=0.0):
+        found["total_timeout"] = _("The time in all cannot be shorter than one of its parts, %(longest)g seconds.") % {
+            "longest": max(parts)
+        }
+    return found
+
+
+def explain(error: UnreadableModel) -> str:
+    """What an UnreadableModel says, in the language of the reader."""
+    return _(error.sentence) % error.values
+
+
+def path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> str:
+    """Why a model cannot be read from there, on this machine; empty: it can, as far as its headers tell.
+
+    Takes 1 to 30 ms for a model whose files were read before, so that a supervisor can ask before every start:
+    files change after they were registered.
+    """
+    try:
+        model_files.read_model(engine, path, allowed_risks)
+    except UnreadableModel as error:
+        return explain(error)
+    return ""
+
+
+def _of_files(
+    engine: str, path: str, risks: Sequence[str], task: str, context: int | None, said: Arguments, tensor_parallel: int
+) -> dict[str, str]:
+    try:
+        facts = model_files.read_model(engine, path, risks)
+    except UnreadableModel as error:
+        return {"allowed_risks" if error.risk else "path": explain(error)}
+    return find_unsuited(facts, engine, task=task, context=context, said=said, tensor_parallel=tensor_parallel)
+
+
+def find_unsuited(
+    facts: ModelMetadata, engine: str, *, task: str, context: int | None, said: Arguments, tensor_parallel: int = 1
+) -> dict[str, str]:
+    """What is asked of these files that they cannot give, one sentence by field; empty: nothing."""
+    found: dict[str, str] = {}
+    if fault := _task_fault(facts, engine, task, said):
+        found["task"] = fault
+    if context and facts.context and context > facts.context and not said.says(*STRETCHING):
+        # Engines refuse it or, worse, answer nonsense from that length on. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is
+        # for the whole host and not to be seen from here; who really wants it says so by an argument.
+        found["context"] = _(
+            "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
+            "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
+        ) % {"most": facts.context}
+    tensor_parallel = said.number("--tensor-parallel-size") or tensor_parallel
+    if engine == "vllm" and facts.heads and facts.heads % tensor_parallel:
+        found["tensor_parallel"] = _(
+            "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
+        ) % {"heads": facts.heads, "gpus": tensor_parallel}
+    return found
+
+
+def _task_fault(facts: ModelMetadata, engine: str, task: str, said: Arguments) -> str:
+    # The other way round is fine: a model that chats can embed and rank, too.
+    if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
+        return _("%(architecture)s is not made for chat but for another task: %(task)s.") % {
+            "architecture": facts.architecture,
+            "task": facts.task,
+        }
+    if engine == "vllm" and task == "chat" and not facts.has_chat_template and not said.says("--chat-template"):
+        # llama.cpp takes a general one (ChatML) instead; vLLM answers every chat with 400.
+        return _(
+            "The model has no chat template, without which vLLM answers no chat. Give it one in its arguments: "
+            "--chat-template=/path/to/template.jinja."
+        )
+    if (
+        engine == "llama.cpp"
+        and task == "embedding"
+        and not facts.pooling
+        and not said.says("--pooling", "--pooling-type")
+    ):
+        # llama.cpp then answers each call with 400: it would have a vector for each token.
+        return _(
+            "The file does not say how a text becomes one vector. Say it in the arguments, for example "
+            "--pooling mean; the model’s description tells which."
+        )
+    return ""
+
+
+def _version_fault(engine: str, launcher: str, version: str, installed: Collection[str] | None) -> str:
+    if not version:
+        return ""
+    if engine == "external":
+        return _("An external engine has whatever version it has.")
+    if engine == "llama.cpp" and not launcher:
+        return _("Versions differ between launchers: choose one of them as well.")
+    if installed is not None and version not in installed:
+        others = ", ".join(installed) or _("no version")
+        return _("This version is not installed here (there are: %(others)s).") % {"others": others}
+    return ""
+
+
+def _gpus_fault(gpus: object, tensor_parallel: int) -> str:
+    if not isinstance(gpus, list) or not all(type(gpu) is int and 0 <= gpu < 1024 for gpu in gpus):
+        return _("GPUs are a list of numbers, for example [0, 1].")
+    if len(set(gpus)) != len(gpus):
+        return _("A GPU is named twice.")
+    if gpus and len(gpus) < tensor_parallel:
+        return _("To split it over %(count)d GPUs, name at least as many or none.") % {"count": tensor_parallel}
+    return ""
+
+
+def _external(path: str, url: str) -> dict[str, str]:
+    if path:
+        return {"path": _("An external engine has a URL, not a path.")}
+    if not url:
+        return {"url": _("An external engine needs a URL, for example http://10.0.0.5:8000.")}
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        return {"url": _("%(url)s is not a URL like http://10.0.0.5:8000.") % {"url": url}}
+    if parts.query or parts.fragment or parts.username:
+        return {"url": _("The URL must not hold a user name, a query or a fragment.")}
+    if parts.path.rstrip("/").endswith("/v1"):
+        return {"url": _("Leave /v1 off the URL: it is added to each call.")}
+    return {}
+
+
+def _unseen(path: str) -> dict[str, str]:
+    """Of a path on another machine."""
+    if not path:
+        return {"path": _("This engine needs the path of a model.")}
+    return {} if Path(path).is_absolute() else {"path": _("%(path)s is not an absolute path.") % {"path": path}}
+
+
+def _texts(args: object) -> list[str]:
+    return [arg for arg in args if isinstance(arg, str)] if isinstance(args, Sequence) else []
+
+
+# --- Arguments
+
+NOT_CHECKED = gettext_noop(
+    "The arguments were not checked: this machine cannot ask the engine’s own parser. The host that starts it does."
+)
+
+
+def read_arguments(engine: str, launcher: str, args: Sequence[str], options: Options | None = None) -> Arguments:
+    """As the engine reads them; an external one is told nothing by us."""
+    known = "vllm" if engine == "vllm" else launcher
+    return arguments.read_arguments(known, args if engine != "external" else (), options)
+
+
+def _list_fault(args: object) -> str:
+    if not isinstance(args, Sequence) or isinstance(args, str) or not all(isinstance(arg, str) for arg in args):
+        return _('More arguments are a list of texts, for example ["--dtype=half"].')
+    return ""
+
+
+def args_fault(engine: str, said: Arguments, risks: Collection[str], tensor_parallel: int = 1) -> str:
+    """Why an engine cannot be started with these; empty: as far as is known it can."""
+    for one in said.given:
+        if not RESERVED.isdisjoint(one.names) or (one.option is None and _may_be_reserved(one.name)):
+            return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": one.written}
+        if not ENDING.isdisjoint(one.names):
+            return _("With %(arg)s the engine prints something and ends, instead of serving.") % {"arg": one.written}
+    if said.faults:
+        return explain_fault(said.faults[0])
+    return _risk_fault(said, risks) or _spread_fault(said, tensor_parallel)
+
+
+def _may_be_reserved(option: str) -> bool:
+    # Python's argparse, which vLLM uses, also takes the beginning of a name.
+    return option in RESERVED or (len(option) > len("--") and any(name.startswith(option) for name in RESERVED))
+
+
+def _risk_fault(said: Arguments, risks: Collection[str]) -> str:
+    """Arguments that do what was not allowed."""
+    if said.flag("--trust-remote-code") and "remote-code" not in risks:
+        return _('%(arg)s needs the allowed risk "remote-code".') % {"arg": "--trust-remote-code"}
+    for one in said.all("--load-format"):
+        # Each of them, so that nobody has to know which one counts.
+        if one.values and one.values[-1].lower() in PICKLING and "pickle" not in risks:
+            arg = f"--load-format {one.values[-1]}"
+            return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}
+    return ""
+
+
+def _spread_fault(said: Arguments, tensor_parallel: int) -> str:
+    for name in SPREADING:
+        if (said.number(name) or 1) > 1:
+            return _(
+                "%(arg)s spreads one replica in a way that no plan counts: say how many GPUs it is split over "
+                "(tensor parallel), or have more replicas."
+            ) % {"arg": name}
+    cards = said.number("--tensor-parallel-size")
+    if cards and tensor_parallel > 1 and cards != tensor_parallel:
+        return _("%(arg)s says another number of GPUs than “split over GPUs” (%(count)d): say it there alone.") % {
+            "arg": f"--tensor-parallel-size {cards}",
+            "count": tensor_parallel,
+        }
+    return ""
+
+
+def explain_fault(fault: Fault) -> str:
+    """What the engine would refuse, in the language of the reader."""
+    return _FAULTS[fault.code]() % {"arg": fault.arg, "more": ", ".join(fault.more)}
+
+
+_FAULTS: Mapping[str, Callable[[], str]] = {
+    "unknown": lambda: _("%(arg)s is nothing that this engine knows: check the spelling, and the engine’s version."),
+    "elsewhere": lambda: _("%(arg)s is nothing that xllamacpp takes; llama-server does: choose that launcher."),
+    "ambiguous": lambda: _("%(arg)s may mean several options (%(more)s): write it out."),
+    "joined": lambda: _(
+        "%(arg)s is one argument, and should be two: %(more)s and its value, each in a line of its own."
+    ),
+    "no-value": lambda: _("%(arg)s needs a value."),
+    "needless-value": lambda: _("%(arg)s takes no value."),
+    "stray": lambda: _("%(arg)s belongs to no option; an option begins with a dash."),
+    "not-a-number": lambda: _("%(arg)s: the value is no number that the engine reads."),
+    "half-read": lambda: _("%(arg)s: llama.cpp would take this for %(more)s; write the number out."),
+    "not-json": lambda: _("%(arg)s: the value is not valid JSON."),
+    "not-one-of": lambda: _("%(arg)s: the engine knows these values: %(more)s."),
+}
