@@ -1,7 +1,7 @@
 """Reads the arguments that an operator gives an engine, in every spelling that the engine's own parser takes. Pure.
 
 The one place that looks into argument strings: planner, launcher and validation ask `Arguments`. What an engine takes
-is a table of `Option`s, read off its own parser (`engine_options/`): one of each launcher comes with us, and one of the
+is a table of `Option`s, read off its own parser (`options/`): one of each launcher comes with us, and one of the
 very version of a host may be given in its place.
 
 - vLLM (FlexibleArgumentParser over Python's argparse): `--a b`, `--a=b`, `_` for `-`, unique beginnings of names,
@@ -23,7 +23,7 @@ from typing import Any
 
 from modelregistry.engines import xllamacpp_launcher
 
-TABLES = Path(__file__).with_name("engine_options")
+TABLES = Path(__file__).with_name("options")
 _TABLE_OF: Mapping[str, str] = {"": "llama-server"}
 _DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

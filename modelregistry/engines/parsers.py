@@ -21,7 +21,7 @@ from modelregistry.engines.arguments import Options
 from modelregistry.engines.base import Spec
 from modelregistry.engines.versions import PACKAGES
 
-DESCRIBE = Path(__file__).with_name("engine_options") / "describe.py"
+DESCRIBE = Path(__file__).with_name("options") / "describe.py"
 WITHIN = 120.0  # seconds; vLLM's first import from a cold network disk
 MOST = 4 * 2**20  # bytes that are read of what it prints; vLLM's are 40 kB
 FEWEST = 10  # options; a program that shows less has no parser that we can read

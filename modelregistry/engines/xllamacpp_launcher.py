@@ -493,7 +493,7 @@ def layers(value: str) -> int:
 
 
 def described() -> "list[dict[str, Any]]":
-    """As `engine_options/describe.py` describes other engines, but for what is ours."""
+    """As `options/describe.py` describes other engines, but for what is ours."""
     return [
         {
             "names": list(option.names),

@@ -20,6 +20,7 @@ from modelregistry.files import checkpoint, class_defaults, json_stream
 from modelregistry.files import gguf as gguf_file
 from modelregistry.files.metadata import Attention, ModelMetadata, UnreadableModel
 from modelregistry.files.model_files import read_model
+from modelregistry.install import engine_environments
 from modelregistry.memory import allocation, estimate, placement
 from modelregistry.process import gpus
 from tests import engines
@@ -294,7 +295,7 @@ def test_e3_what_cannot_be_known_is_named_and_never_zero(tmp_path, config, tenso
 def test_e3_the_table_of_class_defaults_is_of_the_engine_that_is_installed():
     """Else run class_defaults_writer.py by the new engine's Python."""
     made_of = json.loads(class_defaults.TABLE.read_text())["of"]
-    lock = (Path(class_defaults.__file__).parent / "locks" / "vllm-cuda" / "vllm-cuda.lock").read_text()
+    lock = (engine_environments.LOCKS / "vllm-cuda" / "vllm-cuda.lock").read_text()
     assert f"\ntransformers=={made_of['transformers']} " in lock
     assert f"\nvllm=={made_of['vllm'].partition('+')[0]} " in lock
 
