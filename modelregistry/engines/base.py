@@ -425,6 +425,8 @@ def _llama_cpp_python(spec: Spec, place: Endpoint) -> Parts:
     argv += ["--host", place.address, "--port", str(place.port), "--n_ctx", str(spec.context or 0)]
     # Else any other request ends a running stream early, as if it had finished.
     argv += ["--interrupt_requests", "false", "--n_gpu_layers", "-1"]
+    # Else it keeps a number for each word of the vocabulary and each token of the context: 4 GB at 8,192 × 128,000.
+    argv += ["--logits_all", "false"]
     if spec.task == "embedding":
         batch = str(max(spec.context or 8192, 512))
         argv += ["--embedding", "true", "--n_batch", batch, "--n_ubatch", batch]

@@ -45,7 +45,8 @@ LEAST_OPEN_CACHE = 2 * GIB
 CELLS = 256  # llama.cpp's caches are made of so many tokens
 
 # Overheads, calibrated on other models than those of the table in tests/bench/RESULTS.md.
-LLAMA_CPP_PROCESS = 34 * MIB  # Python and the library
+# The program and its libraries; of the two Pythons one brings FastAPI and NumPy.
+LLAMA_CPP_PROCESS = {"llama-server": 14 * MIB, "xllamacpp": 34 * MIB, "llama-cpp-python": 84 * MIB}
 LLAMA_CPP_TOKEN = 260  # bytes for each token of the vocabulary: 220 to 490
 LLAMA_CPP_CONTEXT = 450 * MIB  # CUDA's context and its libraries on the card; not measured here
 VLLM_CPU_PROCESSES = 1400 * MIB  # API server 450, engine 390, worker 480 MiB, libraries that they share once
@@ -476,7 +477,7 @@ def _llama_cpp_overhead(facts: ModelMetadata, demand: Demand, context: int, sequ
         # logs say 258 MiB for Llama 3 8B; 512 × 128,256 numbers are 250).
         logits = batch * vocabulary * 4 if demand.task == "chat" else 0
         return LLAMA_CPP_CONTEXT + max(compute, logits)
-    process = LLAMA_CPP_PROCESS + vocabulary * LLAMA_CPP_TOKEN
+    process = LLAMA_CPP_PROCESS[demand.launcher] + vocabulary * LLAMA_CPP_TOKEN
     return process + compute + _outputs(facts, demand, context) + _prompts_in_ram(demand)
 
 
@@ -484,8 +485,10 @@ def _outputs(facts: ModelMetadata, demand: Demand, context: int) -> int:
     """In RAM: a number for each word of the vocabulary and each answer that is made at a time, for an encoder for each
     token that it reads at a time, although it has no use for them (seen: 122 kB a token for MiniLM's 30,522 words).
     """
-    slots = _slots(demand)
-    rows = slots if demand.task == "chat" else min(_batch(facts, demand, context), context * slots)
+    slots, batch = _slots(demand), _batch(facts, demand, context)
+    rows = slots if demand.task == "chat" else min(batch, context * slots)
+    if demand.says("--logits_all"):  # of llama-cpp-python: those of a batch, and its own copy of the whole context's
+        rows = batch + context
     return rows * (facts.vocabulary or 128_000) * 4
 
 

@@ -89,6 +89,12 @@ def test_xllamacpp_is_run_by_its_own_python_with_our_launcher():
     assert base.XLLAMACPP_LAUNCHER.exists()
 
 
+def test_llama_cpp_python_keeps_no_number_for_each_word_and_token_unless_told_to():
+    assert pairs(command(CHAT, "llama-cpp-python").argv)["--logits_all"] == "false"
+    told = pairs(command(replace(CHAT, args=("--logits_all=true",)), "llama-cpp-python").argv)
+    assert told["--logits_all"] == "true"
+
+
 def test_llama_cpp_python_never_interrupts_a_stream():
     options = pairs(command(CHAT, "llama-cpp-python").argv)
     assert options["--interrupt_requests"] == "false"
