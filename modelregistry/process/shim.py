@@ -184,7 +184,7 @@ def _log_filter() -> Callable[[int, int], None]:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    copy: Callable[[int, int], None] = module.copy
+    copy: Callable[[int, int], None] = module.copy_filtered
     return copy
 
 
