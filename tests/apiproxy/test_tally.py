@@ -18,8 +18,8 @@ KEY = ("requests", "模型", "finished")
 WORKER = """
 import sys, threading
 from pathlib import Path
-from apiproxy.dataplane.mmap_counters import Tally
-tally = Tally(Path(sys.argv[1]), "layout")
+from apiproxy.dataplane.mmap_counters import CounterFile
+tally = CounterFile(Path(sys.argv[1]), "layout")
 for number in range(int(sys.argv[2])):
     tally.add(("requests", "模型", "finished"), 1, (0, 1))
     tally.add((f"of {number % 100}",), 3, (0, 1), (2, 0.5))

@@ -12,8 +12,8 @@ from tests.waiting import until
 
 HANGS = """
 import threading
-from apiproxy.dataplane.executor import Thread
-Thread("t").submit(threading.Event().wait)
+from apiproxy.dataplane.executor import DaemonExecutor
+DaemonExecutor("t").submit(threading.Event().wait)
 print("ended")
 """
 

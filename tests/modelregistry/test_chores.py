@@ -262,7 +262,7 @@ async def test_it_outlasts_a_database_that_is_away(transactional_db, monkeypatch
 
 async def test_a_management_command_is_run():
     """The real way to start one, which knows this installation's settings."""
-    process = await chores.start(("version",))
+    process = await tasks.start(("version",))
     said, _ = await process.communicate()
     assert process.returncode == 0
     assert said.decode().startswith("5.2")
@@ -272,10 +272,10 @@ KEEPER = """
 import asyncio, sys
 import django
 django.setup()
-from modelregistry import chores
+from modelregistry.supervisor import tasks
 
 async def main():
-    process = await chores.start(("shell", "-c", "import time; print('begun', flush=True); time.sleep(600)"))
+    process = await tasks.start(("shell", "-c", "import time; print('begun', flush=True); time.sleep(600)"))
     await process.stdout.readline()
     print(process.pid, flush=True)
     await asyncio.sleep(600)

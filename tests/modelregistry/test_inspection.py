@@ -148,7 +148,7 @@ def test_an_engine_that_cannot_be_written_down_is_not_left_running(tmp_path):
     script = f"""
         import os
         from pathlib import Path
-        from modelregistry import shim
+        from modelregistry.process import shim
         directory = Path({str(tmp_path)!r})
         (directory / f".state.json.{{os.getpid()}}").symlink_to("/dev/full")
         try:
