@@ -262,7 +262,7 @@ async def test_it_outlasts_a_database_that_is_away(transactional_db, monkeypatch
 
 async def test_a_management_command_is_run():
     """The real way to start one, which knows this installation's settings."""
-    process = await tasks.start(("version",))
+    process = await chores.start(("version",))
     said, _ = await process.communicate()
     assert process.returncode == 0
     assert said.decode().startswith("5.2")
