@@ -80,18 +80,38 @@ def test_groups_lead_to_one_or_several_places(read):
         ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "https://ldap.example.com"}, "is not like ldaps://"),
         ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldaps://x:seven"}, "seven"),
         ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://a ldaps://b"}, "mixed"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://[::1"}, "Invalid IPv6"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:"}, "port"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:0"}, "port"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x:70000"}, "out of range"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://cn=a:secret@x"}, "LDAP_BIND_DN"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x?uid"}, "is not like ldaps://"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://x#y"}, "is not like ldaps://"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": "ldap://.example.com"}, "label"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": f"ldap://{'a' * 64}.example.com"}, "label"),
+        ("LDAP_SERVER_URI", {"LDAP_SERVER_URI": f"ldap://{'a.' * 127}com"}, "is not like ldaps://"),
         ("LDAP_START_TLS", {"LDAP_START_TLS": "maybe"}, "valid boolean"),
+        ("LDAP_NESTED_GROUPS", {"LDAP_NESTED_GROUPS": "deep"}, "true or false"),
         ("LDAP_START_TLS", {"LDAP_START_TLS": "true"}, "encrypted from the first byte"),
         ("LDAP_KIND", {"LDAP_KIND": "novell"}, "openldap, activedirectory"),
         ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/nowhere/ca.pem"}, "No such file"),
         ("LDAP_CA_FILE", {"LDAP_CA_FILE": os.devnull}, "PEM"),
         ("LDAP_CA_FILE", {"LDAP_CA_FILE": "{ca}", "LDAP_SERVER_URI": "ldap://x", "LDAP_START_TLS": "0"}, "encrypted"),
         ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "soon"}, "valid number"),
+        ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "5s"}, "seconds"),
         ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "0"}, "between"),
         ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "nan"}, ""),
         ("LDAP_BIND_PASSWORD", {"LDAP_BIND_DN": "cn=x"}, "needed for LDAP_BIND_DN"),
         ("LDAP_BIND_DN", {"LDAP_BIND_PASSWORD": "x"}, "needed for LDAP_BIND_PASSWORD"),
         ("LDAP_BIND_PASSWORD_FILE", {"LDAP_BIND_PASSWORD_FILE": "/nowhere"}, "readable"),
+        ("LDAP_BIND_PASSWORD", {"LDAP_BIND_PASSWORD": "x", "LDAP_BIND_PASSWORD_FILE": os.devnull}, "remove one"),
+        ("LDAP_BIND_DN", {"LDAP_BIND_DN": "cn=x\ncn=y", "LDAP_BIND_PASSWORD": "x"}, "one line"),
+        ("ldap_user_base", {"ldap_user_base": "dc=x"}, "is LDAP_USER_BASE meant?"),
+        ("LDAP_USERNAME_ATTRIBUTE", {"LDAP_USERNAME_ATTRIBUTE": "uid,mail"}, "one attribute"),
+        ("LDAP_ID_ATTRIBUTE", {"LDAP_ID_ATTRIBUTE": "uid)("}, "one attribute"),
+        ("LDAP_FIRST_NAME_ATTRIBUTE", {"LDAP_FIRST_NAME_ATTRIBUTE": "given name"}, "one attribute"),
+        ("LDAP_LAST_NAME_ATTRIBUTE", {"LDAP_LAST_NAME_ATTRIBUTE": "sn="}, "one attribute"),
+        ("LDAP_MAIL_ATTRIBUTE", {"LDAP_MAIL_ATTRIBUTE": "*"}, "one attribute"),
         ("LDAP_USER_BASE", {"LDAP_USER_BASE": "people"}, "not a DN"),
         ("LDAP_USER_BASE", {"LDAP_USER_BASE": None}, "needed to find people"),
         ("LDAP_USER_BASE", {"LDAP_USER_BASE": None, "LDAP_USER_DN_TEMPLATE": "%(user)s@corp"}, "no DN"),
@@ -99,7 +119,16 @@ def test_groups_lead_to_one_or_several_places(read):
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(name)s)"}, "%(user)s"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s"}, "parentheses"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "uid=%(user)s"}, "parentheses"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s)(mail=%(user)s)"}, "parentheses"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s))("}, "parentheses"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(%(user)s)"}, "parentheses"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(&(uid=%(user)s)(!(x)))"}, "parentheses"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%s)"}, "does not occur"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(|(uid=%(user)s)(mail=%s))"}, "percent sign"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=*%(user)s*)"}, "all people"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid>=%(user)s)"}, "all people"),
         ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=alice,dc=x"}, "%(user)s"),
+        ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=%s,dc=x"}, "%(user)s"),
         ("LDAP_GROUP_TYPE", {"LDAP_GROUP_TYPE": "netgroup"}, "memberUid"),
         ("LDAP_NESTED_GROUPS", {"LDAP_GROUP_TYPE": "memberOf", "LDAP_NESTED_GROUPS": "1"}, "not nested"),
         ("LDAP_GROUP_BASE", {"LDAP_OPERATOR_GROUP": "cn=ops"}, "needed for LDAP_OPERATOR_GROUP"),
@@ -108,6 +137,13 @@ def test_groups_lead_to_one_or_several_places(read):
         ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "cn=a: b"}, "not JSON"),
         ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '["cn=a"]'}, "not like"),
         ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "3"}, "not like"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "[]"}, "not like"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "[" * 100_000}, "not JSON"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": "/etc/tenants.json"}, "LDAP_GROUP_TENANTS_FILE"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": []}'}, "no tenant"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": null}'}, "short name"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": 7}'}, "short name"),
+        ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b:"}'}, "short name"),
         ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"a": "b"}'}, "not the DN"),
         ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b", "CN=A": "c"}'}, "twice"),
         ("LDAP_GROUP_TENANTS", {"LDAP_GROUP_TENANTS": '{"cn=a": "b:owner"}'}, ":admin"),
@@ -121,6 +157,37 @@ def test_a_value_that_cannot_be_meant_is_named(read, directory, name, variables,
         read(**variables)
     assert name in str(caught.value)
     assert why in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_named(read, tmp_path):
+    (tmp_path / "password").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(environs.EnvError, match="LDAP_BIND_PASSWORD_FILE"):
+        read(LDAP_BIND_DN="cn=x", LDAP_BIND_PASSWORD_FILE=str(tmp_path / "password"))
+
+
+def test_a_password_in_the_address_is_not_repeated(read):
+    with pytest.raises(environs.EnvError) as caught:
+        read(LDAP_SERVER_URI="ldaps://cn=a:secret@ldap.example.com")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["(uid=%(user)s)", "(&(uid=%(user)s)(!(nsAccountLock=TRUE)))", "(memberOf:1.2.840.113556.1.4.1941:=cn=100%%,dc=x)"],
+)
+def test_what_libldap_takes_as_a_filter_is_one(read, query):
+    query = query if "%(user)s" in query else f"(&(uid=%(user)s){query})"
+    assert read(LDAP_USER_FILTER=query).user_filter == query
+
+
+def test_names_are_taken_in_any_script_and_case(read):
+    found = read(LDAP_SERVER_URI="LDAPS://窓口.example.com", LDAP_USER_BASE="ou=営業\u3000部,dc=example")
+    assert found.servers == ("ldaps://窓口.example.com",)
+    assert found.user_base == "ou=営業\u3000部,dc=example"
+
+
+def test_an_address_that_is_there_twice_is_asked_once(read):
+    assert read(LDAP_SERVER_URI="ldaps://a, ldaps://a/").servers == ("ldaps://a",)
 
 
 def test_unencrypted_passwords_are_worth_a_warning(read, settings):

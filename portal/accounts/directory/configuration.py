@@ -4,11 +4,12 @@ import json
 import os
 import re
 import ssl
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import environs
 import ldap
@@ -56,9 +57,14 @@ SYSTEM_CA_FILES = (
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
 )
+FIRST_NAME, LAST_NAME, MAIL = "givenName", "sn", "mail"  # the attributes unless the settings name others
 # By which attribute group and member find each other, and whether groups may hold groups.
 GROUP_TYPES = {"member": True, "uniqueMember": True, "memberUid": False, "memberOf": False}
 ROLES = ("member", "admin")  # the later one wins when several groups lead to one tenant
+# An attribute as it is asked for: its name or number and its options (RFC 4512 2.5).
+ATTRIBUTE = re.compile(r"([a-z][a-z0-9-]*|\d+(\.\d+)+)(;[a-z0-9-]+)*", re.IGNORECASE)
+CONTROLS = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters and line breaks
+LONGEST_HOST = 253  # characters (RFC 1035 2.3.4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +179,8 @@ def read(env: environs.Env) -> Directory | None:
     Raises environs.EnvError, whose text names the variable, for what is unreadable, misspelt or contradictory.
     """
     try:
+        _check_names()
+        _check_texts(env)
         return _read(env)
     except environs.EnvError:
         raise
@@ -186,7 +194,6 @@ def normal(dn: str) -> str:
 
 
 def _read(env: environs.Env) -> Directory | None:
-    _check_names()
     uri = env.str("LDAP_SERVER_URI", "")
     if not uri.strip():
         for name in VARIABLES:
@@ -196,10 +203,10 @@ def _read(env: environs.Env) -> Directory | None:
     servers = _servers(uri)
     kind = _choice(env, "LDAP_KIND", "openldap", KINDS)
     username, identity, user_filter = KINDS[kind]
-    username = env.str("LDAP_USERNAME_ATTRIBUTE", username)
+    username = _attribute(env, "LDAP_USERNAME_ATTRIBUTE", username)
     group_type = _choice(env, "LDAP_GROUP_TYPE", "member", GROUP_TYPES)
-    start_tls = env.bool("LDAP_START_TLS", servers[0].startswith("ldap:"))
-    mail = env.str("LDAP_MAIL_ATTRIBUTE", "mail")
+    start_tls = _flag(env, "LDAP_START_TLS", default=servers[0].startswith("ldap:"))
+    mail = _attribute(env, "LDAP_MAIL_ATTRIBUTE", MAIL)
     directory = Directory(
         servers=servers,
         kind=kind,
@@ -213,13 +220,13 @@ def _read(env: environs.Env) -> Directory | None:
         other_names=_other_names(env, kind, mail),
         user_dn_template=_template(env),
         username_attribute=username,
-        id_attribute=env.str("LDAP_ID_ATTRIBUTE", identity),
-        first_name_attribute=env.str("LDAP_FIRST_NAME_ATTRIBUTE", "givenName"),
-        last_name_attribute=env.str("LDAP_LAST_NAME_ATTRIBUTE", "sn"),
+        id_attribute=_attribute(env, "LDAP_ID_ATTRIBUTE", identity),
+        first_name_attribute=_attribute(env, "LDAP_FIRST_NAME_ATTRIBUTE", FIRST_NAME),
+        last_name_attribute=_attribute(env, "LDAP_LAST_NAME_ATTRIBUTE", LAST_NAME),
         mail_attribute=mail,
         group_base=_dn(env, "LDAP_GROUP_BASE"),
         group_type=group_type,
-        nested_groups=env.bool("LDAP_NESTED_GROUPS", GROUP_TYPES[group_type]),
+        nested_groups=_flag(env, "LDAP_NESTED_GROUPS", default=GROUP_TYPES[group_type]),
         group_tenants=_group_tenants(env),
         operator_group=_dn(env, "LDAP_OPERATOR_GROUP"),
         required_group=_dn(env, "LDAP_REQUIRED_GROUP"),
@@ -232,9 +239,23 @@ def _check_names() -> None:
     """A misspelt name would silently mean its default, which for some is less than was asked for."""
     known = {name + ending for name in VARIABLES for ending in ("", "_FILE")}
     for name in sorted(os.environ):
-        if name.startswith("LDAP_") and name not in known:
-            near = get_close_matches(name, VARIABLES, 1)
+        if name not in known and (name.startswith("LDAP_") or name.upper() in known):
+            near = get_close_matches(name.upper(), sorted(known), 1)
             raise _wrong(name, f"there is no such setting{f'; is {near[0]} meant?' if near else ''}")
+        if name in VARIABLES and f"{name}_FILE" in os.environ:
+            raise _wrong(name, f"{name}_FILE is set as well; remove one of them")
+
+
+def _check_texts(env: environs.Env) -> None:
+    """Each value is one line of text, but for those that are a list or JSON. A file may hold anything."""
+    for name in VARIABLES:
+        try:
+            value = env.str(name, "").strip()
+        except UnicodeDecodeError as error:
+            raise _wrong(f"{name}_FILE", "the file is not text in UTF-8") from error
+        odd = next((character for character in value if unicodedata.category(character) in CONTROLS), "")
+        if odd and not (odd.isspace() and name in ("LDAP_SERVER_URI", "LDAP_GROUP_TENANTS")):
+            raise _wrong(name, f"it has a line break or another control character in it ({odd!r}); it must be one line")
 
 
 def _check(directory: Directory) -> None:
@@ -271,25 +292,56 @@ def _choice(env: environs.Env, name: str, default: str, choices: Iterable[str]) 
     return value
 
 
+def _flag(env: environs.Env, name: str, *, default: bool) -> bool:
+    try:
+        return env.bool(name, default)
+    except environs.EnvError as error:
+        raise _wrong(name, "Not a valid boolean: write true or false") from error
+
+
+def _attribute(env: environs.Env, name: str, default: str) -> str:
+    value = env.str(name, default).strip()
+    if not ATTRIBUTE.fullmatch(value):
+        raise _wrong(name, f"{value!r} is not the name of one attribute such as {default}")
+    return value
+
+
 def _servers(uri: str) -> tuple[str, ...]:
-    servers = tuple(re.split(r"[\s,]+", uri.strip()))
-    for server in servers:
-        parts = urlsplit(server)  # raises ValueError for a port that is no number when it is asked for
-        if parts.scheme not in ("ldap", "ldaps") or not parts.hostname or parts.path.strip("/"):
-            raise _wrong(
-                "LDAP_SERVER_URI", f"{server!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com"
-            )
-        try:
-            parts.port  # noqa: B018
-        except ValueError as error:
-            raise _wrong("LDAP_SERVER_URI", f"{server!r}: {error}") from error
+    servers = tuple(dict.fromkeys(map(_server, re.split(r"[\s,]+", uri.strip()))))
     if len({urlsplit(server).scheme for server in servers}) > 1:
         raise _wrong("LDAP_SERVER_URI", "ldap:// and ldaps:// cannot be mixed")
     return servers
 
 
+def _server(address: str) -> str:
+    """scheme://host or scheme://host:port, for libldap takes nothing more, and fails without a word on some of it."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port  # raises ValueError unless it is a number below 65,536
+        (parts.hostname or "").encode("idna")  # as sockets do
+    except ValueError as error:  # UnicodeError is one
+        raise _wrong("LDAP_SERVER_URI", f"{address!r}: {error}") from error
+    if "@" in parts.netloc:  # not quoted: there may be a password in it
+        raise _wrong("LDAP_SERVER_URI", "an account goes into LDAP_BIND_DN and LDAP_BIND_PASSWORD, not the address")
+    if parts.scheme not in ("ldap", "ldaps") or not _is_host_alone(parts):
+        raise _wrong(
+            "LDAP_SERVER_URI", f"{address!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com"
+        )
+    if port == 0 or parts.netloc.endswith(":"):
+        raise _wrong("LDAP_SERVER_URI", f"{address!r}: the port is missing, or 0")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _is_host_alone(parts: SplitResult) -> bool:
+    host = parts.hostname or ""
+    return 0 < len(host) <= LONGEST_HOST and not (parts.path.strip("/") or parts.query or parts.fragment)
+
+
 def _timeout(env: environs.Env) -> float:
-    seconds = env.float("LDAP_TIMEOUT", 5.0)
+    try:
+        seconds = env.float("LDAP_TIMEOUT", 5.0)
+    except environs.EnvError as error:
+        raise _wrong("LDAP_TIMEOUT", "Not a valid number: write seconds, such as 5") from error
     if not 0.1 <= seconds <= 60:
         raise _wrong("LDAP_TIMEOUT", f"{seconds:g} is not between 0.1 and 60 seconds")
     return seconds
@@ -330,29 +382,54 @@ def _dn(env: environs.Env, name: str) -> str:
 
 
 def _filter(env: environs.Env, default: str) -> str:
-    value = env.str("LDAP_USER_FILTER", default)
-    try:
-        filled = value % {"user": "x"}
-    except (ValueError, KeyError, TypeError) as error:
-        raise _wrong(
-            "LDAP_USER_FILTER", "write %(user)s for the name that was typed, and %% for a percent sign"
-        ) from error
-    if filled == value % {"user": "y"}:
+    value = env.str("LDAP_USER_FILTER", default).strip()
+    if "%(user)s" not in value:
         raise _wrong("LDAP_USER_FILTER", "%(user)s, the name that was typed, does not occur in it")
-    if not filled.startswith("(") or filled.count("(") != filled.count(")"):
+    if _has_other_percent(value):
+        raise _wrong("LDAP_USER_FILTER", "write %(user)s for the name that was typed, and %% for a percent sign")
+    if not _is_filter(value % {"user": "x"}):
         raise _wrong("LDAP_USER_FILTER", f"{value!r} is not a filter in parentheses such as (uid=%(user)s)")
+    if not _is_filter(value % {"user": "*"}):
+        raise _wrong(
+            "LDAP_USER_FILTER",
+            f"{value!r} does not find all people with * in place of %(user)s, as syncing needs it;"
+            " write it as a whole value, such as (uid=%(user)s)",
+        )
     return value
+
+
+def _has_other_percent(value: str) -> bool:
+    return "%" in value.replace("%(user)s", "").replace("%%", "")
+
+
+def _is_filter(text: str) -> bool:
+    """By libldap's own parser, which looks at a filter before it connects. Nothing listens at this address."""
+    if not text.startswith("("):
+        return False  # which libldap takes as well, but not within (&…)
+    connection = ldap.initialize("ldapi://%2Fdev%2Fnull")
+    try:
+        connection.search_ext("", ldap.SCOPE_BASE, text)
+    except ldap.FILTER_ERROR:
+        return False
+    except ldap.SERVER_DOWN:
+        return True
+    finally:
+        connection.unbind_s()
+    return True
 
 
 def _template(env: environs.Env) -> str:
     value = env.str("LDAP_USER_DN_TEMPLATE", "").strip()
-    try:
-        varies = not value or value % {"user": "x"} != value % {"user": "y"}
-    except (ValueError, KeyError, TypeError):
-        varies = False
-    if not varies:
-        raise _wrong("LDAP_USER_DN_TEMPLATE", "write %(user)s where the name that was typed belongs")
+    if value and ("%(user)s" not in value or _has_other_percent(value)):
+        raise _wrong(
+            "LDAP_USER_DN_TEMPLATE",
+            "write %(user)s where the name that was typed belongs, and %% for a percent sign",
+        )
     return value
+
+
+class _Object(list[Any]):
+    """A JSON object as its pairs, so that a name that is there twice is seen."""
 
 
 def _group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], ...]]:
@@ -361,10 +438,11 @@ def _group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], ...]]:
     if not text.strip():
         return {}
     try:
-        groups = json.loads(text, object_pairs_hook=list)  # pairs, so that a DN written twice is seen
-    except json.JSONDecodeError as error:
-        raise _wrong("LDAP_GROUP_TENANTS", f"not JSON: {error}") from error
-    if not isinstance(groups, list) or not all(isinstance(pair, tuple) for pair in groups):
+        groups = json.loads(text, object_pairs_hook=_Object)
+    except (json.JSONDecodeError, RecursionError) as error:
+        path = "; a file goes into LDAP_GROUP_TENANTS_FILE" if text.strip().startswith("/") else ""
+        raise _wrong("LDAP_GROUP_TENANTS", f"not JSON: {error}{path}") from error
+    if not isinstance(groups, _Object):
         raise _wrong("LDAP_GROUP_TENANTS", 'not like {"cn=research,ou=groups,dc=example,dc=com": "research:member"}')
     mapping: dict[str, tuple[tuple[str, str], ...]] = {}
     for group, places in groups:
@@ -372,13 +450,18 @@ def _group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], ...]]:
             raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} is not the DN of a group")
         if normal(group) in mapping:
             raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} is there twice; give it a list of tenants")
-        mapping[normal(group)] = tuple(_place(place) for place in (places if isinstance(places, list) else [places]))
+        if places == []:
+            raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} leads to no tenant")
+        places = places if isinstance(places, list) and not isinstance(places, _Object) else [places]
+        mapping[normal(group)] = tuple(_place(place) for place in places)
     return mapping
 
 
 def _place(text: Any) -> tuple[str, str]:
     """("research", "admin") of "research:admin"."""
-    tenant, _, role = str(text).partition(":")
-    if not re.fullmatch(r"[-a-zA-Z0-9_]{1,50}", tenant) or (role or ROLES[0]) not in ROLES:
+    tenant, separator, role = text.partition(":") if isinstance(text, str) else ("", "", "")
+    if not separator:
+        role = ROLES[0]
+    if not re.fullmatch(r"[-a-zA-Z0-9_]{1,50}", tenant) or role not in ROLES:
         raise _wrong("LDAP_GROUP_TENANTS", f"{text!r} is not a tenant's short name, alone or with :member or :admin")
-    return tenant, role or ROLES[0]
+    return tenant, role
