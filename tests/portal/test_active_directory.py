@@ -367,3 +367,67 @@ def test_checkdirectory_tells_a_person_s_way_to_a_role(connect_domain, recruit, 
     with pytest.raises(CommandError):
         call_command("checkdirectory", recruit("ishii", accountExpires=EXPIRED))
     assert [line for line in capsys.readouterr().out.splitlines() if "FAIL" in line and "expired" in line]
+
+
+class TestCheck:
+    """manage.py checkdirectory with one thing wrong."""
+
+    @pytest.fixture
+    def failures(self, connect_domain, capsys):
+        def failures(*arguments: str, **variables: str | None) -> list[str]:
+            connect_domain(**variables)
+            with pytest.raises(CommandError):
+                call_command("checkdirectory", *arguments)
+            return [line.strip() for line in capsys.readouterr().out.splitlines() if "FAIL" in line]
+
+        return failures
+
+    def test_the_kind_is_seen(self, failures):
+        assert any("set LDAP_KIND=activedirectory" in line for line in failures(LDAP_KIND="openldap"))
+
+    @pytest.mark.parametrize(
+        ("mistake", "told"),
+        [
+            ({"LDAP_USER_BASE": "DC=other,DC=example,DC=com"}, f"the server has {SUFFIX}"),
+            ({"LDAP_USER_BASE": f"OU=Peple,{SUFFIX}"}, f"above it there is {SUFFIX.lower()}"),
+            ({"LDAP_GROUP_BASE": f"OU=Grps,{SUFFIX}"}, "LDAP_GROUP_BASE"),
+            ({"LDAP_OPERATOR_GROUP": person_dn("ito")}, "it is not a group"),
+            ({"LDAP_REQUIRED_GROUP": f"OU=Groups,{SUFFIX}"}, "it is not a group"),
+            ({"LDAP_USER_DN_TEMPLATE": "%(user)s"}, "must name the domain"),
+            ({"LDAP_USER_DN_TEMPLATE": "%(user)s@other.example"}, "other.example is no name of this domain"),
+            ({"LDAP_BIND_PASSWORD": "changed last night"}, "LDAP_BIND_PASSWORD"),
+            ({"LDAP_BIND_DN": "stale@corp.example.com", "LDAP_BIND_PASSWORD": "password of stale"}, "has expired"),
+        ],
+    )
+    def test_the_only_line_that_fails_leads_to_the_cause(self, failures, mistake, told):
+        [line] = failures(**mistake)
+        assert told in line
+        assert "acl_read" not in line
+
+    @pytest.mark.parametrize("group_type", ["memberUid"])
+    def test_a_list_that_its_groups_do_not_have(self, failures, group_type):
+        lines = failures(LDAP_GROUP_TYPE=group_type)
+        assert len(lines) == 4
+        assert all("its members are in member" in line for line in lines)
+
+    def test_without_an_account_it_says_so(self, failures):
+        assert all("LDAP_BIND_DN" in line for line in failures(LDAP_BIND_DN=None, LDAP_BIND_PASSWORD=None))
+
+    def test_a_password_without_encryption(self, failures, domain):
+        [line] = failures(LDAP_SERVER_URI=domain.uri, LDAP_START_TLS="false", LDAP_CA_FILE=None)
+        assert "takes passwords encrypted only" in line
+
+    def test_templates_that_fit(self, connect_domain):
+        for template in ("%(user)s@corp.example.com", "CORP\\%(user)s"):
+            connect_domain(LDAP_USER_DN_TEMPLATE=template)
+            call_command("checkdirectory")
+
+    def test_whoever_may_not_sign_in_is_not_said_to(self, connect_domain, recruit, capsys):
+        connect_domain()
+        with pytest.raises(CommandError):
+            call_command("checkdirectory", recruit("ishii", accountExpires=EXPIRED))
+        assert "may sign in" not in capsys.readouterr().out
+
+    def test_another_domain_before_the_name_is_named(self, failures):
+        [line] = failures("OTHER\\suzuki")
+        assert "OTHER is no name of this domain (corp, corp.example.com)" in line

@@ -8,6 +8,8 @@ import sys
 
 import environs
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from portal import settings as portal_settings
 from portal.accounts import directory as company
@@ -95,7 +97,9 @@ def test_groups_lead_to_one_or_several_places(read):
         ("LDAP_START_TLS", {"LDAP_START_TLS": "true"}, "encrypted from the first byte"),
         ("LDAP_KIND", {"LDAP_KIND": "novell"}, "openldap, activedirectory"),
         ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/nowhere/ca.pem"}, "No such file"),
-        ("LDAP_CA_FILE", {"LDAP_CA_FILE": os.devnull}, "PEM"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/dev/zero"}, "not a file"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": "/etc"}, "not a file"),
+        ("LDAP_CA_FILE", {"LDAP_CA_FILE": __file__}, "PEM"),
         ("LDAP_CA_FILE", {"LDAP_CA_FILE": "{ca}", "LDAP_SERVER_URI": "ldap://x", "LDAP_START_TLS": "0"}, "encrypted"),
         ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "soon"}, "valid number"),
         ("LDAP_TIMEOUT", {"LDAP_TIMEOUT": "5s"}, "seconds"),
@@ -121,6 +125,7 @@ def test_groups_lead_to_one_or_several_places(read):
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "uid=%(user)s"}, "parentheses"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s)(mail=%(user)s)"}, "parentheses"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s))("}, "parentheses"),
+        ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(&(uid=%(user)s)((objectClass=person)))"}, "parentheses"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(%(user)s)"}, "parentheses"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(&(uid=%(user)s)(!(x)))"}, "parentheses"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%s)"}, "does not occur"),
@@ -130,6 +135,7 @@ def test_groups_lead_to_one_or_several_places(read):
         ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=alice,dc=x"}, "%(user)s"),
         ("LDAP_USER_DN_TEMPLATE", {"LDAP_USER_DN_TEMPLATE": "uid=%s,dc=x"}, "%(user)s"),
         ("LDAP_GROUP_TYPE", {"LDAP_GROUP_TYPE": "netgroup"}, "memberUid"),
+        ("LDAP_GROUP_TYPE", {"LDAP_KIND": "activedirectory", "LDAP_GROUP_TYPE": "uniqueMember"}, "memberOf"),
         ("LDAP_NESTED_GROUPS", {"LDAP_GROUP_TYPE": "memberOf", "LDAP_NESTED_GROUPS": "1"}, "not nested"),
         ("LDAP_GROUP_BASE", {"LDAP_OPERATOR_GROUP": "cn=ops"}, "needed for LDAP_OPERATOR_GROUP"),
         ("LDAP_GROUP_BASE", {"LDAP_GROUP_TENANTS": '{"cn=a": "b"}'}, "needed for LDAP_GROUP_TENANTS"),
@@ -163,6 +169,13 @@ def test_a_file_that_is_no_text_is_named(read, tmp_path):
     (tmp_path / "password").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(environs.EnvError, match="LDAP_BIND_PASSWORD_FILE"):
         read(LDAP_BIND_DN="cn=x", LDAP_BIND_PASSWORD_FILE=str(tmp_path / "password"))
+
+
+def test_a_certificate_in_windows_form_is_told_how_to_convert(read, directory, tmp_path):
+    pem = x509.load_pem_x509_certificate(directory.ca_file.read_bytes())
+    (tmp_path / "ca.crt").write_bytes(pem.public_bytes(serialization.Encoding.DER))
+    with pytest.raises(environs.EnvError, match="openssl x509 -inform der"):
+        read(LDAP_CA_FILE=str(tmp_path / "ca.crt"))
 
 
 def test_a_password_in_the_address_is_not_repeated(read):

@@ -22,7 +22,8 @@ from portal.accounts.directory.errors import (
     Refused,
     SignInRestricted,
 )
-from portal.accounts.directory.examination import Finding, Section, examine
+from portal.accounts.directory.examination import Section, examine
+from portal.accounts.directory.findings import Finding
 from portal.accounts.directory.groups import Group, Groups
 
 __all__ = [

@@ -125,6 +125,11 @@ class Directory:
         return self.user_filter % {"user": ldap.filter.escape_filter_chars(name)}
 
     @property
+    def has_own_filter(self) -> bool:
+        """Whether LDAP_USER_FILTER is set."""
+        return not self.other_names
+
+    @property
     def filter_of_all(self) -> str:
         return self.user_filter % {"user": "*"}
 
@@ -277,6 +282,8 @@ def _check(directory: Directory) -> None:
         raise _wrong(
             "LDAP_NESTED_GROUPS", f"groups by {directory.group_type} are not nested; use LDAP_GROUP_TYPE=member"
         )
+    if directory.kind == "activedirectory" and directory.group_type == "uniqueMember":
+        raise _wrong("LDAP_GROUP_TYPE", "Active Directory has no uniqueMember; use member or memberOf")
     if directory.group_variable and directory.group_type != "memberOf" and not directory.group_base:
         raise _wrong("LDAP_GROUP_BASE", f"needed for {directory.group_variable}")
 
@@ -324,9 +331,7 @@ def _server(address: str) -> str:
     if "@" in parts.netloc:  # not quoted: there may be a password in it
         raise _wrong("LDAP_SERVER_URI", "an account goes into LDAP_BIND_DN and LDAP_BIND_PASSWORD, not the address")
     if parts.scheme not in ("ldap", "ldaps") or not _is_host_alone(parts):
-        raise _wrong(
-            "LDAP_SERVER_URI", f"{address!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com"
-        )
+        raise _wrong("LDAP_SERVER_URI", f"{address!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com")
     if port == 0 or parts.netloc.endswith(":"):
         raise _wrong("LDAP_SERVER_URI", f"{address!r}: the port is missing, or 0")
     return f"{parts.scheme}://{parts.netloc}"
@@ -351,11 +356,25 @@ def _ca_file(env: environs.Env, *, encrypted: bool) -> str:
     """Without LDAP_CA_FILE the system's; empty when nothing is encrypted."""
     path = env.str("LDAP_CA_FILE", "")
     if path:
+        if os.path.exists(path) and not os.path.isfile(path):  # a device may have no end
+            raise _wrong("LDAP_CA_FILE", f"{path!r} is not a file with certificates in PEM form")
         try:
             ssl.create_default_context(cafile=path)
         except OSError as error:  # ssl.SSLError, for a file without certificates, is one
-            raise _wrong("LDAP_CA_FILE", f"{path!r} cannot be read as certificates in PEM form: {error}") from error
+            hint = "; it is in DER form, which `openssl x509 -inform der` converts" if _is_der(path) else ""
+            raise _wrong(
+                "LDAP_CA_FILE", f"{path!r} cannot be read as certificates in PEM form: {error}{hint}"
+            ) from error
     return path or (_system_ca_file() if encrypted else "")
+
+
+def _is_der(path: str) -> bool:
+    """Whether it may be one certificate as Windows exports it: bytes, from a SEQUENCE with a length of two bytes on."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(2) == b"\x30\x82"
+    except OSError:
+        return False
 
 
 def _system_ca_file() -> str:

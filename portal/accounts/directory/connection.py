@@ -5,12 +5,9 @@ Servers are tried in their order until one answers, may be trusted and takes our
 
 import logging
 import re
-import socket
-import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import ldap
 from ldap.cidict import cidict
@@ -19,25 +16,54 @@ from ldap.controls.ppolicy import PasswordPolicyControl
 from ldap.ldapobject import SimpleLDAPObject
 
 from portal.accounts.directory import account_state
+from portal.accounts.directory.certificates import certificate
 from portal.accounts.directory.configuration import Directory
-from portal.accounts.directory.errors import DirectoryError, NoAnswer, Refused
+from portal.accounts.directory.errors import (
+    AccountDisabled,
+    AccountExpired,
+    AccountLocked,
+    AccountRefused,
+    DirectoryError,
+    NoAnswer,
+    PasswordExpired,
+    PasswordMustChange,
+    Refused,
+    SignInRestricted,
+)
+from portal.accounts.directory.reachability import SILENCE, UNREACHED, check_answer
 
 log = logging.getLogger(__name__)
 
 PAGE = 500  # entries at a time; Active Directory gives 1,000 at most, OpenLDAP 500 unless told otherwise
 RANGE = 1500  # values at a time; what Active Directory gives at most
-# libldap says the same of a certificate that it does not accept as of a server that is gone.
-UNTRUSTED = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR)
-# What a server that is away, ending or overloaded makes of a question.
-SILENCE = (
-    *UNTRUSTED,
-    ldap.TIMEOUT,
-    ldap.TIMELIMIT_EXCEEDED,
-    ldap.UNAVAILABLE,
-    ldap.BUSY,
-)
 # An entry that is not there, or that we may not know of.
-ABSENT = (ldap.NO_SUCH_OBJECT, ldap.INSUFFICIENT_ACCESS, ldap.INVALID_DN_SYNTAX)
+NOT_HERE = (ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX, ldap.REFERRAL)  # the last: another server may have it
+ABSENT = (*NOT_HERE, ldap.INSUFFICIENT_ACCESS)
+# Why our own account is not taken, by what the server tells.
+ACCOUNT_TROUBLE: Mapping[type[AccountRefused], str] = {
+    AccountDisabled: "it is disabled there",
+    AccountExpired: "it has expired there",
+    AccountLocked: "it is locked there",
+    PasswordExpired: "its password has expired; renew it there and in LDAP_BIND_PASSWORD",
+    PasswordMustChange: "its password must be changed first; do so, and set LDAP_BIND_PASSWORD",
+    SignInRestricted: "it may not sign in at this hour, or from this machine",
+}
+BIND_TROUBLE: Mapping[type[ldap.LDAPError], str] = {
+    ldap.INVALID_CREDENTIALS: "there is no such account, or its password is another (LDAP_BIND_DN, LDAP_BIND_PASSWORD)",
+    ldap.INVALID_DN_SYNTAX: "it takes only a DN in LDAP_BIND_DN, such as cn=madoguchi,ou=services,dc=example,dc=com",
+    ldap.NO_SUCH_OBJECT: "there is no such account (LDAP_BIND_DN)",
+    ldap.INAPPROPRIATE_AUTH: "that entry has no password, or may not sign in by one (LDAP_BIND_DN)",
+    ldap.STRONG_AUTH_REQUIRED: "it takes passwords encrypted only; remove LDAP_START_TLS=false, or use ldaps://",
+    ldap.CONFIDENTIALITY_REQUIRED: "it takes passwords encrypted only; remove LDAP_START_TLS=false, or use ldaps://",
+}
+# What is most likely wrong in the settings when a server refuses a question.
+QUESTION_TROUBLE: Mapping[type[ldap.LDAPError], str] = {
+    ldap.NO_SUCH_OBJECT: "there is no such place: LDAP_USER_BASE or LDAP_GROUP_BASE",
+    ldap.REFERRAL: "that is of another domain or server: LDAP_USER_BASE or LDAP_GROUP_BASE",
+    ldap.INSUFFICIENT_ACCESS: "our account may not read that: LDAP_BIND_DN",
+    ldap.OPERATIONS_ERROR: "Active Directory says so to who is not signed in: LDAP_BIND_DN",
+    ldap.SIZELIMIT_EXCEEDED: "it gives fewer entries at a time than there are, even in pages",
+}
 
 
 class Entry(NamedTuple):
@@ -52,6 +78,7 @@ class Connection(SimpleLDAPObject):  # type: ignore[misc]
 
     def __init__(self, server: str, service: str) -> None:
         super().__init__(server)
+        self.server = server
         self.service = service  # the DN or name of our own account
 
     def simple_bind_s(self, who: str = "", cred: str = "", *_: Any, **__: Any) -> Any:
@@ -91,32 +118,64 @@ def connect(directory: Directory, *, bind: bool) -> Connection:
 
 
 def connect_to(directory: Directory, server: str, *, bind: bool) -> Connection:
-    """This server. Raises NoAnswer (with what libldap says of its certificate) and Refused."""
-    if not answers(server, directory.timeout):
-        raise NoAnswer(f"no answer within {directory.timeout:g} s")
+    """This server. Raises NoAnswer and Refused, both with the cause, as far as it can be found."""
     with translated():
+        check_answer(server, directory.timeout)
         connection = Connection(server, directory.bind_dn)
-        try:
-            for option, value in directory.options().items():
-                connection.set_option(option, value)
-            if directory.start_tls:
-                _start_tls(connection)
-            if bind:
-                connection.simple_bind_s(directory.bind_dn, directory.bind_password)
-            else:
-                _reach(connection)
-        except (ldap.LDAPError, DirectoryError):
-            connection.unbind_s()
-            raise
+    try:
+        for option, value in directory.options().items():
+            connection.set_option(option, value)
+        if directory.start_tls:
+            _start_tls(connection)
+        if bind:
+            _bind(directory, connection)
+        else:
+            _reach(connection)
+    except UNREACHED as error:  # of somebody who has just answered
+        connection.unbind_s()
+        raise _distrust(directory, server, error) from error
+    except ldap.LDAPError as error:
+        connection.unbind_s()
+        raise our_error(error) from error
+    except DirectoryError:
+        connection.unbind_s()
+        raise
     return connection
 
 
 def _start_tls(connection: Connection) -> None:
-    """Raises NoAnswer whatever the reason: a server that we may not trust is as good as none."""
+    """Raises NoAnswer also for a refusal: a server that we may not trust is as good as none."""
     try:
         connection.start_tls_s()
+    except SILENCE:
+        raise
     except ldap.LDAPError as error:
-        raise NoAnswer(f"no StartTLS. {our_error(error)}") from error
+        raise NoAnswer(f"it does not do StartTLS: use ldaps://, or have it set up there ({_said(error)})") from error
+
+
+def _bind(directory: Directory, connection: Connection) -> None:
+    """As our own account. Raises Refused with what is wrong with that."""
+    try:
+        connection.simple_bind_s(directory.bind_dn, directory.bind_password)
+    except SILENCE:
+        raise
+    except ldap.LDAPError as error:
+        who = f"our account {directory.bind_dn}" if directory.bind_dn else "us without an account (LDAP_BIND_DN)"
+        refusal = account_state.refusal(error)
+        known = ACCOUNT_TROUBLE.get(type(refusal)) if refusal else BIND_TROUBLE.get(type(error))
+        raise Refused(
+            f"The directory does not take {who}: {known or 'no more is known'}. It says: {_said(error)}"
+        ) from error
+
+
+def _distrust(directory: Directory, server: str, error: ldap.LDAPError) -> NoAnswer:
+    """Why libldap ends a connection to a server that answers: nearly always for its certificate."""
+    if directory.ca_file:
+        try:
+            certificate(directory, server)
+        except NoAnswer as found:
+            return found
+    return NoAnswer(f"it ends the connection ({_said(error)})")
 
 
 def _reach(connection: Connection) -> None:
@@ -127,46 +186,6 @@ def _reach(connection: Connection) -> None:
         raise
     except ldap.LDAPError as error:
         log.debug("An answer is all that was asked for: %s", error)
-
-
-def answers(server: str, timeout: float) -> bool:
-    """Whether anybody is there; whether it is the right one is for libldap to say, whose errors say more.
-
-    Asked before every connection, because libldap itself (2.5 with GnuTLS, as in Debian 12) never returns, with one
-    core at 100 %, when a server accepts the connection and then says nothing to the TLS handshake.
-    """
-    parts = urlsplit(server)
-    if parts.scheme == "ldaps":
-        return _shakes_hands(parts.hostname or "", parts.port or 636, timeout)
-    connection = ldap.initialize(server)
-    connection.set_option(ldap.OPT_NETWORK_TIMEOUT, timeout)
-    connection.set_option(ldap.OPT_TIMEOUT, timeout)
-    try:
-        connection.search_s("", ldap.SCOPE_BASE, attrlist=["1.1"])
-    except SILENCE:
-        return False
-    except ldap.LDAPError:
-        return True  # a refusal is an answer
-    else:
-        return True
-    finally:
-        connection.unbind_s()
-
-
-def _shakes_hands(host: str, port: int, timeout: float) -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with (
-            socket.create_connection((host, port), timeout) as plain,
-            context.wrap_socket(plain, server_hostname=host),
-        ):
-            return True
-    except ssl.SSLError:
-        return True  # a refusal is an answer
-    except OSError:
-        return False
 
 
 @contextmanager
@@ -194,13 +213,16 @@ def translated() -> Iterator[None]:
 
 def our_error(error: ldap.LDAPError) -> DirectoryError:
     """The sentence is for operators; people are told by the kind of error."""
-    facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    said = ": ".join(str(facts[name]) for name in ("desc", "info") if facts.get(name)) or type(error).__name__
-    if isinstance(error, UNTRUSTED):
-        said += "; if the server is up: LDAP_CA_FILE does not vouch for its certificate, or that is for another name"
     if isinstance(error, SILENCE):
-        return NoAnswer(f"The directory does not answer ({said})")
-    return Refused(f"The directory refuses what the portal asks ({said})")
+        return NoAnswer(f"The directory does not answer ({_said(error)})")
+    known = QUESTION_TROUBLE.get(type(error))
+    return Refused(f"The directory refuses what the portal asks ({_said(error)}){f'; {known}' if known else ''}")
+
+
+def _said(error: ldap.LDAPError) -> str:
+    """In the words of libldap and of the server."""
+    facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
+    return ": ".join(str(facts[name]) for name in ("desc", "info") if facts.get(name)) or type(error).__name__
 
 
 def search(connection: Any, base: str, query: str, attributes: list[str]) -> list[Entry]:
@@ -217,6 +239,14 @@ def search(connection: Any, base: str, query: str, attributes: list[str]) -> lis
         page.cookie = cookies[0]
 
 
+def some(connection: Any, base: str, query: str, attributes: list[str], most: int = PAGE) -> list[Entry]:
+    """Up to so many of the entries below `base`, at most a page. Raises LDAPError."""
+    page = SimplePagedResultsControl(False, size=most, cookie="")
+    asked = connection.search_ext(base, ldap.SCOPE_SUBTREE, query, attributes, serverctrls=[page])
+    _, results, _, _ = connection.result3(asked)
+    return [Entry(dn, cidict(values)) for dn, values in results if dn is not None][:most]
+
+
 def read(connection: Any, dn: str, attributes: list[str], query: str = "(objectClass=*)") -> Entry | None:
     """One entry; None if there is none, it does not match, or we may not know of it."""
     try:
@@ -230,7 +260,7 @@ def exists(connection: Any, dn: str) -> bool:
     """Whether there is such a place, as far as the server tells; we need not be allowed to read it itself."""
     try:
         connection.search_s(dn, ldap.SCOPE_BASE, attrlist=["1.1"])
-    except (ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX):
+    except NOT_HERE:
         return False
     except ldap.INSUFFICIENT_ACCESS:
         log.debug("%s may not be read", dn)

@@ -13,7 +13,7 @@ import ldap.filter
 
 from portal.accounts.directory import account_state
 from portal.accounts.directory.configuration import Directory
-from portal.accounts.directory.connection import Connection, Entry, exists, read, search, service_connection
+from portal.accounts.directory.connection import Connection, Entry, exists, read, search, service_connection, some
 from portal.accounts.directory.errors import Refused
 from portal.accounts.directory.groups import Groups, holders, locate
 from portal.accounts.directory.values import first, first_bytes, guid_filter, guid_text
@@ -61,6 +61,8 @@ def look_up(directory: Directory, ids: Collection[str], remembered: Mapping[str,
     with service_connection(directory) as connection:
         if not exists(connection, directory.user_base):
             raise Refused(f"There is no {directory.user_base}, or we may not read it (LDAP_USER_BASE)")
+        if not wanted and not some(connection, directory.user_base, directory.filter_of_all, ["1.1"], 1):
+            raise Refused(f"Nobody below {directory.user_base} matches LDAP_USER_FILTER {directory.user_filter}")
         groups = locate(directory, connection, remembered or {})
         entries: list[Entry] = []
         for start in range(0, len(wanted), CHUNK):
@@ -95,33 +97,39 @@ def in_full(directory: Directory, connection: Connection, entry: Entry, remember
 
 
 def by_name(directory: Directory, connection: Connection, typed: str) -> Entry | None:
-    """The entry of whoever signs in by what was typed; None if there is none, or several.
+    """The entry of whoever signs in by what was typed; None if there is none, or several. Raises LDAPError."""
+    found = all_by_name(directory, connection, typed)
+    return found[0] if len(found) == 1 else None
+
+
+def all_by_name(directory: Directory, connection: Connection, typed: str) -> list[Entry]:
+    """The entries that what was typed may mean. Nobody signs in by it if they are several.
 
     An account name goes before all else, so that nobody's mail address can stand in another's way. Raises LDAPError.
     """
     for query in _queries(directory, connection, unicodedata.normalize("NFKC", typed).strip()):
         found = search(connection, directory.user_base, query, directory.attributes)
         if found:
-            return found[0] if len(found) == 1 else None
-    return None
+            return found
+    return []
 
 
 def _queries(directory: Directory, connection: Connection, name: str) -> list[str]:
     """Filters to try one after the other."""
     domain, separator, account = name.rpartition("\\")
     if directory.kind == "activedirectory" and separator:
-        return [directory.filter_by_name(account)] if domain.casefold() in _domains(connection) else []
+        return [directory.filter_by_name(account)] if domain.casefold() in domains(connection) else []
     queries = [directory.filter_by_name(name)]
     if "@" in name:
         queries += [directory.filter_by(attribute, name) for attribute in directory.other_names]
         account, _, domain = name.rpartition("@")
-        if directory.kind == "activedirectory" and domain.casefold() in _domains(connection):
+        if directory.kind == "activedirectory" and domain.casefold() in domains(connection):
             # An implicit user principal name ([MS-ADTS] 5.1.1.1.1): everybody has one, whatever the attribute says.
             queries.insert(-1 if directory.other_names else len(queries), directory.filter_by_name(account))
     return queries
 
 
-def _domains(connection: Connection) -> frozenset[str]:
+def domains(connection: Connection) -> frozenset[str]:
     """What stands before a backslash or behind an @ and means this domain, in lower case: its two names."""
     names = ["defaultNamingContext", "configurationNamingContext"]
     root = read(connection, "", names)
@@ -147,7 +155,7 @@ def person_of(directory: Directory, entry: Entry, held: Collection[str], groups:
     Raises Refused for an entry without a name or an id, or with one that is longer than our columns.
     """
     attributes, now = entry.attributes, datetime.now(UTC)
-    username = unicodedata.normalize("NFKC", first(attributes, directory.username_attribute)).strip().lower()
+    username = account_name(directory, attributes)
     id = identity(directory, attributes)
     for value, most, variable in (
         (username, LONGEST_NAME, "LDAP_USERNAME_ATTRIBUTE"),
@@ -185,6 +193,11 @@ def security_ids_of_asker(connection: Any) -> list[bytes]:
     """The person's own and those of their groups; none if the server has no such thing."""
     answer = connection.search_s("", ldap.SCOPE_BASE, attrlist=["tokenGroups"])
     return [value for _, attributes in answer for value in attributes.get("tokenGroups", []) if value]
+
+
+def account_name(directory: Directory, attributes: Mapping[str, Any]) -> str:
+    """The name here, in one spelling."""
+    return unicodedata.normalize("NFKC", first(attributes, directory.username_attribute)).strip().lower()
 
 
 def identity(directory: Directory, attributes: Mapping[str, Any]) -> str:

@@ -236,11 +236,11 @@ class Walk:
     def _candidates(self, members: frozenset[str]) -> list[str]:
         """Those that may be groups: below where groups are, and not where only people are."""
         groups, people = self.directory.group_base, self.directory.user_base
-        only_people = people if people and people != groups and not _is_below(groups, people) else None
+        only_people = people if people and people != groups and not is_below(groups, people) else None
         found = [
             member
             for member in members - self.people
-            if _is_below(member, groups) and not (only_people and _is_below(member, only_people))
+            if is_below(member, groups) and not (only_people and is_below(member, only_people))
         ]
         if len(found) > FEW and self.all_groups is None:
             self.all_groups = self._list_groups()
@@ -273,7 +273,7 @@ def _normals(values: Iterable[Any]) -> Iterable[str]:
             log.warning("A group has a member that is not a DN: %.200r", dn)
 
 
-def _is_below(dn: str, base: str) -> bool:
+def is_below(dn: str, base: str) -> bool:
     """Both in normal form."""
     return dn == base or dn.endswith(f",{base}") or not base
 
