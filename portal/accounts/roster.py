@@ -58,11 +58,14 @@ class Plan:
     def check(self) -> None:
         """Raises Implausible if more than half of our people would lose what they have here, or if all have gone."""
         if self.ours and not self.staying:
-            raise Implausible(f"None of our {self.ours} people is in the directory; nothing was changed.")
+            raise Implausible(
+                f"None of our {self.ours} people is in the directory; nothing was changed."
+                " Are LDAP_USER_BASE, LDAP_USER_FILTER and LDAP_ID_ATTRIBUTE still right?"
+            )
         if self.losing * 2 > self.ours:
             raise Implausible(
                 f"{self.losing} of our {self.ours} people would lose their access; nothing was changed."
-                " If that is right, repeat it with --force."
+                " See with checkdirectory whom each group holds; if it is right, repeat it with --force."
             )
 
 

@@ -2,13 +2,21 @@
 
 import contextlib
 import http.server
+import ipaddress
 import json
 import re
+import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import ldap
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from django.core.management import CommandError, call_command
 
 from portal.accounts import people
@@ -125,6 +133,41 @@ def web_server() -> Iterator[int]:
             server.shutdown()
 
 
+@contextlib.contextmanager
+def tls_server(certificate: Path) -> Iterator[int]:
+    """Shakes hands with its certificate and says no more; gives its port."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    class ShakeHands(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError), context.wrap_socket(self.request, server_side=True) as encrypted:
+                encrypted.recv(1)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), ShakeHands) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.05,)).start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+
+
+def write_certificate(path: Path, *, starts: timedelta, ends: timedelta) -> None:
+    """One for 127.0.0.1 that vouches for itself, with its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    made = made.serial_number(x509.random_serial_number()).not_valid_before(now + starts).not_valid_after(now + ends)
+    made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    signed = made.add_extension(addresses, critical=False).sign(key, hashes.SHA256())
+    encoding, plain = serialization.Encoding.PEM, serialization.NoEncryption()
+    secret = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, plain)
+    path.write_bytes(signed.public_bytes(encoding) + secret)
+
+
 class TestAddresses:
     """The cause is in the line, whichever command is asked, and none waits for longer than it says."""
 
@@ -145,6 +188,15 @@ class TestAddresses:
         assert "write ldap://" in cause(directory.uri.replace("ldap", "ldaps"))
         plain = {"LDAP_START_TLS": "false", "LDAP_CA_FILE": None}
         assert "write ldaps://" in cause(directory.tls_uri.replace("ldaps", "ldap"), **plain)
+
+    @pytest.mark.parametrize(
+        ("starts", "ends", "told"), [(-2, -1, "has expired"), (1, 2, "is the clock of this machine right?")]
+    )
+    def test_a_certificate_of_another_day(self, cause, tmp_path, starts, ends, told):
+        file = tmp_path / "server.pem"
+        write_certificate(file, starts=timedelta(days=starts), ends=timedelta(days=ends))
+        with tls_server(file) as port:
+            assert told in cause(f"ldaps://127.0.0.1:{port}", LDAP_CA_FILE=str(file))
 
     def test_a_web_server(self, cause):
         with web_server() as port:

@@ -122,4 +122,4 @@ def _shakes_hands(context: ssl.SSLContext, plain: socket.socket, host: str) -> b
 
 
 def _no_answer(timeout: float, hint: str = "") -> NoAnswer:
-    return NoAnswer(f"no answer within {timeout:g} s{hint}")
+    return NoAnswer(f"no answer within {timeout:g} s (LDAP_TIMEOUT){hint}")

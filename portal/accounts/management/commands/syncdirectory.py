@@ -46,7 +46,7 @@ def _adopt(directory: Directory, name: str) -> str:
         raise CommandError(f"There is no local account {name}.")
     person = find(directory, name, directory_groups.remembered())
     if person is None:
-        raise CommandError(f"Nobody in the directory signs in as {name}.")
+        raise CommandError(f"Nobody in the directory signs in as {name}; checkdirectory {name} says why.")
     if holder := User.objects.filter(directory_id=person.id).first():
         raise CommandError(f"{person.username} has an account already: {holder.get_username()}.")
     people.adopt(user, person)
