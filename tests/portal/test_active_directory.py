@@ -431,3 +431,6 @@ class TestCheck:
     def test_another_domain_before_the_name_is_named(self, failures):
         [line] = failures("OTHER\\suzuki")
         assert "OTHER is no name of this domain (corp, corp.example.com)" in line
+
+    def test_where_nobody_can_be_a_person_is_told_in_words(self, failures):
+        assert not any("acl_read" in line for line in failures("suzuki", LDAP_USER_BASE=f"OU=Peple,{SUFFIX}"))

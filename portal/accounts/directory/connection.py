@@ -222,7 +222,9 @@ def our_error(error: ldap.LDAPError) -> DirectoryError:
 def _said(error: ldap.LDAPError) -> str:
     """In the words of libldap and of the server."""
     facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    return ": ".join(str(facts[name]) for name in ("desc", "info") if facts.get(name)) or type(error).__name__
+    # Of a place that is not there Samba tells no more than a line of its source.
+    told = ("desc",) if isinstance(error, ldap.NO_SUCH_OBJECT) else ("desc", "info")
+    return ": ".join(str(facts[name]) for name in told if facts.get(name)) or type(error).__name__
 
 
 def search(connection: Any, base: str, query: str, attributes: list[str]) -> list[Entry]:

@@ -9,7 +9,7 @@ import ldap.filter
 from portal.accounts.directory.configuration import Directory, normal
 from portal.accounts.directory.connection import Connection, Entry, exists, read, search, some
 from portal.accounts.directory.findings import Finding, classes, nearest, no_such_place, purpose
-from portal.accounts.directory.groups import FEW, Group, Walk, is_below, locate, posix_members
+from portal.accounts.directory.groups import FEW, Group, Groups, Walk, is_below, locate, posix_members
 from portal.accounts.directory.values import text
 
 # What an entry is that is named in place of a group.
@@ -68,6 +68,20 @@ def examine_groups(directory: Directory, connection: Connection, remembered: Map
         elif is_all_empty and holding.is_empty:
             words += f"; is LDAP_GROUP_TYPE={directory.group_type} how groups list their members there?"
         yield Finding(False if is_wrong else None, f"{name}: {words}")
+    admitted = holdings.get(directory.required_group)
+    if admitted and admitted.count and _admits_no_operator(directory, connection, walk, groups):
+        yield Finding(False, "none of LDAP_OPERATOR_GROUP is in LDAP_REQUIRED_GROUP, so no operator may sign in")
+
+
+def _admits_no_operator(directory: Directory, connection: Connection, walk: Walk, groups: Groups) -> bool:
+    """Whether LDAP_REQUIRED_GROUP shuts out all of LDAP_OPERATOR_GROUP, which lists its members."""
+    operators, admitted = groups.found.get(directory.operator_group), groups.found.get(directory.required_group)
+    if operators is None or admitted is None or directory.group_type not in LISTS[:2]:
+        return False
+    members = walk.closure(operators.dn).members
+    entries = (read(connection, dn, ["primaryGroupID"], directory.filter_of_all) for dn in sorted(members)[:FEW])
+    people = [entry for entry in entries if entry is not None]
+    return bool(people) and len(members) <= FEW and not any(map(walk.closure(admitted.dn).holds, people))
 
 
 def _has_people(directory: Directory, connection: Connection) -> bool:
@@ -162,7 +176,10 @@ def _why_empty(directory: Directory, connection: Connection, group: Group) -> st
     if {name.lower() for name in map(text, entry.attributes.get("objectClass", []))} & NO_GROUPS:
         return f"it is not a group (objectClass {classes(entry)})"
     used = next((name for name in LISTS if name != directory.group_type and entry.attributes.get(name)), "")
-    if not used or (directory.group_type == "memberOf" and not _lists_people(directory, connection, entry)):
+    if not used:
+        return ""
+    # Also where people have memberOf, a group may list members, but then none who is a person.
+    if directory.group_type == "memberOf" and used != "memberUid" and not _lists_people(directory, connection, entry):
         return ""
     return f"its members are in {used}, but LDAP_GROUP_TYPE is {directory.group_type}"
 
