@@ -17,7 +17,10 @@ def main() -> None:
     except (ValueError, ImproperlyConfigured) as error:  # environs' errors are ValueErrors
         # A wrong environment is the operator's to mend: its sentence, not our stack.
         sys.exit(f"madoguchi: {error}")
-    execute_from_command_line(sys.argv)
+    try:
+        execute_from_command_line(sys.argv)
+    except KeyboardInterrupt:
+        sys.exit(130)  # Ctrl-C: what shells expect of it, and no stack
 
 
 if __name__ == "__main__":

@@ -1,11 +1,56 @@
-"""Tables as a terminal shows them."""
+"""What a terminal is shown: tables, and text from files and hosts that nobody here has written.
 
+Such text may hold anything: escapes that colour a terminal, move its cursor or set its title, line breaks that make up
+a row, characters that turn the order of reading round. One function makes it harmless and bounds its length.
+"""
+
+import unicodedata
 from collections.abc import Iterable, Sequence
+
+WIDEST = 60  # columns that one cell may give to its column; a longer one moves only its own row
+MOST = 200  # characters of a cell
+MOST_OF_FIRST = 4096  # of the first one, which names what a row is about and is copied, as a path
+IDEOGRAPHIC_SPACE = "\u3000"  # not printable to Python, and common in Japanese
 
 
 def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    """Lines; each column is as wide as its widest cell."""
-    lines = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    """Lines; each column is as wide as its widest cell, within bounds. Cells are cleaned."""
+    lines = [[clean(cell, MOST if at else MOST_OF_FIRST) for at, cell in enumerate(line)] for line in [head, *rows]]
+    widths = [_width(column) for column in zip(*lines, strict=True)]
     for line in lines:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        yield "  ".join(
+            cell + " " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)
+        ).rstrip()
+
+
+def _width(column: Sequence[str]) -> int:
+    widths = list(map(_columns, column))
+    return max(width for at, width in enumerate(widths) if width <= WIDEST or not at)  # the head, however long
+
+
+def clean(text: str, most: int = MOST_OF_FIRST) -> str:
+    """The text on one line, with what cannot be printed written out (`\\x1b`), and cut to so many characters."""
+    shown = "".join(map(_shown, text[: most + 1]))
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
+
+
+def clean_lines(text: str) -> str:
+    """The same for text of several lines."""
+    return "\n".join(map(clean, text.split("\n")))
+
+
+def is_printable(text: str) -> bool:
+    """Whether it is shown as it is."""
+    return all(character.isprintable() or character == IDEOGRAPHIC_SPACE for character in text)
+
+
+def _shown(character: str) -> str:
+    return character if is_printable(character) else ascii(character)[1:-1]
+
+
+def _columns(text: str) -> int:
+    """How wide it is shown: Chinese and Japanese characters take two columns, accents of their own none."""
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )

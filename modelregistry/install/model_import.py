@@ -2,25 +2,37 @@
 
 A copy is made in a hidden folder beside its place and appears by one rename, so nothing half-made is ever taken for a
 model. What was copied before a break is kept and gone on with: a journal holds how far each file was safely on disk,
-and the SHA-256 of that much of the source. At the end every file is read back and compared. No Django.
+and the SHA-256 of that much of the source. At the end every file is read back and compared.
+
+Whoever fills the share is not trusted with this machine: a link is followed only within what the operator named (and
+from a snapshot of Hugging Face's cache into its blobs), so that nothing else is read or copied under a model's name.
+No Django.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from modelregistry.files.regular import open_regular_file
+from modelregistry.terminal import is_printable
 
-DEPTH = 4  # folders below the one that was named
-MOST = 2000  # entries of a folder that are looked at, and files of a model
+DEPTH = 4  # folders below the one that was named in which models are looked for
+MOST_FOLDERS = 20_000  # that are looked at: some seconds, also when somebody names /
+MOST_NOTES = 20  # about what could not be looked at
+WITHIN = 16  # folders within a model
+MOST = 2000  # entries of a folder that are looked at, and of a model
 PIECE = 16 * 2**20  # bytes read at a time
 SAVED_EVERY = 256 * 2**20  # bytes after which a break costs nothing: flushing to disk takes its time
 SPARE = 2 * 10**9  # bytes that stay free: logs and perhaps the database share the disk
@@ -30,21 +42,45 @@ SUMS = "SHA256SUMS"  # as `sha256sum -c` reads it
 _MARKS = frozenset({"config.json", "params.json", "adapter_config.json", "model_index.json"})
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_PROJECTOR = re.compile(r"[-_.]?mmproj[-_.]?", re.IGNORECASE)  # what lets a model see or hear, beside its own files
+_ALIKE = 4  # letters that a projector's name shares with its model's, at least
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}")  # with room for what we put around it
 _BLOB = re.compile(r"[0-9a-f]{64}")  # a file of Hugging Face's cache is called by its SHA-256
+# After these the same command may well go through.
+_PASSING = frozenset(
+    [
+        *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN),
+        *(errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOTCONN),
+    ]
+)
 
 
 class CannotImport(Exception):
     """A sentence for the operator."""
 
 
+class DanglingLink(CannotImport):
+    """A link without its file. What the files as a whole look like may tell more than this."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Something that may be a model. `path`: as an engine is given it; `name`: of the folder that it would get here."""
+    """Something that may be a model. `path`: as an engine is given it; `name`: of the folder that it would get here;
+    `places`: the folders, with all links followed, beyond which none of its links may lead.
+    """
 
     engine: str
     path: Path
     name: str
+    places: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """`models`: by path. `notes`: sentences about what was not looked at."""
+
+    models: list[Found]
+    notes: list[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,52 +96,157 @@ ReportProgress = Callable[[Progress], None]
 # --- Finding
 
 
-def find_models(root: Path) -> list[Found]:
-    """What lies at a path or in the folders below it, by path. Hidden entries are left out. Raises CannotImport."""
+def find_models(root: Path) -> Listing:
+    """What lies at a path or in the folders below it. Hidden entries are left out. Raises CannotImport."""
     try:
         if root.is_dir():
-            return list(_in_folder(root, root.name, DEPTH))
+            return _Search(root).run()
         if root.suffix == ".gguf" and root.exists():
-            return [Found(engine="llama.cpp", path=root, name=_stem(root))]
+            places = _places(root.parent.resolve())
+            return Listing(models=[Found(engine="llama.cpp", path=root, name=_stem(root), places=places)], notes=[])
     except OSError as error:
-        raise CannotImport(f"{error.filename or root} cannot be read: {error.strerror}.") from error
-    if not root.exists():
+        raise _unreadable(error, root) from error
+    if not os.path.lexists(root):
         raise CannotImport(f"{root} does not exist.")
     raise CannotImport(f"{root} is neither a folder nor a GGUF file.")
 
 
-def _in_folder(folder: Path, name: str, depth: int) -> Iterator[Found]:
-    names = sorted(entry for entry in os.listdir(folder) if not entry.startswith("."))[:MOST]
-    if snapshot := _snapshot(folder, names):
-        yield from _in_folder(snapshot, folder.name.rpartition("--")[2] or folder.name, depth)
-        return
-    model = not _MARKS.isdisjoint(names) or any(entry.endswith(_WEIGHTS) for entry in names)
-    if model:
-        yield Found(engine="vllm", path=folder, name=name)
-    for first in _first_parts(entry for entry in names if entry.endswith(".gguf")):
-        yield Found(engine="llama.cpp", path=folder / first, name=_stem(folder / first))
-    if not model and depth:
-        for entry in names:
-            if (folder / entry).is_dir() and os.access(folder / entry, os.R_OK | os.X_OK):
-                yield from _in_folder(folder / entry, entry, depth - 1)
+def _places(root: Path) -> tuple[Path, ...]:
+    """Where links may lead: within what was named; from a snapshot of Hugging Face's cache also into its blobs."""
+    caches = [one.parent for one in (root, *root.parents) if one.name == "snapshots"]
+    return (root, *(cache / "blobs" for cache in caches[:1]))
 
 
-def _snapshot(folder: Path, names: list[str]) -> Path | None:
-    """The newest of a folder of Hugging Face's cache."""
-    if not {"snapshots", "blobs"} <= set(names):
-        return None
-    found = sorted(
-        (one for one in (folder / "snapshots").iterdir() if one.is_dir()), key=lambda one: one.stat().st_mtime
-    )
-    return found[-1] if found else None
+def _is_within(path: Path, places: Iterable[Path]) -> bool:
+    return any(path.is_relative_to(place) for place in places)
 
 
-def _first_parts(names: Iterator[str]) -> list[str]:
-    """One name for each GGUF model: the first of its parts that is there. Projectors are parts for a model."""
+def _unreadable(error: OSError, path: Path) -> CannotImport:
+    return CannotImport(f"{error.filename or path} cannot be read: {error.strerror}.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    path: Path
+    name: str  # of the model, if it is one
+    depth: int  # below the one that was named
+
+
+class _Search:
+    """Looks through the folders below one, the nearest first, each once; what cannot be read is noted, not the end."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.places = _places(root.resolve())
+        self.models: list[Found] = []
+        self.notes: list[str] = []
+        self.seen: set[tuple[int, int]] = set()  # device and inode: links lead to the same folder twice, or round
+        self.deeper = False
+
+    def run(self) -> Listing:
+        waiting = deque([_Folder(self.root, _name_of(self.root), 0)])
+        while waiting and len(self.seen) < MOST_FOLDERS:
+            folder = waiting.popleft()
+            try:
+                waiting += self._look(folder)
+            except OSError as error:
+                if folder.path == self.root:
+                    raise
+                self.notes.append(str(_unreadable(error, folder.path)))
+        return Listing(models=sorted(self.models, key=lambda one: str(one.path)), notes=self._all_notes(bool(waiting)))
+
+    def _all_notes(self, unfinished: bool) -> list[str]:
+        notes = self.notes[:MOST_NOTES]
+        if more := len(self.notes) - len(notes):
+            notes.append(f"{more} more could not be looked at.")
+        if unfinished:
+            notes.append(f"The first {MOST_FOLDERS} folders below {self.root} were looked at: name one further down.")
+        elif self.deeper:
+            notes.append(f"It was looked {DEPTH} folders deep; what lies deeper is found when a folder there is named.")
+        return notes
+
+    def _look(self, folder: _Folder) -> list[_Folder]:
+        """Takes what lies in a folder, and returns the folders in it that are still to be looked at."""
+        state = folder.path.stat()
+        if (state.st_dev, state.st_ino) in self.seen:
+            return []
+        self.seen.add((state.st_dev, state.st_ino))
+        names = self._names(folder.path)
+        if {"snapshots", "blobs"} <= set(names) and (snapshot := self._snapshot(folder.path)):
+            return [_Folder(snapshot, _cached_name(folder.path), folder.depth)]
+        is_model = not _MARKS.isdisjoint(names) or any(name.endswith(_WEIGHTS) for name in names)
+        if is_model:
+            self.models.append(Found(engine="vllm", path=folder.path, name=folder.name, places=self.places))
+        for first in _first_parts(names):
+            path = folder.path / first
+            self.models.append(Found(engine="llama.cpp", path=path, name=_stem(path), places=self.places))
+        if is_model:
+            return []
+        inner = [folder.path / name for name in names if self._is_folder(folder.path / name)]
+        self.deeper |= bool(inner) and folder.depth == DEPTH
+        return [_Folder(path, path.name, folder.depth + 1) for path in inner if folder.depth < DEPTH]
+
+    def _names(self, folder: Path) -> list[str]:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+        if len(names) > MOST:
+            self.notes.append(f"{folder} holds {len(names)} entries; the first {MOST} were looked at.")
+        return names[:MOST]
+
+    def _is_folder(self, path: Path) -> bool:
+        """Whether it is a folder that may be looked into."""
+        try:
+            if not path.is_dir():
+                return False
+            target = path.resolve() if path.is_symlink() else None
+        except OSError as error:
+            self.notes.append(str(_unreadable(error, path)))
+            return False
+        if target and not _is_within(target, self.places):
+            self.notes.append(f"{path} is a link out of {self.root}, to {target}: name that folder to see it.")
+            return False
+        return True
+
+    def _snapshot(self, cache: Path) -> Path | None:
+        """The one of a folder of Hugging Face's cache that `main` names, else the newest; a whole one before others."""
+        found = [one for one in (cache / "snapshots").iterdir() if one.is_dir()]
+        found.sort(key=lambda one: (one.name == _main(cache), one.stat().st_mtime), reverse=True)
+        whole = next((one for one in found if _looks_whole(one)), None)
+        if whole and whole != found[0]:
+            self.notes.append(f"{found[0]} is not whole; {whole.name} is taken instead.")
+        return whole or next(iter(found), None)
+
+
+def _main(cache: Path) -> str:
+    """The revision that `main` was when the model was fetched."""
+    try:
+        with open_regular_file(cache / "refs" / "main") as file:
+            return file.read(100).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _looks_whole(snapshot: Path) -> bool:
+    """Weights, or a folder that may hold them, and no link without its file: what a broken download leaves."""
+    entries = list(snapshot.iterdir())
+    weights = any(one.suffix in (*_WEIGHTS, ".gguf") or one.is_dir() for one in entries)
+    return weights and all(one.exists() for one in entries)
+
+
+def _name_of(folder: Path) -> str:
+    """A snapshot is called by its commit: the model's name is that of the cache's folder."""
+    return _cached_name(folder.parent.parent) if folder.parent.name == "snapshots" else folder.name
+
+
+def _cached_name(cache: Path) -> str:
+    return cache.name.rpartition("--")[2] or cache.name
+
+
+def _first_parts(names: Iterable[str]) -> list[str]:
+    """One name for each GGUF model: the first of its parts that is there. Projectors only where they are alone."""
+    files = sorted(name for name in names if name.endswith(".gguf"))
     found: dict[str, str] = {}
-    for name in sorted(names):
-        if not name.startswith("mmproj"):
-            found.setdefault(_PART.sub("", name), name)
+    for name in [name for name in files if not _PROJECTOR.search(name)] or files:
+        found.setdefault(_PART.sub("", name), name)
     return list(found.values())
 
 
@@ -113,37 +254,122 @@ def _stem(path: Path) -> str:
     return _PART.sub("", path.name).removesuffix(".gguf")
 
 
+# --- What a model consists of
+
+
 def files_of(found: Found) -> dict[str, Path]:
-    """The files of a model by their paths within its folder; links are followed to files. Raises CannotImport."""
+    """The files of a model by their paths within its folder; links are followed to files. Raises CannotImport.
+
+    Nothing is left out without a word but hidden entries (.git, .cache): what cannot be copied makes it raise.
+    """
+    contents = _Contents(found)
     try:
-        files = _parts(found.path) if found.engine == "llama.cpp" else dict(_all_files(found.path, "", DEPTH))
+        if found.engine == "llama.cpp":
+            contents.add_gguf()
+        else:
+            contents.add_folder()
     except OSError as error:
-        raise CannotImport(f"{error.filename or found.path} cannot be read: {error.strerror}.") from error
-    if len(files) > MOST:
-        raise CannotImport(f"{found.path} holds more than {MOST} files, which no model has.")
-    return files
+        raise _unreadable(error, found.path) from error
+    if contents.faults:
+        raise min(contents.faults, key=lambda fault: isinstance(fault, DanglingLink))
+    return contents.files
 
 
-def _parts(first: Path) -> dict[str, Path]:
-    if not (part := _PART.search(first.name)):
-        return {first.name: first}
-    pattern = re.compile(re.escape(first.name[: part.start()]) + rf"-\d{{5}}-of-{part[2]}\.gguf")
-    return {one.name: one for one in sorted(first.parent.iterdir()) if pattern.fullmatch(one.name)}
+def projectors_of(found: Found) -> list[str]:
+    """The names of files beside a GGUF model that let it see or hear: for --mmproj. Raises OSError."""
+    if found.engine != "llama.cpp" or _PROJECTOR.search(found.path.name):
+        return []
+    names = sorted(name for name in os.listdir(found.path.parent) if name.endswith(".gguf") and name[0] != ".")
+    models = {_PART.sub("", name).removesuffix(".gguf") for name in names if not _PROJECTOR.search(name)}
+    return [name for name in names if _PROJECTOR.search(name) and _stem(found.path) in _models_of(name, models)]
 
 
-def _all_files(folder: Path, below: str, depth: int) -> Iterator[tuple[str, Path]]:
-    for entry in sorted(os.listdir(folder))[: MOST + 1]:
-        path = folder / entry
-        if entry.startswith(".") or entry == SUMS:
-            continue
-        if path.is_file():
-            yield below + entry, path
-        elif path.is_dir() and not path.is_symlink() and depth:
-            yield from _all_files(path, f"{below}{entry}/", depth - 1)
-        elif path.is_symlink() and not path.exists():
-            raise CannotImport(
-                f"{path} is a link that leads nowhere ({os.readlink(path)}): the copy would not be whole."
+def _models_of(projector: str, models: set[str]) -> set[str]:
+    """Those whose names are most like its own; all where it is called by none ("mmproj-F16.gguf")."""
+    name = _PROJECTOR.sub("", projector.removesuffix(".gguf"))
+    alike = {model: _letters_in_common(name.lower(), model.lower()) for model in models}
+    most = max(alike.values(), default=0)
+    return {model for model, letters in alike.items() if letters == most} if most >= _ALIKE else models
+
+
+def _letters_in_common(one: str, other: str) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+@dataclass(slots=True)
+class _Contents:
+    """What was found of a model, and what of it cannot be copied."""
+
+    found: Found
+    files: dict[str, Path] = field(default_factory=dict)
+    faults: list[CannotImport] = field(default_factory=list)
+    looked: int = 0
+
+    def add_gguf(self) -> None:
+        """All parts of it, and its projectors."""
+        first = self.found.path
+        names = [first.name]
+        if part := _PART.search(first.name):
+            pattern = re.compile(re.escape(first.name[: part.start()]) + rf"-\d{{5}}-of-{part[2]}\.gguf")
+            names = sorted(name for name in os.listdir(first.parent) if pattern.fullmatch(name))
+        for name in [*names, *projectors_of(self.found)]:
+            self._count()
+            self._add(name, first.parent / name)
+
+    def add_folder(self) -> None:
+        way: tuple[Path, ...] = (self.found.path.resolve(),)
+        folders = [("", self.found.path, way)]
+        while folders:
+            below, folder, way = folders.pop()
+            for entry in sorted(os.listdir(folder)):
+                self._count()
+                name, path = below + entry, folder / entry
+                if entry.startswith(".") or name == SUMS or not self._add(name, path):
+                    continue
+                target = path.resolve()
+                if target in way:
+                    self.faults.append(CannotImport(f"{path} is a link to a folder that it lies in: remove it first."))
+                elif len(way) > WITHIN:
+                    raise CannotImport(f"{path} lies more than {WITHIN} folders deep, as nothing of a model does.")
+                else:
+                    folders.append((name + "/", path, (*way, target)))
+
+    def _count(self) -> None:
+        self.looked += 1
+        if self.looked > MOST:
+            raise CannotImport(f"{self.found.path} holds more than {MOST} files, which no model has.")
+
+    def _add(self, name: str, path: Path) -> bool:
+        """Takes a file, or notes why it cannot be taken; True: it is a folder that is to be looked into."""
+        if not is_printable(name):
+            self.faults.append(
+                CannotImport(f"{path} has characters in its name that cannot be printed: rename it first.")
             )
+            return False
+        try:
+            target = Path(os.path.realpath(path, strict=True))
+        except OSError as error:
+            if not path.is_symlink():
+                raise
+            where = f"{path} is a link that leads nowhere ({os.readlink(path)}: {error.strerror})"
+            self.faults.append(DanglingLink(f"{where}: the copy would not be whole."))
+            return False
+        if not _is_within(target, self.found.places):
+            self.faults.append(_leads_out(path, target, self.found.places))
+            return False
+        kind = target.stat().st_mode
+        if stat.S_ISREG(kind):
+            self.files[name] = path
+        elif not stat.S_ISDIR(kind):
+            self.faults.append(CannotImport(f"{path} is neither a file nor a folder: remove it first."))
+        return stat.S_ISDIR(kind)
+
+
+def _leads_out(path: Path, target: Path, places: tuple[Path, ...]) -> CannotImport:
+    return CannotImport(
+        f"{path} is a link out of {places[0]}, to {target}, which is not followed: put the file itself there, or name "
+        "a folder that holds both."
+    )
 
 
 # --- Copying
@@ -156,7 +382,9 @@ def copy_model(found: Found, models: Path, *, name: str = "", tell: ReportProgre
     """
     name = name or found.name
     if not _NAME.fullmatch(name):
-        raise CannotImport(f"“{name}” is no name for a folder: use letters, digits and . _ + - (--as NAME).")
+        raise CannotImport(f"“{name}” is no name for a folder: use up to 200 letters, digits and . _ + - (--as NAME).")
+    if found.engine == "vllm" and models.resolve().is_relative_to(found.path.resolve()):
+        raise CannotImport(f"{models} lies within the model itself: give another folder (--to DIR).")
     target = models / name
     files = files_of(found)
     if not files:
@@ -164,26 +392,30 @@ def copy_model(found: Found, models: Path, *, name: str = "", tell: ReportProgre
     try:
         models.mkdir(parents=True, exist_ok=True)
         with _alone(models / f".{name}.lock"):
-            if target.exists():
+            if os.path.lexists(target):
                 raise CannotImport(f"{target} is there already: remove it, or give another name (--as NAME).")
             workspace = models / f".{name}.part"
+            if workspace.is_symlink():
+                raise CannotImport(f"{workspace} is a link, which no import made: remove it.")
             workspace.mkdir(exist_ok=True)
-            _Copy(workspace, files, tell).run()
+            _Copy(workspace, files, found.places, tell).run()
             workspace.rename(target)
             _flush(models)
     except OSError as error:
-        raise CannotImport(
-            f"{error.filename or target}: {error.strerror}. Run it again, and it goes on where it was."
-        ) from error
+        again = " Run it again, and it goes on where it was." if error.errno in _PASSING else ""
+        raise CannotImport(f"{error.filename or target}: {error.strerror}.{again}") from error
     return target / found.path.name if found.engine == "llama.cpp" else target
 
 
 class _Copy:
     """One run. `known`: of each file, size and time of its source, and how far it is on disk: bytes, their SHA-256."""
 
-    def __init__(self, workspace: Path, files: Mapping[str, Path], tell: ReportProgress) -> None:
+    def __init__(
+        self, workspace: Path, files: Mapping[str, Path], places: tuple[Path, ...], tell: ReportProgress
+    ) -> None:
         self.workspace = workspace
         self.files = files
+        self.places = places
         self.tell = tell
         self.journal = workspace / ".journal"
         self.known = _read(self.journal)
@@ -214,16 +446,20 @@ class _Copy:
 
     def _forget_what_is_no_part(self) -> None:
         """The source may have been another one at an earlier try."""
-        for path in self.workspace.rglob("*"):
+        folders = {str(folder) for name in self.files for folder in Path(name).parents}
+        for path in sorted(self.workspace.rglob("*"), reverse=True):  # what lies in a folder comes before it
             name = str(path.relative_to(self.workspace))
-            if not path.is_dir() and path != self.journal and name not in self.files:
-                path.unlink()
+            if path.is_symlink() or not path.is_dir():
+                if path.is_symlink() or (path != self.journal and name not in self.files):
+                    path.unlink()
+            elif name not in folders:
+                path.rmdir()
 
     def _one(self, name: str, source: Path, before: int) -> str:
         """Copies what is missing of a file; the SHA-256 of the source."""
         target = self.workspace / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with open_regular_file(source) as reading, target.open("ab+") as writing:
+        with _open_within(source, self.places) as reading, target.open("ab+") as writing:
             seen = os.fstat(reading.fileno())
             identity = [seen.st_size, seen.st_mtime_ns]
             digest, done = self._kept(name, writing, identity)
@@ -284,6 +520,16 @@ class _Copy:
             )
 
 
+def _open_within(source: Path, places: tuple[Path, ...]) -> BinaryIO:
+    """Opens a file that a link may lead to, and looks where it is: links may have changed since they were looked at."""
+    file = open_regular_file(source)
+    target = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
+    if not _is_within(target, places):
+        file.close()
+        raise _leads_out(source, target, places)
+    return file
+
+
 def _read(journal: Path) -> dict[str, Any]:
     try:
         known = json.loads(journal.read_text())
@@ -306,7 +552,8 @@ def _flush(folder: Path) -> None:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    # Never through a link: it would empty or make a file elsewhere.
+    with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from modelregistry.install import model_import
 from modelregistry.install.model_import import CannotImport, Found
+from modelregistry.management.commands import importmodel
+from modelregistry.models import Host, HostReport
 from tests.modelregistry import paper_models
 
 
@@ -45,7 +48,7 @@ def share(tmp_path) -> Path:
 
 
 def found_in(share: Path) -> dict[str, Found]:
-    return {one.name: one for one in model_import.find_models(share)}
+    return {one.name: one for one in model_import.find_models(share).models}
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -116,7 +119,7 @@ def small_pieces(monkeypatch):
 def test_what_is_half_made_is_no_model_and_is_gone_on_with(share, tmp_path, monkeypatch, small_pieces):
     models, llama = tmp_path / "models", found_in(share)["llama"]
     broken_off(llama, models, monkeypatch, after=20)
-    assert model_import.find_models(models) == []
+    assert model_import.find_models(models).models == []
     read = []
     path = model_import.copy_model(llama, models, tell=lambda progress: read.append(progress.done))
     assert path.exists()
@@ -152,7 +155,7 @@ def test_what_the_disk_gives_back_otherwise_is_noticed_and_copied_anew(share, tm
 
     with pytest.raises(CannotImport, match=r"config\.json"):
         model_import.copy_model(llama, models, tell=spoil)
-    assert model_import.find_models(models) == []
+    assert model_import.find_models(models).models == []
     path = model_import.copy_model(llama, models)
     assert (path / "config.json").read_bytes() == (share / "llama" / "config.json").read_bytes()
 
@@ -182,6 +185,208 @@ def test_a_link_that_leads_nowhere_makes_no_model(share, tmp_path):
     (share / "llama" / "tokenizer.json").symlink_to("/nowhere")
     with pytest.raises(CannotImport, match="nowhere"):
         model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+
+
+# --- links, and what else a share may hold
+
+
+@pytest.fixture
+def secret(tmp_path) -> Path:
+    """Of this machine, beside the share."""
+    secret = tmp_path / "secret-key"
+    secret.write_text("hunter2")
+    return secret
+
+
+@pytest.mark.parametrize("by", ["file", "folder"])
+def test_a_link_out_of_what_was_named_is_refused_and_told(share, tmp_path, secret, by):
+    link = share / "llama" / "extra"
+    link.symlink_to(secret if by == "file" else secret.parent)
+    with pytest.raises(CannotImport, match=str(link)):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_gguf_file_that_is_a_link_out_is_refused(share, tmp_path, secret):
+    (share / "files" / "planted.gguf").symlink_to(secret)
+    for found in (found_in(share)["planted"], model_import.find_models(share / "files" / "planted.gguf").models[0]):
+        with pytest.raises(CannotImport, match="link out of"):
+            model_import.copy_model(found, tmp_path / "models")
+
+
+def test_a_snapshot_that_is_named_itself_reaches_its_blobs_and_nothing_else(share, tmp_path, secret):
+    snapshot = share / "hub" / "models--acme--cached" / "snapshots" / "0123"
+    [found] = model_import.find_models(snapshot).models
+    assert found.name == "cached"
+    path = model_import.copy_model(found, tmp_path / "models")
+    assert (path / "config.json").read_bytes() == (snapshot / "config.json").read_bytes()
+    (snapshot / "notes.txt").symlink_to(share / "files" / "tiny.gguf")
+    with pytest.raises(CannotImport, match="link out of"):
+        model_import.copy_model(found, tmp_path / "models", name="again")
+
+
+def test_a_link_that_is_turned_round_after_it_was_looked_at_brings_nothing(share, tmp_path, secret):
+    inside = share / "llama" / "a.txt"  # is copied first
+    inside.write_text("fine")
+    turned = share / "llama" / "z.txt"
+    turned.symlink_to("a.txt")
+
+    def turn(progress) -> None:
+        if progress.file == "a.txt":
+            turned.unlink()
+            turned.symlink_to(secret)
+
+    with pytest.raises(CannotImport, match="link out of"):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", tell=turn)
+    assert "hunter2" not in {path.read_text() for path in (tmp_path / "models").rglob("z.txt")}
+
+
+def test_a_folder_of_models_that_lies_elsewhere_is_named_rather_than_followed(share, tmp_path):
+    paper_models.small_llama(tmp_path / "elsewhere" / "other")
+    (share / "more").symlink_to(tmp_path / "elsewhere")
+    listing = model_import.find_models(share)
+    assert "other" not in {one.name for one in listing.models}
+    assert any(str(tmp_path / "elsewhere") in note for note in listing.notes)
+
+
+def test_linked_folders_within_the_share_are_copied_as_folders(share, tmp_path):
+    (share / "llama" / "pooling").symlink_to("1_Pooling")
+    path = model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert (path / "pooling" / "config.json").read_text() == "{}"
+    assert not (path / "pooling").is_symlink()
+
+
+def test_links_in_a_circle_end_no_search_and_make_no_copy(share, tmp_path):
+    (share / "llama" / "round").symlink_to(".")
+    (share / "files" / "round").symlink_to("..")
+    (share / "files" / "self").symlink_to("self")
+    assert set(found_in(share)) == {"llama", "adapter", "cached", "tiny", "large"}
+    with pytest.raises(CannotImport, match="round"):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+
+
+def test_what_is_neither_file_nor_folder_is_not_left_out_without_a_word(share, tmp_path):
+    os.mkfifo(share / "llama" / "vocab.bpe")
+    with pytest.raises(CannotImport, match=r"vocab\.bpe"):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+
+
+def test_deep_folders_of_a_model_come_along_or_are_told(share, tmp_path):
+    deep = share / "llama" / "1/2/3/4/5/6"
+    deep.mkdir(parents=True)
+    (deep / "x.txt").write_text("x")
+    path = model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert (path / "1/2/3/4/5/6/x.txt").read_text() == "x"
+    (deep / "/".join("abcdefghijkl")).mkdir(parents=True)
+    with pytest.raises(CannotImport, match="folders deep"):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models", name="again")
+
+
+@pytest.mark.parametrize("name", ["a\nb.txt", "\x1b[2K.txt", "\u202egpj.txt", os.fsdecode(b"x\xff.txt")])
+def test_names_that_cannot_be_printed_make_no_model(share, tmp_path, name):
+    (share / "llama" / name).write_text("x")
+    with pytest.raises(CannotImport, match="rename it"):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+
+
+def test_a_projector_comes_with_the_model_that_it_is_called_by(share, tmp_path):
+    found = found_in(share)
+    assert model_import.projectors_of(found["tiny"]) == ["mmproj-tiny.gguf"]
+    assert model_import.projectors_of(found["large"]) == []
+    path = model_import.copy_model(found["tiny"], tmp_path / "models")
+    assert (path.parent / "mmproj-tiny.gguf").exists()
+
+
+def test_a_projector_that_names_no_model_comes_with_each(share):
+    (share / "files" / "mmproj-F16.gguf").write_bytes(b"GGUF")
+    found = found_in(share)
+    assert "mmproj-F16.gguf" in model_import.projectors_of(found["tiny"])
+    assert "mmproj-F16.gguf" in model_import.projectors_of(found["large"])
+
+
+def test_a_projector_alone_is_listed(share):
+    for file in [*(share / "files").glob("large*"), share / "files" / "tiny.gguf"]:
+        file.unlink()
+    assert "mmproj-tiny" in found_in(share)
+
+
+@pytest.fixture
+def two_snapshots(share) -> Path:
+    """Of one model: `main` is 0123; 4567 was fetched after it."""
+    cache = share / "hub" / "models--acme--cached"
+    shutil.copytree(cache / "snapshots" / "0123", cache / "snapshots" / "4567", symlinks=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("0123")
+    os.utime(cache / "snapshots" / "0123", (1, 1))
+    return cache
+
+
+def test_of_two_snapshots_that_of_main_is_taken(share, two_snapshots):
+    assert found_in(share)["cached"].path.name == "0123"
+
+
+def test_a_broken_snapshot_hides_no_whole_one(share, two_snapshots):
+    (two_snapshots / "snapshots" / "0123" / "tokenizer.json").symlink_to("../../blobs/nothing")
+    listing = model_import.find_models(share)
+    assert "4567" in {one.path.name for one in listing.models}
+    assert any("0123 is not whole" in note for note in listing.notes)
+
+
+def test_a_folder_that_cannot_be_read_ends_no_search(share, monkeypatch):
+    listdir = os.listdir
+
+    def refusing(folder):
+        if Path(folder) == share / "adapter":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listdir(folder)
+
+    monkeypatch.setattr(model_import.os, "listdir", refusing)
+    listing = model_import.find_models(share)
+    assert {one.name for one in listing.models} == {"llama", "cached", "tiny", "large"}
+    assert listing.notes == [f"{share / 'adapter'} cannot be read: Permission denied."]
+
+
+def test_a_search_has_an_end_and_says_so(share, monkeypatch):
+    monkeypatch.setattr(model_import, "MOST_FOLDERS", 3)
+    assert "first 3 folders" in model_import.find_models(share).notes[-1]
+
+
+def test_no_copy_is_made_within_its_own_source(share):
+    with pytest.raises(CannotImport, match="within the model"):
+        model_import.copy_model(found_in(share)["llama"], share / "llama" / "models")
+
+
+def test_no_file_is_emptied_by_way_of_a_link_where_the_lock_is(share, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / ".llama.lock").symlink_to(victim)
+    with pytest.raises(CannotImport):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert victim.read_text() == "mine"
+
+
+def test_no_folder_is_emptied_by_way_of_a_link_where_the_copy_is_made(share, tmp_path):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "mine").write_text("mine")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / ".llama.part").symlink_to(victim)
+    with pytest.raises(CannotImport, match="is a link"):
+        model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert (victim / "mine").exists()
+
+
+def test_a_folder_of_an_earlier_source_makes_room_for_a_file(share, tmp_path):
+    (tmp_path / "models" / ".llama.part" / "config.json" / "x").mkdir(parents=True)
+    path = model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
+    assert (path / "config.json").is_file()
+
+
+def test_to_run_it_again_is_advised_only_where_that_may_help(share):
+    with pytest.raises(CannotImport) as told:
+        model_import.copy_model(found_in(share)["llama"], Path("/proc/nowhere"))
+    assert "again" not in str(told.value)
 
 
 # --- the command
@@ -216,3 +421,74 @@ def test_what_is_no_whole_model_is_not_copied(share, tmp_path, what):
     with pytest.raises(CommandError):
         said(share / what, "--to", tmp_path / "models")
     assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.django_db
+def test_nothing_is_read_of_a_model_whose_links_lead_out(share, tmp_path, secret):
+    (share / "llama" / "a.safetensors").symlink_to(secret)
+    listed = said(share, "--to", tmp_path / "models")
+    assert "hunter2" not in listed
+    assert f"to {secret}" in listed
+
+
+@pytest.mark.django_db
+def test_one_odd_model_ends_no_listing(share, tmp_path, monkeypatch):
+    read = importmodel.model_files.read_model
+
+    def odd(engine, path, allowed):
+        if path.endswith("llama"):
+            raise OverflowError("int too large to convert")
+        return read(engine, path, allowed)
+
+    monkeypatch.setattr(importmodel.model_files, "read_model", odd)
+    listed = said(share, "--to", tmp_path / "models")
+    rows = {line.split()[0]: line.split() for line in listed.splitlines() if line.startswith("/")}
+    assert "no" in rows[str(share / "llama")]
+    assert "yes" in rows[str(share / "files" / "tiny.gguf")]
+    assert "OverflowError" in listed
+
+
+@pytest.mark.django_db
+def test_a_listing_is_a_row_to_a_model_whatever_its_files_say(share, tmp_path):
+    paper_models.small_llama(share / "odd", architectures=["\x1b[31mRED\x1b]0;pwn\x07\nLlama\r" + "x" * 1000])
+    paper_models.small_llama(share / "line\nbreak")
+    listed = said(share, "--to", tmp_path / "models")
+    assert listed.strip().replace("\n", "").isprintable()
+    assert len([line for line in listed.splitlines() if not line.startswith("  ! ")]) == 1 + 7
+    plain = next(line for line in listed.splitlines() if line.startswith(str(share / "llama ")))
+    assert len(plain) < 300  # the long one moves only its own row
+
+
+@pytest.mark.django_db
+def test_why_a_model_does_not_fit_is_listed(share, tmp_path, settings):
+    host = Host.objects.create(name=settings.HOST_NAME)
+    ram = {"index": -1, "uuid": "ram", "name": "RAM", "kind": "ram", "total": 10**6, "used": 0, "free": 10**6}
+    HostReport.objects.create(host=host, devices=[ram], engines={"vllm": "0.32.0"}, at=timezone.now())
+    listed = said(share, "--to", tmp_path / "models")
+    [row] = [line for line in listed.splitlines() if line.startswith(str(share / "llama"))]
+    assert row.split()[-1] == "no"
+    assert any(line.startswith(f"  ! {share / 'llama'}: ") for line in listed.splitlines())
+
+
+@pytest.mark.django_db
+def test_no_path_is_not_this_folder():
+    with pytest.raises(CommandError, match="path"):
+        said("")
+
+
+@pytest.mark.django_db
+def test_that_nothing_was_found_is_said_with_how_deep_it_was_looked(tmp_path):
+    (tmp_path / "1/2/3/4/5/6").mkdir(parents=True)
+    with pytest.raises(CommandError, match="4 folders deep"):
+        said(tmp_path)
+
+
+@pytest.mark.django_db
+def test_an_interrupted_copy_says_how_to_go_on(share, tmp_path, monkeypatch):
+    def interrupted(*args, **values):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model_import, "copy_model", interrupted)
+    with pytest.raises(CommandError) as told:
+        said(share / "llama", "--to", tmp_path / "models")
+    assert told.value.returncode == 130

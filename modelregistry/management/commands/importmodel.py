@@ -1,6 +1,9 @@
+import logging
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,11 @@ from modelregistry import fit, validation
 from modelregistry.files import model_files
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel
 from modelregistry.install import model_import
-from modelregistry.install.model_import import CannotImport, Found, Progress
+from modelregistry.install.model_import import CannotImport, DanglingLink, Found, Listing, Progress
 from modelregistry.models import Host, ServedModel
-from modelregistry.terminal import format_table
+from modelregistry.terminal import clean, clean_lines, format_table
+
+logger = logging.getLogger(__name__)
 
 HEAD = ["PATH", "ENGINE", "WHAT", "SIZE", "WHOLE", "FITS HERE"]
 TELL_EVERY = 5.0  # seconds between two lines of progress
@@ -27,30 +32,30 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("path", type=Path, help="a model directory, a GGUF file, or a folder of such")
+        parser.add_argument("path", type=_path, help="a model directory, a GGUF file, or a folder of such")
         parser.add_argument("--list", action="store_true", help="only list, also if it is one model")
         parser.add_argument("--as", dest="name", default="", help="name of the folder that it gets; default: its own")
         parser.add_argument(
-            "--to", type=Path, default=settings.MODELS, metavar="DIR", help="default: MADOGUCHI_MODELS (%(default)s)"
+            "--to", type=_path, default=settings.MODELS, metavar="DIR", help="default: MADOGUCHI_MODELS (%(default)s)"
         )
 
     def handle(self, *args: Any, **options: Any) -> str:
         path = options["path"].absolute()
         try:
-            found = model_import.find_models(path)
-            if not found:
-                raise CommandError(f"There is no model in {path}.")
+            listing = model_import.find_models(path)
             # Not the only one of a folder: who wants to see what lies there does not want 100 GB copied.
-            one = next((each for each in found if each.path == path), None)
+            one = next((each for each in listing.models if each.path == path), None)
             if options["list"] or one is None:
-                return "\n".join(_lines(found))
+                return "\n".join(_lines(path, listing))
             return str(self._import(one, options["to"].absolute(), options["name"]))
         except CannotImport as error:
-            raise CommandError(str(error)) from error
+            raise CommandError(clean_lines(str(error))) from error
+        except KeyboardInterrupt:
+            raise CommandError("Interrupted. Run it again, and it goes on where it was.", returncode=130) from None
 
     def _import(self, one: Found, models: Path, name: str) -> Path:
-        if fault := _read(one)[1]:
-            raise CommandError(f"{fault}\nIt is not copied: it is no whole model.")
+        if fault := _inspect(one).fault:
+            raise CannotImport(f"{fault}\nIt is not copied.")
         told = 0.0
 
         def tell(progress: Progress) -> None:
@@ -61,48 +66,87 @@ class Command(BaseCommand):
                 sizes = f"{progress.done / 1e9:.1f} of {progress.total / 1e9:.1f} GB"
                 print(f"{share:4.0%}  {sizes}  {progress.file}", file=sys.stderr, flush=True)
 
-        return model_import.copy_model(one, models, name=name, tell=tell)
+        made = model_import.copy_model(one, models, name=name, tell=tell)
+        for projector in model_import.projectors_of(one):
+            print(f"With it came {projector}: --arg=--mmproj --arg={made.parent / projector}", file=sys.stderr)
+        return made
 
 
-def _lines(found: list[Found]) -> list[str]:
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ArgumentTypeError("a path is needed")
+    return Path(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """What the files of a model tell, or why they are no whole model. `size`: bytes of all of them; None: not known."""
+
+    facts: ModelMetadata | None = None
+    fault: str = ""
+    size: int | None = None
+
+
+def _lines(path: Path, listing: Listing) -> Iterator[str]:
+    if not listing.models:
+        raise CannotImport("\n".join([f"There is no model in {path}.", *listing.notes]))
     rows, notes = [], []
-    for one in found:
-        facts, fault = _read(one)
-        rows.append([str(one.path), one.engine, _what(facts), _size(one), "no" if fault else "yes", _fits(one, facts)])
-        notes += [f"  ! {fault}"] if fault else []
-        if facts and facts.risks:
-            notes.append(
-                f"  ! {one.path}: to be allowed when it is registered: --allow {' --allow '.join(facts.risks)}"
-            )
-    return [*format_table(HEAD, rows), *notes]
+    for one in listing.models:
+        row, about = _row(one)
+        rows.append(row)
+        notes += [f"{one.path}: {note}" for note in about]
+    yield from format_table(HEAD, rows)
+    yield from (f"  ! {clean(note)}" for note in [*notes, *listing.notes])
 
 
-def _read(one: Found) -> tuple[ModelMetadata | None, str]:
-    """What its files tell, or why they are no whole model."""
+def _row(one: Found) -> tuple[list[str], list[str]]:
+    """Of one model, and what is to be said about it. Whatever its files hold, the others are listed as well."""
     try:
-        return model_files.read_model(one.engine, str(one.path), ServedModel.Risk.values), ""
+        found = _inspect(one)
+        fits, reasons = _fit(one, found.facts)
+        projectors = model_import.projectors_of(one)
+    except Exception as error:
+        logger.debug("%s cannot be judged", one.path, exc_info=True)
+        return [str(one.path), one.engine, "-", "-", "no", "-"], [f"it cannot be judged ({error!r})."]
+    notes = [found.fault] if found.fault else reasons
+    if found.facts and found.facts.risks:
+        notes.append(f"to be allowed when it is registered: --allow {' --allow '.join(found.facts.risks)}")
+    notes += [f"{name} comes with it (--arg=--mmproj)" for name in projectors]
+    size = "-" if found.size is None else f"{found.size / 1e9:.1f} GB"
+    whole = "no" if found.fault else "yes"
+    return [str(one.path), one.engine, _describe(found.facts), size, whole, fits], notes
+
+
+def _inspect(one: Found) -> Inspected:
+    """Looks where its links lead before anything of it is read."""
+    fault = ""
+    size = None
+    try:
+        size = sum(path.stat().st_size for path in model_import.files_of(one).values())
+    except DanglingLink as error:
+        fault = str(error)  # what the files tell may say more
+    except CannotImport as error:
+        return Inspected(fault=str(error))
+    except OSError as error:
+        return Inspected(fault=f"{error.filename or one.path} cannot be read: {error.strerror}.")
+    try:
+        facts = model_files.read_model(one.engine, str(one.path), ServedModel.Risk.values)
     except UnreadableModel as error:
-        return None, validation.explain(error)
+        return Inspected(fault=validation.explain(error), size=size)
+    return Inspected(fault=fault, size=size) if fault else Inspected(facts=facts, size=size)
 
 
-def _what(facts: ModelMetadata | None) -> str:
+def _describe(facts: ModelMetadata | None) -> str:
     if facts is None:
         return "-"
     size = f"{facts.parameters / 1e9:.1f}B" if facts.parameters else ""
     return " ".join(filter(None, [facts.architecture, size, facts.quantisation, facts.task]))
 
 
-def _size(one: Found) -> str:
-    try:
-        return f"{sum(path.stat().st_size for path in model_import.files_of(one).values()) / 1e9:.1f} GB"
-    except (CannotImport, OSError):
-        return "-"
-
-
-def _fits(one: Found, facts: ModelMetadata | None) -> str:
-    """By what this host reported last."""
+def _fit(one: Found, facts: ModelMetadata | None) -> tuple[str, list[str]]:
+    """Whether it fits, by what this host reported last, and why not."""
     if facts is None:
-        return "-"
+        return "-", []
     here = Host.objects.filter(name=settings.HOST_NAME)
     model = ServedModel(
         name="x",
@@ -113,7 +157,7 @@ def _fits(one: Found, facts: ModelMetadata | None) -> str:
     )
     found = fit.fit_on_hosts(fit.spec_of(model), facts, fit.hosts().filter(pk__in=here))
     if not found:
-        return "not known: no supervisor has reported here"
+        return "not known: no supervisor has reported here", []
     if found[0].room:
-        return "yes"
-    return "no" if found[0].prediction else "not known"
+        return "yes", []
+    return "no" if found[0].prediction else "not known", found[0].why_not.splitlines()
