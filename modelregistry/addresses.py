@@ -2,15 +2,21 @@
 
 import re
 import socket
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-# As RFC 1123 has host names; a name of digits and dots only is meant to be an address.
+# As RFC 1123 has host names. What ends in a number is an address to the programs that resolve names, though not the
+# same one to each (0x7f000001, 10.1, 2130706433).
 _NAME = re.compile(
     r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
+
+_NUMBER = re.compile(r"0[xX][0-9A-Fa-f]*|\d+")
+# No machine's own: "this network", what is reserved (with 255.255.255.255, everybody), and IPv6's ways to write an
+# address of IPv4, which would hide one of those (mapped, compatible, NAT64).
+_NOBODYS = [ip_network(network) for network in ("0.0.0.0/8", "240.0.0.0/4", "::ffff:0:0/96", "::/96", "64:ff9b::/96")]
 
 
 def validate(address: str) -> None:
@@ -18,13 +24,14 @@ def validate(address: str) -> None:
     try:
         found = ip_address(address)
     except ValueError:
-        if not _NAME.fullmatch(address):
+        if not _NAME.fullmatch(address) or _NUMBER.fullmatch(address.rpartition(".")[2]):
             raise ValidationError(
                 _("Give an IP address or a host name, without port and without http://."), code="bad-address"
             ) from None
         return
     # A zone (fe80::1%eth0) is a name of this machine's own, of which others know nothing.
-    if found.is_unspecified or found.is_multicast or "%" in address:
+    nobodys = found.is_multicast or (not found.is_loopback and any(found in network for network in _NOBODYS))
+    if nobodys or "%" in address:
         raise ValidationError(_unreachable(address), code="bad-address")
 
 
