@@ -120,10 +120,17 @@ class ServedModel(models.Model):
         TRANSCRIPTION = "transcription", _("transcription")
 
     class Risk(models.TextChoices):
-        """What a model's files may do only if an operator allows it by name."""
+        """What a model's files and arguments may do only if an operator allows it by name."""
 
         PICKLE = "pickle", _("weights in Python’s pickle format, which can run any program when they are read")
-        REMOTE_CODE = "remote-code", _("program code that comes with the model (trust_remote_code)")
+        REMOTE_CODE = (
+            "remote-code",
+            _("program code that comes with the model (trust_remote_code), or that an argument names"),
+        )
+        OUTSIDE_ACCESS = (
+            "outside-access",
+            _("files of the host or places in the network that an argument opens to the engine or its users"),
+        )
 
     name = models.CharField(_("name"), max_length=100, unique=True, validators=[model_name])
     description_ja = models.CharField(_("description in Japanese"), max_length=300, blank=True)
@@ -189,7 +196,10 @@ class ServedModel(models.Model):
         help_text=_("Start it even if the plan says that it does not fit."),
     )
     allowed_risks = models.JSONField(
-        _("allowed risks"), default=list, blank=True, help_text=_('A list of "pickle" and "remote-code".')
+        _("allowed risks"),
+        default=list,
+        blank=True,
+        help_text=_('A list of "pickle", "remote-code" and "outside-access".'),
     )
     idle_after = models.PositiveIntegerField(
         _("sleep after"),
@@ -247,6 +257,7 @@ class ServedModel(models.Model):
         "host_id",
         "task",
         "context",
+        "slots",
         "args",
         "allowed_risks",
         "tensor_parallel",
@@ -273,6 +284,7 @@ class ServedModel(models.Model):
             url=self.url,
             args=self.args,
             context=self.context,
+            slots=self.slots,
             gpus=self.gpus,
             tensor_parallel=self.tensor_parallel or 1,
             allowed_risks=self.allowed_risks,

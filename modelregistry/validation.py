@@ -1,15 +1,20 @@
 """What is wrong with a model that somebody wants to register, told before an engine would find out minutes later."""
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from django.utils.translation import gettext as _
 
-from modelregistry.engines import arguments
+from modelregistry.engines import argument_rules, arguments
+from modelregistry.engines.argument_rules import NamedFile
 from modelregistry.engines.arguments import Arguments, Fault, Options
+from modelregistry.engines.base import DEFAULT_SLOTS
 from modelregistry.files import model_files
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
+from modelregistry.files.regular import open_regular_file
+from modelregistry.memory.estimate import VLLM_SEQUENCES
 
 # Set by the supervisor for each replica; a second value would win and move the engine to where nobody looks, open
 # it to every interface, or let it answer without a key. A file of arguments (--config) could hold any of them. Another
@@ -22,11 +27,19 @@ RESERVED = frozenset(
         *("--models-preset", "--headless", "--grpc"),
     ]
 )
+# The gateway speaks to engines in plain HTTP, which only this machine or its network of hosts hears, at their root.
+MOVING = frozenset(
+    [
+        *("--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-ciphers"),
+        *("--enable-ssl-refresh", "--ssl-key-file", "--ssl-cert-file", "--api-prefix"),
+    ]
+)
 # The engine would print something and end, start after start.
 ENDING = frozenset(["--help", "--version", "--list-devices", "--cache-list", "--completion-bash"])
 # More than one process or host for one replica, in ways of which no plan knows.
 SPREADING = ("--data-parallel-size", "--pipeline-parallel-size", "--nnodes")
-RISKS = list(model_files.RISKS)
+RISKS = [*model_files.RISKS, argument_rules.OUTSIDE]
+LONGEST_TEMPLATE = 2**20  # bytes; the longest chat templates have 0.1 MB
 # vLLM's load formats that read pickles, or may.
 PICKLING = frozenset(["pt", "npcache", "auto", "hf"])
 # Arguments by which an operator takes the context beyond what the model was trained for.
@@ -47,6 +60,7 @@ def find_problems(
     url: str,
     args: object,
     context: int | None,
+    slots: int | None = None,
     gpus: object,
     tensor_parallel: int,
     allowed_risks: object,
@@ -84,15 +98,18 @@ def find_problems(
         found["gpus"] = fault
     risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
     if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
-        found["allowed_risks"] = _('Allowed risks are a list of "pickle" and "remote-code".')
+        named = ", ".join(f'"{risk}"' for risk in RISKS)
+        found["allowed_risks"] = _("Allowed risks are a list of %(risks)s.") % {"risks": named}
     fault = _list_fault(args)
     if not fault and look_at_args:
-        fault = args_fault(engine, said, risks, tensor_parallel)
+        fault = args_fault(engine, said, risks, tensor_parallel, slots)
+    if not fault and look_at_args and look_at_path:
+        fault = missing_file(said)
     if fault:
         found["args"] = fault
     if engine != "external":
         if look_at_path:
-            found = _of_files(engine, path, risks, task, context, said, tensor_parallel) | found
+            found = _of_files(engine, path, risks, task, context, slots, said, tensor_parallel) | found
         else:
             found = _unseen(path) | found
     parts = [given for given in (connect_timeout, first_byte_timeout, idle_timeout) if given is not None]
@@ -122,35 +139,65 @@ def path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> s
 
 
 def _of_files(
-    engine: str, path: str, risks: Sequence[str], task: str, context: int | None, said: Arguments, tensor_parallel: int
+    engine: str,
+    path: str,
+    risks: Sequence[str],
+    task: str,
+    context: int | None,
+    slots: int | None,
+    said: Arguments,
+    tensor_parallel: int,
 ) -> dict[str, str]:
     try:
         facts = model_files.read_model(engine, path, risks)
     except UnreadableModel as error:
         return {"allowed_risks" if error.risk else "path": explain(error)}
-    return find_unsuited(facts, engine, task=task, context=context, said=said, tensor_parallel=tensor_parallel)
+    return find_unsuited(
+        facts, engine, task=task, context=context, slots=slots, said=said, tensor_parallel=tensor_parallel
+    )
 
 
 def find_unsuited(
-    facts: ModelMetadata, engine: str, *, task: str, context: int | None, said: Arguments, tensor_parallel: int = 1
+    facts: ModelMetadata,
+    engine: str,
+    *,
+    task: str,
+    context: int | None,
+    slots: int | None = None,
+    said: Arguments,
+    tensor_parallel: int = 1,
 ) -> dict[str, str]:
     """What is asked of these files that they cannot give, one sentence by field; empty: nothing."""
     found: dict[str, str] = {}
     if fault := _task_fault(facts, engine, task, said):
         found["task"] = fault
-    if context and facts.context and context > facts.context and not said.says(*STRETCHING):
+    if facts.context and not said.says(*STRETCHING):
         # Engines refuse it or, worse, answer nonsense from that length on. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is
         # for the whole host and not to be seen from here; who really wants it says so by an argument.
-        found["context"] = _(
+        sentence = _(
             "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
             "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
         ) % {"most": facts.context}
+        if context and context > facts.context:
+            found["context"] = sentence
+        if _told_context(said, slots) > facts.context:
+            found["args"] = sentence
     tensor_parallel = said.number("--tensor-parallel-size") or tensor_parallel
     if engine == "vllm" and facts.heads and facts.heads % tensor_parallel:
         found["tensor_parallel"] = _(
             "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
         ) % {"heads": facts.heads, "gpus": tensor_parallel}
     return found
+
+
+def _told_context(said: Arguments, slots: int | None) -> int:
+    """Tokens of one request as the arguments say; 0: they do not. llama.cpp's are shared out to its requests."""
+    if said.launcher == "vllm":
+        return said.number("--max-model-len") or 0
+    total = said.number("--ctx-size", "-c", "--n-ctx") or 0
+    if said.launcher == "llama-cpp-python":
+        return total
+    return total // (max(said.number("--parallel") or 0, 0) or slots or DEFAULT_SLOTS)
 
 
 def _task_fault(facts: ModelMetadata, engine: str, task: str, said: Arguments) -> str:
@@ -186,7 +233,7 @@ def _version_fault(engine: str, launcher: str, version: str, installed: Collecti
     if engine == "external":
         return _("An external engine has whatever version it has.")
     if engine == "llama.cpp" and not launcher:
-        return _("Versions differ between launchers: choose one of them as well.")
+        return _("Versions differ between launchers: choose a launcher as well (--launcher).")
     if installed is not None and version not in installed:
         others = ", ".join(installed) or _("no version")
         return _("This version is not installed here (there are: %(others)s).") % {"others": others}
@@ -252,16 +299,22 @@ def _list_fault(args: object) -> str:
     return ""
 
 
-def args_fault(engine: str, said: Arguments, risks: Collection[str], tensor_parallel: int = 1) -> str:
+def args_fault(
+    engine: str, said: Arguments, risks: Collection[str], tensor_parallel: int = 1, slots: int | None = None
+) -> str:
     """Why an engine cannot be started with these; empty: as far as is known it can."""
     for one in said.given:
         if not RESERVED.isdisjoint(one.names) or (one.option is None and _may_be_reserved(one.name)):
             return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": one.written}
         if not ENDING.isdisjoint(one.names):
             return _("With %(arg)s the engine prints something and ends, instead of serving.") % {"arg": one.written}
+        if not MOVING.isdisjoint(one.names):
+            return _("%(arg)s cannot be given: the gateway speaks to engines in plain HTTP, and at /v1.") % {
+                "arg": one.written
+            }
     if said.faults:
         return explain_fault(said.faults[0])
-    return _risk_fault(said, risks) or _spread_fault(said, tensor_parallel)
+    return _risk_fault(said, risks) or _spread_fault(said, tensor_parallel) or _batch_fault(engine, said, slots)
 
 
 def _may_be_reserved(option: str) -> bool:
@@ -272,7 +325,11 @@ def _may_be_reserved(option: str) -> bool:
 def _risk_fault(said: Arguments, risks: Collection[str]) -> str:
     """Arguments that do what was not allowed."""
     if said.flag("--trust-remote-code") and "remote-code" not in risks:
-        return _('%(arg)s needs the allowed risk "remote-code".') % {"arg": "--trust-remote-code"}
+        return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": "--trust-remote-code", "risk": "remote-code"}
+    for one in said.given:
+        risk = argument_rules.risk_of(said.launcher, one.names, one.values) if one.on else ""
+        if risk and risk not in risks:
+            return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": one.name, "risk": risk}
     for one in said.all("--load-format"):
         # Each of them, so that nobody has to know which one counts.
         if one.values and one.values[-1].lower() in PICKLING and "pickle" not in risks:
@@ -297,6 +354,47 @@ def _spread_fault(said: Arguments, tensor_parallel: int) -> str:
     return ""
 
 
+def _batch_fault(engine: str, said: Arguments, slots: int | None) -> str:
+    batch = said.number("--max-num-batched-tokens") if engine == "vllm" else None
+    parallel = said.number("--max-num-seqs") or slots or VLLM_SEQUENCES
+    if batch is None or batch >= parallel:
+        return ""
+    return _(
+        "vLLM computes at least one token of each request at a time: --max-num-batched-tokens must not be less than "
+        "the requests at a time (%(parallel)d)."
+    ) % {"parallel": parallel}
+
+
+def missing_file(said: Arguments) -> str:
+    """Which file of those that arguments name an engine on this machine could not use; empty: none. Reads the disk."""
+    for one in said.given:
+        for named in argument_rules.files_named(said.launcher, one.names, one.values):
+            if fault := _file_fault(named):
+                return f"{one.name}: {fault}"
+    return ""
+
+
+def _file_fault(named: NamedFile) -> str:
+    path = Path(named.path)
+    if not path.is_absolute() or "\0" in named.path:
+        return _("%(path)s is not an absolute path.") % {"path": named.path}
+    try:
+        if named.kind in ("folder", "path") and path.is_dir():
+            os.listdir(path)
+            return ""
+        if named.kind == "folder" and path.exists():
+            return _("%(path)s is not a directory.") % {"path": path}
+        with open_regular_file(path) as file:
+            head = file.read(LONGEST_TEMPLATE) if named.kind == "template" else b""
+    except FileNotFoundError:
+        return _("%(path)s does not exist.") % {"path": path}
+    except OSError as error:
+        return _("%(path)s cannot be read: %(reason)s.") % {"path": path, "reason": error.strerror}
+    if named.kind == "template" and b"{{" not in head and b"{%" not in head:
+        return _("%(path)s is no chat template: nothing in it would be filled in ({{ … }}).") % {"path": path}
+    return ""
+
+
 def explain_fault(fault: Fault) -> str:
     """What the engine would refuse, in the language of the reader."""
     return _FAULTS[fault.code]() % {"arg": fault.arg, "more": ", ".join(fault.more)}
@@ -313,6 +411,7 @@ _FAULTS: Mapping[str, Callable[[], str]] = {
     "needless-value": lambda: _("%(arg)s takes no value."),
     "stray": lambda: _("%(arg)s belongs to no option; an option begins with a dash."),
     "not-a-number": lambda: _("%(arg)s: the value is no number that the engine reads."),
+    "out-of-range": lambda: _("%(arg)s: the engine works with these values: %(more)s."),
     "half-read": lambda: _("%(arg)s: llama.cpp would take this for %(more)s; write the number out."),
     "not-json": lambda: _("%(arg)s: the value is not valid JSON."),
     "not-one-of": lambda: _("%(arg)s: the engine knows these values: %(more)s."),

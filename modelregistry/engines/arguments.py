@@ -14,6 +14,7 @@ Of an option that is given twice the last one counts, as in all of them.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from modelregistry.engines import xllamacpp_launcher
+from modelregistry.engines import argument_rules, xllamacpp_launcher
 
 TABLES = Path(__file__).with_name("options")
 _TABLE_OF: Mapping[str, str] = {"": "llama-server"}
@@ -84,8 +85,9 @@ class Fault:
     """What the engine would refuse. `arg` as written; `more`: the names or values that were possible.
 
     `code`: unknown, elsewhere (unknown here, but llama-server has it), ambiguous, joined (an option and its value in
-    one argument), no-value, needless-value, stray, not-a-number, not-json, not-one-of, or half-read: a number with more
-    behind it, of which llama.cpp reads the beginning (`more`).
+    one argument), no-value, needless-value, stray, not-a-number, not-json, not-one-of, out-of-range (`more`: within
+    which numbers the engine works), or half-read: a number with more behind it, of which llama.cpp reads the beginning
+    (`more`).
     """
 
     code: str
@@ -557,7 +559,7 @@ def _value_faults(one: Given, launcher: str, *, exact: bool) -> list[Fault]:
     for value in one.values:
         if launcher == "vllm" and value in _NOTHING:
             continue
-        fault = _of_integer(value, one.option.kind, launcher) or check(value)
+        fault = _of_integer(value, one.option.kind, launcher) or check(value) or _of_range(value, one, launcher)
         if fault is None and exact and one.option.choices and value not in one.option.choices:
             fault = Fault(code="not-one-of", arg="", more=one.option.choices)
         if fault:
@@ -577,9 +579,19 @@ def _of_integer(text: str, kind: str, launcher: str) -> Fault | None:
 
 def _of_float(text: str) -> Fault | None:
     try:
-        float(text)
+        finite = math.isfinite(float(text))  # "nan" passes every comparison that an engine makes
     except ValueError:
-        return Fault(code="not-a-number", arg="")
+        finite = False
+    return None if finite else Fault(code="not-a-number", arg="")
+
+
+def _of_range(text: str, one: Given, launcher: str) -> Fault | None:
+    allowed = argument_rules.range_of(launcher, one.names)
+    if allowed is None or one.option is None:
+        return None
+    value = float(text) if one.option.kind == "float" else _whole(text, one.option.kind, launcher)
+    if isinstance(value, int | float) and not allowed.allows(value):
+        return Fault(code="out-of-range", arg="", more=allowed.limits)
     return None
 
 

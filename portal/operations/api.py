@@ -248,12 +248,26 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
     spec = Spec(name="", **values)
     said = validation.read_arguments(spec.engine, spec.launcher, spec.args)
-    if fault := validation.args_fault(spec.engine, said, spec.allowed_risks, spec.tensor_parallel):
+    fault = validation.args_fault(spec.engine, said, spec.allowed_risks, spec.tensor_parallel, spec.slots)
+    if not fault and (host is None or host.name == settings.HOST_NAME):
+        fault = validation.missing_file(said)
+    if fault:
         raise ValidationError({"args": [fault]})
     try:
         facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
     except UnreadableModel as error:
         raise ValidationError({"path": [validation.explain(error)]}) from error
+    unsuited = validation.find_unsuited(
+        facts,
+        spec.engine,
+        task=spec.task,
+        context=spec.context,
+        slots=spec.slots,
+        said=said,
+        tensor_parallel=spec.tensor_parallel,
+    )
+    if unsuited:
+        raise ValidationError({field: [sentence] for field, sentence in unsuited.items()})
     hosts = fit.hosts().filter(pk=host.pk) if host else fit.hosts()
     return {
         "facts": facts,

@@ -82,6 +82,131 @@ def test_vllm_splits_heads_evenly():
     assert "8 heads cannot be dealt out evenly to 3 GPUs" in unsuited(tensor_parallel=3)["tensor_parallel"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "args"),
+    [
+        ("vllm", ["--max-model-len=8193"]),
+        ("vllm", ["--max-model-len", "16k"]),
+        ("llama.cpp", ["-c", "65536"]),
+        ("llama.cpp", ["--ctx-size", "8193", "--parallel", "1"]),
+    ],
+)
+def test_a_context_in_arguments_is_held_to_the_model_s_as_well(engine, args):
+    assert "at most 8192 tokens" in unsuited(engine=engine, args=args)["args"]
+    assert unsuited(engine=engine, args=[*args, "--hf-overrides={}", "--rope-scaling", "yarn"]) == {}
+
+
+def test_the_context_of_llama_cpp_is_shared_out_to_its_requests():
+    assert unsuited(engine="llama.cpp", args=["-c", "32768"]) == {}  # four at a time
+    assert unsuited(engine="llama.cpp", args=["-c", "65536"], slots=8) == {}
+    assert unsuited(engine="llama.cpp", args=["-c", "65536"], slots=2).keys() == {"args"}
+
+
+def test_auto_is_no_context():
+    assert unsuited(args=["--max-model-len=-1"]) == {}
+    assert unsuited(args=["--max-model-len=auto"]) == {}
+
+
+# --- Numbers in arguments
+
+
+@pytest.mark.parametrize(
+    "arg",
+    [
+        *("--gpu-memory-utilization=NaN", "--gpu-memory-utilization=2", "--gpu-memory-utilization=0"),
+        *("--device-memory-utilization=1.1", "--max-num-seqs=0", "--block-size=0", "--block-size=7"),
+        *("--max-num-batched-tokens=0", "--cpu-offload-gb=-5", "--cpu-offload-gb=nan", "--cpu-offload-gb=inf"),
+        *("--kv-offloading-size=NaN", "-tp=0", "--max-model-len=0", "--max-model-len=-2", "--watermark=1"),
+    ],
+)
+def test_numbers_with_which_vllm_does_not_work_are_refused(arg):
+    assert problems(args=[arg]).keys() == {"args"}
+
+
+@pytest.mark.parametrize(
+    "arg",
+    [
+        *("--gpu-memory-utilization=1", "--gpu-memory-utilization=0.05", "--max-num-seqs=1", "--block-size=16"),
+        *("--cpu-offload-gb=0", "--kv-offloading-size=4.5", "--max-model-len=-1", "--watermark=0", "--seed=-3"),
+    ],
+)
+def test_numbers_with_which_vllm_works_are_taken(arg):
+    assert problems(args=[arg]) == {}
+
+
+@pytest.mark.parametrize(
+    ("args", "fine"),
+    [
+        (["--parallel", "0"], False),
+        (["--parallel", "-1"], True),
+        (["--n-cpu-moe", "-1"], False),
+        (["--batch-size", "0"], False),
+        (["-ub", "0"], True),
+        (["--prio", "7"], False),
+        (["--sleep-idle-seconds", "0"], False),
+        (["--rope-freq-base", "nan"], False),
+        (["--cache-ram", "-1"], True),
+    ],
+)
+def test_so_are_those_of_llama_cpp(args, fine):
+    assert (problems(engine="llama.cpp", args=args) == {}) is fine
+
+
+def test_a_batch_holds_a_token_of_each_request():
+    assert problems(args=["--max-num-batched-tokens=10"]).keys() == {"args"}  # 256 requests at a time are planned
+    assert problems(args=["--max-num-batched-tokens=10"], slots=10) == {}
+    assert problems(args=["--max-num-batched-tokens=10", "--max-num-seqs=11"], slots=1).keys() == {"args"}
+
+
+@pytest.mark.parametrize("arg", ["--ssl-keyfile=/k.pem", "--ssl-certfile=/c.pem"])
+def test_an_engine_speaks_no_tls(arg):
+    assert "plain HTTP" in problems(args=[arg])["args"]
+
+
+@pytest.mark.parametrize("args", [["--ssl-key-file", "/k"], ["--ssl-cert-file", "/c"], ["--api-prefix", "/x"]])
+def test_nor_does_llama_cpp_which_answers_at_its_root(args):
+    assert "plain HTTP" in problems(engine="llama.cpp", args=args)["args"]
+
+
+# --- Files in arguments
+
+
+def of_files(tmp_path, *args, engine="llama.cpp"):
+    """What is wrong with the arguments of a model on this host."""
+    path = paper_models.gguf(tmp_path / "m.gguf") if engine == "llama.cpp" else paper_models.small_llama(tmp_path / "m")
+    return problems(engine=engine, path=str(path), args=list(args), look_at_path=True).get("args", "")
+
+
+@pytest.mark.parametrize("option", ["--mmproj", "--lora", "--model-draft", "-md", "--chat-template-file"])
+def test_a_file_that_an_argument_names_is_there(tmp_path, option):
+    there = tmp_path / "there.gguf"
+    assert "does not exist" in of_files(tmp_path, option, str(there))
+    assert "not an absolute path" in of_files(tmp_path, option, "x.gguf")
+    there.mkdir()
+    assert "cannot be read" in of_files(tmp_path, option, str(there))
+    there.rmdir()
+    there.write_text("{{ messages }}")
+    assert of_files(tmp_path, option, str(there)) == ""
+
+
+def test_each_of_several_adapters_is_there(tmp_path):
+    (tmp_path / "a.gguf").touch()
+    assert "b.gguf" in of_files(tmp_path, "--lora", f"{tmp_path}/a.gguf,{tmp_path}/b.gguf")
+    assert "b.gguf" in of_files(tmp_path, "--lora-scaled", f"{tmp_path}/a.gguf:0.5,{tmp_path}/b.gguf:1")
+    assert of_files(tmp_path, "--lora-scaled", f"{tmp_path}/a.gguf:0.5") == ""
+    assert "b" in of_files(tmp_path, "--lora-modules", f"x={tmp_path}/b", engine="vllm")
+
+
+def test_a_chat_template_is_one(tmp_path):
+    assert "is no chat template" in of_files(tmp_path, "--chat-template=/etc/passwd", engine="vllm")
+    assert "does not exist" in of_files(tmp_path, "--chat-template=/nowhere.jinja", engine="vllm")
+    assert of_files(tmp_path, "--chat-template={{ messages[0] }}", engine="vllm") == ""
+
+
+def test_files_of_another_host_are_not_looked_for_here():
+    assert problems(engine="llama.cpp", args=["--mmproj", "/elsewhere/x.gguf"]) == {}
+
+
 # --- Risks in arguments
 
 
@@ -94,6 +219,15 @@ def test_vllm_splits_heads_evenly():
         (["--load-format", "pt"], "pickle"),
         (["--load-format=AUTO"], "pickle"),
         (["--load_format=npcache"], "pickle"),
+        (["--middleware=x.Y"], "remote-code"),
+        (["--logits-processors", "x:Y"], "remote-code"),
+        (["--worker-cls=x.Y"], "remote-code"),
+        (["--distributed-executor-backend=x.Y"], "remote-code"),
+        (["--compilation-config.backend=x.Y"], "remote-code"),
+        (['--kv-transfer-config={"kv_connector_module_path": "x"}'], "remote-code"),
+        (['--logging-config={"version": 1}'], "remote-code"),
+        (["--allowed-local-media-path=/"], "outside-access"),
+        (['--kv-transfer-config={"kv_connector": "x"}'], "outside-access"),
     ],
 )
 def test_an_argument_does_not_do_what_was_not_allowed(args, risk):
@@ -101,7 +235,31 @@ def test_an_argument_does_not_do_what_was_not_allowed(args, risk):
     assert problems(args=args, allowed_risks=[risk]) == {}
 
 
-@pytest.mark.parametrize("args", [["--load-format=dummy"], ["--load-format", "safetensors"], ["--dtype=half"]])
+@pytest.mark.parametrize(
+    ("args", "risk"),
+    [
+        (["--tools", "all"], "remote-code"),
+        (["--agent"], "remote-code"),
+        (["--mcp-servers-json", "{}"], "remote-code"),
+        (["--media-path", "/"], "outside-access"),
+        (["--rpc", "10.0.0.1:50052"], "outside-access"),
+    ],
+)
+def test_nor_does_one_of_llama_cpp(args, risk):
+    assert f'allowed risk "{risk}"' in problems(engine="llama.cpp", args=args)["args"]
+    assert problems(engine="llama.cpp", args=args, allowed_risks=[risk]) == {}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--load-format=dummy"],
+        ["--load-format", "safetensors"],
+        ["--dtype=half"],
+        ["--distributed-executor-backend=mp"],
+        ["--compilation-config.level=3"],
+    ],
+)
 def test_other_arguments_are_free(args):
     assert problems(args=args) == {}
 
@@ -172,7 +330,17 @@ def test_e6_cards_are_counted_wherever_they_are_said():
 
 
 def test_e6_every_fault_of_arguments_has_its_sentence():
-    codes = ["unknown", "ambiguous", "joined", "no-value", "needless-value", "stray", "not-a-number", "half-read"]
+    codes = [
+        "unknown",
+        "ambiguous",
+        "joined",
+        "no-value",
+        "needless-value",
+        "stray",
+        "not-a-number",
+        "half-read",
+        "out-of-range",
+    ]
     for code in (*codes, "not-json", "not-one-of"):
         fault = Fault(code=code, arg="--some=1", more=("--other",))
         with translation.override("ja"):

@@ -262,12 +262,27 @@ def test_what_a_model_would_take_and_where_it_would_fit(operator, llama):
 
 
 def test_e6_what_the_plan_does_not_count_is_named_and_bad_arguments_are_refused(operator, llama):
-    body = {"engine": "vllm", "path": llama, "context": 2048, "args": ["--enable_lora", "--spec-model=/draft"]}
+    body = {"engine": "vllm", "path": llama, "context": 2048, "args": ["--enable_lora", "--spec-model=acme/draft"]}
     assert operator("POST", "models/predict/", body).json()["unplanned"] == ["--enable-lora", "--spec-model"]
     answer = operator("POST", "models/predict/", body | {"args": ["-tp", "two"]})
     assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/args")
     model = ServedModel.objects.create(name="seer", engine="llama.cpp", path="/m.gguf", args=["-mm", "/p.gguf"])
     assert operator("GET", f"models/{model.pk}/").json()["unplanned"] == ["--mmproj"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"context": 8192}, "context"),
+        ({"args": ["--max-model-len=8k"]}, "args"),
+        ({"args": ["--chat-template=/nowhere.jinja"]}, "args"),
+        ({"args": ["--gpu-memory-utilization=NaN"]}, "args"),
+        ({"contxt": 1024}, "contxt"),
+    ],
+)
+def test_what_could_not_be_registered_is_no_question_either(operator, llama, asked, field):
+    answer = operator("POST", "models/predict/", {"engine": "vllm", "path": llama} | asked)
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, f"#/{field}")
 
 
 def test_what_is_promised_to_others_is_not_free(operator, llama):
@@ -433,6 +448,13 @@ def test_o11_a_host_is_changed(operator):
     assert operator("PATCH", path, {"maintenance": False}).json()["address"] == "10.0.0.9"
     operator("PATCH", path, {"maintenance": False})  # as it is: nothing to record
     assert told() == ["host.change", "host.change"]
+
+
+def test_a_field_that_there_is_not_is_no_change(operator):
+    model = serve("qwen")
+    for path in (f"hosts/{Host.objects.get().pk}/", f"models/{model.pk}/"):
+        answer = operator("PATCH", path, {"nmae": "x"})
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/nmae")
 
 
 def test_an_address_that_no_gateway_reaches_is_refused_at_its_field(operator):
