@@ -1,5 +1,8 @@
-"""What the API takes for a text: a string, as it describes itself. Django REST framework takes a number for one."""
+"""What the API takes: for a text a string, as it describes itself (Django REST framework takes a number for one), and
+for a body nothing that it does not know.
+"""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from django.db import models
@@ -25,3 +28,13 @@ class ModelSerializer(serializers.ModelSerializer[M]):
         models.CharField: CharField,
         models.TextField: CharField,
     }
+
+
+class KnownFields(serializers.Serializer[Any]):
+    """Refuses a field that there is not: a misspelt one would be answered as if it had been changed."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        unknown = sorted(set(map(str, data)) - set(self.fields)) if isinstance(data, Mapping) else []
+        if unknown:
+            raise serializers.ValidationError({name[:100]: [_("There is no such field.")] for name in unknown[:20]})
+        return super().to_internal_value(data)

@@ -11,7 +11,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import hosts
-from modelregistry.models import Host, ServedModel
+from modelregistry.models import Host, HostReport, ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
 from portal.operations import actions
@@ -147,6 +147,10 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         super().__init__(*args, **kwargs)
         self.refused = False  # for want of memory: the box that forces it is shown
         self.fields["host"].empty_label = _("where it fits first")  # type: ignore[attr-defined]
+        if installed := installed_versions():
+            self.fields["engine_version"].help_text = _(
+                "Empty: the newest one that has proven itself with this model. Installed: %(versions)s."
+            ) % {"versions": "; ".join(installed)}
         self.fields["engine"].choices = ServedModel.Engine.choices  # type: ignore[attr-defined]  # none is no choice
         if self.instance.pk:
             self.fields["name"].disabled = True
@@ -192,6 +196,15 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
                     name if name in self.fields else None, [forms.ValidationError(told) for told in sentences]
                 )
             return None
+
+
+def installed_versions() -> list[str]:
+    """What hosts reported that a model may be pinned to: "vllm 0.32.0, 0.33.0", one text for each launcher."""
+    found: dict[str, set[str]] = {}
+    for installed in HostReport.objects.values_list("installed", flat=True):
+        for launcher, versions in installed.items():
+            found.setdefault(launcher, set()).update(versions)
+    return [f"{launcher} {', '.join(sorted(versions))}" for launcher, versions in sorted(found.items()) if versions]
 
 
 def visible_to(model: ServedModel) -> list[Tenant]:

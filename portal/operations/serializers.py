@@ -8,7 +8,7 @@ from rest_framework import serializers
 from modelregistry.models import EngineTrial, Host, Replica, ServedModel
 from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState, Tenant
-from portal.api.text import CharField, ModelSerializer
+from portal.api.text import CharField, KnownFields, ModelSerializer
 
 # --- live state
 
@@ -153,7 +153,7 @@ class Trial(ModelSerializer[EngineTrial]):
         fields: ClassVar = ["host", "launcher", "version", "state", "cause", "detail", "at"]
 
 
-class Model(ModelSerializer[ServedModel]):
+class Model(KnownFields, ModelSerializer[ServedModel]):
     """A model as it is to be served, and `now` how it is. `upstream_key` is never shown."""
 
     host = serializers.SlugRelatedField(
@@ -211,7 +211,7 @@ class Reading(serializers.Serializer[Any]):
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet.")
 
 
-class Plan(serializers.Serializer[Any]):
+class Plan(KnownFields):
     """What is asked before registering: what would it take?"""
 
     engine = serializers.ChoiceField(ServedModel.Engine.choices)
@@ -375,7 +375,7 @@ class ReplicaFilter(serializers.Serializer[Any]):
     host = CharField(required=False)
 
 
-class HostChange(serializers.Serializer[Any]):
+class HostChange(KnownFields):
     address = CharField(
         required=False, max_length=100, help_text="Where its engines listen and gateways reach them: they move there."
     )

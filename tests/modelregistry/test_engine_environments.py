@@ -523,3 +523,8 @@ def test_the_command_says_in_one_sentence_what_could_not_be_had(index, cache, se
     monkeypatch.setitem(engine_environments.INSTALLABLE, "tiny", tiny(f"tiny==1.0 --hash=sha256:{'0' * 64}"))
     with pytest.raises(CommandError, match="Is the package index reachable"):
         call_command("installengine", "tiny")
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_words():
+    with pytest.raises(CommandError, match="/proc/nowhere"):
+        call_command("installengine", "xllamacpp", "--download-to", "/proc/nowhere")

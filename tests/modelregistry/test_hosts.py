@@ -213,3 +213,9 @@ def test_what_cannot_be_done_is_refused_and_changes_nothing(host, args):
     with pytest.raises(CommandError):
         said(*args)
     assert list(Host.objects.values()) == before
+
+
+@pytest.mark.django_db
+def test_an_empty_name_is_no_host_rather_than_none():
+    with pytest.raises(CommandError, match="not empty"):
+        call_command("hosts", "")

@@ -4,9 +4,10 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.utils import timezone, translation
 
-from modelregistry.models import EngineTrial, Host, ServedModel
+from modelregistry.models import EngineTrial, Host, HostReport, ServedModel
 from portal.notices.kinds import KINDS
 from portal.notices.models import Notice
+from portal.operations.forms import ServedModelForm
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture
 
@@ -80,3 +81,10 @@ def test_e11_a_pin_of_this_machine_must_be_installed(tmp_path):
     with pytest.raises(ValidationError) as refusal:
         one.full_clean()
     assert set(refusal.value.message_dict) == {"engine_version"}
+
+
+def test_the_form_names_the_versions_that_are_installed():
+    for name, versions in (("gpu-01", ["0.32.0"]), ("gpu-02", ["0.31.0", "0.32.0"])):
+        host = Host.objects.create(name=name)
+        HostReport.objects.create(host=host, devices=[], engines={}, installed={"vllm": versions}, at=timezone.now())
+    assert "vllm 0.31.0, 0.32.0" in str(ServedModelForm()["engine_version"].help_text)

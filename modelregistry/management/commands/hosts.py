@@ -10,7 +10,7 @@ from django.utils import timezone
 from modelregistry import hosts, overview
 from modelregistry.models import Host
 from modelregistry.overview import DeviceNow, HostNow, Overview
-from modelregistry.terminal import format_table
+from modelregistry.terminal import clean, format_table
 
 HEAD = ["HOST", "ADDRESS", "STATE", "SEEN", "DEVICES", "MODELS"]
 SWITCH = {"on": True, "off": False}
@@ -31,6 +31,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> str:
         name, values = options["name"], _changes(options)
+        if name == "":
+            raise CommandError("The name of a host is not empty; leave it out to see all.")
         if (values or options["remove"]) and not name:
             raise CommandError("Name the host that is meant.")
         if options["remove"] and values:
@@ -92,7 +94,8 @@ def _lines(shown: list[HostNow], seen: Overview) -> Iterable[str]:
         return
     yield from format_table(HEAD, [_row(host, seen) for host in shown])
     for host in shown:
-        yield from (f"  ! {host.name}: {problem.get('code')}: {problem.get('detail')}" for problem in host.problems)
+        for problem in host.problems:
+            yield f"  ! {host.name}: {problem.get('code')}: {clean(str(problem.get('detail')))}"
 
 
 def _row(host: HostNow, seen: Overview) -> list[str]:

@@ -47,6 +47,8 @@ class Command(BaseCommand):
             made = engine_environments.install(environment, settings.CACHE, self._say, folder=options["folder"])
         except CannotFetch as error:
             raise CommandError(str(error)) from error
+        except OSError as error:  # a folder that cannot be made, a full disk
+            raise CommandError(f"{error.filename or environment.name}: {error.strerror or error}") from error
         # Now rather than when somebody registers a model and waits for it.
         parsers.load_options(environment.name, base.program_of(environment.name, made), settings.CACHE)
         return str(made)

@@ -10,7 +10,7 @@ from modelregistry import overview
 from modelregistry.failure_advice import ADVICE, UNKNOWN
 from modelregistry.models import Replica
 from modelregistry.overview import DeviceNow, HostNow, ModelNow, Overview, ReplicaNow
-from modelregistry.terminal import format_table
+from modelregistry.terminal import clean, format_table
 
 HEAD = [
     "MODEL",
@@ -91,7 +91,7 @@ def _lines(seen: Overview) -> Iterable[str]:
             yield f"{replica.model} #{replica.number}: {ADVICE[replica.cause]}"
         elif replica.state in (Replica.State.FAILED, Replica.State.BACKOFF):
             yield f"{replica.model} #{replica.number}: {UNKNOWN}"
-            yield from (f"    {line}" for line in replica.detail.splitlines())
+            yield from (f"    {clean(line)}" for line in replica.detail.splitlines())
     reporting = [host for host in seen.hosts if host.devices or host.problems or host.strangers]
     if reporting:
         yield ""
@@ -143,9 +143,9 @@ def _host(host: HostNow) -> Iterable[str]:
         yield f"  [{bar(device)}] {_figures(device)}"
     for found in host.strangers:
         held = _gigabytes(found.get("bytes"))
-        yield f"  ! {found.get('name') or 'a process'} ({found.get('pid')}) is not ours and holds {held}"
+        yield f"  ! {clean(found.get('name') or 'a process')} ({found.get('pid')}) is not ours and holds {held}"
     for problem in host.problems:
-        yield f"  ! {problem.get('code')}: {problem.get('detail')}"
+        yield f"  ! {problem.get('code')}: {clean(str(problem.get('detail')))}"
 
 
 def bar(device: DeviceNow) -> str:

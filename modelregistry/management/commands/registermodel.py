@@ -13,6 +13,7 @@ from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.files import model_files
 from modelregistry.fit import HostFit, estimate
 from modelregistry.models import Alias, Host, ServedModel
+from modelregistry.terminal import clean, clean_lines
 
 NONE = "none"  # said for a value that is to be taken away
 
@@ -152,7 +153,7 @@ def _compare(model: ServedModel, preset: Preset) -> None:
     if not preset.is_of(facts):
         raise CommandError(
             f"--preset: {preset.key} is for {preset.source} ({preset.architecture}); {model.path} holds "
-            f"another model ({facts.architecture})."
+            f"another model ({clean(facts.architecture)})."
         )
 
 
@@ -241,7 +242,7 @@ def _sentence(error: ValidationError) -> str:
     options = {field: "--" + option.replace("_", "-") for option, field in FIELDS.items()}
     options |= {"allowed_risks": "--allow", "gpus": "--gpus", "retires_on": "--retires-on"}
     return "\n".join(
-        f"{options.get(field, field)}: {message}"
+        f"{options.get(field, field)}: {clean_lines(message)}"
         for field, messages in error.message_dict.items()
         for message in messages
     )
