@@ -30,6 +30,7 @@ from modelregistry.terminal import is_printable
 
 DEPTH = 4  # folders below the one that was named in which models are looked for
 MOST_FOLDERS = 20_000  # that are looked at: some seconds, also when somebody names /
+KERNELS = frozenset(map(Path, ["/proc", "/sys", "/dev"]))  # what the kernel makes up is no place of models
 MOST_NOTES = 20  # about what could not be looked at
 WITHIN = 16  # folders within a model
 MOST = 2000  # entries of a folder that are looked at, and of a model
@@ -160,9 +161,9 @@ class _Search:
         if more := len(self.notes) - len(notes):
             notes.append(f"{more} more could not be looked at.")
         if unfinished:
-            notes.append(f"The first {MOST_FOLDERS} folders below {self.root} were looked at: name one further down.")
+            notes.append(f"Searched the first {MOST_FOLDERS} folders below {self.root}: name one further down.")
         elif self.deeper:
-            notes.append(f"It was looked {DEPTH} folders deep; what lies deeper is found when a folder there is named.")
+            notes.append(f"Searched {DEPTH} folders deep: for what lies deeper, name a folder further down.")
         return notes
 
     def _look(self, folder: _Folder) -> list[_Folder]:
@@ -194,6 +195,8 @@ class _Search:
 
     def _is_folder(self, path: Path) -> bool:
         """Whether it is a folder that may be looked into."""
+        if path in KERNELS:
+            return False
         try:
             if not path.is_dir():
                 return False

@@ -139,7 +139,9 @@ def test_e8_our_table_has_llama_servers_names_and_meaning_of_values():
 
 def test_e8_a_model_that_the_launcher_could_not_start_is_not_registered():
     def fault(launcher, *args):
-        return validation.args_fault("llama.cpp", validation.read_arguments("llama.cpp", launcher, args), ())
+        return validation.args_fault(
+            "llama.cpp", validation.read_arguments("llama.cpp", launcher, args), ["outside-access"]
+        )
 
     assert "llama-server" in fault("xllamacpp", "--rpc", "host:1")
     assert fault("xllamacpp", "--rope-scling", "yarn") != ""

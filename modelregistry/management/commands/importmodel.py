@@ -94,7 +94,7 @@ def _lines(path: Path, listing: Listing) -> Iterator[str]:
     for one in listing.models:
         row, about = _row(one)
         rows.append(row)
-        notes += [f"{one.path}: {note}" for note in about]
+        notes += [note if str(one.path) in note else f"{one.path}: {note}" for note in about]
     yield from format_table(HEAD, rows)
     yield from (f"  ! {clean(note)}" for note in [*notes, *listing.notes])
 
@@ -111,7 +111,8 @@ def _row(one: Found) -> tuple[list[str], list[str]]:
     notes = [found.fault] if found.fault else reasons
     if found.facts and found.facts.risks:
         notes.append(f"to be allowed when it is registered: --allow {' --allow '.join(found.facts.risks)}")
-    notes += [f"{name} comes with it (--arg=--mmproj)" for name in projectors]
+    if found.facts:
+        notes += [f"{name} comes with it (--arg=--mmproj)" for name in projectors]
     size = "-" if found.size is None else f"{found.size / 1e9:.1f} GB"
     whole = "no" if found.fault else "yes"
     return [str(one.path), one.engine, _describe(found.facts), size, whole, fits], notes
