@@ -119,6 +119,10 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
     "bad-address": _(
         "The host does not have the address on which its engines listen: correct the host’s address, or its network."
     ),
+    "start-fault": _(
+        "The supervisor itself failed at this model, before any engine ran: its log has the details. Check the model’s"
+        " files and arguments; if they are right, report it as a fault of Madoguchi."
+    ),
     "disk-fault": _("A disk cannot be read, or a network disk is away: check the mount and the kernel’s messages."),
     # GPUs
     "old-gpu-bf16": _(

@@ -18,13 +18,13 @@ from typing import Protocol
 from django.db import Error
 
 from modelregistry.engines.base import Spec
-from modelregistry.supervisor import lease
 
 log = logging.getLogger(__name__)
 
 EVERY = 1.0  # seconds between two looks for models of no host
-OFFER_AGAIN = lease.BEAT  # seconds after which what was offered is worked out anew: others start and stop
-SETTLED_WITHIN = 2 * lease.BEAT  # after which what was taken no longer keeps others waiting, whatever became of it
+BIDS_WITHIN = 5.0  # seconds that a living host is waited for: its disk may not be there
+OFFER_AGAIN = 5.0  # seconds after which what was offered is worked out anew: others start and stop
+SETTLED_WITHIN = 10.0  # after which what was taken no longer keeps others waiting, whatever became of it
 MOST = 20  # models that are bid for at a time; working one out takes some 10 ms, for large vocabularies 100
 
 
@@ -54,11 +54,11 @@ class Unassigned:
 def choose_host(bids: Iterable[Bid], living: Collection[int], *, waited: float) -> int | None:
     """The host that is to have it; None: none yet.
 
-    `living`: the hosts that could bid. `waited`: seconds since the asker's own bid: after a beat nobody else is waited
+    `living`: the hosts that could bid. `waited`: seconds since the asker's own bid: after BIDS_WITHIN nobody else is waited
     for, as a host may be alive and its disk not. Where it fits nowhere, the one with most room takes it and says why.
     """
     there = [bid for bid in bids if bid.host in living]
-    if not there or (waited < lease.BEAT and not {bid.host for bid in there} >= set(living)):
+    if not there or (waited < BIDS_WITHIN and not {bid.host for bid in there} >= set(living)):
         return None
     return max(there, key=lambda bid: (bid.offer.fits, bid.offer.free, -bid.host)).host
 

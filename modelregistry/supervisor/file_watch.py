@@ -1,12 +1,16 @@
 """What the files of this host's models tell, read once and again whenever they change."""
 
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from modelregistry.files import model_files
 from modelregistry.files.metadata import UnreadableModel
+from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.repository import DesiredModel, Reading
+
+log = logging.getLogger(__name__)
 
 FileStamp = tuple[object, ...]
 
@@ -50,4 +54,7 @@ def _read(order: DesiredModel) -> Reading:
         facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
     except UnreadableModel as fault:
         return Reading(facts=None, fault=str(fault))
+    except Exception as error:  # the other models' files are to be read all the same
+        log.exception("%s: its files cannot be read", spec.name)
+        return Reading(facts=None, fault=describe_exception(error))
     return Reading(facts=facts.stored(), fault="")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-BEAT = 5.0
-STALE_AFTER = 30.0  # five beats may be lost, to a slow database or a busy machine
+BEAT = 2.0  # gateways doubt the engines of a host that has missed two of them, see `routes.QUIET`
+STALE_AFTER = 30.0  # many beats may be lost, to a slow database or a busy machine
 
 
 class HeldElsewhere(Exception):

@@ -32,6 +32,7 @@ from modelregistry.supervisor.adoption import adopt_runs
 from modelregistry.supervisor.async_helpers import cancel_and_wait, wait_for_either
 from modelregistry.supervisor.bidding import Bidder, Offer, Unassigned, with_files
 from modelregistry.supervisor.executor import Executor
+from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.file_watch import FileWatch
 from modelregistry.supervisor.inspection import Inspector
 from modelregistry.supervisor.launching import CannotLaunch, DoesNotFit, SupervisorConfig
@@ -304,6 +305,10 @@ class Supervisor:
         except OSError as error:  # run directories that cannot be read
             charge.port = 0
             charge.crashed(self.clock(), str(error), failure_advice.cause(str(error)))
+        except Exception as error:  # a model that we stumble over must neither wait for ever nor stop the others
+            log.exception("%s: its start failed", charge)
+            charge.port = 0
+            charge.crashed(self.clock(), f"The supervisor could not start it: {describe_exception(error)}", "start-fault")
         else:
             charge.oom_kills = process.oom_kills()
             charge.launched(run, label, self.clock())
@@ -336,14 +341,18 @@ class Supervisor:
         """What this host has for a model that belongs to none."""
         async with self.allotting:
             tenants = [charge.tenant for charge in self.charges.values() if charge.tenant]
-            return await self.hands.do(
-                launching.make_offer,
-                *(self.house, model.spec, model.replicas),
-                before=self.inspector.devices,
-                tenants=tenants,
-                past=self.books.measurements,
-                versions=self.books.report.engines if self.books.report else {},
-            )
+            try:
+                return await self.hands.do(
+                    launching.make_offer,
+                    *(self.house, model.spec, model.replicas),
+                    before=self.inspector.devices,
+                    tenants=tenants,
+                    past=self.books.measurements,
+                    versions=self.books.report.engines if self.books.report else {},
+                )
+            except Exception:  # where it fits nowhere somebody takes it all the same, and its start says why not
+                log.exception("%s: nobody can say whether it fits here", model.spec.name)
+                return Offer(fits=False, free=0)
 
     def _is_settled(self, model_id: int) -> bool:
         """Whether it is known what each of its replicas got, if they are to run at all."""

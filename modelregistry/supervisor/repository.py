@@ -13,6 +13,7 @@ from django.db.models import Exists, OuterRef, Q
 from django.utils import timezone
 
 from modelregistry import models
+from modelregistry.database_clock import database_now
 from modelregistry.engines.base import Spec
 from modelregistry.engines.version_trials import UNTRIED, Trial
 from modelregistry.memory.allocation import Allocation, MemoryUse
@@ -127,12 +128,12 @@ def desired_host(host_id: int) -> DesiredHost | None:
 def claim_host(row: HostRow, number: str, holder: str) -> bool:
     """Makes it ours, if nobody changed it since it was read."""
     as_read = Host.objects.filter(pk=row.id, claim=row.claim.number, seen_at=row.claim.seen_at)
-    return bool(as_read.update(claim=number, holder=holder, seen_at=timezone.now()))
+    return bool(as_read.update(claim=number, holder=holder, seen_at=database_now()))
 
 
 def record_sign_of_life(host_id: int, number: str) -> bool:
-    """The supervisor of this host is alive; False if the host has another one now."""
-    return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=timezone.now()))
+    """The supervisor of this host is alive, by the database's clock; False if the host has another one now."""
+    return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=database_now()))
 
 
 def release_host(host_id: int, number: str) -> None:
@@ -167,8 +168,8 @@ def unassigned_models() -> dict[int, Unassigned]:
 
 def bidders() -> set[int]:
     """The hosts that could take a model: their supervisors were heard of late, and they are not in maintenance."""
-    now = timezone.now()
-    alive = Host.objects.filter(maintenance=False, seen_at__gte=now - timedelta(seconds=STALE_AFTER))
+    now, stale = database_now(), timedelta(seconds=STALE_AFTER)
+    alive = Host.objects.filter(maintenance=False, seen_at__gte=now - stale, seen_at__lte=now + stale)
     return set(alive.exclude(claim="").values_list("pk", flat=True))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from datetime import datetime
 
-from django.db import Error, close_old_connections, connections
+from django.db import DataError, Error, close_old_connections, connections
 from django.utils import timezone
 
 from modelregistry import addresses
@@ -26,6 +26,7 @@ from modelregistry.supervisor import lease, repository
 from modelregistry.supervisor.async_helpers import wait_for_either
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
 from modelregistry.supervisor.executor import Executor
+from modelregistry.supervisor.faults import describe_exception
 from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.lease import HeldElsewhere, Lease
 from modelregistry.supervisor.managed_replica import ManagedReplica
@@ -127,7 +128,7 @@ class StateSync:
             await self.books.do(repository.record_report, self.host.id, report)
             self.reported_at = report.at
         for model_id, reading in list(self.readings.items()):
-            await self.books.do(repository.record_reading, model_id, reading)
+            await self._record_reading(model_id, reading)
             if self.readings.get(model_id) is reading:
                 del self.readings[model_id]
         while self.untold:
@@ -140,6 +141,14 @@ class StateSync:
         for model_id in self._fulfilled():
             await self.books.do(repository.clear_wake_requests, model_id, asked_at)
         self.heard()
+
+    async def _record_reading(self, model_id: int, reading: Reading) -> None:
+        try:
+            await self.books.do(repository.record_reading, model_id, reading)
+        except (DataError, ValueError, OverflowError) as error:  # else nothing would be written any more, of no model
+            log.error("what the files of model %d say cannot be kept: %s", model_id, error)
+            fault = Reading(facts=None, fault=describe_exception(error))
+            await self.books.do(repository.record_reading, model_id, fault)
 
     def tried(self, model_id: int, trial: Trial) -> None:
         """What became of a version; known at once, written at the next exchange."""

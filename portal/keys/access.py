@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 from django.db import models
 from django.db.models import Exists, OuterRef, Prefetch, QuerySet
@@ -12,11 +12,9 @@ from django.utils.translation import gettext_lazy as _
 from modelregistry import routes
 from modelregistry.engines import capabilities
 from modelregistry.models import Replica, ServedModel
+from modelregistry.overview import supervised
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
-
-# A supervisor reports every 10 s. When it is silent for longer, nobody knows whether "ready" is still true.
-SILENCE = timedelta(seconds=60)
 
 
 class Liveness(models.TextChoices):
@@ -81,11 +79,12 @@ def offers(served: QuerySet[ServedModel]) -> list[Offer]:
 
 def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
     """The best that any of a model's replicas can do for a caller."""
-    states = {replica.state for replica in replicas}
-    ready = [replica.host for replica in replicas if replica.state == Replica.State.READY]
-    if any(host.seen_at and now - host.seen_at <= SILENCE for host in ready):
+    found = [(replica.state, supervised(replica.host, now)) for replica in replicas]
+    # A host that is silent starts and wakes nothing.
+    states = {state for state, heard in found if heard}
+    if Replica.State.READY in states:
         return Liveness.UP
-    if ready:
+    if (Replica.State.READY, False) in found:
         return Liveness.UNSURE
     if Replica.State.ASLEEP in states:
         return Liveness.ASLEEP

@@ -107,6 +107,14 @@ def test_a_host_without_the_engine_says_so(site):
     assert "VLLM_COMMAND" in down.detail
 
 
+def test_a_start_that_the_supervisor_itself_stumbles_over_fails_with_a_cause_and_is_tried_again(site):
+    site.supervise(LLAMA_SERVER_COMMAND="'a quotation without its end")
+    site.model()
+    down = until(lambda: (row := site.replica()) and row.restarts >= 2 and row)
+    assert (down.cause, down.pid) == ("start-fault", None)
+    assert "No closing quotation" in down.detail
+
+
 def test_a_slow_start_has_its_limit(site):
     site.supervise(ENGINE_START_TIMEOUT="1.5")
     site.model("m", "loading=600")

@@ -1,7 +1,7 @@
 """Writes the hosts, models and replicas of the company, as their supervisors would.
 
 They belong to hosts of other names than this machine, so a supervisor that runs here leaves them alone; and nobody
-else reports for them, so they are written as seen far in the future: until then pages take them for alive.
+else reports for them, so they are marked as made up, which pages take for alive.
 """
 
 from datetime import datetime, timedelta
@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from modelregistry.models import Alias, Host, HostReport, Reading, Replica, ServedModel
+from modelregistry.overview import MADE_UP
 from portal.accounts.models import Tenant
 from portal.console.believable.plan import ENGINES, HOSTS, NEW, OLD, Engine
 from portal.keys.models import ModelAccess
@@ -28,7 +29,7 @@ GIVEN_UP = {"detail": OUT_OF_MEMORY, "cause": "gpu-memory", "restarts": 5}
 def install(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> dict[str, ServedModel]:
     """All of it; the models by name."""
     hosts = {
-        name: Host.objects.create(name=name, address=name, seen_at=now + SEEN, holder=f"madoguchi-supervisor@{name}")
+        name: Host.objects.create(name=name, address=name, seen_at=MADE_UP, holder=f"madoguchi-supervisor@{name}")
         for name in HOSTS
     }
     models = {engine.name: _model(engine, hosts, now, tenants) for engine in ENGINES}
