@@ -1,13 +1,18 @@
 """What is served, as plain values for gateways."""
 
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
+from modelregistry.database_clock import database_now
 from modelregistry.engines import base
-from modelregistry.models import Alias, Replica, ServedModel
+from modelregistry.models import Alias, Host, Replica, ServedModel
+from modelregistry.overview import MADE_UP
+
+# Two beats may be lost. What runs is not ended by it: only asked itself, as its supervisor asks no more.
+QUIET = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +21,7 @@ class Route:
 
     `launcher` is what runs the engine (one of engines.LAUNCHERS; empty: external), whose manners differ. `slots` is
     how many requests it works on at a time; None: not known, or as many as its memory allows. `sorts`: it takes waiting
-    requests by the `priority` that they come with.
+    requests by the `priority` that they come with. `health`: a path that costs the engine nothing.
     """
 
     replica_id: int
@@ -27,6 +32,17 @@ class Route:
     launcher: str
     slots: int | None
     sorts: bool
+    host_id: int
+    health: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignOfLife:
+    """Of a host's supervisor. `claim` is another one for each that ever looked after the host."""
+
+    host_id: int
+    claim: str
+    quiet: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +115,17 @@ def ready() -> list[Route]:
             # What an operator told of a server that we did not start.
             slots=replica.slots or (None if replica.launcher else replica.model.slots),
             sorts=base.supports_priority(replica.launcher, replica.model.task, replica.model.args),
+            host_id=replica.host_id,
+            health=base.MONITORING[replica.launcher].health if replica.launcher in base.MONITORING else "/health",
         )
         for replica in replicas
+    ]
+
+
+def signs_of_life() -> list[SignOfLife]:
+    """Every host that ever had a supervisor, and whether it is quiet, by the database's clock. One query."""
+    rows = Host.objects.exclude(seen_at=None).annotate(now=database_now())
+    return [
+        SignOfLife(host_id=pk, claim=claim, quiet=seen_at != MADE_UP and abs(now - seen_at) > QUIET)
+        for pk, claim, seen_at, now in rows.values_list("pk", "claim", "seen_at", "now")
     ]

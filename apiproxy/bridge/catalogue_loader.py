@@ -19,6 +19,7 @@ from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
 from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts, Unit
 from apiproxy.dataplane.client_address import parse_networks
 from apiproxy.dataplane.crash_suspects import Death
+from apiproxy.dataplane.host_watch import SignOfLife
 from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.rejection_counts import Group
@@ -53,6 +54,11 @@ def body_key() -> bytes:
 def revision() -> int:
     """The catalogue's present number. Raises DatabaseAway."""
     return run_query(_number)
+
+
+def signs_of_life() -> dict[int, SignOfLife]:
+    """What is known of the supervisors of hosts, by the hosts' ids. Raises DatabaseAway."""
+    return run_query(lambda: {one.host_id: SignOfLife(one.claim, one.quiet) for one in routes.signs_of_life()})
 
 
 def load() -> Catalogue:
@@ -284,6 +290,8 @@ def _models() -> dict[str, Model]:
                 upstream_model=route.upstream_model,
                 slots=route.slots,
                 sorts=route.sorts,
+                host=route.host_id,
+                health=route.health,
             )
         )
     access: dict[int, set[int]] = defaultdict(set)

@@ -57,7 +57,8 @@ class Key:
 class Replica:
     """An engine that answers now. `slots`: how many calls it works on at a time; None: not known.
 
-    `sorts`: it takes waiting calls by the `priority` that they come with.
+    `sorts`: it takes waiting calls by the `priority` that they come with. `host`: the machine that it runs on, which
+    its address need not tell. `health`: a path under which it answers at once, whatever it is at.
     """
 
     id: int
@@ -66,6 +67,8 @@ class Replica:
     upstream_model: str
     slots: int | None = None
     sorts: bool = False
+    host: int = 0
+    health: str = "/health"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

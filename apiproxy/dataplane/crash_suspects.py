@@ -8,6 +8,9 @@ engine died had nothing to do with it. These rules tell the one from the others:
 - Any other is a *suspect*: sent again, it waits until no other suspect of its model is on trial, which lasts until its
   first byte. An engine that dies meanwhile died of the one on trial.
 - Without a trial, e.g. of an engine that dies in the middle of answers, three deaths are proof enough.
+- A host that dies ends all its engines: where none of several takes connections any more no call is blamed. Where an
+  engine was the only one of its host, that is *in doubt* until its supervisor tells that it is gone (then it lived on,
+  and the engine died alone) or says nothing (then the call is acquitted). The same call waits for that meanwhile.
 - A suspect that is answered to its end is none any more. Every word on a call is forgotten after MEMORY.
 
 A call is known by a keyed digest of its body, as a file in a directory that all gateways of a host share: one byte for
@@ -18,11 +21,13 @@ import asyncio
 import contextlib
 import os
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
+
+from apiproxy.dataplane.host_watch import SignOfLife
 
 Verdict = Literal["suspect", "guilty"]
 
@@ -36,6 +41,9 @@ MAX_SUSPECTS = 500
 PATIENCE = 15.0
 # Connections of one death break within milliseconds; a machine that is busy tells us later.
 TOGETHER = 2.0
+# Seconds after which a doubt counts as a proof: a supervisor tells within two, unless the database is away, and is
+# known to say nothing after seven.
+DOUBT = 10.0
 # Of one death and its calls so many are written to the audit log, and of one key and model one in so many seconds; the
 # log and /metrics tell of all.
 TOLD_OF_ONE = 5
@@ -65,6 +73,18 @@ class _Died:
     told: int = 0
 
 
+@dataclass(slots=True)
+class _Doubt:
+    """Whether an engine died alone or with its host. `blamed`: deaths that were counted, by the call's digest."""
+
+    host: int
+    claim: str  # of the supervisor that looked after it
+    until: float
+    blamed: dict[str, int] = field(default_factory=dict)
+    proven: list[Callable[[], None]] = field(default_factory=list)  # to be called then
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class CrashSuspects:
     """`wall` gives Unix seconds. `alone`: this is the only gateway, which sees all calls of an engine."""
 
@@ -77,6 +97,7 @@ class CrashSuspects:
         self.known: dict[str, int] = {}  # deaths by digest; while there are none, nobody need ask
         self._last: dict[int, _Died] = {}  # by replica
         self._trials: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
+        self._doubts: dict[int, _Doubt] = {}  # by replica
         self._told: list[Death] = []
         self._told_at: dict[tuple[int, int, Verdict], float] = {}  # by key, model and verdict
         self.sweep()
@@ -108,6 +129,64 @@ class CrashSuspects:
         deaths = max(PROOF, before + 1) if guilty else before + 1
         self._remember(digest, deaths, deaths - before)
         return "guilty" if deaths >= PROOF else "suspect"
+
+    def doubt(
+        self, replica: int, host: int, claim: str, body: bytes, *, before: int, proven: Callable[[], None]
+    ) -> None:
+        """What was just judged of this call holds only if the engine died alone: `proven` is called then.
+
+        `before`: its deaths before that. `claim`: of the host's supervisor.
+        """
+        doubt = self._doubts.get(replica)
+        if doubt is None:
+            doubt = self._doubts[replica] = _Doubt(host, claim, self._wall() + DOUBT)
+        digest = self._digest(body)
+        doubt.blamed[digest] = doubt.blamed.get(digest, 0) + self.known.get(digest, 0) - before
+        doubt.proven.append(proven)
+
+    @property
+    def in_doubt(self) -> bool:
+        return bool(self._doubts)
+
+    async def settled(self, body: bytes) -> None:
+        """Waits while it is in doubt whether this call is to blame."""
+        digest = self._digest(body)
+        for doubt in [one for one in self._doubts.values() if digest in one.blamed]:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DOUBT):
+                    await doubt.over.wait()
+
+    def settle(self, supervisors: Mapping[int, SignOfLife], served: Collection[int]) -> list[int]:
+        """Ends doubts by what is known of the hosts' supervisors and by which replicas they say are there.
+
+        Gives the replicas that died with their hosts. Call it whenever either is news, and about once a second.
+        """
+        now, acquitted = self._wall(), []
+        for replica, doubt in list(self._doubts.items()):
+            sign = supervisors.get(doubt.host)
+            if sign is None or sign.quiet or sign.claim != doubt.claim:
+                acquitted.append(replica)
+                self._acquit(doubt)
+            elif replica not in served or not 0 < doubt.until - now <= DOUBT:
+                for prove in doubt.proven:
+                    prove()
+            else:
+                continue
+            del self._doubts[replica]
+            doubt.over.set()
+        return acquitted
+
+    def _acquit(self, doubt: _Doubt) -> None:
+        for digest, deaths in doubt.blamed.items():
+            left = self.known.get(digest, 0) - deaths
+            path = self._directory / digest
+            with contextlib.suppress(OSError):
+                if left > 0:
+                    self.known[digest] = left
+                    os.truncate(path, left)
+                else:
+                    self.known.pop(digest, None)
+                    path.unlink(missing_ok=True)
 
     def cleared(self, body: bytes) -> None:
         """A suspect was answered to its end."""

@@ -15,7 +15,7 @@ import logging
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -46,7 +46,7 @@ from apiproxy.dataplane.executor import DaemonExecutor
 from apiproxy.dataplane.formats import requests, transcription
 from apiproxy.dataplane.formats.dialects import CHAT, MESSAGES, Dialect
 from apiproxy.dataplane.formats.requests import ENDPOINTS, Call, Endpoint
-from apiproxy.dataplane.host_watch import HostWatch, distant_hosts
+from apiproxy.dataplane.host_watch import EngineWatch, HostWatch, SignOfLife, distant_hosts
 from apiproxy.dataplane.ledger import Spool
 from apiproxy.dataplane.limits.local import Admission, Reservation
 from apiproxy.dataplane.memory_budget import SMALL, MemoryBudget
@@ -144,6 +144,8 @@ class Gateway:
         self.paces = ThroughputEstimator()
         self._balancer = Balancer()
         self._reach = HostWatch(clock)
+        self._engines = EngineWatch(clock)
+        self._supervisors: Mapping[int, SignOfLife] = {}  # by host
         self.suspects = suspects
         self._pools: dict[str, Pool] = {}
         self._exchanges: dict[Exchange, CallMeter] = {}
@@ -370,7 +372,10 @@ class Gateway:
         """`patient`: the client has had the head of a stream already."""
         if not self.spool.accepting:
             raise MeteringUnavailable("metering_unavailable", headers={"retry-after": "5"})
-        deaths = self.suspects.deaths(call.identity) if self.suspects.known else 0
+        deaths = 0
+        if self.suspects.known:
+            await self.suspects.settled(call.identity)
+            deaths = self.suspects.deaths(call.identity)
         if deaths >= PROOF:
             no_retry = {"x-should-retry": "false"}
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
@@ -489,35 +494,52 @@ class Gateway:
     async def _inquire(self, exchange: Exchange, meter: "CallMeter", model: Model, replica: Replica) -> None:
         """Finds out whether the engine died under this call, and what to think of the call then."""
         calls = sum(other.replica == replica.id for other in self._exchanges.values())
-        if replica.id in self._balancer.unreachable:
+        if replica.id in self._balancer.unreachable or self._is_quiet(replica):
             return  # of an engine whose host is silent nobody knows why
         if not exchange.says_dead and await self._still_there(replica):
             return
         now = self._named(model.name)
         if now is None or all(other.id != replica.id for other in now.replicas):
             return  # taken off the catalogue before: it was to stop
-        calls = self.suspects.died(replica.id, calls)
-        verdict = self.suspects.judge(meter.identity, calls=calls, on_trial=meter.trial is not None)
         self._balancer.refused(replica, self._clock())
-        self.metrics.death(model.name, verdict)
-        facts = {"request_id": meter.request_id, "key": meter.key.id, "replica": replica.id, "calls": calls}
-        log.error("an engine of %s died under a call (%s)", model.name, verdict, extra={"facts": facts})
-        self.suspects.tell(
-            Death(
-                at=self.wall(),
-                request_id=meter.request_id,
-                key=meter.key.id,
-                model=model.id,
-                replica=replica.id,
-                endpoint=meter.path,
-                calls=calls,
-                verdict=verdict,
-            )
+        others = None if exchange.says_dead or model.external else await self._others_live(replica)
+        if others is False:
+            log.error("all engines on the host of replica %d are gone: no call is blamed for that", replica.id)
+            return
+        calls = self.suspects.died(replica.id, calls)
+        before = self.suspects.deaths(meter.identity)
+        verdict = self.suspects.judge(meter.identity, calls=calls, on_trial=meter.trial is not None)
+        death = Death(
+            at=self.wall(),
+            request_id=meter.request_id,
+            key=meter.key.id,
+            model=model.id,
+            replica=replica.id,
+            endpoint=meter.path,
+            calls=calls,
+            verdict=verdict,
         )
+        prove = partial(self._tell_death, death, model.name)
+        sign = self._supervisors.get(replica.host)
+        if others is None and sign is not None and not exchange.says_dead and not model.external:
+            self.suspects.doubt(replica.id, replica.host, sign.claim, meter.identity, before=before, proven=prove)
+        else:
+            prove()
         refusal = EngineFailed("engine_died")
         if verdict == "guilty" or calls == 1:  # SDKs would send it three times
             refusal.headers["x-should-retry"] = "false"
         exchange.explain(refusal)
+
+    def _tell_death(self, death: Death, model: str) -> None:
+        self.metrics.death(model, death.verdict)
+        facts = {"request_id": death.request_id, "key": death.key, "replica": death.replica, "calls": death.calls}
+        log.error("an engine of %s died under a call (%s)", model, death.verdict, extra={"facts": facts})
+        self.suspects.tell(death)
+
+    async def _others_live(self, replica: Replica) -> bool | None:
+        """Whether another engine of its host takes connections; None: there is no other."""
+        others = [one for one in self._ours() if one.host == replica.host and one.id != replica.id]
+        return any(await asyncio.gather(*map(self._still_there, others))) if others else None
 
     async def _still_there(self, replica: Replica) -> bool:
         """Whether the engine takes connections."""
@@ -603,6 +625,45 @@ class Gateway:
         for url in [url for url in self._pools if url not in served]:
             self._pools.pop(url).close()
         self._note_silence()
+        self._settle_doubts()
+
+    def note_supervisors(self, signs: Mapping[int, SignOfLife]) -> None:
+        """What is known of the supervisors of hosts now. Call it about once a second, while the database tells."""
+        self._supervisors = signs
+        self._settle_doubts()
+
+    def _settle_doubts(self) -> None:
+        if not self.suspects.in_doubt:
+            return
+        served = {replica.id for model in self.catalogue.models.values() for replica in model.replicas}
+        for replica in self.suspects.settle(self._supervisors, served):
+            log.error("replica %d died with its host: no call is blamed for that", replica)
+
+    async def ask_engines(self) -> None:
+        """Asks the engines that no supervisor looks after now. Call it every `host_watch.EVERY` seconds."""
+        asked = [one for one in self._ours() if self._is_quiet(one)]
+        before = self._engines.silent
+        await self._engines.ask([(one, self._pool(one)) for one in asked], self._heard_since)
+        now = self._engines.silent
+        for replica in now.keys() - before.keys():
+            log.error("replica %d does not answer, nor does its supervisor: it gets no calls until one does", replica)
+        for replica in before.keys() - now.keys():
+            log.warning("replica %d answers again, or is looked after", replica)
+        if before or now:
+            self._note_silence()
+
+    def _is_quiet(self, replica: Replica) -> bool:
+        """Whether its host's supervisor is quiet, for whatever reason."""
+        sign = self._supervisors.get(replica.host)
+        return sign is not None and sign.quiet
+
+    def _heard_since(self, at: float) -> Collection[int]:
+        """Replicas that have sent some of an answer since then."""
+        return {
+            meter.replica or 0
+            for exchange, meter in self._exchanges.items()
+            if exchange.first_byte_at is not None and exchange.heard_at >= at
+        }
 
     async def ask_hosts(self) -> None:
         """Finds out which hosts of our engines are silent. Call it every `host_watch.EVERY` seconds."""
@@ -620,21 +681,24 @@ class Gateway:
         return [one for model in self.catalogue.models.values() if not model.external for one in model.replicas]
 
     def _note_silence(self) -> None:
-        """Takes the replicas of silent hosts off the catalogue, so to speak, and gives up the calls that are there."""
-        silent = self._reach.silent
-        if not silent:
+        """Takes silent replicas off the catalogue, so to speak, and gives up the calls that are there."""
+        hosts, engines = self._reach.silent, self._engines.silent
+        if not hosts and not engines:
             self._balancer.unreachable = frozenset()
             return
-        hosts = {replica.id: self._pool(replica).address.host for replica in self._ours()}
-        self._balancer.unreachable = frozenset(id for id, host in hosts.items() if host in silent)
+        there = {replica.id: self._pool(replica).address.host for replica in self._ours()}
+        silent = {id: engines[id] for id in there if id in engines}
+        silent |= {id: hosts[host] for id, host in there.items() if host in hosts}
+        self._balancer.unreachable = frozenset(silent)
         for exchange, meter in list(self._exchanges.items()):
-            host = hosts.get(meter.replica or 0)
-            if host is None or host not in silent:
+            replica = meter.replica or 0
+            if replica not in silent:
                 continue
             begun = exchange.first_byte_at is not None
-            if begun and exchange.heard_at >= silent[host]:
+            if begun and exchange.heard_at >= silent[replica]:
                 continue
-            if (not begun and exchange.began >= silent[host] - YOUNG) or self._reach.certain(host):
+            certain = self._reach.certain(there[replica]) or self._engines.certain(replica)
+            if (not begun and exchange.began >= silent[replica] - YOUNG) or certain:
                 headers = {"retry-after": "5"}
                 try:
                     exchange.cut_off(
@@ -657,6 +721,7 @@ class Gateway:
         for pool in self._pools.values():
             pool.sweep(now)
         self.suspects.sweep()
+        self._settle_doubts()
 
     def _look_at(self, exchange: Exchange, meter: "CallMeter", now: float, late: set[str]) -> None:
         """Adds its model to `late` if somebody has waited for too long for its first byte."""
@@ -713,7 +778,11 @@ class Gateway:
             ),
             *(
                 (
-                    *("madoguchi_replicas_unreachable", "Replicas on hosts that are silent.", (("model", model.name),)),
+                    *(
+                        "madoguchi_replicas_unreachable",
+                        "Replicas that do not answer.",
+                        (("model", model.name),),
+                    ),
                     len(model.replicas) - len(reachable(model.replicas)),
                 )
                 for model in models

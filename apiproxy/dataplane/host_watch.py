@@ -1,9 +1,13 @@
-"""Hosts that cannot be reached: found out by asking, so that no caller has to wait to learn it.
+"""Hosts and engines that do not answer: found out by asking, so that no caller has to wait to learn it.
 
 A host whose power or network is gone says nothing at all: who connects waits for as long as patience lasts, and calls
 that are open there wait for minutes. So every host of our engines is asked twice a second whether it takes (or refuses)
 a connection. A supervisor's sign of life would tell less: it is away as well while it is started again, and its engines
 go on. Hosts on loopback need not be asked, and servers of others have ways and times of their own.
+
+A machine whose processes are all held up or gone takes (or refuses) connections as ever, though. That nobody reports
+for its engines any more is a reason to ask them themselves, and only that: while supervisors report, they ask, and
+nothing is asked here. One that does not answer either gets no calls until it does, or until a supervisor reports again.
 """
 
 import asyncio
@@ -11,10 +15,12 @@ import contextlib
 import errno
 import ipaddress
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from apiproxy.dataplane.upstream import NO_WAY, Pool
+from apiproxy.dataplane.catalogue import Replica
+from apiproxy.dataplane.upstream import NO_WAY, Header, Pool, Unreachable, UpstreamError
 
 EVERY = 0.5  # seconds between two questions
 # Seconds for an answer, which takes a millisecond in one building. A lost packet is sent again after a second, so
@@ -25,12 +31,24 @@ AGAIN, MORE = 2, 3  # before which look, and how many
 # Unanswered questions in a row after which calls that had begun before are given up too. One may be a pause of the
 # host; new calls go elsewhere from the first on.
 CERTAIN = 3
+# Seconds in which an engine answers that it is there. It does so in milliseconds, beside its other work.
+HEALTH_WITHIN = 1.0
+# Unanswered questions in a row before an engine gets no calls, and before those are given up that it was at: its
+# threads may all be taken by calls, of which it will say something sooner or later.
+DOUBTFUL, HOPELESS = 2, 6
 
 
 @dataclass(slots=True)
 class _Silence:
     since: float
     questions: int = 1
+
+
+class SignOfLife(NamedTuple):
+    """Of a host's supervisor: who that is, and whether it has been quiet for a while."""
+
+    claim: str
+    quiet: bool
 
 
 class HostWatch:
@@ -73,6 +91,86 @@ class HostWatch:
         if host in self._silent:
             return any(await asyncio.gather(*map(answers, pools)))
         return await answers(pools[0]) or (len(pools) > 1 and any(await asyncio.gather(*map(answers, pools[1:]))))
+
+
+class EngineWatch:
+    """Which engines do not answer, of those that are to be asked, by their replicas' ids."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._silent: dict[int, _Silence] = {}
+
+    @property
+    def silent(self) -> Mapping[int, float]:
+        """Engines that get no calls, and since when they have not answered (by the clock)."""
+        return {id: one.since for id, one in self._silent.items() if one.questions >= DOUBTFUL}
+
+    def certain(self, replica: int) -> bool:
+        """Whether nothing can be hoped for of what it was at."""
+        silence = self._silent.get(replica)
+        return silence is not None and silence.questions >= HOPELESS
+
+    async def ask(
+        self, engines: Iterable[tuple[Replica, Pool]], heard_since: Callable[[float], Collection[int]]
+    ) -> None:
+        """Ask each once; of others nothing is known from now on. `heard_since`: engines that sent something since.
+
+        Takes at most twice HEALTH_WITHIN.
+        """
+        asked = list(engines)
+        began = self._clock()
+        answers = await asyncio.gather(*(is_healthy(replica, pool) for replica, pool in asked))
+        heard = heard_since(began) if asked else ()
+        before, self._silent = self._silent, {}
+        for (replica, _), answer in zip(asked, answers, strict=True):
+            if not answer and replica.id not in heard:
+                one = before.get(replica.id) or _Silence(began, 0)
+                self._silent[replica.id] = _Silence(one.since, one.questions + 1)
+
+
+class _Health:
+    """Waits for the head of an answer, whatever it says: who refuses is there. An `upstream.Receiver`."""
+
+    def __init__(self) -> None:
+        self.told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def head(self, status: int, headers: list[Header]) -> None:
+        self._tell(True)
+
+    def data(self, piece: bytes) -> None: ...
+    def chunk(self, framed: bytes, start: int) -> None: ...
+
+    def end(self) -> None:
+        self._tell(True)
+
+    def failed(self, error: UpstreamError) -> None:
+        self._tell(False)
+
+    def _tell(self, answered: bool) -> None:
+        if not self.told.done():
+            self.told.set_result(answered)
+
+
+async def is_healthy(replica: Replica, pool: Pool) -> bool:
+    """Whether the engine answers a question that is none of its work, on a connection of its own."""
+    address = pool.address
+    request = (
+        f"GET {address.prefix}{replica.health} HTTP/1.1\r\nhost: {address.host_header}\r\n"
+        f"authorization: Bearer {replica.api_key}\r\nconnection: close\r\n\r\n"
+    )
+    try:
+        connection = await pool.connect(HEALTH_WITHIN)
+    except Unreachable:
+        return False
+    health = _Health()
+    try:
+        async with asyncio.timeout(HEALTH_WITHIN):
+            connection.request(request.encode("latin-1"), health)
+            return await health.told
+    except TimeoutError:
+        return False
+    finally:
+        connection.abort()
 
 
 def distant_hosts(host: str) -> bool:

@@ -198,6 +198,7 @@ class Application:
             ("metering", self._move_often),
             ("sweep", self._sweep),
             ("hosts", self._ask_hosts),
+            ("engines", self._ask_engines),
             ("refusals", self._tell_refusals_often),
             ("set_aside", self._report_set_aside),
         ):
@@ -275,6 +276,10 @@ class Application:
 
     async def _poll(self, gateway: Gateway) -> None:
         await asyncio.sleep(POLL)
+        with contextlib.suppress(DatabaseAway):  # the look tells of it; what was known stays
+            # First: a supervisor that follows another is known by then before what it says of its replicas.
+            loop = asyncio.get_running_loop()
+            gateway.note_supervisors(await loop.run_in_executor(self._catalogue_thread, catalogue_loader.signs_of_life))
         await self._look(gateway)
 
     async def _refresh(self) -> None:
@@ -383,6 +388,10 @@ class Application:
     async def _ask_hosts(self, gateway: Gateway) -> None:
         await asyncio.sleep(host_watch.EVERY)
         await gateway.ask_hosts()
+
+    async def _ask_engines(self, gateway: Gateway) -> None:
+        await asyncio.sleep(host_watch.EVERY)
+        await gateway.ask_engines()
 
     async def _report_set_aside(self, gateway: Gateway) -> None:
         """Report how much usage could not be recorded, whenever that changes."""

@@ -54,8 +54,9 @@ class Unassigned:
 def choose_host(bids: Iterable[Bid], living: Collection[int], *, waited: float) -> int | None:
     """The host that is to have it; None: none yet.
 
-    `living`: the hosts that could bid. `waited`: seconds since the asker's own bid: after BIDS_WITHIN nobody else is waited
-    for, as a host may be alive and its disk not. Where it fits nowhere, the one with most room takes it and says why.
+    `living`: the hosts that could bid. `waited`: seconds since the asker's own bid: after BIDS_WITHIN nobody else is
+    waited for, as a host may be alive and its disk not. Where it fits nowhere, the one with most room takes it and says
+    why.
     """
     there = [bid for bid in bids if bid.host in living]
     if not there or (waited < BIDS_WITHIN and not {bid.host for bid in there} >= set(living)):

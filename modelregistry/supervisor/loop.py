@@ -308,7 +308,8 @@ class Supervisor:
         except Exception as error:  # a model that we stumble over must neither wait for ever nor stop the others
             log.exception("%s: its start failed", charge)
             charge.port = 0
-            charge.crashed(self.clock(), f"The supervisor could not start it: {describe_exception(error)}", "start-fault")
+            why = f"The supervisor could not start it: {describe_exception(error)}"
+            charge.crashed(self.clock(), why, "start-fault")
         else:
             charge.oom_kills = process.oom_kills()
             charge.launched(run, label, self.clock())

@@ -4,6 +4,7 @@
     refuse      answers every question with 400    worker      has a grandchild in a session of its own
     stubborn    ignores SIGTERM                    deaf        never listens
     chatty      writes "line 1", "line 2" …, two a second      says=TEXT  answers TEXT instead of "pong"
+    mortal      dies of a call that says "die"
 
 SIGUSR1 makes it ill (500 to everything) and well again, SIGUSR2 unable to work although its health is
 good. A stream has `max_tokens` chunks, 20 a second.
@@ -52,6 +53,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.refused():
             return
+        if "mortal" in behave and "die" in json.dumps(body["messages"]):
+            os._exit(139)
         if "refuse" in behave or State.ill or State.unable:
             self.answer(400, {"error": {"message": "this model cannot do that", "code": 400}})
             return
