@@ -10,6 +10,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models import Prefetch, QuerySet
+from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from modelregistry import placement_messages
@@ -22,7 +23,7 @@ from modelregistry.memory import allocation, placement
 from modelregistry.memory.allocation import Occupant
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable, predict
 from modelregistry.models import Host, Reading, Replica, ServedModel
-from modelregistry.overview import ALIVE
+from modelregistry.overview import ALIVE, supervised
 from modelregistry.process import gpus
 from modelregistry.process.gpus import Device
 from modelregistry.supervisor import repository
@@ -30,8 +31,9 @@ from modelregistry.supervisor import repository
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFit:
-    """Of one replica on one host. `fits`: it could start there now; `room`: as far as memory is concerned. `launcher`:
-    "" if the host has no engine for it; what it would take is then that of the usual one. `devices`: indices, none:
+    """Of one replica on one host. `fits`: it could start there now; `room`: as far as memory is concerned.
+    `unavailable`: why the host takes no model at all, whatever has room there. `launcher`: "" if the host has no engine
+    for it; what it would take is then that of the usual one. `devices`: indices, none:
     RAM. `prediction`: on each of them, also where it does not fit. `why_not`: sentences, as lines; empty: it fits.
     `to_go`: replicas of ours without which there would be room.
     """
@@ -44,12 +46,13 @@ class HostFit:
     prediction: Prediction | None = None
     why_not: str = ""
     to_go: tuple[str, ...] = ()
+    unavailable: str = ""
 
     @property
     def reasons(self) -> list[str]:
         """Why there is no room, without the model's own sum, which the prediction tells."""
         lines = self.why_not.splitlines()
-        return lines[1:] if self.prediction else lines
+        return lines[1:] if self.prediction and not self.room else lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +77,7 @@ def estimate(model: ServedModel) -> Estimate | None:
         return None
     there = hosts().filter(pk=model.host_id) if model.host_id else hosts()
     found = fit_on_hosts(spec_of(model), facts, there, model=model.pk)
-    return Estimate(facts=facts, hosts=tuple(sorted(found, key=lambda outlook: not outlook.room)))
+    return Estimate(facts=facts, hosts=tuple(sorted(found, key=lambda outlook: (not outlook.fits, not outlook.room))))
 
 
 def facts_of(model: ServedModel) -> ModelMetadata | None:
@@ -122,6 +125,14 @@ def predict_alone(spec: Spec, facts: ModelMetadata) -> Prediction | None:
         return None
 
 
+def _why_unavailable(host: Host) -> str:
+    if host.maintenance:
+        return _("%(host)s is in maintenance and takes no models.") % {"host": host.name}
+    if not supervised(host, timezone.now()):
+        return _("The supervisor of %(host)s is silent, so nothing can be started there now.") % {"host": host.name}
+    return ""
+
+
 def _outlook(spec: Spec, facts: ModelMetadata, host: Host, past: Iterable[Measured], model: int | None) -> HostFit:
     report = host.report
     if not report.devices:
@@ -136,6 +147,7 @@ def _outlook(spec: Spec, facts: ModelMetadata, host: Host, past: Iterable[Measur
     version = spec.version or report.engines.get(launcher, "")
     if spec.version and not missing:
         missing = _not_installed(launcher, spec.version, report.installed)
+    unavailable = _why_unavailable(host)
     there = [(row.model_id == model, occupant_of(row)) for row in host.replica_set.all()]
     answer = allocation.check_fit(
         spec,
@@ -149,13 +161,14 @@ def _outlook(spec: Spec, facts: ModelMetadata, host: Host, past: Iterable[Measur
     )
     return HostFit(
         host=host.name,
-        fits=answer.fits and not missing,
+        fits=answer.fits and not missing and not unavailable,
         room=answer.fits,
         launcher="" if missing else launcher,
         devices=answer.allotment.devices if answer.allotment else (),
         prediction=answer.need,
-        why_not="\n".join(line for line in (placement_messages.explain_refusal(answer), missing) if line),
+        why_not="\n".join(line for line in (placement_messages.explain_refusal(answer), missing, unavailable) if line),
         to_go=answer.to_go,
+        unavailable=unavailable,
     )
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -250,15 +250,22 @@ def _on_path(launcher: str, search_path: str) -> tuple[str, ...]:
     return (program,) if program else ()
 
 
-def choose_launcher(spec: Spec, found: Mapping[str, tuple[str, ...]]) -> str:
-    """The launcher for this model, as told or the first that the host has. Raises NoLauncher."""
+def choose_launcher(
+    spec: Spec, found: Mapping[str, tuple[str, ...]], *, prefer: Sequence[str] = (), avoid: Collection[str] = ()
+) -> str:
+    """The launcher for this model, as told or the first that the host has. Raises NoLauncher.
+
+    Where nobody says which, those of `prefer` come first, in that order, and those of `avoid` last.
+    """
     if spec.engine == "vllm":
         candidates: Sequence[str] = ("vllm",)
     elif spec.launcher:
         candidates = (spec.launcher,)
     else:
         candidates = [name for name in LLAMA_CPP_LAUNCHERS if spec.task != "rerank" or name != "llama-cpp-python"]
-    for launcher in candidates:
+    first = [name for name in prefer if name in candidates]
+    last = [name for name in candidates if name in avoid]
+    for launcher in [*first, *(name for name in candidates if name not in avoid), *last]:
         if launcher in found:
             return launcher
     if spec.engine == "vllm":

@@ -4,6 +4,9 @@ A model is pinned to a version, or follows the newest that has proven itself wit
 by one replica first. It must start, answer, and answer a fixed question much as the version before did. Until then the
 others stay with the proven version; if it fails, so does the one that tried it, and it is not tried again until it
 changes.
+
+Of several launchers that could run it (llama.cpp has three) it stays with the one that is proven, whatever is installed
+beside it. Where that is gone, or none is proven, each of the others is tried as a version is.
 """
 
 import math
@@ -99,6 +102,23 @@ def choose_version(
     # Without a proven one, a new model begins with the newest and has the next one to fall back to.
     instead = [*proven, *left[1:]]
     return Choice(installed=newest, trial=True, instead=instead[0].version if instead else "")
+
+
+def proven_launchers(trials: Iterable[Trial]) -> list[str]:
+    """The launchers of which a version has proven itself, the one that did so last before the others.
+
+    `trials`: the oldest first.
+    """
+    proven = [trial.launcher for trial in trials if trial.state == PROVEN]
+    return list(dict.fromkeys(reversed(proven)))
+
+
+def failed_launchers(installed: Iterable[Installed], trials: Iterable[Trial]) -> set[str]:
+    """Those of which each version that is there was tried and failed."""
+    failures = [trial for trial in trials if trial.state == FAILED]
+    there = list(installed)
+    left = {one.launcher for one in there if not any(trial.is_of(one) for trial in failures)}
+    return {one.launcher for one in there} - left
 
 
 def reference(trials: Iterable[Trial], launcher: str) -> Mapping[str, Any] | None:

@@ -5,7 +5,7 @@ import random
 import secrets
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,11 +126,16 @@ def choose_engine(
     if fault := validation.path_fault(spec.engine, spec.path, spec.allowed_risks):
         raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
     found = base.find_engines(house.commands, house.cache, os.environ.get("PATH", os.defpath))
+    known, there = list(trials), base.all_installed(house.cache)
+    # What operators name is no installation of ours, of which nothing is known.
+    named = {name for name, program in found.items() if program not in {one.program for one in there}}
+    failed = version_trials.failed_launchers(there, known) - named
+    prefer = [name for name in version_trials.proven_launchers(known) if name not in failed]
     try:
-        launcher = base.choose_launcher(spec, found)
+        launcher = base.choose_launcher(spec, found, prefer=prefer, avoid=failed)
     except base.NoLauncher as error:
         raise CannotLaunch(str(error), "no-engine") from error
-    installed = base.installed_versions(launcher, house.cache)
+    installed = [one for one in there if one.launcher == launcher]
     # Whoever names a program means that one; a version that is told for a model is still more particular.
     if not installed or (not spec.version and found[launcher] != installed[0].program):
         if spec.version:
@@ -139,11 +144,22 @@ def choose_engine(
             )
         return ChosenEngine(launcher=launcher, program=found[launcher])
     try:
-        choice = version_trials.choose_version(installed, trials, pinned=spec.version, tried_now=tried_now)
+        choice = version_trials.choose_version(installed, known, pinned=spec.version, tried_now=tried_now)
     except NoVersion as error:
         raise CannotLaunch(placement_messages.explain_missing_version(launcher, error), "no-engine") from error
+    if choice.trial and not choice.instead:
+        choice = replace(choice, instead=_another_launcher(spec, found, {*failed, launcher}))
     usual = choice.installed.program == found[launcher]
     return ChosenEngine(launcher=launcher, program=choice.installed.program, choice=choice, usual=usual)
+
+
+def _another_launcher(spec: Spec, found: Mapping[str, tuple[str, ...]], without: Collection[str]) -> str:
+    """The one that would be taken if these failed; empty: there is none."""
+    left = {name: program for name, program in found.items() if name not in without}
+    try:
+        return base.choose_launcher(spec, left)
+    except base.NoLauncher:
+        return ""
 
 
 def allocate(

@@ -117,14 +117,14 @@ def test_e11_what_was_tried_is_kept_and_replaced():
 # --- A supervisor with two versions of a stand-in
 
 
-def install(cache: Path, version: str, *behave: str) -> Path:
-    """A llama-server of this version, as `installengine` would have put it there: by one rename."""
-    made = cache / f".{version}" / "bin" / "llama-server"
+def install(cache: Path, version: str, *behave: str, launcher: str = "llama-server") -> Path:
+    """An engine of this version, as `installengine` would have put it there: by one rename."""
+    made = cache / f".{version}" / "bin" / ("llama-server" if launcher == "llama-server" else "python")
     made.parent.mkdir(parents=True)
     words = shlex.join(f"--behave={each}" for each in behave)
     made.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKE} "$@" {words}\n')
     made.chmod(0o755)
-    target = cache / "engines" / f"llama-server-{version}"
+    target = cache / "engines" / f"{launcher}-{version}"
     target.parent.mkdir(exist_ok=True)
     return made.parent.parent.rename(target)
 
@@ -192,6 +192,49 @@ def test_e11_a_version_is_not_blamed_for_what_the_one_before_it_fails_of_too(sit
     until(lambda: EngineTrial.objects.filter(version="2.0", state="failed").exists())
     until(lambda: not EngineTrial.objects.exists())
     assert [run.label["installed"] for run in site.runs.all()][:2] == ["2.0", "1.0"]
+
+
+def started_by(site, launcher: str) -> bool:
+    row = site.replica()
+    return bool(row) and row.state == "ready" and row.launcher == launcher
+
+
+def proven(launcher: str) -> bool:
+    return EngineTrial.objects.filter(launcher=launcher, state="proven").exists()
+
+
+def test_a_model_stays_with_the_launcher_that_is_proven_until_that_is_gone(site, cache):
+    there = install(cache, "1.0", launcher="xllamacpp")
+    site.supervise()
+    site.model()
+    until(lambda: started_by(site, "xllamacpp"))
+    until(lambda: proven("xllamacpp"))
+
+    install(cache, "9.0")  # it would come first where nothing is known
+    before = site.replica().run_id
+    ServedModel.objects.update(generation=1)
+    until(lambda: site.replica().run_id not in (before, "") and started_by(site, "xllamacpp"))
+    assert not EngineTrial.objects.filter(launcher="llama-server").exists()
+
+    there.rename(cache / "gone")
+    ServedModel.objects.update(generation=2)
+    until(lambda: started_by(site, "llama-server"))
+    until(lambda: proven("llama-server"))
+
+
+def test_a_launcher_that_fails_at_a_model_costs_one_start_and_the_next_is_taken(site, cache):
+    install(cache, "9.0", "exit=undefined symbol: ggml_new")
+    install(cache, "1.0", launcher="xllamacpp")
+    site.supervise()
+    site.model()
+    until(lambda: started_by(site, "xllamacpp"))
+    failed = EngineTrial.objects.get(launcher="llama-server")
+    assert (failed.version, failed.state) == ("9.0", "failed")
+    assert [run.label["launcher"] for run in site.runs.all()] == ["llama-server", "xllamacpp"]
+    ServedModel.objects.update(generation=1)
+    until(lambda: site.replica().state != "ready")
+    until(lambda: started_by(site, "xllamacpp"))
+    assert [run.label["launcher"] for run in site.runs.all()].count("llama-server") == 1
 
 
 async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_removed(tmp_path):
