@@ -2,7 +2,9 @@
 
 import re
 import socket
+from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
+from typing import Literal
 
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
@@ -35,8 +37,28 @@ def validate(address: str) -> None:
         raise ValidationError(_unreachable(address), code="bad-address")
 
 
-def fault(address: str) -> str:
-    """Why engines on this machine cannot listen at this address, as a sentence; empty: they can.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressFault:
+    """Why engines cannot listen at the host's address. `reason`: the system's words, or seconds."""
+
+    code: Literal["address-unknown", "address-missing", "address-slow"]
+    address: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        """For logs and the command line; pages say it in the reader's language."""
+        return IN_ENGLISH[self.code] % {"address": self.address, "reason": self.reason}
+
+
+IN_ENGLISH = {
+    "address-unknown": "The host’s address %(address)s cannot be looked up.",
+    "address-missing": "This machine does not have the host’s address %(address)s (%(reason)s).",
+    "address-slow": "The host’s address %(address)s could not be looked up within %(reason)s s.",
+}
+
+
+def find_fault(address: str) -> AddressFault | None:
+    """Why engines on this machine cannot listen at this address; None: they can.
 
     Looks a name up, which may block for as long as name servers take. A wildcard (0.0.0.0), which could be given once,
     serves the gateway of this machine, so what runs with it goes on; `validate` takes it no more.
@@ -46,21 +68,10 @@ def fault(address: str) -> str:
         with socket.socket(family, socket.SOCK_STREAM) as trial:
             trial.bind(place)
     except (UnicodeError, socket.gaierror):
-        return _("The host’s address %(address)s cannot be looked up.") % {"address": address}
+        return AddressFault(code="address-unknown", address=address)
     except OSError as error:
-        return _("This machine does not have the host’s address %(address)s (%(reason)s).") % {
-            "address": address,
-            "reason": error.strerror,
-        }
-    return ""
-
-
-def too_slow(address: str, seconds: float) -> str:
-    """The same, of a name that was not found within this time."""
-    return _("The host’s address %(address)s could not be looked up within %(seconds)g s.") % {
-        "address": address,
-        "seconds": seconds,
-    }
+        return AddressFault(code="address-missing", address=address, reason=error.strerror or str(error))
+    return None
 
 
 def _unreachable(address: str) -> str:

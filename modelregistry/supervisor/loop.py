@@ -177,7 +177,7 @@ class Supervisor:
         self.strangers = {(each["pid"], each["device"]) for each in found.strangers}
         report = Report(**{**asdict(found), "at": timezone.now()})
         if fault := self.books.address_fault:
-            report.problems.append({"code": "bad-address", "detail": fault})
+            report.problems.append({**asdict(fault), "detail": str(fault)})
         self.books.report = report
 
     async def _read_files(self) -> None:
@@ -254,7 +254,7 @@ class Supervisor:
         if order.external:
             charge.url, charge.api_key, charge.launcher, charge.slots = order.url, order.upstream_key, "", None
         elif self.books.address_fault:
-            charge.unreachable(now, self.books.address_fault)
+            charge.unreachable(now, str(self.books.address_fault))
         else:
             charge.working = self._task(charge, "working", self._start(charge))
         self.books.changed.set()
@@ -262,7 +262,7 @@ class Supervisor:
     def _is_unreachable(self, charge: ManagedReplica) -> bool:
         """It was told already that this machine does not have the host's address."""
         told = charge.cause == "bad-address" and charge.address == self.books.address
-        return told and self.books.address_fault != ""
+        return told and self.books.address_fault is not None
 
     def _task(self, charge: ManagedReplica, kind: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def done(task: asyncio.Task[None]) -> None:

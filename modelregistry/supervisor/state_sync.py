@@ -17,6 +17,7 @@ from django.db import DataError, Error, close_old_connections, connections
 from django.utils import timezone
 
 from modelregistry import addresses
+from modelregistry.addresses import AddressFault
 from modelregistry.engines.version_trials import UNTRIED, Trial
 from modelregistry.memory import allocation
 from modelregistry.memory.estimate import Measured
@@ -72,7 +73,7 @@ class StateSync:
         self.beat_at = float("-inf")
         self.maintenance = False  # no engine shall run here
         self.address = ""  # where engines are to listen
-        self.address_fault = ""  # why they cannot, as a sentence
+        self.address_fault: AddressFault | None = None  # why they cannot
         self.address_at = float("-inf")
         self.tails: dict[int, str] = {}
         self.away = False
@@ -224,10 +225,10 @@ class StateSync:
             return
         before = self.address, self.address_fault
         try:
-            looking = self.hands.do(addresses.fault, address)
+            looking = self.hands.do(addresses.find_fault, address)
             fault = await asyncio.wait_for(looking, ADDRESS_WITHIN)
         except TimeoutError:
-            fault = addresses.too_slow(address, ADDRESS_WITHIN)
+            fault = AddressFault(code="address-slow", address=address, reason=f"{ADDRESS_WITHIN:g}")
         self.address, self.address_fault, self.address_at = address, fault, self.clock()
         if fault and before != (address, fault):
             log.error("%s", fault)

@@ -140,6 +140,15 @@ class Overview:
         return [model for model in self.wanted if model.level == "broken" or model.fault or model.troubled]
 
     @property
+    def maintained(self) -> list[tuple[str, list[ModelView]]]:
+        """The hosts whose maintenance keeps models from answering, with these."""
+        found: dict[str, list[ModelView]] = {}
+        for model in self.wanted:
+            if model.state == ModelState.MAINTENANCE and model.now.host:
+                found.setdefault(model.now.host, []).append(model)
+        return sorted(found.items())
+
+    @property
     def silent(self) -> list[HostView]:
         """Those that ought to report: one in maintenance may well be switched off."""
         return [host for host in self.hosts if not host.now.supervised and not host.now.maintenance]
@@ -147,6 +156,10 @@ class Overview:
     @property
     def problems(self) -> bool:
         return any(host.now.problems for host in self.hosts)
+
+    @property
+    def needs_attention(self) -> bool:
+        return bool(self.troubled or self.silent or self.problems or self.maintained)
 
     @property
     def memory_total(self) -> int:

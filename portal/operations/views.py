@@ -19,19 +19,20 @@ from django.views.decorators.http import require_http_methods, require_safe
 from modelregistry.engines.presets import PRESETS
 from modelregistry.fit import estimate
 from modelregistry.hosts import needed_because
-from modelregistry.models import Host, LogTail, ServedModel
+from modelregistry.models import Host, LogTail, Replica, ServedModel
+from modelregistry.overview import ALIVE
 from portal.accounts.models import DirectoryState
 from portal.accounts.tenancy import me, operator
 from portal.console import posted
 from portal.console.clock import zone_of
 from portal.metering.models import UsageSetAside
 from portal.operations import actions
-from portal.operations.callers import callers
+from portal.operations.callers import Callers, callers, callers_of
 from portal.operations.facts import told_by_files
 from portal.operations.forms import HostForm, ServedModelForm, visible_to
 from portal.operations.history import history
 from portal.operations.live import first_tokens, wish_log
-from portal.operations.overview import model_view, overview, with_all
+from portal.operations.overview import ModelView, model_view, overview, with_all
 
 View = Callable[..., HttpResponse]
 
@@ -137,13 +138,35 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
 @for_operators
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
-    host = get_object_or_404(Host, pk=pk)
+    host = get_object_or_404(Host.objects.select_related("report"), pk=pk)
+    before = host.address, host.maintenance
     form = HostForm(request.POST or None, instance=host)
-    if request.method == "POST" and form.is_valid() and form.carry_out(me(request)):
-        messages.success(request, _("%(host)s is changed.") % {"host": host.name})
-        return redirect("operations")
-    context = {"host": host, "form": form, "models": host.models.order_by("name"), "needed": needed_because(host)}
+    if request.method == "POST" and form.is_valid():
+        address, maintenance = form.cleaned_data["address"], form.cleaned_data["maintenance"]
+        verb = "maintenance" if maintenance and not before[1] else "move" if address != before[0] else ""
+        if verb and "confirmed" not in request.POST and (hit := models_on(host)):
+            return render(request, "operations/ask_host.html", {"host": host, "form": form, "verb": verb, "hit": hit})
+        if form.carry_out(me(request)):
+            messages.success(request, _("%(host)s is changed.") % {"host": host.name})
+            return redirect("operations")
+    report = getattr(host, "report", None)
+    context = {
+        "host": host,
+        "form": form,
+        "models": host.models.order_by("name"),
+        "needed": needed_because(host),
+        "problems": report.problems if report else [],
+    }
     return render(request, "operations/host.html", context)
+
+
+def models_on(host: Host) -> list[tuple[ModelView, Callers]]:
+    """The models whose engines on this host would end, by name, with those who called them of late."""
+    now = timezone.now()
+    running = Replica.objects.filter(host=host, state__in=ALIVE).exclude(model__engine=ServedModel.Engine.EXTERNAL)
+    served = list(with_all(ServedModel.objects.filter(pk__in=running.values("model")).order_by("name")))
+    called = callers_of([model.name for model in served], now)
+    return [(model_view(model, now, None), called[model.name]) for model in served]
 
 
 @for_operators

@@ -53,12 +53,15 @@ def test_what_no_gateway_can_reach_may_not(address):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "0.0.0.0"])
 def test_this_machine_has_its_own_addresses(address):
-    assert addresses.fault(address) == ""
+    assert addresses.find_fault(address) is None
 
 
 @pytest.mark.parametrize("address", [NOBODYS, "no-such-host.invalid", "a" * 64])
 def test_e9_an_address_that_is_not_here_is_told_with_its_name(address):
-    assert address in addresses.fault(address)
+    fault = addresses.find_fault(address)
+    assert fault
+    assert (fault.code.startswith("address-"), fault.address) == (True, address)
+    assert address in str(fault)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_dry_run_says_where_it_fits_and_registers_nothing(capsys, gguf):
     full = card | {"used": 24 * 10**9, "free": 0}
     for name, devices in (("empty", [card, ram]), ("full", [full, ram])):
         HostReport.objects.create(
-            host=Host.objects.create(name=name),
+            host=Host.objects.create(name=name, seen_at=timezone.now()),
             devices=[{"fault": ""} | device for device in devices],
             engines={"llama-server": "b1"},
             at=timezone.now(),

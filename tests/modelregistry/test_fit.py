@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from itertools import combinations
 from types import SimpleNamespace
 
 import pytest
+from django.utils import timezone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from modelregistry.memory import allocation, estimate, placement
 from modelregistry.memory.allocation import FitResult, HostedReplica, Occupant
 from modelregistry.memory.estimate import GIB, Demand, predict
 from modelregistry.models import Replica, ServedModel
+from modelregistry.overview import MADE_UP
 from modelregistry.process.gpus import RAM, Device
 
 LLAMA_8B = ModelMetadata(
@@ -30,6 +33,7 @@ LLAMA_8B = ModelMetadata(
     attention=(Attention(8, 128, 128),) * 32,
 )
 MIXTRAL = replace(LLAMA_8B, weight_bytes=20 * GIB, experts=(0, *(GIB // 2,) * 31))
+ALIVE = {"name": "h", "maintenance": False, "seen_at": MADE_UP}
 PROGRAM = ["/engines/vllm-0.32.0/bin/python"]
 
 
@@ -120,13 +124,31 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     )
     report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"}, installed={})
     rows = [row(tenant) for tenant in tenants]
-    told = SimpleNamespace(name="h", report=report, replica_set=SimpleNamespace(all=lambda: rows))
+    told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=lambda: rows))
     foreseen = fit._outlook(wanted, LLAMA_8B, told, [], None)
     assert foreseen.fits == foreseen.room == supervisors.fits
     assert foreseen.devices == (supervisors.allotment.devices if supervisors.allotment else ())
     assert (foreseen.prediction, foreseen.to_go) == (supervisors.need, supervisors.to_go)
     assert foreseen.why_not == placement_messages.explain_refusal(supervisors)
     assert bool(foreseen.why_not) != foreseen.fits
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"maintenance": True},
+        {"seen_at": None},
+        {"seen_at": timezone.now() - timedelta(seconds=61)},
+        {"seen_at": timezone.now() + timedelta(days=9)},
+    ],
+)
+def test_nothing_can_be_started_on_a_host_that_is_silent_or_in_maintenance(state):
+    report = SimpleNamespace(devices=[asdict(card(0, 80, 0)), asdict(ram())], engines={"vllm": "0.32.0"}, installed={})
+    told = SimpleNamespace(**ALIVE | state, report=report, replica_set=SimpleNamespace(all=list))
+    found = fit._outlook(spec(), LLAMA_8B, told, [], None)
+    assert (found.fits, found.room) == (False, True)
+    assert found.unavailable
+    assert found.reasons == found.why_not.splitlines() == [found.unavailable]
 
 
 def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
@@ -136,7 +158,7 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
         engines={"vllm": "0.33.0"},
         installed={"vllm": ["0.33.0", "0.32.0"]},
     )
-    told = SimpleNamespace(name="h", report=report, replica_set=SimpleNamespace(all=list))
+    told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=list))
     there = fit._outlook(spec(version="0.32.0"), LLAMA_8B, told, [], None)
     assert there.fits
     gone = fit._outlook(spec(version="0.31.0"), LLAMA_8B, told, [], None)

@@ -224,7 +224,9 @@ WRITES = {
     ("POST", "more/<id:pk>/"): Write(ALICE.who, {"amount": "3", "reason": "why"}),
     ("POST", "more/<id:pk>/withdraw/"): Write(ALICE.who, {}),
     ("POST", "operations/directory/follow/"): Write(OPERATORS.who),
-    ("POST", "operations/hosts/<id:pk>/"): Write(OPERATORS.who, {"address": "10.0.0.9", "maintenance": "on"}),
+    ("POST", "operations/hosts/<id:pk>/"): Write(
+        OPERATORS.who, {"address": "10.0.0.9", "maintenance": "on", "confirmed": "yes"}
+    ),
     ("POST", "operations/hosts/<id:pk>/remove/"): Write(OPERATORS.who, {}),
     ("POST", "operations/models/new/"): Write(OPERATORS.who, MODEL_FORM),
     ("POST", "operations/start/<path:name>/"): Write(OPERATORS.who),

@@ -243,7 +243,7 @@ def hosts_report() -> None:
         ("gpu-02", {"vllm": "0.32.0"}, full),
         ("gpu-03", {"llama-server": "b11549"}, DEVICE),
     ):
-        host = Host.objects.create(name=name)
+        host = Host.objects.create(name=name, seen_at=timezone.now())
         HostReport.objects.create(host=host, devices=[device], engines=engines, at=timezone.now())
 
 

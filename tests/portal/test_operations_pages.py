@@ -1,20 +1,22 @@
 """Operators' pages: who may see them, what stands there, and what is done from them."""
 
 import re
+from dataclasses import asdict
 from datetime import timedelta
 
 import pytest
 from django.test import Client
 from django.utils import timezone
 
+from modelregistry.addresses import AddressFault
 from modelregistry.failure_advice import ADVICE
 from modelregistry.fit import estimate
 from modelregistry.models import Host, LogTail, LogWish, Replica, ServedModel
 from portal.accounts.models import AuditEvent
-from portal.operations.callers import callers
+from portal.operations.callers import Callers, callers
 from portal.operations.forms import visible_to
 from portal.operations.templatetags import machines
-from tests.fleet import fleet, gpu, host, replica
+from tests.fleet import fleet, gpu, host, model, replica
 from tests.modelregistry import paper_models
 from tests.pages import key_of, serve, use
 from tests.translations import japanese  # noqa: F401
@@ -214,7 +216,7 @@ class TestForms:
         assert (form["engine"].value(), form["task"].value()) == ("llama.cpp", "embedding")
 
     def test_what_it_will_take_is_told_without_registering(self, as_olivia, files):
-        host("gpu-01", gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 2))
+        host("gpu-01", gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 2), engines={"vllm": "0.32.0"})
         page = as_olivia.post("/operations/models/new/?preview", form_for(files)).content.decode()
         assert "data-unplanned" not in page
         more = form_for(files) | {"args": "--enable-lora"}
@@ -408,6 +410,45 @@ class TestHosts:
         assert "data-maintenance" in read(as_olivia, "/operations/")
         as_olivia.post(f"/operations/hosts/{card.pk}/", {"address": "10.0.0.9"})
         assert not Host.objects.get().maintenance
+
+    @pytest.mark.parametrize("change", [{"address": "10.0.0.5", "maintenance": "on"}, {"address": "10.0.0.9"}])
+    def test_what_ends_engines_is_asked_with_whom_it_hits(self, as_olivia, alice, research, change):
+        card = host("gpu-01", gpu(0, "NVIDIA RTX 4090", 25.8, 20.0))
+        qwen = model("qwen", host=card)
+        replica(qwen, card)
+        use(key_of(alice, research), model="qwen")
+        before = as_olivia.post(f"/operations/hosts/{card.pk}/", change)
+        page = before.content.decode()
+        assert 'data-hit="qwen"' in page
+        assert [(one.name, called) for one, called in before.context["hit"]] == [
+            ("qwen", Callers(requests=1, keys=1, people=1, tenants=1))
+        ]
+        unchanged = Host.objects.get()
+        assert (unchanged.address, unchanged.maintenance) == (card.address, False)
+        sent = dict(re.findall(r'<input type="hidden" name="(address|maintenance|confirmed)" value="([^"]*)"', page))
+        as_olivia.post(f"/operations/hosts/{card.pk}/", sent)
+        row = Host.objects.get()
+        assert (row.address, row.maintenance) == (change["address"], "maintenance" in change)
+
+    def test_models_that_maintenance_keeps_from_answering_are_told(self, as_olivia):
+        card = host("gpu-01", gpu(0, "NVIDIA RTX 4090", 25.8, 20.0))
+        replica(model("qwen", host=card), card, "stopped")
+        assert "data-maintained" not in read(as_olivia, "/operations/")
+        Host.objects.update(maintenance=True)
+        page = read(as_olivia, "/operations/")
+        assert 'data-maintained="gpu-01"' in page
+        assert 'href="#attention"' in page
+
+    @pytest.mark.parametrize("code", ["address-unknown", "address-missing", "address-slow"])
+    @pytest.mark.parametrize("language", ["ja", "en"])
+    def test_an_address_that_the_machine_does_not_have_is_told_in_the_readers_language(self, as_olivia, code, language):
+        fault = AddressFault(code=code, address="192.0.2.7", reason="why")
+        card = host("gpu-01", problems=[{**asdict(fault), "detail": str(fault)}])
+        for page in ("/operations/", f"/operations/hosts/{card.pk}/"):
+            text = as_olivia.get(page, headers={"accept-language": language}).content.decode()
+            assert "192.0.2.7" in text
+            assert ("No engine can be started" in text) == (language == "en")
+            assert (str(fault) in text) == (language == "en")
 
     def test_an_address_that_no_gateway_reaches_is_told_at_its_field(self, as_olivia):
         card = host("gpu-01")

@@ -12,7 +12,17 @@ register = template.Library()
 
 GB = 10**9  # as everywhere in the registry, and as sizes of models are given
 PROBLEMS = {
-    "bad-address": gettext_lazy("%(detail)s No engine can be started until that is corrected."),
+    "address-unknown": gettext_lazy(
+        "The host’s address %(address)s cannot be looked up. No engine can be started until that is corrected."
+    ),
+    "address-missing": gettext_lazy(
+        "This machine does not have the host’s address %(address)s (%(reason)s). No engine can be started until that is"
+        " corrected."
+    ),
+    "address-slow": gettext_lazy(
+        "The host’s address %(address)s could not be looked up within %(reason)s s. No engine can be started until that"
+        " is corrected."
+    ),
     "disk-full": gettext_lazy("Little disk space is left: %(detail)s."),
     "remains": gettext_lazy("Processes of ended engines are still there and may hold memory: %(detail)s."),
     "memory-not-back": gettext_lazy("The driver has not given memory back that an ended engine held: %(detail)s."),
