@@ -1,9 +1,10 @@
 """What is served, as plain values for gateways."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from modelregistry.database_clock import database_now
@@ -49,7 +50,8 @@ class SignOfLife:
 class Served:
     """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known.
 
-    `can_load`: a replica is starting, or asleep until somebody wants it. Time-outs in seconds, None = the settings'.
+    `loading_on`: the hosts on which a replica is starting, or asleep until somebody wants it. Time-outs in seconds,
+    None = the settings'.
     """
 
     model_id: int
@@ -59,7 +61,7 @@ class Served:
     launcher: str
     context: int | None
     created: int
-    can_load: bool
+    loading_on: frozenset[int]
     retires_on: date | None
     connect_timeout: float | None
     first_byte_timeout: float | None
@@ -74,8 +76,11 @@ def offered() -> QuerySet[ServedModel]:
 
 
 def served() -> list[Served]:
-    """Every enabled model, also one that retires: gateways know the day. One query."""
-    coming = Replica.objects.filter(model=OuterRef("pk"), state__in=(Replica.State.STARTING, Replica.State.ASLEEP))
+    """Every enabled model, also one that retires: gateways know the day. Two queries."""
+    coming = Replica.objects.filter(state__in=(Replica.State.STARTING, Replica.State.ASLEEP))
+    hosts: dict[int, set[int]] = defaultdict(set)
+    for model_id, host_id in coming.values_list("model_id", "host_id"):
+        hosts[model_id].add(host_id)
     return [
         Served(
             model_id=model.pk,
@@ -85,14 +90,14 @@ def served() -> list[Served]:
             launcher=model.launcher,
             context=model.context,
             created=int(model.created_at.timestamp()),
-            can_load=model.loading,
+            loading_on=frozenset(hosts.get(model.pk, ())),
             retires_on=model.retires_on,
             connect_timeout=model.connect_timeout,
             first_byte_timeout=model.first_byte_timeout,
             idle_timeout=model.idle_timeout,
             total_timeout=model.total_timeout,
         )
-        for model in ServedModel.objects.filter(enabled=True).annotate(loading=Exists(coming))
+        for model in ServedModel.objects.filter(enabled=True)
     ]
 
 

@@ -62,7 +62,7 @@ def signs_of_life() -> dict[int, SignOfLife]:
 
 
 def load() -> Catalogue:
-    """The whole catalogue, in ten queries. Raises DatabaseAway."""
+    """The whole catalogue, in eleven queries. Raises DatabaseAway."""
     return run_query(_load)
 
 
@@ -307,7 +307,7 @@ def _models() -> dict[str, Model]:
             external=served.engine == ServedModel.Engine.EXTERNAL,
             stops_unary=served.engine != ServedModel.Engine.LLAMA_CPP,
             tenants=frozenset(access[served.model_id]) if served.model_id in access else None,
-            can_load=served.can_load,
+            loading_on=served.loading_on,
             retires=_retirement(served.retires_on),
             timeouts=_timeouts(served),
             replicas=tuple(replicas[served.model_id]),

@@ -96,8 +96,8 @@ class Retirement(NamedTuple):
 class Model:
     """`stops_unary`: the engine stops generating when the client of a call without `stream` leaves.
 
-    `tenants` = ids of those that may use it; None = all. `can_load`: asleep or starting, so worth waiting for.
-    `retires`: None = never.
+    `tenants` = ids of those that may use it; None = all. `loading_on`: hosts on which it is asleep or
+    starting, so worth waiting for while they live. `retires`: None = never.
     """
 
     id: int
@@ -108,7 +108,7 @@ class Model:
     external: bool
     stops_unary: bool
     tenants: frozenset[int] | None
-    can_load: bool
+    loading_on: frozenset[int]
     retires: Retirement | None
     timeouts: Timeouts
     replicas: tuple[Replica, ...]

@@ -420,8 +420,10 @@ class Gateway:
         replica = self._balancer.choose(model.replicas, self._clock())
         if replica is not None:
             return replica
-        if model.can_load:
+        if model.loading_on:
             self._wish(model.id)
+        # A host whose supervisor is quiet starts and wakes nothing now.
+        if any(not self._is_quiet(host) for host in model.loading_on):
             raise ModelUnavailable(
                 "model_loading", headers={"retry-after": str(LOADING_RETRY)}, model=model.name, seconds=LOADING_RETRY
             )
@@ -494,7 +496,7 @@ class Gateway:
     async def _inquire(self, exchange: Exchange, meter: "CallMeter", model: Model, replica: Replica) -> None:
         """Finds out whether the engine died under this call, and what to think of the call then."""
         calls = sum(other.replica == replica.id for other in self._exchanges.values())
-        if replica.id in self._balancer.unreachable or self._is_quiet(replica):
+        if replica.id in self._balancer.unreachable or self._is_quiet(replica.host):
             return  # of an engine whose host is silent nobody knows why
         if not exchange.says_dead and await self._still_there(replica):
             return
@@ -641,7 +643,7 @@ class Gateway:
 
     async def ask_engines(self) -> None:
         """Asks the engines that no supervisor looks after now. Call it every `host_watch.EVERY` seconds."""
-        asked = [one for one in self._ours() if self._is_quiet(one)]
+        asked = [one for one in self._ours() if self._is_quiet(one.host)]
         before = self._engines.silent
         await self._engines.ask([(one, self._pool(one)) for one in asked], self._heard_since)
         now = self._engines.silent
@@ -652,9 +654,9 @@ class Gateway:
         if before or now:
             self._note_silence()
 
-    def _is_quiet(self, replica: Replica) -> bool:
-        """Whether its host's supervisor is quiet, for whatever reason."""
-        sign = self._supervisors.get(replica.host)
+    def _is_quiet(self, host: int) -> bool:
+        """Whether the host's supervisor is quiet, for whatever reason."""
+        sign = self._supervisors.get(host)
         return sign is not None and sign.quiet
 
     def _heard_since(self, at: float) -> Collection[int]:

@@ -11,7 +11,7 @@ SERVED = Model(
     external=False,
     stops_unary=True,
     tenants=None,
-    can_load=False,
+    loading_on=frozenset(),
     retires=None,
     timeouts=Timeouts(connect=1, first_byte=1, idle=1, total=1),
     replicas=(),

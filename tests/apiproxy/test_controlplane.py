@@ -275,7 +275,7 @@ def test_a_replica_that_is_not_ready_gets_no_requests(model):
     assert [replica.url for replica in found.replicas] == [
         f"http://127.0.0.1:{Replica.State.values.index('ready') + 1}"
     ]
-    assert found.can_load
+    assert found.loading_on == {host.pk}
 
 
 def test_recording_twice_counts_once_and_tells_when_the_key_was_used(key, alice, research):

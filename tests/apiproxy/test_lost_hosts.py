@@ -44,10 +44,9 @@ class Second:
         return self.counter.client.get("/metrics").text
 
     def ready(self, model: str = "m") -> int:
-        """As /metrics tells."""
-        lines = self.metrics().splitlines()
-        (line,) = [line for line in lines if line.startswith(f'madoguchi_replicas_ready{{model="{model}"}}')]
-        return int(line.split()[-1])
+        """As /metrics tells; 0 also before the gateway knows the model."""
+        start = f'madoguchi_replicas_ready{{model="{model}"}}'
+        return sum(int(line.split()[-1]) for line in self.metrics().splitlines() if line.startswith(start))
 
     def pids(self) -> list[int]:
         """The supervisor first, then all shims and engines."""
@@ -145,6 +144,16 @@ def test_the_death_of_a_host_is_blamed_on_no_call(second, models):
     second.site.reaches("ready")
     second.changes_within(1, *models)
     assert second.call("innocent").status_code == 200
+
+
+def test_a_sleeping_model_of_a_host_that_is_gone_is_not_said_to_be_on_its_way(second):
+    second.serve()
+    second.kill()
+    row = second.site.replica()
+    row.state = Replica.State.ASLEEP
+    row.save()  # as a save tells gateways
+    until(lambda: code(second.call()) == "model_loading")
+    until(lambda: code(second.call()) == "model_unavailable", WITHIN)
 
 
 def test_a_call_that_kills_the_only_engine_of_a_living_host_is_still_refused(second):
