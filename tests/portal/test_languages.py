@@ -125,7 +125,7 @@ class TestGateway:
     def test_every_detail_of_ours_has_its_japanese(self):
         """Names of fields and headers are the same in every language, and have no space."""
         details = set()
-        for path in (ROOT / "apiproxy").glob("*.py"):
+        for path in (ROOT / "apiproxy").rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.keyword) and node.arg == "detail":
                     assert not isinstance(node.value, ast.JoinedStr), f"{path.name}: {ast.unparse(node.value)}"

@@ -159,7 +159,7 @@ def _fit(one: Found, facts: ModelMetadata | None) -> tuple[str, list[str]]:
     found = fit.fit_on_hosts(fit.spec_of(model), facts, fit.hosts().filter(pk__in=here))
     if not found:
         return "not known: no supervisor has reported here", []
-    if found[0].unavailable:
+    if found[0].room and found[0].unavailable:
         return "not now", [found[0].unavailable]
     if found[0].room:
         return "yes", []
