@@ -6,6 +6,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from modelregistry.engines.version_trials import NoVersion
+from modelregistry.memory import placement
 from modelregistry.memory.allocation import FitResult
 from modelregistry.memory.estimate import Prediction, Unpredictable
 from modelregistry.memory.placement import NoRoom, NoSuchDevice, Room
@@ -26,9 +27,12 @@ def explain_refusal(answer: FitResult) -> str:
 
 
 def explain_no_room(refusal: NoRoom, to_go: Sequence[str] = ()) -> str:
-    """First the sum of the model, then each device's, then what would fit and what would have to go."""
+    """First the sum of the model, then what was asked for beyond that, each device's sum, what would fit and what would
+    have to go.
+    """
     first = explain_short_ram(refusal.need) if refusal.in_ram else explain_need(refusal.need)
-    lines = [first, *(_room(room) for room in refusal.rooms), *_ways_out(refusal, to_go)]
+    asked = "" if refusal.in_ram else explain_wish(refusal.need)
+    lines = [first, asked, *(_room(room) for room in refusal.rooms), *_ways_out(refusal, to_go)]
     return "\n".join(line for line in lines if line)
 
 
@@ -39,7 +43,9 @@ def explain_short_ram(need: Prediction) -> str:
     ) % {"host": need.host / GB}
 
 
-def explain_need(need: Prediction) -> str:
+def explain_need(wanted: Prediction) -> str:
+    """What it needs at least."""
+    need = placement.at_least(wanted)
     sums = {
         "total": need.total / GB,
         "weights": need.weights / GB,
@@ -67,6 +73,21 @@ def explain_need(need: Prediction) -> str:
     )
 
 
+def explain_wish(wanted: Prediction) -> str:
+    """The cache that was asked for, where the engine could do with less; "": it could not."""
+    if wanted.open or wanted.cache <= wanted.cache_least:
+        return ""
+    return _(
+        "That is the least. Asked for is a cache of %(cache).1f GB (%(sequences)d × %(context)d tokens),"
+        " %(total).1f GB in all."
+    ) % {
+        "cache": wanted.cache / GB,
+        "sequences": wanted.sequences,
+        "context": wanted.context,
+        "total": wanted.total / GB,
+    }
+
+
 def explain_missing_version(launcher: str, refusal: NoVersion) -> str:
     """The version that a model is pinned to is not on this host."""
     values = {"engine": launcher, "version": refusal.wanted, "others": ", ".join(refusal.installed)}
@@ -82,6 +103,10 @@ def explain_missing_device(refusal: NoSuchDevice) -> str:
     if refusal.missing:
         return _("This host does not have GPU %(missing)s, to which the model is bound.") % {
             "missing": ", ".join(map(str, refusal.missing))
+        }
+    if not refusal.usable:
+        return _("The model is to be split over %(wanted)d GPUs, and its engine has none on this host.") % {
+            "wanted": refusal.wanted
         }
     return ngettext(
         "The model is to be split over %(wanted)d GPU, and there are fewer.",
@@ -126,7 +151,7 @@ def _without(to_go: Sequence[str]) -> str:
 
 def _by_splitting(refusal: NoRoom) -> str:
     """Cards that together have room for what one has not: it may be split over them."""
-    alone = refusal.need.total
+    alone = placement.at_least(refusal.need).total
     rooms = [room for room in refusal.rooms if room.device >= 0 and room.free]
     if refusal.need.devices > 1 or refusal.in_ram or len(rooms) < 2:
         return ""

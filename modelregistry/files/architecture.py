@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modelregistry.files import class_defaults
+from modelregistry.files import bounds, class_defaults
 from modelregistry.files.metadata import Attention, RecurrentState
+from modelregistry.files.text import clean_text
 
-MOST_LAYERS = 4096
 # By transformers' words, which differ: what a layer keeps.
 FULL = frozenset(["full_attention", "attention", "global_attention", "indexed_attention", "moe_attention"])
 STATES = frozenset(["linear_attention", "mamba", "mamba2", "conv", "recurrent", "linear", "M"])
@@ -48,24 +48,28 @@ class Config:
         text = text if isinstance(text, dict) else {}
         self.whole = said
         self.said: dict[str, Any] = {**said, **text}
-        whole_kind = str(said.get("model_type", ""))
-        self.kind = str(text.get("model_type") or class_defaults.text_kind(whole_kind) or whole_kind)
+        whole_kind = clean_text(said.get("model_type", ""))
+        kind = text.get("model_type") or class_defaults.text_kind(whole_kind) or whole_kind
+        self.kind = clean_text(kind)
         self.defaults = class_defaults.defaults_of(self.kind)
         names = said.get("architectures")
         name = names[0] if isinstance(names, list) and names else said.get("model_type", "")
-        self.architecture = str(name)[:100]
+        self.architecture = clean_text(name)
 
     def get(self, name: str) -> Any:
         return self.said[name] if name in self.said else self.defaults.get(name)
 
     def number(self, *names: str, default: int = 0) -> int:
-        """The first of these that is a number, in the file or else in the class. `default`: none is."""
+        """The first of these that is a number, in the file or else in the class. `default`: none is.
+
+        Raises OutOfBounds.
+        """
         for values in (self.said, self.defaults):
             for name in names:
                 if values is self.defaults and name in self.said:
                     continue  # null: the class's own value does not count
-                value = values.get(name)
-                if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40:
+                value = bounds.read_number(name, values.get(name))
+                if value is not None:
                     return value
         return default
 
@@ -78,8 +82,8 @@ class Config:
         for name in ("layers_block_type", "hybrid_override_pattern"):
             told = self.said.get(name)
             if not count and isinstance(told, list | str):
-                count = len(told)
-        return count if count <= MOST_LAYERS else 0
+                count = bounds.bound_number(name, len(told), bounds.LAYERS)
+        return count
 
     def heads(self) -> int:
         return self.number("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
@@ -95,14 +99,18 @@ class Config:
 
 
 def from_mistral(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Mistral's params.json in Hugging Face's words, as vLLM puts it (transformers_utils/configs/mistral.py)."""
+    """Mistral's params.json in Hugging Face's words, as vLLM puts it (transformers_utils/configs/mistral.py).
+
+    Raises OutOfBounds.
+    """
     names = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "n_heads": "num_attention_heads"}
     names |= {"n_kv_heads": "num_key_value_heads", "hidden_dim": "intermediate_size"}
     found = {names.get(name, name): value for name, value in said.items() if name not in ("multimodal", "model_type")}
     found["max_position_embeddings"] = said.get("max_position_embeddings") or said.get("max_seq_len") or 128_000
     window = said.get("sliding_window")
     if isinstance(window, list) and window:  # one for each layer of a pattern; null: that one sees everything
-        repeated = window * (found.get("num_hidden_layers", 0) // len(window))
+        layers = bounds.read_number("n_layers", found.get("num_hidden_layers")) or 0
+        repeated = window * (layers // len(window))
         found["layer_types"] = ["full_attention" if each is None else "sliding_attention" for each in repeated]
         found["sliding_window"] = next((each for each in window if each), None)
     else:
@@ -131,9 +139,13 @@ class LayerMemory:
 
 
 def layer_memory(config: Config, *, kv_width: int = 0) -> LayerMemory:
-    """`kv_width`: numbers per key of all heads together, counted in the files; 0: not known. For decoders."""
+    """`kv_width`: numbers per key of all heads together, counted in the files; 0: not known. For decoders.
+
+    Raises OutOfBounds.
+    """
     if config.kind == "whisper":
-        return LayerMemory(attention=tuple(_whisper(config)))
+        heard = tuple(_whisper(config))
+        return LayerMemory(attention=heard, missing=() if heard else ("d_model",))
     layers = config.layers()
     if not layers:
         return LayerMemory(missing=("num_hidden_layers",))
@@ -163,13 +175,15 @@ def whole_items(config: Config) -> int:
     """
     if config.kind == "whisper":
         return config.number("max_source_positions", default=1500)
-    return WHOLE.get(str(config.whole.get("model_type")), 0)
+    return WHOLE.get(clean_text(config.whole.get("model_type")), 0)
 
 
 def _whisper(config: Config) -> Iterator[Attention]:
     """A decoder's layer remembers what was said and, apart from it, all that was heard."""
     heads = config.number("decoder_attention_heads") or config.heads()
     size = config.number("d_model") // max(heads, 1)
+    if not heads or not size:
+        return
     heard = config.number("max_source_positions", default=1500)
     for _ in range(config.number("decoder_layers", "num_hidden_layers")):
         yield Attention(heads, size, size)
@@ -216,18 +230,22 @@ def _words(config: Config, layers: int) -> list[str] | None:
     for name in ("layer_types", "layers_block_type"):
         told = config.said.get(name)
         if isinstance(told, list) and len(told) >= layers:
-            return [str(word) for word in told[:layers]]
+            return [word if isinstance(word, str) else "" for word in told[:layers]]
     pattern = config.said.get("hybrid_override_pattern")  # Nemotron-H: "M-M*-"
     if isinstance(pattern, str) and len(pattern) >= layers:
         return ["attention" if letter == "*" else letter for letter in pattern[:layers]]
+    hybrid = config.said.get("hybrid_layer_ids")  # Zamba2: every layer has a state, these have keys beside it
+    if isinstance(hybrid, list):
+        both = {number for number in hybrid if isinstance(number, int)}
+        return ["hybrid" if layer in both else "mamba" for layer in range(layers)]
     attending = _attending(config, layers)
     if attending is not None:
         return ["attention" if layer in attending else "linear_attention" for layer in range(layers)]
     if config.said.get("use_sliding_window"):
         return None
     told = config.said.get("sliding_window_pattern", config.said.get("_sliding_window_pattern"))
-    if isinstance(told, int) and told > 0:
-        return ["full_attention" if (layer + 1) % told == 0 else "sliding_attention" for layer in range(layers)]
+    if every := bounds.read_number("sliding_window_pattern", told if not isinstance(told, str) else None):
+        return ["full_attention" if (layer + 1) % every == 0 else "sliding_attention" for layer in range(layers)]
     repeated = config.defaults.get("pattern")
     if config.kind in MAMBA1 | MAMBA2 and not repeated:
         return ["mamba"] * layers
@@ -236,7 +254,7 @@ def _words(config: Config, layers: int) -> list[str] | None:
 
 def _attending(config: Config, layers: int) -> set[int] | None:
     """Of a hybrid: the layers with a KV cache, as each architecture says it; None: it is none, or says nothing."""
-    for name in ("attn_layer_indices", "full_attn_idxs", "hybrid_layer_ids"):  # Bamba, LFM2
+    for name in ("attn_layer_indices", "full_attn_idxs"):  # Bamba, LFM2
         told = config.said.get(name)
         if isinstance(told, list):
             return {layer for layer in told if isinstance(layer, int)}
@@ -245,7 +263,11 @@ def _attending(config: Config, layers: int) -> set[int] | None:
         return {layer for layer, kind in enumerate(kinds[:layers]) if kind == 1}
     linear = config.said.get("linear_attn_config")  # Kimi Linear counts from one
     if isinstance(linear, dict) and isinstance(linear.get("kda_layers"), list):
-        return {layer for layer in range(layers) if layer + 1 not in linear["kda_layers"]}
+        with_state = {number for number in linear["kda_layers"] if isinstance(number, int)}
+        return {layer for layer in range(layers) if layer + 1 not in with_state}
+    if step := config.number("mamba_step"):  # PLaMo 2 (models/plamo2.py of vLLM before 0.26, is_mamba)
+        middle = step // 2
+        return {layers - 1} if layers <= middle else {layer for layer in range(layers) if layer % step == middle}
     without = config.said.get("no_rope_layers")
     if config.kind.startswith("llama4") and isinstance(without, list) and len(without) >= layers:
         return None  # its layers differ in what they see, see `_by_windows`
@@ -303,8 +325,8 @@ def _shape(config: Config, layer: int, *, narrow: bool) -> tuple[int, int, int] 
         "num_key_value_heads", "n_head_kv", "num_kv_heads", "multi_query_group_num", "num_attention_groups"
     )
     attention = config.get("attn_config")  # MPT, DBRX
-    if isinstance(attention, dict) and isinstance(attention.get("kv_n_heads"), int):
-        kv_heads = attention["kv_n_heads"]
+    if isinstance(attention, dict):
+        kv_heads = bounds.read_number("kv_n_heads", attention.get("kv_n_heads")) or kv_heads
     if config.kind in ("falcon", "RefinedWeb", "RefinedWebModel") and not config.get("new_decoder_architecture"):
         kv_heads = 1 if config.get("multi_query") is not False else heads
     kv_heads = kv_heads or (1 if config.get("multi_query") is True else heads)
@@ -329,8 +351,8 @@ def _sees_differently(config: Config) -> bool:
 def _pruned(attention: Any, heads: int, kv_heads: int) -> int:
     if not isinstance(attention, dict):
         return kv_heads
-    group = attention.get("n_heads_in_group")
-    if attention.get("no_op") or attention.get("replace_with_linear") or not isinstance(group, int) or group < 1:
+    group = bounds.read_number("n_heads_in_group", attention.get("n_heads_in_group"))
+    if attention.get("no_op") or attention.get("replace_with_linear") or not group:
         return 0
     return heads // group
 
@@ -366,10 +388,10 @@ def _gated_delta(config: Config) -> RecurrentState:
 
 def _delta(said: Mapping[str, Any]) -> RecurrentState | None:
     """Kimi Linear: its state in 32 bits."""
-    numbers = [said.get(name) for name in ("num_heads", "head_dim", "short_conv_kernel_size")]
-    if not all(isinstance(number, int) and 0 < number < 2**20 for number in numbers):
+    names = ("num_heads", "head_dim", "short_conv_kernel_size")
+    heads, size, kernel = (bounds.read_number(name, said.get(name)) or 0 for name in names)
+    if not (heads and size and kernel):
         return None
-    heads, size, kernel = (int(number or 0) for number in numbers)
     return RecurrentState((kernel - 1) * 3 * heads * size, heads * size * size, 4, blocks=3)
 
 
@@ -384,11 +406,11 @@ def _mamba(config: Config, inner: int, *, groups: int, blocks: int = 2) -> Recur
 def _mamba2(config: Config) -> RecurrentState | None:
     heads = config.number("mamba_num_heads", "mamba_n_heads", "n_mamba_heads", "num_heads")
     wide = config.number("mamba_expand", "expand") * config.hidden()
-    size = config.number(
-        "mamba_head_dim", "mamba_d_head", "mamba_headdim", "head_dim" if config.kind == "mamba2" else ""
-    )
+    also = {"mamba2": "head_dim", "plamo2": "hidden_size_per_head"}.get(config.kind, "")
+    size = config.number("mamba_head_dim", "mamba_d_head", "mamba_headdim", also)
     inner = heads * size or config.number("mamba_d_ssm") or wide
-    groups = config.number("mamba_n_groups", "n_groups", "mamba_ngroups", default=1)
+    # PLaMo 2's have none (vLLM's mamba2_state_shape with n_groups=0).
+    groups = config.number("mamba_n_groups", "n_groups", "mamba_ngroups", default=0 if config.kind == "plamo2" else 1)
     return _mamba(config, inner, groups=groups, blocks=3)
 
 
@@ -397,7 +419,7 @@ def _bytes(config: Config) -> int:
     told = config.get("mamba_ssm_cache_dtype") or config.get("mamba_ssm_dtype")
     if config.kind == "nemotron_h" and not told:
         told = "float32"
-    return {"float32": 4, "float16": 2, "bfloat16": 2}.get(str(told), 0)
+    return {"float32": 4, "float16": 2, "bfloat16": 2}.get(clean_text(told), 0)
 
 
 # --- DeepSeek V4
@@ -415,9 +437,10 @@ def _compressed(config: Config, layers: int) -> LayerMemory:
     if not isinstance(ratios, Sequence) or len(ratios) < layers:
         return LayerMemory(missing=("compress_ratios",))
     found: list[Attention] = []
-    for ratio in ratios[:layers]:
+    for told in ratios[:layers]:
         found.append(Attention(1, 0, 0, window, kind="latent", fixed=V4_TOKEN))
-        if not isinstance(ratio, int) or ratio <= 1:
+        ratio = bounds.read_number("compress_ratios", told) or 0
+        if ratio <= 1:
             continue
         found.append(Attention(1, 0, 0, kind="latent", fixed=V4_TOKEN, ratio=ratio))
         found.append(_partial(ratio, size))

@@ -13,11 +13,12 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from modelregistry.files import architecture
+from modelregistry.files import architecture, bounds
 from modelregistry.files.architecture import Config
 from modelregistry.files.json_stream import BrokenJson, JsonWalker
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
 from modelregistry.files.regular import open_regular_file
+from modelregistry.files.text import clean_text
 
 # Bytes. A configuration with a long chat template has 0.1 MB. JSON takes up to 30 times its size when it is read whole,
 # so this much is 500 MB at the worst (measured).
@@ -104,7 +105,7 @@ def find_risks(directory: Path) -> dict[str, str]:
 
 def _code_that_would_be_run(directory: Path) -> str:
     said = {name: _json(directory / name) for name in CONFIGURATIONS if (directory / name).is_file()}
-    if str(said.get("config.json", {}).get("model_type")) in KNOWN_TO_ENGINES:
+    if clean_text(said.get("config.json", {}).get("model_type")) in KNOWN_TO_ENGINES:
         return ""
     return next((name for name, values in said.items() if values.get("auto_map")), "")
 
@@ -124,7 +125,7 @@ def _pickle_that_would_be_read(directory: Path) -> str:
 
 
 def read_checkpoint(directory: Path) -> ModelMetadata:
-    """What the directory tells. Raises Unreadable, OSError."""
+    """What the directory tells. Raises UnreadableModel, OutOfBounds, OSError."""
     config = Config(_configuration(directory))
     files = _weight_files(directory)
     tensors = [tensor for file in files for tensor in read_header(file)]
@@ -161,7 +162,10 @@ def read_checkpoint(directory: Path) -> ModelMetadata:
 
 
 def _configuration(directory: Path) -> dict[str, Any]:
-    """Of config.json, or of Mistral's params.json where there is no other. Raises Unreadable, OSError."""
+    """Of config.json, or of Mistral's params.json where there is no other.
+
+    Raises UnreadableModel, OutOfBounds, OSError.
+    """
     if (directory / "config.json").is_file():
         return _json(directory / "config.json")
     if (directory / "params.json").is_file() and any(directory.glob(CONSOLIDATED)):
@@ -241,7 +245,8 @@ def _named_by(index: Path) -> list[str]:
     except BrokenJson:
         raise _damaged(index) from None
     names = sorted({Path(name).name for name in found})
-    if "" in names:
+    # Nor is a name with control characters or lone surrogates one of a file that anybody published.
+    if not all(name and name == clean_text(name, len(name)) for name in names):
         raise _damaged(index)
     return names
 
@@ -267,15 +272,15 @@ def read_header(path: Path) -> Iterator[Tensor]:
             raise UnreadableModel(gettext_noop("%(path)s is cut off: it ends within its header."), path=path)
         if length > LONGEST_HEADER:
             raise _damaged(path)
-        end = 0
+        end = total = 0
         try:
             walk = JsonWalker(file, length)
             for name, entry in walk.members():
                 if name != "__metadata__":
                     tensor, ends = _tensor(name, entry, path)
-                    end = max(end, ends)
+                    end, total = max(end, ends), total + tensor.size
                     yield tensor
-            if walk.rest():
+            if walk.rest() or total > end:  # tensors that overlap, which safetensors' own reader refuses as well
                 raise BrokenJson
         except BrokenJson:
             raise _damaged(path) from None
@@ -300,11 +305,11 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[Tensor, int]:
     """A tensor, and where in the data it ends."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        tensor = Tensor(name, str(dtype), tuple(shape), end - begin)
+        tensor = Tensor(name, clean_text(dtype, 20), tuple(shape), end - begin)
         sound = all(type(number) is int and 0 <= number < 2**48 for number in (begin, end, *tensor.shape))
     except (TypeError, ValueError, KeyError):
         raise _damaged(path) from None
-    if not sound or len(tensor.shape) > 16:
+    if not sound or len(tensor.shape) > 16 or tensor.elements > bounds.ELEMENTS:
         raise _damaged(path)
     bits = BITS.get(tensor.dtype)
     if bits and tensor.size * 8 != tensor.elements * bits:
@@ -427,7 +432,7 @@ def _embedding_bytes(tensors: Sequence[Tensor]) -> int:
 
 def _quantisation(directory: Path, config: Config, tensors: Sequence[Tensor]) -> str:
     said = config.quantisation()
-    method = str(said.get("quant_method", "")).lower().replace("_", "-")
+    method = clean_text(said.get("quant_method")).lower().replace("_", "-")
     if not said and (directory / "hf_quant_config.json").is_file():  # ModelOpt
         said = _json(directory / "hf_quant_config.json").get("quantization") or {}
         method = "modelopt" if isinstance(said, dict) else ""
@@ -436,21 +441,22 @@ def _quantisation(directory: Path, config: Config, tensors: Sequence[Tensor]) ->
     if method in ("awq", "gptq", "autoround", "auto-round"):
         return f"{method.upper()}-INT{_bits(config)}"
     if method == "bitsandbytes":
-        return "BNB-INT8" if said.get("load_in_8bit") else f"BNB-{str(said.get('bnb_4bit_quant_type', 'nf4')).upper()}"
+        kind = clean_text(said.get("bnb_4bit_quant_type"), 10) or "nf4"
+        return "BNB-INT8" if said.get("load_in_8bit") else f"BNB-{kind.upper()}"
     if method in ("compressed-tensors", "sparseml"):
         return _compressed(said)
     if method == "modelopt":
-        return str(said.get("quant_algo") or "modelopt").upper()[:20]
+        return (clean_text(said.get("quant_algo"), 20) or "modelopt").upper()
     return "FP8" if "fp8" in method else method.upper()[:20]
 
 
 def _compressed(said: Mapping[str, Any]) -> str:
     """ "INT4", "FP8" …: of the first group of layers."""
-    if "nvfp4" in str(said.get("format", "")):
+    if "nvfp4" in clean_text(said.get("format")):
         return "NVFP4"
     for weights in _weight_groups(said):
         kind = "FP" if weights.get("type") == "float" else "INT"
-        return f"{kind}{weights.get('num_bits', '')}"[:20]
+        return f"{kind}{bounds.read_number('num_bits', weights.get('num_bits')) or ''}"
     return "COMPRESSED"
 
 
@@ -484,7 +490,7 @@ def _pooling(directory: Path) -> str | None:
         if said.get(f"pooling_mode_{mode}"):
             return name
     other = said.get("pooling_mode")
-    return other if isinstance(other, str) and len(other) < 20 else None
+    return clean_text(other, 20) or None
 
 
 def _has_chat_template(directory: Path) -> bool:
@@ -498,14 +504,12 @@ def _has_chat_template(directory: Path) -> bool:
 def _context(directory: Path, config: Config) -> int | None:
     """In tokens, as vLLM derives it (config/model.py, _get_and_verify_max_len)."""
     sentences = directory / "sentence_bert_config.json"
-    if sentences.is_file():
-        said = _json(sentences).get("max_seq_length")
-        if isinstance(said, int) and said > 0:
-            return said
+    if sentences.is_file() and (said := bounds.read_number("max_seq_length", _json(sentences).get("max_seq_length"))):
+        return said
     lengths = [length for name in LENGTHS if (length := config.number(name))]
     length = config.number("model_max_length") or min(lengths, default=0)
     if config.kind in ROBERTAS:
-        length -= 2  # its first two positions are never used
+        length = max(0, length - 2)  # its first two positions are never used
     return round(length * _stretched(config)) or None
 
 

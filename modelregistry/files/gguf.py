@@ -21,16 +21,20 @@ from gguf.constants import (
     PoolingType,
 )
 
+from modelregistry.files import bounds
+from modelregistry.files.bounds import HEADS, SIZE, OutOfBounds
 from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel, gettext_noop
 from modelregistry.files.regular import open_regular_file
+from modelregistry.files.text import clean_text
 
 # Bytes. Headers are 2 to 20 MB, nearly all of it vocabulary; a broken length must not fill the memory.
 LONGEST_HEADER = 64 * 2**20
 STEP = 2**20
-MOST_TENSORS = MOST_PAIRS = 100_000  # the largest models have some thousand tensors, all some dozens of pairs
+MOST_TENSORS = 100_000  # the largest models have some thousand
+MOST_PAIRS = 4096  # all have some dozens
 MOST_PARTS = 1000
 KEPT_TEXT = 1000  # bytes; of longer ones (the chat template) only that they are there
-KEPT_ITEMS = 4096  # of arrays: enough for one number per layer
+KEPT_ITEMS = bounds.LAYERS  # of arrays: one number per layer
 # In parts only by this name does llama.cpp find the others.
 PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
@@ -99,7 +103,10 @@ class _Header:
 
 
 def read_gguf(path: Path) -> ModelMetadata:
-    """What a model's first (or only) file and the other parts beside it tell. Raises Unreadable, OSError."""
+    """What a model's first (or only) file and the other parts beside it tell.
+
+    Raises UnreadableModel, OutOfBounds, OSError.
+    """
     parts = _parts(path)
     headers = [_header(part) for part in parts]
     values = headers[0].values
@@ -139,6 +146,8 @@ def _header(path: Path) -> _Header:
         except (_Broken, struct.error):
             raise _broken(path) from None
     end = max((header.start + tensor.offset + tensor.size for tensor in header.tensors), default=0)
+    if end <= length < sum(tensor.size for tensor in header.tensors):  # they overlap
+        raise _broken(path)
     if end > length:
         raise UnreadableModel(
             gettext_noop("%(path)s is cut off: it has %(actual)d bytes of %(expected)d."),
@@ -185,6 +194,14 @@ class _Walk:
         self._at += size
         return value
 
+    def numbers(self, form: str, count: int) -> list[Any]:
+        """At once: a header may hold millions."""
+        size = count * struct.calcsize(form)
+        self._have(size)
+        found = struct.unpack_from(f"<{count}{form[1:]}", self._data, self._at)
+        self._at += size
+        return list(found)
+
     def text(self) -> str:
         """Of a long one the beginning only."""
         size = self.number("<Q")
@@ -217,7 +234,7 @@ def _parse(walk: _Walk, length: int) -> _Header:
         key = walk.text()
         values[key] = _value(walk, walk.number("<I"))
     alignment = values.get(Keys.General.ALIGNMENT, 32)
-    if not isinstance(alignment, int) or alignment < 1:
+    if type(alignment) is not int or not 1 <= alignment <= bounds.SIZE:
         raise _Broken
     found = [_tensor(walk) for _ in range(tensors)]
     start = -(-walk.position // alignment) * alignment
@@ -246,7 +263,7 @@ def _value(walk: _Walk, kind: int) -> Any:
     if kind not in SCALARS:  # arrays of arrays: in the format, in no model
         raise _Broken
     if count <= KEPT_ITEMS:
-        return [walk.number(SCALARS[kind]) for _ in range(count)]
+        return walk.numbers(SCALARS[kind], count)
     walk.skip(count * struct.calcsize(SCALARS[kind]))
     return count
 
@@ -257,7 +274,7 @@ def _tensor(walk: _Walk) -> _Tensor:
         raise _Broken
     elements = prod(walk.number("<Q") for _ in range(dimensions))
     kind, offset = walk.number("<I"), walk.number("<Q")
-    if kind > HIGHEST_TYPE:
+    if kind > HIGHEST_TYPE or elements > bounds.ELEMENTS or offset > bounds.BYTES:
         raise _Broken
     block, bytes_per_block = GGML_QUANT_SIZES[_TYPES[kind]] if kind in _TYPES else (1, 0)
     return _Tensor(name, elements, kind, offset, elements // block * bytes_per_block)
@@ -266,20 +283,37 @@ def _tensor(walk: _Walk) -> _Tensor:
 # --- What it means
 
 
-def _number(values: Mapping[str, Any], key: str, *, default: int) -> int:
-    value = values.get(key)
-    return value if isinstance(value, int) else default
+def _number(values: Mapping[str, Any], key: str, *, default: int = 0, most: int = SIZE) -> int:
+    """A whole number; one that is given once for each layer counts as not told. Raises OutOfBounds.
+
+    llama.cpp refuses a number of another type than it expects as well (get_key).
+    """
+    value = values.get(key, default)
+    if isinstance(value, list):
+        return default
+    name = key.removeprefix("{arch}.")
+    if isinstance(value, str | bool | float):
+        raise OutOfBounds(name, value)
+    return bounds.bound_number(name, value, most)
 
 
-def _optional(values: Mapping[str, Any], key: str) -> int | None:
-    return _number(values, key, default=0) or None
+def _required(values: Mapping[str, Any], key: str, most: int = SIZE) -> int:
+    """What llama.cpp reads of every model (load_hparams). Raises OutOfBounds."""
+    number = _number(values, key, most=most)
+    if number < 1:
+        raise OutOfBounds(key.removeprefix("{arch}."), 0 if key in values else "")
+    return number
+
+
+def _optional(values: Mapping[str, Any], key: str, most: int = SIZE) -> int | None:
+    return _number(values, key, most=most) or None
 
 
 def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files: int) -> ModelMetadata:
     architecture = values.get(Keys.General.ARCHITECTURE)
     if not isinstance(architecture, str) or not architecture:
         raise _broken(path)
-    kind = values.get(Keys.General.TYPE, "model")
+    kind = clean_text(values.get(Keys.General.TYPE, "model"))
     if kind != "model" or architecture == "clip":
         raise UnreadableModel(
             gettext_noop("%(path)s is no model of its own but a part for one (%(kind)s)."), path=path, kind=kind
@@ -290,16 +324,14 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
     parameters = sum(tensor.elements for tensor in tensors)
     size = sum(tensor.size for tensor in tensors)
     pooling = _pooling(own)
-    layers = _number(own, Keys.LLM.BLOCK_COUNT, default=0)
-    if layers > KEPT_ITEMS:
-        raise _broken(path)
+    layers = _required(own, Keys.LLM.BLOCK_COUNT, bounds.LAYERS)
     return ModelMetadata(
-        architecture=architecture[:100],
+        architecture=clean_text(architecture),
         task=_task(architecture, pooling),
         parameters=parameters,
         quantisation=_quantisation(values, tensors),
         bits_per_weight=round(size * 8 / parameters, 2) if parameters else None,
-        context=_optional(own, Keys.LLM.CONTEXT_LENGTH),
+        context=_optional(own, Keys.LLM.CONTEXT_LENGTH, bounds.CONTEXT),
         has_chat_template=bool(values.get(Keys.Tokenizer.CHAT_TEMPLATE)),
         weight_bytes=size,
         embedding_weight_bytes=sum(tensor.size for tensor in tensors if tensor.name == "token_embd.weight"),
@@ -307,8 +339,8 @@ def _facts(path: Path, values: Mapping[str, Any], tensors: list[_Tensor], files:
         attention=() if ENCODERS.fullmatch(architecture) else tuple(_attention(architecture, own, layers)),
         states=tuple(_states(architecture, own, layers)),
         experts=_experts(tensors, layers),
-        heads=max(_each(own, Keys.Attention.HEAD_COUNT, layers, 0), default=0) or None,
-        hidden=_optional(own, Keys.LLM.EMBEDDING_LENGTH),
+        heads=max(_each(own, Keys.Attention.HEAD_COUNT, layers, HEADS)) or None,
+        hidden=_required(own, Keys.LLM.EMBEDDING_LENGTH),
         vocabulary=_vocabulary(values, own),
         pooling=pooling,
         files=files,
@@ -329,7 +361,7 @@ def _vocabulary(values: Mapping[str, Any], own: Mapping[str, Any]) -> int | None
 
 
 def _pooling(own: Mapping[str, Any]) -> str | None:
-    number = _number(own, Keys.LLM.POOLING_TYPE, default=0)
+    number = _number(own, Keys.LLM.POOLING_TYPE)
     names = {kind.value: kind.name.lower() for kind in PoolingType if kind != PoolingType.NONE}
     return names.get(number)
 
@@ -342,7 +374,7 @@ def _task(architecture: str, pooling: str | None) -> str:
 
 def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
     """As the file calls itself ("Q4_K_M"), else the type of most of its weights."""
-    said = _number(values, Keys.General.FILE_TYPE, default=-1) & ~MARKED_AS_GUESSED
+    said = _number(values, Keys.General.FILE_TYPE) & ~MARKED_AS_GUESSED
     names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
     if said in names and Keys.General.FILE_TYPE in values:
         return names[said]
@@ -352,28 +384,28 @@ def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
     return max(elements, key=lambda name: elements[name])
 
 
-def _each(own: Mapping[str, Any], key: str, layers: int, default: int) -> list[int]:
-    """A number for each layer, be it said once or one by one."""
+def _each(own: Mapping[str, Any], key: str, layers: int, most: int = SIZE) -> list[int]:
+    """A number for each layer, be it said once or one by one; 0: it is not told. Raises OutOfBounds."""
     said = own.get(key)
     if isinstance(said, list):
-        numbers = [int(number) for number in said if isinstance(number, int)]
-        return (numbers + [default] * layers)[:layers]
-    return [said if isinstance(said, int) else default] * layers
+        numbers = [bounds.bound_number(key.removeprefix("{arch}."), number, most) for number in said]
+        return (numbers + [0] * layers)[:layers]
+    return [_number(own, key, most=most)] * layers
 
 
 def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[Attention]:
-    heads = _each(own, Keys.Attention.HEAD_COUNT, layers, 0)
-    kv_heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, 0)
+    heads = _each(own, Keys.Attention.HEAD_COUNT, layers, HEADS)
+    kv_heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, HEADS)
     if Keys.Attention.HEAD_COUNT_KV not in own:
         kv_heads = heads
-    head = _number(own, Keys.LLM.EMBEDDING_LENGTH, default=0) // max(*heads, 1, 1) if heads else 0
+    head = _required(own, Keys.LLM.EMBEDDING_LENGTH) // max(*heads, 1)
     key = _number(own, Keys.Attention.KEY_LENGTH, default=head)
     value = _number(own, Keys.Attention.VALUE_LENGTH, default=head)
     latent = Keys.Attention.KEY_LENGTH_MLA in own and Keys.Attention.KV_LORA_RANK in own
     windows = _windows(architecture, own, layers)
     interval = _number(own, Keys.LLM.FULL_ATTENTION_INTERVAL, default=1)
     # The last ones read what an earlier layer keeps.
-    keeping = layers - _number(own, Keys.Attention.SHARED_KV_LAYERS, default=0)
+    keeping = layers - _number(own, Keys.Attention.SHARED_KV_LAYERS)
     for layer in range(layers):
         # No heads: a layer with a state instead of a cache (hybrids with Mamba, short convolutions).
         if not kv_heads[layer] or layer >= keeping or (interval > 1 and (layer + 1) % interval):
@@ -393,8 +425,8 @@ def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[
     state = _state(own)
     if state is None:
         return
-    heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, 0)
-    widths = _each(own, Keys.LLM.FEED_FORWARD_LENGTH, layers, 0)
+    heads = _each(own, Keys.Attention.HEAD_COUNT_KV, layers, HEADS)
+    widths = _each(own, Keys.LLM.FEED_FORWARD_LENGTH, layers)
     interval = _number(own, Keys.LLM.FULL_ATTENTION_INTERVAL, default=1)
     for layer in range(layers):
         if interval > 1:
@@ -407,29 +439,29 @@ def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[
 
 
 def _state(own: Mapping[str, Any]) -> RecurrentState | None:
-    hidden = _number(own, Keys.LLM.EMBEDDING_LENGTH, default=0)
-    if size := _number(own, Keys.WKV.HEAD_SIZE, default=0):
+    hidden = _number(own, Keys.LLM.EMBEDDING_LENGTH)
+    if size := _number(own, Keys.WKV.HEAD_SIZE):
         return RecurrentState(2 * hidden, hidden * size)
-    if cached := _number(own, Keys.ShortConv.L_CACHE, default=0):
+    if cached := _number(own, Keys.ShortConv.L_CACHE):
         return RecurrentState(hidden * (cached - 1), 0)
-    kernel = _number(own, Keys.SSM.CONV_KERNEL, default=0)
-    if size := _number(own, Keys.KDA.HEAD_DIM, default=0):
-        heads = max(_each(own, Keys.Attention.HEAD_COUNT, 1, 0))
+    kernel = _number(own, Keys.SSM.CONV_KERNEL)
+    if size := _number(own, Keys.KDA.HEAD_DIM):
+        heads = max(_each(own, Keys.Attention.HEAD_COUNT, 1, HEADS))
         return RecurrentState(3 * (kernel - 1) * heads * size, heads * size * size)
-    inner, size = (_number(own, key, default=0) for key in (Keys.SSM.INNER_SIZE, Keys.SSM.STATE_SIZE))
+    inner, size = (_number(own, key) for key in (Keys.SSM.INNER_SIZE, Keys.SSM.STATE_SIZE))
     if not kernel or not inner:
         return None
-    groups = _number(own, Keys.SSM.GROUP_COUNT, default=0)
+    groups = _number(own, Keys.SSM.GROUP_COUNT)
     return RecurrentState((kernel - 1) * (inner + 2 * groups * size), size * inner)
 
 
 def _windows(architecture: str, own: Mapping[str, Any], layers: int) -> list[int | None]:
     """How far each layer sees; None: everything."""
-    window = _optional(own, Keys.Attention.SLIDING_WINDOW) or WINDOWS.get(architecture)
+    window = _optional(own, Keys.Attention.SLIDING_WINDOW, bounds.CONTEXT) or WINDOWS.get(architecture)
     pattern = own.get(Keys.Attention.SLIDING_WINDOW_PATTERN, WINDOWED.get(architecture))
     if not window or not pattern:
         return [None] * layers  # files of other architectures may say a window too, but llama.cpp does not use it
     if isinstance(pattern, list):
         return ([window if narrow else None for narrow in pattern] + [None] * layers)[:layers]
-    every = pattern if isinstance(pattern, int) else 1
+    every = _number(own, Keys.Attention.SLIDING_WINDOW_PATTERN, default=pattern) or 1
     return [window if (layer + 1) % every else None for layer in range(layers)]

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Self
+
+from modelregistry.files.text import clean_text
 
 
 def gettext_noop(sentence: str) -> str:
@@ -14,14 +17,19 @@ class UnreadableModel(Exception):
     """A model's files cannot be used. `str()` is a sentence for the operator, in English.
 
     `sentence` and `values` are the same before they are put together, to be translated by who has translations.
+    Names of files are somebody else's: what would write on a terminal is taken out of them.
     `risk`: "pickle" or "remote-code" if an operator may allow it by that name, else "".
     """
 
     def __init__(self, sentence: str, *, risk: str = "", **values: object) -> None:
-        super().__init__(sentence % values)
         self.sentence = sentence
-        self.values = values
+        self.values = {name: _printable(value) for name, value in values.items()}
+        super().__init__(sentence % self.values)
         self.risk = risk
+
+
+def _printable(value: object) -> object:
+    return clean_text(text, len(text)) if isinstance(value, str | Path) and (text := str(value)) else value
 
 
 @dataclass(frozen=True, slots=True)

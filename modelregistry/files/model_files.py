@@ -7,7 +7,7 @@ headers are read, some MB at most: a model of 140 GB takes as long as a small on
 from collections.abc import Collection
 from pathlib import Path
 
-from modelregistry.files import checkpoint, misplaced
+from modelregistry.files import bounds, checkpoint, misplaced
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
 
 RISKS = {
@@ -25,14 +25,14 @@ RISKS = {
 def read_model(engine: str, path: str, allowed: Collection[str] = ()) -> ModelMetadata:
     """What the files of `path` tell: a directory for "vllm", a GGUF file for "llama.cpp". Reads the disk.
 
-    `allowed`: risks that an operator took for this model. Raises Unreadable.
+    `allowed`: risks that an operator took for this model. Raises UnreadableModel.
     """
     if not path:
         raise UnreadableModel(gettext_noop("This engine needs the path of a model."))
     if not Path(path).is_absolute() or "\0" in path:
         raise UnreadableModel(gettext_noop("%(path)s is not an absolute path."), path=path)
     try:
-        return _gguf(Path(path)) if engine == "llama.cpp" else _directory(Path(path), allowed)
+        return _within_bounds(engine, Path(path), allowed)
     except UnreadableModel as error:
         # What it is says more than how it is broken.
         raise (None if error.risk else misplaced.recognise(engine, Path(path))) or error from None
@@ -42,6 +42,18 @@ def read_model(engine: str, path: str, allowed: Collection[str] = ()) -> ModelMe
             path=error.filename or path,
             reason=error.strerror or type(error).__name__,
         ) from error
+
+
+def _within_bounds(engine: str, path: Path, allowed: Collection[str]) -> ModelMetadata:
+    try:
+        return bounds.check_metadata(_gguf(path) if engine == "llama.cpp" else _directory(path, allowed))
+    except bounds.OutOfBounds as error:
+        sentence = (
+            gettext_noop("%(path)s is damaged: it says %(value)s for “%(name)s”, which cannot be.")
+            if error.value
+            else gettext_noop("%(path)s is damaged: it does not say “%(name)s”.")
+        )
+        raise UnreadableModel(sentence, path=path, name=error.name, value=error.value) from None
 
 
 def _gguf(path: Path) -> ModelMetadata:

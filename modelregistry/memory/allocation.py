@@ -173,7 +173,7 @@ class FitResult:
     """Whether a replica fits on a host, where, and what would have to go.
 
     `allocation`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
-    `need`: what it would take on each of its devices; None: nobody can say. `to_go`: the fewest replicas of ours
+    `need`: what it would take on each of its devices, where it does not fit at least; None: nobody can say. `to_go`: the fewest replicas of ours
     without which it would fit; (): none are in its way, or more than a few.
     """
 
@@ -215,9 +215,7 @@ def check_fit(
         to_go = placement.would_have_to_go(
             refusal.need, Demand.of(spec, launcher, kind), devices, shares, gpus=spec.gpus
         )
-        need = refusal.need
-        need = placement.with_cache(need, need.cache_least) if need.open else need
-        return FitResult(launcher=launcher, need=need, refusal=refusal, to_go=to_go)
+        return FitResult(launcher=launcher, need=placement.at_least(refusal.need), refusal=refusal, to_go=to_go)
     return FitResult(launcher=launcher, allotment=given, need=given.prediction)
 
 

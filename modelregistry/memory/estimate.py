@@ -20,6 +20,7 @@ from statistics import median
 from modelregistry.engines import arguments, base
 from modelregistry.engines.arguments import Arguments
 from modelregistry.engines.base import Spec
+from modelregistry.files import bounds
 from modelregistry.files.metadata import Attention, ModelMetadata
 from modelregistry.memory import vllm_cache
 from modelregistry.process.shim import Identity
@@ -42,6 +43,8 @@ VLLM_BATCH = 2048
 # Of a model of which nobody can say how much it keeps: more than any card has, and enough to begin with.
 OPEN_CACHE = 1 << 50
 LEAST_OPEN_CACHE = 2 * GIB
+# No host has so much, so a plan does not tell larger sums apart: whatever is asked for, it fits into 63 bits.
+MOST_BYTES = 1 << 56
 CELLS = 256  # llama.cpp's caches are made of so many tokens
 
 # Overheads, calibrated on other models than those of the table in tests/bench/RESULTS.md.
@@ -208,7 +211,8 @@ def make_prediction(
     open: bool = False,
     basis: str = "formula",
 ) -> Prediction:
-    """With the sums that follow from the parts."""
+    """With the sums that follow from the parts, each within MOST_BYTES."""
+    weights, cache, cache_least, overhead = map(_bounded, (weights, cache, cache_least, overhead))
     return Prediction(
         weights=weights,
         cache=cache,
@@ -222,7 +226,7 @@ def make_prediction(
         batch=batch,
         parallel=parallel,
         apart=apart,
-        host=host,
+        host=_bounded(host),
         read=read,
         droppable=droppable,
         open=open,
@@ -230,8 +234,17 @@ def make_prediction(
     )
 
 
+def _bounded(size: int) -> int:
+    return min(max(size, 0), MOST_BYTES)
+
+
 def _asked(facts: ModelMetadata, demand: Demand) -> tuple[int, int]:
     """Tokens per request, and how many requests of that length are to be remembered."""
+    context, sequences = _as_asked(facts, demand)
+    return min(max(context, 1), bounds.CONTEXT), max(sequences, 1)
+
+
+def _as_asked(facts: ModelMetadata, demand: Demand) -> tuple[int, int]:
     if demand.launcher == "vllm":
         context = demand.number("--max-model-len") or demand.context or facts.context or 4096
         return context, _told_parallel(demand) or VLLM_WHOLE_CONTEXTS
@@ -394,7 +407,8 @@ def _kept_in_ram(facts: ModelMetadata, demand: Demand) -> int:
     if demand.kind == "ram":
         return 0
     if demand.launcher == "vllm":
-        return int((demand.arguments.decimal("--cpu-offload-gb") or 0) * GIB) * demand.tensor_parallel
+        offloaded = max(demand.arguments.decimal("--cpu-offload-gb") or 0, 0)
+        return int(offloaded * GIB) * demand.tensor_parallel
     experts = len(facts.experts) if demand.says("--cpu-moe") else max(demand.number("--n-cpu-moe") or 0, 0)
     return sum(facts.experts[:experts])
 
