@@ -14,7 +14,7 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from modelregistry import placement_messages
-from modelregistry.engines import base
+from modelregistry.engines import arguments, base
 from modelregistry.engines.base import NoLauncher, Spec
 from modelregistry.engines.version_trials import NoVersion
 from modelregistry.files import model_files
@@ -57,10 +57,16 @@ class HostFit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """`hosts`: those that may take it; none if none has reported. All of them, with the ones where it fits first."""
+    """`hosts`: those that may take it; none if none has reported. All of them, with the ones where it fits first.
+
+    `prediction`: on the first of them that can say, by the formulas alone where none has reported; None: nobody can.
+    `unplanned`: arguments whose memory comes on top of that.
+    """
 
     facts: ModelMetadata
     hosts: tuple[HostFit, ...]
+    prediction: Prediction | None
+    unplanned: tuple[str, ...]
 
     @property
     def fits(self) -> bool:
@@ -76,8 +82,21 @@ def estimate(model: ServedModel) -> Estimate | None:
     if facts is None:
         return None
     there = hosts().filter(pk=model.host_id) if model.host_id else hosts()
-    found = fit_on_hosts(spec_of(model), facts, there, model=model.pk)
-    return Estimate(facts=facts, hosts=tuple(sorted(found, key=lambda outlook: (not outlook.fits, not outlook.room))))
+    return estimate_on(there, spec_of(model), facts, model=model.pk)
+
+
+def estimate_on(hosts: Iterable[Host], spec: Spec, facts: ModelMetadata, *, model: int | None = None) -> Estimate:
+    """The one answer for page, API and command. As `fit_on_hosts`, whose arguments these are."""
+    found = fit_on_hosts(spec, facts, hosts, model=model)
+    found.sort(key=lambda outlook: (not outlook.fits, not outlook.room))
+    alone = None if found else predict_alone(spec, facts)
+    said = spec.arguments(default_launcher(spec))
+    return Estimate(
+        facts=facts,
+        hosts=tuple(found),
+        prediction=next((outlook.prediction for outlook in found if outlook.prediction), alone),
+        unplanned=arguments.unplanned(said),
+    )
 
 
 def facts_of(model: ServedModel) -> ModelMetadata | None:

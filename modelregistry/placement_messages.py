@@ -27,12 +27,13 @@ def explain_refusal(answer: FitResult) -> str:
 
 
 def explain_no_room(refusal: NoRoom, to_go: Sequence[str] = ()) -> str:
-    """First the sum of the model, then what was asked for beyond that, each device's sum, what would fit and what would
-    have to go.
+    """First what the model needs at least, then what it wants, each device's sum, what would fit and what would have to
+    go.
     """
-    first = explain_short_ram(refusal.need) if refusal.in_ram else explain_need(refusal.need)
-    asked = "" if refusal.in_ram else explain_wish(refusal.need)
-    lines = [first, asked, *(_room(room) for room in refusal.rooms), *_ways_out(refusal, to_go)]
+    own = [explain_short_ram(refusal.need)]
+    if not refusal.in_ram:
+        own = [explain_need(refusal.need), explain_wanted_cache(refusal.need)]
+    lines = [*own, *(_room(room) for room in refusal.rooms), *_ways_out(refusal, to_go)]
     return "\n".join(line for line in lines if line)
 
 
@@ -73,13 +74,13 @@ def explain_need(wanted: Prediction) -> str:
     )
 
 
-def explain_wish(wanted: Prediction) -> str:
-    """The cache that was asked for, where the engine could do with less; "": it could not."""
+def explain_wanted_cache(wanted: Prediction) -> str:
+    """Where the engine could do with less; "": it could not."""
     if wanted.open or wanted.cache <= wanted.cache_least:
         return ""
     return _(
-        "That is the least. Asked for is a cache of %(cache).1f GB (%(sequences)d × %(context)d tokens),"
-        " %(total).1f GB in all."
+        "This is the least that it needs. With the cache that it wants (%(cache).1f GB, %(sequences)d × %(context)d"
+        " tokens) it would be %(total).1f GB."
     ) % {
         "cache": wanted.cache / GB,
         "sequences": wanted.sequences,

@@ -11,7 +11,7 @@ from modelregistry.engines import argument_rules, arguments
 from modelregistry.engines.argument_rules import NamedFile
 from modelregistry.engines.arguments import Arguments, Fault, Options
 from modelregistry.engines.base import DEFAULT_SLOTS
-from modelregistry.files import model_files
+from modelregistry.files import bounds, model_files
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
 from modelregistry.files.regular import open_regular_file
 from modelregistry.memory.estimate import VLLM_SEQUENCES
@@ -171,23 +171,28 @@ def find_unsuited(
     found: dict[str, str] = {}
     if fault := _task_fault(facts, engine, task, said):
         found["task"] = fault
-    if facts.context and not said.says(*STRETCHING):
-        # Engines refuse it or, worse, answer nonsense from that length on. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is
-        # for the whole host and not to be seen from here; who really wants it says so by an argument.
-        sentence = _(
-            "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
-            "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
-        ) % {"most": facts.context}
-        if context and context > facts.context:
-            found["context"] = sentence
-        if _told_context(said, slots) > facts.context:
-            found["args"] = sentence
+    for field, tokens in (("context", context or 0), ("args", _told_context(said, slots))):
+        if fault := _length_fault(facts, tokens, stretched=said.says(*STRETCHING)):
+            found[field] = fault
     tensor_parallel = said.number("--tensor-parallel-size") or tensor_parallel
     if engine == "vllm" and facts.heads and facts.heads % tensor_parallel:
         found["tensor_parallel"] = _(
             "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
         ) % {"heads": facts.heads, "gpus": tensor_parallel}
     return found
+
+
+def _length_fault(facts: ModelMetadata, tokens: int, *, stretched: bool) -> str:
+    if tokens > bounds.CONTEXT:
+        return _("No model reads more than %(most)d tokens.") % {"most": bounds.CONTEXT}
+    if stretched or not facts.context or tokens <= facts.context:
+        return ""
+    # Engines refuse it or, worse, answer nonsense from that length on. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is for the
+    # whole host and not to be seen from here; who really wants it says so by an argument.
+    return _(
+        "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
+        "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
+    ) % {"most": facts.context}
 
 
 def _told_context(said: Arguments, slots: int | None) -> int:

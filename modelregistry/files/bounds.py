@@ -50,7 +50,9 @@ _MOST = {
 
 
 class OutOfBounds(Exception):
-    """A file says a number that no model has. `name`: as the file calls it, `value`: as it stands there, "": nowhere."""
+    """A file says a number that no model has. `name`: as the file calls it, `value`: as it stands there; "": it is not
+    there, and has to be.
+    """
 
     def __init__(self, name: str, value: object = "") -> None:
         self.name = clean_text(name, SHOWN)

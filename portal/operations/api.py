@@ -23,7 +23,6 @@ from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
 from modelregistry import fit, overview, validation
-from modelregistry.engines import arguments
 from modelregistry.engines.base import Spec
 from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.failure_advice import ADVICE, words
@@ -268,12 +267,12 @@ def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
     )
     if unsuited:
         raise ValidationError({field: [sentence] for field, sentence in unsuited.items()})
-    hosts = fit.hosts().filter(pk=host.pk) if host else fit.hosts()
+    found = fit.estimate_on(fit.hosts().filter(pk=host.pk) if host else fit.hosts(), spec, facts)
     return {
         "facts": facts,
-        "prediction": fit.predict_alone(spec, facts),
-        "hosts": fit.fit_on_hosts(spec, facts, hosts),
-        "unplanned": list(arguments.unplanned(said)),
+        "prediction": found.prediction,
+        "hosts": found.hosts,
+        "unplanned": list(found.unplanned),
     }
 
 

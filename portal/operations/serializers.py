@@ -281,7 +281,9 @@ class Outlook(serializers.Serializer[Any]):
 class Foreseen(serializers.Serializer[Any]):
     facts = serializers.DictField()
     prediction = Prediction(
-        allow_null=True, help_text="By the formulas alone, in RAM; null: nobody can say (`facts.missing`)."
+        allow_null=True,
+        help_text="On the first of `hosts`; by the formulas alone, in RAM, if none has reported; null: nobody can say"
+        " (`facts.missing`).",
     )
     hosts = Outlook(many=True)
     unplanned = serializers.ListField(child=CharField(), help_text="Options whose memory the predictions do not count.")

@@ -12,6 +12,7 @@ from modelregistry import validation
 from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.files import model_files
 from modelregistry.fit import HostFit, estimate
+from modelregistry.memory.estimate import Prediction
 from modelregistry.models import Alias, Host, ServedModel
 from modelregistry.terminal import clean, clean_lines
 
@@ -195,9 +196,14 @@ def _foreseen(model: ServedModel) -> str:
     found = estimate(model)
     if found is None:
         return "Nothing can be said: its files are on another host, or the engine runs elsewhere."
-    if not found.hosts:
-        return "No host has reported its memory yet, so nobody can say whether it fits."
-    return "\n".join(_outlook(one) for one in found.hosts)
+    lines = [_outlook(one) for one in found.hosts]
+    if not lines:
+        lines = ["No host has reported its memory yet, so nobody can say whether it fits."]
+        lines += [f"  {_sum(found.prediction)}"] if found.prediction else []
+    if found.unplanned:
+        said = gettext("Not planned: %(options)s. Its memory comes on top of the plan.")
+        lines.append(said % {"options": ", ".join(found.unplanned)})
+    return "\n".join(lines)
 
 
 def _outlook(one: HostFit) -> str:
@@ -205,15 +211,18 @@ def _outlook(one: HostFit) -> str:
     need = one.prediction
     parts = [f"{one.host}: fits on {where}" if one.fits else f"{one.host}: does not fit"]
     if need:
-        sizes = (need.weights, need.cache, need.overhead, need.total)
-        parts.append(
-            "weights {:.1f} + cache {:.1f} + engine {:.1f} = {:.1f} GB".format(*(size / 1e9 for size in sizes))
-        )
-        if need.devices > 1:
-            parts[-1] += f" on each of {need.devices} GPUs"
-        if need.host:
-            parts[-1] += f", and {need.host / 1e9:.1f} GB of RAM"
+        parts.append(_sum(need))
     return "\n".join([", ".join(parts), *(f"  {line}" for line in one.why_not.splitlines())])
+
+
+def _sum(need: Prediction) -> str:
+    sizes = (need.weights, need.cache, need.overhead, need.total)
+    text = "weights {:.1f} + cache {:.1f} + engine {:.1f} = {:.1f} GB".format(*(size / 1e9 for size in sizes))
+    if need.devices > 1:
+        text += f" on each of {need.devices} GPUs"
+    if need.host:
+        text += f", and {need.host / 1e9:.1f} GB of RAM"
+    return text
 
 
 def _shown(preset: Preset) -> str:
