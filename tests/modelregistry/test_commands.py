@@ -73,6 +73,24 @@ def test_a_dry_run_says_where_it_fits_and_registers_nothing(capsys, gguf):
     assert not ServedModel.objects.exists()
 
 
+def test_a_dry_run_names_the_arguments_that_it_does_not_count(capsys, gguf):
+    arguments = ["m", "--engine=llama.cpp", f"--path={gguf}", "--dry-run"]
+    assert "Not planned" not in register(capsys, *arguments)
+    assert "Not planned: --mmproj." in register(capsys, *arguments, "--arg=--mmproj", "--arg=/p.gguf")
+
+
+def test_a_dry_run_without_hosts_says_what_the_formulas_do(capsys, gguf):
+    said = register(capsys, "m", "--engine=llama.cpp", f"--path={gguf}", "--dry-run")
+    assert said.splitlines()[1].startswith("  weights ")
+
+
+@pytest.mark.parametrize("context", ["9000000000000000000", "134217729"])
+def test_a_context_longer_than_any_model_reads_is_refused(tmp_path, context):
+    silent = paper_models.gguf(tmp_path / "silent.gguf", values={"context_length": 0})  # it tells none
+    said = refused("m", "--engine=llama.cpp", f"--path={silent}", "--dry-run", f"--context={context}")
+    assert said.startswith("--context: No model reads")
+
+
 def test_it_registers_for_a_host_whose_files_it_cannot_see(capsys):
     Host.objects.create(name="gpu1")
     register(capsys, "m", "--engine=vllm", "--path=/only/there", "--host=gpu1", "--task=embedding")

@@ -232,6 +232,34 @@ def test_the_smallest_that_makes_room_has_to_go():
     assert "It would fit without" in placement_messages.explain_refusal(both)
 
 
+def test_a_refusal_says_what_the_model_needs_at_least_and_what_it_wants_beside_it():
+    """vLLM wants the cache of eight whole contexts, and starts with that of one."""
+    wanted = spec(context=131_072, slots=None)
+    refused = ask(wanted, [card(0, 48, 30), ram()], [occupant("a #0", 30)])
+    assert refused.need
+    least = predict(LLAMA_8B, Demand(launcher="vllm", task="chat", context=131_072, slots=1))
+    assert (refused.need.sequences, refused.need.cache) == (1, least.cache)
+    assert refused.need.total == refused.need.weights + least.cache + refused.need.overhead
+    assert refused.to_go == ("a #0",)
+    first, second = placement_messages.explain_refusal(refused).splitlines()[:2]
+    assert f"{refused.need.total / 1e9:.1f} GB" in first
+    whole = predict(LLAMA_8B, Demand(launcher="vllm", task="chat", context=131_072))
+    assert f"{whole.total / 1e9:.1f} GB" in second
+    assert f"8 × {131_072}" in second
+    assert ask(wanted, [card(0, 48, 0), ram()]).fits
+
+
+def test_a_refusal_of_what_the_engine_cannot_do_without_says_it_once():
+    refused = ask(spec(context=131_072, slots=8), [card(0, 48, 0), ram()])
+    assert "GPU 0" in placement_messages.explain_refusal(refused).splitlines()[1]
+
+
+def test_a_split_model_on_a_host_without_gpus_is_told_that_there_are_none():
+    refused = ask(spec(tensor_parallel=2), [ram()])
+    assert isinstance(refused.refusal, placement.NoSuchDevice)
+    assert "has none on this host" in placement_messages.explain_refusal(refused)
+
+
 def test_nobody_has_to_go_where_it_would_not_fit_alone():
     assert ask(spec(), [card(0, 16, 10), ram()], [occupant("a #0", 10)]).to_go == ()
 

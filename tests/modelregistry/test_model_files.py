@@ -18,7 +18,7 @@ from modelregistry.engines import base as engine_commands
 from modelregistry.engines.base import Spec
 from modelregistry.files import checkpoint, class_defaults, json_stream
 from modelregistry.files import gguf as gguf_file
-from modelregistry.files.metadata import Attention, ModelMetadata, UnreadableModel
+from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel
 from modelregistry.files.model_files import read_model
 from modelregistry.install import engine_environments
 from modelregistry.memory import allocation, estimate, placement
@@ -245,6 +245,35 @@ def test_e3_what_a_configuration_leaves_to_its_class_comes_from_there(tmp_path, 
     assert (facts.layers, len(facts.attention)) == (layers, layers)
     assert facts.attention[0] == attention
     assert facts.missing == ()
+
+
+def test_every_layer_of_zamba2_has_a_state_and_some_have_keys_beside_it(tmp_path):
+    """Zamba2-7B as published."""
+    both = [*range(6, 78, 6)]
+    config = {
+        **{"architectures": ["Zamba2ForCausalLM"], "model_type": "zamba2", "num_hidden_layers": 81},
+        **{"hidden_size": 3584, "num_attention_heads": 32, "num_key_value_heads": 32, "attention_head_dim": 224},
+        **{"mamba_d_state": 64, "mamba_d_conv": 4, "mamba_expand": 2, "mamba_ngroups": 2, "n_mamba_heads": 112},
+        **{"mamba_headdim": 64, "hybrid_layer_ids": both, "max_position_embeddings": 4096},
+    }
+    facts = facts_of(tmp_path, config)
+    inner = 112 * 64
+    assert facts.states == (RecurrentState(3 * (inner + 2 * 2 * 64), inner * 64, blocks=3),) * 81
+    assert facts.attention == (Attention(32, 224, 224),) * len(both)
+
+
+def test_every_second_layer_of_plamo_2_attends_and_the_others_have_a_state(tmp_path):
+    """PLaMo 2 8B as published."""
+    config = {
+        **{"architectures": ["Plamo2ForCausalLM"], "model_type": "plamo2", "num_hidden_layers": 32},
+        **{"hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 4, "hidden_size_per_head": 128},
+        **{"mamba_step": 2, "mamba_d_state": 64, "mamba_d_conv": 4, "mamba_num_heads": 64},
+        "max_position_embeddings": 10_485_760,
+    }
+    facts = facts_of(tmp_path, config)
+    assert facts.missing == ()
+    assert facts.attention == (Attention(4, 128, 128),) * 16
+    assert facts.states == (RecurrentState(3 * 64 * 128, 64 * 128 * 64, blocks=3),) * 16
 
 
 def test_e3_layers_and_keys_that_nobody_names_are_counted_in_the_tensors(tmp_path):

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from modelregistry.files import bounds
 from modelregistry.files.metadata import Attention, ModelMetadata
-from modelregistry.memory import estimate
+from modelregistry.memory import estimate, placement
 from modelregistry.memory.estimate import GIB, MIB, Demand
 from modelregistry.memory.placement import (
     GPU_MARGIN,
@@ -185,6 +186,45 @@ def test_a_refusal_tells_what_would_fit():
     longer = replace(demand, context=fits + 1024)
     with pytest.raises(NoRoom):
         find_place(estimate.predict(model, longer), longer, devices)
+
+
+def test_the_longest_context_that_fits_is_found_in_a_few_questions(monkeypatch):
+    """One by one they would be 10,240 for Llama 4 Scout, and took 3 s."""
+    asked = []
+
+    def counted(facts, demand):
+        asked.append(demand)
+        return estimate.predict(facts, demand)
+
+    monkeypatch.setattr(placement, "predict", counted)
+    demand = replace(VLLM, context=10 * 2**20, slots=None)
+    model = replace(LLAMA_8B, context=10 * 2**20)
+    with pytest.raises(NoRoom) as refusal:
+        find_place(estimate.predict(model, demand), demand, [card(0, total=80)], facts=model)
+    fits = refusal.value.fits
+    assert len(asked) < 30
+
+    def would(context: int) -> bool:
+        found = estimate.predict(model, replace(demand, context=context))
+        return found.weights + found.overhead + found.cache_least <= 80 * GIB - GPU_MARGIN
+
+    assert would(fits)
+    assert not would(fits + 1024)
+
+
+@pytest.mark.parametrize("tokens", [2**40, 2**61])
+def test_no_context_is_longer_than_any_model_reads(tokens):
+    assert estimate.predict(LLAMA_8B, replace(VLLM, context=tokens)).context == bounds.CONTEXT
+    said = replace(VLLM, context=None, args=(f"--max-model-len={tokens}",))
+    assert estimate.predict(LLAMA_8B, said).context == bounds.CONTEXT
+
+
+def test_a_model_that_is_split_is_refused_where_its_engine_has_no_gpu():
+    demand = replace(VLLM, kind="ram", tensor_parallel=2)
+    ram = card(RAM, total=64, kind="ram")
+    with pytest.raises(NoSuchDevice) as refusal:
+        find_place(estimate.predict(LLAMA_8B, demand), demand, [ram], facts=LLAMA_8B)
+    assert (refusal.value.wanted, refusal.value.usable) == (2, 0)
 
 
 def test_engines_for_cpus_live_in_ram_whatever_the_host_has():

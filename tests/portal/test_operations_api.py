@@ -1,6 +1,7 @@
 """The API for operators: who may, what it does, and that it is as it describes itself."""
 
 import json
+from dataclasses import asdict
 from datetime import timedelta
 from io import StringIO
 
@@ -9,6 +10,7 @@ from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
+from modelregistry import fit
 from modelregistry.failure_advice import UNKNOWN
 from modelregistry.models import Alias, Host, HostReport, LogTail, LogWish, Reading, Replica, ServedModel
 from portal.accounts.models import AuditEvent
@@ -254,11 +256,39 @@ def test_what_a_model_would_take_and_where_it_would_fit(operator, llama):
     seen = answer.json()
     assert seen["facts"]["architecture"] == "LlamaForCausalLM"
     assert seen["prediction"]["total"] > seen["prediction"]["weights"] > 0
-    fits, full, none = seen["hosts"]
+    fits, none, full = seen["hosts"]
     assert (fits["host"], fits["fits"], fits["devices"], fits["why_not"]) == ("gpu-01", True, [0], "")
     assert (full["fits"], full["why_not"].splitlines()[0][:18]) == (False, "It does not fit: i")
     assert (none["fits"], none["launcher"], none["why_not"]) == (False, "", "gpu-03 has no engine for it.")
     assert not ServedModel.objects.exists()
+
+
+def test_page_api_and_command_tell_the_same(operator, llama):
+    """The host where it fits comes first, whatever its name, and what it takes there is what is told of the model."""
+    hosts_report()
+    Host.objects.filter(name="gpu-01").update(name="gpu-09")
+    body = {"engine": "vllm", "path": llama, "context": 2048, "slots": 4, "args": ["--enable-lora"]}
+    seen = operator("POST", "models/predict/", body).json()
+    page = fit.estimate(ServedModel(name="x", tensor_parallel=1, **body))
+    assert page
+    assert [host["host"] for host in seen["hosts"]] == [host.host for host in page.hosts]
+    assert seen["hosts"][0]["host"] == "gpu-09"
+    assert seen["prediction"] == seen["hosts"][0]["prediction"] == asdict(page.prediction)
+    assert seen["unplanned"] == list(page.unplanned) == ["--enable-lora"]
+    said = StringIO()
+    call_command(
+        *("registermodel", "x", "--engine=vllm", f"--path={llama}", "--context=2048", "--slots=4"),
+        *("--arg=--enable-lora", "--dry-run"),
+        stdout=said,
+    )
+    first = said.getvalue().splitlines()[0]
+    assert first.startswith("gpu-09: fits on GPU 0, ")
+    assert f"= {seen['prediction']['total'] / 1e9:.1f} GB" in first
+
+
+def test_what_the_files_cannot_give_is_refused_before_it_is_planned(operator, llama):
+    answer = operator("POST", "models/predict/", {"engine": "vllm", "path": llama, "context": 10**6})
+    assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (400, "#/context")
 
 
 def test_e6_what_the_plan_does_not_count_is_named_and_bad_arguments_are_refused(operator, llama):
