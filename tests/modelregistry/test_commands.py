@@ -76,7 +76,7 @@ def test_a_dry_run_says_where_it_fits_and_registers_nothing(capsys, gguf):
 def test_a_dry_run_names_the_arguments_that_it_does_not_count(capsys, gguf):
     arguments = ["m", "--engine=llama.cpp", f"--path={gguf}", "--dry-run"]
     assert "Not planned" not in register(capsys, *arguments)
-    assert "Not planned: --mmproj." in register(capsys, *arguments, "--arg=--mmproj", "--arg=/p.gguf")
+    assert "Not planned: --mmproj." in register(capsys, *arguments, "--arg=--mmproj", f"--arg={gguf}")
 
 
 def test_a_dry_run_without_hosts_says_what_the_formulas_do(capsys, gguf):
