@@ -17,11 +17,11 @@ django = get_asgi_application()  # first: it sets Django up for what the consume
 from django.conf import settings
 
 from portal.database import use_pool
-from portal.metering.live import Pulse
-from portal.operations.live import Live
+from portal.operations.live import LiveState
 from portal.operations.routing import sockets
-from portal.pages import Pages
-from portal.wall import Wall
+from portal.usage.live import LiveUsageFeed
+from portal.web.django_handler import Pages
+from portal.web.request_bounds import Wall
 
 use_pool(settings.DATABASES["default"])  # before anything asks the database
 pages = Wall(Pages(django))
@@ -37,7 +37,7 @@ async def websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await consumers(with_peer(scope), receive, send)
 
 
-consumers = sockets(Live(), Pulse())
+consumers = sockets(LiveState(), LiveUsageFeed())
 application = ProtocolTypeRouter({"http": http, "websocket": websocket})
 
 

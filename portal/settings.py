@@ -16,8 +16,8 @@ from csp.constants import NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
 from portal import database, environment, frontend
-from portal.accounts import directory
-from portal.notices import mail_settings
+from portal.accounts import ldap
+from portal.notifications import mail_settings
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environs.FileAwareEnv(strip_whitespace=True)  # editors end a file with a line feed
@@ -44,7 +44,7 @@ HOST_NAME = env.str("MADOGUCHI_HOST", socket.gethostname())
 INSTALLED_APPS = [
     # Before staticfiles: gives `runserver` its ASGI server. All else would import 30 MB for it, in 0.4 of 1.2 s.
     *(["daphne"] if sys.argv[1:2] == ["runserver"] else []),
-    "portal.apps.Administration",
+    "portal.site.admin_apps.Administration",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -56,21 +56,25 @@ INSTALLED_APPS = [
     "csp",
     "rest_framework",
     "drf_spectacular",
+    "portal.web",
+    "portal.audit",
     "portal.accounts",
     "portal.keys",
-    "portal.metering",
-    "portal.notices",
-    "portal.console",
+    "portal.usage",
+    "portal.quotas",
+    "portal.notifications",
     "portal.operations",
+    "portal.site",
+    "portal.demo",
     "modelregistry",
     "apiproxy.bridge",
 ]
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
-    "portal.staticfiles.Files",
+    "portal.web.static_files.Files",
     "csp.middleware.CSPMiddleware",
-    "portal.console.door.middleware",
+    "portal.web.request_checks.middleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
@@ -78,10 +82,10 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "portal.accounts.audit.middleware",
+    "portal.audit.tracking.middleware",
 ]
 
-ROOT_URLCONF = "portal.urls"
+ROOT_URLCONF = "portal.site.root_urls"
 ASGI_APPLICATION = "apiproxy.server.single_process.application"  # of `runserver`
 
 TEMPLATES = [
@@ -152,10 +156,10 @@ AXES_DISABLE_ACCESS_LOG = True
 SILENCED_SYSTEM_CHECKS = ["axes.W002"]
 # The proxy that ends TLS redirects (deploy/nginx.conf), and other hosts of the company's domain are not ours to bind.
 SILENCED_SYSTEM_CHECKS += ["security.W005", "security.W008", "security.W021"]
-DIRECTORY = directory.read(env)
+DIRECTORY = ldap.read(env)
 if DIRECTORY:
-    AUTHENTICATION_BACKENDS.insert(1, "portal.accounts.directory.Backend")
-    globals().update(directory.auth_settings(DIRECTORY))
+    AUTHENTICATION_BACKENDS.insert(1, "portal.accounts.ldap.Backend")
+    globals().update(ldap.auth_settings(DIRECTORY))
 
 # --- Mail -------------------------------------------------------------------------------------------------------
 # Without EMAIL_URL notices are in the portal alone.
@@ -177,8 +181,8 @@ STATIC_URL = "/static/"
 STATICFILES_DIRS = [BASE_DIR / "portal" / "static", frontend.served(CACHE)]
 STATICFILES_FINDERS = [
     "django.contrib.staticfiles.finders.FileSystemFinder",
-    "portal.api.files.Apps",
-    "portal.api.files.Finder",
+    "portal.web.rest.docs_files.Apps",
+    "portal.web.rest.docs_files.Finder",
 ]
 STATIC_ROOT = VAR / "static"
 STORAGES = {
@@ -218,15 +222,15 @@ SERVICE_KEYS_PER_TENANT = env.int("SERVICE_KEYS_PER_TENANT", 500, validate=AT_LE
 # --- API --------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": [
-        "portal.api.authentication.WithManagementKey",
+        "portal.keys.management_key_authentication.WithManagementKey",
         "rest_framework.authentication.SessionAuthentication",
     ],
     # What is for others says so itself.
-    "DEFAULT_PERMISSION_CLASSES": ["portal.api.permissions.Operators"],
+    "DEFAULT_PERMISSION_CLASSES": ["portal.accounts.api_permissions.Operators"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": ["portal.api.parsing.Json"],
-    "DEFAULT_SCHEMA_CLASS": "portal.api.description.Operation",
-    "EXCEPTION_HANDLER": "portal.api.problems.handle",
+    "DEFAULT_PARSER_CLASSES": ["portal.web.rest.parsing.Json"],
+    "DEFAULT_SCHEMA_CLASS": "portal.web.rest.openapi.Operation",
+    "EXCEPTION_HANDLER": "portal.web.rest.problems.handle",
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Madoguchi",
@@ -239,10 +243,10 @@ SPECTACULAR_SETTINGS = {
     "ENUM_NAME_OVERRIDES": {
         "ModelState": "modelregistry.overview.ModelState",
         "ReplicaState": "modelregistry.models.Replica.State",
-        "KeyState": "portal.keys.keyring.State",
-        "Liveness": "portal.keys.access.Liveness",
-        "QuotaUnit": "portal.metering.models.Quota.Unit",
-        "QuotaRequestState": "portal.metering.models.QuotaRequest.State",
+        "KeyState": "portal.keys.queries.State",
+        "Liveness": "portal.keys.model_access.Liveness",
+        "QuotaUnit": "portal.quotas.models.Quota.Unit",
+        "QuotaRequestState": "portal.quotas.models.QuotaRequest.State",
     },
 }
 

@@ -28,12 +28,12 @@ FURNISH = """
 import sys
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 host = Host.objects.create(name="elsewhere")
 for name, engine in ("plain", "external"), ("assembled", "llama.cpp"):
     model = ServedModel.objects.create(name=name, engine=engine, url="{url}")
     Replica.objects.create(model=model, host=host, state="ready", url="{url}")
-print(issue(tenant=Tenant.objects.create(slug="research", name="研究部"), service="test", name="test")[1])
+print(issue_key(tenant=Tenant.objects.create(slug="research", name="研究部"), service="test", name="test")[1])
 """
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +99,7 @@ class Installation:
         """Recorded usage by request id. The database sees to it that there is only one row of each."""
         with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:
             database.row_factory = sqlite3.Row
-            found = [dict(row) for row in database.execute("select * from metering_usagerecord")]
+            found = [dict(row) for row in database.execute("select * from usage_usagerecord")]
         assert len({row["request_id"] for row in found}) == len(found)
         return {row["request_id"]: row for row in found}
 

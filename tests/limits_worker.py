@@ -13,7 +13,7 @@ from apiproxy.dataplane.errors import Refusal
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.redis import SharedLimits
 from modelregistry.supervisor.watchdog import Watchdog
-from portal.metering.windows import bounds
+from portal.quotas.windows import window_bounds
 
 
 async def nothing_spent(_limit: Limit, _now: float) -> Spending:
@@ -21,7 +21,9 @@ async def nothing_spent(_limit: Limit, _now: float) -> Spending:
 
 
 async def work(url: str, unit: str, amount: int, calls: int, estimate: int, now: float) -> None:
-    shared = SharedLimits(url, prefix="test", bounds=bounds, spent=nothing_spent, workers=2, keep=Watchdog().keep)
+    shared = SharedLimits(
+        url, prefix="test", bounds=window_bounds, spent=nothing_spent, workers=2, keep=Watchdog().keep
+    )
     await shared.start()
     window = "" if unit == "concurrent" else "day"
     budget = [Limit(Counter("tenant", 1, None, unit, window), amount, ZoneInfo("Asia/Tokyo"))]

@@ -9,10 +9,10 @@ from django.utils import timezone
 
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Tenant, User
-from portal.keys import issuing
+from portal.keys import lifecycle
 from portal.keys.models import ApiKey
-from portal.metering import usage
-from portal.metering.models import UsageRecord
+from portal.usage import records
+from portal.usage.models import UsageRecord
 
 
 def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", context: int | None = 4096) -> ServedModel:
@@ -24,13 +24,13 @@ def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", conte
 
 
 def key_of(user: User, tenant: Tenant, name: str = "laptop", **more) -> ApiKey:
-    key, _ = issuing.issue(tenant=tenant, user=user, name=name, **more)
+    key, _ = lifecycle.issue_key(tenant=tenant, user=user, name=name, **more)
     return key
 
 
 def service_key_of(tenant: Tenant, service: str = "Dify", **more) -> ApiKey:
     """`more` as columns of the key."""
-    key, _ = issuing.issue(tenant=tenant, service=service, name=service)
+    key, _ = lifecycle.issue_key(tenant=tenant, service=service, name=service)
     for name, value in more.items():
         setattr(key, name, value)
     key.save()
@@ -59,10 +59,10 @@ def call(
 def use(key: ApiKey, **columns: Any) -> UsageRecord:
     """One request with this key that was made; see `call`."""
     row = call(key, **columns)
-    usage.record([row])
+    records.record_usage([row])
     return UsageRecord.objects.get(request_id=row["request_id"])
 
 
 def use_each(keys: Iterable[ApiKey], at: datetime | None = None) -> None:
     """A request with each of these keys, all written at once: of 10 tokens, 11, 12…"""
-    usage.record([call(key, at=at, tokens=(10 + n, 0)) for n, key in enumerate(keys)])
+    records.record_usage([call(key, at=at, tokens=(10 + n, 0)) for n, key in enumerate(keys)])

@@ -17,11 +17,12 @@ from django.urls import URLPattern, get_resolver
 from django.utils import timezone
 
 from modelregistry.models import Host, Replica, ServedModel
-from portal.accounts.models import AuditEvent, Tenant, User
-from portal.console.believable.staff import ADMIN, EMPLOYEE, HOME, OPERATOR
+from portal.accounts.models import Tenant, User
+from portal.audit.models import AuditEvent
+from portal.demo.staff import ADMIN, EMPLOYEE, HOME, OPERATOR
 from portal.keys.models import ApiKey, ManagementKey
-from portal.metering.models import Quota, QuotaRequest
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.quotas.models import Quota, QuotaRequest
 
 WHO = {"employee": EMPLOYEE, "tenant admin": ADMIN, "operator": OPERATOR}
 # What usage pages can be asked for: whose, by who may; of when; by what.

@@ -33,7 +33,7 @@ WATCHED: dict[str, Callable[[Any], Change]] = {
     "accounts.Membership": lambda membership: ("user", membership.user_id),
     "keys.ApiKey": lambda key: ("key", key.pk),
     "keys.ModelAccess": lambda _: ("models", 0),
-    "metering.Quota": affected_tenant,
+    "quotas.Quota": affected_tenant,
     "modelregistry.Alias": lambda _: ("models", 0),
     "modelregistry.ServedModel": lambda _: ("models", 0),
     "modelregistry.Replica": lambda _: ("models", 0),

@@ -26,12 +26,16 @@ from apiproxy.dataplane.rejection_counts import Group
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
 from modelregistry.models import ServedModel, Wish
-from portal.accounts import audit
-from portal.accounts.models import AuditEvent, Tenant
+from portal.accounts.models import Tenant
+from portal.audit import tracking
+from portal.audit.models import AuditEvent
 from portal.keys import lineage, secret
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering import policy, refusals, usage, windows
-from portal.metering.models import Quota, UsageRecord
+from portal.quotas import policy, windows
+from portal.quotas.models import Quota
+from portal.usage import records as usage
+from portal.usage import rejections
+from portal.usage.models import UsageRecord
 
 T = TypeVar("T")
 FOLLOWED = 5000  # changed keys; for more it is quicker to load all
@@ -43,7 +47,7 @@ RENAMED = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica":
 
 def digest(key: str) -> str | None:
     """What the catalogue finds a key by; None for what cannot be one of our keys."""
-    return secret.digest(key, settings.API_KEY_SECRET) if secret.well_formed(key) else None
+    return secret.digest_of(key, settings.API_KEY_SECRET) if secret.well_formed(key) else None
 
 
 def body_key() -> bytes:
@@ -85,7 +89,7 @@ def usage_since(limit: Limit, now: float) -> Spending:
 def record_usage(rows: Sequence[Usage]) -> None:
     """Writes usage; what is there already is left as it is. Raises DatabaseAway or RecordRefused."""
     try:
-        run_query(lambda: usage.record([_record(row) for row in rows]))
+        run_query(lambda: usage.record_usage([_record(row) for row in rows]))
     except REFUSING as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
@@ -93,11 +97,11 @@ def record_usage(rows: Sequence[Usage]) -> None:
 def record_refusals(counts: Mapping[Group, int]) -> None:
     """Adds refused calls to the sums of their hours. Raises RecordRefused, or DatabaseAway: all or none are written."""
     groups = {
-        refusals.Refused(datetime.fromtimestamp(group.hour, UTC), *group[1:]): requests
+        rejections.RejectionTotals(datetime.fromtimestamp(group.hour, UTC), *group[1:]): requests
         for group, requests in counts.items()
     }
     try:
-        run_query(lambda: refusals.add(groups))
+        run_query(lambda: rejections.add_rejections(groups))
     except REFUSING as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
@@ -131,7 +135,7 @@ def _tell(deaths: Sequence[Death]) -> None:
             "verdict": death.verdict,
         }
         via = AuditEvent.Via.GATEWAY
-        audit.record("model.crash", model, "model", after=facts, tenant=key.tenant, actor=key.user, via=via)
+        tracking.record_event("model.crash", model, "model", after=facts, tenant=key.tenant, actor=key.user, via=via)
 
 
 def request_wake_up(model: int) -> None:
@@ -178,7 +182,7 @@ def _follow(catalogue: Catalogue) -> Catalogue:
     if len(touched) > FOLLOWED:
         return _load()
     owners = ApiKey.objects.filter(pk__in=touched)
-    bearing = policy.bearing_on(tenants=owners.values("tenant"), users=owners.values("user"), keys=touched)
+    bearing = policy.applying_to(tenants=owners.values("tenant"), users=owners.values("user"), keys=touched)
     changed = _keys(owners, Quota.objects.filter(bearing)) if touched else {}
     models, aliases = catalogue.models, catalogue.aliases
     if any(kind == CatalogueChange.Kind.MODELS for kind, _ in changes):
@@ -266,11 +270,11 @@ class _Limits:
     def _first(self, key: int) -> int:
         """The key that this one and all its predecessors are counted as."""
         if self._lineage is None:
-            self._lineage = lineage.everybody()
+            self._lineage = lineage.lineages_of_all()
         return self._lineage.first(key)
 
 
-def _limit(bound: policy.Bound, zone: ZoneInfo, first: int | None = None) -> Limit:
+def _limit(bound: policy.AppliedQuota, zone: ZoneInfo, first: int | None = None) -> Limit:
     """`first`: of a key, the first of those that it is the successor of."""
     quota, scope = bound.quota, bound.scope
     owner = {"tenant": bound.tenant, "user": bound.user, "member": bound.user, "key": first}[scope]
@@ -338,8 +342,8 @@ def _spent(limit: Limit, now: float) -> Spending:
     owner = "user" if counter.scope == "member" else counter.scope
     whose: dict[str, Any] = {f"{owner}_id": counter.owner}
     if owner == "key":
-        whose = {"key_id__in": lineage.around([counter.owner]).line(counter.owner)}
-    begin, _ = windows.bounds(counter.window, now, limit.zone)
+        whose = {"key_id__in": lineage.lineage_of([counter.owner]).line(counter.owner)}
+    begin, _ = windows.window_bounds(counter.window, now, limit.zone)
     records = UsageRecord.objects.filter(**whose, started_at__gte=datetime.fromtimestamp(begin, UTC))
     if counter.tenant is not None:
         records = records.filter(tenant=counter.tenant)

@@ -38,7 +38,7 @@ from apiproxy.dataplane.mmap_counters import CounterFile
 from apiproxy.dataplane.routes import PROBES
 from apiproxy.server import malloc_trim
 from modelregistry.supervisor.watchdog import HANGS, Down, Watchdog
-from portal.metering import windows
+from portal.quotas import windows
 
 log = logging.getLogger("madoguchi.gateway")
 
@@ -210,11 +210,11 @@ class Application:
 
     def _limits(self) -> Limits | SharedLimits:
         if not settings.REDIS_URL:
-            return Limits(windows.bounds, self._spent)
+            return Limits(windows.window_bounds, self._spent)
         return SharedLimits(
             settings.REDIS_URL,
             prefix=settings.REDIS_PREFIX,
-            bounds=windows.bounds,
+            bounds=windows.window_bounds,
             spent=self._spent,
             workers=settings.GATEWAY_WORKERS,
             keep=self._watchdog.keep,
@@ -337,7 +337,7 @@ class Application:
         loop = asyncio.get_running_loop()
         if loop.time() < self._spent_again:
             return None
-        key = (limit.counter, windows.bounds(limit.counter.window, now, limit.zone)[0])
+        key = (limit.counter, windows.window_bounds(limit.counter.window, now, limit.zone)[0])
         look = self._looks.get(key)
         if look is None:
             look = self._looks[key] = loop.create_task(self._look_up(limit, now))

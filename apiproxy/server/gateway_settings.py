@@ -8,7 +8,7 @@ from portal.settings import INSTALLED_APPS as ALL
 
 PAGES_ONLY = frozenset(
     (
-        "portal.apps.Administration",
+        "portal.site.admin_apps.Administration",
         "django.contrib.messages",
         "django.contrib.staticfiles",
         "django.contrib.humanize",

@@ -2,11 +2,9 @@
 
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin
-from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
-from portal.accounts.models import AuditEvent, Membership, Tenant, User
-from portal.console.pagination import NewestOnly
+from portal.accounts.models import Membership, Tenant, User
 
 
 class MembershipInline(admin.TabularInline):  # type: ignore[type-arg]
@@ -46,22 +44,3 @@ class MembershipAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_select_related = ["user", "tenant"]
     search_fields = ["user__username", "user__last_name", "tenant__slug"]
     autocomplete_fields = ["user", "tenant"]
-
-
-@admin.register(AuditEvent)
-class AuditEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ["at", "actor_name", "action", "object_name", "tenant", "via", "address"]
-    list_filter = ["at", "via"]
-    list_select_related = ["tenant"]
-    search_fields = ["actor_name", "object_name", "=action"]
-    paginator = NewestOnly
-    show_full_result_count = False
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: AuditEvent | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: AuditEvent | None = None) -> bool:
-        return False

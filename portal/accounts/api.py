@@ -14,14 +14,14 @@ from rest_framework.serializers import ModelSerializer
 from rest_framework.views import APIView
 from rest_framework.viewsets import GenericViewSet
 
-from portal.accounts import membership, tenancy
+from portal.accounts import membership, permissions
 from portal.accounts import serializers as shapes
+from portal.accounts.api_permissions import Operators, People
 from portal.accounts.models import Membership, Tenant
-from portal.accounts.tenancy import me
-from portal.api.bodies import given
-from portal.api.paging import Pages
-from portal.api.permissions import Operators, People
+from portal.accounts.permissions import current_user
 from portal.keys.models import ManagementKey
+from portal.web.rest.list_pages import Pages
+from portal.web.rest.validation import validated
 
 
 class MeView(APIView):
@@ -31,7 +31,7 @@ class MeView(APIView):
     @extend_schema(operation_id="me", summary=_("Who you are, and what this key may do"), responses={200: shapes.Me})
     def get(self, request: Request) -> Response:
         """For every management key."""
-        person = me(request)
+        person = current_user(request)
         person.places = person.memberships.select_related("tenant").order_by("tenant__slug")  # type: ignore[attr-defined]
         person.key = request.auth if isinstance(request.auth, ManagementKey) else None  # type: ignore[attr-defined]
         return Response(shapes.Me(person).data)
@@ -43,7 +43,7 @@ class SettingsView(APIView):
 
     @extend_schema(operation_id="settings", summary=_("Your settings"), responses={200: shapes.Settings})
     def get(self, request: Request) -> Response:
-        return Response(shapes.Settings(me(request)).data)
+        return Response(shapes.Settings(current_user(request)).data)
 
     @extend_schema(
         operation_id="settings_change",
@@ -53,7 +53,7 @@ class SettingsView(APIView):
     )
     def patch(self, request: Request) -> Response:
         """Changes what is sent."""
-        filled = shapes.Settings(me(request), data=request.data, partial=True)
+        filled = shapes.Settings(current_user(request), data=request.data, partial=True)
         filled.is_valid(raise_exception=True)
         filled.save()
         return Response(filled.data)
@@ -72,7 +72,7 @@ class Tenants(GenericViewSet[Tenant]):
         return [People() if self.action in ("list", "retrieve") else Operators()]
 
     def get_queryset(self) -> QuerySet[Tenant]:
-        return tenancy.visible_tenants(me(self.request)).order_by("slug")
+        return permissions.visible_tenants(current_user(self.request)).order_by("slug")
 
     @extend_schema(
         summary=_("Your tenants; for operators all"),
@@ -80,14 +80,14 @@ class Tenants(GenericViewSet[Tenant]):
         responses={200: shapes.TenantNow(many=True)},
     )
     def list(self, request: Request) -> Response:
-        wanted = given(shapes.TenantFilter, request.query_params)
+        wanted = validated(shapes.TenantFilter, request.query_params)
         rows = self.get_queryset()
         if name := wanted.get("name"):
             rows = rows.filter(Q(name__icontains=name) | Q(slug__icontains=name))
         if wanted["is_active"] is not None:
             rows = rows.filter(is_active=wanted["is_active"])
         if wanted["administered"] is not None:
-            administered = Q(pk__in=tenancy.administered_tenants(me(request)).values("pk"))
+            administered = Q(pk__in=permissions.administered_tenants(current_user(request)).values("pk"))
             rows = rows.filter(administered if wanted["administered"] else ~administered)
         page = self.paginate_queryset(rows) or []
         return self.get_paginated_response(shapes.TenantNow(page, many=True).data)
@@ -121,8 +121,8 @@ class Members(GenericViewSet[Membership]):
         responses={200: shapes.Member(many=True)},
     )
     def list(self, request: Request, slug: str) -> Response:
-        wanted = given(shapes.MemberFilter, request.query_params)
-        rows = membership.members(self._tenant(slug), wanted.pop("name", "")).filter(**wanted)
+        wanted = validated(shapes.MemberFilter, request.query_params)
+        rows = membership.members_of(self._tenant(slug), wanted.pop("name", "")).filter(**wanted)
         page = self.paginate_queryset(rows.order_by("user__username")) or []
         return self.get_paginated_response([shapes.Member(row).data for row in page])
 
@@ -134,31 +134,33 @@ class Members(GenericViewSet[Membership]):
     def create(self, request: Request, slug: str) -> Response:
         """By hand: the company directory leaves it alone."""
         tenant = self._tenant(slug)
-        values = given(shapes.NewMember, request.data)
-        row = membership.add(me(request), tenant, values["user"], values["role"])
+        values = validated(shapes.NewMember, request.data)
+        row = membership.add_member(current_user(request), tenant, values["user"], values["role"])
         return Response(shapes.Member(row).data, status.HTTP_201_CREATED)
 
     @extend_schema(summary=_("Change a member's role"), request=shapes.ChangedMember, responses={200: shapes.Member})
     def partial_update(self, request: Request, slug: str, username: str) -> Response:
         """Of members that were added by hand."""
         row = self._member(slug, username)
-        changed = membership.change_role(me(request), row, given(shapes.ChangedMember, request.data)["role"])
+        changed = membership.change_role(
+            current_user(request), row, validated(shapes.ChangedMember, request.data)["role"]
+        )
         return Response(shapes.Member(changed).data)
 
     @extend_schema(summary=_("Remove a member"), responses={204: None})
     def destroy(self, request: Request, slug: str, username: str) -> Response:
         """Of those that were added by hand. The person's keys of the tenant stop within 2 seconds."""
-        membership.remove(me(request), self._member(slug, username))
+        membership.remove_member(current_user(request), self._member(slug, username))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def _tenant(self, slug: str) -> Tenant:
-        tenant, may_administer = tenancy.tenant_for(me(self.request), slug)
+        tenant, may_administer = permissions.tenant_for(current_user(self.request), slug)
         if not may_administer:
             raise Http404
         return tenant
 
     def _member(self, slug: str, username: str) -> Membership:
-        return get_object_or_404(membership.members(self._tenant(slug)), user__username__iexact=username)
+        return get_object_or_404(membership.members_of(self._tenant(slug)), user__username__iexact=username)
 
 
 def written(filled: ModelSerializer[Tenant], code: int) -> Response:

@@ -1,5 +1,4 @@
 from datetime import timedelta
-from types import ModuleType
 from typing import Any
 
 from django.apps import AppConfig
@@ -11,18 +10,14 @@ class AccountsConfig(AppConfig):
     name = "portal.accounts"
     verbose_name = _("People")
 
-    def __init__(self, app_name: str, app_module: ModuleType | None) -> None:
-        super().__init__(app_name, app_module)
-        self.audited: dict[str, Any] = {}  # what `audit.watch` was told
-
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
-        from portal.accounts import audit, checks, emergency, roster  # noqa: F401
+        from portal.accounts import break_glass, directory_sync
         from portal.accounts.models import Membership, Tenant, User
+        from portal.audit import tracking
 
-        audit.watch_sessions()
-        emergency.watch()
-        audit.watch(
+        break_glass.watch_sign_ins()
+        tracking.track(
             User,
             "user",
             secret={"password"},
@@ -32,8 +27,8 @@ class AccountsConfig(AppConfig):
             name=user_name,
             verb=user_verb,
         )
-        audit.watch(Tenant, "tenant", tenant=lambda tenant: tenant, name=tenant_name, verb=switch_verb)
-        audit.watch(
+        tracking.track(Tenant, "tenant", tenant=lambda tenant: tenant, name=tenant_name, verb=switch_verb)
+        tracking.track(
             Membership,
             "membership",
             silent={"since"},
@@ -43,12 +38,12 @@ class AccountsConfig(AppConfig):
         # Django's own command: sessions that are over, of people who closed their browser without signing out.
         tasks.register("clearsessions", timedelta(days=1), ("clearsessions",))
         if settings.DIRECTORY:
-            work = roster.WORK
+            work = directory_sync.WORK
             tasks.register(work.name, work.every, work.argv)
 
 
 def user_name(user: Any) -> str:
-    from portal.console.templatetags.figures import person
+    from portal.web.templatetags.formatting import person
 
     name = person(user)
     return str(name) if name == user.get_username() else f"{user.get_username()} ({name})"

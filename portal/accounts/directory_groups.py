@@ -10,17 +10,17 @@ from datetime import datetime
 from django.db import transaction
 from django.urls import reverse
 
-from portal.accounts.directory import Directory, Group, Groups
+from portal.accounts.ldap import Directory, Group, Groups
 from portal.accounts.models import DirectoryGroup, User
-from portal.notices.telling import tell
+from portal.notifications.notify import notify
 
 
-def remembered() -> dict[str, str]:
+def remembered_groups() -> dict[str, str]:
     """The ids of groups, by the DN that the settings have for them."""
     return dict(DirectoryGroup.objects.exclude(directory_id="").values_list("dn", "directory_id"))
 
 
-def note(directory: Directory, groups: Groups, now: datetime) -> None:
+def record_groups(directory: Directory, groups: Groups, now: datetime) -> None:
     """Writes down where each group is, and tells operators once of each change."""
     with transaction.atomic():
         rows = {row.dn: row for row in DirectoryGroup.objects.select_for_update()}
@@ -50,7 +50,7 @@ def _note_found(directory: Directory, row: DirectoryGroup, group: Group) -> None
 
 def _tell(directory: Directory, dn: str, problem: str, occasion: str, now: str = "") -> None:
     ref = hashlib.sha256(f"{dn} {problem} {occasion}".encode()).hexdigest()[:40]
-    tell(
+    notify(
         User.objects.filter(is_staff=True, is_active=True),
         "directory-group",
         ref,

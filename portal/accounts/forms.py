@@ -10,7 +10,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from portal.accounts import directory, throttle
+from portal.accounts import ldap, throttle
 
 # Why nobody was signed in although the password was not found wrong; none of it counts as an attempt. What is said of
 # an account is said to who typed the right password, but for a lock: Active Directory tells it whatever was typed. It
@@ -18,38 +18,38 @@ from portal.accounts import directory, throttle
 # account there, and our own lock, which is the same for all names, comes after five; whereas without it the people who
 # are locked out, by a phone with an old password, would go on believing that they mistype.
 TROUBLE = {
-    directory.NoAnswer: _("The company directory does not answer; try again in a few minutes."),
-    directory.Refused: _(
+    ldap.NoAnswer: _("The company directory does not answer; try again in a few minutes."),
+    ldap.Refused: _(
         "The company directory cannot be asked at the moment. Your password is not the reason;"
         " tell the people who run this server."
     ),
-    directory.NotAdmitted: _(
+    ldap.NotAdmitted: _(
         "Your name and password are right, but you are not in the group that may use this service."
         " Ask the people who run this server or your IT desk."
     ),
-    directory.NameTaken: _(
+    ldap.NameTaken: _(
         "Your name and password are right, but a local account here has the same name."
         " Tell the people who run this server."
     ),
-    directory.AccountDisabled: _(
+    ldap.AccountDisabled: _(
         "Your account is disabled in the company directory. Ask your IT desk; your password is not the reason."
     ),
-    directory.AccountExpired: _(
+    ldap.AccountExpired: _(
         "Your account in the company directory has expired. Ask your IT desk; your password is not the reason."
     ),
-    directory.AccountLocked: _(
+    ldap.AccountLocked: _(
         "The company directory has locked this account, as it does after too many wrong passwords. Wait until it is"
         " unlocked, or ask your IT desk."
     ),
-    directory.PasswordExpired: _(
+    ldap.PasswordExpired: _(
         "Your password has expired in the company directory. Set a new one there (at your computer’s own sign-in, for"
         " example), then sign in here with the new one."
     ),
-    directory.PasswordMustChange: _(
+    ldap.PasswordMustChange: _(
         "You must choose a new password in the company directory first (at your computer’s own sign-in, for example)."
         " Then sign in here with the new one."
     ),
-    directory.SignInRestricted: _(
+    ldap.SignInRestricted: _(
         "The company directory does not let you sign in at this time or from this service. Ask your IT desk; your"
         " password is not the reason."
     ),
@@ -69,14 +69,14 @@ class SignInForm(AuthenticationForm):
     def clean(self) -> dict[str, Any]:
         assert self.request is not None
         try:
-            with throttle.turn(self.request, self.cleaned_data.get("username", "")):
+            with throttle.wait_turn(self.request, self.cleaned_data.get("username", "")):
                 return super().clean()
         except throttle.Crowded as error:
             self.wait = 1
             raise ValidationError(
                 _("There are too many attempts with this name at the same time. Try again in a moment."), code="locked"
             ) from error
-        except directory.DirectoryError as error:
+        except ldap.DirectoryError as error:
             raise ValidationError(TROUBLE[type(error)], code="directory") from error
 
     def get_invalid_login_error(self) -> ValidationError:

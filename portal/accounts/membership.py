@@ -8,11 +8,11 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 
-from portal.accounts import people, tenancy
+from portal.accounts import directory_users, permissions
 from portal.accounts.models import Membership, Tenant, User
 
 
-class Refused(Exception):
+class MembershipRefused(Exception):
     """What was asked cannot be; `sentence` says why in the reader's language."""
 
     def __init__(self, sentence: str) -> None:
@@ -20,7 +20,7 @@ class Refused(Exception):
         self.sentence = sentence
 
 
-def members(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
+def members_of(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
     """Those of the tenant; with `text` only of people who have all of its words in name, user name or mail."""
     found = Membership.objects.filter(tenant=tenant).select_related("user")
     for word in text.split()[:5]:
@@ -33,22 +33,22 @@ def members(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
     return found
 
 
-def add(by: User, tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:
+def add_member(by: User, tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:
     """Makes somebody who has an account here a member. Raises Refused."""
-    tenancy.check(by, tenant)
+    permissions.check_access(by, tenant)
     user = User.objects.filter(username__iexact=username.strip()).first()
     if user is None:
-        raise Refused(
+        raise MembershipRefused(
             _("Nobody of the user name “%(name)s” has an account here. People get one when they first sign in.")
             % {"name": username.strip()}
         )
     if not user.is_active:
-        raise Refused(_("The account of %(person)s is switched off.") % {"person": user})
+        raise MembershipRefused(_("The account of %(person)s is switched off.") % {"person": user})
     try:
         with transaction.atomic():
             return Membership.objects.create(user=user, tenant=tenant, role=role)
     except IntegrityError as error:
-        raise Refused(_("%(person)s belongs to this tenant already.") % {"person": user}) from error
+        raise MembershipRefused(_("%(person)s belongs to this tenant already.") % {"person": user}) from error
 
 
 def change_role(by: User, membership: Membership, role: str) -> Membership:
@@ -61,13 +61,13 @@ def change_role(by: User, membership: Membership, role: str) -> Membership:
     return row
 
 
-def remove(by: User, membership: Membership) -> None:
+def remove_member(by: User, membership: Membership) -> None:
     """Ends it: the person's keys of the tenant stop within 2 s, what they used stays on record, and they are told.
 
     Raises Refused.
     """
     with transaction.atomic():
-        people.end(_locked(by, membership))
+        directory_users.end_membership(_locked(by, membership))
 
 
 def is_by_hand(membership: Membership) -> bool:
@@ -75,15 +75,15 @@ def is_by_hand(membership: Membership) -> bool:
 
 
 def _locked(by: User, membership: Membership) -> Membership:
-    tenancy.check(by, membership.tenant)
+    permissions.check_access(by, membership.tenant)
     row = Membership.objects.select_for_update(of=("self",)).select_related("user").filter(pk=membership.pk).first()
     if row is None:
-        raise Refused(_("This person does not belong to the tenant any more."))
+        raise MembershipRefused(_("This person does not belong to the tenant any more."))
     if not is_by_hand(row):
-        raise Refused(
+        raise MembershipRefused(
             _("This membership follows the company directory: it is changed there, by who looks after its groups.")
         )
     if row.user == by and not by.is_staff:
         # Also keeps a tenant from losing its last admin by a slip.
-        raise Refused(_("Ask another admin or an operator to change your own membership."))
+        raise MembershipRefused(_("Ask another admin or an operator to change your own membership."))
     return row

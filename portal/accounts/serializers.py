@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from rest_framework import serializers
 
 from portal.accounts.models import Membership, Tenant, User
-from portal.api.text import CharField, ModelSerializer
+from portal.web.rest.strict_fields import CharField, ModelSerializer
 
 
 class Place(serializers.Serializer[Membership]):

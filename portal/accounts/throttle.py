@@ -59,7 +59,7 @@ _guard = threading.Lock()
 
 
 @contextmanager
-def turn(request: HttpRequest, username: str) -> Iterator[None]:
+def wait_turn(request: HttpRequest, username: str) -> Iterator[None]:
     """Let one attempt of a name from an address at a time be made in this process. Raises Crowded.
 
     A failure counts when the password was tried: of seventy attempts at the same time all seventy were tried. Who waits

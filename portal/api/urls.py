@@ -5,13 +5,13 @@ from django.urls.converters import StringConverter
 from rest_framework.routers import SimpleRouter
 
 from portal.accounts import api as accounts
-from portal.accounts import audit_api as audit
 from portal.api import views
+from portal.audit import api as audit
 from portal.keys import api as keys
-from portal.metering import api as metering
-from portal.metering import usage_api as usage
-from portal.notices import api as notices
+from portal.notifications import api as notices
 from portal.operations import api as operations
+from portal.quotas import api as metering
+from portal.usage import api as usage
 
 
 class Anything(StringConverter):

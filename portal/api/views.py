@@ -12,8 +12,8 @@ from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
-from portal.api import description  # noqa: F401 - registers how keys are described
-from portal.api.permissions import People
+from portal.accounts.api_permissions import People
+from portal.web.rest import openapi  # noqa: F401 - registers how keys are described
 
 
 class Schema(SpectacularAPIView):

@@ -8,9 +8,8 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext
 
-from portal.accounts.tenancy import me
-from portal.api import keys as management_keys
-from portal.keys import issuing, keyring
+from portal.accounts.permissions import current_user
+from portal.keys import lifecycle, management_keys, queries
 from portal.keys.models import ApiKey, ManagementKey, ModelAccess
 
 
@@ -18,7 +17,7 @@ from portal.keys.models import ApiKey, ManagementKey, ModelAccess
 def revoke(page: admin.ModelAdmin, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:  # type: ignore[type-arg]
     alive = [key for key in keys if key.revoked_at is None]
     for key in alive:
-        issuing.revoke(key, by=me(request))
+        lifecycle.revoke_key(key, by=current_user(request))
         page.log_change(request, key, "revoked")
     text = ngettext("%(count)s API key revoked.", "%(count)s API keys revoked.", len(alive))
     page.message_user(request, text % {"count": len(alive)}, messages.SUCCESS)
@@ -51,16 +50,16 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         """The audit watches rows, and the models of a key are none of its row."""
-        before = issuing.models_of(ApiKey.objects.get(pk=form.instance.pk))
+        before = lifecycle.models_of(ApiKey.objects.get(pk=form.instance.pk))
         super().save_related(request, form, formsets, change)
-        issuing.tell_models(form.instance, before)
+        lifecycle.notify_gateways(form.instance, before)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
-        return keyring.with_usable(super().get_queryset(request))
+        return queries.with_usable(super().get_queryset(request))
 
     @admin.display(description=_("state"))
     def state(self, key: ApiKey) -> str:
-        return str(keyring.state(key).label)
+        return str(queries.state_of(key).label)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -84,7 +83,7 @@ def revoke_management(
     keys: QuerySet[ManagementKey],
 ) -> None:
     for key in keys:
-        management_keys.revoke(me(request), key)
+        management_keys.revoke_management_key(current_user(request), key)
 
 
 @admin.register(ManagementKey)

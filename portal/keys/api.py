@@ -17,17 +17,17 @@ from rest_framework.response import Response
 from rest_framework.viewsets import GenericViewSet
 
 from modelregistry import routes
-from portal.accounts import tenancy
+from portal.accounts import permissions
+from portal.accounts.api_permissions import People
 from portal.accounts.models import Tenant, User
-from portal.accounts.tenancy import me
-from portal.api import keys as management
-from portal.api.bodies import given
-from portal.api.paging import Pages
-from portal.api.permissions import People
-from portal.api.problems import Conflict
-from portal.keys import access, found, issuing, keyring
+from portal.accounts.permissions import current_user
+from portal.keys import leaked_keys, lifecycle, model_access, queries
+from portal.keys import management_keys as management
 from portal.keys import serializers as shapes
 from portal.keys.models import ApiKey, ManagementKey
+from portal.web.rest.list_pages import Pages
+from portal.web.rest.problems import Conflict
+from portal.web.rest.validation import validated
 
 
 class Keys(GenericViewSet[ApiKey]):
@@ -40,7 +40,7 @@ class Keys(GenericViewSet[ApiKey]):
     lookup_value_converter = "slug"
 
     def get_queryset(self) -> QuerySet[ApiKey]:
-        return keyring.viewable(me(self.request))
+        return queries.viewable_by(current_user(self.request))
 
     @extend_schema(
         summary=gettext_lazy("API keys: yours, and service keys that you manage or answer for"),
@@ -48,8 +48,8 @@ class Keys(GenericViewSet[ApiKey]):
         responses={200: shapes.Key(many=True)},
     )
     def list(self, request: Request) -> Response:
-        wanted = given(shapes.KeyFilter, request.query_params, user=me(request))
-        rows = keyring.shown(narrowed(self.get_queryset(), wanted)).order_by(wanted["ordering"], "pk")
+        wanted = validated(shapes.KeyFilter, request.query_params, user=current_user(request))
+        rows = queries.shown_keys(narrowed(self.get_queryset(), wanted)).order_by(wanted["ordering"], "pk")
         page = self.paginate_queryset(rows) or []
         return self.get_paginated_response([shapes.Key(key).data for key in page])
 
@@ -61,24 +61,26 @@ class Keys(GenericViewSet[ApiKey]):
     @sensitive_variables("text")
     def create(self, request: Request) -> Response:
         """The answer holds the text of the key, this once."""
-        values = given(shapes.NewKey, request.data, user=me(request))
+        values = validated(shapes.NewKey, request.data, user=current_user(request))
         tenant, service = values.pop("tenant"), values.pop("service")
-        may_make(me(request), tenant, service)
+        may_make(current_user(request), tenant, service)
         if "expires_at" not in values and tenant.key_days:
             values["expires_at"] = timezone.now() + timedelta(days=tenant.key_days)
-        whose = {"tenant": tenant, "service": service, "user": None if service else me(request)}
+        whose = {"tenant": tenant, "service": service, "user": None if service else current_user(request)}
         chosen = values.pop("models", None) or ()
-        key, text = carried_out(lambda: issuing.issue(**whose, **values, allowed_models=chosen, created_by=me(request)))
+        key, text = carried_out(
+            lambda: lifecycle.issue_key(**whose, **values, allowed_models=chosen, created_by=current_user(request))
+        )
         return answer(key, status.HTTP_201_CREATED, text)
 
     @extend_schema(summary=gettext_lazy("Change an API key"), request=shapes.ChangedKey, responses={200: shapes.Key})
     def partial_update(self, request: Request, prefix: str) -> Response:
         """Changes what is sent."""
         key = self._manageable()
-        values = given(shapes.ChangedKey, request.data, user=me(request), key=key)
+        values = validated(shapes.ChangedKey, request.data, user=current_user(request), key=key)
         if "models" in values:
             values["allowed_models"] = values.pop("models")
-        carried_out(lambda: issuing.change(key, by=me(request), **values))
+        carried_out(lambda: lifecycle.change_key(key, by=current_user(request), **values))
         return answer(key)
 
     @extend_schema(
@@ -91,8 +93,8 @@ class Keys(GenericViewSet[ApiKey]):
     def rotate(self, request: Request, prefix: str) -> Response:
         """The answer is the new key with its text, this once. The old one goes on working for the overlap."""
         key = self._manageable()
-        overlap = timedelta(hours=given(shapes.Rotation, request.data)["overlap_hours"])
-        new, text = carried_out(lambda: issuing.rotate(key, overlap, by=me(request)))
+        overlap = timedelta(hours=validated(shapes.Rotation, request.data)["overlap_hours"])
+        new, text = carried_out(lambda: lifecycle.rotate_key(key, overlap, by=current_user(request)))
         return answer(new, status.HTTP_201_CREATED, text)
 
     @extend_schema(summary=gettext_lazy("Revoke an API key"), request=shapes.Revocation, responses={200: shapes.Key})
@@ -100,7 +102,7 @@ class Keys(GenericViewSet[ApiKey]):
     def revoke(self, request: Request, prefix: str) -> Response:
         """For good; it stops working within 2 seconds. Revoking twice changes nothing."""
         key = self._manageable()
-        issuing.revoke(key, given(shapes.Revocation, request.data)["because"], by=me(request))
+        lifecycle.revoke_key(key, validated(shapes.Revocation, request.data)["because"], by=current_user(request))
         return answer(key)
 
     @extend_schema(
@@ -112,14 +114,14 @@ class Keys(GenericViewSet[ApiKey]):
     @sensitive_variables()
     def found(self, request: Request) -> Response:
         """Revokes every key, also of management, whose full text is in what is sent, whosever it is."""
-        ended = found.end(given(shapes.Finding, request.data)["text"], by=me(request))
+        ended = leaked_keys.revoke_leaked(validated(shapes.Finding, request.data)["text"], by=current_user(request))
         revoked = [*(key.prefix for key in ended.ended), *(key.prefix for key in ended.ended_management)]
         return Response({"revoked": revoked, "known": [key.prefix for key in ended.known], "strange": ended.strange})
 
     def _manageable(self) -> ApiKey:
         """The key of the address if the caller may change it. Who may only see it is told so."""
         key = self.get_object()
-        managed = keyring.manageable(me(self.request)).filter(pk=key.pk).first()
+        managed = queries.manageable_by(current_user(self.request)).filter(pk=key.pk).first()
         if managed is None:
             raise PermissionDenied(_("Only an admin of the tenant can do this."))
         return managed
@@ -138,9 +140,13 @@ class Catalogue(GenericViewSet[Any]):
     )
     def list(self, request: Request) -> Response:
         """Those that are best to try first."""
-        person = me(request)
-        open_ = routes.offered() if tenancy.may_operate(person) else access.open_to(tenancy.own_tenants(person))
-        offers = sorted(access.offers(open_), key=access.promise)
+        person = current_user(request)
+        open_ = (
+            routes.offered()
+            if permissions.may_operate(person)
+            else model_access.open_to(permissions.own_tenants(person))
+        )
+        offers = sorted(model_access.available_models(open_), key=model_access.sort_key)
         return self.get_paginated_response(
             [dict(shapes.Offer(offer).data) for offer in self.paginate_queryset(offers) or []]
         )
@@ -158,7 +164,7 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     lookup_value_converter = "slug"
 
     def get_queryset(self) -> QuerySet[ManagementKey]:
-        return management.keys_of(me(self.request))
+        return management.keys_of(current_user(self.request))
 
     @extend_schema(summary=gettext_lazy("Your management keys"), responses={200: shapes.ManagementKey(many=True)})
     def list(self, request: Request) -> Response:
@@ -174,9 +180,9 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     @sensitive_variables("text", "key")
     def create(self, request: Request) -> Response:
         """The answer holds the text of the key, this once."""
-        values = given(shapes.NewManagementKey, request.data)
-        key, text = management.issue(
-            user=me(request), name=values["name"], scopes_=values["scopes"], expires_at=values["expires_at"]
+        values = validated(shapes.NewManagementKey, request.data)
+        key, text = management.issue_management_key(
+            user=current_user(request), name=values["name"], scopes_=values["scopes"], expires_at=values["expires_at"]
         )
         return Response({**shapes.ManagementKey(key).data, "text": text}, status.HTTP_201_CREATED)
 
@@ -185,13 +191,13 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     def revoke(self, request: Request, prefix: str) -> Response:
         """For good and at once."""
         key = self.get_object()
-        management.revoke(me(request), key)
+        management.revoke_management_key(current_user(request), key)
         return Response(shapes.ManagementKey(key).data)
 
 
 def answer(key: ApiKey, code: int = status.HTTP_200_OK, text: str = "") -> Response:
     """The key as it is now; with its text if it was made just now."""
-    shown = keyring.shown(ApiKey.objects.filter(pk=key.pk)).get()
+    shown = queries.shown_keys(ApiKey.objects.filter(pk=key.pk)).get()
     return Response({**shapes.Key(shown).data, **({"text": text} if text else {})}, code)
 
 
@@ -201,7 +207,7 @@ def narrowed(keys: QuerySet[ApiKey], wanted: dict[str, Any]) -> QuerySet[ApiKey]
     if kind := wanted.get("kind"):
         keys = keys.filter(user__isnull=kind == "service")
     if name := wanted.get("name"):
-        keys = keyring.like(keys, name)
+        keys = queries.search(keys, name)
     return keys.filter(in_state(wanted["state"])) if "state" in wanted else keys
 
 
@@ -209,18 +215,18 @@ def in_state(state: str) -> Q:
     """As keyring.state tells it."""
     expired = Q(expires_at__isnull=False, expires_at__lte=timezone.now())
     return {
-        keyring.State.REVOKED.value: Q(revoked_at__isnull=False),
-        keyring.State.EXPIRED.value: Q(revoked_at__isnull=True) & expired,
-        keyring.State.STOPPED.value: Q(revoked_at__isnull=True) & ~expired & ~Q(keyring.is_usable()),
-        keyring.State.WORKS.value: Q(keyring.is_usable()),
+        queries.State.REVOKED.value: Q(revoked_at__isnull=False),
+        queries.State.EXPIRED.value: Q(revoked_at__isnull=True) & expired,
+        queries.State.STOPPED.value: Q(revoked_at__isnull=True) & ~expired & ~Q(queries.is_usable()),
+        queries.State.WORKS.value: Q(queries.is_usable()),
     }[state]
 
 
 def may_make(user: User, tenant: Tenant, service: str) -> None:
     """Raises PermissionDenied unless this person may make such a key of the tenant."""
-    if service and not tenancy.administered_tenants(user).filter(pk=tenant.pk).exists():
+    if service and not permissions.administered_tenants(user).filter(pk=tenant.pk).exists():
         raise PermissionDenied(_("Service keys are made by an admin of the tenant."))
-    if not service and not tenancy.own_tenants(user).filter(pk=tenant.pk).exists():
+    if not service and not permissions.own_tenants(user).filter(pk=tenant.pk).exists():
         raise PermissionDenied(_("You can make keys of your own only for an active tenant to which you belong."))
     if not tenant.is_active:
         raise PermissionDenied(_("This tenant is switched off."))
@@ -230,11 +236,11 @@ def carried_out(verb: Any) -> Any:
     """What the verb gives; its refusals as answers."""
     try:
         return verb()
-    except issuing.Ended as error:
+    except lifecycle.KeyRevoked as error:
         raise Conflict(_("This key is revoked.")) from error
-    except issuing.TooMany as error:
+    except lifecycle.TooMany as error:
         raise Conflict(error.sentence) from error
-    except issuing.AlreadyReplaced as error:
+    except lifecycle.AlreadyReplaced as error:
         raise Conflict(_("This key has been replaced already.")) from error
-    except issuing.NotAMember as error:
+    except lifecycle.NotAMember as error:
         raise Conflict(_("This person does not belong to the tenant of the key.")) from error

@@ -10,10 +10,10 @@ class KeysConfig(AppConfig):
 
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
-        from portal.accounts import audit
+        from portal.audit import tracking
         from portal.keys.models import ApiKey, ManagementKey
 
-        audit.watch(
+        tracking.track(
             ApiKey,
             "key",
             secret={"digest"},
@@ -23,7 +23,7 @@ class KeysConfig(AppConfig):
             # `playground` tells of its own; that somebody ended one is told as with any key.
             unless=lambda key: key.is_playground and key.revoked_at is None,
         )
-        audit.watch(
+        tracking.track(
             ManagementKey,
             "management-key",
             secret={"digest"},

@@ -14,10 +14,10 @@ from django.utils.translation import ngettext
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Membership, Tenant, User
-from portal.accounts.tenancy import own_tenants
+from portal.accounts.permissions import own_tenants
 from portal.keys import networks
-from portal.keys.access import open_to
-from portal.keys.issuing import Changes
+from portal.keys.lifecycle import Changes
+from portal.keys.model_access import open_to
 from portal.keys.models import ApiKey, check_end
 
 # What the tenant of the key proposes, where a person's tenants propose different times.
@@ -50,10 +50,10 @@ class NetworksField(forms.CharField):
     widget = forms.Textarea(attrs={"rows": 2, "autocomplete": "off", "spellcheck": "false"})
 
     def to_python(self, value: Any) -> Any:
-        return networks.parse(super().to_python(value) or "")
+        return networks.parse_networks(super().to_python(value) or "")
 
     def prepare_value(self, value: Any) -> Any:
-        return networks.text(value) if isinstance(value, list) else value
+        return networks.format_networks(value) if isinstance(value, list) else value
 
 
 class Rules(forms.Form):
@@ -292,7 +292,7 @@ class ChangeKeyForm(Rules):
         return self.cleaned_data
 
     def changes(self) -> Changes:
-        """For `issuing.change`: what differs, so that what another changed meanwhile stays."""
+        """For `lifecycle.change`: what differs, so that what another changed meanwhile stays."""
         given, changed = self.cleaned_data, set(self.changed_data)
         changes: dict[str, Any] = {
             name: given[name]

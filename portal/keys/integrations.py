@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from django.utils.translation import gettext as _
 
-from portal.keys.access import Offer
+from portal.keys.model_access import AvailableModel
 
 Fields = list[tuple[str, str]]
 
@@ -22,14 +22,14 @@ DIFY_CHUNKS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenWebUI:
-    """`place`: where the form with these `fields` is. `environment`: the same for who starts it with variables."""
+    """`place`: where the form with these `api_fields` is. `environment`: the same for who starts it with variables."""
 
     place: str
     fields: Fields
     environment: str
 
 
-def dify(offer: Offer, base_url: str, key: str) -> Fields:
+def dify(offer: AvailableModel, base_url: str, key: str) -> Fields:
     """The fields of Dify's form for this model that matter; its other fields stay as they are."""
     kinds = {"embedding": "Text Embedding", "rerank": "Rerank", "transcription": "Speech2text"}
     kind = kinds.get(offer.task, "LLM")
@@ -61,7 +61,7 @@ def dify(offer: Offer, base_url: str, key: str) -> Fields:
     ]
 
 
-def open_webui(offer: Offer, base_url: str, key: str) -> OpenWebUI:
+def open_webui(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
     """How Open WebUI's administrator adds this model. Chat models come all at once, with their names."""
     shown = key or _("your API key")
     if offer.task == "embedding":

@@ -32,15 +32,15 @@ class Lineage:
         return found
 
 
-def everybody() -> Lineage:
+def lineages_of_all() -> Lineage:
     """One query."""
     return Lineage(ApiKey.objects.filter(replaces__isnull=False).values_list("pk", "replaces_id"))
 
 
-def around(keys: Collection[int]) -> Lineage:
+def lineage_of(keys: Collection[int]) -> Lineage:
     """The lines of these keys: a successor is of the same tenant. One query."""
     if len(keys) > NAMED:
-        return everybody()
+        return lineages_of_all()
     tenants = ApiKey.objects.filter(pk__in=keys).values("tenant")
     pairs = ApiKey.objects.filter(tenant__in=tenants, replaces__isnull=False).values_list("pk", "replaces_id")
     return Lineage(pairs)

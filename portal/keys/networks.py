@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
 
-def parse(text: str) -> list[str]:
+def parse_networks(text: str) -> list[str]:
     """The networks of a text, one per line or apart by commas or spaces, as ApiKey keeps them; each once.
 
     A single address is the network of it alone. Raises ValidationError, which names what is wrong.
@@ -35,6 +35,6 @@ def canonical(word: str) -> str:
     )
 
 
-def text(networks: Iterable[str]) -> str:
+def format_networks(networks: Iterable[str]) -> str:
     """One per line, for a form."""
     return "\n".join(networks)

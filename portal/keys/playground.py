@@ -11,12 +11,12 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
-from portal.accounts import audit
 from portal.accounts.models import Membership, Tenant, User
+from portal.audit import tracking
 from portal.keys import secret
-from portal.keys.issuing import NotAMember
+from portal.keys.lifecycle import NotAMember
 from portal.keys.models import ApiKey
-from portal.metering.models import RefusalHour, UsageDay, UsageRecord
+from portal.usage.models import RefusalHour, UsageDay, UsageRecord
 
 NAME = "playground"
 # As long as somebody may talk with a model at one sitting; after that the page asks for another by itself.
@@ -25,12 +25,12 @@ LIFE = timedelta(hours=4)
 SETTLED = timedelta(days=1)
 
 
-def renew(user: User, tenant: Tenant, now: datetime) -> tuple[str, datetime]:
+def renew_key(user: User, tenant: Tenant, now: datetime) -> tuple[str, datetime]:
     """The key's new text and when it expires. The text before stops working within one catalogue poll.
 
     Audited once for a sitting: not while the text before would still work. Raises NotAMember.
     """
-    text = secret.make()
+    text = secret.make_secret()
     with transaction.atomic():
         # Two windows of one person queue here, or both would make a row.
         if not list(Membership.objects.select_for_update().filter(user=user, tenant=tenant, tenant__is_active=True)):
@@ -39,15 +39,15 @@ def renew(user: User, tenant: Tenant, now: datetime) -> tuple[str, datetime]:
         # One that was revoked, because somebody found its text, is never used again.
         key = ApiKey.objects.filter(**mine, revoked_at=None).first() or ApiKey(**mine, name=NAME, created_by=user)
         begins = key.expires_at is None or key.expires_at <= now
-        key.prefix, key.digest = text[: secret.PREFIX], secret.digest(text, settings.API_KEY_SECRET)
+        key.prefix, key.digest = text[: secret.PREFIX_LENGTH], secret.digest_of(text, settings.API_KEY_SECRET)
         key.expires_at = now + LIFE
         key.save()
         if begins:
-            audit.record("key.playground", key, "key", tenant=tenant, after={"expires_at": key.expires_at})
+            tracking.record_event("key.playground", key, "key", tenant=tenant, after={"expires_at": key.expires_at})
     return text, key.expires_at
 
 
-def clear(now: datetime) -> int:
+def delete_expired(now: datetime) -> int:
     """Deletes the expired ones with which nobody ever called, and says how many. The others name what was used."""
     unused = ApiKey.objects.filter(is_playground=True, expires_at__lte=now - SETTLED)
     for told in (UsageRecord, UsageDay, RefusalHour):

@@ -11,11 +11,11 @@ import string
 import zlib
 
 ALPHABET = string.digits + string.ascii_letters
-LEAD = "mdg_"
+PREFIX = "mdg_"
 RANDOM = 32
 CHECK = 6  # 62**6 > 2**32
-LENGTH = len(LEAD) + RANDOM + CHECK
-PREFIX = 12  # characters by which pages and commands name a key: the lead and 8 random ones (47 bits)
+LENGTH = len(PREFIX) + RANDOM + CHECK
+PREFIX_LENGTH = 12  # characters by which pages and commands name a key: the lead and 8 random ones (47 bits)
 
 
 def checksum(text: str) -> str:
@@ -27,13 +27,13 @@ def checksum(text: str) -> str:
     return digits
 
 
-def make(lead: str = LEAD) -> str:
+def make_secret(lead: str = PREFIX) -> str:
     """A new key. Management keys have another `lead` of the same length."""
     body = lead + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM))
     return body + checksum(body)
 
 
-def well_formed(key: str, lead: str = LEAD) -> bool:
+def well_formed(key: str, lead: str = PREFIX) -> bool:
     """Whether this could be a key of ours: length, lead and checksum are right."""
     return (
         len(key) == LENGTH
@@ -43,6 +43,6 @@ def well_formed(key: str, lead: str = LEAD) -> bool:
     )
 
 
-def digest(key: str, secret: str) -> str:
+def digest_of(key: str, secret: str) -> str:
     """HMAC-SHA256 in hex: what is stored and looked up. Keys are random, so no slow hash is needed."""
     return hmac.digest(secret.encode(), key.encode(), "sha256").hex()

@@ -7,12 +7,12 @@ from django.utils.translation import gettext as _
 from rest_framework import serializers
 
 from portal.accounts.models import Tenant
-from portal.api import scopes
-from portal.api.fields import AnyModel, AnyTenant, Colleague
-from portal.api.text import CharField
-from portal.keys import keyring, networks
-from portal.keys.access import Liveness, open_to
+from portal.keys import networks, queries
+from portal.keys.api_fields import AnyModel, AnyTenant, Colleague
+from portal.keys.model_access import Liveness, open_to
 from portal.keys.models import ApiKey, check_end
+from portal.web.rest import scopes
+from portal.web.rest.strict_fields import CharField
 
 LONGEST_OVERLAP = 90 * 24  # hours
 
@@ -52,8 +52,8 @@ class Key(serializers.Serializer[ApiKey]):
     def get_models(self, key: ApiKey) -> list[str] | None:
         return None if key.every_model else sorted(model.name for model in key.allowed_models.all())
 
-    def get_state(self, key: ApiKey) -> keyring.State:
-        return keyring.state(key)
+    def get_state(self, key: ApiKey) -> queries.State:
+        return queries.state_of(key)
 
 
 class MadeKey(Key):
@@ -63,7 +63,7 @@ class MadeKey(Key):
 class KeyFilter(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False)
     kind = serializers.ChoiceField(["personal", "service"], required=False)
-    state = serializers.ChoiceField(keyring.State.choices, required=False)
+    state = serializers.ChoiceField(queries.State.choices, required=False)
     name = CharField(
         required=False, help_text="What stands in its name, purpose, service, prefix, tenant or responsible person."
     )

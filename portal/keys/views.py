@@ -9,17 +9,18 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
 
-from portal.accounts.tenancy import administered_tenants, me
-from portal.console.clock import zone_of
-from portal.keys import access, keyring
-from portal.keys import found as ending
-from portal.keys.example import example
+from portal.accounts.permissions import administered_tenants, current_user
+from portal.keys import leaked_keys as ending
+from portal.keys import model_access, queries
 from portal.keys.forms import FoundKeyForm, RevokeForm, RotateForm
+from portal.keys.key_example import example
 from portal.keys.models import ApiKey
-from portal.metering import giving, periods, wishes
-from portal.metering.allowance import of_key
-from portal.metering.models import UsageDay
-from portal.metering.usage import total
+from portal.quotas import administration, request_pages
+from portal.quotas.status import allowances_of_key
+from portal.usage import periods
+from portal.usage.models import UsageDay
+from portal.usage.records import total_usage
+from portal.web.timezones import zone_of
 
 # Of tenants to filter by; who administers more finds them by typing.
 TENANTS = 12
@@ -30,9 +31,9 @@ TENANTS = 12
 def key_list(request: HttpRequest) -> HttpResponse:
     """My own keys; those that no longer work with ?ended."""
     context = {
-        "ring": asked_for(request, keyring.keys_of(me(request))),
-        "has_services": keyring.has_services(me(request)),
-        "zone": zone_of(me(request)),
+        "ring": asked_for(request, queries.keys_of(current_user(request))),
+        "has_services": queries.has_services(current_user(request)),
+        "zone": zone_of(current_user(request)),
     }
     return render(request, "keys/list.html", context)
 
@@ -41,46 +42,46 @@ def key_list(request: HttpRequest) -> HttpResponse:
 @require_safe
 def service_list(request: HttpRequest) -> HttpResponse:
     """The service keys of the tenants that I administer, and those that I am responsible for."""
-    tenants = list(administered_tenants(me(request)).filter(is_active=True).order_by("name")[: TENANTS + 1])
+    tenants = list(administered_tenants(current_user(request)).filter(is_active=True).order_by("name")[: TENANTS + 1])
     tenant, text = request.GET.get("tenant", ""), request.GET.get("q", "").strip()
-    keys = keyring.services(me(request))
+    keys = queries.services(current_user(request))
     if tenant:
         keys = keys.filter(tenant__slug=tenant)
     context = {
-        "ring": asked_for(request, keyring.like(keys, text) if text else keys),
+        "ring": asked_for(request, queries.search(keys, text) if text else keys),
         "has_services": True,
         "tenants": tenants if 1 < len(tenants) <= TENANTS else [],
         "may_create": bool(tenants),
         "tenant": tenant,
         "q": text,
-        "zone": zone_of(me(request)),
+        "zone": zone_of(current_user(request)),
     }
     return render(request, "keys/services.html", context)
 
 
-def asked_for(request: HttpRequest, keys: QuerySet[ApiKey]) -> keyring.Ring:
-    return keyring.ring(keys, timezone.now(), number=request.GET.get("page"), ended="ended" in request.GET)
+def asked_for(request: HttpRequest, keys: QuerySet[ApiKey]) -> queries.KeyPage:
+    return queries.key_page(keys, timezone.now(), number=request.GET.get("page"), ended="ended" in request.GET)
 
 
 @login_required
 @require_safe
 def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
-    key = get_object_or_404(keyring.viewable(me(request)), prefix=prefix)
+    key = get_object_or_404(queries.viewable_by(current_user(request)), prefix=prefix)
     now = timezone.now()
-    [held] = keyring.held(ApiKey.objects.filter(pk=key.pk), now)
-    month = periods.period("this-month", now, key.tenant.zone)
+    [held] = queries.key_row(ApiKey.objects.filter(pk=key.pk), now)
+    month = periods.parse_period("this-month", now, key.tenant.zone)
     context: dict[str, object] = {
         "key": held,
         "zone": key.tenant.zone,
-        "this_month": total(month.of(UsageDay.objects.filter(key=key))),
-        "may_manage": keyring.manageable(me(request)).filter(pk=key.pk).exists(),
+        "this_month": total_usage(month.of(UsageDay.objects.filter(key=key))),
+        "may_manage": queries.manageable_by(current_user(request)).filter(pk=key.pk).exists(),
         "rotate": RotateForm(),
         "revoke": RevokeForm(),
     }
     if held.works:
-        offered = access.offers(access.open_to_key(key))
-        context["bars"] = wishes.bars(me(request), of_key(key, now))
-        context["may_give"] = giving.may_give(me(request), giving.Whose(key=key))
+        offered = model_access.available_models(model_access.open_to_key(key))
+        context["bars"] = request_pages.bars(current_user(request), allowances_of_key(key, now))
+        context["may_give"] = administration.may_set(current_user(request), administration.QuotaTarget(key=key))
         context["offered"] = offered
         context["example"] = example(request, offered, chosen=request.GET.get("model", ""))
     return render(request, "keys/detail.html", context)
@@ -94,6 +95,6 @@ def found_key(request: HttpRequest) -> HttpResponse:
     """Somebody found a key where it must not be: whoever is signed in may end it, for it works for everybody now."""
     form = FoundKeyForm(request.POST or None)
     asked = form.is_valid()
-    found = ending.end(form.cleaned_data["text"], me(request)) if asked else None
+    found = ending.revoke_leaked(form.cleaned_data["text"], current_user(request)) if asked else None
     form.data = {}  # what was pasted is never sent back
     return render(request, "keys/found.html", {"form": form, "found": found})

@@ -17,7 +17,7 @@ from django.utils.translation import gettext as _
 
 from modelregistry import hosts
 from modelregistry.models import Alias, Host, Replica, ServedModel
-from portal.accounts import tenancy
+from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
 
@@ -26,8 +26,8 @@ GAVE_UP = (Replica.State.FAILED, Replica.State.BACKOFF)
 FIELDS = frozenset(field.name for field in ServedModel._meta.concrete_fields if field.editable) - {"id"}
 
 
-class Refused(Exception):
-    """What was asked cannot be. `fields`: sentences by the field that they are about ("" for the whole)."""
+class ActionRefused(Exception):
+    """What was asked cannot be. `api_fields`: sentences by the field that they are about ("" for the whole)."""
 
     def __init__(self, sentence: str, fields: dict[str, list[str]] | None = None) -> None:
         super().__init__(sentence)
@@ -35,7 +35,7 @@ class Refused(Exception):
         self.fields = fields or {}
 
     @classmethod
-    def by(cls, error: ValidationError) -> "Refused":
+    def by(cls, error: ValidationError) -> "ActionRefused":
         found = error.message_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.messages}
         fields = {"" if name == NON_FIELD_ERRORS else name: list(told) for name, told in found.items()}
         return cls(" ".join(sentence for told in fields.values() for sentence in told), fields)
@@ -51,7 +51,7 @@ def verb_of(before: dict[str, Any], after: dict[str, Any]) -> str:
     return "retire" if names == {"retires_on"} else "change"
 
 
-def start(by: User | None, model: ServedModel) -> ServedModel:
+def start_model(by: User | None, model: ServedModel) -> ServedModel:
     """To be served; replicas that failed or wait for another try are tried at once. Nothing if it runs."""
     with transaction.atomic():
         row = _locked(by, model)
@@ -63,7 +63,7 @@ def start(by: User | None, model: ServedModel) -> ServedModel:
     return row
 
 
-def stop(by: User | None, model: ServedModel) -> ServedModel:
+def stop_model(by: User | None, model: ServedModel) -> ServedModel:
     """Not to be served: its engines finish what they are at and end."""
     with transaction.atomic():
         row = _locked(by, model)
@@ -73,7 +73,7 @@ def stop(by: User | None, model: ServedModel) -> ServedModel:
     return row
 
 
-def restart(by: User | None, model: ServedModel, *, seen: int | None = None) -> ServedModel:
+def restart_model(by: User | None, model: ServedModel, *, seen: int | None = None) -> ServedModel:
     """Its engines finish what they are at and are started anew.
 
     `seen`: the `generation` that the operator was looking at. If it is higher by now somebody else has asked for a
@@ -82,18 +82,18 @@ def restart(by: User | None, model: ServedModel, *, seen: int | None = None) -> 
     with transaction.atomic():
         row = _locked(by, model)
         if not row.enabled:
-            raise Refused(_("%(model)s is stopped. Start it instead.") % {"model": row.name})
+            raise ActionRefused(_("%(model)s is stopped. Start it instead.") % {"model": row.name})
         if seen is None or seen >= row.generation:
             row.generation += 1
             row.save(update_fields=["generation"])
     return row
 
 
-def register(
+def register_model(
     by: User | None, *, aliases: Collection[str] = (), tenants: Collection[Tenant] = (), **values: Any
 ) -> ServedModel:
     """A new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
-    tenancy.check(by)
+    permissions.check_access(by)
     ask_parser(ServedModel(), values)
     with transaction.atomic():
         row = ServedModel()
@@ -103,9 +103,9 @@ def register(
     return row
 
 
-def change(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
+def change_model(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
     """Other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
-    tenancy.check(by)
+    permissions.check_access(by)
     ask_parser(model, values)
     with transaction.atomic():
         row = _locked(by, model)
@@ -113,15 +113,15 @@ def change(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
     return row
 
 
-def unregister(by: User | None, model: ServedModel) -> None:
+def unregister_model(by: User | None, model: ServedModel) -> None:
     """Off the catalogue for good, with its aliases; its host's supervisor drains and stops its engines."""
     with transaction.atomic():
         _locked(by, model).delete()
 
 
-def retire(by: User | None, model: ServedModel, on: date | None) -> ServedModel:
+def retire_model(by: User | None, model: ServedModel, on: date | None) -> ServedModel:
     """Served until the day before; None: for ever."""
-    return change(by, model, retires_on=on)
+    return change_model(by, model, retires_on=on)
 
 
 def give_alias(by: User | None, name: str, model: ServedModel) -> Alias:
@@ -146,9 +146,9 @@ def set_aliases(by: User | None, model: ServedModel, names: Iterable[str]) -> No
         for name in sorted(wanted):
             try:
                 give_alias(by, name, row)
-            except Refused as refusal:
+            except ActionRefused as refusal:
                 told = [sentence for found in refusal.fields.values() for sentence in found]
-                raise Refused(refusal.sentence, {"aliases": told}) from refusal
+                raise ActionRefused(refusal.sentence, {"aliases": told}) from refusal
 
 
 def set_visibility(by: User | None, model: ServedModel, tenants: Iterable[Tenant]) -> None:
@@ -166,28 +166,28 @@ def set_visibility(by: User | None, model: ServedModel, tenants: Iterable[Tenant
 
 def change_host(by: User | None, host: Host, **values: Any) -> Host:
     """Other `values`, by the names in hosts.FIELDS. Engines move to a new address, and end for maintenance."""
-    tenancy.check(by)
+    permissions.check_access(by)
     try:
         return hosts.change_host(host, **values)
     except ValidationError as error:
-        raise Refused.by(error) from error
+        raise ActionRefused.by(error) from error
 
 
 def remove_host(by: User | None, host: Host) -> None:
     """Forgets a host that is gone and has no models."""
-    tenancy.check(by)
+    permissions.check_access(by)
     try:
         hosts.remove_host(host)
     except ValidationError as error:
-        raise Refused(" ".join(error.messages)) from error
+        raise ActionRefused(" ".join(error.messages)) from error
 
 
 def _locked(by: User | None, model: ServedModel) -> ServedModel:
     """The row as it is now, kept from others until the transaction ends. Refused if it is gone."""
-    tenancy.check(by)
+    permissions.check_access(by)
     row = ServedModel.objects.select_for_update().filter(pk=model.pk).first()
     if row is None:
-        raise Refused(_("%(model)s is not registered any more.") % {"model": model.name})
+        raise ActionRefused(_("%(model)s is not registered any more.") % {"model": model.name})
     return row
 
 
@@ -218,4 +218,4 @@ def _clean(row: Model) -> None:
     try:
         row.full_clean()
     except ValidationError as error:
-        raise Refused.by(error) from error
+        raise ActionRefused.by(error) from error

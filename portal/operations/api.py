@@ -30,13 +30,13 @@ from modelregistry.files import model_files
 from modelregistry.files.metadata import UnreadableModel
 from modelregistry.models import EngineTrial, Host, LogTail, Reading, Replica, ServedModel
 from portal.accounts.models import DirectoryState
-from portal.accounts.tenancy import me
-from portal.api.bodies import given, plain
-from portal.api.paging import Pages
-from portal.api.problems import Conflict
+from portal.accounts.permissions import current_user
 from portal.keys.models import ModelAccess
 from portal.operations import actions, directory, live
 from portal.operations import serializers as shapes
+from portal.web.rest.list_pages import Pages
+from portal.web.rest.problems import Conflict
+from portal.web.rest.validation import to_plain, validated
 
 SUBJECT = "operations"
 
@@ -52,7 +52,7 @@ class OverviewView(APIView):
     def get(self, request: Request) -> Response:
         """All hosts and models with their live state, as `/ws/operations/` tells them."""
         now = timezone.now()
-        return Response(plain(overview.read_overview(now, live.first_tokens(now))))
+        return Response(to_plain(overview.read_overview(now, live.first_tokens(now))))
 
 
 class Hosts(GenericViewSet[Host]):
@@ -67,26 +67,26 @@ class Hosts(GenericViewSet[Host]):
     )
     def list(self, request: Request) -> Response:
         """Machines with their devices' memory."""
-        wanted = given(shapes.HostFilter, request.query_params)["supervised"]
+        wanted = validated(shapes.HostFilter, request.query_params)["supervised"]
         found = [host for host in self._now(self.get_queryset()) if wanted in (None, host.supervised)]
-        return self.get_paginated_response(plain(self.paginate_queryset(found)))
+        return self.get_paginated_response(to_plain(self.paginate_queryset(found)))
 
     @extend_schema(summary=gettext_lazy("One host"), responses={200: shapes.HostNow})
     def retrieve(self, request: Request, pk: int) -> Response:
         (host,) = self._now([self.get_object()])
-        return Response(plain(host))
+        return Response(to_plain(host))
 
     @extend_schema(summary=gettext_lazy("Change a host"), request=shapes.HostChange, responses={200: shapes.HostNow})
     def partial_update(self, request: Request, pk: int) -> Response:
         """Changes its address or its maintenance; its supervisor follows within seconds."""
         host = self.get_object()
-        actions.change_host(me(request), host, **given(shapes.HostChange, request.data))
+        actions.change_host(current_user(request), host, **validated(shapes.HostChange, request.data))
         return self.retrieve(request, pk)
 
     @extend_schema(summary=gettext_lazy("Remove a host"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
         """Forgets a host that is gone. 409: its supervisor is alive, or models belong to it."""
-        actions.remove_host(me(request), self.get_object())
+        actions.remove_host(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     def _now(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
@@ -112,7 +112,7 @@ class Models(GenericViewSet[ServedModel]):
     )
     def list(self, request: Request) -> Response:
         """Models as they are to be served, each with its live state."""
-        wanted = given(shapes.ModelFilter, request.query_params)
+        wanted = validated(shapes.ModelFilter, request.query_params)
         rows = self._filtered(wanted)
         shown = [one for one in self._shown(rows) if wanted.get("state") in (None, one["now"]["state"])]
         return self.get_paginated_response(self.paginate_queryset(shown))
@@ -124,7 +124,7 @@ class Models(GenericViewSet[ServedModel]):
     @extend_schema(summary=gettext_lazy("Register a model"), responses={201: shapes.Model})
     def create(self, request: Request) -> Response:
         """Registers a model; its host starts it at once unless `enabled` is false."""
-        model = actions.register(me(request), **given(shapes.Model, request.data))
+        model = actions.register_model(current_user(request), **validated(shapes.Model, request.data))
         return self._answer(model, status.HTTP_201_CREATED)
 
     @extend_schema(summary=gettext_lazy("Change a model"), responses={200: shapes.Model})
@@ -138,37 +138,41 @@ class Models(GenericViewSet[ServedModel]):
         actions.ask_parser(model, values)
         with transaction.atomic():
             if values:
-                actions.change(me(request), model, **values)
+                actions.change_model(current_user(request), model, **values)
             if aliases is not None:
-                actions.set_aliases(me(request), model, aliases)
+                actions.set_aliases(current_user(request), model, aliases)
             if tenants is not None:
-                actions.set_visibility(me(request), model, tenants)
+                actions.set_visibility(current_user(request), model, tenants)
         return self._answer(model)
 
     @extend_schema(summary=gettext_lazy("Unregister a model"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
         """Takes a model off the catalogue for good; its engines are drained and stopped."""
-        actions.unregister(me(request), self.get_object())
+        actions.unregister_model(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(summary=gettext_lazy("Start a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def start(self, request: Request, pk: int) -> Response:
         """To be served; replicas that failed are tried again."""
-        return self._answer(actions.start(me(request), self.get_object()))
+        return self._answer(actions.start_model(current_user(request), self.get_object()))
 
     @extend_schema(summary=gettext_lazy("Stop a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, pk: int) -> Response:
         """Not to be served: engines finish what they are at and end."""
-        return self._answer(actions.stop(me(request), self.get_object()))
+        return self._answer(actions.stop_model(current_user(request), self.get_object()))
 
     @extend_schema(summary=gettext_lazy("Restart a model"), request=shapes.Restart, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def restart(self, request: Request, pk: int) -> Response:
         """Engines finish what they are at and are started anew."""
         model = self.get_object()
-        return self._answer(actions.restart(me(request), model, seen=given(shapes.Restart, request.data).get("seen")))
+        return self._answer(
+            actions.restart_model(
+                current_user(request), model, seen=validated(shapes.Restart, request.data).get("seen")
+            )
+        )
 
     @extend_schema(
         summary=gettext_lazy("Give a model its other names"), request=shapes.Aliases, responses={200: shapes.Model}
@@ -177,7 +181,7 @@ class Models(GenericViewSet[ServedModel]):
     def aliases(self, request: Request, pk: int) -> Response:
         """The model's other names, all of them."""
         model = self.get_object()
-        actions.set_aliases(me(request), model, given(shapes.Aliases, request.data)["aliases"])
+        actions.set_aliases(current_user(request), model, validated(shapes.Aliases, request.data)["aliases"])
         return self._answer(model)
 
     @extend_schema(
@@ -189,7 +193,7 @@ class Models(GenericViewSet[ServedModel]):
     def visibility(self, request: Request, pk: int) -> Response:
         """Which tenants may use it."""
         model = self.get_object()
-        actions.set_visibility(me(request), model, given(shapes.Visibility, request.data)["tenants"])
+        actions.set_visibility(current_user(request), model, validated(shapes.Visibility, request.data)["tenants"])
         return self._answer(model)
 
     @extend_schema(summary=gettext_lazy("What a model's files tell"), responses={200: shapes.Reading})
@@ -197,7 +201,7 @@ class Models(GenericViewSet[ServedModel]):
     def facts(self, request: Request, pk: int) -> Response:
         found = Reading.objects.filter(model=self.get_object()).first()
         known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
-        return Response(plain(known or {"facts": None, "fault": "", "at": None}))
+        return Response(to_plain(known or {"facts": None, "fault": "", "at": None}))
 
     @extend_schema(
         summary=gettext_lazy("What a model would take, and where it would fit"),
@@ -210,7 +214,7 @@ class Models(GenericViewSet[ServedModel]):
 
         Its files are read on this machine.
         """
-        return Response(plain(foreseen(given(shapes.Plan, request.data))))
+        return Response(to_plain(foreseen(validated(shapes.Plan, request.data))))
 
     def _filtered(self, wanted: dict[str, Any]) -> QuerySet[ServedModel]:
         rows = self.get_queryset()
@@ -235,7 +239,7 @@ class Models(GenericViewSet[ServedModel]):
             tenants[access.model_id].append(access.tenant)
         for row in rows:
             row.tenants = tenants[row.pk]  # type: ignore[attr-defined]
-            row.now = plain(  # type: ignore[attr-defined]
+            row.now = to_plain(  # type: ignore[attr-defined]
                 overview.model_now(row, now, first_tokens.get(row.name))
             )
         return [dict(shapes.Model(row).data) for row in rows]
@@ -309,7 +313,7 @@ class Replicas(GenericViewSet[Replica]):
     )
     def list(self, request: Request) -> Response:
         """Engines, running or wanted."""
-        wanted = given(shapes.ReplicaFilter, request.query_params)
+        wanted = validated(shapes.ReplicaFilter, request.query_params)
         names = {"model": "model__name", "host": "host__name", "state": "state"}
         rows = self.get_queryset().filter(**{names[name]: value for name, value in wanted.items()})
         page = self.paginate_queryset(rows) or []
@@ -324,12 +328,12 @@ class Replicas(GenericViewSet[Replica]):
     def log(self, request: Request, pk: int) -> Response:
         """The end of its log. Sockets tell what is added to it: `/ws/operations/replicas/<id>/log/`."""
         replica = self.get_object()
-        live.wish_log(replica.pk, timezone.now())
+        live.request_log(replica.pk, timezone.now())
         tail = LogTail.objects.filter(replica=replica).first()
-        return Response(plain({"text": tail.text if tail else "", "at": tail.at if tail else None}))
+        return Response(to_plain({"text": tail.text if tail else "", "at": tail.at if tail else None}))
 
     def _shown(self, row: Replica) -> dict[str, Any]:
-        shown: dict[str, Any] = plain(overview.replica_now(row, timezone.now()))
+        shown: dict[str, Any] = to_plain(overview.replica_now(row, timezone.now()))
         failed = row.state in (Replica.State.FAILED, Replica.State.BACKOFF)
         return {**shown, "advice": str(words(row.cause) if failed else ADVICE.get(row.cause, ""))}
 
@@ -355,10 +359,10 @@ class FollowDirectoryView(APIView):
     )
     def post(self, request: Request) -> Response:
         """Instead of within the hour; answers when it is done. 409: nothing was changed, and why."""
-        force = given(shapes.Following, request.data)["force"]
+        force = validated(shapes.Following, request.data)["force"]
         if settings.DIRECTORY is None:
             raise Conflict(_("No company directory is set up."))
-        state = directory.follow_now(me(request), settings.DIRECTORY, force=force)
+        state = directory.follow_now(current_user(request), settings.DIRECTORY, force=force)
         if state.problem:
             raise Conflict(f"{state.get_problem_display()}: {state.detail}")
         return Response(directory_now())

@@ -10,13 +10,13 @@ class OperationsConfig(AppConfig):
         from django.db.models.signals import post_save
 
         from modelregistry.models import Alias, EngineTrial, Host, ServedModel
-        from portal.accounts import audit
+        from portal.audit import tracking
         from portal.keys.models import ModelAccess
         from portal.operations.actions import verb_of
-        from portal.operations.versions import tell_of_failed
+        from portal.operations.versions import notify_failed_version
 
-        post_save.connect(tell_of_failed, sender=EngineTrial, dispatch_uid="operations-versions")
-        audit.watch(ServedModel, "model", secret={"upstream_key"}, verb=verb_of)
-        audit.watch(Alias, "alias")
-        audit.watch(Host, "host", silent={"seen_at"})
-        audit.watch(ModelAccess, "access", tenant=lambda access: access.tenant)
+        post_save.connect(notify_failed_version, sender=EngineTrial, dispatch_uid="operations-versions")
+        tracking.track(ServedModel, "model", secret={"upstream_key"}, verb=verb_of)
+        tracking.track(Alias, "alias")
+        tracking.track(Host, "host", silent={"seen_at"})
+        tracking.track(ModelAccess, "access", tenant=lambda access: access.tenant)

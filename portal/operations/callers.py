@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from django.db.models import Count
 
-from portal.metering.models import UsageRecord
+from portal.usage.models import UsageRecord
 
 DAY = timedelta(hours=24)
 

@@ -7,7 +7,7 @@
     log        {at, text, append}: the end of the log, or (append) what was added to it; at: null = not read yet
     gone       {}: there is no such replica; the socket is closed
 
-What all sockets say besides, and when they are closed: see portal.console.feeds.
+What all sockets say besides, and when they are closed: see portal.web.websockets.
 """
 
 from collections.abc import AsyncGenerator, Iterable
@@ -17,17 +17,17 @@ import orjson
 from django.contrib.auth.models import AnonymousUser
 
 from portal.accounts.models import User
-from portal.accounts.tenancy import may_operate
-from portal.console.feeds import Feed
-from portal.operations.live import Frame, Live, Tail
+from portal.accounts.permissions import may_operate
+from portal.operations.live import LiveState, Snapshot, Tail
+from portal.web.websockets import LiveConsumer
 
 ANCHOR = 200  # characters by which the end of what was told is looked for in what is there now
 
 
-class ForOperators(Feed):
+class ForOperators(LiveConsumer):
     """What hosts and models do."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: LiveState) -> None:
         super().__init__()
         self._live = live
 
@@ -39,7 +39,7 @@ class State(ForOperators):
     """Hosts and models."""
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
-        told: Frame | None = None
+        told: Snapshot | None = None
         stale = False
         async with self._live.watching() as watcher:
             while True:
@@ -53,7 +53,7 @@ class State(ForOperators):
                     told, stale = frame, False
 
 
-def news(told: Frame | None, frame: Frame) -> dict[str, Any] | None:
+def news(told: Snapshot | None, frame: Snapshot) -> dict[str, Any] | None:
     """The message that brings who knows `told` up to date; None if there is nothing to tell."""
     if frame.hosts is None or frame.models is None:
         return None

@@ -12,22 +12,23 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
-from portal.accounts import audit, roster, tenancy
-from portal.accounts.directory import Directory, DirectoryError
+from portal.accounts import directory_sync, permissions
+from portal.accounts.ldap import Directory, DirectoryError
 from portal.accounts.models import DirectoryState, User
-from portal.accounts.tenancy import me
-from portal.console import posted
-from portal.console.clock import zone_of
-from portal.operations.views import for_operators
+from portal.accounts.permissions import current_user
+from portal.audit import tracking
+from portal.operations.views import operator_required
+from portal.web import posted_forms
+from portal.web.timezones import zone_of
 
 # Two hours and what a run may take: of what is followed every hour, two are missing.
 OVERDUE = timedelta(hours=2, minutes=15)
 
 
-@for_operators
+@operator_required
 @require_safe
 def directory(request: HttpRequest) -> HttpResponse:
-    return render(request, "operations/directory.html", {"zone": zone_of(me(request)), **standing()})
+    return render(request, "operations/directory.html", {"zone": zone_of(current_user(request)), **standing()})
 
 
 def standing() -> dict[str, Any]:
@@ -43,14 +44,14 @@ def standing() -> dict[str, Any]:
     }
 
 
-@for_operators
-@posted.only
+@operator_required
+@posted_forms.only_posted
 def follow(request: HttpRequest) -> HttpResponse:
     """At once, instead of within the hour. `force`: although most of our people would lose their access."""
     if settings.DIRECTORY is None:
         return redirect("operations-directory")  # which says that there is none
-    force = "force" in request.POST and posted.choice(request, "force", "yes") == "yes"
-    if follow_now(me(request), settings.DIRECTORY, force=force).problem:
+    force = "force" in request.POST and posted_forms.posted_choice(request, "force", "yes") == "yes"
+    if follow_now(current_user(request), settings.DIRECTORY, force=force).problem:
         messages.error(request, _("Nothing was changed. What is wrong stands below."))
     else:
         messages.success(request, _("The directory was followed."))
@@ -59,11 +60,11 @@ def follow(request: HttpRequest) -> HttpResponse:
 
 def follow_now(by: User, directory: Directory, *, force: bool) -> DirectoryState:
     """How it went; its `problem` says why nothing was changed. Blocks for as long as the directory needs."""
-    tenancy.check(by)
-    with suppress(DirectoryError, roster.Implausible):
-        roster.follow(directory, force=force)
+    permissions.check_access(by)
+    with suppress(DirectoryError, directory_sync.SuspiciousChange):
+        directory_sync.sync_directory(directory, force=force)
     state = DirectoryState.objects.get()
-    audit.record("directory.force" if force else "directory.follow", state, "directory", after=told(state))
+    tracking.record_event("directory.force" if force else "directory.follow", state, "directory", after=told(state))
     return state
 
 

@@ -90,7 +90,7 @@ class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stu
         """Whether it was changed; else the reason stands at its field."""
         try:
             actions.change_host(by, self.instance, **self.cleaned_data)
-        except actions.Refused as refusal:
+        except actions.ActionRefused as refusal:
             for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
                 self.add_error(name if name in self.fields else None, [forms.ValidationError(one) for one in sentences])
             return False
@@ -185,12 +185,12 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         aliases, tenants = values.pop("aliases"), values.pop("tenants")
         try:
             if self.instance.pk is None:
-                return actions.register(by, aliases=aliases, tenants=tenants, **values)
+                return actions.register_model(by, aliases=aliases, tenants=tenants, **values)
             with transaction.atomic():
                 actions.set_aliases(by, self.instance, aliases)
                 actions.set_visibility(by, self.instance, tenants)
-                return actions.change(by, self.instance, **values)
-        except actions.Refused as refusal:
+                return actions.change_model(by, self.instance, **values)
+        except actions.ActionRefused as refusal:
             for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
                 self.add_error(
                     name if name in self.fields else None, [forms.ValidationError(told) for told in sentences]

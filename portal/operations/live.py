@@ -1,7 +1,7 @@
 """The live state of hosts, models and logs for open sockets: read once a second by each process while anybody looks.
 
-`Live` is built once, in portal.asgi. Watchers keep no queue: each asks for the newest frame when it has sent the one
-before, so who reads slowly gets fewer frames, each complete.
+`LiveState` is built once, in portal.asgi. Watchers keep no queue: each asks for the newest frame when it has sent the
+one before, so who reads slowly gets fewer frames, each complete.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from modelregistry import overview
 from modelregistry.models import LogWish, Replica
 from modelregistry.overview import FirstToken, Overview
 from modelregistry.supervisor.watchdog import Watchdog
-from portal.operations.pace import paces
+from portal.operations.latency import latencies
 
 log = logging.getLogger("madoguchi.live")
 
@@ -34,7 +34,8 @@ WISH_AGAIN = 5.0
 def first_tokens(now: datetime) -> dict[str, FirstToken]:
     """By the model's name. One query."""
     return {
-        model: FirstToken(requests=pace.requests, half=pace.half, slow=pace.slow) for model, pace in paces(now).items()
+        model: FirstToken(requests=pace.requests, half=pace.half, slow=pace.slow)
+        for model, pace in latencies(now).items()
     }
 
 
@@ -47,7 +48,7 @@ class Tail:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frame:
+class Snapshot:
     """What was read at one time. `stale`: the database has not answered since `at`.
 
     Hosts and models as JSON, by id; None if nobody looked at them when the read began. `tails` of the replicas that
@@ -71,7 +72,7 @@ class Reader:
         self._measured: datetime | None = None
         self._wished: dict[int, datetime] = {}
 
-    def __call__(self, number: int, *, state: bool, replicas: Iterable[int]) -> Frame:
+    def __call__(self, number: int, *, state: bool, replicas: Iterable[int]) -> Snapshot:
         """`state`: whether somebody looks at hosts and models. `replicas`: whose logs are looked at."""
         close_old_connections()
         try:
@@ -79,9 +80,9 @@ class Reader:
         finally:
             close_old_connections()  # others want it between two reads
 
-    def _read(self, number: int, *, state: bool, replicas: Iterable[int]) -> Frame:
+    def _read(self, number: int, *, state: bool, replicas: Iterable[int]) -> Snapshot:
         now = self._clock()
-        frame = Frame(number=number, at=now, tails=self._tails(list(replicas), now))
+        frame = Snapshot(number=number, at=now, tails=self._tails(list(replicas), now))
         if not state:
             return frame
         seen = self._overview(now)
@@ -104,21 +105,21 @@ class Reader:
         tails = {number: Tail(text or "", at) for number, text, at in there}
         for number in tails:
             if (now - self._wished.get(number, now - WISH)).total_seconds() >= WISH_AGAIN:
-                wish_log(number, now)
+                request_log(number, now)
                 self._wished[number] = now
         return {number: tails.get(number) for number in replicas}
 
 
-def wish_log(replica: int, now: datetime) -> None:
+def request_log(replica: int, now: datetime) -> None:
     """The replica's supervisor keeps its LogTail up to date for the next 15 s."""
     LogWish.objects.update_or_create(replica_id=replica, defaults={"until": now + WISH})
 
 
-class Live:
+class LiveState:
     """What watchers see. Its task and thread begin with the first of them and end with the last."""
 
     def __init__(
-        self, reader: Callable[[], Callable[..., Frame]] = Reader, *, poll: float = 1.0, patience: float = 5.0
+        self, reader: Callable[[], Callable[..., Snapshot]] = Reader, *, poll: float = 1.0, patience: float = 5.0
     ):
         """`poll`: seconds between two reads; a database that takes longer than `patience` seconds counts as away."""
         self._reader = reader
@@ -127,7 +128,7 @@ class Live:
         self._watchers = 0
         self._states = 0
         self._replicas: Counter[int] = Counter()
-        self._frame: Frame | None = None
+        self._frame: Snapshot | None = None
         self._news = asyncio.Event()
         self._watchdog = Watchdog()
         self._task: asyncio.Task[None] | None = None
@@ -157,13 +158,13 @@ class Live:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def after(self, number: int) -> Frame:
+    async def after(self, number: int) -> Snapshot:
         """The newest frame, as soon as it is later than `number`."""
         while self._frame is None or self._frame.number <= number:
             await self._news.wait()
         return self._frame
 
-    def _show(self, frame: Frame) -> None:
+    def _show(self, frame: Snapshot) -> None:
         self._frame = frame
         self._news.set()
         self._news = asyncio.Event()
@@ -200,18 +201,18 @@ class Live:
 
     def _lost(self, number: int) -> None:
         """Tells watchers that what they have is not confirmed any more."""
-        last = self._frame or Frame(number=0, at=timezone.now())
+        last = self._frame or Snapshot(number=0, at=timezone.now())
         self._show(replace(last, number=number, stale=True))
 
 
 class Watcher:
     """One pair of eyes: `next` gives the newest frame that was not given before, at first the one of just now."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: LiveState) -> None:
         self._live = live
         self._last = 0
 
-    async def next(self) -> Frame:
+    async def next(self) -> Snapshot:
         frame = await self._live.after(self._last)
         self._last = frame.number
         return frame

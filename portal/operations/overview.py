@@ -20,7 +20,7 @@ from modelregistry.overview import (
     host_now,
     model_now,
 )
-from portal.operations.bars import Bar, bar, share
+from portal.operations.memory_bars import Bar, memory_bar, share_of
 
 State = Replica.State
 SOON = timedelta(days=30)
@@ -245,10 +245,10 @@ def shown(bars: list[Bar]) -> list[Bar]:
 
 
 def device_bar(device: dict[str, Any], rows: list[Replica]) -> Bar:
-    return bar(
+    return memory_bar(
         device,
         [
-            share(
+            share_of(
                 model=row.model.name,
                 replica=f"{row.model.name} #{row.index}" if row.index else row.model.name,
                 predicted=row.predicted,

@@ -9,11 +9,11 @@ from django.conf import settings
 from django.http.request import split_domain_port, validate_host
 from django.urls import path, re_path
 
-from portal import converters  # noqa: F401 - registers `id`
-from portal.metering.consumers import Usage
-from portal.metering.live import Pulse
 from portal.operations.consumers import Log, State
-from portal.operations.live import Live
+from portal.operations.live import LiveState
+from portal.usage.consumers import Usage
+from portal.usage.live import LiveUsageFeed
+from portal.web import converters  # noqa: F401 - registers `id`
 
 
 class SameOrigin:
@@ -41,7 +41,7 @@ def is_ours(headers: dict[bytes, bytes]) -> bool:
     return bool(domain) and validate_host(domain, settings.ALLOWED_HOSTS) and origin == f"{scheme}://{host}"
 
 
-def sockets(live: Live, pulse: Pulse) -> Any:
+def sockets(live: LiveState, pulse: LiveUsageFeed) -> Any:
     """An ASGI application for WebSockets. Consumers look themselves whether the person may look."""
     routes = [
         path("ws/usage/", Usage.as_asgi(pulse=pulse)),

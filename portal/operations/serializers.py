@@ -8,7 +8,7 @@ from rest_framework import serializers
 from modelregistry.models import EngineTrial, Host, Replica, ServedModel
 from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState, Tenant
-from portal.api.text import CharField, KnownFields, ModelSerializer
+from portal.web.rest.strict_fields import CharField, KnownFields, ModelSerializer
 
 # --- live state
 

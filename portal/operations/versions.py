@@ -3,16 +3,16 @@
 from typing import Any
 
 from modelregistry.models import EngineTrial
-from portal.accounts.tenancy import operators
-from portal.notices.telling import tell
+from portal.accounts.permissions import operators
+from portal.notifications.notify import notify
 
 
-def tell_of_failed(instance: EngineTrial, **_: Any) -> None:
+def notify_failed_version(instance: EngineTrial, **_: Any) -> None:
     """Each operator once, for each installation of a version."""
     if instance.state != EngineTrial.State.FAILED:
         return
     ref = f"{instance.host_id} {instance.model_id} {instance.launcher} {instance.version} {instance.stamp}"
-    tell(
+    notify(
         operators(),
         "engine-version-failed",
         ref[:100],

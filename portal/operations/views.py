@@ -22,38 +22,38 @@ from modelregistry.hosts import needed_because
 from modelregistry.models import Host, LogTail, Replica, ServedModel
 from modelregistry.overview import ALIVE
 from portal.accounts.models import DirectoryState
-from portal.accounts.tenancy import me, operator
-from portal.console import posted
-from portal.console.clock import zone_of
-from portal.metering.models import UsageSetAside
+from portal.accounts.permissions import current_user, require_operator
 from portal.operations import actions
 from portal.operations.callers import Callers, callers, callers_of
-from portal.operations.facts import told_by_files
+from portal.operations.file_facts import describe_files
 from portal.operations.forms import HostForm, ServedModelForm, visible_to
-from portal.operations.history import history
-from portal.operations.live import first_tokens, wish_log
+from portal.operations.live import first_tokens, request_log
+from portal.operations.model_history import history_of
 from portal.operations.overview import ModelView, model_view, overview, with_all
+from portal.usage.models import UsageSetAside
+from portal.web import posted_forms
+from portal.web.timezones import zone_of
 
 View = Callable[..., HttpResponse]
 
 
-def for_operators(view: View) -> View:
+def operator_required(view: View) -> View:
     """Who is signed out is sent to sign in; who is no operator is told whom to ask. Never kept by a browser."""
 
     @login_required
     @never_cache
     @wraps(view)
     def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        operator(me(request))
+        require_operator(current_user(request))
         return view(request, *args, **kwargs)
 
     return guarded
 
 
-@for_operators
+@operator_required
 @require_safe
 def everything(request: HttpRequest) -> HttpResponse:
-    now, zone = timezone.now(), zone_of(me(request))
+    now, zone = timezone.now(), zone_of(current_user(request))
     seen = overview(now, first_tokens(now))
     trouble = DirectoryState.objects.exclude(problem="").first() if settings.DIRECTORY else None
     context = {
@@ -66,10 +66,10 @@ def everything(request: HttpRequest) -> HttpResponse:
     return render(request, "operations/overview.html", context)
 
 
-@for_operators
+@operator_required
 @require_safe
 def one_model(request: HttpRequest, name: str) -> HttpResponse:
-    now, zone = timezone.now(), zone_of(me(request))
+    now, zone = timezone.now(), zone_of(current_user(request))
     model = get_object_or_404(
         with_all(ServedModel.objects.select_related("host").prefetch_related("trials__host")), name=name
     )
@@ -78,10 +78,10 @@ def one_model(request: HttpRequest, name: str) -> HttpResponse:
         "now": now,
         "row": model,
         "model": model_view(model, now, first_tokens(now).get(name)),
-        "facts": told_by_files(model),
+        "facts": describe_files(model),
         "tenants": visible_to(model),
         "limits": limits(model),
-        "history": history(model),
+        "history": history_of(model),
         "log": asked_log(model, request.GET.get("log", ""), now),
     }
     return render(request, "operations/model.html", context)
@@ -99,11 +99,11 @@ def asked_log(model: ServedModel, number: str, now: datetime) -> LogTail | None:
     replica = model.replica_set.filter(pk=int(number)).first() if number.isdecimal() and len(number) < 19 else None
     if replica is None:
         return None
-    wish_log(replica.pk, now)
+    request_log(replica.pk, now)
     return LogTail.objects.filter(replica=replica).first() or LogTail(replica=replica)
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_model(request: HttpRequest) -> HttpResponse:
     preset = PRESETS.get(request.GET.get("preset", ""))
@@ -112,7 +112,7 @@ def new_model(request: HttpRequest) -> HttpResponse:
     return filled_in(request, form, said, {"presets": PRESETS.values(), "preset": preset})
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_model(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
@@ -127,7 +127,7 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
         expected, asked = estimate(form.instance), "preview" in request.GET
         refused = not asked and form.takes_other_memory and not (expected is None or expected.fits)
         refused = refused and not form.cleaned_data["overcommit"]
-        if not (asked or refused) and (model := form.carry_out(me(request))):
+        if not (asked or refused) and (model := form.carry_out(current_user(request))):
             messages.success(request, said % {"model": model.name})
             return redirect("operations-model", model.name)
         form.refused = refused
@@ -135,7 +135,7 @@ def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: d
     return render(request, "operations/edit.html", context)
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
     host = get_object_or_404(Host.objects.select_related("report"), pk=pk)
@@ -146,7 +146,7 @@ def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
         verb = "maintenance" if maintenance and not before[1] else "move" if address != before[0] else ""
         if verb and "confirmed" not in request.POST and (hit := models_on(host)):
             return render(request, "operations/ask_host.html", {"host": host, "form": form, "verb": verb, "hit": hit})
-        if form.carry_out(me(request)):
+        if form.carry_out(current_user(request)):
             messages.success(request, _("%(host)s is changed.") % {"host": host.name})
             return redirect("operations")
     report = getattr(host, "report", None)
@@ -169,40 +169,42 @@ def models_on(host: Host) -> list[tuple[ModelView, Callers]]:
     return [(model_view(model, now, None), called[model.name]) for model in served]
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def remove_host(request: HttpRequest, pk: int) -> HttpResponse:
     host = get_object_or_404(Host, pk=pk)
     if request.method != "POST":
         return render(request, "operations/remove_host.html", {"host": host, "needed": needed_because(host)})
     try:
-        actions.remove_host(me(request), host)
-    except actions.Refused as refusal:
+        actions.remove_host(current_user(request), host)
+    except actions.ActionRefused as refusal:
         messages.error(request, refusal.sentence)
         return redirect("operations-host", host.pk)
     messages.success(request, _("%(host)s is removed.") % {"host": host.name})
     return redirect("operations")
 
 
-@for_operators
-@posted.only
+@operator_required
+@posted_forms.only_posted
 def start(request: HttpRequest, name: str) -> HttpResponse:
     """Asks nothing: it can be undone."""
     model = get_object_or_404(ServedModel, name=name)
-    return after(request, name, lambda: actions.start(me(request), model), _("%(model)s is being started."))
+    return after(
+        request, name, lambda: actions.start_model(current_user(request), model), _("%(model)s is being started.")
+    )
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def stop(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
     if request.method == "POST":
         said = _("%(model)s takes no new requests; its engines end when those that run are finished.")
-        return after(request, name, lambda: actions.stop(me(request), model), said)
+        return after(request, name, lambda: actions.stop_model(current_user(request), model), said)
     return ask(request, model, "stop")
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def restart(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
@@ -212,18 +214,25 @@ def restart(request: HttpRequest, name: str) -> HttpResponse:
         return after(
             request,
             name,
-            lambda: actions.restart(me(request), model, seen=int(seen) if re.fullmatch("[0-9]{1,9}", seen) else None),
+            lambda: actions.restart_model(
+                current_user(request), model, seen=int(seen) if re.fullmatch("[0-9]{1,9}", seen) else None
+            ),
             said,
         )
     return ask(request, model, "restart")
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def unregister(request: HttpRequest, name: str) -> HttpResponse:
     model = get_object_or_404(ServedModel, name=name)
     if request.method == "POST":
-        return after(request, name, lambda: actions.unregister(me(request), model), _("%(model)s is unregistered."))
+        return after(
+            request,
+            name,
+            lambda: actions.unregister_model(current_user(request), model),
+            _("%(model)s is unregistered."),
+        )
     return ask(request, model, "unregister")
 
 
@@ -239,7 +248,7 @@ def after(request: HttpRequest, name: str, act: Callable[[], object], said: str)
     """Does it, says so (or why not), and goes to where the model is shown."""
     try:
         act()
-    except actions.Refused as refusal:
+    except actions.ActionRefused as refusal:
         messages.error(request, refusal.sentence)
     else:
         messages.success(request, said % {"model": name})

@@ -56,7 +56,7 @@ function tooltip(data) {
   };
 }
 
-// `data` as Chart.figures in portal/metering/chart.py. The chart that is returned may be given new numbers by `renew`.
+// `data` as Chart.figures in portal/usage/chart.py. The chart that is returned may be given new numbers by `renew`.
 function draw(canvas, data) {
   const { fontFamily } = getComputedStyle(document.body);
   const chart = new Chart(canvas, {

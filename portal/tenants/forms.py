@@ -9,8 +9,8 @@ from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Membership, Tenant
-from portal.metering import amounts
-from portal.metering.giving import Measure
+from portal.quotas import amounts
+from portal.quotas.administration import QuotaKind
 
 # What is counted and per what, the most common first: (unit/window, words).
 KINDS = [
@@ -33,7 +33,7 @@ class AmountField(forms.Field):
         if value in self.empty_values or not str(value).strip():
             return None
         try:
-            return amounts.parse(str(value))
+            return amounts.parse_amount(str(value))
         except ValueError as error:
             raise ValidationError(_("Give a number, for example 500,000, 50万 or 2M.")) from error
 
@@ -59,9 +59,9 @@ class QuotaForm(forms.Form):
         if fixed:
             self.fields["kind"].disabled = self.fields["model"].disabled = True
 
-    def measure(self) -> Measure:
+    def measure(self) -> QuotaKind:
         unit, _, window = self.cleaned_data["kind"].partition("/")
-        return Measure(unit=unit, window=window, model=self.cleaned_data["model"])
+        return QuotaKind(unit=unit, window=window, model=self.cleaned_data["model"])
 
 
 class AddMemberForm(forms.Form):

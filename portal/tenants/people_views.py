@@ -8,37 +8,39 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
-from portal.accounts import membership, tenancy
+from portal.accounts import membership, permissions
 from portal.accounts.models import Membership, Tenant
-from portal.accounts.tenancy import me
-from portal.console import posted
-from portal.console.templatetags.figures import person
-from portal.keys import keyring
+from portal.accounts.permissions import current_user
+from portal.keys import queries
 from portal.keys.models import ApiKey
-from portal.metering import allowance, giving
-from portal.metering.giving import Whose
-from portal.metering.models import Quota
+from portal.quotas import administration, status
+from portal.quotas.administration import QuotaTarget
+from portal.quotas.models import Quota
 from portal.tenants import ranking
+from portal.tenants.decorators import tenant_admin_required
 from portal.tenants.forms import AddMemberForm, RoleForm
-from portal.tenants.gates import for_admins
+from portal.web import posted_forms
+from portal.web.templatetags.formatting import person
 
 PAGE = 50
 
 
-@for_admins
+@tenant_admin_required
 @require_safe
 def people(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     return listed(request, tenant, AddMemberForm())
 
 
-@for_admins
-@posted.only
+@tenant_admin_required
+@posted_forms.only_posted
 def add(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     form = AddMemberForm(request.POST)
     if form.is_valid():
         try:
-            row = membership.add(me(request), tenant, form.cleaned_data["username"], form.cleaned_data["role"])
-        except membership.Refused as refusal:
+            row = membership.add_member(
+                current_user(request), tenant, form.cleaned_data["username"], form.cleaned_data["role"]
+            )
+        except membership.MembershipRefused as refusal:
             form.add_error("username", refusal.sentence)
         else:
             messages.success(
@@ -53,7 +55,7 @@ def listed(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpRes
     text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
     sort = sort if sort in ranking.SORTS else ranking.SORTS[0]
     used = ranking.used_by(ranking.month_of(tenant, now), "user_id")
-    page = Paginator(ranking.ranked(membership.members(tenant, text), used, sort), PAGE).get_page(
+    page = Paginator(ranking.ranked(membership.members_of(tenant, text), used, sort), PAGE).get_page(
         request.GET.get("page")
     )
     context = {
@@ -68,14 +70,14 @@ def listed(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpRes
     return render(request, "tenants/people.html", context)
 
 
-@for_admins
+@tenant_admin_required
 @require_safe
 def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     """`pk` is the person's."""
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     now = timezone.now()
-    keys = keyring.keys_of(row.user).filter(tenant=tenant).filter(keyring.is_usable())
-    own, operates = Whose(tenant=tenant, user=row.user), tenancy.may_operate(me(request))
+    keys = queries.keys_of(row.user).filter(tenant=tenant).filter(queries.is_usable())
+    own, operates = QuotaTarget(tenant=tenant, user=row.user), permissions.may_operate(current_user(request))
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
@@ -83,28 +85,28 @@ def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
         "used": ranking.used_by(ranking.month_of(tenant, now).filter(user=row.user), "user_id").get(
             row.user_id, ranking.Used()
         ),
-        "allowances": allowance.of_member(tenant, row.user, now)
-        + (allowance.everywhere(row.user, tenant.zone, now) if operates else []),
+        "allowances": status.allowances_of_member(tenant, row.user, now)
+        + (status.allowances_everywhere(row.user, tenant.zone, now) if operates else []),
         "own": Quota.objects.filter(tenant=tenant, user=row.user).select_related("model"),
         "everywhere": Quota.objects.filter(tenant=None, user=row.user).select_related("model") if operates else [],
-        "may_give": giving.may_give(me(request), own),
+        "may_give": administration.may_set(current_user(request), own),
         "keys": keys[:PAGE],
         "by_hand": membership.is_by_hand(row),
-        "myself": row.user == me(request) and not operates,
+        "myself": row.user == current_user(request) and not operates,
         "form": RoleForm(initial={"role": row.role}),
     }
     return render(request, "tenants/person.html", context)
 
 
-@for_admins
-@posted.only
+@tenant_admin_required
+@posted_forms.only_posted
 def role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     form = RoleForm(request.POST)
     if form.is_valid():
         try:
-            changed = membership.change_role(me(request), row, form.cleaned_data["role"])
-        except membership.Refused as refusal:
+            changed = membership.change_role(current_user(request), row, form.cleaned_data["role"])
+        except membership.MembershipRefused as refusal:
             messages.error(request, refusal.sentence)
         else:
             said = _("%(person)s has the role “%(role)s” now.")
@@ -112,7 +114,7 @@ def role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     return redirect("tenant-person", tenant.slug, pk)
 
 
-@for_admins
+@tenant_admin_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def remove(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     """Asks first: it stops the person's keys."""
@@ -122,8 +124,8 @@ def remove(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
         context = {"tenant": tenant, "zone": tenant.zone, "membership": row, "keys": keys}
         return render(request, "tenants/remove.html", context)
     try:
-        membership.remove(me(request), row)
-    except membership.Refused as refusal:
+        membership.remove_member(current_user(request), row)
+    except membership.MembershipRefused as refusal:
         messages.error(request, refusal.sentence)
         return redirect("tenant-person", tenant.slug, pk)
     said = _("%(person)s does not belong to %(tenant)s any more.")

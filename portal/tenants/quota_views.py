@@ -1,4 +1,4 @@
-"""Quotas of a tenant, its members and keys, and the defaults. `giving` knows who may set which."""
+"""Quotas of a tenant, its members and keys, and the defaults. `administration` knows who may set which."""
 
 from typing import Any
 
@@ -12,22 +12,22 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
-from portal.accounts import tenancy
+from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
-from portal.accounts.tenancy import me
-from portal.console import posted
-from portal.console.templatetags.figures import person
+from portal.accounts.permissions import current_user
 from portal.keys.models import ApiKey
-from portal.metering import allowance, amounts, giving, wishes
-from portal.metering.giving import Measure, Whose
-from portal.metering.models import Quota
+from portal.quotas import administration, amounts, request_pages, status
+from portal.quotas.administration import QuotaKind, QuotaTarget
+from portal.quotas.models import Quota
+from portal.tenants.decorators import operator_required, tenant_admin_required
 from portal.tenants.forms import QuotaForm
-from portal.tenants.gates import for_admins, for_operators
+from portal.web import posted_forms
+from portal.web.templatetags.formatting import person
 
 PAGE = 50
 
 
-@for_admins
+@tenant_admin_required
 @require_safe
 def quotas(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text = request.GET.get("q", "").strip()
@@ -46,20 +46,20 @@ def quotas(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "tenant": tenant,
         "zone": tenant.zone,
         "q": text,
-        "bars": wishes.bars(me(request), allowance.of_tenant(tenant, timezone.now())),
+        "bars": request_pages.bars(current_user(request), status.allowances_of_tenant(tenant, timezone.now())),
         "tenants": rows.filter(tenant=tenant, each="", user=None),
         "defaults": [
             (Quota.Each.MEMBER, "members", rows.filter(tenant=tenant, each=Quota.Each.MEMBER)),
             (Quota.Each.SERVICE, "services", rows.filter(tenant=tenant, each=Quota.Each.SERVICE)),
         ],
         "page": page,
-        "may_give_tenant": tenancy.may_operate(me(request)),
-        "me": me(request),
+        "may_give_tenant": permissions.may_operate(current_user(request)),
+        "me": current_user(request),
     }
     return render(request, "tenants/quotas.html", context)
 
 
-@for_admins
+@tenant_admin_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def give(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     """?of= as `owner` reads it."""
@@ -67,8 +67,8 @@ def give(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     return filled_in(request, to, label, tenant)
 
 
-@for_admins
-@posted.only
+@tenant_admin_required
+@posted_forms.only_posted
 def take_away(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     mine = (
         Q(tenant=tenant) | Q(key__tenant=tenant) | Q(tenant=None, key=None, each="", user__memberships__tenant=tenant)
@@ -77,21 +77,21 @@ def take_away(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     return taken_away(request, quota, after(quota, tenant))
 
 
-@for_operators
+@operator_required
 @require_safe
 def defaults(request: HttpRequest) -> HttpResponse:
     context = {"rows": of_each_tenant(), "tenants": Tenant.objects.count()}
     return render(request, "tenants/defaults.html", context)
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def give_default(request: HttpRequest) -> HttpResponse:
-    return filled_in(request, Whose(each=Quota.Each.TENANT), _("Each tenant"), None)
+    return filled_in(request, QuotaTarget(each=Quota.Each.TENANT), _("Each tenant"), None)
 
 
-@for_operators
-@posted.only
+@operator_required
+@posted_forms.only_posted
 def take_default_away(request: HttpRequest, pk: int) -> HttpResponse:
     return taken_away(request, get_object_or_404(of_each_tenant(), pk=pk), reverse("tenant-defaults"))
 
@@ -100,49 +100,53 @@ def of_each_tenant() -> QuerySet[Quota]:
     return Quota.objects.filter(each=Quota.Each.TENANT).select_related("model").order_by("unit", "window", "pk")
 
 
-def owner(tenant: Tenant, of: str) -> tuple[Whose, str]:
+def owner(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
     """(whose, how people call it) of "tenant", "members", "services", "person:<id>", "everywhere:<id>",
     "key:<prefix>". Raises Http404 for what is not the tenant's.
     """
     kind, _colon, which = of.partition(":")
     if kind == "tenant":
-        return Whose(tenant=tenant), tenant.name
+        return QuotaTarget(tenant=tenant), tenant.name
     if kind == "members":
-        return Whose(tenant=tenant, each=Quota.Each.MEMBER), _("Each member")
+        return QuotaTarget(tenant=tenant, each=Quota.Each.MEMBER), _("Each member")
     if kind == "services":
-        return Whose(tenant=tenant, each=Quota.Each.SERVICE), _("Each service key")
+        return QuotaTarget(tenant=tenant, each=Quota.Each.SERVICE), _("Each service key")
     if kind == "key":
         key = get_object_or_404(ApiKey.objects.select_related("tenant", "user"), tenant=tenant, prefix=which)
-        return Whose(key=key), _("Key “%(name)s”") % {"name": key.name}
+        return QuotaTarget(key=key), _("Key “%(name)s”") % {"name": key.name}
     if kind in ("person", "everywhere") and which.isdecimal() and len(which) < 19:
         user = get_object_or_404(User, pk=int(which), memberships__tenant=tenant)
         everywhere = _("%(person)s, in all tenants") % {"person": person(user)}
-        return (Whose(tenant=tenant, user=user), person(user)) if kind == "person" else (Whose(user=user), everywhere)
+        return (
+            (QuotaTarget(tenant=tenant, user=user), person(user))
+            if kind == "person"
+            else (QuotaTarget(user=user), everywhere)
+        )
     raise Http404
 
 
-def filled_in(request: HttpRequest, to: Whose, label: str, tenant: Tenant | None) -> HttpResponse:
+def filled_in(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant | None) -> HttpResponse:
     """The form until it is right; with ?kind= (and ?model=) for that quota, whose amount alone can change."""
     initial = {"kind": request.GET.get("kind", ""), "model": request.GET.get("model", "")}
     fixed = bool(initial["kind"])
     if fixed:
         unit, _slash, window = initial["kind"].partition("/")
-        initial["amount"] = current(to, wishes.measure(unit, window, initial["model"]))
+        initial["amount"] = current(to, request_pages.quota_kind_of(unit, window, initial["model"]))
     else:
         initial = {}
     form = QuotaForm(request.POST or None, initial=initial, fixed=fixed)
     if request.method == "POST" and form.is_valid():
         try:
-            quota = giving.give(me(request), to, form.measure(), form.cleaned_data["amount"])
-        except giving.Refused as refusal:
+            quota = administration.set_quota(current_user(request), to, form.measure(), form.cleaned_data["amount"])
+        except administration.QuotaRefused as refusal:
             form.add_error("amount", refusal.sentence)
         else:
             said = _("%(of)s: at most %(amount)s.")
             messages.success(
-                request, said % {"of": label, "amount": amounts.per(quota.amount, quota.unit, quota.window)}
+                request, said % {"of": label, "amount": amounts.format_per(quota.amount, quota.unit, quota.window)}
             )
             return redirect(after(quota, tenant))
-    allowed = giving.may_give(me(request), to)
+    allowed = administration.may_set(current_user(request), to)
     context = {
         **{"form": form, "whose": label, "tenant": tenant, "fixed": fixed, "allowed": allowed},
         **{"back": after(Quota(**to.columns), tenant), "ceilings": [] if allowed is False else ceilings(request, to)},
@@ -150,18 +154,18 @@ def filled_in(request: HttpRequest, to: Whose, label: str, tenant: Tenant | None
     return render(request, "tenants/give.html", context)
 
 
-def current(to: Whose, what: Measure) -> Any:
+def current(to: QuotaTarget, what: QuotaKind) -> Any:
     quota = Quota.objects.filter(**to.columns, **what.columns).first()
     return quota.amount if quota else None
 
 
-def ceilings(request: HttpRequest, to: Whose) -> list[str]:
+def ceilings(request: HttpRequest, to: QuotaTarget) -> list[str]:
     """What an admin can give at most, in words; nothing for operators."""
-    if to.home is None or tenancy.may_operate(me(request)):
+    if to.home is None or permissions.may_operate(current_user(request)):
         return []
-    bounds = allowance.rules_for(tenants=[to.home.pk]).tenant(to.home.pk)
+    bounds = status.rules_for(tenants=[to.home.pk]).tenant(to.home.pk)
     return [
-        amounts.per(bound.quota.amount, bound.quota.unit, bound.quota.window)
+        amounts.format_per(bound.quota.amount, bound.quota.unit, bound.quota.window)
         + (f" ({bound.quota.model.name})" if bound.quota.model else "")
         for bound in bounds
     ]
@@ -169,8 +173,8 @@ def ceilings(request: HttpRequest, to: Whose) -> list[str]:
 
 def taken_away(request: HttpRequest, quota: Quota, back: str) -> HttpResponse:
     try:
-        giving.take_away(me(request), quota)
-    except giving.Refused as refusal:
+        administration.remove_quota(current_user(request), quota)
+    except administration.QuotaRefused as refusal:
         messages.error(request, refusal.sentence)
     else:
         messages.success(request, _("The usage limit is removed."))

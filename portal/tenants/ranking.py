@@ -10,11 +10,12 @@ from django.db.models import Count, Max, Q, QuerySet
 
 from portal.accounts import membership
 from portal.accounts.models import Membership, Tenant, User
-from portal.console.templatetags.figures import person
 from portal.keys.models import ApiKey
-from portal.metering import allowance, periods, spending, usage
-from portal.metering.allowance import Allowance, Names
-from portal.metering.models import UsageMonth, UsageTenantDay
+from portal.quotas import quota_usage, status
+from portal.quotas.status import Allowance, Names
+from portal.usage import periods, records
+from portal.usage.models import UsageMonth, UsageTenantDay
+from portal.web.templatetags.formatting import person
 
 SORTS = ("use", "name")
 
@@ -42,12 +43,12 @@ class Member:
 
 def month_of(tenant: Tenant, now: datetime) -> QuerySet[UsageMonth]:
     """This month's use of the tenant, a row for each key and model."""
-    return UsageMonth.objects.filter(tenant=tenant, month=periods.period("this-month", now, tenant.zone).first)
+    return UsageMonth.objects.filter(tenant=tenant, month=periods.parse_period("this-month", now, tenant.zone).first)
 
 
 def used_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:
     """One query."""
-    rows = usage.by(sums, column)
+    rows = records.usage_by(sums, column)
     return {row[column]: Used(tokens=row["total_tokens"], requests=row["requests"]) for row in rows}
 
 
@@ -62,12 +63,12 @@ def ranked(found: QuerySet[Membership], used: dict[int | None, Used], sort: str)
 
 def members(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[Member]:
     """These memberships, in their order, with where they stand. Four queries at most."""
-    rows = {row.pk: row for row in membership.members(tenant).filter(pk__in=ids)}
+    rows = {row.pk: row for row in membership.members_of(tenant).filter(pk__in=ids)}
     users = {row.user_id: row.user for row in rows.values()}
-    rules = allowance.rules_for(tenants=[tenant.pk], users=users)
-    bounds = [bound for user in users for bound in rules.member(tenant.pk, user) if spending.adds_up(bound.quota)]
+    rules = status.rules_for(tenants=[tenant.pk], users=users)
+    bounds = [bound for user in users for bound in rules.member(tenant.pk, user) if quota_usage.adds_up(bound.quota)]
     names = Names(zone=tenant.zone, tenants={tenant.pk: tenant}, users=users)
-    tightest = _tightest([bound.user for bound in bounds], allowance.read(bounds, names, now))
+    tightest = _tightest([bound.user for bound in bounds], status.read_allowances(bounds, names, now))
     return [
         Member(
             membership=rows[pk],
@@ -81,7 +82,7 @@ def members(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], no
 
 def used_by_tenants(zone: ZoneInfo, now: datetime) -> dict[int | None, Used]:
     """This month's by the calendar of `zone`, whatever zone a tenant has. One query."""
-    month = periods.period("this-month", now, zone)
+    month = periods.parse_period("this-month", now, zone)
     return used_by(UsageTenantDay.objects.filter(day__range=(month.first, month.last)), "tenant_id")
 
 
@@ -97,10 +98,10 @@ def tenants_by_use(found: QuerySet[Tenant], used: dict[int | None, Used]) -> lis
 
 def tightest_of(tenants: Mapping[int, Tenant], zone: ZoneInfo, now: datetime) -> dict[int | None, Allowance]:
     """By tenant the quota of which most is used. Two queries."""
-    rules = allowance.rules_for(tenants=tenants)
-    bounds = [bound for pk in tenants for bound in rules.tenant(pk) if spending.adds_up(bound.quota)]
+    rules = status.rules_for(tenants=tenants)
+    bounds = [bound for pk in tenants for bound in rules.tenant(pk) if quota_usage.adds_up(bound.quota)]
     names = Names(zone=zone, tenants=tenants)
-    return _tightest([bound.tenant for bound in bounds], allowance.read(bounds, names, now))
+    return _tightest([bound.tenant for bound in bounds], status.read_allowances(bounds, names, now))
 
 
 def _tightest(owners: Sequence[int | None], allowances: Sequence[Allowance]) -> dict[int | None, Allowance]:
@@ -167,7 +168,7 @@ def holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
     """Members with personal keys that are not revoked: `keys`, how many, and when one of them was `last_used`."""
     mine = Q(user__keys__tenant=tenant, user__keys__revoked_at=None, user__keys__is_playground=False)
     return (
-        membership.members(tenant, text)
+        membership.members_of(tenant, text)
         .annotate(keys=Count("user__keys", filter=mine), last_used=Max("user__keys__last_used_at", filter=mine))
         .filter(keys__gt=0)
         .order_by("-last_used", "pk")

@@ -13,32 +13,32 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.models import Tenant
-from portal.accounts.tenancy import me
-from portal.console import posted
-from portal.console.clock import zone_of
+from portal.accounts.permissions import current_user
 from portal.keys.models import ApiKey
-from portal.metering import giving
+from portal.quotas import administration
 from portal.tenants import ranking
+from portal.tenants.decorators import operator_required
 from portal.tenants.forms import TenantForm
-from portal.tenants.gates import for_operators
+from portal.web import posted_forms
+from portal.web.timezones import zone_of
 
 PAGE = 50
 
 
-@for_operators
+@operator_required
 @require_safe
 def tenants(request: HttpRequest) -> HttpResponse:
     text, now = request.GET.get("q", "").strip(), timezone.now()
     found = Tenant.objects.annotate(members=Count("memberships"))
     for word in text.split()[:5]:
         found = found.filter(Q(name__icontains=word) | Q(slug__icontains=word))
-    zone = zone_of(me(request))
+    zone = zone_of(current_user(request))
     used = ranking.used_by_tenants(zone, now)
     ids = ranking.tenants_by_use(found, used)
     page = Paginator(ids, PAGE).get_page(request.GET.get("page"))
     rows = {row.pk: row for row in found.filter(pk__in=list(page))}
     tightest = ranking.tightest_of(rows, zone, now)
-    waiting = giving.waiting_for(me(request))
+    waiting = administration.waiting_for(current_user(request))
     context = {
         "zone": zone,
         "q": text,
@@ -49,13 +49,13 @@ def tenants(request: HttpRequest) -> HttpResponse:
     return render(request, "tenants/list.html", context)
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def new(request: HttpRequest) -> HttpResponse:
     return filled_in(request, TenantForm(request.POST or None), _("%(tenant)s is created. Add its people next."))
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def edit(request: HttpRequest, slug: str) -> HttpResponse:
     tenant = get_object_or_404(Tenant, slug=slug)
@@ -72,13 +72,13 @@ def filled_in(request: HttpRequest, form: TenantForm, said: str) -> HttpResponse
     return render(request, "tenants/edit.html", {"form": form, "name": name, "slug": form.initial.get("slug", "")})
 
 
-@for_operators
+@operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def switch(request: HttpRequest, slug: str) -> HttpResponse:
     """Off asks first, for it stops every key; on does not."""
     tenant = get_object_or_404(Tenant, slug=slug)
     if request.method == "POST":
-        tenant.is_active = posted.choice(request, "to", "on", "off") == "on"
+        tenant.is_active = posted_forms.posted_choice(request, "to", "on", "off") == "on"
         tenant.save(update_fields=["is_active"])
         said = _("%(tenant)s is switched on.") if tenant.is_active else _("%(tenant)s is switched off; its keys stop.")
         messages.success(request, said % {"tenant": tenant})

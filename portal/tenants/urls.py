@@ -1,7 +1,7 @@
 from django.urls import path
 
-from portal import converters  # noqa: F401 - registers `id`
-from portal.tenants import people_views, quota_views, tenant_views, views, wish_views
+from portal.tenants import people_views, quota_views, request_views, tenant_views, views
+from portal.web import converters  # noqa: F401 - registers `id`
 
 urlpatterns = [
     path("tenants/", tenant_views.tenants, name="tenants"),
@@ -21,9 +21,9 @@ urlpatterns = [
     path("tenant/<slug:slug>/quotas/", quota_views.quotas, name="tenant-quotas"),
     path("tenant/<slug:slug>/quotas/give/", quota_views.give, name="tenant-quota-give"),
     path("tenant/<slug:slug>/quotas/<id:pk>/remove/", quota_views.take_away, name="tenant-quota-remove"),
-    path("tenant/<slug:slug>/requests/", wish_views.requests, name="tenant-requests"),
-    path("tenant/<slug:slug>/requests/<id:pk>/", wish_views.decide, name="tenant-request-decide"),
-    path("more/", wish_views.more, name="more"),
-    path("more/<id:pk>/", wish_views.wish, name="wish"),
-    path("more/<id:pk>/withdraw/", wish_views.withdraw, name="wish-withdraw"),
+    path("tenant/<slug:slug>/requests/", request_views.requests, name="tenant-requests"),
+    path("tenant/<slug:slug>/requests/<id:pk>/", request_views.decide, name="tenant-request-decide"),
+    path("more/", request_views.more, name="more"),
+    path("more/<id:pk>/", request_views.wish, name="wish"),
+    path("more/<id:pk>/withdraw/", request_views.withdraw, name="wish-withdraw"),
 ]

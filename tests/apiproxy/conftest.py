@@ -14,9 +14,9 @@ import uvicorn
 from apiproxy.bridge.models import CatalogueRevision
 from apiproxy.server.asgi import Application
 from modelregistry.models import Host, Replica, ServedModel
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from portal.metering.models import UsageRecord
+from portal.usage.models import UsageRecord
 from tests import engine
 from tests.waiting import until
 
@@ -100,7 +100,7 @@ def counter(transactional_db, settings, tmp_path, alice, research, fake_engine, 
     host = Host.objects.create(name="here")
     model = ServedModel.objects.create(name="fake", engine="external", url=fake_engine.url)
     Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=fake_engine.url)
-    row, key = issue(tenant=research, user=alice, name="test")
+    row, key = issue_key(tenant=research, user=alice, name="test")
     with serving(**server_options) as running:
         url, application, server = running
         yield Counter(url, key, row, fake_engine, model, application, server)

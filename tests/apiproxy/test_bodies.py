@@ -20,8 +20,8 @@ from apiproxy.dataplane.content_encoding import decoding
 from apiproxy.dataplane.errors import BadRequest, UnknownCoding
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.gateway import LARGE
-from portal.keys.issuing import issue
-from portal.metering.models import Quota
+from portal.keys.lifecycle import issue_key
+from portal.quotas.models import Quota
 from tests.engine import ANSWER, SSE
 from tests.waiting import until
 
@@ -72,7 +72,7 @@ def test_g4_a_key_is_refused_at_the_head_of_what_its_bodies_may_not_hold_togethe
 
 
 def test_g4_others_are_served_while_one_key_holds_all_that_it_may(narrow, counter, research, alice):
-    _, other = issue(tenant=research, user=alice, name="other")
+    _, other = issue_key(tenant=research, user=alice, name="other")
     counter.informed()
     with begin(counter, 4 * MB, b"{"):
         until(lambda: held(counter) == 4 * MB)
@@ -82,7 +82,7 @@ def test_g4_others_are_served_while_one_key_holds_all_that_it_may(narrow, counte
 
 
 def test_g4_all_keys_together_hold_no_more_than_the_budget(narrow, counter, research, alice):
-    keys = [issue(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(4)]
+    keys = [issue_key(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(4)]
     counter.informed()
     large = [begin(counter, 3 * MB, b"{", key=key) for key in keys]
     until(lambda: held(counter) == 12 * MB)
@@ -98,7 +98,7 @@ def test_g4_all_keys_together_hold_no_more_than_the_budget(narrow, counter, rese
 def test_g4_bodies_that_never_come_keep_nobody_out(narrow, counter, research, alice, monkeypatch, kind):
     """Three keys of one person were enough to have everybody else's large calls refused for good."""
     monkeypatch.setattr(request_bodies, "SAFE_SECONDS", 0.5)
-    keys = [issue(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(5)]
+    keys = [issue_key(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(5)]
     counter.informed()
     if kind == "json":
         squatters = [begin(counter, 3 * MB + 500_000, b"{", key=key) for key in keys[:4]]

@@ -14,7 +14,7 @@ from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
 from apiproxy.dataplane.ledger import Spool
 from apiproxy.dataplane.token_usage import MOST_TOKENS
-from portal.metering.models import Quota
+from portal.quotas.models import Quota
 from tests.apiproxy.served import SERVED
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
 

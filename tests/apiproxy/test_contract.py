@@ -14,7 +14,7 @@ import pytest
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.gateway import Gateway
 from modelregistry.models import Replica
-from portal.metering.models import Quota
+from portal.quotas.models import Quota
 from tests.apiproxy.served import SERVED
 from tests.apiproxy.test_gateway import error
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event

@@ -14,10 +14,11 @@ from apiproxy.dataplane.catalogue import Counter
 from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts.models import Membership
-from portal.keys.issuing import issue, revoke, rotate
+from portal.keys.lifecycle import issue_key, revoke_key, rotate_key
 from portal.keys.lineage import Lineage
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering.models import Quota, UsageRecord
+from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord
 from tests.apiproxy.test_ledger import usage
 from tests.portal.test_policy import naive, one_of_a_kind, quotas
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def key(research, alice):
-    row, _ = issue(tenant=research, user=alice, name="a key")
+    row, _ = issue_key(tenant=research, user=alice, name="a key")
     return row
 
 
@@ -47,8 +48,8 @@ def number() -> int:
 
 def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, bob, research, model, sales):
     host = Host.objects.create(name="h")
-    issue(tenant=research, user=bob, name="bystander", allowed_models=[model])
-    issue(tenant=sales, service="Dify", name="bystander")
+    issue_key(tenant=research, user=bob, name="bystander", allowed_models=[model])
+    issue_key(tenant=sales, service="Dify", name="bystander")
 
     def change(thing, **fields) -> None:
         for name, value in fields.items():
@@ -59,8 +60,8 @@ def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, b
         change(thing, is_active=on)
 
     changes = (
-        lambda: issue(tenant=research, user=alice, name="another"),
-        lambda: revoke(key),
+        lambda: issue_key(tenant=research, user=alice, name="another"),
+        lambda: revoke_key(key),
         lambda: key.allowed_models.add(model),
         lambda: Quota.objects.create(key=ApiKey.objects.first(), unit="requests", window="day", amount=1),
         lambda: Quota.objects.create(user=alice, unit="requests", window="day", amount=1),
@@ -103,7 +104,7 @@ def test_a_deleted_model_is_followed(research, alice, model):
 
 
 def test_a_key_for_one_model_opens_no_other_when_that_is_deleted(research, alice, model):
-    issue(tenant=research, user=alice, name="one", allowed_models=[model])
+    issue_key(tenant=research, user=alice, name="one", allowed_models=[model])
     model.delete()
     ServedModel.objects.create(name="other", engine="external", url="http://127.0.0.1:1")
     catalogue = catalogue_loader.load()
@@ -119,8 +120,8 @@ def test_a_tenant_that_a_model_is_reserved_for_cannot_be_deleted(sales, model):
 
 def test_several_changes_are_followed_at_once(key, alice, research):
     before = catalogue_loader.load()
-    revoke(key)
-    issue(tenant=research, user=alice, name="new")
+    revoke_key(key)
+    issue_key(tenant=research, user=alice, name="new")
     alice.language = "en"
     alice.save()
     assert catalogue_loader.apply_changes(before) == catalogue_loader.load()
@@ -129,7 +130,7 @@ def test_several_changes_are_followed_at_once(key, alice, research):
 def test_a_gateway_that_is_too_far_behind_loads_everything(key, monkeypatch):
     monkeypatch.setattr(apps, "CHANGES_KEPT", 3)
     before = catalogue_loader.load()
-    revoke(key)
+    revoke_key(key)
     for _ in range(5):
         ServedModel.objects.create(name=f"m{_}", engine="external", url="http://127.0.0.1:1")
     assert CatalogueChange.objects.count() == 3
@@ -138,7 +139,7 @@ def test_a_gateway_that_is_too_far_behind_loads_everything(key, monkeypatch):
 
 def test_one_changed_key_costs_few_queries(key, alice, research, django_assert_max_num_queries):
     before = catalogue_loader.load()
-    revoke(key)
+    revoke_key(key)
     with django_assert_max_num_queries(8):
         catalogue_loader.apply_changes(before)
 
@@ -178,13 +179,13 @@ def test_only_usable_keys_are_in_the_catalogue(key, alice, research, sales):
 
 
 def test_a_service_key_needs_no_person(research):
-    row, _ = issue(tenant=research, service="Dify", name="Dify")
+    row, _ = issue_key(tenant=research, service="Dify", name="Dify")
     assert keys() == [row.pk]
 
 
 def test_a_key_that_expires_later_carries_its_time(research, alice):
     end = timezone.now() + timedelta(days=1)
-    issue(tenant=research, user=alice, name="k", expires_at=end)
+    issue_key(tenant=research, user=alice, name="k", expires_at=end)
     (found,) = catalogue_loader.load().keys.values()
     assert found.expires == pytest.approx(end.timestamp())
 
@@ -205,7 +206,7 @@ def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice
     """Whatever quotas there are: the limits of each key in a catalogue are those of `policy`, told naively."""
     Membership.objects.create(user=alice, tenant=sales)
     rows = [
-        issue(tenant=tenant, user=user, service="" if user else "Dify", name="k")[0]
+        issue_key(tenant=tenant, user=user, service="" if user else "Dify", name="k")[0]
         for tenant, user in ((research, alice), (research, bob), (research, None), (sales, alice), (sales, None))
     ]
     tenants, users = dict(zip((1, 2), (research.pk, sales.pk), strict=True)), {1: alice.pk, 2: bob.pk}
@@ -247,8 +248,8 @@ def counted(scope, tenant, user, key, model, unit, window, amount) -> tuple:
 
 def test_a_members_quota_is_neither_the_tenants_nor_the_persons_elsewhere(key, alice, bob, research, sales):
     Membership.objects.create(user=alice, tenant=sales)
-    issue(tenant=sales, user=alice, name="elsewhere")
-    issue(tenant=research, user=bob, name="colleague")
+    issue_key(tenant=sales, user=alice, name="elsewhere")
+    issue_key(tenant=research, user=bob, name="colleague")
     Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=5)
     limits = {found.id: found.limits for found in catalogue_loader.load().keys.values()}
     assert {pk for pk, found in limits.items() if found} == {key.pk}
@@ -318,17 +319,17 @@ def test_what_was_spent_counts_this_window_of_this_owner(key, alice, research, m
 def test_m9_a_successor_is_counted_as_its_predecessors(db, research, sales, quota):
     """In memory and in Redis, which both count by the limit's counter, and in the records, from which these begin."""
     if quota == "its own":
-        key, _ = issue(tenant=research, service="Dify", name="first")
+        key, _ = issue_key(tenant=research, service="Dify", name="first")
         Quota.objects.create(key=key, unit="requests", window="day", amount=3)
     else:
         Quota.objects.create(tenant=research, each="service", unit="requests", window="day", amount=3)
-        key, _ = issue(tenant=research, service="Dify", name="first")
-    other, _ = issue(tenant=research, service="batch", name="another")
+        key, _ = issue_key(tenant=research, service="Dify", name="first")
+    other, _ = issue_key(tenant=research, service="batch", name="another")
     Quota.objects.create(key=other, unit="requests", window="day", amount=9)
     line = [key]
     catalogue = catalogue_loader.load()
     for _ in range(3):
-        line.append(rotate(line[-1], timedelta(hours=1))[0])
+        line.append(rotate_key(line[-1], timedelta(hours=1))[0])
         catalogue = catalogue_loader.apply_changes(catalogue)
     now = timezone.now().timestamp()
     rows = [usage(f"of {one.pk}", key=one.pk, user=None, tenant=research.pk, started=now) for one in line]
@@ -374,10 +375,10 @@ def test_m7_a_number_that_one_database_takes_is_recorded_as_it_is_or_refused_by_
 def test_m7_a_table_that_is_not_as_it_should_be_refuses_no_row_for_good(key):
     """Before `migrate`: the rows wait in the spool."""
     with connection.schema_editor() as editor:
-        editor.execute("ALTER TABLE metering_usagerecord RENAME COLUMN end_user TO not_yet")
+        editor.execute("ALTER TABLE usage_usagerecord RENAME COLUMN end_user TO not_yet")
     try:
         with pytest.raises(DatabaseAway):
             catalogue_loader.record_usage([usage("a", key=key.pk)])
     finally:
         with connection.schema_editor() as editor:
-            editor.execute("ALTER TABLE metering_usagerecord RENAME COLUMN not_yet TO end_user")
+            editor.execute("ALTER TABLE usage_usagerecord RENAME COLUMN not_yet TO end_user")

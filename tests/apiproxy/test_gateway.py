@@ -12,8 +12,9 @@ from django.utils import timezone
 
 from apiproxy.server.asgi import Application, SecondGateway
 from modelregistry.models import Alias, Host, Replica, ServedModel
-from portal.keys.issuing import issue, revoke
-from portal.metering.models import Quota, UsageRecord
+from portal.keys.lifecycle import issue_key, revoke_key
+from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
 from tests.waiting import until
 
@@ -44,7 +45,7 @@ def test_a_wrong_key_is_refused_in_openai_form(counter, header):
 
 def test_a_revoked_key_is_refused_within_two_seconds(counter):
     assert counter.chat().status_code == 200
-    revoke(counter.key_row)
+    revoke_key(counter.key_row)
     begun = time.monotonic()
     until(lambda: counter.chat().status_code == 401, 5)
     assert time.monotonic() - begun < 2
@@ -52,13 +53,13 @@ def test_a_revoked_key_is_refused_within_two_seconds(counter):
 
 def test_a_new_key_works_at_once(counter, alice, research):
     for _ in range(5):
-        _, key = issue(tenant=research, user=alice, name="new")
+        _, key = issue_key(tenant=research, user=alice, name="new")
         assert counter.client.get("/v1/models", headers={"authorization": f"Bearer {key}"}).status_code == 200
 
 
 def test_a_header_that_several_callers_share_makes_none_of_them_another(counter, research, bob):
     """A proxy that signs in with Basic sends the same authorization for everybody."""
-    other, text = issue(tenant=research, user=bob, name="other")
+    other, text = issue_key(tenant=research, user=bob, name="other")
     counter.informed()
     for key in (counter.key, text, counter.key):
         body = {"model": "fake", "messages": [], "user": key[:12]}
@@ -78,7 +79,9 @@ def test_a_key_stops_when_its_owner_leaves_the_tenant(counter, alice, research):
 
 
 def test_an_expired_key_is_refused_without_any_change_in_the_database(counter, alice, research):
-    _, key = issue(tenant=research, user=alice, name="short", expires_at=timezone.now() + timezone.timedelta(seconds=3))
+    _, key = issue_key(
+        tenant=research, user=alice, name="short", expires_at=timezone.now() + timezone.timedelta(seconds=3)
+    )
     ask = {"url": f"{counter.url}/v1/models", "headers": {"authorization": f"Bearer {key}"}}
     until(lambda: httpx2.get(**ask).status_code == 200, 3)
     until(lambda: httpx2.get(**ask).status_code == 401, 5)
@@ -148,7 +151,7 @@ def test_a_model_is_refused_from_the_day_on_which_it_retires(counter):
 
 def test_a_key_of_one_model_cannot_use_another(counter, alice, research):
     other = ServedModel.objects.create(name="second", engine="external", url="http://127.0.0.1:1")
-    _, key = issue(tenant=research, user=alice, name="one", allowed_models=[other])
+    _, key = issue_key(tenant=research, user=alice, name="one", allowed_models=[other])
     headers = {"authorization": f"Bearer {key}"}
     counter.informed()
     assert counter.client.get("/v1/models/second", headers=headers).status_code == 200

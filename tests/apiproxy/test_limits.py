@@ -10,7 +10,7 @@ from apiproxy.dataplane.errors import OverQuota, OverRate
 from apiproxy.dataplane.limits.local import Admission, Limits, Spending, encoded_headers
 from apiproxy.dataplane.limits.redis import SharedLimits
 from modelregistry.supervisor.watchdog import Watchdog
-from portal.metering.windows import bounds
+from portal.quotas.windows import window_bounds
 from tests.redis import Redis, redis_server
 
 TOKYO = ZoneInfo("Asia/Tokyo")
@@ -38,7 +38,7 @@ class Records:
         self.asked += 1
         if self.away:
             return None
-        begin, _ = bounds(limit.counter.window, now, limit.zone)
+        begin, _ = window_bounds(limit.counter.window, now, limit.zone)
         found = [row for row in self.rows if row[0] >= begin]
         used = sum(row[1] if limit.counter.unit == "requests" else row[2] for row in found)
         return Spending(used, max((row[0] for row in found), default=0.0))
@@ -58,11 +58,11 @@ def redis() -> Iterator[Redis]:
 @pytest.fixture(params=["in this process", "in Redis"])
 async def limits(request, redis, recorded) -> AsyncIterator[Admission]:
     if request.param == "in this process":
-        yield Limits(bounds, recorded.spent)
+        yield Limits(window_bounds, recorded.spent)
         return
     redis.client.flushall()
     shared = SharedLimits(
-        redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=1, keep=Watchdog().keep
+        redis.url, prefix="test", bounds=window_bounds, spent=recorded.spent, workers=1, keep=Watchdog().keep
     )
     await shared.start()
     assert not shared.counting.alone
@@ -107,7 +107,7 @@ async def test_t4_of_several_limits_that_are_reached_the_one_that_lasts_longest_
         (await limits.admit(budget, MODEL, 5, NOON)).settle(5)
     with pytest.raises(OverQuota) as refused:
         await limits.admit(budget, MODEL, 1, NOON)
-    end = bounds("month", NOON, TOKYO)[1]
+    end = window_bounds("month", NOON, TOKYO)[1]
     assert int(refused.value.headers["retry-after"]) == end - NOON
     assert "2026-12-01 00:00 JST" in refused.value.message("en")
 

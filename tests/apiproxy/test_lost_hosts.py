@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from modelregistry.models import Host, Replica
-from portal.accounts.models import AuditEvent
+from portal.audit.models import AuditEvent
 from tests.apiproxy.conftest import Counter
 from tests.modelregistry.site import Site
 from tests.waiting import until

@@ -10,7 +10,7 @@ from apiproxy.dataplane.errors import BadRequest
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
 from apiproxy.dataplane.validation import OURS
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from tests.apiproxy.served import SERVED
 
 DATA = "data:image/png;base64,iVBORw0KGgo="
@@ -154,7 +154,7 @@ def test_g18_an_operator_may_let_all_share_one_cache():
 def test_g18_two_tenants_are_told_apart_to_a_vllm(counter, charlie, sales):
     counter.model.engine, counter.model.path = "vllm", "/models/fake"
     counter.model.save()
-    _, others = issue(tenant=sales, user=charlie, name="others")
+    _, others = issue_key(tenant=sales, user=charlie, name="others")
     counter.informed()
     body = {"model": "fake", "messages": []}
     for headers in ({}, {"authorization": f"Bearer {others}"}, {}):

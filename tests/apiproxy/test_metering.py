@@ -21,8 +21,9 @@ from apiproxy.dataplane.token_usage import Tokens
 from apiproxy.dataplane.usage_events import Usage
 from apiproxy.server.asgi import UNMETERED, readiness
 from modelregistry.supervisor.watchdog import HANGS, Down
-from portal.keys.issuing import rotate
-from portal.metering.models import Quota, UsageRecord, UsageSetAside
+from portal.keys.lifecycle import rotate_key
+from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord, UsageSetAside
 from tests import engine
 from tests.apiproxy.conftest import serving
 from tests.apiproxy.test_metrics import samples
@@ -218,7 +219,7 @@ def test_m9_by_rotating_a_key_nobody_gets_more(counter):
     row, text = counter.key_row, counter.key
     given = 0
     for _ in range(3):
-        row, text = rotate(row, timedelta(hours=1))
+        row, text = rotate_key(row, timedelta(hours=1))
         counter.informed()
         for one in (counter.key, text):
             answer = counter.client.post(

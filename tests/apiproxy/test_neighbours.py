@@ -15,7 +15,8 @@ import pytest
 from apiproxy.dataplane.ledger import SEGMENT_BYTES
 from apiproxy.server.asgi import LAST_MOVE
 from portal.keys import secret
-from portal.metering.models import Quota, UsageRecord
+from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord
 from tests import engine
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import Installation, installed
@@ -76,7 +77,7 @@ def database() -> Iterator[Postgres]:
 
 def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_path):
     def recorded() -> list[str]:
-        return [request_id for (request_id,) in database.rows("select request_id from metering_usagerecord")]
+        return [request_id for (request_id,) in database.rows("select request_id from usage_usagerecord")]
 
     with engine.running() as fake, installed(tmp_path / "var", DATABASE_URL=database.url) as installation:
         place = Place(installation, fake, installation.furnish(fake.url))
@@ -91,7 +92,7 @@ def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_
         until(lambda: "usage waits in the spool" in installation.log)
         away |= place.ids(10)
         assert place.http.get("/v1/models").status_code == 200
-        stranger = {"authorization": f"Bearer {secret.make()}"}
+        stranger = {"authorization": f"Bearer {secret.make_secret()}"}
         assert place.http.get("/v1/models", headers=stranger).status_code == 401
         database.start()
         until(lambda: sorted(recorded()) == sorted(before | away))
@@ -116,7 +117,7 @@ def test_a_database_that_hangs_does_not_keep_the_gateway_from_ending(database, t
         installation.serve()
         until(installation.answers)
         with psycopg.connect(database.url) as other:
-            other.execute("lock table metering_usagerecord in access exclusive mode")
+            other.execute("lock table usage_usagerecord in access exclusive mode")
             calls = place.ids(4)
             until(lambda: waiting(other) == 1)
             begun = time.monotonic()
@@ -127,7 +128,7 @@ def test_a_database_that_hangs_does_not_keep_the_gateway_from_ending(database, t
             other.rollback()
         installation.serve()
         until(installation.answers)
-        until(lambda: calls <= {name for (name,) in database.rows("select request_id from metering_usagerecord")})
+        until(lambda: calls <= {name for (name,) in database.rows("select request_id from usage_usagerecord")})
 
 
 def waiting(connection: psycopg.Connection) -> int:
@@ -139,7 +140,7 @@ def test_a_limit_that_cannot_be_read_stops_no_call_and_is_hard_again_when_it_can
     """A gateway has just started when the database goes away: it has read no counter yet."""
 
     def recorded() -> int:
-        return database.rows("select count(*) from metering_usagerecord where model = 'plain'")[0][0]
+        return database.rows("select count(*) from usage_usagerecord where model = 'plain'")[0][0]
 
     with engine.running() as fake, installed(tmp_path / "var", DATABASE_URL=database.url) as installation:
         place = Place(installation, fake, installation.furnish(fake.url))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from apiproxy.dataplane.client_address import ClientAddress, client_address_of, in_networks, parse_networks, product_of
 from portal.accounts import throttle
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from tests.waiting import until
 
@@ -146,7 +146,7 @@ def test_origins_meet_in_a_tuple():
 
 
 def test_networks_cost_other_keys_nothing(counter, alice, research):
-    _, text = issue(tenant=research, user=alice, name="free")
+    _, text = issue_key(tenant=research, user=alice, name="free")
     counter.informed()
     found = {key.networks for key in counter.application._gateway.catalogue.keys.values()}
     assert found == {()}

@@ -16,9 +16,9 @@ from apiproxy.bridge.models import CatalogueRevision
 from apiproxy.server.asgi import Application
 from modelregistry.engines.base import XLLAMACPP_LAUNCHER
 from modelregistry.models import Host, Replica, ServedModel
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering.models import UsageRecord
+from portal.usage.models import UsageRecord
 from tests import engines
 from tests.apiproxy.conftest import serving
 from tests.waiting import until
@@ -86,7 +86,7 @@ def real(transactional_db, settings, tmp_path, alice, research, urls) -> Iterato
         model = ServedModel.objects.create(name=name, engine="llama.cpp", task=task, path="/m.gguf")
         slots = 2 if task == "chat" else None
         Replica.objects.create(model=model, host=host, state="ready", url=url, api_key="k", slots=slots)
-    _, key = issue(tenant=research, user=alice, name="test")
+    _, key = issue_key(tenant=research, user=alice, name="test")
     with serving() as (url, application, _):
         sdk = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
         http = httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60)
@@ -104,7 +104,7 @@ ASKED = {
 
 @pytest.mark.parametrize("path", ASKED)
 def test_g18_no_tenant_learns_from_the_cache_what_another_has_asked(real, charlie, sales, path):
-    _, others = issue(tenant=sales, user=charlie, name="guesses")
+    _, others = issue_key(tenant=sales, user=charlie, name="guesses")
     for headers in ({}, {"x-api-key": others}):
         body = {"model": "chat", "cache_prompt": True, **ASKED[path]}
         assert real.http.post(path, json=body, headers=headers).status_code == 200
@@ -272,7 +272,7 @@ def test_an_engine_without_ranking_says_so(real):
 
 def test_batch_leaves_a_slot_to_people_and_goes_when_they_have_theirs(real, research):
     """Two slots: one person has one of them, so batch waits, and the next person is served at once."""
-    _, text = issue(tenant=research, service="nightly", name="nightly", key_class=ApiKey.Class.BATCH)
+    _, text = issue_key(tenant=research, service="nightly", name="nightly", key_class=ApiKey.Class.BATCH)
     batch = openai.OpenAI(base_url=real.sdk.base_url, api_key=text, max_retries=0, timeout=60)
     long = {"stream": True, "extra_body": {"ignore_eos": True, "user": "first"}, "max_tokens": 400}
     with concurrent.futures.ThreadPoolExecutor() as pool:

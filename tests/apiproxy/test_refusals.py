@@ -13,11 +13,12 @@ from apiproxy.dataplane import rejection_counts as counting
 from apiproxy.dataplane.ledger import DatabaseAway
 from apiproxy.dataplane.rejection_counts import Group, RejectionCounts
 from modelregistry.models import Alias, ServedModel
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering import refusals
-from portal.metering.models import Quota, RefusalHour
-from portal.metering.refusals import Refused
+from portal.quotas.models import Quota
+from portal.usage import rejections
+from portal.usage.models import RefusalHour
+from portal.usage.rejections import RejectionTotals
 from tests.engine import unary
 from tests.waiting import until
 
@@ -62,27 +63,29 @@ def test_memory_is_bounded_however_long_the_database_is_away(monkeypatch):
 # --- in the database
 
 
-def refused(hour: datetime = NOON, code: str = "insufficient_quota", **more) -> Refused:
-    return Refused(**{"hour": hour, "tenant": 1, "user": None, "key": 1, "model": "m", "code": code, **more})
+def refused(hour: datetime = NOON, code: str = "insufficient_quota", **more) -> RejectionTotals:
+    return RejectionTotals(**{"hour": hour, "tenant": 1, "user": None, "key": 1, "model": "m", "code": code, **more})
 
 
 @pytest.mark.django_db
 def test_counts_are_added_to_what_is_there():
-    refusals.add({refused(): 2, refused(code="model_not_found", model=""): 1})
-    refusals.add({refused(): 3})
+    rejections.add_rejections({refused(): 2, refused(code="model_not_found", model=""): 1})
+    rejections.add_rejections({refused(): 3})
     found = {(row.hour, row.code, row.model): row.requests for row in RefusalHour.objects.all()}
     assert found == {(NOON, "insufficient_quota", "m"): 5, (NOON, "model_not_found", ""): 1}
 
 
 @pytest.mark.django_db
 def test_pages_read_them_by_reason_the_most_frequent_first(django_assert_num_queries):
-    refusals.add({refused(): 2, refused(code="invalid_json"): 7, refused(key=2): 1, refused(tenant=2, key=3): 9})
+    rejections.add_rejections(
+        {refused(): 2, refused(code="invalid_json"): 7, refused(key=2): 1, refused(tenant=2, key=3): 9}
+    )
     with django_assert_num_queries(1):
-        assert refusals.by_code(RefusalHour.objects.filter(tenant=1)) == [
+        assert rejections.rejections_by_code(RefusalHour.objects.filter(tenant=1)) == [
             ("invalid_json", 7),
             ("insufficient_quota", 3),
         ]
-    assert refusals.by(RefusalHour.objects.all(), "tenant_id") == [
+    assert rejections.rejections_by(RefusalHour.objects.all(), "tenant_id") == [
         {"tenant_id": 1, "requests": 10},
         {"tenant_id": 2, "requests": 9},
     ]
@@ -91,8 +94,10 @@ def test_pages_read_them_by_reason_the_most_frequent_first(django_assert_num_que
 @pytest.mark.django_db
 @pytest.mark.parametrize(("name", "hours"), [("Asia/Tokyo", (-12, 11)), ("Asia/Kolkata", (-8, 15))])
 def test_days_are_those_of_a_calendar(name, hours):
-    refusals.add({refused(NOON + timedelta(hours=n)): 1 for n in range(-30, 30)})
-    day = refusals.within(RefusalHour.objects.all(), date(2026, 11, 22), date(2026, 11, 22), ZoneInfo(name))
+    rejections.add_rejections({refused(NOON + timedelta(hours=n)): 1 for n in range(-30, 30)})
+    day = rejections.rejections_within(
+        RefusalHour.objects.all(), date(2026, 11, 22), date(2026, 11, 22), ZoneInfo(name)
+    )
     found = [round((row.hour - NOON).total_seconds() / 3600) for row in day.order_by("hour")]
     assert len(found) == 24
     assert (found[0], found[-1]) == hours
@@ -179,7 +184,7 @@ def test_a_person_learns_of_no_model_that_they_may_not_use(counter, sales, resea
     """The name of a hidden model in a count would tell that there is one."""
     hidden = ServedModel.objects.create(name="hidden", engine="external", url="http://127.0.0.1:1")
     ModelAccess.objects.create(model=hidden, tenant=sales)
-    row, text = issue(tenant=research, service="Dify", name="Dify")
+    row, text = issue_key(tenant=research, service="Dify", name="Dify")
     assert ApiKey.objects.get(pk=row.pk).user_id is None
     counter.informed()
     headers = {"authorization": f"Bearer {text}"}

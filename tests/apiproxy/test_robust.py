@@ -24,8 +24,8 @@ IDLE = 10_000
 
 ANOTHER_KEY = """
 from portal.accounts.models import Tenant
-from portal.keys.issuing import issue
-print(issue(tenant=Tenant.objects.get(), service="other", name="other")[1])
+from portal.keys.lifecycle import issue_key
+print(issue_key(tenant=Tenant.objects.get(), service="other", name="other")[1])
 """
 
 
@@ -171,7 +171,7 @@ def test_floods_of_bad_keys_touch_neither_spool_nor_database(place):
             stranger.sendall(request(made_up, "/v1/chat/completions", body))
             assert read_until(stranger, b"}}").startswith(b"HTTP/1.1 401")
     for _ in range(3):  # well formed, and nobody's
-        headers = {"authorization": f"Bearer {secret.make()}"}
+        headers = {"authorization": f"Bearer {secret.make_secret()}"}
         assert httpx2.get(f"{installation.url}/v1/models", headers=headers).status_code == 401
     assert ([path.stat().st_size for path in watched], [path.stat().st_mtime_ns for path in watched]) == before
     assert answers_quickly(installation, key)

@@ -19,7 +19,7 @@ from apiproxy.dataplane.limits import redis as shared_limits
 from apiproxy.dataplane.limits.local import Limits
 from apiproxy.dataplane.limits.redis import SharedLimits
 from modelregistry.supervisor.watchdog import Watchdog
-from portal.metering.windows import bounds
+from portal.quotas.windows import window_bounds
 from tests.apiproxy.test_limits import DAY, MODEL, NOON, TOKYO, Limit, Records, limit
 from tests.redis import Redis, redis_server
 from tests.slapd import unused_port, write_certificates
@@ -88,7 +88,9 @@ async def workers(redis, recorded) -> AsyncIterator[Workers]:
 
     async def make(count: int) -> list[SharedLimits]:
         new = [
-            SharedLimits(redis.url, prefix="test", bounds=bounds, spent=recorded.spent, workers=2, keep=Watchdog().keep)
+            SharedLimits(
+                redis.url, prefix="test", bounds=window_bounds, spent=recorded.spent, workers=2, keep=Watchdog().keep
+            )
             for _ in range(count)
         ]
         for shared in new:
@@ -448,7 +450,9 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
 
 
 async def knocks(url: str) -> bool:
-    shared = SharedLimits(url, prefix="test", bounds=bounds, spent=Records().spent, workers=1, keep=Watchdog().keep)
+    shared = SharedLimits(
+        url, prefix="test", bounds=window_bounds, spent=Records().spent, workers=1, keep=Watchdog().keep
+    )
     await shared.start()
     try:
         return not shared.counting.alone
@@ -525,8 +529,8 @@ async def outcome(way: Limits | SharedLimits, budget: list[Limit], estimate: int
 async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
     records = Records()
     ways: list[Limits | SharedLimits] = [
-        Limits(bounds, records.spent),
-        SharedLimits(url, prefix="test", bounds=bounds, spent=records.spent, workers=1, keep=Watchdog().keep),
+        Limits(window_bounds, records.spent),
+        SharedLimits(url, prefix="test", bounds=window_bounds, spent=records.spent, workers=1, keep=Watchdog().keep),
     ]
     await ways[1].start()
     holds, now = [], NOON

@@ -9,7 +9,7 @@ import pytest
 
 from apiproxy.dataplane.crash_suspects import MEMORY, PROOF, CrashSuspects
 from modelregistry.models import Host, Replica, ServedModel
-from portal.accounts.models import AuditEvent
+from portal.audit.models import AuditEvent
 from tests import engine
 from tests.engine import ANSWER, SSE, unary
 from tests.waiting import until

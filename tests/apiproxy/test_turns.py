@@ -27,9 +27,10 @@ from apiproxy.dataplane.scheduler import (
     replicas_for_batch,
 )
 from modelregistry.models import Replica as ReplicaRow
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from portal.metering.models import Quota, RefusalHour, UsageRecord
+from portal.quotas.models import Quota
+from portal.usage.models import RefusalHour, UsageRecord
 from tests.apiproxy import served
 from tests.engine import DONE, FINISH, SSE, chunk, token
 from tests.waiting import until
@@ -304,7 +305,7 @@ def batch(counter, alice, research) -> httpx2.Client:
     row = ReplicaRow.objects.get()
     row.slots = 2
     row.save()
-    key, text = issue(tenant=research, user=alice, name="nightly")
+    key, text = issue_key(tenant=research, user=alice, name="nightly")
     key.key_class = ApiKey.Class.BATCH
     key.save()
     counter.informed()

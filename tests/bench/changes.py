@@ -18,7 +18,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
 django.setup()
 
 from portal.accounts.models import Tenant
-from portal.keys import issuing
+from portal.keys import lifecycle
 
 PATIENCE = 20  # seconds
 PAUSE = 0.01
@@ -28,10 +28,10 @@ def main(url: str, count: int) -> None:
     tenant = Tenant.objects.get(slug="bench")
     made, revoked = [], []
     for _ in range(count):
-        key, text = issuing.issue(tenant=tenant, name="change", service="bench")
+        key, text = lifecycle.issue_key(tenant=tenant, name="change", service="bench")
         made.append(_until(url, text, 200))
         sleep(random())  # at any moment between two of the gateway's looks at the database
-        issuing.revoke(key)
+        lifecycle.revoke_key(key)
         revoked.append(_until(url, text, 401))
     print(json.dumps({"a new key's first 200": made, "a revoked key's first 401": revoked}))
 

@@ -24,8 +24,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from portal.console.believable import company
-from portal.metering.models import UsageRecord
+from portal.demo import company
+from portal.usage.models import UsageRecord
 from tests import walk
 from tests.bench import usage_rows
 
@@ -40,7 +40,7 @@ def say(text: str) -> None:
 def fill(rows: int, audit: int, periods: int) -> None:
     call_command("migrate", verbosity=0)
     begun = perf_counter()
-    company.fill(company.Size(), timezone.now(), SEED, directory=False)
+    company.fill_database(company.Size(), timezone.now(), SEED, directory=False)
     say(f"the company took {perf_counter() - begun:.0f} s")
     if rows:
         usage_rows.multiply(rows, audit, periods)

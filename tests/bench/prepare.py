@@ -17,9 +17,9 @@ from django.core.management import call_command
 
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Membership, Tenant, User
-from portal.keys import issuing, secret
+from portal.keys import lifecycle, secret
 from portal.keys.models import ApiKey
-from portal.metering.models import Quota
+from portal.quotas.models import Quota
 
 PLENTY = 10**12  # every limit is looked at and counted, none is reached
 TENANTS = 100  # of a large catalogue; its keys are spread over them
@@ -35,7 +35,7 @@ def main(engine: str, keys: int, models: int) -> None:
     model.save()
     host = Host.objects.create(name="bench")
     Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=engine)
-    _, key = issuing.issue(tenant=tenant, name="bench", user=person)
+    _, key = lifecycle.issue_key(tenant=tenant, name="bench", user=person)
     Quota.objects.bulk_create([*limits(tenant=tenant), *limits(user=person)])
     more_models(engine, host, models - 1)
     more_keys(keys - 1)
@@ -68,14 +68,14 @@ def more_keys(count: int) -> None:
         Tenant(slug=f"bench-{number}", name=f"Bench {number}") for number in range(TENANTS)
     )
     Quota.objects.bulk_create(limit for tenant in tenants for limit in limits(tenant=tenant))
-    texts = [secret.make() for _ in range(count)]
+    texts = [secret.make_secret() for _ in range(count)]
     keys = [
         ApiKey(
             tenant=tenants[number % TENANTS],
             service="bench",
             name="bench",
-            prefix=text[: secret.PREFIX],
-            digest=secret.digest(text, settings.API_KEY_SECRET),
+            prefix=text[: secret.PREFIX_LENGTH],
+            digest=secret.digest_of(text, settings.API_KEY_SECRET),
         )
         for number, text in enumerate(texts)
     ]

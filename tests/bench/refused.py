@@ -18,10 +18,10 @@ MANY = 12_000
 SOME = 1500  # a well-formed key that is unknown is answered 150 times a second: the database is asked first
 IDLE = 5.0  # seconds
 KINDS = {
-    "no key of ours": (MANY, lambda: f"sk-{secret.make()[3:]}"),
-    "mistyped: its checksum is wrong": (MANY, lambda: secret.make()[:-1] + "!"),
+    "no key of ours": (MANY, lambda: f"sk-{secret.make_secret()[3:]}"),
+    "mistyped: its checksum is wrong": (MANY, lambda: secret.make_secret()[:-1] + "!"),
     "well formed, one and the same": (SOME, None),
-    "well formed, each another": (SOME, secret.make),
+    "well formed, each another": (SOME, secret.make_secret),
 }
 
 
@@ -60,7 +60,7 @@ def part(rounds: int) -> Part:
 def _workload(directory: Path, kind: str) -> Workload:
     path = directory / f"{list(KINDS).index(kind)}.keys"
     calls, make = KINDS[kind]
-    path.write_text("".join(f"{make()}\n" for _ in range(calls)) if make else f"{secret.make()}\n")
+    path.write_text("".join(f"{make()}\n" for _ in range(calls)) if make else f"{secret.make_secret()}\n")
     return Workload(name=kind, clients=UNARY.clients, requests=calls, keys=path)
 
 

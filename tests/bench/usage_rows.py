@@ -12,9 +12,10 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import Max, Model
 from django.utils import timezone
 
-from portal.accounts.models import AuditEvent, Tenant
-from portal.metering import rollups
-from portal.metering.models import RefusalHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
+from portal.accounts.models import Tenant
+from portal.audit.models import AuditEvent
+from portal.usage import rollups
+from portal.usage.models import RefusalHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 
 BACK = 84  # days
 END_USERS = 4  # of one in the original

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import expect
 
 from modelregistry.models import ServedModel
-from portal.accounts.models import AuditEvent
+from portal.audit.models import AuditEvent
 from portal.keys.models import ManagementKey
 from tests.browser.pages import sign_in
 from tests.pages import serve

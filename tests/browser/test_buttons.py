@@ -9,9 +9,10 @@ from django.conf import settings
 from django.utils import timezone
 from playwright.sync_api import Page
 
-from portal.accounts import roster
-from portal.accounts.models import AuditEvent, Tenant, User
-from portal.metering.models import Quota, QuotaRequest
+from portal.accounts import directory_sync
+from portal.accounts.models import Tenant, User
+from portal.audit.models import AuditEvent
+from portal.quotas.models import Quota, QuotaRequest
 from tests.browser.pages import enter
 from tests.portal.conftest import connect, door  # noqa: F401 - fixtures
 from tests.slapd import SUFFIX
@@ -103,8 +104,8 @@ def directory_lost(olivia, connect, door, directory):  # noqa: F811
     for name in ("alice", "bob", "charlie", "yamada"):
         assert door.enter(name, directory.people[name].password)
     connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}")
-    with pytest.raises(roster.Implausible):
-        roster.follow(settings.DIRECTORY)
+    with pytest.raises(directory_sync.SuspiciousChange):
+        directory_sync.sync_directory(settings.DIRECTORY)
     return company
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page
 
-from portal.accounts import roster
-from portal.accounts.models import AuditEvent, User
+from portal.accounts import directory_sync
+from portal.accounts.models import User
+from portal.audit.models import AuditEvent
 from tests.browser.pages import looks, sign_in
 from tests.portal.conftest import connect, door  # noqa: F401 - fixtures
 from tests.slapd import SUFFIX
@@ -48,7 +49,7 @@ def test_an_operator_sees_what_is_wrong_decides_and_finds_it_in_the_log(
     scheme,
 ):
     provoked.append("ws/operations/")  # which this server does not have
-    roster.follow(company)
+    directory_sync.sync_directory(company)
     connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}")  # where nobody is
     page = open_page(language, scheme=scheme)
     sign_in(page, "watch")

@@ -10,8 +10,8 @@ from django.utils import timezone
 from playwright.sync_api import Page
 
 from portal.keys.models import ApiKey
-from portal.metering.models import Quota, QuotaRequest
-from portal.notices.telling import tell
+from portal.notifications.notify import notify
+from portal.quotas.models import Quota, QuotaRequest
 from tests.browser.pages import enter, looks
 from tests.browser.server import Site
 from tests.fleet import calls, fleet
@@ -60,7 +60,7 @@ def furnished(filled, alice, bob, olivia, research) -> None:  # noqa: F811
     wish = {"tenant": research, "user": alice, "unit": "tokens", "amount": 200_000_000, "had": 130_000_000}
     QuotaRequest.objects.create(**wish, window="month", asked_by=alice, reason="決算期のため " * 10)
     told = {"key": LONG, "prefix": long.prefix, "tenant": research.name, "days": 3, "at": now.isoformat()}
-    tell([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
+    notify([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
 
 
 def pages(readers: Callable[[list[str]], str], filled: dict[str, str]) -> Iterator[tuple[str, str]]:  # noqa: F811

@@ -9,10 +9,10 @@ from django.utils import timezone
 from playwright.sync_api import expect
 
 from portal.accounts.models import Membership
-from portal.keys import issuing
+from portal.keys import lifecycle
 from portal.keys.models import ApiKey
-from portal.metering.models import Quota
-from portal.notices.telling import tell
+from portal.notifications.notify import notify
+from portal.quotas.models import Quota
 from tests.browser.pages import looks, sign_in
 from tests.conftest import person
 from tests.pages import serve, use
@@ -61,7 +61,7 @@ def test_a_tenant_admin_sets_up_dify(open_page, bob, research):
 
 @pytest.mark.parametrize("language", ["ja", "en"])
 def test_a_key_is_replaced_while_both_work(open_page, bob, research, language):
-    key, _ = issuing.issue(tenant=research, service="Dify", name="Dify", responsible=bob)
+    key, _ = lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=bob)
     page = open_page(language)
     sign_in(page, "bob")
     page.goto(reverse("key", args=[key.prefix]))
@@ -79,8 +79,8 @@ def test_a_key_is_replaced_while_both_work(open_page, bob, research, language):
 
 
 def test_a_notice_leads_to_what_it_tells_of(open_page, alice, research):
-    key, _ = issuing.issue(tenant=research, user=alice, name="laptop")
-    issuing.revoke(key, because="the laptop was lost")
+    key, _ = lifecycle.issue_key(tenant=research, user=alice, name="laptop")
+    lifecycle.revoke_key(key, because="the laptop was lost")
     page = open_page("en")
     sign_in(page)
     page.get_by_label("1 unread notice").click()
@@ -112,7 +112,7 @@ def everything(bob, research):
     model = serve(LONG_MODEL, context=131_072)
     serve("e5", task="embedding", state="asleep")
     gone = person("takahashi.shinnosuke.contractor", research, first_name="慎之介", last_name="高橋")
-    key, _ = issuing.issue(
+    key, _ = lifecycle.issue_key(
         tenant=research, service=LONG, name=LONG, responsible=gone, purpose=LONG * 4, key_class="batch",
         networks=["10.0.0.0/8", "2001:db8:aaaa:bbbb:cccc:dddd:eeee:0/112"], allowed_models=[model], created_by=bob,
         expires_at=timezone.now() + timedelta(days=3),
@@ -121,14 +121,14 @@ def everything(bob, research):
     use(key, tokens=(123_456_789, 98_765), model=LONG_MODEL)
     ApiKey.objects.filter(pk=key.pk).update(last_used_from="10.255.255.254", last_used_with="OpenAI/Python 3.54.0")
     Quota.objects.create(key=key, unit="tokens", window="day", amount=100_000_000)
-    old, _ = issuing.issue(tenant=research, service="Open WebUI", name="Open WebUI", responsible=bob)
-    issuing.rotate(old, timedelta(days=7), by=bob)
-    ended, _ = issuing.issue(tenant=research, service="old", name="old", responsible=bob)
-    issuing.revoke(ended, because="leaked")
+    old, _ = lifecycle.issue_key(tenant=research, service="Open WebUI", name="Open WebUI", responsible=bob)
+    lifecycle.rotate_key(old, timedelta(days=7), by=bob)
+    ended, _ = lifecycle.issue_key(tenant=research, service="old", name="old", responsible=bob)
+    lifecycle.revoke_key(ended, because="leaked")
     facts = {"key": LONG, "prefix": key.prefix, "tenant": research.name, "at": timezone.now()}
-    tell([bob], "key-expires", "1", path=f"/keys/{key.prefix}/", days=3, **facts)
-    tell([bob], "key-expired", "1", **facts)
-    tell([bob], "membership-ended", "1", tenant=research.name, keys=2)
+    notify([bob], "key-expires", "1", path=f"/keys/{key.prefix}/", days=3, **facts)
+    notify([bob], "key-expired", "1", **facts)
+    notify([bob], "membership-ended", "1", tenant=research.name, keys=2)
     bob.notices.filter(kind="membership-ended").update(read_at=timezone.now())
     return key
 

@@ -6,7 +6,7 @@ import pytest
 from django.urls import reverse
 from django.utils import timezone
 
-from portal.metering.models import Quota
+from portal.quotas.models import Quota
 from tests.browser.pages import looks, sign_in
 from tests.pages import key_of, serve, use
 

@@ -14,9 +14,10 @@ from apiproxy.server import single_process
 from apiproxy.server.asgi import Application
 from modelregistry.models import Host, Replica, ServedModel
 from portal.accounts.models import Membership
-from portal.keys import issuing, secret
+from portal.keys import lifecycle, secret
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering.models import Quota, UsageRecord
+from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord
 from tests import engine
 from tests.browser.pages import looks, sign_in
 from tests.browser.server import Site
@@ -260,7 +261,7 @@ def test_a_key_that_ended_is_replaced_without_a_word(page, serve, provoked):
     tab = page()
     say(tab, "One")
     expect(tab.locator(".turn.model .figures")).to_contain_text("out")
-    issuing.revoke(ApiKey.objects.get())
+    lifecycle.revoke_key(ApiKey.objects.get())
     asked_with_another_key(tab)
     say(tab, "Two")
     expect(tab.locator(".turn.model .figures").nth(1)).to_contain_text("out")
@@ -269,7 +270,7 @@ def test_a_key_that_ended_is_replaced_without_a_word(page, serve, provoked):
 
 def asked_with_another_key(tab: Page) -> None:
     """A key that is not known makes the gateway look for changes; afterwards it knows all of them."""
-    answer = tab.request.get("/v1/models", headers={"authorization": f"Bearer {secret.make()}"})
+    answer = tab.request.get("/v1/models", headers={"authorization": f"Bearer {secret.make_secret()}"})
     assert answer.status == 401
 
 
@@ -300,7 +301,7 @@ def test_the_code_is_the_very_same_call_and_runs_as_it_stands(page, serve, engin
     tab.get_by_text("Show as code").click()
     tab.get_by_text(way, exact=True).click()
     code = tab.locator(f"#{way.lower()}").inner_text()
-    _, key = issuing.issue(tenant=research, user=alice, name="mine")
+    _, key = lifecycle.issue_key(tenant=research, user=alice, name="mine")
     command = ["sh", "-c", code] if way == "curl" else [sys.executable, "-c", code]
     environment = {**os.environ, "OPENAI_API_KEY": key}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True)

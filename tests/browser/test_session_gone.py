@@ -3,7 +3,7 @@
 import pytest
 from django.contrib.sessions.models import Session
 
-from portal.metering.models import QuotaRequest
+from portal.quotas.models import QuotaRequest
 from tests.browser.pages import enter
 from tests.browser.test_buttons import open_request  # noqa: F401 - a fixture
 

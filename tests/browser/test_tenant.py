@@ -6,9 +6,9 @@ from django.utils import timezone
 
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
-from portal.metering import giving
-from portal.metering.giving import Measure, Whose
-from portal.metering.models import Quota, QuotaRequest
+from portal.quotas import administration
+from portal.quotas.administration import QuotaKind, QuotaTarget
+from portal.quotas.models import Quota, QuotaRequest
 from tests.browser.pages import looks, sign_in
 from tests.pages import key_of, serve, use
 
@@ -54,7 +54,9 @@ WORDS = {
 def department(alice, bob, charlie, olivia, research):
     """Alice has used 85 of the 100 tokens that each member has a day."""
     serve()
-    giving.give(bob, Whose(tenant=research, each="member"), Measure(unit="tokens", window="day"), 100)
+    administration.set_quota(
+        bob, QuotaTarget(tenant=research, each="member"), QuotaKind(unit="tokens", window="day"), 100
+    )
     use(key_of(alice, research), tokens=(80, 5), at=timezone.now())
     return WORDS
 

@@ -17,7 +17,7 @@ from tests.chaos.load import Call
 REPLICAS = """select m.name as model, r.state, r.pid, r.run_id, r.restarts, r.detail
               from modelregistry_replica r join modelregistry_servedmodel m on m.id = r.model_id"""
 USAGE = """select request_id, model, end_user, status, estimated, prompt_tokens, completion_tokens
-           from metering_usagerecord"""
+           from usage_usagerecord"""
 SEEN = "select seen_at from modelregistry_host where seen_at is not null order by seen_at desc limit 1"
 
 

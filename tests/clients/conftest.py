@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from modelregistry.models import Host, Replica, ServedModel
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from tests import engine, engines
 from tests.apiproxy.conftest import serving
 from tests.apiproxy.test_real_engine import launch
@@ -66,6 +66,6 @@ def office(transactional_db, settings, tmp_path, alice, research, urls) -> Itera
             )
             model = ServedModel.objects.create(name=name, **kind)
             Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=url, api_key="k")
-        _, key = issue(tenant=research, user=alice, name="test")
+        _, key = issue_key(tenant=research, user=alice, name="test")
         with serving() as (url, _, _):
             yield Office(url, key, agent)

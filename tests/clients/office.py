@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from portal.metering.models import UsageRecord
+from portal.usage.models import UsageRecord
 from tests.clients.agent_engine import Agent
 from tests.waiting import until
 

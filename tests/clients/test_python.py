@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from apiproxy.dataplane import gateway
 from modelregistry.models import ServedModel
-from portal.keys import access
+from portal.keys import model_access
 from portal.keys.integrations import dify
 from tests.clients.agent_engine import COMPLETION, PROMPT, SIGNATURE, THOUGHT
 from tests.clients.office import DOCUMENTS, QUESTION, Driver, Office, answer
@@ -98,7 +98,7 @@ CHOICES = {
 
 @pytest.mark.parametrize("kind", ["chat", "embedding", "rerank"])
 def test_dify_takes_a_model_as_our_pages_print_it(office, kind):
-    [offer] = access.offers(ServedModel.objects.filter(name=kind))
+    [offer] = model_access.available_models(ServedModel.objects.filter(name=kind))
     printed = dict(dify(offer, office.v1, office.key))
     types = {"chat": "LLM", "embedding": "Text Embedding", "rerank": "Rerank"}
     assert (printed.pop("Model Type"), printed.pop("Model Name")) == (types[kind], kind)
@@ -199,7 +199,7 @@ def test_dify_ranks(office):
 
 
 def test_p6_dify_hears_with_a_model_as_our_pages_print_it(office):
-    [offer] = access.offers(ServedModel.objects.filter(name="fake"))
+    [offer] = model_access.available_models(ServedModel.objects.filter(name="fake"))
     printed = dict(dify(replace(offer, task="transcription"), office.v1, office.key))
     assert (printed.pop("Model Type"), printed.pop("Model Name")) == ("Speech2text", "fake")
     form = {FORM[label]: CHOICES.get((FORM[label], value), value) for label, value in printed.items()}

@@ -114,7 +114,7 @@ class Site:
         assert not self.unrecorded({request_id}), request_id
         # Not what `drop` brought, of long ago: of a dead gateway's calls no counter here knows.
         ((used,),) = self.installation.read(
-            "select sum(prompt_tokens + completion_tokens) from metering_usagerecord"
+            "select sum(prompt_tokens + completion_tokens) from usage_usagerecord"
             f" where request_id like 'req_%' and request_id not like 'req_0000%' and request_id <> '{request_id}'"
             " and started_at > datetime('now', '-1 day')"
         )
@@ -123,7 +123,7 @@ class Site:
     def unrecorded(self, ids: set[str]) -> set[str]:
         """Those of these calls that have no row."""
         marks = ",".join(f"'{request_id}'" for request_id in ids)
-        rows = self.installation.read(f"select request_id from metering_usagerecord where request_id in ({marks})")
+        rows = self.installation.read(f"select request_id from usage_usagerecord where request_id in ({marks})")
         assert len(rows) == len(set(rows))
         return ids - {request_id for (request_id,) in rows}
 

@@ -42,8 +42,8 @@ QUESTION = {"prompt": " ".join(["word"] * 600), "max_tokens": 16, "temperature":
 
 KEY = """
 from portal.accounts.models import Tenant
-from portal.keys.issuing import issue
-print(issue(tenant=Tenant.objects.create(slug="check", name="check"), service="check", name="check")[1])
+from portal.keys.lifecycle import issue_key
+print(issue_key(tenant=Tenant.objects.create(slug="check", name="check"), service="check", name="check")[1])
 """
 
 

@@ -7,7 +7,7 @@ import environs
 import pytest
 from django.test import Client
 
-from portal.accounts import directory as company
+from portal.accounts import ldap as company
 from portal.accounts.models import User
 from tests.domain_controller import connect_domain, domain  # noqa: F401 - fixtures
 from tests.portal.calling import described  # noqa: F401 - a fixture
@@ -15,7 +15,7 @@ from tests.slapd import Directory
 
 BACKENDS = [
     "axes.backends.AxesStandaloneBackend",
-    "portal.accounts.directory.Backend",
+    "portal.accounts.ldap.Backend",
     "portal.accounts.backends.LocalBackend",
 ]
 

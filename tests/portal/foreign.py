@@ -5,12 +5,13 @@ from datetime import timedelta
 
 from django.utils import timezone
 
-from portal.accounts import audit
 from portal.accounts.models import Membership, Tenant, User
-from portal.api import keys as management_keys
+from portal.audit import tracking
+from portal.keys import management_keys
 from portal.keys.models import ApiKey
-from portal.metering.models import Quota, QuotaRequest, RefusalHour
-from portal.notices import telling
+from portal.notifications import notify
+from portal.quotas.models import Quota, QuotaRequest
+from portal.usage.models import RefusalHour
 from tests.conftest import person
 from tests.pages import key_of, service_key_of, use
 
@@ -74,7 +75,7 @@ def fill(home: Tenant) -> Foreign:
             model="qwen", code="rate_limit_exceeded", requests=1,
         )  # fmt: skip
     tomorrow = timezone.now() + timedelta(days=1)
-    management_keys.issue(user=stranger, name=MARK, scopes_=["usage:read"], expires_at=tomorrow)
-    telling.tell([stranger], "membership-ended", MARK, tenant=MARK, keys=1)
-    audit.record("key.models", keys[1], "key", after={"models": [MARK]}, tenant=tenant)
+    management_keys.issue_management_key(user=stranger, name=MARK, scopes_=["usage:read"], expires_at=tomorrow)
+    notify.notify([stranger], "membership-ended", MARK, tenant=MARK, keys=1)
+    tracking.record_event("key.models", keys[1], "key", after={"models": [MARK]}, tenant=tenant)
     return Foreign(tenant=tenant, both=both, keys=keys)

@@ -18,11 +18,11 @@ from django.urls import URLPattern, get_resolver
 from django.utils import timezone
 
 from modelregistry.models import Host, Replica
-from portal.api import keys as management_keys
-from portal.metering.models import Quota, QuotaRequest
-from portal.metering.scopes import TENANT
-from portal.notices import telling
-from portal.notices.models import Notice
+from portal.keys import management_keys
+from portal.notifications import notify
+from portal.notifications.models import Notice
+from portal.quotas.models import Quota, QuotaRequest
+from portal.usage.scopes import TENANT
 from tests.pages import key_of, serve
 
 pytestmark = pytest.mark.django_db
@@ -304,8 +304,10 @@ def filled(alice, bob, research) -> dict[str, str]:
     """What stands for the variable parts of addresses."""
     model = serve("qwen")
     tomorrow = timezone.now() + timedelta(days=1)
-    managing, _ = management_keys.issue(user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow)
-    telling.tell([alice], "membership-ended", "x", tenant="X", keys=1)
+    managing, _ = management_keys.issue_management_key(
+        user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow
+    )
+    notify.notify([alice], "membership-ended", "x", tenant="X", keys=1)
     # What is between the admins of a tenant and operators.
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     of_bob = Quota.objects.create(**daily, user=bob, amount=1)

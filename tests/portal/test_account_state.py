@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import ldap
 import pytest
 
-from portal.accounts.directory import account_state, errors
+from portal.accounts.ldap import account_state, errors
 
 NOW = datetime(2026, 11, 29, 12, 0, tzinfo=UTC)
 

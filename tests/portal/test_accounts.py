@@ -13,14 +13,13 @@ from django.urls import reverse
 from django.utils import timezone, translation
 
 from modelregistry.supervisor import tasks
-from portal.accounts import membership, people
+from portal.accounts import directory_users, membership
 from portal.accounts.models import Membership, Tenant, User
-from portal.accounts.tenancy import tenant_for, visible_tenants
-from portal.api import keys as management_keys
-from portal.console.templatetags import figures
-from portal.keys import issuing
+from portal.accounts.permissions import tenant_for, visible_tenants
+from portal.keys import lifecycle, management_keys
 from portal.operations import actions
 from portal.operations.directory import follow_now
+from portal.web.templatetags import formatting
 from tests.pages import key_of, serve, service_key_of
 
 pytestmark = pytest.mark.django_db
@@ -74,7 +73,7 @@ class TestNames:
 
 class TestEnsurePerson:
     def test_it_makes_person_tenant_and_membership(self):
-        user = people.ensure_person(
+        user = directory_users.ensure_person(
             "demo", tenant_slug="demo", tenant_name="Demo", password="pass phrase", role="admin", is_operator=True
         )
         assert user.check_password("pass phrase")
@@ -84,7 +83,7 @@ class TestEnsurePerson:
         ]
 
     def test_it_leaves_what_is_there(self, alice, research):
-        again = people.ensure_person(
+        again = directory_users.ensure_person(
             "Alice", tenant_slug="research", tenant_name="X", password="other", role="admin", is_operator=True
         )
         again.refresh_from_db()
@@ -95,7 +94,7 @@ class TestEnsurePerson:
     @pytest.mark.parametrize(("name", "slug"), [("", "ok"), ("with space", "ok"), ("ok", "two words"), ("ok", "研究")])
     def test_it_refuses_what_is_no_name(self, name, slug):
         with pytest.raises(ValidationError):
-            people.ensure_person(name, tenant_slug=slug, password="x")
+            directory_users.ensure_person(name, tenant_slug=slug, password="x")
         assert not User.objects.exists()
         assert not Tenant.objects.exists()
 
@@ -185,8 +184,8 @@ class TestVerbsCheckTheirActor:
         for other in (alice, charlie):
             for verb in (
                 lambda by: membership.change_role(by, row, "admin"),
-                lambda by: membership.remove(by, row),
-                lambda by: membership.add(by, research, "charlie"),
+                lambda by: membership.remove_member(by, row),
+                lambda by: membership.add_member(by, research, "charlie"),
             ):
                 with pytest.raises(PermissionDenied):
                     verb(other)
@@ -197,16 +196,16 @@ class TestVerbsCheckTheirActor:
     def test_t1_models_and_the_directory_are_for_operators(self, alice, bob):
         model = serve("qwen")
         for verb in (
-            lambda by: actions.register(by, name="x", engine="external", url="http://127.0.0.1:9"),
-            lambda by: actions.start(by, model),
-            lambda by: actions.stop(by, model),
-            lambda by: actions.restart(by, model),
-            lambda by: actions.change(by, model, slots=2),
-            lambda by: actions.retire(by, model, None),
+            lambda by: actions.register_model(by, name="x", engine="external", url="http://127.0.0.1:9"),
+            lambda by: actions.start_model(by, model),
+            lambda by: actions.stop_model(by, model),
+            lambda by: actions.restart_model(by, model),
+            lambda by: actions.change_model(by, model, slots=2),
+            lambda by: actions.retire_model(by, model, None),
             lambda by: actions.give_alias(by, "mine", model),
             lambda by: actions.set_aliases(by, model, ["mine"]),
             lambda by: actions.set_visibility(by, model, []),
-            lambda by: actions.unregister(by, model),
+            lambda by: actions.unregister_model(by, model),
             lambda by: follow_now(by, None, force=True),  # type: ignore[arg-type]
         ):
             for other in (alice, bob):
@@ -215,24 +214,24 @@ class TestVerbsCheckTheirActor:
 
     def test_t1_keys_are_for_their_bearer_and_service_keys_for_admins(self, alice, bob, charlie, research):
         personal, service = key_of(alice, research), service_key_of(research, responsible=alice)
-        managing, _ = management_keys.issue(
+        managing, _ = management_keys.issue_management_key(
             user=alice, name="script", scopes_=["usage:read"], expires_at=timezone.now() + timedelta(days=1)
         )
         for key, other in ((personal, bob), (personal, charlie), (service, alice), (service, charlie)):
             for verb in (
-                lambda by, key=key: issuing.change(key, by=by, name="x"),
-                lambda by, key=key: issuing.rotate(key, timedelta(), by=by),
-                lambda by, key=key: issuing.revoke(key, by=by),
+                lambda by, key=key: lifecycle.change_key(key, by=by, name="x"),
+                lambda by, key=key: lifecycle.rotate_key(key, timedelta(), by=by),
+                lambda by, key=key: lifecycle.revoke_key(key, by=by),
             ):
                 with pytest.raises(PermissionDenied):
                     verb(other)
         for kind in ({"user": alice}, {"service": "Dify"}):
             with pytest.raises(PermissionDenied):
-                issuing.issue(tenant=research, name="x", created_by=charlie, **kind)
+                lifecycle.issue_key(tenant=research, name="x", created_by=charlie, **kind)
         with pytest.raises(PermissionDenied):
-            management_keys.revoke(bob, managing)
-        issuing.rotate(service, timedelta(), by=bob)
-        issuing.change(personal, by=alice, name="x")
+            management_keys.revoke_management_key(bob, managing)
+        lifecycle.rotate_key(service, timedelta(), by=bob)
+        lifecycle.change_key(personal, by=alice, name="x")
 
 
 @pytest.mark.parametrize(
@@ -252,7 +251,7 @@ class TestVerbsCheckTheirActor:
 )
 def test_p5_a_name_is_shown_as_its_bearer_writes_it(family, given, shown):
     user = User(username="ken", last_name=family, first_name=given)
-    assert str(user) == user.get_full_name() == figures.person(user) == shown
+    assert str(user) == user.get_full_name() == formatting.person(user) == shown
 
 
 def test_p5_messages_name_people_as_pages_do(client, bob, olivia, research):
@@ -263,12 +262,12 @@ def test_p5_messages_name_people_as_pages_do(client, bob, olivia, research):
     assert ["佐々木 健" in str(message) for message in page.context["messages"]] == [True]
     answer = client.get("/api/v1/tenants/research/members/sasaki/")
     assert answer.json()["name"] == "佐々木 健"
-    with pytest.raises(membership.Refused, match="佐々木 健"):
-        membership.add(bob, research, "sasaki")
+    with pytest.raises(membership.MembershipRefused, match="佐々木 健"):
+        membership.add_member(bob, research, "sasaki")
     sasaki.is_active = False
     sasaki.save()
-    with pytest.raises(membership.Refused, match="佐々木 健"):
-        membership.add(bob, research, "sasaki")
+    with pytest.raises(membership.MembershipRefused, match="佐々木 健"):
+        membership.add_member(bob, research, "sasaki")
 
 
 def test_p8_sessions_that_are_over_are_cleared_by_a_chore(client, alice):

@@ -10,13 +10,13 @@ import time_machine
 from axes.models import AccessAttempt
 from django.core.management import CommandError, call_command
 
-from portal.accounts import directory as company
-from portal.accounts.directory import connection as servers
+from portal.accounts import ldap as company
 from portal.accounts.forms import TROUBLE, SignInForm
+from portal.accounts.ldap import connection as servers
 from portal.accounts.models import DirectoryState, Tenant, User
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
 from tests.domain_controller import (
     DISABLED,
     GROUP_BASE,
@@ -73,7 +73,7 @@ def found_group(domain) -> Iterator[Callable[..., str]]:
 
 
 def with_a_key(user: User) -> User:
-    issue(tenant=Tenant.objects.get(slug="research"), user=user, name="laptop")
+    issue_key(tenant=Tenant.objects.get(slug="research"), user=user, name="laptop")
     assert ApiKey.objects.usable().filter(user=user).exists()
     return user
 
@@ -236,7 +236,7 @@ class TestGroups:
         found = connect_domain(LDAP_GROUP_TENANTS=json.dumps(mapping), LDAP_NESTED_GROUPS=nested)
         names = ["suzuki", "tanaka", "mori", "ito", "kimura"]
         people = {door.enter(name, f"password of {name}") for name in names}
-        synced = company.look_up(found, [user.directory_id for user in people]).people
+        synced = company.look_up_people(found, [user.directory_id for user in people]).people
         for user in people:
             assert dict(synced[user.directory_id].roles) == places(user)
             assert synced[user.directory_id].is_operator == user.is_staff
@@ -249,7 +249,7 @@ class TestGroups:
         found = connect_domain(LDAP_REQUIRED_GROUP=everybody)
         user = door.enter("suzuki", "password of suzuki")
         assert user
-        assert company.look_up(found, [user.directory_id]).people[user.directory_id].is_admitted
+        assert company.look_up_people(found, [user.directory_id]).people[user.directory_id].is_admitted
 
     def test_groups_by_memberof_and_the_primary_group(self, connect_domain, door):
         users = f"CN=Domain Users,CN=Users,{SUFFIX}"
@@ -257,14 +257,14 @@ class TestGroups:
         found = connect_domain(LDAP_GROUP_TYPE="memberOf", LDAP_GROUP_BASE=None, LDAP_GROUP_TENANTS=mapping)
         user = door.enter("mori", "password of mori")
         assert places(user) == {"research": "admin", "everybody": "member"}
-        assert company.look_up(found, [user.directory_id]).people[user.directory_id].roles == places(user)
+        assert company.look_up_people(found, [user.directory_id]).people[user.directory_id].roles == places(user)
 
     def test_members_come_in_ranges(self, connect_domain, door, monkeypatch):
         """Samba gives ranges only when asked, Active Directory also unasked, 1,500 at a time."""
         monkeypatch.setattr(servers, "RANGE", 2)
         found = connect_domain()
         ids = [door.enter(name, f"password of {name}").directory_id for name in ("suzuki", "mori", "tanaka")]
-        assert [dict(person.roles) for person in map(company.look_up(found, ids).people.get, ids)] == [
+        assert [dict(person.roles) for person in map(company.look_up_people(found, ids).people.get, ids)] == [
             {"research": "member"},
             {"research": "admin"},
             {"research": "member"},
@@ -274,7 +274,7 @@ class TestGroups:
         monkeypatch.setattr(servers, "PAGE", 2)
         found = connect_domain()
         ids = [door.enter(name, f"password of {name}").directory_id for name in ("suzuki", "mori", "tanaka", "ito")]
-        assert set(company.look_up(found, ids).people) == set(ids)
+        assert set(company.look_up_people(found, ids).people) == set(ids)
 
 
 class TestChangedGroups:

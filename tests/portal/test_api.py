@@ -11,13 +11,16 @@ from django.test import Client
 from django.utils import timezone
 from rest_framework.exceptions import ValidationError as WrongField
 
-from portal.accounts.models import AuditEvent, User
+from portal.accounts.models import User
 from portal.accounts.serializers import NewTenant
-from portal.api import keys, scopes, throttle, urls
-from portal.api.text import CharField
-from portal.keys.issuing import issue
+from portal.api import urls
+from portal.audit.models import AuditEvent
+from portal.keys import management_key_throttle, management_keys
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ManagementKey
 from portal.operations.serializers import Model
+from portal.web.rest import scopes
+from portal.web.rest.strict_fields import CharField
 from tests.pages import serve
 from tests.portal.calling import Caller
 from tests.translations import japanese  # noqa: F401 - a fixture
@@ -33,7 +36,9 @@ def _nobody_was_wrong_before():
 def key_for(user: User, *held: str, days: float = 30) -> str:
     """The text of a new management key, of all scopes that this person may use unless some are named."""
     chosen = held or [scope.name for scope in scopes.usable(user)]
-    return keys.issue(user=user, name="script", scopes_=chosen, expires_at=timezone.now() + timedelta(days=days))[1]
+    return management_keys.issue_management_key(
+        user=user, name="script", scopes_=chosen, expires_at=timezone.now() + timedelta(days=days)
+    )[1]
 
 
 def with_key(text: str) -> Client:
@@ -129,7 +134,7 @@ def test_nobody_is_told_how_to_ask(db):
 
 
 def test_a_key_for_models_is_told_from_a_management_key(alice, research):
-    _, text = issue(tenant=research, user=alice, name="laptop")
+    _, text = issue_key(tenant=research, user=alice, name="laptop")
     answer = with_key(text).get("/api/v1/hosts/")
     assert (answer.status_code, "mdm_" in answer.json()["detail"]) == (401, True)
 
@@ -144,7 +149,9 @@ def test_a_key_of_somebody_who_was_stopped_stops_at_once(olivia):
 
 def test_a_revoked_and_an_expired_key_stop_at_once(olivia, time_machine):
     first, second = key_for(olivia), key_for(olivia, days=1)
-    keys.revoke(olivia, ManagementKey.objects.get(digest=keys.found_in(first)[0][0].digest))
+    management_keys.revoke_management_key(
+        olivia, ManagementKey.objects.get(digest=management_keys.find_in_text(first)[0][0].digest)
+    )
     assert with_key(first).get("/api/v1/hosts/").status_code == 401
     assert with_key(second).get("/api/v1/hosts/").status_code == 200
     time_machine.move_to(timezone.now() + timedelta(days=1, seconds=1), tick=False)
@@ -177,8 +184,8 @@ def test_use_is_noted_at_most_once_a_minute(olivia, time_machine, django_assert_
 def test_who_tries_many_wrong_keys_is_told_to_wait_and_a_right_one_still_works(olivia):
     text = key_for(olivia)
     client = with_key("mdm_wrong")
-    told = [client.get("/api/v1/hosts/").status_code for _ in range(throttle.WRONG + 1)]
-    assert told == [401] * throttle.WRONG + [429]
+    told = [client.get("/api/v1/hosts/").status_code for _ in range(management_key_throttle.WRONG + 1)]
+    assert told == [401] * management_key_throttle.WRONG + [429]
     answer = client.get("/api/v1/hosts/")
     assert (answer["retry-after"], answer["content-type"]) == ("60", "application/problem+json")
     assert with_key(text).get("/api/v1/hosts/").status_code == 200
@@ -211,7 +218,7 @@ def test_the_text_of_a_key_is_nowhere(olivia):
 )
 def test_a_key_that_may_not_be_is_not_made(alice, bob, olivia, who, held, days):
     with pytest.raises(ValidationError):
-        keys.issue(
+        management_keys.issue_management_key(
             user=User.objects.get(username=who),
             name="script",
             scopes_=held,
@@ -263,7 +270,7 @@ def test_the_page_needs_few_static_files_and_they_are_there(settings, tmp_path):
     assert find("admin/css/base.css")
     assert not find("rest_framework/css/default.css")
     settings.STATIC_ROOT = tmp_path
-    settings.STATICFILES_FINDERS = ["portal.api.files.Finder"]
+    settings.STATICFILES_FINDERS = ["portal.web.rest.docs_files.Finder"]
     settings.STORAGES = {
         **settings.STORAGES,
         "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},

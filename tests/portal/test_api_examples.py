@@ -11,10 +11,11 @@ from django.utils import timezone
 
 from portal import settings
 from portal.accounts.models import Membership, Tenant
-from portal.api import keys, scopes
-from portal.keys.issuing import issue
+from portal.keys import management_keys
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from portal.metering.models import Quota
+from portal.quotas.models import Quota
+from portal.web.rest import scopes
 from tests.conftest import person
 from tests.pages import serve, use
 
@@ -31,7 +32,9 @@ def run(live_server):
     admin = person("admin", sales, role=Membership.Role.ADMIN)
     person("yamada", sales)
     held = [scope.name for scope in scopes.usable(admin)]
-    _, text = keys.issue(user=admin, name="x", scopes_=held, expires_at=timezone.now() + timedelta(days=1))
+    _, text = management_keys.issue_management_key(
+        user=admin, name="x", scopes_=held, expires_at=timezone.now() + timedelta(days=1)
+    )
     env = {**os.environ, "MADOGUCHI_KEY": text, "MADOGUCHI": f"{live_server.url}/api/v1"}
 
     def run(*command: str) -> str:
@@ -61,7 +64,7 @@ def test_the_commands(run):
 
 def test_the_program(run):
     sales = Tenant.objects.get()
-    key, _ = issue(tenant=sales, user=sales.users.get(username="yamada"), name="laptop")
+    key, _ = issue_key(tenant=sales, user=sales.users.get(username="yamada"), name="laptop")
     last_month = timezone.now().replace(day=1) - timedelta(days=10)
     use(key, tokens=(1000, 234), at=last_month)
     program = re.search(r"```python\n(.*?)```", TEXT, re.DOTALL)

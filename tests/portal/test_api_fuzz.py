@@ -21,10 +21,11 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
 from portal.accounts.models import User
-from portal.api import keys, scopes
-from portal.metering.models import Quota, QuotaRequest
-from portal.notices import telling
-from portal.notices.models import Notice
+from portal.keys import management_keys
+from portal.notifications import notify
+from portal.notifications.models import Notice
+from portal.quotas.models import Quota, QuotaRequest
+from portal.web.rest import scopes
 from tests.pages import key_of, serve, service_key_of, use
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(900)]
@@ -67,7 +68,7 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     quota = Quota.objects.create(**daily, user=alice, amount=100)
     wish = QuotaRequest.objects.create(**daily, user=alice, asked_by=alice, amount=200, had=100)
-    telling.tell([alice, bob], "membership-ended", "x", tenant="X", keys=1)
+    notify.notify([alice, bob], "membership-ended", "x", tenant="X", keys=1)
     return {
         "hosts": {"id": model.replica_set.get().host_id},
         "models": {"id": model.pk},
@@ -83,7 +84,9 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
 
 def key_for(user: User) -> str:
     held = [scope.name for scope in scopes.usable(user)]
-    return keys.issue(user=user, name="fuzz", scopes_=held, expires_at=timezone.now() + timedelta(days=9))[1]
+    return management_keys.issue_management_key(
+        user=user, name="fuzz", scopes_=held, expires_at=timezone.now() + timedelta(days=9)
+    )[1]
 
 
 @pytest.mark.parametrize("who", ["olivia", "bob", "alice"])

@@ -9,10 +9,11 @@ from django.test import AsyncClient, Client
 from django.utils import timezone
 
 from modelregistry.models import Alias, Host, ServedModel
-from portal.accounts.models import AuditEvent, Final, Membership, User
+from portal.accounts.models import Membership, User
+from portal.audit.models import AuditEvent, Final
 from portal.keys.models import ModelAccess
-from portal.metering.models import Quota, QuotaRequest
 from portal.operations import actions
+from portal.quotas.models import Quota, QuotaRequest
 
 pytestmark = pytest.mark.django_db
 
@@ -113,7 +114,7 @@ def test_a_host_that_says_that_it_lives_is_no_event():
 def test_a_change_that_is_rolled_back_was_never_told():
     model = external()
     with transaction.atomic():
-        actions.stop(None, model)
+        actions.stop_model(None, model)
         assert last().action == "model.stop"
         transaction.set_rollback(True)
     assert told() == [("model.add", "far")]

@@ -14,10 +14,11 @@ from django.test import AsyncClient, Client
 from django.utils import timezone, translation
 
 from modelregistry.models import ServedModel
-from portal.accounts import audit, trail
-from portal.accounts.models import AuditEvent, Membership, Tenant, User
-from portal.keys.issuing import issue, revoke
-from portal.metering.models import Quota
+from portal.accounts.models import Membership, Tenant, User
+from portal.audit import audit_log, tracking
+from portal.audit.models import AuditEvent
+from portal.keys.lifecycle import issue_key, revoke_key
+from portal.quotas.models import Quota
 
 pytestmark = pytest.mark.django_db
 
@@ -45,7 +46,7 @@ def page(user: User, **asked: object) -> str:
 
 def names(user: User, **asked: str) -> set[tuple[str, str]]:
     """(action, object) of what this person sees."""
-    events = trail.Wanted(**asked).among(trail.visible(user), timezone.get_default_timezone())
+    events = audit_log.Wanted(**asked).among(audit_log.visible_events(user), timezone.get_default_timezone())
     return set(events.values_list("action", "object_name"))
 
 
@@ -80,13 +81,13 @@ def empty() -> None:
 def doings(alice, bob, charlie, olivia, research, sales) -> None:
     """Something in each tenant and something that is nobody's."""
     empty()
-    key, _ = issue(tenant=research, user=alice, name="alices")
-    revoke(key)
-    issue(tenant=research, service="dify", name="research-service")
-    issue(tenant=sales, user=charlie, name="charlies")
+    key, _ = issue_key(tenant=research, user=alice, name="alices")
+    revoke_key(key)
+    issue_key(tenant=research, service="dify", name="research-service")
+    issue_key(tenant=sales, user=charlie, name="charlies")
     ServedModel.objects.create(name="far", engine="external", url="http://10.0.0.5:8000")
     for person in (alice, bob, charlie):
-        audit.record("session.begin", person, "user", actor=person)
+        tracking.record_event("session.begin", person, "user", actor=person)
 
 
 def kept(events: set[tuple[str, str]]) -> set[str]:
@@ -154,9 +155,9 @@ def test_days_begin_where_the_reader_is(olivia):
     empty()
     for hour in (14, 15):  # 23:00 and 0:00 in Tokyo
         happened(1, at=datetime(2026, 11, 2, hour, tzinfo=UTC))
-    since = trail.Wanted(since=date(2026, 11, 3)).among(trail.visible(olivia), TOKYO)
+    since = audit_log.Wanted(since=date(2026, 11, 3)).among(audit_log.visible_events(olivia), TOKYO)
     assert [event.at.hour for event in since] == [15]
-    until = trail.Wanted(until=date(2026, 11, 2)).among(trail.visible(olivia), TOKYO)
+    until = audit_log.Wanted(until=date(2026, 11, 2)).among(audit_log.visible_events(olivia), TOKYO)
     assert [event.at.hour for event in until] == [14]
 
 
@@ -187,7 +188,7 @@ def test_pages_follow_each_other_without_gap_or_repetition(olivia):
     )
     seen, mark = [], ""
     while True:
-        found, mark = trail.page(trail.visible(olivia), mark)
+        found, mark = audit_log.read_page(audit_log.visible_events(olivia), mark)
         seen += [event.pk for event in found]
         if not mark:
             break
@@ -223,7 +224,7 @@ def test_a_page_asks_the_same_few_questions_of_any_log(olivia, bob, research, dj
 
 
 def words(event: AuditEvent) -> list[tuple[str, str, str]]:
-    told = trail.told(event, TOKYO)
+    told = audit_log.describe_event(event, TOKYO)
     return [(change.field, change.before, change.after) for change in told.changes]
 
 
@@ -237,7 +238,7 @@ def test_changes_are_told_by_the_names_of_fields_and_choices(alice, research):
 
 
 def test_secrets_stay_secret_and_times_are_told_in_the_reader_s_zone(research, alice):
-    key, _ = issue(
+    key, _ = issue_key(
         tenant=research, user=alice, name="laptop", expires_at=datetime(2026, 12, 31, 15, tzinfo=UTC), created_by=alice
     )
     told = {field: after for field, _, after in words(AuditEvent.objects.filter(action="key.add").latest("pk"))}
@@ -263,11 +264,11 @@ def test_every_action_has_words(alice, bob, research):
     code = "\n".join(path.read_text() for path in Path(settings.BASE_DIR, "portal").rglob("*.py"))
     recorded = set(re.findall(r'record\(\s*"([a-z-]+\.[a-z]+)"', code)) | {"directory.force", "directory.follow"}
     assert "session.emergency" in recorded
-    kinds = {watched.kind for watched in audit.watched().values()}
+    kinds = {watched.kind for watched in tracking.tracked().values()}
     verbs = {"add", "change", "remove", "revoke", "granted", "refused", "withdrawn", "leave", "return", "on", "off"}
     verbs |= {"password", "start", "stop", "restart", "retire"} | {action.partition(".")[2] for action in recorded}
-    assert kinds | {action.partition(".")[0] for action in recorded} <= set(trail.SUBJECTS)
-    assert verbs <= set(trail.VERBS)
+    assert kinds | {action.partition(".")[0] for action in recorded} <= set(audit_log.SUBJECTS)
+    assert verbs <= set(audit_log.VERBS)
 
 
 def test_the_page_tells_who_and_from_where(doings, olivia, alice):
@@ -313,7 +314,7 @@ def test_the_json_file_has_everything_as_it_is_stored(doings, olivia, alice):
 
 
 def test_the_csv_file_opens_in_a_spreadsheet(olivia, research, alice):
-    issue(tenant=research, user=alice, name="営業用")
+    issue_key(tenant=research, user=alice, name="営業用")
     happened(1, object_name="=HYPERLINK(1)")
     text = exported(olivia)
     assert text.startswith("\ufeffat,who,")

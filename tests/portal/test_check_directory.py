@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from django.core.management import CommandError, call_command
 
-from portal.accounts import people
+from portal.accounts import directory_users
 from portal.accounts.models import Tenant, User
 from tests.slapd import GROUP_BASE, PEOPLE, SERVICE_DN, SUFFIX, USER_BASE, group_dn, unused_port
 
@@ -386,7 +386,7 @@ def test_what_the_portal_knows_of_a_person(connect, check, door):
     assert any("no account yet" in line for line in check("alice")[0][""])
     user = door.enter("alice", "password of alice")
     assert "here alice, active" in check("alice")[0][""]
-    people.leave(user)
+    directory_users.deactivate(user)
     assert any("because of the directory" in line for line in check("alice")[0][""])
     User.objects.filter(pk=user.pk).update(left_directory_at=None)
     assert not check("alice")[1]

@@ -13,8 +13,9 @@ from django.utils import timezone
 from modelregistry.models import ServedModel
 from portal.keys import secret
 from portal.keys.models import ApiKey
-from portal.metering.management.commands import pruneusage
-from portal.metering.models import Quota, UsageRecord
+from portal.quotas.models import Quota
+from portal.usage.management.commands import pruneusage
+from portal.usage.models import UsageRecord
 from tests.installation import ROOT
 from tests.pages import use
 

@@ -16,12 +16,14 @@ from django.db.models import Count, F, Sum
 
 from modelregistry.models import Host, Replica, ServedModel
 from modelregistry.supervisor import repository
-from portal.accounts.models import AuditEvent, Membership, Tenant, User
-from portal.console.believable import company, staff, workdays
+from portal.accounts.models import Membership, Tenant, User
+from portal.audit.models import AuditEvent
+from portal.demo import company, staff, workdays
 from portal.keys.models import ApiKey, ManagementKey
-from portal.metering.models import Quota, QuotaRequest, RefusalHour, UsageDay, UsageHour, UsageRecord
-from portal.notices.kinds import KINDS
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.notifications.types import KINDS
+from portal.quotas.models import Quota, QuotaRequest
+from portal.usage.models import RefusalHour, UsageDay, UsageHour, UsageRecord
 
 pytestmark = pytest.mark.django_db
 
@@ -35,7 +37,7 @@ def filled(django_db_setup, django_db_blocker) -> Iterator[company.Filled]:
     """Made once, as it takes some seconds; what a test does to it is taken back."""
     with django_db_blocker.unblock(), transaction.atomic():
         with time_machine.travel(NOW, tick=False):
-            made = company.fill(SMALL, NOW, 5, directory=False)
+            made = company.fill_database(SMALL, NOW, 5, directory=False)
         yield made
         transaction.set_rollback(True)
 
@@ -105,7 +107,7 @@ def test_the_same_seed_makes_the_same_company_but_for_its_keys(filled, db):
     before, digests = told(), set(ApiKey.objects.values_list("digest", flat=True))
     call_command("flush", verbosity=0, interactive=False)
     with time_machine.travel(NOW, tick=False):
-        company.fill(SMALL, NOW, 5, directory=False)
+        company.fill_database(SMALL, NOW, 5, directory=False)
     assert told() == before
     assert digests.isdisjoint(ApiKey.objects.values_list("digest", flat=True))
 
@@ -143,7 +145,7 @@ def test_nobody_is_let_in_but_the_three_to_look_around_with(filled, settings, rf
 
 
 def test_beside_a_directory_there_are_no_accounts_to_look_around_with(empty):
-    filled = company.fill(SMALL, NOW, 5, directory=True)
+    filled = company.fill_database(SMALL, NOW, 5, directory=True)
     assert filled.password == ""
     assert not any(user.has_usable_password() for user in User.objects.all())
     assert not User.objects.exclude(directory_id=None).exists()

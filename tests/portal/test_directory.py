@@ -13,12 +13,12 @@ from django.db import connection
 from django.test import RequestFactory
 
 from apiproxy.bridge.models import CatalogueRevision
-from portal.accounts import directory as company
-from portal.accounts import people
-from portal.accounts.directory import backend
-from portal.accounts.directory import connection as servers
+from portal.accounts import directory_users
+from portal.accounts import ldap as company
+from portal.accounts.ldap import backend
+from portal.accounts.ldap import connection as servers
 from portal.accounts.models import Membership, Tenant, User
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from tests.slapd import (
     PEOPLE,
@@ -239,7 +239,7 @@ class TestChanges:
     def test_a_name_that_is_given_anew_inherits_nothing(self, connect, door, directory, newcomer):
         connect()
         first = door.enter(newcomer("kato", "sales"), "password of kato")
-        issue(tenant=Tenant.objects.get(slug="sales"), user=first, name="laptop")
+        issue_key(tenant=Tenant.objects.get(slug="sales"), user=first, name="laptop")
         directory.dismiss("kato")
         second = door.enter(newcomer("kato", "sales"), "password of kato")
         assert second.pk != first.pk
@@ -259,7 +259,7 @@ class TestChanges:
         def sign_in() -> None:
             with contextlib.closing(connection):
                 together.wait(10)
-                made.append(people.follow(person)[0].pk)
+                made.append(directory_users.apply_entry(person)[0].pk)
 
         threads = [threading.Thread(target=sign_in) for _ in range(4)]
         for thread in threads:
@@ -273,14 +273,14 @@ class TestChanges:
         found = connect()
         door.enter("bob", password_of("bob"))
         before = CatalogueRevision.objects.get().number
-        user, changed = people.follow(company.find(found, "bob"))
+        user, changed = directory_users.apply_entry(company.find(found, "bob"))
         assert (user.username, changed) == ("bob", False)
         assert CatalogueRevision.objects.get().number == before
 
     def test_who_left_and_comes_back_is_active_again(self, connect, door):
         connect()
         user = door.enter("alice", password_of("alice"))
-        people.leave(user)
+        directory_users.deactivate(user)
         assert door.enter("alice", password_of("alice")) == user
         user.refresh_from_db()
         assert (user.is_active, user.left_directory_at) == (True, None)
@@ -297,7 +297,7 @@ class TestChanges:
         connect()
         user = door.enter("alice", password_of("alice"))
         assert door.client.get("/keys/").status_code == 200
-        people.leave(user)
+        directory_users.deactivate(user)
         assert door.client.get("/keys/").headers["location"].startswith("/sign-in/")
 
 
@@ -485,7 +485,7 @@ class TestActiveDirectory:
         user = door.enter("SUZUKI", "password of Suzuki")
         assert user.username == "suzuki"
         assert user.directory_id == "a1c7d07b-28ff-4b6c-9a3e-2a28295c00d3"
-        assert list(company.look_up(found, [user.directory_id]).people) == [user.directory_id]
+        assert list(company.look_up_people(found, [user.directory_id]).people) == [user.directory_id]
         assert SUZUKI_GUID.hex().startswith("7bd0c7a1")  # Windows writes the first groups of bytes backwards
 
     def test_who_is_disabled_there_is_not_found(self, connect, door):
@@ -524,7 +524,7 @@ class TestActiveDirectory:
 def test_a_leaver_s_keys_stop(connect, door):
     connect()
     user = door.enter("alice", password_of("alice"))
-    issue(tenant=Tenant.objects.get(slug="research"), user=user, name="laptop")
+    issue_key(tenant=Tenant.objects.get(slug="research"), user=user, name="laptop")
     assert ApiKey.objects.usable().count() == 1
-    people.leave(user)
+    directory_users.deactivate(user)
     assert ApiKey.objects.usable().count() == 0

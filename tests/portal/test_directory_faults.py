@@ -12,14 +12,14 @@ import pytest
 from axes.models import AccessAttempt
 from django.core.management import CommandError, call_command
 
-from portal.accounts import directory as company
-from portal.accounts.directory import connection as servers
-from portal.accounts.directory import groups as company_groups
+from portal.accounts import ldap as company
 from portal.accounts.forms import TROUBLE, SignInForm
+from portal.accounts.ldap import connection as servers
+from portal.accounts.ldap import groups as company_groups
 from portal.accounts.models import DirectoryState, Tenant, User
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
 from tests.slapd import GROUP_BASE, POLICY_DN, ROOT_DN, SUFFIX, TENANTS, Directory, group_dn, unused_port
 
 pytestmark = pytest.mark.django_db
@@ -51,7 +51,7 @@ class TestAccounts:
         connect()
         assert door.enter("alice", "password of alice")  # one of two may go without --force
         user = door.enter(strict, f"password of {strict}")
-        issue(tenant=Tenant.objects.get(slug="sales"), user=user, name="laptop")
+        issue_key(tenant=Tenant.objects.get(slug="sales"), user=user, name="laptop")
         with directory.as_root() as root:
             root.modify_s(directory.people[strict].dn, [(ldap.MOD_ADD, "objectClass", [b"shadowAccount", b"lockable"])])
         directory.change(strict, **{attribute: value})
@@ -256,7 +256,7 @@ class TestManyGroups:
             return ask(self, *arguments, **more)
 
         monkeypatch.setattr(servers.Connection, "search_ext", count)
-        people = company.look_up(found, [user.directory_id for user in users]).people
+        people = company.look_up_people(found, [user.directory_id for user in users]).people
         assert [dict(people[user.directory_id].roles) for user in users] == [{"sales": "member"}] * len(many)
         # the two bases, each group looked up and read, the group within one tried and read, and everybody at once
         assert len(questions) == 2 + 2 * len(found.groups) + 2 + 1
@@ -317,7 +317,7 @@ class TestServers:
 
     def test_d3_a_system_without_authorities_says_so_at_once(self, monkeypatch):
         monkeypatch.setenv("SSL_CERT_FILE", "/nowhere")
-        monkeypatch.setattr("portal.accounts.directory.configuration.SYSTEM_CA_FILES", ("/nowhere/either",))
+        monkeypatch.setattr("portal.accounts.ldap.configuration.SYSTEM_CA_FILES", ("/nowhere/either",))
         monkeypatch.setattr("ssl.get_default_verify_paths", lambda: type("Paths", (), {"cafile": None}))
         monkeypatch.setenv("LDAP_SERVER_URI", "ldaps://ldap.example.com")
         monkeypatch.setenv("LDAP_USER_BASE", SUFFIX)

@@ -9,10 +9,11 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone, translation
 
-from portal.accounts import people, roster
-from portal.accounts.models import AuditEvent, DirectoryState, Membership, Tenant, User
-from portal.keys.issuing import issue
-from portal.notices.models import Notice
+from portal.accounts import directory_sync, directory_users
+from portal.accounts.models import DirectoryState, Membership, Tenant, User
+from portal.audit.models import AuditEvent
+from portal.keys.lifecycle import issue_key
+from portal.notifications.models import Notice
 from tests.slapd import SUFFIX, unused_port
 
 pytestmark = pytest.mark.django_db
@@ -60,7 +61,7 @@ def notices() -> list[tuple[str, str]]:
 
 
 def test_it_writes_down_how_it_went(everybody):
-    people.leave(User.objects.get(username="alice"))
+    directory_users.deactivate(User.objects.get(username="alice"))
     call_command("syncdirectory")
     state = DirectoryState.objects.get()
     assert (state.tried_at, state.problem, state.detail) == (state.succeeded_at, "", "")
@@ -96,9 +97,9 @@ def test_a_fault_of_ours_is_written_down_as_one(everybody, connect, monkeypatch)
     def broken(plan):
         raise KeyError("tenant")
 
-    monkeypatch.setattr(roster, "carry_out", broken)
+    monkeypatch.setattr(directory_sync, "carry_out", broken)
     with pytest.raises(KeyError):
-        roster.follow(connect())
+        directory_sync.sync_directory(connect())
     state = DirectoryState.objects.get()
     assert (state.problem, state.detail) == ("fault", "KeyError: 'tenant'")
 
@@ -122,7 +123,7 @@ def test_the_same_trouble_after_a_success_is_told_again(everybody, connect, oliv
         connect(LDAP_SERVER_URI=f"ldap://127.0.0.1:{unused_port()}")
         fails()
         with time_machine.travel(datetime(2026, 11, 2, hour, tzinfo=UTC), tick=False):
-            roster.follow(connect())
+            directory_sync.sync_directory(connect())
     assert notices() == [("olivia", "away"), ("olivia", "away")]
 
 
@@ -139,8 +140,8 @@ def test_who_lost_a_group_is_told_which_keys_stopped(everybody, directory, door,
     directory.leave("wada", "sales")
     Tenant.objects.filter(slug="sales").update(name="営業部")
     sales = Tenant.objects.get(slug="sales")
-    issue(tenant=sales, user=moved, name="laptop")
-    issue(tenant=sales, user=moved, name="old", expires_at=timezone.now() - timedelta(days=1))
+    issue_key(tenant=sales, user=moved, name="laptop")
+    issue_key(tenant=sales, user=moved, name="old", expires_at=timezone.now() - timedelta(days=1))
     call_command("syncdirectory")
     assert told("wada") == [{"tenant": "営業部", "keys": 1}]
     assert not moved.keys.usable().exists()
@@ -149,8 +150,8 @@ def test_who_lost_a_group_is_told_which_keys_stopped(everybody, directory, door,
 def test_a_leaver_is_told_of_each_tenant(everybody, connect):
     alice = User.objects.get(username="alice")
     Membership.objects.create(user=alice, tenant=Tenant.objects.get(slug="sales"))
-    issue(tenant=Tenant.objects.get(slug="sales"), user=alice, name="laptop")
-    people.leave(alice)
+    issue_key(tenant=Tenant.objects.get(slug="sales"), user=alice, name="laptop")
+    directory_users.deactivate(alice)
     assert sorted(told("alice"), key=lambda facts: str(facts["tenant"])) == [
         {"tenant": "research", "keys": 0},
         {"tenant": "sales", "keys": 1},
@@ -208,9 +209,9 @@ def test_the_page_says_what_is_wrong_and_what_to_do(everybody, desk, connect):
 
 
 def test_the_page_says_when_nobody_follows_any_more(everybody, desk):
-    roster.follow(settings.DIRECTORY, now=timezone.now() - timedelta(hours=3))
+    directory_sync.sync_directory(settings.DIRECTORY, now=timezone.now() - timedelta(hours=3))
     assert "not followed any more" in page(desk)
-    roster.follow(settings.DIRECTORY, now=timezone.now() - timedelta(hours=2))
+    directory_sync.sync_directory(settings.DIRECTORY, now=timezone.now() - timedelta(hours=2))
     assert "not followed any more" not in page(desk)
 
 
@@ -256,8 +257,8 @@ def test_what_is_implausible_takes_a_second_decision(everybody, desk, connect):
 def test_what_a_failure_leaves_undone_the_next_run_does(everybody, connect, monkeypatch):
     """People are written in batches; none of those that are done is undone."""
     User.objects.exclude(directory_id=None).update(first_name="An older one")
-    monkeypatch.setattr(roster, "BATCH", 2)
-    real, followed = people.follow, []
+    monkeypatch.setattr(directory_sync, "BATCH", 2)
+    real, followed = directory_users.apply_entry, []
 
     def fails_at_the_third(person):
         followed.append(person)
@@ -265,10 +266,10 @@ def test_what_a_failure_leaves_undone_the_next_run_does(everybody, connect, monk
             raise KeyError("tenant")
         return real(person)
 
-    monkeypatch.setattr(people, "follow", fails_at_the_third)
+    monkeypatch.setattr(directory_users, "follow", fails_at_the_third)
     with pytest.raises(KeyError):
-        roster.follow(connect())
+        directory_sync.sync_directory(connect())
     assert User.objects.filter(first_name="An older one").count() == 2
     assert DirectoryState.objects.get().problem == "fault"
-    assert roster.follow(connect()).changed == 2
+    assert directory_sync.sync_directory(connect()).changed == 2
     assert not User.objects.filter(first_name="An older one").exists()

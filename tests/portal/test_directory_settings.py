@@ -12,9 +12,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from portal import settings as portal_settings
-from portal.accounts import directory as company
+from portal.accounts import ldap as company
 from portal.accounts.checks import directory_is_encrypted
-from portal.accounts.directory.configuration import VARIABLES
+from portal.accounts.ldap.configuration import VARIABLES
 from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn, unused_port
 
 

@@ -5,11 +5,11 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from apiproxy.bridge.models import CatalogueRevision
-from portal.accounts import directory as company
-from portal.accounts import people, roster
-from portal.accounts.directory import entries
+from portal.accounts import directory_sync, directory_users
+from portal.accounts import ldap as company
+from portal.accounts.ldap import entries
 from portal.accounts.models import Membership, Tenant, User
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from tests.slapd import SUFFIX, colleague, group_dn, unused_port
 
@@ -54,7 +54,7 @@ def test_without_changes_nothing_is_written(everybody, capsys):
 
 def test_a_leaver_is_disabled_and_their_keys_stop(everybody, door, directory, newcomer, capsys):
     leaver = door.enter(newcomer("goto", "sales"), "password of goto")
-    issue(tenant=Tenant.objects.get(slug="sales"), user=leaver, name="laptop")
+    issue_key(tenant=Tenant.objects.get(slug="sales"), user=leaver, name="laptop")
     directory.dismiss("goto")
     revision = CatalogueRevision.objects.get().number
     assert sync(capsys) == "5 people: 1 left, 0 came back, 0 changed, 4 as before"
@@ -68,7 +68,7 @@ def test_a_leaver_is_disabled_and_their_keys_stop(everybody, door, directory, ne
 def test_who_comes_back_is_let_in_again(everybody, capsys):
     alice = User.objects.get(username="alice")
     sync(capsys)
-    people.leave(alice)
+    directory_users.deactivate(alice)
     assert sync(capsys) == "4 people: 0 left, 1 came back, 0 changed, 3 as before"
     alice.refresh_from_db()
     assert (alice.is_active, alice.left_directory_at) == (True, None)
@@ -192,7 +192,7 @@ class TestAdopt:
     def test_a_local_account_becomes_the_directory_s_when_an_operator_says_so(self, connect, door, directory, capsys):
         connect()
         local = User.objects.create_user("alice", password="a local password")
-        issue(tenant=_member_of_sales(local), user=local, name="laptop")
+        issue_key(tenant=_member_of_sales(local), user=local, name="laptop")
         assert "alice now signs in with the password of the directory" in sync(capsys, "--adopt", "Alice")
         assert door.enter("alice", "a local password") is None
         assert door.enter("alice", directory.people["alice"].password) == local
@@ -218,7 +218,7 @@ def _member_of_sales(user: User) -> Tenant:
 def test_more_people_than_fit_one_question_are_all_found(connect, everybody):
     ids = list(User.objects.values_list("directory_id", flat=True))
     strangers = [f"00000000-0000-0000-0000-{number:012d}" for number in range(3 * entries.CHUNK)]
-    assert set(company.look_up(connect(), ids + strangers).people) == set(ids)
+    assert set(company.look_up_people(connect(), ids + strangers).people) == set(ids)
 
 
 def test_t6_places_given_by_hand_are_none_that_a_sync_takes(connect, door, newcomer):
@@ -226,6 +226,6 @@ def test_t6_places_given_by_hand_are_none_that_a_sync_takes(connect, door, newco
     server = connect()
     guest = door.enter(newcomer("goto"), "password of goto")
     Membership.objects.create(user=guest, tenant=Tenant.objects.create(slug="guests", name="Guests"))
-    plan = roster.plan(server)
+    plan = directory_sync.plan_changes(server)
     assert (plan.ours, plan.staying, plan.losing) == (1, 1, 0)
     plan.check()

@@ -4,8 +4,9 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import IntegrityError, transaction
 
-from portal.accounts.models import AuditEvent, User
-from portal.notices.models import Notice
+from portal.accounts.models import User
+from portal.audit.models import AuditEvent
+from portal.notifications.models import Notice
 from tests.slapd import unused_port
 
 pytestmark = pytest.mark.django_db

@@ -3,7 +3,7 @@
 import pytest
 from django.test import Client
 
-from portal.metering import live, scopes
+from portal.usage import live, scopes
 from tests.conftest import person
 from tests.pages import key_of, service_key_of, use
 from tests.portal.foreign import MARK, Foreign, fill
@@ -119,6 +119,6 @@ def test_t2_the_rows_of_the_other_tenant_are_seen_where_they_belong(foreign, oli
 
 def test_t2_a_socket_tells_nothing_of_another_tenant(foreign, alice, bob, research):
     frame = live.Reader()(1)
-    assert foreign.seen_in(str(live.picture(frame, None)))
+    assert foreign.seen_in(str(live.usage_view(frame, None)))
     for who, name in ((alice, scopes.ME), (bob, scopes.ME), (bob, scopes.TENANT + research.slug)):
-        assert not foreign.seen_in(str(live.picture(frame, scopes.find(who, name).owner)))
+        assert not foreign.seen_in(str(live.usage_view(frame, scopes.find_scope(who, name).owner)))

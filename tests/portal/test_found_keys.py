@@ -2,9 +2,9 @@
 
 import pytest
 
-from portal.accounts.models import AuditEvent
+from portal.audit.models import AuditEvent
 from portal.keys import secret
-from portal.keys.issuing import issue, revoke
+from portal.keys.lifecycle import issue_key, revoke_key
 from portal.keys.models import ApiKey
 from tests.translations import japanese  # noqa: F401
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def key(alice, research) -> str:
-    return issue(tenant=research, user=alice, name="laptop")[1]
+    return issue_key(tenant=research, user=alice, name="laptop")[1]
 
 
 def paste(client, who, text: str) -> str:
@@ -42,14 +42,14 @@ def test_it_is_never_sent_back_nor_kept(client, charlie, key):
 
 
 def test_all_keys_of_a_text_are_ended_once(client, charlie, alice, research, key):
-    _, other = issue(tenant=research, service="Dify", name="Dify")
+    _, other = issue_key(tenant=research, service="Dify", name="Dify")
     page = paste(client, charlie, f"{key},{other}\n{key}")
     assert page.count("is revoked and will stop working") == 2
     assert "had been revoked already" in paste(client, charlie, other)
 
 
 def test_a_key_that_was_revoked_before_keeps_its_reason(client, charlie, key):
-    revoke(ApiKey.objects.get(), because="rotated")
+    revoke_key(ApiKey.objects.get(), because="rotated")
     paste(client, charlie, key)
     assert ApiKey.objects.get().revoked_because == "rotated"
 
@@ -68,7 +68,7 @@ def test_what_is_no_key_is_said_to_be_none(client, charlie, key, text, said):
 
 
 def test_a_key_of_nobody_is_told_from_a_part_of_one(client, charlie):
-    assert "none that this server knows" in paste(client, charlie, secret.make())
+    assert "none that this server knows" in paste(client, charlie, secret.make_secret())
 
 
 def test_a_prefix_is_not_enough(client, charlie, key):

@@ -8,16 +8,16 @@ from django.db import connection
 from django.utils import translation
 
 from portal.accounts.models import Membership
-from portal.metering import giving
-from portal.metering.giving import Measure, NotAllowed, Refused, Whose
-from portal.metering.models import Quota, QuotaRequest
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.quotas import administration
+from portal.quotas.administration import NotAllowed, QuotaKind, QuotaRefused, QuotaTarget
+from portal.quotas.models import Quota, QuotaRequest
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of
 
 pytestmark = pytest.mark.django_db
 
-DAILY = Measure(unit="tokens", window="day")
+DAILY = QuotaKind(unit="tokens", window="day")
 
 
 @pytest.fixture(autouse=True)
@@ -34,68 +34,72 @@ def carol(research):
 
 class TestGiving:
     def test_operators_give_tenants_people_and_defaults(self, olivia, alice, research):
-        for to in (Whose(tenant=research), Whose(user=alice), Whose(each="tenant")):
-            giving.give(olivia, to, DAILY, 100)
+        for to in (QuotaTarget(tenant=research), QuotaTarget(user=alice), QuotaTarget(each="tenant")):
+            administration.set_quota(olivia, to, DAILY, 100)
         assert Quota.objects.count() == 3
 
     def test_giving_again_changes_the_quota_that_is_there(self, olivia, research):
-        first = giving.give(olivia, Whose(tenant=research), DAILY, 100)
-        again = giving.give(olivia, Whose(tenant=research), DAILY, 200)
+        first = administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 100)
+        again = administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 200)
         assert (first.pk, 200) == (again.pk, Quota.objects.get().amount)
 
     def test_an_admin_gives_members_keys_and_defaults_of_the_tenant(self, bob, alice, research):
         service, own = service_key_of(research), key_of(alice, research)
-        owners = [Whose(tenant=research, user=alice), Whose(key=service), Whose(key=own)]
-        owners += [Whose(tenant=research, each=each) for each in ("member", "service")]
+        owners = [QuotaTarget(tenant=research, user=alice), QuotaTarget(key=service), QuotaTarget(key=own)]
+        owners += [QuotaTarget(tenant=research, each=each) for each in ("member", "service")]
         for to in owners:
-            giving.give(bob, to, DAILY, 100)
+            administration.set_quota(bob, to, DAILY, 100)
         assert Quota.objects.count() == 5
 
     def test_an_admin_gives_neither_the_tenant_itself_nor_people_everywhere(self, bob, alice, research):
-        for to in (Whose(tenant=research), Whose(user=alice), Whose(each="tenant")):
+        for to in (QuotaTarget(tenant=research), QuotaTarget(user=alice), QuotaTarget(each="tenant")):
             with pytest.raises(NotAllowed, match="people who run this server"):
-                giving.give(bob, to, DAILY, 100)
+                administration.set_quota(bob, to, DAILY, 100)
         assert not Quota.objects.exists()
 
     def test_an_admin_gives_nothing_in_another_tenant(self, bob, charlie, sales):
         for to in (
-            Whose(tenant=sales, user=charlie),
-            Whose(key=key_of(charlie, sales)),
-            Whose(tenant=sales, each="member"),
+            QuotaTarget(tenant=sales, user=charlie),
+            QuotaTarget(key=key_of(charlie, sales)),
+            QuotaTarget(tenant=sales, each="member"),
         ):
             with pytest.raises(NotAllowed):
-                giving.give(bob, to, DAILY, 100)
+                administration.set_quota(bob, to, DAILY, 100)
 
     def test_a_member_gives_nobody_anything(self, alice, bob, research):
         with pytest.raises(NotAllowed):
-            giving.give(alice, Whose(tenant=research, user=bob), DAILY, 100)
+            administration.set_quota(alice, QuotaTarget(tenant=research, user=bob), DAILY, 100)
 
     def test_an_admin_does_not_give_to_themselves_but_another_admin_does(self, bob, carol, research):
-        for to in (Whose(tenant=research, user=bob), Whose(key=key_of(bob, research))):
+        for to in (QuotaTarget(tenant=research, user=bob), QuotaTarget(key=key_of(bob, research))):
             with pytest.raises(NotAllowed, match="another admin"):
-                giving.give(bob, to, DAILY, 100)
-            giving.give(carol, to, DAILY, 100)
+                administration.set_quota(bob, to, DAILY, 100)
+            administration.set_quota(carol, to, DAILY, 100)
 
     def test_who_is_no_member_has_no_quota_of_a_member(self, bob, charlie, research):
-        with pytest.raises(Refused, match="Charlie is not a member of 研究部"):
-            giving.give(bob, Whose(tenant=research, user=charlie), DAILY, 100)
+        with pytest.raises(QuotaRefused, match="Charlie is not a member of 研究部"):
+            administration.set_quota(bob, QuotaTarget(tenant=research, user=charlie), DAILY, 100)
 
     @pytest.mark.parametrize("own", [True, False], ids=["its own", "the default of each tenant"])
     def test_an_admin_gives_no_more_than_the_tenant_has(self, bob, olivia, alice, research, own):
-        to = Whose(tenant=research, user=alice)
-        giving.give(olivia, Whose(tenant=research) if own else Whose(each="tenant"), DAILY, 1000)
-        giving.give(bob, to, DAILY, 1000)
-        with pytest.raises(Refused, match="研究部 itself has 1,000"):
-            giving.give(bob, to, DAILY, 1001)
-        giving.give(olivia, to, DAILY, 1001)
+        to = QuotaTarget(tenant=research, user=alice)
+        administration.set_quota(
+            olivia, QuotaTarget(tenant=research) if own else QuotaTarget(each="tenant"), DAILY, 1000
+        )
+        administration.set_quota(bob, to, DAILY, 1000)
+        with pytest.raises(QuotaRefused, match="研究部 itself has 1,000"):
+            administration.set_quota(bob, to, DAILY, 1001)
+        administration.set_quota(olivia, to, DAILY, 1001)
 
     def test_what_the_tenant_has_of_something_else_is_no_ceiling(self, bob, olivia, alice, research):
         model = serve()
-        to = Whose(tenant=research, user=alice)
-        giving.give(olivia, Whose(tenant=research), Measure(unit="requests", window="day"), 10)
-        giving.give(olivia, Whose(tenant=research), Measure(unit="tokens", window="month"), 10)
-        giving.give(olivia, Whose(tenant=research), Measure(unit="tokens", window="day", model=model), 10)
-        assert giving.give(bob, to, DAILY, 1000).amount == 1000
+        to = QuotaTarget(tenant=research, user=alice)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), QuotaKind(unit="requests", window="day"), 10)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), QuotaKind(unit="tokens", window="month"), 10)
+        administration.set_quota(
+            olivia, QuotaTarget(tenant=research), QuotaKind(unit="tokens", window="day", model=model), 10
+        )
+        assert administration.set_quota(bob, to, DAILY, 1000).amount == 1000
 
     @pytest.mark.parametrize(
         ("unit", "window", "amount", "said"),
@@ -109,28 +113,28 @@ class TestGiving:
         ],
     )
     def test_nonsense_is_refused(self, olivia, research, unit, window, amount, said):
-        with pytest.raises(Refused, match=said):
-            giving.give(olivia, Whose(tenant=research), Measure(unit=unit, window=window), amount)
+        with pytest.raises(QuotaRefused, match=said):
+            administration.set_quota(olivia, QuotaTarget(tenant=research), QuotaKind(unit=unit, window=window), amount)
 
     def test_what_was_given_can_be_taken_away_by_who_might_give_it(self, bob, olivia, alice, research):
-        member = giving.give(bob, Whose(tenant=research, user=alice), DAILY, 1)
-        tenants = giving.give(olivia, Whose(tenant=research), DAILY, 1)
+        member = administration.set_quota(bob, QuotaTarget(tenant=research, user=alice), DAILY, 1)
+        tenants = administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1)
         with pytest.raises(NotAllowed):
-            giving.take_away(bob, tenants)
-        giving.take_away(bob, member)
+            administration.remove_quota(bob, tenants)
+        administration.remove_quota(bob, member)
         assert [*Quota.objects.all()] == [tenants]
 
 
 @pytest.fixture
 def limited(olivia, bob, research):
     """Each member of the tenant has 100 a day, the tenant 1,000."""
-    giving.give(olivia, Whose(tenant=research), DAILY, 1000)
-    giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+    administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
+    administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
 
 
 @pytest.fixture
 def wish(limited, alice, research) -> QuotaRequest:
-    return giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200, "a deadline")
+    return administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
 
 
 def told(kind: str) -> set[str]:
@@ -144,52 +148,56 @@ class TestAsking:
         assert Notice.objects.get().path == "/tenant/research/requests/"
 
     def test_an_admin_asks_for_the_tenant_and_operators_are_told(self, limited, bob, olivia, research):
-        wish = giving.ask(bob, Whose(tenant=research), DAILY, 2000)
+        wish = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
         assert (wish.had, wish.user, wish.key) == (1000, None, None)
         assert told("request-asked") == {"olivia"}
 
     def test_the_only_admin_asks_operators(self, limited, bob, olivia, research):
-        giving.ask(bob, Whose(tenant=research, user=bob), DAILY, 200)
+        administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
         assert told("request-asked") == {"olivia"}
 
     def test_who_answers_for_a_service_key_asks_for_it(self, limited, alice, bob, research):
-        giving.give(bob, Whose(tenant=research, each="service"), DAILY, 50)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="service"), DAILY, 50)
         key = service_key_of(research, responsible=alice)
-        assert giving.ask(alice, Whose(key=key), DAILY, 100).had == 50
+        assert administration.create_request(alice, QuotaTarget(key=key), DAILY, 100).had == 50
 
     def test_nobody_asks_for_others(self, limited, alice, bob, charlie, research, sales):
-        for to in (Whose(tenant=research), Whose(tenant=research, user=bob), Whose(key=key_of(bob, research))):
+        for to in (
+            QuotaTarget(tenant=research),
+            QuotaTarget(tenant=research, user=bob),
+            QuotaTarget(key=key_of(bob, research)),
+        ):
             with pytest.raises(NotAllowed):
-                giving.ask(alice, to, DAILY, 2000)
+                administration.create_request(alice, to, DAILY, 2000)
         with pytest.raises(NotAllowed):
-            giving.ask(charlie, Whose(tenant=research, user=charlie), DAILY, 2000)
+            administration.create_request(charlie, QuotaTarget(tenant=research, user=charlie), DAILY, 2000)
         with pytest.raises(NotAllowed):
-            giving.ask(bob, Whose(key=key_of(alice, research)), DAILY, 2000)
+            administration.create_request(bob, QuotaTarget(key=key_of(alice, research)), DAILY, 2000)
 
     def test_where_nothing_limits_there_is_nothing_to_ask_for(self, alice, research):
-        with pytest.raises(Refused, match="Nothing limits"):
-            giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 2000)
+        with pytest.raises(QuotaRefused, match="Nothing limits"):
+            administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 2000)
 
     def test_a_wish_is_for_more(self, limited, alice, research):
-        with pytest.raises(Refused, match="more than you have now: 100"):
-            giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 100)
+        with pytest.raises(QuotaRefused, match="more than you have now: 100"):
+            administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 100)
 
     def test_the_same_is_asked_for_once(self, wish, alice, research):
-        with pytest.raises(Refused, match="asked for already"):
-            giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 300)
+        with pytest.raises(QuotaRefused, match="asked for already"):
+            administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 300)
         assert QuotaRequest.objects.count() == 1
 
     def test_who_asked_can_take_it_back_and_nobody_else(self, wish, alice, bob):
         with pytest.raises(NotAllowed):
-            giving.withdraw(bob, wish)
-        assert giving.withdraw(alice, wish).state == "withdrawn"
-        with pytest.raises(Refused, match="has been withdrawn"):
-            giving.grant(bob, wish)
+            administration.withdraw_request(bob, wish)
+        assert administration.withdraw_request(alice, wish).state == "withdrawn"
+        with pytest.raises(QuotaRefused, match="has been withdrawn"):
+            administration.grant_request(bob, wish)
 
 
 class TestDeciding:
     def test_granting_gives_a_quota_of_one_s_own(self, wish, alice, bob, research):
-        row = giving.grant(bob, wish, note="until Friday")
+        row = administration.grant_request(bob, wish, note="until Friday")
         assert (row.state, row.granted, row.decided_by, row.note) == ("granted", 200, bob, "until Friday")
         own = Quota.objects.get(user=alice)
         assert (own.tenant, own.each, own.amount) == (research, "", 200)
@@ -198,70 +206,72 @@ class TestDeciding:
     def test_t1_nobody_decides_what_is_theirs_whoever_asked(self, wish, bob):
         QuotaRequest.objects.update(user=bob)
         wish.refresh_from_db()
-        assert giving.decidable(bob, [wish]) == set()
+        assert administration.requests_to_decide(bob, [wish]) == set()
         with pytest.raises(NotAllowed):
-            giving.grant(bob, wish)
+            administration.grant_request(bob, wish)
 
     def test_less_than_wished_may_be_given_but_more_than_there_is(self, wish, alice, bob):
-        with pytest.raises(Refused, match="no more than there is now: 100"):
-            giving.grant(bob, wish, 100)
-        assert giving.grant(bob, wish, 150).granted == 150
+        with pytest.raises(QuotaRefused, match="no more than there is now: 100"):
+            administration.grant_request(bob, wish, 100)
+        assert administration.grant_request(bob, wish, 150).granted == 150
         assert Quota.objects.get(user=alice).amount == 150
 
     def test_a_key_s_wish_raises_the_quota_of_the_key(self, limited, alice, bob, research):
         key = key_of(alice, research)
-        giving.give(bob, Whose(key=key), DAILY, 10)
-        giving.grant(bob, giving.ask(alice, Whose(key=key), DAILY, 20))
+        administration.set_quota(bob, QuotaTarget(key=key), DAILY, 10)
+        administration.grant_request(bob, administration.create_request(alice, QuotaTarget(key=key), DAILY, 20))
         assert Quota.objects.get(key=key).amount == 20
         assert not Quota.objects.filter(user=alice).exists()
 
     def test_a_tenant_s_wish_is_granted_by_an_operator_alone(self, limited, bob, carol, olivia, research):
-        wish = giving.ask(bob, Whose(tenant=research), DAILY, 2000)
+        wish = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
         with pytest.raises(NotAllowed):
-            giving.grant(carol, wish)
-        giving.grant(olivia, wish)
+            administration.grant_request(carol, wish)
+        administration.grant_request(olivia, wish)
         assert Quota.objects.get(tenant=research, each="", user=None).amount == 2000
 
     def test_nobody_decides_what_they_asked_for(self, limited, bob, olivia, research):
         Membership.objects.create(user=olivia, tenant=research, role="admin")
-        for asker, to in ((bob, Whose(tenant=research, user=bob)), (olivia, Whose(tenant=research))):
-            wish = giving.ask(asker, to, DAILY, 2000)
-            for verb in (giving.grant, lambda by, row: giving.refuse(by, row, "no")):
+        for asker, to in ((bob, QuotaTarget(tenant=research, user=bob)), (olivia, QuotaTarget(tenant=research))):
+            wish = administration.create_request(asker, to, DAILY, 2000)
+            for verb in (administration.grant_request, lambda by, row: administration.refuse_request(by, row, "no")):
                 with pytest.raises(NotAllowed, match="Another has to decide"):
                     verb(asker, wish)
 
     def test_members_and_strangers_decide_nothing(self, wish, charlie, research):
         for who in (charlie, person("dave", research)):
             with pytest.raises(NotAllowed):
-                giving.grant(who, wish)
+                administration.grant_request(who, wish)
 
     def test_an_admin_cannot_grant_more_than_the_tenant_has(self, limited, alice, bob, olivia, research):
-        wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 5000)
-        with pytest.raises(Refused, match="研究部 itself has 1,000"):
-            giving.grant(bob, wish)
+        wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 5000)
+        with pytest.raises(QuotaRefused, match="研究部 itself has 1,000"):
+            administration.grant_request(bob, wish)
         assert QuotaRequest.objects.get().state == "open"
-        assert giving.grant(olivia, wish).granted == 5000
+        assert administration.grant_request(olivia, wish).granted == 5000
 
     def test_refusing_needs_a_reason_and_changes_no_quota(self, wish, alice, bob):
-        with pytest.raises(Refused, match="why not"):
-            giving.refuse(bob, wish, " ")
-        assert giving.refuse(bob, wish, "not this month").note == "not this month"
+        with pytest.raises(QuotaRefused, match="why not"):
+            administration.refuse_request(bob, wish, " ")
+        assert administration.refuse_request(bob, wish, "not this month").note == "not this month"
         assert not Quota.objects.filter(user=alice).exists()
         assert told("request-decided") == {"alice"}
 
     def test_after_an_answer_the_same_may_be_asked_again(self, wish, alice, bob, research):
-        giving.refuse(bob, wish, "not now")
-        assert giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 300).state == "open"
+        administration.refuse_request(bob, wish, "not now")
+        assert (
+            administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 300).state == "open"
+        )
 
     def test_it_waits_for_those_who_may_answer(self, wish, alice, bob, charlie, carol, olivia, research):
-        of_tenant = giving.ask(bob, Whose(tenant=research), DAILY, 2000)
-        waits = {who.username: [*giving.waiting_for(who)] for who in (alice, bob, carol, charlie, olivia)}
+        of_tenant = administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
+        waits = {who.username: [*administration.waiting_for(who)] for who in (alice, bob, carol, charlie, olivia)}
         assert waits == {"alice": [], "bob": [wish], "carol": [wish], "charlie": [], "olivia": [of_tenant]}
 
     def test_what_no_admin_could_answer_waits_for_operators(self, limited, bob, olivia, research):
-        wish = giving.ask(bob, Whose(tenant=research, user=bob), DAILY, 200)
-        assert [*giving.waiting_for(olivia)] == [wish]
-        assert [*giving.waiting_for(bob)] == []
+        wish = administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
+        assert [*administration.waiting_for(olivia)] == [wish]
+        assert [*administration.waiting_for(bob)] == []
 
 
 @pytest.mark.django_db(transaction=True)
@@ -273,12 +283,12 @@ def test_of_two_who_decide_at_once_one_wins(wish, alice, bob, carol):
         try:
             together.wait()
             said.append(verb().state)
-        except Refused as refusal:
+        except QuotaRefused as refusal:
             said.append(refusal.sentence)
         finally:
             connection.close()
 
-    verbs = (lambda: giving.grant(bob, wish), lambda: giving.refuse(carol, wish, "no"))
+    verbs = (lambda: administration.grant_request(bob, wish), lambda: administration.refuse_request(carol, wish, "no"))
     threads = [threading.Thread(target=decide, args=[verb]) for verb in verbs]
     for thread in threads:
         thread.start()
@@ -293,6 +303,6 @@ def test_of_two_who_decide_at_once_one_wins(wish, alice, bob, carol):
 def test_t6_a_wish_whose_only_admin_is_switched_off_reaches_operators(limited, alice, bob, olivia, research):
     bob.is_active = False
     bob.save()
-    wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200)
+    wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
     assert set(Notice.objects.filter(kind="request-asked").values_list("user", flat=True)) == {olivia.pk}
-    assert (list(giving.waiting_for(olivia)), list(giving.deciders(wish))) == ([wish], [olivia])
+    assert (list(administration.waiting_for(olivia)), list(administration.deciders(wish))) == ([wish], [olivia])

@@ -3,20 +3,18 @@
 from bisect import bisect_right
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
-from importlib import import_module
 from itertools import pairwise
 from zoneinfo import ZoneInfo
 
 import pytest
-from django.apps import apps
 from hypothesis import HealthCheck, example, given, settings, strategies
 
 from portal.accounts.models import Membership, Tenant
 from portal.keys.models import ApiKey
-from portal.metering import hours, refusals, report, scopes, usage
-from portal.metering.models import RefusalHour, UsageDay, UsageHour, UsageRecord, UsageTenantDay
-from portal.metering.periods import Period
-from portal.metering.refusals import Refused
+from portal.usage import hours, records, rejections, report, scopes
+from portal.usage.models import RefusalHour, UsageDay, UsageHour, UsageRecord, UsageTenantDay
+from portal.usage.periods import Period
+from portal.usage.rejections import RejectionTotals
 from tests.pages import call, key_of
 
 # (zone, a day on which its clocks move, or any)
@@ -80,16 +78,16 @@ def test_m6_a_days_usage_is_in_the_hours_of_its_reader(alice, olivia, of, others
     mine, elsewhere = key_of(alice, here), key_of(alice, there)
     begin, end = day_of(day, zone)
     moments = [begin.astimezone(UTC) + timedelta(minutes=minute) for minute in minutes]
-    usage.record([call(key, at=at, tokens=(1, 1)) for at in moments for key in (mine, elsewhere)])
+    records.record_usage([call(key, at=at, tokens=(1, 1)) for at in moments for key in (mine, elsewhere)])
     for at in moments:
-        refusals.add({Refused(hours.quarter_of(at), here.pk, alice.pk, mine.pk, "qwen", "c"): 1})
+        rejections.add_rejections({RejectionTotals(hours.quarter_of(at), here.pk, alice.pk, mine.pk, "qwen", "c"): 1})
 
     within = [at for at in moments if begin.timestamp() <= at.timestamp() < end.timestamp()]
     period = Period(name="", first=day, last=day)
     for scope, calls in (
-        (scopes.find(alice, "tenant:here"), 1),
-        (scopes.find(alice, "me"), 2),
-        (scopes.find(olivia, "all"), 2),
+        (scopes.find_scope(alice, "tenant:here"), 1),
+        (scopes.find_scope(alice, "me"), 2),
+        (scopes.find_scope(olivia, "all"), 2),
     ):
         if scope.hours is None and day < report.timezone.now().date() - report.KEPT:
             continue  # told by the day only
@@ -110,65 +108,16 @@ def test_m6_refusals_are_of_the_day_on_which_they_were(alice):
     midnight = datetime(2026, 11, 22, tzinfo=zone)
     for minutes, number in ((-15, 1), (0, 10), (15, 100)):
         at = hours.quarter_of(midnight + timedelta(minutes=minutes))
-        refusals.add({Refused(at, tenant.pk, alice.pk, 1, "", "c"): number})
+        rejections.add_rejections({RejectionTotals(at, tenant.pk, alice.pk, 1, "", "c"): number})
     rows = RefusalHour.objects.all()
     day = date(2026, 11, 22)
-    assert refusals.by_code(refusals.within(rows, day, day, zone)) == [("c", 110)]
+    assert rejections.rejections_by_code(rejections.rejections_within(rows, day, day, zone)) == [("c", 110)]
 
 
 @pytest.mark.django_db
 def test_m6_where_no_zone_needs_quarters_hours_are_summed(alice, research):
     noon = datetime(2026, 11, 22, 3, tzinfo=UTC)
-    usage.record([call(key_of(alice, research), at=noon + timedelta(minutes=minutes)) for minutes in (0, 20, 40)])
+    records.record_usage(
+        [call(key_of(alice, research), at=noon + timedelta(minutes=minutes)) for minutes in (0, 20, 40)]
+    )
     assert [(row.hour, row.requests) for row in UsageHour.objects.all()] == [(noon, 3)]
-
-
-@pytest.mark.django_db
-def test_m6_hours_that_were_summed_before_are_made_anew_from_the_records_that_are_kept(alice):
-    """What was pruned stays as it is."""
-    tenant = Tenant.objects.create(slug="pune", name="Pune", time_zone="Asia/Kolkata")
-    Membership.objects.create(user=alice, tenant=tenant)
-    key = key_of(alice, tenant)
-    first = datetime(2026, 11, 20, 18, 50, tzinfo=UTC)
-    moments = [first + timedelta(minutes=30 * number) for number in range(60)]
-    usage.record([call(key, at=at, first_token_ms=120 + number) for number, at in enumerate(moments)])
-    right = sums()
-    UsageHour.objects.all().delete()
-    for (hour, model), counts in sums_by_hour(right).items():
-        UsageHour.objects.create(hour=hour, tenant=tenant, model=model, **counts)
-    kept = datetime(2026, 11, 21, 3, 50, tzinfo=UTC)
-    UsageRecord.objects.filter(started_at__lt=kept).delete()
-    before = UsageHour.objects.filter(hour__lt=kept).count()
-
-    migration = import_module("portal.metering.migrations.0003_quarters_of_hours")
-    migration.make_anew(apps, None)
-    found = sums()
-    assert total(found) == total(right)
-    complete = datetime(2026, 11, 21, 4, tzinfo=UTC)
-    assert {at: row for at, row in found.items() if at[0] >= complete} == {
-        at: row for at, row in right.items() if at[0] >= complete
-    }
-    assert UsageHour.objects.filter(hour__lt=complete).count() == before
-    migration.make_anew(apps, None)
-    assert sums() == found
-
-
-def sums() -> dict:
-    skipped = ("id", "hour", "tenant", "model")
-    names = [field.name for field in UsageHour._meta.fields if field.name not in skipped]
-    return {(row.hour, row.model): {name: getattr(row, name) for name in names} for row in UsageHour.objects.all()}
-
-
-def sums_by_hour(rows: dict) -> dict:
-    found: dict = {}
-    for (at, model), counts in rows.items():
-        known = found.setdefault((at.replace(minute=0), model), Counter())
-        known.update(counts)
-    return found
-
-
-def total(rows: dict) -> Counter:
-    found: Counter = Counter()
-    for counts in rows.values():
-        found.update(counts)
-    return found

@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 import pytest
 from django.utils import timezone
 
-from portal.accounts.models import AuditEvent, Membership
-from portal.api import keys as management
+from portal.accounts.models import Membership
+from portal.audit.models import AuditEvent
+from portal.keys import management_keys as management
 from portal.keys import secret
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ManagementKey, ModelAccess
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
 from tests.pages import key_of, serve
 from tests.portal.calling import Caller
 
@@ -24,7 +25,7 @@ def call(described):
 
 
 def service(tenant, **more) -> ApiKey:
-    return issue(tenant=tenant, service="Dify", name="Dify", **more)[0]
+    return issue_key(tenant=tenant, service="Dify", name="Dify", **more)[0]
 
 
 def names(caller: Caller, query: str = "") -> list[str]:
@@ -227,11 +228,11 @@ def test_rotating(call, bob, research, time_machine):
 
 
 def test_a_found_key_is_ended_by_anybody(call, alice, charlie, research):
-    key, text = issue(tenant=research, user=alice, name="laptop")
-    managing, other = management.issue(
+    key, text = issue_key(tenant=research, user=alice, name="laptop")
+    managing, other = management.issue_management_key(
         user=alice, name="script", scopes_=["usage:read"], expires_at=timezone.now() + timedelta(days=1)
     )
-    body = {"text": f"see {text} and {other} and {secret.make()}"}
+    body = {"text": f"see {text} and {other} and {secret.make_secret()}"}
     answer = call(charlie)("POST", "keys/found/", body)
     assert answer.json() == {"revoked": [key.prefix, managing.prefix], "known": [], "strange": 1}
     assert call(charlie)("POST", "keys/found/", body).json()["known"] == [key.prefix, managing.prefix]
@@ -273,7 +274,7 @@ def test_management_keys_are_made_and_ended_in_a_session(call, alice, bob, descr
 def test_a_management_key_makes_no_others(alice, described):
     everything = [scope.name for scope in management.scopes.usable(alice)]
     until = timezone.now() + timedelta(days=9)
-    _, text = management.issue(user=alice, name="script", scopes_=everything, expires_at=until)
+    _, text = management.issue_management_key(user=alice, name="script", scopes_=everything, expires_at=until)
     caller = Caller(alice, described, key=text)
     body = {"name": "other", "scopes": ["usage:read"], "expires_at": until.isoformat()}
     answer = caller("POST", "management-keys/", body)

@@ -8,10 +8,10 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from modelregistry.supervisor import tasks
-from portal.keys import issuing, playground
-from portal.keys.expiry import tell_ends, tell_leavers
+from portal.keys import lifecycle, playground
+from portal.keys.expiry_notifications import notify_expiring, notify_responsible_left
 from portal.keys.models import ApiKey
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
 from tests.conftest import person
 from tests.pages import key_of
 
@@ -29,7 +29,7 @@ def aged(key: ApiKey, *, life: timedelta, left: timedelta) -> ApiKey:
 
 
 def told(user) -> list[tuple[str, int | None]]:
-    tell_ends(timezone.now())
+    notify_expiring(timezone.now())
     return [(notice.kind, notice.facts.get("days")) for notice in user.notices.order_by("pk")]
 
 
@@ -67,7 +67,7 @@ def test_a_notice_names_the_last_day_in_the_tenant_s_zone(alice, research):
     tokyo = ZoneInfo("Asia/Tokyo")
     midnight = timezone.now().astimezone(tokyo).replace(hour=0, minute=0, second=0, microsecond=0) + 4 * DAY
     ApiKey.objects.filter(pk=key.pk).update(expires_at=midnight)
-    tell_ends(timezone.now())
+    notify_expiring(timezone.now())
     at = datetime.fromisoformat(alice.notices.get().facts["at"])
     assert at.date() == (midnight - DAY).date()
     assert alice.notices.get().path == f"/keys/{key.prefix}/"
@@ -77,11 +77,11 @@ def test_a_notice_names_the_last_day_in_the_tenant_s_zone(alice, research):
 def test_a_key_whose_end_is_no_news_is_passed_over(alice, research, why):
     key = aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
     if why == "revoked":
-        issuing.revoke(key, by=alice)
+        lifecycle.revoke_key(key, by=alice)
     elif why == "stopped":
         alice.memberships.all().delete()
     elif why == "replaced":
-        issuing.rotate(key, 2 * DAY, by=alice)
+        lifecycle.rotate_key(key, 2 * DAY, by=alice)
     else:
         ApiKey.objects.filter(pk=key.pk).update(is_playground=True)
     assert told(alice) == []
@@ -89,13 +89,13 @@ def test_a_key_whose_end_is_no_news_is_passed_over(alice, research, why):
 
 def test_the_end_of_a_replaced_key_is_news_when_its_successor_was_revoked(alice, research):
     key = aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
-    new, _ = issuing.rotate(key, 5 * DAY, by=alice)
-    issuing.revoke(new, by=alice)
+    new, _ = lifecycle.rotate_key(key, 5 * DAY, by=alice)
+    lifecycle.revoke_key(new, by=alice)
     assert told(alice) == [("key-expires", 3)]
 
 
 def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(alice, bob, charlie, research):
-    key, _ = issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)
+    key, _ = lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=alice)
     aged(key, life=90 * DAY, left=3 * DAY)
     assert [told(who) for who in (alice, bob, charlie)] == [[("key-expires", 3)], [("key-expires", 3)], []]
 
@@ -103,10 +103,10 @@ def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(alice, bob,
 class TestLeavers:
     @pytest.fixture
     def key(self, alice, research) -> ApiKey:
-        return issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)[0]
+        return lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=alice)[0]
 
     def told(self) -> set[str]:
-        tell_leavers()
+        notify_responsible_left()
         return {
             notice.user.username for notice in Notice.objects.filter(kind="responsible-left").select_related("user")
         }
@@ -131,20 +131,20 @@ class TestLeavers:
         alice.memberships.all().delete()
         self.told()
         dora = person("dora", research)
-        issuing.change(key, responsible=dora)
+        lifecycle.change_key(key, responsible=dora)
         dora.memberships.all().delete()
         self.told()
         assert {notice.facts["person"] for notice in bob.notices.all()} == {"Alice", "dora"}
 
     def test_a_key_that_works_no_more_is_no_matter(self, key, alice, bob):
-        issuing.revoke(key, by=bob)
+        lifecycle.revoke_key(key, by=bob)
         alice.memberships.all().delete()
         assert self.told() == set()
 
 
 def test_the_command_does_all_of_it_and_may_be_repeated(alice, bob, research, capsys):
     aged(key_of(alice, research), life=90 * DAY, left=3 * DAY)
-    issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)
+    lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=alice)
     for _ in range(2):
         call_command("tellnotices")
     assert alice.notices.count() == 1
@@ -158,23 +158,23 @@ def test_it_is_a_chore_of_every_ten_minutes():
 
 def test_t6_the_key_of_the_playground_is_no_news_to_anybody(alice, bob, research):
     """Nobody made it by hand, so nobody knows what ended."""
-    playground.renew(alice, research, timezone.now())
+    playground.renew_key(alice, research, timezone.now())
     key = aged(ApiKey.objects.get(is_playground=True), life=90 * DAY, left=0.5 * DAY)
-    tell_ends(timezone.now())
+    notify_expiring(timezone.now())
     aged(key, life=90 * DAY, left=-0.5 * DAY)
-    tell_ends(timezone.now())
-    issuing.revoke(key)
+    notify_expiring(timezone.now())
+    lifecycle.revoke_key(key)
     assert not Notice.objects.exists()
 
 
 @pytest.mark.parametrize("end", ["revoke", "expire"])
 def test_t6_who_is_switched_off_is_not_told_of_the_key_they_answered_for(alice, bob, research, end):
-    key = issuing.issue(tenant=research, service="Dify", name="Dify", responsible=alice)[0]
+    key = lifecycle.issue_key(tenant=research, service="Dify", name="Dify", responsible=alice)[0]
     alice.is_active = False
     alice.save()
     if end == "revoke":
-        issuing.revoke(ApiKey.objects.get(pk=key.pk))
+        lifecycle.revoke_key(ApiKey.objects.get(pk=key.pk))
     else:
         aged(key, life=90 * DAY, left=-0.5 * DAY)
-        tell_ends(timezone.now())
+        notify_expiring(timezone.now())
     assert set(Notice.objects.values_list("user__username", flat=True)) == {"bob"}

@@ -8,12 +8,12 @@ from django.core.management import CommandError, call_command
 from django.utils import timezone
 
 from apiproxy.bridge.models import CatalogueRevision
-from portal.accounts.models import AuditEvent, Membership
-from portal.api import keys as management_keys
-from portal.keys import issuing, keyring, networks, playground
+from portal.accounts.models import Membership
+from portal.audit.models import AuditEvent
+from portal.keys import lifecycle, management_keys, networks, playground, queries
 from portal.keys.models import ApiKey, ManagementKey
-from portal.metering.models import Quota
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.quotas.models import Quota
 from tests.conftest import person
 from tests.pages import key_of, serve
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 
 def service_key(tenant, name="Dify", **more) -> ApiKey:
-    return issuing.issue(tenant=tenant, service=name, name=name, **more)[0]
+    return lifecycle.issue_key(tenant=tenant, service=name, name=name, **more)[0]
 
 
 def revision() -> int:
@@ -45,8 +45,8 @@ class TestIssuing:
 
     @pytest.mark.parametrize("role", ["user", "responsible"])
     def test_it_is_only_for_and_answered_for_by_members(self, research, charlie, role):
-        with pytest.raises(issuing.NotAMember):
-            issuing.issue(tenant=research, name="x", service="" if role == "user" else "x", **{role: charlie})
+        with pytest.raises(lifecycle.NotAMember):
+            lifecycle.issue_key(tenant=research, name="x", service="" if role == "user" else "x", **{role: charlie})
         assert not ApiKey.objects.exists()
 
     @pytest.mark.parametrize("years", [101, 7000])
@@ -57,7 +57,7 @@ class TestIssuing:
             service_key(research, expires_at=far)
         key = service_key(research)
         with pytest.raises(ValidationError):
-            issuing.change(key, expires_at=far)
+            lifecycle.change_key(key, expires_at=far)
         with pytest.raises(CommandError, match="100"):
             call_command("createkey", "--tenant", "research", "--service", "x", "--expires", f"{far:%Y-%m-%d}")
 
@@ -66,7 +66,7 @@ class TestIssuing:
         key.expires_at = datetime(9999, 12, 30, tzinfo=UTC)
         key.created_at = timezone.now() - timedelta(days=1000)
         key.save()
-        new, _ = issuing.rotate(key, timedelta())
+        new, _ = lifecycle.rotate_key(key, timedelta())
         assert new.expires_at.year <= timezone.now().year + 100
 
     def test_what_is_no_network_is_refused(self, research):
@@ -87,8 +87,8 @@ class TestNetworks:
         ],
     )
     def test_they_are_read_as_people_type_them(self, text, found):
-        assert networks.parse(text) == found
-        assert networks.parse(networks.text(found)) == found
+        assert networks.parse_networks(text) == found
+        assert networks.parse_networks(networks.format_networks(found)) == found
 
     @pytest.mark.parametrize(
         ("text", "says"),
@@ -101,7 +101,7 @@ class TestNetworks:
     )
     def test_what_is_wrong_is_named(self, text, says):
         with pytest.raises(ValidationError) as refused:
-            networks.parse(f"10.0.0.0/8 {text}")
+            networks.parse_networks(f"10.0.0.0/8 {text}")
         assert says in refused.value.messages[0]
 
 
@@ -112,7 +112,7 @@ class TestRotating:
             research, responsible=alice, purpose="bot", key_class="batch", networks=["10.0.0.0/8"],
             takes_user_headers=True, allowed_models=[model], expires_at=timezone.now() + 90 * timedelta(days=1),
         )  # fmt: skip
-        new, text = issuing.rotate(old, timedelta(days=7), by=bob)
+        new, text = lifecycle.rotate_key(old, timedelta(days=7), by=bob)
         same = (
             *("tenant", "user", "service", "responsible", "name", "purpose", "key_class", "networks", "every_model"),
             "takes_user_headers",
@@ -124,7 +124,7 @@ class TestRotating:
 
     def test_both_work_for_the_overlap_and_then_only_the_new_one(self, research, time_machine):
         old = service_key(research)
-        new, _ = issuing.rotate(old, timedelta(days=7))
+        new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         both = {old.prefix, new.prefix}
         now = timezone.now()
         for hours, working in ((7 * 24 - 1, both), (7 * 24 + 1, {new.prefix})):
@@ -133,41 +133,41 @@ class TestRotating:
 
     def test_without_an_overlap_the_old_one_ends_now(self, research):
         old = service_key(research)
-        new, _ = issuing.rotate(old, timedelta())
+        new, _ = lifecycle.rotate_key(old, timedelta())
         assert list(ApiKey.objects.usable()) == [new]
 
     def test_no_overlap_makes_a_key_live_longer(self, research):
         end = timezone.now() + timedelta(days=2)
         old = service_key(research, expires_at=end)
-        issuing.rotate(old, timedelta(days=30))
+        lifecycle.rotate_key(old, timedelta(days=30))
         old.refresh_from_db()
         assert old.expires_at == end
 
     def test_the_successor_lives_as_long_as_its_predecessor_was_to(self, research, time_machine):
         old = service_key(research, expires_at=timezone.now() + timedelta(days=90))
         time_machine.move_to(timezone.now() + timedelta(days=80))
-        new, _ = issuing.rotate(old, timedelta(days=7))
+        new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         assert abs(new.expires_at - timezone.now() - timedelta(days=90)) < timedelta(minutes=1)
-        assert issuing.rotate(service_key(research), timedelta())[0].expires_at is None
+        assert lifecycle.rotate_key(service_key(research), timedelta())[0].expires_at is None
 
     def test_its_quotas_go_with_it(self, research):
         old = service_key(research)
         Quota.objects.create(key=old, unit="tokens", window="day", amount=1000)
-        new, _ = issuing.rotate(old, timedelta(days=7))
+        new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         assert [(quota.key, quota.amount) for quota in Quota.objects.order_by("pk")] == [(old, 1000), (new, 1000)]
 
     def test_it_is_replaced_once(self, research):
         old = service_key(research)
-        new, _ = issuing.rotate(old, timedelta(days=7))
-        with pytest.raises(issuing.AlreadyReplaced):
-            issuing.rotate(old, timedelta(days=7))
-        issuing.rotate(new, timedelta(days=7))
+        new, _ = lifecycle.rotate_key(old, timedelta(days=7))
+        with pytest.raises(lifecycle.AlreadyReplaced):
+            lifecycle.rotate_key(old, timedelta(days=7))
+        lifecycle.rotate_key(new, timedelta(days=7))
         assert ApiKey.objects.count() == 3
 
     def test_a_revoked_key_stays_so_and_has_a_successor(self, research):
         old = service_key(research)
-        issuing.revoke(old, because="leaked")
-        new, _ = issuing.rotate(old, timedelta(days=7))
+        lifecycle.revoke_key(old, because="leaked")
+        new, _ = lifecycle.rotate_key(old, timedelta(days=7))
         old.refresh_from_db()
         assert (old.state, old.expires_at) == ("revoked", None)
         assert list(ApiKey.objects.usable()) == [new]
@@ -175,25 +175,25 @@ class TestRotating:
     def test_who_has_left_gets_no_new_key(self, research, alice):
         old = key_of(alice, research)
         alice.memberships.all().delete()
-        with pytest.raises(issuing.NotAMember):
-            issuing.rotate(old, timedelta(days=7))
+        with pytest.raises(lifecycle.NotAMember):
+            lifecycle.rotate_key(old, timedelta(days=7))
 
 
 class TestChanging:
     def test_only_what_is_given_changes_and_gateways_are_told(self, research, alice):
         key = key_of(alice, research, purpose="tests")
         before = revision()
-        issuing.change(key, name="desk", networks=["10.0.0.0/8"], key_class="batch")
+        lifecycle.change_key(key, name="desk", networks=["10.0.0.0/8"], key_class="batch")
         key.refresh_from_db()
         assert (key.name, key.networks, key.key_class, key.purpose) == ("desk", ["10.0.0.0/8"], "batch", "tests")
         assert revision() > before
 
     def test_models_are_narrowed_and_opened_again(self, research, alice):
         key, model = key_of(alice, research), serve()
-        issuing.change(key, allowed_models=[model])
+        lifecycle.change_key(key, allowed_models=[model])
         key.refresh_from_db()
         assert (key.every_model, list(key.allowed_models.all())) == (False, [model])
-        issuing.change(key, allowed_models=None)
+        lifecycle.change_key(key, allowed_models=None)
         key.refresh_from_db()
         assert (key.every_model, list(key.allowed_models.all())) == (True, [])
         told = AuditEvent.objects.filter(action="key.models").order_by("pk")
@@ -204,35 +204,35 @@ class TestChanging:
 
     def test_a_key_for_no_model_is_not_one_for_all(self, research, alice):
         key = key_of(alice, research)
-        issuing.change(key, allowed_models=[])
+        lifecycle.change_key(key, allowed_models=[])
         key.refresh_from_db()
         assert key.every_model is False
 
     def test_a_revoked_key_changes_no_more(self, research, alice):
         key = key_of(alice, research)
-        issuing.revoke(key)
-        with pytest.raises(issuing.Ended):
-            issuing.change(key, expires_at=None)
+        lifecycle.revoke_key(key)
+        with pytest.raises(lifecycle.KeyRevoked):
+            lifecycle.change_key(key, expires_at=None)
 
     def test_only_a_member_becomes_responsible(self, research, alice, charlie):
         key = service_key(research)
-        with pytest.raises(issuing.NotAMember):
-            issuing.change(key, responsible=charlie)
-        issuing.change(key, responsible=alice)
+        with pytest.raises(lifecycle.NotAMember):
+            lifecycle.change_key(key, responsible=charlie)
+        lifecycle.change_key(key, responsible=alice)
         key.refresh_from_db()
         assert key.responsible == alice
 
     def test_who_is_responsible_and_left_does_not_stand_in_the_way_of_other_changes(self, research, alice):
         key = service_key(research, responsible=alice)
         alice.memberships.all().delete()
-        issuing.change(key, name="Dify 2", responsible=alice)
+        lifecycle.change_key(key, name="Dify 2", responsible=alice)
         key.refresh_from_db()
         assert key.name == "Dify 2"
 
     def test_what_is_no_network_changes_nothing(self, research, alice):
         key = key_of(alice, research)
         with pytest.raises(ValidationError):
-            issuing.change(key, name="desk", networks=["office"])
+            lifecycle.change_key(key, name="desk", networks=["office"])
         key.refresh_from_db()
         assert key.name == "laptop"
 
@@ -244,35 +244,35 @@ class TestRevoking:
 
     def test_whose_key_another_ends_is_told_why_and_by_whom(self, research, alice, charlie):
         key = key_of(alice, research)
-        issuing.revoke_found(key, charlie)
+        lifecycle.revoke_leaked_key(key, charlie)
         told = self.told(key)["alice"]
         assert (told["by"], told["because"], told["tenant"]) == ("Charlie", "leaked", "研究部")
 
     def test_who_ends_a_key_need_not_be_told(self, research, alice):
         key = key_of(alice, research)
-        issuing.revoke(key, by=alice)
+        lifecycle.revoke_key(key, by=alice)
         assert self.told(key) == {}
 
     def test_of_a_service_key_the_admins_and_who_is_responsible_are_told(self, research, alice, bob, charlie):
         key = service_key(research, responsible=alice)
-        issuing.revoke_found(key, charlie)
+        lifecycle.revoke_leaked_key(key, charlie)
         assert set(self.told(key)) == {"alice", "bob"}
 
     def test_who_no_longer_belongs_there_is_not_told(self, research, alice, bob):
         key = service_key(research, responsible=alice)
         alice.memberships.all().delete()
-        issuing.revoke(key, because="unused")
+        lifecycle.revoke_key(key, because="unused")
         assert set(self.told(key)) == {"bob"}
 
     def test_where_nobody_is_left_operators_are_told(self, research, olivia):
         key = service_key(research)
-        issuing.revoke(key, because="unused")
+        lifecycle.revoke_key(key, because="unused")
         assert set(self.told(key)) == {"olivia"}
 
     def test_once_is_enough(self, research, alice):
         key = key_of(alice, research)
-        issuing.revoke(key, because="first")
-        issuing.revoke(key, because="second")
+        lifecycle.revoke_key(key, because="first")
+        lifecycle.revoke_key(key, because="second")
         key.refresh_from_db()
         assert key.revoked_because == "first"
         assert self.told(key)["alice"]["because"] == "first"
@@ -282,25 +282,25 @@ class TestWhoseKeys:
     def test_the_playground_s_are_not_listed(self, research, alice):
         key = key_of(alice, research)
         ApiKey.objects.filter(pk=key.pk).update(is_playground=True)
-        assert not keyring.keys_of(alice).exists()
-        assert not keyring.manageable(alice).exists()
+        assert not queries.keys_of(alice).exists()
+        assert not queries.manageable_by(alice).exists()
 
     def test_members_manage_their_own_and_admins_the_service_keys_too(
         self, research, sales, alice, bob, charlie, olivia
     ):
         own, service, other = key_of(alice, research), service_key(research), service_key(sales, "Open WebUI")
-        assert list(keyring.manageable(alice)) == [own]
-        assert list(keyring.manageable(bob)) == [service]
-        assert not keyring.manageable(charlie).exists()
-        assert set(keyring.manageable(olivia)) == {service, other}
-        assert list(keyring.service_keys_of(research)) == [service]
+        assert list(queries.manageable_by(alice)) == [own]
+        assert list(queries.manageable_by(bob)) == [service]
+        assert not queries.manageable_by(charlie).exists()
+        assert set(queries.manageable_by(olivia)) == {service, other}
+        assert list(queries.service_keys_of(research)) == [service]
 
     def test_who_is_responsible_sees_a_key_and_manages_it_not(self, research, alice):
         key = service_key(research, responsible=alice)
-        assert list(keyring.services(alice)) == [key]
-        assert not keyring.manageable(alice).exists()
+        assert list(queries.services(alice)) == [key]
+        assert not queries.manageable_by(alice).exists()
         Membership.objects.filter(user=alice).delete()
-        assert not keyring.services(alice).exists()
+        assert not queries.services(alice).exists()
 
     def test_a_service_key_survives_who_made_it(self, research, bob):
         key = service_key(research, responsible=bob, created_by=bob)
@@ -315,14 +315,14 @@ class TestWhoseKeys:
     @pytest.mark.parametrize("leaves", ["account", "membership"])
     def test_it_is_known_when_who_is_responsible_has_left(self, research, alice, leaves):
         key = service_key(research, responsible=alice)
-        keys = keyring.service_keys_of(research)
-        assert keyring.held(keys, timezone.now())[0].answers
+        keys = queries.service_keys_of(research)
+        assert queries.key_row(keys, timezone.now())[0].answers
         if leaves == "account":
             alice.is_active = False
             alice.save()
         else:
             alice.memberships.all().delete()
-        [held] = keyring.held(keys, timezone.now())
+        [held] = queries.key_row(keys, timezone.now())
         assert (held.prefix, held.responsible, held.answers) == (key.prefix, "Alice", False)
 
     def test_a_list_of_many_costs_no_more(self, research, alice, django_assert_num_queries):
@@ -331,9 +331,9 @@ class TestWhoseKeys:
             key = service_key(
                 research, f"s{number}", responsible=person(f"p{number}", research), allowed_models=[model]
             )
-            issuing.rotate(key, timedelta(days=1))
+            lifecycle.rotate_key(key, timedelta(days=1))
         with django_assert_num_queries(2):
-            held = keyring.held(keyring.service_keys_of(research), timezone.now())
+            held = queries.key_row(queries.service_keys_of(research), timezone.now())
         assert len([key for key in held if key.replaced_by]) == 7
         assert len([key for key in held if key.replaces]) == 7
 
@@ -349,10 +349,10 @@ class TestNumbers:
         Membership.objects.create(user=alice, tenant=sales)
         first, *_ = [key_of(alice, tenant) for tenant in (research, sales, sales)]
         for tenant in (research, sales):
-            with pytest.raises(issuing.TooMany):
+            with pytest.raises(lifecycle.TooMany):
                 key_of(alice, tenant)
-        issuing.revoke(first)
-        with pytest.raises(issuing.TooMany):  # or a loop would revoke and make
+        lifecycle.revoke_key(first)
+        with pytest.raises(lifecycle.TooMany):  # or a loop would revoke and make
             key_of(alice, research)
         ApiKey.objects.update(created_at=timezone.now() - timedelta(days=2))
         key_of(alice, research)
@@ -361,7 +361,7 @@ class TestNumbers:
     def test_p8_a_tenant_has_so_many_service_keys(self, research, sales):
         for _ in range(3):
             service_key(research)
-        with pytest.raises(issuing.TooMany):
+        with pytest.raises(lifecycle.TooMany):
             service_key(research)
         service_key(sales)
 
@@ -369,15 +369,15 @@ class TestNumbers:
         keys = [key_of(alice, research) for _ in range(3)]
         ApiKey.objects.update(created_at=timezone.now() - timedelta(days=2))
         for _ in range(3):
-            keys.append(issuing.rotate(keys[-1], timedelta())[0])
-        with pytest.raises(issuing.TooMany):
-            issuing.rotate(keys[-1], timedelta())
+            keys.append(lifecycle.rotate_key(keys[-1], timedelta())[0])
+        with pytest.raises(lifecycle.TooMany):
+            lifecycle.rotate_key(keys[-1], timedelta())
 
     def test_p8_the_playground_does_not_count(self, alice, research):
-        playground.renew(alice, research, timezone.now())
+        playground.renew_key(alice, research, timezone.now())
         for _ in range(3):
             key_of(alice, research)
-        playground.renew(alice, research, timezone.now())
+        playground.renew_key(alice, research, timezone.now())
 
     def test_p8_pages_api_and_command_say_so(self, client, alice, research):
         client.force_login(alice)
@@ -398,7 +398,7 @@ class TestNumbers:
         client.force_login(alice)
         tomorrow = timezone.now() + timedelta(days=1)
         for _ in range(3):
-            management_keys.issue(user=alice, name="x", scopes_=["usage:read"], expires_at=tomorrow)
+            management_keys.issue_management_key(user=alice, name="x", scopes_=["usage:read"], expires_at=tomorrow)
         body = {"name": "x", "scopes": ["usage:read"], "expires_at": tomorrow.isoformat()}
         answer = client.post("/api/v1/management-keys/", body, content_type="application/json")
         assert answer.status_code == 400

@@ -12,7 +12,7 @@ from django.core import serializers
 from django.utils import timezone
 
 from modelregistry.models import Replica
-from portal.keys import once, secret
+from portal.keys import form_tokens, secret
 from portal.keys.models import ApiKey, ModelAccess
 from tests.conftest import person
 from tests.pages import key_of, serve, use
@@ -55,7 +55,7 @@ class TestMaking:
         text = the_key_in(response)
         key = ApiKey.objects.get()
         assert secret.well_formed(text)
-        assert key.digest == secret.digest(text, settings.API_KEY_SECRET)
+        assert key.digest == secret.digest_of(text, settings.API_KEY_SECRET)
         assert (key.user, key.created_by, key.tenant, key.name) == (alice, alice, research, "laptop")
 
     def test_it_is_shown_once_and_kept_nowhere(self, as_alice, research, caplog):
@@ -95,10 +95,10 @@ class TestMaking:
     def test_a_ticket_is_good_once_even_for_a_request_that_read_the_session_before(self, as_alice):
         as_alice.get("/keys/new/")
         early, late = as_alice.session, as_alice.session
-        [ticket] = early[once.OPEN]
-        assert late[once.OPEN] == [ticket]
-        assert once.redeem(early, ticket)
-        assert not once.redeem(late, ticket)
+        [ticket] = early[form_tokens.OPEN]
+        assert late[form_tokens.OPEN] == [ticket]
+        assert form_tokens.redeem_token(early, ticket)
+        assert not form_tokens.redeem_token(late, ticket)
 
     @pytest.mark.parametrize(("lifetime", "days"), [("30", 30), ("90", 90), ("365", 365)])
     def test_it_ends_after_the_chosen_time(self, as_alice, research, lifetime, days):

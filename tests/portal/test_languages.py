@@ -20,10 +20,10 @@ from django.utils import translation
 from apiproxy.dataplane.catalogue import Scope, Unit
 from apiproxy.dataplane.errors import MESSAGES, WORDS
 from modelregistry.models import ServedModel
-from portal.metering.models import Quota
+from portal.quotas.models import Quota
 
 ROOT = Path(settings.BASE_DIR)
-OURS = ("accounts", "keys", "metering", "notices", "modelregistry")
+OURS = ("accounts", "audit", "keys", "usage", "quotas", "notifications", "modelregistry")
 JAPANESE = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]")
 SEEN_BY_PEOPLE = {
     "Tenant",

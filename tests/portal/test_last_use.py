@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.db import connection, transaction
 
-from portal.keys import lastuse
-from portal.keys.issuing import issue
+from portal.keys import last_used
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from tests.pages import use
 
@@ -15,7 +15,7 @@ NOON = datetime(2026, 11, 22, 3, tzinfo=UTC)
 
 @pytest.fixture
 def keys(research, alice) -> list[ApiKey]:
-    return [issue(tenant=research, user=alice, name=str(n))[0] for n in range(3)]
+    return [issue_key(tenant=research, user=alice, name=str(n))[0] for n in range(3)]
 
 
 def seen(key: ApiKey) -> tuple[datetime | None, str | None, str]:
@@ -25,7 +25,7 @@ def seen(key: ApiKey) -> tuple[datetime | None, str | None, str]:
 
 def note(last: dict) -> None:
     with transaction.atomic(), connection.cursor() as cursor:
-        lastuse.note(last, cursor)
+        last_used.record_use(last, cursor)
 
 
 def call(at: datetime = NOON, address: str = "10.0.0.1", client: str = "curl/8") -> dict:
@@ -52,7 +52,7 @@ def test_what_is_not_known_is_empty(keys):
 
 def test_a_batch_is_one_statement_whatever_its_keys(keys, django_assert_num_queries):
     with transaction.atomic(), django_assert_num_queries(1), connection.cursor() as cursor:
-        lastuse.note({key.pk: call() for key in keys}, cursor)
+        last_used.record_use({key.pk: call() for key in keys}, cursor)
 
 
 def test_of_a_batch_the_newest_call_counts_and_rows_without_an_origin_will_do(keys):

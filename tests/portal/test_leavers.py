@@ -7,9 +7,10 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from modelregistry.models import Chore
-from portal.accounts.models import AuditEvent, DirectoryState, Tenant, User
-from portal.keys.issuing import issue
-from portal.notices.models import Notice
+from portal.accounts.models import DirectoryState, Tenant, User
+from portal.audit.models import AuditEvent
+from portal.keys.lifecycle import issue_key
+from portal.notifications.models import Notice
 from tests.apiproxy.conftest import counter, fake_engine, server_options  # noqa: F401 - fixtures
 from tests.modelregistry.site import Site
 from tests.slapd import unused_port
@@ -36,7 +37,7 @@ class Caller:
     def __init__(self, company, user: User, tenant: str) -> None:
         self.company = company
         self.user = user
-        _, self.text = issue(tenant=Tenant.objects.get(slug=tenant), user=user, name="laptop")
+        _, self.text = issue_key(tenant=Tenant.objects.get(slug=tenant), user=user, name="laptop")
         company.informed()
         assert self.status() == 200
 

@@ -8,9 +8,9 @@ import pytest
 from django.utils import timezone
 
 from modelregistry.supervisor import watchdog
-from portal.console import feeds
-from portal.metering import live as usage_live
 from portal.operations import live as operations_live
+from portal.usage import live as usage_live
+from portal.web import websockets
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -54,7 +54,7 @@ async def test_m7_a_socket_of_which_a_part_has_failed_is_closed(monkeypatch):
     """Its page connects again; and nobody goes on looking who was to be cut."""
     closed: list[int] = []
 
-    class Some(feeds.Feed):
+    class Some(websockets.LiveConsumer):
         def permits(self, user) -> bool:
             return True
 
@@ -71,9 +71,9 @@ async def test_m7_a_socket_of_which_a_part_has_failed_is_closed(monkeypatch):
         async def accept(self, *words, **more) -> None:
             pass
 
-    monkeypatch.setattr(feeds, "LOOK_AGAIN", 0.0)
+    monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.0)
     feed = Some()
     feed.scope = {"user": None}
     feed._tasks = []
     await feed._owned(feed._guard)
-    assert closed == [feeds.FAILED]
+    assert closed == [websockets.FAILED]

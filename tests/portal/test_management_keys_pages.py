@@ -7,11 +7,11 @@ import pytest
 from django.core.management import call_command
 from django.utils import timezone
 
-from portal.accounts.models import AuditEvent
-from portal.api import keys
-from portal.keys.issuing import issue
+from portal.audit.models import AuditEvent
+from portal.keys import management_keys
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ManagementKey
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
 
 pytestmark = pytest.mark.django_db
 
@@ -25,7 +25,7 @@ def make(client, **more) -> object:
 
 
 def key_of(user, name: str = "script", **more) -> tuple[ManagementKey, str]:
-    return keys.issue(
+    return management_keys.issue_management_key(
         user=user, name=name, scopes_=["usage:read"], expires_at=timezone.now() + timedelta(days=30), **more
     )
 
@@ -36,7 +36,7 @@ def test_a_new_key_is_shown_once_and_works(client, alice):
     key = ManagementKey.objects.get()
     start = page.index(key.prefix)
     text = page[start : start + 42]
-    assert keys.find(text) == key
+    assert management_keys.find_management_key(text) == key
     assert (key.scopes, key.name, key.user) == (["usage:read"], "monthly report", alice)
     assert timedelta(days=89) < key.expires_at - timezone.now() <= timedelta(days=90)
     assert text not in client.get("/keys/management/").content.decode()
@@ -68,7 +68,7 @@ def test_only_what_the_person_may_do_is_offered_in_plain_words(client, alice, ol
 
 
 def test_the_list_shows_one_s_own_and_how_they_stand(client, alice, bob, time_machine):
-    keys.revoke(alice, key_of(alice, "old one")[0])
+    management_keys.revoke_management_key(alice, key_of(alice, "old one")[0])
     key_of(alice, "present one")
     key_of(bob, "not hers")
     client.force_login(alice)
@@ -97,10 +97,10 @@ def test_revoking(client, alice, bob):
     key, text = key_of(alice)
     client.force_login(bob)
     assert client.post(f"/keys/management/{key.prefix}/revoke/").status_code == 404
-    assert keys.find(text) == key
+    assert management_keys.find_management_key(text) == key
     client.force_login(alice)
     assert client.post(f"/keys/management/{key.prefix}/revoke/").status_code == 302
-    assert keys.find(text) is None
+    assert management_keys.find_management_key(text) is None
     event = AuditEvent.objects.get(action="management-key.revoke")
     assert (event.actor, event.object_name) == (alice, f"{key.prefix}… script")
 
@@ -110,13 +110,13 @@ def test_revoking(client, alice, bob):
 
 def test_who_finds_one_ends_it_and_its_owner_is_told(client, charlie, alice, research):
     key, text = key_of(alice)
-    _, other = issue(tenant=research, user=alice, name="laptop")
+    _, other = issue_key(tenant=research, user=alice, name="laptop")
     client.force_login(charlie)
     page = client.post("/keys/found/", {"text": f"token={text} and {other}"}).content.decode()
     assert f"The management key {key.prefix}… of Alice is revoked" in page
     assert "stop working within 2 seconds" in page  # the other one
     assert text not in page
-    assert keys.find(text) is None
+    assert management_keys.find_management_key(text) is None
     assert AuditEvent.objects.get(action="management-key.revoke").actor == charlie
     assert Notice.objects.get(kind="management-key-found").user == alice
     assert "had been revoked already" in client.post("/keys/found/", {"text": text}).content.decode()
@@ -129,12 +129,14 @@ def test_who_finds_one_ends_it_and_its_owner_is_told(client, charlie, alice, res
 def test_its_owner_is_told_before_it_ends_once_a_week_and_once_a_day_before(alice, bob, time_machine):
     begun = timezone.now()
     key_of(alice, "report")
-    keys.issue(user=alice, name="short", scopes_=["usage:read"], expires_at=begun + timedelta(days=1, hours=12))
+    management_keys.issue_management_key(
+        user=alice, name="short", scopes_=["usage:read"], expires_at=begun + timedelta(days=1, hours=12)
+    )
     revoked, _ = key_of(bob)
-    keys.revoke(bob, revoked)
+    management_keys.revoke_management_key(bob, revoked)
     for days in (1, 22, 24.5, 29.5, 29.6):
         time_machine.move_to(begun + timedelta(days=days), tick=False)
-        keys.tell_ends(timezone.now())
+        management_keys.notify_expiring_management_keys(timezone.now())
     told = Notice.objects.filter(kind="management-key-expires").order_by("pk")
     assert [(notice.user, notice.facts["key"], notice.facts["days"]) for notice in told] == [
         (alice, "report", 6),
@@ -158,7 +160,7 @@ def test_an_operator_revokes_anybody_s_in_the_admin(client, alice, olivia):
     client.force_login(olivia)
     chosen = {"action": "revoke_management", "_selected_action": [key.pk]}
     assert client.post("/admin/keys/managementkey/", chosen).status_code == 302
-    assert keys.find(text) is None
+    assert management_keys.find_management_key(text) is None
     page = client.get(f"/admin/keys/managementkey/{key.pk}/change/").content.decode()
     assert key.prefix in page
     assert key.digest not in page

@@ -5,7 +5,7 @@ from django.core.management import CommandError, call_command
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant
-from portal.keys.access import open_to
+from portal.keys.model_access import open_to
 
 pytestmark = pytest.mark.django_db
 

@@ -8,11 +8,11 @@ from django.test.utils import CaptureQueriesContext
 
 from portal.accounts.models import Membership, User
 from portal.keys import playground
-from portal.keys.issuing import rotate
+from portal.keys.lifecycle import rotate_key
 from portal.keys.models import ApiKey
-from portal.metering import allowance, nearness
-from portal.metering.models import Quota
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.quotas import alerts, status
+from portal.quotas.models import Quota
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of, use, use_each
 
@@ -38,15 +38,15 @@ class TestTelling:
     def test_below_four_fifths_nobody_is_told(self, key, research):
         limit(tenant=research, each="member")
         use(key, tokens=(79, 0), at=NOW)
-        assert nearness.tell_near(NOW) == 0
+        assert alerts.notify_near_limits(NOW) == 0
         assert told() == set()
 
     def test_at_four_fifths_the_member_is_told_once(self, key, alice, research):
         limit(tenant=research, each="member")
         use(key, tokens=(80, 0), at=NOW)
-        assert nearness.tell_near(NOW) == 1
+        assert alerts.notify_near_limits(NOW) == 1
         use(key, tokens=(1, 0), at=NOW)
-        assert nearness.tell_near(NOW + timedelta(minutes=10)) == 0
+        assert alerts.notify_near_limits(NOW + timedelta(minutes=10)) == 0
         notice = Notice.objects.get()
         assert (notice.user, notice.kind, notice.path) == (alice, "quota-near", "/")
         assert notice.facts["percent"] == 80
@@ -55,32 +55,32 @@ class TestTelling:
     def test_when_nothing_is_left_that_is_told_too(self, key, research):
         limit(tenant=research, each="member")
         use(key, tokens=(80, 0), at=NOW)
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         use(key, tokens=(20, 0), at=NOW)
-        nearness.tell_near(NOW)
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
+        alerts.notify_near_limits(NOW)
         assert sorted(Notice.objects.values_list("kind", flat=True)) == ["quota-near", "quota-reached"]
 
     def test_the_next_window_is_told_anew(self, key, research):
         limit(tenant=research, each="member")
         for day in (NOW, NOW + timedelta(days=1)):
             use(key, tokens=(90, 0), at=day)
-            nearness.tell_near(day)
+            alerts.notify_near_limits(day)
         assert Notice.objects.count() == 2
 
     def test_after_more_was_given_its_end_is_told_as_well(self, key, research):
         quota = limit(tenant=research, each="member")
         use(key, tokens=(100, 0), at=NOW)
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         quota.amount = 120
         quota.save()
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         assert sorted(Notice.objects.values_list("kind", flat=True)) == ["quota-near", "quota-reached"]
 
     def test_of_a_tenant_its_admins_are_told(self, key, bob, research):
         limit(tenant=research)
         use(key, tokens=(90, 0), at=NOW)
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         assert told() == {("bob", "quota-near")}
         assert Notice.objects.get().path == "/tenant/research/"
 
@@ -88,11 +88,11 @@ class TestTelling:
         limit(tenant=research, each="service")
         key = service_key_of(research, responsible=alice)
         use(key, tokens=(90, 0), at=NOW)
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         assert told() == {("alice", "quota-near")}
         Notice.objects.all().delete()
         Membership.objects.get(user=alice).delete()
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         assert told() == {("bob", "quota-near")}
 
     def test_what_a_person_has_everywhere_is_summed_over_tenants(self, alice, research, sales):
@@ -100,29 +100,29 @@ class TestTelling:
         limit(user=alice)
         for tenant in (research, sales):
             use(key_of(alice, tenant), tokens=(40, 0), at=NOW)
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         assert told() == {("alice", "quota-near")}
 
     def test_one_s_own_quota_counts_in_place_of_the_default(self, key, alice, research):
         limit(tenant=research, each="member")
         limit(1000, tenant=research, user=alice)
         use(key, tokens=(90, 0), at=NOW)
-        assert nearness.tell_near(NOW) == 0
+        assert alerts.notify_near_limits(NOW) == 0
 
     def test_who_is_blocked_is_told_nothing(self, key, alice, research):
         limit(tenant=research, each="member")
         limit(0, tenant=research, user=alice)
         use(key, tokens=(90, 0), at=NOW)
-        assert nearness.tell_near(NOW) == 0
+        assert alerts.notify_near_limits(NOW) == 0
 
     def test_a_quota_of_one_model_counts_that_model(self, key, research):
         model = serve("qwen")
         Quota.objects.create(tenant=research, each="member", unit="requests", window="month", amount=2, model=model)
         for name in ("qwen", "other", "other"):
             use(key, model=name, at=NOW)
-        assert nearness.tell_near(NOW) == 0
+        assert alerts.notify_near_limits(NOW) == 0
         use(key, model="qwen", at=NOW)
-        nearness.tell_near(NOW)
+        alerts.notify_near_limits(NOW)
         assert told() == {("alice", "quota-reached")}
 
     def test_who_left_is_told_nothing(self, key, alice, research):
@@ -130,7 +130,7 @@ class TestTelling:
         use(key, tokens=(90, 0), at=NOW)
         alice.is_active = False
         alice.save()
-        assert nearness.tell_near(NOW) == 0
+        assert alerts.notify_near_limits(NOW) == 0
 
     def test_its_queries_do_not_grow_with_people(self, research):
         limit(10**9, tenant=research, each="member")
@@ -148,7 +148,7 @@ class TestTelling:
             ]
             use_each(ApiKey.objects.bulk_create(keys), at=NOW)
             with CaptureQueriesContext(connection) as queries:
-                assert nearness.tell_near(NOW) == (1 if first == 0 else 0)
+                assert alerts.notify_near_limits(NOW) == (1 if first == 0 else 0)
             return len(queries)
 
         person("carol", research, role="admin")
@@ -163,7 +163,7 @@ class TestWalls:
         limit(1000, tenant=research)
         use(key_of(alice, research), tokens=(85, 0), at=NOW)
         use(key_of(bob, research), tokens=(750, 0), at=NOW)
-        found = nearness.walls_of(research, NOW)
+        found = alerts.alerts_of(research, NOW)
         assert [(wall.bound.scope, wall.bound.user, wall.percent) for wall in found] == [
             ("member", bob.pk, 100),
             ("member", alice.pk, 85),
@@ -173,7 +173,7 @@ class TestWalls:
     def test_other_tenants_have_their_own(self, alice, charlie, research, sales):
         limit(tenant=sales, each="member")
         use(key_of(charlie, sales), tokens=(85, 0), at=NOW)
-        assert nearness.walls_of(research, NOW) == []
+        assert alerts.alerts_of(research, NOW) == []
 
 
 class TestLines:
@@ -182,20 +182,23 @@ class TestLines:
         limit(key=first, amount=100)
         limit(key=first, amount=1000, window="month")
         use(first, tokens=(70, 0), at=NOW)
-        second, _ = rotate(first, timedelta(hours=1))
-        third, _ = rotate(second, timedelta(hours=1))
+        second, _ = rotate_key(first, timedelta(hours=1))
+        third, _ = rotate_key(second, timedelta(hours=1))
         use(third, tokens=(20, 0), at=NOW)
         use(service_key_of(research, "batch"), tokens=(5, 0), at=NOW)
         for key in (first, second, third):
-            assert {(one.window, one.spent) for one in allowance.of_key(key, NOW)} == {("day", 90), ("month", 90)}
-        assert {wall.spent for wall in nearness.walls_of(research, NOW)} == {90}
+            assert {(one.window, one.spent) for one in status.allowances_of_key(key, NOW)} == {
+                ("day", 90),
+                ("month", 90),
+            }
+        assert {wall.spent for wall in alerts.alerts_of(research, NOW)} == {90}
 
 
 def test_t6_the_key_of_the_playground_has_no_wall_of_its_own(alice, research):
-    playground.renew(alice, research, NOW)
+    playground.renew_key(alice, research, NOW)
     ApiKey.objects.update(expires_at=None)
     key = ApiKey.objects.get(is_playground=True)
     limit(key=key)
     use(key, tokens=(100, 0), at=NOW)
-    assert nearness.tell_near(NOW) == 0
+    assert alerts.notify_near_limits(NOW) == 0
     assert told() == set()

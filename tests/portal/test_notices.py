@@ -9,10 +9,10 @@ from django.db import transaction
 from django.utils.translation import override
 
 from portal.accounts.models import Membership
-from portal.accounts.tenancy import admins_of, operators
-from portal.notices.kinds import KINDS
-from portal.notices.models import Notice
-from portal.notices.telling import tell
+from portal.accounts.permissions import admins_of, operators
+from portal.notifications.models import Notice
+from portal.notifications.notify import notify
+from portal.notifications.types import KINDS
 from tests.conftest import person
 
 pytestmark = pytest.mark.django_db
@@ -59,12 +59,12 @@ def sentences(kind: str, language: str, **facts) -> str:
 
 def stored(alice, kind: str) -> dict:
     """The facts as a reader gets them back."""
-    tell([alice], kind, "one", **TOLD[kind])
+    notify([alice], kind, "one", **TOLD[kind])
     return Notice.objects.get(user=alice, kind=kind).facts
 
 
 def test_what_is_told_is_there_for_each_who_was_told(alice, bob):
-    tell([alice, bob], "membership-ended", "research", path="/settings/", tenant="研究部", keys=0)
+    notify([alice, bob], "membership-ended", "research", path="/settings/", tenant="研究部", keys=0)
     assert {notice.user for notice in Notice.objects.all()} == {alice, bob}
     notice = alice.notices.get()
     assert (notice.kind, notice.path, notice.facts) == (
@@ -76,9 +76,9 @@ def test_what_is_told_is_there_for_each_who_was_told(alice, bob):
 
 
 def test_the_same_is_told_once_and_something_else_again(alice, bob):
-    tell([alice], "membership-ended", "research", tenant="研究部", keys=0)
-    tell([alice, alice, bob], "membership-ended", "research", tenant="研究部", keys=5)
-    tell([alice], "membership-ended", "sales", tenant="営業部", keys=0)
+    notify([alice], "membership-ended", "research", tenant="研究部", keys=0)
+    notify([alice, alice, bob], "membership-ended", "research", tenant="研究部", keys=5)
+    notify([alice], "membership-ended", "sales", tenant="営業部", keys=0)
     assert sorted(alice.notices.values_list("ref", flat=True)) == ["research", "sales"]
     assert alice.notices.get(ref="research").facts["keys"] == 0
     assert bob.notices.count() == 1
@@ -86,7 +86,7 @@ def test_the_same_is_told_once_and_something_else_again(alice, bob):
 
 def test_what_the_caller_takes_back_was_not_told(alice):
     with transaction.atomic():
-        tell([alice], "membership-ended", "research", tenant="研究部", keys=0)
+        notify([alice], "membership-ended", "research", tenant="研究部", keys=0)
         transaction.set_rollback(True)
     assert not alice.notices.exists()
 
@@ -94,12 +94,12 @@ def test_what_the_caller_takes_back_was_not_told(alice):
 def test_telling_costs_one_query_however_many_are_told(research, django_assert_num_queries):
     people = [person(f"p{number}", research) for number in range(5)]
     with django_assert_num_queries(1):
-        tell(people, "membership-ended", "research", tenant="研究部", keys=0)
+        notify(people, "membership-ended", "research", tenant="研究部", keys=0)
 
 
 def test_nobody_to_tell_is_nothing_to_do(django_assert_num_queries):
     with django_assert_num_queries(0):
-        tell([], "membership-ended", "research", tenant="研究部", keys=0)
+        notify([], "membership-ended", "research", tenant="研究部", keys=0)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_nobody_to_tell_is_nothing_to_do(django_assert_num_queries):
 )
 def test_what_could_not_be_read_is_not_told(alice, kind, facts, says):
     with pytest.raises(ValueError, match=says):
-        tell([alice], kind, "x", **facts)
+        notify([alice], kind, "x", **facts)
 
 
 def test_every_kind_has_an_example_here():

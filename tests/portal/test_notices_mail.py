@@ -9,9 +9,9 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.utils import timezone
 
-from portal.notices import mail_settings, mailing
-from portal.notices.models import Notice
-from portal.notices.telling import tell
+from portal.notifications import mail_settings, mailing
+from portal.notifications.models import Notice
+from portal.notifications.notify import notify
 from tests.installation import installed
 from tests.mail import letterbox  # noqa: F401 - a fixture
 
@@ -39,19 +39,19 @@ def box(letterbox, connect):  # noqa: F811
 
 
 def left(users, slug: str = "research", **more) -> None:
-    tell(users, "membership-ended", slug, path="/keys/", tenant="研究部", keys=0, **more)
+    notify(users, "membership-ended", slug, path="/keys/", tenant="研究部", keys=0, **more)
 
 
 def request_is_granted(user, ref: str = "1") -> None:
     facts = {"by": "Bob", "unit": "tokens", "window": "day", "model": "", "amount": 9, "granted": 9, "note": ""}
-    tell([user], "request-decided", ref, **facts)
+    notify([user], "request-decided", ref, **facts)
 
 
 def test_a_notice_comes_by_mail_in_the_reader_s_language(box, alice, bob, settings):
     alice.language = "en"
     alice.save()
     left([alice, bob])
-    assert mailing.send(timezone.now()) == 2
+    assert mailing.send_mails(timezone.now()) == 2
     mails = {mail["To"]: mail for mail in box.mails}
     english, japanese = mails["alice@example.com"], mails["bob@example.com"]
     assert english["Subject"].strip() == "[Madoguchi] You no longer belong to 研究部"
@@ -63,7 +63,7 @@ def test_a_notice_comes_by_mail_in_the_reader_s_language(box, alice, bob, settin
 
 def test_it_comes_once(box, alice):
     left([alice])
-    assert [mailing.send(timezone.now()) for _ in range(2)] == [1, 0]
+    assert [mailing.send_mails(timezone.now()) for _ in range(2)] == [1, 0]
     assert alice.notices.get().mailed_at
     assert len(box.mails) == 1
 
@@ -73,7 +73,7 @@ def test_all_that_is_new_to_a_person_is_one_mail(box, alice):
     alice.save()
     left([alice])
     request_is_granted(alice)
-    assert mailing.send(timezone.now()) == 1
+    assert mailing.send_mails(timezone.now()) == 1
     [mail] = box.mails
     assert mail["Subject"].strip() == "[Madoguchi] 2 notices"
     assert mail.get_content().index("no longer belong") < mail.get_content().index("is granted")
@@ -92,7 +92,7 @@ def test_who_need_not_be_mailed_is_not(box, alice, reason):
     else:
         now += timedelta(days=2, seconds=1)
     alice.save()
-    assert mailing.send(now) == 0
+    assert mailing.send_mails(now) == 0
     assert box.mails == []
 
 
@@ -102,31 +102,31 @@ def test_who_may_no_longer_sign_in_is_told_that_alone(box, alice):
     alice.is_active = False
     alice.language = "en"
     alice.save()
-    assert mailing.send(timezone.now()) == 1
+    assert mailing.send_mails(timezone.now()) == 1
     assert "granted" not in box.mails[0].get_content()
 
 
 def test_what_cannot_be_read_is_no_mail_and_in_nobody_s_way(box, alice, bob):
     Notice.objects.create(user=alice, kind="membership-ended", ref="x", facts={"tenant": "without the rest"})
     left([bob])
-    assert mailing.send(timezone.now()) == 1
+    assert mailing.send_mails(timezone.now()) == 1
     assert [mail["To"] for mail in box.mails] == ["bob@example.com"]
 
 
 def test_whom_the_server_does_not_know_stands_in_nobody_s_way(box, alice, bob):
     box.refuses["alice@example.com"] = "550 no such person"
     left([alice, bob])
-    assert mailing.send(timezone.now()) == 1
+    assert mailing.send_mails(timezone.now()) == 1
     assert [mail["To"] for mail in box.mails] == ["bob@example.com"]
-    assert mailing.send(timezone.now()) == 0
+    assert mailing.send_mails(timezone.now()) == 0
 
 
 def test_who_is_refused_for_now_is_tried_again(box, alice):
     box.refuses["alice@example.com"] = "451 try again later"
     left([alice])
-    assert mailing.send(timezone.now()) == 0
+    assert mailing.send_mails(timezone.now()) == 0
     box.refuses.clear()
-    assert mailing.send(timezone.now()) == 1
+    assert mailing.send_mails(timezone.now()) == 1
 
 
 def test_a_server_that_is_away_loses_nothing(letterbox, connect, alice):  # noqa: F811
@@ -146,9 +146,9 @@ def test_a_fault_on_the_way_loses_nothing(box, alice, monkeypatch):
     left([alice])
     monkeypatch.setattr(box, "handle_DATA", broken)
     with pytest.raises(mailing.Undelivered):
-        mailing.send(timezone.now())
+        mailing.send_mails(timezone.now())
     monkeypatch.undo()
-    assert mailing.send(timezone.now()) == 1
+    assert mailing.send_mails(timezone.now()) == 1
 
 
 async def broken(*_: object) -> str:
@@ -158,21 +158,21 @@ async def broken(*_: object) -> str:
 def test_without_a_mail_server_nothing_is_sent(alice, settings):
     assert settings.SENDS_MAIL is False
     left([alice])
-    assert mailing.send(timezone.now()) == 0
+    assert mailing.send_mails(timezone.now()) == 0
     assert Notice.objects.get().mailed_at is None
 
 
 def test_without_a_public_address_a_mail_has_no_links(box, alice, settings):
     settings.PUBLIC_URL = ""
     left([alice])
-    mailing.send(timezone.now())
+    mailing.send_mails(timezone.now())
     assert "http" not in box.mails[0].get_content()
 
 
 def test_what_a_person_writes_cannot_forge_a_header(box, alice):
     facts = {"key": "x\r\nBcc: all@example.com", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "at": timezone.now()}
-    tell([alice], "key-expired", "x", **facts)
-    mailing.send(timezone.now())
+    notify([alice], "key-expired", "x", **facts)
+    mailing.send_mails(timezone.now())
     assert [mail["Bcc"] for mail in box.mails] == [None]
 
 
@@ -214,12 +214,12 @@ FURNISH = """
 from datetime import timedelta
 from django.utils import timezone
 from portal.accounts.models import Membership, Tenant, User
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 tenant = Tenant.objects.create(slug="research", name="研究部")
 user = User.objects.create_user("alice", "alice@example.com", "correct horse", language="en")
 Membership.objects.create(user=user, tenant=tenant)
-key, _ = issue(tenant=tenant, user=user, name="laptop", expires_at=timezone.now() + timedelta(days=2.5))
+key, _ = issue_key(tenant=tenant, user=user, name="laptop", expires_at=timezone.now() + timedelta(days=2.5))
 ApiKey.objects.filter(pk=key.pk).update(created_at=timezone.now() - timedelta(days=87))
 print(key.prefix)
 """

@@ -5,9 +5,9 @@ from datetime import timedelta
 import pytest
 from django.utils import timezone
 
-from portal.notices import inbox
-from portal.notices.models import Notice
-from portal.notices.telling import tell
+from portal.notifications import inbox
+from portal.notifications.models import Notice
+from portal.notifications.notify import notify
 
 pytestmark = pytest.mark.django_db
 ENGLISH = {"accept-language": "en"}
@@ -20,7 +20,7 @@ def as_alice(client, alice):
 
 
 def left(user, slug: str = "research", path: str = "/keys/") -> Notice:
-    tell([user], "membership-ended", slug, path=path, tenant="研究部", keys=2)
+    notify([user], "membership-ended", slug, path=path, tenant="研究部", keys=2)
     return user.notices.get(ref=slug)
 
 
@@ -87,7 +87,7 @@ class TestNotices:
         assert 'href="?page=3"' in answer.content.decode()
 
     def test_what_people_wrote_is_text_and_not_markup(self, as_alice, alice):
-        tell([alice], "membership-ended", "x", tenant="<script>alert(1)</script>", keys=0)
+        notify([alice], "membership-ended", "x", tenant="<script>alert(1)</script>", keys=0)
         assert "<script>alert" not in as_alice.get("/notices/").content.decode()
 
     def test_kinds_of_another_release_are_passed_over(self, as_alice, alice):
@@ -99,7 +99,7 @@ class TestNotices:
         old = left(alice, "old")
         Notice.objects.filter(pk=old.pk).update(at=timezone.now() - timedelta(days=401))
         new = left(alice, "new")
-        assert inbox.forget(timezone.now()) == 1
+        assert inbox.delete_old(timezone.now()) == 1
         assert list(alice.notices.all()) == [new]
 
 

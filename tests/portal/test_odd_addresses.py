@@ -8,7 +8,7 @@ from django.conf import settings
 from django.contrib.sessions.models import Session
 from django.test import Client
 
-from portal.metering.models import QuotaRequest
+from portal.quotas.models import QuotaRequest
 from tests.fleet import calls, fleet
 from tests.pages import key_of
 from tests.portal.test_access import RULES, address_of, filled  # noqa: F401 - a fixture

@@ -10,11 +10,11 @@ from django.test.utils import CaptureQueriesContext
 
 from apiproxy.bridge.models import CatalogueRevision
 from modelregistry.models import Alias, Host, Replica, ServedModel
-from portal.accounts import tenancy
-from portal.accounts.models import AuditEvent
+from portal.accounts import permissions
+from portal.audit.models import AuditEvent
 from portal.keys.models import ModelAccess
 from portal.operations import actions
-from portal.operations.actions import Refused
+from portal.operations.actions import ActionRefused
 
 pytestmark = pytest.mark.django_db
 
@@ -42,8 +42,8 @@ def revision() -> int:
 
 def test_stopping_and_starting():
     model = external()
-    assert not actions.stop(None, model).enabled
-    row = actions.start(None, model)
+    assert not actions.stop_model(None, model).enabled
+    row = actions.start_model(None, model)
     assert (row.enabled, row.generation) == (True, 0)
     assert told() == ["model.stop", "model.start"]
 
@@ -51,9 +51,9 @@ def test_stopping_and_starting():
 def test_what_is_so_already_is_not_done_again():
     model = external()
     replica(model, "ready")
-    assert actions.start(None, model).generation == 0  # a running engine is left alone
-    actions.stop(None, model)
-    actions.stop(None, model)
+    assert actions.start_model(None, model).generation == 0  # a running engine is left alone
+    actions.stop_model(None, model)
+    actions.stop_model(None, model)
     assert told() == ["model.stop"]
 
 
@@ -61,45 +61,45 @@ def test_what_is_so_already_is_not_done_again():
 def test_starting_tries_again_what_gave_up(state):
     model = external()
     replica(model, state)
-    assert actions.start(None, model).generation == 1
+    assert actions.start_model(None, model).generation == 1
 
 
 def test_a_restart_raises_the_generation_and_says_so():
-    assert actions.restart(None, external()).generation == 1
+    assert actions.restart_model(None, external()).generation == 1
     assert told() == ["model.restart"]
 
 
 def test_two_operators_who_looked_at_the_same_page_restart_once():
     model = external()
     for _ in ("Olivia", "Oscar"):
-        actions.restart(None, model, seen=model.generation)
+        actions.restart_model(None, model, seen=model.generation)
     assert ServedModel.objects.get().generation == 1
-    assert actions.restart(None, model, seen=1).generation == 2  # she looked again
+    assert actions.restart_model(None, model, seen=1).generation == 2  # she looked again
 
 
 def test_a_stopped_model_cannot_be_restarted():
     model = external(enabled=False)
-    with pytest.raises(Refused, match="far is stopped"):
-        actions.restart(None, model)
+    with pytest.raises(ActionRefused, match="far is stopped"):
+        actions.restart_model(None, model)
 
 
 def test_whoever_comes_after_an_unregistration_is_told():
     model = external()
-    actions.unregister(None, ServedModel.objects.get())
-    for verb in (actions.start, actions.stop, actions.restart, actions.unregister):
-        with pytest.raises(Refused, match="not registered any more"):
+    actions.unregister_model(None, ServedModel.objects.get())
+    for verb in (actions.start_model, actions.stop_model, actions.restart_model, actions.unregister_model):
+        with pytest.raises(ActionRefused, match="not registered any more"):
             verb(None, model)
 
 
 def test_registering_with_names_and_tenants(research):
-    model = actions.register(None, name="far", aliases=["default", "chat"], tenants=[research], **FAR)
+    model = actions.register_model(None, name="far", aliases=["default", "chat"], tenants=[research], **FAR)
     assert set(model.aliases.values_list("name", flat=True)) == {"default", "chat"}
     assert ModelAccess.objects.get().tenant == research
 
 
 def test_a_registration_that_is_wrong_leaves_nothing_and_names_each_field():
-    with pytest.raises(Refused) as caught:
-        actions.register(None, name="no spaces here", engine="external", url="ftp://x", aliases=["default"])
+    with pytest.raises(ActionRefused) as caught:
+        actions.register_model(None, name="no spaces here", engine="external", url="ftp://x", aliases=["default"])
     assert set(caught.value.fields) == {"name", "url"}
     assert not ServedModel.objects.exists()
     assert not AuditEvent.objects.exists()
@@ -107,25 +107,25 @@ def test_a_registration_that_is_wrong_leaves_nothing_and_names_each_field():
 
 def test_a_bad_alias_takes_the_whole_registration_back():
     external("taken")
-    with pytest.raises(Refused) as caught:
-        actions.register(None, name="far", aliases=["taken"], **FAR)
+    with pytest.raises(ActionRefused) as caught:
+        actions.register_model(None, name="far", aliases=["taken"], **FAR)
     assert list(caught.value.fields) == ["aliases"]
     assert not ServedModel.objects.filter(name="far").exists()
 
 
 def test_changing_is_checked_as_registering_is():
     model = external()
-    assert actions.change(None, model, context=8192).context == 8192
-    with pytest.raises(Refused) as caught:
-        actions.change(None, model, context=1)
+    assert actions.change_model(None, model, context=8192).context == 8192
+    with pytest.raises(ActionRefused) as caught:
+        actions.change_model(None, model, context=1)
     assert list(caught.value.fields) == ["context"]
     assert ServedModel.objects.get().context == 8192
 
 
 def test_a_change_keeps_what_somebody_else_changed_meanwhile():
     mine = external()
-    actions.change(None, ServedModel.objects.get(), slots=8)
-    actions.change(None, mine, context=8192)
+    actions.change_model(None, ServedModel.objects.get(), slots=8)
+    actions.change_model(None, mine, context=8192)
     row = ServedModel.objects.get()
     assert (row.slots, row.context) == (8, 8192)
 
@@ -133,13 +133,13 @@ def test_a_change_keeps_what_somebody_else_changed_meanwhile():
 @pytest.mark.parametrize("name", ["id", "generation", "created_at", "colour"])
 def test_only_what_operators_decide_can_be_given(name):
     with pytest.raises(TypeError):
-        actions.change(None, external(), **{name: 1})
+        actions.change_model(None, external(), **{name: 1})
 
 
 def test_retiring_and_thinking_better_of_it():
     model = external()
-    assert actions.retire(None, model, date(2027, 3, 31)).retires_on == date(2027, 3, 31)
-    assert actions.retire(None, model, None).retires_on is None
+    assert actions.retire_model(None, model, date(2027, 3, 31)).retires_on == date(2027, 3, 31)
+    assert actions.retire_model(None, model, None).retires_on is None
     assert told() == ["model.retire", "model.retire"]
 
 
@@ -156,7 +156,7 @@ def test_an_alias_moves_in_one_step_that_gateways_see():
 
 def test_an_alias_cannot_be_a_model_s_name():
     external("qwen")
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(ActionRefused) as caught:
         actions.give_alias(None, "qwen", external())
     assert list(caught.value.fields) == ["name"]
 
@@ -190,7 +190,7 @@ def test_presses_at_the_same_moment_do_not_lose_each_other():
 
     def press(_: int) -> None:
         try:
-            actions.restart(None, model, seen=0)
+            actions.restart_model(None, model, seen=0)
         finally:
             connections.close_all()
 
@@ -200,10 +200,10 @@ def test_presses_at_the_same_moment_do_not_lose_each_other():
 
 
 def test_who_may_operate(alice, bob, charlie, olivia):
-    assert tenancy.operator(olivia) == olivia
+    assert permissions.require_operator(olivia) == olivia
     for somebody in (alice, bob, charlie):
         with pytest.raises(PermissionDenied):
-            tenancy.operator(somebody)
+            permissions.require_operator(somebody)
     olivia.is_active = False
     with pytest.raises(PermissionDenied):
-        tenancy.operator(olivia)
+        permissions.require_operator(olivia)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from modelregistry import fit
 from modelregistry.failure_advice import UNKNOWN
 from modelregistry.models import Alias, Host, HostReport, LogTail, LogWish, Reading, Replica, ServedModel
-from portal.accounts.models import AuditEvent
+from portal.audit.models import AuditEvent
 from portal.keys.models import ModelAccess
 from tests.modelregistry import paper_models
 from tests.pages import serve

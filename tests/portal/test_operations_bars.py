@@ -2,7 +2,7 @@
 
 import pytest
 
-from portal.operations.bars import Part, bar, share
+from portal.operations.memory_bars import Part, memory_bar, share_of
 
 GPU = {"index": 0, "name": "card", "kind": "gpu", "total": 1000, "used": 600, "free": 400, "fault": ""}
 
@@ -12,7 +12,7 @@ def predicted(weights: int, cache: int, overhead: int) -> dict[str, int]:
 
 
 def of(name: str = "qwen", *, measured: int | None = None, plan: dict[str, int] | None = None):
-    return share(model=name, replica=name, predicted=plan, measured=measured)
+    return share_of(model=name, replica=name, predicted=plan, measured=measured)
 
 
 def test_what_is_held_beyond_weights_and_cache_is_the_engine_s():
@@ -31,7 +31,7 @@ def test_without_a_prediction_nothing_is_told_apart():
 
 
 def test_parts_add_up_to_what_is_used():
-    drawn = bar(GPU, [of(measured=500, plan=predicted(300, 100, 50))])
+    drawn = memory_bar(GPU, [of(measured=500, plan=predicted(300, 100, 50))])
     assert drawn.others == 100
     assert drawn.parts == (
         Part("weights", 0.0, 30.0),
@@ -42,7 +42,9 @@ def test_parts_add_up_to_what_is_used():
 
 
 def test_the_place_of_what_only_starts_is_kept_behind_all_that_is_held():
-    drawn = bar(GPU, [of("new", plan=predicted(200, 50, 0)), of("old", measured=400, plan=predicted(300, 100, 0))])
+    drawn = memory_bar(
+        GPU, [of("new", plan=predicted(200, 50, 0)), of("old", measured=400, plan=predicted(300, 100, 0))]
+    )
     assert [(one.number, one.replica) for one in drawn.shares] == [(1, "old"), (2, "new")]
     assert [(one.x, one.width) for one in drawn.outlines] == [(0.0, 40.0), (60.0, 25.0)]
 
@@ -50,12 +52,12 @@ def test_the_place_of_what_only_starts_is_kept_behind_all_that_is_held():
 @pytest.mark.parametrize("measured", [None, 900, 5000])
 def test_nothing_is_drawn_beyond_the_bar(measured):
     plan = predicted(4000, 1000, 0)
-    drawn = bar(GPU, [of(measured=measured, plan=plan), of(measured=700, plan=plan)])
+    drawn = memory_bar(GPU, [of(measured=measured, plan=plan), of(measured=700, plan=plan)])
     for part in (*drawn.parts, *drawn.outlines):
         assert 0 <= part.x <= part.x + part.width <= 100.01
     assert all(1 < outline.middle < 99 for outline in drawn.outlines)
 
 
 def test_a_card_that_cannot_be_read_has_no_bar_but_its_name():
-    drawn = bar({**GPU, "total": 0, "used": 0, "free": 0, "fault": "fell off the bus"}, [])
+    drawn = memory_bar({**GPU, "total": 0, "used": 0, "free": 0, "fault": "fell off the bus"}, [])
     assert (drawn.parts, drawn.percent, drawn.fault) == ((), 0, "fell off the bus")

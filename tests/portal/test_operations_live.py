@@ -23,11 +23,11 @@ from websockets.sync.client import ClientConnection, connect
 
 from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica
 from portal.accounts.models import User
-from portal.console import feeds
-from portal.metering.live import Pulse
 from portal.operations.consumers import State, addition
-from portal.operations.live import Live, Reader
+from portal.operations.live import LiveState, Reader
 from portal.operations.routing import sockets
+from portal.usage.live import LiveUsageFeed
+from portal.web import websockets
 from tests.installation import installed
 from tests.pages import key_of, serve, use
 from tests.waiting import until
@@ -54,7 +54,7 @@ class Database:
 
 
 @contextmanager
-def serving(live: Live, pulse: Pulse) -> Iterator[SimpleNamespace]:
+def serving(live: LiveState, pulse: LiveUsageFeed) -> Iterator[SimpleNamespace]:
     """The portal on a port: `port`, and uvicorn's `server`."""
     from portal.asgi import django
 
@@ -78,9 +78,9 @@ def serving(live: Live, pulse: Pulse) -> Iterator[SimpleNamespace]:
 @pytest.fixture
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """The portal on a port, with the `database` that operators' sockets read."""
-    monkeypatch.setattr(feeds, "LOOK_AGAIN", 0.2)
+    monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
     database = Database()
-    with serving(Live(lambda: database, poll=0.05, patience=5.0), Pulse()) as site:
+    with serving(LiveState(lambda: database, poll=0.05, patience=5.0), LiveUsageFeed()) as site:
         site.database = database
         yield site
 
@@ -271,7 +271,7 @@ def test_who_comes_while_it_is_away_is_told_so(site, olivia):
 
 
 def test_a_quiet_socket_gets_a_heartbeat(site, olivia, monkeypatch):
-    monkeypatch.setattr(feeds, "HEARTBEAT", 0.5)
+    monkeypatch.setattr(websockets, "HEARTBEAT", 0.5)
     with opened(site, olivia) as connection:
         told(connection)
         assert told(connection)["type"] == "heartbeat"
@@ -457,13 +457,13 @@ def test_x_nobody_opens_live_pages_without_end(site, olivia, alice):
     """Each is looked after every few seconds: with 600 of one person every page of everybody took a second."""
     client = session_of(olivia)
     with ExitStack() as stack:
-        for _ in range(feeds.MOST):
+        for _ in range(websockets.MOST):
             told(stack.enter_context(opened(site, None, client=client)))
         with pytest.raises(InvalidStatus):
             opened(site, None, client=client)
         with opened(site, alice, "/ws/usage/") as another:
             assert told(another)
-    until(lambda: not feeds._open)
+    until(lambda: not websockets._open)
     with opened(site, None, client=client) as again:
         assert told(again)
 

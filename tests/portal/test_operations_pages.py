@@ -12,7 +12,7 @@ from modelregistry.addresses import AddressFault
 from modelregistry.failure_advice import ADVICE
 from modelregistry.fit import estimate
 from modelregistry.models import Host, LogTail, LogWish, Replica, ServedModel
-from portal.accounts.models import AuditEvent
+from portal.audit.models import AuditEvent
 from portal.operations.callers import Callers, callers
 from portal.operations.forms import visible_to
 from portal.operations.templatetags import machines

@@ -5,8 +5,8 @@ from django.core.exceptions import ValidationError
 from django.utils import timezone, translation
 
 from modelregistry.models import EngineTrial, Host, HostReport, ServedModel
-from portal.notices.kinds import KINDS
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.notifications.types import KINDS
 from portal.operations.forms import ServedModelForm
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture

@@ -8,7 +8,7 @@ import time_machine
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 
-from portal.console.believable import company
+from portal.demo import company
 from tests import walk
 
 NOW = datetime(2026, 11, 19, 15, 20, tzinfo=ZoneInfo("Asia/Tokyo"))
@@ -33,7 +33,7 @@ def queries(size: company.Size) -> dict[tuple[str, str], int]:
     counted = {}
     try:
         with transaction.atomic():
-            company.fill(size, NOW, 5, directory=False)
+            company.fill_database(size, NOW, 5, directory=False)
             clients = {who: walk.client_of(who) for who in walk.WHO}
             for page in pages():
                 with CaptureQueriesContext(connection) as asked:

@@ -10,10 +10,11 @@ from django.utils import timezone, translation
 from django.views.defaults import server_error
 
 from modelregistry.models import Alias, Host
-from portal.accounts.models import AuditEvent
-from portal.console.templatetags import figures
+from portal.audit.models import AuditEvent
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering.models import Quota, UsageRecord
+from portal.quotas.models import Quota
+from portal.usage.models import UsageRecord
+from portal.web.templatetags import formatting
 from tests.conftest import person
 from tests.pages import key_of, serve, use
 from tests.translations import japanese  # noqa: F401
@@ -350,23 +351,23 @@ class TestFigures:
     )
     def test_summaries_are_short_in_each_language_s_way(self, number, ja, en):
         with translation.override("ja"):
-            assert figures.short(number) == ja
+            assert formatting.short(number) == ja
         with translation.override("en"):
-            assert figures.short(number) == en
+            assert formatting.short(number) == en
 
     def test_times_are_those_of_the_page_s_zone_with_the_instant_on_hover(self, time_machine, research):
         time_machine.move_to("2026-11-20T15:30:00Z")
         context = {"zone": research.zone}
         now = timezone.now()
         with translation.override("ja"):
-            assert figures.moment(context, now) == (
+            assert formatting.moment(context, now) == (
                 '<time datetime="2026-11-21T00:30:00+09:00" title="2026-11-21 00:30:00 JST">今日 0:30</time>'
             )
-            assert ">11月20日 23:30<" in figures.moment(context, now - timedelta(hours=1))
-            assert ">2025年11月21日<" in figures.moment(context, now - timedelta(days=365))
+            assert ">11月20日 23:30<" in formatting.moment(context, now - timedelta(hours=1))
+            assert ">2025年11月21日<" in formatting.moment(context, now - timedelta(days=365))
         with translation.override("en"):
-            assert ">today 00:30<" in figures.moment(context, now)
-            assert ">20 Nov, 23:30<" in figures.moment(context, now - timedelta(hours=1))
+            assert ">today 00:30<" in formatting.moment(context, now)
+            assert ">20 Nov, 23:30<" in formatting.moment(context, now - timedelta(hours=1))
 
     @pytest.mark.parametrize(
         ("first", "last", "name"),
@@ -378,7 +379,7 @@ class TestFigures:
         ],
     )
     def test_names_are_in_their_bearers_order(self, first, last, name):
-        assert figures.person(person("x", first_name=first, last_name=last)) == name
+        assert formatting.person(person("x", first_name=first, last_name=last)) == name
 
 
 def test_signed_out_pages_offer_both_languages(client):

@@ -9,11 +9,12 @@ from django.test import Client
 from django.utils import timezone
 
 from modelregistry.supervisor import tasks
-from portal.accounts.models import AuditEvent, Membership
-from portal.keys import issuing, keyring, playground, secret
-from portal.keys.access import Liveness, Offer, to_try
+from portal.accounts.models import Membership
+from portal.audit.models import AuditEvent
+from portal.keys import lifecycle, playground, queries, secret
+from portal.keys.model_access import AvailableModel, Liveness, suggested_model
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering.models import UsageDay
+from portal.usage.models import UsageDay
 from tests.conftest import person
 from tests.pages import key_of, serve, use
 
@@ -96,7 +97,7 @@ class TestKey:
         answer = as_alice.post("/try/research/key/")
         assert "no-store" in answer.headers["cache-control"]
         key = ApiKey.objects.get()
-        assert key.digest == secret.digest(answer.json()["key"], playground.settings.API_KEY_SECRET)
+        assert key.digest == secret.digest_of(answer.json()["key"], playground.settings.API_KEY_SECRET)
         assert (key.user, key.tenant, key.is_playground, key.every_model) == (alice, research, True, True)
         assert timedelta(hours=3) < key.expires_at - timezone.now() <= playground.LIFE
 
@@ -106,10 +107,10 @@ class TestKey:
         assert first != second
         key = ApiKey.objects.get()
         assert key.prefix == second[:12]
-        assert issuing.found_in(first) == ([], 1)
+        assert lifecycle.find_in_text(first) == ([], 1)
 
     def test_one_that_somebody_ended_is_not_used_again(self, as_alice):
-        issuing.revoke(ApiKey.objects.get(prefix=as_alice.post("/try/research/key/").json()["key"][:12]))
+        lifecycle.revoke_key(ApiKey.objects.get(prefix=as_alice.post("/try/research/key/").json()["key"][:12]))
         as_alice.post("/try/research/key/")
         assert ApiKey.objects.filter(revoked_at=None).count() == 1
         assert ApiKey.objects.count() == 2
@@ -137,7 +138,7 @@ class TestKey:
     def test_it_is_not_listed_among_keys(self, as_alice, alice, research):
         key_of(alice, research, "laptop")
         as_alice.post("/try/research/key/")
-        assert [key.name for key in keyring.keys_of(alice)] == ["laptop"]
+        assert [key.name for key in queries.keys_of(alice)] == ["laptop"]
         assert "playground" not in read(as_alice, "/keys/")
 
     def test_a_sitting_is_one_event_of_the_audit_without_a_secret(self, as_alice, alice, time_machine):
@@ -167,37 +168,37 @@ class TestClearing:
 
     def test_only_what_expired_unused_goes(self, later, alice, bob, charlie, research, sales, time_machine):
         for user, tenant in ((alice, research), (bob, research)):
-            playground.renew(user, tenant, timezone.now())
+            playground.renew_key(user, tenant, timezone.now())
         use(ApiKey.objects.get(user=alice))
         key_of(bob, research, "laptop", expires_at=timezone.now() + timedelta(hours=1))
         time_machine.move_to("2026-11-22T03:00:00Z")
-        playground.renew(charlie, sales, timezone.now())
+        playground.renew_key(charlie, sales, timezone.now())
         call_command("clearplayground")
         names = {(key.user.username, key.name) for key in ApiKey.objects.all()}
         assert names == {("alice", "playground"), ("bob", "laptop"), ("charlie", "playground")}
         assert UsageDay.objects.get().key_id == ApiKey.objects.get(user=alice).pk
 
     def test_a_key_that_has_just_expired_may_still_have_a_call_under_way(self, later, alice, research, time_machine):
-        playground.renew(alice, research, timezone.now())
+        playground.renew_key(alice, research, timezone.now())
         time_machine.move_to("2026-11-20T08:00:00Z")
-        assert playground.clear(timezone.now()) == 0
+        assert playground.delete_expired(timezone.now()) == 0
         time_machine.move_to("2026-11-21T08:00:00Z")
-        assert playground.clear(timezone.now()) == 1
+        assert playground.delete_expired(timezone.now()) == 1
 
     def test_what_was_used_is_shown_under_a_name(self, as_alice, alice, research, later, time_machine):
-        playground.renew(alice, research, timezone.now())
+        playground.renew_key(alice, research, timezone.now())
         use(ApiKey.objects.get())
         time_machine.move_to("2026-11-22T03:00:00Z")
-        playground.clear(timezone.now())
+        playground.delete_expired(timezone.now())
         as_alice.force_login(alice)
         assert "Playground of Alice" in read(as_alice, "/usage/?by=key")
 
 
 def test_a_model_that_retires_is_proposed_after_those_that_stay():
     def offer(name, **more):
-        return Offer(name=name, description="", task="chat", context=None, state=Liveness.UP, **more)
+        return AvailableModel(name=name, description="", task="chat", context=None, state=Liveness.UP, **more)
 
-    assert to_try([offer("a", retires_on=date(2030, 1, 1)), offer("b"), offer("c")]).name == "b"
+    assert suggested_model([offer("a", retires_on=date(2030, 1, 1)), offer("b"), offer("c")]).name == "b"
 
 
 def test_clearing_is_a_chore_of_every_hour():

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portal.metering.models import Quota
-from portal.metering.policy import Bound, Policy
+from portal.quotas.models import Quota
+from portal.quotas.policy import AppliedQuota, Policy
 
 IDS = (1, 2)
 owners = st.one_of(
@@ -73,7 +73,7 @@ def naive(rows: list[Quota], tenant: int, user: int | None, key: int) -> set[Row
     return found
 
 
-def flat(bound: Bound) -> Row:
+def flat(bound: AppliedQuota) -> Row:
     row = bound.quota
     return (bound.scope, bound.tenant, bound.user, bound.key, row.model_id, row.unit, row.window, row.amount)
 

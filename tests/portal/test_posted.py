@@ -4,8 +4,9 @@ import pytest
 from django.conf import settings
 from django.test import Client
 
-from portal.accounts.models import AuditEvent, User
-from portal.metering.models import Quota, QuotaRequest
+from portal.accounts.models import User
+from portal.audit.models import AuditEvent
+from portal.quotas.models import Quota, QuotaRequest
 
 pytestmark = pytest.mark.django_db
 

@@ -3,7 +3,7 @@
 import pytest
 
 from portal.accounts.models import Membership
-from portal.metering.models import Quota, QuotaRequest
+from portal.quotas.models import Quota, QuotaRequest
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of, use
 from tests.portal.calling import Caller

@@ -8,8 +8,9 @@ import pytest
 from django.db.models import Sum
 from hypothesis import HealthCheck, given, settings, strategies
 
-from portal.metering import rollups, usage
-from portal.metering.models import UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
+from portal.usage import records as usage
+from portal.usage import rollups
+from portal.usage.models import UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 from tests.installation import installed
 from tests.postgres import postgres
 
@@ -55,7 +56,7 @@ def test_whatever_is_recorded_in_whatever_batches_the_sums_are_those_of_the_reco
     for model in (UsageRecord, *SUMMED):
         model.objects.all().delete()
     for batch in batches:
-        usage.record(batch)
+        usage.record_usage(batch)
     records = list(UsageRecord.objects.all())
     expected = [len(records), *total(UsageRecord, "prompt_tokens", "completion_tokens")]
     firsts = sum(record.first_token_ms is not None for record in records)
@@ -75,7 +76,7 @@ def test_whatever_is_recorded_in_whatever_batches_the_sums_are_those_of_the_reco
 
 @pytest.mark.django_db
 def test_a_batch_larger_than_one_statement_is_summed_whole():
-    usage.record([row(f"r{n}", key_id=n) for n in range(usage.ROWS * 3 + 7)])
+    usage.record_usage([row(f"r{n}", key_id=n) for n in range(usage.ROWS * 3 + 7)])
     assert [total(model, "requests") for model in SUMMED] == [[usage.ROWS * 3 + 7]] * len(SUMMED)
 
 
@@ -84,7 +85,7 @@ def test_a_day_is_the_tenants(research, sales):
     sales.time_zone = "America/New_York"
     sales.save()
     late = datetime(2026, 11, 22, 15, 30, tzinfo=UTC)  # half past midnight in Tokyo, half past ten in New York
-    usage.record(
+    usage.record_usage(
         [
             row("a", tenant_id=research.pk, key_id=1, started_at=late),
             row("b", tenant_id=sales.pk, key_id=2, started_at=late),
@@ -99,7 +100,7 @@ def test_a_day_is_right_where_the_zone_is_no_whole_hour_from_utc(research):
     research.time_zone = "Asia/Kathmandu"  # UTC+5:45
     research.save()
     begin = datetime(2026, 11, 21, 18, 15, tzinfo=UTC)
-    usage.record(
+    usage.record_usage(
         [
             row(str(n), tenant_id=research.pk, started_at=begin + timedelta(seconds=after))
             for n, after in enumerate([-1, 0])
@@ -114,20 +115,20 @@ def test_a_day_of_23_hours_is_a_whole_day(research):
     research.save()
     end = datetime(2026, 3, 29, 22, tzinfo=UTC)  # its clocks went forward that night
     moments = [end - timedelta(hours=23, seconds=1), end - timedelta(hours=23), end - timedelta(seconds=1), end]
-    usage.record([row(str(n), tenant_id=research.pk, started_at=at) for n, at in enumerate(moments)])
+    usage.record_usage([row(str(n), tenant_id=research.pk, started_at=at) for n, at in enumerate(moments)])
     found = dict(UsageDay.objects.values_list("day", "requests"))
     assert found == {date(2026, 3, 28): 1, date(2026, 3, 29): 2, date(2026, 3, 30): 1}
 
 
 @pytest.mark.django_db
 def test_the_usage_of_a_tenant_that_is_gone_is_summed_all_the_same():
-    usage.record([row("a", tenant_id=999)])
+    usage.record_usage([row("a", tenant_id=999)])
     assert UsageDay.objects.get().day == date(2026, 11, 22)
 
 
 @pytest.mark.django_db
 def test_only_answers_with_a_known_first_token_tell_the_speed():
-    usage.record([row("a"), row("b", first_token_ms=None), row("c", first_token_ms=1120)])
+    usage.record_usage([row("a"), row("b", first_token_ms=None), row("c", first_token_ms=1120)])
     hour = UsageHour.objects.get()
     assert (hour.generated_tokens, hour.generated_ms) == (50, 1000)
 
@@ -151,18 +152,18 @@ def test_percentiles_of_nothing_and_of_what_took_longer_than_can_be_told():
 
 KEYS = """
 from portal.accounts.models import Tenant
-from portal.keys.issuing import issue
+from portal.keys.lifecycle import issue_key
 tenant = Tenant.objects.create(slug="t", name="t")
 for n in range(20):
-    issue(tenant=tenant, service="s", name=str(n))
+    issue_key(tenant=tenant, service="s", name=str(n))
 """
 WRITE = """
-from portal.metering import usage
+from portal.usage import records
 from tests.portal.test_rollups import NOON, row, timedelta
 for n in range(5):
     origin = {{"address": f"10.0.0.{{n}}", "client": "{who}", "started_at": NOON + timedelta(seconds=n)}}
     keys = range(1, 21) if "{who}" == "a" else range(20, 0, -1)
-    usage.record([row(f"{who}-{{n}}-{{key}}", key_id=key, **origin) for key in keys])
+    records.record_usage([row(f"{who}-{{n}}-{{key}}", key_id=key, **origin) for key in keys])
 """
 
 
@@ -172,7 +173,7 @@ def test_two_writers_lose_no_sum_on_postgresql(tmp_path):
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda who: installation.manage("shell", "-c", WRITE.format(who=who)), "ab"))
         for table in ("usageday", "usagemonth", "usagehour", "usagetenantday"):
-            assert cluster.rows(f"select sum(requests) from metering_{table}") == [(200,)]
+            assert cluster.rows(f"select sum(requests) from usage_{table}") == [(200,)]
         assert cluster.rows("select distinct host(last_used_from), last_used_at from keys_apikey") == [
             ("10.0.0.4", NOON + timedelta(seconds=4))
         ]
@@ -192,6 +193,6 @@ class Noted:
 def test_sums_are_locked_in_the_same_order_by_every_writer():
     """Two that took them as they come would hold each other's rows and wait for ever."""
     rows, one, other = [row(str(n), key_id=n, model=f"m{n % 3}") for n in range(20)], Noted(), Noted()
-    rollups.add(rows, one)
-    rollups.add(rows[::-1], other)
+    rollups.add_records(rows, one)
+    rollups.add_records(rows[::-1], other)
     assert one.values == other.values

@@ -6,11 +6,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.utils import timezone
 
-from portal.accounts.models import AuditEvent, Membership, Tenant
-from portal.keys import issuing
+from portal.accounts.models import Membership, Tenant
+from portal.audit.models import AuditEvent
+from portal.keys import lifecycle
 from portal.keys.models import ApiKey, ModelAccess
-from portal.metering.models import Quota
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.quotas.models import Quota
 from tests.conftest import person
 from tests.pages import key_of, serve, use
 
@@ -38,7 +39,7 @@ def as_olivia(client, olivia):
 
 
 def service_key(tenant, name="Dify", **more) -> ApiKey:
-    return issuing.issue(tenant=tenant, service=name, name=name, **more)[0]
+    return lifecycle.issue_key(tenant=tenant, service=name, name=name, **more)[0]
 
 
 def text_of(client, path: str) -> str:
@@ -359,7 +360,7 @@ class TestChanging:
 
     def test_a_revoked_key_is_not_changed(self, as_alice, alice, research):
         key = key_of(alice, research)
-        issuing.revoke(key)
+        lifecycle.revoke_key(key)
         assert as_alice.get(f"/keys/{key.prefix}/edit/").status_code == 404
 
 
@@ -392,7 +393,7 @@ class TestReplacing:
 
     def test_a_leaked_key_is_made_anew(self, as_alice, alice, research):
         key = key_of(alice, research)
-        issuing.revoke(key, because="leaked")
+        lifecycle.revoke_key(key, because="leaked")
         assert "Create a new key with the same settings" in text_of(as_alice, f"/keys/{key.prefix}/")
         as_alice.post(f"/keys/{key.prefix}/rotate/", {"overlap": "0"})
         assert [one.replaces for one in ApiKey.objects.usable()] == [key]

@@ -4,7 +4,7 @@ import pytest
 from django.test import Client
 from django.urls import resolve
 
-from portal.console.posted import page_above
+from portal.web.posted_forms import page_above
 from tests.portal.test_access import RULES, address_of, clients, filled  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.django_db

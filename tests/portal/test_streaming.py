@@ -7,8 +7,8 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.test import AsyncRequestFactory, RequestFactory
 
-from portal.console.streaming import AT_ONCE, streamed
-from portal.staticfiles import PIECE, Files
+from portal.web.static_files import PIECE, Files
+from portal.web.streaming import AT_ONCE, streamed
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from django.utils import timezone
 
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
-from portal.metering import giving
-from portal.metering.giving import Measure, Whose
-from portal.metering.models import Quota, QuotaRequest
+from portal.quotas import administration
+from portal.quotas.administration import QuotaKind, QuotaTarget
+from portal.quotas.models import Quota, QuotaRequest
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of, use, use_each
 
 pytestmark = pytest.mark.django_db
 
-DAILY = Measure(unit="tokens", window="day")
+DAILY = QuotaKind(unit="tokens", window="day")
 ENGLISH = {"accept-language": "en"}
 
 
@@ -70,12 +70,12 @@ def crowd(tenant: Tenant, count: int) -> list[User]:
 
 class TestOverview:
     def test_it_answers_the_admin_s_first_questions(self, as_bob, alice, bob, olivia, research):
-        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
-        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
         service = service_key_of(research, "Dify FAQ")
         use(key_of(alice, research), tokens=(90, 0))
         use(service, tokens=(300, 0))
-        giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200, "a deadline")
+        administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
         page = read(as_bob, "/tenant/research/")
         assert "610 of 1,000 tokens left today" in page
         assert "10 of 100 tokens left today" in page
@@ -95,7 +95,7 @@ class TestOverview:
             assert said in page
 
     def test_its_cost_does_not_grow_with_people(self, as_bob, bob, research):
-        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 5)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 5)
 
         def queries() -> int:
             with CaptureQueriesContext(connection) as captured:
@@ -131,14 +131,14 @@ class TestPeople:
         assert "Nobody is found" in response.content.decode()
 
     def test_where_they_stand_is_told_in_words(self, as_bob, alice, bob, research):
-        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
         use(key_of(alice, research), tokens=(90, 0))
         page = read(as_bob, "/tenant/research/people/")
         assert "nearly used up" in page
         assert "90 %" in page
 
     def test_2000_people_are_read_by_the_page_at_the_same_cost(self, as_bob, bob, research, django_assert_num_queries):
-        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 1000)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 1000)
         # session, user, the bar on top, the tenant; used, ranked, members, quotas, spent
         crowd(research, 3)
         with django_assert_num_queries(9):
@@ -195,7 +195,7 @@ class TestPeople:
     def test_what_somebody_uses_in_other_tenants_is_for_operators(self, as_bob, as_olivia, alice, olivia, sales):
         Membership.objects.create(user=alice, tenant=sales)
         use(key_of(alice, sales), tokens=(123, 0))
-        giving.give(olivia, Whose(user=alice), DAILY, 1000)
+        administration.set_quota(olivia, QuotaTarget(user=alice), DAILY, 1000)
         path = f"/tenant/research/people/{alice.pk}/"
         page = read(as_bob, path)
         assert "877 of 1,000" not in page
@@ -257,8 +257,8 @@ class TestQuotas:
 
     def test_an_existing_one_changes_its_amount_alone(self, as_bob, bob, research):
         model = serve("qwen")
-        quota = giving.give(
-            bob, Whose(tenant=research, each="service"), Measure(unit="requests", window="day", model=model), 5
+        quota = administration.set_quota(
+            bob, QuotaTarget(tenant=research, each="service"), QuotaKind(unit="requests", window="day", model=model), 5
         )
         path = "/tenant/research/quotas/give/?of=services&kind=requests/day&model=qwen"
         assert 'value="5"' in read(as_bob, path)
@@ -268,13 +268,13 @@ class TestQuotas:
         assert Quota.objects.count() == 1
 
     def test_an_admin_learns_the_ceiling_before_and_after(self, as_bob, olivia, alice, research):
-        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
         path = f"/tenant/research/quotas/give/?of=person:{alice.pk}"
         assert "1,000 tokens per day" in read(as_bob, path)
         assert "研究部 itself has 1,000" in send(as_bob, path, kind="tokens/day", model="", amount="1001")
 
     def test_what_operators_set_is_shown_to_admins_and_changed_by_operators(self, as_bob, as_olivia, olivia, research):
-        quota = giving.give(olivia, Whose(tenant=research), DAILY, 1000)
+        quota = administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
         page = read(as_bob, "/tenant/research/quotas/")
         assert "1,000 of 1,000 tokens left today" in page
         assert "give/?of=tenant" not in page
@@ -297,10 +297,10 @@ class TestQuotas:
         self, as_alice, alice, bob, olivia, research
     ):
         key = key_of(alice, research)
-        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
-        giving.give(olivia, Whose(user=alice), DAILY, 500)
-        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
-        giving.give(bob, Whose(key=key), DAILY, 10)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
+        administration.set_quota(olivia, QuotaTarget(user=alice), DAILY, 500)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(bob, QuotaTarget(key=key), DAILY, 10)
         bars = as_alice.get(f"/keys/{key.prefix}/").context["bars"]
         assert [bar.allowance.of for bar in bars] == ["key", "member", "user", "tenant"]
         assert [bar.may_ask for bar in bars] == [True, True, False, False]
@@ -334,7 +334,7 @@ class TestQuotas:
 class TestRequests:
     @pytest.fixture
     def limited(self, bob, research):
-        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
 
     def test_one_click_at_the_bar_asks_for_double(self, as_alice, limited, alice, bob):
         assert "Ask for more" in read(as_alice, "/")
@@ -359,7 +359,7 @@ class TestRequests:
         assert wish.state == "withdrawn"
 
     def test_who_is_blocked_says_how_much(self, as_alice, bob, research):
-        giving.give(bob, Whose(tenant=research, each="member"), DAILY, 0)
+        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 0)
         assert "/more/?to=member%3Aresearch" in read(as_alice, "/")
         form = {"to": "member:research", "unit": "tokens", "window": "day", "model": ""}
         assert "So far: 0 tokens per day" in as_alice.get("/more/", form).content.decode()
@@ -367,7 +367,7 @@ class TestRequests:
         assert QuotaRequest.objects.get().amount == 10_000
 
     def test_a_tenant_s_bar_has_no_such_button_for_members(self, as_alice, as_bob, olivia, research):
-        giving.give(olivia, Whose(tenant=research), DAILY, 100)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 100)
         assert "Ask for more" not in read(as_alice, "/")
         assert "Ask for more" in read(as_bob, "/")
         form = {"to": "tenant:research", "unit": "tokens", "window": "day", "model": ""}
@@ -389,7 +389,7 @@ class TestRequests:
         assert as_alice.get("/more/", form).status_code == 404
 
     def test_an_admin_grants_with_a_note_and_the_asker_reads_it(self, as_alice, as_bob, limited, alice, research):
-        wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200, "a deadline")
+        wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
         assert "a deadline" in read(as_bob, "/tenant/research/requests/")
         form = {"verdict": "grant", "amount": "150", "note": "until Friday"}
         assert "is granted" in send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
@@ -400,7 +400,7 @@ class TestRequests:
         assert "150 of 150 tokens left today" in page
 
     def test_what_is_refused_keeps_what_was_typed(self, as_bob, limited, alice, research):
-        wish = giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200)
+        wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
         form = {"verdict": "refuse", "amount": "1234", "note": ""}
         page = send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
         assert "Please tell in a few words why not." in page
@@ -411,7 +411,7 @@ class TestRequests:
         assert QuotaRequest.objects.get().state == "open"
 
     def test_one_s_own_request_is_for_others(self, as_bob, limited, bob, olivia, research):
-        wish = giving.ask(bob, Whose(tenant=research, user=bob), DAILY, 200)
+        wish = administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
         page = read(as_bob, "/tenant/research/requests/")
         assert "Another admin or an operator answers this one." in page
         form = {"verdict": "grant", "amount": "200", "note": ""}
@@ -419,9 +419,9 @@ class TestRequests:
         assert QuotaRequest.objects.get().state == "open"
 
     def test_home_leads_to_what_waits(self, as_bob, as_olivia, limited, alice, bob, olivia, research):
-        giving.ask(alice, Whose(tenant=research, user=alice), DAILY, 200)
-        giving.give(olivia, Whose(tenant=research), DAILY, 1000)
-        giving.ask(bob, Whose(tenant=research), DAILY, 2000)
+        administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
+        administration.create_request(bob, QuotaTarget(tenant=research), DAILY, 2000)
         for client in (as_bob, as_olivia):
             page = read(client, "/")
             assert "1 request for more in 研究部 waits for your answer" in page
@@ -429,7 +429,7 @@ class TestRequests:
 
     def test_requests_of_other_tenants_are_not_there(self, as_bob, charlie, sales):
         Quota.objects.create(tenant=sales, each="member", unit="tokens", window="day", amount=1)
-        wish = giving.ask(charlie, Whose(tenant=sales, user=charlie), DAILY, 2)
+        wish = administration.create_request(charlie, QuotaTarget(tenant=sales, user=charlie), DAILY, 2)
         assert as_bob.post(f"/tenant/research/requests/{wish.pk}/", {"verdict": "grant"}).status_code == 404
 
     def test_a_hundred_cost_no_more_than_one(self, as_bob, research, django_assert_max_num_queries):
@@ -446,7 +446,7 @@ class TestRequests:
 
 class TestTenants:
     def test_operators_see_all_with_use_and_quota_and_find_one(self, as_olivia, olivia, alice, research, sales):
-        giving.give(olivia, Whose(tenant=research), DAILY, 100)
+        administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 100)
         use(key_of(alice, research), tokens=(85, 0))
         rows = as_olivia.get("/tenants/").context["rows"]
         assert [(row.slug, used.tokens, one and one.percent) for row, used, one in rows] == [
@@ -459,7 +459,7 @@ class TestTenants:
         assert "No tenant is found" in read(as_olivia, "/tenants/?q=zzz")
 
     def test_200_cost_no_more_than_two(self, as_olivia, olivia, research, sales, django_assert_num_queries):
-        giving.give(olivia, Whose(each="tenant"), DAILY, 100)
+        administration.set_quota(olivia, QuotaTarget(each="tenant"), DAILY, 100)
         # session, user, the bar on top; zone; used, ranked, rows, quotas, spent; waiting
         with django_assert_num_queries(10):
             as_olivia.get("/tenants/")

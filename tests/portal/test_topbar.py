@@ -6,8 +6,8 @@ import pytest
 from django.utils import timezone
 
 from portal.accounts.models import Membership, Tenant
-from portal.console.templatetags.topbar import standing
-from portal.notices.models import Notice
+from portal.notifications.models import Notice
+from portal.site.templatetags.topbar import standing
 
 pytestmark = pytest.mark.django_db
 

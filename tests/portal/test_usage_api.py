@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.utils import timezone
 
-from portal.accounts.models import AuditEvent
-from portal.keys import issuing
-from portal.metering import refusals
+from portal.audit.models import AuditEvent
+from portal.keys import lifecycle
+from portal.usage import rejections
 from tests.pages import key_of, service_key_of, use
 from tests.portal.calling import Caller
 
@@ -32,7 +32,9 @@ def used(call, alice, bob, charlie, research, sales):
     use(service, tokens=(20, 10), status="failed")
     use(key_of(charlie, sales, "c"), tokens=(1000, 500))
     hour = NOW.replace(minute=0)
-    refusals.add({refusals.Refused(hour, research.pk, alice.pk, laptop.pk, "qwen", "rate_limit_exceeded"): 7})
+    rejections.add_rejections(
+        {rejections.RejectionTotals(hour, research.pk, alice.pk, laptop.pk, "qwen", "rate_limit_exceeded"): 7}
+    )
     return {"laptop": laptop, "service": service}
 
 
@@ -124,7 +126,7 @@ def test_groups_ask_as_much_for_many_as_for_few(call, bob, research, django_asse
 
 def test_the_audit_log_is_searched_by_who_may(call, alice, bob, charlie, olivia, research, sales):
     key = key_of(alice, research, "laptop")
-    issuing.revoke(key, because="lost", by=alice)
+    lifecycle.revoke_key(key, because="lost", by=alice)
     key_of(charlie, sales, "other")
 
     def seen(user, query=""):

@@ -12,10 +12,10 @@ from websockets.exceptions import ConnectionClosed
 
 from modelregistry.models import Replica
 from portal.accounts.models import Membership
-from portal.console import feeds
-from portal.metering import live
-from portal.metering.live import Answer, Frame, Pulse, Reader, picture
-from portal.operations.live import Live
+from portal.operations.live import LiveState
+from portal.usage import live
+from portal.usage.live import Answer, LiveUsageFeed, Reader, Snapshot, usage_view
+from portal.web import websockets
 from tests.pages import key_of, serve, use
 from tests.portal.test_operations_live import opened, refused, serving, session_of, told
 from tests.waiting import until
@@ -31,8 +31,8 @@ def answered(ended: float, took: float = 0, tokens: int = 10, first: float | Non
     return Answer(began=end - took, first=first, ended=end, completion_tokens=tokens, **{**facts, **more})
 
 
-def seen(*answers: Answer, owner: live.Owner = None, **more: Any) -> live.Picture:
-    return picture(Frame(number=1, at=AT, answers=answers, **more), owner)
+def seen(*answers: Answer, owner: live.Owner = None, **more: Any) -> live.UsageView:
+    return usage_view(Snapshot(number=1, at=AT, answers=answers, **more), owner)
 
 
 class TestPicture:
@@ -137,7 +137,7 @@ class Database:
         self.reads = 0
         self._reader = Reader()
 
-    def __call__(self, number: int) -> Frame:
+    def __call__(self, number: int) -> Snapshot:
         self.reads += 1
         if self.away:
             raise OperationalError("the database does not answer")
@@ -147,9 +147,9 @@ class Database:
 @pytest.fixture
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """The portal on a port, with the `database` that the live view reads."""
-    monkeypatch.setattr(feeds, "LOOK_AGAIN", 0.2)
+    monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
     database = Database()
-    with serving(Live(), Pulse(lambda: database, poll=0.05)) as site:
+    with serving(LiveState(), LiveUsageFeed(lambda: database, poll=0.05)) as site:
         site.database = database
         yield site
 

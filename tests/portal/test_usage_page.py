@@ -13,13 +13,15 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone, translation
 
 from apiproxy.dataplane import errors
-from portal.accounts.models import AuditEvent, Membership
-from portal.keys.issuing import issue
+from portal.accounts.models import Membership
+from portal.audit.models import AuditEvent
+from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
-from portal.metering import periods, reasons, report, views
-from portal.metering.allowance import allowances
-from portal.metering.chart import chart, lines
-from portal.metering.models import Quota, RefusalHour, UsageRecord
+from portal.quotas.models import Quota
+from portal.quotas.status import allowances
+from portal.usage import failure_reasons, periods, report, views
+from portal.usage.chart import chart, lines
+from portal.usage.models import RefusalHour, UsageRecord
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of, use
 from tests.translations import japanese  # noqa: F401
@@ -151,7 +153,7 @@ class TestScopes:
     def used(self, alice, bob, charlie, olivia, research, sales):
         use(key_of(alice, research), tokens=(100, 0), end_user="u1")
         use(key_of(bob, research), tokens=(30, 0))
-        service, _ = issue(tenant=research, service="Dify", name="Dify")
+        service, _ = issue_key(tenant=research, service="Dify", name="Dify")
         use(service, tokens=(7, 0), end_user="=1+1")
         use(key_of(charlie, sales), tokens=(1000, 0))
 
@@ -295,7 +297,7 @@ class TestParts:
         use(self.laptop, tokens=(20, 0), model="e5")
         use(self.other, tokens=(3, 0), at=timezone.now() - timedelta(days=25))
         use(key_of(bob, research), tokens=(4000, 0))
-        service, _ = issue(tenant=research, service="Dify", name="Dify")
+        service, _ = issue_key(tenant=research, service="Dify", name="Dify")
         use(service, tokens=(50_000, 0))
         self.foreign = key_of(charlie, sales)
         use(self.foreign, tokens=(600_000, 0))
@@ -495,8 +497,8 @@ class TestReasons:
         codes = set(re.findall(r"\d{3}  ([a-z_, ]+?)(?:  |$)", errors.__doc__, re.MULTILINE))
         codes = {code for line in codes for code in line.split(", ")}
         assert len(codes) > 15
-        assert codes - reasons.WORDS.keys() == set()
-        assert {status for status in UsageRecord.Status if status != "finished"} <= reasons.WORDS.keys()
+        assert codes - failure_reasons.WORDS.keys() == set()
+        assert {status for status in UsageRecord.Status if status != "finished"} <= failure_reasons.WORDS.keys()
 
     def test_a_code_that_is_not_known_here_stands_for_itself(self, as_alice, key):
         self.refuse(key, "of_a_newer_gateway")
@@ -524,7 +526,7 @@ class TestPeriods:
     )
     def test_they_are_whole_days_of_the_zone(self, name, first, last):
         now = datetime(2026, 2, 28, 15, 30, tzinfo=UTC)  # 1 March in Tokyo
-        period = periods.period(name, now, TOKYO)
+        period = periods.parse_period(name, now, TOKYO)
         assert (period.first, period.last) == (first, last)
         assert (period.days[0], period.days[-1]) == (first, last)
 
@@ -544,8 +546,8 @@ class TestPeriods:
         ],
     )
     def test_each_is_compared_with_what_was_before(self, name, today, first, last):
-        period = periods.period(name, datetime.combine(today, time(12), TOKYO), TOKYO)
-        before = periods.before(period)
+        period = periods.parse_period(name, datetime.combine(today, time(12), TOKYO), TOKYO)
+        before = periods.period_before(period)
         assert (before.first, before.last) == (first, last)
 
     @pytest.mark.parametrize(
@@ -553,7 +555,7 @@ class TestPeriods:
     )
     def test_an_unknown_name_and_what_has_not_begun_is_refused(self, name):
         with pytest.raises(KeyError):
-            periods.period(name, datetime(2026, 11, 20, 3, tzinfo=UTC), TOKYO)
+            periods.parse_period(name, datetime(2026, 11, 20, 3, tzinfo=UTC), TOKYO)
 
     @pytest.mark.parametrize(
         ("first", "last", "months"),

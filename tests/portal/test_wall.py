@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from portal.wall import API, FORM, STRANGER, Wall
+from portal.web.request_bounds import API, FORM, STRANGER, Wall
 
 SESSION = (b"cookie", b"sessionid=made-up")
 KEY = (b"authorization", b"Bearer mdm_made-up")

@@ -3,7 +3,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from portal.metering.windows import bounds
+from portal.quotas.windows import window_bounds
 
 TOKYO, BERLIN = ZoneInfo("Asia/Tokyo"), ZoneInfo("Europe/Berlin")
 
@@ -24,14 +24,14 @@ def at(zone: ZoneInfo, *when: int) -> float:
     ],
 )
 def test_windows_are_calendar_windows_of_the_zone(window, zone, now, begin, end):
-    assert bounds(window, at(zone, *now), zone) == (at(zone, *begin), at(zone, *end))
+    assert window_bounds(window, at(zone, *now), zone) == (at(zone, *begin), at(zone, *end))
 
 
 def test_a_day_of_25_hours_lasts_25_hours():
-    begin, end = bounds("day", at(BERLIN, 2026, 10, 25, 12), BERLIN)
+    begin, end = window_bounds("day", at(BERLIN, 2026, 10, 25, 12), BERLIN)
     assert end - begin == 25 * 3600
 
 
 def test_an_unknown_window_is_an_error():
     with pytest.raises(ValueError, match="fortnight"):
-        bounds("fortnight", 0, TOKYO)
+        window_bounds("fortnight", 0, TOKYO)

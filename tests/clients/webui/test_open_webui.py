@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from modelregistry.models import ServedModel
-from portal.keys import access
+from portal.keys import model_access
 from portal.keys.integrations import open_webui
 from portal.keys.models import ApiKey
 from tests.clients import environment
@@ -29,7 +29,7 @@ SECONDS = 240  # until it answers, on a machine that has other work
 
 def printed(office: Office) -> dict[str, str]:
     """The variables that our pages say, of a model of each kind."""
-    by_name = {offer.name: offer for offer in access.offers(ServedModel.objects.all())}
+    by_name = {offer.name: offer for offer in model_access.available_models(ServedModel.objects.all())}
     speech = replace(by_name["fake"], task="transcription")
     lines: list[str] = []
     for offer in (by_name["chat"], by_name["embedding"], by_name["rerank"], speech):

@@ -15,7 +15,7 @@ from apiproxy.bridge.usage_reconciliation import COUNTERS, CounterReading, Count
 from modelregistry.engines.base import MONITORING
 from modelregistry.models import Replica
 from modelregistry.process.probe import sum_metrics
-from portal.metering.models import UsageRecord
+from portal.usage.models import UsageRecord
 
 PATIENCE = 10.0  # seconds; llama.cpp was seen to tell its metrics only after 7 in the middle of a long prompt
 

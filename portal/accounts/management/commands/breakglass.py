@@ -6,7 +6,7 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
-from portal.accounts import emergency
+from portal.accounts import break_glass
 
 
 class Command(BaseCommand):
@@ -22,11 +22,11 @@ class Command(BaseCommand):
     def handle(self, *, username: str, end: bool, **options: Any) -> None:
         try:
             if end:
-                emergency.end(username)
+                break_glass.disable_account(username)
                 self.stdout.write(f"{username} is switched off")
             else:
-                self.stdout.write(emergency.renew(username))
+                self.stdout.write(break_glass.renew_password(username))
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from error
-        except emergency.Refused as error:
+        except break_glass.BreakGlassRefused as error:
             raise CommandError(str(error)) from error

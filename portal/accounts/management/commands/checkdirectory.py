@@ -11,7 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Q
 
 from portal.accounts import directory_groups
-from portal.accounts.directory import Directory, DirectoryError, Finding, Person, examine
+from portal.accounts.ldap import Directory, DirectoryError, Finding, Person, examine_directory
 from portal.accounts.models import Tenant, User
 
 # Unicode's categories of controls, of marks for the direction of writing, and of ends of lines and paragraphs.
@@ -36,7 +36,7 @@ class Command(BaseCommand):
         name = _name(person)
         failures = 0
         try:
-            for section in examine(settings.DIRECTORY, directory_groups.remembered(), name):
+            for section in examine_directory(settings.DIRECTORY, directory_groups.remembered_groups(), name):
                 self.stdout.write(_printable(section.title))
                 here = _account_here(section.person, name) if section.is_person else ()
                 for finding in (*section.findings, *here):

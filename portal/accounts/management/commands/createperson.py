@@ -9,7 +9,7 @@ from django.contrib.auth.password_validation import validate_password
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 
-from portal.accounts import people
+from portal.accounts import directory_users
 from portal.accounts.models import Membership, User
 
 
@@ -34,7 +34,9 @@ class Command(BaseCommand):
         role = Membership.Role.ADMIN if admin else Membership.Role.MEMBER
         try:
             validate_password(password, User(username=username))
-            people.ensure_person(username, password=password, tenant_slug=tenant or "", role=role, is_operator=operator)
+            directory_users.ensure_person(
+                username, password=password, tenant_slug=tenant or "", role=role, is_operator=operator
+            )
         except ValidationError as error:
             raise CommandError(" ".join(error.messages)) from error
         if not password_stdin:

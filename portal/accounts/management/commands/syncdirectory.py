@@ -6,8 +6,8 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from portal.accounts import directory_groups, people, roster
-from portal.accounts.directory import Directory, DirectoryError, find
+from portal.accounts import directory_groups, directory_sync, directory_users
+from portal.accounts.ldap import Directory, DirectoryError, find
 from portal.accounts.models import User
 
 
@@ -31,8 +31,8 @@ class Command(BaseCommand):
             if adopt:
                 self.stdout.write(_adopt(settings.DIRECTORY, adopt))
                 return
-            outcome = roster.follow(settings.DIRECTORY, force=force)
-        except (DirectoryError, roster.Implausible) as error:
+            outcome = directory_sync.sync_directory(settings.DIRECTORY, force=force)
+        except (DirectoryError, directory_sync.SuspiciousChange) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(str(outcome))
         if outcome.missing_groups:
@@ -44,10 +44,10 @@ def _adopt(directory: Directory, name: str) -> str:
     user = User.objects.filter(username__iexact=name, directory_id=None).first()
     if user is None:
         raise CommandError(f"There is no local account {name}.")
-    person = find(directory, name, directory_groups.remembered())
+    person = find(directory, name, directory_groups.remembered_groups())
     if person is None:
         raise CommandError(f"Nobody in the directory signs in as {name}; checkdirectory {name} says why.")
     if holder := User.objects.filter(directory_id=person.id).first():
         raise CommandError(f"{person.username} has an account already: {holder.get_username()}.")
-    people.adopt(user, person)
+    directory_users.adopt_person(user, person)
     return f"{person.username} now signs in with the password of the directory"

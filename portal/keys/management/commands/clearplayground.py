@@ -15,4 +15,4 @@ class Command(BaseCommand):
     )
 
     def handle(self, **options: Any) -> str:
-        return str(playground.clear(timezone.now()))
+        return str(playground.delete_expired(timezone.now()))

@@ -12,7 +12,7 @@ from django.utils import timezone
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys import networks
-from portal.keys.issuing import NotAMember, TooMany, issue
+from portal.keys.lifecycle import NotAMember, TooMany, issue_key
 from portal.keys.models import ApiKey, check_end
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
@@ -95,7 +95,7 @@ class Command(BaseCommand):
             raise CommandError("--responsible is for a service key: a personal one is its person's own")
         try:
             department = Tenant.objects.get(slug=tenant)
-            _, text = issue(
+            _, text = issue_key(
                 tenant=department,
                 user=person(user),
                 service=service or "",
@@ -103,7 +103,7 @@ class Command(BaseCommand):
                 name=name or service or "command line",
                 purpose=options["purpose"],
                 key_class=options["key_class"],
-                networks=networks.parse(options["networks"]),
+                networks=networks.parse_networks(options["networks"]),
                 takes_user_headers=options["takes_user_headers"],
                 allowed_models=named_models(models),
                 expires_at=end(options["expires"], department),

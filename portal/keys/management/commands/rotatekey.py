@@ -6,9 +6,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from portal.keys.issuing import AlreadyReplaced, NotAMember, TooMany, rotate
+from portal.keys.lifecycle import AlreadyReplaced, NotAMember, TooMany, rotate_key
 from portal.keys.models import ApiKey
-from portal.keys.secret import PREFIX
+from portal.keys.secret import PREFIX_LENGTH
 
 
 class Command(BaseCommand):
@@ -18,7 +18,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("prefix", help=f"the key's first {PREFIX} characters (the whole key will do)")
+        parser.add_argument("prefix", help=f"the key's first {PREFIX_LENGTH} characters (the whole key will do)")
         parser.add_argument(
             "--overlap", type=int, default=7, metavar="DAYS", help="how long the old key still works; 0: not; default 7"
         )
@@ -27,10 +27,10 @@ class Command(BaseCommand):
         if not 0 <= overlap <= 365:
             raise CommandError("--overlap is between 0 and 365 days")
         try:
-            key = ApiKey.objects.get(prefix=prefix[:PREFIX])
-            _, text = rotate(key, timedelta(days=overlap))
+            key = ApiKey.objects.get(prefix=prefix[:PREFIX_LENGTH])
+            _, text = rotate_key(key, timedelta(days=overlap))
         except ApiKey.DoesNotExist as error:
-            raise CommandError(f"no key begins with {prefix[:PREFIX]}") from error
+            raise CommandError(f"no key begins with {prefix[:PREFIX_LENGTH]}") from error
         except (AlreadyReplaced, NotAMember, TooMany) as error:
             raise CommandError(str(error)) from error
         self.stdout.write(text)

@@ -1,0 +1,55 @@
+"""The company directory (LDAP, Active Directory). Nothing outside this package knows LDAP.
+
+`read` takes the LDAP_* variables, `Backend` signs people in over django-auth-ldap, `look_up_people` reads many people
+at once. The last two give a `Person`: what the directory says about somebody, in our terms. `directory_users` writes it
+down. Django's settings import this package, so nothing here imports a model before it is called.
+"""
+
+from portal.accounts.ldap.backend import Backend, auth_settings
+from portal.accounts.ldap.configuration import Directory, read
+from portal.accounts.ldap.entries import Findings, Person, find, look_up_people
+from portal.accounts.ldap.errors import (
+    AccountDisabled,
+    AccountExpired,
+    AccountLocked,
+    AccountRefused,
+    DirectoryError,
+    NameTaken,
+    NoAnswer,
+    NotAdmitted,
+    PasswordExpired,
+    PasswordMustChange,
+    Refused,
+    SignInRestricted,
+)
+from portal.accounts.ldap.examination import Section, examine_directory
+from portal.accounts.ldap.findings import Finding
+from portal.accounts.ldap.groups import Group, Groups
+
+__all__ = [
+    "AccountDisabled",
+    "AccountExpired",
+    "AccountLocked",
+    "AccountRefused",
+    "Backend",
+    "Directory",
+    "DirectoryError",
+    "Finding",
+    "Findings",
+    "Group",
+    "Groups",
+    "NameTaken",
+    "NoAnswer",
+    "NotAdmitted",
+    "PasswordExpired",
+    "PasswordMustChange",
+    "Person",
+    "Refused",
+    "Section",
+    "SignInRestricted",
+    "auth_settings",
+    "examine_directory",
+    "find",
+    "look_up_people",
+    "read",
+]

@@ -1,0 +1,86 @@
+"""What a directory server's certificate says, and why it is not trusted: libldap tells neither."""
+
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from portal.accounts.ldap.configuration import Directory
+from portal.accounts.ldap.errors import NoAnswer
+from portal.accounts.ldap.reachability import address
+
+# ExtendedRequest of StartTLS (RFC 4511 4.14.1) with message id 1: 1.3.6.1.4.1.1466.20037
+START_TLS = b"\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037"
+SUCCESS = b"\x0a\x01\x00"  # resultCode of its answer
+# OpenSSL's X509_V_ERR_…, by what an operator can do about them
+OTHER_NAME = (62, 64)  # HOSTNAME_MISMATCH, IP_ADDRESS_MISMATCH
+OTHER_AUTHORITY = (18, 19, 20, 21)  # SELF_SIGNED…, UNABLE_TO_GET_ISSUER_CERT_LOCALLY, UNABLE_TO_VERIFY_LEAF_SIGNATURE
+NOT_YET_VALID, EXPIRED = 9, 10
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    names: tuple[str, ...]
+    issuer: str
+    expires: str
+
+
+def certificate(directory: Directory, server: str) -> Certificate:
+    """Of a server whose certificate is trusted for its name. Raises NoAnswer with the reason why it is not."""
+    try:
+        return _read(directory, server, check_name=True)
+    except ssl.SSLCertVerificationError as error:
+        raise NoAnswer(f"its certificate is not trusted: {_why(directory, server, error)}") from error
+    except OSError as error:
+        raise NoAnswer(f"no certificate could be read ({error.strerror or error})") from error
+
+
+def _why(directory: Directory, server: str, error: ssl.SSLCertVerificationError) -> str:
+    match error.verify_code:
+        case code if code in OTHER_NAME:
+            names = ", ".join(_names_of(directory, server)) or "another name"
+            return f"it is for {names}, not for {address(server)[0]}; LDAP_SERVER_URI must have a name that it is for"
+        case code if code in OTHER_AUTHORITY:
+            return (
+                f"no authority in {directory.ca_file} vouches for it ({error.verify_message});"
+                " LDAP_CA_FILE must have the one that issued it"
+            )
+        case code if code == EXPIRED:
+            return "it or its authority’s has expired, and must be renewed there"
+        case code if code == NOT_YET_VALID:
+            return "it or its authority’s is not valid yet; is the clock of this machine right?"
+    return error.verify_message
+
+
+def _names_of(directory: Directory, server: str) -> tuple[str, ...]:
+    """Of a certificate that is trusted but for its name."""
+    try:
+        return _read(directory, server, check_name=False).names[:5]
+    except OSError:
+        return ()
+
+
+def _read(directory: Directory, server: str, *, check_name: bool) -> Certificate:
+    """Raises OSError, of which ssl.SSLCertVerificationError is one, and NoAnswer."""
+    host, port = address(server)
+    context = ssl.create_default_context(cafile=directory.ca_file)
+    context.check_hostname = check_name
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # libldap is not so strict either
+    with socket.create_connection((host, port), directory.timeout) as plain:
+        if urlsplit(server).scheme == "ldap":
+            plain.sendall(START_TLS)
+            if SUCCESS not in plain.recv(1024):
+                raise NoAnswer("it does not do StartTLS: use ldaps://, or have it set up there")
+        with context.wrap_socket(plain, server_hostname=host) as tls:
+            return _facts(tls.getpeercert() or {})
+
+
+def _facts(told: Mapping[str, object]) -> Certificate:
+    def named(part: object) -> str:
+        pairs = [pair for group in part for pair in group] if isinstance(part, tuple) else []
+        return next((str(value) for key, value in reversed(pairs) if key in ("commonName", "organizationName")), "?")
+
+    others = told.get("subjectAltName")
+    names = [str(value) for _, value in others] if isinstance(others, tuple) else []
+    return Certificate(tuple(names or [named(told.get("subject"))]), named(told.get("issuer")), str(told["notAfter"]))

@@ -1,0 +1,125 @@
+"""Whether a server answers at an address, and if not, why, in words that lead an operator to the cause.
+
+Nothing is trusted and nothing secret is sent here. Each try costs a connection, the search for a cause two more.
+"""
+
+import socket
+import ssl
+import time
+from urllib.parse import urlsplit
+
+import ldap
+
+from portal.accounts.ldap.errors import NoAnswer
+
+PORTS = {"ldap": 389, "ldaps": 636}
+# What libldap says of a server that is gone as well as of one that it does not trust.
+UNREACHED = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR)
+# What a server that is away, ending or overloaded makes of a question.
+SILENCE = (*UNREACHED, ldap.TIMEOUT, ldap.TIMELIMIT_EXCEEDED, ldap.UNAVAILABLE, ldap.BUSY)
+# How OpenSSL calls what is no TLS at all. All else, such as alerts, is an answer of somebody who speaks it.
+NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_EOF_WHILE_READING", "PACKET_LENGTH_TOO_LONG")
+
+
+def address(server: str) -> tuple[str, int]:
+    """The host and port of an ldap:// or ldaps:// address."""
+    parts = urlsplit(server)
+    return parts.hostname or "", parts.port or PORTS[parts.scheme]
+
+
+def check_answer(server: str, timeout: float) -> None:
+    """Raises NoAnswer with the cause unless somebody there speaks what the address says: LDAP, or TLS for ldaps://.
+
+    Whether it is the right server is for libldap to say. Called before every connection, because libldap itself (2.5
+    with GnuTLS, as in Debian 12) never returns, with one core at 100 %, when a server accepts the connection and then
+    says nothing to the TLS handshake. Blocks for `timeout` seconds where nobody answers, for little longer elsewhere.
+    """
+    if server.startswith("ldaps:"):
+        _check_tls(server, timeout)
+    else:
+        _check_ldap(server, timeout)
+
+
+def _check_tls(server: str, timeout: float) -> None:
+    host, port = address(server)
+    plain = f"ldap://{urlsplit(server).netloc}"
+    if _speaks_tls(host, port, timeout):
+        return
+    if _speaks_ldap(plain if urlsplit(server).port else f"{plain}:{port}", timeout):
+        raise NoAnswer("it speaks LDAP there, but not TLS from the first byte: write ldap:// for StartTLS, or its port")
+    raise NoAnswer(f"whoever listens on port {port} does not speak TLS: is that the port of LDAPS?")
+
+
+def _check_ldap(server: str, timeout: float) -> None:
+    host, port = address(server)
+    started = time.monotonic()
+    try:
+        _ask(server, timeout)
+    except UNREACHED as error:
+        if time.monotonic() - started >= timeout:
+            raise _no_answer(timeout) from error
+    except ldap.TIMEOUT as error:
+        hint = "; on the port of LDAPS write ldaps://" if port == PORTS["ldaps"] else ""
+        raise _no_answer(timeout, hint) from error
+    except SILENCE as error:
+        raise NoAnswer(f"it is too busy, or ending ({type(error).__name__})") from error
+    else:
+        return
+    if _speaks_tls(host, port, timeout):
+        raise NoAnswer("it speaks TLS from the first byte there: write ldaps://, or the port for StartTLS")
+    raise NoAnswer(f"whoever listens on port {port} does not speak LDAP: is that its port?")
+
+
+def _ask(server: str, timeout: float) -> None:
+    """Raises one of SILENCE unless there is an answer in LDAP, whichever."""
+    connection = ldap.initialize(server)
+    connection.set_option(ldap.OPT_NETWORK_TIMEOUT, timeout)
+    connection.set_option(ldap.OPT_TIMEOUT, timeout)
+    try:
+        connection.search_s("", ldap.SCOPE_BASE, attrlist=["1.1"])
+    except SILENCE:
+        raise
+    except ldap.LDAPError:
+        return  # a refusal is an answer
+    finally:
+        connection.unbind_s()
+
+
+def _speaks_ldap(server: str, timeout: float) -> bool:
+    try:
+        _ask(server, timeout)
+    except SILENCE:
+        return False
+    return True
+
+
+def _speaks_tls(host: str, port: int, timeout: float) -> bool:
+    """Raises NoAnswer where nobody listens, or whoever does says nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with socket.create_connection((host, port), timeout) as plain:
+            return _shakes_hands(context, plain, host)
+    except socket.gaierror as error:
+        raise NoAnswer(f"this machine does not know the name {host} ({error.strerror})") from error
+    except ConnectionRefusedError as error:
+        raise NoAnswer(f"nobody listens on port {port} of {host} (connection refused)") from error
+    except TimeoutError as error:
+        raise _no_answer(timeout) from error
+    except OSError as error:
+        raise NoAnswer(f"it cannot be reached ({error.strerror or error})") from error
+
+
+def _shakes_hands(context: ssl.SSLContext, plain: socket.socket, host: str) -> bool:
+    try:
+        with context.wrap_socket(plain, server_hostname=host):
+            return True
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError, BrokenPipeError):
+        return False
+    except ssl.SSLError as error:
+        return error.reason not in NOT_TLS
+
+
+def _no_answer(timeout: float, hint: str = "") -> NoAnswer:
+    return NoAnswer(f"no answer within {timeout:g} s (LDAP_TIMEOUT){hint}")

@@ -1,0 +1,84 @@
+"""The audit log in the API: what its page finds. All of it as a file is at `/audit/export/`."""
+
+from typing import Any
+
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from portal.accounts.api_permissions import People
+from portal.accounts.permissions import current_user
+from portal.audit import audit_log
+from portal.audit.forms import DAYS
+from portal.audit.models import AuditEvent
+from portal.keys.api_fields import AnyTenant
+from portal.web.rest.strict_fields import CharField
+from portal.web.rest.validation import validated
+from portal.web.timezones import zone_of
+
+
+class AuditFilter(serializers.Serializer[Any]):
+    text = CharField(required=False, max_length=100, help_text="Stands in the name of a person or thing.")
+    who = CharField(required=False, max_length=150, help_text="User name of who did it.")
+    what = serializers.ChoiceField(list(audit_log.SUBJECTS.items()), required=False, help_text="What it is about.")
+    tenant = AnyTenant(required=False)
+    since = serializers.DateField(required=False, validators=DAYS, help_text="Day.")
+    until = serializers.DateField(required=False, validators=DAYS, help_text="Day, included.")
+    kind = CharField(required=False, max_length=40, help_text="Of the object; with `number`.")
+    number = CharField(required=False, max_length=64, help_text="Of the object; with `kind`.")
+    before = CharField(
+        required=False,
+        allow_blank=True,
+        max_length=60,
+        default="",
+        help_text="`older` of an answer: what comes behind it.",
+    )
+
+
+class AuditRow(serializers.Serializer[Any]):
+    """Something that was done. Secrets are told as `set` or `changed`."""
+
+    at = serializers.DateTimeField()
+    who = CharField(help_text="User name; empty: nobody was signed in.")
+    via = serializers.ChoiceField(AuditEvent.Via.choices)
+    address = CharField(allow_null=True)
+    action = CharField(help_text="As `key.revoke`.")
+    kind = CharField()
+    id = CharField()
+    object = CharField(help_text="What it was called then.")
+    tenant = CharField(allow_null=True)
+    before = serializers.DictField(allow_null=True, help_text="The fields that differ.")
+    after = serializers.DictField(allow_null=True)
+
+
+class AuditPage(serializers.Serializer[Any]):
+    results = AuditRow(many=True)
+    older = CharField(allow_null=True, help_text="For `before` of the next page; null: there are no more.")
+
+
+class AuditView(APIView):
+    subject = "audit"
+    permission_classes = [People]
+
+    @extend_schema(
+        operation_id="audit",
+        summary=_("Search the audit log"),
+        parameters=[AuditFilter],
+        responses={200: AuditPage},
+    )
+    def get(self, request: Request) -> Response:
+        """The newest first, 50 at a time. Operators see all, others what concerns their tenants and themselves."""
+        wanted = validated(AuditFilter, request.query_params, user=current_user(request))
+        mark = wanted.pop("before")
+        if tenant := wanted.get("tenant"):
+            wanted["tenant"] = tenant.slug
+        events = audit_log.Wanted(**wanted).among(
+            audit_log.visible_events(current_user(request)), zone_of(current_user(request))
+        )
+        found, older = audit_log.read_page(events, mark)
+        return Response(
+            AuditPage({"results": [audit_log.export_row(event) for event in found], "older": older or None}).data
+        )

@@ -1,0 +1,19 @@
+from types import ModuleType
+from typing import Any
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class AuditConfig(AppConfig):
+    name = "portal.audit"
+    verbose_name = _("Audit log")
+
+    def __init__(self, app_name: str, app_module: ModuleType | None) -> None:
+        super().__init__(app_name, app_module)
+        self.tracked: dict[str, Any] = {}  # what `tracking.track` was told
+
+    def ready(self) -> None:
+        from portal.audit import tracking
+
+        tracking.track_sessions()

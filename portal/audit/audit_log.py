@@ -1,0 +1,300 @@
+"""The audit log as people read it: which events are theirs to see, how they are searched, in which words told."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.apps import apps
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import models
+from django.db.models import Q, QuerySet
+from django.db.models.functions import Cast
+from django.utils.dateparse import parse_datetime
+from django.utils.formats import number_format
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, pgettext, pgettext_lazy
+
+from portal.accounts.models import User
+from portal.accounts.permissions import administered_tenants, may_operate
+from portal.audit import tracking
+from portal.audit.models import AuditEvent
+from portal.web.streaming import escape_formula
+
+Events = QuerySet[AuditEvent]
+
+PAGE = 50
+CHUNK = 1000  # events of an export that are in memory at a time
+# The first word of an action: what it is about.
+SUBJECTS = {
+    "session": gettext_lazy("Sign-in"),
+    "user": gettext_lazy("Person"),
+    "membership": gettext_lazy("Membership"),
+    "tenant": gettext_lazy("Tenant"),
+    "key": gettext_lazy("API key"),
+    "management-key": gettext_lazy("Management key"),
+    "quota": gettext_lazy("Quota"),
+    "request": gettext_lazy("Request for more"),
+    "model": gettext_lazy("Model"),
+    "alias": gettext_lazy("Alias"),
+    "access": gettext_lazy("Access to a model"),
+    "host": gettext_lazy("Host"),
+    "directory": gettext_lazy("Company directory"),
+}
+# The second: what was done to it.
+VERBS = {
+    "add": pgettext_lazy("audit", "created"),
+    "change": pgettext_lazy("audit", "changed"),
+    "remove": pgettext_lazy("audit", "deleted"),
+    "begin": pgettext_lazy("audit", "signed in"),
+    "end": pgettext_lazy("audit", "signed out"),
+    "emergency": pgettext_lazy("audit", "with the account for emergencies"),
+    "password": pgettext_lazy("audit", "password set anew"),
+    "leave": pgettext_lazy("audit", "left the directory"),
+    "return": pgettext_lazy("audit", "came back to the directory"),
+    "on": pgettext_lazy("audit", "switched on"),
+    "off": pgettext_lazy("audit", "switched off"),
+    "revoke": pgettext_lazy("audit", "revoked"),
+    "models": pgettext_lazy("audit", "models changed"),
+    "playground": pgettext_lazy("audit", "made for the playground"),
+    "granted": pgettext_lazy("audit", "granted"),
+    "refused": pgettext_lazy("audit", "refused"),
+    "withdrawn": pgettext_lazy("audit", "withdrawn"),
+    "start": pgettext_lazy("audit", "started"),
+    "stop": pgettext_lazy("audit", "stopped"),
+    "restart": pgettext_lazy("audit", "restarted"),
+    "retire": pgettext_lazy("audit", "end planned"),
+    "follow": pgettext_lazy("audit", "followed at once"),
+    "force": pgettext_lazy("audit", "followed although most lost their access"),
+    "crash": pgettext_lazy("audit", "an engine died under a request"),
+}
+# What events hold beside fields of rows.
+NOTES = {
+    "api_key": gettext_lazy("API key"),
+    "request_id": gettext_lazy("Request ID"),
+    "endpoint": gettext_lazy("path"),
+    "replica": gettext_lazy("Replica"),
+    "open_calls": gettext_lazy("Requests open at that engine"),
+    "verdict": gettext_lazy("Cause"),
+}
+VERDICTS = {
+    "guilty": gettext_lazy("this request, which is refused for some minutes"),
+    "suspect": gettext_lazy("perhaps this request"),
+}
+
+
+# --- which
+
+
+def visible_events(user: User) -> Events:
+    """The events that this person may see, the newest first.
+
+    Operators: all. Others: those of tenants that they administer, their own sign-ins and account, their own keys.
+    """
+    events: Events = AuditEvent.objects.select_related("tenant").order_by("-at", "-pk")
+    if may_operate(user):
+        return events
+    keys, management_keys = (_numbers(user, model) for model in ("keys.ApiKey", "keys.ManagementKey"))
+    return events.filter(
+        Q(tenant__in=administered_tenants(user))
+        | Q(object_kind="user", object_id=str(user.pk))
+        | Q(object_kind="key", object_id__in=keys)
+        | Q(object_kind="management-key", object_id__in=management_keys)
+    )
+
+
+def _numbers(user: User, label: str) -> QuerySet[Any, Any]:
+    """Of this person's rows, as events hold them. By name: `portal.keys` stands above this app."""
+    rows: QuerySet[Any, Any] = apps.get_model(label)._default_manager.filter(user=user).order_by()
+    numbers: QuerySet[Any, Any] = rows.annotate(number=Cast("pk", models.CharField(max_length=64))).values("number")
+    return numbers
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What somebody looks for; empty: everything. `what` is a subject of SUBJECTS. `since` and `until` are days, both
+    included. `kind` and `number` are of the object that alone is wanted."""
+
+    text: str = ""
+    who: str = ""
+    what: str = ""
+    tenant: str = ""
+    since: Any = None
+    until: Any = None
+    kind: str = ""
+    number: str = ""
+
+    def among(self, events: Events, zone: ZoneInfo) -> Events:
+        """`zone`: in which the days begin."""
+        if self.text:
+            events = events.filter(Q(object_name__icontains=self.text) | Q(actor_name__icontains=self.text))
+        if self.who:
+            events = events.filter(actor_name__iexact=self.who)
+        if self.what:
+            events = events.filter(action__startswith=f"{self.what}.")
+        if self.tenant:
+            events = events.filter(tenant__slug=self.tenant)
+        if self.since:
+            events = events.filter(at__gte=datetime.combine(self.since, time.min, zone))
+        if self.until:
+            events = events.filter(at__lt=datetime.combine(self.until + timedelta(days=1), time.min, zone))
+        if self.kind and self.number:
+            events = events.filter(object_kind=self.kind, object_id=self.number)
+        return events
+
+
+def older_than(events: Events, mark: str) -> Events:
+    """Those behind this mark (see `cursor_of`); all for a mark that is none.
+
+    By what the last one was, not by how many there were before: page 2,000 costs what page 2 costs.
+    """
+    at_text, _sign, number = mark.rpartition("_")
+    try:
+        at = parse_datetime(at_text)
+    except ValueError:
+        return events
+    if at is None or at.tzinfo is None or not 1970 < at.year < 9999 or not (number.isdecimal() and len(number) < 19):
+        return events
+    # The first condition alone would do but for the index, which is used for it.
+    return events.filter(at__lte=at).filter(Q(at__lt=at) | Q(pk__lt=int(number)))
+
+
+def cursor_of(event: AuditEvent) -> str:
+    return f"{event.at.isoformat()}_{event.pk}"
+
+
+def read_page(events: Events, mark: str) -> tuple[list[AuditEvent], str]:
+    """PAGE events behind the mark, and the mark of the last one if there are more."""
+    found = list((older_than(events, mark) if mark else events)[: PAGE + 1])
+    return found[:PAGE], cursor_of(found[PAGE - 1]) if len(found) > PAGE else ""
+
+
+# --- in words
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field, as text in the reader's language; "" for what was or is not there."""
+
+    field: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRow:
+    """An event as pages show it."""
+
+    event: AuditEvent
+    subject: str
+    verb: str
+    changes: tuple[Change, ...]
+
+
+def describe_event(event: AuditEvent, zone: ZoneInfo) -> AuditRow:
+    """`zone`: in which times are given."""
+    subject, _dot, verb = event.action.partition(".")
+    return AuditRow(
+        event,
+        str(SUBJECTS.get(subject, subject)),
+        str(VERBS.get(verb, verb)),
+        tuple(describe_changes(event, zone)),
+    )
+
+
+def describe_changes(event: AuditEvent, zone: ZoneInfo) -> Iterator[Change]:
+    before, after = event.before or {}, event.after or {}
+    watched = [(model, each.secret) for model, each in tracking.tracked().items() if each.kind == event.object_kind]
+    fields = {field.name: field for model, _secret in watched for field in model._meta.concrete_fields}
+    secret = {name for _model, names in watched for name in names}
+    for name in {**before, **after}:
+        field = fields.get(name)
+        if field is not None and field.primary_key:
+            continue  # is on every event anyway
+        label = str(field.verbose_name if field else NOTES.get(name, name.replace("_", " ")))
+        was, became = (
+            (_secret_text(side[name]) if name in secret else _text(field, side[name], zone)) if name in side else ""
+            for side in (before, after)
+        )
+        yield Change(label, was, became)
+
+
+def _secret_text(word: str) -> str:
+    """What `audit.watch` tells of a secret."""
+    return {"set": _("set"), "changed": _("set anew")}.get(word, "–")
+
+
+def _text(field: "models.Field[Any, Any] | None", value: Any, zone: ZoneInfo) -> str:
+    if value is None or value == "" or value == []:
+        return "–"
+    if isinstance(value, bool):
+        return pgettext("value", "yes") if value else pgettext("value", "no")
+    if isinstance(value, int):
+        return number_format(value, force_grouping=True)
+    if isinstance(value, list):
+        return ", ".join(_text(None, each, zone) for each in value)
+    if not isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if field is None and value in VERDICTS:
+        return str(VERDICTS[value])
+    if isinstance(field, models.DateTimeField) and (at := parse_datetime(value)) and at.tzinfo:
+        return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"
+    return str(dict(field.flatchoices).get(value, value)) if field and field.choices else value
+
+
+# --- as a file: codes as they are stored, the same in every language
+
+COLUMNS = ("at", "who", "via", "address", "action", "kind", "id", "object", "tenant", "before", "after")
+
+
+def export_row(event: AuditEvent) -> dict[str, Any]:
+    values = (
+        *(event.at.isoformat(), event.actor_name, event.via, event.address, event.action),
+        *(event.object_kind, event.object_id, event.object_name),
+        *(event.tenant.slug if event.tenant else None, event.before, event.after),
+    )
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def as_csv(events: Events) -> Iterator[str]:
+    yield "\ufeff"  # without it Excel takes Japanese for another encoding
+    for chunk in _chunks(events, first=list(COLUMNS)):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\r\n").writerows(chunk)
+        yield text.getvalue()
+
+
+def as_json(events: Events) -> Iterator[str]:
+    lead = "["
+    for event in _all(events):
+        yield lead + json.dumps(export_row(event), ensure_ascii=False, cls=DjangoJSONEncoder)
+        lead = ",\n"
+    yield "]\n" if lead != "[" else "[]\n"
+
+
+def _chunks(events: Events, *, first: list[str]) -> Iterator[list[list[Any]]]:
+    lines: list[list[Any]] = [first]
+    for event in _all(events):
+        lines.append([_cell(value) for value in export_row(event).values()])
+        if len(lines) >= CHUNK:
+            yield lines
+            lines = []
+    yield lines
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False, cls=DjangoJSONEncoder)
+    return escape_formula(value)
+
+
+def _all(events: Events) -> Iterator[AuditEvent]:
+    """By questions of their own, so that whoever reads slowly keeps nothing in the database open."""
+    mark = ""
+    while found := list((older_than(events, mark) if mark else events)[:CHUNK]):
+        yield from found
+        mark = cursor_of(found[-1])

@@ -1,0 +1,49 @@
+"""The page of the audit log, and its files."""
+
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
+
+from portal.accounts.models import User
+from portal.audit import audit_log
+from portal.audit.forms import SearchForm
+from portal.web.streaming import streamed
+from portal.web.timezones import zone_of
+
+
+@login_required
+@never_cache
+@require_safe
+def audit(request: HttpRequest) -> HttpResponse:
+    assert isinstance(request.user, User)
+    zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
+    found, mark = audit_log.read_page(
+        form.wanted.among(audit_log.visible_events(request.user), zone), request.GET.get("before", "")
+    )
+    context = {
+        "zone": zone,
+        "form": form,
+        "wanted": form.wanted,
+        "events": [audit_log.describe_event(event, zone) for event in found],
+        "older": mark,
+        "is_first": not request.GET.get("before"),
+        "is_searched": form.wanted != audit_log.Wanted(),
+    }
+    return render(request, "audit/list.html", context)
+
+
+@login_required
+@never_cache
+@require_safe
+def export(request: HttpRequest) -> StreamingHttpResponse:
+    """All that the page would list, as a file."""
+    assert isinstance(request.user, User)
+    zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
+    events = form.wanted.among(audit_log.visible_events(request.user), zone)
+    name = f"audit-{timezone.localtime(timezone=zone):%Y-%m-%d}"
+    if request.GET.get("format") == "json":
+        return streamed(request, audit_log.as_json(events), f"{name}.json", "application/json")
+    return streamed(request, audit_log.as_csv(events), f"{name}.csv", "text/csv; charset=utf-8")

@@ -1,0 +1,188 @@
+"""Who called what, when, and how it went: rows for `usage.record`, a day at a time. Pure but for chance."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from itertools import accumulate
+from random import Random
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from portal.demo import workdays
+from portal.demo.keyrings import Holder
+from portal.demo.plan import ENGINES, LARGE
+
+ENGINE = {engine.name: engine for engine in ENGINES}
+HOURS = {
+    "office": workdays.OFFICE,
+    "counter": workdays.COUNTER,
+    "night": workdays.NIGHT,
+    "dawn": workdays.DAWN,
+    "machines": workdays.MACHINES,
+}
+SUMMED = {name: list(accumulate(hours)) for name, hours in HOURS.items()}
+BUSIEST = max(workdays.OFFICE)
+ENDPOINTS = {
+    "chat": "chat/completions",
+    "embedding": "embeddings",
+    "rerank": "rerank",
+    "transcription": "audio/transcriptions",
+}
+# (days ago, from, to, model, share that failed): what operators remember of the quarter, in hours of Tokyo.
+INCIDENTS = ((23, 14.2, 14.9, LARGE, 0.8), (61, 10.0, 11.5, LARGE, 0.45), (9, 9.1, 9.3, "", 0.3))
+TOKYO = ZoneInfo("Asia/Tokyo")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What is known before an engine has it."""
+
+    at: datetime
+    model: str
+    prompt: int
+    answer: int
+    end_user: str
+
+
+def calls(chance: Random, holders: list[Holder], now: datetime, days: int, amount: float = 1.0) -> Iterator[list[Row]]:
+    """The rows of each day, oldest first. `amount`: times the calls that the plan has."""
+    today = now.astimezone(TOKYO).date()
+    for ago in range(
+        days - 1, -2, -1
+    ):  # tomorrow has begun somewhere before it does in Tokyo, and ends later elsewhere
+        day = today - timedelta(days=ago)
+        # A system that people like is used more each month. Today is a working day, whatever the calendar says: who
+        # shows this on a holiday wants to show something.
+        grown = amount * (0.62 + 0.38 * (1 - max(ago, 0) / days))
+        rows = [
+            row for holder in holders for row in _of(chance, holder, day, now, grown, 0.95 if day == today else 0.0)
+        ]
+        rows.sort(key=lambda row: row["started_at"])
+        yield rows
+
+
+def _of(chance: Random, holder: Holder, day: date, now: datetime, grown: float, least: float) -> Iterator[Row]:
+    zone = ZoneInfo(holder.department.zone)
+    midnight = datetime.combine(day, time(), zone).astimezone(UTC)
+    age = (midnight - holder.since).days
+    if age < 0 or midnight >= now:
+        return
+    count = _poisson(chance, grown * _expected(holder, day, age, least))
+    if not count:
+        return
+    service = holder.service
+    hours = SUMMED[service.hours if service else "office"]
+    mix = service.mix if service else holder.department.mix
+    models, weights = list(mix), list(accumulate(mix.values()))
+    for _ in range(count):
+        hour = chance.choices(range(24), cum_weights=hours)[0]
+        at = midnight + timedelta(seconds=3600 * hour + chance.random() * 3600)
+        key = holder.key(at)
+        if at >= now or key is None:
+            continue
+        model = chance.choices(models, cum_weights=weights)[0]
+        prompt, answer = _lengths(chance, holder, model)
+        end_user = (
+            f"{holder.department.slug}-{_caller(chance, service.callers):04}" if service and service.callers else ""
+        )
+        row = _row(chance, Call(at, model, prompt, answer, end_user), day, now)
+        row["key_id"], row["user_id"], row["tenant_id"] = key.pk, key.user_id, key.tenant_id
+        yield row
+
+
+def _expected(holder: Holder, day: date, age: int, least: float) -> float:
+    """Calls of a day, before chance. `least`: of a working day."""
+    department, service = holder.department, holder.service
+    pace = workdays.pace(day) if department.zone == "Asia/Tokyo" else workdays.pace_abroad(day)
+    pace = max(pace, least)
+    if department.closing > 1 and workdays.closes_month(day):
+        pace *= department.closing
+    if service:
+        pace = max(pace, service.weekends)
+        return service.calls * pace * (0.35 + 0.65 * min(1.0, age / 45))  # a service is rolled out over some weeks
+    return department.calls * holder.heavy * pace * (0.6 + 0.4 * min(1.0, age / 30))
+
+
+def _poisson(chance: Random, mean: float) -> int:
+    if mean > 30:
+        return max(0, round(chance.gauss(mean, math.sqrt(mean) * 1.6)))
+    limit, product, count = math.exp(-mean), chance.random(), 0
+    while product > limit:
+        product *= chance.random()
+        count += 1
+    return count
+
+
+def _caller(chance: Random, callers: int) -> int:
+    """Few end users ask much, most little."""
+    return min(callers, 1 + int(callers * chance.random() ** 2.4))
+
+
+def _lengths(chance: Random, holder: Holder, model: str) -> tuple[int, int]:
+    engine, service = ENGINE[model], holder.service
+    prompt = service.prompt if service else 620
+    answer = service.answer if service else 270
+    if engine.task == "embedding":
+        return _about(chance, prompt * 0.6, 0.5, 512 * 40), 0
+    if engine.task == "rerank":
+        return _about(chance, prompt * 1.1, 0.4, 40_000), 0
+    if engine.task == "transcription":
+        return 0, _about(chance, max(answer, 700), 0.6, 8000)
+    most = engine.context - 64
+    prompt = _about(chance, prompt, 0.75, most - 128)
+    return prompt, _about(chance, max(answer, 60), 0.7, most - prompt)
+
+
+def _about(chance: Random, median: float, spread: float, most: int) -> int:
+    return max(8, min(most, int(chance.lognormvariate(math.log(median), spread))))
+
+
+def _row(chance: Random, call: Call, day: date, now: datetime) -> Row:
+    engine = ENGINE[call.model]
+    local = call.at.astimezone(TOKYO)
+    load = workdays.OFFICE[local.hour] / BUSIEST
+    slow = 1 + 0.9 * load * load
+    chat = engine.task == "chat"
+    first = int(engine.first * slow * (1 + call.prompt / 5000) * chance.lognormvariate(0, 0.38))
+    if chance.random() < 0.02 * load:
+        first += int(chance.uniform(1500, 9000))  # it waited in the queue
+    speed = engine.speed / (1 + 0.35 * load) * chance.uniform(0.85, 1.1) if engine.speed else 0
+    status, answer, estimated = _fate(chance, call, now)
+    told = status in ("finished", "aborted") and chat and chance.random() < 0.94  # the others do not stream
+    return {
+        "request_id": f"{chance.getrandbits(128):032x}",
+        "model": call.model,
+        "replica_id": None,
+        "endpoint": ENDPOINTS[engine.task],
+        "started_at": call.at,
+        "first_token_ms": first if told else None,
+        "duration_ms": first + int(1000 * answer / speed if speed else 0),
+        "prompt_tokens": call.prompt if status not in ("failed", "refused") else 0,
+        "cached_tokens": int(call.prompt * chance.uniform(0.3, 0.9)) if told and chance.random() < 0.35 else 0,
+        "completion_tokens": answer,
+        "reasoning_tokens": 0,
+        "status": status,
+        "estimated": estimated,
+        "end_user": call.end_user,
+    }
+
+
+def _fate(chance: Random, call: Call, now: datetime) -> tuple[str, int, bool]:
+    """(status, tokens of the answer, whether they are estimated)."""
+    throw = chance.random()
+    for ago, begin, end, model, share in INCIDENTS:
+        if call.model == model or not model:
+            local = call.at.astimezone(TOKYO)
+            on = (now.astimezone(TOKYO).date() - local.date()).days == ago
+            if on and begin <= local.hour + local.minute / 60 < end and throw < share:
+                return ("failed", 0, False) if model else ("interrupted", call.answer // 3, True)
+    if throw < 0.004:
+        return "failed", 0, False
+    if throw < 0.009:
+        return "refused", 0, False
+    if throw < 0.029:
+        return "aborted", int(call.answer * chance.random()), chance.random() < 0.2
+    return "finished", call.answer, False

@@ -1,0 +1,33 @@
+"""Who calls: the person of a management key (`Authorization: Bearer mdm_…`), else of a session.
+
+Apart from the views, as Django REST framework imports this while it is being imported itself. A key is never sent by a
+browser on its own, so only sessions need a token against forged requests.
+"""
+
+from django.utils.translation import gettext as _
+from rest_framework.authentication import BaseAuthentication, get_authorization_header
+from rest_framework.exceptions import AuthenticationFailed, Throttled
+from rest_framework.request import Request
+
+from portal.accounts.models import User
+from portal.keys import management_key_throttle, management_keys
+from portal.keys.models import ManagementKey
+
+
+class WithManagementKey(BaseAuthentication):
+    def authenticate(self, request: Request) -> tuple[User, ManagementKey] | None:
+        """None without such a header. Raises AuthenticationFailed, or Throttled after too many wrong ones."""
+        word, _space, text = get_authorization_header(request).decode("latin-1").partition(" ")
+        if word.lower() != "bearer":
+            return None
+        key = management_keys.find_management_key(text.strip())
+        if key is not None:
+            return key.user, key
+        if wait := management_key_throttle.wrong_key(request._request):
+            raise Throttled(wait, _("Too many wrong keys."))
+        if text.startswith("mdg_"):
+            raise AuthenticationFailed(_("This is an API key for models. Here a management key (mdm_…) is needed."))
+        raise AuthenticationFailed(_("This management key is not known, or has ended."))
+
+    def authenticate_header(self, request: Request) -> str:
+        return 'Bearer realm="Madoguchi"'

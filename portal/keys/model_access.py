@@ -1,0 +1,105 @@
+"""Which models a tenant's keys may call, and whether they answer now. For pages: gateways have their own catalogue."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from django.db import models
+from django.db.models import Exists, OuterRef, Prefetch, QuerySet
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+
+from modelregistry import routes
+from modelregistry.engines import capabilities
+from modelregistry.models import Replica, ServedModel
+from modelregistry.overview import supervised
+from portal.accounts.models import Tenant
+from portal.keys.models import ApiKey, ModelAccess
+
+
+class Liveness(models.TextChoices):
+    """What a caller would meet now."""
+
+    UP = "up", _("answers now")
+    UNSURE = "unsure", _("not confirmed")
+    STARTING = "starting", _("starting")
+    ASLEEP = "asleep", _("asleep")
+    DOWN = "down", _("not running")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvailableModel:
+    """A model that may be called, also by one of its `aliases`. `context` in tokens per request, None = not stated by
+    the operator. From `retires_on` on it is not offered any more. `tools`, `vision`: see abilities.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    description: str
+    task: str
+    context: int | None
+    state: Liveness
+    retires_on: date | None = None
+    tools: bool = False
+    vision: bool = False
+
+
+def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
+    """The offered models that at least one of these tenants may call."""
+    rules = ModelAccess.objects.filter(model=OuterRef("pk"))
+    open_ = ~Exists(rules) | Exists(rules.filter(tenant__in=list(tenants)))
+    return routes.offered().filter(open_)
+
+
+def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
+    """The offered models that this key may call: its own choice of its tenant's."""
+    models_ = open_to([key.tenant])
+    return models_ if key.every_model else models_.filter(pk__in=key.allowed_models.all())
+
+
+def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
+    """These models with their state, by name. Three queries."""
+    now = timezone.now()
+    replicas = Prefetch("replica_set", Replica.objects.select_related("host"))
+    return [
+        AvailableModel(
+            name=model.name,
+            aliases=tuple(alias.name for alias in model.aliases.all()),
+            description=model.description,
+            task=model.task,
+            context=model.context,
+            state=liveness(model.replica_set.all(), now),
+            retires_on=model.retires_on,
+            tools=capabilities.calls_tools(model.engine, model.launcher, model.args),
+            vision=capabilities.sees_images(model.engine, model.args),
+        )
+        for model in served.prefetch_related(replicas, "aliases")
+    ]
+
+
+def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
+    """The best that any of a model's replicas can do for a caller."""
+    found = [(replica.state, supervised(replica.host, now)) for replica in replicas]
+    # A host that is silent starts and wakes nothing.
+    states = {state for state, heard in found if heard}
+    if Replica.State.READY in states:
+        return Liveness.UP
+    if (Replica.State.READY, False) in found:
+        return Liveness.UNSURE
+    if Replica.State.ASLEEP in states:
+        return Liveness.ASLEEP
+    if Replica.State.STARTING in states:
+        return Liveness.STARTING
+    return Liveness.DOWN
+
+
+def sort_key(offer: AvailableModel) -> tuple[int, bool, bool, str]:
+    """To sort by: what answers now before what could, chat before other tasks, what stays before what retires; name."""
+    order = [Liveness.UP, Liveness.UNSURE, Liveness.ASLEEP, Liveness.STARTING, Liveness.DOWN]
+    retires = offer.retires_on is not None
+    return order.index(offer.state), offer.task != ServedModel.Task.CHAT, retires, offer.name
+
+
+def suggested_model(offered: list[AvailableModel]) -> AvailableModel | None:
+    """The model to show in an example."""
+    return min(offered, key=sort_key, default=None)

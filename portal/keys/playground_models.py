@@ -1,0 +1,39 @@
+"""What the page for trying a model offers to choose from."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import Tenant
+from portal.keys import model_access
+from portal.keys.models import ModelAccess
+
+# Tokens that an answer may have unless told otherwise: a good page of text, and an end for small models that ramble.
+ANSWER = 800
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelChoice:
+    """A chat model and the short names of those of a person's tenants that may use it."""
+
+    offer: model_access.AvailableModel
+    tenants: tuple[str, ...]
+
+
+def model_choices(tenants: Sequence[Tenant]) -> list[ModelChoice]:
+    """The chat models that at least one of these may use; what answers now comes first. At most four queries."""
+    if not tenants:
+        return []
+    chat = model_access.open_to(tenants).filter(task=ServedModel.Task.CHAT)
+    slugs = [tenant.slug for tenant in tenants]
+    restricted: dict[str, set[str]] = defaultdict(set)
+    for model, slug in ModelAccess.objects.filter(model__in=chat).values_list("model__name", "tenant__slug"):
+        restricted[model].add(slug)
+    return [
+        ModelChoice(
+            offer=offer,
+            tenants=tuple(slug for slug in slugs if offer.name not in restricted or slug in restricted[offer.name]),
+        )
+        for offer in sorted(model_access.available_models(chat), key=model_access.sort_key)
+    ]

@@ -1,0 +1,215 @@
+"""Whose keys a person may see, and how pages show them."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from django.core.paginator import Page, Paginator
+from django.db import models
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.utils.translation import gettext_lazy as _
+
+from portal.accounts.models import Membership, Tenant, User
+from portal.accounts.permissions import administered_tenants
+from portal.keys.models import ApiKey
+from portal.web.templatetags.formatting import person
+
+# Long enough to make a new key and change what uses the old one, holidays included.
+EXPIRES_SOON = timedelta(days=14)
+PER_PAGE = 50
+
+
+def is_usable() -> Exists:
+    """The condition of KeyQuerySet.usable, to filter by or to annotate."""
+    return Exists(ApiKey.objects.usable().filter(pk=OuterRef("pk")))
+
+
+class State(models.TextChoices):
+    WORKS = "works", _("works")
+    STOPPED = "stopped", _("stopped")
+    EXPIRED = "expired", _("expired")
+    REVOKED = "revoked", _("revoked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRow:
+    """A key as pages show it. `models` None: all that the tenant may use. `stopped`: see KeyQuerySet.usable.
+
+    `service` "" for a personal key. `answers`: whether who is `responsible` (a name, "" for nobody) still is in the
+    tenant. `replaces`, `replaced_by`: prefixes, "" for none.
+    """
+
+    prefix: str
+    name: str
+    purpose: str
+    key_class: str
+    class_name: str
+    networks: tuple[str, ...]
+    takes_user_headers: bool
+    service: str
+    responsible: str
+    answers: bool
+    tenant: str
+    tenant_slug: str
+    models: tuple[str, ...] | None
+    created_at: datetime
+    created_by: str
+    last_used_at: datetime | None
+    last_used_from: str
+    last_used_with: str
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    revoked_because: str
+    replaces: str
+    replaced_by: str
+    state: State
+    expires_soon: bool
+
+    @property
+    def works(self) -> bool:
+        return self.state is State.WORKS
+
+
+def keys_of(user: User) -> QuerySet[ApiKey]:
+    """The keys of this person and nobody else's; without those that the playground keeps for itself."""
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(user=user, is_playground=False).select_related("tenant")
+    return keys
+
+
+def service_keys_of(tenant: Tenant) -> QuerySet[ApiKey]:
+    """The service keys of a tenant, whoever made them."""
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(tenant=tenant, user=None).select_related("tenant", "responsible")
+    return keys
+
+
+def manageable_by(user: User) -> QuerySet[ApiKey]:
+    """The keys that this person may change, replace and revoke: their own, and the service keys of the tenants that
+    they administer. Pages and API of keys begin here: any other key is as if it did not exist.
+    """
+    own = Q(user=user, is_playground=False)
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(own | Q(user=None, tenant__in=administered_tenants(user)))
+    return keys.select_related("tenant", "user", "responsible")
+
+
+def viewable_by(user: User) -> QuerySet[ApiKey]:
+    """The manageable ones, and the service keys that this person is responsible for as a member of their tenant."""
+    answers = Q(user=None, responsible=user, tenant__in=Membership.objects.filter(user=user).values("tenant"))
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(answers | Q(pk__in=manageable_by(user).values("pk")))
+    return keys.select_related("tenant", "user", "responsible")
+
+
+def services(user: User) -> QuerySet[ApiKey]:
+    """The service keys that this person may see, of all tenants."""
+    return viewable_by(user).filter(user=None)
+
+
+def has_services(user: User) -> bool:
+    """Whether service keys are any matter of this person's. One query at most."""
+    if user.is_staff:
+        return True
+    own = Membership.objects.filter(user=user)
+    answers = ApiKey.objects.filter(user=None, responsible=user, tenant=OuterRef("tenant"))
+    return own.filter(Q(role=Membership.Role.ADMIN) | Exists(answers)).exists()
+
+
+def search(keys: QuerySet[ApiKey], text: str) -> QuerySet[ApiKey]:
+    """Those in whose name, purpose, prefix, tenant or responsible person the text stands."""
+    found = Q()
+    for part in ("name", "purpose", "service", "prefix", "tenant__name", "responsible__username"):
+        found |= Q(**{f"{part}__icontains": text})
+    return keys.filter(found)
+
+
+def usable_keys(user: User) -> QuerySet[ApiKey]:
+    """The person's own keys with which they can call now, newest first."""
+    return keys_of(user).filter(is_usable())
+
+
+def with_usable(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+    """The same keys with `can_be_used`, which `state` needs."""
+    return keys.annotate(can_be_used=is_usable())
+
+
+def state_of(key: ApiKey) -> State:
+    """What a caller with this key would meet. Revoked or expired say why better than "stopped"."""
+    if key.state != "active":
+        return State(key.state)
+    return State.WORKS if key.can_be_used else State.STOPPED  # type: ignore[attr-defined]
+
+
+def responsible_is_here() -> Exists:
+    """Whether who is responsible for a key is an active member of its tenant."""
+    return Exists(
+        Membership.objects.filter(user=OuterRef("responsible"), tenant=OuterRef("tenant"), user__is_active=True)
+    )
+
+
+def key_row(keys: QuerySet[ApiKey], now: datetime) -> list[KeyRow]:
+    """These keys as plain values, in their order. Two queries, however many they are."""
+    return [_held(key, now) for key in shown_keys(keys)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPage:
+    """One page of keys. `working` and `ended`: how many there are in all that work and that no longer do."""
+
+    page: Page[ApiKey]
+    keys: list[KeyRow]
+    working: int
+    ended: int
+    shows_ended: bool
+
+
+def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended: bool) -> KeyPage:
+    """The page of this number, newest first, of the keys that work or of the others (if `ended`, or none works).
+
+    Three queries.
+    """
+    usable = is_usable()
+    counts = keys.aggregate(working=Count("pk", filter=usable), ended=Count("pk", filter=~usable))
+    ended = ended or (counts["ended"] > 0 and not counts["working"])
+    some = keys.filter(~usable if ended else usable)
+    paginator = Paginator(shown_keys(some.order_by("-created_at", "-pk")), PER_PAGE)
+    paginator.count = counts["ended" if ended else "working"]  # known by now
+    page = paginator.get_page(number)
+    return KeyPage(page=page, keys=[_held(key, now) for key in page], shows_ended=ended, **counts)
+
+
+def shown_keys(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+    """The same keys with all that pages and the API read of them."""
+    return (
+        with_usable(keys)
+        .annotate(answers=responsible_is_here())
+        .select_related("tenant", "responsible", "created_by", "replaces", "replaced_by")
+        .prefetch_related("allowed_models")
+    )
+
+
+def _held(key: ApiKey, now: datetime) -> KeyRow:
+    successor = getattr(key, "replaced_by", None)
+    return KeyRow(
+        prefix=key.prefix,
+        name=key.name,
+        purpose=key.purpose,
+        key_class=key.key_class,
+        class_name=str(ApiKey.Class(key.key_class).label),
+        networks=tuple(key.networks),
+        takes_user_headers=key.takes_user_headers,
+        service=key.service,
+        responsible=person(key.responsible) if key.responsible else "",
+        answers=key.answers,  # type: ignore[attr-defined]
+        tenant=key.tenant.name,
+        tenant_slug=key.tenant.slug,
+        models=None if key.every_model else tuple(model.name for model in key.allowed_models.all()),
+        created_at=key.created_at,
+        created_by=person(key.created_by) if key.created_by else "",
+        last_used_at=key.last_used_at,
+        last_used_from=key.last_used_from or "",
+        last_used_with=key.last_used_with,
+        expires_at=key.expires_at,
+        revoked_at=key.revoked_at,
+        revoked_because=key.revoked_because,
+        replaces=key.replaces.prefix if key.replaces else "",
+        replaced_by=successor.prefix if successor else "",
+        state=state_of(key),
+        expires_soon=key.expires_at is not None and now < key.expires_at <= now + EXPIRES_SOON,
+    )

@@ -1,9 +1,0 @@
-from django.urls import path
-
-from portal.metering import views
-
-urlpatterns = [
-    path("", views.usage, name="usage"),
-    path("live/", views.live_view, name="usage-live"),
-    path("export/", views.export, name="usage-export"),
-]

@@ -1,0 +1,14 @@
+from datetime import timedelta
+
+from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
+
+
+class NotificationsConfig(AppConfig):
+    name = "portal.notifications"
+    verbose_name = _("Notices")
+
+    def ready(self) -> None:
+        from modelregistry.supervisor import tasks
+
+        tasks.register("tellnotices", timedelta(minutes=10), ("tellnotices",))

@@ -1,0 +1,28 @@
+"""Tells people of what comes by itself: keys that expire, limits that are near. Then mails what is to be mailed."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from portal.keys import expiry_notifications
+from portal.keys import management_keys as management
+from portal.notifications import inbox, mailing
+from portal.quotas import alerts
+
+
+class Command(BaseCommand):
+    help = "Tells people of keys that expire and of other things that come by themselves, and sends notices by mail."
+
+    def handle(self, **options: Any) -> None:
+        now = timezone.now()
+        expiry_notifications.notify_expiring(now)
+        expiry_notifications.notify_responsible_left()
+        management.notify_expiring_management_keys(now)
+        alerts.notify_near_limits(now)
+        inbox.delete_old(now)
+        try:
+            sent = mailing.send_mails(now)
+        except mailing.Undelivered as error:
+            raise CommandError(f"notices were told, but not mailed: {error}") from error
+        self.stdout.write(f"{sent} mailed")

@@ -1,0 +1,378 @@
+"""Give quotas and take them away; ask for more, grant it or not. For pages, the API and commands.
+
+Who may do what: operators give tenants, people (everywhere) and the default of each tenant, and may do all the rest.
+Admins of a tenant give its members, its keys and its defaults, up to what the tenant itself has. Nobody gives to
+themselves what another should, and nobody decides their own request. Each verb is one transaction; what cannot be done
+raises Refused.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+
+from modelregistry.models import ServedModel
+from portal.accounts import permissions
+from portal.accounts.models import Membership, Tenant, User
+from portal.keys.models import ApiKey
+from portal.notifications import notify
+from portal.quotas import policy
+from portal.quotas.models import Quota, QuotaRequest
+from portal.web.templatetags.formatting import figure, person
+
+MOST = 2**63 - 1  # what the column holds
+
+
+class QuotaRefused(Exception):
+    """What was asked cannot be; `sentence` says why in the reader's language."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+
+
+class NotAllowed(QuotaRefused):
+    """Somebody else might do it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaTarget:
+    """Of whom a quota is or would be: the columns of Quota by the same names, as its docstring tells them apart."""
+
+    tenant: Tenant | None = None
+    user: User | None = None
+    key: ApiKey | None = None
+    each: str = ""
+
+    @property
+    def home(self) -> Tenant | None:
+        """The tenant whose admins may give this. None: operators only."""
+        if self.key:
+            return self.key.tenant
+        return self.tenant if self.user or self.each else None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {"tenant": self.tenant, "user": self.user, "key": self.key, "each": self.each}
+
+    @property
+    def person(self) -> User | None:
+        """Who profits alone: a member, a user, the bearer of a personal key."""
+        return self.key.user if self.key else self.user
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaKind:
+    """What a quota counts: `unit` per `window` ("" for requests at the same time), of one model or of all (None)."""
+
+    unit: str
+    window: str = ""
+    model: ServedModel | None = None
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {"unit": self.unit, "window": self.window, "model": self.model}
+
+
+def quota_target(row: Quota | QuotaRequest) -> QuotaTarget:
+    """Of whom this quota is, or this request asks for."""
+    if isinstance(row, Quota):
+        return QuotaTarget(tenant=row.tenant, user=row.user, key=row.key, each=row.each)
+    return QuotaTarget(key=row.key) if row.key else QuotaTarget(tenant=row.tenant, user=row.user)
+
+
+def quota_kind(row: Quota | QuotaRequest) -> QuotaKind:
+    return QuotaKind(unit=row.unit, window=row.window, model=row.model)
+
+
+def effective_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
+    """The amount in force for this tenant, member or key: its own or the default. None: nothing limits. One query."""
+    tenant = to.key.tenant if to.key else to.tenant
+    if tenant is None or to.each:
+        return None
+    keys, users = ([to.key.pk] if to.key else []), ([to.user.pk] if to.user else [])
+    rules = policy.Policy(Quota.objects.filter(policy.applying_to(tenants=[tenant.pk], users=users, keys=keys)))
+    if to.key:
+        bounds = rules.key(to.key.pk, tenant.pk, to.key.user_id)
+    else:
+        bounds = rules.member(tenant.pk, to.user.pk) if to.user else rules.tenant(tenant.pk)
+    kind = (what.model.pk if what.model else None, what.unit, what.window)
+    return next((bound.quota.amount for bound in bounds if policy.kind_of(bound.quota) == kind), None)
+
+
+# --- giving
+
+
+def may_set(by: User, to: QuotaTarget) -> bool:
+    """Whether this person may set such a quota at all; how much is another question. One query at most."""
+    if permissions.may_operate(by):
+        return True
+    return to.home is not None and to.person != by and permissions.administers(by, to.home)
+
+
+def max_grantable(by: User, to: QuotaTarget, what: QuotaKind) -> int | None:
+    """The most that this person may give of it: for admins what the tenant itself has. None: any amount."""
+    if permissions.may_operate(by) or to.home is None:
+        return None
+    return effective_amount(QuotaTarget(tenant=to.home), what)
+
+
+def set_quota(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
+    """Sets the quota, be there one already or not. 0 blocks. Raises Refused."""
+    with transaction.atomic():
+        _check_giver(by, to)
+        _check_amount(by, to, what, amount)
+        return _set(to, what, amount)
+
+
+def remove_quota(by: User, quota: Quota) -> None:
+    """Deletes it: from then on the default applies, if there is one. Raises NotAllowed."""
+    with transaction.atomic():
+        _check_giver(by, quota_target(quota))
+        quota.delete()
+
+
+# --- asking
+
+
+def may_ask(by: User, to: QuotaTarget) -> bool:
+    """For oneself, for a key that one answers for, for a tenant that one administers. Two queries at most."""
+    if to.each or (to.key is None and to.tenant is None):
+        return False
+    if to.key:
+        return by in (to.key.user, to.key.responsible) or (
+            not to.key.user_id and permissions.administers(by, to.key.tenant)
+        )
+    assert to.tenant is not None
+    if to.user:
+        return to.user == by and Membership.objects.filter(user=by, tenant=to.tenant).exists()
+    return permissions.administers(by, to.tenant)
+
+
+def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reason: str = "") -> QuotaRequest:
+    """Writes down the wish and tells those who may grant it. Raises Refused."""
+    home = to.key.tenant if to.key else to.tenant
+    if home is None or not may_ask(by, to):
+        raise NotAllowed(_("You cannot ask for this. Only who it is for can, or who answers for it."))
+    with transaction.atomic():
+        had = effective_amount(to, what)
+        if had is None:
+            raise QuotaRefused(_("Nothing limits this at present, so there is nothing to ask for."))
+        if not had < amount <= MOST:
+            raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(had)})
+        wish = QuotaRequest(
+            **{"tenant": home, "user": to.user, "key": to.key, **what.columns},
+            **{"amount": amount, "had": had, "reason": reason[:500], "asked_by": by},
+        )
+        try:
+            with transaction.atomic():  # a savepoint: PostgreSQL would refuse all that follows otherwise
+                wish.save()
+        except IntegrityError as error:
+            raise QuotaRefused(_("This has been asked for already and waits for an answer.")) from error
+        _tell_deciders(wish)
+    return wish
+
+
+def change_request(by: User, wish: QuotaRequest, amount: int, reason: str) -> QuotaRequest:
+    """Changes how much one asked for, and says what for, before somebody answers. Raises Refused."""
+    with transaction.atomic():
+        row = _locked(wish)
+        if row.asked_by != by:
+            raise NotAllowed(_("Only who asked can change it."))
+        if not row.had < amount <= MOST:
+            raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(row.had)})
+        row.amount, row.reason = amount, reason[:500]
+        row.save(update_fields=["amount", "reason"])
+        return row
+
+
+def may_decide(by: User, wish: QuotaRequest) -> bool:
+    """Not one's own; a tenant's wish is for operators, a member's or a key's also for the tenant's admins."""
+    return wish.pk in requests_to_decide(by, [wish])
+
+
+def requests_to_decide(by: User, wishes: Iterable[QuotaRequest]) -> set[int]:
+    """Those of them that this person may decide, by primary key. One query, for an operator none."""
+    to = {wish.pk: quota_target(wish) for wish in wishes if by not in (wish.asked_by, quota_target(wish).person)}
+    if permissions.may_operate(by):
+        return set(to)
+    homes = {whose.home.pk for whose in to.values() if whose.home}
+    mine = set(permissions.administered_tenants(by).filter(pk__in=homes).values_list("pk", flat=True))
+    return {pk for pk, whose in to.items() if by.is_active and whose.home and whose.home.pk in mine}
+
+
+def deciders(wish: QuotaRequest) -> QuerySet[User]:
+    """Whose turn it is: a member's or a key's wish goes to the other admins of the tenant; to operators if there are
+    none, and a tenant's.
+    """
+    if wish.user_id or wish.key_id:
+        admins = permissions.admins_of(wish.tenant).exclude(pk=wish.asked_by_id or 0)
+        if admins.exists():
+            return admins
+    return permissions.operators().exclude(pk=wish.asked_by_id or 0)
+
+
+def grant_request(by: User, wish: QuotaRequest, amount: int | None = None, note: str = "") -> QuotaRequest:
+    """Gives what was wished, or another `amount`, and tells who asked. Raises Refused; also if answered before."""
+    with transaction.atomic():
+        row = _open(by, wish)
+        given = row.amount if amount is None else amount
+        to, what = quota_target(row), quota_kind(row)
+        now = effective_amount(to, what)
+        if now is not None and given <= now:
+            raise QuotaRefused(_("That is no more than there is now: %(amount)s.") % {"amount": figure(now)})
+        _check_amount(by, to, what, given)
+        _set(to, what, given)
+        row.granted = given
+        return _decided(row, by, QuotaRequest.State.GRANTED, note)
+
+
+def refuse_request(by: User, wish: QuotaRequest, note: str) -> QuotaRequest:
+    """Says no, and why. Raises Refused, also when answered already."""
+    if not note.strip():
+        raise QuotaRefused(_("Please tell in a few words why not."))
+    with transaction.atomic():
+        return _decided(_open(by, wish), by, QuotaRequest.State.REFUSED, note)
+
+
+def withdraw_request(by: User, wish: QuotaRequest) -> QuotaRequest:
+    """Takes back one's own wish. Raises Refused, also when answered already."""
+    with transaction.atomic():
+        row = _locked(wish)
+        if row.asked_by != by:
+            raise NotAllowed(_("Only who asked can withdraw it."))
+        row.state, row.decided_at = QuotaRequest.State.WITHDRAWN, timezone.now()
+        row.save(update_fields=["state", "decided_at"])
+        return row
+
+
+def waiting_for(user: User) -> QuerySet[QuotaRequest]:
+    """The open requests that this person is to answer.
+
+    Of members and keys: the admins of the tenant. Of tenants, and where nobody else could: operators.
+    """
+    of_people = Q(user__isnull=False) | Q(key__isnull=False)
+    mine = Q(tenant__memberships__user=user, tenant__memberships__role=Membership.Role.ADMIN)
+    wanted = of_people & Q(pk__in=QuotaRequest.objects.filter(mine))
+    if permissions.may_operate(user):
+        admins = Membership.objects.filter(
+            tenant=OuterRef("tenant"), role=Membership.Role.ADMIN, user__is_active=True
+        ).exclude(user=OuterRef("asked_by"))
+        wanted = wanted | ~of_people | Q(~Exists(admins))
+    return (
+        QuotaRequest.objects.filter(wanted, state=QuotaRequest.State.OPEN)
+        .exclude(asked_by=user)
+        .select_related("tenant", "user", "key__user", "key__tenant", "model", "asked_by")
+        .order_by("asked_at")
+    )
+
+
+def waiting_in(user: User) -> list[tuple[Tenant, int]]:
+    """How many of these in which tenant, the most first; at most five tenants. One query, two if there are any."""
+    counted = waiting_for(user).order_by().values("tenant").annotate(n=Count("pk")).order_by("-n")[:5]
+    counts = {row["tenant"]: row["n"] for row in counted}
+    tenants = Tenant.objects.in_bulk(counts) if counts else {}
+    return [(tenants[pk], count) for pk, count in counts.items()]
+
+
+def _check_giver(by: User, to: QuotaTarget) -> None:
+    if may_set(by, to):
+        return
+    if to.person == by:
+        raise NotAllowed(_("What is yours alone another sets: another admin of the tenant or an operator."))
+    raise NotAllowed(_("This quota is set by the people who run this server."))
+
+
+def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> None:
+    if what.unit not in Quota.Unit.values or (what.window and what.window not in Quota.Window.values):
+        raise QuotaRefused(_("There is no such unit."))
+    if (what.unit == Quota.Unit.CONCURRENT) == bool(what.window):
+        raise QuotaRefused(_("Requests at the same time have no window; requests and tokens need one."))
+    if not 0 <= amount <= MOST:
+        raise QuotaRefused(_("Give a whole number, 0 or more."))
+    if to.tenant and to.user and not Membership.objects.filter(user=to.user, tenant=to.tenant).exists():
+        raise QuotaRefused(
+            _("%(person)s is not a member of %(tenant)s.") % {"person": person(to.user), "tenant": to.tenant}
+        )
+    most = max_grantable(by, to, what)
+    if most is not None and amount > most:
+        raise QuotaRefused(
+            _("%(tenant)s itself has %(amount)s. Give at most that, or ask for more for the tenant first.")
+            % {"tenant": to.home, "amount": figure(most)}
+        )
+
+
+def _set(to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
+    quota, _created = Quota.objects.update_or_create(**to.columns, **what.columns, defaults={"amount": amount})
+    return quota
+
+
+def _locked(wish: QuotaRequest) -> QuotaRequest:
+    """The row as it is now; nobody else decides it before this transaction ends (SQLite lets one write at a time)."""
+    row = (
+        QuotaRequest.objects.select_for_update(of=("self",))
+        .select_related("tenant", "user", "key__user", "key__tenant", "model", "asked_by", "decided_by")
+        .get(pk=wish.pk)
+    )
+    if row.state != QuotaRequest.State.OPEN:
+        raise QuotaRefused(_answered(row))
+    return row
+
+
+def _answered(row: QuotaRequest) -> str:
+    if row.state == QuotaRequest.State.WITHDRAWN:
+        return _("This request has been withdrawn.")
+    if row.decided_by is None:
+        return _("This request has been answered already.")
+    return _("%(person)s has answered this request already.") % {"person": person(row.decided_by)}
+
+
+def _open(by: User, wish: QuotaRequest) -> QuotaRequest:
+    row = _locked(wish)
+    if may_decide(by, row):
+        return row
+    if by in (row.asked_by, quota_target(row).person):
+        raise NotAllowed(_("Another has to decide what you asked for or what is yours."))
+    raise NotAllowed(_("This is for others to decide."))
+
+
+def _decided(row: QuotaRequest, by: User, state: str, note: str) -> QuotaRequest:
+    row.state, row.decided_by, row.decided_at, row.note = state, by, timezone.now(), note.strip()[:500]
+    row.save(update_fields=["state", "granted", "decided_by", "decided_at", "note"])
+    _tell_asker(row)
+    return row
+
+
+def _tell_deciders(wish: QuotaRequest) -> None:
+    assert wish.asked_by is not None
+    notify.notify(
+        deciders(wish),
+        "request-asked",
+        str(wish.pk),
+        path=reverse("tenant-requests", args=[wish.tenant.slug]),
+        **{"asker": person(wish.asked_by), "tenant": wish.tenant.name, "had": wish.had, "reason": wish.reason},
+        **_bound(wish),
+    )
+
+
+def _tell_asker(row: QuotaRequest) -> None:
+    if row.asked_by and row.decided_by:
+        notify.notify(
+            [row.asked_by],
+            "request-decided",
+            str(row.pk),
+            path=reverse("home"),
+            **{"by": person(row.decided_by), "granted": row.granted, "note": row.note},
+            **_bound(row),
+        )
+
+
+def _bound(wish: QuotaRequest) -> dict[str, Any]:
+    """What a notice says of the quota that is wished."""
+    model = wish.model.name if wish.model else ""
+    return {"unit": wish.unit, "window": wish.window, "model": model, "amount": wish.amount}

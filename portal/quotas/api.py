@@ -1,0 +1,208 @@
+"""Quotas, requests for more and what is left, in the API. Who may do what: see `administration`."""
+
+from typing import Any
+
+from django.db.models import Q, QuerySet
+from django.http import Http404
+from django.utils import timezone
+from django.utils.translation import gettext_lazy as _
+from drf_spectacular.utils import extend_schema
+from rest_framework import status
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+from rest_framework.viewsets import GenericViewSet
+
+from portal.accounts import permissions
+from portal.accounts.api_permissions import People
+from portal.accounts.models import User
+from portal.accounts.permissions import current_user
+from portal.quotas import administration
+from portal.quotas import serializers as shapes
+from portal.quotas import status as allowance
+from portal.quotas.models import Quota, QuotaRequest
+from portal.web.rest.list_pages import Pages
+from portal.web.rest.validation import validated
+from portal.web.timezones import zone_of
+
+
+class Quotas(GenericViewSet[Quota]):
+    subject = "quotas"
+    permission_classes = [People]
+    queryset = Quota.objects.none()
+    serializer_class = shapes.Quota
+    pagination_class = Pages
+    lookup_value_converter = "int"
+
+    def get_queryset(self) -> QuerySet[Quota]:
+        return visible_quotas(current_user(self.request))
+
+    @extend_schema(
+        summary=_("Quotas that bind you, and those of tenants that you administer"),
+        parameters=[shapes.QuotaFilter],
+        responses={200: shapes.Quota(many=True)},
+    )
+    def list(self, request: Request) -> Response:
+        wanted = validated(shapes.QuotaFilter, request.query_params, user=current_user(request))
+        rows = self.get_queryset()
+        if tenant := wanted.pop("tenant", None):
+            rows = rows.filter(Q(tenant=tenant) | Q(key__tenant=tenant))
+        page = self.paginate_queryset(rows.filter(**wanted).order_by("pk")) or []
+        return self.get_paginated_response([shapes.Quota(quota).data for quota in page])
+
+    @extend_schema(summary=_("One quota"), responses={200: shapes.Quota})
+    def retrieve(self, request: Request, pk: int) -> Response:
+        return Response(shapes.Quota(self.get_object()).data)
+
+    @extend_schema(summary=_("Give a quota"), request=shapes.NewQuota, responses={201: shapes.Quota})
+    def create(self, request: Request) -> Response:
+        """In place of the one that there is for the same, if there is one. Admins give up to what the tenant has."""
+        values = validated(shapes.NewQuota, request.data, user=current_user(request))
+        quota = administration.set_quota(
+            current_user(request), shapes.whose(values), shapes.measure(values), values["amount"]
+        )
+        return Response(shapes.Quota(quota).data, status.HTTP_201_CREATED)
+
+    @extend_schema(summary=_("Change a quota"), request=shapes.ChangedQuota, responses={200: shapes.Quota})
+    def partial_update(self, request: Request, pk: int) -> Response:
+        quota = self.get_object()
+        amount = validated(shapes.ChangedQuota, request.data)["amount"]
+        changed = administration.set_quota(
+            current_user(request), administration.quota_target(quota), administration.quota_kind(quota), amount
+        )
+        return Response(shapes.Quota(changed).data)
+
+    @extend_schema(summary=_("Take a quota away"), responses={204: None})
+    def destroy(self, request: Request, pk: int) -> Response:
+        """From then on the default applies, if there is one."""
+        administration.remove_quota(current_user(request), self.get_object())
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+
+class Requests(GenericViewSet[QuotaRequest]):
+    subject = "quotas"
+    permission_classes = [People]
+    queryset = QuotaRequest.objects.none()
+    serializer_class = shapes.Request
+    pagination_class = Pages
+    lookup_value_converter = "int"
+
+    def get_queryset(self) -> QuerySet[QuotaRequest]:
+        return visible_requests(current_user(self.request))
+
+    @extend_schema(
+        summary=_("Requests for more: yours, and those of tenants that you administer"),
+        parameters=[shapes.RequestFilter],
+        responses={200: shapes.Request(many=True)},
+    )
+    def list(self, request: Request) -> Response:
+        """The latest first."""
+        wanted = validated(shapes.RequestFilter, request.query_params, user=current_user(request))
+        waiting = wanted.pop("waiting")
+        rows = self.get_queryset().filter(**wanted)
+        if waiting is not None:
+            mine = Q(pk__in=administration.waiting_for(current_user(request)).values("pk"))
+            rows = rows.filter(mine if waiting else ~mine)
+        page = self.paginate_queryset(rows.order_by("-asked_at", "-pk")) or []
+        return self.get_paginated_response([shapes.Request(row).data for row in page])
+
+    @extend_schema(summary=_("One request for more"), responses={200: shapes.Request})
+    def retrieve(self, request: Request, pk: int) -> Response:
+        return Response(shapes.Request(self.get_object()).data)
+
+    @extend_schema(summary=_("Ask for more"), request=shapes.Wish, responses={201: shapes.Request})
+    def create(self, request: Request) -> Response:
+        """Those who may grant it are told."""
+        values = validated(shapes.Wish, request.data, user=current_user(request))
+        to, what = shapes.whose(values), shapes.measure(values)
+        wish = administration.create_request(current_user(request), to, what, values["amount"], values["reason"])
+        return Response(shapes.Request(wish).data, status.HTTP_201_CREATED)
+
+    @extend_schema(summary=_("Change a request"), request=shapes.Amended, responses={200: shapes.Request})
+    def partial_update(self, request: Request, pk: int) -> Response:
+        """One's own, as long as it is open."""
+        wish = self.get_object()
+        values = validated(shapes.Amended, request.data)
+        changed = administration.change_request(
+            current_user(request), wish, values["amount"], values.get("reason", wish.reason)
+        )
+        return Response(shapes.Request(changed).data)
+
+    @extend_schema(summary=_("Grant a request"), request=shapes.Grant, responses={200: shapes.Request})
+    @action(detail=True, methods=["post"])
+    def grant(self, request: Request, pk: int) -> Response:
+        """Gives what was wished or another amount. Not one's own."""
+        wish = self.get_object()
+        answer = validated(shapes.Grant, request.data)
+        return Response(
+            shapes.Request(
+                administration.grant_request(current_user(request), wish, answer["amount"], answer["note"])
+            ).data
+        )
+
+    @extend_schema(summary=_("Refuse a request"), request=shapes.Refusal, responses={200: shapes.Request})
+    @action(detail=True, methods=["post"])
+    def refuse(self, request: Request, pk: int) -> Response:
+        wish = self.get_object()
+        note = validated(shapes.Refusal, request.data)["note"]
+        return Response(shapes.Request(administration.refuse_request(current_user(request), wish, note)).data)
+
+    @extend_schema(summary=_("Withdraw a request"), request=None, responses={200: shapes.Request})
+    @action(detail=True, methods=["post"])
+    def withdraw(self, request: Request, pk: int) -> Response:
+        """One's own, as long as it is open."""
+        return Response(shapes.Request(administration.withdraw_request(current_user(request), self.get_object())).data)
+
+
+class AllowancesView(APIView):
+    subject = "quotas"
+    permission_classes = [People]
+
+    @extend_schema(
+        operation_id="allowances",
+        summary=_("What is left of quotas"),
+        parameters=[shapes.AllowanceFilter],
+        responses={200: shapes.Allowance(many=True)},
+    )
+    def get(self, request: Request) -> Response:
+        """Yours, unless a tenant or a key is named. What is reserved for running requests is not taken off yet."""
+        wanted = validated(shapes.AllowanceFilter, request.query_params, user=current_user(request))
+        return Response([shapes.Allowance(one).data for one in left(current_user(request), wanted)])
+
+
+def left(user: User, wanted: dict[str, Any]) -> list[allowance.Allowance]:
+    """Raises Http404 for what is not this person's to know."""
+    now, tenant, whom = timezone.now(), wanted.get("tenant"), wanted.get("user")
+    if "key" in wanted:
+        return allowance.allowances_of_key(wanted["key"], now)
+    if tenant is None:
+        return allowance.allowances(user, zone_of(user), now)
+    if whom != user and not permissions.administered_tenants(user).filter(pk=tenant.pk).exists():
+        raise Http404
+    if whom is None:
+        return allowance.allowances_of_tenant(tenant, now)
+    if not whom.memberships.filter(tenant=tenant).exists():
+        raise Http404
+    return allowance.allowances_of_member(tenant, whom, now)
+
+
+def visible_quotas(user: User) -> QuerySet[Quota]:
+    """Those that bind this person or their keys, and all of the tenants that they administer; for operators all."""
+    rows = Quota.objects.select_related("tenant", "user", "key", "model")
+    if permissions.may_operate(user):
+        return rows
+    keys = shapes.limitable(user).values("pk")
+    administered = Q(tenant__in=permissions.administered_tenants(user))
+    shared = Q(tenant__in=permissions.visible_tenants(user), user=None)
+    return rows.filter(Q(user=user) | Q(key__in=keys) | administered | shared | Q(each=Quota.Each.TENANT))
+
+
+def visible_requests(user: User) -> QuerySet[QuotaRequest]:
+    """Those that this person made or that are for them, and all of the tenants that they administer."""
+    rows = QuotaRequest.objects.select_related("tenant", "user", "key", "model", "asked_by", "decided_by")
+    if permissions.may_operate(user):
+        return rows
+    keys = shapes.limitable(user).values("pk")
+    theirs = Q(tenant__in=permissions.administered_tenants(user))
+    return rows.filter(Q(asked_by=user) | Q(user=user) | Q(key__in=keys) | theirs)

@@ -1,0 +1,93 @@
+"""Sets or removes a quota."""
+
+from argparse import ArgumentParser, ArgumentTypeError
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+from django.db.models import QuerySet
+
+from modelregistry.models import ServedModel
+from portal.accounts.models import Membership, Tenant, User
+from portal.keys.models import ApiKey
+from portal.keys.secret import PREFIX_LENGTH
+from portal.quotas.models import Quota
+
+
+def amount(text: str) -> int | None:
+    """A number, or None for `none`."""
+    if text == "none":
+        return None
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise ArgumentTypeError(f"{text!r} is neither a whole number nor 'none'")
+    return int(text)
+
+
+# What can be named together.
+OWNERS = {("tenant",), ("user",), ("tenant", "user"), ("key",), ("each",), ("tenant", "each")}
+
+
+class Command(BaseCommand):
+    help = (
+        "Limits what a tenant, a user, a member (--tenant T --user U), a key, each tenant (--each tenant) or each"
+        " member or service key of a tenant (--tenant T --each member|service) may use. 0 blocks, 'none' removes it."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--tenant", metavar="T")
+        parser.add_argument("--user", metavar="U", help="with --tenant as its member, else wherever they work")
+        parser.add_argument("--key", metavar="PREFIX")
+        parser.add_argument("--each", choices=Quota.Each.values, help="a default for those without such a quota")
+        parser.add_argument("--model", metavar="M", help="for this model alone; default: all together")
+        parser.add_argument("--unit", required=True, choices=Quota.Unit.values)
+        parser.add_argument("--per", default="", choices=Quota.Window.values, help="not for --unit concurrent")
+        parser.add_argument("--amount", required=True, type=amount, metavar="N")
+
+    def handle(self, *, unit: str, per: str, **options: Any) -> None:
+        if (unit == Quota.Unit.CONCURRENT) == bool(per):
+            raise CommandError("--unit concurrent has no --per; requests and tokens need one")
+        kind = {**self.owner(options), "model": self.model(options["model"]), "unit": unit, "window": per}
+        member = kind["tenant"] and kind["user"]
+        if member and not Membership.objects.filter(tenant=kind["tenant"], user=kind["user"]).exists():
+            raise CommandError(f"{options['user']} is not a member of {options['tenant']}")
+        with transaction.atomic():
+            if options["amount"] is None:
+                for quota in Quota.objects.filter(**kind):
+                    quota.delete()  # one by one: gateways are told by the row's signal
+                self.stdout.write("unlimited")
+            else:
+                quota, _ = Quota.objects.update_or_create(**kind, defaults={"amount": options["amount"]})
+                self.stdout.write(str(quota))
+
+    def owner(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The columns that say of whom the quota is."""
+        tenant, user, key, each = (options[name] for name in ("tenant", "user", "key", "each"))
+        given = tuple(name for name in ("tenant", "user", "key", "each") if options[name])
+        if given not in OWNERS or (each == Quota.Each.TENANT) != (given == ("each",)):
+            raise CommandError(
+                "of whom? --tenant T, --user U, --tenant T --user U, --key PREFIX, --each tenant, or --tenant T with"
+                " --each member or --each service"
+            )
+        return {
+            "tenant": self.found(Tenant.objects.filter(slug=tenant), tenant),
+            "user": self.found(User.objects.filter(username__iexact=user), user),
+            "key": self.found(ApiKey.objects.filter(prefix=key[:PREFIX_LENGTH]), key[:PREFIX_LENGTH]) if key else None,
+            "each": each or "",
+        }
+
+    def found(self, rows: QuerySet[Any], name: str | None) -> Any:
+        """The only one of these; None if no name was given."""
+        if name is None:
+            return None
+        row = rows.first()
+        if row is None:
+            raise CommandError(f"there is no {name}")
+        return row
+
+    def model(self, name: str | None) -> ServedModel | None:
+        if name is None:
+            return None
+        try:
+            return ServedModel.objects.get(name=name)
+        except ServedModel.DoesNotExist as error:
+            raise CommandError(f"no such model: {name}") from error

@@ -1,0 +1,171 @@
+"""The shapes of quotas, requests for more and what is left, in the API."""
+
+from typing import Any
+
+from django.db.models import Q, QuerySet
+from django.utils.translation import gettext as _
+from rest_framework import serializers
+
+from portal.accounts.models import User
+from portal.accounts.permissions import administered_tenants
+from portal.keys import queries
+from portal.keys.api_fields import AnyKey, AnyModel, AnyTenant, Colleague
+from portal.keys.models import ApiKey
+from portal.quotas.administration import MOST, QuotaKind, QuotaTarget
+from portal.quotas.models import Quota as QuotaRow
+from portal.quotas.models import QuotaRequest
+from portal.web.rest.strict_fields import CharField
+
+
+def limitable(user: User) -> QuerySet[ApiKey]:
+    """The keys of whose quotas this person may know: those they may see, and all of tenants that they administer."""
+    seen = Q(pk__in=queries.viewable_by(user).values("pk"))
+    of_members = Q(tenant__in=administered_tenants(user), is_playground=False)
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(seen | of_members)
+    return keys
+
+
+class Amount(serializers.IntegerField):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(min_value=0, max_value=MOST, **options)
+
+
+class Bounded(serializers.Serializer[Any]):
+    """Of whom a quota is (`key`; `tenant`; `tenant` and `user`: a member; `user`: wherever they work) and of what."""
+
+    tenant = AnyTenant(required=False, default=None, allow_null=True)
+    user = Colleague(required=False, default=None, allow_null=True)
+    key = AnyKey(limitable, required=False, default=None, allow_null=True)
+    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    window = serializers.ChoiceField(
+        QuotaRow.Window.choices, required=False, default="", allow_blank=True, help_text="Empty for `concurrent` alone."
+    )
+    model = AnyModel(required=False, default=None, allow_null=True, help_text="Null: all models together.")
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        each, of = values.get("each", ""), {name for name in ("tenant", "user", "key") if values[name]}
+        allowed = {"": ({"tenant"}, {"tenant", "user"}, {"user"}, {"key"}), "tenant": (set(),)}
+        if of not in allowed.get(each, ({"tenant"},)):
+            raise serializers.ValidationError(
+                _("Choose one: a tenant, a user, a member of a tenant, a key or a default.")
+            )
+        return values
+
+
+def whose(values: dict[str, Any]) -> QuotaTarget:
+    return QuotaTarget(tenant=values["tenant"], user=values["user"], key=values["key"], each=values.get("each", ""))
+
+
+def measure(values: dict[str, Any]) -> QuotaKind:
+    return QuotaKind(unit=values["unit"], window=values["window"], model=values["model"])
+
+
+class NewQuota(Bounded):
+    """With `each` it is the default for all of a kind: `tenant` alone, `member` and `service` with a `tenant`."""
+
+    each = serializers.ChoiceField(QuotaRow.Each.choices, required=False, default="", allow_blank=True)
+    amount = Amount(help_text="0 blocks.")
+
+
+class ChangedQuota(serializers.Serializer[Any]):
+    amount = Amount(help_text="0 blocks.")
+
+
+class Quota(serializers.Serializer[QuotaRow]):
+    id = serializers.IntegerField()
+    tenant = CharField(source="tenant.slug", default=None, allow_null=True)
+    user = CharField(source="user.username", default=None, allow_null=True)
+    key = CharField(source="key.prefix", default=None, allow_null=True)
+    each = serializers.ChoiceField(QuotaRow.Each.choices, allow_blank=True, help_text="Default for all of a kind.")
+    model = CharField(source="model.name", default=None, allow_null=True)
+    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
+    amount = serializers.IntegerField()
+
+
+class QuotaFilter(serializers.Serializer[Any]):
+    tenant = AnyTenant(required=False, help_text="Of the tenant, its members, its keys, and its defaults.")
+    user = Colleague(required=False)
+    key = AnyKey(limitable, required=False)
+    each = serializers.ChoiceField(QuotaRow.Each.choices, required=False)
+    unit = serializers.ChoiceField(QuotaRow.Unit.choices, required=False)
+
+
+class Wish(Bounded):
+    """For yourself: `tenant` and `user` (you). For a key that you answer for: `key`. As its admin for a `tenant`."""
+
+    amount = Amount(help_text="More than there is now.")
+    reason = CharField(max_length=500, required=False, default="", allow_blank=True)
+
+
+class Amended(serializers.Serializer[Any]):
+    amount = Amount(help_text="More than there was when it was asked for.")
+    reason = CharField(max_length=500, required=False, allow_blank=True)
+
+
+class Request(serializers.Serializer[QuotaRequest]):
+    """A wish for more, and what another made of it."""
+
+    id = serializers.IntegerField()
+    tenant = CharField(source="tenant.slug")
+    user = CharField(source="user.username", default=None, allow_null=True)
+    key = CharField(source="key.prefix", default=None, allow_null=True)
+    model = CharField(source="model.name", default=None, allow_null=True)
+    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
+    amount = serializers.IntegerField(help_text="Wished.")
+    had = serializers.IntegerField(help_text="When it was asked for.")
+    reason = CharField()
+    asked_by = CharField(source="asked_by.username", default=None, allow_null=True)
+    asked_at = serializers.DateTimeField()
+    state = serializers.ChoiceField(QuotaRequest.State.choices)
+    granted = serializers.IntegerField(allow_null=True)
+    decided_by = CharField(source="decided_by.username", default=None, allow_null=True)
+    decided_at = serializers.DateTimeField(allow_null=True)
+    note = CharField()
+
+
+class RequestFilter(serializers.Serializer[Any]):
+    tenant = AnyTenant(required=False)
+    state = serializers.ChoiceField(QuotaRequest.State.choices, required=False)
+    waiting = serializers.BooleanField(
+        required=False, allow_null=True, default=None, help_text="True: only those that wait for your answer."
+    )
+
+
+class Grant(serializers.Serializer[Any]):
+    amount = Amount(required=False, allow_null=True, default=None, help_text="Left out: as much as was wished.")
+    note = CharField(max_length=500, required=False, default="", allow_blank=True)
+
+
+class Refusal(serializers.Serializer[Any]):
+    note = CharField(max_length=500, help_text="Why not, for who asked.")
+
+
+class Allowance(serializers.Serializer[Any]):
+    """A quota as it stands."""
+
+    of = serializers.ChoiceField(["tenant", "user", "member", "key"])
+    owner = CharField(help_text="The name of the tenant, the person or the key.")
+    tenant = CharField(help_text="The name of the tenant that a member's or a key's quota belongs to.")
+    model = CharField(help_text="Empty: all models together.")
+    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
+    amount = serializers.IntegerField()
+    spent = serializers.IntegerField(allow_null=True, help_text="Null where nothing adds up over time.")
+    left = serializers.IntegerField()
+    percent = serializers.IntegerField(help_text="0 to 100, how much is used up.")
+    near = serializers.BooleanField(help_text="Four fifths or more are used up.")
+    renews_at = serializers.DateTimeField(allow_null=True)
+    is_default = serializers.BooleanField(help_text="A default, not a quota of its own.")
+
+
+class AllowanceFilter(serializers.Serializer[Any]):
+    tenant = AnyTenant(required=False, help_text="As its admin: what it has as a whole; with `user` what a member has.")
+    user = Colleague(required=False)
+    key = AnyKey(limitable, required=False, help_text="All that bounds a call with this key.")
+
+    def validate(self, values: dict[str, Any]) -> dict[str, Any]:
+        if "user" in values and "tenant" not in values:
+            raise serializers.ValidationError({"tenant": _("Name the tenant as well.")})
+        return values

@@ -1,0 +1,176 @@
+"""What quotas leave to a person, a tenant or a key. Read from what was recorded, for pages.
+
+Gateways decide by counters of their own, which also hold what is reserved for requests in flight, so a page may
+show a little more left than the next request would find.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from portal.accounts.models import Tenant, User
+from portal.keys.models import ApiKey
+from portal.quotas import quota_usage
+from portal.quotas.models import Quota
+from portal.quotas.policy import AppliedQuota, Policy, applying_to
+from portal.web.templatetags.formatting import person
+
+NEAR = 80  # per cent
+OWN_FIRST = ("key", "member", "user", "tenant")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allowance:
+    """One quota as it stands. `model` "" = all together. `spent`, `renews_at`: None where nothing adds up over time.
+
+    `to` names whose it is, for a wish for more (see wishes.find); "" for what operators gave a person everywhere.
+    """
+
+    of: str  # a policy.Scope: "tenant", "user", "member" or "key"
+    owner: str
+    to: str = ""
+    user: int = 0  # whose it is as a member's, the id
+    tenant: str = ""  # the name of the tenant that a member's or a key's quota belongs to
+    model: str
+    unit: str
+    window: str
+    amount: int
+    spent: int | None = None
+    renews_at: datetime | None = None
+    is_default: bool = False
+
+    @property
+    def left(self) -> int:
+        return max(0, self.amount - (self.spent or 0))
+
+    @property
+    def percent(self) -> int:
+        """How much is used up, 0 to 100; rounded down, so 100 means that nothing is left."""
+        return min(100, 100 * (self.spent or 0) // self.amount) if self.amount else 100
+
+    @property
+    def near(self) -> bool:
+        """Whether it is time to tell: little or nothing is left of what adds up."""
+        return self.spent is not None and self.percent >= NEAR
+
+    @property
+    def level(self) -> str:
+        """ "fine", "watch" from four fifths, "broken" when nothing is left."""
+        if self.percent >= 100:
+            return "broken"
+        return "watch" if self.percent >= NEAR else "fine"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """The rows behind the ids of bounds, by primary key: as many as these bounds name. `zone`: of a person's days."""
+
+    zone: ZoneInfo
+    tenants: Mapping[int, Tenant] = field(default_factory=dict)
+    users: Mapping[int, User] = field(default_factory=dict)
+    keys: Mapping[int, ApiKey] = field(default_factory=dict)
+
+    def home(self, bound: AppliedQuota) -> Tenant | None:
+        if bound.key is not None:
+            return self.tenants[self.keys[bound.key].tenant_id]
+        return None if bound.tenant is None else self.tenants[bound.tenant]
+
+    def zone_of(self, bound: AppliedQuota) -> ZoneInfo:
+        home = self.home(bound)
+        return home.zone if home else self.zone
+
+
+def allowances(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
+    """Every quota that bounds this person: their tenants', their own, their keys'. At most eight queries."""
+    tenants = {tenant.pk: tenant for tenant in Tenant.objects.filter(memberships__user=user, is_active=True)}
+    keys = {key.pk: key for key in ApiKey.objects.usable().filter(user=user, is_playground=False)}
+    rules = rules_for(tenants=tenants, users=[user.pk], keys=keys)
+    bounds = [
+        *(bound for pk in tenants for bound in [*rules.member(pk, user.pk), *rules.tenant(pk)]),
+        *rules.user(user.pk),
+        *(bound for pk, key in keys.items() for bound in rules.key(pk, key.tenant_id, user.pk)),
+    ]
+    return read_allowances(bounds, Names(zone=zone, tenants=tenants, users={user.pk: user}, keys=keys), now)
+
+
+def allowances_of_tenant(tenant: Tenant, now: datetime) -> list[Allowance]:
+    """What the tenant has as a whole. Two queries."""
+    bounds = rules_for(tenants=[tenant.pk]).tenant(tenant.pk)
+    return read_allowances(bounds, Names(zone=tenant.zone, tenants={tenant.pk: tenant}), now)
+
+
+def allowances_of_member(tenant: Tenant, user: User, now: datetime) -> list[Allowance]:
+    """What the person has as a member of the tenant. Three queries at most."""
+    bounds = rules_for(tenants=[tenant.pk], users=[user.pk]).member(tenant.pk, user.pk)
+    return read_allowances(bounds, Names(zone=tenant.zone, tenants={tenant.pk: tenant}, users={user.pk: user}), now)
+
+
+def allowances_everywhere(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
+    """What operators gave the person for all tenants together: no matter of a single tenant's admins.
+
+    Three queries at most.
+    """
+    bounds = rules_for(tenants=[], users=[user.pk]).user(user.pk)
+    return read_allowances(bounds, Names(zone=zone, users={user.pk: user}), now)
+
+
+def allowances_of_key(key: ApiKey, now: datetime) -> list[Allowance]:
+    """All that bounds a call with this key. At most six queries."""
+    users = {key.user.pk: key.user} if key.user else {}
+    rules = rules_for(tenants=[key.tenant_id], users=users, keys=[key.pk])
+    bounds = rules.call(tenant=key.tenant_id, user=key.user_id, key=key.pk)
+    own_first = sorted(bounds, key=lambda bound: OWN_FIRST.index(bound.scope))
+    names = Names(zone=key.tenant.zone, tenants={key.tenant_id: key.tenant}, users=users, keys={key.pk: key})
+    return read_allowances(own_first, names, now)
+
+
+def rules_for(*, tenants: Iterable[int], users: Iterable[int] = (), keys: Iterable[int] = ()) -> Policy:
+    """The rules for these. One query."""
+    bearing = applying_to(tenants=list(tenants), users=list(users), keys=list(keys))
+    return Policy(Quota.objects.filter(bearing).select_related("model").order_by("unit", "window", "model__name"))
+
+
+def read_allowances(bounds: Iterable[AppliedQuota], names: Names, now: datetime) -> list[Allowance]:
+    """These as they stand, in their order but rates last. One query for each scope among those that add up.
+
+    One more for which keys are whose successors.
+    """
+    bounds = list(bounds)
+    spans = {
+        n: quota_usage.window_span(bound.quota.window, names.zone_of(bound), now)
+        for n, bound in enumerate(bounds)
+        if quota_usage.adds_up(bound.quota)
+    }
+    used = dict(
+        zip(spans, quota_usage.usage_since_start([(bounds[n], first) for n, (first, _) in spans.items()]), strict=True)
+    )
+    found = [
+        allowance(bound, names, used.get(n), spans[n][1] if n in spans else None) for n, bound in enumerate(bounds)
+    ]
+    return sorted(found, key=lambda one: one.spent is None)
+
+
+def allowance(bound: AppliedQuota, names: Names, spent: int | None, renews_at: datetime | None) -> Allowance:
+    quota, home = bound.quota, names.home(bound)
+    if bound.key is not None:
+        owner, to = names.keys[bound.key].name, f"key:{names.keys[bound.key].prefix}"
+    elif bound.user is not None:
+        owner, to = person(names.users[bound.user]), f"member:{home.slug}" if home else ""
+    else:
+        assert home is not None
+        owner, to = home.name, f"tenant:{home.slug}"
+    return Allowance(
+        of=bound.scope,
+        owner=owner,
+        to=to,
+        user=bound.user or 0,
+        tenant=home.name if home else "",
+        model=quota.model.name if quota.model else "",
+        unit=quota.unit,
+        window=quota.window,
+        amount=quota.amount,
+        spent=spent,
+        renews_at=renews_at,
+        is_default=bool(quota.each),
+    )

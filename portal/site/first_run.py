@@ -1,0 +1,69 @@
+"""What `make run` puts into an empty database, so that there is something to sign in to and to call."""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+
+from modelregistry.install.demo_models import DEMO_MODELS
+from modelregistry.models import ServedModel
+from portal.accounts import directory_users
+from portal.accounts.models import Membership, Tenant, User
+from portal.keys import lifecycle
+
+NAME = "demo"  # of the tenant, the person and the key
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that could be taken for another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demo:
+    """What is to be shown once. `password` is empty with a directory: there people sign in as whom they are."""
+
+    key: str
+    password: str
+
+
+def is_first_run() -> bool:
+    """Nobody was here yet: no person and no tenant."""
+    return not User.objects.exists() and not Tenant.objects.exists()
+
+
+def registered(cache: Path) -> bool:
+    """Whether operators still have one of the demo models served."""
+    return ServedModel.objects.filter(path__in=[str(model.path(cache)) for model in DEMO_MODELS]).exists()
+
+
+@transaction.atomic
+def create(cache: Path) -> Demo:
+    """The tenant, a key, the demo models and, without a directory, a person who may also see the operators' pages."""
+    tenant = Tenant.objects.create(slug=NAME, name="Demo")
+    register_models(cache)
+    if settings.DIRECTORY:
+        # A local password in a company that has a directory would be a back door; the key needs no person.
+        return Demo(key=lifecycle.issue_key(tenant=tenant, name=NAME, service=NAME)[1], password="")
+    password = "-".join("".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(4))  # 79 bits
+    person = directory_users.ensure_person(
+        NAME,
+        tenant_slug=tenant.slug,
+        tenant_name=tenant.name,
+        password=password,
+        role=Membership.Role.ADMIN,
+        is_operator=True,
+    )
+    return Demo(key=lifecycle.issue_key(tenant=tenant, name=NAME, user=person, created_by=person)[1], password=password)
+
+
+def register_models(cache: Path) -> None:
+    """Those that this machine can serve without a GPU. Their files may still have to be fetched: nobody looks there."""
+    for model in DEMO_MODELS:
+        ServedModel.objects.create(
+            name=model.name,
+            description_ja=model.description_ja,
+            description_en=model.description_en,
+            engine=ServedModel.Engine.LLAMA_CPP,
+            task=model.task,
+            path=str(model.path(cache)),
+            context=model.context,
+        )

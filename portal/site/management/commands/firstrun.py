@@ -1,0 +1,86 @@
+from argparse import ArgumentParser
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from modelregistry.install import demo_models, engine_environments
+from modelregistry.install.build_cache import CannotFetch
+from portal.accounts.models import Tenant, User
+from portal.keys.code_samples import curl
+from portal.keys.model_access import AvailableModel, Liveness
+from portal.site import first_run
+
+WELCOME = """
+Madoguchi is set up. It will be at
+
+    {address}
+
+{sign_in}
+API key (shown only now):
+    {key}
+
+This asks the model something, once "smollm2 #0: ready" stands below:
+
+{call}
+"""
+LOCAL = """Sign in (shown only now; this person is also an operator):
+    user name  {name}
+    password   {password}
+"""
+DIRECTORY = """Sign in with an account of your directory. The key belongs to the tenant "demo", not to a person.
+"""
+AGAIN = """Madoguchi will be at {address}
+{person}A new key: the page for keys, or
+    .venv/bin/python manage.py createkey --tenant {tenant} --service NAME
+"""
+PERSON = """Sign in as demo. The password was shown at the first start; a new one:
+    .venv/bin/python manage.py changepassword demo
+"""
+
+
+class Command(BaseCommand):
+    help = (
+        "Fetches llama.cpp and two small models and, into an empty database, puts a demo tenant, person, key and the "
+        "models. `make run` calls it before `up`; calling it again changes nothing."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--port", type=int, default=8000)
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        address = settings.PUBLIC_URL or f"http://127.0.0.1:{options['port']}"
+        first = first_run.is_first_run()
+        if first or first_run.registered(settings.CACHE):
+            self.fetch()
+        self.stdout.write(self.welcome(address) if first else self.again(address))
+
+    def fetch(self) -> None:
+        def say(text: str) -> None:
+            self.stdout.write(f"→ {text}")
+            self.stdout.flush()  # into a file as well before pip's own lines
+
+        try:
+            engine_environments.install(engine_environments.XLLAMACPP, settings.CACHE, say)
+            for model in demo_models.DEMO_MODELS:
+                demo_models.fetch_models(model, settings.CACHE, say)
+        except CannotFetch as error:
+            raise CommandError(str(error)) from error
+
+    def welcome(self, address: str) -> str:
+        made = first_run.create(settings.CACHE)
+        model = demo_models.SMOLLM2
+        offer = AvailableModel(
+            name=model.name, description="", task=model.task, context=model.context, state=Liveness.STARTING
+        )
+        return WELCOME.format(
+            address=address,
+            sign_in=LOCAL.format(name=first_run.NAME, password=made.password) if made.password else DIRECTORY,
+            key=made.key,
+            call=curl(offer, f"{address}/v1", made.key),
+        )
+
+    def again(self, address: str) -> str:
+        person = PERSON if User.objects.filter(username=first_run.NAME, is_active=True).exists() else ""
+        tenant = first_run.NAME if Tenant.objects.filter(slug=first_run.NAME).exists() else "TENANT"
+        return AGAIN.format(address=address, person=person, tenant=tenant)

@@ -1,0 +1,23 @@
+"""Which part of the site answers which address. /v1 is not here: portal.asgi gives it to the gateway."""
+
+from django.contrib import admin
+from django.urls import include, path
+
+from portal.site.views import admin_sign_in
+
+handler400 = "portal.web.errors.bad_request"
+handler500 = "portal.web.errors.server_error"
+
+urlpatterns = [
+    path("", include("portal.site.urls")),
+    path("", include("portal.accounts.urls")),
+    path("keys/management/", include("portal.keys.management_key_urls")),
+    path("keys/", include("portal.keys.urls")),
+    path("notices/", include("portal.notifications.urls")),
+    path("usage/", include("portal.usage.urls")),
+    path("", include("portal.tenants.urls")),
+    path("operations/", include("portal.operations.urls")),
+    path("api/", include("portal.api.urls")),
+    path("admin/login/", admin_sign_in),
+    path("admin/", admin.site.urls),
+]

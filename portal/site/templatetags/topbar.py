@@ -1,0 +1,53 @@
+"""What the bar on top of every page needs to know about who is signed in."""
+
+from dataclasses import dataclass
+
+from django import template
+from django.db.models import Count, FilteredRelation, OuterRef, Q, Subquery
+from django.template import Context
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from portal.accounts.models import Membership, User
+from portal.notifications.models import Notice
+
+register = template.Library()
+
+MANY = 99  # unread notices; beyond that the exact number tells nobody anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """`unread` notices, and the (short name, name) of the active tenants that this person is an admin of."""
+
+    unread: int
+    tenants: tuple[tuple[str, str], ...]
+
+    @property
+    def unread_short(self) -> str:
+        return f"{MANY}+" if self.unread > MANY else str(self.unread)
+
+
+@register.simple_tag
+def standing(user: User) -> Standing:
+    """One query: it is asked on every page."""
+    unread = Notice.objects.filter(user=OuterRef("pk"), read_at=None).order_by().values("user").annotate(n=Count("pk"))
+    admin_of = FilteredRelation("memberships", condition=Q(memberships__role=Membership.Role.ADMIN))
+    rows = list(
+        User.objects.filter(pk=user.pk)
+        .annotate(unread=Subquery(unread.values("n")), admin_of=admin_of)
+        .order_by("admin_of__tenant__name")
+        .values_list("unread", "admin_of__tenant__slug", "admin_of__tenant__name", "admin_of__tenant__is_active")
+    )
+    tenants = tuple((slug, name) for _, slug, name, is_active in rows if is_active)
+    return Standing(unread=rows[0][0] or 0 if rows else 0, tenants=tenants)
+
+
+@register.simple_tag(takes_context=True)
+def place(context: Context, url: str, label: str) -> SafeString:
+    """A link to one of the site's places, marked when the page is in it. Nothing where there is no such address."""
+    if not url:
+        return SafeString()
+    path = context["request"].path
+    here = path == url or (url != "/" and path.startswith(url))
+    return format_html('<a href="{}"{}>{}</a>', url, SafeString(' aria-current="page"' if here else ""), label)

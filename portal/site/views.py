@@ -1,0 +1,126 @@
+"""Home, the catalogue of models, and the page for trying one."""
+
+from django.conf import settings
+from django.contrib.auth.decorators import login_required
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.templatetags.static import static
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from django.views.decorators.debug import sensitive_variables
+from django.views.decorators.http import require_safe
+from django.views.i18n import set_language
+
+from modelregistry import routes
+from portal.accounts import permissions
+from portal.accounts.models import User
+from portal.accounts.permissions import own_tenants
+from portal.keys import lifecycle, model_access, playground, playground_models, queries
+from portal.keys.code_samples import calls
+from portal.keys.key_example import base_url, example
+from portal.quotas import administration, request_pages
+from portal.quotas.status import allowances
+from portal.usage import recent_usage
+from portal.usage.records import visible_to
+from portal.web import posted_forms
+from portal.web.timezones import zone_of
+
+
+@login_required
+@require_safe
+def home(request: HttpRequest) -> HttpResponse:
+    """My keys, how to call, what I used and what is left."""
+    assert isinstance(request.user, User)
+    now, zone = timezone.now(), zone_of(request.user)
+    tenants = list(own_tenants(request.user))
+    newest = queries.usable_keys(request.user).first()
+    offered = model_access.available_models(
+        model_access.open_to_key(newest) if newest else model_access.open_to(tenants)
+    )
+    context = {
+        "zone": zone,
+        "tenants": tenants,
+        "keys": queries.key_row(queries.usable_keys(request.user), now),
+        "example": example(request, offered),
+        "answering": [offer for offer in offered if offer.state is model_access.Liveness.UP],
+        "bars": request_pages.bars(request.user, allowances(request.user, zone, now)),
+        "wishes": request_pages.requests_of(request.user, now),
+        "waiting": administration.waiting_in(request.user),
+        "admins": permissions.admins_by_tenant(tenants),
+        "usage": recent_usage.recent_usage(visible_to(request.user), zone, now),
+    }
+    return render(request, "site/home.html", context)
+
+
+@login_required
+@require_safe
+def models(request: HttpRequest) -> HttpResponse:
+    """The models that this person may call; all of them for operators."""
+    assert isinstance(request.user, User)
+    everything = routes.offered()
+    offered = model_access.available_models(
+        everything if request.user.is_staff else model_access.open_to(own_tenants(request.user))
+    )
+    url = base_url(request)
+    offered.sort(key=model_access.sort_key)
+    context = {"models": [(offer, calls(offer, base_url=url)) for offer in offered], "base_url": url}
+    return render(request, "site/models.html", context)
+
+
+@login_required
+@never_cache
+@require_safe
+def try_it(request: HttpRequest) -> HttpResponse:
+    """A conversation with a model. The browser has it with the gateway: what is said never comes through here."""
+    assert isinstance(request.user, User)
+    tenants = list(own_tenants(request.user))
+    context = {
+        "tenants": tenants,
+        "choices": playground_models.model_choices(tenants),
+        "chosen": request.GET.get("model", ""),
+        "base_url": base_url(request),
+        "answer": playground_models.ANSWER,
+        # As gateways do for who has chosen none: what they say can be shown as it is in a page of the same language.
+        "gateway_language": request.user.language or "ja",
+    }
+    return render(request, "site/try.html", context)
+
+
+@login_required
+@never_cache
+@posted_forms.only_posted
+@sensitive_variables("text")
+def try_key(request: HttpRequest, slug: str) -> HttpResponse:
+    """The key that the page calls the gateway with, in the name of who looks at it."""
+    assert isinstance(request.user, User)
+    mine = get_object_or_404(own_tenants(request.user), slug=slug)
+    try:
+        text, expires_at = playground.renew_key(request.user, mine, timezone.now())
+    except lifecycle.NotAMember as error:
+        raise Http404 from error
+    return JsonResponse({"key": text, "expires_at": expires_at})
+
+
+@posted_forms.only_posted
+def switch_language(request: HttpRequest) -> HttpResponse:
+    """Changes the language of the pages and, for who is signed in, of the gateway's messages about their keys."""
+    chosen = posted_forms.posted_choice(request, "language", *dict(settings.LANGUAGES))
+    if isinstance(request.user, User):
+        request.user.language = chosen
+        request.user.save(update_fields=["language"])
+    return set_language(request)
+
+
+@require_safe
+def favicon(request: HttpRequest) -> HttpResponse:
+    """For pages that do not name their icon: Django's admin, error pages of servers in front."""
+    return redirect(static("favicon.svg"))
+
+
+def admin_sign_in(request: HttpRequest) -> HttpResponse:
+    """Stands where Django's admin has a sign-in page of its own: there is one way in, and it is throttled."""
+    if request.user.is_authenticated:
+        raise PermissionDenied
+    return redirect_to_login(request.GET.get("next", "/admin/"))

@@ -1,0 +1,36 @@
+"""Deletes old usage records; the sums of days and hours stay, so no total and no chart changes."""
+
+from argparse import ArgumentParser, ArgumentTypeError
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.utils import timezone
+
+from portal.usage.models import UsageRecord
+
+# A gateway that starts counts the month that runs from the records; no month has more days, and clocks may differ.
+LEAST = 40
+BATCH = 5000  # rows of one statement: nobody waits long for the tables that it locks
+
+
+def days(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < LEAST:
+        raise ArgumentTypeError(f"give {LEAST} days or more: quotas of a month are counted from the records")
+    return number
+
+
+class Command(BaseCommand):
+    help = "Deletes usage records that are older than so many days. What was used stays in the sums that pages show."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--older-than", type=days, required=True, metavar="DAYS")
+
+    def handle(self, **options: Any) -> str:
+        before = timezone.now() - timedelta(days=options["older_than"])
+        old = UsageRecord.objects.filter(started_at__lt=before)
+        pruned = 0
+        while batch := list(old.values_list("pk", flat=True)[:BATCH]):
+            pruned += UsageRecord.objects.filter(pk__in=batch).delete()[0]
+        return str(pruned)

@@ -1,0 +1,233 @@
+"""How much may be used (Quota, policy) and what was used (UsageRecord and sums of it, written by the ledger)."""
+
+from typing import ClassVar
+
+from django.conf import settings
+from django.db import models
+from django.utils.translation import gettext_lazy as _
+
+from portal.accounts.models import Tenant
+from portal.keys.models import ApiKey
+
+
+class UsageRecord(models.Model):
+    """One request that reached an engine. Rows are history: what they point at may be gone, so no constraints."""
+
+    class Status(models.TextChoices):
+        FINISHED = "finished", _("finished")
+        ABORTED = "aborted", _("aborted by the client")
+        INTERRUPTED = "interrupted", _("interrupted by a restart of the gateway")
+        FAILED = "failed", _("failed in the engine")
+        REFUSED = "refused", _("refused by the engine")
+
+    request_id = models.CharField(max_length=40, unique=True)
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+    replica_id = models.BigIntegerField(null=True)
+    endpoint = models.CharField(max_length=40)
+    started_at = models.DateTimeField()
+    first_token_ms = models.PositiveIntegerField(null=True)
+    duration_ms = models.PositiveIntegerField()
+    prompt_tokens = models.PositiveIntegerField(default=0)
+    cached_tokens = models.PositiveIntegerField(default=0)
+    completion_tokens = models.PositiveIntegerField(default=0)
+    reasoning_tokens = models.PositiveIntegerField(default=0)
+    status = models.CharField(max_length=12, choices=Status)
+    estimated = models.BooleanField(default=False)
+    end_user = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        verbose_name = _("usage record")
+        verbose_name_plural = _("usage records")
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "started_at"], name="usage_by_tenant"),
+            models.Index(fields=["user", "started_at"], name="usage_by_user"),
+            models.Index(fields=["key", "started_at"], name="usage_by_key"),
+            models.Index(fields=["started_at"], name="usage_by_time"),
+        ]
+
+    def __str__(self) -> str:
+        return self.request_id
+
+
+class UsageSetAside(models.Model):
+    """Usage of a host's gateways that could not be recorded and waits there for an operator (`manage.py setaside`)."""
+
+    host = models.CharField(max_length=255, unique=True)
+    lines = models.PositiveIntegerField()
+    at = models.DateTimeField(help_text="When there were so many for the first time.")
+
+    class Meta:
+        verbose_name = _("usage set aside")
+        verbose_name_plural = _("usage set aside")
+
+    def __str__(self) -> str:
+        return f"{self.host}: {self.lines}"
+
+
+class Sums(models.Model):
+    """What a group of usage records adds up to. `generated_…`: of answers whose first token is known, so that their
+    quotient is the speed of generation. `first_…`: how long first tokens took, see `rollups.FIRST_TOKEN_MS`."""
+
+    requests = models.PositiveBigIntegerField(default=0)
+    prompt_tokens = models.PositiveBigIntegerField(default=0)
+    cached_tokens = models.PositiveBigIntegerField(default=0)
+    completion_tokens = models.PositiveBigIntegerField(default=0)
+    reasoning_tokens = models.PositiveBigIntegerField(default=0)
+    estimated = models.PositiveBigIntegerField(default=0)
+    aborted = models.PositiveBigIntegerField(default=0)
+    interrupted = models.PositiveBigIntegerField(default=0)
+    failed = models.PositiveBigIntegerField(default=0)
+    refused = models.PositiveBigIntegerField(default=0)
+    generated_tokens = models.PositiveBigIntegerField(default=0)
+    generated_ms = models.PositiveBigIntegerField(default=0)
+    first_0 = models.PositiveIntegerField(default=0)
+    first_1 = models.PositiveIntegerField(default=0)
+    first_2 = models.PositiveIntegerField(default=0)
+    first_3 = models.PositiveIntegerField(default=0)
+    first_4 = models.PositiveIntegerField(default=0)
+    first_5 = models.PositiveIntegerField(default=0)
+    first_6 = models.PositiveIntegerField(default=0)
+    first_7 = models.PositiveIntegerField(default=0)
+    first_8 = models.PositiveIntegerField(default=0)
+    first_9 = models.PositiveIntegerField(default=0)
+    first_10 = models.PositiveIntegerField(default=0)
+    first_11 = models.PositiveIntegerField(default=0)
+    first_12 = models.PositiveIntegerField(default=0)
+    first_13 = models.PositiveIntegerField(default=0)
+    first_14 = models.PositiveIntegerField(default=0)
+    first_15 = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        abstract = True
+
+
+class UsageDay(Sums):
+    """A key's use of a model on a day of its tenant's calendar, by one of its end users ("" where none is told)."""
+
+    day = models.DateField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+    end_user = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        verbose_name = _("usage of a day")
+        verbose_name_plural = _("usage by day")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key", "day", "model", "end_user"], name="one_sum_per_day"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "day", "user"], name="usage_day_by_tenant"),
+            models.Index(fields=["user", "day"], name="usage_day_by_user"),
+            models.Index(fields=["day", "user"], name="usage_day_by_day"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.key_id} {self.model}"
+
+
+class UsageMonth(Sums):
+    """The UsageDay rows of a month together. Pages take whole months of a long period from here: a twentieth of the
+    rows."""
+
+    month = models.DateField(help_text="Its first day.")
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+    end_user = models.CharField(max_length=64, blank=True)
+
+    class Meta:
+        verbose_name = _("usage of a month")
+        verbose_name_plural = _("usage by month")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key", "month", "model", "end_user"], name="one_sum_per_month"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "month", "user"], name="usage_month_by_tenant"),
+            models.Index(fields=["user", "month"], name="usage_month_by_user"),
+            models.Index(fields=["month", "user"], name="usage_month_by_month"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.month:%Y-%m} {self.key_id} {self.model}"
+
+
+class UsageTenantDay(Sums):
+    """A tenant's use of a model on a day of its calendar: all its UsageDay rows together, a hundredth of them."""
+
+    day = models.DateField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+
+    class Meta:
+        verbose_name = _("usage of a tenant’s day")
+        verbose_name_plural = _("usage of tenants by day")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["tenant", "day", "model"], name="one_sum_per_tenant_and_day"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["day"], name="usage_tenant_day_by_day")]
+
+    def __str__(self) -> str:
+        return f"{self.day} {self.tenant_id} {self.model}"
+
+
+class UsageHour(Sums):
+    """A tenant's use of a model in an hour of UTC, or a quarter of one where any zone needs it (see `hours`)."""
+
+    hour = models.DateTimeField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100)
+
+    class Meta:
+        verbose_name = _("usage of an hour")
+        verbose_name_plural = _("usage by hour")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["hour", "tenant", "model"], name="one_sum_per_hour"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["tenant", "hour"], name="usage_hour_by_tenant")]
+
+    def __str__(self) -> str:
+        return f"{self.hour} {self.tenant_id} {self.model}"
+
+
+class RefusalHour(models.Model):
+    """How many calls of a key the gateway refused in an hour (as of UsageHour), by why: `code` as in its `errors`.
+
+    `model`: the name that was asked for if it is one of ours, else "". Refused calls are no usage and have no records.
+    """
+
+    hour = models.DateTimeField()
+    tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, models.DO_NOTHING, db_constraint=False, null=True, related_name="+", db_index=False
+    )
+    key = models.ForeignKey(ApiKey, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
+    model = models.CharField(max_length=100, blank=True)
+    code = models.CharField(max_length=40)
+    requests = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        verbose_name = _("refusals of an hour")
+        verbose_name_plural = _("refusals by hour")
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key", "hour", "model", "code"], name="one_count_of_refusals"),
+        ]
+        indexes: ClassVar = [
+            models.Index(fields=["tenant", "hour"], name="refusals_by_tenant"),
+            models.Index(fields=["user", "hour"], name="refusals_by_user"),
+            models.Index(fields=["hour"], name="refusals_by_hour"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.hour} {self.key_id} {self.code}"

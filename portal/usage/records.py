@@ -1,0 +1,87 @@
+"""Record usage and ask for it: batches in, sums and series out.
+
+Pages ask the sums of days (see `rollups`), whose days are those of the tenant that a key belongs to.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import F, QuerySet, Sum
+from django.utils import timezone
+
+from portal.accounts.models import User
+from portal.keys import last_used
+from portal.usage import rollups
+from portal.usage.models import UsageDay, UsageRecord, UsageSetAside
+
+COLUMNS = tuple(str(field.column) for field in UsageRecord._meta.concrete_fields if not field.primary_key)
+# Of one statement: SQLite takes 32,766 values.
+ROWS = 500
+SUMS = {name: Sum(name, default=0) for name in ("requests", "prompt_tokens", "completion_tokens", "estimated")}
+TOTAL = {"total_tokens": F("prompt_tokens") + F("completion_tokens")}
+
+
+def record_usage(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes a batch in one transaction: UsageRecord's columns by name, `started_at` aware; perhaps `address` and
+    `client` (texts, "" where not known), which only a key's last use tells.
+
+    A request id that is already there is left as it is, so repeating is safe; only what is new is added to the sums of
+    days and hours. By hand: `bulk_create` takes 60 µs of CPU per row, a third of what the gateway needs for a whole
+    call; this takes 14 and the sums 4. Many rows a statement, because the interpreter's lock is given up for each, and
+    a busy gateway gives it back after 5 ms: row by row, 430 a second.
+    """
+    adapt = connection.ops.adapt_datetimefield_value
+    values = [[adapt(row[name]) if name == "started_at" else row[name] for name in COLUMNS] for row in rows]
+    last: dict[int, Mapping[str, Any]] = {}
+    for row in rows:
+        known = last.get(row["key_id"])
+        if known is None or known["started_at"] < row["started_at"]:
+            last[row["key_id"]] = row
+    written: list[Mapping[str, Any]] = []
+    with transaction.atomic(), connection.cursor() as cursor:
+        for start in range(0, len(values), ROWS):
+            some = values[start : start + ROWS]
+            cursor.execute(insert_records(len(some)), list(chain.from_iterable(some)))
+            new = {request_id for (request_id,) in cursor.fetchall()}
+            if len(new) == len(some):
+                written += rows[start : start + ROWS]
+            else:  # repeated; of two in one batch the first was written
+                by_id = {row["request_id"]: row for row in reversed(rows[start : start + ROWS])}
+                written += [row for request_id, row in by_id.items() if request_id in new]
+        rollups.add_records(written, cursor)
+        last_used.record_use(last, cursor)
+
+
+def insert_records(rows: int) -> str:
+    """SQLite and PostgreSQL both know ON CONFLICT. Names come from the model, never from outside."""
+    row = f"({', '.join(['%s'] * len(COLUMNS))})"
+    return (
+        f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(COLUMNS)}) "  # noqa: S608
+        f"VALUES {', '.join([row] * rows)} ON CONFLICT DO NOTHING RETURNING request_id"
+    )
+
+
+def report_set_aside(host: str, lines: int) -> None:
+    """Record how many lines of usage of this host's gateways could not be recorded and wait; 0: none any more."""
+    if lines:
+        UsageSetAside.objects.update_or_create(host=host, defaults={"lines": lines, "at": timezone.now()})
+    else:
+        UsageSetAside.objects.filter(host=host).delete()
+
+
+def visible_to(user: User) -> QuerySet[UsageDay]:
+    """The usage that belongs to this person: what their own keys used."""
+    return UsageDay.objects.filter(user=user)
+
+
+def usage_by(days: QuerySet[Any], *fields: str) -> list[dict[str, Any]]:
+    """Requests, tokens and `estimated` (how many of the requests are) of any Sums, grouped by fields. One query."""
+    return [dict(row) for row in days.values(*fields).annotate(**SUMS, **TOTAL).order_by(*fields)]
+
+
+def total_usage(days: QuerySet[Any]) -> dict[str, Any]:
+    """As a row of `by`, of all of them together. One query."""
+    sums = days.aggregate(**SUMS)
+    return {**sums, "total_tokens": sums["prompt_tokens"] + sums["completion_tokens"]}

@@ -1,0 +1,167 @@
+"""Sums of usage by hour (see `hours`), day and month, kept in the transaction that records it.
+
+Pages need not read the records.
+
+Adding to a sum is one statement for a whole batch, which SQLite and PostgreSQL both know (ON CONFLICT DO UPDATE). What
+is pruned from the records stays in the sums.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date, datetime
+from itertools import chain
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+from django.db import connection
+from django.db.backends.utils import CursorWrapper
+from django.db.models import Model
+
+from portal.accounts.models import Tenant
+from portal.usage.hours import piece_of
+from portal.usage.models import Sums, UsageDay, UsageHour, UsageMonth, UsageTenantDay
+
+# Upper bounds in ms of the counters first_0 … first_15; the last one holds all that took longer. About √2 apart where
+# people begin to notice a wait.
+FIRST_TOKEN_MS = (50, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 8000, 15000, 30000)
+FIRST_TOKEN = tuple(f"first_{n}" for n in range(len(FIRST_TOKEN_MS) + 1))
+SUMS = tuple(field.name for field in Sums._meta.get_fields())  # in the order in which they are declared
+FIRST = SUMS.index(FIRST_TOKEN[0])
+STATES = {name: SUMS.index(name) for name in ("aborted", "interrupted", "failed", "refused")}
+VALUES = 30_000  # of one statement; SQLite takes 32,766
+
+Row = Mapping[str, Any]
+Group = tuple[Any, ...]
+
+
+def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
+    """Adds records (UsageRecord's columns by name) to the sums; once each, in the transaction that writes them."""
+    calendar = Calendar()
+    finest: dict[Group, list[int]] = {}
+    for row in rows:
+        tenant = row["tenant_id"]
+        day, hour = calendar.find(row["started_at"], tenant)
+        group = (row["key_id"], day, row["model"], row["end_user"], tenant, row["user_id"], hour)
+        numbers = finest.get(group)
+        if numbers is None:
+            numbers = finest[group] = [0] * len(SUMS)
+        _count(row, numbers)
+    days: dict[Group, list[int]] = {}
+    months: dict[Group, list[int]] = {}
+    hours: dict[Group, list[int]] = {}
+    tenants: dict[Group, list[int]] = {}
+    for (key, day, model, end_user, tenant, user, hour), numbers in finest.items():
+        _sum(days, (key, day, model, end_user, tenant, user), numbers)
+        _sum(months, (key, day.replace(day=1), model, end_user, tenant, user), numbers)
+        _sum(hours, (hour, tenant, model), numbers)
+        _sum(tenants, (tenant, day, model), numbers)
+    upsert(cursor, UsageDay, ("key_id", "day", "model", "end_user"), ("tenant_id", "user_id"), days)
+    upsert(cursor, UsageMonth, ("key_id", "month", "model", "end_user"), ("tenant_id", "user_id"), months)
+    upsert(cursor, UsageHour, ("hour", "tenant_id", "model"), (), hours)
+    upsert(cursor, UsageTenantDay, ("tenant_id", "day", "model"), (), tenants)
+
+
+def percentile(counts: Sequence[int], share: float) -> float | None:
+    """The time to the first token, in ms, that `share` of the answers did not exceed; None without any.
+
+    `counts` as of FIRST_TOKEN. Between two bounds answers are taken to be spread evenly; beyond the last one nothing is
+    known but that it was exceeded.
+    """
+    wanted, below = share * sum(counts), 0
+    for n, count in enumerate(counts):
+        if count and below + count >= wanted:
+            if n == len(FIRST_TOKEN_MS):
+                return float(FIRST_TOKEN_MS[-1])
+            lower = FIRST_TOKEN_MS[n - 1] if n else 0
+            return lower + (FIRST_TOKEN_MS[n] - lower) * (wanted - below) / count
+        below += count
+    return None
+
+
+class Calendar:
+    """Days of tenants, and the hours (or quarters, see `hours`) by which usage is summed. One query.
+
+    Remembers what it found: zones are slow, and a batch is of one moment.
+    """
+
+    def __init__(self) -> None:
+        self._zones = {tenant.pk: tenant.zone for tenant in Tenant.objects.all()}
+        self._site = ZoneInfo(settings.TIME_ZONE)
+        self._every = {self._site, *self._zones.values()}  # any of them may be a reader's
+        self._found: dict[tuple[datetime, int], tuple[date, datetime]] = {}
+        self._pieces: dict[datetime, datetime] = {}
+
+    def find(self, started: datetime, tenant: int) -> tuple[date, datetime]:
+        """The tenant's day, the server's if the tenant is gone, and the hour. `started` in UTC."""
+        quarter = started.replace(minute=started.minute // 15 * 15, second=0, microsecond=0)
+        found = self._found.get((quarter, tenant))
+        if found is None:
+            zone = self._zones.get(tenant) or self._site
+            found = self._found[quarter, tenant] = started.astimezone(zone).date(), self.piece(quarter)
+        return found
+
+    def piece(self, moment: datetime) -> datetime:
+        """When the piece of time that holds this moment began."""
+        found = self._pieces.get(moment)
+        if found is None:
+            found = self._pieces[moment] = piece_of(moment, self._every)
+        return found
+
+
+def _count(row: Row, numbers: list[int]) -> None:
+    """Adds one record to `numbers`, in the order of SUMS. Written out: it runs for each call."""
+    first, completion = row["first_token_ms"], row["completion_tokens"]
+    numbers[0] += 1
+    numbers[1] += row["prompt_tokens"]
+    numbers[2] += row["cached_tokens"]
+    numbers[3] += completion
+    numbers[4] += row["reasoning_tokens"]
+    numbers[5] += row["estimated"]
+    if row["status"] in STATES:
+        numbers[STATES[row["status"]]] += 1
+    if first is not None:
+        numbers[FIRST + bisect_left(FIRST_TOKEN_MS, first)] += 1
+        if row["duration_ms"] > first:
+            numbers[10] += completion
+            numbers[11] += row["duration_ms"] - first
+
+
+def _sum(groups: dict[Group, list[int]], group: Group, numbers: list[int]) -> None:
+    known = groups.get(group)
+    groups[group] = list(numbers) if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
+
+
+def upsert(
+    cursor: CursorWrapper,
+    model: type[Model],
+    unique: Sequence[str],
+    more: Sequence[str],
+    groups: Mapping[Group, list[int]],
+    counters: Sequence[str] = SUMS,
+) -> None:
+    """Adds numbers, in the order of `counters`, to the rows of groups: values of `unique` and `more`."""
+    columns = (*unique, *more, *counters)
+    table = model._meta.db_table
+    added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in counters)
+    # In one order for every writer: two that hold each other's rows would wait for ever.
+    rows = [[_adapted(value) for value in group] + groups[group] for group in sorted(groups, key=_order)]
+    step = VALUES // len(columns)
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        places = ", ".join([f"({', '.join(['%s'] * len(columns))})"] * len(some))
+        cursor.execute(
+            f"INSERT INTO {table} ({', '.join(columns)}) VALUES {places} "  # noqa: S608 -- names of our own columns
+            f"ON CONFLICT ({', '.join(unique)}) DO UPDATE SET {added}",
+            list(chain.from_iterable(some)),
+        )
+
+
+def _order(group: Group) -> list[str]:
+    return [str(value) for value in group]
+
+
+def _adapted(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return connection.ops.adapt_datetimefield_value(value)
+    return connection.ops.adapt_datefield_value(value) if isinstance(value, date) else value

@@ -1,0 +1,9 @@
+from django.urls import path
+
+from portal.usage import views
+
+urlpatterns = [
+    path("", views.usage, name="usage"),
+    path("live/", views.live_view, name="usage-live"),
+    path("export/", views.export, name="usage-export"),
+]

@@ -1,0 +1,172 @@
+"""The wall before the pages: a body is read here, bounded in size, time and number, before anybody looks at it.
+
+Django spools whatever a stranger sends to the disk, as long as it comes, and looks for a session only then. Here who
+shows neither a session nor a key may send what a sign-in takes, everybody else what a form or the API takes. Whether a
+session is a true one is Django's business: a made-up cookie buys the larger bound, and all bodies together have one.
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from html import escape
+from typing import Any
+
+from django.conf import settings
+from django.utils import translation
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
+
+Message = dict[str, Any]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[..., Awaitable[None]]
+
+# Bytes of a body: of somebody who shows nothing, of a form on a page, of a call of the API.
+STRANGER = 64 * 1024
+FORM = 1024 * 1024
+API = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+# Bytes of all bodies that are being read. Over it the one that has been silent longest is given up.
+TOGETHER = 64 * 1024 * 1024
+# Seconds between two pieces of a body, and for all of it.
+PAUSE = 60.0
+WHOLE = 300.0
+
+
+class Refused(Exception):
+    """`file_facts` fill the sentence, in the reader's language."""
+
+    def __init__(self, status: int, sentence: Any, **facts: int) -> None:
+        super().__init__(status)
+        self.status = status
+        self.sentence = sentence
+        self.facts = facts
+
+
+class Left(Exception):
+    """The client closed its connection before its body was complete."""
+
+
+class Reading:
+    """One body that is being read."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.patience: asyncio.Timeout | None = None
+
+    def give_up(self) -> None:
+        if self.patience is not None:
+            self.patience.reschedule(0)
+
+
+class Wall:
+    """An ASGI application before `app`."""
+
+    def __init__(self, app: App, *, together: int = TOGETHER, pause: float = PAUSE, whole: float = WHOLE) -> None:
+        self._app = app
+        self._together = together
+        self._pause = pause
+        self._whole = whole
+        self._readings: dict[Reading, None] = {}  # the one that has been silent longest first
+        self.held = 0  # bytes of all of them
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"0")
+        if b"transfer-encoding" not in headers and not int(length):
+            await self._app(scope, receive, send)
+            return
+        try:
+            most = bound(scope["path"], headers)
+            if int(length) > most:
+                raise too_large(most)
+            body = await self._read(receive, most)
+        except Left:
+            return
+        except Refused as refused:
+            with translation.override(language(headers)):
+                await answer(refused, scope["path"], send)
+            return
+        await self._app(scope, Rest(body, receive), send)
+
+    async def _read(self, receive: Receive, most: int) -> bytes:
+        """The whole body. Raises Refused and Left."""
+        reading = Reading()
+        try:
+            async with asyncio.timeout(self._whole):
+                while await self._piece(reading, receive):
+                    if len(reading.body) > most:
+                        raise too_large(most)
+        except TimeoutError:
+            raise Refused(408, _("The rest of the request did not come in time.")) from None
+        finally:
+            self._readings.pop(reading, None)
+            self.held -= len(reading.body)
+        if len(reading.body) > most:
+            raise too_large(most)
+        return bytes(reading.body)
+
+    async def _piece(self, reading: Reading, receive: Receive) -> bool:
+        """Adds what comes next; whether there is more. Raises TimeoutError and Left."""
+        self._readings[reading] = self._readings.pop(reading, None)  # to the end
+        async with asyncio.timeout(self._pause) as reading.patience:
+            message = await receive()
+        reading.patience = None
+        if message["type"] == "http.disconnect":
+            raise Left
+        piece = message.get("body", b"")
+        reading.body += piece
+        self.held += len(piece)
+        if self.held > self._together:
+            silent = next(iter(self._readings))
+            del self._readings[silent]
+            silent.give_up()
+        return bool(message.get("more_body", False))
+
+
+class Rest:
+    """`receive` once the body has been read: the body in one piece, then what the server tells."""
+
+    def __init__(self, body: bytes, receive: Receive) -> None:
+        self._body: bytes | None = body
+        self._receive = receive
+
+    async def __call__(self) -> Message:
+        body, self._body = self._body, None
+        if body is None:
+            return await self._receive()
+        return {"type": "http.request", "body": body, "more_body": False}
+
+
+def bound(path: str, headers: dict[bytes, bytes]) -> int:
+    """Bytes that a body may have."""
+    session = f"{settings.SESSION_COOKIE_NAME}=".encode() in headers.get(b"cookie", b"")
+    if not session and b"authorization" not in headers:
+        return STRANGER
+    return API if path.startswith("/api/") else FORM
+
+
+def too_large(most: int) -> Refused:
+    return Refused(413, _("The request is larger than the %(limit)s KB that are taken here."), limit=most // 1024)
+
+
+def language(headers: dict[bytes, bytes]) -> str:
+    """Chosen on a page, or the browser's."""
+    chosen = headers.get(b"cookie", b"").partition(f"{settings.LANGUAGE_COOKIE_NAME}=".encode())[2]
+    return "ja" if (chosen or headers.get(b"accept-language", b"")).startswith(b"ja") else "en"
+
+
+async def answer(refused: Refused, path: str, send: Send) -> None:
+    """As a problem of the API, or as a page."""
+    sentence = str(refused.sentence) % refused.facts
+    if path.startswith("/api/"):
+        kind = b"application/problem+json"
+        problem = {"type": "about:blank", "title": gettext("Error"), "status": refused.status, "detail": sentence}
+        body = json.dumps(problem, ensure_ascii=False).encode()
+    else:
+        kind = b"text/html; charset=utf-8"
+        start = f'<!doctype html><html lang="{translation.get_language()}"><meta charset="utf-8">'
+        body = f"{start}<title>{refused.status}</title><p>{escape(sentence)}</p>".encode()
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

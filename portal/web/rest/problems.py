@@ -1,0 +1,99 @@
+"""Errors of the API as problem details (RFC 9457), in the person's language."""
+
+from collections.abc import Iterator
+from json import JSONDecodeError
+from typing import Any
+
+from django.core.exceptions import ValidationError as Invalid
+from django.utils.translation import gettext as _
+from rest_framework import status
+from rest_framework.exceptions import APIException, NotAuthenticated, ParseError, ValidationError
+from rest_framework.response import Response
+from rest_framework.views import exception_handler
+
+from portal.accounts import membership
+from portal.operations.actions import ActionRefused
+from portal.quotas import administration
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Conflict(APIException):
+    """What was asked does not go with how things are."""
+
+    status_code = status.HTTP_409_CONFLICT
+
+
+def handle(error: Exception, context: dict[str, Any]) -> Response | None:
+    """For Django REST framework: the answer to an error; None for those that are ours to repair (500)."""
+    if isinstance(error, Invalid):
+        error = ActionRefused.by(error)
+    if isinstance(error, ActionRefused):
+        # About a field: what was sent is wrong. Else it does not go with how things are.
+        code = status.HTTP_400_BAD_REQUEST if error.fields else status.HTTP_409_CONFLICT
+        return problem(code, error.sentence, list(_pointers(error.fields)))
+    if isinstance(error, membership.MembershipRefused):
+        return problem(status.HTTP_409_CONFLICT, error.sentence)
+    if isinstance(error, administration.QuotaRefused):
+        allowed = not isinstance(error, administration.NotAllowed)
+        return problem(status.HTTP_409_CONFLICT if allowed else status.HTTP_403_FORBIDDEN, error.sentence)
+    answer = exception_handler(error, context)
+    if answer is None:
+        return None
+    if isinstance(error, ValidationError):
+        found = list(_pointers(error.detail))
+        told = problem(answer.status_code, " ".join(one["detail"] for one in found), found)
+    elif isinstance(error, NotAuthenticated):
+        told = problem(answer.status_code, _("Sign in, or send a management key."))
+    elif isinstance(error, ParseError) and isinstance(where := error.__context__, JSONDecodeError):
+        place = {"line": where.lineno, "column": where.colno}
+        told = problem(
+            answer.status_code, _("This is not valid JSON from line %(line)s, column %(column)s on.") % place
+        )
+    else:
+        told = problem(answer.status_code, str(error.detail) if isinstance(error, APIException) else "")
+    for name, value in answer.headers.items():
+        if name != "Content-Type":
+            told.headers[name] = value  # Allow, Retry-After, WWW-Authenticate
+    return told
+
+
+def problem(code: int, detail: str, errors: list[dict[str, str]] | None = None) -> Response:
+    """`errors`: what is wrong with parts of the request, each with a JSON pointer to the part."""
+    body: dict[str, Any] = {"type": "about:blank", "title": title(code), "status": code}
+    body |= {"detail": detail} if detail else {}
+    body |= {"errors": errors} if errors else {}
+    return Response(body, status=code, content_type=MEDIA_TYPE)
+
+
+def title(code: int) -> str:
+    titles = {
+        400: _("This request cannot be carried out"),
+        401: _("Who are you?"),
+        403: _("Not allowed"),
+        404: _("Not found"),
+        405: _("Not possible here"),
+        409: _("Not possible now"),
+        413: _("Too large"),
+        415: _("Send JSON"),
+        429: _("Too often"),
+        503: _("Not available right now"),
+    }
+    return titles.get(code, _("Error"))
+
+
+def _pointers(found: Any, at: str = "#") -> Iterator[dict[str, str]]:
+    """Each sentence in a tree of errors with the path to its place."""
+    if isinstance(found, dict):
+        for name, below in found.items():
+            yield from _pointers(below, at if name in ("", "non_field_errors") else f"{at}/{_escaped(str(name))}")
+    elif isinstance(found, list):
+        for place, below in enumerate(found):
+            yield from _pointers(below, at if isinstance(below, str) else f"{at}/{place}")
+    elif found:
+        yield {"pointer": at, "detail": str(found)}
+
+
+def _escaped(name: str) -> str:
+    """As RFC 6901 has it."""
+    return name.replace("~", "~0").replace("/", "~1")

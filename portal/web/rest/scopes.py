@@ -1,0 +1,73 @@
+"""What a management key may be made for: words such as "keys:write", each of a subject and a degree.
+
+A scope takes away, it never gives: a key may do what its scopes say and its person may do.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import Enum
+
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from portal.accounts import permissions
+from portal.accounts.models import User
+
+READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class For(Enum):
+    """Who could do anything with it."""
+
+    EVERYBODY = 0
+    TENANT_ADMINS = 1
+    OPERATORS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    name: str
+    label: Promise
+    audience: For = For.EVERYBODY
+
+
+# `read` before `write` of the same subject: pages list them in this order.
+SCOPES = {
+    scope.name: scope
+    for scope in (
+        Scope(name="keys:read", label=_("See API keys, without their texts")),
+        Scope(name="keys:write", label=_("Create, change and revoke API keys")),
+        Scope(name="usage:read", label=_("Read usage")),
+        Scope(name="quotas:read", label=_("See quotas, what is left of them, and requests for more")),
+        Scope(name="quotas:write", label=_("Ask for more; give and take quotas where you may")),
+        Scope(name="tenants:read", label=_("See your tenants; as their admin also their members")),
+        Scope(name="tenants:write", label=_("Change tenants and their members"), audience=For.TENANT_ADMINS),
+        Scope(name="catalogue:read", label=_("See which models there are")),
+        Scope(name="notices:read", label=_("Read your notices and settings")),
+        Scope(name="notices:write", label=_("Mark your notices as read; change your settings")),
+        Scope(name="audit:read", label=_("Search the audit log")),
+        Scope(name="operations:read", label=_("See hosts, models and the directory"), audience=For.OPERATORS),
+        Scope(name="operations:write", label=_("Run models; follow the directory"), audience=For.OPERATORS),
+    )
+}
+
+
+def usable(user: User) -> list[Scope]:
+    """Those with which this person's key could do something. One query."""
+    reach = For.EVERYBODY
+    if permissions.may_operate(user):
+        reach = For.OPERATORS
+    elif permissions.administered_tenants(user).exists():
+        reach = For.TENANT_ADMINS
+    return [scope for scope in SCOPES.values() if scope.audience.value <= reach.value]
+
+
+def needed(subject: str, method: str) -> str:
+    """The scope that a request of this method about this subject needs."""
+    return f"{subject}:{'read' if method in READING else 'write'}"
+
+
+def covers(held: Collection[str], wanted: str) -> bool:
+    """Whether these scopes are enough. Who may write may read what was written."""
+    subject, _, degree = wanted.partition(":")
+    return wanted in held or (degree == "read" and f"{subject}:write" in held)

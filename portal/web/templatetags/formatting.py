@@ -1,0 +1,122 @@
+"""Numbers and times as people read them."""
+
+from datetime import date, datetime
+from zoneinfo import ZoneInfo
+
+from django import template
+from django.template import Context
+from django.utils import timezone
+from django.utils.formats import date_format, get_format, number_format
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.translation import get_language, pgettext
+from django.utils.translation import gettext as _
+
+from portal.accounts.models import User
+
+register = template.Library()
+
+# (from, divided by, unit). Below the smallest the whole number is as short.
+SHORT = {
+    "ja": [(100_000_000, 100_000_000, "億"), (10_000, 10_000, "万")],
+    "en": [(1_000_000_000, 1_000_000_000, "B"), (1_000_000, 1_000_000, "M"), (10_000, 1_000, "K")],
+}
+
+
+@register.filter
+def figure(value: int | float) -> str:
+    """Every digit, grouped: 1,234,567."""
+    if isinstance(value, int):  # a table has thousands, and number_format takes 10 µs for each
+        return f"{value:,}".replace(",", get_format("THOUSAND_SEPARATOR"))
+    return number_format(value, force_grouping=True)
+
+
+@register.filter
+def short(value: int) -> str:
+    """For summaries: 123.5万 in Japanese, 1.2M in English. Rounded down: what is short of a limit looks short of it."""
+    for least, unit, sign in SHORT.get(get_language() or "", SHORT["en"]):
+        if value >= least:
+            tenths = value * 10 // unit
+            return number_format(tenths / 10, decimal_pos=1 if tenths % 10 else 0, force_grouping=True) + sign
+    return figure(value)
+
+
+@register.filter
+def times(value: int, factor: int) -> int:
+    return value * factor
+
+
+@register.filter
+def absolute(value: int) -> int:
+    """Without its sign, for who writes it with another one."""
+    return abs(value)
+
+
+@register.simple_tag(takes_context=True)
+def moment(context: Context, value: datetime) -> SafeString:
+    """A time in the zone of the page (`zone` in its context), the exact instant on hover."""
+    zone: ZoneInfo = context["zone"]
+    local, today = value.astimezone(zone), timezone.now().astimezone(zone).date()
+    if local.date() == today:
+        text = _("today %(time)s") % {"time": date_format(local, pgettext("time of today", "H:i"))}
+    elif local.year == today.year:
+        text = date_format(local, pgettext("time of this year", "j M, H:i"))
+    else:
+        text = date_format(local, pgettext("day of another year", "j M Y"))
+    exact = f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()}"
+    return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), exact, text)
+
+
+@register.simple_tag(takes_context=True)
+def calendar_day(context: Context, value: datetime) -> SafeString:
+    """The date alone, with its year, in the zone of the page: for what ends on a day."""
+    local = value.astimezone(context["zone"])
+    text = date_format(local, pgettext("day with year", "j M Y"))
+    exact = f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()}"
+    return format_html('<time datetime="{}" title="{}">{}</time>', local.isoformat(), exact, text)
+
+
+@register.filter
+def month_day(value: date) -> str:
+    """A day where the year is plain: on an axis, in a table."""
+    return date_format(value, pgettext("day of this year", "j M"))
+
+
+@register.filter
+def weekday_day(value: date) -> str:
+    return date_format(value, pgettext("day of this year with weekday", "D j M"))
+
+
+@register.filter
+def slot_of(value: date, unit: str) -> str:
+    """As people name a moment, an hour, a day, a month or a fiscal year, in a table."""
+    if unit == "second":
+        return f"{value:%H:%M:%S}"
+    if unit == "hour":
+        return date_format(value, pgettext("time of today", "H:i"))
+    if unit == "year":
+        return _("FY %(year)s") % {"year": value.year}
+    return month(value) if unit == "month" else weekday_day(value)
+
+
+@register.filter
+def mark_of(value: date, unit: str) -> str:
+    """The same on an axis, where there is little room."""
+    return month_day(value) if unit == "day" else slot_of(value, unit)
+
+
+def month(value: date) -> str:
+    return date_format(value, pgettext("month of a year", "M Y"))
+
+
+@register.filter
+def person(user: User) -> str:
+    """The name as its bearer writes it, see User.get_full_name."""
+    return str(user)
+
+
+@register.inclusion_tag("site/_operators.html")
+def whom_to_ask() -> dict[str, object]:
+    """The operators, for people who cannot go on by themselves. At most three: one to ask, two on holiday."""
+    operators = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False)
+    return {"operators": operators.order_by("date_joined")[:3]}
