@@ -92,7 +92,7 @@ CHOICES = {
     ("function_calling_type", "Not Support"): "no_call",
     ("stream_function_calling", "Not Support"): "not_supported",
     ("vision_support", "Not Support"): "no_support",
-    ("stream_mode_auth", "MemoryUse"): "use",
+    ("stream_mode_auth", "Use"): "use",
 }
 
 

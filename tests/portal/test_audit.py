@@ -205,12 +205,12 @@ def test_an_event_cannot_be_changed_or_taken_away():
 def test_the_administration_shows_events_and_changes_none(client: Client, olivia):
     external()
     client.force_login(olivia)
-    url = f"/admin/accounts/auditevent/{last().pk}/"
-    assert client.get("/admin/accounts/auditevent/").status_code == 200
+    url = f"/admin/audit/auditevent/{last().pk}/"
+    assert client.get("/admin/audit/auditevent/").status_code == 200
     assert client.get(f"{url}change/").status_code == 200
     assert client.post(f"{url}change/", {"actor_name": "x"}).status_code == 403
     assert client.post(f"{url}delete/", {"post": "yes"}).status_code == 403
-    assert client.get("/admin/accounts/auditevent/add/").status_code == 403
+    assert client.get("/admin/audit/auditevent/add/").status_code == 403
 
 
 # --- people, tenants, quotas

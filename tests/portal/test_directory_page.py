@@ -97,7 +97,7 @@ def test_a_fault_of_ours_is_written_down_as_one(everybody, connect, monkeypatch)
     def broken(plan):
         raise KeyError("tenant")
 
-    monkeypatch.setattr(directory_sync, "carry_out", broken)
+    monkeypatch.setattr(directory_sync, "apply_changes", broken)
     with pytest.raises(KeyError):
         directory_sync.sync_directory(connect())
     state = DirectoryState.objects.get()
@@ -266,7 +266,7 @@ def test_what_a_failure_leaves_undone_the_next_run_does(everybody, connect, monk
             raise KeyError("tenant")
         return real(person)
 
-    monkeypatch.setattr(directory_users, "follow", fails_at_the_third)
+    monkeypatch.setattr(directory_users, "apply_entry", fails_at_the_third)
     with pytest.raises(KeyError):
         directory_sync.sync_directory(connect())
     assert User.objects.filter(first_name="An older one").count() == 2

@@ -38,7 +38,9 @@ def reader(frame: type, failures: list[BaseException | None]) -> Callable[[], Ca
 async def test_m7_who_watches_sees_new_frames_after_any_failure(monkeypatch, kind, failures):
     monkeypatch.setattr(watchdog, "SHORTEST", 0.01)
     module = usage_live if kind == "usage" else operations_live
-    view = (module.Pulse if kind == "usage" else module.Live)(reader(module.Frame, list(failures)), poll=0.01)
+    view = (module.LiveUsageFeed if kind == "usage" else module.LiveState)(
+        reader(module.Snapshot, list(failures)), poll=0.01
+    )
     async with view.watching(), asyncio.timeout(10):
         number = 0
         for _ in range(8):

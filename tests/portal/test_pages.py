@@ -321,19 +321,19 @@ class TestAdmin:
     def test_usage_can_be_read_but_not_changed(self, client, alice, olivia, research):
         record = use(key_of(alice, research))
         client.force_login(olivia)
-        assert record.request_id in read(client, "/admin/metering/usagerecord/")
-        assert read(client, f"/admin/metering/usagerecord/{record.pk}/change/")
-        assert client.post(f"/admin/metering/usagerecord/{record.pk}/change/", {}).status_code == 403
-        assert client.post(f"/admin/metering/usagerecord/{record.pk}/delete/", {"post": "yes"}).status_code == 403
-        assert client.get("/admin/metering/usagerecord/add/").status_code == 403
+        assert record.request_id in read(client, "/admin/usage/usagerecord/")
+        assert read(client, f"/admin/usage/usagerecord/{record.pk}/change/")
+        assert client.post(f"/admin/usage/usagerecord/{record.pk}/change/", {}).status_code == 403
+        assert client.post(f"/admin/usage/usagerecord/{record.pk}/delete/", {"post": "yes"}).status_code == 403
+        assert client.get("/admin/usage/usagerecord/add/").status_code == 403
         assert UsageRecord.objects.count() == 1
 
     def test_a_quota_can_be_set_and_nonsense_is_explained(self, client, alice, olivia):
         client.force_login(olivia)
         quota = {"user": alice.pk, "unit": "tokens", "window": "day", "amount": 1000}
-        refused = client.post("/admin/metering/quota/add/", {**quota, "window": ""})
+        refused = client.post("/admin/quotas/quota/add/", {**quota, "window": ""})
         assert "requests and tokens need one" in refused.content.decode()
-        client.post("/admin/metering/quota/add/", quota)
+        client.post("/admin/quotas/quota/add/", quota)
         assert Quota.objects.get().amount == 1000
 
 

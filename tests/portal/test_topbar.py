@@ -69,7 +69,7 @@ def test_a_member_has_what_everybody_has(client, alice):
 
 
 def test_an_admin_has_their_tenant_too_and_of_several_each(client, bob, sales):
-    assert places(client, bob) == {**EVERYBODY_S, "HostedReplica": "/tenant/research/"}
+    assert places(client, bob) == {**EVERYBODY_S, "Tenant": "/tenant/research/"}
     Membership.objects.create(user=bob, tenant=sales, role="admin")
     assert places(client, bob) == {**EVERYBODY_S, "営業部": "/tenant/sales/", "研究部": "/tenant/research/"}
 
