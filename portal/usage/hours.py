@@ -19,9 +19,14 @@ def quarter_of(moment: datetime) -> datetime:
 
 
 def piece_of(moment: datetime, zones: Iterable[ZoneInfo]) -> datetime:
-    """When the hour of UTC that holds this moment began, or its quarter if any of these zones needs it."""
+    """When the hour of UTC that holds this moment began, or its quarter if any of these zones needs it.
+
+    In Lord Howe's spring the clocks move by half an hour in the middle of an hour of UTC, which begins with another
+    offset than it ends with.
+    """
     quarter = quarter_of(moment)
-    return quarter.replace(minute=0) if all(is_whole(quarter, zone) for zone in zones) else quarter
+    hour = quarter.replace(minute=0)
+    return hour if all(is_whole(hour, zone) and is_whole(quarter, zone) for zone in zones) else quarter
 
 
 def is_whole(moment: datetime, zone: ZoneInfo) -> bool:

@@ -62,6 +62,7 @@ def test_m6_the_hours_of_a_day_follow_each_other_without_gap_or_overlap(name, da
     minutes=strategies.lists(strategies.integers(-60, 26 * 60), min_size=1, max_size=12),
 )
 @example(of=("Asia/Kolkata", date(2026, 11, 22)), others="Asia/Tokyo", minutes=[0, 29, 30, 31, 1439, 1440])
+@example(of=("Australia/Lord_Howe", date(2026, 10, 4)), others="Asia/Tokyo", minutes=[119, 120, 134, 135])
 @example(of=("Australia/Lord_Howe", date(2026, 4, 5)), others="Asia/Tokyo", minutes=[89, 90, 119, 120, 149, 150, 1469])
 def test_m6_a_days_usage_is_in_the_hours_of_its_reader(alice, olivia, of, others, minutes):
     """As the tenant's admin, its member, an operator and one key see it; and refusals likewise."""
