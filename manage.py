@@ -2,12 +2,20 @@
 """The operator's command line: `python manage.py help`."""
 
 import os
+import platform
 import sys
 
 
 def main() -> None:
     os.umask(0o077)  # what we and our engines write is for our user alone
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+    if asks_for_version(sys.argv[1:]):
+        from django import get_version
+
+        from portal.version import VERSION
+
+        print(f"Madoguchi {VERSION} (Django {get_version()}, Python {platform.python_version()})")
+        return
     from django.conf import settings
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
@@ -21,6 +29,11 @@ def main() -> None:
         execute_from_command_line(sys.argv)
     except KeyboardInterrupt:
         sys.exit(130)  # Ctrl-C: what shells expect of it, and no stack
+
+
+def asks_for_version(words: list[str]) -> bool:
+    """Django would answer `--version`, `version` and `COMMAND --version` with its own."""
+    return words == ["version"] or (len(words) <= 2 and words[-1:] == ["--version"])
 
 
 if __name__ == "__main__":

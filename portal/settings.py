@@ -18,6 +18,7 @@ from django.utils.translation import gettext_lazy as _
 from portal import database, environment, frontend
 from portal.accounts import ldap
 from portal.notifications import mail_settings
+from portal.version import VERSION
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environs.FileAwareEnv(strip_whitespace=True)  # editors end a file with a line feed
@@ -235,7 +236,7 @@ REST_FRAMEWORK = {
 SPECTACULAR_SETTINGS = {
     "TITLE": "Madoguchi",
     "DESCRIPTION": _("What the pages of the portal do, for programs. Shown is what you may use."),
-    "VERSION": "1",
+    "VERSION": VERSION,
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PUBLIC": False,  # each person's description holds what is for them

@@ -39,6 +39,7 @@ from apiproxy.dataplane.routes import PROBES
 from apiproxy.server import malloc_trim
 from modelregistry.supervisor.watchdog import HANGS, Down, Watchdog
 from portal.quotas import windows
+from portal.version import VERSION
 
 log = logging.getLogger("madoguchi.gateway")
 
@@ -116,7 +117,8 @@ class Application:
             self._tell(self._gateway)
             gateway = self._gateway
             aside = ("madoguchi_usage_set_aside", "Lines of usage that wait for `manage.py setaside`.", (), self._aside)
-            client.answer(200, PLAIN, gateway.metrics.text(gateway.catalogue.models, [*gateway.gauges(), aside]))
+            build = ("madoguchi_build_info", "The version of this Madoguchi.", (("version", VERSION),), 1)
+            client.answer(200, PLAIN, gateway.metrics.text(gateway.catalogue.models, [*gateway.gauges(), aside, build]))
         elif path == "/readyz":
             status, told = readiness(self._gateway.spool.accepting, self._watchdog.down, self._aside)
             client.answer(status, [JSON], orjson.dumps(told))

@@ -6,6 +6,7 @@ import pytest
 
 from apiproxy.dataplane.metrics import LAYOUT, Metrics, State
 from apiproxy.dataplane.mmap_counters import CounterFile
+from portal.version import VERSION
 from tests.engine import DONE, FINISH, SSE, chunk
 from tests.waiting import until
 
@@ -207,6 +208,7 @@ def test_a_running_gateway_tells_what_its_calls_and_its_neighbours_do(counter):
     assert (found["madoguchi_workers[]"], found["madoguchi_database_up[]"]) == (1, 1)
     assert found["madoguchi_catalogue_revision[]"] == counter.application.revision
     assert found["madoguchi_catalogue_age_seconds[]"] < 3
+    assert found[f"madoguchi_build_info[version={VERSION}]"] == 1
     counter.chat(script=[{"die": True}])
     assert samples(counter.client.get("/metrics").text)["madoguchi_replicas_skipped[model=fake]"] == 1
 

@@ -1,4 +1,4 @@
-"""What the bar on top of every page needs to know about who is signed in."""
+"""What the frame of every page shows: who is signed in, in the bar on top, and the version at the foot."""
 
 from dataclasses import dataclass
 
@@ -10,6 +10,7 @@ from django.utils.safestring import SafeString
 
 from portal.accounts.models import Membership, User
 from portal.notifications.models import Notice
+from portal.version import VERSION
 
 register = template.Library()
 
@@ -26,6 +27,11 @@ class Standing:
     @property
     def unread_short(self) -> str:
         return f"{MANY}+" if self.unread > MANY else str(self.unread)
+
+
+@register.simple_tag
+def version() -> str:
+    return VERSION
 
 
 @register.simple_tag
