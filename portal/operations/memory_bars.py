@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+LETTER = 2.6  # per cent of the bar that a digit takes at most: 8 px of the 310 that a telephone has for it
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
@@ -39,12 +41,26 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The stretch that a replica was predicted to take. `middle`: where its number is written."""
+    """The stretch that a replica was predicted to take."""
 
-    number: int
     x: float
     width: float
-    middle: float
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The numbers of one replica or of neighbours, written below the bar around `x`, in per cent: 1 or 1–3."""
+
+    first: int
+    last: int
+    x: float
+
+    def __str__(self) -> str:
+        return str(self.first) if self.first == self.last else f"{self.first}–{self.last}"
+
+    @property
+    def width(self) -> float:
+        return LETTER * len(str(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +81,7 @@ class Bar:
     shares: tuple[Share, ...]
     parts: tuple[Part, ...]
     outlines: tuple[Outline, ...]
+    labels: tuple[Label, ...]
 
     @property
     def percent(self) -> int:
@@ -98,7 +115,7 @@ def memory_bar(device: dict[str, Any], shares: Iterable[Share]) -> Bar:
     numbered = tuple(replace(one, number=number) for number, one in enumerate(ordered, 1))
     total, used = device["total"], device["used"]
     others = max(0, used - sum(one.drawn for one in numbered))
-    parts, outlines = drawn(numbered, others, total)
+    parts, outlines, labels = drawn(numbered, others, total)
     return Bar(
         index=device["index"],
         name=device["name"],
@@ -111,14 +128,17 @@ def memory_bar(device: dict[str, Any], shares: Iterable[Share]) -> Bar:
         shares=numbered,
         parts=parts,
         outlines=outlines,
+        labels=labels,
     )
 
 
-def drawn(shares: Sequence[Share], others: int, total: int) -> tuple[tuple[Part, ...], tuple[Outline, ...]]:
+def drawn(
+    shares: Sequence[Share], others: int, total: int
+) -> tuple[tuple[Part, ...], tuple[Outline, ...], tuple[Label, ...]]:
     """From left to right: the parts of each replica that was measured, what is not ours, and the places kept for those
     of which nothing is to be seen yet.
     """
-    parts, outlines, x = [], [], 0.0
+    parts, outlines, labels, x = [], [], list[Label](), 0.0
     for one in shares:
         if one.measured is None:
             continue
@@ -127,22 +147,31 @@ def drawn(shares: Sequence[Share], others: int, total: int) -> tuple[tuple[Part,
             if width := percent(getattr(one, kind), total, x):
                 parts.append(Part(kind, round(x, 2), width))
                 x += width
-        outlines.append(outline(one, start, x - start, total))
+        outlines.append(Outline(round(start, 2), percent(one.predicted or 0, total, start)))
+        add_label(labels, one.number, start + max(x - start, outlines[-1].width) / 2)
     if width := percent(others, total, x):
         parts.append(Part("others", round(x, 2), width))
         x += width
     for one in shares:
         if one.measured is None:
-            outlines.append(outline(one, x, 0.0, total))
+            outlines.append(Outline(round(x, 2), percent(one.predicted or 0, total, x)))
+            add_label(labels, one.number, x + outlines[-1].width / 2)
             x += outlines[-1].width
-    return tuple(parts), tuple(outlines)
+    return tuple(parts), tuple(outlines), tuple(labels)
 
 
-def outline(one: Share, start: float, drawn: float, total: int) -> Outline:
-    width = percent(one.predicted or 0, total, start)
-    # Its number stands below its middle, and not beyond the ends of the bar.
-    middle = min(max(start + max(drawn, width) / 2, 1.5), 98.5)
-    return Outline(one.number, round(start, 2), width, round(middle, 2))
+def add_label(labels: list[Label], number: int, middle: float) -> None:
+    """Write the number of the next replica below its middle; where it would touch the one before, write both as one."""
+    label = _within_bar(number, number, middle)
+    while labels and label.x - labels[-1].x < (label.width + labels[-1].width) / 2 + LETTER / 2:
+        before = labels.pop()
+        label = _within_bar(before.first, number, (before.x + label.x) / 2)
+    labels.append(label)
+
+
+def _within_bar(first: int, last: int, x: float) -> Label:
+    half = Label(first, last, x).width / 2
+    return Label(first, last, round(min(max(x, half), 100 - half), 2))
 
 
 def percent(part: int, total: int, start: float = 0.0) -> float:

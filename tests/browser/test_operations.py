@@ -205,3 +205,14 @@ def test_the_keyboard_reaches_every_verb(open_page, hosts):
             break
     for name in (f"Restart {LARGE}…", f"Stop {LARGE}…", f"Try again: {LONG}", "Start old-elyza-7b"):
         assert name in reached
+
+
+@pytest.mark.parametrize("path", ["/operations/", f"/operations/models/{LARGE}/"])
+def test_what_can_only_be_pressed_is_not_printed(open_page, hosts, path):
+    Replica.objects.filter(model__name=LARGE).update(state="failed")
+    page = watch(open_page(), path)
+    pressed = page.locator("#content").locator("button, a.button")
+    assert pressed.filter(visible=True).count() > 2
+    page.emulate_media(media="print")
+    expect(pressed.filter(visible=True)).to_have_count(0)
+    expect(page.locator(".state.broken").filter(visible=True).first).to_be_visible()

@@ -1,6 +1,10 @@
 """The bars of memory: what is measured, what is predicted, what is not ours, all within the bar."""
 
+from itertools import pairwise
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from portal.operations.memory_bars import Part, memory_bar, share_of
 
@@ -55,7 +59,22 @@ def test_nothing_is_drawn_beyond_the_bar(measured):
     drawn = memory_bar(GPU, [of(measured=measured, plan=plan), of(measured=700, plan=plan)])
     for part in (*drawn.parts, *drawn.outlines):
         assert 0 <= part.x <= part.x + part.width <= 100.01
-    assert all(1 < outline.middle < 99 for outline in drawn.outlines)
+    assert all(label.width / 2 <= label.x <= 100 - label.width / 2 for label in drawn.labels)
+
+
+@given(st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300), st.booleans()), max_size=40))
+def test_no_number_is_written_over_another(sizes):
+    shares = [of(measured=held if there else None, plan=predicted(planned, 0, 0)) for held, planned, there in sizes]
+    labels = memory_bar(GPU, shares).labels
+    assert [number for one in labels for number in range(one.first, one.last + 1)] == list(range(1, len(sizes) + 1))
+    for one, other in pairwise(labels):
+        assert one.x + one.width / 2 < other.x - other.width / 2
+
+
+def test_neighbours_too_narrow_for_their_numbers_share_a_label():
+    shares = [of(measured=5), of(measured=5), of(measured=5), of(measured=300)]
+    assert [str(label) for label in memory_bar(GPU, shares).labels] == ["1–3", "4"]
+    assert [str(label) for label in memory_bar(GPU, [of(measured=300), of(measured=200)]).labels] == ["1", "2"]
 
 
 def test_a_card_that_cannot_be_read_has_no_bar_but_its_name():
