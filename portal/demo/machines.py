@@ -40,7 +40,9 @@ def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> d
             for device, size in replica.memory_by_device.items():
                 held[host, int(device)] = held.get((host, int(device)), 0) + size
     for name, machine in hosts.items():
-        HostReport.objects.create(host=machine, at=now + SEEN, engines=VERSIONS, devices=_devices(name, held, chance))
+        installed = {launcher: [version] for launcher, version in VERSIONS.items()}
+        seen = _devices(name, held, chance)
+        HostReport.objects.create(host=machine, at=now + SEEN, engines=VERSIONS, installed=installed, devices=seen)
     # When they became ready; saving says "now".
     for replica in Replica.objects.all():
         Replica.objects.filter(pk=replica.pk).update(changed_at=now - timedelta(hours=chance.uniform(3, 400)))

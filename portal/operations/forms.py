@@ -115,7 +115,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
     args = LinesField(
         label=_("More arguments"),
         required=False,
-        help_text=_("One to a line, for example --dtype=half. They win over what would be said otherwise."),
+        help_text=_("One to a line, for example --dtype=half. They override the arguments that are set automatically."),
     )
     gpus = NumbersField(
         label=_("GPUs"), required=False, help_text=_("Numbers, for example: 0, 1. Empty: where there is room.")

@@ -197,7 +197,7 @@ def operates(operator: Person, name: str) -> None:
     operator.reads("research")
     operator.finds("/usage/?of=all&by=tenant", "research")
     operator.page.goto("/operations/directory/")
-    operator.presses("Follow it now")
+    operator.presses("Synchronise now")
     operator.reads(operator.word("followed"))
     operator.page.goto("/audit/")
     operator.page.locator("[name=text]").fill(name)

@@ -192,7 +192,7 @@ def test_what_the_directory_decided_is_told_as_such(everybody, directory, door, 
 def test_the_page_says_that_all_is_well(everybody, desk):
     call_command("syncdirectory")
     text = page(desk)
-    assert "followed</span>" in text
+    assert '<span class="state fine">' in text
     assert "Nothing was changed" not in text
     assert "ldap://127.0.0.1" in text
     assert "the service's own password" not in text
@@ -210,9 +210,9 @@ def test_the_page_says_what_is_wrong_and_what_to_do(everybody, desk, connect):
 
 def test_the_page_says_when_nobody_follows_any_more(everybody, desk):
     directory_sync.sync_directory(settings.DIRECTORY, now=timezone.now() - timedelta(hours=3))
-    assert "not followed any more" in page(desk)
+    assert "synchronisation stopped" in page(desk)
     directory_sync.sync_directory(settings.DIRECTORY, now=timezone.now() - timedelta(hours=2))
-    assert "not followed any more" not in page(desk)
+    assert "synchronisation stopped" not in page(desk)
 
 
 def test_without_a_directory_the_page_says_how_to_connect_one(desk):
