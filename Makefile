@@ -46,7 +46,7 @@ test-clients: test-setup
 test-gpu: test-setup
 	.venv/bin/python -m tests.gpu.check
 
-# Settings read and write a state directory: not the one that runs here.
+# `makemigrations` asks a database: not the one that runs here.
 check: export MADOGUCHI_VAR := $(CURDIR)/.venv/check
 check:
 	.venv/bin/ruff check

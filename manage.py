@@ -20,11 +20,14 @@ def main() -> None:
     from django.core.exceptions import ImproperlyConfigured
     from django.core.management import execute_from_command_line
 
+    from portal.environment import tighten
+
     try:
         settings._setup()
     except (ValueError, ImproperlyConfigured) as error:  # environs' errors are ValueErrors
         # A wrong environment is the operator's to mend: its sentence, not our stack.
         sys.exit(f"madoguchi: {error}")
+    tighten(settings.VAR)
     try:
         execute_from_command_line(sys.argv)
     except KeyboardInterrupt:

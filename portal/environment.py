@@ -5,10 +5,14 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import environs
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.functional import SimpleLazyObject
 
 OTHERS = 0o077  # what group and others may
 # As browsers write one: no path, no slash at the end, lower case. Extensions and apps have schemes of their own.
@@ -16,8 +20,8 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1
 
 
 def make_private_directory(path: Path) -> None:
-    """Make the directory for this user alone. One that is there is tightened, at every start: systemd's StateDirectory
-    and older versions left it to every account of the machine."""
+    """Make the directory for this user alone. One that is there is tightened: systemd's StateDirectory and older
+    versions left it to every account of the machine."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     tighten(path)
 
@@ -32,9 +36,9 @@ def make_private_database(path: Path) -> None:
 
 
 def tighten(path: Path) -> None:
-    """Take from group and others what they may. What is not there, is another user's or is for everybody by its sticky
-    bit (/tmp) stays as it is."""
-    with contextlib.suppress(FileNotFoundError, PermissionError):
+    """Take from group and others what they may. What is not there, cannot be changed (another user's, a read-only file
+    system) or is for everybody by its sticky bit (/tmp) stays as it is."""
+    with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & OTHERS and not mode & stat.S_ISVTX:
             path.chmod(mode & ~OTHERS)
@@ -50,20 +54,37 @@ def check_origins(origins: Sequence[str]) -> None:
 
 
 def kept_secret(path: Path) -> str:
-    """The secret in this file; the first caller makes it (384 bits, readable by this user alone).
+    """Return the secret in this file. If there is none, return a lazy string that makes it when it is first used.
 
-    Two processes may start at once: the file appears complete or not at all, and both read the winner's.
+    Lazy only then: the gateway uses one for every call, and a plain string costs it nothing.
     """
-    if not path.exists():
-        make_private_directory(path.parent)
-        draft = path.with_name(f"{path.name}.{os.getpid()}")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(48))
-        try:
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            draft.unlink()
-    return path.read_text().strip()
+    if path.exists():
+        return path.read_text().strip()
+    return cast(str, SimpleLazyObject(lambda: make_secret(path)))
+
+
+def make_secret(path: Path) -> str:
+    """Make the secret in this file unless it is there; return what the file holds. Raises ImproperlyConfigured."""
+    try:
+        if not path.exists():
+            make_private_directory(path.parent)
+            write_secret(path)
+        return path.read_text().strip()
+    except OSError as error:
+        raise ImproperlyConfigured(f"cannot make or read the secret of this installation: {error}") from error
+
+
+def write_secret(path: Path) -> None:
+    """Write 384 random bits for this user alone.
+
+    Processes and threads may come at once: the file appears complete or not at all, and the first one's stays.
+    """
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_urlsafe(48))
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        os.unlink(draft)

@@ -24,15 +24,15 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 env = environs.FileAwareEnv(strip_whitespace=True)  # editors end a file with a line feed
 
 # State of this installation (database, secrets, spool, logs, run directory) and what is shared by all of one user's.
-VAR = env.path("MADOGUCHI_VAR", BASE_DIR / "var")
+VAR = env.path("MADOGUCHI_VAR", BASE_DIR / "var").absolute()
 CACHE = env.path("MADOGUCHI_CACHE", Path.home() / ".cache" / "madoguchi")
 MODELS = env.path("MADOGUCHI_MODELS", CACHE / "models")
 SPOOL = VAR / "spool"
 RUN = VAR / "run"
 PORTAL_SOCKET = RUN / "portal.sock"  # on which gateways hand pages to the portal's processes
-environment.make_private_directory(VAR)
 
 DEBUG = env.bool("DEBUG", False)
+# Settings write nothing: a secret that is not there yet is made when it is first asked for.
 SECRET_KEY = env.str("SECRET_KEY", "") or environment.kept_secret(VAR / "secret-key")
 # API keys have a secret of their own, so that a changed SECRET_KEY ends sessions but no key.
 API_KEY_SECRET = env.str("API_KEY_SECRET", "") or environment.kept_secret(VAR / "api-key-secret")
@@ -109,13 +109,12 @@ DATABASES = {"default": env.dj_db_url("DATABASE_URL", f"sqlite:///{VAR / 'madogu
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Portal, gateway and supervisor write one file: WAL lets readers go on, IMMEDIATE makes a writer
     # queue (up to the time-out) instead of failing half-way when it upgrades a read.
+    DATABASES["default"]["ENGINE"] = "portal.sqlite"
     DATABASES["default"]["OPTIONS"] = {
         "transaction_mode": "IMMEDIATE",
         "timeout": 20,
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
     }
-    if DATABASES["default"]["NAME"] and (_file := Path(DATABASES["default"]["NAME"])).is_absolute():
-        environment.make_private_database(_file)
     # Tests use a file as well: in-memory SQLite cannot be shared with the processes that they start.
     DATABASES["default"]["TEST"] = {"NAME": str(VAR / "test.sqlite3")}
 elif DATABASES["default"]["ENGINE"].endswith("postgresql"):

@@ -26,12 +26,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 
 from apiproxy.bridge import checks
 from apiproxy.server.portal_proxy import reachable
+from portal.environment import make_private_directory
 
 log = logging.getLogger("madoguchi.up")
 
@@ -85,6 +87,7 @@ class Command(BaseCommand):
         check_port(bind, port)
         if portal_port is not None:
             check_port(bind, portal_port)
+        prepare_state()
         check_migrations()
         allow_connections()
         with portal_sockets(settings.PORTAL_SOCKET, bind, portal_port) as listeners:
@@ -230,6 +233,16 @@ def listening_port(bind: str, port: int, *more: int) -> socket.socket:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind((bind, port))
     return listener
+
+
+def prepare_state() -> None:
+    """Make the state directory and the secrets in it, which all that we start will read. Raises CommandError."""
+    try:
+        make_private_directory(settings.VAR)
+        for name in ("SECRET_KEY", "API_KEY_SECRET"):
+            str(getattr(settings, name))  # one that is not there yet is made by its first use
+    except (OSError, ImproperlyConfigured) as error:
+        raise CommandError(f"cannot write to the state directory {settings.VAR} (MADOGUCHI_VAR): {error}") from error
 
 
 def check_migrations() -> None:
