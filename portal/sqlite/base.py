@@ -1,4 +1,4 @@
-"""Django's SQLite, whose file is for this user alone. Made at its first use, so that importing settings writes nothing."""
+"""Django's SQLite with a file for this user alone, made at its first use: importing settings writes nothing."""
 
 import contextlib
 from pathlib import Path

@@ -14,6 +14,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from modelregistry.engines.base import CallerIsolation
+from modelregistry.schema import check_schema
 from modelregistry.supervisor import tasks
 from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.lease import HeldElsewhere
@@ -36,6 +37,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         if unheeded := sorted(name for name in os.environ if name.startswith("LLAMA_ARG_")):
             log.warning("engines do not get %s: write them as arguments of the models", ", ".join(unheeded))
+        check_schema()
         house = SupervisorConfig(
             host=settings.HOST_NAME,
             runs=settings.RUN / "engines",

@@ -28,11 +28,10 @@ from typing import Any, Literal
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
-from django.db import DatabaseError, connection
-from django.db.migrations.executor import MigrationExecutor
 
 from apiproxy.bridge import checks
 from apiproxy.server.portal_proxy import reachable
+from modelregistry.schema import check_schema
 from portal.environment import make_private_directory
 
 log = logging.getLogger("madoguchi.up")
@@ -88,7 +87,7 @@ class Command(BaseCommand):
         if portal_port is not None:
             check_port(bind, portal_port)
         prepare_state()
-        check_migrations()
+        check_schema()
         allow_connections()
         with portal_sockets(settings.PORTAL_SOCKET, bind, portal_port) as listeners:
             programs = [
@@ -243,17 +242,6 @@ def prepare_state() -> None:
             str(getattr(settings, name))  # one that is not there yet is made by its first use
     except (OSError, ImproperlyConfigured) as error:
         raise CommandError(f"cannot write to the state directory {settings.VAR} (MADOGUCHI_VAR): {error}") from error
-
-
-def check_migrations() -> None:
-    try:
-        executor = MigrationExecutor(connection)
-        missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
-    except DatabaseError as error:
-        raise CommandError(f"the database does not answer: {error}") from error
-    if missing:
-        raise CommandError(f"{len(missing)} migrations are not applied. Run: python manage.py migrate")
-    connection.close()
 
 
 def die_with_parent() -> None:

@@ -1,0 +1,44 @@
+"""Whether the database has exactly the schema of this code, which whoever goes on writing to it asks before it starts."""
+
+from collections.abc import Collection
+
+from django.core.management.base import CommandError
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+
+SHOWN = 3  # migrations that a message names
+
+
+def check_schema() -> None:
+    """Return if all migrations of this code are applied and no others. Raises CommandError, which says what to do."""
+    try:
+        executor = MigrationExecutor(connection)
+        loader = executor.loader
+        replaced = {name for migration in loader.replacements.values() for name in migration.replaces}
+        unknown = loader.applied_migrations.keys() - loader.disk_migrations.keys() - replaced
+        missing = [(step.app_label, step.name) for step, _ in executor.migration_plan(loader.graph.leaf_nodes())]
+    except DatabaseError as error:
+        raise CommandError(f"the database does not answer: {error}") from error
+    finally:
+        connection.close()
+    if unknown:
+        raise CommandError(
+            f"The database has {number(unknown, 'migration')} that this version does not know ({some(unknown)}): a newer "
+            "version has migrated it. Run: git pull && make setup. To go back to this version instead, restore the backup "
+            "from before the upgrade (deploy/OPERATIONS.md)."
+        )
+    if missing:
+        raise CommandError(
+            f"The database lacks {number(missing, 'migration')} of this version ({some(missing)}). Make a backup, then "
+            "run: .venv/bin/python manage.py migrate"
+        )
+
+
+def number(of: Collection[object], noun: str) -> str:
+    return f"{len(of)} {noun}{'' if len(of) == 1 else 's'}"
+
+
+def some(migrations: Collection[tuple[str, str]]) -> str:
+    """`app.name` of the first of them."""
+    names = [".".join(migration) for migration in sorted(migrations)]
+    return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

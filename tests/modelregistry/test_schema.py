@@ -1,0 +1,76 @@
+"""`up` and `supervise` start only on a database that has exactly this code's migrations."""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modelregistry.schema import check_schema
+from tests.installation import ROOT
+
+COMMANDS = pytest.mark.parametrize("command", ["up", "supervise"])
+
+
+def manage(var: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "MADOGUCHI_VAR": str(var)}
+    # Ends by itself: a command that starts in spite of the schema fails the test here.
+    return subprocess.run(
+        [sys.executable, ROOT / "manage.py", *words], env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory) -> Path:
+    var = tmp_path_factory.mktemp("migrated")
+    assert manage(var, "migrate", "--verbosity", "0").returncode == 0
+    return var / "madoguchi.sqlite3"
+
+
+@pytest.fixture
+def var(tmp_path, migrated) -> Path:
+    shutil.copy(migrated, tmp_path)
+    return tmp_path
+
+
+def change(var: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(var / "madoguchi.sqlite3")) as database, database:
+        assert database.execute(statement).rowcount == 1
+
+
+def refused(var: Path, command: str) -> str:
+    done = manage(var, command)
+    assert done.returncode == 1
+    assert done.stderr.startswith("CommandError: ")
+    return done.stderr
+
+
+@COMMANDS
+def test_it_refuses_a_database_that_lacks_a_migration_and_says_how_to_apply_it(var, command):
+    change(var, "delete from django_migrations where app = 'modelregistry'")
+    said = refused(var, command)
+    assert "1 migration of this version (modelregistry.0001_initial)" in said
+    assert "run: .venv/bin/python manage.py migrate" in said
+
+
+@COMMANDS
+def test_it_refuses_a_database_of_a_newer_version_and_says_how_to_get_that(var, command):
+    change(var, "insert into django_migrations (app, name, applied) values ('keys', '0099_later', '2027-01-01')")
+    said = refused(var, command)
+    assert "1 migration that this version does not know (keys.0099_later)" in said
+    assert "Run: git pull && make setup" in said
+
+
+def test_of_many_migrations_it_names_a_few(tmp_path):
+    said = refused(tmp_path, "supervise")
+    assert "(accounts.0001_initial, " in said
+    assert ", …)" in said
+
+
+@pytest.mark.django_db(transaction=True)
+def test_it_takes_a_database_with_this_code_s_migrations():
+    check_schema()
