@@ -46,15 +46,24 @@ test-clients: test-setup
 test-gpu: test-setup
 	.venv/bin/python -m tests.gpu.check
 
-# `makemigrations` asks a database: not the one that runs here.
-check: export MADOGUCHI_VAR := $(CURDIR)/.venv/check
-check:
+check: lint types imports schema
+
+lint:
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+types:
 	.venv/bin/mypy portal apiproxy modelregistry
+
+imports:
 	.venv/bin/lint-imports
+
+# `makemigrations` asks a database: not the one that runs here.
+schema: export MADOGUCHI_VAR := $(CURDIR)/.venv/check
+schema:
 	.venv/bin/python manage.py check --fail-level WARNING
 	.venv/bin/python manage.py makemigrations --check --dry-run
+	.venv/bin/python -m tests.migration_sums
 
 bench:
 	@python=$$(deploy/find-python) && "$$python" deploy/setup.py bench
@@ -89,4 +98,4 @@ lock:
 	done; \
 	git diff --stat -- '*.lock' '*package-lock.json'
 
-.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu check bench chaos fuzz lock
+.PHONY: help setup run demo-data test test-setup test-engines test-clients test-gpu check lint types imports schema bench chaos fuzz lock

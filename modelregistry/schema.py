@@ -1,4 +1,4 @@
-"""Whether the database has exactly the schema of this code, which whoever goes on writing to it asks before it starts."""
+"""Whether the database has exactly the schema of this code: what long-running commands ask before they start."""
 
 from collections.abc import Collection
 
@@ -23,9 +23,9 @@ def check_schema() -> None:
         connection.close()
     if unknown:
         raise CommandError(
-            f"The database has {number(unknown, 'migration')} that this version does not know ({some(unknown)}): a newer "
-            "version has migrated it. Run: git pull && make setup. To go back to this version instead, restore the backup "
-            "from before the upgrade (deploy/OPERATIONS.md)."
+            f"The database has {number(unknown, 'migration')} that this version does not know ({some(unknown)}): a "
+            "newer version has migrated it. Run: git pull && make setup. To go back to this version instead, restore "
+            "the backup from before the upgrade (deploy/OPERATIONS.md)."
         )
     if missing:
         raise CommandError(

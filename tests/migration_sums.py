@@ -1,0 +1,78 @@
+"""python -m tests.migration_sums [--add | --renew]: is every migration as it was when databases applied it?
+
+A database remembers the names of its migrations and not their content: a change never reaches databases that have
+applied the file already, and new ones get another schema. So `tests/migrations.sha256` holds the SHA-256 sum of each,
+as `sha256sum` prints it, and `make check` refuses what differs.
+
+--add    writes down new migrations, and refuses changed ones
+--renew  writes the list anew, for migrations that no installation has applied: before 1.0.0 only
+"""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIST = "tests/migrations.sha256"
+PACKAGES = ("apiproxy", "modelregistry", "portal")
+COMMAND = ".venv/bin/python -m tests.migration_sums"
+
+Sums = Mapping[str, str]  # path below the root -> SHA-256 in hex
+
+
+def present(root: Path) -> Sums:
+    """The migrations that lie there."""
+    paths = [path for name in PACKAGES for path in (root / name).rglob("migrations/*.py") if path.stem != "__init__"]
+    return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
+
+
+def read(root: Path) -> Sums:
+    """The migrations that are written down."""
+    rows = (line.split(maxsplit=1) for line in (root / LIST).read_text().splitlines())
+    return {path: total for total, path in rows}
+
+
+def write(root: Path, sums: Sums) -> None:
+    (root / LIST).write_text("".join(f"{sums[path]}  {path}\n" for path in sorted(sums)))
+
+
+def changed(now: Sums, listed: Sums) -> list[str]:
+    """A sentence for each migration that is not what it was."""
+    return [
+        f"{path} {'has changed' if path in now else 'is gone'}: databases that have applied it would not notice. "
+        "Put it back (git checkout), and make a further migration: .venv/bin/python manage.py makemigrations"
+        for path in sorted(listed)
+        if now.get(path) != listed[path]
+    ]
+
+
+def new(now: Sums, listed: Sums) -> list[str]:
+    """A sentence for each migration that is not written down."""
+    return [f"{path} is new. Once it is as it shall stay, run: {COMMAND} --add" for path in now if path not in listed]
+
+
+def main(words: list[str], root: Path = ROOT) -> int:
+    """The exit status; what is wrong goes to stderr."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--add", action="store_true")
+    ways.add_argument("--renew", action="store_true")
+    options = parser.parse_args(words)
+    now = present(root)
+    if options.renew:
+        write(root, now)
+        return 0
+    listed = read(root)
+    faults = changed(now, listed)
+    if options.add and not faults:
+        write(root, now)
+        return 0
+    for fault in faults + new(now, listed):
+        print(fault, file=sys.stderr)
+    return 1 if faults or new(now, listed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
