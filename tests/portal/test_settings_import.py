@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from portal.environment import kept_secret
+from portal.environment import kept_secret, write_secret
 from tests.installation import ROOT
 
 NOWHERE = "/proc/madoguchi"  # not even root can make it
@@ -62,6 +62,14 @@ def test_many_that_use_a_secret_first_at_the_same_time_get_the_same(tmp_path):
     with ThreadPoolExecutor(16) as pool:
         assert {str(secret) for secret in pool.map(str, held)} == {file.read_text()}
     assert [path.name for path in file.parent.iterdir()] == ["secret"]
+
+
+def test_who_writes_a_secret_last_leaves_the_first_one(tmp_path):
+    write_secret(tmp_path / "secret")
+    first = (tmp_path / "secret").read_text()
+    write_secret(tmp_path / "secret")
+    assert (tmp_path / "secret").read_text() == first
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
 
 
 def test_a_secret_that_is_there_is_a_plain_string(tmp_path):
