@@ -144,7 +144,7 @@ AXES_FAILURE_LIMIT = env.int("SIGN_IN_ATTEMPTS", 5, validate=environs.validate.R
 AXES_COOLOFF_TIME = env.timedelta("SIGN_IN_LOCK", timedelta(minutes=15))
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_USERNAME_CALLABLE = "portal.accounts.throttle.counted_name"
-AXES_CLIENT_IP_CALLABLE = "portal.accounts.throttle.client_address"
+AXES_CLIENT_IP_CALLABLE = "portal.web.client_address.client_address"
 # How many reverse proxies of ours stand in front; 0: X-Forwarded-For is not believed.
 TRUSTED_PROXIES = env.int("TRUSTED_PROXIES", 0, validate=environs.validate.Range(min=0))
 AXES_RESET_ON_SUCCESS = True

@@ -33,7 +33,7 @@ def client_address_of(peer: str, headers: dict[bytes, bytes], lines: Sequence[He
 
 
 def forwarded_address(peer: str, lines: Sequence[Header], proxies: int) -> str | None:
-    """As `portal.accounts.throttle.client_address`: the n-th entry from the right, which no client can invent.
+    """As `portal.web.client_address.client_address`: the n-th entry from the right, which no client can invent.
 
     Who did not come through all proxies is known by their connection.
     """

@@ -19,7 +19,6 @@ from portal.accounts import serializers as shapes
 from portal.accounts.api_permissions import Operators, People
 from portal.accounts.models import Membership, Tenant
 from portal.accounts.permissions import current_user
-from portal.keys.models import ManagementKey
 from portal.web.rest.list_pages import Pages
 from portal.web.rest.validation import validated
 
@@ -33,7 +32,7 @@ class MeView(APIView):
         """For every management key."""
         person = current_user(request)
         person.places = person.memberships.select_related("tenant").order_by("tenant__slug")  # type: ignore[attr-defined]
-        person.key = request.auth if isinstance(request.auth, ManagementKey) else None  # type: ignore[attr-defined]
+        person.key = request.auth  # type: ignore[attr-defined]
         return Response(shapes.Me(person).data)
 
 

@@ -4,6 +4,7 @@ Each view says its `subject` (see scopes.SCOPES); "" is for all keys, and a view
 rows a person may see is not decided here but by `permissions` in the views.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 from django.utils.translation import gettext as _
@@ -12,7 +13,6 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from portal.accounts.permissions import may_operate
-from portal.keys.models import ManagementKey
 from portal.web.rest import scopes
 
 
@@ -23,8 +23,9 @@ class People(BasePermission):
         """Raises PermissionDenied, with the reason, for a key that was not made for this."""
         if not request.user.is_authenticated:
             return False
-        if isinstance(request.auth, ManagementKey):
-            within_scopes(request.auth, request.method or "", getattr(view, "subject", None))
+        key: Any = request.auth  # a management key; None: a session
+        if key is not None:
+            within_scopes(key.scopes, request.method or "", getattr(view, "subject", None))
         return True
 
 
@@ -35,10 +36,10 @@ class Operators(People):
         return may_operate(request.user) and super().has_permission(request, view)
 
 
-def within_scopes(key: ManagementKey, method: str, subject: str | None) -> None:
+def within_scopes(held: Collection[str], method: str, subject: str | None) -> None:
     """Raises PermissionDenied unless the key was made for such a request."""
     if subject is None:
         raise PermissionDenied(_("This cannot be done with a management key: sign in to the portal."))
     wanted = scopes.needed(subject, method)
-    if subject and not scopes.covers(key.scopes, wanted):
+    if subject and not scopes.covers(held, wanted):
         raise PermissionDenied(_("This management key lacks the scope “%(scope)s”.") % {"scope": wanted})

@@ -14,9 +14,9 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from portal.accounts.models import User
-from portal.accounts.throttle import client_address
-from portal.audit import tracking
-from portal.notifications.notify import notify
+from portal.accounts.signals import break_glass_used
+from portal.web.client_address import client_address
+from portal.web.notify import notify
 
 
 class BreakGlassRefused(Exception):
@@ -56,7 +56,7 @@ def record_use(request: HttpRequest, user: User, **_more: object) -> None:
     if not user.is_break_glass:
         return
     now, address = timezone.now(), client_address(request) or ""
-    tracking.record_event("session.emergency", user, "user", request=request, actor=user)
+    break_glass_used.send(sender=None, request=request, user=user)
     operators = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False)
     facts = {"account": user.get_username(), "address": address, "at": timezone.localtime(now)}
     notify(operators, "break-glass-used", now.isoformat(), path="/audit/", **facts)

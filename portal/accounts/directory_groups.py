@@ -12,7 +12,7 @@ from django.urls import reverse
 
 from portal.accounts.ldap import Directory, Group, Groups
 from portal.accounts.models import DirectoryGroup, User
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 
 
 def remembered_groups() -> dict[str, str]:

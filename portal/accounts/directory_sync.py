@@ -28,7 +28,7 @@ from portal.accounts.ldap import (
     look_up_people,
 )
 from portal.accounts.models import DirectoryState, Membership, User
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 
 T = TypeVar("T")
 

@@ -7,10 +7,10 @@ from typing import Any
 from django.db import IntegrityError, transaction
 from django.utils import timezone
 
+from portal.accounts.attribution import by_directory
 from portal.accounts.ldap import NameTaken, Person
 from portal.accounts.models import Membership, Tenant, User
-from portal.audit import tracking
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def apply_entry(person: Person) -> tuple[User, bool]:
     The person is known by the directory's id, so a new name keeps keys and usage. Memberships set by hand stay.
     Raises directory.NameTaken when a local account has the name.
     """
-    with tracking.by_directory():
+    with by_directory():
         try:
             with transaction.atomic():
                 return _follow(person)
@@ -35,7 +35,7 @@ def deactivate(user: User) -> None:
     """Disables somebody whom the directory no longer has; their keys stop, what they used stays on record."""
     if not user.is_active:
         return
-    with tracking.by_directory(), transaction.atomic():
+    with by_directory(), transaction.atomic():
         for membership in user.memberships.select_related("tenant"):
             _tell_of_end(membership)
         user.is_active = False

@@ -10,14 +10,11 @@ from django.utils.translation import gettext as _
 
 from portal.accounts import directory_users, permissions
 from portal.accounts.models import Membership, Tenant, User
+from portal.web.refusals import Refused
 
 
-class MembershipRefused(Exception):
-    """What was asked cannot be; `sentence` says why in the reader's language."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
+class MembershipRefused(Refused):
+    """What was asked of a membership cannot be."""
 
 
 def members_of(tenant: Tenant, text: str = "") -> QuerySet[Membership]:

@@ -1,6 +1,5 @@
 """Who is trying to sign in, for django-axes: it counts failures by person and address and locks after too many."""
 
-import ipaddress
 import threading
 import unicodedata
 from collections import Counter
@@ -17,21 +16,7 @@ from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
 from portal.accounts.models import User
-
-
-def client_address(request: HttpRequest) -> str | None:
-    """The address of the person's computer, as seen by the outermost proxy that is ours.
-
-    A client may write anything into X-Forwarded-For; each proxy appends the address that it saw. So with
-    TRUSTED_PROXIES = n the n-th entry from the right is the first one that a client cannot invent.
-    """
-    peer = _address(request.META.get("REMOTE_ADDR", ""))
-    if not settings.TRUSTED_PROXIES:
-        return peer
-    seen = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    if len(seen) < settings.TRUSTED_PROXIES:
-        return peer  # did not come through all of them
-    return _address(seen[-settings.TRUSTED_PROXIES]) or peer
+from portal.web.client_address import client_address
 
 
 def counted_name(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str | None:
@@ -97,16 +82,3 @@ def wait(request: HttpRequest, username: str) -> timedelta:
     )
     last = attempts.aggregate(last=Max("attempt_time"))["last"] or timezone.now()
     return max(last + settings.AXES_COOLOFF_TIME - timezone.now(), timedelta(seconds=1))
-
-
-def _address(text: str) -> str | None:
-    """An address alone: proxies may add a port, and brackets around IPv6. None for what is no address."""
-    host = text.strip()
-    if host.startswith("["):
-        host = host[1:].partition("]")[0]
-    elif host.count(":") == 1:
-        host = host.partition(":")[0]
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return None

@@ -2,13 +2,10 @@ from django.contrib.auth.views import LogoutView
 from django.urls import path
 
 from portal.accounts.views import SignIn, settings_page
-from portal.audit import views
 from portal.web import posted_forms
 
 urlpatterns = [
     path("sign-in/", SignIn.as_view(), name="login"),
-    path("audit/", views.audit, name="audit"),
-    path("audit/export/", views.export, name="audit-export"),
     path("sign-out/", posted_forms.only_posted(LogoutView.as_view()), name="logout"),
     path("settings/", settings_page, name="settings"),
 ]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from django.conf import settings
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
@@ -13,6 +12,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from portal.accounts.api_permissions import People
+from portal.web.addresses import base_address
 from portal.web.rest import openapi  # noqa: F401 - registers how keys are described
 
 
@@ -39,9 +39,4 @@ class Nowhere(APIView):
 @require_safe
 def docs(request: HttpRequest) -> HttpResponse:
     """The description to read and try, without anything from the internet."""
-    return render(request, "api/docs.html", {"address": address(request)})
-
-
-def address(request: HttpRequest) -> str:
-    """Where programs find this server: PUBLIC_URL, else as this person's browser did."""
-    return settings.PUBLIC_URL or request.build_absolute_uri("/").rstrip("/")
+    return render(request, "api/docs.html", {"address": base_address(request)})

@@ -9,15 +9,15 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from portal.accounts.api_fields import AnyTenant
 from portal.accounts.api_permissions import People
 from portal.accounts.permissions import current_user
+from portal.accounts.timezones import zone_of
 from portal.audit import audit_log
 from portal.audit.forms import DAYS
 from portal.audit.models import AuditEvent
-from portal.keys.api_fields import AnyTenant
 from portal.web.rest.strict_fields import CharField
 from portal.web.rest.validation import validated
-from portal.web.timezones import zone_of
 
 
 class AuditFilter(serializers.Serializer[Any]):

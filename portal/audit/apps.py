@@ -15,5 +15,7 @@ class AuditConfig(AppConfig):
 
     def ready(self) -> None:
         from portal.audit import tracking
+        from portal.audit.accounts import track_accounts
 
         tracking.track_sessions()
+        track_accounts()

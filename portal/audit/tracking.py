@@ -7,8 +7,7 @@ go past gateways. What is no row (signing in) is written with `record`.
 
 import getpass
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Collection
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -21,27 +20,16 @@ from django.db.models.signals import post_delete, post_save, pre_save
 from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import sync_and_async_middleware
 
+from portal.accounts.attribution import is_by_directory
 from portal.accounts.models import Tenant, User
-from portal.accounts.throttle import client_address
 from portal.audit.models import AuditEvent
+from portal.web.client_address import client_address
 
 Values = dict[str, Any]
 Response = HttpResponse | Awaitable[HttpResponse]
 
 # Set for as long as a request is answered, so that a row saved anywhere below knows who asked. Empty: a command.
 _request: ContextVar[HttpRequest | None] = ContextVar("audited request", default=None)
-# Set while what the company directory says is written down, whoever's sign-in or command was the occasion.
-_by_directory: ContextVar[bool] = ContextVar("audited directory", default=False)
-
-
-@contextmanager
-def by_directory() -> Iterator[None]:
-    """What changes inside was decided by the directory: no person's name and address stands on it."""
-    token = _by_directory.set(True)
-    try:
-        yield
-    finally:
-        _by_directory.reset(token)
 
 
 @sync_and_async_middleware
@@ -87,7 +75,7 @@ def record_event(
     `action` as "model.stop"; `before` and `after` hold the changed fields only, as JSON can hold them, and no secrets.
     `request` and `actor`: if not the request that is being answered, and who sent it. `via`: if by neither.
     """
-    by_directory = _by_directory.get()
+    by_directory = is_by_directory()
     request = None if by_directory else request or _request.get()
     actor = actor or person(request)
     return AuditEvent.objects.create(

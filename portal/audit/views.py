@@ -8,10 +8,10 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from portal.accounts.models import User
+from portal.accounts.timezones import zone_of
 from portal.audit import audit_log
 from portal.audit.forms import SearchForm
 from portal.web.streaming import streamed
-from portal.web.timezones import zone_of
 
 
 @login_required

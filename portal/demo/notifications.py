@@ -9,17 +9,18 @@ from django.urls import reverse
 
 from portal.accounts.models import DirectoryState
 from portal.demo.staff import Staff
+from portal.notifications import quota_alerts
 from portal.notifications.models import Notice
-from portal.notifications.notify import notify
-from portal.quotas import administration, alerts
+from portal.quotas import administration
 from portal.quotas.models import QuotaRequest
+from portal.web.notify import notify
 from portal.web.templatetags.formatting import person
 
 SOON = timedelta(days=7)
 
 
 def notify_all(now: datetime, staff: Staff) -> None:
-    alerts.notify_near_limits(now)
+    quota_alerts.notify_near_limits(now)
     for wish in QuotaRequest.objects.select_related("tenant", "user", "asked_by", "decided_by"):
         _tell_of(wish)
     _tell_of_directory(now, staff)

@@ -1,5 +1,3 @@
-from datetime import timedelta
-
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
@@ -9,7 +7,6 @@ class KeysConfig(AppConfig):
     verbose_name = _("API keys")
 
     def ready(self) -> None:
-        from modelregistry.supervisor import tasks
         from portal.audit import tracking
         from portal.keys.models import ApiKey, ManagementKey
 
@@ -30,4 +27,3 @@ class KeysConfig(AppConfig):
             silent={"last_used_at"},
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
         )
-        tasks.register("clearplayground", timedelta(hours=1), ("clearplayground",))

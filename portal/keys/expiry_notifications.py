@@ -10,7 +10,7 @@ from portal.accounts.permissions import admins_of, operators
 from portal.keys.lifecycle import recipients
 from portal.keys.models import ApiKey
 from portal.keys.queries import responsible_is_here
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 from portal.web.templatetags.formatting import person
 
 # Days before its end, and until when the next one will do. Of a key that lives no longer than twice so many days it

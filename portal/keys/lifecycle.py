@@ -21,8 +21,8 @@ from portal.accounts.permissions import admins_of, operators
 from portal.audit import tracking
 from portal.keys import queries, secret
 from portal.keys.models import YEARS, ApiKey, check_end, check_networks
-from portal.notifications.notify import notify
-from portal.quotas.models import Quota
+from portal.keys.signals import key_replaced
+from portal.web.notify import notify
 from portal.web.templatetags.formatting import person
 
 KEY = re.compile(rf"{secret.PREFIX}[0-9A-Za-z]{{{secret.LENGTH - len(secret.PREFIX)}}}")
@@ -148,9 +148,7 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
             replaces=key,
         )
         text = _written(new, key.allowed_models.all())
-        for quota in Quota.objects.filter(key=key):
-            quota.pk, quota.key, quota._state.adding = None, new, True
-            quota.save()
+        key_replaced.send(sender=None, old=key, new=new)
         if key.state == "active":
             end = now + overlap
             key.expires_at = min(key.expires_at or end, end)

@@ -7,7 +7,7 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import User
-from portal.web.rest import scopes
+from portal.keys.management_keys import usable_scopes
 
 LIFETIMES = [("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year"))]
 
@@ -30,7 +30,7 @@ class NewManagementKeyForm(forms.Form):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         chosen = self.fields["scopes"]
         assert isinstance(chosen, forms.MultipleChoiceField)
-        chosen.choices = [(scope.name, scope.label) for scope in scopes.usable(user)]
+        chosen.choices = [(scope.name, scope.label) for scope in usable_scopes(user)]
 
     def expires_at(self) -> datetime:
         return timezone.now() + timedelta(days=int(self.cleaned_data["lifetime"]))

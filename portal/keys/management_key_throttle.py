@@ -7,7 +7,7 @@ Kept in the cache of each process: this is to slow down programs that try again 
 from django.core.cache import cache
 from django.http import HttpRequest
 
-from portal.accounts.throttle import client_address
+from portal.web.client_address import client_address
 
 WRONG = 20  # within PERIOD; from then on 429 instead of 401
 PERIOD = 60  # seconds

@@ -17,13 +17,13 @@ from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.permissions import current_user
-from portal.api.views import address
+from portal.accounts.timezones import zone_of
 from portal.keys import form_tokens, management_keys, queries
 from portal.keys.management_key_forms import NewManagementKeyForm
 from portal.keys.models import ManagementKey
 from portal.web import posted_forms
+from portal.web.addresses import base_address
 from portal.web.rest.scopes import SCOPES
-from portal.web.timezones import zone_of
 
 PER_PAGE = 50
 
@@ -97,7 +97,7 @@ def created(request: HttpRequest, form: NewManagementKeyForm) -> HttpResponse:
         "row": row(key, timezone.now()),
         "text": text,
         "zone": zone_of(current_user(request)),
-        "call": f'curl -H "Authorization: Bearer {text}" {address(request)}/api/v1/me/',
+        "call": f'curl -H "Authorization: Bearer {text}" {base_address(request)}/api/v1/me/',
     }
     return render(request, "management_keys/created.html", context)
 

@@ -18,11 +18,11 @@ from django.utils.translation import gettext as _
 
 from portal.accounts import permissions
 from portal.accounts.models import User
+from portal.accounts.timezones import zone_of
 from portal.keys import lifecycle, secret
 from portal.keys.models import ManagementKey
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 from portal.web.rest import scopes
-from portal.web.timezones import zone_of
 
 PREFIX = "mdm_"
 TEXT = re.compile(rf"{PREFIX}[0-9A-Za-z]{{{secret.LENGTH - len(PREFIX)}}}")
@@ -43,7 +43,7 @@ def issue_management_key(
     are as many keys as one person may have.
     """
     problems = {}
-    if not scopes_ or not set(scopes_) <= {scope.name for scope in scopes.usable(user)}:
+    if not scopes_ or not set(scopes_) <= {scope.name for scope in usable_scopes(user)}:
         problems["scopes"] = [_("Choose at least one of those that you may use yourself.")]
     if not timezone.now() < expires_at <= timezone.now() + LONGEST:
         problems["expires_at"] = [_("Choose a time within a year from now.")]
@@ -143,3 +143,13 @@ def find_in_text(text: str) -> tuple[list[ManagementKey], int]:
     digests = [secret.digest_of(word, settings.API_KEY_SECRET) for word in texts]
     keys = list(ManagementKey.objects.filter(digest__in=digests).select_related("user"))
     return keys, len(texts) - len(keys)
+
+
+def usable_scopes(user: User) -> list[scopes.Scope]:
+    """Those with which this person's key could do something. One query."""
+    reach = scopes.For.EVERYBODY
+    if permissions.may_operate(user):
+        reach = scopes.For.OPERATORS
+    elif permissions.administered_tenants(user).exists():
+        reach = scopes.For.TENANT_ADMINS
+    return [scope for scope in scopes.SCOPES.values() if scope.audience.value <= reach.value]

@@ -9,14 +9,12 @@ from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Exists, OuterRef
 
 from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
 from portal.keys import secret
 from portal.keys.lifecycle import NotAMember
 from portal.keys.models import ApiKey
-from portal.usage.models import RefusalHour, UsageDay, UsageRecord
 
 NAME = "playground"
 # As long as somebody may talk with a model at one sitting; after that the page asks for another by itself.
@@ -45,14 +43,3 @@ def renew_key(user: User, tenant: Tenant, now: datetime) -> tuple[str, datetime]
         if begins:
             tracking.record_event("key.playground", key, "key", tenant=tenant, after={"expires_at": key.expires_at})
     return text, key.expires_at
-
-
-def delete_expired(now: datetime) -> int:
-    """Deletes the expired ones with which nobody ever called, and says how many. The others name what was used."""
-    unused = ApiKey.objects.filter(is_playground=True, expires_at__lte=now - SETTLED)
-    for told in (UsageRecord, UsageDay, RefusalHour):
-        unused = unused.filter(~Exists(told.objects.filter(key=OuterRef("pk"))))
-    found = list(unused)
-    for key in found:
-        key.delete()  # one by one: gateways are told of each
-    return len(found)

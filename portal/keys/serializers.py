@@ -6,9 +6,10 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
+from portal.accounts.api_fields import AnyTenant, Colleague
 from portal.accounts.models import Tenant
 from portal.keys import networks, queries
-from portal.keys.api_fields import AnyModel, AnyTenant, Colleague
+from portal.keys.api_fields import AnyModel
 from portal.keys.model_access import Liveness, open_to
 from portal.keys.models import ApiKey, check_end
 from portal.web.rest import scopes

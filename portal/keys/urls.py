@@ -8,7 +8,6 @@ urlpatterns = [
     path("found/", views.found_key, name="key-found"),
     path("services/", views.service_list, name="key-services"),
     path("services/new/", edit_views.new_service_key, name="key-service-new"),
-    path("<slug:prefix>/", views.key_detail, name="key"),
     path("<slug:prefix>/edit/", edit_views.edit_key, name="key-edit"),
     path("<slug:prefix>/rotate/", edit_views.rotate_key, name="key-rotate"),
     path("<slug:prefix>/revoke/", edit_views.revoke_key, name="key-revoke"),

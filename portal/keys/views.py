@@ -3,24 +3,18 @@
 from django.contrib.auth.decorators import login_required
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import get_object_or_404, render
+from django.shortcuts import render
 from django.utils import timezone
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.permissions import administered_tenants, current_user
+from portal.accounts.timezones import zone_of
 from portal.keys import leaked_keys as ending
-from portal.keys import model_access, queries
-from portal.keys.forms import FoundKeyForm, RevokeForm, RotateForm
-from portal.keys.key_example import example
+from portal.keys import queries
+from portal.keys.forms import FoundKeyForm
 from portal.keys.models import ApiKey
-from portal.quotas import administration, request_pages
-from portal.quotas.status import allowances_of_key
-from portal.usage import periods
-from portal.usage.models import UsageDay
-from portal.usage.records import total_usage
-from portal.web.timezones import zone_of
 
 # Of tenants to filter by; who administers more finds them by typing.
 TENANTS = 12
@@ -61,30 +55,6 @@ def service_list(request: HttpRequest) -> HttpResponse:
 
 def asked_for(request: HttpRequest, keys: QuerySet[ApiKey]) -> queries.KeyPage:
     return queries.key_page(keys, timezone.now(), number=request.GET.get("page"), ended="ended" in request.GET)
-
-
-@login_required
-@require_safe
-def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
-    key = get_object_or_404(queries.viewable_by(current_user(request)), prefix=prefix)
-    now = timezone.now()
-    [held] = queries.key_row(ApiKey.objects.filter(pk=key.pk), now)
-    month = periods.parse_period("this-month", now, key.tenant.zone)
-    context: dict[str, object] = {
-        "key": held,
-        "zone": key.tenant.zone,
-        "this_month": total_usage(month.of(UsageDay.objects.filter(key=key))),
-        "may_manage": queries.manageable_by(current_user(request)).filter(pk=key.pk).exists(),
-        "rotate": RotateForm(),
-        "revoke": RevokeForm(),
-    }
-    if held.works:
-        offered = model_access.available_models(model_access.open_to_key(key))
-        context["bars"] = request_pages.bars(current_user(request), allowances_of_key(key, now))
-        context["may_give"] = administration.may_set(current_user(request), administration.QuotaTarget(key=key))
-        context["offered"] = offered
-        context["example"] = example(request, offered, chosen=request.GET.get("model", ""))
-    return render(request, "keys/detail.html", context)
 
 
 @login_required

@@ -10,5 +10,9 @@ class NotificationsConfig(AppConfig):
 
     def ready(self) -> None:
         from modelregistry.supervisor import tasks
+        from portal.notifications.receivers import record_notification
+        from portal.web.notify import notification_requested
+
+        notification_requested.connect(record_notification, dispatch_uid="record notifications")
 
         tasks.register("tellnotices", timedelta(minutes=10), ("tellnotices",))

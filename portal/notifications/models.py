@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class Notice(models.Model):
-    """Something that a person should know: `kind` and `file_facts`, a sentence in the reader’s language when it is
+    """Something that a person should know: `kind` and `facts`, a sentence in the reader’s language when it is
     read.
 
     `ref` tells two of a kind apart: the same is never told twice to the same person.

@@ -8,9 +8,9 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from portal.accounts.models import User
+from portal.accounts.timezones import zone_of
 from portal.notifications import inbox
 from portal.web import posted_forms
-from portal.web.timezones import zone_of
 
 PER_PAGE = 50
 

@@ -10,7 +10,7 @@ from copy import copy
 from datetime import date
 from typing import Any
 
-from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Model
 from django.utils.translation import gettext as _
@@ -20,25 +20,15 @@ from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
+from portal.web.refusals import Refused
 
 GAVE_UP = (Replica.State.FAILED, Replica.State.BACKOFF)
 # What `register` and `change` may be given.
 FIELDS = frozenset(field.name for field in ServedModel._meta.concrete_fields if field.editable) - {"id"}
 
 
-class ActionRefused(Exception):
-    """What was asked cannot be. `api_fields`: sentences by the field that they are about ("" for the whole)."""
-
-    def __init__(self, sentence: str, fields: dict[str, list[str]] | None = None) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
-        self.fields = fields or {}
-
-    @classmethod
-    def by(cls, error: ValidationError) -> "ActionRefused":
-        found = error.message_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.messages}
-        fields = {"" if name == NON_FIELD_ERRORS else name: list(told) for name, told in found.items()}
-        return cls(" ".join(sentence for told in fields.values() for sentence in told), fields)
+class ActionRefused(Refused):
+    """What an operator asked cannot be."""
 
 
 def verb_of(before: dict[str, Any], after: dict[str, Any]) -> str:
@@ -170,7 +160,7 @@ def change_host(by: User | None, host: Host, **values: Any) -> Host:
     try:
         return hosts.change_host(host, **values)
     except ValidationError as error:
-        raise ActionRefused.by(error) from error
+        raise ActionRefused.of(error) from error
 
 
 def remove_host(by: User | None, host: Host) -> None:
@@ -218,4 +208,4 @@ def _clean(row: Model) -> None:
     try:
         row.full_clean()
     except ValidationError as error:
-        raise ActionRefused.by(error) from error
+        raise ActionRefused.of(error) from error

@@ -4,7 +4,7 @@ from typing import Any
 
 from modelregistry.models import EngineTrial
 from portal.accounts.permissions import operators
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 
 
 def notify_failed_version(instance: EngineTrial, **_: Any) -> None:

@@ -23,6 +23,7 @@ from modelregistry.models import Host, LogTail, Replica, ServedModel
 from modelregistry.overview import ALIVE
 from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user, require_operator
+from portal.accounts.timezones import zone_of
 from portal.operations import actions
 from portal.operations.callers import Callers, callers, callers_of
 from portal.operations.file_facts import describe_files
@@ -32,7 +33,6 @@ from portal.operations.model_history import history_of
 from portal.operations.overview import ModelView, model_view, overview, with_all
 from portal.usage.models import UsageSetAside
 from portal.web import posted_forms
-from portal.web.timezones import zone_of
 
 View = Callable[..., HttpResponse]
 

@@ -20,24 +20,23 @@ from modelregistry.models import ServedModel
 from portal.accounts import permissions
 from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
-from portal.notifications import notify
 from portal.quotas import policy
 from portal.quotas.models import Quota, QuotaRequest
+from portal.web.notify import notify
+from portal.web.refusals import Refused
 from portal.web.templatetags.formatting import figure, person
 
 MOST = 2**63 - 1  # what the column holds
 
 
-class QuotaRefused(Exception):
-    """What was asked cannot be; `sentence` says why in the reader's language."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
+class QuotaRefused(Refused):
+    """What was asked of a quota cannot be."""
 
 
 class NotAllowed(QuotaRefused):
     """Somebody else might do it."""
+
+    allowed = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,7 +349,7 @@ def _decided(row: QuotaRequest, by: User, state: str, note: str) -> QuotaRequest
 
 def _tell_deciders(wish: QuotaRequest) -> None:
     assert wish.asked_by is not None
-    notify.notify(
+    notify(
         deciders(wish),
         "request-asked",
         str(wish.pk),
@@ -362,7 +361,7 @@ def _tell_deciders(wish: QuotaRequest) -> None:
 
 def _tell_asker(row: QuotaRequest) -> None:
     if row.asked_by and row.decided_by:
-        notify.notify(
+        notify(
             [row.asked_by],
             "request-decided",
             str(row.pk),

@@ -18,13 +18,13 @@ from portal.accounts import permissions
 from portal.accounts.api_permissions import People
 from portal.accounts.models import User
 from portal.accounts.permissions import current_user
+from portal.accounts.timezones import zone_of
 from portal.quotas import administration
 from portal.quotas import serializers as shapes
 from portal.quotas import status as allowance
 from portal.quotas.models import Quota, QuotaRequest
 from portal.web.rest.list_pages import Pages
 from portal.web.rest.validation import validated
-from portal.web.timezones import zone_of
 
 
 class Quotas(GenericViewSet[Quota]):

@@ -10,7 +10,11 @@ class QuotasConfig(AppConfig):
 
     def ready(self) -> None:
         from portal.audit import tracking
+        from portal.keys.signals import key_replaced
         from portal.quotas.models import Quota, QuotaRequest
+        from portal.quotas.receivers import copy_quotas
+
+        key_replaced.connect(copy_quotas, dispatch_uid="copy quotas")
 
         tracking.track(Quota, "quota", tenant=tenant_of, name=quota_name)
         tracking.track(QuotaRequest, "request", tenant=tenant_of, name=quota_name, verb=decided)

@@ -6,10 +6,11 @@ from django.db.models import Q, QuerySet
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
+from portal.accounts.api_fields import AnyTenant, Colleague
 from portal.accounts.models import User
 from portal.accounts.permissions import administered_tenants
 from portal.keys import queries
-from portal.keys.api_fields import AnyKey, AnyModel, AnyTenant, Colleague
+from portal.keys.api_fields import AnyKey, AnyModel
 from portal.keys.models import ApiKey
 from portal.quotas.administration import MOST, QuotaKind, QuotaTarget
 from portal.quotas.models import Quota as QuotaRow

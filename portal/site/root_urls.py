@@ -11,8 +11,10 @@ handler500 = "portal.web.errors.server_error"
 urlpatterns = [
     path("", include("portal.site.urls")),
     path("", include("portal.accounts.urls")),
+    path("audit/", include("portal.audit.urls")),
     path("keys/management/", include("portal.keys.management_key_urls")),
-    path("keys/", include("portal.keys.urls")),
+    path("keys/", include("portal.keys.urls")),  # first: a key is not called "new"
+    path("", include("portal.quotas.urls")),
     path("notices/", include("portal.notifications.urls")),
     path("usage/", include("portal.usage.urls")),
     path("", include("portal.tenants.urls")),

@@ -17,6 +17,7 @@ from modelregistry import routes
 from portal.accounts import permissions
 from portal.accounts.models import User
 from portal.accounts.permissions import own_tenants
+from portal.accounts.timezones import zone_of
 from portal.keys import lifecycle, model_access, playground, playground_models, queries
 from portal.keys.code_samples import calls
 from portal.keys.key_example import base_url, example
@@ -25,7 +26,6 @@ from portal.quotas.status import allowances
 from portal.usage import recent_usage
 from portal.usage.records import visible_to
 from portal.web import posted_forms
-from portal.web.timezones import zone_of
 
 
 @login_required

@@ -13,12 +13,12 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.models import Tenant
 from portal.accounts.permissions import current_user
+from portal.accounts.timezones import zone_of
 from portal.quotas import administration, amounts, request_pages
 from portal.quotas.models import QuotaRequest
 from portal.tenants.decorators import tenant_admin_required
 from portal.tenants.forms import MoreForm
 from portal.web import posted_forms
-from portal.web.timezones import zone_of
 
 PAGE = 30
 ROWS = ("tenant", "user", "key", "key__user", "key__tenant", "model", "asked_by", "decided_by")

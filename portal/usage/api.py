@@ -15,13 +15,13 @@ from rest_framework.viewsets import GenericViewSet
 from portal.accounts.api_permissions import People
 from portal.accounts.models import User
 from portal.accounts.permissions import current_user
+from portal.accounts.timezones import zone_of
 from portal.keys.models import ApiKey
 from portal.usage import periods, report, scopes
 from portal.usage import serializers as shapes
 from portal.usage.models import UsageDay
 from portal.web.rest.list_pages import Pages
 from portal.web.rest.validation import validated
-from portal.web.timezones import zone_of
 
 NOBODY = "0"  # no row has this number
 

@@ -18,11 +18,11 @@ from django.utils.translation import pgettext
 from django.views.decorators.http import require_safe
 
 from portal.accounts.models import User
+from portal.accounts.timezones import zone_of
 from portal.usage import chart, live, periods, report, scopes
 from portal.usage.models import UsageRecord
 from portal.web import table_export
 from portal.web.templatetags.formatting import slot_of
-from portal.web.timezones import zone_of
 
 DEFAULT = "this-month"
 # Rows of the table by time and model that are seen at once, of 900 with 90 days and ten models. The table behind

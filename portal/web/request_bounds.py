@@ -34,7 +34,7 @@ WHOLE = 300.0
 
 
 class Refused(Exception):
-    """`file_facts` fill the sentence, in the reader's language."""
+    """`facts` fill the sentence, in the reader's language."""
 
     def __init__(self, status: int, sentence: Any, **facts: int) -> None:
         super().__init__(status)

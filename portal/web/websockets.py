@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from channels.db import database_sync_to_async
@@ -27,7 +27,8 @@ from django.http import HttpRequest
 from django.utils import timezone
 from uvicorn.protocols.utils import ClientDisconnected
 
-from portal.accounts.models import User
+if TYPE_CHECKING:
+    from portal.accounts.models import User
 
 VERSION = 1
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for 60
@@ -83,7 +84,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no type
             await self.close(FAILED)
 
     @abstractmethod
-    def permits(self, user: User | AnonymousUser) -> bool:
+    def permits(self, user: "User | AnonymousUser") -> bool:
         """Whether this person may look, as it is now. Called in a thread; may raise django.db.Error."""
 
     @abstractmethod

@@ -7,9 +7,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from apiproxy.dataplane.client_address import ClientAddress, client_address_of, in_networks, parse_networks, product_of
-from portal.accounts import throttle
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
+from portal.web.client_address import client_address
 from tests.waiting import until
 
 
@@ -27,7 +27,7 @@ def test_gateway_and_portal_say_the_same_of_where_somebody_is(settings_of, peer,
     settings_of.TRUSTED_PROXIES = proxies
     more = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
     request = RequestFactory().get("/", REMOTE_ADDR=peer, **more)
-    assert came_from(peer, forwarded, proxies) == (throttle.client_address(request) or "")
+    assert came_from(peer, forwarded, proxies) == (client_address(request) or "")
 
 
 @pytest.fixture(scope="module")

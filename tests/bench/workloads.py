@@ -16,7 +16,7 @@ PATIENCE = 180  # seconds for one load; the longest takes 30
 class Workload:
     """`clients` connections with one request at a time; `tokens` = 0: answers in one piece, else streams.
 
-    `requests` in all (0: one for each client). `latency` in ms between two tokens of a stream (0: as fast as they go).
+    `requests` in all (0: one for each client). `pace` in ms between two tokens of a stream (0: as fast as they go).
     `ramp`: the clients' starts are spread over so many ms, during which no delay is noted. `rate`: no more requests are
     started in a second. `keys`: a file with one to a line, to be used in turn instead of the contender's own.
     """

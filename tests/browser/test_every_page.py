@@ -10,8 +10,8 @@ from django.utils import timezone
 from playwright.sync_api import Page
 
 from portal.keys.models import ApiKey
-from portal.notifications.notify import notify
 from portal.quotas.models import Quota, QuotaRequest
+from portal.web.notify import notify
 from tests.browser.pages import enter, looks
 from tests.browser.server import Site
 from tests.fleet import calls, fleet

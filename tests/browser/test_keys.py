@@ -11,8 +11,8 @@ from playwright.sync_api import expect
 from portal.accounts.models import Membership
 from portal.keys import lifecycle
 from portal.keys.models import ApiKey
-from portal.notifications.notify import notify
 from portal.quotas.models import Quota
+from portal.web.notify import notify
 from tests.browser.pages import looks, sign_in
 from tests.conftest import person
 from tests.pages import serve, use

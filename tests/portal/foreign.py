@@ -9,9 +9,9 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.audit import tracking
 from portal.keys import management_keys
 from portal.keys.models import ApiKey
-from portal.notifications import notify
 from portal.quotas.models import Quota, QuotaRequest
 from portal.usage.models import RefusalHour
+from portal.web.notify import notify
 from tests.conftest import person
 from tests.pages import key_of, service_key_of, use
 
@@ -76,6 +76,6 @@ def fill(home: Tenant) -> Foreign:
         )  # fmt: skip
     tomorrow = timezone.now() + timedelta(days=1)
     management_keys.issue_management_key(user=stranger, name=MARK, scopes_=["usage:read"], expires_at=tomorrow)
-    notify.notify([stranger], "membership-ended", MARK, tenant=MARK, keys=1)
+    notify([stranger], "membership-ended", MARK, tenant=MARK, keys=1)
     tracking.record_event("key.models", keys[1], "key", after={"models": [MARK]}, tenant=tenant)
     return Foreign(tenant=tenant, both=both, keys=keys)

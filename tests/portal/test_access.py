@@ -19,10 +19,10 @@ from django.utils import timezone
 
 from modelregistry.models import Host, Replica
 from portal.keys import management_keys
-from portal.notifications import notify
 from portal.notifications.models import Notice
 from portal.quotas.models import Quota, QuotaRequest
 from portal.usage.scopes import TENANT
+from portal.web.notify import notify
 from tests.pages import key_of, serve
 
 pytestmark = pytest.mark.django_db
@@ -307,7 +307,7 @@ def filled(alice, bob, research) -> dict[str, str]:
     managing, _ = management_keys.issue_management_key(
         user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow
     )
-    notify.notify([alice], "membership-ended", "x", tenant="X", keys=1)
+    notify([alice], "membership-ended", "x", tenant="X", keys=1)
     # What is between the admins of a tenant and operators.
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     of_bob = Quota.objects.create(**daily, user=bob, amount=1)

@@ -17,6 +17,7 @@ from portal.api import urls
 from portal.audit.models import AuditEvent
 from portal.keys import management_key_throttle, management_keys
 from portal.keys.lifecycle import issue_key
+from portal.keys.management_keys import usable_scopes
 from portal.keys.models import ManagementKey
 from portal.operations.serializers import Model
 from portal.web.rest import scopes
@@ -35,7 +36,7 @@ def _nobody_was_wrong_before():
 
 def key_for(user: User, *held: str, days: float = 30) -> str:
     """The text of a new management key, of all scopes that this person may use unless some are named."""
-    chosen = held or [scope.name for scope in scopes.usable(user)]
+    chosen = held or [scope.name for scope in usable_scopes(user)]
     return management_keys.issue_management_key(
         user=user, name="script", scopes_=chosen, expires_at=timezone.now() + timedelta(days=days)
     )[1]
@@ -228,7 +229,7 @@ def test_a_key_that_may_not_be_is_not_made(alice, bob, olivia, who, held, days):
 
 
 def test_scopes_are_offered_by_what_a_person_could_do(alice, bob, olivia):
-    mine, his, hers = ({scope.name for scope in scopes.usable(user)} for user in (alice, bob, olivia))
+    mine, his, hers = ({scope.name for scope in usable_scopes(user)} for user in (alice, bob, olivia))
     assert his - mine == {"tenants:write"}
     assert hers - his == {"operations:read", "operations:write"}
 

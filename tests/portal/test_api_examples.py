@@ -13,6 +13,7 @@ from portal import settings
 from portal.accounts.models import Membership, Tenant
 from portal.keys import management_keys
 from portal.keys.lifecycle import issue_key
+from portal.keys.management_keys import usable_scopes
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from portal.web.rest import scopes
@@ -31,7 +32,7 @@ def run(live_server):
     sales = Tenant.objects.create(slug="sales", name="営業部")
     admin = person("admin", sales, role=Membership.Role.ADMIN)
     person("yamada", sales)
-    held = [scope.name for scope in scopes.usable(admin)]
+    held = [scope.name for scope in usable_scopes(admin)]
     _, text = management_keys.issue_management_key(
         user=admin, name="x", scopes_=held, expires_at=timezone.now() + timedelta(days=1)
     )

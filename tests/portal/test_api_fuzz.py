@@ -22,10 +22,10 @@ from schemathesis.specs.openapi import checks
 
 from portal.accounts.models import User
 from portal.keys import management_keys
-from portal.notifications import notify
+from portal.keys.management_keys import usable_scopes
 from portal.notifications.models import Notice
 from portal.quotas.models import Quota, QuotaRequest
-from portal.web.rest import scopes
+from portal.web.notify import notify
 from tests.pages import key_of, serve, service_key_of, use
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(900)]
@@ -68,7 +68,7 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     quota = Quota.objects.create(**daily, user=alice, amount=100)
     wish = QuotaRequest.objects.create(**daily, user=alice, asked_by=alice, amount=200, had=100)
-    notify.notify([alice, bob], "membership-ended", "x", tenant="X", keys=1)
+    notify([alice, bob], "membership-ended", "x", tenant="X", keys=1)
     return {
         "hosts": {"id": model.replica_set.get().host_id},
         "models": {"id": model.pk},
@@ -83,7 +83,7 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
 
 
 def key_for(user: User) -> str:
-    held = [scope.name for scope in scopes.usable(user)]
+    held = [scope.name for scope in usable_scopes(user)]
     return management_keys.issue_management_key(
         user=user, name="fuzz", scopes_=held, expires_at=timezone.now() + timedelta(days=9)
     )[1]

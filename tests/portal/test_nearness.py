@@ -10,6 +10,7 @@ from portal.accounts.models import Membership, User
 from portal.keys import playground
 from portal.keys.lifecycle import rotate_key
 from portal.keys.models import ApiKey
+from portal.notifications import quota_alerts
 from portal.notifications.models import Notice
 from portal.quotas import alerts, status
 from portal.quotas.models import Quota
@@ -38,15 +39,15 @@ class TestTelling:
     def test_below_four_fifths_nobody_is_told(self, key, research):
         limit(tenant=research, each="member")
         use(key, tokens=(79, 0), at=NOW)
-        assert alerts.notify_near_limits(NOW) == 0
+        assert quota_alerts.notify_near_limits(NOW) == 0
         assert told() == set()
 
     def test_at_four_fifths_the_member_is_told_once(self, key, alice, research):
         limit(tenant=research, each="member")
         use(key, tokens=(80, 0), at=NOW)
-        assert alerts.notify_near_limits(NOW) == 1
+        assert quota_alerts.notify_near_limits(NOW) == 1
         use(key, tokens=(1, 0), at=NOW)
-        assert alerts.notify_near_limits(NOW + timedelta(minutes=10)) == 0
+        assert quota_alerts.notify_near_limits(NOW + timedelta(minutes=10)) == 0
         notice = Notice.objects.get()
         assert (notice.user, notice.kind, notice.path) == (alice, "quota-near", "/")
         assert notice.facts["percent"] == 80
@@ -55,32 +56,32 @@ class TestTelling:
     def test_when_nothing_is_left_that_is_told_too(self, key, research):
         limit(tenant=research, each="member")
         use(key, tokens=(80, 0), at=NOW)
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         use(key, tokens=(20, 0), at=NOW)
-        alerts.notify_near_limits(NOW)
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         assert sorted(Notice.objects.values_list("kind", flat=True)) == ["quota-near", "quota-reached"]
 
     def test_the_next_window_is_told_anew(self, key, research):
         limit(tenant=research, each="member")
         for day in (NOW, NOW + timedelta(days=1)):
             use(key, tokens=(90, 0), at=day)
-            alerts.notify_near_limits(day)
+            quota_alerts.notify_near_limits(day)
         assert Notice.objects.count() == 2
 
     def test_after_more_was_given_its_end_is_told_as_well(self, key, research):
         quota = limit(tenant=research, each="member")
         use(key, tokens=(100, 0), at=NOW)
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         quota.amount = 120
         quota.save()
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         assert sorted(Notice.objects.values_list("kind", flat=True)) == ["quota-near", "quota-reached"]
 
     def test_of_a_tenant_its_admins_are_told(self, key, bob, research):
         limit(tenant=research)
         use(key, tokens=(90, 0), at=NOW)
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         assert told() == {("bob", "quota-near")}
         assert Notice.objects.get().path == "/tenant/research/"
 
@@ -88,11 +89,11 @@ class TestTelling:
         limit(tenant=research, each="service")
         key = service_key_of(research, responsible=alice)
         use(key, tokens=(90, 0), at=NOW)
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         assert told() == {("alice", "quota-near")}
         Notice.objects.all().delete()
         Membership.objects.get(user=alice).delete()
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         assert told() == {("bob", "quota-near")}
 
     def test_what_a_person_has_everywhere_is_summed_over_tenants(self, alice, research, sales):
@@ -100,29 +101,29 @@ class TestTelling:
         limit(user=alice)
         for tenant in (research, sales):
             use(key_of(alice, tenant), tokens=(40, 0), at=NOW)
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         assert told() == {("alice", "quota-near")}
 
     def test_one_s_own_quota_counts_in_place_of_the_default(self, key, alice, research):
         limit(tenant=research, each="member")
         limit(1000, tenant=research, user=alice)
         use(key, tokens=(90, 0), at=NOW)
-        assert alerts.notify_near_limits(NOW) == 0
+        assert quota_alerts.notify_near_limits(NOW) == 0
 
     def test_who_is_blocked_is_told_nothing(self, key, alice, research):
         limit(tenant=research, each="member")
         limit(0, tenant=research, user=alice)
         use(key, tokens=(90, 0), at=NOW)
-        assert alerts.notify_near_limits(NOW) == 0
+        assert quota_alerts.notify_near_limits(NOW) == 0
 
     def test_a_quota_of_one_model_counts_that_model(self, key, research):
         model = serve("qwen")
         Quota.objects.create(tenant=research, each="member", unit="requests", window="month", amount=2, model=model)
         for name in ("qwen", "other", "other"):
             use(key, model=name, at=NOW)
-        assert alerts.notify_near_limits(NOW) == 0
+        assert quota_alerts.notify_near_limits(NOW) == 0
         use(key, model="qwen", at=NOW)
-        alerts.notify_near_limits(NOW)
+        quota_alerts.notify_near_limits(NOW)
         assert told() == {("alice", "quota-reached")}
 
     def test_who_left_is_told_nothing(self, key, alice, research):
@@ -130,7 +131,7 @@ class TestTelling:
         use(key, tokens=(90, 0), at=NOW)
         alice.is_active = False
         alice.save()
-        assert alerts.notify_near_limits(NOW) == 0
+        assert quota_alerts.notify_near_limits(NOW) == 0
 
     def test_its_queries_do_not_grow_with_people(self, research):
         limit(10**9, tenant=research, each="member")
@@ -148,7 +149,7 @@ class TestTelling:
             ]
             use_each(ApiKey.objects.bulk_create(keys), at=NOW)
             with CaptureQueriesContext(connection) as queries:
-                assert alerts.notify_near_limits(NOW) == (1 if first == 0 else 0)
+                assert quota_alerts.notify_near_limits(NOW) == (1 if first == 0 else 0)
             return len(queries)
 
         person("carol", research, role="admin")
@@ -200,5 +201,5 @@ def test_t6_the_key_of_the_playground_has_no_wall_of_its_own(alice, research):
     key = ApiKey.objects.get(is_playground=True)
     limit(key=key)
     use(key, tokens=(100, 0), at=NOW)
-    assert alerts.notify_near_limits(NOW) == 0
+    assert quota_alerts.notify_near_limits(NOW) == 0
     assert told() == set()

@@ -11,8 +11,8 @@ from django.utils.translation import override
 from portal.accounts.models import Membership
 from portal.accounts.permissions import admins_of, operators
 from portal.notifications.models import Notice
-from portal.notifications.notify import notify
 from portal.notifications.types import KINDS
+from portal.web.notify import notify
 from tests.conftest import person
 
 pytestmark = pytest.mark.django_db

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from portal.notifications import mail_settings, mailing
 from portal.notifications.models import Notice
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 from tests.installation import installed
 from tests.mail import letterbox  # noqa: F401 - a fixture
 

@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from portal.notifications import inbox
 from portal.notifications.models import Notice
-from portal.notifications.notify import notify
+from portal.web.notify import notify
 
 pytestmark = pytest.mark.django_db
 ENGLISH = {"accept-language": "en"}

@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from portal.accounts import throttle
 from portal.accounts.models import User
+from portal.web.client_address import client_address
 from tests.portal.conftest import Door
 
 pytestmark = pytest.mark.django_db
@@ -167,7 +168,7 @@ class TestAddress:
     def address(self, settings, proxies: int, forwarded: str | None, peer: str = "10.1.1.1") -> str | None:
         settings.TRUSTED_PROXIES = proxies
         more = {"HTTP_X_FORWARDED_FOR": forwarded} if forwarded is not None else {}
-        return throttle.client_address(RequestFactory().get("/", REMOTE_ADDR=peer, **more))
+        return client_address(RequestFactory().get("/", REMOTE_ADDR=peer, **more))
 
     @pytest.mark.parametrize(
         ("proxies", "forwarded", "address"),

@@ -7,8 +7,8 @@ from django.utils import timezone
 
 from portal.accounts.models import DirectoryState, Membership, Tenant, User
 from portal.audit.models import AuditEvent
-from portal.notifications import notify
 from portal.notifications.models import Notice
+from portal.web.notify import notify
 from tests.conftest import person
 from tests.portal.calling import Caller
 
@@ -112,8 +112,8 @@ def test_members_can_be_narrowed_at_a_constant_number_of_queries(call, bob, rese
 
 def test_notices_are_one_s_own_in_the_reader_s_language_and_can_be_read(call, alice, bob):
     for ref in ("1", "2"):
-        notify.notify([alice], "membership-ended", ref, path="/keys/", tenant="営業部", keys=2)
-    notify.notify([bob], "membership-ended", "3", tenant="営業部", keys=0)
+        notify([alice], "membership-ended", ref, path="/keys/", tenant="営業部", keys=2)
+    notify([bob], "membership-ended", "3", tenant="営業部", keys=0)
     seen = call(alice).get("notices/?unread=true")
     assert (seen["count"], seen["results"][0]["title"]) == (2, "You no longer belong to 営業部")
     answer = call(alice)("GET", "notices/", **{"accept-language": "ja"}).json()

@@ -11,9 +11,7 @@ from rest_framework.exceptions import APIException, NotAuthenticated, ParseError
 from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
-from portal.accounts import membership
-from portal.operations.actions import ActionRefused
-from portal.quotas import administration
+from portal.web.refusals import Refused
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -27,16 +25,13 @@ class Conflict(APIException):
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     """For Django REST framework: the answer to an error; None for those that are ours to repair (500)."""
     if isinstance(error, Invalid):
-        error = ActionRefused.by(error)
-    if isinstance(error, ActionRefused):
+        error = Refused.of(error)
+    if isinstance(error, Refused):
         # About a field: what was sent is wrong. Else it does not go with how things are.
-        code = status.HTTP_400_BAD_REQUEST if error.fields else status.HTTP_409_CONFLICT
+        code: int = status.HTTP_400_BAD_REQUEST if error.fields else status.HTTP_409_CONFLICT
+        if not error.allowed:
+            code = status.HTTP_403_FORBIDDEN
         return problem(code, error.sentence, list(_pointers(error.fields)))
-    if isinstance(error, membership.MembershipRefused):
-        return problem(status.HTTP_409_CONFLICT, error.sentence)
-    if isinstance(error, administration.QuotaRefused):
-        allowed = not isinstance(error, administration.NotAllowed)
-        return problem(status.HTTP_409_CONFLICT if allowed else status.HTTP_403_FORBIDDEN, error.sentence)
     answer = exception_handler(error, context)
     if answer is None:
         return None

@@ -10,9 +10,6 @@ from enum import Enum
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from portal.accounts import permissions
-from portal.accounts.models import User
-
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -50,16 +47,6 @@ SCOPES = {
         Scope(name="operations:write", label=_("Run models; follow the directory"), audience=For.OPERATORS),
     )
 }
-
-
-def usable(user: User) -> list[Scope]:
-    """Those with which this person's key could do something. One query."""
-    reach = For.EVERYBODY
-    if permissions.may_operate(user):
-        reach = For.OPERATORS
-    elif permissions.administered_tenants(user).exists():
-        reach = For.TENANT_ADMINS
-    return [scope for scope in SCOPES.values() if scope.audience.value <= reach.value]
 
 
 def needed(subject: str, method: str) -> str:

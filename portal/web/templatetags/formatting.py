@@ -4,6 +4,7 @@ from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
 from django import template
+from django.contrib.auth import get_user_model
 from django.template import Context
 from django.utils import timezone
 from django.utils.formats import date_format, get_format, number_format
@@ -11,8 +12,6 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import get_language, pgettext
 from django.utils.translation import gettext as _
-
-from portal.accounts.models import User
 
 register = template.Library()
 
@@ -110,7 +109,7 @@ def month(value: date) -> str:
 
 
 @register.filter
-def person(user: User) -> str:
+def person(user: object) -> str:
     """The name as its bearer writes it, see User.get_full_name."""
     return str(user)
 
@@ -118,5 +117,5 @@ def person(user: User) -> str:
 @register.inclusion_tag("site/_operators.html")
 def whom_to_ask() -> dict[str, object]:
     """The operators, for people who cannot go on by themselves. At most three: one to ask, two on holiday."""
-    operators = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False)
+    operators = get_user_model().objects.filter(is_staff=True, is_active=True, is_break_glass=False)
     return {"operators": operators.order_by("date_joined")[:3]}

@@ -7,8 +7,7 @@ from django.utils import timezone
 
 from portal.keys import expiry_notifications
 from portal.keys import management_keys as management
-from portal.notifications import inbox, mailing
-from portal.quotas import alerts
+from portal.notifications import inbox, mailing, quota_alerts
 
 
 class Command(BaseCommand):
@@ -19,7 +18,7 @@ class Command(BaseCommand):
         expiry_notifications.notify_expiring(now)
         expiry_notifications.notify_responsible_left()
         management.notify_expiring_management_keys(now)
-        alerts.notify_near_limits(now)
+        quota_alerts.notify_near_limits(now)
         inbox.delete_old(now)
         try:
             sent = mailing.send_mails(now)

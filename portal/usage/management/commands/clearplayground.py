@@ -5,7 +5,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from portal.keys import playground
+from portal.usage.playground_keys import delete_expired
 
 
 class Command(BaseCommand):
@@ -15,4 +15,4 @@ class Command(BaseCommand):
     )
 
     def handle(self, **options: Any) -> str:
-        return str(playground.delete_expired(timezone.now()))
+        return str(delete_expired(timezone.now()))

@@ -1,0 +1,27 @@
+"""What other packages ask to notify people of, written down."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from django.core.serializers.json import DjangoJSONEncoder
+
+from portal.accounts.models import User
+from portal.notifications.models import Notice
+from portal.notifications.types import KINDS
+
+
+def record_notification(
+    users: Iterable[User], kind: str, ref: str, path: str, facts: Mapping[str, Any], **_: Any
+) -> None:
+    """Store one row for each person; somebody who has it already gets no second. See `web.notify`."""
+    if kind not in KINDS:
+        raise ValueError(f"no such kind of notice: {kind}")
+    if missing := KINDS[kind].needs - facts.keys():
+        raise ValueError(f"a notice of kind {kind} needs {', '.join(sorted(missing))}")
+    stored = json.loads(json.dumps(facts, cls=DjangoJSONEncoder))
+    Notice.objects.bulk_create(
+        # By id: the same order everywhere, so that two who notify the same people do not wait for each other
+        [Notice(user_id=pk, kind=kind, ref=ref, path=path, facts=stored) for pk in sorted({user.pk for user in users})],
+        ignore_conflicts=True,
+    )
