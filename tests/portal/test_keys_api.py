@@ -272,7 +272,7 @@ def test_management_keys_are_made_and_ended_in_a_session(call, alice, bob, descr
 
 
 def test_a_management_key_makes_no_others(alice, described):
-    everything = [scope.name for scope in management.scopes.usable(alice)]
+    everything = [scope.name for scope in management.usable_scopes(alice)]
     until = timezone.now() + timedelta(days=9)
     _, text = management.issue_management_key(user=alice, name="script", scopes_=everything, expires_at=until)
     caller = Caller(alice, described, key=text)
