@@ -76,7 +76,7 @@ class Lease:
 
 
 class QueuedRequest:
-    """A batch call that waits. A `client.Listener`."""
+    """A batch call that waits. A `downstream.Listener`."""
 
     def __init__(self, model: Model, client: Client, now: float, heartbeat: bytes, headers: list[Header]) -> None:
         """`heartbeat`: what the client may be sent meanwhile, b"" for nothing, after a head with these headers."""

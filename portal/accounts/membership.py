@@ -1,4 +1,4 @@
-"""Who belongs to a tenant by hand. What the company directory says is changed there; `people` follows it.
+"""Who belongs to a tenant by hand. What the company directory says is changed there; `directory_users` follows it.
 
 For pages, the API and commands. Each verb is one transaction and checks the right of `by` (see tenancy.check); what
 cannot be done raises Refused.
