@@ -12,6 +12,7 @@ import pytest
 
 from modelregistry.schema import check_schema
 from tests.installation import ROOT
+from tests.ports import unused_port
 
 COMMANDS = pytest.mark.parametrize("command", ["up", "supervise"])
 
@@ -43,7 +44,7 @@ def change(var: Path, statement: str) -> None:
 
 
 def refused(var: Path, command: str) -> str:
-    done = manage(var, command)
+    done = manage(var, command, *(["--port", str(unused_port())] if command == "up" else []))
     assert done.returncode == 1
     assert done.stderr.startswith("CommandError: ")
     return done.stderr
@@ -74,3 +75,13 @@ def test_of_many_migrations_it_names_a_few(tmp_path):
 @pytest.mark.django_db(transaction=True)
 def test_it_takes_a_database_with_this_code_s_migrations():
     check_schema()
+
+
+def test_a_database_that_is_away_keeps_nobody_from_starting(tmp_path):
+    """Nothing can be compared then; whoever starts waits for it as at any other time."""
+    env = {**os.environ, "MADOGUCHI_VAR": str(tmp_path), "DATABASE_URL": f"postgres://m@127.0.0.1:{unused_port()}/m"}
+    code = "from modelregistry.schema import check_schema; check_schema(); print('went on')"
+    command = [sys.executable, ROOT / "manage.py", "shell", "--verbosity", "0", "--command", code]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "went on\n"), done.stderr
+    assert "the schema cannot be compared" in done.stderr
