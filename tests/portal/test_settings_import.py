@@ -10,6 +10,7 @@ import pytest
 
 from portal.environment import kept_secret, write_secret
 from tests.installation import ROOT
+from tests.ports import unused_port
 
 NOWHERE = "/proc/madoguchi"  # not even root can make it
 SECRETS = "from django.conf import settings; print(settings.SECRET_KEY, settings.API_KEY_SECRET)"
@@ -34,7 +35,7 @@ def test_a_check_passes_where_nothing_can_be_written():
 
 
 def test_up_says_that_it_cannot_write():
-    done = run(NOWHERE, "manage.py", "up")
+    done = run(NOWHERE, "manage.py", "up", "--port", str(unused_port()))
     assert done.returncode == 1
     assert done.stderr.startswith(f"CommandError: cannot write to the state directory {NOWHERE} (MADOGUCHI_VAR)")
 
@@ -51,7 +52,7 @@ def test_portal_gateway_and_supervisor_read_the_secrets_that_the_first_of_them_m
 
 
 def test_up_makes_them_before_it_starts_anything(tmp_path):
-    run(tmp_path / "var", "manage.py", "up")  # refused: there is no schema
+    run(tmp_path / "var", "manage.py", "up", "--port", str(unused_port()))  # refused: there is no schema
     assert {path.name for path in (tmp_path / "var").iterdir()} >= BOTH
 
 
