@@ -16,7 +16,8 @@ from django.utils.translation import gettext as _
 from modelregistry import placement_messages
 from modelregistry.engines import arguments, base
 from modelregistry.engines.base import NoLauncher, Spec
-from modelregistry.engines.version_trials import NoVersion
+from modelregistry.engines.selection import ChosenEngine, select_engine
+from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
 from modelregistry.files import model_files
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel
 from modelregistry.memory import allocation, placement
@@ -122,18 +123,14 @@ def hosts() -> QuerySet[Host]:
 
 
 def fit_on_hosts(spec: Spec, facts: ModelMetadata, hosts: Iterable[Host], *, model: int | None = None) -> list[HostFit]:
-    """For those of `hosts()`, in their order. `model`: its id, if it is registered: its own replicas would make room.
+    """For those of `hosts()`, in their order. `model`: its id, if it is registered: its own replicas would make room,
+    and it stays with the launcher and version that is proven with it.
 
-    One query. Raises django.db.Error.
+    Two queries. Raises django.db.Error.
     """
     past = repository.load_measurements()
-    return [_outlook(spec, facts, host, past, model) for host in hosts]
-
-
-def _not_installed(launcher: str, version: str, installed: Mapping[str, Sequence[str]]) -> str:
-    """Say that a host does not have the version that a model is pinned to; empty: it does."""
-    there = installed.get(launcher, ())
-    return "" if version in there else placement_messages.explain_missing_version(launcher, NoVersion(version, there))
+    trials = repository.load_trials_of_model(model) if model else {}
+    return [_outlook(spec, facts, host, past, model, trials.get(host.pk, ())) for host in hosts]
 
 
 def predict_alone(spec: Spec, facts: ModelMetadata) -> Prediction | None:
@@ -152,43 +149,71 @@ def _why_unavailable(host: Host) -> str:
     return ""
 
 
-def _outlook(spec: Spec, facts: ModelMetadata, host: Host, past: Iterable[Measured], model: int | None) -> HostFit:
+def _outlook(
+    spec: Spec,
+    facts: ModelMetadata,
+    host: Host,
+    past: Iterable[Measured],
+    model: int | None,
+    trials: Sequence[Trial] = (),
+) -> HostFit:
     report = host.report
     if not report.devices:
         why_not = _("%(host)s has not told how much memory it has.") % {"host": host.name}
         return HostFit(host=host.name, fits=False, room=False, why_not=why_not)
-    found = {name: (installed_program(name, version),) for name, version in report.engines.items()}
-    missing = ""
-    try:
-        launcher = base.choose_launcher(spec, found)
-    except NoLauncher:
-        launcher, missing = default_launcher(spec), _("%(host)s has no engine for it.") % {"host": host.name}
-    version = spec.version or report.engines.get(launcher, "")
-    if spec.version and not missing:
-        missing = _not_installed(launcher, spec.version, report.installed)
+    engine, missing = _engine_on(host, spec, trials)
     unavailable = _why_unavailable(host)
     there = [(row.model_id == model, occupant_of(row)) for row in host.replica_set.all()]
     answer = allocation.check_fit(
         spec,
         facts,
-        launcher,
-        (installed_program(launcher, version),),
+        engine.launcher,
+        engine.program,
         devices_without([device_of(told) for told in report.devices], [one for own, one in there if own]),
         occupants=[one for own, one in there if not own],
         past=past,
-        version=version,
+        version=engine.measured_version(report.engines),
     )
     return HostFit(
         host=host.name,
         fits=answer.fits and not missing and not unavailable,
         room=answer.fits,
-        launcher="" if missing else launcher,
+        launcher="" if missing else engine.launcher,
         devices=answer.allotment.devices if answer.allotment else (),
         prediction=answer.need,
         why_not="\n".join(line for line in (placement_messages.explain_refusal(answer), missing, unavailable) if line),
         to_go=answer.to_go,
         unavailable=unavailable,
     )
+
+
+def _engine_on(host: Host, spec: Spec, trials: Sequence[Trial]) -> tuple[ChosenEngine, str]:
+    """Return what its supervisor would start the model with; where it cannot, what it would be, and why not."""
+    report = host.report
+    installed = [
+        Installed(
+            launcher=launcher,
+            version=version,
+            stamp=report.stamps.get(launcher, {}).get(version, ""),
+            program=(installed_program(launcher, version),),
+        )
+        for launcher, versions in report.installed.items()
+        for version in versions
+    ]
+    found = {
+        launcher: (f"/named/{launcher}" if version == "" else installed_program(launcher, version),)
+        for launcher, version in (report.engines | report.usual).items()
+    }
+    try:
+        return select_engine(spec, found, installed, trials=trials), ""
+    except NoLauncher:
+        launcher, missing = default_launcher(spec), _("%(host)s has no engine for it.") % {"host": host.name}
+    except NoVersion as error:
+        launcher, missing = error.launcher, placement_messages.explain_missing_version(error)
+    version = spec.version or report.engines.get(launcher, "")
+    program = (installed_program(launcher, version),)
+    wanted = Choice(installed=Installed(launcher=launcher, version=version, stamp="", program=program))
+    return ChosenEngine(launcher=launcher, program=program, choice=wanted, usual=False), missing
 
 
 def default_launcher(spec: Spec) -> str:

@@ -59,7 +59,7 @@ class Host(models.Model):
         _("maintenance"),
         default=False,
         help_text=_(
-            "Its engines finish what they are at and end, and it takes no models. Switched off, they start again."
+            "Its engines finish running requests and stop, and it takes no models. They start again when it ends."
         ),
     )
     seen_at = models.DateTimeField(_("supervisor last seen"), null=True, blank=True, editable=False)
@@ -79,8 +79,10 @@ class HostReport(models.Model):
     """What a host's supervisor last saw of the machine itself.
 
     `devices`: a list of `gpus.Device` as objects. `strangers`: processes that hold memory of a device and are not ours.
-    `base`: the version of each launcher that the host has. `installed`: by launcher, the versions to which a model
-    can be pinned, the newest first. `problems`: sentences for operators, as {"code", "detail"}. Bytes, everywhere.
+    `engines`: the version of each launcher that the host has. `installed`: by launcher, the versions to which a model
+    can be pinned, the newest first; `stamps`: by launcher and version, as in EngineTrial. `usual`: by launcher, which
+    of them is taken where nobody says which; "": a program that operators named. `problems`: sentences for operators,
+    as {"code", "detail"}. Bytes, everywhere.
     """
 
     host = models.OneToOneField(Host, models.CASCADE, primary_key=True, related_name="report")
@@ -88,6 +90,8 @@ class HostReport(models.Model):
     strangers = models.JSONField(default=list)
     engines = models.JSONField(default=dict)
     installed = models.JSONField(default=dict)
+    stamps = models.JSONField(default=dict)
+    usual = models.JSONField(default=dict)
     problems = models.JSONField(default=list)
     at = models.DateTimeField(_("seen"))
 

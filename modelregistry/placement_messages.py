@@ -89,9 +89,9 @@ def explain_wanted_cache(wanted: Prediction) -> str:
     }
 
 
-def explain_missing_version(launcher: str, refusal: NoVersion) -> str:
+def explain_missing_version(refusal: NoVersion) -> str:
     """The version that a model is pinned to is not on this host."""
-    values = {"engine": launcher, "version": refusal.wanted, "others": ", ".join(refusal.installed)}
+    values = {"engine": refusal.launcher, "version": refusal.wanted, "others": ", ".join(refusal.installed)}
     if refusal.installed:
         return (
             _("The model is pinned to %(engine)s %(version)s, which is not installed on this host (there: %(others)s).")

@@ -228,6 +228,20 @@ def group_versions(there: Iterable[Installed]) -> dict[str, list[str]]:
     return found
 
 
+def group_stamps(there: Iterable[Installed]) -> dict[str, dict[str, str]]:
+    """Return the stamp of each installation by launcher and version."""
+    found: dict[str, dict[str, str]] = {}
+    for one in there:
+        found.setdefault(one.launcher, {})[one.version] = one.stamp
+    return found
+
+
+def usual_versions(found: Mapping[str, tuple[str, ...]], there: Iterable[Installed]) -> dict[str, str]:
+    """Return which installation each launcher's usual program is; "": none of ours, operators named it."""
+    versions = {one.program: one.version for one in there}
+    return {launcher: versions.get(program, "") for launcher, program in found.items()}
+
+
 def _stamp(program: Path) -> str:
     """Changes when it is installed anew: an installation appears by one rename of what was made for it."""
     directory = os.stat(program.parents[1])

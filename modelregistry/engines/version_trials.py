@@ -35,8 +35,9 @@ NOT_ITS_FAULT = frozenset(
 class NoVersion(LookupError):
     """The version that a model is pinned to is not installed. `installed`: those that are, the newest first."""
 
-    def __init__(self, wanted: str, installed: Sequence[str]) -> None:
-        super().__init__(wanted)
+    def __init__(self, launcher: str, wanted: str, installed: Sequence[str]) -> None:
+        super().__init__(launcher, wanted)
+        self.launcher = launcher
         self.wanted = wanted
         self.installed = tuple(installed)
 
@@ -86,7 +87,7 @@ def choose_version(
     if pinned:
         found = next((one for one in installed if one.version == pinned), None)
         if found is None:
-            raise NoVersion(pinned, [one.version for one in installed])
+            raise NoVersion(installed[0].launcher, pinned, [one.version for one in installed])
         return Choice(installed=found)
     known = list(trials)
     failed = [one for one in installed if any(trial.is_of(one) for trial in known if trial.state == FAILED)]

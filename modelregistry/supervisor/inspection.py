@@ -37,6 +37,8 @@ class Inspection:
     strangers: list[dict[str, Any]]
     engines: dict[str, str]
     installed: dict[str, list[str]]
+    stamps: dict[str, dict[str, str]]
+    usual: dict[str, str]
     problems: list[dict[str, str]]
 
 
@@ -56,6 +58,7 @@ class Inspector:
     def inspect(self) -> Inspection:
         self.devices = devices = gpus.list_devices(self.devices)
         found = base.find_engines(self.commands, self.cache, os.environ.get("PATH", os.defpath))
+        installed = base.all_installed(self.cache)
         runs = self.runs.all()
         remains = process.leftovers_of(runs)
         ours = {who.pid for who in _ours(runs, remains)}
@@ -69,7 +72,9 @@ class Inspector:
             devices=[asdict(device) for device in devices],
             strangers=find_strangers(devices, ours, self.runs.root),
             engines=self.versions.of(found),
-            installed=base.group_versions(base.all_installed(self.cache)),
+            installed=base.group_versions(installed),
+            stamps=base.group_stamps(installed),
+            usual=base.usual_versions(found, installed),
             problems=problems,
         )
 

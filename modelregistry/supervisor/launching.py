@@ -5,14 +5,15 @@ import random
 import secrets
 import socket
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from modelregistry import failure_advice, placement_messages, validation
-from modelregistry.engines import base, parsers, version_trials
+from modelregistry.engines import base, parsers
 from modelregistry.engines.base import Endpoint, Spec
-from modelregistry.engines.version_trials import Choice, NoVersion, Trial
+from modelregistry.engines.selection import ChosenEngine, select_engine
+from modelregistry.engines.version_trials import NoVersion, Trial
 from modelregistry.memory import allocation, placement
 from modelregistry.memory.allocation import Allocation, HostedReplica
 from modelregistry.memory.estimate import Measured, Prediction, Unpredictable
@@ -103,19 +104,6 @@ def metadata_of(run: Run) -> RunMetadata:
     return RunMetadata(**{name: value for name, value in run.label.items() if name in RunMetadata.__dataclass_fields__})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChosenEngine:
-    """What a replica is started with. `choice`: among our installations; None: a program that operators named.
-
-    `usual`: it is what this host takes where nobody says which.
-    """
-
-    launcher: str
-    program: tuple[str, ...]
-    choice: Choice | None = None
-    usual: bool = True
-
-
 def choose_engine(
     house: SupervisorConfig, spec: Spec, *, trials: Iterable[Trial] = (), tried_now: Collection[str] = ()
 ) -> ChosenEngine:
@@ -126,40 +114,12 @@ def choose_engine(
     if fault := validation.path_fault(spec.engine, spec.path, spec.allowed_risks):
         raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
     found = base.find_engines(house.commands, house.cache, os.environ.get("PATH", os.defpath))
-    known, there = list(trials), base.all_installed(house.cache)
-    # What operators name is no installation of ours, of which nothing is known.
-    named = {name for name, program in found.items() if program not in {one.program for one in there}}
-    failed = version_trials.failed_launchers(there, known) - named
-    prefer = [name for name in version_trials.proven_launchers(known) if name not in failed]
     try:
-        launcher = base.choose_launcher(spec, found, prefer=prefer, avoid=failed)
+        return select_engine(spec, found, base.all_installed(house.cache), trials=trials, tried_now=tried_now)
     except base.NoLauncher as error:
         raise CannotLaunch(str(error), "no-engine") from error
-    installed = [one for one in there if one.launcher == launcher]
-    # Whoever names a program means that one; a version that is told for a model is still more particular.
-    if not installed or (not spec.version and found[launcher] != installed[0].program):
-        if spec.version:
-            raise CannotLaunch(
-                placement_messages.explain_missing_version(launcher, NoVersion(spec.version, ())), "no-engine"
-            )
-        return ChosenEngine(launcher=launcher, program=found[launcher])
-    try:
-        choice = version_trials.choose_version(installed, known, pinned=spec.version, tried_now=tried_now)
     except NoVersion as error:
-        raise CannotLaunch(placement_messages.explain_missing_version(launcher, error), "no-engine") from error
-    if choice.trial and not choice.instead:
-        choice = replace(choice, instead=_another_launcher(spec, found, {*failed, launcher}))
-    usual = choice.installed.program == found[launcher]
-    return ChosenEngine(launcher=launcher, program=choice.installed.program, choice=choice, usual=usual)
-
-
-def _another_launcher(spec: Spec, found: Mapping[str, tuple[str, ...]], without: Collection[str]) -> str:
-    """The one that would be taken if these failed; empty: there is none."""
-    left = {name: program for name, program in found.items() if name not in without}
-    try:
-        return base.choose_launcher(spec, left)
-    except base.NoLauncher:
-        return ""
+        raise CannotLaunch(placement_messages.explain_missing_version(error), "no-engine") from error
 
 
 def allocate(
@@ -190,7 +150,7 @@ def allocate(
         devices,
         occupants=allocation.occupants(tenants, devices),
         past=past,
-        version=_version(engine, versions),
+        version=engine.measured_version(versions),
     )
     if isinstance(found.refusal, Unpredictable):
         return None
@@ -227,7 +187,7 @@ def make_offer(
             *(spec, facts, engine.launcher, engine.program, devices),
             occupants=occupants,
             past=past,
-            version=_version(engine, versions),
+            version=engine.measured_version(versions),
         )
         if not found.fits or found.allotment is None:
             return Offer(fits=False, free=free)
@@ -242,13 +202,6 @@ def make_offer(
             )
         )
     return Offer(fits=True, free=free)
-
-
-def _version(engine: ChosenEngine, versions: Mapping[str, str]) -> str:
-    """As measurements know it. `versions`: of what the host takes where nobody says which."""
-    if engine.usual or engine.choice is None:
-        return versions.get(engine.launcher, "")
-    return engine.choice.installed.version
 
 
 def launch(

@@ -24,6 +24,7 @@ from django.utils import timezone
 
 from modelregistry import failure_advice
 from modelregistry.engines import base, version_trials
+from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
 from modelregistry.process import gpus, probe, process, stopping
 from modelregistry.process.process import Run
@@ -314,7 +315,7 @@ class Supervisor:
             charge.oom_kills = process.oom_kills()
             charge.launched(run, label, self.clock())
 
-    async def _allot(self, charge: ManagedReplica) -> launching.ChosenEngine:
+    async def _allot(self, charge: ManagedReplica) -> ChosenEngine:
         """Chooses its engine and finds it a place. Raises CannotLaunch."""
         async with self.allotting:
             model, spec = charge.key.model, charge.order.spec

@@ -101,6 +101,8 @@ class Report:
     strangers: list[dict[str, Any]]
     engines: dict[str, str]
     installed: dict[str, list[str]]
+    stamps: dict[str, dict[str, str]]
+    usual: dict[str, str]
     problems: list[dict[str, str]]
     at: datetime
 
@@ -328,9 +330,20 @@ def load_trials(host_id: int) -> dict[int, list[Trial]]:
     """What versions of engines did on this host, by the model's id, the oldest first."""
     found: dict[int, list[Trial]] = {}
     for row in EngineTrial.objects.filter(host=host_id).order_by("at"):
-        values = {name: getattr(row, name) for name in Trial.__dataclass_fields__}
-        found.setdefault(row.model_id, []).append(Trial(**values))
+        found.setdefault(row.model_id, []).append(_trial_of(row))
     return found
+
+
+def load_trials_of_model(model_id: int) -> dict[int, list[Trial]]:
+    """What versions of engines did with this model, by the host's id, the oldest first."""
+    found: dict[int, list[Trial]] = {}
+    for row in EngineTrial.objects.filter(model=model_id).order_by("at"):
+        found.setdefault(row.host_id, []).append(_trial_of(row))
+    return found
+
+
+def _trial_of(row: EngineTrial) -> Trial:
+    return Trial(**{name: getattr(row, name) for name in Trial.__dataclass_fields__})
 
 
 def record_trial(host_id: int, model_id: int, trial: Trial) -> None:

@@ -54,7 +54,7 @@ def start_model(by: User | None, model: ServedModel) -> ServedModel:
 
 
 def stop_model(by: User | None, model: ServedModel) -> ServedModel:
-    """Not to be served: its engines finish what they are at and end."""
+    """Not to be served: its engines finish running requests and stop."""
     with transaction.atomic():
         row = _locked(by, model)
         if row.enabled:

@@ -160,7 +160,7 @@ class Models(GenericViewSet[ServedModel]):
     @extend_schema(summary=gettext_lazy("Stop a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, pk: int) -> Response:
-        """Not to be served: engines finish what they are at and end."""
+        """Not to be served: engines finish running requests and stop."""
         return self._answer(actions.stop_model(current_user(request), self.get_object()))
 
     @extend_schema(summary=gettext_lazy("Restart a model"), request=shapes.Restart, responses={200: shapes.Model})

@@ -382,7 +382,7 @@ class HostChange(KnownFields):
         required=False, max_length=100, help_text="Where its engines listen and gateways reach them: they move there."
     )
     maintenance = serializers.BooleanField(
-        required=False, help_text="Its engines finish what they are at and end, and it takes no models."
+        required=False, help_text="Its engines finish running requests and stop, and it takes no models."
     )
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import timedelta
 from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -12,14 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelregistry import fit, placement_messages
+from modelregistry.engines import base
 from modelregistry.engines.base import Spec
+from modelregistry.engines.version_trials import FAILED, PROVEN, Choice, Trial
 from modelregistry.files.metadata import Attention, ModelMetadata
 from modelregistry.memory import allocation, estimate, placement
 from modelregistry.memory.allocation import FitResult, HostedReplica, Occupant
 from modelregistry.memory.estimate import GIB, Demand, predict
-from modelregistry.models import Replica, ServedModel
+from modelregistry.models import EngineTrial, Host, HostReport, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 from modelregistry.process.gpus import RAM, Device
+from modelregistry.supervisor import launching
+from modelregistry.supervisor.launching import SupervisorConfig
+from tests.modelregistry import paper_models
 
 LLAMA_8B = ModelMetadata(
     architecture="LlamaForCausalLM",
@@ -34,6 +41,7 @@ LLAMA_8B = ModelMetadata(
 )
 MIXTRAL = replace(LLAMA_8B, weight_bytes=20 * GIB, experts=(0, *(GIB // 2,) * 31))
 ALIVE = {"name": "h", "maintenance": False, "seen_at": MADE_UP}
+UNKNOWN = {"installed": {}, "stamps": {}, "usual": {}}  # of our installations
 PROGRAM = ["/engines/vllm-0.32.0/bin/python"]
 
 
@@ -122,7 +130,7 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     supervisors = allocation.check_fit(
         wanted, LLAMA_8B, "vllm", PROGRAM, devices, occupants=allocation.occupants(tenants, devices), version="0.32.0"
     )
-    report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"}, installed={})
+    report = SimpleNamespace(devices=[asdict(device) for device in devices], engines={"vllm": "0.32.0"}, **UNKNOWN)
     rows = [row(tenant) for tenant in tenants]
     told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=lambda: rows))
     foreseen = fit._outlook(wanted, LLAMA_8B, told, [], None)
@@ -143,7 +151,7 @@ def test_page_api_and_command_answer_as_the_supervisor_does(host, wanted):
     ],
 )
 def test_nothing_can_be_started_on_a_host_that_is_silent_or_in_maintenance(state):
-    report = SimpleNamespace(devices=[asdict(card(0, 80, 0)), asdict(ram())], engines={"vllm": "0.32.0"}, installed={})
+    report = SimpleNamespace(devices=[asdict(card(0, 80, 0)), asdict(ram())], engines={"vllm": "0.32.0"}, **UNKNOWN)
     told = SimpleNamespace(**ALIVE | state, report=report, replica_set=SimpleNamespace(all=list))
     found = fit._outlook(spec(), LLAMA_8B, told, [], None)
     assert (found.fits, found.room) == (False, True)
@@ -156,7 +164,7 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
     report = SimpleNamespace(
         devices=[asdict(card(0, 80, 0)), asdict(ram())],
         engines={"vllm": "0.33.0"},
-        installed={"vllm": ["0.33.0", "0.32.0"]},
+        **UNKNOWN | {"installed": {"vllm": ["0.33.0", "0.32.0"]}},
     )
     told = SimpleNamespace(**ALIVE, report=report, replica_set=SimpleNamespace(all=list))
     there = fit._outlook(spec(version="0.32.0"), LLAMA_8B, told, [], None)
@@ -173,6 +181,85 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
     assert fit._outlook(spec(version="0.32.0"), LLAMA_8B, told, learned, None).prediction == there.prediction
     newest = fit._outlook(spec(), LLAMA_8B, told, learned, None)
     assert newest.prediction != there.prediction
+
+
+LAUNCHER_VERSIONS = [(launcher, version) for launcher in base.LLAMA_CPP_LAUNCHERS for version in ("2.0", "1.0")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    installed=st.sets(st.sampled_from(LAUNCHER_VERSIONS), min_size=1),
+    named=st.sets(st.sampled_from(base.LLAMA_CPP_LAUNCHERS), max_size=1),
+    tried=st.lists(
+        st.tuples(st.sampled_from(LAUNCHER_VERSIONS), st.sampled_from([PROVEN, FAILED]), st.booleans()),
+        unique_by=lambda one: one[0],
+    ),
+    wanted=st.sampled_from([{}, {"version": "1.0"}, {"launcher": "xllamacpp"}, {"task": "rerank"}]),
+)
+def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(installed, named, tried, wanted):
+    with TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", "")
+        cache = Path(place)
+        for launcher, version in installed:
+            install(cache, launcher, version)
+        asked_for = spec(engine="llama.cpp", path=str(paper_models.gguf(cache / "m.gguf")), **wanted)
+        house = SupervisorConfig(
+            **{"host": "h", "runs": cache, "cache": cache, "commands": dict.fromkeys(named, "/opt/own"), "ports": []},
+            **{"start_limit": 1, "stop_grace": 1, "claim": cache},
+        )
+        there = base.all_installed(cache)
+        stamps = base.group_stamps(there)
+        trials = [
+            Trial(launcher=of, version=version, stamp=stamps.get(of, {}).get(version, "") + "!" * stale, state=state)
+            for (of, version), state, stale in tried
+        ]
+        found = base.find_engines(house.commands, cache, "")
+        usual = base.usual_versions(found, there)
+        report = SimpleNamespace(
+            engines={launcher: version or "9.0" for launcher, version in usual.items()},
+            **{"installed": base.group_versions(there), "stamps": stamps, "usual": usual},
+        )
+        foreseen, missing = fit._engine_on(SimpleNamespace(**ALIVE, report=report), asked_for, trials)
+        try:
+            chosen = launching.choose_engine(house, asked_for, trials=trials)
+        except launching.CannotLaunch:
+            assert missing
+            return
+    assert not missing
+    assert (foreseen.launcher, foreseen.usual) == (chosen.launcher, chosen.usual)
+    assert described(foreseen.choice) == described(chosen.choice)
+    assert foreseen.measured_version(report.engines) == chosen.measured_version(report.engines)
+
+
+def install(cache: Path, launcher: str, version: str) -> None:
+    program = cache / f"engines/{launcher}-{version}/bin" / ("llama-server" if launcher == "llama-server" else "python")
+    program.parent.mkdir(parents=True)
+    program.touch()
+
+
+def described(choice: Choice | None) -> tuple[str, str, bool, str] | None:
+    return (choice.installed.version, choice.installed.stamp, choice.trial, choice.instead) if choice else None
+
+
+@pytest.mark.django_db
+def test_a_registered_model_is_foreseen_with_the_launcher_that_is_proven_on_that_host():
+    model = ServedModel.objects.create(name="m", engine="llama.cpp", path="/m.gguf")
+    for name in ("near", "far"):
+        host = Host.objects.create(name=name, seen_at=MADE_UP)
+        HostReport.objects.create(
+            **{"host": host, "devices": [asdict(ram())], "at": timezone.now()},
+            **{"engines": {"llama-server": "b9", "xllamacpp": "1.0"}, "usual": {"llama-server": "9.0.0"}},
+            **{"installed": {"llama-server": ["9.0.0"], "xllamacpp": ["1.0"]}, "stamps": {"xllamacpp": {"1.0": "s"}}},
+        )
+    EngineTrial.objects.create(
+        **{"host": Host.objects.get(name="near"), "model": model, "launcher": "xllamacpp", "version": "1.0"},
+        **{"stamp": "s", "state": PROVEN, "at": timezone.now()},
+    )
+    wanted = spec(engine="llama.cpp")
+    found = {one.host: one.launcher for one in fit.fit_on_hosts(wanted, LLAMA_8B, fit.hosts(), model=model.pk)}
+    assert found == {"near": "xllamacpp", "far": "llama-server"}
+    new = {one.host: one.launcher for one in fit.fit_on_hosts(wanted, LLAMA_8B, fit.hosts())}
+    assert new == {"near": "llama-server", "far": "llama-server"}
 
 
 @settings(max_examples=80, deadline=None)
@@ -343,7 +430,6 @@ def test_ram_that_was_promised_to_models_on_gpus_is_not_free():
 
 def test_experts_of_a_gguf_file_are_known_by_layer(tmp_path):
     from modelregistry.files import model_files
-    from tests.modelregistry import paper_models
 
     tensors = {
         "token_embd.weight": ("F16", (320, 64)),

@@ -28,6 +28,10 @@ def test_the_host_is_reported(site):
     assert found.devices[-1]["total"] > found.devices[-1]["free"] > 0
     assert found.engines.keys() >= {"llama-server", "xllamacpp"}
     assert found.engines["xllamacpp"][0].isdigit()
+    assert found.usual.keys() == found.engines.keys()
+    assert found.usual["llama-server"] == ""  # named in a setting
+    assert found.usual["xllamacpp"] == found.installed["xllamacpp"][0]
+    assert found.stamps.keys() == found.installed.keys()
     assert found.problems == []
 
 

@@ -19,7 +19,7 @@ SWITCH = {"on": True, "off": False}
 class Command(BaseCommand):
     help = (
         "Shows the hosts, or changes one; its supervisor follows within seconds. In maintenance a host's engines "
-        "finish what they are at and end, and it takes no models."
+        "finish running requests and stop, and it takes no models."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -1,0 +1,72 @@
+"""Which launcher and version a replica is started with, by what its host has and what was tried there. Pure.
+
+The supervisor asks it when it starts a replica; page, API and command look ahead with it, by what the host reported.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from modelregistry.engines import base, version_trials
+from modelregistry.engines.base import Spec
+from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChosenEngine:
+    """What a replica is started with. `choice`: among our installations; None: a program that operators named.
+
+    `usual`: it is what this host takes where nobody says which.
+    """
+
+    launcher: str
+    program: tuple[str, ...]
+    choice: Choice | None = None
+    usual: bool = True
+
+    def measured_version(self, versions: Mapping[str, str]) -> str:
+        """Return its version as measurements know it. `versions`: what each launcher's usual program tells."""
+        if self.usual or self.choice is None:
+            return versions.get(self.launcher, "")
+        return self.choice.installed.version
+
+
+def select_engine(
+    spec: Spec,
+    found: Mapping[str, tuple[str, ...]],
+    installed: Sequence[Installed],
+    *,
+    trials: Iterable[Trial] = (),
+    tried_now: Collection[str] = (),
+) -> ChosenEngine:
+    """Select the engine for a model. Raises NoLauncher or NoVersion.
+
+    `found`: the usual program of each launcher; `installed`: our installations, of each launcher the newest first;
+    `trials`: what is known of versions with this model, the oldest first; `tried_now`: the versions that its other
+    replicas are trying.
+    """
+    known = list(trials)
+    # What operators name is no installation of ours, of which nothing is known.
+    named = {name for name, program in found.items() if program not in {one.program for one in installed}}
+    failed = version_trials.failed_launchers(installed, known) - named
+    prefer = [name for name in version_trials.proven_launchers(known) if name not in failed]
+    launcher = base.choose_launcher(spec, found, prefer=prefer, avoid=failed)
+    there = [one for one in installed if one.launcher == launcher]
+    # Whoever names a program means that one; a version that is told for a model is still more particular.
+    if not there or (not spec.version and found[launcher] != there[0].program):
+        if spec.version:
+            raise NoVersion(launcher, spec.version, ())
+        return ChosenEngine(launcher=launcher, program=found[launcher])
+    choice = version_trials.choose_version(there, known, pinned=spec.version, tried_now=tried_now)
+    if choice.trial and not choice.instead:
+        choice = replace(choice, instead=_another_launcher(spec, found, {*failed, launcher}))
+    usual = choice.installed.program == found[launcher]
+    return ChosenEngine(launcher=launcher, program=choice.installed.program, choice=choice, usual=usual)
+
+
+def _another_launcher(spec: Spec, found: Mapping[str, tuple[str, ...]], without: Collection[str]) -> str:
+    """The one that would be taken if these failed; empty: there is none."""
+    left = {name: program for name, program in found.items() if name not in without}
+    try:
+        return base.choose_launcher(spec, left)
+    except base.NoLauncher:
+        return ""
