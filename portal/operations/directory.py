@@ -54,7 +54,7 @@ def follow(request: HttpRequest) -> HttpResponse:
     if follow_now(current_user(request), settings.DIRECTORY, force=force).problem:
         messages.error(request, _("Nothing was changed. What is wrong stands below."))
     else:
-        messages.success(request, _("The directory was followed."))
+        messages.success(request, _("The directory was synchronised."))
     return redirect("operations-directory")
 
 

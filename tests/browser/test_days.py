@@ -198,7 +198,7 @@ def operates(operator: Person, name: str) -> None:
     operator.finds("/usage/?of=all&by=tenant", "research")
     operator.page.goto("/operations/directory/")
     operator.presses("Synchronise now")
-    operator.reads(operator.word("followed"))
+    operator.reads(operator.word("synchronised"))
     operator.page.goto("/audit/")
     operator.page.locator("[name=text]").fill(name)
     operator.presses("Search")
