@@ -235,7 +235,7 @@ def test_an_operator_has_it_followed_at_once(everybody, desk, directory, door, n
     leaver = door.enter(newcomer("goto", "sales"), "password of goto")
     directory.dismiss("goto")
     answer = desk.post(f"{PAGE}follow/", follow=True)
-    assert "The directory was followed." in answer.content.decode()
+    assert "The directory was synchronised." in answer.content.decode()
     leaver.refresh_from_db()
     assert not leaver.is_active
     [event] = events("directory.follow")
