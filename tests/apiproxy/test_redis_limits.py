@@ -20,7 +20,7 @@ from apiproxy.dataplane.limits.local import Limits
 from apiproxy.dataplane.limits.redis import SharedLimits
 from modelregistry.supervisor.watchdog import Watchdog
 from portal.quotas.windows import window_bounds
-from tests.apiproxy.test_limits import DAY, MODEL, NOON, TOKYO, Limit, Records, limit
+from tests.apiproxy.test_local_limits import DAY, MODEL, NOON, TOKYO, Limit, Records, limit
 from tests.redis import Redis, redis_server
 from tests.slapd import unused_port, write_certificates
 
