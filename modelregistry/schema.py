@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from django.core.management.base import CommandError
 from django.db import DatabaseError, connection
-from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.loader import MigrationLoader
 
 log = logging.getLogger(__name__)
 SHOWN = 3  # migrations that a message names
@@ -17,11 +17,11 @@ def check_schema() -> None:
     Also if the database does not answer: after a power cut it may come up last, and engines are adopted without it.
     """
     try:
-        executor = MigrationExecutor(connection)
-        loader = executor.loader
+        loader = MigrationLoader(connection)
         replaced = {name for migration in loader.replacements.values() for name in migration.replaces}
         unknown = loader.applied_migrations.keys() - loader.disk_migrations.keys() - replaced
-        missing = [(step.app_label, step.name) for step, _ in executor.migration_plan(loader.graph.leaf_nodes())]
+        # Not a plan to the last ones: where one of these is applied, it looks at none before.
+        missing = loader.graph.nodes.keys() - loader.applied_migrations.keys()
     except DatabaseError as error:
         log.warning("the schema cannot be compared, the database does not answer: %s", error)
         return

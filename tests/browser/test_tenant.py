@@ -34,7 +34,7 @@ WORDS = {
     "en": {
         "near": "nearly used up",
         "asked": "waits for an answer",
-        "grant": "MemoryGrant",
+        "grant": "Grant",
         "granted": "granted",
         "left": "20 of 105 tokens left today",
         "people": "People",
