@@ -34,9 +34,9 @@ from modelregistry.supervisor import repository
 class HostFit:
     """Of one replica on one host. `fits`: it could start there now; `room`: as far as memory is concerned.
     `unavailable`: why the host takes no model at all, whatever has room there. `launcher`: "" if the host has no engine
-    for it; what it would take is then that of the usual one. `devices`: indices, none:
-    RAM. `prediction`: on each of them, also where it does not fit. `why_not`: sentences, as lines; empty: it fits.
-    `to_go`: replicas of ours without which there would be room.
+    for it; what it would take is then that of the usual one. `devices`: indices, none: RAM. `prediction`: on each of
+    them, also where it does not fit. `why_not`: sentences, as lines; empty: it fits. `to_go`: replicas of ours without
+    which there would be room.
     """
 
     host: str

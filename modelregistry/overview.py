@@ -260,7 +260,7 @@ def state_of(
 
 
 def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
-    """`repository`: all replicas, of whatever host."""
+    """`rows`: all replicas, of whatever host."""
     report = getattr(host, "report", None)
     alive = [row for row in rows if row.host_id == host.pk and row.state in ALIVE]
     return HostNow(

@@ -97,7 +97,7 @@ class Gateway:
     `wish(model_id)` is called when somebody wants a model that is asleep. `refresh` sees to it that the catalogue is as
     new as can be had cheaply; a key that is well formed but unknown waits for it. `proxies`: how many of ours stand in
     front and are believed where a caller comes from. `workers`: how many gateways share the engines.
-    `memory_budget`: of memory, by ids of keys. `origins`: of pages that may call from a browser.
+    `budget`: of memory, by ids of keys. `origins`: of pages that may call from a browser.
     """
 
     def __init__(

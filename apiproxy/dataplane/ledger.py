@@ -10,7 +10,7 @@ What may be away:
 - disk (full, read-only): `append` keeps events in memory, `accepting` turns false, and the gateway takes no new work
   until there is room again; finished answers are lost only if the gateway is killed during that time;
 - sense: a line that says nothing that can be recorded (damaged, of another version, a value that no database takes)
-  and a row that the database refuses are set aside (`quarantine`); all others go on.
+  and a row that the database refuses are set aside (see `quarantine`); all others go on.
 - power: the spool is written, not synced, per event; `drain` syncs it, so a power cut can lose the last second.
 
 A segment is reserved on the disk as a whole and mapped: an event is copied to where the kernel keeps it when the

@@ -93,7 +93,7 @@ class Metrics:
         first_byte: float | None,
         whole: float,
     ) -> None:
-        """As `request`, `token_usage` and `times`. Without their calls, as it is counted for each call (3 of 8 µs)."""
+        """As `request`, `tokens` and `times`. Without their calls, as it is counted for each call (3 of 8 µs)."""
         find, numbers = self._tally.places.get, self._tally.numbers
         request, whole_at = find((REQUESTS, endpoint, model, ending)), find((WHOLE, model))
         read, made = find((TOKENS, model, "prompt")), find((TOKENS, model, "completion"))

@@ -73,7 +73,7 @@ class RequestBodies:
     async def read(
         self, headers: dict[bytes, bytes], receive: Receive, share: BudgetShare, limits: Sequence[Limit]
     ) -> bytes:
-        """The whole body; its bytes are in the share. `local` of the caller: as many of its bodies arrive at a time
+        """The whole body; its bytes are in the share. `limits` of the caller: as many of its bodies arrive at a time
         as calls may run at a time.
 
         Raises BodyTooLarge and OverMemory (both before reading it, where its length is told), OverRate,

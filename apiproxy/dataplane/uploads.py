@@ -247,7 +247,7 @@ class Upload:
         *,
         most: int,
     ) -> None:
-        """`most`: bytes of a body. `local` of the caller, and `arrival`: see `request_bodies`.
+        """`most`: bytes of a body. `limits` of the caller, and `arrival`: see `request_bodies`.
 
         Raises BadRequest, UnknownCoding, OverRate, and BodyTooLarge where the length is told.
         """

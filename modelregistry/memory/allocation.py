@@ -172,7 +172,7 @@ class Occupant:
 class FitResult:
     """Whether a replica fits on a host, where, and what would have to go.
 
-    `allocation`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
+    `allotment`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
     `need`: what it would take on each of its devices, at least that where it does not fit; None: nobody can say.
     `to_go`: the fewest replicas of ours without which it would fit; (): none are in its way, or more than a few.
     """

@@ -137,7 +137,7 @@ def find_place(
     `gpus`: the operator's choice; empty: the fullest card that has room (so that whole cards stay free for what needs
     one), for several cards those with most room. An engine that can do with less cache than it wants gets what there
     is.
-    `overcommit`: where most is free, whatever the sum says. With `metadata` a refusal can tell what would fit.
+    `overcommit`: where most is free, whatever the sum says. With `facts` a refusal can tell what would fit.
     """
     if demand.kind != "gpu" and prediction.devices > 1:
         raise NoSuchDevice((), prediction.devices, 0)

@@ -22,7 +22,7 @@ DIFY_CHUNKS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenWebUI:
-    """`place`: where the form with these `api_fields` is. `environment`: the same for who starts it with variables."""
+    """`place`: where the form with these `fields` is. `environment`: the same for who starts it with variables."""
 
     place: str
     fields: Fields

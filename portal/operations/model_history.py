@@ -21,7 +21,7 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """`api_fields`: which were changed, by their names as pages tell them."""
+    """`fields`: which were changed, by their names as pages tell them."""
 
     at: datetime
     who: str

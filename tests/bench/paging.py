@@ -1,4 +1,4 @@
-"""python -m tests.bench.paging fill|time|prune …: what `portal_proxy` has done in a process with a database of its own.
+"""python -m tests.bench.paging fill|time|prune …: what `pages` has done in a process with a database of its own.
 
 `fill ROWS AUDIT PERIODS`: a made-up company with so many usage records. `time ROUNDS [--explain MS]`: each page, as a
 JSON list. `prune DAYS`: records older than that are deleted; [how many, seconds]. Answers go to standard output.

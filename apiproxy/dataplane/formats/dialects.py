@@ -25,7 +25,7 @@ class Dialect:
     """`error` and `event` give a refusal as a body and as an event of a stream, `farewell` what follows such an event.
     `heartbeat`: what a client may be sent before its stream begins; `ping`: in its middle, when nothing comes for long.
 
-    `reader` is made for each stream, `accumulators` where a stream has to become one JSON. `asks_usage`: usage comes in
+    `reader` is made for each stream, `assembly` where a stream has to become one JSON. `asks_usage`: usage comes in
     a stream only where `stream_options` asks for it.
     """
 

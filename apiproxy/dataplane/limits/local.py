@@ -103,7 +103,7 @@ class ApplicableLimits:
     __slots__ = ("begin", "concurrent", "counted", "end", "limits", "requests", "source", "tallies", "tokens")
 
     def __init__(self, source: Sequence[Limit], limits: Sequence[Limit], tallies: Sequence[CounterState]) -> None:
-        """`source`: what `local` were chosen from. The plan is good while no window of a tally begins or ends."""
+        """`source`: what `limits` were chosen from. The plan is good while no window of a tally begins or ends."""
         self.source = source
         self.limits, self.tallies = limits, tallies
         self.begin = max((tally.begin for tally in tallies), default=0.0)
