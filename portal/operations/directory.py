@@ -13,12 +13,12 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 
 from portal.accounts import directory_sync, permissions
+from portal.accounts.decorators import operator_required
 from portal.accounts.ldap import Directory, DirectoryError
 from portal.accounts.models import DirectoryState, User
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.audit import tracking
-from portal.operations.views import operator_required
 from portal.web import posted_forms
 
 # Two hours and what a run may take: of what is followed every hour, two are missing.

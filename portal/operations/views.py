@@ -3,17 +3,14 @@
 import re
 from collections.abc import Callable
 from datetime import datetime
-from functools import wraps
 from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
-from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
 from modelregistry.engines.presets import PRESETS
@@ -21,8 +18,9 @@ from modelregistry.fit import estimate
 from modelregistry.hosts import needed_because
 from modelregistry.models import Host, LogTail, Replica, ServedModel
 from modelregistry.overview import ALIVE
+from portal.accounts.decorators import operator_required
 from portal.accounts.models import DirectoryState
-from portal.accounts.permissions import current_user, require_operator
+from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.operations import actions
 from portal.operations.callers import Callers, callers, callers_of
@@ -35,19 +33,6 @@ from portal.usage.models import UsageSetAside
 from portal.web import posted_forms
 
 View = Callable[..., HttpResponse]
-
-
-def operator_required(view: View) -> View:
-    """Who is signed out is sent to sign in; who is no operator is told whom to ask. Never kept by a browser."""
-
-    @login_required
-    @never_cache
-    @wraps(view)
-    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        require_operator(current_user(request))
-        return view(request, *args, **kwargs)
-
-    return guarded
 
 
 @operator_required

@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts import membership, permissions
+from portal.accounts.decorators import tenant_admin_required
 from portal.accounts.models import Membership, Tenant
 from portal.accounts.permissions import current_user
 from portal.keys import queries
@@ -17,7 +18,6 @@ from portal.quotas import administration, status
 from portal.quotas.administration import QuotaTarget
 from portal.quotas.models import Quota
 from portal.tenants import ranking
-from portal.tenants.decorators import tenant_admin_required
 from portal.tenants.forms import AddMemberForm, RoleForm
 from portal.web import posted_forms
 from portal.web.templatetags.formatting import person

@@ -13,13 +13,13 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts import permissions
+from portal.accounts.decorators import operator_required, tenant_admin_required
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import current_user
 from portal.keys.models import ApiKey
 from portal.quotas import administration, amounts, request_pages, status
 from portal.quotas.administration import QuotaKind, QuotaTarget
 from portal.quotas.models import Quota
-from portal.tenants.decorators import operator_required, tenant_admin_required
 from portal.tenants.forms import QuotaForm
 from portal.web import posted_forms
 from portal.web.templatetags.formatting import person

@@ -11,12 +11,12 @@ from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_safe
 
+from portal.accounts.decorators import tenant_admin_required
 from portal.accounts.models import Tenant
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.quotas import administration, amounts, request_pages
 from portal.quotas.models import QuotaRequest
-from portal.tenants.decorators import tenant_admin_required
 from portal.tenants.forms import MoreForm
 from portal.web import posted_forms
 

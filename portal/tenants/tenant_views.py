@@ -12,13 +12,13 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
+from portal.accounts.decorators import operator_required
 from portal.accounts.models import Tenant
 from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.keys.models import ApiKey
 from portal.quotas import administration
 from portal.tenants import ranking
-from portal.tenants.decorators import operator_required
 from portal.tenants.forms import TenantForm
 from portal.web import posted_forms
 

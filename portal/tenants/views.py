@@ -7,12 +7,12 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 
 from portal.accounts import permissions
+from portal.accounts.decorators import tenant_admin_required
 from portal.accounts.models import Membership, Tenant
 from portal.accounts.permissions import current_user
 from portal.keys import queries
 from portal.quotas import administration, alerts, request_pages, status
 from portal.tenants import ranking
-from portal.tenants.decorators import tenant_admin_required
 from portal.usage import recent_usage
 from portal.usage.models import UsageTenantDay
 

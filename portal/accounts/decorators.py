@@ -1,4 +1,4 @@
-"""How every page about a tenant begins: who may see it at all, and as what."""
+"""How pages about a tenant and those of operators begin: who may see them at all, and as what."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -30,7 +30,7 @@ def tenant_admin_required(view: View) -> View:
 
 
 def operator_required(view: View) -> View:
-    """Who is no operator is told whom to ask."""
+    """Who is signed out is sent to sign in; who is no operator is told whom to ask. Never kept by a browser."""
 
     @login_required
     @never_cache
