@@ -52,21 +52,12 @@ def download_with_pip(*arguments: str, pins: Iterable[str]) -> None:
     Blocks until it is done; pip's own limits apply (15 s without a byte, five tries). Its progress goes to stderr.
     Raises CannotFetch.
     """
-    _pip(*arguments, "--require-hashes", pins=pins)
-
-
-def pip_unchecked(*arguments: str, pins: Iterable[str]) -> None:
-    """The same for requirements without a hash (`name==version`): what stands in no index that every site shares."""
-    _pip(*arguments, pins=pins)
-
-
-def _pip(*arguments: str, pins: Iterable[str]) -> None:
     text = "\n".join(pins)
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as requirements:
         requirements.write(text)
         requirements.flush()
         # No pip cache: the result is kept in ours, and 100 MB need not be kept twice.
-        options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
+        options = ["--require-hashes", "--no-deps", "--only-binary=:all:", "--no-cache-dir", "--no-input"]
         command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments, *options]
         if subprocess.run([*command, "-r", requirements.name], stdout=2, check=False).returncode:
             names = re.findall(r"^[\w.-]+==[\w.+-]+", text, re.MULTILINE)

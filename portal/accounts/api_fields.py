@@ -24,13 +24,6 @@ class Named(serializers.SlugRelatedField[Any]):
         return self._among(self.context["user"])
 
 
-class OwnTenant(Named):
-    """An active tenant that the person belongs to."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(Tenant, "slug", permissions.own_tenants, **options)
-
-
 class AnyTenant(Named):
     """A tenant that the person may see."""
 

@@ -8,9 +8,9 @@ from portal.accounts import api as accounts
 from portal.api import views
 from portal.audit import api as audit
 from portal.keys import api as keys
-from portal.notifications import api as notices
+from portal.notifications import api as notifications
 from portal.operations import api as operations
-from portal.quotas import api as metering
+from portal.quotas import api as quotas
 from portal.usage import api as usage
 
 
@@ -26,10 +26,10 @@ router = SimpleRouter(use_regex_path=False)
 router.register("keys", keys.Keys, basename="api-keys")
 router.register("catalogue", keys.Catalogue, basename="api-catalogue")
 router.register("management-keys", keys.ManagementKeys, basename="api-management-keys")
-router.register("quotas", metering.Quotas, basename="api-quotas")
-router.register("quota-requests", metering.Requests, basename="api-quota-requests")
+router.register("quotas", quotas.Quotas, basename="api-quotas")
+router.register("quota-requests", quotas.Requests, basename="api-quota-requests")
 router.register("tenants", accounts.Tenants, basename="api-tenants")
-router.register("notices", notices.Notices, basename="api-notices")
+router.register("notices", notifications.Notices, basename="api-notices")
 router.register("hosts", operations.Hosts, basename="api-hosts")
 router.register("models", operations.Models, basename="api-models")
 router.register("replicas", operations.Replicas, basename="api-replicas")
@@ -54,7 +54,7 @@ urlpatterns = [
     path("v1/usage/groups/", usage.UsageGroups.as_view({"get": "list"}), name="api-usage-groups"),
     path("v1/usage/scopes/", usage.UsageScopesView.as_view(), name="api-usage-scopes"),
     path("v1/audit/", audit.AuditView.as_view(), name="api-audit"),
-    path("v1/allowances/", metering.AllowancesView.as_view(), name="api-allowances"),
+    path("v1/allowances/", quotas.AllowancesView.as_view(), name="api-allowances"),
     path("v1/overview/", operations.OverviewView.as_view(), name="api-overview"),
     path("v1/directory/", operations.DirectoryView.as_view(), name="api-directory"),
     path("v1/directory/follow/", operations.FollowDirectoryView.as_view(), name="api-directory-follow"),

@@ -11,8 +11,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from portal.accounts.permissions import administered_tenants, current_user
 from portal.accounts.timezones import zone_of
-from portal.keys import leaked_keys as ending
-from portal.keys import queries
+from portal.keys import leaked_keys, queries
 from portal.keys.forms import FoundKeyForm
 from portal.keys.models import ApiKey
 
@@ -65,6 +64,6 @@ def found_key(request: HttpRequest) -> HttpResponse:
     """Somebody found a key where it must not be: whoever is signed in may end it, for it works for everybody now."""
     form = FoundKeyForm(request.POST or None)
     asked = form.is_valid()
-    found = ending.revoke_leaked(form.cleaned_data["text"], current_user(request)) if asked else None
+    found = leaked_keys.revoke_leaked(form.cleaned_data["text"], current_user(request)) if asked else None
     form.data = {}  # what was pasted is never sent back
     return render(request, "keys/found.html", {"form": form, "found": found})

@@ -32,8 +32,6 @@ from portal.operations.overview import ModelView, model_view, overview, with_all
 from portal.usage.models import UsageSetAside
 from portal.web import posted_forms
 
-View = Callable[..., HttpResponse]
-
 
 @operator_required
 @require_safe

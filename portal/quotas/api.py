@@ -21,8 +21,8 @@ from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.quotas import administration
 from portal.quotas import serializers as shapes
-from portal.quotas import status as allowance
 from portal.quotas.models import Quota, QuotaRequest
+from portal.quotas.status import Allowance, allowances, allowances_of_key, allowances_of_member, allowances_of_tenant
 from portal.web.rest.list_pages import Pages
 from portal.web.rest.validation import validated
 
@@ -171,20 +171,20 @@ class AllowancesView(APIView):
         return Response([shapes.Allowance(one).data for one in left(current_user(request), wanted)])
 
 
-def left(user: User, wanted: dict[str, Any]) -> list[allowance.Allowance]:
+def left(user: User, wanted: dict[str, Any]) -> list[Allowance]:
     """Raises Http404 for what is not this person's to know."""
     now, tenant, whom = timezone.now(), wanted.get("tenant"), wanted.get("user")
     if "key" in wanted:
-        return allowance.allowances_of_key(wanted["key"], now)
+        return allowances_of_key(wanted["key"], now)
     if tenant is None:
-        return allowance.allowances(user, zone_of(user), now)
+        return allowances(user, zone_of(user), now)
     if whom != user and not permissions.administered_tenants(user).filter(pk=tenant.pk).exists():
         raise Http404
     if whom is None:
-        return allowance.allowances_of_tenant(tenant, now)
+        return allowances_of_tenant(tenant, now)
     if not whom.memberships.filter(tenant=tenant).exists():
         raise Http404
-    return allowance.allowances_of_member(tenant, whom, now)
+    return allowances_of_member(tenant, whom, now)
 
 
 def visible_quotas(user: User) -> QuerySet[Quota]:
