@@ -17,11 +17,12 @@ import ipaddress
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from apiproxy.dataplane.catalogue import Replica
 from apiproxy.dataplane.upstream import NO_WAY, Header, Pool, Unreachable, UpstreamError
 
+K = TypeVar("K")
 EVERY = 0.5  # seconds between two questions
 # Seconds for an answer, which takes a millisecond in one building. A lost packet is sent again after a second, so
 # more go out after a moment: where one in a hundred is lost, it takes a year and a half until four of a question are.
@@ -38,10 +39,16 @@ HEALTH_WITHIN = 1.0
 DOUBTFUL, HOPELESS = 2, 6
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Silence:
     since: float
-    questions: int = 1
+    questions: int = 0
+
+
+def _count_silence(before: Mapping[K, _Silence], asked: float, silent: Iterable[K]) -> dict[K, _Silence]:
+    """Count the question asked at that time for those who did not answer; of others nothing is known from now on."""
+    known = {one: before.get(one) or _Silence(asked) for one in silent}
+    return {one: _Silence(silence.since, silence.questions + 1) for one, silence in known.items()}
 
 
 class SignOfLife(NamedTuple):
@@ -76,15 +83,8 @@ class HostWatch:
                 hosts.setdefault(pool.address.host, []).append(pool)
         began = self._clock()
         answers = await asyncio.gather(*(self._answers(host, pools) for host, pools in hosts.items()))
-        for host, answer in zip(hosts, answers, strict=True):
-            if answer:
-                self._silent.pop(host, None)
-            elif host in self._silent:
-                self._silent[host].questions += 1
-            else:
-                self._silent[host] = _Silence(began)
-        for host in self._silent.keys() - hosts.keys():  # it serves nothing any more
-            del self._silent[host]
+        silent = [host for host, answer in zip(hosts, answers, strict=True) if not answer]
+        self._silent = _count_silence(self._silent, began, silent)
 
     async def _answers(self, host: str, pools: list[Pool]) -> bool:
         """Whether any of its ports answers: one whose engine takes no connections any more says nothing either."""
@@ -121,11 +121,8 @@ class EngineWatch:
         began = self._clock()
         answers = await asyncio.gather(*(is_healthy(replica, pool) for replica, pool in asked))
         heard = heard_since(began) if asked else ()
-        before, self._silent = self._silent, {}
-        for (replica, _), answer in zip(asked, answers, strict=True):
-            if not answer and replica.id not in heard:
-                one = before.get(replica.id) or _Silence(began, 0)
-                self._silent[replica.id] = _Silence(one.since, one.questions + 1)
+        silent = {replica.id for (replica, _), answer in zip(asked, answers, strict=True) if not answer}
+        self._silent = _count_silence(self._silent, began, silent - set(heard))
 
 
 class _Health:
