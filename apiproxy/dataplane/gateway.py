@@ -642,15 +642,17 @@ class Gateway:
             log.error("replica %d died with its host: no call is blamed for that", replica)
 
     async def ask_engines(self) -> None:
-        """Asks the engines that no supervisor looks after now. Call it every `host_watch.EVERY` seconds."""
-        asked = [one for one in self._ours() if self._is_quiet(one.host)]
+        """Asks the engines that no supervisor looks after now, and those that did not answer last: a supervisor that is
+        back says that it is there before it knows which of its engines are. Call it every `host_watch.EVERY` seconds.
+        """
         before = self._engines.silent
+        asked = [one for one in self._ours() if self._is_quiet(one.host) or one.id in before]
         await self._engines.ask([(one, self._pool(one)) for one in asked], self._heard_since)
         now = self._engines.silent
         for replica in now.keys() - before.keys():
             log.error("replica %d does not answer, nor does its supervisor: it gets no calls until one does", replica)
         for replica in before.keys() - now.keys():
-            log.warning("replica %d answers again, or is looked after", replica)
+            log.warning("replica %d answers again, or is gone", replica)
         if before or now:
             self._note_silence()
 

@@ -7,7 +7,7 @@ go on. Hosts on loopback need not be asked, and servers of others have ways and 
 
 A machine whose processes are all held up or gone takes (or refuses) connections as ever, though. That nobody reports
 for its engines any more is a reason to ask them themselves, and only that: while supervisors report, they ask, and
-nothing is asked here. One that does not answer either gets no calls until it does, or until a supervisor reports again.
+nothing is asked here. One that does not answer either gets no calls until it does.
 """
 
 import asyncio
