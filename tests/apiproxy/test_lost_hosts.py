@@ -4,6 +4,7 @@ The second host has a state directory of its own and shares the database, as ano
 """
 
 import os
+import select
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,8 +64,13 @@ class Second:
         self.frozen = []
 
     def kill(self) -> None:
-        for pid in self.pids():
-            os.kill(pid, signal.SIGKILL)
+        """Returns when all are gone: until then one of them may take another connection."""
+        dying = [os.pidfd_open(pid) for pid in self.pids()]
+        for one in dying:
+            signal.pidfd_send_signal(one, signal.SIGKILL)
+        for one in dying:
+            assert select.select([one], [], [], 30)[0]
+            os.close(one)
 
     def changes_within(self, ready: int, *models: str) -> None:
         began = time.monotonic()
