@@ -24,7 +24,7 @@ def say(text: str) -> None:
 
 
 def run(*command: str | Path, **more: str) -> None:
-    """Runs it in the project's directory, with `more` environment; ends the set-up with its message if it fails."""
+    """Run it in the project's directory, with `more` environment; ends the set-up with its message if it fails."""
     done = subprocess.run([str(part) for part in command], cwd=ROOT, env={**os.environ, **more}, check=False)
     if done.returncode:
         raise SystemExit(f"This did not work (exit status {done.returncode}): {' '.join(map(str, command))}")
@@ -39,7 +39,7 @@ def distribution() -> str:
 
 
 def wanted(listing: str, marks: tuple[str, ...], *, system: str, system_python: bool, python: str) -> list[str]:
-    """The packages of `deploy/packages` that carry one of the marks, on this distribution and for this Python."""
+    """Return the packages of `deploy/packages` that carry one of the marks, on this distribution and for this Python."""
     names = []
     for line in listing.splitlines():
         mark, name, *_ = [*line.partition("#")[0].split(), "", ""]
@@ -90,7 +90,7 @@ def environment() -> None:
 
 
 def digest(*paths: Path) -> str:
-    """Changes when the content of one of the files does, or which files there are."""
+    """Change when the content of one of the files does, or which files there are."""
     content = hashlib.sha256()
     for path in sorted(paths):
         content.update(f"{path}\0".encode())
@@ -123,7 +123,7 @@ def browser() -> None:
 
 # --- Madoguchi --------------------------------------------------------------------------------------------------
 def messages() -> None:
-    """Compiles the texts whose source is newer."""
+    """Compile the texts whose source is newer."""
     sources = [path for path in ROOT.glob("*/**/locale/*/LC_MESSAGES/*.po") if VENV not in path.parents]
     for source in sources:
         target = source.with_suffix(".mo")

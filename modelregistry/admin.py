@@ -28,7 +28,7 @@ class HostAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its s
         obj.save(update_fields=form.changed_data if change else None)
 
     def has_delete_permission(self, request: HttpRequest, obj: Host | None = None) -> bool:
-        """One that is needed may not be removed, see `hosts.remove`."""
+        """Return one that is needed may not be removed, see `hosts.remove`."""
         return obj is not None and super().has_delete_permission(request, obj) and not hosts.needed_because(obj)
 
 
@@ -114,7 +114,7 @@ class ReplicaAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in it
 
     @admin.display(description=_("log"))
     def log(self, replica: Replica) -> SafeString | str:
-        """The engine's last lines, if it runs on the machine that shows this page."""
+        """Return the engine's last lines, if it runs on the machine that shows this page."""
         if replica.host.name != settings.HOST_NAME:
             return _("On host %(host)s.") % {"host": replica.host}
         directory = settings.RUN / "engines" / replica.run_id

@@ -442,7 +442,7 @@ _HARMLESS = re.compile(
 
 
 def cause(log: str) -> str:
-    """A code of ADVICE for what an engine wrote before it failed; empty: not a known cause."""
+    """Return a code of ADVICE for what an engine wrote before it failed; empty: not a known cause."""
     text = "\n".join(line for line in log.splitlines() if not _HARMLESS.search(line))
     return next((code for code, pattern in _KNOWN if pattern.search(text)), "")
 

@@ -87,7 +87,7 @@ def estimate(model: ServedModel) -> Estimate | None:
 
 
 def estimate_on(hosts: Iterable[Host], spec: Spec, facts: ModelMetadata, *, model: int | None = None) -> Estimate:
-    """The one answer for page, API and command. As `fit_on_hosts`, whose arguments these are."""
+    """Return the one answer for page, API and command. As `fit_on_hosts`, whose arguments these are."""
     found = fit_on_hosts(spec, facts, hosts, model=model)
     found.sort(key=lambda outlook: (not outlook.fits, not outlook.room))
     alone = None if found else predict_alone(spec, facts)
@@ -117,7 +117,7 @@ def spec_of(model: ServedModel) -> Spec:
 
 
 def hosts() -> QuerySet[Host]:
-    """Those that have reported, with what a look ahead needs of them, in two queries."""
+    """Return those that have reported, with what a look ahead needs of them, in two queries."""
     there = Prefetch("replica_set", Replica.objects.filter(state__in=ALIVE).select_related("model"))
     return Host.objects.filter(report__isnull=False).select_related("report").prefetch_related(there)
 
@@ -217,7 +217,7 @@ def _engine_on(host: Host, spec: Spec, trials: Sequence[Trial]) -> tuple[ChosenE
 
 
 def default_launcher(spec: Spec) -> str:
-    """The launcher of a host of which it is not known what it has."""
+    """Return the launcher of a host of which it is not known what it has."""
     return spec.launcher or ("vllm" if spec.engine == "vllm" else base.LLAMA_CPP_LAUNCHERS[0])
 
 
@@ -246,7 +246,7 @@ def occupant_of(row: Replica) -> Occupant:
 
 
 def devices_without(devices: Iterable[Device], gone: Iterable[Occupant]) -> list[Device]:
-    """The devices as if these were not there."""
+    """Return the devices as if these were not there."""
     held: dict[int, int] = {}
     for one in gone:
         for index, size in one.held.items():

@@ -19,7 +19,7 @@ NAMED = 10  # models in a sentence
 
 
 def change_host(host: Host, **values: Any) -> Host:
-    """The row with other `values`, by the names in FIELDS."""
+    """Return the row with other `values`, by the names in FIELDS."""
     if unknown := sorted(values.keys() - set(FIELDS)):
         raise TypeError(f"no fields of a host that operators change: {unknown}")
     with transaction.atomic():
@@ -35,7 +35,7 @@ def change_host(host: Host, **values: Any) -> Host:
 
 
 def remove_host(host: Host) -> None:
-    """Forgets a host that is gone, with what it reported and the rows of its replicas."""
+    """Forget a host that is gone, with what it reported and the rows of its replicas."""
     with transaction.atomic():
         row = _locked(host)
         if reason := needed_because(row):
@@ -58,7 +58,7 @@ def needed_because(host: Host) -> str:
 
 
 def _locked(host: Host) -> Host:
-    """The row as it is now, kept from others until the transaction ends."""
+    """Return the row as it is now, kept from others until the transaction ends."""
     row = Host.objects.select_for_update().filter(pk=host.pk).first()
     if row is None:
         raise ValidationError(_("%(host)s is not a host any more.") % {"host": host.name}, code="host-gone")

@@ -321,7 +321,7 @@ class ServedModel(models.Model):
             self._parser(asking=True)
 
     def _versions(self) -> list[str]:
-        """Those of its engine that are installed on this machine."""
+        """Return those of its engine that are installed on this machine."""
         launcher = "vllm" if self.engine == self.Engine.VLLM else self.launcher
         return [one.version for one in base.installed_versions(launcher, settings.CACHE)] if launcher else []
 

@@ -161,7 +161,10 @@ class Overview:
 
 
 def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken] | None = None) -> Overview:
-    """Everything, by name. `first_tokens` by the model's name, from who measures them. Raises django.db.Error."""
+    """Return everything, by name.
+
+    `first_tokens` by the model's name, from who measures them. Raises django.db.Error.
+    """
     served = ServedModel.objects.select_related("host").prefetch_related(
         "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
     )
@@ -237,7 +240,7 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
 
 
 def is_maintained(model: ServedModel) -> bool:
-    """Whether it does not run because its host is in maintenance, which ends no external engine."""
+    """Return whether it does not run because its host is in maintenance, which ends no external engine."""
     return model.host is not None and model.host.maintenance and model.engine != ServedModel.Engine.EXTERNAL
 
 
@@ -304,12 +307,12 @@ def device_now(device: Mapping[str, Any], alive: Iterable[Replica]) -> DeviceNow
 
 
 def _is_on(row: Replica, device: Mapping[str, Any]) -> bool:
-    """An engine without devices of its own lives in RAM."""
+    """Return an engine without devices of its own lives in RAM."""
     return device["index"] in row.devices if row.devices else device["kind"] == "ram"
 
 
 def _held(row: Replica, device: Mapping[str, Any]) -> int:
-    """RAM's is not told by device."""
+    """Return RAM's is not told by device."""
     return (row.memory_by_device.get(str(device["index"])) if row.devices else row.memory_bytes) or 0
 
 

@@ -90,7 +90,7 @@ def explain_wanted_cache(wanted: Prediction) -> str:
 
 
 def explain_missing_version(refusal: NoVersion) -> str:
-    """The version that a model is pinned to is not on this host."""
+    """Return the version that a model is pinned to is not on this host."""
     values = {"engine": refusal.launcher, "version": refusal.wanted, "others": ", ".join(refusal.installed)}
     if refusal.installed:
         return (

@@ -70,13 +70,13 @@ class Served:
 
 
 def offered() -> QuerySet[ServedModel]:
-    """The models that are enabled and not retired today, where the server stands (TIME_ZONE)."""
+    """Return the models that are enabled and not retired today, where the server stands (TIME_ZONE)."""
     today = timezone.localdate(timezone=timezone.get_default_timezone())
     return ServedModel.objects.filter(Q(retires_on=None) | Q(retires_on__gt=today), enabled=True)
 
 
 def served() -> list[Served]:
-    """Every enabled model, also one that retires: gateways know the day. Two queries."""
+    """Return every enabled model, also one that retires: gateways know the day. Two queries."""
     coming = Replica.objects.filter(state__in=(Replica.State.STARTING, Replica.State.ASLEEP))
     hosts: dict[int, set[int]] = defaultdict(set)
     for model_id, host_id in coming.values_list("model_id", "host_id"):
@@ -102,12 +102,12 @@ def served() -> list[Served]:
 
 
 def aliases() -> dict[str, str]:
-    """The names of enabled models by their other names. One query."""
+    """Return the names of enabled models by their other names. One query."""
     return dict(Alias.objects.filter(model__enabled=True).values_list("name", "model__name"))
 
 
 def ready() -> list[Route]:
-    """Every replica that may be given requests. One query."""
+    """Return every replica that may be given requests. One query."""
     replicas = Replica.objects.filter(state=Replica.State.READY, model__enabled=True).select_related("model")
     return [
         Route(
@@ -128,7 +128,7 @@ def ready() -> list[Route]:
 
 
 def signs_of_life() -> list[SignOfLife]:
-    """Every host that ever had a supervisor, and whether it is quiet, by the database's clock. One query."""
+    """Return every host that ever had a supervisor, and whether it is quiet, by the database's clock. One query."""
     rows = Host.objects.exclude(seen_at=None).annotate(now=database_now())
     return [
         SignOfLife(host_id=pk, claim=claim, quiet=seen_at != MADE_UP and abs(now - seen_at) > QUIET)

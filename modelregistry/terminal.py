@@ -29,18 +29,18 @@ def _width(column: Sequence[str]) -> int:
 
 
 def clean(text: str, most: int = MOST_OF_FIRST) -> str:
-    """The text on one line, with what cannot be printed written out (`\\x1b`), and cut to so many characters."""
+    """Return the text on one line, with what cannot be printed written out (`\\x1b`), and cut to so many characters."""
     shown = "".join(map(_shown, text[: most + 1]))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def clean_lines(text: str) -> str:
-    """The same for text of several lines."""
+    """Return the same for text of several lines."""
     return "\n".join(map(clean, text.split("\n")))
 
 
 def is_printable(text: str) -> bool:
-    """Whether it is shown as it is."""
+    """Return whether it is shown as it is."""
     return all(character.isprintable() or character == IDEOGRAPHIC_SPACE for character in text)
 
 

@@ -75,7 +75,7 @@ def find_problems(
     started_by: str = "",
     options: Options | None = None,
 ) -> dict[str, str]:
-    """One sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
+    """Return one sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
 
     `started_by`: the launcher that will be taken where `launcher` leaves it open, as far as is known; `options`: what
     that takes, None: not known here. `installed`: the versions of it that this machine has, None: not known.
@@ -196,7 +196,7 @@ def _length_fault(facts: ModelMetadata, tokens: int, *, stretched: bool) -> str:
 
 
 def _told_context(said: Arguments, slots: int | None) -> int:
-    """Tokens of one request as the arguments say; 0: they do not. llama.cpp's are shared out to its requests."""
+    """Return tokens of one request as the arguments say; 0: they do not. llama.cpp's are shared out to its requests."""
     if said.launcher == "vllm":
         return said.number("--max-model-len") or 0
     total = said.number("--ctx-size", "-c", "--n-ctx") or 0

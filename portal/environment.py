@@ -45,7 +45,7 @@ def tighten(path: Path) -> None:
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Raises environs.ValidationError for what no browser sends as an Origin; `*` stands for all."""
+    """Raise environs.ValidationError for what no browser sends as an Origin; `*` stands for all."""
     for origin in origins:
         if origin != "*" and not ORIGIN.fullmatch(origin):
             raise environs.ValidationError(

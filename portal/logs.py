@@ -110,7 +110,7 @@ class Stderr(logging.Handler):
             self._some.set()
 
     def flush(self) -> None:
-        """Waits for the lines so far, for a while."""
+        """Wait for the lines so far, for a while."""
         deadline = time.monotonic() + FAREWELL
         while (self._lines or self._writing) and self._pid == os.getpid() and time.monotonic() < deadline:
             time.sleep(0.005)

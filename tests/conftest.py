@@ -32,7 +32,7 @@ LONG = (
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Three on two cores: nearly half of the time tests wait for engines, clocks and browsers."""
+    """Return three on two cores: nearly half of the time tests wait for engines, clocks and browsers."""
     return len(os.sched_getaffinity(0)) * 3 // 2 or 1
 
 

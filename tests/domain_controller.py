@@ -175,7 +175,7 @@ class Domain:
 
     @contextlib.contextmanager
     def as_admin(self) -> Iterator[ldap.ldapobject.SimpleLDAPObject]:
-        """A connection that may change everything."""
+        """Provide a connection that may change everything."""
         connection = ldap.initialize(self.tls_uri)
         for option, value in (
             (ldap.OPT_NETWORK_TIMEOUT, 10),
@@ -191,7 +191,7 @@ class Domain:
             connection.unbind_s()
 
     def hire(self, name: str, *groups: str, **attributes: Any) -> str:
-        """A new person in these groups; the password is "password of <name>". Ends with `dismiss`."""
+        """Return a new person in these groups; the password is "password of <name>". Ends with `dismiss`."""
         with self.as_admin() as admin:
             add_person(admin, name, "", name.title(), **attributes)
             for group in groups:
@@ -199,7 +199,7 @@ class Domain:
         return name
 
     def change(self, dn: str, **attributes: Any) -> None:
-        """Sets attributes of a person or a group."""
+        """Set attributes of a person or a group."""
         with self.as_admin() as admin:
             admin.modify_s(dn, [(ldap.MOD_REPLACE, name, _values(value)) for name, value in attributes.items()])
 
@@ -257,7 +257,7 @@ def domain() -> Iterator[Domain]:
 
 @contextlib.contextmanager
 def running_domain() -> Iterator[Domain]:
-    """Starts a copy of the domain, stops it and removes its files."""
+    """Start a copy of the domain, stop it and remove its files."""
     with tempfile.TemporaryDirectory(prefix="samba-") as home:
         shutil.copytree(provisioned(), home, dirs_exist_ok=True, ignore=shutil.ignore_patterns("ldapi"))  # sockets
         with _running(Path(home)) as running:
@@ -265,7 +265,7 @@ def running_domain() -> Iterator[Domain]:
 
 
 def provisioned() -> Path:
-    """The files of the domain with its people and groups; made by whoever needs them first."""
+    """Return the files of the domain with its people and groups; made by whoever needs them first."""
     program = _program("samba")
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
     made_of = [

@@ -184,7 +184,7 @@ class Engine:
     async def upload(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, lines: list[str], headers: dict[str, str]
     ) -> Form:
-        """Reads a chunked form, as its `reading` says. A client that leaves raises IncompleteReadError."""
+        """Read a chunked form, as its `reading` says. A client that leaves raises IncompleteReadError."""
         form = Form(next(line.split(": ", 1)[1] for line in lines if line.lower().startswith("content-type: multi")))
         assert headers["transfer-encoding"] == "chunked"
         assert "content-length" not in headers
@@ -230,7 +230,7 @@ class Engine:
         return not work.exception() and work.result()
 
     async def gone(self, reader: asyncio.StreamReader) -> None:
-        """Returns when the client closes; a client that writes on (it never does) would wait."""
+        """Return when the client closes; a client that writes on (it never does) would wait."""
         while not reader.at_eof() and reader.exception() is None:
             await asyncio.sleep(0.005)
             if reader._buffer:
@@ -286,7 +286,7 @@ def default(fields: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tool_call(fields: dict[str, Any]) -> list[dict[str, Any]]:
-    """Calls the first tool, in three pieces if streamed."""
+    """Call the first tool, in three pieces if streamed."""
     name, arguments = fields["tools"][0]["function"]["name"], '{"city":"Osaka"}'
     whole = {"id": "call_1", "type": "function", "function": {"name": name, "arguments": arguments}}
     if not fields.get("stream"):
@@ -304,7 +304,7 @@ def tool_call(fields: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def hung_up(writer: asyncio.StreamWriter) -> bool:
-    """Whether the client has closed its end, also while there is more to read."""
+    """Return whether the client has closed its end, also while there is more to read."""
     poll = select.poll()
     poll.register(writer.get_extra_info("socket").fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))

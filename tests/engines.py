@@ -13,7 +13,7 @@ from modelregistry.install.demo_models import MINILM
 
 
 def xllamacpp_python() -> Path:
-    """The Python that can import `xllamacpp`."""
+    """Return the Python that can import `xllamacpp`."""
     found = base.find_engines({}, settings.CACHE, "")
     if "xllamacpp" not in found:
         raise LookupError(f"no xllamacpp under {settings.CACHE}: run `make setup`")
@@ -38,7 +38,7 @@ def _model(name: str) -> Path:
 
 
 def vllm_python() -> Path:
-    """The Python that can import `vllm`, its build for CPUs."""
+    """Return the Python that can import `vllm`, its build for CPUs."""
     found = base.find_engines({}, settings.CACHE, "")
     if "vllm" not in found:
         raise LookupError(f"no vllm under {settings.CACHE}: run `make test-setup`")
@@ -46,7 +46,7 @@ def vllm_python() -> Path:
 
 
 def tiny_llama() -> Path:
-    """A directory with a chat model for vLLM; the first call makes it (10 s). What it says means nothing."""
+    """Return a directory with a chat model for vLLM; the first call makes it (10 s). What it says means nothing."""
     python = vllm_python()
     script = Path(__file__).with_name("tiny_llama.py")
     key = hashlib.sha256(script.read_bytes() + str(python).encode()).hexdigest()[:12]

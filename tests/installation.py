@@ -65,7 +65,7 @@ class Installation:
         return done.stdout.strip()
 
     def start(self) -> None:
-        """Returns when gateway and portal answer."""
+        """Return when gateway and portal answer."""
         (self.var / "up.log").unlink(missing_ok=True)
         # Appended to: `serve` may add another process, and each would write over the other at an offset of its own.
         with (self.var / "up.log").open("ab") as log:
@@ -86,13 +86,13 @@ class Installation:
             )
 
     def answers(self) -> bool:
-        """Whether calls are taken now."""
+        """Return whether calls are taken now."""
         with contextlib.suppress(OSError), urlopen(f"{self.url}/readyz", timeout=5) as answer:
             return answer.status == 200
         return False
 
     def furnish(self, engine_url: str) -> str:
-        """Two models, "plain" and "assembled", that this engine answers; the text of a key for them."""
+        """Return two models, "plain" and "assembled", that this engine answers; the text of a key for them."""
         return self.manage("shell", "--verbosity", "0", "--command", FURNISH.format(url=engine_url))
 
     def usage(self) -> dict[str, dict[str, Any]]:
@@ -104,7 +104,7 @@ class Installation:
         return {row["request_id"]: row for row in found}
 
     def read(self, question: str) -> list[tuple[Any, ...]]:
-        """Rows of the database."""
+        """Return rows of the database."""
         with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:
             return database.execute(question).fetchall()
 
@@ -119,7 +119,7 @@ class Installation:
         return status
 
     def ready(self, *models: str, seconds: float = 60.0) -> None:
-        """Returns when these models answer."""
+        """Return when these models answer."""
 
         def states() -> dict[str, str]:
             return {row["model"]: row["state"] for row in self.rows("replicas")}
@@ -140,7 +140,7 @@ class Installation:
         return row
 
     def processes(self) -> dict[int, str]:
-        """Every process of this installation: pid -> command line.
+        """Return every process of this installation: pid -> command line.
 
         Ours have its state directory in their environment, engines the directory of their run in it, and shims have
         neither but write a log there.
@@ -169,7 +169,9 @@ def prepare(installation: Installation) -> None:
 
 @functools.cache
 def prepared() -> Path:
-    """A state directory with a migrated SQLite database and static files: 7 s of CPU, once for a process of tests."""
+    """Return a state directory with a migrated SQLite database and static files: 7 s of CPU, once for a process of
+    tests.
+    """
     root = Path(tempfile.mkdtemp(prefix="madoguchi-prepared-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     prepare(Installation(root / "var", 0, {**os.environ, "MADOGUCHI_VAR": str(root / "var")}))

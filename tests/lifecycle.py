@@ -48,7 +48,7 @@ LAUNCHERS = (
 
 @pytest.fixture
 def real(site, launcher):
-    """A site whose llama.cpp is the real one, out of the cache."""
+    """Return a site whose llama.cpp is the real one, out of the cache."""
     del site.environment["LLAMA_SERVER_COMMAND"]
     site.environment["PATH"] = os.defpath
     site.launcher = launcher
@@ -80,7 +80,7 @@ def chat(replica, tokens, **more):
 
 
 def events(text):
-    """The objects of a stream; its end must have been told."""
+    """Return the objects of a stream; its end must have been told."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
@@ -91,7 +91,7 @@ def finished(text):
 
 
 def replaced(site, before):
-    """The next process of the model, when it is ready."""
+    """Return the next process of the model, when it is ready."""
     return until(
         lambda: (row := site.replica("smol")) and row.pid not in (None, before.pid) and row.state == "ready" and row,
         STARTED,

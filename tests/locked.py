@@ -10,7 +10,7 @@ from modelregistry.install.build_cache import CannotFetch, build_once, download_
 
 
 def python(lock: Path, kind: str) -> Path:
-    """The interpreter that can import what the lock pins (with hashes, see `make lock`).
+    """Return the interpreter that can import what the lock pins (with hashes, see `make lock`).
 
     Blocks for up to a minute the first time. Another lock is another directory, under `kind`. Raises SystemExit.
     """

@@ -23,13 +23,13 @@ Sums = Mapping[str, str]  # path below the root -> SHA-256 in hex
 
 
 def present(root: Path) -> Sums:
-    """The migrations that lie there."""
+    """Return the migrations that lie there."""
     paths = [path for name in PACKAGES for path in (root / name).rglob("migrations/*.py") if path.stem != "__init__"]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)}
 
 
 def read(root: Path) -> Sums:
-    """The migrations that are written down."""
+    """Return the migrations that are written down."""
     rows = (line.split(maxsplit=1) for line in (root / LIST).read_text().splitlines())
     return {path: total for total, path in rows}
 
@@ -39,7 +39,7 @@ def write(root: Path, sums: Sums) -> None:
 
 
 def changed(now: Sums, listed: Sums) -> list[str]:
-    """A sentence for each migration that is not what it was."""
+    """Return a sentence for each migration that is not what it was."""
     return [
         f"{path} {'has changed' if path in now else 'is gone'}: databases that have applied it would not notice. "
         "Put it back (git checkout), and make a further migration: .venv/bin/python manage.py makemigrations"
@@ -49,12 +49,12 @@ def changed(now: Sums, listed: Sums) -> list[str]:
 
 
 def new(now: Sums, listed: Sums) -> list[str]:
-    """A sentence for each migration that is not written down."""
+    """Return a sentence for each migration that is not written down."""
     return [f"{path} is new. Once it is as it shall stay, run: {COMMAND} --add" for path in now if path not in listed]
 
 
 def main(words: list[str], root: Path = ROOT) -> int:
-    """The exit status; what is wrong goes to stderr."""
+    """Return the exit status; what is wrong goes to stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--add", action="store_true")

@@ -62,7 +62,7 @@ class Nginx:
 
 
 def adapted(place: Path, ports: tuple[int, int], servers: list[str]) -> str:
-    """The shipped configuration for this machine. Every change must find its place."""
+    """Return the shipped configuration for this machine. Every change must find its place."""
     text = SHIPPED.read_text()
     plain, port = ports
     upstream = " ".join(f"server {server};" for server in servers)

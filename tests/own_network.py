@@ -27,7 +27,7 @@ STOP_TIMEOUT = 10.0  # seconds between TERM and KILL
 def start(
     command: Iterable[str | Path], ports: Mapping[int, int], log: IO[bytes], descriptors: Iterable[int]
 ) -> subprocess.Popen[bytes]:
-    """Runs the command; `ports` maps descriptors of listening sockets to ports inside. Close its stdin to end it."""
+    """Run the command; `ports` maps descriptors of listening sockets to ports inside. Close its stdin to end it."""
     return subprocess.Popen(
         [
             *(shutil.which("unshare") or "unshare", "--net", "--pid", "--fork", "--kill-child"),

@@ -16,7 +16,7 @@ from portal.usage.models import UsageRecord
 
 
 def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", context: int | None = 4096) -> ServedModel:
-    """A model with one replica in this state."""
+    """Return a model with one replica in this state."""
     model = ServedModel.objects.create(name=name, engine="llama.cpp", path=f"/{name}.gguf", task=task, context=context)
     host, _ = Host.objects.update_or_create(name="gpu-01", defaults={"seen_at": timezone.now()})
     Replica.objects.create(model=model, host=host, state=state)
@@ -46,7 +46,7 @@ def call(
     estimated: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """A request with this key, as UsageRecord's columns: (prompt, completion) tokens; `more` as these columns."""
+    """Return a request with this key, as UsageRecord's columns: (prompt, completion) tokens; `more` as these columns."""
     return {
         **{"request_id": uuid4().hex, "key_id": key.pk, "user_id": key.user_id, "tenant_id": key.tenant_id},
         **{"model": model, "replica_id": None, "endpoint": "chat/completions", "started_at": at or timezone.now()},
@@ -57,7 +57,7 @@ def call(
 
 
 def use(key: ApiKey, **columns: Any) -> UsageRecord:
-    """One request with this key that was made; see `call`."""
+    """Return one request with this key that was made; see `call`."""
     row = call(key, **columns)
     records.record_usage([row])
     return UsageRecord.objects.get(request_id=row["request_id"])

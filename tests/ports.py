@@ -5,14 +5,14 @@ import socket
 
 
 def unused_port() -> int:
-    """One of those that the kernel gives to connections."""
+    """Return one of those that the kernel gives to connections."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def in_a_row(count: int, dice: random.Random) -> int:
-    """The first of so many, below those that the kernel gives to connections."""
+    """Return the first of so many, below those that the kernel gives to connections."""
     while True:
         first = dice.randrange(20_000, 32_000)
         try:

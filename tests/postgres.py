@@ -41,7 +41,7 @@ class Postgres:
         return f"postgres://madoguchi@127.0.0.1:{self.port}/postgres"
 
     def start(self) -> None:
-        """Returns when it takes connections."""
+        """Return when it takes connections."""
         where = ["-D", self.directory, "-p", str(self.port), "-h", "127.0.0.1", "-k", ""]
         with (self.directory / "log").open("ab") as log:
             more = [word for option in ("fsync=off", *self.options) for word in ("-c", option)]
@@ -85,7 +85,7 @@ def children(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def postgres(*options: str) -> Iterator[Postgres]:
-    """A new cluster, started, with these options (max_connections=30)."""
+    """Provide a new cluster, started, with these options (max_connections=30)."""
     directory = Path(tempfile.mkdtemp(prefix="madoguchi-postgres-"))
     identity: dict[str, Any] = {}
     if os.geteuid() == 0:

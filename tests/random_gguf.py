@@ -32,7 +32,7 @@ class Shape:
 
 
 def write(path: Path, shape: Shape) -> Path:
-    """Takes about 10 s for 300 MB. The same weights for every shape."""
+    """Take about 10 s for 300 MB. The same weights for every shape."""
     writer = gguf.GGUFWriter(path, shape.architecture)
     _about(writer, shape)
     _tokenizer(writer, shape.vocabulary)
@@ -88,7 +88,7 @@ def _tokenizer(writer: gguf.GGUFWriter, vocabulary: int) -> None:
 
 
 def _tensors(shape: Shape) -> dict[str, tuple[int, ...]]:
-    """Names and sizes, as numpy has them: rows first."""
+    """Return names and sizes, as numpy has them: rows first."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     found: dict[str, tuple[int, ...]] = {
         "token_embd.weight": (shape.vocabulary, shape.hidden),

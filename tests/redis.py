@@ -32,7 +32,7 @@ class Redis:
         self.client = redis.Redis.from_url(self.url, decode_responses=True, socket_timeout=5)
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Return when it answers."""
         port = [] if "--tls-port" in self.options else ["--port", str(self.port)]
         command = ["redis-server", "--bind", "127.0.0.1", *port, "--save", "", "--dir", str(self.directory)]
         with (self.directory / "log").open("ab") as log:

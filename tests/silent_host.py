@@ -105,7 +105,7 @@ def ready(place: Installation) -> int:
 
 @contextlib.contextmanager
 def far_engine() -> Iterator[tuple[int, Callable[..., None]]]:
-    """An engine at the other end of a wire: its port, and what runs a command over there."""
+    """Provide an engine at the other end of a wire: its port, and what runs a command over there."""
     command = ["unshare", "--net", "--kill-child", sys.executable, "-m", "tests.silent_host", "--engine"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin

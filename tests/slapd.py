@@ -202,7 +202,7 @@ class Directory:
 
     @contextlib.contextmanager
     def as_root(self) -> Iterator[ldap.ldapobject.SimpleLDAPObject]:
-        """A connection that may change everything; for tests that hire, move and dismiss people."""
+        """Provide a connection that may change everything; for tests that hire, move and dismiss people."""
         connection = ldap.initialize(self.uri)
         connection.set_option(ldap.OPT_NETWORK_TIMEOUT, 5)
         try:
@@ -212,7 +212,7 @@ class Directory:
             connection.unbind_s()
 
     def hire(self, uid: str, *groups: str) -> Colleague:
-        """A new colleague in these groups, or an old one with all memberships set anew; ends with `dismiss`."""
+        """Return a new colleague in these groups, or an old one with all memberships set anew; ends with `dismiss`."""
         person = colleague(uid, uid.title(), "Newcomer")
         with self.as_root() as root:
             root.add_s(person.dn, _entry(person, len(self.people)))
@@ -230,7 +230,7 @@ class Directory:
             root.delete_s(person.dn)
 
     def change(self, uid: str, **attributes: str) -> None:
-        """Sets attributes of a person's entry; an empty value takes one away."""
+        """Set attributes of a person's entry; an empty value takes one away."""
         with self.as_root() as root:
             changes = [(name, [value.encode()] if value else None) for name, value in attributes.items()]
             root.modify_ext_s(
@@ -249,7 +249,7 @@ class Directory:
 
     @contextlib.contextmanager
     def without_group(self, inner: str, outer: str) -> Iterator[None]:
-        """The inner group is no member of the outer one."""
+        """Provide the inner group is no member of the outer one."""
         member = group_dn(inner).encode()
         with self.as_root() as root:
             root.modify_s(group_dn(outer), [(ldap.MOD_DELETE, "member", member)])
@@ -260,7 +260,7 @@ class Directory:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """The server accepts connections (its kernel does) and answers nothing."""
+        """Provide the server accepts connections (its kernel does) and answers nothing."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -270,7 +270,7 @@ class Directory:
 
 @contextlib.contextmanager
 def running_directory() -> Iterator[Directory]:
-    """Starts a directory, fills it, stops it and removes its files."""
+    """Start a directory, fill it, stop it and remove its files."""
     home = Path(tempfile.mkdtemp(prefix="slapd-"))
     directory = None
     try:
@@ -293,7 +293,7 @@ def directory() -> Iterator[Directory]:
 
 
 def _start(home: Path) -> Directory:
-    """Starts slapd and waits until it answers. A port that somebody else took in between is tried anew."""
+    """Start slapd and wait until it answers. A port that somebody else took in between is tried anew."""
     (home / "data").mkdir()
     (home / "windows.schema").write_text(WINDOWS_SCHEMA)
     (home / "slapd.conf").write_text(

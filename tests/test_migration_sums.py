@@ -10,7 +10,7 @@ from tests.installation import ROOT
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """A project with one migration, which is written down."""
+    """Return a project with one migration, which is written down."""
     place = tmp_path / "portal" / "keys" / "migrations"
     place.mkdir(parents=True)
     (tmp_path / "tests").mkdir()

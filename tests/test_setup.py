@@ -137,7 +137,7 @@ def test_without_any_it_says_which_it_needs(tmp_path):
 
 @pytest.fixture
 def project(setup, tmp_path, monkeypatch):
-    """A project with two locks whose Python writes down how it is called."""
+    """Return a project with two locks whose Python writes down how it is called."""
     monkeypatch.setattr(setup, "ROOT", tmp_path)
     monkeypatch.setattr(setup, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(setup, "PYTHON", tmp_path / ".venv" / "bin" / "python")
@@ -151,7 +151,7 @@ def project(setup, tmp_path, monkeypatch):
 
 
 def installed(project: Path) -> list[str]:
-    """The locks that pip was given, in order."""
+    """Return the locks that pip was given, in order."""
     return [call.split()[-1] for call in (project / "calls").read_text().splitlines()]
 
 

@@ -81,7 +81,7 @@ class Browser:
         return response.text
 
     def submit(self, path: str, action: str = "", **fields: str) -> str:
-        """Posts the form on the page at `path` (to `action`, if that is elsewhere); gives the page that comes."""
+        """Post the form on the page at `path` (to `action`, if that is elsewhere); gives the page that comes."""
         hidden = dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)"', self.get(path)))
         response = self._client.post(
             action or path, data={**hidden, **fields}, headers={"referer": str(self._client.base_url)}
@@ -112,7 +112,7 @@ def sign_in(madoguchi: Installation, directory: Directory, name: str) -> Browser
 
 
 def running(madoguchi: Installation) -> int:
-    """Requests that the chat engine is working on, by its own metrics."""
+    """Return requests that the chat engine is working on, by its own metrics."""
     replica = madoguchi.replica("smollm2")
     text = httpx2.get(f"{replica['url']}/metrics", headers={"authorization": f"Bearer {replica['api_key']}"}).text
     return int(float(re.search(r"^llamacpp:requests_processing (\S+)", text, re.M)[1]))

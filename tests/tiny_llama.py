@@ -26,7 +26,9 @@ TEMPLATE = """\
 
 
 def letters() -> dict[str, int]:
-    """The characters that stand for bytes in GPT-2's byte-level alphabet: printable Latin-1, then others in order."""
+    """Return the characters that stand for bytes in GPT-2's byte-level alphabet: printable Latin-1, then others in
+    order.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], seconds: float = 60.0) -> T:
-    """The first true value of `condition`; fails the test if there is none for so long."""
+    """Return the first true value of `condition`; fails the test if there is none for so long."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"not true within {seconds} s"

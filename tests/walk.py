@@ -41,7 +41,7 @@ class Page:
 
 
 def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
-    """Every pattern of the site."""
+    """Yield every pattern of the site."""
     for pattern in (resolver or get_resolver()).url_patterns:
         path = prefix + str(pattern.pattern)
         if isinstance(pattern, URLPattern):
@@ -69,7 +69,7 @@ def client_of(who: str) -> Client:
 
 
 def read(client: Client, address: str) -> int:
-    """The whole answer is read, as it may be made while it is sent. Its status."""
+    """Return the whole answer is read, as it may be made while it is sent. Its status."""
     response = client.get(address)
     if response.streaming:
         for _ in response:
@@ -82,7 +82,9 @@ def admin_lists() -> list[str]:
 
 
 def filled(pattern: str, who: str) -> str:
-    """The pattern with what `who` would have in its place. Raises LookupError for a part that nothing stands for."""
+    """Return the pattern with what `who` would have in its place. Raises LookupError for a part that nothing stands
+    for.
+    """
     pattern = pattern.replace("<id:", "<int:")
     for part, rows, column in _standing(who):
         if part in pattern:

@@ -56,7 +56,7 @@ def body_key() -> bytes:
 
 
 def revision() -> int:
-    """The catalogue's present number. Raises DatabaseAway."""
+    """Return the catalogue's present number. Raises DatabaseAway."""
     return run_query(_number)
 
 
@@ -66,12 +66,12 @@ def signs_of_life() -> dict[int, SignOfLife]:
 
 
 def load() -> Catalogue:
-    """The whole catalogue, in eleven queries. Raises DatabaseAway."""
+    """Return the whole catalogue, in eleven queries. Raises DatabaseAway."""
     return run_query(_load)
 
 
 def apply_changes(catalogue: Catalogue) -> Catalogue:
-    """The catalogue brought up to date by what changed since its revision; whole if that is too much to follow.
+    """Return the catalogue brought up to date by what changed since its revision; whole if that is too much to follow.
 
     Raises DatabaseAway.
     """
@@ -87,7 +87,7 @@ def usage_since(limit: Limit, now: float) -> Spending:
 
 
 def record_usage(rows: Sequence[Usage]) -> None:
-    """Writes usage; what is there already is left as it is. Raises DatabaseAway or RecordRefused."""
+    """Write usage; what is there already is left as it is. Raises DatabaseAway or RecordRefused."""
     try:
         run_query(lambda: usage.record_usage([_record(row) for row in rows]))
     except REFUSING as error:
@@ -95,7 +95,7 @@ def record_usage(rows: Sequence[Usage]) -> None:
 
 
 def record_refusals(counts: Mapping[Group, int]) -> None:
-    """Adds refused calls to the sums of their hours. Raises RecordRefused, or DatabaseAway: all or none are written."""
+    """Add refused calls to the sums of their hours. Raises RecordRefused, or DatabaseAway: all or none are written."""
     groups = {
         rejections.RejectionTotals(datetime.fromtimestamp(group.hour, UTC), *group[1:]): requests
         for group, requests in counts.items()
@@ -112,7 +112,7 @@ def report_set_aside(lines: int) -> None:
 
 
 def record_deaths(deaths: Sequence[Death]) -> None:
-    """Writes calls under which an engine died into the audit log. Raises DatabaseAway or RecordRefused."""
+    """Write calls under which an engine died into the audit log. Raises DatabaseAway or RecordRefused."""
     try:
         run_query(lambda: _tell(deaths))
     except REFUSING as error:
@@ -145,7 +145,7 @@ def request_wake_up(model: int) -> None:
 
 
 def run_query(question: Callable[[], T]) -> T:
-    """The answer of the database; its absence becomes DatabaseAway. A broken connection is not used again.
+    """Return the answer of the database; its absence becomes DatabaseAway. A broken connection is not used again.
 
     What is about the values asked with (DataError, IntegrityError) is raised as it is.
     """
@@ -196,7 +196,10 @@ def _number() -> int:
 
 
 def _touched(changes: set[tuple[str, int]]) -> set[int]:
-    """The ids of all keys that these changes may have made usable, unusable or different. A deleted key's too."""
+    """Return the ids of all keys that these changes may have made usable, unusable or different.
+
+    A deleted key's too.
+    """
     refs: dict[str, set[int]] = defaultdict(set)
     for kind, ref in changes:
         refs[kind].add(ref)
@@ -209,7 +212,7 @@ def _touched(changes: set[tuple[str, int]]) -> set[int]:
 def _merged(
     catalogue: Catalogue, touched: set[int], changed: dict[str, Key]
 ) -> tuple[Mapping[str, Key], Mapping[int, str]]:
-    """Its keys and digests with these ids' as they are now."""
+    """Return its keys and digests with these ids' as they are now."""
     if not touched:
         return catalogue.keys, catalogue.digests
     # Copied: 2 ms for 100,000 keys, in a thread; readers keep the old one until the new one takes its place.
@@ -222,7 +225,7 @@ def _merged(
 
 
 def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
-    """The usable keys among `owners` by digest, with those of `quotas` that are theirs."""
+    """Return the usable keys among `owners` by digest, with those of `quotas` that are theirs."""
     restricted: dict[int, set[int]] = defaultdict(set)
     through = ApiKey.allowed_models.through.objects.filter(apikey__in=owners)
     for key_id, model_id in through.values_list("apikey_id", "servedmodel_id"):
@@ -268,7 +271,7 @@ class _Limits:
         return (*shared, *(_limit(bound, zone, first=self._first(key)) for bound in own)) if own else shared
 
     def _first(self, key: int) -> int:
-        """The key that this one and all its predecessors are counted as."""
+        """Return the key that this one and all its predecessors are counted as."""
         if self._lineage is None:
             self._lineage = lineage.lineages_of_all()
         return self._lineage.first(key)
@@ -321,14 +324,14 @@ def _models() -> dict[str, Model]:
 
 
 def _retirement(day: date | None) -> Retirement | None:
-    """Days begin where the server stands (TIME_ZONE)."""
+    """Return days begin where the server stands (TIME_ZONE)."""
     if day is None:
         return None
     return Retirement(datetime.combine(day, time(), timezone.get_default_timezone()).timestamp(), day.isoformat())
 
 
 def _timeouts(served: routes.Served) -> Timeouts:
-    """Its own; where it has none, those of the settings."""
+    """Return its own; where it has none, those of the settings."""
     return Timeouts(
         connect=served.connect_timeout or settings.GATEWAY_CONNECT_TIMEOUT,
         first_byte=served.first_byte_timeout or settings.GATEWAY_FIRST_BYTE_TIMEOUT,

@@ -41,7 +41,7 @@ def memory(total: int, per_key: int, largest: int) -> list[CheckMessage]:
 
 
 def redis_url(url: str) -> list[CheckMessage]:
-    """The message holds no part of the address: there may be a password in it."""
+    """Return the message holds no part of the address: there may be a password in it."""
     if not url:
         return []
     from redis.asyncio.connection import parse_url  # 0.06 s of every command

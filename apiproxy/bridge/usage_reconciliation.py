@@ -50,7 +50,9 @@ def read_counters(counters: Counters, values: Mapping[str, float]) -> tuple[int,
 
 
 def compare_by_model(readings: Iterable[CounterReading]) -> list[dict[str, Any]]:
-    """One row per model: both sides, engine minus ledger, how many engines were compared, and which were not, why."""
+    """Return one row per model: both sides, engine minus ledger, how many engines were compared, and which were not,
+    why.
+    """
     rows: dict[str, dict[str, Any]] = {}
     for reading in sorted(readings, key=lambda reading: (reading.model, reading.replica)):
         row = rows.setdefault(reading.model, _empty(reading.model))

@@ -44,17 +44,17 @@ class Balancer:
             del self._in_flight[replica.id]
 
     def running(self, replica: Replica) -> int:
-        """Calls under way there."""
+        """Call under way there."""
         return self._in_flight.get(replica.id, 0)
 
     def refused(self, replica: Replica, now: float) -> None:
         self._avoid_until[replica.id] = now + PENALTY
 
     def skipped(self, now: float) -> frozenset[int]:
-        """Ids of replicas that refused a moment ago."""
+        """Return ids of replicas that refused a moment ago."""
         self._avoid_until = {replica: until for replica, until in self._avoid_until.items() if until > now}
         return frozenset(self._avoid_until)
 
     def in_flight(self) -> dict[int, int]:
-        """Calls under way, by replica id."""
+        """Call under way, by replica id."""
         return dict(self._in_flight)

@@ -123,14 +123,14 @@ class Catalogue:
     aliases: Mapping[str, str] = field(default_factory=dict)  # of `models`, by the other name
 
     def key(self, digest: str, now: float) -> Key | None:
-        """The key with this digest, unless it has expired by `now` (Unix seconds)."""
+        """Return the key with this digest, unless it has expired by `now` (Unix seconds)."""
         key = self.keys.get(digest)
         if key is None or (key.expires is not None and key.expires <= now):
             return None
         return key
 
     def model(self, key: Key, name: str) -> Model | None:
-        """The model of this name or alias if the key may use it, retired or not."""
+        """Return the model of this name or alias if the key may use it, retired or not."""
         model = self.models.get(name) or self.models.get(self.aliases.get(name, ""))
         return model if model is not None and may_use(key, model) else None
 

@@ -45,7 +45,7 @@ def forwarded_address(peer: str, lines: Sequence[Header], proxies: int) -> str |
 # A caller's next request finds theirs again: 0.1 µs instead of 4.
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> str | None:
-    """An address alone; an IPv4 one in IPv6's clothes as what it is. None for what is no address.
+    """Return an address alone; an IPv4 one in IPv6's clothes as what it is. None for what is no address.
 
     Proxies may add a port, and brackets around IPv6.
     """
@@ -70,12 +70,12 @@ def product_of(agent: bytes) -> str:
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Networks of IPv4 in IPv6's clothes as what they are. Raises ValueError."""
+    """Return networks of IPv4 in IPv6's clothes as what they are. Raises ValueError."""
     return tuple(_unmapped(ipaddress.ip_network(text)) for text in texts)
 
 
 def in_networks(where: str, allowed: Sequence[Network]) -> bool:
-    """Whether this address ("": not known, so no) lies in one of the networks."""
+    """Return whether this address ("": not known, so no) lies in one of the networks."""
     if not where:
         return False
     found = ipaddress.ip_address(where)

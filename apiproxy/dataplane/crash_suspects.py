@@ -103,13 +103,13 @@ class CrashSuspects:
         self.sweep()
 
     def deaths(self, body: bytes) -> int:
-        """How many engines died under this call a while ago; PROOF and more: it is not to be sent again."""
+        """Return how many engines died under this call a while ago; PROOF and more: it is not to be sent again."""
         if not self.known or not body:
             return 0
         return self.known.get(self._digest(body), 0)
 
     def died(self, replica: int, calls: int) -> int:
-        """An engine was found dead under one call while `calls` were open there, this one included.
+        """Return an engine was found dead under one call while `calls` were open there, this one included.
 
         Gives how many were open when the first of them found it dead.
         """
@@ -149,7 +149,7 @@ class CrashSuspects:
         return bool(self._doubts)
 
     async def settled(self, body: bytes) -> None:
-        """Waits while it is in doubt whether this call is to blame."""
+        """Wait while it is in doubt whether this call is to blame."""
         digest = self._digest(body)
         for doubt in [one for one in self._doubts.values() if digest in one.blamed]:
             with contextlib.suppress(TimeoutError):
@@ -157,7 +157,7 @@ class CrashSuspects:
                     await doubt.over.wait()
 
     def settle(self, supervisors: Mapping[int, SignOfLife], served: Collection[int]) -> list[int]:
-        """Ends doubts by what is known of the hosts' supervisors and by which replicas they say are there.
+        """End doubts by what is known of the hosts' supervisors and by which replicas they say are there.
 
         Gives the replicas that died with their hosts. Call it whenever either is news, and about once a second.
         """
@@ -195,7 +195,7 @@ class CrashSuspects:
         (self._directory / digest).unlink(missing_ok=True)
 
     async def trial(self, model: str) -> asyncio.Lock:
-        """Waits until no other suspect of this model is on trial; `release` it then. Raises TimeoutError."""
+        """Wait until no other suspect of this model is on trial; `release` it then. Raises TimeoutError."""
         lock = self._trials[model]
         async with asyncio.timeout(PATIENCE):
             await lock.acquire()
@@ -216,7 +216,7 @@ class CrashSuspects:
         return told
 
     def sweep(self) -> None:
-        """Learns what other gateways found, forgets what is old. Call it about once a second."""
+        """Learn what other gateways found, forget what is old. Call it about once a second."""
         now = self._wall()
         self._told_at = {kind: at for kind, at in self._told_at.items() if 0 <= now - at < TELL_AGAIN}
         oldest, deaths = now - MEMORY, {}

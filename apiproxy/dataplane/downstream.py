@@ -61,7 +61,7 @@ class Client(Protocol):
     def deafen(self) -> None: ...
 
     async def sent(self) -> None:
-        """Waits until the server has taken everything, or the client is gone."""
+        """Wait until the server has taken everything, or the client is gone."""
 
 
 class InlineCoroutine:
@@ -79,7 +79,7 @@ class InlineCoroutine:
         self._step()
 
     def stop(self) -> None:
-        """Ends the coroutine where it waits; `then` is not called any more."""
+        """End the coroutine where it waits; `then` is not called any more."""
         coroutine, self._coroutine = self._coroutine, None
         if coroutine is not None:
             coroutine.close()
@@ -169,7 +169,7 @@ class AsgiClient:
             self._flush()
 
     def _flush(self) -> None:
-        """Sends what is there, as far as the client takes it."""
+        """Send what is there, as far as the client takes it."""
         self._flushing = True
         while self._backlog and not self.waiting:
             self.waiting = True
@@ -199,7 +199,7 @@ class AsgiClient:
 
 
 def client_of(scope: Scope, receive: Receive, send: Send) -> Client:
-    """The client of an ASGI request: the server's own where it brings one."""
+    """Return the client of an ASGI request: the server's own where it brings one."""
     extensions = scope.get("extensions")
     client: Client | None = extensions.get(EXTENSION) if extensions else None
     return client or AsgiClient(receive, send)

@@ -41,7 +41,7 @@ ERROR_BODY = 64 * 1024
 
 
 def says_dead(error: Any) -> bool:
-    """Whether an engine's error (its body, or the object of a stream's event) tells that the engine is dead."""
+    """Return whether an engine's error (its body, or the object of a stream's event) tells that the engine is dead."""
     text = error.decode(errors="replace") if isinstance(error, bytes) else str(error)
     return bool(error) and DEAD.search(text) is not None
 
@@ -75,7 +75,7 @@ def refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, retry_a
 
 
 def check(body: bytes, content_type: bytes, call: Call, endpoint: Endpoint) -> None:
-    """Raises Refusal for a 200 that is no answer: a page of a proxy, nothing at all, or an error."""
+    """Raise Refusal for a 200 that is no answer: a page of a proxy, nothing at all, or an error."""
     if endpoint.costs == "sound" and not content_type.startswith(b"text/html"):
         return  # a transcript may be plain text
     if body.lstrip()[:1] not in (b"{", b"["):
@@ -93,7 +93,7 @@ def check(body: bytes, content_type: bytes, call: Call, endpoint: Endpoint) -> N
 
 
 def unpacked(body: bytes, encoding: bytes, most: int) -> bytes:
-    """An answer in an encoding that nobody asked for, as it was meant. Raises Refusal."""
+    """Return an answer in an encoding that nobody asked for, as it was meant. Raises Refusal."""
     if encoding in (b"", b"identity"):
         return body
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
@@ -109,7 +109,7 @@ def unpacked(body: bytes, encoding: bytes, most: int) -> bytes:
 
 
 def error_of(body: bytes) -> dict[str, Any]:
-    """The error object of an answer, whichever shape the engine gives it."""
+    """Return the error object of an answer, whichever shape the engine gives it."""
     try:
         answer = loads(body)
     except ValueError:

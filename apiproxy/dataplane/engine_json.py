@@ -34,7 +34,7 @@ def _brackets(data: bytes | str) -> int:
 
 
 def _depth(value: Any) -> int:
-    """Levels, level by level: 4 MB of log probabilities take 35 ms."""
+    """Return levels, level by level: 4 MB of log probabilities take 35 ms."""
     level, depth = [value], 0
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1

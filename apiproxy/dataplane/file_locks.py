@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def take(path: Path) -> int:
-    """A descriptor that holds the lock on this file, made if it is not there; waits for it."""
+    """Return a descriptor that holds the lock on this file, made if it is not there; waits for it."""
     return _take(path, fcntl.LOCK_EX)
 
 
 def try_to_take(path: Path) -> int | None:
-    """The same without waiting: None if somebody else holds it."""
+    """Return the same without waiting: None if somebody else holds it."""
     try:
         return _take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -213,7 +213,7 @@ class Gateway:
         await client.sent()
 
     def _turn_away(self, refusal: Refusal, key: Key | None, request_id: str) -> None:
-        """Counts and logs a refusal. That of a call which reached an engine stands in its usage already."""
+        """Count and log a refusal. That of a call which reached an engine stands in its usage already."""
         self.metrics.refusal(refusal.code)
         if refusal.logged:
             return
@@ -224,7 +224,7 @@ class Gateway:
     # --- who
 
     def _known(self, text: str) -> Key | None:
-        """The key with this text, if it was used before under this catalogue."""
+        """Return the key with this text, if it was used before under this catalogue."""
         digest = self._digests.get(text)
         return None if digest is None else self.catalogue.key(digest, self.wall())
 
@@ -245,17 +245,19 @@ class Gateway:
     # --- what
 
     def _options(self, path: str, headers: dict[bytes, bytes], request_id: str) -> list[Header]:
-        """The answer's headers to a question what may be asked. Raises UnknownPath."""
+        """Return the answer's headers to a question what may be asked. Raises UnknownPath."""
         methods = methods_of(path).encode()
         allowed = self._origins.preflight(headers, methods)
         return [(b"x-request-id", request_id.encode()), (b"allow", methods), *allowed]
 
     async def _parse(self, body: bytes) -> Call:
-        """A large body as `requests.parse` reads it, in a thread: streams go on but while JSON itself is decoded."""
+        """Return a large body as `requests.parse` reads it, in a thread: streams go on but while JSON itself is
+        decoded.
+        """
         return await self._loop.run_in_executor(self._reader, requests.parse, body)
 
     def _look_up(self, path: str, method: str, key: Key) -> bytes:
-        """The body of what is answered from memory. Raises UnknownPath, WrongMethod or UnknownModel."""
+        """Return the body of what is answered from memory. Raises UnknownPath, WrongMethod or UnknownModel."""
         methods = methods_of(path)
         if method not in ("GET", "HEAD") or not is_models(path):
             raise WrongMethod("method_not_allowed", path=path, method=method, headers={"allow": methods})
@@ -271,7 +273,7 @@ class Gateway:
         return self.catalogue.models.get(name)
 
     def _model(self, key: Key, name: str, now: float) -> Model:
-        """The model of this name or alias. Raises UnknownModel."""
+        """Return the model of this name or alias. Raises UnknownModel."""
         model = self.catalogue.model(key, name)
         if model is None:
             raise UnknownModel("model_not_found", model=name)
@@ -347,7 +349,7 @@ class Gateway:
         return QueuedRequest(model, client, self._clock(), heartbeat, headers)
 
     async def _turn(self, waiter: QueuedRequest, client: Client, upload: Upload | None) -> Lease:
-        """A batch call's leave to go, see `scheduler`. Raises Refusal or ClientLeft."""
+        """Return a batch call's leave to go, see `scheduler`. Raises Refusal or ClientLeft."""
         if upload is None:  # else its body is still being read, which tells that its client left
             client.listen(waiter)
         try:
@@ -487,14 +489,14 @@ class Gateway:
     # --- engines that die
 
     async def _stand_trial(self, meter: "CallMeter") -> None:
-        """Waits until this suspect is the only one at its model. Raises NoReplica if that takes too long."""
+        """Wait until this suspect is the only one at its model. Raises NoReplica if that takes too long."""
         try:
             meter.trial = await self.suspects.trial(meter.model.name)
         except TimeoutError as error:
             raise ModelUnavailable("model_unavailable", headers={"retry-after": "5"}, model=meter.model.name) from error
 
     async def _inquire(self, exchange: Exchange, meter: "CallMeter", model: Model, replica: Replica) -> None:
-        """Finds out whether the engine died under this call, and what to think of the call then."""
+        """Find out whether the engine died under this call, and what to think of the call then."""
         calls = sum(other.replica == replica.id for other in self._exchanges.values())
         if replica.id in self._balancer.unreachable or self._is_quiet(replica.host):
             return  # of an engine whose host is silent nobody knows why
@@ -539,12 +541,12 @@ class Gateway:
         self.suspects.tell(death)
 
     async def _others_live(self, replica: Replica) -> bool | None:
-        """Whether another engine of its host takes connections; None: there is no other."""
+        """Return whether another engine of its host takes connections; None: there is no other."""
         others = [one for one in self._ours() if one.host == replica.host and one.id != replica.id]
         return any(await asyncio.gather(*map(self._still_there, others))) if others else None
 
     async def _still_there(self, replica: Replica) -> bool:
-        """Whether the engine takes connections."""
+        """Return whether the engine takes connections."""
         for wait in STILL_THERE:
             await asyncio.sleep(wait)
             try:
@@ -592,7 +594,7 @@ class Gateway:
                 self._turns.look(meter.model.name)
 
     async def _connect(self, pool: Pool, model: Model) -> Connection:
-        """Raises Unreachable."""
+        """Raise Unreachable."""
         if model.external or model.timeouts.connect <= NEAR:
             return await pool.connect(model.timeouts.connect)
         try:
@@ -642,7 +644,7 @@ class Gateway:
             log.error("replica %d died with its host: no call is blamed for that", replica)
 
     async def ask_engines(self) -> None:
-        """Asks the engines that no supervisor looks after now, and those that did not answer last: a supervisor that is
+        """Ask the engines that no supervisor looks after now, and those that did not answer last: a supervisor that is
         back says that it is there before it knows which of its engines are. Call it every `host_watch.EVERY` seconds.
         """
         before = self._engines.silent
@@ -657,12 +659,12 @@ class Gateway:
             self._note_silence()
 
     def _is_quiet(self, host: int) -> bool:
-        """Whether the host's supervisor is quiet, for whatever reason."""
+        """Return whether the host's supervisor is quiet, for whatever reason."""
         sign = self._supervisors.get(host)
         return sign is not None and sign.quiet
 
     def _heard_since(self, at: float) -> Collection[int]:
-        """Replicas that have sent some of an answer since then."""
+        """Return replicas that have sent some of an answer since then."""
         return {
             meter.replica or 0
             for exchange, meter in self._exchanges.items()
@@ -670,7 +672,7 @@ class Gateway:
         }
 
     async def ask_hosts(self) -> None:
-        """Finds out which hosts of our engines are silent. Call it every `host_watch.EVERY` seconds."""
+        """Find out which hosts of our engines are silent. Call it every `host_watch.EVERY` seconds."""
         before = self._reach.silent
         await self._reach.ask([self._pool(replica) for replica in self._ours()])
         now = self._reach.silent
@@ -681,11 +683,11 @@ class Gateway:
         self._note_silence()
 
     def _ours(self) -> list[Replica]:
-        """All replicas but those of external models: servers of others have ways of their own."""
+        """Return all replicas but those of external models: servers of others have ways of their own."""
         return [one for model in self.catalogue.models.values() if not model.external for one in model.replicas]
 
     def _note_silence(self) -> None:
-        """Takes silent replicas off the catalogue, so to speak, and gives up the calls that are there."""
+        """Take silent replicas off the catalogue, so to speak, and give up the calls that are there."""
         hosts, engines = self._reach.silent, self._engines.silent
         if not hosts and not engines:
             self._balancer.unreachable = frozenset()
@@ -712,7 +714,7 @@ class Gateway:
                     log.exception("call %s", meter.request_id, extra={"facts": {"request_id": meter.request_id}})
 
     def sweep(self) -> None:
-        """Ends exchanges that are over their time, keeps patient who waits for one. Call about once a second."""
+        """End exchanges that are over their time, keep patient who waits for one. Call about once a second."""
         now = self._clock()
         self._bodies.sweep()
         late: set[str] = set()
@@ -728,7 +730,7 @@ class Gateway:
         self._settle_doubts()
 
     def _look_at(self, exchange: Exchange, meter: "CallMeter", now: float, late: set[str]) -> None:
-        """Adds its model to `late` if somebody has waited for too long for its first byte."""
+        """Add its model to `late` if somebody has waited for too long for its first byte."""
         timeouts = meter.model.timeouts
         exchange.heartbeat(HEARTBEAT)
         meter.checkpoint(now)
@@ -851,7 +853,7 @@ class CallMeter:
         self.trial: asyncio.Lock | None = None  # held while no other suspect of the model may go
 
     def request(self, address: Address, replica: Replica, upload: Upload | None, *, assemble: bool) -> bytes:
-        """The HTTP request for an engine; of an upload, its head."""
+        """Return the HTTP request for an engine; of an upload, its head."""
         head = (
             f"POST {address.prefix}{self._endpoint.path} HTTP/1.1\r\nhost: {address.host_header}\r\n"
             f"authorization: Bearer {replica.api_key}\r\nx-request-id: {_for_engines(self.request_id)}\r\n"
@@ -900,7 +902,7 @@ class CallMeter:
         return members
 
     def _limited(self) -> bool:
-        """Whether the call falls under a limit of tokens."""
+        """Return whether the call falls under a limit of tokens."""
         model = self.model.id
         return any(limit.counter.unit == "tokens" and limit.counter.model in (None, model) for limit in self.key.limits)
 
@@ -920,7 +922,7 @@ class CallMeter:
         self._call.forget_body()
 
     def checkpoint(self, now: float) -> None:
-        """Writes down what was used so far, for the case that this process is killed; call it about once a second.
+        """Write down what was used so far, for the case that this process is killed; call it about once a second.
 
         First after CHECKPOINT seconds, then whenever the call has become a quarter older, so that a killed process
         loses a fifth of what an answer used: 20 lines in the first ten minutes, 8 in the next hour.
@@ -1027,7 +1029,7 @@ def _for_engines(request_id: str) -> str:
 
 
 def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:
-    """Whether the engine is asked for a stream although the client wants one JSON."""
+    """Return whether the engine is asked for a stream although the client wants one JSON."""
     if call.stream or not endpoint.streams or endpoint.costs == "sound":
         return False
     if not model.stops_unary:
@@ -1053,7 +1055,7 @@ def methods_of(path: str) -> str:
 
 
 def given_key(headers: dict[bytes, bytes]) -> str:
-    """The text of the API key, from OpenAI's or from Anthropic's header. Raises InvalidKey."""
+    """Return the text of the API key, from OpenAI's or from Anthropic's header. Raises InvalidKey."""
     scheme, _, text = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
     if scheme.lower() != "bearer" or not text:
         text = headers.get(b"x-api-key", b"").decode("latin-1")

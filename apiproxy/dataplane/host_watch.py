@@ -71,7 +71,7 @@ class HostWatch:
         return {host: silence.since for host, silence in self._silent.items()}
 
     def certain(self, host: str) -> bool:
-        """Whether it has been silent for several questions."""
+        """Return whether it has been silent for several questions."""
         silence = self._silent.get(host)
         return silence is not None and silence.questions >= CERTAIN
 
@@ -87,7 +87,7 @@ class HostWatch:
         self._silent = _count_silence(self._silent, began, silent)
 
     async def _answers(self, host: str, pools: list[Pool]) -> bool:
-        """Whether any of its ports answers: one whose engine takes no connections any more says nothing either."""
+        """Return whether any of its ports answers: one whose engine takes no connections any more says nothing either."""
         if host in self._silent:
             return any(await asyncio.gather(*map(answers, pools)))
         return await answers(pools[0]) or (len(pools) > 1 and any(await asyncio.gather(*map(answers, pools[1:]))))
@@ -106,7 +106,7 @@ class EngineWatch:
         return {id: one.since for id, one in self._silent.items() if one.questions >= DOUBTFUL}
 
     def certain(self, replica: int) -> bool:
-        """Whether nothing can be hoped for of what it was at."""
+        """Return whether nothing can be hoped for of what it was at."""
         silence = self._silent.get(replica)
         return silence is not None and silence.questions >= HOPELESS
 
@@ -149,7 +149,7 @@ class _Health:
 
 
 async def is_healthy(replica: Replica, pool: Pool) -> bool:
-    """Whether the engine answers a question that is none of its work, on a connection of its own."""
+    """Return whether the engine answers a question that is none of its work, on a connection of its own."""
     address = pool.address
     request = (
         f"GET {address.prefix}{replica.health} HTTP/1.1\r\nhost: {address.host_header}\r\n"
@@ -171,14 +171,17 @@ async def is_healthy(replica: Replica, pool: Pool) -> bool:
 
 
 def distant_hosts(host: str) -> bool:
-    """Whether this is another machine, as far as its name tells."""
+    """Return whether this is another machine, as far as its name tells."""
     with contextlib.suppress(ValueError):
         return not ipaddress.ip_address(host).is_loopback
     return host != "localhost"
 
 
 async def answers(pool: Pool) -> bool:
-    """Whether the host takes a connection, or refuses it. True as well if nobody knows the name's address now."""
+    """Return whether the host takes a connection, or refuses it.
+
+    True as well if nobody knows the name's address now.
+    """
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(PATIENCE):

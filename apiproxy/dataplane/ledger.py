@@ -87,21 +87,21 @@ class Spool:
         self._append(usage_events.encoded("close", usage))
 
     def retry(self) -> None:
-        """Writes what could not be written before, if it can be now."""
+        """Write what could not be written before, if it can be now."""
         if self._memory is None:
             self._begin()
         while self._unwritten and self._write(self._unwritten[0]):
             del self._unwritten[0]
 
     def shut(self) -> None:
-        """Ends this owner: whoever drains the directory next takes what is left."""
+        """End this owner: whoever drains the directory next takes what is left."""
         self.retry()
         self._retire()
         self.sync()
         os.close(self._lock)
 
     def sync(self) -> None:
-        """Blocks until what was written before is on the disk. For one thread; events may be written meanwhile."""
+        """Block until what was written before is on the disk. For one thread; events may be written meanwhile."""
         current = self._file  # closed by nobody but us, here
         if current >= 0:
             os.fdatasync(current)
@@ -115,7 +115,7 @@ class Spool:
             self._unwritten.append(line)
 
     def _write(self, line: bytes) -> bool:
-        """Appends a whole line or nothing."""
+        """Append a whole line or nothing."""
         end = self._size + len(line)
         if end > SEGMENT_BYTES:
             if not self._begin():
@@ -128,7 +128,7 @@ class Spool:
         return True
 
     def _begin(self) -> bool:
-        """The next segment; False if there is no room for one."""
+        """Return the next segment; False if there is no room for one."""
         try:
             following = self._segment()
         except OSError:
@@ -178,7 +178,7 @@ class Drain:
         )
 
     def run(self) -> int:
-        """Moves everything that is there; returns the number of rows. Raises DatabaseAway; call again later.
+        """Move everything that is there; returns the number of rows. Raises DatabaseAway; call again later.
 
         Raises OSError for a file that cannot be read, after all others.
         """
@@ -241,7 +241,7 @@ class Drain:
         return moved
 
     def _sort(self, segment: str, lines: list[bytes], refused: list[QuarantinedRecord]) -> list[Usage]:
-        """The usages that have ended. Remembers those that have begun; adds what cannot be read to `refused`."""
+        """Return the usages that have ended. Remembers those that have begun; adds what cannot be read to `refused`."""
         closed: list[Usage] = []
         for line in lines:
             try:
@@ -272,7 +272,7 @@ class Drain:
         self._unfinished.get(segment, set()).discard(request_id)
 
     def _bury(self, owner: str) -> int:
-        """A dead gateway's open streams were interrupted; then nothing of it is left to keep."""
+        """Return a dead gateway's open streams were interrupted; then nothing of it is left to keep."""
         segments = self._segments(owner)
         names = {path.name for path in segments}
         interrupted = [usage for segment, usage in self._open.values() if segment in names]
@@ -286,7 +286,7 @@ class Drain:
         return len(interrupted)
 
     def _tidy(self, segments: list[Path]) -> None:
-        """Removes segments, but for the one being written, whose every event is in the database."""
+        """Remove segments, but for the one being written, whose every event is in the database."""
         for path in segments[:-1]:
             if not self._unfinished.get(path.name) and not events(path, self._read.get(path.name, 0)):
                 self._drop(path)
@@ -298,7 +298,7 @@ class Drain:
 
 
 def recorded(record: Record, rows: Sequence[Usage]) -> list[QuarantinedRecord]:
-    """Records them; returns those that the database refuses, found by halves. Raises DatabaseAway."""
+    """Record them; returns those that the database refuses, found by halves. Raises DatabaseAway."""
     if not rows:
         return []
     try:
@@ -312,7 +312,7 @@ def recorded(record: Record, rows: Sequence[Usage]) -> list[QuarantinedRecord]:
 
 
 def replay(set_aside: Quarantine, record: Record) -> tuple[int, int]:
-    """Records what was set aside, as far as it can be now; how many were, and how many were not. Raises DatabaseAway.
+    """Record what was set aside, as far as it can be now; how many were, and how many were not. Raises DatabaseAway.
 
     Then nothing is lost: they are taken up again by the next replay.
     """

@@ -15,7 +15,7 @@ ADDRESS = re.compile(r"https?://([a-z0-9-]+(?:\.[a-z0-9-]+)*)(?::[0-9]{1,5})?(?:
 
 
 def check(places: Iterable[tuple[str, str]], domains: Collection[str]) -> None:
-    """Raises BadRequest for the first that is neither data nor on one of the domains (in small letters)."""
+    """Raise BadRequest for the first that is neither data nor on one of the domains (in small letters)."""
     for name, place in places:
         if place[:5].lower() == "data:":
             continue

@@ -44,7 +44,7 @@ class MemoryBudget:
         self._owners: dict[Hashable, BudgetOwner] = {}
 
     def share(self, owner: Hashable) -> "BudgetShare":
-        """An empty share of this owner. Close it in any case: it is a context manager too."""
+        """Return an empty share of this owner. Close it in any case: it is a context manager too."""
         found = self._owners.get(owner)
         if found is None:
             # Kept: making it anew for each call would take longer, and there are no more than keys.

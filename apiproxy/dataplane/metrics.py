@@ -145,7 +145,7 @@ class Metrics:
         self._tally.put(STATE, [self._clock(), *map(float, astuple(state))])
 
     def forget(self, models: Container[str]) -> None:
-        """Drops the numbers of models that are not among these."""
+        """Drop the numbers of models that are not among these."""
         self._tally.forget(lambda key: model_of(key) not in models and model_of(key) != "")
 
     def close(self) -> None:
@@ -171,7 +171,7 @@ class Metrics:
 
 
 def model_of(key: Key) -> str:
-    """The model that a row is about; "" if it is about none."""
+    """Return the model that a row is about; "" if it is about none."""
     name, *values = key
     if name in HISTOGRAMS:
         return values[0]

@@ -31,7 +31,7 @@ class CounterFile:
     """
 
     def __init__(self, directory: Path, layout: str) -> None:
-        """Takes over a file that nobody holds, or makes one. Numbers of another `layout` are given up."""
+        """Take over a file that nobody holds, or make one. Numbers of another `layout` are given up."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = directory
         self._layout = hashlib.sha256(layout.encode()).digest()[:8]
@@ -39,7 +39,7 @@ class CounterFile:
         self._open()
 
     def add(self, key: Key, size: int, *amounts: tuple[int, float]) -> None:
-        """Adds each amount to the number at its place in a row of `size`."""
+        """Add each amount to the number at its place in a row of `size`."""
         at = self.places.get(key)
         if at is None and (at := self._row(key, size)) is None:
             return
@@ -48,7 +48,7 @@ class CounterFile:
             numbers[at + place] += amount
 
     def put(self, key: Key, values: list[float]) -> None:
-        """Sets a whole row."""
+        """Set a whole row."""
         at = self.places.get(key)
         if at is None and (at := self._row(key, len(values))) is None:
             return
@@ -56,12 +56,12 @@ class CounterFile:
             self.numbers[place] = value
 
     def all(self) -> list[dict[Key, list[float]]]:
-        """The rows of each file: of this worker, its fellows, and of the dead whose files wait for a successor."""
+        """Return the rows of each file: of this worker, its fellows, and of the dead whose files wait for a successor."""
         copies = (path.read_bytes() for path in sorted(self._directory.glob("*.numbers")))
         return [read_rows(data) for data in copies if data[:8] == self._layout]
 
     def forget(self, gone: Callable[[Key], bool]) -> None:
-        """Drops rows of this worker; on a full disk they stay."""
+        """Drop rows of this worker; on a full disk they stay."""
         if not any(gone(key) for key in self.places):
             return
         kept = b"".join(pack_key(key, row) for key, row in read_rows(bytes(self._memory)).items() if not gone(key))
@@ -102,7 +102,7 @@ class CounterFile:
             self._memory.close()
 
     def _row(self, key: Key, size: int) -> int | None:
-        """The index of a new row's first number; None: there is no room on the disk."""
+        """Return the index of a new row's first number; None: there is no room on the disk."""
         row = pack_key(key, [0.0] * size)
         if int(self.numbers[1]) + len(row) > len(self._memory) and not self._grow(len(row)):
             return None
@@ -124,7 +124,7 @@ class CounterFile:
 
 
 def claim_file(directory: Path) -> tuple[Path, int]:
-    """The first file whose worker has ended, or a new one, and the lock on it."""
+    """Return the first file whose worker has ended, or a new one, and the lock on it."""
     number = 0
     while (lock := try_to_take(directory / f"{number}.lock")) is None:
         number += 1

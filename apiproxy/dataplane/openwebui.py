@@ -21,7 +21,7 @@ LONGEST = 4096
 
 
 def person(headers: dict[bytes, bytes]) -> str:
-    """The mail address of the person who is named, else the id; "" where nobody is. As `end_user` keeps it."""
+    """Return the mail address of the person who is named, else the id; "" where nobody is. As `end_user` keeps it."""
     token = headers.get(TOKEN)
     claims = _claims(token) if token else {}
     for named in (claims.get("email"), claims.get("sub"), _text(headers, EMAIL), _text(headers, ID)):

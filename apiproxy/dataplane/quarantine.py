@@ -48,7 +48,7 @@ class Quarantine:
         self._counted: tuple[tuple[int, ...], int] = ((), 0)
 
     def add(self, refused: Iterable[QuarantinedRecord]) -> int:
-        """Appends them; returns how many were kept."""
+        """Append them; returns how many were kept."""
         kept = 0
         with self._held() as file:
             size = os.fstat(file).st_size
@@ -61,7 +61,7 @@ class Quarantine:
         return kept
 
     def __len__(self) -> int:
-        """How many wait for a mend. Reads the file only if it has changed."""
+        """Return how many wait for a mend. Reads the file only if it has changed."""
         seen = tuple(part for path in (self.path, self._taken) for part in _seen(path))
         if seen != self._counted[0]:
             self._counted = seen, sum(_lines(path) for path in (self.path, self._taken))
@@ -74,7 +74,7 @@ class Quarantine:
                 yield from (_refused(line) for line in file if line.strip())
 
     def take(self) -> list[QuarantinedRecord]:
-        """All of them. They stay on the disk until `done`; what is set aside from now on is not among them."""
+        """Return all of them. They stay on the disk until `done`; what is set aside from now on is not among them."""
         with self._held() as file:
             if not self._taken.exists():
                 self.path.replace(self._taken)
@@ -91,7 +91,7 @@ class Quarantine:
         self._taken.unlink(missing_ok=True)
 
     def discard(self) -> Path:
-        """Gives them up, but for a copy that nothing reads; where that is."""
+        """Give them up, but for a copy that nothing reads; where that is."""
         self.take()
         kept = self.path.with_name(f"discarded-{time.time_ns()}.txt")
         self._taken.rename(kept)
@@ -99,7 +99,7 @@ class Quarantine:
 
     @contextlib.contextmanager
     def _held(self) -> Iterator[int]:
-        """The file, to append to. Only we write to it meanwhile."""
+        """Provide the file, to append to. Only we write to it meanwhile."""
         lock = file_locks.take(self.path)
         try:
             file = os.open(self.path, os.O_WRONLY | os.O_APPEND)

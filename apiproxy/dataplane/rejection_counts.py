@@ -35,7 +35,7 @@ class RejectionCounts:
         self._add(Group(int(now) // QUARTER * QUARTER, key.tenant, key.user, key.id, model, code), 1)
 
     def take(self) -> Mapping[Group, int]:
-        """All that was counted since the last time."""
+        """Return all that was counted since the last time."""
         counts, self._counts = self._counts, {}
         return counts
 

@@ -170,7 +170,7 @@ class Exchange:
     # --- for the gateway
 
     def attempt(self, connection: Connection, request: bytes) -> None:
-        """Sends the request; wait for the ending with `ending`. A second attempt only after BROKEN or REFUSED."""
+        """Send the request; wait for the ending with `ending`. A second attempt only after BROKEN or REFUSED."""
         self._outcome = self._waiter = None
         if self._stage is Stage.GONE:  # while the connection was made
             connection.abort()
@@ -223,7 +223,7 @@ class Exchange:
         return self._refusal
 
     def cut_off(self, refusal: Refusal, *, lost: bool = False) -> bool:
-        """Stops the engine for this reason; a client that has had some of the answer is told by an event.
+        """Stop the engine for this reason; a client that has had some of the answer is told by an event.
 
         Gives whether that was so: otherwise the refusal is still to be sent. `lost`: its host is gone, so of an answer
         that has not begun nobody knows whether it was worked on, and nobody pays for it.
@@ -247,7 +247,7 @@ class Exchange:
         return self.arriving or self.assembles or (self._call.stream and self._endpoint.streams)
 
     def heartbeat(self, every: float) -> None:
-        """Keeps the client of a stream patient of which nothing came for `every` seconds, and again after as many.
+        """Keep the client of a stream patient of which nothing came for `every` seconds, and again after as many.
 
         The client has whole events alone, so this comes between two of them.
         """
@@ -265,13 +265,13 @@ class Exchange:
             self._client.piece(self._dialect.ping)
 
     def free(self) -> None:
-        """Gives the memory back that the answer took."""
+        """Give the memory back that the answer took."""
         share, self._share = self._share, None
         if share is not None:
             share.close()
 
     def say(self, refusal: Refusal) -> bool:
-        """Tells a client whose stream was kept alive that nothing comes; then wait for the ending.
+        """Tell a client whose stream was kept alive that nothing comes; then wait for the ending.
 
         Gives whether that was so: otherwise the refusal is still to be sent.
         """
@@ -294,7 +294,7 @@ class Exchange:
     # --- Listener
 
     def client_left(self) -> None:
-        """Stops the engine and meters what it had generated. After the answer's end: does nothing."""
+        """Stop the engine and meters what it had generated. After the answer's end: does nothing."""
         if self._stage is Stage.GONE or self._outcome is Outcome.ANSWERED:
             return
         self._stage = Stage.GONE
@@ -415,7 +415,7 @@ class Exchange:
         self._hold(assembly.size - self._size)
 
     def _hold(self, more: int) -> bool:
-        """Counts so many bytes more of the answer that are kept; if they are too many the call has ended."""
+        """Count so many bytes more of the answer that are kept; if they are too many the call has ended."""
         self._size += more
         try:
             if self._size > MAX_ANSWER:
@@ -573,7 +573,7 @@ def invalid_answer(error: Exception) -> Broken:
 
 
 def sanitised_error(dialect: Dialect, language: Language, error: Any) -> bytes:
-    """The event that takes the place of an engine's own error event, which may name addresses and paths.
+    """Return the event that takes the place of an engine's own error event, which may name addresses and paths.
 
     No method: a reader that knew the exchange which knows it could be freed by the garbage collector only.
     """

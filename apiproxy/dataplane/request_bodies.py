@@ -144,7 +144,7 @@ class RequestBodies:
 
 
 def check_arriving(limits: Sequence[Limit], arriving: int) -> None:
-    """Raises OverRate if one more than these may not be under way at the same time."""
+    """Raise OverRate if one more than these may not be under way at the same time."""
     for limit in limits:
         counter = limit.counter
         if counter.unit == "concurrent" and counter.model is None and arriving >= limit.amount:
@@ -152,7 +152,7 @@ def check_arriving(limits: Sequence[Limit], arriving: int) -> None:
 
 
 def piece_of(message: Message) -> tuple[bytes, bool]:
-    """Some of a request's body, and whether there is more. Raises ClientLeft."""
+    """Return some of a request's body, and whether there is more. Raises ClientLeft."""
     if message["type"] == "http.disconnect":
         raise ClientDisconnected
     return message.get("body", b""), message.get("more_body", False)

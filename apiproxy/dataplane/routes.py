@@ -26,10 +26,10 @@ SLASHES = re.compile("//+")
 
 
 def is_gateways(path: str) -> bool:
-    """Whether the gateway answers this path itself; any other is the portal's."""
+    """Return whether the gateway answers this path itself; any other is the portal's."""
     return path.startswith(("/v1/", "//")) or path in OTHERS
 
 
 def tidied(path: str) -> str:
-    """The path that is meant: base URLs are often written with a slash too many."""
+    """Return the path that is meant: base URLs are often written with a slash too many."""
     return SLASHES.sub("/", path).rstrip("/") or "/"

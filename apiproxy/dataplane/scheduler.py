@@ -36,14 +36,14 @@ RETRY_AFTER = 30  # seconds after which who was sent away is asked to come back;
 
 
 def capacity_for_batch(slots: int | None, workers: int) -> float:
-    """How many calls a replica may have under way in this worker, one more of batch included."""
+    """Return how many calls a replica may have under way in this worker, one more of batch included."""
     return math.inf if slots is None else max(1, (slots - 1) // workers)
 
 
 def replicas_for_batch(
     replicas: Sequence[Replica], running: Callable[[Replica], int], *, late: bool, aged: bool, going: int, workers: int
 ) -> Sequence[Replica]:
-    """The replicas to which the next batch call may go now; none: it has to wait.
+    """Return the replicas to which the next batch call may go now; none: it has to wait.
 
     `late`: interactive calls wait in the engines. `aged`: it has waited so long that it may go anyway. `going`: batch
     calls of this model that are under way.
@@ -132,7 +132,7 @@ class Scheduler:
         return sum(len(queue) for queue in self.queues.values())
 
     async def wait(self, waiter: QueuedRequest) -> Lease:
-        """Returns when it is this call's turn; `end` the turn when the call has ended.
+        """Return when it is this call's turn; `end` the turn when the call has ended.
 
         Raises HeldBack (too many wait, or it has waited too long), ClientLeft, or NoReplica when the server ends.
         """
@@ -152,7 +152,7 @@ class Scheduler:
                 self._forget(waiter)
 
     def look(self, name: str) -> None:
-        """Lets those go whose turn it is. Call it when a call of this model has ended."""
+        """Let those go whose turn it is. Call it when a call of this model has ended."""
         queue = self.queues.get(name)
         if queue is None:
             return

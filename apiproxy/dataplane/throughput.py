@@ -24,5 +24,5 @@ class ThroughputEstimator:
         self._paces[model] = pace + (1 - WEIGHT) * (self._paces.get(model, pace) - pace)
 
     def guess(self, model: int, seconds: float) -> float:
-        """Tokens of an answer that was under way for so long."""
+        """Return tokens of an answer that was under way for so long."""
         return self._paces.get(model, 0.0) * seconds

@@ -21,12 +21,12 @@ class Tokens(NamedTuple):
         return self.prompt + self.completion
 
     def within(self, most: int) -> "Tokens":
-        """The same, where no number is larger than `most`."""
+        """Return the same, where no number is larger than `most`."""
         return self if self.total <= most else Tokens(*(min(one, most) for one in self))
 
 
 def read_tokens(usage: Any) -> Tokens | None:
-    """An engine's usage object as numbers; None if it is none, or if a number in it is nonsense: estimate then.
+    """Return an engine's usage object as numbers; None if it is none, or if a number in it is nonsense: estimate then.
 
     Chat, completions and embeddings say `prompt_tokens`; Responses says `input_tokens`; so does Messages, which leaves
     cached ones out of them. vLLM's rerank gives `total_tokens` alone. Of details, nonsense counts as 0.
@@ -61,7 +61,7 @@ def read_tokens(usage: Any) -> Tokens | None:
 
 
 def _prompt(usage: dict[str, Any]) -> tuple[int, int] | None:
-    """All tokens of the prompt, and how many of them the engine had in its cache."""
+    """Return all tokens of the prompt, and how many of them the engine had in its cache."""
     cached = read_number(_details(usage, "prompt_tokens_details", "input_tokens_details").get("cached_tokens"))
     if "prompt_tokens" in usage:
         prompt = _sum(usage["prompt_tokens"])

@@ -74,7 +74,7 @@ class Form:
     """Reads a form and rewrites it for an engine, sans I/O: `feed` it pieces, `take` what goes on."""
 
     def __init__(self, content_type: bytes) -> None:
-        """Raises BadRequest if this is no form."""
+        """Raise BadRequest if this is no form."""
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not BOUNDARY.fullmatch(boundary):
@@ -112,7 +112,7 @@ class Form:
         return self.fields.get("model")
 
     def feed(self, piece: bytes) -> None:
-        """Raises BadRequest for what is not such a form."""
+        """Raise BadRequest for what is not such a form."""
         if self.ended:
             return  # what follows the last boundary means nothing (RFC 2046)
         try:
@@ -211,7 +211,7 @@ class Form:
 
 
 def disposition(value: bytes) -> tuple[bytes, bool]:
-    """A part's name, and whether it is a file. Raises BadRequest for what could be read otherwise."""
+    """Return a part's name, and whether it is a file. Raises BadRequest for what could be read otherwise."""
     if not DISPOSITION.fullmatch(value.strip()):
         raise ambiguous("Content-Disposition")
     found = [(name.lower(), text) for name, text in PARAMETER.findall(value)]
@@ -272,7 +272,7 @@ class Upload:
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self) -> Recording:
-        """Reads until it is known where the call goes; what follows the file may still change its other fields.
+        """Read until it is known where the call goes; what follows the file may still change its other fields.
 
         Raises BadRequest, BodyTooLarge, OverMemory, BodyTooSlow and ClientLeft.
         """
@@ -300,7 +300,7 @@ class Upload:
         return self._call
 
     def start(self, connection: Connection, exchange: Exchange, model: str, known: Callable[[Call], None]) -> None:
-        """Begins to pass the upload on as the body of the request just sent, under the model's name there.
+        """Begin to pass the upload on as the body of the request just sent, under the model's name there.
 
         `known(call)` is told all of the call once the engine has all of it.
         """
@@ -316,7 +316,7 @@ class Upload:
     # --- reading
 
     async def _piece(self) -> None:
-        """Takes in one piece."""
+        """Take in one piece."""
         try:
             async with asyncio.timeout(IDLE):
                 message = await self._receive()
@@ -334,7 +334,7 @@ class Upload:
             self._form.finish()
 
     def _hold(self) -> None:
-        """Counts what waits for the model's name. Raises BadRequest if that is too much, and OverMemory."""
+        """Count what waits for the model's name. Raises BadRequest if that is too much, and OverMemory."""
         waiting = self._form.waiting
         if waiting > EARLY:
             raise BadRequest("model_too_late", code="invalid_value", param="model")
@@ -387,5 +387,5 @@ class Upload:
 
 
 def framed(piece: bytes) -> bytes:
-    """A chunk of HTTP/1.1's chunked coding: how long a rewritten form will be is known only at its end."""
+    """Return a chunk of HTTP/1.1's chunked coding: how long a rewritten form will be is known only at its end."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)

@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
     # --- for the caller
 
     def request(self, data: bytes, receiver: Receiver) -> None:
-        """Sends a whole request (head and body); the answer goes to the receiver."""
+        """Send a whole request (head and body); the answer goes to the receiver."""
         assert self._receiver is None
         assert self._transport is not None
         self._receiver = receiver
@@ -140,7 +140,7 @@ class Connection(asyncio.Protocol):
         self._bodiless = True
 
     async def write(self, piece: bytes) -> None:
-        """Sends a piece of the body; returns when the engine has taken enough of it for another, or is gone."""
+        """Send a piece of the body; returns when the engine has taken enough of it for another, or is gone."""
         if self._receiver is None or self._transport is None or not self.usable:
             return  # answered before the body's end, broken off or given up: the receiver knows
         self._transport.write(piece)
@@ -151,7 +151,7 @@ class Connection(asyncio.Protocol):
         self._bodiless = False
 
     def abort(self) -> None:
-        """Closes at once, which tells the engine to stop generating. The receiver hears nothing more."""
+        """Close at once, which tells the engine to stop generating. The receiver hears nothing more."""
         self._receiver = None
         if self._transport is None:
             return
@@ -161,7 +161,7 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     def pause(self) -> None:
-        """Reads no more until `resume`, so that a slow client slows the engine instead of filling our memory."""
+        """Read no more until `resume`, so that a slow client slows the engine instead of filling our memory."""
         if self._transport is not None and self.usable and not self._paused:
             self._paused = True
             self._transport.pause_reading()
@@ -331,7 +331,7 @@ class Connection(asyncio.Protocol):
 
 
 def is_unreachable(error: Exception | None) -> bool:
-    """Whether a connection ended because its other end did not answer any more."""
+    """Return whether a connection ended because its other end did not answer any more."""
     return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in NO_WAY)
 
 
@@ -376,7 +376,7 @@ class Hosts:
 
 
 def resolved(name: str) -> list[str]:
-    """Asks the system's resolver. Blocks; raises OSError."""
+    """Ask the system's resolver. Blocks; raises OSError."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
@@ -390,7 +390,7 @@ def is_address(name: str) -> bool:
 
 
 def notice_death(connection: socket.socket) -> None:
-    """Has the kernel ask after 15 s of silence whether the other end is still there, and again every 5 s.
+    """Have the kernel ask after 15 s of silence whether the other end is still there, and again every 5 s.
 
     An engine that thinks is silent for minutes; a host that lost its power is silent for ever.
     """
@@ -411,7 +411,9 @@ class Pool:
         self._hosts = Hosts(address.host)
 
     def idle(self, now: float) -> Connection | None:
-        """A kept-alive connection, the most recently used first; None if there is none. `now` by the pool's clock."""
+        """Return a kept-alive connection, the most recently used first; None if there is none. `now` by the pool's
+        clock.
+        """
         while self._idle:
             connection, _ = self._idle.popitem()
             if connection.usable and now - connection.idle_since < IDLE_SECONDS:
@@ -424,7 +426,7 @@ class Pool:
         return await self._hosts.now(now)
 
     async def connect(self, patience: float) -> Connection:
-        """A new connection; waits at most so many seconds. Raises Unreachable."""
+        """Return a new connection; waits at most so many seconds. Raises Unreachable."""
         loop = asyncio.get_running_loop()
         address = self.address
         name = address.host if address.tls else None
@@ -449,7 +451,7 @@ class Pool:
         raise Unreachable(str(failure) or f"no connection within {patience:g} s") from failure
 
     def sweep(self, now: float) -> None:
-        """Closes what was idle for so long that nobody will use it again. Call it about once a second."""
+        """Close what was idle for so long that nobody will use it again. Call it about once a second."""
         while self._idle:
             oldest = next(iter(self._idle))  # they stand in the order in which they became idle
             if now - oldest.idle_since < IDLE_SECONDS:
@@ -465,7 +467,7 @@ class Pool:
         self._idle.pop(connection, None)
 
     def close(self) -> None:
-        """Closes what is idle; connections in use end with their answers."""
+        """Close what is idle; connections in use end with their answers."""
         self._hosts.close()
         idle, self._idle = self._idle, {}
         for connection in idle:

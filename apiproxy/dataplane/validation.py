@@ -79,7 +79,7 @@ def integer(least: int, most: int) -> Reader:
 
 
 def whole(value: Any) -> int | None:
-    """The whole number that engines take this for."""
+    """Return the whole number that engines take this for."""
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -108,7 +108,7 @@ def text(most: int) -> Reader:
 
 
 def items(most: int) -> Reader:
-    """Lists and objects of so many members; what is neither is the engine's to judge."""
+    """List and objects of so many members; what is neither is the engine's to judge."""
 
     def read(name: str, value: Any) -> Any:
         if isinstance(value, list | dict) and len(value) > most:
@@ -152,7 +152,7 @@ _alternatives = integer(0, MOST_ALTERNATIVES)
 
 
 def bound(name: str, value: Any) -> int:
-    """Tokens of an answer. -1 says that there is no bound (llama.cpp's word, which others have learnt)."""
+    """Return tokens of an answer. -1 says that there is no bound (llama.cpp's word, which others have learnt)."""
     return -1 if value == -1 else _bound(name, value)
 
 
@@ -171,7 +171,7 @@ MOST_TOOLS = 1024 * 1024
 
 
 def rules(name: str, value: Any) -> Any:
-    """A grammar (llama.cpp's GBNF, or EBNF)."""
+    """Return a grammar (llama.cpp's GBNF, or EBNF)."""
     return _check_brackets(name, _rules_length(name, value))
 
 
@@ -192,7 +192,7 @@ BRACKETS = re.compile(r"[(\[{)\]}]")
 
 
 def pattern(name: str, value: Any) -> Any:
-    """A regular expression."""
+    """Return a regular expression."""
     return rules(name, _pattern_length(name, value))
 
 
@@ -200,7 +200,7 @@ _pattern_length = text(LONGEST_PATTERN)
 
 
 def words(name: str, value: Any) -> Any:
-    """Texts at which an answer ends."""
+    """Return texts at which an answer ends."""
     for word in value if isinstance(value, list) else ():
         _word(name, word)
     return _words(name, _word(name, value))
@@ -237,7 +237,7 @@ def encoded(value: Any) -> bytes:
 
 
 def containers(value: Any) -> Iterator[list[Any] | dict[str, Any]]:
-    """All lists and objects of any JSON."""
+    """Yield all lists and objects of any JSON."""
     inside = [value]
     while inside:
         inner = inside.pop()
@@ -264,7 +264,7 @@ def tools(name: str, value: Any) -> Any:
 
 
 def schema_text(name: str, value: Any) -> Any:
-    """A schema, or the text of one, which vLLM reads."""
+    """Return a schema, or the text of one, which vLLM reads."""
     return schema(name, _check_brackets(name, _schema_length(name, value)))
 
 
@@ -294,7 +294,7 @@ def ours(name: str, value: Any) -> None:
 
 
 def unknown(name: str, value: Any) -> Any:
-    """Engines written in Go or C# take a name in other letters for that which they know; here it was not read."""
+    """Return engines written in Go or C# take a name in other letters for that which they know; here it was not read."""
     if (known := name.casefold()) in READERS:
         raise invalid("other_case", name, known=known)
     return value
@@ -355,7 +355,7 @@ SCHEMAS = frozenset(name for name, reader in READERS.items() if reader in (schem
 
 
 def read(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The members that engines must be told otherwise than they came; None: not at all. Raises BadRequest."""
+    """Return the members that engines must be told otherwise than they came; None: not at all. Raises BadRequest."""
     typed: dict[str, Any] = {}
     find = READERS.get
     for name, value in fields.items():
@@ -370,7 +370,7 @@ def read(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def may_have_places(body: bytes) -> bool:
-    """Whether `places` has anything to find or to refuse: in a short question it has not (1 of 4 µs).
+    """Return whether `places` has anything to find or to refuse: in a short question it has not (1 of 4 µs).
 
     A name may be written with escapes.
     """
@@ -408,7 +408,7 @@ def _places(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def levels(level: list[Any], most: int) -> list[Mapping[str, Any]]:
-    """Goes through these lists and objects and all within them; gives the objects that have one of PLACES.
+    """Go through these lists and objects and all within them; gives the objects that have one of PLACES.
 
     Raises BadRequest if one of them has more levels than `most`.
     """
@@ -440,7 +440,7 @@ SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def check_density(body: bytes, most: int = MOST_VALUES) -> None:
-    """Raises BadRequest for a large body that is made of very many very small values.
+    """Raise BadRequest for a large body that is made of very many very small values.
 
     By 64 samples at places that nobody can foresee: counting all of it would take as long as reading it.
     """

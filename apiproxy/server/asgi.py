@@ -138,7 +138,7 @@ class Application:
         return self._gateway.budget
 
     async def start(self) -> None:
-        """Loads the catalogue (a cold start needs the database) and takes over what a dead gateway left.
+        """Load the catalogue (a cold start needs the database) and take over what a dead gateway left.
 
         Started already: does nothing. Raises DatabaseAway or SecondGateway.
         """
@@ -223,7 +223,7 @@ class Application:
         )
 
     async def stop(self) -> None:
-        """Ends open calls, moves what can be moved of the spool; the rest waits there for the next start."""
+        """End open calls, move what can be moved of the spool; the rest waits there for the next start."""
         gateway, self._gateway = self._gateway, None
         if gateway is None:
             return
@@ -285,7 +285,7 @@ class Application:
         await self._look(gateway)
 
     async def _refresh(self) -> None:
-        """Returns after a look at the revision that began after the call; waits up to REFRESH for its turn.
+        """Return after a look at the revision that began after the call; waits up to REFRESH for its turn.
 
         Callers that come together share one look. A database that hangs holds nobody longer than PATIENCE.
         """
@@ -311,7 +311,7 @@ class Application:
             done.set()
 
     async def _look(self, gateway: Gateway) -> None:
-        """Brings the catalogue up to date if anything changed, or if the last full reload was long ago."""
+        """Bring the catalogue up to date if anything changed, or if the last full reload was long ago."""
         loop = asyncio.get_running_loop()
         async with self._looking:
             self._looked = loop.time()
@@ -367,7 +367,7 @@ class Application:
             return None
 
     async def _move_often(self, gateway: Gateway) -> None:
-        """Moves the spool if something was added; while the database is away waits longer each time, up to 15 s."""
+        """Move the spool if something was added; while the database is away waits longer each time, up to 15 s."""
         await asyncio.sleep(self._wait)
         if gateway.spool.written == self._moved and gateway.spool.accepting:
             return
@@ -413,7 +413,7 @@ class Application:
         await self._tell_deaths(gateway)
 
     async def _tell_refusals(self, gateway: Gateway) -> None:
-        """Writes the refused calls that were counted; what cannot be written now is counted on."""
+        """Write the refused calls that were counted; what cannot be written now is counted on."""
         counts = gateway.refusals.take()
         if not counts:
             return
@@ -427,7 +427,7 @@ class Application:
             log.error("the database would not take %d counts of refused calls: %s", len(counts), error)
 
     async def _tell_deaths(self, gateway: Gateway) -> None:
-        """Writes the calls under which engines died into the audit log; the log has them in any case."""
+        """Write the calls under which engines died into the audit log; the log has them in any case."""
         deaths = gateway.suspects.take()
         if not deaths:
             return
@@ -466,7 +466,7 @@ class Application:
 
 
 def lock(path: Path, kind: int) -> int:
-    """Takes the lock on this file and keeps it for as long as the descriptor is open. Raises SecondGateway."""
+    """Take the lock on this file and keep it for as long as the descriptor is open. Raises SecondGateway."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -499,7 +499,7 @@ def terms() -> Terms:
 
 
 def readiness(accepting: bool, down: Sequence[Down], aside: int) -> tuple[int, dict[str, Any]]:
-    """The status of /readyz and what it tells. A catalogue is loaded, or there would be no gateway.
+    """Return the status of /readyz and what it tells. A catalogue is loaded, or there would be no gateway.
 
     Not ready: usage cannot be written, or its way to the database has failed for long. What else is down is told only:
     a gateway that is ready serves its callers better than one that is taken away.

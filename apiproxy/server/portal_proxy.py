@@ -166,7 +166,7 @@ class _Request:
                 return
 
     def _took(self, event: Message) -> bool:
-        """Whether more follows what the client has just taken."""
+        """Return whether more follows what the client has just taken."""
         self._ahead -= len(event.get("body", b""))
         if self._ahead <= AHEAD and self._connection is not None:
             self._connection.resume()
@@ -203,7 +203,7 @@ class _Request:
 
 
 def request_head(scope: Scope) -> tuple[bytes, bool]:
-    """The head of the same request for the portal, and whether a body follows it."""
+    """Return the head of the same request for the portal, and whether a body follows it."""
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
     lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target), peer_line(scope.get("client"))]
     body = False
@@ -221,7 +221,7 @@ def peer_line(client: tuple[str, int] | None) -> bytes:
 
 
 def reachable(path: Path) -> str:
-    """A path by which a socket can be bound or connected to, however long its own is.
+    """Return a path by which a socket can be bound or connected to, however long its own is.
 
     The kernel takes 107 bytes; through the descriptor of its directory, which stays open, any path is short enough.
     """

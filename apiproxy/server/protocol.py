@@ -238,7 +238,7 @@ class Protocol(HttpToolsProtocol):
             self._feed(data)
 
     def _enough(self) -> bool:
-        """Whether no further request is looked at for now: others wait, or the client takes no answers."""
+        """Return whether no further request is looked at for now: others wait, or the client takes no answers."""
         return len(self.pipeline) >= WAITING or (self.flow.write_paused and self._between_requests())
 
     def _hold(self, data: bytes) -> None:
@@ -282,7 +282,7 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(HeadTooLarge("headers_too_large"))
 
     def _upgrade(self, rest: bytes) -> None:
-        """Makes the connection a WebSocket's; else what was asked for is ignored, as RFC 9110 (7.8) allows.
+        """Make the connection a WebSocket's; else what was asked for is ignored, as RFC 9110 (7.8) allows.
 
         httptools leaves the body to another protocol and would take it for further requests. So the head is read
         again without the field that made it do so: JDK's HttpClient offers h2c with each request over plain HTTP.
@@ -306,7 +306,7 @@ class Protocol(HttpToolsProtocol):
         self._parse(b"".join(lines))
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answers what is no request that we take, after those before it. Nothing further is read."""
+        """Answer what is no request that we take, after those before it. Nothing further is read."""
         self._over = True
         self._held.clear()
         self._in_time()
@@ -328,7 +328,7 @@ class Protocol(HttpToolsProtocol):
             self._last_words = words
 
     def _error(self, refusal: Refusal) -> bytes:
-        """A whole answer, as an error of `/v1`: elsewhere a person reads it just as well."""
+        """Return a whole answer, as an error of `/v1`: elsewhere a person reads it just as well."""
         language: Language = "ja" if dict(self.headers or ()).get(b"accept-language", b"").startswith(b"ja") else "en"
         endpoint = ENDPOINTS.get(self.url.partition(b"?")[0].decode("latin-1"))
         body = (endpoint.dialect if endpoint else CHAT).error(refusal, language)
@@ -353,7 +353,7 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _end(self, words: bytes = b"") -> None:
-        """Ends the connection. What the client still sends is read for a moment and dropped: closed at once, the system
+        """End the connection. What the client still sends is read for a moment and dropped: closed at once, the system
         would tell it of a reset, and the answer would be lost."""
         self._over = True
         self._stop_timers()
@@ -382,7 +382,7 @@ class Protocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def _look_at(self, name: bytes, value: bytes) -> None:
-        """Raises Refusal for what several parties on the way might read in several ways."""
+        """Raise Refusal for what several parties on the way might read in several ways."""
         if name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
         elif self.parser.get_http_version() != "1.1":  # it knows no transfer-encoding
@@ -473,7 +473,7 @@ class Protocol(HttpToolsProtocol):
         self._unread = self.loop.call_later(ANSWER_SECONDS, self._perhaps_unread, size)
 
     def _perhaps_unread(self, size: int) -> None:
-        """Ends the connection of a client that has taken nothing of its answers. Calls have time-outs of their own."""
+        """End the connection of a client that has taken nothing of its answers. Calls have time-outs of their own."""
         if self.direct is None and self.transport.get_write_buffer_size() >= size:
             self.transport.abort()
         else:
@@ -529,7 +529,7 @@ class Protocol(HttpToolsProtocol):
 
 
 def give_up(cycle: RequestResponseCycle) -> None:
-    """Tells a request's application that its client has left."""
+    """Tell a request's application that its client has left."""
     if not cycle.response_complete:
         cycle.disconnected = True
         cycle.message_event.set()

@@ -33,7 +33,7 @@ class Range:
     step: int = 0
 
     def allows(self, value: float) -> bool:
-        """Whether it is one of them; what is no number (NaN) never is."""
+        """Return whether it is one of them; what is no number (NaN) never is."""
         if value == self.also:
             return True
         within = self.least <= value <= self.most and self.above < value < self.below
@@ -121,7 +121,7 @@ _LLAMA_CPP_PYTHON: Mapping[str, Range] = {
 
 
 def range_of(launcher: str, names: tuple[str, ...]) -> Range | None:
-    """The numbers that an option by any of these names may be given; None: nothing is known of it."""
+    """Return the numbers that an option by any of these names may be given; None: nothing is known of it."""
     table = {"vllm": _VLLM, "llama-cpp-python": _LLAMA_CPP_PYTHON}.get(launcher, _LLAMA_CPP)
     return next((table[name] for name in names if name in table), None)
 
@@ -170,7 +170,7 @@ _OWN_EXECUTORS = frozenset(["mp", "ray", "uni", "external_launcher"])  # of vLLM
 
 
 def risk_of(launcher: str, names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """The risk that an option brings with these values; empty: none that is known."""
+    """Return the risk that an option brings with these values; empty: none that is known."""
     if launcher != "vllm":
         return next((_RISKS_OF_LLAMA_CPP[name] for name in names if name in _RISKS_OF_LLAMA_CPP), "")
     last = values[-1] if values else ""
@@ -232,7 +232,7 @@ class NamedFile:
 
 
 def files_named(launcher: str, names: tuple[str, ...], values: tuple[str, ...]) -> Iterator[NamedFile]:
-    """The files that an option with these values makes its engine read. What may be a name on a hub is none."""
+    """Yield the files that an option with these values makes its engine read. What may be a name on a hub is none."""
     table = _FILES_OF_VLLM if launcher == "vllm" else _FILES_OF_LLAMA_CPP
     kind = next((table[name] for name in names if name in table), "")
     for value in values if kind else ():

@@ -126,7 +126,7 @@ class Arguments:
     faults: tuple[Fault, ...] = ()
 
     def last(self, *names: str) -> Given | None:
-        """The one that counts."""
+        """Return the one that counts."""
         asked = {_dashed(name) for name in names}
         return next((one for one in reversed(self.given) if not asked.isdisjoint(one.names)), None)
 
@@ -177,7 +177,7 @@ class Arguments:
 
 @cache
 def shipped_options(launcher: str) -> Options:
-    """The table that comes with us. Its versions: vLLM 0.32.0, llama.cpp b11434 (with names of older builds),
+    """Return the table that comes with us. Its versions: vLLM 0.32.0, llama.cpp b11434 (with names of older builds),
     llama-cpp-python 0.3; that of xllamacpp is what our own launcher takes.
     """
     if launcher == "xllamacpp":
@@ -202,7 +202,7 @@ def _read(launcher: str, args: tuple[str, ...], options: Options) -> Arguments:
 
 
 def render(launcher: str, arguments: Arguments, args: Sequence[str]) -> tuple[str, ...]:
-    """The same for the engine, in a form that it takes."""
+    """Return the same for the engine, in a form that it takes."""
     if launcher == "vllm":
         return tuple(args)
     found: list[str] = []
@@ -213,7 +213,7 @@ def render(launcher: str, arguments: Arguments, args: Sequence[str]) -> tuple[st
 
 
 def without(launcher: str, ours: Sequence[str], operators: Arguments) -> list[str]:
-    """Our own arguments but for the options that the operator gave, too: an engine should hear of each once."""
+    """Return our own arguments but for the options that the operator gave, too: an engine should hear of each once."""
     kept: list[str] = []
     for one in _spans(launcher, ours):
         if not operators.says(*one.given.names):
@@ -229,7 +229,7 @@ class _Span:
 
 
 def _spans(launcher: str, args: Sequence[str]) -> Iterator[_Span]:
-    """Each option of a list that we wrote ourselves: every option's name is a word of its own, and is known."""
+    """Yield each option of a list that we wrote ourselves: every option's name is a word of its own, and is known."""
     starts = [at for at, arg in enumerate(args) if arg.startswith("-") and not _NEGATIVE.fullmatch(arg)]
     options = shipped_options(launcher)
     for at, end in zip(starts, [*starts[1:], len(args)], strict=True):
@@ -301,7 +301,7 @@ class _LlamaCpp:
             at += self._one(args, at)
 
     def _one(self, args: Sequence[str], at: int) -> int:
-        """Reads an option and returns how many words it took."""
+        """Read an option and return how many words it took."""
         arg = args[at]
         name, equals, value = arg.partition("=")
         if not arg.startswith("-") or _joined(arg, self.options):
@@ -381,7 +381,7 @@ class _Argparse:
         return 1 + took
 
     def _values(self, option: Option, inline: str | None, words: Sequence[str], at: int) -> tuple[tuple[str, ...], int]:
-        """Its values, and how many words they are."""
+        """Return its values, and how many words they are."""
         if option.values == "0":
             return (), 0
         if inline is not None:
@@ -400,7 +400,7 @@ class _Argparse:
         return " " not in word or word.partition("=")[0] in self.options.by_name
 
     def _find(self, name: str) -> str | None:
-        """The name in the table: as it is, or the only one that begins so."""
+        """Return the name in the table: as it is, or the only one that begins so."""
         if name in self.options.by_name:
             return name
         if len(name) < 2 or name == "--":
@@ -432,7 +432,7 @@ class _Argparse:
 
 
 def _joined(arg: str, options: Options) -> str:
-    """The option of `--dtype half` in one argument, which no engine takes apart; empty: it is no such thing."""
+    """Return the option of `--dtype half` in one argument, which no engine takes apart; empty: it is no such thing."""
     name, space, _ = arg.partition(" ")
     return name if space and _dashed(name) in options.by_name else ""
 
@@ -535,7 +535,7 @@ def _stoi(text: str) -> tuple[int, str] | None:
 
 
 def _whole(text: str, kind: str, launcher: str) -> int | Fault | None:
-    """A number; None: it need not be one; a Fault without its argument."""
+    """Return a number; None: it need not be one; a Fault without its argument."""
     if launcher not in ("vllm", "llama-cpp-python") and kind == "int":
         found = _stoi(text)
         return found[0] if found else Fault(code="not-a-number", arg="")

@@ -73,7 +73,7 @@ class Spec:
         return self.arguments(launcher).number("--tensor-parallel-size") or self.tensor_parallel
 
     def fingerprint(self) -> str:
-        """Changes exactly when a running engine no longer is what is wanted."""
+        """Change exactly when a running engine no longer is what is wanted."""
         values = asdict(self)
         if not self.version:
             del values["version"]  # came later: what runs since before is still what is wanted
@@ -182,7 +182,7 @@ MONITORING: Mapping[str, MonitoringSpec] = {
 
 
 def find_engines(commands: Mapping[str, str], cache: Path, search_path: str) -> dict[str, tuple[str, ...]]:
-    """The program of each launcher that this host has: as told, else in the cache, else on the search path.
+    """Return the program of each launcher that this host has: as told, else in the cache, else on the search path.
 
     For the two Python modules the program is a Python that can import them. Looks at the disk, starts nothing.
     """
@@ -202,7 +202,7 @@ def _cached(launcher: str, cache: Path) -> tuple[str, ...]:
 
 
 def installed_versions(launcher: str, cache: Path) -> list[Installed]:
-    """The versions of it that we installed, the newest first. Looks at the disk."""
+    """Return the versions of it that we installed, the newest first. Looks at the disk."""
     program = launcher if launcher == "llama-server" else "python"
     found = [path for path in cache.glob(f"engines/{launcher}-[0-9]*/bin/{program}") if path.exists()]
     return [
@@ -243,7 +243,7 @@ def usual_versions(found: Mapping[str, tuple[str, ...]], there: Iterable[Install
 
 
 def _stamp(program: Path) -> str:
-    """Changes when it is installed anew: an installation appears by one rename of what was made for it."""
+    """Change when it is installed anew: an installation appears by one rename of what was made for it."""
     directory = os.stat(program.parents[1])
     return f"{directory.st_ino} {directory.st_mtime_ns}"
 
@@ -267,7 +267,7 @@ def _on_path(launcher: str, search_path: str) -> tuple[str, ...]:
 def choose_launcher(
     spec: Spec, found: Mapping[str, tuple[str, ...]], *, prefer: Sequence[str] = (), avoid: Collection[str] = ()
 ) -> str:
-    """The launcher for this model, as told or the first that the host has. Raises NoLauncher.
+    """Return the launcher for this model, as told or the first that the host has. Raises NoLauncher.
 
     Where nobody says which, those of `prefer` come first, in that order, and those of `avoid` last.
     """
@@ -292,7 +292,7 @@ def choose_launcher(
 
 
 def parallel_slots(spec: Spec, launcher: str) -> int | None:
-    """How many requests the engine works on at a time; None: as many as its memory allows (vLLM)."""
+    """Return how many requests the engine works on at a time; None: as many as its memory allows (vLLM)."""
     said = spec.arguments(launcher)
     if launcher == "vllm":
         return said.number("--max-num-seqs") or spec.slots
@@ -302,7 +302,7 @@ def parallel_slots(spec: Spec, launcher: str) -> int | None:
 
 
 def supports_priority(launcher: str, task: str, args: Sequence[str]) -> bool:
-    """Whether the engine, started by `command`, takes waiting requests by the `priority` that they come with."""
+    """Return whether the engine, started by `command`, takes waiting requests by the `priority` that they come with."""
     policy = arguments.read_arguments(launcher, args).text("--scheduling-policy")
     return launcher == "vllm" and task == "chat" and policy in (None, "priority")
 
@@ -511,12 +511,14 @@ _GRANTED = {
 
 
 def on_cpu(launcher: str, program: Sequence[str]) -> bool:
-    """Whether this program is one of those builds for CPUs that we install ourselves; others use a GPU if they can."""
+    """Return whether this program is one of those builds for CPUs that we install ourselves; others use a GPU if they
+    can.
+    """
     return "+cpu/" in program[0] or (launcher == "xllamacpp" and "/engines/xllamacpp-" in program[0])
 
 
 def last_telling_line(launcher: str, log: str) -> str:
-    """The line of a failed engine's log that says most about the cause; empty for an empty log."""
+    """Return the line of a failed engine's log that says most about the cause; empty for an empty log."""
     # A limit that vLLM could not raise is told at each start, with an "OSError: " of its own.
     lines = [line.strip() for line in log.splitlines() if line.strip() and "Found ulimit of" not in line]
     patterns = [

@@ -10,7 +10,7 @@ from modelregistry.engines.arguments import read_arguments
 
 
 def calls_tools(engine: str, launcher: str, args: Sequence[str]) -> bool:
-    """Does it answer with calls of the client's functions (`tools` of the chat API)?
+    """Do it answer with calls of the client's functions (`tools` of the chat API)?
 
     vLLM wants both options and refuses tools without; of llama.cpp `--jinja` uses the template's own form of calls.
     llama-cpp-python calls a function only if its name is demanded.
@@ -26,7 +26,7 @@ def calls_tools(engine: str, launcher: str, args: Sequence[str]) -> bool:
 
 
 def sees_images(engine: str, args: Sequence[str]) -> bool:
-    """Does it take images? llama.cpp does with the projector of the model, vLLM where an operator allows some."""
+    """Do it take images? llama.cpp does with the projector of the model, vLLM where an operator allows some."""
     if engine == "vllm":
         limits = read_arguments("vllm", args).data("--limit-mm-per-prompt")
         return isinstance(limits, dict) and limits.get("image") != 0

@@ -43,7 +43,10 @@ def options_of(launcher: str, program: Sequence[str], cache: Path) -> Options | 
 
 
 def load_options(launcher: str, program: Sequence[str], cache: Path, *, within: float = WITHIN) -> Options | None:
-    """The same, after asking it unless that was done before. Blocks for its imports, at most `within` seconds."""
+    """Return the same, after asking it unless that was done before.
+
+    Blocks for its imports, at most `within` seconds.
+    """
     path = _place(launcher, program, cache)
     if launcher != "xllamacpp" and not path.exists():
         found = _asked(launcher, program, within)
@@ -83,7 +86,7 @@ def _place(launcher: str, program: Sequence[str], cache: Path) -> Path:
 
 
 def _stamp(launcher: str, program: Sequence[str]) -> Iterator[str]:
-    """Changes when the engine does, or how we ask it."""
+    """Change when the engine does, or how we ask it."""
     yield from program
     yield sha256(DESCRIBE.read_bytes() + Path(__file__).read_bytes()).hexdigest()
     for word in program:
@@ -100,7 +103,7 @@ def _stamp(launcher: str, program: Sequence[str]) -> Iterator[str]:
 
 
 def _python(program: Sequence[str]) -> Path | None:
-    """The Python of its environment, if the program is one or a script that lies beside one."""
+    """Return the Python of its environment, if the program is one or a script that lies beside one."""
     first = Path(program[0]) if program else Path()
     if re.fullmatch(r"python[\d.]*", first.name):
         return first

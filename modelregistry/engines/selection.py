@@ -64,7 +64,7 @@ def select_engine(
 
 
 def _another_launcher(spec: Spec, found: Mapping[str, tuple[str, ...]], without: Collection[str]) -> str:
-    """The one that would be taken if these failed; empty: there is none."""
+    """Return the one that would be taken if these failed; empty: there is none."""
     left = {name: program for name, program in found.items() if name not in without}
     try:
         return base.choose_launcher(spec, left)

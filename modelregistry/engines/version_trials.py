@@ -106,7 +106,7 @@ def choose_version(
 
 
 def proven_launchers(trials: Iterable[Trial]) -> list[str]:
-    """The launchers of which a version has proven itself, the one that did so last before the others.
+    """Return the launchers of which a version has proven itself, the one that did so last before the others.
 
     `trials`: the oldest first.
     """
@@ -115,7 +115,7 @@ def proven_launchers(trials: Iterable[Trial]) -> list[str]:
 
 
 def failed_launchers(installed: Iterable[Installed], trials: Iterable[Trial]) -> set[str]:
-    """Those of which each version that is there was tried and failed."""
+    """Return those of which each version that is there was tried and failed."""
     failures = [trial for trial in trials if trial.state == FAILED]
     there = list(installed)
     left = {one.launcher for one in there if not any(trial.is_of(one) for trial in failures)}
@@ -123,7 +123,7 @@ def failed_launchers(installed: Iterable[Installed], trials: Iterable[Trial]) ->
 
 
 def reference(trials: Iterable[Trial], launcher: str) -> Mapping[str, Any] | None:
-    """The answer that a new version is held to: of the one that was proven last."""
+    """Return the answer that a new version is held to: of the one that was proven last."""
     answers = [
         trial.answer for trial in trials if trial.state == PROVEN and trial.launcher == launcher and trial.answer
     ]

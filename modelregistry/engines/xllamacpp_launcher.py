@@ -80,7 +80,7 @@ def serve(params: Any, grace: float) -> None:
 
 
 def running(server: Any) -> int:
-    """Requests that are worked on or wait for a slot."""
+    """Return requests that are worked on or wait for a slot."""
     names = ("llamacpp:requests_processing", "llamacpp:requests_deferred")
     lines = (line.split() for line in str(server.handle_metrics()).splitlines())
     return int(sum(float(parts[1]) for parts in lines if len(parts) == 2 and parts[0] in names))
@@ -164,7 +164,9 @@ def switch(path: str) -> Apply:
 
 
 def of(path: str, enumeration: str, prefix: str, words: "dict[str, str] | None" = None) -> Apply:
-    """The member of an enumeration of xllamacpp's that is called so; `words`: of those that are called otherwise."""
+    """Return the member of an enumeration of xllamacpp's that is called so; `words`: of those that are called
+    otherwise.
+    """
     apply = to(path)
     named = words or {}
     return lambda params, value: apply(params, member(enumeration, prefix, str(named.get(value, value))))
@@ -185,7 +187,7 @@ def enum_name(value: Any) -> str:
 
 
 def sampling(name: str, flag: str = "") -> Apply:
-    """A default of requests. llama.cpp notes which ones an operator set: they come before the model's own."""
+    """Return a default of requests. llama.cpp notes which ones an operator set: they come before the model's own."""
     apply = to(f"sampling.{name}")
 
     def both(params: Any, value: Any) -> None:

@@ -60,7 +60,7 @@ class Config:
         return self.said[name] if name in self.said else self.defaults.get(name)
 
     def number(self, *names: str, default: int = 0) -> int:
-        """The first of these that is a number, in the file or else in the class. `default`: none is.
+        """Return the first of these that is a number, in the file or else in the class. `default`: none is.
 
         Raises OutOfBounds.
         """
@@ -74,7 +74,7 @@ class Config:
         return default
 
     def with_layers(self, count: int) -> "Config":
-        """The same, told how many layers there are."""
+        """Return the same, told how many layers there are."""
         return Config({**self.whole, **self.said, "num_hidden_layers": count, "model_type": self.kind})
 
     def layers(self) -> int:
@@ -179,7 +179,7 @@ def whole_items(config: Config) -> int:
 
 
 def _whisper(config: Config) -> Iterator[Attention]:
-    """A decoder's layer remembers what was said and, apart from it, all that was heard."""
+    """Yield a decoder's layer remembers what was said and, apart from it, all that was heard."""
     heads = config.number("decoder_attention_heads") or config.heads()
     size = config.number("d_model") // max(heads, 1)
     if not heads or not size:
@@ -426,7 +426,7 @@ def _bytes(config: Config) -> int:
 
 
 def _compressed(config: Config, layers: int) -> LayerMemory:
-    """Each layer sees the last tokens whole and, by its ratio, groups of tokens pressed into one entry.
+    """Return each layer sees the last tokens whole and, by its ratio, groups of tokens pressed into one entry.
 
     Beside the entries it keeps the group that is not full yet in 32 bits (models/deepseek_v4/compressor.py), twice
     where groups overlap (ratio 4), whose layers also find their entries by an index.

@@ -61,7 +61,7 @@ class OutOfBounds(Exception):
 
 
 def read_number(name: str, value: Any) -> int | None:
-    """A number of a configuration. None: it tells none (null, true, a list, "auto"). Raises OutOfBounds.
+    """Return a number of a configuration. None: it tells none (null, true, a list, "auto"). Raises OutOfBounds.
 
     2048.0 is a whole number in JSON; 2.5 and NaN are none.
     """
@@ -77,7 +77,7 @@ def read_number(name: str, value: Any) -> int | None:
 
 
 def bound_number(name: str, value: int | float, most: int) -> int:
-    """A whole number from 0 to `most`. Raises OutOfBounds."""
+    """Return a whole number from 0 to `most`. Raises OutOfBounds."""
     if not 0 <= value <= most or value != int(value):  # NaN compares as false
         raise OutOfBounds(name, value)
     return int(value)

@@ -179,7 +179,7 @@ def _configuration(directory: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises Unreadable, OSError."""
+    """Return the object in a file. Raises Unreadable, OSError."""
     with open_regular_file(path) as file:
         data = file.read(LONGEST_JSON + 1)
     if len(data) > LONGEST_JSON:
@@ -213,7 +213,7 @@ def _pickles(directory: Path) -> list[Path]:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """The files that vLLM loads. Raises Unreadable if one is missing."""
+    """Return the files that vLLM loads. Raises Unreadable if one is missing."""
     consolidated = sorted(directory.glob(CONSOLIDATED))
     index = directory / (CONSOLIDATED_INDEX if consolidated else INDEX)
     if index.is_file():
@@ -229,7 +229,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _named_by(index: Path) -> list[str]:
-    """The files of weights that an index names, each once. Raises Unreadable, OSError."""
+    """Return the files of weights that an index names, each once. Raises Unreadable, OSError."""
     length = index.stat().st_size
     found: set[str] | None = None
     try:
@@ -252,7 +252,7 @@ def _named_by(index: Path) -> list[str]:
 
 
 def _all_parts(files: Iterable[Path]) -> list[Path]:
-    """These files, and the parts that their names say there should be (…-00001-of-00003)."""
+    """Return these files, and the parts that their names say there should be (…-00001-of-00003)."""
     wanted = set()
     for file in files:
         part = PART.fullmatch(file.name)
@@ -264,7 +264,7 @@ def _all_parts(files: Iterable[Path]) -> list[Path]:
 
 
 def read_header(path: Path) -> Iterator[Tensor]:
-    """The tensors of a safetensors file that is as long as it says. Raises Unreadable, OSError."""
+    """Yield the tensors of a safetensors file that is as long as it says. Raises Unreadable, OSError."""
     actual = path.stat().st_size
     with open_regular_file(path) as file:
         length = int.from_bytes(file.read(8), "little")
@@ -302,7 +302,7 @@ def read_header(path: Path) -> Iterator[Tensor]:
 
 
 def _tensor(name: str, entry: Any, path: Path) -> tuple[Tensor, int]:
-    """A tensor, and where in the data it ends."""
+    """Return a tensor, and where in the data it ends."""
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         tensor = Tensor(name, clean_text(dtype, 20), tuple(shape), end - begin)
@@ -332,7 +332,7 @@ def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> Non
 
 
 def _parameters(config: Config, tensors: Sequence[Tensor]) -> int | None:
-    """How many weights, counted one by one where several are packed into a number."""
+    """Return how many weights, counted one by one where several are packed into a number."""
     if not tensors:
         return None
     names = {tensor.name for tensor in tensors}
@@ -359,7 +359,7 @@ def _parameters(config: Config, tensors: Sequence[Tensor]) -> int | None:
 
 
 def _bits(config: Config) -> int:
-    """Bits of a weight in packed tensors."""
+    """Return bits of a weight in packed tensors."""
     said = config.quantisation()
     for value in (said.get("bits"), said.get("w_bit"), *(group.get("num_bits") for group in _weight_groups(said))):
         if isinstance(value, int) and value in (1, 2, 3, 4, 5, 6, 8):

@@ -29,5 +29,5 @@ def defaults_of(kind: str) -> Mapping[str, Any]:
 
 
 def text_kind(kind: str) -> str:
-    """The model type of the language part of a model that sees or hears as well; "": it has none apart."""
+    """Return the model type of the language part of a model that sees or hears as well; "": it has none apart."""
     return str(defaults_of(kind).get("text", ""))

@@ -70,7 +70,7 @@ def _is_plain(value: object) -> bool:
 
 
 def text_kind(kind: type) -> str:
-    """The model type of the language part of a model that sees or hears as well; "": it has none."""
+    """Return the model type of the language part of a model that sees or hears as well; "": it has none."""
     part = (getattr(kind, "sub_configs", None) or {}).get("text_config")
     named = getattr(part, "model_type", "") if part is not None else ""
     if not named and part is not None:
@@ -97,7 +97,7 @@ def layer_pattern(kind: type) -> list[str]:
 
 
 def kinds() -> Iterator[tuple[str, type]]:
-    """Every model type and its class; vLLM's come first, as it takes them before those of transformers."""
+    """Yield every model type and its class; vLLM's come first, as it takes them before those of transformers."""
     own = import_module("vllm.transformers_utils.config")._CONFIG_REGISTRY
     yield from ((name, own[name]) for name in own)
     theirs = import_module("transformers.models.auto.configuration_auto").CONFIG_MAPPING

@@ -118,7 +118,7 @@ def read_gguf(path: Path) -> ModelMetadata:
 
 
 def _parts(path: Path) -> list[Path]:
-    """All parts of a model that comes in parts."""
+    """Return all parts of a model that comes in parts."""
     matched = PART.fullmatch(path.name)
     if not matched:
         return [path]
@@ -176,7 +176,7 @@ class _Walk:
         return self._before + self._at
 
     def _have(self, count: int) -> None:
-        """Sees to it that the next `count` bytes are in _data. Raises EOFError, _Broken."""
+        """See to it that the next `count` bytes are in _data. Raises EOFError, _Broken."""
         if self._at + count <= len(self._data):
             return
         if self.position + count > LONGEST_HEADER:
@@ -242,7 +242,7 @@ def _parse(walk: _Walk, length: int) -> _Header:
 
 
 def _sized(tensors: list[_Tensor], data: int) -> Iterator[_Tensor]:
-    """Those of types that are not known reach as far as the next one, or the end of the file's `data`."""
+    """Yield those of types that are not known reach as far as the next one, or the end of the file's `data`."""
     starts = sorted({tensor.offset for tensor in tensors})
     ends = dict(zip(starts, [*starts[1:], data], strict=True))
     for tensor in tensors:
@@ -284,7 +284,7 @@ def _tensor(walk: _Walk) -> _Tensor:
 
 
 def _number(values: Mapping[str, Any], key: str, *, default: int = 0, most: int = SIZE) -> int:
-    """A whole number; one that is given once for each layer counts as not told. Raises OutOfBounds.
+    """Return a whole number; one that is given once for each layer counts as not told. Raises OutOfBounds.
 
     llama.cpp refuses a number of another type than it expects as well (get_key).
     """
@@ -385,7 +385,7 @@ def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
 
 
 def _each(own: Mapping[str, Any], key: str, layers: int, most: int = SIZE) -> list[int]:
-    """A number for each layer, be it said once or one by one; 0: it is not told. Raises OutOfBounds."""
+    """Return a number for each layer, be it said once or one by one; 0: it is not told. Raises OutOfBounds."""
     said = own.get(key)
     if isinstance(said, list):
         numbers = [bounds.bound_number(key.removeprefix("{arch}."), number, most) for number in said]
@@ -456,7 +456,7 @@ def _state(own: Mapping[str, Any]) -> RecurrentState | None:
 
 
 def _windows(architecture: str, own: Mapping[str, Any], layers: int) -> list[int | None]:
-    """How far each layer sees; None: everything."""
+    """Return how far each layer sees; None: everything."""
     window = _optional(own, Keys.Attention.SLIDING_WINDOW, bounds.CONTEXT) or WINDOWS.get(architecture)
     pattern = own.get(Keys.Attention.SLIDING_WINDOW_PATTERN, WINDOWED.get(architecture))
     if not window or not pattern:

@@ -63,7 +63,7 @@ class JsonWalker:
                 return
 
     def value(self) -> Any:
-        """A text, a number, a list of numbers, or an object of such. Raises Broken."""
+        """Return a text, a number, a list of numbers, or an object of such. Raises Broken."""
         found = self._matched(_VALUE)[1]
         if found[:1] == b'"':
             return _text(found)
@@ -105,7 +105,7 @@ class JsonWalker:
         return found
 
     def _fill(self) -> None:
-        """Sees to it that a whole member lies ahead, or all that there is."""
+        """See to it that a whole member lies ahead, or all that there is."""
         if len(self._data) - self._at >= LONGEST or not self._left:
             return
         more = self._file.read(min(STEP + LONGEST, self._left))

@@ -9,7 +9,7 @@ from modelregistry.files.text import clean_text
 
 
 def gettext_noop(sentence: str) -> str:
-    """Marks a sentence for translators, who find it by this function's name. Who shows it to people translates it."""
+    """Mark a sentence for translators, who find it by this function's name. Who shows it to people translates it."""
     return sentence
 
 

@@ -56,7 +56,7 @@ def _file(engine: str, path: Path) -> UnreadableModel | None:
 
 
 def _no_weights(path: Path, head: bytes) -> UnreadableModel | None:
-    """A file of weights (or a configuration) that holds something else."""
+    """Return a file of weights (or a configuration) that holds something else."""
     if head.startswith(POINTER):
         return UnreadableModel(
             gettext_noop(

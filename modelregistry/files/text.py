@@ -6,7 +6,7 @@ LONGEST = 100  # characters of a name; the longest architecture has 50
 
 
 def clean_text(value: object, longest: int = LONGEST) -> str:
-    """A text that can be stored, sent and printed; "": it is none.
+    """Return a text that can be stored, sent and printed; "": it is none.
 
     Escape sequences would write on a terminal, lone surrogates ("\\ud800" in JSON) fail wherever they are encoded.
     """

@@ -64,13 +64,13 @@ class Tensor:
 
 
 def convert(*, config: bytes, vocabulary: bytes, safetensors: bytes, name: str, to: BinaryIO) -> None:
-    """Writes the GGUF file of config.json, vocab.txt and model.safetensors. Raises NotThisKind."""
+    """Write the GGUF file of config.json, vocab.txt and model.safetensors. Raises NotThisKind."""
     metadata = _metadata(json.loads(config), vocabulary.decode().splitlines(), name)
     write_gguf(metadata, list(read_tensors(safetensors)), to)
 
 
 def read_tensors(safetensors: bytes) -> Iterator[Tensor]:
-    """The tensors that llama.cpp uses, under its names. Raises NotThisKind for one that is not BERT's."""
+    """Yield the tensors that llama.cpp uses, under its names. Raises NotThisKind for one that is not BERT's."""
     (length,) = struct.unpack_from("<Q", safetensors)
     start = 8 + length
     index = json.loads(safetensors[8:start])
@@ -103,7 +103,7 @@ def write_gguf(metadata: Mapping[str, tuple[int, Any]], tensors: list[Tensor], t
 
 
 def halves(floats: memoryview) -> Iterator[bytes]:
-    """The same numbers in 16 bits, rounded to the nearest."""
+    """Yield the same numbers in 16 bits, rounded to the nearest."""
     step = 4 * 65536
     for begin in range(0, len(floats), step):
         piece = floats[begin : begin + step]

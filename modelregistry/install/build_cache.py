@@ -47,7 +47,7 @@ def build_once(
 
 
 def download_with_pip(*arguments: str, pins: Iterable[str]) -> None:
-    """Runs pip on exactly these requirements (`name==version --hash=sha256:…`), wheels only, without dependencies.
+    """Run pip on exactly these requirements (`name==version --hash=sha256:…`), wheels only, without dependencies.
 
     Blocks until it is done; pip's own limits apply (15 s without a byte, five tries). Its progress goes to stderr.
     Raises CannotFetch.

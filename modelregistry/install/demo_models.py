@@ -79,7 +79,7 @@ DEMO_MODELS = (SMOLLM2, MINILM)
 
 
 def fetch_models(model: DemoModel, cache: Path, say: Report) -> Path:
-    """The model's GGUF file, after fetching what is missing. Raises CannotFetch."""
+    """Return the model's GGUF file, after fetching what is missing. Raises CannotFetch."""
 
     def make(workspace: Path) -> Path:
         say(f"fetching the demo model {model.name} ({model.megabytes} MB)")

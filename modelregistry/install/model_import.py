@@ -167,7 +167,7 @@ class _Search:
         return notes
 
     def _look(self, folder: _Folder) -> list[_Folder]:
-        """Takes what lies in a folder, and returns the folders in it that are still to be looked at."""
+        """Take what lies in a folder, and return the folders in it that are still to be looked at."""
         state = folder.path.stat()
         if (state.st_dev, state.st_ino) in self.seen:
             return []
@@ -194,7 +194,7 @@ class _Search:
         return names[:MOST]
 
     def _is_folder(self, path: Path) -> bool:
-        """Whether it is a folder that may be looked into."""
+        """Return whether it is a folder that may be looked into."""
         if path in KERNELS:
             return False
         try:
@@ -210,7 +210,9 @@ class _Search:
         return True
 
     def _snapshot(self, cache: Path) -> Path | None:
-        """The one of a folder of Hugging Face's cache that `main` names, else the newest; a whole one before others."""
+        """Return the one of a folder of Hugging Face's cache that `main` names, else the newest; a whole one before
+        others.
+        """
         found = [one for one in (cache / "snapshots").iterdir() if one.is_dir()]
         found.sort(key=lambda one: (one.name == _main(cache), one.stat().st_mtime), reverse=True)
         whole = next((one for one in found if _looks_whole(one)), None)
@@ -220,7 +222,7 @@ class _Search:
 
 
 def _main(cache: Path) -> str:
-    """The revision that `main` was when the model was fetched."""
+    """Return the revision that `main` was when the model was fetched."""
     try:
         with open_regular_file(cache / "refs" / "main") as file:
             return file.read(100).decode(errors="replace").strip()
@@ -229,14 +231,14 @@ def _main(cache: Path) -> str:
 
 
 def _looks_whole(snapshot: Path) -> bool:
-    """Weights, or a folder that may hold them, and no link without its file: what a broken download leaves."""
+    """Return weights, or a folder that may hold them, and no link without its file: what a broken download leaves."""
     entries = list(snapshot.iterdir())
     weights = any(one.suffix in (*_WEIGHTS, ".gguf") or one.is_dir() for one in entries)
     return weights and all(one.exists() for one in entries)
 
 
 def _name_of(folder: Path) -> str:
-    """A snapshot is called by its commit: the model's name is that of the cache's folder."""
+    """Return a snapshot is called by its commit: the model's name is that of the cache's folder."""
     return _cached_name(folder.parent.parent) if folder.parent.name == "snapshots" else folder.name
 
 
@@ -245,7 +247,10 @@ def _cached_name(cache: Path) -> str:
 
 
 def _first_parts(names: Iterable[str]) -> list[str]:
-    """One name for each GGUF model: the first of its parts that is there. Projectors only where they are alone."""
+    """Return one name for each GGUF model: the first of its parts that is there.
+
+    Projectors only where they are alone.
+    """
     files = sorted(name for name in names if name.endswith(".gguf"))
     found: dict[str, str] = {}
     for name in [name for name in files if not _PROJECTOR.search(name)] or files:
@@ -261,7 +266,7 @@ def _stem(path: Path) -> str:
 
 
 def files_of(found: Found) -> dict[str, Path]:
-    """The files of a model by their paths within its folder; links are followed to files. Raises CannotImport.
+    """Return the files of a model by their paths within its folder; links are followed to files. Raises CannotImport.
 
     Nothing is left out without a word but hidden entries (.git, .cache): what cannot be copied makes it raise.
     """
@@ -279,7 +284,7 @@ def files_of(found: Found) -> dict[str, Path]:
 
 
 def projectors_of(found: Found) -> list[str]:
-    """The names of files beside a GGUF model that let it see or hear: for --mmproj. Raises OSError."""
+    """Return the names of files beside a GGUF model that let it see or hear: for --mmproj. Raises OSError."""
     if found.engine != "llama.cpp" or _PROJECTOR.search(found.path.name):
         return []
     names = sorted(name for name in os.listdir(found.path.parent) if name.endswith(".gguf") and name[0] != ".")
@@ -288,7 +293,7 @@ def projectors_of(found: Found) -> list[str]:
 
 
 def _models_of(projector: str, models: set[str]) -> set[str]:
-    """Those whose names are most like its own; all where it is called by none ("mmproj-F16.gguf")."""
+    """Return those whose names are most like its own; all where it is called by none ("mmproj-F16.gguf")."""
     name = _PROJECTOR.sub("", projector.removesuffix(".gguf"))
     alike = {model: _letters_in_common(name.lower(), model.lower()) for model in models}
     most = max(alike.values(), default=0)
@@ -343,7 +348,7 @@ class _Contents:
             raise CannotImport(f"{self.found.path} holds more than {MOST} files, which no model has.")
 
     def _add(self, name: str, path: Path) -> bool:
-        """Takes a file, or notes why it cannot be taken; True: it is a folder that is to be looked into."""
+        """Take a file, or note why it cannot be taken; True: it is a folder that is to be looked into."""
         if not is_printable(name):
             self.faults.append(
                 CannotImport(f"{path} has characters in its name that cannot be printed: rename it first.")
@@ -379,7 +384,7 @@ def _leads_out(path: Path, target: Path, places: tuple[Path, ...]) -> CannotImpo
 
 
 def copy_model(found: Found, models: Path, *, name: str = "", tell: ReportProgress = lambda progress: None) -> Path:
-    """Copies a model into a folder of its own below `models`; the path that its engine is to be given.
+    """Copy a model into a folder of its own below `models`; the path that its engine is to be given.
 
     Goes on with what an earlier try left. Blocks for as long as it takes. Raises CannotImport.
     """
@@ -459,7 +464,7 @@ class _Copy:
                 path.rmdir()
 
     def _one(self, name: str, source: Path, before: int) -> str:
-        """Copies what is missing of a file; the SHA-256 of the source."""
+        """Copy what is missing of a file; the SHA-256 of the source."""
         target = self.workspace / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with _open_within(source, self.places) as reading, target.open("ab+") as writing:
@@ -488,7 +493,7 @@ class _Copy:
         return str(digest.hexdigest())
 
     def _kept(self, name: str, file: BinaryIO, identity: list[int]) -> tuple[Any, int]:
-        """The digest and the length of what an earlier try brought, if it is of this source and still as it was."""
+        """Return the digest and the length of what an earlier try brought, if it is of this source and still as it was."""
         known = self.known.get(name)
         digest = hashlib.sha256()
         if not isinstance(known, dict) or known.get("source") != identity:
@@ -524,7 +529,7 @@ class _Copy:
 
 
 def _open_within(source: Path, places: tuple[Path, ...]) -> BinaryIO:
-    """Opens a file that a link may lead to, and looks where it is: links may have changed since they were looked at."""
+    """Open a file that a link may lead to, and look where it is: links may have changed since they were looked at."""
     file = open_regular_file(source)
     target = Path(os.readlink(f"/proc/self/fd/{file.fileno()}"))
     if not _is_within(target, places):

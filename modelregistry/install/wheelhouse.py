@@ -70,7 +70,7 @@ def _pin(line: str) -> Pin | None:
 
 
 def held(folder: Path, wanted: Sequence[Pin]) -> dict[Pin, Path]:
-    """The file of each pin that the folder has, with a right hash and fit for this machine. Reads them whole."""
+    """Return the file of each pin that the folder has, with a right hash and fit for this machine. Reads them whole."""
     files: dict[tuple[str, Version], list[Path]] = {}
     fits = frozenset(sys_tags())
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -100,7 +100,7 @@ def _sha256(path: Path) -> str:
 
 
 def require(folder: Path, wanted: Sequence[Pin]) -> None:
-    """Raises CannotFetch that names everything the folder lacks; asks no index."""
+    """Raise CannotFetch that names everything the folder lacks; asks no index."""
     if not folder.is_dir():
         raise CannotFetch(f"there is no folder {folder}")
     there = held(folder, wanted)
@@ -114,7 +114,7 @@ def require(folder: Path, wanted: Sequence[Pin]) -> None:
 
 
 def fetch(folder: Path, wanted: Sequence[Pin], say: Report, *, megabytes: int, builder: Path | None = None) -> None:
-    """Fetches into the folder what it lacks: wheels, or with a `builder` sources.
+    """Fetch into the folder what it lacks: wheels, or with a `builder` sources.
 
     pip looks into a source to see what it is, for which the `builder`, a Python, must have what the source is built
     with. Blocks for as long as the line takes; pip's own limits apply to each package. `megabytes` is what all of it is
@@ -146,7 +146,7 @@ def fetch(folder: Path, wanted: Sequence[Pin], say: Report, *, megabytes: int, b
 
 
 def _salvage(folder: Path, wanted: Sequence[Pin]) -> None:
-    """Takes what is whole out of the parts and throws the rest away."""
+    """Take what is whole out of the parts and throw the rest away."""
     parts = folder / PARTS
     # The pips of a fetch that was killed may still be at it, and move what we look at.
     for directory, _, _ in list(os.walk(parts)):
@@ -189,7 +189,7 @@ class _Download:
         return self.directory / "whole"
 
     def ended(self) -> bool:
-        """Waits for up to a second. Raises CannotFetch."""
+        """Wait for up to a second. Raises CannotFetch."""
         assert self.process
         try:
             code = self.process.wait(timeout=1)
@@ -257,7 +257,7 @@ def _newest(folder: Path) -> Path | None:
 
 
 def megabytes(folder: Path) -> int:
-    """All that a folder has by now, also what is on its way."""
+    """Return all that a folder has by now, also what is on its way."""
     return sum(_look(path)[1] for path in folder.rglob("*")) // MB
 
 

@@ -132,7 +132,7 @@ def _told_to_use_ram(spec: Spec, launcher: str) -> bool:
 
 
 def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> Prediction:
-    """An operator who gives vLLM a part of the card himself means all of that part."""
+    """Return an operator who gives vLLM a part of the card himself means all of that part."""
     part = demand.arguments.decimal("--gpu-memory-utilization") or 0.0
     card = min(device.total for device in devices if device.kind == "gpu")
     # Of that part vLLM takes what it needs after its context, which it does not count.

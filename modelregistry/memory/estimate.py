@@ -105,14 +105,14 @@ class Demand:
         return arguments.read_arguments(self.launcher, self.args)
 
     def argument(self, *names: str) -> str | None:
-        """The text of a value that the operator gave."""
+        """Return the text of a value that the operator gave."""
         return self.arguments.text(*names)
 
     def number(self, *names: str) -> int | None:
         return self.arguments.number(*names)
 
     def says(self, *names: str) -> bool:
-        """Whether it was turned on, or given a value."""
+        """Return whether it was turned on, or given a value."""
         return self.arguments.flag(*names) is True
 
 
@@ -239,7 +239,7 @@ def _bounded(size: int) -> int:
 
 
 def _asked(facts: ModelMetadata, demand: Demand) -> tuple[int, int]:
-    """Tokens per request, and how many requests of that length are to be remembered."""
+    """Return tokens per request, and how many requests of that length are to be remembered."""
     context, sequences = _as_asked(facts, demand)
     return min(max(context, 1), bounds.CONTEXT), max(sequences, 1)
 
@@ -263,7 +263,7 @@ def _slots(demand: Demand) -> int:
 
 
 def _unified(demand: Demand) -> bool:
-    """One pool for all slots of llama.cpp: so we start it when nobody says how long a request may be."""
+    """Return one pool for all slots of llama.cpp: so we start it when nobody says how long a request may be."""
     said = demand.arguments.flag("--kv-unified")
     return said if said is not None else demand.context is None or demand.slots == 1
 
@@ -272,7 +272,7 @@ def _unified(demand: Demand) -> bool:
 
 
 def _cache(facts: ModelMetadata, demand: Demand, context: int, sequences: int) -> tuple[int, int, int]:
-    """Bytes on each device that are wanted, and the least that will do; how many requests vLLM may work on."""
+    """Return bytes on each device that are wanted, and the least that will do; how many requests vLLM may work on."""
     if demand.launcher != "vllm":
         size = _llama_cpp_cache(facts, demand, context, sequences)
         return size, size, 0
@@ -326,7 +326,7 @@ def _layer(facts: ModelMetadata, layer: Attention, demand: Demand, context: int,
 
 
 def _remembered(facts: ModelMetadata, layer: Attention, demand: Demand, context: int) -> int:
-    """Tokens of one request, in this layer: no more than its window and what is computed at a time."""
+    """Return tokens of one request, in this layer: no more than its window and what is computed at a time."""
     whole = _cells(context)
     if layer.window is None or demand.says("--swa-full") or demand.launcher == "llama-cpp-python":
         return whole
@@ -340,7 +340,9 @@ def _cells(tokens: int) -> int:
 
 
 def _vllm_element(facts: ModelMetadata, demand: Demand) -> float:
-    """Bytes of a number of keys and values: as the operator says, else as the files declare it, else as the model's."""
+    """Return bytes of a number of keys and values: as the operator says, else as the files declare it, else as the
+    model's.
+    """
     kind = demand.argument("--kv-cache-dtype") or "auto"
     if kind == "auto":
         kind = facts.cache_type or kind
@@ -352,7 +354,7 @@ def _vllm_element(facts: ModelMetadata, demand: Demand) -> float:
 
 
 def _llama_cpp_elements(demand: Demand) -> tuple[float, float]:
-    """Bytes of a number of keys, and of values."""
+    """Return bytes of a number of keys, and of values."""
     key = demand.argument("--cache-type-k", "-ctk") or "f16"
     value = demand.argument("--cache-type-v", "-ctv") or "f16"
     return LLAMA_CPP_TYPES.get(key, 2.0), LLAMA_CPP_TYPES.get(value, 2.0)
@@ -363,12 +365,12 @@ def _told_parallel(demand: Demand) -> int | None:
 
 
 def _parallel(facts: ModelMetadata, demand: Demand, context: int) -> int:
-    """Requests that vLLM works on at a time: as told, but no fewer than it spreads its largest item over."""
+    """Return requests that vLLM works on at a time: as told, but no fewer than it spreads its largest item over."""
     return max(_told_parallel(demand) or VLLM_SEQUENCES, math.ceil(facts.whole / context))
 
 
 def _batch(facts: ModelMetadata, demand: Demand, context: int) -> int:
-    """Tokens that are computed at a time."""
+    """Return tokens that are computed at a time."""
     if demand.launcher == "vllm":
         return demand.number("--max-num-batched-tokens") or _vllm_batch(facts, demand, context)
     given = demand.number("--ubatch-size", "-ub", "--n_ubatch")
@@ -403,7 +405,7 @@ def _weights(facts: ModelMetadata, demand: Demand) -> int:
 
 
 def _kept_in_ram(facts: ModelMetadata, demand: Demand) -> int:
-    """Bytes of the whole model's weights that the operator keeps off the cards."""
+    """Return bytes of the whole model's weights that the operator keeps off the cards."""
     if demand.kind == "ram":
         return 0
     if demand.launcher == "vllm":
@@ -620,7 +622,7 @@ class Measured:
 
 
 def fingerprint(facts: ModelMetadata, demand: Demand, prediction: Prediction) -> str:
-    """The same for whatever takes the same memory: of the files' facts, what was asked for, and the cache given."""
+    """Return the same for whatever takes the same memory: of the files' facts, what was asked for, and the cache given."""
     parts = [asdict(facts), asdict(demand), prediction.cache]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

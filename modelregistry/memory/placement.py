@@ -132,7 +132,7 @@ def find_place(
     overcommit: bool = False,
     facts: ModelMetadata | None = None,
 ) -> Placement:
-    """Chooses devices for one replica. Raises NoRoom or NoSuchDevice.
+    """Choose devices for one replica. Raises NoRoom or NoSuchDevice.
 
     `gpus`: the operator's choice; empty: the fullest card that has room (so that whole cards stay free for what needs
     one), for several cards those with most room. An engine that can do with less cache than it wants gets what there
@@ -166,7 +166,7 @@ def find_place(
 def _short_of_ram(
     prediction: Prediction, demand: Demand, devices: Sequence[Device], shares: Sequence[Share]
 ) -> Room | None:
-    """The RAM, if a model on GPUs has no room in it for what it takes there. None: it has."""
+    """Return the RAM, if a model on GPUs has no room in it for what it takes there. None: it has."""
     if demand.kind != "gpu" or not prediction.host:
         return None
     return next(
@@ -208,13 +208,13 @@ def _granted(need: Prediction, rooms: Sequence[Room]) -> Prediction:
 
 
 def with_cache(need: Prediction, cache: int) -> Prediction:
-    """The same with another cache, in whole MiB, and no less than will do."""
+    """Return the same with another cache, in whole MiB, and no less than will do."""
     cache = max(cache // MIB * MIB, need.cache_least)
     return replace(need, cache=cache, total=need.weights + cache + need.overhead)
 
 
 def at_least(need: Prediction) -> Prediction:
-    """The same with no more cache than its engine cannot do without. vLLM can do with that of one request."""
+    """Return the same with no more cache than its engine cannot do without. vLLM can do with that of one request."""
     if need.cache_least >= need.cache:
         return need
     return replace(with_cache(need, need.cache_least), sequences=need.sequences if need.open else 1)
@@ -234,7 +234,7 @@ def _fraction(part: int, total: int) -> float:
 def _what_would_fit(
     need: Prediction, demand: Demand, rooms: Sequence[Room], facts: ModelMetadata | None
 ) -> tuple[int, int]:
-    """The longest context with as many requests, and the most requests with this context; 0: none."""
+    """Return the longest context with as many requests, and the most requests with this context; 0: none."""
     if facts is None or not facts.attention or len(rooms) < need.devices:
         return 0, 0
     # The last of those that would be taken decides.
@@ -250,7 +250,7 @@ def _what_would_fit(
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
-    """The largest number from 1 to `most` that fits, where a larger one takes more; 0: none.
+    """Return the largest number from 1 to `most` that fits, where a larger one takes more; 0: none.
 
     By bisection: each question plans a whole cache (0.3 ms), and a context of 10 million tokens has 10,000 steps.
     """
@@ -272,7 +272,7 @@ def would_have_to_go(
     *,
     gpus: Sequence[int] = (),
 ) -> tuple[str, ...]:
-    """The fewest of ours without which it would fit, of those the smallest; (): no few of them would do.
+    """Return the fewest of ours without which it would fit, of those the smallest; (): no few of them would do.
 
     `devices` as they are now, with what the shares hold.
     """
@@ -322,12 +322,12 @@ class Candidate:
 
 
 def fits_together(candidates: Sequence[Candidate], devices: Sequence[Device]) -> bool:
-    """Whether all replicas of all these fit on the host at a time, if it held nothing of ours now."""
+    """Return whether all replicas of all these fit on the host at a time, if it held nothing of ours now."""
     return left_after(candidates, devices) is not None
 
 
 def left_after(candidates: Sequence[Candidate], devices: Sequence[Device]) -> dict[int, int] | None:
-    """Bytes that stay free on each device after all these were placed; None: they do not fit together.
+    """Return bytes that stay free on each device after all these were placed; None: they do not fit together.
 
     `devices` as they would be without our engines: see `without_ours`.
     """
@@ -356,7 +356,7 @@ def beside(new: Candidate, others: Sequence[Candidate], devices: Sequence[Device
 
 
 def without_ours(devices: Sequence[Device], held: dict[int, int]) -> list[Device]:
-    """The devices as if our engines were gone. `held`: bytes that they hold, by device."""
+    """Return the devices as if our engines were gone. `held`: bytes that they hold, by device."""
     return [
         replace(device, used=max(0, device.used - ours), free=min(device.total, device.free + ours))
         for device in devices

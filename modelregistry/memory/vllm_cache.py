@@ -88,7 +88,7 @@ class _Layer:
     state: int = 0
 
     def own(self, setting: CacheSetting) -> int:
-        """Blocks that a request of the whole context holds, what is under way left out."""
+        """Block that a request of the whole context holds, what is under way left out."""
         if self.state:
             return self.state if setting.reuses else 1
         if self.kind == "heard":  # as many as are computed at a time, or all of what may be heard
@@ -106,7 +106,7 @@ class _Layer:
         return -(-BATCHES * setting.batch // self.tokens)
 
     def most(self, setting: CacheSetting) -> int:
-        """Blocks that a request can hold at all."""
+        """Block that a request can hold at all."""
         if self.state or self.window is None or self.kind == "heard":
             return self.own(setting)
         return -(-setting.context // self.tokens) + (self.kind != "chunked")
@@ -160,7 +160,7 @@ def _layers(facts: ModelMetadata, setting: CacheSetting) -> list[_Layer]:
 
 
 def _block_beside_states(facts: ModelMetadata, setting: CacheSetting, step: int) -> int:
-    """Tokens of a block whose page is as large as the largest state (_align_hybrid_block_size)."""
+    """Return tokens of a block whose page is as large as the largest state (_align_hybrid_block_size)."""
     state = max(_state(state, setting) for state in facts.states)
     token = max(_entry(layer, setting) for layer in facts.attention)
     return step * max(1, ceil(state / (step * token)))
@@ -179,7 +179,7 @@ def _attending(layer: Attention, setting: CacheSetting, block: int) -> _Layer:
 
 
 def _entry(layer: Attention, setting: CacheSetting) -> float:
-    """Bytes of an entry, on each card: at least one head is on each; a latent vector is on all of them."""
+    """Return bytes of an entry, on each card: at least one head is on each; a latent vector is on all of them."""
     heads = -(-layer.kv_heads // setting.cards)
     # A latent vector in 8 bits has its scales and its rotary part in 16 bits beside it: 656 bytes for 576 numbers.
     more = LATENT_SCALES if layer.kind == "latent" and setting.element == 1 else 0
@@ -195,7 +195,9 @@ def _state(state: RecurrentState, setting: CacheSetting) -> int:
 
 
 def _groups(layers: Sequence[_Layer]) -> list[list[_Layer]]:
-    """Layers that share their blocks' numbers: all that need as many of them, else a few that are dealt out evenly."""
+    """Return layers that share their blocks' numbers: all that need as many of them, else a few that are dealt out
+    evenly.
+    """
     if len({(layer.window, layer.kind if layer.window else "", layer.state, layer.tokens) for layer in layers}) == 1:
         return [list(layers)]
     if any(layer.kind == "partial" for layer in layers):

@@ -61,7 +61,7 @@ class _Unreadable(Exception):
 
 
 def list_devices(before: Sequence[Device] = (), *, nvml: Any = None) -> list[Device]:
-    """The GPUs, in the driver's order, then the RAM. Never empty, never raises for a driver that fails.
+    """Return the GPUs, in the driver's order, then the RAM. Never empty, never raises for a driver that fails.
 
     `before`: what was seen last, for cards that cannot be read now. `nvml`: in the place of the driver's library.
     Blocks for some 10 ms, on a host whose driver is not loaded by anybody else for a second or two.
@@ -75,7 +75,7 @@ def list_devices(before: Sequence[Device] = (), *, nvml: Any = None) -> list[Dev
 
 
 def visible_devices(found: Sequence[Device], variable: str | None) -> list[Device]:
-    """Those that an operator leaves us by CUDA_VISIBLE_DEVICES (None: all), and the RAM.
+    """Return those that an operator leaves us by CUDA_VISIBLE_DEVICES (None: all), and the RAM.
 
     As CUDA reads it: numbers or UUIDs (their beginnings will do); what follows the first unknown one does not count.
     """
@@ -102,7 +102,7 @@ def _is(word: str, uuid: str) -> bool:
 
 
 def memory_held(found: Iterable[Device], pids: Collection[int]) -> dict[int, int]:
-    """Bytes that these processes hold together, by device; only of GPUs, and only where the driver tells."""
+    """Return bytes that these processes hold together, by device; only of GPUs, and only where the driver tells."""
     return {
         device.index: sum(holder.bytes for holder in ours if holder.bytes)
         for device in found
@@ -132,7 +132,7 @@ def _name(pid: int) -> str:
 
 
 def _gpus(nvml: Any, before: Sequence[Device]) -> list[Device]:
-    """Raises _Unreadable when there are cards, or were, and nothing can be had of any."""
+    """Raise _Unreadable when there are cards, or were, and nothing can be had of any."""
     try:
         nvml.nvmlInit()
     except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded) as error:
@@ -161,7 +161,7 @@ def _each(nvml: Any, before: Mapping[int, Device]) -> Iterator[Device]:
 
 
 def _parts(nvml: Any, number: int) -> list[Any]:
-    """The card itself, or its instances if it is divided."""
+    """Return the card itself, or its instances if it is divided."""
     card = nvml.nvmlDeviceGetHandleByIndex(number)
     try:
         divided = nvml.nvmlDeviceGetMigMode(card)[0] == nvml.NVML_DEVICE_MIG_ENABLE
@@ -216,7 +216,7 @@ def _lost(before: Device | None, index: int, why: str) -> Device:
 
 
 def read_ram(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> Device:
-    """The host's RAM, or what the container or service that we run in may have of it (cgroup v2)."""
+    """Return the host's RAM, or what the container or service that we run in may have of it (cgroup v2)."""
     machine, free = _meminfo((proc / "meminfo").read_text())
     total = machine
     for directory in _own_cgroups(proc, cgroups):
@@ -232,7 +232,7 @@ def _meminfo(text: str) -> tuple[int, int]:
 
 
 def _own_cgroups(proc: Path, cgroups: Path) -> list[Path]:
-    """Ours and those above it, as far as they can be seen from here."""
+    """Return ours and those above it, as far as they can be seen from here."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -243,7 +243,7 @@ def _own_cgroups(proc: Path, cgroups: Path) -> list[Path]:
 
 
 def _limit(directory: Path) -> tuple[int, int] | None:
-    """Its limit and how much of that is left, files that the kernel may drop counted as left; None: no limit."""
+    """Return its limit and how much of that is left, files that the kernel may drop counted as left; None: no limit."""
     try:
         limit = int((directory / "memory.max").read_text())
         used = int((directory / "memory.current").read_text())

@@ -55,7 +55,7 @@ def filter_line(lines: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def harmless(line: bytes, *, stamped: bool = False) -> bytes | None:
-    """The line without what it quotes; None if it may be anybody's.
+    """Return the line without what it quotes; None if it may be anybody's.
 
     `stamped`: this engine's logger begins with the time, so that "I think …" is nobody's but a caller's.
     """
@@ -71,7 +71,7 @@ def harmless(line: bytes, *, stamped: bool = False) -> bytes | None:
 
 
 def read_lines(descriptor: int) -> Iterator[bytes]:
-    """Its lines until the last writer is gone, each as soon as it is whole."""
+    """Yield its lines until the last writer is gone, each as soon as it is whole."""
     with os.fdopen(descriptor, "rb") as file:
         while line := file.readline(LONGEST):
             yield line if line.endswith(b"\n") else line + b"\n"

@@ -137,7 +137,7 @@ def _no_api(answer: httpx2.Response) -> str:
 
 
 async def ask_question(client: httpx2.AsyncClient, target: Target, *, within: float = ASK_WITHIN) -> None:
-    """Has it do its work once. Returns when it did; raises NoAnswer (Refusal if it said no) in `within` seconds."""
+    """Have it do its work once. Returns when it did; raises NoAnswer (Refusal if it said no) in `within` seconds."""
     try:
         async with asyncio.timeout(within):
             asked = {"chat": _chat, "embedding": _embedding, "rerank": _rerank, "transcription": _transcription}
@@ -161,7 +161,9 @@ VECTOR_PART = 256  # numbers of an embedding that are kept
 async def ask_sample(
     client: httpx2.AsyncClient, target: Target, *, within: float = SAMPLE_WITHIN
 ) -> dict[str, Any] | None:
-    """Its answer to a fixed question: {"text"}, {"vector"} or {"best"}; None: it gives none that can be compared."""
+    """Return its answer to a fixed question: {"text"}, {"vector"} or {"best"}; None: it gives none that can be
+    compared.
+    """
     asked = {"chat": _sample_text, "embedding": _sample_vector, "rerank": _sample_ranking}
     if target.task not in asked:
         return None

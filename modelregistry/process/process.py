@@ -81,7 +81,7 @@ class Runs:
         self.groups = groups
 
     def start(self, run_id: str, command: Command, *, label: Mapping[str, Any], grace: float) -> Run:
-        """Executes an engine under a shim of its own; returns when it runs (not when it answers), after ~0.1 s.
+        """Execute an engine under a shim of its own; returns when it runs (not when it answers), after ~0.1 s.
 
         `grace`: seconds between TERM and KILL when it is stopped. Raises StartFailed.
         """
@@ -121,7 +121,7 @@ class Runs:
         return run
 
     def find(self, run_id: str) -> Run | None:
-        """A run that was started, living or not; None if there is none (or a crash left half of one)."""
+        """Return a run that was started, living or not; None if there is none (or a crash left half of one)."""
         directory = self.root / run_id
         spec, state = _read(directory / "spec.json"), _read(directory / "state.json")
         if spec is None or state is None:
@@ -136,18 +136,18 @@ class Runs:
         )
 
     def all(self) -> list[Run]:
-        """Every run on disk, oldest first. Another thread may be forgetting some of them."""
+        """Return every run on disk, oldest first. Another thread may be forgetting some of them."""
         if not self.root.exists():
             return []
         directories = sorted(self.root.iterdir(), key=_age)
         return [run for directory in directories if (run := self.find(directory.name))]
 
     def forget(self, run: Run) -> None:
-        """Deletes the directory of an ended run, log and all."""
+        """Delete the directory of an ended run, log and all."""
         shutil.rmtree(run.directory, ignore_errors=True)
 
     def strays(self) -> list[Identity]:
-        """Living processes that were started below this root and no living shim answers for."""
+        """Return living processes that were started below this root and no living shim answers for."""
         runs = self.all()
         answered = {str(run.directory) for run in runs if life_of(run) in (Life.RUNNING, Life.ENDING)}
         by_mark = {who for who, mark in find_marked(f"{self.root}/") if mark not in answered}
@@ -156,7 +156,7 @@ class Runs:
 
 
 def life_of(run: Run) -> Life:
-    """Reads a few files of /proc; blocks on nothing."""
+    """Read a few files of /proc; blocks on nothing."""
     if (run.directory / "exit.json").exists():
         return Life.ENDED
     if not run.of_this_boot or not shim.alive(run.shim):
@@ -172,7 +172,7 @@ def exit_of(run: Run) -> ExitStatus | None:
 
 
 def log_tail(directory: Path, lines: int = 20) -> str:
-    """The last lines that an engine wrote, of its last 64 KB."""
+    """Return the last lines that an engine wrote, of its last 64 KB."""
     try:
         with (directory / "engine.log").open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -184,17 +184,17 @@ def log_tail(directory: Path, lines: int = 20) -> str:
 
 
 def terminate(run: Run) -> None:
-    """Begins to stop: TERM, the run's grace, KILL. Does not wait."""
+    """Begin to stop: TERM, the run's grace, KILL. Does not wait."""
     _signal_shim(run, signal.SIGTERM)
 
 
 def terminate_at_once(run: Run) -> None:
-    """Begins to stop without any grace: KILL to the whole tree. Does not wait."""
+    """Begin to stop without any grace: KILL to the whole tree. Does not wait."""
     _signal_shim(run, signal.SIGUSR1)
 
 
 def stop(run: Run, *, grace: float) -> bool:
-    """Ends all of a run's processes; blocks until they are gone, at most `grace` + 2 × GONE_WITHIN seconds.
+    """End all of a run's processes; blocks until they are gone, at most `grace` + 2 × GONE_WITHIN seconds.
 
     True when nothing of it is left, its shim included.
     """
@@ -207,7 +207,7 @@ def stop(run: Run, *, grace: float) -> bool:
 
 
 def request_stop(run: Run) -> bool:
-    """Kills what carries this run's mark or is in its cgroup, whatever its shim knows; True when nothing is left
+    """Kill what carries this run's mark or is in its cgroup, whatever its shim knows; True when nothing is left
     within GONE_WITHIN."""
 
     def none_left() -> bool:
@@ -225,18 +225,18 @@ def request_stop(run: Run) -> bool:
 
 
 def kill(strays: Iterable[Identity]) -> None:
-    """Ends exactly these processes, at once."""
+    """End exactly these processes, at once."""
     for who in strays:
         shim.send_signal(who, signal.SIGKILL)
 
 
 def leftovers(run: Run) -> list[Identity]:
-    """Living processes that carry this run's mark or are in its cgroup: all of it except the shim."""
+    """Return living processes that carry this run's mark or are in its cgroup: all of it except the shim."""
     return leftovers_of([run])[run.run_id]
 
 
 def leftovers_of(runs: Sequence[Run]) -> dict[str, list[Identity]]:
-    """The same for many runs, by their ids, in one look through /proc (14 ms for 500 processes)."""
+    """Return the same for many runs, by their ids, in one look through /proc (14 ms for 500 processes)."""
     found = {str(run.directory): set(_grouped(run)) for run in runs}
     for who, mark in find_marked(""):
         if mark in found:
@@ -245,7 +245,7 @@ def leftovers_of(runs: Sequence[Run]) -> dict[str, list[Identity]]:
 
 
 def tree(run: Run) -> list[Identity]:
-    """Living processes of this run as its shim holds them, the shim itself left out."""
+    """Return living processes of this run as its shim holds them, the shim itself left out."""
     return shim.descendants(run.shim.pid) if run.of_this_boot and shim.alive(run.shim) else []
 
 
@@ -271,7 +271,7 @@ def _grouped(run: Run) -> Iterator[Identity]:
 
 
 def oom_kills() -> int:
-    """How many processes of this machine the kernel ended for want of memory since it booted."""
+    """Return how many processes of this machine the kernel ended for want of memory since it booted."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -301,7 +301,7 @@ def _until(true: Callable[[], bool], seconds: float) -> bool:
 
 
 def find_marked(prefix: str) -> Iterator[tuple[Identity, str]]:
-    """Living processes of this user (of all, for root) whose mark begins so, with their mark."""
+    """Yield living processes of this user (of all, for root) whose mark begins so, with their mark."""
     begin = f"{shim.MARK}={prefix}".encode()
     for pid in shim.processes():
         who = shim.identify(pid)

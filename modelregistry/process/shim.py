@@ -74,7 +74,7 @@ def read_stat(pid: int) -> Stat | None:
 
 
 def identify(pid: int) -> Identity | None:
-    """The process that has this pid now; None if none has or it only waits to be reaped."""
+    """Return the process that has this pid now; None if none has or it only waits to be reaped."""
     found = read_stat(pid)
     return Identity(pid, found.start) if found and found.state not in "ZX" else None
 
@@ -84,7 +84,7 @@ def alive(who: Identity) -> bool:
 
 
 def send_signal(who: Identity, number: int) -> bool:
-    """Signals exactly that process, never another one that got its pid later. False: it is gone."""
+    """Signal exactly that process, never another one that got its pid later. False: it is gone."""
     try:
         descriptor = os.pidfd_open(who.pid)
     except ProcessLookupError:
@@ -114,7 +114,7 @@ def processes() -> Iterator[int]:
 
 
 def descendants(ancestor: int) -> list[Identity]:
-    """All living processes below this one."""
+    """Return all living processes below this one."""
     children: dict[int, list[tuple[int, Stat]]] = {}
     for pid in processes():
         if found := read_stat(pid):
@@ -129,7 +129,7 @@ def descendants(ancestor: int) -> list[Identity]:
 
 
 def own_group(mounts: str, groups: str) -> Path | None:
-    """Our cgroup (version 2) as a directory, from the texts of /proc/self/mountinfo and /proc/self/cgroup.
+    """Return our cgroup (version 2) as a directory, from the texts of /proc/self/mountinfo and /proc/self/cgroup.
 
     None where there is none to be seen. Whether we may make others in it, only trying tells.
     """
@@ -143,7 +143,7 @@ def own_group(mounts: str, groups: str) -> Path | None:
 
 
 def members(group: Path) -> list[int]:
-    """The processes in a cgroup and those below it; none if it is gone. It may go while we look."""
+    """Return the processes in a cgroup and those below it; none if it is gone. It may go while we look."""
     found: set[int] = set()
     for path in [str(group), *(below for below, _, _ in os.walk(group))]:
         with contextlib.suppress(OSError):
@@ -207,7 +207,7 @@ class Shim:
         self.kill_at: float | None = None
 
     def start(self) -> None:
-        """Executes the engine and says who is who. Raises OSError if it cannot be executed, or nothing be written."""
+        """Execute the engine and say who is who. Raises OSError if it cannot be executed, or nothing be written."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
@@ -250,7 +250,7 @@ class Shim:
             raise
 
     def _filtered(self, log: int) -> int:
-        """The writing end of a pipe from which a thread fills the log."""
+        """Return the writing end of a pipe from which a thread fills the log."""
         reader, writer = os.pipe()
         self.filtering = threading.Thread(target=self._fill_log, args=(reader, log), daemon=True)
         self.filtering.start()
@@ -269,7 +269,7 @@ class Shim:
                 pass
 
     def kill(self) -> None:
-        """Ends the whole tree and waits for it, in milliseconds."""
+        """End the whole tree and wait for it, in milliseconds."""
         while self._reap():
             self._signal_all(signal.SIGKILL)
             time.sleep(KILL_AGAIN)
@@ -326,7 +326,7 @@ class Shim:
             os.kill(self.front, signal.SIGTERM)  # our unreaped child: the pid is its own
 
     def _reap(self) -> bool:
-        """Takes every dead child; False when none is left at all."""
+        """Take every dead child; False when none is left at all."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -369,7 +369,7 @@ class Shim:
 
 
 def main(directory: Path) -> int:
-    """Leaves a shim behind and returns when its engine was executed: 0, or 1 with the reason on stderr."""
+    """Leave a shim behind and return when its engine was executed: 0, or 1 with the reason on stderr."""
     os.umask(0o077)
     reader, writer = os.pipe()
     if os.fork():

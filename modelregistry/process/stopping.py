@@ -12,7 +12,7 @@ LOOK_AGAIN = 0.25
 
 
 def stop_and_release(run: Run, *, grace: float, devices: Callable[[], Sequence[Device]] = gpus.list_devices) -> str:
-    """Ends all of it; what is left, in words, or "". Blocks for as long as `process.stop`, and BACK_WITHIN at most."""
+    """End all of it; what is left, in words, or "". Blocks for as long as `process.stop`, and BACK_WITHIN at most."""
     pids = {who.pid for who in process.tree(run)} | {who.pid for who in process.leftovers(run)}
     if not process.stop(run, grace=grace):
         left = [f"{who.pid} ({shim.process_name(who.pid)})" for who in process.leftovers(run)]

@@ -15,7 +15,7 @@ async def wait_for_either(event: asyncio.Event, seconds: float, other: asyncio.E
 
 
 async def cancel_and_wait(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """Ends them, whatever they say to it."""
+    """End them, whatever they say to it."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

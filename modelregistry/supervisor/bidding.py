@@ -52,7 +52,7 @@ class Unassigned:
 
 
 def choose_host(bids: Iterable[Bid], living: Collection[int], *, waited: float) -> int | None:
-    """The host that is to have it; None: none yet.
+    """Return the host that is to have it; None: none yet.
 
     `living`: the hosts that could bid. `waited`: seconds since the asker's own bid: after BIDS_WITHIN nobody else is
     waited for, as a host may be alive and its disk not. Where it fits nowhere, the one with most room takes it and says
@@ -106,7 +106,7 @@ class Bidder:
         self.taken: tuple[float, int] | None = None  # when, and which
 
     async def turn(self) -> bool:
-        """One look at the models of no host; whether some were taken."""
+        """Return one look at the models of no host; whether some were taken."""
         found = await self.book.unassigned()
         living = await self.book.living() if found else set()
         if self.host not in living:
@@ -123,7 +123,7 @@ class Bidder:
         return bool(taken)
 
     def _is_free(self) -> bool:
-        """Whether it is known how much room is left after what was taken last."""
+        """Return whether it is known how much room is left after what was taken last."""
         return self.taken is None or self.clock() - self.taken[0] >= SETTLED_WITHIN or self.settled(self.taken[1])
 
     async def _compete(self, found: Mapping[int, Unassigned], living: Collection[int]) -> list[int]:
@@ -165,5 +165,5 @@ class Bidder:
 
 
 def with_files(found: Mapping[int, Unassigned]) -> list[int]:
-    """Those whose files this machine sees. Looks at the disk, which may hang."""
+    """Return those whose files this machine sees. Looks at the disk, which may hang."""
     return [model for model, one in found.items() if one.spec.path and Path(one.spec.path).exists()]

@@ -16,9 +16,9 @@ class Executor:
         self.threads = ThreadPoolExecutor(number, name)
 
     async def do(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Its result, or what it raises. A cancelled caller leaves it running to its end."""
+        """Return its result, or what it raises. A cancelled caller leaves it running to its end."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
 
     def close(self) -> None:
-        """Returns at once: what is being done ends by itself."""
+        """Return at once: what is being done ends by itself."""
         self.threads.shutdown(wait=False)

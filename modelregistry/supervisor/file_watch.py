@@ -33,7 +33,7 @@ class FileWatch:
 
 
 def stamp_of(order: DesiredModel) -> FileStamp:
-    """Changes when the files do, or what an operator allows of them."""
+    """Change when the files do, or what an operator allows of them."""
     spec = order.spec
     return spec.engine, spec.path, spec.allowed_risks, tuple(_state_of(Path(spec.path)))
 

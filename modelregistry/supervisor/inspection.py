@@ -91,7 +91,7 @@ class Inspector:
         return [{"code": "remains", "detail": ", ".join(stay)}] if stay else []
 
     def _ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
-        """Memory of a GPU that the driver still counts for processes that were ours and are gone."""
+        """Return memory of a GPU that the driver still counts for processes that were ours and are gone."""
         self.were_ours = {pid for pid in self.were_ours if shim.identify(pid) is None} | set(ours)
         held = gpus.memory_held(devices, self.were_ours - set(ours))
         return [
@@ -125,7 +125,7 @@ def find_strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: 
 
 
 def disk_problems(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """One for each disk that is nearly full."""
+    """Return one for each disk that is nearly full."""
     found = {}
     for path in paths:
         existing = next(each for each in (path, *path.parents) if each.exists())

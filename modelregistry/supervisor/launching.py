@@ -107,7 +107,7 @@ def metadata_of(run: Run) -> RunMetadata:
 def choose_engine(
     house: SupervisorConfig, spec: Spec, *, trials: Iterable[Trial] = (), tried_now: Collection[str] = ()
 ) -> ChosenEngine:
-    """The engine for a model that can be read. Looks at the disk. Raises CannotLaunch.
+    """Return the engine for a model that can be read. Looks at the disk. Raises CannotLaunch.
 
     `trials`: what is known of versions with this model; `tried_now`: those that its other replicas are trying.
     """
@@ -215,7 +215,7 @@ def launch(
     port: int,
     allotted: Allocation | None = None,
 ) -> tuple[Run, RunMetadata]:
-    """Executes an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
+    """Execute an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
     launcher, program, choice = engine.launcher, engine.program, engine.choice
     _see_that_it_takes(house, spec, launcher, program)
     place = Endpoint(
@@ -262,7 +262,7 @@ def _see_that_it_takes(house: SupervisorConfig, spec: Spec, launcher: str, progr
 
 
 def free_port(address: str, ports: Sequence[int], taken: Collection[int], chance: random.Random) -> int:
-    """One of `ports`, not in `taken`, on which nobody listens. Raises CannotLaunch."""
+    """Return one of `ports`, not in `taken`, on which nobody listens. Raises CannotLaunch."""
     # By chance, as another installation on this host may be choosing now from the same range.
     for port in chance.sample(ports, len(ports)):
         if port not in taken and _can_listen(address, port):

@@ -58,7 +58,7 @@ class Lease:
         return self.clock() - self.since >= STALE_AFTER
 
     def taken(self) -> None:
-        """Remembers the claim for who comes after us in this state directory."""
+        """Remember the claim for who comes after us in this state directory."""
         try:
             self.path.write_text(self.number)
         except OSError as error:  # a full disk: the next one waits for STALE_AFTER

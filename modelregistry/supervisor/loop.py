@@ -95,7 +95,7 @@ class Supervisor:
         self.books = StateSync(house, self.charges, self.hands, clock=clock, heard=self.wake.set)
 
     async def run(self, signals: Signals, *, stop_engines: bool) -> None:
-        """Adopts what runs, then supervises until `signals.stop`. With `stop_engines` it ends all engines first,
+        """Adopt what runs, then supervises until `signals.stop`. With `stop_engines` it ends all engines first,
         within BRIEF_DRAIN + the stop grace + a few seconds; else they go on.
         """
         log.info("supervising %s: %s", self.house.host, ", ".join(map(str, gpus.list_devices())))
@@ -316,7 +316,7 @@ class Supervisor:
             charge.launched(run, label, self.clock())
 
     async def _allot(self, charge: ManagedReplica) -> ChosenEngine:
-        """Chooses its engine and finds it a place. Raises CannotLaunch."""
+        """Choose its engine and find it a place. Raises CannotLaunch."""
         async with self.allotting:
             model, spec = charge.key.model, charge.order.spec
             others = [one for one in self.charges.values() if one.key.model == model and one is not charge]
@@ -357,7 +357,7 @@ class Supervisor:
                 return Offer(fits=False, free=0)
 
     def _is_settled(self, model_id: int) -> bool:
-        """Whether it is known what each of its replicas got, if they are to run at all."""
+        """Return whether it is known what each of its replicas got, if they are to run at all."""
         order = self.books.orders.get(model_id)
         if order is None:
             return False
@@ -387,7 +387,7 @@ class Supervisor:
             self._blame_version(charge)
 
     async def _end(self, charge: ManagedReplica) -> str:
-        """Ends its engine; tells what is left of it."""
+        """End its engine; tells what is left of it."""
         if charge.run is None:
             return ""
         return await self.hands.do(stopping.stop_and_release, charge.run, grace=self.house.stop_grace)
@@ -414,13 +414,15 @@ class Supervisor:
         charge.answered(await probe.check_health(self.client, charge.target), self.clock())
 
     def _installed(self, charge: ManagedReplica) -> str:
-        """The version of an engine that does not tell it itself."""
+        """Return the version of an engine that does not tell it itself."""
         return charge.installed or (self.books.report.engines.get(charge.launcher, "") if self.books.report else "")
 
     # --- Versions of engines -------------------------------------------------------------------------------------
 
     async def _proves_its_version(self, charge: ManagedReplica) -> bool:
-        """Whether a start with one of our installations may serve: an untried version is held to the one before it."""
+        """Return whether a start with one of our installations may serve: an untried version is held to the one before
+        it.
+        """
         known = self.books.trials.get(charge.key.model, ())
         mine = [one for one in known if (one.launcher, one.version) == (charge.launcher, charge.installed)]
         if any(one.state == PROVEN and one.stamp == charge.stamp for one in mine):
@@ -534,7 +536,7 @@ def _cause(run: Run | None, why: str) -> str:
 
 
 def _story(launcher: str, run: Run | None, why: str) -> str:
-    """One sentence on what happened, then the engine's last words."""
+    """Return one sentence on what happened, then the engine's last words."""
     if run is None:
         return why
     ended = process.exit_of(run)

@@ -214,7 +214,7 @@ class ManagedReplica:
         self.enter(State.READY, now)
 
     def crashed(self, now: float, detail: str, cause: str = "") -> None:
-        """Counts; when it is tried again follows from how often it happened."""
+        """Count; when it is tried again follows from how often it happened."""
         lived_well = self.ready_at is not None and now - self.ready_at >= plan.LIVED_WELL
         self.crashes = 1 if lived_well else self.crashes + 1
         self.futile += self.ready_at is None

@@ -172,7 +172,7 @@ def after_crash(crashes: int, futile: int) -> tuple[State, float]:
 
 
 def backoff(crashes: int) -> float:
-    """Seconds to wait after that many crashes in a row: 1, 2, 4 … 60."""
+    """Return seconds to wait after that many crashes in a row: 1, 2, 4 … 60."""
     return float(min(2.0 ** min(crashes - 1, 10), LONGEST_BACKOFF))
 
 

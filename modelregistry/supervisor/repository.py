@@ -53,7 +53,7 @@ class DesiredModel:
         return self.spec.engine == ServedModel.Engine.EXTERNAL
 
     def fingerprint(self) -> str:
-        """Changes exactly when a replica must be started anew."""
+        """Change exactly when a replica must be started anew."""
         return self.spec.fingerprint() + (f" {self.url} {self.upstream_key}" if self.external else "")
 
 
@@ -128,13 +128,13 @@ def desired_host(host_id: int) -> DesiredHost | None:
 
 
 def claim_host(row: HostRow, number: str, holder: str) -> bool:
-    """Makes it ours, if nobody changed it since it was read."""
+    """Make it ours, if nobody changed it since it was read."""
     as_read = Host.objects.filter(pk=row.id, claim=row.claim.number, seen_at=row.claim.seen_at)
     return bool(as_read.update(claim=number, holder=holder, seen_at=database_now()))
 
 
 def record_sign_of_life(host_id: int, number: str) -> bool:
-    """The supervisor of this host is alive, by the database's clock; False if the host has another one now."""
+    """Return the supervisor of this host is alive, by the database's clock; False if the host has another one now."""
     return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=database_now()))
 
 
@@ -160,7 +160,7 @@ def desired_models(host_id: int, *, keeping: bool = True) -> dict[int, DesiredMo
 
 
 def unassigned_models() -> dict[int, Unassigned]:
-    """The models of no host, by their ids, the oldest first."""
+    """Return the models of no host, by their ids, the oldest first."""
     found = {}
     for row in ServedModel.objects.filter(host=None).select_related("wish").order_by("pk"):
         order = _order(row)
@@ -169,7 +169,7 @@ def unassigned_models() -> dict[int, Unassigned]:
 
 
 def bidders() -> set[int]:
-    """The hosts that could take a model: their supervisors were heard of late, and they are not in maintenance."""
+    """Return the hosts that could take a model: their supervisors were heard of late, and they are not in maintenance."""
     now, stale = database_now(), timedelta(seconds=STALE_AFTER)
     alive = Host.objects.filter(maintenance=False, seen_at__gte=now - stale, seen_at__lte=now + stale)
     return set(alive.exclude(claim="").values_list("pk", flat=True))
@@ -193,7 +193,7 @@ def open_bids(model_ids: Collection[int]) -> dict[int, list[Bid]]:
 
 
 def take_model(model_id: int, host_id: int) -> bool:
-    """Makes it this host's, if it still is nobody's."""
+    """Make it this host's, if it still is nobody's."""
     with transaction.atomic():
         taken = bool(ServedModel.objects.filter(pk=model_id, host=None).update(host=host_id))
         if taken:
@@ -263,7 +263,7 @@ def replica_facts(host_id: int) -> dict[Key, ReplicaFacts]:
 
 
 def write_replica(host_id: int, key: Key, facts: ReplicaFacts) -> None:
-    """Makes the row say so. Nothing if the model was deleted: its rows went with it.
+    """Make the row say so. Nothing if the model was deleted: its rows went with it.
 
     A row that gateways must know is saved, which tells them; for the rest they are left alone.
     """
@@ -321,7 +321,7 @@ def record_learned(allotted: Allocation, version: str, most: int) -> None:
 
 
 def load_measurements() -> list[Measured]:
-    """All that was learned, the oldest first."""
+    """Return all that was learned, the oldest first."""
     names = [name for name in Measured.__dataclass_fields__]
     return [Measured(**row) for row in Measurement.objects.order_by("at").values(*names)]
 
@@ -378,7 +378,7 @@ def record_reading(model_id: int, reading: Reading) -> None:
 
 
 def watched_logs(host_id: int) -> dict[int, str]:
-    """The replicas whose log somebody looks at now, with the run that it is of ("": there was none)."""
+    """Return the replicas whose log somebody looks at now, with the run that it is of ("": there was none)."""
     wishes = LogWish.objects.filter(replica__host=host_id, until__gt=timezone.now())
     return dict(wishes.values_list("replica_id", "replica__run_id"))
 

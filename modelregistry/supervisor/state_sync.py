@@ -82,7 +82,7 @@ class StateSync:
         self.hands = hands
 
     async def open(self, stop: asyncio.Event) -> dict[Key, ReplicaFacts] | None:
-        """Waits for the database and for this host's claim; what was written last, or None if told to stop before.
+        """Wait for the database and for this host's claim; what was written last, or None if told to stop before.
 
         Raises HeldElsewhere.
         """
@@ -116,7 +116,7 @@ class StateSync:
             self.changed.clear()
 
     async def exchange(self) -> None:
-        """Writes what changed, reads what is wanted. Raises django.db.Error, HeldElsewhere."""
+        """Write what changed, read what is wanted. Raises django.db.Error, HeldElsewhere."""
         await self.books.do(close_old_connections)
         await self._beat()
         for key in list(self.removed):

@@ -71,7 +71,7 @@ def _registered() -> dict[str, PeriodicTask]:
 
 
 def claim(work: PeriodicTask, who: str, now: datetime) -> Claim | None:
-    """The chore, for who is to run it now; None if it is not due, is being run, or somebody else was quicker."""
+    """Return the chore, for who is to run it now; None if it is not due, is being run, or somebody else was quicker."""
     row, _ = Chore.objects.get_or_create(pk=work.name)
     if not find_due(work, row, now):
         return None
@@ -90,7 +90,7 @@ def find_due(work: PeriodicTask, row: Chore, now: datetime) -> bool:
 
 
 def record_end(claim: Claim, now: datetime, *, succeeded: bool, said: str) -> None:
-    """Writes down how it went, unless somebody else has taken it over by now."""
+    """Write down how it went, unless somebody else has taken it over by now."""
     mine = Chore.objects.filter(pk=claim.name, claimed_at=claim.at)
     # Not before the claim, or a clock that was set back would leave it claimed.
     mine.update(ended_at=max(now, claim.at), succeeded=succeeded, said=said[-SAID:])
@@ -105,7 +105,7 @@ def give_back(claim: Claim) -> None:
 
 
 async def start(argv: tuple[str, ...]) -> asyncio.subprocess.Process:
-    """A management command in a session of its own, ended by the kernel should we be killed.
+    """Return a management command in a session of its own, ended by the kernel should we be killed.
 
     By setpriv (util-linux) rather than a preexec_fn: that may hang in a process with threads.
     """
@@ -164,7 +164,7 @@ class TaskRunner:
             await asyncio.sleep(self.look_every)
 
     async def look(self, work: PeriodicTask) -> None:
-        """Runs it to its end if it is due and nobody else does. Raises django.db.Error."""
+        """Run it to its end if it is due and nobody else does. Raises django.db.Error."""
         await self.hands.do(close_old_connections)
         claiming = asyncio.ensure_future(self.hands.do(claim, work, self.host, self.clock()))
         try:

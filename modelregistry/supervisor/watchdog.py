@@ -57,7 +57,7 @@ class Watchdog:
         self.failures: Counter[str] = Counter()
 
     def keep(self, name: str, step: Step, *, patience: float | None = None) -> asyncio.Task[None]:
-        """Runs the step again and again, until `close` or the task's cancellation. It must wait for something.
+        """Run the step again and again, until `close` or the task's cancellation. It must wait for something.
 
         A step that takes longer than `patience` seconds counts as down, but goes on: what it waits for may be a thread.
         """
@@ -77,7 +77,7 @@ class Watchdog:
         return sorted(found, key=lambda down: -down.seconds)
 
     async def close(self) -> None:
-        """Cancels all tasks and waits for them."""
+        """Cancel all tasks and wait for them."""
         running = [task.running for task in self._tasks.values() if task.running is not None]
         for one in running:
             one.cancel()
@@ -121,6 +121,6 @@ class Watchdog:
 
 
 def _is_cancelled() -> bool:
-    """Whether the task in which this runs was cancelled by its owner."""
+    """Return whether the task in which this runs was cancelled by its owner."""
     current = asyncio.current_task()
     return current is not None and current.cancelling() > 0

@@ -51,7 +51,7 @@ class SettingsView(APIView):
         responses={200: shapes.Settings},
     )
     def patch(self, request: Request) -> Response:
-        """Changes what is sent."""
+        """Change what is sent."""
         filled = shapes.Settings(current_user(request), data=request.data, partial=True)
         filled.is_valid(raise_exception=True)
         filled.save()
@@ -101,7 +101,7 @@ class Tenants(GenericViewSet[Tenant]):
 
     @extend_schema(summary=_("Change a tenant"), request=shapes.ChangedTenant, responses={200: shapes.TenantNow})
     def partial_update(self, request: Request, slug: str) -> Response:
-        """Changes what is sent. With `is_active` false every key of the tenant stops within 2 seconds."""
+        """Change what is sent. With `is_active` false every key of the tenant stops within 2 seconds."""
         return written(shapes.ChangedTenant(self.get_object(), data=request.data, partial=True), status.HTTP_200_OK)
 
 

@@ -20,7 +20,7 @@ class People(BasePermission):
     """Everybody who is signed in or has a management key for it."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        """Raises PermissionDenied, with the reason, for a key that was not made for this."""
+        """Raise PermissionDenied, with the reason, for a key that was not made for this."""
         if not request.user.is_authenticated:
             return False
         key: Any = request.auth  # a management key; None: a session
@@ -37,7 +37,7 @@ class Operators(People):
 
 
 def within_scopes(held: Collection[str], method: str, subject: str | None) -> None:
-    """Raises PermissionDenied unless the key was made for such a request."""
+    """Raise PermissionDenied unless the key was made for such a request."""
     if subject is None:
         raise PermissionDenied(_("This cannot be done with a management key: sign in to the portal."))
     wanted = scopes.needed(subject, method)

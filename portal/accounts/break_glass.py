@@ -24,7 +24,7 @@ class BreakGlassRefused(Exception):
 
 
 def renew_password(name: str) -> str:
-    """A new password of the account, which is made if there is none. It exists nowhere else. Raises Refused."""
+    """Return a new password of the account, which is made if there is none. It exists nowhere else. Raises Refused."""
     with transaction.atomic():
         present = User.objects.select_for_update().filter(is_break_glass=True).first()
         if present is not None and present.username.lower() != name.lower():

@@ -15,7 +15,7 @@ View = Callable[..., HttpResponse]
 
 
 def tenant_admin_required(view: View) -> View:
-    """Gives the view its Tenant in place of `slug`. For others than its admins and operators there is no such page."""
+    """Give the view its Tenant in place of `slug`. For others than its admins and operators there is no such page."""
 
     @login_required
     @never_cache

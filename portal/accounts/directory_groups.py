@@ -16,12 +16,12 @@ from portal.web.notify import notify
 
 
 def remembered_groups() -> dict[str, str]:
-    """The ids of groups, by the DN that the settings have for them."""
+    """Return the ids of groups, by the DN that the settings have for them."""
     return dict(DirectoryGroup.objects.exclude(directory_id="").values_list("dn", "directory_id"))
 
 
 def record_groups(directory: Directory, groups: Groups, now: datetime) -> None:
-    """Writes down where each group is, and tells operators once of each change."""
+    """Write down where each group is, and tell operators once of each change."""
     with transaction.atomic():
         rows = {row.dn: row for row in DirectoryGroup.objects.select_for_update()}
         for dn in rows.keys() - set(directory.groups):

@@ -56,7 +56,7 @@ class Plan:
     unclear: tuple[str, ...]  # names of those whose entry could not be used: they stay as they are
 
     def check(self) -> None:
-        """Raises Implausible if more than half of our people would lose what they have here, or if all have gone."""
+        """Raise Implausible if more than half of our people would lose what they have here, or if all have gone."""
         if self.ours and not self.staying:
             raise SuspiciousChange(
                 f"None of our {self.ours} people is in the directory; nothing was changed."
@@ -93,7 +93,7 @@ class Outcome:
 
 
 def sync_directory(directory: Directory, *, force: bool = False, now: datetime | None = None) -> Outcome:
-    """Makes our people what the directory says, or changes nothing; either way writes it down as DirectoryState.
+    """Make our people what the directory says, or change nothing; either way writes it down as DirectoryState.
 
     Blocks for as long as the directory needs. `force`: even if most of our people would lose their access. Raises
     directory.DirectoryError and Implausible.
@@ -148,7 +148,7 @@ def _problem(error: Exception) -> DirectoryState.Problem:
 
 
 def plan_changes(directory: Directory) -> Plan:
-    """Asks the directory about everybody whom we have from it, and about its groups also if that is nobody.
+    """Ask the directory about everybody whom we have from it, and about its groups also if that is nobody.
 
     Changes nothing. Raises directory.DirectoryError.
     """
@@ -201,7 +201,7 @@ def _as_is(user: User, person: Person | None) -> Person | None:
 
 
 def apply_changes(plan: Plan) -> Outcome:
-    """Writes it down, BATCH people at a time. What a failure leaves undone, the next run does."""
+    """Write it down, BATCH people at a time. What a failure leaves undone, the next run does."""
     changed = returned = 0
     taken = []
     kept = ""

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def apply_entry(person: Person) -> tuple[User, bool]:
-    """Makes our account of this person what the directory says: name, mail, roles, memberships. (user, changed).
+    """Make our account of this person what the directory says: name, mail, roles, memberships. (user, changed).
 
     The person is known by the directory's id, so a new name keeps keys and usage. Memberships set by hand stay.
     Raises directory.NameTaken when a local account has the name.
@@ -32,7 +32,7 @@ def apply_entry(person: Person) -> tuple[User, bool]:
 
 
 def deactivate(user: User) -> None:
-    """Disables somebody whom the directory no longer has; their keys stop, what they used stays on record."""
+    """Disable somebody whom the directory no longer has; their keys stop, what they used stays on record."""
     if not user.is_active:
         return
     with by_directory(), transaction.atomic():
@@ -44,7 +44,7 @@ def deactivate(user: User) -> None:
 
 
 def end_membership(membership: Membership) -> None:
-    """Takes a person out of a tenant: their keys for it stop, and they are told."""
+    """Take a person out of a tenant: their keys for it stop, and they are told."""
     with transaction.atomic():
         _tell_of_end(membership)
         membership.delete()
@@ -59,7 +59,7 @@ def _tell_of_end(membership: Membership) -> None:
 
 
 def adopt_person(user: User, person: Person) -> None:
-    """Makes a local account the directory's: an operator's decision, never a sign-in's. The local password ends."""
+    """Make a local account the directory's: an operator's decision, never a sign-in's. The local password ends."""
     with transaction.atomic():
         user.directory_id = person.id
         user.set_unusable_password()
@@ -76,7 +76,7 @@ def ensure_person(
     role: str = Membership.Role.MEMBER,
     is_operator: bool = False,
 ) -> User:
-    """A local account, and its place in a tenant if one is named. What is there already stays as it is.
+    """Return a local account, and its place in a tenant if one is named. What is there already stays as it is.
 
     Raises ValidationError for what cannot be the name of a person or a tenant.
     """
@@ -98,7 +98,10 @@ def ensure_person(
 
 
 def agrees_with_entry(user: User, person: Person) -> bool:
-    """Whether `follow` would change nothing. Asks nobody if the memberships are prefetched, with their tenants."""
+    """Return whether `follow` would change nothing.
+
+    Asks nobody if the memberships are prefetched, with their tenants.
+    """
     if any(getattr(user, name) != value for name, value in _told(user, person).items()):
         return False
     ours: dict[bool, dict[str, str]] = {True: {}, False: {}}
@@ -127,7 +130,7 @@ def _follow(person: Person) -> tuple[User, bool]:
 
 
 def _told(user: User, person: Person) -> dict[str, Any]:
-    """The fields of an account that are the directory's to say. It allows longer values than our columns."""
+    """Return the fields of an account that are the directory's to say. It allows longer values than our columns."""
     told: dict[str, Any] = {
         "username": person.username,
         "first_name": person.first_name[:150],
@@ -142,7 +145,7 @@ def _told(user: User, person: Person) -> dict[str, Any]:
 
 
 def _is_last_operator(user: User, person: Person) -> bool:
-    """Whether this person would be dropped as operator, and nobody but the account for emergencies were left."""
+    """Return whether this person would be dropped as operator, and nobody but the account for emergencies were left."""
     if person.is_operator or not (user.is_staff and user.is_active):
         return False
     others = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False).exclude(pk=user.pk)
@@ -150,7 +153,7 @@ def _is_last_operator(user: User, person: Person) -> bool:
 
 
 def keeps_last_operator(user: User, person: Person) -> bool:
-    """Whether `follow` leaves somebody an operator because there is no other, and has told so."""
+    """Return whether `follow` leaves somebody an operator because there is no other, and has told so."""
     return person.is_operator is False and _is_last_operator(user, person)
 
 
@@ -162,7 +165,7 @@ def _roles(person: Person, present: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _free(username: str, user: User) -> None:
-    """Lets a name pass from one person of the directory to another: the directory says whose it is.
+    """Let a name pass from one person of the directory to another: the directory says whose it is.
 
     The former holder, who has left or has a new name, keeps keys and usage under a name that shows it.
     """
@@ -177,7 +180,7 @@ def _free(username: str, user: User) -> None:
 
 
 def _follow_roles(user: User, person: Person) -> bool:
-    """Whether anything changed. Rows are saved and deleted one by one, so that gateways are told."""
+    """Return whether anything changed. Rows are saved and deleted one by one, so that gateways are told."""
     directory = Membership.Source.DIRECTORY
     changed = False
     present = {membership.tenant.slug: membership for membership in user.memberships.select_related("tenant")}

@@ -18,7 +18,7 @@ class MembershipRefused(Refused):
 
 
 def members_of(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
-    """Those of the tenant; with `text` only of people who have all of its words in name, user name or mail."""
+    """Return those of the tenant; with `text` only of people who have all of its words in name, user name or mail."""
     found = Membership.objects.filter(tenant=tenant).select_related("user")
     for word in text.split()[:5]:
         found = found.filter(
@@ -31,7 +31,7 @@ def members_of(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
 
 
 def add_member(by: User, tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:
-    """Makes somebody who has an account here a member. Raises Refused."""
+    """Make somebody who has an account here a member. Raises Refused."""
     permissions.check_access(by, tenant)
     user = User.objects.filter(username__iexact=username.strip()).first()
     if user is None:
@@ -49,7 +49,7 @@ def add_member(by: User, tenant: Tenant, username: str, role: str = Membership.R
 
 
 def change_role(by: User, membership: Membership, role: str) -> Membership:
-    """Makes a member an admin of the tenant or the other way round. Raises Refused."""
+    """Make a member an admin of the tenant or the other way round. Raises Refused."""
     with transaction.atomic():
         row = _locked(by, membership)
         if row.role != role:
@@ -59,7 +59,7 @@ def change_role(by: User, membership: Membership, role: str) -> Membership:
 
 
 def remove_member(by: User, membership: Membership) -> None:
-    """Ends it: the person's keys of the tenant stop within 2 s, what they used stays on record, and they are told.
+    """End it: the person's keys of the tenant stop within 2 s, what they used stays on record, and they are told.
 
     Raises Refused.
     """

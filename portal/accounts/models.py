@@ -64,7 +64,7 @@ class Tenant(models.Model):
 
 class People(UserManager["User"]):
     def get_by_natural_key(self, username: str | None) -> "User":
-        """The person of this name, in whatever case it was typed: Yamada and yamada are one."""
+        """Return the person of this name, in whatever case it was typed: Yamada and yamada are one."""
         return self.get(username__iexact=username)
 
 
@@ -135,7 +135,7 @@ class User(AbstractUser):
         return self.get_full_name() or self.get_username()
 
     def get_full_name(self) -> str:
-        """The name as its bearer writes it: one in Chinese characters, kana or hangul has the family name first."""
+        """Return the name as its bearer writes it: one in Chinese characters, kana or hangul has the family name first."""
         if self.first_name and self.last_name and all(map(_is_east_asian, self.last_name)):
             return f"{self.last_name} {self.first_name}"
         return super().get_full_name()

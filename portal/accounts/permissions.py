@@ -13,7 +13,7 @@ from portal.accounts.models import Membership, Tenant, User
 
 
 def current_user(request: HttpRequest | Request) -> User:
-    """The person who asks. For what is behind a sign-in or a permission: there is always one."""
+    """Return the person who asks. For what is behind a sign-in or a permission: there is always one."""
     assert isinstance(request.user, User)
     return request.user
 
@@ -31,19 +31,19 @@ def tenant_for(user: User, slug: str) -> tuple[Tenant, bool]:
 
 
 def visible_tenants(user: User) -> QuerySet[Tenant]:
-    """Those that `tenant_for` would give: one's own, and all for operators. With those that are switched off."""
+    """Return those that `tenant_for` would give: one's own, and all for operators. With those that are switched off."""
     return Tenant.objects.all() if user.is_staff else Tenant.objects.filter(memberships__user=user)
 
 
 def administered_tenants(user: User) -> QuerySet[Tenant]:
-    """Those that this person may administer: of `tenant_for` the ones with True."""
+    """Return those that this person may administer: of `tenant_for` the ones with True."""
     if user.is_staff:
         return Tenant.objects.all()
     return Tenant.objects.filter(memberships__user=user, memberships__role=Membership.Role.ADMIN)
 
 
 def administers(by: User, tenant: Tenant) -> bool:
-    """Whether this person may administer the tenant. One query at most."""
+    """Return whether this person may administer the tenant. One query at most."""
     return by.is_active and administered_tenants(by).filter(pk=tenant.pk).exists()
 
 
@@ -59,19 +59,19 @@ def check_access(by: User | None, tenant: Tenant | None = None) -> None:
 
 
 def own_tenants(user: User) -> QuerySet[Tenant]:
-    """The active tenants that this person belongs to: for which they may make keys of their own."""
+    """Return the active tenants that this person belongs to: for which they may make keys of their own."""
     return Tenant.objects.filter(memberships__user=user, is_active=True)
 
 
 def admins_of(tenant: Tenant) -> QuerySet[User]:
-    """The active people who administer this tenant as its members: who is told and asked of its affairs."""
+    """Return the active people who administer this tenant as its members: who is told and asked of its affairs."""
     return User.objects.filter(
         is_active=True, memberships__tenant=tenant, memberships__role=Membership.Role.ADMIN
     ).order_by("pk")
 
 
 def admins_by_tenant(tenants: Iterable[Tenant]) -> list[tuple[Tenant, list[User]]]:
-    """Each of these tenants with its admins, for who wants to know whom to ask. One query."""
+    """Return each of these tenants with its admins, for who wants to know whom to ask. One query."""
     rows = Membership.objects.filter(tenant__in=tenants, role=Membership.Role.ADMIN, user__is_active=True)
     found: dict[int, list[User]] = defaultdict(list)
     for row in rows.select_related("user").order_by("user_id"):
@@ -80,17 +80,17 @@ def admins_by_tenant(tenants: Iterable[Tenant]) -> list[tuple[Tenant, list[User]
 
 
 def operators() -> QuerySet[User]:
-    """The active operators."""
+    """Return the active operators."""
     return User.objects.filter(is_active=True, is_staff=True).order_by("pk")
 
 
 def may_operate(user: User | AnonymousUser) -> bool:
-    """Whether this person runs hosts and models, and so sees all of them."""
+    """Return whether this person runs hosts and models, and so sees all of them."""
     return user.is_active and user.is_staff
 
 
 def require_operator(user: User | AnonymousUser) -> User:
-    """The same person, if an operator; else raises PermissionDenied, whose page says whom to ask.
+    """Return the same person, if an operator; else raises PermissionDenied, whose page says whom to ask.
 
     For everything at an address, also for what is not there: only operators learn what is.
     """

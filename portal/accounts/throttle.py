@@ -20,7 +20,7 @@ from portal.web.client_address import client_address
 
 
 def counted_name(request: HttpRequest, credentials: dict[str, Any] | None = None) -> str | None:
-    """The name under which failures count: Yamada, yamada and ｙａｍａｄａ share their five attempts."""
+    """Return the name under which failures count: Yamada, yamada and ｙａｍａｄａ share their five attempts."""
     name = (credentials or request.POST).get("username")
     if name is None:
         return None
@@ -76,7 +76,7 @@ def _folded(name: str) -> str:
 
 
 def wait(request: HttpRequest, username: str) -> timedelta:
-    """How long somebody who is locked out must wait from now on."""
+    """Return how long somebody who is locked out must wait from now on."""
     attempts = AccessAttempt.objects.filter(
         username=counted_name(request, {"username": username}), ip_address=client_address(request)
     )

@@ -38,5 +38,5 @@ class Nowhere(APIView):
 @login_required
 @require_safe
 def docs(request: HttpRequest) -> HttpResponse:
-    """The description to read and try, without anything from the internet."""
+    """Return the description to read and try, without anything from the internet."""
     return render(request, "api/docs.html", {"address": base_address(request)})

@@ -70,7 +70,10 @@ class AuditView(APIView):
         responses={200: AuditPage},
     )
     def get(self, request: Request) -> Response:
-        """The newest first, 50 at a time. Operators see all, others what concerns their tenants and themselves."""
+        """Return the newest first, 50 at a time.
+
+        Operators see all, others what concerns their tenants and themselves.
+        """
         wanted = validated(AuditFilter, request.query_params, user=current_user(request))
         mark = wanted.pop("before")
         if tenant := wanted.get("tenant"):

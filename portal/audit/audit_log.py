@@ -91,7 +91,7 @@ VERDICTS = {
 
 
 def visible_events(user: User) -> Events:
-    """The events that this person may see, the newest first.
+    """Return the events that this person may see, the newest first.
 
     Operators: all. Others: those of tenants that they administer, their own sign-ins and account, their own keys.
     """
@@ -148,7 +148,7 @@ class Wanted:
 
 
 def older_than(events: Events, mark: str) -> Events:
-    """Those behind this mark (see `cursor_of`); all for a mark that is none.
+    """Return those behind this mark (see `cursor_of`); all for a mark that is none.
 
     By what the last one was, not by how many there were before: page 2,000 costs what page 2 costs.
     """

@@ -34,7 +34,7 @@ _request: ContextVar[HttpRequest | None] = ContextVar("audited request", default
 
 @sync_and_async_middleware
 def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Lets `record` know the request that is being answered."""
+    """Let `record` know the request that is being answered."""
     if iscoroutinefunction(get_response):
 
         async def answer_async(request: HttpRequest) -> HttpResponse:
@@ -70,7 +70,7 @@ def record_event(
     actor: User | None = None,
     via: str = "",
 ) -> AuditEvent:
-    """Writes one event, within the caller's transaction.
+    """Write one event, within the caller's transaction.
 
     `action` as "model.stop"; `before` and `after` hold the changed fields only, as JSON can hold them, and no secrets.
     `request` and `actor`: if not the request that is being answered, and who sent it. `via`: if by neither.
@@ -105,7 +105,7 @@ def person(request: HttpRequest | None) -> User | None:
 
 
 def account() -> str:
-    """The system's name of who runs a command."""
+    """Return the system's name of who runs a command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name

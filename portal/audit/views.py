@@ -39,7 +39,7 @@ def audit(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def export(request: HttpRequest) -> StreamingHttpResponse:
-    """All that the page would list, as a file."""
+    """Return all that the page would list, as a file."""
     assert isinstance(request.user, User)
     zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
     events = form.wanted.among(audit_log.visible_events(request.user), zone)

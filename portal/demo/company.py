@@ -43,7 +43,7 @@ class NotEmpty(Exception):
 
 
 def check_empty() -> None:
-    """Raises NotEmpty."""
+    """Raise NotEmpty."""
     for model in (User, Tenant, ServedModel, Host, UsageRecord, AuditEvent):
         if model._default_manager.exists():
             raise NotEmpty(str(model._meta.verbose_name_plural))
@@ -53,7 +53,7 @@ def check_empty() -> None:
 def fill_database(
     size: Size, now: datetime, seed: int, *, directory: bool, say: Callable[[str], None] = lambda _: None
 ) -> Filled:
-    """Writes all of it or nothing. `directory`: people sign in with it, so there are no accounts to look around with.
+    """Write all of it or nothing. `directory`: people sign in with it, so there are no accounts to look around with.
 
     Past the signals of rows: a gateway that runs follows with its next full look, within a minute.
     """

@@ -143,7 +143,7 @@ def _sessions(chance: Random, now: datetime, holders: list[Holder]) -> list[Audi
 
 
 def _memberships(chance: Random, now: datetime) -> list[AuditEvent]:
-    """Those that began within the quarter; by hand through a page, the directory's by the command."""
+    """Return those that began within the quarter; by hand through a page, the directory's by the command."""
     events = []
     begun = Membership.objects.filter(since__gte=now - timedelta(days=90)).select_related("user", "tenant")
     for membership in begun:

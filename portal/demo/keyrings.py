@@ -58,7 +58,7 @@ class Holder:
         return self.keys[0].created_at
 
     def key(self, at: datetime) -> ApiKey | None:
-        """The one that worked then."""
+        """Return the one that worked then."""
         for key in reversed(self.keys):
             if key.created_at <= at:
                 ended = min(key.expires_at or at + timedelta(1), key.revoked_at or at + timedelta(1))
@@ -67,7 +67,7 @@ class Holder:
 
 
 def create_keys(chance: Random, now: datetime, staff: Staff, models: dict[str, ServedModel], days: int) -> list[Holder]:
-    """Every key, and who holds it."""
+    """Return every key, and who holds it."""
     holders = _personal(chance, now, staff, days) + _services(chance, now, staff)
     keys = [key for holder in holders for key in holder.keys]
     born = [(key.created_at, key) for key in keys]
@@ -108,12 +108,12 @@ def _personal(chance: Random, now: datetime, staff: Staff, days: int) -> list[Ho
 
 
 def _joined(chance: Random, days: int) -> int:
-    """Days ago. Most in the second third of the time."""
+    """Return days ago. Most in the second third of the time."""
     return max(1, min(days - 1, round(chance.gauss(0.52, 0.24) * days)))
 
 
 def _chain(chance: Random, now: datetime, tenant: Tenant, user: User, since: datetime, name: str) -> list[ApiKey]:
-    """A key and those that followed when it expired: most people make a new one within some days."""
+    """Return a key and those that followed when it expired: most people make a new one within some days."""
     purpose, valid = chance.choice(PURPOSES), tenant.key_days
     keys: list[ApiKey] = []
     while since < now:

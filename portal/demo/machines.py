@@ -27,7 +27,7 @@ GIVEN_UP = {"detail": OUT_OF_MEMORY, "cause": "gpu-memory", "restarts": 5}
 
 
 def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> dict[str, ServedModel]:
-    """All of it; the models by name."""
+    """Return all of it; the models by name."""
     hosts = {
         name: Host.objects.create(name=name, address=name, seen_at=MADE_UP, holder=f"madoguchi-supervisor@{name}")
         for name in HOSTS

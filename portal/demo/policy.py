@@ -71,7 +71,7 @@ def rounded(amount: float) -> int:
 
 
 def spent_of(by: str, since: date) -> dict[int, int]:
-    """Tokens since then, by tenant_id, user_id or key_id."""
+    """Return tokens since then, by tenant_id, user_id or key_id."""
     tokens = Sum(F("prompt_tokens") + F("completion_tokens"))
     rows = UsageDay.objects.filter(day__gte=since).exclude(**{by: None}).values(by).annotate(tokens=tokens)
     return {row[by]: row["tokens"] for row in rows}
@@ -111,7 +111,7 @@ def _of_tenants(chance: Random, now: datetime, staff: Staff, models: dict[str, S
 
 
 def _of_people(chance: Random, now: datetime, staff: Staff, holders: list[Holder]) -> list[Quota]:
-    """Members who were given more, the demo employee among them, near their end."""
+    """Return members who were given more, the demo employee among them, near their end."""
     month = spent_of("user_id", _month(now))
     made: list[Quota] = []
     heaviest = sorted(month, key=lambda user: -month[user])[:12]
@@ -214,12 +214,12 @@ def _request(chance: Random, now: datetime, staff: Staff, wish: MadeUpRequest, n
 
 
 def _each_day(department: Department) -> int:
-    """Tokens that a member may use when nobody decided otherwise."""
+    """Return tokens that a member may use when nobody decided otherwise."""
     return 500_000 if department.calls > 3 else 200_000
 
 
 def _refusals(chance: Random, now: datetime, holders: list[Holder], days: int) -> list[RefusalHour]:
-    """Counts of hours in which somebody was refused: most of those who call much, by their limits."""
+    """Count of hours in which somebody was refused: most of those who call much, by their limits."""
     counts: dict[tuple[datetime, int, str, str], RefusalHour] = {}
     weights = [holder.service.calls / 40 if holder.service else holder.heavy for holder in holders]
     codes = list(REFUSALS)

@@ -117,7 +117,7 @@ def _joining(chance: Random, members: dict[str, list[User]]) -> list[User]:
 def _in_two(
     chance: Random, members: dict[str, list[User]], tenants: dict[str, Tenant], source: str, now: datetime
 ) -> list[Membership]:
-    """Some who work for two departments."""
+    """Return some who work for two departments."""
     rows = []
     for slug, second in (("dx-promotion", "information-systems"), ("marketing", "sales-east"), ("legal", "research")):
         for user in chance.sample(members[slug][1:], max(1, len(members[slug]) // 10)):
@@ -130,7 +130,7 @@ def _in_two(
 def _guests(
     now: datetime, password: str, tenants: dict[str, Tenant], members: dict[str, list[User]]
 ) -> list[Membership]:
-    """The three local accounts to look around with. They come last in their departments, the admin first."""
+    """Return the three local accounts to look around with. They come last in their departments, the admin first."""
     digest = make_password(password)
     rows = []
     for username, family, given, slug, role in (

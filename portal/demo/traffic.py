@@ -48,7 +48,7 @@ class Call:
 
 
 def calls(chance: Random, holders: list[Holder], now: datetime, days: int, amount: float = 1.0) -> Iterator[list[Row]]:
-    """The rows of each day, oldest first. `amount`: times the calls that the plan has."""
+    """Yield the rows of each day, oldest first. `amount`: times the calls that the plan has."""
     today = now.astimezone(TOKYO).date()
     for ago in range(
         days - 1, -2, -1
@@ -94,7 +94,7 @@ def _of(chance: Random, holder: Holder, day: date, now: datetime, grown: float, 
 
 
 def _expected(holder: Holder, day: date, age: int, least: float) -> float:
-    """Calls of a day, before chance. `least`: of a working day."""
+    """Call of a day, before chance. `least`: of a working day."""
     department, service = holder.department, holder.service
     pace = workdays.pace(day) if department.zone == "Asia/Tokyo" else workdays.pace_abroad(day)
     pace = max(pace, least)

@@ -57,7 +57,7 @@ def pace(day: date) -> float:
 
 
 def closes_month(day: date) -> bool:
-    """One of the last three working days of its month."""
+    """Return one of the last three working days of its month."""
     following = [day + timedelta(days=n) for n in range(1, 12)]
     left = sum(is_working_day(other) for other in following if other.month == day.month)
     return left < 3
@@ -69,7 +69,7 @@ def pace_abroad(day: date) -> float:
 
 
 def at_work(chance: Random, now: datetime, ago: float) -> datetime:
-    """A moment at which somebody in Tokyo sat at work, about so many days ago and before now."""
+    """Return a moment at which somebody in Tokyo sat at work, about so many days ago and before now."""
     day = (now - timedelta(days=ago)).astimezone(ZoneInfo("Asia/Tokyo")).date()
     while True:
         while not is_working_day(day):

@@ -39,12 +39,12 @@ def directory(cache: Path) -> Path:
 
 
 def served(cache: Path) -> Path:
-    """The directory for STATICFILES_DIRS. Holds the files of SERVED and nothing else."""
+    """Return the directory for STATICFILES_DIRS. Holds the files of SERVED and nothing else."""
     return directory(cache) / "static"
 
 
 def package(cache: Path, name: str) -> Path:
-    """A package as npm unpacked it. Raises CannotFetch if it is not there, with the command that fetches it."""
+    """Return a package as npm unpacked it. Raises CannotFetch if it is not there, with the command that fetches it."""
     found = directory(cache) / "node_modules" / name
     if not found.is_dir():
         raise CannotFetch(f"{name} has not been fetched. {HELP}")
@@ -52,7 +52,7 @@ def package(cache: Path, name: str) -> Path:
 
 
 def fetch(cache: Path, say: Report) -> Path:
-    """Makes sure of the libraries; returns their directory. Blocks for some seconds the first time, for a minute where
+    """Make sure of the libraries; returns their directory. Blocks for some seconds the first time, for a minute where
     Node.js has to be fetched too. Raises CannotFetch."""
 
     def make(workspace: Path) -> Path:
@@ -72,7 +72,7 @@ def fetch(cache: Path, say: Report) -> Path:
 
 
 def npm(workspace: Path, say: Report) -> list[str]:
-    """The command that starts npm: this machine's, else one unpacked in `workspace`. Raises CannotFetch."""
+    """Return the command that starts npm: this machine's, else one unpacked in `workspace`. Raises CannotFetch."""
     if shutil.which("node") and (found := shutil.which("npm")):
         # Elsewhere than in the project, whose package.json would be read.
         version = subprocess.run([found, "--version"], capture_output=True, text=True, check=False, cwd=workspace)

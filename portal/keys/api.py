@@ -60,7 +60,7 @@ class Keys(GenericViewSet[ApiKey]):
     @extend_schema(summary=gettext_lazy("Create an API key"), request=shapes.NewKey, responses={201: shapes.MadeKey})
     @sensitive_variables("text")
     def create(self, request: Request) -> Response:
-        """The answer holds the text of the key, this once."""
+        """Return the answer holds the text of the key, this once."""
         values = validated(shapes.NewKey, request.data, user=current_user(request))
         tenant, service = values.pop("tenant"), values.pop("service")
         may_make(current_user(request), tenant, service)
@@ -75,7 +75,7 @@ class Keys(GenericViewSet[ApiKey]):
 
     @extend_schema(summary=gettext_lazy("Change an API key"), request=shapes.ChangedKey, responses={200: shapes.Key})
     def partial_update(self, request: Request, prefix: str) -> Response:
-        """Changes what is sent."""
+        """Change what is sent."""
         key = self._manageable()
         values = validated(shapes.ChangedKey, request.data, user=current_user(request), key=key)
         if "models" in values:
@@ -91,7 +91,7 @@ class Keys(GenericViewSet[ApiKey]):
     @action(detail=True, methods=["post"])
     @sensitive_variables("text")
     def rotate(self, request: Request, prefix: str) -> Response:
-        """The answer is the new key with its text, this once. The old one goes on working for the overlap."""
+        """Return the answer is the new key with its text, this once. The old one goes on working for the overlap."""
         key = self._manageable()
         overlap = timedelta(hours=validated(shapes.Rotation, request.data)["overlap_hours"])
         new, text = carried_out(lambda: lifecycle.rotate_key(key, overlap, by=current_user(request)))
@@ -113,13 +113,13 @@ class Keys(GenericViewSet[ApiKey]):
     @action(detail=False, methods=["post"])
     @sensitive_variables()
     def found(self, request: Request) -> Response:
-        """Revokes every key, also of management, whose full text is in what is sent, whosever it is."""
+        """Revoke every key, also of management, whose full text is in what is sent, whosever it is."""
         ended = leaked_keys.revoke_leaked(validated(shapes.Finding, request.data)["text"], by=current_user(request))
         revoked = [*(key.prefix for key in ended.ended), *(key.prefix for key in ended.ended_management)]
         return Response({"revoked": revoked, "known": [key.prefix for key in ended.known], "strange": ended.strange})
 
     def _manageable(self) -> ApiKey:
-        """The key of the address if the caller may change it. Who may only see it is told so."""
+        """Return the key of the address if the caller may change it. Who may only see it is told so."""
         key = self.get_object()
         managed = queries.manageable_by(current_user(self.request)).filter(pk=key.pk).first()
         if managed is None:
@@ -139,7 +139,7 @@ class Catalogue(GenericViewSet[Any]):
         responses={200: shapes.Offer(many=True)},
     )
     def list(self, request: Request) -> Response:
-        """Those that are best to try first."""
+        """Return those that are best to try first."""
         person = current_user(request)
         open_ = (
             routes.offered()
@@ -179,7 +179,7 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     )
     @sensitive_variables("text", "key")
     def create(self, request: Request) -> Response:
-        """The answer holds the text of the key, this once."""
+        """Return the answer holds the text of the key, this once."""
         values = validated(shapes.NewManagementKey, request.data)
         key, text = management.issue_management_key(
             user=current_user(request), name=values["name"], scopes_=values["scopes"], expires_at=values["expires_at"]
@@ -196,7 +196,7 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
 
 
 def answer(key: ApiKey, code: int = status.HTTP_200_OK, text: str = "") -> Response:
-    """The key as it is now; with its text if it was made just now."""
+    """Return the key as it is now; with its text if it was made just now."""
     shown = queries.shown_keys(ApiKey.objects.filter(pk=key.pk)).get()
     return Response({**shapes.Key(shown).data, **({"text": text} if text else {})}, code)
 
@@ -223,7 +223,7 @@ def in_state(state: str) -> Q:
 
 
 def may_make(user: User, tenant: Tenant, service: str) -> None:
-    """Raises PermissionDenied unless this person may make such a key of the tenant."""
+    """Raise PermissionDenied unless this person may make such a key of the tenant."""
     if service and not permissions.administered_tenants(user).filter(pk=tenant.pk).exists():
         raise PermissionDenied(_("Service keys are made by an admin of the tenant."))
     if not service and not permissions.own_tenants(user).filter(pk=tenant.pk).exists():

@@ -31,7 +31,7 @@ class Calls:
 
 
 def calls(offer: AvailableModel, *, base_url: str, key: str = "") -> Calls:
-    """The calls of a model at `base_url` (ends in /v1). Without a key they read it from the environment."""
+    """Return the calls of a model at `base_url` (ends in /v1). Without a key they read it from the environment."""
     given = key or _("your API key")
     return Calls(
         curl=curl(offer, base_url, key),
@@ -43,7 +43,7 @@ def calls(offer: AvailableModel, *, base_url: str, key: str = "") -> Calls:
 
 
 def question(task: str) -> tuple[str, dict[str, object]]:
-    """The path after /v1 and the rest of the body for a first try of such a model."""
+    """Return the path after /v1 and the rest of the body for a first try of such a model."""
     if task == "embedding":
         return "/embeddings", {"input": _("Where do I hand in travel expenses?")}
     if task == "rerank":

@@ -93,7 +93,7 @@ def created(
     service: str = "",
     responsible: User | None = None,
 ) -> HttpResponse:
-    """Makes the key that was asked for and shows it."""
+    """Make the key that was asked for and show it."""
     try:
         key, text = lifecycle.issue_key(
             tenant=form.cleaned_data["tenant"],
@@ -143,7 +143,7 @@ def edit_key(request: HttpRequest, prefix: str) -> HttpResponse:
 @posted_forms.only_posted
 @sensitive_variables("text")
 def rotate_key(request: HttpRequest, prefix: str) -> HttpResponse:
-    """A successor, shown once. Sent again, nothing happens: a key is replaced one time."""
+    """Return a successor, shown once. Sent again, nothing happens: a key is replaced one time."""
     key = get_object_or_404(queries.manageable_by(current_user(request)), prefix=prefix)
     form = RotateForm(request.POST)
     if not form.is_valid():

@@ -21,7 +21,7 @@ LATE = timedelta(days=7)
 
 
 def notify_expiring(now: datetime) -> None:
-    """Tells of keys that will end, and of those that have ended since a while. Not of those that were replaced."""
+    """Tell of keys that will end, and of those that have ended since a while. Not of those that were replaced."""
     for days, until in WARNINGS:
         soon = timedelta(days=days)
         ending = ApiKey.objects.usable().filter(expires_at__gt=now + until, expires_at__lte=now + soon)
@@ -44,7 +44,7 @@ def unreplaced(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
 
 
 def notify_responsible_left() -> None:
-    """Tells a tenant's admins of service keys whose responsible person is no longer there; operators if none is."""
+    """Tell a tenant's admins of service keys whose responsible person is no longer there; operators if none is."""
     keys = ApiKey.objects.usable().filter(~responsible_is_here(), user=None, responsible__isnull=False)
     for key in keys.select_related("tenant", "responsible"):
         notify(

@@ -12,14 +12,14 @@ KEPT = 10
 
 
 def new_token(session: SessionBase) -> str:
-    """A new ticket to put into a form."""
+    """Return a new ticket to put into a form."""
     text = secrets.token_urlsafe(12)
     session[OPEN] = [*session.get(OPEN, []), text][-KEPT:]
     return text
 
 
 def redeem_token(session: SessionBase, text: str) -> bool:
-    """Whether this ticket is open; it no longer is afterwards. Of two at the same time one gets True."""
+    """Return whether this ticket is open; it no longer is afterwards. Of two at the same time one gets True."""
     with transaction.atomic():
         # Two posts of one form queue here: the row's lock, or on SQLite the transaction itself.
         list(Session.objects.select_for_update().filter(pk=session.session_key))

@@ -106,7 +106,7 @@ class Rules(forms.Form):
         return [self[name] for name in self.FOLDED if name in self.fields]
 
     def opens(self) -> bool:
-        """Whether something in the fold needs to be seen."""
+        """Return whether something in the fold needs to be seen."""
         return any(field.errors for field in self.folded())
 
 
@@ -330,7 +330,7 @@ class RevokeForm(forms.Form):
 
 
 def lifetimes(tenants: Iterable[Tenant]) -> tuple[list[tuple[str, Any]], str]:
-    """The times to choose from, and the proposed one: that of the tenants if they agree."""
+    """Return the times to choose from, and the proposed one: that of the tenants if they agree."""
     proposals = {tenant.key_days for tenant in tenants}
     own = {days: ngettext("%(days)s day", "%(days)s days", days) % {"days": days} for days in proposals if days}
     alike = len(proposals) == 1

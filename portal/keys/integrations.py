@@ -30,7 +30,7 @@ class OpenWebUI:
 
 
 def dify(offer: AvailableModel, base_url: str, key: str) -> Fields:
-    """The fields of Dify's form for this model that matter; its other fields stay as they are."""
+    """Return the fields of Dify's form for this model that matter; its other fields stay as they are."""
     kinds = {"embedding": "Text Embedding", "rerank": "Rerank", "transcription": "Speech2text"}
     kind = kinds.get(offer.task, "LLM")
     fields = [

@@ -23,7 +23,7 @@ class LeakedKey:
 
 
 def revoke_leaked(text: str, by: User) -> LeakedKey:
-    """Revokes every key whose full text stands in `text` and tells whom it concerns: it works for everybody now."""
+    """Revoke every key whose full text stands in `text` and tell whom it concerns: it works for everybody now."""
     keys, strange = lifecycle.find_in_text(text)
     managing, strange_managing = management.find_in_text(text)
     found = LeakedKey(

@@ -83,7 +83,7 @@ def issue_key(
     expires_at: datetime | None = None,
     created_by: User | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key and its text, which exists nowhere else: show it once.
+    """Return a new key and its text, which exists nowhere else: show it once.
 
     Give `user` for a personal key or `service` (and who is `responsible`) for a service key. Without `allowed_models`
     it is for all models that the tenant may use, without `networks` (as networks.parse gives them) from everywhere.
@@ -157,7 +157,7 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
 
 
 def change_key(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -> None:
-    """Gives the key these values; others stay. Gateways follow within one catalogue poll.
+    """Give the key these values; others stay. Gateways follow within one catalogue poll.
 
     Raises Ended, NotAMember for who shall be responsible, and ValidationError for what is no network or too far an end.
     """
@@ -178,7 +178,7 @@ def change_key(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes
 
 
 def revoke_key(key: ApiKey, because: str = "", *, by: User | None = None) -> None:
-    """Ends a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing.
+    """End a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing.
 
     Whom it concerns is told: the person whose it is; of a service key who is responsible and the tenant's admins.
     `because`: for them and the audit, in the words of `by`, who is not told what they did themselves.
@@ -188,7 +188,7 @@ def revoke_key(key: ApiKey, because: str = "", *, by: User | None = None) -> Non
 
 
 def revoke_leaked_key(key: ApiKey, by: User) -> None:
-    """Ends a key whose full text somebody found where it must not be: whoever holds it may end it."""
+    """End a key whose full text somebody found where it must not be: whoever holds it may end it."""
     _end(key, LEAKED, by)
 
 
@@ -224,25 +224,25 @@ def recipients(key: ApiKey) -> set[User]:
 
 
 def _check(by: User | None, key: ApiKey) -> None:
-    """Raises PermissionDenied unless this person may change the key. Operators may; None: a command."""
+    """Raise PermissionDenied unless this person may change the key. Operators may; None: a command."""
     if by is None or not queries.manageable_by(by).filter(pk=key.pk).exists():
         permissions.check_access(by)
 
 
 def is_answered_by(key: ApiKey) -> bool:
-    """Whether somebody is responsible for this service key who still is in its tenant."""
+    """Return whether somebody is responsible for this service key who still is in its tenant."""
     who = key.responsible
     return who is not None and who.is_active and who.memberships.filter(tenant=key.tenant_id).exists()
 
 
 def require_membership(user: User | None, tenant: Tenant) -> None:
-    """Raises NotAMember; nobody is nobody's member and no matter."""
+    """Raise NotAMember; nobody is nobody's member and no matter."""
     if user is not None and not user.memberships.filter(tenant=tenant).exists():
         raise NotAMember(f"{user.get_username()} is not a member of {tenant.slug}")
 
 
 def _check_number(tenant: Tenant, user: User | None, *, only_new: bool = False) -> None:
-    """Raises TooMany. Of one owner's new keys each waits for the one before, so that none slips through beside it.
+    """Raise TooMany. Of one owner's new keys each waits for the one before, so that none slips through beside it.
 
     `only_new`: for one that takes the place of another, which may be one too many for a while.
     """
@@ -255,7 +255,7 @@ def _check_number(tenant: Tenant, user: User | None, *, only_new: bool = False) 
 
 
 def count_keys(now: datetime, only_new: bool = False) -> Q:
-    """The keys, for models or for management, that count against how many there may be."""
+    """Return the keys, for models or for management, that count against how many there may be."""
     new = Q(created_at__gt=now - timedelta(days=1))
     return new if only_new else new | Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
 
@@ -268,7 +268,7 @@ def too_many(most: int) -> str:
 
 
 def find_in_text(text: str) -> tuple[list[ApiKey], int]:
-    """Our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
+    """Return our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
     texts = {word for word in KEY.findall(text) if secret.well_formed(word)}
     digests = [secret.digest_of(word, settings.API_KEY_SECRET) for word in texts]
     keys = list(ApiKey.objects.filter(digest__in=digests).select_related("tenant", "user", "responsible"))
@@ -276,7 +276,7 @@ def find_in_text(text: str) -> tuple[list[ApiKey], int]:
 
 
 def _written(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
-    """Stores a new key under a new text, which is returned."""
+    """Store a new key under a new text, which is returned."""
     text = secret.make_secret()
     key.prefix = text[: secret.PREFIX_LENGTH]
     key.digest = secret.digest_of(text, settings.API_KEY_SECRET)
@@ -287,12 +287,12 @@ def _written(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
 
 
 def models_of(key: ApiKey) -> list[str] | None:
-    """The names of the models that it is for; None: all that the tenant may use."""
+    """Return the names of the models that it is for; None: all that the tenant may use."""
     return None if key.every_model else sorted(key.allowed_models.values_list("name", flat=True))
 
 
 def notify_gateways(key: ApiKey, before: list[str] | None) -> None:
-    """Tells the audit if it is for other models than before: it watches rows, and these are none of a key's row."""
+    """Tell the audit if it is for other models than before: it watches rows, and these are none of a key's row."""
     after = models_of(key)
     if before != after:
         tracking.record_event(

@@ -16,7 +16,7 @@ class Lineage:
         self._after = {before: key for key, before in self._before.items()}
 
     def first(self, key: int) -> int:
-        """The first of its line, itself if it replaced none."""
+        """Return the first of its line, itself if it replaced none."""
         for _ in range(len(self._before)):  # however the rows point, this ends
             before = self._before.get(key)
             if before is None:
@@ -25,7 +25,7 @@ class Lineage:
         return key
 
     def line(self, key: int) -> list[int]:
-        """All keys of its line, the first one first."""
+        """Return all keys of its line, the first one first."""
         found = [self.first(key)]
         while (after := self._after.get(found[-1])) is not None and len(found) <= len(self._after):
             found.append(after)
@@ -33,12 +33,12 @@ class Lineage:
 
 
 def lineages_of_all() -> Lineage:
-    """One query."""
+    """Return one query."""
     return Lineage(ApiKey.objects.filter(replaces__isnull=False).values_list("pk", "replaces_id"))
 
 
 def lineage_of(keys: Collection[int]) -> Lineage:
-    """The lines of these keys: a successor is of the same tenant. One query."""
+    """Return the lines of these keys: a successor is of the same tenant. One query."""
     if len(keys) > NAMED:
         return lineages_of_all()
     tenants = ApiKey.objects.filter(pk__in=keys).values("tenant")

@@ -14,7 +14,7 @@ PERIOD = 60  # seconds
 
 
 def wrong_key(request: HttpRequest) -> int:
-    """Counts one more. Gives how many seconds to wait before the next, 0 as long as it is not too many."""
+    """Count one more. Gives how many seconds to wait before the next, 0 as long as it is not too many."""
     counted = f"wrong-management-keys-{client_address(request)}"
     cache.add(counted, 0, PERIOD)
     try:

@@ -82,7 +82,7 @@ def new_key(request: HttpRequest) -> HttpResponse:
 
 @sensitive_variables("text")
 def created(request: HttpRequest, form: NewManagementKeyForm) -> HttpResponse:
-    """Makes the key and shows it, here and nowhere else."""
+    """Make the key and show it, here and nowhere else."""
     try:
         key, text = management_keys.issue_management_key(
             user=current_user(request),

@@ -37,7 +37,7 @@ WARNINGS = ((7, timedelta(days=1)), (1, timedelta()))
 def issue_management_key(
     *, user: User, name: str, scopes_: Collection[str], expires_at: datetime
 ) -> tuple[ManagementKey, str]:
-    """A new key and its text, which exists nowhere else: show it once.
+    """Return a new key and its text, which exists nowhere else: show it once.
 
     Raises ValidationError for scopes that the person could not use, for an expiry that is past or too far, and if there
     are as many keys as one person may have.
@@ -72,7 +72,7 @@ def _written(user: User, name: str, scopes_: Collection[str], expires_at: dateti
 
 
 def revoke_management_key(by: User, key: ManagementKey) -> None:
-    """Ends a key for good and at once; one's own, or as an operator. Revoking twice changes nothing."""
+    """End a key for good and at once; one's own, or as an operator. Revoking twice changes nothing."""
     if by != key.user:
         permissions.check_access(by)
     _end(key)
@@ -85,7 +85,7 @@ def _end(key: ManagementKey) -> None:
 
 
 def revoke_leaked_management_key(key: ManagementKey) -> None:
-    """Ends a key that somebody found where it must not be, and tells whose it is."""
+    """End a key that somebody found where it must not be, and tell whose it is."""
     with transaction.atomic():
         _end(key)
         notify(
@@ -94,7 +94,7 @@ def revoke_leaked_management_key(key: ManagementKey) -> None:
 
 
 def notify_expiring_management_keys(now: datetime) -> None:
-    """Tells whose keys end within a week, and again within a day. Of short-lived ones it would be no news."""
+    """Tell whose keys end within a week, and again within a day. Of short-lived ones it would be no news."""
     for days, until in WARNINGS:
         soon = timedelta(days=days)
         ending = ManagementKey.objects.filter(expires_at__gt=now + until, expires_at__lte=now + soon)
@@ -119,13 +119,13 @@ def keys_of(user: User) -> QuerySet[ManagementKey]:
 
 
 def working(keys: QuerySet[ManagementKey], now: datetime) -> QuerySet[ManagementKey]:
-    """Those of the keys with which one could call now: not ended, and of an active person."""
+    """Return those of the keys with which one could call now: not ended, and of an active person."""
     unexpired = Q(expires_at__isnull=True) | Q(expires_at__gt=now)
     return keys.filter(unexpired, revoked_at__isnull=True, user__is_active=True)
 
 
 def find_management_key(text: str) -> ManagementKey | None:
-    """The key of this text if it works now, with its person; notes its use. At most one write a minute."""
+    """Return the key of this text if it works now, with its person; notes its use. At most one write a minute."""
     if not secret.well_formed(text, PREFIX):
         return None
     now = timezone.now()
@@ -138,7 +138,7 @@ def find_management_key(text: str) -> ManagementKey | None:
 
 
 def find_in_text(text: str) -> tuple[list[ManagementKey], int]:
-    """Our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
+    """Return our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
     texts = {word for word in TEXT.findall(text) if secret.well_formed(word, PREFIX)}
     digests = [secret.digest_of(word, settings.API_KEY_SECRET) for word in texts]
     keys = list(ManagementKey.objects.filter(digest__in=digests).select_related("user"))
@@ -146,7 +146,7 @@ def find_in_text(text: str) -> tuple[list[ManagementKey], int]:
 
 
 def usable_scopes(user: User) -> list[scopes.Scope]:
-    """Those with which this person's key could do something. One query."""
+    """Return those with which this person's key could do something. One query."""
     reach = scopes.For.EVERYBODY
     if permissions.may_operate(user):
         reach = scopes.For.OPERATORS

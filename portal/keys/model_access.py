@@ -45,20 +45,20 @@ class AvailableModel:
 
 
 def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
-    """The offered models that at least one of these tenants may call."""
+    """Return the offered models that at least one of these tenants may call."""
     rules = ModelAccess.objects.filter(model=OuterRef("pk"))
     open_ = ~Exists(rules) | Exists(rules.filter(tenant__in=list(tenants)))
     return routes.offered().filter(open_)
 
 
 def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
-    """The offered models that this key may call: its own choice of its tenant's."""
+    """Return the offered models that this key may call: its own choice of its tenant's."""
     models_ = open_to([key.tenant])
     return models_ if key.every_model else models_.filter(pk__in=key.allowed_models.all())
 
 
 def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
-    """These models with their state, by name. Three queries."""
+    """Return these models with their state, by name. Three queries."""
     now = timezone.now()
     replicas = Prefetch("replica_set", Replica.objects.select_related("host"))
     return [
@@ -78,7 +78,7 @@ def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
 
 
 def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
-    """The best that any of a model's replicas can do for a caller."""
+    """Return the best that any of a model's replicas can do for a caller."""
     found = [(replica.state, supervised(replica.host, now)) for replica in replicas]
     # A host that is silent starts and wakes nothing.
     states = {state for state, heard in found if heard}
@@ -101,5 +101,5 @@ def sort_key(offer: AvailableModel) -> tuple[int, bool, bool, str]:
 
 
 def suggested_model(offered: list[AvailableModel]) -> AvailableModel | None:
-    """The model to show in an example."""
+    """Return the model to show in an example."""
     return min(offered, key=sort_key, default=None)

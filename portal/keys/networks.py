@@ -9,7 +9,7 @@ from django.utils.translation import gettext as _
 
 
 def parse_networks(text: str) -> list[str]:
-    """The networks of a text, one per line or apart by commas or spaces, as ApiKey keeps them; each once.
+    """Return the networks of a text, one per line or apart by commas or spaces, as ApiKey keeps them; each once.
 
     A single address is the network of it alone. Raises ValidationError, which names what is wrong.
     """
@@ -36,5 +36,5 @@ def canonical(word: str) -> str:
 
 
 def format_networks(networks: Iterable[str]) -> str:
-    """One per line, for a form."""
+    """Return one per line, for a form."""
     return "\n".join(networks)

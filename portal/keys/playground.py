@@ -24,7 +24,7 @@ SETTLED = timedelta(days=1)
 
 
 def renew_key(user: User, tenant: Tenant, now: datetime) -> tuple[str, datetime]:
-    """The key's new text and when it expires. The text before stops working within one catalogue poll.
+    """Return the key's new text and when it expires. The text before stops working within one catalogue poll.
 
     Audited once for a sitting: not while the text before would still work. Raises NotAMember.
     """

@@ -22,7 +22,7 @@ class ModelChoice:
 
 
 def model_choices(tenants: Sequence[Tenant]) -> list[ModelChoice]:
-    """The chat models that at least one of these may use; what answers now comes first. At most four queries."""
+    """Return the chat models that at least one of these may use; what answers now comes first. At most four queries."""
     if not tenants:
         return []
     chat = model_access.open_to(tenants).filter(task=ServedModel.Task.CHAT)

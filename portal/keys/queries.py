@@ -19,7 +19,7 @@ PER_PAGE = 50
 
 
 def is_usable() -> Exists:
-    """The condition of KeyQuerySet.usable, to filter by or to annotate."""
+    """Return the condition of KeyQuerySet.usable, to filter by or to annotate."""
     return Exists(ApiKey.objects.usable().filter(pk=OuterRef("pk")))
 
 
@@ -70,13 +70,13 @@ class KeyRow:
 
 
 def keys_of(user: User) -> QuerySet[ApiKey]:
-    """The keys of this person and nobody else's; without those that the playground keeps for itself."""
+    """Return the keys of this person and nobody else's; without those that the playground keeps for itself."""
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(user=user, is_playground=False).select_related("tenant")
     return keys
 
 
 def service_keys_of(tenant: Tenant) -> QuerySet[ApiKey]:
-    """The service keys of a tenant, whoever made them."""
+    """Return the service keys of a tenant, whoever made them."""
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(tenant=tenant, user=None).select_related("tenant", "responsible")
     return keys
 
@@ -91,19 +91,19 @@ def manageable_by(user: User) -> QuerySet[ApiKey]:
 
 
 def viewable_by(user: User) -> QuerySet[ApiKey]:
-    """The manageable ones, and the service keys that this person is responsible for as a member of their tenant."""
+    """Return the manageable ones, and the service keys that this person is responsible for as a member of their tenant."""
     answers = Q(user=None, responsible=user, tenant__in=Membership.objects.filter(user=user).values("tenant"))
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(answers | Q(pk__in=manageable_by(user).values("pk")))
     return keys.select_related("tenant", "user", "responsible")
 
 
 def services(user: User) -> QuerySet[ApiKey]:
-    """The service keys that this person may see, of all tenants."""
+    """Return the service keys that this person may see, of all tenants."""
     return viewable_by(user).filter(user=None)
 
 
 def has_services(user: User) -> bool:
-    """Whether service keys are any matter of this person's. One query at most."""
+    """Return whether service keys are any matter of this person's. One query at most."""
     if user.is_staff:
         return True
     own = Membership.objects.filter(user=user)
@@ -112,7 +112,7 @@ def has_services(user: User) -> bool:
 
 
 def search(keys: QuerySet[ApiKey], text: str) -> QuerySet[ApiKey]:
-    """Those in whose name, purpose, prefix, tenant or responsible person the text stands."""
+    """Return those in whose name, purpose, prefix, tenant or responsible person the text stands."""
     found = Q()
     for part in ("name", "purpose", "service", "prefix", "tenant__name", "responsible__username"):
         found |= Q(**{f"{part}__icontains": text})
@@ -120,12 +120,12 @@ def search(keys: QuerySet[ApiKey], text: str) -> QuerySet[ApiKey]:
 
 
 def usable_keys(user: User) -> QuerySet[ApiKey]:
-    """The person's own keys with which they can call now, newest first."""
+    """Return the person's own keys with which they can call now, newest first."""
     return keys_of(user).filter(is_usable())
 
 
 def with_usable(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-    """The same keys with `can_be_used`, which `state` needs."""
+    """Return the same keys with `can_be_used`, which `state` needs."""
     return keys.annotate(can_be_used=is_usable())
 
 
@@ -137,14 +137,14 @@ def state_of(key: ApiKey) -> State:
 
 
 def responsible_is_here() -> Exists:
-    """Whether who is responsible for a key is an active member of its tenant."""
+    """Return whether who is responsible for a key is an active member of its tenant."""
     return Exists(
         Membership.objects.filter(user=OuterRef("responsible"), tenant=OuterRef("tenant"), user__is_active=True)
     )
 
 
 def key_row(keys: QuerySet[ApiKey], now: datetime) -> list[KeyRow]:
-    """These keys as plain values, in their order. Two queries, however many they are."""
+    """Return these keys as plain values, in their order. Two queries, however many they are."""
     return [_held(key, now) for key in shown_keys(keys)]
 
 
@@ -160,7 +160,7 @@ class KeyPage:
 
 
 def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended: bool) -> KeyPage:
-    """The page of this number, newest first, of the keys that work or of the others (if `ended`, or none works).
+    """Return the page of this number, newest first, of the keys that work or of the others (if `ended`, or none works).
 
     Three queries.
     """
@@ -175,7 +175,7 @@ def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended
 
 
 def shown_keys(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-    """The same keys with all that pages and the API read of them."""
+    """Return the same keys with all that pages and the API read of them."""
     return (
         with_usable(keys)
         .annotate(answers=responsible_is_here())

@@ -28,13 +28,13 @@ def checksum(text: str) -> str:
 
 
 def make_secret(lead: str = PREFIX) -> str:
-    """A new key. Management keys have another `lead` of the same length."""
+    """Return a new key. Management keys have another `lead` of the same length."""
     body = lead + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM))
     return body + checksum(body)
 
 
 def well_formed(key: str, lead: str = PREFIX) -> bool:
-    """Whether this could be a key of ours: length, lead and checksum are right."""
+    """Return whether this could be a key of ours: length, lead and checksum are right."""
     return (
         len(key) == LENGTH
         and key.startswith(lead)

@@ -34,7 +34,7 @@ def key_list(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_safe
 def service_list(request: HttpRequest) -> HttpResponse:
-    """The service keys of the tenants that I administer, and those that I am responsible for."""
+    """Return the service keys of the tenants that I administer, and those that I am responsible for."""
     tenants = list(administered_tenants(current_user(request)).filter(is_active=True).order_by("name")[: TENANTS + 1])
     tenant, text = request.GET.get("tenant", ""), request.GET.get("q", "").strip()
     keys = queries.services(current_user(request))

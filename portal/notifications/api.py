@@ -33,7 +33,7 @@ class Notices(GenericViewSet[Notice]):
         summary=_("Your notices"), parameters=[shapes.NoticeFilter], responses={200: shapes.Notice(many=True)}
     )
     def list(self, request: Request) -> Response:
-        """The latest first."""
+        """Return the latest first."""
         wanted = validated(shapes.NoticeFilter, request.query_params)
         rows = self.get_queryset()
         if wanted["unread"] is not None:

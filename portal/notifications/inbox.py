@@ -28,7 +28,7 @@ class NotificationRow:
 
 
 def notifications_of(user: User) -> QuerySet[Notice]:
-    """Newest first. Kinds of another release, which nobody here can say, are left out."""
+    """Return newest first. Kinds of another release, which nobody here can say, are left out."""
     return Notice.objects.filter(user=user, kind__in=list(KINDS))
 
 
@@ -55,5 +55,5 @@ def mark_read(notices: QuerySet[Notice], now: datetime) -> None:
 
 
 def delete_old(now: datetime) -> int:
-    """Deletes what is older than anybody looks back; how many."""
+    """Delete what is older than anybody looks back; how many."""
     return Notice.objects.filter(at__lt=now - KEPT).delete()[0]

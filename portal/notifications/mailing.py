@@ -35,7 +35,7 @@ class Undelivered(Exception):
 
 
 def send_mails(now: datetime) -> int:
-    """Mails what is due; how many mails went out. None without a mail server. Raises Undelivered."""
+    """Mail what is due; how many mails went out. None without a mail server. Raises Undelivered."""
     if not settings.SENDS_MAIL:
         return 0
     sent = 0
@@ -67,7 +67,7 @@ def due_notifications(now: datetime) -> QuerySet[Notice]:
 
 
 def _mailed(notices: Sequence[Notice], connection: BaseEmailBackend, now: datetime) -> bool:
-    """Whether a mail went out. Raises smtplib.SMTPException and OSError for what the person is no reason of."""
+    """Return whether a mail went out. Raises smtplib.SMTPException and OSError for what the person is no reason of."""
     rows = Notice.objects.filter(pk__in=[notice.pk for notice in notices])
     if rows.filter(mailed_at=None).update(mailed_at=now) != len(notices):
         return False  # another run has them

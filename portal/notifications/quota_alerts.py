@@ -17,7 +17,7 @@ REFS = 500  # of one condition
 
 
 def notify_near_limits(now: datetime) -> int:
-    """Tells whom it concerns, once for each window: at four fifths, and when nothing is left. Gives how many.
+    """Tell whom it concerns, once for each window: at four fifths, and when nothing is left. Gives how many.
 
     That is the person; the admins of what a tenant has; who answers for a service key, else the admins. To be repeated
     every few minutes.

@@ -35,12 +35,12 @@ class Kind:
 
 
 def day(facts: Facts, name: str = "at") -> str:
-    """The date of a moment, with its year."""
+    """Return the date of a moment, with its year."""
     return date_format(datetime.fromisoformat(facts[name]), pgettext("day with year", "j M Y"))
 
 
 def minute(facts: Facts, name: str = "at") -> str:
-    """A moment to the minute."""
+    """Return a moment to the minute."""
     return f"{day(facts, name)} {datetime.fromisoformat(facts[name]):%H:%M}"
 
 
@@ -120,7 +120,7 @@ def amount(number: int, unit: str, window: str) -> str:
 
 
 def bound(facts: Facts) -> str:
-    """The amount of a quota, and the model if it is for one alone."""
+    """Return the amount of a quota, and the model if it is for one alone."""
     text = amount(facts["amount"], facts["unit"], facts["window"])
     return _("%(amount)s of %(model)s") % {"amount": text, "model": facts["model"]} if facts["model"] else text
 

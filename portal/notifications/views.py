@@ -27,7 +27,7 @@ def notice_list(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_safe
 def open_notice(request: HttpRequest, pk: int) -> HttpResponse:
-    """Marks it as read and goes on to its page. To be asked again changes nothing, so a link will do."""
+    """Mark it as read and go on to its page. To be asked again changes nothing, so a link will do."""
     assert isinstance(request.user, User)
     notices = inbox.notifications_of(request.user).filter(pk=pk)
     notice = get_object_or_404(notices)

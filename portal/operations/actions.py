@@ -64,7 +64,7 @@ def stop_model(by: User | None, model: ServedModel) -> ServedModel:
 
 
 def restart_model(by: User | None, model: ServedModel, *, seen: int | None = None) -> ServedModel:
-    """Its engines finish what they are at and are started anew.
+    """Return its engines finish what they are at and are started anew.
 
     `seen`: the `generation` that the operator was looking at. If it is higher by now somebody else has asked for a
     restart since, and one is enough.
@@ -82,7 +82,7 @@ def restart_model(by: User | None, model: ServedModel, *, seen: int | None = Non
 def register_model(
     by: User | None, *, aliases: Collection[str] = (), tenants: Collection[Tenant] = (), **values: Any
 ) -> ServedModel:
-    """A new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
+    """Return a new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
     permissions.check_access(by)
     ask_parser(ServedModel(), values)
     with transaction.atomic():
@@ -94,7 +94,7 @@ def register_model(
 
 
 def change_model(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
-    """Other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
+    """Return other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
     permissions.check_access(by)
     ask_parser(model, values)
     with transaction.atomic():
@@ -115,7 +115,7 @@ def retire_model(by: User | None, model: ServedModel, on: date | None) -> Served
 
 
 def give_alias(by: User | None, name: str, model: ServedModel) -> Alias:
-    """Makes `name` lead to this model from now on, wherever it led before: no client meets a moment without it."""
+    """Make `name` lead to this model from now on, wherever it led before: no client meets a moment without it."""
     with transaction.atomic():
         row = _locked(by, model)
         alias = Alias.objects.select_for_update().filter(name=name).first() or Alias(name=name)
@@ -155,7 +155,7 @@ def set_visibility(by: User | None, model: ServedModel, tenants: Iterable[Tenant
 
 
 def change_host(by: User | None, host: Host, **values: Any) -> Host:
-    """Other `values`, by the names in hosts.FIELDS. Engines move to a new address, and end for maintenance."""
+    """Return other `values`, by the names in hosts.FIELDS. Engines move to a new address, and end for maintenance."""
     permissions.check_access(by)
     try:
         return hosts.change_host(host, **values)
@@ -164,7 +164,7 @@ def change_host(by: User | None, host: Host, **values: Any) -> Host:
 
 
 def remove_host(by: User | None, host: Host) -> None:
-    """Forgets a host that is gone and has no models."""
+    """Forget a host that is gone and have no models."""
     permissions.check_access(by)
     try:
         hosts.remove_host(host)
@@ -173,7 +173,7 @@ def remove_host(by: User | None, host: Host) -> None:
 
 
 def _locked(by: User | None, model: ServedModel) -> ServedModel:
-    """The row as it is now, kept from others until the transaction ends. Refused if it is gone."""
+    """Return the row as it is now, kept from others until the transaction ends. Refused if it is gone."""
     permissions.check_access(by)
     row = ServedModel.objects.select_for_update().filter(pk=model.pk).first()
     if row is None:

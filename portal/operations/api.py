@@ -50,7 +50,7 @@ class OverviewView(APIView):
         responses={200: shapes.Overview},
     )
     def get(self, request: Request) -> Response:
-        """All hosts and models with their live state, as `/ws/operations/` tells them."""
+        """Return all hosts and models with their live state, as `/ws/operations/` tells them."""
         now = timezone.now()
         return Response(to_plain(overview.read_overview(now, live.first_tokens(now))))
 
@@ -78,14 +78,14 @@ class Hosts(GenericViewSet[Host]):
 
     @extend_schema(summary=gettext_lazy("Change a host"), request=shapes.HostChange, responses={200: shapes.HostNow})
     def partial_update(self, request: Request, pk: int) -> Response:
-        """Changes its address or its maintenance; its supervisor follows within seconds."""
+        """Change its address or its maintenance; its supervisor follows within seconds."""
         host = self.get_object()
         actions.change_host(current_user(request), host, **validated(shapes.HostChange, request.data))
         return self.retrieve(request, pk)
 
     @extend_schema(summary=gettext_lazy("Remove a host"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
-        """Forgets a host that is gone. 409: its supervisor is alive, or models belong to it."""
+        """Forget a host that is gone. 409: its supervisor is alive, or models belong to it."""
         actions.remove_host(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -123,13 +123,13 @@ class Models(GenericViewSet[ServedModel]):
 
     @extend_schema(summary=gettext_lazy("Register a model"), responses={201: shapes.Model})
     def create(self, request: Request) -> Response:
-        """Registers a model; its host starts it at once unless `enabled` is false."""
+        """Register a model; its host starts it at once unless `enabled` is false."""
         model = actions.register_model(current_user(request), **validated(shapes.Model, request.data))
         return self._answer(model, status.HTTP_201_CREATED)
 
     @extend_schema(summary=gettext_lazy("Change a model"), responses={200: shapes.Model})
     def partial_update(self, request: Request, pk: int) -> Response:
-        """Changes what is sent. What an engine is started with makes it start anew."""
+        """Change what is sent. What an engine is started with makes it start anew."""
         model = self.get_object()
         filled = shapes.Model(model, data=request.data, partial=True)
         filled.is_valid(raise_exception=True)
@@ -147,7 +147,7 @@ class Models(GenericViewSet[ServedModel]):
 
     @extend_schema(summary=gettext_lazy("Unregister a model"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
-        """Takes a model off the catalogue for good; its engines are drained and stopped."""
+        """Take a model off the catalogue for good; its engines are drained and stopped."""
         actions.unregister_model(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -166,7 +166,7 @@ class Models(GenericViewSet[ServedModel]):
     @extend_schema(summary=gettext_lazy("Restart a model"), request=shapes.Restart, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def restart(self, request: Request, pk: int) -> Response:
-        """Engines finish what they are at and are started anew."""
+        """Return engines finish what they are at and are started anew."""
         model = self.get_object()
         return self._answer(
             actions.restart_model(
@@ -179,7 +179,7 @@ class Models(GenericViewSet[ServedModel]):
     )
     @action(detail=True, methods=["put"])
     def aliases(self, request: Request, pk: int) -> Response:
-        """The model's other names, all of them."""
+        """Return the model's other names, all of them."""
         model = self.get_object()
         actions.set_aliases(current_user(request), model, validated(shapes.Aliases, request.data)["aliases"])
         return self._answer(model)
@@ -227,7 +227,7 @@ class Models(GenericViewSet[ServedModel]):
         return rows
 
     def _answer(self, model: ServedModel, code: int = status.HTTP_200_OK) -> Response:
-        """The model as it is now."""
+        """Return the model as it is now."""
         row = get_object_or_404(self.get_queryset(), pk=model.pk)
         return Response(self._shown([row])[0], code)
 
@@ -294,7 +294,7 @@ class PresetsView(APIView):
 
 
 def preset(one: Preset) -> dict[str, Any]:
-    """Its notes in the language of the reader."""
+    """Return its notes in the language of the reader."""
     notes = {name: _(getattr(one, name)) for name in ("place", "memory", "usage")}
     return {"key": one.key, "source": one.source, **one.fields(), **notes}
 
@@ -326,7 +326,7 @@ class Replicas(GenericViewSet[Replica]):
     @extend_schema(summary=gettext_lazy("The end of a replica's log"), responses={200: shapes.LogTail})
     @action(detail=True)
     def log(self, request: Request, pk: int) -> Response:
-        """The end of its log. Sockets tell what is added to it: `/ws/operations/replicas/<id>/log/`."""
+        """Return the end of its log. Sockets tell what is added to it: `/ws/operations/replicas/<id>/log/`."""
         replica = self.get_object()
         live.request_log(replica.pk, timezone.now())
         tail = LogTail.objects.filter(replica=replica).first()

@@ -54,7 +54,7 @@ class State(ForOperators):
 
 
 def news(told: Snapshot | None, frame: Snapshot) -> dict[str, Any] | None:
-    """The message that brings who knows `told` up to date; None if there is nothing to tell."""
+    """Return the message that brings who knows `told` up to date; None if there is nothing to tell."""
     if frame.hosts is None or frame.models is None:
         return None
     if told is None or told.hosts is None or told.models is None:

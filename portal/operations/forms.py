@@ -87,7 +87,7 @@ class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stu
         fields: ClassVar = list(hosts.FIELDS)
 
     def carry_out(self, by: User) -> bool:
-        """Whether it was changed; else the reason stands at its field."""
+        """Return whether it was changed; else the reason stands at its field."""
         try:
             actions.change_host(by, self.instance, **self.cleaned_data)
         except actions.ActionRefused as refusal:
@@ -180,7 +180,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         return bool(field.initial) and field.initial != default
 
     def carry_out(self, by: User) -> ServedModel | None:
-        """Registers or changes the model; None if that was refused, with the reason at its field."""
+        """Register or change the model; None if that was refused, with the reason at its field."""
         values = dict(self.cleaned_data)
         aliases, tenants = values.pop("aliases"), values.pop("tenants")
         try:
@@ -208,5 +208,5 @@ def installed_versions() -> list[str]:
 
 
 def visible_to(model: ServedModel) -> list[Tenant]:
-    """The tenants that alone may use it; none: all may."""
+    """Return the tenants that alone may use it; none: all may."""
     return [access.tenant for access in ModelAccess.objects.filter(model=model).select_related("tenant")]

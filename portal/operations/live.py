@@ -98,7 +98,7 @@ class Reader:
         return overview.read_overview(now, self._first_tokens)
 
     def _tails(self, replicas: list[int], now: datetime) -> dict[int, Tail | None]:
-        """Renews the wish to see those that are there still."""
+        """Renew the wish to see those that are there still."""
         if not replicas:
             return {}
         there = Replica.objects.filter(pk__in=replicas).values_list("pk", "log_tail__text", "log_tail__at")
@@ -159,7 +159,7 @@ class LiveState:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def after(self, number: int) -> Snapshot:
-        """The newest frame, as soon as it is later than `number`."""
+        """Return the newest frame, as soon as it is later than `number`."""
         while self._frame is None or self._frame.number <= number:
             await self._news.wait()
         return self._frame
@@ -200,7 +200,7 @@ class LiveState:
             thread.shutdown(wait=False)
 
     def _lost(self, number: int) -> None:
-        """Tells watchers that what they have is not confirmed any more."""
+        """Tell watchers that what they have is not confirmed any more."""
         last = self._frame or Snapshot(number=0, at=timezone.now())
         self._show(replace(last, number=number, stale=True))
 

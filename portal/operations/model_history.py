@@ -30,7 +30,7 @@ class Action:
 
 
 def history_of(model: ServedModel) -> list[Action]:
-    """The latest first. One query."""
+    """Return the latest first. One query."""
     events = AuditEvent.objects.filter(object_kind="model", object_id=str(model.pk)).order_by("-at", "-pk")[:SHOWN]
     return [
         Action(

@@ -239,7 +239,7 @@ def host_view(host: Host, rows: list[Replica], now: datetime) -> HostView:
 
 
 def shown(bars: list[Bar]) -> list[Bar]:
-    """The GPUs. RAM is where models live on a host without any, or where one was put all the same."""
+    """Return the GPUs. RAM is where models live on a host without any, or where one was put all the same."""
     gpus = [one for one in bars if one.kind == "gpu"]
     return gpus + [one for one in bars if one.kind == "ram" and (one.shares or not gpus)]
 
@@ -261,7 +261,7 @@ def device_bar(device: dict[str, Any], rows: list[Replica]) -> Bar:
 
 
 def is_on(row: Replica, device: dict[str, Any]) -> bool:
-    """An engine without devices of its own lives in RAM."""
+    """Return an engine without devices of its own lives in RAM."""
     return device["index"] in row.devices if row.devices else device["kind"] == "ram"
 
 

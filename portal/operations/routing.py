@@ -32,7 +32,7 @@ class SameOrigin:
 
 
 def is_ours(headers: dict[bytes, bytes]) -> bool:
-    """Whether the page that opens a socket with these headers is of this site."""
+    """Return whether the page that opens a socket with these headers is of this site."""
     origin, host = (headers.get(name, b"").decode("latin-1").lower() for name in (b"origin", b"host"))
     if origin in {trusted.lower() for trusted in settings.CSRF_TRUSTED_ORIGINS}:
         return True
@@ -42,7 +42,7 @@ def is_ours(headers: dict[bytes, bytes]) -> bool:
 
 
 def sockets(live: LiveState, pulse: LiveUsageFeed) -> Any:
-    """An ASGI application for WebSockets. Consumers look themselves whether the person may look."""
+    """Return an ASGI application for WebSockets. Consumers look themselves whether the person may look."""
     routes = [
         path("ws/usage/", Usage.as_asgi(pulse=pulse)),
         path("ws/operations/", State.as_asgi(live=live)),

@@ -71,7 +71,7 @@ def one_model(request: HttpRequest, name: str) -> HttpResponse:
 
 
 def limits(model: ServedModel) -> list[tuple[str, float]]:
-    """The time-outs, in seconds, that it has of its own."""
+    """Return the time-outs, in seconds, that it has of its own."""
     names = ("connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout")
     own = [(model._meta.get_field(name), getattr(model, name)) for name in names]
     return [(str(field.verbose_name), value) for field, value in own if value is not None]  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ def edit_model(request: HttpRequest, name: str) -> HttpResponse:
 
 
 def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: dict[str, Any]) -> HttpResponse:
-    """The form until it is right, with what the model would take, as soon as that was asked or it does not fit."""
+    """Return the form until it is right, with what the model would take, as soon as that was asked or it does not fit."""
     context |= {"form": form, "name": form.initial.get("name", "")}
     if request.method == "POST" and form.is_valid():
         expected, asked = estimate(form.instance), "preview" in request.GET
@@ -144,7 +144,7 @@ def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def models_on(host: Host) -> list[tuple[ModelView, Callers]]:
-    """The models whose engines on this host would end, by name, with those who called them of late."""
+    """Return the models whose engines on this host would end, by name, with those who called them of late."""
     now = timezone.now()
     running = Replica.objects.filter(host=host, state__in=ALIVE).exclude(model__engine=ServedModel.Engine.EXTERNAL)
     served = list(with_all(ServedModel.objects.filter(pk__in=running.values("model")).order_by("name")))
@@ -170,7 +170,7 @@ def remove_host(request: HttpRequest, pk: int) -> HttpResponse:
 @operator_required
 @posted_forms.only_posted
 def start(request: HttpRequest, name: str) -> HttpResponse:
-    """Asks nothing: it can be undone."""
+    """Ask nothing: it can be undone."""
     model = get_object_or_404(ServedModel, name=name)
     return after(
         request, name, lambda: actions.start_model(current_user(request), model), _("%(model)s is being started.")
@@ -220,7 +220,7 @@ def unregister(request: HttpRequest, name: str) -> HttpResponse:
 
 
 def ask(request: HttpRequest, model: ServedModel, verb: str) -> HttpResponse:
-    """The page that names what is to happen and whom it hits."""
+    """Return the page that names what is to happen and whom it hits."""
     now = timezone.now()
     view = model_view(with_all(ServedModel.objects.all()).get(pk=model.pk), now, None)
     context = {"row": model, "model": view, "verb": verb, "callers": callers(model.name, now)}
@@ -228,7 +228,7 @@ def ask(request: HttpRequest, model: ServedModel, verb: str) -> HttpResponse:
 
 
 def after(request: HttpRequest, name: str, act: Callable[[], object], said: str) -> HttpResponse:
-    """Does it, says so (or why not), and goes to where the model is shown."""
+    """Do it, say so (or why not), and go to where the model is shown."""
     try:
         act()
     except actions.ActionRefused as refusal:

@@ -90,7 +90,9 @@ def quota_kind(row: Quota | QuotaRequest) -> QuotaKind:
 
 
 def effective_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
-    """The amount in force for this tenant, member or key: its own or the default. None: nothing limits. One query."""
+    """Return the amount in force for this tenant, member or key: its own or the default. None: nothing limits. One
+    query.
+    """
     tenant = to.key.tenant if to.key else to.tenant
     if tenant is None or to.each:
         return None
@@ -108,21 +110,21 @@ def effective_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
 
 
 def may_set(by: User, to: QuotaTarget) -> bool:
-    """Whether this person may set such a quota at all; how much is another question. One query at most."""
+    """Return whether this person may set such a quota at all; how much is another question. One query at most."""
     if permissions.may_operate(by):
         return True
     return to.home is not None and to.person != by and permissions.administers(by, to.home)
 
 
 def max_grantable(by: User, to: QuotaTarget, what: QuotaKind) -> int | None:
-    """The most that this person may give of it: for admins what the tenant itself has. None: any amount."""
+    """Return the most that this person may give of it: for admins what the tenant itself has. None: any amount."""
     if permissions.may_operate(by) or to.home is None:
         return None
     return effective_amount(QuotaTarget(tenant=to.home), what)
 
 
 def set_quota(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
-    """Sets the quota, be there one already or not. 0 blocks. Raises Refused."""
+    """Set the quota, be there one already or not. 0 blocks. Raises Refused."""
     with transaction.atomic():
         _check_giver(by, to)
         _check_amount(by, to, what, amount)
@@ -130,7 +132,7 @@ def set_quota(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
 
 
 def remove_quota(by: User, quota: Quota) -> None:
-    """Deletes it: from then on the default applies, if there is one. Raises NotAllowed."""
+    """Delete it: from then on the default applies, if there is one. Raises NotAllowed."""
     with transaction.atomic():
         _check_giver(by, quota_target(quota))
         quota.delete()
@@ -154,7 +156,7 @@ def may_ask(by: User, to: QuotaTarget) -> bool:
 
 
 def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reason: str = "") -> QuotaRequest:
-    """Writes down the wish and tells those who may grant it. Raises Refused."""
+    """Write down the wish and tell those who may grant it. Raises Refused."""
     home = to.key.tenant if to.key else to.tenant
     if home is None or not may_ask(by, to):
         raise NotAllowed(_("You cannot ask for this. Only who it is for can, or who answers for it."))
@@ -178,7 +180,7 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
 
 
 def change_request(by: User, wish: QuotaRequest, amount: int, reason: str) -> QuotaRequest:
-    """Changes how much one asked for, and says what for, before somebody answers. Raises Refused."""
+    """Change how much one asked for, and say what for, before somebody answers. Raises Refused."""
     with transaction.atomic():
         row = _locked(wish)
         if row.asked_by != by:
@@ -196,7 +198,7 @@ def may_decide(by: User, wish: QuotaRequest) -> bool:
 
 
 def requests_to_decide(by: User, wishes: Iterable[QuotaRequest]) -> set[int]:
-    """Those of them that this person may decide, by primary key. One query, for an operator none."""
+    """Return those of them that this person may decide, by primary key. One query, for an operator none."""
     to = {wish.pk: quota_target(wish) for wish in wishes if by not in (wish.asked_by, quota_target(wish).person)}
     if permissions.may_operate(by):
         return set(to)
@@ -217,7 +219,7 @@ def deciders(wish: QuotaRequest) -> QuerySet[User]:
 
 
 def grant_request(by: User, wish: QuotaRequest, amount: int | None = None, note: str = "") -> QuotaRequest:
-    """Gives what was wished, or another `amount`, and tells who asked. Raises Refused; also if answered before."""
+    """Give what was wished, or another `amount`, and tell who asked. Raises Refused; also if answered before."""
     with transaction.atomic():
         row = _open(by, wish)
         given = row.amount if amount is None else amount
@@ -232,7 +234,7 @@ def grant_request(by: User, wish: QuotaRequest, amount: int | None = None, note:
 
 
 def refuse_request(by: User, wish: QuotaRequest, note: str) -> QuotaRequest:
-    """Says no, and why. Raises Refused, also when answered already."""
+    """Say no, and why. Raises Refused, also when answered already."""
     if not note.strip():
         raise QuotaRefused(_("Please tell in a few words why not."))
     with transaction.atomic():
@@ -240,7 +242,7 @@ def refuse_request(by: User, wish: QuotaRequest, note: str) -> QuotaRequest:
 
 
 def withdraw_request(by: User, wish: QuotaRequest) -> QuotaRequest:
-    """Takes back one's own wish. Raises Refused, also when answered already."""
+    """Take back one's own wish. Raises Refused, also when answered already."""
     with transaction.atomic():
         row = _locked(wish)
         if row.asked_by != by:
@@ -251,7 +253,7 @@ def withdraw_request(by: User, wish: QuotaRequest) -> QuotaRequest:
 
 
 def waiting_for(user: User) -> QuerySet[QuotaRequest]:
-    """The open requests that this person is to answer.
+    """Return the open requests that this person is to answer.
 
     Of members and keys: the admins of the tenant. Of tenants, and where nobody else could: operators.
     """
@@ -272,7 +274,10 @@ def waiting_for(user: User) -> QuerySet[QuotaRequest]:
 
 
 def waiting_in(user: User) -> list[tuple[Tenant, int]]:
-    """How many of these in which tenant, the most first; at most five tenants. One query, two if there are any."""
+    """Return how many of these in which tenant, the most first; at most five tenants.
+
+    One query, two if there are any.
+    """
     counted = waiting_for(user).order_by().values("tenant").annotate(n=Count("pk")).order_by("-n")[:5]
     counts = {row["tenant"]: row["n"] for row in counted}
     tenants = Tenant.objects.in_bulk(counts) if counts else {}
@@ -312,7 +317,9 @@ def _set(to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
 
 
 def _locked(wish: QuotaRequest) -> QuotaRequest:
-    """The row as it is now; nobody else decides it before this transaction ends (SQLite lets one write at a time)."""
+    """Return the row as it is now; nobody else decides it before this transaction ends (SQLite lets one write at a
+    time).
+    """
     row = (
         QuotaRequest.objects.select_for_update(of=("self",))
         .select_related("tenant", "user", "key__user", "key__tenant", "model", "asked_by", "decided_by")

@@ -82,7 +82,7 @@ class Field:
 
 
 def alerts_of(tenant: Tenant, now: datetime) -> list[QuotaAlert]:
-    """Those of the tenant, its members and its keys, the worst first; not what members have everywhere.
+    """Return those of the tenant, its members and its keys, the worst first; not what members have everywhere.
 
     Eight queries at most.
     """
@@ -90,7 +90,7 @@ def alerts_of(tenant: Tenant, now: datetime) -> list[QuotaAlert]:
 
 
 def already_notified(walls: Sequence[QuotaAlert], tenant: Tenant) -> list[status.Allowance]:
-    """The same as pages show quotas: for the few that fit on one. Two queries at most."""
+    """Return the same as pages show quotas: for the few that fit on one. Two queries at most."""
     ids = {"user": {wall.bound.user for wall in walls}, "key": {wall.bound.key for wall in walls}}
     names = status.Names(
         zone=tenant.zone,
@@ -102,7 +102,7 @@ def already_notified(walls: Sequence[QuotaAlert], tenant: Tenant) -> list[status
 
 
 def read_field(tenants: Iterable[Tenant]) -> Field:
-    """Four queries, and one for the tenants if they are yet to be read."""
+    """Return four queries, and one for the tenants if they are yet to be read."""
     known = {tenant.pk: tenant for tenant in tenants}
     of_keys = Q(key__tenant__in=known)
     quotas = list(
@@ -122,7 +122,7 @@ def read_field(tenants: Iterable[Tenant]) -> Field:
 
 
 def find_alerts(field: Field, now: datetime) -> list[QuotaAlert]:
-    """One query for each scope, one for the lines of keys."""
+    """Return one query for each scope, one for the lines of keys."""
     spans: dict[tuple[str, ZoneInfo], tuple[date, datetime]] = {}
     # A block is no wall that one comes near to.
     bounds = [bound for bound in field.bounds() if bound.quota.amount and quota_usage.adds_up(bound.quota)]

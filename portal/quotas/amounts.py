@@ -14,7 +14,7 @@ LONGEST = 30  # characters; more is no number of ours
 
 
 def parse_amount(text: str) -> int:
-    """The whole number that is meant. Raises ValueError."""
+    """Return the whole number that is meant. Raises ValueError."""
     plain = re.sub(r"[\s,_]", "", unicodedata.normalize("NFKC", text)).lower()
     found = WRITTEN.fullmatch(plain)
     if found is None or len(plain) > LONGEST:

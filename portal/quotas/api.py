@@ -97,7 +97,7 @@ class Requests(GenericViewSet[QuotaRequest]):
         responses={200: shapes.Request(many=True)},
     )
     def list(self, request: Request) -> Response:
-        """The latest first."""
+        """Return the latest first."""
         wanted = validated(shapes.RequestFilter, request.query_params, user=current_user(request))
         waiting = wanted.pop("waiting")
         rows = self.get_queryset().filter(**wanted)
@@ -113,7 +113,7 @@ class Requests(GenericViewSet[QuotaRequest]):
 
     @extend_schema(summary=_("Ask for more"), request=shapes.Wish, responses={201: shapes.Request})
     def create(self, request: Request) -> Response:
-        """Those who may grant it are told."""
+        """Return those who may grant it are told."""
         values = validated(shapes.Wish, request.data, user=current_user(request))
         to, what = shapes.whose(values), shapes.measure(values)
         wish = administration.create_request(current_user(request), to, what, values["amount"], values["reason"])
@@ -132,7 +132,7 @@ class Requests(GenericViewSet[QuotaRequest]):
     @extend_schema(summary=_("Grant a request"), request=shapes.Grant, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def grant(self, request: Request, pk: int) -> Response:
-        """Gives what was wished or another amount. Not one's own."""
+        """Give what was wished or another amount. Not one's own."""
         wish = self.get_object()
         answer = validated(shapes.Grant, request.data)
         return Response(
@@ -172,7 +172,7 @@ class AllowancesView(APIView):
 
 
 def left(user: User, wanted: dict[str, Any]) -> list[Allowance]:
-    """Raises Http404 for what is not this person's to know."""
+    """Raise Http404 for what is not this person's to know."""
     now, tenant, whom = timezone.now(), wanted.get("tenant"), wanted.get("user")
     if "key" in wanted:
         return allowances_of_key(wanted["key"], now)
@@ -188,7 +188,7 @@ def left(user: User, wanted: dict[str, Any]) -> list[Allowance]:
 
 
 def visible_quotas(user: User) -> QuerySet[Quota]:
-    """Those that bind this person or their keys, and all of the tenants that they administer; for operators all."""
+    """Return those that bind this person or their keys, and all of the tenants that they administer; for operators all."""
     rows = Quota.objects.select_related("tenant", "user", "key", "model")
     if permissions.may_operate(user):
         return rows
@@ -199,7 +199,7 @@ def visible_quotas(user: User) -> QuerySet[Quota]:
 
 
 def visible_requests(user: User) -> QuerySet[QuotaRequest]:
-    """Those that this person made or that are for them, and all of the tenants that they administer."""
+    """Return those that this person made or that are for them, and all of the tenants that they administer."""
     rows = QuotaRequest.objects.select_related("tenant", "user", "key", "model", "asked_by", "decided_by")
     if permissions.may_operate(user):
         return rows

@@ -41,7 +41,9 @@ class AppliedQuota:
 
 
 def applying_to(*, tenants: Ids, users: Ids = (), keys: Ids = ()) -> Q:
-    """The quotas that `Policy` needs to know what binds these. Of other people's in these tenants there are none."""
+    """Return the quotas that `Policy` needs to know what binds these. Of other people's in these tenants there are
+    none.
+    """
     return (
         Q(each=Quota.Each.TENANT)
         | Q(tenant__in=tenants, user=None)
@@ -63,7 +65,7 @@ class Policy:
                 self._own[quota.tenant_id, quota.user_id, quota.key_id].append(quota)
 
     def call(self, *, tenant: int, user: int | None, key: int) -> list[AppliedQuota]:
-        """All that binds a call with this key of the tenant's; `user` None: it is a service key."""
+        """Return all that binds a call with this key of the tenant's; `user` None: it is a service key."""
         return [*self.caller(tenant, user), *self.key(key, tenant, user)]
 
     def caller(self, tenant: int, user: int | None) -> list[AppliedQuota]:
@@ -92,7 +94,7 @@ class Policy:
     def _preferred(
         self, owner: tuple[int | None, int | None, int | None], default: tuple[str, int | None]
     ) -> Iterable[Quota]:
-        """The owner's own, then of the default's those that no own one stands for."""
+        """Return the owner's own, then of the default's those that no own one stands for."""
         own, defaults = self._own.get(owner, ()), self._defaults.get(default, ())
         if not own or not defaults:
             return own or defaults

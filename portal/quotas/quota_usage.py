@@ -30,12 +30,12 @@ Used = dict[Owner, list[tuple[str, dict[str, int]]]]
 
 
 def adds_up(quota: Quota) -> bool:
-    """Whether there is a sum to show: a minute is over before a page is read."""
+    """Return whether there is a sum to show: a minute is over before a page is read."""
     return quota.window in CALENDAR
 
 
 def window_span(window: str, zone: ZoneInfo, now: datetime) -> tuple[date, datetime]:
-    """The first day of the calendar window that holds `now`, and its end."""
+    """Return the first day of the calendar window that holds `now`, and its end."""
     begin, end = window_bounds(window, now.timestamp(), zone)
     return datetime.fromtimestamp(begin, zone).date(), datetime.fromtimestamp(end, UTC)
 

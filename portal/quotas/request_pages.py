@@ -30,7 +30,7 @@ class Bar:
 
 
 def bars(reader: User, allowances: Iterable[Allowance]) -> list[Bar]:
-    """Two queries at most: which tenants this person may ask for, and what has been asked for."""
+    """Return two queries at most: which tenants this person may ask for, and what has been asked for."""
     shown = list(allowances)
     slugs = {one.to.partition(":")[2] for one in shown if one.of == "tenant"}
     mine = set(permissions.administered_tenants(reader).filter(slug__in=slugs).values_list("slug", flat=True))

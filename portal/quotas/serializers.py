@@ -19,7 +19,9 @@ from portal.web.rest.strict_fields import CharField
 
 
 def limitable(user: User) -> QuerySet[ApiKey]:
-    """The keys of whose quotas this person may know: those they may see, and all of tenants that they administer."""
+    """Return the keys of whose quotas this person may know: those they may see, and all of tenants that they
+    administer.
+    """
     seen = Q(pk__in=queries.viewable_by(user).values("pk"))
     of_members = Q(tenant__in=administered_tenants(user), is_playground=False)
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(seen | of_members)

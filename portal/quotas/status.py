@@ -82,7 +82,7 @@ class Names:
 
 
 def allowances(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
-    """Every quota that bounds this person: their tenants', their own, their keys'. At most eight queries."""
+    """Return every quota that bounds this person: their tenants', their own, their keys'. At most eight queries."""
     tenants = {tenant.pk: tenant for tenant in Tenant.objects.filter(memberships__user=user, is_active=True)}
     keys = {key.pk: key for key in ApiKey.objects.usable().filter(user=user, is_playground=False)}
     rules = rules_for(tenants=tenants, users=[user.pk], keys=keys)
@@ -116,7 +116,7 @@ def allowances_everywhere(user: User, zone: ZoneInfo, now: datetime) -> list[All
 
 
 def allowances_of_key(key: ApiKey, now: datetime) -> list[Allowance]:
-    """All that bounds a call with this key. At most six queries."""
+    """Return all that bounds a call with this key. At most six queries."""
     users = {key.user.pk: key.user} if key.user else {}
     rules = rules_for(tenants=[key.tenant_id], users=users, keys=[key.pk])
     bounds = rules.call(tenant=key.tenant_id, user=key.user_id, key=key.pk)
@@ -126,13 +126,13 @@ def allowances_of_key(key: ApiKey, now: datetime) -> list[Allowance]:
 
 
 def rules_for(*, tenants: Iterable[int], users: Iterable[int] = (), keys: Iterable[int] = ()) -> Policy:
-    """The rules for these. One query."""
+    """Return the rules for these. One query."""
     bearing = applying_to(tenants=list(tenants), users=list(users), keys=list(keys))
     return Policy(Quota.objects.filter(bearing).select_related("model").order_by("unit", "window", "model__name"))
 
 
 def read_allowances(bounds: Iterable[AppliedQuota], names: Names, now: datetime) -> list[Allowance]:
-    """These as they stand, in their order but rates last. One query for each scope among those that add up.
+    """Return these as they stand, in their order but rates last. One query for each scope among those that add up.
 
     One more for which keys are whose successors.
     """

@@ -31,13 +31,15 @@ def is_first_run() -> bool:
 
 
 def registered(cache: Path) -> bool:
-    """Whether operators still have one of the demo models served."""
+    """Return whether operators still have one of the demo models served."""
     return ServedModel.objects.filter(path__in=[str(model.path(cache)) for model in DEMO_MODELS]).exists()
 
 
 @transaction.atomic
 def create(cache: Path) -> Demo:
-    """The tenant, a key, the demo models and, without a directory, a person who may also see the operators' pages."""
+    """Return the tenant, a key, the demo models and, without a directory, a person who may also see the operators'
+    pages.
+    """
     tenant = Tenant.objects.create(slug=NAME, name="Demo")
     register_models(cache)
     if settings.DIRECTORY:

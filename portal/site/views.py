@@ -57,7 +57,7 @@ def home(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_safe
 def models(request: HttpRequest) -> HttpResponse:
-    """The models that this person may call; all of them for operators."""
+    """Return the models that this person may call; all of them for operators."""
     assert isinstance(request.user, User)
     everything = routes.offered()
     offered = model_access.available_models(
@@ -73,7 +73,10 @@ def models(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def try_it(request: HttpRequest) -> HttpResponse:
-    """A conversation with a model. The browser has it with the gateway: what is said never comes through here."""
+    """Return a conversation with a model.
+
+    The browser has it with the gateway: what is said never comes through here.
+    """
     assert isinstance(request.user, User)
     tenants = list(own_tenants(request.user))
     context = {
@@ -93,7 +96,7 @@ def try_it(request: HttpRequest) -> HttpResponse:
 @posted_forms.only_posted
 @sensitive_variables("text")
 def try_key(request: HttpRequest, slug: str) -> HttpResponse:
-    """The key that the page calls the gateway with, in the name of who looks at it."""
+    """Return the key that the page calls the gateway with, in the name of who looks at it."""
     assert isinstance(request.user, User)
     mine = get_object_or_404(own_tenants(request.user), slug=slug)
     try:
@@ -105,7 +108,7 @@ def try_key(request: HttpRequest, slug: str) -> HttpResponse:
 
 @posted_forms.only_posted
 def switch_language(request: HttpRequest) -> HttpResponse:
-    """Changes the language of the pages and, for who is signed in, of the gateway's messages about their keys."""
+    """Change the language of the pages and, for who is signed in, of the gateway's messages about their keys."""
     chosen = posted_forms.posted_choice(request, "language", *dict(settings.LANGUAGES))
     if isinstance(request.user, User):
         request.user.language = chosen
@@ -120,7 +123,7 @@ def favicon(request: HttpRequest) -> HttpResponse:
 
 
 def admin_sign_in(request: HttpRequest) -> HttpResponse:
-    """Stands where Django's admin has a sign-in page of its own: there is one way in, and it is throttled."""
+    """Stand where Django's admin has a sign-in page of its own: there is one way in, and it is throttled."""
     if request.user.is_authenticated:
         raise PermissionDenied
     return redirect_to_login(request.GET.get("next", "/admin/"))

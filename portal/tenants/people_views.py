@@ -117,7 +117,7 @@ def role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
 @tenant_admin_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def remove(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
-    """Asks first: it stops the person's keys."""
+    """Ask first: it stops the person's keys."""
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     if request.method != "POST":
         keys = ApiKey.objects.usable().filter(tenant=tenant, user=row.user).count()

@@ -126,7 +126,7 @@ def owner(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
 
 
 def filled_in(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant | None) -> HttpResponse:
-    """The form until it is right; with ?kind= (and ?model=) for that quota, whose amount alone can change."""
+    """Return the form until it is right; with ?kind= (and ?model=) for that quota, whose amount alone can change."""
     initial = {"kind": request.GET.get("kind", ""), "model": request.GET.get("model", "")}
     fixed = bool(initial["kind"])
     if fixed:

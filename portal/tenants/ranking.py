@@ -47,13 +47,15 @@ def month_of(tenant: Tenant, now: datetime) -> QuerySet[UsageMonth]:
 
 
 def used_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:
-    """One query."""
+    """Return one query."""
     rows = records.usage_by(sums, column)
     return {row[column]: Used(tokens=row["total_tokens"], requests=row["requests"]) for row in rows}
 
 
 def ranked(found: QuerySet[Membership], used: dict[int | None, Used], sort: str) -> list[int]:
-    """Their ids, the most used first or by name. One query of narrow rows: 2,000 are sorted here in milliseconds."""
+    """Return their ids, the most used first or by name. One query of narrow rows: 2,000 are sorted here in
+    milliseconds.
+    """
     rows = found.values_list("pk", "user_id", "user__last_name", "user__first_name", "user__username")
     if sort == "name":
         return [row[0] for row in sorted(rows, key=lambda row: [part.casefold() for part in row[2:]])]
@@ -62,7 +64,7 @@ def ranked(found: QuerySet[Membership], used: dict[int | None, Used], sort: str)
 
 
 def members(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[Member]:
-    """These memberships, in their order, with where they stand. Four queries at most."""
+    """Return these memberships, in their order, with where they stand. Four queries at most."""
     rows = {row.pk: row for row in membership.members_of(tenant).filter(pk__in=ids)}
     users = {row.user_id: row.user for row in rows.values()}
     rules = status.rules_for(tenants=[tenant.pk], users=users)
@@ -87,7 +89,7 @@ def used_by_tenants(zone: ZoneInfo, now: datetime) -> dict[int | None, Used]:
 
 
 def tenants_by_use(found: QuerySet[Tenant], used: dict[int | None, Used]) -> list[int]:
-    """Their ids: those that are switched on, the most used first, then the others. One query of narrow rows."""
+    """Return their ids: those that are switched on, the most used first, then the others. One query of narrow rows."""
     none = Used()
     rows = sorted(
         found.values_list("pk", "slug", "is_active"),
@@ -125,7 +127,7 @@ class Top:
 
 
 def top_people(used: dict[int | None, Used], count: int) -> list[Top]:
-    """One query."""
+    """Return one query."""
     first = _first({who: one for who, one in used.items() if who is not None}, count)
     people = User.objects.in_bulk([who for who, _ in first])
     return [
@@ -136,7 +138,7 @@ def top_people(used: dict[int | None, Used], count: int) -> list[Top]:
 
 
 def top_keys(used: dict[int | None, Used], count: int) -> list[Top]:
-    """One query."""
+    """Return one query."""
     first = _first(used, count)
     keys = ApiKey.objects.select_related("user").in_bulk([key for key, _ in first])
     return [
@@ -165,7 +167,7 @@ def _share(one: Used, first: Sequence[tuple[int | None, Used]]) -> int:
 
 
 def holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
-    """Members with personal keys that are not revoked: `keys`, how many, and when one of them was `last_used`."""
+    """Return members with personal keys that are not revoked: `keys`, how many, and when one of them was `last_used`."""
     mine = Q(user__keys__tenant=tenant, user__keys__revoked_at=None, user__keys__is_playground=False)
     return (
         membership.members_of(tenant, text)

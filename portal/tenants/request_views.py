@@ -28,7 +28,10 @@ ROWS = ("tenant", "user", "key", "key__user", "key__tenant", "model", "asked_by"
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def more(request: HttpRequest) -> HttpResponse:
-    """One click at a bar: posts what the bar is of, and asks for double. Without an amount to double: the form."""
+    """Return one click at a bar: posts what the bar is of, and asks for double.
+
+    Without an amount to double: the form.
+    """
     asked = request.POST if request.method == "POST" else request.GET
     if "to" not in asked:
         return redirect("home")  # where the bars are
@@ -145,7 +148,7 @@ def decide(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
 
 
 def wished(text: str) -> int:
-    """Raises giving.Refused for what is no amount."""
+    """Raise giving.Refused for what is no amount."""
     try:
         return amounts.parse_amount(text)
     except ValueError as error:

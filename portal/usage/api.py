@@ -41,7 +41,7 @@ class Asked:
 
 
 def asked(user: User, wanted: dict[str, Any]) -> Asked:
-    """Raises Http404 for what is not this person's, ValidationError for what is no period."""
+    """Raise Http404 for what is not this person's, ValidationError for what is no period."""
     numbers = {"user": number_of_user(wanted["user"]), "key": number_of_key(wanted["key"])}
     focus = scopes.Focus(model=wanted["model"], end_user=wanted["end_user"], **numbers)
     scope, zone = scopes.narrowed(scopes.find_scope(user, wanted["of"]), focus), zone_of(user)
@@ -107,7 +107,7 @@ class UsageSeriesView(APIView):
         responses={200: shapes.UsageSeries},
     )
     def get(self, request: Request) -> Response:
-        """A day is told by hours, a longer period by days, months or fiscal years."""
+        """Return a day is told by hours, a longer period by days, months or fiscal years."""
         of = asked(current_user(request), validated(shapes.UsageFilter, request.query_params))
         series = report.series(of.scope, of.period, of.zone)
         rows = [{**row, "slot": row["slot"].isoformat()} for row in series.rows]
@@ -128,7 +128,7 @@ class UsageGroups(GenericViewSet[UsageDay]):
         responses={200: shapes.Group(many=True)},
     )
     def list(self, request: Request) -> Response:
-        """The most tokens first."""
+        """Return the most tokens first."""
         wanted = validated(shapes.GroupFilter, request.query_params)
         of, by = asked(current_user(request), wanted), wanted["by"]
         if by not in of.scope.groups:

@@ -132,14 +132,14 @@ class Chart:
 
 @lru_cache(maxsize=64)
 def named(slots: tuple[Slot, ...], unit: str, language: str | None) -> tuple[list[str], list[str]]:
-    """Slots in full and for an axis. Kept, because the charts of a page have the same: 90 days take 10 ms."""
+    """Return slots in full and for an axis. Kept, because the charts of a page have the same: 90 days take 10 ms."""
     return [slot_of(slot, unit) for slot in slots], [mark_of(slot, unit) for slot in slots]
 
 
 def chart(
     rows: Iterable[Mapping[str, Any]], slots: Sequence[Slot], unit: str = "day", *, links: Sequence[str] = ()
 ) -> Chart:
-    """Tokens by model, from rows by "slot" and "model" with "total_tokens"."""
+    """Return tokens by model, from rows by "slot" and "model" with "total_tokens"."""
     return stacked(
         ((row["slot"], row["model"], row["total_tokens"]) for row in rows),
         slots,
@@ -164,7 +164,7 @@ def stacked(
     code: bool = False,
     links: Sequence[str] = (),
 ) -> Chart:
-    """Bars from (slot, thing, number), the thing with most at the bottom; slots without any are there, empty.
+    """Return bars from (slot, thing, number), the thing with most at the bottom; slots without any are there, empty.
 
     Things beyond the colours stand together as `others`. `labels`: how a thing is called, if not by itself.
     """
@@ -207,7 +207,7 @@ def lines(
     measure: Measure,
     links: Sequence[str] = (),
 ) -> Chart:
-    """A line for each label, with gaps where nothing is known."""
+    """Return a line for each label, with gaps where nothing is known."""
     return Chart(
         name=name,
         kind="lines",

@@ -30,7 +30,7 @@ def piece_of(moment: datetime, zones: Iterable[ZoneInfo]) -> datetime:
 
 
 def is_whole(moment: datetime, zone: ZoneInfo) -> bool:
-    """Whether the zone's clocks show the same minutes as those of UTC at this moment."""
+    """Return whether the zone's clocks show the same minutes as those of UTC at this moment."""
     return not _offset(moment, zone) % HOUR
 
 
@@ -55,7 +55,7 @@ def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:
 
 
 def between(begin: datetime, end: datetime, zone: ZoneInfo) -> list[datetime]:
-    """The zone's hours (as `hour_of`) from one moment to the other, both at the beginning of a quarter."""
+    """Return the zone's hours (as `hour_of`) from one moment to the other, both at the beginning of a quarter."""
     quarters = range(round((end.timestamp() - begin.timestamp()) / QUARTER.total_seconds()))
     first = begin.astimezone(UTC)
     return list(dict.fromkeys(hour_of(first + number * QUARTER, zone) for number in quarters))

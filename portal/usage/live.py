@@ -83,7 +83,7 @@ class Reader:
         self._keys: dict[int, str] = {}
 
     def __call__(self, number: int) -> Snapshot:
-        """Three queries at most."""
+        """Return three queries at most."""
         now = self._clock()
         self._read(now)
         unknown = {answer.key for answer in self._answers.values()} - self._keys.keys()
@@ -97,7 +97,7 @@ class Reader:
         return Snapshot(number=number, at=now, answers=answers, running=dict(running), keys=dict(self._keys))
 
     def _read(self, now: datetime) -> None:
-        """Adds what is new and forgets what is too old to be shown."""
+        """Add what is new and forget what is too old to be shown."""
         known = [number for at, number in self._marks if at <= now - OVERLAP]
         rows = UsageRecord.objects.order_by("-pk")
         if known:
@@ -127,7 +127,7 @@ def answer(
     user: int | None,
     key: int,
 ) -> Answer:
-    """A record, by COLUMNS."""
+    """Return a record, by COLUMNS."""
     began = started.timestamp()
     return Answer(
         number=number,
@@ -173,7 +173,7 @@ def usage_view(frame: Snapshot, owner: Owner) -> UsageView:
 
 
 def spread_tokens(answers: Iterable[Answer], begin: float, slots: int) -> tuple[float, ...]:
-    """Tokens a second in each slot since `begin`: those of an answer evenly from its first token to its end."""
+    """Return tokens a second in each slot since `begin`: those of an answer evenly from its first token to its end."""
     tokens = [0.0] * slots
     for one in answers:
         first = one.began if one.first is None else one.first
@@ -190,13 +190,13 @@ def spread_tokens(answers: Iterable[Answer], begin: float, slots: int) -> tuple[
 
 
 def count_answers(answers: Iterable[Answer], begin: float, slots: int) -> tuple[int, ...]:
-    """Requests that ended in each slot."""
+    """Return requests that ended in each slot."""
     found = Counter(int((one.ended - begin) // SLOT) for one in answers)
     return tuple(found[at] for at in range(slots))
 
 
 def models(answers: Sequence[Answer], running: dict[str, int] | None, begin: float) -> tuple[dict[str, Any], ...]:
-    """Those that answered since `begin` or run something."""
+    """Return those that answered since `begin` or run something."""
     rows: dict[str, dict[str, Any]] = defaultdict(lambda: {"requests": 0, "tokens": 0, "unanswered": 0})
     for one in answers:
         if one.ended >= begin:
@@ -277,7 +277,7 @@ class LiveUsageFeed:
                 await asyncio.gather(task, return_exceptions=True)
 
     async def after(self, number: int) -> Snapshot:
-        """The newest frame, as soon as it is later than `number`."""
+        """Return the newest frame, as soon as it is later than `number`."""
         while self._frame is None or self._frame.number <= number:
             await self._news.wait()
         return self._frame
@@ -315,6 +315,6 @@ class LiveUsageFeed:
             thread.shutdown(wait=False)
 
     def _lost(self, number: int) -> None:
-        """Tells watchers that what they have is not confirmed any more."""
+        """Tell watchers that what they have is not confirmed any more."""
         last = self._frame or Snapshot(number=0, at=timezone.now())
         self._show(replace(last, number=number, stale=True))

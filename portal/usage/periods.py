@@ -61,7 +61,7 @@ class Period:
         return sorted({firsts(day) for day in self.days})
 
     def of(self, sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]) -> QuerySet[Any]:
-        """Those of the sums that are of this period's days."""
+        """Return those of the sums that are of this period's days."""
         return sums.filter(day__range=(self.first, self.last))
 
     def split(self) -> tuple[list[date], list[tuple[date, date]]]:
@@ -79,17 +79,20 @@ class Period:
 
 
 def following(day: date) -> date:
-    """The first day of the next month."""
+    """Return the first day of the next month."""
     return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
 def fiscal_year(day: date) -> date:
-    """The first day of the fiscal year that holds it."""
+    """Return the first day of the fiscal year that holds it."""
     return date(day.year - (day.month < FISCAL_MONTH), FISCAL_MONTH, 1)
 
 
 def parse_period(name: str, now: datetime, zone: ZoneInfo) -> Period:
-    """The period of this name as of `now`. None goes beyond today. Raises KeyError, also for what has not begun."""
+    """Return the period of this name as of `now`.
+
+    None goes beyond today. Raises KeyError, also for what has not begun.
+    """
     today = now.astimezone(zone).date()
     first, last = span(name, today) if name in NAMES else particular(name)
     if first > today or first.year < FIRST_YEAR:  # what it is compared with lies before it, and no year before 1
@@ -131,7 +134,7 @@ def particular(name: str) -> tuple[date, date]:
 
 
 def name_of(slot: date, unit: str) -> str:
-    """The period that a day, month or fiscal year of a longer one is."""
+    """Return the period that a day, month or fiscal year of a longer one is."""
     if unit == "year":
         return f"FY{slot.year:04}"
     return slot.isoformat() if unit == "day" else slot.isoformat()[:7]

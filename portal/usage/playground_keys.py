@@ -10,7 +10,7 @@ from portal.usage.models import RefusalHour, UsageDay, UsageRecord
 
 
 def delete_expired(now: datetime) -> int:
-    """Deletes the expired ones with which nobody ever called, and says how many. The others name what was used."""
+    """Delete the expired ones with which nobody ever called, and say how many. The others name what was used."""
     unused = ApiKey.objects.filter(is_playground=True, expires_at__lte=now - SETTLED)
     for told in (UsageRecord, UsageDay, RefusalHour):
         unused = unused.filter(~Exists(told.objects.filter(key=OuterRef("pk"))))

@@ -24,7 +24,7 @@ TOTAL = {"total_tokens": F("prompt_tokens") + F("completion_tokens")}
 
 
 def record_usage(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes a batch in one transaction: UsageRecord's columns by name, `started_at` aware; perhaps `address` and
+    """Write a batch in one transaction: UsageRecord's columns by name, `started_at` aware; perhaps `address` and
     `client` (texts, "" where not known), which only a key's last use tells.
 
     A request id that is already there is left as it is, so repeating is safe; only what is new is added to the sums of
@@ -72,7 +72,7 @@ def report_set_aside(host: str, lines: int) -> None:
 
 
 def visible_to(user: User) -> QuerySet[UsageDay]:
-    """The usage that belongs to this person: what their own keys used."""
+    """Return the usage that belongs to this person: what their own keys used."""
     return UsageDay.objects.filter(user=user)
 
 

@@ -25,7 +25,7 @@ class RejectionTotals(NamedTuple):
 
 
 def add_rejections(counts: Mapping[RejectionTotals, int]) -> None:
-    """Adds so many calls of each group to what is there, in one transaction."""
+    """Add so many calls of each group to what is there, in one transaction."""
     calendar = Calendar()
     groups: dict[Group, list[int]] = defaultdict(lambda: [0])
     for group, requests in counts.items():
@@ -37,7 +37,7 @@ def add_rejections(counts: Mapping[RejectionTotals, int]) -> None:
 
 
 def rejections_within(rows: QuerySet[RefusalHour], first: date, last: date, zone: ZoneInfo) -> QuerySet[RefusalHour]:
-    """Those of these days of a calendar, both included.
+    """Return those of these days of a calendar, both included.
 
     Where the day begins within an hour that was counted as one (no zone needed less then), it is the day before's.
     """
@@ -47,7 +47,7 @@ def rejections_within(rows: QuerySet[RefusalHour], first: date, last: date, zone
 
 
 def rejections_by_code(rows: QuerySet[RefusalHour]) -> list[tuple[str, int]]:
-    """Codes and how many calls were refused for each, the most frequent first. One query."""
+    """Return codes and how many calls were refused for each, the most frequent first. One query."""
     found = rows.values("code").annotate(sum=Sum("requests")).order_by("-sum", "code")
     return [(row["code"], row["sum"]) for row in found]
 

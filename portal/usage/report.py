@@ -27,7 +27,7 @@ ADDED = ("requests", "prompt_tokens", "completion_tokens", "estimated", "generat
 
 
 def added(what: Any) -> Any:
-    """The sum as a whole number: PostgreSQL's of large ones is a decimal, which takes ten times as long to read."""
+    """Return the sum as a whole number: PostgreSQL's of large ones is a decimal, which takes ten times as long to read."""
     return Cast(Sum(what), BigIntegerField())
 
 
@@ -116,7 +116,7 @@ class Series:
 
 # --- Over time
 def series(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
-    """One query."""
+    """Return one query."""
     if period.unit == "hour" and (scope.hours is not None or period.first > timezone.now().date() - KEPT):
         return _hours(scope, period, zone)
     if period.unit in ("month", "year"):
@@ -151,7 +151,7 @@ def _by_piece(records: QuerySet[Any], begin: datetime, end: datetime, zone: Zone
 
 
 def _of_records() -> dict[str, Any]:
-    """The columns of Sums as sums of records: what `rollups.add` does, in SQL."""
+    """Return the columns of Sums as sums of records: what `rollups.add` does, in SQL."""
     told = Q(first_token_ms__isnull=False, duration_ms__gt=F("first_token_ms"))
     edges = (-1, *rollups.FIRST_TOKEN_MS)
     firsts = [Q(first_token_ms__gt=low, first_token_ms__lte=high) for low, high in pairwise(edges)]
@@ -185,14 +185,14 @@ def _summed(rows: Iterable[Any], of: Any) -> dict[tuple[Slot, str], Sums]:
 
 
 def bounds(period: Period, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """The moments at which it begins and at which it is over."""
+    """Return the moments at which it begins and at which it is over."""
     begin = datetime.combine(period.first, time(), zone)
     return begin, datetime.combine(period.last + timedelta(days=1), time(), zone)
 
 
 # --- Whole periods
 def then_by_model(scope: Scope, period: Period) -> dict[str, int]:
-    """Tokens of each model in what the period is to be compared with. One query."""
+    """Return tokens of each model in what the period is to be compared with. One query."""
     rows = period_before(period).of(scope.sums).order_by().values_list("model")
     return dict(rows.annotate(tokens=TOKENS))
 
@@ -203,14 +203,14 @@ def change(now: int, then: int) -> int | None:
 
 
 def parts(scope: Scope, period: Period) -> list[QuerySet[Any]]:
-    """Rows by key, model and end user that add up to the period: whole months, and the days around them."""
+    """Return rows by key, model and end user that add up to the period: whole months, and the days around them."""
     months, around = period.split()
     found: list[QuerySet[Any]] = [scope.days.filter(day__range=days) for days in around]
     return [*found, scope.months.filter(month__range=(months[0], months[-1]))] if months else found
 
 
 def people(scope: Scope, period: Period) -> int:
-    """How many used anything. Three queries at most."""
+    """Return how many used anything. Three queries at most."""
     found: set[int] = set()
     for rows in parts(scope, period):
         found.update(rows.filter(user__isnull=False).order_by().values_list("user", flat=True).distinct())
@@ -218,7 +218,9 @@ def people(scope: Scope, period: Period) -> int:
 
 
 def people_by_slot(scope: Scope, period: Period) -> dict[Slot, int]:
-    """How many used anything in each day, month or fiscal year; hours are not told. One query, for years as many."""
+    """Return how many used anything in each day, month or fiscal year; hours are not told. One query, for years as
+    many.
+    """
     counted = {"people": Count("user", distinct=True)}
     if period.unit == "hour":
         return {}
@@ -233,7 +235,7 @@ def people_by_slot(scope: Scope, period: Period) -> dict[Slot, int]:
 
 # --- Without a whole answer
 def refusals(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, str], int]:
-    """How many calls the gateway refused, by slot (as of `series`) and code. One query."""
+    """Return how many calls the gateway refused, by slot (as of `series`) and code. One query."""
     begin, end = bounds(period, zone)
     slot = {
         "hour": F("hour"),
@@ -265,7 +267,7 @@ def troubles(series: Series, refused: dict[tuple[Slot, str], int]) -> list[tuple
 
 
 def why(troubles: Iterable[tuple[Slot, str, int]]) -> list[failure_reasons.FailureReason]:
-    """The most frequent first."""
+    """Return the most frequent first."""
     counted: Counter[str] = Counter()
     for _at, name, number in troubles:
         counted[name] += number
@@ -359,7 +361,7 @@ def names(group: str, values: Iterable[Any]) -> dict[Any, tuple[str, str]]:
 
 
 def called(key: ApiKey) -> str:
-    """The text of a playground's key is another one tomorrow, so it is named after its person."""
+    """Return the text of a playground's key is another one tomorrow, so it is named after its person."""
     return _("Playground of %(person)s") % {"person": person(key.user)} if key.user and key.is_playground else str(key)
 
 
@@ -376,7 +378,7 @@ def focused(focus: Focus) -> list[tuple[str, str]]:
 
 # --- In full
 def details(scope: Scope, period: Period) -> Iterator[dict[str, Any]]:
-    """Each day by tenant, user, key, model and end user, as they are in the table; read as it is asked for."""
+    """Yield each day by tenant, user, key, model and end user, as they are in the table; read as it is asked for."""
     tenants = dict(Tenant.objects.values_list("pk", "slug"))
     users = dict(User.objects.values_list("pk", "username"))
     keys = {pk: (prefix, name) for pk, prefix, name in ApiKey.objects.values_list("pk", "prefix", "name")}

@@ -36,7 +36,7 @@ Group = tuple[Any, ...]
 
 
 def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
-    """Adds records (UsageRecord's columns by name) to the sums; once each, in the transaction that writes them."""
+    """Add records (UsageRecord's columns by name) to the sums; once each, in the transaction that writes them."""
     calendar = Calendar()
     finest: dict[Group, list[int]] = {}
     for row in rows:
@@ -63,7 +63,7 @@ def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
-    """The time to the first token, in ms, that `share` of the answers did not exceed; None without any.
+    """Return the time to the first token, in ms, that `share` of the answers did not exceed; None without any.
 
     `counts` as of FIRST_TOKEN. Between two bounds answers are taken to be spread evenly; beyond the last one nothing is
     known but that it was exceeded.
@@ -93,7 +93,7 @@ class Calendar:
         self._pieces: dict[datetime, datetime] = {}
 
     def find(self, started: datetime, tenant: int) -> tuple[date, datetime]:
-        """The tenant's day, the server's if the tenant is gone, and the hour. `started` in UTC."""
+        """Return the tenant's day, the server's if the tenant is gone, and the hour. `started` in UTC."""
         quarter = started.replace(minute=started.minute // 15 * 15, second=0, microsecond=0)
         found = self._found.get((quarter, tenant))
         if found is None:
@@ -110,7 +110,7 @@ class Calendar:
 
 
 def _count(row: Row, numbers: list[int]) -> None:
-    """Adds one record to `numbers`, in the order of SUMS. Written out: it runs for each call."""
+    """Add one record to `numbers`, in the order of SUMS. Written out: it runs for each call."""
     first, completion = row["first_token_ms"], row["completion_tokens"]
     numbers[0] += 1
     numbers[1] += row["prompt_tokens"]
@@ -140,7 +140,7 @@ def upsert(
     groups: Mapping[Group, list[int]],
     counters: Sequence[str] = SUMS,
 ) -> None:
-    """Adds numbers, in the order of `counters`, to the rows of groups: values of `unique` and `more`."""
+    """Add numbers, in the order of `counters`, to the rows of groups: values of `unique` and `more`."""
     columns = (*unique, *more, *counters)
     table = model._meta.db_table
     added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in counters)

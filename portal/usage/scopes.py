@@ -62,7 +62,7 @@ def scope_choices(user: User) -> list[tuple[str, str]]:
 
 
 def find_scope(user: User, name: str) -> Scope:
-    """The scope of this name. Raises Http404 for what is not there and for what is not this person's, alike."""
+    """Return the scope of this name. Raises Http404 for what is not there and for what is not this person's, alike."""
     if name == ME:
         mine = _of(user=user)
         return Scope(

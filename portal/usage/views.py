@@ -121,7 +121,7 @@ def name_of(period: periods.Period) -> str:
 
 
 def link(request: HttpRequest, slot: report.Slot, unit: str) -> str:
-    """The same page for this slot alone."""
+    """Return the same page for this slot alone."""
     query = request.GET.copy()
     query["period"] = periods.name_of(slot, unit)
     return f"?{query.urlencode()}"
@@ -141,7 +141,7 @@ def newest(rows: report.Rows, most: int) -> report.Rows:
 @login_required
 @require_safe
 def live_view(request: HttpRequest) -> HttpResponse:
-    """The last five minutes as they are now; the page's script keeps them up to date over a socket."""
+    """Return the last five minutes as they are now; the page's script keeps them up to date over a socket."""
     assert isinstance(request.user, User)
     scope = scopes.find_scope(request.user, request.GET.get("of", scopes.ME))
     zone, frame = zone_of(request.user), live.Reader()(1)
@@ -179,7 +179,7 @@ def live_view(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_safe
 def export(request: HttpRequest) -> HttpResponseBase:
-    """All of a table as a file: by day (or hour, month, fiscal year) and model, by what ?by= says, or in full
+    """Return all of a table as a file: by day (or hour, month, fiscal year) and model, by what ?by= says, or in full
     (?by=detail)."""
     of = asked(request)
     by = request.GET.get("by")
@@ -202,13 +202,13 @@ def export(request: HttpRequest) -> HttpResponseBase:
 
 
 def file_name(of: Asked, by: str | None) -> str:
-    """Another one for each table and each scope, or one file of a folder would take the place of another."""
+    """Return another one for each table and each scope, or one file of a folder would take the place of another."""
     kind = "detail" if by == "detail" else f"by-{of.group}" if by else "over-time"
     return f"usage-{of.scope.name.replace(':', '-')}-{kind}-{of.period.first}-{of.period.last}"
 
 
 def username(row: dict[str, Any], users: dict[int, str]) -> dict[str, str]:
-    """The column of a file by people; none without `users`."""
+    """Return the column of a file by people; none without `users`."""
     return {"username": users.get(int(row["id"]), "") if row["id"].isdecimal() else ""} if users else {}
 
 
@@ -217,7 +217,7 @@ def numbers(row: dict[str, Any]) -> dict[str, int]:
 
 
 def asked(request: HttpRequest) -> Asked:
-    """Raises Http404 for what is not this person's. Other nonsense means the default."""
+    """Raise Http404 for what is not this person's. Other nonsense means the default."""
     assert isinstance(request.user, User)
     focus = scopes.Focus(
         **{name: request.GET.get(name, "").replace("\0", "") for name in ("model", "user", "key", "end_user")}

@@ -7,7 +7,7 @@ from django.http import HttpRequest
 
 
 def client_address(request: HttpRequest) -> str | None:
-    """The address of the person's computer, as seen by the outermost proxy that is ours.
+    """Return the address of the person's computer, as seen by the outermost proxy that is ours.
 
     A client may write anything into X-Forwarded-For; each proxy appends the address that it saw. So with
     TRUSTED_PROXIES = n the n-th entry from the right is the first one that a client cannot invent.
@@ -22,7 +22,7 @@ def client_address(request: HttpRequest) -> str | None:
 
 
 def _address(text: str) -> str | None:
-    """An address alone: proxies may add a port, and brackets around IPv6. None for what is no address."""
+    """Return an address alone: proxies may add a port, and brackets around IPv6. None for what is no address."""
     host = text.strip()
     if host.startswith("["):
         host = host[1:].partition("]")[0]

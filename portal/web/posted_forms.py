@@ -28,7 +28,7 @@ def only_posted(view: View) -> View:
 
 
 def page_above(path: str) -> str:
-    """The nearest address above this one that is a page."""
+    """Return the nearest address above this one that is a page."""
     while path.strip("/"):
         path = path.rstrip("/").rpartition("/")[0] + "/"
         try:

@@ -90,7 +90,7 @@ class Wall:
         await self._app(scope, Rest(body, receive), send)
 
     async def _read(self, receive: Receive, most: int) -> bytes:
-        """The whole body. Raises Refused and Left."""
+        """Return the whole body. Raises Refused and Left."""
         reading = Reading()
         try:
             async with asyncio.timeout(self._whole):
@@ -107,7 +107,7 @@ class Wall:
         return bytes(reading.body)
 
     async def _piece(self, reading: Reading, receive: Receive) -> bool:
-        """Adds what comes next; whether there is more. Raises TimeoutError and Left."""
+        """Add what comes next; whether there is more. Raises TimeoutError and Left."""
         self._readings[reading] = self._readings.pop(reading, None)  # to the end
         async with asyncio.timeout(self._pause) as reading.patience:
             message = await receive()
@@ -139,7 +139,7 @@ class Rest:
 
 
 def bound(path: str, headers: dict[bytes, bytes]) -> int:
-    """Bytes that a body may have."""
+    """Return bytes that a body may have."""
     session = f"{settings.SESSION_COOKIE_NAME}=".encode() in headers.get(b"cookie", b"")
     if not session and b"authorization" not in headers:
         return STRANGER

@@ -23,7 +23,7 @@ class Files(WhiteNoiseMiddleware):  # type: ignore[misc]
 
 
 async def pieces(file: Any) -> AsyncIterator[bytes]:
-    """All of it; it is closed also when its reader has left."""
+    """Yield all of it; it is closed also when its reader has left."""
     with file:
         while piece := file.read(PIECE):
             yield piece

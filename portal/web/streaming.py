@@ -14,7 +14,7 @@ FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\t", "\r
 
 
 def streamed(request: HttpRequest, pieces: Iterator[str], name: str, content_type: str) -> StreamingHttpResponse:
-    """The pieces as a file of this name.
+    """Return the pieces as a file of this name.
 
     Under ASGI an iterator that is not async would be read to its end before the first byte is sent.
     """
@@ -24,7 +24,7 @@ def streamed(request: HttpRequest, pieces: Iterator[str], name: str, content_typ
 
 
 def escape_formula(value: object) -> object:
-    """A cell of a CSV file. A text that a spreadsheet would take for a formula is marked as a text.
+    """Return a cell of a CSV file. A text that a spreadsheet would take for a formula is marked as a text.
 
     People name their keys themselves, and names of end users come from clients. Excel in Japanese takes full-width
     signs as well.
@@ -33,7 +33,7 @@ def escape_formula(value: object) -> object:
 
 
 async def in_thread(pieces: Iterator[str]) -> AsyncIterator[str]:
-    """The same text, made in the request's thread, whose connection to the database the iterator uses."""
+    """Yield the same text, made in the request's thread, whose connection to the database the iterator uses."""
     following = sync_to_async(lambda: list(islice(pieces, AT_ONCE)))
     while found := await following():
         yield "".join(found)

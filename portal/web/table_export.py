@@ -16,7 +16,7 @@ ROWS = 500  # written together: a chunk of some 50 kB
 
 
 def export_response(request: HttpRequest, name: str, rows: Iterable[Row]) -> StreamingHttpResponse:
-    """All rows as CSV, or as JSON where the address says `format=json`; `name` without its ending."""
+    """Return all rows as CSV, or as JSON where the address says `format=json`; `name` without its ending."""
     kind = "json" if request.GET.get("format") == "json" else "csv"
     types = {"json": "application/json", "csv": "text/csv; charset=utf-8"}
     written = {"json": as_json, "csv": as_csv}[kind](iter(rows))
@@ -42,7 +42,7 @@ def as_csv(rows: Iterator[Row]) -> Iterator[str]:
 
 
 def as_json(rows: Iterator[Row]) -> Iterator[str]:
-    """A list of objects."""
+    """Yield a list of objects."""
     yield "["
     for number, row in enumerate(rows):
         yield (",\n" if number else "\n") + json.dumps(row, ensure_ascii=False)

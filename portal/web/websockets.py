@@ -102,7 +102,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no type
         await self.send(text_data=orjson.dumps({"version": VERSION, **message}).decode())
 
     async def _guard(self) -> None:
-        """Cuts who signed out, was signed out or may not look any more. While nobody can say, nobody is cut."""
+        """Cut who signed out, was signed out or may not look any more. While nobody can say, nobody is cut."""
         while True:
             await asyncio.sleep(LOOK_AGAIN)
             try:
@@ -117,7 +117,7 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no type
                 await self._tell({"type": "heartbeat", "at": timezone.now()})
 
     def _still(self) -> bool:
-        """Whether the person of this session may look, as a page would find it now."""
+        """Return whether the person of this session may look, as a page would find it now."""
         request = HttpRequest()
         request.session = import_module(settings.SESSION_ENGINE).SessionStore(self.scope["session"].session_key)
         return self.permits(get_user(request))

@@ -52,18 +52,18 @@ class Counter:
             yield response
 
     def informed(self) -> None:
-        """Returns when the gateway's catalogue holds every change made so far."""
+        """Return when the gateway's catalogue holds every change made so far."""
         until(lambda: self.application.revision == CatalogueRevision.objects.get().number)
 
     def usage(self, count: int = 1) -> list[UsageRecord]:
-        """The recorded usage, once there are so many rows."""
+        """Return the recorded usage, once there are so many rows."""
         until(lambda: UsageRecord.objects.count() >= count)
         return list(UsageRecord.objects.order_by("id"))
 
 
 @contextlib.contextmanager
 def serving(http: str = HTTP, **options: Any) -> Iterator[tuple[str, Application, uvicorn.Server]]:
-    """The gateway on a free port; `options` are uvicorn's, beside those that `up` sets."""
+    """Provide the gateway on a free port; `options` are uvicorn's, beside those that `up` sets."""
     application = Application()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     config = uvicorn.Config(application, loop="uvloop", http=http, lifespan="on", log_level="error", ws=WS, **options)

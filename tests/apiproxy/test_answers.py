@@ -33,7 +33,7 @@ def answer(body: bytes, *headers: str) -> dict[str, str]:
 
 @pytest.fixture
 def llama(counter):
-    """The model is served by llama.cpp, as far as the gateway knows: answers are put together from streams."""
+    """Return the model is served by llama.cpp, as far as the gateway knows: answers are put together from streams."""
     counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
     counter.model.save()
     counter.informed()

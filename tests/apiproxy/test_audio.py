@@ -31,7 +31,7 @@ BOUNDARY = "x-a-boundary"
 
 @pytest.fixture
 def model(counter) -> ServedModel:
-    """A transcription model that its engine knows as whisper-large."""
+    """Return a transcription model that its engine knows as whisper-large."""
     made = ServedModel.objects.create(
         name="ears", engine="external", task="transcription", url=counter.engine.url, upstream_model="whisper-large"
     )
@@ -65,7 +65,7 @@ FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 @contextlib.contextmanager
 def dialled(counter, length: int) -> Iterator[socket.socket]:
-    """A connection that has sent the head of an upload of so many bytes."""
+    """Provide a connection that has sent the head of an upload of so many bytes."""
     host, port = counter.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 20) as connection:
         head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {counter.key}\r\n"

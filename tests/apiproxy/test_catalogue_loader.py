@@ -241,7 +241,7 @@ def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice
 
 
 def counted(scope, tenant, user, key, model, unit, window, amount) -> tuple:
-    """A row of `naive` as a counter and its amount."""
+    """Return a row of `naive` as a counter and its amount."""
     owner = {"tenant": tenant, "user": user, "member": user, "key": key}[scope]
     return (scope, owner, model, unit, window, tenant if scope == "member" else None, amount)
 

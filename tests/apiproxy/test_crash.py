@@ -110,7 +110,7 @@ async def lives(installation: Installation, dice: random.Random) -> None:
 
 
 async def under_load(installation: Installation, key: str, dice: random.Random) -> list[Call]:
-    """Every call that was made while gateways lived and died, and for a moment under the last, which lives."""
+    """Return every call that was made while gateways lived and died, and for a moment under the last, which lives."""
     load = Load(installation.url, key, dice)
     clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
     await lives(installation, dice)

@@ -225,7 +225,7 @@ def test_only_models_of_the_right_task_may_be_asked(counter):
 
 @pytest.fixture
 def llama(counter):
-    """The model is served by llama.cpp, as far as the gateway knows."""
+    """Return the model is served by llama.cpp, as far as the gateway knows."""
     counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
     counter.model.save()
     counter.informed()

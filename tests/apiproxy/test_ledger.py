@@ -120,7 +120,7 @@ def test_a_lock_that_was_removed_while_one_waited_for_it_is_taken_anew(tmp_path)
 
 
 def waiting_for(path) -> list[str]:
-    """Lines of the kernel's table: who waits for a lock on this file."""
+    """Return lines of the kernel's table: who waits for a lock on this file."""
     inode = f":{path.stat().st_ino} "
     return [line for line in Path("/proc/locks").read_text().splitlines() if "->" in line and inode in line]
 

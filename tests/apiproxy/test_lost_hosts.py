@@ -50,7 +50,7 @@ class Second:
         return sum(int(line.split()[-1]) for line in self.metrics().splitlines() if line.startswith(start))
 
     def pids(self) -> list[int]:
-        """The supervisor first, then all shims and engines."""
+        """Return the supervisor first, then all shims and engines."""
         return [self.site.processes[-1].pid, *self.site.living()]
 
     def freeze(self, pids: list[int]) -> None:
@@ -64,7 +64,7 @@ class Second:
         self.frozen = []
 
     def kill(self) -> None:
-        """Returns when all are gone: until then one of them may take another connection."""
+        """Return when all are gone: until then one of them may take another connection."""
         dying = [os.pidfd_open(pid) for pid in self.pids()]
         for one in dying:
             signal.pidfd_send_signal(one, signal.SIGKILL)

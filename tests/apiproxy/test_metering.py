@@ -114,7 +114,7 @@ def test_m7_a_gateway_starts_whatever_is_in_the_spool(transactional_db, settings
 
 @contextmanager
 def broken(application):
-    """The ledger, by what nobody has thought of."""
+    """Provide the ledger, by what nobody has thought of."""
     run = application._drain.run
 
     def falls() -> int:

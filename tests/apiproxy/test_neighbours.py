@@ -132,7 +132,7 @@ def test_a_database_that_hangs_does_not_keep_the_gateway_from_ending(database, t
 
 
 def waiting(connection: psycopg.Connection) -> int:
-    """How many others wait for a lock in this database."""
+    """Return how many others wait for a lock in this database."""
     return connection.execute("select count(*) from pg_locks where not granted").fetchone()[0]
 
 

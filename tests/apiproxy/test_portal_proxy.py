@@ -126,7 +126,7 @@ async def portal(path: Path, behave: Behaviour) -> AsyncIterator[None]:
 
 @pytest.fixture
 async def front(tmp_path) -> AsyncIterator[tuple[Path, str]]:
-    """The portal's socket, and the address of a server that hands everything on to it."""
+    """Provide the portal's socket, and the address of a server that hands everything on to it."""
     path = tmp_path / "portal.sock"
     listener = socket.create_server(("127.0.0.1", 0))
     pages = PortalProxy(path)

@@ -42,7 +42,7 @@ def launch(directory, model, *options) -> tuple[subprocess.Popen[bytes], str]:
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """A chat and an embedding engine."""
+    """Provide a chat and an embedding engine."""
     directory = tmp_path_factory.mktemp("engines")
     chat, chat_url = launch(
         directory, engines.chat_model(), "--alias=chat", "--parallel=2", "--ctx-size=2048", "--no-cache-prompt"
@@ -65,11 +65,11 @@ class Real:
     application: Application
 
     def informed(self) -> None:
-        """Returns when the gateway's catalogue holds every change made so far."""
+        """Return when the gateway's catalogue holds every change made so far."""
         until(lambda: self.application.revision == CatalogueRevision.objects.get().number)
 
     def last(self, count: int = 1) -> UsageRecord:
-        """The newest row, once there are so many."""
+        """Return the newest row, once there are so many."""
         until(lambda: UsageRecord.objects.count() >= count)
         return UsageRecord.objects.latest("id")
 

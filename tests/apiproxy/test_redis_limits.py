@@ -111,7 +111,7 @@ async def eventually(condition: Callable[[], object], seconds: float = 20) -> No
 
 
 async def let(shared: SharedLimits, budget: list[Limit], calls: int, estimate: int = 0, now: float = NOON) -> list:
-    """The holds of those that were let through."""
+    """Return the holds of those that were let through."""
     answers = await asyncio.gather(
         *(shared.admit(budget, MODEL, estimate, now) for _ in range(calls)), return_exceptions=True
     )

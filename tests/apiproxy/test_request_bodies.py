@@ -40,7 +40,7 @@ def connect(counter) -> socket.socket:
 
 
 def begin(counter, length: int | None, body: bytes = b"", key: str = "", more: str = "") -> socket.socket:
-    """A call of which so much has come; `length` None: nobody knows how much it will be."""
+    """Return a call of which so much has come; `length` None: nobody knows how much it will be."""
     connection = connect(counter)
     told = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or counter.key}\r\n{told}\r\n"
@@ -119,7 +119,7 @@ def test_g4_bodies_that_never_come_keep_nobody_out(narrow, counter, research, al
 
 
 def upload(counter, form: bytes, key: str) -> socket.socket:
-    """One that is told to be longer."""
+    """Return one that is told to be longer."""
     connection = connect(counter)
     head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
     more = f"content-type: multipart/form-data; boundary=x\r\ncontent-length: {len(form) + 1000}\r\n\r\n"

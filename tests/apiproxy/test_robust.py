@@ -68,7 +68,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Installation, engine.Running, str]
 
 
 def memory(installation: Installation) -> int:
-    """Bytes that the gateway's process holds."""
+    """Return bytes that the gateway's process holds."""
     status = Path(f"/proc/{installation.process.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
 

@@ -301,7 +301,7 @@ QUICK = [{"send": SSE}, {"send": chunk(token(0) + FINISH + DONE) + "0\r\n\r\n"}]
 
 @pytest.fixture
 def batch(counter, alice, research) -> httpx2.Client:
-    """A client with a batch key; the engine has two slots."""
+    """Return a client with a batch key; the engine has two slots."""
     row = ReplicaRow.objects.get()
     row.slots = 2
     row.save()

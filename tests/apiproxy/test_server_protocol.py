@@ -40,7 +40,7 @@ def chat(counter, *more: str, **fields) -> bytes:
 
 
 def closed(connection: socket.socket) -> bool:
-    """Waits until the server closes, at most the connection's time-out."""
+    """Wait until the server closes, at most the connection's time-out."""
     while connection.recv(65536):
         pass
     return True

@@ -165,7 +165,7 @@ def test_m1_an_absurd_number_of_answers_costs_its_caller_a_refusal_and_nothing_e
 
 
 def boasting(tokens: int) -> list[dict]:
-    """An engine's answer with this usage."""
+    """Return an engine's answer with this usage."""
     return [{"send": unary(200, {**ANSWER, "usage": {"prompt_tokens": tokens, "completion_tokens": tokens}})}]
 
 
@@ -225,7 +225,7 @@ LLAMA_CPP = replace(SMALL, stops_unary=False)
 
 
 def obeyed(model, path: str, body: dict) -> object:
-    """The bound that an engine obeys, as vLLM 0.32 and llama.cpp b11549 were seen to read their members."""
+    """Return the bound that an engine obeys, as vLLM 0.32 and llama.cpp b11549 were seen to read their members."""
     own = ENDPOINTS[path].bound
     before = () if model.stops_unary or path == "/v1/messages" else ("n_predict", "max_completion_tokens", "max_tokens")
     if path == "/v1/responses":

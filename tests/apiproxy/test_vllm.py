@@ -66,7 +66,7 @@ class House:
         return until(lambda: self.madoguchi.usage().get(request_id), 30)
 
     def engine(self) -> httpx2.Client:
-        """The engine itself, without the gateway."""
+        """Return the engine itself, without the gateway."""
         replica = self.madoguchi.replica("tiny")
         headers = {"authorization": f"Bearer {replica['api_key']}"}
         return httpx2.Client(base_url=replica["url"], headers=headers, timeout=30)
@@ -383,7 +383,7 @@ def test_a_client_that_leaves_a_unary_call_frees_the_engine(house):
 
 @contextlib.contextmanager
 def forever(http: httpx2.Client) -> Iterator[Iterator[str]]:
-    """A person's stream that has begun."""
+    """Provide a person's stream that has begun."""
     with http.stream("POST", "/v1/chat/completions", json={**FOREVER, "stream": True}) as answer:
         lines = answer.iter_lines()  # forgotten, it would close the answer
         next(lines)

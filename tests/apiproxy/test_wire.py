@@ -37,7 +37,7 @@ def chat(counter, *fields: str, **more) -> tuple[bytes, bytes]:
 
 
 def answers(connection: socket.socket) -> list[tuple[int, dict[bytes, bytes], bytes]]:
-    """All answers until the server closes: status, headers, body. None of them is chunked."""
+    """Return all answers until the server closes: status, headers, body. None of them is chunked."""
     got = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65536):
@@ -136,7 +136,7 @@ def test_a_trailer_changes_nothing_of_its_request(counter):
 
 
 def flood(connection: socket.socket, piece: bytes, most: int = 64 * MB) -> int:
-    """Sends it again and again until the server closes; how many bytes it took."""
+    """Send it again and again until the server closes; how many bytes it took."""
     sent = 0
     with contextlib.suppress(OSError):
         while sent < most:

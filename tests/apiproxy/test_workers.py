@@ -47,7 +47,7 @@ def place(tmp_path, redis) -> Iterator[Installation]:
 
 @pytest.fixture
 def two(place) -> Installation:
-    """Two workers, both ready."""
+    """Return two workers, both ready."""
     start(place)
     return place
 
@@ -170,7 +170,7 @@ def test_a_killed_worker_is_drained_by_another_which_goes_on_and_it_is_started_a
 
 
 def serving(installation: Installation, pid: int, response: httpx2.Response) -> bool:
-    """Whether this worker holds the connection of this answer."""
+    """Return whether this worker holds the connection of this answer."""
     _, port = response.extensions["network_stream"].get_extra_info("client_addr")
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     ends = (f":{installation.port:04X}", f":{port:04X}")

@@ -34,7 +34,7 @@ PAGES = ("/", "/keys/", "/usage/", "/models/", "/try/", "/settings/", "/keys/new
 
 
 def part(rounds: int) -> Part:
-    """A minute for a round."""
+    """Return a minute for a round."""
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as name:
         directory = Path(name)
         direct, ours = contenders(directory, [OURS])

@@ -36,12 +36,12 @@ OURS = "madoguchi"
 
 
 def part(rounds: int) -> Part:
-    """Everything, and the goals that follow from it."""
+    """Return everything, and the goals that follow from it."""
     return compare(list(COMPARED), list(NAMES), rounds, goals=goals)
 
 
 def compare(workloads: list[Workload], names: list[str], rounds: int, goals=lambda rows: ()) -> Part:
-    """Blocks for about 15 s for each load, contender and round."""
+    """Block for about 15 s for each load, contender and round."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:
         everybody = contenders(Path(directory), names)

@@ -62,7 +62,9 @@ class Contender:
 
 
 def contenders(directory: Path, names: Sequence[str]) -> list[Contender]:
-    """Those of these names, prepared in a directory and with ports that nobody else uses; first the engine itself."""
+    """Return those of these names, prepared in a directory and with ports that nobody else uses; first the engine
+    itself.
+    """
     engine = free_port()
     return [Contender(name="direct", port=engine), *(MAKERS[name](directory / name, engine) for name in names)]
 
@@ -102,7 +104,7 @@ def vllm_router(directory: Path, engine: int, *, policy: str = "cache_aware") ->
 def madoguchi(
     directory: Path, engine: int, *, size: Size = SMALL, options: Sequence[str] = (), **more: str
 ) -> Contender:
-    """The command that operators run, with a key, limits and metering. `more` is put into its environment."""
+    """Return the command that operators run, with a key, limits and metering. `more` is put into its environment."""
     directory.mkdir()
     port, env = free_port(), {"MADOGUCHI_VAR": str(directory), "LOG_LEVEL": "WARNING", **more}
     prepare = [sys.executable, "-m", "tests.bench.prepare", f"http://127.0.0.1:{engine}"]

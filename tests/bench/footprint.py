@@ -186,7 +186,7 @@ def _with(spec: Spec, slots: int | None, args: tuple[str, ...]) -> Spec:
 
 
 def part(rounds: int) -> Part:
-    """One start of each: what an engine takes differs by a percent from start to start. 15 minutes."""
+    """Return one start of each: what an engine takes differs by a percent from start to start. 15 minutes."""
     os.environ |= CPU | {"DJANGO_SETTINGS_MODULE": "portal.settings"}
     django.setup()
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:

@@ -24,7 +24,9 @@ LIVE = 2.0  # seconds
 
 
 def part(rounds: int) -> Part:
-    """Both at once, so that each load goes to one right after the other. A minute, and half a minute for a round."""
+    """Return both at once, so that each load goes to one right after the other. A minute, and half a minute for a
+    round.
+    """
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:
         everybody = contenders(Path(directory), [SMALL_NAME, LARGE_NAME])
@@ -45,7 +47,7 @@ def part(rounds: int) -> Part:
 
 
 def changes(running: Running, contender: Contender) -> dict[str, list[float]]:
-    """Seconds from a change to the first answer that knows it, while 100 streams run."""
+    """Return seconds from a change to the first answer that knows it, while 100 streams run."""
     with ThreadPoolExecutor(1) as pool:
         streams = pool.submit(running.put, WHILE, contender.name)
         done = subprocess.run(

@@ -43,7 +43,7 @@ class Running:
     layout: Layout
 
     def put(self, workload: Workload, name: str) -> dict[str, Any]:
-        """The load on this contender, unmeasured; what the load generator saw."""
+        """Return the load on this contender, unmeasured; what the load generator saw."""
         contender = self.everybody[name]
         return load(workload, port=contender.port, key=contender.key, cores=self.layout.load)
 
@@ -82,7 +82,7 @@ class Row:
 
 @contextmanager
 def started(everybody: list[Contender], logs: Path, layout: Layout = APART) -> Iterator[Running]:
-    """The engine and all contenders, warmed up; everything is ended at the end."""
+    """Provide the engine and all contenders, warmed up; everything is ended at the end."""
     with ExitStack() as stack:
         pids = {}
         for contender in everybody:
@@ -118,7 +118,7 @@ def costed(running: Running, name: str, workload: Workload) -> tuple[dict[str, A
 
 
 def measure(running: Running, name: str, workload: Workload, number: int = 1) -> list[Row]:
-    """Puts the load on it, once more if the machine was not quiet. `number` is that of the round."""
+    """Put the load on it, once more if the machine was not quiet. `number` is that of the round."""
     rows = [_measure(running, name, workload, number)]
     if rows[0].disturbed >= QUIET:
         rows = [replace(rows[0], repeated=True), _measure(running, name, workload, number)]
@@ -149,7 +149,7 @@ def _measure(running: Running, name: str, workload: Workload, number: int) -> Ro
 
 
 def counted(rows: list[Row], contender: str, workload: str) -> list[Row]:
-    """Those that count, one for each round."""
+    """Return those that count, one for each round."""
     return [row for row in rows if (row.contender, row.workload, row.repeated) == (contender, workload, False)]
 
 
@@ -165,19 +165,19 @@ def added(rows: list[Row], contender: str, workload: str, what: str) -> float:
 
 
 def ratio(rows: list[Row], contender: str, other: str, workload: str, what: str) -> float:
-    """How many times the other's figure of the same round; the median of the rounds."""
+    """Return how many times the other's figure of the same round; the median of the rounds."""
     others = {row.round: getattr(row, what) for row in counted(rows, other, workload)}
     return median(getattr(row, what) / others[row.round] for row in counted(rows, contender, workload))
 
 
 def answered(rows: list[Row], contender: str, starts: int) -> int:
-    """How many answers it gave, those included that warmed it up at each of its starts."""
+    """Return how many answers it gave, those included that warmed it up at each of its starts."""
     warm_up = starts * sum(workload.requests for workload in WARM_UP)
     return warm_up + sum(row.good for row in rows if row.contender == contender)
 
 
 def metered(contender: Contender) -> int:
-    """How many requests the gateway recorded. It has been stopped, which moves what was left in its spool."""
+    """Return how many requests the gateway recorded. It has been stopped, which moves what was left in its spool."""
     usage = [sys.executable, "manage.py", "usage", "--json"]
     done = subprocess.run(usage, cwd=ROOT, env={**os.environ, **contender.env}, check=True, capture_output=True)
     return sum(row["requests"] for row in json.loads(done.stdout))

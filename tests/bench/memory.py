@@ -96,7 +96,7 @@ def million(rounds: int) -> Part:
 
 
 def caught_up(contender: Contender, requests: int) -> float:
-    """Seconds until so many are in the database, the gateway running; gives up after CATCH_UP.
+    """Return seconds until so many are in the database, the gateway running; gives up after CATCH_UP.
 
     While it is busy all the time its spool grows: what moves the rows to the database is a thread beside it.
     """

@@ -39,7 +39,7 @@ DEMO = Load(name="SQLite, demonstration data", rows=0, audit=0, periods=1, goal=
 
 
 def part(rounds: int) -> Part:
-    """One database after the other: there is not disk enough for all of them everywhere."""
+    """Return one database after the other: there is not disk enough for all of them everywhere."""
     rounds = max(rounds, LEAST)
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as var:
         demo = measured(DEMO, {"MADOGUCHI_VAR": var}, rounds)
@@ -72,7 +72,7 @@ def work(env: dict[str, str], *words: object) -> Any:
 
 
 def table(found: dict[Load, dict[tuple[str, str], Any]]) -> str:
-    """The slowest pages of each, beside what the others take for them."""
+    """Return the slowest pages of each, beside what the others take for them."""
     slowest: dict[tuple[str, str], None] = {}
     for times in found.values():
         ordered = sorted(times, key=lambda page: -times[page]["median"])

@@ -92,7 +92,7 @@ def _once(client: walk.Client, page: walk.Page) -> float:
 
 
 def _backend() -> int | None:
-    """The process of PostgreSQL that works for us; None with SQLite, which works in ours."""
+    """Return the process of PostgreSQL that works for us; None with SQLite, which works in ours."""
     if connection.vendor != "postgresql":
         return None
     with connection.cursor() as cursor:
@@ -101,7 +101,7 @@ def _backend() -> int | None:
 
 
 def _worked(backend: int | None) -> float:
-    """Seconds of processors until now, of this process and of PostgreSQL's: what other work cannot lengthen."""
+    """Return seconds of processors until now, of this process and of PostgreSQL's: what other work cannot lengthen."""
     of_backend = int(Path(f"/proc/{backend}/schedstat").read_text().split()[0]) / 1e9 if backend else 0.0
     return process_time() + of_backend
 

@@ -69,12 +69,12 @@ def machine() -> Machine:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on; the second, the name, may hold anything."""
+    """Return the fields of /proc/PID/stat from the third on; the second, the name, may hold anything."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def tree(root: int) -> list[int]:
-    """The pids of a process and all its descendants."""
+    """Return the pids of a process and all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -89,7 +89,7 @@ def tree(root: int) -> list[int]:
 
 
 def pinned(command: Sequence[str], cores: Cores) -> list[str]:
-    """The command on these cores and, where that is allowed, ahead of everything else that runs there.
+    """Return the command on these cores and, where that is allowed, ahead of everything else that runs there.
 
     Real-time scheduling keeps strangers' work out of the latencies; it needs root.
     """
@@ -103,7 +103,7 @@ def pinned(command: Sequence[str], cores: Cores) -> list[str]:
 def running(
     command: Sequence[str], *, cores: Cores, answers: Callable[[], bool], log: Path, env: Mapping[str, str]
 ) -> Iterator[int]:
-    """The pid of the command, once it answers (60 s at most); its whole group is ended at the end."""
+    """Provide the pid of the command, once it answers (60 s at most); its whole group is ended at the end."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             pinned(command, cores),
@@ -125,7 +125,7 @@ def running(
 
 
 def http(url: str) -> bool:
-    """Whether somebody answers there with success."""
+    """Return whether somebody answers there with success."""
     try:
         urllib.request.urlopen(url, timeout=2).close()
     except OSError:
@@ -134,7 +134,7 @@ def http(url: str) -> bool:
 
 
 def tcp(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether somebody listens there."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
     except OSError:

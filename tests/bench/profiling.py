@@ -53,7 +53,7 @@ class Sample:
 
 
 def part(rounds: int) -> Part:
-    """A minute and a half."""
+    """Return a minute and a half."""
     tables = []
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:
         everybody = contenders(Path(directory), [OURS])
@@ -76,7 +76,7 @@ def part(rounds: int) -> Part:
 
 
 def _profiled(running: Running, load: Workload, path: Path) -> tuple[int, list[Sample]]:
-    """The good answers under this load, and what the profiler saw in the middle of it."""
+    """Return the good answers under this load, and what the profiler saw in the middle of it."""
     command = [tools.program("py-spy"), "record", "--pid", str(_worker(running.pids[OURS])), "--native"]
     options = ["--duration", str(SECONDS), "--rate", str(PER_SECOND), "--format", "raw", "--output", str(path)]
     with ThreadPoolExecutor(1) as pool:
@@ -88,7 +88,7 @@ def _profiled(running: Running, load: Workload, path: Path) -> tuple[int, list[S
 
 
 def _worker(root: int) -> int:
-    """The process that serves: of all below `up` the one that used most."""
+    """Return the process that serves: of all below `up` the one that used most."""
     return max(processes.tree(root)[1:], key=processes.own_cpu)
 
 
@@ -120,7 +120,7 @@ def place(frames: tuple[str, ...]) -> str:
 
 
 def functions(samples: list[Sample]) -> Counter[str]:
-    """How often each function of ours was at work, itself or in what it called."""
+    """Return how often each function of ours was at work, itself or in what it called."""
     found: Counter[str] = Counter()
     for sample in samples:
         names = {

@@ -26,7 +26,7 @@ KINDS = {
 
 
 def part(rounds: int) -> Part:
-    """Half a minute for a round."""
+    """Return half a minute for a round."""
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as name:
         directory = Path(name)
         everybody = contenders(directory, [OURS])

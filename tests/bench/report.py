@@ -60,7 +60,7 @@ def goals(parts: list[Part]) -> str:
 
 
 def write(sections: dict[str, str], path: Path = RESULTS) -> None:
-    """Replaces these sections of the page. Raises SystemExit for one that the page does not have."""
+    """Replace these sections of the page. Raises SystemExit for one that the page does not have."""
     text = path.read_text()
     for name, markdown in sections.items():
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
@@ -71,7 +71,7 @@ def write(sections: dict[str, str], path: Path = RESULTS) -> None:
 
 
 def merged(parts: list[Part], path: Path = RESULTS) -> str:
-    """The table beside the goals with these parts' lines in it; the page's others stay."""
+    """Return the table beside the goals with these parts' lines in it; the page's others stay."""
     section = re.search(r"<!-- goals -->\n(.*?)<!-- /goals -->", path.read_text(), re.DOTALL)
     old = section[1].splitlines() if section else []
     lines = {line.split(" | ")[0]: line for line in (*old, *goals(parts).splitlines()) if line.startswith("| ")}

@@ -43,7 +43,7 @@ Words.
 
 
 def rows(contender: str, *figures: tuple[float, float]) -> list[Row]:
-    """One for each round: p99 and µs per token."""
+    """Return one for each round: p99 and µs per token."""
     return [
         replace(ROW, contender=contender, round=number, p99=p99, us_per_token=cost)
         for number, (p99, cost) in enumerate(figures, 1)

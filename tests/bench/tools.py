@@ -11,12 +11,12 @@ LOCK = Path(__file__).with_name("tools.lock")
 
 
 def python() -> Path:
-    """The interpreter that can import the tools."""
+    """Return the interpreter that can import the tools."""
     return locked.python(LOCK, "bench")
 
 
 def program(name: str) -> Path:
-    """A compiled program among the tools. (Scripts would hold the path where they were built.)"""
+    """Return a compiled program among the tools. (Scripts would hold the path where they were built.)"""
     return python().with_name(name)
 
 

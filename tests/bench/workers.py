@@ -21,7 +21,7 @@ LATEST = 60.0  # ms
 
 
 def part(rounds: int) -> Part:
-    """Half a minute for a round."""
+    """Return half a minute for a round."""
     rows: list[Row] = []
     shares = []
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as name:
@@ -57,7 +57,7 @@ def part(rounds: int) -> Part:
 
 @contextmanager
 def redis(directory: Path) -> Iterator[tuple[str, int]]:
-    """A Redis that keeps nothing on disk: its URL and its pid."""
+    """Provide a Redis that keeps nothing on disk: its URL and its pid."""
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with processes.running(

@@ -35,7 +35,7 @@ PATIENCE = 15_000
 
 @pytest.fixture(scope="session", autouse=True)
 def _libraries() -> None:
-    """Says what to run where the pages' libraries are missing: scripts would fail in ways that are hard to read."""
+    """Say what to run where the pages' libraries are missing: scripts would fail in ways that are hard to read."""
     frontend.package(settings.CACHE, "chart.js")
 
 
@@ -76,13 +76,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def site(live_server) -> str:
-    """The address of the server. Tests of pages with WebSockets put another one in its place, which has them."""
+    """Return the address of the server. Tests of pages with WebSockets put another one in its place, which has them."""
     return live_server.url
 
 
 @pytest.fixture
 def provoked() -> list[str]:
-    """A test puts here what it makes browsers complain about, as regular expressions."""
+    """Return a test puts here what it makes browsers complain about, as regular expressions."""
     return []
 
 

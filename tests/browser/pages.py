@@ -29,5 +29,5 @@ def enter(page: Page, site: str, username: str) -> None:
 
 
 def looks(page: Page, question: str) -> Any:
-    """The answer of one of the functions in looks.js."""
+    """Return the answer of one of the functions in looks.js."""
     return page.evaluate(f"{LOOKS}\n{question}()")

@@ -30,7 +30,7 @@ def attribute(tag: str, name: str) -> str:
 
 
 def buttons() -> set[Button]:
-    """Those in our templates whose value a view is sent."""
+    """Return those in our templates whose value a view is sent."""
     root = settings.BASE_DIR / "templates"
     return {
         (str(path.relative_to(root)), attribute(tag, "name"), attribute(tag, "value"))
@@ -41,7 +41,7 @@ def buttons() -> set[Button]:
 
 
 def press(page: Page, address: str, name: str, value: str) -> None:
-    """Returns when the page that follows is there."""
+    """Return when the page that follows is there."""
     page.goto(address)
     for summary in page.locator("details:not(.menu) > summary").all():
         summary.click()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def company(olivia, connect, door, directory):  # noqa: F811
-    """Four people of the directory, and an operator with a local account."""
+    """Return four people of the directory, and an operator with a local account."""
     User.objects.filter(pk=olivia.pk).update(username="watch")
     connected = connect()
     for name in ("alice", "bob", "charlie", "yamada"):

@@ -77,7 +77,7 @@ def pages(readers: Callable[[list[str]], str], filled: dict[str, str]) -> Iterat
 
 
 def complaints(page: Page, axe: Callable[..., list[str]]) -> list[str]:
-    """All of WCAG 2 in the light; in the dark only the colours differ, in another width only what fits."""
+    """Return all of WCAG 2 in the light; in the dark only the colours differ, in another width only what fits."""
     page.evaluate("for (const e of document.querySelectorAll('main details')) e.open = true")
     # Colours that are on their way to others are none of the design.
     page.emulate_media(color_scheme="light", reduced_motion="reduce")

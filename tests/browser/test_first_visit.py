@@ -17,7 +17,7 @@ MINUTE = 60.0  # seconds; it takes 3 on an idle machine with two cores
 
 
 def used(page: Page, *columns: str) -> bool:
-    """Whether a row of the usage page's tables holds all of these."""
+    """Return whether a row of the usage page's tables holds all of these."""
     page.goto("/usage/?by=key")
     rows = page.locator("main tr").all_text_contents()
     return any(all(column in row for column in columns) for row in rows)

@@ -106,7 +106,7 @@ def test_language_and_colours_are_chosen_for_good(open_page, alice):
 
 @pytest.fixture
 def everything(bob, research):
-    """A tenant admin with plenty of everything, with long names."""
+    """Return a tenant admin with plenty of everything, with long names."""
     research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
     research.save()
     model = serve(LONG_MODEL, context=131_072)

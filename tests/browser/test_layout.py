@@ -18,7 +18,7 @@ LONG_MODEL = "llama-3.3-70b-instruct-awq-with-a-name-that-does-not-end-where-a-t
 
 @pytest.fixture
 def everything(alice, research):
-    """A person with plenty of everything, with long names."""
+    """Return a person with plenty of everything, with long names."""
     research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
     research.save()
     model = serve(LONG_MODEL, context=131_072)

@@ -50,7 +50,7 @@ def site(transactional_db, monkeypatch, settings, tmp_path) -> Iterator[str]:
 
 @pytest.fixture
 def serve(transactional_db, engine_) -> Callable[..., ServedModel]:
-    """Makes a model that the engine answers for, or one in another state."""
+    """Make a model that the engine answers for, or one in another state."""
 
     def serve(name: str = "qwen", state: str = "ready", **more) -> ServedModel:
         more = {"engine": "external", "url": engine_.url, **more}
@@ -64,7 +64,7 @@ def serve(transactional_db, engine_) -> Callable[..., ServedModel]:
 
 @pytest.fixture
 def page(open_page, alice) -> Callable[..., Page]:
-    """The playground, as Alice."""
+    """Return the playground, as Alice."""
 
     def open_(language: str = "en", path: str = "/try/", **more) -> Page:
         page = open_page(language, **more)

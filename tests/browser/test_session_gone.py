@@ -14,7 +14,7 @@ NOTE = "来月まで待ってください / wait until next month"
 
 
 def signed_in_again(open_page, site, who: str):
-    """The page of the form that Bob sent when his session was gone, after this one has signed in."""
+    """Return the page of the form that Bob sent when his session was gone, after this one has signed in."""
     page = open_page("en")
     enter(page, site, "bob")
     page.goto(PAGE)

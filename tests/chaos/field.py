@@ -50,7 +50,7 @@ class Weather:
 
 
 def storm(weather: Weather, var: Path, say: Callable[[str], None]) -> Report:
-    """Everything, from an empty directory to the last process's end."""
+    """Return everything, from an empty directory to the last process's end."""
     dice = random.Random(weather.seed)
     with _founded(weather, var, dice) as installation:
         keys = [installation.manage("createkey", "--tenant", tenant, "--service", "chaos") for tenant in TENANTS]

@@ -92,7 +92,7 @@ class Load:
         self._thread.start()
 
     def ask(self, target: Target) -> Call:
-        """One call, not a stream; blocks until it has ended."""
+        """Return one call, not a stream; blocks until it has ended."""
         kind = "embedding" if target.task == "embedding" else "unary"
         return asyncio.run_coroutine_threadsafe(self._one(target, kind, SHORT), self._loop).result(PATIENCE + 30)
 
@@ -102,7 +102,7 @@ class Load:
             self._callers.append(asyncio.run_coroutine_threadsafe(self._caller(target), self._loop))
 
     def end(self) -> None:
-        """Returns when every call has ended."""
+        """Return when every call has ended."""
         self._going = False
         for caller in self._callers:
             caller.result(PATIENCE + 30)

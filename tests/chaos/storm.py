@@ -75,7 +75,7 @@ class Storm:
     # --- Calm -----------------------------------------------------------------------------------------------------
 
     def start(self, seconds: float) -> None:
-        """Returns when every model answers for the first time; how long that took is what bounds are made of."""
+        """Return when every model answers for the first time; how long that took is what bounds are made of."""
         begun = time.monotonic()
         self.installation.start()
         self.starts[EVERYBODY] = time.monotonic() - begun
@@ -163,7 +163,7 @@ class Storm:
         )
 
     def _work(self, model: str) -> float:
-        """Seconds that a start takes on an idle machine."""
+        """Return seconds that a start takes on an idle machine."""
         return self.starts[model] / self._start_slowness
 
     def _kill_up(self) -> Trouble:
@@ -235,7 +235,7 @@ class Storm:
     # --- Recovery -------------------------------------------------------------------------------------------------
 
     def _recover(self, batch: list[Trouble], before: Mapping[str, str]) -> bool:
-        """Waits until all is well; notes what is not as it should be. False: it did not become well."""
+        """Wait until all is well; notes what is not as it should be. False: it did not become well."""
         last = max(trouble.began for trouble in batch)
         ill: list[str] = []
         while True:
@@ -291,13 +291,13 @@ class Storm:
                 self._fault(f"{names}: {model} was started anew although nobody touched it")
 
     def _runs(self) -> dict[str, str]:
-        """The living run of each model."""
+        """Return the living run of each model."""
         return {metadata_of(run).name: run.run_id for run in self.census.living_runs()}
 
     # --- The end --------------------------------------------------------------------------------------------------
 
     def end(self, seed: int) -> Report:
-        """Ends the load, then everything; judges."""
+        """End the load, then everything; judges."""
         self.load.end()
         deadline = time.monotonic() + 60
         with contextlib.suppress(AssertionError):
@@ -329,7 +329,7 @@ class Storm:
         )
 
     def _unexplained(self) -> Iterator[str]:
-        """Calls that failed although nothing was wrong with what they needed."""
+        """Call that failed although nothing was wrong with what they needed."""
         everything = [trouble for batch in self.batches for trouble in batch]
         for call in self.load.calls:
             if not call.outcome:
@@ -366,7 +366,7 @@ def tracebacks(var: Path) -> list[str]:
 
 
 def logs(var: Path) -> str:
-    """The end of what `up` and all that it started wrote, without a line for each call."""
+    """Return the end of what `up` and all that it started wrote, without a line for each call."""
     return "\n".join([line for line in _written(var).splitlines() if "madoguchi.calls" not in line][-150:])
 
 

@@ -38,7 +38,7 @@ def census(tmp_path):
 
 
 def start(census, run_id="run"):
-    """A tree that mimics vLLM's under a real shim; returns when it is complete."""
+    """Return a tree that mimics vLLM's under a real shim; returns when it is complete."""
     command = Command(
         argv=(sys.executable, str(TREE), f"--port={ports.in_a_row(1, random.Random())}", "--host=127.0.0.1"),
         env={"LLAMA_API_KEY": "k"},
@@ -172,7 +172,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 def heard(*pieces):
-    """The call after these pieces and the end of the answer."""
+    """Return the call after these pieces and the end of the answer."""
     call = finished(outcome="", usage={})
     listener = Heard(call, "12 7")
     for piece in pieces:

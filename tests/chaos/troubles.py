@@ -70,11 +70,11 @@ class Backoff:
     well_since: float = field(default_factory=time.monotonic)
 
     def tired(self, now: float) -> bool:
-        """Whether one more death soon would be the end of a crash loop, which waits for an operator."""
+        """Return whether one more death soon would be the end of a crash loop, which waits for an operator."""
         return self.deaths >= MOST_IN_A_ROW and now - self.well_since < self.forgotten_after
 
     def died(self, now: float) -> float:
-        """The pause that follows, at most: who was well for long enough begins anew."""
+        """Return the pause that follows, at most: who was well for long enough begins anew."""
         self.deaths = 1 if now - self.well_since >= self.forgotten_after else self.deaths + 1
         self.well_since = float("inf")
         return self.pause(self.deaths)

@@ -114,7 +114,7 @@ def message_events(said: Turn, model: str) -> Iterator[dict[str, Any]]:
 
 
 def pieces(block: dict[str, Any], said: Turn) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A block as it begins, and the deltas that follow."""
+    """Return a block as it begins, and the deltas that follow."""
     if block["type"] == "thinking":
         deltas = [{"type": "thinking_delta", "thinking": part} for part in halves(said.thought)]
         deltas.append({"type": "signature_delta", "signature": SIGNATURE})

@@ -33,7 +33,7 @@ def node() -> Iterator[Driver]:
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
-    """The engine of each model."""
+    """Provide the engine of each model."""
     batch = ("--ctx-size=512", "--batch-size=512", "--ubatch-size=512")
     shapes = {
         "chat": (engines.chat_model(), "--parallel=2", "--ctx-size=2048"),

@@ -28,12 +28,12 @@ CODEX = "node_modules/@openai/codex-*/vendor"
 
 
 def python() -> Path:
-    """The interpreter that can import the clients for Python."""
+    """Return the interpreter that can import the clients for Python."""
     return locked.python(LOCK, "clients")
 
 
 def open_webui() -> Path:
-    """The interpreter that can import Open WebUI. Blocks for some minutes the first time: 1.2 GB."""
+    """Return the interpreter that can import Open WebUI. Blocks for some minutes the first time: 1.2 GB."""
     return locked.python(OPEN_WEBUI_LOCK, "openwebui")
 
 
@@ -44,7 +44,7 @@ def node() -> Path:
 
 
 def npm() -> list[str]:
-    """The command that starts its npm."""
+    """Return the command that starts its npm."""
     return [str(node()), str(node().parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
 
 
@@ -70,7 +70,7 @@ def packages() -> Path:
 
 
 def check(made: Path) -> None:
-    """Raises CannotFetch where npm left a program out: no test of a client may be missing without a word."""
+    """Raise CannotFetch where npm left a program out: no test of a client may be missing without a word."""
     for program in (CLAUDE_CODE, CODEX):
         if not [*made.glob(program)]:
             raise CannotFetch(f"npm did not get {program}: is there one for {platform.machine()}?")
@@ -83,12 +83,12 @@ def claude_code() -> Path:
 
 
 def codex() -> list[str]:
-    """The command that starts Codex's command line."""
+    """Return the command that starts Codex's command line."""
     return [str(node()), str(packages() / "node_modules" / "@openai" / "codex" / "bin" / "codex.js")]
 
 
 def lock() -> None:
-    """Looks for newer versions of what package.json wants. The lock holds no addresses: each site has its registry."""
+    """Look for newer versions of what package.json wants. The lock holds no addresses: each site has its registry."""
     options = ["--package-lock-only", "--omit-lockfile-registry-resolved", "--no-audit", "--no-fund"]
     subprocess.run([*npm(), "update", *options], cwd=HERE, check=True)
 

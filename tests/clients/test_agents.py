@@ -24,7 +24,7 @@ def urls() -> dict[str, str]:
 
 @pytest.fixture
 def desk(tmp_path, office) -> Path:
-    """A directory with a note in it, beside a home that no agent has been in."""
+    """Return a directory with a note in it, beside a home that no agent has been in."""
     (tmp_path / "home").mkdir()
     place = tmp_path / "desk"
     place.mkdir()
@@ -49,7 +49,7 @@ def run(desk: Path, command: list[str], *, status: int = 0, **variables: str) ->
 
 
 def calls_of_tools(office) -> list[dict[str, Any]]:
-    """The requests of a conversation in which tools were offered."""
+    """Return the requests of a conversation in which tools were offered."""
     return [request["body"] for request in office.agent.requests if request["body"].get("tools")]
 
 

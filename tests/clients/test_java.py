@@ -32,7 +32,7 @@ class Jdk:
     java: Lines
 
     def call(self, version: str, path: str, fields: dict[str, Any] | None = None) -> tuple[int, str, list[str]]:
-        """Its status, the version of HTTP that was spoken, and the lines of its body."""
+        """Return its status, the version of HTTP that was spoken, and the lines of its body."""
         line = f"{version} {self.office.key} {self.office.v1}{path}"
         status, spoken, body = self.java.ask(f"{line} {json.dumps(fields)}" if fields else line).split("\t")
         return int(status), spoken, body.split("\x1f")

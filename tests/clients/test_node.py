@@ -16,7 +16,7 @@ FIXED = {"messages": MESSAGES, "max_tokens": 16, "temperature": 0}
 
 @pytest.fixture
 def ask(office, node):
-    """Makes a call of driver.mjs with this office's key."""
+    """Make a call of driver.mjs with this office's key."""
     to = {"baseURL": office.v1, "apiKey": office.key}
 
     def asked(do: str, **fields: Any) -> dict[str, Any]:

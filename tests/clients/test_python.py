@@ -252,7 +252,7 @@ def test_langchain_gets_structured_output(office):
 @pytest.mark.parametrize("stream", [False, True])
 def test_langchain_calls_tools(office, stream):
     def weather(city: str) -> str:
-        """The weather in a city."""
+        """Return the weather in a city."""
         return city
 
     model = langchain(office, "fake").bind_tools([weather])
@@ -387,7 +387,7 @@ SENT = {"thinking": ("type", "thinking", "signature"), "tool_use": ("type", "id"
 
 
 def said(told: dict[str, Any]) -> dict[str, Any]:
-    """The message, streamed or not."""
+    """Return the message, streamed or not."""
     message: dict[str, Any] = answer(told)
     return message.get("message", message)
 

@@ -51,7 +51,7 @@ class Site:
         return self.installation.port
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's rows."""
+        """Return the sum of a metric's rows."""
         text = self.client.get("/metrics").text
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.MULTILINE))
 
@@ -103,7 +103,10 @@ class Site:
         assert (left := self.reserved()) == 0, f"{left} tokens stay reserved"
 
     def reserved(self) -> int:
-        """Tokens that count as used although no row tells of them. A call is made to learn it; it uses twelve."""
+        """Return tokens that count as used although no row tells of them.
+
+        A call is made to learn it; it uses twelve.
+        """
         body = {"model": "plain", "messages": []}
         answer = self.client.post("/v1/chat/completions", headers=self.authorization, json=body)
         assert answer.status_code == 200, answer.text
@@ -121,7 +124,7 @@ class Site:
         return PLENTY - left - (used or 0) - self.own
 
     def unrecorded(self, ids: set[str]) -> set[str]:
-        """Those of these calls that have no row."""
+        """Return those of these calls that have no row."""
         marks = ",".join(f"'{request_id}'" for request_id in ids)
         rows = self.installation.read(f"select request_id from usage_usagerecord where request_id in ({marks})")
         assert len(rows) == len(set(rows))

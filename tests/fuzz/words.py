@@ -65,7 +65,7 @@ MODELS = ("plain", "assembled", "vectors")
 
 @st.composite
 def bodies(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
-    """A path and a body for it, of which some members are not what they should be."""
+    """Return a path and a body for it, of which some members are not what they should be."""
     path = draw(st.sampled_from(sorted(PATHS)))
     body: dict[str, Any] = {"model": draw(st.sampled_from(MODELS)), **PATHS[path]}
     if draw(st.booleans()):
@@ -78,7 +78,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
 
 @st.composite
 def encoded(draw: st.DrawFn) -> tuple[str, bytes]:
-    """A path and the bytes of a body, perhaps with some of them changed."""
+    """Return a path and the bytes of a body, perhaps with some of them changed."""
     path, body = draw(bodies())
     data = said(body, ascii_only=draw(st.booleans())).encode(errors="surrogatepass")
     if draw(st.integers(0, 4)) == 0:
@@ -252,7 +252,7 @@ LINE: dict[str, Any] = {
 
 @st.composite
 def lines(draw: st.DrawFn) -> bytes:
-    """A line of a spool as no gateway wrote it."""
+    """Return a line of a spool as no gateway wrote it."""
     fields = {**LINE, "request_id": f"req_{draw(st.integers(0, 2**64)):024x}"}
     fields |= draw(st.dictionaries(st.sampled_from([*LINE, "unknown"]), VALUES, min_size=1, max_size=2))
     event = {draw(st.sampled_from(["close", "close", "open", "other"])): fields}

@@ -113,7 +113,7 @@ def compare_cards(found: list[Device]) -> Iterator[Finding]:
 
 
 def compare_context(card: Device) -> Iterator[Finding]:
-    """A process with a context and 1 GiB on the first card."""
+    """Yield a process with a context and 1 GiB on the first card."""
     before = card.used
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card.uuid}
     child = subprocess.Popen(
@@ -164,7 +164,7 @@ def compare_engines() -> Iterator[Finding]:
 
 
 def model_for(launcher: str, directory: Path) -> Path:
-    """A chat model of random weights: 0.6 GB for llama.cpp, 2 GB for vLLM."""
+    """Return a chat model of random weights: 0.6 GB for llama.cpp, 2 GB for vLLM."""
     from tests import engines as made
     from tests import random_checkpoint, random_gguf
     from tests.bench.footprint import QWEN2

@@ -83,7 +83,7 @@ class Nvml:
 
 
 def two_a100(**first) -> Nvml:
-    """A host with two A100 of 80 GB, nothing on them."""
+    """Return a host with two A100 of 80 GB, nothing on them."""
     cards = [
         Card(uuid=f"GPU-{letter * 8}-1b2c", name="NVIDIA A100-SXM4-80GB", total=85_899_345_920, used=607_649_792)
         for letter in "ab"
@@ -94,7 +94,7 @@ def two_a100(**first) -> Nvml:
 
 
 def desktop_4090() -> Nvml:
-    """A workstation's RTX 4090 of 24 GB: a desktop on it, and somebody's notebook that computes."""
+    """Return a workstation's RTX 4090 of 24 GB: a desktop on it, and somebody's notebook that computes."""
     return Nvml(
         Card(
             uuid="GPU-9e0f8a51-77aa",
@@ -108,7 +108,7 @@ def desktop_4090() -> Nvml:
 
 
 def divided_a100() -> Nvml:
-    """An A100 in MIG mode: two instances of 20 GB and three places that are free, beside a whole one."""
+    """Return an A100 in MIG mode: two instances of 20 GB and three places that are free, beside a whole one."""
     parts = [
         Card(
             uuid=f"MIG-{number}{number}{number}-4c60",

@@ -21,7 +21,7 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 
 def safetensors(path: Path, tensors: Shapes) -> int:
-    """Writes the file; the bytes of its data."""
+    """Write the file; the bytes of its data."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, (dtype, shape) in tensors.items():
         end = offset + prod(shape) * BYTES[dtype]
@@ -38,7 +38,7 @@ def safetensors(path: Path, tensors: Shapes) -> int:
 def directory(
     path: Path, config: Mapping[str, Any], tensors: Shapes, *, shards: int = 1, template: bool = True
 ) -> Path:
-    """A model directory; its tensors dealt out in order over so many files."""
+    """Return a model directory; its tensors dealt out in order over so many files."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
     (path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE} if template else {}))
@@ -58,14 +58,14 @@ def directory(
 
 
 def llama_config(**changes: Any) -> dict[str, Any]:
-    """A small Llama's configuration."""
+    """Return a small Llama's configuration."""
     small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     rest = {"num_key_value_heads": 2, "max_position_embeddings": 2048, "vocab_size": 320}
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **small, **rest, **changes}
 
 
 def decoder(config: Mapping[str, Any], *, norms: Sequence[str], dtype: str = "BF16", tied: bool = False) -> Shapes:
-    """The tensors of a Llama or of one of its relatives."""
+    """Return the tensors of a Llama or of one of its relatives."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]
     wide, narrow = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
@@ -135,7 +135,10 @@ def llama_70b_awq(path: Path) -> Path:
 def gguf(
     path: Path, architecture: str = "llama", values: Mapping[str, Any] | None = None, tensors: Shapes | None = None
 ) -> Path:
-    """A GGUF file, written by the format's own package. `values`: by key, the architecture before it left out."""
+    """Return a GGUF file, written by the format's own package.
+
+    `values`: by key, the architecture before it left out.
+    """
     made = {"context_length": 8192, "embedding_length": 64, "block_count": 2, "attention.head_count": 4}
     writer = GGUFWriter(None, architecture)
     for key, value in {**made, **(values or {})}.items():

@@ -47,7 +47,7 @@ class Site:
         return supervisor
 
     def model(self, name: str = "m", *behave: str, **fields: object) -> ServedModel:
-        """A llama.cpp model for the stand-in; its file has a header and nothing behind it."""
+        """Return a llama.cpp model for the stand-in; its file has a header and nothing behind it."""
         path = paper_models.gguf(self.var / "model.gguf")
         args = [f"--behave={each}" for each in behave]
         values = {"engine": "llama.cpp", "path": str(path), "args": args, **fields}

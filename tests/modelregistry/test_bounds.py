@@ -200,7 +200,7 @@ def scalars(draw: st.DrawFn, kind: int) -> bytes:
 
 @st.composite
 def values(draw: st.DrawFn) -> bytes:
-    """A value with its type before it."""
+    """Return a value with its type before it."""
     kind = draw(st.sampled_from([*SCALARS, 8, 9]))
     if kind == 8:
         return struct.pack("<I", 8) + text(draw(odd_text))

@@ -34,7 +34,7 @@ def register(capsys, *args):
 
 
 def refused(*args):
-    """The one sentence of a refusal, which changed nothing."""
+    """Return the one sentence of a refusal, which changed nothing."""
     before = list(ServedModel.objects.values())
     with pytest.raises(CommandError) as refusal:
         call_command("registermodel", *args)

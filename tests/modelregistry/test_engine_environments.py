@@ -37,7 +37,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A directory that pip takes wheels from, in place of the package index."""
+    """Return a directory that pip takes wheels from, in place of the package index."""
     directory = tmp_path / "index"
     directory.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -358,7 +358,7 @@ PROJECT = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-pat
 
 
 def write_source(directory: Path) -> str:
-    """A source whose own build file needs `builder-of-tiny`; answers its pin."""
+    """Return a source whose own build file needs `builder-of-tiny`; answers its pin."""
     path = directory / "tiny-1.0.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         for name, text in {"pyproject.toml": PROJECT, "backend.py": BACKEND, "answer": "42", "PKG-INFO": ""}.items():

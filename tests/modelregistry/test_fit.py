@@ -97,7 +97,7 @@ def hosts(draw: st.DrawFn) -> tuple[list[Device], list[HostedReplica]]:
 
 
 def row(tenant: HostedReplica) -> Replica:
-    """The same as its supervisor wrote it down."""
+    """Return the same as its supervisor wrote it down."""
     promised = tenant.allotment
     model, _zero = tenant.name.split(" #")
     held = {str(device): promised.needed for device in promised.devices} if tenant.settled else {}

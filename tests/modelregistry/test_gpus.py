@@ -121,7 +121,7 @@ def test_an_operator_can_leave_us_some_cards_only(variable, left):
 
 @pytest.fixture
 def machine(tmp_path):
-    """A /proc and a cgroup tree below `tmp_path`, of a machine with 64 GB of which 40 can be had."""
+    """Return a /proc and a cgroup tree below `tmp_path`, of a machine with 64 GB of which 40 can be had."""
     (tmp_path / "proc" / "self").mkdir(parents=True)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 64000000 kB\nMemFree: 1000 kB\nMemAvailable: 40000000 kB\n")
     (tmp_path / "proc" / "self" / "cgroup").write_text("0::/box/service\n")

@@ -90,7 +90,7 @@ def test_p4_no_line_takes_long_to_look_at():
 
 @pytest.fixture
 def start(tmp_path):
-    """Runs `sh` as an engine whose output is filtered; returns its run."""
+    """Run `sh` as an engine whose output is filtered; returns its run."""
     runs = process.Runs(tmp_path / "engines")
 
     def start(script: str) -> process.Run:

@@ -461,7 +461,7 @@ def weights(tmp_path):
 
 @pytest.fixture
 def holder(weights):
-    """Starts processes that hold 100 MB of their own and have 50 MB of one file mapped."""
+    """Start processes that hold 100 MB of their own and have 50 MB of one file mapped."""
     started = []
 
     def start():

@@ -29,7 +29,7 @@ def a_whole(path: Path) -> Path:
 
 
 def with_file(name: str, content: str | bytes):
-    """A whole model of which one file is something else."""
+    """Return a whole model of which one file is something else."""
 
     def make(path: Path) -> Path:
         a_whole(path)

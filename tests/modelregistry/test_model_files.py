@@ -807,7 +807,7 @@ def test_a_reranker_is_told_by_how_it_pools(tmp_path):
 
 
 def split(path: Path, count: int = 3) -> Path:
-    """The first of a model's parts."""
+    """Return the first of a model's parts."""
     for part in range(count):
         values = {"split.no": part, "split.count": count}
         gguf(path / f"m-{part + 1:05}-of-{count:05}.gguf", "llama", values, {f"blk.{part}.x": ("F32", (10,))})

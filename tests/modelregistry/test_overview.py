@@ -51,7 +51,7 @@ def bars(host: Host, *devices: dict[str, object]) -> list[DeviceNow]:
 
 
 def parts(device: DeviceNow) -> tuple[float, ...]:
-    """Weights, cache, overhead, others in GB."""
+    """Return weights, cache, overhead, others in GB."""
     return tuple(value / GB for value in (device.weights, device.cache, device.overhead, device.others))
 
 

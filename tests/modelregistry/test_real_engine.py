@@ -25,7 +25,7 @@ from tests.waiting import until
 
 @pytest.fixture
 def launcher():
-    """The one that needs no compiler. All three: tests/launchers."""
+    """Return the one that needs no compiler. All three: tests/launchers."""
     return Launcher("xllamacpp")
 
 
@@ -95,7 +95,7 @@ def test_p4_what_people_ask_for_in_grammars_and_schemas_is_not_in_its_log(real):
 
 @pytest.fixture
 def launched(tmp_path):
-    """The launcher as a plain process, with five seconds of grace."""
+    """Provide the launcher as a plain process, with five seconds of grace."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
     argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", engines.chat_model(), "--alias=smol"]

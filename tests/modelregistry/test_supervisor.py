@@ -144,7 +144,7 @@ def test_an_ill_engine_is_off_the_catalogue_until_it_is_well(site):
 
 @pytest.fixture
 def occupied():
-    """A port in use whose successor is free."""
+    """Provide a port in use whose successor is free."""
     while True:
         with socket.create_server(("127.0.0.1", 0)) as other:
             port = other.getsockname()[1]

@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def sized(path, gib):
-    """A GGUF file with a header, and so many GiB of nothing behind it."""
+    """Return a GGUF file with a header, and so many GiB of nothing behind it."""
     rows = gib * GIB // (2 * 4096)
     return str(paper_models.gguf(path, tensors={"token_embd.weight": ("F16", (rows, 4096))}))
 

@@ -118,7 +118,7 @@ def test_e11_what_was_tried_is_kept_and_replaced():
 
 
 def install(cache: Path, version: str, *behave: str, launcher: str = "llama-server") -> Path:
-    """An engine of this version, as `installengine` would have put it there: by one rename."""
+    """Return an engine of this version, as `installengine` would have put it there: by one rename."""
     made = cache / f".{version}" / "bin" / ("llama-server" if launcher == "llama-server" else "python")
     made.parent.mkdir(parents=True)
     words = shlex.join(f"--behave={each}" for each in behave)

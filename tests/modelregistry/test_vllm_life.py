@@ -53,7 +53,7 @@ class Answer:
 
 
 def ask(replica: Replica) -> int:
-    """How many tokens it makes when asked for one."""
+    """Return how many tokens it makes when asked for one."""
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
     request = Request(
         f"{replica.url}/v1/chat/completions",

@@ -148,7 +148,7 @@ def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelMetada
 
 
 def made(path: Path, name: str) -> Path:
-    """A directory: the embedding as it is, and as much of each type as the model has."""
+    """Return a directory: the embedding as it is, and as much of each type as the model has."""
     model = ZOO[name]
     config, types = model["config"], model["dtypes"]
     text = config.get("text_config") or config.get("llm_config") or config

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_wheel(directory: Path, name: str, files: dict[str, str | bytes]) -> str:
-    """Writes a wheel of version 1.0 and answers its pin."""
+    """Write a wheel of version 1.0 and answer its pin."""
     path = directory / f"{name}-1.0-py3-none-any.whl"
     info = f"{name}-1.0.dist-info"
     files = files | {

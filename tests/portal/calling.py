@@ -51,7 +51,7 @@ class Caller:
             Draft202012Validator(schema).validate(answer.json())
 
     def _described_path(self, path: str) -> str:
-        """The template that this path fills in; of two the one with more words of its own."""
+        """Return the template that this path fills in; of two the one with more words of its own."""
         fitting = [
             told
             for told in self._described["paths"]

@@ -56,7 +56,7 @@ def door(db) -> Door:
 
 @pytest.fixture
 def connect(settings, monkeypatch, directory: Directory) -> Callable[..., company.Directory]:
-    """Connects the portal to the test directory (`of`: another) with the LDAP_* variables of its `env`, as changed."""
+    """Connect the portal to the test directory (`of`: another) with the LDAP_* variables of its `env`, as changed."""
 
     def connect(of: Any = directory, **overrides: str | None) -> company.Directory:
         with monkeypatch.context() as patch:
@@ -74,7 +74,7 @@ def connect(settings, monkeypatch, directory: Directory) -> Callable[..., compan
 
 @pytest.fixture
 def newcomer(directory: Directory) -> Iterator[Callable[..., str]]:
-    """Hires somebody into groups, gives the name, and dismisses whoever is still there at the end."""
+    """Hire somebody into groups, give the name, and dismisses whoever is still there at the end."""
     hired = []
 
     def hire(uid: str, *groups: str) -> str:

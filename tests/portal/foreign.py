@@ -34,14 +34,16 @@ class Foreign:
         return {mark for mark in marks if mark in text.lower() or mark in text}
 
     def seen_beside_its_name(self, text: str) -> set[str]:
-        """The same, but for the tenant's own name and address: who may see both chooses between them."""
+        """Return the same, but for the tenant's own name and address: who may see both chooses between them."""
         for name in (self.tenant.name, f"tenant:{MARK}", f"tenant/{MARK}", f"tenant={MARK}"):
             text = text.replace(name, "")
         return self.seen_in(text)
 
 
 def fill(home: Tenant) -> Foreign:
-    """Another tenant with a row in every list, and a member of both whose rows there are nobody's matter in `home`."""
+    """Return another tenant with a row in every list, and a member of both whose rows there are nobody's matter in
+    `home`.
+    """
     tenant = Tenant.objects.create(slug=MARK, name="Zzforeign 部")
     both = person("dora", home, first_name="Dora")
     Membership.objects.create(user=both, tenant=tenant)

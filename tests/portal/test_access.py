@@ -396,13 +396,13 @@ def sent(client: Client, method: str, address: str, body: dict[str, Any] | None)
 
 
 def is_refusal(response: HttpResponse) -> bool:
-    """Whether nothing was done. A page also sends on after what was done, but never to sign in."""
+    """Return whether nothing was done. A page also sends on after what was done, but never to sign in."""
     to_sign_in = response.status_code == 302 and response["Location"].startswith("/sign-in/?next=")
     return to_sign_in or response.status_code in CLOSED
 
 
 def contents() -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of all tables but sessions: what a refused request must leave as it was."""
+    """Return all rows of all tables but sessions: what a refused request must leave as it was."""
     found = {}
     with connection.cursor() as cursor:
         for model in apps.get_models(include_auto_created=True):

@@ -44,7 +44,7 @@ def notices(kind: str) -> list[dict[str, str]]:
 
 @pytest.fixture
 def recruit(domain) -> Iterator[Callable[..., str]]:
-    """Hires somebody, gives the name, and dismisses them at the end."""
+    """Hire somebody, give the name, and dismisses them at the end."""
     hired = []
 
     def recruit(name: str, *groups: str, **attributes: Any) -> str:
@@ -58,7 +58,7 @@ def recruit(domain) -> Iterator[Callable[..., str]]:
 
 @pytest.fixture
 def found_group(domain) -> Iterator[Callable[..., str]]:
-    """Makes a group of these people (or groups, with a leading @), gives its DN, and removes it, wherever it is."""
+    """Make a group of these people (or groups, with a leading @), give its DN, and remove it, wherever it is."""
     made = []
 
     def found_group(name: str, *members: str) -> str:
@@ -280,7 +280,7 @@ class TestGroups:
 class TestChangedGroups:
     @pytest.fixture
     def operated(self, connect_domain, door, found_group):
-        """The portal with a group of operators of its own, one of whom is here; gives its DN."""
+        """Return the portal with a group of operators of its own, one of whom is here; gives its DN."""
         dn = found_group("Keepers", "suzuki")
         connect_domain(LDAP_OPERATOR_GROUP=dn)
         assert door.enter("suzuki", "password of suzuki").is_staff

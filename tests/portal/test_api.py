@@ -35,7 +35,7 @@ def _nobody_was_wrong_before():
 
 
 def key_for(user: User, *held: str, days: float = 30) -> str:
-    """The text of a new management key, of all scopes that this person may use unless some are named."""
+    """Return the text of a new management key, of all scopes that this person may use unless some are named."""
     chosen = held or [scope.name for scope in usable_scopes(user)]
     return management_keys.issue_management_key(
         user=user, name="script", scopes_=chosen, expires_at=timezone.now() + timedelta(days=days)

@@ -28,7 +28,7 @@ ADDRESS = "https://madoguchi.example.com"
 
 @pytest.fixture
 def run(live_server):
-    """Runs a command with a management key of an admin of "sales", with this server in place of the example's."""
+    """Run a command with a management key of an admin of "sales", with this server in place of the example's."""
     sales = Tenant.objects.create(slug="sales", name="営業部")
     admin = person("admin", sales, role=Membership.Role.ADMIN)
     person("yamada", sales)

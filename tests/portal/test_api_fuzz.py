@@ -112,7 +112,7 @@ def ways(operation: Any, there: dict[str, dict[str, Any]]) -> list[strategies.Se
 
 
 def ask(cases: strategies.SearchStrategy[Any], headers: dict[str, str]) -> int:
-    """How many questions were asked. Raises what Schemathesis found."""
+    """Return how many questions were asked. Raises what Schemathesis found."""
     asked = []
 
     @ASKING

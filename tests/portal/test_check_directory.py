@@ -28,7 +28,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def check(capsys):
-    """Runs it; gives the lines by their mark, and whether all of it works."""
+    """Run it; gives the lines by their mark, and whether all of it works."""
 
     def check(*arguments: str) -> tuple[dict[str, list[str]], bool]:
         try:
@@ -133,7 +133,7 @@ def test_d4_servers_and_certificates_are_tried_one_by_one(connect, check, direct
 
 @contextlib.contextmanager
 def web_server() -> Iterator[int]:
-    """Gives its port."""
+    """Give its port."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
         server.RequestHandlerClass.log_message = lambda *_: None
         threading.Thread(target=server.serve_forever, args=(0.05,)).start()

@@ -20,7 +20,7 @@ from tests.slapd import GROUP_BASE, SERVICE_PASSWORD, USER_BASE, group_dn, unuse
 
 @pytest.fixture
 def read(monkeypatch):
-    """Reads these variables on top of the least that works."""
+    """Read these variables on top of the least that works."""
 
     def read(**variables: str | None) -> company.Directory | None:
         least = {"LDAP_SERVER_URI": "ldaps://ldap.example.com", "LDAP_USER_BASE": USER_BASE}
@@ -263,7 +263,7 @@ class TestDocuments:
 
     @pytest.fixture
     def copied(self, tmp_path, monkeypatch, directory):
-        """Reads the LDAP_* variables of an example, by the shell as systemd would; its files are others here."""
+        """Read the LDAP_* variables of an example, by the shell as systemd would; its files are others here."""
         (tmp_path / "password").write_text("x")
         files = {"LDAP_BIND_PASSWORD_FILE": tmp_path / "password", "LDAP_CA_FILE": directory.ca_file}
 

@@ -30,7 +30,7 @@ def sync(capsys, *arguments: str) -> str:
 
 
 def refused(*arguments: str) -> str:
-    """The sentence with which it refuses; asserts that nothing was changed."""
+    """Return the sentence with which it refuses; asserts that nothing was changed."""
     before = facts()
     with pytest.raises(CommandError) as caught:
         call_command("syncdirectory", *arguments)

@@ -21,7 +21,7 @@ DAY = timedelta(days=1)
 
 
 def aged(key: ApiKey, *, life: timedelta, left: timedelta) -> ApiKey:
-    """The key as it is when so much is left of so long a life."""
+    """Return the key as it is when so much is left of so long a life."""
     now = timezone.now()
     ApiKey.objects.filter(pk=key.pk).update(expires_at=now + left, created_at=now + left - life)
     key.refresh_from_db()

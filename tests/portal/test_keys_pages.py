@@ -28,7 +28,7 @@ def as_alice(client, alice):
 
 
 def ask(client, **fields):
-    """Fills in the form as a browser does and sends it."""
+    """Fill in the form as a browser does and send it."""
     ticket = client.get("/keys/new/").context["form"]["ticket"].value()
     form = {"name": "laptop", "lifetime": "90", "ticket": ticket, **fields}
     return client.post("/keys/new/", form), form
@@ -39,7 +39,7 @@ def the_key_in(response) -> str:
 
 
 def everything_stored() -> str:
-    """All rows of keys and sessions as text, sessions decoded."""
+    """Return all rows of keys and sessions as text, sessions decoded."""
     rows = serializers.serialize("json", ApiKey.objects.all())
     return rows + json.dumps([session.get_decoded() for session in Session.objects.all()])
 

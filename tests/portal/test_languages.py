@@ -92,7 +92,7 @@ def test_what_models_call_their_fields():
 
 
 def literals(script: str) -> Iterator[str]:
-    """The texts in a script's quotes, without those of its comments."""
+    """Yield the texts in a script's quotes, without those of its comments."""
     code = re.sub(r"^\s*//.*$|\s//\s.*$", "", script, flags=re.MULTILINE)
     for match in re.finditer(r'"((?:[^"\\\n]|\\.)*)"|`((?:[^`\\]|\\.)*)`', code):
         yield next(group for group in match.groups() if group is not None)

@@ -49,7 +49,7 @@ def places(user: User) -> dict[str, str]:
 
 @pytest.fixture
 def silent_port():
-    """A port that accepts connections and never says a word."""
+    """Provide a port that accepts connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 

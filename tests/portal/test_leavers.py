@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def company(counter, connect, door, directory):  # noqa: F811
-    """The gateway, and some who stay, so that one who goes is plausible. (alice is a local account here.)"""
+    """Return the gateway, and some who stay, so that one who goes is plausible. (alice is a local account here.)"""
     connect()
     for name in ("bob", "charlie", "olivia", "star*"):
         assert door.enter(name, directory.people[name].password)
@@ -47,7 +47,7 @@ class Caller:
         return httpx2.post(f"{self.company.url}/v1/chat/completions", json=body, headers=headers).status_code
 
     def stopped_after(self) -> float:
-        """Seconds from now until a call is refused."""
+        """Return seconds from now until a call is refused."""
         began = time.monotonic()
         until(lambda: self.status() == 401, 20)
         return time.monotonic() - began

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def reader(frame: type, failures: list[BaseException | None]) -> Callable[[], Callable[..., Any]]:
-    """Makes readers; the first things that they do are these."""
+    """Make readers; the first things that they do are these."""
 
     def read(number: int, **_: Any) -> Any:
         if failures and (error := failures.pop(0)) is not None:

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def connect(settings, monkeypatch):
-    """Connects the portal to the mail server at this URL."""
+    """Connect the portal to the mail server at this URL."""
 
     def connect(url: str) -> None:
         monkeypatch.setenv("EMAIL_URL", url)

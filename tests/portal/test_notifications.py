@@ -58,7 +58,7 @@ def sentences(kind: str, language: str, **facts) -> str:
 
 
 def stored(alice, kind: str) -> dict:
-    """The facts as a reader gets them back."""
+    """Return the facts as a reader gets them back."""
     notify([alice], kind, "one", **TOLD[kind])
     return Notice.objects.get(user=alice, kind=kind).facts
 

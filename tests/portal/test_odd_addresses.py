@@ -41,14 +41,14 @@ READ_BY = {
 
 
 def parameters() -> list[str]:
-    """The names that our pages read from a query string."""
+    """Return the names that our pages read from a query string."""
     sources = Path(settings.BASE_DIR / "portal").rglob("*.py")
     return sorted({name for source in sources for name in PARAMETER.findall(source.read_text())} | set(OF_FORMS))
 
 
 @pytest.fixture
 def operator(filled, alice, olivia, research) -> Client:  # noqa: F811
-    """Sees every page, with something on it."""
+    """See every page, with something on it."""
     fleet()
     calls(key_of(alice, research))
     client = Client(raise_request_exception=False)

@@ -100,7 +100,7 @@ def test_a_form_of_another_site_cannot_act(olivia):
 
 
 def furnish() -> ServedModel:
-    """A ready model on a host with a GPU."""
+    """Return a ready model on a host with a GPU."""
     model = serve("qwen")
     host = Host.objects.get()
     HostReport.objects.create(

@@ -55,7 +55,7 @@ class Database:
 
 @contextmanager
 def serving(live: LiveState, pulse: LiveUsageFeed) -> Iterator[SimpleNamespace]:
-    """The portal on a port: `port`, and uvicorn's `server`."""
+    """Provide the portal on a port: `port`, and uvicorn's `server`."""
     from portal.asgi import django
 
     application = ProtocolTypeRouter({"http": django, "websocket": sockets(live, pulse)})
@@ -77,7 +77,7 @@ def serving(live: LiveState, pulse: LiveUsageFeed) -> Iterator[SimpleNamespace]:
 
 @pytest.fixture
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
-    """The portal on a port, with the `database` that operators' sockets read."""
+    """Provide the portal on a port, with the `database` that operators' sockets read."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
     database = Database()
     with serving(LiveState(lambda: database, poll=0.05, patience=5.0), LiveUsageFeed()) as site:
@@ -106,7 +106,7 @@ def opened(
 
 
 def told(connection: ClientConnection, kind: str | None = None, seconds: float = 30) -> dict[str, Any]:
-    """The next message; the next of this kind, passing over others."""
+    """Return the next message; the next of this kind, passing over others."""
     deadline = time.monotonic() + seconds
     while True:
         message = json.loads(connection.recv(timeout=max(0.1, deadline - time.monotonic())))

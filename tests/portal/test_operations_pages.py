@@ -337,7 +337,7 @@ class TestButtons:
 
 
 def offered(page: str) -> list[str]:
-    """The verbs of the only model's buttons."""
+    """Return the verbs of the only model's buttons."""
     cell = page.split('data-live="buttons-qwen"')[1].split("</td>")[0]
     return [label.split()[0] for label in re.findall('aria-label="([^"]*)"', cell)]
 

@@ -14,7 +14,7 @@ from tests.translations import TEXTS
 
 @pytest.fixture(scope="module")
 def extracted(tmp_path_factory) -> Path:
-    """The catalogue as it would be after another run of makemessages, made beside the real one."""
+    """Return the catalogue as it would be after another run of makemessages, made beside the real one."""
     copy = tmp_path_factory.mktemp("texts")
     for part in ("portal", "modelregistry", "apiproxy", "templates"):
         ignored = shutil.ignore_patterns("migrations", "__pycache__", "*.mo", "static")
@@ -49,7 +49,9 @@ MARKS = {"_", "gettext", "gettext_lazy", "ngettext", "ngettext_lazy", "pgettext"
 
 
 def hidden(source: str) -> list[int]:
-    """Lines with a text inside an f-string, where xgettext does not look, so that it stays untranslated unnoticed."""
+    """Return lines with a text inside an f-string, where xgettext does not look, so that it stays untranslated
+    unnoticed.
+    """
     calls = (
         call
         for part in ast.walk(ast.parse(source))

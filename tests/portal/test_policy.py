@@ -44,7 +44,7 @@ Row = tuple[str, int | None, int | None, int | None, int | None, str, str, int]
 
 
 def naive(rows: list[Quota], tenant: int, user: int | None, key: int) -> set[Row]:
-    """The rules as they are told to people, one quota after the other."""
+    """Return the rules as they are told to people, one quota after the other."""
 
     def has(**wanted: object) -> bool:
         return any(all(getattr(row, name) == value for name, value in wanted.items()) for row in rows)

@@ -20,7 +20,7 @@ WRITES = "from django.db import connection; connection.cursor().execute('create 
 
 @pytest.fixture
 def open_place() -> Iterator[Path]:
-    """A directory that every account may enter, unlike those of pytest."""
+    """Provide a directory that every account may enter, unlike those of pytest."""
     place = Path(tempfile.mkdtemp(prefix="madoguchi-open-"))
     place.chmod(0o755)
     yield place
@@ -44,7 +44,7 @@ def readable_by_others(paths: list[Path]) -> set[Path]:
 
 
 def is_open(path: Path) -> bool:
-    """Whether the modes of this and of all directories above let every account read it."""
+    """Return whether the modes of this and of all directories above let every account read it."""
     entered = all(parent.stat().st_mode & stat.S_IXOTH for parent in path.parents)
     return entered and bool(path.stat().st_mode & stat.S_IROTH)
 

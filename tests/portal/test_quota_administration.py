@@ -28,7 +28,7 @@ def _english():
 
 @pytest.fixture
 def carol(research):
-    """A second admin of the tenant."""
+    """Return a second admin of the tenant."""
     return person("carol", research, role="admin", first_name="Carol")
 
 

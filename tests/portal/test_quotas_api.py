@@ -21,7 +21,7 @@ def call(described):
 
 @pytest.fixture
 def carol(research):
-    """A second admin of the tenant."""
+    """Return a second admin of the tenant."""
     return person("carol", research, role="admin", first_name="Carol")
 
 

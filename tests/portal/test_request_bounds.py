@@ -57,7 +57,7 @@ class Client:
         self.sent.append(message)
 
     async def ask(self, wall: Wall) -> int:
-        """The answer's status; 0 for none."""
+        """Return the answer's status; 0 for none."""
         await wall(self.scope, self.receive, self.send)
         return self.sent[0]["status"] if self.sent else 0
 

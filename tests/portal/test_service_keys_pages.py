@@ -48,7 +48,7 @@ def text_of(client, path: str) -> str:
 
 
 def ask(client, address="/keys/services/new/", **fields):
-    """Fills in the form as a browser does and sends it."""
+    """Fill in the form as a browser does and send it."""
     shown = client.get(address, headers=ENGLISH).context["form"]
     form = {
         "name": "Dify",

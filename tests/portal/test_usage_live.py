@@ -25,7 +25,7 @@ END = AT.timestamp() - live.SETTLED
 
 
 def answered(ended: float, took: float = 0, tokens: int = 10, first: float | None = None, **more: Any) -> Answer:
-    """An answer that ended so many seconds before the last slot did."""
+    """Return an answer that ended so many seconds before the last slot did."""
     end = END - ended
     facts = {"number": 1, "prompt_tokens": 5, "status": "finished", "model": "qwen", "tenant": 1, "user": 1, "key": 1}
     return Answer(began=end - took, first=first, ended=end, completion_tokens=tokens, **{**facts, **more})
@@ -146,7 +146,7 @@ class Database:
 
 @pytest.fixture
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
-    """The portal on a port, with the `database` that the live view reads."""
+    """Provide the portal on a port, with the `database` that the live view reads."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
     database = Database()
     with serving(LiveState(), LiveUsageFeed(lambda: database, poll=0.05)) as site:

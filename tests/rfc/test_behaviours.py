@@ -35,14 +35,14 @@ CLASSES += ["/static/none.css", "/ws/", "/ws/none/", "/admin/login/"]
 
 
 def ask(site: Site, way: str, sent: bytes, *methods: str) -> list[Answer]:
-    """All answers to these bytes; the last request among them must end the connection."""
+    """Return all answers to these bytes; the last request among them must end the connection."""
     with site.connect(way) as connection:
         connection.sendall(sent)
         return list(Reader(connection).answers(*methods))
 
 
 def refusal(site: Site, way: str, sent: bytes) -> Answer:
-    """The first answer. For its end one would wait: nginx reads on for a while what is still sent."""
+    """Return the first answer. For its end one would wait: nginx reads on for a while what is still sent."""
     with site.connect(way) as connection:
         connection.sendall(sent)
         return Reader(connection).one()

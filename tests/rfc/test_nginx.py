@@ -83,7 +83,7 @@ def test_p4_a_body_does_not_touch_the_disk():
 
 
 def kept_by_nginx(proxy: Nginx) -> list[str]:
-    """Files with something in them, deleted ones too, that its processes hold below its place; logs apart."""
+    """Return files with something in them, deleted ones too, that its processes hold below its place; logs apart."""
     found = []
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -123,7 +123,7 @@ def test_g12_paths_that_cohere_s_clients_write_take_the_same_bodies_as_ours(site
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """A host that is switched off: connections to it get no answer at all, not even a refusal."""
+    """Provide a host that is switched off: connections to it get no answer at all, not even a refusal."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket())
         listener.bind(("127.0.0.1", 0))

@@ -134,7 +134,7 @@ class Call:
         self.answers = self.n * self.prompts
 
     def value(self, name: str) -> Any:
-        """A member as engines are told it."""
+        """Return a member as engines are told it."""
         return self.typed[name] if name in self.typed else self.fields.get(name)
 
     @property
@@ -142,7 +142,7 @@ class Call:
         return max(1, self.size // BYTES_PER_TOKEN)
 
     def lighten(self) -> None:
-        """Forgets the values that only engines look at, once they have been looked through: they may take ten times
+        """Forget the values that only engines look at, once they have been looked through: they may take ten times
         the memory of their bytes, which are there for another attempt."""
         if self.size > SMALL_SHARE:
             for name, value in self.fields.items():
@@ -180,7 +180,7 @@ class Terms:
 
 
 def stated(call: Call, endpoint: Endpoint) -> int | None:
-    """The most tokens of each answer as the client says; by a word of another API if there is none of this one."""
+    """Return the most tokens of each answer as the client says; by a word of another API if there is none of this one."""
     said = call.most
     if not said:
         return None
@@ -191,14 +191,14 @@ def stated(call: Call, endpoint: Endpoint) -> int | None:
 
 
 def answer(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
-    """The most tokens that are reserved for each answer."""
+    """Return the most tokens that are reserved for each answer."""
     return min(stated(call, endpoint) or terms.default_answer, model.context or validation.LONGEST)
 
 
 def bounding(
     call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: Callable[[], bool]
 ) -> dict[str, Any]:
-    """The members by which the engine is told what was reserved, and (None) those that it could obey instead.
+    """Return the members by which the engine is told what was reserved, and (None) those that it could obey instead.
 
     `limited()`: the call falls under a limit of tokens. Without one an answer of no stated bound may go on until the
     context ends, as everywhere.
@@ -225,7 +225,7 @@ def bounding(
 
 
 def caching(call: Call, model: Model, terms: Terms, tenant: int) -> dict[str, Any]:
-    """The members that keep a tenant from what others' prompts have left in an engine's cache.
+    """Return the members that keep a tenant from what others' prompts have left in an engine's cache.
 
     Else whoever guesses a beginning is told how much of it was right: by `cached_tokens`, and by the time to the first
     token. vLLM's cache is salted; a client's own salt divides its tenant's further. llama.cpp has one cache for all, so
@@ -252,7 +252,7 @@ def digest(text: str, key: bytes) -> str:
 
 
 def estimate(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
-    """The most tokens that this call can be expected to use."""
+    """Return the most tokens that this call can be expected to use."""
     if endpoint.costs == "nothing":
         return 0
     prompt = call.prompt_estimate
@@ -272,7 +272,7 @@ def max_usage(call: Call, endpoint: Endpoint, model: Model) -> int:
 
 
 def max_generated(call: Call, endpoint: Endpoint, model: Model) -> int:
-    """The most tokens that all its answers together can have."""
+    """Return the most tokens that all its answers together can have."""
     if endpoint.costs == "sound":
         return transcription.spoken(call.prompt_estimate)
     if endpoint.costs != "prompt and answer":
@@ -282,7 +282,7 @@ def max_generated(call: Call, endpoint: Endpoint, model: Model) -> int:
 
 
 def parse(body: bytes) -> Call:
-    """Reads a request body. Raises BadRequest; fields it does not know are none of its business."""
+    """Read a request body. Raises BadRequest; fields it does not know are none of its business."""
     if len(body) > validation.MB:
         validation.check_density(body)
     fields = decoded(body)
@@ -315,7 +315,7 @@ def parse(body: bytes) -> Call:
 
 
 def prompts(prompt: Any) -> int:
-    """How many: a list of numbers is one, its tokens."""
+    """Return how many: a list of numbers is one, its tokens."""
     return len(prompt) if isinstance(prompt, list) and prompt and not validation.token_ids(prompt) else 1
 
 
@@ -367,7 +367,7 @@ def upstream_body(
     more: Mapping[str, Any] | None = None,
     afresh: bool = False,
 ) -> bytes:
-    """The body for the engine: as it came but for the model's name there, the request for usage, what was read
+    """Return the body for the engine: as it came but for the model's name there, the request for usage, what was read
     otherwise than it came, and `more`: members to set, or (None) to leave out.
 
     A member is put behind the bytes where possible, also in place of one that the client sent: of two our engines take
@@ -414,7 +414,7 @@ def _rewritten(call: Call, changes: Mapping[str, Any]) -> bytes:
 
 
 def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The members with these set, or (None) left out."""
+    """Return the members with these set, or (None) left out."""
     kept = {**fields, **changes}
     for name, value in changes.items():
         if value is None:
@@ -427,7 +427,7 @@ SMALL = 8 * 1024
 
 
 def usage_in(body: bytes) -> dict[str, Any] | None:
-    """The `usage` object of an unary answer, found without decoding the rest (embeddings are megabytes long).
+    """Return the `usage` object of an unary answer, found without decoding the rest (embeddings are megabytes long).
 
     A quote inside a JSON text is escaped, so an unescaped `"usage"` before a colon is a key; the last one that is
     followed by an object is the answer's own.

@@ -37,7 +37,7 @@ USAGE: dict[str, Any] = {
 
 
 def is_bare(event: dict[str, Any]) -> bool:
-    """Whether the first event of a stream shows that its engine writes them without their numbers."""
+    """Return whether the first event of a stream shows that its engine writes them without their numbers."""
     return event.get("type") == "response.created" and "sequence_number" not in event
 
 

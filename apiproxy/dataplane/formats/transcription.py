@@ -30,12 +30,12 @@ def sound(size: int) -> int:
 
 
 def spoken(heard: int) -> int:
-    """The most tokens of text in so many of sound."""
+    """Return the most tokens of text in so many of sound."""
     return heard * SPOKEN_PER_SECOND // TOKENS_PER_SECOND
 
 
 def reservation(size: int) -> int:
-    """The most that a request body of so many bytes can be expected to cost: its sound and what is said in it."""
+    """Return the most that a request body of so many bytes can be expected to cost: its sound and what is said in it."""
     heard = sound(size)
     return 1 + heard + spoken(heard)
 

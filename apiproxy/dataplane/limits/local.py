@@ -70,7 +70,7 @@ class Reservation(Protocol):
 
 class Admission(Protocol):
     async def admit(self, limits: Sequence[Limit], model: int, estimate: int, now: float) -> Reservation:
-        """Reserves one request and `estimate` tokens under every limit that applies to this model, or under none.
+        """Reserve one request and `estimate` tokens under every limit that applies to this model, or under none.
 
         Raises OverRate or OverQuota for the limit that lasts longest among those that are reached.
         """
@@ -121,7 +121,7 @@ class HeldReservation:
     __slots__ = ("_open", "_plan", "_share", "estimate")
 
     def __init__(self, plan: ApplicableLimits, estimate: int, share: int = 1) -> None:
-        """Reserves: one request, and `estimate` tokens."""
+        """Reserve: one request, and `estimate` tokens."""
         self._plan = plan
         self.estimate = estimate
         self._share = share
@@ -233,7 +233,9 @@ class Limits:
         return Counting()
 
     def adopt(self, limit: Limit, begin: float, used: int) -> CounterState:
-        """The tally of this limit; a new one goes on from what is known to be used since `begin`, ahead of `spent`."""
+        """Return the tally of this limit; a new one goes on from what is known to be used since `begin`, ahead of
+        `spent`.
+        """
         tally = self._tallies.get(limit.counter)
         if tally is None:
             window = limit.counter.window
@@ -246,7 +248,7 @@ class Limits:
         return counter in self._tallies
 
     async def _ask(self, limit: Limit, tally: CounterState, now: float) -> None:
-        """Counts what is recorded, if it can be told: else the tally stays in doubt and the next caller asks again."""
+        """Count what is recorded, if it can be told: else the tally stays in doubt and the next caller asks again."""
         assert self._spent is not None
         spending = await self._spent(limit, now)
         if spending is None or not tally.doubtful:

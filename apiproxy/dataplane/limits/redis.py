@@ -171,13 +171,13 @@ class SharedLimits:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Returns when Redis has answered, or could not be reached for CONNECT seconds: then this worker is alone."""
+        """Return when Redis has answered, or could not be reached for CONNECT seconds: then this worker is alone."""
         self._loop = asyncio.get_running_loop()
         await self._reach(first=True)
         self._task = self._keep("redis", self._look_after)
 
     async def close(self) -> None:
-        """Tells Redis what it has not heard, and gives the lease back."""
+        """Tell Redis what it has not heard, and give the lease back."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -230,7 +230,7 @@ class SharedLimits:
     async def _reserve(
         self, link: RedisConnection, mine: list[Limit], windows: list[tuple[float, float]], estimate: int, now: float
     ) -> SharedReservation | list[Any] | None:
-        """The hold, or why there is none; None: Redis is away."""
+        """Return the hold, or why there is none; None: Redis is away."""
         if self._ended:
             self._send()
         keys, lease = [self._key(limit.counter) for limit in mine], self._lease
@@ -276,7 +276,7 @@ class SharedLimits:
         return hold
 
     async def _seed(self, limit: Limit, epoch: bytes, now: float) -> None:
-        """Tells Redis what is recorded of this limit; if that cannot be known now, it begins at zero for a while."""
+        """Tell Redis what is recorded of this limit; if that cannot be known now, it begins at zero for a while."""
         begun = self._loop.time()
         spending = await self._spent(limit, now)
         begin, end = self._window(limit, now)
@@ -342,7 +342,7 @@ class SharedLimits:
         self._send()
 
     def _send(self) -> None:
-        """Writes down all settlements for Redis. Nobody waits for its answer; without one they are sent again."""
+        """Write down all settlements for Redis. Nobody waits for its answer; without one they are sent again."""
         while self._ended and self._link is not None:
             items = [self._ended.popleft() for _ in range(min(BATCH, len(self._ended)))]
             self._batch += 1
@@ -363,7 +363,7 @@ class SharedLimits:
     # --- Redis comes and goes
 
     async def _look_after(self) -> None:
-        """Keeps the lease for a beat while Redis is there, looks for Redis once while it is not."""
+        """Keep the lease for a beat while Redis is there, look for Redis once while it is not."""
         if (link := self._link) is None:
             await asyncio.sleep(RETRY)
             await self._reach()
@@ -451,7 +451,7 @@ class SharedLimits:
         return hold
 
     def _taken_along(self, alone: Limits, hold: SharedReservation) -> HeldReservation:
-        """The same reservation in this worker's own counters."""
+        """Return the same reservation in this worker's own counters."""
         tallies = []
         for limit, place in zip(hold.limits, hold.places, strict=True):
             seen, taken = self._seen.get(limit.counter), hold.taken(limit)

@@ -34,7 +34,7 @@ class PendingCommand(NamedTuple):
 
 
 async def connect(url: str, script: str) -> "RedisConnection":
-    """A connection that is signed in. Raises Away, within CONNECT seconds."""
+    """Return a connection that is signed in. Raises Away, within CONNECT seconds."""
     try:
         async with asyncio.timeout(CONNECT):
             link = await open_stream(url, script)
@@ -124,7 +124,7 @@ class RedisConnection(asyncio.Protocol):
         self.ask(("EVALSHA", self._digest, len(keys), *keys, *arguments), heard)
 
     async def answer(self, *words: Any) -> Any:
-        """Raises Away."""
+        """Raise Away."""
         return await self._answer(lambda heard: self.ask(words, heard))
 
     async def result(self, keys: Sequence[str], arguments: Sequence[Any]) -> Any:

@@ -103,7 +103,7 @@ class ChunkAccumulator:
         self.size += len(text) + 64  # as it stands in memory
 
     def _merge(self, message: dict[str, Any], delta: dict[str, Any]) -> None:
-        """Adds a delta: texts are appended, tool calls merged by their index, the role kept."""
+        """Add a delta: texts are appended, tool calls merged by their index, the role kept."""
         for name, value in delta.items():
             if name == "tool_calls":
                 calls = message.setdefault("tool_calls", {})
@@ -130,7 +130,7 @@ class ChunkAccumulator:
                 call[name] = value
 
     def _merge_logprobs(self, logprobs: dict[str, Any], part: dict[str, Any]) -> None:
-        """Lists are joined (`content` of chat; `token_usage`, `token_logprobs`, … of completions)."""
+        """List are joined (`content` of chat; `token_usage`, `token_logprobs`, … of completions)."""
         for name, value in part.items():
             if isinstance(value, list):
                 items = logprobs.setdefault(name, RawAccumulator())
@@ -210,7 +210,7 @@ class MessageAccumulator:
 
 
 def tool_input(text: str) -> Any:
-    """A tool's input; where max_tokens cut it off, the text that there is."""
+    """Return a tool's input; where max_tokens cut it off, the text that there is."""
     try:
         return loads(text or "{}")
     except ValueError:
@@ -222,7 +222,7 @@ def whole(number: Any) -> int:
 
 
 def objects(events: bytes) -> list[dict[str, Any]]:
-    """The JSON objects of whole events; `[DONE]`, comments and llama.cpp's `null` are none."""
+    """Return the JSON objects of whole events; `[DONE]`, comments and llama.cpp's `null` are none."""
     lines = [line[5:].strip() for line in events.split(b"\n") if line.startswith(b"data:")]
     found = [loads(line) for line in lines if line != b"[DONE]"]
     return [thing for thing in found if isinstance(thing, dict)]
@@ -237,7 +237,7 @@ def encoded(answer: dict[str, Any]) -> bytes:
 
 
 def item(value: Any) -> bytes:
-    """One of a list, as JSON."""
+    """Return one of a list, as JSON."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:

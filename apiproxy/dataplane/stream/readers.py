@@ -93,7 +93,9 @@ class Reader(ABC):
         return piece
 
     def plain(self, framed: bytes, start: int) -> bool:
-        """Whether the chunk `framed[start:-2]` is one event that may go on as it is, and is counted; else `feed` it."""
+        """Return whether the chunk `framed[start:-2]` is one event that may go on as it is, and is counted; else `feed`
+        it.
+        """
         # `find`, because `in` makes and drops an exception each time (a quarter of a microsecond).
         if self._rest or not framed.endswith(b"\n\n\r\n") or framed.find(b"\r", start, -2) >= 0:
             return False
@@ -110,7 +112,7 @@ class Reader(ABC):
         return True
 
     def close(self) -> bytes:
-        """The stream has ended: what may go on of an event without an empty line behind it, if it is whole."""
+        """Return the stream has ended: what may go on of an event without an empty line behind it, if it is whole."""
         rest = bytes(self._rest).strip()
         self._rest.clear()
         data = rest.rpartition(b"data:")[2].strip()
@@ -119,7 +121,7 @@ class Reader(ABC):
         return self.feed(rest + b"\n\n")
 
     def told_finish(self) -> bool:
-        """Whether the engine told why its answer ends, so that nothing is missing but a last word."""
+        """Return whether the engine told why its answer ends, so that nothing is missing but a last word."""
         return False
 
     def counted(self, events: int) -> int:
@@ -164,7 +166,7 @@ class Reader(ABC):
         tail[0], tail[1], tail[2] = tail[1], tail[2], through
 
     def _whole(self, piece: bytes) -> bytes:
-        """Adds a piece to what was held back and takes out everything up to the last complete event."""
+        """Add a piece to what was held back and take out everything up to the last complete event."""
         rest = self._rest
         new = len(rest)
         if new and rest[-1] == CR:
@@ -192,7 +194,7 @@ class ChunkReader(Reader):
     PART = b"data:"
 
     def finished(self) -> bool:
-        """A usage object, or a finish_reason in the last events.
+        """Return a usage object, or a finish_reason in the last events.
 
         `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well. Nor is "abort",
         by which vLLM ends what it gives up when it is stopped.
@@ -267,7 +269,7 @@ class MultiChoiceReader(ChunkReader):
         self._ended: set[int] = set()
 
     def finished(self) -> bool:
-        """Every answer that began has ended; some engines give one whatever `n` is."""
+        """Return every answer that began has ended; some engines give one whatever `n` is."""
         return self.error is None and bool(self._ended) and self._seen == self._ended
 
     def used(self, prompt: int) -> tuple[Tokens, bool]:
@@ -305,7 +307,7 @@ class MultiChoiceReader(ChunkReader):
         return encoded(chunk) if choices else b""
 
     def _count(self, choices: list[dict[str, Any]]) -> bool:
-        """Counts what these carry; gives whether one of them ends."""
+        """Count what these carry; gives whether one of them ends."""
         ends = False
         for choice in choices:
             index = choice.get("index", 0)
@@ -360,7 +362,7 @@ class TypedReader(Reader):
 
     @abstractmethod
     def _look(self, data: dict[str, Any]) -> Any:
-        """Notes what one event tells; gives the error if it is one."""
+        """Note what one event tells; gives the error if it is one."""
 
 
 class ResponsesReader(TypedReader):
@@ -426,7 +428,9 @@ class MessagesReader(TypedReader):
 
 
 def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
-    """One usage object of several. Each of `n` answers to the same prompt tells the whole prompt: it counts once."""
+    """Return one usage object of several. Each of `n` answers to the same prompt tells the whole prompt: it counts
+    once.
+    """
     if len(usages) == 1:
         return usages[0]
     told = [found for usage in usages if (found := read_tokens(usage)) is not None]
@@ -448,7 +452,7 @@ def encoded(chunk: dict[str, Any]) -> bytes:
 
 
 def decoded(data: bytes) -> dict[str, Any] | None:
-    """The JSON object in these bytes, if it is one."""
+    """Return the JSON object in these bytes, if it is one."""
     try:
         found = loads(data)
     except ValueError:

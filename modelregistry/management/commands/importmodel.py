@@ -119,7 +119,7 @@ def _row(one: Found) -> tuple[list[str], list[str]]:
 
 
 def _inspect(one: Found) -> Inspected:
-    """Looks where its links lead before anything of it is read."""
+    """Look where its links lead before anything of it is read."""
     fault = ""
     size = None
     try:
@@ -145,7 +145,7 @@ def _describe(facts: ModelMetadata | None) -> str:
 
 
 def _fit(one: Found, facts: ModelMetadata | None) -> tuple[str, list[str]]:
-    """Whether it fits, by what this host reported last, and why not."""
+    """Return whether it fits, by what this host reported last, and why not."""
     if facts is None:
         return "-", []
     here = Host.objects.filter(name=settings.HOST_NAME)

@@ -147,7 +147,7 @@ def _set(model: ServedModel, options: dict[str, Any], preset: Preset | None) -> 
 
 
 def _compare(model: ServedModel, preset: Preset) -> None:
-    """Raises CommandError if the files, where they can be seen, are of another kind of model."""
+    """Raise CommandError if the files, where they can be seen, are of another kind of model."""
     if not model.is_of_this_machine():
         return
     facts = model_files.read_model(model.engine, model.path, model.allowed_risks)

@@ -76,7 +76,7 @@ def ports(text: str) -> range:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Holds the lock of this host's supervisor; the kernel frees it however we end. Raises CommandError."""
+    """Hold the lock of this host's supervisor; the kernel frees it however we end. Raises CommandError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:

@@ -101,7 +101,7 @@ def ended(attributes: Mapping[str, Any], now: datetime) -> str:
 
 
 def has_lapsed(attributes: Mapping[str, Any], now: datetime) -> bool:
-    """Whether nobody could sign in for PATIENCE, because of a lock or the password.
+    """Return whether nobody could sign in for PATIENCE, because of a lock or the password.
 
     OpenLDAP keeps the time of a lock that has passed until the next sign-in, so there it may be only that nobody tried.
     """
@@ -146,7 +146,7 @@ def refusal(error: ldap.LDAPError) -> AccountRefused | None:
 
 
 def is_told_to_anybody(error: ldap.LDAPError) -> bool:
-    """Whether a person's bind was refused for the account's sake before the password was looked at.
+    """Return whether a person's bind was refused for the account's sake before the password was looked at.
 
     389 does so with accounts that are disabled, FreeIPA with those that are expired. Passed on, it would tell whoever
     types a name that there is such an account.

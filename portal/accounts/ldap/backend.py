@@ -21,7 +21,7 @@ REFUSED_SIGN_IN = (ldap.INAPPROPRIATE_AUTH, ldap.INVALID_DN_SYNTAX, ldap.NO_SUCH
 
 
 def auth_settings(directory: Directory) -> dict[str, Any]:
-    """The settings of django-auth-ldap, less what `Connections` and `NameSearch` do in its place."""
+    """Return the settings of django-auth-ldap, less what `Connections` and `NameSearch` do in its place."""
     direct = bool(directory.user_dn_template)
     return {
         "AUTH_LDAP_SERVER_URI": directory.servers[0],
@@ -56,7 +56,7 @@ class Connections:
 
     @staticmethod
     def initialize(_uri: str, **_: Any) -> connection.Connection:
-        """Raises DirectoryError, which django-auth-ldap lets through."""
+        """Raise DirectoryError, which django-auth-ldap lets through."""
         directory = settings.DIRECTORY
         assert directory is not None  # without it this backend is not in the settings
         return connection.connect(directory, bind=not directory.user_dn_template)
@@ -143,7 +143,7 @@ def _proved(directory: Directory, ldap_user: Any) -> entries.Person:
 
 
 def _is_bound_as(directory: Directory, ldap_user: Any) -> bool:
-    """Whether the server means the entry that was found by the person who bound.
+    """Return whether the server means the entry that was found by the person who bound.
 
     In Active Directory alice@corp.example may be one person's userPrincipalName and `alice` another's sAMAccountName.
     There the root entry shows the security ids of whoever asks ([MS-ADTS] 3.1.1.3.2, tokenGroups), of which a person's

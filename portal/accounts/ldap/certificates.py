@@ -62,7 +62,7 @@ def _names_of(directory: Directory, server: str) -> tuple[str, ...]:
 
 
 def _read(directory: Directory, server: str, *, check_name: bool) -> Certificate:
-    """Raises OSError, of which ssl.SSLCertVerificationError is one, and NoAnswer."""
+    """Raise OSError, of which ssl.SSLCertVerificationError is one, and NoAnswer."""
     host, port = address(server)
     context = ssl.create_default_context(cafile=directory.ca_file)
     context.check_hostname = check_name

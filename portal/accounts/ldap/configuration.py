@@ -118,7 +118,7 @@ class Directory:
         return bool(self.user_base and (self.bind_dn or not self.user_dn_template))
 
     def filter_by(self, attribute: str, value: str) -> str:
-        """The filter that finds a person by another attribute than the account name."""
+        """Return the filter that finds a person by another attribute than the account name."""
         return KINDS[self.kind][2].format(username=attribute) % {"user": ldap.filter.escape_filter_chars(value)}
 
     def filter_by_name(self, name: str) -> str:
@@ -134,7 +134,7 @@ class Directory:
         return self.user_filter % {"user": "*"}
 
     def settings_of(self, group: str) -> tuple[str, ...]:
-        """The variables that name this group."""
+        """Return the variables that name this group."""
         named = {
             "LDAP_GROUP_TENANTS": group in self.group_tenants,
             "LDAP_OPERATOR_GROUP": group == self.operator_group,
@@ -179,7 +179,7 @@ class Directory:
 
 
 def read(env: environs.Env) -> Directory | None:
-    """The LDAP_* settings, or None without LDAP_SERVER_URI.
+    """Return the LDAP_* settings, or None without LDAP_SERVER_URI.
 
     Raises environs.EnvError, whose text names the variable, for what is unreadable, misspelt or contradictory.
     """
@@ -194,7 +194,7 @@ def read(env: environs.Env) -> Directory | None:
 
 
 def normal(dn: str) -> str:
-    """One spelling for each DN: lower case, no spaces around commas, one way of escaping."""
+    """Return one spelling for each DN: lower case, no spaces around commas, one way of escaping."""
     return str(ldap.dn.dn2str(ldap.dn.str2dn(dn))).lower()
 
 
@@ -264,7 +264,7 @@ def _check_texts(env: environs.Env) -> None:
 
 
 def _check(directory: Directory) -> None:
-    """Raises for values that are right by themselves but not together."""
+    """Raise for values that are right by themselves but not together."""
     if directory.start_tls and directory.servers[0].startswith("ldaps:"):
         raise _wrong("LDAP_START_TLS", "ldaps:// is encrypted from the first byte; StartTLS goes with ldap://")
     if directory.ca_file and not (directory.start_tls or directory.servers[0].startswith("ldaps:")):
@@ -369,7 +369,9 @@ def _ca_file(env: environs.Env, *, encrypted: bool) -> str:
 
 
 def _is_der(path: str) -> bool:
-    """Whether it may be one certificate as Windows exports it: bytes, from a SEQUENCE with a length of two bytes on."""
+    """Return whether it may be one certificate as Windows exports it: bytes, from a SEQUENCE with a length of two bytes
+    on.
+    """
     try:
         with open(path, "rb") as file:
             return file.read(2) == b"\x30\x82"

@@ -144,7 +144,7 @@ def connect_to(directory: Directory, server: str, *, bind: bool) -> Connection:
 
 
 def _start_tls(connection: Connection) -> None:
-    """Raises NoAnswer also for a refusal: a server that we may not trust is as good as none."""
+    """Raise NoAnswer also for a refusal: a server that we may not trust is as good as none."""
     try:
         connection.start_tls_s()
     except SILENCE:
@@ -179,7 +179,7 @@ def _distrust(directory: Directory, server: str, error: ldap.LDAPError) -> NoAns
 
 
 def _reach(connection: Connection) -> None:
-    """Connects, which looks at the certificate; what the server thinks of the question is not asked."""
+    """Connect, which looks at the certificate; what the server thinks of the question is not asked."""
     try:
         connection.search_s("", ldap.SCOPE_BASE, attrlist=["1.1"])
     except SILENCE:
@@ -212,7 +212,7 @@ def translate_errors() -> Iterator[None]:
 
 
 def our_error(error: ldap.LDAPError) -> DirectoryError:
-    """The sentence is for operators; people are told by the kind of error."""
+    """Return the sentence is for operators; people are told by the kind of error."""
     if isinstance(error, SILENCE):
         return NoAnswer(f"The directory does not answer ({_said(error)})")
     known = QUESTION_TROUBLE.get(type(error))
@@ -228,7 +228,7 @@ def _said(error: ldap.LDAPError) -> str:
 
 
 def search(connection: Any, base: str, query: str, attributes: list[str]) -> list[Entry]:
-    """All entries below `base`, a page at a time. Raises LDAPError."""
+    """Return all entries below `base`, a page at a time. Raises LDAPError."""
     page = SimplePagedResultsControl(False, size=PAGE, cookie="")
     found: list[Entry] = []
     while True:
@@ -250,7 +250,7 @@ def some(connection: Any, base: str, query: str, attributes: list[str], most: in
 
 
 def read(connection: Any, dn: str, attributes: list[str], query: str = "(objectClass=*)") -> Entry | None:
-    """One entry; None if there is none, it does not match, or we may not know of it."""
+    """Return one entry; None if there is none, it does not match, or we may not know of it."""
     try:
         results = connection.search_s(dn, ldap.SCOPE_BASE, query, attributes)
     except ABSENT:
@@ -259,7 +259,7 @@ def read(connection: Any, dn: str, attributes: list[str], query: str = "(objectC
 
 
 def exists(connection: Any, dn: str) -> bool:
-    """Whether there is such a place, as far as the server tells; we need not be allowed to read it itself."""
+    """Return whether there is such a place, as far as the server tells; we need not be allowed to read it itself."""
     try:
         connection.search_s(dn, ldap.SCOPE_BASE, attrlist=["1.1"])
     except NOT_HERE:
@@ -275,7 +275,9 @@ def ranged(directory: Directory, name: str) -> str:
 
 
 def all_values(connection: Any, entry: Entry, name: str) -> list[Any]:
-    """All values of an attribute; the further ranges of one with many ([MS-ADTS] 3.1.1.3.1.3.3) are asked for here."""
+    """Return all values of an attribute; the further ranges of one with many ([MS-ADTS] 3.1.1.3.1.3.3) are asked for
+    here.
+    """
     values = list(entry.attributes.get(name, []))
     attributes: Mapping[str, Any] = entry.attributes
     while True:

@@ -88,7 +88,7 @@ def find(directory: Directory, username: str, remembered: Mapping[str, str] | No
 
 
 def in_full(directory: Directory, connection: Connection, entry: Entry, remembered: Mapping[str, str]) -> Person:
-    """The person of an entry, with what follows from groups. Raises LDAPError and Refused."""
+    """Return the person of an entry, with what follows from groups. Raises LDAPError and Refused."""
     groups = locate_groups(directory, connection, remembered)
     return person_of(directory, entry, holders(directory, connection, groups, [entry])[0], groups)
 
@@ -97,13 +97,13 @@ def in_full(directory: Directory, connection: Connection, entry: Entry, remember
 
 
 def by_name(directory: Directory, connection: Connection, typed: str) -> Entry | None:
-    """The entry of whoever signs in by what was typed; None if there is none, or several. Raises LDAPError."""
+    """Return the entry of whoever signs in by what was typed; None if there is none, or several. Raises LDAPError."""
     found = all_by_name(directory, connection, typed)
     return found[0] if len(found) == 1 else None
 
 
 def all_by_name(directory: Directory, connection: Connection, typed: str) -> list[Entry]:
-    """The entries that what was typed may mean. Nobody signs in by it if they are several.
+    """Return the entries that what was typed may mean. Nobody signs in by it if they are several.
 
     An account name goes before all else, so that nobody's mail address can stand in another's way. Raises LDAPError.
     """
@@ -115,7 +115,7 @@ def all_by_name(directory: Directory, connection: Connection, typed: str) -> lis
 
 
 def _queries(directory: Directory, connection: Connection, name: str) -> list[str]:
-    """Filters to try one after the other."""
+    """Filter to try one after the other."""
     domain, separator, account = name.rpartition("\\")
     if directory.kind == "activedirectory" and separator:
         return [directory.filter_by_name(account)] if domain.casefold() in domains(connection) else []
@@ -185,18 +185,18 @@ def _holds(group: str, held: Collection[str], groups: Groups) -> bool | None:
 
 
 def security_id(attributes: Mapping[str, Any]) -> bytes:
-    """A person's own; only of Active Directory, empty if it may not be read."""
+    """Return a person's own; only of Active Directory, empty if it may not be read."""
     return first_bytes(attributes, "objectSid")
 
 
 def security_ids_of_asker(connection: Any) -> list[bytes]:
-    """The person's own and those of their groups; none if the server has no such thing."""
+    """Return the person's own and those of their groups; none if the server has no such thing."""
     answer = connection.search_s("", ldap.SCOPE_BASE, attrlist=["tokenGroups"])
     return [value for _, attributes in answer for value in attributes.get("tokenGroups", []) if value]
 
 
 def account_name(directory: Directory, attributes: Mapping[str, Any]) -> str:
-    """The name here, in one spelling."""
+    """Return the name here, in one spelling."""
     return unicodedata.normalize("NFKC", first(attributes, directory.username_attribute)).strip().lower()
 
 

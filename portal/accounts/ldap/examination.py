@@ -27,7 +27,7 @@ class Section:
 
 
 def examine_directory(directory: Directory, remembered: Mapping[str, str], name: str = "") -> Iterator[Section]:
-    """Yields a section as soon as it is known. `name`: whose way to a role is told as well.
+    """Yield a section as soon as it is known. `name`: whose way to a role is told as well.
 
     Blocks for as long as the servers need, a few time-outs for each that does not answer. What fails is a finding.
     """

@@ -74,7 +74,7 @@ def examine_groups(directory: Directory, connection: Connection, remembered: Map
 
 
 def _admits_no_operator(directory: Directory, connection: Connection, walk: Walk, groups: Groups) -> bool:
-    """Whether LDAP_REQUIRED_GROUP shuts out all of LDAP_OPERATOR_GROUP, which lists its members."""
+    """Return whether LDAP_REQUIRED_GROUP shuts out all of LDAP_OPERATOR_GROUP, which lists its members."""
     operators, admitted = groups.found.get(directory.operator_group), groups.found.get(directory.required_group)
     if operators is None or admitted is None or directory.group_type not in LISTS[:2]:
         return False
@@ -85,13 +85,13 @@ def _admits_no_operator(directory: Directory, connection: Connection, walk: Walk
 
 
 def _has_people(directory: Directory, connection: Connection) -> bool:
-    """Whether members of groups can be held against people. If not, that is told by itself."""
+    """Return whether members of groups can be held against people. If not, that is told by itself."""
     base = directory.user_base
     return exists(connection, base) and bool(some(connection, base, directory.filter_of_all, ["1.1"], 1))
 
 
 def _outside(directory: Directory) -> Iterator[Finding]:
-    """Groups of the settings that are not where groups should be. Active Directory is not asked by place."""
+    """Yield groups of the settings that are not where groups should be. Active Directory is not asked by place."""
     if directory.kind == "activedirectory" or not directory.group_base:
         return
     outside = [dn for dn in directory.groups if not is_below(dn, directory.group_base)]
@@ -185,6 +185,6 @@ def _why_empty(directory: Directory, connection: Connection, group: Group) -> st
 
 
 def _lists_people(directory: Directory, connection: Connection, group: Entry) -> bool:
-    """Whether it has people as members, whatever these have in memberOf."""
+    """Return whether it has people as members, whatever these have in memberOf."""
     members = [text(value) for name in LISTS[:2] for value in group.attributes.get(name, [])]
     return any(_is_person(directory, connection, normal(dn)) for dn in members[:FEW] if ldap.dn.is_dn(dn))

@@ -51,7 +51,7 @@ class Groups:
 
 
 def locate_groups(directory: Directory, connection: Connection, remembered: Mapping[str, str]) -> Groups:
-    """Looks each group up by its DN, else by the id that `remembered` has for that DN. Raises LDAPError and Refused."""
+    """Look each group up by its DN, else by the id that `remembered` has for that DN. Raises LDAPError and Refused."""
     if directory.groups and directory.group_base and not exists(connection, directory.group_base):
         raise Refused(f"There is no {directory.group_base}, or we may not read it (LDAP_GROUP_BASE)")
     found = {}
@@ -95,7 +95,7 @@ class PrimaryGroups:
         self.known: dict[bytes, str] = {}
 
     def of(self, person: Entry) -> str:
-        """Its DN; empty if there is none, or it may not be read."""
+        """Return its DN; empty if there is none, or it may not be read."""
         own, number = first_bytes(person.attributes, "objectSid"), first(person.attributes, "primaryGroupID")
         if len(own) < 12 or not number.isdecimal() or int(number) >= 2**32:
             return ""
@@ -156,7 +156,7 @@ class Closure:
         return normal(person.dn) in self.members or first(person.attributes, "primaryGroupID") in self.ids
 
     def way_to(self, person: Entry) -> list[str]:
-        """The groups by which the person is in the outermost one, from theirs to that; empty if not in it."""
+        """Return the groups by which the person is in the outermost one, from theirs to that; empty if not in it."""
         own, number = normal(person.dn), first(person.attributes, "primaryGroupID")
         dn = next((dn for dn, node in self.path.items() if own in node.members or (number and node.id == number)), "")
         way = []
@@ -225,7 +225,7 @@ class Walk:
         return tuple(member for member in self._candidates(members) if self._is_group(member))
 
     def _candidates(self, members: frozenset[str]) -> list[str]:
-        """Those that may be groups: below where groups are, and not where only people are."""
+        """Return those that may be groups: below where groups are, and not where only people are."""
         groups, people = self.directory.group_base, self.directory.user_base
         only_people = people if people and people != groups and not is_below(groups, people) else None
         found = [
@@ -245,7 +245,7 @@ class Walk:
         return self.is_group[dn]
 
     def _list_groups(self) -> frozenset[str]:
-        """All there are; none if they are more than the server gives, so that each is looked at by itself."""
+        """Return all there are; none if they are more than the server gives, so that each is looked at by itself."""
         query = f"({self.directory.group_type}=*)"
         try:
             entries = search(self.connection, self.directory.group_base, query, ["1.1"])
@@ -265,7 +265,7 @@ def _normals(values: Iterable[Any]) -> Iterable[str]:
 
 
 def is_below(dn: str, base: str) -> bool:
-    """Both in normal form."""
+    """Return both in normal form."""
     return dn == base or dn.endswith(f",{base}") or not base
 
 

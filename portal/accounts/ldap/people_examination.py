@@ -123,7 +123,7 @@ def _template(directory: Directory, connection: Connection, people: list[Entry])
 
 
 def _fits(dn: str, pattern: str) -> bool:
-    """Whether there is a name that makes this DN of a pattern with ANY_NAME."""
+    """Return whether there is a name that makes this DN of a pattern with ANY_NAME."""
     before, after = normal(pattern).split(ANY_NAME, 1)
     is_as_deep = len(ldap.dn.str2dn(dn)) == len(ldap.dn.str2dn(pattern))
     return is_as_deep and normal(dn).startswith(before) and normal(dn).endswith(after)
@@ -145,7 +145,7 @@ def _domain_of_template(directory: Directory, connection: Connection) -> Finding
 
 
 def _takes_only_dns(directory: Directory, connection: Connection) -> bool:
-    """Tries to bind by a name that nobody has, so that no account is locked by it."""
+    """Try to bind by a name that nobody has, so that no account is locked by it."""
     with opened(directory, connection.server, bind=False) as other:
         try:
             other.simple_bind_s(directory.user_dn_template % {"user": ANY_NAME}, ANY_NAME)

@@ -14,7 +14,7 @@ from portal.accounts.ldap.groups import Groups, Walk, holders, locate_groups
 def examine_person(
     directory: Directory, connection: Connection, remembered: Mapping[str, str], name: str, people: list[Person]
 ) -> Iterator[Finding]:
-    """Adds whom it finds to `people`."""
+    """Add whom it finds to `people`."""
     entries = all_by_name(directory, connection, name)
     if len(entries) != 1:
         yield Finding(False, _not_one(directory, connection, name, entries))

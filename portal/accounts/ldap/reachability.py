@@ -22,13 +22,13 @@ NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_EOF_WHILE_READING
 
 
 def address(server: str) -> tuple[str, int]:
-    """The host and port of an ldap:// or ldaps:// address."""
+    """Return the host and port of an ldap:// or ldaps:// address."""
     parts = urlsplit(server)
     return parts.hostname or "", parts.port or PORTS[parts.scheme]
 
 
 def check_answer(server: str, timeout: float) -> None:
-    """Raises NoAnswer with the cause unless somebody there speaks what the address says: LDAP, or TLS for ldaps://.
+    """Raise NoAnswer with the cause unless somebody there speaks what the address says: LDAP, or TLS for ldaps://.
 
     Whether it is the right server is for libldap to say. Called before every connection, because libldap itself (2.5
     with GnuTLS, as in Debian 12) never returns, with one core at 100 %, when a server accepts the connection and then
@@ -71,7 +71,7 @@ def _check_ldap(server: str, timeout: float) -> None:
 
 
 def _ask(server: str, timeout: float) -> None:
-    """Raises one of SILENCE unless there is an answer in LDAP, whichever."""
+    """Raise one of SILENCE unless there is an answer in LDAP, whichever."""
     connection = ldap.initialize(server)
     connection.set_option(ldap.OPT_NETWORK_TIMEOUT, timeout)
     connection.set_option(ldap.OPT_TIMEOUT, timeout)
@@ -94,7 +94,7 @@ def _speaks_ldap(server: str, timeout: float) -> bool:
 
 
 def _speaks_tls(host: str, port: int, timeout: float) -> bool:
-    """Raises NoAnswer where nobody listens, or whoever does says nothing."""
+    """Raise NoAnswer where nobody listens, or whoever does says nothing."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

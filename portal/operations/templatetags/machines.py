@@ -53,7 +53,7 @@ def seconds(value: float | None) -> str:
 
 @register.filter
 def rate(value: float | None) -> str:
-    """Tokens per second: with a tenth below ten."""
+    """Return tokens per second: with a tenth below ten."""
     if value is None:
         return ""
     digits = 1 if 0 < value < 10 else 0
@@ -62,7 +62,7 @@ def rate(value: float | None) -> str:
 
 @register.filter
 def per_cent(value: float | None) -> str:
-    """A share from 0 to 1."""
+    """Return a share from 0 to 1."""
     return "" if value is None else f"{round(100 * value)} %"
 
 
@@ -79,12 +79,12 @@ def advice(cause: str) -> str:
 
 @register.filter
 def problem(found: dict[str, str]) -> str:
-    """A host's problem as a sentence; what has none of ours is told as it came."""
+    """Return a host's problem as a sentence; what has none of ours is told as it came."""
     sentence = PROBLEMS.get(found["code"])
     return str(sentence) % found if sentence else found["detail"]
 
 
 @register.simple_tag
 def nothing() -> SafeString:
-    """Stands where there is no figure."""
+    """Stand where there is no figure."""
     return mark_safe('<span class="nothing">–</span>')

@@ -36,7 +36,7 @@ def version() -> str:
 
 @register.simple_tag
 def standing(user: User) -> Standing:
-    """One query: it is asked on every page."""
+    """Return one query: it is asked on every page."""
     unread = Notice.objects.filter(user=OuterRef("pk"), read_at=None).order_by().values("user").annotate(n=Count("pk"))
     admin_of = FilteredRelation("memberships", condition=Q(memberships__role=Membership.Role.ADMIN))
     rows = list(
@@ -51,7 +51,10 @@ def standing(user: User) -> Standing:
 
 @register.simple_tag(takes_context=True)
 def place(context: Context, url: str, label: str) -> SafeString:
-    """A link to one of the site's places, marked when the page is in it. Nothing where there is no such address."""
+    """Return a link to one of the site's places, marked when the page is in it.
+
+    Nothing where there is no such address.
+    """
     if not url:
         return SafeString()
     path = context["request"].path

@@ -15,7 +15,7 @@ class Pages(PageNumberPagination):
     page_size_query_param = "page_size"
 
     def get_page_size(self, request: Request) -> int | None:
-        """Raises ValidationError: what is not understood would go unnoticed otherwise."""
+        """Raise ValidationError: what is not understood would go unnoticed otherwise."""
         asked = request.query_params.get("page_size")
         if asked is None:
             return self.page_size

@@ -78,7 +78,7 @@ def title(code: int) -> str:
 
 
 def _pointers(found: Any, at: str = "#") -> Iterator[dict[str, str]]:
-    """Each sentence in a tree of errors with the path to its place."""
+    """Yield each sentence in a tree of errors with the path to its place."""
     if isinstance(found, dict):
         for name, below in found.items():
             yield from _pointers(below, at if name in ("", "non_field_errors") else f"{at}/{_escaped(str(name))}")

@@ -50,11 +50,11 @@ SCOPES = {
 
 
 def needed(subject: str, method: str) -> str:
-    """The scope that a request of this method about this subject needs."""
+    """Return the scope that a request of this method about this subject needs."""
     return f"{subject}:{'read' if method in READING else 'write'}"
 
 
 def covers(held: Collection[str], wanted: str) -> bool:
-    """Whether these scopes are enough. Who may write may read what was written."""
+    """Return whether these scopes are enough. Who may write may read what was written."""
     subject, _, degree = wanted.partition(":")
     return wanted in held or (degree == "read" and f"{subject}:write" in held)

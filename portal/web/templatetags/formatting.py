@@ -24,7 +24,7 @@ SHORT = {
 
 @register.filter
 def figure(value: int | float) -> str:
-    """Every digit, grouped: 1,234,567."""
+    """Return every digit, grouped: 1,234,567."""
     if isinstance(value, int):  # a table has thousands, and number_format takes 10 µs for each
         return f"{value:,}".replace(",", get_format("THOUSAND_SEPARATOR"))
     return number_format(value, force_grouping=True)
@@ -53,7 +53,7 @@ def absolute(value: int) -> int:
 
 @register.simple_tag(takes_context=True)
 def moment(context: Context, value: datetime) -> SafeString:
-    """A time in the zone of the page (`zone` in its context), the exact instant on hover."""
+    """Return a time in the zone of the page (`zone` in its context), the exact instant on hover."""
     zone: ZoneInfo = context["zone"]
     local, today = value.astimezone(zone), timezone.now().astimezone(zone).date()
     if local.date() == today:
@@ -68,7 +68,7 @@ def moment(context: Context, value: datetime) -> SafeString:
 
 @register.simple_tag(takes_context=True)
 def calendar_day(context: Context, value: datetime) -> SafeString:
-    """The date alone, with its year, in the zone of the page: for what ends on a day."""
+    """Return the date alone, with its year, in the zone of the page: for what ends on a day."""
     local = value.astimezone(context["zone"])
     text = date_format(local, pgettext("day with year", "j M Y"))
     exact = f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()}"
@@ -77,7 +77,7 @@ def calendar_day(context: Context, value: datetime) -> SafeString:
 
 @register.filter
 def month_day(value: date) -> str:
-    """A day where the year is plain: on an axis, in a table."""
+    """Return a day where the year is plain: on an axis, in a table."""
     return date_format(value, pgettext("day of this year", "j M"))
 
 
@@ -100,7 +100,7 @@ def slot_of(value: date, unit: str) -> str:
 
 @register.filter
 def mark_of(value: date, unit: str) -> str:
-    """The same on an axis, where there is little room."""
+    """Return the same on an axis, where there is little room."""
     return month_day(value) if unit == "day" else slot_of(value, unit)
 
 
@@ -110,12 +110,12 @@ def month(value: date) -> str:
 
 @register.filter
 def person(user: object) -> str:
-    """The name as its bearer writes it, see User.get_full_name."""
+    """Return the name as its bearer writes it, see User.get_full_name."""
     return str(user)
 
 
 @register.inclusion_tag("site/_operators.html")
 def whom_to_ask() -> dict[str, object]:
-    """The operators, for people who cannot go on by themselves. At most three: one to ask, two on holiday."""
+    """Return the operators, for people who cannot go on by themselves. At most three: one to ask, two on holiday."""
     operators = get_user_model().objects.filter(is_staff=True, is_active=True, is_break_glass=False)
     return {"operators": operators.order_by("date_joined")[:3]}

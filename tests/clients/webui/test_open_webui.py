@@ -28,7 +28,7 @@ SECONDS = 240  # until it answers, on a machine that has other work
 
 
 def printed(office: Office) -> dict[str, str]:
-    """The variables that our pages say, of a model of each kind."""
+    """Return the variables that our pages say, of a model of each kind."""
     by_name = {offer.name: offer for offer in model_access.available_models(ServedModel.objects.all())}
     speech = replace(by_name["fake"], task="transcription")
     lines: list[str] = []
@@ -109,7 +109,7 @@ def test_p6_open_webui_chats_embeds_ranks_and_transcribes_as_our_pages_set_it_up
 
 
 def chat(web: httpx2.Client, **fields: object) -> Iterator[str]:
-    """The pieces of a streamed answer."""
+    """Yield the pieces of a streamed answer."""
     body = {"messages": [{"role": "user", "content": "Name three colours."}], "stream": True, **fields}
     with web.stream("POST", "/api/chat/completions", json=body) as response:
         response.raise_for_status()

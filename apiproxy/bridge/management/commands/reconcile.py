@@ -50,7 +50,7 @@ class Command(BaseCommand):
 
 
 def reading(replica: Replica) -> CounterReading:
-    """Asks the engine and the database; waits up to PATIENCE for the engine."""
+    """Ask the engine and the database; waits up to PATIENCE for the engine."""
     name = f"#{replica.index} on {replica.host.name}"
     try:
         counters = asked_how(replica)
@@ -88,7 +88,7 @@ def started(replica: Replica) -> datetime:
 
 
 def asked(replica: Replica, counters: Counters) -> tuple[int, int]:
-    """The engine's own prompt and completion tokens."""
+    """Return the engine's own prompt and completion tokens."""
     headers = {"authorization": f"Bearer {replica.api_key}"} if replica.api_key else {}
     url = replica.url + MONITORING[replica.launcher].metrics
     try:
@@ -102,7 +102,7 @@ def asked(replica: Replica, counters: Counters) -> tuple[int, int]:
 
 
 def recorded(replica: Replica, began: datetime, counters: Counters) -> tuple[int, int]:
-    """The ledger's prompt and completion tokens of this engine's run, by the rules by which the engine counts."""
+    """Return the ledger's prompt and completion tokens of this engine's run, by the rules by which the engine counts."""
     prompt = F("prompt_tokens") if counters.counts_cached else F("prompt_tokens") - F("cached_tokens")
     found = UsageRecord.objects.filter(replica_id=replica.pk, started_at__gte=began).aggregate(
         prompt=Sum(prompt, default=0), completion=Sum("completion_tokens", default=0)

@@ -49,7 +49,7 @@ class Command(BaseCommand):
 
 
 def told(one: QuarantinedRecord) -> str:
-    """A line of the list: when, which call, why."""
+    """Return a line of the list: when, which call, why."""
     when = timezone.localtime(datetime.fromtimestamp(one.at, timezone.get_default_timezone())) if one.at else None
     time = when.strftime("%Y-%m-%d %H:%M:%S") if when else "-"
     return f"{time}  {one.request_id or '-':<28}  {one.error}".replace("\n", " ")

@@ -118,7 +118,7 @@ def numbered(name: str, count: int) -> list[str]:
 
 
 def gateway(bind: str, port: int) -> list[str]:
-    """One gateway's command."""
+    """Return one gateway's command."""
     options = {
         "host": bind,
         "port": port,
@@ -137,7 +137,7 @@ def gateway(bind: str, port: int) -> list[str]:
 
 
 def portal(listeners: Sequence[socket.socket]) -> list[str]:
-    """One portal process's command; it is to be given these sockets."""
+    """Return one portal process's command; it is to be given these sockets."""
     return [sys.executable, "-m", "apiproxy.server.portal_worker", *(str(listener.fileno()) for listener in listeners)]
 
 
@@ -180,7 +180,7 @@ def only_for_us() -> Iterator[None]:
 
 
 def heard(family: socket.AddressFamily, address: Any) -> bool:
-    """Whether somebody listens there."""
+    """Return whether somebody listens there."""
     with socket.socket(family) as probe:
         try:
             probe.connect(address)
@@ -196,7 +196,7 @@ def allow_connections() -> None:
 
 
 def check_workers(count: int) -> None:
-    """Raises CommandError if so many may not run."""
+    """Raise CommandError if so many may not run."""
     if count < 1:
         raise CommandError("at least one worker is needed")
     for problem in checks.workers(count, settings.REDIS_URL):
@@ -204,7 +204,7 @@ def check_workers(count: int) -> None:
 
 
 def check_port(bind: str, port: int) -> None:
-    """Raises CommandError if the port cannot be listened on."""
+    """Raise CommandError if the port cannot be listened on."""
     family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -265,7 +265,7 @@ class Parent:
         self._impatient = asyncio.Event()
 
     async def run(self) -> bool:
-        """Blocks until all programs have ended. False: the gateways or the portal never answered."""
+        """Block until all programs have ended. False: the gateways or the portal never answered."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._signalled)
@@ -287,7 +287,7 @@ class Parent:
         return started
 
     async def _first_answer(self, processes: list[asyncio.subprocess.Process]) -> bool:
-        """Waits until gateway and portal answer; tells the person where. If one ends before, everything ends."""
+        """Wait until gateway and portal answer; tells the person where. If one ends before, everything ends."""
         deadline = asyncio.get_running_loop().time() + FIRST_ANSWER
         while not self._stop.is_set() and asyncio.get_running_loop().time() < deadline:
             if await self._answer():
@@ -333,7 +333,7 @@ class Parent:
     async def _keep(
         self, program: Program, stop: asyncio.Event, process: asyncio.subprocess.Process | None = None
     ) -> None:
-        """Starts a program again whenever it ends by itself, 1, 2, 4 … 30 s later; stops it when told to."""
+        """Start a program again whenever it ends by itself, 1, 2, 4 … 30 s later; stops it when told to."""
         pause = 1.0
         while not stop.is_set():
             process = process or await self._start(program)
@@ -366,7 +366,7 @@ class Parent:
 
 
 async def first(*things: Callable[[], Awaitable[Any]]) -> None:
-    """Waits for whichever ends first; the others are cancelled."""
+    """Wait for whichever ends first; the others are cancelled."""
     tasks = [asyncio.ensure_future(thing()) for thing in things]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -377,7 +377,7 @@ async def first(*things: Callable[[], Awaitable[Any]]) -> None:
 
 
 async def answers(connect: Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]) -> bool:
-    """Whether an HTTP server answers there."""
+    """Return whether an HTTP server answers there."""
     try:
         reader, writer = await connect()
     except OSError:

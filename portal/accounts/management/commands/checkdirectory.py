@@ -91,7 +91,7 @@ def _account_here(person: Person | None, typed: str) -> Iterator[Finding]:
 
 
 def _tenants_to_make(directory: Directory) -> Iterator[str]:
-    """The tenants of the settings that are not here, where a misspelt one would be made as well."""
+    """Yield the tenants of the settings that are not here, where a misspelt one would be made as well."""
     wanted = {tenant for places in directory.group_tenants.values() for tenant, _ in places}
     slugs = set(Tenant.objects.values_list("slug", flat=True))
     if missing := sorted(wanted - slugs):

@@ -44,7 +44,7 @@ def moment(text: str) -> datetime | str:
 
 
 def named_models(text: str) -> list[ServedModel]:
-    """The models of a comma-separated list. Raises CommandError for one that does not exist."""
+    """Return the models of a comma-separated list. Raises CommandError for one that does not exist."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     found = {model.name: model for model in ServedModel.objects.filter(name__in=names)}
     if missing := [name for name in names if name not in found]:
@@ -53,7 +53,7 @@ def named_models(text: str) -> list[ServedModel]:
 
 
 def person(name: str | None) -> User | None:
-    """Raises CommandError for one who does not exist."""
+    """Raise CommandError for one who does not exist."""
     if not name:
         return None
     try:

@@ -15,7 +15,7 @@ from portal.quotas.models import Quota
 
 
 def amount(text: str) -> int | None:
-    """A number, or None for `none`."""
+    """Return a number, or None for `none`."""
     if text == "none":
         return None
     if not text.isdecimal() or int(text) >= 2**63:
@@ -60,7 +60,7 @@ class Command(BaseCommand):
                 self.stdout.write(str(quota))
 
     def owner(self, options: dict[str, Any]) -> dict[str, Any]:
-        """The columns that say of whom the quota is."""
+        """Return the columns that say of whom the quota is."""
         tenant, user, key, each = (options[name] for name in ("tenant", "user", "key", "each"))
         given = tuple(name for name in ("tenant", "user", "key", "each") if options[name])
         if given not in OWNERS or (each == Quota.Each.TENANT) != (given == ("each",)):
@@ -76,7 +76,7 @@ class Command(BaseCommand):
         }
 
     def found(self, rows: QuerySet[Any], name: str | None) -> Any:
-        """The only one of these; None if no name was given."""
+        """Return the only one of these; None if no name was given."""
         if name is None:
             return None
         row = rows.first()

@@ -45,7 +45,9 @@ class Command(BaseCommand):
 
 
 def grouped(field: str, since: date | None) -> list[dict[str, Any]]:
-    """One row per value of `field`, with exactly that and NUMBERS; a service key's user and what was deleted: ''."""
+    """Return one row per value of `field`, with exactly that and NUMBERS; a service key's user and what was deleted:
+    ''.
+    """
     days = UsageDay.objects.filter(day__gte=since) if since else UsageDay.objects.all()
     days = days.annotate(value=NAMES.get(field, F(field)))
     return [
