@@ -39,7 +39,10 @@ def distribution() -> str:
 
 
 def wanted(listing: str, marks: tuple[str, ...], *, system: str, system_python: bool, python: str) -> list[str]:
-    """Return the packages of `deploy/packages` that carry one of the marks, on this distribution and for this Python."""
+    """Return the packages of `deploy/packages` that carry one of the marks.
+
+    On this distribution and for this Python.
+    """
     names = []
     for line in listing.splitlines():
         mark, name, *_ = [*line.partition("#")[0].split(), "", ""]

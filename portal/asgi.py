@@ -42,7 +42,10 @@ application = ProtocolTypeRouter({"http": http, "websocket": websocket})
 
 
 def with_peer(scope: dict[str, Any]) -> dict[str, Any]:
-    """Return the scope with the address that the gateway tells, where the connection itself has none (a Unix socket)."""
+    """Return the scope with the address that the gateway tells.
+
+    Where the connection itself has none (a Unix socket).
+    """
     if scope.get("client") is not None:
         return scope
     told = dict(scope["headers"]).get(PEER, b"").decode("latin-1")

@@ -46,7 +46,10 @@ def call(
     estimated: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """Return a request with this key, as UsageRecord's columns: (prompt, completion) tokens; `more` as these columns."""
+    """Return a request with this key, as UsageRecord's columns: (prompt, completion) tokens.
+
+    `more` as these columns.
+    """
     return {
         **{"request_id": uuid4().hex, "key_id": key.pk, "user_id": key.user_id, "tenant_id": key.tenant_id},
         **{"model": model, "replica_id": None, "endpoint": "chat/completions", "started_at": at or timezone.now()},

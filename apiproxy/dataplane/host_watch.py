@@ -87,7 +87,10 @@ class HostWatch:
         self._silent = _count_silence(self._silent, began, silent)
 
     async def _answers(self, host: str, pools: list[Pool]) -> bool:
-        """Return whether any of its ports answers: one whose engine takes no connections any more says nothing either."""
+        """Return whether any of its ports answers.
+
+        One whose engine takes no connections any more says nothing either.
+        """
         if host in self._silent:
             return any(await asyncio.gather(*map(answers, pools)))
         return await answers(pools[0]) or (len(pools) > 1 and any(await asyncio.gather(*map(answers, pools[1:]))))

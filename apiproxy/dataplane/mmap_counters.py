@@ -56,7 +56,10 @@ class CounterFile:
             self.numbers[place] = value
 
     def all(self) -> list[dict[Key, list[float]]]:
-        """Return the rows of each file: of this worker, its fellows, and of the dead whose files wait for a successor."""
+        """Return the rows of each file: of this worker, its fellows.
+
+        And of the dead whose files wait for a successor.
+        """
         copies = (path.read_bytes() for path in sorted(self._directory.glob("*.numbers")))
         return [read_rows(data) for data in copies if data[:8] == self._layout]
 

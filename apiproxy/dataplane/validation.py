@@ -294,7 +294,10 @@ def ours(name: str, value: Any) -> None:
 
 
 def unknown(name: str, value: Any) -> Any:
-    """Return engines written in Go or C# take a name in other letters for that which they know; here it was not read."""
+    """Return engines written in Go or C# take a name in other letters for that which they know.
+
+    Here it was not read.
+    """
     if (known := name.casefold()) in READERS:
         raise invalid("other_case", name, known=known)
     return value

@@ -493,7 +493,10 @@ class _Copy:
         return str(digest.hexdigest())
 
     def _kept(self, name: str, file: BinaryIO, identity: list[int]) -> tuple[Any, int]:
-        """Return the digest and the length of what an earlier try brought, if it is of this source and still as it was."""
+        """Return the digest and the length of what an earlier try brought.
+
+        If it is of this source and still as it was.
+        """
         known = self.known.get(name)
         digest = hashlib.sha256()
         if not isinstance(known, dict) or known.get("source") != identity:

@@ -622,7 +622,10 @@ class Measured:
 
 
 def fingerprint(facts: ModelMetadata, demand: Demand, prediction: Prediction) -> str:
-    """Return the same for whatever takes the same memory: of the files' facts, what was asked for, and the cache given."""
+    """Return the same for whatever takes the same memory: of the files' facts, what was asked for.
+
+    And the cache given.
+    """
     parts = [asdict(facts), asdict(demand), prediction.cache]
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -169,7 +169,10 @@ def unassigned_models() -> dict[int, Unassigned]:
 
 
 def bidders() -> set[int]:
-    """Return the hosts that could take a model: their supervisors were heard of late, and they are not in maintenance."""
+    """Return the hosts that could take a model: their supervisors were heard of late.
+
+    And they are not in maintenance.
+    """
     now, stale = database_now(), timedelta(seconds=STALE_AFTER)
     alive = Host.objects.filter(maintenance=False, seen_at__gte=now - stale, seen_at__lte=now + stale)
     return set(alive.exclude(claim="").values_list("pk", flat=True))

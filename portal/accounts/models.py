@@ -135,7 +135,10 @@ class User(AbstractUser):
         return self.get_full_name() or self.get_username()
 
     def get_full_name(self) -> str:
-        """Return the name as its bearer writes it: one in Chinese characters, kana or hangul has the family name first."""
+        """Return the name as its bearer writes it: one in Chinese characters.
+
+        Kana or hangul has the family name first.
+        """
         if self.first_name and self.last_name and all(map(_is_east_asian, self.last_name)):
             return f"{self.last_name} {self.first_name}"
         return super().get_full_name()

@@ -19,7 +19,10 @@ class Example:
 
 
 def base_url(request: HttpRequest) -> str:
-    """Return the address that clients of the API are given: PUBLIC_URL, else the one that this person's browser used."""
+    """Return the address that clients of the API are given: PUBLIC_URL.
+
+    Else the one that this person's browser used.
+    """
     return f"{settings.PUBLIC_URL or request.build_absolute_uri('/').rstrip('/')}/v1"
 
 

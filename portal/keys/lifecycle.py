@@ -268,7 +268,10 @@ def too_many(most: int) -> str:
 
 
 def find_in_text(text: str) -> tuple[list[ApiKey], int]:
-    """Return our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
+    """Return our keys whose full text stands somewhere in this one.
+
+    And how many more look like keys but are not ours.
+    """
     texts = {word for word in KEY.findall(text) if secret.well_formed(word)}
     digests = [secret.digest_of(word, settings.API_KEY_SECRET) for word in texts]
     keys = list(ApiKey.objects.filter(digest__in=digests).select_related("tenant", "user", "responsible"))

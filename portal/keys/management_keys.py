@@ -138,7 +138,10 @@ def find_management_key(text: str) -> ManagementKey | None:
 
 
 def find_in_text(text: str) -> tuple[list[ManagementKey], int]:
-    """Return our keys whose full text stands somewhere in this one, and how many more look like keys but are not ours."""
+    """Return our keys whose full text stands somewhere in this one.
+
+    And how many more look like keys but are not ours.
+    """
     texts = {word for word in TEXT.findall(text) if secret.well_formed(word, PREFIX)}
     digests = [secret.digest_of(word, settings.API_KEY_SECRET) for word in texts]
     keys = list(ManagementKey.objects.filter(digest__in=digests).select_related("user"))

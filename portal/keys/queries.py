@@ -91,7 +91,10 @@ def manageable_by(user: User) -> QuerySet[ApiKey]:
 
 
 def viewable_by(user: User) -> QuerySet[ApiKey]:
-    """Return the manageable ones, and the service keys that this person is responsible for as a member of their tenant."""
+    """Return the manageable ones.
+
+    And the service keys that this person is responsible for as a member of their tenant.
+    """
     answers = Q(user=None, responsible=user, tenant__in=Membership.objects.filter(user=user).values("tenant"))
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(answers | Q(pk__in=manageable_by(user).values("pk")))
     return keys.select_related("tenant", "user", "responsible")

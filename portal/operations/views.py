@@ -104,7 +104,10 @@ def edit_model(request: HttpRequest, name: str) -> HttpResponse:
 
 
 def filled_in(request: HttpRequest, form: ServedModelForm, said: str, context: dict[str, Any]) -> HttpResponse:
-    """Return the form until it is right, with what the model would take, as soon as that was asked or it does not fit."""
+    """Return the form until it is right, with what the model would take.
+
+    As soon as that was asked or it does not fit.
+    """
     context |= {"form": form, "name": form.initial.get("name", "")}
     if request.method == "POST" and form.is_valid():
         expected, asked = estimate(form.instance), "preview" in request.GET

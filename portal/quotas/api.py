@@ -188,7 +188,10 @@ def left(user: User, wanted: dict[str, Any]) -> list[Allowance]:
 
 
 def visible_quotas(user: User) -> QuerySet[Quota]:
-    """Return those that bind this person or their keys, and all of the tenants that they administer; for operators all."""
+    """Return those that bind this person or their keys, and all of the tenants that they administer.
+
+    For operators all.
+    """
     rows = Quota.objects.select_related("tenant", "user", "key", "model")
     if permissions.may_operate(user):
         return rows

@@ -167,7 +167,10 @@ def _share(one: Used, first: Sequence[tuple[int | None, Used]]) -> int:
 
 
 def holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
-    """Return members with personal keys that are not revoked: `keys`, how many, and when one of them was `last_used`."""
+    """Return members with personal keys that are not revoked: `keys`, how many.
+
+    And when one of them was `last_used`.
+    """
     mine = Q(user__keys__tenant=tenant, user__keys__revoked_at=None, user__keys__is_playground=False)
     return (
         membership.members_of(tenant, text)

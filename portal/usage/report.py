@@ -27,7 +27,10 @@ ADDED = ("requests", "prompt_tokens", "completion_tokens", "estimated", "generat
 
 
 def added(what: Any) -> Any:
-    """Return the sum as a whole number: PostgreSQL's of large ones is a decimal, which takes ten times as long to read."""
+    """Return the sum as a whole number: PostgreSQL's of large ones is a decimal.
+
+    Which takes ten times as long to read.
+    """
     return Cast(Sum(what), BigIntegerField())
 
 

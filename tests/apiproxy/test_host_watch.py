@@ -30,7 +30,10 @@ UNSHARE = [shutil.which("unshare") or "unshare", *(() if os.geteuid() == 0 else 
 
 @pytest.fixture
 def full() -> Iterator[int]:
-    """Provide the port of a server that takes no more connections: the kernel drops who asks, as if nobody were there."""
+    """Provide the port of a server that takes no more connections: the kernel drops who asks.
+
+    As if nobody were there.
+    """
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(0)

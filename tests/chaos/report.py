@@ -43,7 +43,10 @@ def markdown(report: Report) -> str:
 
 
 def _recoveries(report: Report) -> list[list[str]]:
-    """Return one line for each kind; troubles that came together are one of their own, measured from the first of them."""
+    """Return one line for each kind; troubles that came together are one of their own.
+
+    Measured from the first of them.
+    """
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for batch in report.troubles:
         allowed = sum(trouble.bound for trouble in batch)

@@ -46,7 +46,10 @@ class Driver(Lines):
 
 
 def offline(**more: str) -> dict[str, str]:
-    """Return an environment from which a client reaches this machine alone, whatever it would like to ask the internet."""
+    """Return an environment from which a client reaches this machine alone.
+
+    Whatever it would like to ask the internet.
+    """
     nowhere = "http://127.0.0.1:9"  # "discard": nobody listens there
     proxies = {"HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "NO_PROXY": "127.0.0.1", "NODE_USE_ENV_PROXY": "1"}
     return {**os.environ, **proxies, **{name.lower(): value for name, value in proxies.items()}, **more}

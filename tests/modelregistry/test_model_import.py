@@ -19,7 +19,10 @@ from tests.modelregistry import paper_models
 
 @pytest.fixture
 def share(tmp_path) -> Path:
-    """Return a directory for vLLM, two GGUF files of which one comes in parts, a snapshot of a cache, a LoRA adapter."""
+    """Return a directory for vLLM, two GGUF files of which one comes in parts, a snapshot of a cache.
+
+    A LoRA adapter.
+    """
     share = tmp_path / "share"
     paper_models.small_llama(share / "llama")
     (share / "llama" / "1_Pooling").mkdir()

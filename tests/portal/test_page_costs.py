@@ -19,7 +19,10 @@ MOST = 26
 
 
 def pages() -> list[walk.Page]:
-    """Return all but those that differ from another one only in how long a period they tell of, or in the kind of file."""
+    """Return all but those that differ from another one only in how long a period they tell of.
+
+    Or in the kind of file.
+    """
     alike = ("period=this-month", "period=30", "period=fiscal-year", "format=json")
     return [page for page in walk.pages() if not any(part in page.address for part in alike)]
 

@@ -180,7 +180,10 @@ class Terms:
 
 
 def stated(call: Call, endpoint: Endpoint) -> int | None:
-    """Return the most tokens of each answer as the client says; by a word of another API if there is none of this one."""
+    """Return the most tokens of each answer as the client says.
+
+    By a word of another API if there is none of this one.
+    """
     said = call.most
     if not said:
         return None

@@ -35,7 +35,10 @@ def spoken(heard: int) -> int:
 
 
 def reservation(size: int) -> int:
-    """Return the most that a request body of so many bytes can be expected to cost: its sound and what is said in it."""
+    """Return the most that a request body of so many bytes can be expected to cost.
+
+    Its sound and what is said in it.
+    """
     heard = sound(size)
     return 1 + heard + spoken(heard)
 

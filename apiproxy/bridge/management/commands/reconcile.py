@@ -102,7 +102,10 @@ def asked(replica: Replica, counters: Counters) -> tuple[int, int]:
 
 
 def recorded(replica: Replica, began: datetime, counters: Counters) -> tuple[int, int]:
-    """Return the ledger's prompt and completion tokens of this engine's run, by the rules by which the engine counts."""
+    """Return the ledger's prompt and completion tokens of this engine's run.
+
+    By the rules by which the engine counts.
+    """
     prompt = F("prompt_tokens") if counters.counts_cached else F("prompt_tokens") - F("cached_tokens")
     found = UsageRecord.objects.filter(replica_id=replica.pk, started_at__gte=began).aggregate(
         prompt=Sum(prompt, default=0), completion=Sum("completion_tokens", default=0)
