@@ -20,7 +20,7 @@ from portal.demo.plan import DEPARTMENTS, ENGINEERS_MIX, LARGE, RESEARCH_MIX, De
 from portal.demo.staff import EMPLOYEE, HOME, Staff
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota, QuotaRequest
-from portal.usage.models import RefusalHour, UsageDay
+from portal.usage.models import RejectionHour, UsageDay
 
 TOKENS, REQUESTS, CONCURRENT = Quota.Unit.TOKENS, Quota.Unit.REQUESTS, Quota.Unit.CONCURRENT
 MONTH, DAY, MINUTE = Quota.Window.MONTH, Quota.Window.DAY, Quota.Window.MINUTE
@@ -59,7 +59,7 @@ def decide(
     quotas = [*_defaults(staff), *_of_tenants(chance, now, staff, models), *_of_people(chance, now, staff, holders)]
     Quota.objects.bulk_create([*quotas, *_of_keys(now, holders)])
     QuotaRequest.objects.bulk_create(_requests(chance, now, staff, holders))
-    RefusalHour.objects.bulk_create(_refusals(chance, now, holders, days), batch_size=2000)
+    RejectionHour.objects.bulk_create(_refusals(chance, now, holders, days), batch_size=2000)
 
 
 def rounded(amount: float) -> int:
@@ -218,9 +218,9 @@ def _each_day(department: Department) -> int:
     return 500_000 if department.calls > 3 else 200_000
 
 
-def _refusals(chance: Random, now: datetime, holders: list[Holder], days: int) -> list[RefusalHour]:
+def _refusals(chance: Random, now: datetime, holders: list[Holder], days: int) -> list[RejectionHour]:
     """Count of hours in which somebody was refused: most of those who call much, by their limits."""
-    counts: dict[tuple[datetime, int, str, str], RefusalHour] = {}
+    counts: dict[tuple[datetime, int, str, str], RejectionHour] = {}
     weights = [holder.service.calls / 40 if holder.service else holder.heavy for holder in holders]
     codes = list(REFUSALS)
     names = {id(holder): list(holder.service.mix if holder.service else holder.department.mix) for holder in holders}
@@ -243,7 +243,7 @@ def _refusals(chance: Random, now: datetime, holders: list[Holder], days: int) -
         if row:
             row.requests += count
             continue
-        counts[at, key.pk, model, code] = RefusalHour(
+        counts[at, key.pk, model, code] = RejectionHour(
             hour=at, tenant_id=key.tenant_id, user_id=key.user_id, key=key, model=model, code=code, requests=count
         )
     return sorted(counts.values(), key=lambda row: row.hour)

@@ -92,7 +92,7 @@ def totals(of: Asked) -> dict[str, Any]:
         "first_tokens": {"half": first[0], "most": first[1]} if first else None,
         "before": then,
         "change": report.change(sums.numbers["total_tokens"], then),
-        "without_answer": report.why(report.troubles(series, report.refusals(of.scope, of.period, of.zone))),
+        "without_answer": report.why(report.troubles(series, report.rejections(of.scope, of.period, of.zone))),
     }
 
 

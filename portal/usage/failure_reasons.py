@@ -1,7 +1,7 @@
-"""Why a request got no whole answer, in the words of who made it, and what to do about it.
+"""Why a request got no complete answer, in the caller's words, and what to do about it.
 
-Reasons are of two kinds: codes with which the gateway refused a call (RefusalHour.code, see apiproxy.dataplane.errors),
-and how a request ended that had reached an engine (UsageRecord.Status).
+There are two kinds of reasons: codes with which the gateway rejected a call (RejectionHour.code, defined in
+apiproxy.dataplane.errors), and how a request that had reached an engine ended (UsageRecord.Status).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How much may be used (Quota, policy) and what was used (UsageRecord and sums of it, written by the ledger)."""
+"""What was used (UsageRecord, and sums of it, written from the ledger) and how many calls were rejected."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from portal.keys.models import ApiKey
 
 
 class UsageRecord(models.Model):
-    """One request that reached an engine. Rows are history: what they point at may be gone, so no constraints."""
+    """One request that reached an engine. Rows are history: what they refer to may be deleted, so no constraints."""
 
     class Status(models.TextChoices):
         FINISHED = "finished", _("finished")
@@ -55,11 +55,11 @@ class UsageRecord(models.Model):
 
 
 class UsageSetAside(models.Model):
-    """Usage of a host's gateways that could not be recorded and waits there for an operator (`manage.py setaside`)."""
+    """Usage of a host's gateways that could not be recorded; an operator resolves it there with `manage.py setaside`."""
 
     host = models.CharField(max_length=255, unique=True)
     lines = models.PositiveIntegerField()
-    at = models.DateTimeField(help_text="When there were so many for the first time.")
+    reported_at = models.DateTimeField(help_text="When this number of lines was first reported.")
 
     class Meta:
         verbose_name = _("usage set aside")
@@ -70,8 +70,11 @@ class UsageSetAside(models.Model):
 
 
 class Sums(models.Model):
-    """What a group of usage records adds up to. `generated_…`: of answers whose first token is known, so that their
-    quotient is the speed of generation. `first_…`: how long first tokens took, see `rollups.FIRST_TOKEN_MS`."""
+    """The sums over a group of usage records.
+
+    `generated_…` count only answers whose first token is known, so their quotient is the speed of generation.
+    `ttft_bucket_…` are the histogram of the time to the first token; `rollups.TTFT_BOUNDS_MS` has its bounds.
+    """
 
     requests = models.PositiveBigIntegerField(default=0)
     prompt_tokens = models.PositiveBigIntegerField(default=0)
@@ -85,29 +88,29 @@ class Sums(models.Model):
     refused = models.PositiveBigIntegerField(default=0)
     generated_tokens = models.PositiveBigIntegerField(default=0)
     generated_ms = models.PositiveBigIntegerField(default=0)
-    first_0 = models.PositiveIntegerField(default=0)
-    first_1 = models.PositiveIntegerField(default=0)
-    first_2 = models.PositiveIntegerField(default=0)
-    first_3 = models.PositiveIntegerField(default=0)
-    first_4 = models.PositiveIntegerField(default=0)
-    first_5 = models.PositiveIntegerField(default=0)
-    first_6 = models.PositiveIntegerField(default=0)
-    first_7 = models.PositiveIntegerField(default=0)
-    first_8 = models.PositiveIntegerField(default=0)
-    first_9 = models.PositiveIntegerField(default=0)
-    first_10 = models.PositiveIntegerField(default=0)
-    first_11 = models.PositiveIntegerField(default=0)
-    first_12 = models.PositiveIntegerField(default=0)
-    first_13 = models.PositiveIntegerField(default=0)
-    first_14 = models.PositiveIntegerField(default=0)
-    first_15 = models.PositiveIntegerField(default=0)
+    ttft_bucket_0 = models.PositiveIntegerField(default=0)
+    ttft_bucket_1 = models.PositiveIntegerField(default=0)
+    ttft_bucket_2 = models.PositiveIntegerField(default=0)
+    ttft_bucket_3 = models.PositiveIntegerField(default=0)
+    ttft_bucket_4 = models.PositiveIntegerField(default=0)
+    ttft_bucket_5 = models.PositiveIntegerField(default=0)
+    ttft_bucket_6 = models.PositiveIntegerField(default=0)
+    ttft_bucket_7 = models.PositiveIntegerField(default=0)
+    ttft_bucket_8 = models.PositiveIntegerField(default=0)
+    ttft_bucket_9 = models.PositiveIntegerField(default=0)
+    ttft_bucket_10 = models.PositiveIntegerField(default=0)
+    ttft_bucket_11 = models.PositiveIntegerField(default=0)
+    ttft_bucket_12 = models.PositiveIntegerField(default=0)
+    ttft_bucket_13 = models.PositiveIntegerField(default=0)
+    ttft_bucket_14 = models.PositiveIntegerField(default=0)
+    ttft_bucket_15 = models.PositiveIntegerField(default=0)
 
     class Meta:
         abstract = True
 
 
 class UsageDay(Sums):
-    """A key's use of a model on a day of its tenant's calendar, by one of its end users ("" where none is told)."""
+    """A key's use of a model on a day of its tenant's calendar, by one of its end users ("": none was given)."""
 
     day = models.DateField()
     tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
@@ -135,8 +138,10 @@ class UsageDay(Sums):
 
 
 class UsageMonth(Sums):
-    """The UsageDay rows of a month together. Pages take whole months of a long period from here: a twentieth of the
-    rows."""
+    """The sum of the UsageDay rows of a month.
+
+    Pages read the whole months of a long period from here: a twentieth of the rows.
+    """
 
     month = models.DateField(help_text="Its first day.")
     tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
@@ -164,7 +169,7 @@ class UsageMonth(Sums):
 
 
 class UsageTenantDay(Sums):
-    """A tenant's use of a model on a day of its calendar: all its UsageDay rows together, a hundredth of them."""
+    """A tenant's use of a model on a day of its calendar: the sum of its UsageDay rows, a hundredth as many."""
 
     day = models.DateField()
     tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
@@ -183,7 +188,7 @@ class UsageTenantDay(Sums):
 
 
 class UsageHour(Sums):
-    """A tenant's use of a model in an hour of UTC, or a quarter of one where any zone needs it (see `hours`)."""
+    """A tenant's use of a model in an hour of UTC, or in a quarter of an hour if any zone needs it (see `hours`)."""
 
     hour = models.DateTimeField()
     tenant = models.ForeignKey(Tenant, models.DO_NOTHING, db_constraint=False, related_name="+", db_index=False)
@@ -201,10 +206,10 @@ class UsageHour(Sums):
         return f"{self.hour} {self.tenant_id} {self.model}"
 
 
-class RefusalHour(models.Model):
-    """How many calls of a key the gateway refused in an hour (as of UsageHour), by why: `code` as in its `errors`.
+class RejectionHour(models.Model):
+    """How many calls of a key the gateway rejected in an hour (as in UsageHour) with an error `code`.
 
-    `model`: the name that was asked for if it is one of ours, else "". Refused calls are no usage and have no records.
+    `model`: the requested name if it is one of ours, else "". Rejected calls are not usage and have no records.
     """
 
     hour = models.DateTimeField()
@@ -218,15 +223,15 @@ class RefusalHour(models.Model):
     requests = models.PositiveBigIntegerField(default=0)
 
     class Meta:
-        verbose_name = _("refusals of an hour")
-        verbose_name_plural = _("refusals by hour")
+        verbose_name = _("rejections of an hour")
+        verbose_name_plural = _("rejections by hour")
         constraints: ClassVar = [
-            models.UniqueConstraint(fields=["key", "hour", "model", "code"], name="one_count_of_refusals"),
+            models.UniqueConstraint(fields=["key", "hour", "model", "code"], name="one_count_of_rejections"),
         ]
         indexes: ClassVar = [
-            models.Index(fields=["tenant", "hour"], name="refusals_by_tenant"),
-            models.Index(fields=["user", "hour"], name="refusals_by_user"),
-            models.Index(fields=["hour"], name="refusals_by_hour"),
+            models.Index(fields=["tenant", "hour"], name="rejections_by_tenant"),
+            models.Index(fields=["user", "hour"], name="rejections_by_user"),
+            models.Index(fields=["hour"], name="rejections_by_hour"),
         ]
 
     def __str__(self) -> str:

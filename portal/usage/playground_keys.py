@@ -6,13 +6,13 @@ from django.db.models import Exists, OuterRef
 
 from portal.keys.models import ApiKey
 from portal.keys.playground import SETTLED
-from portal.usage.models import RefusalHour, UsageDay, UsageRecord
+from portal.usage.models import RejectionHour, UsageDay, UsageRecord
 
 
 def delete_expired(now: datetime) -> int:
     """Delete the expired ones with which nobody ever called, and say how many. The others name what was used."""
     unused = ApiKey.objects.filter(is_playground=True, expires_at__lte=now - SETTLED)
-    for told in (UsageRecord, UsageDay, RefusalHour):
+    for told in (UsageRecord, UsageDay, RejectionHour):
         unused = unused.filter(~Exists(told.objects.filter(key=OuterRef("pk"))))
     found = list(unused)
     for key in found:

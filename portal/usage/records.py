@@ -66,7 +66,7 @@ def insert_records(rows: int) -> str:
 def report_set_aside(host: str, lines: int) -> None:
     """Record how many lines of usage of this host's gateways could not be recorded and wait; 0: none any more."""
     if lines:
-        UsageSetAside.objects.update_or_create(host=host, defaults={"lines": lines, "at": timezone.now()})
+        UsageSetAside.objects.update_or_create(host=host, defaults={"lines": lines, "reported_at": timezone.now()})
     else:
         UsageSetAside.objects.filter(host=host).delete()
 

@@ -70,7 +70,7 @@ class Sums:
     @property
     def first_tokens(self) -> tuple[float, float] | None:
         """Seconds in which half and 95 % of the answers had begun; None where nothing tells."""
-        counts = self.counts[rollups.FIRST :]
+        counts = self.counts[rollups.FIRST_BUCKET :]
         half, most = rollups.percentile(counts, 0.5), rollups.percentile(counts, 0.95)
         return (half / 1000, most / 1000) if half is not None and most is not None else None
 
@@ -156,7 +156,7 @@ def _by_piece(records: QuerySet[Any], begin: datetime, end: datetime, zone: Zone
 def _of_records() -> dict[str, Any]:
     """Return the columns of Sums as sums of records: what `rollups.add` does, in SQL."""
     told = Q(first_token_ms__isnull=False, duration_ms__gt=F("first_token_ms"))
-    edges = (-1, *rollups.FIRST_TOKEN_MS)
+    edges = (-1, *rollups.TTFT_BOUNDS_MS)
     firsts = [Q(first_token_ms__gt=low, first_token_ms__lte=high) for low, high in pairwise(edges)]
     firsts.append(Q(first_token_ms__gt=edges[-1]))
     found = {
@@ -166,7 +166,7 @@ def _of_records() -> dict[str, Any]:
         **{name: Count("pk", filter=Q(status=name)) for name in rollups.STATES},
         "generated_tokens": Sum("completion_tokens", filter=told),
         "generated_ms": Sum(F("duration_ms") - F("first_token_ms"), filter=told),
-        **{name: Count("pk", filter=of) for name, of in zip(rollups.FIRST_TOKEN, firsts, strict=True)},
+        **{name: Count("pk", filter=of) for name, of in zip(rollups.TTFT_BUCKETS, firsts, strict=True)},
     }
     return {f"sum_{name}": found[name] for name in rollups.SUMS}
 
@@ -237,14 +237,14 @@ def people_by_slot(scope: Scope, period: Period) -> dict[Slot, int]:
 
 
 # --- Without a whole answer
-def refusals(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, str], int]:
+def rejections(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, str], int]:
     """Return how many calls the gateway refused, by slot (as of `series`) and code. One query."""
     begin, end = bounds(period, zone)
     slot = {
         "hour": F("hour"),
         "day": TruncDate("hour", tzinfo=zone),
     }.get(period.unit, TruncMonth("hour", tzinfo=zone))
-    rows = scope.refusals.filter(hour__gte=begin, hour__lt=end).annotate(slot=slot).order_by()
+    rows = scope.rejections.filter(hour__gte=begin, hour__lt=end).annotate(slot=slot).order_by()
     found: Counter[tuple[Slot, str]] = Counter()
     for at, code, number in rows.values_list("slot", "code").annotate(number=added("requests")):
         found[_slot(at, period.unit, zone), code] += number

@@ -1,9 +1,7 @@
-"""Sums of usage by hour (see `hours`), day and month, kept in the transaction that records it.
+"""Sums of usage by hour (see `hours`), day and month, updated in the transaction that records it.
 
-Pages need not read the records.
-
-Adding to a sum is one statement for a whole batch, which SQLite and PostgreSQL both know (ON CONFLICT DO UPDATE). What
-is pruned from the records stays in the sums.
+Pages read them instead of the records, and records that are pruned stay in the sums. A batch is added to each table
+with one statement, ON CONFLICT DO UPDATE, which SQLite and PostgreSQL both support.
 """
 
 from bisect import bisect_left
@@ -22,12 +20,12 @@ from portal.accounts.models import Tenant
 from portal.usage.hours import piece_of
 from portal.usage.models import Sums, UsageDay, UsageHour, UsageMonth, UsageTenantDay
 
-# Upper bounds in ms of the counters first_0 … first_15; the last one holds all that took longer. About √2 apart where
+# Upper bounds, in ms, of ttft_bucket_0 … ttft_bucket_14; ttft_bucket_15 counts everything slower. About √2 apart where
 # people begin to notice a wait.
-FIRST_TOKEN_MS = (50, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 8000, 15000, 30000)
-FIRST_TOKEN = tuple(f"first_{n}" for n in range(len(FIRST_TOKEN_MS) + 1))
+TTFT_BOUNDS_MS = (50, 100, 150, 200, 300, 500, 700, 1000, 1500, 2000, 3000, 5000, 8000, 15000, 30000)
+TTFT_BUCKETS = tuple(f"ttft_bucket_{n}" for n in range(len(TTFT_BOUNDS_MS) + 1))
 SUMS = tuple(field.name for field in Sums._meta.get_fields())  # in the order in which they are declared
-FIRST = SUMS.index(FIRST_TOKEN[0])
+FIRST_BUCKET = SUMS.index(TTFT_BUCKETS[0])
 STATES = {name: SUMS.index(name) for name in ("aborted", "interrupted", "failed", "refused")}
 VALUES = 30_000  # of one statement; SQLite takes 32,766
 
@@ -36,7 +34,7 @@ Group = tuple[Any, ...]
 
 
 def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
-    """Add records (UsageRecord's columns by name) to the sums; once each, in the transaction that writes them."""
+    """Add records (UsageRecord's columns by name) to the sums, once each, in the transaction that writes them."""
     calendar = Calendar()
     finest: dict[Group, list[int]] = {}
     for row in rows:
@@ -65,24 +63,24 @@ def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
 def percentile(counts: Sequence[int], share: float) -> float | None:
     """Return the time to the first token, in ms, that `share` of the answers did not exceed; None without any.
 
-    `counts` as of FIRST_TOKEN. Between two bounds answers are taken to be spread evenly; beyond the last one nothing is
-    known but that it was exceeded.
+    `counts`: in the order of TTFT_BUCKETS. Within a bucket answers are assumed to be spread evenly; for the last bucket
+    the result is its lower bound.
     """
     wanted, below = share * sum(counts), 0
     for n, count in enumerate(counts):
         if count and below + count >= wanted:
-            if n == len(FIRST_TOKEN_MS):
-                return float(FIRST_TOKEN_MS[-1])
-            lower = FIRST_TOKEN_MS[n - 1] if n else 0
-            return lower + (FIRST_TOKEN_MS[n] - lower) * (wanted - below) / count
+            if n == len(TTFT_BOUNDS_MS):
+                return float(TTFT_BOUNDS_MS[-1])
+            lower = TTFT_BOUNDS_MS[n - 1] if n else 0
+            return lower + (TTFT_BOUNDS_MS[n] - lower) * (wanted - below) / count
         below += count
     return None
 
 
 class Calendar:
-    """Days of tenants, and the hours (or quarters, see `hours`) by which usage is summed. One query.
+    """The days of tenants, and the hours (or quarters of an hour, see `hours`) by which usage is summed. One query.
 
-    Remembers what it found: zones are slow, and a batch is of one moment.
+    Results are cached: zone arithmetic is slow, and the records of a batch are close together in time.
     """
 
     def __init__(self) -> None:
@@ -102,7 +100,7 @@ class Calendar:
         return found
 
     def piece(self, moment: datetime) -> datetime:
-        """When the piece of time that holds this moment began."""
+        """Return the start of the hour, or quarter of an hour, that contains this moment."""
         found = self._pieces.get(moment)
         if found is None:
             found = self._pieces[moment] = piece_of(moment, self._every)
@@ -110,7 +108,7 @@ class Calendar:
 
 
 def _count(row: Row, numbers: list[int]) -> None:
-    """Add one record to `numbers`, in the order of SUMS. Written out: it runs for each call."""
+    """Add one record to `numbers`, in the order of SUMS. Unrolled, because it runs for every call."""
     first, completion = row["first_token_ms"], row["completion_tokens"]
     numbers[0] += 1
     numbers[1] += row["prompt_tokens"]
@@ -121,7 +119,7 @@ def _count(row: Row, numbers: list[int]) -> None:
     if row["status"] in STATES:
         numbers[STATES[row["status"]]] += 1
     if first is not None:
-        numbers[FIRST + bisect_left(FIRST_TOKEN_MS, first)] += 1
+        numbers[FIRST_BUCKET + bisect_left(TTFT_BOUNDS_MS, first)] += 1
         if row["duration_ms"] > first:
             numbers[10] += completion
             numbers[11] += row["duration_ms"] - first
@@ -140,11 +138,14 @@ def upsert(
     groups: Mapping[Group, list[int]],
     counters: Sequence[str] = SUMS,
 ) -> None:
-    """Add numbers, in the order of `counters`, to the rows of groups: values of `unique` and `more`."""
+    """Add each group's numbers, in the order of `counters`, to its row, identified by the values of `unique`.
+
+    A group is the values of `unique`, then those of `more`.
+    """
     columns = (*unique, *more, *counters)
     table = model._meta.db_table
     added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in counters)
-    # In one order for every writer: two that hold each other's rows would wait for ever.
+    # Every writer in the same order: otherwise two could lock each other's rows and deadlock.
     rows = [[_adapted(value) for value in group] + groups[group] for group in sorted(groups, key=_order)]
     step = VALUES // len(columns)
     for start in range(0, len(rows), step):

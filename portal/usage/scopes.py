@@ -12,7 +12,7 @@ from django.utils.translation import gettext as _
 
 from portal.accounts import permissions
 from portal.accounts.models import User
-from portal.usage.models import RefusalHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
+from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 
 ME, ALL, TENANT = "me", "all", "tenant:"
 SERVICE = "service"  # in place of a user's number: service keys, which have none
@@ -31,7 +31,7 @@ class Scope:
     sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]
     hours: QuerySet[UsageHour] | None
     records: QuerySet[UsageRecord]
-    refusals: QuerySet[RefusalHour]
+    rejections: QuerySet[RejectionHour]
     groups: tuple[str, ...]
 
     @property
@@ -105,7 +105,7 @@ def _of(**owner: Any) -> dict[str, Any]:
         "days": UsageDay.objects.filter(**owner),
         "months": UsageMonth.objects.filter(**owner),
         "records": UsageRecord.objects.filter(**owner),
-        "refusals": RefusalHour.objects.filter(**owner),
+        "rejections": RejectionHour.objects.filter(**owner),
     }
 
 
@@ -130,7 +130,7 @@ def narrowed(scope: Scope, focus: Focus) -> Scope:
         hours=scope.hours.filter(**conditions) if only_model and scope.hours is not None else None,
         records=scope.records.filter(**conditions),
         # Whose end user it was is not known of a call that was refused.
-        refusals=scope.refusals.none() if focus.end_user else scope.refusals.filter(**refused),
+        rejections=scope.rejections.none() if focus.end_user else scope.rejections.filter(**refused),
         groups=tuple(group for group in scope.groups if group not in focus.asked),
     )
 

@@ -59,7 +59,7 @@ def usage(request: HttpRequest) -> HttpResponse:
     groups, left_out = (
         (report.by_model(series, then), 0) if of.group == "model" else report.grouped(scope, period, of.group, MOST)
     )
-    troubles = report.troubles(series, report.refusals(scope, period, of.zone))
+    troubles = report.troubles(series, report.rejections(scope, period, of.zone))
     totals, reasons, latest = series.totals, report.why(troubles), series.rows[::-1]
     recent = newest(latest, SHOWN)
     context = {

@@ -30,7 +30,7 @@ from modelregistry.models import Replica as ReplicaRow
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
-from portal.usage.models import RefusalHour, UsageRecord
+from portal.usage.models import RejectionHour, UsageRecord
 from tests.apiproxy import served
 from tests.engine import DONE, FINISH, SSE, chunk, token
 from tests.waiting import until
@@ -389,7 +389,7 @@ def test_who_waits_too_long_is_told_to_come_back(counter, batch, monkeypatch):
     assert text.endswith("data: [DONE]\n\n")
     until(
         lambda: (
-            [(row.code, row.model, row.requests) for row in RefusalHour.objects.all()]
+            [(row.code, row.model, row.requests) for row in RejectionHour.objects.all()]
             == [("batch_held_back", "fake", 2)]
         )
     )

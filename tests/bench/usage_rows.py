@@ -15,7 +15,7 @@ from django.utils import timezone
 from portal.accounts.models import Tenant
 from portal.audit.models import AuditEvent
 from portal.usage import rollups
-from portal.usage.models import RefusalHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
+from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 
 BACK = 84  # days
 END_USERS = 4  # of one in the original
@@ -29,7 +29,7 @@ def multiply(records: int, audit: int, periods: int) -> None:
             editor.remove_index(UsageRecord, index)
     with connection.cursor() as cursor:
         _copies(cursor, UsageRecord, "started_at", round(records / UsageRecord.objects.count()), periods)
-        _copies(cursor, RefusalHour, "hour", periods, periods)
+        _copies(cursor, RejectionHour, "hour", periods, periods)
         _copies(cursor, AuditEvent, "at", round(audit / AuditEvent.objects.count()), periods)
     with connection.schema_editor() as editor:
         for index in indexes:
@@ -92,7 +92,7 @@ def _fill(cursor: CursorWrapper, model: type[Model], source: str, groups: dict[s
 def _counted() -> list[str]:
     """In the order of rollups.SUMS: see rollups._count."""
     told = "first_token_ms IS NOT NULL AND duration_ms > first_token_ms"
-    bounds = (-1, *rollups.FIRST_TOKEN_MS, 2**31)
+    bounds = (-1, *rollups.TTFT_BOUNDS_MS, 2**31)
     return [
         "count(*)",
         *(f"sum({name})" for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")),

@@ -10,7 +10,7 @@ from portal.audit import tracking
 from portal.keys import management_keys
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota, QuotaRequest
-from portal.usage.models import RefusalHour
+from portal.usage.models import RejectionHour
 from portal.web.notify import notify
 from tests.conftest import person
 from tests.pages import key_of, service_key_of, use
@@ -72,7 +72,7 @@ def fill(home: Tenant) -> Foreign:
         )  # fmt: skip
     for key in keys:
         use(key, tokens=(AMOUNT, 0), end_user=f"{MARK} customer")
-        RefusalHour.objects.create(
+        RejectionHour.objects.create(
             hour=timezone.now().replace(minute=0, second=0, microsecond=0), tenant=tenant, user=key.user, key=key,
             model="qwen", code="rate_limit_exceeded", requests=1,
         )  # fmt: skip

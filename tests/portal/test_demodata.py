@@ -23,7 +23,7 @@ from portal.keys.models import ApiKey, ManagementKey
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
 from portal.quotas.models import Quota, QuotaRequest
-from portal.usage.models import RefusalHour, UsageDay, UsageHour, UsageRecord
+from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageRecord
 
 pytestmark = pytest.mark.django_db
 
@@ -54,7 +54,7 @@ def test_it_has_what_pages_show(filled):
     assert User.objects.filter(is_staff=True).count() == 4
     assert User.objects.annotate(n=Count("memberships")).filter(n=2).exists()
     assert set(QuotaRequest.objects.values_list("state", flat=True)) == set(QuotaRequest.State.values)
-    for model in (ApiKey, Quota, RefusalHour, UsageHour, AuditEvent, ManagementKey, Notice):
+    for model in (ApiKey, Quota, RejectionHour, UsageHour, AuditEvent, ManagementKey, Notice):
         assert model.objects.exists()
     assert ApiKey.objects.filter(replaces__isnull=False).exists()
     assert not Tenant.objects.exclude(memberships__role=Membership.Role.ADMIN).exists()

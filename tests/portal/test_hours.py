@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings, strategies
 from portal.accounts.models import Membership, Tenant
 from portal.keys.models import ApiKey
 from portal.usage import hours, records, rejections, report, scopes
-from portal.usage.models import RefusalHour, UsageDay, UsageHour, UsageRecord, UsageTenantDay
+from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageRecord, UsageTenantDay
 from portal.usage.periods import Period
 from portal.usage.rejections import RejectionTotals
 from tests.pages import call, key_of
@@ -66,7 +66,7 @@ def test_m6_the_hours_of_a_day_follow_each_other_without_gap_or_overlap(name, da
 @example(of=("Australia/Lord_Howe", date(2026, 4, 5)), others="Asia/Tokyo", minutes=[89, 90, 119, 120, 149, 150, 1469])
 def test_m6_a_days_usage_is_in_the_hours_of_its_reader(alice, olivia, of, others, minutes):
     """As the tenant's admin, its member, an operator and one key see it; and refusals likewise."""
-    for model in (UsageRecord, UsageHour, UsageDay, UsageTenantDay, RefusalHour, ApiKey, Tenant):
+    for model in (UsageRecord, UsageHour, UsageDay, UsageTenantDay, RejectionHour, ApiKey, Tenant):
         if model is Tenant:
             Membership.objects.all().delete()
         model.objects.all().delete()
@@ -98,7 +98,7 @@ def test_m6_a_days_usage_is_in_the_hours_of_its_reader(alice, olivia, of, others
             slot: calls * number for slot, number in expected.items()
         }
         assert series.totals.numbers["total_tokens"] == 2 * calls * len(within)
-        told = report.refusals(scope, period, zone)
+        told = report.rejections(scope, period, zone)
         assert told == {(slot, "c"): number for slot, number in expected.items()}
 
 
@@ -110,9 +110,9 @@ def test_m6_refusals_are_of_the_day_on_which_they_were(alice):
     for minutes, number in ((-15, 1), (0, 10), (15, 100)):
         at = hours.quarter_of(midnight + timedelta(minutes=minutes))
         rejections.add_rejections({RejectionTotals(at, tenant.pk, alice.pk, 1, "", "c"): number})
-    rows = RefusalHour.objects.all()
     day = date(2026, 11, 22)
-    assert rejections.rejections_by_code(rejections.rejections_within(rows, day, day, zone)) == [("c", 110)]
+    scope, period = scopes.find_scope(alice, "me"), Period(name="", first=day, last=day)
+    assert sum(report.rejections(scope, period, zone).values()) == 110
 
 
 @pytest.mark.django_db

@@ -65,7 +65,7 @@ def test_whatever_is_recorded_in_whatever_batches_the_sums_are_those_of_the_reco
         assert total(model, "estimated") == [sum(record.estimated for record in records)]
         for status in ("aborted", "failed", "refused", "interrupted"):
             assert total(model, status) == [sum(record.status == status for record in records)]
-        assert sum(total(model, *rollups.FIRST_TOKEN)) == firsts
+        assert sum(total(model, *rollups.TTFT_BUCKETS)) == firsts
     by_hour = {(record.started_at.replace(minute=0, second=0, microsecond=0), record.model) for record in records}
     assert {(hour.hour, hour.model) for hour in UsageHour.objects.all()} == by_hour
     days = {(day.key_id, day.day.replace(day=1), day.model, day.end_user) for day in UsageDay.objects.all()}
@@ -136,18 +136,18 @@ def test_only_answers_with_a_known_first_token_tell_the_speed():
 def test_percentiles_are_near_those_of_the_times_themselves():
     chance = random.Random(7)
     times = sorted(int(chance.lognormvariate(6.5, 0.8)) for _ in range(20_000))
-    counts = [0] * len(rollups.FIRST_TOKEN)
+    counts = [0] * len(rollups.TTFT_BUCKETS)
     for time in times:
-        counts[rollups.bisect_left(rollups.FIRST_TOKEN_MS, time)] += 1
+        counts[rollups.bisect_left(rollups.TTFT_BOUNDS_MS, time)] += 1
     for share in (0.5, 0.95):
         exact = times[int(share * len(times))]
         assert rollups.percentile(counts, share) == pytest.approx(exact, rel=0.08)
 
 
 def test_percentiles_of_nothing_and_of_what_took_longer_than_can_be_told():
-    nothing = [0] * len(rollups.FIRST_TOKEN)
+    nothing = [0] * len(rollups.TTFT_BUCKETS)
     assert rollups.percentile(nothing, 0.5) is None
-    assert rollups.percentile([*nothing[:-1], 3], 0.5) == rollups.FIRST_TOKEN_MS[-1]
+    assert rollups.percentile([*nothing[:-1], 3], 0.5) == rollups.TTFT_BOUNDS_MS[-1]
 
 
 KEYS = """

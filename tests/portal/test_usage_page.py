@@ -21,7 +21,7 @@ from portal.quotas.models import Quota
 from portal.quotas.status import allowances
 from portal.usage import failure_reasons, periods, report, views
 from portal.usage.chart import chart, lines
-from portal.usage.models import RefusalHour, UsageRecord
+from portal.usage.models import RejectionHour, UsageRecord
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of, use
 from tests.translations import japanese  # noqa: F401
@@ -447,7 +447,7 @@ class TestParts:
 class TestReasons:
     def refuse(self, key: ApiKey, code: str, requests: int = 1, at: datetime | None = None) -> None:
         hour = (at or timezone.now()).replace(minute=0, second=0, microsecond=0)
-        RefusalHour.objects.create(
+        RejectionHour.objects.create(
             hour=hour, tenant=key.tenant, user=key.user, key=key, model="qwen", code=code, requests=requests
         )
 
