@@ -55,7 +55,7 @@ class UsageRecord(models.Model):
 
 
 class UsageSetAside(models.Model):
-    """Usage of a host's gateways that could not be recorded; an operator resolves it there with `manage.py setaside`."""
+    """Usage that gateways of a host could not record. An operator resolves it there with `manage.py setaside`."""
 
     host = models.CharField(max_length=255, unique=True)
     lines = models.PositiveIntegerField()
