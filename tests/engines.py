@@ -1,6 +1,7 @@
 """Real engines and models for tests, out of the per-user cache that `make setup` fills."""
 
 import hashlib
+import socket
 import subprocess
 import zipfile
 from pathlib import Path
@@ -8,8 +9,13 @@ from pathlib import Path
 from django.conf import settings
 
 from modelregistry.engines import base
+from modelregistry.engines.base import XLLAMACPP_LAUNCHER
 from modelregistry.install.build_cache import build_once, download_with_pip
 from modelregistry.install.demo_models import MINILM
+from tests.waiting import until
+
+# No thread that spins while others test; one GB for the context is the least that can be told.
+VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
 def xllamacpp_python() -> Path:
@@ -18,6 +24,21 @@ def xllamacpp_python() -> Path:
     if "xllamacpp" not in found:
         raise LookupError(f"no xllamacpp under {settings.CACHE}: run `make setup`")
     return Path(found["xllamacpp"][0])
+
+
+def launch(directory: Path, model: Path, *options: str) -> tuple[subprocess.Popen[bytes], str]:
+    """Start xllamacpp with a model and return its process and its URL, once it listens."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    argv = [xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, f"--port={port}", *options]
+    path = directory / f"{model.name}.log"
+    with path.open("w") as log:
+        # One thread each: llama.cpp's wait for each other by spinning, and on a busy machine a token may take a second.
+        process = subprocess.Popen(
+            [*argv, "--host=127.0.0.1", "--grace=1", "--threads=1"], env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log
+        )
+    until(lambda: "\nlistening on" in path.read_text(), 60)
+    return process, f"http://127.0.0.1:{port}"
 
 
 def chat_model() -> Path:

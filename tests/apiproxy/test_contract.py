@@ -15,8 +15,8 @@ from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.gateway import Gateway
 from modelregistry.models import Replica
 from portal.quotas.models import Quota
+from tests.apiproxy.errors import error
 from tests.apiproxy.served import SERVED
-from tests.apiproxy.test_gateway import error
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
 
 

@@ -15,17 +15,9 @@ from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key, revoke_key
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
+from tests.apiproxy.errors import ERROR_KEYS, error
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, token, unary, usage_event
 from tests.waiting import until
-
-ERROR_KEYS = {"message", "type", "param", "code"}
-
-
-def error(response: httpx2.Response) -> dict:
-    found = response.json()["error"]
-    assert set(found) == ERROR_KEYS
-    assert response.headers["x-request-id"].startswith("req_")
-    return found
 
 
 def events(text: str) -> list[str]:

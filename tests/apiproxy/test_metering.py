@@ -26,7 +26,7 @@ from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord, UsageSetAside
 from tests import engine
 from tests.apiproxy.conftest import serving
-from tests.apiproxy.test_metrics import samples
+from tests.apiproxy.exposition import samples
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import installed
 from tests.waiting import until

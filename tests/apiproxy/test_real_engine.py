@@ -2,8 +2,6 @@
 
 import concurrent.futures
 import json
-import socket
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +12,6 @@ import pytest
 
 from apiproxy.bridge.models import CatalogueRevision
 from apiproxy.server.asgi import Application
-from modelregistry.engines.base import XLLAMACPP_LAUNCHER
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ModelAccess
@@ -26,29 +23,17 @@ from tests.waiting import until
 QUESTION = [{"role": "user", "content": "Name three colours."}]
 
 
-def launch(directory, model, *options) -> tuple[subprocess.Popen[bytes], str]:
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
-    argv = [engines.xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, f"--port={port}", *options]
-    path = directory / f"{model.name}.log"
-    with path.open("w") as log:
-        # One thread each: llama.cpp's wait for each other by spinning, and on a busy machine a token may take a second.
-        process = subprocess.Popen(
-            [*argv, "--host=127.0.0.1", "--grace=1", "--threads=1"], env={"LLAMA_API_KEY": "k"}, stdout=log, stderr=log
-        )
-    until(lambda: "\nlistening on" in path.read_text(), 60)
-    return process, f"http://127.0.0.1:{port}"
-
-
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
     """Provide a chat and an embedding engine."""
     directory = tmp_path_factory.mktemp("engines")
-    chat, chat_url = launch(
+    chat, chat_url = engines.launch(
         directory, engines.chat_model(), "--alias=chat", "--parallel=2", "--ctx-size=2048", "--no-cache-prompt"
     )
     batch = ("--batch-size=2048", "--ubatch-size=2048", "--embeddings")
-    vectors, vectors_url = launch(directory, engines.embedding_model(), "--alias=vectors", "--ctx-size=512", *batch)
+    vectors, vectors_url = engines.launch(
+        directory, engines.embedding_model(), "--alias=vectors", "--ctx-size=512", *batch
+    )
     yield {"chat": chat_url, "embedding": vectors_url}
     for process in (chat, vectors):
         process.kill()

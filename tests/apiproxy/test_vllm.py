@@ -30,8 +30,6 @@ pytestmark = pytest.mark.timeout(600)
 QUESTION = [{"role": "user", "content": "hi"}]
 # <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n
 PROMPT_TOKENS = 1 + len("user\nhi") + 1 + 1 + 1 + len("assistant\n")
-# No thread that spins while others test; one GB for the context is the least that can be told.
-CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 ARGS = [
     "--enforce-eager",
     "--max-num-seqs=4",
@@ -90,7 +88,7 @@ class House:
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory) -> Iterator[House]:
-    with installed(tmp_path_factory.mktemp("var"), **CPU) as madoguchi:
+    with installed(tmp_path_factory.mktemp("var"), **engines.VLLM_ON_CPU) as madoguchi:
         path, args = str(engines.tiny_llama()), [f"--arg={arg}" for arg in ARGS]
         madoguchi.manage("registermodel", "tiny", "--engine", "vllm", "--path", path, "--context", "4096", *args)
         tenant = "from portal.accounts.models import Tenant; Tenant.objects.create(slug='research', name='研究部')"

@@ -7,7 +7,6 @@ import openai
 import pytest
 
 from tests import engines
-from tests.apiproxy.test_vllm import CPU
 from tests.installation import Installation, installed
 from tests.waiting import until
 
@@ -19,7 +18,7 @@ DOCUMENTS = ["I had an apple for lunch.", "Paris is the capital of France.", "Th
 
 @pytest.fixture(scope="module")
 def madoguchi(tmp_path_factory) -> Iterator[Installation]:
-    with installed(tmp_path_factory.mktemp("var"), **CPU) as madoguchi:
+    with installed(tmp_path_factory.mktemp("var"), **engines.VLLM_ON_CPU) as madoguchi:
         shape = ("--path", str(engines.sentence_model()), "--task", "embedding", "--context", "256")
         madoguchi.manage("registermodel", "minilm", "--engine", "vllm", *shape, "--arg=--enforce-eager")
         tenant = "from portal.accounts.models import Tenant; Tenant.objects.create(slug='research', name='研究部')"

@@ -16,7 +16,7 @@ import pytest
 
 from apiproxy.bridge.management.commands.up import shared_port
 from tests import engine
-from tests.apiproxy.test_crash import Load
+from tests.apiproxy.load import Load
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import Installation, installed
 from tests.redis import Redis, redis_server

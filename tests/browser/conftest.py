@@ -10,7 +10,8 @@ from django.conf import settings
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from portal import frontend
-from tests.translations import japanese  # noqa: F401
+from portal.quotas.models import QuotaRequest
+from tests.portal.access_rules import filled  # noqa: F401 - a fixture
 
 # Playwright's synchronous API keeps an event loop running in this thread, in which Django would refuse the ORM. The
 # server answers in threads of its own.
@@ -125,3 +126,9 @@ def open_page(browser, site, provoked) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert [told for told in complaints if not any(re.search(known, told) for known in provoked)] == []
+
+
+@pytest.fixture
+def open_request(research, alice) -> QuotaRequest:
+    wish = {"tenant": research, "user": alice, "unit": "tokens", "window": "day", "amount": 200, "had": 100}
+    return QuotaRequest.objects.create(**wish, asked_by=alice)

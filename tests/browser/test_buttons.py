@@ -49,16 +49,6 @@ def press(page: Page, address: str, name: str, value: str) -> None:
         page.locator(f"button[name={name}][value={value}]").first.click()
 
 
-def wished(research: Tenant, alice: User) -> QuotaRequest:
-    wish = {"tenant": research, "user": alice, "unit": "tokens", "window": "day", "amount": 200, "had": 100}
-    return QuotaRequest.objects.create(**wish, asked_by=alice)
-
-
-@pytest.fixture
-def open_request(research, alice, bob) -> QuotaRequest:
-    return wished(research, alice)
-
-
 def granted(page: Page, site: str, open_request: QuotaRequest) -> None:
     enter(page, site, "bob")
     press(page, "/tenant/research/requests/", "verdict", "grant")

@@ -16,7 +16,7 @@ from tests.browser.pages import enter, looks
 from tests.browser.server import Site
 from tests.fleet import calls, fleet
 from tests.pages import key_of, serve, use
-from tests.portal.test_access import RULES, filled  # noqa: F401 - a fixture
+from tests.portal.access_rules import RULES
 from tests.slapd import unused_port
 from tests.waiting import until
 
@@ -39,7 +39,7 @@ def site(transactional_db) -> Iterator[str]:
 
 
 @pytest.fixture
-def furnished(filled, alice, bob, olivia, research) -> None:  # noqa: F811
+def furnished(filled, alice, bob, olivia, research) -> None:
     """What there is to be seen: keys in each state, usage, quotas, wishes, notices, machines, long names."""
     research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
     research.save()
@@ -63,7 +63,7 @@ def furnished(filled, alice, bob, olivia, research) -> None:  # noqa: F811
     notify([alice, bob, olivia], "key-expires", f"{long.prefix} 7", path=f"/keys/{long.prefix}/", **told)
 
 
-def pages(readers: Callable[[list[str]], str], filled: dict[str, str]) -> Iterator[tuple[str, str]]:  # noqa: F811
+def pages(readers: Callable[[list[str]], str], filled: dict[str, str]) -> Iterator[tuple[str, str]]:
     """(who reads it, address) of everything that is asked for with GET."""
     for path, rule in RULES.items():
         ranked = [who for who in RANKS if who in rule.who]
@@ -102,7 +102,7 @@ def too_wide(page: Page) -> list[str]:
     [("ja", 1280, lambda ranked: ranked[0]), ("en", 360, lambda ranked: ranked[-1])],
     ids=["ja, who may do least", "en, who may do most"],
 )
-def test_every_page_is_fit_for_everybody(open_page, site, furnished, filled, axe, language, width, readers, provoked):  # noqa: F811
+def test_every_page_is_fit_for_everybody(open_page, site, furnished, filled, axe, language, width, readers, provoked):
     provoked += ["nothing/here/.* 404 ", "operations/.* 403 "]
     tabs, found, seen = {}, {}, 0
     for who, address in pages(readers, filled):

@@ -5,7 +5,6 @@ from django.contrib.sessions.models import Session
 
 from portal.quotas.models import QuotaRequest
 from tests.browser.pages import enter
-from tests.browser.test_buttons import open_request  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -28,7 +27,7 @@ def signed_in_again(open_page, site, who: str):
     return page
 
 
-def test_p2_what_was_typed_is_there_after_signing_in(open_page, site, open_request, alice, olivia):  # noqa: F811
+def test_p2_what_was_typed_is_there_after_signing_in(open_page, site, open_request, alice, olivia):
     page = signed_in_again(open_page, site, "bob")
     assert page.locator("[name=note]").input_value() == NOTE
     with page.expect_navigation():
@@ -37,7 +36,7 @@ def test_p2_what_was_typed_is_there_after_signing_in(open_page, site, open_reque
     assert (open_request.state, open_request.note) == (QuotaRequest.State.REFUSED, NOTE)
 
 
-def test_p2_nobody_else_is_shown_it(open_page, site, open_request, olivia):  # noqa: F811
+def test_p2_nobody_else_is_shown_it(open_page, site, open_request, olivia):
     page = signed_in_again(open_page, site, "olivia")
     assert page.locator("[name=note]").input_value() == ""
     assert page.evaluate("sessionStorage.getItem('typed')") is None

@@ -12,7 +12,6 @@ from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key
 from tests import engine, engines
 from tests.apiproxy.conftest import serving
-from tests.apiproxy.test_real_engine import launch
 from tests.clients import agent_engine, environment
 from tests.clients.office import HERE, Driver, Office
 
@@ -45,7 +44,7 @@ def urls(tmp_path_factory) -> Iterator[dict[str, str]]:
         started = {}
         try:
             for task, shape in shapes.items():
-                started[task] = launch(tmp_path_factory.mktemp(task), *shape, f"--alias={task}")
+                started[task] = engines.launch(tmp_path_factory.mktemp(task), *shape, f"--alias={task}")
             yield {"fake": fake.url, **{task: url for task, (_, url) in started.items()}}
         finally:
             for process, _ in started.values():

@@ -10,6 +10,7 @@ from django.test import Client
 from portal.accounts import ldap as company
 from portal.accounts.models import User
 from tests.domain_controller import connect_domain, domain  # noqa: F401 - fixtures
+from tests.portal.access_rules import clients, filled  # noqa: F401 - fixtures
 from tests.portal.calling import described  # noqa: F401 - a fixture
 from tests.slapd import Directory
 

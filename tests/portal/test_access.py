@@ -3,8 +3,6 @@
 import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,265 +13,15 @@ from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import URLPattern, get_resolver
-from django.utils import timezone
 
-from modelregistry.models import Host, Replica
-from portal.keys import management_keys
-from portal.notifications.models import Notice
-from portal.quotas.models import Quota, QuotaRequest
 from portal.usage.scopes import TENANT
-from portal.web.notify import notify
-from tests.pages import key_of, serve
+from tests.portal.access_rules import CAST, RULES, WRITES, address_of
 
 pytestmark = pytest.mark.django_db
 
-CAST = ("nobody", "alice", "bob", "charlie", "olivia")
 # A refusal (401, 403), or nothing that one may know of (404).
 CLOSED = frozenset({401, 403, 404})
 WRITING = ("POST", "PUT", "PATCH", "DELETE")
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Who gets more than a refusal. `method` as the page is meant to be asked."""
-
-    who: frozenset[str]
-    method: str = "GET"
-
-
-@dataclass(frozen=True)
-class Write:
-    """Who may write there, and `body`, which works: a form for a page, JSON for the API. None: it needs a session's
-    ticket, or writes nothing for anybody; then only the answers are looked at.
-    """
-
-    who: frozenset[str]
-    body: dict[str, Any] | None = None
-
-
-EVERYBODY = Rule(frozenset(CAST))
-PEOPLE = Rule(frozenset(CAST) - {"nobody"})
-ALICE = Rule(frozenset({"alice"}))  # what is hers alone, also before the admin of her tenant and operators
-ADMINS = Rule(frozenset({"bob", "olivia"}))  # of her tenant
-OPERATORS = Rule(frozenset({"olivia"}))
-PEOPLE_POST = Rule(PEOPLE.who, "POST")
-ALICE_POST = Rule(ALICE.who, "POST")
-MEMBERS = Rule(frozenset({"alice", "bob", "olivia"}))
-OPERATORS_POST = Rule(OPERATORS.who, "POST")
-
-RULES = {
-    "": PEOPLE,
-    "favicon.ico": EVERYBODY,
-    "language/": Rule(EVERYBODY.who, "POST"),
-    "sign-in/": EVERYBODY,
-    "sign-out/": Rule(EVERYBODY.who, "POST"),
-    "audit/": PEOPLE,
-    "audit/export/": PEOPLE,
-    "models/": PEOPLE,
-    "try/": PEOPLE,
-    "try/<slug:slug>/key/": Rule(frozenset({"alice", "bob"}), "POST"),  # who belongs to it, operators or not
-    "keys/": PEOPLE,
-    "keys/new/": PEOPLE,
-    "keys/found/": PEOPLE,
-    "keys/management/": PEOPLE,
-    "keys/management/new/": PEOPLE,
-    "keys/management/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
-    "keys/services/": PEOPLE,
-    "keys/services/new/": Rule(frozenset({"bob", "olivia"})),
-    "keys/<slug:prefix>/": ALICE,
-    "keys/<slug:prefix>/edit/": ALICE,
-    "keys/<slug:prefix>/rotate/": Rule(ALICE.who, "POST"),
-    "keys/<slug:prefix>/revoke/": Rule(ALICE.who, "POST"),
-    "notices/": PEOPLE,
-    "notices/read/": Rule(PEOPLE.who, "POST"),
-    "notices/<id:pk>/": ALICE,
-    "settings/": PEOPLE,
-    "usage/": PEOPLE,
-    "usage/live/": PEOPLE,
-    "usage/export/": PEOPLE,
-    "tenants/": OPERATORS,
-    "tenants/new/": OPERATORS,
-    "tenants/quotas/": OPERATORS,
-    "tenants/quotas/give/": OPERATORS,
-    "tenants/quotas/<id:pk>/remove/": OPERATORS_POST,
-    "tenant/<slug:slug>/": ADMINS,
-    "tenant/<slug:slug>/edit/": OPERATORS,
-    "tenant/<slug:slug>/switch/": OPERATORS,
-    "tenant/<slug:slug>/people/": ADMINS,
-    "tenant/<slug:slug>/people/add/": Rule(ADMINS.who, "POST"),
-    "tenant/<slug:slug>/people/<id:pk>/": ADMINS,
-    "tenant/<slug:slug>/people/<id:pk>/role/": Rule(ADMINS.who, "POST"),
-    "tenant/<slug:slug>/people/<id:pk>/remove/": ADMINS,
-    "tenant/<slug:slug>/keys/": ADMINS,
-    "tenant/<slug:slug>/quotas/": ADMINS,
-    "tenant/<slug:slug>/quotas/give/": ADMINS,
-    "tenant/<slug:slug>/quotas/<id:pk>/remove/": Rule(ADMINS.who, "POST"),
-    "tenant/<slug:slug>/requests/": ADMINS,
-    "tenant/<slug:slug>/requests/<id:pk>/": Rule(ADMINS.who, "POST"),
-    "more/": PEOPLE,
-    "more/<id:pk>/": ALICE,
-    "more/<id:pk>/withdraw/": Rule(ALICE.who, "POST"),
-    "operations/": OPERATORS,
-    "operations/directory/": OPERATORS,
-    "operations/directory/follow/": OPERATORS_POST,
-    "operations/hosts/<id:pk>/": OPERATORS,
-    "operations/hosts/<id:pk>/remove/": OPERATORS,
-    "operations/models/new/": OPERATORS,
-    "operations/models/<path:name>/": OPERATORS,
-    "operations/start/<path:name>/": OPERATORS_POST,
-    "operations/stop/<path:name>/": OPERATORS,
-    "operations/restart/<path:name>/": OPERATORS,
-    "operations/edit/<path:name>/": OPERATORS,
-    "operations/unregister/<path:name>/": OPERATORS,
-    "api/schema/": PEOPLE,
-    "api/docs/": PEOPLE,
-    "api/v1/me/": PEOPLE,
-    "api/v1/me/settings/": PEOPLE,
-    "api/v1/tenants/": PEOPLE,
-    "api/v1/tenants/<slug:slug>/": MEMBERS,
-    "api/v1/tenants/<slug:slug>/members/": ADMINS,
-    "api/v1/tenants/<slug:slug>/members/<str:username>/": ADMINS,
-    "api/v1/notices/": PEOPLE,
-    "api/v1/notices/read/": PEOPLE_POST,
-    "api/v1/notices/<int:pk>/": ALICE,
-    "api/v1/notices/<int:pk>/read/": ALICE_POST,
-    "api/v1/audit/": PEOPLE,
-    "api/v1/usage/": PEOPLE,
-    "api/v1/usage/series/": PEOPLE,
-    "api/v1/usage/groups/": PEOPLE,
-    "api/v1/usage/scopes/": PEOPLE,
-    "api/v1/allowances/": PEOPLE,
-    "api/v1/catalogue/": PEOPLE,
-    "api/v1/keys/": PEOPLE,
-    "api/v1/keys/found/": PEOPLE_POST,
-    "api/v1/keys/<slug:prefix>/": ALICE,
-    "api/v1/keys/<slug:prefix>/revoke/": ALICE_POST,
-    "api/v1/keys/<slug:prefix>/rotate/": ALICE_POST,
-    "api/v1/management-keys/": PEOPLE,
-    "api/v1/management-keys/<slug:prefix>/revoke/": ALICE_POST,
-    "api/v1/quotas/": PEOPLE,
-    "api/v1/quotas/<int:pk>/": ADMINS,
-    "api/v1/quota-requests/": PEOPLE,
-    "api/v1/quota-requests/<int:pk>/": ADMINS,
-    "api/v1/quota-requests/<int:pk>/grant/": OPERATORS_POST,
-    # They learn why not: an empty note; that Bob withdrew it before.
-    "api/v1/quota-requests/<int:pk>/refuse/": Rule(ADMINS.who, "POST"),
-    "api/v1/quota-requests/<int:pk>/withdraw/": Rule(ADMINS.who, "POST"),
-    "api/v1/overview/": OPERATORS,
-    "api/v1/directory/": OPERATORS,
-    "api/v1/directory/follow/": OPERATORS_POST,
-    "api/v1/presets/": OPERATORS,
-    "api/v1/hosts/": OPERATORS,
-    "api/v1/hosts/<int:pk>/": OPERATORS,
-    "api/v1/models/": OPERATORS,
-    "api/v1/models/predict/": OPERATORS_POST,
-    "api/v1/models/<int:pk>/": OPERATORS,
-    "api/v1/models/<int:pk>/aliases/": Rule(OPERATORS.who, "PUT"),
-    "api/v1/models/<int:pk>/facts/": OPERATORS,
-    "api/v1/models/<int:pk>/restart/": OPERATORS_POST,
-    "api/v1/models/<int:pk>/start/": OPERATORS_POST,
-    "api/v1/models/<int:pk>/stop/": OPERATORS_POST,
-    "api/v1/models/<int:pk>/visibility/": Rule(OPERATORS.who, "PUT"),
-    "api/v1/replicas/": OPERATORS,
-    "api/v1/replicas/<int:pk>/": OPERATORS,
-    "api/v1/replicas/<int:pk>/log/": OPERATORS,
-    "api/<anything:rest>": Rule(frozenset()),  # there is nothing
-}
-
-TENANT_FORM = {"name": "研究所", "slug": "lab", "time_zone": "Asia/Tokyo", "key_days": "90"}
-MODEL_FORM = {
-    **{"name": "other", "task": "chat", "engine": "external", "url": "http://127.0.0.1:9", "context": "4096"},
-    **{"slots": "1", "replicas": "1", "tensor_parallel": "1", "upstream_model": "theirs"},
-}
-KEY_FORM = {"name": "desk", "every_model": "yes", "key_class": "interactive"}
-QUOTA_FORM = {"kind": "requests/day", "model": "", "amount": "1"}
-MEMBER_QUOTA = {"tenant": "research", "user": "alice", "unit": "requests", "window": "day", "amount": 1}
-
-# Every way to change something: what is not here nobody may do, with whatever method, at whatever address.
-WRITES = {
-    ("POST", "language/"): Write(EVERYBODY.who),
-    ("POST", "sign-in/"): Write(EVERYBODY.who),
-    ("POST", "sign-out/"): Write(EVERYBODY.who),
-    ("POST", "try/<slug:slug>/key/"): Write(frozenset({"alice", "bob"}), {}),
-    ("POST", "keys/new/"): Write(PEOPLE.who),
-    ("POST", "keys/found/"): Write(PEOPLE.who),
-    ("POST", "keys/management/new/"): Write(PEOPLE.who),
-    ("POST", "keys/management/<slug:prefix>/revoke/"): Write(ALICE.who, {}),
-    ("POST", "keys/services/new/"): Write(ADMINS.who),
-    ("POST", "keys/<slug:prefix>/edit/"): Write(ALICE.who, KEY_FORM),
-    ("POST", "keys/<slug:prefix>/rotate/"): Write(ALICE.who, {"overlap": "7"}),
-    ("POST", "keys/<slug:prefix>/revoke/"): Write(ALICE.who, {"because": "lost"}),
-    ("POST", "notices/read/"): Write(PEOPLE.who),
-    ("POST", "settings/"): Write(PEOPLE.who, {"language": "en", "theme": "dark", "wants_mail": ""}),
-    ("POST", "tenants/new/"): Write(OPERATORS.who, TENANT_FORM),
-    ("POST", "tenants/quotas/give/"): Write(OPERATORS.who, {"kind": "tokens/day", "model": "", "amount": "1"}),
-    ("POST", "tenants/quotas/<id:pk>/remove/"): Write(OPERATORS.who, {}),
-    ("POST", "tenant/<slug:slug>/edit/"): Write(OPERATORS.who, TENANT_FORM),
-    ("POST", "tenant/<slug:slug>/switch/"): Write(OPERATORS.who, {"to": "off"}),
-    ("POST", "tenant/<slug:slug>/people/add/"): Write(ADMINS.who, {"username": "charlie", "role": "member"}),
-    ("POST", "tenant/<slug:slug>/people/<id:pk>/role/"): Write(ADMINS.who, {"role": "admin"}),
-    ("POST", "tenant/<slug:slug>/people/<id:pk>/remove/"): Write(ADMINS.who, {}),
-    ("POST", "tenant/<slug:slug>/quotas/give/"): Write(ADMINS.who, QUOTA_FORM),
-    ("POST", "tenant/<slug:slug>/quotas/<id:pk>/remove/"): Write(ADMINS.who, {}),  # Bob is told that it is not his
-    ("POST", "tenant/<slug:slug>/requests/<id:pk>/"): Write(
-        ADMINS.who, {"verdict": "refuse", "amount": "1", "note": "no"}
-    ),
-    ("POST", "more/"): Write(
-        ADMINS.who, {"to": "tenant:research", "unit": "requests", "window": "day", "model": "", "amount": "9"}
-    ),
-    ("POST", "more/<id:pk>/"): Write(ALICE.who, {"amount": "3", "reason": "why"}),
-    ("POST", "more/<id:pk>/withdraw/"): Write(ALICE.who, {}),
-    ("POST", "operations/directory/follow/"): Write(OPERATORS.who),
-    ("POST", "operations/hosts/<id:pk>/"): Write(
-        OPERATORS.who, {"address": "10.0.0.9", "maintenance": "on", "confirmed": "yes"}
-    ),
-    ("POST", "operations/hosts/<id:pk>/remove/"): Write(OPERATORS.who, {}),
-    ("POST", "operations/models/new/"): Write(OPERATORS.who, MODEL_FORM),
-    ("POST", "operations/start/<path:name>/"): Write(OPERATORS.who),
-    ("POST", "operations/stop/<path:name>/"): Write(OPERATORS.who, {}),
-    ("POST", "operations/restart/<path:name>/"): Write(OPERATORS.who, {}),
-    ("POST", "operations/edit/<path:name>/"): Write(OPERATORS.who, MODEL_FORM),
-    ("POST", "operations/unregister/<path:name>/"): Write(OPERATORS.who, {}),
-    ("PATCH", "api/v1/me/settings/"): Write(PEOPLE.who, {"wants_mail": False}),
-    ("POST", "api/v1/tenants/"): Write(OPERATORS.who, TENANT_FORM),
-    ("PATCH", "api/v1/tenants/<slug:slug>/"): Write(OPERATORS.who, {"is_active": False}),
-    ("POST", "api/v1/tenants/<slug:slug>/members/"): Write(ADMINS.who, {"user": "charlie"}),
-    ("PATCH", "api/v1/tenants/<slug:slug>/members/<str:username>/"): Write(ADMINS.who, {"role": "admin"}),
-    ("DELETE", "api/v1/tenants/<slug:slug>/members/<str:username>/"): Write(ADMINS.who, {}),
-    ("POST", "api/v1/notices/read/"): Write(PEOPLE.who),
-    ("POST", "api/v1/notices/<int:pk>/read/"): Write(ALICE.who, {}),
-    ("POST", "api/v1/keys/"): Write(frozenset({"alice", "bob"}), {"tenant": "research", "name": "mine"}),
-    ("POST", "api/v1/keys/found/"): Write(PEOPLE.who),
-    ("PATCH", "api/v1/keys/<slug:prefix>/"): Write(ALICE.who, {"name": "desk"}),
-    ("POST", "api/v1/keys/<slug:prefix>/revoke/"): Write(ALICE.who, {"because": "lost"}),
-    ("POST", "api/v1/keys/<slug:prefix>/rotate/"): Write(ALICE.who, {"overlap_hours": 1}),
-    ("POST", "api/v1/management-keys/"): Write(PEOPLE.who),
-    ("POST", "api/v1/management-keys/<slug:prefix>/revoke/"): Write(ALICE.who, {}),
-    ("POST", "api/v1/quotas/"): Write(ADMINS.who, MEMBER_QUOTA),
-    ("PATCH", "api/v1/quotas/<int:pk>/"): Write(OPERATORS.who, {"amount": 0}),
-    ("DELETE", "api/v1/quotas/<int:pk>/"): Write(OPERATORS.who, {}),
-    ("POST", "api/v1/quota-requests/"): Write(
-        frozenset({"bob"}), {"tenant": "research", "user": "bob", "unit": "tokens", "window": "day", "amount": 9}
-    ),
-    ("PATCH", "api/v1/quota-requests/<int:pk>/"): Write(frozenset({"bob"}), {"amount": 3}),
-    ("POST", "api/v1/quota-requests/<int:pk>/grant/"): Write(OPERATORS.who, {}),
-    ("POST", "api/v1/quota-requests/<int:pk>/refuse/"): Write(OPERATORS.who, {"note": "no"}),
-    ("POST", "api/v1/quota-requests/<int:pk>/withdraw/"): Write(frozenset({"bob"}), {}),
-    ("POST", "api/v1/directory/follow/"): Write(OPERATORS.who),
-    ("POST", "api/v1/models/"): Write(
-        OPERATORS.who, {"name": "other", "engine": "external", "url": "http://127.0.0.1:9"}
-    ),
-    ("POST", "api/v1/models/predict/"): Write(OPERATORS.who),
-    ("PATCH", "api/v1/hosts/<int:pk>/"): Write(OPERATORS.who, {"maintenance": True}),
-    ("DELETE", "api/v1/hosts/<int:pk>/"): Write(OPERATORS.who, {}),
-    ("PATCH", "api/v1/models/<int:pk>/"): Write(OPERATORS.who, {"description_en": "new words"}),
-    ("DELETE", "api/v1/models/<int:pk>/"): Write(OPERATORS.who, {}),
-    ("PUT", "api/v1/models/<int:pk>/aliases/"): Write(OPERATORS.who, {"aliases": ["mine"]}),
-    ("POST", "api/v1/models/<int:pk>/restart/"): Write(OPERATORS.who, {}),
-    ("POST", "api/v1/models/<int:pk>/start/"): Write(OPERATORS.who),
-    ("POST", "api/v1/models/<int:pk>/stop/"): Write(OPERATORS.who, {}),
-    ("PUT", "api/v1/models/<int:pk>/visibility/"): Write(OPERATORS.who, {"tenants": ["research"]}),
-}
 
 
 def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
@@ -289,56 +37,6 @@ def test_every_address_has_a_rule_and_every_rule_an_address():
     """Django's admin is its own matter: it is for staff, see tests of its sign-in."""
     assert {path for path in addresses() if not path.startswith("admin/")} == set(RULES)
     assert {path for _method, path in WRITES} <= set(RULES)
-
-
-@pytest.fixture
-def clients(alice, bob, charlie, olivia) -> dict[str, Client]:
-    made = {name: Client() for name in CAST}
-    for person in (alice, bob, charlie, olivia):
-        made[person.username].force_login(person)
-    return made
-
-
-@pytest.fixture
-def filled(alice, bob, research) -> dict[str, str]:
-    """What stands for the variable parts of addresses."""
-    model = serve("qwen")
-    tomorrow = timezone.now() + timedelta(days=1)
-    managing, _ = management_keys.issue_management_key(
-        user=alice, name="script", scopes_=["usage:read"], expires_at=tomorrow
-    )
-    notify([alice], "membership-ended", "x", tenant="X", keys=1)
-    # What is between the admins of a tenant and operators.
-    daily = {"tenant": research, "unit": "tokens", "window": "day"}
-    of_bob = Quota.objects.create(**daily, user=bob, amount=1)
-    of_tenant = QuotaRequest.objects.create(**daily, amount=2, had=1, asked_by=bob)
-    given = Quota.objects.create(tenant=research, unit="tokens", window="day", amount=1)
-    default = Quota.objects.create(each="tenant", unit="requests", window="day", amount=1)
-    own = QuotaRequest.objects.create(
-        tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, had=1
-    )
-    return {
-        "<str:username>": alice.username,
-        "notices/<id:pk>": f"notices/{Notice.objects.get(user=alice).pk}",
-        "notices/<int:pk>": f"notices/{Notice.objects.get(user=alice).pk}",
-        "v1/quotas/<int:pk>": f"v1/quotas/{of_bob.pk}",
-        "quota-requests/<int:pk>": f"quota-requests/{of_tenant.pk}",
-        "tenants/quotas/<id:pk>": f"tenants/quotas/{default.pk}",
-        "<slug:slug>/quotas/<id:pk>": f"{research.slug}/quotas/{given.pk}",
-        "people/<id:pk>": f"people/{alice.pk}",
-        "<slug:slug>/requests/<id:pk>": f"{research.slug}/requests/{own.pk}",
-        "more/<id:pk>": f"more/{own.pk}",
-        "management/<slug:prefix>": f"management/{managing.prefix}",
-        "management-keys/<slug:prefix>": f"management-keys/{managing.prefix}",
-        "<slug:prefix>": key_of(alice, research).prefix,
-        "<slug:slug>": research.slug,
-        "<path:name>": model.name,
-        "<anything:rest>": "nowhere\nat all",
-        "hosts/<int:pk>": f"hosts/{Host.objects.get().pk}",
-        "hosts/<id:pk>": f"hosts/{Host.objects.get().pk}",
-        "models/<int:pk>": f"models/{model.pk}",
-        "replicas/<int:pk>": f"replicas/{Replica.objects.get().pk}",
-    }
 
 
 @pytest.mark.parametrize("path", RULES)
@@ -381,12 +79,6 @@ def test_t1_what_has_no_rule_is_refused_to_everybody(clients, filled):
             done += [(method, path, open_to)] if open_to else []
     assert not done
     assert contents() == before
-
-
-def address_of(path: str, filled: dict[str, str]) -> str:
-    for part, value in filled.items():
-        path = path.replace(part, value)
-    return "/" + path
 
 
 def sent(client: Client, method: str, address: str, body: dict[str, Any] | None) -> HttpResponse:

@@ -7,14 +7,14 @@ from axes.models import AccessAttempt
 from django.test import Client
 
 from portal.operations import routing
-from tests.portal.test_access import RULES, address_of, clients, filled  # noqa: F401 - fixtures
+from tests.portal.access_rules import RULES, address_of
 
 pytestmark = pytest.mark.django_db
 
 PASSWORD = "Hunter2-私の秘密"
 
 
-def test_p3_no_browser_keeps_a_page(clients, filled):  # noqa: F811
+def test_p3_no_browser_keeps_a_page(clients, filled):
     """Back, on a PC that others use too."""
     kept = []
     for path in (path for path, rule in RULES.items() if rule.method == "GET"):

@@ -11,7 +11,7 @@ from django.test import Client
 from portal.quotas.models import QuotaRequest
 from tests.fleet import calls, fleet
 from tests.pages import key_of
-from tests.portal.test_access import RULES, address_of, filled  # noqa: F401 - a fixture
+from tests.portal.access_rules import RULES, address_of
 
 pytestmark = pytest.mark.django_db
 
@@ -47,7 +47,7 @@ def parameters() -> list[str]:
 
 
 @pytest.fixture
-def operator(filled, alice, olivia, research) -> Client:  # noqa: F811
+def operator(filled, alice, olivia, research) -> Client:
     """See every page, with something on it."""
     fleet()
     calls(key_of(alice, research))
@@ -70,7 +70,7 @@ def failures(client: Client, addresses: list[str]) -> list[str]:
     return [f"{address[:100]} …{address[-40:]}" for address in addresses if status(address) >= 500]
 
 
-def test_p3_no_number_or_name_in_a_path_is_a_5xx(operator, filled):  # noqa: F811
+def test_p3_no_number_or_name_in_a_path_is_a_5xx(operator, filled):
     addresses = []
     for path in RULES:
         for part in re.findall(r"<\w+:\w+>", path):
@@ -80,7 +80,7 @@ def test_p3_no_number_or_name_in_a_path_is_a_5xx(operator, filled):  # noqa: F81
     assert failures(operator, addresses) == []
 
 
-def test_p3_no_query_string_is_a_5xx(operator, filled):  # noqa: F811
+def test_p3_no_query_string_is_a_5xx(operator, filled):
     addresses = []
     for path in (path for path, rule in RULES.items() if rule.method == "GET"):
         address = address_of(path, filled)
@@ -90,7 +90,7 @@ def test_p3_no_query_string_is_a_5xx(operator, filled):  # noqa: F811
     assert failures(operator, addresses) == []
 
 
-def test_p3_no_form_with_odd_words_is_a_5xx(operator, filled):  # noqa: F811
+def test_p3_no_form_with_odd_words_is_a_5xx(operator, filled):
     names = [*parameters(), "amount", "note", "reason", "verdict", "generation", "username", "role", "name", "slug"]
     failed = []
     for path in (path for path in RULES if not path.startswith("api/")):
@@ -125,7 +125,7 @@ def test_p3_a_broken_session_is_nobodys(alice):
         assert client.get("/").status_code == 302
 
 
-def test_p3_a_note_keeps_no_nul(filled, bob):  # noqa: F811
+def test_p3_a_note_keeps_no_nul(filled, bob):
     """PostgreSQL cannot hold one."""
     client = Client()
     client.force_login(bob)
@@ -140,7 +140,7 @@ def test_p3_forms_of_the_administration_are_not_filled_in_from_their_addresses(o
     assert operator.get("/admin/accounts/membership/add/", {"tenant": "\x81Q¿", "user": "x"}).status_code == 200
 
 
-def test_x_a_page_is_told_of_as_well_as_shown(operator, filled):  # noqa: F811
+def test_x_a_page_is_told_of_as_well_as_shown(operator, filled):
     """RFC 9110, 9.1: who may GET may HEAD. Half of the pages said 405 to it, to checkers of links and to proxies."""
 
     def status(method: str, path: str) -> int:

@@ -5,7 +5,7 @@ from django.test import Client
 from django.urls import resolve
 
 from portal.web.posted_forms import page_above
-from tests.portal.test_access import RULES, address_of, clients, filled  # noqa: F401 - fixtures
+from tests.portal.access_rules import RULES, address_of
 
 pytestmark = pytest.mark.django_db
 
@@ -13,7 +13,7 @@ FORMS = [path for path, rule in RULES.items() if rule.method == "POST" and not p
 
 
 @pytest.mark.parametrize("path", FORMS)
-def test_p2_after_signing_in_the_page_of_the_form_is_shown(clients, filled, path):  # noqa: F811
+def test_p2_after_signing_in_the_page_of_the_form_is_shown(clients, filled, path):
     """By each who may send it."""
     address = address_of(path, filled)
     for who in RULES[path].who - {"nobody"}:

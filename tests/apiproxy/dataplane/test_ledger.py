@@ -16,30 +16,8 @@ from apiproxy.dataplane.ledger import DatabaseAway, Drain, RecordRefused, Spool,
 from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
 from apiproxy.dataplane.token_usage import MOST_TOKENS
 from apiproxy.dataplane.usage_events import Usage
+from tests.apiproxy.usage_events import usage
 from tests.waiting import until
-
-
-def usage(request_id: str, **more) -> Usage:
-    facts = {
-        "request_id": request_id,
-        "key": 1,
-        "user": None,
-        "tenant": 1,
-        "model": "m",
-        "replica": 1,
-        "endpoint": "/v1/chat/completions",
-        "started": 1.5,
-        "first_token_ms": 3,
-        "duration_ms": 9,
-        "prompt_tokens": 7,
-        "cached_tokens": 0,
-        "completion_tokens": 5,
-        "reasoning_tokens": 0,
-        "status": "finished",
-        "estimated": False,
-        "end_user": "山田",
-    }
-    return Usage(**{**facts, **more})
 
 
 class Database:

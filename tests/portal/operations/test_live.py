@@ -1,40 +1,34 @@
 """Operators' sockets, through the server and the protocol classes that `up` uses, read by a real client."""
 
 import asyncio
-import json
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvicorn
-from channels.routing import ProtocolTypeRouter
 from django.db import OperationalError
-from django.test import Client
 from django.utils import timezone
 from uvicorn.protocols.utils import ClientDisconnected
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
 
 from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica
-from portal.accounts.models import User
 from portal.operations.consumers import State, addition
 from portal.operations.live import LiveState, Reader
-from portal.operations.routing import sockets
 from portal.usage.live import LiveUsageFeed
 from portal.web import websockets
 from tests.installation import installed
 from tests.pages import key_of, serve, use
+from tests.portal.sockets import OPERATIONS, opened, refused, serving, session_of, told
 from tests.waiting import until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-STATE = "/ws/operations/"
 GB = 10**9
 
 
@@ -53,28 +47,6 @@ class Database:
         return self._reader(*args, **options)
 
 
-@contextmanager
-def serving(live: LiveState, pulse: LiveUsageFeed) -> Iterator[SimpleNamespace]:
-    """Provide the portal on a port: `port`, and uvicorn's `server`."""
-    from portal.asgi import django
-
-    application = ProtocolTypeRouter({"http": django, "websocket": sockets(live, pulse)})
-    listener = socket.create_server(("127.0.0.1", 0))
-    protocols = {"http": "apiproxy.server.protocol:Protocol", "ws": "apiproxy.server.protocol:Socket"}
-    config = uvicorn.Config(
-        application, loop="uvloop", lifespan="off", log_level="error", ws_per_message_deflate=False, **protocols
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    until(lambda: server.started)
-    yield SimpleNamespace(port=listener.getsockname()[1], server=server, thread=thread)
-    server.should_exit = True
-    thread.join(30)
-    listener.close()
-    assert not thread.is_alive()
-
-
 @pytest.fixture
 def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port, with the `database` that operators' sockets read."""
@@ -83,36 +55,6 @@ def site(monkeypatch) -> Iterator[SimpleNamespace]:
     with serving(LiveState(lambda: database, poll=0.05, patience=5.0), LiveUsageFeed()) as site:
         site.database = database
         yield site
-
-
-def session_of(user: User | None) -> Client:
-    client = Client()
-    if user:
-        client.force_login(user)
-    return client
-
-
-def opened(
-    site, user: User | None, path: str = STATE, *, origin: str | None = None, client: Client | None = None, **more
-) -> ClientConnection:
-    client = client or session_of(user)
-    cookies = "; ".join(f"{name}={value.value}" for name, value in client.cookies.items())
-    return connect(
-        f"ws://127.0.0.1:{site.port}{path}",
-        origin=origin or f"http://127.0.0.1:{site.port}",
-        additional_headers={"Cookie": cookies},
-        **more,
-    )
-
-
-def told(connection: ClientConnection, kind: str | None = None, seconds: float = 30) -> dict[str, Any]:
-    """Return the next message; the next of this kind, passing over others."""
-    deadline = time.monotonic() + seconds
-    while True:
-        message = json.loads(connection.recv(timeout=max(0.1, deadline - time.monotonic())))
-        assert message["version"] == 1
-        if kind in (None, message["type"]):
-            return message
 
 
 def report(host: Host) -> None:
@@ -134,13 +76,7 @@ def report(host: Host) -> None:
 # --- who
 
 
-def refused(site, user: User | None, path: str = STATE, **more) -> bool:
-    with pytest.raises(InvalidStatus) as caught:
-        opened(site, user, path, **more)
-    return caught.value.response.status_code == 403
-
-
-@pytest.mark.parametrize("path", [STATE, "/ws/operations/replicas/1/log/", "/ws/elsewhere/"])
+@pytest.mark.parametrize("path", [OPERATIONS, "/ws/operations/replicas/1/log/", "/ws/elsewhere/"])
 def test_only_operators_are_let_in(site, path, alice, bob, charlie):
     assert all(refused(site, somebody, path) for somebody in (alice, bob, charlie, None))
 
@@ -168,7 +104,7 @@ def test_who_operates_no_more_is_cut(site, olivia, end):
     cookies = f"sessionid={client.cookies['sessionid'].value}"
     origin = f"http://127.0.0.1:{site.port}"
     with connect(
-        f"ws://127.0.0.1:{site.port}{STATE}", origin=origin, additional_headers={"Cookie": cookies}
+        f"ws://127.0.0.1:{site.port}{OPERATIONS}", origin=origin, additional_headers={"Cookie": cookies}
     ) as connection:
         assert told(connection)["type"] == "snapshot"
         if end == "signed out":
@@ -436,7 +372,7 @@ def test_up_serves_sockets_and_ends_in_time(tmp_path):
         session = installation.manage("shell", "--verbosity", "0", "--command", OPERATOR)
         installation.start()
         with connect(
-            installation.url.replace("http", "ws") + STATE,
+            installation.url.replace("http", "ws") + OPERATIONS,
             origin=installation.url,
             additional_headers={"Cookie": f"sessionid={session}"},
         ) as connection:

@@ -6,26 +6,23 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from apiproxy.dataplane.catalogue import Counter
+from apiproxy.dataplane.catalogue import Counter, Limit
 from apiproxy.dataplane.errors import OverQuota, OverRate, Refusal
 from apiproxy.dataplane.limits import redis as shared_limits
 from apiproxy.dataplane.limits.local import Limits
 from apiproxy.dataplane.limits.redis import SharedLimits
 from modelregistry.supervisor.watchdog import Watchdog
 from portal.quotas.windows import window_bounds
-from tests.apiproxy.test_local_limits import DAY, MODEL, NOON, TOKYO, Limit, Records, limit
+from tests.apiproxy.dataplane.limits.budgets import DAY, MODEL, NOON, TOKYO, Records, limit
+from tests.installation import ROOT
 from tests.redis import Redis, redis_server
 from tests.slapd import unused_port, write_certificates
-
-ROOT = Path(__file__).resolve().parent.parent.parent
-
 
 DAMAGE = [
     ("hset", "u", "1e+17"),

@@ -18,12 +18,14 @@ import pytest
 
 from apiproxy.dataplane import gateway, host_watch
 from apiproxy.dataplane.balancer import Balancer
+from apiproxy.dataplane.catalogue import Replica
 from apiproxy.dataplane.host_watch import CERTAIN, HostWatch
 from apiproxy.dataplane.upstream import Address, Connection, Pool, Unreachable
 from tests.apiproxy.served import SERVED
-from tests.apiproxy.test_balancer import A, B
 from tests.installation import ROOT
 from tests.slapd import unused_port
+
+A, B = (Replica(id=number, url=f"http://127.0.0.1:{number}", api_key="", upstream_model="m") for number in (1, 2))
 
 UNSHARE = [shutil.which("unshare") or "unshare", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))]
 

@@ -19,8 +19,8 @@ from portal.keys.lineage import Lineage
 from portal.keys.models import ApiKey, ModelAccess
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord
-from tests.apiproxy.test_ledger import usage
-from tests.portal.test_policy import naive, one_of_a_kind, quotas
+from tests.apiproxy.usage_events import usage
+from tests.portal.quotas.quota_rules import naive, one_of_a_kind, quotas
 
 # The bridge is called in threads of the gateway and closes what connections it finds broken: no test's transaction
 # may be open around it.

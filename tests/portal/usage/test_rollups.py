@@ -12,22 +12,10 @@ from portal.usage import records as usage
 from portal.usage import rollups
 from portal.usage.models import UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 from tests.installation import installed
+from tests.portal.usage.record_rows import NOON, row
 from tests.postgres import postgres
 
-NOON = datetime(2026, 11, 22, 3, tzinfo=UTC)  # in Tokyo
-
-
 SUMMED = (UsageDay, UsageMonth, UsageHour, UsageTenantDay)
-
-
-def row(request_id: str, **more):
-    return {
-        **{"request_id": request_id, "key_id": 1, "user_id": 1, "tenant_id": 1, "model": "m", "replica_id": 1},
-        **{"endpoint": "chat/completions", "started_at": NOON, "first_token_ms": 120, "duration_ms": 1120},
-        **{"prompt_tokens": 7, "cached_tokens": 2, "completion_tokens": 50, "reasoning_tokens": 0},
-        **{"status": "finished", "estimated": False, "end_user": ""},
-        **more,
-    }
 
 
 def total(model, *names: str) -> list[int]:
@@ -159,7 +147,8 @@ for n in range(20):
 """
 WRITE = """
 from portal.usage import records
-from tests.portal.test_rollups import NOON, row, timedelta
+from datetime import timedelta
+from tests.portal.usage.record_rows import NOON, row
 for n in range(5):
     origin = {{"address": f"10.0.0.{{n}}", "client": "{who}", "started_at": NOON + timedelta(seconds=n)}}
     keys = range(1, 21) if "{who}" == "a" else range(20, 0, -1)

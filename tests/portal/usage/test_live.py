@@ -17,7 +17,7 @@ from portal.usage import live
 from portal.usage.live import Answer, LiveUsageFeed, Reader, Snapshot, usage_view
 from portal.web import websockets
 from tests.pages import key_of, serve, use
-from tests.portal.test_operations_live import opened, refused, serving, session_of, told
+from tests.portal.sockets import opened, refused, serving, session_of, told
 from tests.waiting import until
 
 AT = datetime(2026, 11, 22, 12, 0, 2, tzinfo=UTC)  # SETTLED after the end of a slot

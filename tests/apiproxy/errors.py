@@ -1,0 +1,12 @@
+"""Errors as clients of the gateway read them."""
+
+import httpx2
+
+ERROR_KEYS = {"message", "type", "param", "code"}
+
+
+def error(response: httpx2.Response) -> dict:
+    found = response.json()["error"]
+    assert set(found) == ERROR_KEYS
+    assert response.headers["x-request-id"].startswith("req_")
+    return found
