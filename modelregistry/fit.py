@@ -23,7 +23,7 @@ from modelregistry.files.metadata import ModelMetadata, UnreadableModel
 from modelregistry.memory import allocation, placement
 from modelregistry.memory.allocation import Occupant
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable, predict
-from modelregistry.models import Host, Reading, Replica, ServedModel
+from modelregistry.models import FileReport, Host, Replica, ServedModel
 from modelregistry.overview import ALIVE, supervised
 from modelregistry.process import gpus
 from modelregistry.process.gpus import Device
@@ -107,7 +107,7 @@ def facts_of(model: ServedModel) -> ModelMetadata | None:
             return model_files.read_model(model.engine, model.path, model.allowed_risks)
         except UnreadableModel:
             return None
-    reading = Reading.objects.filter(model=model.pk, model__path=model.path, facts__isnull=False).first()
+    reading = FileReport.objects.filter(model=model.pk, model__path=model.path, facts__isnull=False).first()
     return ModelMetadata.of(reading.facts) if reading and reading.facts else None
 
 
@@ -202,7 +202,7 @@ def _engine_on(host: Host, spec: Spec, trials: Sequence[Trial]) -> tuple[ChosenE
     ]
     found = {
         launcher: (f"/named/{launcher}" if version == "" else installed_program(launcher, version),)
-        for launcher, version in (report.engines | report.usual).items()
+        for launcher, version in (report.engines | report.default_versions).items()
     }
     try:
         return select_engine(spec, found, installed, trials=trials), ""

@@ -1,7 +1,8 @@
 """What the company wants served (written by operators) and what is running (written by supervisors).
 
-Operators write Host, ServedModel and Alias; gateways Wish; pages LogWish; the supervisor of a host everything else that
-is about it: HostReport, HostBid, Reading, Replica, LogTail, Measurement.
+Operators write Host, ServedModel and Alias; gateways write WakeRequest; pages write LogSubscription. The supervisor of
+a host writes everything else about it: HostReport, HostBid, FileReport, Replica, LogTail, Measurement, EngineTrial. All
+supervisors share TaskRun.
 """
 
 import os
@@ -76,23 +77,17 @@ class Host(models.Model):
 
 
 class HostReport(models.Model):
-    """What a host's supervisor last saw of the machine itself.
-
-    `devices`: a list of `gpus.Device` as objects. `strangers`: processes that hold memory of a device and are not ours.
-    `engines`: the version of each launcher that the host has. `installed`: by launcher, the versions to which a model
-    can be pinned, the newest first; `stamps`: by launcher and version, as in EngineTrial. `usual`: by launcher, which
-    of them is taken where nobody says which; "": a program that operators named. `problems`: sentences for operators,
-    as {"code", "detail"}. Bytes, everywhere.
-    """
+    """What a host's supervisor last saw of the machine itself. Sizes are in bytes."""
 
     host = models.OneToOneField(Host, models.CASCADE, primary_key=True, related_name="report")
-    devices = models.JSONField(default=list)
-    strangers = models.JSONField(default=list)
-    engines = models.JSONField(default=dict)
-    installed = models.JSONField(default=dict)
-    stamps = models.JSONField(default=dict)
-    usual = models.JSONField(default=dict)
-    problems = models.JSONField(default=list)
+    devices = models.JSONField(default=list)  # `gpus.Device`, each as an object
+    strangers = models.JSONField(default=list)  # processes that hold memory of a device and are not ours
+    engines = models.JSONField(default=dict)  # by launcher, the version that the host has
+    installed = models.JSONField(default=dict)  # by launcher, the versions to which a model can be pinned, newest first
+    stamps = models.JSONField(default=dict)  # by launcher and version, as in EngineTrial
+    # By launcher, the version that a model gets which names none; "": a program that operators named.
+    default_versions = models.JSONField(default=dict)
+    problems = models.JSONField(default=list)  # {"code", "detail"}, for operators
     at = models.DateTimeField(_("seen"))
 
     class Meta:
@@ -370,24 +365,24 @@ class Alias(models.Model):
             raise ValidationError({"name": _("There is a model of this name.")})
 
 
-class Reading(models.Model):
-    """What the files of a model tell, as its host's supervisor read them. `fault`: why they cannot be used, or ""."""
+class FileReport(models.Model):
+    """What the files of a model say, as its host's supervisor read them."""
 
-    model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="reading")
-    facts = models.JSONField(null=True)  # as `model_files.Facts`
-    fault = models.TextField(blank=True)
+    model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="file_report")
+    facts = models.JSONField(null=True)  # as `ModelMetadata.stored`
+    fault = models.TextField(blank=True)  # why the files cannot be used, or ""
     at = models.DateTimeField()
 
     class Meta:
-        verbose_name = _("facts of a model")
-        verbose_name_plural = _("facts of models")
+        verbose_name = _("file report of a model")
+        verbose_name_plural = _("file reports of models")
 
     def __str__(self) -> str:
         return f"{self.model_id} {self.at}"
 
 
 class Replica(models.Model):
-    """One running (or wanted) engine of a model, as its host's supervisor sees it. Nobody else writes here."""
+    """One running (or wanted) engine of a model, as its host's supervisor sees it; only that one writes here."""
 
     class State(models.TextChoices):
         STARTING = "starting", _("starting")
@@ -403,7 +398,7 @@ class Replica(models.Model):
     host = models.ForeignKey(Host, models.CASCADE, related_name="replica_set", verbose_name=_("host"))
     index = models.PositiveSmallIntegerField(_("number"), default=0)
     state = models.CharField(_("state"), max_length=20, choices=State, default=State.STOPPED)
-    # Longer than engines of our own need: an external engine's URL and key stand here as well.
+    # Longer than engines of our own need: an external engine's URL and key are here as well.
     url = models.CharField(max_length=500, blank=True)
     api_key = models.CharField(max_length=300, blank=True)
     launcher = models.CharField(_("started by"), max_length=20, blank=True)
@@ -422,9 +417,8 @@ class Replica(models.Model):
     restarts = models.PositiveIntegerField(_("restarts"), default=0)
     retry_at = models.DateTimeField(null=True, blank=True)
     detail = models.TextField(_("detail"), blank=True)
-    cause = models.CharField(
-        max_length=40, blank=True
-    )  # a code of `failure_advice`, if the cause of a failure is a known one
+    # A code of `failure_advice`, if the cause of a failure is a known one.
+    cause = models.CharField(max_length=40, blank=True)
     changed_at = models.DateTimeField(_("since"), auto_now=True)
 
     class Meta:
@@ -440,11 +434,7 @@ class Replica(models.Model):
 
 
 class EngineTrial(models.Model):
-    """What a version of an engine did with a model on a host, when it was tried. Written by the host's supervisor.
-
-    `stamp` changes when the version is installed anew; a failed one is not tried again before. `answer`: to the fixed
-    question, by which later versions are judged. `cause`: a code of `failure_advice`, or "".
-    """
+    """What a version of an engine did with a model on a host, when it was tried. Written by the host's supervisor."""
 
     class State(models.TextChoices):
         PROVEN = "proven", _("proven")
@@ -454,10 +444,11 @@ class EngineTrial(models.Model):
     model = models.ForeignKey(ServedModel, models.CASCADE, related_name="trials", verbose_name=_("model"))
     launcher = models.CharField(_("started by"), max_length=20)
     version = models.CharField(_("engine version"), max_length=60)
+    # Of the installation; a version that failed is tried again only with another stamp.
     stamp = models.CharField(max_length=60)
     state = models.CharField(_("state"), max_length=10, choices=State)
-    answer = models.JSONField(null=True)
-    cause = models.CharField(max_length=40, blank=True)
+    answer = models.JSONField(null=True)  # to the fixed question, by which later versions are judged
+    cause = models.CharField(max_length=40, blank=True)  # a code of `failure_advice`, or ""
     detail = models.TextField(_("detail"), blank=True)
     at = models.DateTimeField(_("time"))
 
@@ -474,8 +465,9 @@ class EngineTrial(models.Model):
 
 
 class HostBid(models.Model):
-    """What a host has for a model that belongs to none, see `bidding`. Written by the host's supervisor; deleted when
-    the model has a host, so there are few.
+    """What a host offers for a model that no host has yet (see `bidding`).
+
+    Written by the host's supervisor and deleted when the model has a host, so there are few rows.
     """
 
     model = models.ForeignKey(ServedModel, models.CASCADE, related_name="bids", verbose_name=_("model"))
@@ -493,36 +485,36 @@ class HostBid(models.Model):
         return f"{self.model_id} {self.host_id}"
 
 
-class Wish(models.Model):
-    """Somebody called a sleeping model. Written by gateways (coalesced), read and cleared by the supervisor."""
+class WakeRequest(models.Model):
+    """A client called a sleeping model. Written by gateways (coalesced), read and deleted by the supervisor."""
 
-    model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="wish")
+    model = models.OneToOneField(ServedModel, models.CASCADE, primary_key=True, related_name="wake_request")
     at = models.DateTimeField()
 
     class Meta:
-        verbose_name = _("wish for a sleeping model")
-        verbose_name_plural = _("wishes for sleeping models")
+        verbose_name = _("request to wake a model")
+        verbose_name_plural = _("requests to wake models")
 
     def __str__(self) -> str:
         return f"{self.model_id} {self.at}"
 
 
-class LogWish(models.Model):
-    """Somebody looks at this replica's log until then. Written by pages (and renewed), read by the supervisor."""
+class LogSubscription(models.Model):
+    """A page shows this replica's log until then. Written and renewed by pages, read by the supervisor."""
 
-    replica = models.OneToOneField(Replica, models.CASCADE, primary_key=True, related_name="log_wish")
+    replica = models.OneToOneField(Replica, models.CASCADE, primary_key=True, related_name="log_subscription")
     until = models.DateTimeField()
 
     class Meta:
-        verbose_name = _("wish to see a log")
-        verbose_name_plural = _("wishes to see a log")
+        verbose_name = _("subscription to a log")
+        verbose_name_plural = _("subscriptions to logs")
 
     def __str__(self) -> str:
         return f"{self.replica_id} {self.until}"
 
 
 class LogTail(models.Model):
-    """The last lines that a replica's engine wrote, kept up to date only while somebody looks (LogWish)."""
+    """The last lines that a replica's engine wrote, kept up to date only while a page shows them (LogSubscription)."""
 
     replica = models.OneToOneField(Replica, models.CASCADE, primary_key=True, related_name="log_tail")
     text = models.TextField(blank=True)
@@ -539,11 +531,10 @@ class LogTail(models.Model):
 class Measurement(models.Model):
     """What a replica that became ready was measured to take, beside what was predicted: corrects later predictions.
 
-    One row for each thing that was started (`fingerprint`, of the model's files and all that changes its memory) on a
-    kind of device by an engine version; the latest measurement stays. Bytes.
+    One row for each fingerprint on a kind of device with an engine version; the latest measurement stays. Bytes.
     """
 
-    fingerprint = models.CharField(max_length=64)
+    fingerprint = models.CharField(max_length=64)  # of the model's files and of all that changes its memory
     launcher = models.CharField(max_length=20)
     version = models.CharField(max_length=60)
     device = models.CharField(max_length=100)  # a GPU's name, or "RAM"
@@ -566,15 +557,15 @@ class Measurement(models.Model):
         return f"{self.launcher} {self.version} {self.measured}"
 
 
-class Chore(models.Model):
-    """Work that recurs, whatever host does it (see `tasks`). Who claims it does it; the others see that it is done."""
+class TaskRun(models.Model):
+    """The last run of a periodic task (see `tasks`): the host that claims it runs it, others see that it is done."""
 
     name = models.CharField(max_length=60, primary_key=True)
     claimed_at = models.DateTimeField(null=True)
-    claimed_by = models.CharField(max_length=100, blank=True)
+    claimed_by = models.CharField(max_length=100, blank=True)  # the name of the host
     ended_at = models.DateTimeField(null=True)
     succeeded = models.BooleanField(null=True)
-    said = models.CharField(max_length=500, blank=True)
+    output = models.CharField(max_length=500, blank=True)  # its end
 
     def __str__(self) -> str:
         return self.name

@@ -5,7 +5,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from modelregistry.models import Alias, Host, HostReport, Reading, Replica, ServedModel
+from modelregistry.models import Alias, FileReport, Host, HostReport, Replica, ServedModel
 from portal.keys.models import ApiKey
 from tests.pages import use
 
@@ -101,7 +101,7 @@ def fleet() -> None:
         description_en="Good at summaries, translation and drafts of longer documents.",
         args=["--quantization=awq_marlin", "--dtype=half"],
     )
-    Reading.objects.create(
+    FileReport.objects.create(
         model=llama,
         at=timezone.now(),
         facts={

@@ -9,7 +9,7 @@ from django.db import models, transaction
 from django.db.models import F
 from django.db.models.signals import m2m_changed, post_delete, post_save
 
-Change = tuple[str, int]  # CatalogueChange.kind and .ref
+Change = tuple[str, int]  # CatalogueChange.kind and .object_id
 
 # A gateway that is further behind loads everything.
 CHANGES_KEPT = 1000
@@ -49,12 +49,12 @@ def record_change(instance: models.Model, update_fields: frozenset[str] | None =
         return
     from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
 
-    kind, ref = WATCHED[instance._meta.label](instance)
+    kind, object_id = WATCHED[instance._meta.label](instance)
     with transaction.atomic():
         if not CatalogueRevision.objects.filter(pk=1).update(number=F("number") + 1):
             CatalogueRevision.objects.get_or_create(pk=1, defaults={"number": 1})
         number = CatalogueRevision.objects.values_list("number", flat=True).get(pk=1)
-        CatalogueChange.objects.create(revision=number, kind=kind, ref=ref)
+        CatalogueChange.objects.create(revision=number, kind=kind, object_id=object_id)
         CatalogueChange.objects.filter(revision__lte=number - CHANGES_KEPT).delete()
 
 

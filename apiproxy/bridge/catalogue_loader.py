@@ -25,7 +25,7 @@ from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.rejection_counts import Group
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
-from modelregistry.models import ServedModel, Wish
+from modelregistry.models import ServedModel, WakeRequest
 from portal.accounts.models import Tenant
 from portal.audit import tracking
 from portal.audit.models import AuditEvent
@@ -141,7 +141,9 @@ def _tell(deaths: Sequence[Death]) -> None:
 def request_wake_up(model: int) -> None:
     """Somebody wants this sleeping model. Raises DatabaseAway."""
     now = timezone.now()
-    run_query(lambda: Wish.objects.update_or_create(model_id=model, defaults={"at": now}, create_defaults={"at": now}))
+    run_query(
+        lambda: WakeRequest.objects.update_or_create(model_id=model, defaults={"at": now}, create_defaults={"at": now})
+    )
 
 
 def run_query(question: Callable[[], T]) -> T:
@@ -171,7 +173,9 @@ def _load() -> Catalogue:
 def _follow(catalogue: Catalogue) -> Catalogue:
     number = _number()
     changes = set(
-        CatalogueChange.objects.filter(revision__gt=catalogue.revision, revision__lte=number).values_list("kind", "ref")
+        CatalogueChange.objects.filter(revision__gt=catalogue.revision, revision__lte=number).values_list(
+            "kind", "object_id"
+        )
     )
     first = CatalogueChange.objects.order_by("revision").values_list("revision", flat=True).first()
     if first is None or first > catalogue.revision + 1:
@@ -200,13 +204,13 @@ def _touched(changes: set[tuple[str, int]]) -> set[int]:
 
     A deleted key's too.
     """
-    refs: dict[str, set[int]] = defaultdict(set)
-    for kind, ref in changes:
-        refs[kind].add(ref)
+    changed_ids: dict[str, set[int]] = defaultdict(set)
+    for kind, object_id in changes:
+        changed_ids[kind].add(object_id)
     of_owners = ApiKey.objects.filter(
-        Q(user__in=refs[CatalogueChange.Kind.USER]) | Q(tenant__in=refs[CatalogueChange.Kind.TENANT])
+        Q(user__in=changed_ids[CatalogueChange.Kind.USER]) | Q(tenant__in=changed_ids[CatalogueChange.Kind.TENANT])
     )
-    return refs[CatalogueChange.Kind.KEY] | set(of_owners.values_list("pk", flat=True))
+    return changed_ids[CatalogueChange.Kind.KEY] | set(of_owners.values_list("pk", flat=True))
 
 
 def _merged(

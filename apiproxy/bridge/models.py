@@ -24,9 +24,9 @@ class CatalogueChange(models.Model):
 
     revision = models.BigIntegerField(primary_key=True)
     kind = models.CharField(max_length=6, choices=Kind)
-    ref = models.BigIntegerField(
+    object_id = models.BigIntegerField(
         help_text="Of the key, user or tenant; 0 for models and for all, which are always loaded together."
     )
 
     def __str__(self) -> str:
-        return f"{self.revision}: {self.kind} {self.ref}"
+        return f"{self.revision}: {self.kind} {self.object_id}"

@@ -236,7 +236,7 @@ def group_stamps(there: Iterable[Installed]) -> dict[str, dict[str, str]]:
     return found
 
 
-def usual_versions(found: Mapping[str, tuple[str, ...]], there: Iterable[Installed]) -> dict[str, str]:
+def default_versions(found: Mapping[str, tuple[str, ...]], there: Iterable[Installed]) -> dict[str, str]:
     """Return which installation each launcher's usual program is; "": none of ours, operators named it."""
     versions = {one.program: one.version for one in there}
     return {launcher: versions.get(program, "") for launcher, program in found.items()}

@@ -16,14 +16,14 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name='Chore',
+            name='TaskRun',
             fields=[
                 ('name', models.CharField(max_length=60, primary_key=True, serialize=False)),
                 ('claimed_at', models.DateTimeField(null=True)),
                 ('claimed_by', models.CharField(blank=True, max_length=100)),
                 ('ended_at', models.DateTimeField(null=True)),
                 ('succeeded', models.BooleanField(null=True)),
-                ('said', models.CharField(blank=True, max_length=500)),
+                ('output', models.CharField(blank=True, max_length=500)),
             ],
         ),
         migrations.CreateModel(
@@ -144,14 +144,14 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='LogWish',
+            name='LogSubscription',
             fields=[
-                ('replica', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='log_wish', serialize=False, to='modelregistry.replica')),
+                ('replica', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='log_subscription', serialize=False, to='modelregistry.replica')),
                 ('until', models.DateTimeField()),
             ],
             options={
-                'verbose_name': 'wish to see a log',
-                'verbose_name_plural': 'wishes to see a log',
+                'verbose_name': 'subscription to a log',
+                'verbose_name_plural': 'subscriptions to logs',
             },
         ),
         migrations.CreateModel(
@@ -175,27 +175,27 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name='Reading',
+            name='FileReport',
             fields=[
-                ('model', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='reading', serialize=False, to='modelregistry.servedmodel')),
+                ('model', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='file_report', serialize=False, to='modelregistry.servedmodel')),
                 ('facts', models.JSONField(null=True)),
                 ('fault', models.TextField(blank=True)),
                 ('at', models.DateTimeField()),
             ],
             options={
-                'verbose_name': 'facts of a model',
-                'verbose_name_plural': 'facts of models',
+                'verbose_name': 'file report of a model',
+                'verbose_name_plural': 'file reports of models',
             },
         ),
         migrations.CreateModel(
-            name='Wish',
+            name='WakeRequest',
             fields=[
-                ('model', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='wish', serialize=False, to='modelregistry.servedmodel')),
+                ('model', models.OneToOneField(on_delete=django.db.models.deletion.CASCADE, primary_key=True, related_name='wake_request', serialize=False, to='modelregistry.servedmodel')),
                 ('at', models.DateTimeField()),
             ],
             options={
-                'verbose_name': 'wish for a sleeping model',
-                'verbose_name_plural': 'wishes for sleeping models',
+                'verbose_name': 'request to wake a model',
+                'verbose_name_plural': 'requests to wake models',
             },
         ),
         migrations.AddField(

@@ -108,7 +108,7 @@ def _order_of_deleted(run: Run | None) -> DesiredModel:
         enabled=False,
         replicas=0,
         idle_after=None,
-        wished=False,
+        wake_requested=False,
         url="",
         upstream_key="",
         upstream_model="",

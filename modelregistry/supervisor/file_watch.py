@@ -8,7 +8,7 @@ from pathlib import Path
 from modelregistry.files import model_files
 from modelregistry.files.metadata import UnreadableModel
 from modelregistry.supervisor.faults import describe_exception
-from modelregistry.supervisor.repository import DesiredModel, Reading
+from modelregistry.supervisor.repository import DesiredModel, FileFacts
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class FileWatch:
     def __init__(self) -> None:
         self.read: dict[int, FileStamp] = {}
 
-    def fresh(self, orders: Iterable[tuple[int, DesiredModel]]) -> dict[int, Reading]:
+    def fresh(self, orders: Iterable[tuple[int, DesiredModel]]) -> dict[int, FileFacts]:
         """By the model's id, of those whose files are not as they were at the last call."""
         found = {}
         for model, order in orders:
@@ -48,13 +48,13 @@ def _state_of(path: Path) -> Iterable[tuple[str, int, int]]:
         yield str(error), 0, 0
 
 
-def _read(order: DesiredModel) -> Reading:
+def _read(order: DesiredModel) -> FileFacts:
     spec = order.spec
     try:
         facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
     except UnreadableModel as fault:
-        return Reading(facts=None, fault=str(fault))
+        return FileFacts(facts=None, fault=str(fault))
     except Exception as error:  # the other models' files are to be read all the same
         log.exception("%s: its files cannot be read", spec.name)
-        return Reading(facts=None, fault=describe_exception(error))
-    return Reading(facts=facts.stored(), fault="")
+        return FileFacts(facts=None, fault=describe_exception(error))
+    return FileFacts(facts=facts.stored(), fault="")

@@ -38,7 +38,7 @@ class Inspection:
     engines: dict[str, str]
     installed: dict[str, list[str]]
     stamps: dict[str, dict[str, str]]
-    usual: dict[str, str]
+    default_versions: dict[str, str]
     problems: list[dict[str, str]]
 
 
@@ -74,7 +74,7 @@ class Inspector:
             engines=self.versions.of(found),
             installed=base.group_versions(installed),
             stamps=base.group_stamps(installed),
-            usual=base.usual_versions(found, installed),
+            default_versions=base.default_versions(found, installed),
             problems=problems,
         )
 

@@ -74,12 +74,12 @@ class Supervisor:
         self,
         house: SupervisorConfig,
         *,
-        chores: TaskRunner | None = None,
+        periodic_tasks: TaskRunner | None = None,
         clock: Callable[[], float] = time.monotonic,
         chance: random.Random | None = None,
     ) -> None:
         self.house = house
-        self.chores = chores
+        self.periodic_tasks = periodic_tasks
         self.clock = clock
         self.chance = chance or random.Random()  # noqa: S311 -- chooses ports
         self.runs = process.Runs(house.runs, groups=process.own_group())
@@ -140,8 +140,8 @@ class Supervisor:
             clock=self.clock,
         )
         beside.append(self.watchdog.keep("bids", partial(bidder.keep, self.books.changed.set)))
-        if self.chores:
-            beside.append(self.watchdog.keep("chores", self.chores.keep))
+        if self.periodic_tasks:
+            beside.append(self.watchdog.keep("periodic tasks", self.periodic_tasks.keep))
         try:
             while not signals.stop.is_set():
                 if books.done():
@@ -209,7 +209,7 @@ class Supervisor:
                 # An external engine is not of this machine: nobody is served by cutting it off.
                 enabled=order.enabled and (order.external or not self.books.maintenance),
                 idle_after=order.idle_after,
-                wished=order.wished,
+                wake_requested=order.wake_requested,
             )
             for model_id, order in self.books.orders.items()
             for number in range(order.replicas)

@@ -57,7 +57,7 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """A replica as operators want it. `idle_after` in seconds, None: never sleeps. `wished`: somebody called it.
+    """A replica as operators want it. `idle_after` in seconds, None: never sleeps; `wake_requested`: it was called.
 
     `address`: where its engine is to listen; empty: wherever it does.
     """
@@ -67,7 +67,7 @@ class Wanted:
     external: bool = False
     enabled: bool = True
     idle_after: float | None = None
-    wished: bool = False
+    wake_requested: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +218,7 @@ def _starting(seen: Observed, now: float, start_limit: float) -> Action | None:
 def _ready(want: Wanted | None, seen: Observed, now: float) -> Action | None:
     assert want, "looked at by the caller"
     # Of the time since it last told nothing is known: it may be at work.
-    if want.idle_after is not None and not want.wished and seen.told_at - seen.active_at >= want.idle_after:
+    if want.idle_after is not None and not want.wake_requested and seen.told_at - seen.active_at >= want.idle_after:
         return Drain(key=seen.key, then=State.ASLEEP)
     every = LOOK_AGAIN if seen.bad_looks else LOOK_EVERY
     return CheckHealth(key=seen.key) if now - seen.looked_at >= every else None
@@ -246,7 +246,7 @@ def _resting(want: Wanted | None, seen: Observed, now: float) -> Action | None:
     if not want.enabled:
         return None if seen.state == State.STOPPED else Stop(key=seen.key)
     if seen.state == State.ASLEEP:
-        return Start(key=seen.key) if want.wished or want.idle_after is None else None
+        return Start(key=seen.key) if want.wake_requested or want.idle_after is None else None
     if seen.state == State.STOPPED or _is_other(want, seen) or now >= seen.retry_at:
         return Start(key=seen.key)
     return None

@@ -23,12 +23,12 @@ from modelregistry.models import (
     Host,
     HostBid,
     HostReport,
+    LogSubscription,
     LogTail,
-    LogWish,
     Measurement,
     Replica,
     ServedModel,
-    Wish,
+    WakeRequest,
 )
 from modelregistry.supervisor.bidding import Bid, Offer, Unassigned
 from modelregistry.supervisor.lease import STALE_AFTER, Claim
@@ -43,7 +43,7 @@ class DesiredModel:
     enabled: bool
     replicas: int
     idle_after: float | None
-    wished: bool
+    wake_requested: bool
     url: str
     upstream_key: str
     upstream_model: str
@@ -102,14 +102,14 @@ class Report:
     engines: dict[str, str]
     installed: dict[str, list[str]]
     stamps: dict[str, dict[str, str]]
-    usual: dict[str, str]
+    default_versions: dict[str, str]
     problems: list[dict[str, str]]
     at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
-    """As the table of that name, without its time."""
+class FileFacts:
+    """What the files of a model say, as `FileReport`, without its time."""
 
     facts: Mapping[str, Any] | None
     fault: str
@@ -155,14 +155,14 @@ def desired_models(host_id: int, *, keeping: bool = True) -> dict[int, DesiredMo
     """
     here = Replica.objects.filter(model=OuterRef("pk"), host=host_id, state__in=_WELL_PLACED)
     which = Q(host=host_id) | Q(Exists(here), host=None) if keeping else Q(host=host_id)
-    rows = ServedModel.objects.filter(which).select_related("wish")
+    rows = ServedModel.objects.filter(which).select_related("wake_request")
     return {row.pk: _order(row) for row in rows if row.host_id is not None or take_model(row.pk, host_id)}
 
 
 def unassigned_models() -> dict[int, Unassigned]:
     """Return the models of no host, by their ids, the oldest first."""
     found = {}
-    for row in ServedModel.objects.filter(host=None).select_related("wish").order_by("pk"):
+    for row in ServedModel.objects.filter(host=None).select_related("wake_request").order_by("pk"):
         order = _order(row)
         found[row.pk] = Unassigned(spec=order.spec, replicas=order.replicas, external=order.external)
     return found
@@ -232,7 +232,7 @@ def _order(row: ServedModel) -> DesiredModel:
         enabled=row.enabled and not retired,
         replicas=1 if external else row.replicas,
         idle_after=None if external else row.idle_after,
-        wished=hasattr(row, "wish"),
+        wake_requested=hasattr(row, "wake_request"),
         url=row.url.rstrip("/"),
         upstream_key=row.upstream_key,
         upstream_model=row.upstream_model or row.name,
@@ -240,8 +240,8 @@ def _order(row: ServedModel) -> DesiredModel:
 
 
 def clear_wake_requests(model_id: int, since: datetime) -> None:
-    """A wish was fulfilled; one made after `since` stays."""
-    Wish.objects.filter(model=model_id, at__lte=since).delete()
+    """Delete the request to wake a model, which is awake; one made after `since` stays."""
+    WakeRequest.objects.filter(model=model_id, at__lte=since).delete()
 
 
 def replica_facts(host_id: int) -> dict[Key, ReplicaFacts]:
@@ -373,17 +373,17 @@ def record_report(host_id: int, report: Report) -> None:
     HostReport.objects.update_or_create(host_id=host_id, defaults=asdict(report))
 
 
-def record_reading(model_id: int, reading: Reading) -> None:
+def record_file_facts(model_id: int, report: FileFacts) -> None:
     """What the files of a model told. Nothing if it was deleted meanwhile."""
     if ServedModel.objects.filter(pk=model_id).exists():
-        values = {"facts": reading.facts, "fault": reading.fault, "at": timezone.now()}
-        models.Reading.objects.update_or_create(model_id=model_id, defaults=values)
+        values = {"facts": report.facts, "fault": report.fault, "at": timezone.now()}
+        models.FileReport.objects.update_or_create(model_id=model_id, defaults=values)
 
 
 def watched_logs(host_id: int) -> dict[int, str]:
     """Return the replicas whose log somebody looks at now, with the run that it is of ("": there was none)."""
-    wishes = LogWish.objects.filter(replica__host=host_id, until__gt=timezone.now())
-    return dict(wishes.values_list("replica_id", "replica__run_id"))
+    subscriptions = LogSubscription.objects.filter(replica__host=host_id, until__gt=timezone.now())
+    return dict(subscriptions.values_list("replica_id", "replica__run_id"))
 
 
 def record_log_tail(replica_id: int, text: str) -> None:

@@ -32,7 +32,7 @@ from modelregistry.supervisor.launching import SupervisorConfig
 from modelregistry.supervisor.lease import HeldElsewhere, Lease
 from modelregistry.supervisor.managed_replica import ManagedReplica
 from modelregistry.supervisor.plan import Key, State
-from modelregistry.supervisor.repository import DesiredModel, Reading, ReplicaFacts, Report
+from modelregistry.supervisor.repository import DesiredModel, FileFacts, ReplicaFacts, Report
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class StateSync:
         self.trials: dict[int, list[Trial]] = {}  # of engines' versions, by the model's id; the oldest first
         self.untold: list[tuple[int, Trial]] = []  # not written yet
         self.reported_at: datetime | None = None
-        self.readings: dict[int, Reading] = {}  # not written yet
+        self.readings: dict[int, FileFacts] = {}  # not written yet
         self.lease = Lease(house.claim, clock)
         self.beat_at = float("-inf")
         self.maintenance = False  # no engine shall run here
@@ -129,7 +129,7 @@ class StateSync:
             await self.books.do(repository.record_report, self.host.id, report)
             self.reported_at = report.at
         for model_id, reading in list(self.readings.items()):
-            await self._record_reading(model_id, reading)
+            await self._record_file_facts(model_id, reading)
             if self.readings.get(model_id) is reading:
                 del self.readings[model_id]
         while self.untold:
@@ -143,13 +143,13 @@ class StateSync:
             await self.books.do(repository.clear_wake_requests, model_id, asked_at)
         self.heard()
 
-    async def _record_reading(self, model_id: int, reading: Reading) -> None:
+    async def _record_file_facts(self, model_id: int, facts: FileFacts) -> None:
         try:
-            await self.books.do(repository.record_reading, model_id, reading)
+            await self.books.do(repository.record_file_facts, model_id, facts)
         except (DataError, ValueError, OverflowError) as error:  # else nothing would be written any more, of no model
             log.error("what the files of model %d say cannot be kept: %s", model_id, error)
-            fault = Reading(facts=None, fault=describe_exception(error))
-            await self.books.do(repository.record_reading, model_id, fault)
+            fault = FileFacts(facts=None, fault=describe_exception(error))
+            await self.books.do(repository.record_file_facts, model_id, fault)
 
     def tried(self, model_id: int, trial: Trial) -> None:
         """What became of a version; known at once, written at the next exchange."""
@@ -284,7 +284,7 @@ class StateSync:
 
     def _fulfilled(self) -> list[int]:
         ready = {charge.key.model for charge in self.charges.values() if charge.state == State.READY}
-        return [model_id for model_id, order in self.orders.items() if order.wished and model_id in ready]
+        return [model_id for model_id, order in self.orders.items() if order.wake_requested and model_id in ready]
 
     def _failed(self, error: Error) -> None:
         if not self.away:

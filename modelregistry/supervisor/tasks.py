@@ -21,7 +21,7 @@ from django.conf import settings
 from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
-from modelregistry.models import Chore
+from modelregistry.models import TaskRun
 from modelregistry.supervisor.async_helpers import cancel_and_wait
 from modelregistry.supervisor.executor import Executor
 
@@ -32,7 +32,7 @@ LOOK_EVERY = 10.0
 RETRY = timedelta(minutes=10)  # after a failure, if the chore is not due earlier
 LIMIT = timedelta(minutes=15)
 GRACE = 5.0  # seconds between TERM and KILL
-SAID = 500  # characters of a chore's last words that are kept
+OUTPUT_KEPT = 500  # characters of a chore's last words that are kept
 
 Start = Callable[[tuple[str, ...]], Awaitable[asyncio.subprocess.Process]]
 
@@ -63,7 +63,7 @@ def registered_tasks() -> tuple[PeriodicTask, ...]:
 
 
 def _registered() -> dict[str, PeriodicTask]:
-    known: dict[str, PeriodicTask] = apps.get_app_config("modelregistry").chores  # type: ignore[attr-defined]
+    known: dict[str, PeriodicTask] = apps.get_app_config("modelregistry").periodic_tasks  # type: ignore[attr-defined]
     return known
 
 
@@ -72,14 +72,14 @@ def _registered() -> dict[str, PeriodicTask]:
 
 def claim(work: PeriodicTask, who: str, now: datetime) -> Claim | None:
     """Return the chore, for who is to run it now; None if it is not due, is being run, or somebody else was quicker."""
-    row, _ = Chore.objects.get_or_create(pk=work.name)
+    row, _ = TaskRun.objects.get_or_create(pk=work.name)
     if not find_due(work, row, now):
         return None
-    mine = Chore.objects.filter(pk=work.name, claimed_at=row.claimed_at)
+    mine = TaskRun.objects.filter(pk=work.name, claimed_at=row.claimed_at)
     return Claim(work.name, now) if mine.update(claimed_at=now, claimed_by=who[:100]) else None
 
 
-def find_due(work: PeriodicTask, row: Chore, now: datetime) -> bool:
+def find_due(work: PeriodicTask, row: TaskRun, now: datetime) -> bool:
     begun = row.claimed_at
     # In the future: by a host whose clock is wrong. Clocks that are apart by less than `limit` do no harm.
     if begun is None or begun > now + work.limit:
@@ -89,16 +89,16 @@ def find_due(work: PeriodicTask, row: Chore, now: datetime) -> bool:
     return now - begun >= (work.every if row.succeeded else min(work.every, RETRY))
 
 
-def record_end(claim: Claim, now: datetime, *, succeeded: bool, said: str) -> None:
+def record_end(claim: Claim, now: datetime, *, succeeded: bool, output: str) -> None:
     """Write down how it went, unless somebody else has taken it over by now."""
-    mine = Chore.objects.filter(pk=claim.name, claimed_at=claim.at)
+    mine = TaskRun.objects.filter(pk=claim.name, claimed_at=claim.at)
     # Not before the claim, or a clock that was set back would leave it claimed.
-    mine.update(ended_at=max(now, claim.at), succeeded=succeeded, said=said[-SAID:])
+    mine.update(ended_at=max(now, claim.at), succeeded=succeeded, output=output[-OUTPUT_KEPT:])
 
 
 def give_back(claim: Claim) -> None:
     """It was cut off by us, so it is due at once for whoever comes next."""
-    Chore.objects.filter(pk=claim.name, claimed_at=claim.at).update(claimed_at=None)
+    TaskRun.objects.filter(pk=claim.name, claimed_at=claim.at).update(claimed_at=None)
 
 
 # --- running it
@@ -142,7 +142,7 @@ class TaskRunner:
 
     async def keep(self) -> None:
         """Until cancelled; then ends what it started, within 2 × GRACE, and gives it back."""
-        self.hands = Executor(1, "chores")
+        self.hands = Executor(1, "periodic tasks")
         loops = [asyncio.create_task(self._keep(work)) for work in self.works]
         try:
             await asyncio.gather(*loops)
@@ -171,13 +171,13 @@ class TaskRunner:
             mine = await asyncio.shield(claiming)
             if mine is None:
                 return
-            succeeded, said = await self._run(work)
+            succeeded, output = await self._run(work)
         except asyncio.CancelledError:
             await self._give_back(claiming)
             raise
-        log.log(logging.INFO if succeeded else logging.WARNING, "%s: %s", work.name, said or "done")
+        log.log(logging.INFO if succeeded else logging.WARNING, "%s: %s", work.name, output or "done")
         await self.hands.do(close_old_connections)
-        await self.hands.do(record_end, mine, self.clock(), succeeded=succeeded, said=said)
+        await self.hands.do(record_end, mine, self.clock(), succeeded=succeeded, output=output)
 
     async def _give_back(self, claiming: "asyncio.Future[Claim | None]") -> None:
         """The database is asked in a thread, which goes on when we are cancelled."""
@@ -193,21 +193,21 @@ class TaskRunner:
             return False, f"could not be started: {error}"
         try:
             async with asyncio.timeout(work.limit.total_seconds()):
-                said = await _last_words(process)
+                output = await _last_words(process)
                 code = await process.wait()
         except TimeoutError:
             return False, f"was ended, as it took longer than {work.limit}"
         finally:
             await asyncio.shield(_end(process))
-        return code == 0, said or ("" if code == 0 else f"ended with code {code}")
+        return code == 0, output or ("" if code == 0 else f"ended with code {code}")
 
 
 async def _last_words(process: asyncio.subprocess.Process) -> str:
     assert process.stdout
     tail = b""
     while piece := await process.stdout.read(4096):
-        tail = (tail + piece)[-4 * SAID :]  # UTF-8 takes up to four bytes for a character
-    return tail.decode(errors="replace").strip()[-SAID:]
+        tail = (tail + piece)[-4 * OUTPUT_KEPT :]  # UTF-8 takes up to four bytes for a character
+    return tail.decode(errors="replace").strip()[-OUTPUT_KEPT:]
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

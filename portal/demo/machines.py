@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
-from modelregistry.models import Alias, Host, HostReport, Reading, Replica, ServedModel
+from modelregistry.models import Alias, FileReport, Host, HostReport, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 from portal.accounts.models import Tenant
 from portal.demo.plan import ENGINES, HOSTS, NEW, OLD, Engine
@@ -66,7 +66,7 @@ def _model(engine: Engine, hosts: dict[str, Host], now: datetime, tenants: dict[
         args=list(engine.args),
         retires_on=(now + timedelta(days=24)).date() if engine.name == OLD else None,
     )
-    Reading.objects.create(
+    FileReport.objects.create(
         model=model,
         at=now,
         facts={

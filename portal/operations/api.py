@@ -28,7 +28,7 @@ from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.failure_advice import ADVICE, words
 from modelregistry.files import model_files
 from modelregistry.files.metadata import UnreadableModel
-from modelregistry.models import EngineTrial, Host, LogTail, Reading, Replica, ServedModel
+from modelregistry.models import EngineTrial, FileReport, Host, LogTail, Replica, ServedModel
 from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
 from portal.keys.models import ModelAccess
@@ -199,7 +199,7 @@ class Models(GenericViewSet[ServedModel]):
     @extend_schema(summary=gettext_lazy("What a model's files tell"), responses={200: shapes.Reading})
     @action(detail=True)
     def facts(self, request: Request, pk: int) -> Response:
-        found = Reading.objects.filter(model=self.get_object()).first()
+        found = FileReport.objects.filter(model=self.get_object()).first()
         known = {"facts": found.facts, "fault": found.fault, "at": found.at} if found else None
         return Response(to_plain(known or {"facts": None, "fault": "", "at": None}))
 

@@ -11,8 +11,8 @@ from portal.web.templatetags.formatting import figure, short
 
 def describe_files(model: ServedModel) -> list[tuple[str, str]]:
     """(what, value) of what is known; nothing before the files were read."""
-    reading = getattr(model, "reading", None)
-    facts: dict[str, Any] = (reading.facts if reading else None) or {}
+    report = getattr(model, "file_report", None)
+    facts: dict[str, Any] = (report.facts if report else None) or {}
     lines = [
         (_("Architecture"), facts.get("architecture")),
         (_("Parameters"), number(facts.get("parameters"))),

@@ -19,7 +19,7 @@ from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
 from modelregistry import overview
-from modelregistry.models import LogWish, Replica
+from modelregistry.models import LogSubscription, Replica
 from modelregistry.overview import FirstToken, Overview
 from modelregistry.supervisor.watchdog import Watchdog
 from portal.operations.latency import latencies
@@ -27,8 +27,8 @@ from portal.operations.latency import latencies
 log = logging.getLogger("madoguchi.live")
 
 FIRST_TOKENS_AGAIN = 10.0  # seconds between two looks at how long first tokens took: of 5,000 calls, some 20 ms
-WISH = timedelta(seconds=15)  # for which a log is wished; renewed every WISH_AGAIN seconds while somebody looks
-WISH_AGAIN = 5.0
+SUBSCRIBED_FOR = timedelta(seconds=15)  # to a log; renewed every RENEW_EVERY seconds while a page shows it
+RENEW_EVERY = 5.0
 
 
 def first_tokens(now: datetime) -> dict[str, FirstToken]:
@@ -70,7 +70,7 @@ class Reader:
         self._clock = clock
         self._first_tokens: dict[str, FirstToken] = {}
         self._measured: datetime | None = None
-        self._wished: dict[int, datetime] = {}
+        self._requested: dict[int, datetime] = {}
 
     def __call__(self, number: int, *, state: bool, replicas: Iterable[int]) -> Snapshot:
         """`state`: whether somebody looks at hosts and models. `replicas`: whose logs are looked at."""
@@ -98,21 +98,21 @@ class Reader:
         return overview.read_overview(now, self._first_tokens)
 
     def _tails(self, replicas: list[int], now: datetime) -> dict[int, Tail | None]:
-        """Renew the wish to see those that are there still."""
+        """Renew the subscriptions to those that are still open."""
         if not replicas:
             return {}
         there = Replica.objects.filter(pk__in=replicas).values_list("pk", "log_tail__text", "log_tail__at")
         tails = {number: Tail(text or "", at) for number, text, at in there}
         for number in tails:
-            if (now - self._wished.get(number, now - WISH)).total_seconds() >= WISH_AGAIN:
+            if (now - self._requested.get(number, now - SUBSCRIBED_FOR)).total_seconds() >= RENEW_EVERY:
                 request_log(number, now)
-                self._wished[number] = now
+                self._requested[number] = now
         return {number: tails.get(number) for number in replicas}
 
 
 def request_log(replica: int, now: datetime) -> None:
     """The replica's supervisor keeps its LogTail up to date for the next 15 s."""
-    LogWish.objects.update_or_create(replica_id=replica, defaults={"until": now + WISH})
+    LogSubscription.objects.update_or_create(replica_id=replica, defaults={"until": now + SUBSCRIBED_FOR})
 
 
 class LiveState:

@@ -204,13 +204,13 @@ def overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> Overview:
 def with_all(served: QuerySet[ServedModel]) -> QuerySet[ServedModel]:
     """What `model_view` reads, fetched beforehand."""
     replicas = Prefetch("replica_set", Replica.objects.select_related("host", "model").order_by("host__name", "index"))
-    return served.select_related("reading", "host").prefetch_related(replicas, "aliases")
+    return served.select_related("file_report", "host").prefetch_related(replicas, "aliases")
 
 
 def model_view(model: ServedModel, now: datetime, first_token: FirstToken | None) -> ModelView:
     """`model` as `with_all` gives it."""
     seen = model_now(model, now, first_token)
-    reading = getattr(model, "reading", None)
+    report = getattr(model, "file_report", None)
     return ModelView(
         now=seen,
         task=model.get_task_display(),
@@ -221,7 +221,7 @@ def model_view(model: ServedModel, now: datetime, first_token: FirstToken | None
         ),
         retires_on=model.retires_on,
         retires_soon=model.retires_on is not None and localdate(now) < model.retires_on <= localdate(now) + SOON,
-        fault=reading.fault if reading else "",
+        fault=report.fault if report else "",
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 from playwright.sync_api import Page, expect
 
-from modelregistry.models import LogTail, LogWish, Replica, ServedModel
+from modelregistry.models import LogSubscription, LogTail, Replica, ServedModel
 from tests.browser.pages import looks, sign_in
 from tests.browser.server import Site
 from tests.fleet import calls, fleet
@@ -111,7 +111,7 @@ def test_a_log_is_followed(open_page, hosts):
     page = watch(open_page(), f"/operations/models/{LARGE}/")
     page.get_by_role("link", name="Show the log").click()
     text = page.locator("[data-log-text]")
-    until(lambda: LogWish.objects.filter(replica=replica, until__gt=timezone.now()).exists())
+    until(lambda: LogSubscription.objects.filter(replica=replica, until__gt=timezone.now()).exists())
     LogTail.objects.create(replica=replica, text="INFO loading\n", at=timezone.now())
     expect(text).to_have_text("INFO loading\n")
     LogTail.objects.update(text="INFO loading\nINFO ready\n", at=timezone.now())

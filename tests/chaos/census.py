@@ -24,7 +24,7 @@ RESTING = ("stopped", "asleep", "backoff", "failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A living process. `part`: up, gateway, portal, supervisor, chore, shim, front, worker, helper, other."""
+    """A living process. `part`: up, gateway, portal, supervisor, task, shim, front, worker, helper, other."""
 
     who: shim.Identity
     part: str
@@ -104,7 +104,7 @@ def _part_of_ours(command: str) -> str:
         "manage.py supervise": "supervisor",
     }
     # What a supervisor does now and then beside its engines; ends with it.
-    words |= {f"manage.py {' '.join(work.argv)}": "chore" for work in tasks.registered_tasks()}
+    words |= {f"manage.py {' '.join(work.argv)}": "task" for work in tasks.registered_tasks()}
     return next((part for word, part in words.items() if word in command), "other")
 
 

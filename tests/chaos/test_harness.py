@@ -57,8 +57,8 @@ def of_engines(census, *rows):
     return [text for text in unaccounted(census.take(), census.living_runs(), rows) if "times" not in text]
 
 
-def test_a_chore_has_a_reason_to_be_and_another_command_has_none():
-    assert _part_of_ours("python /srv/madoguchi/manage.py tellnotices") == "chore"
+def test_a_periodic_task_has_a_reason_to_be_and_another_command_has_none():
+    assert _part_of_ours("python /srv/madoguchi/manage.py tellnotices") == "task"
     assert _part_of_ours("python /srv/madoguchi/manage.py shell") == "other"
 
 

@@ -41,7 +41,7 @@ LLAMA_8B = ModelMetadata(
 )
 MIXTRAL = replace(LLAMA_8B, weight_bytes=20 * GIB, experts=(0, *(GIB // 2,) * 31))
 ALIVE = {"name": "h", "maintenance": False, "seen_at": MADE_UP}
-UNKNOWN = {"installed": {}, "stamps": {}, "usual": {}}  # of our installations
+UNKNOWN = {"installed": {}, "stamps": {}, "default_versions": {}}  # of our installations
 PROGRAM = ["/engines/vllm-0.32.0/bin/python"]
 
 
@@ -214,10 +214,10 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
             for (of, version), state, stale in tried
         ]
         found = base.find_engines(house.commands, cache, "")
-        usual = base.usual_versions(found, there)
+        usual = base.default_versions(found, there)
         report = SimpleNamespace(
             engines={launcher: version or "9.0" for launcher, version in usual.items()},
-            **{"installed": base.group_versions(there), "stamps": stamps, "usual": usual},
+            **{"installed": base.group_versions(there), "stamps": stamps, "default_versions": usual},
         )
         foreseen, missing = fit._engine_on(SimpleNamespace(**ALIVE, report=report), asked_for, trials)
         try:
@@ -248,7 +248,7 @@ def test_a_registered_model_is_foreseen_with_the_launcher_that_is_proven_on_that
         host = Host.objects.create(name=name, seen_at=MADE_UP)
         HostReport.objects.create(
             **{"host": host, "devices": [asdict(ram())], "at": timezone.now()},
-            **{"engines": {"llama-server": "b9", "xllamacpp": "1.0"}, "usual": {"llama-server": "9.0.0"}},
+            **{"engines": {"llama-server": "b9", "xllamacpp": "1.0"}, "default_versions": {"llama-server": "9.0.0"}},
             **{"installed": {"llama-server": ["9.0.0"], "xllamacpp": ["1.0"]}, "stamps": {"xllamacpp": {"1.0": "s"}}},
         )
     EngineTrial.objects.create(

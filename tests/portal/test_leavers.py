@@ -6,7 +6,7 @@ import httpx2
 import pytest
 from django.core.management import CommandError, call_command
 
-from modelregistry.models import Chore
+from modelregistry.models import TaskRun
 from portal.accounts.models import DirectoryState, Tenant, User
 from portal.audit.models import AuditEvent
 from portal.keys.lifecycle import issue_key
@@ -133,8 +133,8 @@ def test_nobody_has_to_ask_for_it(company, door, directory, newcomer, host):
     directory.dismiss("goto")
     host.supervise(**directory.env())
     until(lambda: leaver.status() == 401, 90)
-    chore = until(lambda: Chore.objects.filter(name="syncdirectory", ended_at__isnull=False).first())
-    assert (chore.succeeded, chore.claimed_by) == (True, "here")
-    assert "1 left" in chore.said
+    run = until(lambda: TaskRun.objects.filter(name="syncdirectory", ended_at__isnull=False).first())
+    assert (run.succeeded, run.claimed_by) == (True, "here")
+    assert "1 left" in run.output
     left = AuditEvent.objects.get(action="user.leave")
     assert (left.via, left.actor_name) == ("directory", "")

@@ -16,7 +16,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('revision', models.BigIntegerField(primary_key=True, serialize=False)),
                 ('kind', models.CharField(choices=[('key', 'Key'), ('user', 'User'), ('tenant', 'Tenant'), ('models', 'Models'), ('all', 'All')], max_length=6)),
-                ('ref', models.BigIntegerField(help_text='Of the key, user or tenant; 0 for models and for all, which are always loaded together.')),
+                ('object_id', models.BigIntegerField(help_text='Of the key, user or tenant; 0 for models and for all, which are always loaded together.')),
             ],
         ),
         migrations.CreateModel(

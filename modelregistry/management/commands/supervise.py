@@ -62,8 +62,8 @@ async def _supervise(house: SupervisorConfig, stop_engines: bool) -> None:
     signals = Signals()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.receive)
-    works = TaskRunner(tasks.registered_tasks(), house.host)
-    await Supervisor(house, chores=works).run(signals, stop_engines=stop_engines)
+    periodic_tasks = TaskRunner(tasks.registered_tasks(), house.host)
+    await Supervisor(house, periodic_tasks=periodic_tasks).run(signals, stop_engines=stop_engines)
 
 
 def ports(text: str) -> range:

@@ -115,7 +115,7 @@ def test_an_engine_of_which_nothing_was_heard_since_is_not_called_idle():
 
 
 def test_an_engine_that_is_wished_for_does_not_go_to_sleep():
-    want = replace(WANT, idle_after=60.0, wished=True)
+    want = replace(WANT, idle_after=60.0, wake_requested=True)
     assert next_for(want, seen("ready", active_at=NOW - 100)) is None
 
 
@@ -196,7 +196,7 @@ def test_changed_settings_are_tried_at_once(state):
 def test_a_sleeping_model_wakes_for_a_wish_only():
     want = replace(WANT, idle_after=60.0)
     assert next_for(want, seen("asleep")) is None
-    assert next_for(replace(want, wished=True), seen("asleep")) == Start(key=KEY)
+    assert next_for(replace(want, wake_requested=True), seen("asleep")) == Start(key=KEY)
 
 
 def test_a_model_that_may_no_longer_sleep_is_woken():
@@ -241,7 +241,7 @@ wants = st.none() | st.builds(
     external=st.booleans(),
     enabled=st.booleans(),
     idle_after=st.none() | st.floats(1, 100),
-    wished=st.booleans(),
+    wake_requested=st.booleans(),
 )
 replicas = st.builds(
     Observed,

@@ -10,7 +10,7 @@ import pytest
 import time_machine
 from django.utils import timezone
 
-from modelregistry.models import Host, HostReport, LogTail, LogWish, Reading
+from modelregistry.models import FileReport, Host, HostReport, LogSubscription, LogTail
 from modelregistry.supervisor import repository
 from tests import engines
 from tests.modelregistry.site import stream
@@ -28,9 +28,9 @@ def test_the_host_is_reported(site):
     assert found.devices[-1]["total"] > found.devices[-1]["free"] > 0
     assert found.engines.keys() >= {"llama-server", "xllamacpp"}
     assert found.engines["xllamacpp"][0].isdigit()
-    assert found.usual.keys() == found.engines.keys()
-    assert found.usual["llama-server"] == ""  # named in a setting
-    assert found.usual["xllamacpp"] == found.installed["xllamacpp"][0]
+    assert found.default_versions.keys() == found.engines.keys()
+    assert found.default_versions["llama-server"] == ""  # named in a setting
+    assert found.default_versions["xllamacpp"] == found.installed["xllamacpp"][0]
     assert found.stamps.keys() == found.installed.keys()
     assert found.problems == []
 
@@ -77,11 +77,11 @@ def test_a_log_is_shown_while_somebody_looks(site):
     site.model("m", "chatty")
     ready = site.reaches("ready")
     assert not LogTail.objects.exists()
-    LogWish.objects.create(replica=ready, until=timezone.now() + timedelta(seconds=60))
+    LogSubscription.objects.create(replica=ready, until=timezone.now() + timedelta(seconds=60))
     first = until(LogTail.objects.first, 30)
     assert "line 1" in first.text
     until(lambda: len(LogTail.objects.get().text) > len(first.text), 30)
-    LogWish.objects.update(until=timezone.now())
+    LogSubscription.objects.update(until=timezone.now())
     until(lambda: (text := LogTail.objects.get().at) and text < timezone.now() - timedelta(seconds=3), 60)
 
 
@@ -92,7 +92,7 @@ def test_the_log_of_a_run_that_is_over_can_be_read(site):
     model.enabled = False
     model.save()
     site.reaches("stopped")
-    LogWish.objects.create(replica=ready, until=timezone.now() + timedelta(seconds=60))
+    LogSubscription.objects.create(replica=ready, until=timezone.now() + timedelta(seconds=60))
     assert "line 1" in until(LogTail.objects.first, 30).text
 
 
@@ -102,14 +102,14 @@ def test_files_are_read_and_read_again_when_they_change(site):
     path = site.var / "broken.gguf"
     path.write_bytes(b"GGUF")
     broken = site.model("broken", path=str(path), enabled=False)
-    found = until(lambda: Reading.objects.filter(model__name="m").first(), 30)
+    found = until(lambda: FileReport.objects.filter(model__name="m").first(), 30)
     assert (found.facts["architecture"], found.facts["quantisation"], found.fault) == ("llama", "Q4_1", "")
-    fault = until(lambda: Reading.objects.filter(model=broken).first(), 30)
+    fault = until(lambda: FileReport.objects.filter(model=broken).first(), 30)
     assert fault.facts is None
     assert fault.fault
     path.unlink()
     path.symlink_to(engines.chat_model())
-    until(lambda: Reading.objects.get(model=broken).facts, 30)
+    until(lambda: FileReport.objects.get(model=broken).facts, 30)
 
 
 def test_a_model_whose_file_comes_back_need_not_wait(site):

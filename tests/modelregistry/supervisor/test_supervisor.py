@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from apiproxy.bridge.models import CatalogueRevision
 from modelregistry import routes
-from modelregistry.models import Host, Wish
+from modelregistry.models import Host, WakeRequest
 from modelregistry.process import process
 from tests import ports
 from tests.modelregistry import paper_models
@@ -237,9 +237,9 @@ def test_an_idle_model_sleeps_and_a_wish_wakes_it(site):
     asleep = site.reaches("asleep")
     assert (asleep.pid, asleep.url) == (None, "")
     assert gone(run)
-    Wish.objects.create(model=model, at=timezone.now())
+    WakeRequest.objects.create(model=model, at=timezone.now())
     site.reaches("ready")
-    until(lambda: not Wish.objects.exists())
+    until(lambda: not WakeRequest.objects.exists())
 
 
 def test_a_model_in_use_does_not_sleep(site):
@@ -410,7 +410,7 @@ def test_engines_do_not_mind_a_database_that_is_away(site):
 
 def away(is_away: bool) -> None:
     """Every look at what is wanted fails in the database."""
-    names = ("modelregistry_wish", "wish_away")
+    names = ("modelregistry_wakerequest", "renamed_away")
     source, target = names if is_away else names[::-1]
     with sqlite3.connect(connections["default"].settings_dict["NAME"], timeout=10) as database:
         database.execute(f"ALTER TABLE {source} RENAME TO {target}")

@@ -1,4 +1,4 @@
-"""Chores: claimed by one of several hosts, run as child processes, never in the supervisor's way."""
+"""Periodic tasks: claimed by one of several hosts, run as child processes, never in the supervisor's way."""
 
 import asyncio
 import logging
@@ -15,8 +15,8 @@ from django.apps import apps
 from django.conf import settings
 from django.db import OperationalError
 
-from modelregistry.models import Chore
-from modelregistry.supervisor import tasks as chores
+from modelregistry.models import TaskRun
+from modelregistry.supervisor import tasks
 from modelregistry.supervisor.tasks import PeriodicTask, TaskRunner, claim, give_back, record_end
 from portal.accounts.models import User
 from tests.waiting import until
@@ -33,15 +33,15 @@ def after(**distance) -> datetime:
 def done(at: datetime, *, succeeded: bool = True, begun: datetime = NINE) -> None:
     mine = claim(HOURLY, "one", begun)
     assert mine
-    record_end(mine, at, succeeded=succeeded, said="")
+    record_end(mine, at, succeeded=succeeded, output="")
 
 
 # --- whose it is
 
 
-def test_a_chore_that_was_never_done_is_due(db):
+def test_a_task_that_was_never_done_is_due(db):
     assert claim(HOURLY, "one", NINE)
-    row = Chore.objects.get()
+    row = TaskRun.objects.get()
     assert (row.name, row.claimed_by, row.claimed_at, row.ended_at) == ("sweep", "one", NINE, None)
 
 
@@ -52,16 +52,16 @@ def test_two_hosts_do_not_both_get_it(db):
 
 def test_who_decided_on_an_old_row_is_too_late(db, monkeypatch):
     """Both looked when it was due; the second claims when the first has done so already."""
-    real = chores.find_due
+    real = tasks.find_due
 
     def slow(work, row, now):
-        Chore.objects.filter(pk="sweep").update(claimed_at=NINE, claimed_by="two")
+        TaskRun.objects.filter(pk="sweep").update(claimed_at=NINE, claimed_by="two")
         return real(work, row, now)
 
-    Chore.objects.create(name="sweep")
-    monkeypatch.setattr(chores, "find_due", slow)
+    TaskRun.objects.create(name="sweep")
+    monkeypatch.setattr(tasks, "find_due", slow)
     assert claim(HOURLY, "one", after(seconds=1)) is None
-    assert Chore.objects.get().claimed_by == "two"
+    assert TaskRun.objects.get().claimed_by == "two"
 
 
 def test_it_is_due_again_an_hour_after_it_began(db):
@@ -85,14 +85,14 @@ def test_a_dead_hosts_claim_ends_with_the_time_limit(db):
 def test_who_was_taken_over_from_says_nothing_any_more(db):
     slow = claim(HOURLY, "slow", NINE)
     assert claim(HOURLY, "two", after(minutes=16))
-    record_end(slow, after(minutes=17), succeeded=False, said="late")
+    record_end(slow, after(minutes=17), succeeded=False, output="late")
     give_back(slow)
-    row = Chore.objects.get()
-    assert (row.claimed_by, row.claimed_at, row.ended_at, row.said) == ("two", after(minutes=16), None, "")
+    row = TaskRun.objects.get()
+    assert (row.claimed_by, row.claimed_at, row.ended_at, row.output) == ("two", after(minutes=16), None, "")
 
 
 def test_a_claim_from_the_future_is_none(db):
-    """A host whose clock ran a day ahead must not stop the chore for a day."""
+    """A host whose clock ran a day ahead must not stop the task for a day."""
     assert claim(HOURLY, "fast", after(days=1))
     assert claim(HOURLY, "two", NINE)
 
@@ -108,10 +108,10 @@ def test_what_is_given_back_is_due_at_once(db):
     assert claim(HOURLY, "two", after(seconds=1))
 
 
-def test_an_app_registers_its_chore(monkeypatch):
-    monkeypatch.setattr(apps.get_app_config("modelregistry"), "chores", {})
-    chores.register("sweep", timedelta(hours=1), ("sweep", "--all"))
-    assert chores.registered_tasks() == (PeriodicTask(name="sweep", every=timedelta(hours=1), argv=("sweep", "--all")),)
+def test_an_app_registers_its_task(monkeypatch):
+    monkeypatch.setattr(apps.get_app_config("modelregistry"), "periodic_tasks", {})
+    tasks.register("sweep", timedelta(hours=1), ("sweep", "--all"))
+    assert tasks.registered_tasks() == (PeriodicTask(name="sweep", every=timedelta(hours=1), argv=("sweep", "--all")),)
 
 
 # --- running it
@@ -141,8 +141,8 @@ def host(start, *works: PeriodicTask, clock=lambda: NINE) -> TaskRunner:
 
 
 @sync_to_async
-def row() -> Chore:
-    return Chore.objects.get()
+def row() -> TaskRun:
+    return TaskRun.objects.get()
 
 
 async def eventually(condition, seconds: float = 60):
@@ -152,8 +152,8 @@ async def eventually(condition, seconds: float = 60):
         return value
 
 
-async def has_ended() -> Chore | None:
-    found = await sync_to_async(Chore.objects.first)()
+async def has_ended() -> TaskRun | None:
+    found = await sync_to_async(TaskRun.objects.first)()
     return found if found and found.ended_at else None
 
 
@@ -168,7 +168,7 @@ async def test_it_runs_and_tells_how_it_went(transactional_db):
     keeping = asyncio.create_task(host(children).keep())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
-    assert (found.succeeded, found.said, found.claimed_by) == (True, "swept sweep", "here")
+    assert (found.succeeded, found.output, found.claimed_by) == (True, "swept sweep", "here")
     assert len(children.started) == 1
 
 
@@ -179,7 +179,7 @@ async def test_what_fails_is_told_with_its_last_words(transactional_db, caplog):
     found = await eventually(has_ended)
     await ended_tasks(keeping)
     assert found.succeeded is False
-    assert found.said == "ば" * 492 + "no broom"
+    assert found.output == "ば" * 492 + "no broom"
     assert [record.levelname for record in caplog.records if "no broom" in record.message] == ["WARNING"]
 
 
@@ -190,7 +190,7 @@ async def test_what_cannot_be_started_is_told(transactional_db):
     keeping = asyncio.create_task(host(start).keep())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
-    assert (found.succeeded, found.said) == (False, "could not be started: no memory")
+    assert (found.succeeded, found.output) == (False, "could not be started: no memory")
 
 
 async def test_what_takes_too_long_is_ended(transactional_db):
@@ -201,15 +201,15 @@ async def test_what_takes_too_long_is_ended(transactional_db):
     keeping = asyncio.create_task(host(children, short).keep())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
-    assert (found.succeeded, found.said) == (False, "was ended, as it took longer than 0:00:01")
+    assert (found.succeeded, found.output) == (False, "was ended, as it took longer than 0:00:01")
     assert children.started[0].returncode in (-signal.SIGTERM, -signal.SIGKILL)
 
 
-async def test_a_chore_that_hangs_keeps_no_other_waiting(transactional_db):
+async def test_a_task_that_hangs_keeps_no_other_waiting(transactional_db):
     slow = PeriodicTask(name="slow", every=timedelta(hours=1), argv=("slow",))
     children = Children(f"import sys\nif 'slow' in sys.argv:\n    {ENDLESS}")
     keeping = asyncio.create_task(host(children, slow, HOURLY).keep())
-    sweep = await eventually(sync_to_async(Chore.objects.filter(name="sweep", succeeded=True).first))
+    sweep = await eventually(sync_to_async(TaskRun.objects.filter(name="sweep", succeeded=True).first))
     assert sweep.ended_at
     await ended_tasks(keeping)
 
@@ -223,7 +223,7 @@ async def test_of_two_hosts_one_does_it(transactional_db):
     await asyncio.sleep(0.5)  # ten looks of each
     assert len(children.started) == 1
     now[0] = after(hours=1)
-    await eventually(sync_to_async(Chore.objects.filter(ended_at=after(hours=1)).first))
+    await eventually(sync_to_async(TaskRun.objects.filter(ended_at=after(hours=1)).first))
     await ended_tasks(*hosts)
     assert len(children.started) == 2
 
@@ -240,12 +240,12 @@ async def test_the_end_of_the_supervisor_ends_it_and_leaves_it_to_the_next(trans
     assert children.started[0].returncode == -signal.SIGTERM
     assert (await row()).claimed_at is None
     keeping = asyncio.create_task(host(children).keep())
-    assert (await eventually(has_ended)).said == "swept"
+    assert (await eventually(has_ended)).output == "swept"
     await ended_tasks(keeping)
 
 
 async def test_it_outlasts_a_database_that_is_away(transactional_db, monkeypatch):
-    real, failed = chores.claim, []
+    real, failed = tasks.claim, []
 
     def away(*given):
         if len(failed) < 3:
@@ -253,19 +253,19 @@ async def test_it_outlasts_a_database_that_is_away(transactional_db, monkeypatch
             raise OperationalError("away")
         return real(*given)
 
-    monkeypatch.setattr(chores, "claim", away)
+    monkeypatch.setattr(tasks, "claim", away)
     keeping = asyncio.create_task(host(Children("print('swept')")).keep())
-    assert (await eventually(has_ended)).said == "swept"
+    assert (await eventually(has_ended)).output == "swept"
     await ended_tasks(keeping)
     assert len(failed) == 3
 
 
 async def test_a_management_command_is_run():
     """The real way to start one, which knows this installation's settings."""
-    process = await chores.start(("version",))
-    said, _ = await process.communicate()
+    process = await tasks.start(("version",))
+    output, _ = await process.communicate()
     assert process.returncode == 0
-    assert said.decode().startswith("Madoguchi ")
+    assert output.decode().startswith("Madoguchi ")
 
 
 KEEPER = """
@@ -284,7 +284,7 @@ asyncio.run(main())
 """
 
 
-def test_a_killed_supervisors_chore_ends_with_it():
+def test_a_killed_supervisors_task_ends_with_it():
     with subprocess.Popen(
         [sys.executable, "-c", KEEPER], cwd=settings.BASE_DIR, stdout=subprocess.PIPE, text=True
     ) as keeper:
@@ -294,7 +294,7 @@ def test_a_killed_supervisors_chore_ends_with_it():
     until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2])
 
 
-def test_the_supervisor_looks_after_engines_while_a_chore_hangs(site):
+def test_the_supervisor_looks_after_engines_while_a_task_hangs(site):
     """`syncdirectory` against a directory that accepts connections and says nothing."""
     User.objects.create(username="alice", directory_id="1")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -306,11 +306,11 @@ def test_the_supervisor_looks_after_engines_while_a_chore_hangs(site):
         )
         site.model()
         site.reaches("ready")
-        until(lambda: Chore.objects.filter(name="syncdirectory", claimed_at__isnull=False).exists())
+        until(lambda: TaskRun.objects.filter(name="syncdirectory", claimed_at__isnull=False).exists())
         os.kill(site.replica().pid, signal.SIGKILL)
         until(lambda: site.replica().restarts == 1 and site.replica().state == "ready", 90)
-        assert Chore.objects.get(name="syncdirectory").ended_at is None
+        assert TaskRun.objects.get(name="syncdirectory").ended_at is None
         [supervisor] = site.processes
         supervisor.terminate()
         assert supervisor.wait(30) == 0
-        assert Chore.objects.get(name="syncdirectory").claimed_at is None
+        assert TaskRun.objects.get(name="syncdirectory").claimed_at is None

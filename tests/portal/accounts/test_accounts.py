@@ -270,7 +270,7 @@ def test_p5_messages_name_people_as_pages_do(client, bob, olivia, research):
         membership.add_member(bob, research, "sasaki")
 
 
-def test_p8_sessions_that_are_over_are_cleared_by_a_chore(client, alice):
+def test_p8_sessions_that_are_over_are_cleared_by_a_periodic_task(client, alice):
     assert "clearsessions" in {work.name for work in tasks.registered_tasks()}
     client.force_login(alice)
     Session.objects.create(session_key="old", session_data="", expire_date=timezone.now() - timedelta(days=1))

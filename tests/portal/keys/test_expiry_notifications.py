@@ -151,7 +151,7 @@ def test_the_command_does_all_of_it_and_may_be_repeated(alice, bob, research, ca
     assert capsys.readouterr().out == "0 mailed\n" * 2
 
 
-def test_it_is_a_chore_of_every_ten_minutes():
+def test_it_runs_every_ten_minutes():
     [work] = [work for work in tasks.registered_tasks() if work.name == "tellnotices"]
     assert (work.every, work.argv) == (timedelta(minutes=10), ("tellnotices",))
 

@@ -202,6 +202,6 @@ def test_a_model_that_retires_is_proposed_after_those_that_stay():
     assert suggested_model([offer("a", retires_on=date(2030, 1, 1)), offer("b"), offer("c")]).name == "b"
 
 
-def test_clearing_is_a_chore_of_every_hour():
+def test_clearing_runs_every_hour():
     [work] = [work for work in tasks.registered_tasks() if work.name == "clearplayground"]
     assert (work.every, work.argv) == (timedelta(hours=1), ("clearplayground",))

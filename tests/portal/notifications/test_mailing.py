@@ -226,7 +226,7 @@ print(key.prefix)
 
 
 def test_a_whole_installation_mails_what_comes_by_itself(letterbox, tmp_path):  # noqa: F811
-    """The chore's own process, with nothing but its environment."""
+    """The task's own process, with nothing but its environment."""
     environment = {"EMAIL_URL": letterbox.url, "PUBLIC_URL": "https://llm.example.com", "MAIL_FROM": "it@example.com"}
     with installed(tmp_path, **environment) as installation:
         prefix = installation.manage("shell", "-v0", "-c", FURNISH)

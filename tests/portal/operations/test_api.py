@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from modelregistry import fit
 from modelregistry.failure_advice import UNKNOWN
-from modelregistry.models import Alias, Host, HostReport, LogTail, LogWish, Reading, Replica, ServedModel
+from modelregistry.models import Alias, FileReport, Host, HostReport, LogSubscription, LogTail, Replica, ServedModel
 from portal.audit.models import AuditEvent
 from portal.keys.models import ModelAccess
 from tests.modelregistry import paper_models
@@ -194,7 +194,7 @@ def test_a_secret_is_never_shown(operator):
 def test_the_facts_of_a_model(operator):
     model = serve()
     assert operator.get(f"models/{model.pk}/facts/") == {"facts": None, "fault": "", "at": None}
-    Reading.objects.create(model=model, facts={"architecture": "qwen3"}, at=timezone.now())
+    FileReport.objects.create(model=model, facts={"architecture": "qwen3"}, at=timezone.now())
     assert operator.get(f"models/{model.pk}/facts/")["facts"] == {"architecture": "qwen3"}
 
 
@@ -224,7 +224,7 @@ def test_replicas_with_advice_in_the_reader_s_language(operator):
 def test_asking_for_a_log_makes_its_host_write_it(operator):
     replica = serve().replica_set.get()
     assert operator.get(f"replicas/{replica.pk}/log/") == {"text": "", "at": None}
-    assert LogWish.objects.get(replica=replica).until > timezone.now()
+    assert LogSubscription.objects.get(replica=replica).until > timezone.now()
     LogTail.objects.create(replica=replica, text="loaded\n", at=timezone.now())
     assert operator.get(f"replicas/{replica.pk}/log/")["text"] == "loaded\n"
 

@@ -17,7 +17,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from modelregistry.models import Host, HostReport, LogTail, LogWish, Replica
+from modelregistry.models import Host, HostReport, LogSubscription, LogTail, Replica
 from portal.operations.consumers import State, addition
 from portal.operations.live import LiveState, Reader
 from portal.usage.live import LiveUsageFeed
@@ -234,8 +234,8 @@ def test_a_log_is_wished_for_while_somebody_looks(site, olivia):
     replica = serve().replica_set.get()
     with opened(site, olivia, log_path(replica)) as connection:
         assert told(connection) == {"version": 1, "type": "log", "at": None, "text": "", "append": False}
-        wish = until(lambda: LogWish.objects.filter(replica=replica).first())
-        assert timedelta(seconds=10) < wish.until - timezone.now() <= timedelta(seconds=15)
+        subscription = until(lambda: LogSubscription.objects.filter(replica=replica).first())
+        assert timedelta(seconds=10) < subscription.until - timezone.now() <= timedelta(seconds=15)
         tail = LogTail.objects.create(replica=replica, text=f"one\n{LINE}", at=timezone.now())
         assert told(connection)["text"] == f"one\n{LINE}"
         tail.text = f"{LINE}three\n"
@@ -248,8 +248,8 @@ def test_the_wish_is_renewed(site, olivia):
     replica = serve().replica_set.get()
     with opened(site, olivia, log_path(replica)) as connection:
         told(connection)
-        LogWish.objects.update(until=timezone.now() - timedelta(seconds=60))
-        until(lambda: LogWish.objects.get().until > timezone.now())
+        LogSubscription.objects.update(until=timezone.now() - timedelta(seconds=60))
+        until(lambda: LogSubscription.objects.get().until > timezone.now())
 
 
 def test_the_log_of_a_replica_that_goes_away_ends(site, olivia):

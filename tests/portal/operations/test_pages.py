@@ -11,7 +11,7 @@ from django.utils import timezone
 from modelregistry.addresses import AddressFault
 from modelregistry.failure_advice import ADVICE
 from modelregistry.fit import estimate
-from modelregistry.models import Host, LogTail, LogWish, Replica, ServedModel
+from modelregistry.models import Host, LogSubscription, LogTail, Replica, ServedModel
 from portal.audit.models import AuditEvent
 from portal.operations.callers import Callers, callers
 from portal.operations.forms import visible_to
@@ -288,9 +288,9 @@ class TestOneModel:
         row = Replica.objects.get()
         LogTail.objects.create(replica=row, text="<b>INFO</b> ready", at=timezone.now())
         assert "INFO" not in read(as_olivia, "/operations/models/qwen/")
-        assert not LogWish.objects.exists()
+        assert not LogSubscription.objects.exists()
         assert "&lt;b&gt;INFO&lt;/b&gt; ready" in read(as_olivia, f"/operations/models/qwen/?log={row.pk}")
-        assert LogWish.objects.get().until > timezone.now()
+        assert LogSubscription.objects.get().until > timezone.now()
 
     @pytest.mark.parametrize("number", ["", "x", "-1", "999999", "9" * 30, "²"])
     def test_a_log_of_nobody_is_no_fault(self, as_olivia, number):

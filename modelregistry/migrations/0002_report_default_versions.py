@@ -17,7 +17,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='hostreport',
-            name='usual',
+            name='default_versions',
             field=models.JSONField(default=dict),
         ),
         migrations.AlterField(
