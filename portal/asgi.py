@@ -17,8 +17,8 @@ django = get_asgi_application()  # first: it sets Django up for what the consume
 from django.conf import settings
 
 from portal.database import use_pool
-from portal.operations.live import LiveState
-from portal.operations.routing import sockets
+from portal.operations.live import LiveOperationsFeed
+from portal.operations.routing import build_sockets
 from portal.usage.live import LiveUsageFeed
 from portal.web.django_handler import Pages
 from portal.web.request_bounds import Wall
@@ -37,7 +37,7 @@ async def websocket(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await consumers(with_peer(scope), receive, send)
 
 
-consumers = sockets(LiveState(), LiveUsageFeed())
+consumers = build_sockets(LiveOperationsFeed(), LiveUsageFeed())
 application = ProtocolTypeRouter({"http": http, "websocket": websocket})
 
 

@@ -52,7 +52,7 @@ class OverviewView(APIView):
     def get(self, request: Request) -> Response:
         """Return all hosts and models with their live state, as `/ws/operations/` tells them."""
         now = timezone.now()
-        return Response(to_plain(overview.read_overview(now, live.first_tokens(now))))
+        return Response(to_plain(overview.read_overview(now, live.read_first_tokens(now))))
 
 
 class Hosts(GenericViewSet[Host]):
@@ -233,7 +233,7 @@ class Models(GenericViewSet[ServedModel]):
 
     def _shown(self, rows: Iterable[ServedModel]) -> Sequence[dict[str, Any]]:
         now = timezone.now()
-        first_tokens = live.first_tokens(now)
+        first_tokens = live.read_first_tokens(now)
         tenants: dict[int, Any] = {row.pk: [] for row in rows}
         for access in ModelAccess.objects.filter(model__in=tenants).select_related("tenant").order_by("tenant__slug"):
             tenants[access.model_id].append(access.tenant)

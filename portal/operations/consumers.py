@@ -1,13 +1,13 @@
-"""What operators' sockets say.
+"""The sockets of operators' pages.
 
 /ws/operations/
-    snapshot   {at, hosts: [HostNow], models: [ModelNow]}: all there is; the first message, and after a `stale`
-    change     {at, hosts: […], models: […], gone: {hosts: [id], models: [id]}}: those that differ, whole
+    snapshot   {at, hosts: [HostNow], models: [ModelNow]}: everything; the first message, and the first after `stale`
+    change     {at, hosts: […], models: […], gone: {hosts: [id], models: [id]}}: what has changed, each as a whole
 /ws/operations/replicas/<id>/log/
     log        {at, text, append}: the end of the log, or (append) what was added to it; at: null = not read yet
     gone       {}: there is no such replica; the socket is closed
 
-What all sockets say besides, and when they are closed: see portal.web.websockets.
+portal.web.websockets describes the messages that all sockets send, and when sockets are closed.
 """
 
 from collections.abc import AsyncGenerator, Iterable
@@ -18,96 +18,97 @@ from django.contrib.auth.models import AnonymousUser
 
 from portal.accounts.models import User
 from portal.accounts.permissions import may_operate
-from portal.operations.live import LiveState, Snapshot, Tail
+from portal.operations.live import LiveOperationsFeed, OperationsSnapshot, Tail
 from portal.web.websockets import LiveConsumer
 
-ANCHOR = 200  # characters by which the end of what was told is looked for in what is there now
+ANCHOR = 200  # characters of the end of the text that was sent, by which it is found in the current one
 
 
-class ForOperators(LiveConsumer):
-    """What hosts and models do."""
+class OperatorConsumer(LiveConsumer):
+    """A socket for operators only."""
 
-    def __init__(self, live: LiveState) -> None:
+    def __init__(self, feed: LiveOperationsFeed) -> None:
         super().__init__()
-        self._live = live
+        self._feed = feed
 
     def permits(self, user: User | AnonymousUser) -> bool:
         return may_operate(user)
 
 
-class State(ForOperators):
-    """Hosts and models."""
+class OverviewConsumer(OperatorConsumer):
+    """Sends the state of hosts and models."""
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
-        told: Snapshot | None = None
+        sent: OperationsSnapshot | None = None
         stale = False
-        async with self._live.watching() as watcher:
+        async with self._feed.watching() as watcher:
             while True:
-                frame = await watcher.next()
-                if frame.stale:
+                snapshot = await watcher.next()
+                if snapshot.stale:
                     if not stale:
-                        yield {"type": "stale", "since": frame.at}
-                    told, stale = None, True
-                elif message := news(told, frame):
+                        yield {"type": "stale", "since": snapshot.at}
+                    sent, stale = None, True
+                elif message := overview_message(sent, snapshot):
                     yield message
-                    told, stale = frame, False
+                    sent, stale = snapshot, False
 
 
-def news(told: Snapshot | None, frame: Snapshot) -> dict[str, Any] | None:
-    """Return the message that brings who knows `told` up to date; None if there is nothing to tell."""
-    if frame.hosts is None or frame.models is None:
+def overview_message(sent: OperationsSnapshot | None, snapshot: OperationsSnapshot) -> dict[str, Any] | None:
+    """Return the message that updates a client from `sent` to `snapshot`; None if nothing has changed."""
+    if snapshot.hosts is None or snapshot.models is None:
         return None
-    if told is None or told.hosts is None or told.models is None:
-        hosts, models = _items(frame.hosts.values()), _items(frame.models.values())
-        return {"type": "snapshot", "at": frame.at, "hosts": hosts, "models": models}
-    hosts, models = _items(_new(told.hosts, frame.hosts)), _items(_new(told.models, frame.models))
-    gone = {"hosts": sorted(told.hosts.keys() - frame.hosts), "models": sorted(told.models.keys() - frame.models)}
+    if sent is None or sent.hosts is None or sent.models is None:
+        hosts, models = _to_json(snapshot.hosts.values()), _to_json(snapshot.models.values())
+        return {"type": "snapshot", "at": snapshot.at, "hosts": hosts, "models": models}
+    hosts = _to_json(_find_changed(sent.hosts, snapshot.hosts))
+    models = _to_json(_find_changed(sent.models, snapshot.models))
+    gone = {"hosts": sorted(sent.hosts.keys() - snapshot.hosts), "models": sorted(sent.models.keys() - snapshot.models)}
     if not (hosts or models or gone["hosts"] or gone["models"]):
         return None
-    return {"type": "change", "at": frame.at, "hosts": hosts, "models": models, "gone": gone}
+    return {"type": "change", "at": snapshot.at, "hosts": hosts, "models": models, "gone": gone}
 
 
-def _new(told: dict[int, bytes], seen: dict[int, bytes]) -> Iterable[bytes]:
-    return (item for number, item in seen.items() if told.get(number) != item)
+def _find_changed(sent: dict[int, bytes], current: dict[int, bytes]) -> Iterable[bytes]:
+    return (item for number, item in current.items() if sent.get(number) != item)
 
 
-def _items(items: Iterable[bytes]) -> list[orjson.Fragment]:
+def _to_json(items: Iterable[bytes]) -> list[orjson.Fragment]:
     return [orjson.Fragment(item) for item in items]
 
 
-class Log(ForOperators):
-    """The end of one replica's log."""
+class LogConsumer(OperatorConsumer):
+    """Sends the end of one replica's log."""
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
         replica = int(self.scope["url_route"]["kwargs"]["replica"])
-        told: Tail | None = None
+        sent: Tail | None = None
         stale = False
-        async with self._live.watching(replica=replica) as watcher:
+        async with self._feed.watching(replica=replica) as watcher:
             while True:
-                frame = await watcher.next()
-                if frame.stale:
+                snapshot = await watcher.next()
+                if snapshot.stale:
                     if not stale:
-                        yield {"type": "stale", "since": frame.at}
+                        yield {"type": "stale", "since": snapshot.at}
                     stale = True
-                elif replica in frame.tails:
-                    tail = frame.tails[replica]
+                elif replica in snapshot.tails:
+                    tail = snapshot.tails[replica]
                     if tail is None:
                         yield {"type": "gone"}
                         return
-                    if stale or told is None or tail.text != told.text:
-                        yield {"type": "log", "at": tail.at, **addition(told.text if told else "", tail.text)}
-                    told, stale = tail, False
+                    if stale or sent is None or tail.text != sent.text:
+                        yield {"type": "log", "at": tail.at, **find_addition(sent.text if sent else "", tail.text)}
+                    sent, stale = tail, False
 
 
-def addition(told: str, text: str) -> dict[str, Any]:
-    """What must be appended to `told` for it to end as `text` does; all of `text` where the two do not meet.
+def find_addition(sent: str, text: str) -> dict[str, Any]:
+    """Return what to append to `sent` so that it ends as `text` does; all of `text` where the two do not overlap.
 
-    Both are the last lines of one growing file, so the end of the earlier one stands somewhere in the later one.
+    Both are the last lines of one growing file, so the end of the earlier one occurs somewhere in the later one.
     """
-    end = told[-ANCHOR:]
+    end = sent[-ANCHOR:]
     at = text.rfind(end) if end else -1
     while at >= 0:
-        if told.endswith(text[: at + len(end)]):
+        if sent.endswith(text[: at + len(end)]):
             return {"text": text[at + len(end) :], "append": True}
         at = text.rfind(end, 0, at + len(end) - 1)
     return {"text": text, "append": False}

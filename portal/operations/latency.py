@@ -1,4 +1,4 @@
-"""How long clients waited for the first token of late, by model."""
+"""How long clients have recently waited for the first token, by model."""
 
 import math
 from collections import defaultdict
@@ -8,37 +8,39 @@ from datetime import datetime, timedelta
 from portal.usage.models import UsageRecord
 
 WINDOW = timedelta(minutes=15)
-# Of the newest requests: enough for the 95th of a hundred of many models, and few enough to sort for each page.
-NEWEST = 5000
+# Requests: enough for a 95th percentile of many models, and few enough to sort for each page.
+NEWEST_REQUESTS = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Seconds to the first token: half of the requests were as quick as `half`, 95 in 100 as quick as `slow`."""
+    """Seconds to the first token: half of the requests took `half` or less, 95 in 100 `slow` or less."""
 
     half: float
     slow: float
     requests: int
 
 
-def latencies(now: datetime) -> dict[str, Latency]:
-    """By name of the model; only those that were called. One query."""
+def read_latencies(now: datetime) -> dict[str, Latency]:
+    """Return the latency of each model that was called, by its name. One query."""
     rows = (
         UsageRecord.objects.filter(started_at__gt=now - WINDOW, first_token_ms__isnull=False)
         .order_by("-started_at")
-        .values_list("model", "first_token_ms")[:NEWEST]
+        .values_list("model", "first_token_ms")[:NEWEST_REQUESTS]
     )
     times: dict[str, list[int]] = defaultdict(list)
     for model, milliseconds in rows:
         times[model].append(milliseconds or 0)
-    return {model: latency_of(found) for model, found in times.items()}
+    return {model: summarise_latency(found) for model, found in times.items()}
 
 
-def latency_of(milliseconds: list[int]) -> Latency:
-    """Of at least one request; by nearest rank, so that each figure is one that somebody met."""
+def summarise_latency(milliseconds: list[int]) -> Latency:
+    """Return the latency of at least one request, by nearest rank: each figure is one that a client had."""
     ordered = sorted(milliseconds)
-    return Latency(half=_rank(ordered, 0.5) / 1000, slow=_rank(ordered, 0.95) / 1000, requests=len(ordered))
+    return Latency(
+        half=_nearest_rank(ordered, 0.5) / 1000, slow=_nearest_rank(ordered, 0.95) / 1000, requests=len(ordered)
+    )
 
 
-def _rank(ordered: list[int], share: float) -> int:
+def _nearest_rank(ordered: list[int], share: float) -> int:
     return ordered[math.ceil(share * len(ordered)) - 1]

@@ -26,7 +26,7 @@ from portal.operations import actions
 from portal.operations.callers import Callers, callers, callers_of
 from portal.operations.file_facts import describe_files
 from portal.operations.forms import HostForm, ServedModelForm, visible_to
-from portal.operations.live import first_tokens, request_log
+from portal.operations.live import read_first_tokens, request_log
 from portal.operations.model_history import history_of
 from portal.operations.overview import ModelView, model_view, overview, with_all
 from portal.usage.models import UsageSetAside
@@ -37,7 +37,7 @@ from portal.web import posted_forms
 @require_safe
 def everything(request: HttpRequest) -> HttpResponse:
     now, zone = timezone.now(), zone_of(current_user(request))
-    seen = overview(now, first_tokens(now))
+    seen = overview(now, read_first_tokens(now))
     trouble = DirectoryState.objects.exclude(problem="").first() if settings.DIRECTORY else None
     context = {
         "zone": zone,
@@ -60,7 +60,7 @@ def one_model(request: HttpRequest, name: str) -> HttpResponse:
         "zone": zone,
         "now": now,
         "row": model,
-        "model": model_view(model, now, first_tokens(now).get(name)),
+        "model": model_view(model, now, read_first_tokens(now).get(name)),
         "facts": describe_files(model),
         "tenants": visible_to(model),
         "limits": limits(model),

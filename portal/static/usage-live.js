@@ -67,7 +67,7 @@ connect(`/ws/usage/${location.search}`, {
     if (message.type === "stale") { away(); return; }
     since = clock(Date.now());
     show("fine", note.dataset.liveWords);
-    if (message.type === "pulse" && !document.hidden) renew(message);
+    if (message.type === "usage" && !document.hidden) renew(message);
   },
   closed: away,
 });

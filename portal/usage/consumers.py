@@ -1,8 +1,8 @@
-"""What the socket of the live view says: /ws/usage/?of=… (a scope's name, see `scopes`; mine if it is left out).
+"""The socket of the live view: /ws/usage/?of=… (a scope's name, see `scopes`; the person's own usage without it).
 
-    pulse  {at, slots, tokens, requests, models, last}: a `live.Picture` of what is the reader's, whole, every 2 s
+    usage  {at, slots, tokens, requests, models, last}: the `live.UsageView` of that scope, as a whole, every 2 s
 
-What all sockets say besides, and when they are closed: see portal.web.websockets.
+portal.web.websockets describes the messages that all sockets send, and when sockets are closed.
 """
 
 import asyncio
@@ -20,36 +20,35 @@ from portal.usage.live import LiveUsageFeed, Owner, usage_view
 from portal.web.websockets import LiveConsumer
 
 
-class Usage(LiveConsumer):
-    """The last five minutes of a scope."""
+class UsageConsumer(LiveConsumer):
+    """Sends the last five minutes of a scope."""
 
-    def __init__(self, pulse: LiveUsageFeed) -> None:
+    def __init__(self, feed: LiveUsageFeed) -> None:
         super().__init__()
-        self._pulse = pulse
-        self._owner: Owner = ("user", 0)  # nobody's, until it was found
+        self._feed = feed
+        self._owner: Owner = ("user", 0)  # no user has this number; `permits` finds the owner
 
     def permits(self, user: User | AnonymousUser) -> bool:
         if not isinstance(user, User) or not user.is_active:
             return False
-        asked = parse_qs(self.scope["query_string"].decode("ascii", "replace"))
+        query = parse_qs(self.scope["query_string"].decode("ascii", "replace"))
         try:
-            self._owner = scopes.find_scope(user, asked.get("of", [scopes.ME])[0]).owner
+            self._owner = scopes.find_scope(user, query.get("of", [scopes.ME])[0]).owner
         except Http404:
             return False
         return True
 
     async def messages(self) -> AsyncGenerator[dict[str, Any], None]:
-        number, stale = 0, False
-        async with self._pulse.watching() as pulse:
+        stale = False
+        async with self._feed.watching() as watcher:
             while True:
-                frame = await pulse.after(number)
-                number = frame.number
-                if frame.stale:
+                snapshot = await watcher.next()
+                if snapshot.stale:
                     if not stale:
-                        yield {"type": "stale", "since": frame.at}
+                        yield {"type": "stale", "since": snapshot.at}
                     stale = True
                 else:
-                    # 20 ms of 20,000 answers: not in the loop that others wait for.
-                    seen = await asyncio.to_thread(usage_view, frame, self._owner)
-                    yield {"type": "pulse", "at": frame.at, **asdict(seen)}
+                    # 20 ms for 20,000 answers: not in the event loop, where others would wait.
+                    view = await asyncio.to_thread(usage_view, snapshot, self._owner)
+                    yield {"type": "usage", "at": snapshot.at, **asdict(view)}
                     stale = False

@@ -1,35 +1,28 @@
-"""What is used right now: the answers of the last five minutes, read by each process while anybody looks.
+"""Usage right now: the requests that ended within the last five minutes.
 
-`LiveUsageFeed` is built once, in portal.asgi. An answer is known when it is finished; its tokens are spread over the
-time in which they were written.
+`LiveUsageFeed` is built once, in portal.asgi. A request is known when it has ended; its tokens are spread over the time
+in which they were generated.
 """
 
-import asyncio
-import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from django.db import Error, close_old_connections, connections
 from django.utils import timezone
 
 from modelregistry.models import Replica
-from modelregistry.supervisor.watchdog import Watchdog
 from portal.keys.models import ApiKey
 from portal.usage.models import UsageRecord
-
-log = logging.getLogger("madoguchi.live")
+from portal.web.live_feed import LiveFeed, Snapshot
 
 WINDOW = 300  # seconds that are shown
 SLOT = 5  # seconds of a bar
-SETTLED = 2  # seconds after which what was answered has been recorded, mostly: the ledger writes every second
-LAST = 20  # requests that are listed
-MOST = 20_000  # answers that are kept: 66 a second for five minutes
-# A record may become visible after one with a higher number: of so many seconds all are looked at again.
+SETTLED = 2  # seconds after which most ended requests have been recorded: the ledger writes every second
+LATEST = 20  # requests that are listed
+MAX_ANSWERS = 20_000  # that are kept: 66 a second for five minutes
+# A record may become visible after one with a higher number, so the last few seconds are read again.
 OVERLAP = timedelta(seconds=4)
 COLUMNS = (
     *("pk", "started_at", "duration_ms", "first_token_ms", "prompt_tokens", "completion_tokens"),
@@ -40,7 +33,7 @@ Owner = tuple[Literal["tenant", "user"], int] | None
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A finished request, without a word of what was said. Times are Unix seconds."""
+    """A request that has ended, without any of its text. Times are Unix seconds."""
 
     number: int
     began: float
@@ -54,38 +47,53 @@ class Answer:
     user: int | None
     key: int
 
-    def is_of(self, owner: Owner) -> bool:
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Answer":
+        """Return the answer of a record's COLUMNS, by name."""
+        began, first = record["started_at"].timestamp(), record["first_token_ms"]
+        return cls(
+            number=record["pk"],
+            began=began,
+            first=None if first is None else began + first / 1000,
+            ended=began + record["duration_ms"] / 1000,
+            prompt_tokens=record["prompt_tokens"],
+            completion_tokens=record["completion_tokens"],
+            status=record["status"],
+            model=record["model"],
+            tenant=record["tenant_id"],
+            user=record["user_id"],
+            key=record["key_id"],
+        )
+
+    def belongs_to(self, owner: Owner) -> bool:
         return owner is None or getattr(self, owner[0]) == owner[1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """What was read at one time. `stale`: the database has not answered since `at`.
+class UsageSnapshot(Snapshot):
+    """The answers of the window, with what a view needs beside them.
 
-    `running`: requests that engines work on, by model. `keys`: what those of the answers are called, by number.
+    `running`: requests that engines work on, by model. `keys`: the names of the answers' keys, by number.
     """
 
-    number: int
-    at: datetime
     answers: tuple[Answer, ...] = ()
     running: dict[str, int] | None = None
     keys: dict[int, str] | None = None
-    stale: bool = False
 
 
 class Reader:
-    """Reads frames, in one thread of its own. Blocks on the database; raises django.db.Error."""
+    """Reads snapshots, each time only the new records. Blocks on the database; raises django.db.Error."""
 
     def __init__(self, clock: Callable[[], datetime] = timezone.now) -> None:
         self._clock = clock
         self._answers: dict[int, Answer] = {}
-        self._marks: list[tuple[datetime, int]] = []  # (when, highest number known then)
+        self._marks: list[tuple[datetime, int]] = []  # (time of a read, highest number known then)
         self._keys: dict[int, str] = {}
 
-    def __call__(self, number: int) -> Snapshot:
-        """Return three queries at most."""
+    def __call__(self, number: int) -> UsageSnapshot:
+        """Read a snapshot. Three queries at most."""
         now = self._clock()
-        self._read(now)
+        self._read_answers(now)
         unknown = {answer.key for answer in self._answers.values()} - self._keys.keys()
         if unknown:
             self._keys.update(dict.fromkeys(unknown, ""))
@@ -94,86 +102,55 @@ class Reader:
         for model, live in Replica.objects.filter(live__isnull=False).values_list("model__name", "live"):
             running[model] += (live or {}).get("running") or 0
         answers = tuple(sorted(self._answers.values(), key=lambda answer: answer.ended))
-        return Snapshot(number=number, at=now, answers=answers, running=dict(running), keys=dict(self._keys))
+        return UsageSnapshot(number=number, at=now, answers=answers, running=dict(running), keys=dict(self._keys))
 
-    def _read(self, now: datetime) -> None:
-        """Add what is new and forget what is too old to be shown."""
+    def _read_answers(self, now: datetime) -> None:
+        """Add new answers and drop those that are too old to be shown."""
         known = [number for at, number in self._marks if at <= now - OVERLAP]
         rows = UsageRecord.objects.order_by("-pk")
         if known:
             rows = rows.filter(pk__gt=known[-1])
-        else:  # a long answer began before the window
+        else:  # a long answer may have begun before the window
             rows = rows.filter(started_at__gt=now - timedelta(seconds=4 * WINDOW))
-        for row in rows.values_list(*COLUMNS)[:MOST]:
-            found = answer(*row)
-            self._answers[found.number] = found
+        for record in rows.values(*COLUMNS)[:MAX_ANSWERS]:
+            self._answers[record["pk"]] = Answer.from_record(record)
         oldest = now.timestamp() - WINDOW - SLOT - SETTLED
-        kept = sorted(self._answers.values(), key=lambda one: one.ended)[-MOST:]
+        kept = sorted(self._answers.values(), key=lambda answer: answer.ended)[-MAX_ANSWERS:]
         highest = max(self._answers, default=0)
-        self._answers = {one.number: one for one in kept if one.ended > oldest}
+        self._answers = {answer.number: answer for answer in kept if answer.ended > oldest}
         self._marks = [mark for mark in self._marks if mark[0] > now - 2 * OVERLAP] + [(now, highest)]
-
-
-def answer(
-    number: int,
-    started: datetime,
-    duration: int,
-    first: int | None,
-    prompt: int,
-    completion: int,
-    status: str,
-    model: str,
-    tenant: int,
-    user: int | None,
-    key: int,
-) -> Answer:
-    """Return a record, by COLUMNS."""
-    began = started.timestamp()
-    return Answer(
-        number=number,
-        began=began,
-        first=None if first is None else began + first / 1000,
-        ended=began + duration / 1000,
-        prompt_tokens=prompt,
-        completion_tokens=completion,
-        status=status,
-        model=model,
-        tenant=tenant,
-        user=user,
-        key=key,
-    )
 
 
 # --- What one person sees of it
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageView:
-    """`slots`: when each begins. `tokens` a second and `requests` in each. `models`: the busiest first, of the whole
-    window, with what runs now (None where that is not the reader's alone). `last`: the latest requests first."""
+    """What a person sees of a snapshot."""
 
-    slots: tuple[datetime, ...]
-    tokens: tuple[float, ...]
-    requests: tuple[int, ...]
+    slots: tuple[datetime, ...]  # the start of each
+    tokens: tuple[float, ...]  # per second, in each slot
+    requests: tuple[int, ...]  # that ended in each slot
+    # Over the whole window, the busiest first. `running` now: None unless the view is of all usage.
     models: tuple[dict[str, Any], ...]
-    last: tuple[dict[str, Any], ...]
+    last: tuple[dict[str, Any], ...]  # requests, the latest first
 
 
-def usage_view(frame: Snapshot, owner: Owner) -> UsageView:
-    """What of the frame is this owner's. Pure."""
-    answers = [one for one in frame.answers if one.is_of(owner)]
-    end = (frame.at.timestamp() - SETTLED) // SLOT * SLOT
+def usage_view(snapshot: UsageSnapshot, owner: Owner) -> UsageView:
+    """Return the part of the snapshot that belongs to this owner. Pure."""
+    answers = [one for one in snapshot.answers if one.belongs_to(owner)]
+    end = (snapshot.at.timestamp() - SETTLED) // SLOT * SLOT
     begin = end - WINDOW
     starts = [begin + SLOT * n for n in range(WINDOW // SLOT)]
     return UsageView(
         slots=tuple(datetime.fromtimestamp(start, UTC) for start in starts),
         tokens=spread_tokens(answers, begin, len(starts)),
         requests=count_answers(answers, begin, len(starts)),
-        models=models(answers, frame.running or {} if owner is None else None, begin),
-        last=tuple(snapshot_for(one, frame.keys or {}) for one in reversed(answers[-LAST:])),
+        models=model_rows(answers, snapshot.running or {} if owner is None else None, begin),
+        last=tuple(request_row(one, snapshot.keys or {}) for one in reversed(answers[-LATEST:])),
     )
 
 
 def spread_tokens(answers: Iterable[Answer], begin: float, slots: int) -> tuple[float, ...]:
-    """Return tokens a second in each slot since `begin`: those of an answer evenly from its first token to its end."""
+    """Return the tokens per second in each slot since `begin`, each answer's evenly from its first token to its end."""
     tokens = [0.0] * slots
     for one in answers:
         first = one.began if one.first is None else one.first
@@ -190,13 +167,13 @@ def spread_tokens(answers: Iterable[Answer], begin: float, slots: int) -> tuple[
 
 
 def count_answers(answers: Iterable[Answer], begin: float, slots: int) -> tuple[int, ...]:
-    """Return requests that ended in each slot."""
+    """Return how many requests ended in each slot."""
     found = Counter(int((one.ended - begin) // SLOT) for one in answers)
     return tuple(found[at] for at in range(slots))
 
 
-def models(answers: Sequence[Answer], running: dict[str, int] | None, begin: float) -> tuple[dict[str, Any], ...]:
-    """Return those that answered since `begin` or run something."""
+def model_rows(answers: Sequence[Answer], running: dict[str, int] | None, begin: float) -> tuple[dict[str, Any], ...]:
+    """Return a row for each model that answered since `begin` or is running requests."""
     rows: dict[str, dict[str, Any]] = defaultdict(lambda: {"requests": 0, "tokens": 0, "unanswered": 0})
     for one in answers:
         if one.ended >= begin:
@@ -219,7 +196,7 @@ def models(answers: Sequence[Answer], running: dict[str, int] | None, begin: flo
     return tuple(sorted(found, key=lambda row: (-(row["running"] or 0), -row["requests"], row["model"])))
 
 
-def snapshot_for(one: Answer, keys: dict[int, str]) -> dict[str, Any]:
+def request_row(one: Answer, keys: dict[int, str]) -> dict[str, Any]:
     writing = one.ended - one.first if one.first is not None else 0
     return {
         "number": one.number,
@@ -236,85 +213,14 @@ def snapshot_for(one: Answer, keys: dict[int, str]) -> dict[str, Any]:
 
 
 # --- For open sockets
-def _connected(read: Callable[[int], Snapshot], number: int) -> Snapshot:
-    """In a thread that lives long: its connection may have ended meanwhile, and others want it between two reads."""
-    close_old_connections()
-    try:
-        return read(number)
-    finally:
-        close_old_connections()
-
-
-class LiveUsageFeed:
-    """What watchers see. Its task and thread begin with the first of them and end with the last."""
+class LiveUsageFeed(LiveFeed[UsageSnapshot]):
+    """The feed of the live view."""
 
     def __init__(
-        self, reader: Callable[[], Callable[[int], Snapshot]] = Reader, *, poll: float = 2.0, patience: float = 5.0
-    ):
-        """`poll`: seconds between two reads; a database that takes longer than `patience` seconds counts as away."""
-        self._reader = reader
-        self._poll = poll
-        self._patience = patience
-        self._watchers = 0
-        self._frame: Snapshot | None = None
-        self._news = asyncio.Event()
-        self._watchdog = Watchdog()
-        self._task: asyncio.Task[None] | None = None
-
-    @asynccontextmanager
-    async def watching(self) -> AsyncIterator["LiveUsageFeed"]:
-        self._watchers += 1
-        if self._task is None:
-            self._news, self._frame = asyncio.Event(), None
-            self._task = self._watchdog.keep("pulse", self._run)
-        try:
-            yield self
-        finally:
-            self._watchers -= 1
-            if not self._watchers:
-                task, self._task = self._task, None
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
-
-    async def after(self, number: int) -> Snapshot:
-        """Return the newest frame, as soon as it is later than `number`."""
-        while self._frame is None or self._frame.number <= number:
-            await self._news.wait()
-        return self._frame
-
-    def _show(self, frame: Snapshot) -> None:
-        self._frame = frame
-        self._news.set()
-        self._news = asyncio.Event()
-
-    async def _run(self) -> None:
-        # A thread of its own: a database that hangs holds up nobody else's work.
-        thread = ThreadPoolExecutor(1, thread_name_prefix="pulse")
-        loop, away = asyncio.get_running_loop(), False
-        number = self._frame.number if self._frame is not None else 0  # those who watch wait for later ones
-        try:
-            read = self._reader()
-            while True:
-                number += 2  # one for what is told while it is waited for
-                next_read = loop.time() + self._poll
-                job = loop.run_in_executor(thread, _connected, read, number)
-                try:
-                    done, _ = await asyncio.wait([job], timeout=self._patience)
-                    if not done:
-                        self._lost(number - 1)
-                    self._show(await job)
-                    away = False
-                except Exception as error:  # the loop must go on for those who watch
-                    if not away:
-                        log.warning("the live view stands still: %s", error, exc_info=not isinstance(error, Error))
-                    away = True
-                    self._lost(number)
-                await asyncio.sleep(max(0.0, next_read - loop.time()))
-        finally:
-            thread.submit(connections.close_all)
-            thread.shutdown(wait=False)
-
-    def _lost(self, number: int) -> None:
-        """Tell watchers that what they have is not confirmed any more."""
-        last = self._frame or Snapshot(number=0, at=timezone.now())
-        self._show(replace(last, number=number, stale=True))
+        self,
+        make_reader: Callable[[], Callable[[int], UsageSnapshot]] = Reader,
+        *,
+        poll: float = 2.0,
+        patience: float = 5.0,
+    ) -> None:
+        super().__init__("usage", make_reader, UsageSnapshot, poll=poll, patience=patience)

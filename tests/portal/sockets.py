@@ -17,8 +17,8 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from portal.accounts.models import User
-from portal.operations.live import LiveState
-from portal.operations.routing import sockets
+from portal.operations.live import LiveOperationsFeed
+from portal.operations.routing import build_sockets
 from portal.usage.live import LiveUsageFeed
 from tests.waiting import until
 
@@ -26,11 +26,11 @@ OPERATIONS = "/ws/operations/"
 
 
 @contextmanager
-def serving(live: LiveState, pulse: LiveUsageFeed) -> Iterator[SimpleNamespace]:
+def serving(operations: LiveOperationsFeed, usage: LiveUsageFeed) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port: `port`, and uvicorn's `server`."""
     from portal.asgi import django
 
-    application = ProtocolTypeRouter({"http": django, "websocket": sockets(live, pulse)})
+    application = ProtocolTypeRouter({"http": django, "websocket": build_sockets(operations, usage)})
     listener = socket.create_server(("127.0.0.1", 0))
     protocols = {"http": "apiproxy.server.protocol:Protocol", "ws": "apiproxy.server.protocol:Socket"}
     config = uvicorn.Config(

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from modelregistry.models import Host, HostReport, LogSubscription, LogTail, Replica
-from portal.operations.consumers import State, addition
-from portal.operations.live import LiveState, Reader
+from portal.operations.consumers import OverviewConsumer, find_addition
+from portal.operations.live import LiveOperationsFeed, Reader
 from portal.usage.live import LiveUsageFeed
 from portal.web import websockets
 from tests.installation import installed
@@ -52,7 +52,7 @@ def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port, with the `database` that operators' sockets read."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
     database = Database()
-    with serving(LiveState(lambda: database, poll=0.05, patience=5.0), LiveUsageFeed()) as site:
+    with serving(LiveOperationsFeed(lambda: database, poll=0.05, patience=5.0), LiveUsageFeed()) as site:
         site.database = database
         yield site
 
@@ -293,7 +293,7 @@ LINE = "INFO 09-01 12:00:00 engine.py:123] Avg generation throughput: 61.5 token
     ],
 )
 def test_only_what_is_new_of_a_log_is_sent(before, after, text, append):
-    assert addition(before, after) == {"text": text, "append": append}
+    assert find_addition(before, after) == {"text": text, "append": append}
 
 
 # --- the server
@@ -410,5 +410,5 @@ def test_p3_a_browser_that_has_gone_is_no_error_of_ours(caplog):
     async def tell() -> None:
         raise ClientDisconnected
 
-    asyncio.run(State(None)._owned(tell))
+    asyncio.run(OverviewConsumer(None)._owned(tell))
     assert caplog.records == []

@@ -12,9 +12,9 @@ from websockets.exceptions import ConnectionClosed
 
 from modelregistry.models import Replica
 from portal.accounts.models import Membership
-from portal.operations.live import LiveState
+from portal.operations.live import LiveOperationsFeed
 from portal.usage import live
-from portal.usage.live import Answer, LiveUsageFeed, Reader, Snapshot, usage_view
+from portal.usage.live import Answer, LiveUsageFeed, Reader, UsageSnapshot, usage_view
 from portal.web import websockets
 from tests.pages import key_of, serve, use
 from tests.portal.sockets import opened, refused, serving, session_of, told
@@ -32,7 +32,7 @@ def answered(ended: float, took: float = 0, tokens: int = 10, first: float | Non
 
 
 def seen(*answers: Answer, owner: live.Owner = None, **more: Any) -> live.UsageView:
-    return usage_view(Snapshot(number=1, at=AT, answers=answers, **more), owner)
+    return usage_view(UsageSnapshot(number=1, at=AT, answers=answers, **more), owner)
 
 
 class TestPicture:
@@ -81,7 +81,7 @@ class TestPicture:
         assert seen(answered(3), owner=("tenant", 1), running={"qwen": 2}).models[0]["running"] is None
 
     def test_the_latest_requests_come_first_and_are_few(self):
-        shown = seen(*(answered(300 - n, number=n) for n in range(live.LAST + 5)), keys={1: "laptop"})
+        shown = seen(*(answered(300 - n, number=n) for n in range(live.LATEST + 5)), keys={1: "laptop"})
         assert [row["number"] for row in shown.last] == list(range(24, 4, -1))
         assert shown.last[0]["key"] == "laptop"
 
@@ -137,7 +137,7 @@ class Database:
         self.reads = 0
         self._reader = Reader()
 
-    def __call__(self, number: int) -> Snapshot:
+    def __call__(self, number: int) -> UsageSnapshot:
         self.reads += 1
         if self.away:
             raise OperationalError("the database does not answer")
@@ -149,7 +149,7 @@ def site(monkeypatch) -> Iterator[SimpleNamespace]:
     """Provide the portal on a port, with the `database` that the live view reads."""
     monkeypatch.setattr(websockets, "LOOK_AGAIN", 0.2)
     database = Database()
-    with serving(LiveState(), LiveUsageFeed(lambda: database, poll=0.05)) as site:
+    with serving(LiveOperationsFeed(), LiveUsageFeed(lambda: database, poll=0.05)) as site:
         site.database = database
         yield site
 
@@ -180,7 +180,7 @@ class TestSocket:
             assert refused(site, somebody, path)
         else:
             with opened(site, somebody, path) as connection:
-                assert told(connection)["type"] == "pulse"
+                assert told(connection)["type"] == "usage"
 
     def test_it_tells_what_was_answered_to_those_whose_it_is(self, site, alice, bob, charlie, olivia, research, sales):
         serve("qwen")
@@ -194,18 +194,18 @@ class TestSocket:
             use(key_of(bob, research), at=timezone.now())
             use(key_of(alice, research, "laptop"), at=timezone.now(), tokens=(7, 30), first_token_ms=40)
             for connection, requests in ((own, 1), (tenant, 2), (everything, 3)):
-                while len((message := told(connection, "pulse"))["last"]) < requests:
+                while len((message := told(connection, "usage"))["last"]) < requests:
                     pass
                 assert len(message["last"]) == requests
             assert message["models"][0]["running"] == 3
-            mine = told(own, "pulse")["last"][0]
+            mine = told(own, "usage")["last"][0]
             assert (mine["key"], mine["tokens_in"], mine["tokens_out"], mine["first"]) == ("laptop", 7, 30, 0.04)
 
     @pytest.mark.parametrize("end", ["no admin any more", "no member any more", "deactivated", "signed out"])
     def test_who_loses_the_right_is_cut(self, site, bob, research, end):
         client = session_of(bob)
         with opened(site, bob, RESEARCH, client=client) as connection:
-            assert told(connection)["type"] == "pulse"
+            assert told(connection)["type"] == "usage"
             if end == "signed out":
                 client.logout()
             elif end == "deactivated":
@@ -221,13 +221,13 @@ class TestSocket:
 
     def test_a_database_that_is_away_is_told_once_and_its_return_too(self, site, alice):
         with opened(site, alice, MINE) as connection:
-            told(connection, "pulse")
+            told(connection, "usage")
             site.database.away = True
             assert told(connection, "stale")
             reads = site.database.reads
             until(lambda: site.database.reads > reads + 3)
             site.database.away = False
-            assert told(connection)["type"] == "pulse"
+            assert told(connection)["type"] == "usage"
 
     def test_many_who_look_are_served_by_one_reader_which_ends_with_the_last(self, site, alice, bob):
         with opened(site, alice, MINE) as one, opened(site, bob, RESEARCH) as other:

@@ -8,20 +8,20 @@ import pytest
 from django.utils import timezone
 
 from modelregistry.supervisor import watchdog
-from portal.operations import live as operations_live
-from portal.usage import live as usage_live
+from portal.operations.live import LiveOperationsFeed, OperationsSnapshot
+from portal.usage.live import LiveUsageFeed, UsageSnapshot
 from portal.web import websockets
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def reader(frame: type, failures: list[BaseException | None]) -> Callable[[], Callable[..., Any]]:
+def reader(snapshot: type, failures: list[BaseException | None]) -> Callable[[], Callable[..., Any]]:
     """Make readers; the first things that they do are these."""
 
     def read(number: int, **_: Any) -> Any:
         if failures and (error := failures.pop(0)) is not None:
             raise error
-        return frame(number=number, at=timezone.now())
+        return snapshot(number=number, at=timezone.now())
 
     def make() -> Callable[..., Any]:
         if failures and isinstance(failures[0], MemoryError):
@@ -37,19 +37,19 @@ def reader(frame: type, failures: list[BaseException | None]) -> Callable[[], Ca
 )
 async def test_m7_who_watches_sees_new_frames_after_any_failure(monkeypatch, kind, failures):
     monkeypatch.setattr(watchdog, "SHORTEST", 0.01)
-    module = usage_live if kind == "usage" else operations_live
-    view = (module.LiveUsageFeed if kind == "usage" else module.LiveState)(
-        reader(module.Snapshot, list(failures)), poll=0.01
-    )
-    async with view.watching(), asyncio.timeout(10):
+    feed = {
+        "usage": lambda: LiveUsageFeed(reader(UsageSnapshot, list(failures)), poll=0.01),
+        "operations": lambda: LiveOperationsFeed(reader(OperationsSnapshot, list(failures)), poll=0.01),
+    }[kind]()
+    async with feed.watching() as watcher, asyncio.timeout(10):
         number = 0
         for _ in range(8):
-            frame = await view.after(number)
-            assert frame.number > number
-            number = frame.number
-        while frame.stale:
-            frame = await view.after(frame.number)
-    assert view._task is None
+            snapshot = await watcher.next()
+            assert snapshot.number > number
+            number = snapshot.number
+        while snapshot.stale:
+            snapshot = await watcher.next()
+    assert feed._task is None
 
 
 async def test_m7_a_socket_of_which_a_part_has_failed_is_closed(monkeypatch):
