@@ -5,7 +5,7 @@ a row, characters that turn the order of reading round. One function makes it ha
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 WIDEST = 60  # columns that one cell may give to its column; a longer one moves only its own row
 MOST = 200  # characters of a cell
@@ -13,14 +13,22 @@ MOST_OF_FIRST = 4096  # of the first one, which names what a row is about and is
 IDEOGRAPHIC_SPACE = "\u3000"  # not printable to Python, and common in Japanese
 
 
-def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterable[str]:
-    """Lines; each column is as wide as its widest cell, within bounds. Cells are cleaned."""
+def format_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numeric: Collection[str] = ()) -> Iterable[str]:
+    """Yield the lines of a table with cleaned cells, each column as wide as its widest cell, within bounds.
+
+    Columns whose heads are in `numeric` are aligned to the right.
+    """
     lines = [[clean(cell, MOST if at else MOST_OF_FIRST) for at, cell in enumerate(line)] for line in [head, *rows]]
     widths = [_width(column) for column in zip(*lines, strict=True)]
     for line in lines:
         yield "  ".join(
-            cell + " " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)
+            _pad(cell, width, right=name in numeric) for name, cell, width in zip(head, line, widths, strict=True)
         ).rstrip()
+
+
+def _pad(cell: str, width: int, *, right: bool) -> str:
+    space = " " * (width - _columns(cell))
+    return space + cell if right else cell + space
 
 
 def _width(column: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from portal.accounts.models import User
 from portal.accounts.timezones import zone_of
 from portal.audit import audit_log
 from portal.audit.forms import SearchForm
-from portal.web.streaming import streamed
+from portal.web.table_export import export_response
 
 
 @login_required
@@ -44,6 +44,4 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
     zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
     events = form.wanted.among(audit_log.visible_events(request.user), zone)
     name = f"audit-{timezone.localtime(timezone=zone):%Y-%m-%d}"
-    if request.GET.get("format") == "json":
-        return streamed(request, audit_log.as_json(events), f"{name}.json", "application/json")
-    return streamed(request, audit_log.as_csv(events), f"{name}.csv", "text/csv; charset=utf-8")
+    return export_response(request, name, audit_log.export_rows(events), audit_log.COLUMNS)

@@ -15,8 +15,10 @@ from apiproxy.bridge.usage_reconciliation import COUNTERS, CounterReading, Count
 from modelregistry.engines.base import MONITORING
 from modelregistry.models import Replica
 from modelregistry.process.probe import sum_metrics
+from modelregistry.terminal import clean, format_table
 from portal.usage.models import UsageRecord
 
+SIDES = ("engine", "ledger", "difference")
 PATIENCE = 10.0  # seconds; llama.cpp was seen to tell its metrics only after 7 in the middle of a long prompt
 
 
@@ -38,15 +40,17 @@ class Command(BaseCommand):
         if options["json"]:
             self.stdout.write(json.dumps(rows, ensure_ascii=False))
             return
-        width = max([len("model"), *(len(row["model"]) for row in rows)])
-        names = ("engine", "ledger", "difference")
-        self.stdout.write("model".ljust(width) + "  tokens    " + "".join(name.rjust(16) for name in names))
+        lines = [
+            [row["model"], kind, *(f"{row[f'{kind}_tokens'][name]:,}" for name in SIDES)]
+            for row in rows
+            for kind in ("prompt", "completion")
+            if row["engines"]
+        ]
+        for line in format_table(["model", "tokens", *SIDES], lines, numeric=SIDES):
+            self.stdout.write(line)
         for row in rows:
-            for kind in ("prompt", "completion") if row["engines"] else ():
-                numbers = "".join(f"{row[f'{kind}_tokens'][name]:>16,}" for name in names)
-                self.stdout.write(f"{row['model']:<{width}}  {kind:<10}{numbers}")
             for left_out in row["not_compared"]:
-                self.stdout.write(f"{row['model']:<{width}}  {left_out['replica']} is not compared: {left_out['why']}")
+                self.stdout.write(clean(f"{row['model']}: {left_out['replica']} is not compared: {left_out['why']}"))
 
 
 def reading(replica: Replica) -> CounterReading:

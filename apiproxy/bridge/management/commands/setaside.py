@@ -11,6 +11,7 @@ from django.utils import timezone
 from apiproxy.bridge import catalogue_loader
 from apiproxy.dataplane.ledger import DatabaseAway, replay
 from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
+from modelregistry.terminal import format_table
 
 
 class Command(BaseCommand):
@@ -37,8 +38,8 @@ class Command(BaseCommand):
         elif options["discard"]:
             self.stdout.write(f"kept as {set_aside.discard()}")
         else:
-            for one in set_aside:
-                self.stdout.write(told(one))
+            for line in format_table(["time", "request", "error"], map(table_row, set_aside)):
+                self.stdout.write(line)
 
     def _replay(self, set_aside: Quarantine) -> None:
         try:
@@ -48,8 +49,8 @@ class Command(BaseCommand):
         self.stdout.write(f"recorded: {recorded}, still set aside: {left}")
 
 
-def told(one: QuarantinedRecord) -> str:
-    """Return a line of the list: when, which call, why."""
+def table_row(one: QuarantinedRecord) -> list[str]:
+    """Return a row of the list: when, which call, why."""
     when = timezone.localtime(datetime.fromtimestamp(one.at, timezone.get_default_timezone())) if one.at else None
     time = when.strftime("%Y-%m-%d %H:%M:%S") if when else "-"
-    return f"{time}  {one.request_id or '-':<28}  {one.error}".replace("\n", " ")
+    return [time, one.request_id or "-", one.error]
