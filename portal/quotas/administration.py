@@ -163,7 +163,7 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
     with transaction.atomic():
         had = effective_amount(to, what)
         if had is None:
-            raise QuotaRefused(_("Nothing limits this at present, so there is nothing to ask for."))
+            raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."))
         if not had < amount <= MOST:
             raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(had)})
         wish = QuotaRequest(

@@ -46,7 +46,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "example": example(request, offered),
         "answering": [offer for offer in offered if offer.state is model_access.Liveness.UP],
         "bars": request_pages.bars(request.user, allowances(request.user, zone, now)),
-        "wishes": request_pages.requests_of(request.user, now),
+        "quota_requests": request_pages.requests_of(request.user, now),
         "waiting": administration.waiting_in(request.user),
         "admins": permissions.admins_by_tenant(tenants),
         "usage": recent_usage.recent_usage(visible_to(request.user), zone, now),

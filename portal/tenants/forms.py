@@ -25,7 +25,7 @@ KINDS = [
 
 
 class AmountField(forms.Field):
-    """A whole number as people write it: see amounts.parse."""
+    """A whole number as people write it; see `amounts.parse_amount`."""
 
     widget = forms.TextInput(attrs={"autocomplete": "off", "maxlength": amounts.LONGEST})
 
@@ -35,14 +35,14 @@ class AmountField(forms.Field):
         try:
             return amounts.parse_amount(str(value))
         except ValueError as error:
-            raise ValidationError(_("Give a number, for example 500,000, 50万 or 2M.")) from error
+            raise ValidationError(_("Enter a number, for example 500,000, 50万 or 2M.")) from error
 
     def prepare_value(self, value: Any) -> Any:
         return f"{value:,}" if isinstance(value, int) else value
 
 
 class QuotaForm(forms.Form):
-    """`fixed`: an existing quota, of which only the amount can change."""
+    """The form for a quota. `fixed`: for an existing one, of which only the amount can change."""
 
     kind = forms.ChoiceField(label=_("What is limited"), choices=KINDS)
     model = forms.ModelChoiceField(
@@ -50,16 +50,17 @@ class QuotaForm(forms.Form):
         to_field_name="name",
         label=_("Model"),
         required=False,
-        empty_label=_("all models together"),
+        empty_label=_("all models combined"),
     )
-    amount = AmountField(label=_("At most"), help_text=_("For example 500,000, 50万 or 2M. 0 blocks."))
+    amount = AmountField(label=_("At most"), help_text=_("For example 500,000, 50万 or 2M. 0 blocks all requests."))
 
     def __init__(self, *args: Any, fixed: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if fixed:
             self.fields["kind"].disabled = self.fields["model"].disabled = True
 
-    def measure(self) -> QuotaKind:
+    def quota_kind(self) -> QuotaKind:
+        """Return what the quota counts."""
         unit, _, window = self.cleaned_data["kind"].partition("/")
         return QuotaKind(unit=unit, window=window, model=self.cleaned_data["model"])
 
@@ -69,7 +70,7 @@ class AddMemberForm(forms.Form):
         label=_("User name"),
         max_length=150,
         widget=forms.TextInput(attrs={"autocomplete": "off", "autocapitalize": "none", "spellcheck": "false"}),
-        help_text=_("With which the person signs in here."),
+        help_text=_("The name with which the person signs in here."),
     )
     role = forms.ChoiceField(label=_("Role"), choices=Membership.Role, initial=Membership.Role.MEMBER)
 
@@ -78,8 +79,8 @@ class RoleForm(forms.Form):
     role = forms.ChoiceField(label=_("Role"), choices=Membership.Role)
 
 
-class MoreForm(forms.Form):
-    """What is wished, and what for."""
+class QuotaRequestForm(forms.Form):
+    """How much is requested, and what for."""
 
     amount = AmountField(label=_("How much"), help_text=_("For example 500,000, 50万 or 2M."))
     reason = forms.CharField(
@@ -87,12 +88,12 @@ class MoreForm(forms.Form):
         required=False,
         max_length=500,
         widget=forms.Textarea(attrs={"rows": 2}),
-        help_text=_("Helps those who decide."),
+        help_text=_("Helps the people who decide."),
     )
 
 
 class TenantForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
-    """The short name stands in addresses, commands and directory groups, so it is given once."""
+    """The form for a tenant. Its short name cannot change: addresses, commands and directory groups contain it."""
 
     time_zone = forms.ChoiceField(
         label=_("Time zone"), help_text=_("Daily and monthly quotas begin at midnight here."), initial="Asia/Tokyo"

@@ -1,4 +1,4 @@
-"""The people of a tenant: who they are, what they use, which of them belong to it by hand."""
+"""The people of a tenant: who they are, what they use, and memberships that are kept by hand."""
 
 from django.contrib import messages
 from django.core.paginator import Paginator
@@ -27,13 +27,13 @@ PAGE = 50
 
 @tenant_admin_required
 @require_safe
-def people(request: HttpRequest, tenant: Tenant) -> HttpResponse:
-    return listed(request, tenant, AddMemberForm())
+def people_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+    return render_people(request, tenant, AddMemberForm())
 
 
 @tenant_admin_required
 @posted_forms.only_posted
-def add(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+def add_person(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     form = AddMemberForm(request.POST)
     if form.is_valid():
         try:
@@ -44,27 +44,26 @@ def add(request: HttpRequest, tenant: Tenant) -> HttpResponse:
             form.add_error("username", refusal.sentence)
         else:
             messages.success(
-                request, _("%(person)s belongs to %(tenant)s now.") % {"person": row.user, "tenant": tenant}
+                request, _("%(person)s now belongs to %(tenant)s.") % {"person": row.user, "tenant": tenant}
             )
             return redirect("tenant-people", tenant.slug)
-    return listed(request, tenant, form)
+    return render_people(request, tenant, form)
 
 
-def listed(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpResponse:
+def render_people(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpResponse:
     now = timezone.now()
     text, sort = request.GET.get("q", "").strip(), request.GET.get("sort", "")
     sort = sort if sort in ranking.SORTS else ranking.SORTS[0]
-    used = ranking.used_by(ranking.month_of(tenant, now), "user_id")
-    page = Paginator(ranking.ranked(membership.members_of(tenant, text), used, sort), PAGE).get_page(
-        request.GET.get("page")
-    )
+    used = ranking.usage_by(ranking.usage_this_month(tenant, now), "user_id")
+    ids = ranking.rank_members(membership.members_of(tenant, text), used, sort)
+    page = Paginator(ids, PAGE).get_page(request.GET.get("page"))
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
         "q": text,
         "sort": sort,
         "page": page,
-        "members": ranking.members(tenant, list(page), used, now),
+        "members": ranking.member_rows(tenant, list(page), used, now),
         "form": form,
     }
     return render(request, "tenants/people.html", context)
@@ -72,27 +71,28 @@ def listed(request: HttpRequest, tenant: Tenant, form: AddMemberForm) -> HttpRes
 
 @tenant_admin_required
 @require_safe
-def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
-    """`pk` is the person's."""
+def person_detail(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
+    """Show a member. `pk` is the person's."""
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     now = timezone.now()
+    month = ranking.usage_this_month(tenant, now).filter(user=row.user)
     keys = queries.keys_of(row.user).filter(tenant=tenant).filter(queries.is_usable())
-    own, operates = QuotaTarget(tenant=tenant, user=row.user), permissions.may_operate(current_user(request))
+    own, may_operate = QuotaTarget(tenant=tenant, user=row.user), permissions.may_operate(current_user(request))
+    allowances = status.allowances_of_member(tenant, row.user, now)
+    if may_operate:
+        allowances += status.allowances_everywhere(row.user, tenant.zone, now)
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
         "membership": row,
-        "used": ranking.used_by(ranking.month_of(tenant, now).filter(user=row.user), "user_id").get(
-            row.user_id, ranking.Used()
-        ),
-        "allowances": status.allowances_of_member(tenant, row.user, now)
-        + (status.allowances_everywhere(row.user, tenant.zone, now) if operates else []),
+        "used": ranking.usage_by(month, "user_id").get(row.user_id, ranking.Used()),
+        "allowances": allowances,
         "own": Quota.objects.filter(tenant=tenant, user=row.user).select_related("model"),
-        "everywhere": Quota.objects.filter(tenant=None, user=row.user).select_related("model") if operates else [],
+        "everywhere": Quota.objects.filter(tenant=None, user=row.user).select_related("model") if may_operate else [],
         "may_give": administration.may_set(current_user(request), own),
         "keys": keys[:PAGE],
         "by_hand": membership.is_by_hand(row),
-        "myself": row.user == current_user(request) and not operates,
+        "myself": row.user == current_user(request) and not may_operate,
         "form": RoleForm(initial={"role": row.role}),
     }
     return render(request, "tenants/person.html", context)
@@ -100,7 +100,7 @@ def one(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
 
 @tenant_admin_required
 @posted_forms.only_posted
-def role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
+def change_role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     form = RoleForm(request.POST)
     if form.is_valid():
@@ -109,15 +109,15 @@ def role(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
         except membership.MembershipRefused as refusal:
             messages.error(request, refusal.sentence)
         else:
-            said = _("%(person)s has the role “%(role)s” now.")
-            messages.success(request, said % {"person": person(row.user), "role": changed.get_role_display()})
+            message = _("%(person)s now has the role “%(role)s”.")
+            messages.success(request, message % {"person": person(row.user), "role": changed.get_role_display()})
     return redirect("tenant-person", tenant.slug, pk)
 
 
 @tenant_admin_required
 @require_http_methods(["GET", "HEAD", "POST"])
-def remove(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
-    """Ask first: it stops the person's keys."""
+def remove_person(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
+    """Remove a member, after a page that asks: it stops the person's keys."""
     row = get_object_or_404(Membership.objects.select_related("user"), tenant=tenant, user=pk)
     if request.method != "POST":
         keys = ApiKey.objects.usable().filter(tenant=tenant, user=row.user).count()
@@ -128,6 +128,6 @@ def remove(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     except membership.MembershipRefused as refusal:
         messages.error(request, refusal.sentence)
         return redirect("tenant-person", tenant.slug, pk)
-    said = _("%(person)s does not belong to %(tenant)s any more.")
-    messages.success(request, said % {"person": person(row.user), "tenant": tenant})
+    message = _("%(person)s no longer belongs to %(tenant)s.")
+    messages.success(request, message % {"person": person(row.user), "tenant": tenant})
     return redirect("tenant-people", tenant.slug)

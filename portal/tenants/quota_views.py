@@ -1,6 +1,4 @@
-"""Quotas of a tenant, its members and keys, and the defaults. `administration` knows who may set which."""
-
-from typing import Any
+"""Quotas of a tenant, its members and keys, and the defaults. `administration` decides who may set which."""
 
 from django.contrib import messages
 from django.core.paginator import Paginator
@@ -29,7 +27,7 @@ PAGE = 50
 
 @tenant_admin_required
 @require_safe
-def quotas(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text = request.GET.get("q", "").strip()
     rows = Quota.objects.select_related("model", "user", "key", "key__user")
     own = rows.filter(Q(tenant=tenant, each="", user__isnull=False) | Q(key__tenant=tenant))
@@ -61,48 +59,50 @@ def quotas(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 
 @tenant_admin_required
 @require_http_methods(["GET", "HEAD", "POST"])
-def give(request: HttpRequest, tenant: Tenant) -> HttpResponse:
-    """?of= as `owner` reads it."""
-    to, label = owner(tenant, request.GET.get("of", "members"))
-    return filled_in(request, to, label, tenant)
+def set_quota(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+    """Set a quota of what ?of= names; see `parse_target`."""
+    to, label = parse_target(tenant, request.GET.get("of", "members"))
+    return edit_quota(request, to, label, tenant)
 
 
 @tenant_admin_required
 @posted_forms.only_posted
-def take_away(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
+def remove_quota(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     mine = (
         Q(tenant=tenant) | Q(key__tenant=tenant) | Q(tenant=None, key=None, each="", user__memberships__tenant=tenant)
     )
     quota = get_object_or_404(Quota.objects.filter(mine).select_related("model").distinct(), pk=pk)
-    return taken_away(request, quota, after(quota, tenant))
+    return remove_and_return(request, quota, origin_url(quota, tenant))
 
 
 @operator_required
 @require_safe
-def defaults(request: HttpRequest) -> HttpResponse:
-    context = {"rows": of_each_tenant(), "tenants": Tenant.objects.count()}
+def default_list(request: HttpRequest) -> HttpResponse:
+    context = {"rows": tenant_defaults(), "tenants": Tenant.objects.count()}
     return render(request, "tenants/defaults.html", context)
 
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
-def give_default(request: HttpRequest) -> HttpResponse:
-    return filled_in(request, QuotaTarget(each=Quota.Each.TENANT), _("Each tenant"), None)
+def set_default(request: HttpRequest) -> HttpResponse:
+    return edit_quota(request, QuotaTarget(each=Quota.Each.TENANT), _("Each tenant"), None)
 
 
 @operator_required
 @posted_forms.only_posted
-def take_default_away(request: HttpRequest, pk: int) -> HttpResponse:
-    return taken_away(request, get_object_or_404(of_each_tenant(), pk=pk), reverse("tenant-defaults"))
+def remove_default(request: HttpRequest, pk: int) -> HttpResponse:
+    return remove_and_return(request, get_object_or_404(tenant_defaults(), pk=pk), reverse("tenant-defaults"))
 
 
-def of_each_tenant() -> QuerySet[Quota]:
+def tenant_defaults() -> QuerySet[Quota]:
     return Quota.objects.filter(each=Quota.Each.TENANT).select_related("model").order_by("unit", "window", "pk")
 
 
-def owner(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
-    """(whose, how people call it) of "tenant", "members", "services", "person:<id>", "everywhere:<id>",
-    "key:<prefix>". Raises Http404 for what is not the tenant's.
+def parse_target(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
+    """Return the quota target that `of` names, and what to call it on a page.
+
+    `of` is "tenant", "members", "services", "person:<id>", "everywhere:<id>" or "key:<prefix>". Raises Http404 for
+    what does not belong to the tenant.
     """
     kind, _colon, which = of.partition(":")
     if kind == "tenant":
@@ -116,51 +116,50 @@ def owner(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
         return QuotaTarget(key=key), _("Key “%(name)s”") % {"name": key.name}
     if kind in ("person", "everywhere") and which.isdecimal() and len(which) < 19:
         user = get_object_or_404(User, pk=int(which), memberships__tenant=tenant)
-        everywhere = _("%(person)s, in all tenants") % {"person": person(user)}
-        return (
-            (QuotaTarget(tenant=tenant, user=user), person(user))
-            if kind == "person"
-            else (QuotaTarget(user=user), everywhere)
-        )
+        if kind == "person":
+            return QuotaTarget(tenant=tenant, user=user), person(user)
+        return QuotaTarget(user=user), _("%(person)s, across all tenants") % {"person": person(user)}
     raise Http404
 
 
-def filled_in(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant | None) -> HttpResponse:
-    """Return the form until it is right; with ?kind= (and ?model=) for that quota, whose amount alone can change."""
-    initial = {"kind": request.GET.get("kind", ""), "model": request.GET.get("model", "")}
-    fixed = bool(initial["kind"])
+def edit_quota(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant | None) -> HttpResponse:
+    """Show the form for a quota and save it; with ?kind= (and ?model=) only the amount of that quota can change."""
+    kind, model = request.GET.get("kind", ""), request.GET.get("model", "")
+    fixed, initial = bool(kind), {}
     if fixed:
-        unit, _slash, window = initial["kind"].partition("/")
-        initial["amount"] = current(to, request_pages.quota_kind_of(unit, window, initial["model"]))
-    else:
-        initial = {}
+        unit, _slash, window = kind.partition("/")
+        what = request_pages.quota_kind_of(unit, window, model)
+        initial = {"kind": kind, "model": model, "amount": current_amount(to, what)}
     form = QuotaForm(request.POST or None, initial=initial, fixed=fixed)
     if request.method == "POST" and form.is_valid():
         try:
-            quota = administration.set_quota(current_user(request), to, form.measure(), form.cleaned_data["amount"])
+            quota = administration.set_quota(current_user(request), to, form.quota_kind(), form.cleaned_data["amount"])
         except administration.QuotaRefused as refusal:
             form.add_error("amount", refusal.sentence)
         else:
-            said = _("%(of)s: at most %(amount)s.")
-            messages.success(
-                request, said % {"of": label, "amount": amounts.format_per(quota.amount, quota.unit, quota.window)}
-            )
-            return redirect(after(quota, tenant))
+            message = _("%(of)s: at most %(amount)s.")
+            amount = amounts.format_per(quota.amount, quota.unit, quota.window)
+            messages.success(request, message % {"of": label, "amount": amount})
+            return redirect(origin_url(quota, tenant))
     allowed = administration.may_set(current_user(request), to)
     context = {
-        **{"form": form, "whose": label, "tenant": tenant, "fixed": fixed, "allowed": allowed},
-        **{"back": after(Quota(**to.columns), tenant), "ceilings": [] if allowed is False else ceilings(request, to)},
+        "form": form,
+        "whose": label,
+        "tenant": tenant,
+        "allowed": allowed,
+        "back": origin_url(Quota(**to.columns), tenant),
+        "ceilings": describe_ceilings(request, to) if allowed else [],
     }
-    return render(request, "tenants/give.html", context)
+    return render(request, "tenants/set_quota.html", context)
 
 
-def current(to: QuotaTarget, what: QuotaKind) -> Any:
+def current_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
     quota = Quota.objects.filter(**to.columns, **what.columns).first()
     return quota.amount if quota else None
 
 
-def ceilings(request: HttpRequest, to: QuotaTarget) -> list[str]:
-    """What an admin can give at most, in words; nothing for operators."""
+def describe_ceilings(request: HttpRequest, to: QuotaTarget) -> list[str]:
+    """Return the most that an admin can give, in words; nothing for operators."""
     if to.home is None or permissions.may_operate(current_user(request)):
         return []
     bounds = status.rules_for(tenants=[to.home.pk]).tenant(to.home.pk)
@@ -171,18 +170,18 @@ def ceilings(request: HttpRequest, to: QuotaTarget) -> list[str]:
     ]
 
 
-def taken_away(request: HttpRequest, quota: Quota, back: str) -> HttpResponse:
+def remove_and_return(request: HttpRequest, quota: Quota, back: str) -> HttpResponse:
     try:
         administration.remove_quota(current_user(request), quota)
     except administration.QuotaRefused as refusal:
         messages.error(request, refusal.sentence)
     else:
-        messages.success(request, _("The usage limit is removed."))
+        messages.success(request, _("The quota was removed."))
     return redirect(back)
 
 
-def after(quota: Quota, tenant: Tenant | None) -> str:
-    """Where one came from to change it."""
+def origin_url(quota: Quota, tenant: Tenant | None) -> str:
+    """Return the address of the page from which one changes this quota."""
     if tenant is None:
         return reverse("tenant-defaults")
     if quota.user_id:

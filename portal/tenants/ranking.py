@@ -1,4 +1,4 @@
-"""Who of a tenant used how much this month: for lists that may be 2,000 lines long and are read a page at a time."""
+"""How much the people, keys and tenants used this month, for lists of up to 2,000 lines that are read page by page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ SORTS = ("use", "name")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Used:
-    """What somebody or something used this month."""
+    """What a person, a key or a tenant used this month."""
 
     tokens: int = 0
     requests: int = 0
@@ -30,7 +30,7 @@ class Used:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A line of the list of people. `tightest`: the quota of theirs of which most is used; None without any."""
+    """A line of the list of people. `tightest`: the person's quota of which most is used; None without any."""
 
     membership: Membership
     used: Used
@@ -41,20 +41,21 @@ class Member:
         return self.membership.user
 
 
-def month_of(tenant: Tenant, now: datetime) -> QuerySet[UsageMonth]:
-    """This month's use of the tenant, a row for each key and model."""
+def usage_this_month(tenant: Tenant, now: datetime) -> QuerySet[UsageMonth]:
+    """Return this month's usage of the tenant, a row for each key and model."""
     return UsageMonth.objects.filter(tenant=tenant, month=periods.parse_period("this-month", now, tenant.zone).first)
 
 
-def used_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:
-    """Return one query."""
+def usage_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:
+    """Return the usage by the value of `column`. One query."""
     rows = records.usage_by(sums, column)
     return {row[column]: Used(tokens=row["total_tokens"], requests=row["requests"]) for row in rows}
 
 
-def ranked(found: QuerySet[Membership], used: dict[int | None, Used], sort: str) -> list[int]:
-    """Return their ids, the most used first or by name. One query of narrow rows: 2,000 are sorted here in
-    milliseconds.
+def rank_members(found: QuerySet[Membership], used: dict[int | None, Used], sort: str) -> list[int]:
+    """Return the ids of these memberships, by usage (most first) or by name.
+
+    One query of narrow rows: 2,000 are sorted here in milliseconds.
     """
     rows = found.values_list("pk", "user_id", "user__last_name", "user__first_name", "user__username")
     if sort == "name":
@@ -63,14 +64,14 @@ def ranked(found: QuerySet[Membership], used: dict[int | None, Used], sort: str)
     return [row[0] for row in sorted(rows, key=lambda row: (-used.get(row[1], none).tokens, row[4].casefold()))]
 
 
-def members(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[Member]:
-    """Return these memberships, in their order, with where they stand. Four queries at most."""
+def member_rows(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], now: datetime) -> list[Member]:
+    """Return the lines for these memberships, in their order. Four queries at most."""
     rows = {row.pk: row for row in membership.members_of(tenant).filter(pk__in=ids)}
     users = {row.user_id: row.user for row in rows.values()}
     rules = status.rules_for(tenants=[tenant.pk], users=users)
     bounds = [bound for user in users for bound in rules.member(tenant.pk, user) if quota_usage.adds_up(bound.quota)]
     names = Names(zone=tenant.zone, tenants={tenant.pk: tenant}, users=users)
-    tightest = _tightest([bound.user for bound in bounds], status.read_allowances(bounds, names, now))
+    tightest = _tightest_by_owner([bound.user for bound in bounds], status.read_allowances(bounds, names, now))
     return [
         Member(
             membership=rows[pk],
@@ -82,14 +83,17 @@ def members(tenant: Tenant, ids: Sequence[int], used: dict[int | None, Used], no
     ]
 
 
-def used_by_tenants(zone: ZoneInfo, now: datetime) -> dict[int | None, Used]:
-    """This month's by the calendar of `zone`, whatever zone a tenant has. One query."""
+def usage_by_tenant(zone: ZoneInfo, now: datetime) -> dict[int | None, Used]:
+    """Return this month's usage by tenant, in the calendar of `zone` whatever zone a tenant has. One query."""
     month = periods.parse_period("this-month", now, zone)
-    return used_by(UsageTenantDay.objects.filter(day__range=(month.first, month.last)), "tenant_id")
+    return usage_by(UsageTenantDay.objects.filter(day__range=(month.first, month.last)), "tenant_id")
 
 
-def tenants_by_use(found: QuerySet[Tenant], used: dict[int | None, Used]) -> list[int]:
-    """Return their ids: those that are switched on, the most used first, then the others. One query of narrow rows."""
+def rank_tenants(found: QuerySet[Tenant], used: dict[int | None, Used]) -> list[int]:
+    """Return the ids of these tenants: the active ones by usage (most first), then the others.
+
+    One query of narrow rows.
+    """
     none = Used()
     rows = sorted(
         found.values_list("pk", "slug", "is_active"),
@@ -98,15 +102,15 @@ def tenants_by_use(found: QuerySet[Tenant], used: dict[int | None, Used]) -> lis
     return [row[0] for row in rows]
 
 
-def tightest_of(tenants: Mapping[int, Tenant], zone: ZoneInfo, now: datetime) -> dict[int | None, Allowance]:
-    """By tenant the quota of which most is used. Two queries."""
+def tightest_by_tenant(tenants: Mapping[int, Tenant], zone: ZoneInfo, now: datetime) -> dict[int | None, Allowance]:
+    """Return for each tenant the quota of which most is used. Two queries."""
     rules = status.rules_for(tenants=tenants)
     bounds = [bound for pk in tenants for bound in rules.tenant(pk) if quota_usage.adds_up(bound.quota)]
     names = Names(zone=zone, tenants=tenants)
-    return _tightest([bound.tenant for bound in bounds], status.read_allowances(bounds, names, now))
+    return _tightest_by_owner([bound.tenant for bound in bounds], status.read_allowances(bounds, names, now))
 
 
-def _tightest(owners: Sequence[int | None], allowances: Sequence[Allowance]) -> dict[int | None, Allowance]:
+def _tightest_by_owner(owners: Sequence[int | None], allowances: Sequence[Allowance]) -> dict[int | None, Allowance]:
     found: dict[int | None, Allowance] = {}
     for owner, one in zip(owners, allowances, strict=True):
         if owner not in found or one.percent > found[owner].percent:
@@ -116,7 +120,7 @@ def _tightest(owners: Sequence[int | None], allowances: Sequence[Allowance]) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Top:
-    """A line of "who uses most": a person or a key. `share` of the most used one, in per cent, for its bar."""
+    """A person or a key among those with the most usage. `share`: per cent of the first one's usage, for its bar."""
 
     label: str
     detail: str
@@ -127,8 +131,8 @@ class Top:
 
 
 def top_people(used: dict[int | None, Used], count: int) -> list[Top]:
-    """Return one query."""
-    first = _first({who: one for who, one in used.items() if who is not None}, count)
+    """Return the people with the most usage, most first. One query."""
+    first = _first_by_tokens({who: one for who, one in used.items() if who is not None}, count)
     people = User.objects.in_bulk([who for who, _ in first])
     return [
         Top(label=person(people[who]), detail=people[who].username, used=one, share=_share(one, first), user=who)
@@ -138,13 +142,13 @@ def top_people(used: dict[int | None, Used], count: int) -> list[Top]:
 
 
 def top_keys(used: dict[int | None, Used], count: int) -> list[Top]:
-    """Return one query."""
-    first = _first(used, count)
+    """Return the keys with the most usage, most first. One query."""
+    first = _first_by_tokens(used, count)
     keys = ApiKey.objects.select_related("user").in_bulk([key for key, _ in first])
     return [
         Top(
             label=keys[pk].name,
-            detail=_bearer(keys[pk]),
+            detail=_holder_of(keys[pk]),
             used=one,
             share=_share(one, first),
             prefix="" if keys[pk].user_id else keys[pk].prefix,
@@ -154,11 +158,11 @@ def top_keys(used: dict[int | None, Used], count: int) -> list[Top]:
     ]
 
 
-def _bearer(key: ApiKey) -> str:
+def _holder_of(key: ApiKey) -> str:
     return person(key.user) if key.user else key.service
 
 
-def _first(used: dict[int | None, Used], count: int) -> list[tuple[int | None, Used]]:
+def _first_by_tokens(used: dict[int | None, Used], count: int) -> list[tuple[int | None, Used]]:
     return sorted(used.items(), key=lambda pair: -pair[1].tokens)[:count]
 
 
@@ -166,10 +170,10 @@ def _share(one: Used, first: Sequence[tuple[int | None, Used]]) -> int:
     return 100 * one.tokens // max(1, first[0][1].tokens)
 
 
-def holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
-    """Return members with personal keys that are not revoked: `keys`, how many.
+def key_holders(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
+    """Return the members who have personal keys that are not revoked.
 
-    And when one of them was `last_used`.
+    Each with the number of these `keys` and when one of them was `last_used`.
     """
     mine = Q(user__keys__tenant=tenant, user__keys__revoked_at=None, user__keys__is_playground=False)
     return (

@@ -1,4 +1,4 @@
-"""Asking for more, and answering those who ask."""
+"""Pages to request more than a quota allows, and to decide on such requests."""
 
 from urllib.parse import urlencode
 
@@ -17,7 +17,7 @@ from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.quotas import administration, amounts, request_pages
 from portal.quotas.models import QuotaRequest
-from portal.tenants.forms import MoreForm
+from portal.tenants.forms import QuotaRequestForm
 from portal.web import posted_forms
 
 PAGE = 30
@@ -27,48 +27,40 @@ ROWS = ("tenant", "user", "key", "key__user", "key__tenant", "model", "asked_by"
 @login_required
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
-def more(request: HttpRequest) -> HttpResponse:
-    """Return one click at a bar: posts what the bar is of, and asks for double.
+def new_request(request: HttpRequest) -> HttpResponse:
+    """Request more of a quota; with one click at its bar, which posts what it is of, twice as much as now.
 
-    Without an amount to double: the form.
+    Where there is no amount to double, show the form.
     """
-    asked = request.POST if request.method == "POST" else request.GET
-    if "to" not in asked:
+    sent = request.POST if request.method == "POST" else request.GET
+    if "to" not in sent:
         return redirect("home")  # where the bars are
-    to = request_pages.find_request_target(current_user(request), asked["to"])
-    what = request_pages.quota_kind_of(asked.get("unit", ""), asked.get("window", ""), asked.get("model", ""))
+    to = request_pages.find_request_target(current_user(request), sent["to"])
+    what = request_pages.quota_kind_of(sent.get("unit", ""), sent.get("window", ""), sent.get("model", ""))
     now = administration.effective_amount(to, what)
-    form = MoreForm(
-        request.POST if "amount" in request.POST else None, initial={"amount": request_pages.proposed_amount(now)}
-    )
-    amount = (
-        form.cleaned_data["amount"]
-        if form.is_valid()
-        else None
-        if form.is_bound
-        else request_pages.proposed_amount(now)
-    )
+    proposed = request_pages.proposed_amount(now)
+    form = QuotaRequestForm(request.POST if "amount" in request.POST else None, initial={"amount": proposed})
+    amount = proposed if not form.is_bound else form.cleaned_data["amount"] if form.is_valid() else None
     if request.method == "POST" and amount is not None:
+        reason = form.cleaned_data["reason"] if form.is_bound else ""
         try:
-            wish = administration.create_request(
-                current_user(request), to, what, amount, form.cleaned_data["reason"] if form.is_bound else ""
-            )
+            row = administration.create_request(current_user(request), to, what, amount, reason)
         except administration.QuotaRefused as refusal:
             messages.error(request, refusal.sentence)
         else:
-            return redirect("wish", wish.pk)
+            return redirect("quota-request", row.pk)
     so_far = "" if now is None else amounts.format_per(now, what.unit, what.window)
-    context = {"form": form, "asked": asked, "now": now, "so_far": so_far}
-    return render(request, "tenants/more.html", context)
+    context = {"form": form, "sent": sent, "now": now, "so_far": so_far}
+    return render(request, "tenants/new_request.html", context)
 
 
 @login_required
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
-def wish(request: HttpRequest, pk: int) -> HttpResponse:
-    """One's own request: how it stands; more words or another amount for as long as nobody answered."""
+def edit_request(request: HttpRequest, pk: int) -> HttpResponse:
+    """Show the state of one's own request; change its amount and reason for as long as it has no answer."""
     row = get_object_or_404(QuotaRequest.objects.select_related(*ROWS), pk=pk, asked_by=current_user(request))
-    form = MoreForm(request.POST or None, initial={"amount": row.amount, "reason": row.reason})
+    form = QuotaRequestForm(request.POST or None, initial={"amount": row.amount, "reason": row.reason})
     if request.method == "POST" and form.is_valid():
         try:
             administration.change_request(
@@ -77,49 +69,49 @@ def wish(request: HttpRequest, pk: int) -> HttpResponse:
         except administration.QuotaRefused as refusal:
             form.add_error("amount", refusal.sentence)
         else:
-            messages.success(request, _("Your request is changed."))
-            return redirect("wish", pk)
+            messages.success(request, _("Your request was changed."))
+            return redirect("quota-request", pk)
     context = {
-        "wish": row,
+        "quota_request": row,
         "form": form,
         "zone": zone_of(current_user(request)),
         "deciders": administration.deciders(row)[:3],
     }
-    return render(request, "tenants/wish.html", context)
+    return render(request, "tenants/request.html", context)
 
 
 @login_required
 @posted_forms.only_posted
-def withdraw(request: HttpRequest, pk: int) -> HttpResponse:
+def withdraw_request(request: HttpRequest, pk: int) -> HttpResponse:
     row = get_object_or_404(QuotaRequest, pk=pk, asked_by=current_user(request))
     try:
         administration.withdraw_request(current_user(request), row)
     except administration.QuotaRefused as refusal:
         messages.error(request, refusal.sentence)
     else:
-        messages.success(request, _("Your request is withdrawn."))
+        messages.success(request, _("Your request was withdrawn."))
     return redirect("home")
 
 
 @tenant_admin_required
 @require_safe
-def requests(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+def request_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     rows = QuotaRequest.objects.filter(tenant=tenant).select_related(*ROWS)
     waiting = [*rows.filter(state=QuotaRequest.State.OPEN).order_by("asked_at")]
-    mine = administration.requests_to_decide(current_user(request), waiting[:PAGE])
+    decidable = administration.requests_to_decide(current_user(request), waiting[:PAGE])
     answered = rows.exclude(state=QuotaRequest.State.OPEN).order_by("-decided_at", "-pk")
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
-        "waiting": [(row, row.pk in mine, typed(request, row)) for row in waiting[:PAGE]],
+        "waiting": [(row, row.pk in decidable, answer_values(request, row)) for row in waiting[:PAGE]],
         "left_out": max(0, len(waiting) - PAGE),
         "page": Paginator(answered, PAGE).get_page(request.GET.get("page")),
     }
     return render(request, "tenants/requests.html", context)
 
 
-def typed(request: HttpRequest, row: QuotaRequest) -> dict[str, str]:
-    """What stands in the form of a request: what was typed before it was refused, else what is wished."""
+def answer_values(request: HttpRequest, row: QuotaRequest) -> dict[str, str]:
+    """Return what the answer form contains: what was typed before it was refused, else the amount requested."""
     if request.GET.get("at") == str(row.pk):
         return {"amount": request.GET.get("amount", ""), "note": request.GET.get("note", "")}
     return {"amount": f"{row.amount:,}", "note": ""}
@@ -127,29 +119,30 @@ def typed(request: HttpRequest, row: QuotaRequest) -> dict[str, str]:
 
 @tenant_admin_required
 @posted_forms.only_posted
-def decide(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
+def decide_request(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     row = get_object_or_404(QuotaRequest.objects.filter(tenant=tenant), pk=pk)
-    verdict, note = posted_forms.posted_choice(request, "verdict", "grant", "refuse"), request.POST.get("note", "")
+    verdict = posted_forms.posted_choice(request, "verdict", "grant", "refuse")
+    amount, note = request.POST.get("amount", ""), request.POST.get("note", "")
     try:
         if verdict == "refuse":
             administration.refuse_request(current_user(request), row, note)
-            said = _("The request is refused; who asked is told.")
+            message = _("The request is refused. Its author is notified.")
         else:
-            administration.grant_request(current_user(request), row, wished(request.POST.get("amount", "")), note)
-            said = _("The request is granted; who asked is told.")
+            administration.grant_request(current_user(request), row, parse_amount(amount), note)
+            message = _("The request is granted. Its author is notified.")
     except administration.QuotaRefused as refusal:
         messages.error(request, refusal.sentence)
-        typed = urlencode({"at": pk, "amount": request.POST.get("amount", "")[:30], "note": note[:500]})
+        typed = urlencode({"at": pk, "amount": amount[:30], "note": note[:500]})
         response = redirect("tenant-requests", tenant.slug)
         response["Location"] += f"?{typed}#request-{pk}"
         return response
-    messages.success(request, said)
+    messages.success(request, message)
     return redirect("tenant-requests", tenant.slug)
 
 
-def wished(text: str) -> int:
-    """Raise giving.Refused for what is no amount."""
+def parse_amount(text: str) -> int:
+    """Return the amount in `text`. Raises QuotaRefused for what is no amount."""
     try:
         return amounts.parse_amount(text)
     except ValueError as error:
-        raise administration.QuotaRefused(_("Give a number, for example 500,000, 50万 or 2M.")) from error
+        raise administration.QuotaRefused(_("Enter a number, for example 500,000, 50万 or 2M.")) from error

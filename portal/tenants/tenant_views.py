@@ -1,7 +1,6 @@
-"""All tenants, for operators: which there are, what they use, new ones, changes, switching off."""
+"""Pages of all tenants, for operators: list what they use; create, change and switch off tenants."""
 
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.contrib import messages
 from django.core.paginator import Paginator
@@ -27,17 +26,17 @@ PAGE = 50
 
 @operator_required
 @require_safe
-def tenants(request: HttpRequest) -> HttpResponse:
+def tenant_list(request: HttpRequest) -> HttpResponse:
     text, now = request.GET.get("q", "").strip(), timezone.now()
     found = Tenant.objects.annotate(members=Count("memberships"))
     for word in text.split()[:5]:
         found = found.filter(Q(name__icontains=word) | Q(slug__icontains=word))
     zone = zone_of(current_user(request))
-    used = ranking.used_by_tenants(zone, now)
-    ids = ranking.tenants_by_use(found, used)
+    used = ranking.usage_by_tenant(zone, now)
+    ids = ranking.rank_tenants(found, used)
     page = Paginator(ids, PAGE).get_page(request.GET.get("page"))
     rows = {row.pk: row for row in found.filter(pk__in=list(page))}
-    tightest = ranking.tightest_of(rows, zone, now)
+    tightest = ranking.tightest_by_tenant(rows, zone, now)
     waiting = administration.waiting_for(current_user(request))
     context = {
         "zone": zone,
@@ -51,48 +50,48 @@ def tenants(request: HttpRequest) -> HttpResponse:
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
-def new(request: HttpRequest) -> HttpResponse:
-    return filled_in(request, TenantForm(request.POST or None), _("%(tenant)s is created. Add its people next."))
+def new_tenant(request: HttpRequest) -> HttpResponse:
+    return save_tenant(request, TenantForm(request.POST or None), _("%(tenant)s was created. Next, add its people."))
 
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
-def edit(request: HttpRequest, slug: str) -> HttpResponse:
+def edit_tenant(request: HttpRequest, slug: str) -> HttpResponse:
     tenant = get_object_or_404(Tenant, slug=slug)
-    return filled_in(request, TenantForm(request.POST or None, instance=tenant), _("%(tenant)s is changed."))
+    return save_tenant(request, TenantForm(request.POST or None, instance=tenant), _("%(tenant)s was changed."))
 
 
-def filled_in(request: HttpRequest, form: TenantForm, said: str) -> HttpResponse:
-    known = form.instance.pk is not None
+def save_tenant(request: HttpRequest, form: TenantForm, message: str) -> HttpResponse:
+    """Save a tenant that is posted as it should be and show `message`; else show the form."""
+    is_known = form.instance.pk is not None
     if request.method == "POST" and form.is_valid():
         tenant = form.save()
-        messages.success(request, said % {"tenant": tenant})
-        return redirect("tenant" if known else "tenant-people", tenant.slug)
+        messages.success(request, message % {"tenant": tenant})
+        return redirect("tenant" if is_known else "tenant-people", tenant.slug)
     name = form.initial.get("name", "")
     return render(request, "tenants/edit.html", {"form": form, "name": name, "slug": form.initial.get("slug", "")})
 
 
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
-def switch(request: HttpRequest, slug: str) -> HttpResponse:
-    """Off asks first, for it stops every key; on does not."""
+def switch_tenant(request: HttpRequest, slug: str) -> HttpResponse:
+    """Switch a tenant on, or off after a page that asks: that stops all of its keys."""
     tenant = get_object_or_404(Tenant, slug=slug)
     if request.method == "POST":
         tenant.is_active = posted_forms.posted_choice(request, "to", "on", "off") == "on"
         tenant.save(update_fields=["is_active"])
-        said = _("%(tenant)s is switched on.") if tenant.is_active else _("%(tenant)s is switched off; its keys stop.")
-        messages.success(request, said % {"tenant": tenant})
+        on, off = _("%(tenant)s is switched on."), _("%(tenant)s is switched off. Its keys no longer work.")
+        messages.success(request, (on if tenant.is_active else off) % {"tenant": tenant})
         return redirect("tenant", slug)
-    return render(request, "tenants/switch.html", {"tenant": tenant, **consequences(tenant, timezone.now())})
+    return render(request, "tenants/switch.html", {"tenant": tenant, **count_affected(tenant, timezone.now())})
 
 
-def consequences(tenant: Tenant, now: datetime) -> dict[str, Any]:
-    """Whom it would hit."""
+def count_affected(tenant: Tenant, now: datetime) -> dict[str, int]:
+    """Count the keys, people and services that would stop with the tenant, and the keys used within a day."""
     keys = ApiKey.objects.usable().filter(tenant=tenant)
-    counted = keys.aggregate(
+    counts = keys.aggregate(
         keys=Count("pk", distinct=True),
         people=Count("user", distinct=True),
         services=Count("pk", distinct=True, filter=Q(user=None)),
     )
-    lately = keys.filter(last_used_at__gte=now - timedelta(days=1)).count()
-    return {**counted, "lately": lately}
+    return {**counts, "used_lately": keys.filter(last_used_at__gte=now - timedelta(days=1)).count()}

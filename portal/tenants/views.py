@@ -24,9 +24,9 @@ PAGE = 50
 @require_safe
 def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     now = timezone.now()
-    days = ranking.month_of(tenant, now)
-    by_user, by_key = ranking.used_by(days, "user_id"), ranking.used_by(days, "key_id")
-    walls = alerts.alerts_of(tenant, now)
+    month = ranking.usage_this_month(tenant, now)
+    by_user, by_key = ranking.usage_by(month, "user_id"), ranking.usage_by(month, "key_id")
+    near_limit = [alert for alert in alerts.alerts_of(tenant, now) if alert.bound.scope != "tenant"]
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
@@ -35,8 +35,8 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "members": Membership.objects.filter(tenant=tenant).count(),
         "bars": request_pages.bars(current_user(request), status.allowances_of_tenant(tenant, now)),
         "waiting": list(administration.waiting_for(current_user(request)).filter(tenant=tenant)[:TOP]),
-        "walls": alerts.already_notified([wall for wall in walls if wall.bound.scope != "tenant"][:TOP], tenant),
-        "more_walls": max(0, sum(wall.bound.scope != "tenant" for wall in walls) - TOP),
+        "near_limit": alerts.already_notified(near_limit[:TOP], tenant),
+        "more_near_limit": max(0, len(near_limit) - TOP),
         "people": ranking.top_people(by_user, TOP),
         "keys": ranking.top_keys(by_key, TOP),
         "admins": permissions.admins_of(tenant)[:TOP],
@@ -46,11 +46,11 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 
 @tenant_admin_required
 @require_safe
-def keys(request: HttpRequest, tenant: Tenant) -> HttpResponse:
+def key_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text = request.GET.get("q", "").strip()
     services = queries.service_keys_of(tenant)
-    page = Paginator(ranking.holders(tenant, text), PAGE).get_page(request.GET.get("page"))
-    used = ranking.used_by(ranking.month_of(tenant, timezone.now()), "user_id")
+    page = Paginator(ranking.key_holders(tenant, text), PAGE).get_page(request.GET.get("page"))
+    used = ranking.usage_by(ranking.usage_this_month(tenant, timezone.now()), "user_id")
     context = {
         "tenant": tenant,
         "zone": tenant.zone,

@@ -153,7 +153,7 @@ def grants(admin: Person, name: str) -> None:
     admin.page.goto("/notices/")
     admin.reads(f"{A_DAY}")
     admin.goes_to("Tenant")
-    admin.follows("Requests for more", "place")
+    admin.follows("Quota requests", "place")
     admin.reads("決算の時期です", "100,000")
     admin.page.locator("[name=note]").fill("どうぞ")
     admin.presses("Grant")

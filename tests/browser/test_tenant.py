@@ -17,7 +17,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 WORDS = {
     "ja": {
         "near": "残りわずか",
-        "asked": "回答待ち",
+        "asked": "対応待ち",
         "grant": "承認する",
         "granted": "承認",
         "left": "今日の残り 20 / 105 トークン",
@@ -29,11 +29,11 @@ WORDS = {
         "new": "テナントを作成",
         "create": "作成",
         "off": "停止…",
-        "is_off": "停止中",
+        "is_off": "利用停止中",
     },
     "en": {
         "near": "nearly used up",
-        "asked": "waits for an answer",
+        "asked": "waiting for a decision",
         "grant": "Grant",
         "granted": "granted",
         "left": "20 of 105 tokens left today",

@@ -1,5 +1,6 @@
 """A tenant's pages: what its admins and operators see there and can do, at 2,000 people as with two."""
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -55,6 +56,11 @@ def send(client: Client, path: str, **form: str) -> str:
     return response.content.decode()
 
 
+def success_of(page: str) -> str:
+    """Return the message that says what was done."""
+    return re.search(r'<p class="notice success" role="status">(.*?)</p>', page)[1]
+
+
 def crowd(tenant: Tenant, count: int) -> list[User]:
     """People with a name, a membership, a key and some use of today."""
     first = User.objects.count()
@@ -80,7 +86,7 @@ class TestOverview:
         assert "610 of 1,000 tokens left today" in page
         assert "10 of 100 tokens left today" in page
         assert "nearly used up" in page
-        assert "1 request waits for you" in page
+        assert 'id="waiting"' in page
         assert "a deadline" in page
         context = as_bob.get("/tenant/research/").context
         assert [(row.label, row.used.tokens, row.share) for row in context["people"]] == [("Alice", 90, 100)]
@@ -91,8 +97,8 @@ class TestOverview:
 
     def test_a_tenant_without_anything_is_told_so(self, as_bob, bob):
         page = read(as_bob, "/tenant/research/")
-        for said in ("No quota is set", "Nobody has used four fifths", "Nobody has used a model this month", "bob@"):
-            assert said in page
+        for part in ('id="no-quota"', 'id="none-near-limit"', 'id="no-usage"', "bob@"):
+            assert part in page
 
     def test_its_cost_does_not_grow_with_people(self, as_bob, bob, research):
         administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 5)
@@ -128,7 +134,7 @@ class TestPeople:
         ]:
             response = as_bob.get("/tenant/research/people/", {"q": text})
             assert {row.user for row in response.context["members"]} == found, text
-        assert "Nobody is found" in response.content.decode()
+        assert 'id="none-found"' in response.content.decode()
 
     def test_where_they_stand_is_told_in_words(self, as_bob, alice, bob, research):
         administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
@@ -151,7 +157,7 @@ class TestPeople:
 
     def test_somebody_is_added_by_user_name(self, as_bob, charlie, research):
         page = send(as_bob, "/tenant/research/people/add/", username=" CHARLIE ", role="member")
-        assert "Charlie belongs to 研究部 now." in page
+        assert "Charlie" in success_of(page)
         row = Membership.objects.get(user=charlie, tenant=research)
         assert (row.role, row.source) == ("member", "manual")
 
@@ -167,7 +173,7 @@ class TestPeople:
 
     def test_a_role_is_changed(self, as_bob, alice, research):
         page = send(as_bob, f"/tenant/research/people/{alice.pk}/role/", role="admin")
-        assert "Alice has the role “tenant admin” now." in page
+        assert "Alice" in success_of(page)
         assert Membership.objects.get(user=alice).role == "admin"
 
     def test_removing_says_what_it_stops_and_stops_it(self, as_bob, alice, research):
@@ -179,10 +185,10 @@ class TestPeople:
 
     def test_who_comes_from_the_directory_is_changed_there(self, as_bob, alice):
         Membership.objects.filter(user=alice).update(source="directory")
-        assert "follows the company directory" in read(as_bob, f"/tenant/research/people/{alice.pk}/")
+        assert 'id="from-directory"' in read(as_bob, f"/tenant/research/people/{alice.pk}/")
         for verb in ("role", "remove"):
             page = send(as_bob, f"/tenant/research/people/{alice.pk}/{verb}/", role="admin")
-            assert "follows the company directory" in page
+            assert "company directory" in page
         assert Membership.objects.get(user=alice).role == "member"
 
     def test_an_admin_does_not_remove_themselves_but_an_operator_does(self, as_bob, as_olivia, bob):
@@ -199,10 +205,10 @@ class TestPeople:
         path = f"/tenant/research/people/{alice.pk}/"
         page = read(as_bob, path)
         assert "877 of 1,000" not in page
-        assert "in all tenants" not in page
+        assert "of=everywhere" not in page
         page = read(as_olivia, path)
         assert "877 of 1,000 tokens left today" in page
-        assert "in all tenants" in page
+        assert "of=everywhere" in page
 
     def test_people_of_other_tenants_are_not_there(self, as_bob, charlie):
         for verb in ("", "role/", "remove/"):
@@ -278,7 +284,7 @@ class TestQuotas:
         page = read(as_bob, "/tenant/research/quotas/")
         assert "1,000 of 1,000 tokens left today" in page
         assert "give/?of=tenant" not in page
-        assert "You cannot set this one" in read(as_bob, "/tenant/research/quotas/give/?of=tenant")
+        assert 'id="not-allowed"' in read(as_bob, "/tenant/research/quotas/give/?of=tenant")
         send(as_bob, "/tenant/research/quotas/give/?of=tenant", kind="tokens/day", model="", amount="9")
         send(as_bob, f"/tenant/research/quotas/{quota.pk}/remove/")
         assert Quota.objects.get().amount == 1000
@@ -339,30 +345,30 @@ class TestRequests:
     def test_one_click_at_the_bar_asks_for_double(self, as_alice, limited, alice, bob):
         assert "Ask for more" in read(as_alice, "/")
         page = send(as_alice, "/more/", to="member:research", unit="tokens", window="day", model="")
-        wish = QuotaRequest.objects.get()
-        assert (wish.user, wish.amount, wish.had, wish.asked_by) == (alice, 200, 100, alice)
+        row = QuotaRequest.objects.get()
+        assert (row.user, row.amount, row.had, row.asked_by) == (alice, 200, 100, alice)
         assert "200 tokens per day" in page
         assert "Bob" in page
         page = read(as_alice, "/")
-        assert "Asked for: 200 tokens per day" in page
-        assert "waits for an answer" in page
+        assert f'href="/more/{row.pk}/"' in page
+        assert "200 tokens per day" in page
 
     def test_a_reason_and_another_amount_can_follow_and_it_can_be_withdrawn(self, as_alice, limited):
         send(as_alice, "/more/", to="member:research", unit="tokens", window="day", model="")
-        wish = QuotaRequest.objects.get()
-        send(as_alice, f"/more/{wish.pk}/", amount="150", reason="a report")
-        wish.refresh_from_db()
-        assert (wish.amount, wish.reason) == (150, "a report")
-        assert "more than you have now: 100" in send(as_alice, f"/more/{wish.pk}/", amount="50", reason="")
-        send(as_alice, f"/more/{wish.pk}/withdraw/")
-        wish.refresh_from_db()
-        assert wish.state == "withdrawn"
+        row = QuotaRequest.objects.get()
+        send(as_alice, f"/more/{row.pk}/", amount="150", reason="a report")
+        row.refresh_from_db()
+        assert (row.amount, row.reason) == (150, "a report")
+        assert "more than you have now: 100" in send(as_alice, f"/more/{row.pk}/", amount="50", reason="")
+        send(as_alice, f"/more/{row.pk}/withdraw/")
+        row.refresh_from_db()
+        assert row.state == "withdrawn"
 
     def test_who_is_blocked_says_how_much(self, as_alice, bob, research):
         administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 0)
         assert "/more/?to=member%3Aresearch" in read(as_alice, "/")
         form = {"to": "member:research", "unit": "tokens", "window": "day", "model": ""}
-        assert "So far: 0 tokens per day" in as_alice.get("/more/", form).content.decode()
+        assert "0 tokens per day" in as_alice.get("/more/", form).content.decode()
         send(as_alice, "/more/", **form, amount="1万", reason="")
         assert QuotaRequest.objects.get().amount == 10_000
 
@@ -389,10 +395,10 @@ class TestRequests:
         assert as_alice.get("/more/", form).status_code == 404
 
     def test_an_admin_grants_with_a_note_and_the_asker_reads_it(self, as_alice, as_bob, limited, alice, research):
-        wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
+        row = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
         assert "a deadline" in read(as_bob, "/tenant/research/requests/")
         form = {"verdict": "grant", "amount": "150", "note": "until Friday"}
-        assert "is granted" in send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
+        assert "is granted" in send(as_bob, f"/tenant/research/requests/{row.pk}/", **form)
         assert Quota.objects.get(user=alice).amount == 150
         page = read(as_alice, "/")
         assert "until Friday" in page
@@ -400,22 +406,22 @@ class TestRequests:
         assert "150 of 150 tokens left today" in page
 
     def test_what_is_refused_keeps_what_was_typed(self, as_bob, limited, alice, research):
-        wish = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
+        row = administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200)
         form = {"verdict": "refuse", "amount": "1234", "note": ""}
-        page = send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
+        page = send(as_bob, f"/tenant/research/requests/{row.pk}/", **form)
         assert "Please tell in a few words why not." in page
         assert 'value="1234"' in page
-        page = send(as_bob, f"/tenant/research/requests/{wish.pk}/", verdict="grant", amount="lots", note="fine")
-        assert "Give a number" in page
+        page = send(as_bob, f"/tenant/research/requests/{row.pk}/", verdict="grant", amount="lots", note="fine")
+        assert 'role="alert"' in page
         assert 'value="fine"' in page
         assert QuotaRequest.objects.get().state == "open"
 
     def test_one_s_own_request_is_for_others(self, as_bob, limited, bob, olivia, research):
-        wish = administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
+        row = administration.create_request(bob, QuotaTarget(tenant=research, user=bob), DAILY, 200)
         page = read(as_bob, "/tenant/research/requests/")
-        assert "Another admin or an operator answers this one." in page
+        assert 'data-decided-by="others"' in page
         form = {"verdict": "grant", "amount": "200", "note": ""}
-        assert "Another has to decide" in send(as_bob, f"/tenant/research/requests/{wish.pk}/", **form)
+        assert "Another has to decide" in send(as_bob, f"/tenant/research/requests/{row.pk}/", **form)
         assert QuotaRequest.objects.get().state == "open"
 
     def test_home_leads_to_what_waits(self, as_bob, as_olivia, limited, alice, bob, olivia, research):
@@ -429,8 +435,8 @@ class TestRequests:
 
     def test_requests_of_other_tenants_are_not_there(self, as_bob, charlie, sales):
         Quota.objects.create(tenant=sales, each="member", unit="tokens", window="day", amount=1)
-        wish = administration.create_request(charlie, QuotaTarget(tenant=sales, user=charlie), DAILY, 2)
-        assert as_bob.post(f"/tenant/research/requests/{wish.pk}/", {"verdict": "grant"}).status_code == 404
+        row = administration.create_request(charlie, QuotaTarget(tenant=sales, user=charlie), DAILY, 2)
+        assert as_bob.post(f"/tenant/research/requests/{row.pk}/", {"verdict": "grant"}).status_code == 404
 
     def test_a_hundred_cost_no_more_than_one(self, as_bob, research, django_assert_max_num_queries):
         people = crowd(research, 60)
@@ -456,7 +462,7 @@ class TestTenants:
         assert "nearly used up" in read(as_olivia, "/tenants/")
         for text in ("営業", "SALES"):
             assert [row.slug for row, *_ in as_olivia.get("/tenants/", {"q": text}).context["rows"]] == ["sales"]
-        assert "No tenant is found" in read(as_olivia, "/tenants/?q=zzz")
+        assert 'id="none-found"' in read(as_olivia, "/tenants/?q=zzz")
 
     def test_200_cost_no_more_than_two(self, as_olivia, olivia, research, sales, django_assert_num_queries):
         administration.set_quota(olivia, QuotaTarget(each="tenant"), DAILY, 100)
@@ -471,8 +477,8 @@ class TestTenants:
     def test_one_is_created_and_leads_to_its_people(self, as_olivia):
         form = {"name": "法務部", "slug": "legal", "time_zone": "Asia/Tokyo", "key_days": "30"}
         page = send(as_olivia, "/tenants/new/", **form)
-        assert "法務部 is created." in page
-        assert "Nobody belongs to this tenant yet" in page
+        assert "法務部" in success_of(page)
+        assert 'id="no-members"' in page
         assert Tenant.objects.get(slug="legal").key_days == 30
 
     @pytest.mark.parametrize(
