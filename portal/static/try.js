@@ -171,6 +171,7 @@ let ticking;
 function wait(name) {
   const begun = performance.now(), line = part("waiting-text");
   clearInterval(ticking);
+  waiting.dataset.waiting = name ?? "";
   waiting.hidden = !name;
   if (!name) return;
   const tell = () => {
@@ -204,6 +205,7 @@ function busy(yes) {
 }
 
 function tellTrouble(refused) {
+  trouble.dataset.trouble = refused.name;
   trouble.replaceChildren(element("p", "", refused.facts.exact ?? say(refused.name, refused.facts)));
   if (refused.name === "quota") {
     const way = element("p", "");
@@ -222,6 +224,14 @@ function figures(facts) {
   }
   if (facts.ending) told.push(say(facts.ending));
   return told.join(" · ");
+}
+
+// The text is for people; the attributes say the same to whatever reads the page.
+function showFigures(facts) {
+  const { first, speed, usage, ending } = facts;
+  const known = { first, speed, tokensIn: usage?.prompt_tokens, tokensOut: usage?.completion_tokens, ending };
+  for (const [name, value] of Object.entries(known)) if (value != null) facts.line.dataset[name] = value;
+  facts.line.textContent = figures(facts);
 }
 
 // Reads an answer into the page. The facts hold what came so far, also when it breaks off.
@@ -253,7 +263,7 @@ async function read(answer, sent, facts, place) {
     if (choice?.finish_reason === "length") facts.ending = "cut";
     const made = facts.usage?.completion_tokens ?? parts; // a part is a token or nearly so, until the usage is told
     if (made > 1 && last > sent + facts.first) facts.speed = (1000 * (made - 1)) / (last - sent - facts.first);
-    facts.line.textContent = figures(facts);
+    showFigures(facts);
     follow();
   }
 }
@@ -305,7 +315,7 @@ async function send() {
   }
   if (facts.text || (facts.first !== null && !facts.ending)) {
     history.push({ role: "user", content: text }, { role: "assistant", content: facts.text });
-    facts.line.textContent = figures(facts);
+    showFigures(facts);
     copyButton(place);
     status.textContent = `${say("done")} ${facts.line.textContent}`;
   } else {
