@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from apiproxy.bridge.management.commands.up import GATEWAY, SETTINGS, gateway
+from apiproxy.bridge.management.commands.up import GATEWAY, SETTINGS, gateway_command
 from modelregistry.process import shim
 from tests.slapd import unused_port
 from tests.waiting import until
@@ -78,7 +78,7 @@ class Installation:
         """Only the gateway's process, as `up` starts it; returns at once. Its output is added to the log."""
         with (self.var / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
-                gateway("127.0.0.1", self.port),
+                gateway_command("127.0.0.1", self.port),
                 cwd=ROOT,
                 env={**self.env, **SETTINGS[GATEWAY]},
                 stdout=log,

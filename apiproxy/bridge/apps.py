@@ -1,4 +1,4 @@
-"""Tells gateways of every change that their catalogue must follow."""
+"""Records every change that gateways' catalogues must follow."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,12 +13,15 @@ Change = tuple[str, int]  # CatalogueChange.kind and .object_id
 
 # A gateway that is further behind loads everything.
 CHANGES_KEPT = 1000
-# A sign-in saves only this, and no catalogue holds it.
-NO_NEWS = frozenset({"last_login"})
+# A sign-in saves only this field, and no catalogue holds it.
+IGNORED_FIELDS = frozenset({"last_login"})
 
 
-def affected_tenant(quota: Any) -> Change:
-    """Whose keys a quota may bind. A member's is told as the person's: a few keys, where the tenant has thousands."""
+def quota_change(quota: Any) -> Change:
+    """Return whose keys a quota may bind.
+
+    A member's is recorded as the person's: a few keys, where the tenant has thousands.
+    """
     if quota.each == "tenant":
         return "all", 0
     if quota.user_id:
@@ -26,14 +29,14 @@ def affected_tenant(quota: Any) -> Change:
     return ("tenant", quota.tenant_id) if quota.tenant_id else ("key", quota.key_id)
 
 
-# What a catalogue is made of. `QuerySet.update()` on these sends no signal: save rows one by one.
+# The models of which a catalogue is made. `QuerySet.update()` on these sends no signal: save rows one by one.
 WATCHED: dict[str, Callable[[Any], Change]] = {
     "accounts.Tenant": lambda tenant: ("tenant", tenant.pk),
     "accounts.User": lambda user: ("user", user.pk),
     "accounts.Membership": lambda membership: ("user", membership.user_id),
     "keys.ApiKey": lambda key: ("key", key.pk),
     "keys.ModelAccess": lambda _: ("models", 0),
-    "quotas.Quota": affected_tenant,
+    "quotas.Quota": quota_change,
     "modelregistry.Alias": lambda _: ("models", 0),
     "modelregistry.ServedModel": lambda _: ("models", 0),
     "modelregistry.Replica": lambda _: ("models", 0),
@@ -41,11 +44,12 @@ WATCHED: dict[str, Callable[[Any], Change]] = {
 
 
 def record_change(instance: models.Model, update_fields: frozenset[str] | None = None, **_: Any) -> None:
-    """A receiver: a new revision, as part of the sender's transaction, so that nobody looks before it commits.
+    """Write a new revision (a signal receiver).
 
-    Its row is locked until then, so revisions become visible in their order and none is ever missed.
+    It is part of the sender's transaction, so that no gateway looks before that commits. Its row is locked until then,
+    so revisions become visible in their order and none is ever missed.
     """
-    if update_fields is not None and update_fields <= NO_NEWS:
+    if update_fields is not None and update_fields <= IGNORED_FIELDS:
         return
     from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
 
@@ -63,12 +67,12 @@ class ApiProxyConfig(AppConfig):
     label = "apiproxy"
 
     def ready(self) -> None:
-        from apiproxy.bridge.checks import gateway_settings
+        from apiproxy.bridge.checks import check_gateway_settings
 
-        register(gateway_settings)
+        register(check_gateway_settings)
         for label in WATCHED:
-            post_save.connect(record_change, sender=label, dispatch_uid=f"tell-save-{label}")
-            post_delete.connect(record_change, sender=label, dispatch_uid=f"tell-delete-{label}")
+            post_save.connect(record_change, sender=label, dispatch_uid=f"catalogue-save-{label}")
+            post_delete.connect(record_change, sender=label, dispatch_uid=f"catalogue-delete-{label}")
         from portal.keys.models import ApiKey
 
-        m2m_changed.connect(record_change, sender=ApiKey.allowed_models.through, dispatch_uid="tell-key-models")
+        m2m_changed.connect(record_change, sender=ApiKey.allowed_models.through, dispatch_uid="catalogue-key-models")

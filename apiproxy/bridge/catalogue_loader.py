@@ -1,6 +1,6 @@
-"""The bridge between the gateway and the rest: the one file that sees portal and modelregistry.
+"""The bridge between the gateway and the rest: the one file that imports portal and modelregistry.
 
-Everything here asks the database and blocks; `apiproxy.server.asgi` calls it in a thread.
+Everything here queries the database and blocks; `apiproxy.server.asgi` calls it in a thread.
 """
 
 import hashlib
@@ -38,30 +38,30 @@ from portal.usage import rejections
 from portal.usage.models import UsageRecord
 
 T = TypeVar("T")
-FOLLOWED = 5000  # changed keys; for more it is quicker to load all
-# What is about the rows: others may be recorded. All other errors of a database (also a table or a column that is not
-# there, before `migrate`) are about the database, and the same rows may be recorded later.
-REFUSING = (DataError, IntegrityError, ArithmeticError, ValueError, TypeError, LookupError)
-RENAMED = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica": "replica_id"}
+MAX_CHANGED_KEYS = 5000  # changed keys; for more it is quicker to load all
+# Errors about the rows: other rows may be recorded. All other errors of a database (also a missing table or column,
+# before `migrate`) are about the database, and the same rows may be recorded later.
+ROW_ERRORS = (DataError, IntegrityError, ArithmeticError, ValueError, TypeError, LookupError)
+COLUMNS = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica": "replica_id"}
 
 
 def digest(key: str) -> str | None:
-    """What the catalogue finds a key by; None for what cannot be one of our keys."""
+    """Return the digest by which the catalogue finds a key; None for what cannot be one of our keys."""
     return secret.digest_of(key, settings.API_KEY_SECRET) if secret.well_formed(key) else None
 
 
 def body_key() -> bytes:
-    """What digests of requests are keyed with: the same in all gateways, and told to nobody."""
+    """Return the secret key for digests of requests, the same in all gateways."""
     return hashlib.sha256(b"suspects" + settings.API_KEY_SECRET.encode()).digest()
 
 
 def revision() -> int:
-    """Return the catalogue's present number. Raises DatabaseAway."""
-    return run_query(_number)
+    """Return the current number of the catalogue. Raises DatabaseAway."""
+    return run_query(_current_revision)
 
 
 def signs_of_life() -> dict[int, SignOfLife]:
-    """What is known of the supervisors of hosts, by the hosts' ids. Raises DatabaseAway."""
+    """Return what is known of the supervisors of hosts, by the hosts' ids. Raises DatabaseAway."""
     return run_query(lambda: {one.host_id: SignOfLife(one.claim, one.quiet) for one in routes.signs_of_life()})
 
 
@@ -71,38 +71,41 @@ def load() -> Catalogue:
 
 
 def apply_changes(catalogue: Catalogue) -> Catalogue:
-    """Return the catalogue brought up to date by what changed since its revision; whole if that is too much to follow.
+    """Return the catalogue with what changed since its revision; load all of it if that is too much.
 
     Raises DatabaseAway.
     """
-    return run_query(lambda: _follow(catalogue))
+    return run_query(lambda: _apply_changes(catalogue))
 
 
 def usage_since(limit: Limit, now: float) -> Spending:
-    """What UsageRecord says was used of this limit since its window began, also by a clock that was ahead of `now`.
+    """Return what was used of this limit since its window began, by UsageRecord.
 
-    Raises DatabaseAway.
+    Includes records by a clock that was ahead of `now`. Raises DatabaseAway.
     """
-    return run_query(lambda: _spent(limit, now))
+    return run_query(lambda: _usage_since(limit, now))
 
 
 def record_usage(rows: Sequence[Usage]) -> None:
     """Write usage; what is there already is left as it is. Raises DatabaseAway or RecordRefused."""
     try:
         run_query(lambda: usage.record_usage([_record(row) for row in rows]))
-    except REFUSING as error:
+    except ROW_ERRORS as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
 
-def record_refusals(counts: Mapping[Group, int]) -> None:
-    """Add refused calls to the sums of their hours. Raises RecordRefused, or DatabaseAway: all or none are written."""
+def record_rejections(counts: Mapping[Group, int]) -> None:
+    """Add refused calls to the sums of their hours.
+
+    Raises RecordRefused, or DatabaseAway: all or none are written.
+    """
     groups = {
         rejections.RejectionTotals(datetime.fromtimestamp(group.hour, UTC), *group[1:]): requests
         for group, requests in counts.items()
     }
     try:
         run_query(lambda: rejections.add_rejections(groups))
-    except REFUSING as error:
+    except ROW_ERRORS as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
 
@@ -114,12 +117,12 @@ def report_set_aside(lines: int) -> None:
 def record_deaths(deaths: Sequence[Death]) -> None:
     """Write calls under which an engine died into the audit log. Raises DatabaseAway or RecordRefused."""
     try:
-        run_query(lambda: _tell(deaths))
-    except REFUSING as error:
+        run_query(lambda: _record_deaths(deaths))
+    except ROW_ERRORS as error:
         raise RecordRefused(f"{type(error).__name__}: {error}") from error
 
 
-def _tell(deaths: Sequence[Death]) -> None:
+def _record_deaths(deaths: Sequence[Death]) -> None:
     keys = ApiKey.objects.select_related("tenant", "user").in_bulk([death.key for death in deaths])
     models = ServedModel.objects.in_bulk([death.model for death in deaths])
     for death in deaths:
@@ -139,21 +142,21 @@ def _tell(deaths: Sequence[Death]) -> None:
 
 
 def request_wake_up(model: int) -> None:
-    """Somebody wants this sleeping model. Raises DatabaseAway."""
+    """Note that a caller needs this sleeping model. Raises DatabaseAway."""
     now = timezone.now()
     run_query(
         lambda: WakeRequest.objects.update_or_create(model_id=model, defaults={"at": now}, create_defaults={"at": now})
     )
 
 
-def run_query(question: Callable[[], T]) -> T:
-    """Return the answer of the database; its absence becomes DatabaseAway. A broken connection is not used again.
+def run_query(query: Callable[[], T]) -> T:
+    """Return the answer of the database; if there is none, raise DatabaseAway. A broken connection is not used again.
 
-    What is about the values asked with (DataError, IntegrityError) is raised as it is.
+    Errors about the values in the query (DataError, IntegrityError) are raised as they are.
     """
     close_old_connections()
     try:
-        return question()
+        return query()
     except (DataError, IntegrityError):
         raise
     except (DatabaseError, InterfaceError) as error:
@@ -164,14 +167,14 @@ def run_query(question: Callable[[], T]) -> T:
 
 def _load() -> Catalogue:
     # First the number, then the rows: a change in between is loaded again at the next poll, never missed.
-    number = _number()
+    number = _current_revision()
     keys = _keys(ApiKey.objects.all(), Quota.objects.all())
     digests = {key.id: digest for digest, key in keys.items()}
     return Catalogue(number, keys, digests, _models(), routes.aliases())
 
 
-def _follow(catalogue: Catalogue) -> Catalogue:
-    number = _number()
+def _apply_changes(catalogue: Catalogue) -> Catalogue:
+    number = _current_revision()
     changes = set(
         CatalogueChange.objects.filter(revision__gt=catalogue.revision, revision__lte=number).values_list(
             "kind", "object_id"
@@ -182,8 +185,8 @@ def _follow(catalogue: Catalogue) -> Catalogue:
         return _load()  # some of the changes are forgotten
     if any(kind == CatalogueChange.Kind.ALL for kind, _ in changes):
         return _load()
-    touched = _touched(changes)
-    if len(touched) > FOLLOWED:
+    touched = _affected_keys(changes)
+    if len(touched) > MAX_CHANGED_KEYS:
         return _load()
     owners = ApiKey.objects.filter(pk__in=touched)
     bearing = policy.applying_to(tenants=owners.values("tenant"), users=owners.values("user"), keys=touched)
@@ -191,18 +194,18 @@ def _follow(catalogue: Catalogue) -> Catalogue:
     models, aliases = catalogue.models, catalogue.aliases
     if any(kind == CatalogueChange.Kind.MODELS for kind, _ in changes):
         models, aliases = _models(), routes.aliases()
-    keys, digests = _merged(catalogue, touched, changed)
+    keys, digests = _merge_keys(catalogue, touched, changed)
     return Catalogue(number, keys, digests, models, aliases)
 
 
-def _number() -> int:
+def _current_revision() -> int:
     return CatalogueRevision.objects.filter(pk=1).values_list("number", flat=True).first() or 0
 
 
-def _touched(changes: set[tuple[str, int]]) -> set[int]:
+def _affected_keys(changes: set[tuple[str, int]]) -> set[int]:
     """Return the ids of all keys that these changes may have made usable, unusable or different.
 
-    A deleted key's too.
+    Includes ids of deleted keys.
     """
     changed_ids: dict[str, set[int]] = defaultdict(set)
     for kind, object_id in changes:
@@ -213,10 +216,10 @@ def _touched(changes: set[tuple[str, int]]) -> set[int]:
     return changed_ids[CatalogueChange.Kind.KEY] | set(of_owners.values_list("pk", flat=True))
 
 
-def _merged(
+def _merge_keys(
     catalogue: Catalogue, touched: set[int], changed: dict[str, Key]
 ) -> tuple[Mapping[str, Key], Mapping[int, str]]:
-    """Return its keys and digests with these ids' as they are now."""
+    """Return the catalogue's keys and digests, with those of these ids as they are now."""
     if not touched:
         return catalogue.keys, catalogue.digests
     # Copied: 2 ms for 100,000 keys, in a thread; readers keep the old one until the new one takes its place.
@@ -229,7 +232,7 @@ def _merged(
 
 
 def _keys(owners: QuerySet[ApiKey], quotas: QuerySet[Quota]) -> dict[str, Key]:
-    """Return the usable keys among `owners` by digest, with those of `quotas` that are theirs."""
+    """Return the usable keys among `owners` by digest, with those of `quotas` that bind them."""
     restricted: dict[int, set[int]] = defaultdict(set)
     through = ApiKey.allowed_models.through.objects.filter(apikey__in=owners)
     for key_id, model_id in through.values_list("apikey_id", "servedmodel_id"):
@@ -275,14 +278,14 @@ class _Limits:
         return (*shared, *(_limit(bound, zone, first=self._first(key)) for bound in own)) if own else shared
 
     def _first(self, key: int) -> int:
-        """Return the key that this one and all its predecessors are counted as."""
+        """Return the key under which this one and all its predecessors are counted."""
         if self._lineage is None:
             self._lineage = lineage.lineages_of_all()
         return self._lineage.first(key)
 
 
 def _limit(bound: policy.AppliedQuota, zone: ZoneInfo, first: int | None = None) -> Limit:
-    """`first`: of a key, the first of those that it is the successor of."""
+    """Make the limit of a quota. `first`: for a key's, the first of those that it succeeds."""
     quota, scope = bound.quota, bound.scope
     owner = {"tenant": bound.tenant, "user": bound.user, "member": bound.user, "key": first}[scope]
     within = bound.tenant if scope == "member" else None
@@ -328,14 +331,14 @@ def _models() -> dict[str, Model]:
 
 
 def _retirement(day: date | None) -> Retirement | None:
-    """Return days begin where the server stands (TIME_ZONE)."""
+    """Return when the model retires. Days begin in the server's time zone (TIME_ZONE)."""
     if day is None:
         return None
     return Retirement(datetime.combine(day, time(), timezone.get_default_timezone()).timestamp(), day.isoformat())
 
 
 def _timeouts(served: routes.Served) -> Timeouts:
-    """Return its own; where it has none, those of the settings."""
+    """Return the model's own time-outs; where it has none, those of the settings."""
     return Timeouts(
         connect=served.connect_timeout or settings.GATEWAY_CONNECT_TIMEOUT,
         first_byte=served.first_byte_timeout or settings.GATEWAY_FIRST_BYTE_TIMEOUT,
@@ -344,7 +347,7 @@ def _timeouts(served: routes.Served) -> Timeouts:
     )
 
 
-def _spent(limit: Limit, now: float) -> Spending:
+def _usage_since(limit: Limit, now: float) -> Spending:
     counter = limit.counter
     owner = "user" if counter.scope == "member" else counter.scope
     whose: dict[str, Any] = {f"{owner}_id": counter.owner}
@@ -362,7 +365,7 @@ def _spent(limit: Limit, now: float) -> Spending:
 
 
 def _record(row: Usage) -> dict[str, Any]:
-    """As UsageRecord's columns."""
-    facts = {RENAMED.get(name, name): value for name, value in vars(row).items()}
+    """Return the row by UsageRecord's columns."""
+    facts = {COLUMNS.get(name, name): value for name, value in vars(row).items()}
     facts["started_at"] = datetime.fromtimestamp(facts.pop("started"), UTC)
     return facts

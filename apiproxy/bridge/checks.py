@@ -1,4 +1,4 @@
-"""What `manage.py check` says of the gateway's settings, and `up` refuses to start with."""
+"""Checks of the gateway's settings: `manage.py check` reports them, and `up` refuses to start with them."""
 
 from typing import Any
 
@@ -6,15 +6,15 @@ from django.conf import settings
 from django.core.checks import CheckMessage, Error
 
 
-def gateway_settings(**_: Any) -> list[CheckMessage]:
+def check_gateway_settings(**_: Any) -> list[CheckMessage]:
     return [
-        *workers(settings.GATEWAY_WORKERS, settings.REDIS_URL),
-        *redis_url(settings.REDIS_URL),
-        *memory(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY, settings.GATEWAY_MAX_BODY),
+        *check_workers(settings.GATEWAY_WORKERS, settings.REDIS_URL),
+        *check_redis_url(settings.REDIS_URL),
+        *check_memory(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY, settings.GATEWAY_MAX_BODY),
     ]
 
 
-def workers(count: int, url: str) -> list[CheckMessage]:
+def check_workers(count: int, url: str) -> list[CheckMessage]:
     if count == 1 or url:
         return []
     return [
@@ -27,8 +27,8 @@ def workers(count: int, url: str) -> list[CheckMessage]:
     ]
 
 
-def memory(total: int, per_key: int, largest: int) -> list[CheckMessage]:
-    """Of these bytes: one request of the largest size must find room."""
+def check_memory(total: int, per_key: int, largest: int) -> list[CheckMessage]:
+    """Check that one request of the largest size (in bytes, as all of these) can find room."""
     if largest <= per_key and largest <= total - total // 8:
         return []
     return [
@@ -40,8 +40,8 @@ def memory(total: int, per_key: int, largest: int) -> list[CheckMessage]:
     ]
 
 
-def redis_url(url: str) -> list[CheckMessage]:
-    """Return the message holds no part of the address: there may be a password in it."""
+def check_redis_url(url: str) -> list[CheckMessage]:
+    """Check the address. The message holds no part of it: there may be a password in it."""
     if not url:
         return []
     from redis.asyncio.connection import parse_url  # 0.06 s of every command

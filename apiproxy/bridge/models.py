@@ -1,10 +1,10 @@
-"""What tells gateways that their catalogue is old, and in what."""
+"""Tables from which gateways learn that their catalogue is old, and in what."""
 
 from django.db import models
 
 
 class CatalogueRevision(models.Model):
-    """One row. Receivers in `bridge.apps` add one in the transaction of whoever changed what a catalogue holds."""
+    """One row. Receivers in `bridge.apps` add one to it in the transaction that changes what a catalogue holds."""
 
     number = models.BigIntegerField(default=0)
 

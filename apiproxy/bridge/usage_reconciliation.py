@@ -1,9 +1,9 @@
 """The ledger beside the engines' own counters. Pure: numbers in, comparison out.
 
-An engine counts from its start, and everything that it is asked: what the gateway relayed, the supervisor's questions
-whether it is ready (one generated token each), and whoever has its key and asks it directly. The ledger counts what the
-gateway relayed. So the engine is ahead by the supervisor's questions even when nothing is wrong; a ledger that is ahead
-has estimated (an aborted stream without the engine's own numbers) or counted too much.
+An engine counts from its start, and everything that it is asked: what the gateway relayed, the supervisor's readiness
+questions (one generated token each), and direct calls by other holders of its key. The ledger counts what the gateway
+relayed. So the engine is ahead by the supervisor's questions even when nothing is wrong; a ledger that is ahead has
+estimated (an aborted stream without the engine's own numbers) or counted too much.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What a launcher's metrics are called. `counts_cached`: prompt tokens found in the cache are among them."""
+    """The names of a launcher's metrics. `counts_cached`: prompt tokens found in the cache are included."""
 
     prompt: str
     completion: str
@@ -30,9 +30,9 @@ COUNTERS: Mapping[str, Counters] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterReading:
-    """One engine since its start, by its own counters and by the ledger; without a reason both were to be had.
+    """One engine since its start, by its own counters and by the ledger.
 
-    `why_not` says why the engine cannot be compared; its numbers are 0 then.
+    `why_not` says why the engine cannot be compared; its numbers are 0 then. Empty: both were available.
     """
 
     model: str
@@ -45,13 +45,14 @@ class CounterReading:
 
 
 def read_counters(counters: Counters, values: Mapping[str, float]) -> tuple[int, int]:
-    """(prompt, completion) of an engine's metrics. Raises KeyError if it does not tell one of them."""
+    """Return (prompt, completion) of an engine's metrics. Raises KeyError if one of them is missing."""
     return int(values[counters.prompt]), int(values[counters.completion])
 
 
 def compare_by_model(readings: Iterable[CounterReading]) -> list[dict[str, Any]]:
-    """Return one row per model: both sides, engine minus ledger, how many engines were compared, and which were not,
-    why.
+    """Return one row per model.
+
+    It has both sides, engine minus ledger, how many engines were compared, and which were not, with the reason.
     """
     rows: dict[str, dict[str, Any]] = {}
     for reading in sorted(readings, key=lambda reading: (reading.model, reading.replica)):

@@ -1,4 +1,4 @@
-"""One line of the log for each call, with what the usage row says of it; never a prompt, an answer or a key."""
+"""One line of the log for each call, with the content of its usage row; never a prompt, an answer or a key."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ TEMPLATE = logging.LogRecord(log.name, logging.INFO, "", 0, "call", None, None).
 
 
 def log_call(usage: Usage, refusal: Refusal | None) -> None:
-    """A call that reached an engine. `refusal`: what the client was told instead of an answer."""
+    """Log a call that reached an engine. `refusal`: what the client got instead of an answer."""
     if not log.isEnabledFor(logging.INFO):
         return
     record = logging.LogRecord.__new__(logging.LogRecord)
@@ -21,11 +21,14 @@ def log_call(usage: Usage, refusal: Refusal | None) -> None:
 
 
 def log_rejection(request_id: str, key: int | None, refusal: Refusal) -> None:
-    """A call that reached no engine. That of a key that is none only at DEBUG: a flood of them writes nothing."""
+    """Log a call that reached no engine.
+
+    One with an invalid key is logged only at DEBUG: a flood of them writes nothing.
+    """
     level = logging.DEBUG if isinstance(refusal, InvalidKey) else logging.INFO
     if log.isEnabledFor(level):
-        told = {"request_id": request_id, "key": key, "http": refusal.status, "code": refusal.code}
-        log.log(level, "turned away", extra={"facts": told})
+        facts = {"request_id": request_id, "key": key, "http": refusal.status, "code": refusal.code}
+        log.log(level, "turned away", extra={"facts": facts})
 
 
 def call_facts(usage: Usage, refusal: Refusal | None) -> dict[str, str | int | bool | None]:

@@ -1,4 +1,4 @@
-"""Where a call comes from: the address of the caller's computer, and what program it says it is. No I/O."""
+"""The origin of a call: the address of the caller's computer, and the program that it says it is. No I/O."""
 
 import ipaddress
 import re
@@ -10,14 +10,16 @@ from apiproxy.dataplane.downstream import Header
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # RFC 9110, "User-Agent": its first product, with a version if it has one. Comments (operating systems, devices) and
-# what follows are nobody's business.
+# what follows are private.
 PRODUCT = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,40}(?:/[\w!#$%&'*+.^`|~-]{1,39})?(?![^\s(])")
 
 
 class ClientAddress(NamedTuple):
-    """`address` "": not known (a Unix socket, or a proxy that tells none). `client`: at most 80 characters.
+    """Where a call comes from.
 
-    `end_user`: for whom that program calls, where the key lets it say so in headers (see `openwebui`); else "".
+    `address`: "" if not known (a Unix socket, or a proxy that names none). `client`: the program, at most 80
+    characters. `end_user`: the person who uses that program, where the key allows headers to name one (see
+    `openwebui`); else "".
     """
 
     address: str
@@ -26,26 +28,30 @@ class ClientAddress(NamedTuple):
 
 
 def client_address_of(peer: str, headers: dict[bytes, bytes], lines: Sequence[Header], proxies: int) -> ClientAddress:
-    """`peer`: whose connection it is. `headers` are `lines` by name. `proxies`: how many of ours stand in front."""
+    """Find out who calls.
+
+    `peer`: the address of the connection. `headers` are `lines` by name. `proxies`: how many of ours are in front.
+    """
     agent = headers.get(b"user-agent")
     where = forwarded_address(peer, lines, proxies) if proxies else parse_address(peer)
     return ClientAddress(where or "", product_of(agent) if agent else "")
 
 
 def forwarded_address(peer: str, lines: Sequence[Header], proxies: int) -> str | None:
-    """As `portal.web.client_address.client_address`: the n-th entry from the right, which no client can invent.
+    """Return the n-th entry from the right, which no client can invent.
 
-    Who did not come through all proxies is known by their connection.
+    As `portal.web.client_address.client_address` does. For a caller who did not come through all proxies, return the
+    address of the connection.
     """
     seen = b",".join([value for name, value in lines if name == b"x-forwarded-for"]).split(b",")
-    told = parse_address(seen[-proxies].decode("latin-1")) if len(seen) >= proxies else None
-    return told or parse_address(peer)
+    forwarded = parse_address(seen[-proxies].decode("latin-1")) if len(seen) >= proxies else None
+    return forwarded or parse_address(peer)
 
 
-# A caller's next request finds theirs again: 0.1 µs instead of 4.
+# Cached for a caller's next request: 0.1 µs instead of 4.
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> str | None:
-    """Return an address alone; an IPv4 one in IPv6's clothes as what it is. None for what is no address.
+    """Return the address alone; an IPv4 address written as IPv6 as IPv4. None for what is no address.
 
     Proxies may add a port, and brackets around IPv6.
     """
@@ -64,25 +70,25 @@ def parse_address(text: str) -> str | None:
 
 @lru_cache(maxsize=1024)
 def product_of(agent: bytes) -> str:
-    """ "OpenAI/Python" of "OpenAI/Python 2.8.0"; "" where none comes first."""
+    """Return "OpenAI/Python" for "OpenAI/Python 2.8.0"; "" if the text does not begin with a product."""
     found = PRODUCT.match(agent)
     return found.group().decode() if found else ""
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
-    """Return networks of IPv4 in IPv6's clothes as what they are. Raises ValueError."""
-    return tuple(_unmapped(ipaddress.ip_network(text)) for text in texts)
+    """Parse networks; IPv4 networks written as IPv6 become IPv4. Raises ValueError."""
+    return tuple(_unmap(ipaddress.ip_network(text)) for text in texts)
 
 
 def in_networks(where: str, allowed: Sequence[Network]) -> bool:
-    """Return whether this address ("": not known, so no) lies in one of the networks."""
+    """Return whether this address ("": not known, so no) is in one of the networks."""
     if not where:
         return False
     found = ipaddress.ip_address(where)
     return any(found in network for network in allowed)
 
 
-def _unmapped(network: Network) -> Network:
+def _unmap(network: Network) -> Network:
     mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
     if mapped is None or network.prefixlen < 96:
         return network

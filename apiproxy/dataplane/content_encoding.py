@@ -1,7 +1,7 @@
-"""Request bodies that come compressed (`Content-Encoding`): decompressed piece by piece, never more than is asked for.
+"""Request bodies that come compressed (`Content-Encoding`): decompressed piece by piece, no more than is asked for.
 
-gzip and deflate alone: Python 3.11 has no others, and no client of this API was seen to send br or zstd. Those are
-refused by name, with the header that tells a client what it may send instead (RFC 9110, 15.5.16).
+Only gzip and deflate: Python 3.11 has no others, and no client of this API was seen to send br or zstd. Those are
+refused by name, with the header that names what a client may send instead (RFC 9110, 15.5.16).
 """
 
 import asyncio
@@ -13,17 +13,17 @@ from apiproxy.dataplane.errors import BadRequest, UnknownCoding
 
 # Bytes that are decompressed at a time; other calls have their turn between them. 64 KB take 0.2 ms at most.
 PIECE = 64 * 1024
-# Members of one body. bgzip makes one of every 64 KB; of empty ones, 20 bytes each, a megabyte stops everybody for a
+# Members of one body. bgzip makes one of every 64 KB; of empty ones, 20 bytes each, a megabyte stops all calls for a
 # second.
 MEMBERS = 1000
 GZIP = 31  # of zlib's `wbits`: a gzip header is expected
 DEFLATE, RAW = 15, -15  # with zlib's header, as RFC 9110 has it; without one, as some send it
 
 
-def decoding(receive: Receive, coding: bytes) -> Receive:
-    """`receive` for the body as it was before it was encoded. Raises UnknownCoding.
+def decode_body(receive: Receive, coding: bytes) -> Receive:
+    """Return a `receive` for the body as it was before it was encoded. Raises UnknownCoding.
 
-    What it gives raises BadRequest for a body that is not encoded so.
+    It raises BadRequest for a body that is not encoded in that way.
     """
     name = coding.strip().lower().decode("latin-1")
     if name in ("", "identity"):
@@ -46,12 +46,12 @@ class Decoder:
         self._pending = False  # the stream has perhaps more to give for what it was given
 
     async def receive(self) -> Message:
-        """At most PIECE bytes of the body; empty only at its end."""
+        """Return at most PIECE bytes of the body; none only at its end."""
         piece = b""
         while not piece:
             if not self._input and not self._pending:
                 if not self._more:
-                    return self._end()
+                    return self._end_of_body()
                 message = await self._receive()
                 if message["type"] == "http.disconnect":
                     return message
@@ -66,24 +66,24 @@ class Decoder:
                 return b""
             self._members += 1
             if self._members > MEMBERS:
-                raise self._broken()
+                raise self._broken_error()
             self._stream = zlib.decompressobj(self._window_bits(self._input[0]))
         stream = self._stream
         try:
             piece: bytes = stream.decompress(self._input, PIECE)
         except zlib.error as error:
-            raise self._broken() from error
+            raise self._broken_error() from error
         self._pending = len(piece) == PIECE and not stream.eof
         self._input = stream.unconsumed_tail
         if stream.eof:
             self._input, self._stream = stream.unused_data, None
             if self._input and self._name == "deflate":
-                raise self._broken()
+                raise self._broken_error()
         return piece
 
-    def _end(self) -> Message:
+    def _end_of_body(self) -> Message:
         if self._stream is not None:
-            raise self._broken()
+            raise self._broken_error()
         return {"type": "http.request", "body": b"", "more_body": False}
 
     def _window_bits(self, first: int) -> int:
@@ -91,5 +91,5 @@ class Decoder:
             return GZIP
         return DEFLATE if first & 0x0F == zlib.DEFLATED else RAW
 
-    def _broken(self) -> BadRequest:
+    def _broken_error(self) -> BadRequest:
         return BadRequest("broken_coding", code="invalid_value", coding=self._name)

@@ -1,7 +1,7 @@
-"""Which pages of other origins may call `/v1` from a browser, and what browsers are told of it (the Fetch standard).
+"""Which pages of other origins may call `/v1` from a browser, and the headers that say so (the Fetch standard).
 
-Nothing here keeps anybody out: a browser keeps pages of other origins from reading answers, and from asking with an API
-key at all, unless it is told otherwise. No cookies are involved, so credentials in their sense are never allowed.
+These headers keep no caller out: a browser keeps pages of other origins from reading answers, and from sending an API
+key at all, unless headers allow it. No cookies are involved, so credentials in their sense are never allowed.
 """
 
 import re
@@ -11,7 +11,7 @@ from apiproxy.dataplane.downstream import Header
 
 # Seconds for which a browser remembers a preflight; Chromium cuts at two hours.
 REMEMBERED = b"7200"
-# What an answer's headers tell a page, beside those that every page may read.
+# The headers of an answer that a page may read, beside those that every page may.
 EXPOSED = (
     b"request-id, retry-after, retry-after-ms, x-request-id, x-should-retry, x-ratelimit-limit-requests, "
     b"x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, "
@@ -22,7 +22,7 @@ NAMES = re.compile(rb"[\w\-, ]{1,2000}")
 
 
 class Origins:
-    """`allowed`: as browsers write them (`https://chat.example.co.jp`), or `*` for all."""
+    """`allowed`: origins as browsers write them (`https://chat.example.co.jp`), or `*` for all."""
 
     def __init__(self, allowed: Collection[str]) -> None:
         self._all = "*" in allowed
@@ -32,7 +32,7 @@ class Origins:
         return bool(self._allowed)
 
     def headers(self, origin: bytes | None) -> list[Header]:
-        """Of every answer to a page of this origin; None: no browser told one."""
+        """Return the headers of an answer to a page of this origin; None: the request named none."""
         if not self._allowed:
             return []
         vary = (b"vary", b"origin")
@@ -41,7 +41,7 @@ class Origins:
         return [(b"access-control-allow-origin", origin), (b"access-control-expose-headers", EXPOSED), vary]
 
     def preflight(self, headers: dict[bytes, bytes], methods: bytes) -> list[Header]:
-        """Of the answer to a browser that asks what a page of this origin may ask; none if that is nothing."""
+        """Return the headers that answer a browser's question what a page of this origin may send; none if nothing."""
         origin = headers.get(b"origin")
         if origin is None or not (self._all or origin in self._allowed):
             return []

@@ -1,7 +1,7 @@
-"""What engines say when they fail or refuse, and what the client is told of it. No I/O.
+"""What engines say when they fail or refuse, and what the client receives of it. No I/O.
 
 An engine's own sentence goes on where it is about the request, without addresses and paths; a prompt or an answer that
-the context does not hold is told in the words that clients know, with the numbers. All else is ours or the engine's
+the context does not hold is reported in the words that clients know, with the numbers. All else is ours or the engine's
 fault, and nothing of it goes out.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from apiproxy.dataplane.engine_json import loads
 from apiproxy.dataplane.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
-from apiproxy.dataplane.formats.dialects import MESSAGES
+from apiproxy.dataplane.formats.api_formats import MESSAGES
 from apiproxy.dataplane.formats.requests import MAX_TOKENS, Call, Endpoint
 
 CONTEXT = re.compile(
@@ -20,7 +20,7 @@ CONTEXT = re.compile(
     r"|max_tokens.{0,40}too large",
     re.I,
 )
-# Where an engine runs and what is on its disk is nobody's business; what it says about the request is.
+# Where an engine runs and what is on its disk is not shown to clients; what it says about the request is.
 PRIVATE = re.compile(
     r"https?://\S+|(?<![\w.])/(?:[\w.@+-]+/)+[\w.@+-]*|Traceback \(most recent call last\)[\s\S]*"
     r"|(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?::\d{1,5})?(?!\w|\.\d)"
@@ -29,25 +29,25 @@ PRIVATE = re.compile(
 # Seconds after which to come back to an engine that is full and does not say when.
 BUSY_RETRY = 5
 LONGEST = 500  # characters of an engine's message that are passed on
-# vLLM's front lives on for a second when its engine has died, and tells all that were open (seen with 0.32).
-DEAD = re.compile(r"EngineCore (encountered|died)|EngineDeadError")
-# By these words llama.cpp (b11549) and llama-cpp-python answer 500 to what is wrong with a request.
-OURS_NOT = re.compile(
+# vLLM's front lives on for a second when its engine has died, and reports it to all open calls (seen with 0.32).
+DEAD_ENGINE = re.compile(r"EngineCore (encountered|died)|EngineDeadError")
+# Words with which llama.cpp (b11549) and llama-cpp-python answer 500 to a faulty request.
+REQUEST_FAULTS = re.compile(
     r"^(Failed to parse (messages|tools|input)|(image|audio|video|file) input is not supported|'\w+' is required"
     r"|Unsupported (content|role|message)|Missing '|Expected '|Invalid '|.{0,40}\[json\.exception\.)"
 )
-# Of an answer's beginning: an error object stands there alone, an answer has more members.
+# Bytes; an error object has no other members beside it, so longer bodies are answers.
 ERROR_BODY = 64 * 1024
 
 
-def says_dead(error: Any) -> bool:
-    """Return whether an engine's error (its body, or the object of a stream's event) tells that the engine is dead."""
+def reports_dead_engine(error: Any) -> bool:
+    """Return whether an engine's error (its body, or the object of a stream's event) means that the engine is dead."""
     text = error.decode(errors="replace") if isinstance(error, bytes) else str(error)
-    return bool(error) and DEAD.search(text) is not None
+    return bool(error) and DEAD_ENGINE.search(text) is not None
 
 
-def refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, retry_after: str = "") -> Refusal:
-    """What to tell the client when the engine answered with an error.
+def make_refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, retry_after: str = "") -> Refusal:
+    """Make the client's refusal from an engine's error.
 
     4xx other than 401, 403, 404 and 429 are about the request. By 429 and 503 an engine says that it takes no more now,
     and perhaps (`retry_after`, its header) until when.
@@ -55,16 +55,16 @@ def refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, retry_a
     if status in (429, 503):
         seconds = int(retry_after) if retry_after.isdecimal() and len(retry_after) < 6 else BUSY_RETRY
         return EngineBusy(status, {"retry-after": str(seconds)})
-    if status in (404, 405, 501) and not endpoint.everywhere:
+    if status in (404, 405, 501) and not endpoint.universal:
         return BadRequest("path_not_supported", param="model", model=call.model, path=endpoint.path)
-    error = error_of(body)
+    error = parse_error(body)
     text = PRIVATE.sub("…", str(error.get("message") or ""))[:LONGEST]
     if not (400 <= status < 500 and status not in (401, 403, 404, 408)) and not (
-        status == 500 and OURS_NOT.match(text)
+        status == 500 and REQUEST_FAULTS.match(text)
     ):
         return EngineFailed()
     if CONTEXT.search(f"{error.get('type')} {text}"):
-        return context_exceeded(numbers(error, text, call), endpoint, text)
+        return context_exceeded(read_token_counts(error, text, call), endpoint, text)
     param = error.get("param")
     return BadRequest(
         "engine_refused",
@@ -74,7 +74,7 @@ def refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, retry_a
     )
 
 
-def check(body: bytes, content_type: bytes, call: Call, endpoint: Endpoint) -> None:
+def check_answer(body: bytes, content_type: bytes, call: Call, endpoint: Endpoint) -> None:
     """Raise Refusal for a 200 that is no answer: a page of a proxy, nothing at all, or an error."""
     if endpoint.costs == "sound" and not content_type.startswith(b"text/html"):
         return  # a transcript may be plain text
@@ -89,11 +89,11 @@ def check(body: bytes, content_type: bytes, call: Call, endpoint: Endpoint) -> N
     error = answer.get("error") if isinstance(answer, dict) else None
     if error:
         code = error.get("code") if isinstance(error, dict) else None
-        raise refusal(code if isinstance(code, int) and 400 <= code < 600 else 500, body, call, endpoint)
+        raise make_refusal(code if isinstance(code, int) and 400 <= code < 600 else 500, body, call, endpoint)
 
 
-def unpacked(body: bytes, encoding: bytes, most: int) -> bytes:
-    """Return an answer in an encoding that nobody asked for, as it was meant. Raises Refusal."""
+def decompress(body: bytes, encoding: bytes, most: int) -> bytes:
+    """Return an answer in an encoding that was not asked for, decompressed. Raises Refusal."""
     if encoding in (b"", b"identity"):
         return body
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
@@ -108,7 +108,7 @@ def unpacked(body: bytes, encoding: bytes, most: int) -> bytes:
     return found
 
 
-def error_of(body: bytes) -> dict[str, Any]:
+def parse_error(body: bytes) -> dict[str, Any]:
     """Return the error object of an answer, whichever shape the engine gives it."""
     try:
         answer = loads(body)
@@ -122,7 +122,7 @@ def error_of(body: bytes) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Numbers:
+class TokenCounts:
     """Tokens, as far as they are known: what the context holds, what the prompt has, what the answer may have."""
 
     limit: int | None
@@ -130,7 +130,7 @@ class Numbers:
     answer: int | None
 
 
-# As vLLM (0.6 to 0.32), llama.cpp, OpenAI and others that we may stand before say it.
+# As vLLM (0.6 to 0.32), llama.cpp, OpenAI and other servers behind us write it.
 LIMIT = re.compile(
     r"(?:maximum (?:context|model) length (?:is|of)|max_model_len\D{0,12}|context size \(|context length(?: is)?)"
     r"\s*(\d+)",
@@ -147,18 +147,20 @@ ANSWER = re.compile(
 )
 
 
-def numbers(error: dict[str, Any], text: str, call: Call) -> Numbers:
+def read_token_counts(error: dict[str, Any], text: str, call: Call) -> TokenCounts:
     asked = next((value for name in MAX_TOKENS if (value := call.value(name) or 0) > 0), None)
-    prompt, limit = _count(error.get("n_prompt_tokens")), _count(error.get("n_ctx"))
-    return Numbers(
-        limit=limit or _found(LIMIT, text), prompt=prompt or _found(PROMPT, text), answer=_found(ANSWER, text) or asked
+    prompt, limit = _positive_int(error.get("n_prompt_tokens")), _positive_int(error.get("n_ctx"))
+    return TokenCounts(
+        limit=limit or _search_number(LIMIT, text),
+        prompt=prompt or _search_number(PROMPT, text),
+        answer=_search_number(ANSWER, text) or asked,
     )
 
 
-def context_exceeded(found: Numbers, endpoint: Endpoint, text: str) -> ContextExceeded:
-    """In the words that clients look for: OpenAI's, or Anthropic's on its path."""
+def context_exceeded(found: TokenCounts, endpoint: Endpoint, text: str) -> ContextExceeded:
+    """Make the refusal in the words that clients look for: OpenAI's, or Anthropic's on its path."""
     limit, prompt, answer = found.limit, found.prompt, found.answer
-    anthropic = "anthropic_" if endpoint.dialect is MESSAGES else ""
+    anthropic = "anthropic_" if endpoint.api_format is MESSAGES else ""
     code = "context_length_exceeded"
     if limit is not None and prompt is not None and (prompt >= limit or not answer):
         return ContextExceeded(f"{anthropic}prompt_too_long", code=code, param="messages", limit=limit, prompt=prompt)
@@ -172,10 +174,10 @@ def context_exceeded(found: Numbers, endpoint: Endpoint, text: str) -> ContextEx
     return ContextExceeded(code, param="messages", detail=text)
 
 
-def _found(pattern: re.Pattern[str], text: str) -> int | None:
+def _search_number(pattern: re.Pattern[str], text: str) -> int | None:
     match = pattern.search(text)
     return int(next(group for group in match.groups() if group)[:9]) if match else None
 
 
-def _count(value: Any) -> int | None:
+def _positive_int(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else None

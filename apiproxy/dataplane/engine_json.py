@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-# Levels of nesting; what orjson encodes. Answers have about ten. To show or encode 900 is a RecursionError.
+# Levels of nesting: as many as orjson encodes. Answers have about ten. To show or encode 900 is a RecursionError.
 DEPTH = 254
 
 
@@ -14,27 +14,27 @@ def loads(data: bytes | str) -> Any:
     try:
         found = orjson.loads(data)
     except orjson.JSONDecodeError:
-        found = _exactly(data)
-    if len(data) > 2 * DEPTH and _brackets(data) > DEPTH and _depth(found) > DEPTH:
+        found = _loads_exactly(data)
+    if len(data) > 2 * DEPTH and _count_brackets(data) > DEPTH and _measure_depth(found) > DEPTH:
         raise ValueError("nested too deeply")
     return found
 
 
-def _exactly(data: bytes | str) -> Any:
+def _loads_exactly(data: bytes | str) -> Any:
     try:
         return json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def _brackets(data: bytes | str) -> int:
+def _count_brackets(data: bytes | str) -> int:
     if isinstance(data, str):
         return data.count("[") + data.count("{")
     return data.count(b"[") + data.count(b"{")
 
 
-def _depth(value: Any) -> int:
-    """Return levels, level by level: 4 MB of log probabilities take 35 ms."""
+def _measure_depth(value: Any) -> int:
+    """Return the number of levels, counted level by level: 4 MB of log probabilities take 35 ms."""
     level, depth = [value], 0
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1

@@ -2,7 +2,7 @@
 
 Refusal
 ├── InvalidKey              401  invalid_api_key
-├── ForeignNetwork          403  network_not_allowed
+├── NetworkNotAllowed       403  network_not_allowed
 ├── UnknownPath             404  unknown_url
 ├── WrongMethod             405  method_not_allowed
 ├── UnknownModel            404  model_not_found
@@ -21,9 +21,9 @@ Refusal
 │   ├── TooManyAtOnce       429  rate_limit_exceeded        (of one key)
 │   └── ServerBusy          503  server_busy                (of all)
 ├── OverQuota               429  insufficient_quota         (a day's or month's limit)
-├── HeldBack                429  batch_held_back            (a batch key's call, while others need the engines)
-├── NoReplica               503  model_unavailable, model_loading
-├── NotMetered              503  metering_unavailable
+├── BatchBusy               429  batch_held_back            (a batch key's call, while others need the engines)
+├── ModelUnavailable        503  model_unavailable, model_loading
+├── MeteringUnavailable     503  metering_unavailable
 ├── Internal                500  internal_error
 ├── EngineFailed            502  engine_error
 ├── EngineBusy              429  engine_busy                (or 503: as the engine said)
@@ -281,7 +281,7 @@ MESSAGES: dict[str, dict[Language, str]] = {
     },
     "suspected_poison": {
         "en": "An engine died while it worked on this very request, so it is not sent to another for {minutes} minutes. "
-        "Change the request, or tell the operators the request id.",
+        "Change the request, or report the request id to the operators.",
         "ja": "これと同じリクエストの処理中にエンジンが異常終了したため、{minutes} 分間は送信できません。"
         "内容を変えるか、リクエスト ID を運用管理者にお知らせください。",
     },
@@ -294,7 +294,7 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "ja": "モデルから時間内に応答がありませんでした。",
     },
     "internal_error": {
-        "en": "The server failed while it worked on this request. Tell the operators the request id.",
+        "en": "The server failed while it worked on this request. Report the request id to the operators.",
         "ja": "リクエストの処理中にサーバーでエラーが発生しました。リクエスト ID を運用管理者にお知らせください。",
     },
     "shutting_down": {
@@ -327,7 +327,7 @@ WORDS: dict[Language, dict[str, str]] = {
 
 
 class ClientDisconnected(Exception):
-    """The client closed its connection before its request was complete. No refusal: nobody is there to read one."""
+    """The client closed its connection before its request was complete. No refusal: no client is left to read one."""
 
 
 class Refusal(Exception):
@@ -345,17 +345,21 @@ class Refusal(Exception):
         headers: dict[str, str] | None = None,
         **facts: Any,
     ) -> None:
-        """`text` names a row of MESSAGES, `facts` fill it; `code` is what clients see, by default the same word."""
+        """Make a refusal.
+
+        `text` names a row of MESSAGES, `facts` fill it; `code` is what clients see, by default the same word.
+        """
         super().__init__(text)
         self.text = text
         self.code = code or text
         self.param = param
         self.headers = headers or {}
         self.facts = facts
-        self.logged = False  # the log's line of its call tells of it, and its row of usage
+        self.logged = False  # in the log's line of its call, and in its row of usage
         self.model = ""  # the name of the model that it is about, if the key may use that
 
     def message(self, language: Language) -> str:
+        """Return the sentence for the caller."""
         words = WORDS[language]
         facts = {
             name: words.get(value, value) if isinstance(value, str) else value for name, value in self.facts.items()
@@ -363,7 +367,7 @@ class Refusal(Exception):
         return MESSAGES[self.text][language].format(param=self.param, **facts)
 
     def error(self, language: Language) -> dict[str, Any]:
-        """OpenAI's error object."""
+        """Return OpenAI's error object."""
         return {"message": self.message(language), "type": self.type, "param": self.param, "code": self.code}
 
 
@@ -501,7 +505,7 @@ class EngineFailed(Refusal):
 
 
 class EngineBusy(Refusal):
-    """Of an engine that takes no more, in its own status (429 or 503) and with its own word on when to come back."""
+    """An engine takes no more; with its own status (429 or 503) and its own time to come back."""
 
     type = "server_error"
 

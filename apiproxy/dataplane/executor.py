@@ -1,7 +1,7 @@
-"""A thread for calls that block, which keeps no process from ending.
+"""An executor with one thread for calls that block, which does not keep the process from ending.
 
-The threads of a ThreadPoolExecutor are joined when the interpreter ends: one that waits for a database that hangs
-would keep a gateway from ending after SIGTERM until it is killed.
+The threads of a ThreadPoolExecutor are joined when the interpreter ends: one that waits for a database that hangs would
+keep a gateway from ending after SIGTERM until it is killed.
 """
 
 import threading
@@ -24,11 +24,11 @@ class DaemonExecutor(Executor):
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         future: Future[T] = Future()
-        self._calls.put(partial(_call, [future], function, args, kwargs))
+        self._calls.put(partial(_run_call, [future], function, args, kwargs))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """The thread ends after the calls that it has been given; never waits for it."""
+        """End the thread after the calls that it has been given, without waiting for it."""
         self._calls.put(None)
 
     def _run(self) -> None:
@@ -37,15 +37,18 @@ class DaemonExecutor(Executor):
             del call  # what it was given, and what came of it, is not kept until the next one
 
 
-def _call(futures: list[Future[T]], function: Callable[..., T], args: Any, kwargs: Any) -> None:
-    """`futures`: the one to be told, out of which it is taken. An error holds this frame by its traceback; if the frame
-    held the future, which holds the error, only the garbage collector could free what the function was given."""
+def _run_call(futures: list[Future[T]], function: Callable[..., T], args: Any, kwargs: Any) -> None:
+    """Run the call and set its future, which is taken out of `futures`.
+
+    An error holds this frame by its traceback; if the frame held the future, which holds the error, only the garbage
+    collector could free the function's arguments.
+    """
     future = futures.pop()
     if not future.set_running_or_notify_cancel():
         return
     try:
         result = function(*args, **kwargs)
-    except BaseException as error:  # noqa: BLE001 - it is for whoever asked
+    except BaseException as error:  # noqa: BLE001 - the caller gets it
         future.set_exception(error)
     else:
         future.set_result(result)

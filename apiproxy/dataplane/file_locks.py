@@ -5,20 +5,20 @@ import os
 from pathlib import Path
 
 
-def take(path: Path) -> int:
-    """Return a descriptor that holds the lock on this file, made if it is not there; waits for it."""
-    return _take(path, fcntl.LOCK_EX)
+def acquire(path: Path) -> int:
+    """Return a descriptor that holds the lock on this file; make the file if needed, wait for the lock."""
+    return _acquire(path, fcntl.LOCK_EX)
 
 
-def try_to_take(path: Path) -> int | None:
-    """Return the same without waiting: None if somebody else holds it."""
+def try_to_acquire(path: Path) -> int | None:
+    """Return the same without waiting: None if another process holds it."""
     try:
-        return _take(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return _acquire(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return None
 
 
-def _take(path: Path, operation: int) -> int:
+def _acquire(path: Path, operation: int) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -26,12 +26,12 @@ def _take(path: Path, operation: int) -> int:
         except BaseException:
             os.close(descriptor)
             raise
-        if _still_there(descriptor, path):
+        if _is_current(descriptor, path):
             return descriptor
-        os.close(descriptor)  # whoever held it before us has removed it: a lock on it would say nothing
+        os.close(descriptor)  # its last holder has deleted it: a lock on it would mean nothing
 
 
-def _still_there(descriptor: int, path: Path) -> bool:
+def _is_current(descriptor: int, path: Path) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

@@ -44,7 +44,7 @@ from apiproxy.dataplane.errors import (
 )
 from apiproxy.dataplane.executor import DaemonExecutor
 from apiproxy.dataplane.formats import requests, transcription
-from apiproxy.dataplane.formats.dialects import CHAT, MESSAGES, Dialect
+from apiproxy.dataplane.formats.api_formats import CHAT, MESSAGES, ApiFormat
 from apiproxy.dataplane.formats.requests import ENDPOINTS, Call, Endpoint
 from apiproxy.dataplane.host_watch import EngineWatch, HostWatch, SignOfLife, distant_hosts
 from apiproxy.dataplane.ledger import Spool
@@ -54,7 +54,7 @@ from apiproxy.dataplane.metrics import Gauge, Metrics, State
 from apiproxy.dataplane.rejection_counts import RejectionCounts
 from apiproxy.dataplane.relay import STREAM_HEADERS, Exchange, Outcome
 from apiproxy.dataplane.request_bodies import RequestBodies
-from apiproxy.dataplane.routes import WITHOUT_V1, tidied
+from apiproxy.dataplane.routes import WITHOUT_V1, normalise_path
 from apiproxy.dataplane.scheduler import BACKLOGGED_AFTER, Lease, QueuedRequest, Scheduler
 from apiproxy.dataplane.throughput import ThroughputEstimator
 from apiproxy.dataplane.token_usage import Tokens
@@ -158,12 +158,12 @@ class Gateway:
         path = scope["path"]
         endpoint = ENDPOINTS.get(path)
         if endpoint is None:
-            path = tidied(path)
+            path = normalise_path(path)
             endpoint = ENDPOINTS.get(path)
-        dialect = endpoint.dialect if endpoint else CHAT
+        api_format = endpoint.api_format if endpoint else CHAT
         if self._crossed:
             client.always = self._origins.headers(headers.get(b"origin"))
-        if dialect is MESSAGES:  # its SDKs show it by this name
+        if api_format is MESSAGES:  # its SDKs show it by this name
             client.always = [*client.always, (b"request-id", request_id.encode())]
         language: Language = "ja" if headers.get(b"accept-language", b"").startswith(b"ja") else "en"
         key: Key | None = None
@@ -182,7 +182,7 @@ class Gateway:
             if key.networks and not in_networks(caller.address, key.networks):
                 raise NetworkNotAllowed("network_not_allowed", address=caller.address or "?")
             if key.takes_user_headers:
-                caller = caller._replace(end_user=openwebui.person(headers))
+                caller = caller._replace(end_user=openwebui.find_person(headers))
             if endpoint is not None and scope["method"] == "POST":
                 if endpoint.costs == "sound":
                     await self._pass_upload(endpoint, headers, key, caller, receive, client, request_id)
@@ -204,17 +204,17 @@ class Gateway:
                 client.answer(200, [JSON, (b"x-request-id", request_id.encode())], found)
         except Refusal as refusal:
             self._turn_away(refusal, key, request_id)
-            refuse(client, refusal, dialect, language, request_id)
+            refuse(client, refusal, api_format, language, request_id)
         except ClientDisconnected:
             log.debug("%s: the client left before its request was complete", request_id)
         except Exception:  # nothing a client sends may show it our stack
             log.exception("call %s", request_id, extra={"facts": {"request_id": request_id}})
-            refuse(client, Internal(), dialect, language, request_id)
+            refuse(client, Internal(), api_format, language, request_id)
         await client.sent()
 
     def _turn_away(self, refusal: Refusal, key: Key | None, request_id: str) -> None:
         """Count and log a refusal. That of a call which reached an engine stands in its usage already."""
-        self.metrics.refusal(refusal.code)
+        self.metrics.count_rejection(refusal.code)
         if refusal.logged:
             return
         access_log.log_rejection(request_id, key.id if key else None, refusal)
@@ -266,8 +266,8 @@ class Gateway:
     def _models(self, path: str, key: Key) -> bytes:
         name = path.removeprefix("/v1/models").removeprefix("/")
         if not name:
-            return requests.models_body(self.catalogue.offered(key, self.wall()))
-        return requests.model_body(name, self._model(key, name, self.wall()))
+            return requests.encode_models(self.catalogue.offered(key, self.wall()))
+        return requests.encode_model(name, self._model(key, name, self.wall()))
 
     def _named(self, name: str) -> Model | None:
         return self.catalogue.models.get(name)
@@ -324,7 +324,7 @@ class Gateway:
             if call.media:
                 media_urls.check(call.media, self.terms.media_domains)
             if key.batch:
-                call.lighten()  # it may wait for minutes
+                call.drop_values()  # it may wait for minutes
                 waiter = self._waiter(call, endpoint, model, client, request_id, upload)
                 turn = await self._turn(waiter, client, upload)
                 model = self._model(key, call.model, self.wall())  # as it is now
@@ -335,7 +335,7 @@ class Gateway:
             if waiter is None or not waiter.patient:
                 raise
             self._turn_away(refusal, key, request_id)
-            client.last(endpoint.dialect.event(refusal, key.language) + endpoint.dialect.farewell)
+            client.last(endpoint.api_format.encode_event(refusal, key.language) + endpoint.api_format.stream_terminator)
         finally:
             if turn is not None:
                 turn.end()
@@ -344,7 +344,7 @@ class Gateway:
         self, call: Call, endpoint: Endpoint, model: Model, client: Client, request_id: str, upload: Upload | None
     ) -> QueuedRequest:
         kept_patient = call.stream and endpoint.streams and upload is None
-        heartbeat = endpoint.dialect.heartbeat if kept_patient else b""
+        heartbeat = endpoint.api_format.heartbeat if kept_patient else b""
         headers = [*STREAM_HEADERS, (b"x-request-id", request_id.encode())]
         return QueuedRequest(model, client, self._clock(), heartbeat, headers)
 
@@ -383,9 +383,9 @@ class Gateway:
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
         replica = (turn.replica if turn is not None else None) or self._choose(model)
         estimate = (
-            transcription.reservation(upload.expected)
+            transcription.estimate_reservation(upload.expected)
             if upload
-            else requests.estimate(call, endpoint, model, self.terms)
+            else requests.estimate_tokens(call, endpoint, model, self.terms)
         )
         now = self.wall()
         hold = await self.limits.admit(key.limits, model.id, estimate, now)
@@ -535,7 +535,7 @@ class Gateway:
         exchange.explain(refusal)
 
     def _tell_death(self, death: Death, model: str) -> None:
-        self.metrics.death(model, death.verdict)
+        self.metrics.count_engine_death(model, death.verdict)
         facts = {"request_id": death.request_id, "key": death.key, "replica": death.replica, "calls": death.calls}
         log.error("an engine of %s died under a call (%s)", model, death.verdict, extra={"facts": facts})
         self.suspects.tell(death)
@@ -569,7 +569,7 @@ class Gateway:
         try:
             # After a stale connection a fresh one: an engine that closed one has perhaps closed the others as well. For
             # an upload always a fresh one, for it cannot be sent again.
-            connection = None if upload is not None or stale else pool.idle(self._clock())
+            connection = None if upload is not None or stale else pool.take_idle(self._clock())
             connection = connection or await self._connect(pool, meter.model)
             exchange.attempt(connection, request)
             if upload is not None:
@@ -622,7 +622,7 @@ class Gateway:
     def replace(self, catalogue: Catalogue) -> None:
         """From now on this catalogue is in force; calls under way go on under the old one."""
         if catalogue.models is not self.catalogue.models:
-            self.metrics.forget(catalogue.models)
+            self.metrics.forget_others(catalogue.models)
         self.catalogue = catalogue
         self._digests.clear()
         served = {replica.url for model in catalogue.models.values() for replica in model.replicas}
@@ -868,11 +868,11 @@ class CallMeter:
                 self._endpoint,
                 replica.upstream_model,
                 force_stream=assemble,
-                more=self._members(replica),
-                afresh=self.model.external,
+                extra=self._members(replica),
+                re_encode=self.model.external,
             )
             if self._call.size > SMALL:
-                self._call.lighten()
+                self._call.drop_values()
             head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
 
@@ -894,10 +894,10 @@ class CallMeter:
         """What the engine is told beside what the client says."""
         call, endpoint = self._call, self._endpoint
         terms = self._gateway.terms
-        members = requests.bounding(call, endpoint, self.model, terms, limited=self._limited)
+        members = requests.max_tokens_members(call, endpoint, self.model, terms, limited=self._limited)
         if not self.model.external:
-            members |= requests.caching(call, self.model, terms, self.key.tenant)
-        if self.key.batch and replica.sorts and endpoint.sorted:
+            members |= requests.cache_members(call, self.model, terms, self.key.tenant)
+        if self.key.batch and replica.sorts and endpoint.takes_priority:
             members["priority"] = requests.BATCH_PRIORITY
         return members
 
@@ -937,7 +937,7 @@ class CallMeter:
         self._write_down(exchange.used()[0])
 
     def _write_down(self, tokens: Tokens) -> None:
-        self._gateway.spool.open(self._usage("interrupted", tokens, estimated=True))
+        self._gateway.spool.open_call(self._usage("interrupted", tokens, estimated=True))
 
     def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
         """Whatever is at fault, what was used is recorded and nothing stays reserved, here or when the call is over."""
@@ -946,7 +946,7 @@ class CallMeter:
             tokens, estimated = tokens.within(most), True
         try:
             usage = self._usage(status, tokens, estimated=estimated)
-            self._gateway.spool.close(usage)
+            self._gateway.spool.close_call(usage)
             self._closed = usage
         finally:
             self._hold.settle(tokens.prompt + tokens.completion)
@@ -957,19 +957,21 @@ class CallMeter:
         metrics, model = self._gateway.metrics, self.model
         path, prompt, completion = self._endpoint.path, tokens.prompt, tokens.completion
         if (exchange := self.exchange) is None:
-            metrics.request(path, model.name, status)
-            metrics.tokens(model.name, prompt, completion)
+            metrics.count_request(path, model.name, status)
+            metrics.count_tokens(model.name, prompt, completion)
         else:
             first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
             lasted = exchange.now() - exchange.began
-            metrics.ended(path, model.name, status, prompt, completion, first, lasted)
+            metrics.count_call(
+                path, model.name, status, prompt=prompt, completion=completion, first_byte=first, whole=lasted
+            )
             if status == "finished":
-                self._gateway.paces.learn(model.id, tokens.completion / self._call.answers, lasted)
+                self._gateway.paces.observe(model.id, tokens.completion / self._call.answers, lasted)
                 if exchange.first_byte_at is not None and (events := exchange.events):
-                    metrics.stream(model.name, events, exchange.heard_at - exchange.first_byte_at)
+                    metrics.observe_stream(model.name, events, exchange.heard_at - exchange.first_byte_at)
 
     def guess(self, seconds: float) -> int:
-        made = self._gateway.paces.guess(self.model.id, seconds) * self._call.answers
+        made = self._gateway.paces.estimate(self.model.id, seconds) * self._call.answers
         return round(min(made, requests.max_generated(self._call, self._endpoint, self.model)))
 
     def finish(self) -> None:
@@ -1038,7 +1040,7 @@ def assembles(call: Call, endpoint: Endpoint, model: Model) -> bool:
     # An engine that we do not know may be a llama.cpp, which tells the usage of one answer of several; in a stream it
     # can be counted. No engine streams a beam search.
     several = call.answers > 1 and not call.fields.get("use_beam_search")
-    return model.external and several and endpoint.dialect.asks_usage
+    return model.external and several and endpoint.api_format.needs_usage_option
 
 
 def is_models(path: str) -> bool:
@@ -1064,7 +1066,7 @@ def given_key(headers: dict[bytes, bytes]) -> str:
     return text.strip()
 
 
-def refuse(client: Client, refusal: Refusal, dialect: Dialect, language: Language, request_id: str) -> None:
+def refuse(client: Client, refusal: Refusal, api_format: ApiFormat, language: Language, request_id: str) -> None:
     headers = [(name.encode(), value.encode()) for name, value in refusal.headers.items()]
-    body = dialect.error(refusal, language)
+    body = api_format.encode_error(refusal, language)
     client.answer(refusal.status, [JSON, (b"x-request-id", request_id.encode()), *headers], body)

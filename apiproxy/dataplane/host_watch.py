@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from apiproxy.dataplane.catalogue import Replica
-from apiproxy.dataplane.upstream import NO_WAY, Header, Pool, Unreachable, UpstreamError
+from apiproxy.dataplane.upstream import UNREACHABLE_ERRNOS, Header, Pool, Unreachable, UpstreamError
 
 K = TypeVar("K")
 EVERY = 0.5  # seconds between two questions
@@ -218,7 +218,7 @@ class Attempt:
         wrong with us (no descriptor, no port) says nothing of it either."""
         if self._told == errno.EINPROGRESS:
             self._told = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._connected()
-        return self._told != errno.EINPROGRESS and self._told not in NO_WAY
+        return self._told != errno.EINPROGRESS and self._told not in UNREACHABLE_ERRNOS
 
     def _connected(self) -> int:
         try:

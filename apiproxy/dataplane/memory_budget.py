@@ -1,8 +1,9 @@
 """How much memory callers may make this process hold: a bound for each of them and one for all together.
 
-Whoever keeps what somebody else decides the size of (a request's body, an upload whose model is not known, an answer
-that has to be whole before it goes out) opens a `BudgetShare` for its caller, takes from it before a piece is kept, and
-closes it when the memory is free again. Over a bound nothing is kept: the one who asks for more is refused.
+Code that keeps something whose size a client or an engine decides (a request's body, an upload whose model is not
+known, an answer that has to be whole before it goes out) opens a `BudgetShare` for its caller, takes from it before a
+piece is kept, and closes it when the memory is free again. Over a bound nothing is kept: the caller who asks for more
+is refused.
 """
 
 from collections.abc import Callable, Hashable
@@ -13,9 +14,9 @@ from apiproxy.dataplane.errors import OverMemory, ServerBusy, TooManyAtOnce
 
 MB = 1024 * 1024
 # A share of up to so many bytes may use all of the budget, larger ones leave an eighth of it: long documents of some
-# never turn away the short questions of others. A conversation of 15,000 tokens has about 64 KB.
+# callers never keep out short questions of others. A conversation of 15,000 tokens has about 64 KB.
 SMALL = 64 * 1024
-# Of larger blocks no more than the pieces in which they came lies among others.
+# Of larger blocks no more than this, the pieces in which they came, lies among others.
 SCATTERED = 128 * 1024
 # Seconds after which those who were refused are asked to come back; SDKs do so by themselves.
 RETRY = 2
@@ -23,14 +24,14 @@ RETRY = 2
 
 @dataclass(slots=True)
 class BudgetOwner:
-    """What one caller holds: bytes, and how many bodies that have not arrived whole."""
+    """What one caller holds: bytes, and how many bodies that are still arriving."""
 
     held: int = 0
     arriving: int = 0
 
 
 class MemoryBudget:
-    """`total`: bytes of all owners together, `each`: of one. An owner is whatever tells callers apart: a key's id."""
+    """`total`: bytes of all owners together, `each`: of one. An owner is what distinguishes callers: a key's id."""
 
     def __init__(self, total: int, each: int) -> None:
         self.total = total
@@ -38,7 +39,7 @@ class MemoryBudget:
         self.held = 0
         self.scattered = 0  # bytes given back so far that may still lie among others, see `memory`
         self.for_large = total - total // 8
-        # Asked for room by somebody who would hold so many bytes; gives whether there is more of it now (see
+        # Called for an owner who would hold this many bytes; returns whether there is more room now (see
         # `request_bodies`).
         self.make_room: Callable[[int], bool] = lambda owned: False
         self._owners: dict[Hashable, BudgetOwner] = {}
@@ -47,7 +48,7 @@ class MemoryBudget:
         """Return an empty share of this owner. Close it in any case: it is a context manager too."""
         found = self._owners.get(owner)
         if found is None:
-            # Kept: making it anew for each call would take longer, and there are no more than keys.
+            # Kept: making one for each call would take longer, and there are no more of them than keys.
             found = self._owners[owner] = BudgetOwner()
         return BudgetShare(self, found)
 
@@ -56,7 +57,7 @@ class MemoryBudget:
         return found.held if found else 0
 
     def refusal(self, owned: int) -> OverMemory:
-        """Of one who would hold so many bytes."""
+        """Make the refusal of an owner who would hold this many bytes."""
         headers = {"retry-after": str(RETRY)}
         if owned > self.each:
             return TooManyAtOnce("too_many_bytes", headers=headers, amount=self.each // MB)
@@ -74,7 +75,7 @@ class BudgetShare:
         self.held = 0
 
     def take(self, size: int) -> None:
-        """So many bytes more, before they are kept. Raises OverMemory, and then nothing was taken."""
+        """Take this many bytes more, before they are kept. Raises OverMemory; nothing was taken then."""
         budget, owner = self._budget, self.owner
         held, owned, total = self.held + size, owner.held + size, budget.held + size
         while owned > budget.each or total > (budget.total if held <= SMALL else budget.for_large):
@@ -84,7 +85,7 @@ class BudgetShare:
         self.held, owner.held, budget.held = held, owned, total
 
     def give_back(self, size: int) -> None:
-        """So many bytes of it are free again."""
+        """Give back this many bytes."""
         size = min(size, self.held)
         self.held -= size
         self.owner.held -= size
@@ -92,7 +93,7 @@ class BudgetShare:
         self._budget.scattered += min(size, SCATTERED)
 
     def close(self) -> None:
-        """All of it is free again."""
+        """Give back all that is held."""
         if held := self.held:
             budget = self._budget
             self.held = 0

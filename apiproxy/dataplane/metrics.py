@@ -39,13 +39,13 @@ HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     BETWEEN: ("Between two tokens of a finished stream, on average: one observation a stream.", SHORT),
 }
 STATE: Key = ("state",)
-# A worker tells its state once a second; one that has not for so long is dead, or as good as dead.
+# A worker publishes its state once a second; one that has not for this many seconds is dead, or as good as dead.
 SILENCE = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """What one worker is doing. `catalogue_age`: seconds since the database last said that nothing had changed."""
+    """What one worker is doing. `catalogue_age`: seconds since the database last confirmed that nothing had changed."""
 
     in_flight: int
     spool_bytes: int
@@ -60,7 +60,7 @@ class State:
     tasks_down: int = 0
 
 
-# In the order of State's fields: name, help, what several workers' values come to.
+# In the order of State's fields: name, help, how several workers' values are combined.
 STATES: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
     ("madoguchi_in_flight", "Calls under way.", sum),
     ("madoguchi_spool_bytes", "Usage not yet in the database.", sum),
@@ -78,29 +78,33 @@ LAYOUT = repr((COUNTERS, HISTOGRAMS, len(STATES)))
 
 
 class Metrics:
-    def __init__(self, tally: CounterFile, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock` is the same for all workers of a host."""
-        self._tally = tally
+    def __init__(self, counters: CounterFile, clock: Callable[[], float] = time.monotonic) -> None:
+        """Count in this file. `clock` is the same for all workers of a host."""
+        self._counters = counters
         self._clock = clock
 
-    def ended(
+    def count_call(
         self,
         endpoint: str,
         model: str,
         ending: str,
+        *,
         prompt: int,
         completion: int,
         first_byte: float | None,
         whole: float,
     ) -> None:
-        """As `request`, `tokens` and `times`. Without their calls, as it is counted for each call (3 of 8 µs)."""
-        find, numbers = self._tally.places.get, self._tally.numbers
+        """Count a call that has ended, as `count_request`, `count_tokens` and `observe_times` do.
+
+        Without calling them, because this runs for each call (3 of 8 µs).
+        """
+        find, numbers = self._counters.places.get, self._counters.numbers
         request, whole_at = find((REQUESTS, endpoint, model, ending)), find((WHOLE, model))
         read, made = find((TOKENS, model, "prompt")), find((TOKENS, model, "completion"))
         if request is None or read is None or made is None or whole_at is None:
-            self.request(endpoint, model, ending)
-            self.tokens(model, prompt, completion)
-            self.times(model, first_byte, whole)
+            self.count_request(endpoint, model, ending)
+            self.count_tokens(model, prompt, completion)
+            self.observe_times(model, first_byte, whole)
             return
         numbers[request] += 1
         numbers[read] += prompt
@@ -110,64 +114,64 @@ class Metrics:
         if first_byte is not None:
             self._observe(FIRST, model, first_byte)
 
-    def request(self, endpoint: str, model: str, ending: str) -> None:
-        self._tally.add((REQUESTS, endpoint, model, ending), 1, (0, 1))
+    def count_request(self, endpoint: str, model: str, ending: str) -> None:
+        self._counters.add((REQUESTS, endpoint, model, ending), 1, (0, 1))
 
-    def tokens(self, model: str, prompt: int, completion: int) -> None:
-        self._tally.add((TOKENS, model, "prompt"), 1, (0, prompt))
-        self._tally.add((TOKENS, model, "completion"), 1, (0, completion))
+    def count_tokens(self, model: str, prompt: int, completion: int) -> None:
+        self._counters.add((TOKENS, model, "prompt"), 1, (0, prompt))
+        self._counters.add((TOKENS, model, "completion"), 1, (0, completion))
 
-    def times(self, model: str, first_byte: float | None, whole: float) -> None:
-        """Seconds; `first_byte` None: there was none."""
+    def observe_times(self, model: str, first_byte: float | None, whole: float) -> None:
+        """Observe a call's times in seconds; `first_byte` None: there was none."""
         if first_byte is not None:
             self._observe(FIRST, model, first_byte)
         self._observe(WHOLE, model, whole)
 
-    def stream(self, model: str, events: int, seconds: float) -> None:
-        """A finished stream of so many events, with so many seconds from the first to the last."""
+    def observe_stream(self, model: str, events: int, seconds: float) -> None:
+        """Observe a finished stream of this many events, with this many seconds from the first to the last."""
         if events > 1:
             self._observe(BETWEEN, model, seconds / (events - 1))
 
-    def refusal(self, code: str) -> None:
-        self._tally.add((REFUSALS, code), 1, (0, 1))
+    def count_rejection(self, code: str) -> None:
+        self._counters.add((REFUSALS, code), 1, (0, 1))
 
-    def death(self, model: str, verdict: str) -> None:
-        self._tally.add((DEATHS, model, verdict), 1, (0, 1))
+    def count_engine_death(self, model: str, verdict: str) -> None:
+        self._counters.add((DEATHS, model, verdict), 1, (0, 1))
 
-    def lost(self, usages: int) -> None:
-        self._tally.add((LOST,), 1, (0, usages))
+    def count_lost_usage(self, usages: int) -> None:
+        self._counters.add((LOST,), 1, (0, usages))
 
-    def task_failed(self, task: str) -> None:
-        self._tally.add((FAILURES, task), 1, (0, 1))
+    def count_task_failure(self, task: str) -> None:
+        self._counters.add((FAILURES, task), 1, (0, 1))
 
-    def state(self, state: State) -> None:
-        """Call it about once a second, and before `text`."""
-        self._tally.put(STATE, [self._clock(), *map(float, astuple(state))])
+    def set_state(self, state: State) -> None:
+        """Publish this worker's state. Call it about once a second, and before `render`."""
+        self._counters.put(STATE, [self._clock(), *map(float, astuple(state))])
 
-    def forget(self, models: Container[str]) -> None:
+    def forget_others(self, models: Container[str]) -> None:
         """Drop the numbers of models that are not among these."""
-        self._tally.forget(lambda key: model_of(key) not in models and model_of(key) != "")
+        self._counters.forget(lambda key: model_of(key) not in models and model_of(key) != "")
 
     def close(self) -> None:
-        self._tally.put(STATE, [0.0] * (1 + len(STATES)))
-        self._tally.close()
+        self._counters.put(STATE, [0.0] * (1 + len(STATES)))
+        self._counters.close()
 
-    def text(self, models: Container[str], gauges: Iterable[Gauge]) -> bytes:
-        """The exposition format, version 0.0.4, of all workers of this host. `models`: of others nothing is told.
+    def render(self, models: Container[str], gauges: Iterable[Gauge]) -> bytes:
+        """Return the exposition format, version 0.0.4, of all workers of this host.
 
-        `gauges` are this worker's own; those of one name stand together.
+        `models`: other models are left out. `gauges` are this worker's own; those of one name are adjacent.
         """
-        workers = self._tally.all()
-        total = {key: row for key, row in added(workers).items() if model_of(key) in models or model_of(key) == ""}
+        workers = self._counters.read_all()
+        total = {key: row for key, row in sum_rows(workers).items() if model_of(key) in models or model_of(key) == ""}
         now = self._clock()
         states = [rows[STATE][1:] for rows in workers if STATE in rows and 0 <= now - rows[STATE][0] < SILENCE]
         lines = [*counter_lines(total), *histogram_lines(total), *gauge_lines([*state_gauges(states), *gauges])]
         return ("\n".join(lines) + "\n").encode()
 
     def _observe(self, name: str, model: str, value: float) -> None:
-        """A row is how many values lie below each bound and above the last, and their sum."""
+        """Count a value in its histogram's row: how many lie below each bound and above the last, then their sum."""
         bounds = HISTOGRAMS[name][1]
-        self._tally.add((name, model), len(bounds) + 2, (bisect_left(bounds, value), 1), (len(bounds) + 1, value))
+        self._counters.add((name, model), len(bounds) + 2, (bisect_left(bounds, value), 1), (len(bounds) + 1, value))
 
 
 def model_of(key: Key) -> str:
@@ -179,7 +183,7 @@ def model_of(key: Key) -> str:
     return values[labels.index("model")] if "model" in labels else ""
 
 
-def added(workers: list[dict[Key, list[float]]]) -> dict[Key, list[float]]:
+def sum_rows(workers: list[dict[Key, list[float]]]) -> dict[Key, list[float]]:
     total: dict[Key, list[float]] = {}
     for rows in workers:
         for key, row in rows.items():
@@ -190,20 +194,20 @@ def added(workers: list[dict[Key, list[float]]]) -> dict[Key, list[float]]:
 
 def counter_lines(total: dict[Key, list[float]]) -> Iterator[str]:
     for name, (help_text, labels) in COUNTERS.items():
-        yield from heading(name, help_text, "counter")
+        yield from format_heading(name, help_text, "counter")
         for key, row in total.items():
             if key[0] == name:
-                yield f"{name}{braces(tuple(zip(labels, key[1:], strict=True)))} {number(row[0])}"
+                yield f"{name}{format_labels(tuple(zip(labels, key[1:], strict=True)))} {format_number(row[0])}"
 
 
 def histogram_lines(total: dict[Key, list[float]]) -> Iterator[str]:
     for name, (help_text, bounds) in HISTOGRAMS.items():
-        yield from heading(name, help_text, "histogram")
+        yield from format_heading(name, help_text, "histogram")
         for (_, model), row in [(key, row) for key, row in total.items() if key[0] == name]:
             for bound, count in zip((*bounds, "+Inf"), accumulate(row[:-1]), strict=True):
-                yield f"{name}_bucket{braces((('model', model), ('le', str(bound))))} {number(count)}"
-            yield f"{name}_sum{braces((('model', model),))} {number(row[-1])}"
-            yield f"{name}_count{braces((('model', model),))} {number(sum(row[:-1]))}"
+                yield f"{name}_bucket{format_labels((('model', model), ('le', str(bound))))} {format_number(count)}"
+            yield f"{name}_sum{format_labels((('model', model),))} {format_number(row[-1])}"
+            yield f"{name}_count{format_labels((('model', model),))} {format_number(sum(row[:-1]))}"
 
 
 def state_gauges(states: list[list[float]]) -> Iterator[Gauge]:
@@ -214,25 +218,25 @@ def state_gauges(states: list[list[float]]) -> Iterator[Gauge]:
 
 
 def gauge_lines(gauges: Iterable[Gauge]) -> Iterator[str]:
-    told = ""
+    previous = ""
     for name, help_text, labels, value in gauges:
-        if name != told:
-            yield from heading(name, help_text, "gauge")
-            told = name
-        yield f"{name}{braces(labels)} {number(value)}"
+        if name != previous:
+            yield from format_heading(name, help_text, "gauge")
+            previous = name
+        yield f"{name}{format_labels(labels)} {format_number(value)}"
 
 
-def heading(name: str, help_text: str, kind: str) -> Iterator[str]:
+def format_heading(name: str, help_text: str, kind: str) -> Iterator[str]:
     yield f"# HELP {name} {help_text}"
     yield f"# TYPE {name} {kind}"
 
 
-def number(value: float) -> str:
-    """In full: six digits, as `g` gives, would make a rate of a large counter nonsense."""
+def format_number(value: float) -> str:
+    """Write a number in full: six digits, as `g` gives, would make a rate of a large counter nonsense."""
     return str(int(value)) if value == int(value) else repr(value)
 
 
-def braces(labels: Labels) -> str:
+def format_labels(labels: Labels) -> str:
     if not labels:
         return ""
     # Model names hold no quotes or backslashes: the registry's validator says so.

@@ -1,8 +1,8 @@
-"""Numbers of this worker in a mapped file, beside those of its fellows: whoever is asked can add up all of them.
+"""Counters of this worker in a mapped file, beside those of the other workers: any worker can add up all of them.
 
-A number is counted where it stays: in pages that the kernel keeps when the process is killed. A worker that starts
-goes on counting in the file of one that ended, so there are as many files as workers ever ran at the same time, and
-no sum ever becomes smaller. No worker writes to the file of another that lives.
+A number is counted where it stays: in pages that the kernel keeps when the process is killed. A worker that starts goes
+on counting in the file of one that ended, so there are as many files as workers ever ran at the same time, and no sum
+ever becomes smaller. No worker writes to the file of another that lives.
 
 A file is 8 bytes that name its layout, the bytes in use (a double), then rows: the lengths of key and numbers (two
 u32), the key as a JSON list padded with blanks to a multiple of 8 bytes, the numbers (doubles). A row is whole before
@@ -17,7 +17,7 @@ import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from apiproxy.dataplane.file_locks import try_to_take
+from apiproxy.dataplane.file_locks import try_to_acquire
 
 Key = tuple[str, ...]
 HEAD = 16
@@ -27,11 +27,11 @@ GROWTH = 64 * 1024  # bytes; a model that is in use takes about 1 KB
 class CounterFile:
     """`add` and `put` never wait and never fail: on a full disk, what has no row yet is not counted until it has.
 
-    `places`: by key, where in `numbers` its row begins. Both are made anew now and then: look them up each time.
+    `places`: by key, where in `numbers` its row begins. Both are replaced now and then: look them up each time.
     """
 
     def __init__(self, directory: Path, layout: str) -> None:
-        """Take over a file that nobody holds, or make one. Numbers of another `layout` are given up."""
+        """Take over a file whose worker has ended, or make one. Numbers of another `layout` are dropped."""
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = directory
         self._layout = hashlib.sha256(layout.encode()).digest()[:8]
@@ -41,7 +41,7 @@ class CounterFile:
     def add(self, key: Key, size: int, *amounts: tuple[int, float]) -> None:
         """Add each amount to the number at its place in a row of `size`."""
         at = self.places.get(key)
-        if at is None and (at := self._row(key, size)) is None:
+        if at is None and (at := self._add_row(key, size)) is None:
             return
         numbers = self.numbers
         for place, amount in amounts:
@@ -50,16 +50,13 @@ class CounterFile:
     def put(self, key: Key, values: list[float]) -> None:
         """Set a whole row."""
         at = self.places.get(key)
-        if at is None and (at := self._row(key, len(values))) is None:
+        if at is None and (at := self._add_row(key, len(values))) is None:
             return
         for place, value in enumerate(values, at):
             self.numbers[place] = value
 
-    def all(self) -> list[dict[Key, list[float]]]:
-        """Return the rows of each file: of this worker, its fellows.
-
-        And of the dead whose files wait for a successor.
-        """
+    def read_all(self) -> list[dict[Key, list[float]]]:
+        """Return the rows of each file: of this worker, of the others, and of dead ones without a successor."""
         copies = (path.read_bytes() for path in sorted(self._directory.glob("*.numbers")))
         return [read_rows(data) for data in copies if data[:8] == self._layout]
 
@@ -80,7 +77,7 @@ class CounterFile:
         self._open()
 
     def close(self) -> None:
-        """Whoever starts next goes on with this file."""
+        """Close the file; the next worker that starts goes on with it."""
         os.close(self._file)
         os.close(self._lock)
 
@@ -104,7 +101,7 @@ class CounterFile:
         if isinstance(self._memory, mmap.mmap):
             self._memory.close()
 
-    def _row(self, key: Key, size: int) -> int | None:
+    def _add_row(self, key: Key, size: int) -> int | None:
         """Return the index of a new row's first number; None: there is no room on the disk."""
         row = pack_key(key, [0.0] * size)
         if int(self.numbers[1]) + len(row) > len(self._memory) and not self._grow(len(row)):
@@ -116,7 +113,7 @@ class CounterFile:
         return at
 
     def _grow(self, least: int) -> bool:
-        """Room for so many bytes more. They are allocated: a page without a block on a full disk would kill us."""
+        """Make room for this many bytes more; allocated, for a page without a block on a full disk would kill us."""
         try:
             os.posix_fallocate(self._file, 0, os.fstat(self._file).st_size + max(GROWTH, least + HEAD))
         except OSError:
@@ -129,7 +126,7 @@ class CounterFile:
 def claim_file(directory: Path) -> tuple[Path, int]:
     """Return the first file whose worker has ended, or a new one, and the lock on it."""
     number = 0
-    while (lock := try_to_take(directory / f"{number}.lock")) is None:
+    while (lock := try_to_acquire(directory / f"{number}.lock")) is None:
         number += 1
     return directory / f"{number}.numbers", lock
 
@@ -145,7 +142,7 @@ def read_rows(data: bytes) -> dict[Key, list[float]]:
 
 
 def parse_rows(data: bytes) -> Iterator[tuple[Key, int, int]]:
-    """Key, place and number of its numbers, of each row; ends where a power cut has left nonsense."""
+    """Yield key, place and number of its numbers, of each row; end where a power cut has left nonsense."""
     (used,) = struct.unpack_from("d", data, 8)
     at = HEAD
     while at + 8 <= min(used, len(data)):

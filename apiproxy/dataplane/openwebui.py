@@ -1,9 +1,9 @@
-"""Who sits behind an Open WebUI: the person that it names with a call. No I/O.
+"""The person behind an Open WebUI: the one that it names with a call. No I/O.
 
 Open WebUI does so where its administrator sets ENABLE_FORWARD_USER_INFO_HEADERS: in headers of their own, or, with
 FORWARD_USER_INFO_HEADER_JWT_SECRET (0.7 and newer), as the claims of a token. The signature of that token is not
-checked, and need not be: only calls with a key that allows it are read, and whoever holds the key may as well send the
-member `user`. What is named is counted by, and gives no rights.
+checked, and need not be: only calls with a key that allows it are read, and the holder of the key could as well send
+the member `user`. The name is used for counting, and gives no rights.
 """
 
 import base64
@@ -11,7 +11,7 @@ import binascii
 
 import orjson
 
-from apiproxy.dataplane.formats.requests import end_user
+from apiproxy.dataplane.formats.requests import clean_end_user
 
 EMAIL = b"x-openwebui-user-email"
 ID = b"x-openwebui-user-id"
@@ -20,22 +20,25 @@ TOKEN = b"x-openwebui-user-jwt"
 LONGEST = 4096
 
 
-def person(headers: dict[bytes, bytes]) -> str:
-    """Return the mail address of the person who is named, else the id; "" where nobody is. As `end_user` keeps it."""
+def find_person(headers: dict[bytes, bytes]) -> str:
+    """Return the mail address of the person who is named, else the id; "" if no person is named.
+
+    As `clean_end_user` keeps it.
+    """
     token = headers.get(TOKEN)
-    claims = _claims(token) if token else {}
-    for named in (claims.get("email"), claims.get("sub"), _text(headers, EMAIL), _text(headers, ID)):
-        if found := end_user(named):
+    claims = _decode_claims(token) if token else {}
+    for named in (claims.get("email"), claims.get("sub"), _header_text(headers, EMAIL), _header_text(headers, ID)):
+        if found := clean_end_user(named):
             return found
     return ""
 
 
-def _text(headers: dict[bytes, bytes], name: bytes) -> str:
+def _header_text(headers: dict[bytes, bytes], name: bytes) -> str:
     return headers.get(name, b"").decode(errors="replace").strip()
 
 
-def _claims(token: bytes) -> dict[str, object]:
-    """Of a JSON Web Token (RFC 7519); none where it is none."""
+def _decode_claims(token: bytes) -> dict[str, object]:
+    """Return the claims of a JSON Web Token (RFC 7519); none if it is not one."""
     pieces = token.split(b".", 3)
     if len(token) > LONGEST or len(pieces) != 3:
         return {}

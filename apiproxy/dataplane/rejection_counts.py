@@ -1,7 +1,8 @@
 """How many calls of each key were refused, by hour and reason, on the way to the database. No I/O.
 
 A refused call costs no row of its own. What was counted since the last flush is lost if the process is killed; what a
-database took without being able to say so is counted twice: sums to look at, nobody is charged for them.
+database took without being able to confirm it is counted twice: these sums are for information, no charge depends on
+them.
 """
 
 from collections.abc import Mapping
@@ -10,8 +11,8 @@ from typing import NamedTuple
 from apiproxy.dataplane.catalogue import Key
 
 QUARTER = 900  # seconds: what hours of any time zone consist of
-# Groups that wait for the database, about 300 bytes each: 2,000 people who are refused in each quarter of the six hours
-# that it is away. Of what is more only /metrics tells.
+# Groups that wait for the database, about 300 bytes each: 2,000 people who are refused in each quarter of an hour of
+# six hours without it. Beyond that, only /metrics counts them.
 MAX_GROUPS = 50_000
 
 
@@ -31,7 +32,7 @@ class RejectionCounts:
         self._counts: dict[Group, int] = {}
 
     def count(self, key: Key, model: str, code: str, now: float) -> None:
-        """One call of this key, at `now` (Unix seconds)."""
+        """Count one call of this key, at `now` (Unix seconds)."""
         self._add(Group(int(now) // QUARTER * QUARTER, key.tenant, key.user, key.id, model, code), 1)
 
     def take(self) -> Mapping[Group, int]:
@@ -40,7 +41,7 @@ class RejectionCounts:
         return counts
 
     def give_back(self, counts: Mapping[Group, int]) -> None:
-        """They could not be written; `take` gives them again, with what came meanwhile."""
+        """Take back counts that could not be written; `take` returns them again, with what came meanwhile."""
         for group, requests in counts.items():
             self._add(group, requests)
 

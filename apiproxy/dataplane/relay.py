@@ -15,7 +15,7 @@ from apiproxy.dataplane import engine_errors
 from apiproxy.dataplane.downstream import Client, Header
 from apiproxy.dataplane.errors import BadRequest, EngineFailed, Language, Refusal
 from apiproxy.dataplane.formats import requests
-from apiproxy.dataplane.formats.dialects import Dialect
+from apiproxy.dataplane.formats.api_formats import ApiFormat
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import Accumulator
@@ -78,12 +78,12 @@ class Exchange:
     """
 
     __slots__ = (
+        "_api_format",
         "_assembly",
         "_call",
         "_client",
         "_connection",
         "_content_type",
-        "_dialect",
         "_encoding",
         "_endpoint",
         "_headers",
@@ -136,7 +136,7 @@ class Exchange:
         """
         self._call = call
         self._endpoint = endpoint
-        self._dialect = endpoint.dialect
+        self._api_format = endpoint.api_format
         self._client = client
         self._meter = meter
         self.assembles = assemble
@@ -213,7 +213,7 @@ class Exchange:
     @property
     def says_dead(self) -> bool:
         """Whether the engine's front told that the engine behind it is dead."""
-        return self._says_dead or (self._reader is not None and engine_errors.says_dead(self._reader.error))
+        return self._says_dead or (self._reader is not None and engine_errors.reports_dead_engine(self._reader.error))
 
     @property
     def refusal(self) -> Refusal:
@@ -259,10 +259,10 @@ class Exchange:
             if now - self.beat_at >= every:
                 self.beat_at = now
                 self._begin(Stage.PATIENT)
-                self._client.piece(self._dialect.heartbeat)
+                self._client.piece(self._api_format.heartbeat)
         elif reader is not None and not reader.done and now - max(self.beat_at, self.heard_at) >= every:
             self.beat_at = now
-            self._client.piece(self._dialect.ping)
+            self._client.piece(self._api_format.ping)
 
     def free(self) -> None:
         """Give the memory back that the answer took."""
@@ -279,7 +279,7 @@ class Exchange:
             return False
         if self._stage in (Stage.PATIENT, Stage.LISTENING):
             self._outcome = self._waiter = None
-            self._last(self._dialect.event(refusal, self._language) + self._dialect.farewell)
+            self._last(self._api_format.encode_event(refusal, self._language) + self._api_format.stream_terminator)
         return True
 
     @property
@@ -334,8 +334,10 @@ class Exchange:
             asked = readers.StreamContext(
                 usage=usage, n=self._call.n, prompts=self._call.prompts, model=self._call.model
             )
-            self._reader = self._dialect.reader(asked, partial(sanitised_error, self._dialect, self._language))
-            self._assembly = self._dialect.assembly() if self.assembles else None
+            self._reader = self._api_format.make_reader(
+                asked, partial(sanitised_error, self._api_format, self._language)
+            )
+            self._assembly = self._api_format.make_accumulator() if self.assembles else None
 
     def data(self, piece: bytes) -> None:
         self.heard_at = self.now()
@@ -360,7 +362,7 @@ class Exchange:
     def chunk(self, framed: bytes, start: int) -> None:
         """The way of nearly every token: what need not be changed goes on in the frame that it came in."""
         reader = self._reader
-        if self._stage is not LISTENING or reader is None or not reader.plain(framed, start):
+        if self._stage is not LISTENING or reader is None or not reader.accept_verbatim(framed, start):
             self.data(framed[start:-2])
             return
         self.heard_at = self.now()
@@ -403,8 +405,8 @@ class Exchange:
 
     def _refused(self) -> None:
         body = b"".join(self._pieces)[:MAX_ERROR_BODY]
-        self._says_dead = self._status == 500 and engine_errors.says_dead(body)
-        self._refusal = engine_errors.refusal(
+        self._says_dead = self._status == 500 and engine_errors.reports_dead_engine(body)
+        self._refusal = engine_errors.make_refusal(
             self._status, body, self._call, self._endpoint, retry_after=self._retry_after
         )
         self._finish(Outcome.REFUSED)
@@ -440,7 +442,7 @@ class Exchange:
             self._meter.open()
             self._begin(Stage.LISTENING)
         if reader.done:
-            self._close("finished" if reader.finished() else "failed")
+            self._close("finished" if reader.is_finished() else "failed")
         self._client.piece(through)
         if self._client.waiting and self._connection is not None:
             self._connection.pause()
@@ -452,27 +454,29 @@ class Exchange:
             self._pass(rest, reader)
         if self._outcome is not None:
             return
-        done = reader.done and reader.finished()
-        if self._assembly is not None and (done or reader.told_finish()):
+        done = reader.done and reader.is_finished()
+        if self._assembly is not None and (done or reader.has_finish_reason()):
             self._end_assembly(reader, self._assembly)
         elif self._assembly is None and self._stage is Stage.LISTENING and done:
             self._last(b"")
-        elif self._assembly is None and self._stage is Stage.LISTENING and not reader.done and reader.told_finish():
+        elif (
+            self._assembly is None and self._stage is Stage.LISTENING and not reader.done and reader.has_finish_reason()
+        ):
             self._close("finished")
-            self._last(self._dialect.farewell)  # which the engine left out
+            self._last(self._api_format.stream_terminator)  # which the engine left out
         else:
             self._broke_off()
 
     def _end_unary(self, body: bytes) -> None:
         try:
             if self._encoding:
-                body = engine_errors.unpacked(body, self._encoding, MAX_ANSWER)
-            engine_errors.check(body, self._content_type, self._call, self._endpoint)
+                body = engine_errors.decompress(body, self._encoding, MAX_ANSWER)
+            engine_errors.check_answer(body, self._content_type, self._call, self._endpoint)
         except Refusal as refusal:
             self._refusal = refusal
             self._finish(Outcome.REFUSED)
             return
-        tokens, estimated = requests.used_tokens(body, self._call, self._endpoint)
+        tokens, estimated = requests.read_used_tokens(body, self._call, self._endpoint)
         silent = self._stage is Stage.SILENT
         # A stream that was kept alive cannot become a JSON.
         self._meter.close("finished" if silent else "failed", tokens, estimated=estimated)
@@ -485,7 +489,7 @@ class Exchange:
     def _end_assembly(self, reader: readers.Reader, assembly: Accumulator) -> None:
         usage = reader.usage
         if usage is None:  # llama-cpp-python tells none in streams; an answer in one piece always has it
-            used, _ = reader.used(self._call.prompt_estimate)
+            used, _ = reader.count_usage(self._call.prompt_estimate)
             usage = {"prompt_tokens": used.prompt, "completion_tokens": used.completion, "total_tokens": used.total}
         with is_understood():
             body = assembly.body(usage)
@@ -497,8 +501,12 @@ class Exchange:
         reader = self._reader
         if self._stage is Stage.LISTENING:
             self._close("failed")
-            event = b"" if reader and reader.error is not None else self._dialect.event(self.refusal, self._language)
-            self._last(event if reader and reader.done else event + self._dialect.farewell)
+            event = (
+                b""
+                if reader and reader.error is not None
+                else self._api_format.encode_event(self.refusal, self._language)
+            )
+            self._last(event if reader and reader.done else event + self._api_format.stream_terminator)
         elif self._stage is Stage.SILENT or self._stage is Stage.PATIENT:
             if reader is not None and reader.events:
                 self._close("failed")  # tokens that no client will see, but a GPU has made
@@ -516,7 +524,7 @@ class Exchange:
         """What the call has used so far, and whether that is an estimate."""
         prompt, reader = self._call.prompt_estimate, self._reader
         if reader is not None:
-            return reader.used(prompt)
+            return reader.count_usage(prompt)
         return Tokens(prompt=prompt, completion=self._meter.guess(self.now() - self.began)), True
 
     # --- to the client
@@ -572,9 +580,9 @@ def invalid_answer(error: Exception) -> Broken:
     return Broken(f"an event is not what its format asks for ({type(error).__name__})")
 
 
-def sanitised_error(dialect: Dialect, language: Language, error: Any) -> bytes:
+def sanitised_error(api_format: ApiFormat, language: Language, error: Any) -> bytes:
     """Return the event that takes the place of an engine's own error event, which may name addresses and paths.
 
     No method: a reader that knew the exchange which knows it could be freed by the garbage collector only.
     """
-    return dialect.event(EngineFailed(), language)
+    return api_format.encode_event(EngineFailed(), language)

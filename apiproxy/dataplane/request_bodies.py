@@ -1,9 +1,10 @@
 """Request bodies of `/v1` on their way in: bounded, counted from the head on, decoded where they come compressed.
 
 A body's bytes are taken from its caller's share of the memory budget before they are waited for, as far as its length
-is told; what comes without a length, or grows when it is decompressed, is taken as it comes. So a caller who cannot be
-served is told so before the body is sent. Where all of the budget is taken, whoever holds most of it gives up what has
-been coming for longest: else three keys with a dozen bodies that never come would keep everybody out.
+is given; what comes without a length, or grows when it is decompressed, is taken as it comes. So a caller who cannot be
+served is refused before the body is sent. Where the whole budget is taken, the caller that holds most of it gives up
+the body that has been coming for longest: otherwise three keys with a dozen bodies that never come would lock out all
+others.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from apiproxy.dataplane.catalogue import Limit
-from apiproxy.dataplane.content_encoding import decoding
+from apiproxy.dataplane.content_encoding import decode_body
 from apiproxy.dataplane.downstream import Message, Receive
 from apiproxy.dataplane.errors import BodyTooLarge, BodyTooSlow, ClientDisconnected, Refusal, ServerBusy
 from apiproxy.dataplane.limits.local import refusal as over_limit
@@ -21,14 +22,14 @@ from apiproxy.dataplane.memory_budget import MB, RETRY, BudgetShare, MemoryBudge
 # Seconds between two pieces of a body, as nginx's client_body_timeout, and for all of it: as SDKs give up themselves.
 PIECE_SECONDS = 60.0
 WHOLE_SECONDS = 600.0
-# Seconds in which a body is not given up for others.
+# Seconds during which a body is not given up for others.
 SAFE_SECONDS = 5.0
 
 
 class ArrivingBody:
-    """A body of which more is awaited, as a context: in it the task may be ended by `end`, which then raises why."""
+    """A body of which more is awaited, as a context: `give_up` may end its task, and the context then raises why."""
 
-    __slots__ = ("_all", "_clock", "begun_at", "ended", "heard_at", "share", "task")
+    __slots__ = ("_all", "_clock", "begun_at", "heard_at", "refusal", "share", "task")
 
     def __init__(self, arrivals: "set[ArrivingBody]", share: BudgetShare, clock: Callable[[], float]) -> None:
         self._all = arrivals
@@ -36,7 +37,7 @@ class ArrivingBody:
         self.share = share
         self.task = asyncio.current_task()
         self.begun_at = self.heard_at = clock()
-        self.ended: Refusal | None = None
+        self.refusal: Refusal | None = None
 
     def __enter__(self) -> Self:
         self._all.add(self)
@@ -44,22 +45,23 @@ class ArrivingBody:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._all.discard(self)
-        if kind is asyncio.CancelledError and self.ended is not None and self.task is not None:
+        if kind is asyncio.CancelledError and self.refusal is not None and self.task is not None:
             self.task.uncancel()
-            raise self.ended from None
+            raise self.refusal from None
 
-    def heard(self) -> None:
-        """Some of it came."""
+    def note_progress(self) -> None:
+        """Note that some of it came."""
         self.heard_at = self._clock()
 
-    def end(self, refusal: Refusal) -> None:
-        if self.task is not None and self.ended is None:
-            self.ended = refusal
+    def give_up(self, refusal: Refusal) -> None:
+        """End the task that waits for the body, with this refusal."""
+        if self.task is not None and self.refusal is None:
+            self.refusal = refusal
             self.task.cancel()
 
 
 class RequestBodies:
-    """`most`: bytes of a body, decompressed. Call `sweep` about once a second: it ends those that do not come."""
+    """Reads bodies of at most `most` bytes, decompressed. Call `sweep` about once a second: it ends stalled ones."""
 
     def __init__(self, *, most: int, budget: MemoryBudget, clock: Callable[[], float]) -> None:
         self._most = most
@@ -73,28 +75,28 @@ class RequestBodies:
     async def read(
         self, headers: dict[bytes, bytes], receive: Receive, share: BudgetShare, limits: Sequence[Limit]
     ) -> bytes:
-        """The whole body; its bytes are in the share. `limits` of the caller: as many of its bodies arrive at a time
-        as calls may run at a time.
+        """Return the whole body; its bytes are in the share.
 
-        Raises BodyTooLarge and OverMemory (both before reading it, where its length is told), OverRate,
-        UnknownCoding, BadRequest for what cannot be decoded, BodyTooSlow and ClientLeft.
+        `limits` of the caller: as many of its bodies may arrive at a time as calls may run at a time. Raises
+        BodyTooLarge and OverMemory (both before reading, where the length is given), OverRate, UnknownCoding,
+        BadRequest for what cannot be decoded, BodyTooSlow and ClientDisconnected.
         """
         length = headers.get(b"content-length", b"0")
-        told = int(length) if length.isdigit() else 0
-        if told > self._most:
+        size = int(length) if length.isdigit() else 0
+        if size > self._most:
             raise self._too_large()
-        share.take(told)
+        share.take(size)
         if b"content-encoding" in headers:
-            receive = decoding(receive, headers[b"content-encoding"])
+            receive = decode_body(receive, headers[b"content-encoding"])
         owner = share.owner
         if owner.arriving:
             check_arriving(limits, owner.arriving)
         owner.arriving += 1
         try:
             with self.arrival(share) as arrival:
-                body, more = piece_of(await receive())
+                body, more = read_piece(await receive())
                 if more or len(body) > share.held:
-                    body = await self._rest(body, more, receive, share, arrival)
+                    body = await self._read_rest(body, more, receive, share, arrival)
                 return body
         finally:
             owner.arriving -= 1
@@ -105,7 +107,7 @@ class RequestBodies:
             raise self._too_large()
         share.take(len(body))
 
-    async def _rest(
+    async def _read_rest(
         self, first: bytes, more: bool, receive: Receive, share: BudgetShare, arrival: ArrivingBody
     ) -> bytes:
         # Grown in place: the system moves large blocks without copying them. Joining pieces would need twice the memory
@@ -118,24 +120,25 @@ class RequestBodies:
                 share.take(len(body) - share.held)
             if not more:
                 return bytes(body)
-            piece, more = piece_of(await receive())
-            arrival.heard()
+            piece, more = read_piece(await receive())
+            arrival.note_progress()
             body += piece
 
     def sweep(self) -> None:
+        """Give up bodies that have stalled or take too long."""
         now = self._clock()
         for arrival in list(self._arrivals):
             if now - arrival.heard_at > PIECE_SECONDS or now - arrival.begun_at > WHOLE_SECONDS:
-                arrival.end(BodyTooSlow("request_timeout", seconds=math.ceil(PIECE_SECONDS)))
+                arrival.give_up(BodyTooSlow("request_timeout", seconds=math.ceil(PIECE_SECONDS)))
 
     def _make_room(self, owned: int) -> bool:
-        """Give up a body for somebody who would hold so many bytes with all that is theirs; whether there was one."""
+        """Give up a body for a caller who would hold this many bytes; return whether there was one."""
         oldest = self._clock() - SAFE_SECONDS
-        slow = [one for one in self._arrivals if one.begun_at < oldest and one.share.held and one.ended is None]
+        slow = [one for one in self._arrivals if one.begun_at < oldest and one.share.held and one.refusal is None]
         given_up = max(slow, key=lambda one: (one.share.owner.held, -one.begun_at), default=None)
         if given_up is None or given_up.share.owner.held <= owned:
             return False
-        given_up.end(ServerBusy("server_busy", headers={"retry-after": str(RETRY)}, seconds=RETRY))
+        given_up.give_up(ServerBusy("server_busy", headers={"retry-after": str(RETRY)}, seconds=RETRY))
         given_up.share.close()
         return True
 
@@ -151,8 +154,8 @@ def check_arriving(limits: Sequence[Limit], arriving: int) -> None:
             raise over_limit(limit, math.inf, 0.0)
 
 
-def piece_of(message: Message) -> tuple[bytes, bool]:
-    """Return some of a request's body, and whether there is more. Raises ClientLeft."""
+def read_piece(message: Message) -> tuple[bytes, bool]:
+    """Return a piece of a request's body, and whether there is more. Raises ClientDisconnected."""
     if message["type"] == "http.disconnect":
         raise ClientDisconnected
     return message.get("body", b""), message.get("more_body", False)

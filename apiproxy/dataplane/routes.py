@@ -1,11 +1,11 @@
-"""Which paths are the gateway's, and how they may also be written."""
+"""The gateway's paths, and how they may also be written."""
 
 import re
 
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-# As rerankers of Cohere's second version and clients of other servers ask for them, beside `/v1/rerank`.
+# Requested by clients of Cohere's second version and of other servers, beside `/v1/rerank`.
 RERANKERS = frozenset({"/rerank", "/v2/rerank"})
-# What clients ask for whose base URL lacks its `/v1`. The gateway tells them so: they cannot read the portal's pages.
+# Requested by clients whose base URL lacks `/v1`. The gateway says so: they cannot read the portal's pages.
 WITHOUT_V1 = frozenset(
     {
         "/audio/transcriptions",
@@ -25,11 +25,11 @@ OTHERS = PROBES | RERANKERS | WITHOUT_V1
 SLASHES = re.compile("//+")
 
 
-def is_gateways(path: str) -> bool:
+def is_gateway_path(path: str) -> bool:
     """Return whether the gateway answers this path itself; any other is the portal's."""
     return path.startswith(("/v1/", "//")) or path in OTHERS
 
 
-def tidied(path: str) -> str:
+def normalise_path(path: str) -> str:
     """Return the path that is meant: base URLs are often written with a slash too many."""
     return SLASHES.sub("/", path).rstrip("/") or "/"

@@ -1,13 +1,13 @@
 """Uploads (multipart/form-data) on their way to an engine, piece by piece, however large: never held whole.
 
-Where the call goes and who may send it there is known from the field `model`. Clients that write the fields before the
-file (openai-python, Dify, Open WebUI, whatever uses httpx or requests) are passed on from the file's first byte. What
-comes before `model` is held in memory and nowhere else, for nobody's recording may reach a disk: openai-node and
-OpenAI's own curl example send `file` first, so that OpenAI's own bound for a file, EARLY, is held; a larger file has to
-come after its model's name.
+The field `model` decides where the call goes and who may send it there. Clients that write the fields before the file
+(openai-python, Dify, Open WebUI, everything that uses httpx or requests) are passed on from the file's first byte. What
+comes before `model` is held in memory and nowhere else, because no recording may reach a disk: openai-node and OpenAI's
+own curl example send `file` first, so up to MAX_HELD is held, which is OpenAI's own bound for a file; a larger file has
+to come after its model's name.
 
 A part goes on as it came, under the client's own boundary; only the value of `model` is replaced and, for streams,
-`stream_include_usage` added. An upload cannot be replayed: an engine that has had a byte of it is the only one.
+`stream_include_usage` added. An upload cannot be replayed: once an engine has had a byte of it, no other can be tried.
 """
 
 import asyncio
@@ -21,35 +21,35 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from apiproxy.dataplane.catalogue import Limit
-from apiproxy.dataplane.content_encoding import decoding
+from apiproxy.dataplane.content_encoding import decode_body
 from apiproxy.dataplane.downstream import Receive
 from apiproxy.dataplane.errors import BadRequest, BodyTooLarge, BodyTooSlow, ClientDisconnected, Internal, Refusal
 from apiproxy.dataplane.formats import transcription
-from apiproxy.dataplane.formats.requests import Call, end_user
+from apiproxy.dataplane.formats.requests import Call, clean_end_user
 from apiproxy.dataplane.memory_budget import MB
 from apiproxy.dataplane.relay import Exchange
 from apiproxy.dataplane.request_bodies import ArrivingBody, check_arriving
 from apiproxy.dataplane.upstream import Connection
-from apiproxy.dataplane.validation import LONGEST_NAME, READERS, invalid
+from apiproxy.dataplane.validation import LONGEST_NAME, READERS, invalid_value
 
 log = logging.getLogger("madoguchi.gateway")
 
-# What is held of one upload until its model is known; all together draw on the budget of memory.
-EARLY = 26 * MB
-# What goes to an engine at a time: of 26 MB that were held a slow one leaves most where it is.
+# Bytes held of one upload until its model is known; all together draw on the memory budget.
+MAX_HELD = 26 * MB
+# Bytes written to an engine at a time: a slow one leaves most of 26 MB that were held where they are.
 PIECE = 256 * 1024
-# Seconds without a byte of an upload: a phone's connection may rest for a while, a slow loris for ever.
+# Seconds without a byte of an upload: a phone's connection may pause for a while, a slow loris for ever.
 IDLE = 60.0
 # A form has a dozen fields; each costs 20 µs to read.
 MAX_PARTS = 200
-# The fields that say what the gateway must know, and the longest value of one that it looks at.
-READ = frozenset({"model", "stream", "stream_include_usage", "user"})
-ONCE = frozenset({"stream", "stream_include_usage"})  # of two, engines take the first or the last
+# The fields that the gateway must know, and the longest value of one.
+GATEWAY_FIELDS = frozenset({"model", "stream", "stream_include_usage", "user"})
+SINGLE_FIELDS = frozenset({"stream", "stream_include_usage"})  # of two, engines take the first or the last
 MAX_VALUE = 1024
 # The longest value of any other: Whisper's prompts have 224 tokens.
 MAX_TEXT = 16 * 1024
 
-# What every reader of forms reads alike (RFC 7578, 4.2, which forbids `name*=utf-8''model`): some take the first of two
+# What all parsers of forms read alike (RFC 7578, 4.2, which forbids `name*=utf-8''model`): some take the first of two
 # names, some the last, and some undo escapes that others leave.
 PARAMETER = re.compile(rb""";[ \t]*([\w\-*.]+)=("(?:[^"\\\r\n]|\\.)*"|[^\s";]+)[ \t]*""")
 DISPOSITION = re.compile(rb"form-data[ \t]*(?:" + PARAMETER.pattern + rb")+", re.I)
@@ -67,14 +67,14 @@ class Recording(Call):
 
     @property
     def prompt_estimate(self) -> int:
-        return transcription.sound(self.sound)
+        return transcription.estimate_sound_tokens(self.sound)
 
 
 class Form:
     """Reads a form and rewrites it for an engine, sans I/O: `feed` it pieces, `take` what goes on."""
 
     def __init__(self, content_type: bytes) -> None:
-        """Raise BadRequest if this is no form."""
+        """Prepare to read a form with this content type. Raises BadRequest if it is not a form's."""
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not BOUNDARY.fullmatch(boundary):
@@ -112,7 +112,7 @@ class Form:
         return self.fields.get("model")
 
     def feed(self, piece: bytes) -> None:
-        """Raise BadRequest for what is not such a form."""
+        """Read a piece. Raises BadRequest if it does not belong to such a form."""
         if self.ended:
             return  # what follows the last boundary means nothing (RFC 2046)
         try:
@@ -121,12 +121,12 @@ class Form:
             raise BadRequest("invalid_form", code="invalid_value", detail="multipart") from error
 
     def finish(self) -> None:
-        """Nothing more comes. Raises BadRequest if that is too early."""
+        """Note that nothing more comes. Raises BadRequest if the form has not ended."""
         if not self.ended:
             raise BadRequest("invalid_form", code="invalid_value", detail="no final boundary")
 
     def take(self, model: str) -> bytes:
-        """What may go on since the last time, under this name of the model."""
+        """Return what may go on since the last time, under this name of the model."""
         out, self._out, self.waiting = self._out, [], 0
         return b"".join([model.encode() if part is None else part for part in out])
 
@@ -158,18 +158,18 @@ class Form:
         self._header = (bytearray(), bytearray())
         if field.lower() == b"content-disposition":
             if self._name:
-                raise ambiguous("Content-Disposition")
-            self._name, self._is_file = disposition(value)
+                raise ambiguous_form("Content-Disposition")
+            self._name, self._is_file = parse_disposition(value)
         elif field.lower() == b"content-transfer-encoding" and value.strip().lower() not in PLAIN_ENCODINGS:
-            raise ambiguous("Content-Transfer-Encoding")
+            raise ambiguous_form("Content-Transfer-Encoding")
         self._head.append(field + b": " + value + b"\r\n")
 
     def _headers_finished(self) -> None:
         if not self._name:
-            raise ambiguous("Content-Disposition")
+            raise ambiguous_form("Content-Disposition")
         name = self._name.decode("latin-1")
-        if name in ONCE and name in self.fields:
-            raise ambiguous(name)
+        if name in SINGLE_FIELDS and name in self.fields:
+            raise ambiguous_form(name)
         self.file_begun = self.file_begun or self._is_file
         self._emit(b"--" + self._boundary + b"\r\n", *self._head, b"\r\n")
 
@@ -178,24 +178,24 @@ class Form:
         if self._is_file:
             self.size += len(piece)
         elif self._name != b"file":  # a recording without a file's name is the engine's to judge
-            self._field(self._name.decode("latin-1"), piece)
+            self._add_field(self._name.decode("latin-1"), piece)
         if self._name != b"model":
             self._emit(piece)
 
-    def _field(self, name: str, piece: bytes) -> None:
-        """A part that is no file. What no reader is for is bounded all the same."""
+    def _add_field(self, name: str, piece: bytes) -> None:
+        """Collect a part that is not a file. Parts that no reader is for are bounded as well."""
         self._length += len(piece)
-        if name in READ or name in READERS:
+        if name in GATEWAY_FIELDS or name in READERS:
             self._value += piece
-        most = MAX_VALUE if name in READ else MAX_TEXT
+        most = MAX_VALUE if name in GATEWAY_FIELDS else MAX_TEXT
         if self._length > most:
-            raise invalid("too_long", name[:LONGEST_NAME], most=f"{most:,}", sent=f"{self._length:,}")
+            raise invalid_value("too_long", name[:LONGEST_NAME], most=f"{most:,}", sent=f"{self._length:,}")
 
     def _part_end(self) -> None:
         name = self._name.decode("latin-1")
         if name == "model":
             self._emit(None)
-        if name in READ and not self._is_file:
+        if name in GATEWAY_FIELDS and not self._is_file:
             self.fields[name] = self._value.decode(errors="replace").strip()
         elif not self._is_file and (reader := READERS.get(name)) is not None:
             # llama.cpp makes a chat of the form: a grammar kills it as it would there.
@@ -210,21 +210,21 @@ class Form:
         self._emit(b"--" + self._boundary + b"--\r\n")
 
 
-def disposition(value: bytes) -> tuple[bytes, bool]:
+def parse_disposition(value: bytes) -> tuple[bytes, bool]:
     """Return a part's name, and whether it is a file. Raises BadRequest for what could be read otherwise."""
     if not DISPOSITION.fullmatch(value.strip()):
-        raise ambiguous("Content-Disposition")
+        raise ambiguous_form("Content-Disposition")
     found = [(name.lower(), text) for name, text in PARAMETER.findall(value)]
     options = dict(found)
     name = options.get(b"name", b"").strip(b'"')
     others = [option for option, _ in found if option.startswith(b"name") and option != b"name"]
-    misspelt = name.decode("latin-1").lower() in READ and name.decode("latin-1") not in READ
+    misspelt = name.decode("latin-1").lower() in GATEWAY_FIELDS and name.decode("latin-1") not in GATEWAY_FIELDS
     if len(options) < len(found) or others or misspelt or not NAME.fullmatch(name):
-        raise ambiguous("Content-Disposition")
+        raise ambiguous_form("Content-Disposition")
     return name, b"filename" in options or b"filename*" in options
 
 
-def ambiguous(what: str) -> BadRequest:
+def ambiguous_form(what: str) -> BadRequest:
     return BadRequest("invalid_form", code="invalid_value", detail=what)
 
 
@@ -247,21 +247,22 @@ class Upload:
         *,
         most: int,
     ) -> None:
-        """`most`: bytes of a body. `limits` of the caller, and `arrival`: see `request_bodies`.
+        """Prepare to read an upload.
 
-        Raises BadRequest, UnknownCoding, OverRate, and BodyTooLarge where the length is told.
+        `most`: bytes of a body. `limits` of the caller, and `arrival`: see `request_bodies`. Raises BadRequest,
+        UnknownCoding, OverRate, and BodyTooLarge where the length is given.
         """
-        told = headers.get(b"content-length", b"0")
-        # Its length in bytes; where that is not told (chunked), what OpenAI takes at most.
-        self.expected = int(told) if told.isdigit() and int(told) else EARLY
+        length = headers.get(b"content-length", b"0")
+        # Its length in bytes; where that is not given (chunked), the most that OpenAI takes.
+        self.expected = int(length) if length.isdigit() and int(length) else MAX_HELD
         self._most = most
-        if told.isdigit() and int(told) > most:
+        if length.isdigit() and int(length) > most:
             raise self._too_large()
         content_type = headers.get(b"content-type", b"")
         self._form = Form(content_type)
         self.content_type = content_type.decode("latin-1")
         coding = headers.get(b"content-encoding")
-        self._receive = decoding(receive, coding) if coding else receive
+        self._receive = decode_body(receive, coding) if coding else receive
         self._read = 0
         self._more = True
         self._arrival = arrival
@@ -272,18 +273,18 @@ class Upload:
         self._task: asyncio.Task[None] | None = None
 
     async def begin(self) -> Recording:
-        """Read until it is known where the call goes; what follows the file may still change its other fields.
+        """Read until it is known where the call goes; fields that follow the file may still change.
 
-        Raises BadRequest, BodyTooLarge, OverMemory, BodyTooSlow and ClientLeft.
+        Raises BadRequest, BodyTooLarge, OverMemory, BodyTooSlow and ClientDisconnected.
         """
         form = self._form
         self._share.owner.arriving += 1
         try:
             with self._arrival as arrival:
                 while self._more and not (form.file_begun and form.model):
-                    await self._piece()
-                    arrival.heard()
-                    self._hold()
+                    await self._read_piece()
+                    arrival.note_progress()
+                    self._reserve_memory()
         finally:
             self._share.owner.arriving -= 1
         if not form.model:
@@ -295,17 +296,19 @@ class Upload:
             model=form.model,
             stream=False,
             asks_usage=False,
-            end_user=end_user(form.fields.get("user")),
+            end_user=clean_end_user(form.fields.get("user")),
         )
         return self._call
 
-    def start(self, connection: Connection, exchange: Exchange, model: str, known: Callable[[Call], None]) -> None:
+    def start(
+        self, connection: Connection, exchange: Exchange, model: str, on_complete: Callable[[Call], None]
+    ) -> None:
         """Begin to pass the upload on as the body of the request just sent, under the model's name there.
 
-        `known(call)` is told all of the call once the engine has all of it.
+        `on_complete(call)` is called with the complete call once the engine has all of it.
         """
         connection.expect_body()
-        self._task = asyncio.create_task(self._pass_on(connection, exchange, model, known))
+        self._task = asyncio.create_task(self._pass_on(connection, exchange, model, on_complete))
 
     async def stop(self) -> None:
         task, self._task = self._task, None
@@ -315,8 +318,8 @@ class Upload:
 
     # --- reading
 
-    async def _piece(self) -> None:
-        """Take in one piece."""
+    async def _read_piece(self) -> None:
+        """Read one piece."""
         try:
             async with asyncio.timeout(IDLE):
                 message = await self._receive()
@@ -333,10 +336,10 @@ class Upload:
         if not self._more:
             self._form.finish()
 
-    def _hold(self) -> None:
+    def _reserve_memory(self) -> None:
         """Count what waits for the model's name. Raises BadRequest if that is too much, and OverMemory."""
         waiting = self._form.waiting
-        if waiting > EARLY:
+        if waiting > MAX_HELD:
             raise BadRequest("model_too_late", code="invalid_value", param="model")
         self._share.take(waiting - self._share.held)
 
@@ -346,12 +349,12 @@ class Upload:
     # --- passing on
 
     async def _pass_on(
-        self, connection: Connection, exchange: Exchange, model: str, known: Callable[[Call], None]
+        self, connection: Connection, exchange: Exchange, model: str, on_complete: Callable[[Call], None]
     ) -> None:
-        """If this does not come to its end, the exchange hears of it."""
+        """Pass on the whole upload; if that fails, end the exchange with the reason."""
         try:
-            await self._body(connection, exchange, model)
-            known(self._whole())
+            await self._write_body(connection, exchange, model)
+            on_complete(self._complete_call())
         except ClientDisconnected:
             exchange.client_left()
         except Refusal as refusal:
@@ -360,32 +363,32 @@ class Upload:
             log.exception("an upload could not be passed on")
             exchange.cut_off(Internal())
 
-    async def _body(self, connection: Connection, exchange: Exchange, model: str) -> None:
-        """The whole body, no quicker than the engine takes it."""
+    async def _write_body(self, connection: Connection, exchange: Exchange, model: str) -> None:
+        """Write the whole body, no faster than the engine takes it."""
         while True:
             held = self._form.take(model)
             for at in range(0, len(held), PIECE):
-                await connection.write(framed(held[at : at + PIECE]))
-                exchange.heard_at = exchange.now()  # it listens
+                await connection.write(frame_chunk(held[at : at + PIECE]))
+                exchange.heard_at = exchange.now()  # the engine reads
             self._share.give_back(self._share.held)
             if not self._more:
                 break
-            await self._piece()
+            await self._read_piece()
         await connection.write(b"0\r\n\r\n")
-        connection.body_ended()
+        connection.finish_body()
 
-    def _whole(self) -> Recording:
+    def _complete_call(self) -> Recording:
         assert self._call is not None
         fields = self._form.fields
         return replace(
             self._call,
             stream=is_true(fields, "stream"),
             asks_usage=is_true(fields, "stream_include_usage"),
-            end_user=end_user(fields.get("user")),
+            end_user=clean_end_user(fields.get("user")),
             sound=self._form.size,
         )
 
 
-def framed(piece: bytes) -> bytes:
-    """Return a chunk of HTTP/1.1's chunked coding: how long a rewritten form will be is known only at its end."""
+def frame_chunk(piece: bytes) -> bytes:
+    """Frame a piece in HTTP/1.1's chunked coding: the length of a rewritten form is known only at its end."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)

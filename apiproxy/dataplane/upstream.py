@@ -25,16 +25,18 @@ from apiproxy.dataplane.executor import DaemonExecutor
 IDLE_SECONDS = 4.0
 # An engine's headers are a few hundred bytes. httptools has no bound of its own.
 MAX_HEAD = 64 * 1024
-# Seconds for which the addresses of a name are taken as they were.
+# Seconds for which the addresses of a name are kept.
 KNOWN_SECONDS = 30.0
 # SO_LINGER, on and for no time: closing sends RST and drops what is not sent yet.
 RESET = struct.pack("ii", 1, 0)
 
-# Of chunks, by their heads (RFC 9112, 7.1). An event is a few hundred bytes; a larger one is the parser's.
+# Sizes of chunks by their heads (RFC 9112, 7.1). An event is a few hundred bytes; larger ones go to the parser.
 SIZES = {form % size: size for size in range(1, 0x1000) for form in (b"%x", b"%X")}
 
-# What the kernel says of a host that is not there.
-NO_WAY = frozenset({errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN})
+# The kernel's errors for a host that is not there.
+UNREACHABLE_ERRNOS = frozenset(
+    {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN}
+)
 
 Header = tuple[bytes, bytes]
 log = logging.getLogger("madoguchi.gateway")
@@ -45,15 +47,15 @@ class UpstreamError(Exception):
 
 
 class Unreachable(UpstreamError):
-    """No connection came about; the engine has seen nothing of the request."""
+    """No connection was made; the engine has seen nothing of the request."""
 
 
 class Broken(UpstreamError):
     """The connection ended before the answer did, or what came was not HTTP.
 
     `stale`: it was a kept-alive connection that the engine closed before a byte of the answer. Engines close idle
-    connections at any time, so a request on a fresh one is in order. `lost`: it was none, and the engine had the whole
-    request: it closed the connection although it owed an answer, as one does that dies.
+    connections at any time, so the request may be sent again on a fresh one. `lost`: it was none, and the engine had
+    the whole request: it closed the connection although it owed an answer, as a dying engine does.
     """
 
     def __init__(self, message: str, *, stale: bool = False, lost: bool = False) -> None:
@@ -63,7 +65,7 @@ class Broken(UpstreamError):
 
 
 class Receiver(Protocol):
-    """Hears one answer: `head` once, `data` and `chunk` any number of times, then `end`; or `failed` at any point.
+    """Receives one answer: `head` once, `data` and `chunk` any number of times, then `end`; or `failed` at any point.
 
     Never waits.
     """
@@ -71,7 +73,7 @@ class Receiver(Protocol):
     def head(self, status: int, headers: list[Header]) -> None: ...
     def data(self, piece: bytes) -> None: ...
     def chunk(self, framed: bytes, start: int) -> None:
-        """As `data(framed[start:-2])`: one whole chunk, head and line end included."""
+        """Take one whole chunk, with its head and line end: as `data(framed[start:-2])`."""
 
     def end(self) -> None: ...
     def failed(self, error: UpstreamError) -> None: ...
@@ -79,7 +81,7 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an engine listens. `prefix` stands before every path."""
+    """Where an engine listens. `prefix` comes before every path."""
 
     host: str
     port: int
@@ -107,18 +109,18 @@ class Connection(asyncio.Protocol):
         self._receiver: Receiver | None = None
         self._headers: list[Header] = []
         self._head_size = 0
-        self._barren = 0  # bytes since the last of the body
-        self._sized = False  # the head says where the body ends
+        self._bytes_without_body = 0  # since the last of the body
+        self._has_length = False  # the head says where the body ends
         self._informational = False
         self._until_close = False
         self._answered = False
-        self._heard: list[bytes] = []  # of the body, by the parser, in this read
+        self._body_pieces: list[bytes] = []  # of the body, by the parser, in this read
         self._fault: Exception | None = None
         self._paused = False
         self._between_chunks = False  # all that the parser has seen ends with a chunk of the body
-        self._bodiless = False  # a request is under way whose body is not all written
-        self._full: asyncio.Future[None] | None = None  # ends when there is room for more of the body
-        self._served = 0  # answers that this connection has carried
+        self._body_pending = False  # a request is under way whose body is not all written
+        self._writable: asyncio.Future[None] | None = None  # ends when there is room for more of the body
+        self._answer_count = 0  # answers that this connection has carried
         self.idle_since = 0.0
 
     # --- for the caller
@@ -131,32 +133,32 @@ class Connection(asyncio.Protocol):
         if self._parser is None:
             self._parser = httptools.HttpResponseParser(self)
         self._answered = self._between_chunks = False
-        self._barren = 0
+        self._bytes_without_body = 0
         self._fault = None
         self._transport.write(data)
 
     def expect_body(self) -> None:
-        """The request just sent was a head alone: its body follows with `write`, up to `body_ended`."""
-        self._bodiless = True
+        """Note that the request just sent was only a head: its body follows with `write`, up to `finish_body`."""
+        self._body_pending = True
 
     async def write(self, piece: bytes) -> None:
-        """Send a piece of the body; returns when the engine has taken enough of it for another, or is gone."""
+        """Send a piece of the body; return when the engine has taken enough of it for another, or is gone."""
         if self._receiver is None or self._transport is None or not self.usable:
             return  # answered before the body's end, broken off or given up: the receiver knows
         self._transport.write(piece)
-        if self._full is not None:
-            await self._full
+        if self._writable is not None:
+            await self._writable
 
-    def body_ended(self) -> None:
-        self._bodiless = False
+    def finish_body(self) -> None:
+        self._body_pending = False
 
     def abort(self) -> None:
-        """Close at once, which tells the engine to stop generating. The receiver hears nothing more."""
+        """Close at once, so that the engine stops generating. The receiver gets nothing more."""
         self._receiver = None
         if self._transport is None:
             return
-        if self._bodiless and (sock := self._transport.get_extra_info("socket")) is not None:
-            # Reset: an engine that has stopped reading would never come to the end that stands behind the body.
+        if self._body_pending and (sock := self._transport.get_extra_info("socket")) is not None:
+            # Reset: an engine that has stopped reading would never reach an end behind the body.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self._transport.abort()
 
@@ -181,7 +183,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
 
     def data_received(self, data: bytes) -> None:
-        if self._receiver is None:  # nobody asked for anything
+        if self._receiver is None:  # no request is under way
             self.abort()
             return
         if self._between_chunks:
@@ -191,17 +193,19 @@ class Connection(asyncio.Protocol):
             if len(data) - head - 4 == SIZES.get(data[:head]) and data.endswith(b"\r\n"):
                 try:
                     self._receiver.chunk(data, head + 2)
-                except Exception as error:  # noqa: BLE001 - see _faulty
-                    self._faulty(error)
+                except Exception as error:  # noqa: BLE001 - see _fail_receiver
+                    self._fail_receiver(error)
                 return
         self._parse(data)
         if self._fault is not None:
-            self._faulty(self._fault)
+            self._fail_receiver(self._fault)
 
     def _parse(self, data: bytes) -> None:
         self._answered = True
         assert self._parser is not None
-        if self._barren > MAX_HEAD:  # httptools joins what comes of a header line to what came before, again and again
+        if (
+            self._bytes_without_body > MAX_HEAD
+        ):  # httptools joins what comes of a header line to what came before, again and again
             self._fault = Broken("the answer's head is too large")
             return
         try:
@@ -209,18 +213,18 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._deliver()
             self._fail(Broken(f"not HTTP: {error}"))
-        self._barren = 0 if self._heard else self._barren + len(data)
+        self._bytes_without_body = 0 if self._body_pieces else self._bytes_without_body + len(data)
         self._deliver()
         if self._between_chunks and not data.endswith(b"\r\n"):  # some of the next chunk's head
             self._between_chunks = False
 
     def pause_writing(self) -> None:
-        self._full = asyncio.get_running_loop().create_future()
+        self._writable = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
-        full, self._full = self._full, None
-        if full is not None and not full.done():
-            full.set_result(None)
+        writable, self._writable = self._writable, None
+        if writable is not None and not writable.done():
+            writable.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -231,19 +235,19 @@ class Connection(asyncio.Protocol):
         if self._until_close and exc is None:
             self._finish()
             if self._fault is not None:
-                self._faulty(self._fault)
+                self._fail_receiver(self._fault)
         else:
-            stale = self._served > 0 and not self._answered
-            # A host that can be reached no more says nothing about its engine.
-            lost = not stale and not self._bodiless and not is_unreachable(exc)
+            stale = self._answer_count > 0 and not self._answered
+            # A host that can no longer be reached says nothing about its engine.
+            lost = not stale and not self._body_pending and not is_unreachable(exc)
             self._fail(Broken("the engine closed the connection", stale=stale, lost=lost))
 
-    # --- httptools. No callback raises: httptools would tell it as if the engine's bytes were at fault.
+    # --- httptools. No callback raises: httptools would report it as an error in the engine's bytes.
 
     def on_message_begin(self) -> None:
         self._headers = []
         self._head_size = 0
-        self._sized = False
+        self._has_length = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value)
@@ -252,7 +256,7 @@ class Connection(asyncio.Protocol):
             return
         name = name.lower()
         if name == b"content-length" or name == b"transfer-encoding":
-            self._sized = True
+            self._has_length = True
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -261,14 +265,14 @@ class Connection(asyncio.Protocol):
         self._informational = status < 200
         if self._informational or self._receiver is None or self._fault is not None:
             return
-        self._until_close = not self._sized and status not in (204, 304)
+        self._until_close = not self._has_length and status not in (204, 304)
         try:
             self._receiver.head(status, self._headers)
-        except Exception as error:  # noqa: BLE001 - see _faulty
+        except Exception as error:  # noqa: BLE001 - see _fail_receiver
             self._fault = error
 
     def on_body(self, piece: bytes) -> None:
-        self._heard.append(piece)
+        self._body_pieces.append(piece)
 
     def on_chunk_header(self) -> None:
         self._between_chunks = False
@@ -283,13 +287,13 @@ class Connection(asyncio.Protocol):
             self._finish()
 
     def _deliver(self) -> None:
-        """What one read brought of the body, at once: a burst of tokens is one write to the client."""
-        heard, self._heard = self._heard, []
-        if not heard or self._receiver is None or self._fault is not None:
+        """Deliver what one read brought of the body at once: a burst of tokens is one write to the client."""
+        pieces, self._body_pieces = self._body_pieces, []
+        if not pieces or self._receiver is None or self._fault is not None:
             return
         try:
-            self._receiver.data(heard[0] if len(heard) == 1 else b"".join(heard))
-        except Exception as error:  # noqa: BLE001 - see _faulty
+            self._receiver.data(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+        except Exception as error:  # noqa: BLE001 - see _fail_receiver
             self._fault = error
 
     # --- ends
@@ -300,13 +304,13 @@ class Connection(asyncio.Protocol):
             return
         try:
             receiver.end()
-        except Exception as error:  # noqa: BLE001 - see _faulty
+        except Exception as error:  # noqa: BLE001 - see _fail_receiver
             self._fault = error
             return
         assert self._parser is not None
         self._receiver = None
-        self._served += 1
-        if self._bodiless:  # the engine would take what follows for the rest of the body
+        self._answer_count += 1
+        if self._body_pending:  # the engine would take what follows for the rest of the body
             self.abort()
         elif self.usable and not self._until_close and self._parser.should_keep_alive():
             self.resume()
@@ -314,8 +318,8 @@ class Connection(asyncio.Protocol):
         elif self._transport is not None:
             self._transport.close()
 
-    def _faulty(self, error: Exception) -> None:
-        """The receiver raised: that must end its call, not leave a client waiting for ever."""
+    def _fail_receiver(self, error: Exception) -> None:
+        """End the call of a receiver that raised this; otherwise its client would wait for ever."""
         if isinstance(error, UpstreamError):
             self._fail(error)
             return
@@ -331,51 +335,51 @@ class Connection(asyncio.Protocol):
 
 
 def is_unreachable(error: Exception | None) -> bool:
-    """Return whether a connection ended because its other end did not answer any more."""
-    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in NO_WAY)
+    """Return whether a connection ended because its other end no longer answered."""
+    return isinstance(error, TimeoutError) or (isinstance(error, OSError) and error.errno in UNREACHABLE_ERRNOS)
 
 
-class Hosts:
+class HostAddresses:
     """The addresses behind one name.
 
-    Each name has a thread of its own: a name server that says nothing for a minute holds up who asks for this name and
-    nobody else. (The loop has four threads for all names.) What is known is used while it is looked up again.
+    Each name has a thread of its own: a name server that says nothing for a minute holds up calls to this name and no
+    others. (The loop has four threads for all names.) The known addresses are used while the name is looked up again.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._known = [name] if is_address(name) else []
-        self._until = math.inf if self._known else 0.0
+        self._addresses = [name] if is_address(name) else []
+        self._valid_until = math.inf if self._addresses else 0.0
         self._thread: DaemonExecutor | None = None
-        self._look: asyncio.Future[list[str]] | None = None
+        self._lookup: asyncio.Future[list[str]] | None = None
 
-    async def now(self, now: float) -> list[str]:
-        """In the order of preference; `now` by the loop's clock. Raises OSError."""
-        if now >= self._until and self._look is None:
+    async def resolve(self, now: float) -> list[str]:
+        """Return the addresses in the order of preference; `now` by the loop's clock. Raises OSError."""
+        if now >= self._valid_until and self._lookup is None:
             self._thread = self._thread or DaemonExecutor("names")
-            self._look = asyncio.get_running_loop().run_in_executor(self._thread, resolved, self._name)
-            self._look.add_done_callback(self._found)
-        if self._known or self._look is None:
-            return self._known
-        return await asyncio.shield(self._look)
+            self._lookup = asyncio.get_running_loop().run_in_executor(self._thread, resolve_name, self._name)
+            self._lookup.add_done_callback(self._on_resolved)
+        if self._addresses or self._lookup is None:
+            return self._addresses
+        return await asyncio.shield(self._lookup)
 
-    def doubt(self) -> None:
-        """None of them answers: they are looked up again before the next time."""
-        if self._until != math.inf:
-            self._known, self._until = [], 0.0
+    def invalidate(self) -> None:
+        """Forget the addresses, because none of them answers: they are looked up before the next use."""
+        if self._valid_until != math.inf:
+            self._addresses, self._valid_until = [], 0.0
 
     def close(self) -> None:
         if self._thread is not None:
             self._thread.shutdown(wait=False)
 
-    def _found(self, look: "asyncio.Future[list[str]]") -> None:
-        self._look = None
-        if not look.cancelled() and look.exception() is None:
-            self._known = look.result()
-            self._until = look.get_loop().time() + KNOWN_SECONDS
+    def _on_resolved(self, lookup: "asyncio.Future[list[str]]") -> None:
+        self._lookup = None
+        if not lookup.cancelled() and lookup.exception() is None:
+            self._addresses = lookup.result()
+            self._valid_until = lookup.get_loop().time() + KNOWN_SECONDS
 
 
-def resolved(name: str) -> list[str]:
+def resolve_name(name: str) -> list[str]:
     """Ask the system's resolver. Blocks; raises OSError."""
     found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
@@ -389,8 +393,8 @@ def is_address(name: str) -> bool:
     return True
 
 
-def notice_death(connection: socket.socket) -> None:
-    """Have the kernel ask after 15 s of silence whether the other end is still there, and again every 5 s.
+def enable_keepalive(connection: socket.socket) -> None:
+    """Let the kernel ask after 15 s of silence whether the other end is still there, and again every 5 s.
 
     An engine that thinks is silent for minutes; a host that lost its power is silent for ever.
     """
@@ -400,19 +404,20 @@ def notice_death(connection: socket.socket) -> None:
 
 
 class Pool:
-    """Connections to one engine. Not bounded: how many calls an engine takes is for limits and its own queue."""
+    """Connections to one engine. Not bounded: limits and the engine's own queue decide how many calls it takes."""
 
     def __init__(self, address: Address, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds, as time.monotonic."""
+        """Prepare a pool without connections. `clock` gives seconds, as time.monotonic."""
         self.address = address
         self._clock = clock
         self._idle: dict[Connection, None] = {}
         self._tls = ssl.create_default_context() if address.tls else None
-        self._hosts = Hosts(address.host)
+        self._hosts = HostAddresses(address.host)
 
-    def idle(self, now: float) -> Connection | None:
-        """Return a kept-alive connection, the most recently used first; None if there is none. `now` by the pool's
-        clock.
+    def take_idle(self, now: float) -> Connection | None:
+        """Return a kept-alive connection, the most recently used first; None if there is none.
+
+        `now` by the pool's clock.
         """
         while self._idle:
             connection, _ = self._idle.popitem()
@@ -422,18 +427,18 @@ class Pool:
         return None
 
     async def addresses(self, now: float) -> list[str]:
-        """Of the engine's host; `now` by the loop's clock. Raises OSError."""
-        return await self._hosts.now(now)
+        """Return the addresses of the engine's host; `now` by the loop's clock. Raises OSError."""
+        return await self._hosts.resolve(now)
 
     async def connect(self, patience: float) -> Connection:
-        """Return a new connection; waits at most so many seconds. Raises Unreachable."""
+        """Return a new connection; wait at most `patience` seconds. Raises Unreachable."""
         loop = asyncio.get_running_loop()
         address = self.address
         name = address.host if address.tls else None
         failure: Exception | None = None
         try:
             async with asyncio.timeout(patience):
-                hosts = await self._hosts.now(loop.time())
+                hosts = await self._hosts.resolve(loop.time())
                 for host in hosts:
                     try:
                         async with asyncio.timeout(patience / len(hosts)):
@@ -443,17 +448,17 @@ class Pool:
                     except (OSError, TimeoutError) as error:
                         failure = error
                     else:
-                        notice_death(transport.get_extra_info("socket"))
+                        enable_keepalive(transport.get_extra_info("socket"))
                         return connection
         except (OSError, TimeoutError) as error:
             failure = error
-        self._hosts.doubt()
+        self._hosts.invalidate()
         raise Unreachable(str(failure) or f"no connection within {patience:g} s") from failure
 
     def sweep(self, now: float) -> None:
-        """Close what was idle for so long that nobody will use it again. Call it about once a second."""
+        """Close connections that were idle for too long to be used again. Call it about once a second."""
         while self._idle:
-            oldest = next(iter(self._idle))  # they stand in the order in which they became idle
+            oldest = next(iter(self._idle))  # they are in the order in which they became idle
             if now - oldest.idle_since < IDLE_SECONDS:
                 return
             del self._idle[oldest]
@@ -467,7 +472,7 @@ class Pool:
         self._idle.pop(connection, None)
 
     def close(self) -> None:
-        """Close what is idle; connections in use end with their answers."""
+        """Close idle connections; those in use end with their answers."""
         self._hosts.close()
         idle, self._idle = self._idle, {}
         for connection in idle:

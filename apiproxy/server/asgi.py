@@ -118,7 +118,9 @@ class Application:
             gateway = self._gateway
             aside = ("madoguchi_usage_set_aside", "Lines of usage that wait for `manage.py setaside`.", (), self._aside)
             build = ("madoguchi_build_info", "The version of this Madoguchi.", (("version", VERSION),), 1)
-            client.answer(200, PLAIN, gateway.metrics.text(gateway.catalogue.models, [*gateway.gauges(), aside, build]))
+            client.answer(
+                200, PLAIN, gateway.metrics.render(gateway.catalogue.models, [*gateway.gauges(), aside, build])
+            )
         elif path == "/readyz":
             status, told = readiness(self._gateway.spool.accepting, self._watchdog.down, self._aside)
             client.answer(status, [JSON], orjson.dumps(told))
@@ -157,7 +159,7 @@ class Application:
         spool = Spool(settings.SPOOL)
         self._drain = Drain(settings.SPOOL, catalogue_loader.record_usage, own=spool.owner)
         limits = self._limits()
-        malloc_trim.prepare()
+        malloc_trim.configure_malloc()
         budget = MemoryBudget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY)
         self._trimmer = malloc_trim.MallocTrimmer(budget)
         gateway = Gateway(
@@ -245,7 +247,7 @@ class Application:
             # Last: calls that were cut off have been settled by now.
             await self._shared.close()
         await self._watchdog.close()
-        gateway.spool.shut()
+        gateway.spool.close()
         gateway.metrics.close()
         self._catalogue_thread.shutdown()
         self._ledger_thread.shutdown()
@@ -274,7 +276,7 @@ class Application:
 
     def _task_failed(self, task: str) -> None:
         if self._gateway is not None:
-            self._gateway.metrics.task_failed(task)
+            self._gateway.metrics.count_task_failure(task)
 
     async def _poll(self, gateway: Gateway) -> None:
         await asyncio.sleep(POLL)
@@ -369,10 +371,10 @@ class Application:
     async def _move_often(self, gateway: Gateway) -> None:
         """Move the spool if something was added; while the database is away waits longer each time, up to 15 s."""
         await asyncio.sleep(self._wait)
-        if gateway.spool.written == self._moved and gateway.spool.accepting:
+        if gateway.spool.line_count == self._moved and gateway.spool.accepting:
             return
         gateway.spool.retry()
-        written = gateway.spool.written
+        written = gateway.spool.line_count
         try:
             await self._move(gateway)
         except DatabaseAway as error:
@@ -420,7 +422,7 @@ class Application:
         loop = asyncio.get_running_loop()
         try:
             # Shielded: what the thread was given it will do, also when the gateway stops meanwhile.
-            await asyncio.shield(loop.run_in_executor(self._ledger_thread, catalogue_loader.record_refusals, counts))
+            await asyncio.shield(loop.run_in_executor(self._ledger_thread, catalogue_loader.record_rejections, counts))
         except DatabaseAway:
             gateway.refusals.give_back(counts)  # the ledger has told already
         except RecordRefused as error:
@@ -450,12 +452,12 @@ class Application:
         """What /metrics of any worker says of this one."""
         assert self._drain is not None
         age = asyncio.get_running_loop().time() - self._known
-        backlog = gateway.spool.bytes - self._drain.bytes
+        backlog = gateway.spool.byte_count - self._drain.byte_count
         down = len(self._watchdog.down)
-        gateway.metrics.state(gateway.state(backlog=backlog, database_up=age < AWAY, age=age, tasks_down=down))
-        refused = self._drain.refused
+        gateway.metrics.set_state(gateway.state(backlog=backlog, database_up=age < AWAY, age=age, tasks_down=down))
+        refused = self._drain.refused_count
         if refused > self._refused:
-            gateway.metrics.lost(refused - self._refused)
+            gateway.metrics.count_lost_usage(refused - self._refused)
             self._refused = refused
 
     def _wish(self, model: int) -> None:

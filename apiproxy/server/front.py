@@ -1,4 +1,4 @@
-"""What a gateway's process serves: the gateway's paths itself, all others through the portal's socket.
+"""The application of a gateway's process: answers the gateway's paths itself, all others through the portal's socket.
 
 `up` starts it: `uvicorn apiproxy.server.front:application --http apiproxy.server.protocol:Protocol --ws
 apiproxy.server.portal_proxy:Tunnel`.
@@ -15,7 +15,7 @@ django.setup()  # first: the gateway's bridge imports models
 
 from django.conf import settings
 
-from apiproxy.dataplane.routes import is_gateways
+from apiproxy.dataplane.routes import is_gateway_path
 from apiproxy.server.asgi import application as gateway
 from apiproxy.server.portal_proxy import STATE, PortalProxy
 
@@ -26,7 +26,7 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
     # No Channels' router: it would be one more coroutine to resume with every step of a call, and a WebSocket never
     # comes this far (see `Tunnel`).
     if scope["type"] == "http":
-        await (gateway.http if is_gateways(scope["path"]) else pages)(scope, receive, send)
+        await (gateway.http if is_gateway_path(scope["path"]) else pages)(scope, receive, send)
     else:
         await lifespan(scope, receive, send)
 

@@ -1,10 +1,10 @@
-"""Pages: what is not the gateway's own is handed to the portal's processes, over a Unix socket, and their answers back.
+"""Pages: what is not the gateway's own is handed to the portal's processes over a Unix socket, and their answers back.
 
 A gateway's process renders nothing, so no page makes a token wait (p99 of 300 streams while browsers click: 270 ms in
 one process). Behind nginx the portal is asked directly and this is not used; on one port without nginx a page costs the
 gateway some 0.3 ms. `PortalProxy` is for requests, `Tunnel` for WebSockets.
 
-The portal is told the address of the caller's connection in PEER, which it believes on this socket alone.
+The portal receives the address of the caller's connection in PEER, which it believes on this socket alone.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ PEER = b"x-madoguchi-peer"
 STATE = "madoguchi.portal"
 CONNECT_SECONDS = 5.0  # the portal's socket has a queue: even one that restarts takes connections
 ANSWER_SECONDS = 300.0  # from a request to its answer's head, and between two pieces of it
-AHEAD = 256 * 1024  # bytes of an answer that wait for a slow browser
+MAX_BUFFERED = 256 * 1024  # bytes of an answer that wait for a slow browser
 UNREAD_SECONDS = 10.0  # a browser that takes nothing more of a socket that has ended is cut off then
 SAFE = frozenset(("GET", "HEAD", "OPTIONS"))
-# RFC 9110, 7.6.1: of one connection alone. `expect` is answered by whoever reads the body.
+# RFC 9110, 7.6.1: of one connection alone. `expect` is answered by the server that reads the body.
 HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect")
 )
 
-AWAY = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+UNAVAILABLE = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>Madoguchi</title><body style="font-family:system-ui,sans-serif;margin:4rem auto;max-width:32rem;padding:0 1rem">
 <p lang="ja">ポータルを再起動しています。数秒後にもう一度お試しください。API は通常どおり利用できます。</p>
 <p lang="en">The portal is restarting. Try again in a few seconds. The API works as usual.</p>
 """.encode()
 
 
-class Sockets(Pool):
+class PortalPool(Pool):
     """Connections to the portal's Unix socket."""
 
     def __init__(self, path: str, clock: Callable[[], float]) -> None:
@@ -65,19 +65,19 @@ class PortalProxy:
     """An ASGI application for HTTP in front of the portal's socket at `path`."""
 
     def __init__(self, path: Path) -> None:
-        self.socket = reachable(path)
-        self._pool: Sockets | None = None  # made in the loop that serves
+        self.socket = short_socket_path(path)
+        self._pool: PortalPool | None = None  # made in the loop that serves
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._pool is None:
-            self._pool = Sockets(self.socket, asyncio.get_running_loop().time)
+            self._pool = PortalPool(self.socket, asyncio.get_running_loop().time)
         request = _Request(scope, receive, send)
         try:
             await request.run(self._pool)
         except UpstreamError as error:
             log.warning("the portal does not answer: %s", error)
             if not request.begun:
-                await _away(send)
+                await _send_unavailable(send)
             # Else uvicorn closes the connection: what came is no whole answer.
 
     def close(self) -> None:
@@ -94,18 +94,18 @@ class _Request:
         self._send = send
         self._head_only = scope["method"] == "HEAD"
         self._events: deque[Message | UpstreamError] = deque()
-        self._ahead = 0
+        self._buffered_bytes = 0
         self._more = asyncio.Event()
         self._connection: Connection | None = None
         self.begun = False  # the client has had some of the answer
 
-    async def run(self, pool: Sockets) -> None:
+    async def run(self, pool: PortalPool) -> None:
         """Return when the answer has gone out or the client has left. Raise UpstreamError."""
-        head, body = request_head(self._scope)
+        head, body = build_request_head(self._scope)
         # What has a body cannot be sent twice, and what changes something must not be (RFC 9110, 9.2.2), so it gets no
         # connection that the portal may just be closing.
         once = body or self._scope["method"] not in SAFE
-        kept = None if once else pool.idle(asyncio.get_running_loop().time())
+        kept = None if once else pool.take_idle(asyncio.get_running_loop().time())
         try:
             await self._attempt(kept or await pool.connect(CONNECT_SECONDS), head, body)
         except Broken as error:
@@ -123,7 +123,7 @@ class _Request:
         try:
             await self._pass_answer()
         finally:
-            if self._connection is not None:  # else it has carried the whole answer, and may carry another by now
+            if self._connection is not None:  # otherwise it has carried the whole answer, and may carry another by now
                 self._connection.abort()
                 self._connection = None
             reading.cancel()
@@ -141,7 +141,7 @@ class _Request:
                 await connection.write(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
             if not more:
                 await connection.write(b"0\r\n\r\n" if chunked else b"")
-                connection.body_ended()
+                connection.finish_body()
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self._put({"type": "left"})
@@ -162,13 +162,13 @@ class _Request:
                 return
             self.begun = True
             await self._send(event)
-            if not self._took(event):
+            if not self._note_sent(event):
                 return
 
-    def _took(self, event: Message) -> bool:
-        """Return whether more follows what the client has just taken."""
-        self._ahead -= len(event.get("body", b""))
-        if self._ahead <= AHEAD and self._connection is not None:
+    def _note_sent(self, event: Message) -> bool:
+        """Count what the client has just taken; return whether more follows."""
+        self._buffered_bytes -= len(event.get("body", b""))
+        if self._buffered_bytes <= MAX_BUFFERED and self._connection is not None:
             self._connection.resume()
         return event["type"] == "http.response.start" or bool(event["more_body"])
 
@@ -185,8 +185,8 @@ class _Request:
             self._put({"type": "http.response.body", "body": b"", "more_body": False})
 
     def data(self, piece: bytes) -> None:
-        self._ahead += len(piece)
-        if self._ahead > AHEAD and self._connection is not None:
+        self._buffered_bytes += len(piece)
+        if self._buffered_bytes > MAX_BUFFERED and self._connection is not None:
             self._connection.pause()
         self._put({"type": "http.response.body", "body": piece, "more_body": True})
 
@@ -202,10 +202,10 @@ class _Request:
         self._put(error)
 
 
-def request_head(scope: Scope) -> tuple[bytes, bool]:
+def build_request_head(scope: Scope) -> tuple[bytes, bool]:
     """Return the head of the same request for the portal, and whether a body follows it."""
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target), peer_line(scope.get("client"))]
+    lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target), format_peer_line(scope.get("client"))]
     body = False
     for name, value in scope["headers"]:
         body = body or name == b"transfer-encoding" or (name == b"content-length" and value != b"0")
@@ -216,11 +216,11 @@ def request_head(scope: Scope) -> tuple[bytes, bool]:
     return b"\r\n".join(lines) + b"\r\n\r\n", body
 
 
-def peer_line(client: tuple[str, int] | None) -> bytes:
+def format_peer_line(client: tuple[str, int] | None) -> bytes:
     return b"%b: %b" % (PEER, (client[0] if client else "").encode())
 
 
-def reachable(path: Path) -> str:
+def short_socket_path(path: Path) -> str:
     """Return a path by which a socket can be bound or connected to, however long its own is.
 
     The kernel takes 107 bytes; through the descriptor of its directory, which stays open, any path is short enough.
@@ -231,23 +231,23 @@ def reachable(path: Path) -> str:
     return f"/proc/self/fd/{directory}/{path.name}"
 
 
-async def _away(send: Send) -> None:
+async def _send_unavailable(send: Send) -> None:
     headers = [
         (b"content-type", b"text/html; charset=utf-8"),
-        (b"content-length", b"%d" % len(AWAY)),
+        (b"content-length", b"%d" % len(UNAVAILABLE)),
         (b"retry-after", b"5"),
         (b"cache-control", b"no-store"),
     ]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": AWAY})
+    await send({"type": "http.response.body", "body": UNAVAILABLE})
 
 
 class Tunnel(asyncio.Protocol):
     """A connection that became a WebSocket, joined to the portal's: bytes go on both ways as they come.
 
     uvicorn's `ws` class for gateways. It is given the head of the request as if it had just arrived. Until the portal
-    has agreed it gets nothing but that: what it does not take for a WebSocket's it would take for further requests,
-    whose senders could say in PEER whoever they like.
+    has agreed it gets nothing but that: bytes that the portal does not take for a WebSocket's it would take for further
+    requests, whose senders could put any address into PEER.
     """
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any]) -> None:
@@ -256,7 +256,7 @@ class Tunnel(asyncio.Protocol):
         self._browser: asyncio.Transport | None = None
         self._portal: asyncio.Transport | None = None
         self._head = b""
-        self._agreed = False  # the portal speaks WebSocket from now on
+        self._upgraded = False  # the portal speaks WebSocket from now on
         self._joining: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -265,19 +265,19 @@ class Tunnel(asyncio.Protocol):
         self._joining = asyncio.get_running_loop().create_task(self._join())
 
     def data_received(self, data: bytes) -> None:
-        if self._agreed:
+        if self._upgraded:
             if self._portal is not None:
                 self._portal.write(data)
             return
         assert self._browser is not None
-        if self._head:  # no client may say more before it is answered (RFC 6455, 4.1)
+        if self._head:  # no client may send more before it is answered (RFC 6455, 4.1)
             self._browser.abort()
             return
-        # Of whom it is, is for us to say.
+        # Only we may name the caller's address.
         first, _, rest = data.partition(b"\r\n")
         kept = [line for line in rest.split(b"\r\n") if line.partition(b":")[0].lower() != PEER]
         client = self._browser.get_extra_info("peername")
-        self._head = b"\r\n".join([first, peer_line(client if isinstance(client, tuple) else None), *kept])
+        self._head = b"\r\n".join([first, format_peer_line(client if isinstance(client, tuple) else None), *kept])
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
@@ -296,7 +296,7 @@ class Tunnel(asyncio.Protocol):
             self._portal.resume_reading()
 
     def shutdown(self) -> None:
-        """The server stops."""
+        """Close the connection, because the server stops."""
         if self._browser is not None:
             self._browser.close()
 
@@ -319,7 +319,7 @@ class Tunnel(asyncio.Protocol):
 
     def from_portal(self, data: bytes) -> None:
         if self._browser is not None:
-            self._agreed = self._agreed or data.startswith(b"HTTP/1.1 101 ")
+            self._upgraded = self._upgraded or data.startswith(b"HTTP/1.1 101 ")
             self._browser.write(data)
 
     def portal_lost(self) -> None:

@@ -6,7 +6,7 @@ import sys
 
 import uvicorn
 
-# Pages are made at any speed while tokens are waited for: behind the gateways in the queue for a core.
+# Callers wait for tokens more than for pages: behind the gateways in the queue for a core.
 NICE = 5
 DRAIN = 10
 
@@ -18,7 +18,7 @@ def main(descriptors: list[int]) -> None:
         loop="uvloop",
         http="apiproxy.server.protocol:Protocol",
         ws="apiproxy.server.protocol:Socket",
-        ws_max_size=16384,  # nobody has to tell us much; a socket is there to be read from
+        ws_max_size=16384,  # browsers send little; a socket is there to be read from
         ws_per_message_deflate=False,
         lifespan="off",
         log_level="warning",

@@ -3,10 +3,10 @@
 Used as `uvicorn --http apiproxy.server.protocol:Protocol`.
 
 uvicorn checks every header by two regular expressions and frames every body message; a whole answer takes it 44 µs of
-CPU, written straight to the transport 22 µs. All else, Django's pages too, goes through uvicorn as ever.
+CPU, written straight to the transport 22 µs. All else, Django's pages too, goes through uvicorn as usual.
 
-It is also the wall before everybody who has not said who they are: it bounds what uvicorn takes without end (heads,
-requests sent ahead, time), and refuses what a proxy before us may read in another way than we do.
+It also protects the process from clients that have not authenticated: it bounds what uvicorn takes without limit
+(heads, requests sent ahead, time), and refuses what a proxy in front may read in another way than we do.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from apiproxy.dataplane.errors import (
     UrlTooLong,
     WrongMethod,
 )
-from apiproxy.dataplane.formats.dialects import CHAT
+from apiproxy.dataplane.formats.api_formats import CHAT
 from apiproxy.dataplane.formats.requests import ENDPOINTS
 
 # Seconds for the head of a request: from the connection for the first one, from its first byte for others.
@@ -42,16 +42,16 @@ WAITING = 4
 # Bytes that are parsed at a time where there may be more requests than that. The shortest has 18, and takes 3 KB here.
 PIECE = 2048
 VERSIONS = frozenset(("1.1", "1.0"))
-# Fields of a head that the server itself goes by.
-LOOKED_AT = frozenset((b"expect", b"transfer-encoding"))  # beside `host` and `content-length`
-# What is missing of a body is read after its answer up to so many bytes; with more the connection ends.
+# Fields of a head that the server itself obeys.
+CHECKED_FIELDS = frozenset((b"expect", b"transfer-encoding"))  # beside `host` and `content-length`
+# Bytes of a body that are still read after its answer; if more are missing, the connection ends.
 DRAINED_BYTES = 1024 * 1024
 # Seconds that a connection which ends is still read from.
 LINGER_SECONDS = 5.0
 # Seconds in which a client must take something of an answer, as nginx (send_timeout).
 ANSWER_SECONDS = 60.0
-# Where WebSockets are; elsewhere a wish for one is ignored.
-SOCKETS = b"/ws/"
+# Where WebSockets are; elsewhere a request for one is ignored.
+WEBSOCKET_PATH = b"/ws/"
 # Seconds that a socket's client may leave what was sent to it unread. uvicorn would wait for ever.
 UNREAD_SECONDS = 10.0
 
@@ -113,7 +113,7 @@ class DirectClient:
         self._protocol.direct = self
         # uvicorn stops reading when a body's last piece is larger than 64 KB, and a connection that is not read from
         # is never seen to close.
-        if self._flow.read_paused and not self._protocol.full:
+        if self._flow.read_paused and not self._protocol.is_full:
             self._flow.resume_reading()
         if self._cycle.disconnected:
             listener.client_left()
@@ -125,13 +125,13 @@ class DirectClient:
             self._protocol.direct = None
 
     async def sent(self) -> None:
-        """What the transport holds it sends by itself."""
+        """Return at once: the transport sends what it holds by itself."""
 
-    def lost(self) -> None:
+    def client_left(self) -> None:
         if self._listener is not None:
             self._listener.client_left()
 
-    def ready(self) -> None:
+    def client_ready(self) -> None:
         if self._listener is not None:
             self._listener.client_ready()
 
@@ -141,7 +141,7 @@ class DirectClient:
             return
         cycle.response_started = True
         cycle.waiting_for_100_continue = False
-        if cycle.more_body and not self._protocol.drains:
+        if cycle.more_body and not self._protocol.drains_body:
             cycle.keep_alive = False
         lines = [STATUS_LINE[status]]
         for name, value in cycle.default_headers:
@@ -156,9 +156,9 @@ class DirectClient:
         self._transport.write(b"".join(lines))
 
     def _complete(self) -> None:
-        """What uvicorn does after an answer's last message."""
+        """Do what uvicorn does after an answer's last message."""
         cycle = self._cycle
-        cycle.scope.pop("extensions", None)  # us: or only the garbage collector could free any of this
+        cycle.scope.pop("extensions", None)  # us: otherwise only the garbage collector could free any of this
         if cycle.disconnected:
             return
         cycle.response_complete = True
@@ -172,119 +172,126 @@ class Protocol(HttpToolsProtocol):
     """One connection of a client.
 
     What it may make us hold: a head of HEAD_BYTES, a few requests that wait for the answer to the one before, and about
-    as much again that was not looked at. While there is more, nothing is read.
+    as much again that was not parsed. While there is more, nothing is read.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.direct: DirectClient | None = None  # of the call under way
         self._active: RequestResponseCycle | None = None  # the request that is answered; `cycle` is the newest
-        self._late: asyncio.TimerHandle | None = None
-        self._idle: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self._answered_at = 0.0
-        self._over = False  # nothing more is parsed: a WebSocket has the connection, or it ends
-        self._last_words = b""  # that end it once the requests before have been answered
-        self._held = bytearray()  # came while enough requests waited
-        self._understood = False  # whether the last bytes ended a head or brought some of a body
-        self._unclear = 0  # bytes since something was understood, and those that are parsed now
-        self._hosts = 0  # of the head that comes
+        self._input_closed = False  # nothing more is parsed: a WebSocket has the connection, or it ends
+        self._final_error = b""  # ends the connection once the requests before have been answered
+        self._pending = bytearray()  # came while enough requests waited
+        self._progressed = False  # the last bytes ended a head or brought some of a body
+        self._bytes_without_progress = 0  # since the parser made progress, with those that are parsed now
+        self._host_count = 0  # of the head that comes
         self._length = 0
-        self._left = 0  # bytes still to come of a body whose length was told
+        self._body_left = 0  # bytes still to come of a body whose length is known
         self.url = b""
 
     @property
-    def full(self) -> bool:
+    def is_full(self) -> bool:
         """Whether so much has come that nothing more may be read."""
-        return len(self._held) > HEAD_BYTES
+        return len(self._pending) > HEAD_BYTES
 
     @property
-    def drains(self) -> bool:
-        """Whether what is missing of the newest request's body is worth waiting for after its answer."""
-        # A client that was to be told to continue, and was not, may send the body or another request.
-        return 0 < self._left <= DRAINED_BYTES and not self.expect_100_continue
+    def drains_body(self) -> bool:
+        """Whether to wait for the rest of the newest request's body after its answer."""
+        # A client that waits for 100 (Continue) and got none may send the body or another request.
+        return 0 < self._body_left <= DRAINED_BYTES and not self.expect_100_continue
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+        self._head_timer = self.loop.call_later(HEAD_SECONDS, self._on_head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._over = True
-        self._held.clear()
+        self._input_closed = True
+        self._pending.clear()
         self.pipeline.clear()
         self._stop_timers()
-        if self._active is not None:  # uvicorn tells the newest request only
-            give_up(self._active)
+        if self._active is not None:  # uvicorn notifies the newest request only
+            report_disconnect(self._active)
         if self.direct is not None:
-            self.direct.lost()
+            self.direct.client_left()
 
     # --- reading
 
     def data_received(self, data: bytes) -> None:
-        if self._over:
+        if self._input_closed:
             return
-        if self._held or self.pipeline or self.flow.write_paused or len(data) > PIECE:
-            self._take(data)
+        if self._pending or self.pipeline or self.flow.write_paused or len(data) > PIECE:
+            self._receive(data)
         else:  # as nearly always
             self._parse(data)
-        if self._late is None and self._between_requests() and not self._over:  # some of a head
-            self._late = self.loop.call_later(HEAD_SECONDS, self._too_late)
+        if self._head_timer is None and self._between_requests() and not self._input_closed:  # some of a head
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self._on_head_timeout)
 
-    def _take(self, data: bytes) -> None:
-        if self._held or len(self.pipeline) >= WAITING or (self.flow.write_paused and self._enough()):
-            self._hold(data)
+    def _receive(self, data: bytes) -> None:
+        if self._pending or len(self.pipeline) >= WAITING or (self.flow.write_paused and self._is_saturated()):
+            self._buffer(data)
         else:
             self._feed(data)
 
-    def _enough(self) -> bool:
-        """Return whether no further request is looked at for now: others wait, or the client takes no answers."""
+    def _is_saturated(self) -> bool:
+        """Return whether no further request is parsed for now: others wait, or the client takes no answers."""
         return len(self.pipeline) >= WAITING or (self.flow.write_paused and self._between_requests())
 
-    def _hold(self, data: bytes) -> None:
-        # Read on while there is room: of a connection that is not read from nobody learns that it was closed.
-        self._held += data
-        if self.full:
+    def _buffer(self, data: bytes) -> None:
+        # Read on while there is room: a connection that is not read from is never seen to close.
+        self._pending += data
+        if self.is_full:
             self.flow.pause_reading()
 
     def _feed(self, data: bytes) -> None:
-        """To the parser, which cannot be stopped between two requests: no more at a time than one request is known to
-        have, or than a few others fit in."""
-        if len(data) <= PIECE or len(data) <= self._left:
+        """Give the bytes to the parser, which cannot be stopped between two requests.
+
+        At a time, no more than one request is known to have, or than a few others fit in.
+        """
+        if len(data) <= PIECE or len(data) <= self._body_left:
             self._parse(data)
             return
         view, at = memoryview(data), 0
-        while at < len(data) and not self._over:
-            if self._enough():
-                self._hold(data[at:])
+        while at < len(data) and not self._input_closed:
+            if self._is_saturated():
+                self._buffer(data[at:])
                 return
-            size = max(PIECE, self._left)
-            if self.cycle is not None and self.cycle.more_body and not self._left and data.count(b"/1.", at) < WAITING:
+            size = max(PIECE, self._body_left)
+            if (
+                self.cycle is not None
+                and self.cycle.more_body
+                and not self._body_left
+                and data.count(b"/1.", at) < WAITING
+            ):
                 size = len(data)  # chunks, and hardly a request behind them
             self._parse(view[at : at + size])
             at += size
 
     def _parse(self, data: bytes | memoryview) -> None:
-        self._understood = False
-        self._unclear += len(data)
+        self._progressed = False
+        self._bytes_without_progress += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._unclear = 0
+            self._bytes_without_progress = 0
             self._upgrade(bytes(data[upgrade.args[0] :]))
         except httptools.HttpParserError as error:
             cause = error.__context__  # what a callback below raised
             self._refuse(cause if isinstance(cause, Refusal) else Malformed("invalid_request"))
         else:
-            if self._understood:
-                self._unclear = 0
-            elif self._unclear > HEAD_BYTES or (self.headers and len(self.headers) > FIELDS):
+            if self._progressed:
+                self._bytes_without_progress = 0
+            elif self._bytes_without_progress > HEAD_BYTES or (self.headers and len(self.headers) > FIELDS):
                 self._refuse(HeadTooLarge("headers_too_large"))
 
     def _upgrade(self, rest: bytes) -> None:
-        """Make the connection a WebSocket's; else what was asked for is ignored, as RFC 9110 (7.8) allows.
+        """Make the connection a WebSocket's; otherwise ignore the upgrade, as RFC 9110 (7.8) allows.
 
-        httptools leaves the body to another protocol and would take it for further requests. So the head is read
+        httptools leaves the body to another protocol and would take it for further requests. So the head is parsed
         again without the field that made it do so: JDK's HttpClient offers h2c with each request over plain HTTP.
         """
         method, names = self.scope["method"], {name for name, _ in self.headers}
@@ -292,7 +299,7 @@ class Protocol(HttpToolsProtocol):
             self._refuse(WrongMethod("method_not_allowed", path="CONNECT", method=method))
             return
         bare = not rest and not names & {b"content-length", b"transfer-encoding"}
-        if bare and method == "GET" and self.url.startswith(SOCKETS) and self._should_upgrade():
+        if bare and method == "GET" and self.url.startswith(WEBSOCKET_PATH) and self._should_upgrade():
             self.handle_websocket_upgrade()
             return
         version = self.parser.get_http_version()
@@ -307,10 +314,10 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what is no request that we take, after those before it. Nothing further is read."""
-        self._over = True
-        self._held.clear()
-        self._in_time()
-        words = self._error(refusal)
+        self._input_closed = True
+        self._pending.clear()
+        self._stop_head_timer()
+        words = self._encode_error(refusal)
         cycle = self.cycle
         if cycle is not None and cycle.more_body and not cycle.response_complete:  # something is wrong with its body
             if self.pipeline:
@@ -319,52 +326,54 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
                 return
             else:
-                give_up(cycle)
-                self._end(words)
+                report_disconnect(cycle)
+                self._end_connection(words)
                 return
         if self._between_requests():
-            self._end(words)
+            self._end_connection(words)
         else:
-            self._last_words = words
+            self._final_error = words
 
-    def _error(self, refusal: Refusal) -> bytes:
+    def _encode_error(self, refusal: Refusal) -> bytes:
         """Return a whole answer, as an error of `/v1`: elsewhere a person reads it just as well."""
         language: Language = "ja" if dict(self.headers or ()).get(b"accept-language", b"").startswith(b"ja") else "en"
         endpoint = ENDPOINTS.get(self.url.partition(b"?")[0].decode("latin-1"))
-        body = (endpoint.dialect if endpoint else CHAT).error(refusal, language)
+        body = (endpoint.api_format if endpoint else CHAT).encode_error(refusal, language)
         lines = [STATUS_LINE[refusal.status]]
         for name, value in self.server_state.default_headers:
             lines += (name, b": ", value, b"\r\n")
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         return b"".join([*lines, head, body])
 
-    def _go_on(self) -> None:
-        """After an answer: the next request that waits, what was held back, or the end."""
+    def _continue(self) -> None:
+        """Go on after an answer: with the next request that waits, with what was held back, or with the end."""
         if self.flow.write_paused:
             return  # `resume_writing` comes here again
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        if self._held and not self._enough():
-            held, self._held = bytes(self._held), bytearray()
+        if self._pending and not self._is_saturated():
+            held, self._pending = bytes(self._pending), bytearray()
             self._feed(held)
-        if self._last_words and self._between_requests():
-            self._end(self._last_words)
-        elif not self.full:
+        if self._final_error and self._between_requests():
+            self._end_connection(self._final_error)
+        elif not self.is_full:
             self.flow.resume_reading()
 
-    def _end(self, words: bytes = b"") -> None:
-        """End the connection. What the client still sends is read for a moment and dropped: closed at once, the system
-        would tell it of a reset, and the answer would be lost."""
-        self._over = True
+    def _end_connection(self, words: bytes = b"") -> None:
+        """End the connection. What the client still sends is read for a moment and dropped.
+
+        If it were closed at once, the system would send the client a reset, and the answer would be lost.
+        """
+        self._input_closed = True
         self._stop_timers()
         if self.transport.is_closing():
             return
         self.transport.write(words)
         self.transport.write_eof()
         self.flow.resume_reading()
-        self._unread = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        self._unread_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
-    # --- what the parser tells
+    # --- callbacks of the parser
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -374,14 +383,14 @@ class Protocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"host":
-            self._hosts += 1
+            self._host_count += 1
         elif name == b"content-length":
             self._length = int(value)
-        elif name in LOOKED_AT:
-            self._look_at(name, value)
+        elif name in CHECKED_FIELDS:
+            self._check_field(name, value)
         self.headers.append((name, value))
 
-    def _look_at(self, name: bytes, value: bytes) -> None:
+    def _check_field(self, name: bytes, value: bytes) -> None:
         """Raise Refusal for what several parties on the way might read in several ways."""
         if name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
@@ -391,26 +400,29 @@ class Protocol(HttpToolsProtocol):
             raise UnknownTransferCoding("transfer_encoding")
 
     def on_headers_complete(self) -> None:
-        self._understood = True
-        self._in_time()
-        version, hosts = self.parser.get_http_version(), self._hosts
-        self._left, self._length, self._hosts = self._length, 0, 0
+        self._progressed = True
+        self._stop_head_timer()
+        version, hosts = self.parser.get_http_version(), self._host_count
+        self._body_left, self._length, self._host_count = self._length, 0, 0
         if version not in VERSIONS or hosts > 1 or (hosts == 0 and version == "1.1"):
             raise Malformed("invalid_request")
         # A head may have come in one piece with others before and behind it.
-        if self._unclear > HEAD_BYTES and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+        if (
+            self._bytes_without_progress > HEAD_BYTES
+            and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES
+        ):
             raise HeadTooLarge("headers_too_large")
         if len(self.headers) > FIELDS:
             raise HeadTooLarge("headers_too_large")
-        if self.parser.should_upgrade():  # seen to in `_upgrade`, when it is known where the head ends
+        if self.parser.should_upgrade():  # done in `_upgrade`, when it is known where the head ends
             self.scope["method"] = self.parser.get_method().decode()
             return
         super().on_headers_complete()
-        self.headers = []  # of the trailers from now on: nothing that was looked at may change by them
+        self.headers = []  # of the trailers from now on: nothing that was checked may change by them
 
     def on_body(self, body: bytes) -> None:
-        self._understood = True
-        self._left -= len(body)
+        self._progressed = True
+        self._body_left -= len(body)
         cycle = self.cycle
         if cycle.response_complete:
             return
@@ -420,8 +432,8 @@ class Protocol(HttpToolsProtocol):
         cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        self._understood = True
-        self._left = self._length = self._hosts = 0  # also what trailers said
+        self._progressed = True
+        self._body_left = self._length = self._host_count = 0  # also what trailers said
         if self.parser.should_upgrade():
             return
         cycle = self.cycle
@@ -437,56 +449,59 @@ class Protocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, which makes and cancels a timer for each answer (5 µs). One for a connection does."""
+        """Do as uvicorn does, without a timer for each answer (5 µs). One for a connection is enough."""
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         cycle = self._active
-        if cycle is not None and cycle.more_body and not (cycle.keep_alive and self.drains):
-            self._end()
+        if cycle is not None and cycle.more_body and not (cycle.keep_alive and self.drains_body):
+            self._end_connection()
             return
-        if self.pipeline or self._held or self._last_words or self.flow.write_paused:
-            self._go_on()
+        if self.pipeline or self._pending or self._final_error or self.flow.write_paused:
+            self._continue()
         else:
             self.flow.resume_reading()
         self._answered_at = self.loop.time()
-        if self._idle is None and not self._over:
-            self._idle = self.loop.call_later(self.timeout_keep_alive, self._perhaps_idle)
+        if self._idle_timer is None and not self._input_closed:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._check_idle)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._unread is None:
-            self._look_again()
+        if self._unread_timer is None:
+            self._watch_unread()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._unread is not None and not self._over:
-            self._unread.cancel()
-            self._unread = None
+        if self._unread_timer is not None and not self._input_closed:
+            self._unread_timer.cancel()
+            self._unread_timer = None
         if self.direct is not None:
-            self.direct.ready()
+            self.direct.client_ready()
         if self._active is not None and self._active.response_complete:
-            self._go_on()
+            self._continue()
 
-    def _look_again(self) -> None:
+    def _watch_unread(self) -> None:
         size = self.transport.get_write_buffer_size()
-        self._unread = self.loop.call_later(ANSWER_SECONDS, self._perhaps_unread, size)
+        self._unread_timer = self.loop.call_later(ANSWER_SECONDS, self._check_unread, size)
 
-    def _perhaps_unread(self, size: int) -> None:
+    def _check_unread(self, size: int) -> None:
         """End the connection of a client that has taken nothing of its answers. Calls have time-outs of their own."""
         if self.direct is None and self.transport.get_write_buffer_size() >= size:
             self.transport.abort()
         else:
-            self._look_again()
+            self._watch_unread()
 
     def handle_websocket_upgrade(self) -> None:
-        """uvicorn gives the transport away and tells us of it no more, not even that it was closed."""
-        self._over = True
+        """Give the transport to the WebSocket's protocol.
+
+        uvicorn calls us no more for it, not even when it is closed.
+        """
+        self._input_closed = True
         self._stop_timers()
         super().handle_websocket_upgrade()
 
     def _should_upgrade(self) -> bool:
-        # Not while an answer goes on: nobody would learn that its client left.
+        # Not while an answer goes on: its client could leave unnoticed.
         return self._between_requests() and super()._should_upgrade()
 
     def _between_requests(self) -> bool:
@@ -494,42 +509,42 @@ class Protocol(HttpToolsProtocol):
 
     # --- time
 
-    def _in_time(self) -> None:
-        if self._late is not None:
-            self._late.cancel()
-            self._late = None
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _stop_timers(self) -> None:
-        self._in_time()
-        for timer in (self._idle, self._unread):
+        self._stop_head_timer()
+        for timer in (self._idle_timer, self._unread_timer):
             if timer is not None:
                 timer.cancel()
-        self._idle = self._unread = None
+        self._idle_timer = self._unread_timer = None
 
-    def _perhaps_idle(self) -> None:
-        self._idle = None
+    def _check_idle(self) -> None:
+        self._idle_timer = None
         if not self._between_requests():
-            return  # the end of the answer begins anew
+            return  # the end of the answer sets the timer again
         left = self._answered_at + self.timeout_keep_alive - self.loop.time()
         if left > 0:
-            self._idle = self.loop.call_later(left, self._perhaps_idle)
-        elif self._late is None:  # a head that has begun has its own time
-            self._close()
+            self._idle_timer = self.loop.call_later(left, self._check_idle)
+        elif self._head_timer is None:  # a head that has begun has its own time
+            self._close_idle()
 
-    def _too_late(self) -> None:
-        self._late = None
+    def _on_head_timeout(self) -> None:
+        self._head_timer = None
         if self._between_requests():
-            self._close()
+            self._close_idle()
 
-    def _close(self) -> None:
+    def _close_idle(self) -> None:
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # who has not taken an answer by now would keep the connection for ever
+            self.transport.abort()  # a client that has not taken an answer by now would keep the connection for ever
         else:
             self.transport.close()
 
 
-def give_up(cycle: RequestResponseCycle) -> None:
-    """Tell a request's application that its client has left."""
+def report_disconnect(cycle: RequestResponseCycle) -> None:
+    """Notify a request's application that its client has left."""
     if not cycle.response_complete:
         cycle.disconnected = True
         cycle.message_event.set()
@@ -540,7 +555,7 @@ class Socket(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._unread: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated and not self.handshake_complete:  # too early: uvicorn would fail at it
@@ -554,17 +569,17 @@ class Socket(WebSocketsSansIOProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
+        self._unread_timer = self.loop.call_later(UNREAD_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._read()
+        self._stop_unread_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._read()
+        self._stop_unread_timer()
 
-    def _read(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
+    def _stop_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None

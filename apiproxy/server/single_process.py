@@ -16,12 +16,12 @@ from channels.routing import ProtocolTypeRouter
 from portal import asgi as portal  # first: it sets Django up for what the gateway imports
 
 # isort: split
-from apiproxy.dataplane.routes import is_gateways
+from apiproxy.dataplane.routes import is_gateway_path
 from apiproxy.server.asgi import application as gateway
 
 
 async def http(scope: dict[str, Any], receive: Any, send: Any) -> None:
-    await (gateway if is_gateways(scope["path"]) else portal.http)(scope, receive, send)
+    await (gateway if is_gateway_path(scope["path"]) else portal.http)(scope, receive, send)
 
 
 application = ProtocolTypeRouter({"http": http, "websocket": portal.websocket, "lifespan": gateway})

@@ -100,7 +100,7 @@ class CallerIsolation:
     """What keeps the callers of an engine apart, and away from the network that it stands in.
 
     `media_domains`: from where it may fetch what a message points at. `shared_cache`: whether what it keeps of prompts
-    is for all of them; see `apiproxy.dataplane.formats.requests.caching`.
+    is for all of them; see `apiproxy.dataplane.formats.requests.cache_members`.
     """
 
     media_domains: tuple[str, ...] = ()

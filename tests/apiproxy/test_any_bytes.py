@@ -14,7 +14,7 @@ from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import ENDPOINTS
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.upstream import Address, Broken, Connection, Pool
-from apiproxy.dataplane.validation import OURS, READERS
+from apiproxy.dataplane.validation import GATEWAY_ONLY, READERS
 from tests.apiproxy.served import SERVED
 from tests.engine import DONE, FINISH, event
 
@@ -63,8 +63,8 @@ events = st.one_of(
 )
 kinds = st.sampled_from(
     [
-        lambda asked, told: readers.chunk_reader(readers.StreamContext(usage=asked), told),
-        lambda asked, told: readers.chunk_reader(readers.StreamContext(usage=asked, n=2), told),
+        lambda asked, told: readers.make_chunk_reader(readers.StreamContext(usage=asked), told),
+        lambda asked, told: readers.make_chunk_reader(readers.StreamContext(usage=asked, n=2), told),
         lambda asked, told: readers.ResponsesReader(readers.StreamContext(usage=asked), told),
         lambda asked, told: readers.MessagesReader(readers.StreamContext(usage=asked), told),
     ]
@@ -79,7 +79,7 @@ def heard(reader: readers.Reader, pieces: list[bytes]) -> dict[str, Any]:
         "events": reader.events,
         "done": reader.done,
         "error": reader.error,
-        "used": reader.used(5),
+        "used": reader.count_usage(5),
     }
 
 
@@ -104,16 +104,16 @@ def test_how_a_stream_is_cut_changes_nothing_that_is_read_of_it(kind, asked, str
 def test_no_stream_makes_a_reader_fail(kind, asked, stream, at):
     reader = kind(asked, lambda error: b"data: replaced\n\n")
     heard(reader, cut(b"".join(stream), at))
-    reader.finished()
+    reader.is_finished()
 
 
 def test_every_place_of_a_stream_is_a_place_to_cut_it():
     text = event([{"index": 0, "delta": {"content": "窓口"}, "finish_reason": None}]).encode().decode("unicode_escape")
     data = (text + FINISH + DONE).encode()
     for place in range(len(data)):
-        reader = readers.chunk_reader(readers.StreamContext(usage=False), lambda error: b"")
+        reader = readers.make_chunk_reader(readers.StreamContext(usage=False), lambda error: b"")
         assert heard(reader, [data[:place], data[place:]])["through"] == data
-        assert reader.finished()
+        assert reader.is_finished()
 
 
 # --- requests
@@ -158,10 +158,10 @@ def test_every_body_is_a_call_or_a_bad_request(body, path, force):
     endpoint = ENDPOINTS[path]
     assert call.model
     assert isinstance(call.end_user.encode(), bytes)
-    assert requests.estimate(call, endpoint, SERVED, requests.Terms()) >= 0
+    assert requests.estimate_tokens(call, endpoint, SERVED, requests.Terms()) >= 0
     sent = json.loads(requests.upstream_body(call, endpoint, "theirs", force_stream=force))
     assert sent["model"] == "theirs"
-    mine = {name: value for name, value in json.loads(body).items() if name not in READERS and name not in OURS}
+    mine = {name: value for name, value in json.loads(body).items() if name not in READERS and name not in GATEWAY_ONLY}
     assert json.dumps({name: sent[name] for name in mine}) == json.dumps(mine)  # NaN is not equal to itself
 
 
@@ -169,9 +169,9 @@ def test_every_body_is_a_call_or_a_bad_request(body, path, force):
 @given(st.integers(100, 599), bodies, st.sampled_from(sorted(ENDPOINTS)))
 def test_every_answer_of_an_engine_is_metered_and_every_error_told(status, body, path):
     call = requests.parse(b'{"model": "m"}')
-    tokens, _ = requests.used_tokens(body, call, ENDPOINTS[path])
+    tokens, _ = requests.read_used_tokens(body, call, ENDPOINTS[path])
     assert tokens.total >= 0
-    refusal = engine_errors.refusal(status, body, call, ENDPOINTS[path])
+    refusal = engine_errors.make_refusal(status, body, call, ENDPOINTS[path])
     assert isinstance(refusal, Refusal)
     assert json.dumps(refusal.error("ja"))
 

@@ -201,7 +201,7 @@ def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeyp
     def falls(model: int, seconds: float) -> float:
         raise OverflowError("int too large to convert to float")
 
-    monkeypatch.setattr(gateway.paces, "guess", falls)
+    monkeypatch.setattr(gateway.paces, "estimate", falls)
     script = [{"wait": 30}, {"send": SSE}]
     with pytest.raises(Exception, match="timed out"):
         counter.client.post(

@@ -15,7 +15,7 @@ from apiproxy.dataplane.catalogue import Model
 from apiproxy.dataplane.engine_json import loads
 from apiproxy.dataplane.errors import BadRequest
 from apiproxy.dataplane.formats import transcription
-from apiproxy.dataplane.formats.dialects import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, Dialect, encoded
+from apiproxy.dataplane.formats.api_formats import CHAT, MESSAGES, RESPONSES, TRANSCRIPTS, ApiFormat, encode_json
 from apiproxy.dataplane.memory_budget import SMALL as SMALL_SHARE
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.routes import RERANKERS
@@ -24,37 +24,37 @@ from apiproxy.dataplane.token_usage import MOST_TOKENS, Tokens, read_tokens
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
 # token for English and about 1.5 for Japanese, which is 3 bytes a character in UTF-8: 3 bytes per token errs upwards.
 BYTES_PER_TOKEN = 3
-# What vLLM is told of a batch key's call: it takes waiting requests in the order of their priority, the lowest first;
-# all others have 0. A client's own word on it is nothing to go by: everybody would be first.
+# The priority of a batch key's call at vLLM, which takes waiting requests in this order, the lowest first; all others
+# have 0. A client's own `priority` is ignored: every client would choose to be first.
 BATCH_PRIORITY = 1
-# Every engine's words for the bound of an answer. Which wins differs: llama.cpp takes `n_predict` before all others.
+# The members by which engines bound an answer. Which one wins differs: llama.cpp takes `n_predict` before all others.
 MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
-SEVERAL = ("n", "best_of")
-ENDS = 8 * 1024  # bytes of each end by which a large body is known
-END_USER = 64  # characters of the body's "user" that are kept
+ANSWER_COUNTS = ("n", "best_of")
+IDENTITY_BYTES = 8 * 1024  # bytes of each end by which a large body is known
+MAX_END_USER = 64  # characters of the body's "user" that are kept
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path that is passed on.
+    """A path whose calls are passed on to engines.
 
     `tasks`: what a model must be for. `costs`: what a call can use up; "sound": it is an upload. `streams`: takes
-    `stream`. `everywhere`: every engine that serves such a model has it; of other paths the engine may say that it has
-    not. `sorted`: engines that sort waiting calls know its `priority`. `bound`: its words for the most tokens of an
-    answer, the first wins. `several`: it has a word for several answers. `short`: where no bound is stated, vLLM's
-    answers have 16 tokens, as OpenAI's description says.
+    `stream`. `universal`: every engine that serves such a model has this path; for other paths the engine may answer
+    that it does not. `takes_priority`: engines that sort waiting calls know its `priority`. `bound_names`: its members
+    for the most tokens of an answer, the first wins. `several_answers`: it has a member for several answers.
+    `short_default`: where no bound is given, vLLM's answers have 16 tokens, as OpenAI's description says.
     """
 
     path: str
     tasks: frozenset[str]
     costs: Literal["prompt and answer", "prompt", "nothing", "sound"]
     streams: bool = False
-    everywhere: bool = False
-    sorted: bool = False
-    dialect: Dialect = CHAT
-    bound: tuple[str, ...] = ("max_tokens",)
-    several: bool = False
-    short: bool = False
+    universal: bool = False
+    takes_priority: bool = False
+    api_format: ApiFormat = CHAT
+    bound_names: tuple[str, ...] = ("max_tokens",)
+    several_answers: bool = False
+    short_default: bool = False
 
 
 TEXT = frozenset({"chat"})
@@ -70,47 +70,47 @@ ENDPOINTS = {
         Endpoint(
             *("/v1/chat/completions", TEXT, "prompt and answer"),
             streams=True,
-            everywhere=True,
-            sorted=True,
-            bound=("max_completion_tokens", "max_tokens"),
-            several=True,
+            universal=True,
+            takes_priority=True,
+            bound_names=("max_completion_tokens", "max_tokens"),
+            several_answers=True,
         ),
         Endpoint(
             *("/v1/completions", TEXT, "prompt and answer"),
             streams=True,
-            everywhere=True,
-            sorted=True,
-            several=True,
-            short=True,
+            universal=True,
+            takes_priority=True,
+            several_answers=True,
+            short_default=True,
         ),
         Endpoint(
             *("/v1/responses", TEXT, "prompt and answer"),
             streams=True,
-            sorted=True,
-            dialect=RESPONSES,
-            bound=("max_output_tokens",),
+            takes_priority=True,
+            api_format=RESPONSES,
+            bound_names=("max_output_tokens",),
         ),
-        Endpoint("/v1/messages", TEXT, "prompt and answer", streams=True, dialect=MESSAGES),
-        Endpoint("/v1/messages/count_tokens", TEXT, "nothing", dialect=MESSAGES),
-        Endpoint("/v1/embeddings", VECTORS, "prompt", everywhere=True),
+        Endpoint("/v1/messages", TEXT, "prompt and answer", streams=True, api_format=MESSAGES),
+        Endpoint("/v1/messages/count_tokens", TEXT, "nothing", api_format=MESSAGES),
+        Endpoint("/v1/embeddings", VECTORS, "prompt", universal=True),
         Endpoint("/v1/rerank", RANKING, "prompt"),
         Endpoint("/v1/score", RANKING, "prompt"),
-        Endpoint("/v1/audio/transcriptions", HEARING, "sound", streams=True, dialect=TRANSCRIPTS),
-        Endpoint("/v1/audio/translations", HEARING, "sound", streams=True, dialect=TRANSCRIPTS),
+        Endpoint("/v1/audio/transcriptions", HEARING, "sound", streams=True, api_format=TRANSCRIPTS),
+        Endpoint("/v1/audio/translations", HEARING, "sound", streams=True, api_format=TRANSCRIPTS),
     )
 }
 ENDPOINTS |= dict.fromkeys(RERANKERS, ENDPOINTS["/v1/rerank"])  # requests and answers are the same
 
 
-# What is looked at again after that.
-KEPT = frozenset({"stream_options", "cache_salt"})
+# Values that are read again after `Call.drop_values`.
+READ_AGAIN = frozenset({"stream_options", "cache_salt"})
 
 
 @dataclass(slots=True)
 class Call:
-    """What the gateway needs to know of a request body, every number within its bounds (`validation`).
+    """What the gateway needs to know of a request body, with every number within its bounds (`validation`).
 
-    `share`: what it holds of the memory budget, its body above all.
+    `share`: its part of the memory budget, mostly for its body.
     """
 
     body: bytes
@@ -119,14 +119,14 @@ class Call:
     stream: bool
     asks_usage: bool
     end_user: str
-    n: int = 1  # answers that are wanted to each prompt
+    n: int = 1  # answers to each prompt
     prompts: int = 1
-    # Members that engines would read otherwise than we do, as we read them; None: they are not told.
-    typed: Mapping[str, Any] = field(default_factory=dict)
-    most: Mapping[str, int] = field(default_factory=dict)  # tokens of an answer (-1: any), by which of MAX_TOKENS
+    # Members that engines would read otherwise than we do, as we read them; None: not sent.
+    coerced: Mapping[str, Any] = field(default_factory=dict)
+    max_tokens: Mapping[str, int] = field(default_factory=dict)  # tokens of an answer (-1: any), by which of MAX_TOKENS
     media: Sequence[tuple[str, str]] = ()  # where its pictures and recordings are, with the member that says so
     share: BudgetShare | None = None
-    size: int = field(init=False)  # of the body in bytes
+    size: int = field(init=False)  # bytes of the body
     answers: int = field(init=False)  # to all prompts
 
     def __post_init__(self) -> None:
@@ -134,31 +134,33 @@ class Call:
         self.answers = self.n * self.prompts
 
     def value(self, name: str) -> Any:
-        """Return a member as engines are told it."""
-        return self.typed[name] if name in self.typed else self.fields.get(name)
+        """Return a member as engines receive it."""
+        return self.coerced[name] if name in self.coerced else self.fields.get(name)
 
     @property
     def prompt_estimate(self) -> int:
         return max(1, self.size // BYTES_PER_TOKEN)
 
-    def lighten(self) -> None:
-        """Forget the values that only engines look at, once they have been looked through: they may take ten times
-        the memory of their bytes, which are there for another attempt."""
+    def drop_values(self) -> None:
+        """Drop the values that only engines read, once they have been checked.
+
+        They may take ten times the memory of their bytes, which are kept for another attempt.
+        """
         if self.size > SMALL_SHARE:
             for name, value in self.fields.items():
-                if isinstance(value, list | str | dict) and name not in KEPT:
+                if isinstance(value, list | str | dict) and name not in READ_AGAIN:
                     self.fields[name] = True if value else None  # whether there are tools is asked again
 
     @property
     def identity(self) -> bytes:
-        """What tells it from others: its body, or of a large one the length and both ends."""
+        """What distinguishes the call from others: its body, or for a large one the length and both ends."""
         body = self.body
         if self.size <= SMALL_SHARE or len(body) < self.size:
             return body
-        return b"%d %b %b" % (self.size, body[:ENDS], body[-ENDS:])
+        return b"%d %b %b" % (self.size, body[:IDENTITY_BYTES], body[-IDENTITY_BYTES:])
 
     def forget_body(self) -> None:
-        """No engine will be sent it any more: what a large one took is free, however long the answer lasts."""
+        """Free a large body that no engine will be sent again, however long the answer takes."""
         if self.size > SMALL_SHARE:
             self.body = self.identity
             if self.share is not None:
@@ -169,56 +171,64 @@ class Call:
 class Terms:
     """What the operator has set about request bodies."""
 
-    # Tokens of an answer whose call states no bound but falls under a limit of tokens. It has to have one, for what is
-    # reserved must be what the engine obeys. 1,024 would cut what people wait for; all of a context of 128 K would let
-    # eight open calls use up a day's million for all colleagues while they run.
+    # Tokens of an answer whose call has no bound but falls under a limit of tokens. It needs a bound, because what is
+    # reserved must be what the engine obeys. 1,024 would cut answers that people wait for; a whole context of 128 K
+    # would let eight open calls use up a tenant's million of a day while they run.
     default_answer: int = 8192
-    # From where engines may fetch pictures and recordings; from nowhere, if none.
+    # Domains from which engines may fetch pictures and recordings; empty: from nowhere.
     media_domains: frozenset[str] = frozenset()
-    # Of the salts that keep tenants' prompts in engines' caches apart; empty: all share one cache.
+    # Key of the salts that keep tenants' prompts apart in engines' caches; empty: all share one cache.
     salt_key: bytes = b""
 
 
-def stated(call: Call, endpoint: Endpoint) -> int | None:
-    """Return the most tokens of each answer as the client says.
+def requested_max_tokens(call: Call, endpoint: Endpoint) -> int | None:
+    """Return the most tokens of each answer that the client asks for.
 
-    By a word of another API if there is none of this one.
+    A member of another API counts if there is none of this one.
     """
-    said = call.most
+    said = call.max_tokens
     if not said:
         return None
-    for name in endpoint.bound:
+    for name in endpoint.bound_names:
         if said.get(name, -1) > 0:
             return said[name]
     return next((most for most in said.values() if most > 0), None)
 
 
-def answer(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
+def reserved_answer_tokens(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
     """Return the most tokens that are reserved for each answer."""
-    return min(stated(call, endpoint) or terms.default_answer, model.context or validation.LONGEST)
+    return min(
+        requested_max_tokens(call, endpoint) or terms.default_answer, model.context or validation.LONGEST_CONTEXT
+    )
 
 
-def bounding(
+def max_tokens_members(
     call: Call, endpoint: Endpoint, model: Model, terms: Terms, *, limited: Callable[[], bool]
 ) -> dict[str, Any]:
-    """Return the members by which the engine is told what was reserved, and (None) those that it could obey instead.
+    """Return the members that give the engine the reserved bound, and (None) those that it might obey instead.
 
-    `limited()`: the call falls under a limit of tokens. Without one an answer of no stated bound may go on until the
-    context ends, as everywhere.
+    `limited()`: the call falls under a limit of tokens. Without one, an answer whose client gave no bound may continue
+    until the context is full, as with any other server.
     """
     if endpoint.costs != "prompt and answer":
         return {}
-    # Of a protocol that has no word for it: llama.cpp gives several answers all the same, and tells the usage of one.
-    members: dict[str, Any] = {} if endpoint.several else {name: None for name in SEVERAL if name in call.fields}
-    short = endpoint.short and model.stops_unary and not model.external
-    said = stated(call, endpoint)
+    # Where the API has no member for it, llama.cpp gives several answers nevertheless, and reports the usage of one.
+    members: dict[str, Any] = (
+        {} if endpoint.several_answers else {name: None for name in ANSWER_COUNTS if name in call.fields}
+    )
+    short = endpoint.short_default and model.stops_unary and not model.external
+    said = requested_max_tokens(call, endpoint)
     if said is None and (short or not limited()):
         return members
-    most = min(said or terms.default_answer, model.context or validation.LONGEST)
-    if call.most == {"max_tokens": most} and "max_tokens" in endpoint.bound and "max_tokens" not in call.typed:
+    most = min(said or terms.default_answer, model.context or validation.LONGEST_CONTEXT)
+    if (
+        call.max_tokens == {"max_tokens": most}
+        and "max_tokens" in endpoint.bound_names
+        and "max_tokens" not in call.coerced
+    ):
         return members  # as nearly always
-    told = [name for name in endpoint.bound if name in call.most] or [endpoint.bound[0]]
-    if not model.stops_unary and "max_tokens" in endpoint.bound:
+    told = [name for name in endpoint.bound_names if name in call.max_tokens] or [endpoint.bound_names[0]]
+    if not model.stops_unary and "max_tokens" in endpoint.bound_names:
         told.append("max_tokens")  # llama-cpp-python knows no other
     for name in MAX_TOKENS:
         wanted, came = most if name in told else None, call.fields.get(name)
@@ -227,13 +237,13 @@ def bounding(
     return members
 
 
-def caching(call: Call, model: Model, terms: Terms, tenant: int) -> dict[str, Any]:
-    """Return the members that keep a tenant from what others' prompts have left in an engine's cache.
+def cache_members(call: Call, model: Model, terms: Terms, tenant: int) -> dict[str, Any]:
+    """Return the members that keep a tenant away from what others' prompts have left in an engine's cache.
 
-    Else whoever guesses a beginning is told how much of it was right: by `cached_tokens`, and by the time to the first
-    token. vLLM's cache is salted; a client's own salt divides its tenant's further. llama.cpp has one cache for all, so
-    only a model of one tenant may use it (it ignores this member on /v1/messages: it is started so as well). Of
-    engines that others run we know nothing.
+    Otherwise a caller who guesses a beginning learns how much of it was right: from `cached_tokens`, and from the time
+    to the first token. vLLM's cache is salted; a client's own salt divides its tenant's further. llama.cpp has one
+    cache for all, so only a model of one tenant may use it (it ignores this member on /v1/messages, so it is started
+    that way as well). About engines that others run we know nothing.
     """
     if model.external or not terms.salt_key:
         return {}
@@ -254,49 +264,52 @@ def digest(text: str, key: bytes) -> str:
     return hashlib.blake2b(text.encode(errors="replace"), key=key, digest_size=20).hexdigest()
 
 
-def estimate(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
+def estimate_tokens(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
     """Return the most tokens that this call can be expected to use."""
     if endpoint.costs == "nothing":
         return 0
     prompt = call.prompt_estimate
     if endpoint.costs != "prompt and answer":
         return min(prompt, MOST_TOKENS)
-    answers = answer(call, endpoint, model, terms) * call.answers
-    return min(prompt + answers, (model.context or validation.LONGEST) * call.answers)
+    answers = reserved_answer_tokens(call, endpoint, model, terms) * call.answers
+    return min(prompt + answers, (model.context or validation.LONGEST_CONTEXT) * call.answers)
 
 
 def max_usage(call: Call, endpoint: Endpoint, model: Model) -> int:
-    """The most tokens that can be right, whatever an engine says. Of servers of others we know the context by hearsay;
-    an answer of Responses may have several rounds, of a context each."""
+    """Return the most tokens that can be right, whatever an engine says.
+
+    The context of servers run by others is hearsay, and an answer of Responses may have several rounds, each with a
+    full context.
+    """
     if endpoint.costs != "prompt and answer":
         return MOST_TOKENS
-    known = None if model.external or endpoint.dialect is RESPONSES else model.context
-    return min((known or validation.LONGEST) * call.answers, MOST_TOKENS)
+    known = None if model.external or endpoint.api_format is RESPONSES else model.context
+    return min((known or validation.LONGEST_CONTEXT) * call.answers, MOST_TOKENS)
 
 
 def max_generated(call: Call, endpoint: Endpoint, model: Model) -> int:
-    """Return the most tokens that all its answers together can have."""
+    """Return the most tokens that all answers to the call together can have."""
     if endpoint.costs == "sound":
-        return transcription.spoken(call.prompt_estimate)
+        return transcription.max_spoken_tokens(call.prompt_estimate)
     if endpoint.costs != "prompt and answer":
         return 0
-    most = model.context or validation.LONGEST
-    return min(stated(call, endpoint) or most, most) * call.answers
+    most = model.context or validation.LONGEST_CONTEXT
+    return min(requested_max_tokens(call, endpoint) or most, most) * call.answers
 
 
 def parse(body: bytes) -> Call:
-    """Read a request body. Raises BadRequest; fields it does not know are none of its business."""
+    """Read a request body. Raise BadRequest. Members that are not known here are left to the engine."""
     if len(body) > validation.MB:
         validation.check_density(body)
-    fields = decoded(body)
+    fields = decode_json(body)
     if not isinstance(fields, dict):
         raise BadRequest("not_an_object", code="invalid_json")
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise BadRequest("missing_model", code="invalid_value", param="model")
-    media = validation.places(fields) if validation.may_have_places(body) else []
-    typed = validation.read(fields)
-    known = {**fields, **typed} if typed else fields
+    media = validation.find_media(fields) if validation.may_have_media(body) else []
+    coerced = validation.read_members(fields)
+    known = {**fields, **coerced} if coerced else fields
     options, user = known.get("stream_options"), fields.get("user")
     call = Call(
         body=body,
@@ -304,26 +317,26 @@ def parse(body: bytes) -> Call:
         model=model,
         stream=known.get("stream") is True,
         asks_usage=bool(options and options.get("include_usage")),
-        end_user="" if user is None else end_user(user),
+        end_user="" if user is None else clean_end_user(user),
         n=max(known.get("n") or 1, known.get("best_of") or 1) if "n" in known or "best_of" in known else 1,
-        prompts=prompts(fields["prompt"]) if "prompt" in fields else 1,
-        typed=typed,
-        most={name: known[name] for name in MAX_TOKENS if known.get(name) is not None},
+        prompts=count_prompts(fields["prompt"]) if "prompt" in fields else 1,
+        coerced=coerced,
+        max_tokens={name: known[name] for name in MAX_TOKENS if known.get(name) is not None},
         media=media,
     )
     if call.answers > validation.MOST_INPUTS:
         most, sent = f"{validation.MOST_INPUTS:,}", f"{call.answers:,}"
-        raise validation.invalid("too_many_answers", "n", most=most, sent=sent)
+        raise validation.invalid_value("too_many_answers", "n", most=most, sent=sent)
     return call
 
 
-def prompts(prompt: Any) -> int:
-    """Return how many: a list of numbers is one, its tokens."""
-    return len(prompt) if isinstance(prompt, list) and prompt and not validation.token_ids(prompt) else 1
+def count_prompts(prompt: Any) -> int:
+    """Return how many prompts there are: a list of numbers is one, its tokens."""
+    return len(prompt) if isinstance(prompt, list) and prompt and not validation.are_token_ids(prompt) else 1
 
 
-def decoded(body: bytes) -> Any:
-    """JSON, however odd. Raises BadRequest.
+def decode_json(body: bytes) -> Any:
+    """Decode JSON, however odd. Raise BadRequest.
 
     orjson takes a fifth of json's time, but refuses half a surrogate pair, NaN and numbers beyond 64 bits.
     """
@@ -332,21 +345,21 @@ def decoded(body: bytes) -> Any:
     except orjson.JSONDecodeError:
         if len(body) > validation.MB:  # json takes five times as long
             validation.check_density(body, validation.MOST_VALUES_EXACTLY)
-        return decoded_exactly(body)
+        return decode_exactly(body)
 
 
-def decoded_exactly(body: bytes) -> Any:
+def decode_exactly(body: bytes) -> Any:
     try:
         # Half of a surrogate pair passes, which is written by clients that cut an emoji in two.
         return json.loads(body.decode("utf-8-sig", "surrogatepass"))
     except UnicodeDecodeError as error:
-        raise BadRequest("not_utf8", code="invalid_json", encoding=encoding_of(body)) from error
+        raise BadRequest("not_utf8", code="invalid_json", encoding=guess_encoding(body)) from error
     except (ValueError, RecursionError) as error:
         raise BadRequest("invalid_json", detail=str(error)) from error
 
 
-def encoding_of(body: bytes) -> str:
-    """What a body that is not UTF-8 is written in, as far as can be seen."""
+def guess_encoding(body: bytes) -> str:
+    """Guess how a body that is not UTF-8 is encoded."""
     if body.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16"
     for name, codec in (("EUC-JP", "euc_jp"), ("Shift_JIS", "cp932")):
@@ -356,9 +369,12 @@ def encoding_of(body: bytes) -> str:
     return "?"
 
 
-def end_user(user: Any) -> str:
-    """What is kept of it. No database takes a NUL, and UTF-8 no half of a surrogate pair, which JSON can say."""
-    return user[:END_USER].replace("\0", "").encode(errors="replace").decode() if isinstance(user, str) else ""
+def clean_end_user(user: Any) -> str:
+    """Return the part of the name that is stored.
+
+    No database takes a NUL, and UTF-8 has no half of a surrogate pair, which JSON can contain.
+    """
+    return user[:MAX_END_USER].replace("\0", "").encode(errors="replace").decode() if isinstance(user, str) else ""
 
 
 def upstream_body(
@@ -367,57 +383,68 @@ def upstream_body(
     model: str,
     *,
     force_stream: bool,
-    more: Mapping[str, Any] | None = None,
-    afresh: bool = False,
+    extra: Mapping[str, Any] | None = None,
+    re_encode: bool = False,
 ) -> bytes:
-    """Return the body for the engine: as it came but for the model's name there, the request for usage, what was read
-    otherwise than it came, and `more`: members to set, or (None) to leave out.
+    """Return the body for the engine.
 
-    A member is put behind the bytes where possible, also in place of one that the client sent: of two our engines take
-    the last, as we do. Decoding and encoding a long conversation costs more than all the rest of a call.
-    `force_stream` asks for a stream although the client did not. `afresh`: for an engine that we do not know. It is
-    sent what we understood, each member once: of two it might take the first. Numbers of more than 64 bits become the
-    nearest that JavaScript knows.
+    It is the client's, except for: the model's name there, the request for usage, values that were coerced, and
+    `extra`: members to set, or (None) to leave out.
+
+    A member is appended to the bytes where possible, even if the client sent one of that name: of two, our engines take
+    the last, as we do. Decoding and encoding a long conversation costs more than all the rest of a call. `force_stream`
+    asks for a stream although the client did not. `re_encode`: for an engine that we do not know. It is sent what we
+    understood, each member once: of two it might take the first. Numbers of more than 64 bits become the nearest that
+    JavaScript knows.
     """
-    changes: dict[str, Any] = {**call.typed, **more} if more else dict(call.typed)
-    if endpoint.streams and endpoint.dialect.asks_usage and (force_stream or (call.stream and not call.asks_usage)):
+    changes: dict[str, Any] = {**call.coerced, **extra} if extra else dict(call.coerced)
+    if (
+        endpoint.streams
+        and endpoint.api_format.needs_usage_option
+        and (force_stream or (call.stream and not call.asks_usage))
+    ):
         changes["stream_options"] = {**(call.value("stream_options") or {}), "include_usage": True}
     if force_stream:
         changes["stream"] = True
     if model != call.model:
         changes["model"] = model
-    if afresh:
-        fields = call.fields if call.size <= SMALL_SHARE else decoded(call.body)  # not what was made lighter
-        try:
-            return orjson.dumps(merged(fields, changes) if changes else fields)
-        except orjson.JSONEncodeError:
-            pass  # half of a surrogate pair, a very long number
-    if not changes and not afresh:
+    if re_encode:
+        return _encode_understood(call, changes)
+    if not changes:
         return call.body
-    if afresh or any(value is None and name in call.fields for name, value in changes.items()):
-        return _rewritten(call, changes)
-    told = {name: value for name, value in changes.items() if value is not None}
-    if not told:
+    if any(value is None and name in call.fields for name, value in changes.items()):
+        return _rewrite(call, changes)
+    added = {name: value for name, value in changes.items() if value is not None}
+    if not added:
         return call.body
-    return b"%b,%b" % (call.body[: call.body.rindex(b"}")], encoded(told)[1:])
+    return b"%b,%b" % (call.body[: call.body.rindex(b"}")], encode_json(added)[1:])
 
 
-def _rewritten(call: Call, changes: Mapping[str, Any]) -> bytes:
+def _encode_understood(call: Call, changes: Mapping[str, Any]) -> bytes:
+    """Encode the members as they were understood, with these changes."""
+    fields = call.fields if call.size <= SMALL_SHARE else decode_json(call.body)  # a large call's values were dropped
+    try:
+        return orjson.dumps(merge_members(fields, changes) if changes else fields)
+    except orjson.JSONEncodeError:  # half of a surrogate pair, a very long number
+        return _rewrite(call, changes)
+
+
+def _rewrite(call: Call, changes: Mapping[str, Any]) -> bytes:
     if call.size > SMALL_SHARE:
-        # Else whoever has 5 million numbers in a body would hold up everybody for 2 s. Numbers of more than 64 bits
+        # Otherwise a body with 5 million numbers would hold up all calls for 2 s. Numbers of more than 64 bits
         # become the nearest that JavaScript knows.
         try:
-            return orjson.dumps(merged(orjson.loads(call.body), changes))
+            return orjson.dumps(merge_members(orjson.loads(call.body), changes))
         except (orjson.JSONDecodeError, orjson.JSONEncodeError):
             pass
     # Read again, because orjson rounds what is beyond 64 bits. Half of a surrogate pair (an emoji that a client cut) is
     # escaped as it came; UTF-8 cannot hold it.
-    kept = merged(decoded_exactly(call.body), changes)
+    kept = merge_members(decode_exactly(call.body), changes)
     return json.dumps(kept, ensure_ascii=False).encode(errors="backslashreplace")
 
 
-def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members with these set, or (None) left out."""
+def merge_members(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members with these changes; those changed to None are left out."""
     kept = {**fields, **changes}
     for name, value in changes.items():
         if value is None:
@@ -425,12 +452,12 @@ def merged(fields: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     return kept
 
 
-# Up to so many bytes all of an answer is decoded: 20 µs at most.
+# Up to this size the whole answer is decoded: 20 µs at most.
 SMALL = 8 * 1024
 
 
-def usage_in(body: bytes) -> dict[str, Any] | None:
-    """Return the `usage` object of an unary answer, found without decoding the rest (embeddings are megabytes long).
+def find_usage(body: bytes) -> dict[str, Any] | None:
+    """Return the `usage` object of a unary answer, without decoding the rest (embeddings are megabytes long).
 
     A quote inside a JSON text is escaped, so an unescaped `"usage"` before a colon is a key; the last one that is
     followed by an object is the answer's own.
@@ -456,35 +483,35 @@ def usage_in(body: bytes) -> dict[str, Any] | None:
     return None
 
 
-# Bytes of an unary answer that are not text.
+# Bytes of a unary answer that are not text.
 FRAME = 256
 
 
-def used_tokens(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Tokens, bool]:
-    """What an unary answer says that it used, and whether that had to be estimated."""
+def read_used_tokens(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Tokens, bool]:
+    """Return what a unary answer says that it used, and whether that had to be estimated."""
     if endpoint.costs == "nothing":
         return Tokens(), False
     if endpoint.costs == "sound":
-        return transcription.used(body, call.prompt_estimate)
-    told = read_tokens(usage_in(body))
+        return transcription.read_used_tokens(body, call.prompt_estimate)
+    told = read_tokens(find_usage(body))
     if told is not None:
         return told, False
     text = max(0, len(body) - FRAME) if endpoint.costs == "prompt and answer" else 0
     return Tokens(prompt=call.prompt_estimate, completion=text // BYTES_PER_TOKEN), True
 
 
-def models_body(offered: Mapping[str, Model]) -> bytes:
-    """Of models by the names that clients may write; a model appears once for each of its names."""
-    data = [model_object(name, model) for name, model in offered.items()]
+def encode_models(offered: Mapping[str, Model]) -> bytes:
+    """Encode a list of models by the names that clients may use; a model appears once for each of its names."""
+    data = [describe_model(name, model) for name, model in offered.items()]
     return json.dumps({"object": "list", "data": data}).encode()
 
 
-def model_body(name: str, model: Model) -> bytes:
-    return json.dumps(model_object(name, model)).encode()
+def encode_model(name: str, model: Model) -> bytes:
+    return json.dumps(describe_model(name, model)).encode()
 
 
-def model_object(name: str, model: Model) -> dict[str, Any]:
-    # vLLM's extensions: `max_model_len` is read by Open WebUI and others, `root` tells what an alias stands for.
+def describe_model(name: str, model: Model) -> dict[str, Any]:
+    # vLLM's extensions: `max_model_len` is read by Open WebUI and others, `root` names the model behind an alias.
     more: dict[str, Any] = {"max_model_len": model.context} if model.context else {}
     if name != model.name:
         more["root"] = model.name

@@ -1,78 +1,76 @@
 """What a transcription costs, and the two kinds of streams that engines send for one. No I/O.
 
-Engines tell the tokens of a transcription only in a stream: vLLM, asked by `stream_include_usage`, counts 100 tokens
-for each second of sound (a frame of Whisper's spectrogram each) and the text's own. Its answers without a stream tell
-seconds, or nothing (translations, plain text). So that one recording costs the same in whatever form it is asked for,
+Engines report the tokens of a transcription only in a stream: vLLM, if `stream_include_usage` is set, counts 100 tokens
+for each second of sound (a frame of Whisper's spectrogram each) and the text's own. Its answers without a stream report
+seconds, or nothing (translations, plain text). So that a recording costs the same in whatever form it is requested,
 seconds are turned into tokens by vLLM's rule, and where there is nothing, bytes into seconds. Both are estimates.
 """
 
 import math
 from typing import Any, ClassVar
 
-from apiproxy.dataplane.stream.readers import ChunkReader, OnError, StreamContext, decoded
+from apiproxy.dataplane.stream.readers import ChunkReader, OnError, StreamContext, decode_object
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
 
 TOKENS_PER_SECOND = 100
-# A recording's length before anybody has decoded it: 128 kbit/s, the usual MP3. Speech as Opus has a quarter of it (so
-# is underestimated by as much), 16 kHz WAV twice as much.
+# A recording's length before an engine has decoded it: 128 kbit/s, the usual MP3. Speech as Opus has a quarter of that
+# (so is underestimated by as much), 16 kHz WAV twice as much.
 BYTES_PER_SECOND = 16_000
-# What quick speakers say in a second.
+# Tokens that quick speakers say in a second.
 SPOKEN_PER_SECOND = 5
-# As of any text: see protocol.BYTES_PER_TOKEN.
+# As for any text: see requests.BYTES_PER_TOKEN.
 BYTES_PER_TOKEN = 3
-# A day of sound; what claims to be longer is no number to count with.
+# Seconds: a day of sound. A number beyond this is not believed.
 LONGEST = 86_400.0
 
 
-def sound(size: int) -> int:
-    """About how many tokens a recording of so many bytes is."""
+def estimate_sound_tokens(size: int) -> int:
+    """Estimate how many tokens a recording of this many bytes is."""
     return size * TOKENS_PER_SECOND // BYTES_PER_SECOND
 
 
-def spoken(heard: int) -> int:
-    """Return the most tokens of text in so many of sound."""
+def max_spoken_tokens(heard: int) -> int:
+    """Return the most tokens of text in this many tokens of sound."""
     return heard * SPOKEN_PER_SECOND // TOKENS_PER_SECOND
 
 
-def reservation(size: int) -> int:
-    """Return the most that a request body of so many bytes can be expected to cost.
+def estimate_reservation(size: int) -> int:
+    """Return the most tokens that a request body of this many bytes can be expected to cost: its sound and its text."""
+    heard = estimate_sound_tokens(size)
+    return 1 + heard + max_spoken_tokens(heard)
 
-    Its sound and what is said in it.
+
+def read_used_tokens(body: bytes, estimate: int) -> tuple[Tokens, bool]:
+    """Return what a unary answer used, and whether that is estimated.
+
+    `estimate`: the sound's tokens by the upload's size. If the answer is JSON with `usage` in tokens, these count. With
+    `usage` in seconds, or with `duration`: by the rule. Otherwise by size; the text by its length (subtitles are
+    counted with their times, which errs upwards).
     """
-    heard = sound(size)
-    return 1 + heard + spoken(heard)
-
-
-def used(body: bytes, estimate: int) -> tuple[Tokens, bool]:
-    """What an unary answer used, and whether that is estimated. `estimate`: the sound's tokens by the upload's size.
-
-    JSON with `usage` as tokens: these. With `usage` as seconds or with `duration`: by the rule. Else by size; the text
-    by its length (subtitles are counted with their times, which errs upwards).
-    """
-    answer = decoded(body) if body.lstrip()[:1] == b"{" else None
+    answer = decode_object(body) if body.lstrip()[:1] == b"{" else None
     if answer is None:
-        return Tokens(prompt=estimate, completion=_text(body)), True
+        return Tokens(prompt=estimate, completion=_text_tokens(body)), True
     usage = answer.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    if told := _told(usage):
-        return told, False
+    if counted := _read_counted(usage):
+        return counted, False
     text = answer.get("text")
-    said = _text(text.encode(errors="replace")) if isinstance(text, str) else 0
-    prompt = _of_seconds(usage.get("seconds", answer.get("duration")))
+    said = _text_tokens(text.encode(errors="replace")) if isinstance(text, str) else 0
+    prompt = _tokens_of_seconds(usage.get("seconds", answer.get("duration")))
     return Tokens(prompt=estimate if prompt is None else prompt, completion=said), True
 
 
-def _told(usage: dict[str, Any]) -> Tokens | None:
+def _read_counted(usage: dict[str, Any]) -> Tokens | None:
     counted = read_tokens(usage)
     return counted if counted is not None and counted.total else None
 
 
-def _text(text: bytes) -> int:
+def _text_tokens(text: bytes) -> int:
     return math.ceil(len(text.strip()) / BYTES_PER_TOKEN)
 
 
-def _of_seconds(seconds: Any) -> int | None:
-    """vLLM writes the `duration` of a verbose answer as a text."""
+def _tokens_of_seconds(seconds: Any) -> int | None:
+    """Convert a length to tokens; None if it is no length. vLLM writes the `duration` of a verbose answer as a text."""
     try:
         length = float(seconds)
     except (TypeError, ValueError):
@@ -86,35 +84,35 @@ class TranscriptReader(ChunkReader):
     The latter end with `transcript.text.done`, which may hold the usage; a `[DONE]` may follow.
     """
 
-    __slots__ = ("_whole_text",)
-    SIGNS: ClassVar[tuple[bytes, ...]] = (*ChunkReader.SIGNS, b"transcript.text.done")
+    __slots__ = ("_text_done",)
+    MARKERS: ClassVar[tuple[bytes, ...]] = (*ChunkReader.MARKERS, b"transcript.text.done")
 
-    def __init__(self, asked: StreamContext, on_error: OnError) -> None:
-        super().__init__(asked, on_error)
-        self._whole_text = False  # a `transcript.text.done` was seen
+    def __init__(self, context: StreamContext, on_error: OnError) -> None:
+        super().__init__(context, on_error)
+        self._text_done = False  # a `transcript.text.done` was seen
 
-    def finished(self) -> bool:
-        return self.error is None and (self._whole_text or super().finished())
+    def is_finished(self) -> bool:
+        return self.error is None and (self._text_done or super().is_finished())
 
-    def used(self, prompt: int) -> tuple[Tokens, bool]:
-        counted, estimated = super().used(prompt)
+    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
+        counted, estimated = super().count_usage(prompt)
         if self.usage is None:
             return counted, True
         if counted.total and not estimated:
             return counted, False
-        seconds = _of_seconds(self.usage.get("seconds"))
+        seconds = _tokens_of_seconds(self.usage.get("seconds"))
         said = max(0, self.events - 1)
         return counted._replace(prompt=prompt if seconds is None else seconds, completion=said), True
 
-    def _event(self, event: bytes) -> bytes:
+    def _pass_event(self, event: bytes) -> bytes:
         if b"transcript.text.done" not in event:
-            return super()._event(event)
+            return super()._pass_event(event)
         lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
-        data = decoded(b"".join(lines)) or {}
-        if data.get("type") != "transcript.text.done":  # somebody says these words
-            return super()._event(event)
+        data = decode_object(b"".join(lines)) or {}
+        if data.get("type") != "transcript.text.done":  # the text contains these words
+            return super()._pass_event(event)
         self.events += 1
-        self.done = self._whole_text = True
+        self.done = self._text_done = True
         usage = data.get("usage")
         self.usage = usage if isinstance(usage, dict) else self.usage
         return event + b"\n\n"

@@ -1,11 +1,11 @@
 """Puts a stream together into the answer of a call without `stream`.
 
-llama.cpp's servers generate an unary answer to its end after the client has left (17 to 37 s of a GPU for nobody,
-all three launchers); a stream they stop at once. So they are always asked for a stream, and this undoes it.
+llama.cpp's servers generate a unary answer to its end after the client has left (17 to 37 s of a GPU for nothing, all
+three launchers); a stream they stop at once. So they are always asked for a stream, which is put together here.
 
-What an assembly keeps is small beside what it is fed (an event has 250 bytes for a token of 4): `size` tells its bytes,
-so that whoever feeds it can stop. Texts are kept in pieces and numbers (log probabilities, which are the most) as
-JSON: as Python objects they take ten times as much.
+What an accumulator keeps is small beside what it is fed (an event has 250 bytes for a token of 4): `size` is its number
+of bytes, so that the caller can stop feeding it. Texts are kept in pieces and numbers (log probabilities, which are the
+most) as JSON: as Python objects they take ten times as much.
 """
 
 import json
@@ -16,13 +16,13 @@ import orjson
 
 from apiproxy.dataplane.engine_json import loads
 
-# What an answer or a tool call that has just begun takes, so that many empty ones count as well.
-BEGUN = 256
+# Bytes counted for an answer or a tool call that has just begun, so that many empty ones count as well.
+OBJECT_BYTES = 256
 COMPACT: dict[str, Any] = {"ensure_ascii": False, "separators": (",", ":")}
 
 
 class Accumulator(Protocol):
-    """Feed it whole events; `body` gives the JSON. `usage` is what the reader of the stream has found."""
+    """Takes whole events; `body` gives the JSON. `usage` is what the stream's reader has found."""
 
     size: int
 
@@ -42,7 +42,7 @@ class RawAccumulator(list[bytes]):
 
 
 class ChunkAccumulator:
-    """Of chat and of completions."""
+    """Accumulates the chunks of chat and of completions."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -51,39 +51,39 @@ class ChunkAccumulator:
         self._choices: dict[int, dict[str, Any]] = {}
 
     def feed(self, events: bytes) -> None:
-        for chunk in objects(events):
-            self._chunk(chunk)
+        for chunk in parse_events(events):
+            self._add_chunk(chunk)
 
     def body(self, usage: dict[str, Any] | None) -> bytes:
         head = {name: value for name, value in self._first.items() if name not in ("choices", "object", "usage")}
         answer = {
             **head,
             "object": str(self._first.get("object", "")).removesuffix(".chunk") or "chat.completion",
-            "choices": [self._finished(self._choices[index]) for index in sorted(self._choices)],
+            "choices": [self._finish_choice(self._choices[index]) for index in sorted(self._choices)],
             **self._more,
         }
         if usage is not None:
             answer["usage"] = usage
-        return encoded(answer)
+        return encode_answer(answer)
 
-    def _chunk(self, chunk: dict[str, Any]) -> None:
+    def _add_chunk(self, chunk: dict[str, Any]) -> None:
         if not self._first:
             self._first = {name: value for name, value in chunk.items() if name not in ("choices", "usage", "timings")}
         # What an engine adds on its last chunk belongs to the whole answer. llama.cpp's `timings` may be on each.
         for name in chunk.keys() - self._first.keys() - {"choices", "usage"}:
             if name not in self._more:
-                self.size += BEGUN
+                self.size += OBJECT_BYTES
             self._more[name] = chunk[name]
         for part in chunk.get("choices") or ():
             if isinstance(part, dict):
-                self._choice(part)
+                self._add_choice(part)
 
-    def _choice(self, part: dict[str, Any]) -> None:
-        index = whole(part.get("index"))
+    def _add_choice(self, part: dict[str, Any]) -> None:
+        index = index_of(part.get("index"))
         choice = self._choices.get(index)
         if choice is None:
             choice = self._choices[index] = {"index": index, "logprobs": None, "finish_reason": None}
-            self.size += BEGUN
+            self.size += OBJECT_BYTES
         if isinstance(part.get("delta"), dict):
             self._merge(choice.setdefault("message", {"role": "assistant", "content": None}), part["delta"])
         if isinstance(part.get("text"), str):
@@ -100,7 +100,7 @@ class ChunkAccumulator:
         if not isinstance(pieces, TextAccumulator):
             pieces = where[name] = TextAccumulator()
         pieces.append(text)
-        self.size += len(text) + 64  # as it stands in memory
+        self.size += len(text) + 64  # what it takes in memory
 
     def _merge(self, message: dict[str, Any], delta: dict[str, Any]) -> None:
         """Add a delta: texts are appended, tool calls merged by their index, the role kept."""
@@ -113,14 +113,14 @@ class ChunkAccumulator:
                 self._append(message, name, value)
             elif value is not None:
                 message[name] = value
-                self.size += BEGUN
+                self.size += OBJECT_BYTES
 
     def _merge_tool_call(self, calls: dict[int, dict[str, Any]], part: dict[str, Any]) -> None:
-        index = whole(part.get("index"))
+        index = index_of(part.get("index"))
         call = calls.get(index)
         if call is None:
             call = calls[index] = {}
-            self.size += BEGUN
+            self.size += OBJECT_BYTES
         for name, value in part.items():
             if name == "function" and isinstance(value, dict):
                 function = call.setdefault("function", {"name": TextAccumulator(), "arguments": TextAccumulator()})
@@ -130,15 +130,15 @@ class ChunkAccumulator:
                 call[name] = value
 
     def _merge_logprobs(self, logprobs: dict[str, Any], part: dict[str, Any]) -> None:
-        """List are joined (`content` of chat; `token_usage`, `token_logprobs`, … of completions)."""
+        """Append to the lists (`content` of chat; `tokens`, `token_logprobs`, … of completions)."""
         for name, value in part.items():
             if isinstance(value, list):
                 items = logprobs.setdefault(name, RawAccumulator())
                 for one in value:
-                    items.append(item(one))
+                    items.append(encode_item(one))
                     self.size += len(items[-1]) + 48
 
-    def _finished(self, choice: dict[str, Any]) -> dict[str, Any]:
+    def _finish_choice(self, choice: dict[str, Any]) -> dict[str, Any]:
         message = choice.get("message")
         if message is not None and "tool_calls" in message:
             calls = message["tool_calls"]
@@ -149,7 +149,7 @@ class ChunkAccumulator:
 
 
 class ResponseAccumulator:
-    """Of Responses, whose last event holds all of it."""
+    """Accumulates Responses, whose last event holds the whole response."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -158,17 +158,17 @@ class ResponseAccumulator:
     def feed(self, events: bytes) -> None:
         if b"response.completed" not in events and b"response.incomplete" not in events:
             return
-        for event in objects(events):
+        for event in parse_events(events):
             if event.get("type") in ("response.completed", "response.incomplete"):
                 self._response = event["response"]
                 self.size = len(events)
 
     def body(self, _usage: dict[str, Any] | None) -> bytes:
-        return encoded(self._response)
+        return encode_answer(self._response)
 
 
 class MessageAccumulator:
-    """Of Anthropic's Messages. A tool's input comes as pieces of the text of a JSON."""
+    """Accumulates Anthropic's Messages. A tool's input comes as pieces of the text of its JSON."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -177,15 +177,15 @@ class MessageAccumulator:
         self._inputs: dict[int, TextAccumulator] = {}
 
     def feed(self, events: bytes) -> None:
-        for event in objects(events):
+        for event in parse_events(events):
             kind = event.get("type")
             if kind == "message_start":
                 self._message = event["message"]
             elif kind == "content_block_start":
                 self._blocks[event["index"]] = event["content_block"]
-                self.size += BEGUN
+                self.size += OBJECT_BYTES
             elif kind == "content_block_delta":
-                self._delta(event["index"], event["delta"])
+                self._add_delta(event["index"], event["delta"])
             elif kind == "message_delta":
                 self._message.update(event["delta"])
                 self._message.setdefault("usage", {}).update(event.get("usage") or {})
@@ -193,9 +193,9 @@ class MessageAccumulator:
     def body(self, _usage: dict[str, Any] | None) -> bytes:
         for index, text in self._inputs.items():
             self._blocks[index]["input"] = tool_input(str(text))
-        return encoded({**self._message, "content": [self._blocks[index] for index in sorted(self._blocks)]})
+        return encode_answer({**self._message, "content": [self._blocks[index] for index in sorted(self._blocks)]})
 
-    def _delta(self, index: int, delta: dict[str, Any]) -> None:
+    def _add_delta(self, index: int, delta: dict[str, Any]) -> None:
         block = self._blocks[index]
         for name, value in delta.items():
             if name == "type" or not isinstance(value, str):
@@ -210,50 +210,50 @@ class MessageAccumulator:
 
 
 def tool_input(text: str) -> Any:
-    """Return a tool's input; where max_tokens cut it off, the text that there is."""
+    """Return a tool's input; if max_tokens cut it off, the text so far."""
     try:
         return loads(text or "{}")
     except ValueError:
         return text
 
 
-def whole(number: Any) -> int:
+def index_of(number: Any) -> int:
     return number if isinstance(number, int) else 0
 
 
-def objects(events: bytes) -> list[dict[str, Any]]:
-    """Return the JSON objects of whole events; `[DONE]`, comments and llama.cpp's `null` are none."""
+def parse_events(events: bytes) -> list[dict[str, Any]]:
+    """Return the JSON objects of whole events; `[DONE]`, comments and llama.cpp's `null` are not among them."""
     lines = [line[5:].strip() for line in events.split(b"\n") if line.startswith(b"data:")]
     found = [loads(line) for line in lines if line != b"[DONE]"]
     return [thing for thing in found if isinstance(thing, dict)]
 
 
-def encoded(answer: dict[str, Any]) -> bytes:
+def encode_answer(answer: dict[str, Any]) -> bytes:
     try:
-        return orjson.dumps(plain(answer, fragment))
+        return orjson.dumps(resolve(answer, join_items))
     except orjson.JSONEncodeError:  # half a surrogate pair, or a number beyond 64 bits
-        text = json.dumps(plain(answer, lambda items: [loads(item) for item in items]), **COMPACT)
+        text = json.dumps(resolve(answer, lambda items: [loads(item) for item in items]), **COMPACT)
         return text.encode(errors="backslashreplace")
 
 
-def item(value: Any) -> bytes:
-    """Return one of a list, as JSON."""
+def encode_item(value: Any) -> bytes:
+    """Encode an item of a list as JSON."""
     try:
         return orjson.dumps(value)
     except orjson.JSONEncodeError:
         return json.dumps(value).encode()
 
 
-def fragment(items: RawAccumulator) -> orjson.Fragment:
+def join_items(items: RawAccumulator) -> orjson.Fragment:
     return orjson.Fragment(b"[" + b",".join(items) + b"]")
 
 
-def plain(value: Any, joined: Callable[[RawAccumulator], Any]) -> Any:
-    """With texts in one piece, and lists as `joined` gives them."""
+def resolve(value: Any, joined: Callable[[RawAccumulator], Any]) -> Any:
+    """Return the value with each text in one piece, and each list as `joined` gives it."""
     if isinstance(value, TextAccumulator):
         return str(value)
     if isinstance(value, RawAccumulator):
         return joined(value)
     if isinstance(value, dict):
-        return {name: plain(member, joined) for name, member in value.items()}
-    return [plain(one, joined) for one in value] if isinstance(value, list) else value
+        return {name: resolve(member, joined) for name, member in value.items()}
+    return [resolve(one, joined) for one in value] if isinstance(value, list) else value

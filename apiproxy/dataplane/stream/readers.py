@@ -1,7 +1,7 @@
-"""Incremental event-stream readers: bytes through, facts out. No I/O.
+"""Incremental event-stream readers: bytes go through, facts come out. No I/O.
 
-Engines send a chunk per event, and nearly every piece that arrives ends with one. Such a piece goes on as it came
-after a few searches for words that would need a closer look; parsing every event's JSON instead costs 11 µs per token
+Engines send a chunk per event, and nearly every piece that arrives ends with one. Such a piece goes on as it came after
+a few searches for words that would need a closer look; parsing every event's JSON instead costs 11 µs per token
 (tests/bench/RESULTS.md). Only whole events are let through, so that an answer can be metered before its last byte
 leaves.
 """
@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from apiproxy.dataplane.engine_json import loads
-from apiproxy.dataplane.formats.responses import Completion, is_bare
+from apiproxy.dataplane.formats.responses import EventCompleter, lacks_numbers
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
 
 # An event is at most a few KB; 100 KB was seen with logprobs; the last event of Responses repeats all of the answer.
-# Beyond this the engine is broken. To decode as much takes 50 ms, for which everybody waits.
+# Beyond this the engine is broken. To decode as much takes 50 ms, for which all calls wait.
 MAX_EVENT = 4 * 1024 * 1024
 # A token's text is 4 bytes on average. An event with more than SEVERAL carries more than one, as engines with
 # speculative decoding or a stream interval send them.
 TOKEN_BYTES = 4
-SEVERAL = 12
-# Bytes of events without a text among those that are counted: the first and the last.
+MAX_TOKEN_BYTES = 12
+# Bytes of the events without a text among those that are counted: the first and the last.
 EVENT_ENDS = 1024
 
 CR = 0x0D
@@ -42,7 +42,8 @@ class EventTooLong(Exception):
 class StreamContext:
     """What a reader knows of the call.
 
-    `usage`: the client asked for the usage chunk. `n` answers to each of so many `prompts`. `model`: as it is called.
+    `usage`: the client asked for the usage chunk. `n` answers to each of `prompts` prompts. `model`: the name that the
+    client used.
     """
 
     usage: bool
@@ -52,58 +53,59 @@ class StreamContext:
 
 
 class Reader(ABC):
-    """Reads one stream. Children know a protocol.
+    """Reads one stream; each subclass knows a protocol.
 
     `on_error(error)` gives the bytes of the error event that replaces the engine's own.
     """
 
-    __slots__ = ("_asked", "_on_error", "_rest", "_tail", "done", "error", "events", "size", "usage")
-    # A piece with one of these is looked at event by event; any other goes on as it came.
-    SIGNS: ClassVar[tuple[bytes, ...]]
-    # Once in every event that carries a part of the answer.
-    PART: ClassVar[bytes]
+    __slots__ = ("_context", "_on_error", "_rest", "_tail", "done", "error", "events", "size", "usage")
+    # A piece with one of these is inspected event by event; any other goes on as it came.
+    MARKERS: ClassVar[tuple[bytes, ...]]
+    # Occurs once in every event that carries a part of the answer.
+    PART_MARKER: ClassVar[bytes]
 
-    def __init__(self, asked: StreamContext, on_error: OnError) -> None:
-        self._asked = asked
+    def __init__(self, context: StreamContext, on_error: OnError) -> None:
+        self._context = context
         self._on_error = on_error
         self._rest = bytearray()
         self._tail = [b"", b"", b""]  # the last pieces that went on
         self.error: Any = None
-        self.usage: dict[str, Any] | None = None  # the engine's own, as far as it was told
+        self.usage: dict[str, Any] | None = None  # the engine's own, as far as it was reported
         self.done = False  # the protocol's last event was seen
-        self.events = 0  # that carry part of the answer: about one per token
+        self.events = 0  # those with a part of the answer: about one per token
         self.size = 0  # bytes of events that may carry a part of the answer
 
     def feed(self, piece: bytes) -> bytes:
-        """What of the stream may go on now: whole events. b"" when none is complete. Raises EventTooLong."""
+        """Return what of the stream may go on now: whole events, or b"" when none is complete. Raises EventTooLong."""
         if self._rest or not piece.endswith(b"\n\n") or piece.find(b"\r") >= 0:
-            piece = self._whole(piece)
+            piece = self._take_whole(piece)
             if not piece:
                 return b""
-        for sign in self.SIGNS:
+        for sign in self.MARKERS:
             if piece.find(sign) >= 0:
-                return self._each(piece)
-        parts = piece.count(self.PART)
+                return self._feed_events(piece)
+        parts = piece.count(self.PART_MARKER)
         if parts > 1:  # several events, or an answer that has these words in its text
-            self._add_parts(piece)
+            self._count_parts(piece)
         elif parts:
             self.events += 1
             self.size += len(piece)
-        self._let(piece)
+        self._remember(piece)
         return piece
 
-    def plain(self, framed: bytes, start: int) -> bool:
-        """Return whether the chunk `framed[start:-2]` is one event that may go on as it is, and is counted; else `feed`
-        it.
+    def accept_verbatim(self, framed: bytes, start: int) -> bool:
+        """Return whether the chunk `framed[start:-2]` is one event that may go on unchanged, and count it if so.
+
+        Otherwise pass it to `feed`.
         """
         # `find`, because `in` makes and drops an exception each time (a quarter of a microsecond).
         if self._rest or not framed.endswith(b"\n\n\r\n") or framed.find(b"\r", start, -2) >= 0:
             return False
         find = framed.find
-        for sign in self.SIGNS:
+        for sign in self.MARKERS:
             if find(sign) >= 0:
                 return False
-        if framed.count(self.PART) != 1:
+        if framed.count(self.PART_MARKER) != 1:
             return False
         self.events += 1
         self.size += len(framed) - start - 2
@@ -112,61 +114,64 @@ class Reader(ABC):
         return True
 
     def close(self) -> bytes:
-        """Return the stream has ended: what may go on of an event without an empty line behind it, if it is whole."""
+        """Return what may go on when the stream has ended: an event without an empty line behind it, if it is whole."""
         rest = bytes(self._rest).strip()
         self._rest.clear()
         data = rest.rpartition(b"data:")[2].strip()
-        if data != b"[DONE]" and decoded(data) is None:
+        if data != b"[DONE]" and decode_object(data) is None:
             return b""
         return self.feed(rest + b"\n\n")
 
-    def told_finish(self) -> bool:
-        """Return whether the engine told why its answer ends, so that nothing is missing but a last word."""
+    def has_finish_reason(self) -> bool:
+        """Return whether the engine has said why its answer ends, so that only a last word can be missing."""
         return False
 
-    def counted(self, events: int) -> int:
-        """About how many tokens so many events carry, by the sizes of all and the texts of the last."""
+    def estimate_tokens(self, events: int) -> int:
+        """Estimate how many tokens this many events carry, by the sizes of all and the texts of the last."""
         for event in reversed(b"".join(self._tail).split(b"\n\n")[-4:]):
             event = event.rpartition(b"\r\n")[2]  # without the head of its chunk
-            data = decoded(event.partition(b"data:")[2].strip())
+            data = decode_object(event.partition(b"data:")[2].strip())
             text = completion_text(data).encode(errors="replace") if data is not None else b""
             if text:
                 spoken = self.size - events * (len(event) + 2 - len(text))
-                return round(spoken / TOKEN_BYTES) if spoken > events * SEVERAL + EVENT_ENDS else events
+                return round(spoken / TOKEN_BYTES) if spoken > events * MAX_TOKEN_BYTES + EVENT_ENDS else events
         return events
 
     @abstractmethod
-    def finished(self) -> bool:
-        """Whether the engine told the end of its answer."""
+    def is_finished(self) -> bool:
+        """Return whether the engine has sent the end of its answer."""
 
     @abstractmethod
-    def used(self, prompt: int) -> tuple[Tokens, bool]:
-        """What was used so far, and whether that is an estimate. `prompt`: its tokens if the engine did not say."""
+    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
+        """Return what was used so far, and whether that is an estimate.
+
+        `prompt`: its tokens if the engine did not report them.
+        """
 
     @abstractmethod
-    def _event(self, event: bytes) -> bytes:
-        """What goes on of one event (without its empty line)."""
+    def _pass_event(self, event: bytes) -> bytes:
+        """Return what goes on of one event (given without its empty line)."""
 
-    def _each(self, piece: bytes) -> bytes:
-        """What goes on of whole events, each of them looked at."""
-        through = b"".join([self._event(event) for event in piece.split(b"\n\n") if event])
+    def _feed_events(self, piece: bytes) -> bytes:
+        """Return what goes on of whole events, inspecting each of them."""
+        through = b"".join([self._pass_event(event) for event in piece.split(b"\n\n") if event])
         if through:
-            self.size += sum(len(event) + 2 for event in through.split(b"\n\n") if self.PART in event)
-            self._let(through)
+            self.size += sum(len(event) + 2 for event in through.split(b"\n\n") if self.PART_MARKER in event)
+            self._remember(through)
         return through
 
-    def _add_parts(self, piece: bytes) -> None:
+    def _count_parts(self, piece: bytes) -> None:
         for event in piece.split(b"\n\n"):
-            if self.PART in event:
+            if self.PART_MARKER in event:
                 self.events += 1
                 self.size += len(event) + 2
 
-    def _let(self, through: bytes) -> None:
+    def _remember(self, through: bytes) -> None:
         tail = self._tail
         tail[0], tail[1], tail[2] = tail[1], tail[2], through
 
-    def _whole(self, piece: bytes) -> bytes:
-        """Add a piece to what was held back and take out everything up to the last complete event."""
+    def _take_whole(self, piece: bytes) -> bytes:
+        """Add a piece to what was held back, and take out everything up to the last complete event."""
         rest = self._rest
         new = len(rest)
         if new and rest[-1] == CR:
@@ -175,7 +180,7 @@ class Reader(ABC):
         if rest.find(b"\r", new) >= 0:
             # Dify's reader knows "\n\n" only. A CR inside JSON is escaped, so this touches line ends alone.
             rest[new:] = rest[new:].replace(b"\r\n", b"\n")
-        # Only what is new is looked at: an event of megabytes comes in hundreds of pieces.
+        # Only what is new is searched: an event of megabytes comes in hundreds of pieces.
         end = rest.rfind(b"\n\n", max(0, new - 1)) + 2
         if end < 2:
             if len(rest) > MAX_EVENT:
@@ -187,47 +192,47 @@ class Reader(ABC):
 
 
 class ChunkReader(Reader):
-    """Chunks of chat and of completions, up to `data: [DONE]`."""
+    """Reads chunks of chat and of completions, up to `data: [DONE]`."""
 
     __slots__ = ()
-    SIGNS: ClassVar[tuple[bytes, ...]] = (b'"usage"', b'"error"', b"[DONE]")
-    PART = b"data:"
+    MARKERS: ClassVar[tuple[bytes, ...]] = (b'"usage"', b'"error"', b"[DONE]")
+    PART_MARKER = b"data:"
 
-    def finished(self) -> bool:
-        """Return a usage object, or a finish_reason in the last events.
+    def is_finished(self) -> bool:
+        """Return whether there was a usage object, or a finish_reason in the last events.
 
         `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well. Nor is "abort",
-        by which vLLM ends what it gives up when it is stopped.
+        which vLLM gives as the reason for what it gives up when it is stopped.
         """
         if self.error is not None:
             return False
         if ABORTED.search(b"".join(self._tail)):
             return False
-        return self.usage is not None or self.told_finish()
+        return self.usage is not None or self.has_finish_reason()
 
-    def told_finish(self) -> bool:
+    def has_finish_reason(self) -> bool:
         tail = b"".join(self._tail)
         given = b'"finish_reason":"' in tail or b'"finish_reason": "' in tail
         return self.error is None and given and not ABORTED.search(tail)
 
-    def used(self, prompt: int) -> tuple[Tokens, bool]:
+    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         if (told := read_tokens(self.usage)) is not None:
             return told, False
         # One event carries about one token; the first one only says who speaks.
-        return Tokens(prompt=prompt, completion=self.counted(max(0, self.events - 1))), True
+        return Tokens(prompt=prompt, completion=self.estimate_tokens(max(0, self.events - 1))), True
 
-    def _event(self, event: bytes) -> bytes:
+    def _pass_event(self, event: bytes) -> bytes:
         data = event.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             self.done = True
             return event + b"\n\n"
-        if not self._asked.usage:  # what vLLM puts into every chunk when usage was asked for
+        if not self._context.usage:  # what vLLM puts into every chunk when usage was asked for
             event = event.replace(b',"usage":null', b"")
             data = data.replace(b',"usage":null', b"")
         if not event.startswith(b"data:") or (b'"usage"' not in data and b'"error"' not in data):
             self.events += event.startswith(b"data:")
             return event + b"\n\n"
-        chunk = decoded(data)
+        chunk = decode_object(data)
         if chunk is None:
             return event + b"\n\n"
         if chunk.get("error"):  # some write null into every chunk
@@ -240,53 +245,53 @@ class ChunkReader(Reader):
         self.events += bool(chunk.get("choices"))
         if isinstance(usage, dict):
             self.usage = usage
-            if not self._asked.usage and not chunk.get("choices"):
+            if not self._context.usage and not chunk.get("choices"):
                 return b""
         elif usage is None and event.find(b'"usage"') < 0:
             return event + b"\n\n"
-        if self._asked.usage:
+        if self._context.usage:
             return event + b"\n\n"
-        return encoded(chunk)
+        return encode_event(chunk)
 
 
 class MultiChoiceReader(ChunkReader):
-    """Chunks of several answers, which come mixed: of `n` > 1, or of a batch of prompts.
+    """Reads chunks of several answers, which come mixed: of `n` > 1, or of a batch of prompts.
 
-    vLLM tells one sum at the end. llama.cpp tells each answer's usage by itself, in the midst: in chat as a chunk
-    without choices, in completions on the chunk that has the finish_reason. An engine that tells too little even so is
-    caught by counting. All usage is taken out; a client that asked for it gets one chunk with the sum.
+    vLLM reports one sum at the end. llama.cpp reports each answer's usage by itself, in between: in chat as a chunk
+    without choices, in completions on the chunk that has the finish_reason. An engine that reports too little even so
+    is caught by counting. All usage is taken out; a client that asked for it gets one chunk with the sum.
     """
 
-    __slots__ = ("_ended", "_first", "_of_answers", "_seen", "_sums")
-    SIGNS = (b"",)  # every piece
+    __slots__ = ("_choice_usages", "_finished_choices", "_first", "_seen_choices", "_total_usages")
+    MARKERS = (b"",)  # every piece
 
-    def __init__(self, asked: StreamContext, on_error: OnError) -> None:
-        super().__init__(asked, on_error)
+    def __init__(self, context: StreamContext, on_error: OnError) -> None:
+        super().__init__(context, on_error)
         self._first: dict[str, Any] = {}
-        self._sums: list[dict[str, Any]] = []  # usage of chunks without choices
-        self._of_answers: list[dict[str, Any]] = []  # usage of chunks that end an answer
-        self._seen: set[int] = set()
-        self._ended: set[int] = set()
+        self._total_usages: list[dict[str, Any]] = []  # usage of chunks without choices
+        self._choice_usages: list[dict[str, Any]] = []  # usage of chunks that end an answer
+        self._seen_choices: set[int] = set()
+        self._finished_choices: set[int] = set()
 
-    def finished(self) -> bool:
-        """Return every answer that began has ended; some engines give one whatever `n` is."""
-        return self.error is None and bool(self._ended) and self._seen == self._ended
+    def is_finished(self) -> bool:
+        """Return whether every answer that began has ended; some engines give one whatever `n` is."""
+        return self.error is None and bool(self._finished_choices) and self._seen_choices == self._finished_choices
 
-    def used(self, prompt: int) -> tuple[Tokens, bool]:
+    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         if (told := read_tokens(self.usage)) is None:
-            return Tokens(prompt=prompt, completion=self.counted(self.events)), True
+            return Tokens(prompt=prompt, completion=self.estimate_tokens(self.events)), True
         if told.completion >= self.events:
             return told, False
         return told._replace(completion=self.events), True
 
-    def _event(self, event: bytes) -> bytes:
+    def _pass_event(self, event: bytes) -> bytes:
         data = event.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             self.done = True
             return self._usage_chunk() + event + b"\n\n"
         if not event.startswith(b"data:"):
             return event + b"\n\n"
-        chunk = decoded(data)
+        chunk = decode_object(data)
         if chunk is None:
             return b""  # llama.cpp begins a batch with `data: null`
         if chunk.get("error"):  # some write null into every chunk
@@ -298,107 +303,107 @@ class MultiChoiceReader(ChunkReader):
         told = "usage" in chunk
         usage, choices = chunk.pop("usage", None), chunk.get("choices") or []
         self._first = self._first or chunk
-        ends = self._count(choices)
+        ends = self._count_choices(choices)
         if isinstance(usage, dict) and (ends or not choices):
-            (self._of_answers if choices else self._sums).append(usage)
-            self.usage = add_usage(self._sums or self._of_answers, self._asked.n)
+            (self._choice_usages if choices else self._total_usages).append(usage)
+            self.usage = add_usage(self._total_usages or self._choice_usages, self._context.n)
         if not told:
             return event + b"\n\n"
-        return encoded(chunk) if choices else b""
+        return encode_event(chunk) if choices else b""
 
-    def _count(self, choices: list[dict[str, Any]]) -> bool:
-        """Count what these carry; gives whether one of them ends."""
+    def _count_choices(self, choices: list[dict[str, Any]]) -> bool:
+        """Count what these carry; return whether one of them ends."""
         ends = False
         for choice in choices:
             index = choice.get("index", 0)
-            self._seen.add(index)
+            self._seen_choices.add(index)
             said = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
             self.events += bool(choice.get("text") or any(said.values()))
             if choice.get("finish_reason"):
-                self._ended.add(index)
+                self._finished_choices.add(index)
                 ends = True
         return ends
 
     def _usage_chunk(self) -> bytes:
-        if self.usage is None or not self._asked.usage:
+        if self.usage is None or not self._context.usage:
             return b""
-        return encoded({**self._first, "choices": [], "usage": self.usage})
+        return encode_event({**self._first, "choices": [], "usage": self.usage})
 
 
-def chunk_reader(asked: StreamContext, on_error: OnError) -> ChunkReader:
-    kind = MultiChoiceReader if asked.n * asked.prompts > 1 else ChunkReader
-    return kind(asked, on_error)
+def make_chunk_reader(context: StreamContext, on_error: OnError) -> ChunkReader:
+    kind = MultiChoiceReader if context.n * context.prompts > 1 else ChunkReader
+    return kind(context, on_error)
 
 
 class TypedReader(Reader):
-    """Events that say what they are by `type`, and usage as part of the protocol: nothing is taken out of them."""
+    """Reads events that have a `type`, with usage as part of the protocol: nothing is taken out of them."""
 
     __slots__ = ()
 
-    def finished(self) -> bool:
+    def is_finished(self) -> bool:
         return self.done and self.error is None
 
-    def used(self, prompt: int) -> tuple[Tokens, bool]:
+    def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
         told = read_tokens(self.usage)
         if told is not None and self.done:
             return told, False
         told = told or Tokens()
-        made = self.counted(self.events)
+        made = self.estimate_tokens(self.events)
         return Tokens(prompt=told.prompt or prompt, cached=told.cached, completion=made), True
 
-    def _event(self, event: bytes) -> bytes:
-        self.events += self.PART in event
-        data = decoded(b"".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:")))
+    def _pass_event(self, event: bytes) -> bytes:
+        self.events += self.PART_MARKER in event
+        data = decode_object(b"".join(line[5:] for line in event.split(b"\n") if line.startswith(b"data:")))
         if data is None:
             return event + b"\n\n"
-        error = self._look(data)
+        error = self._inspect(data)
         if error is None:
-            return self._passed(event, data)
+            return self._rewrite_event(event, data)
         self.error = error
         return self._on_error(error)
 
-    def _passed(self, event: bytes, data: dict[str, Any]) -> bytes:
+    def _rewrite_event(self, event: bytes, data: dict[str, Any]) -> bytes:
         return event + b"\n\n"
 
     @abstractmethod
-    def _look(self, data: dict[str, Any]) -> Any:
-        """Note what one event tells; gives the error if it is one."""
+    def _inspect(self, data: dict[str, Any]) -> Any:
+        """Note what one event reports; return the error if it is one."""
 
 
 class ResponsesReader(TypedReader):
-    """OpenAI's Responses: ends with an event that holds the whole response and its usage.
+    """Reads OpenAI's Responses, which end with an event that holds the whole response and its usage.
 
-    Bare events are completed, see `responses`: then each is looked at.
+    If the engine leaves out the numbers of its events, each is inspected and completed (see `responses`).
     """
 
     __slots__ = ("_completion",)
-    SIGNS = (
+    MARKERS = (
         *(b'"usage"', b'"error"', b"response.created"),
         *(b"response.completed", b"response.incomplete", b"response.failed"),
     )
-    PART = b'.delta"'  # a quote within a text is escaped, so this is the end of a type
+    PART_MARKER = b'.delta"'  # a quote within a text is escaped, so this is the end of a type
 
-    def __init__(self, asked: StreamContext, on_error: OnError) -> None:
-        super().__init__(asked, on_error)
-        self._completion: Completion | None = None
+    def __init__(self, context: StreamContext, on_error: OnError) -> None:
+        super().__init__(context, on_error)
+        self._completion: EventCompleter | None = None
 
     def feed(self, piece: bytes) -> bytes:
         if self._completion is None:
             return super().feed(piece)
-        return self._each(self._whole(piece))
+        return self._feed_events(self._take_whole(piece))
 
-    def plain(self, framed: bytes, start: int) -> bool:
-        return self._completion is None and super().plain(framed, start)
+    def accept_verbatim(self, framed: bytes, start: int) -> bool:
+        return self._completion is None and super().accept_verbatim(framed, start)
 
-    def _passed(self, event: bytes, data: dict[str, Any]) -> bytes:
-        if self._completion is None and is_bare(data):
-            self._completion = Completion(self._asked.model)
+    def _rewrite_event(self, event: bytes, data: dict[str, Any]) -> bytes:
+        if self._completion is None and lacks_numbers(data):
+            self._completion = EventCompleter(self._context.model)
         if self._completion is None:
             return event + b"\n\n"
-        whole = encoded(self._completion.complete(data))
+        whole = encode_event(self._completion.complete(data))
         return b"event: %s\n%s" % (str(data.get("type")).encode(), whole)
 
-    def _look(self, data: dict[str, Any]) -> Any:
+    def _inspect(self, data: dict[str, Any]) -> Any:
         response = data.get("response")
         response = response if isinstance(response, dict) else {}
         if data.get("type") in ("error", "response.failed") or (data.get("error") and "type" not in data):
@@ -410,13 +415,13 @@ class ResponsesReader(TypedReader):
 
 
 class MessagesReader(TypedReader):
-    """Anthropic's Messages: the prompt's usage comes first, the answer's last."""
+    """Reads Anthropic's Messages: the prompt's usage comes first, the answer's last."""
 
     __slots__ = ()
-    SIGNS = (b'"usage"', b'"error"', b"message_stop")
-    PART = b'content_block_delta"'
+    MARKERS = (b'"usage"', b'"error"', b"message_stop")
+    PART_MARKER = b'content_block_delta"'
 
-    def _look(self, data: dict[str, Any]) -> Any:
+    def _inspect(self, data: dict[str, Any]) -> Any:
         if data.get("type") == "error" or (data.get("error") and "type" not in data):
             return data.get("error") or data
         message = data.get("message")
@@ -428,8 +433,9 @@ class MessagesReader(TypedReader):
 
 
 def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
-    """Return one usage object of several. Each of `n` answers to the same prompt tells the whole prompt: it counts
-    once.
+    """Return one usage object for several.
+
+    Each of `n` answers to the same prompt reports the whole prompt: it counts once.
     """
     if len(usages) == 1:
         return usages[0]
@@ -446,12 +452,12 @@ def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
     }
 
 
-def encoded(chunk: dict[str, Any]) -> bytes:
+def encode_event(chunk: dict[str, Any]) -> bytes:
     text = json.dumps(chunk, ensure_ascii=False, separators=(",", ":"))
     return b"data: " + text.encode(errors="backslashreplace") + b"\n\n"  # half a surrogate pair stays an escape
 
 
-def decoded(data: bytes) -> dict[str, Any] | None:
+def decode_object(data: bytes) -> dict[str, Any] | None:
     """Return the JSON object in these bytes, if it is one."""
     try:
         found = loads(data)
@@ -461,7 +467,7 @@ def decoded(data: bytes) -> dict[str, Any] | None:
 
 
 def completion_text(data: dict[str, Any]) -> str:
-    """What an event adds to the answer: text, thoughts, a tool's input."""
+    """Return what an event adds to the answer: text, thoughts, a tool's input."""
     choices = data.get("choices")
     parts = choices if isinstance(choices, list) else [data]
     return "".join(choice_texts(part.get("delta"), part.get("text")) for part in parts if isinstance(part, dict))

@@ -33,7 +33,7 @@ OUTPUT = "max_completion_tokens=32000 cannot be greater than max_model_len=2048.
 
 def refused(error: object, path: str = "/v1/chat/completions", status: int = 400, **fields: object) -> Refusal:
     call = requests.parse(json.dumps({"model": "m", **fields}).encode())
-    return engine_errors.refusal(status, json.dumps({"error": error}).encode(), call, ENDPOINTS[path])
+    return engine_errors.make_refusal(status, json.dumps({"error": error}).encode(), call, ENDPOINTS[path])
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_g11_an_engines_own_failure_stays_one(message):
 @pytest.mark.parametrize(("status", "said", "told"), [(429, "30", "30"), (503, "7", "7"), (503, "Fri, 1 Jan", "5")])
 def test_g7_an_engine_that_is_full_is_told_by_its_own_status_and_time(status, said, told):
     call = requests.parse(b'{"model": "m"}')
-    refusal = engine_errors.refusal(status, b"{}", call, ENDPOINTS["/v1/embeddings"], retry_after=said)
+    refusal = engine_errors.make_refusal(status, b"{}", call, ENDPOINTS["/v1/embeddings"], retry_after=said)
     assert isinstance(refusal, EngineBusy)
     assert (refusal.status, refusal.headers["retry-after"]) == (status, told)
 

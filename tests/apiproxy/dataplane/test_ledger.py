@@ -47,17 +47,17 @@ def files(directory) -> list[str]:
 def test_what_was_closed_reaches_the_database_once(tmp_path, database):
     spool = Spool(tmp_path)
     drain = Drain(tmp_path, database.record, own=spool.owner)
-    spool.close(usage("a"))
-    spool.close(usage("b"))
+    spool.close_call(usage("a"))
+    spool.close_call(usage("b"))
     assert drain.run() == 2
     assert drain.run() == 0
     assert database.rows == {"a": usage("a"), "b": usage("b")}
-    assert spool.bytes == drain.bytes > 0
+    assert spool.byte_count == drain.byte_count > 0
 
 
 def test_an_open_stream_is_not_recorded_while_its_gateway_lives(tmp_path, database):
     spool = Spool(tmp_path)
-    spool.open(usage("a", status="interrupted"))
+    spool.open_call(usage("a", status="interrupted"))
     Drain(tmp_path, database.record, own=spool.owner).run()
     Drain(tmp_path, database.record, own="another gateway").run()
     assert database.rows == {}
@@ -65,10 +65,10 @@ def test_an_open_stream_is_not_recorded_while_its_gateway_lives(tmp_path, databa
 
 def test_a_dead_gateways_spool_is_moved_and_its_open_streams_were_interrupted(tmp_path, database):
     dead = Spool(tmp_path)
-    dead.open(usage("finished", status="interrupted"))
-    dead.open(usage("cut", status="interrupted"))
-    dead.close(usage("finished"))
-    dead.shut()  # the kernel drops the lock of a killed process just so
+    dead.open_call(usage("finished", status="interrupted"))
+    dead.open_call(usage("cut", status="interrupted"))
+    dead.close_call(usage("finished"))
+    dead.close()  # the kernel drops the lock of a killed process just so
     Drain(tmp_path, database.record).run()
     assert {name: row.status for name, row in database.rows.items()} == {"finished": "finished", "cut": "interrupted"}
     assert files(tmp_path) == []
@@ -85,15 +85,15 @@ def test_the_lock_of_one_that_died_before_its_first_segment_is_removed(tmp_path,
 
 def test_a_lock_that_was_removed_while_one_waited_for_it_is_taken_anew(tmp_path):
     path = tmp_path / "owner.lock"
-    drains = file_locks.take(path)
+    drains = file_locks.acquire(path)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        born = pool.submit(file_locks.take, path)
+        born = pool.submit(file_locks.acquire, path)
         until(lambda: len(waiting_for(path)) == 1)
         path.unlink()
         os.close(drains)
         descriptor = born.result(10)
     assert os.path.samestat(os.fstat(descriptor), path.stat())
-    assert file_locks.try_to_take(path) is None
+    assert file_locks.try_to_acquire(path) is None
     os.close(descriptor)
 
 
@@ -106,8 +106,8 @@ def waiting_for(path) -> list[str]:
 def test_a_dead_ones_spool_is_drained_by_one_at_a_time(tmp_path, database):
     """Workers that start together find the same dead ones."""
     dead = Spool(tmp_path)
-    dead.close(usage("a"))
-    dead.shut()
+    dead.close_call(usage("a"))
+    dead.close()
     others: list[int] = []
 
     def meanwhile(rows) -> None:
@@ -121,8 +121,8 @@ def test_a_dead_ones_spool_is_drained_by_one_at_a_time(tmp_path, database):
 
 def test_a_line_torn_by_a_crash_harms_no_other(tmp_path, database):
     dead = Spool(tmp_path)
-    dead.close(usage("a"))
-    dead.shut()
+    dead.close_call(usage("a"))
+    dead.close()
     (segment,) = tmp_path.glob("*.jsonl")
     with segment.open("ab") as file:
         file.write(b'{"close":{"request_id":"b"')
@@ -132,8 +132,8 @@ def test_a_line_torn_by_a_crash_harms_no_other(tmp_path, database):
 
 def test_a_line_that_cannot_be_read_is_set_aside(tmp_path, database):
     dead = Spool(tmp_path)
-    dead.close(usage("a"))
-    dead.shut()
+    dead.close_call(usage("a"))
+    dead.close()
     (segment,) = tmp_path.glob("*.jsonl")
     segment.write_bytes(b"\xffnonsense\n" + segment.read_bytes() + b'{"close":{"request_id":"old"}}\n')
     Drain(tmp_path, database.record).run()
@@ -145,7 +145,7 @@ def test_the_spool_waits_for_a_database_that_is_away(tmp_path, database):
     spool = Spool(tmp_path)
     drain = Drain(tmp_path, database.record, own=spool.owner)
     database.away = True
-    spool.close(usage("a"))
+    spool.close_call(usage("a"))
     for _ in range(3):
         with pytest.raises(DatabaseAway):
             drain.run()
@@ -157,7 +157,7 @@ def test_one_row_that_the_database_refuses_holds_up_no_other(tmp_path, database)
     spool = Spool(tmp_path)
     database.refuses = {"b"}
     for name in "abc":
-        spool.close(usage(name))
+        spool.close_call(usage(name))
     Drain(tmp_path, database.record, own=spool.owner).run()
     assert sorted(database.rows) == ["a", "c"]
     assert "bad row" in (tmp_path / "refused.txt").read_text()
@@ -167,12 +167,12 @@ def test_segments_are_removed_when_everything_in_them_is_recorded(tmp_path, data
     monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1000)
     spool = Spool(tmp_path)
     drain = Drain(tmp_path, database.record, own=spool.owner)
-    spool.open(usage("long", status="interrupted"))
+    spool.open_call(usage("long", status="interrupted"))
     for number in range(20):
-        spool.close(usage(f"r{number}"))
+        spool.close_call(usage(f"r{number}"))
     drain.run()
     assert len(list(tmp_path.glob("*.jsonl"))) == 2  # the one with the open stream, and the one being written
-    spool.close(usage("long"))
+    spool.close_call(usage("long"))
     drain.run()
     assert len(list(tmp_path.glob("*.jsonl"))) == 1
     assert len(database.rows) == 21
@@ -183,10 +183,10 @@ def test_a_full_disk_stops_new_work_and_loses_nothing(tmp_path, database, monkey
     spool = Spool(tmp_path)
     reserve = os.posix_fallocate
     monkeypatch.setattr(os, "posix_fallocate", full)
-    spool.close(usage("a"))
+    spool.close_call(usage("a"))
     assert spool.accepting
-    spool.close(usage("b"))
-    spool.close(usage("c"))
+    spool.close_call(usage("b"))
+    spool.close_call(usage("c"))
     assert not spool.accepting
     spool.retry()
     assert not spool.accepting
@@ -206,15 +206,15 @@ def test_a_gateway_that_starts_on_a_full_disk_takes_work_when_there_is_room(tmp_
     monkeypatch.setattr(os, "posix_fallocate", reserve)
     spool.retry()
     assert spool.accepting
-    spool.close(usage("a"))
+    spool.close_call(usage("a"))
     Drain(tmp_path, database.record, own=spool.owner).run()
     assert list(database.rows) == ["a"]
 
 
 def test_an_event_that_is_being_copied_is_read_when_it_is_whole(tmp_path, database):
     spool = Spool(tmp_path)
-    spool.close(usage("a"))
-    spool.close(usage("b"))
+    spool.close_call(usage("a"))
+    spool.close_call(usage("b"))
     (segment,) = tmp_path.glob("*.jsonl")
     with segment.open("r+b") as file:
         whole = file.read().rstrip(b"\0")
@@ -227,9 +227,9 @@ def test_an_event_that_is_being_copied_is_read_when_it_is_whole(tmp_path, databa
         assert list(database.rows) == ["a"]
         file.seek(middle)
         file.write(whole[middle : middle + 1])
-    assert spool.bytes > drain.bytes
+    assert spool.byte_count > drain.byte_count
     drain.run()
-    assert spool.bytes == drain.bytes
+    assert spool.byte_count == drain.byte_count
     assert list(database.rows) == ["a", "b"]
 
 
@@ -267,16 +267,16 @@ BAD = {
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in BAD.items() for value in values])
 def test_m7_a_value_that_no_database_takes_is_set_aside_and_holds_up_no_other(tmp_path, database, name, value):
     spool = Spool(tmp_path)
-    spool.close(usage("a"))
-    spool.close(usage("bad", **{name: value}) if name != "request_id" else usage(value))
-    spool.close(usage("z"))
+    spool.close_call(usage("a"))
+    spool.close_call(usage("bad", **{name: value}) if name != "request_id" else usage(value))
+    spool.close_call(usage("z"))
     drain = Drain(tmp_path, database.record, own=spool.owner)
     drain.run()
     assert list(database.rows) == ["a", "z"]
     (refused,) = drain.set_aside
     assert name in refused.error
-    assert (len(drain.set_aside), drain.refused) == (1, 1)
-    assert spool.bytes == drain.bytes
+    assert (len(drain.set_aside), drain.refused_count) == (1, 1)
+    assert spool.byte_count == drain.byte_count
 
 
 @given(
@@ -289,7 +289,7 @@ def test_m7_a_value_that_no_database_takes_is_set_aside_and_holds_up_no_other(tm
 def test_m7_the_quick_look_at_a_line_takes_what_the_thorough_one_takes(name, value):
     facts = {**vars(usage("a")), name: value}
     try:
-        usage_events.usage_of(facts)
+        usage_events.parse_usage(facts)
     except usage_events.BadLine:
         taken = False
     else:
@@ -345,7 +345,7 @@ def test_m7_what_the_database_refuses_is_found_by_halves(tmp_path, database):
     spool = Spool(tmp_path)
     database.refuses = {"r700", "r701"}
     for number in range(1000):
-        spool.close(usage(f"r{number}"))
+        spool.close_call(usage(f"r{number}"))
     asked: list[int] = []
 
     def record(rows) -> None:
@@ -375,7 +375,7 @@ def test_m7_damage_in_a_dead_ones_segment_costs_only_what_it_hit(tmp_path, datab
 def test_m7_a_file_that_cannot_be_read_holds_up_no_other(tmp_path, database):
     (tmp_path / "000000000000-000000.jsonl").mkdir()
     spool = Spool(tmp_path)
-    spool.close(usage("a"))
+    spool.close_call(usage("a"))
     with pytest.raises(OSError, match="directory"):
         Drain(tmp_path, database.record, own=spool.owner).run()
     assert list(database.rows) == ["a"]
@@ -383,10 +383,10 @@ def test_m7_a_file_that_cannot_be_read_holds_up_no_other(tmp_path, database):
 
 def test_m7_an_event_of_any_size_or_kind_is_written(tmp_path, database):
     spool = Spool(tmp_path)
-    spool.close(usage("long", client="x" * ledger.SEGMENT_BYTES))
-    spool.close(usage("huge", prompt_tokens=10**400))
-    spool.close(usage("odd", end_user="\ud800"))
-    spool.close(usage("a"))
+    spool.close_call(usage("long", client="x" * ledger.SEGMENT_BYTES))
+    spool.close_call(usage("huge", prompt_tokens=10**400))
+    spool.close_call(usage("odd", end_user="\ud800"))
+    spool.close_call(usage("a"))
     assert spool.accepting
     drain = Drain(tmp_path, database.record, own=spool.owner)
     drain.run()
@@ -401,8 +401,8 @@ def test_m7_what_was_set_aside_is_recorded_after_a_mend(tmp_path, database):
     spool = Spool(tmp_path)
     database.refuses = {"b", "c"}
     for name in "abcd":
-        spool.close(usage(name))
-    spool.close(usage("e", prompt_tokens=-1))
+        spool.close_call(usage(name))
+    spool.close_call(usage("e", prompt_tokens=-1))
     drain = Drain(tmp_path, database.record, own=spool.owner)
     drain.run()
     database.refuses = {"c"}
@@ -447,7 +447,7 @@ def test_m7_the_file_of_an_older_version_can_be_replayed(tmp_path, database):
 
 def test_m7_the_file_is_bounded_and_nobody_elses(tmp_path, monkeypatch):
     (tmp_path / "refused.txt").touch(0o644)
-    monkeypatch.setattr(quarantine, "MAX_LISTED", 2000)
+    monkeypatch.setattr(quarantine, "MAX_BYTES", 2000)
     aside = Quarantine(tmp_path)
     kept = aside.add(QuarantinedRecord(error="e" * 10_000, usage="x" * 500) for _ in range(3))
     assert kept == 0
@@ -464,9 +464,9 @@ def test_m8_of_a_stream_that_was_killed_the_last_count_is_recorded(tmp_path, dat
     monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1000)
     dead = Spool(tmp_path)
     for made in (0, 10, 200):
-        dead.open(usage("cut", status="interrupted", completion_tokens=made))
-        dead.close(usage(f"other{made}"))
-    dead.shut()
+        dead.open_call(usage("cut", status="interrupted", completion_tokens=made))
+        dead.close_call(usage(f"other{made}"))
+    dead.close()
     drain = Drain(tmp_path, database.record)
     drain.run()
     assert (database.rows["cut"].status, database.rows["cut"].completion_tokens) == ("interrupted", 200)
@@ -478,10 +478,10 @@ def test_m8_a_stream_that_is_counted_again_does_not_keep_old_segments(tmp_path, 
     spool = Spool(tmp_path)
     drain = Drain(tmp_path, database.record, own=spool.owner)
     for made in range(50):
-        spool.open(usage("long", status="interrupted", completion_tokens=made))
+        spool.open_call(usage("long", status="interrupted", completion_tokens=made))
         drain.run()
         assert len(list(tmp_path.glob("*.jsonl"))) <= 2
-    spool.close(usage("long"))
+    spool.close_call(usage("long"))
     drain.run()
     assert database.rows["long"].status == "finished"
 
@@ -490,19 +490,19 @@ def test_t5_the_open_streams_of_the_living_are_left_alone_when_a_dead_one_is_bur
     """Ours, which the same drain remembers, and those of a fellow worker, whose segments lie beside."""
     mine, fellow, dead = Spool(tmp_path), Spool(tmp_path), Spool(tmp_path)
     drain = Drain(tmp_path, database.record, own=mine.owner)
-    mine.open(usage("mine", status="interrupted"))
-    fellow.open(usage("fellow's", status="interrupted"))
-    dead.open(usage("cut", status="interrupted"))
+    mine.open_call(usage("mine", status="interrupted"))
+    fellow.open_call(usage("fellow's", status="interrupted"))
+    dead.open_call(usage("cut", status="interrupted"))
     drain.run()
     assert database.rows == {}
-    dead.shut()
+    dead.close()
     for _ in range(2):
         drain.run()
         assert list(database.rows) == ["cut"]
-    mine.close(usage("mine"))
+    mine.close_call(usage("mine"))
     drain.run()
-    fellow.close(usage("fellow's"))
-    fellow.shut()
+    fellow.close_call(usage("fellow's"))
+    fellow.close()
     drain.run()
     assert {name: row.status for name, row in database.rows.items()} == {
         "cut": "interrupted",

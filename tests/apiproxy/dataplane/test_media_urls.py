@@ -9,7 +9,7 @@ from apiproxy.dataplane import media_urls
 from apiproxy.dataplane.errors import BadRequest
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
-from apiproxy.dataplane.validation import OURS
+from apiproxy.dataplane.validation import GATEWAY_ONLY
 from portal.keys.lifecycle import issue_key
 from tests.apiproxy.served import SERVED
 
@@ -118,9 +118,9 @@ TERMS = Terms(salt_key=b"k" * 32)
 
 def told(model, tenant: int, path: str = "/v1/chat/completions", terms: Terms = TERMS, **fields) -> dict:
     known = requests.parse(json.dumps({"model": "m", **fields}).encode())
-    members = requests.caching(known, model, terms, tenant)
-    body = requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members)
-    return {name: value for name, value in json.loads(body).items() if name in OURS}
+    members = requests.cache_members(known, model, terms, tenant)
+    body = requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, extra=members)
+    return {name: value for name, value in json.loads(body).items() if name in GATEWAY_ONLY}
 
 
 def test_g18_each_tenant_has_a_salt_of_its_own_that_nobody_can_guess():

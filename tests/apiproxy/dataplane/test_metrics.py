@@ -32,18 +32,18 @@ def workers(tmp_path):
 
 
 def told(metrics: Metrics, *gauges, models=("m", "acme/m:1")) -> dict[str, float]:
-    return samples(metrics.text(models, gauges).decode())
+    return samples(metrics.render(models, gauges).decode())
 
 
 def test_every_line_is_of_the_exposition_format(workers):
     metrics, _, _ = workers
-    metrics.request("/v1/chat/completions", "acme/m:1", "finished")
-    metrics.tokens("m", 3, 4)
-    metrics.times("m", 0.07, 3.0)
-    metrics.stream("m", 11, 0.2)
-    metrics.refusal("invalid_api_key")
-    metrics.lost(1)
-    metrics.state(STATE)
+    metrics.count_request("/v1/chat/completions", "acme/m:1", "finished")
+    metrics.count_tokens("m", 3, 4)
+    metrics.observe_times("m", 0.07, 3.0)
+    metrics.observe_stream("m", 11, 0.2)
+    metrics.count_rejection("invalid_api_key")
+    metrics.count_lost_usage(1)
+    metrics.set_state(STATE)
     found = told(metrics, ("g", "A gauge.", (), 1.5), ("h", "Others.", (("model", "m"),), 2))
     assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/chat/completions, model=acme/m:1]"] == 1
     assert found["h[model=m]"] == 2
@@ -56,7 +56,7 @@ def test_every_line_is_of_the_exposition_format(workers):
 def test_buckets_count_everything_below_them(workers):
     metrics, _, _ = workers
     for seconds in (0.05, 0.06, 7, 10_000):
-        metrics.times("m", None, seconds)
+        metrics.observe_times("m", None, seconds)
     found = told(metrics)
     name = "madoguchi_request_seconds"
     assert [found[f"{name}_bucket[le={le}, model=m]"] for le in ("0.05", "0.1", "10.0", "+Inf")] == [1, 2, 3, 4]
@@ -68,25 +68,25 @@ def test_buckets_count_everything_below_them(workers):
 def test_what_is_counted_of_a_call_at_once_is_what_is_counted_apart(tmp_path):
     apart, at_once = (Metrics(CounterFile(tmp_path / name, LAYOUT)) for name in ("apart", "at-once"))
     for first, whole in ((None, 0.01), (0.2, 0.3), (7.0, 1e9)):
-        apart.request("/v1/completions", "m", "failed")
-        apart.tokens("m", 3, 4)
-        apart.times("m", first, whole)
-        at_once.ended("/v1/completions", "m", "failed", 3, 4, first, whole)
-    text = at_once.text({"m"}, [])
+        apart.count_request("/v1/completions", "m", "failed")
+        apart.count_tokens("m", 3, 4)
+        apart.observe_times("m", first, whole)
+        at_once.count_call("/v1/completions", "m", "failed", prompt=3, completion=4, first_byte=first, whole=whole)
+    text = at_once.render({"m"}, [])
     assert b"madoguchi_request_seconds_count" in text
     assert sorted(text.splitlines()) == sorted(apart.text({"m"}, []).splitlines())
 
 
 def test_one_token_has_nothing_between(workers):
     metrics, _, _ = workers
-    metrics.stream("m", 1, 0.0)
+    metrics.observe_stream("m", 1, 0.0)
     assert not any("inter_token" in line for line in told(metrics))
 
 
 def test_large_numbers_are_told_in_full(workers):
     metrics, _, _ = workers
     for _ in range(3):
-        metrics.tokens("m", 123_456_789, 1)
+        metrics.count_tokens("m", 123_456_789, 1)
     assert told(metrics)["madoguchi_tokens_total[kind=prompt, model=m]"] == 370_370_367
 
 
@@ -94,9 +94,9 @@ def test_whichever_worker_is_asked_tells_of_all(workers):
     one, other, clock = workers
     for metrics, times in (one, 3), (other, 4):
         for _ in range(times):
-            metrics.request("/v1/embeddings", "m", "finished")
-            metrics.times("m", 0.2, 0.3)
-        metrics.state(replace(STATE, in_flight=times, catalogue_revision=times, spool_accepting=times == 4))
+            metrics.count_request("/v1/embeddings", "m", "finished")
+            metrics.observe_times("m", 0.2, 0.3)
+        metrics.set_state(replace(STATE, in_flight=times, catalogue_revision=times, spool_accepting=times == 4))
     assert told(one) == told(other)
     found = told(one)
     assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/embeddings, model=m]"] == 7
@@ -104,7 +104,7 @@ def test_whichever_worker_is_asked_tells_of_all(workers):
     names = ("workers", "in_flight", "spool_bytes", "spool_accepting", "catalogue_revision")
     assert [found[f"madoguchi_{name}[]"] for name in names] == [2, 7, 20, 0, 3]
     clock.now += 6  # of the other one nothing was heard any more
-    one.state(replace(STATE, in_flight=3))
+    one.set_state(replace(STATE, in_flight=3))
     found = told(one)
     assert (found["madoguchi_workers[]"], found["madoguchi_in_flight[]"]) == (1, 3)
     assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/embeddings, model=m]"] == 7
@@ -113,8 +113,8 @@ def test_whichever_worker_is_asked_tells_of_all(workers):
 def test_a_worker_that_ends_is_no_longer_under_way_but_what_it_counted_stays(tmp_path):
     ended, living = Metrics(CounterFile(tmp_path, LAYOUT)), Metrics(CounterFile(tmp_path, LAYOUT))
     for metrics in (ended, living):
-        metrics.refusal("x")
-        metrics.state(STATE)
+        metrics.count_rejection("x")
+        metrics.set_state(STATE)
     ended.close()
     found = told(living)
     assert (found["madoguchi_workers[]"], found["madoguchi_refusals_total[code=x]"]) == (1, 2)
@@ -125,18 +125,18 @@ def test_models_that_have_gone_leave_text_and_memory(workers):
     one, other, _ = workers
     for number in range(500):
         name = f"model-{number}"
-        one.forget([name])
+        one.forget_others([name])
         for metrics in (one, other):
-            metrics.request("/v1/embeddings", name, "finished")
-            metrics.tokens(name, 1, 1)
-            metrics.times(name, 0.1, 0.2)
-            metrics.stream(name, 2, 0.2)
-    one.refusal("x")
+            metrics.count_request("/v1/embeddings", name, "finished")
+            metrics.count_tokens(name, 1, 1)
+            metrics.observe_times(name, 0.1, 0.2)
+            metrics.observe_stream(name, 2, 0.2)
+    one.count_rejection("x")
     found = told(one, models=["model-499"])
     assert not any("model-498" in line for line in found)
     assert found["madoguchi_tokens_total[kind=prompt, model=model-499]"] == 2
     assert found["madoguchi_refusals_total[code=x]"] == 1
-    assert len(one._tally.places) < 10
+    assert len(one._counters.places) < 10
 
 
 # --- of a running gateway

@@ -31,7 +31,7 @@ threading.Event().wait()
 def total(directory: Path, key: tuple[str, ...] = KEY) -> float:
     reader = CounterFile(directory / "reader", "layout")
     reader._directory = directory
-    found = sum(rows.get(key, [0.0])[0] for rows in reader.all())
+    found = sum(rows.get(key, [0.0])[0] for rows in reader.read_all())
     reader.close()
     return found
 
@@ -81,7 +81,7 @@ def test_a_worker_that_ends_hands_its_numbers_on(tmp_path):
     for number in range(1, 4):
         one = CounterFile(tmp_path, "layout")
         one.add(KEY, 1, (0, 1))
-        assert one.all() == [{KEY: [number]}]
+        assert one.read_all() == [{KEY: [number]}]
         one.close()
 
 
@@ -89,11 +89,11 @@ def test_numbers_of_another_layout_are_not_added(tmp_path):
     old, new = CounterFile(tmp_path, "old"), CounterFile(tmp_path, "new")
     old.add(KEY, 1, (0, 5))
     new.add(KEY, 1, (0, 2))
-    assert new.all() == [{KEY: [2]}]
+    assert new.read_all() == [{KEY: [2]}]
     new.close()
     old.close()
     newest = CounterFile(tmp_path, "new")  # takes the file of the old one
-    assert newest.all() == [{}, {KEY: [2]}]
+    assert newest.read_all() == [{}, {KEY: [2]}]
     newest.close()
 
 
@@ -103,11 +103,11 @@ def test_rows_are_forgotten_and_the_rest_goes_on(tmp_path):
         one.add((f"row {number}",), 4, (3, number))
     size = (tmp_path / "0.numbers").stat().st_size
     one.forget(lambda key: key != ("row 7",))
-    assert one.all() == [{("row 7",): [0, 0, 0, 7]}]
+    assert one.read_all() == [{("row 7",): [0, 0, 0, 7]}]
     assert (tmp_path / "0.numbers").stat().st_size < size / 100
     one.add(("row 7",), 4, (3, 1))
     one.put(KEY, [1.0, 2.0])
-    assert one.all() == [{("row 7",): [0, 0, 0, 8], KEY: [1, 2]}]
+    assert one.read_all() == [{("row 7",): [0, 0, 0, 8], KEY: [1, 2]}]
     one.close()
 
 
@@ -123,12 +123,12 @@ def test_a_full_disk_loses_only_what_has_no_row_yet(tmp_path, monkeypatch):
     for number in range(5000):
         one.add((f"row {number}",), 10, (0, 1))
     one.add(KEY, 1, (0, 1))
-    (rows,) = one.all()
+    (rows,) = one.read_all()
     assert rows[KEY] == [2]
     assert 100 < len(rows) < 1000
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     one.add(("row 4999",), 10, (0, 1))
-    assert one.all()[0]["row 4999",][0] == 1
+    assert one.read_all()[0]["row 4999",][0] == 1
     one.close()
 
 
@@ -153,7 +153,7 @@ def test_a_torn_file_is_mended_by_whoever_takes_it(tmp_path, end):
     os.truncate(tmp_path / "0.numbers", end)
     one = CounterFile(tmp_path, "layout")
     one.add(("new",), 1, (0, 3))
-    (rows,) = one.all()
+    (rows,) = one.read_all()
     assert rows["new",] == [3]
     assert rows.items() <= {KEY: [1], ("other",): [2], ("new",): [3]}.items()
     one.close()

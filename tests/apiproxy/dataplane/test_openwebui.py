@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from apiproxy.dataplane.openwebui import LONGEST, person
+from apiproxy.dataplane.openwebui import LONGEST, find_person
 
 EMAIL, ID, TOKEN = "X-OpenWebUI-User-Email", "X-OpenWebUI-User-Id", "X-OpenWebUI-User-Jwt"
 
@@ -34,7 +34,7 @@ def token(claims: object) -> str:
     ],
 )
 def test_p6_the_person_behind_open_webui(sent, named):
-    assert person({name.lower().encode(): value.encode() for name, value in sent.items()}) == named
+    assert find_person({name.lower().encode(): value.encode() for name, value in sent.items()}) == named
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_p6_the_person_behind_open_webui(sent, named):
     ],
 )
 def test_p6_what_is_no_token_names_nobody(text):
-    assert person({TOKEN.lower().encode(): text.encode()}) == ""
+    assert find_person({TOKEN.lower().encode(): text.encode()}) == ""
 
 
 def test_p6_calls_are_counted_by_whom_open_webui_names_where_the_key_allows_it(counter):

@@ -150,13 +150,13 @@ def test_a_database_that_is_away_loses_no_count(counter, monkeypatch):
         raise DatabaseAway
 
     tried: list[dict] = []
-    write = catalogue_loader.record_refusals
-    monkeypatch.setattr(catalogue_loader, "record_refusals", away)
+    write = catalogue_loader.record_rejections
+    monkeypatch.setattr(catalogue_loader, "record_rejections", away)
     counter.client.get("/v1/nothing")
     until(lambda: tried)
     counter.client.get("/v1/nothing")
     until(lambda: any(list(counts.values()) == [2] for counts in tried))
-    monkeypatch.setattr(catalogue_loader, "record_refusals", write)
+    monkeypatch.setattr(catalogue_loader, "record_rejections", write)
     until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 2})
 
 

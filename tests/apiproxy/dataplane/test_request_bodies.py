@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from apiproxy.dataplane import content_encoding, request_bodies
-from apiproxy.dataplane.content_encoding import decoding
+from apiproxy.dataplane.content_encoding import decode_body
 from apiproxy.dataplane.errors import BadRequest, UnknownCoding
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.gateway import LARGE
@@ -263,13 +263,13 @@ async def test_g12_whatever_the_pieces_the_body_is_what_it_was(body, length, kin
     }[kind]
     name = b"gzip" if kind in ("gzip", "two") else b"deflate"
     pieces = [packed[at : at + length] for at in range(0, len(packed), length)]
-    assert b"".join([piece async for piece in whole(decoding(receiving(pieces), name))]) == body
+    assert b"".join([piece async for piece in whole(decode_body(receiving(pieces), name))]) == body
 
 
 @given(st.binary(max_size=2000), st.sampled_from([b"gzip", b"deflate"]))
 async def test_g12_anything_else_is_decoded_or_refused_but_never_a_fault(body, name):
     try:
-        async for _ in whole(decoding(receiving([body]), name)):
+        async for _ in whole(decode_body(receiving([body]), name)):
             pass
     except BadRequest:
         pass
@@ -277,7 +277,7 @@ async def test_g12_anything_else_is_decoded_or_refused_but_never_a_fault(body, n
 
 def test_g12_an_unknown_coding_is_told_at_once():
     with pytest.raises(UnknownCoding):
-        decoding(receiving([]), b"br")
+        decode_body(receiving([]), b"br")
 
 
 def test_t3_a_chunked_body_over_the_bound_is_refused_while_it_comes(counter, settings):

@@ -208,7 +208,7 @@ def test_what_waits_for_the_models_name_is_counted():
     ],
 )
 def test_an_answer_costs_what_it_tells_or_what_its_size_makes_likely(body, expected):
-    assert transcription.used(body, 77) == expected
+    assert transcription.read_used_tokens(body, 77) == expected
 
 
 def read(*events: str) -> TranscriptReader:
@@ -219,19 +219,19 @@ def read(*events: str) -> TranscriptReader:
 
 
 def test_streams_tell_their_end_in_either_protocol():
-    assert read(*HEARD, SILENT, DONE).finished()
-    assert read(*HEARD, SILENT, DONE).used(77) == (Tokens(prompt=77, completion=3), True)
-    assert not read(*HEARD, DONE).finished()
-    assert not read(*HEARD, 'data: {"error": {"message": "x"}}\n\n', DONE).finished()
+    assert read(*HEARD, SILENT, DONE).is_finished()
+    assert read(*HEARD, SILENT, DONE).count_usage(77) == (Tokens(prompt=77, completion=3), True)
+    assert not read(*HEARD, DONE).is_finished()
+    assert not read(*HEARD, 'data: {"error": {"message": "x"}}\n\n', DONE).is_finished()
     delta = 'data: {"type": "transcript.text.delta", "delta": "transcript.text.done"}\n\n'
-    assert not read(delta, delta, DONE).finished()
+    assert not read(delta, delta, DONE).is_finished()
     done = 'event: transcript.text.done\ndata: {"type": "transcript.text.done", "text": "x"}\n\n'
-    assert read(delta, delta, done).finished()
-    assert read(delta, delta, done).used(77) == (Tokens(prompt=77, completion=2), True)
+    assert read(delta, delta, done).is_finished()
+    assert read(delta, delta, done).count_usage(77) == (Tokens(prompt=77, completion=2), True)
     seconds = 'data: {"type": "transcript.text.done", "usage": {"type": "duration", "seconds": 4}}\n\n'
-    assert read(delta, seconds).used(77) == (Tokens(prompt=400, completion=1), True)
+    assert read(delta, seconds).count_usage(77) == (Tokens(prompt=400, completion=1), True)
 
 
 def test_usage_of_vllms_stream_counts():
     usage = transcript_event([], usage={"prompt_tokens": 304, "completion_tokens": 6})
-    assert read(*HEARD, SILENT, usage, DONE).used(77) == (Tokens(prompt=304, completion=6), False)
+    assert read(*HEARD, SILENT, usage, DONE).count_usage(77) == (Tokens(prompt=304, completion=6), False)

@@ -72,7 +72,7 @@ async def test_a_receiver_that_raises_is_told_that_its_call_has_failed(faulty, a
     ending, pool = await ask(answer, receiver)
     assert isinstance(ending, Broken)
     assert "ZeroDivisionError" in caplog.text
-    assert pool.idle(0.0) is None  # what state that connection is in nobody knows
+    assert pool.take_idle(0.0) is None  # what state that connection is in nobody knows
 
 
 async def test_an_answer_is_heard_in_order():

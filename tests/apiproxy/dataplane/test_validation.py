@@ -78,9 +78,9 @@ def test_m1_what_is_not_said_is_not_refused(name):
 
 @pytest.mark.parametrize("text", ['"n":2,"max_tokens":1000000000', '"n":2,"max_tokens":2147483647', '"n":"2"'])
 def test_m1_no_call_is_counted_for_more_than_the_models_context_for_each_answer(text):
-    assert requests.estimate(call(text), CHAT, SMALL, Terms()) <= 2 * 2048
+    assert requests.estimate_tokens(call(text), CHAT, SMALL, Terms()) <= 2 * 2048
     assert requests.max_generated(call(text), CHAT, SMALL) <= 2 * 2048
-    assert requests.max_generated(call(text), CHAT, SERVED) <= 2 * validation.LONGEST
+    assert requests.max_generated(call(text), CHAT, SERVED) <= 2 * validation.LONGEST_CONTEXT
 
 
 def test_m1_prompts_and_answers_are_bounded_together():
@@ -139,9 +139,9 @@ def test_m1_whatever_passes_the_door_is_within_its_bounds(fields, path):
     endpoint = ENDPOINTS[path]
     assert 1 <= known.answers <= validation.MOST_INPUTS
     for model in (SERVED, SMALL):
-        most = known.answers * (model.context or validation.LONGEST)
+        most = known.answers * (model.context or validation.LONGEST_CONTEXT)
         assert 0 <= requests.max_generated(known, endpoint, model) <= most
-        assert 0 <= requests.estimate(known, endpoint, model, Terms()) <= max(most, MOST_TOKENS)
+        assert 0 <= requests.estimate_tokens(known, endpoint, model, Terms()) <= max(most, MOST_TOKENS)
     told = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False))
     for name in set(COUNTED) & set(told):
         assert told[name] is None or type(told[name]) is int
@@ -186,14 +186,14 @@ def test_m7_a_call_that_cannot_be_recorded_is_recorded_as_failed_and_holds_nothi
     """Whatever else may be wrong in what is recorded: the reservation returns, the call ends, there is a row."""
     Quota.objects.create(key=counter.key_row, unit="concurrent", window="", amount=1)
     counter.informed()
-    honest = Spool.close
+    honest = Spool.close_call
 
     def choosy(spool, usage):
         if usage.completion_tokens:
             raise OverflowError
         honest(spool, usage)
 
-    monkeypatch.setattr(Spool, "close", choosy)
+    monkeypatch.setattr(Spool, "close_call", choosy)
     assert counter.chat().status_code >= 500
     monkeypatch.undo()
     assert counter.chat().status_code == 200
@@ -226,7 +226,7 @@ LLAMA_CPP = replace(SMALL, stops_unary=False)
 
 def obeyed(model, path: str, body: dict) -> object:
     """Return the bound that an engine obeys, as vLLM 0.32 and llama.cpp b11549 were seen to read their members."""
-    own = ENDPOINTS[path].bound
+    own = ENDPOINTS[path].bound_names
     before = () if model.stops_unary or path == "/v1/messages" else ("n_predict", "max_completion_tokens", "max_tokens")
     if path == "/v1/responses":
         before = before[:2]
@@ -254,11 +254,11 @@ def obeyed(model, path: str, body: dict) -> object:
 )
 def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
     endpoint, known = ENDPOINTS[path], requests.parse(json.dumps({"model": "m", **fields}).encode())
-    members = requests.bounding(known, endpoint, model, Terms(), limited=lambda: limited)
-    body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, more=members))
-    reserved = requests.answer(known, endpoint, model, Terms())
+    members = requests.max_tokens_members(known, endpoint, model, Terms(), limited=lambda: limited)
+    body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, extra=members))
+    reserved = requests.reserved_answer_tokens(known, endpoint, model, Terms())
     assert obeyed(model, path, body) == reserved <= 2048
-    assert requests.estimate(known, endpoint, model, Terms()) >= reserved
+    assert requests.estimate_tokens(known, endpoint, model, Terms()) >= reserved
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/messages"])
@@ -266,21 +266,25 @@ def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
 def test_m2_under_a_limit_of_tokens_no_answer_is_without_bound(path, fields):
     endpoint, known = ENDPOINTS[path], requests.parse(json.dumps({"model": "m", **fields}).encode())
     for model in (SERVED, LLAMA_CPP):
-        members = requests.bounding(known, endpoint, model, Terms(default_answer=100), limited=lambda: True)
-        body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, more=members))
-        assert obeyed(model, path, body) == requests.answer(known, endpoint, model, Terms(default_answer=100)) == 100
+        members = requests.max_tokens_members(known, endpoint, model, Terms(default_answer=100), limited=lambda: True)
+        body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, extra=members))
+        assert (
+            obeyed(model, path, body)
+            == requests.reserved_answer_tokens(known, endpoint, model, Terms(default_answer=100))
+            == 100
+        )
         # Without one the answer may go on until the context ends, as everywhere.
-        assert requests.bounding(known, endpoint, model, Terms(), limited=lambda: False) == {}
+        assert requests.max_tokens_members(known, endpoint, model, Terms(), limited=lambda: False) == {}
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
 def test_m1_a_protocol_without_a_word_for_several_answers_gives_one(path):
     known = call('"n": 2, "best_of": 2, "max_tokens": 5')
     for model in (SERVED, LLAMA_CPP):
-        members = requests.bounding(known, ENDPOINTS[path], model, Terms(), limited=lambda: False)
-        body = json.loads(requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, more=members))
+        members = requests.max_tokens_members(known, ENDPOINTS[path], model, Terms(), limited=lambda: False)
+        body = json.loads(requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, extra=members))
         assert not {"n", "best_of"} & body.keys()
-        assert requests.bounding(known, CHAT, SERVED, Terms(), limited=lambda: False) == {}
+        assert requests.max_tokens_members(known, CHAT, SERVED, Terms(), limited=lambda: False) == {}
 
 
 def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):
@@ -385,7 +389,7 @@ def test_g6_a_member_that_differs_in_case_alone_is_refused_by_name(name):
 def test_g6_an_engine_that_we_do_not_know_is_sent_each_member_once():
     for text in ('"n": 1, "n": 2', '"\\u006e": 1, "n": 2', '"n": 1, "\\u006e": 2'):
         known = call(text)
-        body = requests.upstream_body(known, CHAT, "m", force_stream=False, afresh=True)
+        body = requests.upstream_body(known, CHAT, "m", force_stream=False, re_encode=True)
         pairs = json.loads(body, object_pairs_hook=list)
         assert dict(pairs)["n"] == known.n == 2
         assert len(pairs) == 2
@@ -394,7 +398,7 @@ def test_g6_an_engine_that_we_do_not_know_is_sent_each_member_once():
 def test_g6_what_a_fast_writer_refuses_is_sent_once_as_well():
     known = call('"a": "\\ud83d", "b": 1e400, "n": 1, "n": 2')
     pairs = json.loads(
-        requests.upstream_body(known, CHAT, "m", force_stream=False, afresh=True), object_pairs_hook=list
+        requests.upstream_body(known, CHAT, "m", force_stream=False, re_encode=True), object_pairs_hook=list
     )
     assert [name for name, _ in pairs] == ["model", "a", "b", "n"]
 
@@ -405,7 +409,7 @@ def test_g6_what_a_fast_writer_refuses_is_sent_once_as_well():
 def test_g6_json_nested_too_deep_is_refused_before_anything_is_done(depth, name, kind):
     begin, end = (kind[:1], kind[1:]) if kind == "[]" else kind.split(":", 1)
     begin += ":" if kind != "[]" else ""
-    if depth < 255 and name in validation.SCHEMAS:
+    if depth < 255 and name in validation.SCHEMA_MEMBERS:
         depth = 255
     with pytest.raises(BadRequest) as caught:
         call(f'"{name}":' + begin * depth + "1" + end * depth)
@@ -489,7 +493,7 @@ def test_g15_no_token_comes_with_more_than_twenty_alternatives(name, value):
     call('"logprobs": true, "top_logprobs": 0')
 
 
-@pytest.mark.parametrize("name", sorted(validation.OURS))
+@pytest.mark.parametrize("name", sorted(validation.GATEWAY_ONLY))
 def test_g14_a_client_has_no_say_in_whose_work_an_engine_does_first(name):
     for value in ("1", "null", '"x"', "{}"):
         assert sent(f'"{name}": {value}, "x": 1') == {"model": "m", "x": 1}

@@ -19,13 +19,13 @@ from modelregistry.terminal import clean, format_table
 from portal.usage.models import UsageRecord
 
 SIDES = ("engine", "ledger", "difference")
-PATIENCE = 10.0  # seconds; llama.cpp was seen to tell its metrics only after 7 in the middle of a long prompt
+PATIENCE = 10.0  # seconds; llama.cpp was seen to report its metrics only after 7 in the middle of a long prompt
 
 
 class Command(BaseCommand):
     help = (
         "Compares recorded usage with the engines' own token counters since each engine's start, by model. "
-        "Engines also count the supervisor's questions whether they are ready (a short prompt and one token each), "
+        "Engines also count the supervisor's readiness questions (a short prompt and one token each), "
         "and calls that are still under way; so they are a little ahead. llama.cpp does not count prompt tokens "
         "that it found in its cache, so these are left out of the ledger's side; vLLM counts the prompt "
         "of n answers n times. Run it on each host: only engines that this host started can be asked."
@@ -36,7 +36,7 @@ class Command(BaseCommand):
 
     def handle(self, **options: Any) -> None:
         replicas = Replica.objects.filter(state=Replica.State.READY).select_related("model", "host")
-        rows = usage_reconciliation.compare_by_model([reading(replica) for replica in replicas])
+        rows = usage_reconciliation.compare_by_model([read_replica(replica) for replica in replicas])
         if options["json"]:
             self.stdout.write(json.dumps(rows, ensure_ascii=False))
             return
@@ -53,16 +53,16 @@ class Command(BaseCommand):
                 self.stdout.write(clean(f"{row['model']}: {left_out['replica']} is not compared: {left_out['why']}"))
 
 
-def reading(replica: Replica) -> CounterReading:
-    """Ask the engine and the database; waits up to PATIENCE for the engine."""
+def read_replica(replica: Replica) -> CounterReading:
+    """Ask the engine and the database; wait up to PATIENCE for the engine."""
     name = f"#{replica.index} on {replica.host.name}"
     try:
-        counters = asked_how(replica)
-        began = started(replica)
-        engine_prompt, engine_completion = asked(replica, counters)
-    except CannotBeAsked as error:
+        counters = counters_of(replica)
+        began = started_at(replica)
+        engine_prompt, engine_completion = read_engine(replica, counters)
+    except NotComparable as error:
         return CounterReading(model=replica.model.name, replica=name, why_not=str(error))
-    ledger_prompt, ledger_completion = recorded(replica, began, counters)
+    ledger_prompt, ledger_completion = sum_ledger(replica, began, counters)
     return CounterReading(
         model=replica.model.name,
         replica=name,
@@ -73,25 +73,25 @@ def reading(replica: Replica) -> CounterReading:
     )
 
 
-class CannotBeAsked(Exception):
+class NotComparable(Exception):
     """There is nothing to compare this engine's usage with; the message says why."""
 
 
-def asked_how(replica: Replica) -> Counters:
+def counters_of(replica: Replica) -> Counters:
     if replica.launcher not in COUNTERS:
-        raise CannotBeAsked(f"{replica.launcher or 'an external engine'} has no counters that can be read")
+        raise NotComparable(f"{replica.launcher or 'an external engine'} has no counters that can be read")
     return COUNTERS[replica.launcher]
 
 
-def started(replica: Replica) -> datetime:
-    """When the engine began to count: its run's directory is made just before it starts."""
+def started_at(replica: Replica) -> datetime:
+    """Return when the engine began to count: its run's directory is made just before it starts."""
     spec = settings.RUN / "engines" / replica.run_id / "spec.json"
     if not replica.run_id or not spec.exists():
-        raise CannotBeAsked(f"it was not started here; run this command on {replica.host.name}")
+        raise NotComparable(f"it was not started here; run this command on {replica.host.name}")
     return datetime.fromtimestamp(spec.stat().st_mtime, UTC)
 
 
-def asked(replica: Replica, counters: Counters) -> tuple[int, int]:
+def read_engine(replica: Replica, counters: Counters) -> tuple[int, int]:
     """Return the engine's own prompt and completion tokens."""
     headers = {"authorization": f"Bearer {replica.api_key}"} if replica.api_key else {}
     url = replica.url + MONITORING[replica.launcher].metrics
@@ -100,16 +100,13 @@ def asked(replica: Replica, counters: Counters) -> tuple[int, int]:
         answer.raise_for_status()
         return usage_reconciliation.read_counters(counters, sum_metrics(answer.text))
     except httpx2.HTTPError as error:
-        raise CannotBeAsked(f"it does not answer ({type(error).__name__})") from error
+        raise NotComparable(f"it does not answer ({type(error).__name__})") from error
     except KeyError as error:
-        raise CannotBeAsked(f"it does not tell {error.args[0]}") from error
+        raise NotComparable(f"it does not report {error.args[0]}") from error
 
 
-def recorded(replica: Replica, began: datetime, counters: Counters) -> tuple[int, int]:
-    """Return the ledger's prompt and completion tokens of this engine's run.
-
-    By the rules by which the engine counts.
-    """
+def sum_ledger(replica: Replica, began: datetime, counters: Counters) -> tuple[int, int]:
+    """Return the ledger's prompt and completion tokens of this engine's run, counted by the engine's rules."""
     prompt = F("prompt_tokens") if counters.counts_cached else F("prompt_tokens") - F("cached_tokens")
     found = UsageRecord.objects.filter(replica_id=replica.pk, started_at__gte=began).aggregate(
         prompt=Sum(prompt, default=0), completion=Sum("completion_tokens", default=0)

@@ -5,8 +5,9 @@ socket that is bound here and outlives them: while one restarts, pages wait in i
 listen there too, for an nginx that sends pages to them directly.
 
 Several gateways share the port by SO_REUSEPORT: each binds it for itself, and the system spreads connections over those
-that listen. Measured with 1,000 connections on two workers: 489 to 511 each; over one inherited socket 419 to 581, for
-whoever wakes first takes what is there. A worker listens when it is ready, so nobody waits for one that starts.
+that listen. Measured with 1,000 connections on two workers: 489 to 511 each; over one inherited socket 419 to 581,
+because the worker that wakes first takes what is there. A worker listens when it is ready, so no connection waits for
+one that starts.
 """
 
 import asyncio
@@ -30,13 +31,13 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError
 
 from apiproxy.bridge import checks
-from apiproxy.server.portal_proxy import reachable
+from apiproxy.server.portal_proxy import short_socket_path
 from modelregistry.schema import check_schema
 from portal.environment import make_private_directory
 
 log = logging.getLogger("madoguchi.up")
 
-# Open answers may go on for so long after SIGTERM before they are cut off.
+# Seconds that open answers may go on after SIGTERM before they are cut off.
 DRAIN = 10
 PR_SET_PDEATHSIG = 1
 FIRST_ANSWER = 60.0  # seconds that the portal may take to start; a cold cache of a slow disk took 12
@@ -47,7 +48,7 @@ Kind = Literal["gateway", "portal", "supervisor"]
 GATEWAY: Kind = "gateway"
 PORTAL: Kind = "portal"
 SUPERVISOR: Kind = "supervisor"
-# What a kind of process has in its environment.
+# What each kind of process has in its environment.
 SETTINGS: dict[Kind, dict[str, str]] = {
     GATEWAY: {"DJANGO_SETTINGS_MODULE": "apiproxy.server.gateway_settings"},
     PORTAL: {"DJANGO_SETTINGS_MODULE": "portal.settings"},
@@ -88,24 +89,24 @@ class Command(BaseCommand):
             check_port(bind, portal_port)
         prepare_state()
         check_schema()
-        allow_connections()
+        raise_file_limit()
         with portal_sockets(settings.PORTAL_SOCKET, bind, portal_port) as listeners:
             programs = [
-                *(Program(name, gateway(bind, port), GATEWAY) for name in numbered("gateway", workers)),
+                *(Program(name, gateway_command(bind, port), GATEWAY) for name in number_names("gateway", workers)),
                 *(
-                    Program(name, portal(listeners), PORTAL, [listener.fileno() for listener in listeners])
-                    for name in numbered("portal", settings.PORTAL_WORKERS)
+                    Program(name, portal_command(listeners), PORTAL, [listener.fileno() for listener in listeners])
+                    for name in number_names("portal", settings.PORTAL_WORKERS)
                 ),
             ]
             if not no_supervisor:
-                programs.append(Program("supervisor", supervisor(), SUPERVISOR))
+                programs.append(Program("supervisor", supervisor_command(), SUPERVISOR))
             if not asyncio.run(Parent(programs, bind, port, settings.PORTAL_SOCKET).run()):
                 sys.exit(1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """What is kept running. `files`: descriptors that it is given."""
+    """A program that is kept running. `files`: descriptors that it is given."""
 
     name: str
     command: list[str]
@@ -113,12 +114,12 @@ class Program:
     files: Sequence[int] = ()
 
 
-def numbered(name: str, count: int) -> list[str]:
+def number_names(name: str, count: int) -> list[str]:
     return [name] if count == 1 else [f"{name} {number}" for number in range(1, count + 1)]
 
 
-def gateway(bind: str, port: int) -> list[str]:
-    """Return one gateway's command."""
+def gateway_command(bind: str, port: int) -> list[str]:
+    """Return the command of one gateway."""
     options = {
         "host": bind,
         "port": port,
@@ -136,29 +137,29 @@ def gateway(bind: str, port: int) -> list[str]:
     return [sys.executable, "-m", "uvicorn", "apiproxy.server.front:application", *words, *flags]
 
 
-def portal(listeners: Sequence[socket.socket]) -> list[str]:
-    """Return one portal process's command; it is to be given these sockets."""
+def portal_command(listeners: Sequence[socket.socket]) -> list[str]:
+    """Return the command of one portal process; it is to be given these sockets."""
     return [sys.executable, "-m", "apiproxy.server.portal_worker", *(str(listener.fileno()) for listener in listeners)]
 
 
-def supervisor() -> list[str]:
+def supervisor_command() -> list[str]:
     return [sys.executable, str(settings.BASE_DIR / "manage.py"), "supervise", "--stop-engines"]
 
 
 @contextmanager
 def portal_sockets(path: Path, bind: str, port: int | None) -> Iterator[list[socket.socket]]:
-    """Listening sockets for the portal's processes: the Unix one, and one on a port of its own if that is wanted.
+    """Provide listening sockets for the portal's processes: the Unix one, and one on its own port if that is wanted.
 
-    Raises CommandError if somebody answers on the Unix socket.
+    Raises CommandError if a process answers on the Unix socket.
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    short = reachable(path)
-    if heard(socket.AF_UNIX, short):
+    short = short_socket_path(path)
+    if is_listening(socket.AF_UNIX, short):
         raise CommandError(f"another Madoguchi runs with this state directory: its portal answers on {path}")
     path.unlink(missing_ok=True)
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-        with only_for_us():
+        with private_umask():
             listener.bind(short)
         stack.callback(partial(path.unlink, missing_ok=True))
         listeners = [listener]
@@ -170,8 +171,8 @@ def portal_sockets(path: Path, bind: str, port: int | None) -> Iterator[list[soc
 
 
 @contextmanager
-def only_for_us() -> Iterator[None]:
-    """Files that are made meanwhile are for this user alone."""
+def private_umask() -> Iterator[None]:
+    """Make files that are created meanwhile readable for this user alone."""
     before = os.umask(0o077)
     try:
         yield
@@ -179,8 +180,8 @@ def only_for_us() -> Iterator[None]:
         os.umask(before)
 
 
-def heard(family: socket.AddressFamily, address: Any) -> bool:
-    """Return whether somebody listens there."""
+def is_listening(family: socket.AddressFamily, address: Any) -> bool:
+    """Return whether a process listens there."""
     with socket.socket(family) as probe:
         try:
             probe.connect(address)
@@ -189,17 +190,20 @@ def heard(family: socket.AddressFamily, address: Any) -> bool:
     return True
 
 
-def allow_connections() -> None:
-    """As many open files as the system lets us have, for what we start: a stream takes two, many shells give 1,024."""
+def raise_file_limit() -> None:
+    """Allow as many open files as the system permits, for what we start.
+
+    A stream takes two; many shells allow 1,024.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def check_workers(count: int) -> None:
-    """Raise CommandError if so many may not run."""
+    """Raise CommandError if this number of gateways may not run."""
     if count < 1:
         raise CommandError("at least one worker is needed")
-    for problem in checks.workers(count, settings.REDIS_URL):
+    for problem in checks.check_workers(count, settings.REDIS_URL):
         raise CommandError(f"{problem.msg} {problem.hint}")
 
 
@@ -217,13 +221,15 @@ def check_port(bind: str, port: int) -> None:
 
 
 def shared_port(bind: str, port: int) -> socket.socket:
-    """Bound, not listening: the worker that is given it listens when it is ready. Ours is closed then, so that the
-    system does not send connections to a worker that has ended."""
+    """Return a socket that is bound, but not listening: the worker that is given it listens when it is ready.
+
+    Ours is closed then, so that the system does not send connections to a worker that has ended.
+    """
     return listening_port(bind, port, socket.SO_REUSEPORT)
 
 
 def listening_port(bind: str, port: int, *more: int) -> socket.socket:
-    """Bound, not listening. `more`: options of the socket that are turned on."""
+    """Return a socket that is bound, but not listening. `more`: options of the socket to turn on."""
     listener = socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET)
     for option in (socket.SO_REUSEADDR, *more):
         listener.setsockopt(socket.SOL_SOCKET, option, 1)
@@ -235,7 +241,7 @@ def listening_port(bind: str, port: int, *more: int) -> socket.socket:
 
 
 def prepare_state() -> None:
-    """Make the state directory and the secrets in it, which all that we start will read. Raises CommandError."""
+    """Make the state directory and the secrets in it, which all started processes read. Raises CommandError."""
     try:
         make_private_directory(settings.VAR)
         for name in ("SECRET_KEY", "API_KEY_SECRET"):
@@ -245,52 +251,53 @@ def prepare_state() -> None:
 
 
 def die_with_parent() -> None:
-    """In the child: SIGTERM when `up` is killed, so that nothing goes on without it."""
+    """Ask the kernel, in the child, for SIGTERM when `up` is killed, so that nothing goes on without it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Parent:
-    """Keeps programs running; `run` ends when it was told to stop, or when they could not start.
+    """Keeps programs running; `run` returns when it was asked to stop, or when they could not start.
 
-    Gateways are stopped first: answers under way need their engines, and a page that somebody has asked for its portal.
+    Gateways are stopped first: answers under way need their engines, and a page that a person has requested needs its
+    portal.
     """
 
     def __init__(self, programs: Sequence[Program], bind: str, port: int, portal: Path) -> None:
         self._programs = programs
         self._gateways = [program for program in programs if program.kind == GATEWAY]
         self._address = (bind, port)
-        self._portal = reachable(portal)
+        self._portal = short_socket_path(portal)
         self._stop = asyncio.Event()
-        self._unneeded = asyncio.Event()  # no gateway is left
-        self._impatient = asyncio.Event()
+        self._gateways_gone = asyncio.Event()  # no gateway is left
+        self._kill_now = asyncio.Event()
 
     async def run(self) -> bool:
-        """Block until all programs have ended. False: the gateways or the portal never answered."""
+        """Wait until all programs have ended. False: the gateways or the portal never answered."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self._on_signal)
         fronts = [program for program in self._programs if program.kind != SUPERVISOR]
         processes = {program: await self._start(program) for program in fronts}
         keepers = {
             program: asyncio.create_task(
-                self._keep(program, self._stop if program in self._gateways else self._unneeded, process)
+                self._keep_running(program, self._stop if program in self._gateways else self._gateways_gone, process)
             )
             for program, process in processes.items()
         }
-        started = await self._first_answer(list(processes.values()))
+        started = await self._wait_until_serving(list(processes.values()))
         for program in self._programs:
             if program.kind == SUPERVISOR:
-                keepers[program] = asyncio.create_task(self._keep(program, self._unneeded))
+                keepers[program] = asyncio.create_task(self._keep_running(program, self._gateways_gone))
         await asyncio.gather(*(keepers[program] for program in self._gateways))
-        self._unneeded.set()
+        self._gateways_gone.set()
         await asyncio.gather(*keepers.values())
         return started
 
-    async def _first_answer(self, processes: list[asyncio.subprocess.Process]) -> bool:
-        """Wait until gateway and portal answer; tells the person where. If one ends before, everything ends."""
+    async def _wait_until_serving(self, processes: list[asyncio.subprocess.Process]) -> bool:
+        """Wait until gateway and portal answer, and print where. If one ends before, stop everything."""
         deadline = asyncio.get_running_loop().time() + FIRST_ANSWER
         while not self._stop.is_set() and asyncio.get_running_loop().time() < deadline:
-            if await self._answer():
+            if await self._is_serving():
                 host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
                 print(f"Madoguchi answers on http://{host}:{self._address[1]}  (Ctrl-C stops it)", flush=True)
                 return True
@@ -302,16 +309,16 @@ class Parent:
         self._stop.set()
         return stopped
 
-    async def _answer(self) -> bool:
+    async def _is_serving(self) -> bool:
         bind, port = self._address
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)  # noqa: S104 - compared, not bound
         return await answers(partial(asyncio.open_connection, host, port)) and await answers(
             partial(asyncio.open_unix_connection, self._portal)
         )
 
-    def _signalled(self) -> None:
+    def _on_signal(self) -> None:
         if self._stop.is_set():
-            self._impatient.set()
+            self._kill_now.set()
         self._stop.set()
 
     async def _start(self, program: Program) -> asyncio.subprocess.Process:
@@ -330,43 +337,43 @@ class Parent:
             number = listener.fileno()
             return await spawn("--fd", str(number), pass_fds=[number])
 
-    async def _keep(
+    async def _keep_running(
         self, program: Program, stop: asyncio.Event, process: asyncio.subprocess.Process | None = None
     ) -> None:
-        """Start a program again whenever it ends by itself, 1, 2, 4 … 30 s later; stops it when told to."""
+        """Restart a program whenever it ends by itself, 1, 2, 4 … 30 s later; stop it when asked to."""
         pause = 1.0
         while not stop.is_set():
             process = process or await self._start(program)
             begun = asyncio.get_running_loop().time()
-            await first(process.wait, stop.wait)
+            await wait_for_first(process.wait, stop.wait)
             if process.returncode is None:
                 break
             if stop.is_set():
                 return
             if asyncio.get_running_loop().time() - begun > LONGEST_PAUSE:
                 pause = 1.0
-            log.error("the %s ended (%s); it is started again in %.0f s", program.name, process.returncode, pause)
-            await first(stop.wait, partial(asyncio.sleep, pause))
+            log.error("the %s ended (%s); it restarts in %.0f s", program.name, process.returncode, pause)
+            await wait_for_first(stop.wait, partial(asyncio.sleep, pause))
             pause, process = min(LONGEST_PAUSE, pause * 2), None
         if process is not None and process.returncode is None:
-            await self._end(program.name, process)
+            await self._stop_process(program.name, process)
 
-    async def _end(self, name: str, process: asyncio.subprocess.Process) -> None:
-        """SIGTERM, patience, and after a second Ctrl-C (or far too long) SIGKILL."""
+    async def _stop_process(self, name: str, process: asyncio.subprocess.Process) -> None:
+        """Send SIGTERM, wait, and send SIGKILL after a second Ctrl-C or far too long."""
         process.terminate()
         patience = DRAIN + 5 + settings.ENGINE_STOP_GRACE
-        await first(process.wait, self._impatient.wait, partial(asyncio.sleep, patience))
+        await wait_for_first(process.wait, self._kill_now.wait, partial(asyncio.sleep, patience))
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)  # the supervisor takes a second one as: at once
-            await first(process.wait, partial(asyncio.sleep, 5))
+            await wait_for_first(process.wait, partial(asyncio.sleep, 5))
         if process.returncode is None:
-            log.error("the %s does not end; it is killed", name)
+            log.error("the %s does not stop; it is killed", name)
             process.kill()
         await process.wait()
 
 
-async def first(*things: Callable[[], Awaitable[Any]]) -> None:
-    """Wait for whichever ends first; the others are cancelled."""
+async def wait_for_first(*things: Callable[[], Awaitable[Any]]) -> None:
+    """Wait for the first of these to end; cancel the others."""
     tasks = [asyncio.ensure_future(thing()) for thing in things]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -284,7 +284,7 @@ def test_words_in_a_text_do_not_end_a_stream():
         found = reader(readers.StreamContext(usage=False), lambda error: b"replaced")
         said = typed("x", delta='message_stop response.completed "usage" "error"').encode()
         assert found.feed(said) == said
-        assert (found.done, found.error, found.finished()) == (False, None, False)
+        assert (found.done, found.error, found.is_finished()) == (False, None, False)
 
 
 def test_prompt_tokens_that_anthropic_counts_apart_are_added():

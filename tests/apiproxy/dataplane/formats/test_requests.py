@@ -70,7 +70,7 @@ def test_the_model_can_have_another_name_at_the_engine():
     ],
 )
 def test_usage_is_found_in_unary_answers(body, expected):
-    found = requests.usage_in(body)
+    found = requests.find_usage(body)
     assert (found and found["prompt_tokens"]) == expected
 
 
@@ -104,7 +104,7 @@ def test_details_of_usage_are_read():
 
 
 def refused(status: int, body: bytes, path: str = CHAT.path) -> Refusal:
-    return engine_errors.refusal(status, body, requests.parse(b'{"model": "m"}'), ENDPOINTS[path])
+    return engine_errors.make_refusal(status, body, requests.parse(b'{"model": "m"}'), ENDPOINTS[path])
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 502])
@@ -124,7 +124,7 @@ def test_an_engines_sentence_goes_on_without_addresses_and_paths():
 
 def test_an_estimate_counts_prompt_and_answer():
     call = requests.parse(b'{"model":"m","max_tokens":50,"n":2,"prompt":"' + b"x" * 260 + b'"}')
-    assert requests.estimate(call, CHAT, SERVED, Terms()) == pytest.approx(100 + 100, abs=5)
+    assert requests.estimate_tokens(call, CHAT, SERVED, Terms()) == pytest.approx(100 + 100, abs=5)
 
 
 def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
@@ -134,10 +134,10 @@ def test_a_clients_own_priority_is_taken_out_and_ours_put_in():
     ):
         call = requests.parse(text.encode())
         assert "priority" not in json.loads(requests.upstream_body(call, CHAT, "m", force_stream=False))
-        ours = json.loads(requests.upstream_body(call, CHAT, "m", force_stream=False, more={"priority": 1}))
+        ours = json.loads(requests.upstream_body(call, CHAT, "m", force_stream=False, extra={"priority": 1}))
         assert {**json.loads(text), "priority": 1} == ours
     plain = requests.parse(b'{"model":"m"}')
-    assert json.loads(requests.upstream_body(plain, CHAT, "m", force_stream=False, more={"priority": 1})) == {
+    assert json.loads(requests.upstream_body(plain, CHAT, "m", force_stream=False, extra={"priority": 1})) == {
         "model": "m",
         "priority": 1,
     }
@@ -271,8 +271,8 @@ def test_what_is_changed_stands_behind_what_came_and_counts():
 def test_g15_of_a_large_body_that_waits_little_is_kept():
     salt = {"cache_salt": "ours", "stream_options": {"include_usage": True}, "tools": [{"type": "function"}]}
     call = requests.parse(json.dumps({"model": "m", "x": [[]] * 30_000, "stop": [], **salt}).encode())
-    call.lighten()
-    call.lighten()
+    call.drop_values()
+    call.drop_values()
     assert len(repr(call.fields)) < 300
     assert call.fields["cache_salt"] == "ours"
     assert call.value("stream_options") == {"include_usage": True}
@@ -282,9 +282,9 @@ def test_g15_of_a_large_body_that_waits_little_is_kept():
 
 def test_g15_a_large_body_is_written_anew_by_the_quick_writer(monkeypatch):
     body = json.dumps({"model": "m", "priority": 7, "prompt": list(range(20_000))}).encode()
-    monkeypatch.setattr(requests, "decoded_exactly", lambda body: pytest.fail("takes ten times as long"))
+    monkeypatch.setattr(requests, "decode_exactly", lambda body: pytest.fail("takes ten times as long"))
     call = requests.parse(body)
-    call.lighten()
+    call.drop_values()
     told = json.loads(requests.upstream_body(call, ENDPOINTS["/v1/completions"], "m", force_stream=False))
     assert told == {"model": "m", "prompt": list(range(20_000))}
 
@@ -303,4 +303,4 @@ def test_json_nested_however_deep_is_read_or_refused(depth):
 
 
 def test_usage_is_found_in_an_answer_that_a_fast_reader_refuses():
-    assert requests.usage_in(b'{"text":"\\ud83d","usage":{"prompt_tokens":3}}') == {"prompt_tokens": 3}
+    assert requests.find_usage(b'{"text":"\\ud83d","usage":{"prompt_tokens":3}}') == {"prompt_tokens": 3}

@@ -211,7 +211,7 @@ def test_too_large_is_refused_before_and_while_it_is_read(counter, model, settin
 
 
 def test_a_large_file_before_its_model_is_refused_and_holds_nothing_after(counter, model, monkeypatch):
-    monkeypatch.setattr(uploads, "EARLY", MB)
+    monkeypatch.setattr(uploads, "MAX_HELD", MB)
     response = counter.client.post(
         PATH, content=part("file", bytes(2 * MB), "a.wav") + part("model", b"ears") + END, headers=FORM
     )

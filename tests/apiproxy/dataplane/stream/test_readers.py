@@ -32,7 +32,7 @@ def test_however_a_stream_is_cut_the_client_gets_the_same(places, keep_usage):
     assert fed(found, cut(STREAM, places)) == (STREAM if keep_usage else WITHOUT_USAGE)
     assert found.usage == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     assert found.done
-    assert found.finished()
+    assert found.is_finished()
     assert found.events == 4
 
 
@@ -77,13 +77,13 @@ def test_done_alone_is_not_a_finish():
     found = reader()
     fed(found, [token(0).encode(), DONE.encode()])
     assert found.done
-    assert not found.finished()
+    assert not found.is_finished()
 
 
 def test_a_finish_reason_is_a_finish_for_engines_that_report_no_usage():
     found = reader()
     fed(found, [token(0).encode(), FINISH.encode(), DONE.encode()])
-    assert found.finished()
+    assert found.is_finished()
 
 
 def test_an_answer_that_the_engine_gave_up_is_not_finished():
@@ -92,13 +92,13 @@ def test_an_answer_that_the_engine_gave_up_is_not_finished():
     assert given_up != FINISH.encode()
     fed(found, [token(0).encode(), given_up, DONE.encode()])
     assert found.done
-    assert not found.finished()
+    assert not found.is_finished()
 
 
 def test_an_error_event_is_replaced():
     found = reader()
     assert found.feed(b'data: {"error": {"message": "at 10.0.0.1"}}\n\n') == b"data: replaced\n\n"
-    assert not found.finished()
+    assert not found.is_finished()
 
 
 def test_comments_pass_and_are_not_counted():
@@ -118,7 +118,7 @@ def test_an_event_without_end_is_refused(monkeypatch):
 
 def several(keep_usage: bool = False, n: int = 2, prompts: int = 1) -> readers.Reader:
     asked = readers.StreamContext(usage=keep_usage, n=n, prompts=prompts)
-    return readers.chunk_reader(asked, lambda error: b"data: replaced\n\n")
+    return readers.make_chunk_reader(asked, lambda error: b"data: replaced\n\n")
 
 
 def part(index: int, text: str = "x", finish: str | None = None, **more) -> str:
@@ -170,8 +170,8 @@ def test_the_usage_of_several_answers_is_their_sum(stream, shape, expected):
             pieces = [stream[at : at + size].encode() for at in range(0, len(stream), size)]
             chunks = [json.loads(text[6:]) for text in fed(found, pieces).decode().split("\n\n")[:-2]]
             assert found.usage == expected
-            assert found.used(1) == (read_tokens(expected), False)
-            assert found.finished()
+            assert found.count_usage(1) == (read_tokens(expected), False)
+            assert found.is_finished()
             told = [chunk["usage"] for chunk in chunks if "usage" in chunk]
             assert told == ([expected] if keep_usage else [])
             assert [chunk for chunk in chunks if not chunk["choices"]] == (chunks[-1:] if keep_usage else [])
@@ -181,14 +181,14 @@ def test_an_engine_that_tells_too_little_is_counted():
     stream = part(0) * 5 + part(1) * 6 + part(0, "", "stop") + part(1, "", "stop") + event([], usage=usage(32, 5))
     found = several()
     fed(found, [(stream + DONE).encode()])
-    assert found.used(1) == (Tokens(prompt=32, completion=11), True)
+    assert found.count_usage(1) == (Tokens(prompt=32, completion=11), True)
 
 
 def test_several_answers_are_counted_until_one_is_told():
     found = several()
     fed(found, [(part(0) * 3 + part(1) * 4).encode()])
-    assert found.used(9) == (Tokens(prompt=9, completion=7), True)
-    assert not found.finished()
+    assert found.count_usage(9) == (Tokens(prompt=9, completion=7), True)
+    assert not found.is_finished()
     fed(found, [(part(0, "", "stop") + event([], usage=usage(32, 3))).encode()])
-    assert found.used(9) == (Tokens(prompt=32, completion=7), True)
-    assert not found.finished()
+    assert found.count_usage(9) == (Tokens(prompt=32, completion=7), True)
+    assert not found.is_finished()
