@@ -90,7 +90,7 @@ def fake_engine() -> Iterator[engine.Running]:
 
 @pytest.fixture
 def server_options() -> dict[str, Any]:
-    """Of `serving`, for the fixture `counter`; tests override it."""
+    """Return the options of `serving` for the fixture `counter`; tests override it."""
     return {}
 
 

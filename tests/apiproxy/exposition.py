@@ -8,7 +8,7 @@ LABEL = re.compile(rf'({NAME})="([^"]*)"')
 
 
 def samples(text: str) -> dict[str, float]:
-    """What a strict reader of the exposition format finds: every sample by its name and labels."""
+    """Return what a strict reader of the exposition format finds: every sample by its name and labels."""
     assert text.endswith("\n")
     kinds: dict[str, str] = {}
     found: dict[str, float] = {}
@@ -39,7 +39,7 @@ def plain(name: str) -> str:
 
 
 def check_histograms(found: dict[str, float], names: list[str]) -> None:
-    """Buckets never fall, and the last one is the count."""
+    """Check that buckets never fall, and that the last one is the count."""
     for name in names:
         for whole in [key for key in found if key.startswith(f"{name}_count")]:
             of = whole.removeprefix(f"{name}_count[").removesuffix("]")

@@ -34,7 +34,7 @@ class Call:
 
     @property
     def body(self) -> dict:
-        """Numbers that no other call has, told by the engine itself."""
+        """Numbers that no other call has, reported by the engine itself."""
         tokens = {"prompt_tokens": self.prompt, "completion_tokens": self.completion}
         end = chunk(FINISH + usage_event(self.prompt, self.completion) + DONE) + "0\r\n\r\n"
         stream = [{"send": SSE}, {"events": self.completion % 8 + 1, "every": 0.01}, {"send": end}]
@@ -48,7 +48,7 @@ class Call:
 
 
 class Load:
-    """Clients that call one after another until they are told to stop, whether or not somebody answers."""
+    """Clients that call one after another until they are stopped, whether or not a gateway answers."""
 
     def __init__(self, url: str, key: str, dice: random.Random) -> None:
         self.calls: list[Call] = []

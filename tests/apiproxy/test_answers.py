@@ -238,22 +238,24 @@ def test_t5_an_incomplete_response_is_finished_and_metered(counter):
 
 
 @pytest.fixture
-def impatient(monkeypatch) -> None:
-    """A heartbeat at each sweep, which is once a second."""
+def short_heartbeat(monkeypatch) -> None:
+    """Send a heartbeat at each sweep, which is once a second."""
     monkeypatch.setattr("apiproxy.dataplane.gateway.HEARTBEAT", 0.1)
 
 
-def typed(kind: str, **fields: object) -> str:
+def typed_event(kind: str, **fields: object) -> str:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
 
 
 RESPONSES = (
-    typed("response.created", sequence_number=0, response={"id": "r"}),
-    typed("response.completed", sequence_number=1, response={"id": "r", "usage": {"input_tokens": 1}}),
+    typed_event("response.created", sequence_number=0, response={"id": "r"}),
+    typed_event("response.completed", sequence_number=1, response={"id": "r", "usage": {"input_tokens": 1}}),
 )
 MESSAGES = (
-    typed("message_start", message={"id": "m", "type": "message", "role": "assistant", "content": [], "usage": {}}),
-    typed("message_delta", delta={}, usage={"output_tokens": 1}) + typed("message_stop"),
+    typed_event(
+        "message_start", message={"id": "m", "type": "message", "role": "assistant", "content": [], "usage": {}}
+    ),
+    typed_event("message_delta", delta={}, usage={"output_tokens": 1}) + typed_event("message_stop"),
 )
 
 
@@ -266,7 +268,7 @@ MESSAGES = (
     ],
 )
 def test_g8_a_silent_stream_is_kept_alive_before_it_begins_and_in_its_middle(
-    impatient, counter, path, start, end, ping
+    short_heartbeat, counter, path, start, end, ping
 ):
     script = [{"wait": 1.6}, {"send": SSE + chunk(start)}, {"wait": 2.4}, {"send": chunk(end) + "0\r\n\r\n"}]
     response = counter.client.post(path, json={"model": "fake", "stream": True, "messages": [], "script": script})
@@ -279,7 +281,7 @@ def test_g8_a_silent_stream_is_kept_alive_before_it_begins_and_in_its_middle(
     assert counter.usage()[0].status == "finished"
 
 
-def test_g8_no_heartbeat_comes_into_the_middle_of_an_event(impatient, counter):
+def test_g8_no_heartbeat_comes_into_the_middle_of_an_event(short_heartbeat, counter):
     whole = token(0) + token(1)
     parts = [{"send": chunk(whole[:20])}, {"wait": 1.5}, {"send": chunk(whole[20:-1])}, {"wait": 1.5}]
     script = [{"send": SSE}, {"events": 1}, *parts, {"send": chunk(whole[-1])}, END]
@@ -290,7 +292,7 @@ def test_g8_no_heartbeat_comes_into_the_middle_of_an_event(impatient, counter):
         assert part == ": waiting" or part == "data: [DONE]" or json.loads(part.removeprefix("data: "))
 
 
-def test_g8_the_openai_sdk_reads_over_heartbeats_of_responses(impatient, counter):
+def test_g8_the_openai_sdk_reads_over_heartbeats_of_responses(short_heartbeat, counter):
     script = [{"wait": 1.6}, {"send": SSE + chunk("".join(RESPONSES)) + "0\r\n\r\n"}]
     sdk = openai.OpenAI(base_url=f"{counter.url}/v1", api_key=counter.key, max_retries=0)
     found = list(sdk.responses.create(model="fake", input="x", stream=True, extra_body={"script": script}))
@@ -313,7 +315,7 @@ def test_g9_a_long_answer_in_one_piece_is_bounded_by_the_total_alone(counter):
     assert row.completion_tokens > 20  # by the pace of the answer before
 
 
-# --- counting what nobody told
+# --- counting what no engine reported
 
 
 @pytest.mark.parametrize("words", [1, 50])
@@ -339,10 +341,10 @@ def test_g6_no_fault_between_taking_a_connection_and_its_answer_leaves_it_open(c
     assert counter.chat().status_code == 200
     before = counter.engine.seen()["connections"]
 
-    def faulty(*_: object, **__: object) -> bytes:
+    def fail(*_: object, **__: object) -> bytes:
         raise RecursionError
 
-    monkeypatch.setattr("apiproxy.dataplane.relay.Exchange.attempt", faulty)
+    monkeypatch.setattr("apiproxy.dataplane.relay.Exchange.attempt", fail)
     assert {counter.chat().status_code for _ in range(20)} == {500}
     monkeypatch.undo()
     until(lambda: sockets_to(counter.engine.url) <= 1)
@@ -350,7 +352,7 @@ def test_g6_no_fault_between_taking_a_connection_and_its_answer_leaves_it_open(c
 
 
 def sockets_to(url: str) -> int:
-    """Connections of this machine to an engine that both ends hold open."""
+    """Return the connections of this machine to an engine that both ends hold open."""
     port = f"{int(url.rpartition(':')[2]):04X}"
     with open("/proc/net/tcp") as table:
         return sum(line.split()[2].endswith(f":{port}") and line.split()[3] == "01" for line in table)

@@ -21,7 +21,7 @@ from tests.engine import DONE, FINISH, event
 places = st.lists(st.integers(min_value=0), max_size=30)
 
 
-def cut(data: bytes, at: list[int]) -> list[bytes]:
+def cut_pieces(data: bytes, at: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in at), len(data)]
     return [data[begin:end] for begin, end in itertools.pairwise(edges)]
 
@@ -32,8 +32,8 @@ TEXTS = st.one_of(st.text(max_size=12), st.sampled_from(['"usage"', "[DONE]", "d
 USAGE = st.fixed_dictionaries({"prompt_tokens": st.integers(0, 99), "completion_tokens": st.integers(0, 99)})
 
 
-def written(fields: dict[str, Any], raw: bool) -> bytes:
-    """As engines write it: with or without blanks, in UTF-8 or escaped."""
+def write_event(fields: dict[str, Any], raw: bool) -> bytes:
+    """Write an event as engines do: with or without blanks, in UTF-8 or escaped."""
     separators = (",", ":") if raw else None
     text = json.dumps(fields, ensure_ascii=not raw, separators=separators)
     return b"data: " + text.encode(errors="backslashreplace") + b"\n\n"
@@ -56,22 +56,22 @@ fields = st.one_of(
     st.just({"type": "message_stop"}),
 )
 events = st.one_of(
-    st.builds(written, fields, st.booleans()),
+    st.builds(write_event, fields, st.booleans()),
     st.sampled_from(
         [b": ping\n\n", DONE.encode(), b"data: null\n\n", b"data: nonsense\n\n", b"event: x\ndata: {}\n\n"]
     ),
 )
 kinds = st.sampled_from(
     [
-        lambda asked, told: readers.make_chunk_reader(readers.StreamContext(usage=asked), told),
-        lambda asked, told: readers.make_chunk_reader(readers.StreamContext(usage=asked, n=2), told),
-        lambda asked, told: readers.ResponsesReader(readers.StreamContext(usage=asked), told),
-        lambda asked, told: readers.MessagesReader(readers.StreamContext(usage=asked), told),
+        lambda asked, on_error: readers.make_chunk_reader(readers.StreamContext(usage=asked), on_error),
+        lambda asked, on_error: readers.make_chunk_reader(readers.StreamContext(usage=asked, n=2), on_error),
+        lambda asked, on_error: readers.ResponsesReader(readers.StreamContext(usage=asked), on_error),
+        lambda asked, on_error: readers.MessagesReader(readers.StreamContext(usage=asked), on_error),
     ]
 )
 
 
-def heard(reader: readers.Reader, pieces: list[bytes]) -> dict[str, Any]:
+def read_facts(reader: readers.Reader, pieces: list[bytes]) -> dict[str, Any]:
     through = b"".join(reader.feed(piece) for piece in pieces)
     return {
         "through": through,
@@ -85,25 +85,25 @@ def heard(reader: readers.Reader, pieces: list[bytes]) -> dict[str, Any]:
 
 @settings(max_examples=500, deadline=None)
 @given(kinds, st.booleans(), st.lists(events, max_size=8), places, st.booleans())
-@example(kinds.elements[0], False, [written(choice("data: {", None, 0), True)] * 2 + [DONE.encode()], [], False)
+@example(kinds.elements[0], False, [write_event(choice("data: {", None, 0), True)] * 2 + [DONE.encode()], [], False)
 def test_how_a_stream_is_cut_changes_nothing_that_is_read_of_it(kind, asked, stream, at, crlf):
-    def told(error: object) -> bytes:
+    def replace_error(error: object) -> bytes:
         return b"data: replaced\n\n"
 
-    if isinstance(kind(asked, told), readers.ChunkReader):  # whose protocol has no names of events
+    if isinstance(kind(asked, replace_error), readers.ChunkReader):  # whose protocol has no names of events
         stream = [event for event in stream if not event.startswith(b"event:")]
-    whole = heard(kind(asked, told), stream)  # an event at a time
+    whole = read_facts(kind(asked, replace_error), stream)  # an event at a time
     data = b"".join(stream)
     if crlf:
         data = data.replace(b"\n", b"\r\n")
-    assert heard(kind(asked, told), cut(data, at)) == whole
+    assert read_facts(kind(asked, replace_error), cut_pieces(data, at)) == whole
 
 
 @settings(max_examples=500, deadline=None)
 @given(kinds, st.booleans(), st.lists(st.one_of(events, st.binary(max_size=40)), max_size=8), places)
 def test_no_stream_makes_a_reader_fail(kind, asked, stream, at):
     reader = kind(asked, lambda error: b"data: replaced\n\n")
-    heard(reader, cut(b"".join(stream), at))
+    read_facts(reader, cut_pieces(b"".join(stream), at))
     reader.is_finished()
 
 
@@ -112,7 +112,7 @@ def test_every_place_of_a_stream_is_a_place_to_cut_it():
     data = (text + FINISH + DONE).encode()
     for place in range(len(data)):
         reader = readers.make_chunk_reader(readers.StreamContext(usage=False), lambda error: b"")
-        assert heard(reader, [data[:place], data[place:]])["through"] == data
+        assert read_facts(reader, [data[:place], data[place:]])["through"] == data
         assert reader.is_finished()
 
 
@@ -222,8 +222,8 @@ class Listener:
         self.ends.append(error)
 
 
-def told(pieces: list[bytes]) -> tuple[Listener, Connection]:
-    """What is heard of an answer in these pieces, after which the engine closes."""
+def receive_answer(pieces: list[bytes]) -> tuple[Listener, Connection]:
+    """Receive an answer in these pieces, after which the engine closes."""
     connection, transport, listener = Connection(Pool(Address.parse("http://x"), lambda: 0.0)), Transport(), Listener()
     connection.connection_made(transport)
     connection.request(b"GET / HTTP/1.1\r\n\r\n", listener)
@@ -235,7 +235,7 @@ def told(pieces: list[bytes]) -> tuple[Listener, Connection]:
     return listener, connection
 
 
-def framed(status: int, body: list[bytes], how: str, before: bytes) -> bytes:
+def frame_answer(status: int, body: list[bytes], how: str, before: bytes) -> bytes:
     whole = b"".join(body)
     head = b"HTTP/1.1 %d X\r\ncontent-type: x\r\n" % status
     if how == "length":
@@ -247,7 +247,7 @@ def framed(status: int, body: list[bytes], how: str, before: bytes) -> bytes:
 
 
 answers = st.builds(
-    framed,
+    frame_answer,
     st.sampled_from([200, 201, 400, 404, 500, 503]),
     st.lists(st.binary(max_size=30), max_size=4),
     st.sampled_from(["length", "chunked", "close"]),
@@ -258,9 +258,9 @@ answers = st.builds(
 @settings(max_examples=500, deadline=None)
 @given(answers, places)
 def test_how_an_answer_is_cut_changes_nothing_that_is_heard_of_it(answer, at):
-    whole, _ = told([answer])
+    whole, _ = receive_answer([answer])
     assert whole.ends == ["end"]
-    pieces, _ = told(cut(answer, at))
+    pieces, _ = receive_answer(cut_pieces(answer, at))
     assert (pieces.status, pieces.body, pieces.ends) == (whole.status, whole.body, whole.ends)
 
 
@@ -268,8 +268,8 @@ def test_how_an_answer_is_cut_changes_nothing_that_is_heard_of_it(answer, at):
 @given(answers, st.integers(min_value=0), places)
 def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(answer, place, at):
     place %= len(answer)
-    whole, _ = told([answer])
-    broken, _ = told(cut(answer[:place], at))
+    whole, _ = receive_answer([answer])
+    broken, _ = receive_answer(cut_pieces(answer[:place], at))
     lengthless = b"content-length" not in answer and b"chunked" not in answer
     if broken.ends == ["end"] and not lengthless:
         assert broken.body == whole.body  # only what follows the last byte was missing
@@ -279,10 +279,12 @@ def test_an_answer_that_breaks_off_is_never_taken_for_a_whole_one(answer, place,
 @settings(max_examples=500, deadline=None)
 @given(st.lists(st.one_of(answers, st.binary(max_size=60), st.just(b"HTTP/1.1 200 OK\r\n")), max_size=4), places)
 def test_whatever_an_engine_sends_the_call_ends_once(stream, at):
-    told(cut(b"".join(stream), at))
+    receive_answer(cut_pieces(b"".join(stream), at))
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\n\r\n"])
 def test_a_head_without_end_is_bounded(end):
-    listener, _ = told([b"HTTP/1.1 200 OK\r\n", *[b"x-%d: %b\r\n" % (at, b"y" * 4000) for at in range(100)], end])
+    listener, _ = receive_answer(
+        [b"HTTP/1.1 200 OK\r\n", *[b"x-%d: %b\r\n" % (at, b"y" * 4000) for at in range(100)], end]
+    )
     assert "too large" in str(listener.ends[0])

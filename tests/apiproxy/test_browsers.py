@@ -20,7 +20,7 @@ def server_options(request, settings):
 
 
 def ask(counter, method: str, path: str, **headers: str) -> httpx2.Response:
-    """Without a key."""
+    """Send a request without a key."""
     return httpx2.request(
         method, counter.url + path, headers={name.replace("_", "-"): headers[name] for name in headers}
     )

@@ -26,13 +26,13 @@ def sdk(counter) -> openai.OpenAI:
 
 
 @pytest.fixture
-def hurried(settings) -> None:
-    """Engines have half a second for a stream's first byte, and two for a whole answer."""
+def short_timeouts(settings) -> None:
+    """Give engines half a second for a stream's first byte, and two for a whole answer."""
     settings.GATEWAY_FIRST_BYTE_TIMEOUT, settings.GATEWAY_TOTAL_TIMEOUT = 0.5, 2.0
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_an_engine_that_is_too_slow_is_a_504(hurried, counter, stream):
+def test_an_engine_that_is_too_slow_is_a_504(short_timeouts, counter, stream):
     response = counter.chat(stream=stream, script=[{"hang": True}])
     assert response.status_code == 504
     assert error(response)["code"] == "engine_timeout"
@@ -276,7 +276,7 @@ def test_what_dify_may_send_reaches_the_engine(counter):
 
 
 def test_an_engine_hears_only_the_headers_that_it_needs(counter):
-    """With an `X-Conversation-Id` llama.cpp goes on after its client has left; cookies are nobody's business."""
+    """With an `X-Conversation-Id` llama.cpp goes on after its client has left; cookies are private."""
     headers = {"x-conversation-id": "7", "cookie": "session=1", "x-api-key": counter.key, "openai-organization": "o"}
     body = {"model": "fake", "messages": []}
     assert counter.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 200

@@ -22,8 +22,8 @@ CLIENTS = 12
 LONGEST_LIFE = 0.6  # seconds that a gateway may serve before it is killed
 
 
-async def lives(installation: Installation, dice: random.Random) -> None:
-    """Gateways that are killed: most while they serve, some while they start (and move a dead one's spool)."""
+async def kill_repeatedly(installation: Installation, dice: random.Random) -> None:
+    """Kill gateways: most while they serve, some while they start (and move a dead one's spool)."""
     for number in range(KILLS):
         installation.serve()
         if number % 5 == 4:
@@ -39,7 +39,7 @@ async def under_load(installation: Installation, key: str, dice: random.Random) 
     """Return every call that was made while gateways lived and died, and for a moment under the last, which lives."""
     load = Load(installation.url, key, dice)
     clients = [asyncio.create_task(load.client()) for _ in range(CLIENTS)]
-    await lives(installation, dice)
+    await kill_repeatedly(installation, dice)
     installation.serve()
     await asyncio.to_thread(until, installation.answers)
     await asyncio.sleep(0.5)

@@ -426,12 +426,12 @@ def test_a_failure_after_tokens_were_made_is_not_to_be_retried(counter):
 
 
 @pytest.fixture
-def impatient(monkeypatch) -> None:
-    """A heartbeat at each sweep, which is once a second."""
+def short_heartbeat(monkeypatch) -> None:
+    """Send a heartbeat at each sweep, which is once a second."""
     monkeypatch.setattr("apiproxy.dataplane.gateway.HEARTBEAT", 0.1)
 
 
-def test_a_stream_that_does_not_begin_is_kept_alive(impatient, counter):
+def test_a_stream_that_does_not_begin_is_kept_alive(short_heartbeat, counter):
     script = [{"wait": 1.5}, {"send": SSE}, {"events": 2}, {"send": chunk(FINISH + usage_event(7, 2) + DONE)}]
     with counter.stream(script=[*script, {"send": "0\r\n\r\n"}]) as response:
         assert response.status_code == 200
@@ -453,7 +453,7 @@ def test_a_stream_that_does_not_begin_is_kept_alive(impatient, counter):
         ({"send": unary(200, ANSWER)}, "engine_error", "failed"),
     ],
 )
-def test_after_a_heartbeat_an_error_is_an_event(impatient, counter, step, code, status):
+def test_after_a_heartbeat_an_error_is_an_event(short_heartbeat, counter, step, code, status):
     with counter.stream(script=[{"wait": 1.5}, step]) as response:
         got = events(response.read().decode().replace(": waiting\n\n", ""))
     assert json.loads(got[0])["error"]["code"] == code
@@ -462,12 +462,12 @@ def test_after_a_heartbeat_an_error_is_an_event(impatient, counter, step, code, 
     assert row.status == status
 
 
-def test_only_streams_get_heartbeats(impatient, counter):
+def test_only_streams_get_heartbeats(short_heartbeat, counter):
     answer = counter.chat(script=[{"wait": 1.5}, {"send": unary(200, ANSWER)}])
     assert answer.json() == ANSWER
 
 
-def test_a_client_that_leaves_during_heartbeats_stops_the_engine(impatient, counter):
+def test_a_client_that_leaves_during_heartbeats_stops_the_engine(short_heartbeat, counter):
     with counter.stream(script=[{"hang": True}]) as response:
         assert next(response.iter_text()) == ": waiting\n\n"
     until(lambda: counter.engine.seen()["left"] == 1, 1)

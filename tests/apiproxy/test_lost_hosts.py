@@ -34,7 +34,7 @@ class Second:
     def serve(self, name: str = "m", *behave: str) -> Replica:
         self.site.model(name, *behave)
         ready = self.site.reaches("ready", name)
-        until(lambda: self.ready(name) == 1)
+        until(lambda: self.count_ready(name) == 1)
         return ready
 
     def call(self, says: str = "hi", model: str = "m", chunks: int = CHUNKS) -> httpx2.Response:
@@ -44,8 +44,8 @@ class Second:
     def metrics(self) -> str:
         return self.counter.client.get("/metrics").text
 
-    def ready(self, model: str = "m") -> int:
-        """As /metrics tells; 0 also before the gateway knows the model."""
+    def count_ready(self, model: str = "m") -> int:
+        """Return what /metrics shows; 0 also before the gateway knows the model."""
         start = f'madoguchi_replicas_ready{{model="{model}"}}'
         return sum(int(line.split()[-1]) for line in self.metrics().splitlines() if line.startswith(start))
 
@@ -74,7 +74,7 @@ class Second:
 
     def changes_within(self, ready: int, *models: str) -> None:
         began = time.monotonic()
-        until(lambda: all(self.ready(model) == ready for model in models), 3 * WITHIN)
+        until(lambda: all(self.count_ready(model) == ready for model in models), 3 * WITHIN)
         assert time.monotonic() - began < WITHIN
 
 
@@ -96,7 +96,7 @@ def code(response: httpx2.Response) -> str:
     return response.json()["error"]["code"]
 
 
-def nobody_is_blamed(second: Second) -> bool:
+def blames_no_call(second: Second) -> bool:
     text = second.metrics()
     return (
         "suspected_poison" not in text
@@ -120,7 +120,7 @@ def test_a_host_that_is_held_up_is_off_the_catalogue_and_back_and_no_caller_hang
     second.thaw()
     second.changes_within(1, "m")
     assert second.call().status_code == 200
-    assert nobody_is_blamed(second)
+    assert blames_no_call(second)
 
 
 def test_a_supervisor_that_is_away_takes_no_engine_off_the_catalogue(second):
@@ -129,7 +129,7 @@ def test_a_supervisor_that_is_away_takes_no_engine_off_the_catalogue(second):
     began = time.monotonic()
     while time.monotonic() - began < 1.5 * WITHIN:
         assert second.call().status_code == 200
-        assert second.ready() == 1
+        assert second.count_ready() == 1
 
 
 @pytest.mark.parametrize("models", [("m",), ("m", "n")])
@@ -144,7 +144,7 @@ def test_the_death_of_a_host_is_blamed_on_no_call(second, models):
         again = second.call("innocent", chunks=600)
     assert (again.status_code, code(again)) == (503, "model_unavailable")
     second.changes_within(0, *models)
-    assert nobody_is_blamed(second)
+    assert blames_no_call(second)
 
     second.site.supervise()
     second.site.reaches("ready")
@@ -157,8 +157,8 @@ def test_a_sleeping_model_of_a_host_that_is_gone_is_not_said_to_be_on_its_way(se
     second.kill()
     row = second.site.replica()
     row.state = Replica.State.ASLEEP
-    row.save()  # as a save tells gateways
-    until(lambda: second.ready() == 0)  # else a call may still meet the engine as it dies, and be blamed
+    row.save()  # as a save notifies gateways
+    until(lambda: second.count_ready() == 0)  # else a call may still meet the engine as it dies, and be blamed
     until(lambda: code(second.call()) == "model_loading")
     until(lambda: code(second.call()) == "model_unavailable", WITHIN)
 
@@ -170,6 +170,6 @@ def test_a_call_that_kills_the_only_engine_of_a_living_host_is_still_refused(sec
     assert (again.status_code, code(again)) == (400, "suspected_poison")
     assert 'verdict="guilty"} 1\n' in second.metrics()
     second.site.reaches("ready")
-    until(lambda: second.ready() == 1)
+    until(lambda: second.count_ready() == 1)
     assert second.call().status_code == 200
     assert Host.objects.get(name="second").seen_at

@@ -38,7 +38,7 @@ def metric(counter, name: str, labels: str = "") -> float:
     return samples(counter.client.get("/metrics").text).get(f"madoguchi_{name}[{labels}]", 0)
 
 
-def ready(counter) -> tuple[int, dict]:
+def read_readiness(counter) -> tuple[int, dict]:
     answer = counter.client.get("/readyz")
     return answer.status_code, answer.json()
 
@@ -50,13 +50,13 @@ def run(*words: str) -> str:
 
 
 def append(counter, line: bytes) -> None:
-    """As the gateway would."""
+    """Append a line as the gateway would."""
     spool, loop = counter.application._gateway.spool, counter.application._gateway._loop
     loop.call_soon_threadsafe(spool._append, line)
 
 
 def facts(counter, **more) -> dict:
-    """Of a call, as its line in the spool says them."""
+    """Return the members of a call as its line in the spool has them."""
     row = counter.usage()[0]
     names = [name for name in Usage.__dataclass_fields__ if hasattr(row, name)]
     told = {name: getattr(row, name) for name in names if name not in ("key", "user", "tenant")}
@@ -70,12 +70,12 @@ def facts(counter, **more) -> dict:
 
 def test_m7_a_line_that_no_database_takes_ends_nobodys_metering_and_operators_see_it(counter, olivia):
     counter.chat()
-    assert ready(counter) == (200, {"status": "ready"})
+    assert read_readiness(counter) == (200, {"status": "ready"})
     bad = facts(counter, request_id="bad", prompt_tokens=10**18)
     append(counter, json.dumps({"close": bad}).encode() + b"\n")
     counter.chat()
     counter.usage(2)
-    until(lambda: ready(counter) == (200, {"status": "ready", "usage_set_aside": 1}))
+    until(lambda: read_readiness(counter) == (200, {"status": "ready", "usage_set_aside": 1}))
     assert metric(counter, "usage_refused_total") == 1
     assert metric(counter, "usage_set_aside") == 1
     until(UsageSetAside.objects.exists)
@@ -88,16 +88,16 @@ def test_m7_a_line_that_no_database_takes_ends_nobodys_metering_and_operators_se
     path.write_text(path.read_text().replace(str(10**18), "7"))  # the mend
     assert "recorded: 1, still set aside: 0" in run("setaside", "--replay")
     assert UsageRecord.objects.get(request_id="bad").prompt_tokens == 7
-    until(lambda: ready(counter) == (200, {"status": "ready"}))
+    until(lambda: read_readiness(counter) == (200, {"status": "ready"}))
     until(lambda: not UsageSetAside.objects.exists())
     assert "data-set-aside=" not in pages.get("/operations/").content.decode()
 
 
 def test_m7_what_never_will_be_recorded_can_be_given_up(counter):
     append(counter, b"nonsense\n")
-    until(lambda: ready(counter)[1].get("usage_set_aside") == 1)
+    until(lambda: read_readiness(counter)[1].get("usage_set_aside") == 1)
     assert "kept as" in run("setaside", "--discard")
-    until(lambda: "usage_set_aside" not in ready(counter)[1])
+    until(lambda: "usage_set_aside" not in read_readiness(counter)[1])
     assert "nothing" in run("setaside", "--replay")
 
 
@@ -114,7 +114,7 @@ def test_m7_a_gateway_starts_whatever_is_in_the_spool(transactional_db, settings
 
 @contextmanager
 def broken(application):
-    """Provide the ledger, by what nobody has thought of."""
+    """Provide the ledger, broken by an unexpected error."""
     run = application._drain.run
 
     def falls() -> int:
@@ -130,8 +130,8 @@ def broken(application):
 def test_m7_a_task_that_falls_is_shown_and_goes_on_by_itself(counter):
     with broken(counter.application):
         counter.chat()
-        until(lambda: ready(counter)[1].get("tasks_down"))
-        status, told = ready(counter)
+        until(lambda: read_readiness(counter)[1].get("tasks_down"))
+        status, told = read_readiness(counter)
         assert (status, told["tasks_down"][0]["task"], told["tasks_down"][0]["why"]) == (
             200,
             "metering",
@@ -141,7 +141,7 @@ def test_m7_a_task_that_falls_is_shown_and_goes_on_by_itself(counter):
         assert metric(counter, "task_failures_total", "task=metering") >= 1
         assert counter.chat().status_code == 200
     counter.usage(2)
-    until(lambda: ready(counter) == (200, {"status": "ready"}))
+    until(lambda: read_readiness(counter) == (200, {"status": "ready"}))
     until(lambda: metric(counter, "tasks_down") == 0)
 
 
@@ -235,7 +235,7 @@ def test_m9_by_rotating_a_key_nobody_gets_more(counter):
 
 
 def test_m8_of_what_a_killed_gateway_was_doing_is_recorded_what_was_counted(tmp_path):
-    """A stream, an answer that is put together and one that nobody has seen a byte of."""
+    """A stream, an answer that is put together and one of which no byte was seen."""
     script = [{"send": SSE}, {"events": 400, "every": 0.02}, {"wait": 10}]
     with engine.running() as fake, installed(tmp_path / "var") as installation:
         key = installation.furnish(fake.url)
@@ -269,7 +269,7 @@ def post(url: str, key: str, body: dict) -> None:
 
 
 def checkpoints(installation) -> dict[str, int]:
-    """Of each call that was written down a while after it began: the tokens counted."""
+    """Return the tokens counted of each call that was written down a while after it began."""
     found = {}
     for path in (installation.var / "spool").glob("*.jsonl"):
         for line in path.read_bytes().rstrip(b"\0").splitlines():

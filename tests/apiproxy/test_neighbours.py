@@ -46,7 +46,7 @@ class Place:
         return self.http.post("/v1/chat/completions", json=self.body(**more))
 
     def ids(self, count: int) -> set[str]:
-        """Of so many calls, streamed and not; each must be answered, and at once."""
+        """Send this many calls, streamed and not; return their request ids. Each must be answered, and at once."""
         ids = set()
         for number in range(count):
             begun = time.monotonic()
@@ -76,7 +76,7 @@ def database() -> Iterator[Postgres]:
 
 
 def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_path):
-    def recorded() -> list[str]:
+    def read_recorded() -> list[str]:
         return [request_id for (request_id,) in database.rows("select request_id from usage_usagerecord")]
 
     with engine.running() as fake, installed(tmp_path / "var", DATABASE_URL=database.url) as installation:
@@ -84,7 +84,7 @@ def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_
         installation.serve()
         until(installation.answers)
         before = place.ids(4)
-        until(lambda: sorted(recorded()) == sorted(before))
+        until(lambda: sorted(read_recorded()) == sorted(before))
 
         database.stop()
         away = place.ids(10)
@@ -95,7 +95,7 @@ def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_
         stranger = {"authorization": f"Bearer {secret.make_secret()}"}
         assert place.http.get("/v1/models", headers=stranger).status_code == 401
         database.start()
-        until(lambda: sorted(recorded()) == sorted(before | away))
+        until(lambda: sorted(read_recorded()) == sorted(before | away))
 
         # Away again, and this time the gateway dies meanwhile: a cold start needs the database, the spool waits.
         database.stop()
@@ -107,7 +107,7 @@ def test_a_database_that_is_away_stops_no_call_and_loses_no_usage(database, tmp_
         database.start()
         installation.serve()
         until(installation.answers)
-        assert sorted(recorded()) == sorted(before | away)
+        assert sorted(read_recorded()) == sorted(before | away)
         assert place.chat().status_code == 200
 
 
@@ -139,7 +139,7 @@ def waiting(connection: psycopg.Connection) -> int:
 def test_a_limit_that_cannot_be_read_stops_no_call_and_is_hard_again_when_it_can(database, tmp_path):
     """A gateway has just started when the database goes away: it has read no counter yet."""
 
-    def recorded() -> int:
+    def read_recorded() -> int:
         return database.rows("select count(*) from usage_usagerecord where model = 'plain'")[0][0]
 
     with engine.running() as fake, installed(tmp_path / "var", DATABASE_URL=database.url) as installation:
@@ -147,10 +147,10 @@ def test_a_limit_that_cannot_be_read_stops_no_call_and_is_hard_again_when_it_can
         installation.manage("setquota", "--tenant", "research", "--unit", "requests", "--per", "day", "--amount", "4")
         installation.serve()
         until(installation.answers)
-        before = recorded()
+        before = read_recorded()
         place.ids(4)
         assert place.chat().status_code == 429
-        until(lambda: recorded() == before + 4)
+        until(lambda: read_recorded() == before + 4)
         installation.process.terminate()
         installation.process.wait(30)
 
@@ -238,7 +238,7 @@ def test_a_clock_that_jumps_leaves_durations_and_limits_sane(counter, research):
     for days in (1, 0, -1):
         jump(days)
         answer = counter.chat()
-        # Set back, the clock forgives nothing of what was counted, and locks nobody out beyond the day that it is.
+        # Set back, the clock forgives nothing of what was counted, and locks no key out beyond the day that it is.
         assert answer.status_code == 429
         assert 0 < int(answer.headers["retry-after"]) <= DAY
     jump(2)

@@ -1,4 +1,4 @@
-"""Nobody's words stay here: no prompt, answer or key text is in a file of the installation or in what it prints.
+"""No caller's words stay here: no prompt, answer or key text is in a file of the installation or in what it prints.
 
 Canaries go through a whole portal process at its most talkative log level, in every way that a call can end; then
 every file of its state directory is searched for them: database, its WAL, spool, logs, secrets.
@@ -25,7 +25,7 @@ PROMPT = "canary-prompt-5417"
 ANSWERED = "canary-answer-8802"
 AGENT = "canary-agent-3390"
 SOUND = "canary-sound-6126"
-PROGRAM = "program-7731/1.0"  # a key tells its owner with what it was last used, nothing else does
+PROGRAM = "program-7731/1.0"  # a key shows its owner with what it was last used, nothing else does
 CANARIES = (PROMPT, ANSWERED, AGENT, SOUND)
 
 
@@ -41,7 +41,7 @@ WHOLE = [{"send": unary(200, {**ANSWER, "choices": [CHOICE]})}]
 
 @dataclass
 class Caller:
-    """Someone whose every text is a canary."""
+    """A caller whose every text is a canary."""
 
     url: str
     key: str
@@ -59,7 +59,7 @@ class Caller:
         return self.http.post("/v1/chat/completions", json=self.body(script, **more))
 
     def leave(self, script: list[dict[str, Any]], **more: Any) -> None:
-        """After the answer's first bytes, or after half a second without any."""
+        """Leave after the answer's first bytes, or after half a second without any."""
         body = self.body(script, **more)
         with (
             contextlib.suppress(httpx2.ReadTimeout),
@@ -79,7 +79,7 @@ def place(request, tmp_path_factory) -> Iterator[tuple[Installation, engine.Runn
 
 
 def found(var: Path, *texts: str) -> list[tuple[str, str]]:
-    """Which of these texts is in which file. They are ASCII, so that JSON and `repr` write them the same."""
+    """Return which of these texts is in which file. They are ASCII, so that JSON and `repr` write them the same."""
     files = {path: path.read_bytes() for path in var.rglob("*") if path.is_file() and "static" not in path.parts}
     assert {"madoguchi.sqlite3", "up.log"} <= {path.name for path in files}
     assert any(path.suffix == ".jsonl" for path in files)
@@ -97,7 +97,7 @@ def transcribe(caller: Caller, script: list[dict[str, Any]], model: str = "plain
 
 
 def recorded(caller: Caller) -> None:
-    """Recordings: answered, refused by us and by the engine, broken, with their model's name last, left."""
+    """Send recordings: answered, refused by us and by the engine, broken, with their model's name last, left."""
     assert ANSWERED in transcribe(caller, HEARD).text
     assert transcribe(caller, HEARD, model=PROMPT).status_code == 404
     told = {"error": {"message": f"cannot hear {PROMPT}"}}
@@ -208,7 +208,7 @@ def test_each_call_is_a_line_of_facts(place):
 
 
 def facts_in(line: str) -> dict[str, str]:
-    """Of a line in either format, as texts."""
+    """Return the facts of a line in either format, as texts."""
     if line.startswith("{"):
         return {name: str(value) for name, value in json.loads(line).items()}
     return dict(word.split("=", 1) for word in line.split() if "=" in word)

@@ -1,4 +1,4 @@
-"""Real clients and a real engine: the openai SDK through the gateway to llama.cpp. What is metered is what was told."""
+"""Real clients and a real engine: the openai SDK through the gateway to llama.cpp, metered as the engine reports."""
 
 import concurrent.futures
 import json
@@ -53,7 +53,7 @@ class Real:
         """Return when the gateway's catalogue holds every change made so far."""
         until(lambda: self.application.revision == CatalogueRevision.objects.get().number)
 
-    def last(self, count: int = 1) -> UsageRecord:
+    def last_record(self, count: int = 1) -> UsageRecord:
         """Return the newest row, once there are so many."""
         until(lambda: UsageRecord.objects.count() >= count)
         return UsageRecord.objects.latest("id")
@@ -93,7 +93,7 @@ def test_g18_no_tenant_learns_from_the_cache_what_another_has_asked(real, charli
     for headers in ({}, {"x-api-key": others}):
         body = {"model": "chat", "cache_prompt": True, **ASKED[path]}
         assert real.http.post(path, json=body, headers=headers).status_code == 200
-    real.last(2)
+    real.last_record(2)
     assert set(UsageRecord.objects.values_list("cached_tokens", flat=True)) == {0}
 
 
@@ -102,7 +102,7 @@ def test_g18_the_only_tenant_of_a_model_uses_its_cache(real, research):
     real.informed()
     for _ in range(2):
         real.http.post("/v1/chat/completions", json={"model": "chat", **ASKED["/v1/chat/completions"]})
-    assert real.last(2).cached_tokens > 100
+    assert real.last_record(2).cached_tokens > 100
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_m2_llama_cpp_makes_as_much_as_was_reserved(real, path, fields, most):
     asked = {"input": "Count."} if path == "/v1/responses" else {"messages": QUESTION}
     answer = real.http.post(path, json={"model": "chat", "ignore_eos": True, **asked, **fields})
     assert answer.status_code == 200
-    assert real.last().completion_tokens <= most
+    assert real.last_record().completion_tokens <= most
     if path == "/v1/chat/completions":
-        assert real.last().completion_tokens == most
+        assert real.last_record().completion_tokens == most
 
 
 def test_g14_a_grammar_that_kills_llama_cpp_never_reaches_it(real):
@@ -133,7 +133,7 @@ def test_g14_a_grammar_that_kills_llama_cpp_never_reaches_it(real):
 
 
 def assert_metered(row: UsageRecord, usage: Any, *, path: str) -> None:
-    """`usage`: what the client was told, in OpenAI's words."""
+    """Compare the newest row with `usage`, which the client got, in OpenAI's words."""
     assert (row.endpoint, row.status, row.estimated) == (path, "finished", False)
     assert (row.prompt_tokens, row.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
     assert usage.prompt_tokens > 0
@@ -144,7 +144,7 @@ def test_chat_is_metered_as_it_was_told(real, n):
     answer = real.chat(n=n, extra_body={"ignore_eos": True})
     assert [choice.finish_reason for choice in answer.choices] == ["length"] * n
     assert answer.usage.completion_tokens == 16 * n
-    assert_metered(real.last(), answer.usage, path="/v1/chat/completions")
+    assert_metered(real.last_record(), answer.usage, path="/v1/chat/completions")
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -154,7 +154,7 @@ def test_streamed_chat_is_metered_as_it_was_told(real, n):
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
     assert chunks[-1].choices == []
     assert chunks[-1].usage.completion_tokens == 16 * n
-    assert_metered(real.last(), chunks[-1].usage, path="/v1/chat/completions")
+    assert_metered(real.last_record(), chunks[-1].usage, path="/v1/chat/completions")
 
 
 @pytest.mark.parametrize("prompt", ["One, two,", ["One, two,", "Red, green, blue, black, white,"]])
@@ -167,7 +167,7 @@ def test_completions_are_metered_also_of_a_batch(real, prompt, stream):
         assert {chunk.choices[0].index for chunk in chunks} == set(range(count))
     else:
         assert len(real.sdk.completions.create(**fields).choices) == count
-    row = real.last()
+    row = real.last_record()
     assert (row.endpoint, row.completion_tokens, row.estimated) == ("/v1/completions", 8 * count, False)
     assert row.prompt_tokens > (10 if count == 2 else 2)
 
@@ -189,7 +189,7 @@ def test_responses_are_metered_as_they_were_told(real, stream):
     else:
         response = real.sdk.responses.create(**fields)
     assert response.output_text
-    row = real.last()
+    row = real.last_record()
     assert (row.endpoint, row.status, row.estimated) == ("/v1/responses", "finished", False)
     assert (row.prompt_tokens, row.completion_tokens) == (response.usage.input_tokens, response.usage.output_tokens)
 
@@ -199,7 +199,7 @@ def test_messages_are_metered_as_they_were_told(real):
     answer = real.http.post("/v1/messages", json=body).json()
     assert (answer["type"], answer["content"][0]["type"]) == ("message", "text")
     usage = answer["usage"]
-    row = real.last()
+    row = real.last_record()
     assert (row.endpoint, row.completion_tokens) == ("/v1/messages", usage["output_tokens"])
     prompt, cached = usage["input_tokens"] + usage["cache_read_input_tokens"], usage["cache_read_input_tokens"]
     assert (row.prompt_tokens, row.cached_tokens, row.estimated) == (prompt, cached, False)
@@ -207,13 +207,13 @@ def test_messages_are_metered_as_they_were_told(real):
     streamed = real.http.post("/v1/messages", json={**body, "stream": True}).text
     assert streamed.startswith("event: message_start\n")
     assert streamed.endswith('event: message_stop\ndata: {"type":"message_stop"}\n\n')
-    row = real.last(2)
+    row = real.last_record(2)
     assert (row.status, row.estimated, row.prompt_tokens) == ("finished", False, prompt)
     assert 0 < row.completion_tokens <= 12
 
     counted = real.http.post("/v1/messages/count_tokens", json=body).json()
     assert counted == {"input_tokens": prompt}
-    row = real.last(3)
+    row = real.last_record(3)
     assert (row.prompt_tokens, row.completion_tokens, row.estimated) == (0, 0, False)
 
 
@@ -226,7 +226,7 @@ def test_embeddings_come_as_floats_and_as_base64_in_order(real):
     for one, other in zip(by_base64.data, floats.data, strict=True):
         assert one.embedding == pytest.approx(other.embedding, abs=1e-4)
     assert floats.data[2].embedding == pytest.approx(alone.data[0].embedding, abs=0.02)
-    row = real.last(3)
+    row = real.last_record(3)
     assert (row.endpoint, row.prompt_tokens) == ("/v1/embeddings", alone.usage.prompt_tokens)
 
 
@@ -246,7 +246,7 @@ def test_a_prompt_beyond_the_context_is_told_as_such(real):
     with pytest.raises(openai.BadRequestError) as refused:
         real.sdk.chat.completions.create(model="chat", messages=[{"role": "user", "content": "word " * 1500}])
     assert refused.value.code == "context_length_exceeded"
-    assert real.last().status == "refused"
+    assert real.last_record().status == "refused"
 
 
 def test_an_engine_without_ranking_says_so(real):
@@ -269,7 +269,7 @@ def test_batch_leaves_a_slot_to_people_and_goes_when_they_have_theirs(real, rese
         assert not waits.done()
         first.close()
         assert waits.result().usage.completion_tokens > 0
-    real.last(3)
+    real.last_record(3)
     order = list(UsageRecord.objects.order_by("started_at").values_list("end_user", flat=True))
     assert order == ["first", "second", "batch"]
 
@@ -287,7 +287,7 @@ def test_g11_streamed_responses_have_what_the_sdks_look_for(real):
     assert created.created_at > 1_700_000_000
     deltas = [event for event in events if event.type == "response.output_text.delta"]
     assert {(event.output_index, event.content_index) for event in deltas} == {(0, 0)}
-    assert real.last().status == "finished"
+    assert real.last_record().status == "finished"
 
 
 @pytest.mark.parametrize(
@@ -306,7 +306,7 @@ def test_g11_what_is_wrong_with_a_request_is_a_400_with_the_engines_sentence(rea
     answer = real.http.post("/v1/chat/completions", json={"model": "chat", "max_tokens": 4, **fields})
     assert answer.status_code == 400
     assert len(answer.json()["error"]["message"]) > 40
-    assert real.last().status == "refused"
+    assert real.last_record().status == "refused"
 
 
 def test_g11_log_probabilities_of_a_call_with_tools(real):

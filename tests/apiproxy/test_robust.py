@@ -67,7 +67,7 @@ def place(tmp_path_factory) -> Iterator[tuple[Installation, engine.Running, str]
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def memory(installation: Installation) -> int:
+def read_memory(installation: Installation) -> int:
     """Return bytes that the gateway's process holds."""
     status = Path(f"/proc/{installation.process.pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
@@ -82,27 +82,27 @@ def answers_quickly(installation: Installation, key: str) -> bool:
 
 def test_a_client_that_stops_reading_stops_the_engine_and_fills_no_memory(place):
     installation, fake, key = place
-    before = memory(installation)
+    before = read_memory(installation)
     script = [{"send": SSE}, {"flood": 1000}, {"send": chunk(FINISH + DONE) + "0\r\n\r\n"}]
     with connect(installation.url) as lazy:
         lazy.sendall(request(key, "/v1/chat/completions", chat(stream=True, script=script)))
         lazy.recv(1000)
         sent = -1
-        while sent != (sent := fake.seen()["flooded"]):  # until it stands still
+        while sent != (sent := fake.seen()["flooded"]):  # until nothing more is sent
             time.sleep(0.5)
         assert sent < 200  # of 1000: what the buffers of four sockets hold, and a little
-        assert memory(installation) - before < 16 * MB
+        assert read_memory(installation) - before < 16 * MB
         assert answers_quickly(installation, key)
         while lazy.recv(MB)[-5:] != b"0\r\n\r\n":  # it reads again, and gets all of it
             pass
     assert fake.seen()["flooded"] == 1000
-    assert memory(installation) - before < 24 * MB
+    assert read_memory(installation) - before < 24 * MB
 
 
 def test_ten_thousand_idle_connections_cost_little_and_disturb_nobody(place):
     """Half of them have had an answer and are kept alive, half have said nothing so far."""
     installation, _, key = place
-    before = memory(installation)
+    before = read_memory(installation)
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connect(installation.url)) for _ in range(IDLE // 2)]
         for at in range(0, IDLE // 2, 100):
@@ -112,7 +112,7 @@ def test_ten_thousand_idle_connections_cost_little_and_disturb_nobody(place):
                 assert read_until(connection, b"]}").startswith(b"HTTP/1.1 200")
         idle += [stack.enter_context(connect(installation.url)) for _ in range(IDLE // 2)]
         until(lambda: connections(installation) >= IDLE)
-        each = (memory(installation) - before) / IDLE
+        each = (read_memory(installation) - before) / IDLE
         print(f"{each:.0f} bytes for each of {IDLE} idle connections")
         assert each < 20 * 1024
         for _ in range(20):
@@ -170,7 +170,7 @@ def test_floods_of_bad_keys_touch_neither_spool_nor_database(place):
             made_up = key[:-1] + ("0" if key[-1] != "0" else "1") if number % 2 else f"sk-{number}"
             stranger.sendall(request(made_up, "/v1/chat/completions", body))
             assert read_until(stranger, b"}}").startswith(b"HTTP/1.1 401")
-    for _ in range(3):  # well formed, and nobody's
+    for _ in range(3):  # well formed, and unknown
         headers = {"authorization": f"Bearer {secret.make_secret()}"}
         assert httpx2.get(f"{installation.url}/v1/models", headers=headers).status_code == 401
     assert ([path.stat().st_size for path in watched], [path.stat().st_mtime_ns for path in watched]) == before
@@ -179,7 +179,7 @@ def test_floods_of_bad_keys_touch_neither_spool_nor_database(place):
 
 def test_g2_floods_of_headers_are_refused_and_the_next_caller_is_served(place):
     installation, _, key = place
-    before = memory(installation)
+    before = read_memory(installation)
     for field in (b"x: " + b"y" * 10_000 + b"\r\n", b"x: y\r\n" * 2000, b"y" * 10_000):
         with connect(installation.url) as hostile:
             with contextlib.suppress(ConnectionError):
@@ -188,20 +188,20 @@ def test_g2_floods_of_headers_are_refused_and_the_next_caller_is_served(place):
                     hostile.sendall(field)
             assert read_until(hostile, b"\r\n\r\n").startswith(b"HTTP/1.1 431 ")
     assert answers_quickly(installation, key)
-    assert memory(installation) - before < 16 * MB
+    assert read_memory(installation) - before < 16 * MB
 
 
 def test_g13_memory_of_many_small_bodies_comes_back_too(place):
     """Blocks that lie among others, which glibc keeps for later unless it is asked."""
     installation, _, key = place
     until(lambda: answers_quickly(installation, key))
-    before = memory(installation)
+    before = read_memory(installation)
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: 120000\r\n\r\n"
     with contextlib.ExitStack() as stack:
         for _ in range(600):
             stack.enter_context(connect(installation.url)).sendall(head.encode() + b" " * 119_999)
-        until(lambda: memory(installation) - before > 60 * MB)
-    until(lambda: memory(installation) - before < 24 * MB, 20)
+        until(lambda: read_memory(installation) - before > 60 * MB)
+    until(lambda: read_memory(installation) - before < 24 * MB, 20)
 
 
 # --- HTTP as it may also be spoken

@@ -20,8 +20,8 @@ SLOW = {"wait": LIMIT + 2}
 HANG = {"hang": True}
 
 
-def hasty(counter, **timeouts: float) -> None:
-    """A model "hasty" with these time-outs, answered by the same engine as the other."""
+def add_hasty_model(counter, **timeouts: float) -> None:
+    """Add a model "hasty" with these time-outs, answered by the same engine as the other."""
     model = ServedModel.objects.create(name="hasty", engine="external", url=counter.engine.url, **timeouts)
     Replica.objects.create(model=model, host=Host.objects.get(), state="ready", url=counter.engine.url)
     counter.informed()
@@ -32,15 +32,15 @@ def error(response: httpx2.Response) -> str:
 
 
 @contextlib.contextmanager
-def took(least: float, most: float) -> Iterator[None]:
+def takes(least: float, most: float) -> Iterator[None]:
     begun = time.monotonic()
     yield
     assert least <= time.monotonic() - begun < most
 
 
 def test_first_byte(counter):
-    hasty(counter, first_byte_timeout=LIMIT)
-    with took(LIMIT, LIMIT + SLACK):
+    add_hasty_model(counter, first_byte_timeout=LIMIT)
+    with takes(LIMIT, LIMIT + SLACK):
         late = counter.chat(model="hasty", stream=True, script=[HANG])
     assert (late.status_code, error(late)) == (504, "engine_timeout")
     assert counter.chat(script=[SLOW, {"send": unary(200, ANSWER)}]).status_code == 200
@@ -48,9 +48,9 @@ def test_first_byte(counter):
 
 
 def test_between_bytes(counter):
-    hasty(counter, idle_timeout=LIMIT)
+    add_hasty_model(counter, idle_timeout=LIMIT)
     halting = [{"send": SSE}, {"events": 1}]
-    with took(LIMIT, LIMIT + SLACK), counter.stream(model="hasty", script=[*halting, HANG]) as response:
+    with takes(LIMIT, LIMIT + SLACK), counter.stream(model="hasty", script=[*halting, HANG]) as response:
         text = response.read().decode()
     assert "t0 " in text
     assert "engine_timeout" in text
@@ -61,9 +61,9 @@ def test_between_bytes(counter):
 
 
 def test_in_all_however_well_a_stream_goes(counter):
-    hasty(counter, total_timeout=LIMIT)
+    add_hasty_model(counter, total_timeout=LIMIT)
     steady = [{"send": SSE}, {"events": 30, "every": 0.1}, END]
-    with took(LIMIT, LIMIT + SLACK), counter.stream(model="hasty", script=steady) as response:
+    with takes(LIMIT, LIMIT + SLACK), counter.stream(model="hasty", script=steady) as response:
         text = response.read().decode()
     assert "t0 " in text
     assert "engine_timeout" in text
@@ -73,11 +73,11 @@ def test_in_all_however_well_a_stream_goes(counter):
 
 
 def test_in_all_ends_a_call_without_a_stream_and_is_not_tried_again(counter):
-    hasty(counter, total_timeout=LIMIT)
+    add_hasty_model(counter, total_timeout=LIMIT)
     model, host = ServedModel.objects.get(name="hasty"), Host.objects.get()
     Replica.objects.create(model=model, host=host, index=1, state="ready", url=counter.engine.url)
     counter.informed()
-    with took(LIMIT, LIMIT + SLACK):
+    with takes(LIMIT, LIMIT + SLACK):
         late = counter.chat(model="hasty", script=[HANG])
     assert (late.status_code, error(late)) == (504, "engine_timeout")
     assert len(counter.engine.seen()["requests"]) == 1
@@ -85,7 +85,7 @@ def test_in_all_ends_a_call_without_a_stream_and_is_not_tried_again(counter):
 
 @pytest.fixture
 def black_hole() -> Iterator[str]:
-    """Where connections are never made: the listener's queue is full and nobody takes from it."""
+    """Provide a URL where connections are never made: the listener's queue is full and is not emptied."""
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as waiting:
         for _ in range(3):
             connection = waiting.enter_context(socket.socket())
@@ -96,19 +96,19 @@ def black_hole() -> Iterator[str]:
 
 def test_connect(counter, black_hole, settings):
     settings.GATEWAY_CONNECT_TIMEOUT = 2.0
-    hasty(counter, connect_timeout=LIMIT)
+    add_hasty_model(counter, connect_timeout=LIMIT)
     for replica in Replica.objects.all():
         replica.url = black_hole
         replica.save()
     counter.informed()
-    with took(LIMIT, 2.0):
+    with takes(LIMIT, 2.0):
         assert error(counter.chat(model="hasty")) == "model_unavailable"
-    with took(2.0, 2.0 + SLACK):
+    with takes(2.0, 2.0 + SLACK):
         assert error(counter.chat()) == "model_unavailable"
 
 
 def test_connect_goes_to_another_replica_once(counter, black_hole):
-    hasty(counter, connect_timeout=LIMIT)
+    add_hasty_model(counter, connect_timeout=LIMIT)
     first, model = Replica.objects.get(model__name="hasty"), ServedModel.objects.get(name="hasty")
     first.url = black_hole
     first.save()
@@ -116,6 +116,6 @@ def test_connect_goes_to_another_replica_once(counter, black_hole):
     counter.informed()
     begun = time.monotonic()
     assert [counter.chat(model="hasty").status_code for _ in range(6)] == [200] * 6
-    # The first attempt that found nobody was the last for a while.
+    # The first attempt that found no host was the last for a while.
     assert time.monotonic() - begun < 2 * LIMIT + 0.4
     assert len(counter.engine.seen()["requests"]) == 6

@@ -1,6 +1,6 @@
 """A real vLLM (its build for CPUs) under our supervisor, our gateway before it, the openai SDK and plain HTTP.
 
-The model is random and each byte is a token (tests/tiny_llama.py): what it says means nothing, how much can be told
+The model is random and each byte is a token (tests/tiny_llama.py): what it says means nothing, how much can be counted
 by hand. One engine for the whole file, which takes a minute to start; the last tests kill it.
 """
 
@@ -60,7 +60,7 @@ class House:
         return self.sdk.completions.create(model="tiny", **fields)
 
     def row(self, request_id: str) -> dict[str, Any]:
-        """What was recorded of a call."""
+        """Return what was recorded of a call."""
         return until(lambda: self.madoguchi.usage().get(request_id), 30)
 
     def engine(self) -> httpx2.Client:
@@ -76,11 +76,11 @@ class House:
     def running(self) -> int:
         return self.metric("vllm:num_requests_running")
 
-    def generated(self) -> int:
+    def count_generated(self) -> int:
         return self.metric("vllm:generation_tokens_total")
 
-    def compared(self) -> tuple[int, int]:
-        """By how many tokens (prompt, completion) the engine's counters are ahead of the ledger."""
+    def compare(self) -> tuple[int, int]:
+        """Return by how many tokens (prompt, completion) the engine's counters are ahead of the ledger."""
         (row,) = json.loads(self.madoguchi.manage("reconcile", "--json"))
         assert row["engines"] == 1
         return row["prompt_tokens"]["difference"], row["completion_tokens"]["difference"]
@@ -102,7 +102,7 @@ def house(tmp_path_factory) -> Iterator[House]:
 
 
 def assert_metered(row: dict[str, Any], usage: Any, *, path: str) -> None:
-    """`usage`: what the client was told, in OpenAI's words."""
+    """Compare a row with `usage`, which the client got, in OpenAI's words."""
     assert (row["endpoint"], row["status"], row["estimated"]) == (path, "finished", 0)
     assert (row["prompt_tokens"], row["completion_tokens"]) == (usage.prompt_tokens, usage.completion_tokens)
 
@@ -349,7 +349,7 @@ def test_the_engine_itself_answers_nobody_without_its_key(house, path):
 
 
 def test_a_client_that_leaves_a_stream_frees_the_engine(house):
-    before = house.generated()
+    before = house.count_generated()
     with house.http.stream("POST", "/v1/chat/completions", json={**FOREVER, "stream": True}) as answer:
         lines = (line for line in answer.iter_lines() if line)
         for _ in range(10):
@@ -358,19 +358,19 @@ def test_a_client_that_leaves_a_stream_frees_the_engine(house):
     until(lambda: house.running() == 0, 10)
     row = house.row(answer.headers["x-request-id"])
     assert (row["status"], row["estimated"]) == ("aborted", 1)
-    assert 9 <= row["completion_tokens"] <= house.generated() - before
+    assert 9 <= row["completion_tokens"] <= house.count_generated() - before
     # It went on for less than a second, of the seven that 4,000 tokens take on an idle machine.
-    assert house.generated() - before - row["completion_tokens"] < FOREVER["max_tokens"] / 4
+    assert house.count_generated() - before - row["completion_tokens"] < FOREVER["max_tokens"] / 4
 
 
 def test_a_client_that_leaves_a_unary_call_frees_the_engine(house):
-    before = house.generated()
+    before = house.count_generated()
     body = {**FOREVER, "user": "hasty"}
     with pytest.raises(httpx2.ReadTimeout):
         house.http.post("/v1/chat/completions", json=body, timeout=httpx2.Timeout(30, read=1))
     until(lambda: house.running() == 0, 10)
     # In about two seconds; an idle machine makes 600 tokens in each, a busy one 60. To its end it would be exactly all.
-    assert 0 < house.generated() - before < FOREVER["max_tokens"]
+    assert 0 < house.count_generated() - before < FOREVER["max_tokens"]
     (row,) = until(lambda: [row for row in house.madoguchi.usage().values() if row["end_user"] == "hasty"], 30)
     assert (row["status"], row["estimated"]) == ("aborted", 1)
     assert row["prompt_tokens"] > 0
@@ -389,8 +389,9 @@ def forever(http: httpx2.Client) -> Iterator[Iterator[str]]:
 
 
 def test_a_batch_call_that_waits_in_the_engine_lets_people_go_first(house):
-    """The engine is full with calls of another gateway, of which ours knows nothing; the batch call came before the
-    person's, and is answered after it.
+    """The engine is full with calls of another gateway, of which ours knows nothing.
+
+    The batch call came before the person's, and is answered after it.
     """
     key = house.madoguchi.manage("createkey", "--tenant", "research", "--service", "nightly", "--class", "batch")
     batch = httpx2.Client(base_url=house.madoguchi.url, headers={"x-api-key": key}, timeout=200)
@@ -437,7 +438,7 @@ def test_every_path_takes_a_batch_call(house):
 
 
 def test_the_ledger_agrees_with_the_engines_counters_to_the_token(house):
-    before = house.compared()
+    before = house.compare()
     ids = set()
     for number in range(4):
         body = {"model": "tiny", "messages": QUESTION * (number + 1), "max_tokens": 20, "ignore_eos": True}
@@ -448,11 +449,11 @@ def test_the_ledger_agrees_with_the_engines_counters_to_the_token(house):
     for prompt in ("abc", ["abc", "defgh"]):
         ids.add(house.complete(prompt=prompt)._request_id)
     until(lambda: ids <= set(house.madoguchi.usage()), 10)
-    assert house.compared() == before
+    assert house.compare() == before
 
     house.row(house.chat(n=3)._request_id)
     prompt, completion = before  # the engine counts the prompt with each of its answers, the ledger once
-    assert house.compared() == (prompt + 2 * PROMPT_TOKENS, completion)
+    assert house.compare() == (prompt + 2 * PROMPT_TOKENS, completion)
 
 
 # --- The engine dies (from here on there is none)

@@ -46,7 +46,7 @@ def http(madoguchi, key) -> Iterator[httpx2.Client]:
         yield http
 
 
-def recorded(madoguchi: Installation, request_id: str) -> tuple[str, int, int, str, int]:
+def read_record(madoguchi: Installation, request_id: str) -> tuple[str, int, int, str, int]:
     row = until(lambda: madoguchi.usage().get(request_id), 30)
     return tuple(row[name] for name in ("endpoint", "prompt_tokens", "completion_tokens", "status", "estimated"))
 
@@ -61,7 +61,7 @@ def test_vectors_come_as_floats_and_as_base64_in_order(madoguchi, sdk):
     assert floats.data[1].embedding == pytest.approx(alone.data[0].embedding, abs=0.02)
     for answer in (by_base64, floats, alone):
         told = ("/v1/embeddings", answer.usage.prompt_tokens, 0, "finished", 0)
-        assert recorded(madoguchi, answer._request_id) == told
+        assert read_record(madoguchi, answer._request_id) == told
 
 
 def test_token_ids_are_embedded_as_well(sdk):
@@ -78,7 +78,7 @@ def test_documents_are_ranked(madoguchi, http):
     assert results[0]["relevance_score"] > 0.6 > results[1]["relevance_score"]
     used = answer.json()["usage"]["total_tokens"]
     assert used > 20
-    assert recorded(madoguchi, answer.headers["x-request-id"]) == ("/v1/rerank", used, 0, "finished", 0)
+    assert read_record(madoguchi, answer.headers["x-request-id"]) == ("/v1/rerank", used, 0, "finished", 0)
 
 
 def test_pairs_are_scored(madoguchi, http):
@@ -86,14 +86,14 @@ def test_pairs_are_scored(madoguchi, http):
     scores = [item["score"] for item in answer.json()["data"]]
     assert max(scores) == scores[1]
     used = answer.json()["usage"]["prompt_tokens"]
-    assert recorded(madoguchi, answer.headers["x-request-id"]) == ("/v1/score", used, 0, "finished", 0)
+    assert read_record(madoguchi, answer.headers["x-request-id"]) == ("/v1/score", used, 0, "finished", 0)
 
 
 @pytest.mark.parametrize(("path", "name"), [("/v1/embeddings", "input"), ("/v1/rerank", "query")])
 def test_what_is_too_long_is_told_as_such(madoguchi, http, path, name):
     answer = http.post(path, json={"model": "minilm", "documents": ["a"], name: "word " * 400})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
-    assert recorded(madoguchi, answer.headers["x-request-id"]) == (path, 0, 0, "refused", 0)
+    assert read_record(madoguchi, answer.headers["x-request-id"]) == (path, 0, 0, "refused", 0)
 
 
 def test_a_model_for_vectors_does_not_chat(sdk):

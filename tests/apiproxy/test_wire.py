@@ -322,7 +322,7 @@ def test_g19_a_client_that_takes_no_answers_loses_its_connection(counter, monkey
         until(lambda: len(counter.server.server_state.connections) <= open_before, 20)
 
 
-# --- bodies that nobody waits for
+# --- bodies that are not waited for
 
 
 def test_an_answer_before_a_large_body_ends_the_connection_and_is_read(counter):

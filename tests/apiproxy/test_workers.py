@@ -39,7 +39,7 @@ def fake() -> Iterator[engine.Running]:
 
 @pytest.fixture
 def place(tmp_path, redis) -> Iterator[Installation]:
-    """Not started."""
+    """Provide an installation that is not started."""
     redis.client.flushall()
     with installed(tmp_path / "var", REDIS_URL=redis.url, GATEWAY_WORKERS="2") as installation:
         yield installation
@@ -54,7 +54,7 @@ def two(place) -> Installation:
 
 def start(installation: Installation) -> None:
     installation.start()
-    until(lambda: len(listening(installation)) == 2)
+    until(lambda: len(listening_workers(installation)) == 2)
 
 
 def workers(installation: Installation) -> list[int]:
@@ -69,13 +69,13 @@ def sockets(pid: int) -> set[str]:
 
 
 def inodes(port: int, state: str) -> set[str]:
-    """Of this host's sockets at this port in this state ("0A": listening, "01": connected)."""
+    """Return the inodes of this host's sockets at this port in this state ("0A": listening, "01": connected)."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {row[9] for row in rows if row[1].endswith(f":{port:04X}") and row[3] == state}
 
 
-def listening(installation: Installation) -> list[int]:
-    """Workers that take connections."""
+def listening_workers(installation: Installation) -> list[int]:
+    """Return the workers that take connections."""
     open_ones = inodes(installation.port, "0A")
     return [pid for pid in workers(installation) if sockets(pid) & open_ones]
 
@@ -96,8 +96,8 @@ def test_connections_are_spread_evenly(two):
     assert all(140 <= share <= 260 for share in shares), shares
 
 
-async def at_once(installation: Installation, key: str, calls: int) -> Counter:
-    """What became of so many calls, each over a connection of its own, by status."""
+async def call_at_once(installation: Installation, key: str, calls: int) -> Counter:
+    """Send this many calls, each over a connection of its own; return how many had each status."""
     limits = httpx2.Limits(max_connections=250, max_keepalive_connections=0)
     headers = {"authorization": f"Bearer {key}"}
     async with httpx2.AsyncClient(base_url=installation.url, headers=headers, limits=limits, timeout=120) as http:
@@ -110,7 +110,7 @@ def test_a_thousand_parallel_calls_against_a_budget_of_ten_let_ten_through(place
     key = place.furnish(fake.url)
     place.manage("setquota", "--tenant", "research", "--unit", "requests", "--per", "day", "--amount", "10")
     start(place)
-    assert asyncio.run(at_once(place, key, 1000)) == {200: 10, 429: 990}
+    assert asyncio.run(call_at_once(place, key, 1000)) == {200: 10, 429: 990}
     assert len(fake.seen()["requests"]) == 10
 
 
@@ -120,25 +120,25 @@ def test_a_redis_that_is_killed_and_started_again_stops_no_call(place, fake, red
     start(place)
     with client(place, key) as http:
 
-        def remaining() -> int:
+        def read_remaining() -> int:
             answer = http.post("/v1/chat/completions", json={"model": "plain", "messages": []})
             assert answer.status_code == 200
             return int(answer.headers["x-ratelimit-remaining-requests"])
 
-        def alone() -> bool:
+        def are_alone() -> bool:
             return "madoguchi_limits_alone 2\n" in http.get("/metrics").text
 
-        assert [remaining() for _ in range(3)] == [999, 998, 997]
+        assert [read_remaining() for _ in range(3)] == [999, 998, 997]
         redis.kill()
         try:
-            assert [remaining() for _ in range(3)] in ([498, 497, 496], [499, 498, 497])  # half of what was left
-            until(alone)
+            assert [read_remaining() for _ in range(3)] in ([498, 497, 496], [499, 498, 497])  # half of what was left
+            until(are_alone)
         finally:
             redis.start()
         until(lambda: "madoguchi_limits_alone 0\n" in http.get("/metrics").text)
         until(lambda: "madoguchi_limits_unsent 0\n" in http.get("/metrics").text)
         until(lambda: len(place.usage()) == 6)
-        assert remaining() == 993
+        assert read_remaining() == 993
     assert place.log.count("Redis is away") == 2
 
 
@@ -151,7 +151,7 @@ def test_a_killed_worker_is_drained_by_another_which_goes_on_and_it_is_started_a
         with http.stream("POST", "/v1/chat/completions", json=body) as response:
             pieces = response.iter_raw()
             next(pieces)
-            (victim,) = [pid for pid in workers(two) if serving(two, pid, response)]
+            (victim,) = [pid for pid in workers(two) if is_serving(two, pid, response)]
             (other,) = [pid for pid in workers(two) if pid != victim]
             os.kill(victim, signal.SIGKILL)
             with pytest.raises(httpx2.TransportError):
@@ -162,14 +162,14 @@ def test_a_killed_worker_is_drained_by_another_which_goes_on_and_it_is_started_a
         # Recorded by the other one: it takes what is left of the dead as soon as it has something to move itself.
         row = until(lambda: two.usage().get(response.headers["x-request-id"]))
         assert row["status"] == "interrupted"
-    until(lambda: len(listening(two)) == 2)
+    until(lambda: len(listening_workers(two)) == 2)
     assert other in workers(two)
     assert victim not in workers(two)
     assert "gateway" in two.log
     until(lambda: len(two.usage()) == 21)
 
 
-def serving(installation: Installation, pid: int, response: httpx2.Response) -> bool:
+def is_serving(installation: Installation, pid: int, response: httpx2.Response) -> bool:
     """Return whether this worker holds the connection of this answer."""
     _, port = response.extensions["network_stream"].get_extra_info("client_addr")
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -178,25 +178,25 @@ def serving(installation: Installation, pid: int, response: httpx2.Response) -> 
 
 
 def metrics(installation: Installation) -> dict[str, float]:
-    """Of whichever worker the connection comes to."""
+    """Return /metrics of the worker that gets the connection."""
     lines = httpx2.get(f"{installation.url}/metrics").text.splitlines()
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
 
 def test_whichever_worker_is_asked_tells_of_all_and_a_killed_one_takes_no_number_along(two, fake):
     key = two.furnish(fake.url)
-    until(lambda: asyncio.run(at_once(two, key, 10)) == {200: 10})  # both know the key
-    asyncio.run(at_once(two, key, 40))
+    until(lambda: asyncio.run(call_at_once(two, key, 10)) == {200: 10})  # both know the key
+    asyncio.run(call_at_once(two, key, 40))
     finished = 'madoguchi_requests_total{endpoint="/v1/chat/completions",model="plain",ending="finished"}'
     whole = metrics(two)[finished]
     assert whole >= 50
     assert {metrics(two)[finished] for _ in range(20)} == {whole}
     assert metrics(two)["madoguchi_workers"] == 2
     os.kill(workers(two)[0], signal.SIGKILL)
-    until(lambda: len(listening(two)) == 1)
+    until(lambda: len(listening_workers(two)) == 1)
     assert metrics(two)[finished] == whole
-    until(lambda: len(listening(two)) == 2)
-    asyncio.run(at_once(two, key, 20))
+    until(lambda: len(listening_workers(two)) == 2)
+    asyncio.run(call_at_once(two, key, 20))
     assert {metrics(two)[finished] for _ in range(20)} == {whole + 20}
     until(lambda: metrics(two)["madoguchi_workers"] == 2)
     assert len(list((two.var / "run" / "metrics").glob("*.numbers"))) == 2
@@ -233,9 +233,9 @@ def test_sigterm_lets_the_open_answers_of_every_worker_end(two, fake):
     assert len(two.usage()) == 8
 
 
-async def killing(installation: Installation, dice: random.Random, kills: int) -> None:
+async def kill_workers(installation: Installation, dice: random.Random, kills: int) -> None:
     for _ in range(kills):
-        await asyncio.to_thread(until, lambda: len(listening(installation)) == 2)
+        await asyncio.to_thread(until, lambda: len(listening_workers(installation)) == 2)
         await asyncio.sleep(dice.uniform(0.1, 0.6))
         os.kill(dice.choice(workers(installation)), signal.SIGKILL)
 
@@ -252,7 +252,7 @@ def test_every_finished_answer_is_recorded_exactly_once_whichever_worker_is_kill
         with client(two, key) as http:
             await asyncio.to_thread(until, lambda: http.get("/v1/models").status_code == 200)
         clients = [asyncio.create_task(load.client()) for _ in range(6)]
-        await killing(two, dice, 6)
+        await kill_workers(two, dice, 6)
         load.going = False
         await asyncio.gather(*clients)
         return load
@@ -289,8 +289,8 @@ def test_a_redis_address_that_cannot_be_read_is_not_shown(tmp_path):
 
 
 def test_a_gateway_that_counts_for_itself_is_refused_beside_those_that_count_in_redis(two):
-    alone = Installation(two.var, two.port + 1, {**two.env, "REDIS_URL": "", "GATEWAY_WORKERS": "1"})
+    are_alone = Installation(two.var, two.port + 1, {**two.env, "REDIS_URL": "", "GATEWAY_WORKERS": "1"})
     log = two.log
-    alone.serve()
-    assert alone.process.wait(60) != 0
+    are_alone.serve()
+    assert are_alone.process.wait(60) != 0
     assert "another gateway holds" in two.log[len(log) :]

@@ -19,7 +19,7 @@ class Site:
     key: str
 
     def connect(self, way: str, timeout: float = 20) -> socket.socket:
-        """`way`: "straight", or through "nginx"."""
+        """Connect by this `way`: "straight", or through "nginx"."""
         if way == "nginx":
             return self.nginx.connect(timeout)
         return socket.create_connection(("127.0.0.1", self.installation.port), timeout=timeout)

@@ -77,13 +77,24 @@ CHUNKS = {
 }  # fmt: skip
 
 
-def named(target: str) -> str:
+def name_target(target: str) -> str:
     return f"target {target[:30]!a} ({len(target)})"
 
 
-def corpus(key: str) -> Iterator[tuple[str, str, bytes]]:
-    """Name, method and bytes of each; all have a key."""
+Entry = tuple[str, str, bytes]  # name, method and bytes of a request
+
+
+def corpus(key: str) -> Iterator[Entry]:
+    """Yield all requests; each has a key."""
     known = f"authorization: Bearer {key}"
+    yield from method_requests(known)
+    yield from line_requests(known)
+    yield from body_requests(known)
+    yield from upgrade_requests(known)
+    yield from malformed_requests(known)
+
+
+def method_requests(known: str) -> Iterator[Entry]:
     for path in PATHS:
         for method in METHODS:
             yield f"{method} {path}", method, request(method, path, known)
@@ -91,13 +102,21 @@ def corpus(key: str) -> Iterator[tuple[str, str, bytes]]:
     for method in ("TRACE", "CONNECT", "get", "FOO", "PRI", "M-SEARCH", "SOURCE"):
         yield f"method {method}", method, request(method, "/v1/models", known)
     yield "CONNECT to a host", "CONNECT", request("CONNECT", "localhost:80", known)
+
+
+def line_requests(known: str) -> Iterator[Entry]:
+    """Yield requests that differ in their target, their version or one field."""
     for target in TARGETS:
-        yield named(target), "GET", request("GET", target, known)
+        yield name_target(target), "GET", request("GET", target, known)
     for version in VERSIONS:
         yield f"version {version!r}", "GET", request("GET", "/v1/models", known, version=version)
     yield "1.0 kept", "GET", request("GET", "/v1/models", known, "connection: keep-alive", version="HTTP/1.0")
     for name, line in FIELDS.items():
         yield f"field: {name}", "GET", request("GET", "/v1/models", known, line)
+
+
+def body_requests(known: str) -> Iterator[Entry]:
+    """Yield requests that differ in how they frame their body."""
     for name, line in LENGTHS.items():
         yield f"length: {name}", "POST", request("POST", "/v1/chat/completions", known, line, body=INNER)
     for name, line in CODINGS.items():
@@ -107,19 +126,22 @@ def corpus(key: str) -> Iterator[tuple[str, str, bytes]]:
     for name, chunks in CHUNKS.items():
         body = chunks.replace(b"%b", INNER)
         yield f"chunk: {name}", "POST", request("POST", "/v1/chat/completions", known, CODINGS["right"], body=body)
-    for kind in KINDS:
-        for path in ("/v1/chat/completions", "/ws/operations/", "/sign-in/"):
-            wish = (*UPGRADE, f"upgrade: {kind}")
-            yield f"GET {path} as {kind}", "GET", request("GET", path, known, *wish)
-            yield f"POST {path} as {kind}", "POST", request("POST", path, known, *wish, LENGTH, body=INNER)
-            yield (
-                f"chunks {path} as {kind}",
-                "POST",
-                request("POST", path, known, *wish, CODINGS["right"], body=CHUNKED),
-            )
     for path in ("/v1/chat/completions", "/sign-in/", "/ws/"):
         asking = request("POST", path, known, "expect: 100-continue", LENGTH, body=INNER)
         yield f"{path} after 100", "POST", asking
+
+
+def upgrade_requests(known: str) -> Iterator[Entry]:
+    coding = CODINGS["right"]
+    for kind in KINDS:
+        for path in ("/v1/chat/completions", "/ws/operations/", "/sign-in/"):
+            upgrade = (*UPGRADE, f"upgrade: {kind}")
+            yield f"GET {path} as {kind}", "GET", request("GET", path, known, *upgrade)
+            yield f"POST {path} as {kind}", "POST", request("POST", path, known, *upgrade, LENGTH, body=INNER)
+            yield f"chunks {path} as {kind}", "POST", request("POST", path, known, *upgrade, coding, body=CHUNKED)
+
+
+def malformed_requests(known: str) -> Iterator[Entry]:
     bare = request("GET", "/v1/models", known)
     yield "lf for crlf", "GET", bare.replace(b"\r\n", b"\n")
     yield "empty lines before", "GET", b"\r\n\r\n" + bare

@@ -31,7 +31,7 @@ class Reader:
         self._got = b""
 
     def answers(self, *methods: str) -> Iterator[Answer]:
-        """Yield all answers until the server closes; `methods` of the requests, GET for those that are not told."""
+        """Yield all answers until the server closes; `methods` of the requests, GET for those that are not given."""
         left = list(methods)
         while self._got or self._more():
             if not self._got.startswith(b"HTTP/"[: len(self._got)]):  # HTTP/0.9: a body alone

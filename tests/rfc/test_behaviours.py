@@ -210,7 +210,7 @@ def test_a_websocket_elsewhere_than_below_ws_is_a_plain_request(site, way):
 
 
 def test_a_websocket_reaches_the_portal(site, way):
-    """Nobody is signed in, so it is turned away there and not before."""
+    """No person is signed in, so it is turned away there and not before."""
     address = f"ws://127.0.0.1:{site.installation.port}" if way == "straight" else f"wss://localhost:{site.nginx.port}"
     context = None if way == "straight" else site.nginx.trust()
     with (

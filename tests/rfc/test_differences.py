@@ -1,14 +1,14 @@
 """The same odd requests straight and through nginx: both understand the same, and no bytes of a body become a request.
 
 Each is followed on its connection by a last, good request. Whatever the odd one gets, the last gets its own answer or
-none, and a request that stands in a body gets none.
+none, and a request inside a body gets none.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 from tests.rfc.conftest import Site
-from tests.rfc.corpus import KINDS, corpus
-from tests.rfc.corpus import named as target
+from tests.rfc.corpus import KINDS, corpus, name_target
 from tests.rfc.talking import Answer, Cut, Reader, request
 
 # Where the two may answer in different ways, and why.
@@ -26,8 +26,8 @@ DIFFER: dict[str, list[str]] = {
         "method TRACE", "method FOO", "method PRI", "CONNECT to a host", "version 'HTTP/2.0'", "version 'HTTP/3.0'",
         "version ''", "field: control", "field: delete", "field: 500 fields", "coding: unknown last", "coding: empty",
         "coding: tab", "coding: vertical tab", "chunk: bare extension", "chunk: trailer with length",
-        "chunk: space behind", "chunk: bare lf", target("/v1/\xe3\x83\xa2"), target("/v1/%zz"), target("/v1/%"),
-        target("*"), target("/v1/models%00"), target("/%2e%2e/v1/models"),
+        "chunk: space behind", "chunk: bare lf", name_target("/v1/\xe3\x83\xa2"), name_target("/v1/%zz"),
+        name_target("/v1/%"), name_target("*"), name_target("/v1/models%00"), name_target("/%2e%2e/v1/models"),
     ],
     "nginx mends it, or leaves it out, before it passes it on": [
         "version 'HTTP/1.2'", "version 'HTTP/1.10'", "version 'HTTP/1.1 '", "field: no colon", "field: name in latin",
@@ -58,6 +58,20 @@ def kind(answers: list[Answer]) -> tuple[int, ...]:
     return tuple(answer.status for answer in answers)
 
 
+def find_faults(answers: list[Answer]) -> Iterator[str]:
+    """Yield what is wrong with the answers to an odd request and to the last one, which follows it."""
+    if any(b"smuggled" in answer.body for answer in answers):
+        yield "ran what was a body"
+    if any(answer.status < 0 for answer in answers):
+        yield "said nothing, or no whole answer"
+    if not answers or len(answers) > 2 or any(is_last(answer) for answer in answers[:1]):
+        yield f"gave {kind(answers)}"
+    if len(answers) == 2 and not is_last(answers[1]):
+        yield f"took the last for another: {answers[1]}"
+    if any(answer.status >= 500 and answer.status not in (501, 505) for answer in answers):
+        yield f"failed: {kind(answers)}"
+
+
 def test_g1_odd_requests_mean_the_same_straight_and_through_nginx(site):
     names, wrong, differ = set(), [], set()
     asked = len(site.engine.seen()["requests"])
@@ -67,16 +81,7 @@ def test_g1_odd_requests_mean_the_same_straight_and_through_nginx(site):
         names.add(name)
         straight, proxied = exchange(site, "straight", sent, method), exchange(site, "nginx", sent, method)
         for way, answers in (("straight", straight), ("nginx", proxied)):
-            if any(b"smuggled" in answer.body for answer in answers):
-                wrong.append(f"{name}: {way} ran what was a body")
-            if any(answer.status < 0 for answer in answers):
-                wrong.append(f"{name}: {way} said nothing, or no whole answer")
-            if not answers or len(answers) > 2 or any(is_last(answer) for answer in answers[:1]):
-                wrong.append(f"{name}: {way} gave {kind(answers)}")
-            if len(answers) == 2 and not is_last(answers[1]):
-                wrong.append(f"{name}: {way} took the last for another: {answers[1]}")
-            if any(answer.status >= 500 and answer.status not in (501, 505) for answer in answers):
-                wrong.append(f"{name}: {way} failed: {kind(answers)}")
+            wrong += [f"{name}: {way} {fault}" for fault in find_faults(answers)]
         if kind(straight) != kind(proxied):
             differ.add(name)
             if name not in ours:

@@ -1,4 +1,4 @@
-"""What gateways are told, and when."""
+"""What gateways' catalogues hold, and when they follow a change."""
 
 from datetime import timedelta
 
@@ -203,7 +203,7 @@ def test_limits_of_tenant_person_and_key_come_together(key, alice, research, mod
 
 
 def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice, bob, research, sales, model):
-    """Whatever quotas there are: the limits of each key in a catalogue are those of `policy`, told naively."""
+    """Whatever quotas there are: the limits of each key in a catalogue are those of `policy`, written out naively."""
     Membership.objects.create(user=alice, tenant=sales)
     rows = [
         issue_key(tenant=tenant, user=user, service="" if user else "Dify", name="k")[0]
@@ -233,14 +233,14 @@ def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice
             now = list(Quota.objects.all())
             catalogue = catalogue_loader.apply_changes(catalogue)
             expected = {
-                row.pk: {counted(*told) for told in naive(now, row.tenant_id, row.user_id, row.pk)} for row in rows
+                row.pk: {limit_key(*told) for told in naive(now, row.tenant_id, row.user_id, row.pk)} for row in rows
             }
             assert limits(catalogue) == limits(catalogue_loader.load()) == expected
 
     holds()
 
 
-def counted(scope, tenant, user, key, model, unit, window, amount) -> tuple:
+def limit_key(scope, tenant, user, key, model, unit, window, amount) -> tuple:
     """Return a row of `naive` as a counter and its amount."""
     owner = {"tenant": tenant, "user": user, "member": user, "key": key}[scope]
     return (scope, owner, model, unit, window, tenant if scope == "member" else None, amount)

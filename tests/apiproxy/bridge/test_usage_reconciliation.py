@@ -13,7 +13,7 @@ from tests.installation import Installation, installed
 from tests.waiting import until
 
 
-def compared(installation: Installation, model: str) -> dict:
+def compare(installation: Installation, model: str) -> dict:
     (row,) = [row for row in json.loads(installation.manage("reconcile", "--json")) if row["model"] == model]
     return row
 
@@ -34,7 +34,7 @@ def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(
         installation.start()
         installation.ready("smollm2", "bought")
         key = installation.manage("createkey", "--tenant", "demo", "--service", "test")
-        before = compared(installation, "smollm2")
+        before = compare(installation, "smollm2")
         assert before["completion_tokens"]["ledger"] == 0
         # Asked whether it is ready, and for a sample of what its version says.
         assert 0 < before["completion_tokens"]["engine"] < SAMPLE_TOKENS + 5
@@ -48,7 +48,7 @@ def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(
             assert answer.status_code == 200
             ids.add(answer.headers["x-request-id"])
         until(lambda: ids <= set(installation.usage()))
-        after = compared(installation, "smollm2")
+        after = compare(installation, "smollm2")
         assert after["completion_tokens"]["ledger"] > 20
         # Exactly, but for a question or two that the supervisor may have asked in between (about 30 tokens each).
         prompt, completion = (now - then for now, then in zip(differences(after), differences(before), strict=True))
@@ -56,7 +56,7 @@ def test_the_ledger_agrees_with_a_real_engine_but_for_the_supervisors_questions(
         assert 0 <= prompt <= 40 * completion
         assert after["engines"] == 1
 
-        (left_out,) = compared(installation, "bought")["not_compared"]
+        (left_out,) = compare(installation, "bought")["not_compared"]
         assert "external" in left_out["why"]
         table = installation.manage("reconcile")
         assert f"{after['prompt_tokens']['engine']:,}" in table

@@ -13,7 +13,7 @@ from portal.web.client_address import client_address
 from tests.waiting import until
 
 
-def came_from(peer: str, forwarded: str | None = None, proxies: int = 0) -> str:
+def address_of(peer: str, forwarded: str | None = None, proxies: int = 0) -> str:
     lines = [] if forwarded is None else [(b"x-forwarded-for", forwarded.encode())]
     return client_address_of(peer, dict(lines), lines, proxies).address
 
@@ -27,12 +27,12 @@ def test_gateway_and_portal_say_the_same_of_where_somebody_is(settings_of, peer,
     settings_of.TRUSTED_PROXIES = proxies
     more = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
     request = RequestFactory().get("/", REMOTE_ADDR=peer, **more)
-    assert came_from(peer, forwarded, proxies) == (client_address(request) or "")
+    assert address_of(peer, forwarded, proxies) == (client_address(request) or "")
 
 
 @pytest.fixture(scope="module")
 def settings_of():
-    """Django's settings; hypothesis wants no fixture that is made anew for each test."""
+    """Provide Django's settings; hypothesis refuses a fixture that is made for each test."""
     from django.conf import settings
 
     before = settings.TRUSTED_PROXIES
@@ -50,7 +50,7 @@ def test_a_header_that_came_in_two_lines_is_one_list():
     [("::ffff:10.1.2.3", "10.1.2.3"), ("fe80::1%eth0", "fe80::1"), ("", ""), ("2001:db8:0::1", "2001:db8::1")],
 )
 def test_an_address_is_written_in_one_way(peer, address):
-    assert came_from(peer) == address
+    assert address_of(peer) == address
 
 
 @pytest.mark.parametrize(
@@ -84,14 +84,14 @@ def test_networks_hold_their_own_addresses_alone():
 
 
 @pytest.fixture
-def elsewhere(counter) -> ApiKey:
+def restricted_key(counter) -> ApiKey:
     counter.key_row.networks = ["10.1.0.0/16"]
     counter.key_row.save()
     counter.informed()
     return counter.key_row
 
 
-def test_a_key_is_refused_from_a_network_that_is_not_its_own(counter, elsewhere, alice):
+def test_a_key_is_refused_from_a_network_that_is_not_its_own(counter, restricted_key, alice):
     for response in (counter.chat(), counter.client.get("/v1/models"), counter.chat(stream=True)):
         assert response.status_code == 403
         assert response.json()["error"]["code"] == "network_not_allowed"
@@ -105,13 +105,13 @@ def test_a_key_is_refused_from_a_network_that_is_not_its_own(counter, elsewhere,
     assert counter.engine.seen()["requests"] == []
 
 
-def test_a_change_of_the_networks_is_followed(counter, elsewhere):
-    elsewhere.networks = ["10.1.0.0/16", "127.0.0.0/8"]
-    elsewhere.save()
+def test_a_change_of_the_networks_is_followed(counter, restricted_key):
+    restricted_key.networks = ["10.1.0.0/16", "127.0.0.0/8"]
+    restricted_key.save()
     until(lambda: counter.chat().status_code == 200)
 
 
-def test_who_stands_behind_no_proxy_of_ours_cannot_say_where_they_are(counter, elsewhere):
+def test_who_stands_behind_no_proxy_of_ours_cannot_say_where_they_are(counter, restricted_key):
     headers = {"authorization": f"Bearer {counter.key}", "x-forwarded-for": "10.1.2.3"}
     assert httpx2.get(f"{counter.url}/v1/models", headers=headers).status_code == 403
 
@@ -125,7 +125,7 @@ class TestBehindAProxy:
     @pytest.mark.parametrize(
         ("forwarded", "status"), [("10.1.2.3", 200), ("10.1.2.3, 10.2.2.3", 403), ("::ffff:10.1.2.3", 200), (None, 403)]
     )
-    def test_the_proxys_word_decides(self, counter, elsewhere, forwarded, status):
+    def test_the_proxys_word_decides(self, counter, restricted_key, forwarded, status):
         headers = {"x-forwarded-for": forwarded} if forwarded else {}
         assert counter.client.get("/v1/models", headers=headers).status_code == status
 

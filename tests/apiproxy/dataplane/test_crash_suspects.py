@@ -1,4 +1,4 @@
-"""Engines that die under a call: it goes to no other, and who sent it is known, while whoever came along is served."""
+"""Engines that die under a call: it goes to no other, its sender is known, and calls that came along are served."""
 
 import concurrent.futures
 import contextlib
@@ -20,7 +20,7 @@ SLOW = [{"wait": 20}, {"send": unary(200, ANSWER)}]
 
 @pytest.fixture
 def engines(counter) -> Iterator[list[engine.Running]]:
-    """Three engines of one model, the first of them the counter's."""
+    """Provide three engines of one model, the first of them the counter's."""
     host = Replica.objects.get().host
     with contextlib.ExitStack() as stack:
         found = [counter.engine, *(stack.enter_context(engine.running()) for _ in range(2))]
@@ -30,7 +30,7 @@ def engines(counter) -> Iterator[list[engine.Running]]:
         yield found
 
 
-def alive(engines: list[engine.Running]) -> int:
+def count_alive(engines: list[engine.Running]) -> int:
     return sum(running.process.poll() is None for running in engines)
 
 
@@ -52,12 +52,12 @@ def test_g14_a_call_under_which_an_engine_died_goes_to_no_other_engine(counter, 
     else:
         assert (first.status_code, code(first), first.headers["x-should-retry"]) == (502, "engine_error", "false")
     until(lambda: 'verdict="guilty"} 1\n' in counter.client.get("/metrics").text)
-    assert alive(engines) == 2
+    assert count_alive(engines) == 2
     for _ in range(4):
         again = counter.chat(script=script, stream=stream)
         assert (again.status_code, code(again)) == (400, "suspected_poison")
         assert again.headers["x-should-retry"] == "false"
-    assert alive(engines) == 2
+    assert count_alive(engines) == 2
     assert counter.chat().status_code == 200
     text = counter.client.get("/metrics").text
     assert 'madoguchi_engine_deaths_total{model="fake",verdict="guilty"} 1\n' in text
@@ -88,7 +88,7 @@ def test_g14_operators_see_who_and_never_what(counter, engines, client, olivia):
 
 
 def test_g14_who_was_open_at_an_engine_that_was_killed_may_ask_again(counter, engines):
-    """Killed from outside: nobody is to blame, and everybody is answered by another engine."""
+    """Killed from outside: no call is to blame, and all are answered by another engine."""
     with concurrent.futures.ThreadPoolExecutor(12) as pool:
         waiting = [pool.submit(counter.chat, script=SLOW, user=str(number)) for number in range(12)]
         until(lambda: sum(running.seen()["running"] for running in engines) == 12)
@@ -106,7 +106,7 @@ def test_g14_who_was_open_at_an_engine_that_was_killed_may_ask_again(counter, en
 def test_g14_of_several_that_were_open_the_one_that_kills_again_is_found(counter, engines):
     """Everybody sends again what was broken off, as SDKs do; the second engine dies of the one, and no third."""
 
-    def insists(script: list[dict], user: str) -> list[int]:
+    def retry(script: list[dict], user: str) -> list[int]:
         statuses = []
         while len(statuses) < 6 and (not statuses or statuses[-1] in (502, 503)):
             statuses.append(counter.chat(script=script, user=user).status_code)
@@ -114,12 +114,12 @@ def test_g14_of_several_that_were_open_the_one_that_kills_again_is_found(counter
 
     innocent = [{"wait": 0.4}, {"send": unary(200, ANSWER)}]
     with concurrent.futures.ThreadPoolExecutor(9) as pool:
-        others = [pool.submit(insists, innocent, str(number)) for number in range(8)]
+        others = [pool.submit(retry, innocent, str(number)) for number in range(8)]
         until(lambda: sum(running.seen()["running"] for running in engines) == 8)
-        poison = pool.submit(insists, DEADLY, "poison")
+        poison = pool.submit(retry, DEADLY, "poison")
         assert poison.result()[-1] == 400
         assert [one.result()[-1] for one in others] == [200] * 8
-    assert alive(engines) == 1
+    assert count_alive(engines) == 1
     assert counter.chat(script=DEADLY, user="poison").status_code == 400
     assert counter.chat(script=innocent, user="3").status_code == 200
 
@@ -202,7 +202,7 @@ def test_g14_with_several_gateways_a_single_call_is_only_suspected_at_first(tmp_
 
 
 def test_g14_calls_of_one_death_count_as_open_together(suspects, clock):
-    """The last of them to be told is the only one left, and was not the only one."""
+    """The last of them to learn of it is the only one left, and was not the only one."""
     assert [suspects.died(1, calls) for calls in (3, 2, 1)] == [3, 3, 3]
     assert suspects.died(2, 1) == 1
     clock.now += 60
@@ -217,7 +217,7 @@ def test_g14_no_flood_of_deaths_fills_the_directory(suspects, tmp_path, monkeypa
 
 
 def test_t3_an_answer_that_fails_after_tokens_were_made_is_not_made_again_elsewhere(counter):
-    """Also not of a call whose answer would have been put together: nobody has seen any of it, but it was made."""
+    """Also not of a call whose answer would have been put together: no client has seen any of it, but it was made."""
     counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
     counter.model.save()
     with engine.running() as other:

@@ -1,4 +1,4 @@
-"""What clients are told of engines' errors, in the engines' own words as they were seen."""
+"""What clients receive for engines' errors, in the engines' own words as they were seen."""
 
 import json
 
@@ -31,7 +31,7 @@ CONTAINS = (
 OUTPUT = "max_completion_tokens=32000 cannot be greater than max_model_len=2048. Please request fewer output tokens."
 
 
-def refused(error: object, path: str = "/v1/chat/completions", status: int = 400, **fields: object) -> Refusal:
+def refusal_of(error: object, path: str = "/v1/chat/completions", status: int = 400, **fields: object) -> Refusal:
     call = requests.parse(json.dumps({"model": "m", **fields}).encode())
     return engine_errors.make_refusal(status, json.dumps({"error": error}).encode(), call, ENDPOINTS[path])
 
@@ -48,7 +48,7 @@ def refused(error: object, path: str = "/v1/chat/completions", status: int = 400
 )
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_g10_a_context_error_names_its_cause_and_the_numbers(error, param, numbers, language):
-    refusal = refused(error, max_tokens=32000)
+    refusal = refusal_of(error, max_tokens=32000)
     assert isinstance(refusal, ContextExceeded)
     assert (refusal.status, refusal.code, refusal.param) == (400, "context_length_exceeded", param)
     assert {name: refusal.facts[name] for name in numbers} == numbers
@@ -58,14 +58,14 @@ def test_g10_a_context_error_names_its_cause_and_the_numbers(error, param, numbe
 
 
 def test_g10_anthropics_clients_read_anthropics_words():
-    long = refused(LLAMA, "/v1/messages").message("en")
+    long = refusal_of(LLAMA, "/v1/messages").message("en")
     assert long == "prompt is too long: 1531 tokens > 512 maximum"
-    much = refused({"message": REQUESTED}, "/v1/messages", max_tokens=32000).message("ja")
+    much = refusal_of({"message": REQUESTED}, "/v1/messages", max_tokens=32000).message("ja")
     assert much.startswith("input length and `max_tokens` exceed context limit: 7668 + 32000 > 40000, decrease")
 
 
 def test_g10_without_numbers_the_engines_sentence_is_told():
-    refusal = refused({"message": "the context window is exceeded"})
+    refusal = refusal_of({"message": "the context window is exceeded"})
     assert refusal.code == "context_length_exceeded"
     assert "the context window is exceeded" in refusal.message("en")
 
@@ -81,14 +81,14 @@ def test_g10_without_numbers_the_engines_sentence_is_told():
     ],
 )
 def test_g11_what_llama_cpp_finds_wrong_with_a_request_is_told_as_such(message):
-    refusal = refused({"code": 500, "message": message, "type": "server_error"}, status=500)
+    refusal = refusal_of({"code": 500, "message": message, "type": "server_error"}, status=500)
     assert isinstance(refusal, BadRequest)
     assert message in refusal.message("en")
 
 
 @pytest.mark.parametrize("message", ["CUDA error: out of memory", "slot 0 is broken", ""])
 def test_g11_an_engines_own_failure_stays_one(message):
-    assert isinstance(refused({"code": 500, "message": message}, status=500), EngineFailed)
+    assert isinstance(refusal_of({"code": 500, "message": message}, status=500), EngineFailed)
 
 
 @pytest.mark.parametrize(("status", "said", "told"), [(429, "30", "30"), (503, "7", "7"), (503, "Fri, 1 Jan", "5")])
@@ -102,4 +102,4 @@ def test_g7_an_engine_that_is_full_is_told_by_its_own_status_and_time(status, sa
 @pytest.mark.parametrize("where", ["10.1.2.3:8080", "10.1.2.3", "localhost:8001", "gpu01.corp.local:8000"])
 def test_g16_where_an_engine_reached_to_is_not_told(where):
     error = {"message": f"Cannot connect to host {where} ssl:default: messages.0, max_tokens:4096"}
-    assert refused(error).facts["detail"] == "Cannot connect to host … ssl:default: messages.0, max_tokens:4096"
+    assert refusal_of(error).facts["detail"] == "Cannot connect to host … ssl:default: messages.0, max_tokens:4096"

@@ -83,7 +83,7 @@ async def test_what_a_call_was_given_and_what_became_of_it_is_free_when_it_is_ov
         await loop.run_in_executor(thread, id, given)
         del given
         assert len(made) == 3
-        until(lambda: all(one() is None for one in made), 10)  # the thread lets go a moment after it has told
+        until(lambda: all(one() is None for one in made), 10)  # the thread lets go a moment after it has set the future
     finally:
         gc.enable()
         thread.shutdown()

@@ -32,10 +32,7 @@ UNSHARE = [shutil.which("unshare") or "unshare", *(() if os.geteuid() == 0 else 
 
 @pytest.fixture
 def full() -> Iterator[int]:
-    """Provide the port of a server that takes no more connections: the kernel drops who asks.
-
-    As if nobody were there.
-    """
+    """Provide the port of a server that takes no more connections: the kernel drops attempts, as for a dead host."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
@@ -164,10 +161,10 @@ def test_o5_hosts_on_loopback_need_not_be_asked(host, asked):
 async def test_o5_one_question_is_a_doubt_and_several_are_certainty(monkeypatch):
     answers = {"gpu1": True, "gpu2": False}
 
-    async def answered(pool: Pool) -> bool:
+    async def answers_probe(pool: Pool) -> bool:
         return answers[pool.address.host]
 
-    monkeypatch.setattr(host_watch, "answers", answered)
+    monkeypatch.setattr(host_watch, "answers", answers_probe)
     now = 100.0
     hosts = HostWatch(lambda: now)
     pools = [pool(8001, "gpu1"), pool(8001, "gpu2"), pool(8002, "gpu2")]

@@ -1,4 +1,4 @@
-"""Engines fetch nothing that the operator has not allowed, and no tenant's cache tells another what it holds."""
+"""Engines fetch nothing that the operator has not allowed, and no tenant's cache shows another what it holds."""
 
 import json
 from dataclasses import replace
@@ -116,7 +116,7 @@ LLAMA_CPP = replace(SERVED, stops_unary=False)
 TERMS = Terms(salt_key=b"k" * 32)
 
 
-def told(model, tenant: int, path: str = "/v1/chat/completions", terms: Terms = TERMS, **fields) -> dict:
+def sent_members(model, tenant: int, path: str = "/v1/chat/completions", terms: Terms = TERMS, **fields) -> dict:
     known = requests.parse(json.dumps({"model": "m", **fields}).encode())
     members = requests.cache_members(known, model, terms, tenant)
     body = requests.upstream_body(known, ENDPOINTS[path], "m", force_stream=False, extra=members)
@@ -124,31 +124,34 @@ def told(model, tenant: int, path: str = "/v1/chat/completions", terms: Terms = 
 
 
 def test_g18_each_tenant_has_a_salt_of_its_own_that_nobody_can_guess():
-    mine, others = told(SERVED, 1), told(SERVED, 2)
+    mine, others = sent_members(SERVED, 1), sent_members(SERVED, 2)
     assert mine.keys() == others.keys() == {"cache_salt"}
-    assert mine == told(SERVED, 1)
-    assert len({*mine.values(), *others.values(), *told(SERVED, 1, terms=Terms(salt_key=b"x")).values()}) == 3
+    assert mine == sent_members(SERVED, 1)
+    assert len({*mine.values(), *others.values(), *sent_members(SERVED, 1, terms=Terms(salt_key=b"x")).values()}) == 3
     assert all(len(salt) == 40 and salt.isalnum() for salt in mine.values())  # vLLM takes no / and no @
 
 
 def test_g18_a_clients_own_salt_divides_its_tenants_cache_and_no_others():
-    assert len({told(SERVED, tenant, cache_salt=own)["cache_salt"] for tenant in (1, 2) for own in ("", "a", "b")}) == 6
-    theirs = told(SERVED, 2)["cache_salt"]
-    assert told(SERVED, 1, cache_salt=theirs)["cache_salt"] != theirs
+    assert (
+        len({sent_members(SERVED, tenant, cache_salt=own)["cache_salt"] for tenant in (1, 2) for own in ("", "a", "b")})
+        == 6
+    )
+    theirs = sent_members(SERVED, 2)["cache_salt"]
+    assert sent_members(SERVED, 1, cache_salt=theirs)["cache_salt"] != theirs
     for odd in (None, 5, [], "\ud83d"):
-        assert len(told(SERVED, 1, cache_salt=odd)["cache_salt"]) == 40
+        assert len(sent_members(SERVED, 1, cache_salt=odd)["cache_salt"]) == 40
 
 
 def test_g18_llama_cpp_has_a_cache_for_a_model_of_one_tenant_only():
-    assert told(LLAMA_CPP, 1, cache_prompt=True) == {"cache_prompt": False}
-    assert told(replace(LLAMA_CPP, tenants=frozenset({1, 2})), 1) == {"cache_prompt": False}
-    assert told(replace(LLAMA_CPP, tenants=frozenset({1})), 1) == {"cache_prompt": True}
+    assert sent_members(LLAMA_CPP, 1, cache_prompt=True) == {"cache_prompt": False}
+    assert sent_members(replace(LLAMA_CPP, tenants=frozenset({1, 2})), 1) == {"cache_prompt": False}
+    assert sent_members(replace(LLAMA_CPP, tenants=frozenset({1})), 1) == {"cache_prompt": True}
 
 
 def test_g18_an_operator_may_let_all_share_one_cache():
     for model in (SERVED, LLAMA_CPP):
-        assert told(model, 1, terms=Terms()) == {}
-    assert told(replace(SERVED, external=True), 1) == {}
+        assert sent_members(model, 1, terms=Terms()) == {}
+    assert sent_members(replace(SERVED, external=True), 1) == {}
 
 
 def test_g18_two_tenants_are_told_apart_to_a_vllm(counter, charlie, sales):

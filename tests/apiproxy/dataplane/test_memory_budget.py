@@ -17,7 +17,7 @@ def test_g4_one_owner_holds_no_more_than_its_own_bound():
         second.take(4 * MB)
     assert (refused.value.status, refused.value.code) == (429, "rate_limit_exceeded")
     assert (second.held, budget.held_by(1), budget.held) == (0, 5 * MB, 5 * MB)
-    budget.share(2).take(4 * MB)  # somebody else
+    budget.share(2).take(4 * MB)  # another owner
     first.close()
     second.take(4 * MB)
     assert budget.held == 8 * MB

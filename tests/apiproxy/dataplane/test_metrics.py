@@ -31,7 +31,7 @@ def workers(tmp_path):
         metrics.close()
 
 
-def told(metrics: Metrics, *gauges, models=("m", "acme/m:1")) -> dict[str, float]:
+def read_samples(metrics: Metrics, *gauges, models=("m", "acme/m:1")) -> dict[str, float]:
     return samples(metrics.render(models, gauges).decode())
 
 
@@ -44,7 +44,7 @@ def test_every_line_is_of_the_exposition_format(workers):
     metrics.count_rejection("invalid_api_key")
     metrics.count_lost_usage(1)
     metrics.set_state(STATE)
-    found = told(metrics, ("g", "A gauge.", (), 1.5), ("h", "Others.", (("model", "m"),), 2))
+    found = read_samples(metrics, ("g", "A gauge.", (), 1.5), ("h", "Others.", (("model", "m"),), 2))
     assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/chat/completions, model=acme/m:1]"] == 1
     assert found["h[model=m]"] == 2
     assert found["madoguchi_usage_refused_total[]"] == 1
@@ -57,7 +57,7 @@ def test_buckets_count_everything_below_them(workers):
     metrics, _, _ = workers
     for seconds in (0.05, 0.06, 7, 10_000):
         metrics.observe_times("m", None, seconds)
-    found = told(metrics)
+    found = read_samples(metrics)
     name = "madoguchi_request_seconds"
     assert [found[f"{name}_bucket[le={le}, model=m]"] for le in ("0.05", "0.1", "10.0", "+Inf")] == [1, 2, 3, 4]
     assert found[f"{name}_count[model=m]"] == 4
@@ -74,20 +74,20 @@ def test_what_is_counted_of_a_call_at_once_is_what_is_counted_apart(tmp_path):
         at_once.count_call("/v1/completions", "m", "failed", prompt=3, completion=4, first_byte=first, whole=whole)
     text = at_once.render({"m"}, [])
     assert b"madoguchi_request_seconds_count" in text
-    assert sorted(text.splitlines()) == sorted(apart.text({"m"}, []).splitlines())
+    assert sorted(text.splitlines()) == sorted(apart.render({"m"}, []).splitlines())
 
 
 def test_one_token_has_nothing_between(workers):
     metrics, _, _ = workers
     metrics.observe_stream("m", 1, 0.0)
-    assert not any("inter_token" in line for line in told(metrics))
+    assert not any("inter_token" in line for line in read_samples(metrics))
 
 
 def test_large_numbers_are_told_in_full(workers):
     metrics, _, _ = workers
     for _ in range(3):
         metrics.count_tokens("m", 123_456_789, 1)
-    assert told(metrics)["madoguchi_tokens_total[kind=prompt, model=m]"] == 370_370_367
+    assert read_samples(metrics)["madoguchi_tokens_total[kind=prompt, model=m]"] == 370_370_367
 
 
 def test_whichever_worker_is_asked_tells_of_all(workers):
@@ -97,15 +97,15 @@ def test_whichever_worker_is_asked_tells_of_all(workers):
             metrics.count_request("/v1/embeddings", "m", "finished")
             metrics.observe_times("m", 0.2, 0.3)
         metrics.set_state(replace(STATE, in_flight=times, catalogue_revision=times, spool_accepting=times == 4))
-    assert told(one) == told(other)
-    found = told(one)
+    assert read_samples(one) == read_samples(other)
+    found = read_samples(one)
     assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/embeddings, model=m]"] == 7
     assert found["madoguchi_first_byte_seconds_count[model=m]"] == 7
     names = ("workers", "in_flight", "spool_bytes", "spool_accepting", "catalogue_revision")
     assert [found[f"madoguchi_{name}[]"] for name in names] == [2, 7, 20, 0, 3]
     clock.now += 6  # of the other one nothing was heard any more
     one.set_state(replace(STATE, in_flight=3))
-    found = told(one)
+    found = read_samples(one)
     assert (found["madoguchi_workers[]"], found["madoguchi_in_flight[]"]) == (1, 3)
     assert found["madoguchi_requests_total[ending=finished, endpoint=/v1/embeddings, model=m]"] == 7
 
@@ -116,7 +116,7 @@ def test_a_worker_that_ends_is_no_longer_under_way_but_what_it_counted_stays(tmp
         metrics.count_rejection("x")
         metrics.set_state(STATE)
     ended.close()
-    found = told(living)
+    found = read_samples(living)
     assert (found["madoguchi_workers[]"], found["madoguchi_refusals_total[code=x]"]) == (1, 2)
     living.close()
 
@@ -132,7 +132,7 @@ def test_models_that_have_gone_leave_text_and_memory(workers):
             metrics.observe_times(name, 0.1, 0.2)
             metrics.observe_stream(name, 2, 0.2)
     one.count_rejection("x")
-    found = told(one, models=["model-499"])
+    found = read_samples(one, models=["model-499"])
     assert not any("model-498" in line for line in found)
     assert found["madoguchi_tokens_total[kind=prompt, model=model-499]"] == 2
     assert found["madoguchi_refusals_total[code=x]"] == 1

@@ -14,7 +14,7 @@ from apiproxy.dataplane import mmap_counters
 from apiproxy.dataplane.mmap_counters import CounterFile
 
 KEY = ("requests", "模型", "finished")
-# Counts as fast as it can, and tells on request how far it is.
+# Counts as fast as it can, and reports on request how far it is.
 WORKER = """
 import sys, threading
 from pathlib import Path

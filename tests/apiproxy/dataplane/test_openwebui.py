@@ -1,4 +1,4 @@
-"""Whom Open WebUI names with a call, and that calls are counted by them where the key allows it."""
+"""The person named by Open WebUI with a call, and that calls are counted by person where the key allows it."""
 
 import base64
 import json
@@ -11,7 +11,7 @@ EMAIL, ID, TOKEN = "X-OpenWebUI-User-Email", "X-OpenWebUI-User-Id", "X-OpenWebUI
 
 
 def token(claims: object) -> str:
-    """As `jwt.encode` makes one; nobody here knows with which secret."""
+    """Return a token as `jwt.encode` makes one; its secret is not known here."""
     header, payload = (
         base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode()
         for part in ({"alg": "HS256", "typ": "JWT"}, claims)
@@ -50,17 +50,17 @@ def test_p6_what_is_no_token_names_nobody(text):
 
 
 def test_p6_calls_are_counted_by_whom_open_webui_names_where_the_key_allows_it(counter):
-    def say(**headers: str) -> None:
+    def call_as(**headers: str) -> None:
         counter.client.headers = {"authorization": f"Bearer {counter.key}", **headers}
         assert counter.chat(user="of-the-body").status_code == 200
 
     named = {EMAIL: "yamada@example.com", ID: "6f0c"}
-    say(**named)
+    call_as(**named)
     counter.key_row.takes_user_headers = True
     counter.key_row.save()
     counter.informed()
-    say(**named)
-    say(**{TOKEN: token({"email": "suzuki@example.com"})})
-    say()
+    call_as(**named)
+    call_as(**{TOKEN: token({"email": "suzuki@example.com"})})
+    call_as()
     users = [row.end_user for row in counter.usage(4)]
     assert sorted(users) == ["of-the-body", "of-the-body", "suzuki@example.com", "yamada@example.com"]

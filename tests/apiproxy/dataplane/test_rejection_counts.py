@@ -64,14 +64,14 @@ def test_memory_is_bounded_however_long_the_database_is_away(monkeypatch):
 # --- in the database
 
 
-def refused(hour: datetime = NOON, code: str = "insufficient_quota", **more) -> RejectionTotals:
+def make_totals(hour: datetime = NOON, code: str = "insufficient_quota", **more) -> RejectionTotals:
     return RejectionTotals(**{"hour": hour, "tenant": 1, "user": None, "key": 1, "model": "m", "code": code, **more})
 
 
 @pytest.mark.django_db
 def test_counts_are_added_to_what_is_there():
-    rejections.add_rejections({refused(): 2, refused(code="model_not_found", model=""): 1})
-    rejections.add_rejections({refused(): 3})
+    rejections.add_rejections({make_totals(): 2, make_totals(code="model_not_found", model=""): 1})
+    rejections.add_rejections({make_totals(): 3})
     found = {(row.hour, row.code, row.model): row.requests for row in RejectionHour.objects.all()}
     assert found == {(NOON, "insufficient_quota", "m"): 5, (NOON, "model_not_found", ""): 1}
 
@@ -79,7 +79,7 @@ def test_counts_are_added_to_what_is_there():
 @pytest.mark.django_db
 @pytest.mark.parametrize("name", ["Asia/Tokyo", "Asia/Kolkata"])
 def test_pages_read_the_days_of_a_calendar(name, django_assert_num_queries):
-    rejections.add_rejections({refused(NOON + timedelta(hours=n)): 1 for n in range(-30, 30)})
+    rejections.add_rejections({make_totals(NOON + timedelta(hours=n)): 1 for n in range(-30, 30)})
     day = date(2026, 11, 22)
     scope = SimpleNamespace(rejections=RejectionHour.objects.filter(tenant=1))
     with django_assert_num_queries(1):
@@ -92,7 +92,7 @@ def test_pages_read_the_days_of_a_calendar(name, django_assert_num_queries):
 # --- from calls
 
 
-def told() -> dict[tuple[int, str, str], int]:
+def read_counts() -> dict[tuple[int, str, str], int]:
     return {(row.key_id, row.code, row.model): row.requests for row in RejectionHour.objects.all()}
 
 
@@ -116,7 +116,7 @@ def test_calls_that_are_refused_are_counted_by_why_and_others_are_not(counter, s
         (key, "unknown_url", ""): 1,
         (key, "insufficient_quota", "fake"): 2,
     }
-    until(lambda: told() == expected)
+    until(lambda: read_counts() == expected)
     row = RejectionHour.objects.get(code="insufficient_quota")
     assert (row.tenant_id, row.user_id) == (counter.key_row.tenant_id, counter.key_row.user_id)
     assert timezone.now() - row.hour < timedelta(hours=1, minutes=1)
@@ -125,7 +125,7 @@ def test_calls_that_are_refused_are_counted_by_why_and_others_are_not(counter, s
 def test_a_call_that_an_engine_refused_is_usage_and_not_counted_here(counter):
     assert counter.chat(script=[{"send": unary(400, {"error": {"message": "no"}})}]).status_code == 400
     counter.client.post("/v1/chat/completions", content=b"{")
-    until(lambda: told() == {(counter.key_row.pk, "invalid_json", ""): 1})
+    until(lambda: read_counts() == {(counter.key_row.pk, "invalid_json", ""): 1})
     assert [row.status for row in counter.usage(1)] == ["refused"]
 
 
@@ -133,7 +133,7 @@ def test_unknown_keys_count_for_nobody(counter):
     for text in ("mdg_nonsense", counter.key[:-1]):
         assert httpx2.get(f"{counter.url}/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 401
     counter.client.get("/v1/nothing")
-    until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 1})
+    until(lambda: read_counts() == {(counter.key_row.pk, "unknown_url", ""): 1})
 
 
 def test_a_foreign_network_is_told_to_the_keys_owner(counter):
@@ -141,33 +141,33 @@ def test_a_foreign_network_is_told_to_the_keys_owner(counter):
     counter.key_row.save()
     counter.informed()
     assert counter.chat().status_code == 403
-    until(lambda: told() == {(counter.key_row.pk, "network_not_allowed", ""): 1})
+    until(lambda: read_counts() == {(counter.key_row.pk, "network_not_allowed", ""): 1})
 
 
 def test_a_database_that_is_away_loses_no_count(counter, monkeypatch):
-    def away(counts) -> None:
+    def unavailable(counts) -> None:
         tried.append(dict(counts))
         raise DatabaseAway
 
     tried: list[dict] = []
     write = catalogue_loader.record_rejections
-    monkeypatch.setattr(catalogue_loader, "record_rejections", away)
+    monkeypatch.setattr(catalogue_loader, "record_rejections", unavailable)
     counter.client.get("/v1/nothing")
     until(lambda: tried)
     counter.client.get("/v1/nothing")
     until(lambda: any(list(counts.values()) == [2] for counts in tried))
     monkeypatch.setattr(catalogue_loader, "record_rejections", write)
-    until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 2})
+    until(lambda: read_counts() == {(counter.key_row.pk, "unknown_url", ""): 2})
 
 
 def test_what_was_counted_is_written_when_the_gateway_ends(counter):
     counter.client.get("/v1/nothing")
     counter.server.should_exit = True
-    until(lambda: told() == {(counter.key_row.pk, "unknown_url", ""): 1})
+    until(lambda: read_counts() == {(counter.key_row.pk, "unknown_url", ""): 1})
 
 
 def test_a_person_learns_of_no_model_that_they_may_not_use(counter, sales, research):
-    """The name of a hidden model in a count would tell that there is one."""
+    """The name of a hidden model in a count would reveal that there is one."""
     hidden = ServedModel.objects.create(name="hidden", engine="external", url="http://127.0.0.1:1")
     ModelAccess.objects.create(model=hidden, tenant=sales)
     row, text = issue_key(tenant=research, service="Dify", name="Dify")
@@ -176,4 +176,4 @@ def test_a_person_learns_of_no_model_that_they_may_not_use(counter, sales, resea
     headers = {"authorization": f"Bearer {text}"}
     body = {"model": "hidden", "messages": []}
     assert counter.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 404
-    until(lambda: told() == {(row.pk, "model_not_found", ""): 1})
+    until(lambda: read_counts() == {(row.pk, "model_not_found", ""): 1})

@@ -30,7 +30,7 @@ CHAT = json.dumps({"model": "fake", "messages": [{"role": "user", "content": "hi
 
 
 @pytest.fixture
-def narrow(settings) -> None:
+def small_memory(settings) -> None:
     settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY = 16 * MB, 4 * MB
 
 
@@ -40,7 +40,7 @@ def connect(counter) -> socket.socket:
 
 
 def begin(counter, length: int | None, body: bytes = b"", key: str = "", more: str = "") -> socket.socket:
-    """Return a call of which so much has come; `length` None: nobody knows how much it will be."""
+    """Return a call of which this much has come; `length` None: without a length."""
     connection = connect(counter)
     told = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key or counter.key}\r\n{told}\r\n"
@@ -48,54 +48,54 @@ def begin(counter, length: int | None, body: bytes = b"", key: str = "", more: s
     return connection
 
 
-def status(connection: socket.socket) -> int:
+def read_status(connection: socket.socket) -> int:
     return int(connection.recv(65536).split()[1])
 
 
-def held(counter) -> int:
+def held_bytes(counter) -> int:
     return counter.application.budget.held
 
 
-def test_g4_a_key_is_refused_at_the_head_of_what_its_bodies_may_not_hold_together(narrow, counter):
+def test_g4_a_key_is_refused_at_the_head_of_what_its_bodies_may_not_hold_together(small_memory, counter):
     with begin(counter, 3 * MB, b"{") as first, begin(counter, 1 * MB, b"{") as second:
-        until(lambda: held(counter) == 4 * MB)
+        until(lambda: held_bytes(counter) == 4 * MB)
         with begin(counter, 1000) as third:
             answer = third.recv(65536)
             assert answer.startswith(b"HTTP/1.1 429 ")
             assert b"retry-after: " in answer
         first.close()
-        until(lambda: held(counter) == 1 * MB)
+        until(lambda: held_bytes(counter) == 1 * MB)
         assert counter.chat().json() == ANSWER
         second.sendall(CHAT[1:].ljust(MB - 1))
-        assert status(second) == 200
-    until(lambda: held(counter) == 0)
+        assert read_status(second) == 200
+    until(lambda: held_bytes(counter) == 0)
 
 
-def test_g4_others_are_served_while_one_key_holds_all_that_it_may(narrow, counter, research, alice):
+def test_g4_others_are_served_while_one_key_holds_all_that_it_may(small_memory, counter, research, alice):
     _, other = issue_key(tenant=research, user=alice, name="other")
     counter.informed()
     with begin(counter, 4 * MB, b"{"):
-        until(lambda: held(counter) == 4 * MB)
+        until(lambda: held_bytes(counter) == 4 * MB)
         assert counter.chat().status_code == 429
         with begin(counter, len(CHAT), CHAT, key=other) as connection:
-            assert status(connection) == 200
+            assert read_status(connection) == 200
 
 
-def test_g4_all_keys_together_hold_no_more_than_the_budget(narrow, counter, research, alice):
+def test_g4_all_keys_together_hold_no_more_than_the_budget(small_memory, counter, research, alice):
     keys = [issue_key(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(4)]
     counter.informed()
     large = [begin(counter, 3 * MB, b"{", key=key) for key in keys]
-    until(lambda: held(counter) == 12 * MB)
+    until(lambda: held_bytes(counter) == 12 * MB)
     with begin(counter, 3 * MB) as more:
         assert more.recv(65536).startswith(b"HTTP/1.1 503 ")
     assert counter.chat().status_code == 200  # a small one
     for connection in large:
         connection.close()
-    until(lambda: held(counter) == 0)
+    until(lambda: held_bytes(counter) == 0)
 
 
 @pytest.mark.parametrize("kind", ["json", "form"])
-def test_g4_bodies_that_never_come_keep_nobody_out(narrow, counter, research, alice, monkeypatch, kind):
+def test_g4_bodies_that_never_come_keep_nobody_out(small_memory, counter, research, alice, monkeypatch, kind):
     """Three keys of one person were enough to have everybody else's large calls refused for good."""
     monkeypatch.setattr(request_bodies, "SAFE_SECONDS", 0.5)
     keys = [issue_key(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(5)]
@@ -105,21 +105,21 @@ def test_g4_bodies_that_never_come_keep_nobody_out(narrow, counter, research, al
     else:
         form = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'.ljust(3 * MB + 500_000, b" ")
         squatters = [upload(counter, form, key) for key in keys[:4]]
-    until(lambda: held(counter) > 13 * MB)
+    until(lambda: held_bytes(counter) > 13 * MB)
     with begin(counter, 2 * MB, key=keys[4]) as early:
-        assert status(early) == 503
+        assert read_status(early) == 503
     time.sleep(0.6)
     body = CHAT.ljust(2 * MB)
     with begin(counter, len(body), body, key=keys[4]) as late:
-        assert status(late) == 200
-    assert status(squatters[0]) == 503
+        assert read_status(late) == 200
+    assert read_status(squatters[0]) == 503
     for connection in squatters:
         connection.close()
-    until(lambda: held(counter) == 0)
+    until(lambda: held_bytes(counter) == 0)
 
 
 def upload(counter, form: bytes, key: str) -> socket.socket:
-    """Return one that is told to be longer."""
+    """Return one that claims to be longer."""
     connection = connect(counter)
     head = f"POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
     more = f"content-type: multipart/form-data; boundary=x\r\ncontent-length: {len(form) + 1000}\r\n\r\n"
@@ -127,48 +127,48 @@ def upload(counter, form: bytes, key: str) -> socket.socket:
     return connection
 
 
-def test_g4_a_body_without_a_length_is_counted_as_it_comes(narrow, counter):
+def test_g4_a_body_without_a_length_is_counted_as_it_comes(small_memory, counter):
     with begin(counter, None) as connection:
         piece = b"%x\r\n" % MB + b" " * MB + b"\r\n"
         for _ in range(3):
             connection.sendall(piece)
-        until(lambda: held(counter) >= 3 * MB)
+        until(lambda: held_bytes(counter) >= 3 * MB)
         connection.sendall(piece * 2)
-        assert status(connection) == 429
-    until(lambda: held(counter) == 0)
+        assert read_status(connection) == 429
+    until(lambda: held_bytes(counter) == 0)
 
 
 def test_g4_a_key_has_no_more_bodies_on_their_way_than_calls_at_the_same_time(counter):
     Quota.objects.create(key=counter.key_row, unit="concurrent", window="", amount=2)
     counter.informed()
     with begin(counter, len(CHAT), CHAT[:5]) as first, begin(counter, len(CHAT)):
-        until(lambda: held(counter) == 2 * len(CHAT))
+        until(lambda: held_bytes(counter) == 2 * len(CHAT))
         with begin(counter, len(CHAT)) as third:
             answer = third.recv(65536)
             assert answer.startswith(b"HTTP/1.1 429 ")
             assert b'"rate_limit_exceeded"' in answer
         first.sendall(CHAT[5:])
-        assert status(first) == 200
+        assert read_status(first) == 200
 
 
 @pytest.mark.parametrize("begun", [b"", b"{"])
 def test_g4_a_body_that_rests_is_ended(counter, monkeypatch, begun):
     monkeypatch.setattr(request_bodies, "PIECE_SECONDS", 0.1)
     with begin(counter, 100, begun) as connection:
-        assert status(connection) == 408
-    until(lambda: held(counter) == 0)
+        assert read_status(connection) == 408
+    until(lambda: held_bytes(counter) == 0)
 
 
 def test_g4_a_body_that_trickles_in_for_ever_is_ended(counter, monkeypatch):
     monkeypatch.setattr(request_bodies, "WHOLE_SECONDS", 0.1)
     with begin(counter, 100, b"{") as connection:
-        assert status(connection) == 408
+        assert read_status(connection) == 408
 
 
 def test_g13_the_body_of_a_stream_is_free_as_soon_as_its_answer_begins(counter):
     with counter.stream(script=[{"send": SSE}, {"events": 1}, {"hang": True}], user="x" * MB) as response:
         next(response.iter_raw())
-        assert held(counter) < MB / 32  # what tells it from other calls
+        assert held_bytes(counter) < MB / 32  # what distinguishes it from other calls
 
 
 def test_g4_a_body_of_millions_of_empty_lists_is_refused_before_it_is_read(counter):
@@ -187,13 +187,13 @@ def raw_deflate(body: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-def encoded(body: bytes) -> dict[str, bytes]:
+def encodings_of(body: bytes) -> dict[str, bytes]:
     return {"gzip": gzip.compress(body), "x-gzip": gzip.compress(body), "deflate": zlib.compress(body), "": body}
 
 
 def test_g12_compressed_bodies_are_decoded(counter):
     for name in ("gzip", "x-gzip", "GZIP", "deflate", "identity"):
-        body = encoded(CHAT).get(name.lower(), CHAT)
+        body = encodings_of(CHAT).get(name.lower(), CHAT)
         response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": name})
         assert response.json() == ANSWER
         seen = counter.engine.seen()["requests"][-1]
@@ -202,11 +202,11 @@ def test_g12_compressed_bodies_are_decoded(counter):
 
 
 def test_g2_a_body_of_very_many_members_that_hold_nothing_is_not_read_to_its_end(counter):
-    """Each costs a copy of what stands behind it: everybody waited for 1.5 s of each second."""
+    """Each costs a copy of what is behind it: all calls waited for 1.5 s of each second."""
     for body in (gzip.compress(b"") * 15_000 + gzip.compress(CHAT), gzip.compress(b" ") * 5_000 + gzip.compress(CHAT)):
         response = counter.client.post("/v1/chat/completions", content=body, headers={"content-encoding": "gzip"})
         assert response.status_code == 400
-    until(lambda: held(counter) == 0)
+    until(lambda: held_bytes(counter) == 0)
 
 
 def test_g12_other_codings_are_refused_by_name(counter):
@@ -223,12 +223,12 @@ def test_g12_a_body_that_is_not_what_its_encoding_says_is_a_400(counter):
         assert response.status_code == 400
 
 
-def test_g12_a_bomb_is_refused_at_the_bound_and_costs_little(narrow, counter):
+def test_g12_a_bomb_is_refused_at_the_bound_and_costs_little(small_memory, counter):
     """64 MB in 64 KB, and no more than the key's 4 MB are ever held."""
     bomb = gzip.compress(b" " * (64 * MB))
     response = counter.client.post("/v1/chat/completions", content=bomb, headers={"content-encoding": "gzip"})
     assert response.status_code == 429
-    until(lambda: held(counter) == 0)
+    until(lambda: held_bytes(counter) == 0)
     assert counter.chat().status_code == 200
 
 

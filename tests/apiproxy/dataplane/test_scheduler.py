@@ -1,4 +1,4 @@
-"""Calls of batch keys wait for interactive ones, and are forgotten by nobody."""
+"""Calls of batch keys wait for interactive ones, and are never forgotten."""
 
 import asyncio
 import concurrent.futures
@@ -125,7 +125,7 @@ class Hall:
         return task
 
     def interactive(self, *replicas: Replica) -> Callable[[], None]:
-        """So many calls of people; gives how they end."""
+        """Begin this many calls of people; return how they end."""
         for replica in replicas:
             self.balancer.began(replica)
 
@@ -167,7 +167,7 @@ async def test_those_who_wait_go_one_by_one_in_their_order():
 
 
 async def test_a_place_is_taken_from_the_moment_it_is_given():
-    """Between its turn and its first byte a call may wait for Redis: nobody else may count on the place."""
+    """Between its turn and its first byte a call may wait for Redis: no other may count on the place."""
     hall = Hall(replace(ONE, slots=1))
     first = await hall.come()
     await hall.come()
@@ -233,7 +233,7 @@ async def test_nobody_waits_for_ever_and_not_too_many_wait():
     await hall.settled()
     assert isinstance(too_many.exception(), BatchBusy)
     assert too_many.exception().headers == {"retry-after": "30"}
-    hall.turns.ended = lambda _: None  # nobody's end lets others go
+    hall.turns.ended = lambda _: None  # no call's end lets others go
     hall.clock.now += MAX_WAIT + 1
     hall.turns.sweep((), 15)
     await hall.settled()
@@ -317,14 +317,14 @@ def ask(client: httpx2.Client, name: str, **fields) -> httpx2.Response:
     return client.post("/v1/chat/completions", json=body)
 
 
-def asked(counter) -> list[str]:
-    """Who has reached the engine, in this order."""
+def users_at_engine(counter) -> list[str]:
+    """Return which users' calls have reached the engine, in this order."""
     return [request["body"].get("user", "") for request in counter.engine.seen()["requests"]]
 
 
 @contextlib.contextmanager
-def busy(counter) -> Iterator[None]:
-    """Somebody's stream that does not end before this does."""
+def busy_engine(counter) -> Iterator[None]:
+    """Provide a person's stream that does not end before this does."""
     with counter.stream(script=LONG, user="person") as response:
         pieces = response.iter_raw()  # forgotten, it would close the answer
         next(pieces)
@@ -337,15 +337,15 @@ def waiting(counter) -> int:
 
 def test_batch_calls_wait_for_an_interactive_one_in_their_order_and_interactive_ones_do_not(counter, batch):
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with busy(counter):
+        with busy_engine(counter):
             calls = []
             for number in range(3):
                 calls.append(pool.submit(ask, batch, f"batch {number}"))
                 until(lambda: waiting(counter) == number + 1)  # noqa: B023 - called here
             assert counter.chat(user="another person").status_code == 200
-            assert asked(counter) == ["person", "another person"]
+            assert users_at_engine(counter) == ["person", "another person"]
         assert [call.result().status_code for call in calls] == [200, 200, 200]
-    assert asked(counter)[2:] == ["batch 0", "batch 1", "batch 2"]
+    assert users_at_engine(counter)[2:] == ["batch 0", "batch 1", "batch 2"]
     assert waiting(counter) == 0
     assert len(counter.usage(5)) == 5
 
@@ -361,7 +361,7 @@ def test_a_batch_stream_that_waits_is_kept_patient_and_then_answered(counter, ba
     body = {"model": "fake", "messages": [], "stream": True, "script": QUICK}
     with contextlib.ExitStack() as stack:
         person = contextlib.ExitStack()
-        person.enter_context(busy(counter))
+        person.enter_context(busy_engine(counter))
         response = stack.enter_context(batch.stream("POST", "/v1/chat/completions", json=body))
         pieces = response.iter_raw()
         first = next(pieces)
@@ -375,7 +375,7 @@ def test_a_batch_stream_that_waits_is_kept_patient_and_then_answered(counter, ba
 
 def test_who_waits_too_long_is_told_to_come_back(counter, batch, monkeypatch):
     monkeypatch.setattr(scheduler, "MAX_WAIT", 0.5)
-    with busy(counter):
+    with busy_engine(counter):
         response = ask(batch, "batch")
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "batch_held_back"
@@ -393,23 +393,23 @@ def test_who_waits_too_long_is_told_to_come_back(counter, batch, monkeypatch):
             == [("batch_held_back", "fake", 2)]
         )
     )
-    assert asked(counter) == ["person"]
+    assert users_at_engine(counter) == ["person"]
 
 
 def test_who_leaves_while_waiting_is_forgotten(counter, batch):
-    with busy(counter):
+    with busy_engine(counter):
         with contextlib.suppress(httpx2.ReadTimeout):
             batch.post("/v1/chat/completions", json={"model": "fake", "messages": []}, timeout=0.5)
         until(lambda: waiting(counter) == 0)
     assert ask(batch, "after").status_code == 200
-    assert asked(counter) == ["person", "after"]
+    assert users_at_engine(counter) == ["person", "after"]
     assert UsageRecord.objects.filter(key__key_class="batch").count() <= 1
 
 
 def test_a_waiting_call_reserves_nothing(counter, batch, alice):
     Quota.objects.create(user=alice, unit="concurrent", amount=2)
     counter.informed()
-    with concurrent.futures.ThreadPoolExecutor() as pool, busy(counter):
+    with concurrent.futures.ThreadPoolExecutor() as pool, busy_engine(counter):
         call = pool.submit(ask, batch, "batch")
         until(lambda: waiting(counter) == 1)
         assert counter.chat(user="person again").status_code == 200

@@ -38,8 +38,8 @@ FILE = b'; filename="a.wav"\r\nContent-Type: audio/wav'
 SOUND = b"RIFF\r\n--b0undar\r\n--b0undary\r--\r\n\r\n--" + bytes(range(256)) + b"\r"
 
 
-def passed(body: bytes, cuts: list[int], model: str = "there") -> tuple[bytes, Form]:
-    """What goes on of a body that comes in pieces, taken after each."""
+def pass_pieces(body: bytes, cuts: list[int], model: str = "there") -> tuple[bytes, Form]:
+    """Return what goes on of a body that comes in pieces, taken after each, and the form."""
     form = Form(TYPE)
     out = b""
     for start, end in zip([0, *cuts], [*cuts, len(body)], strict=True):
@@ -75,7 +75,7 @@ def test_g14_what_a_form_says_is_bounded_as_in_a_chat(name, value):
 
 
 def test_only_the_models_name_is_changed():
-    out, form = passed(BODY, [])
+    out, form = pass_pieces(BODY, [])
     assert out == BODY.replace(b"here", b"there")
     assert form.fields == {"model": "here", "user": "me"}
     assert form.size == len(SOUND)
@@ -83,7 +83,7 @@ def test_only_the_models_name_is_changed():
 
 @pytest.mark.parametrize("cut", range(len(BODY)))
 def test_a_form_cut_at_any_byte_goes_on_the_same(cut):
-    assert passed(BODY, [cut])[0] == BODY.replace(b"here", b"there")
+    assert pass_pieces(BODY, [cut])[0] == BODY.replace(b"here", b"there")
 
 
 @given(st.binary(max_size=400), st.lists(st.integers(0, 600), max_size=20))
@@ -91,7 +91,7 @@ def test_any_sound_in_any_pieces_arrives_whole(sound, cuts):
     body = part(b"model", b"here") + part(b"file", sound, FILE) + END
     if b"\r\n--" + BOUNDARY in sound:
         return
-    out, form = passed(body, sorted(min(cut, len(body)) for cut in cuts))
+    out, form = pass_pieces(body, sorted(min(cut, len(body)) for cut in cuts))
     assert out == body.replace(b"here", b"there", 1)
     assert form.size == len(sound)
 
@@ -108,15 +108,15 @@ def test_anything_else_is_refused_or_passed_but_never_a_fault(body):
 
 def test_a_stream_is_asked_for_its_usage_behind_all_else():
     body = part(b"model", b"here") + part(b"file", SOUND, FILE) + part(b"stream", b"true")
-    out, _ = passed(body + END, [])
+    out, _ = pass_pieces(body + END, [])
     assert out == body.replace(b"here", b"there") + part(b"stream_include_usage", b"true") + END
     asked = body + part(b"stream_include_usage", b"True") + END
-    assert passed(asked, [])[0] == asked.replace(b"here", b"there")
+    assert pass_pieces(asked, [])[0] == asked.replace(b"here", b"there")
 
 
 def test_every_name_of_a_model_is_replaced_and_a_part_has_one_name():
     twice = part(b"model", b"here") + part(b"model", b"forbidden") + part(b"file", SOUND, FILE) + END
-    assert b"forbidden" not in passed(twice, [])[0]
+    assert b"forbidden" not in pass_pieces(twice, [])[0]
     two_names = b'\r\nContent-Disposition: form-data; name="model"'
     with pytest.raises(BadRequest):
         Form(TYPE).feed(part(b"x", b"forbidden", two_names) + END)
@@ -160,7 +160,7 @@ def test_g17_a_part_whose_name_could_be_read_otherwise_is_refused(head):
 )
 def test_g17_names_as_clients_write_them_go_on(head):
     body = part(b"model", b"here") + b"--" + BOUNDARY + b"\r\n" + head + b"\r\n\r\nvalue\r\n" + END
-    assert passed(body, [])[0] == body.replace(b"here", b"there")
+    assert pass_pieces(body, [])[0] == body.replace(b"here", b"there")
 
 
 def test_g17_what_engines_would_read_from_either_of_two_is_refused():

@@ -14,7 +14,7 @@ UNTIL_CLOSE = b"HTTP/1.1 200 OK\r\n\r\nok"
 
 
 class Receiver:
-    """Hears an answer; raises in the callback that it is told to."""
+    """Receives an answer; raises in the callback with this name."""
 
     def __init__(self, faulty: str = "") -> None:
         self.faulty = faulty
@@ -72,7 +72,7 @@ async def test_a_receiver_that_raises_is_told_that_its_call_has_failed(faulty, a
     ending, pool = await ask(answer, receiver)
     assert isinstance(ending, Broken)
     assert "ZeroDivisionError" in caplog.text
-    assert pool.take_idle(0.0) is None  # what state that connection is in nobody knows
+    assert pool.take_idle(0.0) is None  # the state of that connection is not known
 
 
 async def test_an_answer_is_heard_in_order():
@@ -134,7 +134,7 @@ class Body:
         self.error = error
 
 
-def heard(pieces: list[bytes]) -> Body:
+def receive_body(pieces: list[bytes]) -> Body:
     connection = Connection(Pool(Address.parse("http://127.0.0.1:1"), lambda: 0.0))
     connection.connection_made(Written())  # type: ignore[arg-type]
     body = Body()
@@ -161,7 +161,7 @@ def test_a_chunked_answer_is_the_same_however_it_is_cut(bodies, data):
     near = st.sampled_from(edges).flatmap(lambda edge: st.integers(max(0, edge - 3), edge + 3))
     cuts = sorted(cut for cut in data.draw(st.sets(st.one_of(st.sampled_from(edges), near))) if cut < len(whole))
     pieces = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)]) if end > start]
-    answer = heard(pieces)
+    answer = receive_body(pieces)
     assert (answer.bytes, answer.ended, answer.error) == (b"".join(bodies), 1, None)
 
 
@@ -169,17 +169,17 @@ def test_a_chunked_answer_is_the_same_however_it_is_cut(bodies, data):
     "bad", [b"+2\r\nab\r\n", b"-2\r\nab\r\n", b"0x2\r\nab\r\n", b" 2\r\nab\r\n", b"2_\r\nab\r\n", b"zz\r\nab\r\n"]
 )
 def test_what_is_no_chunk_is_no_answer(bad):
-    answer = heard([HEAD, b"1\r\nx\r\n", bad, b"0\r\n\r\n"])
+    answer = receive_body([HEAD, b"1\r\nx\r\n", bad, b"0\r\n\r\n"])
     assert not answer.ended
     assert isinstance(answer.error, Broken)
 
 
 def test_what_comes_in_one_read_goes_on_in_one_piece():
-    answer = heard([HEAD + b"1\r\na\r\n", b"1\r\nb\r\n1\r\nc\r\n", b"1\r\nd\r\n0\r\n\r\n"])
+    answer = receive_body([HEAD + b"1\r\na\r\n", b"1\r\nb\r\n1\r\nc\r\n", b"1\r\nd\r\n0\r\n\r\n"])
     assert (answer.bytes, answer.pieces, answer.ended) == (b"abcd", 3, 1)
 
 
 def test_what_came_before_nonsense_is_heard():
-    answer = heard([HEAD + b"1\r\na\r\nnonsense\r\n"])
+    answer = receive_body([HEAD + b"1\r\na\r\nnonsense\r\n"])
     assert (answer.bytes, answer.ended) == (b"a", 0)
     assert isinstance(answer.error, Broken)

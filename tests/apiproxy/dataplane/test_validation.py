@@ -38,7 +38,7 @@ def call(text: str) -> requests.Call:
     return requests.parse(('{"model":"m",' + text + "}").encode())
 
 
-def refused(text: str) -> BadRequest:
+def refusal_of(text: str) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
         call(text)
     assert caught.value.error("ja")["message"] != caught.value.error("en")["message"]
@@ -46,7 +46,7 @@ def refused(text: str) -> BadRequest:
     return caught.value
 
 
-def sent(text: str, **more) -> dict:
+def upstream(text: str, **more) -> dict:
     known = call(text)
     return json.loads(requests.upstream_body(known, CHAT, "m", force_stream=False, **more))
 
@@ -57,7 +57,7 @@ def sent(text: str, **more) -> dict:
 @pytest.mark.parametrize("value", [*HUGE, "NaN", "Infinity", "-Infinity", "1.5", '"many"', '"1e3"', "[]", "{}", "-2"])
 @pytest.mark.parametrize("name", COUNTED)
 def test_m1_a_number_beyond_what_a_model_can_make_is_refused_by_name(name, value):
-    refusal = refused(f'"{name}": {value}')
+    refusal = refusal_of(f'"{name}": {value}')
     assert refusal.param == name
     assert refusal.facts["most"]
     assert len(refusal.message("en")) < 200
@@ -67,13 +67,13 @@ def test_m1_a_number_beyond_what_a_model_can_make_is_refused_by_name(name, value
 @pytest.mark.parametrize("name", COUNTED)
 def test_m1_what_engines_take_for_a_number_is_taken_for_it_and_sent_on_as_one(name, value):
     assert call(f'"{name}": {value}').value(name) == 3
-    number = sent(f'"{name}": {value}')[name]
+    number = upstream(f'"{name}": {value}')[name]
     assert (type(number), number) == (int, 3)
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_m1_what_is_not_said_is_not_refused(name):
-    assert sent(f'"{name}": null') == {"model": "m", name: None}
+    assert upstream(f'"{name}": null') == {"model": "m", name: None}
 
 
 @pytest.mark.parametrize("text", ['"n":2,"max_tokens":1000000000', '"n":2,"max_tokens":2147483647', '"n":"2"'])
@@ -86,16 +86,16 @@ def test_m1_no_call_is_counted_for_more_than_the_models_context_for_each_answer(
 def test_m1_prompts_and_answers_are_bounded_together():
     prompts = json.dumps(["a"] * 100)
     assert call(f'"prompt": {prompts}, "n": 20').answers == 2000
-    assert refused(f'"prompt": {prompts}, "n": 21').param == "n"
+    assert refusal_of(f'"prompt": {prompts}, "n": 21').param == "n"
     for name in ("prompt", "input", "documents", "texts", "text_1", "text_2", "content"):
-        assert refused(f'"{name}": {json.dumps(["a"] * 2049)}').param == name
-        assert refused(f'"{name}": {json.dumps([[1, 2]] * 2049)}').param == name
+        assert refusal_of(f'"{name}": {json.dumps(["a"] * 2049)}').param == name
+        assert refusal_of(f'"{name}": {json.dumps([[1, 2]] * 2049)}').param == name
 
 
 def test_m1_a_long_conversation_is_no_list_of_prompts():
     turns = [{"role": "user", "content": "hi"}, {"type": "function_call", "name": "f"}] * 3000
     call(f'"input": {json.dumps(turns)}')
-    assert refused(f'"input": {json.dumps([*turns, "a"])}').param == "input"
+    assert refusal_of(f'"input": {json.dumps([*turns, "a"])}').param == "input"
 
 
 def test_t3_a_prompt_of_token_ids_is_one_prompt():
@@ -106,7 +106,7 @@ def test_t3_a_prompt_of_token_ids_is_one_prompt():
 
 @pytest.mark.parametrize("text", ['"n": -5', '"n": 0', '"max_tokens": -7', '"max_tokens": 0', '"best_of": -1'])
 def test_t3_no_number_makes_a_reservation_negative(text):
-    refused(text)
+    refusal_of(text)
 
 
 def test_t3_no_bound_is_no_negative_bound():
@@ -164,7 +164,7 @@ def test_m1_an_absurd_number_of_answers_costs_its_caller_a_refusal_and_nothing_e
     assert [row.completion_tokens for row in counter.usage()] == [5]
 
 
-def boasting(tokens: int) -> list[dict]:
+def claiming_usage(tokens: int) -> list[dict]:
     """Return an engine's answer with this usage."""
     return [{"send": unary(200, {**ANSWER, "usage": {"prompt_tokens": tokens, "completion_tokens": tokens}})}]
 
@@ -173,7 +173,7 @@ def test_m7_an_aborted_call_is_never_recorded_beyond_its_models_context(counter)
     counter.model.context = 2048
     counter.model.save()
     counter.informed()
-    assert counter.chat(script=boasting(2048)).status_code == 200  # the pace: thousands of tokens a second
+    assert counter.chat(script=claiming_usage(2048)).status_code == 200  # the pace: thousands of tokens a second
     body = {"model": "fake", "messages": [], "n": 128, "max_tokens": 10**9, "script": [{"hang": True}]}
     with pytest.raises(httpx2.TimeoutException):
         counter.client.post("/v1/chat/completions", json=body, timeout=1)
@@ -204,8 +204,8 @@ def test_m4_no_engine_is_believed_that_it_made_more_than_the_model_can(counter):
     counter.model.engine, counter.model.path, counter.model.context = "vllm", "/models/fake", 2048
     counter.model.save()
     counter.informed()
-    assert counter.chat(script=boasting(10**6)).status_code == 200
-    assert counter.chat(script=boasting(1000)).status_code == 200
+    assert counter.chat(script=claiming_usage(10**6)).status_code == 200
+    assert counter.chat(script=claiming_usage(1000)).status_code == 200
     boast, honest = counter.usage(2)
     assert (boast.prompt_tokens, boast.completion_tokens, boast.estimated) == (2048, 2048, True)
     assert (honest.prompt_tokens, honest.completion_tokens, honest.estimated) == (1000, 1000, False)
@@ -214,7 +214,7 @@ def test_m4_no_engine_is_believed_that_it_made_more_than_the_model_can(counter):
 def test_m1_sums_of_the_largest_records_can_be_told(counter):
     """Two of 9e18 made the usage of the whole company a 500 for ever."""
     for _ in range(3):
-        assert counter.chat(script=boasting(MOST_TOKENS)).status_code == 200
+        assert counter.chat(script=claiming_usage(MOST_TOKENS)).status_code == 200
     for row in counter.usage(3):
         assert max(row.prompt_tokens, row.completion_tokens) <= MOST_TOKENS
 
@@ -224,7 +224,7 @@ def test_m1_sums_of_the_largest_records_can_be_told(counter):
 LLAMA_CPP = replace(SMALL, stops_unary=False)
 
 
-def obeyed(model, path: str, body: dict) -> object:
+def obeyed_bound(model, path: str, body: dict) -> object:
     """Return the bound that an engine obeys, as vLLM 0.32 and llama.cpp b11549 were seen to read their members."""
     own = ENDPOINTS[path].bound_names
     before = () if model.stops_unary or path == "/v1/messages" else ("n_predict", "max_completion_tokens", "max_tokens")
@@ -257,7 +257,7 @@ def test_m2_the_engine_obeys_what_was_reserved(model, limited, path, fields):
     members = requests.max_tokens_members(known, endpoint, model, Terms(), limited=lambda: limited)
     body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, extra=members))
     reserved = requests.reserved_answer_tokens(known, endpoint, model, Terms())
-    assert obeyed(model, path, body) == reserved <= 2048
+    assert obeyed_bound(model, path, body) == reserved <= 2048
     assert requests.estimate_tokens(known, endpoint, model, Terms()) >= reserved
 
 
@@ -269,7 +269,7 @@ def test_m2_under_a_limit_of_tokens_no_answer_is_without_bound(path, fields):
         members = requests.max_tokens_members(known, endpoint, model, Terms(default_answer=100), limited=lambda: True)
         body = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False, extra=members))
         assert (
-            obeyed(model, path, body)
+            obeyed_bound(model, path, body)
             == requests.reserved_answer_tokens(known, endpoint, model, Terms(default_answer=100))
             == 100
         )
@@ -325,18 +325,18 @@ def test_m3_what_an_engine_takes_for_a_stream_is_metered_as_one(counter, value):
 @pytest.mark.parametrize("value", [0, "false", "off", "no"])
 def test_m3_what_an_engine_takes_for_no_stream_is_none(value):
     assert not call(f'"stream": {json.dumps(value)}').stream
-    assert sent(f'"stream": {json.dumps(value)}')["stream"] is False
+    assert upstream(f'"stream": {json.dumps(value)}')["stream"] is False
 
 
 @pytest.mark.parametrize("value", ["maybe", 2, -1, 0.5, [], {}, "", "truee"])
 def test_m3_what_is_neither_true_nor_false_is_refused_by_name(value):
-    assert refused(f'"stream": {json.dumps(value)}').param == "stream"
+    assert refusal_of(f'"stream": {json.dumps(value)}').param == "stream"
     options = json.dumps({"include_usage": value})
-    assert refused(f'"stream_options": {options}').param == "stream_options.include_usage"
+    assert refusal_of(f'"stream_options": {options}').param == "stream_options.include_usage"
 
 
 def test_m3_usage_is_asked_for_whatever_a_client_calls_no():
-    body = sent('"stream": true, "stream_options": {"include_usage": "false"}')
+    body = upstream('"stream": true, "stream_options": {"include_usage": "false"}')
     assert body["stream_options"] == {"include_usage": True}
     assert not call('"stream": true, "stream_options": {"include_usage": "false"}').asks_usage
 
@@ -383,7 +383,7 @@ def test_m4_odd_details_of_usage_cost_nobody_an_answer(counter, details):
 
 @pytest.mark.parametrize("name", ["MODEL", "Max_Tokens", "STREAM", "N", "\u017ftream", "Messages", "Cache_Salt"])
 def test_g6_a_member_that_differs_in_case_alone_is_refused_by_name(name):
-    assert refused(f'"{name}": 1').param == name
+    assert refusal_of(f'"{name}": 1').param == name
 
 
 def test_g6_an_engine_that_we_do_not_know_is_sent_each_member_once():
@@ -424,18 +424,18 @@ def test_g6_what_people_nest_is_taken():
 
 def test_g14_known_poisons_end_here():
     for name in ("grammar", "guided_grammar"):
-        assert refused(f'"{name}": "root ::= {"(" * 100_000}"').param == name
-        assert refused(f'"{name}": "root ::= {"(" * 101}"').facts["sent"] == "101"
+        assert refusal_of(f'"{name}": "root ::= {"(" * 100_000}"').param == name
+        assert refusal_of(f'"{name}": "root ::= {"(" * 101}"').facts["sent"] == "101"
         call(f'"{name}": {json.dumps(GRAMMAR)}')
-    assert refused(f'"structured_outputs": {{"grammar": "{"[" * 200}"}}').param == "structured_outputs.grammar"
-    assert refused(f'"structured_outputs": {{"regex": "{"a" * 5000}"}}').param == "structured_outputs.regex"
-    assert refused(f'"guided_regex": "{"(a" * 200}"').param == "guided_regex"
+    assert refusal_of(f'"structured_outputs": {{"grammar": "{"[" * 200}"}}').param == "structured_outputs.grammar"
+    assert refusal_of(f'"structured_outputs": {{"regex": "{"a" * 5000}"}}').param == "structured_outputs.regex"
+    assert refusal_of(f'"guided_regex": "{"(a" * 200}"').param == "guided_regex"
 
 
 def test_g14_a_schema_as_text_is_bounded_as_well():
     for template in ('"guided_json": %s', '"structured_outputs": {"json": %s}', '"json_schema": %s'):
         for poison in ('{"a":' * 101, "[" * 60_000, " " * 65_537):
-            refused(template % json.dumps(poison))
+            refusal_of(template % json.dumps(poison))
         call(template % json.dumps('{"type": "object", "properties": {"a": {"type": "string"}}}'))
 
 
@@ -444,7 +444,7 @@ def test_g14_the_expressions_of_schemas_are_bounded_as_well(name):
     for poison in ("(" * 101, "a" * 4097):
         for schema in ({"pattern": poison}, {"patternProperties": {poison: {}}}, {"\u0070attern": poison}):
             value = {"type": "json_schema", "schema": {"properties": {"a": schema}}}
-            refusal = refused(f'"{name}": {json.dumps([value] if name == "tools" else value)}')
+            refusal = refusal_of(f'"{name}": {json.dumps([value] if name == "tools" else value)}')
             assert refusal.param.startswith(f"{name}…pattern")
     fine = [{"pattern": "^[a-z]+(-[a-z]+)*$", "patternProperties": None}, {"pattern": {"type": "string"}}]
     call(f'"{name}": {json.dumps(fine)}')
@@ -488,7 +488,7 @@ def test_g14_lists_texts_and_schemas_have_stated_sizes(name, value):
 @pytest.mark.parametrize("name", ["top_logprobs", "prompt_logprobs", "n_probs", "logprobs"])
 @pytest.mark.parametrize("value", [21, 1_000_000, -1, "21"])
 def test_g15_no_token_comes_with_more_than_twenty_alternatives(name, value):
-    assert refused(f'"{name}": {json.dumps(value)}').param == name
+    assert refusal_of(f'"{name}": {json.dumps(value)}').param == name
     call(f'"{name}": 20')
     call('"logprobs": true, "top_logprobs": 0')
 
@@ -496,7 +496,7 @@ def test_g15_no_token_comes_with_more_than_twenty_alternatives(name, value):
 @pytest.mark.parametrize("name", sorted(validation.GATEWAY_ONLY))
 def test_g14_a_client_has_no_say_in_whose_work_an_engine_does_first(name):
     for value in ("1", "null", '"x"', "{}"):
-        assert sent(f'"{name}": {value}, "x": 1') == {"model": "m", "x": 1}
+        assert upstream(f'"{name}": {value}, "x": 1') == {"model": "m", "x": 1}
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t ", "\n"])

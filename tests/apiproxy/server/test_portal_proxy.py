@@ -108,7 +108,7 @@ def test_p7_a_second_one_with_the_same_state_is_refused(place):
         assert client.get("/sign-in/").status_code == 200
 
 
-# --- a portal that does what it is told
+# --- a portal that behaves as it is asked
 
 Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

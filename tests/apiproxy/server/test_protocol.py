@@ -39,7 +39,7 @@ def chat(counter, *more: str, **fields) -> bytes:
     return request(counter, "POST", "/v1/chat/completions", f"content-length: {len(body)}", *more) + body
 
 
-def closed(connection: socket.socket) -> bool:
+def is_closed(connection: socket.socket) -> bool:
     """Wait until the server closes, at most the connection's time-out."""
     while connection.recv(65536):
         pass
@@ -119,7 +119,7 @@ def test_an_idle_connection_is_closed_and_one_in_use_is_not(counter):
         assert connection.recv(65536)
         connection.sendall(request(counter, "GET", "/v1/models"))
         assert b" 200 " in connection.recv(65536)
-        assert closed(connection)
+        assert is_closed(connection)
 
 
 @ours
@@ -128,7 +128,7 @@ def test_a_head_that_does_not_come_is_not_waited_for(counter, monkeypatch, start
     monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
     with connect(counter) as connection:
         connection.sendall(start)
-        assert closed(connection)
+        assert is_closed(connection)
 
 
 @ours
@@ -138,7 +138,7 @@ def test_the_head_of_a_later_request_is_not_waited_for_either(counter, monkeypat
         connection.sendall(request(counter, "GET", "/v1/models"))
         assert connection.recv(65536)
         connection.sendall(b"GET /v1/mod")
-        assert closed(connection)
+        assert is_closed(connection)
 
 
 def test_a_body_that_does_not_come_is_a_time_out(counter, monkeypatch):
@@ -176,7 +176,7 @@ def test_what_is_no_http_gets_an_error_that_clients_can_read(counter, garbage):
         got = connection.recv(65536)
         assert got.startswith(b"HTTP/1.1 400 ")
         assert json.loads(got.partition(b"\r\n\r\n")[2])["error"]["type"] == "invalid_request_error"
-        assert closed(connection)
+        assert is_closed(connection)
 
 
 def test_what_an_abandoned_call_made_is_guessed_by_the_pace_of_others(counter):

@@ -15,7 +15,7 @@ from tests.engine import DONE, FINISH, SSE, chunk, token, unary
 from tests.waiting import until
 
 
-def typed(kind: str, **fields: Any) -> str:
+def typed_event(kind: str, **fields: Any) -> str:
     return f"event: {kind}\ndata: {json.dumps({'type': kind, **fields})}\n\n"
 
 
@@ -28,23 +28,25 @@ USAGE = {
 }
 RESPONSE = {"id": "resp_1", "object": "response", "status": "completed", "output": [], "usage": USAGE}
 TEXT = "response.output_text.delta"
-RESPONSES_START = typed("response.created", response={"id": "resp_1", "usage": None}, sequence_number=0) + "".join(
-    typed(TEXT, delta=text, sequence_number=index) for index, text in enumerate(("a", 'say \\"usage\\"', "c"))
+RESPONSES_START = typed_event(
+    "response.created", response={"id": "resp_1", "usage": None}, sequence_number=0
+) + "".join(
+    typed_event(TEXT, delta=text, sequence_number=index) for index, text in enumerate(("a", 'say \\"usage\\"', "c"))
 )
-RESPONSES_STREAM = RESPONSES_START + typed("response.completed", response=RESPONSE)
+RESPONSES_STREAM = RESPONSES_START + typed_event("response.completed", response=RESPONSE)
 
 FIRST_USAGE = {"input_tokens": 1, "cache_read_input_tokens": 31, "output_tokens": 0}
 MESSAGE = {"id": "msg_1", "type": "message", "role": "assistant", "content": [], "stop_reason": None}
 MESSAGES_START = (
-    typed("message_start", message={**MESSAGE, "usage": FIRST_USAGE})
-    + typed("content_block_start", index=0, content_block={"type": "text", "text": ""})
-    + "".join(typed("content_block_delta", index=0, delta={"type": "text_delta", "text": text}) for text in "abc")
+    typed_event("message_start", message={**MESSAGE, "usage": FIRST_USAGE})
+    + typed_event("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    + "".join(typed_event("content_block_delta", index=0, delta={"type": "text_delta", "text": text}) for text in "abc")
 )
 MESSAGES_STREAM = (
     MESSAGES_START
-    + typed("content_block_stop", index=0)
-    + typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 8})
-    + typed("message_stop")
+    + typed_event("content_block_stop", index=0)
+    + typed_event("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 8})
+    + typed_event("message_stop")
 )
 BOTH = pytest.mark.parametrize(
     ("path", "start", "whole"),
@@ -140,9 +142,9 @@ def test_an_engine_that_dies_in_a_stream_is_told_by_their_kind_of_error(counter,
 def test_an_engines_own_error_event_is_replaced(counter, path, start, whole):
     crash = {"message": "EngineCore at http://10.0.0.9:8000 died", "type": "api_error"}
     own = (
-        typed("error", error=crash)
+        typed_event("error", error=crash)
         if path == "/v1/messages"
-        else typed("response.failed", response={"status": "failed", "error": crash})
+        else typed_event("response.failed", response={"status": "failed", "error": crash})
     )
     # Apart from the error, so that some of the answer has gone out when it comes.
     script = [{"send": SSE}, {"send": chunk(start)}, {"wait": 0.1}, {"send": chunk(own) + "0\r\n\r\n"}]
@@ -247,7 +249,7 @@ def test_a_unary_call_to_llama_cpp_is_put_together_from_a_stream(llama, path, st
 
 
 def test_a_chat_answer_that_is_put_together_has_usage_though_the_stream_told_none(llama):
-    """llama-cpp-python's streams tell none, and an answer in one piece without it breaks clients."""
+    """llama-cpp-python's streams report none, and an answer in one piece without it breaks clients."""
     script = [{"send": SSE}, {"send": chunk(token(0) + token(1) + FINISH + DONE) + "0\r\n\r\n"}]
     answer = llama.client.post("/v1/chat/completions", json={"model": "fake", "messages": [], "script": script}).json()
     row = llama.usage()[0]
@@ -269,9 +271,11 @@ def test_its_caller_who_leaves_stops_it(llama, path, start, whole):
 def test_a_tools_input_is_put_together():
     assembly = MessageAccumulator()
     tool = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
-    stream = typed("message_start", message=MESSAGE) + typed("content_block_start", index=0, content_block=tool)
+    stream = typed_event("message_start", message=MESSAGE) + typed_event(
+        "content_block_start", index=0, content_block=tool
+    )
     for text in ('{"city":', ' "Tokyo"}'):
-        stream += typed("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": text})
+        stream += typed_event("content_block_delta", index=0, delta={"type": "input_json_delta", "partial_json": text})
     assembly.feed((stream + "data: [DONE]\n\n").encode())
     assert json.loads(assembly.body(None))["content"] == [{**tool, "input": {"city": "Tokyo"}}]
 
@@ -282,7 +286,7 @@ def test_a_tools_input_is_put_together():
 def test_words_in_a_text_do_not_end_a_stream():
     for reader in (readers.ResponsesReader, readers.MessagesReader):
         found = reader(readers.StreamContext(usage=False), lambda error: b"replaced")
-        said = typed("x", delta='message_stop response.completed "usage" "error"').encode()
+        said = typed_event("x", delta='message_stop response.completed "usage" "error"').encode()
         assert found.feed(said) == said
         assert (found.done, found.error, found.is_finished()) == (False, None, False)
 

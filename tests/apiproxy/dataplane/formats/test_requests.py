@@ -15,7 +15,7 @@ from tests.engine import event
 CHAT = ENDPOINTS["/v1/chat/completions"]
 
 
-def sent(fields: dict, model: str = "m", **more) -> dict:
+def upstream(fields: dict, model: str = "m", **more) -> dict:
     call = requests.parse(json.dumps({"model": "m", **fields}).encode())
     return json.loads(requests.upstream_body(call, CHAT, model, force_stream=more.get("force_stream", False)))
 
@@ -35,25 +35,29 @@ def test_a_body_that_needs_no_change_is_not_touched():
     ],
 )
 def test_usage_is_asked_for_in_every_stream(fields):
-    assert sent(fields) == {"model": "m", **fields, "stream_options": {"include_usage": True}}
+    assert upstream(fields) == {"model": "m", **fields, "stream_options": {"include_usage": True}}
 
 
 def test_other_stream_options_stay():
     options = {"continuous_usage_stats": True}
-    assert sent({"stream": True, "stream_options": options})["stream_options"] == {**options, "include_usage": True}
+    assert upstream({"stream": True, "stream_options": options})["stream_options"] == {**options, "include_usage": True}
 
 
 def test_nothing_is_ever_sent_as_null():
-    assert b"null" not in json.dumps(sent({"stream": True})).encode()
+    assert b"null" not in json.dumps(upstream({"stream": True})).encode()
 
 
 @pytest.mark.parametrize("stream", [{}, {"stream": False}])
 def test_a_unary_call_can_be_made_a_stream(stream):
-    assert sent(stream, force_stream=True) == {"model": "m", "stream": True, "stream_options": {"include_usage": True}}
+    assert upstream(stream, force_stream=True) == {
+        "model": "m",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
 
 
 def test_the_model_can_have_another_name_at_the_engine():
-    assert sent({"x": 1}, model="org/other") == {"model": "org/other", "x": 1}
+    assert upstream({"x": 1}, model="org/other") == {"model": "org/other", "x": 1}
 
 
 @pytest.mark.parametrize(
@@ -103,18 +107,18 @@ def test_details_of_usage_are_read():
     assert read_tokens(usage) == Tokens(prompt=10, cached=4, completion=20, reasoning=8)
 
 
-def refused(status: int, body: bytes, path: str = CHAT.path) -> Refusal:
+def refusal_of(status: int, body: bytes, path: str = CHAT.path) -> Refusal:
     return engine_errors.make_refusal(status, body, requests.parse(b'{"model": "m"}'), ENDPOINTS[path])
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 500, 502])
 def test_what_is_not_about_the_request_is_the_engines_failure(status):
-    assert isinstance(refused(status, b"{}"), EngineFailed)
+    assert isinstance(refusal_of(status, b"{}"), EngineFailed)
 
 
 def test_an_engines_sentence_goes_on_without_addresses_and_paths():
     body = b'{"error": {"message": "bad top_p, see http://10.1.2.3:8000/docs or /srv/models/a/config.json"}}'
-    refusal = refused(400, body)
+    refusal = refusal_of(400, body)
     assert isinstance(refusal, BadRequest)
     message = refusal.message("en")
     assert "bad top_p" in message
@@ -191,7 +195,7 @@ def test_every_refusal_can_be_told_in_both_languages():
         assert Refusal(text, param="x", **facts).message("ja") != Refusal(text, param="x", **facts).message("en")
 
 
-def assembled(*events: str, usage: dict | None = None) -> dict:
+def assemble(*events: str, usage: dict | None = None) -> dict:
     assembly = ChunkAccumulator()
     for one in events:
         assembly.feed(one.encode())
@@ -203,7 +207,7 @@ def delta(**fields) -> str:
 
 
 def test_a_stream_is_put_together_into_a_unary_answer():
-    answer = assembled(
+    answer = assemble(
         delta(role="assistant", content=None),
         delta(content="Hel"),
         delta(content="lo"),
@@ -223,7 +227,7 @@ def test_tool_calls_and_reasoning_are_put_together():
     def part(**call) -> str:
         return delta(tool_calls=[{"index": 0, **call}])
 
-    answer = assembled(
+    answer = assemble(
         delta(role="assistant", content=None),
         delta(reasoning_content="hm"),
         part(id="call_1", type="function", function={"name": "weather", "arguments": ""}),
@@ -242,7 +246,7 @@ def test_text_completions_and_logprobs_are_put_together():
         more = {"tokens": [text], "token_logprobs": [logprob]}
         return event([{"index": 1, "text": text, "logprobs": more, "finish_reason": None}], object="text_completion")
 
-    answer = assembled(part("a", -1.0), part("b", -2.0))
+    answer = assemble(part("a", -1.0), part("b", -2.0))
     assert answer["object"] == "text_completion"
     assert answer["choices"][0]["text"] == "ab"
     assert answer["choices"][0]["logprobs"] == {"tokens": ["a", "b"], "token_logprobs": [-1.0, -2.0]}

@@ -64,7 +64,7 @@ FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
 
 
 @contextlib.contextmanager
-def dialled(counter, length: int) -> Iterator[socket.socket]:
+def begun_upload(counter, length: int) -> Iterator[socket.socket]:
     """Provide a connection that has sent the head of an upload of so many bytes."""
     host, port = counter.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), 20) as connection:
@@ -194,12 +194,12 @@ def test_what_is_no_such_form_is_refused(counter, model, content, headers, expec
 def test_too_large_is_refused_before_and_while_it_is_read(counter, model, settings):
     most = counter.application._gateway._max_upload
     assert most == settings.GATEWAY_MAX_UPLOAD
-    with dialled(counter, most + 1) as connection:
+    with begun_upload(counter, most + 1) as connection:
         assert b" 413 " in connection.recv(4096)
     counter.application._gateway._max_upload = MB
     begin = part("model", b"ears") + part("file", b"", "a.wav")[:-2]
 
-    def endless() -> Iterator[bytes]:  # chunked: its length is not told
+    def endless() -> Iterator[bytes]:  # chunked: without a length
         yield begin
         for _ in range(40):
             yield bytes(65536)
@@ -224,11 +224,11 @@ def test_a_large_file_before_its_model_is_refused_and_holds_nothing_after(counte
 
 
 @pytest.fixture
-def narrow(settings) -> None:
+def small_memory(settings) -> None:
     settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY = 16 * MB, 4 * MB
 
 
-def test_g4_uploads_whose_model_is_not_known_draw_on_the_budget_of_their_key(narrow, counter, model):
+def test_g4_uploads_whose_model_is_not_known_draw_on_the_budget_of_their_key(small_memory, counter, model):
     late = part("file", bytes(6 * MB), "a.wav") + part("model", b"ears") + END
     assert counter.client.post(PATH, content=late, headers=FORM).status_code == 429
     early = part("model", b"ears") + part("file", bytes(6 * MB), "a.wav") + END
@@ -239,7 +239,7 @@ def test_g4_uploads_whose_model_is_not_known_draw_on_the_budget_of_their_key(nar
 def test_an_upload_that_stands_still_is_ended(counter, model, monkeypatch):
     monkeypatch.setattr(uploads, "IDLE", 0.3)
     for sent in (b"--" + BOUNDARY.encode(), part("model", b"ears") + part("file", SOUND, "a.wav")[:-2]):
-        with dialled(counter, MB) as connection:
+        with begun_upload(counter, MB) as connection:
             connection.sendall(sent)
             answer = connection.recv(4096)
         assert b" 408 " in answer
@@ -284,7 +284,7 @@ def test_another_replica_is_tried_only_while_nothing_was_sent(counter, model):
 
 
 def test_a_client_that_leaves_during_its_upload_costs_nothing(counter, model):
-    with dialled(counter, 9 * MB) as connection:
+    with begun_upload(counter, 9 * MB) as connection:
         connection.sendall(part("model", b"ears") + part("file", SOUND, "a.wav")[:-2])
         until(lambda: counter.engine.seen()["uploaded"] > 0)
     begun = time.monotonic()
@@ -299,7 +299,7 @@ def test_a_client_that_leaves_during_the_answer_frees_the_engine(counter, model,
     begin = [{"send": SSE}, {"send": chunk(HEARD[0])}, {"send": chunk(HEARD[1])}] if stream == "true" else []
     content = part("model", b"ears") + part("stream", stream.encode())
     content += part("script", json.dumps([*begin, {"hang": True}]).encode()) + part("file", SOUND, "a.wav") + END
-    with dialled(counter, len(content)) as connection:
+    with begun_upload(counter, len(content)) as connection:
         connection.sendall(content)
         until(lambda: counter.engine.seen()["running"] == 1)
         if begin:
@@ -330,11 +330,11 @@ def test_an_engine_that_reads_slowly_slows_the_client(counter, model):
             while sent < len(content):
                 sent += connection.send(content[sent : sent + 65536])
 
-    with dialled(counter, len(content)) as connection:
+    with begun_upload(counter, len(content)) as connection:
         writer = threading.Thread(target=write, args=(connection,))
         writer.start()
         before = -1
-        while before != (before := sent) or not sent:  # until it stands still
+        while before != (before := sent) or not sent:  # until nothing more is sent
             time.sleep(0.5)
         assert sent < 24 * MB  # what the buffers of four sockets hold
         connection.shutdown(socket.SHUT_RDWR)
@@ -345,7 +345,7 @@ def test_an_engine_that_reads_slowly_slows_the_client(counter, model):
 
 
 def memory(pid: int, what: str) -> int:
-    """Bytes; `what` is VmRSS, or VmHWM for the most so far."""
+    """Return bytes; `what` is VmRSS, or VmHWM for the most so far."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split(f"{what}:")[1].split()[0]) * 1024
 

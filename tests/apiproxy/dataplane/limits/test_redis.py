@@ -101,13 +101,15 @@ async def workers(redis, recorded) -> AsyncIterator[Workers]:
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 20) -> None:
-    """As `until`, while this event loop goes on."""
+    """Wait as `until` does, while this event loop goes on."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - Redis tells nobody
+        while not condition():  # noqa: ASYNC110 - Redis sends no event
             await asyncio.sleep(0.02)
 
 
-async def let(shared: SharedLimits, budget: list[Limit], calls: int, estimate: int = 0, now: float = NOON) -> list:
+async def admit_calls(
+    shared: SharedLimits, budget: list[Limit], calls: int, estimate: int = 0, now: float = NOON
+) -> list:
     """Return the holds of those that were let through."""
     answers = await asyncio.gather(
         *(shared.admit(budget, MODEL, estimate, now) for _ in range(calls)), return_exceptions=True
@@ -117,7 +119,7 @@ async def let(shared: SharedLimits, budget: list[Limit], calls: int, estimate: i
     return holds
 
 
-def reserved(redis: Redis, unit: str, window: str = "") -> dict[str, str]:
+def read_reservations(redis: Redis, unit: str, window: str = "") -> dict[str, str]:
     found = redis.client.hgetall(f"{{test}}:tenant:1::{unit}:{window}")
     return {name: value for name, value in found.items() if name.startswith("r:")}
 
@@ -174,11 +176,11 @@ async def test_what_a_killed_worker_had_reserved_is_free_again_when_its_lease_is
         holds: list = []
         while not holds and asyncio.get_running_loop().time() - begun < 20:
             await asyncio.sleep(0.05)
-            holds = await let(alive, budget, 1)
+            holds = await admit_calls(alive, budget, 1)
         assert asyncio.get_running_loop().time() - begun < shared_limits.LEASE + 1
-        holds += await let(alive, budget, 200)
+        holds += await admit_calls(alive, budget, 200)
     assert len(holds) == 100
-    assert len(reserved(redis, "concurrent")) == 1  # nothing is left of the dead one
+    assert len(read_reservations(redis, "concurrent")) == 1  # nothing is left of the dead one
 
 
 async def test_what_was_open_at_a_killed_worker_is_counted_as_recorded(redis, workers, recorded):
@@ -188,7 +190,7 @@ async def test_what_was_open_at_a_killed_worker_is_counted_as_recorded(redis, wo
     with processes(redis, 1, unit="requests", amount=200, calls=100, estimate=0) as (process,):
         assert json.loads(await asyncio.to_thread(process.stdout.readline))["let"] == 100
         process.kill()
-        recorded.add(NOON, requests=100)  # whoever drains its spool
+        recorded.add(NOON, requests=100)  # by the gateway that drains its spool
         asked = recorded.asked
         await eventually(lambda: redis.client.zcard("{test}:leases") == 1)
     hold = await alive.admit(budget, MODEL, 0, NOON)
@@ -199,16 +201,16 @@ async def test_what_was_open_at_a_killed_worker_is_counted_as_recorded(redis, wo
 async def test_a_worker_whose_lease_ran_out_while_it_slept_enters_again_what_it_holds(redis, workers):
     one, other = await workers(2)
     budget = [limit("concurrent", 3)]
-    holds = await let(one, budget, 2)
+    holds = await admit_calls(one, budget, 2)
     for lease in redis.client.zrange("{test}:leases", 0, -1):
         redis.client.zadd("{test}:leases", {lease: 1})
-    assert len(await let(one, budget, 5)) == 1  # its own two count
+    assert len(await admit_calls(one, budget, 5)) == 1  # its own two count
     with pytest.raises(OverRate):
         await other.admit(budget, MODEL, 0, NOON)
     for hold in holds:
         hold.settle(0)
     await eventually(lambda: not one.counting.unsent)
-    assert len(await let(other, budget, 5)) == 2
+    assert len(await admit_calls(other, budget, 5)) == 2
 
 
 async def test_what_one_worker_used_all_know(workers):
@@ -227,7 +229,7 @@ async def test_what_one_worker_used_all_know(workers):
 async def test_workers_who_find_no_counter_at_the_same_time_count_what_is_recorded_once(workers, recorded):
     recorded.add(NOON, requests=90)
     budget = [limit("requests", 100)]
-    holds = await asyncio.gather(*(let(shared, budget, 20) for shared in await workers(3)))
+    holds = await asyncio.gather(*(admit_calls(shared, budget, 20) for shared in await workers(3)))
     assert sum(map(len, holds)) == 10
 
 
@@ -240,12 +242,12 @@ async def test_a_caller_who_leaves_while_redis_is_asked_leaves_no_reservation(re
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    await eventually(lambda: reserved(redis, "concurrent") == {})
+    await eventually(lambda: read_reservations(redis, "concurrent") == {})
     await shared.admit(budget, MODEL, 0, NOON)
 
 
 async def test_a_call_that_comes_late_for_its_window_counts_in_the_next(workers, recorded):
-    """Two workers ask within the same moment, one of whom took the time before midnight."""
+    """Two workers ask within the same moment, one with the time before midnight."""
     one, other = await workers(2)
     budget = [limit("requests", 2)]
     midnight = NOON + DAY / 2
@@ -282,31 +284,31 @@ async def test_a_worker_that_ends_gives_back_what_it_holds_at_once(workers):
 async def test_a_killed_redis_stops_nobody_and_each_worker_uses_its_share(redis, workers, caplog):
     one, other = await workers(2)
     budget = [limit("requests", 100)]
-    for hold in [*await let(one, budget, 40), *await let(other, budget, 20)]:
+    for hold in [*await admit_calls(one, budget, 40), *await admit_calls(other, budget, 20)]:
         hold.settle(0)
     open_call = await one.admit([*budget, limit("concurrent", 4)], MODEL, 0, NOON)
     await other.admit(budget, MODEL, 0, NOON)  # 62 are spent, and both have seen it but for one
     redis.kill()
     await eventually(lambda: one.counting.alone and other.counting.alone)
-    alone = [len(await let(shared, budget, 100)) for shared in (one, other)]
+    alone = [len(await admit_calls(shared, budget, 100)) for shared in (one, other)]
     assert alone == [20, 19]
-    assert len(await let(one, [limit("concurrent", 4)], 10)) == 1  # of two; the open call is the other
+    assert len(await admit_calls(one, [limit("concurrent", 4)], 10)) == 1  # of two; the open call is the other
     open_call.settle(0)
-    assert len(await let(one, [limit("concurrent", 4)], 10)) == 1
+    assert len(await admit_calls(one, [limit("concurrent", 4)], 10)) == 1
     assert caplog.text.count("Redis is away") == 2  # once each
 
 
 async def test_what_was_used_while_redis_was_away_is_told_when_it_is_back(redis, workers, recorded, caplog):
-    """It comes back empty. What is recorded is read, and not told a second time."""
+    """It comes back empty. What is recorded is read, and not sent a second time."""
     one, other = await workers(2)
     budget = [limit("requests", 100), limit("concurrent", 50)]
-    held = await let(one, budget, 10)
+    held = await admit_calls(one, budget, 10)
     redis.kill()
     await eventually(lambda: one.counting.alone and other.counting.alone)
-    for hold in await let(one, budget, 5):
+    for hold in await admit_calls(one, budget, 5):
         hold.settle(0)
         recorded.add(NOON, requests=1)
-    held += await let(one, budget, 3)
+    held += await admit_calls(one, budget, 3)
     await asyncio.sleep(1.2)  # so long, and it counts as recorded
     redis.start()
     await eventually(lambda: not one.counting.alone and not other.counting.alone)
@@ -318,7 +320,7 @@ async def test_what_was_used_while_redis_was_away_is_told_when_it_is_back(redis,
     await eventually(lambda: not one.counting.unsent)
     hold = await other.admit(budget, MODEL, 0, NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"80"
-    assert len(reserved(redis, "concurrent")) == 1
+    assert len(read_reservations(redis, "concurrent")) == 1
 
 
 async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_comes_back_late(
@@ -329,7 +331,7 @@ async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_
     monkeypatch.setattr(shared_limits, "RETRY", 4.0)
     redis.kill()
     await eventually(lambda: one.counting.alone)
-    for hold in await let(one, budget, 5):
+    for hold in await admit_calls(one, budget, 5):
         hold.settle(0)
         recorded.add(NOON, requests=1)
     await asyncio.sleep(1.2)  # so long, and it counts as recorded
@@ -345,18 +347,18 @@ async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_
 async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_lost(redis, workers):
     (shared,) = await workers(1)
     budget = [limit("requests", 100)]
-    first = await let(shared, budget, 4)
+    first = await admit_calls(shared, budget, 4)
     redis.hang()
     for hold in first:
         hold.settle(0)  # Redis may or may not hear of it
     begun = asyncio.get_running_loop().time()
-    holds = await let(shared, budget, 10)
+    holds = await admit_calls(shared, budget, 10)
     assert 0.1 < asyncio.get_running_loop().time() - begun < 2
     assert len(holds) == 10
     assert shared.counting.alone
     begun = asyncio.get_running_loop().time()
-    await let(shared, budget, 1)
-    assert asyncio.get_running_loop().time() - begun < 0.1  # nobody waits again
+    await admit_calls(shared, budget, 1)
+    assert asyncio.get_running_loop().time() - begun < 0.1  # no call waits again
     for hold in holds:
         hold.settle(0)
     redis.go_on()
@@ -375,7 +377,7 @@ async def test_a_redis_that_is_emptied_is_told_again(redis, workers, recorded):
     await other.admit(budget, MODEL, 100, NOON)
     redis.client.flushall()
     redis.client.script_flush()
-    await eventually(lambda: len(reserved(redis, "concurrent")) == 2)
+    await eventually(lambda: len(read_reservations(redis, "concurrent")) == 2)
     hold = await other.admit(budget, MODEL, 100, NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-tokens"] == b"300"
     with pytest.raises(OverRate):
@@ -398,7 +400,7 @@ async def test_a_redis_that_comes_back_with_what_it_once_knew_is_not_believed(re
     redis.client.hset(key, mapping=old[0])
     redis.client.hset("{test}:epoch", mapping=old[1])
     await eventually(lambda: not shared.counting.alone)
-    assert len(await let(shared, budget, 10)) == 2
+    assert len(await admit_calls(shared, budget, 10)) == 2
 
 
 async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, workers, recorded, monkeypatch):
@@ -407,7 +409,7 @@ async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, 
     budget = [limit("requests", 100)]
     await shared.admit(budget, MODEL, 0, NOON)
     redis.hang()
-    holds = await let(shared, budget, 30)
+    holds = await admit_calls(shared, budget, 30)
     for hold in holds:
         hold.settle(0)
         recorded.add(NOON, requests=1)
@@ -422,10 +424,10 @@ async def test_a_start_without_redis_counts_what_is_recorded(redis, workers, rec
     redis.kill()
     recorded.add(NOON, requests=90)
     (shared,) = await workers(1)
-    assert len(await let(shared, [limit("requests", 100)], 20)) == 5  # half of what is left
+    assert len(await admit_calls(shared, [limit("requests", 100)], 20)) == 5  # half of what is left
     redis.start()
     await eventually(lambda: not shared.counting.alone)
-    assert len(await let(shared, [limit("requests", 100)], 20)) == 5
+    assert len(await admit_calls(shared, [limit("requests", 100)], 20)) == 5
 
 
 async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
@@ -433,7 +435,7 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
     await shared.admit([limit("requests", 10)], MODEL, 0, NOON)
     redis.client.config_set("maxmemory", 1)
     try:
-        assert len(await let(shared, [limit("requests", 10)], 20)) == 5
+        assert len(await admit_calls(shared, [limit("requests", 10)], 20)) == 5
         await asyncio.sleep(2 * shared_limits.RETRY + 0.2)
         assert shared.counting.alone
         assert caplog.text.count("Redis is away") == 1
@@ -446,7 +448,7 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
 # --- addresses
 
 
-async def knocks(url: str) -> bool:
+async def can_connect(url: str) -> bool:
     shared = SharedLimits(
         url, prefix="test", bounds=window_bounds, spent=Records().spent, workers=1, keep=Watchdog().keep
     )
@@ -461,9 +463,9 @@ async def test_a_password_is_used_and_never_logged(caplog):
     port = unused_port()
     url = f"redis://:s3cret%3A%2F%40x@127.0.0.1:{port}/3"
     with redis_server("--requirepass", "s3cret:/@x", url=url, port=port):
-        assert await knocks(url)
-        assert not await knocks(f"redis://:wr0ng@127.0.0.1:{port}/3")
-        assert not await knocks(f"redis://127.0.0.1:{port}/3")
+        assert await can_connect(url)
+        assert not await can_connect(f"redis://:wr0ng@127.0.0.1:{port}/3")
+        assert not await can_connect(f"redis://127.0.0.1:{port}/3")
     assert "WRONGPASS" in caplog.text
     assert "s3cret" not in caplog.text
     assert "wr0ng" not in caplog.text
@@ -477,14 +479,14 @@ async def test_tls_is_spoken_and_the_certificate_checked(tmp_path):
     keys = ("--tls-key-file", str(tmp_path / "server.key"), "--tls-ca-cert-file", str(ca), "--tls-auth-clients", "no")
     url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs="
     with redis_server(*options, *keys, url=f"{url}{ca}", port=port):
-        assert await knocks(f"{url}{ca}")
-        assert not await knocks(f"{url}{tmp_path / 'other-ca.pem'}")
-        assert not await knocks(f"redis://127.0.0.1:{port}/0")
+        assert await can_connect(f"{url}{ca}")
+        assert not await can_connect(f"{url}{tmp_path / 'other-ca.pem'}")
+        assert not await can_connect(f"redis://127.0.0.1:{port}/0")
 
 
 async def test_a_socket_of_this_host_will_do(tmp_path):
     with redis_server("--unixsocket", str(tmp_path / "redis.sock")):
-        assert await knocks(f"unix://{tmp_path / 'redis.sock'}")
+        assert await can_connect(f"unix://{tmp_path / 'redis.sock'}")
 
 
 # --- the same rules

@@ -17,11 +17,11 @@ def reader(keep_usage: bool = False) -> readers.ChunkReader:
     return readers.ChunkReader(readers.StreamContext(usage=keep_usage), lambda error: b"data: replaced\n\n")
 
 
-def fed(found: readers.Reader, pieces: list[bytes]) -> bytes:
+def feed_pieces(found: readers.Reader, pieces: list[bytes]) -> bytes:
     return b"".join(found.feed(piece) for piece in pieces)
 
 
-def cut(data: bytes, places: list[int]) -> list[bytes]:
+def cut_pieces(data: bytes, places: list[int]) -> list[bytes]:
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     return [data[begin:end] for begin, end in itertools.pairwise(edges)]
 
@@ -29,7 +29,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
 @given(st.lists(st.integers(min_value=0), max_size=20), st.booleans())
 def test_however_a_stream_is_cut_the_client_gets_the_same(places, keep_usage):
     found = reader(keep_usage)
-    assert fed(found, cut(STREAM, places)) == (STREAM if keep_usage else WITHOUT_USAGE)
+    assert feed_pieces(found, cut_pieces(STREAM, places)) == (STREAM if keep_usage else WITHOUT_USAGE)
     assert found.usage == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     assert found.done
     assert found.is_finished()
@@ -38,12 +38,12 @@ def test_however_a_stream_is_cut_the_client_gets_the_same(places, keep_usage):
 
 @given(st.lists(st.integers(min_value=0), max_size=20))
 def test_crlf_becomes_lf_wherever_it_is_cut(places):
-    assert fed(reader(), cut(STREAM.replace(b"\n", b"\r\n"), places)) == WITHOUT_USAGE
+    assert feed_pieces(reader(), cut_pieces(STREAM.replace(b"\n", b"\r\n"), places)) == WITHOUT_USAGE
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(min_value=0), max_size=8))
 def test_no_bytes_make_it_fail(data, places):
-    fed(reader(), cut(data + b"\n\n", places))
+    feed_pieces(reader(), cut_pieces(data + b"\n\n", places))
 
 
 def test_an_event_is_held_back_until_it_is_whole():
@@ -55,7 +55,7 @@ def test_an_event_is_held_back_until_it_is_whole():
 def test_a_character_cut_in_two_arrives_whole():
     text = event([{"index": 0, "delta": {"content": "窓口"}}]).encode().decode("unicode_escape").encode()
     for place in range(len(text)):
-        assert fed(reader(), [text[:place], text[place:]]) == text
+        assert feed_pieces(reader(), [text[:place], text[place:]]) == text
 
 
 def test_null_usage_that_was_caused_by_our_asking_is_taken_out():
@@ -75,14 +75,14 @@ def test_usage_on_every_chunk_is_read_from_the_last_and_taken_out():
 
 def test_done_alone_is_not_a_finish():
     found = reader()
-    fed(found, [token(0).encode(), DONE.encode()])
+    feed_pieces(found, [token(0).encode(), DONE.encode()])
     assert found.done
     assert not found.is_finished()
 
 
 def test_a_finish_reason_is_a_finish_for_engines_that_report_no_usage():
     found = reader()
-    fed(found, [token(0).encode(), FINISH.encode(), DONE.encode()])
+    feed_pieces(found, [token(0).encode(), FINISH.encode(), DONE.encode()])
     assert found.is_finished()
 
 
@@ -90,7 +90,7 @@ def test_an_answer_that_the_engine_gave_up_is_not_finished():
     found = reader()
     given_up = FINISH.encode().replace(b'"stop"', b'"abort"')
     assert given_up != FINISH.encode()
-    fed(found, [token(0).encode(), given_up, DONE.encode()])
+    feed_pieces(found, [token(0).encode(), given_up, DONE.encode()])
     assert found.done
     assert not found.is_finished()
 
@@ -110,13 +110,13 @@ def test_comments_pass_and_are_not_counted():
 def test_an_event_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(readers, "MAX_EVENT", 1000)
     with pytest.raises(readers.EventTooLong):
-        fed(reader(), [b"data: " + b"x" * 600] * 2)
+        feed_pieces(reader(), [b"data: " + b"x" * 600] * 2)
 
 
 # --- several answers
 
 
-def several(keep_usage: bool = False, n: int = 2, prompts: int = 1) -> readers.Reader:
+def make_reader(keep_usage: bool = False, n: int = 2, prompts: int = 1) -> readers.Reader:
     asked = readers.StreamContext(usage=keep_usage, n=n, prompts=prompts)
     return readers.make_chunk_reader(asked, lambda error: b"data: replaced\n\n")
 
@@ -166,9 +166,9 @@ CONTINUOUS = (
 def test_the_usage_of_several_answers_is_their_sum(stream, shape, expected):
     for keep_usage in (True, False):
         for size in (1, 7, len(stream)):
-            found = several(keep_usage, **shape)
+            found = make_reader(keep_usage, **shape)
             pieces = [stream[at : at + size].encode() for at in range(0, len(stream), size)]
-            chunks = [json.loads(text[6:]) for text in fed(found, pieces).decode().split("\n\n")[:-2]]
+            chunks = [json.loads(text[6:]) for text in feed_pieces(found, pieces).decode().split("\n\n")[:-2]]
             assert found.usage == expected
             assert found.count_usage(1) == (read_tokens(expected), False)
             assert found.is_finished()
@@ -179,16 +179,16 @@ def test_the_usage_of_several_answers_is_their_sum(stream, shape, expected):
 
 def test_an_engine_that_tells_too_little_is_counted():
     stream = part(0) * 5 + part(1) * 6 + part(0, "", "stop") + part(1, "", "stop") + event([], usage=usage(32, 5))
-    found = several()
-    fed(found, [(stream + DONE).encode()])
+    found = make_reader()
+    feed_pieces(found, [(stream + DONE).encode()])
     assert found.count_usage(1) == (Tokens(prompt=32, completion=11), True)
 
 
 def test_several_answers_are_counted_until_one_is_told():
-    found = several()
-    fed(found, [(part(0) * 3 + part(1) * 4).encode()])
+    found = make_reader()
+    feed_pieces(found, [(part(0) * 3 + part(1) * 4).encode()])
     assert found.count_usage(9) == (Tokens(prompt=9, completion=7), True)
     assert not found.is_finished()
-    fed(found, [(part(0, "", "stop") + event([], usage=usage(32, 3))).encode()])
+    feed_pieces(found, [(part(0, "", "stop") + event([], usage=usage(32, 3))).encode()])
     assert found.count_usage(9) == (Tokens(prompt=32, completion=7), True)
     assert not found.is_finished()
