@@ -12,6 +12,7 @@ from apiproxy.dataplane.catalogue import Counter, Limit
 from apiproxy.dataplane.errors import Refusal
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.redis import SharedLimits
+from apiproxy.dataplane.limits.units import UNITS, Consumption
 from modelregistry.supervisor.watchdog import Watchdog
 from portal.quotas.windows import window_bounds
 
@@ -26,11 +27,11 @@ async def work(url: str, unit: str, amount: int, calls: int, estimate: int, now:
     )
     await shared.start()
     window = "" if unit == "concurrent" else "day"
-    budget = [Limit(Counter("tenant", 1, None, unit, window), amount, ZoneInfo("Asia/Tokyo"))]
+    budget = [Limit(Counter("tenant", 1, None, UNITS[unit], window), amount, ZoneInfo("Asia/Tokyo"))]
     print("ready", flush=True)
     await asyncio.to_thread(sys.stdin.readline)
     answers = await asyncio.gather(
-        *(shared.admit(budget, 1, estimate, now) for _ in range(calls)), return_exceptions=True
+        *(shared.admit(budget, 1, Consumption(estimate), now) for _ in range(calls)), return_exceptions=True
     )
     unexpected = [answer for answer in answers if isinstance(answer, Exception) and not isinstance(answer, Refusal)]
     print(json.dumps({"let": sum(not isinstance(answer, Refusal) for answer in answers), "wrong": repr(unexpected)}))

@@ -16,12 +16,13 @@ from django.db.models import Count, F, Max, Q, QuerySet, Sum
 from django.utils import timezone
 
 from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
-from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts, Unit
+from apiproxy.dataplane.catalogue import Catalogue, Counter, Key, Limit, Model, Replica, Retirement, Timeouts
 from apiproxy.dataplane.client_address import parse_networks
 from apiproxy.dataplane.crash_suspects import Death
 from apiproxy.dataplane.host_watch import SignOfLife
 from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
+from apiproxy.dataplane.limits.units import REQUESTS, UNITS
 from apiproxy.dataplane.rejection_counts import Group
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
@@ -289,7 +290,7 @@ def _limit(bound: policy.AppliedQuota, zone: ZoneInfo, first: int | None = None)
     quota, scope = bound.quota, bound.scope
     owner = {"tenant": bound.tenant, "user": bound.user, "member": bound.user, "key": first}[scope]
     within = bound.tenant if scope == "member" else None
-    counter = Counter(scope, cast(int, owner), quota.model_id, cast(Unit, quota.unit), quota.window, within)
+    counter = Counter(scope, cast(int, owner), quota.model_id, UNITS[quota.unit], quota.window, within)
     return Limit(counter, quota.amount, zone)
 
 
@@ -360,7 +361,7 @@ def _usage_since(limit: Limit, now: float) -> Spending:
     if counter.model is not None:  # gone meanwhile: nothing is recorded under no name
         records = records.filter(model__in=ServedModel.objects.filter(pk=counter.model).values("name"))
     tokens = Sum(F("prompt_tokens") + F("completion_tokens"), default=0)
-    facts = records.aggregate(used=Count("pk") if counter.unit == "requests" else tokens, newest=Max("started_at"))
+    facts = records.aggregate(used=Count("pk") if counter.unit is REQUESTS else tokens, newest=Max("started_at"))
     return Spending(facts["used"], facts["newest"].timestamp() if facts["newest"] else 0.0)
 
 

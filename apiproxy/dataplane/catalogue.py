@@ -7,9 +7,9 @@ from zoneinfo import ZoneInfo
 
 from apiproxy.dataplane.client_address import Network
 from apiproxy.dataplane.errors import Language
+from apiproxy.dataplane.limits.units import Unit
 
 Scope = Literal["tenant", "user", "member", "key"]
-Unit = Literal["requests", "tokens", "concurrent"]
 
 
 class Counter(NamedTuple):
@@ -22,7 +22,7 @@ class Counter(NamedTuple):
     owner: int  # of a member, the person
     model: int | None  # None: all models together
     unit: Unit
-    window: str  # "minute", "day", "month"; "" for concurrent
+    window: str  # "minute", "day", "month"; "": what is under way now
     tenant: int | None = None  # of a member: whose keys they use. Else None
 
 

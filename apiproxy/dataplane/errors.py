@@ -32,6 +32,7 @@ Refusal
 `message` is in the key owner's language; `code` and `type` are for programs and never change.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 Language = Literal["en", "ja"]
@@ -230,8 +231,8 @@ MESSAGES: dict[str, dict[Language, str]] = {
         "ja": "この{scope}の上限 (1 {window}あたり {amount} {unit}) に達しました。{seconds} 秒後にもう一度お試しください。",
     },
     "too_many_concurrent": {
-        "en": "This {scope} already has {amount} requests running at the same time, the most that it may.",
-        "ja": "この{scope}で同時に実行できるリクエストは {amount} 件までです。実行中のものが終わってからお試しください。",
+        "en": "This {scope} already has {amount} {unit} running at the same time, the most that it may.",
+        "ja": "この{scope}で同時に実行できる{unit}は {amount} 件までです。実行中のものが終わってからお試しください。",
     },
     "too_many_bytes": {
         "en": "The requests of this API key hold {amount} MB at the same time, the most that they may. Try again when some of them have finished.",
@@ -310,8 +311,6 @@ WORDS: dict[Language, dict[str, str]] = {
         "user": "ユーザー",
         "member": "メンバー",
         "key": "API キー",
-        "requests": "リクエスト",
-        "tokens": "トークン",
         "minute": "分",
         "day": "日",
         "month": "か月",
@@ -360,15 +359,19 @@ class Refusal(Exception):
 
     def message(self, language: Language) -> str:
         """Return the sentence for the caller."""
-        words = WORDS[language]
-        facts = {
-            name: words.get(value, value) if isinstance(value, str) else value for name, value in self.facts.items()
-        }
+        facts = {name: translate(value, language) for name, value in self.facts.items()}
         return MESSAGES[self.text][language].format(param=self.param, **facts)
 
     def error(self, language: Language) -> dict[str, Any]:
         """Return OpenAI's error object."""
         return {"message": self.message(language), "type": self.type, "param": self.param, "code": self.code}
+
+
+def translate(fact: Any, language: Language) -> Any:
+    """Return a fact as a message says it: words that come in each language, or that WORDS knows; else as it is."""
+    if isinstance(fact, Mapping):
+        return fact[language]
+    return WORDS[language].get(fact, fact) if isinstance(fact, str) else fact
 
 
 class InvalidKey(Refusal):
@@ -444,9 +447,9 @@ class OverRate(Refusal):
 
     status = 429
 
-    def __init__(self, text: str, *, unit: str, headers: dict[str, str], **facts: Any) -> None:
-        super().__init__(text, code="rate_limit_exceeded", headers=headers, unit=unit, **facts)
-        self.type = "tokens" if unit == "tokens" else "requests"  # type: ignore[misc]
+    def __init__(self, text: str, *, type: str, headers: dict[str, str], **facts: Any) -> None:
+        super().__init__(text, code="rate_limit_exceeded", headers=headers, **facts)
+        self.type = type  # type: ignore[misc]
 
 
 class OverMemory(Refusal):

@@ -49,6 +49,7 @@ from apiproxy.dataplane.formats.requests import ENDPOINTS, Call, Endpoint
 from apiproxy.dataplane.host_watch import EngineWatch, HostWatch, SignOfLife, distant_hosts
 from apiproxy.dataplane.ledger import Spool
 from apiproxy.dataplane.limits.local import Admission, Reservation
+from apiproxy.dataplane.limits.units import Consumption
 from apiproxy.dataplane.memory_budget import SMALL, MemoryBudget
 from apiproxy.dataplane.metrics import Gauge, Metrics, State
 from apiproxy.dataplane.rejection_counts import RejectionCounts
@@ -382,13 +383,13 @@ class Gateway:
             no_retry = {"x-should-retry": "false"}
             raise BadRequest("suspected_poison", headers=no_retry, minutes=math.ceil(MEMORY / 60))
         replica = (turn.replica if turn is not None else None) or self._choose(model)
-        estimate = (
-            transcription.estimate_reservation(upload.expected)
+        most = (
+            Consumption(transcription.estimate_reservation(upload.expected), upload.expected)
             if upload
-            else requests.estimate_tokens(call, endpoint, model, self.terms)
+            else Consumption(requests.estimate_tokens(call, endpoint, model, self.terms), call.size)
         )
         now = self.wall()
-        hold = await self.limits.admit(key.limits, model.id, estimate, now)
+        hold = await self.limits.admit(key.limits, model.id, most, now)
         meter = CallMeter(self, call, endpoint, key, caller, model, hold, request_id, now)
         meter.replica = replica.id
         meter.suspected = deaths > 0
@@ -902,9 +903,11 @@ class CallMeter:
         return members
 
     def _limited(self) -> bool:
-        """Return whether the call falls under a limit of tokens."""
+        """Return whether the call falls under a limit of what the engine generates."""
         model = self.model.id
-        return any(limit.counter.unit == "tokens" and limit.counter.model in (None, model) for limit in self.key.limits)
+        return any(
+            limit.counter.unit.bounds_answer and limit.counter.model in (None, model) for limit in self.key.limits
+        )
 
     @property
     def urgent(self) -> bool:
@@ -949,7 +952,7 @@ class CallMeter:
             self._gateway.spool.close_call(usage)
             self._closed = usage
         finally:
-            self._hold.settle(tokens.prompt + tokens.completion)
+            self._hold.settle(Consumption(tokens.prompt + tokens.completion, self._call.size))
         self._count(status, tokens)
 
     def _count(self, status: str, tokens: Tokens) -> None:

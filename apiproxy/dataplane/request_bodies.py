@@ -17,6 +17,7 @@ from apiproxy.dataplane.content_encoding import decode_body
 from apiproxy.dataplane.downstream import Message, Receive
 from apiproxy.dataplane.errors import BodyTooLarge, BodyTooSlow, ClientDisconnected, Refusal, ServerBusy
 from apiproxy.dataplane.limits.local import refusal as over_limit
+from apiproxy.dataplane.limits.units import CONCURRENT
 from apiproxy.dataplane.memory_budget import MB, RETRY, BudgetShare, MemoryBudget
 
 # Seconds between two pieces of a body, as nginx's client_body_timeout, and for all of it: as SDKs give up themselves.
@@ -150,7 +151,7 @@ def check_arriving(limits: Sequence[Limit], arriving: int) -> None:
     """Raise OverRate if one more than these may not be under way at the same time."""
     for limit in limits:
         counter = limit.counter
-        if counter.unit == "concurrent" and counter.model is None and arriving >= limit.amount:
+        if counter.unit is CONCURRENT and counter.model is None and arriving >= limit.amount:
             raise over_limit(limit, math.inf, 0.0)
 
 

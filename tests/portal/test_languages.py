@@ -17,8 +17,9 @@ from django.conf import settings
 from django.urls import get_resolver
 from django.utils import translation
 
-from apiproxy.dataplane.catalogue import Scope, Unit
+from apiproxy.dataplane.catalogue import Scope
 from apiproxy.dataplane.errors import MESSAGES, WORDS
+from apiproxy.dataplane.limits.units import UNITS
 from modelregistry.models import ServedModel
 from portal.quotas.models import Quota
 
@@ -119,8 +120,13 @@ class TestGateway:
 
     def test_every_word_that_fills_a_message_has_its_japanese(self):
         windows = [window for window in Quota.Window.values if window]
-        words = {*get_args(Scope), *get_args(Unit), *windows, *ServedModel.Task.values} - {"concurrent"}
+        words = {*get_args(Scope), *windows, *ServedModel.Task.values}
         assert {word for word in words if word not in WORDS["ja"]} == set()
+
+    def test_every_unit_has_its_words_in_both_languages(self):
+        for unit in UNITS.values():
+            assert JAPANESE.search(unit.words["ja"])
+            assert not JAPANESE.search(unit.words["en"])
 
     def test_every_detail_of_ours_has_its_japanese(self):
         """Names of fields and headers are the same in every language, and have no space."""

@@ -86,16 +86,15 @@ local function late(c, begin, seconds)
   return begin < c.b and tonumber(seconds) <= LATE
 end
 
--- admit: estimate; then of each counter: unit, amount, begin ('' if it has no window), seconds to its end.
+-- admit: of each counter: what to reserve, amount of the limit, begin ('' if it has no window), seconds to its end.
 -- -> {0, window, spent, window, spent, …} · {1, place of the limit that lasts longest among those reached}
 --    {2, epoch, place, …}: of these nobody knows what was used · {3}: the lease has run out
 local function admit()
   if not holds() then return {3} end
   local epoch = redis.call('HGET', KEYS[2], 'n') or ''
-  local estimate = tonumber(ARGV[3])
   local counters, unknown = {}, {2, epoch}
   for i = 1, #KEYS - 3 do
-    local key, at = KEYS[i + 3], 4 * i
+    local key, at = KEYS[i + 3], 4 * i - 1
     local begin, c = ARGV[at + 2], read(KEYS[i + 3])
     if begin ~= '' then
       local number = tonumber(begin)
@@ -113,13 +112,9 @@ local function admit()
 
   local longest, last = nil, -1
   for i, c in ipairs(counters) do
-    local at = 4 * i
-    local amount, spent, fits = tonumber(ARGV[at + 1]), (c.u or 0) + c.reserved
-    if ARGV[at] == 'tokens' then
-      fits = spent + estimate <= amount or (c.reserved == 0 and spent < amount)
-    else
-      fits = spent < amount
-    end
+    local at = 4 * i - 1
+    local wanted, amount, spent = tonumber(ARGV[at]), tonumber(ARGV[at + 1]), (c.u or 0) + c.reserved
+    local fits = spent + wanted <= amount or (c.reserved == 0 and spent < amount)
     local seconds = ARGV[at + 2] == '' and math.huge or tonumber(ARGV[at + 3])
     if not fits and seconds > last then longest, last = i - 1, seconds end
   end
@@ -127,11 +122,12 @@ local function admit()
 
   local answer = {0}
   for i, c in ipairs(counters) do
-    local taken = ARGV[4 * i] == 'tokens' and estimate or 1
-    if not added(KEYS[i + 3], 'r:' .. lease, taken) then redis.call('HSET', KEYS[i + 3], 'r:' .. lease, taken) end
-    if ARGV[4 * i + 2] == '' then redis.call('EXPIRE', KEYS[i + 3], KEPT) end
+    local at = 4 * i - 1
+    local wanted = ARGV[at]
+    if not added(KEYS[i + 3], 'r:' .. lease, wanted) then redis.call('HSET', KEYS[i + 3], 'r:' .. lease, wanted) end
+    if ARGV[at + 2] == '' then redis.call('EXPIRE', KEYS[i + 3], KEPT) end
     answer[#answer + 1] = c.g or '0'
-    answer[#answer + 1] = (c.u or 0) + c.reserved + taken
+    answer[#answer + 1] = (c.u or 0) + c.reserved + tonumber(wanted)
   end
   return answer
 end

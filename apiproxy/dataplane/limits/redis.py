@@ -48,6 +48,7 @@ from apiproxy.dataplane.limits.local import (
     refusal,
 )
 from apiproxy.dataplane.limits.redis_connection import RedisConnection, RedisUnavailable, connect
+from apiproxy.dataplane.limits.units import Consumption
 
 log = logging.getLogger("madoguchi.limits")
 
@@ -94,46 +95,47 @@ class LastKnown:
 class SharedReservation:
     """A reservation that all workers see. `alone`: the same in this worker's own counters, while Redis is away."""
 
-    __slots__ = ("_owner", "_state", "alone", "estimate", "lease", "limits", "open", "places")
+    __slots__ = ("_owner", "_state", "alone", "lease", "limits", "most", "open", "places")
 
     def __init__(
         self,
         owner: "SharedLimits",
         limits: Sequence[Limit],
         places: Sequence[CounterSlot],
-        estimate: int,
+        most: Consumption,
         lease: str,
         state: Sequence[tuple[Limit, int, float]],
         alone: HeldReservation | None = None,
     ) -> None:
+        """`most`: what the call may use."""
         self._owner = owner
         self._state = state
         self.limits = limits
         self.places = places
-        self.estimate = estimate
+        self.most = most
         self.lease = lease
         self.alone = alone
         self.open = True
 
-    def settle(self, tokens: int) -> None:
+    def settle(self, used: Consumption) -> None:
         try:
             if self.alone is not None:
-                self.alone.settle(tokens)
+                self.alone.settle(used)
         finally:
-            self._owner.ended(self, requests=1, tokens=tokens)
+            self._owner.ended(self, used)
 
     def release(self) -> None:
         try:
             if self.alone is not None:
                 self.alone.release()
         finally:
-            self._owner.ended(self, requests=0, tokens=0)
+            self._owner.ended(self, None)
+
+    def reserved(self, limit: Limit) -> int:
+        return countable(limit.counter.unit.reserve(self.most))
 
     def headers(self, now: float) -> Headers:
         return self.alone.headers(now) if self.alone is not None else headers(self._state, now)
-
-    def taken(self, limit: Limit) -> int:
-        return self.estimate if limit.counter.unit == "tokens" else 1
 
 
 class SharedLimits:
@@ -197,20 +199,19 @@ class SharedLimits:
     # --- admit
 
     async def admit(
-        self, limits: Sequence[Limit], model: int, estimate: int, now: float
+        self, limits: Sequence[Limit], model: int, most: Consumption, now: float
     ) -> SharedReservation | HeldReservation:
         mine = applicable_limits(limits, model)
-        estimate = max(0, min(MOST, estimate))
         if not mine:
-            return HeldReservation(ApplicableLimits(mine, (), ()), estimate)
+            return HeldReservation(ApplicableLimits(mine, (), ()), most)
         windows = [self._window(limit, now) for limit in mine]
         for _ in range(TRIES):
             if (link := self._link) is None:
-                if (hold := await self._admit_alone(mine, model, estimate, now)) is not None:
+                if (hold := await self._admit_alone(mine, model, most, now)) is not None:
                     return hold
                 continue
             lease = self._lease
-            answer = await self._reserve(link, mine, windows, estimate, now)
+            answer = await self._reserve(link, mine, windows, most, now)
             if isinstance(answer, SharedReservation):
                 return answer
             if answer is None:
@@ -225,26 +226,31 @@ class SharedLimits:
         if (link := self._link) is not None:
             link.close("it does not keep counters")
             self._lost(link)
-        return await self.admit(limits, model, estimate, now)
+        return await self.admit(limits, model, most, now)
 
     async def _reserve(
-        self, link: RedisConnection, mine: list[Limit], windows: list[tuple[float, float]], estimate: int, now: float
+        self,
+        link: RedisConnection,
+        mine: list[Limit],
+        windows: list[tuple[float, float]],
+        most: Consumption,
+        now: float,
     ) -> SharedReservation | list[Any] | None:
         """Return the hold, or why there is none; None: Redis is away."""
         if self._ended:
             self._send()
         keys, lease = [self._key(limit.counter) for limit in mine], self._lease
-        words: list[Any] = ["admit", lease, estimate]
+        words: list[Any] = ["admit", lease]
         for limit, (begin, end) in zip(mine, windows, strict=True):
             windowed = limit.counter.window != ""
-            words += (limit.counter.unit, limit.amount, int(begin) if windowed else "")
+            words += (countable(limit.counter.unit.reserve(most)), limit.amount, int(begin) if windowed else "")
             words.append(math.ceil(end - now) if windowed else 0)
         future: asyncio.Future[SharedReservation | list[Any] | None] = self._loop.create_future()
 
         def heard(reply: Any) -> None:
             # Here and not after the `await`: what is held must be known before the next message is written.
             if reply is not None and reply[0] == ADMITTED:
-                reply = self._held(mine, windows, keys, estimate, lease, reply)
+                reply = self._held(mine, windows, keys, most, lease, reply)
                 if future.cancelled():  # the caller has left
                     reply.release()
             if not future.done():
@@ -258,7 +264,7 @@ class SharedLimits:
         mine: list[Limit],
         windows: list[tuple[float, float]],
         keys: list[str],
-        estimate: int,
+        most: Consumption,
         lease: str,
         reply: list[Any],
     ) -> SharedReservation:
@@ -271,7 +277,7 @@ class SharedLimits:
                 self._seen[limit.counter] = LastKnown(window, spent)
             else:
                 seen.window, seen.spent = window, spent
-        hold = SharedReservation(self, mine, places, estimate, lease, state)
+        hold = SharedReservation(self, mine, places, most, lease, state)
         self._holds.add(hold)
         return hold
 
@@ -301,7 +307,7 @@ class SharedLimits:
         key = self._keys.get(counter)
         if key is None:
             model = "" if counter.model is None else counter.model
-            words: tuple[object, ...] = (counter.scope, counter.owner, model, counter.unit, counter.window)
+            words: tuple[object, ...] = (counter.scope, counter.owner, model, counter.unit.name, counter.window)
             if counter.tenant is not None:
                 words += (counter.tenant,)
             key = self._keys[counter] = self._prefix + ":".join(map(str, words))
@@ -318,21 +324,22 @@ class SharedLimits:
 
     # --- settle
 
-    def ended(self, hold: SharedReservation, *, requests: int, tokens: int) -> None:
+    def ended(self, hold: SharedReservation, used: Consumption | None) -> None:
+        """Settle a reservation; `used` None: it has reached no engine."""
         if not hold.open:
             return
         hold.open = False
         self._holds.discard(hold)
         now = self._loop.time()
         for limit, place in zip(hold.limits, hold.places, strict=True):
-            unit, reserved = limit.counter.unit, hold.taken(limit)
-            used = max(0, min(MOST, tokens)) if unit == "tokens" else requests if unit == "requests" else 0
+            reserved = hold.reserved(limit)
+            amount = countable(limit.counter.unit.settle(used)) if used is not None else 0
             seen = self._seen.get(limit.counter)
             if seen is not None and seen.window == place.window:
-                seen.spent += used - reserved
-            if hold.lease or used:
+                seen.spent += amount - reserved
+            if hold.lease or amount:
                 self._forgotten = self._forgotten or len(self._ended) == KEPT
-                self._ended.append(Settlement(place, hold.lease, used, reserved, now))
+                self._ended.append(Settlement(place, hold.lease, amount, reserved, now))
         if self._link is not None and not self._waking:
             self._waking = True
             self._loop.call_soon(self._wake)
@@ -418,7 +425,7 @@ class SharedLimits:
         for hold in self._holds:
             hold.lease, hold.alone = self._lease, None
             for limit, place in zip(hold.limits, hold.places, strict=True):
-                held[place] = held.get(place, 0) + hold.taken(limit)
+                held[place] = held.get(place, 0) + hold.reserved(limit)
         words = ["enter", self._lease, round(LEASE * 1000), last, self._run, int(self._forgotten)]
         for place, amount in held.items():
             words += (place.window, min(MOST, amount))
@@ -428,7 +435,9 @@ class SharedLimits:
 
     # --- alone
 
-    async def _admit_alone(self, mine: list[Limit], model: int, estimate: int, now: float) -> SharedReservation | None:
+    async def _admit_alone(
+        self, mine: list[Limit], model: int, most: Consumption, now: float
+    ) -> SharedReservation | None:
         """None: Redis has come back meanwhile."""
         alone = self._alone
         if alone is None:
@@ -442,29 +451,35 @@ class SharedLimits:
             seen = self._seen.get(limit.counter)
             if limit.counter.window and seen is not None and seen.window == place.window:
                 alone.adopt(limit, begin, seen.spent)
-        inner = await alone.admit(mine, model, estimate, now)
+        inner = await alone.admit(mine, model, most, now)
         if alone is not self._alone:
             return None
         self._admitted_alone += 1
-        hold = SharedReservation(self, mine, places, estimate, "", (), inner)
+        hold = SharedReservation(self, mine, places, most, "", (), inner)
         self._holds.add(hold)
         return hold
 
     def _taken_along(self, alone: Limits, hold: SharedReservation) -> HeldReservation:
         """Return the same reservation in this worker's own counters."""
-        tallies = []
+        states = []
         for limit, place in zip(hold.limits, hold.places, strict=True):
-            seen, taken = self._seen.get(limit.counter), hold.taken(limit)
+            seen, reserved = self._seen.get(limit.counter), hold.reserved(limit)
             if not limit.counter.window:  # what the others hold is not known for long: each keeps to its share
-                tally = alone.adopt(limit, 0.0, 0)
+                state = alone.adopt(limit, 0.0, 0)
             elif seen is not None and seen.window == place.window:
-                tally = alone.adopt(limit, float(place.window), seen.spent)
-                tally.used -= taken  # it is part of what was seen as spent
+                state = alone.adopt(limit, float(place.window), seen.spent)
+                state.used -= reserved  # it is part of what was seen as spent
             else:  # of a window that is over
-                tally = CounterState(0.0, 0.0, high=0.0, doubtful=False)
-            tally.reserved += taken
-            tallies.append(tally)
-        return HeldReservation(ApplicableLimits(hold.limits, hold.limits, tallies), hold.estimate)
+                state = CounterState(0.0, 0.0, high=0.0, doubtful=False)
+            state.reserved += reserved
+            states.append(state)
+        plan = ApplicableLimits(hold.limits, hold.limits, states)
+        return HeldReservation(plan, hold.most)
+
+
+def countable(amount: int) -> int:
+    """Return the amount within what Redis's script can count."""
+    return max(0, min(MOST, amount))
 
 
 def run_id(info: bytes) -> str:

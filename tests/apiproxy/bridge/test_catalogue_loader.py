@@ -12,6 +12,7 @@ from apiproxy.bridge import apps, catalogue_loader
 from apiproxy.bridge.models import CatalogueChange
 from apiproxy.dataplane.catalogue import Counter
 from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
+from apiproxy.dataplane.limits.units import TOKENS
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from portal.accounts.models import Membership
 from portal.keys.lifecycle import issue_key, revoke_key, rotate_key
@@ -214,7 +215,8 @@ def test_limits_of_keys_are_what_the_rules_say_also_when_they_are_followed(alice
 
     def limits(catalogue) -> dict[int, set]:
         return {
-            found.id: {(*limit.counter, limit.amount) for limit in found.limits} for found in catalogue.keys.values()
+            found.id: {(*limit.counter._replace(unit=limit.counter.unit.name), limit.amount) for limit in found.limits}
+            for found in catalogue.keys.values()
         }
 
     @given(quotas, quotas)
@@ -254,7 +256,7 @@ def test_a_members_quota_is_neither_the_tenants_nor_the_persons_elsewhere(key, a
     limits = {found.id: found.limits for found in catalogue_loader.load().keys.values()}
     assert {pk for pk, found in limits.items() if found} == {key.pk}
     (limit,) = limits[key.pk]
-    assert limit.counter == Counter("member", alice.pk, None, "tokens", "day", research.pk)
+    assert limit.counter == Counter("member", alice.pk, None, TOKENS, "day", research.pk)
 
 
 def test_what_a_member_spent_is_theirs_in_this_tenant(key, alice, research):
@@ -311,7 +313,7 @@ def test_what_was_spent_counts_this_window_of_this_owner(key, alice, research, m
         ]
     )
     (found,) = catalogue_loader.load().keys.values()
-    spent = {limit.counter.unit: catalogue_loader.usage_since(limit, now).used for limit in found.limits}
+    spent = {limit.counter.unit.name: catalogue_loader.usage_since(limit, now).used for limit in found.limits}
     assert spent == {"tokens": 36, "requests": 2}
 
 

@@ -4,6 +4,7 @@ from zoneinfo import ZoneInfo
 
 from apiproxy.dataplane.catalogue import Counter, Limit
 from apiproxy.dataplane.limits.local import Spending
+from apiproxy.dataplane.limits.units import REQUESTS, UNITS
 from portal.quotas.windows import window_bounds
 
 TOKYO = ZoneInfo("Asia/Tokyo")
@@ -13,7 +14,7 @@ MODEL = 1
 
 
 def limit(unit: str, amount: int, window: str = "day", scope: str = "tenant", model: int | None = None) -> Limit:
-    return Limit(Counter(scope, 1, model, unit, "" if unit == "concurrent" else window), amount, TOKYO)
+    return Limit(Counter(scope, 1, model, UNITS[unit], "" if unit == "concurrent" else window), amount, TOKYO)
 
 
 class Records:
@@ -33,5 +34,5 @@ class Records:
             return None
         begin, _ = window_bounds(limit.counter.window, now, limit.zone)
         found = [row for row in self.rows if row[0] >= begin]
-        used = sum(row[1] if limit.counter.unit == "requests" else row[2] for row in found)
+        used = sum(row[1] if limit.counter.unit is REQUESTS else row[2] for row in found)
         return Spending(used, max((row[0] for row in found), default=0.0))

@@ -17,6 +17,7 @@ from apiproxy.dataplane.errors import OverQuota, OverRate, Refusal
 from apiproxy.dataplane.limits import redis as shared_limits
 from apiproxy.dataplane.limits.local import Limits
 from apiproxy.dataplane.limits.redis import SharedLimits
+from apiproxy.dataplane.limits.units import UNITS, Consumption
 from modelregistry.supervisor.watchdog import Watchdog
 from portal.quotas.windows import window_bounds
 from tests.apiproxy.dataplane.limits.budgets import DAY, MODEL, NOON, TOKYO, Records, limit
@@ -38,22 +39,22 @@ DAMAGE = [
 async def test_m10_a_counter_that_was_damaged_is_read_again_and_stops_no_other(redis, workers, recorded, damage):
     (one,) = await workers(1)
     budget = (limit("requests", 3), limit("requests", 9, scope="user"))
-    (await one.admit(budget, MODEL, 0, NOON)).settle(0)
+    (await one.admit(budget, MODEL, Consumption(0), NOON)).settle(Consumption(0))
     recorded.add(NOON, requests=1)
-    under_way = await one.admit(budget, MODEL, 0, NOON)
+    under_way = await one.admit(budget, MODEL, Consumption(0), NOON)
     verb, *values = damage
     if verb != "hset":
         redis.client.delete("{test}:tenant:1::requests:day")
     getattr(redis.client, verb)("{test}:tenant:1::requests:day", *values)
-    under_way.settle(0)
+    under_way.settle(Consumption(0))
     recorded.add(NOON, requests=1)
-    (await one.admit(budget, MODEL, 0, NOON)).settle(0)
+    (await one.admit(budget, MODEL, Consumption(0), NOON)).settle(Consumption(0))
     for _ in range(3):
         with contextlib.suppress(OverQuota):
-            (await one.admit(budget, MODEL, 0, NOON)).settle(0)
+            (await one.admit(budget, MODEL, Consumption(0), NOON)).settle(Consumption(0))
     assert (one.counting.alone, one.counting.admitted_alone) == (False, 0)
     with pytest.raises(OverQuota):
-        await one.admit(budget, MODEL, 0, NOON)
+        await one.admit(budget, MODEL, Consumption(0), NOON)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ async def admit_calls(
 ) -> list:
     """Return the holds of those that were let through."""
     answers = await asyncio.gather(
-        *(shared.admit(budget, MODEL, estimate, now) for _ in range(calls)), return_exceptions=True
+        *(shared.admit(budget, MODEL, Consumption(estimate), now) for _ in range(calls)), return_exceptions=True
     )
     holds = [answer for answer in answers if not isinstance(answer, Refusal)]
     assert not [hold for hold in holds if isinstance(hold, BaseException)]
@@ -170,7 +171,7 @@ async def test_what_a_killed_worker_had_reserved_is_free_again_when_its_lease_is
     with processes(redis, 1, unit="concurrent", amount=100, calls=100, estimate=0) as (process,):
         assert json.loads(await asyncio.to_thread(process.stdout.readline))["let"] == 100
         with pytest.raises(OverRate):
-            await alive.admit(budget, MODEL, 0, NOON)
+            await alive.admit(budget, MODEL, Consumption(0), NOON)
         process.kill()
         begun = asyncio.get_running_loop().time()
         holds: list = []
@@ -186,14 +187,14 @@ async def test_what_a_killed_worker_had_reserved_is_free_again_when_its_lease_is
 async def test_what_was_open_at_a_killed_worker_is_counted_as_recorded(redis, workers, recorded):
     budget = [limit("requests", 200)]
     (alive,) = await workers(1)
-    await alive.admit(budget, MODEL, 0, NOON)
+    await alive.admit(budget, MODEL, Consumption(0), NOON)
     with processes(redis, 1, unit="requests", amount=200, calls=100, estimate=0) as (process,):
         assert json.loads(await asyncio.to_thread(process.stdout.readline))["let"] == 100
         process.kill()
         recorded.add(NOON, requests=100)  # by the gateway that drains its spool
         asked = recorded.asked
         await eventually(lambda: redis.client.zcard("{test}:leases") == 1)
-    hold = await alive.admit(budget, MODEL, 0, NOON)
+    hold = await alive.admit(budget, MODEL, Consumption(0), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"98"
     assert recorded.asked == asked + 1
 
@@ -206,9 +207,9 @@ async def test_a_worker_whose_lease_ran_out_while_it_slept_enters_again_what_it_
         redis.client.zadd("{test}:leases", {lease: 1})
     assert len(await admit_calls(one, budget, 5)) == 1  # its own two count
     with pytest.raises(OverRate):
-        await other.admit(budget, MODEL, 0, NOON)
+        await other.admit(budget, MODEL, Consumption(0), NOON)
     for hold in holds:
-        hold.settle(0)
+        hold.settle(Consumption(0))
     await eventually(lambda: not one.counting.unsent)
     assert len(await admit_calls(other, budget, 5)) == 2
 
@@ -216,13 +217,13 @@ async def test_a_worker_whose_lease_ran_out_while_it_slept_enters_again_what_it_
 async def test_what_one_worker_used_all_know(workers):
     one, other = await workers(2)
     budget = [limit("tokens", 150), limit("concurrent", 1)]
-    hold = await one.admit(budget, MODEL, 100, NOON)
+    hold = await one.admit(budget, MODEL, Consumption(100), NOON)
     with pytest.raises(OverRate):
-        await other.admit(budget, MODEL, 10, NOON)
-    hold.settle(20)
-    await one.admit([], MODEL, 0, NOON)
+        await other.admit(budget, MODEL, Consumption(10), NOON)
+    hold.settle(Consumption(20))
+    await one.admit([], MODEL, Consumption(0), NOON)
     await eventually(lambda: not one.counting.unsent)
-    hold = await other.admit(budget, MODEL, 100, NOON)
+    hold = await other.admit(budget, MODEL, Consumption(100), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-tokens"] == b"30"
 
 
@@ -236,14 +237,14 @@ async def test_workers_who_find_no_counter_at_the_same_time_count_what_is_record
 async def test_a_caller_who_leaves_while_redis_is_asked_leaves_no_reservation(redis, workers):
     (shared,) = await workers(1)
     budget = [limit("concurrent", 1)]
-    (await shared.admit(budget, MODEL, 0, NOON)).release()
-    asking = asyncio.create_task(shared.admit(budget, MODEL, 0, NOON))
+    (await shared.admit(budget, MODEL, Consumption(0), NOON)).release()
+    asking = asyncio.create_task(shared.admit(budget, MODEL, Consumption(0), NOON))
     await asyncio.sleep(0)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
     await eventually(lambda: read_reservations(redis, "concurrent") == {})
-    await shared.admit(budget, MODEL, 0, NOON)
+    await shared.admit(budget, MODEL, Consumption(0), NOON)
 
 
 async def test_a_call_that_comes_late_for_its_window_counts_in_the_next(workers, recorded):
@@ -251,20 +252,20 @@ async def test_a_call_that_comes_late_for_its_window_counts_in_the_next(workers,
     one, other = await workers(2)
     budget = [limit("requests", 2)]
     midnight = NOON + DAY / 2
-    await one.admit(budget, MODEL, 0, midnight - 1)
+    await one.admit(budget, MODEL, Consumption(0), midnight - 1)
     asked = recorded.asked
-    (await one.admit(budget, MODEL, 0, midnight)).settle(0)
-    await other.admit(budget, MODEL, 0, midnight - 0.001)
+    (await one.admit(budget, MODEL, Consumption(0), midnight)).settle(Consumption(0))
+    await other.admit(budget, MODEL, Consumption(0), midnight - 0.001)
     with pytest.raises(OverQuota):
-        await one.admit(budget, MODEL, 0, midnight)
+        await one.admit(budget, MODEL, Consumption(0), midnight)
     assert recorded.asked == asked
 
 
 async def test_every_key_has_an_end(redis, workers):
     (shared,) = await workers(1)
     for window in ("minute", "day", "month"):
-        (await shared.admit([limit("tokens", 9, window)], MODEL, 1, NOON)).settle(1)
-    await shared.admit([limit("concurrent", 9)], MODEL, 1, NOON)
+        (await shared.admit([limit("tokens", 9, window)], MODEL, Consumption(1), NOON)).settle(Consumption(1))
+    await shared.admit([limit("concurrent", 9)], MODEL, Consumption(1), NOON)
     await eventually(lambda: not shared.counting.unsent)
     assert len(redis.client.keys()) == 7
     assert all(redis.client.ttl(key) > 0 for key in redis.client.scan_iter())
@@ -273,9 +274,9 @@ async def test_every_key_has_an_end(redis, workers):
 async def test_a_worker_that_ends_gives_back_what_it_holds_at_once(workers):
     one, other = await workers(2)
     budget = [limit("concurrent", 1)]
-    await one.admit(budget, MODEL, 0, NOON)
+    await one.admit(budget, MODEL, Consumption(0), NOON)
     await one.close()
-    await other.admit(budget, MODEL, 0, NOON)
+    await other.admit(budget, MODEL, Consumption(0), NOON)
 
 
 # --- Redis goes away and comes back
@@ -285,15 +286,15 @@ async def test_a_killed_redis_stops_nobody_and_each_worker_uses_its_share(redis,
     one, other = await workers(2)
     budget = [limit("requests", 100)]
     for hold in [*await admit_calls(one, budget, 40), *await admit_calls(other, budget, 20)]:
-        hold.settle(0)
-    open_call = await one.admit([*budget, limit("concurrent", 4)], MODEL, 0, NOON)
-    await other.admit(budget, MODEL, 0, NOON)  # 62 are spent, and both have seen it but for one
+        hold.settle(Consumption(0))
+    open_call = await one.admit([*budget, limit("concurrent", 4)], MODEL, Consumption(0), NOON)
+    await other.admit(budget, MODEL, Consumption(0), NOON)  # 62 are spent, and both have seen it but for one
     redis.kill()
     await eventually(lambda: one.counting.alone and other.counting.alone)
     alone = [len(await admit_calls(shared, budget, 100)) for shared in (one, other)]
     assert alone == [20, 19]
     assert len(await admit_calls(one, [limit("concurrent", 4)], 10)) == 1  # of two; the open call is the other
-    open_call.settle(0)
+    open_call.settle(Consumption(0))
     assert len(await admit_calls(one, [limit("concurrent", 4)], 10)) == 1
     assert caplog.text.count("Redis is away") == 2  # once each
 
@@ -306,19 +307,19 @@ async def test_what_was_used_while_redis_was_away_is_told_when_it_is_back(redis,
     redis.kill()
     await eventually(lambda: one.counting.alone and other.counting.alone)
     for hold in await admit_calls(one, budget, 5):
-        hold.settle(0)
+        hold.settle(Consumption(0))
         recorded.add(NOON, requests=1)
     held += await admit_calls(one, budget, 3)
     await asyncio.sleep(1.2)  # so long, and it counts as recorded
     redis.start()
     await eventually(lambda: not one.counting.alone and not other.counting.alone)
     await eventually(lambda: not one.counting.unsent)
-    hold = await other.admit(budget, MODEL, 0, NOON)
+    hold = await other.admit(budget, MODEL, Consumption(0), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"81"  # 5 recorded, 13 open, itself
     for hold in held:
-        hold.settle(0)
+        hold.settle(Consumption(0))
     await eventually(lambda: not one.counting.unsent)
-    hold = await other.admit(budget, MODEL, 0, NOON)
+    hold = await other.admit(budget, MODEL, Consumption(0), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"80"
     assert len(read_reservations(redis, "concurrent")) == 1
 
@@ -332,15 +333,15 @@ async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_
     redis.kill()
     await eventually(lambda: one.counting.alone)
     for hold in await admit_calls(one, budget, 5):
-        hold.settle(0)
+        hold.settle(Consumption(0))
         recorded.add(NOON, requests=1)
     await asyncio.sleep(1.2)  # so long, and it counts as recorded
     redis.start()
     (other,) = await workers(1)
-    (await other.admit(budget, MODEL, 0, NOON)).release()
+    (await other.admit(budget, MODEL, Consumption(0), NOON)).release()
     assert one.counting.unsent == 5
     await eventually(lambda: not one.counting.unsent)
-    hold = await other.admit(budget, MODEL, 0, NOON)
+    hold = await other.admit(budget, MODEL, Consumption(0), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"94"
 
 
@@ -350,7 +351,7 @@ async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_l
     first = await admit_calls(shared, budget, 4)
     redis.hang()
     for hold in first:
-        hold.settle(0)  # Redis may or may not hear of it
+        hold.settle(Consumption(0))  # Redis may or may not hear of it
     begun = asyncio.get_running_loop().time()
     holds = await admit_calls(shared, budget, 10)
     assert 0.1 < asyncio.get_running_loop().time() - begun < 2
@@ -360,10 +361,10 @@ async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_l
     await admit_calls(shared, budget, 1)
     assert asyncio.get_running_loop().time() - begun < 0.1  # no call waits again
     for hold in holds:
-        hold.settle(0)
+        hold.settle(Consumption(0))
     redis.go_on()
     await eventually(lambda: not shared.counting.alone and not shared.counting.unsent)
-    hold = await shared.admit(budget, MODEL, 0, NOON)
+    hold = await shared.admit(budget, MODEL, Consumption(0), NOON)
     # 14 settled, each once; one of them open, and this one: what was asked while it hung counts no more.
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"84"
 
@@ -371,24 +372,24 @@ async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_l
 async def test_a_redis_that_is_emptied_is_told_again(redis, workers, recorded):
     one, other = await workers(2)
     budget = [limit("tokens", 1000), limit("concurrent", 3)]
-    (await one.admit(budget, MODEL, 100, NOON)).settle(400)
+    (await one.admit(budget, MODEL, Consumption(100), NOON)).settle(Consumption(400))
     recorded.add(NOON, tokens=400)
-    await one.admit(budget, MODEL, 100, NOON)
-    await other.admit(budget, MODEL, 100, NOON)
+    await one.admit(budget, MODEL, Consumption(100), NOON)
+    await other.admit(budget, MODEL, Consumption(100), NOON)
     redis.client.flushall()
     redis.client.script_flush()
     await eventually(lambda: len(read_reservations(redis, "concurrent")) == 2)
-    hold = await other.admit(budget, MODEL, 100, NOON)
+    hold = await other.admit(budget, MODEL, Consumption(100), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-tokens"] == b"300"
     with pytest.raises(OverRate):
-        await one.admit(budget, MODEL, 100, NOON)
+        await one.admit(budget, MODEL, Consumption(100), NOON)
 
 
 async def test_a_redis_that_comes_back_with_what_it_once_knew_is_not_believed(redis, workers, recorded):
     """As after a restart from an old snapshot."""
     (shared,) = await workers(1)
     budget = [limit("requests", 10)]
-    (await shared.admit(budget, MODEL, 0, NOON)).settle(0)
+    (await shared.admit(budget, MODEL, Consumption(0), NOON)).settle(Consumption(0))
     await eventually(lambda: not shared.counting.unsent)
     key = "{test}:tenant:1::requests:day"
     old = redis.client.hgetall(key), redis.client.hgetall("{test}:epoch")
@@ -407,16 +408,16 @@ async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, 
     monkeypatch.setattr(shared_limits, "KEPT", 10)
     (shared,) = await workers(1)
     budget = [limit("requests", 100)]
-    await shared.admit(budget, MODEL, 0, NOON)
+    await shared.admit(budget, MODEL, Consumption(0), NOON)
     redis.hang()
     holds = await admit_calls(shared, budget, 30)
     for hold in holds:
-        hold.settle(0)
+        hold.settle(Consumption(0))
         recorded.add(NOON, requests=1)
     await asyncio.sleep(1.2)
     redis.go_on()
     await eventually(lambda: not shared.counting.alone and not shared.counting.unsent)
-    hold = await shared.admit(budget, MODEL, 0, NOON)
+    hold = await shared.admit(budget, MODEL, Consumption(0), NOON)
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"68"
 
 
@@ -432,7 +433,7 @@ async def test_a_start_without_redis_counts_what_is_recorded(redis, workers, rec
 
 async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
     (shared,) = await workers(1)
-    await shared.admit([limit("requests", 10)], MODEL, 0, NOON)
+    await shared.admit([limit("requests", 10)], MODEL, Consumption(0), NOON)
     redis.client.config_set("maxmemory", 1)
     try:
         assert len(await admit_calls(shared, [limit("requests", 10)], 20)) == 5
@@ -495,7 +496,7 @@ AMOUNTS = st.integers(0, 6)
 LIMITS = st.lists(
     st.builds(
         lambda unit, window, scope, model, amount: Limit(
-            Counter(scope, 1, model, unit, "" if unit == "concurrent" else window), amount, TOKYO
+            Counter(scope, 1, model, UNITS[unit], "" if unit == "concurrent" else window), amount, TOKYO
         ),
         st.sampled_from(["requests", "tokens", "concurrent"]),
         st.sampled_from(["minute", "day"]),
@@ -519,7 +520,7 @@ ACTS = st.lists(
 
 async def outcome(way: Limits | SharedLimits, budget: list[Limit], estimate: int, now: float):
     try:
-        hold = await way.admit(budget, MODEL, estimate, now)
+        hold = await way.admit(budget, MODEL, Consumption(estimate), now)
     except Refusal as refusal:
         return None, (refusal.code, refusal.headers, refusal.message("en"))
     return hold, sorted(hold.headers(now))
@@ -544,7 +545,7 @@ async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
             elif holds:
                 for hold in holds[facts[0] % len(holds)]:
                     if hold is not None:
-                        hold.settle(facts[1]) if act == "settle" else hold.release()
+                        hold.settle(Consumption(facts[1])) if act == "settle" else hold.release()
         assert not ways[1].counting.alone
     finally:
         await ways[1].close()
