@@ -15,7 +15,7 @@ from portal.quotas import administration, request_pages
 from portal.quotas.status import allowances_of_key
 from portal.usage import periods
 from portal.usage.models import UsageDay
-from portal.usage.records import total_usage
+from portal.usage.records import sum_all
 
 
 @login_required
@@ -28,7 +28,7 @@ def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
     context: dict[str, object] = {
         "key": held,
         "zone": key.tenant.zone,
-        "this_month": total_usage(month.of(UsageDay.objects.filter(key=key))),
+        "this_month": sum_all(month.filter_days(UsageDay.objects.filter(key=key))),
         "may_manage": queries.manageable_by(current_user(request)).filter(pk=key.pk).exists(),
         "rotate": RotateForm(),
         "revoke": RevokeForm(),

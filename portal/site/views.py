@@ -24,7 +24,7 @@ from portal.keys.key_example import base_url, example
 from portal.quotas import administration, request_pages
 from portal.quotas.status import allowances
 from portal.usage import recent_usage
-from portal.usage.records import visible_to
+from portal.usage.records import days_of_user
 from portal.web import posted_forms
 
 
@@ -49,7 +49,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "quota_requests": request_pages.requests_of(request.user, now),
         "waiting": administration.waiting_in(request.user),
         "admins": permissions.admins_by_tenant(tenants),
-        "usage": recent_usage.recent_usage(visible_to(request.user), zone, now),
+        "usage": recent_usage.read_recent_usage(days_of_user(request.user), zone, now),
     }
     return render(request, "site/home.html", context)
 

@@ -43,7 +43,7 @@ function paint(chart, data) {
 
 function tooltip(data) {
   const number = exact(data.digits);
-  const value = (item) => (data.series.length > 1 ? `${item.dataset.label}: ` : "") + `${number.format(item.parsed.y)} ${data.measured}`;
+  const value = (item) => (data.series.length > 1 ? `${item.dataset.label}: ` : "") + `${number.format(item.parsed.y)} ${data.measure}`;
   return {
     mode: "index", intersect: false, padding: 10, boxPadding: 4, cornerRadius: 6, usePointStyle: data.kind === "lines",
     itemSort: (a, b) => b.datasetIndex - a.datasetIndex,
@@ -51,12 +51,12 @@ function tooltip(data) {
     callbacks: {
       title: ([item]) => (item ? data.titles[item.dataIndex] : ""),
       label: value,
-      footer: (items) => (data.together && items.length > 1 ? `${data.together}: ${number.format(items.reduce((sum, item) => sum + item.parsed.y, 0))} ${data.measured}` : ""),
+      footer: (items) => (data.total && items.length > 1 ? `${data.total}: ${number.format(items.reduce((sum, item) => sum + item.parsed.y, 0))} ${data.measure}` : ""),
     },
   };
 }
 
-// `data` as Chart.figures in portal/usage/chart.py. The chart that is returned may be given new numbers by `renew`.
+// `data` as Chart.script_data in portal/usage/chart.py. The chart that is returned may be given new numbers by `renew`.
 function draw(canvas, data) {
   const { fontFamily } = getComputedStyle(document.body);
   const chart = new Chart(canvas, {

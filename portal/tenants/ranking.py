@@ -48,7 +48,7 @@ def usage_this_month(tenant: Tenant, now: datetime) -> QuerySet[UsageMonth]:
 
 def usage_by(sums: QuerySet[Any], column: str) -> dict[int | None, Used]:
     """Return the usage by the value of `column`. One query."""
-    rows = records.usage_by(sums, column)
+    rows = records.sum_by(sums, column)
     return {row[column]: Used(tokens=row["total_tokens"], requests=row["requests"]) for row in rows}
 
 

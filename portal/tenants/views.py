@@ -30,7 +30,7 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     context = {
         "tenant": tenant,
         "zone": tenant.zone,
-        "usage": recent_usage.recent_usage(UsageTenantDay.objects.filter(tenant=tenant), tenant.zone, now),
+        "usage": recent_usage.read_recent_usage(UsageTenantDay.objects.filter(tenant=tenant), tenant.zone, now),
         "active": sum(user is not None for user in by_user),
         "members": Membership.objects.filter(tenant=tenant).count(),
         "bars": request_pages.bars(current_user(request), status.allowances_of_tenant(tenant, now)),

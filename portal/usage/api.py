@@ -1,8 +1,6 @@
-"""Usage in the API: what the usage page tells, of the same scopes and periods. CSV is at `/usage/export/`."""
+"""Usage in the API: what the usage page shows, for the same scopes and periods. CSV is at `/usage/export/`."""
 
-from dataclasses import dataclass
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
@@ -15,54 +13,45 @@ from rest_framework.viewsets import GenericViewSet
 from portal.accounts.api_permissions import People
 from portal.accounts.models import User
 from portal.accounts.permissions import current_user
-from portal.accounts.timezones import zone_of
 from portal.keys.models import ApiKey
-from portal.usage import periods, report, scopes
+from portal.usage import report, scopes
 from portal.usage import serializers as shapes
 from portal.usage.models import UsageDay
+from portal.usage.query import UsageQuery, build_query
 from portal.web.rest.list_pages import Pages
 from portal.web.rest.validation import validated
 
-NOBODY = "0"  # no row has this number
+NO_ROW = "0"  # no row has this number
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """`scope` is what `focus` leaves of it."""
+def parse_query(user: User, parameters: dict[str, Any]) -> UsageQuery:
+    """Return what the parameters ask for.
 
-    scope: scopes.Scope
-    focus: scopes.Focus
-    period: periods.Period
-    zone: ZoneInfo
-
-    @property
-    def span(self) -> dict[str, Any]:
-        return {"of": self.scope.name, "first": self.period.first, "last": self.period.last}
-
-
-def asked(user: User, wanted: dict[str, Any]) -> Asked:
-    """Raise Http404 for what is not this person's, ValidationError for what is no period."""
-    numbers = {"user": number_of_user(wanted["user"]), "key": number_of_key(wanted["key"])}
-    focus = scopes.Focus(model=wanted["model"], end_user=wanted["end_user"], **numbers)
-    scope, zone = scopes.narrowed(scopes.find_scope(user, wanted["of"]), focus), zone_of(user)
+    Raises Http404 for what this person may not see, ValidationError for an unknown period.
+    """
+    numbers = {"user": find_user_number(parameters["user"]), "key": find_key_number(parameters["key"])}
+    focus = scopes.Focus(model=parameters["model"], end_user=parameters["end_user"], **numbers)
     try:
-        period = periods.parse_period(wanted["period"], timezone.now(), zone)
+        return build_query(user, parameters["of"], focus, parameters["period"], timezone.now())
     except KeyError as error:
         raise shapes.no_such_period() from error
-    return Asked(scope=scope, focus=focus, period=period, zone=zone)
 
 
-def number_of_user(username: str) -> str:
+def describe_span(query: UsageQuery) -> dict[str, Any]:
+    return {"of": query.scope.name, "first": query.period.first, "last": query.period.last}
+
+
+def find_user_number(username: str) -> str:
     if username in ("", scopes.SERVICE):
         return username
     found = User.objects.filter(username__iexact=username).values_list("pk", flat=True).first()
-    return str(found or NOBODY)
+    return str(found or NO_ROW)
 
 
-def number_of_key(prefix: str) -> str:
+def find_key_number(prefix: str) -> str:
     if not prefix:
         return ""
-    return str(ApiKey.objects.filter(prefix=prefix).values_list("pk", flat=True).first() or NOBODY)
+    return str(ApiKey.objects.filter(prefix=prefix).values_list("pk", flat=True).first() or NO_ROW)
 
 
 class UsageView(APIView):
@@ -71,28 +60,28 @@ class UsageView(APIView):
 
     @extend_schema(
         operation_id="usage",
-        summary=_("Usage of a period in all"),
+        summary=_("Total usage of a period"),
         parameters=[shapes.UsageFilter],
         responses={200: shapes.Totals},
     )
     def get(self, request: Request) -> Response:
-        of = asked(current_user(request), validated(shapes.UsageFilter, request.query_params))
-        return Response(shapes.Totals({**of.span, **totals(of)}).data)
+        query = parse_query(current_user(request), validated(shapes.UsageFilter, request.query_params))
+        return Response(shapes.Totals({**describe_span(query), **read_totals(query)}).data)
 
 
-def totals(of: Asked) -> dict[str, Any]:
-    series = report.series(of.scope, of.period, of.zone)
-    then = sum(report.then_by_model(of.scope, of.period).values())
+def read_totals(query: UsageQuery) -> dict[str, Any]:
+    series = report.read_series(query.scope, query.period, query.zone)
+    before = sum(report.read_tokens_before(query.scope, query.period).values())
     sums, first = series.totals, series.totals.first_tokens
-    alone = of.scope.personal or of.focus.user or of.focus.key
+    rejected = report.count_rejections(query.scope, query.period, query.zone)
     return {
         **sums.numbers,
-        "people": None if alone else report.people(of.scope, of.period),
+        "people": report.count_people(query.scope, query.period) if query.counts_people else None,
         "tokens_per_second": sums.speed,
         "first_tokens": {"half": first[0], "most": first[1]} if first else None,
-        "before": then,
-        "change": report.change(sums.numbers["total_tokens"], then),
-        "without_answer": report.why(report.troubles(series, report.rejections(of.scope, of.period, of.zone))),
+        "before": before,
+        "change": report.percent_change(sums.numbers["total_tokens"], before),
+        "without_answer": report.explain_failures(report.list_failures(series, rejected)),
     }
 
 
@@ -107,11 +96,11 @@ class UsageSeriesView(APIView):
         responses={200: shapes.UsageSeries},
     )
     def get(self, request: Request) -> Response:
-        """Return a day is told by hours, a longer period by days, months or fiscal years."""
-        of = asked(current_user(request), validated(shapes.UsageFilter, request.query_params))
-        series = report.series(of.scope, of.period, of.zone)
+        """Return usage over time: a day by hours, a longer period by days, months or fiscal years."""
+        query = parse_query(current_user(request), validated(shapes.UsageFilter, request.query_params))
+        series = report.read_series(query.scope, query.period, query.zone)
         rows = [{**row, "slot": row["slot"].isoformat()} for row in series.rows]
-        return Response(shapes.UsageSeries({**of.span, "unit": series.unit, "rows": rows}).data)
+        return Response(shapes.UsageSeries({**describe_span(query), "unit": series.unit, "rows": rows}).data)
 
 
 class UsageGroups(GenericViewSet[UsageDay]):
@@ -128,22 +117,22 @@ class UsageGroups(GenericViewSet[UsageDay]):
         responses={200: shapes.Group(many=True)},
     )
     def list(self, request: Request) -> Response:
-        """Return the most tokens first."""
-        wanted = validated(shapes.GroupFilter, request.query_params)
-        of, by = asked(current_user(request), wanted), wanted["by"]
-        if by not in of.scope.groups:
+        """Return usage by the values of one field, most tokens first."""
+        parameters = validated(shapes.GroupFilter, request.query_params)
+        query, by = parse_query(current_user(request), parameters), parameters["by"]
+        if by not in query.scope.groups:
             raise shapes.no_such_group()
         if by == "model":
-            series = report.series(of.scope, of.period, of.zone)
-            rows = report.by_model(series, report.then_by_model(of.scope, of.period))
+            series = report.read_series(query.scope, query.period, query.zone)
+            rows = report.group_by_model(series, report.read_tokens_before(query.scope, query.period))
         else:
-            rows, _left_out = report.grouped(of.scope, of.period, by)
+            rows, _left_out = report.read_groups(query.scope, query.period, by)
         page: list[Any] = self.paginate_queryset(rows) or []
-        return self.get_paginated_response([shapes.Group(row).data for row in called(by, page)])
+        return self.get_paginated_response([shapes.Group(row).data for row in name_rows(by, page)])
 
 
-def called(by: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With names in place of the numbers of people and keys. One query at most."""
+def name_rows(by: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows with names in place of the numbers of people and keys. One query at most."""
     numbers = [int(row["id"]) for row in rows if row["id"].isdecimal()]
     known: dict[str, str] = {}
     if by == "user":
@@ -166,7 +155,7 @@ class UsageScopesView(APIView):
         responses={200: shapes.ScopeChoice(many=True)},
     )
     def get(self, request: Request) -> Response:
-        """What the parameter `of` takes."""
+        """Return the values that the parameter `of` may have."""
         return Response(
             [{"of": name, "name": str(label)} for name, label in scopes.scope_choices(current_user(request))]
         )

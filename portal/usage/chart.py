@@ -1,10 +1,10 @@
-"""What a chart over time shows: numbers and words. charts.js draws it with Chart.js; without a script there is a table.
+"""The data of charts over time. charts.js draws them with Chart.js; without scripts there is a table.
 
-A page that has one: its view makes a `Chart` (`stacked` from rows, or `lines`), and its template has
+The view of a page makes a `Chart` (with `token_chart`, `stacked_chart` or `line_chart`), and its template has
     {% block scripts %}{% include "usage/_chart_scripts.html" %}{% endblock %}
-    <h2>what is to be seen, in words</h2>
+    <h2>what the chart shows, in words</h2>
     {% translate "…" as label %}{% include "usage/_chart.html" with chart=… %}
-The include brings colours, the table and its copy as CSV. Several charts on a page need different `name`s.
+The include has the legend, the table and its CSV. Several charts on a page need different `name`s.
 """
 
 from collections import Counter, defaultdict
@@ -22,20 +22,19 @@ from portal.web.templatetags.formatting import figure, mark_of, slot_of
 
 Slot = date | datetime
 Measure = Literal["tokens", "requests", "people", "seconds", "tokens/s"]
-DIGITS = {"seconds": 2, "tokens/s": 1}  # behind the point
-# Colours that can be told apart; what is least shares the last.
+DIGITS = {"seconds": 2, "tokens/s": 1}  # after the decimal point
+# Distinguishable colours; the smallest series share the last one.
 SHADES = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """`values`: one for each slot, None where nothing is known. `shade` counts from 1. `code`: the label is a name
-    that programs use."""
+    """One line, or one part of each bar."""
 
     label: str
-    values: tuple[float | None, ...]
-    shade: int
-    code: bool = False
+    values: tuple[float | None, ...]  # one for each slot; None: not known
+    shade: int  # from 1
+    code: bool = False  # whether the label is a name that programs use
 
     @property
     def total(self) -> int:
@@ -44,16 +43,15 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """`kind`: bars that stand on each other, or lines. `slots`: hours, days, or first days of months or fiscal years
-    (`unit`: "second", "hour", "day", "month", "year"). `links`: where more is told of each slot; empty for nowhere."""
+    """Stacked bars, or lines, over time."""
 
     name: str
     kind: Literal["bars", "lines"]
     measure: Measure
-    unit: str
-    slots: tuple[Slot, ...]
+    unit: str  # of a slot: "second", "hour", "day", "month" or "year"
+    slots: tuple[Slot, ...]  # hours, days, or first days of months or fiscal years
     series: tuple[Series, ...]
-    links: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()  # to the page of each slot; empty: none has one
 
     @property
     def element(self) -> str:
@@ -61,23 +59,23 @@ class Chart:
 
     @property
     def sums(self) -> list[int]:
-        """Of all series in each slot."""
+        """The sum of all series, for each slot."""
         return [int(sum(series.values[n] or 0 for series in self.series)) for n in range(len(self.slots))]
 
     @property
     def peak(self) -> tuple[Slot, int]:
-        """The slot with most, and how much: the first of several."""
+        """The first slot with the highest sum, and that sum."""
         sums = self.sums
         most = max(range(len(sums)), key=sums.__getitem__)
         return self.slots[most], sums[most]
 
     @property
-    def together(self) -> bool:
+    def has_total(self) -> bool:
         """Whether a sum of the series means something."""
         return self.kind == "bars" and len(self.series) > 1
 
     @property
-    def measured(self) -> str:
+    def measure_label(self) -> str:
         """What the axis counts."""
         return {
             "tokens": _("tokens"),
@@ -89,12 +87,12 @@ class Chart:
 
     @property
     def table(self) -> list[tuple[str, str, list[str]]]:
-        """(slot, link, a text for each series and, where it means something, their sum), the latest first."""
+        """Rows of (slot, link, a text for each series and, if it means something, their sum), the latest first."""
         columns: list[Sequence[float | None]] = [series.values for series in self.series]
-        if self.together:
+        if self.has_total:
             columns.append(self.sums)
         links = self.links or ("",) * len(self.slots)
-        titles, _marks = named(self.slots, self.unit, get_language())
+        titles, _marks = label_slots(self.slots, self.unit, get_language())
         return [
             (titles[n], links[n], [self._text(column[n]) for column in columns])
             for n in reversed(range(len(self.slots)))
@@ -110,37 +108,40 @@ class Chart:
         return DIGITS.get(self.measure, 0)
 
     @property
-    def figures(self) -> dict[str, Any]:
-        """What charts.js reads. Slots three times: for the axis, in full, and for files."""
-        titles, marks = named(self.slots, self.unit, get_language())
+    def script_data(self) -> dict[str, Any]:
+        """The data for charts.js. It has the slots three times: for the axis, in full, and for files."""
+        titles, marks = label_slots(self.slots, self.unit, get_language())
         return {
             "kind": self.kind,
             "unit": self.unit,
-            "measured": self.measured,
+            "measure": self.measure_label,
             "digits": self.digits,
             "marks": marks,
             "titles": titles,
             "slots": [slot.isoformat() for slot in self.slots],
             "links": self.links,
-            "together": _("Together") if self.together else "",
+            "total": _("Total") if self.has_total else "",
             "series": [
-                {"label": series.label or self.measured, "shade": series.shade, "values": series.values}
+                {"label": series.label or self.measure_label, "shade": series.shade, "values": series.values}
                 for series in self.series
             ],
         }
 
 
 @lru_cache(maxsize=64)
-def named(slots: tuple[Slot, ...], unit: str, language: str | None) -> tuple[list[str], list[str]]:
-    """Return slots in full and for an axis. Kept, because the charts of a page have the same: 90 days take 10 ms."""
+def label_slots(slots: tuple[Slot, ...], unit: str, language: str | None) -> tuple[list[str], list[str]]:
+    """Return the labels of slots, in full and for an axis.
+
+    Cached, because the charts of a page have the same slots: 90 days take 10 ms.
+    """
     return [slot_of(slot, unit) for slot in slots], [mark_of(slot, unit) for slot in slots]
 
 
-def chart(
+def token_chart(
     rows: Iterable[Mapping[str, Any]], slots: Sequence[Slot], unit: str = "day", *, links: Sequence[str] = ()
 ) -> Chart:
-    """Return tokens by model, from rows by "slot" and "model" with "total_tokens"."""
-    return stacked(
+    """Return a chart of tokens by model, from rows with "slot", "model" and "total_tokens"."""
+    return stacked_chart(
         ((row["slot"], row["model"], row["total_tokens"]) for row in rows),
         slots,
         unit,
@@ -152,7 +153,7 @@ def chart(
     )
 
 
-def stacked(
+def stacked_chart(
     values: Iterable[tuple[Slot, str, int]],
     slots: Sequence[Slot],
     unit: str,
@@ -164,26 +165,26 @@ def stacked(
     code: bool = False,
     links: Sequence[str] = (),
 ) -> Chart:
-    """Return bars from (slot, thing, number), the thing with most at the bottom; slots without any are there, empty.
+    """Return stacked bars from (slot, name, number), the largest series at the bottom; slots without values are empty.
 
-    Things beyond the colours stand together as `others`. `labels`: how a thing is called, if not by itself.
+    Series beyond the number of colours are added up as `others`. `labels`: of names that are not their own label.
     """
     numbers: dict[str, Counter[Slot]] = defaultdict(Counter)
-    for slot, thing, number in values:
-        numbers[thing][slot] += number
-    most = sorted(numbers, key=lambda thing: (-numbers[thing].total(), thing))
-    named = most if len(most) <= SHADES else most[: SHADES - 1]
+    for slot, series_name, number in values:
+        numbers[series_name][slot] += number
+    ordered = sorted(numbers, key=lambda one: (-numbers[one].total(), one))
+    shown = ordered if len(ordered) <= SHADES else ordered[: SHADES - 1]
     rest: Counter[Slot] = Counter()
-    for thing in most[len(named) :]:
-        rest.update(numbers[thing])
+    for one in ordered[len(shown) :]:
+        rest.update(numbers[one])
     series = [
         Series(
-            label=(labels or {}).get(thing, thing),
-            values=tuple(numbers[thing][slot] for slot in slots),
+            label=(labels or {}).get(one, one),
+            values=tuple(numbers[one][slot] for slot in slots),
             shade=shade,
             code=code,
         )
-        for shade, thing in enumerate(named, 1)
+        for shade, one in enumerate(shown, 1)
     ]
     if rest:
         series.append(Series(label=others or _("others"), values=tuple(rest[slot] for slot in slots), shade=SHADES))
@@ -198,7 +199,7 @@ def stacked(
     )
 
 
-def lines(
+def line_chart(
     series: Mapping[str, Mapping[Slot, float | None]],
     slots: Sequence[Slot],
     unit: str,
@@ -207,7 +208,7 @@ def lines(
     measure: Measure,
     links: Sequence[str] = (),
 ) -> Chart:
-    """Return a line for each label, with gaps where nothing is known."""
+    """Return a chart with a line for each label, with gaps where values are not known."""
     return Chart(
         name=name,
         kind="lines",

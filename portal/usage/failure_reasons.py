@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-# The columns of the sums that count requests without a whole answer.
-ENDED = ("failed", "interrupted", "refused", "aborted")
+# The columns of the sums that count requests without a complete answer.
+FAILED_STATUSES = ("failed", "interrupted", "refused", "aborted")
 
-WORDS: dict[str, tuple[Promise, Promise]] = {
-    # --- refused by the gateway
+REASONS: dict[str, tuple[Promise, Promise]] = {
+    # --- rejected by the gateway
     "insufficient_quota": (
         _("the quota of a day or month was used up"),
         _("It is full again on the next day or month. More can be asked for under “What is left”."),
@@ -99,7 +99,7 @@ WORDS: dict[str, tuple[Promise, Promise]] = {
         _("the engine did not answer in time"),
         _("Ask for less at once. If it happens often, tell the operators."),
     ),
-    # --- ended otherwise, by the names of the sums
+    # --- ended early, by the names of the sums
     "failed": (_("the engine failed"), _("Try again. If it happens often, tell the operators.")),
     "refused": (
         _("the engine refused the request"),
@@ -115,7 +115,7 @@ WORDS: dict[str, tuple[Promise, Promise]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureReason:
-    """`name`: the code or column. `advice` may be empty."""
+    """Why requests got no complete answer. `name`: the code or column. `advice` may be empty."""
 
     name: str
     title: str
@@ -124,6 +124,6 @@ class FailureReason:
 
 
 def explain_failure(name: str, requests: int) -> FailureReason:
-    """In the language of the reader; a code that is not known here stands for itself."""
-    title, advice = WORDS.get(name, (name, ""))
+    """Return the reason in the reader's language; a code that is not known here is its own title."""
+    title, advice = REASONS.get(name, (name, ""))
     return FailureReason(name=name, title=str(title), advice=str(advice), requests=requests)

@@ -1,8 +1,8 @@
-"""Hours of calendars, and the pieces of time by which usage is summed so that any reader's hours add up. Pure.
+"""Hours of calendars, and the intervals by which usage is summed so that any reader's hours add up. Pure.
 
 All zones of the world differ from UTC by quarters of an hour: Asia/Kolkata by 5:30, Asia/Kathmandu by 5:45, and
-Australia/Lord_Howe moves its clocks by 30 minutes. So usage is summed by hours of UTC while every zone that is in use
-is a whole number of hours away, and by quarters else.
+Australia/Lord_Howe moves its clocks by 30 minutes. So usage is summed by hours of UTC while every zone in use is a
+whole number of hours away, and otherwise by quarters of an hour.
 """
 
 from collections.abc import Iterable
@@ -12,33 +12,33 @@ from zoneinfo import ZoneInfo
 HOUR, QUARTER = timedelta(hours=1), timedelta(minutes=15)
 
 
-def quarter_of(moment: datetime) -> datetime:
-    """When the quarter of an hour that holds this moment began, in UTC."""
+def start_of_quarter(moment: datetime) -> datetime:
+    """Return the start of the quarter of an hour that contains this moment, in UTC."""
     utc = moment.astimezone(UTC)
     return utc.replace(minute=utc.minute // 15 * 15, second=0, microsecond=0)
 
 
-def piece_of(moment: datetime, zones: Iterable[ZoneInfo]) -> datetime:
-    """When the hour of UTC that holds this moment began, or its quarter if any of these zones needs it.
+def start_of_interval(moment: datetime, zones: Iterable[ZoneInfo]) -> datetime:
+    """Return the start of the hour of UTC that contains this moment, or of its quarter if any of these zones needs it.
 
-    In Lord Howe's spring the clocks move by half an hour in the middle of an hour of UTC, which begins with another
-    offset than it ends with.
+    In spring the clocks of Lord Howe move by half an hour in the middle of an hour of UTC, so its offset changes within
+    that hour.
     """
-    quarter = quarter_of(moment)
+    quarter = start_of_quarter(moment)
     hour = quarter.replace(minute=0)
-    return hour if all(is_whole(hour, zone) and is_whole(quarter, zone) for zone in zones) else quarter
+    return hour if all(is_whole_hours(hour, zone) and is_whole_hours(quarter, zone) for zone in zones) else quarter
 
 
-def is_whole(moment: datetime, zone: ZoneInfo) -> bool:
-    """Return whether the zone's clocks show the same minutes as those of UTC at this moment."""
+def is_whole_hours(moment: datetime, zone: ZoneInfo) -> bool:
+    """Return whether the zone is a whole number of hours from UTC at this moment."""
     return not _offset(moment, zone) % HOUR
 
 
-def hour_of(moment: datetime, zone: ZoneInfo) -> datetime:
-    """When the hour that the zone's clocks showed at this moment began, by these clocks.
+def start_of_hour(moment: datetime, zone: ZoneInfo) -> datetime:
+    """Return the start of the hour that the zone's clocks showed at this moment, by these clocks.
 
-    With a fixed offset: of the two hours of the same name when clocks go back each is a value of its own, which a
-    datetime with a ZoneInfo would not be. Where clocks move within an hour, another begins.
+    It has a fixed offset: when clocks go back, the two hours of the same name are different values, which they would
+    not be with a ZoneInfo. Where clocks move within an hour, a new hour starts.
     """
     offset = _offset(moment, zone)
     local = moment.astimezone(timezone(offset))
@@ -54,8 +54,8 @@ def _offset(moment: datetime, zone: ZoneInfo) -> timedelta:
     return offset
 
 
-def between(begin: datetime, end: datetime, zone: ZoneInfo) -> list[datetime]:
-    """Return the zone's hours (as `hour_of`) from one moment to the other, both at the beginning of a quarter."""
+def hours_between(begin: datetime, end: datetime, zone: ZoneInfo) -> list[datetime]:
+    """Return the zone's hours (as of `start_of_hour`) between two moments, both at the start of a quarter."""
     quarters = range(round((end.timestamp() - begin.timestamp()) / QUARTER.total_seconds()))
     first = begin.astimezone(UTC)
-    return list(dict.fromkeys(hour_of(first + number * QUARTER, zone) for number in quarters))
+    return list(dict.fromkeys(start_of_hour(first + number * QUARTER, zone) for number in quarters))

@@ -1,7 +1,7 @@
-"""Spans of whole local days that people ask usage for. Pure but for the filter of records.
+"""Periods of whole local days for which usage is shown. Pure except for the filter of rows.
 
-Beside those that have a word (NAMES) there are a day ("2026-11-22"), a month ("2026-11") and a fiscal year ("FY2026",
-which begins in April 2026): a page leads from a longer one to these.
+Beside those named by a word (NAMES) there are days ("2026-11-22"), months ("2026-11") and fiscal years ("FY2026", which
+begins in April 2026): the page of a longer period links to these.
 """
 
 import re
@@ -27,7 +27,7 @@ NAMES = {
     "last-fiscal-year": _("last fiscal year"),
     "years": _("fiscal years"),
 }
-YEARS = 5  # fiscal years, with the one that runs
+YEARS = 5  # fiscal years, including the current one
 FISCAL_MONTH = 4  # a Japanese company's year begins on 1 April
 FIRST_YEAR = 2000  # nothing was metered before
 MONTHLY = 100  # days; a longer period is shown by month
@@ -47,7 +47,7 @@ class Period:
 
     @property
     def unit(self) -> str:
-        """By what it is told: "hour", "day", "month" or "year"."""
+        """The unit in which it is shown: "hour", "day", "month" or "year"."""
         if self.first == self.last:
             return "hour"
         if self.name == "years":
@@ -56,53 +56,55 @@ class Period:
 
     @property
     def slots(self) -> list[date]:
-        """The days, first days of months or first days of fiscal years of which it is told; a single day for hours."""
-        firsts = {"month": lambda day: day.replace(day=1), "year": fiscal_year}.get(self.unit, lambda day: day)
+        """The days, or first days of months or fiscal years, that are shown; a single day for hours."""
+        firsts = {"month": lambda day: day.replace(day=1), "year": start_of_fiscal_year}.get(self.unit, lambda day: day)
         return sorted({firsts(day) for day in self.days})
 
-    def of(self, sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]) -> QuerySet[Any]:
-        """Return those of the sums that are of this period's days."""
+    def filter_days(self, sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]) -> QuerySet[Any]:
+        """Return the sums of this period's days."""
         return sums.filter(day__range=(self.first, self.last))
 
-    def split(self) -> tuple[list[date], list[tuple[date, date]]]:
-        """First days of the months that lie within, and (first, last) of the days around them. The month that runs is
-        no whole one: east of here it may be a day longer already."""
+    def split_months(self) -> tuple[list[date], list[tuple[date, date]]]:
+        """Return the first days of the whole months within, and (first, last) of the days around them.
+
+        The current month is not a whole one: further east it may already be a day longer.
+        """
         months: list[date] = []
-        month = self.first if self.first.day == 1 else following(self.first)
-        while following(month) - timedelta(days=1) <= self.last:
+        month = self.first if self.first.day == 1 else next_month(self.first)
+        while next_month(month) - timedelta(days=1) <= self.last:
             months.append(month)
-            month = following(month)
+            month = next_month(month)
         if not months:
             return [], [(self.first, self.last)]
         around = [(self.first, months[0] - timedelta(days=1)), (month, self.last)]
         return months, [(first, last) for first, last in around if first <= last]
 
 
-def following(day: date) -> date:
+def next_month(day: date) -> date:
     """Return the first day of the next month."""
     return (day.replace(day=1) + timedelta(days=32)).replace(day=1)
 
 
-def fiscal_year(day: date) -> date:
-    """Return the first day of the fiscal year that holds it."""
+def start_of_fiscal_year(day: date) -> date:
+    """Return the first day of the fiscal year that contains this day."""
     return date(day.year - (day.month < FISCAL_MONTH), FISCAL_MONTH, 1)
 
 
 def parse_period(name: str, now: datetime, zone: ZoneInfo) -> Period:
-    """Return the period of this name as of `now`.
+    """Return the period of this name as of `now`, up to today.
 
-    None goes beyond today. Raises KeyError, also for what has not begun.
+    Raises KeyError for unknown names and for periods that have not begun.
     """
     today = now.astimezone(zone).date()
-    first, last = span(name, today) if name in NAMES else particular(name)
-    if first > today or first.year < FIRST_YEAR:  # what it is compared with lies before it, and no year before 1
+    first, last = days_of_word(name, today) if name in NAMES else days_of_date(name)
+    if first > today or first.year < FIRST_YEAR:  # the period it is compared with must not be before year 1
         raise KeyError(name)
     return Period(name=name, first=first, last=min(last, today))
 
 
-def span(name: str, today: date) -> tuple[date, date]:
-    """First and last day of one of NAMES."""
-    yesterday, month, year = today - timedelta(days=1), today.replace(day=1), fiscal_year(today)
+def days_of_word(name: str, today: date) -> tuple[date, date]:
+    """Return the first and last day of one of NAMES."""
+    yesterday, month, year = today - timedelta(days=1), today.replace(day=1), start_of_fiscal_year(today)
     if name.isdecimal():
         return today - timedelta(days=int(name) - 1), today
     return {
@@ -116,15 +118,15 @@ def span(name: str, today: date) -> tuple[date, date]:
     }[name]
 
 
-def particular(name: str) -> tuple[date, date]:
-    """First and last day of the day, month or fiscal year of this name. Raises KeyError."""
+def days_of_date(name: str) -> tuple[date, date]:
+    """Return the first and last day of a day, month or fiscal year, by its name. Raises KeyError."""
     try:
         if re.fullmatch(r"\d{4}-\d\d-\d\d", name):
             day = date.fromisoformat(name)
             return day, day
         if re.fullmatch(r"\d{4}-\d\d", name):
             first = date.fromisoformat(f"{name}-01")
-            return first, following(first) - timedelta(days=1)
+            return first, next_month(first) - timedelta(days=1)
         if re.fullmatch(r"FY\d{4}", name):
             first = date(int(name[2:]), FISCAL_MONTH, 1)
             return first, first.replace(year=first.year + 1) - timedelta(days=1)
@@ -133,25 +135,27 @@ def particular(name: str) -> tuple[date, date]:
     raise KeyError(name)
 
 
-def name_of(slot: date, unit: str) -> str:
-    """Return the period that a day, month or fiscal year of a longer one is."""
+def name_of_slot(slot: date, unit: str) -> str:
+    """Return the name of the period that is one day, month or fiscal year of a longer period."""
     if unit == "year":
         return f"FY{slot.year:04}"
     return slot.isoformat() if unit == "day" else slot.isoformat()[:7]
 
 
 def period_before(period: Period) -> Period:
-    """What to compare it with: as many days before it; of a month that runs, the same days of the last one; for a year
-    the same days of the year before."""
+    """Return the period to compare with: as many days, just before.
+
+    For the current month: the same days of the last one; for a fiscal year: the same days of the year before.
+    """
     yesterday = period.first - timedelta(days=1)
     if period.name in ("this-month", "last-month") or re.fullmatch(r"\d{4}-\d\d", period.name):
-        whole = period.last == following(period.first) - timedelta(days=1) and period.name != "this-month"
+        whole = period.last == next_month(period.first) - timedelta(days=1) and period.name != "this-month"
         last = yesterday if whole else min(yesterday, yesterday.replace(day=1) + (period.last - period.first))
         return Period(name="", first=yesterday.replace(day=1), last=last)
     if period.name in ("fiscal-year", "last-fiscal-year") or period.name.startswith("FY"):
-        return Period(name="", first=year_before(period.first), last=year_before(period.last))
+        return Period(name="", first=same_day_last_year(period.first), last=same_day_last_year(period.last))
     return Period(name="", first=period.first - timedelta(days=len(period.days)), last=yesterday)
 
 
-def year_before(day: date) -> date:
+def same_day_last_year(day: date) -> date:
     return day.replace(year=day.year - 1, day=28 if (day.month, day.day) == (2, 29) else day.day)

@@ -1,4 +1,4 @@
-"""Playground keys that nobody used."""
+"""Playground keys that were never used."""
 
 from datetime import datetime
 
@@ -9,12 +9,12 @@ from portal.keys.playground import SETTLED
 from portal.usage.models import RejectionHour, UsageDay, UsageRecord
 
 
-def delete_expired(now: datetime) -> int:
-    """Delete the expired ones with which nobody ever called, and say how many. The others name what was used."""
+def delete_unused(now: datetime) -> int:
+    """Delete the expired keys without any call and return how many; usage refers to the others."""
     unused = ApiKey.objects.filter(is_playground=True, expires_at__lte=now - SETTLED)
-    for told in (UsageRecord, UsageDay, RejectionHour):
-        unused = unused.filter(~Exists(told.objects.filter(key=OuterRef("pk"))))
+    for model in (UsageRecord, UsageDay, RejectionHour):
+        unused = unused.filter(~Exists(model.objects.filter(key=OuterRef("pk"))))
     found = list(unused)
     for key in found:
-        key.delete()  # one by one: gateways are told of each
+        key.delete()  # one by one: gateways are notified of each
     return len(found)

@@ -1,6 +1,6 @@
-"""Record usage and ask for it: batches in, sums and series out.
+"""Record usage in batches, and read its sums by day (see `rollups`).
 
-Pages ask the sums of days (see `rollups`), whose days are those of the tenant that a key belongs to.
+Days are those of the tenant that a key belongs to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,15 @@ TOTAL = {"total_tokens": F("prompt_tokens") + F("completion_tokens")}
 
 
 def record_usage(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write a batch in one transaction: UsageRecord's columns by name, `started_at` aware; perhaps `address` and
-    `client` (texts, "" where not known), which only a key's last use tells.
+    """Write a batch of records in one transaction.
 
-    A request id that is already there is left as it is, so repeating is safe; only what is new is added to the sums of
-    days and hours. By hand: `bulk_create` takes 60 µs of CPU per row, a third of what the gateway needs for a whole
-    call; this takes 14 and the sums 4. Many rows a statement, because the interpreter's lock is given up for each, and
-    a busy gateway gives it back after 5 ms: row by row, 430 a second.
+    A row has UsageRecord's columns by name, `started_at` aware, and may have `address` and `client` (texts, "" if not
+    known), which are kept only as a key's last use. A request id that already exists is left as it is, so repeating is
+    safe; only new records are added to the sums of days and hours.
+
+    Raw SQL: `bulk_create` takes 60 µs of CPU per row, a third of what the gateway needs for a whole call; this takes 14
+    and the sums 4. Many rows per statement, because each releases the interpreter's lock, which a busy gateway returns
+    after 5 ms: row by row, 430 a second.
     """
     adapt = connection.ops.adapt_datetimefield_value
     values = [[adapt(row[name]) if name == "started_at" else row[name] for name in COLUMNS] for row in rows]
@@ -43,7 +45,7 @@ def record_usage(rows: Sequence[Mapping[str, Any]]) -> None:
     with transaction.atomic(), connection.cursor() as cursor:
         for start in range(0, len(values), ROWS):
             some = values[start : start + ROWS]
-            cursor.execute(insert_records(len(some)), list(chain.from_iterable(some)))
+            cursor.execute(build_insert(len(some)), list(chain.from_iterable(some)))
             new = {request_id for (request_id,) in cursor.fetchall()}
             if len(new) == len(some):
                 written += rows[start : start + ROWS]
@@ -54,8 +56,11 @@ def record_usage(rows: Sequence[Mapping[str, Any]]) -> None:
         last_used.record_use(last, cursor)
 
 
-def insert_records(rows: int) -> str:
-    """SQLite and PostgreSQL both know ON CONFLICT. Names come from the model, never from outside."""
+def build_insert(rows: int) -> str:
+    """Return the statement that inserts so many records and returns the request ids of the new ones.
+
+    Names come from the model, never from outside.
+    """
     row = f"({', '.join(['%s'] * len(COLUMNS))})"
     return (
         f"INSERT INTO {UsageRecord._meta.db_table} ({', '.join(COLUMNS)}) "  # noqa: S608
@@ -64,24 +69,24 @@ def insert_records(rows: int) -> str:
 
 
 def report_set_aside(host: str, lines: int) -> None:
-    """Record how many lines of usage of this host's gateways could not be recorded and wait; 0: none any more."""
+    """Record how many lines of usage of this host's gateways are set aside because they could not be recorded."""
     if lines:
         UsageSetAside.objects.update_or_create(host=host, defaults={"lines": lines, "reported_at": timezone.now()})
     else:
         UsageSetAside.objects.filter(host=host).delete()
 
 
-def visible_to(user: User) -> QuerySet[UsageDay]:
-    """Return the usage that belongs to this person: what their own keys used."""
+def days_of_user(user: User) -> QuerySet[UsageDay]:
+    """Return the usage of a person's own keys, by day."""
     return UsageDay.objects.filter(user=user)
 
 
-def usage_by(days: QuerySet[Any], *fields: str) -> list[dict[str, Any]]:
-    """Requests, tokens and `estimated` (how many of the requests are) of any Sums, grouped by fields. One query."""
+def sum_by(days: QuerySet[Any], *fields: str) -> list[dict[str, Any]]:
+    """Return the requests, tokens and `estimated` requests of any Sums, grouped by fields. One query."""
     return [dict(row) for row in days.values(*fields).annotate(**SUMS, **TOTAL).order_by(*fields)]
 
 
-def total_usage(days: QuerySet[Any]) -> dict[str, Any]:
-    """As a row of `by`, of all of them together. One query."""
+def sum_all(days: QuerySet[Any]) -> dict[str, Any]:
+    """Return the same sums of all rows together, as one row. One query."""
     sums = days.aggregate(**SUMS)
     return {**sums, "total_tokens": sums["prompt_tokens"] + sums["completion_tokens"]}

@@ -27,8 +27,8 @@ def add_rejections(counts: Mapping[RejectionTotals, int]) -> None:
     calendar = Calendar()
     groups: dict[Group, list[int]] = defaultdict(lambda: [0])
     for group, requests in counts.items():
-        piece = calendar.piece(group.hour)
-        groups[group.key, piece, group.model, group.code, group.tenant, group.user][0] += requests
-    unique, more = ("key_id", "hour", "model", "code"), ("tenant_id", "user_id")
+        hour = calendar.find_interval(group.hour)
+        groups[group.key, hour, group.model, group.code, group.tenant, group.user][0] += requests
+    unique, further = ("key_id", "hour", "model", "code"), ("tenant_id", "user_id")
     with transaction.atomic(), connection.cursor() as cursor:
-        upsert(cursor, RejectionHour, unique, more, groups, ("requests",))
+        upsert(cursor, RejectionHour, groups, unique=unique, further=further, counters=("requests",))

@@ -1,8 +1,8 @@
-"""What a usage page and its exports tell of a scope in a period: sums by time and by thing, and how it went."""
+"""What usage pages and their exports show of a scope in a period: sums over time and by group, and failures."""
 
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from itertools import pairwise
@@ -17,35 +17,35 @@ from django.utils.translation import gettext as _
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ApiKey
 from portal.usage import failure_reasons, hours, rollups, scopes
-from portal.usage.periods import Period, fiscal_year, period_before
+from portal.usage.periods import Period, period_before, start_of_fiscal_year
 from portal.usage.scopes import Focus, Scope
 from portal.web.templatetags.formatting import person
 
 NUMBERS = ("requests", "prompt_tokens", "completion_tokens", "total_tokens", "estimated")
-# The columns of the sums that a table of many rows adds up: all of them take three times as long.
-ADDED = ("requests", "prompt_tokens", "completion_tokens", "estimated", "generated_tokens", "generated_ms")
+# The columns that a table of many groups sums up: to sum up all columns takes three times as long.
+GROUP_COLUMNS = ("requests", "prompt_tokens", "completion_tokens", "estimated", "generated_tokens", "generated_ms")
 
 
-def added(what: Any) -> Any:
-    """Return the sum as a whole number: PostgreSQL's of large ones is a decimal.
+def sum_as_integer(expression: Any) -> Any:
+    """Return the sum of an expression as an integer.
 
-    Which takes ten times as long to read.
+    PostgreSQL's sum of large integers is a decimal, which takes ten times as long to read.
     """
-    return Cast(Sum(what), BigIntegerField())
+    return Cast(Sum(expression), BigIntegerField())
 
 
-TOKENS = added(F("prompt_tokens") + F("completion_tokens"))
-SUMMED = {f"sum_{name}": added(name) for name in rollups.SUMS}
+TOKENS = sum_as_integer(F("prompt_tokens") + F("completion_tokens"))
+SUM_COLUMNS = {f"sum_{name}": sum_as_integer(name) for name in rollups.SUMS}
 COLUMN = {"key": "key_id", "user": "user_id", "tenant": "tenant_id"}
-# For so long records are kept at least (pruneusage), from which hours can be told that nothing sums up.
-KEPT = timedelta(days=40)
+# Records are kept at least this long (pruneusage); hours that are not summed up can be read from them.
+RECORDS_KEPT = timedelta(days=40)
 Rows = list[dict[str, Any]]
 Slot = date | datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Columns of Sums added up, in the order of `rollups.SUMS`."""
+    """The columns of `models.Sums` summed up, in the order of `rollups.SUMS`."""
 
     counts: tuple[int, ...] = (0,) * len(rollups.SUMS)
 
@@ -57,45 +57,40 @@ class Sums:
 
     @property
     def numbers(self) -> dict[str, int]:
-        """By the words of NUMBERS."""
+        """The values of NUMBERS, by name."""
         named = {name: self[name] for name in NUMBERS if name != "total_tokens"}
         total = named["prompt_tokens"] + named["completion_tokens"]
         return {name: total if name == "total_tokens" else named[name] for name in NUMBERS}
 
     @property
     def speed(self) -> float | None:
-        """Tokens a second of one answer, from its first token on; None where nothing tells."""
+        """Tokens per second of one answer, from its first token on; None if not known."""
         return 1000 * self["generated_tokens"] / self["generated_ms"] if self["generated_ms"] else None
 
     @property
     def first_tokens(self) -> tuple[float, float] | None:
-        """Seconds in which half and 95 % of the answers had begun; None where nothing tells."""
+        """Seconds within which 50 % and 95 % of the answers began; None if not known."""
         counts = self.counts[rollups.FIRST_BUCKET :]
         half, most = rollups.percentile(counts, 0.5), rollups.percentile(counts, 0.95)
         return (half / 1000, most / 1000) if half is not None and most is not None else None
 
     @property
-    def troubles(self) -> dict[str, int]:
-        """Requests without a whole answer, by how they ended."""
-        return {name: self[name] for name in failure_reasons.ENDED if self[name]}
-
-    @property
-    def troubled(self) -> int:
-        return sum(self.troubles.values())
+    def failures(self) -> dict[str, int]:
+        """How many requests got no complete answer, by how they ended."""
+        return {name: self[name] for name in failure_reasons.FAILED_STATUSES if self[name]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """`sums` by (slot, model), a slot being an hour, a day, the first day of a month or of a fiscal year (`unit`).
-    `slots`: all of them, also empty ones."""
+    """Sums over time, by model."""
 
-    unit: str
-    slots: Sequence[Slot]
-    sums: dict[tuple[Slot, str], Sums]
+    unit: str  # of a slot: "hour", "day", "month" or "year" (a fiscal year)
+    slots: Sequence[Slot]  # an hour, a day, or the first day of a month or fiscal year; empty ones too
+    sums: dict[tuple[Slot, str], Sums]  # by slot and model
 
     @property
     def rows(self) -> Rows:
-        """One for each slot and model with anything, in their order: "slot", "model" and NUMBERS."""
+        """A row for each slot and model that has any usage, in their order: "slot", "model" and NUMBERS."""
         return [{"slot": slot, "model": model, **self.sums[slot, model].numbers} for slot, model in sorted(self.sums)]
 
     @property
@@ -118,212 +113,217 @@ class Series:
 
 
 # --- Over time
-def series(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
-    """Return one query."""
-    if period.unit == "hour" and (scope.hours is not None or period.first > timezone.now().date() - KEPT):
-        return _hours(scope, period, zone)
+def read_series(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
+    """Read the sums of each slot of the period. One query."""
+    if period.unit == "hour" and (scope.hours is not None or period.first > timezone.now().date() - RECORDS_KEPT):
+        return _read_hours(scope, period, zone)
     if period.unit in ("month", "year"):
-        days = period.of(scope.sums).annotate(slot=TruncMonth("day"))
+        days = period.filter_days(scope.sums).annotate(slot=TruncMonth("day"))
     else:
-        days = period.of(scope.sums).annotate(slot=F("day"))
-    rows = days.order_by().values_list("slot", "model").annotate(**SUMMED)
-    of = fiscal_year if period.unit == "year" else _itself
+        days = period.filter_days(scope.sums).annotate(slot=F("day"))
+    rows = days.order_by().values_list("slot", "model").annotate(**SUM_COLUMNS)
+    slot_of = start_of_fiscal_year if period.unit == "year" else None
     unit = "day" if period.unit == "hour" else period.unit
-    return Series(unit=unit, slots=period.slots, sums=_summed(rows, of))
+    return Series(unit=unit, slots=period.slots, sums=_sum_by_slot(rows, slot_of))
 
 
-def _hours(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
-    begin, end = bounds(period, zone)
+def _read_hours(scope: Scope, period: Period, zone: ZoneInfo) -> Series:
+    begin, end = period_bounds(period, zone)
     if scope.hours is not None:
-        pieces: QuerySet[Any] = scope.hours.filter(hour__gte=begin, hour__lt=end).annotate(slot=F("hour"))
-        rows: Iterable[Any] = pieces.order_by().values_list("slot", "model").annotate(**SUMMED)
+        intervals: QuerySet[Any] = scope.hours.filter(hour__gte=begin, hour__lt=end).annotate(slot=F("hour"))
+        rows: Iterable[Any] = intervals.order_by().values_list("slot", "model").annotate(**SUM_COLUMNS)
     else:
         records = scope.records.filter(started_at__gte=begin, started_at__lt=end)
-        rows = _by_piece(records, begin, end, zone)
-    sums = _summed(rows, lambda piece: hours.hour_of(piece, zone))
-    return Series(unit="hour", slots=hours.between(begin, end, zone), sums=sums)
+        rows = _sum_records(records, begin, end, zone)
+    sums = _sum_by_slot(rows, lambda interval: hours.start_of_hour(interval, zone))
+    return Series(unit="hour", slots=hours.hours_between(begin, end, zone), sums=sums)
 
 
-def _by_piece(records: QuerySet[Any], begin: datetime, end: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
-    """(piece, model, sums as of `rollups.SUMS`) of records; pieces of time that lie within the zone's hours."""
-    whole = hours.is_whole(begin, zone) and hours.is_whole(end, zone)
-    pieces = TruncHour("started_at", tzinfo=UTC) if whole else TruncMinute("started_at", tzinfo=UTC)
-    found = records.annotate(slot=pieces).order_by().values_list("slot", "model").annotate(**OF_RECORDS)
+def _sum_records(records: QuerySet[Any], begin: datetime, end: datetime, zone: ZoneInfo) -> Iterator[tuple[Any, ...]]:
+    """Yield (start of an interval, model, sums in the order of `rollups.SUMS`).
+
+    Each interval lies within one of the zone's hours.
+    """
+    whole = hours.is_whole_hours(begin, zone) and hours.is_whole_hours(end, zone)
+    start = TruncHour("started_at", tzinfo=UTC) if whole else TruncMinute("started_at", tzinfo=UTC)
+    found = records.annotate(slot=start).order_by().values_list("slot", "model").annotate(**RECORD_COLUMNS)
     for slot, model, *counts in found:
         yield (slot, model, *(int(count or 0) for count in counts))
 
 
-def _of_records() -> dict[str, Any]:
-    """Return the columns of Sums as sums of records: what `rollups.add` does, in SQL."""
-    told = Q(first_token_ms__isnull=False, duration_ms__gt=F("first_token_ms"))
+def _build_record_columns() -> dict[str, Any]:
+    """Return the columns of `models.Sums` as sums over records: what `rollups.add_records` does, in SQL."""
+    is_timed = Q(first_token_ms__isnull=False, duration_ms__gt=F("first_token_ms"))
     edges = (-1, *rollups.TTFT_BOUNDS_MS)
-    firsts = [Q(first_token_ms__gt=low, first_token_ms__lte=high) for low, high in pairwise(edges)]
-    firsts.append(Q(first_token_ms__gt=edges[-1]))
+    buckets = [Q(first_token_ms__gt=low, first_token_ms__lte=high) for low, high in pairwise(edges)]
+    buckets.append(Q(first_token_ms__gt=edges[-1]))
     found = {
         "requests": Count("pk"),
         **{name: Sum(name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens")},
         "estimated": Count("pk", filter=Q(estimated=True)),
         **{name: Count("pk", filter=Q(status=name)) for name in rollups.STATES},
-        "generated_tokens": Sum("completion_tokens", filter=told),
-        "generated_ms": Sum(F("duration_ms") - F("first_token_ms"), filter=told),
-        **{name: Count("pk", filter=of) for name, of in zip(rollups.TTFT_BUCKETS, firsts, strict=True)},
+        "generated_tokens": Sum("completion_tokens", filter=is_timed),
+        "generated_ms": Sum(F("duration_ms") - F("first_token_ms"), filter=is_timed),
+        **{name: Count("pk", filter=bucket) for name, bucket in zip(rollups.TTFT_BUCKETS, buckets, strict=True)},
     }
     return {f"sum_{name}": found[name] for name in rollups.SUMS}
 
 
-OF_RECORDS = _of_records()
+RECORD_COLUMNS = _build_record_columns()
 
 
-def _itself(slot: Any) -> Any:
-    return slot
-
-
-def _summed(rows: Iterable[Any], of: Any) -> dict[tuple[Slot, str], Sums]:
-    """Of rows (slot, model, counts): by (`of` the slot, model)."""
+def _sum_by_slot(rows: Iterable[Any], slot_of: Callable[[Any], Slot] | None) -> dict[tuple[Slot, str], Sums]:
+    """Sum up rows of (time, model, counts) by slot and model. `slot_of` gives the slot of a time; None: it is one."""
     found: dict[tuple[Slot, str], Sums] = {}
-    for slot, model, *counts in rows:
-        key, sums = (of(slot), model), Sums(tuple(counts))
+    for at, model, *counts in rows:
+        key, sums = (slot_of(at) if slot_of else at, model), Sums(tuple(counts))
         found[key] = found[key] + sums if key in found else sums
     return found
 
 
-def bounds(period: Period, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    """Return the moments at which it begins and at which it is over."""
+def period_bounds(period: Period, zone: ZoneInfo) -> tuple[datetime, datetime]:
+    """Return the moments at which the period begins and at which it is over."""
     begin = datetime.combine(period.first, time(), zone)
     return begin, datetime.combine(period.last + timedelta(days=1), time(), zone)
 
 
 # --- Whole periods
-def then_by_model(scope: Scope, period: Period) -> dict[str, int]:
-    """Return tokens of each model in what the period is to be compared with. One query."""
-    rows = period_before(period).of(scope.sums).order_by().values_list("model")
+def read_tokens_before(scope: Scope, period: Period) -> dict[str, int]:
+    """Read each model's tokens in the period with which this one is compared. One query."""
+    rows = period_before(period).filter_days(scope.sums).order_by().values_list("model")
     return dict(rows.annotate(tokens=TOKENS))
 
 
-def change(now: int, then: int) -> int | None:
-    """In per cent; None when there is nothing to compare with."""
-    return round(100 * (now - then) / then) if then else None
+def percent_change(now: int, before: int) -> int | None:
+    """Return the change in per cent; None if there is nothing to compare with."""
+    return round(100 * (now - before) / before) if before else None
 
 
-def parts(scope: Scope, period: Period) -> list[QuerySet[Any]]:
+def split_rows(scope: Scope, period: Period) -> list[QuerySet[Any]]:
     """Return rows by key, model and end user that add up to the period: whole months, and the days around them."""
-    months, around = period.split()
+    months, around = period.split_months()
     found: list[QuerySet[Any]] = [scope.days.filter(day__range=days) for days in around]
     return [*found, scope.months.filter(month__range=(months[0], months[-1]))] if months else found
 
 
-def people(scope: Scope, period: Period) -> int:
-    """Return how many used anything. Three queries at most."""
+def count_people(scope: Scope, period: Period) -> int:
+    """Count the people who used anything. Three queries at most."""
     found: set[int] = set()
-    for rows in parts(scope, period):
+    for rows in split_rows(scope, period):
         found.update(rows.filter(user__isnull=False).order_by().values_list("user", flat=True).distinct())
     return len(found)
 
 
-def people_by_slot(scope: Scope, period: Period) -> dict[Slot, int]:
-    """Return how many used anything in each day, month or fiscal year; hours are not told. One query, for years as
-    many.
+def count_people_by_slot(scope: Scope, period: Period) -> dict[Slot, int]:
+    """Count the people who used anything in each day, month or fiscal year; not by hours.
+
+    One query, for fiscal years one each.
     """
     counted = {"people": Count("user", distinct=True)}
     if period.unit == "hour":
         return {}
     if period.unit == "day":
-        return dict(period.of(scope.days).order_by().values_list("day").annotate(**counted))
-    whole = scope.months.filter(month__range=(period.first.replace(day=1), period.last))
+        return dict(period.filter_days(scope.days).order_by().values_list("day").annotate(**counted))
+    months = scope.months.filter(month__range=(period.first.replace(day=1), period.last))
     if period.unit == "month":
-        return dict(whole.order_by().values_list("month").annotate(**counted))
+        return dict(months.order_by().values_list("month").annotate(**counted))
     years = [(slot, slot.replace(year=slot.year + 1)) for slot in period.slots]
-    return {first: whole.filter(month__gte=first, month__lt=end).aggregate(**counted)["people"] for first, end in years}
+    return {
+        first: months.filter(month__gte=first, month__lt=end).aggregate(**counted)["people"] for first, end in years
+    }
 
 
-# --- Without a whole answer
-def rejections(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, str], int]:
-    """Return how many calls the gateway refused, by slot (as of `series`) and code. One query."""
-    begin, end = bounds(period, zone)
+# --- Without a complete answer
+def count_rejections(scope: Scope, period: Period, zone: ZoneInfo) -> dict[tuple[Slot, str], int]:
+    """Count the calls that the gateway rejected, by slot (as in `read_series`) and code. One query."""
+    begin, end = period_bounds(period, zone)
     slot = {
         "hour": F("hour"),
         "day": TruncDate("hour", tzinfo=zone),
     }.get(period.unit, TruncMonth("hour", tzinfo=zone))
     rows = scope.rejections.filter(hour__gte=begin, hour__lt=end).annotate(slot=slot).order_by()
     found: Counter[tuple[Slot, str]] = Counter()
-    for at, code, number in rows.values_list("slot", "code").annotate(number=added("requests")):
-        found[_slot(at, period.unit, zone), code] += number
+    for at, code, number in rows.values_list("slot", "code").annotate(number=sum_as_integer("requests")):
+        found[_slot_of(at, period.unit, zone), code] += number
     return found
 
 
-def _slot(at: Any, unit: str, zone: ZoneInfo) -> Slot:
+def _slot_of(at: Any, unit: str, zone: ZoneInfo) -> Slot:
     if unit == "hour":
-        return hours.hour_of(at, zone)
+        return hours.start_of_hour(at, zone)
     day: date = at.date() if isinstance(at, datetime) else at
-    return fiscal_year(day) if unit == "year" else day
+    return start_of_fiscal_year(day) if unit == "year" else day
 
 
-def troubles(series: Series, refused: dict[tuple[Slot, str], int]) -> list[tuple[Slot, str, int]]:
-    """(slot, reason, requests) of all without a whole answer: what the gateway refused and what ended otherwise."""
-    ended = [(slot, name, number) for slot, sums in series.by_slot.items() for name, number in sums.troubles.items()]
+def list_failures(series: Series, rejected: dict[tuple[Slot, str], int]) -> list[tuple[Slot, str, int]]:
+    """Return (slot, reason, requests) of all requests without a complete answer: rejected, or ended early."""
+    ended = [(slot, name, number) for slot, sums in series.by_slot.items() for name, number in sums.failures.items()]
     slots = set(series.slots)
-    # A day of which no hours are told is one slot.
+    # A day whose hours are not known is one slot.
     only = next(iter(series.slots)) if len(series.slots) == 1 else None
     return ended + [
-        (slot if slot in slots or only is None else only, code, number) for (slot, code), number in refused.items()
+        (slot if slot in slots or only is None else only, code, number) for (slot, code), number in rejected.items()
     ]
 
 
-def why(troubles: Iterable[tuple[Slot, str, int]]) -> list[failure_reasons.FailureReason]:
-    """Return the most frequent first."""
+def explain_failures(failures: Iterable[tuple[Slot, str, int]]) -> list[failure_reasons.FailureReason]:
+    """Return the reasons with their requests, the most frequent first."""
     counted: Counter[str] = Counter()
-    for _at, name, number in troubles:
+    for _at, name, number in failures:
         counted[name] += number
     return [failure_reasons.explain_failure(name, number) for name, number in counted.most_common()]
 
 
-# --- By thing
-def grouped(scope: Scope, period: Period, group: str, most: int | None = None) -> tuple[Rows, int]:
-    """By key, user, tenant or end user, most tokens first: "name", "id" (what Focus or the address takes for it),
-    NUMBERS, "speed", and "change" against the period before in per cent; and how many rows there are beyond `most`.
+# --- By group
+def read_groups(scope: Scope, period: Period, group: str, most: int | None = None) -> tuple[Rows, int]:
+    """Read the sums by key, user, tenant or end user, most tokens first, and count the rows beyond `most`.
 
-    Seven queries at most.
+    A row has "name", "id" (what Focus or the address takes for it), NUMBERS, "speed", and "change" in per cent against
+    the period before. Seven queries at most.
     """
     column = COLUMN.get(group, group)
     sums: dict[Any, list[int]] = {}
-    for part in parts(scope, period):
+    for rows in split_rows(scope, period):
         for value, *counts in (
-            part.order_by().values_list(column).annotate(**{f"sum_{name}": added(name) for name in ADDED})
+            rows.order_by()
+            .values_list(column)
+            .annotate(**{f"sum_{name}": sum_as_integer(name) for name in GROUP_COLUMNS})
         ):
             known = sums.get(value)
             sums[value] = counts if known is None else list(map(operator.add, known, counts))
-    shown = sorted(sums, key=lambda value: (-_tokens(sums[value]), str(value)))[:most]
-    then: Counter[Any] = Counter()
-    # Of a hundred out of thousands only those are added up.
+    shown = sorted(sums, key=lambda value: (-_total_tokens(sums[value]), str(value)))[:most]
+    before: Counter[Any] = Counter()
+    # With `most`, only these are summed up: a hundred out of thousands.
     same = Q(**{f"{column}__in": [value for value in shown if value is not None]})
     if most is not None and None in shown:
         same |= Q(**{f"{column}__isnull": True})
-    for part in parts(scope, period_before(period)) if shown else ():
+    for rows in split_rows(scope, period_before(period)) if shown else ():
         if most is not None:
-            part = part.filter(same)
-        then.update(dict(part.order_by().values_list(column).annotate(tokens=TOKENS)))
-    known_as = names(group, shown)
-    rows = []
+            rows = rows.filter(same)
+        before.update(dict(rows.order_by().values_list(column).annotate(tokens=TOKENS)))
+    labels = label_values(group, shown)
+    found = []
     for value in shown:
-        name, number = known_as[value]
-        rows.append({"name": name, "id": number, **_row(sums[value], then[value])})
-    return rows, len(sums) - len(shown)
+        name, number = labels[value]
+        found.append({"name": name, "id": number, **_build_row(sums[value], before[value])})
+    return found, len(sums) - len(shown)
 
 
-def _tokens(counts: Sequence[int]) -> int:
-    """Of what was added up in the order of ADDED."""
+def _total_tokens(counts: Sequence[int]) -> int:
+    """Return the tokens of counts in the order of GROUP_COLUMNS."""
     return counts[1] + counts[2]
 
 
-def _row(counts: list[int], then: int) -> dict[str, Any]:
-    row: dict[str, Any] = dict(zip(ADDED, counts, strict=True))
+def _build_row(counts: list[int], before: int) -> dict[str, Any]:
+    row: dict[str, Any] = dict(zip(GROUP_COLUMNS, counts, strict=True))
     generated, took = row.pop("generated_tokens"), row.pop("generated_ms")
     row["total_tokens"] = row["prompt_tokens"] + row["completion_tokens"]
-    return {**row, "speed": 1000 * generated / took if took else None, "change": change(row["total_tokens"], then)}
+    speed = 1000 * generated / took if took else None
+    return {**row, "speed": speed, "change": percent_change(row["total_tokens"], before)}
 
 
-def by_model(series: Series, then: dict[str, int]) -> Rows:
-    """As `grouped`, by model, with "first_tokens" as well. No query."""
+def group_by_model(series: Series, before: dict[str, int]) -> Rows:
+    """Return the rows that `read_groups` would give by model, with "first_tokens" as well. No query."""
     rows = [
         {
             "name": model,
@@ -331,64 +331,66 @@ def by_model(series: Series, then: dict[str, int]) -> Rows:
             **sums.numbers,
             "speed": sums.speed,
             "first_tokens": sums.first_tokens,
-            "change": change(sums.numbers["total_tokens"], then.get(model, 0)),
+            "change": percent_change(sums.numbers["total_tokens"], before.get(model, 0)),
         }
         for model, sums in series.by_model.items()
     ]
     return sorted(rows, key=lambda row: (-row["total_tokens"], row["name"]))
 
 
-def names(group: str, values: Iterable[Any]) -> dict[Any, tuple[str, str]]:
-    """(how people call it, what the address takes for it; "" where nothing more is told) of each. One query.
+def label_values(group: str, values: Iterable[Any]) -> dict[Any, tuple[str, str]]:
+    """Return for each value (what people call it, what the address takes for it; "" if there is no page of it).
 
-    Rows that are gone keep their number, so that two of them stay two.
+    One query. Deleted rows are named by their numbers, so that two of them remain distinct.
     """
     values = list(values)
     if group == "end_user":
-        return {value: (value or _("not told by the client"), value) for value in values}
+        return {value: (value or _("not given by the client"), value) for value in values}
     found: dict[Any, tuple[str, str]] = {}
     if group == "key":
         keys = ApiKey.objects.select_related("user").in_bulk(values).values()
-        found = {key.pk: (called(key), str(key.pk)) for key in keys}
+        found = {key.pk: (label_key(key), str(key.pk)) for key in keys}
     elif group == "user":
         people = User.objects.in_bulk([value for value in values if value is not None]).values()
         found = {None: (_("service keys"), scopes.SERVICE), **{one.pk: (person(one), str(one.pk)) for one in people}}
     elif group == "tenant":
         found = {one.pk: (one.name, one.slug) for one in Tenant.objects.in_bulk(values).values()}
     gone = _("deleted (%(number)s)")
-    # What has no name any more can be looked at still, but for a tenant, whose address was its name.
+    # Usage of deleted rows can still be looked at, except a tenant's, whose address was its name.
     return {
         value: found.get(value) or (gone % {"number": value}, "" if group == "tenant" else str(value))
         for value in values
     }
 
 
-def called(key: ApiKey) -> str:
-    """Return the text of a playground's key is another one tomorrow, so it is named after its person."""
+def label_key(key: ApiKey) -> str:
+    """Return what people call the key. A playground's key is named after its person: its text changes daily."""
     return _("Playground of %(person)s") % {"person": person(key.user)} if key.user and key.is_playground else str(key)
 
 
-def focused(focus: Focus) -> list[tuple[str, str]]:
-    """(which part, how people call it) of what is looked at alone. Only for what `scopes.narrowed` let pass."""
-    told = []
-    for part, value in focus.asked.items():
+def label_focus(focus: Focus) -> list[tuple[str, str]]:
+    """Return (part, what people call its value) for each part of a focus that `scopes.narrow_scope` has accepted."""
+    labels = []
+    for part, value in focus.parts.items():
         if part in ("user", "key") and value != scopes.SERVICE:
-            told.append((part, names(part, [int(value)])[int(value)][0]))
+            labels.append((part, label_values(part, [int(value)])[int(value)][0]))
         else:
-            told.append((part, _("service keys") if part == "user" else value))
-    return told
+            labels.append((part, _("service keys") if part == "user" else value))
+    return labels
 
 
 # --- In full
-def details(scope: Scope, period: Period) -> Iterator[dict[str, Any]]:
-    """Yield each day by tenant, user, key, model and end user, as they are in the table; read as it is asked for."""
+def read_details(scope: Scope, period: Period) -> Iterator[dict[str, Any]]:
+    """Yield each day by tenant, user, key, model and end user, as in the table, while it is read."""
     tenants = dict(Tenant.objects.values_list("pk", "slug"))
     users = dict(User.objects.values_list("pk", "username"))
     keys = {pk: (prefix, name) for pk, prefix, name in ApiKey.objects.values_list("pk", "prefix", "name")}
-    # Not joined: what points at something that is gone would be left out.
-    columns = ("day", "tenant_id", "user_id", "key_id", "model", "end_user", *ADDED[:4])
-    rows = period.of(scope.days).order_by("day", "tenant_id", "key_id", "model", "end_user").values_list(*columns)
-    for day, tenant, user, key, model, end_user, requests, prompt, completion, estimated in rows.iterator(2000):
+    # Without joins, which would leave out rows that refer to something deleted.
+    columns = ("day", "tenant_id", "user_id", "key_id", "model", "end_user", *GROUP_COLUMNS[:4])
+    rows = period.filter_days(scope.days).order_by("day", "tenant_id", "key_id", "model", "end_user")
+    for day, tenant, user, key, model, end_user, requests, prompt, completion, estimated in rows.values_list(
+        *columns
+    ).iterator(2000):
         prefix, name = keys.get(key, ("", ""))
         yield {
             "day": day.isoformat(),

@@ -17,7 +17,7 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import Model
 
 from portal.accounts.models import Tenant
-from portal.usage.hours import piece_of
+from portal.usage.hours import start_of_interval
 from portal.usage.models import Sums, UsageDay, UsageHour, UsageMonth, UsageTenantDay
 
 # Upper bounds, in ms, of ttft_bucket_0 … ttft_bucket_14; ttft_bucket_15 counts everything slower. About √2 apart where
@@ -39,25 +39,26 @@ def add_records(rows: Iterable[Row], cursor: CursorWrapper) -> None:
     finest: dict[Group, list[int]] = {}
     for row in rows:
         tenant = row["tenant_id"]
-        day, hour = calendar.find(row["started_at"], tenant)
+        day, hour = calendar.find_day_and_interval(row["started_at"], tenant)
         group = (row["key_id"], day, row["model"], row["end_user"], tenant, row["user_id"], hour)
         numbers = finest.get(group)
         if numbers is None:
             numbers = finest[group] = [0] * len(SUMS)
-        _count(row, numbers)
+        _count_record(row, numbers)
     days: dict[Group, list[int]] = {}
     months: dict[Group, list[int]] = {}
     hours: dict[Group, list[int]] = {}
     tenants: dict[Group, list[int]] = {}
     for (key, day, model, end_user, tenant, user, hour), numbers in finest.items():
-        _sum(days, (key, day, model, end_user, tenant, user), numbers)
-        _sum(months, (key, day.replace(day=1), model, end_user, tenant, user), numbers)
-        _sum(hours, (hour, tenant, model), numbers)
-        _sum(tenants, (tenant, day, model), numbers)
-    upsert(cursor, UsageDay, ("key_id", "day", "model", "end_user"), ("tenant_id", "user_id"), days)
-    upsert(cursor, UsageMonth, ("key_id", "month", "model", "end_user"), ("tenant_id", "user_id"), months)
-    upsert(cursor, UsageHour, ("hour", "tenant_id", "model"), (), hours)
-    upsert(cursor, UsageTenantDay, ("tenant_id", "day", "model"), (), tenants)
+        _add_numbers(days, (key, day, model, end_user, tenant, user), numbers)
+        _add_numbers(months, (key, day.replace(day=1), model, end_user, tenant, user), numbers)
+        _add_numbers(hours, (hour, tenant, model), numbers)
+        _add_numbers(tenants, (tenant, day, model), numbers)
+    owner = ("tenant_id", "user_id")
+    upsert(cursor, UsageDay, days, unique=("key_id", "day", "model", "end_user"), further=owner)
+    upsert(cursor, UsageMonth, months, unique=("key_id", "month", "model", "end_user"), further=owner)
+    upsert(cursor, UsageHour, hours, unique=("hour", "tenant_id", "model"))
+    upsert(cursor, UsageTenantDay, tenants, unique=("tenant_id", "day", "model"))
 
 
 def percentile(counts: Sequence[int], share: float) -> float | None:
@@ -86,28 +87,28 @@ class Calendar:
     def __init__(self) -> None:
         self._zones = {tenant.pk: tenant.zone for tenant in Tenant.objects.all()}
         self._site = ZoneInfo(settings.TIME_ZONE)
-        self._every = {self._site, *self._zones.values()}  # any of them may be a reader's
+        self._zones_in_use = {self._site, *self._zones.values()}  # any of them may be a reader's zone
         self._found: dict[tuple[datetime, int], tuple[date, datetime]] = {}
-        self._pieces: dict[datetime, datetime] = {}
+        self._intervals: dict[datetime, datetime] = {}
 
-    def find(self, started: datetime, tenant: int) -> tuple[date, datetime]:
-        """Return the tenant's day, the server's if the tenant is gone, and the hour. `started` in UTC."""
+    def find_day_and_interval(self, started: datetime, tenant: int) -> tuple[date, datetime]:
+        """Return the tenant's day (the server's if the tenant is gone) and the interval's start. `started`: in UTC."""
         quarter = started.replace(minute=started.minute // 15 * 15, second=0, microsecond=0)
         found = self._found.get((quarter, tenant))
         if found is None:
             zone = self._zones.get(tenant) or self._site
-            found = self._found[quarter, tenant] = started.astimezone(zone).date(), self.piece(quarter)
+            found = self._found[quarter, tenant] = started.astimezone(zone).date(), self.find_interval(quarter)
         return found
 
-    def piece(self, moment: datetime) -> datetime:
+    def find_interval(self, moment: datetime) -> datetime:
         """Return the start of the hour, or quarter of an hour, that contains this moment."""
-        found = self._pieces.get(moment)
+        found = self._intervals.get(moment)
         if found is None:
-            found = self._pieces[moment] = piece_of(moment, self._every)
+            found = self._intervals[moment] = start_of_interval(moment, self._zones_in_use)
         return found
 
 
-def _count(row: Row, numbers: list[int]) -> None:
+def _count_record(row: Row, numbers: list[int]) -> None:
     """Add one record to `numbers`, in the order of SUMS. Unrolled, because it runs for every call."""
     first, completion = row["first_token_ms"], row["completion_tokens"]
     numbers[0] += 1
@@ -125,7 +126,7 @@ def _count(row: Row, numbers: list[int]) -> None:
             numbers[11] += row["duration_ms"] - first
 
 
-def _sum(groups: dict[Group, list[int]], group: Group, numbers: list[int]) -> None:
+def _add_numbers(groups: dict[Group, list[int]], group: Group, numbers: list[int]) -> None:
     known = groups.get(group)
     groups[group] = list(numbers) if known is None else [a + b for a, b in zip(known, numbers, strict=True)]
 
@@ -133,20 +134,21 @@ def _sum(groups: dict[Group, list[int]], group: Group, numbers: list[int]) -> No
 def upsert(
     cursor: CursorWrapper,
     model: type[Model],
-    unique: Sequence[str],
-    more: Sequence[str],
     groups: Mapping[Group, list[int]],
+    *,
+    unique: Sequence[str],
+    further: Sequence[str] = (),
     counters: Sequence[str] = SUMS,
 ) -> None:
     """Add each group's numbers, in the order of `counters`, to its row, identified by the values of `unique`.
 
-    A group is the values of `unique`, then those of `more`.
+    A group has the values of `unique`, then those of `further`.
     """
-    columns = (*unique, *more, *counters)
+    columns = (*unique, *further, *counters)
     table = model._meta.db_table
     added = ", ".join(f"{name} = {table}.{name} + excluded.{name}" for name in counters)
     # Every writer in the same order: otherwise two could lock each other's rows and deadlock.
-    rows = [[_adapted(value) for value in group] + groups[group] for group in sorted(groups, key=_order)]
+    rows = [[_to_database(value) for value in group] + groups[group] for group in sorted(groups, key=_sort_key)]
     step = VALUES // len(columns)
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
@@ -158,11 +160,11 @@ def upsert(
         )
 
 
-def _order(group: Group) -> list[str]:
+def _sort_key(group: Group) -> list[str]:
     return [str(value) for value in group]
 
 
-def _adapted(value: Any) -> Any:
+def _to_database(value: Any) -> Any:
     if isinstance(value, datetime):
         return connection.ops.adapt_datetimefield_value(value)
     return connection.ops.adapt_datefield_value(value) if isinstance(value, date) else value

@@ -1,6 +1,6 @@
-"""Whose usage a person may look at: one's own, that of a tenant that one administers, for operators everything.
+"""Whose usage a person may look at: their own, that of a tenant that they administer, for operators all usage.
 
-`find` is the one function that says so; `narrowed` leaves less of what it gave, never more.
+Only `find_scope` decides that; `narrow_scope` selects a part of what it gave, never more.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -15,34 +15,33 @@ from portal.accounts.models import User
 from portal.usage.models import RejectionHour, UsageDay, UsageHour, UsageMonth, UsageRecord, UsageTenantDay
 
 ME, ALL, TENANT = "me", "all", "tenant:"
-SERVICE = "service"  # in place of a user's number: service keys, which have none
+SERVICE = "service"  # in place of a user's number: service keys, which belong to no user
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scope:
-    """`groups`: by what it can be told apart. `sums`: the fewest rows that add up to each of its days, by model.
-    `hours`: None where nothing is summed by the hour. `owner`: the tenant or user whose it is; None: everybody's."""
+    """The usage that a person looks at."""
 
     name: str
     label: str
-    owner: tuple[Literal["tenant", "user"], int] | None
+    owner: tuple[Literal["tenant", "user"], int] | None  # None: all usage
     days: QuerySet[UsageDay]
     months: QuerySet[UsageMonth]
-    sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]
-    hours: QuerySet[UsageHour] | None
+    sums: QuerySet[UsageDay] | QuerySet[UsageTenantDay]  # the fewest rows that add up to each of its days, by model
+    hours: QuerySet[UsageHour] | None  # None: not summed by the hour
     records: QuerySet[UsageRecord]
     rejections: QuerySet[RejectionHour]
-    groups: tuple[str, ...]
+    groups: tuple[str, ...]  # by which it can be grouped
 
     @property
     def personal(self) -> bool:
-        """Whether it is one person's, so that there is nobody to count."""
+        """Whether it is one person's, so that people need not be counted."""
         return self.name == ME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Focus:
-    """A part of a scope: "" stands for all. `user` and `key` by number (or SERVICE), the others by name."""
+    """A part of a scope; "" for all. `user` and `key` are given by number (or SERVICE), the others by name."""
 
     model: str = ""
     user: str = ""
@@ -50,21 +49,22 @@ class Focus:
     end_user: str = ""
 
     @property
-    def asked(self) -> dict[str, str]:
+    def parts(self) -> dict[str, str]:
+        """What is given, by name."""
         return {field.name: value for field in fields(self) if (value := getattr(self, field.name))}
 
 
 def scope_choices(user: User) -> list[tuple[str, str]]:
-    """(name, label) of each scope that `find` gives this person, one's own first. One query."""
+    """Return (name, label) of each scope that `find_scope` gives this person, their own first. One query."""
     every = [(ALL, _("everything"))] if permissions.may_operate(user) else []
     tenants = permissions.administered_tenants(user).order_by("name")
     return [(ME, _("mine")), *every, *((TENANT + tenant.slug, tenant.name) for tenant in tenants)]
 
 
 def find_scope(user: User, name: str) -> Scope:
-    """Return the scope of this name. Raises Http404 for what is not there and for what is not this person's, alike."""
+    """Return the scope of this name. Raises the same Http404 if it does not exist and if it is not this person's."""
     if name == ME:
-        mine = _of(user=user)
+        mine = _filter_rows(user=user)
         return Scope(
             name=name,
             label=_("mine"),
@@ -79,7 +79,7 @@ def find_scope(user: User, name: str) -> Scope:
             name=name,
             label=_("everything"),
             owner=None,
-            **_of(),
+            **_filter_rows(),
             sums=UsageTenantDay.objects.all(),
             hours=UsageHour.objects.all(),
             groups=("model", "tenant", "user", "key", "end_user"),
@@ -93,14 +93,14 @@ def find_scope(user: User, name: str) -> Scope:
         name=name,
         label=tenant.name,
         owner=("tenant", tenant.pk),
-        **_of(tenant=tenant),
+        **_filter_rows(tenant=tenant),
         sums=UsageTenantDay.objects.filter(tenant=tenant),
         hours=UsageHour.objects.filter(tenant=tenant),
         groups=("model", "user", "key", "end_user"),
     )
 
 
-def _of(**owner: Any) -> dict[str, Any]:
+def _filter_rows(**owner: Any) -> dict[str, Any]:
     return {
         "days": UsageDay.objects.filter(**owner),
         "months": UsageMonth.objects.filter(**owner),
@@ -109,19 +109,22 @@ def _of(**owner: Any) -> dict[str, Any]:
     }
 
 
-def narrowed(scope: Scope, focus: Focus) -> Scope:
-    """What `focus` leaves of the scope. Raises Http404 where that is not in it, so that nobody learns of others' keys
-    and people by their numbers. One query at most."""
-    if not focus.asked:
+def narrow_scope(scope: Scope, focus: Focus) -> Scope:
+    """Return the part of the scope that `focus` selects.
+
+    Raises Http404 if the scope has no such part, so that no one learns of other tenants' keys and people by their
+    numbers. One query at most.
+    """
+    if not focus.parts:
         return scope
-    conditions = _conditions(focus)
+    conditions = _build_conditions(focus)
     months = scope.months.filter(**conditions)
-    # A model may be looked at that was not used yet: their names are no secret.
-    if focus.asked.keys() != {"model"} and not months.exists():
+    # A model may be chosen before it was used: names of models are not secret.
+    if focus.parts.keys() != {"model"} and not months.exists():
         raise Http404
-    only_model = focus.asked.keys() == {"model"}
+    only_model = focus.parts.keys() == {"model"}
     days = scope.days.filter(**conditions)
-    refused = {name: value for name, value in conditions.items() if name != "end_user"}
+    of_rejections = {name: value for name, value in conditions.items() if name != "end_user"}
     return replace(
         scope,
         days=days,
@@ -129,16 +132,16 @@ def narrowed(scope: Scope, focus: Focus) -> Scope:
         sums=scope.sums.filter(**conditions) if only_model else days,
         hours=scope.hours.filter(**conditions) if only_model and scope.hours is not None else None,
         records=scope.records.filter(**conditions),
-        # Whose end user it was is not known of a call that was refused.
-        rejections=scope.rejections.none() if focus.end_user else scope.rejections.filter(**refused),
-        groups=tuple(group for group in scope.groups if group not in focus.asked),
+        # The end user of a rejected call is not known.
+        rejections=scope.rejections.none() if focus.end_user else scope.rejections.filter(**of_rejections),
+        groups=tuple(group for group in scope.groups if group not in focus.parts),
     )
 
 
-def _conditions(focus: Focus) -> dict[str, Any]:
-    conditions: dict[str, Any] = {name: value for name, value in focus.asked.items() if name in ("model", "end_user")}
+def _build_conditions(focus: Focus) -> dict[str, Any]:
+    conditions: dict[str, Any] = {name: value for name, value in focus.parts.items() if name in ("model", "end_user")}
     for name in ("user", "key"):
-        if value := focus.asked.get(name):
+        if value := focus.parts.get(name):
             if name == "user" and value == SERVICE:
                 conditions["user__isnull"] = True
             elif value.isdecimal() and len(value) < 19:

@@ -83,7 +83,7 @@ def test_pages_read_the_days_of_a_calendar(name, django_assert_num_queries):
     day = date(2026, 11, 22)
     scope = SimpleNamespace(rejections=RejectionHour.objects.filter(tenant=1))
     with django_assert_num_queries(1):
-        found = report.rejections(scope, Period(name="", first=day, last=day), ZoneInfo(name))
+        found = report.count_rejections(scope, Period(name="", first=day, last=day), ZoneInfo(name))
     assert {(slot.date(), slot.hour): number for (slot, _code), number in found.items()} == {
         (day, hour): 1 for hour in range(24)
     }

@@ -15,7 +15,7 @@ from portal.keys import lifecycle, playground, queries, secret
 from portal.keys.model_access import AvailableModel, Liveness, suggested_model
 from portal.keys.models import ApiKey, ModelAccess
 from portal.usage.models import UsageDay
-from portal.usage.playground_keys import delete_expired
+from portal.usage.playground_keys import delete_unused
 from tests.conftest import person
 from tests.pages import key_of, serve, use
 
@@ -182,15 +182,15 @@ class TestClearing:
     def test_a_key_that_has_just_expired_may_still_have_a_call_under_way(self, later, alice, research, time_machine):
         playground.renew_key(alice, research, timezone.now())
         time_machine.move_to("2026-11-20T08:00:00Z")
-        assert delete_expired(timezone.now()) == 0
+        assert delete_unused(timezone.now()) == 0
         time_machine.move_to("2026-11-21T08:00:00Z")
-        assert delete_expired(timezone.now()) == 1
+        assert delete_unused(timezone.now()) == 1
 
     def test_what_was_used_is_shown_under_a_name(self, as_alice, alice, research, later, time_machine):
         playground.renew_key(alice, research, timezone.now())
         use(ApiKey.objects.get())
         time_machine.move_to("2026-11-22T03:00:00Z")
-        delete_expired(timezone.now())
+        delete_unused(timezone.now())
         as_alice.force_login(alice)
         assert "Playground of Alice" in read(as_alice, "/usage/?by=key")
 

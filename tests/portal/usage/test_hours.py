@@ -34,14 +34,14 @@ DAYS = [
 
 
 def day_of(first: date, zone: ZoneInfo) -> tuple[datetime, datetime]:
-    return report.bounds(Period(name="", first=first, last=first), zone)
+    return report.period_bounds(Period(name="", first=first, last=first), zone)
 
 
 @pytest.mark.parametrize(("name", "day"), DAYS)
 def test_m6_the_hours_of_a_day_follow_each_other_without_gap_or_overlap(name, day):
     zone = ZoneInfo(name)
     begin, end = day_of(day, zone)
-    found = hours.between(begin, end, zone)
+    found = hours.hours_between(begin, end, zone)
     assert found[0].timestamp() == begin.timestamp()
     assert len(set(found)) == len(found)
     lengths = [(after - before).total_seconds() / 3600 for before, after in pairwise([*found, end.astimezone(UTC)])]
@@ -51,7 +51,7 @@ def test_m6_the_hours_of_a_day_follow_each_other_without_gap_or_overlap(name, da
     for number in range(round((end.timestamp() - begin.timestamp()) / 900)):
         quarter = begin.astimezone(UTC) + number * hours.QUARTER
         inside = [quarter + timedelta(seconds=seconds) for seconds in (0, 1, 899)]
-        assert {hours.hour_of(one, zone) for one in inside} == {found[bisect_right(found, quarter) - 1]}
+        assert {hours.start_of_hour(one, zone) for one in inside} == {found[bisect_right(found, quarter) - 1]}
 
 
 @pytest.mark.django_db
@@ -81,7 +81,9 @@ def test_m6_a_days_usage_is_in_the_hours_of_its_reader(alice, olivia, of, others
     moments = [begin.astimezone(UTC) + timedelta(minutes=minute) for minute in minutes]
     records.record_usage([call(key, at=at, tokens=(1, 1)) for at in moments for key in (mine, elsewhere)])
     for at in moments:
-        rejections.add_rejections({RejectionTotals(hours.quarter_of(at), here.pk, alice.pk, mine.pk, "qwen", "c"): 1})
+        rejections.add_rejections(
+            {RejectionTotals(hours.start_of_quarter(at), here.pk, alice.pk, mine.pk, "qwen", "c"): 1}
+        )
 
     within = [at for at in moments if begin.timestamp() <= at.timestamp() < end.timestamp()]
     period = Period(name="", first=day, last=day)
@@ -90,15 +92,15 @@ def test_m6_a_days_usage_is_in_the_hours_of_its_reader(alice, olivia, of, others
         (scopes.find_scope(alice, "me"), 2),
         (scopes.find_scope(olivia, "all"), 2),
     ):
-        if scope.hours is None and day < report.timezone.now().date() - report.KEPT:
+        if scope.hours is None and day < report.timezone.now().date() - report.RECORDS_KEPT:
             continue  # told by the day only
-        series = report.series(scope, period, zone)
+        series = report.read_series(scope, period, zone)
         expected = Counter(series.slots[bisect_right(series.slots, at) - 1] for at in within)
         assert {slot: sums["requests"] for slot, sums in series.by_slot.items()} == {
             slot: calls * number for slot, number in expected.items()
         }
         assert series.totals.numbers["total_tokens"] == 2 * calls * len(within)
-        told = report.rejections(scope, period, zone)
+        told = report.count_rejections(scope, period, zone)
         assert told == {(slot, "c"): number for slot, number in expected.items()}
 
 
@@ -108,11 +110,11 @@ def test_m6_refusals_are_of_the_day_on_which_they_were(alice):
     tenant = Tenant.objects.create(slug="pune", name="Pune", time_zone="Asia/Kolkata")
     midnight = datetime(2026, 11, 22, tzinfo=zone)
     for minutes, number in ((-15, 1), (0, 10), (15, 100)):
-        at = hours.quarter_of(midnight + timedelta(minutes=minutes))
+        at = hours.start_of_quarter(midnight + timedelta(minutes=minutes))
         rejections.add_rejections({RejectionTotals(at, tenant.pk, alice.pk, 1, "", "c"): number})
     day = date(2026, 11, 22)
     scope, period = scopes.find_scope(alice, "me"), Period(name="", first=day, last=day)
-    assert sum(report.rejections(scope, period, zone).values()) == 110
+    assert sum(report.count_rejections(scope, period, zone).values()) == 110
 
 
 @pytest.mark.django_db

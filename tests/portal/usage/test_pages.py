@@ -20,7 +20,7 @@ from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
 from portal.quotas.status import allowances
 from portal.usage import failure_reasons, periods, report, views
-from portal.usage.chart import chart, lines
+from portal.usage.chart import line_chart, token_chart
 from portal.usage.models import RejectionHour, UsageRecord
 from tests.conftest import person
 from tests.pages import key_of, serve, service_key_of, use
@@ -197,7 +197,7 @@ class TestScopes:
         ("group", "expected"),
         [
             ("user", [("Alice", 100), ("Bob", 30), ("service keys", 7)]),
-            ("end_user", [("u1", 100), ("not told by the client", 30), ("=1+1", 7)]),
+            ("end_user", [("u1", 100), ("not given by the client", 30), ("=1+1", 7)]),
             ("model", [("qwen", 137)]),
             ("tenant", [("qwen", 137)]),
         ],
@@ -225,7 +225,7 @@ class TestScopes:
     def test_a_spreadsheet_is_given_no_formula(self, client, bob):
         client.force_login(bob)
         rows = exported(client, "?of=tenant:research&by=end_user")
-        assert [row["end_user"] for row in rows] == ["u1", "not told by the client", "'=1+1"]
+        assert [row["end_user"] for row in rows] == ["u1", "not given by the client", "'=1+1"]
 
     def test_the_same_as_json(self, client, bob):
         client.force_login(bob)
@@ -241,7 +241,7 @@ class TestScopes:
         client.force_login(bob)
         context = client.get("/usage/?of=tenant:research").context
         assert context["people"] == 2
-        assert context["totals"].troubles == {"failed": 1, "aborted": 1}
+        assert context["totals"].failures == {"failed": 1, "aborted": 1}
 
     def test_first_tokens_and_speed_are_told_of_a_tenant(self, client, bob, alice, research):
         use(key_of(alice, research, "other"), tokens=(0, 50), first_token_ms=400, duration_ms=1400)
@@ -321,7 +321,7 @@ class TestParts:
         query = {name: value.format(**named) for name, value in part.items()}
         context = client.get("/usage/", {"of": "tenant:research", "period": period, **query}).context
         assert context["sums"]["total_tokens"] == tokens
-        assert {name for name, _ in context["focused"]} == query.keys()
+        assert {name for name, _ in context["focus"]} == query.keys()
         assert not set(query) & set(context["scope"].groups)
 
     @pytest.mark.parametrize(
@@ -474,8 +474,8 @@ class TestReasons:
         for person_, tenant in ((alice, research), (bob, research), (charlie, sales)):
             self.refuse(key_of(person_, tenant), "insufficient_quota")
         client.force_login(bob)
-        assert client.get("/usage/").context["unanswered"] == 1
-        assert client.get("/usage/?of=tenant:research").context["unanswered"] == 2
+        assert client.get("/usage/").context["failed_requests"] == 1
+        assert client.get("/usage/?of=tenant:research").context["failed_requests"] == 2
 
     @pytest.mark.parametrize("period", ["today", "30", "fiscal-year", "years"])
     def test_each_stands_in_its_slot_of_the_readers_zone(self, as_alice, alice, key, time_machine, period):
@@ -485,8 +485,8 @@ class TestReasons:
         self.refuse(key, "insufficient_quota", 5, at=datetime(2026, 11, 19, 15, tzinfo=UTC))  # midnight in Tokyo
         charts = as_alice.get(f"/usage/?period={period}").context["charts"]
         slot = {"today": 0, "30": -1, "fiscal-year": -1, "years": -1}[period]
-        assert charts["troubles"].sums[slot] == 5
-        assert sum(charts["troubles"].sums) == 5
+        assert charts["failures"].sums[slot] == 5
+        assert sum(charts["failures"].sums) == 5
 
     def test_the_language_is_the_readers(self, as_alice, key):
         self.refuse(key, "insufficient_quota")
@@ -497,8 +497,8 @@ class TestReasons:
         codes = set(re.findall(r"\d{3}  ([a-z_, ]+?)(?:  |$)", errors.__doc__, re.MULTILINE))
         codes = {code for line in codes for code in line.split(", ")}
         assert len(codes) > 15
-        assert codes - failure_reasons.WORDS.keys() == set()
-        assert {status for status in UsageRecord.Status if status != "finished"} <= failure_reasons.WORDS.keys()
+        assert codes - failure_reasons.REASONS.keys() == set()
+        assert {status for status in UsageRecord.Status if status != "finished"} <= failure_reasons.REASONS.keys()
 
     def test_a_code_that_is_not_known_here_stands_for_itself(self, as_alice, key):
         self.refuse(key, "of_a_newer_gateway")
@@ -570,10 +570,10 @@ class TestPeriods:
     )
     def test_whole_months_and_the_days_around_are_all_of_it_once(self, first, last, months):
         period = periods.Period(name="", first=first, last=last)
-        whole, around = period.split()
+        whole, around = period.split_months()
         days = [periods.Period(name="", first=begin, last=end).days for begin, end in around]
         days += [
-            periods.Period(name="", first=month, last=periods.following(month) - timedelta(1)).days for month in whole
+            periods.Period(name="", first=month, last=periods.next_month(month) - timedelta(1)).days for month in whole
         ]
         assert sorted(day for some in days for day in some) == period.days
         assert len(whole) == months
@@ -587,44 +587,46 @@ class TestChart:
     DAYS = [date(2026, 11, n) for n in range(1, 15)]
 
     def test_days_without_usage_are_there(self):
-        drawn = chart([row(self.DAYS[3], "a", 10)], self.DAYS)
+        drawn = token_chart([row(self.DAYS[3], "a", 10)], self.DAYS)
         assert drawn.slots == tuple(self.DAYS)
         assert drawn.series[0].values == (0, 0, 0, 10, *[0] * 10)
         assert drawn.peak == (self.DAYS[3], 10)
 
     def test_the_model_used_most_stands_at_the_bottom_and_keeps_its_colour(self):
-        drawn = chart([row(self.DAYS[0], "a", 10), row(self.DAYS[1], "b", 30), row(self.DAYS[2], "a", 1)], self.DAYS)
+        drawn = token_chart(
+            [row(self.DAYS[0], "a", 10), row(self.DAYS[1], "b", 30), row(self.DAYS[2], "a", 1)], self.DAYS
+        )
         assert [(series.label, series.shade, series.total) for series in drawn.series] == [("b", 1, 30), ("a", 2, 11)]
 
     def test_rare_models_share_the_last_colour_and_none_is_lost(self):
         rows = [row(self.DAYS[n], f"m{n}", 100 - n) for n in range(9)]
         with translation.override("en"):
-            drawn = chart(rows, self.DAYS)
+            drawn = token_chart(rows, self.DAYS)
         assert [series.label for series in drawn.series] == ["m0", "m1", "m2", "m3", "m4", "other models"]
         assert sum(drawn.sums) == sum(one["total_tokens"] for one in rows)
-        assert len(chart(rows[:6], self.DAYS).series) == 6
+        assert len(token_chart(rows[:6], self.DAYS).series) == 6
 
     def test_the_table_has_the_latest_first_with_a_sum_where_there_is_more_than_one(self):
         with translation.override("en"):
-            drawn = chart([row(self.DAYS[0], "a", 1200), row(self.DAYS[0], "b", 30)], self.DAYS)
+            drawn = token_chart([row(self.DAYS[0], "a", 1200), row(self.DAYS[0], "b", 30)], self.DAYS)
             assert drawn.table[-1] == ("Sun 1 Nov", "", ["1,200", "30", "1,230"])
             assert drawn.table[0][0] == "Sat 14 Nov"
-            assert chart([row(self.DAYS[0], "a", 1200)], self.DAYS).table[-1][2] == ["1,200"]
+            assert token_chart([row(self.DAYS[0], "a", 1200)], self.DAYS).table[-1][2] == ["1,200"]
 
     def test_a_line_has_gaps_where_nothing_is_known(self):
         with translation.override("en"):
-            drawn = lines({"half": {self.DAYS[0]: 0.5}}, self.DAYS[:2], "day", name="first", measure="seconds")
+            drawn = line_chart({"half": {self.DAYS[0]: 0.5}}, self.DAYS[:2], "day", name="first", measure="seconds")
             assert drawn.series[0].values == (0.5, None)
             assert [texts for _, _, texts in drawn.table] == [["–"], ["0.50"]]
-            assert not drawn.together
+            assert not drawn.has_total
 
     def test_what_the_script_reads_is_in_the_language_of_the_page(self):
         with translation.override("ja"):
-            figures = chart([row(self.DAYS[0], "a", 1)], self.DAYS).figures
+            figures = token_chart([row(self.DAYS[0], "a", 1)], self.DAYS).script_data
         assert figures["marks"][0] == "11/1"
         assert figures["titles"][0] == "11月1日(日)"
         assert figures["slots"][0] == "2026-11-01"
-        assert figures["measured"] == "トークン"
+        assert figures["measure"] == "トークン"
 
 
 @pytest.mark.django_db

@@ -5,14 +5,11 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from portal.usage.playground_keys import delete_expired
+from portal.usage.playground_keys import delete_unused
 
 
 class Command(BaseCommand):
-    help = (
-        "Deletes the keys that the page for trying models made and that expired without a call. What was used with"
-        " others stays as it is."
-    )
+    help = "Deletes the playground's keys that have expired without a call. Keys that were used, and their usage, stay."
 
     def handle(self, **options: Any) -> str:
-        return str(delete_expired(timezone.now()))
+        return str(delete_unused(timezone.now()))

@@ -9,23 +9,23 @@ from django.utils import timezone
 
 from portal.usage.models import UsageRecord
 
-# A gateway that starts counts the month that runs from the records; no month has more days, and clocks may differ.
-LEAST = 40
-BATCH = 5000  # rows of one statement: nobody waits long for the tables that it locks
+# A gateway that starts counts the current month from the records. A month has 31 days; the rest allows for clocks.
+LEAST_DAYS = 40
+BATCH = 5000  # rows of one statement: the tables that it locks are free again soon
 
 
-def days(text: str) -> int:
+def parse_days(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
-    if number < LEAST:
-        raise ArgumentTypeError(f"give {LEAST} days or more: quotas of a month are counted from the records")
+    if number < LEAST_DAYS:
+        raise ArgumentTypeError(f"give {LEAST_DAYS} days or more: monthly quotas are counted from the records")
     return number
 
 
 class Command(BaseCommand):
-    help = "Deletes usage records that are older than so many days. What was used stays in the sums that pages show."
+    help = "Deletes usage records that are older than so many days. The sums that pages show stay."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--older-than", type=days, required=True, metavar="DAYS")
+        parser.add_argument("--older-than", type=parse_days, required=True, metavar="DAYS")
 
     def handle(self, **options: Any) -> str:
         before = timezone.now() - timedelta(days=options["older_than"])

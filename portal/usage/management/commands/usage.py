@@ -1,4 +1,4 @@
-"""Prints usage, grouped."""
+"""Prints usage by model, tenant, user, key or day."""
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError
@@ -10,7 +10,7 @@ from django.db.models import F
 
 from modelregistry.terminal import format_table
 from portal.usage.models import UsageDay
-from portal.usage.records import usage_by
+from portal.usage.records import sum_by
 
 # What rows are named by: what other commands take as the name.
 NAMES = {"tenant": F("tenant__slug"), "user": F("user__username"), "key": F("key__prefix")}
@@ -25,7 +25,7 @@ def parse_day(text: str) -> date:
 
 
 class Command(BaseCommand):
-    help = "Prints requests and tokens by model, or by what --by says. Usage is shown about a second after a call."
+    help = "Prints requests and tokens by model, or what --by names. Usage is shown about a second after a call."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
@@ -35,7 +35,7 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="a list of objects")
 
     def handle(self, *, by: str, **options: Any) -> None:
-        rows = sum_by(by, options["since"])
+        rows = read_rows(by, options["since"])
         if options["json"]:
             self.stdout.write(json.dumps(rows, ensure_ascii=False))
             return
@@ -44,7 +44,7 @@ class Command(BaseCommand):
             self.stdout.write(line)
 
 
-def sum_by(field: str, since: date | None) -> list[dict[str, Any]]:
+def read_rows(field: str, since: date | None) -> list[dict[str, Any]]:
     """Return one row per value of `field`, with exactly that and NUMBERS.
 
     The value is '' for a service key's user and for anything deleted.
@@ -53,5 +53,5 @@ def sum_by(field: str, since: date | None) -> list[dict[str, Any]]:
     days = days.annotate(value=NAMES.get(field, F(field)))
     return [
         {field: str(row["value"] if row["value"] is not None else ""), **{name: row[name] for name in NUMBERS}}
-        for row in usage_by(days, "value")
+        for row in sum_by(days, "value")
     ]
