@@ -21,10 +21,10 @@ from portal.operations.live import LiveOperationsFeed
 from portal.operations.routing import build_sockets
 from portal.usage.live import LiveUsageFeed
 from portal.web.django_handler import Pages
-from portal.web.request_bounds import Wall
+from portal.web.request_bounds import RequestBounds
 
 use_pool(settings.DATABASES["default"])  # before anything asks the database
-pages = Wall(Pages(django))
+pages = RequestBounds(Pages(django))
 # On its own socket a gateway tells whose connection a request came by. Elsewhere this is a client's word, and ignored.
 PEER = b"x-madoguchi-peer"
 

@@ -53,7 +53,7 @@ def check_origins(origins: Sequence[str]) -> None:
             )
 
 
-def kept_secret(path: Path) -> str:
+def load_secret(path: Path) -> str:
     """Return the secret in this file. If there is none, return a lazy string that makes it when it is first used.
 
     Lazy only then: the gateway uses one for every call, and a plain string costs it nothing.

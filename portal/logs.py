@@ -44,7 +44,7 @@ class Text(Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = "".join(f" {name}={value}" for name, value in facts_of(record).items())
         line = f"{self.time(record.created)} {record.levelname} {record.name} {message_of(record)}{facts}"
-        if record.exc_info and not tells_enough(record):
+        if record.exc_info and not is_self_explanatory(record):
             line += "\n" + self.formatException(record.exc_info)
         return line.replace("\n", "\n    ")  # what is told of a caller cannot pass for a line of its own
 
@@ -58,7 +58,7 @@ class Json(Formatter):
             "message": message_of(record),
             **facts_of(record),
         }
-        if record.exc_info and not tells_enough(record):
+        if record.exc_info and not is_self_explanatory(record):
             whole["exception"] = self.formatException(record.exc_info)
         try:
             return orjson.dumps(whole, default=str).decode()
@@ -66,7 +66,7 @@ class Json(Formatter):
             return json.dumps(whole, default=str)
 
 
-def tells_enough(record: logging.LogRecord) -> bool:
+def is_self_explanatory(record: logging.LogRecord) -> bool:
     """Whether the message is enough without a traceback, 45 lines each: for what strangers send (a foreign Host), and
     for a database that is away, which every request meets."""
     error = record.exc_info[1] if record.exc_info else None
@@ -75,7 +75,7 @@ def tells_enough(record: logging.LogRecord) -> bool:
 
 def message_of(record: logging.LogRecord) -> str:
     message = record.getMessage()
-    if record.exc_info and tells_enough(record) and (cause := str(record.exc_info[1])) not in message:
+    if record.exc_info and is_self_explanatory(record) and (cause := str(record.exc_info[1])) not in message:
         message += f": {cause.strip()}"
     return message
 
@@ -132,7 +132,7 @@ class Stderr(logging.Handler):
             dropped = -self._dropped
             if dropped:
                 self._drop(dropped)
-                lines.append(self.format(lost(-dropped)))
+                lines.append(self.format(make_loss_record(-dropped)))
             self._put(("\n".join(lines) + "\n").encode(errors="backslashreplace"), len(lines))
             self._writing = False
             if self._lines:
@@ -150,5 +150,5 @@ class Stderr(logging.Handler):
             self._dropped += lines
 
 
-def lost(lines: int) -> logging.LogRecord:
+def make_loss_record(lines: int) -> logging.LogRecord:
     return logging.LogRecord("madoguchi.log", logging.ERROR, "", 0, "%d lines could not be written", (lines,), None)

@@ -33,9 +33,9 @@ PORTAL_SOCKET = RUN / "portal.sock"  # on which gateways hand pages to the porta
 
 DEBUG = env.bool("DEBUG", False)
 # Settings write nothing: a secret that is not there yet is made when it is first asked for.
-SECRET_KEY = env.str("SECRET_KEY", "") or environment.kept_secret(VAR / "secret-key")
+SECRET_KEY = env.str("SECRET_KEY", "") or environment.load_secret(VAR / "secret-key")
 # API keys have a secret of their own, so that a changed SECRET_KEY ends sessions but no key.
-API_KEY_SECRET = env.str("API_KEY_SECRET", "") or environment.kept_secret(VAR / "api-key-secret")
+API_KEY_SECRET = env.str("API_KEY_SECRET", "") or environment.load_secret(VAR / "api-key-secret")
 # The address that people type; printed in the ready-to-paste settings. Empty: taken from the request.
 PUBLIC_URL = env.str("PUBLIC_URL", "").rstrip("/")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]", socket.gethostname()])
@@ -156,7 +156,7 @@ AXES_DISABLE_ACCESS_LOG = True
 SILENCED_SYSTEM_CHECKS = ["axes.W002"]
 # The proxy that ends TLS redirects (deploy/nginx.conf), and other hosts of the company's domain are not ours to bind.
 SILENCED_SYSTEM_CHECKS += ["security.W005", "security.W008", "security.W021"]
-DIRECTORY = ldap.read(env)
+DIRECTORY = ldap.read_settings(env)
 if DIRECTORY:
     AUTHENTICATION_BACKENDS.insert(1, "portal.accounts.ldap.Backend")
     globals().update(ldap.auth_settings(DIRECTORY))

@@ -1,4 +1,4 @@
-"""The person who calls, tenants and their members, in the API."""
+"""The API of people: who a key belongs to, a person's settings, tenants and their members."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ class MeView(APIView):
 
     @extend_schema(operation_id="me", summary=_("Who you are, and what this key may do"), responses={200: shapes.Me})
     def get(self, request: Request) -> Response:
-        """For every management key."""
+        """Return the person of this key, their tenants, and what the key may do. Every management key may ask."""
         person = current_user(request)
         person.places = person.memberships.select_related("tenant").order_by("tenant__slug")  # type: ignore[attr-defined]
         person.key = request.auth  # type: ignore[attr-defined]
@@ -52,10 +52,10 @@ class SettingsView(APIView):
     )
     def patch(self, request: Request) -> Response:
         """Change what is sent."""
-        filled = shapes.Settings(current_user(request), data=request.data, partial=True)
-        filled.is_valid(raise_exception=True)
-        filled.save()
-        return Response(filled.data)
+        serializer = shapes.Settings(current_user(request), data=request.data, partial=True)
+        serializer.is_valid(raise_exception=True)
+        serializer.save()
+        return Response(serializer.data)
 
 
 class Tenants(GenericViewSet[Tenant]):
@@ -67,7 +67,7 @@ class Tenants(GenericViewSet[Tenant]):
     lookup_value_converter = "slug"
 
     def get_permissions(self) -> list[Any]:
-        """Tenants are made and changed by operators."""
+        """Let only operators create and change tenants."""
         return [People() if self.action in ("list", "retrieve") else Operators()]
 
     def get_queryset(self) -> QuerySet[Tenant]:
@@ -97,16 +97,18 @@ class Tenants(GenericViewSet[Tenant]):
 
     @extend_schema(summary=_("Create a tenant"), request=shapes.NewTenant, responses={201: shapes.TenantNow})
     def create(self, request: Request) -> Response:
-        return written(shapes.NewTenant(data=request.data), status.HTTP_201_CREATED)
+        return _save_tenant(shapes.NewTenant(data=request.data), status.HTTP_201_CREATED)
 
     @extend_schema(summary=_("Change a tenant"), request=shapes.ChangedTenant, responses={200: shapes.TenantNow})
     def partial_update(self, request: Request, slug: str) -> Response:
         """Change what is sent. With `is_active` false every key of the tenant stops within 2 seconds."""
-        return written(shapes.ChangedTenant(self.get_object(), data=request.data, partial=True), status.HTTP_200_OK)
+        return _save_tenant(
+            shapes.ChangedTenant(self.get_object(), data=request.data, partial=True), status.HTTP_200_OK
+        )
 
 
 class Members(GenericViewSet[Membership]):
-    """For who administers the tenant. For others there is nothing here."""
+    """Members of a tenant, for its admins and operators. Everyone else gets 404."""
 
     subject = "tenants"
     permission_classes = [People]
@@ -131,7 +133,7 @@ class Members(GenericViewSet[Membership]):
 
     @extend_schema(summary=_("Add a member"), request=shapes.NewMember, responses={201: shapes.Member})
     def create(self, request: Request, slug: str) -> Response:
-        """By hand: the company directory leaves it alone."""
+        """Add a person by hand: the company directory leaves this membership alone."""
         tenant = self._tenant(slug)
         values = validated(shapes.NewMember, request.data)
         row = membership.add_member(current_user(request), tenant, values["user"], values["role"])
@@ -139,7 +141,7 @@ class Members(GenericViewSet[Membership]):
 
     @extend_schema(summary=_("Change a member's role"), request=shapes.ChangedMember, responses={200: shapes.Member})
     def partial_update(self, request: Request, slug: str, username: str) -> Response:
-        """Of members that were added by hand."""
+        """Change the role of a member who was added by hand."""
         row = self._member(slug, username)
         changed = membership.change_role(
             current_user(request), row, validated(shapes.ChangedMember, request.data)["role"]
@@ -148,7 +150,7 @@ class Members(GenericViewSet[Membership]):
 
     @extend_schema(summary=_("Remove a member"), responses={204: None})
     def destroy(self, request: Request, slug: str, username: str) -> Response:
-        """Of those that were added by hand. The person's keys of the tenant stop within 2 seconds."""
+        """Remove a member who was added by hand. Their keys of the tenant stop within 2 seconds."""
         membership.remove_member(current_user(request), self._member(slug, username))
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -162,6 +164,6 @@ class Members(GenericViewSet[Membership]):
         return get_object_or_404(membership.members_of(self._tenant(slug)), user__username__iexact=username)
 
 
-def written(filled: ModelSerializer[Tenant], code: int) -> Response:
-    filled.is_valid(raise_exception=True)
-    return Response(shapes.TenantNow(filled.save()).data, code)
+def _save_tenant(serializer: ModelSerializer[Tenant], code: int) -> Response:
+    serializer.is_valid(raise_exception=True)
+    return Response(shapes.TenantNow(serializer.save()).data, code)

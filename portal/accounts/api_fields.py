@@ -1,6 +1,7 @@
-"""Fields of the API that name a row by what people call it, among the rows that the caller may know of.
+"""Fields of the API that refer to a row by its name, among the rows that the caller may see.
 
-A name of something else and a name of nothing are answered alike. They need the request in the serializer's context.
+A name of a row that the caller may not see gets the same answer as a name that does not exist. The serializer's context
+must hold the `user`.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from portal.accounts.models import Tenant, User
 
 
 class Named(serializers.SlugRelatedField[Any]):
-    """`among`: the rows of a person."""
+    """A row of `model`, referred to by `column`. `among` returns the rows that a person may refer to."""
 
     def __init__(self, model: type[Model], column: str, among: Callable[[User], QuerySet[Any]], **options: Any) -> None:
         self._among = among
@@ -32,7 +33,7 @@ class AnyTenant(Named):
 
 
 class Colleague(Named):
-    """Somebody of the person's tenants; for operators anybody."""
+    """A member of one of the person's tenants; for operators any user."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(User, "username", colleagues, **options)

@@ -1,6 +1,6 @@
-"""Who may call an endpoint: what its person may, and of that what the key's scopes say.
+"""Who may call an endpoint: the person must be allowed to, and with a management key its scopes must allow it too.
 
-Each view says its `subject` (see scopes.SCOPES); "" is for all keys, and a view without one for sessions alone. Which
+Each view has a `subject` (see scopes.SCOPES); "" admits every key, and a view without one admits sessions only. Which
 rows a person may see is not decided here but by `permissions` in the views.
 """
 
@@ -17,29 +17,29 @@ from portal.web.rest import scopes
 
 
 class People(BasePermission):
-    """Everybody who is signed in or has a management key for it."""
+    """Everyone who is signed in, or sends a management key whose scopes cover the request."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
-        """Raise PermissionDenied, with the reason, for a key that was not made for this."""
+        """Raise PermissionDenied, with the reason, for a key whose scopes do not cover the request."""
         if not request.user.is_authenticated:
             return False
         key: Any = request.auth  # a management key; None: a session
         if key is not None:
-            within_scopes(key.scopes, request.method or "", getattr(view, "subject", None))
+            require_scope(key.scopes, request.method or "", getattr(view, "subject", None))
         return True
 
 
 class Operators(People):
-    """At every address alike: others do not learn what is there."""
+    """Operators only, at every address: others do not learn which objects exist."""
 
     def has_permission(self, request: Request, view: Any) -> bool:
         return may_operate(request.user) and super().has_permission(request, view)
 
 
-def within_scopes(held: Collection[str], method: str, subject: str | None) -> None:
-    """Raise PermissionDenied unless the key was made for such a request."""
+def require_scope(held: Collection[str], method: str, subject: str | None) -> None:
+    """Raise PermissionDenied unless the scopes `held` cover such a request."""
     if subject is None:
         raise PermissionDenied(_("This cannot be done with a management key: sign in to the portal."))
-    wanted = scopes.needed(subject, method)
+    wanted = scopes.required_scope(subject, method)
     if subject and not scopes.covers(held, wanted):
         raise PermissionDenied(_("This management key lacks the scope “%(scope)s”.") % {"scope": wanted})

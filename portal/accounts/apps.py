@@ -14,8 +14,8 @@ class AccountsConfig(AppConfig):
         from portal.accounts import break_glass, directory_sync
 
         break_glass.watch_sign_ins()
-        # Django's own command: sessions that are over, of people who closed their browser without signing out.
+        # Django's own command: expired sessions of people who closed their browser without signing out.
         tasks.register("clearsessions", timedelta(days=1), ("clearsessions",))
         if settings.DIRECTORY:
-            work = directory_sync.WORK
-            tasks.register(work.name, work.every, work.argv)
+            task = directory_sync.SYNC_TASK
+            tasks.register(task.name, task.every, task.argv)

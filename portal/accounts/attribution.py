@@ -1,16 +1,16 @@
-"""Who decided a change, where that is not whoever asked for it."""
+"""Whether the company directory, rather than the person who sent the request, decided a change."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-# Set while what the company directory says is written down, whoever's sign-in or command was the occasion.
+# Set while entries of the company directory are applied, no matter whose sign-in or which command caused it.
 _by_directory: ContextVar[bool] = ContextVar("decided by the directory", default=False)
 
 
 @contextmanager
 def by_directory() -> Iterator[None]:
-    """Attribute what changes inside to the directory: no person's name and address stands on it."""
+    """Attribute the changes made inside to the directory: audit events carry no person's name or address."""
     token = _by_directory.set(True)
     try:
         yield
@@ -19,5 +19,5 @@ def by_directory() -> Iterator[None]:
 
 
 def is_by_directory() -> bool:
-    """Tell whether the directory decided what is being written now."""
+    """Return whether the changes being made now are attributed to the directory."""
     return _by_directory.get()

@@ -1,7 +1,7 @@
-"""The one account for emergencies: a local operator for when the directory, or whoever knows it, is away.
+"""The one account for emergencies: a local operator for when the directory, or the people who know it, are unavailable.
 
-Its password is made here and kept by people, in a safe; it is tried against no directory. Whoever uses it is asked no
-questions, but every operator is told.
+Its password is generated here and kept in a safe; it is never checked against the directory. Signing in with it needs
+no reason, but every operator is notified.
 """
 
 import secrets
@@ -20,17 +20,22 @@ from portal.web.notify import notify
 
 
 class BreakGlassRefused(Exception):
-    """The message says why, for the command line."""
+    """The request cannot be carried out; the message gives the reason, for the command line."""
 
 
 def renew_password(name: str) -> str:
-    """Return a new password of the account, which is made if there is none. It exists nowhere else. Raises Refused."""
+    """Create the account if there is none and return its new password, which is stored nowhere in clear text.
+
+    Raises BreakGlassRefused.
+    """
     with transaction.atomic():
         present = User.objects.select_for_update().filter(is_break_glass=True).first()
         if present is not None and present.username.lower() != name.lower():
-            raise BreakGlassRefused(f"There is one already: {present.username}. Renew that one, or end it with --end.")
+            raise BreakGlassRefused(
+                f"There is one already: {present.username}. Renew that one, or switch it off with --end."
+            )
         if present is None and User.objects.filter(username__iexact=name).exists():
-            raise BreakGlassRefused(f"There is a user {name} already; this account must be nobody's.")
+            raise BreakGlassRefused(f"There is a user {name} already; this account must not belong to a person.")
         user = present or User(username=User.normalize_username(name), is_break_glass=True)
         user.is_active = user.is_staff = user.is_superuser = True
         password = secrets.token_urlsafe(20)  # 160 bits: guessing it is hopeless, from however many addresses
@@ -41,7 +46,10 @@ def renew_password(name: str) -> str:
 
 
 def disable_account(name: str) -> None:
-    """Nobody signs in with it any more, and another may be made. What it did stays on record. Raises Refused."""
+    """Switch the account off for good, so that another can be created. What it did stays on record.
+
+    Raises BreakGlassRefused.
+    """
     with transaction.atomic():
         user = User.objects.select_for_update().filter(is_break_glass=True, username__iexact=name).first()
         if user is None:
@@ -52,7 +60,7 @@ def disable_account(name: str) -> None:
 
 
 def record_use(request: HttpRequest, user: User, **_more: object) -> None:
-    """A receiver: somebody signed in. Of this account every operator is told, within the same transaction."""
+    """Notify every operator, within the same transaction, if the user who signed in is this account."""
     if not user.is_break_glass:
         return
     now, address = timezone.now(), client_address(request) or ""
@@ -60,8 +68,8 @@ def record_use(request: HttpRequest, user: User, **_more: object) -> None:
     operators = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False)
     facts = {"account": user.get_username(), "address": address, "at": timezone.localtime(now)}
     notify(operators, "break-glass-used", now.isoformat(), path="/audit/", **facts)
-    said = _("You use the account for emergencies. Every operator is told of it.")
-    messages.warning(request, said, fail_silently=True)
+    warning = _("You are using the account for emergencies. Every operator has been notified.")
+    messages.warning(request, warning, fail_silently=True)
 
 
 def watch_sign_ins() -> None:

@@ -1,4 +1,4 @@
-"""What an operator should know about the settings although they work."""
+"""Warnings about settings that work but that an operator should know about."""
 
 from typing import Any
 

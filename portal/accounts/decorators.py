@@ -1,4 +1,4 @@
-"""How pages about a tenant and those of operators begin: who may see them at all, and as what."""
+"""Decorators that guard pages about a tenant and pages for operators."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -15,28 +15,28 @@ View = Callable[..., HttpResponse]
 
 
 def tenant_admin_required(view: View) -> View:
-    """Give the view its Tenant in place of `slug`. For others than its admins and operators there is no such page."""
+    """Pass the view the Tenant in place of `slug`. Answer 404 to everyone but its admins and operators."""
 
     @login_required
     @never_cache
     @wraps(view)
-    def guarded(request: HttpRequest, slug: str, *args: Any, **kwargs: Any) -> HttpResponse:
+    def wrapper(request: HttpRequest, slug: str, *args: Any, **kwargs: Any) -> HttpResponse:
         tenant, may_administer = permissions.tenant_for(current_user(request), slug)
         if not may_administer:
             raise Http404
         return view(request, tenant, *args, **kwargs)
 
-    return guarded
+    return wrapper
 
 
 def operator_required(view: View) -> View:
-    """Who is signed out is sent to sign in; who is no operator is told whom to ask. Never kept by a browser."""
+    """Let only operators pass; others get a page that names operators to ask. The browser keeps no copy."""
 
     @login_required
     @never_cache
     @wraps(view)
-    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         permissions.require_operator(current_user(request))
         return view(request, *args, **kwargs)
 
-    return guarded
+    return wrapper

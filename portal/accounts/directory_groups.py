@@ -1,7 +1,7 @@
-"""Remember which groups of the directory the settings mean, and tell operators when one is gone, moved or another one.
+"""Remember which groups of the directory the settings mean; notify operators when one is missing, moved or replaced.
 
-A group is named in the settings by its DN, which changes when it is renamed or moved. Its id does not, so what was once
-found is found again.
+The settings name a group by its DN, which changes when the group is renamed or moved. Its id does not change, so a
+group that was found once is found again.
 """
 
 import hashlib
@@ -16,39 +16,39 @@ from portal.web.notify import notify
 
 
 def remembered_groups() -> dict[str, str]:
-    """Return the ids of groups, by the DN that the settings have for them."""
+    """Return the id of each group that was found before, by its DN in the settings."""
     return dict(DirectoryGroup.objects.exclude(directory_id="").values_list("dn", "directory_id"))
 
 
 def record_groups(directory: Directory, groups: Groups, now: datetime) -> None:
-    """Write down where each group is, and tell operators once of each change."""
+    """Record where each group is, and notify operators once of each change."""
     with transaction.atomic():
         rows = {row.dn: row for row in DirectoryGroup.objects.select_for_update()}
         for dn in rows.keys() - set(directory.groups):
             rows.pop(dn).delete()
         for dn, group in groups.found.items():
-            _note_found(directory, rows.get(dn) or DirectoryGroup(dn=dn, found_dn=group.dn), group)
+            _record_found(directory, rows.get(dn) or DirectoryGroup(dn=dn, found_dn=group.dn), group)
         for dn in groups.missing:
             row = rows.get(dn) or DirectoryGroup(dn=dn)
             if row.missing_since is None:
                 row.missing_since = now
                 row.save()
-                _tell(directory, dn, "missing", now.isoformat())
+                _notify_operators(directory, dn, "missing", now.isoformat())
 
 
-def _note_found(directory: Directory, row: DirectoryGroup, group: Group) -> None:
+def _record_found(directory: Directory, row: DirectoryGroup, group: Group) -> None:
     is_another = bool(row.directory_id and group.id and row.directory_id != group.id)
     if is_another:
-        _tell(directory, row.dn, "replaced", group.id)
+        _notify_operators(directory, row.dn, "replaced", group.id)
     elif group.is_moved and row.found_dn != group.dn:
-        _tell(directory, row.dn, "moved", group.dn, now=group.dn)
+        _notify_operators(directory, row.dn, "moved", group.dn, now=group.dn)
     before = (row.directory_id, row.found_dn, row.missing_since)
     row.directory_id, row.found_dn, row.missing_since = group.id or row.directory_id, group.dn, None
     if row.pk is None or before != (row.directory_id, row.found_dn, row.missing_since):
         row.save()
 
 
-def _tell(directory: Directory, dn: str, problem: str, occasion: str, now: str = "") -> None:
+def _notify_operators(directory: Directory, dn: str, problem: str, occasion: str, now: str = "") -> None:
     ref = hashlib.sha256(f"{dn} {problem} {occasion}".encode()).hexdigest()[:40]
     notify(
         User.objects.filter(is_staff=True, is_active=True),

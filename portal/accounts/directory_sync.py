@@ -1,7 +1,7 @@
-"""Hold our people against the directory: who left, who came back, who changed.
+"""Compare our people with the directory: who left, who came back, who changed.
 
-`follow` is the whole of it, for `manage.py syncdirectory` (hourly, by a supervisor) and for the operators' page: it
-writes down how it went, and tells operators once of each trouble.
+`sync_directory` does all of it, for `manage.py syncdirectory` (hourly, by a supervisor) and for the operators' page. It
+records the outcome, and notifies operators once of each failure.
 """
 
 from collections.abc import Iterator
@@ -32,31 +32,30 @@ from portal.web.notify import notify
 
 T = TypeVar("T")
 
-# So many are written in one transaction (some 0.5 s), for whoever else writes waits for its end.
+# People written in one transaction (some 0.5 s): other writers wait until it is over.
 BATCH = 50
-WORK = PeriodicTask(name="syncdirectory", every=timedelta(hours=1), argv=("syncdirectory",))
+SYNC_TASK = PeriodicTask(name="syncdirectory", every=timedelta(hours=1), argv=("syncdirectory",))
 
 
 class SuspiciousChange(Exception):
-    """The directory says so much that something is more likely wrong with it, or with our settings."""
+    """So many people would lose access that the directory, or our settings, are more likely wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`leaving` are active now; `differing`, of those who stay, are to follow what the directory says. `ours` counts
-    the active people of the directory whom we have, `losing` those of them who would lose all they may do here."""
+    """What a synchronisation would change."""
 
-    leaving: tuple[User, ...]
-    gone: int
+    leaving: tuple[User, ...]  # active now, to be deactivated
+    gone: int  # all who may not stay, active or not
     staying: int
-    differing: tuple[tuple[User, Person], ...]
-    ours: int
-    losing: int
+    differing: tuple[tuple[User, Person], ...]  # of those who stay: accounts that must be updated
+    ours: int  # active people here who come from the directory
+    losing: int  # those of `ours` who would lose all their access
     groups: Groups
-    unclear: tuple[str, ...]  # names of those whose entry could not be used: they stay as they are
+    unclear: tuple[str, ...]  # names of people whose entry could not be used: they stay as they are
 
     def check(self) -> None:
-        """Raise Implausible if more than half of our people would lose what they have here, or if all have gone."""
+        """Raise SuspiciousChange if more than half of our people would lose their access, or if all are gone."""
         if self.ours and not self.staying:
             raise SuspiciousChange(
                 f"None of our {self.ours} people is in the directory; nothing was changed."
@@ -65,19 +64,21 @@ class Plan:
         if self.losing * 2 > self.ours:
             raise SuspiciousChange(
                 f"{self.losing} of our {self.ours} people would lose their access; nothing was changed."
-                " See with checkdirectory whom each group holds; if it is right, repeat it with --force."
+                " checkdirectory shows the members of each group; if they are right, repeat this with --force."
             )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
+    """What a synchronisation changed."""
+
     people: int
     left: int
     returned: int
     changed: int
     name_taken: tuple[str, ...] = ()
     unclear: tuple[str, ...] = ()
-    kept_operator: str = ""  # who would have been dropped as the last operator
+    kept_operator: str = ""  # the last operator, who stays one although the directory says otherwise
     missing_groups: tuple[str, ...] = ()
     moved_groups: tuple[tuple[str, str], ...] = ()  # (as the settings have it, where it is)
 
@@ -93,20 +94,20 @@ class Outcome:
 
 
 def sync_directory(directory: Directory, *, force: bool = False, now: datetime | None = None) -> Outcome:
-    """Make our people what the directory says, or change nothing; either way writes it down as DirectoryState.
+    """Update our people to match the directory, or change nothing; record the result as DirectoryState either way.
 
     Blocks for as long as the directory needs. `force`: even if most of our people would lose their access. Raises
-    directory.DirectoryError and Implausible.
+    DirectoryError and SuspiciousChange.
     """
     now = now or timezone.now()
     try:
-        found = plan_changes(directory)
-        directory_groups.record_groups(directory, found.groups, now)
+        plan = plan_changes(directory)
+        directory_groups.record_groups(directory, plan.groups, now)
         if not force:
-            found.check()
-        outcome = apply_changes(found)
+            plan.check()
+        outcome = apply_changes(plan)
     except Exception as error:
-        _note_trouble(now, error)
+        _record_failure(now, error)
         raise
     DirectoryState.objects.update_or_create(
         pk=1,
@@ -115,14 +116,14 @@ def sync_directory(directory: Directory, *, force: bool = False, now: datetime |
     return outcome
 
 
-def _note_trouble(now: datetime, error: Exception) -> None:
-    problem = _problem(error)
+def _record_failure(now: datetime, error: Exception) -> None:
+    problem = _classify_error(error)
     detail = str(error) if problem != DirectoryState.Problem.FAULT else f"{type(error).__name__}: {error}"
     with transaction.atomic():
         state, _ = DirectoryState.objects.update_or_create(
             pk=1, defaults={"tried_at": now, "problem": problem, "detail": detail[:500]}
         )
-        # Once for each trouble: until it was followed again, what is the same kind of trouble is the same.
+        # Once for each failure: until the next success, failures of the same kind count as the same one.
         ref = f"{problem} since {state.succeeded_at.isoformat() if state.succeeded_at else 'the beginning'}"
         notify(
             User.objects.filter(is_staff=True, is_active=True),
@@ -130,13 +131,13 @@ def _note_trouble(now: datetime, error: Exception) -> None:
             ref,
             path=reverse("operations-directory"),
             problem=problem,
-            # Of an implausible answer the problem itself says all; the others quote the server.
+            # For an implausible answer the problem itself says everything; the others quote the server.
             detail="" if problem == DirectoryState.Problem.IMPLAUSIBLE else detail[:500],
             at=timezone.localtime(now),
         )
 
 
-def _problem(error: Exception) -> DirectoryState.Problem:
+def _classify_error(error: Exception) -> DirectoryState.Problem:
     match error:
         case NoAnswer():
             return DirectoryState.Problem.AWAY
@@ -148,9 +149,9 @@ def _problem(error: Exception) -> DirectoryState.Problem:
 
 
 def plan_changes(directory: Directory) -> Plan:
-    """Ask the directory about everybody whom we have from it, and about its groups also if that is nobody.
+    """Look up all our people of the directory, and its groups even if we have no people of it yet.
 
-    Changes nothing. Raises directory.DirectoryError.
+    Changes nothing. Raises DirectoryError.
     """
     users = list(
         User.objects.exclude(directory_id=None)
@@ -160,11 +161,11 @@ def plan_changes(directory: Directory) -> Plan:
     ids = [user.directory_id for user in users if user.directory_id]
     found = look_up_people(directory, ids, directory_groups.remembered_groups())
     missing: list[User] = []
-    staying: list[tuple[User, Person | None]] = []  # None: as they are
+    staying: list[tuple[User, Person | None]] = []  # None: the account stays as it is
     for user in users:
         person = found.people.get(user.directory_id or "")
         if may_stay(user, person, found):
-            staying.append((user, person if person and person.is_admitted is not None else _as_is(user, person)))
+            staying.append((user, _entry_to_apply(user, person)))
         else:
             missing.append(user)
     known = [(user, person) for user, person in staying if person is not None]
@@ -172,7 +173,7 @@ def plan_changes(directory: Directory) -> Plan:
         leaving=tuple(user for user in missing if user.is_active),
         gone=len(missing),
         staying=len(staying),
-        differing=tuple((user, person) for user, person in known if _differs(user, person)),
+        differing=tuple((user, person) for user, person in known if _needs_update(user, person)),
         ours=sum(user.is_active for user in users),
         losing=sum(user.is_active for user in missing) + sum(_loses_all(user, person) for user, person in known),
         groups=found.groups,
@@ -180,28 +181,32 @@ def plan_changes(directory: Directory) -> Plan:
     )
 
 
-def _differs(user: User, person: Person) -> bool:
-    """Also of a last operator, who is kept as one each time: that is told."""
+def _needs_update(user: User, person: Person) -> bool:
+    """Return whether the account must be written. True for a last operator each time, so that they are notified."""
     return (user.is_staff and person.is_operator is False) or not directory_users.agrees_with_entry(user, person)
 
 
 def may_stay(user: User, person: Person | None, found: Findings) -> bool:
-    """Whether somebody keeps what they have here: not who is gone, lost the group, or whose account ended or lapsed.
+    """Return whether a person keeps their access: not if gone, out of the group, or with an account ended or lapsed.
 
-    What is not known (an entry that cannot be used, a group that was not found) takes nothing from anybody.
+    What is unknown (an entry that cannot be used, a group that was not found) takes nothing from anyone.
     """
     if person is None:
         return user.directory_id in found.unclear
-    return not person.ended and not person.has_lapsed and person.is_admitted is not False
+    return not person.end_reason and not person.has_lapsed and person.is_admitted is not False
 
 
-def _as_is(user: User, person: Person | None) -> Person | None:
-    """Nobody who is out comes back while it is not known whether they may."""
-    return person if user.is_active else None
+def _entry_to_apply(user: User, person: Person | None) -> Person | None:
+    """Return the entry to update the account from; None if it stays as it is.
+
+    An inactive person does not come back while it is unknown whether they may sign in.
+    """
+    is_admission_unknown = person is not None and person.is_admitted is None
+    return None if is_admission_unknown and not user.is_active else person
 
 
 def apply_changes(plan: Plan) -> Outcome:
-    """Write it down, BATCH people at a time. What a failure leaves undone, the next run does."""
+    """Carry out the plan, BATCH people at a time. What a failure leaves undone, the next run does."""
     changed = returned = 0
     taken = []
     kept = ""
@@ -209,7 +214,7 @@ def apply_changes(plan: Plan) -> Outcome:
         with transaction.atomic():
             for user in leaving:
                 directory_users.deactivate(user)
-    # Who becomes an operator first, so that nobody counts as the last one who is not.
+    # New operators first, so that no one counts as the last operator who is not.
     for differing in _batches(tuple(sorted(plan.differing, key=lambda pair: pair[1].is_operator is not True))):
         with transaction.atomic():
             for user, person in differing:
@@ -231,11 +236,11 @@ def apply_changes(plan: Plan) -> Outcome:
         unclear=plan.unclear,
         kept_operator=kept,
         missing_groups=tuple(sorted(plan.groups.missing)),
-        moved_groups=tuple((group.configured, group.dn) for group in _moved(plan.groups)),
+        moved_groups=tuple((group.configured, group.dn) for group in _moved_groups(plan.groups)),
     )
 
 
-def _moved(groups: Groups) -> list[Group]:
+def _moved_groups(groups: Groups) -> list[Group]:
     return [group for group in groups.found.values() if group.is_moved]
 
 
@@ -245,7 +250,10 @@ def _batches(people: tuple[T, ...]) -> Iterator[tuple[T, ...]]:
 
 
 def _loses_all(user: User, person: Person) -> bool:
-    """Of the places that the directory gave. `memberships` are prefetched by `plan`."""
+    """Return whether the person would lose every membership that the directory gave.
+
+    `plan_changes` has prefetched `memberships`.
+    """
     directory = Membership.Source.DIRECTORY
-    tenants = {place.tenant.slug for place in user.memberships.all() if place.source == directory}
+    tenants = {row.tenant.slug for row in user.memberships.all() if row.source == directory}
     return user.is_active and bool(tenants) and tenants.isdisjoint(person.roles.keys() | person.undecided)

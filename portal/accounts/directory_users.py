@@ -1,4 +1,4 @@
-"""Write down who people are and where they belong."""
+"""Apply the directory's entries to accounts and memberships, and create local accounts."""
 
 import logging
 from collections.abc import Mapping
@@ -16,42 +16,42 @@ log = logging.getLogger(__name__)
 
 
 def apply_entry(person: Person) -> tuple[User, bool]:
-    """Make our account of this person what the directory says: name, mail, roles, memberships. (user, changed).
+    """Update the person's account from their entry: name, mail, roles, memberships. Return (user, changed).
 
-    The person is known by the directory's id, so a new name keeps keys and usage. Memberships set by hand stay.
-    Raises directory.NameTaken when a local account has the name.
+    The account is found by the directory's id, so a person with a new name keeps keys and usage. Memberships set by
+    hand stay. Raises NameTaken when a local account has the name.
     """
     with by_directory():
         try:
             with transaction.atomic():
-                return _follow(person)
+                return _write_entry(person)
         except IntegrityError:
-            # Another process wrote the same row between our look and our write (two tabs signing in for the first time)
+            # Another process wrote the same row between our read and our write (two tabs signing in for the first time)
             with transaction.atomic():
-                return _follow(person)
+                return _write_entry(person)
 
 
 def deactivate(user: User) -> None:
-    """Disable somebody whom the directory no longer has; their keys stop, what they used stays on record."""
+    """Deactivate a person who is no longer in the directory; their keys stop, their usage stays on record."""
     if not user.is_active:
         return
     with by_directory(), transaction.atomic():
         for membership in user.memberships.select_related("tenant"):
-            _tell_of_end(membership)
+            _notify_membership_end(membership)
         user.is_active = False
         user.left_directory_at = timezone.now()
         user.save(update_fields=["is_active", "left_directory_at"])
 
 
 def end_membership(membership: Membership) -> None:
-    """Take a person out of a tenant: their keys for it stop, and they are told."""
+    """Remove a person from a tenant: their keys for it stop, and they are notified."""
     with transaction.atomic():
-        _tell_of_end(membership)
+        _notify_membership_end(membership)
         membership.delete()
 
 
-def _tell_of_end(membership: Membership) -> None:
-    """Before it ends, while it can be said which keys stop with it."""
+def _notify_membership_end(membership: Membership) -> None:
+    """Notify the person. Called before the membership ends, while the keys that stop with it can be counted."""
     user, tenant = membership.user, membership.tenant
     keys = user.keys.usable().filter(tenant=tenant, is_playground=False).count()
     ref = f"{membership.pk} {timezone.now():%Y-%m-%d %H:%M}"
@@ -59,12 +59,12 @@ def _tell_of_end(membership: Membership) -> None:
 
 
 def adopt_person(user: User, person: Person) -> None:
-    """Make a local account the directory's: an operator's decision, never a sign-in's. The local password ends."""
+    """Turn a local account into the directory's, by an operator's decision only. The local password is removed."""
     with transaction.atomic():
         user.directory_id = person.id
         user.set_unusable_password()
         user.save(update_fields=["directory_id", "password"])
-        _follow(person)
+        _write_entry(person)
 
 
 def ensure_person(
@@ -76,9 +76,9 @@ def ensure_person(
     role: str = Membership.Role.MEMBER,
     is_operator: bool = False,
 ) -> User:
-    """Return a local account, and its place in a tenant if one is named. What is there already stays as it is.
+    """Return a local account, created if need be, with a membership if a tenant is named. Existing rows stay unchanged.
 
-    Raises ValidationError for what cannot be the name of a person or a tenant.
+    Raises ValidationError for an invalid name of a person or a tenant.
     """
     with transaction.atomic():
         user = User.objects.filter(username__iexact=username).first()
@@ -98,54 +98,56 @@ def ensure_person(
 
 
 def agrees_with_entry(user: User, person: Person) -> bool:
-    """Return whether `follow` would change nothing.
+    """Return whether `apply_entry` would change nothing.
 
-    Asks nobody if the memberships are prefetched, with their tenants.
+    Makes no query if the memberships are prefetched, with their tenants.
     """
-    if any(getattr(user, name) != value for name, value in _told(user, person).items()):
+    if any(getattr(user, name) != value for name, value in _fields_from_entry(user, person).items()):
         return False
     ours: dict[bool, dict[str, str]] = {True: {}, False: {}}
     for membership in user.memberships.all():
         ours[membership.source == Membership.Source.DIRECTORY][membership.tenant.slug] = membership.role
-    return ours[True] == {slug: role for slug, role in _roles(person, ours[True]).items() if slug not in ours[False]}
+    return ours[True] == {
+        slug: role for slug, role in _merge_roles(person, ours[True]).items() if slug not in ours[False]
+    }
 
 
-def _follow(person: Person) -> tuple[User, bool]:
+def _write_entry(person: Person) -> tuple[User, bool]:
     user = User.objects.select_for_update().filter(directory_id=person.id).first()
     if user is None:
         user = User(directory_id=person.id)
         user.set_unusable_password()
     if user.username != person.username:
-        _free(person.username, user)
-    told = _told(user, person)
-    differs = user.pk is None or any(getattr(user, name) != value for name, value in told.items())
+        _release_username(person.username, user)
+    fields = _fields_from_entry(user, person)
+    differs = user.pk is None or any(getattr(user, name) != value for name, value in fields.items())
     if differs:
-        for name, value in told.items():
+        for name, value in fields.items():
             setattr(user, name, value)
         user.save()
     if keeps_last_operator(user, person):
         ref = f"{user.pk} {timezone.now():%Y-%m}"
         notify([user], "last-operator-kept", ref, path="/operations/directory/", person=user.get_username())
-    return user, _follow_roles(user, person) or differs
+    return user, _write_roles(user, person) or differs
 
 
-def _told(user: User, person: Person) -> dict[str, Any]:
-    """Return the fields of an account that are the directory's to say. It allows longer values than our columns."""
-    told: dict[str, Any] = {
+def _fields_from_entry(user: User, person: Person) -> dict[str, Any]:
+    """Return the fields of an account that the directory decides, cut to the length of our columns."""
+    fields: dict[str, Any] = {
         "username": person.username,
         "first_name": person.first_name[:150],
         "last_name": person.last_name[:150],
         "email": person.mail[:254],
     }
     if person.is_operator is not None and not _is_last_operator(user, person):
-        told |= {"is_staff": person.is_operator, "is_superuser": person.is_operator}
-    if user.left_directory_at:  # disabled by `leave`, not by an operator
-        told |= {"is_active": True, "left_directory_at": None}
-    return told
+        fields |= {"is_staff": person.is_operator, "is_superuser": person.is_operator}
+    if user.left_directory_at:  # deactivated by `deactivate`, not by an operator
+        fields |= {"is_active": True, "left_directory_at": None}
+    return fields
 
 
 def _is_last_operator(user: User, person: Person) -> bool:
-    """Return whether this person would be dropped as operator, and nobody but the account for emergencies were left."""
+    """Return whether without this person only the account for emergencies would be left as operator."""
     if person.is_operator or not (user.is_staff and user.is_active):
         return False
     others = User.objects.filter(is_staff=True, is_active=True, is_break_glass=False).exclude(pk=user.pk)
@@ -153,19 +155,22 @@ def _is_last_operator(user: User, person: Person) -> bool:
 
 
 def keeps_last_operator(user: User, person: Person) -> bool:
-    """Return whether `follow` leaves somebody an operator because there is no other, and has told so."""
+    """Return whether `apply_entry` keeps this person as operator only because there is no other."""
     return person.is_operator is False and _is_last_operator(user, person)
 
 
-def _roles(person: Person, present: Mapping[str, str]) -> Mapping[str, str]:
-    """What the directory gives; in tenants of which a group was not found nobody loses what they have there."""
+def _merge_roles(person: Person, present: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the roles that the directory gives, by tenant.
+
+    In tenants with a group that was not found, the person keeps the role they have if it is the higher one.
+    """
     kept = {slug: role for slug, role in present.items() if slug in person.undecided}
     ranks = list(Membership.Role.values)
     return kept | {slug: max(role, kept.get(slug, role), key=ranks.index) for slug, role in person.roles.items()}
 
 
-def _free(username: str, user: User) -> None:
-    """Let a name pass from one person of the directory to another: the directory says whose it is.
+def _release_username(username: str, user: User) -> None:
+    """Free a name that the directory has given to another person.
 
     The former holder, who has left or has a new name, keeps keys and usage under a name that shows it.
     """
@@ -176,16 +181,19 @@ def _free(username: str, user: User) -> None:
         raise NameTaken(f"{username} is in the directory, and a local account as well")
     holder.username = f"{username[:130]}.former.{holder.pk}"
     holder.save(update_fields=["username"])
-    log.warning("The name %s now belongs to somebody else in the directory; its former holder is %s", username, holder)
+    log.warning("The name %s now belongs to another person in the directory; its former holder is %s", username, holder)
 
 
-def _follow_roles(user: User, person: Person) -> bool:
-    """Return whether anything changed. Rows are saved and deleted one by one, so that gateways are told."""
+def _write_roles(user: User, person: Person) -> bool:
+    """Add, change and remove memberships; return whether anything changed.
+
+    Rows are saved and deleted one by one, so that signals reach the gateways.
+    """
     directory = Membership.Source.DIRECTORY
     changed = False
     present = {membership.tenant.slug: membership for membership in user.memberships.select_related("tenant")}
     given = {slug: membership.role for slug, membership in present.items() if membership.source == directory}
-    roles = _roles(person, given)
+    roles = _merge_roles(person, given)
     for slug, membership in present.items():
         if membership.source == directory and slug not in roles:
             end_membership(membership)

@@ -1,4 +1,4 @@
-"""The sign-in form, which says what is wrong when it is not the password, and that of a person's own settings."""
+"""The sign-in form, which says what is wrong when it is not the password, and the form of a person's own settings."""
 
 import math
 from typing import Any
@@ -12,16 +12,16 @@ from django.utils.translation import ngettext
 
 from portal.accounts import ldap, throttle
 
-# Why nobody was signed in although the password was not found wrong; none of it counts as an attempt. What is said of
-# an account is said to who typed the right password, but for a lock: Active Directory tells it whatever was typed. It
-# is told nevertheless. A stranger learns from it that a name exists only after as many wrong passwords as lock the
-# account there, and our own lock, which is the same for all names, comes after five; whereas without it the people who
-# are locked out, by a phone with an old password, would go on believing that they mistype.
-TROUBLE = {
+# Why the sign-in failed although the password was not found wrong; none of these counts as an attempt. The state of an
+# account is shown only after the right password, except for a lock, which Active Directory reports whatever was typed.
+# It is shown nevertheless: a stranger learns that a name exists only after as many wrong passwords as lock the account
+# there, while our own lock, which is the same for all names, comes after five. Without the message, people who are
+# locked out by a phone with an old password would keep believing that they mistype.
+SIGN_IN_ERRORS = {
     ldap.NoAnswer: _("The company directory does not answer; try again in a few minutes."),
     ldap.Refused: _(
-        "The company directory cannot be asked at the moment. Your password is not the reason;"
-        " tell the people who run this server."
+        "The company directory cannot be reached properly right now. Your password is not the reason;"
+        " please contact the people who run this server."
     ),
     ldap.NotAdmitted: _(
         "Your name and password are right, but you are not in the group that may use this service."
@@ -29,7 +29,7 @@ TROUBLE = {
     ),
     ldap.NameTaken: _(
         "Your name and password are right, but a local account here has the same name."
-        " Tell the people who run this server."
+        " Please contact the people who run this server."
     ),
     ldap.AccountDisabled: _(
         "Your account is disabled in the company directory. Ask your IT desk; your password is not the reason."
@@ -64,28 +64,30 @@ class SignInForm(AuthenticationForm):
         "inactive": _("This account is switched off. Ask the people who run this server."),
     }
 
-    wait = 0  # seconds that a locked-out person must wait
+    retry_after = 0  # seconds that a locked-out person must wait
 
     def clean(self) -> dict[str, Any]:
         assert self.request is not None
         try:
             with throttle.wait_turn(self.request, self.cleaned_data.get("username", "")):
                 return super().clean()
-        except throttle.Crowded as error:
-            self.wait = 1
+        except throttle.TooManyAtOnce as error:
+            self.retry_after = 1
             raise ValidationError(
                 _("There are too many attempts with this name at the same time. Try again in a moment."), code="locked"
             ) from error
         except ldap.DirectoryError as error:
-            raise ValidationError(TROUBLE[type(error)], code="directory") from error
+            raise ValidationError(SIGN_IN_ERRORS[type(error)], code="directory") from error
 
     def get_invalid_login_error(self) -> ValidationError:
-        """Also when the attempts are used up, be it by this one: the right password would not help then."""
+        """Return the message for a wrong password, or for a lock if the attempts are used up, also by this one."""
         if not getattr(self.request, "axes_locked_out", False):
             return super().get_invalid_login_error()
         assert self.request is not None
-        self.wait = math.ceil(throttle.wait(self.request, self.cleaned_data["username"]).total_seconds())
-        minutes = math.ceil(self.wait / 60)
+        self.retry_after = math.ceil(
+            throttle.remaining_lock(self.request, self.cleaned_data["username"]).total_seconds()
+        )
+        minutes = math.ceil(self.retry_after / 60)
         text = ngettext(
             "Too many failed attempts. Sign-in for this name is locked here; try again in %(minutes)s minute.",
             "Too many failed attempts. Sign-in for this name is locked here; try again in %(minutes)s minutes.",
@@ -95,13 +97,13 @@ class SignInForm(AuthenticationForm):
 
 
 class SettingsForm(forms.Form):
-    """How the site is to a person. `theme` is this browser's, the others hold everywhere."""
+    """A person's settings. `theme` is for this browser only, the others apply everywhere."""
 
     language = forms.ChoiceField(
         label=_("Language"),
         choices=settings.LANGUAGES,
         widget=forms.RadioSelect,
-        help_text=_("Of the pages, of mails, and of what the API says about your keys."),
+        help_text=_("For pages, mails, and API messages about your keys."),
     )
     theme = forms.ChoiceField(
         label=_("Colours"),
@@ -109,4 +111,4 @@ class SettingsForm(forms.Form):
         widget=forms.RadioSelect,
         help_text=_("In this browser."),
     )
-    wants_mail = forms.BooleanField(label=_("Notices come by mail as well"), required=False)
+    wants_mail = forms.BooleanField(label=_("Send me notices by mail as well"), required=False)

@@ -1,7 +1,7 @@
-"""Who belongs to a tenant by hand. What the company directory says is changed there; `directory_users` follows it.
+"""Memberships that are managed by hand; those of the company directory are changed there (see `directory_users`).
 
-For pages, the API and commands. Each verb is one transaction and checks the right of `by` (see tenancy.check); what
-cannot be done raises Refused.
+For pages, the API and commands. Each function is one transaction, checks the rights of `by` (see
+`permissions.check_access`), and raises MembershipRefused for what cannot be done.
 """
 
 from django.db import IntegrityError, transaction
@@ -14,11 +14,11 @@ from portal.web.refusals import Refused
 
 
 class MembershipRefused(Refused):
-    """What was asked of a membership cannot be."""
+    """The requested change of a membership cannot be made."""
 
 
 def members_of(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
-    """Return those of the tenant; with `text` only of people who have all of its words in name, user name or mail."""
+    """Return the memberships of a tenant; with `text` only of people with all its words in name, user name or mail."""
     found = Membership.objects.filter(tenant=tenant).select_related("user")
     for word in text.split()[:5]:
         found = found.filter(
@@ -31,12 +31,12 @@ def members_of(tenant: Tenant, text: str = "") -> QuerySet[Membership]:
 
 
 def add_member(by: User, tenant: Tenant, username: str, role: str = Membership.Role.MEMBER) -> Membership:
-    """Make somebody who has an account here a member. Raises Refused."""
+    """Add a person who has an account here to the tenant. Raises MembershipRefused."""
     permissions.check_access(by, tenant)
     user = User.objects.filter(username__iexact=username.strip()).first()
     if user is None:
         raise MembershipRefused(
-            _("Nobody of the user name “%(name)s” has an account here. People get one when they first sign in.")
+            _("There is no account with the user name “%(name)s”. People get one when they first sign in.")
             % {"name": username.strip()}
         )
     if not user.is_active:
@@ -49,9 +49,9 @@ def add_member(by: User, tenant: Tenant, username: str, role: str = Membership.R
 
 
 def change_role(by: User, membership: Membership, role: str) -> Membership:
-    """Make a member an admin of the tenant or the other way round. Raises Refused."""
+    """Change the role of a member. Raises MembershipRefused."""
     with transaction.atomic():
-        row = _locked(by, membership)
+        row = _lock_membership(by, membership)
         if row.role != role:
             row.role = role
             row.save(update_fields=["role"])
@@ -59,28 +59,26 @@ def change_role(by: User, membership: Membership, role: str) -> Membership:
 
 
 def remove_member(by: User, membership: Membership) -> None:
-    """End it: the person's keys of the tenant stop within 2 s, what they used stays on record, and they are told.
+    """Remove a member: their keys of the tenant stop within 2 s, their usage stays on record, and they are notified.
 
-    Raises Refused.
+    Raises MembershipRefused.
     """
     with transaction.atomic():
-        directory_users.end_membership(_locked(by, membership))
+        directory_users.end_membership(_lock_membership(by, membership))
 
 
 def is_by_hand(membership: Membership) -> bool:
     return membership.source == Membership.Source.MANUAL
 
 
-def _locked(by: User, membership: Membership) -> Membership:
+def _lock_membership(by: User, membership: Membership) -> Membership:
     permissions.check_access(by, membership.tenant)
     row = Membership.objects.select_for_update(of=("self",)).select_related("user").filter(pk=membership.pk).first()
     if row is None:
         raise MembershipRefused(_("This person does not belong to the tenant any more."))
     if not is_by_hand(row):
-        raise MembershipRefused(
-            _("This membership follows the company directory: it is changed there, by who looks after its groups.")
-        )
+        raise MembershipRefused(_("This membership comes from the company directory and can only be changed there."))
     if row.user == by and not by.is_staff:
-        # Also keeps a tenant from losing its last admin by a slip.
+        # Also keeps a tenant from losing its last admin by mistake.
         raise MembershipRefused(_("Ask another admin or an operator to change your own membership."))
     return row

@@ -1,4 +1,4 @@
-"""People and the departments they belong to."""
+"""People, tenants and memberships, and what is remembered of the company directory."""
 
 import unicodedata
 from typing import ClassVar
@@ -13,8 +13,8 @@ from django.db.models.functions import Lower
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
-# How Unicode's names of the letters begin of which such a name is made: 々 and 〆 are ideographic marks, 﨑 is an
-# ideograph of compatibility, and one of several shapes of a letter is chosen by a variation selector.
+# Prefixes of the Unicode names of the letters in East Asian personal names: 々 and 〆 are ideographic marks, 﨑 is a
+# compatibility ideograph, and a variation selector chooses one of several shapes of a letter.
 EAST_ASIAN = (
     *("CJK ", "IDEOGRAPHIC ", "HIRAGANA ", "KATAKANA", "HALFWIDTH KATAKANA ", "HANGUL ", "VERTICAL KANA "),
     *("VARIATION SELECTOR", "MASU MARK"),
@@ -71,8 +71,8 @@ class People(UserManager["User"]):
 class User(AbstractUser):
     """A person. Staff are the operators; what a person may see of tenants follows from Membership.
 
-    Whoever has a `directory_id` is the directory's: it says the password, names and memberships. The others are local
-    accounts. Neither kind ever becomes the other by signing in.
+    An account with a `directory_id` belongs to the directory, which decides its password, names and memberships. The
+    others are local accounts. Neither kind ever becomes the other by signing in.
     """
 
     language = models.CharField(
@@ -135,10 +135,7 @@ class User(AbstractUser):
         return self.get_full_name() or self.get_username()
 
     def get_full_name(self) -> str:
-        """Return the name as its bearer writes it: one in Chinese characters.
-
-        Kana or hangul has the family name first.
-        """
+        """Return the name as its bearer writes it: the family name first in Chinese characters, kana or hangul."""
         if self.first_name and self.last_name and all(map(_is_east_asian, self.last_name)):
             return f"{self.last_name} {self.first_name}"
         return super().get_full_name()
@@ -149,7 +146,7 @@ def _is_east_asian(letter: str) -> bool:
 
 
 class Membership(models.Model):
-    """A person's place in a tenant. Rows from the directory follow it; rows set by hand are left alone by it."""
+    """That a person belongs to a tenant. Rows from the directory are kept in sync with it; rows set by hand are not."""
 
     class Role(models.TextChoices):
         MEMBER = "member", _("member")
@@ -175,7 +172,7 @@ class Membership(models.Model):
 
 
 class DirectoryState(models.Model):
-    """How following the company directory went. One row, written by `directory_sync`; none: it was never followed."""
+    """The result of the last synchronisation. One row, written by `directory_sync`; none before the first one."""
 
     class Problem(models.TextChoices):
         AWAY = "away", _("the directory does not answer")
@@ -194,7 +191,7 @@ class DirectoryState(models.Model):
 
 
 class DirectoryGroup(models.Model):
-    """A group of the directory that the settings name; of no other is there a row. Written by `directory_groups`."""
+    """A group of the directory that the settings name, written by `directory_groups`. Other groups have no row."""
 
     dn = models.CharField(max_length=1000, unique=True, help_text="As in the settings, in normal form.")
     directory_id = models.CharField(

@@ -1,4 +1,7 @@
-"""What a person may see: a page about a tenant begins with `tenant_for`, one about hosts and models with `operator`."""
+"""What a person may see and change.
+
+A page about a tenant begins with `tenant_for`, a page about hosts and models with `require_operator`.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,13 +16,13 @@ from portal.accounts.models import Membership, Tenant, User
 
 
 def current_user(request: HttpRequest | Request) -> User:
-    """Return the person who asks. For what is behind a sign-in or a permission: there is always one."""
+    """Return the person who sent the request. Only for views behind a sign-in or a permission."""
     assert isinstance(request.user, User)
     return request.user
 
 
 def tenant_for(user: User, slug: str) -> tuple[Tenant, bool]:
-    """(tenant, may administer it). Raises Http404 for what is not there and for what is not this person's, alike."""
+    """Return (tenant, may administer it). Raises Http404 both for an unknown tenant and for one of other people."""
     membership = Membership.objects.filter(user=user, tenant__slug=slug).select_related("tenant").first()
     if user.is_staff:
         tenant = membership.tenant if membership else Tenant.objects.filter(slug=slug).first()
@@ -31,27 +34,27 @@ def tenant_for(user: User, slug: str) -> tuple[Tenant, bool]:
 
 
 def visible_tenants(user: User) -> QuerySet[Tenant]:
-    """Return those that `tenant_for` would give: one's own, and all for operators. With those that are switched off."""
+    """Return the tenants that `tenant_for` would return: the person's own, all for operators; also inactive ones."""
     return Tenant.objects.all() if user.is_staff else Tenant.objects.filter(memberships__user=user)
 
 
 def administered_tenants(user: User) -> QuerySet[Tenant]:
-    """Return those that this person may administer: of `tenant_for` the ones with True."""
+    """Return the tenants that this person may administer, for which `tenant_for` returns True."""
     if user.is_staff:
         return Tenant.objects.all()
     return Tenant.objects.filter(memberships__user=user, memberships__role=Membership.Role.ADMIN)
 
 
 def administers(by: User, tenant: Tenant) -> bool:
-    """Return whether this person may administer the tenant. One query at most."""
+    """Return whether this person may administer the tenant. Makes one query at most."""
     return by.is_active and administered_tenants(by).filter(pk=tenant.pk).exists()
 
 
 def check_access(by: User | None, tenant: Tenant | None = None) -> None:
-    """Raise PermissionDenied unless this person may administer the tenant or, without one, operates.
+    """Raise PermissionDenied unless this person may administer the tenant or, without a tenant, is an operator.
 
-    Verbs that change rights, keys or models begin with it: a page that forgot to ask opens nothing. `by` None: a
-    command, whose caller has the machine itself.
+    Functions that change rights, keys or models begin with it, so that a page without its own check opens nothing.
+    `by` None: a command, whose caller has access to the machine itself.
     """
     if by is None or may_operate(by) or (tenant is not None and administers(by, tenant)):
         return
@@ -59,19 +62,19 @@ def check_access(by: User | None, tenant: Tenant | None = None) -> None:
 
 
 def own_tenants(user: User) -> QuerySet[Tenant]:
-    """Return the active tenants that this person belongs to: for which they may make keys of their own."""
+    """Return the active tenants that this person belongs to, and so may make keys of their own for."""
     return Tenant.objects.filter(memberships__user=user, is_active=True)
 
 
 def admins_of(tenant: Tenant) -> QuerySet[User]:
-    """Return the active people who administer this tenant as its members: who is told and asked of its affairs."""
+    """Return the tenant's active admins, who get its notices and decide its requests. Operators are not included."""
     return User.objects.filter(
         is_active=True, memberships__tenant=tenant, memberships__role=Membership.Role.ADMIN
     ).order_by("pk")
 
 
 def admins_by_tenant(tenants: Iterable[Tenant]) -> list[tuple[Tenant, list[User]]]:
-    """Return each of these tenants with its admins, for who wants to know whom to ask. One query."""
+    """Return each of these tenants with its admins, to show members who can help. Makes one query."""
     rows = Membership.objects.filter(tenant__in=tenants, role=Membership.Role.ADMIN, user__is_active=True)
     found: dict[int, list[User]] = defaultdict(list)
     for row in rows.select_related("user").order_by("user_id"):
@@ -85,14 +88,14 @@ def operators() -> QuerySet[User]:
 
 
 def may_operate(user: User | AnonymousUser) -> bool:
-    """Return whether this person runs hosts and models, and so sees all of them."""
+    """Return whether this person is an operator: runs hosts and models, and sees all of them."""
     return user.is_active and user.is_staff
 
 
 def require_operator(user: User | AnonymousUser) -> User:
-    """Return the same person, if an operator; else raises PermissionDenied, whose page says whom to ask.
+    """Return the same person if they are an operator; else raise PermissionDenied, whose page names operators to ask.
 
-    For everything at an address, also for what is not there: only operators learn what is.
+    Check before looking anything up, so that only operators learn which objects exist.
     """
     if not may_operate(user):
         raise PermissionDenied

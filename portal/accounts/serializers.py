@@ -1,4 +1,4 @@
-"""The shapes of people and tenants in the API."""
+"""People and tenants as the API shows and takes them."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from portal.web.rest.strict_fields import CharField, ModelSerializer
 
 
 class Place(serializers.Serializer[Membership]):
-    """Where a person belongs."""
+    """One membership of the person."""
 
     tenant = CharField(source="tenant.slug")
     name = CharField(source="tenant.name")
@@ -30,7 +30,7 @@ class Me(serializers.Serializer[User]):
     email = CharField()
     is_operator = serializers.BooleanField(source="is_staff")
     tenants = Place(source="places", many=True)
-    key = CallingKey(allow_null=True, help_text="The management key of this call; null in a session.")
+    key = CallingKey(allow_null=True, help_text="The management key of this request; null in a session.")
 
 
 class Settings(ModelSerializer[User]):
@@ -55,7 +55,7 @@ class NewTenant(ModelSerializer[Tenant]):
 
 
 class ChangedTenant(ModelSerializer[Tenant]):
-    """The short name stands in addresses, commands and directory groups, so it is given once."""
+    """Without the short name, which never changes: addresses, commands and directory groups contain it."""
 
     class Meta:
         model = Tenant
@@ -63,7 +63,7 @@ class ChangedTenant(ModelSerializer[Tenant]):
 
 
 class TenantFilter(serializers.Serializer[Any]):
-    name = CharField(required=False, help_text="A part of its name or short name.")
+    name = CharField(required=False, help_text="Part of its name or short name.")
     is_active = serializers.BooleanField(required=False, allow_null=True, default=None)
     administered = serializers.BooleanField(
         required=False, allow_null=True, default=None, help_text="True: only those that you administer."
@@ -77,19 +77,19 @@ class Member(serializers.Serializer[Membership]):
     is_active = serializers.BooleanField(source="user.is_active")
     role = serializers.ChoiceField(Membership.Role.choices)
     source = serializers.ChoiceField(  # type: ignore[assignment]
-        Membership.Source.choices, help_text="`directory`: follows the company directory and is changed there."
+        Membership.Source.choices, help_text="`directory`: comes from the company directory and is changed there."
     )
     since = serializers.DateTimeField()
 
 
 class MemberFilter(serializers.Serializer[Any]):
-    name = CharField(required=False, help_text="Words that stand in name, user name or mail address.")
+    name = CharField(required=False, help_text="Words that occur in the name, user name or mail address.")
     role = serializers.ChoiceField(Membership.Role.choices, required=False)
     source = serializers.ChoiceField(Membership.Source.choices, required=False)  # type: ignore[assignment]
 
 
 class NewMember(serializers.Serializer[Any]):
-    user = CharField(max_length=150, help_text="User name of somebody who has an account here.")
+    user = CharField(max_length=150, help_text="User name of a person who has an account here.")
     role = serializers.ChoiceField(Membership.Role.choices, required=False, default=Membership.Role.MEMBER)
 
 

@@ -1,4 +1,4 @@
-"""What packages above may want to know of people."""
+"""Signals about people, for packages above this one."""
 
 from django.dispatch import Signal
 

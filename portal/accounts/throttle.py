@@ -1,4 +1,4 @@
-"""Who is trying to sign in, for django-axes: it counts failures by person and address and locks after too many."""
+"""Throttling of sign-ins: django-axes counts failures by name and address, and locks after too many."""
 
 import threading
 import unicodedata
@@ -24,59 +24,60 @@ def counted_name(request: HttpRequest, credentials: dict[str, Any] | None = None
     name = (credentials or request.POST).get("username")
     if name is None:
         return None
-    name = _folded(name)
+    name = _fold_name(name)
     if User.objects.filter(username__iexact=name).exists():
         return name
-    name = _account(name)
+    name = _strip_domain(name)
     if User.objects.filter(username__iexact=name).exists():
         return name
-    # Nobody's name may be somebody's password, typed into the wrong field: counted alike, but not to be read.
+    # An unknown name may be a password typed into the wrong field: counted like any name, but not stored in clear text.
     return f"unknown-{salted_hmac('sign-in attempts', name, algorithm='sha256').hexdigest()[:40]}"
 
 
-class Crowded(Exception):
-    """As many attempts of this name from this address as one has in all are being made at the same time."""
+class TooManyAtOnce(Exception):
+    """As many attempts with this name from this address as are allowed in all are being made at the same time."""
 
 
-_turns: dict[tuple[str, str | None], threading.Lock] = {}
-_present: Counter[tuple[str, str | None]] = Counter()
+_locks: dict[tuple[str, str | None], threading.Lock] = {}
+_attempts: Counter[tuple[str, str | None]] = Counter()
 _guard = threading.Lock()
 
 
 @contextmanager
 def wait_turn(request: HttpRequest, username: str) -> Iterator[None]:
-    """Let one attempt of a name from an address at a time be made in this process. Raises Crowded.
+    """Wait until no other attempt with this name from this address is being made in this process.
 
-    A failure counts when the password was tried: of seventy attempts at the same time all seventy were tried. Who waits
-    asks the database nothing yet, and so holds none of its connections.
+    A failure counts only after the password was tried, so of seventy attempts at once all seventy were tried before one
+    counted. An attempt that waits here has made no query yet, and so holds no database connection. Raises
+    TooManyAtOnce.
     """
-    one = (_account(_folded(username)), client_address(request))
+    attempt = (_strip_domain(_fold_name(username)), client_address(request))
     with _guard:
-        if _present[one] >= settings.AXES_FAILURE_LIMIT:
-            raise Crowded
-        _present[one] += 1
-        mine = _turns.setdefault(one, threading.Lock())
+        if _attempts[attempt] >= settings.AXES_FAILURE_LIMIT:
+            raise TooManyAtOnce
+        _attempts[attempt] += 1
+        lock = _locks.setdefault(attempt, threading.Lock())
     try:
-        with mine:
+        with lock:
             yield
     finally:
         with _guard:
-            _present[one] -= 1
-            if not _present[one]:
-                del _present[one], _turns[one]
+            _attempts[attempt] -= 1
+            if not _attempts[attempt]:
+                del _attempts[attempt], _locks[attempt]
 
 
-def _account(name: str) -> str:
-    """With a directory CORP\\yamada and yamada@corp.example are yamada, and have no five attempts of their own."""
+def _strip_domain(name: str) -> str:
+    """Return the account name: with a directory, CORP\\yamada and yamada@corp.example share the attempts of yamada."""
     return (name.rpartition("\\")[2].partition("@")[0] or name) if settings.DIRECTORY else name
 
 
-def _folded(name: str) -> str:
+def _fold_name(name: str) -> str:
     return unicodedata.normalize("NFKC", name).strip().lower()
 
 
-def wait(request: HttpRequest, username: str) -> timedelta:
-    """Return how long somebody who is locked out must wait from now on."""
+def remaining_lock(request: HttpRequest, username: str) -> timedelta:
+    """Return how long a person who is locked out must still wait."""
     attempts = AccessAttempt.objects.filter(
         username=counted_name(request, {"username": username}), ip_address=client_address(request)
     )

@@ -1,4 +1,4 @@
-"""Sign-in, and a person's own settings. Signing out is Django's own."""
+"""The pages for signing in and for a person's own settings. Signing out is Django's own view."""
 
 from django.conf import settings
 from django.contrib import messages
@@ -23,9 +23,9 @@ class SignIn(LoginView):
 
     def form_invalid(self, form: SignInForm) -> HttpResponse:  # type: ignore[override]
         response = super().form_invalid(form)
-        if form.wait:
+        if form.retry_after:
             response.status_code = 429
-            response["Retry-After"] = str(form.wait)
+            response["Retry-After"] = str(form.retry_after)
         return response
 
 
@@ -41,7 +41,7 @@ def settings_page(request: HttpRequest) -> HttpResponse:
     }
     form = SettingsForm(request.POST if request.method == "POST" else None, initial=present)
     if form.is_valid():
-        return chosen(request, user, form.cleaned_data)
+        return save_settings(request, user, form.cleaned_data)
     context = {
         "form": form,
         "memberships": user.memberships.select_related("tenant").order_by("tenant__name"),
@@ -50,7 +50,7 @@ def settings_page(request: HttpRequest) -> HttpResponse:
     return render(request, "accounts/settings.html", context)
 
 
-def chosen(request: HttpRequest, user: User, values: dict[str, str]) -> HttpResponse:
+def save_settings(request: HttpRequest, user: User, values: dict[str, str]) -> HttpResponse:
     user.language, user.wants_mail = values["language"], bool(values["wants_mail"])
     user.save(update_fields=["language", "wants_mail"])
     with override(user.language):

@@ -16,9 +16,9 @@ def track_accounts() -> None:
         User,
         "user",
         secret={"password"},
-        silent={"last_login", "date_joined"},
-        # Django keeps what was typed until the row is saved. Without it, a sign-in only hashed the same one anew.
-        untold=lambda user: () if user._password is not None else {"password"},
+        ignored={"last_login", "date_joined"},
+        # Django keeps the typed password until the row is saved. Without it, a sign-in only hashed the same one again.
+        omitted=lambda user: () if user._password is not None else {"password"},
         name=user_name,
         verb=user_verb,
     )
@@ -26,7 +26,7 @@ def track_accounts() -> None:
     tracking.track(
         Membership,
         "membership",
-        silent={"since"},
+        ignored={"since"},
         tenant=lambda membership: membership.tenant,
         name=lambda membership: f"{membership.user.get_username()} · {membership.tenant.slug}",
     )

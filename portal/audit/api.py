@@ -1,4 +1,4 @@
-"""The audit log in the API: what its page finds. All of it as a file is at `/audit/export/`."""
+"""The audit log in the API, searched as on its page. The whole log as a file is at `/audit/export/`."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ from portal.web.rest.validation import validated
 
 
 class AuditFilter(serializers.Serializer[Any]):
-    text = CharField(required=False, max_length=100, help_text="Stands in the name of a person or thing.")
-    who = CharField(required=False, max_length=150, help_text="User name of who did it.")
+    text = CharField(required=False, max_length=100, help_text="Part of the name of a person or object.")
+    who = CharField(required=False, max_length=150, help_text="User name of the person who did it.")
     what = serializers.ChoiceField(list(audit_log.SUBJECTS.items()), required=False, help_text="What it is about.")
     tenant = AnyTenant(required=False)
     since = serializers.DateField(required=False, validators=DAYS, help_text="Day.")
@@ -34,21 +34,21 @@ class AuditFilter(serializers.Serializer[Any]):
         allow_blank=True,
         max_length=60,
         default="",
-        help_text="`older` of an answer: what comes behind it.",
+        help_text="`older` of an answer, for the events after it.",
     )
 
 
 class AuditRow(serializers.Serializer[Any]):
-    """Something that was done. Secrets are told as `set` or `changed`."""
+    """Something that was done. Secrets appear as `set` or `changed`."""
 
     at = serializers.DateTimeField()
-    who = CharField(help_text="User name; empty: nobody was signed in.")
+    who = CharField(help_text="User name; empty if no one was signed in.")
     via = serializers.ChoiceField(AuditEvent.Via.choices)
     address = CharField(allow_null=True)
     action = CharField(help_text="As `key.revoke`.")
     kind = CharField()
     id = CharField()
-    object = CharField(help_text="What it was called then.")
+    object = CharField(help_text="Its name at that time.")
     tenant = CharField(allow_null=True)
     before = serializers.DictField(allow_null=True, help_text="The fields that differ.")
     after = serializers.DictField(allow_null=True)
@@ -56,7 +56,7 @@ class AuditRow(serializers.Serializer[Any]):
 
 class AuditPage(serializers.Serializer[Any]):
     results = AuditRow(many=True)
-    older = CharField(allow_null=True, help_text="For `before` of the next page; null: there are no more.")
+    older = CharField(allow_null=True, help_text="The `before` of the next page; null if there are no more.")
 
 
 class AuditView(APIView):
@@ -72,16 +72,16 @@ class AuditView(APIView):
     def get(self, request: Request) -> Response:
         """Return the newest first, 50 at a time.
 
-        Operators see all, others what concerns their tenants and themselves.
+        Operators see all events, others those of the tenants they administer and of themselves.
         """
         wanted = validated(AuditFilter, request.query_params, user=current_user(request))
-        mark = wanted.pop("before")
+        cursor = wanted.pop("before")
         if tenant := wanted.get("tenant"):
             wanted["tenant"] = tenant.slug
-        events = audit_log.Wanted(**wanted).among(
+        events = audit_log.AuditQuery(**wanted).apply(
             audit_log.visible_events(current_user(request)), zone_of(current_user(request))
         )
-        found, older = audit_log.read_page(events, mark)
+        found, older = audit_log.read_page(events, cursor)
         return Response(
             AuditPage({"results": [audit_log.export_row(event) for event in found], "older": older or None}).data
         )

@@ -11,7 +11,7 @@ class AuditConfig(AppConfig):
 
     def __init__(self, app_name: str, app_module: ModuleType | None) -> None:
         super().__init__(app_name, app_module)
-        self.tracked: dict[str, Any] = {}  # what `tracking.track` was told
+        self.tracked_models: dict[str, Any] = {}  # filled by `tracking.track`
 
     def ready(self) -> None:
         from portal.audit import tracking

@@ -1,4 +1,4 @@
-"""The audit log as people read it: which events are theirs to see, how they are searched, in which words told."""
+"""The audit log as people read it: which events they may see, searching them, and showing them in words."""
 
 import json
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ VERBS = {
     "begin": pgettext_lazy("audit", "signed in"),
     "end": pgettext_lazy("audit", "signed out"),
     "emergency": pgettext_lazy("audit", "with the account for emergencies"),
-    "password": pgettext_lazy("audit", "password set anew"),
+    "password": pgettext_lazy("audit", "password changed"),
     "leave": pgettext_lazy("audit", "left the directory"),
     "return": pgettext_lazy("audit", "came back to the directory"),
     "on": pgettext_lazy("audit", "switched on"),
@@ -63,9 +63,9 @@ VERBS = {
     "start": pgettext_lazy("audit", "started"),
     "stop": pgettext_lazy("audit", "stopped"),
     "restart": pgettext_lazy("audit", "restarted"),
-    "retire": pgettext_lazy("audit", "end planned"),
-    "follow": pgettext_lazy("audit", "followed at once"),
-    "force": pgettext_lazy("audit", "followed although most lost their access"),
+    "retire": pgettext_lazy("audit", "end of service planned"),
+    "follow": pgettext_lazy("audit", "synchronised at once"),
+    "force": pgettext_lazy("audit", "synchronised although most lost their access"),
     "crash": pgettext_lazy("audit", "an engine died under a request"),
 }
 # What events hold beside fields of rows.
@@ -78,8 +78,8 @@ NOTES = {
     "verdict": gettext_lazy("Cause"),
 }
 VERDICTS = {
-    "guilty": gettext_lazy("this request, which is refused for some minutes"),
-    "suspect": gettext_lazy("perhaps this request"),
+    "guilty": gettext_lazy("this request, which is refused for a few minutes"),
+    "suspect": gettext_lazy("possibly this request"),
 }
 
 
@@ -89,12 +89,13 @@ VERDICTS = {
 def visible_events(user: User) -> Events:
     """Return the events that this person may see, the newest first.
 
-    Operators: all. Others: those of tenants that they administer, their own sign-ins and account, their own keys.
+    Operators see all. Others see the events of tenants that they administer, of their own account and of their own
+    keys.
     """
     events: Events = AuditEvent.objects.select_related("tenant").order_by("-at", "-pk")
     if may_operate(user):
         return events
-    keys, management_keys = (_numbers(user, model) for model in ("keys.ApiKey", "keys.ManagementKey"))
+    keys, management_keys = (_object_ids(user, model) for model in ("keys.ApiKey", "keys.ManagementKey"))
     return events.filter(
         Q(tenant__in=administered_tenants(user))
         | Q(object_kind="user", object_id=str(user.pk))
@@ -103,29 +104,28 @@ def visible_events(user: User) -> Events:
     )
 
 
-def _numbers(user: User, label: str) -> QuerySet[Any, Any]:
-    """Of this person's rows, as events hold them. By name: `portal.keys` stands above this app."""
+def _object_ids(user: User, label: str) -> QuerySet[Any, Any]:
+    """Return the ids of this person's rows, as events hold them. The model is given by name: `portal.keys` is above."""
     rows: QuerySet[Any, Any] = apps.get_model(label)._default_manager.filter(user=user).order_by()
     numbers: QuerySet[Any, Any] = rows.annotate(number=Cast("pk", models.CharField(max_length=64))).values("number")
     return numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What somebody looks for; empty: everything. `what` is a subject of SUBJECTS. `since` and `until` are days, both
-    included. `kind` and `number` are of the object that alone is wanted."""
+class AuditQuery:
+    """A search of the audit log; empty fields match everything."""
 
-    text: str = ""
-    who: str = ""
-    what: str = ""
-    tenant: str = ""
-    since: Any = None
-    until: Any = None
-    kind: str = ""
+    text: str = ""  # part of the name of the object or the actor
+    who: str = ""  # the actor's user name
+    what: str = ""  # a key of SUBJECTS
+    tenant: str = ""  # short name
+    since: Any = None  # the first day
+    until: Any = None  # the last day, included
+    kind: str = ""  # with `number`: of the one object whose events are wanted
     number: str = ""
 
-    def among(self, events: Events, zone: ZoneInfo) -> Events:
-        """`zone`: in which the days begin."""
+    def apply(self, events: Events, zone: ZoneInfo) -> Events:
+        """Return the events that match. `zone`: the time zone in which days begin."""
         if self.text:
             events = events.filter(Q(object_name__icontains=self.text) | Q(actor_name__icontains=self.text))
         if self.who:
@@ -143,19 +143,19 @@ class Wanted:
         return events
 
 
-def older_than(events: Events, mark: str) -> Events:
-    """Return those behind this mark (see `cursor_of`); all for a mark that is none.
+def older_than(events: Events, cursor: str) -> Events:
+    """Return the events after this cursor (see `cursor_of`); all of them for an invalid cursor.
 
-    By what the last one was, not by how many there were before: page 2,000 costs what page 2 costs.
+    A cursor names the last event instead of counting those before it: page 2,000 costs as much as page 2.
     """
-    at_text, _sign, number = mark.rpartition("_")
+    at_text, _sign, number = cursor.rpartition("_")
     try:
         at = parse_datetime(at_text)
     except ValueError:
         return events
     if at is None or at.tzinfo is None or not 1970 < at.year < 9999 or not (number.isdecimal() and len(number) < 19):
         return events
-    # The first condition alone would do but for the index, which is used for it.
+    # The first condition is redundant, but lets the database use the index.
     return events.filter(at__lte=at).filter(Q(at__lt=at) | Q(pk__lt=int(number)))
 
 
@@ -163,9 +163,9 @@ def cursor_of(event: AuditEvent) -> str:
     return f"{event.at.isoformat()}_{event.pk}"
 
 
-def read_page(events: Events, mark: str) -> tuple[list[AuditEvent], str]:
-    """PAGE events behind the mark, and the mark of the last one if there are more."""
-    found = list((older_than(events, mark) if mark else events)[: PAGE + 1])
+def read_page(events: Events, cursor: str) -> tuple[list[AuditEvent], str]:
+    """Return PAGE events after the cursor, and the cursor of the last one if there are more."""
+    found = list((older_than(events, cursor) if cursor else events)[: PAGE + 1])
     return found[:PAGE], cursor_of(found[PAGE - 1]) if len(found) > PAGE else ""
 
 
@@ -174,7 +174,7 @@ def read_page(events: Events, mark: str) -> tuple[list[AuditEvent], str]:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One field, as text in the reader's language; "" for what was or is not there."""
+    """One changed field, as text in the reader's language; "" on the side where there was no such field."""
 
     field: str
     before: str
@@ -192,7 +192,7 @@ class AuditRow:
 
 
 def describe_event(event: AuditEvent, zone: ZoneInfo) -> AuditRow:
-    """`zone`: in which times are given."""
+    """Return the event in words. `zone`: the time zone of times."""
     subject, _dot, verb = event.action.partition(".")
     return AuditRow(
         event,
@@ -204,27 +204,31 @@ def describe_event(event: AuditEvent, zone: ZoneInfo) -> AuditRow:
 
 def describe_changes(event: AuditEvent, zone: ZoneInfo) -> Iterator[Change]:
     before, after = event.before or {}, event.after or {}
-    watched = [(model, each.secret) for model, each in tracking.tracked().items() if each.kind == event.object_kind]
-    fields = {field.name: field for model, _secret in watched for field in model._meta.concrete_fields}
-    secret = {name for _model, names in watched for name in names}
+    tracked = [
+        (model, each.secret) for model, each in tracking.tracked_models().items() if each.kind == event.object_kind
+    ]
+    fields = {field.name: field for model, _secret in tracked for field in model._meta.concrete_fields}
+    secret = {name for _model, names in tracked for name in names}
     for name in {**before, **after}:
         field = fields.get(name)
         if field is not None and field.primary_key:
             continue  # is on every event anyway
         label = str(field.verbose_name if field else NOTES.get(name, name.replace("_", " ")))
         was, became = (
-            (_secret_text(side[name]) if name in secret else _text(field, side[name], zone)) if name in side else ""
+            (_describe_secret(side[name]) if name in secret else _format_value(field, side[name], zone))
+            if name in side
+            else ""
             for side in (before, after)
         )
         yield Change(label, was, became)
 
 
-def _secret_text(word: str) -> str:
-    """What `audit.watch` tells of a secret."""
-    return {"set": _("set"), "changed": _("set anew")}.get(word, "–")
+def _describe_secret(word: str) -> str:
+    """Return the words for what `tracking` records of a secret."""
+    return {"set": _("set"), "changed": _("changed")}.get(word, "–")
 
 
-def _text(field: "models.Field[Any, Any] | None", value: Any, zone: ZoneInfo) -> str:
+def _format_value(field: "models.Field[Any, Any] | None", value: Any, zone: ZoneInfo) -> str:
     if value is None or value == "" or value == []:
         return "–"
     if isinstance(value, bool):
@@ -232,7 +236,7 @@ def _text(field: "models.Field[Any, Any] | None", value: Any, zone: ZoneInfo) ->
     if isinstance(value, int):
         return number_format(value, force_grouping=True)
     if isinstance(value, list):
-        return ", ".join(_text(None, each, zone) for each in value)
+        return ", ".join(_format_value(None, each, zone) for each in value)
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if field is None and value in VERDICTS:
@@ -257,8 +261,8 @@ def export_row(event: AuditEvent) -> dict[str, Any]:
 
 
 def export_rows(events: Events) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, by several queries: a client that reads slowly keeps nothing in the database open."""
-    mark = ""
-    while found := list((older_than(events, mark) if mark else events)[:CHUNK]):
+    """Yield all events as rows of a file, a query for each CHUNK, so that a slow client keeps no query open."""
+    cursor = ""
+    while found := list((older_than(events, cursor) if cursor else events)[:CHUNK]):
         yield from map(export_row, found)
-        mark = cursor_of(found[-1])
+        cursor = cursor_of(found[-1])

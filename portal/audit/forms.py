@@ -1,4 +1,4 @@
-"""What the audit log is searched by."""
+"""The search form of the audit log."""
 
 from datetime import date
 from typing import Any
@@ -10,16 +10,16 @@ from django.utils.translation import pgettext_lazy
 
 from portal.accounts.models import User
 from portal.accounts.permissions import administered_tenants
-from portal.audit.audit_log import SUBJECTS, Wanted
+from portal.audit.audit_log import SUBJECTS, AuditQuery
 
-# Further off a day is no day in every zone.
+# Days beyond these bounds are out of range in some time zone.
 DAYS = [MinValueValidator(date(1970, 1, 2)), MaxValueValidator(date(9998, 12, 31))]
 
 
 class SearchForm(forms.Form):
-    """A field that is filled in wrongly says so, and is left out of what is `wanted`."""
+    """An invalid field shows its error and is left out of `wanted`."""
 
-    text = forms.CharField(label=_("Person or thing"), required=False, max_length=100)
+    text = forms.CharField(label=_("Person or object"), required=False, max_length=100)
     who = forms.CharField(label=_("Done by (user name)"), required=False, max_length=150)
     what = forms.ChoiceField(label=_("About"), required=False)
     tenant = forms.ChoiceField(label=_("Tenant"), required=False)
@@ -43,9 +43,9 @@ class SearchForm(forms.Form):
         if not tenants:
             del self.fields["tenant"]
         self.full_clean()
-        self.wanted = Wanted(**self.cleaned_data)
+        self.wanted = AuditQuery(**self.cleaned_data)
 
     @property
     def is_narrowed(self) -> bool:
-        """By one of the fields that are out of sight else, or wrongly by one."""
+        """Whether one of the fields that are hidden by default is filled in, also with an invalid value."""
         return any(self.data.get(name) for name in ("who", "tenant", "since", "until"))

@@ -1,4 +1,4 @@
-"""People and the departments they belong to."""
+"""The events of the audit log."""
 
 from typing import Any, ClassVar
 
@@ -10,20 +10,23 @@ from django.utils.translation import gettext_lazy as _
 from portal.accounts.models import Tenant, User
 
 
-class Final(Exception):
-    """An audit event is as it was written."""
+class ImmutableEvent(Exception):
+    """An audit event cannot be changed or deleted."""
 
 
 class AuditQuerySet(models.QuerySet["AuditEvent"]):
     def update(self, **_: Any) -> int:
-        raise Final
+        raise ImmutableEvent
 
     def delete(self) -> tuple[int, dict[str, int]]:
-        raise Final
+        raise ImmutableEvent
 
 
 class AuditEvent(models.Model):
-    """Who did what, written by `audit.record` and never changed. It outlives what it tells of, hence the names."""
+    """Who did what, written by `tracking.record_event` and never changed.
+
+    An event outlives the objects that it is about, so it holds their names.
+    """
 
     class Via(models.TextChoices):
         PAGE = "page", _("page")
@@ -34,7 +37,7 @@ class AuditEvent(models.Model):
         GATEWAY = "gateway", _("gateway")
 
     at = models.DateTimeField(_("time"), default=timezone.now)
-    # No constraints: what is deleted along with a person or tenant is told after their events were let go of.
+    # No constraints: what is deleted along with a person or tenant is recorded after their events were detached.
     actor = models.ForeignKey(
         User, models.SET_NULL, null=True, related_name="+", db_constraint=False, verbose_name=_("who")
     )
@@ -70,8 +73,8 @@ class AuditEvent(models.Model):
 
     def save(self, *args: Any, **options: Any) -> None:
         if not self._state.adding:
-            raise Final
+            raise ImmutableEvent
         super().save(*args, **options)
 
     def delete(self, *args: Any, **options: Any) -> tuple[int, dict[str, int]]:
-        raise Final
+        raise ImmutableEvent

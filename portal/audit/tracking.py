@@ -1,8 +1,8 @@
-"""Who changed what, when and from where: AuditEvent rows that nobody changes afterwards.
+"""Record who changed what, when and from where, as AuditEvent rows that are never changed afterwards.
 
-An app names the models whose rows operators decide (`watch`); from then on each save and delete of them is recorded,
-whatever made it: a page, the API, Django's admin or a command. QuerySet.update() and bulk_create() go past it, as they
-go past gateways. What is no row (signing in) is written with `record`.
+An app names the models to record with `track`; from then on each save and delete of their rows is recorded, wherever it
+comes from: a page, the API, Django's admin or a command. QuerySet.update() and bulk_create() are not recorded, nor do
+gateways notice them. Events without a row (signing in) are recorded with `record_event`.
 """
 
 import getpass
@@ -28,13 +28,13 @@ from portal.web.client_address import client_address
 Values = dict[str, Any]
 Response = HttpResponse | Awaitable[HttpResponse]
 
-# Set for as long as a request is answered, so that a row saved anywhere below knows who asked. Empty: a command.
+# Set while a request is being answered, so that each event knows who sent it. Empty in commands.
 _request: ContextVar[HttpRequest | None] = ContextVar("audited request", default=None)
 
 
 @sync_and_async_middleware
 def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Let `record` know the request that is being answered."""
+    """Let `record_event` know the request that is being answered."""
     if iscoroutinefunction(get_response):
 
         async def answer_async(request: HttpRequest) -> HttpResponse:
@@ -72,15 +72,16 @@ def record_event(
 ) -> AuditEvent:
     """Write one event, within the caller's transaction.
 
-    `action` as "model.stop"; `before` and `after` hold the changed fields only, as JSON can hold them, and no secrets.
-    `request` and `actor`: if not the request that is being answered, and who sent it. `via`: if by neither.
+    `action` is like "model.stop"; `before` and `after` hold only the changed fields, as values for JSON, without
+    secrets. `request` and `actor` default to the request that is being answered and the person who sent it; `via` to
+    the way that request came, or to a command without one.
     """
     by_directory = is_by_directory()
     request = None if by_directory else request or _request.get()
-    actor = actor or person(request)
+    actor = actor or find_actor(request)
     return AuditEvent.objects.create(
         actor=actor,
-        actor_name=actor.get_username() if actor else ("" if request or by_directory or via else account()),
+        actor_name=actor.get_username() if actor else ("" if request or by_directory or via else system_account()),
         action=action,
         object_kind=kind,
         object_id=str(target.pk),
@@ -89,30 +90,30 @@ def record_event(
         before=before,
         after=after,
         address=client_address(request) if request else None,
-        via=AuditEvent.Via.DIRECTORY if by_directory else via or way(request),
+        via=AuditEvent.Via.DIRECTORY if by_directory else via or find_via(request),
     )
 
 
 def name_of(row: models.Model) -> str:
-    """As events call it: in no language, and so that two of the same name are told apart."""
-    known = tracked().get(type(row))
+    """Return the name of a row in events: independent of language, and distinct for rows of equal display names."""
+    known = tracked_models().get(type(row))
     return known.name(row) if known else str(row)
 
 
-def person(request: HttpRequest | None) -> User | None:
+def find_actor(request: HttpRequest | None) -> User | None:
     user = getattr(request, "user", None)
     return User.objects.filter(pk=user.pk).first() if user is not None and user.is_authenticated else None
 
 
-def account() -> str:
-    """Return the system's name of who runs a command."""
+def system_account() -> str:
+    """Return the name of the system account that runs the command."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return str(os.getuid())
 
 
-def way(request: HttpRequest | None) -> str:
+def find_via(request: HttpRequest | None) -> str:
     if request is None:
         return AuditEvent.Via.COMMAND
     if request.path.startswith("/admin/"):
@@ -123,11 +124,74 @@ def way(request: HttpRequest | None) -> str:
 # --- changes of rows
 
 
-@dataclass(frozen=True, slots=True)
-class Tracked:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackedModel:
+    """How saves and deletes of one model's rows become events "<kind>.add", "<kind>.remove" and "<kind>.<verb>"."""
+
+    model: type[models.Model]
     kind: str
-    name: Callable[[Any], str]
-    secret: frozenset[str]
+    name: Callable[[Any], str]  # names a row, the same in all languages
+    tenant: Callable[[Any], Tenant | None]
+    verb: Callable[[Values, Values], str]  # names a change, given the values that differ, before and after
+    secret: frozenset[str]  # fields recorded as "set" or "changed"
+    ignored: frozenset[str]  # fields never recorded
+    omitted: Callable[[Any], Collection[str]]  # fields not recorded for this save of a row
+    is_skipped: Callable[[Any], bool]  # whether the code that saves the row records it itself
+
+    def connect(self) -> None:
+        """Record every save and delete from now on."""
+        receivers = ((pre_save, self.remember), (post_save, self.record_save), (post_delete, self.record_delete))
+        for signal, receiver in receivers:
+            uid = f"audit {receiver.__name__} {self.kind}"
+            signal.connect(receiver, sender=self.model, weak=False, dispatch_uid=uid)
+
+    def remember(self, instance: models.Model, raw: bool = False, **_: Any) -> None:
+        """Keep the values that the row has in the database, to compare them once it is saved."""
+        known = None if instance._state.adding or raw else self._rows().filter(pk=instance.pk).first()
+        instance._audited = self._values(known) if known else None  # type: ignore[attr-defined]
+
+    def record_save(self, instance: models.Model, created: bool, raw: bool = False, **more: Any) -> None:
+        if raw or self.is_skipped(instance):
+            return
+        old, new = instance.__dict__.pop("_audited", None), self._recorded_values(instance)
+        if created or old is None:
+            self._record("add", instance, after=mask_secrets({}, _without_empty(new), self.secret))
+            return
+        fields = more.get("update_fields") or new
+        changed = [name for name in new if name in fields and new[name] != old[name]]
+        if changed:
+            before, after = ({name: values[name] for name in changed} for values in (old, new))
+            self._record(
+                self.verb(before, after),
+                instance,
+                before=mask_secrets(after, before, self.secret, former=True),
+                after=mask_secrets(before, after, self.secret),
+            )
+
+    def record_delete(self, instance: models.Model, **_: Any) -> None:
+        if not self.is_skipped(instance):
+            values = _without_empty(self._recorded_values(instance))
+            self._record("remove", instance, before=mask_secrets({}, values, self.secret))
+
+    def _record(
+        self, verb: str, row: models.Model, *, before: Values | None = None, after: Values | None = None
+    ) -> None:
+        action = f"{self.kind}.{verb}"
+        record_event(action, row, self.kind, before=before, after=after, tenant=self.tenant(row))
+
+    def _rows(self) -> models.QuerySet[models.Model]:
+        # With related rows, whose names are recorded: syncing a person must not cost a query more for each.
+        related = [field.name for field in self.model._meta.concrete_fields if field.is_relation]
+        rows: models.QuerySet[models.Model] = self.model._base_manager.select_related(*related)
+        return rows
+
+    def _values(self, row: models.Model) -> Values:
+        fields = self.model._meta.concrete_fields
+        return {field.name: _value(row, field) for field in fields if field.name not in self.ignored}
+
+    def _recorded_values(self, row: models.Model) -> Values:
+        omitted = self.omitted(row)
+        return {name: value for name, value in self._values(row).items() if name not in omitted}
 
 
 def track(
@@ -135,91 +199,56 @@ def track(
     kind: str,
     *,
     secret: Collection[str] = (),
-    silent: Collection[str] = (),
-    untold: Callable[[Any], Collection[str]] = lambda _: (),
-    tenant: Callable[[Any], Tenant | None] = lambda _: None,
+    ignored: Collection[str] = (),
+    omitted: Callable[[Any], Collection[str]] = lambda row: (),
+    tenant: Callable[[Any], Tenant | None] = lambda row: None,
     name: Callable[[Any], str] = str,
     verb: Callable[[Values, Values], str] = lambda before, after: "change",
-    unless: Callable[[Any], bool] = lambda row: False,
+    is_skipped: Callable[[Any], bool] = lambda row: False,
 ) -> None:
-    """From now on each save and delete of such a row becomes an event "<kind>.add", ".remove" or "<kind>.<verb>".
-
-    `secret` fields are told as "set" or "changed", `silent` ones never, `untold(row)` ones not of this save. `name`
-    calls a row the same in all languages; `verb` names a change, given the values that differ. A row of which `unless`
-    is true is left to whoever saves it.
-    """
-    tracked()[model] = Tracked(kind, name, frozenset(secret))
-
-    # Fetched along with the row: people read its tenant's name, and one who is followed must not cost a query more.
-    pointed_at = [field.name for field in model._meta.concrete_fields if field.is_relation]
-
-    def image(row: models.Model) -> Values:
-        return {field.name: _value(row, field) for field in model._meta.concrete_fields if field.name not in silent}
-
-    def told(row: models.Model) -> Values:
-        left_out = untold(row)
-        return {name: value for name, value in image(row).items() if name not in left_out}
-
-    rows = model._base_manager.select_related(*pointed_at)
-
-    def remember(instance: models.Model, raw: bool = False, **_: Any) -> None:
-        known = None if instance._state.adding or raw else rows.filter(pk=instance.pk).first()
-        instance._audited = image(known) if known else None  # type: ignore[attr-defined]
-
-    def saved(instance: models.Model, created: bool, raw: bool = False, **more: Any) -> None:
-        if raw or unless(instance):
-            return
-        old, new = instance.__dict__.pop("_audited", None), told(instance)
-        if created or old is None:
-            given = {name: value for name, value in new.items() if value not in ("", None, [])}
-            record_event(f"{kind}.add", instance, kind, after=_told({}, given, secret), tenant=tenant(instance))
-            return
-        fields = more.get("update_fields") or new
-        changed = [name for name in new if name in fields and new[name] != old[name]]
-        if changed:
-            before, after = ({name: values[name] for name in changed} for values in (old, new))
-            record_event(
-                f"{kind}.{verb(before, after)}",
-                instance,
-                kind,
-                before=_told(after, before, secret, former=True),
-                after=_told(before, after, secret),
-                tenant=tenant(instance),
-            )
-
-    def removed(instance: models.Model, **_: Any) -> None:
-        if unless(instance):
-            return
-        values = {name: value for name, value in told(instance).items() if value not in ("", None, [])}
-        before = _told({}, values, secret)
-        record_event(f"{kind}.remove", instance, kind, before=before, tenant=tenant(instance))
-
-    for signal, receiver in ((pre_save, remember), (post_save, saved), (post_delete, removed)):
-        signal.connect(receiver, sender=model, weak=False, dispatch_uid=f"audit {receiver.__name__} {kind}")
+    """Record every save and delete of the model's rows from now on. See TrackedModel for the options."""
+    tracked = TrackedModel(
+        model=model,
+        kind=kind,
+        name=name,
+        tenant=tenant,
+        verb=verb,
+        secret=frozenset(secret),
+        ignored=frozenset(ignored),
+        omitted=omitted,
+        is_skipped=is_skipped,
+    )
+    tracked_models()[model] = tracked
+    tracked.connect()
 
 
-def tracked() -> dict[type[models.Model], Tracked]:
-    known: dict[type[models.Model], Tracked] = apps.get_app_config("audit").tracked  # type: ignore[attr-defined]
+def tracked_models() -> dict[type[models.Model], TrackedModel]:
+    config: Any = apps.get_app_config("audit")
+    known: dict[type[models.Model], TrackedModel] = config.tracked_models
     return known
 
 
 def _value(row: models.Model, field: "models.Field[Any, Any]") -> Any:
-    """As people read it: what a row points at by its name."""
+    """Return the value of a field; for a relation the name of the row it points at."""
     if field.is_relation:
         target = getattr(row, field.name)
         return None if target is None else name_of(target)
     return field.value_from_object(row)
 
 
-def _told(other: Values, values: Values, secret: Collection[str], *, former: bool = False) -> Values:
-    """`values` without its secrets. `other`: the same fields at the other side of the change."""
+def _without_empty(values: Values) -> Values:
+    return {name: value for name, value in values.items() if value not in ("", None, [])}
 
-    def word(name: str) -> str:
+
+def mask_secrets(other: Values, values: Values, secret: Collection[str], *, former: bool = False) -> Values:
+    """Return `values` with "set" or "changed" for secrets. `other`: the same fields on the other side of the change."""
+
+    def describe(name: str) -> str:
         if not values[name]:
             return ""
         return "changed" if other.get(name) and not former else "set"
 
-    return {name: word(name) if name in secret else value for name, value in values.items()}
+    return {name: describe(name) if name in secret else value for name, value in values.items()}
 
 
 # --- sessions
@@ -235,8 +264,9 @@ def record_sign_out(request: HttpRequest, user: User | None, **_: Any) -> None:
 
 
 def track_sessions() -> None:
-    """Signing in and out. Failed attempts are not recorded: a stranger could fill the table; see
-    `management_key_throttle`.
+    """Record each sign-in and sign-out.
+
+    Failed attempts are not recorded: a stranger could fill the table; see `management_key_throttle`.
     """
     user_logged_in.connect(record_sign_in, dispatch_uid="audit sign-in")
     user_logged_out.connect(record_sign_out, dispatch_uid="audit sign-out")

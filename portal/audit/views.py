@@ -20,17 +20,17 @@ from portal.web.table_export import export_response
 def audit(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
     zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
-    found, mark = audit_log.read_page(
-        form.wanted.among(audit_log.visible_events(request.user), zone), request.GET.get("before", "")
+    found, cursor = audit_log.read_page(
+        form.wanted.apply(audit_log.visible_events(request.user), zone), request.GET.get("before", "")
     )
     context = {
         "zone": zone,
         "form": form,
         "wanted": form.wanted,
         "events": [audit_log.describe_event(event, zone) for event in found],
-        "older": mark,
+        "older": cursor,
         "is_first": not request.GET.get("before"),
-        "is_searched": form.wanted != audit_log.Wanted(),
+        "is_searched": form.wanted != audit_log.AuditQuery(),
     }
     return render(request, "audit/list.html", context)
 
@@ -42,6 +42,6 @@ def export(request: HttpRequest) -> StreamingHttpResponse:
     """Return all that the page would list, as a file."""
     assert isinstance(request.user, User)
     zone, form = zone_of(request.user), SearchForm(request.GET, user=request.user)
-    events = form.wanted.among(audit_log.visible_events(request.user), zone)
+    events = form.wanted.apply(audit_log.visible_events(request.user), zone)
     name = f"audit-{timezone.localtime(timezone=zone):%Y-%m-%d}"
     return export_response(request, name, audit_log.export_rows(events), audit_log.COLUMNS)

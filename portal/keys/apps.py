@@ -14,16 +14,16 @@ class KeysConfig(AppConfig):
             ApiKey,
             "key",
             secret={"digest"},
-            silent={"last_used_at", "last_used_from", "last_used_with"},
+            ignored={"last_used_at", "last_used_from", "last_used_with"},
             tenant=lambda key: key.tenant,
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
             # `playground` tells of its own; that somebody ended one is told as with any key.
-            unless=lambda key: key.is_playground and key.revoked_at is None,
+            is_skipped=lambda key: key.is_playground and key.revoked_at is None,
         )
         tracking.track(
             ManagementKey,
             "management-key",
             secret={"digest"},
-            silent={"last_used_at"},
+            ignored={"last_used_at"},
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
         )

@@ -150,9 +150,9 @@ def find_in_text(text: str) -> tuple[list[ManagementKey], int]:
 
 def usable_scopes(user: User) -> list[scopes.Scope]:
     """Return those with which this person's key could do something. One query."""
-    reach = scopes.For.EVERYBODY
+    reach = scopes.Audience.EVERYBODY
     if permissions.may_operate(user):
-        reach = scopes.For.OPERATORS
+        reach = scopes.Audience.OPERATORS
     elif permissions.administered_tenants(user).exists():
-        reach = scopes.For.TENANT_ADMINS
+        reach = scopes.Audience.TENANT_ADMINS
     return [scope for scope in scopes.SCOPES.values() if scope.audience.value <= reach.value]

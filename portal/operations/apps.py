@@ -18,5 +18,5 @@ class OperationsConfig(AppConfig):
         post_save.connect(notify_failed_version, sender=EngineTrial, dispatch_uid="operations-versions")
         tracking.track(ServedModel, "model", secret={"upstream_key"}, verb=verb_of)
         tracking.track(Alias, "alias")
-        tracking.track(Host, "host", silent={"seen_at"})
+        tracking.track(Host, "host", ignored={"seen_at"})
         tracking.track(ModelAccess, "access", tenant=lambda access: access.tenant)

@@ -30,13 +30,13 @@ def is_first_run() -> bool:
     return not User.objects.exists() and not Tenant.objects.exists()
 
 
-def registered(cache: Path) -> bool:
+def has_demo_models(cache: Path) -> bool:
     """Return whether operators still have one of the demo models served."""
     return ServedModel.objects.filter(path__in=[str(model.path(cache)) for model in DEMO_MODELS]).exists()
 
 
 @transaction.atomic
-def create(cache: Path) -> Demo:
+def create_demo(cache: Path) -> Demo:
     """Return the tenant, a key, the demo models and, without a directory, a person who may also see the operators'
     pages.
     """

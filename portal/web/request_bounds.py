@@ -43,11 +43,11 @@ class Refused(Exception):
         self.facts = facts
 
 
-class Left(Exception):
+class ClientGone(Exception):
     """The client closed its connection before its body was complete."""
 
 
-class Reading:
+class BodyReading:
     """One body that is being read."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Reading:
             self.patience.reschedule(0)
 
 
-class Wall:
+class RequestBounds:
     """An ASGI application before `app`."""
 
     def __init__(self, app: App, *, together: int = TOGETHER, pause: float = PAUSE, whole: float = WHOLE) -> None:
@@ -67,7 +67,7 @@ class Wall:
         self._together = together
         self._pause = pause
         self._whole = whole
-        self._readings: dict[Reading, None] = {}  # the one that has been silent longest first
+        self._readings: dict[BodyReading, None] = {}  # the one that has been silent longest first
         self.held = 0  # bytes of all of them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,43 +77,43 @@ class Wall:
             await self._app(scope, receive, send)
             return
         try:
-            most = bound(scope["path"], headers)
+            most = max_body_size(scope["path"], headers)
             if int(length) > most:
-                raise too_large(most)
+                raise size_refusal(most)
             body = await self._read(receive, most)
-        except Left:
+        except ClientGone:
             return
         except Refused as refused:
-            with translation.override(language(headers)):
-                await answer(refused, scope["path"], send)
+            with translation.override(choose_language(headers)):
+                await send_refusal(refused, scope["path"], send)
             return
-        await self._app(scope, Rest(body, receive), send)
+        await self._app(scope, BufferedReceive(body, receive), send)
 
     async def _read(self, receive: Receive, most: int) -> bytes:
-        """Return the whole body. Raises Refused and Left."""
-        reading = Reading()
+        """Return the whole body. Raises Refused and ClientGone."""
+        reading = BodyReading()
         try:
             async with asyncio.timeout(self._whole):
                 while await self._piece(reading, receive):
                     if len(reading.body) > most:
-                        raise too_large(most)
+                        raise size_refusal(most)
         except TimeoutError:
             raise Refused(408, _("The rest of the request did not come in time.")) from None
         finally:
             self._readings.pop(reading, None)
             self.held -= len(reading.body)
         if len(reading.body) > most:
-            raise too_large(most)
+            raise size_refusal(most)
         return bytes(reading.body)
 
-    async def _piece(self, reading: Reading, receive: Receive) -> bool:
-        """Add what comes next; whether there is more. Raises TimeoutError and Left."""
+    async def _piece(self, reading: BodyReading, receive: Receive) -> bool:
+        """Add what comes next; whether there is more. Raises TimeoutError and ClientGone."""
         self._readings[reading] = self._readings.pop(reading, None)  # to the end
         async with asyncio.timeout(self._pause) as reading.patience:
             message = await receive()
         reading.patience = None
         if message["type"] == "http.disconnect":
-            raise Left
+            raise ClientGone
         piece = message.get("body", b"")
         reading.body += piece
         self.held += len(piece)
@@ -124,7 +124,7 @@ class Wall:
         return bool(message.get("more_body", False))
 
 
-class Rest:
+class BufferedReceive:
     """`receive` once the body has been read: the body in one piece, then what the server tells."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
@@ -138,7 +138,7 @@ class Rest:
         return {"type": "http.request", "body": body, "more_body": False}
 
 
-def bound(path: str, headers: dict[bytes, bytes]) -> int:
+def max_body_size(path: str, headers: dict[bytes, bytes]) -> int:
     """Return bytes that a body may have."""
     session = f"{settings.SESSION_COOKIE_NAME}=".encode() in headers.get(b"cookie", b"")
     if not session and b"authorization" not in headers:
@@ -146,17 +146,17 @@ def bound(path: str, headers: dict[bytes, bytes]) -> int:
     return API if path.startswith("/api/") else FORM
 
 
-def too_large(most: int) -> Refused:
+def size_refusal(most: int) -> Refused:
     return Refused(413, _("The request is larger than the %(limit)s KB that are taken here."), limit=most // 1024)
 
 
-def language(headers: dict[bytes, bytes]) -> str:
+def choose_language(headers: dict[bytes, bytes]) -> str:
     """Chosen on a page, or the browser's."""
     chosen = headers.get(b"cookie", b"").partition(f"{settings.LANGUAGE_COOKIE_NAME}=".encode())[2]
     return "ja" if (chosen or headers.get(b"accept-language", b"")).startswith(b"ja") else "en"
 
 
-async def answer(refused: Refused, path: str, send: Send) -> None:
+async def send_refusal(refused: Refused, path: str, send: Send) -> None:
     """As a problem of the API, or as a page."""
     sentence = str(refused.sentence) % refused.facts
     if path.startswith("/api/"):

@@ -17,19 +17,19 @@ def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequ
     if iscoroutinefunction(get_response):
 
         async def answer_async(request: HttpRequest) -> HttpResponse:
-            check(request)
-            return unkept(await get_response(request))
+            refuse_nul(request)
+            return forbid_caching(await get_response(request))
 
         return answer_async
 
     def answer(request: HttpRequest) -> HttpResponse:
-        check(request)
-        return unkept(get_response(request))
+        refuse_nul(request)
+        return forbid_caching(get_response(request))
 
     return answer
 
 
-def check(request: HttpRequest) -> None:
+def refuse_nul(request: HttpRequest) -> None:
     """Raise BadRequest for a NUL in the address or in a form: a query with it fails on PostgreSQL (500), and nobody
     types one. Bodies of the API are checked field by field."""
     is_form = request.method == "POST" and request.content_type in FORMS and not request.path.startswith("/api/")
@@ -38,6 +38,6 @@ def check(request: HttpRequest) -> None:
         raise BadRequest("NUL")
 
 
-def unkept(response: HttpResponse) -> HttpResponse:
+def forbid_caching(response: HttpResponse) -> HttpResponse:
     response.headers.setdefault("Cache-Control", "no-store, private")
     return response

@@ -18,11 +18,11 @@ class Files(WhiteNoiseMiddleware):  # type: ignore[misc]
         answer: FileResponse = WhiteNoiseMiddleware.serve(static_file, request)
         file = answer.file_to_stream
         if file is not None and isinstance(request, ASGIRequest):
-            answer.streaming_content = pieces(file)
+            answer.streaming_content = read_pieces(file)
         return answer
 
 
-async def pieces(file: Any) -> AsyncIterator[bytes]:
+async def read_pieces(file: Any) -> AsyncIterator[bytes]:
     """Yield all of it; it is closed also when its reader has left."""
     with file:
         while piece := file.read(PIECE):

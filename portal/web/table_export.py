@@ -10,7 +10,7 @@ from typing import Any
 from django.core.serializers.json import DjangoJSONEncoder
 from django.http import HttpRequest, StreamingHttpResponse
 
-from portal.web.streaming import streamed
+from portal.web.streaming import stream_file
 
 Row = dict[str, Any]
 ROWS = 500  # written together: a chunk of some 50 kB
@@ -26,8 +26,8 @@ def export_response(
     `columns`: the head of a CSV file without any rows.
     """
     if request.GET.get("format") == "json":
-        return streamed(request, write_json(rows), f"{name}.json", "application/json")
-    return streamed(request, write_csv(iter(rows), columns), f"{name}.csv", "text/csv; charset=utf-8")
+        return stream_file(request, write_json(rows), f"{name}.json", "application/json")
+    return stream_file(request, write_csv(iter(rows), columns), f"{name}.csv", "text/csv; charset=utf-8")
 
 
 def write_csv(rows: Iterator[Row], columns: Sequence[str] = ()) -> Iterator[str]:

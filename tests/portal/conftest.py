@@ -63,7 +63,7 @@ def connect(settings, monkeypatch, directory: Directory) -> Callable[..., compan
         with monkeypatch.context() as patch:
             for name, value in of.env(**overrides).items():
                 patch.setenv(name, value)
-            read = company.read(environs.FileAwareEnv())
+            read = company.read_settings(environs.FileAwareEnv())
         assert read is not None
         for name, value in {"DIRECTORY": read, **company.auth_settings(read)}.items():
             setattr(settings, name, value)

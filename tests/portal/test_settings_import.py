@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from portal.environment import kept_secret, write_secret
+from portal.environment import load_secret, write_secret
 from tests.installation import ROOT
 from tests.ports import unused_port
 
@@ -58,7 +58,7 @@ def test_up_makes_them_before_it_starts_anything(tmp_path):
 
 def test_many_that_use_a_secret_first_at_the_same_time_get_the_same(tmp_path):
     file = tmp_path / "var" / "secret"
-    held = [kept_secret(file) for _ in range(16)]
+    held = [load_secret(file) for _ in range(16)]
     assert not file.exists()
     with ThreadPoolExecutor(16) as pool:
         assert {str(secret) for secret in pool.map(str, held)} == {file.read_text()}
@@ -75,5 +75,5 @@ def test_who_writes_a_secret_last_leaves_the_first_one(tmp_path):
 
 def test_a_secret_that_is_there_is_a_plain_string(tmp_path):
     """The gateway reads it for every call."""
-    str(kept_secret(tmp_path / "secret"))
-    assert type(kept_secret(tmp_path / "secret")) is str
+    str(load_secret(tmp_path / "secret"))
+    assert type(load_secret(tmp_path / "secret")) is str

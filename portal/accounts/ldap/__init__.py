@@ -1,13 +1,13 @@
 """The company directory (LDAP, Active Directory). Nothing outside this package knows LDAP.
 
-`read` takes the LDAP_* variables, `Backend` signs people in over django-auth-ldap, `look_up_people` reads many people
-at once. The last two give a `Person`: what the directory says about somebody, in our terms. `directory_users` writes it
-down. Django's settings import this package, so nothing here imports a model before it is called.
+`read_settings` reads the LDAP_* variables, `Backend` signs people in over django-auth-ldap, `look_up_people` reads many
+people at once. The last two return a `Person`: what the directory says about a person, in our terms; `directory_users`
+applies it to accounts. Django's settings import this package, so nothing here imports a model before it is called.
 """
 
 from portal.accounts.ldap.backend import Backend, auth_settings
-from portal.accounts.ldap.configuration import Directory, read
-from portal.accounts.ldap.entries import Findings, Person, find, look_up_people
+from portal.accounts.ldap.configuration import Directory, read_settings
+from portal.accounts.ldap.entries import Findings, Person, find_person, look_up_people
 from portal.accounts.ldap.errors import (
     AccountDisabled,
     AccountExpired,
@@ -49,7 +49,7 @@ __all__ = [
     "SignInRestricted",
     "auth_settings",
     "examine_directory",
-    "find",
+    "find_person",
     "look_up_people",
-    "read",
+    "read_settings",
 ]

@@ -1,12 +1,12 @@
-"""What a directory says about an account besides its name: disabled, expired, locked. Pure; the facts are passed in.
+"""The state of a directory account: disabled, expired, locked. Pure functions of facts that are passed in.
 
-Two sources. An entry's attributes say whether the account has come to an end, which also ends what the person has here.
-The answer to a person's own bind says why it was refused.
+There are two sources. The attributes of an entry say whether the account has ended, which also ends the person's access
+here. The answer to a person's own bind says why it was refused.
 
-What ends an account ends the keys at once: being disabled, expired, or locked by an administrator. A password that is
-too old or must be changed, and a lock after wrong passwords, stop no more than the sign-in for the first PATIENCE: else
-anybody could stop somebody's keys by typing wrong passwords, and a company that has all passwords changed would stop
-everybody's. But where nobody has set that right for so long, the person has left.
+An account that has ended (disabled, expired, or locked by an administrator) stops the person's keys at once. A password
+that is too old or must be changed, and a lock after wrong passwords, stop only the sign-in for the first PATIENCE:
+otherwise anyone could stop another person's keys by typing wrong passwords, and a company that has all passwords
+changed would stop everyone's. If it is still so after PATIENCE, the person is taken to have left.
 """
 
 import re
@@ -28,7 +28,7 @@ from portal.accounts.ldap.errors import (
     SignInRestricted,
 )
 
-# By LDAP_KIND. A server gives only what it has and what we may read.
+# By LDAP_KIND. A server returns only what it has and what we may read.
 ATTRIBUTES = {
     "activedirectory": (
         "userAccountControl",
@@ -56,8 +56,8 @@ LOCKED_FOR_GOOD = "000001010000Z"  # of pwdAccountLockedTime: by an administrato
 WINDOWS_EPOCH = datetime(1601, 1, 1, tzinfo=UTC)
 NEVER = 0x7FFFFFFFFFFFFFFF  # accountExpires, as well as 0
 
-# Of the message with which Active Directory refuses a bind: "… AcceptSecurityContext error, data 533, v1db1". All but
-# 775 are given for the right password only (a wrong one is 52e, an unknown name 525 or 52e).
+# In the message with which Active Directory refuses a bind: "… AcceptSecurityContext error, data 533, v1db1". All codes
+# but 775 are returned for the right password only (a wrong one is 52e, an unknown name 525 or 52e).
 SUB_CODE = re.compile(r"\bdata ([0-9a-f]{2,8})\b", re.IGNORECASE)
 SUB_CODES: Mapping[int, type[AccountRefused]] = {
     0x530: SignInRestricted,
@@ -74,51 +74,52 @@ POLICY_ERRORS: Mapping[int, type[AccountRefused]] = {
     1: AccountLocked,
     2: PasswordMustChange,
 }
-# An account that has ended by its attributes, as `Person.ended` names it.
-ENDED: Mapping[str, type[AccountRefused]] = {
+# Why an account has ended by its attributes, as in `Person.end_reason`.
+END_REASONS: Mapping[str, type[AccountRefused]] = {
     "disabled": AccountDisabled,
     "expired": AccountExpired,
     "locked": AccountLocked,
 }
 
 
-def ended(attributes: Mapping[str, Any], now: datetime) -> str:
-    """Why the account has come to an end, a key of ENDED; empty while it has not. Nonsense says nothing."""
-    if _number(attributes, "userAccountControl") & DISABLED or _is_true(attributes, "loginDisabled"):
+def find_end_reason(attributes: Mapping[str, Any], now: datetime) -> str:
+    """Return why the account has ended, a key of END_REASONS; empty if it has not. Malformed values are ignored."""
+    if _read_number(attributes, "userAccountControl") & DISABLED or _is_true(attributes, "loginDisabled"):
         return "disabled"
     if _is_true(attributes, "nsAccountLock"):
         return "disabled"
-    if _text(attributes, "pwdAccountLockedTime") == LOCKED_FOR_GOOD:
+    if _read_text(attributes, "pwdAccountLockedTime") == LOCKED_FOR_GOOD:
         return "locked"
     ends = (
-        _windows_time(_number(attributes, "accountExpires")),
-        generalized_time(_text(attributes, "pwdEndTime")),
-        generalized_time(_text(attributes, "krbPrincipalExpiration")),
-        generalized_time(_text(attributes, "loginExpirationTime")),
-        _day(_number(attributes, "shadowExpire")),
+        _parse_windows_time(_read_number(attributes, "accountExpires")),
+        parse_generalized_time(_read_text(attributes, "pwdEndTime")),
+        parse_generalized_time(_read_text(attributes, "krbPrincipalExpiration")),
+        parse_generalized_time(_read_text(attributes, "loginExpirationTime")),
+        _parse_day(_read_number(attributes, "shadowExpire")),
     )
     return "expired" if any(end is not None and end <= now for end in ends) else ""
 
 
 def has_lapsed(attributes: Mapping[str, Any], now: datetime) -> bool:
-    """Return whether nobody could sign in for PATIENCE, because of a lock or the password.
+    """Return whether a lock or the password has prevented sign-in for PATIENCE.
 
-    OpenLDAP keeps the time of a lock that has passed until the next sign-in, so there it may be only that nobody tried.
+    OpenLDAP keeps the time of an expired lock until the next sign-in, so there it may only mean that the person has not
+    tried.
     """
-    since = [generalized_time(_text(attributes, "pwdAccountLockedTime"))]
-    since.append(_windows_time(_number(attributes, "msDS-UserPasswordExpiryTimeComputed")))
-    if _number(attributes, "msDS-User-Account-Control-Computed") & LOCKED:
-        since.append(_windows_time(_number(attributes, "lockoutTime")))
-    if _must_change(attributes):  # at least since the entry was changed last
-        since.append(generalized_time(_text(attributes, "whenChanged")))
+    since = [parse_generalized_time(_read_text(attributes, "pwdAccountLockedTime"))]
+    since.append(_parse_windows_time(_read_number(attributes, "msDS-UserPasswordExpiryTimeComputed")))
+    if _read_number(attributes, "msDS-User-Account-Control-Computed") & LOCKED:
+        since.append(_parse_windows_time(_read_number(attributes, "lockoutTime")))
+    if _must_change_password(attributes):  # at least since the entry was changed last
+        since.append(parse_generalized_time(_read_text(attributes, "whenChanged")))
     return any(at is not None and at + PATIENCE <= now for at in since)
 
 
-def remarks(attributes: Mapping[str, Any]) -> tuple[str, ...]:
-    """What keeps the person from signing in for now, for operators."""
-    computed = _number(attributes, "msDS-User-Account-Control-Computed")
-    locked = _text(attributes, "pwdAccountLockedTime")
-    must_change = _must_change(attributes)
+def list_obstacles(attributes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what keeps the person from signing in for now, for operators to read."""
+    computed = _read_number(attributes, "msDS-User-Account-Control-Computed")
+    locked = _read_text(attributes, "pwdAccountLockedTime")
+    must_change = _must_change_password(attributes)
     found = {
         "locked after wrong passwords": computed & LOCKED or (locked and locked != LOCKED_FOR_GOOD),
         "the password has expired": computed & PASSWORD_EXPIRED and not must_change,
@@ -127,37 +128,37 @@ def remarks(attributes: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(text for text, holds in found.items() if holds)
 
 
-def refusal(error: ldap.LDAPError) -> AccountRefused | None:
-    """Why a person's bind was refused, when the server tells; None for a wrong password and for all else."""
+def classify_refusal(error: ldap.LDAPError) -> AccountRefused | None:
+    """Return why a person's bind was refused, if the server says so; None for a wrong password and anything else."""
     facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     info = str(facts.get("info", ""))
     if isinstance(error, ldap.INVALID_CREDENTIALS):
-        policy = of_policy(DecodeControlTuples(facts.get("ctrls") or []))
+        policy = read_policy_control(DecodeControlTuples(facts.get("ctrls") or []))
         if policy is not None:
             return policy
         if "AcceptSecurityContext" in info and (code := SUB_CODE.search(info)):
             kind = SUB_CODES.get(int(code[1], 16))
             return kind(info) if kind else None
-        # 389 has no control's error for it unless asked in its own way, but says so, after the right password only.
+        # 389 reports this in a control only if asked in its own way, but says it in words, after the right password.
         return PasswordExpired(info) if "password expired" in info.lower() else None
     if isinstance(error, ldap.CONSTRAINT_VIOLATION):  # 389, FreeIPA: "Exceed password retry limit"
         return AccountLocked(info)
     return None
 
 
-def is_told_to_anybody(error: ldap.LDAPError) -> bool:
-    """Return whether a person's bind was refused for the account's sake before the password was looked at.
+def is_refused_before_password(error: ldap.LDAPError) -> bool:
+    """Return whether the server refused a bind because of the account, before it checked the password.
 
-    389 does so with accounts that are disabled, FreeIPA with those that are expired. Passed on, it would tell whoever
-    types a name that there is such an account.
+    389 does so for disabled accounts, FreeIPA for expired ones. Passed on, it would reveal to any stranger that an
+    account of this name exists.
     """
     facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
     info = str(facts.get("info", "")).lower()
     return isinstance(error, ldap.UNWILLING_TO_PERFORM) and ("inactivated" in info or "expired" in info)
 
 
-def of_policy(controls: Any) -> AccountRefused | None:
-    """What the password policy's response control adds to a bind, be it refused or accepted."""
+def read_policy_control(controls: Any) -> AccountRefused | None:
+    """Return the refusal in the password policy's response control of a bind, be it refused or accepted."""
     for control in controls:
         if isinstance(control, PasswordPolicyControl) and control.error is not None:
             kind = POLICY_ERRORS.get(int(control.error))
@@ -165,8 +166,8 @@ def of_policy(controls: Any) -> AccountRefused | None:
     return None
 
 
-def generalized_time(text: str) -> datetime | None:
-    """Of "20271231150000Z", "202712311500+0900", "20271231150000.5Z" (RFC 4517 3.3.13); None for anything else."""
+def parse_generalized_time(text: str) -> datetime | None:
+    """Parse "20271231150000Z", "202712311500+0900", "20271231150000.5Z" (RFC 4517 3.3.13); None for anything else."""
     found = re.fullmatch(r"(\d{10})(\d{2})?(\d{2})?(?:[.,]\d+)?(Z|[+-]\d{4})", text.strip())
     if not found:
         return None
@@ -179,13 +180,13 @@ def generalized_time(text: str) -> datetime | None:
         return None
 
 
-def _must_change(attributes: Mapping[str, Any]) -> bool:
-    """Of Active Directory: "User must change password at next logon"."""
-    return _text(attributes, "pwdLastSet") == "0"
+def _must_change_password(attributes: Mapping[str, Any]) -> bool:
+    """Return whether Active Directory has "User must change password at next logon" for the account."""
+    return _read_text(attributes, "pwdLastSet") == "0"
 
 
-def _windows_time(value: int) -> datetime | None:
-    """Of 100 ns since 1601 ([MS-ADA1] accountExpires)."""
+def _parse_windows_time(value: int) -> datetime | None:
+    """Return the time that is so many 100 ns after 1601 ([MS-ADA1] accountExpires); None for never."""
     if value <= 0 or value >= NEVER:
         return None
     try:
@@ -194,20 +195,20 @@ def _windows_time(value: int) -> datetime | None:
         return None
 
 
-def _day(value: int) -> datetime | None:
-    """Of days since 1970; 0 and -1 mean never."""
+def _parse_day(value: int) -> datetime | None:
+    """Return the time that is so many days after 1970; None for 0 and -1, which mean never."""
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=value) if 0 < value < 1_000_000 else None
 
 
-def _number(attributes: Mapping[str, Any], name: str) -> int:
-    text = _text(attributes, name)
+def _read_number(attributes: Mapping[str, Any], name: str) -> int:
+    text = _read_text(attributes, name)
     return int(text) if re.fullmatch(r"-?\d{1,20}", text) else 0
 
 
 def _is_true(attributes: Mapping[str, Any], name: str) -> bool:
-    return _text(attributes, name).lower() == "true"
+    return _read_text(attributes, name).lower() == "true"
 
 
-def _text(attributes: Mapping[str, Any], name: str) -> str:
+def _read_text(attributes: Mapping[str, Any], name: str) -> str:
     value = (attributes.get(name) or [""])[0]
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""Sign-in against the directory, over django-auth-ldap: it finds and binds; what follows from an entry is ours."""
+"""Sign-in against the directory: django-auth-ldap searches and binds; the rest, from the entry on, is ours."""
 
 import logging
 from datetime import UTC, datetime
@@ -11,17 +11,17 @@ from django_auth_ldap.backend import LDAPBackend, ldap_error
 from django_auth_ldap.config import LDAPSearch
 
 from portal.accounts.ldap import account_state, connection, entries
-from portal.accounts.ldap.configuration import Directory, normal
+from portal.accounts.ldap.configuration import Directory, normalize_dn
 from portal.accounts.ldap.errors import AccountLocked, DirectoryError, NotAdmitted, Refused
 
 log = logging.getLogger(__name__)
 
-# What servers say to a person's own bind besides INVALID_CREDENTIALS, because of what was typed.
+# What servers answer to a person's own bind, besides INVALID_CREDENTIALS, because of what was typed.
 REFUSED_SIGN_IN = (ldap.INAPPROPRIATE_AUTH, ldap.INVALID_DN_SYNTAX, ldap.NO_SUCH_OBJECT)
 
 
 def auth_settings(directory: Directory) -> dict[str, Any]:
-    """Return the settings of django-auth-ldap, less what `Connections` and `NameSearch` do in its place."""
+    """Return the settings of django-auth-ldap, without what `Connections` and `NameSearch` do in its place."""
     direct = bool(directory.user_dn_template)
     return {
         "AUTH_LDAP_SERVER_URI": directory.servers[0],
@@ -40,32 +40,32 @@ def auth_settings(directory: Directory) -> dict[str, Any]:
 
 
 class NameSearch(LDAPSearch):  # type: ignore[misc]
-    """Who is meant by what was typed: `entries.by_name`."""
+    """The search for the person meant by what was typed: `entries.find_entry`."""
 
     def __init__(self, directory: Directory) -> None:
         super().__init__(directory.user_base, ldap.SCOPE_SUBTREE, directory.user_filter, directory.attributes)
         self.directory = directory
 
     def execute(self, bound: Any, filterargs: Any = (), escape: bool = True) -> list[connection.Entry]:
-        found = entries.by_name(self.directory, bound, filterargs["user"])
+        found = entries.find_entry(self.directory, bound, filterargs["user"])
         return [found] if found else []
 
 
 class Connections:
-    """What django-auth-ldap opens its connection with, in place of the module `ldap`."""
+    """Opens the connections of django-auth-ldap, in place of the module `ldap`."""
 
     @staticmethod
     def initialize(_uri: str, **_: Any) -> connection.Connection:
-        """Raise DirectoryError, which django-auth-ldap lets through."""
+        """Connect to the directory. Raises DirectoryError, which django-auth-ldap lets through."""
         directory = settings.DIRECTORY
         assert directory is not None  # without it this backend is not in the settings
         return connection.connect(directory, bind=not directory.user_dn_template)
 
 
 class Backend(LDAPBackend):  # type: ignore[misc]
-    """Signs people in by their password in the directory, whose word on them is then written down.
+    """Signs people in by their password in the directory, and updates their account from their entry.
 
-    A name of a local account is never asked about: whoever holds it here keeps it. Raises DirectoryError.
+    The directory is not asked about the name of a local account, which keeps it. Raises DirectoryError.
     """
 
     @property
@@ -80,7 +80,7 @@ class Backend(LDAPBackend):  # type: ignore[misc]
         if username is None or User.objects.filter(username__iexact=username.strip(), directory_id=None).exists():
             return None
         try:
-            return super().authenticate(request, _as_template_wants(username), password, **kwargs)
+            return super().authenticate(request, _strip_template(username), password, **kwargs)
         except DirectoryError as error:
             log.warning("Sign-in of %s: %s", username, error)
             raise
@@ -89,24 +89,24 @@ class Backend(LDAPBackend):  # type: ignore[misc]
         try:
             return super().authenticate_ldap_user(ldap_user, password)
         except AccountLocked:
-            # By an administrator: told whatever was typed, and it takes no wrong passwords to come to that.
+            # Locked by an administrator: reported whatever was typed, and no wrong passwords precede it.
             is_found = not ldap_user.settings.USER_DN_TEMPLATE and ldap_user.attrs is not None
-            if is_found and account_state.ended(ldap_user.attrs, datetime.now(UTC)):
+            if is_found and account_state.find_end_reason(ldap_user.attrs, datetime.now(UTC)):
                 return None
             raise
 
     def get_or_build_user(self, username: str, ldap_user: Any) -> tuple[Any, bool]:
-        """Called when the password has proved right."""
+        """Return the updated account. Called when the password has proved right."""
         from portal.accounts import directory_users
         from portal.accounts.models import User
 
         directory = settings.DIRECTORY
         assert directory is not None  # without it this backend is not in the settings
         with connection.translate_errors():
-            person = _proved(directory, ldap_user)
-        if person.ended:
-            raise account_state.ENDED[person.ended](f"{ldap_user.dn} is {person.ended}")
-        if person.is_admitted is None:  # who came in before still does, but nobody new
+            person = _load_person(directory, ldap_user)
+        if person.end_reason:
+            raise account_state.END_REASONS[person.end_reason](f"{ldap_user.dn} is {person.end_reason}")
+        if person.is_admitted is None:  # people with an account still get in, but no new ones
             if not User.objects.filter(directory_id=person.id, is_active=True).exists():
                 raise Refused(f"There is no {directory.required_group}, or we may not read it (LDAP_REQUIRED_GROUP)")
         elif not person.is_admitted:
@@ -114,13 +114,13 @@ class Backend(LDAPBackend):  # type: ignore[misc]
         return directory_users.apply_entry(person)[0], False
 
     def get_user(self, user_id: Any) -> Any:
-        """None for who is no longer active, so that a leaver's open session ends with the next click."""
+        """Return the person of a session; None if inactive, so that a leaver's session ends with the next click."""
         user = super().get_user(user_id)
         return user if user is not None and user.is_active and user.directory_id else None
 
 
-def _as_template_wants(username: str) -> str:
-    """Without the domain that LDAP_USER_DN_TEMPLATE adds: alice@corp.example and alice are then typed alike."""
+def _strip_template(username: str) -> str:
+    """Return the name without the domain that LDAP_USER_DN_TEMPLATE adds, so that people may type it or not."""
     directory = settings.DIRECTORY
     template = directory.user_dn_template if directory else ""
     if not template or directory is None or directory.binds_by_dn:
@@ -131,33 +131,33 @@ def _as_template_wants(username: str) -> str:
     return inner if inner and name.casefold() == f"{before}{inner}{after}".casefold() else username
 
 
-def _proved(directory: Directory, ldap_user: Any) -> entries.Person:
+def _load_person(directory: Directory, ldap_user: Any) -> entries.Person:
     from portal.accounts import directory_groups
 
     if ldap_user.attrs is None:
         raise Refused(f"{ldap_user.dn} may not read its own entry")
     if directory.user_dn_template and not directory.binds_by_dn and not _is_bound_as(directory, ldap_user):
-        raise ldap_user.AuthenticationFailed("who bound is not who was found")
+        raise ldap_user.AuthenticationFailed("the account that bound is not the one that was found")
     entry = connection.Entry(ldap_user.dn, ldap_user.attrs)
-    return entries.in_full(directory, ldap_user.connection, entry, directory_groups.remembered_groups())
+    return entries.read_person(directory, ldap_user.connection, entry, directory_groups.remembered_groups())
 
 
 def _is_bound_as(directory: Directory, ldap_user: Any) -> bool:
-    """Return whether the server means the entry that was found by the person who bound.
+    """Return whether the account that bound is the entry that was found.
 
     In Active Directory alice@corp.example may be one person's userPrincipalName and `alice` another's sAMAccountName.
-    There the root entry shows the security ids of whoever asks ([MS-ADTS] 3.1.1.3.2, tokenGroups), of which a person's
-    own is one; elsewhere "Who am I?" (RFC 4532) gives a DN.
+    There the root entry shows the security ids of the account that is bound ([MS-ADTS] 3.1.1.3.2, tokenGroups), of
+    which a person's own is one; elsewhere "Who am I?" (RFC 4532) returns a DN.
     """
     if directory.kind == "activedirectory":
-        return entries.security_id(ldap_user.attrs) in entries.security_ids_of_asker(ldap_user.connection)
+        return entries.security_id(ldap_user.attrs) in entries.token_groups(ldap_user.connection)
     form, _, who = ldap_user.connection.whoami_s().partition(":")
-    return form == "dn" and normal(who) == normal(ldap_user.dn)
+    return form == "dn" and normalize_dn(who) == normalize_dn(ldap_user.dn)
 
 
 @receiver(ldap_error, sender=Backend)
-def _tell(context: str, exception: ldap.LDAPError, **_: Any) -> None:
-    """django-auth-ldap would take any trouble for a wrong password; what a receiver raises, it lets through."""
+def _raise_directory_error(context: str, exception: ldap.LDAPError, **_: Any) -> None:
+    """Raise DirectoryError for an error that django-auth-ldap would take for a wrong password; it lets this through."""
     if context == "authenticate" and isinstance(exception, REFUSED_SIGN_IN):
         return
-    raise connection.our_error(exception) from exception
+    raise connection.to_directory_error(exception) from exception

@@ -1,4 +1,4 @@
-"""What a directory server's certificate says, and why it is not trusted: libldap tells neither."""
+"""What a directory server's certificate says, and why it is not trusted: libldap reports neither."""
 
 import socket
 import ssl
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from portal.accounts.ldap.configuration import Directory
 from portal.accounts.ldap.errors import NoAnswer
-from portal.accounts.ldap.reachability import address
+from portal.accounts.ldap.reachability import host_and_port
 
 # ExtendedRequest of StartTLS (RFC 4511 4.14.1) with message id 1: 1.3.6.1.4.1.1466.20037
 START_TLS = b"\x30\x1d\x02\x01\x01\x77\x18\x80\x161.3.6.1.4.1.1466.20037"
@@ -26,21 +26,22 @@ class Certificate:
     expires: str
 
 
-def certificate(directory: Directory, server: str) -> Certificate:
-    """Of a server whose certificate is trusted for its name. Raises NoAnswer with the reason why it is not."""
+def read_certificate(directory: Directory, server: str) -> Certificate:
+    """Return the server's certificate. Raises NoAnswer, with the reason, if it is not trusted for the server's name."""
     try:
-        return _read(directory, server, check_name=True)
+        return _fetch_certificate(directory, server, check_name=True)
     except ssl.SSLCertVerificationError as error:
-        raise NoAnswer(f"its certificate is not trusted: {_why(directory, server, error)}") from error
+        raise NoAnswer(f"its certificate is not trusted: {_explain_distrust(directory, server, error)}") from error
     except OSError as error:
         raise NoAnswer(f"no certificate could be read ({error.strerror or error})") from error
 
 
-def _why(directory: Directory, server: str, error: ssl.SSLCertVerificationError) -> str:
+def _explain_distrust(directory: Directory, server: str, error: ssl.SSLCertVerificationError) -> str:
     match error.verify_code:
         case code if code in OTHER_NAME:
-            names = ", ".join(_names_of(directory, server)) or "another name"
-            return f"it is for {names}, not for {address(server)[0]}; LDAP_SERVER_URI must have a name that it is for"
+            names = ", ".join(_read_names(directory, server)) or "another name"
+            host = host_and_port(server)[0]
+            return f"it is for {names}, not for {host}; LDAP_SERVER_URI must have a name that it is for"
         case code if code in OTHER_AUTHORITY:
             return (
                 f"no authority in {directory.ca_file} vouches for it ({error.verify_message});"
@@ -53,17 +54,17 @@ def _why(directory: Directory, server: str, error: ssl.SSLCertVerificationError)
     return error.verify_message
 
 
-def _names_of(directory: Directory, server: str) -> tuple[str, ...]:
-    """Of a certificate that is trusted but for its name."""
+def _read_names(directory: Directory, server: str) -> tuple[str, ...]:
+    """Return the names in a certificate that is trusted except for its name."""
     try:
-        return _read(directory, server, check_name=False).names[:5]
+        return _fetch_certificate(directory, server, check_name=False).names[:5]
     except OSError:
         return ()
 
 
-def _read(directory: Directory, server: str, *, check_name: bool) -> Certificate:
-    """Raise OSError, of which ssl.SSLCertVerificationError is one, and NoAnswer."""
-    host, port = address(server)
+def _fetch_certificate(directory: Directory, server: str, *, check_name: bool) -> Certificate:
+    """Connect and return the certificate. Raises OSError (ssl.SSLCertVerificationError is one) and NoAnswer."""
+    host, port = host_and_port(server)
     context = ssl.create_default_context(cafile=directory.ca_file)
     context.check_hostname = check_name
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # libldap is not so strict either
@@ -73,14 +74,16 @@ def _read(directory: Directory, server: str, *, check_name: bool) -> Certificate
             if SUCCESS not in plain.recv(1024):
                 raise NoAnswer("it does not do StartTLS: use ldaps://, or have it set up there")
         with context.wrap_socket(plain, server_hostname=host) as tls:
-            return _facts(tls.getpeercert() or {})
+            return _parse_certificate(tls.getpeercert() or {})
 
 
-def _facts(told: Mapping[str, object]) -> Certificate:
-    def named(part: object) -> str:
+def _parse_certificate(fields: Mapping[str, object]) -> Certificate:
+    def find_name(part: object) -> str:
         pairs = [pair for group in part for pair in group] if isinstance(part, tuple) else []
         return next((str(value) for key, value in reversed(pairs) if key in ("commonName", "organizationName")), "?")
 
-    others = told.get("subjectAltName")
+    others = fields.get("subjectAltName")
     names = [str(value) for _, value in others] if isinstance(others, tuple) else []
-    return Certificate(tuple(names or [named(told.get("subject"))]), named(told.get("issuer")), str(told["notAfter"]))
+    return Certificate(
+        tuple(names or [find_name(fields.get("subject"))]), find_name(fields.get("issuer")), str(fields["notAfter"])
+    )

@@ -42,7 +42,7 @@ VARIABLES = (
     "LDAP_REQUIRED_GROUP",
 )
 # Per LDAP_KIND: the attributes that name and identify a person, and the filter that finds one. Disabled accounts are
-# found: else nobody could tell the person who types the right password why it is not enough.
+# found as well: else a person with the right password could not be shown why it is not enough.
 KINDS = {
     "openldap": ("uid", "entryUUID", "(&(objectClass=person)({username}=%(user)s))"),
     "activedirectory": (
@@ -58,10 +58,10 @@ SYSTEM_CA_FILES = (
     "/etc/ssl/ca-bundle.pem",
 )
 FIRST_NAME, LAST_NAME, MAIL = "givenName", "sn", "mail"  # the attributes unless the settings name others
-# By which attribute group and member find each other, and whether groups may hold groups.
+# The attribute that links groups and members, and whether groups may contain groups.
 GROUP_TYPES = {"member": True, "uniqueMember": True, "memberUid": False, "memberOf": False}
 ROLES = ("member", "admin")  # the later one wins when several groups lead to one tenant
-# An attribute as it is asked for: its name or number and its options (RFC 4512 2.5).
+# An attribute as it is requested: its name or number and its options (RFC 4512 2.5).
 ATTRIBUTE = re.compile(r"([a-z][a-z0-9-]*|\d+(\.\d+)+)(;[a-z0-9-]+)*", re.IGNORECASE)
 CONTROLS = ("Cc", "Zl", "Zp")  # Unicode's categories of control characters and line breaks
 LONGEST_HOST = 253  # characters (RFC 1035 2.3.4)
@@ -69,7 +69,7 @@ LONGEST_HOST = 253  # characters (RFC 1035 2.3.4)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Directory:
-    """The LDAP_* settings; deploy/LDAP.md explains them. DNs of groups are in normal form (`normal`)."""
+    """The LDAP_* settings; deploy/LDAP.md explains them. DNs of groups are in normal form (`normalize_dn`)."""
 
     servers: tuple[str, ...]
     kind: str
@@ -80,7 +80,7 @@ class Directory:
     bind_password: str = field(repr=False)
     user_base: str
     user_filter: str
-    other_names: tuple[str, ...]  # attributes that are tried as well for what has an @; none with an own filter
+    other_names: tuple[str, ...]  # attributes that are tried as well for names with an @; none if the filter is set
     user_dn_template: str
     username_attribute: str
     id_attribute: str
@@ -96,7 +96,7 @@ class Directory:
 
     @property
     def attributes(self) -> list[str]:
-        """What is read of a person's entry."""
+        """The attributes that are read of a person's entry."""
         names = [self.username_attribute, self.id_attribute]
         names += [self.first_name_attribute, self.last_name_attribute, self.mail_attribute]
         names += {"memberUid": ["gidNumber"]}.get(self.group_type, [])
@@ -114,7 +114,7 @@ class Directory:
 
     @property
     def can_look_up(self) -> bool:
-        """Whether people can be looked up who are not there to give their password."""
+        """Whether people can be looked up who are not signing in themselves."""
         return bool(self.user_base and (self.bind_dn or not self.user_dn_template))
 
     def filter_by(self, attribute: str, value: str) -> str:
@@ -157,12 +157,12 @@ class Directory:
         }
         return next((name for name, value in wanted.items() if value), "")
 
-    def options(self) -> dict[int, Any]:
-        """For every connection, in this order. What the host's ldap.conf says of certificates is not asked."""
+    def connection_options(self) -> dict[int, Any]:
+        """Return the options of every connection, to be set in this order. The host's ldap.conf is not used."""
         options = {
             ldap.OPT_NETWORK_TIMEOUT: self.timeout,
             ldap.OPT_TIMEOUT: self.timeout,
-            ldap.OPT_REFERRALS: 0,  # Active Directory's lead to servers where we are nobody
+            ldap.OPT_REFERRALS: 0,  # Active Directory's lead to servers where we have no account
             ldap.OPT_X_TLS_REQUIRE_CERT: ldap.OPT_X_TLS_DEMAND,
         }
         if self.ca_file:  # libldap by itself knows none, not even the system's, unless an ldap.conf names some
@@ -170,7 +170,7 @@ class Directory:
         return options | {ldap.OPT_X_TLS_NEWCTX: 0}  # last: makes the options above count
 
     def roles(self, groups: Collection[str]) -> dict[str, str]:
-        """Tenants and roles that membership in these groups gives."""
+        """Return the tenants and roles that membership in these groups gives."""
         roles: dict[str, str] = {}
         for group, places in self.group_tenants.items():
             for tenant, role in places if group in groups else ():
@@ -178,7 +178,7 @@ class Directory:
         return roles
 
 
-def read(env: environs.Env) -> Directory | None:
+def read_settings(env: environs.Env) -> Directory | None:
     """Return the LDAP_* settings, or None without LDAP_SERVER_URI.
 
     Raises environs.EnvError, whose text names the variable, for what is unreadable, misspelt or contradictory.
@@ -186,154 +186,172 @@ def read(env: environs.Env) -> Directory | None:
     try:
         _check_names()
         _check_texts(env)
-        return _read(env)
+        return _read_directory(env)
     except environs.EnvError:
         raise
     except ValueError as error:  # environs' own for a NAME_FILE that cannot be read
         raise environs.EnvValidationError(str(error), [str(error)]) from error
 
 
-def normal(dn: str) -> str:
-    """Return one spelling for each DN: lower case, no spaces around commas, one way of escaping."""
+def normalize_dn(dn: str) -> str:
+    """Return the DN in one spelling: lower case, no spaces around commas, one way of escaping."""
     return str(ldap.dn.dn2str(ldap.dn.str2dn(dn))).lower()
 
 
-def _read(env: environs.Env) -> Directory | None:
+def _read_directory(env: environs.Env) -> Directory | None:
     uri = env.str("LDAP_SERVER_URI", "")
     if not uri.strip():
         for name in VARIABLES:
             if env.str(name, ""):
-                raise _wrong(name, "LDAP_SERVER_URI is not set, so it has no effect")
+                raise _invalid(name, "LDAP_SERVER_URI is not set, so it has no effect")
         return None
-    servers = _servers(uri)
-    kind = _choice(env, "LDAP_KIND", "openldap", KINDS)
+    servers = _read_servers(uri)
+    kind = _read_choice(env, "LDAP_KIND", "openldap", KINDS)
     username, identity, user_filter = KINDS[kind]
-    username = _attribute(env, "LDAP_USERNAME_ATTRIBUTE", username)
-    group_type = _choice(env, "LDAP_GROUP_TYPE", "member", GROUP_TYPES)
-    start_tls = _flag(env, "LDAP_START_TLS", default=servers[0].startswith("ldap:"))
-    mail = _attribute(env, "LDAP_MAIL_ATTRIBUTE", MAIL)
+    username = _read_attribute(env, "LDAP_USERNAME_ATTRIBUTE", username)
+    group_type = _read_choice(env, "LDAP_GROUP_TYPE", "member", GROUP_TYPES)
+    start_tls = _read_flag(env, "LDAP_START_TLS", default=servers[0].startswith("ldap:"))
+    mail = _read_attribute(env, "LDAP_MAIL_ATTRIBUTE", MAIL)
     directory = Directory(
         servers=servers,
         kind=kind,
         start_tls=start_tls,
-        ca_file=_ca_file(env, encrypted=start_tls or servers[0].startswith("ldaps:")),
-        timeout=_timeout(env),
+        ca_file=_read_ca_file(env, encrypted=start_tls or servers[0].startswith("ldaps:")),
+        timeout=_read_timeout(env),
         bind_dn=env.str("LDAP_BIND_DN", ""),
         bind_password=env.str("LDAP_BIND_PASSWORD", "").rstrip("\r\n"),
-        user_base=_dn(env, "LDAP_USER_BASE"),
-        user_filter=_filter(env, user_filter.format(username=username)),
-        other_names=_other_names(env, kind, mail),
-        user_dn_template=_template(env),
+        user_base=_read_dn(env, "LDAP_USER_BASE"),
+        user_filter=_read_filter(env, user_filter.format(username=username)),
+        other_names=_other_name_attributes(env, kind, mail),
+        user_dn_template=_read_template(env),
         username_attribute=username,
-        id_attribute=_attribute(env, "LDAP_ID_ATTRIBUTE", identity),
-        first_name_attribute=_attribute(env, "LDAP_FIRST_NAME_ATTRIBUTE", FIRST_NAME),
-        last_name_attribute=_attribute(env, "LDAP_LAST_NAME_ATTRIBUTE", LAST_NAME),
+        id_attribute=_read_attribute(env, "LDAP_ID_ATTRIBUTE", identity),
+        first_name_attribute=_read_attribute(env, "LDAP_FIRST_NAME_ATTRIBUTE", FIRST_NAME),
+        last_name_attribute=_read_attribute(env, "LDAP_LAST_NAME_ATTRIBUTE", LAST_NAME),
         mail_attribute=mail,
-        group_base=_dn(env, "LDAP_GROUP_BASE"),
+        group_base=_read_dn(env, "LDAP_GROUP_BASE"),
         group_type=group_type,
-        nested_groups=_flag(env, "LDAP_NESTED_GROUPS", default=GROUP_TYPES[group_type]),
-        group_tenants=_group_tenants(env),
-        operator_group=_dn(env, "LDAP_OPERATOR_GROUP"),
-        required_group=_dn(env, "LDAP_REQUIRED_GROUP"),
+        nested_groups=_read_flag(env, "LDAP_NESTED_GROUPS", default=GROUP_TYPES[group_type]),
+        group_tenants=_read_group_tenants(env),
+        operator_group=_read_dn(env, "LDAP_OPERATOR_GROUP"),
+        required_group=_read_dn(env, "LDAP_REQUIRED_GROUP"),
     )
-    _check(directory)
+    _check_consistency(directory)
     return directory
 
 
 def _check_names() -> None:
-    """A misspelt name would silently mean its default, which for some is less than was asked for."""
+    """Raise for a misspelt name, which would silently mean the default, for some settings the less strict one."""
     known = {name + ending for name in VARIABLES for ending in ("", "_FILE")}
     for name in sorted(os.environ):
         if name not in known and (name.startswith("LDAP_") or name.upper() in known):
             near = get_close_matches(name.upper(), sorted(known), 1)
-            raise _wrong(name, f"there is no such setting{f'; is {near[0]} meant?' if near else ''}")
+            raise _invalid(name, f"there is no such setting{f'; is {near[0]} meant?' if near else ''}")
         if name in VARIABLES and f"{name}_FILE" in os.environ:
-            raise _wrong(name, f"{name}_FILE is set as well; remove one of them")
+            raise _invalid(name, f"{name}_FILE is set as well; remove one of them")
 
 
 def _check_texts(env: environs.Env) -> None:
-    """Each value is one line of text, but for those that are a list or JSON. A file may hold anything."""
+    """Raise unless each value is one line of text, except for lists and JSON. A file may hold anything."""
     for name in VARIABLES:
         try:
             value = env.str(name, "").strip()
         except UnicodeDecodeError as error:
-            raise _wrong(f"{name}_FILE", "the file is not text in UTF-8") from error
+            raise _invalid(f"{name}_FILE", "the file is not text in UTF-8") from error
         odd = next((character for character in value if unicodedata.category(character) in CONTROLS), "")
         if odd and not (odd.isspace() and name in ("LDAP_SERVER_URI", "LDAP_GROUP_TENANTS")):
-            raise _wrong(name, f"it has a line break or another control character in it ({odd!r}); it must be one line")
+            raise _invalid(
+                name, f"it has a line break or another control character in it ({odd!r}); it must be one line"
+            )
 
 
-def _check(directory: Directory) -> None:
-    """Raise for values that are right by themselves but not together."""
+def _check_consistency(directory: Directory) -> None:
+    """Raise for values that are valid by themselves but not together."""
+    _check_encryption(directory)
+    _check_base_and_account(directory)
+    _check_groups(directory)
+
+
+def _check_encryption(directory: Directory) -> None:
     if directory.start_tls and directory.servers[0].startswith("ldaps:"):
-        raise _wrong("LDAP_START_TLS", "ldaps:// is encrypted from the first byte; StartTLS goes with ldap://")
+        raise _invalid("LDAP_START_TLS", "ldaps:// is encrypted from the first byte; StartTLS goes with ldap://")
     if directory.ca_file and not (directory.start_tls or directory.servers[0].startswith("ldaps:")):
-        raise _wrong("LDAP_CA_FILE", "LDAP_START_TLS is off and the address is ldap://, so nothing is encrypted")
+        raise _invalid("LDAP_CA_FILE", "LDAP_START_TLS is off and the address is ldap://, so nothing is encrypted")
+
+
+def _check_base_and_account(directory: Directory) -> None:
     if directory.user_dn_template:
         if not directory.binds_by_dn and not directory.user_base:
-            raise _wrong("LDAP_USER_BASE", "needed to find the entry of whoever bound by a name that is no DN")
+            raise _invalid(
+                "LDAP_USER_BASE", "needed to find the entry of a person who binds by a name that is not a DN"
+            )
     elif not directory.user_base:
-        raise _wrong("LDAP_USER_BASE", "needed to find people, unless LDAP_USER_DN_TEMPLATE says where they are")
+        raise _invalid("LDAP_USER_BASE", "needed to find people, unless LDAP_USER_DN_TEMPLATE says where they are")
     if directory.bind_dn and not directory.bind_password:
-        raise _wrong("LDAP_BIND_PASSWORD", "needed for LDAP_BIND_DN")
+        raise _invalid("LDAP_BIND_PASSWORD", "needed for LDAP_BIND_DN")
     if directory.bind_password and not directory.bind_dn:
-        raise _wrong("LDAP_BIND_DN", "needed for LDAP_BIND_PASSWORD")
+        raise _invalid("LDAP_BIND_DN", "needed for LDAP_BIND_PASSWORD")
+
+
+def _check_groups(directory: Directory) -> None:
     if directory.nested_groups and not GROUP_TYPES[directory.group_type]:
-        raise _wrong(
+        raise _invalid(
             "LDAP_NESTED_GROUPS", f"groups by {directory.group_type} are not nested; use LDAP_GROUP_TYPE=member"
         )
     if directory.kind == "activedirectory" and directory.group_type == "uniqueMember":
-        raise _wrong("LDAP_GROUP_TYPE", "Active Directory has no uniqueMember; use member or memberOf")
+        raise _invalid("LDAP_GROUP_TYPE", "Active Directory has no uniqueMember; use member or memberOf")
     if directory.group_variable and directory.group_type != "memberOf" and not directory.group_base:
-        raise _wrong("LDAP_GROUP_BASE", f"needed for {directory.group_variable}")
+        raise _invalid("LDAP_GROUP_BASE", f"needed for {directory.group_variable}")
 
 
-def _wrong(name: str, why: str) -> environs.EnvValidationError:
+def _invalid(name: str, why: str) -> environs.EnvValidationError:
     return environs.EnvValidationError(f'Environment variable "{name}" invalid: {why}', [why])
 
 
-def _choice(env: environs.Env, name: str, default: str, choices: Iterable[str]) -> str:
+def _read_choice(env: environs.Env, name: str, default: str, choices: Iterable[str]) -> str:
     value = env.str(name, default)
     if value not in choices:
-        raise _wrong(name, f"{value!r} is none of {', '.join(choices)}")
+        raise _invalid(name, f"{value!r} is none of {', '.join(choices)}")
     return value
 
 
-def _flag(env: environs.Env, name: str, *, default: bool) -> bool:
+def _read_flag(env: environs.Env, name: str, *, default: bool) -> bool:
     try:
         return env.bool(name, default)
     except environs.EnvError as error:
-        raise _wrong(name, "Not a valid boolean: write true or false") from error
+        raise _invalid(name, "Not a valid boolean: write true or false") from error
 
 
-def _attribute(env: environs.Env, name: str, default: str) -> str:
+def _read_attribute(env: environs.Env, name: str, default: str) -> str:
     value = env.str(name, default).strip()
     if not ATTRIBUTE.fullmatch(value):
-        raise _wrong(name, f"{value!r} is not the name of one attribute such as {default}")
+        raise _invalid(name, f"{value!r} is not the name of one attribute such as {default}")
     return value
 
 
-def _servers(uri: str) -> tuple[str, ...]:
-    servers = tuple(dict.fromkeys(map(_server, re.split(r"[\s,]+", uri.strip()))))
+def _read_servers(uri: str) -> tuple[str, ...]:
+    servers = tuple(dict.fromkeys(map(_parse_server, re.split(r"[\s,]+", uri.strip()))))
     if len({urlsplit(server).scheme for server in servers}) > 1:
-        raise _wrong("LDAP_SERVER_URI", "ldap:// and ldaps:// cannot be mixed")
+        raise _invalid("LDAP_SERVER_URI", "ldap:// and ldaps:// cannot be mixed")
     return servers
 
 
-def _server(address: str) -> str:
-    """scheme://host or scheme://host:port, for libldap takes nothing more, and fails without a word on some of it."""
+def _parse_server(address: str) -> str:
+    """Return scheme://host or scheme://host:port: libldap takes nothing more, and fails silently on some of it."""
     try:
         parts = urlsplit(address)
         port = parts.port  # raises ValueError unless it is a number below 65,536
         (parts.hostname or "").encode("idna")  # as sockets do
     except ValueError as error:  # UnicodeError is one
-        raise _wrong("LDAP_SERVER_URI", f"{address!r}: {error}") from error
+        raise _invalid("LDAP_SERVER_URI", f"{address!r}: {error}") from error
     if "@" in parts.netloc:  # not quoted: there may be a password in it
-        raise _wrong("LDAP_SERVER_URI", "an account goes into LDAP_BIND_DN and LDAP_BIND_PASSWORD, not the address")
+        raise _invalid("LDAP_SERVER_URI", "an account goes into LDAP_BIND_DN and LDAP_BIND_PASSWORD, not the address")
     if parts.scheme not in ("ldap", "ldaps") or not _is_host_alone(parts):
-        raise _wrong("LDAP_SERVER_URI", f"{address!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com")
+        raise _invalid(
+            "LDAP_SERVER_URI", f"{address!r} is not like ldaps://ldap.example.com or ldap://ldap.example.com"
+        )
     if port == 0 or parts.netloc.endswith(":"):
-        raise _wrong("LDAP_SERVER_URI", f"{address!r}: the port is missing, or 0")
+        raise _invalid("LDAP_SERVER_URI", f"{address!r}: the port is missing, or 0")
     return f"{parts.scheme}://{parts.netloc}"
 
 
@@ -342,36 +360,34 @@ def _is_host_alone(parts: SplitResult) -> bool:
     return 0 < len(host) <= LONGEST_HOST and not (parts.path.strip("/") or parts.query or parts.fragment)
 
 
-def _timeout(env: environs.Env) -> float:
+def _read_timeout(env: environs.Env) -> float:
     try:
         seconds = env.float("LDAP_TIMEOUT", 5.0)
     except environs.EnvError as error:
-        raise _wrong("LDAP_TIMEOUT", "Not a valid number: write seconds, such as 5") from error
+        raise _invalid("LDAP_TIMEOUT", "Not a valid number: write seconds, such as 5") from error
     if not 0.1 <= seconds <= 60:
-        raise _wrong("LDAP_TIMEOUT", f"{seconds:g} is not between 0.1 and 60 seconds")
+        raise _invalid("LDAP_TIMEOUT", f"{seconds:g} is not between 0.1 and 60 seconds")
     return seconds
 
 
-def _ca_file(env: environs.Env, *, encrypted: bool) -> str:
-    """Without LDAP_CA_FILE the system's; empty when nothing is encrypted."""
+def _read_ca_file(env: environs.Env, *, encrypted: bool) -> str:
+    """Return LDAP_CA_FILE or the system's file of authorities; empty if nothing is encrypted."""
     path = env.str("LDAP_CA_FILE", "")
     if path:
         if os.path.exists(path) and not os.path.isfile(path):  # a device may have no end
-            raise _wrong("LDAP_CA_FILE", f"{path!r} is not a file with certificates in PEM form")
+            raise _invalid("LDAP_CA_FILE", f"{path!r} is not a file with certificates in PEM form")
         try:
             ssl.create_default_context(cafile=path)
         except OSError as error:  # ssl.SSLError, for a file without certificates, is one
             hint = "; it is in DER form, which `openssl x509 -inform der` converts" if _is_der(path) else ""
-            raise _wrong(
+            raise _invalid(
                 "LDAP_CA_FILE", f"{path!r} cannot be read as certificates in PEM form: {error}{hint}"
             ) from error
-    return path or (_system_ca_file() if encrypted else "")
+    return path or (_find_system_ca_file() if encrypted else "")
 
 
 def _is_der(path: str) -> bool:
-    """Return whether it may be one certificate as Windows exports it: bytes, from a SEQUENCE with a length of two bytes
-    on.
-    """
+    """Return whether the file may be a certificate as Windows exports it: a SEQUENCE with a length of two bytes."""
     try:
         with open(path, "rb") as file:
             return file.read(2) == b"\x30\x82"
@@ -379,39 +395,39 @@ def _is_der(path: str) -> bool:
         return False
 
 
-def _system_ca_file() -> str:
-    """SSL_CERT_FILE, as OpenSSL has it, or where distributions keep theirs."""
+def _find_system_ca_file() -> str:
+    """Return SSL_CERT_FILE, as OpenSSL does, or the file of the distribution. Raises if there is none."""
     for path in (ssl.get_default_verify_paths().cafile, *SYSTEM_CA_FILES):
         if path and os.access(path, os.R_OK) and os.path.isfile(path):
             return path
-    raise _wrong(
+    raise _invalid(
         "LDAP_CA_FILE", "this system has no certificate authorities (install ca-certificates), so name those to trust"
     )
 
 
-def _other_names(env: environs.Env, kind: str, mail: str) -> tuple[str, ...]:
+def _other_name_attributes(env: environs.Env, kind: str, mail: str) -> tuple[str, ...]:
     if env.str("LDAP_USER_FILTER", ""):
         return ()
     return ("userPrincipalName", mail) if kind == "activedirectory" else (mail,)
 
 
-def _dn(env: environs.Env, name: str) -> str:
+def _read_dn(env: environs.Env, name: str) -> str:
     value = env.str(name, "").strip()
     if value and not ldap.dn.is_dn(value):
-        raise _wrong(name, f"{value!r} is not a DN such as ou=people,dc=example,dc=com")
-    return normal(value)
+        raise _invalid(name, f"{value!r} is not a DN such as ou=people,dc=example,dc=com")
+    return normalize_dn(value)
 
 
-def _filter(env: environs.Env, default: str) -> str:
+def _read_filter(env: environs.Env, default: str) -> str:
     value = env.str("LDAP_USER_FILTER", default).strip()
     if "%(user)s" not in value:
-        raise _wrong("LDAP_USER_FILTER", "%(user)s, the name that was typed, does not occur in it")
+        raise _invalid("LDAP_USER_FILTER", "%(user)s, the name that was typed, does not occur in it")
     if _has_other_percent(value):
-        raise _wrong("LDAP_USER_FILTER", "write %(user)s for the name that was typed, and %% for a percent sign")
+        raise _invalid("LDAP_USER_FILTER", "write %(user)s for the name that was typed, and %% for a percent sign")
     if not _is_filter(value % {"user": "x"}):
-        raise _wrong("LDAP_USER_FILTER", f"{value!r} is not a filter in parentheses such as (uid=%(user)s)")
+        raise _invalid("LDAP_USER_FILTER", f"{value!r} is not a filter in parentheses such as (uid=%(user)s)")
     if not _is_filter(value % {"user": "*"}):
-        raise _wrong(
+        raise _invalid(
             "LDAP_USER_FILTER",
             f"{value!r} does not find all people with * in place of %(user)s, as syncing needs it;"
             " write it as a whole value, such as (uid=%(user)s)",
@@ -424,7 +440,7 @@ def _has_other_percent(value: str) -> bool:
 
 
 def _is_filter(text: str) -> bool:
-    """By libldap's own parser, which looks at a filter before it connects. Nothing listens at this address."""
+    """Return whether libldap parses the filter, which it does before it connects; nothing listens at this address."""
     if not text.startswith("("):
         return False  # which libldap takes as well, but not within (&…)
     connection = ldap.initialize("ldapi://%2Fdev%2Fnull")
@@ -439,10 +455,10 @@ def _is_filter(text: str) -> bool:
     return True
 
 
-def _template(env: environs.Env) -> str:
+def _read_template(env: environs.Env) -> str:
     value = env.str("LDAP_USER_DN_TEMPLATE", "").strip()
     if value and ("%(user)s" not in value or _has_other_percent(value)):
-        raise _wrong(
+        raise _invalid(
             "LDAP_USER_DN_TEMPLATE",
             "write %(user)s where the name that was typed belongs, and %% for a percent sign",
         )
@@ -450,11 +466,14 @@ def _template(env: environs.Env) -> str:
 
 
 class _Object(list[Any]):
-    """A JSON object as its pairs, so that a name that is there twice is seen."""
+    """A JSON object as a list of its pairs, so that a name that occurs twice is noticed."""
 
 
-def _group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], ...]]:
-    """{"cn=research,ou=groups,dc=example,dc=com": "research", "cn=leads,…": ["research:admin", "sales"]}"""
+def _read_group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], ...]]:
+    """Return the places by the DN of their group.
+
+    Read from {"cn=research,ou=groups,dc=example,dc=com": "research", "cn=leads,…": ["research:admin", "sales"]}.
+    """
     text = env.str("LDAP_GROUP_TENANTS", "")
     if not text.strip():
         return {}
@@ -462,27 +481,27 @@ def _group_tenants(env: environs.Env) -> dict[str, tuple[tuple[str, str], ...]]:
         groups = json.loads(text, object_pairs_hook=_Object)
     except (json.JSONDecodeError, RecursionError) as error:
         path = "; a file goes into LDAP_GROUP_TENANTS_FILE" if text.strip().startswith("/") else ""
-        raise _wrong("LDAP_GROUP_TENANTS", f"not JSON: {error}{path}") from error
+        raise _invalid("LDAP_GROUP_TENANTS", f"not JSON: {error}{path}") from error
     if not isinstance(groups, _Object):
-        raise _wrong("LDAP_GROUP_TENANTS", 'not like {"cn=research,ou=groups,dc=example,dc=com": "research:member"}')
+        raise _invalid("LDAP_GROUP_TENANTS", 'not like {"cn=research,ou=groups,dc=example,dc=com": "research:member"}')
     mapping: dict[str, tuple[tuple[str, str], ...]] = {}
     for group, places in groups:
         if not ldap.dn.is_dn(group) or not group:
-            raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} is not the DN of a group")
-        if normal(group) in mapping:
-            raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} is there twice; give it a list of tenants")
+            raise _invalid("LDAP_GROUP_TENANTS", f"{group!r} is not the DN of a group")
+        if normalize_dn(group) in mapping:
+            raise _invalid("LDAP_GROUP_TENANTS", f"{group!r} is there twice; give it a list of tenants")
         if places == []:
-            raise _wrong("LDAP_GROUP_TENANTS", f"{group!r} leads to no tenant")
+            raise _invalid("LDAP_GROUP_TENANTS", f"{group!r} leads to no tenant")
         places = places if isinstance(places, list) and not isinstance(places, _Object) else [places]
-        mapping[normal(group)] = tuple(_place(place) for place in places)
+        mapping[normalize_dn(group)] = tuple(_parse_tenant_role(place) for place in places)
     return mapping
 
 
-def _place(text: Any) -> tuple[str, str]:
-    """("research", "admin") of "research:admin"."""
+def _parse_tenant_role(text: Any) -> tuple[str, str]:
+    """Return ("research", "admin") for "research:admin"."""
     tenant, separator, role = text.partition(":") if isinstance(text, str) else ("", "", "")
     if not separator:
         role = ROLES[0]
     if not re.fullmatch(r"[-a-zA-Z0-9_]{1,50}", tenant) or role not in ROLES:
-        raise _wrong("LDAP_GROUP_TENANTS", f"{text!r} is not a tenant's short name, alone or with :member or :admin")
+        raise _invalid("LDAP_GROUP_TENANTS", f"{text!r} is not a tenant's short name, alone or with :member or :admin")
     return tenant, role

@@ -1,6 +1,6 @@
-"""Connections to the directory's servers, and searches whose answers are whole.
+"""Connections to the directory's servers, and searches that return complete answers.
 
-Servers are tried in their order until one answers, may be trusted and takes our account. Nothing here knows people.
+Servers are tried in order until one answers, is trusted and accepts our account. Nothing here knows about people.
 """
 
 import logging
@@ -16,7 +16,7 @@ from ldap.controls.ppolicy import PasswordPolicyControl
 from ldap.ldapobject import SimpleLDAPObject
 
 from portal.accounts.ldap import account_state
-from portal.accounts.ldap.certificates import certificate
+from portal.accounts.ldap.certificates import read_certificate
 from portal.accounts.ldap.configuration import Directory
 from portal.accounts.ldap.errors import (
     AccountDisabled,
@@ -34,12 +34,12 @@ from portal.accounts.ldap.reachability import SILENCE, UNREACHED, check_answer
 
 log = logging.getLogger(__name__)
 
-PAGE = 500  # entries at a time; Active Directory gives 1,000 at most, OpenLDAP 500 unless told otherwise
-RANGE = 1500  # values at a time; what Active Directory gives at most
-# An entry that is not there, or that we may not know of.
+PAGE = 500  # entries at a time; Active Directory returns 1,000 at most, OpenLDAP 500 by default
+RANGE = 1500  # values at a time, the most that Active Directory returns
+# The entry does not exist, or we may not know of it.
 NOT_HERE = (ldap.NO_SUCH_OBJECT, ldap.INVALID_DN_SYNTAX, ldap.REFERRAL)  # the last: another server may have it
 ABSENT = (*NOT_HERE, ldap.INSUFFICIENT_ACCESS)
-# Why our own account is not taken, by what the server tells.
+# Why our own account is not accepted, by what the server reports.
 ACCOUNT_TROUBLE: Mapping[type[AccountRefused], str] = {
     AccountDisabled: "it is disabled there",
     AccountExpired: "it has expired there",
@@ -56,25 +56,28 @@ BIND_TROUBLE: Mapping[type[ldap.LDAPError], str] = {
     ldap.STRONG_AUTH_REQUIRED: "it takes passwords encrypted only; remove LDAP_START_TLS=false, or use ldaps://",
     ldap.CONFIDENTIALITY_REQUIRED: "it takes passwords encrypted only; remove LDAP_START_TLS=false, or use ldaps://",
 }
-# What is most likely wrong in the settings when a server refuses a question.
+# What is most likely wrong in the settings when a server refuses a request.
 QUESTION_TROUBLE: Mapping[type[ldap.LDAPError], str] = {
     ldap.NO_SUCH_OBJECT: "there is no such place: LDAP_USER_BASE or LDAP_GROUP_BASE",
-    ldap.REFERRAL: "that is of another domain or server: LDAP_USER_BASE or LDAP_GROUP_BASE",
+    ldap.REFERRAL: "that belongs to another domain or server: LDAP_USER_BASE or LDAP_GROUP_BASE",
     ldap.INSUFFICIENT_ACCESS: "our account may not read that: LDAP_BIND_DN",
-    ldap.OPERATIONS_ERROR: "Active Directory says so to who is not signed in: LDAP_BIND_DN",
-    ldap.SIZELIMIT_EXCEEDED: "it gives fewer entries at a time than there are, even in pages",
+    ldap.OPERATIONS_ERROR: "Active Directory answers so when we are not signed in: LDAP_BIND_DN",
+    ldap.SIZELIMIT_EXCEEDED: "it returns fewer entries than there are, even in pages",
 }
 
 
 class Entry(NamedTuple):
-    """`attributes` has lists of bytes, or of str where django-auth-ldap read them; names in any case."""
+    """An entry. `attributes` holds lists of bytes, or of str where django-auth-ldap read them; names in any case."""
 
     dn: str
     attributes: Mapping[str, Any]
 
 
 class Connection(SimpleLDAPObject):  # type: ignore[misc]
-    """To one server. Binding as a person raises AccountRefused where the server tells that it is not the password."""
+    """A connection to one server.
+
+    Binding as a person raises AccountRefused if the server says that the password is not the reason.
+    """
 
     def __init__(self, server: str, service: str) -> None:
         super().__init__(server)
@@ -87,22 +90,22 @@ class Connection(SimpleLDAPObject):  # type: ignore[misc]
         try:
             answer = self.result3(self.simple_bind(who, cred, [PasswordPolicyControl()]))
         except ldap.LDAPError as error:
-            if refusal := account_state.refusal(error):
+            if refusal := account_state.classify_refusal(error):
                 raise refusal from error
-            if account_state.is_told_to_anybody(error):
-                log.warning("%s is refused: %s", who, our_error(error))
+            if account_state.is_refused_before_password(error):
+                log.warning("%s is refused: %s", who, to_directory_error(error))
                 raise ldap.INVALID_CREDENTIALS from error
             raise
-        if refusal := account_state.of_policy(answer[3]):
+        if refusal := account_state.read_policy_control(answer[3]):
             raise refusal  # bound, but only to change the password
         return answer
 
 
 def connect(directory: Directory, *, bind: bool) -> Connection:
-    """The first server that answers and may be trusted; with `bind` also one that we are bound to as LDAP_BIND_DN.
+    """Connect to the first server that answers and is trusted; with `bind` also bind as LDAP_BIND_DN.
 
-    Blocks for `timeout` seconds for each server that does not answer. Raises NoAnswer when none does, which tells of
-    each, and Refused when one does not take our account.
+    Blocks for `timeout` seconds for each server that does not answer. Raises NoAnswer if none does, with the cause for
+    each, and Refused if one does not accept our account.
     """
     troubles = []
     for server in directory.servers:
@@ -112,31 +115,31 @@ def connect(directory: Directory, *, bind: bool) -> Connection:
             troubles.append(f"{server}: {error}")
         else:
             for trouble in troubles:
-                log.warning("A server of the directory is passed over. %s", trouble)
+                log.warning("A server of the directory was skipped. %s", trouble)
             return connection
     raise NoAnswer(f"The directory does not answer. {'; '.join(troubles)}")
 
 
 def connect_to(directory: Directory, server: str, *, bind: bool) -> Connection:
-    """This server. Raises NoAnswer and Refused, both with the cause, as far as it can be found."""
+    """Connect to this server. Raises NoAnswer and Refused, both with the cause, as far as it can be found."""
     with translate_errors():
         check_answer(server, directory.timeout)
         connection = Connection(server, directory.bind_dn)
     try:
-        for option, value in directory.options().items():
+        for option, value in directory.connection_options().items():
             connection.set_option(option, value)
         if directory.start_tls:
             _start_tls(connection)
         if bind:
             _bind(directory, connection)
         else:
-            _reach(connection)
-    except UNREACHED as error:  # of somebody who has just answered
+            _probe(connection)
+    except UNREACHED as error:  # from a server that has just answered
         connection.unbind_s()
-        raise _distrust(directory, server, error) from error
+        raise _explain_disconnect(directory, server, error) from error
     except ldap.LDAPError as error:
         connection.unbind_s()
-        raise our_error(error) from error
+        raise to_directory_error(error) from error
     except DirectoryError:
         connection.unbind_s()
         raise
@@ -144,54 +147,58 @@ def connect_to(directory: Directory, server: str, *, bind: bool) -> Connection:
 
 
 def _start_tls(connection: Connection) -> None:
-    """Raise NoAnswer also for a refusal: a server that we may not trust is as good as none."""
+    """Start TLS. Raises NoAnswer also for a refusal: a server that is not trusted is as good as none."""
     try:
         connection.start_tls_s()
     except SILENCE:
         raise
     except ldap.LDAPError as error:
-        raise NoAnswer(f"it does not do StartTLS: use ldaps://, or have it set up there ({_said(error)})") from error
+        raise NoAnswer(
+            f"it does not do StartTLS: use ldaps://, or have it set up there ({_server_message(error)})"
+        ) from error
 
 
 def _bind(directory: Directory, connection: Connection) -> None:
-    """As our own account. Raises Refused with what is wrong with that."""
+    """Bind as our own account. Raises Refused with the reason if the server does not accept it."""
     try:
         connection.simple_bind_s(directory.bind_dn, directory.bind_password)
     except SILENCE:
         raise
     except ldap.LDAPError as error:
         who = f"our account {directory.bind_dn}" if directory.bind_dn else "us without an account (LDAP_BIND_DN)"
-        refusal = account_state.refusal(error)
+        refusal = account_state.classify_refusal(error)
         known = ACCOUNT_TROUBLE.get(type(refusal)) if refusal else BIND_TROUBLE.get(type(error))
         raise Refused(
-            f"The directory does not take {who}: {known or 'no more is known'}. It says: {_said(error)}"
+            f"The directory does not take {who}: {known or 'no more is known'}. It says: {_server_message(error)}"
         ) from error
 
 
-def _distrust(directory: Directory, server: str, error: ldap.LDAPError) -> NoAnswer:
-    """Why libldap ends a connection to a server that answers: nearly always for its certificate."""
+def _explain_disconnect(directory: Directory, server: str, error: ldap.LDAPError) -> NoAnswer:
+    """Return why libldap closed a connection to a server that answers: nearly always because of its certificate."""
     if directory.ca_file:
         try:
-            certificate(directory, server)
+            read_certificate(directory, server)
         except NoAnswer as found:
             return found
-    return NoAnswer(f"it ends the connection ({_said(error)})")
+    return NoAnswer(f"it closes the connection ({_server_message(error)})")
 
 
-def _reach(connection: Connection) -> None:
-    """Connect, which looks at the certificate; what the server thinks of the question is not asked."""
+def _probe(connection: Connection) -> None:
+    """Connect, which checks the certificate. Any answer of the server will do."""
     try:
         connection.search_s("", ldap.SCOPE_BASE, attrlist=["1.1"])
     except SILENCE:
         raise
     except ldap.LDAPError as error:
-        log.debug("An answer is all that was asked for: %s", error)
+        log.debug("Any answer was enough: %s", error)
 
 
 @contextmanager
 def service_connection(directory: Directory) -> Iterator[Connection]:
-    """A connection bound as LDAP_BIND_DN (or as nobody, if that is unset). Raises NoAnswer and Refused, also for
-    LDAP's errors inside."""
+    """Open a connection bound as LDAP_BIND_DN, or anonymously if that is unset.
+
+    Raises NoAnswer and Refused, also for LDAP's errors inside.
+    """
     if not directory.can_look_up:
         raise Refused("LDAP_USER_BASE and LDAP_BIND_DN are needed to look people up who do not sign in themselves")
     connection = connect(directory, bind=True)
@@ -204,27 +211,29 @@ def service_connection(directory: Directory) -> Iterator[Connection]:
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """LDAP's errors inside become NoAnswer or Refused."""
+    """Raise NoAnswer or Refused in place of LDAP's errors inside."""
     try:
         yield
     except ldap.LDAPError as error:
-        raise our_error(error) from error
+        raise to_directory_error(error) from error
 
 
-def our_error(error: ldap.LDAPError) -> DirectoryError:
-    """Return the sentence is for operators; people are told by the kind of error."""
+def to_directory_error(error: ldap.LDAPError) -> DirectoryError:
+    """Return the error as NoAnswer or Refused. Its sentence is for operators; people see one for the class."""
     if isinstance(error, SILENCE):
-        return NoAnswer(f"The directory does not answer ({_said(error)})")
+        return NoAnswer(f"The directory does not answer ({_server_message(error)})")
     known = QUESTION_TROUBLE.get(type(error))
-    return Refused(f"The directory refuses what the portal asks ({_said(error)}){f'; {known}' if known else ''}")
+    return Refused(
+        f"The directory refuses what the portal asks ({_server_message(error)}){f'; {known}' if known else ''}"
+    )
 
 
-def _said(error: ldap.LDAPError) -> str:
-    """In the words of libldap and of the server."""
+def _server_message(error: ldap.LDAPError) -> str:
+    """Return the error in the words of libldap and of the server."""
     facts = error.args[0] if error.args and isinstance(error.args[0], dict) else {}
-    # Of a place that is not there Samba tells no more than a line of its source.
-    told = ("desc",) if isinstance(error, ldap.NO_SUCH_OBJECT) else ("desc", "info")
-    return ": ".join(str(facts[name]) for name in told if facts.get(name)) or type(error).__name__
+    # For a missing entry, Samba adds nothing but a line of its source code.
+    names = ("desc",) if isinstance(error, ldap.NO_SUCH_OBJECT) else ("desc", "info")
+    return ": ".join(str(facts[name]) for name in names if facts.get(name)) or type(error).__name__
 
 
 def search(connection: Any, base: str, query: str, attributes: list[str]) -> list[Entry]:
@@ -232,8 +241,8 @@ def search(connection: Any, base: str, query: str, attributes: list[str]) -> lis
     page = SimplePagedResultsControl(False, size=PAGE, cookie="")
     found: list[Entry] = []
     while True:
-        asked = connection.search_ext(base, ldap.SCOPE_SUBTREE, query, attributes, serverctrls=[page])
-        _, results, _, controls = connection.result3(asked)
+        request = connection.search_ext(base, ldap.SCOPE_SUBTREE, query, attributes, serverctrls=[page])
+        _, results, _, controls = connection.result3(request)
         found += [Entry(dn, cidict(values)) for dn, values in results if dn is not None]  # None: a referral
         cookies = [c.cookie for c in controls if c.controlType == SimplePagedResultsControl.controlType]
         if not cookies or not cookies[0]:
@@ -241,16 +250,16 @@ def search(connection: Any, base: str, query: str, attributes: list[str]) -> lis
         page.cookie = cookies[0]
 
 
-def some(connection: Any, base: str, query: str, attributes: list[str], most: int = PAGE) -> list[Entry]:
-    """Up to so many of the entries below `base`, at most a page. Raises LDAPError."""
+def search_sample(connection: Any, base: str, query: str, attributes: list[str], most: int = PAGE) -> list[Entry]:
+    """Return up to `most` entries below `base`, at most a page. Raises LDAPError."""
     page = SimplePagedResultsControl(False, size=most, cookie="")
-    asked = connection.search_ext(base, ldap.SCOPE_SUBTREE, query, attributes, serverctrls=[page])
-    _, results, _, _ = connection.result3(asked)
+    request = connection.search_ext(base, ldap.SCOPE_SUBTREE, query, attributes, serverctrls=[page])
+    _, results, _, _ = connection.result3(request)
     return [Entry(dn, cidict(values)) for dn, values in results if dn is not None][:most]
 
 
-def read(connection: Any, dn: str, attributes: list[str], query: str = "(objectClass=*)") -> Entry | None:
-    """Return one entry; None if there is none, it does not match, or we may not know of it."""
+def read_entry(connection: Any, dn: str, attributes: list[str], query: str = "(objectClass=*)") -> Entry | None:
+    """Return one entry; None if it does not exist, does not match, or we may not know of it."""
     try:
         results = connection.search_s(dn, ldap.SCOPE_BASE, query, attributes)
     except ABSENT:
@@ -259,7 +268,7 @@ def read(connection: Any, dn: str, attributes: list[str], query: str = "(objectC
 
 
 def exists(connection: Any, dn: str) -> bool:
-    """Return whether there is such a place, as far as the server tells; we need not be allowed to read it itself."""
+    """Return whether the entry exists, as far as the server shows; we need not be allowed to read it."""
     try:
         connection.search_s(dn, ldap.SCOPE_BASE, attrlist=["1.1"])
     except NOT_HERE:
@@ -269,19 +278,17 @@ def exists(connection: Any, dn: str) -> bool:
     return True
 
 
-def ranged(directory: Directory, name: str) -> str:
-    """How to ask for the first values of an attribute that may have thousands."""
+def ranged_attribute(directory: Directory, name: str) -> str:
+    """Return the name by which to request the first values of an attribute that may have thousands."""
     return f"{name};range=0-{RANGE - 1}" if directory.kind == "activedirectory" else name
 
 
 def all_values(connection: Any, entry: Entry, name: str) -> list[Any]:
-    """Return all values of an attribute; the further ranges of one with many ([MS-ADTS] 3.1.1.3.1.3.3) are asked for
-    here.
-    """
+    """Return all values of an attribute, requesting further ranges ([MS-ADTS] 3.1.1.3.1.3.3) if there are many."""
     values = list(entry.attributes.get(name, []))
     attributes: Mapping[str, Any] = entry.attributes
     while True:
-        ranges = ((key, _range_of(name, key)) for key in attributes)
+        ranges = ((key, _match_range(name, key)) for key in attributes)
         found = next(((key, match) for key, match in ranges if match), None)
         if found is None:
             return values
@@ -290,10 +297,10 @@ def all_values(connection: Any, entry: Entry, name: str) -> list[Any]:
         if match[2] == "*":
             return values
         following = int(match[2]) + 1
-        more = read(connection, entry.dn, [f"{name};range={following}-{following + RANGE - 1}"])
+        more = read_entry(connection, entry.dn, [f"{name};range={following}-{following + RANGE - 1}"])
         attributes = more.attributes if more else {}
 
 
-def _range_of(name: str, key: str) -> re.Match[str] | None:
-    """Of "member;range=0-1499"; the last range ends with a star."""
+def _match_range(name: str, key: str) -> re.Match[str] | None:
+    """Match "member;range=0-1499"; the last range ends with a star."""
     return re.fullmatch(rf"{re.escape(name)};range=(\d+)-(\d+|\*)", key, re.IGNORECASE)

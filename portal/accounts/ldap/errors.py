@@ -2,13 +2,13 @@
 
 DirectoryError
 ├── NoAnswer            no server answers within the time-out, or none that we may trust
-├── Refused             a server answers, but not what we ask: our own account, a base or a filter is wrong
+├── Refused             a server answers, but refuses the request: our own account, a base or a filter is wrong
 ├── NotAdmitted         the password is right, but the person is not in the group that may sign in
 ├── NameTaken           the password is right, but the name belongs to a local account
 └── AccountRefused      the directory refuses this account, whatever the password, or with the right one
     ├── AccountDisabled     switched off there
     ├── AccountExpired      its last day has passed
-    ├── AccountLocked       after too many wrong passwords, for a while or until somebody unlocks it
+    ├── AccountLocked       after too many wrong passwords, for a while or until it is unlocked there
     ├── PasswordExpired     the right password, but too old
     ├── PasswordMustChange  the right password, but only to be changed
     └── SignInRestricted    the right password, but not at this hour or from this machine
@@ -16,7 +16,7 @@ DirectoryError
 
 
 class DirectoryError(Exception):
-    """The directory could not say whether this person may sign in, or says no for another reason than the password."""
+    """The directory cannot say whether this person may sign in, or says no for a reason other than the password."""
 
 
 class NoAnswer(DirectoryError):

@@ -1,18 +1,18 @@
-"""Everything that sign-in and sync need of the directory, tried one by one, for an operator to read."""
+"""Try everything that sign-in and sync need of the directory, one by one, for an operator to read."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from portal.accounts.ldap.certificates import certificate
+from portal.accounts.ldap.certificates import read_certificate
 from portal.accounts.ldap.configuration import Directory
-from portal.accounts.ldap.connection import Connection, read, translate_errors
+from portal.accounts.ldap.connection import Connection, read_entry, translate_errors
 from portal.accounts.ldap.entries import Person
 from portal.accounts.ldap.errors import DirectoryError
-from portal.accounts.ldap.findings import Finding, opened, tried
+from portal.accounts.ldap.findings import Finding, collect_findings, open_connection
 from portal.accounts.ldap.group_examination import examine_groups
 from portal.accounts.ldap.people_examination import examine_people
 from portal.accounts.ldap.person_examination import examine_person
-from portal.accounts.ldap.values import text
+from portal.accounts.ldap.values import decode_text
 
 # Of supportedCapabilities of the root entry ([MS-ADTS] 3.1.1.3.4.3): LDAP_CAP_ACTIVE_DIRECTORY_OID.
 ACTIVE_DIRECTORY = "1.2.840.113556.1.4.800"
@@ -23,85 +23,91 @@ class Section:
     title: str
     findings: tuple[Finding, ...]
     is_person: bool = False  # whether it is about a person
-    person: Person | None = None  # whom the directory found
+    person: Person | None = None  # the person that the directory found
 
 
 def examine_directory(directory: Directory, remembered: Mapping[str, str], name: str = "") -> Iterator[Section]:
-    """Yield a section as soon as it is known. `name`: whose way to a role is told as well.
+    """Yield each section as soon as it is known. `name`: a person whose groups and roles are examined as well.
 
-    Blocks for as long as the servers need, a few time-outs for each that does not answer. What fails is a finding.
+    Blocks for as long as the servers need, a few time-outs for each that does not answer. Failures become findings.
     """
-    servers = [_server(directory, server) for server in directory.servers]
-    yield Section("Servers (LDAP_SERVER_URI)", (_trusted(directory), *servers))
+    servers = [_examine_server(directory, server) for server in directory.servers]
+    yield Section("Servers (LDAP_SERVER_URI)", (_examine_trust(directory), *servers))
     good = [server for server, finding in zip(directory.servers, servers, strict=True) if finding.ok]
     if not good:
         return
-    accounts = [_account(directory, server) for server in good] if directory.can_look_up else [_no_account(directory)]
+    accounts = (
+        [_examine_account(directory, server) for server in good]
+        if directory.can_look_up
+        else [_report_no_account(directory)]
+    )
     yield Section("Account (LDAP_BIND_DN)", tuple(accounts))
     usable = next((server for server, finding in zip(good, accounts, strict=False) if finding.ok), None)
     if usable is None:
         return
-    with opened(directory, usable, bind=True) as connection, translate_errors():
-        yield Section("Kind (LDAP_KIND)", tried(_kind(directory, connection)))
-        yield Section("People (LDAP_USER_BASE)", tried(examine_people(directory, connection)))
+    with open_connection(directory, usable, bind=True) as connection, translate_errors():
+        yield Section("Kind (LDAP_KIND)", collect_findings(_examine_kind(directory, connection)))
+        yield Section("People (LDAP_USER_BASE)", collect_findings(examine_people(directory, connection)))
         if directory.groups:
-            yield Section("Groups", tried(examine_groups(directory, connection, remembered)))
+            yield Section("Groups", collect_findings(examine_groups(directory, connection, remembered)))
         if name:
             person: list[Person] = []
-            findings = tried(examine_person(directory, connection, remembered, name, person))
+            findings = collect_findings(examine_person(directory, connection, remembered, name, person))
             yield Section(f"Person “{name}”", findings, is_person=True, person=person[0] if person else None)
 
 
-def _trusted(directory: Directory) -> Finding:
+def _examine_trust(directory: Directory) -> Finding:
     if directory.ca_file:
-        return Finding(None, f"trusted are the certificate authorities in {directory.ca_file}")
-    return Finding(None, "nothing is encrypted: passwords can be read on their way")
+        return Finding(None, f"trusted certificate authorities: those in {directory.ca_file}")
+    return Finding(None, "nothing is encrypted: passwords can be read on the network")
 
 
-def _server(directory: Directory, server: str) -> Finding:
+def _examine_server(directory: Directory, server: str) -> Finding:
     try:
-        with opened(directory, server, bind=False):
+        with open_connection(directory, server, bind=False):
             pass
     except DirectoryError as error:
         return Finding(False, f"{server}: {error}")
     if not directory.ca_file:
         return Finding(True, f"{server}: answers")
     try:
-        facts = certificate(directory, server)
+        facts = read_certificate(directory, server)
     except DirectoryError as error:  # trusted by libldap all the same
-        return Finding(True, f"{server}: answers, and libldap trusts it; for others {error}")
+        return Finding(True, f"{server}: answers, and libldap trusts it; other software says: {error}")
     names = ", ".join(facts.names[:5])
     return Finding(True, f"{server}: answers; certificate for {names}, from {facts.issuer}, until {facts.expires}")
 
 
-def _account(directory: Directory, server: str) -> Finding:
+def _examine_account(directory: Directory, server: str) -> Finding:
     who = directory.bind_dn or "us without an account (LDAP_BIND_DN)"
     try:
-        with opened(directory, server, bind=True):
+        with open_connection(directory, server, bind=True):
             return Finding(True, f"{server} takes {who}")
     except DirectoryError as error:
         return Finding(False, f"{server}: {error}")
 
 
-def _no_account(directory: Directory) -> Finding:
+def _report_no_account(directory: Directory) -> Finding:
     lacks = "LDAP_BIND_DN" if directory.user_base else "LDAP_USER_BASE"
     return Finding(
-        False, f"{lacks} is not set: people can sign in, but nobody notices who leaves, and no more can be tried here"
+        False, f"{lacks} is not set: people can sign in, but leavers go unnoticed, and no more can be checked here"
     )
 
 
-def _kind(directory: Directory, connection: Connection) -> Iterator[Finding]:
-    root = read(connection, "", ["supportedCapabilities", "namingContexts"])
+def _examine_kind(directory: Directory, connection: Connection) -> Iterator[Finding]:
+    root = read_entry(connection, "", ["supportedCapabilities", "namingContexts"])
     if root is None or not root.attributes.get("namingContexts"):
-        yield Finding(None, "the server does not show what it is")
+        yield Finding(None, "the server does not show what kind it is")
         return
-    is_active_directory = ACTIVE_DIRECTORY in map(text, root.attributes.get("supportedCapabilities", []))
+    is_active_directory = ACTIVE_DIRECTORY in map(decode_text, root.attributes.get("supportedCapabilities", []))
     if is_active_directory == (directory.kind == "activedirectory"):
-        yield Finding(True, f"{directory.kind}: {'an' if is_active_directory else 'no'} Active Directory")
+        yield Finding(
+            True, f"{directory.kind}: {'this is an' if is_active_directory else 'this is not an'} Active Directory"
+        )
     elif is_active_directory:
         yield Finding(
             False,
-            "it is an Active Directory: set LDAP_KIND=activedirectory, or accounts that have ended go on here",
+            "it is an Active Directory: set LDAP_KIND=activedirectory, or accounts that have ended keep working here",
         )
     else:
-        yield Finding(False, "it is no Active Directory: remove LDAP_KIND=activedirectory")
+        yield Finding(False, "it is not an Active Directory: remove LDAP_KIND=activedirectory")

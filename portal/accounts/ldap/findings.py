@@ -1,4 +1,4 @@
-"""What an examination finds, and what its parts share: how a finding is come by, and what leads to the right place."""
+"""Findings of an examination, and what its parts share: how to collect findings and describe entries."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import ldap.dn
 
 from portal.accounts.ldap.configuration import Directory
-from portal.accounts.ldap.connection import Connection, Entry, connect_to, exists, read, translate_errors
+from portal.accounts.ldap.connection import Connection, Entry, connect_to, exists, read_entry, translate_errors
 from portal.accounts.ldap.errors import DirectoryError
-from portal.accounts.ldap.values import text
+from portal.accounts.ldap.values import decode_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Finding:
 
 
 @contextmanager
-def opened(directory: Directory, server: str, *, bind: bool) -> Iterator[Connection]:
+def open_connection(directory: Directory, server: str, *, bind: bool) -> Iterator[Connection]:
     connection = connect_to(directory, server, bind=bind)
     try:
         yield connection
@@ -27,8 +27,8 @@ def opened(directory: Directory, server: str, *, bind: bool) -> Iterator[Connect
         connection.unbind_s()
 
 
-def tried(findings: Iterator[Finding]) -> tuple[Finding, ...]:
-    """As far as they come; what stops them is the last."""
+def collect_findings(findings: Iterator[Finding]) -> tuple[Finding, ...]:
+    """Return the findings up to the first error, which becomes the last finding."""
     found: list[Finding] = []
     try:
         with translate_errors():
@@ -38,8 +38,8 @@ def tried(findings: Iterator[Finding]) -> tuple[Finding, ...]:
     return tuple(found)
 
 
-def nearest(directory: Directory, connection: Connection, dn: str) -> str:
-    """What leads to the right place where there is none, or none that we may read: where the way to it ends."""
+def describe_nearest(directory: Directory, connection: Connection, dn: str) -> str:
+    """Describe how far the path to a missing or unreadable entry leads, as a hint at the right one."""
     if not directory.bind_dn:
         return "LDAP_BIND_DN is not set, so nothing is shown that needs an account"
     parts = ldap.dn.explode_dn(dn)
@@ -47,21 +47,21 @@ def nearest(directory: Directory, connection: Connection, dn: str) -> str:
         place = ",".join(parts[count:])
         if exists(connection, place):
             return f"above it there is {place}"
-    root = read(connection, "", ["namingContexts"])
-    contexts = [text(value) for value in root.attributes.get("namingContexts", [])] if root else []
+    root = read_entry(connection, "", ["namingContexts"])
+    contexts = [decode_text(value) for value in root.attributes.get("namingContexts", [])] if root else []
     own = [dn for dn in contexts if not dn.lower().startswith(("cn=configuration,", "cn=schema,"))]
     return f"the server has {', '.join(own[:5]) or 'nothing that it shows'}"
 
 
-def no_such_place(directory: Directory, connection: Connection, dn: str) -> str:
-    return f"there is no such place, or our account may not read it; {nearest(directory, connection, dn)}"
+def describe_missing(directory: Directory, connection: Connection, dn: str) -> str:
+    return f"there is no such place, or our account may not read it; {describe_nearest(directory, connection, dn)}"
 
 
-def classes(entry: Entry) -> str:
-    return ", ".join(map(text, entry.attributes.get("objectClass", []))) or "unknown"
+def object_classes(entry: Entry) -> str:
+    return ", ".join(map(decode_text, entry.attributes.get("objectClass", []))) or "unknown"
 
 
-def purpose(directory: Directory, configured: str) -> str:
+def describe_purpose(directory: Directory, configured: str) -> str:
     places = [f"{tenant}:{role}" for tenant, role in directory.group_tenants.get(configured, ())]
     named = {
         "LDAP_GROUP_TENANTS": f"tenants {', '.join(places)}",

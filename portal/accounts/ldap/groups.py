@@ -1,7 +1,7 @@
-"""The groups that the settings name: where they are, and whom they hold.
+"""The groups that the settings name: where they are, and who their members are.
 
-Each is looked up first, and asked for its members: never a person for all of their groups, of which there may be more
-than a server gives. One that is not found holds nobody and says so, for what depends on it must stay as it is.
+Each group is looked up first, then its members are read. All groups of a person are never requested: there may be more
+than a server returns. A group that is not found is reported as missing, because what depends on it must stay as it is.
 """
 
 import logging
@@ -13,16 +13,25 @@ import ldap
 import ldap.dn
 import ldap.filter
 
-from portal.accounts.ldap.configuration import Directory, normal
-from portal.accounts.ldap.connection import ABSENT, Connection, Entry, all_values, exists, ranged, read, search
+from portal.accounts.ldap.configuration import Directory, normalize_dn
+from portal.accounts.ldap.connection import (
+    ABSENT,
+    Connection,
+    Entry,
+    all_values,
+    exists,
+    ranged_attribute,
+    read_entry,
+    search,
+)
 from portal.accounts.ldap.errors import Refused
-from portal.accounts.ldap.values import first, first_bytes, guid_text, text
+from portal.accounts.ldap.values import decode_text, first_bytes, first_text, format_guid
 
 log = logging.getLogger(__name__)
 
 # LDAP_MATCHING_RULE_IN_CHAIN: Active Directory follows groups within groups by itself.
 IN_CHAIN = "1.2.840.113556.1.4.1941"
-# What identifies a group whatever it is called: Active Directory, OpenLDAP and 389, older 389, FreeIPA.
+# The attribute that identifies a group: Active Directory, OpenLDAP and 389, older 389, FreeIPA.
 IDS = ("objectGUID", "entryUUID", "nsUniqueId", "ipaUniqueID")
 FEW = 50  # entries that are read one by one before all groups are listed instead
 
@@ -31,77 +40,79 @@ FEW = 50  # entries that are read one by one before all groups are listed instea
 class Group:
     configured: str  # the DN in the settings, in normal form
     dn: str  # where it is now, as the server writes it
-    id: str  # stays when it is renamed or moved; empty if the server has no such thing
+    id: str  # stays when it is renamed or moved; empty if the server has no such attribute
 
     @property
     def is_moved(self) -> bool:
-        return normal(self.dn) != self.configured
+        return normalize_dn(self.dn) != self.configured
 
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """The groups of the settings, by the DN that these have."""
+    """The groups of the settings, by their DN there."""
 
     found: Mapping[str, Group] = field(default_factory=dict)
     missing: frozenset[str] = frozenset()
 
     def undecided_tenants(self, directory: Directory) -> frozenset[str]:
-        """Tenants to which a missing group leads: whoever belongs to them must not lose that."""
+        """Return the tenants that a missing group leads to: their members must not lose their membership."""
         return frozenset(tenant for group in self.missing for tenant, _ in directory.group_tenants.get(group, ()))
 
 
 def locate_groups(directory: Directory, connection: Connection, remembered: Mapping[str, str]) -> Groups:
-    """Look each group up by its DN, else by the id that `remembered` has for that DN. Raises LDAPError and Refused."""
+    """Look up each group by its DN, else by the id that `remembered` has for that DN. Raises LDAPError and Refused."""
     if directory.groups and directory.group_base and not exists(connection, directory.group_base):
         raise Refused(f"There is no {directory.group_base}, or we may not read it (LDAP_GROUP_BASE)")
     found = {}
     for configured in directory.groups:
-        entry = read(connection, configured, list(IDS))
+        entry = read_entry(connection, configured, list(IDS))
         if entry is None and (id := remembered.get(configured)):
-            entry = _by_id(directory, connection, id)
+            entry = _find_by_id(directory, connection, id)
         if entry is not None:
-            found[configured] = Group(configured, entry.dn, _id(entry.attributes))
+            found[configured] = Group(configured, entry.dn, _group_id(entry.attributes))
     return Groups(found, frozenset(directory.groups) - found.keys())
 
 
-def holders(
+def find_groups_of(
     directory: Directory, connection: Connection, groups: Groups, people: Sequence[Entry]
 ) -> list[frozenset[str]]:
-    """For each of the people the groups, by their DN in the settings, that hold them. Raises LDAPError."""
+    """Return the groups of each person, by their DN in the settings. Raises LDAPError."""
     match directory.group_type:
         case "memberOf":
-            by_dn = {normal(group.dn): group.configured for group in groups.found.values()}
+            by_dn = {normalize_dn(group.dn): group.configured for group in groups.found.values()}
             primary = PrimaryGroups(connection)
-            return [_listed(connection, person, by_dn, primary.of(person)) for person in people]
+            return [_groups_by_member_of(connection, person, by_dn, primary.find_dn(person)) for person in people]
         case "memberUid":
-            held = [(group.configured, posix_members(connection, group)) for group in groups.found.values()]
+            held = [(group.configured, read_posix_members(connection, group)) for group in groups.found.values()]
             return [
                 frozenset(name for name, (names, number) in held if _is_posix_member(directory, person, names, number))
                 for person in people
             ]
     if directory.kind == "activedirectory" and len(people) == 1:
-        return [_in_chain(directory, connection, groups, people[0])]
-    walk = Walk(directory, connection, [normal(person.dn) for person in people])
+        return [_groups_by_chain(directory, connection, groups, people[0])]
+    walk = GroupWalk(directory, connection, [normalize_dn(person.dn) for person in people])
     closures = [(group.configured, walk.closure(group.dn)) for group in groups.found.values()]
     return [frozenset(name for name, closure in closures if closure.holds(person)) for person in people]
 
 
 class PrimaryGroups:
-    """Of people of Active Directory. Such a group lists no members and is in no memberOf: the person's entry has the
-    last part of its security id. Each is asked for once."""
+    """The primary groups of people in Active Directory; each is read once.
+
+    Such a group lists no members and is in no memberOf: the person's entry has the last part of its security id.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.known: dict[bytes, str] = {}
 
-    def of(self, person: Entry) -> str:
-        """Return its DN; empty if there is none, or it may not be read."""
-        own, number = first_bytes(person.attributes, "objectSid"), first(person.attributes, "primaryGroupID")
+    def find_dn(self, person: Entry) -> str:
+        """Return the DN of the person's primary group; empty if there is none, or we may not read it."""
+        own, number = first_bytes(person.attributes, "objectSid"), first_text(person.attributes, "primaryGroupID")
         if len(own) < 12 or not number.isdecimal() or int(number) >= 2**32:
             return ""
         sid = own[:-4] + int(number).to_bytes(4, "little")
         if sid not in self.known:
-            entry = read(self.connection, f"<SID={sid.hex()}>", ["1.1"])
+            entry = read_entry(self.connection, f"<SID={sid.hex()}>", ["1.1"])
             self.known[sid] = entry.dn if entry else ""
         return self.known[sid]
 
@@ -109,34 +120,37 @@ class PrimaryGroups:
 # --- by a list of names, in the person's entry or in the group's
 
 
-def _listed(connection: Connection, person: Entry, by_dn: Mapping[str, str], primary: str) -> frozenset[str]:
-    named = {normal(dn) for dn in (primary, *map(text, all_values(connection, person, "memberOf"))) if dn}
+def _groups_by_member_of(
+    connection: Connection, person: Entry, by_dn: Mapping[str, str], primary: str
+) -> frozenset[str]:
+    named = {normalize_dn(dn) for dn in (primary, *map(decode_text, all_values(connection, person, "memberOf"))) if dn}
     return frozenset(configured for dn, configured in by_dn.items() if dn in named)
 
 
-def posix_members(connection: Connection, group: Group) -> tuple[frozenset[str], str]:
-    entry = read(connection, group.dn, ["memberUid", "gidNumber"])
+def read_posix_members(connection: Connection, group: Group) -> tuple[frozenset[str], str]:
+    entry = read_entry(connection, group.dn, ["memberUid", "gidNumber"])
     attributes: Mapping[str, Any] = entry.attributes if entry else {}
-    return frozenset(map(text, attributes.get("memberUid", []))), first(attributes, "gidNumber")
+    return frozenset(map(decode_text, attributes.get("memberUid", []))), first_text(attributes, "gidNumber")
 
 
 def _is_posix_member(directory: Directory, person: Entry, names: Collection[str], number: str) -> bool:
-    primary = first(person.attributes, "gidNumber")
-    return first(person.attributes, directory.username_attribute) in names or bool(number and number == primary)
+    primary = first_text(person.attributes, "gidNumber")
+    return first_text(person.attributes, directory.username_attribute) in names or bool(number and number == primary)
 
 
 # --- one person of Active Directory: the server follows groups within groups
 
 
-def _in_chain(directory: Directory, connection: Connection, groups: Groups, person: Entry) -> frozenset[str]:
-    primary = PrimaryGroups(connection).of(person)
+def _groups_by_chain(directory: Directory, connection: Connection, groups: Groups, person: Entry) -> frozenset[str]:
+    primary = PrimaryGroups(connection).find_dn(person)
     members = [person.dn, *([primary] if primary else [])]
     attribute = f"member:{IN_CHAIN}:" if directory.nested_groups else "member"
     query = "".join(f"({attribute}={ldap.filter.escape_filter_chars(dn)})" for dn in members)
     return frozenset(
         group.configured
         for group in groups.found.values()
-        if (primary and normal(primary) == normal(group.dn)) or read(connection, group.dn, ["1.1"], f"(|{query})")
+        if (primary and normalize_dn(primary) == normalize_dn(group.dn))
+        or read_entry(connection, group.dn, ["1.1"], f"(|{query})")
     )
 
 
@@ -145,19 +159,19 @@ def _in_chain(directory: Directory, connection: Connection, groups: Groups, pers
 
 @dataclass(slots=True)
 class Closure:
-    """A group and the groups within it, from the outermost: the node of each, and the group that it was found in."""
+    """A group and the groups within it, from the outermost: the node of each, and the group that contains it."""
 
     path: dict[str, "Node"] = field(default_factory=dict)
     outer: dict[str, str] = field(default_factory=dict)
-    members: set[str] = field(default_factory=set)  # of all of them, DNs in normal form
+    members: set[str] = field(default_factory=set)  # of all these groups, DNs in normal form
     ids: set[str] = field(default_factory=set)  # the last parts of their security ids
 
     def holds(self, person: Entry) -> bool:
-        return normal(person.dn) in self.members or first(person.attributes, "primaryGroupID") in self.ids
+        return normalize_dn(person.dn) in self.members or first_text(person.attributes, "primaryGroupID") in self.ids
 
-    def way_to(self, person: Entry) -> list[str]:
-        """Return the groups by which the person is in the outermost one, from theirs to that; empty if not in it."""
-        own, number = normal(person.dn), first(person.attributes, "primaryGroupID")
+    def path_to(self, person: Entry) -> list[str]:
+        """Return the groups from the person's own to the outermost one; empty if the person is in none of them."""
+        own, number = normalize_dn(person.dn), first_text(person.attributes, "primaryGroupID")
         dn = next((dn for dn, node in self.path.items() if own in node.members or (number and node.id == number)), "")
         way = []
         while dn:
@@ -173,10 +187,10 @@ class Node:
     groups: tuple[str, ...]  # DNs of the groups within it
 
 
-class Walk:
-    """Reads each group once, whichever of the groups of the settings lead to it.
+class GroupWalk:
+    """Reads each group once, whichever groups of the settings lead to it.
 
-    `people` are the DNs, in normal form, of those whom it is about: members that need not be tried as groups.
+    `people`: DNs, in normal form, of members that are known to be people and need not be tried as groups.
     """
 
     def __init__(self, directory: Directory, connection: Connection, people: Iterable[str]) -> None:
@@ -187,7 +201,7 @@ class Walk:
         self.is_group: dict[str, bool] = {}
 
     def closure(self, dn: str) -> Closure:
-        closure, waiting, seen = Closure(), [normal(dn)], {normal(dn)}
+        closure, waiting, seen = Closure(), [normalize_dn(dn)], {normalize_dn(dn)}
         while waiting:
             outer = waiting.pop(0)
             node = self.node(outer)
@@ -210,10 +224,10 @@ class Walk:
 
     def _read(self, dn: str) -> Node | None:
         attribute = self.directory.group_type
-        entry = read(self.connection, dn, [ranged(self.directory, attribute), "objectSid"])
+        entry = read_entry(self.connection, dn, [ranged_attribute(self.directory, attribute), "objectSid"])
         if entry is None:
             return None
-        members = frozenset(_normals(all_values(self.connection, entry, attribute)))
+        members = frozenset(_normalize_dns(all_values(self.connection, entry, attribute)))
         sid = first_bytes(entry.attributes, "objectSid")
         number = str(int.from_bytes(sid[-4:], "little")) if len(sid) >= 12 else ""
         return Node(members, number, self._groups_within(dn, members) if self.directory.nested_groups else ())
@@ -221,11 +235,11 @@ class Walk:
     def _groups_within(self, dn: str, members: frozenset[str]) -> tuple[str, ...]:
         if self.directory.kind == "activedirectory":
             query = f"(&(objectCategory=group)(memberOf={ldap.filter.escape_filter_chars(dn)}))"
-            return tuple(normal(entry.dn) for entry in search(self.connection, _domain(dn), query, ["1.1"]))
+            return tuple(normalize_dn(entry.dn) for entry in search(self.connection, _domain_base(dn), query, ["1.1"]))
         return tuple(member for member in self._candidates(members) if self._is_group(member))
 
     def _candidates(self, members: frozenset[str]) -> list[str]:
-        """Return those that may be groups: below where groups are, and not where only people are."""
+        """Return the members that may be groups: below the base of groups, and not where only people are."""
         groups, people = self.directory.group_base, self.directory.user_base
         only_people = people if people and people != groups and not is_below(groups, people) else None
         found = [
@@ -241,36 +255,36 @@ class Walk:
         if self.all_groups:
             return dn in self.all_groups
         if dn not in self.is_group:
-            self.is_group[dn] = read(self.connection, dn, ["1.1"], f"({self.directory.group_type}=*)") is not None
+            self.is_group[dn] = read_entry(self.connection, dn, ["1.1"], f"({self.directory.group_type}=*)") is not None
         return self.is_group[dn]
 
     def _list_groups(self) -> frozenset[str]:
-        """Return all there are; none if they are more than the server gives, so that each is looked at by itself."""
+        """Return all groups; none if there are more than the server returns, so that each is read by itself."""
         query = f"({self.directory.group_type}=*)"
         try:
             entries = search(self.connection, self.directory.group_base, query, ["1.1"])
         except (ldap.SIZELIMIT_EXCEEDED, ldap.ADMINLIMIT_EXCEEDED):
             return frozenset()
-        return frozenset(normal(entry.dn) for entry in entries)
+        return frozenset(normalize_dn(entry.dn) for entry in entries)
 
 
-def _normals(values: Iterable[Any]) -> Iterable[str]:
-    """DNs in normal form; what is none is left out (a uniqueMember may have a number behind it, RFC 4517 3.3.21)."""
+def _normalize_dns(values: Iterable[Any]) -> Iterable[str]:
+    """Yield DNs in normal form; skip what is not a DN (a uniqueMember may end in a number, RFC 4517 3.3.21)."""
     for value in values:
-        dn = text(value)
+        dn = decode_text(value)
         try:
-            yield normal(dn)
+            yield normalize_dn(dn)
         except ldap.DECODING_ERROR:
             log.warning("A group has a member that is not a DN: %.200r", dn)
 
 
 def is_below(dn: str, base: str) -> bool:
-    """Return both in normal form."""
+    """Return whether `dn` is `base` or below it, both in normal form."""
     return dn == base or dn.endswith(f",{base}") or not base
 
 
-def _domain(dn: str) -> str:
-    """DC=corp,DC=example,DC=com of a DN in it."""
+def _domain_base(dn: str) -> str:
+    """Return the base of the domain that a DN is in, such as DC=corp,DC=example,DC=com."""
     parts = ldap.dn.explode_dn(dn)
     return ",".join(part for part in parts if part.lower().startswith("dc="))
 
@@ -278,24 +292,24 @@ def _domain(dn: str) -> str:
 # --- what identifies a group
 
 
-def _id(attributes: Mapping[str, Any]) -> str:
-    """As "<attribute>=<value>", for the attribute is what it can be found by."""
+def _group_id(attributes: Mapping[str, Any]) -> str:
+    """Return the id of a group as "<attribute>=<value>": the attribute is needed to find the group by it."""
     for name in IDS:
-        value = guid_text(attributes) if name == "objectGUID" else first(attributes, name)
+        value = format_guid(attributes) if name == "objectGUID" else first_text(attributes, name)
         if value:
             return f"{name}={value}"
     return ""
 
 
-def _by_id(directory: Directory, connection: Connection, id: str) -> Entry | None:
+def _find_by_id(directory: Directory, connection: Connection, id: str) -> Entry | None:
     name, _, value = id.partition("=")
     if name not in IDS:
         return None
     if name == "objectGUID":
-        return read(connection, f"<GUID={value}>", list(IDS))
+        return read_entry(connection, f"<GUID={value}>", list(IDS))
     query = f"({name}={ldap.filter.escape_filter_chars(value)})"
     try:
-        entries = search(connection, directory.group_base or _domain(directory.user_base), query, list(IDS))
+        entries = search(connection, directory.group_base or _domain_base(directory.user_base), query, list(IDS))
     except ABSENT:
         return None
     return entries[0] if len(entries) == 1 else None

@@ -1,6 +1,6 @@
-"""Whether a server answers at an address, and if not, why, in words that lead an operator to the cause.
+"""Check whether a server answers at an address; if not, name the likely cause for an operator.
 
-Nothing is trusted and nothing secret is sent here. Each try costs a connection, the search for a cause two more.
+Nothing is trusted and nothing secret is sent here. A check costs one connection, the search for a cause two more.
 """
 
 import socket
@@ -15,24 +15,24 @@ from portal.accounts.ldap.errors import NoAnswer
 PORTS = {"ldap": 389, "ldaps": 636}
 # What libldap says of a server that is gone as well as of one that it does not trust.
 UNREACHED = (ldap.SERVER_DOWN, ldap.CONNECT_ERROR)
-# What a server that is away, ending or overloaded makes of a question.
+# How a server that is down, stopping or overloaded fails a request.
 SILENCE = (*UNREACHED, ldap.TIMEOUT, ldap.TIMELIMIT_EXCEEDED, ldap.UNAVAILABLE, ldap.BUSY)
-# How OpenSSL calls what is no TLS at all. All else, such as alerts, is an answer of somebody who speaks it.
+# OpenSSL's reasons for what is not TLS at all. Others, such as alerts, come from a server that speaks TLS.
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNEXPECTED_EOF_WHILE_READING", "PACKET_LENGTH_TOO_LONG")
 
 
-def address(server: str) -> tuple[str, int]:
+def host_and_port(server: str) -> tuple[str, int]:
     """Return the host and port of an ldap:// or ldaps:// address."""
     parts = urlsplit(server)
     return parts.hostname or "", parts.port or PORTS[parts.scheme]
 
 
 def check_answer(server: str, timeout: float) -> None:
-    """Raise NoAnswer with the cause unless somebody there speaks what the address says: LDAP, or TLS for ldaps://.
+    """Raise NoAnswer with the cause unless the server speaks what the address says: LDAP, or TLS for ldaps://.
 
-    Whether it is the right server is for libldap to say. Called before every connection, because libldap itself (2.5
+    Whether it is the right server is for libldap to check. Called before every connection, because libldap itself (2.5
     with GnuTLS, as in Debian 12) never returns, with one core at 100 %, when a server accepts the connection and then
-    says nothing to the TLS handshake. Blocks for `timeout` seconds where nobody answers, for little longer elsewhere.
+    does not answer the TLS handshake. Blocks for `timeout` seconds if there is no answer, little longer otherwise.
     """
     if server.startswith("ldaps:"):
         _check_tls(server, timeout)
@@ -41,20 +41,20 @@ def check_answer(server: str, timeout: float) -> None:
 
 
 def _check_tls(server: str, timeout: float) -> None:
-    host, port = address(server)
+    host, port = host_and_port(server)
     plain = f"ldap://{urlsplit(server).netloc}"
     if _speaks_tls(host, port, timeout):
         return
     if _speaks_ldap(plain if urlsplit(server).port else f"{plain}:{port}", timeout):
         raise NoAnswer("it speaks LDAP there, but not TLS from the first byte: write ldap:// for StartTLS, or its port")
-    raise NoAnswer(f"whoever listens on port {port} does not speak TLS: is that the port of LDAPS?")
+    raise NoAnswer(f"the server on port {port} does not speak TLS: is that the port of LDAPS?")
 
 
 def _check_ldap(server: str, timeout: float) -> None:
-    host, port = address(server)
+    host, port = host_and_port(server)
     started = time.monotonic()
     try:
-        _ask(server, timeout)
+        _probe_ldap(server, timeout)
     except UNREACHED as error:
         if time.monotonic() - started >= timeout:
             raise _no_answer(timeout) from error
@@ -62,16 +62,16 @@ def _check_ldap(server: str, timeout: float) -> None:
         hint = "; on the port of LDAPS write ldaps://" if port == PORTS["ldaps"] else ""
         raise _no_answer(timeout, hint) from error
     except SILENCE as error:
-        raise NoAnswer(f"it is too busy, or ending ({type(error).__name__})") from error
+        raise NoAnswer(f"it is too busy, or stopping ({type(error).__name__})") from error
     else:
         return
     if _speaks_tls(host, port, timeout):
         raise NoAnswer("it speaks TLS from the first byte there: write ldaps://, or the port for StartTLS")
-    raise NoAnswer(f"whoever listens on port {port} does not speak LDAP: is that its port?")
+    raise NoAnswer(f"the server on port {port} does not speak LDAP: is that the right port?")
 
 
-def _ask(server: str, timeout: float) -> None:
-    """Raise one of SILENCE unless there is an answer in LDAP, whichever."""
+def _probe_ldap(server: str, timeout: float) -> None:
+    """Send a request. Raises one of SILENCE unless there is an answer in LDAP, be it a refusal."""
     connection = ldap.initialize(server)
     connection.set_option(ldap.OPT_NETWORK_TIMEOUT, timeout)
     connection.set_option(ldap.OPT_TIMEOUT, timeout)
@@ -87,14 +87,14 @@ def _ask(server: str, timeout: float) -> None:
 
 def _speaks_ldap(server: str, timeout: float) -> bool:
     try:
-        _ask(server, timeout)
+        _probe_ldap(server, timeout)
     except SILENCE:
         return False
     return True
 
 
 def _speaks_tls(host: str, port: int, timeout: float) -> bool:
-    """Raise NoAnswer where nobody listens, or whoever does says nothing."""
+    """Return whether the server speaks TLS. Raises NoAnswer if none listens there, or if it does not answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -104,7 +104,7 @@ def _speaks_tls(host: str, port: int, timeout: float) -> bool:
     except socket.gaierror as error:
         raise NoAnswer(f"this machine does not know the name {host} ({error.strerror})") from error
     except ConnectionRefusedError as error:
-        raise NoAnswer(f"nobody listens on port {port} of {host} (connection refused)") from error
+        raise NoAnswer(f"no server listens on port {port} of {host} (connection refused)") from error
     except TimeoutError as error:
         raise _no_answer(timeout) from error
     except OSError as error:

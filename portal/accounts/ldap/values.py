@@ -1,12 +1,12 @@
-"""Values of attributes: python-ldap gives bytes, django-auth-ldap makes str of what happens to be UTF-8."""
+"""Values of attributes: python-ldap returns bytes, django-auth-ldap returns str for what happens to be UTF-8."""
 
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 
-def text(value: Any) -> str:
-    """Empty for bytes that are no text."""
+def decode_text(value: Any) -> str:
+    """Return the value as text; empty for bytes that are not UTF-8."""
     if isinstance(value, str):
         return value
     try:
@@ -15,8 +15,8 @@ def text(value: Any) -> str:
         return ""
 
 
-def first(attributes: Mapping[str, Any], name: str) -> str:
-    return text((attributes.get(name) or [""])[0])
+def first_text(attributes: Mapping[str, Any], name: str) -> str:
+    return decode_text((attributes.get(name) or [""])[0])
 
 
 def first_bytes(attributes: Mapping[str, Any], name: str) -> bytes:
@@ -24,12 +24,12 @@ def first_bytes(attributes: Mapping[str, Any], name: str) -> bytes:
     return value.encode() if isinstance(value, str) else bytes(value)
 
 
-def guid_text(attributes: Mapping[str, Any], name: str = "objectGUID") -> str:
-    """objectGUID is 16 bytes; it is kept as Windows' own tools print it. Empty for anything else."""
+def format_guid(attributes: Mapping[str, Any], name: str = "objectGUID") -> str:
+    """Return the 16 bytes of an objectGUID as Windows' own tools print them; empty for anything else."""
     value = first_bytes(attributes, name)
     return str(uuid.UUID(bytes_le=value)) if len(value) == 16 else ""
 
 
-def guid_filter(guid: str) -> str:
-    """As the value of a filter."""
+def escape_guid(guid: str) -> str:
+    """Return the GUID escaped for use in a filter."""
     return "".join(f"\\{byte:02x}" for byte in uuid.UUID(guid).bytes_le)

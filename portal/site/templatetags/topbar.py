@@ -18,7 +18,7 @@ MANY = 99  # unread notices; beyond that the exact number tells nobody anything
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class TopbarFacts:
     """`unread` notices, and the (short name, name) of the active tenants that this person is an admin of."""
 
     unread: int
@@ -35,7 +35,7 @@ def version() -> str:
 
 
 @register.simple_tag
-def standing(user: User) -> Standing:
+def standing(user: User) -> TopbarFacts:
     """Return one query: it is asked on every page."""
     unread = Notice.objects.filter(user=OuterRef("pk"), read_at=None).order_by().values("user").annotate(n=Count("pk"))
     admin_of = FilteredRelation("memberships", condition=Q(memberships__role=Membership.Role.ADMIN))
@@ -46,7 +46,7 @@ def standing(user: User) -> Standing:
         .values_list("unread", "admin_of__tenant__slug", "admin_of__tenant__name", "admin_of__tenant__is_active")
     )
     tenants = tuple((slug, name) for _, slug, name, is_active in rows if is_active)
-    return Standing(unread=rows[0][0] or 0 if rows else 0, tenants=tenants)
+    return TopbarFacts(unread=rows[0][0] or 0 if rows else 0, tenants=tenants)
 
 
 @register.simple_tag(takes_context=True)

@@ -81,7 +81,9 @@ def _pointers(found: Any, at: str = "#") -> Iterator[dict[str, str]]:
     """Yield each sentence in a tree of errors with the path to its place."""
     if isinstance(found, dict):
         for name, below in found.items():
-            yield from _pointers(below, at if name in ("", "non_field_errors") else f"{at}/{_escaped(str(name))}")
+            yield from _pointers(
+                below, at if name in ("", "non_field_errors") else f"{at}/{_escape_pointer(str(name))}"
+            )
     elif isinstance(found, list):
         for place, below in enumerate(found):
             yield from _pointers(below, at if isinstance(below, str) else f"{at}/{place}")
@@ -89,6 +91,6 @@ def _pointers(found: Any, at: str = "#") -> Iterator[dict[str, str]]:
         yield {"pointer": at, "detail": str(found)}
 
 
-def _escaped(name: str) -> str:
+def _escape_pointer(name: str) -> str:
     """As RFC 6901 has it."""
     return name.replace("~", "~0").replace("/", "~1")

@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy as _
 READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class For(Enum):
+class Audience(Enum):
     """Who could do anything with it."""
 
     EVERYBODY = 0
@@ -25,7 +25,7 @@ class For(Enum):
 class Scope:
     name: str
     label: Promise
-    audience: For = For.EVERYBODY
+    audience: Audience = Audience.EVERYBODY
 
 
 # `read` before `write` of the same subject: pages list them in this order.
@@ -38,18 +38,18 @@ SCOPES = {
         Scope(name="quotas:read", label=_("See quotas, what is left of them, and requests for more")),
         Scope(name="quotas:write", label=_("Ask for more; give and take quotas where you may")),
         Scope(name="tenants:read", label=_("See your tenants; as their admin also their members")),
-        Scope(name="tenants:write", label=_("Change tenants and their members"), audience=For.TENANT_ADMINS),
+        Scope(name="tenants:write", label=_("Change tenants and their members"), audience=Audience.TENANT_ADMINS),
         Scope(name="catalogue:read", label=_("See which models there are")),
         Scope(name="notices:read", label=_("Read your notices and settings")),
         Scope(name="notices:write", label=_("Mark your notices as read; change your settings")),
         Scope(name="audit:read", label=_("Search the audit log")),
-        Scope(name="operations:read", label=_("See hosts, models and the directory"), audience=For.OPERATORS),
-        Scope(name="operations:write", label=_("Run models; follow the directory"), audience=For.OPERATORS),
+        Scope(name="operations:read", label=_("See hosts, models and the directory"), audience=Audience.OPERATORS),
+        Scope(name="operations:write", label=_("Run models; follow the directory"), audience=Audience.OPERATORS),
     )
 }
 
 
-def needed(subject: str, method: str) -> str:
+def required_scope(subject: str, method: str) -> str:
     """Return the scope that a request of this method about this subject needs."""
     return f"{subject}:{'read' if method in READING else 'write'}"
 

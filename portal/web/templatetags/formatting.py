@@ -115,7 +115,7 @@ def person(user: object) -> str:
 
 
 @register.inclusion_tag("site/_operators.html")
-def whom_to_ask() -> dict[str, object]:
+def operators_to_ask() -> dict[str, object]:
     """Return the operators, for people who cannot go on by themselves. At most three: one to ask, two on holiday."""
     operators = get_user_model().objects.filter(is_staff=True, is_active=True, is_break_glass=False)
     return {"operators": operators.order_by("date_joined")[:3]}

@@ -74,10 +74,10 @@ def test_it_is_told_when_nothing_is_encrypted(connect, check):
         ({"LDAP_BIND_DN": "madoguchi"}, "only a DN in LDAP_BIND_DN"),
         ({"LDAP_USER_BASE": f"ou=nowhere,{SUFFIX}"}, f"there is no such place.*above it there is {SUFFIX}"),
         ({"LDAP_USER_BASE": "dc=other,dc=jp"}, f"the server has {SUFFIX}"),
-        ({"LDAP_USER_BASE": GROUP_BASE}, "nobody there matches LDAP_USER_FILTER.*groupOfNames"),
-        ({"LDAP_USER_BASE": f"ou=posix,{SUFFIX}"}, "nobody there matches LDAP_USER_FILTER"),
-        ({"LDAP_USER_FILTER": "(sAMAccountName=%(user)s)"}, "nobody there matches .*inetOrgPerson"),
-        ({"LDAP_USER_FILTER": "(|(uid=%(user)s)(objectClass=person))"}, "nobody can sign in by it"),
+        ({"LDAP_USER_BASE": GROUP_BASE}, "LDAP_USER_FILTER .*groupOfNames"),
+        ({"LDAP_USER_BASE": f"ou=posix,{SUFFIX}"}, "matches LDAP_USER_FILTER"),
+        ({"LDAP_USER_FILTER": "(sAMAccountName=%(user)s)"}, "LDAP_USER_FILTER .*inetOrgPerson"),
+        ({"LDAP_USER_FILTER": "(|(uid=%(user)s)(objectClass=person))"}, "LDAP_USER_FILTER .*: finds .* and "),
         ({"LDAP_USERNAME_ATTRIBUTE": "nothing"}, "which LDAP_KIND and LDAP_USERNAME_ATTRIBUTE make"),
         ({"LDAP_USERNAME_ATTRIBUTE": "gidNumber"}, "for the name 6000"),
         ({"LDAP_ID_ATTRIBUTE": "objectClass"}, "LDAP_ID_ATTRIBUTE.*unique"),
@@ -86,7 +86,7 @@ def test_it_is_told_when_nothing_is_encrypted(connect, check):
         ({"LDAP_MAIL_ATTRIBUTE": "nothing"}, "LDAP_MAIL_ATTRIBUTE"),
         ({"LDAP_USER_DN_TEMPLATE": f"uid=%(user)s,ou=nowhere,{SUFFIX}"}, "LDAP_USER_DN_TEMPLATE.* 0 of"),
         ({"LDAP_USER_DN_TEMPLATE": "uid=%(user)s"}, "LDAP_USER_DN_TEMPLATE.* 0 of"),
-        ({"LDAP_USER_DN_TEMPLATE": "%(user)s@example.com"}, "is no DN, and this server takes nothing else"),
+        ({"LDAP_USER_DN_TEMPLATE": "%(user)s@example.com"}, "LDAP_USER_DN_TEMPLATE.*is not a DN"),
         ({"LDAP_ID_ATTRIBUTE": "employeeNumber"}, "LDAP_ID_ATTRIBUTE"),
         ({"LDAP_GROUP_BASE": f"ou=nowhere,{SUFFIX}"}, "LDAP_GROUP_BASE"),
         ({"LDAP_GROUP_BASE": USER_BASE}, "LDAP_GROUP_BASE.* none of the groups"),
@@ -268,7 +268,7 @@ def test_an_empty_group_of_a_tenant_may_be_meant(connect, check, directory):
         connect(LDAP_GROUP_TENANTS=json.dumps({empty: "research"}))
         lines, works = check()
         assert works
-        assert any(line.startswith(f"{empty} ") and "none of whom is one of the people" in line for line in lines[""])
+        assert any(line.startswith(f"{empty} ") and "LDAP_USER_BASE" in line for line in lines[""])
         connect(LDAP_OPERATOR_GROUP=empty)
         [line] = check()[0]["FAIL"]
         assert line.startswith(f"{empty} (operators)")
@@ -348,7 +348,7 @@ def test_a_person_who_may_not_sign_in(connect, check):
 def test_a_name_of_nobody_and_one_of_several_are_told_apart(connect, check, directory, newcomer):
     connect()
     [line] = check("nobody-at-all")[0]["FAIL"]
-    assert line.startswith("nobody signs in by this name")
+    assert line.startswith("no one signs in by this name")
     first, second = newcomer("endo"), newcomer("goto")
     for name in (first, second):
         directory.change(name, mail="both@example.com")
@@ -371,7 +371,7 @@ def test_what_steers_a_terminal_is_not_printed(connect, capsys):
     with pytest.raises(CommandError):
         call_command("checkdirectory", "a\x1b[31m\nb\u202e")
     title = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("Person"))
-    assert title == "Person “a\ufffd[31m\ufffdb\ufffd”"
+    assert title == r"Person “a\x1b[31m\nb\u202e”"
 
 
 @pytest.mark.parametrize("name", ["", " ", "x" * 255])

@@ -13,7 +13,7 @@ from axes.models import AccessAttempt
 from django.core.management import CommandError, call_command
 
 from portal.accounts import ldap as company
-from portal.accounts.forms import TROUBLE, SignInForm
+from portal.accounts.forms import SIGN_IN_ERRORS, SignInForm
 from portal.accounts.ldap import connection as servers
 from portal.accounts.ldap import groups as company_groups
 from portal.accounts.models import DirectoryState, Tenant, User
@@ -80,7 +80,7 @@ class TestAccounts:
         connect()
         directory.change(strict, **attributes)
         assert door.enter(strict, f"password of {strict}") is None
-        assert door.says == TROUBLE[kind]
+        assert door.says == SIGN_IN_ERRORS[kind]
         assert not AccessAttempt.objects.exists()
         assert door.enter(strict, "wrong") is None  # and a stranger learns nothing
         assert door.says == WRONG
@@ -91,7 +91,7 @@ class TestAccounts:
         for _ in range(2):
             door.enter(strict, "wrong")
         assert door.enter(strict, f"password of {strict}") is None
-        assert door.says == TROUBLE[company.AccountLocked]
+        assert door.says == SIGN_IN_ERRORS[company.AccountLocked]
         call_command("syncdirectory")
         user.refresh_from_db()
         assert user.is_active
@@ -286,7 +286,7 @@ class TestServers:
                 assert door.enter("alice", "password of alice")
                 connect(LDAP_SERVER_URI=plain)
                 assert door.enter("alice", "password of alice") is None
-                assert door.says == TROUBLE[company.NoAnswer]
+                assert door.says == SIGN_IN_ERRORS[company.NoAnswer]
             finally:
                 server.shutdown()
 
@@ -301,7 +301,7 @@ class TestServers:
         assert bad in caplog.text
         connect(LDAP_SERVER_URI=bad)
         assert door.enter("alice", "password of alice") is None
-        assert door.says == TROUBLE[company.NoAnswer]
+        assert door.says == SIGN_IN_ERRORS[company.NoAnswer]
 
     @pytest.mark.parametrize("encryption", ["ldaps", "starttls"])
     def test_d3_the_system_s_authorities_count_without_any_of_our_own(
@@ -322,7 +322,7 @@ class TestServers:
         monkeypatch.setenv("LDAP_SERVER_URI", "ldaps://ldap.example.com")
         monkeypatch.setenv("LDAP_USER_BASE", SUFFIX)
         with pytest.raises(environs.EnvError, match="LDAP_CA_FILE"):
-            company.read(environs.FileAwareEnv())
+            company.read_settings(environs.FileAwareEnv())
 
     @pytest.mark.parametrize(
         "mistake",

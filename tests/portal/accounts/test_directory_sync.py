@@ -200,7 +200,7 @@ class TestAdopt:
 
     @pytest.mark.parametrize(
         ("name", "why"),
-        [("nobody", "no local account"), ("local-only", "Nobody in the directory"), ("bob", "no local")],
+        [("nobody", "no local account"), ("local-only", "checkdirectory local-only"), ("bob", "no local")],
     )
     def test_what_cannot_be_adopted_is_said(self, connect, door, directory, name, why):
         connect()

@@ -114,7 +114,7 @@ class TestThrottle:
         assert len(answers) == 16
         assert len(tried) <= 5
         assert set(answers) <= {200, 429}
-        assert throttle._present == {} == throttle._turns
+        assert throttle._attempts == {} == throttle._locks
 
     def test_another_address_is_not_locked(self, door, alice):
         fail(door, 5)

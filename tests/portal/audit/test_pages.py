@@ -46,7 +46,7 @@ def page(user: User, **asked: object) -> str:
 
 def names(user: User, **asked: str) -> set[tuple[str, str]]:
     """(action, object) of what this person sees."""
-    events = audit_log.Wanted(**asked).among(audit_log.visible_events(user), timezone.get_default_timezone())
+    events = audit_log.AuditQuery(**asked).apply(audit_log.visible_events(user), timezone.get_default_timezone())
     return set(events.values_list("action", "object_name"))
 
 
@@ -155,9 +155,9 @@ def test_days_begin_where_the_reader_is(olivia):
     empty()
     for hour in (14, 15):  # 23:00 and 0:00 in Tokyo
         happened(1, at=datetime(2026, 11, 2, hour, tzinfo=UTC))
-    since = audit_log.Wanted(since=date(2026, 11, 3)).among(audit_log.visible_events(olivia), TOKYO)
+    since = audit_log.AuditQuery(since=date(2026, 11, 3)).apply(audit_log.visible_events(olivia), TOKYO)
     assert [event.at.hour for event in since] == [15]
-    until = audit_log.Wanted(until=date(2026, 11, 2)).among(audit_log.visible_events(olivia), TOKYO)
+    until = audit_log.AuditQuery(until=date(2026, 11, 2)).apply(audit_log.visible_events(olivia), TOKYO)
     assert [event.at.hour for event in until] == [14]
 
 
@@ -264,7 +264,7 @@ def test_every_action_has_words(alice, bob, research):
     code = "\n".join(path.read_text() for path in Path(settings.BASE_DIR, "portal").rglob("*.py"))
     recorded = set(re.findall(r'record_event\(\s*"([a-z-]+\.[a-z]+)"', code)) | {"directory.force", "directory.follow"}
     assert "session.emergency" in recorded
-    kinds = {watched.kind for watched in tracking.tracked().values()}
+    kinds = {watched.kind for watched in tracking.tracked_models().values()}
     verbs = {"add", "change", "remove", "revoke", "granted", "refused", "withdrawn", "leave", "return", "on", "off"}
     verbs |= {"password", "start", "stop", "restart", "retire"} | {action.partition(".")[2] for action in recorded}
     assert kinds | {action.partition(".")[0] for action in recorded} <= set(audit_log.SUBJECTS)

@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from modelregistry.models import Alias, Host, ServedModel
 from portal.accounts.models import Membership, User
-from portal.audit.models import AuditEvent, Final
+from portal.audit.models import AuditEvent, ImmutableEvent
 from portal.keys.models import ModelAccess
 from portal.operations import actions
 from portal.quotas.models import Quota, QuotaRequest
@@ -194,11 +194,11 @@ def test_an_event_cannot_be_changed_or_taken_away():
     event = last()
     event.actor_name = "somebody else"
     for attempt in (event.save, event.delete, AuditEvent.objects.all().delete, AuditEvent.objects.filter(pk=1).delete):
-        with pytest.raises(Final):
+        with pytest.raises(ImmutableEvent):
             attempt()
-    with pytest.raises(Final):
+    with pytest.raises(ImmutableEvent):
         AuditEvent.objects.update(actor_name="")
-    with pytest.raises(Final):
+    with pytest.raises(ImmutableEvent):
         AuditEvent.objects.bulk_update([event], ["actor_name"])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from portal.web.request_bounds import API, FORM, STRANGER, Wall
+from portal.web.request_bounds import API, FORM, STRANGER, RequestBounds
 
 SESSION = (b"cookie", b"sessionid=made-up")
 KEY = (b"authorization", b"Bearer mdm_made-up")
@@ -56,7 +56,7 @@ class Client:
     async def send(self, message: dict[str, Any]) -> None:
         self.sent.append(message)
 
-    async def ask(self, wall: Wall) -> int:
+    async def ask(self, wall: RequestBounds) -> int:
         """Return the answer's status; 0 for none."""
         await wall(self.scope, self.receive, self.send)
         return self.sent[0]["status"] if self.sent else 0
@@ -68,8 +68,8 @@ def page() -> Page:
 
 
 @pytest.fixture
-def wall(page) -> Wall:
-    return Wall(page)
+def wall(page) -> RequestBounds:
+    return RequestBounds(page)
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,19 @@ async def test_g3_without_a_body_nothing_is_read(wall):
         await send({"type": "http.response.start", "status": 204, "headers": []})
 
     client = Client(None, told=0)
-    assert await client.ask(Wall(app)) == 204
+    assert await client.ask(RequestBounds(app)) == 204
     assert client.taken == 0
 
 
 @pytest.mark.parametrize("wait", [{"pause": 0.05}, {"whole": 0.05}])
 async def test_g17_a_body_that_does_not_come_is_a_time_out(page, wait):
     client = Client(b"username=al", None, told=40)
-    assert await client.ask(Wall(page, **wait)) == 408
+    assert await client.ask(RequestBounds(page, **wait)) == 408
     assert page.bodies == []
 
 
 async def test_g17_a_body_that_trickles_has_a_time_in_all(page):
-    wall = Wall(page, whole=0.1)
+    wall = RequestBounds(page, whole=0.1)
 
     class Slow(Client):
         async def receive(self) -> dict[str, Any]:
@@ -149,7 +149,7 @@ async def test_a_client_that_leaves_within_its_body_is_no_request(wall, page):
 
 
 async def test_g3_many_unfinished_bodies_hold_no_more_than_all_may_and_a_whole_one_is_served(page):
-    wall = Wall(page, together=10 * STRANGER)
+    wall = RequestBounds(page, together=10 * STRANGER)
     silent = [Client(b"x" * (STRANGER - 1), None, told=STRANGER) for _ in range(100)]
     asking = [asyncio.create_task(client.ask(wall)) for client in silent]
     await asyncio.sleep(0)

@@ -8,7 +8,7 @@ from asgiref.sync import async_to_sync
 from django.test import AsyncRequestFactory, RequestFactory
 
 from portal.web.static_files import PIECE, Files
-from portal.web.streaming import AT_ONCE, streamed
+from portal.web.streaming import AT_ONCE, stream_file
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def pieces(made) -> Iterator[str]:
 
 
 def test_the_first_part_is_sent_before_the_last_is_made(pieces, made):
-    response = streamed(AsyncRequestFactory().get("/"), pieces, "a.csv", "text/csv")
+    response = stream_file(AsyncRequestFactory().get("/"), pieces, "a.csv", "text/csv")
 
     @async_to_sync
     async def first() -> bytes:
@@ -38,7 +38,7 @@ def test_the_first_part_is_sent_before_the_last_is_made(pieces, made):
 
 
 def test_nothing_is_lost_or_sent_twice(pieces):
-    response = streamed(AsyncRequestFactory().get("/"), pieces, "a.csv", "text/csv")
+    response = stream_file(AsyncRequestFactory().get("/"), pieces, "a.csv", "text/csv")
 
     @async_to_sync
     async def everything() -> bytes:
@@ -49,7 +49,7 @@ def test_nothing_is_lost_or_sent_twice(pieces):
 
 
 def test_it_is_the_same_where_views_are_called_without_an_event_loop(pieces):
-    response = streamed(RequestFactory().get("/"), pieces, "a.csv", "text/csv")
+    response = stream_file(RequestFactory().get("/"), pieces, "a.csv", "text/csv")
     assert response.getvalue().decode().split() == [str(number) for number in range(10 * AT_ONCE)]
 
 

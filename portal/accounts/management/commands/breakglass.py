@@ -1,4 +1,4 @@
-"""Prints a new password of the account for emergencies, once."""
+"""Print a new password of the account for emergencies, once."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -11,8 +11,8 @@ from portal.accounts import break_glass
 
 class Command(BaseCommand):
     help = (
-        "Makes the one local operator account for emergencies, or gives it a new password, and prints that. It works"
-        " while the directory is away; every use of it is audited and told to all operators."
+        "Creates the one local operator account for emergencies, or gives it a new password, and prints the password."
+        " It works while the directory is down; every use is in the audit log and notified to all operators."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:

@@ -1,6 +1,5 @@
-"""Tries everything that sign-in and sync need of the company directory, and says what works. Changes nothing."""
+"""Try everything that sign-in and sync need of the company directory, and show what works. Changes nothing."""
 
-import unicodedata
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -10,48 +9,47 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.db.models import Q
 
+from modelregistry.terminal import clean
 from portal.accounts import directory_groups
 from portal.accounts.ldap import Directory, DirectoryError, Finding, Person, examine_directory
 from portal.accounts.models import Tenant, User
 
-# Unicode's categories of controls, of marks for the direction of writing, and of ends of lines and paragraphs.
-STEERING = ("Cc", "Cf", "Zl", "Zp")
-LONGEST_NAME = 254  # characters, as the sign-in form has it
+LONGEST_NAME = 254  # characters, as in the sign-in form
 MARKS = {True: "ok  ", False: "FAIL", None: "    "}
 
 
 class Command(BaseCommand):
     help = (
-        "Says what works of the company directory: each server with its certificate, our account, where people are,"
-        " each group of the settings with its members; and of a person, by which groups they have what. Ends with"
-        " status 1 if something does not work. Changes nothing."
+        "Shows which parts of the company directory work: each server with its certificate, our account, where people"
+        " are, each group of the settings with its members; and for a person, which groups give which access. Exits"
+        " with status 1 if something does not work. Changes nothing."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("person", nargs="?", help="what they type as user name when they sign in")
+        parser.add_argument("person", nargs="?", help="the user name that the person types to sign in")
 
     def handle(self, *, person: str | None, **options: Any) -> None:
         if settings.DIRECTORY is None:
             raise CommandError("There is no directory: LDAP_SERVER_URI is not set.")
-        name = _name(person)
+        name = _parse_name(person)
         failures = 0
         try:
             for section in examine_directory(settings.DIRECTORY, directory_groups.remembered_groups(), name):
-                self.stdout.write(_printable(section.title))
-                here = _account_here(section.person, name) if section.is_person else ()
+                self.stdout.write(clean(section.title))
+                here = _examine_account(section.person, name) if section.is_person else ()
                 for finding in (*section.findings, *here):
-                    self.stdout.write(f"  {MARKS[finding.ok]}  {_printable(finding.text)}")
+                    self.stdout.write(f"  {MARKS[finding.ok]}  {clean(finding.text)}")
                     failures += finding.ok is False
         except DirectoryError as error:
-            raise CommandError(_printable(str(error))) from error
-        for line in _tenants_to_make(settings.DIRECTORY):
+            raise CommandError(clean(str(error))) from error
+        for line in _missing_tenants(settings.DIRECTORY):
             self.stdout.write(line)
         if failures:
             raise CommandError(f"Not everything works: {failures} × FAIL.")
 
 
-def _name(typed: str | None) -> str:
-    """Empty for no name at all."""
+def _parse_name(typed: str | None) -> str:
+    """Return the name without surrounding spaces; empty if none was given. Raises CommandError."""
     if typed is None:
         return ""
     name = typed.strip()
@@ -60,13 +58,8 @@ def _name(typed: str | None) -> str:
     return name
 
 
-def _printable(text: str) -> str:
-    """In one line and without what steers a terminal: names come from the directory, words from its server."""
-    return "".join("\ufffd" if unicodedata.category(character) in STEERING else character for character in text)
-
-
-def _account_here(person: Person | None, typed: str) -> Iterator[Finding]:
-    """What the portal itself knows of this person."""
+def _examine_account(person: Person | None, typed: str) -> Iterator[Finding]:
+    """Yield what the portal itself knows about this person."""
     names = Q(username__iexact=typed)
     if person is not None:
         names |= Q(username__iexact=person.username)
@@ -79,7 +72,7 @@ def _account_here(person: Person | None, typed: str) -> Iterator[Finding]:
         return
     user = User.objects.filter(directory_id=person.id).first()
     if user is None:
-        yield Finding(None, "here there is no account yet; the first sign-in makes one")
+        yield Finding(None, "here there is no account yet; the first sign-in creates one")
         return
     name = user.get_username()
     if user.is_active:
@@ -90,8 +83,8 @@ def _account_here(person: Person | None, typed: str) -> Iterator[Finding]:
         yield Finding(False, f"here {name}, switched off by an operator")
 
 
-def _tenants_to_make(directory: Directory) -> Iterator[str]:
-    """Yield the tenants of the settings that are not here, where a misspelt one would be made as well."""
+def _missing_tenants(directory: Directory) -> Iterator[str]:
+    """Yield lines about tenants of the settings that do not exist yet: a misspelt one would be created as well."""
     wanted = {tenant for places in directory.group_tenants.values() for tenant, _ in places}
     slugs = set(Tenant.objects.values_list("slug", flat=True))
     if missing := sorted(wanted - slugs):
@@ -99,4 +92,4 @@ def _tenants_to_make(directory: Directory) -> Iterator[str]:
     for tenant in missing:
         near = get_close_matches(tenant, slugs, 1)
         hint = f"; is {near[0]} meant?" if near else ""
-        yield f"  {MARKS[None]}  {tenant}: not here yet; the first sign-in of a member makes it{hint}"
+        yield f"  {MARKS[None]}  {tenant}: does not exist yet; the first sign-in of a member creates it{hint}"

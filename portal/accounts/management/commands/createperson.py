@@ -1,4 +1,4 @@
-"""Prints the password of a new local account, once."""
+"""Create a local account and print its password, once."""
 
 import secrets
 import sys
@@ -18,7 +18,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("username")
-        parser.add_argument("--tenant", metavar="T", help="short name of the tenant; made if it does not exist")
+        parser.add_argument("--tenant", metavar="T", help="short name of the tenant; created if it does not exist")
         parser.add_argument("--admin", action="store_true", help="tenant admin, not only member")
         parser.add_argument("--operator", action="store_true", help="runs this server: sees and changes everything")
         parser.add_argument("--password-stdin", action="store_true", help="read the password from standard input")

@@ -1,4 +1,4 @@
-"""Follows the company directory. A supervisor does it every hour by itself (`modelregistry.supervisor.tasks`)."""
+"""Synchronise with the company directory, as a supervisor does every hour (`modelregistry.supervisor.tasks`)."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -7,21 +7,21 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
 from portal.accounts import directory_groups, directory_sync, directory_users
-from portal.accounts.ldap import Directory, DirectoryError, find
+from portal.accounts.ldap import Directory, DirectoryError, find_person
 from portal.accounts.models import User
 
 
 class Command(BaseCommand):
     help = (
-        "Disables people who have left the company directory, lets back in who returned, and refreshes names, roles and"
-        " memberships. Changes nothing if the directory is away or seems to have lost most of our people."
+        "Deactivates people who have left the company directory, readmits those who returned, and updates names, roles"
+        " and memberships. Changes nothing if the directory is down or seems to have lost most of our people."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         what = parser.add_mutually_exclusive_group()
         what.add_argument("--force", action="store_true", help="even if most of our people would lose their access")
         what.add_argument(
-            "--adopt", metavar="NAME", help="only this: make this local account the directory's; its password ends"
+            "--adopt", metavar="NAME", help="only hand this local account to the directory; its password is removed"
         )
 
     def handle(self, *, force: bool, adopt: str | None, **options: Any) -> None:
@@ -44,9 +44,9 @@ def _adopt(directory: Directory, name: str) -> str:
     user = User.objects.filter(username__iexact=name, directory_id=None).first()
     if user is None:
         raise CommandError(f"There is no local account {name}.")
-    person = find(directory, name, directory_groups.remembered_groups())
+    person = find_person(directory, name, directory_groups.remembered_groups())
     if person is None:
-        raise CommandError(f"Nobody in the directory signs in as {name}; checkdirectory {name} says why.")
+        raise CommandError(f"No one in the directory signs in as {name}; checkdirectory {name} shows why.")
     if holder := User.objects.filter(directory_id=person.id).first():
         raise CommandError(f"{person.username} has an account already: {holder.get_username()}.")
     directory_users.adopt_person(user, person)

@@ -51,7 +51,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         address = settings.PUBLIC_URL or f"http://127.0.0.1:{options['port']}"
         first = first_run.is_first_run()
-        if first or first_run.registered(settings.CACHE):
+        if first or first_run.has_demo_models(settings.CACHE):
             self.fetch()
         self.stdout.write(self.welcome(address) if first else self.again(address))
 
@@ -68,7 +68,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
 
     def welcome(self, address: str) -> str:
-        made = first_run.create(settings.CACHE)
+        made = first_run.create_demo(settings.CACHE)
         model = demo_models.SMOLLM2
         offer = AvailableModel(
             name=model.name, description="", task=model.task, context=model.context, state=Liveness.STARTING

@@ -47,7 +47,7 @@ def windows(at: datetime) -> bytes:
     ],
 )
 def test_d1_when_an_account_has_come_to_an_end(attributes, why):
-    assert account_state.ended(attributes, NOW) == why
+    assert account_state.find_end_reason(attributes, NOW) == why
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def policy(*value: int) -> tuple[object, ...]:
     ],
 )
 def test_d4_why_a_bind_was_refused(error, kind):
-    refusal = account_state.refusal(error)
+    refusal = account_state.classify_refusal(error)
     assert type(refusal) is (kind or type(None))
 
 
@@ -130,12 +130,12 @@ def test_d4_why_a_bind_was_refused(error, kind):
     ],
 )
 def test_d4_what_a_server_tells_before_it_looks_at_the_password(info, holds):
-    assert account_state.is_told_to_anybody(said(ldap.UNWILLING_TO_PERFORM, info)) is holds
-    assert not account_state.is_told_to_anybody(said(ldap.INVALID_CREDENTIALS, info))
+    assert account_state.is_refused_before_password(said(ldap.UNWILLING_TO_PERFORM, info)) is holds
+    assert not account_state.is_refused_before_password(said(ldap.INVALID_CREDENTIALS, info))
 
 
 def test_operators_are_told_what_keeps_somebody_from_signing_in():
     must_change = {"pwdLastSet": [b"0"], "msDS-User-Account-Control-Computed": [b"8388608"]}
-    assert account_state.remarks(must_change) == ("the password must be changed first",)
-    assert len(account_state.remarks({"msDS-User-Account-Control-Computed": [b"8388624"]})) == 2
-    assert account_state.remarks({"pwdLastSet": [b"133000000000000000"]}) == ()
+    assert account_state.list_obstacles(must_change) == ("the password must be changed first",)
+    assert len(account_state.list_obstacles({"msDS-User-Account-Control-Computed": [b"8388624"]})) == 2
+    assert account_state.list_obstacles({"pwdLastSet": [b"133000000000000000"]}) == ()

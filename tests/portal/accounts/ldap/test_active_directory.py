@@ -11,7 +11,7 @@ from axes.models import AccessAttempt
 from django.core.management import CommandError, call_command
 
 from portal.accounts import ldap as company
-from portal.accounts.forms import TROUBLE, SignInForm
+from portal.accounts.forms import SIGN_IN_ERRORS, SignInForm
 from portal.accounts.ldap import connection as servers
 from portal.accounts.models import DirectoryState, Tenant, User
 from portal.keys.lifecycle import issue_key
@@ -151,7 +151,7 @@ class TestStates:
         connect_domain()
         name = recruit("nakamura", **state)
         assert door.enter(name, f"password of {name}") is None
-        assert door.says == TROUBLE[kind]
+        assert door.says == SIGN_IN_ERRORS[kind]
         assert not AccessAttempt.objects.exists()
         assert door.enter(name, "wrong") is None  # and a stranger learns nothing
         assert door.says == WRONG
@@ -160,12 +160,12 @@ class TestStates:
     def test_a_password_that_has_expired(self, connect_domain, door):
         found = connect_domain()
         assert door.enter(STALE, f"password of {STALE}") is None
-        assert door.says == TROUBLE[company.PasswordExpired]
+        assert door.says == SIGN_IN_ERRORS[company.PasswordExpired]
         assert not AccessAttempt.objects.exists()
         assert door.enter(STALE, "wrong") is None
         assert door.says == WRONG
-        assert company.find(found, STALE).has_lapsed
-        assert not company.find(found, "suzuki").has_lapsed
+        assert company.find_person(found, STALE).has_lapsed
+        assert not company.find_person(found, "suzuki").has_lapsed
 
     def test_d4_a_lock_is_told(self, connect_domain, domain, door, recruit):
         connect_domain()
@@ -174,7 +174,7 @@ class TestStates:
             door.enter("ogawa", "wrong")
         before = AccessAttempt.objects.get().failures_since_start
         assert door.enter("ogawa", "password of ogawa") is None
-        assert door.says == TROUBLE[company.AccountLocked]
+        assert door.says == SIGN_IN_ERRORS[company.AccountLocked]
         assert AccessAttempt.objects.get().failures_since_start == before
         call_command("syncdirectory")
         assert ApiKey.objects.usable().filter(user=user).exists()  # else anybody could stop them
@@ -346,7 +346,7 @@ class TestChangedGroups:
             call_command("syncdirectory")
         assert door.enter("suzuki", "password of suzuki") == user
         assert door.enter("kimura", "password of kimura") is None
-        assert door.says == TROUBLE[company.Refused]
+        assert door.says == SIGN_IN_ERRORS[company.Refused]
         User.objects.filter(pk=user.pk).update(is_active=False, left_directory_at="2026-01-01T00:00:00Z")
         with pytest.raises(CommandError):
             call_command("syncdirectory")
@@ -394,7 +394,7 @@ class TestCheck:
             ({"LDAP_OPERATOR_GROUP": person_dn("ito")}, "it is not a group"),
             ({"LDAP_REQUIRED_GROUP": f"OU=Groups,{SUFFIX}"}, "it is not a group"),
             ({"LDAP_USER_DN_TEMPLATE": "%(user)s"}, "must name the domain"),
-            ({"LDAP_USER_DN_TEMPLATE": "%(user)s@other.example"}, "other.example is no name of this domain"),
+            ({"LDAP_USER_DN_TEMPLATE": "%(user)s@other.example"}, "other.example is not a name of this domain"),
             ({"LDAP_BIND_PASSWORD": "changed last night"}, "LDAP_BIND_PASSWORD"),
             ({"LDAP_BIND_DN": "stale@corp.example.com", "LDAP_BIND_PASSWORD": "password of stale"}, "has expired"),
         ],
@@ -430,7 +430,7 @@ class TestCheck:
 
     def test_another_domain_before_the_name_is_named(self, failures):
         [line] = failures("OTHER\\suzuki")
-        assert "OTHER is no name of this domain (corp, corp.example.com)" in line
+        assert "OTHER is not a name of this domain (corp, corp.example.com)" in line
 
     def test_where_nobody_can_be_a_person_is_told_in_words(self, failures):
         assert not any("acl_read" in line for line in failures("suzuki", LDAP_USER_BASE=f"OU=Peple,{SUFFIX}"))

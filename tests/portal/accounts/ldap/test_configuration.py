@@ -28,7 +28,7 @@ def read(monkeypatch):
             for name, value in {**least, **variables}.items():
                 if value is not None:
                     patch.setenv(name, value)
-            return company.read(environs.FileAwareEnv(strip_whitespace=True))
+            return company.read_settings(environs.FileAwareEnv(strip_whitespace=True))
 
     return read
 
@@ -118,7 +118,7 @@ def test_groups_lead_to_one_or_several_places(read):
         ("LDAP_MAIL_ATTRIBUTE", {"LDAP_MAIL_ATTRIBUTE": "*"}, "one attribute"),
         ("LDAP_USER_BASE", {"LDAP_USER_BASE": "people"}, "not a DN"),
         ("LDAP_USER_BASE", {"LDAP_USER_BASE": None}, "needed to find people"),
-        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None, "LDAP_USER_DN_TEMPLATE": "%(user)s@corp"}, "no DN"),
+        ("LDAP_USER_BASE", {"LDAP_USER_BASE": None, "LDAP_USER_DN_TEMPLATE": "%(user)s@corp"}, "not a DN"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=alice)"}, "does not occur"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(name)s)"}, "%(user)s"),
         ("LDAP_USER_FILTER", {"LDAP_USER_FILTER": "(uid=%(user)s"}, "parentheses"),
@@ -282,7 +282,7 @@ class TestDocuments:
             files["LDAP_GROUP_TENANTS_FILE"] = tmp_path / "tenants"
             for name, value in given.items():
                 monkeypatch.setenv(name, str(files.get(name, value)))
-            return company.read(environs.FileAwareEnv(strip_whitespace=True))
+            return company.read_settings(environs.FileAwareEnv(strip_whitespace=True))
 
         return copied
 

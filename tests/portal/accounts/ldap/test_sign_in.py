@@ -273,7 +273,7 @@ class TestChanges:
         found = connect()
         door.enter("bob", password_of("bob"))
         before = CatalogueRevision.objects.get().number
-        user, changed = directory_users.apply_entry(company.find(found, "bob"))
+        user, changed = directory_users.apply_entry(company.find_person(found, "bob"))
         assert (user.username, changed) == ("bob", False)
         assert CatalogueRevision.objects.get().number == before
 
