@@ -33,20 +33,20 @@ engine_version = RegexValidator(
 
 
 def seconds(value: float) -> None:
-    """A validator of time-outs: a tenth of a second to a day, as of the settings."""
+    """Validate a time-out: a tenth of a second to a day, as in the settings."""
     if not 0.1 <= value <= 86400:
         raise ValidationError(_("Give a time between 0.1 and 86400 seconds."))
 
 
 class TimeLimit(models.FloatField):  # type: ignore[type-arg]  # generic in its stubs only
-    """Seconds; null: the default of the settings."""
+    """A time-out in seconds; null: the default of the settings."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "null": True, "blank": True, "validators": [seconds]})
 
 
 class Host(models.Model):
-    """A machine that runs engines. Its supervisor makes the row and writes `seen_at`."""
+    """A machine that runs engines. Its supervisor creates the row and writes `seen_at`."""
 
     name = models.CharField(_("name"), max_length=100, unique=True)
     address = models.CharField(
@@ -237,7 +237,7 @@ class ServedModel(models.Model):
 
     @property
     def description(self) -> str:
-        """In the language of the page; in the other one if it was written in that only."""
+        """The description in the language of the page, or in the other one if it has only that."""
         ja, en = self.description_ja, self.description_en
         return (ja or en) if (get_language() or "ja").startswith("ja") else (en or ja)
 
@@ -246,9 +246,9 @@ class ServedModel(models.Model):
         """The options among its arguments whose memory no plan counts."""
         return list(arguments.unplanned(validation.read_arguments(self.engine, self.launcher, self.args)))
 
-    # What is asked of a model's files and engine. When none of it changes, they are not looked at: a model whose files
-    # broke, or whose arguments a newer engine refuses, can still be described, retired or stopped.
-    ASKED_OF_FILES = (
+    # What a model's files and engine are checked for. When none of it changes, they are not: a model whose files broke,
+    # or whose arguments a newer engine refuses, can still be described, retired or stopped.
+    CHECKED_FIELDS = (
         "engine",
         "launcher",
         "engine_version",
@@ -263,19 +263,19 @@ class ServedModel(models.Model):
     )
 
     def clean(self) -> None:
-        """What fields alone cannot tell: does the engine have what it needs, and can the files give it?
+        """Check what no field can alone: whether the engine has what it needs, and the files provide it.
 
-        Files are looked at only for a model of this machine: other hosts' disks cannot be seen from here.
+        Files are read only for a model of this machine: other hosts' disks cannot be seen from here.
         """
-        anew = self._asks_anew()
-        # Not within a transaction, which would keep everybody else from writing: see `ask_parser`.
-        asking = not transaction.get_connection().in_atomic_block
-        launcher, options = self._parser(asking=asking) if anew else ("", None)
+        changed = self._needs_check()
+        # Not within a transaction, which would keep all others from writing: see `load_parser_options`.
+        may_run = not transaction.get_connection().in_atomic_block
+        launcher, options = self._parser_options(may_run=may_run) if changed else ("", None)
         problems = validation.find_problems(
             engine=self.engine,
             launcher=self.launcher,
             engine_version=self.engine_version,
-            installed=self._versions() if self.engine_version and anew and self.is_of_this_machine() else None,
+            installed=self._versions() if self.engine_version and changed and self.is_on_this_host() else None,
             started_by=launcher,
             options=options,
             task=self.task,
@@ -291,8 +291,8 @@ class ServedModel(models.Model):
             first_byte_timeout=self.first_byte_timeout,
             idle_timeout=self.idle_timeout,
             total_timeout=self.total_timeout,
-            look_at_path=self.is_of_this_machine() and anew,
-            look_at_args=anew,
+            look_at_path=self.is_on_this_host() and changed,
+            look_at_args=changed,
         )
         taken = Alias.objects.filter(name=self.name).select_related("model").first()
         if taken:
@@ -302,27 +302,27 @@ class ServedModel(models.Model):
 
     @property
     def args_checked(self) -> bool | None:
-        """Whether the parser of the very engine took its arguments; None: it has none. Reads a small file."""
+        """Whether the engine's own parser has checked its arguments; None: it has none. Reads a small file."""
         if not self.args or self.engine == self.Engine.EXTERNAL:
             return None
-        return self._parser(asking=False)[1] is not None
+        return self._parser_options(may_run=False)[1] is not None
 
-    def ask_parser(self) -> None:
-        """Have the parser of its engine asked what it takes, unless that was done before: `clean` checks by it.
+    def load_parser_options(self) -> None:
+        """Ask the engine's parser for its options, unless they are known: `clean` checks arguments by them.
 
-        Blocks for up to two minutes, so before a transaction.
+        Blocks for up to two minutes, so call it before a transaction.
         """
         if self.args:
-            self._parser(asking=True)
+            self._parser_options(may_run=True)
 
     def _versions(self) -> list[str]:
-        """Return those of its engine that are installed on this machine."""
+        """Return the versions of its engine that are installed on this machine."""
         launcher = "vllm" if self.engine == self.Engine.VLLM else self.launcher
         return [one.version for one in base.installed_versions(launcher, settings.CACHE)] if launcher else []
 
-    def _parser(self, *, asking: bool) -> tuple[str, Options | None]:
-        """What starts it here and what that takes, as `parsers.options_of_host`. Of other hosts nothing is known."""
-        if self.engine not in (self.Engine.VLLM, self.Engine.LLAMA_CPP) or not self.is_of_this_machine():
+    def _parser_options(self, *, may_run: bool) -> tuple[str, Options | None]:
+        """Return its launcher here and the options of that, as `parsers.options_of_host`; unknown for other hosts."""
+        if self.engine not in (self.Engine.VLLM, self.Engine.LLAMA_CPP) or not self.is_on_this_host():
             return self.launcher, None
         spec = base.Spec(
             engine=self.engine,
@@ -334,20 +334,20 @@ class ServedModel(models.Model):
         )
         search_path = os.environ.get("PATH", os.defpath)
         return parsers.options_of_host(
-            spec, settings.ENGINE_COMMANDS, settings.CACHE, search_path, asking=asking and bool(self.args)
+            spec, settings.ENGINE_COMMANDS, settings.CACHE, search_path, asking=may_run and bool(self.args)
         )
 
-    def is_of_this_machine(self) -> bool:
-        """Are its files to be seen from here, as far as is known?"""
+    def is_on_this_host(self) -> bool:
+        """Return whether its files can be seen from here, as far as is known."""
         return self.host is None or self.host.name == settings.HOST_NAME
 
-    def _asks_anew(self) -> bool:
-        stored = ServedModel.objects.filter(pk=self.pk).values(*self.ASKED_OF_FILES).first() if self.pk else None
-        return stored != {field: getattr(self, field) for field in self.ASKED_OF_FILES}
+    def _needs_check(self) -> bool:
+        stored = ServedModel.objects.filter(pk=self.pk).values(*self.CHECKED_FIELDS).first() if self.pk else None
+        return stored != {field: getattr(self, field) for field in self.CHECKED_FIELDS}
 
 
 class Alias(models.Model):
-    """Another name of a model, which may be given to another one without a client noticing ("default")."""
+    """Another name of a model ("default"), which can lead to another model later without clients noticing."""
 
     name = models.CharField(_("alias"), max_length=100, unique=True, validators=[model_name])
     model = models.ForeignKey(ServedModel, models.CASCADE, related_name="aliases", verbose_name=_("model"))
@@ -382,7 +382,7 @@ class FileReport(models.Model):
 
 
 class Replica(models.Model):
-    """One running (or wanted) engine of a model, as its host's supervisor sees it; only that one writes here."""
+    """One running (or wanted) engine of a model, as its host's supervisor sees it. Only the supervisor writes it."""
 
     class State(models.TextChoices):
         STARTING = "starting", _("starting")
@@ -398,7 +398,7 @@ class Replica(models.Model):
     host = models.ForeignKey(Host, models.CASCADE, related_name="replica_set", verbose_name=_("host"))
     index = models.PositiveSmallIntegerField(_("number"), default=0)
     state = models.CharField(_("state"), max_length=20, choices=State, default=State.STOPPED)
-    # Longer than engines of our own need: an external engine's URL and key are here as well.
+    # Longer than our own engines need: an external engine's URL and key are here as well.
     url = models.CharField(max_length=500, blank=True)
     api_key = models.CharField(max_length=300, blank=True)
     launcher = models.CharField(_("started by"), max_length=20, blank=True)
@@ -409,7 +409,7 @@ class Replica(models.Model):
     devices = models.JSONField(default=list)  # indices of `gpus.Device`; empty: RAM
     predicted = models.JSONField(null=True)  # as `memory.Prediction`
     memory_bytes = models.BigIntegerField(_("memory"), null=True, blank=True)
-    # Bytes of RAM, of one on GPUs as well, that the kernel can neither drop nor read again.
+    # Bytes of RAM, also for an engine on GPUs, that the kernel can neither drop nor read again.
     memory_fixed = models.BigIntegerField(null=True, blank=True)
     memory_by_device = models.JSONField(default=dict)  # bytes by device index (as text), what all its processes hold
     # What it does now: {"at", "running", "waiting", "tokens_per_second", "cache_used"}, each null when not known.

@@ -206,7 +206,7 @@ class Application:
             ("refusals", self._tell_refusals_often),
             ("set_aside", self._report_set_aside),
         ):
-            self._tasks.append(self._watchdog.keep(name, partial(step, gateway), patience=PATIENT))
+            self._tasks.append(self._watchdog.keep_running(name, partial(step, gateway), patience=PATIENT))
         # What lives as long as the process is put out of the collector's sight: p99 of 700 streams 26 -> 6 ms.
         gc.collect()
         gc.freeze()
@@ -221,7 +221,7 @@ class Application:
             bounds=windows.window_bounds,
             spent=self._spent,
             workers=settings.GATEWAY_WORKERS,
-            keep=self._watchdog.keep,
+            keep=self._watchdog.keep_running,
         )
 
     async def stop(self) -> None:

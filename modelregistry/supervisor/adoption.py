@@ -1,7 +1,7 @@
-"""What a starting supervisor finds: engines that go on, engines that died, processes that nobody answers for.
+"""What a starting supervisor finds: engines that still run, engines that died, processes without a living shim.
 
-Blocks on the processes that it must end. An engine that lives is taken over as it is, and must prove that it answers
-(`ManagedReplica.unproven`) before it is believed: alive is not well.
+Blocks on the processes that it must stop. A running engine is adopted as it is, and must prove that it answers
+(`ManagedReplica.unproven`) before it counts as healthy.
 """
 
 import logging
@@ -25,71 +25,74 @@ log = logging.getLogger(__name__)
 def adopt_runs(
     runs: Runs,
     known: Mapping[Key, ReplicaFacts],
-    orders: Mapping[int, DesiredModel],
+    desired_models: Mapping[int, DesiredModel],
     *,
     grace: float,
     clock: Callable[[], float],
 ) -> dict[Key, ManagedReplica]:
-    """Engines by their runs, states by their rows. Ends what is ours and belongs to no living shim, and the older of
-    two engines of one replica; deletes the runs of models that are gone."""
+    """Adopt engines by their runs and states by their rows.
+
+    Kills processes of ours that belong to no living shim, and stops the older of two engines of one replica. Deletes
+    the runs of models that are gone.
+    """
     process.kill(runs.strays())
     latest: dict[Key, Run] = {}
     for run in runs.all():
         key = metadata_of(run).key
         if key in latest and process.life_of(latest[key]) is not Life.ENDED:
-            process.stop(latest[key], grace=grace)  # two of one replica: the younger stays
+            process.stop(latest[key], grace=grace)  # two of one replica: the younger one stays
         latest[key] = run
-    charges = {}
+    replicas = {}
     for key in known.keys() | latest.keys():
-        order = orders.get(key.model) or _order_of_deleted(latest.get(key))
-        charge = _adopted(key, known.get(key), latest.get(key), order, grace, clock())
-        if charge:
-            charges[key] = charge
+        desired = desired_models.get(key.model) or _desired_of_deleted(latest.get(key))
+        replica = _adopt(key, known.get(key), latest.get(key), desired, grace, clock())
+        if replica:
+            replicas[key] = replica
     for run in runs.all():
-        if metadata_of(run).key not in charges:
-            runs.forget(run)  # of a model that is gone: nobody will look for its log
-    return charges
+        if metadata_of(run).key not in replicas:
+            runs.forget(run)  # of a model that is gone, and its log with it
+    return replicas
 
 
-def _adopted(
-    key: Key, facts: ReplicaFacts | None, run: Run | None, order: DesiredModel, grace: float, now: float
+def _adopt(
+    key: Key, facts: ReplicaFacts | None, run: Run | None, desired: DesiredModel, grace: float, now: float
 ) -> ManagedReplica | None:
     lives = run is not None and process.life_of(run) in (Life.RUNNING, Life.ENDING)
     if facts is None and not lives:
         return None
-    charge = ManagedReplica(key=key, order=order, fingerprint="", state=State.STARTING, since=now, written=facts)
+    replica = ManagedReplica(key=key, desired=desired, fingerprint="", state=State.STARTING, since=now, written=facts)
     if facts:
-        charge.remember(facts, now + _seconds_until(facts.retry_at))
+        replica.restore(facts, now + _seconds_until(facts.retry_at))
     if run:
-        charge.fingerprint = metadata_of(run).fingerprint
-    if order.external:
+        replica.fingerprint = metadata_of(run).fingerprint
+    if desired.external:
         if run and lives:
             process.stop(run, grace=grace)  # it was ours until the model became external
-        charge.fingerprint, charge.url, charge.api_key = order.fingerprint(), order.url, order.upstream_key
+        replica.fingerprint, replica.url, replica.api_key = desired.fingerprint(), desired.url, desired.upstream_key
     elif run and lives:
-        _take_over(charge, run, now)
-    elif charge.state in (State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING):
-        _found_dead(charge, facts, run)
-    return charge
+        _take_over(replica, run, now)
+    elif replica.state in (State.STARTING, State.READY, State.UNHEALTHY, State.DRAINING):
+        _record_death(replica, facts, run)
+    return replica
 
 
-def _take_over(charge: ManagedReplica, run: Run, now: float) -> None:
-    charge.launched(run, metadata_of(run), now)
-    if charge.state in (State.READY, State.UNHEALTHY):
-        charge.ready_at, charge.unproven = now, True
-    elif charge.state != State.DRAINING:
-        charge.state = State.STARTING
-    log.info("%s: adopted, process %d", charge, run.engine.pid)
+def _take_over(replica: ManagedReplica, run: Run, now: float) -> None:
+    replica.record_launch(run, metadata_of(run), now)
+    if replica.state in (State.READY, State.UNHEALTHY):
+        replica.ready_at, replica.unproven = now, True
+    elif replica.state != State.DRAINING:
+        replica.state = State.STARTING
+    log.info("%s: adopted, process %d", replica, run.engine.pid)
 
 
-def _found_dead(charge: ManagedReplica, facts: ReplicaFacts | None, run: Run | None) -> None:
-    # Nobody's fault: the host was restarted, or the supervisor before us died before it had started the next engine
-    # (it was known that this one is over).
+def _record_death(replica: ManagedReplica, facts: ReplicaFacts | None, run: Run | None) -> None:
+    # Not a crash: the host was restarted, or the supervisor before us died before it had started the next engine (it
+    # was known that this one is over).
     over_before = facts and run and facts.pid is None and facts.run_id == run.run_id
     if run and run.of_this_boot and not over_before:
-        charge.run = run  # the plan will see that it ended, and how
+        replica.run = run  # the plan will observe that it ended, and how
     else:
-        charge.state = State.STOPPED
+        replica.state = State.STOPPED
 
 
 def _seconds_until(instant: datetime | None) -> float:
@@ -99,10 +102,12 @@ def _seconds_until(instant: datetime | None) -> float:
     return min(max((instant - timezone.now()).total_seconds(), 0.0), plan.FAILED_PAUSE)
 
 
-def _order_of_deleted(run: Run | None) -> DesiredModel:
-    """For an engine whose model was deleted meanwhile: enough to ask and stop it."""
-    label = metadata_of(run) if run else None
-    spec = base.Spec(engine="", name=label.name if label else "", path="", task=label.task if label else "chat")
+def _desired_of_deleted(run: Run | None) -> DesiredModel:
+    """Return enough to probe and stop an engine whose model was deleted meanwhile."""
+    metadata = metadata_of(run) if run else None
+    spec = base.Spec(
+        engine="", name=metadata.name if metadata else "", path="", task=metadata.task if metadata else "chat"
+    )
     return DesiredModel(
         spec=spec,
         enabled=False,

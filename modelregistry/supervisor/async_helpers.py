@@ -1,4 +1,4 @@
-"""Waiting for one of several things, and for tasks that were told to end."""
+"""Waiting for one of several events, and for cancelled tasks."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 
 async def wait_for_either(event: asyncio.Event, seconds: float, other: asyncio.Event | None = None) -> None:
-    """Until one of the events is set or the time is over."""
+    """Wait until one of the events is set or the time is over."""
     waits = [asyncio.create_task(each.wait()) for each in (event, other) if each]
     try:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -15,7 +15,7 @@ async def wait_for_either(event: asyncio.Event, seconds: float, other: asyncio.E
 
 
 async def cancel_and_wait(tasks: Sequence[asyncio.Task[Any]]) -> None:
-    """End them, whatever they say to it."""
+    """Cancel the tasks and wait for their end, whatever they raise."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -10,15 +10,15 @@ T = TypeVar("T")
 
 
 class Executor:
-    """So many threads; what exceeds them waits. Whoever makes it closes it."""
+    """A fixed number of threads; further calls wait. Its creator closes it."""
 
     def __init__(self, number: int, name: str) -> None:
         self.threads = ThreadPoolExecutor(number, name)
 
-    async def do(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return its result, or what it raises. A cancelled caller leaves it running to its end."""
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run the function in a thread, and return its result. It runs to its end also if the caller is cancelled."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
 
     def close(self) -> None:
-        """Return at once: what is being done ends by itself."""
+        """Take no more calls. Returns at once; running calls finish by themselves."""
         self.threads.shutdown(wait=False)

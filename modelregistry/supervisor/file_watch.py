@@ -1,4 +1,4 @@
-"""What the files of this host's models tell, read once and again whenever they change."""
+"""The metadata in the files of this host's models, read once and again whenever the files change."""
 
 import logging
 import os
@@ -16,25 +16,25 @@ FileStamp = tuple[object, ...]
 
 
 class FileWatch:
-    """Remembers which state of the files was read. `fresh` blocks on the disk, for seconds if that is slow."""
+    """Remembers which state of the files was read. `read_changed` blocks on the disk, for seconds if that is slow."""
 
     def __init__(self) -> None:
         self.read: dict[int, FileStamp] = {}
 
-    def fresh(self, orders: Iterable[tuple[int, DesiredModel]]) -> dict[int, FileFacts]:
-        """By the model's id, of those whose files are not as they were at the last call."""
+    def read_changed(self, desired_models: Iterable[tuple[int, DesiredModel]]) -> dict[int, FileFacts]:
+        """Return the facts of the files that changed since the last call, by the model's id."""
         found = {}
-        for model, order in orders:
-            stamp = stamp_of(order)
-            if not order.external and self.read.get(model) != stamp:
-                found[model] = _read(order)
+        for model, desired in desired_models:
+            stamp = stamp_of(desired)
+            if not desired.external and self.read.get(model) != stamp:
+                found[model] = _read(desired)
                 self.read[model] = stamp
         return found
 
 
-def stamp_of(order: DesiredModel) -> FileStamp:
-    """Change when the files do, or what an operator allows of them."""
-    spec = order.spec
+def stamp_of(desired: DesiredModel) -> FileStamp:
+    """Return a value that changes when the files do, or the risks that an operator allows."""
+    spec = desired.spec
     return spec.engine, spec.path, spec.allowed_risks, tuple(_state_of(Path(spec.path)))
 
 
@@ -48,13 +48,13 @@ def _state_of(path: Path) -> Iterable[tuple[str, int, int]]:
         yield str(error), 0, 0
 
 
-def _read(order: DesiredModel) -> FileFacts:
-    spec = order.spec
+def _read(desired: DesiredModel) -> FileFacts:
+    spec = desired.spec
     try:
         facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
     except UnreadableModel as fault:
         return FileFacts(facts=None, fault=str(fault))
-    except Exception as error:  # the other models' files are to be read all the same
+    except Exception as error:  # the files of other models are still read
         log.exception("%s: its files cannot be read", spec.name)
         return FileFacts(facts=None, fault=describe_exception(error))
     return FileFacts(facts=facts.stored(), fault="")

@@ -1,6 +1,6 @@
-"""What a host looks like now: its devices, who else holds their memory, its engines, and what is wrong with it.
+"""The state of a host: its devices, which other processes hold their memory, its engines, and its problems.
 
-Strangers are named, never touched. A stranger is a process that is not of our runs and
+Strangers are reported, never touched. A stranger is a process that is not of our runs and
 
 - holds memory of a GPU, or
 - belongs to another installation of Madoguchi (it carries the mark of a run that is not ours), or
@@ -43,7 +43,7 @@ class Inspection:
 
 
 class Inspector:
-    """Looks at the host; keeps what is slow to learn. `inspect` blocks, for 50 ms usually."""
+    """Inspects the host; keeps what is slow to find out. `inspect` blocks, usually for 50 ms."""
 
     def __init__(self, runs: Runs, cache: Path, commands: Mapping[str, str]) -> None:
         self.runs = runs
@@ -84,14 +84,14 @@ class Inspector:
         return [{"code": "clock-jumped", "detail": f"{jump:+.0f} s"}] if abs(jump) > JUMP else []
 
     def _leftovers(self, runs: Sequence[Run], remains: Remains) -> list[dict[str, str]]:
-        """What is left of runs that are over, at two inspections: what has just been killed may need its time."""
+        """Report processes left from ended runs, seen at two inspections: just killed ones may still be going."""
         over = [run for run in runs if process.life_of(run) in (Life.ENDED, Life.LOST)]
         before, self.left = self.left, {who for run in over for who in remains[run.run_id]}
         stay = [f"{who.pid} ({shim.process_name(who.pid)})" for who in sorted(before & self.left)]
         return [{"code": "remains", "detail": ", ".join(stay)}] if stay else []
 
     def _ghosts(self, devices: Sequence[gpus.Device], ours: Collection[int]) -> list[dict[str, str]]:
-        """Return memory of a GPU that the driver still counts for processes that were ours and are gone."""
+        """Report memory of a GPU that the driver still counts for processes of ours that are gone."""
         self.were_ours = {pid for pid in self.were_ours if shim.identify(pid) is None} | set(ours)
         held = gpus.memory_held(devices, self.were_ours - set(ours))
         return [
@@ -108,7 +108,7 @@ def _ours(runs: Iterable[Run], remains: Remains) -> Iterator[Identity]:
 
 
 def find_strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: Path) -> list[dict[str, Any]]:
-    """As `gpus.Stranger`, and "installation": the state directory of the Madoguchi that it belongs to, or ""."""
+    """Return strangers as `gpus.Stranger`, with "installation": the state directory of their Madoguchi, or ""."""
     marks = {who.pid: mark for who, mark in process.find_marked("") if not mark.startswith(f"{root}/")}
     found = gpus.find_strangers(devices, ours)
     on_gpus = {stranger.pid for stranger in found}
@@ -125,7 +125,7 @@ def find_strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: 
 
 
 def disk_problems(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Return one for each disk that is nearly full."""
+    """Return a problem for each disk that is nearly full."""
     found = {}
     for path in paths:
         existing = next(each for each in (path, *path.parents) if each.exists())

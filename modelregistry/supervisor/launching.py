@@ -1,4 +1,4 @@
-"""Starts the engine of a replica: which program, which port, which key, and what to remember of it."""
+"""Starts the engine of a replica: chooses the program, the port and the key, and records them with the run."""
 
 import os
 import random
@@ -23,13 +23,11 @@ from modelregistry.process.process import Run, Runs
 from modelregistry.supervisor.bidding import Offer
 from modelregistry.supervisor.plan import Key
 
-KEPT_RUNS = 3  # of a replica, the living one included; their logs tell how it went before
+KEPT_RUNS = 3  # of a replica, the running one included; the logs show what happened before
 
 
 class CannotLaunch(Exception):
-    """The engine was not started; the message is a sentence for the operator, `cause` a code of `failure_advice` or
-    empty.
-    """
+    """The engine was not started. The message is for the operator; `cause`: a code of `failure_advice`, or ""."""
 
     def __init__(self, message: str, cause: str = "") -> None:
         super().__init__(message)
@@ -37,7 +35,7 @@ class CannotLaunch(Exception):
 
 
 class DoesNotFit(CannotLaunch):
-    """The host has no room for it now; `need` on each device, None: it does not have the devices at all."""
+    """The host has no room for it now. `need`: on each device; None: the host lacks the devices."""
 
     def __init__(self, message: str, need: Prediction | None) -> None:
         super().__init__(message, "does-not-fit")
@@ -56,14 +54,14 @@ class SupervisorConfig:
     start_limit: float
     stop_grace: float
     claim: Path  # keeps this state directory's claim of the host, see `lease`
-    walls: base.CallerIsolation = field(default_factory=base.CallerIsolation)
+    isolation: base.CallerIsolation = field(default_factory=base.CallerIsolation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMetadata:
-    """What stands on a run, for the supervisor that adopts it.
+    """What is recorded with a run, for the supervisor that adopts it.
 
-    A release adopts what another one started: a field that is added later needs a default.
+    A release adopts engines that another one started: a field that is added later needs a default.
     """
 
     model: int
@@ -77,10 +75,10 @@ class RunMetadata:
     url: str
     api_key: str
     allotment: Mapping[str, Any] | None = None
-    installed: str = ""  # the version of ours that it was started from; "": a program that operators named
+    installed: str = ""  # the installed version that it was started from; "": a program that operators named
     stamp: str = ""
     trial: bool = False
-    instead: str = ""
+    fallback: str = ""
 
     @property
     def address(self) -> str:
@@ -100,12 +98,12 @@ class RunMetadata:
 
 
 def metadata_of(run: Run) -> RunMetadata:
-    """Fields of a later release are left out."""
+    """Return what is recorded with a run, without fields of a later release."""
     return RunMetadata(**{name: value for name, value in run.label.items() if name in RunMetadata.__dataclass_fields__})
 
 
 def choose_engine(
-    house: SupervisorConfig, spec: Spec, *, trials: Iterable[Trial] = (), tried_now: Collection[str] = ()
+    config: SupervisorConfig, spec: Spec, *, trials: Iterable[Trial] = (), tried_now: Collection[str] = ()
 ) -> ChosenEngine:
     """Return the engine for a model that can be read. Looks at the disk. Raises CannotLaunch.
 
@@ -113,9 +111,9 @@ def choose_engine(
     """
     if fault := validation.path_fault(spec.engine, spec.path, spec.allowed_risks):
         raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
-    found = base.find_engines(house.commands, house.cache, os.environ.get("PATH", os.defpath))
+    found = base.find_engines(config.commands, config.cache, os.environ.get("PATH", os.defpath))
     try:
-        return select_engine(spec, found, base.all_installed(house.cache), trials=trials, tried_now=tried_now)
+        return select_engine(spec, found, base.all_installed(config.cache), trials=trials, tried_now=tried_now)
     except base.NoLauncher as error:
         raise CannotLaunch(str(error), "no-engine") from error
     except NoVersion as error:
@@ -123,19 +121,19 @@ def choose_engine(
 
 
 def allocate(
-    house: SupervisorConfig,
+    config: SupervisorConfig,
     spec: Spec,
     engine: ChosenEngine,
     *,
     before: Sequence[Device],
-    tenants: Iterable[HostedReplica],
-    past: Iterable[Measured],
+    hosted: Iterable[HostedReplica],
+    measurements: Iterable[Measured],
     versions: Mapping[str, str],
 ) -> Allocation | None:
-    """What the engine gets of this host's memory; None if nobody can say what it takes.
+    """Return the engine's share of this host's memory; None if its need cannot be predicted.
 
-    `before`: the devices as seen last; they are looked at anew. `versions`: of the engines, by launcher. Blocks for
-    some 10 ms, for large vocabularies some 100. Raises CannotLaunch; DoesNotFit if there is no room.
+    `before`: the devices as last seen; they are read again. `versions`: of the engines, by launcher. Blocks for some
+    10 ms, for large vocabularies some 100. Raises CannotLaunch; DoesNotFit if there is no room.
     """
     launcher, program = engine.launcher, engine.program
     facts = allocation.facts_of(spec)
@@ -148,8 +146,8 @@ def allocate(
         launcher,
         program,
         devices,
-        occupants=allocation.occupants(tenants, devices),
-        past=past,
+        occupants=allocation.occupants(hosted, devices),
+        past=measurements,
         version=engine.measured_version(versions),
     )
     if isinstance(found.refusal, Unpredictable):
@@ -160,33 +158,33 @@ def allocate(
 
 
 def make_offer(
-    house: SupervisorConfig,
+    config: SupervisorConfig,
     spec: Spec,
     replicas: int,
     *,
     before: Sequence[Device],
-    tenants: Iterable[HostedReplica],
-    past: Iterable[Measured],
+    hosted: Iterable[HostedReplica],
+    measurements: Iterable[Measured],
     versions: Mapping[str, str],
 ) -> Offer:
-    """What this host has for a model that belongs to none. Blocks as `allot` does for each replica."""
+    """Return what this host offers for a model that no host has. Blocks as `allocate` does, for each replica."""
     try:
-        engine = choose_engine(house, spec)
+        engine = choose_engine(config, spec)
     except CannotLaunch:
         return Offer(fits=False, free=0)
     devices = gpus.visible_devices(gpus.list_devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    occupants = allocation.occupants(tenants, devices)
+    occupants = allocation.occupants(hosted, devices)
     kind = placement.kind_of(devices, on_cpu=base.on_cpu(engine.launcher, engine.program))
     shares = [share for one in occupants for share in one.shares]
     free = sum(placement.free_room(device, shares).free for device in devices if device.kind == kind)
     facts = allocation.facts_of(spec)
     if facts is None:
-        return Offer(fits=True, free=free)  # it takes what it takes
+        return Offer(fits=True, free=free)  # its need is not known
     for number in range(replicas):
         found = allocation.check_fit(
             *(spec, facts, engine.launcher, engine.program, devices),
             occupants=occupants,
-            past=past,
+            past=measurements,
             version=engine.measured_version(versions),
         )
         if not found.fits or found.allotment is None:
@@ -205,7 +203,7 @@ def make_offer(
 
 
 def launch(
-    house: SupervisorConfig,
+    config: SupervisorConfig,
     runs: Runs,
     key: Key,
     spec: Spec,
@@ -217,14 +215,14 @@ def launch(
 ) -> tuple[Run, RunMetadata]:
     """Execute an engine on this port of `address`; blocks for ~0.1 s. Raises CannotLaunch."""
     launcher, program, choice = engine.launcher, engine.program, engine.choice
-    _see_that_it_takes(house, spec, launcher, program)
-    place = Endpoint(
+    _check_arguments(config, spec, launcher, program)
+    endpoint = Endpoint(
         address=address,
         port=port,
         api_key=secrets.token_urlsafe(24),
-        grace=house.stop_grace,
+        grace=config.stop_grace,
     )
-    label = RunMetadata(
+    metadata = RunMetadata(
         model=key.model,
         replica=key.number,
         name=spec.name,
@@ -232,39 +230,39 @@ def launch(
         fingerprint=spec.fingerprint(),
         launcher=launcher,
         slots=base.parallel_slots(spec, launcher),
-        port=place.port,
-        url=place.url,
-        api_key=place.api_key,
+        port=endpoint.port,
+        url=endpoint.url,
+        api_key=endpoint.api_key,
         allotment=allotted.stored() if allotted else None,
         installed=choice.installed.version if choice else "",
         stamp=choice.installed.stamp if choice else "",
         trial=choice.trial if choice else False,
-        instead=choice.instead if choice else "",
+        fallback=choice.instead if choice else "",
     )
     _forget_old_runs(runs, key)
     grant = allotted.grant if allotted else None
-    command = base.build_command(spec, launcher, program, place, os.environ, grant, house.walls)
+    command = base.build_command(spec, launcher, program, endpoint, os.environ, grant, config.isolation)
     try:
-        return runs.start(secrets.token_hex(8), command, label=asdict(label), grace=place.grace), label
+        return runs.start(secrets.token_hex(8), command, label=asdict(metadata), grace=endpoint.grace), metadata
     except (process.StartFailed, OSError) as error:
         raise CannotLaunch(str(error), failure_advice.cause(str(error))) from error
 
 
-def _see_that_it_takes(house: SupervisorConfig, spec: Spec, launcher: str, program: Sequence[str]) -> None:
-    """Its arguments, by the engine's own parser: what that refuses need not be started. Raises CannotLaunch."""
+def _check_arguments(config: SupervisorConfig, spec: Spec, launcher: str, program: Sequence[str]) -> None:
+    """Check the arguments by the engine's own parser, as it would refuse to start. Raises CannotLaunch."""
     if not spec.args:
         return
-    options = parsers.load_options(launcher, program, house.cache)
-    said = validation.read_arguments(spec.engine, launcher, spec.args, options)
-    # Not the rest of what registration asks: what was registered by an older release goes on.
-    if options and said.faults:
-        raise CannotLaunch(validation.explain_fault(said.faults[0]), "bad-argument")
+    options = parsers.load_options(launcher, program, config.cache)
+    parsed = validation.read_arguments(spec.engine, launcher, spec.args, options)
+    # Nothing else that registration checks: what an older release has registered keeps working.
+    if options and parsed.faults:
+        raise CannotLaunch(validation.explain_fault(parsed.faults[0]), "bad-argument")
 
 
-def free_port(address: str, ports: Sequence[int], taken: Collection[int], chance: random.Random) -> int:
-    """Return one of `ports`, not in `taken`, on which nobody listens. Raises CannotLaunch."""
-    # By chance, as another installation on this host may be choosing now from the same range.
-    for port in chance.sample(ports, len(ports)):
+def free_port(address: str, ports: Sequence[int], taken: Collection[int], rng: random.Random) -> int:
+    """Return one of `ports`, not in `taken`, on which no process listens. Raises CannotLaunch."""
+    # By rng, as another installation on this host may be choosing now from the same range.
+    for port in rng.sample(ports, len(ports)):
         if port not in taken and _can_listen(address, port):
             return port
     raise CannotLaunch(f"All ports of ENGINE_PORTS ({ports[0]}-{ports[-1]}) are in use.", "port-in-use")

@@ -1,12 +1,12 @@
 """One supervisor for a host, also if two machines (or two state directories) were given the same host name.
 
-Who supervises a host has written a number of its own on the host's row, its claim, and renews `seen_at` every BEAT
-seconds. Another one that finds a claim watches the row: if `seen_at` changes, somebody lives there; if it stays as it
-is for STALE_AFTER seconds of the watcher's own monotonic clock, nobody does. Instants are only compared for
-being equal, so it does not matter how far the clocks of two machines are apart, or whether one of them jumps.
+A supervisor writes a number of its own on the host's row, its claim, and renews `seen_at` every BEAT seconds. Another
+one that finds a claim watches the row: if `seen_at` changes, the holder is alive; if it does not change for STALE_AFTER
+seconds of the watcher's own monotonic clock, the holder is dead. Instants are only compared for equality, so it does
+not matter how far the clocks of two machines are apart, or whether one of them jumps.
 
 The claim is kept in the state directory as well, whose lock the caller holds: a supervisor that follows a killed one
-knows the claim as its own and need not wait.
+recognises the claim as its own and need not wait.
 """
 
 import logging
@@ -23,12 +23,12 @@ STALE_AFTER = 30.0  # many beats may be lost, to a slow database or a busy machi
 
 
 class HeldElsewhere(Exception):
-    """Another supervisor looks after this host; the message says which."""
+    """Another supervisor holds this host; the message says which."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a host's row says: whose it is (empty: nobody's), who that is in words, and when it was renewed."""
+    """What a host's row says: the holder's number (empty: no holder), its description, and when it was renewed."""
 
     number: str
     holder: str
@@ -36,7 +36,7 @@ class Claim:
 
 
 class Lease:
-    """The wish for one host's claim. Decides only; the rows are the caller's."""
+    """A supervisor's claim on one host. Only decides; the caller reads and writes the rows."""
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path = path
@@ -47,7 +47,7 @@ class Lease:
         self.since = 0.0
 
     def may_take(self, found: Claim) -> bool:
-        """False: look again soon. Raises HeldElsewhere when its holder gave a sign of life."""
+        """Return whether to take the host; if not, look again soon. Raises HeldElsewhere when its holder is alive."""
         if found.number in ("", self.before, self.number):
             return True
         if self.watched is None or self.watched.number != found.number:
@@ -57,9 +57,9 @@ class Lease:
             raise HeldElsewhere(f"This host has a supervisor already: {found.holder}.")
         return self.clock() - self.since >= STALE_AFTER
 
-    def taken(self) -> None:
-        """Remember the claim for who comes after us in this state directory."""
+    def keep_claim(self) -> None:
+        """Keep the claim for the next supervisor of this state directory."""
         try:
             self.path.write_text(self.number)
-        except OSError as error:  # a full disk: the next one waits for STALE_AFTER
+        except OSError as error:  # a full disk: the next supervisor waits for STALE_AFTER
             log.warning("cannot keep the claim: %s", error)

@@ -1,10 +1,10 @@
-"""Keeps the engines of this host as operators want them: one loop that looks, plans and acts, one that keeps the books.
+"""Keeps the engines of this host as operators want them: one loop observes, plans and acts, one syncs rows.
 
-`plan.plan` decides; this carries out. The loops share nothing with the database but values, so while it is away
-engines go on, are restarted and looked at, and the rows follow when it is back. Work on one replica never waits for
-another: each action is a task; starting and stopping block in threads.
+`plan.plan_actions` decides; this carries out. The loops share only values with the database, so while it is away
+engines keep running, are restarted and checked, and the rows follow when it is back. Work on one replica never waits
+for another: each action is a task; starting and stopping block in threads.
 
-Ending the supervisor leaves its engines to the next one, which finds them by their run directories and adopts them.
+A supervisor that stops leaves its engines to the next one, which finds them by their run directories and adopts them.
 asyncio rather than threads alone, because most of the time is spent waiting for answers of many engines at once.
 """
 
@@ -47,13 +47,13 @@ from modelregistry.supervisor.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 TICK = 0.5  # seconds between two plans
-CHECK_WITHIN = 10.0  # seconds for a question to a ready engine whose health was bad
+CHECK_WITHIN = 10.0  # seconds for a question to a ready engine whose health check failed
 STUCK_LIMIT = 300.0  # seconds with requests and without a token: as long as gateways wait for a first byte
-UNTOLD_LIMIT = 60.0  # seconds without metrics from an engine that has them, before it is asked a question
-NAME_THREADS = 64  # each look up may hold one for half a minute, and each external model is looked at every 10 s
+SILENT_LIMIT = 60.0  # seconds without metrics from an engine that has them, before it is asked a question
+NAME_THREADS = 64  # a lookup may occupy one for half a minute, and each external model is checked every 10 s
 BRIEF_DRAIN = 3.0  # seconds for running requests when everything is to stop
 LOG_LINES = 15
-CAUSE_LINES = 400  # vLLM's cause stands high above its last line
+CAUSE_LINES = 400  # vLLM logs the cause far above its last line
 
 
 @dataclass(slots=True)
@@ -61,114 +61,119 @@ class Signals:
     """How an operator's signals reach the loops."""
 
     stop: asyncio.Event = field(default_factory=asyncio.Event)
-    hurry: asyncio.Event = field(default_factory=asyncio.Event)
+    kill: asyncio.Event = field(default_factory=asyncio.Event)
 
     def receive(self) -> None:
-        (self.hurry if self.stop.is_set() else self.stop).set()
+        (self.kill if self.stop.is_set() else self.stop).set()
 
 
 class Supervisor:
-    """One per host (the caller holds the lock). `run` until told to stop."""
+    """The engines of one host, whose lock the caller holds."""
 
     def __init__(
         self,
-        house: SupervisorConfig,
+        config: SupervisorConfig,
         *,
         periodic_tasks: TaskRunner | None = None,
         clock: Callable[[], float] = time.monotonic,
-        chance: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
-        self.house = house
+        self.config = config
         self.periodic_tasks = periodic_tasks
         self.clock = clock
-        self.chance = chance or random.Random()  # noqa: S311 -- chooses ports
-        self.runs = process.Runs(house.runs, groups=process.own_group())
-        self.charges: dict[Key, ManagedReplica] = {}
+        self.rng = rng or random.Random()  # noqa: S311 -- chooses ports
+        self.runs = process.Runs(config.runs, groups=process.own_group())
+        self.replicas: dict[Key, ManagedReplica] = {}
         self.watchdog = Watchdog()
         self.wake = asyncio.Event()
-        self.allotting = asyncio.Lock()  # two that start at a time must not count on the same memory
-        self.hands = Executor(32, "hands")  # which wait for processes
-        self.readings = FileWatch()
+        self.allocation_lock = asyncio.Lock()  # two that start at the same time must not count on the same memory
+        self.executor = Executor(32, "processes")  # threads that wait for processes
+        self.file_watch = FileWatch()
         self.strangers: set[tuple[int, int]] = set()
-        self.installed: list[Installed] | None = None  # engines' versions, as seen last
-        self.inspector = Inspector(self.runs, house.cache, house.commands)
-        self.books = StateSync(house, self.charges, self.hands, clock=clock, heard=self.wake.set)
+        self.installed: list[Installed] | None = None  # versions of engines, as last seen
+        self.inspector = Inspector(self.runs, config.cache, config.commands)
+        self.sync = StateSync(config, self.replicas, self.executor, clock=clock, on_exchange=self.wake.set)
 
     async def run(self, signals: Signals, *, stop_engines: bool) -> None:
-        """Adopt what runs, then supervises until `signals.stop`. With `stop_engines` it ends all engines first,
-        within BRIEF_DRAIN + the stop grace + a few seconds; else they go on.
+        """Adopt the running engines, then supervise until `signals.stop`.
+
+        With `stop_engines` all engines are stopped before it returns, within BRIEF_DRAIN + the stop grace + a few
+        seconds; otherwise they keep running.
         """
-        log.info("supervising %s: %s", self.house.host, ", ".join(map(str, gpus.list_devices())))
-        leave = False
-        # Names are looked up by the loop's own threads, of which there are six by default: those of one external model
-        # whose name server says nothing must not keep others from being looked at.
+        log.info("supervising %s: %s", self.config.host, ", ".join(map(str, gpus.list_devices())))
+        release = False
+        # Names are resolved by the loop's own threads, of which there are six by default: lookups for one external
+        # model whose name server does not answer must not keep others from being checked.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NAME_THREADS, "names"))
         try:
-            # No proxy from the environment, and no kept connection: an engine may be gone at the next look.
+            # No proxy from the environment, and no kept connection: an engine may be gone at the next check.
             limits = httpx2.Limits(max_keepalive_connections=0)
             async with httpx2.AsyncClient(limits=limits, trust_env=False) as self.client:
-                known = await self.books.open(signals.stop)
+                known = await self.sync.open(signals.stop)
                 if known is not None:
                     await self._adopt(known)
                     await self._supervise(signals)
                     if stop_engines:
                         await self._stop_engines(signals)
-                    leave = True
+                    release = True
         finally:
-            await self.books.close(leave=leave)
-            self.hands.close()
+            await self.sync.close(release=release)
+            self.executor.close()
 
     async def _adopt(self, known: Mapping[Key, ReplicaFacts]) -> None:
-        grace = self.house.stop_grace
-        found = await self.hands.do(adopt_runs, self.runs, known, self.books.orders, grace=grace, clock=self.clock)
-        self.charges.update(found)
+        grace = self.config.stop_grace
+        found = await self.executor.run(
+            adopt_runs, self.runs, known, self.sync.desired_models, grace=grace, clock=self.clock
+        )
+        self.replicas.update(found)
 
     # --- The loops ----------------------------------------------------------------------------------------------
 
     async def _supervise(self, signals: Signals) -> None:
-        books = asyncio.create_task(self.books.keep())
-        # Apart, as a disk may hang.
-        beside = [
-            self.watchdog.keep(name, partial(self._turn, work))
+        sync = asyncio.create_task(self.sync.run())
+        # Tasks of their own, as a disk may hang.
+        background = [
+            self.watchdog.keep_running(name, partial(self._run_step, work))
             for name, work in (("inspection", self.inspect), ("files", self._read_files))
         ]
         bidder = Bidder(
-            *(self.books.host.id, self.books),
-            offer=self._offer,
-            settled=self._is_settled,
-            here=lambda found: self.hands.do(with_files, found),
+            *(self.sync.host.id, self.sync),
+            make_offer=self._make_offer,
+            is_settled=self._is_settled,
+            with_files=lambda found: self.executor.run(with_files, found),
             clock=self.clock,
         )
-        beside.append(self.watchdog.keep("bids", partial(bidder.keep, self.books.changed.set)))
+        background.append(self.watchdog.keep_running("bids", partial(bidder.run_turn, self.sync.changed.set)))
         if self.periodic_tasks:
-            beside.append(self.watchdog.keep("periodic tasks", self.periodic_tasks.keep))
+            background.append(self.watchdog.keep_running("periodic tasks", self.periodic_tasks.run))
         try:
             while not signals.stop.is_set():
-                if books.done():
-                    books.result()  # raises: without books we must not go on as if all were well
-                self._act()
+                if sync.done():
+                    sync.result()  # raises: without books we must not go on as if all were well
+                self._act_on_plan()
                 await wait_for_either(self.wake, TICK, signals.stop)
                 self.wake.clear()
         finally:
-            await cancel_and_wait([books, *beside, *self._tasks("looking")])
-        if unfinished := self._tasks("working"):
-            await asyncio.wait(unfinished, timeout=self.house.stop_grace)
-        await self.books.last_exchange()
+            await cancel_and_wait([sync, *background, *self._tasks("probe_task")])
+        if unfinished := self._tasks("engine_task"):
+            await asyncio.wait(unfinished, timeout=self.config.stop_grace)
+        await self.sync.last_exchange()
 
-    async def _turn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """One turn of work without which engines go on as well; the watchdog runs it again whatever becomes of it."""
+    async def _run_step(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run one step of work that engines do not depend on; the watchdog repeats it, also after a failure."""
         await work()
         await asyncio.sleep(inspection.EVERY)
 
     async def inspect(self) -> None:
-        installed = await self.hands.do(base.all_installed, self.house.cache)
+        """Look at the machine for the next report, and retry failed replicas when the installed engines changed."""
+        installed = await self.executor.run(base.all_installed, self.config.cache)
         if self.installed not in (None, installed):
-            # What had no engine, or one that does not work, may have one now.
-            for charge in self.charges.values():
-                if charge.state in (State.BACKOFF, State.FAILED):
-                    charge.retry_at = self.clock()
+            # A model that had no engine, or one that does not work, may have one now.
+            for replica in self.replicas.values():
+                if replica.state in (State.BACKOFF, State.FAILED):
+                    replica.retry_at = self.clock()
         self.installed = installed
-        found = await self.hands.do(self.inspector.inspect)
+        found = await self.executor.run(self.inspector.inspect)
         for each in found.strangers:
             who = each["pid"], each["device"]
             if who not in self.strangers:
@@ -177,373 +182,387 @@ class Supervisor:
                 )
         self.strangers = {(each["pid"], each["device"]) for each in found.strangers}
         report = Report(**{**asdict(found), "at": timezone.now()})
-        if fault := self.books.address_fault:
+        if fault := self.sync.address_fault:
             report.problems.append({**asdict(fault), "detail": str(fault)})
-        self.books.report = report
+        self.sync.report = report
 
     async def _read_files(self) -> None:
-        """What the models' files tell. One that failed is tried at once when its files have changed."""
-        known = set(self.readings.read)
-        fresh = await self.hands.do(self.readings.fresh, list(self.books.orders.items()))
-        self.books.readings.update(fresh)
-        for charge in self.charges.values():
-            if charge.key.model in fresh.keys() & known and charge.state in (State.BACKOFF, State.FAILED):
-                charge.retry_at = self.clock()
+        """Read the models' files that changed. A model that failed is retried at once when its files have changed."""
+        known = set(self.file_watch.read)
+        fresh = await self.executor.run(self.file_watch.read_changed, list(self.sync.desired_models.items()))
+        self.sync.unwritten_file_facts.update(fresh)
+        for replica in self.replicas.values():
+            if replica.key.model in fresh.keys() & known and replica.state in (State.BACKOFF, State.FAILED):
+                replica.retry_at = self.clock()
 
-    def _act(self) -> None:
+    def _act_on_plan(self) -> None:
         now = self.clock()
-        free = {key: charge for key, charge in self.charges.items() if charge.working is None}
-        wanted = {key: want for key, want in self._wanted().items() if key in free or key not in self.charges}
-        observed = [charge.observe() for charge in free.values()]
-        for action in plan.plan_actions(wanted, observed, now, start_limit=self.house.start_limit):
+        free = {key: replica for key, replica in self.replicas.items() if replica.engine_task is None}
+        wanted = {key: want for key, want in self._wanted_replicas().items() if key in free or key not in self.replicas}
+        observed = [replica.observe() for replica in free.values()]
+        for action in plan.plan_actions(wanted, observed, now, start_limit=self.config.start_limit):
             self._carry_out(action, now)
 
-    def _wanted(self) -> dict[Key, plan.Wanted]:
-        # What runs is not ended for an address at which nothing could be started.
-        address = "" if self.books.address_fault else self.books.address
+    def _wanted_replicas(self) -> dict[Key, plan.Wanted]:
+        # Running engines are not stopped for an address at which nothing could be started.
+        address = "" if self.sync.address_fault else self.sync.address
         return {
             Key(model_id, number): plan.Wanted(
-                fingerprint=order.fingerprint(),
-                address="" if order.external else address,
-                external=order.external,
-                # An external engine is not of this machine: nobody is served by cutting it off.
-                enabled=order.enabled and (order.external or not self.books.maintenance),
-                idle_after=order.idle_after,
-                wake_requested=order.wake_requested,
+                fingerprint=desired.fingerprint(),
+                address="" if desired.external else address,
+                external=desired.external,
+                # An external engine does not run on this machine: cutting it off would help no one.
+                enabled=desired.enabled and (desired.external or not self.sync.maintenance),
+                idle_after=desired.idle_after,
+                wake_requested=desired.wake_requested,
             )
-            for model_id, order in self.books.orders.items()
-            for number in range(order.replicas)
+            for model_id, desired in self.sync.desired_models.items()
+            for number in range(desired.replicas)
         }
 
     def _carry_out(self, action: plan.Action, now: float) -> None:
-        charge = self.charges.get(action.key)
+        replica = self.replicas.get(action.key)
         if isinstance(action, plan.Start):
-            self._begin_start(action.key, charge, now)
+            self._begin_start(action.key, replica, now)
             return
-        assert charge, "only a start is planned for what is not there"
-        if isinstance(action, plan.Ask | plan.CheckHealth):
-            if charge.looking is None:
-                charge.looked_at = now
-                work = self._ask(charge) if isinstance(action, plan.Ask) else self._look(charge)
-                charge.looking = self._task(charge, "looking", work)
-            return
-        if charge.looking:
-            charge.looking.cancel()
-        match action:
-            case plan.Drain(then=then):
-                charge.then = then
-                charge.enter(State.DRAINING, now)
-            case plan.Stop():
-                charge.working = self._task(charge, "working", self._stop(charge))
-            case plan.Fail(why=why):
-                charge.working = self._task(charge, "working", self._fail(charge, why))
-            case plan.Remove():
-                del self.charges[charge.key]
-                self.books.removed.add(charge.key)
-        self.books.changed.set()
-
-    def _begin_start(self, key: Key, charge: ManagedReplica | None, now: float) -> None:
-        order = self.books.orders[key.model]
-        if charge is None:
-            charge = ManagedReplica(key=key, order=order, fingerprint="", state=State.STOPPED, since=now)
-            self.charges[key] = charge
-            self.books.removed.discard(key)
-        if not order.external and self._is_unreachable(charge):
-            charge.retry_at = now + plan.ADDRESS_PAUSE
-            return
-        charge.begin(order, "" if order.external else self.books.address, now)
-        if order.external:
-            charge.url, charge.api_key, charge.launcher, charge.slots = order.url, order.upstream_key, "", None
-        elif self.books.address_fault:
-            charge.unreachable(now, str(self.books.address_fault))
+        assert replica, "only a start is planned for a replica that does not exist"
+        if isinstance(action, plan.AskQuestion | plan.CheckHealth):
+            self._begin_probe(replica, action, now)
         else:
-            charge.working = self._task(charge, "working", self._start(charge))
-        self.books.changed.set()
+            self._end_service(replica, action, now)
 
-    def _is_unreachable(self, charge: ManagedReplica) -> bool:
-        """It was told already that this machine does not have the host's address."""
-        told = charge.cause == "bad-address" and charge.address == self.books.address
-        return told and self.books.address_fault is not None
+    def _begin_probe(self, replica: ManagedReplica, action: plan.AskQuestion | plan.CheckHealth, now: float) -> None:
+        if replica.probe_task is None:
+            replica.checked_at = now
+            probing = self._ask_question if isinstance(action, plan.AskQuestion) else self._check_health
+            replica.probe_task = self._task(replica, "probe_task", probing(replica))
 
-    def _task(self, charge: ManagedReplica, kind: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _end_service(
+        self, replica: ManagedReplica, action: plan.Drain | plan.Stop | plan.Fail | plan.Remove, now: float
+    ) -> None:
+        if replica.probe_task:
+            replica.probe_task.cancel()
+        match action:
+            case plan.Drain(next_state=next_state):
+                replica.state_after_drain = next_state
+                replica.enter(State.DRAINING, now)
+            case plan.Stop():
+                replica.engine_task = self._task(replica, "engine_task", self._stop_replica(replica))
+            case plan.Fail(reason=reason):
+                replica.engine_task = self._task(replica, "engine_task", self._fail_replica(replica, reason))
+            case plan.Remove():
+                del self.replicas[replica.key]
+                self.sync.removed.add(replica.key)
+        self.sync.changed.set()
+
+    def _begin_start(self, key: Key, replica: ManagedReplica | None, now: float) -> None:
+        desired = self.sync.desired_models[key.model]
+        if replica is None:
+            replica = ManagedReplica(key=key, desired=desired, fingerprint="", state=State.STOPPED, since=now)
+            self.replicas[key] = replica
+            self.sync.removed.discard(key)
+        if not desired.external and self._is_unreachable(replica):
+            replica.retry_at = now + plan.ADDRESS_PAUSE
+            return
+        replica.begin_start(desired, "" if desired.external else self.sync.address, now)
+        if desired.external:
+            replica.url, replica.api_key, replica.launcher, replica.slots = desired.url, desired.upstream_key, "", None
+        elif self.sync.address_fault:
+            replica.record_bad_address(now, str(self.sync.address_fault))
+        else:
+            replica.engine_task = self._task(replica, "engine_task", self._start_replica(replica))
+        self.sync.changed.set()
+
+    def _is_unreachable(self, replica: ManagedReplica) -> bool:
+        """Return whether it failed before because this machine lacks the host's address, and still lacks it."""
+        failed_before = replica.cause == "bad-address" and replica.address == self.sync.address
+        return failed_before and self.sync.address_fault is not None
+
+    def _task(self, replica: ManagedReplica, kind: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def done(task: asyncio.Task[None]) -> None:
-            if getattr(charge, kind) is task:
-                setattr(charge, kind, None)
+            if getattr(replica, kind) is task:
+                setattr(replica, kind, None)
             if not task.cancelled() and (error := task.exception()):
-                log.error("%s", charge, exc_info=error)
+                log.error("%s", replica, exc_info=error)
             self.wake.set()
-            self.books.changed.set()
+            self.sync.changed.set()
 
         task = asyncio.create_task(work)
         task.add_done_callback(done)
         return task
 
     def _tasks(self, kind: str) -> list[asyncio.Task[None]]:
-        return [task for charge in self.charges.values() if (task := getattr(charge, kind))]
+        return [task for replica in self.replicas.values() if (task := getattr(replica, kind))]
 
     # --- Starting and stopping -----------------------------------------------------------------------------------
 
-    async def _start(self, charge: ManagedReplica) -> None:
+    async def _start_replica(self, replica: ManagedReplica) -> None:
         try:
-            engine = await self._allot(charge)
-            # Chosen before anything more is waited for: engines that start at once would be given the same one, and
-            # an engine may load for a minute before it finds its port in use.
-            taken = {other.port for other in self.charges.values()}
-            charge.port = launching.free_port(charge.address, self.house.ports, taken, self.chance)
-            run, label = await self.hands.do(
+            engine = await self._allocate(replica)
+            # Chosen before the next await: engines that start at the same time would get the same port, and an engine
+            # may load for a minute before it finds its port in use.
+            taken = {other.port for other in self.replicas.values()}
+            replica.port = launching.free_port(replica.address, self.config.ports, taken, self.rng)
+            run, metadata = await self.executor.run(
                 launching.launch,
-                *(self.house, self.runs, charge.key, charge.order.spec, engine),
-                address=charge.address,
-                port=charge.port,
-                allotted=charge.allotment,
+                *(self.config, self.runs, replica.key, replica.desired.spec, engine),
+                address=replica.address,
+                port=replica.port,
+                allotted=replica.allotment,
             )
         except DoesNotFit as error:
-            charge.refused(self.clock(), str(error), error.need)
+            replica.record_refusal(self.clock(), str(error), error.need)
         except CannotLaunch as error:
-            charge.port = 0
-            charge.crashed(self.clock(), str(error), error.cause)
-            self._blame_version(charge)
+            replica.port = 0
+            replica.record_crash(self.clock(), str(error), error.cause)
+            self._blame_version(replica)
         except OSError as error:  # run directories that cannot be read
-            charge.port = 0
-            charge.crashed(self.clock(), str(error), failure_advice.cause(str(error)))
-        except Exception as error:  # a model that we stumble over must neither wait for ever nor stop the others
-            log.exception("%s: its start failed", charge)
-            charge.port = 0
-            why = f"The supervisor could not start it: {describe_exception(error)}"
-            charge.crashed(self.clock(), why, "start-fault")
+            replica.port = 0
+            replica.record_crash(self.clock(), str(error), failure_advice.cause(str(error)))
+        except Exception as error:  # an unforeseen fault of one model must neither hang it nor stop the others
+            log.exception("%s: its start failed", replica)
+            replica.port = 0
+            reason = f"The supervisor could not start it: {describe_exception(error)}"
+            replica.record_crash(self.clock(), reason, "start-fault")
         else:
-            charge.oom_kills = process.oom_kills()
-            charge.launched(run, label, self.clock())
+            replica.oom_kills = process.oom_kills()
+            replica.record_launch(run, metadata, self.clock())
 
-    async def _allot(self, charge: ManagedReplica) -> ChosenEngine:
-        """Choose its engine and find it a place. Raises CannotLaunch."""
-        async with self.allotting:
-            model, spec = charge.key.model, charge.order.spec
-            others = [one for one in self.charges.values() if one.key.model == model and one is not charge]
-            engine = await self.hands.do(
+    async def _allocate(self, replica: ManagedReplica) -> ChosenEngine:
+        """Choose its engine and allocate its memory. Raises CannotLaunch."""
+        async with self.allocation_lock:
+            model, spec = replica.key.model, replica.desired.spec
+            others = [one for one in self.replicas.values() if one.key.model == model and one is not replica]
+            engine = await self.executor.run(
                 launching.choose_engine,
-                *(self.house, spec),
-                trials=list(self.books.trials.get(model, ())),
+                *(self.config, spec),
+                trials=list(self.sync.trials.get(model, ())),
                 tried_now=[one.installed for one in others if one.trial and one.state == State.STARTING],
             )
             if engine.choice:
-                charge.chosen(engine.choice)
-            tenants = [other.tenant for other in self.charges.values() if other is not charge and other.tenant]
-            charge.allotment = await self.hands.do(
+                replica.set_engine(engine.choice)
+            hosted = [other.hosted for other in self.replicas.values() if other is not replica and other.hosted]
+            replica.allotment = await self.executor.run(
                 launching.allocate,
-                *(self.house, spec, engine),
+                *(self.config, spec, engine),
                 before=self.inspector.devices,
-                tenants=tenants,
-                past=self.books.measurements,
-                versions=self.books.report.engines if self.books.report else {},
+                hosted=hosted,
+                measurements=self.sync.measurements,
+                versions=self.sync.report.engines if self.sync.report else {},
             )
         return engine
 
-    async def _offer(self, model: Unassigned) -> Offer:
-        """What this host has for a model that belongs to none."""
-        async with self.allotting:
-            tenants = [charge.tenant for charge in self.charges.values() if charge.tenant]
+    async def _make_offer(self, model: Unassigned) -> Offer:
+        """Return what this host offers for a model that no host has."""
+        async with self.allocation_lock:
+            hosted = [replica.hosted for replica in self.replicas.values() if replica.hosted]
             try:
-                return await self.hands.do(
+                return await self.executor.run(
                     launching.make_offer,
-                    *(self.house, model.spec, model.replicas),
+                    *(self.config, model.spec, model.replicas),
                     before=self.inspector.devices,
-                    tenants=tenants,
-                    past=self.books.measurements,
-                    versions=self.books.report.engines if self.books.report else {},
+                    hosted=hosted,
+                    measurements=self.sync.measurements,
+                    versions=self.sync.report.engines if self.sync.report else {},
                 )
-            except Exception:  # where it fits nowhere somebody takes it all the same, and its start says why not
-                log.exception("%s: nobody can say whether it fits here", model.spec.name)
+            except Exception:  # a host takes it even where it fits nowhere, and its start reports the reason
+                log.exception("%s: cannot determine whether it fits here", model.spec.name)
                 return Offer(fits=False, free=0)
 
     def _is_settled(self, model_id: int) -> bool:
-        """Return whether it is known what each of its replicas got, if they are to run at all."""
-        order = self.books.orders.get(model_id)
-        if order is None:
+        """Return whether each replica of the model has its memory, if they are to run at all."""
+        desired = self.sync.desired_models.get(model_id)
+        if desired is None:
             return False
-        charges = [self.charges.get(Key(model_id, number)) for number in range(order.replicas)]
-        return not order.enabled or all(
-            charge and (charge.allotment or charge.run or charge.state != State.STARTING) for charge in charges
+        replicas = [self.replicas.get(Key(model_id, number)) for number in range(desired.replicas)]
+        return not desired.enabled or all(
+            replica and (replica.allotment or replica.run or replica.state != State.STARTING) for replica in replicas
         )
 
-    async def _stop(self, charge: ManagedReplica) -> None:
-        left = await self._end(charge)
-        charge.over()
-        charge.enter(charge.then, self.clock(), left)
-        charge.then = State.STOPPED
+    async def _stop_replica(self, replica: ManagedReplica) -> None:
+        left = await self._stop_engine(replica)
+        replica.clear_run()
+        replica.enter(replica.state_after_drain, self.clock(), left)
+        replica.state_after_drain = State.STOPPED
 
-    async def _fail(self, charge: ManagedReplica, why: str) -> None:
-        run, never_answered = charge.run, charge.ready_at is None
-        if why and charge.said:
-            why = f"{why}: {charge.said}"
-        # Off the catalogue before the tree is ended, which may take the whole grace.
-        charge.crashed(self.clock(), why)
-        left = await self._end(charge)
-        charge.over()
-        story = _story(charge.launcher, run, why)
-        charge.detail = "\n".join(filter(None, [story, left]))
-        charge.cause = "host-memory" if process.oom_kills() > charge.oom_kills else _cause(run, why)
+    async def _fail_replica(self, replica: ManagedReplica, reason: str) -> None:
+        run, never_answered = replica.run, replica.ready_at is None
+        if reason and replica.last_failure:
+            reason = f"{reason}: {replica.last_failure}"
+        # Off the catalogue before the processes are stopped, which may take the whole grace.
+        replica.record_crash(self.clock(), reason)
+        left = await self._stop_engine(replica)
+        replica.clear_run()
+        story = _describe_end(replica.launcher, run, reason)
+        replica.detail = "\n".join(filter(None, [story, left]))
+        replica.cause = "host-memory" if process.oom_kills() > replica.oom_kills else _find_cause(run, reason)
         if never_answered:
-            self._blame_version(charge)
+            self._blame_version(replica)
 
-    async def _end(self, charge: ManagedReplica) -> str:
-        """End its engine; tells what is left of it."""
-        if charge.run is None:
+    async def _stop_engine(self, replica: ManagedReplica) -> str:
+        """Stop its engine and return what is left of it, or ""."""
+        if replica.run is None:
             return ""
-        return await self.hands.do(stopping.stop_and_release, charge.run, grace=self.house.stop_grace)
+        return await self.executor.run(stopping.stop_and_release, replica.run, grace=self.config.stop_grace)
 
-    # --- Asking --------------------------------------------------------------------------------------------------
+    # --- Probing -------------------------------------------------------------------------------------------------
 
-    async def _ask(self, charge: ManagedReplica) -> None:
-        if charge.order.external or charge.state == State.STARTING:
-            seen = await probe.check_health(self.client, charge.target)
+    async def _ask_question(self, replica: ManagedReplica) -> None:
+        if replica.desired.external or replica.state == State.STARTING:
+            seen = await probe.check_health(self.client, replica.target)
             if not seen.well:
                 return
         try:
-            await probe.ask_question(self.client, charge.target)
+            await probe.ask_question(self.client, replica.target)
         except probe.NoAnswer as error:
-            charge.refusals += isinstance(error, probe.ProbeRefusal)
-            charge.said = str(error)
-            if charge.state == State.UNHEALTHY or isinstance(error, probe.ProbeRefusal):
-                charge.detail, charge.cause = charge.said, ""
+            replica.refusals += isinstance(error, probe.ProbeRefusal)
+            replica.last_failure = str(error)
+            if replica.state == State.UNHEALTHY or isinstance(error, probe.ProbeRefusal):
+                replica.detail, replica.cause = replica.last_failure, ""
             return
-        if charge.state == State.STARTING and charge.installed and not await self._proves_its_version(charge):
+        if replica.state == State.STARTING and replica.installed and not await self._proves_its_version(replica):
             return
-        charge.blamed = None
-        charge.version = await probe.version(self.client, charge.target) or self._installed(charge)
-        charge.answered(await probe.check_health(self.client, charge.target), self.clock())
+        replica.blamed_trial = None
+        replica.version = await probe.version(self.client, replica.target) or self._installed_version(replica)
+        replica.record_answer(await probe.check_health(self.client, replica.target), self.clock())
 
-    def _installed(self, charge: ManagedReplica) -> str:
-        """Return the version of an engine that does not tell it itself."""
-        return charge.installed or (self.books.report.engines.get(charge.launcher, "") if self.books.report else "")
+    def _installed_version(self, replica: ManagedReplica) -> str:
+        """Return the version of an engine that does not report it itself."""
+        return replica.installed or (self.sync.report.engines.get(replica.launcher, "") if self.sync.report else "")
 
     # --- Versions of engines -------------------------------------------------------------------------------------
 
-    async def _proves_its_version(self, charge: ManagedReplica) -> bool:
-        """Return whether a start with one of our installations may serve: an untried version is held to the one before
-        it.
+    async def _proves_its_version(self, replica: ManagedReplica) -> bool:
+        """Return whether a start with one of our installations may serve.
+
+        The answer of an untried version is compared with the one of the version before it.
         """
-        known = self.books.trials.get(charge.key.model, ())
-        mine = [one for one in known if (one.launcher, one.version) == (charge.launcher, charge.installed)]
-        if any(one.state == PROVEN and one.stamp == charge.stamp for one in mine):
+        known = self.sync.trials.get(replica.key.model, ())
+        mine = [one for one in known if (one.launcher, one.version) == (replica.launcher, replica.installed)]
+        if any(one.state == PROVEN and one.stamp == replica.stamp for one in mine):
             return True
-        answer = await probe.ask_sample(self.client, charge.target)
-        before = version_trials.reference(known, charge.launcher)
-        if charge.trial and (other := version_trials.difference(before, answer)):
-            why = f"{charge.launcher} {charge.installed} {other}"
-            charge.working = self._task(charge, "working", self._fail(charge, why))
+        answer = await probe.ask_sample(self.client, replica.target)
+        before = version_trials.reference(known, replica.launcher)
+        if replica.trial and (other := version_trials.difference(before, answer)):
+            reason = f"{replica.launcher} {replica.installed} {other}"
+            replica.engine_task = self._task(replica, "engine_task", self._fail_replica(replica, reason))
             return False
-        self.books.tried(charge.key.model, _trial(charge, PROVEN, answer))
-        charge.trial = False
+        self.sync.record_trial(replica.key.model, _trial(replica, PROVEN, answer))
+        replica.trial = False
         return True
 
-    def _blame_version(self, charge: ManagedReplica) -> None:
-        """A trial that failed: its version is left alone, and the one before it is started at once.
+    def _blame_version(self, replica: ManagedReplica) -> None:
+        """Record the version of a failed trial as failed, and start the one before it at once.
 
-        If that fails of the same, it was not the version's fault.
+        If that one fails for the same cause, it was not the version's fault.
         """
-        blamed, charge.blamed = charge.blamed, None
-        if blamed and blamed.cause and blamed.cause == charge.cause:
-            self.books.tried(charge.key.model, replace(blamed, state=UNTRIED, cause="", detail=""))
+        blamed, replica.blamed_trial = replica.blamed_trial, None
+        if blamed and blamed.cause and blamed.cause == replica.cause:
+            self.sync.record_trial(replica.key.model, replace(blamed, state=UNTRIED, cause="", detail=""))
             return
-        if not (charge.trial and charge.instead) or charge.cause in NOT_ITS_FAULT:
+        if not (replica.trial and replica.fallback) or replica.cause in NOT_ITS_FAULT:
             return
-        charge.blamed = _trial(charge, FAILED)
-        self.books.tried(charge.key.model, charge.blamed)
-        log.warning("%s: %s %s failed, back to %s", charge, charge.launcher, charge.installed, charge.instead)
-        charge.trial = False
-        charge.retry_at = self.clock()
+        replica.blamed_trial = _trial(replica, FAILED)
+        self.sync.record_trial(replica.key.model, replica.blamed_trial)
+        log.warning("%s: %s %s failed, back to %s", replica, replica.launcher, replica.installed, replica.fallback)
+        replica.trial = False
+        replica.retry_at = self.clock()
 
-    async def _look(self, charge: ManagedReplica) -> None:
-        seen = await probe.check_health(self.client, charge.target)
+    async def _check_health(self, replica: ManagedReplica) -> None:
+        seen = await probe.check_health(self.client, replica.target)
         now = self.clock()
-        charge.oom_kills = process.oom_kills()
-        if charge.order.external:
-            charge.enter(State.READY if seen.well else State.UNHEALTHY, now, seen.detail)
+        replica.oom_kills = process.oom_kills()
+        if replica.desired.external:
+            replica.enter(State.READY if seen.well else State.UNHEALTHY, now, seen.detail)
             return
-        charge.note(seen, now)
-        charge.version = charge.version or self._installed(charge)
-        if charge.state == State.DRAINING:
-            charge.bad_looks = 0 if seen.well else charge.bad_looks + 1
+        replica.record_health(seen, now)
+        replica.version = replica.version or self._installed_version(replica)
+        if replica.state == State.DRAINING:
+            replica.failed_checks = 0 if seen.well else replica.failed_checks + 1
             return
-        if seen.well and not self._in_doubt(charge, now):
-            charge.bad_looks = 0
+        if seen.well and not self._is_doubtful(replica, now):
+            replica.failed_checks = 0
             return
         try:
-            await probe.ask_question(self.client, charge.target, within=CHECK_WITHIN)
+            await probe.ask_question(self.client, replica.target, within=CHECK_WITHIN)
         except probe.NoAnswer as error:
-            if charge.unproven and charge.running and not isinstance(error, probe.ProbeRefusal):
-                return  # busy with what it was given before we came: asked again at the next look
-            charge.bad_looks += 1
-            if charge.bad_looks >= plan.BAD_LOOKS_LIMIT:
-                charge.enter(State.UNHEALTHY, self.clock(), str(error))
+            if replica.unproven and replica.running and not isinstance(error, probe.ProbeRefusal):
+                return  # busy with requests from before the adoption: asked again at the next check
+            replica.failed_checks += 1
+            if replica.failed_checks >= plan.FAILED_CHECKS_LIMIT:
+                replica.enter(State.UNHEALTHY, self.clock(), str(error))
         else:
-            charge.bad_looks, charge.unproven = 0, False
-            charge.told_at = charge.worked_at = self.clock()
+            replica.failed_checks, replica.unproven = 0, False
+            replica.reported_at = replica.progressed_at = self.clock()
 
-    def _in_doubt(self, charge: ManagedReplica, now: float) -> bool:
-        """It says that it is well; is there reason not to believe it?"""
-        return charge.unproven or now - charge.told_at >= UNTOLD_LIMIT or now - charge.worked_at >= STUCK_LIMIT
+    def _is_doubtful(self, replica: ManagedReplica, now: float) -> bool:
+        """Return whether there is reason not to believe an engine that reports itself healthy."""
+        return (
+            replica.unproven or now - replica.reported_at >= SILENT_LIMIT or now - replica.progressed_at >= STUCK_LIMIT
+        )
 
-    # --- The end -------------------------------------------------------------------------------------------------
+    # --- Shutdown ------------------------------------------------------------------------------------------------
 
     async def _stop_engines(self, signals: Signals) -> None:
-        """Off the catalogue, BRIEF_DRAIN for what runs, and all at once ended. A second signal ends all waiting."""
-        running = [charge for charge in self.charges.values() if charge.run]
-        for charge in running:
-            charge.enter(State.DRAINING, self.clock())
-        await self.books.last_exchange()
+        """Take all engines off the catalogue, give running requests BRIEF_DRAIN seconds, and stop all engines at once.
+
+        A second signal kills them without waiting.
+        """
+        running = [replica for replica in self.replicas.values() if replica.run]
+        for replica in running:
+            replica.enter(State.DRAINING, self.clock())
+        await self.sync.last_exchange()
         deadline = self.clock() + BRIEF_DRAIN
-        while self.clock() < deadline and not signals.hurry.is_set() and await self._any_busy(running):
-            await wait_for_either(signals.hurry, plan.DRAIN_LOOK_EVERY)
-        hurry = asyncio.create_task(self._hurry(signals, running))
-        # One that cannot be ended must not save the others.
-        ends = await asyncio.gather(*(self._stop(charge) for charge in running), return_exceptions=True)
-        for charge, end in zip(running, ends, strict=True):
+        while self.clock() < deadline and not signals.kill.is_set() and await self._any_busy(running):
+            await wait_for_either(signals.kill, plan.DRAIN_CHECK_EVERY)
+        kill = asyncio.create_task(self._kill_at_second_signal(signals, running))
+        # One that cannot be stopped must not keep the others running.
+        ends = await asyncio.gather(*(self._stop_replica(replica) for replica in running), return_exceptions=True)
+        for replica, end in zip(running, ends, strict=True):
             if isinstance(end, BaseException):
-                log.error("%s could not be ended", charge, exc_info=end)
-        await cancel_and_wait([hurry])
-        await self.books.last_exchange()
+                log.error("%s could not be stopped", replica, exc_info=end)
+        await cancel_and_wait([kill])
+        await self.sync.last_exchange()
 
-    async def _hurry(self, signals: Signals, charges: list[ManagedReplica]) -> None:
-        await signals.hurry.wait()
-        for charge in charges:
-            if charge.run:
-                process.terminate_at_once(charge.run)
+    async def _kill_at_second_signal(self, signals: Signals, replicas: list[ManagedReplica]) -> None:
+        await signals.kill.wait()
+        for replica in replicas:
+            if replica.run:
+                process.terminate_at_once(replica.run)
 
-    async def _any_busy(self, charges: list[ManagedReplica]) -> bool:
-        looks = await asyncio.gather(*(probe.check_health(self.client, charge.target) for charge in charges))
-        return any(seen.well and seen.running != 0 for seen in looks)
+    async def _any_busy(self, replicas: list[ManagedReplica]) -> bool:
+        checks = await asyncio.gather(*(probe.check_health(self.client, replica.target) for replica in replicas))
+        return any(seen.well and seen.running != 0 for seen in checks)
 
 
-def _trial(charge: ManagedReplica, state: str, answer: Mapping[str, Any] | None = None) -> Trial:
+def _trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] | None = None) -> Trial:
     return Trial(
-        launcher=charge.launcher,
-        version=charge.installed,
-        stamp=charge.stamp,
+        launcher=replica.launcher,
+        version=replica.installed,
+        stamp=replica.stamp,
         state=state,
         answer=answer,
-        cause=charge.cause if state == FAILED else "",
-        detail=charge.detail[:4000] if state == FAILED else "",
+        cause=replica.cause if state == FAILED else "",
+        detail=replica.detail[:4000] if state == FAILED else "",
     )
 
 
-def _cause(run: Run | None, why: str) -> str:
+def _find_cause(run: Run | None, reason: str) -> str:
     written = process.log_tail(run.directory, CAUSE_LINES) if run else ""
-    if run and not why and (ended := process.exit_of(run)):
-        written += f"\n{ended}"  # a signal tells something, too, unless it was ours
-    return failure_advice.cause(written) or ("too-slow" if "did not answer within" in why else "")
+    if run and not reason and (ended := process.exit_of(run)):
+        written += f"\n{ended}"  # a signal hints at the cause as well, unless it was ours
+    return failure_advice.cause(written) or ("too-slow" if "did not answer within" in reason else "")
 
 
-def _story(launcher: str, run: Run | None, why: str) -> str:
-    """Return one sentence on what happened, then the engine's last words."""
+def _describe_end(launcher: str, run: Run | None, reason: str) -> str:
+    """Return one sentence on what happened, then the engine's last log lines."""
     if run is None:
-        return why
+        return reason
     ended = process.exit_of(run)
-    how = why or str(ended or "its shim was killed")
+    how = reason or str(ended or "its shim was killed")
     written = process.log_tail(run.directory, CAUSE_LINES)
-    # Who was killed had no time to say why.
-    silent = not why and (ended is None or ended.signal == signal.SIGKILL)
+    # A killed engine had no time to log why.
+    silent = not reason and (ended is None or ended.signal == signal.SIGKILL)
     cause = "" if silent else base.last_telling_line(launcher, written)
     tail = "\n".join(written.splitlines()[-LOG_LINES:])
     return "\n".join(filter(None, [f"{how}: {cause}" if cause else how, tail]))

@@ -1,4 +1,4 @@
-"""One replica in the supervisor's care: what is known of it now. Blocks on nothing but small files of /proc."""
+"""One replica under supervision: what is known of it now. Blocks on nothing but small files of /proc."""
 
 import asyncio
 import logging
@@ -27,71 +27,67 @@ BUSY_CPU = 0.2  # of one core; an idle llama-cpp-python server uses 0.00
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class ManagedReplica:
-    """`order`, `fingerprint` and `address` are of what runs or last ran. `since` and `…_at` are monotonic seconds.
-
-    `looking` is a question on its way, which may be given up at any time; `working` starts or ends its engine, and
-    nothing else may happen to it meanwhile. `written` is what its row is known to say.
-    """
+    """The state of one replica. `since` and `…_at` are monotonic seconds."""
 
     key: Key
-    order: DesiredModel
+    desired: DesiredModel  # as what runs or last ran was started, like `fingerprint` and `address`
     fingerprint: str
     state: State
     since: float
-    then: State = State.STOPPED  # after draining
+    state_after_drain: State = State.STOPPED
 
     run: Run | None = None
-    oom_kills: int = 0  # of this machine, when it was last known to live
-    run_id: str = ""  # of the last run, also when it is over: its log tells why
+    oom_kills: int = 0  # of this machine, when the engine was last known to be alive
+    run_id: str = ""  # of the last run, also when it is over: its log shows why
     url: str = ""
     api_key: str = ""
     address: str = ""  # where its engine listens; empty: not known, or it is an external one
     port: int = 0
     launcher: str = ""
     slots: int | None = None
-    version: str = ""  # of the engine, as it tells
-    installed: str = ""  # the version of ours that it was started from, "": a program that operators named
-    stamp: str = ""
+    version: str = ""  # of the engine, as it reports it
+    installed: str = ""  # the installed version that it was started from; "": a program that operators named
+    stamp: str = ""  # of that installation
     trial: bool = False  # this start has to prove that version
-    instead: str = ""  # what is taken if it does not
-    blamed: Trial | None = None  # the version that failed before this start, with one that is to do better
+    fallback: str = ""  # the version that is started if it does not
+    blamed_trial: Trial | None = None  # the failed trial for which this start fell back
 
     allotment: Allocation | None = None  # its part of the host's memory
-    needed: Prediction | None = None  # what it was refused for want of
-    placed_written: tuple[Any, ...] | None = None
+    needed: Prediction | None = None  # the memory for which there was no room
+    written_placement: tuple[Any, ...] | None = None
     peak: int = 0  # bytes, the most that this run was measured to take on one device
 
     detail: str = ""
     cause: str = ""  # a code of `failure_advice`
-    said: str = ""  # what came instead of an answer when it was asked last
+    last_failure: str = ""  # what came instead of an answer to the last question
     crashes: int = 0  # in a row
-    futile: int = 0  # starts in a row that never answered
+    futile_starts: int = 0  # starts in a row that never answered
     restarts: int = 0
     retry_at: float = 0.0
 
     published_at: float | None = None
-    looked_at: float = 0.0
-    told_at: float = 0.0  # when it last told whether it works
+    checked_at: float = 0.0
+    reported_at: float = 0.0  # when it last reported whether it works on requests
     ready_at: float | None = None
     active_at: float = 0.0
     measured_at: float = 0.0
-    bad_looks: int = 0
+    failed_checks: int = 0
     refusals: int = 0
     running: int | None = None
-    work: float | None = None
-    worked_at: float = 0.0  # when it last did something, or had nothing to do
-    unproven: bool = False  # adopted: it lives, and was not asked yet
+    work_done: float | None = None  # as `HealthCheck.work`
+    progressed_at: float = 0.0  # when it last made progress, or had nothing to do
+    unproven: bool = False  # adopted: it is alive, and has not answered a question yet
     generated: tuple[float, float] | None = None  # when, and how many tokens until then
     live: Mapping[str, Any] | None = None  # as `Replica.live`
     cpu: tuple[float, float] | None = None  # when, and how many seconds of CPU time until then
 
-    written: ReplicaFacts | None = None
-    live_written: Mapping[str, Any] | None = None
-    looking: asyncio.Task[None] | None = None
-    working: asyncio.Task[None] | None = None
+    written: ReplicaFacts | None = None  # what its row is known to say
+    written_live: Mapping[str, Any] | None = None
+    probe_task: asyncio.Task[None] | None = None  # a question or health check; may be cancelled at any time
+    engine_task: asyncio.Task[None] | None = None  # starts or stops the engine; nothing else may happen meanwhile
 
     def __str__(self) -> str:
-        return f"{self.order.spec.name} #{self.key.number}"
+        return f"{self.desired.spec.name} #{self.key.number}"
 
     @property
     def target(self) -> probe.Target:
@@ -99,46 +95,46 @@ class ManagedReplica:
             launcher=self.launcher,
             url=self.url,
             api_key=self.api_key,
-            model=self.order.upstream_model or self.order.spec.name,
-            task=self.order.spec.task,
+            model=self.desired.upstream_model or self.desired.spec.name,
+            task=self.desired.spec.task,
         )
 
     @property
-    def tenant(self) -> HostedReplica | None:
-        """As others that want memory have to know it; None: it has none."""
-        if self.allotment is None or (self.run is None and self.working is None):
+    def hosted(self) -> HostedReplica | None:
+        """What others that need memory must know of it; None: it has no memory."""
+        if self.allotment is None or (self.run is None and self.engine_task is None):
             return None
         return HostedReplica(name=str(self), allotment=self.allotment, run=self.run, settled=self.ready_at is not None)
 
     @property
-    def placed(self) -> tuple[Prediction | None, tuple[int, ...]]:
-        """What was predicted of its last start, and its devices."""
+    def placement(self) -> tuple[Prediction | None, tuple[int, ...]]:
+        """What was predicted for its last start, and its devices."""
         if self.allotment:
             return self.allotment.prediction, self.allotment.devices
         return self.needed, ()
 
     def observe(self) -> Observed:
-        """For the plan."""
+        """Return what the plan needs to know of it."""
         return Observed(
             key=self.key,
             state=self.state,
             fingerprint=self.fingerprint,
             since=self.since,
             address=self.address,
-            external=self.order.external,
+            external=self.desired.external,
             ended=self.run is not None and process.life_of(self.run) is not Life.RUNNING,
             published_at=self.published_at,
-            looked_at=self.looked_at,
-            told_at=self.told_at,
-            bad_looks=self.bad_looks,
+            checked_at=self.checked_at,
+            reported_at=self.reported_at,
+            failed_checks=self.failed_checks,
             refusals=self.refusals,
             running=self.running,
             active_at=self.active_at,
             retry_at=self.retry_at,
         )
 
-    def facts(self, now: float) -> ReplicaFacts:
-        """For its row."""
+    def current_facts(self, now: float) -> ReplicaFacts:
+        """Return what its row is to say."""
         waits = self.state in (State.BACKOFF, State.FAILED)
         return ReplicaFacts(
             state=self.state,
@@ -155,19 +151,19 @@ class ManagedReplica:
             version=self.version,
         )
 
-    def remember(self, facts: ReplicaFacts, retry_at: float) -> None:
-        """What its row says, of a life before ours."""
+    def restore(self, facts: ReplicaFacts, retry_at: float) -> None:
+        """Restore what its row says, as an earlier supervisor wrote it."""
         self.state, self.detail, self.cause, self.restarts = facts.state, facts.detail, facts.cause, facts.restarts
         self.launcher, self.slots, self.version = facts.launcher, facts.slots, facts.version
         self.run_id, self.retry_at = facts.run_id, retry_at
 
     def _retry_instant(self, now: float) -> datetime:
         instant = timezone.now() + timedelta(seconds=self.retry_at - now)
-        told = self.written.retry_at if self.written else None
-        # Told once for each crash: counted anew each time it would differ by microseconds.
-        return told if told and abs((told - instant).total_seconds()) < 1 else instant
+        written = self.written.retry_at if self.written else None
+        # Written once for each crash: computed again each time it would differ by microseconds.
+        return written if written and abs((written - instant).total_seconds()) < 1 else instant
 
-    # --- What happens to it -------------------------------------------------------------------------------------
+    # --- Events -------------------------------------------------------------------------------------------------
 
     def enter(self, state: State, now: float, detail: str = "") -> None:
         if state != self.state:
@@ -178,105 +174,113 @@ class ManagedReplica:
         self.state = state
         self.detail, self.cause = detail, ""
 
-    def begin(self, order: DesiredModel, address: str, now: float) -> None:
-        """It is to be started, from now on as this order says, to listen at this address."""
-        if order.fingerprint() != self.fingerprint or self.address not in ("", address):
-            self.crashes = self.futile = 0
-        self.version = self.installed = self.stamp = self.instead = ""
+    def begin_start(self, desired: DesiredModel, address: str, now: float) -> None:
+        """Prepare a start as `desired`, listening at this address."""
+        if desired.fingerprint() != self.fingerprint or self.address not in ("", address):
+            self.crashes = self.futile_starts = 0
+        self.version = self.installed = self.stamp = self.fallback = ""
         self.trial = False
-        self.order, self.fingerprint, self.then = order, order.fingerprint(), State.STOPPED
+        self.desired, self.fingerprint, self.state_after_drain = desired, desired.fingerprint(), State.STOPPED
         self.address = address
-        self.over()
-        self.looked_at = 0.0
-        # Until it answers it is told why it had to be started again.
+        self.clear_run()
+        self.checked_at = 0.0
+        # Until it answers its row shows why it had to be started again.
         detail, cause = (self.detail, self.cause) if self.crashes else ("", "")
         self.enter(State.STARTING, now, detail)
         self.cause = cause
 
-    def launched(self, run: Run, label: RunMetadata, now: float) -> None:
+    def record_launch(self, run: Run, metadata: RunMetadata, now: float) -> None:
         self.run, self.run_id = run, run.run_id
-        self.address, self.port, self.url, self.api_key = label.address, label.port, label.url, label.api_key
-        self.launcher, self.slots = label.launcher, label.slots
-        self.allotment, self.peak = label.allotted, 0
-        self.fingerprint = label.fingerprint
-        self.installed, self.stamp = label.installed, label.stamp
-        self.trial, self.instead = label.trial, label.instead
-        self.since = self.active_at = self.told_at = self.worked_at = now
+        self.address, self.port, self.url, self.api_key = (
+            metadata.address,
+            metadata.port,
+            metadata.url,
+            metadata.api_key,
+        )
+        self.launcher, self.slots = metadata.launcher, metadata.slots
+        self.allotment, self.peak = metadata.allotted, 0
+        self.fingerprint = metadata.fingerprint
+        self.installed, self.stamp = metadata.installed, metadata.stamp
+        self.trial, self.fallback = metadata.trial, metadata.fallback
+        self.since = self.active_at = self.reported_at = self.progressed_at = now
 
-    def answered(self, seen: probe.HealthCheck, now: float) -> None:
-        """It did its work when asked. `seen` afterwards, so that the question itself does not count as somebody's."""
-        self.work, self.running = seen.work, seen.running
-        self.told_at = self.active_at = self.ready_at = self.worked_at = now
+    def record_answer(self, seen: probe.HealthCheck, now: float) -> None:
+        """Record that it answered a question. `seen`: a later check, so that the question does not count as work."""
+        self.work_done, self.running = seen.work, seen.running
+        self.reported_at = self.active_at = self.ready_at = self.progressed_at = now
         self.measured_at = 0.0
-        self.bad_looks = self.refusals = self.futile = 0
-        self.said = ""
+        self.failed_checks = self.refusals = self.futile_starts = 0
+        self.last_failure = ""
         self.unproven = False
         self.enter(State.READY, now)
 
-    def crashed(self, now: float, detail: str, cause: str = "") -> None:
-        """Count; when it is tried again follows from how often it happened."""
+    def record_crash(self, now: float, detail: str, cause: str = "") -> None:
+        """Count a crash, and plan the next try by how often it crashed."""
         lived_well = self.ready_at is not None and now - self.ready_at >= plan.LIVED_WELL
         self.crashes = 1 if lived_well else self.crashes + 1
-        self.futile += self.ready_at is None
+        self.futile_starts += self.ready_at is None
         self.restarts += 1
-        state, pause = plan.after_crash(self.crashes, self.futile)
+        state, pause = plan.after_crash(self.crashes, self.futile_starts)
         self.retry_at = now + pause
         self.enter(state, now, detail)
         self.cause = cause
 
-    def chosen(self, choice: Choice) -> None:
-        """With what it is started now."""
+    def set_engine(self, choice: Choice) -> None:
+        """Set the installation that it is started from."""
         self.launcher = choice.installed.launcher
         self.installed, self.stamp = choice.installed.version, choice.installed.stamp
-        self.trial, self.instead = choice.trial, choice.instead
+        self.trial, self.fallback = choice.trial, choice.instead
 
-    def refused(self, now: float, detail: str, need: Prediction | None) -> None:
-        """There is no room for it. Nothing crashed, so nothing is counted; looked at again soon, as others may go."""
+    def record_refusal(self, now: float, detail: str, need: Prediction | None) -> None:
+        """Record that there is no room for it.
+
+        Nothing crashed, so nothing is counted; it is tried again soon, as others may stop.
+        """
         self.retry_at = now + plan.ROOM_PAUSE
         self.needed = need
         self.enter(State.FAILED, now, detail)
         self.cause = "does-not-fit"
 
-    def unreachable(self, now: float, detail: str) -> None:
-        """This machine does not have the address: nothing is started. Tried again soon or at another address."""
+    def record_bad_address(self, now: float, detail: str) -> None:
+        """Record that this machine lacks the host's address. It is tried again soon, or at another address."""
         self.retry_at = now + plan.ADDRESS_PAUSE
         self.enter(State.FAILED, now, detail)
         self.cause = "bad-address"
 
-    def over(self) -> None:
-        """Nothing runs any more."""
+    def clear_run(self) -> None:
+        """Forget the run, which is over."""
         self.run = None
         self.needed = self.allotment.prediction if self.allotment else self.needed
         self.allotment = None
         self.url = self.api_key = ""
         self.port = 0
         self.ready_at = None
-        self.running = self.work = self.cpu = self.generated = self.live = None
-        self.bad_looks = self.refusals = 0
-        self.said = ""
+        self.running = self.work_done = self.cpu = self.generated = self.live = None
+        self.failed_checks = self.refusals = 0
+        self.last_failure = ""
         self.unproven = False
 
-    def note(self, seen: probe.HealthCheck, now: float) -> None:
-        """Whether it works now, and whether it did since the last look."""
+    def record_health(self, seen: probe.HealthCheck, now: float) -> None:
+        """Record whether it works on requests now, and whether it did since the last check."""
         if not base.MONITORING[self.launcher].metrics:
-            seen = self._by_cpu_time(now)
-        self.live = self._live(seen, now)
+            seen = self._health_by_cpu_time(now)
+        self.live = self._live_values(seen, now)
         self.running = seen.running
         if seen.running is None:
-            self.active_at = now  # too busy to tell
+            self.active_at = now  # too busy to report
             return
-        self.told_at = now
-        if seen.running or seen.work != self.work:
+        self.reported_at = now
+        if seen.running or seen.work != self.work_done:
             self.active_at = now
-        if not seen.running or seen.work is None or seen.work != self.work:
-            self.worked_at = now
-        self.work = seen.work
+        if not seen.running or seen.work is None or seen.work != self.work_done:
+            self.progressed_at = now
+        self.work_done = seen.work
 
-    def _live(self, seen: probe.HealthCheck, now: float) -> Mapping[str, Any]:
+    def _live_values(self, seen: probe.HealthCheck, now: float) -> Mapping[str, Any]:
         speed = None
         if seen.generated is not None:
             if self.generated and now > self.generated[0]:
-                # An engine that was started anew counts from zero.
+                # An engine that was restarted counts from zero.
                 speed = max(0.0, seen.generated - self.generated[1]) / (now - self.generated[0])
             self.generated = (now, seen.generated)
         waiting = seen.waiting
@@ -288,9 +292,9 @@ class ManagedReplica:
             "cache_used": seen.cache_used,
         }
 
-    def _by_cpu_time(self, now: float) -> probe.HealthCheck:
-        """For an engine without metrics: it works if its processes use CPU time. The first look cannot tell."""
-        assert self.run, "only what runs is looked at"
+    def _health_by_cpu_time(self, now: float) -> probe.HealthCheck:
+        """Judge an engine without metrics by whether its processes use CPU time. The first check cannot know."""
+        assert self.run, "only a running engine is checked"
         used = process.cpu_seconds(self.run)
         before, self.cpu = self.cpu, (now, used)
         if before is None:

@@ -53,13 +53,13 @@ class DesiredModel:
         return self.spec.engine == ServedModel.Engine.EXTERNAL
 
     def fingerprint(self) -> str:
-        """Change exactly when a replica must be started anew."""
+        """Return a value that changes exactly when a replica must be restarted."""
         return self.spec.fingerprint() + (f" {self.url} {self.upstream_key}" if self.external else "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaFacts:
-    """What a Replica row says, but for its memory."""
+    """A Replica row without its memory."""
 
     state: State
     url: str = ""
@@ -75,7 +75,7 @@ class ReplicaFacts:
     version: str = ""
 
 
-# What gateways build their catalogue from. Other changes are written without telling them.
+# What gateways build their catalogue from. Other changes are written without notifying them.
 _ROUTING = ("state", "url", "api_key", "launcher", "slots")
 
 
@@ -87,7 +87,7 @@ class HostRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredHost:
-    """The host as operators want it. `address`: where its engines are to listen; `maintenance`: none shall run."""
+    """The host as operators want it. `address`: where its engines listen; `maintenance`: none may run."""
 
     address: str
     maintenance: bool
@@ -116,70 +116,67 @@ class FileFacts:
 
 
 def get_or_create_host(name: str) -> HostRow:
-    """This host's row, made if there is none."""
+    """Return this host's row, which is created if there is none."""
     row, _ = Host.objects.get_or_create(name=name)
     return HostRow(id=row.pk, claim=Claim(row.claim, row.holder, row.seen_at))
 
 
 def desired_host(host_id: int) -> DesiredHost | None:
-    """None: the host was removed."""
+    """Return what operators want of the host; None: it was removed."""
     row = Host.objects.filter(pk=host_id).values("address", "maintenance").first()
     return DesiredHost(**row) if row else None
 
 
 def claim_host(row: HostRow, number: str, holder: str) -> bool:
-    """Make it ours, if nobody changed it since it was read."""
+    """Claim the host, unless the row has changed since it was read."""
     as_read = Host.objects.filter(pk=row.id, claim=row.claim.number, seen_at=row.claim.seen_at)
     return bool(as_read.update(claim=number, holder=holder, seen_at=database_now()))
 
 
 def record_sign_of_life(host_id: int, number: str) -> bool:
-    """Return the supervisor of this host is alive, by the database's clock; False if the host has another one now."""
+    """Record, by the database's clock, that the supervisor is alive; False if the host has another one now."""
     return bool(Host.objects.filter(pk=host_id, claim=number).update(seen_at=database_now()))
 
 
 def release_host(host_id: int, number: str) -> None:
-    """It leaves: the next one need not wait."""
+    """Delete the claim of a leaving supervisor, so that the next one need not wait."""
     Host.objects.filter(pk=host_id, claim=number).update(claim="")
 
 
-# Replicas that an operator who wants a model "wherever it fits" would not want to see moved.
+# States of replicas that an operator who wants a model "wherever it fits" would not want moved.
 _WELL_PLACED = (Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.ASLEEP)
 
 
 def desired_models(host_id: int, *, keeping: bool = True) -> dict[int, DesiredModel]:
-    """What this host is to serve, by the model's id.
+    """Return what this host is to serve, by the model's id.
 
     `keeping`: a model whose host was cleared while it runs here is taken again at once: clearing says that it may be
-    anywhere (a form that was opened before it had a host says the same), which is no reason to end what runs.
+    anywhere (a form that was opened before it had a host says the same), which is no reason to stop it.
     """
     here = Replica.objects.filter(model=OuterRef("pk"), host=host_id, state__in=_WELL_PLACED)
     which = Q(host=host_id) | Q(Exists(here), host=None) if keeping else Q(host=host_id)
     rows = ServedModel.objects.filter(which).select_related("wake_request")
-    return {row.pk: _order(row) for row in rows if row.host_id is not None or take_model(row.pk, host_id)}
+    return {row.pk: _desired_model(row) for row in rows if row.host_id is not None or take_model(row.pk, host_id)}
 
 
 def unassigned_models() -> dict[int, Unassigned]:
-    """Return the models of no host, by their ids, the oldest first."""
+    """Return the models without a host, by their ids, the oldest first."""
     found = {}
     for row in ServedModel.objects.filter(host=None).select_related("wake_request").order_by("pk"):
-        order = _order(row)
-        found[row.pk] = Unassigned(spec=order.spec, replicas=order.replicas, external=order.external)
+        desired = _desired_model(row)
+        found[row.pk] = Unassigned(spec=desired.spec, replicas=desired.replicas, external=desired.external)
     return found
 
 
 def bidders() -> set[int]:
-    """Return the hosts that could take a model: their supervisors were heard of late.
-
-    And they are not in maintenance.
-    """
+    """Return the hosts that could take a model: not in maintenance, and with a recent sign of life."""
     now, stale = database_now(), timedelta(seconds=STALE_AFTER)
     alive = Host.objects.filter(maintenance=False, seen_at__gte=now - stale, seen_at__lte=now + stale)
     return set(alive.exclude(claim="").values_list("pk", flat=True))
 
 
-def place_bid(host_id: int, offers: Mapping[int, Offer]) -> None:
-    """These are all that this host bids. Of models that are gone meanwhile it bids nothing."""
+def place_bids(host_id: int, offers: Mapping[int, Offer]) -> None:
+    """Replace the bids of this host. Offers for models that are gone meanwhile are left out."""
     with transaction.atomic():
         HostBid.objects.filter(host=host_id).exclude(model__in=offers).delete()
         for model_id in ServedModel.objects.filter(pk__in=offers, host=None).values_list("pk", flat=True):
@@ -188,7 +185,7 @@ def place_bid(host_id: int, offers: Mapping[int, Offer]) -> None:
 
 
 def open_bids(model_ids: Collection[int]) -> dict[int, list[Bid]]:
-    """By the model's id."""
+    """Return the bids for these models, by the model's id."""
     found: dict[int, list[Bid]] = {}
     for row in HostBid.objects.filter(model__in=model_ids):
         found.setdefault(row.model_id, []).append(Bid(host=row.host_id, offer=Offer(fits=row.fits, free=row.free)))
@@ -196,7 +193,7 @@ def open_bids(model_ids: Collection[int]) -> dict[int, list[Bid]]:
 
 
 def take_model(model_id: int, host_id: int) -> bool:
-    """Make it this host's, if it still is nobody's."""
+    """Give the model to this host, unless a host has it already."""
     with transaction.atomic():
         taken = bool(ServedModel.objects.filter(pk=model_id, host=None).update(host=host_id))
         if taken:
@@ -205,7 +202,7 @@ def take_model(model_id: int, host_id: int) -> bool:
 
 
 def spec_of(row: ServedModel) -> Spec:
-    """Say what of a model decides how its engine is started."""
+    """Return what decides how a model's engine is started."""
     return Spec(
         engine=row.engine,
         launcher=row.launcher,
@@ -224,7 +221,7 @@ def spec_of(row: ServedModel) -> Spec:
     )
 
 
-def _order(row: ServedModel) -> DesiredModel:
+def _desired_model(row: ServedModel) -> DesiredModel:
     external = row.engine == ServedModel.Engine.EXTERNAL
     retired = row.retires_on is not None and timezone.localdate() >= row.retires_on
     return DesiredModel(
@@ -245,7 +242,7 @@ def clear_wake_requests(model_id: int, since: datetime) -> None:
 
 
 def replica_facts(host_id: int) -> dict[Key, ReplicaFacts]:
-    """What was written last, by this supervisor or the one before it."""
+    """Return the replicas as last written, by this supervisor or an earlier one."""
     return {
         Key(row.model_id, row.index): ReplicaFacts(
             state=State(row.state),
@@ -266,9 +263,9 @@ def replica_facts(host_id: int) -> dict[Key, ReplicaFacts]:
 
 
 def write_replica(host_id: int, key: Key, facts: ReplicaFacts) -> None:
-    """Make the row say so. Nothing if the model was deleted: its rows went with it.
+    """Write the row of a replica. Does nothing if the model was deleted, and its rows with it.
 
-    A row that gateways must know is saved, which tells them; for the rest they are left alone.
+    A change that concerns gateways is saved, which notifies them; the rest is updated without a signal.
     """
     values = {name: getattr(facts, name) for name in ReplicaFacts.__dataclass_fields__}
     with transaction.atomic():
@@ -290,14 +287,14 @@ def remove_replica(host_id: int, key: Key) -> None:
 
 
 def record_placement(host_id: int, key: Key, predicted: Mapping[str, Any] | None, devices: Sequence[int]) -> None:
-    """Where it was put and what it was predicted to take there, as `memory.Prediction`. Gateways need not know."""
+    """Record where a replica runs and what it was predicted to use there, without notifying gateways."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
         predicted=predicted, devices=list(devices)
     )
 
 
 def record_measurement(host_id: int, key: Key, used: MemoryUse) -> None:
-    """Gateways need not know, so nobody is told."""
+    """Record the memory that a replica uses, without notifying gateways."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(
         memory_bytes=used.total,
         memory_fixed=used.fixed,
@@ -306,7 +303,10 @@ def record_measurement(host_id: int, key: Key, used: MemoryUse) -> None:
 
 
 def record_learned(allotted: Allocation, version: str, most: int) -> None:
-    """What a start took on one of its devices, beside what the formulas alone say of it; replaces what was known."""
+    """Record the memory that a start used on one of its devices, beside what the formulas predict.
+
+    Replaces the earlier measurement.
+    """
     formula = allotted.formula
     Measurement.objects.update_or_create(
         fingerprint=allotted.fingerprint,
@@ -324,13 +324,13 @@ def record_learned(allotted: Allocation, version: str, most: int) -> None:
 
 
 def load_measurements() -> list[Measured]:
-    """Return all that was learned, the oldest first."""
+    """Return all measurements, the oldest first."""
     names = [name for name in Measured.__dataclass_fields__]
     return [Measured(**row) for row in Measurement.objects.order_by("at").values(*names)]
 
 
 def load_trials(host_id: int) -> dict[int, list[Trial]]:
-    """What versions of engines did on this host, by the model's id, the oldest first."""
+    """Return the trials of engine versions on this host, by the model's id, the oldest first."""
     found: dict[int, list[Trial]] = {}
     for row in EngineTrial.objects.filter(host=host_id).order_by("at"):
         found.setdefault(row.model_id, []).append(_trial_of(row))
@@ -338,7 +338,7 @@ def load_trials(host_id: int) -> dict[int, list[Trial]]:
 
 
 def load_trials_of_model(model_id: int) -> dict[int, list[Trial]]:
-    """What versions of engines did with this model, by the host's id, the oldest first."""
+    """Return the trials of engine versions with this model, by the host's id, the oldest first."""
     found: dict[int, list[Trial]] = {}
     for row in EngineTrial.objects.filter(model=model_id).order_by("at"):
         found.setdefault(row.host_id, []).append(_trial_of(row))
@@ -350,7 +350,7 @@ def _trial_of(row: EngineTrial) -> Trial:
 
 
 def record_trial(host_id: int, model_id: int, trial: Trial) -> None:
-    """What became of a version. Nothing if the model was deleted meanwhile. Saved, which tells whoever listens."""
+    """Record the result of a trial, which sends signals. Does nothing if the model was deleted meanwhile."""
     if trial.state == UNTRIED:
         known = EngineTrial.objects.filter(host=host_id, model=model_id, launcher=trial.launcher)
         known.filter(version=trial.version).delete()
@@ -364,29 +364,29 @@ def record_trial(host_id: int, model_id: int, trial: Trial) -> None:
 
 
 def record_live_values(host_id: int, key: Key, seen: Mapping[str, Any] | None) -> None:
-    """What it does now. Gateways need not know."""
+    """Record what a replica does now, without notifying gateways."""
     Replica.objects.filter(host=host_id, model=key.model, index=key.number).update(live=seen)
 
 
 def record_report(host_id: int, report: Report) -> None:
-    """What the machine itself looks like."""
+    """Record the state of the machine."""
     HostReport.objects.update_or_create(host_id=host_id, defaults=asdict(report))
 
 
 def record_file_facts(model_id: int, report: FileFacts) -> None:
-    """What the files of a model told. Nothing if it was deleted meanwhile."""
+    """Record what the files of a model say. Does nothing if the model was deleted meanwhile."""
     if ServedModel.objects.filter(pk=model_id).exists():
         values = {"facts": report.facts, "fault": report.fault, "at": timezone.now()}
         models.FileReport.objects.update_or_create(model_id=model_id, defaults=values)
 
 
 def watched_logs(host_id: int) -> dict[int, str]:
-    """Return the replicas whose log somebody looks at now, with the run that it is of ("": there was none)."""
+    """Return the replicas whose log a page shows now, with the id of their last run ("": there was none)."""
     subscriptions = LogSubscription.objects.filter(replica__host=host_id, until__gt=timezone.now())
     return dict(subscriptions.values_list("replica_id", "replica__run_id"))
 
 
 def record_log_tail(replica_id: int, text: str) -> None:
-    """Nothing if the replica is gone meanwhile."""
+    """Record the end of a replica's log. Does nothing if the replica is gone meanwhile."""
     if Replica.objects.filter(pk=replica_id).exists():
         LogTail.objects.update_or_create(replica_id=replica_id, defaults={"text": text, "at": timezone.now()})

@@ -1,7 +1,7 @@
-"""The supervisor's exchange with the database: reads what operators want of this host, writes what became of it.
+"""The supervisor's exchange with the database: reads what operators want, writes the state of its replicas.
 
-What is to be written is read off the charges at each exchange, and what was written is remembered there: while the
-database is away nothing queues up, and the rows follow when it is back.
+Each exchange compares the replicas with what was last written of them: while the database is away nothing queues up,
+and the rows follow when it is back.
 """
 
 import asyncio
@@ -38,195 +38,200 @@ log = logging.getLogger(__name__)
 
 EVERY = 1.0  # seconds between two exchanges
 MEASURE_EVERY = 30.0
-ADDRESS_EVERY = 10.0  # seconds between two looks whether the machine has the host's address
+ADDRESS_EVERY = 10.0  # seconds between two checks whether the machine has the host's address
 ADDRESS_WITHIN = 2.0  # seconds to look a name up
 TAIL_LINES = 200
 
 
 class StateSync:
-    """`orders` is what is wanted, as read last; `changed` asks for an exchange at once, `heard` follows each."""
+    """One supervisor's view of the database.
+
+    Set `changed` for an exchange at once; `on_exchange` is called after each.
+    """
 
     def __init__(
         self,
-        house: SupervisorConfig,
-        charges: dict[Key, ManagedReplica],
-        hands: Executor,
+        config: SupervisorConfig,
+        replicas: dict[Key, ManagedReplica],
+        executor: Executor,
         *,
         clock: Callable[[], float],
-        heard: Callable[[], None],
+        on_exchange: Callable[[], None],
     ) -> None:
-        self.house = house
-        self.charges = charges
+        self.config = config
+        self.replicas = replicas
         self.clock = clock
-        self.heard = heard
-        self.orders: dict[int, DesiredModel] = {}
+        self.on_exchange = on_exchange
+        self.desired_models: dict[int, DesiredModel] = {}  # as last read
         self.removed: set[Key] = set()
         self.changed = asyncio.Event()
         self.host: repository.HostRow
         self.report: Report | None = None
         self.measurements: list[Measured] = []  # by this and earlier supervisors
-        self.trials: dict[int, list[Trial]] = {}  # of engines' versions, by the model's id; the oldest first
-        self.untold: list[tuple[int, Trial]] = []  # not written yet
+        self.trials: dict[int, list[Trial]] = {}  # of versions of engines, by the model's id; the oldest first
+        self.unwritten_trials: list[tuple[int, Trial]] = []  # by the model's id
         self.reported_at: datetime | None = None
-        self.readings: dict[int, FileFacts] = {}  # not written yet
-        self.lease = Lease(house.claim, clock)
+        self.unwritten_file_facts: dict[int, FileFacts] = {}  # by the model's id
+        self.lease = Lease(config.claim, clock)
         self.beat_at = float("-inf")
-        self.maintenance = False  # no engine shall run here
+        self.maintenance = False  # no engine may run here
         self.address = ""  # where engines are to listen
         self.address_fault: AddressFault | None = None  # why they cannot
         self.address_at = float("-inf")
-        self.tails: dict[int, str] = {}
-        self.away = False
+        self.log_tails: dict[int, str] = {}
+        self.database_is_away = False
         # One thread, so that there is one connection.
-        self.books = Executor(1, "books")
-        self.hands = hands
+        self.database = Executor(1, "database")
+        self.executor = executor
 
     async def open(self, stop: asyncio.Event) -> dict[Key, ReplicaFacts] | None:
-        """Wait for the database and for this host's claim; what was written last, or None if told to stop before.
+        """Wait for the database and for this host's claim; return the replicas as last written.
 
-        Raises HeldElsewhere.
+        Returns None if `stop` is set first. Raises HeldElsewhere.
         """
         while not stop.is_set():
             try:
-                if await self._claimed():
-                    await self._follow_host()
-                    self.orders = await self.books.do(
+                if await self._claim_host():
+                    await self._read_host()
+                    self.desired_models = await self.database.run(
                         repository.desired_models, self.host.id, keeping=not self.maintenance
                     )
-                    known = await self.books.do(repository.replica_facts, self.host.id)
-                    self.measurements = await self.books.do(repository.load_measurements)
-                    self.trials = await self.books.do(repository.load_trials, self.host.id)
-                    self._answered()
+                    known = await self.database.run(repository.replica_facts, self.host.id)
+                    self.measurements = await self.database.run(repository.load_measurements)
+                    self.trials = await self.database.run(repository.load_trials, self.host.id)
+                    self._log_recovery()
                     return known
             except Error as error:
-                self._failed(error)
+                self._log_outage(error)
             await wait_for_either(stop, EVERY)
         return None
 
-    async def keep(self) -> None:
-        """Exchanges for ever. Raises HeldElsewhere when another supervisor took this host over."""
+    async def run(self) -> None:
+        """Exchange for ever. Raises HeldElsewhere when another supervisor took this host over."""
         while True:
             try:
                 await self.exchange()
             except Error as error:
-                self._failed(error)
+                self._log_outage(error)
             else:
-                self._answered()
+                self._log_recovery()
             await wait_for_either(self.changed, EVERY)
             self.changed.clear()
 
     async def exchange(self) -> None:
         """Write what changed, read what is wanted. Raises django.db.Error, HeldElsewhere."""
-        await self.books.do(close_old_connections)
-        await self._beat()
+        await self.database.run(close_old_connections)
+        await self._renew_lease()
         for key in list(self.removed):
-            await self.books.do(repository.remove_replica, self.host.id, key)
+            await self.database.run(repository.remove_replica, self.host.id, key)
             self.removed.discard(key)
-        for charge in list(self.charges.values()):
-            await self._publish(charge)
+        for replica in list(self.replicas.values()):
+            await self._write_replica(replica)
         if self.report and self.report.at != self.reported_at:
             report = self.report
-            await self.books.do(repository.record_report, self.host.id, report)
+            await self.database.run(repository.record_report, self.host.id, report)
             self.reported_at = report.at
-        for model_id, reading in list(self.readings.items()):
-            await self._record_file_facts(model_id, reading)
-            if self.readings.get(model_id) is reading:
-                del self.readings[model_id]
-        while self.untold:
-            await self.books.do(repository.record_trial, self.host.id, *self.untold[0])
-            del self.untold[0]
-        await self._show_logs()
-        await self._follow_host()
+        for model_id, facts in list(self.unwritten_file_facts.items()):
+            await self._record_file_facts(model_id, facts)
+            if self.unwritten_file_facts.get(model_id) is facts:
+                del self.unwritten_file_facts[model_id]
+        while self.unwritten_trials:
+            await self.database.run(repository.record_trial, self.host.id, *self.unwritten_trials[0])
+            del self.unwritten_trials[0]
+        await self._write_log_tails()
+        await self._read_host()
         asked_at = timezone.now()
-        self.orders = await self.books.do(repository.desired_models, self.host.id, keeping=not self.maintenance)
-        for model_id in self._fulfilled():
-            await self.books.do(repository.clear_wake_requests, model_id, asked_at)
-        self.heard()
+        self.desired_models = await self.database.run(
+            repository.desired_models, self.host.id, keeping=not self.maintenance
+        )
+        for model_id in self._woken_models():
+            await self.database.run(repository.clear_wake_requests, model_id, asked_at)
+        self.on_exchange()
 
     async def _record_file_facts(self, model_id: int, facts: FileFacts) -> None:
         try:
-            await self.books.do(repository.record_file_facts, model_id, facts)
-        except (DataError, ValueError, OverflowError) as error:  # else nothing would be written any more, of no model
-            log.error("what the files of model %d say cannot be kept: %s", model_id, error)
+            await self.database.run(repository.record_file_facts, model_id, facts)
+        except (DataError, ValueError, OverflowError) as error:  # else no model's rows would be written any more
+            log.error("the facts of the files of model %d cannot be stored: %s", model_id, error)
             fault = FileFacts(facts=None, fault=describe_exception(error))
-            await self.books.do(repository.record_file_facts, model_id, fault)
+            await self.database.run(repository.record_file_facts, model_id, fault)
 
-    def tried(self, model_id: int, trial: Trial) -> None:
-        """What became of a version; known at once, written at the next exchange."""
+    def record_trial(self, model_id: int, trial: Trial) -> None:
+        """Remember the result of a trial at once, and write it at the next exchange."""
         known = self.trials.setdefault(model_id, [])
         known[:] = [one for one in known if (one.launcher, one.version) != (trial.launcher, trial.version)]
         if trial.state != UNTRIED:
             known.append(trial)
-        self.untold.append((model_id, trial))
+        self.unwritten_trials.append((model_id, trial))
         self.changed.set()
 
-    # --- Models of no host: as `bidding.Book`
+    # --- Models without a host: as `bidding.BidBook`
 
-    async def unassigned(self) -> Mapping[int, Unassigned]:
-        return await self.books.do(repository.unassigned_models)
+    async def unassigned_models(self) -> Mapping[int, Unassigned]:
+        return await self.database.run(repository.unassigned_models)
 
-    async def living(self) -> set[int]:
-        # Of itself it knows better than the row: that may be late.
-        others = await self.books.do(repository.bidders) - {self.host.id}
+    async def living_hosts(self) -> set[int]:
+        # It knows its own state better than its row does, which may be late.
+        others = await self.database.run(repository.bidders) - {self.host.id}
         return others if self.maintenance else others | {self.host.id}
 
-    async def bid(self, offers: Mapping[int, Offer]) -> None:
-        await self.books.do(repository.place_bid, self.host.id, offers)
+    async def place_bids(self, offers: Mapping[int, Offer]) -> None:
+        await self.database.run(repository.place_bids, self.host.id, offers)
 
-    async def bids(self, models: Collection[int]) -> Mapping[int, list[Bid]]:
-        return await self.books.do(repository.open_bids, models)
+    async def open_bids(self, models: Collection[int]) -> Mapping[int, list[Bid]]:
+        return await self.database.run(repository.open_bids, models)
 
-    async def take(self, model: int) -> bool:
-        return await self.books.do(repository.take_model, model, self.host.id)
+    async def take_model(self, model: int) -> bool:
+        return await self.database.run(repository.take_model, model, self.host.id)
 
     async def last_exchange(self) -> None:
-        """If the database answers; the engines do not wait for it."""
+        """Exchange once more if the database answers; engines do not wait for it."""
         with contextlib.suppress(Error, HeldElsewhere):
             await self.exchange()
 
-    async def close(self, *, leave: bool) -> None:
-        """`leave`: the host is free for another supervisor at once."""
+    async def close(self, *, release: bool) -> None:
+        """Close the connection. `release`: free the host for another supervisor at once."""
         with contextlib.suppress(Error):
-            if leave:
-                await self.books.do(repository.release_host, self.host.id, self.lease.number)
-            await self.books.do(connections.close_all)
-        self.books.close()
+            if release:
+                await self.database.run(repository.release_host, self.host.id, self.lease.number)
+            await self.database.run(connections.close_all)
+        self.database.close()
 
-    async def _claimed(self) -> bool:
-        self.host = await self.books.do(repository.get_or_create_host, self.house.host)
+    async def _claim_host(self) -> bool:
+        self.host = await self.database.run(repository.get_or_create_host, self.config.host)
         if not self.lease.may_take(self.host.claim):
             return False
-        holder = f"{socket.gethostname()}, process {os.getpid()}, {self.house.claim.parent.parent}"
-        if not await self.books.do(repository.claim_host, self.host, self.lease.number, holder[:200]):
+        holder = f"{socket.gethostname()}, process {os.getpid()}, {self.config.claim.parent.parent}"
+        if not await self.database.run(repository.claim_host, self.host, self.lease.number, holder[:200]):
             return False
-        self.lease.taken()
+        self.lease.keep_claim()
         return True
 
-    async def _beat(self) -> None:
+    async def _renew_lease(self) -> None:
         if self.clock() - self.beat_at < lease.BEAT:
             return
-        if not await self.books.do(repository.record_sign_of_life, self.host.id, self.lease.number):
+        if not await self.database.run(repository.record_sign_of_life, self.host.id, self.lease.number):
             raise HeldElsewhere("Another supervisor took this host over; its engines are left as they are.")
         self.beat_at = self.clock()
 
-    async def _follow_host(self) -> None:
-        """What operators want of the host itself. Raises HeldElsewhere when it was removed."""
-        wanted = await self.books.do(repository.desired_host, self.host.id)
+    async def _read_host(self) -> None:
+        """Read what operators want of the host itself. Raises HeldElsewhere when it was removed."""
+        wanted = await self.database.run(repository.desired_host, self.host.id)
         if wanted is None:
             raise HeldElsewhere("This host was removed; its engines are left as they are.")
         if wanted.maintenance != self.maintenance:
-            log.info("maintenance begins: engines end" if wanted.maintenance else "maintenance is over")
+            log.info("maintenance begins: engines stop" if wanted.maintenance else "maintenance is over")
         self.maintenance = wanted.maintenance
-        await self._find_address(wanted.address)
+        await self._check_address(wanted.address)
 
-    async def _find_address(self, address: str) -> None:
-        """Whether the machine has that address now."""
+    async def _check_address(self, address: str) -> None:
+        """Find out whether the machine has that address now."""
         if address == self.address and self.clock() - self.address_at < ADDRESS_EVERY:
             return
         before = self.address, self.address_fault
         try:
-            looking = self.hands.do(addresses.find_fault, address)
-            fault = await asyncio.wait_for(looking, ADDRESS_WITHIN)
+            lookup = self.executor.run(addresses.find_fault, address)
+            fault = await asyncio.wait_for(lookup, ADDRESS_WITHIN)
         except TimeoutError:
             fault = AddressFault(code="address-slow", address=address, reason=f"{ADDRESS_WITHIN:g}")
         self.address, self.address_fault, self.address_at = address, fault, self.clock()
@@ -235,63 +240,67 @@ class StateSync:
         elif before[0] not in ("", address):
             log.info("engines move from %s to %s", before[0], address)
 
-    async def _publish(self, charge: ManagedReplica) -> None:
-        facts = charge.facts(self.clock())
-        if facts != charge.written:
-            await self.books.do(repository.write_replica, self.host.id, charge.key, facts)
-            charge.written = facts
-        if charge.published_at is None and facts.state == charge.state:
-            charge.published_at = self.clock()
-        await self._place(charge)
-        if charge.live is not charge.live_written:
-            live = charge.live
-            await self.books.do(repository.record_live_values, self.host.id, charge.key, live)
-            charge.live_written = live
-        if charge.run and charge.state == State.READY and self.clock() - charge.measured_at >= MEASURE_EVERY:
-            charge.measured_at = self.clock()
-            await self._measure(charge, charge.run)
+    async def _write_replica(self, replica: ManagedReplica) -> None:
+        facts = replica.current_facts(self.clock())
+        if facts != replica.written:
+            await self.database.run(repository.write_replica, self.host.id, replica.key, facts)
+            replica.written = facts
+        if replica.published_at is None and facts.state == replica.state:
+            replica.published_at = self.clock()
+        await self._write_placement(replica)
+        if replica.live is not replica.written_live:
+            live = replica.live
+            await self.database.run(repository.record_live_values, self.host.id, replica.key, live)
+            replica.written_live = live
+        if replica.run and replica.state == State.READY and self.clock() - replica.measured_at >= MEASURE_EVERY:
+            replica.measured_at = self.clock()
+            await self._write_measurement(replica, replica.run)
 
-    async def _place(self, charge: ManagedReplica) -> None:
-        placed = charge.placed
-        if placed != charge.placed_written:
-            prediction, devices = placed
+    async def _write_placement(self, replica: ManagedReplica) -> None:
+        placement = replica.placement
+        if placement != replica.written_placement:
+            prediction, devices = placement
             predicted = asdict(prediction) if prediction else None
-            await self.books.do(repository.record_placement, self.host.id, charge.key, predicted, devices)
-            charge.placed_written = placed
+            await self.database.run(repository.record_placement, self.host.id, replica.key, predicted, devices)
+            replica.written_placement = placement
 
-    async def _measure(self, charge: ManagedReplica, run: Run) -> None:
-        """What it holds now; the most of this run is remembered for later predictions."""
-        allotted = charge.allotment
-        used = await self.hands.do(allocation.measure_use, run, allotted.devices if allotted else ())
+    async def _write_measurement(self, replica: ManagedReplica, run: Run) -> None:
+        """Write the memory that it uses now; the peak of a run is kept for later predictions."""
+        allotted = replica.allotment
+        used = await self.executor.run(allocation.measure_use, run, allotted.devices if allotted else ())
         if used is None:
             return
-        await self.books.do(repository.record_measurement, self.host.id, charge.key, used)
-        if allotted is None or used.most <= charge.peak * 1.01:
+        await self.database.run(repository.record_measurement, self.host.id, replica.key, used)
+        if allotted is None or used.most <= replica.peak * 1.01:
             return
-        charge.peak = used.most
+        replica.peak = used.most
         version = allotted.version or (self.report.engines.get(allotted.launcher, "") if self.report else "")
-        await self.books.do(repository.record_learned, allotted, version, used.most)
-        self.measurements = await self.books.do(repository.load_measurements)
+        await self.database.run(repository.record_learned, allotted, version, used.most)
+        self.measurements = await self.database.run(repository.load_measurements)
 
-    async def _show_logs(self) -> None:
-        watched = await self.books.do(repository.watched_logs, self.host.id)
-        self.tails = {replica: text for replica, text in self.tails.items() if replica in watched}
+    async def _write_log_tails(self) -> None:
+        watched = await self.database.run(repository.watched_logs, self.host.id)
+        self.log_tails = {replica: text for replica, text in self.log_tails.items() if replica in watched}
         for replica, run_id in watched.items():
-            text = process.log_tail(self.house.runs / run_id, TAIL_LINES) if run_id else ""
-            if self.tails.get(replica) != text:
-                await self.books.do(repository.record_log_tail, replica, text)
-                self.tails[replica] = text
+            text = process.log_tail(self.config.runs / run_id, TAIL_LINES) if run_id else ""
+            if self.log_tails.get(replica) != text:
+                await self.database.run(repository.record_log_tail, replica, text)
+                self.log_tails[replica] = text
 
-    def _fulfilled(self) -> list[int]:
-        ready = {charge.key.model for charge in self.charges.values() if charge.state == State.READY}
-        return [model_id for model_id, order in self.orders.items() if order.wake_requested and model_id in ready]
+    def _woken_models(self) -> list[int]:
+        ready = {replica.key.model for replica in self.replicas.values() if replica.state == State.READY}
+        return [
+            model_id
+            for model_id, desired in self.desired_models.items()
+            if desired.wake_requested and model_id in ready
+        ]
 
-    def _failed(self, error: Error) -> None:
-        if not self.away:
-            log.error("the database does not answer; engines go on as they are: %s", error)
-        self.away = True
+    def _log_outage(self, error: Error) -> None:
+        if not self.database_is_away:
+            log.error("the database does not answer; engines keep running as they are: %s", error)
+        self.database_is_away = True
 
-    def _answered(self) -> None:
-        if self.away:
+    def _log_recovery(self) -> None:
+        if self.database_is_away:
             log.warning("the database answers again")
-        self.away = False
+        self.database_is_away = False

@@ -1,9 +1,9 @@
-"""Work that recurs, and that one host of several does: following the directory, telling people, clearing up.
+"""Periodic tasks, each run by one of several hosts: syncing the directory, notifying people, clearing up.
 
-An app names it (`register`, in its AppConfig.ready); the supervisors run it. Who claims a chore's row runs it as a
-child process, so that it can neither block nor break the supervising of engines, and writes how it ended. A claimer
-that dies keeps the others waiting for `limit`, no longer. As it may be cut off anywhere, each chore is a management
-command that may simply be run again.
+An app registers a task (`register`, in its AppConfig.ready); the supervisors run it. The supervisor that claims a
+task's row runs it as a child process, so that it can neither block nor break the supervision of engines, and records
+how it ended. A supervisor that dies meanwhile keeps the others waiting for `limit`, no longer. As a task may be
+interrupted anywhere, each is a management command that may simply be run again.
 """
 
 import asyncio
@@ -27,24 +27,24 @@ from modelregistry.supervisor.executor import Executor
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK = 20.0  # seconds after the supervisor's start: engines go first
-LOOK_EVERY = 10.0
-RETRY = timedelta(minutes=10)  # after a failure, if the chore is not due earlier
+FIRST_CHECK = 20.0  # seconds after the supervisor's start: engines go first
+CHECK_EVERY = 10.0
+RETRY = timedelta(minutes=10)  # after a failure, if the task is not due earlier
 LIMIT = timedelta(minutes=15)
 GRACE = 5.0  # seconds between TERM and KILL
-OUTPUT_KEPT = 500  # characters of a chore's last words that are kept
+MOST_OUTPUT = 500  # characters of a task's output that are kept, from its end
 
 Start = Callable[[tuple[str, ...]], Awaitable[asyncio.subprocess.Process]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeriodicTask:
-    """A chore as its app registered it. `argv`: what follows `manage.py`; after `limit` it is ended."""
+    """A task as its app registered it."""
 
     name: str
-    every: timedelta
-    argv: tuple[str, ...]
-    limit: timedelta = LIMIT
+    every: timedelta  # from start to start
+    argv: tuple[str, ...]  # what follows `manage.py`
+    limit: timedelta = LIMIT  # after which it is stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Claim:
 
 
 def register(name: str, every: timedelta, argv: tuple[str, ...], limit: timedelta = LIMIT) -> None:
-    """From now on the supervisors run `manage.py <argv>` this often, counted from start to start."""
+    """Have the supervisors run `manage.py <argv>` this often, counted from start to start."""
     _registered()[name] = PeriodicTask(name=name, every=every, argv=argv, limit=limit)
 
 
@@ -67,47 +67,47 @@ def _registered() -> dict[str, PeriodicTask]:
     return known
 
 
-# --- whose it is: these block on the database and raise django.db.Error
+# --- Claims: these functions block on the database and raise django.db.Error
 
 
-def claim(work: PeriodicTask, who: str, now: datetime) -> Claim | None:
-    """Return the chore, for who is to run it now; None if it is not due, is being run, or somebody else was quicker."""
-    row, _ = TaskRun.objects.get_or_create(pk=work.name)
-    if not find_due(work, row, now):
+def claim(task: PeriodicTask, host: str, now: datetime) -> Claim | None:
+    """Claim the task for this host; None if it is not due, is running, or another host was quicker."""
+    row, _ = TaskRun.objects.get_or_create(pk=task.name)
+    if not is_due(task, row, now):
         return None
-    mine = TaskRun.objects.filter(pk=work.name, claimed_at=row.claimed_at)
-    return Claim(work.name, now) if mine.update(claimed_at=now, claimed_by=who[:100]) else None
+    mine = TaskRun.objects.filter(pk=task.name, claimed_at=row.claimed_at)
+    return Claim(task.name, now) if mine.update(claimed_at=now, claimed_by=host[:100]) else None
 
 
-def find_due(work: PeriodicTask, row: TaskRun, now: datetime) -> bool:
+def is_due(task: PeriodicTask, row: TaskRun, now: datetime) -> bool:
     begun = row.claimed_at
-    # In the future: by a host whose clock is wrong. Clocks that are apart by less than `limit` do no harm.
-    if begun is None or begun > now + work.limit:
+    # In the future: claimed by a host whose clock is wrong. Clocks that differ by less than `limit` do no harm.
+    if begun is None or begun > now + task.limit:
         return True
     if row.ended_at is None or row.ended_at < begun:
-        return now - begun > work.limit + timedelta(seconds=2 * GRACE)
-    return now - begun >= (work.every if row.succeeded else min(work.every, RETRY))
+        return now - begun > task.limit + timedelta(seconds=2 * GRACE)
+    return now - begun >= (task.every if row.succeeded else min(task.every, RETRY))
 
 
 def record_end(claim: Claim, now: datetime, *, succeeded: bool, output: str) -> None:
-    """Write down how it went, unless somebody else has taken it over by now."""
+    """Record how the run ended, unless another host has claimed the task since."""
     mine = TaskRun.objects.filter(pk=claim.name, claimed_at=claim.at)
     # Not before the claim, or a clock that was set back would leave it claimed.
-    mine.update(ended_at=max(now, claim.at), succeeded=succeeded, output=output[-OUTPUT_KEPT:])
+    mine.update(ended_at=max(now, claim.at), succeeded=succeeded, output=output[-MOST_OUTPUT:])
 
 
-def give_back(claim: Claim) -> None:
-    """It was cut off by us, so it is due at once for whoever comes next."""
+def release(claim: Claim) -> None:
+    """Give up the claim of an interrupted run, so that the task is due at once."""
     TaskRun.objects.filter(pk=claim.name, claimed_at=claim.at).update(claimed_at=None)
 
 
-# --- running it
+# --- Runs
 
 
 async def start(argv: tuple[str, ...]) -> asyncio.subprocess.Process:
-    """Return a management command in a session of its own, ended by the kernel should we be killed.
+    """Start a management command in a session of its own, which the kernel stops if this process is killed.
 
-    By setpriv (util-linux) rather than a preexec_fn: that may hang in a process with threads.
+    With setpriv (util-linux) rather than a preexec_fn, which may hang in a process with threads.
     """
     return await asyncio.create_subprocess_exec(
         *("setpriv", "--pdeathsig", "TERM", sys.executable, str(settings.BASE_DIR / "manage.py"), *argv),
@@ -120,98 +120,100 @@ async def start(argv: tuple[str, ...]) -> asyncio.subprocess.Process:
 
 
 class TaskRunner:
-    """One host's share of the chores, for as long as `keep` runs. Each has a loop of its own, so none waits for
-    another, and a thread for the database that engines' books do not share."""
+    """One host's runs of periodic tasks, for as long as `run` lasts.
+
+    Each task has a loop of its own, so none waits for another. Their database thread is not the one of `StateSync`.
+    """
 
     def __init__(
         self,
-        works: Collection[PeriodicTask],
+        periodic_tasks: Collection[PeriodicTask],
         host: str,
         *,
         clock: Callable[[], datetime] = timezone.now,
         start: Start = start,
-        first_look: float = FIRST_LOOK,
-        look_every: float = LOOK_EVERY,
+        first_check: float = FIRST_CHECK,
+        check_every: float = CHECK_EVERY,
     ) -> None:
-        self.works = works
+        self.periodic_tasks = periodic_tasks
         self.host = host
         self.clock = clock
         self.start = start
-        self.first_look = first_look
-        self.look_every = look_every
+        self.first_check = first_check
+        self.check_every = check_every
 
-    async def keep(self) -> None:
-        """Until cancelled; then ends what it started, within 2 × GRACE, and gives it back."""
-        self.hands = Executor(1, "periodic tasks")
-        loops = [asyncio.create_task(self._keep(work)) for work in self.works]
+    async def run(self) -> None:
+        """Run tasks until cancelled; then stop the running ones, within 2 × GRACE, and release their claims."""
+        self.executor = Executor(1, "periodic tasks")
+        loops = [asyncio.create_task(self._run_forever(task)) for task in self.periodic_tasks]
         try:
             await asyncio.gather(*loops)
         finally:
             await cancel_and_wait(loops)
             with contextlib.suppress(Error):
-                await self.hands.do(connections.close_all)
-            self.hands.close()
+                await self.executor.run(connections.close_all)
+            self.executor.close()
 
-    async def _keep(self, work: PeriodicTask) -> None:
-        await asyncio.sleep(self.first_look)
+    async def _run_forever(self, task: PeriodicTask) -> None:
+        await asyncio.sleep(self.first_check)
         while True:
             try:
-                await self.look(work)
+                await self.run_if_due(task)
             except Error as error:
-                log.warning("%s: the database does not answer: %s", work.name, error)
+                log.warning("%s: the database does not answer: %s", task.name, error)
             except Exception:
-                log.exception("%s could not be run", work.name)
-            await asyncio.sleep(self.look_every)
+                log.exception("%s could not be run", task.name)
+            await asyncio.sleep(self.check_every)
 
-    async def look(self, work: PeriodicTask) -> None:
-        """Run it to its end if it is due and nobody else does. Raises django.db.Error."""
-        await self.hands.do(close_old_connections)
-        claiming = asyncio.ensure_future(self.hands.do(claim, work, self.host, self.clock()))
+    async def run_if_due(self, task: PeriodicTask) -> None:
+        """Run the task to its end if it is due and this host gets the claim. Raises django.db.Error."""
+        await self.executor.run(close_old_connections)
+        claiming = asyncio.ensure_future(self.executor.run(claim, task, self.host, self.clock()))
         try:
             mine = await asyncio.shield(claiming)
             if mine is None:
                 return
-            succeeded, output = await self._run(work)
+            succeeded, output = await self._run_once(task)
         except asyncio.CancelledError:
-            await self._give_back(claiming)
+            await self._release(claiming)
             raise
-        log.log(logging.INFO if succeeded else logging.WARNING, "%s: %s", work.name, output or "done")
-        await self.hands.do(close_old_connections)
-        await self.hands.do(record_end, mine, self.clock(), succeeded=succeeded, output=output)
+        log.log(logging.INFO if succeeded else logging.WARNING, "%s: %s", task.name, output or "done")
+        await self.executor.run(close_old_connections)
+        await self.executor.run(record_end, mine, self.clock(), succeeded=succeeded, output=output)
 
-    async def _give_back(self, claiming: "asyncio.Future[Claim | None]") -> None:
-        """The database is asked in a thread, which goes on when we are cancelled."""
+    async def _release(self, claiming: "asyncio.Future[Claim | None]") -> None:
+        """Release the claim that a thread may still be making: a cancellation does not stop it."""
         with contextlib.suppress(Error):
             if mine := await claiming:
-                await self.hands.do(give_back, mine)
+                await self.executor.run(release, mine)
 
-    async def _run(self, work: PeriodicTask) -> tuple[bool, str]:
-        """(ended well, its last words). Never raises but when cancelled."""
+    async def _run_once(self, task: PeriodicTask) -> tuple[bool, str]:
+        """Run the command, and return whether it succeeded and the end of its output. Raises only when cancelled."""
         try:
-            process = await self.start(work.argv)
+            process = await self.start(task.argv)
         except OSError as error:
             return False, f"could not be started: {error}"
         try:
-            async with asyncio.timeout(work.limit.total_seconds()):
-                output = await _last_words(process)
+            async with asyncio.timeout(task.limit.total_seconds()):
+                output = await _read_output(process)
                 code = await process.wait()
         except TimeoutError:
-            return False, f"was ended, as it took longer than {work.limit}"
+            return False, f"was stopped, as it took longer than {task.limit}"
         finally:
-            await asyncio.shield(_end(process))
+            await asyncio.shield(_stop_process(process))
         return code == 0, output or ("" if code == 0 else f"ended with code {code}")
 
 
-async def _last_words(process: asyncio.subprocess.Process) -> str:
+async def _read_output(process: asyncio.subprocess.Process) -> str:
     assert process.stdout
     tail = b""
     while piece := await process.stdout.read(4096):
-        tail = (tail + piece)[-4 * OUTPUT_KEPT :]  # UTF-8 takes up to four bytes for a character
-    return tail.decode(errors="replace").strip()[-OUTPUT_KEPT:]
+        tail = (tail + piece)[-4 * MOST_OUTPUT :]  # UTF-8 takes up to four bytes for a character
+    return tail.decode(errors="replace").strip()[-MOST_OUTPUT:]
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """With what it may have started: TERM, GRACE seconds, KILL. Nothing if it has ended."""
+async def _stop_process(process: asyncio.subprocess.Process) -> None:
+    """Stop the process and its children: TERM, GRACE seconds, KILL. Does nothing if it has ended."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

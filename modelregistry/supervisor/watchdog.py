@@ -1,8 +1,8 @@
-"""Background tasks that cannot die unseen: whoever starts one hands it to a `Watchdog`, which owns it from then on.
+"""Background tasks whose failures are noticed: a `Watchdog` owns each task that is handed to it.
 
 A task is a step that is run again and again, with its pauses inside it. A step that raises, or that is cancelled by
-anybody but its owner, is logged with its cause, counted, shown among those that are `down`, and run again after a
-pause that grows up to LONGEST. It lives here because gateways, pages and supervisors all have such tasks.
+anything but its owner, is logged with its cause, counted, listed in `down`, and run again after a pause that grows up
+to LONGEST. It is here because gateways, pages and supervisors all have such tasks.
 """
 
 import asyncio
@@ -16,14 +16,14 @@ log = logging.getLogger("madoguchi.tasks")
 
 Step = Callable[[], Awaitable[None]]
 SHORTEST, LONGEST = 0.5, 30.0  # seconds between a failure and the next try
-# A cause that goes on is logged again so seldom: a step that always fails would fill the log.
+# A persisting cause is logged again this rarely: a step that always fails would fill the log.
 LOG_AGAIN = 600.0
 HANGS = "hangs"
 
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """A task whose last step failed, or is late. `why`: a word, with nothing in it that came from outside."""
+    """A task whose last step failed, or is late. `why`: one word, without anything from outside."""
 
     task: str
     why: str
@@ -31,22 +31,22 @@ class Down:
 
 
 class _Task:
-    """What is known of one. `patience`: seconds that a step may take; None: a step never ends."""
+    """The state of one task. `patience`: seconds that a step may take; None: without limit."""
 
-    __slots__ = ("began", "cause", "failing", "patience", "pause", "running", "told")
+    __slots__ = ("began", "cause", "failing", "logged_at", "patience", "pause", "running")
 
     def __init__(self, patience: float | None) -> None:
         self.patience = patience
         self.running: asyncio.Task[None] | None = None
-        self.began: float | None = None  # the step that runs now
+        self.began: float | None = None  # when the current step did
         self.failing: float | None = None  # since when
         self.cause = ""
-        self.told = 0.0
+        self.logged_at = 0.0
         self.pause = SHORTEST
 
 
 class Watchdog:
-    """Calls `failed` with the name of a task whenever a step of it fails. Starts and ends in one event loop."""
+    """Runs tasks, in one event loop, and calls `failed` with the name of a task whenever a step of it fails."""
 
     def __init__(
         self, failed: Callable[[str], None] = lambda task: None, clock: Callable[[], float] = time.monotonic
@@ -56,10 +56,10 @@ class Watchdog:
         self._tasks: dict[str, _Task] = {}
         self.failures: Counter[str] = Counter()
 
-    def keep(self, name: str, step: Step, *, patience: float | None = None) -> asyncio.Task[None]:
-        """Run the step again and again, until `close` or the task's cancellation. It must wait for something.
+    def keep_running(self, name: str, step: Step, *, patience: float | None = None) -> asyncio.Task[None]:
+        """Run the step again and again, until `close` or the task's cancellation. The step must await something.
 
-        A step that takes longer than `patience` seconds counts as down, but goes on: what it waits for may be a thread.
+        A step that takes longer than `patience` seconds counts as down, but is not cancelled: it may wait for a thread.
         """
         task = self._tasks[name] = _Task(patience)
         task.running = asyncio.create_task(self._run(name, task, step), name=name)
@@ -67,7 +67,7 @@ class Watchdog:
 
     @property
     def down(self) -> list[Down]:
-        """What does not do its work now, the longest first."""
+        """The tasks that fail or hang now, the longest first."""
         now, found = self._clock(), []
         for name, task in self._tasks.items():
             if task.failing is not None:
@@ -92,21 +92,21 @@ class Watchdog:
             except asyncio.CancelledError as error:
                 if _is_cancelled():
                     raise
-                self._fell(name, task, error)  # by what it waited for, which ended under it
+                self._record_failure(name, task, error)  # what it awaited was cancelled, not the task
             except Exception as error:  # noqa: BLE001 - it is logged, counted and shown
-                self._fell(name, task, error)
+                self._record_failure(name, task, error)
             else:
-                self._works(name, task)
+                self._record_recovery(name, task)
                 continue
             task.began = None
             await asyncio.sleep(task.pause)
             task.pause = min(LONGEST, 2 * task.pause)
 
-    def _fell(self, name: str, task: _Task, error: BaseException) -> None:
+    def _record_failure(self, name: str, task: _Task, error: BaseException) -> None:
         now, cause = self._clock(), type(error).__name__
         new = task.failing is None or cause != task.cause
-        if new or now - task.told >= LOG_AGAIN:
-            task.told = now
+        if new or now - task.logged_at >= LOG_AGAIN:
+            task.logged_at = now
             log.error("the task %s has failed (%s) and is run again", name, cause, exc_info=error)
         if task.failing is None:
             task.failing = now
@@ -114,7 +114,7 @@ class Watchdog:
         self.failures[name] += 1
         self._failed(name)
 
-    def _works(self, name: str, task: _Task) -> None:
+    def _record_recovery(self, name: str, task: _Task) -> None:
         if task.failing is not None:
             log.warning("the task %s works again after %.0f s", name, self._clock() - task.failing)
             task.failing, task.pause = None, SHORTEST

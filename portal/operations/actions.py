@@ -84,7 +84,7 @@ def register_model(
 ) -> ServedModel:
     """Return a new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
     permissions.check_access(by)
-    ask_parser(ServedModel(), values)
+    load_parser_options(ServedModel(), values)
     with transaction.atomic():
         row = ServedModel()
         _write(row, values)
@@ -96,7 +96,7 @@ def register_model(
 def change_model(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
     """Return other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
     permissions.check_access(by)
-    ask_parser(model, values)
+    load_parser_options(model, values)
     with transaction.atomic():
         row = _locked(by, model)
         _write(row, values)
@@ -181,7 +181,7 @@ def _locked(by: User | None, model: ServedModel) -> ServedModel:
     return row
 
 
-def ask_parser(model: ServedModel, values: dict[str, Any]) -> None:
+def load_parser_options(model: ServedModel, values: dict[str, Any]) -> None:
     """Before a transaction in which these are checked: has the engine's parser asked, which may take its time.
 
     Within one nothing happens, and the arguments are checked by what was asked before.
@@ -191,7 +191,7 @@ def ask_parser(model: ServedModel, values: dict[str, Any]) -> None:
     draft = copy(model)
     for name, value in values.items():
         setattr(draft, name, value)
-    draft.ask_parser()
+    draft.load_parser_options()
 
 
 def _write(row: ServedModel, values: dict[str, Any]) -> None:

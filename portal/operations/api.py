@@ -135,7 +135,7 @@ class Models(GenericViewSet[ServedModel]):
         filled.is_valid(raise_exception=True)
         values = dict(filled.validated_data)
         aliases, tenants = values.pop("aliases", None), values.pop("tenants", None)
-        actions.ask_parser(model, values)
+        actions.load_parser_options(model, values)
         with transaction.atomic():
             if values:
                 actions.change_model(current_user(request), model, **values)

@@ -72,7 +72,7 @@ class LiveFeed(Generic[S]):
         self._watchers += 1
         if self._task is None:
             self._published, self._newest = asyncio.Event(), None
-            self._task = self._watchdog.keep(self._name, self._run)
+            self._task = self._watchdog.keep_running(self._name, self._run)
         try:
             yield Watcher(self)
         finally:

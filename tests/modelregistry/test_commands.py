@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from apiproxy.bridge.models import CatalogueRevision
 from modelregistry import routes
-from modelregistry.management.commands.supervise import ports
+from modelregistry.management.commands.supervise import parse_ports
 from modelregistry.models import Alias, Host, HostReport, Replica, ServedModel
 from tests.modelregistry import paper_models
 
@@ -488,11 +488,11 @@ def test_only_ready_replicas_of_enabled_models_are_routes(served, django_assert_
 @pytest.mark.parametrize("text", ["", "18100", "a-b", "0-5", "5-4", "1-65536", "18100-18200-18300"])
 def test_unreadable_ports_name_their_variable(text):
     with pytest.raises(Exception, match="ENGINE_PORTS"):
-        ports(text)
+        parse_ports(text)
 
 
 def test_ports_include_both_ends():
-    assert list(ports("18100-18102")) == [18100, 18101, 18102]
+    assert list(parse_ports("18100-18102")) == [18100, 18101, 18102]
 
 
 # --- The admin

@@ -203,7 +203,7 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
         for launcher, version in installed:
             install(cache, launcher, version)
         asked_for = spec(engine="llama.cpp", path=str(paper_models.gguf(cache / "m.gguf")), **wanted)
-        house = SupervisorConfig(
+        config = SupervisorConfig(
             **{"host": "h", "runs": cache, "cache": cache, "commands": dict.fromkeys(named, "/opt/own"), "ports": []},
             **{"start_limit": 1, "stop_grace": 1, "claim": cache},
         )
@@ -213,7 +213,7 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
             Trial(launcher=of, version=version, stamp=stamps.get(of, {}).get(version, "") + "!" * stale, state=state)
             for (of, version), state, stale in tried
         ]
-        found = base.find_engines(house.commands, cache, "")
+        found = base.find_engines(config.commands, cache, "")
         usual = base.default_versions(found, there)
         report = SimpleNamespace(
             engines={launcher: version or "9.0" for launcher, version in usual.items()},
@@ -221,7 +221,7 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
         )
         foreseen, missing = fit._engine_on(SimpleNamespace(**ALIVE, report=report), asked_for, trials)
         try:
-            chosen = launching.choose_engine(house, asked_for, trials=trials)
+            chosen = launching.choose_engine(config, asked_for, trials=trials)
         except launching.CannotLaunch:
             assert missing
             return

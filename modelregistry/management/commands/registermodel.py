@@ -94,7 +94,7 @@ class Command(BaseCommand):
         preset = PRESETS[options["preset"]] if options["preset"] else None
         draft = self._model(options, preset)
         _set(draft, options, preset)
-        draft.ask_parser()
+        draft.load_parser_options()
         with transaction.atomic():
             model = self._model(options, preset)
             _set(model, options, preset)
@@ -148,7 +148,7 @@ def _set(model: ServedModel, options: dict[str, Any], preset: Preset | None) -> 
 
 def _compare(model: ServedModel, preset: Preset) -> None:
     """Raise CommandError if the files, where they can be seen, are of another kind of model."""
-    if not model.is_of_this_machine():
+    if not model.is_on_this_host():
         return
     facts = model_files.read_model(model.engine, model.path, model.allowed_risks)
     if not preset.is_of(facts):

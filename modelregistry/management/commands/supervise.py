@@ -25,49 +25,49 @@ log = logging.getLogger(__name__)
 
 
 class Command(BaseCommand):
-    help = "Runs this host's engines as the registered models want it, in the foreground, until SIGTERM or SIGINT."
+    help = "Runs the engines of this host's registered models, in the foreground, until SIGTERM or SIGINT."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "--stop-engines",
             action="store_true",
-            help="end all engines before leaving; without it they go on, and the next supervisor adopts them",
+            help="stop all engines before exiting; without it they keep running, and the next supervisor adopts them",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        if unheeded := sorted(name for name in os.environ if name.startswith("LLAMA_ARG_")):
-            log.warning("engines do not get %s: write them as arguments of the models", ", ".join(unheeded))
+        if ignored := sorted(name for name in os.environ if name.startswith("LLAMA_ARG_")):
+            log.warning("engines do not receive %s: write them as arguments of the models", ", ".join(ignored))
         check_schema()
-        house = SupervisorConfig(
+        config = SupervisorConfig(
             host=settings.HOST_NAME,
             runs=settings.RUN / "engines",
             cache=settings.CACHE,
             commands=settings.ENGINE_COMMANDS,
-            ports=ports(settings.ENGINE_PORTS),
+            ports=parse_ports(settings.ENGINE_PORTS),
             start_limit=settings.ENGINE_START_TIMEOUT,
             stop_grace=settings.ENGINE_STOP_GRACE,
             claim=settings.RUN / "claim",
-            walls=CallerIsolation(
+            isolation=CallerIsolation(
                 media_domains=tuple(settings.MEDIA_DOMAINS), shared_cache=settings.SHARED_PREFIX_CACHE
             ),
         )
-        with alone(settings.RUN / "supervisor.lock"):
+        with hold_lock(settings.RUN / "supervisor.lock"):
             try:
-                asyncio.run(_supervise(house, options["stop_engines"]))
+                asyncio.run(_supervise(config, options["stop_engines"]))
             except HeldElsewhere as error:
                 raise CommandError(str(error)) from error
 
 
-async def _supervise(house: SupervisorConfig, stop_engines: bool) -> None:
+async def _supervise(config: SupervisorConfig, stop_engines: bool) -> None:
     signals = Signals()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.receive)
-    periodic_tasks = TaskRunner(tasks.registered_tasks(), house.host)
-    await Supervisor(house, periodic_tasks=periodic_tasks).run(signals, stop_engines=stop_engines)
+    periodic_tasks = TaskRunner(tasks.registered_tasks(), config.host)
+    await Supervisor(config, periodic_tasks=periodic_tasks).run(signals, stop_engines=stop_engines)
 
 
-def ports(text: str) -> range:
-    """`18100-18999`, both included. Raises ImproperlyConfigured."""
+def parse_ports(text: str) -> range:
+    """Parse a range like `18100-18999`, both included. Raises ImproperlyConfigured."""
     first, _, last = text.partition("-")
     if not (first.isdecimal() and last.isdecimal() and 0 < int(first) <= int(last) < 65536):
         raise ImproperlyConfigured(f'ENGINE_PORTS is "{text}" and must be two ports like 18100-18999.')
@@ -75,8 +75,8 @@ def ports(text: str) -> range:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Hold the lock of this host's supervisor; the kernel frees it however we end. Raises CommandError."""
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of this host's supervisor; the kernel frees it however the process ends. Raises CommandError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("a+") as file:
         try:

@@ -239,17 +239,17 @@ def test_a_launcher_that_fails_at_a_model_costs_one_start_and_the_next_is_taken(
 
 async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_removed(tmp_path):
     cache = tmp_path / "cache"
-    house = SupervisorConfig(
+    config = SupervisorConfig(
         **{"host": "here", "runs": tmp_path / "runs", "cache": cache, "commands": {}, "ports": range(1, 2)},
         **{"start_limit": 1, "stop_grace": 1, "claim": tmp_path / "claim"},
     )
-    supervisor = Supervisor(house, clock=lambda: 1000.0)
+    supervisor = Supervisor(config, clock=lambda: 1000.0)
     order = repository.DesiredModel(
         **{"spec": base.Spec(engine="vllm", name="m", path="/m"), "enabled": True, "replicas": 1},
         **{"idle_after": None, "wake_requested": False, "url": "", "upstream_key": "", "upstream_model": ""},
     )
     failed = ManagedReplica(key=Key(1, 0), order=order, fingerprint="f", state=State.FAILED, since=0.0, retry_at=1600.0)
-    supervisor.charges[failed.key] = failed
+    supervisor.replicas[failed.key] = failed
     await supervisor.inspect()
     assert failed.retry_at == 1600.0
     there = install(cache, "1.0")

@@ -20,7 +20,7 @@ LABEL = {
 def runs(tmp_path):
     """With one run, "old", that was stopped."""
     made = Runs(tmp_path)
-    run = made.start("old", Command(argv=("/bin/sleep", "600"), env={}), label=LABEL, grace=5)
+    run = made.start("old", Command(argv=("/bin/sleep", "600"), env={}), metadata=LABEL, grace=5)
     assert process.stop(run, grace=5)
     assert process.life_of(run) is Life.ENDED
     return made
@@ -33,11 +33,11 @@ def adopted(runs, **facts):
 
 def test_a_start_that_was_not_made_yet_is_no_crash_of_the_engine_before(runs):
     """The supervisor was killed between saying that it starts an engine and starting it."""
-    charge = adopted(runs, pid=None)
-    assert (charge.state, charge.run) == (State.STOPPED, None)
+    replica = adopted(runs, pid=None)
+    assert (replica.state, replica.run) == (State.STOPPED, None)
 
 
 def test_an_engine_that_died_while_nobody_looked_is_one(runs):
-    charge = adopted(runs, pid=4711)
-    assert (charge.state, charge.run.run_id) == (State.STARTING, "old")
-    assert charge.observe().ended
+    replica = adopted(runs, pid=4711)
+    assert (replica.state, replica.run.run_id) == (State.STARTING, "old")
+    assert replica.observe().ended

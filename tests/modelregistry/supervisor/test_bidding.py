@@ -99,7 +99,7 @@ class Site:
             self.now += 1
             for host in self.bidders:
                 if host not in self.away:
-                    self.turn(host)
+                    self.bid_and_take(host)
         return self.owners
 
 
@@ -109,23 +109,23 @@ class View:
     def __init__(self, site: Site, host: int) -> None:
         self.site, self.host = site, host
 
-    async def unassigned(self):
+    async def unassigned_models(self):
         return {number: one for number, one in self.site.models.items() if number not in self.site.owners}
 
-    async def living(self):
+    async def living_hosts(self):
         return self.site.free.keys() - self.site.away
 
-    async def bid(self, offers):
+    async def place_bids(self, offers):
         self.site.writes += 1
         self.site.bids[self.host] = dict(offers)
 
-    async def bids(self, models):
+    async def open_bids(self, models):
         told = self.site.bids.items()
         return {
             model: [Bid(host=host, offer=offers[model]) for host, offers in told if model in offers] for model in models
         }
 
-    async def take(self, model):
+    async def take_model(self, model):
         if model in self.site.owners:
             return False
         self.site.owners[model] = self.host
@@ -219,7 +219,7 @@ def unassigned(name: str = "m", **values) -> ServedModel:
 def test_of_two_hosts_that_take_one_gets_it_and_the_bids_are_gone(hosts):
     model = unassigned()
     for host in hosts:
-        repository.place_bid(host.pk, {model.pk: FITS})
+        repository.place_bids(host.pk, {model.pk: FITS})
     assert [repository.take_model(model.pk, host.pk) for host in hosts] == [True, False]
     model.refresh_from_db()
     assert model.host == hosts[0]
@@ -229,9 +229,9 @@ def test_of_two_hosts_that_take_one_gets_it_and_the_bids_are_gone(hosts):
 
 def test_bids_are_replaced_and_none_is_left_of_what_is_gone(hosts):
     first, second = unassigned(), unassigned("n", replicas=2)
-    repository.place_bid(hosts[0].pk, {first.pk: FITS})
-    repository.place_bid(hosts[1].pk, {first.pk: FITS_WELL, second.pk: TOO_SMALL, 4711: FITS})
-    repository.place_bid(hosts[0].pk, {second.pk: FITS})
+    repository.place_bids(hosts[0].pk, {first.pk: FITS})
+    repository.place_bids(hosts[1].pk, {first.pk: FITS_WELL, second.pk: TOO_SMALL, 4711: FITS})
+    repository.place_bids(hosts[0].pk, {second.pk: FITS})
     assert repository.open_bids([first.pk, second.pk]) == {
         first.pk: [Bid(host=hosts[1].pk, offer=FITS_WELL)],
         second.pk: [Bid(host=hosts[1].pk, offer=TOO_SMALL), Bid(host=hosts[0].pk, offer=FITS)],

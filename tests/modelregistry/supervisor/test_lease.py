@@ -29,46 +29,46 @@ def clock():
 
 
 @pytest.fixture
-def wish(tmp_path, clock):
+def lease_of_host(tmp_path, clock):
     return Lease(tmp_path / "claim", clock)
 
 
-def test_a_host_of_nobody_may_be_taken(wish):
-    assert wish.may_take(Claim("", "", None))
+def test_a_host_of_nobody_may_be_taken(lease_of_host):
+    assert lease_of_host.may_take(Claim("", "", None))
 
 
-def test_the_claim_of_a_killed_supervisor_in_the_same_directory_is_ours(wish, tmp_path, clock):
-    wish.taken()
-    assert Lease(tmp_path / "claim", clock).may_take(Claim(wish.number, "whoever", AT))
+def test_the_claim_of_a_killed_supervisor_in_the_same_directory_is_ours(lease_of_host, tmp_path, clock):
+    lease_of_host.keep_claim()
+    assert Lease(tmp_path / "claim", clock).may_take(Claim(lease_of_host.number, "whoever", AT))
 
 
-def test_a_holder_that_renews_its_claim_is_left_alone(wish):
-    assert not wish.may_take(THEIRS)
+def test_a_holder_that_renews_its_claim_is_left_alone(lease_of_host):
+    assert not lease_of_host.may_take(THEIRS)
     with pytest.raises(HeldElsewhere, match="other-machine, process 7"):
-        wish.may_take(replace(THEIRS, seen_at=AT + timedelta(seconds=5)))
+        lease_of_host.may_take(replace(THEIRS, seen_at=AT + timedelta(seconds=5)))
 
 
-def test_a_claim_that_nobody_renews_is_taken_over(wish, clock):
-    assert not wish.may_take(THEIRS)
+def test_a_claim_that_nobody_renews_is_taken_over(lease_of_host, clock):
+    assert not lease_of_host.may_take(THEIRS)
     clock.now += lease.STALE_AFTER - 1
-    assert not wish.may_take(THEIRS)
+    assert not lease_of_host.may_take(THEIRS)
     clock.now += 1
-    assert wish.may_take(THEIRS)
+    assert lease_of_host.may_take(THEIRS)
 
 
-def test_a_holder_whose_clock_was_set_back_is_alive_all_the_same(wish):
-    assert not wish.may_take(THEIRS)
+def test_a_holder_whose_clock_was_set_back_is_alive_all_the_same(lease_of_host):
+    assert not lease_of_host.may_take(THEIRS)
     with pytest.raises(HeldElsewhere):
-        wish.may_take(replace(THEIRS, seen_at=AT - timedelta(days=400)))
+        lease_of_host.may_take(replace(THEIRS, seen_at=AT - timedelta(days=400)))
 
 
-def test_a_claim_that_changes_hands_is_watched_anew(wish, clock):
-    wish.may_take(THEIRS)
+def test_a_claim_that_changes_hands_is_watched_anew(lease_of_host, clock):
+    lease_of_host.may_take(THEIRS)
     clock.now += lease.STALE_AFTER
     third = Claim("third", "a third machine", AT)
-    assert not wish.may_take(third)
+    assert not lease_of_host.may_take(third)
     clock.now += lease.STALE_AFTER
-    assert wish.may_take(third)
+    assert lease_of_host.may_take(third)
 
 
 @pytest.mark.django_db
@@ -80,10 +80,10 @@ def test_of_two_who_take_at_once_one_gets_it():
     assert not repository.record_sign_of_life(first.id, "b")
 
 
-def test_a_full_disk_does_not_keep_anybody_from_supervising(wish, tmp_path):
+def test_a_full_disk_does_not_keep_anybody_from_supervising(lease_of_host, tmp_path):
     (tmp_path / "claim").symlink_to("/dev/full")
-    wish.taken()
-    assert wish.may_take(Claim("", "", None))
+    lease_of_host.keep_claim()
+    assert lease_of_host.may_take(Claim("", "", None))
 
 
 # --- Two real supervisors

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from modelregistry.models import Replica
 from modelregistry.supervisor import plan
 from modelregistry.supervisor.plan import (
-    Ask,
+    AskQuestion,
     CheckHealth,
     Drain,
     Fail,
@@ -26,7 +26,7 @@ NOW = 10_000.0
 
 
 def seen(state, **more):
-    values = {"since": NOW - 1, "looked_at": NOW, "told_at": NOW, "active_at": NOW, "retry_at": NOW + 5}
+    values = {"since": NOW - 1, "checked_at": NOW, "reported_at": NOW, "active_at": NOW, "retry_at": NOW + 5}
     return Observed(key=KEY, state=State(state), fingerprint="f", **(values | more))
 
 
@@ -52,15 +52,15 @@ def test_what_is_disabled_and_not_there_is_left():
 def test_each_replica_gets_its_own_action():
     other = replace(seen("ready"), key=Key(2, 1))
     actions = plan.plan_actions({KEY: WANT}, [other], NOW, start_limit=1800)
-    assert actions == [Start(key=KEY), Drain(key=Key(2, 1), then=State.STOPPED)]
+    assert actions == [Start(key=KEY), Drain(key=Key(2, 1), next_state=State.STOPPED)]
 
 
 # --- starting
 
 
 def test_a_starting_engine_is_asked_again_and_again():
-    assert next_for(WANT, seen("starting", looked_at=NOW - 0.5)) == Ask(key=KEY)
-    assert next_for(WANT, seen("starting", looked_at=NOW - 0.4)) is None
+    assert next_for(WANT, seen("starting", checked_at=NOW - 0.5)) == AskQuestion(key=KEY)
+    assert next_for(WANT, seen("starting", checked_at=NOW - 0.4)) is None
 
 
 def test_a_slow_start_is_no_failure_until_its_limit():
@@ -84,34 +84,34 @@ def test_a_start_that_nobody_wants_any_more_is_broken_off(want):
 
 
 def test_a_ready_engine_is_looked_at_now_and_then():
-    assert next_for(WANT, seen("ready", looked_at=NOW - 4.9)) is None
-    assert next_for(WANT, seen("ready", looked_at=NOW - 5)) == CheckHealth(key=KEY)
+    assert next_for(WANT, seen("ready", checked_at=NOW - 4.9)) is None
+    assert next_for(WANT, seen("ready", checked_at=NOW - 5)) == CheckHealth(key=KEY)
 
 
 def test_a_bad_look_is_soon_followed_by_another():
-    assert next_for(WANT, seen("ready", looked_at=NOW - 1, bad_looks=1)) == CheckHealth(key=KEY)
+    assert next_for(WANT, seen("ready", checked_at=NOW - 1, failed_checks=1)) == CheckHealth(key=KEY)
 
 
 @pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
 @pytest.mark.parametrize("state", ["ready", "unhealthy"])
 def test_a_running_engine_that_is_not_as_wanted_is_drained(want, state):
-    assert next_for(want, seen(state)) == Drain(key=KEY, then=State.STOPPED)
+    assert next_for(want, seen(state)) == Drain(key=KEY, next_state=State.STOPPED)
 
 
 @pytest.mark.parametrize("state", ["starting", "ready", "unhealthy"])
 def test_an_engine_that_ended_by_itself_has_failed(state):
-    assert next_for(WANT, seen(state, ended=True)) == Fail(key=KEY, why="")
+    assert next_for(WANT, seen(state, ended=True)) == Fail(key=KEY, reason="")
 
 
 def test_an_idle_engine_goes_to_sleep():
     want = replace(WANT, idle_after=60.0)
     assert next_for(want, seen("ready", active_at=NOW - 59)) is None
-    assert next_for(want, seen("ready", active_at=NOW - 60)) == Drain(key=KEY, then=State.ASLEEP)
+    assert next_for(want, seen("ready", active_at=NOW - 60)) == Drain(key=KEY, next_state=State.ASLEEP)
 
 
 def test_an_engine_of_which_nothing_was_heard_since_is_not_called_idle():
     want = replace(WANT, idle_after=3.0)
-    assert next_for(want, seen("ready", active_at=NOW - 4, told_at=NOW - 4)) is None
+    assert next_for(want, seen("ready", active_at=NOW - 4, reported_at=NOW - 4)) is None
 
 
 def test_an_engine_that_is_wished_for_does_not_go_to_sleep():
@@ -120,7 +120,7 @@ def test_an_engine_that_is_wished_for_does_not_go_to_sleep():
 
 
 def test_an_unhealthy_engine_is_asked_and_at_last_given_up():
-    assert next_for(WANT, seen("unhealthy", looked_at=NOW - 5)) == Ask(key=KEY)
+    assert next_for(WANT, seen("unhealthy", checked_at=NOW - 5)) == AskQuestion(key=KEY)
     assert isinstance(next_for(WANT, seen("unhealthy", since=NOW - 121)), Fail)
 
 
@@ -132,8 +132,8 @@ def drained(**more):
 
 
 def test_a_drained_engine_that_tells_nothing_at_all_is_not_waited_for():
-    assert next_for(WANT, drained(running=None, bad_looks=19)) is None
-    assert next_for(WANT, drained(running=None, bad_looks=20)) == Stop(key=KEY)
+    assert next_for(WANT, drained(running=None, failed_checks=19)) is None
+    assert next_for(WANT, drained(running=None, failed_checks=20)) == Stop(key=KEY)
 
 
 def test_a_drained_engine_is_stopped():
@@ -143,7 +143,7 @@ def test_a_drained_engine_is_stopped():
 def test_it_is_not_drained_while_something_runs():
     assert next_for(WANT, drained(running=1)) is None
     assert next_for(WANT, drained(running=None)) is None
-    assert next_for(WANT, drained(running=1, looked_at=NOW - 0.5)) == CheckHealth(key=KEY)
+    assert next_for(WANT, drained(running=1, checked_at=NOW - 0.5)) == CheckHealth(key=KEY)
 
 
 def test_it_is_not_drained_before_every_gateway_can_know():
@@ -152,7 +152,7 @@ def test_it_is_not_drained_before_every_gateway_can_know():
 
 
 def test_a_look_before_gateways_knew_proves_nothing():
-    assert next_for(WANT, drained(looked_at=NOW - 4)) == CheckHealth(key=KEY)
+    assert next_for(WANT, drained(checked_at=NOW - 4)) == CheckHealth(key=KEY)
 
 
 def test_draining_has_a_limit():
@@ -210,8 +210,8 @@ OUTSIDE = replace(WANT, external=True)
 
 def test_an_external_engine_is_only_looked_at():
     for state in ("starting", "ready", "unhealthy"):
-        assert next_for(OUTSIDE, seen(state, external=True, looked_at=NOW - 10)) == CheckHealth(key=KEY)
-        assert next_for(OUTSIDE, seen(state, external=True, looked_at=NOW - 9, since=NOW - 9999)) is None
+        assert next_for(OUTSIDE, seen(state, external=True, checked_at=NOW - 10)) == CheckHealth(key=KEY)
+        assert next_for(OUTSIDE, seen(state, external=True, checked_at=NOW - 9, since=NOW - 9999)) is None
 
 
 def test_an_external_engine_that_nobody_wants_is_removed():
@@ -224,7 +224,7 @@ def test_an_external_engine_that_moved_begins_anew():
 
 
 def test_an_engine_of_ours_that_becomes_external_is_drained_first():
-    assert next_for(OUTSIDE, seen("ready")) == Drain(key=KEY, then=State.STOPPED)
+    assert next_for(OUTSIDE, seen("ready")) == Drain(key=KEY, next_state=State.STOPPED)
 
 
 # --- always
@@ -252,9 +252,9 @@ replicas = st.builds(
     external=st.booleans(),
     ended=st.booleans(),
     published_at=st.none() | times,
-    looked_at=times,
-    told_at=times,
-    bad_looks=st.integers(0, 5),
+    checked_at=times,
+    reported_at=times,
+    failed_checks=st.integers(0, 5),
     refusals=st.integers(0, 20),
     running=st.none() | st.integers(0, 5),
     active_at=times,
@@ -304,7 +304,7 @@ def test_a_failed_one_waits_for_its_time_or_an_operator():
 @pytest.mark.parametrize("state", ["ready", "unhealthy"])
 def test_e9_an_engine_at_another_address_than_its_hosts_is_drained(state):
     want = replace(WANT, address="10.0.0.2")
-    assert next_for(want, seen(state, address="10.0.0.1")) == Drain(key=KEY, then=State.STOPPED)
+    assert next_for(want, seen(state, address="10.0.0.1")) == Drain(key=KEY, next_state=State.STOPPED)
     assert next_for(want, seen(state, address="10.0.0.2")) is None
 
 

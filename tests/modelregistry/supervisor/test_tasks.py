@@ -17,7 +17,7 @@ from django.db import OperationalError
 
 from modelregistry.models import TaskRun
 from modelregistry.supervisor import tasks
-from modelregistry.supervisor.tasks import PeriodicTask, TaskRunner, claim, give_back, record_end
+from modelregistry.supervisor.tasks import PeriodicTask, TaskRunner, claim, record_end, release
 from portal.accounts.models import User
 from tests.waiting import until
 
@@ -52,14 +52,14 @@ def test_two_hosts_do_not_both_get_it(db):
 
 def test_who_decided_on_an_old_row_is_too_late(db, monkeypatch):
     """Both looked when it was due; the second claims when the first has done so already."""
-    real = tasks.find_due
+    real = tasks.is_due
 
-    def slow(work, row, now):
+    def slow(task, row, now):
         TaskRun.objects.filter(pk="sweep").update(claimed_at=NINE, claimed_by="two")
-        return real(work, row, now)
+        return real(task, row, now)
 
     TaskRun.objects.create(name="sweep")
-    monkeypatch.setattr(tasks, "find_due", slow)
+    monkeypatch.setattr(tasks, "is_due", slow)
     assert claim(HOURLY, "one", after(seconds=1)) is None
     assert TaskRun.objects.get().claimed_by == "two"
 
@@ -86,7 +86,7 @@ def test_who_was_taken_over_from_says_nothing_any_more(db):
     slow = claim(HOURLY, "slow", NINE)
     assert claim(HOURLY, "two", after(minutes=16))
     record_end(slow, after(minutes=17), succeeded=False, output="late")
-    give_back(slow)
+    release(slow)
     row = TaskRun.objects.get()
     assert (row.claimed_by, row.claimed_at, row.ended_at, row.output) == ("two", after(minutes=16), None, "")
 
@@ -104,7 +104,7 @@ def test_an_end_before_the_beginning_is_an_end(db):
 
 
 def test_what_is_given_back_is_due_at_once(db):
-    give_back(claim(HOURLY, "one", NINE))
+    release(claim(HOURLY, "one", NINE))
     assert claim(HOURLY, "two", after(seconds=1))
 
 
@@ -136,8 +136,8 @@ class Children:
         return process
 
 
-def host(start, *works: PeriodicTask, clock=lambda: NINE) -> TaskRunner:
-    return TaskRunner(works or (HOURLY,), "here", clock=clock, start=start, first_look=0, look_every=0.05)
+def host(start, *periodic_tasks: PeriodicTask, clock=lambda: NINE) -> TaskRunner:
+    return TaskRunner(periodic_tasks or (HOURLY,), "here", clock=clock, start=start, first_check=0, check_every=0.05)
 
 
 @sync_to_async
@@ -165,7 +165,7 @@ async def ended_tasks(*tasks: "asyncio.Task[None]") -> None:
 
 async def test_it_runs_and_tells_how_it_went(transactional_db):
     children = Children("import sys; print('swept', *sys.argv[1:])")
-    keeping = asyncio.create_task(host(children).keep())
+    keeping = asyncio.create_task(host(children).run())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
     assert (found.succeeded, found.output, found.claimed_by) == (True, "swept sweep", "here")
@@ -175,7 +175,7 @@ async def test_it_runs_and_tells_how_it_went(transactional_db):
 async def test_what_fails_is_told_with_its_last_words(transactional_db, caplog):
     caplog.set_level(logging.INFO)
     children = Children("import sys; sys.stderr.write('ば' * 5000 + 'no broom'); sys.exit(3)")
-    keeping = asyncio.create_task(host(children).keep())
+    keeping = asyncio.create_task(host(children).run())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
     assert found.succeeded is False
@@ -187,7 +187,7 @@ async def test_what_cannot_be_started_is_told(transactional_db):
     async def start(argv):
         raise OSError("no memory")
 
-    keeping = asyncio.create_task(host(start).keep())
+    keeping = asyncio.create_task(host(start).run())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
     assert (found.succeeded, found.output) == (False, "could not be started: no memory")
@@ -198,17 +198,17 @@ async def test_what_takes_too_long_is_ended(transactional_db):
     stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
     children = Children(stubborn)
     short = PeriodicTask(name="sweep", every=timedelta(hours=1), argv=(), limit=timedelta(seconds=1))
-    keeping = asyncio.create_task(host(children, short).keep())
+    keeping = asyncio.create_task(host(children, short).run())
     found = await eventually(has_ended)
     await ended_tasks(keeping)
-    assert (found.succeeded, found.output) == (False, "was ended, as it took longer than 0:00:01")
+    assert (found.succeeded, found.output) == (False, "was stopped, as it took longer than 0:00:01")
     assert children.started[0].returncode in (-signal.SIGTERM, -signal.SIGKILL)
 
 
 async def test_a_task_that_hangs_keeps_no_other_waiting(transactional_db):
     slow = PeriodicTask(name="slow", every=timedelta(hours=1), argv=("slow",))
     children = Children(f"import sys\nif 'slow' in sys.argv:\n    {ENDLESS}")
-    keeping = asyncio.create_task(host(children, slow, HOURLY).keep())
+    keeping = asyncio.create_task(host(children, slow, HOURLY).run())
     sweep = await eventually(sync_to_async(TaskRun.objects.filter(name="sweep", succeeded=True).first))
     assert sweep.ended_at
     await ended_tasks(keeping)
@@ -218,7 +218,7 @@ async def test_of_two_hosts_one_does_it(transactional_db):
     """Until it is due again."""
     now = [NINE]
     children = Children("print('swept')")
-    hosts = [asyncio.create_task(host(children, clock=lambda: now[0]).keep()) for _ in range(2)]
+    hosts = [asyncio.create_task(host(children, clock=lambda: now[0]).run()) for _ in range(2)]
     await eventually(has_ended)
     await asyncio.sleep(0.5)  # ten looks of each
     assert len(children.started) == 1
@@ -230,7 +230,7 @@ async def test_of_two_hosts_one_does_it(transactional_db):
 
 async def test_the_end_of_the_supervisor_ends_it_and_leaves_it_to_the_next(transactional_db):
     children = Children(ENDLESS, "print('swept')")
-    keeping = asyncio.create_task(host(children).keep())
+    keeping = asyncio.create_task(host(children).run())
 
     async def runs() -> bool:
         return bool(children.started)
@@ -239,7 +239,7 @@ async def test_the_end_of_the_supervisor_ends_it_and_leaves_it_to_the_next(trans
     await ended_tasks(keeping)
     assert children.started[0].returncode == -signal.SIGTERM
     assert (await row()).claimed_at is None
-    keeping = asyncio.create_task(host(children).keep())
+    keeping = asyncio.create_task(host(children).run())
     assert (await eventually(has_ended)).output == "swept"
     await ended_tasks(keeping)
 
@@ -254,7 +254,7 @@ async def test_it_outlasts_a_database_that_is_away(transactional_db, monkeypatch
         return real(*given)
 
     monkeypatch.setattr(tasks, "claim", away)
-    keeping = asyncio.create_task(host(Children("print('swept')")).keep())
+    keeping = asyncio.create_task(host(Children("print('swept')")).run())
     assert (await eventually(has_ended)).output == "swept"
     await ended_tasks(keeping)
     assert len(failed) == 3

@@ -51,7 +51,7 @@ def _no_pause(monkeypatch):
 async def kept():
     clock, failed = Clock(), []
     dog, work = Watchdog(failed.append, clock), Work()
-    dog.keep("digging", work.step, patience=60)
+    dog.keep_running("digging", work.step, patience=60)
     yield dog, work, clock, failed
     await dog.close()
 
@@ -120,7 +120,7 @@ async def test_m7_pauses_between_failures_grow_and_end(monkeypatch):
     real = asyncio.sleep
     monkeypatch.setattr(watchdog.asyncio, "sleep", no_time)
     dog = Watchdog()
-    dog.keep("digging", falls)
+    dog.keep_running("digging", falls)
     while len(pauses) < 12:
         await real(0)
     assert pauses[:3] == [0.5, 1.0, 2.0]
