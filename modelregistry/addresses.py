@@ -1,4 +1,4 @@
-"""The address of a host, where its engines listen and gateways reach them: what may be given, and is it here?"""
+"""The address of a host, where its engines listen and gateways reach them: what is valid, and if the host has it."""
 
 import re
 import socket
@@ -9,16 +9,18 @@ from typing import Literal
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 
-# As RFC 1123 has host names. What ends in a number is an address to the programs that resolve names, though not the
-# same one to each (0x7f000001, 10.1, 2130706433).
+# Host names as in RFC 1123. Programs that resolve names take one that ends in a number for an address, though not all
+# for the same one (0x7f000001, 10.1, 2130706433).
 _NAME = re.compile(
     r"(?=.*[A-Za-z])[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*"
 )
 
 _NUMBER = re.compile(r"0[xX][0-9A-Fa-f]*|\d+")
-# No machine's own: "this network", what is reserved (with 255.255.255.255, everybody), and IPv6's ways to write an
-# address of IPv4, which would hide one of those (mapped, compatible, NAT64).
-_NOBODYS = [ip_network(network) for network in ("0.0.0.0/8", "240.0.0.0/4", "::ffff:0:0/96", "::/96", "64:ff9b::/96")]
+# Addresses that no machine has: "this network", reserved ones (with 255.255.255.255, broadcast), and IPv6's ways to
+# write an address of IPv4, which would hide one of those (mapped, compatible, NAT64).
+_UNASSIGNABLE = [
+    ip_network(network) for network in ("0.0.0.0/8", "240.0.0.0/4", "::ffff:0:0/96", "::/96", "64:ff9b::/96")
+]
 
 
 def validate(address: str) -> None:
@@ -31,9 +33,9 @@ def validate(address: str) -> None:
                 _("Give an IP address or a host name, without port and without http://."), code="bad-address"
             ) from None
         return
-    # A zone (fe80::1%eth0) is a name of this machine's own, of which others know nothing.
-    nobodys = found.is_multicast or (not found.is_loopback and any(found in network for network in _NOBODYS))
-    if nobodys or "%" in address:
+    # A zone (fe80::1%eth0) is a name that only this machine knows.
+    unassignable = found.is_multicast or (not found.is_loopback and any(found in network for network in _UNASSIGNABLE))
+    if unassignable or "%" in address:
         raise ValidationError(_unreachable(address), code="bad-address")
 
 
@@ -46,7 +48,7 @@ class AddressFault:
     reason: str = ""
 
     def __str__(self) -> str:
-        """For logs and the command line; pages say it in the reader's language."""
+        """Return the sentence for logs and the command line; pages show it in the reader's language."""
         return IN_ENGLISH[self.code] % {"address": self.address, "reason": self.reason}
 
 
@@ -58,10 +60,10 @@ IN_ENGLISH = {
 
 
 def find_fault(address: str) -> AddressFault | None:
-    """Why engines on this machine cannot listen at this address; None: they can.
+    """Return why engines on this machine cannot listen at this address; None: they can.
 
-    Looks a name up, which may block for as long as name servers take. A wildcard (0.0.0.0), which could be given once,
-    serves the gateway of this machine, so what runs with it goes on; `validate` takes it no more.
+    Resolves a name, which may block for as long as name servers take. A wildcard (0.0.0.0), which earlier releases
+    allowed, serves the gateway of this machine, so engines with it keep running; `validate` refuses it now.
     """
     try:
         family, _kind, _protocol, _canonical, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]

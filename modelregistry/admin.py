@@ -1,4 +1,4 @@
-"""Operators' pages for hosts and models. Replicas are shown only: their supervisor writes them."""
+"""Django's admin of hosts and models. Replicas are read-only: their supervisor writes them."""
 
 from typing import ClassVar
 
@@ -24,12 +24,12 @@ class HostAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its s
     search_fields = ("name",)
 
     def save_model(self, request: HttpRequest, obj: Host, form: forms.ModelForm, change: bool) -> None:  # type: ignore[type-arg]
-        # Not the rest, which its supervisor may have written since it was read.
+        # Not the other fields, which its supervisor may have written since they were read.
         obj.save(update_fields=form.changed_data if change else None)
 
     def has_delete_permission(self, request: HttpRequest, obj: Host | None = None) -> bool:
-        """Return one that is needed may not be removed, see `hosts.remove`."""
-        return obj is not None and super().has_delete_permission(request, obj) and not hosts.needed_because(obj)
+        """Return whether the host may be removed, as `hosts.remove_host` decides."""
+        return obj is not None and super().has_delete_permission(request, obj) and not hosts.find_removal_obstacle(obj)
 
 
 class ReplicaInline(admin.TabularInline):  # type: ignore[type-arg]  # generic in its stubs only
@@ -45,7 +45,7 @@ class ReplicaInline(admin.TabularInline):  # type: ignore[type-arg]  # generic i
 
 
 class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
-    """A key that was once entered is never sent to a browser again."""
+    """A form that never sends a stored key to a browser again."""
 
     upstream_key = forms.CharField(
         label=_("key of the external engine"),
@@ -81,7 +81,7 @@ class ServedModelAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic i
 
 @admin.register(Alias)
 class AliasAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in its stubs only
-    """Given another model here, it leads there from that moment on."""
+    """Aliases; one that is given another model leads there at once."""
 
     list_display = ("name", "model")
     list_select_related = ("model",)
@@ -114,7 +114,7 @@ class ReplicaAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # generic in it
 
     @admin.display(description=_("log"))
     def log(self, replica: Replica) -> SafeString | str:
-        """Return the engine's last lines, if it runs on the machine that shows this page."""
+        """Return the end of the engine's log, if it runs on the machine that serves this page."""
         if replica.host.name != settings.HOST_NAME:
             return _("On host %(host)s.") % {"host": replica.host}
         directory = settings.RUN / "engines" / replica.run_id

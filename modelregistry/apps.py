@@ -11,4 +11,4 @@ class ModelRegistryConfig(AppConfig):
 
     def __init__(self, app_name: str, app_module: ModuleType | None) -> None:
         super().__init__(app_name, app_module)
-        self.periodic_tasks: dict[str, Any] = {}  # what `tasks.register` was told, whichever app is ready first
+        self.periodic_tasks: dict[str, Any] = {}  # by name; filled by `tasks.register`, whichever app is ready first

@@ -7,9 +7,9 @@ from django.utils import timezone
 
 
 def database_now() -> Expression:
-    """Return the present instant, for queries and updates.
+    """Return the current time, for queries and updates.
 
-    SQLite is a file of this machine, whose clock it uses; the text that it makes of an instant is not Django's.
+    SQLite is a file of this machine and uses its clock; its text format of a time is not Django's.
     """
     if connection.vendor == "sqlite":
         return Value(timezone.now(), output_field=DateTimeField())

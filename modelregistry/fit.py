@@ -24,7 +24,7 @@ from modelregistry.memory import allocation, placement
 from modelregistry.memory.allocation import Occupant
 from modelregistry.memory.estimate import Demand, Measured, Prediction, Unpredictable, predict
 from modelregistry.models import FileReport, Host, Replica, ServedModel
-from modelregistry.overview import ALIVE, supervised
+from modelregistry.overview import ALIVE, is_supervised
 from modelregistry.process import gpus
 from modelregistry.process.gpus import Device
 from modelregistry.supervisor import repository
@@ -144,7 +144,7 @@ def predict_alone(spec: Spec, facts: ModelMetadata) -> Prediction | None:
 def _why_unavailable(host: Host) -> str:
     if host.maintenance:
         return _("%(host)s is in maintenance and takes no models.") % {"host": host.name}
-    if not supervised(host, timezone.now()):
+    if not is_supervised(host, timezone.now()):
         return _("The supervisor of %(host)s is silent, so nothing can be started there now.") % {"host": host.name}
     return ""
 

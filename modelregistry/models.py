@@ -272,12 +272,24 @@ class ServedModel(models.Model):
         may_run = not transaction.get_connection().in_atomic_block
         launcher, options = self._parser_options(may_run=may_run) if changed else ("", None)
         problems = validation.find_problems(
-            engine=self.engine,
-            launcher=self.launcher,
-            engine_version=self.engine_version,
+            self._registration(),
+            look_at_path=self.is_on_this_host() and changed,
+            look_at_args=changed,
             installed=self._versions() if self.engine_version and changed and self.is_on_this_host() else None,
             started_by=launcher,
             options=options,
+        )
+        taken = Alias.objects.filter(name=self.name).select_related("model").first()
+        if taken:
+            problems["name"] = _("This name is an alias of %(model)s.") % {"model": taken.model}
+        if problems:
+            raise ValidationError(problems)
+
+    def _registration(self) -> validation.Registration:
+        return validation.Registration(
+            engine=self.engine,
+            launcher=self.launcher,
+            engine_version=self.engine_version,
             task=self.task,
             path=self.path,
             url=self.url,
@@ -291,14 +303,7 @@ class ServedModel(models.Model):
             first_byte_timeout=self.first_byte_timeout,
             idle_timeout=self.idle_timeout,
             total_timeout=self.total_timeout,
-            look_at_path=self.is_on_this_host() and changed,
-            look_at_args=changed,
         )
-        taken = Alias.objects.filter(name=self.name).select_related("model").first()
-        if taken:
-            problems["name"] = _("This name is an alias of %(model)s.") % {"model": taken.model}
-        if problems:
-            raise ValidationError(problems)
 
     @property
     def args_checked(self) -> bool | None:

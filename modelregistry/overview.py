@@ -1,6 +1,6 @@
-"""How hosts, models and replicas are now, as plain values: for operators' pages, the API, sockets and the terminal.
+"""The state of hosts, models and replicas as plain values, for operators' pages, the API, sockets and the terminal.
 
-Five queries, whatever is asked. All memory is in bytes. What nobody knows is None, never 0.
+Five queries, whatever is read. All memory is in bytes. What is not known is None, never 0.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,16 +15,15 @@ from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import Host, Replica, ServedModel
 
-# A supervisor gives a sign of life every 2 s. When it is silent for longer, nobody knows whether its replicas are as
-# they were.
+# A supervisor gives a sign of life every 2 s. When it is silent for longer, the state of its replicas is not known.
 SILENCE = timedelta(seconds=60)
-# `seen_at` of hosts that are made up, for demonstrations: nobody reports for them, and they count as alive.
+# `seen_at` of made-up hosts, for demonstrations: no supervisor reports for them, and they count as alive.
 MADE_UP = datetime(9999, 1, 1, tzinfo=UTC)
 ALIVE = frozenset({Replica.State.STARTING, Replica.State.READY, Replica.State.UNHEALTHY, Replica.State.DRAINING})
 
 
 class ModelState(models.TextChoices):
-    """What an operator should know of a model in one word."""
+    """The state of a model in one word, for operators."""
 
     READY = "ready", _("ready")
     PARTLY = "partly", _("partly ready")
@@ -41,7 +40,7 @@ class ModelState(models.TextChoices):
     MAINTENANCE = "maintenance", _("host in maintenance")
 
 
-# What needs an operator more comes first; for models of which no replica is ready.
+# For models of which no replica is ready: states that need an operator more come first.
 _GRAVEST = (
     Replica.State.FAILED,
     Replica.State.UNHEALTHY,
@@ -54,7 +53,7 @@ _GRAVEST = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstToken:
-    """Seconds to the first token: half of the `requests` of late were as quick as `half`, 95 in 100 as `slow`."""
+    """Seconds to the first token of recent `requests`: at most `half` for half of them, `slow` for 95 in 100."""
 
     requests: int
     half: float
@@ -63,7 +62,7 @@ class FirstToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaNow:
-    """One engine. `memory`: what its processes were measured to hold; `predicted`: what the plan gave it."""
+    """One engine. `memory`: measured of its processes; `predicted`: what the plan gave it."""
 
     id: int
     model: str
@@ -91,7 +90,7 @@ class ReplicaNow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelNow:
-    """A model with its replicas; figures are sums over those that run. `wanted`: replicas that there should be."""
+    """A model with its replicas; figures are sums over those that run. `wanted`: how many replicas there should be."""
 
     id: int
     name: str
@@ -126,8 +125,8 @@ class DeviceNow:
     kind: str
     total: int
     used: int
-    free: int  # may be less than the rest: what nobody can have
-    fault: str  # why the numbers are old ones; empty: they are not
+    free: int  # may be less than the rest: some memory is available to no process
+    fault: str  # why the numbers are old; empty: they are current
     ours: int
     weights: int
     cache: int
@@ -138,7 +137,7 @@ class DeviceNow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostNow:
-    """A machine. `supervised`: its supervisor was heard lately; if not, the rest is as it was at `reported_at`."""
+    """A machine. `supervised`: its supervisor is alive; if not, the rest is as it was at `reported_at`."""
 
     id: int
     name: str
@@ -161,10 +160,7 @@ class Overview:
 
 
 def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken] | None = None) -> Overview:
-    """Return everything, by name.
-
-    `first_tokens` by the model's name, from who measures them. Raises django.db.Error.
-    """
+    """Read all hosts and models, by name. `first_tokens`: by the model's name. Raises django.db.Error."""
     served = ServedModel.objects.select_related("host").prefetch_related(
         "aliases", Prefetch("replica_set", Replica.objects.select_related("host", "model"))
     )
@@ -174,9 +170,10 @@ def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken] | None =
     return Overview(at=now, hosts=tuple(hosts), models=tuple(seen))
 
 
-def supervised(host: Host, now: datetime) -> bool:
-    """Whether its supervisor was heard lately. A sign of life from the future says as little as an old one: a clock was
-    set back since, and it would count for as long as that was.
+def is_supervised(host: Host, now: datetime) -> bool:
+    """Return whether a host's supervisor gave a recent sign of life.
+
+    One from the future counts as little as an old one: a clock was set back since, and it would count for that long.
     """
     return host.seen_at is not None and (abs(now - host.seen_at) <= SILENCE or host.seen_at == MADE_UP)
 
@@ -189,7 +186,7 @@ def replica_now(row: Replica, now: datetime) -> ReplicaNow:
         host=row.host.name,
         number=row.index,
         state=row.state,
-        supervised=supervised(row.host, now),
+        supervised=is_supervised(row.host, now),
         since=row.changed_at,
         launcher=row.launcher,
         version=row.version,
@@ -240,7 +237,7 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
 
 
 def is_maintained(model: ServedModel) -> bool:
-    """Return whether it does not run because its host is in maintenance, which ends no external engine."""
+    """Return whether a model does not run because its host is in maintenance, which stops no external engine."""
     return model.host is not None and model.host.maintenance and model.engine != ServedModel.Engine.EXTERNAL
 
 
@@ -263,7 +260,7 @@ def state_of(
 
 
 def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
-    """`rows`: all replicas, of whatever host."""
+    """Return the state of a host. `rows`: all replicas, of any host."""
     report = getattr(host, "report", None)
     alive = [row for row in rows if row.host_id == host.pk and row.state in ALIVE]
     return HostNow(
@@ -272,7 +269,7 @@ def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
         address=host.address,
         maintenance=host.maintenance,
         seen_at=host.seen_at,
-        supervised=supervised(host, now),
+        supervised=is_supervised(host, now),
         reported_at=report.at if report else None,
         devices=tuple(device_now(device, alive) for device in report.devices) if report else (),
         strangers=tuple(report.strangers) if report else (),
@@ -282,11 +279,11 @@ def host_now(host: Host, rows: Iterable[Replica], now: datetime) -> HostNow:
 
 
 def device_now(device: Mapping[str, Any], alive: Iterable[Replica]) -> DeviceNow:
-    """`device`: as `gpus.Device`. `alive`: the host's replicas that run."""
+    """Return the memory bar of a device, given as `gpus.Device`. `alive`: the host's replicas that run."""
     there = [row for row in alive if _is_on(row, device)]
     planned = [row.predicted for row in there if row.predicted]
     ours = sum(_held(row, device) for row in there)
-    # Measured and predicted need not agree: whatever is held beyond weights and cache is overhead.
+    # Measured and predicted values need not agree: all that is held beyond weights and cache is overhead.
     weights = min(sum(plan["weights"] for plan in planned), ours)
     cache = min(sum(plan["cache"] for plan in planned), ours - weights)
     return DeviceNow(
@@ -307,21 +304,21 @@ def device_now(device: Mapping[str, Any], alive: Iterable[Replica]) -> DeviceNow
 
 
 def _is_on(row: Replica, device: Mapping[str, Any]) -> bool:
-    """Return an engine without devices of its own lives in RAM."""
+    """Return whether a replica uses the device; one without devices of its own uses RAM."""
     return device["index"] in row.devices if row.devices else device["kind"] == "ram"
 
 
 def _held(row: Replica, device: Mapping[str, Any]) -> int:
-    """Return RAM's is not told by device."""
+    """Return the bytes that a replica holds of the device; those of RAM are not recorded by device."""
     return (row.memory_by_device.get(str(device["index"])) if row.devices else row.memory_bytes) or 0
 
 
 def _predicted(row: Replica) -> int | None:
-    """On all its devices together: a prediction is of each."""
+    """Return the predicted bytes on all devices of a replica together; a prediction is for each."""
     return row.predicted["total"] * row.predicted["devices"] if row.predicted else None
 
 
 def _sum(figures: Iterable[Any]) -> Any:
-    """None if none is known."""
+    """Return the sum of the known figures; None if none is known."""
     known = [figure for figure in figures if figure is not None]
     return sum(known) if known else None

@@ -12,7 +12,7 @@ from modelregistry.engines import base
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 
-# Two beats may be lost. What runs is not ended by it: only asked itself, as its supervisor asks no more.
+# Two beats may be lost. A quiet host's engines keep serving: gateways check them, as the supervisor may not.
 QUIET = timedelta(seconds=5)
 
 
@@ -20,9 +20,9 @@ QUIET = timedelta(seconds=5)
 class Route:
     """A replica that answers now. `upstream_model` is the name that the engine expects in a request.
 
-    `launcher` is what runs the engine (one of engines.LAUNCHERS; empty: external), whose manners differ. `slots` is
-    how many requests it works on at a time; None: not known, or as many as its memory allows. `sorts`: it takes waiting
-    requests by the `priority` that they come with. `health`: a path that costs the engine nothing.
+    `launcher` is what runs the engine (one of engines.LAUNCHERS; empty: external), as behaviour differs. `slots` is how
+    many requests it works on at a time; None: not known, or as many as its memory allows. `supports_priority`: it takes
+    waiting requests by their `priority`. `health`: a path that costs the engine nothing.
     """
 
     replica_id: int
@@ -32,14 +32,14 @@ class Route:
     upstream_model: str
     launcher: str
     slots: int | None
-    sorts: bool
+    supports_priority: bool
     host_id: int
     health: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignOfLife:
-    """Of a host's supervisor. `claim` is another one for each that ever looked after the host."""
+    """A host's supervisor. `claim` differs for each that ever supervised the host; `quiet`: it has missed beats."""
 
     host_id: int
     claim: str
@@ -50,7 +50,7 @@ class SignOfLife:
 class Served:
     """A model that is offered, whether or not a replica answers now. `context` in tokens, None = not known.
 
-    `loading_on`: the hosts on which a replica is starting, or asleep until somebody wants it. Time-outs in seconds,
+    `loading_on`: the hosts on which a replica is starting, or asleep until a client calls it. Time-outs in seconds,
     None = the settings'.
     """
 
@@ -69,14 +69,14 @@ class Served:
     total_timeout: float | None
 
 
-def offered() -> QuerySet[ServedModel]:
-    """Return the models that are enabled and not retired today, where the server stands (TIME_ZONE)."""
+def offered_models() -> QuerySet[ServedModel]:
+    """Return the models that are enabled and not retired today, in the server's time zone (TIME_ZONE)."""
     today = timezone.localdate(timezone=timezone.get_default_timezone())
     return ServedModel.objects.filter(Q(retires_on=None) | Q(retires_on__gt=today), enabled=True)
 
 
-def served() -> list[Served]:
-    """Return every enabled model, also one that retires: gateways know the day. Two queries."""
+def served_models() -> list[Served]:
+    """Return every enabled model, also retired ones: gateways know the day. Two queries."""
     coming = Replica.objects.filter(state__in=(Replica.State.STARTING, Replica.State.ASLEEP))
     hosts: dict[int, set[int]] = defaultdict(set)
     for model_id, host_id in coming.values_list("model_id", "host_id"):
@@ -101,13 +101,13 @@ def served() -> list[Served]:
     ]
 
 
-def aliases() -> dict[str, str]:
+def names_by_alias() -> dict[str, str]:
     """Return the names of enabled models by their other names. One query."""
     return dict(Alias.objects.filter(model__enabled=True).values_list("name", "model__name"))
 
 
-def ready() -> list[Route]:
-    """Return every replica that may be given requests. One query."""
+def ready_replicas() -> list[Route]:
+    """Return every replica that can take requests. One query."""
     replicas = Replica.objects.filter(state=Replica.State.READY, model__enabled=True).select_related("model")
     return [
         Route(
@@ -117,9 +117,9 @@ def ready() -> list[Route]:
             api_key=replica.api_key,
             upstream_model=replica.model.upstream_model or replica.model.name,
             launcher=replica.launcher,
-            # What an operator told of a server that we did not start.
+            # As an operator described a server that we did not start.
             slots=replica.slots or (None if replica.launcher else replica.model.slots),
-            sorts=base.supports_priority(replica.launcher, replica.model.task, replica.model.args),
+            supports_priority=base.supports_priority(replica.launcher, replica.model.task, replica.model.args),
             host_id=replica.host_id,
             health=base.MONITORING[replica.launcher].health if replica.launcher in base.MONITORING else "/health",
         )

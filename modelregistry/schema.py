@@ -1,4 +1,4 @@
-"""Whether the database has exactly the schema of this code: what long-running commands ask before they start."""
+"""Whether the database has exactly the schema of this code, which long-running commands check before they start."""
 
 import logging
 from collections.abc import Collection
@@ -12,15 +12,15 @@ SHOWN = 3  # migrations that a message names
 
 
 def check_schema() -> None:
-    """Return if all migrations of this code are applied and no others. Raises CommandError, which says what to do.
+    """Check that all migrations of this code are applied and no others. Raises CommandError, which says what to do.
 
-    Also if the database does not answer: after a power cut it may come up last, and engines are adopted without it.
+    Passes if the database does not answer: after a power cut it may start last, and engines are adopted without it.
     """
     try:
         loader = MigrationLoader(connection)
         replaced = {name for migration in loader.replacements.values() for name in migration.replaces}
         unknown = loader.applied_migrations.keys() - loader.disk_migrations.keys() - replaced
-        # Not a plan to the last ones: where one of these is applied, it looks at none before.
+        # Not a plan to the last ones: where one of these is applied, a plan omits all before it.
         missing = loader.graph.nodes.keys() - loader.applied_migrations.keys()
     except DatabaseError as error:
         log.warning("the schema cannot be compared, the database does not answer: %s", error)
@@ -29,22 +29,22 @@ def check_schema() -> None:
         connection.close()
     if unknown:
         raise CommandError(
-            f"The database has {number(unknown, 'migration')} that this version does not know ({some(unknown)}): a "
+            f"The database has {_count(unknown)} that this version does not know ({_name_some(unknown)}): a "
             "newer version has migrated it. Run: git pull && make setup. To go back to this version instead, restore "
             "the backup from before the upgrade (deploy/OPERATIONS.md)."
         )
     if missing:
         raise CommandError(
-            f"The database lacks {number(missing, 'migration')} of this version ({some(missing)}). Make a backup, then "
+            f"The database lacks {_count(missing)} of this version ({_name_some(missing)}). Make a backup, then "
             "run: .venv/bin/python manage.py migrate"
         )
 
 
-def number(of: Collection[object], noun: str) -> str:
-    return f"{len(of)} {noun}{'' if len(of) == 1 else 's'}"
+def _count(migrations: Collection[object]) -> str:
+    return "1 migration" if len(migrations) == 1 else f"{len(migrations)} migrations"
 
 
-def some(migrations: Collection[tuple[str, str]]) -> str:
-    """`app.name` of the first of them."""
+def _name_some(migrations: Collection[tuple[str, str]]) -> str:
+    """Return `app.name` of the first few."""
     names = [".".join(migration) for migration in sorted(migrations)]
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")

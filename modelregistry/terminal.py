@@ -1,7 +1,7 @@
-"""What a terminal is shown: tables, and text from files and hosts that nobody here has written.
+"""Output on terminals: tables, and text from files and hosts that may hold anything.
 
-Such text may hold anything: escapes that colour a terminal, move its cursor or set its title, line breaks that make up
-a row, characters that turn the order of reading round. One function makes it harmless and bounds its length.
+That is escapes that colour a terminal, move its cursor or set its title, line breaks that fake a row, characters that
+reverse the reading direction. One function makes such text harmless and bounds its length.
 """
 
 import unicodedata
@@ -37,18 +37,18 @@ def _width(column: Sequence[str]) -> int:
 
 
 def clean(text: str, most: int = MOST_OF_FIRST) -> str:
-    """Return the text on one line, with what cannot be printed written out (`\\x1b`), and cut to so many characters."""
+    """Return the text on one line, with unprintable characters written out (`\\x1b`), cut to `most` characters."""
     shown = "".join(map(_shown, text[: most + 1]))
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def clean_lines(text: str) -> str:
-    """Return the same for text of several lines."""
+    """Return text of several lines, each cleaned."""
     return "\n".join(map(clean, text.split("\n")))
 
 
 def is_printable(text: str) -> bool:
-    """Return whether it is shown as it is."""
+    """Return whether `clean` leaves the text as it is."""
     return all(character.isprintable() or character == IDEOGRAPHIC_SPACE for character in text)
 
 
@@ -57,7 +57,7 @@ def _shown(character: str) -> str:
 
 
 def _columns(text: str) -> int:
-    """How wide it is shown: Chinese and Japanese characters take two columns, accents of their own none."""
+    """Return the width on a terminal: Chinese and Japanese characters take two columns, combining accents none."""
     return sum(
         0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
         for character in text

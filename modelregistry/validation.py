@@ -1,7 +1,8 @@
-"""What is wrong with a model that somebody wants to register, told before an engine would find out minutes later."""
+"""What is wrong with a model that is to be registered, found before an engine would find out minutes later."""
 
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -16,9 +17,9 @@ from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext
 from modelregistry.files.regular import open_regular_file
 from modelregistry.memory.estimate import VLLM_SEQUENCES
 
-# Set by the supervisor for each replica; a second value would win and move the engine to where nobody looks, open
-# it to every interface, or let it answer without a key. A file of arguments (--config) could hold any of them. Another
-# place to take the model from, or a server of several models, is no replica of this one.
+# Set by the supervisor for each replica; a second value would win and move the engine to an unknown address, open it to
+# every interface, or let it answer without a key. A file of arguments (--config) could hold any of them. An engine that
+# takes the model from elsewhere, or serves several models, is no replica of this one.
 RESERVED = frozenset(
     [
         *("--host", "--port", "--uds", "--api-key", "--api-key-file", "--interrupt-requests", "--config"),
@@ -27,16 +28,16 @@ RESERVED = frozenset(
         *("--models-preset", "--headless", "--grpc"),
     ]
 )
-# The gateway speaks to engines in plain HTTP, which only this machine or its network of hosts hears, at their root.
+# The gateway calls engines in plain HTTP, at their root; the traffic stays on this machine or in the hosts' network.
 MOVING = frozenset(
     [
         *("--ssl-keyfile", "--ssl-certfile", "--ssl-ca-certs", "--ssl-cert-reqs", "--ssl-ciphers"),
         *("--enable-ssl-refresh", "--ssl-key-file", "--ssl-cert-file", "--api-prefix"),
     ]
 )
-# The engine would print something and end, start after start.
+# The engine would print something and exit, at each start.
 ENDING = frozenset(["--help", "--version", "--list-devices", "--cache-list", "--completion-bash"])
-# More than one process or host for one replica, in ways of which no plan knows.
+# More than one process or host for one replica, in ways that no plan counts.
 SPREADING = ("--data-parallel-size", "--pipeline-parallel-size", "--nnodes")
 RISKS = [*model_files.RISKS, argument_rules.OUTSIDE]
 LONGEST_TEMPLATE = 2**20  # bytes; the longest chat templates have 0.1 MB
@@ -51,82 +52,106 @@ STRETCHING = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A model as an operator describes it. What a form or a JSON field delivers is not checked yet: hence `object`."""
+
+    engine: str
+    launcher: str
+    task: str
+    path: str
+    url: str = ""
+    args: object
+    context: int | None
+    slots: int | None = None
+    gpus: object
+    tensor_parallel: int
+    allowed_risks: object
+    engine_version: str = ""
+    connect_timeout: float | None = None
+    first_byte_timeout: float | None = None
+    idle_timeout: float | None = None
+    total_timeout: float | None = None
+
+
 def find_problems(
+    model: Registration,
     *,
-    engine: str,
-    launcher: str,
-    task: str,
-    path: str,
-    url: str,
-    args: object,
-    context: int | None,
-    slots: int | None = None,
-    gpus: object,
-    tensor_parallel: int,
-    allowed_risks: object,
-    connect_timeout: float | None,
-    first_byte_timeout: float | None,
-    idle_timeout: float | None,
-    total_timeout: float | None,
     look_at_path: bool,
     look_at_args: bool = True,
-    engine_version: str = "",
+    look_at_argument_files: bool | None = None,
     installed: Collection[str] | None = None,
     started_by: str = "",
     options: Options | None = None,
 ) -> dict[str, str]:
     """Return one sentence for each field that cannot be right; empty: fine. Reads the headers of the model's files.
 
+    `look_at_argument_files`: whether files that arguments name are on this machine; as `look_at_path` if not given.
     `started_by`: the launcher that will be taken where `launcher` leaves it open, as far as is known; `options`: what
     that takes, None: not known here. `installed`: the versions of it that this machine has, None: not known.
     """
+    parsed = read_arguments(model.engine, model.launcher or started_by, _only_texts(model.args), options)
+    risks = _known_risks(model.allowed_risks)
+    faults = {
+        "engine_version": _version_fault(model, installed),
+        "gpus": _gpus_fault(model.gpus, parsed.number("--tensor-parallel-size") or model.tensor_parallel),
+        "allowed_risks": _risk_list_fault(model.allowed_risks),
+        "args": _list_fault(model.args),
+        "total_timeout": _timeout_fault(model),
+    }
+    if look_at_args and not faults["args"]:
+        faults["args"] = find_argument_fault(model.engine, parsed, risks, model.tensor_parallel, model.slots)
+        if not faults["args"] and (look_at_path if look_at_argument_files is None else look_at_argument_files):
+            faults["args"] = find_missing_file(parsed)
+    found = _engine_problems(model) | {field: fault for field, fault in faults.items() if fault}
+    if model.engine == "external":
+        return found
+    if look_at_path:
+        return _file_problems(model, risks, parsed) | found
+    return _unseen_path_problems(model.path) | found
+
+
+def _engine_problems(model: Registration) -> dict[str, str]:
+    """Return what the engine and its launcher cannot do, whatever the files are."""
     found: dict[str, str] = {}
-    if engine == "external":
-        found |= _external(path, url)
-    elif url:
+    if model.engine == "external":
+        found |= _external_problems(model.path, model.url)
+    elif model.url:
         found["url"] = _("Only an external engine has a URL; this one is started here, from a path.")
-    if launcher and engine != "llama.cpp":
+    if model.launcher and model.engine != "llama.cpp":
         found["launcher"] = _("Only llama.cpp has a choice of launchers.")
-    if launcher == "llama-cpp-python" and task == "rerank":
+    if model.launcher == "llama-cpp-python" and model.task == "rerank":
         found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
-    if engine == "llama.cpp" and task == "transcription":
+    if model.engine == "llama.cpp" and model.task == "transcription":
         found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
-    said = read_arguments(engine, launcher or started_by, _texts(args), options)
-    if fault := _version_fault(engine, launcher, engine_version, installed):
-        found["engine_version"] = fault
-    if fault := _gpus_fault(gpus, said.number("--tensor-parallel-size") or tensor_parallel):
-        found["gpus"] = fault
-    risks = [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
-    if not isinstance(allowed_risks, list) or len(risks) != len(allowed_risks):
-        named = ", ".join(f'"{risk}"' for risk in RISKS)
-        found["allowed_risks"] = _("Allowed risks are a list of %(risks)s.") % {"risks": named}
-    fault = _list_fault(args)
-    if not fault and look_at_args:
-        fault = args_fault(engine, said, risks, tensor_parallel, slots)
-    if not fault and look_at_args and look_at_path:
-        fault = missing_file(said)
-    if fault:
-        found["args"] = fault
-    if engine != "external":
-        if look_at_path:
-            found = _of_files(engine, path, risks, task, context, slots, said, tensor_parallel) | found
-        else:
-            found = _unseen(path) | found
-    parts = [given for given in (connect_timeout, first_byte_timeout, idle_timeout) if given is not None]
-    if total_timeout is not None and total_timeout < max(parts, default=0.0):
-        found["total_timeout"] = _("The time in all cannot be shorter than one of its parts, %(longest)g seconds.") % {
-            "longest": max(parts)
-        }
     return found
 
 
-def explain(error: UnreadableModel) -> str:
-    """What an UnreadableModel says, in the language of the reader."""
+def _known_risks(allowed_risks: object) -> list[str]:
+    return [risk for risk in allowed_risks if risk in RISKS] if isinstance(allowed_risks, list) else []
+
+
+def _risk_list_fault(allowed_risks: object) -> str:
+    if isinstance(allowed_risks, list) and len(_known_risks(allowed_risks)) == len(allowed_risks):
+        return ""
+    return _("Allowed risks are a list of %(risks)s.") % {"risks": ", ".join(f'"{risk}"' for risk in RISKS)}
+
+
+def _timeout_fault(model: Registration) -> str:
+    parts = [model.connect_timeout, model.first_byte_timeout, model.idle_timeout]
+    longest = max((part for part in parts if part is not None), default=0.0)
+    if model.total_timeout is None or model.total_timeout >= longest:
+        return ""
+    return _("The time in all cannot be shorter than one of its parts, %(longest)g seconds.") % {"longest": longest}
+
+
+def explain_unreadable(error: UnreadableModel) -> str:
+    """Return the sentence of an UnreadableModel in the reader's language."""
     return _(error.sentence) % error.values
 
 
-def path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> str:
-    """Why a model cannot be read from there, on this machine; empty: it can, as far as its headers tell.
+def find_path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> str:
+    """Return why a model cannot be read from a path on this machine; empty: it can, as far as its headers show.
 
     Takes 1 to 30 ms for a model whose files were read before, so that a supervisor can ask before every start:
     files change after they were registered.
@@ -134,47 +159,44 @@ def path_fault(engine: str, path: str, allowed_risks: Collection[str] = ()) -> s
     try:
         model_files.read_model(engine, path, allowed_risks)
     except UnreadableModel as error:
-        return explain(error)
+        return explain_unreadable(error)
     return ""
 
 
-def _of_files(
-    engine: str,
-    path: str,
-    risks: Sequence[str],
-    task: str,
-    context: int | None,
-    slots: int | None,
-    said: Arguments,
-    tensor_parallel: int,
-) -> dict[str, str]:
+def _file_problems(model: Registration, risks: Sequence[str], parsed: Arguments) -> dict[str, str]:
     try:
-        facts = model_files.read_model(engine, path, risks)
+        facts = model_files.read_model(model.engine, model.path, risks)
     except UnreadableModel as error:
-        return {"allowed_risks" if error.risk else "path": explain(error)}
-    return find_unsuited(
-        facts, engine, task=task, context=context, slots=slots, said=said, tensor_parallel=tensor_parallel
+        return {"allowed_risks" if error.risk else "path": explain_unreadable(error)}
+    return find_unsuitable_settings(
+        facts,
+        model.engine,
+        task=model.task,
+        context=model.context,
+        slots=model.slots,
+        parsed=parsed,
+        tensor_parallel=model.tensor_parallel,
     )
 
 
-def find_unsuited(
+def find_unsuitable_settings(
     facts: ModelMetadata,
     engine: str,
     *,
     task: str,
     context: int | None,
     slots: int | None = None,
-    said: Arguments,
+    parsed: Arguments,
     tensor_parallel: int = 1,
 ) -> dict[str, str]:
-    """What is asked of these files that they cannot give, one sentence by field; empty: nothing."""
+    """Return a sentence for each setting that does not suit these files, by field; empty: all do."""
     found: dict[str, str] = {}
-    if fault := _task_fault(facts, engine, task, said):
+    if fault := _task_fault(facts, engine, task, parsed):
         found["task"] = fault
-    for field, tokens in (("context", context or 0), ("args", _told_context(said, slots))):
-        if fault := _length_fault(facts, tokens, stretched=said.says(*STRETCHING)):
+    for field, tokens in (("context", context or 0), ("args", _context_in_arguments(parsed, slots))):
+        if fault := _length_fault(facts, tokens, stretched=parsed.says(*STRETCHING)):
             found[field] = fault
-    tensor_parallel = said.number("--tensor-parallel-size") or tensor_parallel
+    tensor_parallel = parsed.number("--tensor-parallel-size") or tensor_parallel
     if engine == "vllm" and facts.heads and facts.heads % tensor_parallel:
         found["tensor_parallel"] = _(
             "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
@@ -187,33 +209,33 @@ def _length_fault(facts: ModelMetadata, tokens: int, *, stretched: bool) -> str:
         return _("No model reads more than %(most)d tokens.") % {"most": bounds.CONTEXT}
     if stretched or not facts.context or tokens <= facts.context:
         return ""
-    # Engines refuse it or, worse, answer nonsense from that length on. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is for the
-    # whole host and not to be seen from here; who really wants it says so by an argument.
+    # Engines refuse it or, worse, answer nonsense beyond that length. vLLM's VLLM_ALLOW_LONG_MAX_MODEL_LEN is for the
+    # whole host and not visible here; an operator who really wants it says so by an argument.
     return _(
         "This model reads at most %(most)d tokens. If it is to be stretched, say how, for example "
         "with --rope-scaling (llama.cpp) or --hf-overrides (vLLM) in its arguments."
     ) % {"most": facts.context}
 
 
-def _told_context(said: Arguments, slots: int | None) -> int:
-    """Return tokens of one request as the arguments say; 0: they do not. llama.cpp's are shared out to its requests."""
-    if said.launcher == "vllm":
-        return said.number("--max-model-len") or 0
-    total = said.number("--ctx-size", "-c", "--n-ctx") or 0
-    if said.launcher == "llama-cpp-python":
+def _context_in_arguments(parsed: Arguments, slots: int | None) -> int:
+    """Return the tokens of one request that the arguments set; 0: none. llama.cpp's are divided among its requests."""
+    if parsed.launcher == "vllm":
+        return parsed.number("--max-model-len") or 0
+    total = parsed.number("--ctx-size", "-c", "--n-ctx") or 0
+    if parsed.launcher == "llama-cpp-python":
         return total
-    return total // (max(said.number("--parallel") or 0, 0) or slots or DEFAULT_SLOTS)
+    return total // (max(parsed.number("--parallel") or 0, 0) or slots or DEFAULT_SLOTS)
 
 
-def _task_fault(facts: ModelMetadata, engine: str, task: str, said: Arguments) -> str:
+def _task_fault(facts: ModelMetadata, engine: str, task: str, parsed: Arguments) -> str:
     # The other way round is fine: a model that chats can embed and rank, too.
     if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
         return _("%(architecture)s is not made for chat but for another task: %(task)s.") % {
             "architecture": facts.architecture,
             "task": facts.task,
         }
-    if engine == "vllm" and task == "chat" and not facts.has_chat_template and not said.says("--chat-template"):
-        # llama.cpp takes a general one (ChatML) instead; vLLM answers every chat with 400.
+    if engine == "vllm" and task == "chat" and not facts.has_chat_template and not parsed.says("--chat-template"):
+        # llama.cpp falls back to a general one (ChatML); vLLM answers every chat with 400.
         return _(
             "The model has no chat template, without which vLLM answers no chat. Give it one in its arguments: "
             "--chat-template=/path/to/template.jinja."
@@ -222,24 +244,24 @@ def _task_fault(facts: ModelMetadata, engine: str, task: str, said: Arguments) -
         engine == "llama.cpp"
         and task == "embedding"
         and not facts.pooling
-        and not said.says("--pooling", "--pooling-type")
+        and not parsed.says("--pooling", "--pooling-type")
     ):
-        # llama.cpp then answers each call with 400: it would have a vector for each token.
+        # llama.cpp then answers each request with 400: it would have a vector for each token.
         return _(
             "The file does not say how a text becomes one vector. Say it in the arguments, for example "
-            "--pooling mean; the model’s description tells which."
+            "--pooling mean; the model’s description says which."
         )
     return ""
 
 
-def _version_fault(engine: str, launcher: str, version: str, installed: Collection[str] | None) -> str:
-    if not version:
+def _version_fault(model: Registration, installed: Collection[str] | None) -> str:
+    if not model.engine_version:
         return ""
-    if engine == "external":
+    if model.engine == "external":
         return _("An external engine has whatever version it has.")
-    if engine == "llama.cpp" and not launcher:
+    if model.engine == "llama.cpp" and not model.launcher:
         return _("Versions differ between launchers: choose a launcher as well (--launcher).")
-    if installed is not None and version not in installed:
+    if installed is not None and model.engine_version not in installed:
         others = ", ".join(installed) or _("no version")
         return _("This version is not installed here (there are: %(others)s).") % {"others": others}
     return ""
@@ -255,7 +277,7 @@ def _gpus_fault(gpus: object, tensor_parallel: int) -> str:
     return ""
 
 
-def _external(path: str, url: str) -> dict[str, str]:
+def _external_problems(path: str, url: str) -> dict[str, str]:
     if path:
         return {"path": _("An external engine has a URL, not a path.")}
     if not url:
@@ -274,14 +296,14 @@ def _external(path: str, url: str) -> dict[str, str]:
     return {}
 
 
-def _unseen(path: str) -> dict[str, str]:
-    """Of a path on another machine."""
+def _unseen_path_problems(path: str) -> dict[str, str]:
+    """Check a path on another machine."""
     if not path:
         return {"path": _("This engine needs the path of a model.")}
     return {} if Path(path).is_absolute() else {"path": _("%(path)s is not an absolute path.") % {"path": path}}
 
 
-def _texts(args: object) -> list[str]:
+def _only_texts(args: object) -> list[str]:
     return [arg for arg in args if isinstance(arg, str)] if isinstance(args, Sequence) else []
 
 
@@ -293,7 +315,7 @@ NOT_CHECKED = gettext_noop(
 
 
 def read_arguments(engine: str, launcher: str, args: Sequence[str], options: Options | None = None) -> Arguments:
-    """As the engine reads them; an external one is told nothing by us."""
+    """Read arguments as the engine does; an external one gets none from us."""
     known = "vllm" if engine == "vllm" else launcher
     return arguments.read_arguments(known, args if engine != "external" else (), options)
 
@@ -304,11 +326,11 @@ def _list_fault(args: object) -> str:
     return ""
 
 
-def args_fault(
-    engine: str, said: Arguments, risks: Collection[str], tensor_parallel: int = 1, slots: int | None = None
+def find_argument_fault(
+    engine: str, parsed: Arguments, risks: Collection[str], tensor_parallel: int = 1, slots: int | None = None
 ) -> str:
-    """Why an engine cannot be started with these; empty: as far as is known it can."""
-    for one in said.given:
+    """Return why an engine cannot be started with these arguments; empty: it can, as far as is known."""
+    for one in parsed.given:
         if not RESERVED.isdisjoint(one.names) or (one.option is None and _may_be_reserved(one.name)):
             return _("%(arg)s is set for each replica and cannot be given here.") % {"arg": one.written}
         if not ENDING.isdisjoint(one.names):
@@ -317,40 +339,40 @@ def args_fault(
             return _("%(arg)s cannot be given: the gateway speaks to engines in plain HTTP, and at /v1.") % {
                 "arg": one.written
             }
-    if said.faults:
-        return explain_fault(said.faults[0])
-    return _risk_fault(said, risks) or _spread_fault(said, tensor_parallel) or _batch_fault(engine, said, slots)
+    if parsed.faults:
+        return explain_fault(parsed.faults[0])
+    return _risk_fault(parsed, risks) or _spread_fault(parsed, tensor_parallel) or _batch_fault(engine, parsed, slots)
 
 
 def _may_be_reserved(option: str) -> bool:
-    # Python's argparse, which vLLM uses, also takes the beginning of a name.
+    # Python's argparse, which vLLM uses, also accepts the beginning of a name.
     return option in RESERVED or (len(option) > len("--") and any(name.startswith(option) for name in RESERVED))
 
 
-def _risk_fault(said: Arguments, risks: Collection[str]) -> str:
-    """Arguments that do what was not allowed."""
-    if said.flag("--trust-remote-code") and "remote-code" not in risks:
+def _risk_fault(parsed: Arguments, risks: Collection[str]) -> str:
+    """Return which argument needs a risk that is not allowed; empty: none."""
+    if parsed.flag("--trust-remote-code") and "remote-code" not in risks:
         return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": "--trust-remote-code", "risk": "remote-code"}
-    for one in said.given:
-        risk = argument_rules.risk_of(said.launcher, one.names, one.values) if one.on else ""
+    for one in parsed.given:
+        risk = argument_rules.risk_of(parsed.launcher, one.names, one.values) if one.on else ""
         if risk and risk not in risks:
             return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": one.name, "risk": risk}
-    for one in said.all("--load-format"):
-        # Each of them, so that nobody has to know which one counts.
+    for one in parsed.all("--load-format"):
+        # Each of them, so that it does not matter which one counts.
         if one.values and one.values[-1].lower() in PICKLING and "pickle" not in risks:
             arg = f"--load-format {one.values[-1]}"
             return _('%(arg)s may read pickles, which needs the allowed risk "pickle".') % {"arg": arg}
     return ""
 
 
-def _spread_fault(said: Arguments, tensor_parallel: int) -> str:
+def _spread_fault(parsed: Arguments, tensor_parallel: int) -> str:
     for name in SPREADING:
-        if (said.number(name) or 1) > 1:
+        if (parsed.number(name) or 1) > 1:
             return _(
                 "%(arg)s spreads one replica in a way that no plan counts: say how many GPUs it is split over "
                 "(tensor parallel), or have more replicas."
             ) % {"arg": name}
-    cards = said.number("--tensor-parallel-size")
+    cards = parsed.number("--tensor-parallel-size")
     if cards and tensor_parallel > 1 and cards != tensor_parallel:
         return _("%(arg)s says another number of GPUs than “split over GPUs” (%(count)d): say it there alone.") % {
             "arg": f"--tensor-parallel-size {cards}",
@@ -359,9 +381,9 @@ def _spread_fault(said: Arguments, tensor_parallel: int) -> str:
     return ""
 
 
-def _batch_fault(engine: str, said: Arguments, slots: int | None) -> str:
-    batch = said.number("--max-num-batched-tokens") if engine == "vllm" else None
-    parallel = said.number("--max-num-seqs") or slots or VLLM_SEQUENCES
+def _batch_fault(engine: str, parsed: Arguments, slots: int | None) -> str:
+    batch = parsed.number("--max-num-batched-tokens") if engine == "vllm" else None
+    parallel = parsed.number("--max-num-seqs") or slots or VLLM_SEQUENCES
     if batch is None or batch >= parallel:
         return ""
     return _(
@@ -370,10 +392,10 @@ def _batch_fault(engine: str, said: Arguments, slots: int | None) -> str:
     ) % {"parallel": parallel}
 
 
-def missing_file(said: Arguments) -> str:
-    """Which file of those that arguments name an engine on this machine could not use; empty: none. Reads the disk."""
-    for one in said.given:
-        for named in argument_rules.files_named(said.launcher, one.names, one.values):
+def find_missing_file(parsed: Arguments) -> str:
+    """Return why an engine on this machine cannot use a file that arguments name; empty: it can. Reads the disk."""
+    for one in parsed.given:
+        for named in argument_rules.files_named(parsed.launcher, one.names, one.values):
             if fault := _file_fault(named):
                 return f"{one.name}: {fault}"
     return ""
@@ -401,7 +423,7 @@ def _file_fault(named: NamedFile) -> str:
 
 
 def explain_fault(fault: Fault) -> str:
-    """What the engine would refuse, in the language of the reader."""
+    """Return what the engine would refuse, as a sentence in the reader's language."""
     return _FAULTS[fault.code]() % {"arg": fault.arg, "more": ", ".join(fault.more)}
 
 

@@ -171,7 +171,7 @@ def _load() -> Catalogue:
     number = _current_revision()
     keys = _keys(ApiKey.objects.all(), Quota.objects.all())
     digests = {key.id: digest for digest, key in keys.items()}
-    return Catalogue(number, keys, digests, _models(), routes.aliases())
+    return Catalogue(number, keys, digests, _models(), routes.names_by_alias())
 
 
 def _apply_changes(catalogue: Catalogue) -> Catalogue:
@@ -194,7 +194,7 @@ def _apply_changes(catalogue: Catalogue) -> Catalogue:
     changed = _keys(owners, Quota.objects.filter(bearing)) if touched else {}
     models, aliases = catalogue.models, catalogue.aliases
     if any(kind == CatalogueChange.Kind.MODELS for kind, _ in changes):
-        models, aliases = _models(), routes.aliases()
+        models, aliases = _models(), routes.names_by_alias()
     keys, digests = _merge_keys(catalogue, touched, changed)
     return Catalogue(number, keys, digests, models, aliases)
 
@@ -296,7 +296,7 @@ def _limit(bound: policy.AppliedQuota, zone: ZoneInfo, first: int | None = None)
 
 def _models() -> dict[str, Model]:
     replicas: dict[int, list[Replica]] = defaultdict(list)
-    for route in routes.ready():
+    for route in routes.ready_replicas():
         replicas[route.model_id].append(
             Replica(
                 id=route.replica_id,
@@ -304,7 +304,7 @@ def _models() -> dict[str, Model]:
                 api_key=route.api_key,
                 upstream_model=route.upstream_model,
                 slots=route.slots,
-                sorts=route.sorts,
+                sorts=route.supports_priority,
                 host=route.host_id,
                 health=route.health,
             )
@@ -327,7 +327,7 @@ def _models() -> dict[str, Model]:
             timeouts=_timeouts(served),
             replicas=tuple(replicas[served.model_id]),
         )
-        for served in routes.served()
+        for served in routes.served_models()
     }
 
 

@@ -1,7 +1,7 @@
-"""What this host has for models: the memory of its GPUs, as NVIDIA's driver tells, and its RAM.
+"""What this host has for models: the memory of its GPUs, as NVIDIA's driver reports it, and its RAM.
 
 Numbers are of the moment. A card that cannot be read (it fell off the bus, the driver was upgraded below us) stays in
-the list with what was last known of it and says so in `fault`: engines may still hold its memory.
+the list with what was last known of it and a `fault`: engines may still hold its memory.
 """
 
 import os
@@ -11,25 +11,27 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from modelregistry.process.shim import process_name
+
 RAM = -1  # the index of the device that stands for the host's RAM
 CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A process that holds memory of a GPU. `bytes`: None where the driver does not tell (containers, some MIGs)."""
+    """A process that holds memory of a GPU."""
 
     pid: int
-    bytes: int | None
+    bytes: int | None  # None where the driver does not report it (containers, some MIGs)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Device:
     """A place for weights and caches: a GPU, an instance of one (MIG), or the RAM. Bytes.
 
-    `index` counts what the host has in the driver's order, instances of a divided card each for itself; RAM is -1.
-    `uuid` is what CUDA_VISIBLE_DEVICES understands. `free` may be less than `total` - `used`: what nobody can have.
-    `fault`: why the numbers are old ones; empty: they are of now.
+    `index` counts the host's devices in the driver's order, each instance of a divided card separately; RAM is -1.
+    `uuid` is what CUDA_VISIBLE_DEVICES understands. `free` may be less than `total` - `used`: some memory is available
+    to no process. `fault`: why the numbers are old; empty: they are current.
     """
 
     index: int
@@ -57,33 +59,33 @@ class Stranger:
 
 
 class _Unreadable(Exception):
-    """The driver is there and does not tell."""
+    """The driver is there and does not answer."""
 
 
 def list_devices(before: Sequence[Device] = (), *, nvml: Any = None) -> list[Device]:
     """Return the GPUs, in the driver's order, then the RAM. Never empty, never raises for a driver that fails.
 
     `before`: what was seen last, for cards that cannot be read now. `nvml`: in the place of the driver's library.
-    Blocks for some 10 ms, on a host whose driver is not loaded by anybody else for a second or two.
+    Blocks for some 10 ms; for a second or two on a host whose driver no other process keeps loaded.
     """
     known = [device for device in before if device.kind == "gpu"]
     try:
-        found = _gpus(nvml or import_module("pynvml"), known)
+        found = _list_gpus(nvml or import_module("pynvml"), known)
     except _Unreadable as error:
         found = [replace(device, fault=str(error)) for device in known]
     return [*found, read_ram()]
 
 
 def visible_devices(found: Sequence[Device], variable: str | None) -> list[Device]:
-    """Return those that an operator leaves us by CUDA_VISIBLE_DEVICES (None: all), and the RAM.
+    """Return the GPUs that an operator leaves us by CUDA_VISIBLE_DEVICES (None: all), and the RAM.
 
-    As CUDA reads it: numbers or UUIDs (their beginnings will do); what follows the first unknown one does not count.
+    Read as CUDA does: numbers or UUIDs (or their beginnings); what follows the first unknown one does not count.
     """
     if variable is None:
         return list(found)
     left = []
     for word in filter(None, (word.strip() for word in variable.split(","))):
-        match = [each for each in found if each.kind == "gpu" and (word == str(each.index) or _is(word, each.uuid))]
+        match = [each for each in found if each.kind == "gpu" and (word == str(each.index) or _names(word, each.uuid))]
         if not match:
             break
         left.append(match[0])
@@ -91,18 +93,18 @@ def visible_devices(found: Sequence[Device], variable: str | None) -> list[Devic
 
 
 def cuda_names(found: Iterable[Device], indices: Collection[int]) -> tuple[str, ...]:
-    """What CUDA_VISIBLE_DEVICES calls these: numbers, as older engines read no UUIDs; instances have nothing else."""
+    """Return the names of devices for CUDA_VISIBLE_DEVICES: numbers, as older engines read no UUIDs, but for MIG."""
     cards = [device for device in found if device.kind == "gpu"]
     divided = any(device.uuid.startswith("MIG-") for device in cards)
     return tuple(card.uuid if divided else str(card.index) for card in cards if card.index in indices)
 
 
-def _is(word: str, uuid: str) -> bool:
+def _names(word: str, uuid: str) -> bool:
     return word.startswith(("GPU-", "MIG-")) and uuid.startswith(word)
 
 
 def memory_held(found: Iterable[Device], pids: Collection[int]) -> dict[int, int]:
-    """Return bytes that these processes hold together, by device; only of GPUs, and only where the driver tells."""
+    """Return the bytes that these processes hold together, by GPU; only where the driver reports them."""
     return {
         device.index: sum(holder.bytes for holder in ours if holder.bytes)
         for device in found
@@ -111,9 +113,9 @@ def memory_held(found: Iterable[Device], pids: Collection[int]) -> dict[int, int
 
 
 def find_strangers(found: Iterable[Device], ours: Collection[int]) -> list[Stranger]:
-    """Who else holds memory of the GPUs, the largest first. Reads their names from /proc."""
+    """Return the other processes that hold memory of the GPUs, the largest first, with their names from /proc."""
     others = [
-        Stranger(pid=holder.pid, name=_name(holder.pid), device=device.index, bytes=holder.bytes)
+        Stranger(pid=holder.pid, name=process_name(holder.pid), device=device.index, bytes=holder.bytes)
         for device in found
         for holder in device.processes
         if holder.pid not in ours
@@ -121,18 +123,11 @@ def find_strangers(found: Iterable[Device], ours: Collection[int]) -> list[Stran
     return sorted(others, key=lambda who: -(who.bytes or 0))
 
 
-def _name(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    except OSError:  # gone, or of another container
-        return ""
-
-
 # --- GPUs ---------------------------------------------------------------------------------------------------------
 
 
-def _gpus(nvml: Any, before: Sequence[Device]) -> list[Device]:
-    """Raise _Unreadable when there are cards, or were, and nothing can be had of any."""
+def _list_gpus(nvml: Any, before: Sequence[Device]) -> list[Device]:
+    """Read the GPUs. Raises _Unreadable when there are cards, or were, and none can be read."""
     try:
         nvml.nvmlInit()
     except (nvml.NVMLError_LibraryNotFound, nvml.NVMLError_DriverNotLoaded) as error:
@@ -142,25 +137,25 @@ def _gpus(nvml: Any, before: Sequence[Device]) -> list[Device]:
     except nvml.NVMLError as error:  # above all: the library is of another version than the loaded driver
         raise _Unreadable(str(error)) from error
     try:
-        return list(_each(nvml, {device.index: device for device in before}))
+        return list(_read_gpus(nvml, {device.index: device for device in before}))
     except nvml.NVMLError as error:
         raise _Unreadable(str(error)) from error
     finally:
         nvml.nvmlShutdown()
 
 
-def _each(nvml: Any, before: Mapping[int, Device]) -> Iterator[Device]:
+def _read_gpus(nvml: Any, before: Mapping[int, Device]) -> Iterator[Device]:
     index = 0
     for number in range(nvml.nvmlDeviceGetCount()):
         try:
-            seen = [_gpu(nvml, handle, index + place) for place, handle in enumerate(_parts(nvml, number))]
+            seen = [_read_gpu(nvml, handle, index + place) for place, handle in enumerate(_instances(nvml, number))]
         except nvml.NVMLError as error:  # this card; the others are read
-            seen = [_lost(before.get(index), index, str(error))]
+            seen = [_unread_device(before.get(index), index, str(error))]
         yield from seen
         index += len(seen)
 
 
-def _parts(nvml: Any, number: int) -> list[Any]:
+def _instances(nvml: Any, number: int) -> list[Any]:
     """Return the card itself, or its instances if it is divided."""
     card = nvml.nvmlDeviceGetHandleByIndex(number)
     try:
@@ -178,7 +173,7 @@ def _parts(nvml: Any, number: int) -> list[Any]:
     return parts
 
 
-def _gpu(nvml: Any, handle: Any, index: int) -> Device:
+def _read_gpu(nvml: Any, handle: Any, index: int) -> Device:
     memory = nvml.nvmlDeviceGetMemoryInfo(handle)
     return Device(
         index=index,
@@ -188,17 +183,17 @@ def _gpu(nvml: Any, handle: Any, index: int) -> Device:
         total=memory.total,
         used=memory.used,
         free=memory.free,
-        processes=tuple(_holders(nvml, handle)),
+        processes=tuple(_read_holders(nvml, handle)),
     )
 
 
-def _holders(nvml: Any, handle: Any) -> Iterator[Holder]:
-    """Who holds its memory: those that compute, and screens (a desktop's take some 100 MB)."""
+def _read_holders(nvml: Any, handle: Any) -> Iterator[Holder]:
+    """Yield the processes that hold its memory: those that compute, and displays (a desktop's use some 100 MB)."""
     seen: dict[int, int | None] = {}
     for ask in (nvml.nvmlDeviceGetComputeRunningProcesses, nvml.nvmlDeviceGetGraphicsRunningProcesses):
         try:
             for process in ask(handle):
-                # One that does both is listed twice, with the same number.
+                # A process that does both is listed twice, with the same number.
                 seen[process.pid] = seen.get(process.pid) or process.usedGpuMemory
         except (nvml.NVMLError_NotSupported, nvml.NVMLError_NoPermission):  # some MIGs, some virtual GPUs
             continue
@@ -206,7 +201,7 @@ def _holders(nvml: Any, handle: Any) -> Iterator[Holder]:
         yield Holder(pid=pid, bytes=size)
 
 
-def _lost(before: Device | None, index: int, why: str) -> Device:
+def _unread_device(before: Device | None, index: int, why: str) -> Device:
     if before:
         return replace(before, fault=why)
     return Device(index=index, uuid="", name="GPU", kind="gpu", total=0, used=0, free=0, fault=why)
@@ -216,23 +211,23 @@ def _lost(before: Device | None, index: int, why: str) -> Device:
 
 
 def read_ram(proc: Path = Path("/proc"), cgroups: Path = CGROUPS) -> Device:
-    """Return the host's RAM, or what the container or service that we run in may have of it (cgroup v2)."""
-    machine, free = _meminfo((proc / "meminfo").read_text())
+    """Return the host's RAM, or the part that our container or service may use (cgroup v2)."""
+    machine, free = _parse_meminfo((proc / "meminfo").read_text())
     total = machine
     for directory in _own_cgroups(proc, cgroups):
-        if (limit := _limit(directory)) and limit[0] < machine:
+        if (limit := _cgroup_limit(directory)) and limit[0] < machine:
             total, free = min(total, limit[0]), min(free, limit[1])
     return Device(index=RAM, uuid="", name="RAM", kind="ram", total=total, used=total - free, free=free)
 
 
-def _meminfo(text: str) -> tuple[int, int]:
-    """Total, and what can be had without swapping."""
+def _parse_meminfo(text: str) -> tuple[int, int]:
+    """Return the total, and what is available without swapping."""
     values = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in text.splitlines() if line.endswith(" kB")}
     return values["MemTotal"], values["MemAvailable"]
 
 
 def _own_cgroups(proc: Path, cgroups: Path) -> list[Path]:
-    """Return ours and those above it, as far as they can be seen from here."""
+    """Return our cgroup and those above it, as far as they are visible from here."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -242,8 +237,8 @@ def _own_cgroups(proc: Path, cgroups: Path) -> list[Path]:
     return [each for each in (directory, *directory.parents) if each.is_relative_to(cgroups)]
 
 
-def _limit(directory: Path) -> tuple[int, int] | None:
-    """Return its limit and how much of that is left, files that the kernel may drop counted as left; None: no limit."""
+def _cgroup_limit(directory: Path) -> tuple[int, int] | None:
+    """Return a cgroup's limit and what is left of it, with files that the kernel may drop; None: no limit."""
     try:
         limit = int((directory / "memory.max").read_text())
         used = int((directory / "memory.current").read_text())

@@ -1,10 +1,10 @@
 """Keep callers' words out of an engine's log.
 
 llama.cpp writes a `grammar` that it cannot read, and parts of a JSON schema, to its standard error, at every verbosity;
-operators read that log. So from the moment at which an engine answers, a line must have the shape of one of its own to
-be kept: its logger's, or what a dying process leaves. Until then everything is kept, for no caller has spoken yet.
+operators read that log. So from the moment at which an engine answers, only lines of its own shapes are kept: those of
+its logger, and what a dying process writes. Before that everything is kept, as there was no request yet.
 
-The shim of the engine runs it, which imports nothing of ours; neither does this.
+The engine's shim runs it, which imports no module of ours; neither does this one.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ LETTERED = re.compile(rb"[DIWE] ")
 LOGGED = re.compile(
     rb"(?:srv|slot|que|main|build|system_info|print_info|load|(?:load|set|common|llama|ggml|clip)_\w+) *[:\w]"
 )
-# What is left of a process that dies: assertions, faults of CUDA, addresses, tracebacks without their message.
+# What a dying process writes: assertions, faults of CUDA, addresses, tracebacks without their message.
 DYING = re.compile(
     rb"\S+\.(?:c|cc|cpp|cu|cuh|h|hpp|m):\d+: |GGML_ASSERT|CUDA error|ROCm error|  (?:current device|in function)|"
     rb"terminate called|Fatal Python error|Segmentation|free\(\)|malloc|munmap|corrupted|double free|std::bad_alloc|"
     rb"Traceback \(|  File \"|Current thread|Thread 0x|#\d+ +0x|\[New LWP|\S+\(\+?[\w+]*\) ?\[0x|"
     rb"INFO: +(?:Started|Waiting|Application|Uvicorn|Shutting|Finished)|listening on |error: failed to (?:bind|listen)"
 )
-# Of what a logger or a traceback quotes, this much is ours to keep.
+# The part of a line to keep, before what a logger or a traceback quotes.
 QUOTES = (
     re.compile(rb"^(.*?got exception: )(.*?(\"code\":\s*\d+))?.*$"),
     re.compile(rb"^(.*?(?:request|response|body|prompt|grammar|schema|params|text|generated)(?: ?\w{1,20})?: ).*$"),
@@ -37,8 +37,8 @@ QUOTES = (
 )
 
 
-def filter_line(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """What of these lines is written, one note in place of some that are left out."""
+def filter_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines to write, with one note in place of consecutive lines that are left out."""
     answers = noted = stamped = False
     for line in lines:
         if not answers:
@@ -46,7 +46,7 @@ def filter_line(lines: Iterable[bytes]) -> Iterator[bytes]:
             stamped = stamped or STAMPED.match(line) is not None
             yield line
             continue
-        mine = harmless(line, stamped=stamped)
+        mine = redact_line(line, stamped=stamped)
         if mine is not None:
             yield mine
         elif not noted:
@@ -54,10 +54,10 @@ def filter_line(lines: Iterable[bytes]) -> Iterator[bytes]:
         noted = mine is None
 
 
-def harmless(line: bytes, *, stamped: bool = False) -> bytes | None:
-    """Return the line without what it quotes; None if it may be anybody's.
+def redact_line(line: bytes, *, stamped: bool = False) -> bytes | None:
+    """Return the line without what it quotes; None if it may hold a caller's words.
 
-    `stamped`: this engine's logger begins with the time, so that "I think …" is nobody's but a caller's.
+    `stamped`: this engine's logger begins with the time, so that "I think …" can only be a caller's.
     """
     raised = QUOTES[2].match(line)
     logged = STAMPED.match(line) or LOGGED.match(line) or (not stamped and LETTERED.match(line))
@@ -71,7 +71,7 @@ def harmless(line: bytes, *, stamped: bool = False) -> bytes | None:
 
 
 def read_lines(descriptor: int) -> Iterator[bytes]:
-    """Yield its lines until the last writer is gone, each as soon as it is whole."""
+    """Yield the lines of a pipe until its last writer is gone, each as soon as it is complete."""
     with os.fdopen(descriptor, "rb") as file:
         while line := file.readline(LONGEST):
             yield line if line.endswith(b"\n") else line + b"\n"
@@ -84,6 +84,6 @@ def copy_filtered(source: int, target: int) -> None:
 
     A full disk loses lines; an engine never waits for us.
     """
-    for line in filter_line(read_lines(source)):
+    for line in filter_lines(read_lines(source)):
         with contextlib.suppress(OSError):
             os.write(target, line)

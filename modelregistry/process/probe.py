@@ -1,8 +1,8 @@
-"""Asks an engine how it is: a cheap look that disturbs nothing, and a real question.
+"""Probes an engine: a cheap health check that disturbs nothing, and a real question.
 
-`look` is a hint: an engine can say that it is well and answer nobody. `ask` is the proof: one token, one embedding or
-one ranking. A busy engine is slow to tell its metrics (llama.cpp: 7 s in the middle of a long prompt), so no answer
-there means "busy", not "dead". External engines are only looked at: their tokens are somebody's money.
+`check_health` is a hint: an engine can report itself healthy and answer no request. `ask_question` is the proof: one
+token, one embedding or one ranking. A busy engine is slow to report its metrics (llama.cpp: 7 s in the middle of a long
+prompt), so no answer there means "busy", not "dead". External engines only get health checks: their tokens cost money.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import httpx2
 
 from modelregistry.engines.base import MONITORING
 
-# A second of it: 16 kHz, 16 bits, one channel, behind a WAV's head.
+# One second of it: 16 kHz, 16 bits, one channel, after the header of a WAV file.
 SILENCE = (
     b"RIFF"
     + struct.pack("<I", 36 + 32_000)
@@ -25,8 +25,8 @@ SILENCE = (
     + struct.pack("<I", 32_000)
     + bytes(32_000)
 )
-LOOK_TIMEOUT = 2.0  # seconds; health is answered beside the work, in milliseconds
-ASK_WITHIN = 120.0  # seconds; vLLM's first request may compile, and others may be in front
+CHECK_TIMEOUT = 2.0  # seconds; health is answered beside the work, in milliseconds
+QUESTION_TIMEOUT = 120.0  # seconds; vLLM's first request may compile, and others may be in front
 
 
 class NoAnswer(Exception):
@@ -34,12 +34,12 @@ class NoAnswer(Exception):
 
 
 class ProbeRefusal(NoAnswer):
-    """The engine works and says no: asking again will hardly help."""
+    """The engine works and refuses: asking again will hardly help."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Whom to ask. `launcher` is one of engines.LAUNCHERS, or empty for an external engine."""
+    """The engine to probe. `launcher` is one of engines.LAUNCHERS, or empty for an external engine."""
 
     launcher: str
     url: str
@@ -50,126 +50,120 @@ class Target:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthCheck:
-    """What a cheap look saw. `running`: requests worked on or waiting; None: not told (by a busy engine, or never).
+    """What a health check saw. None: the engine did not report it, being busy, or never does."""
 
-    `work` grows whenever the engine did something; None: not told. So for the others: `waiting`, of `running`;
-    `generated`, tokens so far; `cache_used`, of the memory for contexts, 0 to 1.
-    """
-
-    well: bool
+    healthy: bool
     detail: str = ""
-    running: int | None = None
-    work: float | None = None
-    waiting: int | None = None
-    generated: float | None = None
-    cache_used: float | None = None
+    running: int | None = None  # requests worked on or waiting
+    work: float | None = None  # grows whenever the engine does something
+    waiting: int | None = None  # of `running`
+    generated: float | None = None  # tokens so far
+    cache_used: float | None = None  # of the memory for contexts, 0 to 1
 
 
 async def check_health(client: httpx2.AsyncClient, target: Target) -> HealthCheck:
-    """Health, and metrics where there are any; within 2 × LOOK_TIMEOUT."""
+    """Read the engine's health, and its metrics if it has any; within 2 × CHECK_TIMEOUT."""
     if not target.launcher:
-        return await _look_outside(client, target)
-    manners = MONITORING[target.launcher]
+        return await _check_external(client, target)
+    monitoring = MONITORING[target.launcher]
     try:
-        health = await client.get(target.url + manners.health, headers=_headers(target), timeout=LOOK_TIMEOUT)
+        health = await client.get(target.url + monitoring.health, headers=_headers(target), timeout=CHECK_TIMEOUT)
     except httpx2.HTTPError as error:
-        return HealthCheck(well=False, detail=_words(error))
+        return HealthCheck(healthy=False, detail=_describe_error(error))
     if health.status_code != 200:
-        return HealthCheck(well=False, detail=f"{manners.health}: {health.status_code} {_message(health)}")
-    if not manners.metrics:
-        return HealthCheck(well=True)
+        return HealthCheck(healthy=False, detail=f"{monitoring.health}: {health.status_code} {_error_message(health)}")
+    if not monitoring.metrics:
+        return HealthCheck(healthy=True)
     try:
-        metrics = await client.get(target.url + manners.metrics, headers=_headers(target), timeout=LOOK_TIMEOUT)
+        metrics = await client.get(target.url + monitoring.metrics, headers=_headers(target), timeout=CHECK_TIMEOUT)
     except httpx2.HTTPError:
-        return HealthCheck(well=True)
+        return HealthCheck(healthy=True)
     values = sum_metrics(metrics.text) if metrics.status_code == 200 else {}
-    if manners.running not in values:
-        return HealthCheck(well=True)
+    if monitoring.running not in values:
+        return HealthCheck(healthy=True)
     return HealthCheck(
-        well=True,
-        running=int(values[manners.running] + values.get(manners.waiting, 0)),
-        work=sum(values.get(name, 0) for name in manners.work),
-        waiting=int(values[manners.waiting]) if manners.waiting in values else None,
-        generated=values.get(manners.generated),
-        cache_used=values.get(manners.cache_used),
+        healthy=True,
+        running=int(values[monitoring.running] + values.get(monitoring.waiting, 0)),
+        work=sum(values.get(name, 0) for name in monitoring.work),
+        waiting=int(values[monitoring.waiting]) if monitoring.waiting in values else None,
+        generated=values.get(monitoring.generated),
+        cache_used=values.get(monitoring.cache_used),
     )
 
 
-async def version(client: httpx2.AsyncClient, target: Target) -> str:
-    """As the engine itself tells; empty: it does not. Within LOOK_TIMEOUT."""
+async def read_version(client: httpx2.AsyncClient, target: Target) -> str:
+    """Return the version that the engine reports; empty: it reports none. Within CHECK_TIMEOUT."""
     path, name = MONITORING[target.launcher].version if target.launcher else ("", "")
     if not path:
         return ""
     try:
-        answer = await client.get(target.url + path, headers=_headers(target), timeout=LOOK_TIMEOUT)
+        answer = await client.get(target.url + path, headers=_headers(target), timeout=CHECK_TIMEOUT)
         return str(answer.json()[name])[:60]
     except (httpx2.HTTPError, LookupError, TypeError, ValueError):
         return ""
 
 
-async def _look_outside(client: httpx2.AsyncClient, target: Target) -> HealthCheck:
+async def _check_external(client: httpx2.AsyncClient, target: Target) -> HealthCheck:
     try:
         answer = await client.get(f"{target.url}/v1/models", headers=_headers(target), timeout=10.0)
     except httpx2.HTTPError as error:
-        return HealthCheck(well=False, detail=_words(error))
+        return HealthCheck(healthy=False, detail=_describe_error(error))
     if answer.status_code in (401, 403):
-        return HealthCheck(well=False, detail=f"it refuses our key ({answer.status_code})")
-    detail = _no_api(answer)
-    return HealthCheck(well=not detail, detail=detail)
+        return HealthCheck(healthy=False, detail=f"it refuses our key ({answer.status_code})")
+    detail = _explain_no_api(answer)
+    return HealthCheck(healthy=not detail, detail=detail)
 
 
-def _no_api(answer: httpx2.Response) -> str:
-    """Why what answers `/v1/models` is no engine; empty: it may be one."""
-    told = f"/v1/models: {answer.status_code}"
+def _explain_no_api(answer: httpx2.Response) -> str:
+    """Return why what answers `/v1/models` is no engine; empty: it may be one."""
+    got = f"/v1/models: {answer.status_code}"
     if answer.status_code >= 500:
-        return told
+        return got
     if 300 <= answer.status_code < 400:
-        return f"{told}, to {answer.headers.get('location', '?')[:200]}: is this the address of an API?"
+        return f"{got}, to {answer.headers.get('location', '?')[:200]}: is this the address of an API?"
     if answer.headers.get("content-type", "").startswith("text/html"):
-        return f"{told}, a page for browsers: is this the address of an API?"
+        return f"{got}, a page for browsers: is this the address of an API?"
     if answer.status_code != 200:
-        return ""  # 404 and 405: it lives, and does not list its models
+        return ""  # 404 and 405: it is alive, and does not list its models
     try:
         listed = answer.json()
     except ValueError:
-        return f"{told}, but no JSON: is this the address of an API?"
-    return "" if isinstance(listed, dict | list) else f"{told}, but no list of models"
+        return f"{got}, but no JSON: is this the address of an API?"
+    return "" if isinstance(listed, dict | list) else f"{got}, but no list of models"
 
 
-async def ask_question(client: httpx2.AsyncClient, target: Target, *, within: float = ASK_WITHIN) -> None:
-    """Have it do its work once. Returns when it did; raises NoAnswer (Refusal if it said no) in `within` seconds."""
+async def ask_question(client: httpx2.AsyncClient, target: Target, *, within: float = QUESTION_TIMEOUT) -> None:
+    """Have the engine answer one request. Raises NoAnswer (ProbeRefusal if it refuses) in `within` seconds."""
     try:
         async with asyncio.timeout(within):
-            asked = {"chat": _chat, "embedding": _embedding, "rerank": _rerank, "transcription": _transcription}
-            await asked[target.task](client, target)
+            askers = {"chat": _chat, "embedding": _embedding, "rerank": _rerank, "transcription": _transcription}
+            await askers[target.task](client, target)
     except TimeoutError as error:
         raise NoAnswer(f"no answer within {within:g} s") from error
     except httpx2.HTTPError as error:
-        raise NoAnswer(_words(error)) from error
+        raise NoAnswer(_describe_error(error)) from error
     except (LookupError, TypeError, ValueError) as error:
         raise ProbeRefusal(f"an answer that cannot be read: {error!r}") from error
 
 
-# Greedy, so that two versions of an engine can be held to each other; short, as it is asked at a start.
+# Greedy, so that two versions of an engine can be compared; short, as it is asked at a start.
 QUESTION = "Count from one to ten in words."
 SAMPLE_TOKENS = 24
-SAMPLE_WITHIN = 60.0  # seconds
+SAMPLE_TIMEOUT = 60.0  # seconds
 SAMPLE_TEXTS = ("The weather is fine today.", "Trains leave every ten minutes.", "One, two, three, four, five.")
 VECTOR_PART = 256  # numbers of an embedding that are kept
 
 
 async def ask_sample(
-    client: httpx2.AsyncClient, target: Target, *, within: float = SAMPLE_WITHIN
+    client: httpx2.AsyncClient, target: Target, *, within: float = SAMPLE_TIMEOUT
 ) -> dict[str, Any] | None:
-    """Return its answer to a fixed question: {"text"}, {"vector"} or {"best"}; None: it gives none that can be
-    compared.
-    """
-    asked = {"chat": _sample_text, "embedding": _sample_vector, "rerank": _sample_ranking}
-    if target.task not in asked:
+    """Return the answer to a fixed question: {"text"}, {"vector"} or {"best"}; None: none that can be compared."""
+    askers = {"chat": _sample_text, "embedding": _sample_vector, "rerank": _sample_ranking}
+    if target.task not in askers:
         return None
     try:
         async with asyncio.timeout(within):
-            return await asked[target.task](client, target)
+            return await askers[target.task](client, target)
     except (NoAnswer, TimeoutError, httpx2.HTTPError, LookupError, TypeError, ValueError):
         return None
 
@@ -179,8 +173,8 @@ async def _sample_text(client: httpx2.AsyncClient, target: Target) -> dict[str, 
     try:
         question = {"messages": [{"role": "user", "content": QUESTION}]}
         answer = await _post(client, target, "/v1/chat/completions", question | greedy)
-        said = answer["choices"][0]["message"]
-        text = said.get("content") or said.get("reasoning_content") or said.get("reasoning") or ""
+        message = answer["choices"][0]["message"]
+        text = message.get("content") or message.get("reasoning_content") or message.get("reasoning") or ""
     except ProbeRefusal:
         answer = await _post(client, target, "/v1/completions", {"prompt": QUESTION} | greedy)
         text = answer["choices"][0]["text"]
@@ -231,7 +225,7 @@ async def _transcription(client: httpx2.AsyncClient, target: Target) -> None:
         headers=_headers(target),
         timeout=None,
     )
-    if "text" not in _read(answer, "/v1/audio/transcriptions"):
+    if "text" not in _read_answer(answer, "/v1/audio/transcriptions"):
         raise ProbeRefusal("a transcription without a text")
 
 
@@ -239,20 +233,20 @@ async def _post(client: httpx2.AsyncClient, target: Target, path: str, question:
     answer = await client.post(
         target.url + path, json={"model": target.model} | question, headers=_headers(target), timeout=None
     )
-    return _read(answer, path)
+    return _read_answer(answer, path)
 
 
-def _read(answer: httpx2.Response, path: str) -> dict[str, Any]:
+def _read_answer(answer: httpx2.Response, path: str) -> dict[str, Any]:
     if answer.status_code == 503:
-        raise NoAnswer(f"{path}: 503 {_message(answer)}")  # loading
+        raise NoAnswer(f"{path}: 503 {_error_message(answer)}")  # loading
     if answer.status_code != 200:
-        raise ProbeRefusal(f"{path}: {answer.status_code} {_message(answer)}")
+        raise ProbeRefusal(f"{path}: {answer.status_code} {_error_message(answer)}")
     body: dict[str, Any] = answer.json()
     return body
 
 
 def sum_metrics(text: str) -> dict[str, float]:
-    """Prometheus text: each metric's value, summed over its labels. Lines that cannot be read are left out."""
+    """Parse Prometheus text into each metric's sum over its labels. Lines that cannot be read are left out."""
     values: dict[str, float] = {}
     for line in text.splitlines():
         match = re.match(r"([A-Za-z_:][\w:]*)(?:\{.*\})? +([^ ]+)", line)
@@ -268,8 +262,8 @@ def _headers(target: Target) -> dict[str, str]:
     return {"Authorization": f"Bearer {target.api_key}"} if target.api_key else {}
 
 
-def _message(answer: httpx2.Response) -> str:
-    """What the engine says is wrong, in its words, at most 300 characters."""
+def _error_message(answer: httpx2.Response) -> str:
+    """Return the error message of the engine's answer, at most 300 characters."""
     try:
         error = answer.json()["error"]
         text = error["message"] if isinstance(error, dict) else str(error)
@@ -278,5 +272,5 @@ def _message(answer: httpx2.Response) -> str:
     return " ".join(str(text).split())[:300]
 
 
-def _words(error: httpx2.HTTPError) -> str:
+def _describe_error(error: httpx2.HTTPError) -> str:
     return str(error) or type(error).__name__

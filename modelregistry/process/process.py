@@ -1,8 +1,8 @@
-"""Engine processes of this host: start, find again, ask, stop. All that others know of processes is here.
+"""Engine processes of this host: start, find, inspect, stop. The supervisor's only access to processes.
 
-Each engine runs under a shim (`shim.py`) in a run directory of its own below one root. The directory tells everything,
-so whoever comes back after a crash finds the same runs. A process is known by pid, start time and boot: nothing is
-ever signalled by pid alone.
+Each engine runs under a shim (`shim.py`) in a run directory of its own below one root. The directory records
+everything, so a supervisor that restarts after a crash finds the same runs. A process is identified by pid, start time
+and boot: no signal is ever sent by pid alone.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from modelregistry.engines.base import Command
 from modelregistry.process import shim
 from modelregistry.process.shim import Identity
 
-LOOK_AGAIN = 0.05  # seconds between two looks while waiting for processes to go
+LOOK_AGAIN = 0.05  # seconds between two checks while waiting for processes to exit
 GONE_WITHIN = 5.0  # seconds that killed processes may take to be gone; a GPU driver needs its time
 
 
@@ -33,9 +33,9 @@ class StartFailed(Exception):
 
 class Life(Enum):
     RUNNING = auto()
-    ENDING = auto()  # the front process is gone, the shim is ending what is left
-    ENDED = auto()  # all gone, the shim says how
-    LOST = auto()  # the shim is gone without a word: killed, or the host was restarted
+    ENDING = auto()  # the front process is gone, the shim is stopping what is left
+    ENDED = auto()  # all processes are gone, and the shim has recorded how
+    LOST = auto()  # the shim is gone without a record: killed, or the host was restarted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExitStatus:
-    """How the front process ended. `asked`: after we told it to."""
+    """How the front process ended. `asked`: after we had asked it to stop."""
 
     code: int
     signal: int
@@ -81,7 +81,7 @@ class Runs:
         self.groups = groups
 
     def start(self, run_id: str, command: Command, *, label: Mapping[str, Any], grace: float) -> Run:
-        """Execute an engine under a shim of its own; returns when it runs (not when it answers), after ~0.1 s.
+        """Execute an engine under a shim of its own; return when it runs (not when it answers), after ~0.1 s.
 
         `grace`: seconds between TERM and KILL when it is stopped. Raises StartFailed.
         """
@@ -121,7 +121,7 @@ class Runs:
         return run
 
     def find(self, run_id: str) -> Run | None:
-        """Return a run that was started, living or not; None if there is none (or a crash left half of one)."""
+        """Return a run that was started, ended or not; None if there is none (or a crash left half of one)."""
         directory = self.root / run_id
         spec, state = _read(directory / "spec.json"), _read(directory / "state.json")
         if spec is None or state is None:
@@ -136,7 +136,7 @@ class Runs:
         )
 
     def all(self) -> list[Run]:
-        """Return every run on disk, oldest first. Another thread may be forgetting some of them."""
+        """Return every run on disk, oldest first. Another thread may be deleting some of them."""
         if not self.root.exists():
             return []
         directories = sorted(self.root.iterdir(), key=_age)
@@ -147,11 +147,11 @@ class Runs:
         shutil.rmtree(run.directory, ignore_errors=True)
 
     def strays(self) -> list[Identity]:
-        """Return living processes that were started below this root and no living shim answers for."""
+        """Return living processes that were started below this root and have no living shim."""
         runs = self.all()
         answered = {str(run.directory) for run in runs if life_of(run) in (Life.RUNNING, Life.ENDING)}
         by_mark = {who for who, mark in find_marked(f"{self.root}/") if mark not in answered}
-        by_group = {who for run in runs if str(run.directory) not in answered for who in _grouped(run)}
+        by_group = {who for run in runs if str(run.directory) not in answered for who in _group_members(run)}
         return sorted(by_mark | by_group)
 
 
@@ -159,16 +159,16 @@ def life_of(run: Run) -> Life:
     """Read a few files of /proc; blocks on nothing."""
     if (run.directory / "exit.json").exists():
         return Life.ENDED
-    if not run.of_this_boot or not shim.alive(run.shim):
-        # It may have written its last word between the two looks.
+    if not run.of_this_boot or not shim.is_alive(run.shim):
+        # It may have recorded its exit between the two checks.
         return Life.ENDED if (run.directory / "exit.json").exists() else Life.LOST
-    return Life.RUNNING if shim.alive(run.engine) else Life.ENDING
+    return Life.RUNNING if shim.is_alive(run.engine) else Life.ENDING
 
 
 def exit_of(run: Run) -> ExitStatus | None:
-    """How it ended; None while it runs, and for ever if its shim was killed."""
-    told = _read(run.directory / "exit.json")
-    return ExitStatus(**told) if told else None
+    """Return how a run ended; None while it runs, and for ever if its shim was killed."""
+    written = _read(run.directory / "exit.json")
+    return ExitStatus(**written) if written else None
 
 
 def log_tail(directory: Path, lines: int = 20) -> str:
@@ -189,28 +189,30 @@ def terminate(run: Run) -> None:
 
 
 def terminate_at_once(run: Run) -> None:
-    """Begin to stop without any grace: KILL to the whole tree. Does not wait."""
+    """Begin to stop without any grace: KILL to all processes of the run. Does not wait."""
     _signal_shim(run, signal.SIGUSR1)
 
 
 def stop(run: Run, *, grace: float) -> bool:
-    """End all of a run's processes; blocks until they are gone, at most `grace` + 2 × GONE_WITHIN seconds.
+    """Stop all of a run's processes, and return whether none is left, the shim included.
 
-    True when nothing of it is left, its shim included.
+    Blocks until they are gone, at most `grace` + 2 × GONE_WITHIN seconds.
     """
     terminate(run)
-    if not _until(lambda: life_of(run) in (Life.ENDED, Life.LOST), grace):
+    if not _wait_until(lambda: life_of(run) in (Life.ENDED, Life.LOST), grace):
         terminate_at_once(run)
-        if not _until(lambda: life_of(run) in (Life.ENDED, Life.LOST), GONE_WITHIN):
+        if not _wait_until(lambda: life_of(run) in (Life.ENDED, Life.LOST), GONE_WITHIN):
             _signal_shim(run, signal.SIGKILL)
-    return request_stop(run)
+    return kill_leftovers(run)
 
 
-def request_stop(run: Run) -> bool:
-    """Kill what carries this run's mark or is in its cgroup, whatever its shim knows; True when nothing is left
-    within GONE_WITHIN."""
+def kill_leftovers(run: Run) -> bool:
+    """Kill all processes that carry this run's mark or are in its cgroup, whatever its shim knows.
 
-    def none_left() -> bool:
+    Returns whether none is left within GONE_WITHIN.
+    """
+
+    def are_none_left() -> bool:
         left = leftovers(run)
         if left and run.group:
             shim.kill_group(run.group)
@@ -218,26 +220,26 @@ def request_stop(run: Run) -> bool:
             shim.send_signal(who, signal.SIGKILL)
         return not left
 
-    all_gone = _until(none_left, GONE_WITHIN)
+    all_gone = _wait_until(are_none_left, GONE_WITHIN)
     if all_gone and run.group:
         shim.remove_group(run.group)
     return all_gone
 
 
 def kill(strays: Iterable[Identity]) -> None:
-    """End exactly these processes, at once."""
+    """Kill exactly these processes."""
     for who in strays:
         shim.send_signal(who, signal.SIGKILL)
 
 
 def leftovers(run: Run) -> list[Identity]:
-    """Return living processes that carry this run's mark or are in its cgroup: all of it except the shim."""
+    """Return the living processes that carry this run's mark or are in its cgroup: all except the shim."""
     return leftovers_of([run])[run.run_id]
 
 
 def leftovers_of(runs: Sequence[Run]) -> dict[str, list[Identity]]:
-    """Return the same for many runs, by their ids, in one look through /proc (14 ms for 500 processes)."""
-    found = {str(run.directory): set(_grouped(run)) for run in runs}
+    """Return the same for many runs, by their ids, in one scan of /proc (14 ms for 500 processes)."""
+    found = {str(run.directory): set(_group_members(run)) for run in runs}
     for who, mark in find_marked(""):
         if mark in found:
             found[mark].add(who)
@@ -245,33 +247,33 @@ def leftovers_of(runs: Sequence[Run]) -> dict[str, list[Identity]]:
 
 
 def tree(run: Run) -> list[Identity]:
-    """Return living processes of this run as its shim holds them, the shim itself left out."""
-    return shim.descendants(run.shim.pid) if run.of_this_boot and shim.alive(run.shim) else []
+    """Return the living processes below this run's shim, without the shim itself."""
+    return shim.descendants(run.shim.pid) if run.of_this_boot and shim.is_alive(run.shim) else []
 
 
 def cpu_seconds(run: Run) -> float:
-    """CPU time that the living processes of a run have used."""
+    """Return the CPU time that the living processes of a run have used."""
     ticks = sum(found.ticks for who in tree(run) if (found := shim.read_stat(who.pid)))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def own_group() -> Path | None:
-    """Where the cgroups of runs may be made, as far as can be told without trying."""
+    """Return where cgroups of runs may be created, as far as is known without trying."""
     try:
         return shim.own_group(Path("/proc/self/mountinfo").read_text(), Path("/proc/self/cgroup").read_text())
     except OSError:
         return None
 
 
-def _grouped(run: Run) -> Iterator[Identity]:
+def _group_members(run: Run) -> Iterator[Identity]:
     if run.group and run.of_this_boot:
-        for pid in shim.members(run.group):
+        for pid in shim.group_members(run.group):
             if (who := shim.identify(pid)) and who != run.shim:
                 yield who
 
 
 def oom_kills() -> int:
-    """Return how many processes of this machine the kernel ended for want of memory since it booted."""
+    """Return how many processes of this machine the kernel has killed for lack of memory since it booted."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/vmstat").read_text().splitlines():
             if line.startswith("oom_kill "):
@@ -291,9 +293,9 @@ def _signal_shim(run: Run, number: int) -> None:
         shim.send_signal(run.shim, number)
 
 
-def _until(true: Callable[[], bool], seconds: float) -> bool:
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
-    while not true():
+    while not condition():
         if time.monotonic() >= deadline:
             return False
         time.sleep(LOOK_AGAIN)
@@ -303,15 +305,15 @@ def _until(true: Callable[[], bool], seconds: float) -> bool:
 def find_marked(prefix: str) -> Iterator[tuple[Identity, str]]:
     """Yield living processes of this user (of all, for root) whose mark begins so, with their mark."""
     begin = f"{shim.MARK}={prefix}".encode()
-    for pid in shim.processes():
+    for pid in shim.list_processes():
         who = shim.identify(pid)
         try:
             environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:  # gone, or somebody else's
+        except OSError:  # gone, or of another user
             continue
         for entry in environment.split(b"\0"):
-            # Looked at again: the pid may have changed hands between the two reads.
-            if entry.startswith(begin) and who and shim.alive(who):
+            # Checked again: the pid may have been reused between the two reads.
+            if entry.startswith(begin) and who and shim.is_alive(who):
                 yield who, entry.decode(errors="replace").partition("=")[2]
 
 

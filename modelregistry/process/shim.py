@@ -2,8 +2,8 @@
 
 Run as `python -I shim.py RUN_DIRECTORY`; imports the standard library only, all of it at the start, so that replacing
 the installation under a running shim does not matter. It reads `spec.json`, leaves its caller by a double fork, and
-becomes the subreaper of whatever the engine forks: a grandchild that went into a session of its own, or that lost its
-parent, is still its child. What it writes, each file at once or not at all:
+becomes the subreaper of all that the engine forks: a grandchild that went into a session of its own, or that lost its
+parent, is still its child. It writes these files, the first two atomically:
 
     state.json   {"boot", "shim": [pid, start], "engine": [pid, start], "group"}   before its caller returns
     exit.json    {"code", "signal", "asked"}                              when the last process of the tree is gone
@@ -12,11 +12,11 @@ parent, is still its child. What it writes, each file at once or not at all:
 
 SIGTERM: TERM to the engine's front process, `grace` seconds, then KILL to all that is left. SIGUSR1: KILL at once (not
 a second SIGTERM: two that come close together are one). If the front process ends by itself, what it left behind is
-ended too (a killed vLLM front would leave its engine core on the GPU for ever). If the shim itself is killed, the
-engine's mark (MARK in its environment) finds the rest, and so does the run's cgroup where the host lets us make one:
-nothing leaves that, not even a process that wiped its environment and lost its parent.
+stopped too (a killed vLLM front would leave its engine core on the GPU for ever). If the shim itself is killed, the
+engine's mark (MARK in its environment) finds the rest, and so does the run's cgroup where the host lets us create one:
+no process leaves that, not even one that wiped its environment and lost its parent.
 
-It also has what is needed to know processes for sure, for `process` to use: a pid alone means nothing after a while.
+It also has what `process` needs to identify processes for sure: a pid alone means nothing after a while.
 """
 
 import contextlib
@@ -36,17 +36,17 @@ from typing import NamedTuple
 MARK = "MADOGUCHI_RUN"  # in every engine's environment: the path of its run directory
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NAME = 15
-RESERVE = "reserve"  # a block of the disk, so that an engine's end can be told also when the disk is full
-SURVIVORS_GRACE = 2.0  # seconds that what a dead front process left behind has to end by itself
+RESERVE = "reserve"  # a block of the disk, so that an engine's end can be exit_status also when the disk is full
+SURVIVORS_GRACE = 2.0  # seconds for processes that a dead front process left behind to exit by themselves
 KILL_AGAIN = 0.05  # seconds between two rounds of KILL; a round may meet processes that are just forking
-LOG_LIMIT = 8 * 1024 * 1024  # bytes; of twice that the last half at least is kept
+LOG_LIMIT = 8 * 1024 * 1024  # bytes; at least the last half of twice that is kept
 AWAITED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGUSR1}
-LAST_WORDS = 2.0  # seconds for what an ended engine wrote to reach its log
-LOG_LOOK = 10.0  # seconds between two looks at the log's size
+LOG_DRAIN = 2.0  # seconds for the output of an ended engine to reach its log
+LOG_CHECK_EVERY = 10.0  # seconds between two checks of the log's size
 
 
 class Identity(NamedTuple):
-    """A process, for ever: no other process of this boot has the same pid and start (in clock ticks since boot)."""
+    """A process, uniquely: no other one of this boot has the same pid and start (in clock ticks since boot)."""
 
     pid: int
     start: int
@@ -64,7 +64,7 @@ def boot_id() -> str:
 
 
 def read_stat(pid: int) -> Stat | None:
-    """What the kernel says about a process; None if there is none."""
+    """Read what the kernel says about a process; None if there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -79,7 +79,7 @@ def identify(pid: int) -> Identity | None:
     return Identity(pid, found.start) if found and found.state not in "ZX" else None
 
 
-def alive(who: Identity) -> bool:
+def is_alive(who: Identity) -> bool:
     return identify(who.pid) == who
 
 
@@ -90,8 +90,9 @@ def send_signal(who: Identity, number: int) -> bool:
     except ProcessLookupError:
         return False
     try:
-        # The descriptor stands for whoever had the pid when it was opened; the start tells whether that is who we mean.
-        if not alive(who):
+        # The descriptor is of the process that had the pid when it was opened; its start shows whether it is the right
+        # one.
+        if not is_alive(who):
             return False
         signal.pidfd_send_signal(descriptor, number)
     except ProcessLookupError:
@@ -102,21 +103,21 @@ def send_signal(who: Identity, number: int) -> bool:
 
 
 def process_name(pid: int) -> str:
-    """As it calls itself, without arguments (they may hold secrets); "" if it is gone."""
+    """Return the name of a process, without arguments (they may hold secrets); "" if it is gone."""
     try:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:
         return ""
 
 
-def processes() -> Iterator[int]:
+def list_processes() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
 def descendants(ancestor: int) -> list[Identity]:
     """Return all living processes below this one."""
     children: dict[int, list[tuple[int, Stat]]] = {}
-    for pid in processes():
+    for pid in list_processes():
         if found := read_stat(pid):
             children.setdefault(found.parent, []).append((pid, found))
     below, queue = [], [ancestor]
@@ -131,7 +132,7 @@ def descendants(ancestor: int) -> list[Identity]:
 def own_group(mounts: str, groups: str) -> Path | None:
     """Return our cgroup (version 2) as a directory, from the texts of /proc/self/mountinfo and /proc/self/cgroup.
 
-    None where there is none to be seen. Whether we may make others in it, only trying tells.
+    None if none is visible. Whether we may create others in it shows only on trying.
     """
     own = next((line.removeprefix("0::") for line in groups.splitlines() if line.startswith("0::/")), None)
     for line in mounts.splitlines():
@@ -142,7 +143,7 @@ def own_group(mounts: str, groups: str) -> Path | None:
     return None
 
 
-def members(group: Path) -> list[int]:
+def group_members(group: Path) -> list[int]:
     """Return the processes in a cgroup and those below it; none if it is gone. It may go while we look."""
     found: set[int] = set()
     for path in [str(group), *(below for below, _, _ in os.walk(group))]:
@@ -153,19 +154,19 @@ def members(group: Path) -> list[int]:
 
 
 def kill_group(group: Path) -> None:
-    """KILL to all in it at once, those that are just being forked included. Nothing on kernels before 5.14."""
+    """Kill all processes in a cgroup at once, also those just being forked. Does nothing on kernels before 5.14."""
     with contextlib.suppress(OSError), (group / "cgroup.kill").open("r+") as file:
         file.write("1")
 
 
 def remove_group(group: Path) -> None:
-    """When nothing runs in it any more."""
+    """Remove a cgroup in which nothing runs any more."""
     with contextlib.suppress(OSError):
         group.rmdir()
 
 
 def write_atomically(path: Path, value: object) -> None:
-    """Complete or not at all; 0600, as values may hold keys."""
+    """Write a file completely or not at all; with mode 0600, as values may hold keys."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -177,8 +178,8 @@ def write_atomically(path: Path, value: object) -> None:
     draft.replace(path)
 
 
-def _log_filter() -> Callable[[int, int], None]:
-    """`log_filter.copy`, which lies beside this file; nothing of ours can be imported by name here."""
+def _load_log_filter() -> Callable[[int, int], None]:
+    """Load `log_filter.copy_filtered` from beside this file; no module of ours can be imported by name here."""
     spec = importlib.util.spec_from_file_location("log_filter", Path(__file__).with_name("log_filter.py"))
     assert spec
     assert spec.loader
@@ -189,7 +190,7 @@ def _log_filter() -> Callable[[int, int], None]:
 
 
 class Shim:
-    """One engine's life. `run` returns when all of its tree is gone."""
+    """The run of one engine. `run` returns when all of its processes are gone."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -199,7 +200,7 @@ class Shim:
         self.grace: float = spec["grace"]
         self.group = Path(spec["group"]) if spec.get("group") else None
         self.log = directory / "engine.log"
-        self.filter = _log_filter() if spec.get("filtered") else None
+        self.filter = _load_log_filter() if spec.get("filtered") else None
         self.filtering: threading.Thread | None = None
         self.front = 0
         self.status: int | None = None  # as of waitpid, of the front process
@@ -207,7 +208,7 @@ class Shim:
         self.kill_at: float | None = None
 
     def start(self) -> None:
-        """Execute the engine and say who is who. Raises OSError if it cannot be executed, or nothing be written."""
+        """Execute the engine and record its processes. Raises OSError if it cannot be executed or recorded."""
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
@@ -218,10 +219,10 @@ class Shim:
             signal.signal(ignored, signal.SIG_IGN)
         os.chdir("/")  # hold no file system
         self._enter_group()
-        # APPEND: the processes of a tree write at the end, whoever else wrote, also after the file was cut.
+        # APPEND: each process writes at the end, after what others wrote and after the file was truncated.
         out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         if self.filter:
-            out = self._filtered(out)
+            out = self._start_filter(out)
         self.front = os.posix_spawn(
             self.argv[0],
             self.argv,
@@ -246,10 +247,10 @@ class Shim:
             (self.directory / RESERVE).write_text(" " * 4096)
             write_atomically(self.directory / "state.json", state)
         except OSError:
-            self.kill()  # an engine that nobody can find again
+            self.kill()  # an engine that no supervisor could find again
             raise
 
-    def _filtered(self, log: int) -> int:
+    def _start_filter(self, log: int) -> int:
         """Return the writing end of a pipe from which a thread fills the log."""
         reader, writer = os.pipe()
         self.filtering = threading.Thread(target=self._fill_log, args=(reader, log), daemon=True)
@@ -261,7 +262,7 @@ class Shim:
         try:
             self.filter(os.dup(reader), log)
         except Exception:  # noqa: BLE001 - whatever it is
-            # Without a reader the engine would die of its next line, or wait for ever: better no log than no engine.
+            # Without a reader the engine would die on its next line, or block for ever: better no log than no engine.
             with contextlib.suppress(OSError):  # a full disk
                 traceback.print_exc()
                 os.write(log, b"(the log ends here: its filter failed, see shim.log)\n")
@@ -269,13 +270,13 @@ class Shim:
                 pass
 
     def kill(self) -> None:
-        """End the whole tree and wait for it, in milliseconds."""
+        """Kill all processes of the run and wait for them, which takes milliseconds."""
         while self._reap():
             self._signal_all(signal.SIGKILL)
             time.sleep(KILL_AGAIN)
 
     def _enter_group(self) -> None:
-        """For a moment, so that the engine is born in it; quietly without one where the host does not allow it."""
+        """Enter the run's cgroup, so that the engine starts in it; do without one where the host does not allow it."""
         if self.group is None:
             return
         try:
@@ -292,13 +293,13 @@ class Shim:
             (self.group.parent / "cgroup.procs").write_text(str(os.getpid()))
         except OSError as error:
             print("cannot leave the engine's cgroup, so it is not used:", error, flush=True)
-            self.group = None  # to kill it would kill us, who have to tell how the engine ended
+            self.group = None  # to kill it would kill us, who have to record how the engine ended
 
     def run(self) -> None:
         while True:
-            got = signal.sigtimedwait(AWAITED, self._patience())
+            got = signal.sigtimedwait(AWAITED, self._wait_time())
             if got and got.si_signo == signal.SIGTERM:
-                self._stop()
+                self._begin_stop()
             elif got and got.si_signo == signal.SIGUSR1:
                 self.asked, self.kill_at = True, time.monotonic()
             children_left = self._reap()
@@ -309,15 +310,17 @@ class Shim:
                 break
             self._cut_log()
         if self.filtering:
-            self.filtering.join(LAST_WORDS)
+            self.filtering.join(LOG_DRAIN)
         self._write_exit()
         if self.group:
             remove_group(self.group)
 
-    def _patience(self) -> float:
-        return LOG_LOOK if self.kill_at is None else max(0.0, min(LOG_LOOK, self.kill_at - time.monotonic()))
+    def _wait_time(self) -> float:
+        return (
+            LOG_CHECK_EVERY if self.kill_at is None else max(0.0, min(LOG_CHECK_EVERY, self.kill_at - time.monotonic()))
+        )
 
-    def _stop(self) -> None:
+    def _begin_stop(self) -> None:
         if self.asked:
             return
         self.asked = True
@@ -326,7 +329,7 @@ class Shim:
             os.kill(self.front, signal.SIGTERM)  # our unreaped child: the pid is its own
 
     def _reap(self) -> bool:
-        """Take every dead child; False when none is left at all."""
+        """Reap every dead child; return False when none is left at all."""
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -347,7 +350,10 @@ class Shim:
             send_signal(who, number)
 
     def _cut_log(self) -> None:
-        """As `copytruncate` does: what is written between the copy and the cut is lost, and nobody must reopen."""
+        """Truncate a log that is too long, as `copytruncate` does: writers need not reopen it.
+
+        What is written between the copy and the cut is lost.
+        """
         try:
             if self.log.stat().st_size > LOG_LIMIT:
                 older = self.log.with_name("engine.log.1")
@@ -355,21 +361,21 @@ class Shim:
                     os.sendfile(target.fileno(), source.fileno(), 0, LOG_LIMIT * 2)
                 os.truncate(self.log, 0)
         except OSError as error:
-            print("cannot cut the log:", error, flush=True)  # a full disk must not end an engine that answers
+            print("cannot cut the log:", error, flush=True)  # a full disk must not stop an engine that answers
 
     def _write_exit(self) -> None:
         assert self.status is not None, "waitpid left no child, so the front process was among them"
         code = os.waitstatus_to_exitcode(self.status)
-        told = {"code": max(code, 0), "signal": max(-code, 0), "asked": self.asked}
+        exit_status = {"code": max(code, 0), "signal": max(-code, 0), "asked": self.asked}
         try:
-            write_atomically(self.directory / "exit.json", told)
-        except OSError:  # a full disk: what was kept for this moment is given up
+            write_atomically(self.directory / "exit.json", exit_status)
+        except OSError:  # a full disk: the block reserved for this moment is freed
             (self.directory / RESERVE).unlink()
-            write_atomically(self.directory / "exit.json", told)
+            write_atomically(self.directory / "exit.json", exit_status)
 
 
 def main(directory: Path) -> int:
-    """Leave a shim behind and return when its engine was executed: 0, or 1 with the reason on stderr."""
+    """Leave a shim running, and return when its engine was executed: 0, or 1 with the reason on stderr."""
     os.umask(0o077)
     reader, writer = os.pipe()
     if os.fork():
@@ -394,7 +400,7 @@ def main(directory: Path) -> int:
         shim.run()
         os._exit(0)
     finally:
-        # Whatever went wrong, a forked process must not return into its parent's program.
+        # In any case a forked process must not return into its parent's program.
         traceback.print_exc()
         os._exit(1)
 

@@ -1,4 +1,4 @@
-"""Ends an engine, and looks whether the memory that it held is back."""
+"""Stops an engine, and checks whether the memory that it held is free again."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,16 +12,19 @@ LOOK_AGAIN = 0.25
 
 
 def stop_and_release(run: Run, *, grace: float, devices: Callable[[], Sequence[Device]] = gpus.list_devices) -> str:
-    """End all of it; what is left, in words, or "". Blocks for as long as `process.stop`, and BACK_WITHIN at most."""
+    """Stop a run, and return what is left of it, in words, or "".
+
+    Blocks for as long as `process.stop`, and BACK_WITHIN at most.
+    """
     pids = {who.pid for who in process.tree(run)} | {who.pid for who in process.leftovers(run)}
     if not process.stop(run, grace=grace):
         left = [f"{who.pid} ({shim.process_name(who.pid)})" for who in process.leftovers(run)]
-        return f"processes that cannot be ended: {', '.join(left)}"
-    return _not_back(pids, devices)
+        return f"processes that cannot be stopped: {', '.join(left)}"
+    return _find_unreleased(pids, devices)
 
 
-def _not_back(pids: set[int], devices: Callable[[], Sequence[Device]]) -> str:
-    """In RAM nothing can stay behind; of a GPU the driver tells who holds it, also after that one is gone."""
+def _find_unreleased(pids: set[int], devices: Callable[[], Sequence[Device]]) -> str:
+    """Return which GPUs still count memory for these processes, as the driver does also after they are gone."""
     deadline = time.monotonic() + BACK_WITHIN
     while held := gpus.memory_held(devices(), pids):
         if time.monotonic() >= deadline:

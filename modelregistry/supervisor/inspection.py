@@ -113,7 +113,7 @@ def find_strangers(devices: Sequence[gpus.Device], ours: Collection[int], root: 
     found = gpus.find_strangers(devices, ours)
     on_gpus = {stranger.pid for stranger in found}
     has_gpus = any(device.kind == "gpu" for device in devices)
-    for pid in shim.processes():
+    for pid in shim.list_processes():
         resident = _resident(pid)
         named = pid in marks or (not has_gpus and resident >= LARGE)
         if resident and named and pid not in on_gpus and pid not in ours:

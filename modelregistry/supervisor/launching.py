@@ -109,7 +109,7 @@ def choose_engine(
 
     `trials`: what is known of versions with this model; `tried_now`: those that its other replicas are trying.
     """
-    if fault := validation.path_fault(spec.engine, spec.path, spec.allowed_risks):
+    if fault := validation.find_path_fault(spec.engine, spec.path, spec.allowed_risks):
         raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
     found = base.find_engines(config.commands, config.cache, os.environ.get("PATH", os.defpath))
     try:

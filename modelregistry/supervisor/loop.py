@@ -410,7 +410,7 @@ class Supervisor:
     async def _ask_question(self, replica: ManagedReplica) -> None:
         if replica.desired.external or replica.state == State.STARTING:
             seen = await probe.check_health(self.client, replica.target)
-            if not seen.well:
+            if not seen.healthy:
                 return
         try:
             await probe.ask_question(self.client, replica.target)
@@ -423,7 +423,7 @@ class Supervisor:
         if replica.state == State.STARTING and replica.installed and not await self._proves_its_version(replica):
             return
         replica.blamed_trial = None
-        replica.version = await probe.version(self.client, replica.target) or self._installed_version(replica)
+        replica.version = await probe.read_version(self.client, replica.target) or self._installed_version(replica)
         replica.record_answer(await probe.check_health(self.client, replica.target), self.clock())
 
     def _installed_version(self, replica: ManagedReplica) -> str:
@@ -473,14 +473,14 @@ class Supervisor:
         now = self.clock()
         replica.oom_kills = process.oom_kills()
         if replica.desired.external:
-            replica.enter(State.READY if seen.well else State.UNHEALTHY, now, seen.detail)
+            replica.enter(State.READY if seen.healthy else State.UNHEALTHY, now, seen.detail)
             return
         replica.record_health(seen, now)
         replica.version = replica.version or self._installed_version(replica)
         if replica.state == State.DRAINING:
-            replica.failed_checks = 0 if seen.well else replica.failed_checks + 1
+            replica.failed_checks = 0 if seen.healthy else replica.failed_checks + 1
             return
-        if seen.well and not self._is_doubtful(replica, now):
+        if seen.healthy and not self._is_doubtful(replica, now):
             replica.failed_checks = 0
             return
         try:
@@ -532,7 +532,7 @@ class Supervisor:
 
     async def _any_busy(self, replicas: list[ManagedReplica]) -> bool:
         checks = await asyncio.gather(*(probe.check_health(self.client, replica.target) for replica in replicas))
-        return any(seen.well and seen.running != 0 for seen in checks)
+        return any(seen.healthy and seen.running != 0 for seen in checks)
 
 
 def _trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] | None = None) -> Trial:

@@ -298,5 +298,5 @@ class ManagedReplica:
         used = process.cpu_seconds(self.run)
         before, self.cpu = self.cpu, (now, used)
         if before is None:
-            return probe.HealthCheck(well=True, running=None)
-        return probe.HealthCheck(well=True, running=int(used - before[1] > BUSY_CPU * (now - before[0])))
+            return probe.HealthCheck(healthy=True, running=None)
+        return probe.HealthCheck(healthy=True, running=int(used - before[1] > BUSY_CPU * (now - before[0])))

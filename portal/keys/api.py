@@ -132,7 +132,7 @@ class Catalogue(GenericViewSet[Any]):
     permission_classes = [People]
     serializer_class = shapes.Offer
     pagination_class = Pages
-    queryset = routes.offered().none()
+    queryset = routes.offered_models().none()
 
     @extend_schema(
         summary=gettext_lazy("Models that you may call, and whether they answer now"),
@@ -142,7 +142,7 @@ class Catalogue(GenericViewSet[Any]):
         """Return those that are best to try first."""
         person = current_user(request)
         open_ = (
-            routes.offered()
+            routes.offered_models()
             if permissions.may_operate(person)
             else model_access.open_to(permissions.own_tenants(person))
         )

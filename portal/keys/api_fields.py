@@ -26,4 +26,4 @@ class AnyModel(Named):
 
 
 def models(user: User) -> QuerySet[ServedModel]:
-    return ServedModel.objects.all() if permissions.may_operate(user) else routes.offered()
+    return ServedModel.objects.all() if permissions.may_operate(user) else routes.offered_models()

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 from modelregistry import routes
 from modelregistry.engines import capabilities
 from modelregistry.models import Replica, ServedModel
-from modelregistry.overview import supervised
+from modelregistry.overview import is_supervised
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey, ModelAccess
 
@@ -48,7 +48,7 @@ def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
     """Return the offered models that at least one of these tenants may call."""
     rules = ModelAccess.objects.filter(model=OuterRef("pk"))
     open_ = ~Exists(rules) | Exists(rules.filter(tenant__in=list(tenants)))
-    return routes.offered().filter(open_)
+    return routes.offered_models().filter(open_)
 
 
 def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
@@ -79,7 +79,7 @@ def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
 
 def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
     """Return the best that any of a model's replicas can do for a caller."""
-    found = [(replica.state, supervised(replica.host, now)) for replica in replicas]
+    found = [(replica.state, is_supervised(replica.host, now)) for replica in replicas]
     # A host that is silent starts and wakes nothing.
     states = {state for state, heard in found if heard}
     if Replica.State.READY in states:

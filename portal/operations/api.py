@@ -27,7 +27,6 @@ from modelregistry.engines.base import Spec
 from modelregistry.engines.presets import PRESETS, Preset
 from modelregistry.failure_advice import ADVICE, words
 from modelregistry.files import model_files
-from modelregistry.files.metadata import UnreadableModel
 from modelregistry.models import EngineTrial, FileReport, Host, LogTail, Replica, ServedModel
 from portal.accounts.models import DirectoryState
 from portal.accounts.permissions import current_user
@@ -248,29 +247,16 @@ class Models(GenericViewSet[ServedModel]):
 def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
     """By the files as this machine sees them. Raises ValidationError if they cannot be used."""
     host = plan.pop("host")
+    problems = validation.find_problems(
+        validation.Registration(**plan),
+        look_at_path=True,
+        look_at_argument_files=host is None or host.name == settings.HOST_NAME,
+    )
+    if problems:
+        raise ValidationError({field: [sentence] for field, sentence in problems.items()})
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plan.items()}
     spec = Spec(name="", **values)
-    said = validation.read_arguments(spec.engine, spec.launcher, spec.args)
-    fault = validation.args_fault(spec.engine, said, spec.allowed_risks, spec.tensor_parallel, spec.slots)
-    if not fault and (host is None or host.name == settings.HOST_NAME):
-        fault = validation.missing_file(said)
-    if fault:
-        raise ValidationError({"args": [fault]})
-    try:
-        facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
-    except UnreadableModel as error:
-        raise ValidationError({"path": [validation.explain(error)]}) from error
-    unsuited = validation.find_unsuited(
-        facts,
-        spec.engine,
-        task=spec.task,
-        context=spec.context,
-        slots=spec.slots,
-        said=said,
-        tensor_parallel=spec.tensor_parallel,
-    )
-    if unsuited:
-        raise ValidationError({field: [sentence] for field, sentence in unsuited.items()})
+    facts = model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
     found = fit.estimate_on(fit.hosts().filter(pk=host.pk) if host else fit.hosts(), spec, facts)
     return {
         "facts": facts,

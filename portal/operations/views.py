@@ -15,7 +15,7 @@ from django.views.decorators.http import require_http_methods, require_safe
 
 from modelregistry.engines.presets import PRESETS
 from modelregistry.fit import estimate
-from modelregistry.hosts import needed_because
+from modelregistry.hosts import find_removal_obstacle
 from modelregistry.models import Host, LogTail, Replica, ServedModel
 from modelregistry.overview import ALIVE
 from portal.accounts.decorators import operator_required
@@ -140,7 +140,7 @@ def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
         "host": host,
         "form": form,
         "models": host.models.order_by("name"),
-        "needed": needed_because(host),
+        "needed": find_removal_obstacle(host),
         "problems": report.problems if report else [],
     }
     return render(request, "operations/host.html", context)
@@ -160,7 +160,7 @@ def models_on(host: Host) -> list[tuple[ModelView, Callers]]:
 def remove_host(request: HttpRequest, pk: int) -> HttpResponse:
     host = get_object_or_404(Host, pk=pk)
     if request.method != "POST":
-        return render(request, "operations/remove_host.html", {"host": host, "needed": needed_because(host)})
+        return render(request, "operations/remove_host.html", {"host": host, "needed": find_removal_obstacle(host)})
     try:
         actions.remove_host(current_user(request), host)
     except actions.ActionRefused as refusal:

@@ -59,7 +59,7 @@ def home(request: HttpRequest) -> HttpResponse:
 def models(request: HttpRequest) -> HttpResponse:
     """Return the models that this person may call; all of them for operators."""
     assert isinstance(request.user, User)
-    everything = routes.offered()
+    everything = routes.offered_models()
     offered = model_access.available_models(
         everything if request.user.is_staff else model_access.open_to(own_tenants(request.user))
     )

@@ -45,7 +45,7 @@ class Census:
     def take(self) -> list[Found]:
         """Everybody, now."""
         runs = self._runs()
-        return [found for pid in shim.processes() if pid != os.getpid() and (found := self._find(pid, runs))]
+        return [found for pid in shim.list_processes() if pid != os.getpid() and (found := self._find(pid, runs))]
 
     def living_runs(self) -> list[Run]:
         return [run for run in self.runs.all() if process.life_of(run) in (Life.RUNNING, Life.ENDING)]

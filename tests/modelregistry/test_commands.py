@@ -211,7 +211,7 @@ def test_a_host_must_be_known(gguf):
 
 
 def test_an_engine_must_be_said():
-    assert refused("m").startswith("Say --engine")
+    assert refused("m").startswith("Give --engine")
 
 
 def test_unregister_deletes_and_prints_the_name(capsys, gguf):
@@ -407,13 +407,13 @@ def test_models_shows_each_replica_on_a_line(served, capsys):
     assert lines[1][:6] == ["chat", "llama.cpp", "chat", "gpu1", "failed", "-"]
     assert lines[1][11] == "ended with code 1: no magic"
     assert lines[2] == ["chat", "llama.cpp", "chat", "gpu1", "ready", "2.5 GB", "3.0 GB", "61.5", "3", "1", since]
-    assert lines[3][:5] == ["waiting", "llama.cpp", "chat", "-", "waits for a host that has it"]
+    assert lines[3][:5] == ["waiting", "llama.cpp", "chat", "-", "waiting for a host that has its files"]
 
 
 def test_models_does_not_vouch_for_a_host_without_supervisor(served, capsys):
     Host.objects.update(seen_at=timezone.now() - timedelta(seconds=61))
     call_command("models")
-    assert capsys.readouterr().out.count("(no supervisor: may be otherwise by now)") == 2
+    assert capsys.readouterr().out.count("(no supervisor: may be out of date)") == 2
 
 
 def test_models_as_json_tells_no_key(served, capsys):
@@ -478,11 +478,11 @@ def test_models_asks_the_database_the_same_few_questions_however_many_there_are(
 
 def test_only_ready_replicas_of_enabled_models_are_routes(served, django_assert_num_queries):
     with django_assert_num_queries(1):
-        [route] = routes.ready()
+        [route] = routes.ready_replicas()
     assert (route.replica_id, route.url, route.api_key) == (served.pk, "http://h:1", "engine-key")
     ServedModel.objects.update(enabled=False)
-    assert routes.ready() == []
-    assert routes.served() == []
+    assert routes.ready_replicas() == []
+    assert routes.served_models() == []
 
 
 @pytest.mark.parametrize("text", ["", "18100", "a-b", "0-5", "5-4", "1-65536", "18100-18200-18300"])
@@ -549,7 +549,7 @@ def test_the_admin_shows_a_replica_with_its_log_and_changes_nothing(admin, serve
 def test_time_outs_are_registered_and_become_a_routes(capsys):
     given = ("--connect-timeout=2", "--first-byte-timeout=60", "--idle-timeout=0.5", "--total-timeout=900")
     register(capsys, "m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
-    (served,) = routes.served()
+    (served,) = routes.served_models()
     assert (served.connect_timeout, served.first_byte_timeout) == (2, 60)
     assert (served.idle_timeout, served.total_timeout) == (0.5, 900)
 
@@ -568,6 +568,6 @@ def test_a_total_that_would_always_come_first_is_refused():
 
 def test_a_model_that_transcribes_is_registered_with_an_engine_that_can(capsys, directory, gguf):
     register(capsys, "ears", "--engine=vllm", f"--path={directory}", "--task=transcription")
-    assert routes.served()[0].task == "transcription"
+    assert routes.served_models()[0].task == "transcription"
     words = refused("m", "--engine=llama.cpp", f"--path={gguf}", "--task=transcription")
     assert words.startswith("--task: llama.cpp transcribes with chat models")

@@ -59,7 +59,7 @@ def test_e9_maintenance_drains_a_host_and_takes_nothing_until_it_is_over(site):
     answer = stream(ready, 60)  # 3 s, longer than gateways may still route to it
     host = hosts.change_host(Host.objects.get(name="here"), maintenance=True)
     site.reaches("draining")
-    assert routes.ready() == []
+    assert routes.ready_replicas() == []
     assert answer.rest().endswith("[DONE]\n\n")
     stopped = site.reaches("stopped")
     assert (stopped.pid, stopped.detail) == (None, "")

@@ -21,16 +21,19 @@ CHAT = ModelMetadata(architecture="LlamaForCausalLM", task="chat", context=8192,
 VECTORS = ModelMetadata(architecture="bert", task="embedding", context=512, pooling="mean")
 
 
+KNOWLEDGE = ("look_at_path", "look_at_args", "installed", "started_by", "options")  # of the machine
+
+
 def unsuited(facts=CHAT, engine="vllm", *, task="chat", context=None, args=(), **more):
-    said = validation.read_arguments(engine, "", args)
-    return validation.find_unsuited(facts, engine, task=task, context=context, said=said, **more)
+    parsed = validation.read_arguments(engine, "", args)
+    return validation.find_unsuitable_settings(facts, engine, task=task, context=context, parsed=parsed, **more)
 
 
 def problems(**given):
     values = {"engine": "vllm", "launcher": "", "task": "chat", "path": "/m", "url": "", "args": [], "context": None}
-    values |= {"gpus": [], "tensor_parallel": 1, "allowed_risks": [], "look_at_path": False}
-    values |= dict.fromkeys(["connect_timeout", "first_byte_timeout", "idle_timeout", "total_timeout"])
-    return validation.find_problems(**values | given)
+    values |= {"gpus": [], "tensor_parallel": 1, "allowed_risks": []}
+    known = {name: given.pop(name) for name in KNOWLEDGE if name in given}
+    return validation.find_problems(validation.Registration(**values | given), **{"look_at_path": False} | known)
 
 
 # --- What files cannot give
@@ -380,24 +383,24 @@ def test_a_risk_is_told_at_the_field_that_allows_it(tmp_path):
 
 def test_files_that_changed_since_are_found_before_a_start(tmp_path):
     path = paper_models.gguf(tmp_path / "m.gguf")
-    assert validation.path_fault("llama.cpp", str(path)) == ""
+    assert validation.find_path_fault("llama.cpp", str(path)) == ""
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 64)
-    assert "is cut off" in validation.path_fault("llama.cpp", str(path))
+    assert "is cut off" in validation.find_path_fault("llama.cpp", str(path))
 
 
 def test_a_start_keeps_to_what_was_allowed(tmp_path):
     path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
-    assert "remote-code" in validation.path_fault("vllm", path)
-    assert validation.path_fault("vllm", path, ("remote-code",)) == ""
+    assert "remote-code" in validation.find_path_fault("vllm", path)
+    assert validation.find_path_fault("vllm", path, ("remote-code",)) == ""
 
 
 def test_a_sentence_is_in_the_language_of_its_reader():
     error = UnreadableModel("%(path)s holds no weights.", path="/m")
     with translation.override("ja"):
-        assert validation.explain(error) == "/m に重みのファイルがありません。"
+        assert validation.explain_unreadable(error) == "/m に重みのファイルがありません。"
     with translation.override("en"):
-        assert validation.explain(error) == str(error) == "/m holds no weights."
+        assert validation.explain_unreadable(error) == str(error) == "/m holds no weights."
 
 
 # --- Rows

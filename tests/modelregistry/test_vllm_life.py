@@ -74,7 +74,7 @@ def part(run: process.Run, word: str) -> shim.Identity:
 
 
 def dead(everybody: list[shim.Identity]) -> bool:
-    return not any(shim.alive(who) for who in everybody)
+    return not any(shim.is_alive(who) for who in everybody)
 
 
 def everybody(run: process.Run) -> list[shim.Identity]:

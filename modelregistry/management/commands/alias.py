@@ -10,22 +10,22 @@ from modelregistry.models import Alias, ServedModel
 
 class Command(BaseCommand):
     help = (
-        "Makes another name lead to a model from now on, wherever it led before, and prints it: clients that call it "
-        "by that name notice nothing. Without a model, prints where the name leads."
+        "Makes another name lead to a model, wherever it led before, and prints it: clients that use the name notice "
+        "nothing. Without a model, prints the model that the name leads to."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("alias", help="for example default")
         parser.add_argument("model", nargs="?")
-        parser.add_argument("--remove", action="store_true", help="the name leads nowhere any more")
+        parser.add_argument("--remove", action="store_true", help="delete the name")
 
     def handle(self, *args: Any, **options: Any) -> str:
         with transaction.atomic():
             alias = Alias.objects.select_for_update().filter(name=options["alias"]).first()
             if options["model"] and not options["remove"]:
-                return _lead(alias or Alias(name=options["alias"]), options["model"])
+                return _point_alias(alias or Alias(name=options["alias"]), options["model"])
             if options["model"]:
-                raise CommandError("Say a model or --remove, not both.")
+                raise CommandError("Give a model or --remove, not both.")
             if alias is None:
                 raise CommandError(f"There is no alias {options['alias']}.")
             if not options["remove"]:
@@ -34,7 +34,7 @@ class Command(BaseCommand):
             return alias.name
 
 
-def _lead(alias: Alias, name: str) -> str:
+def _point_alias(alias: Alias, name: str) -> str:
     model = ServedModel.objects.filter(name=name).first()
     if model is None:
         raise CommandError(f"There is no model {name}.")

@@ -23,10 +23,10 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("name", nargs="?", help="of the host to show or change; all without it")
+        parser.add_argument("name", nargs="?", help="the host to show or change; all without it")
         parser.add_argument("--address", help="where its engines listen and gateways reach them: they move there")
         parser.add_argument("--maintenance", choices=sorted(SWITCH))
-        parser.add_argument("--remove", action="store_true", help="forget a host that is gone and has no models")
+        parser.add_argument("--remove", action="store_true", help="delete a host that is gone and has no models")
         parser.add_argument("--json", action="store_true", help="a list of objects, one for each host")
 
     def handle(self, *args: Any, **options: Any) -> str:
@@ -34,18 +34,18 @@ class Command(BaseCommand):
         if name == "":
             raise CommandError("The name of a host is not empty; leave it out to see all.")
         if (values or options["remove"]) and not name:
-            raise CommandError("Name the host that is meant.")
+            raise CommandError("Name the host to change.")
         if options["remove"] and values:
             raise CommandError("Remove the host or change it, not both.")
         if options["remove"]:
-            _done(hosts.remove_host, _host(name))
+            _apply(hosts.remove_host, find_host(name))
             return str(name)
         if values:
-            _done(hosts.change_host, _host(name), **values)
+            _apply(hosts.change_host, find_host(name), **values)
         seen = overview.read_overview(timezone.now())
         shown = [host for host in seen.hosts if name in (None, host.name)]
         if name and not shown:
-            _host(name)  # says which there are
+            find_host(name)  # raises
         if options["json"]:
             return json.dumps([_as_object(host, seen) for host in shown], ensure_ascii=False, indent=2)
         return "\n".join(_lines(shown, seen))
@@ -60,17 +60,18 @@ def _changes(options: dict[str, Any]) -> dict[str, Any]:
     return changes
 
 
-def _host(name: str) -> Host:
+def find_host(name: str) -> Host:
+    """Return the host of this name. Raises CommandError with the names that there are."""
     host = Host.objects.filter(name=name).first()
     if host is None:
         known = ", ".join(Host.objects.values_list("name", flat=True)) or "none yet"
-        raise CommandError(f"There is no host {name} (known: {known}); its first `manage.py supervise` makes it known.")
+        raise CommandError(f"There is no host {name} (known: {known}); its first `manage.py supervise` registers it.")
     return host
 
 
-def _done(act: Any, *args: Any, **values: Any) -> None:
+def _apply(change: Any, *args: Any, **values: Any) -> None:
     try:
-        act(*args, **values)
+        change(*args, **values)
     except ValidationError as error:
         raise CommandError(" ".join(error.messages)) from error
 
@@ -90,7 +91,7 @@ def _as_object(host: HostNow, seen: Overview) -> dict[str, Any]:
 
 def _lines(shown: list[HostNow], seen: Overview) -> Iterable[str]:
     if not shown:
-        yield "There is no host yet; the first `manage.py supervise` on one makes it known."
+        yield "There is no host yet; the first `manage.py supervise` on one registers it."
         return
     yield from format_table(HEAD, [_row(host, seen) for host in shown])
     for host in shown:

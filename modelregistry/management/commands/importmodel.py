@@ -21,13 +21,13 @@ from modelregistry.terminal import clean, clean_lines, format_table
 logger = logging.getLogger(__name__)
 
 HEAD = ["PATH", "ENGINE", "WHAT", "SIZE", "WHOLE", "FITS HERE"]
-TELL_EVERY = 5.0  # seconds between two lines of progress
+SHOW_EVERY = 5.0  # seconds between two lines of progress
 
 
 class Command(BaseCommand):
     help = (
         "Lists the models in a folder: what each is, whether it is whole and whether it would fit on this host. Given "
-        "one of them, copies it into this host's models folder, goes on where an earlier try was broken off, compares "
+        "one of them, copies it into this host's models folder, continues an interrupted copy, compares "
         "checksums, and prints the path to register."
     )
 
@@ -43,7 +43,7 @@ class Command(BaseCommand):
         path = options["path"].absolute()
         try:
             listing = model_import.find_models(path)
-            # Not the only one of a folder: who wants to see what lies there does not want 100 GB copied.
+            # Not the only model of a folder: an operator who lists a folder does not want 100 GB copied.
             one = next((each for each in listing.models if each.path == path), None)
             if options["list"] or one is None:
                 return "\n".join(_lines(path, listing))
@@ -51,24 +51,24 @@ class Command(BaseCommand):
         except CannotImport as error:
             raise CommandError(clean_lines(str(error))) from error
         except KeyboardInterrupt:
-            raise CommandError("Interrupted. Run it again, and it goes on where it was.", returncode=130) from None
+            raise CommandError("Interrupted. Run it again to continue.", returncode=130) from None
 
     def _import(self, one: Found, models: Path, name: str) -> Path:
         if fault := _inspect(one).fault:
             raise CannotImport(f"{fault}\nIt is not copied.")
-        told = 0.0
+        shown_at = 0.0
 
-        def tell(progress: Progress) -> None:
-            nonlocal told
-            if time.monotonic() - told >= TELL_EVERY or progress.done == progress.total:
-                told = time.monotonic()
+        def show(progress: Progress) -> None:
+            nonlocal shown_at
+            if time.monotonic() - shown_at >= SHOW_EVERY or progress.done == progress.total:
+                shown_at = time.monotonic()
                 share = progress.done / max(progress.total, 1)
                 sizes = f"{progress.done / 1e9:.1f} of {progress.total / 1e9:.1f} GB"
                 print(f"{share:4.0%}  {sizes}  {progress.file}", file=sys.stderr, flush=True)
 
-        made = model_import.copy_model(one, models, name=name, tell=tell)
+        made = model_import.copy_model(one, models, name=name, tell=show)
         for projector in model_import.projectors_of(one):
-            print(f"With it came {projector}: --arg=--mmproj --arg={made.parent / projector}", file=sys.stderr)
+            print(f"It came with {projector}: --arg=--mmproj --arg={made.parent / projector}", file=sys.stderr)
         return made
 
 
@@ -80,7 +80,7 @@ def _path(text: str) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """What the files of a model tell, or why they are no whole model. `size`: bytes of all of them; None: not known."""
+    """The metadata of a model's files, or why they are no complete model. `size`: of all, in bytes; None: not known."""
 
     facts: ModelMetadata | None = None
     fault: str = ""
@@ -100,7 +100,7 @@ def _lines(path: Path, listing: Listing) -> Iterator[str]:
 
 
 def _row(one: Found) -> tuple[list[str], list[str]]:
-    """Of one model, and what is to be said about it. Whatever its files hold, the others are listed as well."""
+    """Return the row of a model, and notes about it. Whatever its files hold, the others are listed as well."""
     try:
         found = _inspect(one)
         fits, reasons = _fit(one, found.facts)
@@ -119,13 +119,13 @@ def _row(one: Found) -> tuple[list[str], list[str]]:
 
 
 def _inspect(one: Found) -> Inspected:
-    """Look where its links lead before anything of it is read."""
+    """Inspect a model's files; its links are followed before any file is read."""
     fault = ""
     size = None
     try:
         size = sum(path.stat().st_size for path in model_import.files_of(one).values())
     except DanglingLink as error:
-        fault = str(error)  # what the files tell may say more
+        fault = str(error)  # reading the files may say more
     except CannotImport as error:
         return Inspected(fault=str(error))
     except OSError as error:
@@ -133,7 +133,7 @@ def _inspect(one: Found) -> Inspected:
     try:
         facts = model_files.read_model(one.engine, str(one.path), ServedModel.Risk.values)
     except UnreadableModel as error:
-        return Inspected(fault=validation.explain(error), size=size)
+        return Inspected(fault=validation.explain_unreadable(error), size=size)
     return Inspected(fault=fault, size=size) if fault else Inspected(facts=facts, size=size)
 
 

@@ -12,8 +12,8 @@ from modelregistry.install.build_cache import CannotFetch
 from modelregistry.install.engine_environments import FOR_CPUS, INSTALLABLE, EngineEnvironment
 
 NO_DRIVER = (
-    "This machine shows no NVIDIA driver, and vLLM's build for GPUs (9.5 GB) would run nothing here. Say --cpu for its "
-    "build for CPUs, or --force if the driver comes later."
+    "This machine shows no NVIDIA driver, and vLLM's build for GPUs (9.5 GB) would run nothing here. Give --cpu for "
+    "its build for CPUs, or --force if the driver comes later."
 )
 
 
@@ -32,12 +32,15 @@ class Command(BaseCommand):
         where = parser.add_mutually_exclusive_group()
         where.add_argument("--from", dest="folder", type=Path, metavar="DIR", help="a folder of packages; no index")
         where.add_argument(
-            "--download-to", type=Path, metavar="DIR", help="only fill such a folder, for a machine without a net"
+            "--download-to",
+            type=Path,
+            metavar="DIR",
+            help="only fill such a folder, for a machine without network",
         )
 
     def handle(self, *args: Any, **options: Any) -> str:
-        environment = _chosen(options["engine"], cpu=options["cpu"])
-        signal.signal(signal.SIGTERM, _end)
+        environment = _choose(options["engine"], cpu=options["cpu"])
+        signal.signal(signal.SIGTERM, _exit)
         try:
             if folder := options["download_to"]:
                 engine_environments.download_packages(environment, folder, self._say)
@@ -49,7 +52,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         except OSError as error:  # a folder that cannot be made, a full disk
             raise CommandError(f"{error.filename or environment.name}: {error.strerror or error}") from error
-        # Now rather than when somebody registers a model and waits for it.
+        # Now rather than when an operator registers a model and waits for it.
         parsers.load_options(environment.name, base.program_of(environment.name, made), settings.CACHE)
         return str(made)
 
@@ -58,9 +61,9 @@ class Command(BaseCommand):
         self.stderr.flush()
 
 
-def _chosen(engine: str, *, cpu: bool) -> EngineEnvironment:
+def _choose(engine: str, *, cpu: bool) -> EngineEnvironment:
     return (FOR_CPUS.get(engine) if cpu else None) or INSTALLABLE[engine]
 
 
-def _end(*_: object) -> None:
-    raise SystemExit(143)  # so that the downloads that run end with us
+def _exit(*_: object) -> None:
+    raise SystemExit(143)  # so that running downloads stop as well

@@ -31,7 +31,7 @@ PARTS = {"weights": "#", "cache": "=", "overhead": "-", "others": "~"}
 
 
 class Command(BaseCommand):
-    help = "Shows the registered models, how each replica is, and how full the hosts are."
+    help = "Shows the registered models, the state of each replica, and the memory of the hosts."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--json", action="store_true", help="a list of objects, one for each model")
@@ -103,22 +103,22 @@ def _lines(seen: Overview) -> Iterable[str]:
 def _rows(model: ModelNow) -> list[list[str]]:
     what = [model.name, model.engine, model.task]
     if not model.replicas:
-        return [[*what, model.host or "-", _waits_for(model), *["-"] * 6, ""]]
+        return [[*what, model.host or "-", _describe_missing(model), *["-"] * 6, ""]]
     return [[*what, replica.host, replica.state, *_measures(replica)] for replica in model.replicas]
 
 
-def _waits_for(model: ModelNow) -> str:
+def _describe_missing(model: ModelNow) -> str:
     if not model.enabled:
         return "disabled"
-    return "waits for its supervisor" if model.host else "waits for a host that has it"
+    return "waiting for its supervisor" if model.host else "waiting for a host that has its files"
 
 
 def _measures(replica: ReplicaNow) -> list[str]:
     since = timezone.localtime(replica.since).strftime("%m-%d %H:%M:%S")
-    # The first line says what happened; the lines after it are the engine's own words.
+    # The first line says what happened; the lines after it are of the engine's log.
     detail = replica.detail.partition("\n")[0][:120]
     if not replica.supervised:
-        detail = " ".join(["(no supervisor: may be otherwise by now)", detail]).strip()
+        detail = " ".join(["(no supervisor: may be out of date)", detail]).strip()
     return [
         _gigabytes(replica.memory),
         _gigabytes(replica.predicted),
@@ -136,7 +136,7 @@ def _gigabytes(count: int | None) -> str:
 
 def _host(host: HostNow) -> Iterable[str]:
     engines = ", ".join(f"{name} {version}".strip() for name, version in sorted(host.engines.items()))
-    silent = "" if host.supervised else "(no supervisor: may be otherwise by now)"
+    silent = "" if host.supervised else "(no supervisor: may be out of date)"
     yield " ".join(filter(None, [host.name, silent, engines]))
     for device in host.devices:
         yield f"  {device.name if device.kind == 'ram' else f'{device.index} {device.name}'}"
@@ -149,7 +149,7 @@ def _host(host: HostNow) -> Iterable[str]:
 
 
 def bar(device: DeviceNow) -> str:
-    """WIDTH characters. Each part begins where the one before ends, so that rounding never adds up."""
+    """Draw a bar of WIDTH characters. Each part begins where the one before ends, so that rounding never adds up."""
     drawn, held = "", 0
     for part, sign in PARTS.items():
         held += getattr(device, part)

@@ -37,9 +37,14 @@ def test_a_preset_fits_its_files_and_no_others(preset, path, tmp_path):
 
 def test_what_it_asks_for_can_be_had_of_its_files(preset, path):
     facts = read_model(preset.engine, path)
-    said = validation.read_arguments(preset.engine, "", preset.args)
-    assert validation.args_fault(preset.engine, said, ()) == ""
-    assert validation.find_unsuited(facts, preset.engine, task=preset.task, context=preset.context, said=said) == {}
+    parsed = validation.read_arguments(preset.engine, "", preset.args)
+    assert validation.find_argument_fault(preset.engine, parsed, ()) == ""
+    assert (
+        validation.find_unsuitable_settings(
+            facts, preset.engine, task=preset.task, context=preset.context, parsed=parsed
+        )
+        == {}
+    )
 
 
 def test_its_descriptions_fit_and_are_in_both_languages(preset):

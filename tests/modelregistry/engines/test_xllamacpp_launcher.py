@@ -139,7 +139,7 @@ def test_e8_our_table_has_llama_servers_names_and_meaning_of_values():
 
 def test_e8_a_model_that_the_launcher_could_not_start_is_not_registered():
     def fault(launcher, *args):
-        return validation.args_fault(
+        return validation.find_argument_fault(
             "llama.cpp", validation.read_arguments("llama.cpp", launcher, args), ["outside-access"]
         )
 

@@ -17,7 +17,7 @@ START = b"load_model: loading model\nanything: a template {{ x }}\nlistening on 
 def filtered(*lines: str) -> list[str]:
     """What is kept of these after the engine answers."""
     given = [*START.splitlines(keepends=True), *(f"{line}\n".encode() for line in lines)]
-    kept = list(log_filter.filter_line(given))
+    kept = list(log_filter.filter_lines(given))
     assert kept[:3] == given[:3]
     return [line.decode().rstrip("\n") for line in kept[3:]]
 
@@ -77,14 +77,14 @@ def test_p4_what_a_line_quotes_is_cut_off(line, kept):
 def test_p4_where_the_time_stands_first_a_letter_alone_is_nobodys():
     begin = [b"0.00.001.002 I load\n", b"listening on x\n"]
     said = [b"I think that my secret is 5\n", b"0.00.001.003 I slot: released\n"]
-    assert list(log_filter.filter_line([*begin, *said])) == [*begin, LEFT_OUT, said[1]]
+    assert list(log_filter.filter_lines([*begin, *said])) == [*begin, LEFT_OUT, said[1]]
 
 
 def test_p4_no_line_takes_long_to_look_at():
     """Quadratic, one of these took 0.2 s; a caller may have hundreds of them written."""
     began = time.process_time()
     for word in (b"text", b"body", b"request", b"got exception: "):
-        log_filter.harmless(b"srv: " + word * (log_filter.LONGEST // len(word)))
+        log_filter.redact_line(b"srv: " + word * (log_filter.LONGEST // len(word)))
     assert time.process_time() - began < 0.1
 
 

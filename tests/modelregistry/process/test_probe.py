@@ -62,7 +62,7 @@ def target(engine, launcher="llama-server", task="chat"):
 async def test_a_look_tells_what_runs_and_what_was_done(client, engine):
     engine.answers = {"/health": (200, ""), "/metrics": (200, LLAMA_METRICS)}
     look = await probe.check_health(client, target(engine))
-    assert (look.well, look.running, look.work) == (True, 5, 120)
+    assert (look.healthy, look.running, look.work) == (True, 5, 120)
     assert all(key for _, key, _ in engine.asked)
 
 
@@ -80,20 +80,20 @@ async def test_vllms_metrics_are_summed_over_their_labels(client, engine):
 async def test_an_engine_that_loads_is_not_well(client, engine):
     engine.answers = {"/health": (503, {"error": {"message": "Loading model", "code": 503}})}
     look = await probe.check_health(client, target(engine))
-    assert (look.well, look.detail) == (False, "/health: 503 Loading model")
+    assert (look.healthy, look.detail) == (False, "/health: 503 Loading model")
 
 
 async def test_an_engine_too_busy_to_tell_is_well(client, engine):
     engine.answers = {"/health": (200, ""), "/metrics": 3}
     look = await probe.check_health(client, target(engine))
-    assert (look.well, look.running, look.work) == (True, None, None)
+    assert (look.healthy, look.running, look.work) == (True, None, None)
 
 
 async def test_an_engine_that_does_not_listen_is_not_well(client):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     nobody = SimpleNamespace(url=f"http://127.0.0.1:{port}")
-    assert not (await probe.check_health(client, target(nobody))).well
+    assert not (await probe.check_health(client, target(nobody))).healthy
     with pytest.raises(NoAnswer):
         await probe.ask_question(client, target(nobody))
 
@@ -101,22 +101,23 @@ async def test_an_engine_that_does_not_listen_is_not_well(client):
 async def test_llama_cpp_python_is_asked_for_nothing_that_waits_for_its_stream(client, engine):
     engine.answers = {"/openapi.json": (200, "{}")}
     look = await probe.check_health(client, target(engine, "llama-cpp-python"))
-    assert look.well
+    assert look.healthy
     assert [path for path, _, _ in engine.asked] == ["/openapi.json"]
 
 
 async def test_an_external_engine_is_never_asked_to_work(client, engine):
     engine.answers = {"/v1/models": (200, {"data": []})}
-    assert (await probe.check_health(client, target(engine, ""))).well
+    assert (await probe.check_health(client, target(engine, ""))).healthy
     assert [path for path, _, _ in engine.asked] == ["/v1/models"]
 
 
 @pytest.mark.parametrize(
-    ("status", "well"), [(200, True), (404, True), (405, True), (401, False), (403, False), (500, False), (502, False)]
+    ("status", "healthy"),
+    [(200, True), (404, True), (405, True), (401, False), (403, False), (500, False), (502, False)],
 )
-async def test_how_an_external_engine_is_judged(client, engine, status, well):
+async def test_how_an_external_engine_is_judged(client, engine, status, healthy):
     engine.answers = {"/v1/models": (status, {"data": []})}
-    assert (await probe.check_health(client, target(engine, ""))).well is well
+    assert (await probe.check_health(client, target(engine, ""))).healthy is healthy
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,7 @@ async def test_g5_what_answers_with_a_page_is_no_engine(status, headers, body):
     page = Target(launcher="", url="http://127.0.0.1", api_key="", model="m", task="chat")
     async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer)) as client:
         look = await probe.check_health(client, page)
-    assert not look.well
+    assert not look.healthy
     assert look.detail
 
 

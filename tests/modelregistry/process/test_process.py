@@ -360,7 +360,7 @@ def test_a_cgroup_that_goes_while_it_is_looked_at_has_no_members(tmp_path, monke
         raise FileNotFoundError
 
     monkeypatch.setattr(os, "scandir", gone)
-    assert shim.members(group) == []
+    assert shim.group_members(group) == []
 
 
 def test_t7_a_run_s_log_is_cut_while_its_engine_writes_and_goes_on_at_its_new_end(runs):

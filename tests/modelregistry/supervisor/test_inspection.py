@@ -56,7 +56,7 @@ def held_by(*pids):
 
 def test_memory_that_is_back_is_no_matter(run):
     assert stopping.stop_and_release(run, grace=1, devices=lambda: [GPU]) == ""
-    assert not shim.alive(run.engine)
+    assert not shim.is_alive(run.engine)
 
 
 def test_memory_that_comes_back_late_is_waited_for(run):

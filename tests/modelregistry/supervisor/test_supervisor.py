@@ -34,10 +34,10 @@ def test_a_model_is_started_and_offered_once_it_answers(site):
     site.supervise()
     model = site.model("m", "loading=1.5", slots=3)
     starting = site.reaches("starting")
-    assert routes.ready() == []
+    assert routes.ready_replicas() == []
     ready = site.reaches("ready")
 
-    [route] = routes.ready()
+    [route] = routes.ready_replicas()
     assert (route.model_id, route.url, route.api_key) == (model.pk, ready.url, ready.api_key)
     assert (route.upstream_model, route.launcher, route.slots) == ("m", "llama-server", 3)
     assert stream(ready, 2).rest().endswith("[DONE]\n\n")
@@ -135,7 +135,7 @@ def test_an_ill_engine_is_off_the_catalogue_until_it_is_well(site):
     ready = site.reaches("ready")
     os.kill(ready.pid, signal.SIGUSR1)
     ill = site.reaches("unhealthy")
-    assert routes.ready() == []
+    assert routes.ready_replicas() == []
     assert "this model cannot do that" in ill.detail
     os.kill(ready.pid, signal.SIGUSR1)
     well = site.reaches("ready")
@@ -270,7 +270,7 @@ def test_an_external_engine_is_looked_at_and_never_launched(site, outside):
     site.supervise()
     site.model("m", engine="external", path="", url=url + "/", upstream_key="their-key", upstream_model="theirs")
     site.reaches("ready")
-    [route] = routes.ready()
+    [route] = routes.ready_replicas()
     assert (route.url, route.api_key, route.upstream_model, route.launcher) == (url, "their-key", "theirs", "")
     assert site.runs.all() == []
     engine.kill()
