@@ -23,7 +23,7 @@ async def nothing_spent(_limit: Limit, _now: float) -> Spending:
 
 async def work(url: str, unit: str, amount: int, calls: int, estimate: int, now: float) -> None:
     shared = SharedLimits(
-        url, prefix="test", bounds=window_bounds, spent=nothing_spent, workers=2, keep=Watchdog().keep
+        url, prefix="test", bounds=window_bounds, spent=nothing_spent, workers=2, keep=Watchdog().keep_running
     )
     await shared.start()
     window = "" if unit == "concurrent" else "day"

@@ -1,4 +1,4 @@
-"""Stands in for llama-server: its arguments, its paths, its metrics, and whatever `--behave` asks for.
+"""A substitute for llama-server: its arguments, its paths, its metrics, and whatever `--behave` asks for.
 
     loading=S   answers 503 for S seconds          exit=TEXT   prints TEXT and ends with code 3 at once
     refuse      answers every question with 400    worker      has a grandchild in a session of its own

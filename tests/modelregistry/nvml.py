@@ -94,7 +94,7 @@ def two_a100(**first) -> Nvml:
 
 
 def desktop_4090() -> Nvml:
-    """Return a workstation's RTX 4090 of 24 GB: a desktop on it, and somebody's notebook that computes."""
+    """Return a workstation's RTX 4090 of 24 GB: a desktop on it, and a colleague's notebook that computes."""
     return Nvml(
         Card(
             uuid="GPU-9e0f8a51-77aa",

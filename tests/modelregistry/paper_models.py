@@ -92,7 +92,7 @@ def small_llama(path: Path, *, template: bool = True, **config: Any) -> Path:
 
 
 def ezo_9b(path: Path) -> Path:
-    """EZO-Common-9B-gemma-2-it: Gemma 2 9B in BF16, 9.24 billion parameters, 18.5 GB in four files."""
+    """Return EZO-Common-9B-gemma-2-it: Gemma 2 9B in BF16, 9.24 billion parameters, 18.5 GB in four files."""
     config = {
         **{"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "torch_dtype": "bfloat16"},
         **{"hidden_size": 3584, "intermediate_size": 14336, "num_hidden_layers": 42, "num_attention_heads": 16},
@@ -114,7 +114,7 @@ def llama_70b_config() -> dict[str, Any]:
 
 
 def llama_70b_awq(path: Path) -> Path:
-    """Llama-3.1-70B-Japanese-Instruct-2407 in AWQ INT4: 70.6 billion parameters, 39.8 GB in nine files."""
+    """Return Llama-3.1-70B-Japanese-Instruct-2407 in AWQ INT4: 70.6 billion parameters, 39.8 GB in nine files."""
     awq = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm", "zero_point": True}
     config = {**llama_70b_config(), "quantization_config": {**awq, "modules_to_not_convert": None}}
     tensors: dict[str, tuple[str, Sequence[int]]] = {}
@@ -168,7 +168,7 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def e5_large(path: Path, dtype: str = "F16") -> Path:
-    """multilingual-e5-large-instruct as llama.cpp converts it: XLM-RoBERTa large, 560 million parameters, 1.1 GB."""
+    """Return multilingual-e5-large-instruct as llama.cpp converts it: XLM-RoBERTa large, 560 M parameters, 1.1 GB."""
     layers, hidden, inner, words = 24, 1024, 4096, 250002
     values = {
         **{"general.name": "multilingual-e5-large-instruct", "general.file_type": int(LlamaFileType.MOSTLY_F16)},

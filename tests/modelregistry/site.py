@@ -69,7 +69,7 @@ class Site:
         return run
 
     def living(self) -> list[int]:
-        """Processes of every engine that was ever started here, shims and all that they hold."""
+        """Return the processes of every engine that was ever started here, with shims and children."""
         runs = self.runs.all()
         shims = [run.shim.pid for run in runs if process.life_of(run) in (process.Life.RUNNING, process.Life.ENDING)]
         return shims + [who.pid for run in runs for who in process.leftovers(run)]

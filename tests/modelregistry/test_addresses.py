@@ -73,7 +73,7 @@ def test_e9_an_address_that_is_not_here_is_told_with_its_name(address):
     ],
 )
 def test_e9_an_engine_of_an_earlier_release_tells_where_it_listens(url, address):
-    """Else an upgrade would start all engines anew, or none when the address is changed."""
+    """Else an upgrade would restart all engines, or none when the address is changed."""
     label = RunMetadata(
         model=1, replica=0, name="m", task="chat", fingerprint="f", launcher="", slots=None, port=1, url=url, api_key=""
     )

@@ -86,7 +86,7 @@ def test_a_dry_run_without_hosts_says_what_the_formulas_do(capsys, gguf):
 
 @pytest.mark.parametrize("context", ["9000000000000000000", "134217729"])
 def test_a_context_longer_than_any_model_reads_is_refused(tmp_path, context):
-    silent = paper_models.gguf(tmp_path / "silent.gguf", values={"context_length": 0})  # it tells none
+    silent = paper_models.gguf(tmp_path / "silent.gguf", values={"context_length": 0})  # it has none
     said = refused("m", "--engine=llama.cpp", f"--path={silent}", "--dry-run", f"--context={context}")
     assert said.startswith("--context: No model reads")
 

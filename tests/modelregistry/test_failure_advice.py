@@ -27,7 +27,7 @@ def test_the_cause_of_a_recorded_failure_is_known(path):
 def test_the_line_that_is_shown_first_names_the_cause(path):
     launcher, expected = path.name.split(".")[:2]
     line = base.last_telling_line(launcher, path.read_text())
-    # llama.cpp tells of a port in use only in a line that is not called an error.
+    # llama.cpp reports a port in use only in a line that is not called an error.
     assert failure_advice.cause(line) == expected or (launcher, expected) == ("xllamacpp", "port-in-use")
 
 

@@ -1,4 +1,4 @@
-"""One answer to "does it fit, where, and what would have to go?", whoever asks: page, API, command and supervisor."""
+"""One answer to "does it fit, where, and what would have to go?" for page, API, command and supervisor."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -65,12 +65,12 @@ def ask(
     return allocation.check_fit(asked, facts, launcher, [f"/opt/{launcher}"], devices, occupants=occupants)
 
 
-# --- Whoever asks
+# --- All who ask
 
 
 @st.composite
 def hosts(draw: st.DrawFn) -> tuple[list[Device], list[HostedReplica]]:
-    """Cards, and what runs there: each took what it was promised, or nothing yet."""
+    """Draw cards and what runs on them: each replica took what it was promised, or nothing yet."""
     count = draw(st.integers(1, 3))
     sizes = [draw(st.sampled_from([16, 24, 48, 80])) for _ in range(count)]
     tenants, used = [], [draw(st.integers(0, 6)) * GIB for _ in range(count)]
@@ -320,7 +320,7 @@ def test_the_smallest_that_makes_room_has_to_go():
 
 
 def test_a_refusal_says_what_the_model_needs_at_least_and_what_it_wants_beside_it():
-    """vLLM wants the cache of eight whole contexts, and starts with that of one."""
+    """An engine wants the cache of eight whole contexts (vLLM), and starts with that of one."""
     wanted = spec(context=131_072, slots=None)
     refused = ask(wanted, [card(0, 48, 30), ram()], [occupant("a #0", 30)])
     assert refused.need

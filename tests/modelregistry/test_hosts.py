@@ -148,7 +148,7 @@ def test_a_host_that_is_gone_is_removed_with_the_rows_of_its_replicas(host):
     assert [row.name for row in Host.objects.all()] == ["gpu-02"]
 
 
-# --- how models of a host in maintenance are told
+# --- How models of a host in maintenance are shown
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_it_takes_a_database_with_this_code_s_migrations():
 
 
 def test_a_database_that_is_away_keeps_nobody_from_starting(tmp_path):
-    """Nothing can be compared then; whoever starts waits for it as at any other time."""
+    """Nothing can be compared then; the process that starts waits for it as at any other time."""
     env = {**os.environ, "MADOGUCHI_VAR": str(tmp_path), "DATABASE_URL": f"postgres://m@127.0.0.1:{unused_port()}/m"}
     code = "from modelregistry.schema import check_schema; check_schema(); print('went on')"
     command = [sys.executable, ROOT / "manage.py", "shell", "--verbosity", "0", "--command", code]

@@ -1,4 +1,4 @@
-"""What is told before an engine would find out: about files, tasks, contexts, risks, arguments."""
+"""What is found before an engine would find it out: about files, tasks, contexts, risks, arguments."""
 
 import pytest
 from django.utils import translation
@@ -175,7 +175,7 @@ def test_nor_does_llama_cpp_which_answers_at_its_root(args):
 
 
 def of_files(tmp_path, *args, engine="llama.cpp"):
-    """What is wrong with the arguments of a model on this host."""
+    """Return what is wrong with the arguments of a model on this host."""
     path = paper_models.gguf(tmp_path / "m.gguf") if engine == "llama.cpp" else paper_models.small_llama(tmp_path / "m")
     return problems(engine=engine, path=str(path), args=list(args), look_at_path=True).get("args", "")
 

@@ -65,7 +65,7 @@ def ask(replica: Replica) -> int:
 
 
 def name(who: shim.Identity) -> str:
-    """As vLLM's processes call themselves: VLLM::EngineCore, VLLM::Worker…"""
+    """Return the name that a process of vLLM gives itself: VLLM::EngineCore, VLLM::Worker and so on."""
     return Path(f"/proc/{who.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
 
 
@@ -127,7 +127,7 @@ def test_the_life_of_a_vllm(site):
     second = fails_and_comes_back(site, first, parts, words="ended with code|was killed by")
 
     # Its front is killed, and so is the shim that would have ended the rest: core and worker hold the memory, are
-    # nobody's children, and nothing listens. They are known by their mark and their cgroup.
+    # no process's children, and nothing listens. They are known by their mark and their cgroup.
     parts = everybody(site.run_of(second))
     os.kill(parts[0].pid, signal.SIGKILL)
     os.kill(second.pid, signal.SIGKILL)
@@ -140,7 +140,7 @@ def test_the_life_of_a_vllm(site):
     supervisor.send_signal(signal.SIGTERM)
     assert supervisor.wait(60) == 0
     assert dead(parts)
-    # On TERM vLLM may tell its clients by "finish_reason":"abort", or nothing more.
+    # On TERM vLLM may notify its clients by "finish_reason":"abort", or nothing more.
     assert '"finish_reason":"length"' not in answer.rest()
     assert site.living() == []
     assert site.replica("tiny").state == "stopped"

@@ -21,7 +21,7 @@ def command(spec, launcher, place=PLACE):
 
 
 def pairs(argv):
-    """`--name value` as a mapping."""
+    """Return `--name value` pairs as a mapping."""
     return {name: value for name, value in itertools.pairwise(argv) if name.startswith("--")}
 
 
@@ -142,7 +142,7 @@ def test_a_vllm_that_we_installed_is_guarded_on_every_path():
 
 
 async def guarded(monkeypatch, path, kind="http", **headers):
-    """What the guard sends, or "passed"."""
+    """Return what the guard sends, or "passed"."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
     monkeypatch.syspath_prepend(base.VLLM_GUARD)
     sent = []
@@ -311,7 +311,7 @@ def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):
     assert base.find_engines({}, tmp_path, "") == {}
 
 
-# --- What a log tells
+# --- What a log shows
 
 
 def test_the_first_error_of_a_vllm_worker_is_the_cause():

@@ -157,7 +157,7 @@ def test_e8_the_table_that_comes_with_us_is_that_of_the_pinned_vllm():
 
 @pytest.mark.django_db(transaction=True)
 def test_e8_no_parser_is_asked_within_a_transaction(tmp_path, settings):
-    """It may take a minute, in which nobody else could write."""
+    """It may take a minute, in which no other process could write."""
     server = program(tmp_path, f"print({HELP!r})")
     settings.ENGINE_COMMANDS = {"llama-server": server[0]}
     settings.CACHE = tmp_path / "cache"

@@ -176,7 +176,7 @@ def test_e11_a_version_that_answers_otherwise_does_not_serve(site, cache):
     assert "repeats itself" in failed.detail
     assert until(lambda: (row := site.replica()).state == "ready" and started_from(site, row) == "1.0" and row)
 
-    # Installed anew, and better: tried again at the next start.
+    # Installed again, and better: tried again at the next start.
     os.rename(cache / "engines" / "llama-server-2.0", cache / "gone")
     install(cache, "2.0")
     ServedModel.objects.update(generation=2)

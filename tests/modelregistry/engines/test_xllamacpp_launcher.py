@@ -10,7 +10,7 @@ from modelregistry import validation
 from modelregistry.engines import arguments, xllamacpp_launcher
 from tests.engines import xllamacpp_python
 
-# Executed by the engine's Python: reads each list of arguments and tells what became of the parameters.
+# Executed by the engine's Python: reads each list of arguments and prints the resulting parameters.
 SHOW = """
 import importlib.util, json, sys
 spec = importlib.util.spec_from_file_location("launcher", sys.argv[1])
@@ -30,7 +30,7 @@ def at(params, path):
         params = getattr(params, part)
     return shown(params)
 
-told = []
+results = []
 for args, paths in json.load(sys.stdin):
     params = xllamacpp.CommonParams()
     launcher.prepare(params)
@@ -38,10 +38,10 @@ for args, paths in json.load(sys.stdin):
         for option, value in launcher.read(args):
             option.apply(params, value)
         launcher.finish(params)
-        told.append({path: at(params, path) for path in paths})
+        results.append({path: at(params, path) for path in paths})
     except ValueError as error:
-        told.append(str(error))
-print(json.dumps(told))
+        results.append(str(error))
+print(json.dumps(results))
 """
 DRAFT = "speculative.draft.mparams.path"
 EXPERTS = r"blk\.{}\.ffn_(up|down|gate|gate_up)_(ch|)exps=CPU"
@@ -93,7 +93,7 @@ CASES = [
 
 
 def passed(*cases):
-    """What the wheel itself makes of them."""
+    """Return what the wheel itself makes of these arguments."""
     asked = [[args, list(paths) if isinstance(paths, dict) else []] for args, paths in cases]
     argv = [xllamacpp_python(), "-I", "-c", SHOW, xllamacpp_launcher.__file__]
     done = subprocess.run(argv, input=json.dumps(asked), capture_output=True, text=True, timeout=60, check=False)

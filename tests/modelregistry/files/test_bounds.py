@@ -1,4 +1,4 @@
-"""Whatever numbers and texts stand in a model's files: what is made of them is sane, or the files are refused."""
+"""Any numbers and texts in a model's files: their metadata is sane, or the files are refused."""
 
 import json
 import struct
@@ -107,7 +107,7 @@ NAMES = sorted(
 
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
-    """Of a kind that is known, with some of what its class says told otherwise."""
+    """Draw the configuration of a known architecture, with some of its values changed."""
     kind = draw(st.sampled_from([*sorted(class_defaults.table()), "plamo2"]))
     told = st.sampled_from([*NAMES, *class_defaults.defaults_of(kind)])
     odd = draw(st.dictionaries(told, st.one_of(odd_number, odd_value), max_size=5))

@@ -1,4 +1,4 @@
-"""E12: what lies at a path that is no model is told by what it is, and what to do about it, in both languages."""
+"""E12: a path that holds no model is refused with what it holds and what to do about it, in both languages."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def with_file(name: str, content: str | bytes):
 
 
 def cache(path: Path, *, blobs: bool = True, unfinished: bool = False) -> Path:
-    """As Hugging Face's library lays it out: links in snapshots, files in blobs."""
+    """Create a cache as Hugging Face's library lays it out: links in snapshots, files in blobs."""
     whole = a_whole(path / "whole")
     top = path / "models--org--name"
     (top / "blobs").mkdir(parents=True)

@@ -14,10 +14,9 @@ from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelregistry.engines import base as engine_commands
-from modelregistry.engines.base import Spec
+from modelregistry.engines.base import Endpoint, Spec, build_command
 from modelregistry.files import checkpoint, class_defaults, json_stream
-from modelregistry.files import gguf as gguf_file
+from modelregistry.files.gguf import GGML_QUANT_SIZES
 from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel
 from modelregistry.files.model_files import read_model
 from modelregistry.install import engine_environments
@@ -315,8 +314,8 @@ def test_e3_what_cannot_be_known_is_named_and_never_zero(tmp_path, config, tenso
     assert given.needed == pytest.approx(card.free - placement.GPU_MARGIN, abs=estimate.MIB)
     assert given.grant.cache == 0
     assert given.fraction * card.total == pytest.approx(given.needed - estimate.VLLM_CONTEXT, abs=card.total / 10_000)
-    place = engine_commands.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = engine_commands.build_command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
+    place = Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
+    argv = build_command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
     assert "--gpu-memory-utilization" in argv
     assert "--kv-cache-memory-bytes" not in argv
 
@@ -936,5 +935,5 @@ def test_a_gguf_with_any_bytes_changed_is_read_or_refused(tmp_path, data):
 
 
 def test_every_type_of_the_package_has_a_size():
-    sizes = {kind: gguf_file.GGML_QUANT_SIZES[kind] for kind in GGMLQuantizationType}
+    sizes = {kind: GGML_QUANT_SIZES[kind] for kind in GGMLQuantizationType}
     assert all(block > 0 and size > 0 for block, size in sizes.values())

@@ -1,4 +1,4 @@
-"""What is no file where a model's file should be is told so, and holds up nobody."""
+"""What is not a regular file where a model's file should be is refused, without blocking the reader."""
 
 import os
 import threading
@@ -13,7 +13,7 @@ SECONDS = 10
 
 
 def told(engine: str, path: Path) -> list[str]:
-    """What reading it says; reading that does not end fails the test instead of holding it up."""
+    """Return the error of reading it; a read that blocks fails the test instead of hanging it."""
     found: list[str] = []
 
     def read() -> None:

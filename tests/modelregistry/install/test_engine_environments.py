@@ -204,7 +204,7 @@ class Index:
 
 @pytest.fixture
 def line(tmp_path, monkeypatch):
-    """Two packages of 3 MB on an index; the line to the second one is bad."""
+    """Serve two packages of 3 MB on an index; the connection to the second one is bad."""
     directory = tmp_path / "site"
     directory.mkdir()
     pins = [write_wheel(directory, name, {f"{name}.bin": os.urandom(3_000_000)}) for name in ("quick", "slow")]

@@ -1,4 +1,4 @@
-"""Models on a share: what lies there is told, and what is wanted is copied whole or not at all."""
+"""Models on a share: they are listed, and a chosen one is copied completely or not at all."""
 
 import hashlib
 import os
@@ -100,7 +100,7 @@ class Broken(Exception):
 
 
 def broken_off(found: Found, models: Path, monkeypatch, *, after: int) -> None:
-    """An import that ends after so many pieces, as by a power cut."""
+    """Interrupt an import after so many pieces, as a power cut would."""
     left = after
 
     def tell(progress) -> None:
@@ -195,7 +195,7 @@ def test_a_link_that_leads_nowhere_makes_no_model(share, tmp_path):
 
 @pytest.fixture
 def secret(tmp_path) -> Path:
-    """Of this machine, beside the share."""
+    """Create a file of this machine, beside the share."""
     secret = tmp_path / "secret-key"
     secret.write_text("hunter2")
     return secret
@@ -315,7 +315,7 @@ def test_a_projector_alone_is_listed(share):
 
 @pytest.fixture
 def two_snapshots(share) -> Path:
-    """Of one model: `main` is 0123; 4567 was fetched after it."""
+    """Create two snapshots of one model: `main` is 0123; 4567 was fetched after it."""
     cache = share / "hub" / "models--acme--cached"
     shutil.copytree(cache / "snapshots" / "0123", cache / "snapshots" / "4567", symlinks=True)
     (cache / "refs").mkdir()

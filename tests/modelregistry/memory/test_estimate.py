@@ -51,7 +51,7 @@ def cache(facts, demand):
     return predict(facts, demand).cache / MIB
 
 
-# --- llama.cpp's cache, as its log tells ("llama_kv_cache: size = …", b11549)
+# --- llama.cpp's cache, as its log shows ("llama_kv_cache: size = …", b11549)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_e1_a_cache_for_one_request_lets_vllm_start():
     assert predict(LLAMA_8B, vllm(8192, 1)).cache_least == GIB + SPARE * MIB
     given = placement.with_cache(predict(LLAMA_8B, vllm(8000, None)), 0)
     assert given.cache == given.cache_least == (63 + 1) * SPARE * MIB
-    # Told how large its blocks are, it needs no more.
+    # Given the size of its blocks, it needs no more.
     assert predict(LLAMA_8B, vllm(8000, 1, "--block-size=16")).cache == (500 + 1) * 2 * MIB
     in_ram = replace(vllm(8000, 1), kind="ram")
     assert predict(LLAMA_8B, in_ram).cache == (63 + 1) * SPARE * MIB
@@ -215,7 +215,7 @@ def test_an_encoder_of_llama_cpps_takes_a_number_for_each_word_and_token(context
     assert compute / MIB == pytest.approx(258.5, rel=0.05)  # as llama.cpp's log says
 
 
-# --- The models that this system was made for: nobody measured them here, so the bounds are wide
+# --- The models that this system was made for: not measured here, so the bounds are wide
 
 
 def test_a_9b_model_in_fp8_fits_a_card_of_24_gb(tmp_path):
@@ -317,7 +317,7 @@ def test_a_fingerprint_is_of_all_that_changes_the_memory():
     assert len({plain, *others}) == 5
 
 
-# --- Allotments and what engines are told
+# --- Allocations and the arguments that engines get
 
 
 def allot(spec, facts, devices, **more):

@@ -3,7 +3,7 @@
 `zoo.json`: the configuration as published (what is left to the class is left out here, too), the bytes of all weights,
 their types, and as `cache` what vLLM 0.32's own code (v1/core/kv_cache_utils.py, fed with its own specifications of the
 layers, blocks of 16 tokens, 64 for latent attention) says that one request of 8,192 tokens needs with 2,048 computed at
-a time, and the block that it sets aside. What is expected of a token and of a state stands here, as plain sums.
+a time, and the block that it sets aside. What is expected of a token and of a state is here, as plain sums.
 """
 
 import json
@@ -136,7 +136,7 @@ STATE: dict[str, int] = {
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ModelMetadata]:
-    """Facts of a model, from files that are as large as the real ones and take no room."""
+    """Return the facts of a model, from files that are as large as the real ones and take no room."""
     root, read = tmp_path_factory.mktemp("zoo"), {}
 
     def facts(name: str) -> ModelMetadata:
@@ -233,7 +233,7 @@ def test_cards_share_heads_and_states_but_no_latent_vectors(zoo, name, cards):
     assert vllm_cache.state_bytes(facts, found) == STATE.get(name, 0) // cards
 
 
-# --- What a start is told
+# --- The arguments of a start
 
 
 @pytest.mark.parametrize("name", sorted(ZOO.keys() - {"deepseek-v4"}))
@@ -280,7 +280,7 @@ def test_e1_e2_a_start_is_told_all_that_was_planned(zoo, name, slots):
     ],
 )
 def test_e2_a_batch_holds_what_is_computed_in_one_piece(tmp_path, kind, task, context, slots, said):
-    """Told a smaller one, vLLM does not start: "Chunked MM input disabled but max_tokens_per_mm_item …"."""
+    """Given a smaller one, vLLM does not start: "Chunked MM input disabled but max_tokens_per_mm_item …"."""
     path = paper_models.directory(tmp_path / "m", {"model_type": kind}, {"x": ("BF16", (8, 8))})
     facts = model_files.read_model("vllm", str(path))
     found = estimate.predict(facts, Demand(launcher="vllm", task=task, context=context, slots=slots))

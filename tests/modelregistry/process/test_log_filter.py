@@ -1,4 +1,4 @@
-"""What of an engine's log is kept, and that the filter is in nobody's way."""
+"""What of an engine's log is kept, and that the filter never blocks an engine."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ START = b"load_model: loading model\nanything: a template {{ x }}\nlistening on 
 
 
 def filtered(*lines: str) -> list[str]:
-    """What is kept of these after the engine answers."""
+    """Return what is kept of these lines after the engine answers."""
     given = [*START.splitlines(keepends=True), *(f"{line}\n".encode() for line in lines)]
     kept = list(log_filter.filter_lines(given))
     assert kept[:3] == given[:3]
@@ -129,7 +129,7 @@ def test_p4_a_line_without_end_takes_no_memory(start):
     run = start(
         "echo listening on x; echo srv: begin; yes | tr -d '\\n' | head -c 50000000; echo; echo srv: end; read x"
     )
-    assert ended(run).code == 1  # nobody writes to it
+    assert ended(run).code == 1  # no process writes to it
     log = process.log_tail(run.directory)
     assert len(log) < 1000
     assert log.endswith("srv: end")

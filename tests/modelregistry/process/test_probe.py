@@ -22,7 +22,7 @@ llamacpp:tokens_predicted_total 20
 
 @pytest.fixture
 async def engine():
-    """`answers` by path: (status, body), or a number of seconds to be silent. `asked`: what came."""
+    """Serve an engine. `answers` by path: (status, body), or seconds of silence. `asked`: the requests."""
     engine = SimpleNamespace(answers={}, asked=[])
 
     async def serve(reader, writer):

@@ -291,7 +291,7 @@ def test_our_own_cgroup_is_found(mounts, groups, expected):
     assert (found and str(found)) == expected
 
 
-# A child that no mark and no parent tells of: without an environment, in a session of its own.
+# A child that no mark and no parent leads to: without an environment, in a session of its own.
 HERMIT = """
     import os, subprocess, sys, time
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env={}, start_new_session=True)

@@ -18,7 +18,7 @@ LABEL = {
 
 @pytest.fixture
 def runs(tmp_path):
-    """With one run, "old", that was stopped."""
+    """Return runs with one, "old", that was stopped."""
     made = Runs(tmp_path)
     run = made.start("old", Command(argv=("/bin/sleep", "600"), env={}), metadata=LABEL, grace=5)
     assert process.stop(run, grace=5)

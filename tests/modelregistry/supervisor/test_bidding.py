@@ -1,4 +1,4 @@
-"""A model of no host goes where its files are and it fits, not to whoever looks first."""
+"""A model without a host goes where its files are and it fits, not to the first supervisor that looks."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What is wrong with a host, and whether an ended engine's memory is back. GPUs are told of as NVML would."""
+"""Problems of a host, and whether a stopped engine's memory is free again. GPUs are reported as NVML would."""
 
 import os
 import signal

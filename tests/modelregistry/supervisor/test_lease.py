@@ -91,7 +91,7 @@ def test_a_full_disk_does_not_keep_anybody_from_supervising(lease_of_host, tmp_p
 
 @pytest.fixture
 def elsewhere(site, tmp_path):
-    """Another machine, as far as the database can tell: the same host name, another state directory."""
+    """Be another machine, as far as the database knows: the same host name, another state directory."""
     other = Site(tmp_path / "elsewhere")
     other.var.mkdir()
     yield other

@@ -132,12 +132,12 @@ def test_memory_is_measured_by_card_and_strangers_are_not_ours(site, cards):
     ready = site.reaches("ready")
     cards.cards[0] |= {"used": 14 * GIB, "processes": {ready.pid: 11 * GIB, 1: 2 * GIB}}
     cards.write()
-    # The first look after its start was before the card told: it is looked at again every 30 s.
+    # The first measurement after its start was before the card reported: it is measured again every 30 s.
     until(lambda: site.replica().memory_by_device == {"0": 11 * GIB}, 60)
     assert site.replica().memory_bytes == 11 * GIB
 
     def strangers():
-        """On this card: engines of other installations on this machine are named as well, by their RAM."""
+        """Return those on this card; engines of other installations are listed as well, by their RAM."""
         report = HostReport.objects.first()
         return [(who["pid"], who["bytes"]) for who in report.strangers if who["device"] == 0]
 

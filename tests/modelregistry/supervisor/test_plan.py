@@ -272,7 +272,7 @@ def test_whatever_is_seen_no_running_engine_is_started_twice_or_forgotten(want, 
 
 @given(wants, replicas)
 def test_whatever_is_seen_nothing_runs_that_nobody_wants(want, replica):
-    """Long enough after, each replica that nobody wants has an action that brings it nearer to its end."""
+    """Long enough after, each replica that is not wanted has an action that brings it nearer to its removal."""
     later = replace(replica, since=NOW - 5000)
     if want is None:
         assert isinstance(next_for(None, later), Drain | Stop | Remove | Fail)

@@ -1,4 +1,4 @@
-"""What a supervisor tells of its host, its engines and their files beside their states."""
+"""What a supervisor reports of its host, its engines and their files, besides their states."""
 
 import os
 import signal

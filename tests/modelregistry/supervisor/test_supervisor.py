@@ -409,7 +409,7 @@ def test_engines_do_not_mind_a_database_that_is_away(site):
 
 
 def away(is_away: bool) -> None:
-    """Every look at what is wanted fails in the database."""
+    """Make every read of what is wanted fail in the database, or work again."""
     names = ("modelregistry_wakerequest", "renamed_away")
     source, target = names if is_away else names[::-1]
     with sqlite3.connect(connections["default"].settings_dict["NAME"], timeout=10) as database:

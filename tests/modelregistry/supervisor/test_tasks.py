@@ -147,7 +147,7 @@ def row() -> TaskRun:
 
 async def eventually(condition, seconds: float = 60):
     async with asyncio.timeout(seconds):
-        while not (value := await condition()):  # noqa: ASYNC110 - of rows, which tell nobody
+        while not (value := await condition()):  # noqa: ASYNC110 - of rows, which notify no one
             await asyncio.sleep(0.02)
         return value
 

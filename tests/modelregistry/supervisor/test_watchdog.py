@@ -1,4 +1,4 @@
-"""Tasks that fall over are told of, counted, shown and run again; only the clock is made up."""
+"""Tasks that fail are logged, counted, listed and run again; only the clock is faked."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ class Clock:
 
 
 class Work:
-    """A step that fails while it is told to; waits for one `go` a turn."""
+    """A step that raises `error` if that is set; waits for one `go` a turn."""
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
@@ -34,7 +34,7 @@ class Work:
             raise self.error
 
     async def turn(self) -> None:
-        """One turn, and what the watchdog makes of it."""
+        """Run one turn, and let the watchdog handle its result."""
         self.turned.clear()
         self.go.set()
         await self.turned.wait()

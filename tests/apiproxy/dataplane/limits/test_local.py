@@ -33,7 +33,7 @@ async def limits(request, redis, recorded) -> AsyncIterator[Admission]:
         return
     redis.client.flushall()
     shared = SharedLimits(
-        redis.url, prefix="test", bounds=window_bounds, spent=recorded.spent, workers=1, keep=Watchdog().keep
+        redis.url, prefix="test", bounds=window_bounds, spent=recorded.spent, workers=1, keep=Watchdog().keep_running
     )
     await shared.start()
     assert not shared.counting.alone

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from apiproxy.dataplane import limits
 from apiproxy.dataplane.catalogue import Counter, Limit
 from apiproxy.dataplane.errors import OverQuota, OverRate, Refusal
-from apiproxy.dataplane.limits import redis as shared_limits
 from apiproxy.dataplane.limits.local import Limits
 from apiproxy.dataplane.limits.redis import SharedLimits
 from apiproxy.dataplane.limits.units import UNITS, Consumption
@@ -87,7 +87,12 @@ async def workers(redis, recorded) -> AsyncIterator[Workers]:
     async def make(count: int) -> list[SharedLimits]:
         new = [
             SharedLimits(
-                redis.url, prefix="test", bounds=window_bounds, spent=recorded.spent, workers=2, keep=Watchdog().keep
+                redis.url,
+                prefix="test",
+                bounds=window_bounds,
+                spent=recorded.spent,
+                workers=2,
+                keep=Watchdog().keep_running,
             )
             for _ in range(count)
         ]
@@ -178,7 +183,7 @@ async def test_what_a_killed_worker_had_reserved_is_free_again_when_its_lease_is
         while not holds and asyncio.get_running_loop().time() - begun < 20:
             await asyncio.sleep(0.05)
             holds = await admit_calls(alive, budget, 1)
-        assert asyncio.get_running_loop().time() - begun < shared_limits.LEASE + 1
+        assert asyncio.get_running_loop().time() - begun < limits.redis.LEASE + 1
         holds += await admit_calls(alive, budget, 200)
     assert len(holds) == 100
     assert len(read_reservations(redis, "concurrent")) == 1  # nothing is left of the dead one
@@ -329,7 +334,7 @@ async def test_what_is_read_from_the_records_is_not_counted_again_when_a_worker_
 ):
     (one,) = await workers(1)
     budget = [limit("requests", 100)]
-    monkeypatch.setattr(shared_limits, "RETRY", 4.0)
+    monkeypatch.setattr(limits.redis, "RETRY", 4.0)
     redis.kill()
     await eventually(lambda: one.counting.alone)
     for hold in await admit_calls(one, budget, 5):
@@ -405,7 +410,7 @@ async def test_a_redis_that_comes_back_with_what_it_once_knew_is_not_believed(re
 
 
 async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, workers, recorded, monkeypatch):
-    monkeypatch.setattr(shared_limits, "KEPT", 10)
+    monkeypatch.setattr(limits.redis, "KEPT", 10)
     (shared,) = await workers(1)
     budget = [limit("requests", 100)]
     await shared.admit(budget, MODEL, Consumption(0), NOON)
@@ -437,7 +442,7 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
     redis.client.config_set("maxmemory", 1)
     try:
         assert len(await admit_calls(shared, [limit("requests", 10)], 20)) == 5
-        await asyncio.sleep(2 * shared_limits.RETRY + 0.2)
+        await asyncio.sleep(2 * limits.redis.RETRY + 0.2)
         assert shared.counting.alone
         assert caplog.text.count("Redis is away") == 1
         assert "OOM" in caplog.text
@@ -451,7 +456,7 @@ async def test_a_redis_that_takes_no_writes_is_away(redis, workers, caplog):
 
 async def can_connect(url: str) -> bool:
     shared = SharedLimits(
-        url, prefix="test", bounds=window_bounds, spent=Records().spent, workers=1, keep=Watchdog().keep
+        url, prefix="test", bounds=window_bounds, spent=Records().spent, workers=1, keep=Watchdog().keep_running
     )
     await shared.start()
     try:
@@ -530,7 +535,9 @@ async def follow(url: str, budget: list[Limit], acts: list[tuple]) -> None:
     records = Records()
     ways: list[Limits | SharedLimits] = [
         Limits(window_bounds, records.spent),
-        SharedLimits(url, prefix="test", bounds=window_bounds, spent=records.spent, workers=1, keep=Watchdog().keep),
+        SharedLimits(
+            url, prefix="test", bounds=window_bounds, spent=records.spent, workers=1, keep=Watchdog().keep_running
+        ),
     ]
     await ways[1].start()
     holds, now = [], NOON

@@ -1,7 +1,7 @@
-"""Stands before the real pynvml on the path of a supervisor: the cards are those of the JSON file in RECORDED_NVML.
+"""Replaces the real pynvml on the path of a supervisor: the cards are those of the JSON file in RECORDED_NVML.
 
 {"error": code of nvmlInit or 0, "cards": [{"uuid", "name", "total", "used", "processes": {pid: bytes}, "error"}]}, read
-anew at each nvmlInit, so that a test can let a card get lost.
+again at each nvmlInit, so that a test can let a card get lost.
 """
 
 import importlib.machinery
@@ -19,7 +19,7 @@ assert _spec.loader
 _real = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_real)
 globals().update({name: value for name, value in vars(_real).items() if not name.startswith("__")})
-_real._extractNVMLErrorsAsClasses()  # the classes of its errors, which it gives to whoever is called pynvml
+_real._extractNVMLErrorsAsClasses()  # the classes of its errors, which it gives to the module called pynvml
 NVMLError = _real.NVMLError
 _now: dict = {}
 
