@@ -127,7 +127,7 @@ class Supervisor:
         )
         self.replicas.update(found)
 
-    # --- The loops ----------------------------------------------------------------------------------------------
+    # --- Loops --------------------------------------------------------------------------------------------------
 
     async def _supervise(self, signals: Signals) -> None:
         sync = asyncio.create_task(self.sync.run())
@@ -149,13 +149,13 @@ class Supervisor:
         try:
             while not signals.stop.is_set():
                 if sync.done():
-                    sync.result()  # raises: without books we must not go on as if all were well
+                    sync.result()  # raises: without the database's orders nothing here may go on
                 self._act_on_plan()
                 await wait_for_either(self.wake, TICK, signals.stop)
                 self.wake.clear()
         finally:
-            await cancel_and_wait([sync, *background, *self._tasks("probe_task")])
-        if unfinished := self._tasks("engine_task"):
+            await cancel_and_wait([sync, *background, *self._running_tasks("probe_task")])
+        if unfinished := self._running_tasks("engine_task"):
             await asyncio.wait(unfinished, timeout=self.config.stop_grace)
         await self.sync.last_exchange()
 
@@ -235,7 +235,7 @@ class Supervisor:
         if replica.probe_task is None:
             replica.checked_at = now
             probing = self._ask_question if isinstance(action, plan.AskQuestion) else self._check_health
-            replica.probe_task = self._task(replica, "probe_task", probing(replica))
+            replica.probe_task = self._create_task(replica, "probe_task", probing(replica))
 
     def _end_service(
         self, replica: ManagedReplica, action: plan.Drain | plan.Stop | plan.Fail | plan.Remove, now: float
@@ -247,9 +247,9 @@ class Supervisor:
                 replica.state_after_drain = next_state
                 replica.enter(State.DRAINING, now)
             case plan.Stop():
-                replica.engine_task = self._task(replica, "engine_task", self._stop_replica(replica))
+                replica.engine_task = self._create_task(replica, "engine_task", self._stop_replica(replica))
             case plan.Fail(reason=reason):
-                replica.engine_task = self._task(replica, "engine_task", self._fail_replica(replica, reason))
+                replica.engine_task = self._create_task(replica, "engine_task", self._fail_replica(replica, reason))
             case plan.Remove():
                 del self.replicas[replica.key]
                 self.sync.removed.add(replica.key)
@@ -270,7 +270,7 @@ class Supervisor:
         elif self.sync.address_fault:
             replica.record_bad_address(now, str(self.sync.address_fault))
         else:
-            replica.engine_task = self._task(replica, "engine_task", self._start_replica(replica))
+            replica.engine_task = self._create_task(replica, "engine_task", self._start_replica(replica))
         self.sync.changed.set()
 
     def _is_unreachable(self, replica: ManagedReplica) -> bool:
@@ -278,7 +278,7 @@ class Supervisor:
         failed_before = replica.cause == "bad-address" and replica.address == self.sync.address
         return failed_before and self.sync.address_fault is not None
 
-    def _task(self, replica: ManagedReplica, kind: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _create_task(self, replica: ManagedReplica, kind: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         def done(task: asyncio.Task[None]) -> None:
             if getattr(replica, kind) is task:
                 setattr(replica, kind, None)
@@ -291,7 +291,7 @@ class Supervisor:
         task.add_done_callback(done)
         return task
 
-    def _tasks(self, kind: str) -> list[asyncio.Task[None]]:
+    def _running_tasks(self, kind: str) -> list[asyncio.Task[None]]:
         return [task for replica in self.replicas.values() if (task := getattr(replica, kind))]
 
     # --- Starting and stopping -----------------------------------------------------------------------------------
@@ -311,7 +311,7 @@ class Supervisor:
                 allotted=replica.allotment,
             )
         except DoesNotFit as error:
-            replica.record_refusal(self.clock(), str(error), error.need)
+            replica.record_no_room(self.clock(), str(error), error.need)
         except CannotLaunch as error:
             replica.port = 0
             replica.record_crash(self.clock(), str(error), error.cause)
@@ -445,9 +445,9 @@ class Supervisor:
         before = version_trials.reference(known, replica.launcher)
         if replica.trial and (other := version_trials.difference(before, answer)):
             reason = f"{replica.launcher} {replica.installed} {other}"
-            replica.engine_task = self._task(replica, "engine_task", self._fail_replica(replica, reason))
+            replica.engine_task = self._create_task(replica, "engine_task", self._fail_replica(replica, reason))
             return False
-        self.sync.record_trial(replica.key.model, _trial(replica, PROVEN, answer))
+        self.sync.record_trial(replica.key.model, _make_trial(replica, PROVEN, answer))
         replica.trial = False
         return True
 
@@ -462,7 +462,7 @@ class Supervisor:
             return
         if not (replica.trial and replica.fallback) or replica.cause in NOT_ITS_FAULT:
             return
-        replica.blamed_trial = _trial(replica, FAILED)
+        replica.blamed_trial = _make_trial(replica, FAILED)
         self.sync.record_trial(replica.key.model, replica.blamed_trial)
         log.warning("%s: %s %s failed, back to %s", replica, replica.launcher, replica.installed, replica.fallback)
         replica.trial = False
@@ -535,7 +535,7 @@ class Supervisor:
         return any(seen.healthy and seen.running != 0 for seen in checks)
 
 
-def _trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] | None = None) -> Trial:
+def _make_trial(replica: ManagedReplica, state: str, answer: Mapping[str, Any] | None = None) -> Trial:
     return Trial(
         launcher=replica.launcher,
         version=replica.installed,

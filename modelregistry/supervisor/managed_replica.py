@@ -231,7 +231,7 @@ class ManagedReplica:
         self.installed, self.stamp = choice.installed.version, choice.installed.stamp
         self.trial, self.fallback = choice.trial, choice.instead
 
-    def record_refusal(self, now: float, detail: str, need: Prediction | None) -> None:
+    def record_no_room(self, now: float, detail: str, need: Prediction | None) -> None:
         """Record that there is no room for it.
 
         Nothing crashed, so nothing is counted; it is tried again soon, as others may stop.
