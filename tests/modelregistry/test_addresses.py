@@ -57,7 +57,7 @@ def test_this_machine_has_its_own_addresses(address):
 
 
 @pytest.mark.parametrize("address", [NOBODYS, "no-such-host.invalid", "a" * 64])
-def test_e9_an_address_that_is_not_here_is_told_with_its_name(address):
+def test_e9_an_address_that_is_not_here_is_reported_with_its_name(address):
     fault = addresses.find_fault(address)
     assert fault
     assert (fault.code.startswith("address-"), fault.address) == (True, address)
@@ -72,7 +72,7 @@ def test_e9_an_address_that_is_not_here_is_told_with_its_name(address):
         ("http://gpu1:18100", "gpu1"),
     ],
 )
-def test_e9_an_engine_of_an_earlier_release_tells_where_it_listens(url, address):
+def test_e9_an_engine_of_an_earlier_release_shows_where_it_listens(url, address):
     """Else an upgrade would restart all engines, or none when the address is changed."""
     label = RunMetadata(
         model=1, replica=0, name="m", task="chat", fingerprint="f", launcher="", slots=None, port=1, url=url, api_key=""

@@ -108,7 +108,7 @@ def test_it_registers_an_external_engine(capsys):
     assert (model.url, model.upstream_model, model.upstream_key) == ("https://10.0.0.5:8000/base", "other", "k")
 
 
-def test_it_tells_gateways(capsys, gguf):
+def test_it_notifies_gateways(capsys, gguf):
     register(capsys, "m", "--engine=llama.cpp", f"--path={gguf}")
     assert CatalogueRevision.objects.get().number == 1
 
@@ -357,7 +357,7 @@ def test_an_alias_is_removed(two, capsys):
         (("default", "new", "--remove"), "not both"),
     ],
 )
-def test_an_alias_that_cannot_be_is_told(two, args, words):
+def test_an_invalid_alias_is_refused(two, args, words):
     with pytest.raises(CommandError, match=words):
         call_command("alias", *args)
     assert aliases() == {"default": "old", "chat": "old"}
@@ -416,7 +416,7 @@ def test_models_does_not_vouch_for_a_host_without_supervisor(served, capsys):
     assert capsys.readouterr().out.count("(no supervisor: may be out of date)") == 2
 
 
-def test_models_as_json_tells_no_key(served, capsys):
+def test_models_as_json_shows_no_key(served, capsys):
     call_command("models", "--json")
     text = capsys.readouterr().out
     chat, waiting = json.loads(text)

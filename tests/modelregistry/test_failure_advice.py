@@ -43,7 +43,7 @@ LINES = [
 ]
 
 
-def test_e10_there_are_lines_of_every_cause_that_a_log_can_tell():
+def test_e10_there_are_lines_of_every_cause_that_a_log_can_show():
     assert len(LINES) >= 120
     recognised = {code for code, _ in failure_advice.PATTERNS}
     assert {cause for cause, _ in LINES} == recognised
@@ -72,7 +72,7 @@ def test_e10_what_is_no_failure_or_not_known_has_no_cause(line):
     assert failure_advice.cause(f"INFO starting\n{line}\nINFO ended") == ""
 
 
-def test_e10_a_missing_library_is_not_told_as_a_missing_file_of_the_model():
+def test_e10_a_missing_library_is_not_reported_as_a_missing_file_of_the_model():
     for line in (line for cause, line in LINES if cause in ("driver-library", "missing-library", "no-nvcc")):
         assert "missing-file" != failure_advice.cause(line) != ""
 

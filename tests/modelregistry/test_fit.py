@@ -286,7 +286,7 @@ def without(wanted: Spec, devices: list[Device], there: list[Occupant], gone: tu
     return ask(wanted, fit.devices_without(devices, [one for one in there if one.name in gone]), left)
 
 
-def test_e3_a_cache_that_nobody_can_say_gets_a_card_of_its_own_or_says_why_not():
+def test_e3_an_unknown_cache_gets_a_card_of_its_own_or_a_reason_why_not():
     odd = replace(LLAMA_8B, attention=(), missing=("num_attention_heads",))
     there = [occupant("a #0", 20, device=0)]
     found = ask(spec(), [card(0, 80, 20), card(1, 48, 0), ram()], there, odd)
@@ -341,13 +341,13 @@ def test_a_refusal_of_what_the_engine_cannot_do_without_says_it_once():
     assert "GPU 0" in placement_messages.explain_refusal(refused).splitlines()[1]
 
 
-def test_a_split_model_on_a_host_without_gpus_is_told_that_there_are_none():
+def test_a_split_model_on_a_host_without_gpus_is_refused_as_there_are_none():
     refused = ask(spec(tensor_parallel=2), [ram()])
     assert isinstance(refused.refusal, placement.NoSuchDevice)
     assert "has none on this host" in placement_messages.explain_refusal(refused)
 
 
-def test_nobody_has_to_go_where_it_would_not_fit_alone():
+def test_no_model_has_to_go_where_it_would_not_fit_alone():
     assert ask(spec(), [card(0, 16, 10), ram()], [occupant("a #0", 10)]).to_go == ()
 
 

@@ -116,7 +116,7 @@ def test_a_change_leaves_alone_what_the_supervisor_wrote_meanwhile(host):
     assert now.seen_at > as_read.seen_at
 
 
-def test_an_address_that_nobody_could_reach_is_refused_at_its_field(host):
+def test_an_unreachable_address_is_refused_at_its_field(host):
     with pytest.raises(ValidationError) as refusal:
         hosts.change_host(host, address="0.0.0.0")
     assert set(refusal.value.message_dict) == {"address"}
@@ -161,7 +161,7 @@ def test_a_host_that_is_gone_is_removed_with_the_rows_of_its_replicas(host):
         ("stopped", "external", ModelState.UNPLACED),
     ],
 )
-def test_why_a_model_does_not_run_is_told(host, state, engine, told):
+def test_why_a_model_does_not_run_is_shown(host, state, engine, told):
     model = of_host(host)
     ServedModel.objects.update(engine=engine)
     Replica.objects.create(model=model, host=host, state=state)

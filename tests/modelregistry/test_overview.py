@@ -114,7 +114,7 @@ def test_the_figures_of_a_model_are_sums_of_its_running_replicas(host):
     assert (one.memory, one.predicted, one.ready, one.wanted) == (2 * GB, 4 * GB, 2, 3)
 
 
-def test_what_nobody_knows_is_not_zero(host):
+def test_what_is_not_known_is_not_zero(host):
     replica(model(), host, "starting")
     one = seen().models[0]
     assert (one.running, one.tokens_per_second, one.memory, one.predicted, one.first_token) == (None,) * 5

@@ -77,7 +77,7 @@ def test_it_takes_a_database_with_this_code_s_migrations():
     check_schema()
 
 
-def test_a_database_that_is_away_keeps_nobody_from_starting(tmp_path):
+def test_a_database_that_is_away_prevents_no_start(tmp_path):
     """Nothing can be compared then; the process that starts waits for it as at any other time."""
     env = {**os.environ, "MADOGUCHI_VAR": str(tmp_path), "DATABASE_URL": f"postgres://m@127.0.0.1:{unused_port()}/m"}
     code = "from modelregistry.schema import check_schema; check_schema(); print('went on')"

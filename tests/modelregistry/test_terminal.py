@@ -44,6 +44,6 @@ def test_the_first_cell_is_whole_so_that_it_can_be_copied():
     assert list(format_table(["PATH", "SIZE"], [[path, "1"]]))[1] == f"{path}  1"
 
 
-def test_japanese_stands_in_columns():
+def test_japanese_is_aligned_in_columns():
     table = list(format_table(["NAME", "SIZE"], [["資料", "1"], ["abcd", "2"]]))
     assert table == ["NAME  SIZE", "資料  1", "abcd  2"]

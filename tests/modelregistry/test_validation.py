@@ -50,7 +50,7 @@ def test_who_says_how_to_stretch_the_context_may(args):
     assert unsuited(context=99999, args=args) == {}
 
 
-def test_a_context_that_files_do_not_tell_is_not_judged():
+def test_a_context_that_files_do_not_state_is_not_judged():
     assert unsuited(ModelMetadata(architecture="x", has_chat_template=True), context=99999) == {}
 
 
@@ -375,7 +375,7 @@ def test_gpus_are_as_many_as_a_replica_is_split_over():
 # --- Files
 
 
-def test_a_risk_is_told_at_the_field_that_allows_it(tmp_path):
+def test_a_risk_is_reported_at_the_field_that_allows_it(tmp_path):
     path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
     assert problems(path=path, look_at_path=True).keys() == {"allowed_risks"}
     assert problems(path=path, look_at_path=True, allowed_risks=["remote-code"]) == {}

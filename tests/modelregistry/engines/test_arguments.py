@@ -203,7 +203,7 @@ def test_what_the_operator_gave_is_left_out_of_ours():
         ("vllm", ["--max_model_len=8k", "-tp", "2"], ("--max_model_len=8k", "-tp", "2")),
     ],
 )
-def test_an_engine_is_told_in_a_form_that_it_takes(launcher, args, told):
+def test_arguments_are_given_in_a_form_that_the_engine_takes(launcher, args, told):
     assert render(launcher, read_arguments(launcher, args), args) == told
 
 

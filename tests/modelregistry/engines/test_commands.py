@@ -26,7 +26,7 @@ def pairs(argv):
 
 
 @pytest.mark.parametrize("launcher", base.LAUNCHERS)
-def test_every_engine_listens_where_it_is_told_under_the_public_name(launcher):
+def test_every_engine_listens_at_its_endpoint_under_the_public_name(launcher):
     options = pairs(command(CHAT, launcher).argv)
     assert (options["--host"], options["--port"]) == ("10.0.0.7", "18123")
     name = {"vllm": "--served-model-name", "llama-cpp-python": "--model_alias"}.get(launcher, "--alias")
@@ -89,7 +89,7 @@ def test_xllamacpp_is_run_by_its_own_python_with_our_launcher():
     assert base.XLLAMACPP_LAUNCHER.exists()
 
 
-def test_llama_cpp_python_keeps_no_number_for_each_word_and_token_unless_told_to():
+def test_llama_cpp_python_keeps_no_number_for_each_word_and_token_unless_asked_to():
     assert pairs(command(CHAT, "llama-cpp-python").argv)["--logits_all"] == "false"
     told = pairs(command(replace(CHAT, args=("--logits_all=true",)), "llama-cpp-python").argv)
     assert told["--logits_all"] == "true"
@@ -171,7 +171,7 @@ async def test_the_guard_lets_health_checks_and_the_start_pass(monkeypatch):
     assert await guarded(monkeypatch, "/", kind="lifespan") == ["passed"]
 
 
-def test_llama_server_has_no_pages_and_asks_nobody():
+def test_llama_server_has_no_pages_and_calls_no_other_server():
     assert {"--no-webui", "--offline"} <= set(command(CHAT, "llama-server").argv)
 
 
@@ -242,7 +242,7 @@ def test_the_hosts_own_build_comes_first():
     assert base.choose_launcher(spec, {"llama-cpp-python": ()}) == "llama-cpp-python"
 
 
-def test_the_launcher_is_as_told_or_none():
+def test_the_launcher_is_the_chosen_one_or_none():
     assert base.choose_launcher(replace(CHAT, launcher="xllamacpp"), ALL) == "xllamacpp"
     with pytest.raises(NoLauncher, match="xllamacpp"):
         base.choose_launcher(replace(CHAT, launcher="xllamacpp"), {"llama-server": ()})
@@ -265,7 +265,7 @@ def program(directory, name):
     return str(path)
 
 
-def test_what_is_told_wins_over_the_cache_and_the_cache_over_the_path(tmp_path):
+def test_a_setting_wins_over_the_cache_and_the_cache_over_the_path(tmp_path):
     on_path = program(tmp_path / "bin", "llama-server")
     found = base.find_engines({}, tmp_path / "cache", str(tmp_path / "bin"))
     assert found == {"llama-server": (on_path,)}
@@ -295,7 +295,7 @@ def test_vllms_build_for_gpus_comes_before_the_one_for_cpus(tmp_path):
     assert "vllm-0.32.0/" in base.find_engines({}, tmp_path, "")["vllm"][0]
 
 
-def test_what_is_missing_can_be_installed_by_the_name_that_is_told():
+def test_a_missing_engine_can_be_installed_by_the_name_in_the_message():
     from modelregistry.install.engine_environments import INSTALLABLE
 
     for spec in (CHAT, replace(CHAT, engine="vllm"), *(replace(CHAT, launcher=x) for x in base.LLAMA_CPP_LAUNCHERS)):

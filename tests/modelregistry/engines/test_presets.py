@@ -75,7 +75,7 @@ def test_the_prediction_knows_that_vllm_makes_fp8_of_it(tmp_path):
     assert predict(facts, Demand(**asked)).weights == facts.weight_bytes
 
 
-def test_the_query_prefix_is_told_to_callers():
+def test_the_query_prefix_is_shown_to_callers():
     assert "Instruct: " in E5_LARGE.description_ja
     assert "Query: " in E5_LARGE.description_ja
     assert "Instruct: " in E5_LARGE.description_en

@@ -139,7 +139,7 @@ def started_from(site, replica) -> str:
     return site.run_of(replica).label["installed"]
 
 
-def test_e11_a_broken_new_version_costs_one_start_and_is_told(site, cache):
+def test_e11_a_broken_new_version_costs_one_start_and_is_reported(site, cache):
     install(cache, "1.0")
     site.supervise()
     model = site.model(replicas=2)

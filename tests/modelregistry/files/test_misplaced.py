@@ -101,7 +101,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("what", CASES)
-def test_e12_it_is_told_by_what_it_is(what, tmp_path):
+def test_e12_the_message_says_what_it_is(what, tmp_path):
     engine, make, named = CASES[what]
     path = make(tmp_path / "m")
     with pytest.raises(UnreadableModel) as told:
@@ -112,13 +112,13 @@ def test_e12_it_is_told_by_what_it_is(what, tmp_path):
         assert validation.explain_unreadable(told.value) != str(told.value)
 
 
-def test_e12_a_link_to_nowhere_is_told_as_one(tmp_path):
+def test_e12_a_dangling_link_is_reported_as_one(tmp_path):
     (tmp_path / "m.gguf").symlink_to("../blobs/abc")
     with pytest.raises(UnreadableModel, match=r"\.\./blobs/abc"):
         model_files.read_model("llama.cpp", str(tmp_path / "m.gguf"))
 
 
-def test_what_is_only_damaged_is_told_as_damaged(tmp_path):
+def test_a_damaged_file_is_reported_as_damaged(tmp_path):
     whole = a_whole(tmp_path / "m")
     file = whole / "model.safetensors"
     os.truncate(file, file.stat().st_size - 1)
@@ -130,7 +130,7 @@ def test_what_is_only_damaged_is_told_as_damaged(tmp_path):
     assert misplaced.recognise("vllm", tmp_path / "gone") is None
 
 
-def test_a_risk_is_told_before_anything_else(tmp_path):
+def test_a_risk_is_reported_before_anything_else(tmp_path):
     whole = a_whole(tmp_path / "m")
     (whole / "model.safetensors").unlink()
     write(whole / "pytorch_model.bin", PAGE)

@@ -275,7 +275,7 @@ def test_every_second_layer_of_plamo_2_attends_and_the_others_have_a_state(tmp_p
     assert facts.states == (RecurrentState(3 * 64 * 128, 64 * 128 * 64, blocks=3),) * 16
 
 
-def test_e3_layers_and_keys_that_nobody_names_are_counted_in_the_tensors(tmp_path):
+def test_e3_layers_and_keys_that_no_field_names_are_counted_in_the_tensors(tmp_path):
     """Of a model with a class of its own, of which nothing is known here."""
     config = {"architectures": ["OddForCausalLM"], "model_type": "odd", "hidden_size": 64}
     shapes = {
@@ -387,7 +387,7 @@ def test_a_sentence_embedder_says_its_length_and_how_it_pools(tmp_path):
         ("ChatGLMModel", ""),
     ],
 )
-def test_an_architecture_tells_what_it_was_made_for(tmp_path, architecture, task):
+def test_an_architecture_shows_what_it_was_made_for(tmp_path, architecture, task):
     kind = "xlm-roberta" if "Roberta" in architecture else "other"
     assert facts_of(tmp_path, llama_config(architectures=[architecture], model_type=kind)).task == task
 
@@ -794,14 +794,14 @@ def test_a_chat_template_is_noticed_and_not_kept(tmp_path):
     assert gguf_facts(tmp_path, tokenizer__chat_template="{{ x }}" * 5000).has_chat_template
 
 
-def test_a_type_is_told_by_the_weights_if_the_file_does_not_say_it(tmp_path):
+def test_a_type_is_read_from_the_weights_if_the_file_does_not_say_it(tmp_path):
     tensors = {"a.weight": ("Q4_K", (256, 256)), "b.weight": ("F32", (256,))}
     path = gguf(tmp_path / "m.gguf", tensors=tensors)
     facts = read_model("llama.cpp", str(path))
     assert (facts.quantisation, facts.weight_bytes, facts.parameters) == ("Q4_K", 256 * 144 + 1024, 256 * 257)
 
 
-def test_a_reranker_is_told_by_how_it_pools(tmp_path):
+def test_a_reranker_is_recognised_by_its_pooling(tmp_path):
     assert gguf_facts(tmp_path, "bert", pooling_type=int(PoolingType.RANK)).task == "rerank"
 
 

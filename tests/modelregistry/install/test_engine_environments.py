@@ -97,7 +97,7 @@ def test_an_engine_that_cannot_be_imported_here_is_refused_with_its_reason(index
     assert not environment.installed(cache)
 
 
-def test_an_environment_whose_python_is_gone_is_made_anew(index, cache):
+def test_an_environment_whose_python_is_gone_is_made_again(index, cache):
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
     python = install(environment, cache, print)
     python.unlink()
@@ -248,7 +248,7 @@ def test_a_cut_download_goes_on_with_what_it_had(line, cache, end):
     assert leftovers(cache / "engines") == ["tiny-1.0"]
 
 
-def test_it_tells_what_is_on_its_way_and_how_much_there_is(line, cache, monkeypatch):
+def test_it_shows_what_is_being_fetched_and_how_much_there_is(line, cache, monkeypatch):
     monkeypatch.setattr(wheelhouse, "TELL_EVERY", 0.1)
     said: list[str] = []
     thread = threading.Thread(target=lambda: install(line.environment, cache, said.append))
@@ -319,7 +319,7 @@ def test_wheels_for_another_python_do_not_count(tmp_path):
     assert wheelhouse.held(tmp_path, wheelhouse.pins(pin)) == {}
 
 
-def test_a_folder_that_is_not_there_is_told(cache, tmp_path):
+def test_a_missing_folder_is_reported(cache, tmp_path):
     with pytest.raises(CannotFetch, match="there is no folder"):
         install(tiny("tiny==1.0"), cache, print, folder=tmp_path / "nowhere")
 
@@ -327,13 +327,13 @@ def test_a_folder_that_is_not_there_is_told(cache, tmp_path):
 # --- What is not begun
 
 
-def test_too_little_room_is_told_before_anything_is_fetched(index, cache):
+def test_too_little_room_is_reported_before_anything_is_fetched(index, cache):
     environment = replace(tiny("tiny==1.0"), disk=10**9, megabytes=5)
     with pytest.raises(CannotFetch, match=r"tiny 1\.0 needs about 1,?000,?000\.0 GB under .* GB are free: make room"):
         install(environment, cache, print)
 
 
-def test_a_python_without_packages_is_told(index, cache):
+def test_a_python_without_packages_is_reported(index, cache):
     with pytest.raises(CannotFetch, match=r"packages for Python 2\.6 to 2\.7, and this is 3\."):
         install(replace(tiny("tiny==1.0"), pythons=((2, 6), (2, 7))), cache, print)
 
@@ -424,7 +424,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path):
         build.run("sh", "-c", script)
 
 
-def test_compiling_tells_how_far_it_is(tmp_path, monkeypatch):
+def test_compiling_shows_its_progress(tmp_path, monkeypatch):
     monkeypatch.setattr(llama_cpp_builds, "TELL_EVERY", 0.0)
     said: list[str] = []
     build = Build(tools=tmp_path, source=tmp_path, directory=tmp_path, say=said.append)
@@ -446,7 +446,7 @@ def test_everything_that_is_fetched_has_hashes_but_pytorch_for_cpus(environment)
     assert len({pin.name for pin in pins}) == len(pins)
 
 
-def test_the_locks_hold_the_versions_that_are_told():
+def test_the_locks_hold_the_versions_that_are_shown():
     def versions(environment):
         return {pin.name: str(pin.version) for pin in environment.packages()}
 
@@ -525,6 +525,6 @@ def test_the_command_says_in_one_sentence_what_could_not_be_had(index, cache, se
         call_command("installengine", "tiny")
 
 
-def test_a_folder_that_cannot_be_made_is_told_in_words():
+def test_a_folder_that_cannot_be_made_is_reported_in_words():
     with pytest.raises(CommandError, match="/proc/nowhere"):
         call_command("installengine", "xllamacpp", "--download-to", "/proc/nowhere")

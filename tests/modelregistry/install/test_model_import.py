@@ -134,7 +134,7 @@ def test_what_is_half_made_is_no_model_and_is_gone_on_with(share, tmp_path, monk
 
 
 @pytest.mark.parametrize("harm", ["copy", "source", "journal"])
-def test_what_does_not_match_is_copied_anew(share, tmp_path, monkeypatch, small_pieces, harm):
+def test_what_does_not_match_is_copied_again(share, tmp_path, monkeypatch, small_pieces, harm):
     models, llama = tmp_path / "models", found_in(share)["llama"]
     broken_off(llama, models, monkeypatch, after=20)
     source = share / "llama" / "model.safetensors"
@@ -149,7 +149,7 @@ def test_what_does_not_match_is_copied_anew(share, tmp_path, monkeypatch, small_
     assert (path / source.name).read_bytes() == source.read_bytes()
 
 
-def test_what_the_disk_gives_back_otherwise_is_noticed_and_copied_anew(share, tmp_path):
+def test_what_the_disk_returns_differently_is_noticed_and_copied_again(share, tmp_path):
     models, llama = tmp_path / "models", found_in(share)["llama"]
 
     def spoil(progress) -> None:
@@ -202,7 +202,7 @@ def secret(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("by", ["file", "folder"])
-def test_a_link_out_of_what_was_named_is_refused_and_told(share, tmp_path, secret, by):
+def test_a_link_out_of_what_was_named_is_refused_and_reported(share, tmp_path, secret, by):
     link = share / "llama" / "extra"
     link.symlink_to(secret if by == "file" else secret.parent)
     with pytest.raises(CannotImport, match=str(link)):
@@ -274,7 +274,7 @@ def test_what_is_neither_file_nor_folder_is_not_left_out_without_a_word(share, t
         model_import.copy_model(found_in(share)["llama"], tmp_path / "models")
 
 
-def test_deep_folders_of_a_model_come_along_or_are_told(share, tmp_path):
+def test_deep_folders_of_a_model_are_copied_or_reported(share, tmp_path):
     deep = share / "llama" / "1/2/3/4/5/6"
     deep.mkdir(parents=True)
     (deep / "x.txt").write_text("x")

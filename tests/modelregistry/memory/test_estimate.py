@@ -162,7 +162,7 @@ def test_weights_are_split_over_cards():
         ("FP8", ("--quantization=fp8",), 1000),
     ],
 )
-def test_vllm_loads_weights_in_the_type_that_it_is_told(stored, args, size):
+def test_vllm_loads_weights_in_the_type_that_it_is_given(stored, args, size):
     facts = replace(LLAMA_8B, quantisation=stored, weight_bytes=1000 * MIB, embedding_weight_bytes=200 * MIB)
     assert predict(facts, vllm(8192, 4, *args)).weights == size * MIB
 
@@ -172,7 +172,7 @@ def test_layers_that_stay_in_ram_are_not_on_the_card():
     assert predict(SMOLLM2, demand).weights == pytest.approx(96_576_768 * 10 / 31, abs=1)
 
 
-def test_weights_that_llama_cpp_lays_out_anew_count_twice_and_the_file_can_be_dropped():
+def test_weights_that_llama_cpp_repacks_count_twice_and_the_file_can_be_dropped():
     facts = replace(SMOLLM2, quantisation="Q4_0", embedding_weight_bytes=30 * MIB)
     found, plain = predict(facts, llama_cpp(2048, 4)), predict(SMOLLM2, llama_cpp(2048, 4))
     assert found.droppable == 96_576_768 - 30 * MIB
@@ -180,7 +180,7 @@ def test_weights_that_llama_cpp_lays_out_anew_count_twice_and_the_file_can_be_dr
     assert predict(facts, replace(llama_cpp(2048, 4), kind="gpu")).droppable == 0
 
 
-def test_the_sum_is_a_sum_and_stands_beside_the_rule_of_thumb():
+def test_the_sum_is_a_sum_beside_the_rule_of_thumb():
     found = predict(LLAMA_8B, vllm())
     assert found.total == found.weights + found.cache + found.overhead
     assert found.rule_of_thumb == found.weights * 1.5
@@ -353,7 +353,7 @@ def test_vllm_gets_its_cache_in_bytes_and_its_part_of_the_card():
         ({"task": "transcription", "context": 448}, ("448", "256", "2048")),
     ],
 )
-def test_e2_vllm_is_told_how_much_it_computes_at_a_time_on_any_card(spec, said):
+def test_e2_vllm_is_given_how_much_it_computes_at_a_time_on_any_card(spec, said):
     """Its own choice depends on the card: four times the tokens and the requests on one of 80 GB."""
     facts = replace(LLAMA_8B, attention=()) if spec.get("task") == "embedding" else LLAMA_8B
     spec = Spec(engine="vllm", name="m", path="/m", **spec)
@@ -367,7 +367,7 @@ def test_e2_vllm_is_told_how_much_it_computes_at_a_time_on_any_card(spec, said):
     assert sum(arg.partition("=")[0] == "--max-num-seqs" for arg in argv) == 1
 
 
-def test_a_word_of_the_operators_about_vllms_memory_stands_alone():
+def test_an_operators_argument_about_vllms_memory_is_the_only_one():
     devices = gpus.list_devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, args=("--gpu-memory-utilization=0.5",))
     found = allot(spec, LLAMA_8B, devices)
@@ -430,7 +430,7 @@ def test_two_that_start_at_a_time_do_not_count_on_the_same_memory():
         allot(spec, LLAMA_8B, devices, shares=shares)
 
 
-def test_where_the_driver_does_not_tell_a_settled_engine_holds_what_it_was_promised():
+def test_where_the_driver_reports_nothing_a_settled_engine_holds_what_it_was_promised():
     devices = gpus.list_devices(nvml=two_a100())
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, slots=4)
     tenant = allocation.HostedReplica(name="m #0", allotment=allot(spec, LLAMA_8B, devices), run=None, settled=True)

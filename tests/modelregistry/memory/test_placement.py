@@ -75,7 +75,7 @@ def test_a_split_model_gets_the_cards_with_most_room():
     assert on(devices, 40, split=2).devices == (1, 2)
 
 
-def test_it_is_told_what_weights_and_cache_take_of_the_card_and_never_nothing():
+def test_it_is_given_what_weights_and_cache_take_of_the_card_and_never_nothing():
     assert on([card(total=80)], 21).fraction == 20 / 80  # one is the engine's own
     assert on([card(total=80)], 20.999).fraction == 0.2499
     assert on([card(total=80)], 1.001, cache=0.001).fraction == 0.0001
@@ -171,7 +171,7 @@ def test_what_the_kernel_can_take_back_is_not_asked_for():
     assert find_place(need, replace(VLLM, kind="ram"), [ram]).prediction.total == 60 * GIB
 
 
-def test_a_refusal_tells_what_would_fit():
+def test_a_refusal_says_what_would_fit():
     demand = replace(VLLM, context=32_768, slots=8)
     model = replace(LLAMA_8B, weight_bytes=15_000_000_000)
     devices = gpus.list_devices(nvml=desktop_4090())  # 18.7 GB free of 24

@@ -238,7 +238,7 @@ def test_cards_share_heads_and_states_but_no_latent_vectors(zoo, name, cards):
 
 @pytest.mark.parametrize("name", sorted(ZOO.keys() - {"deepseek-v4"}))
 @pytest.mark.parametrize("slots", [None, 4])
-def test_e1_e2_a_start_is_told_all_that_was_planned(zoo, name, slots):
+def test_e1_e2_a_start_is_given_all_that_was_planned(zoo, name, slots):
     """On a made-up card with room for everything: the very numbers, each once."""
     [card, _other] = gpus.list_devices(nvml=two_a100())[:2]
     card = gpus.Device(**{**_fields(card), "total": 2**42, "used": 0, "free": 2**42})

@@ -17,7 +17,7 @@ def cards(nvml, before=()):
     return found[:-1]
 
 
-def test_cards_are_told_in_the_drivers_order_with_their_memory():
+def test_cards_are_listed_in_the_drivers_order_with_their_memory():
     nvml = two_a100(processes={31: 20_000_000_000, 32: 1_000_000_000}, used=21_700_000_000)
     first, second = cards(nvml)
     assert (first.index, first.uuid, first.kind) == (0, "GPU-aaaaaaaa-1b2c", "gpu")
@@ -82,7 +82,7 @@ def test_whole_cards_are_called_by_number():
     assert gpus.cuda_names(found, []) == ()
 
 
-def test_what_is_ours_is_told_from_strangers():
+def test_our_processes_are_distinguished_from_strangers():
     found = [*cards(desktop_4090()), gpus.read_ram()]
     assert gpus.memory_held(found, {2101, 99}) == {0: 402_653_184}
     assert [(who.pid, who.bytes) for who in gpus.find_strangers(found, {2101})] == [(4242, 5_872_025_600)]
@@ -95,7 +95,7 @@ def test_a_strangers_name_is_read():
     assert stranger.device == 0
 
 
-def test_nothing_is_known_of_who_holds_what_where_the_driver_does_not_tell():
+def test_nothing_is_known_of_who_holds_what_where_the_driver_does_not_report_it():
     assert gpus.memory_held(cards(divided_a100()), {777}) == {}
 
 

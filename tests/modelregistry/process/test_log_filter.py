@@ -74,7 +74,7 @@ def test_p4_what_a_line_quotes_is_cut_off(line, kept):
     assert filtered(line) == [kept]
 
 
-def test_p4_where_the_time_stands_first_a_letter_alone_is_nobodys():
+def test_p4_where_lines_begin_with_the_time_a_letter_alone_is_a_callers():
     begin = [b"0.00.001.002 I load\n", b"listening on x\n"]
     said = [b"I think that my secret is 5\n", b"0.00.001.003 I slot: released\n"]
     assert list(log_filter.filter_lines([*begin, *said])) == [*begin, LEFT_OUT, said[1]]
@@ -109,7 +109,7 @@ def ended(run: process.Run) -> process.ExitStatus:
     return ending
 
 
-def test_p4_its_last_words_are_in_the_log_when_its_end_is_told(start):
+def test_p4_its_last_output_is_in_the_log_when_its_exit_is_recorded(start):
     run = start("echo own pid $$; echo listening on x; echo secret; echo '/a.cpp:1: GGML_ASSERT' >&2; kill -ABRT $$")
     assert ended(run).signal == signal.SIGABRT
     assert process.log_tail(run.directory).splitlines() == [

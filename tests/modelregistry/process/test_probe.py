@@ -59,7 +59,7 @@ def target(engine, launcher="llama-server", task="chat"):
     return Target(launcher=launcher, url=engine.url, api_key="k", model="m", task=task)
 
 
-async def test_a_look_tells_what_runs_and_what_was_done(client, engine):
+async def test_a_check_shows_what_runs_and_what_was_done(client, engine):
     engine.answers = {"/health": (200, ""), "/metrics": (200, LLAMA_METRICS)}
     look = await probe.check_health(client, target(engine))
     assert (look.healthy, look.running, look.work) == (True, 5, 120)
@@ -83,7 +83,7 @@ async def test_an_engine_that_loads_is_not_well(client, engine):
     assert (look.healthy, look.detail) == (False, "/health: 503 Loading model")
 
 
-async def test_an_engine_too_busy_to_tell_is_well(client, engine):
+async def test_an_engine_too_busy_to_report_is_healthy(client, engine):
     engine.answers = {"/health": (200, ""), "/metrics": 3}
     look = await probe.check_health(client, target(engine))
     assert (look.healthy, look.running, look.work) == (True, None, None)
@@ -157,7 +157,7 @@ async def test_a_model_without_a_chat_template_may_complete(client, engine):
     await probe.ask_question(client, target(engine))
 
 
-async def test_a_refusal_is_told_in_the_engines_words(client, engine):
+async def test_a_refusal_is_reported_in_the_engines_words(client, engine):
     engine.answers = {path: (400, {"error": {"message": "no\n  way"}}) for path in ("/v1/chat/completions",)}
     with pytest.raises(ProbeRefusal, match="/v1/chat/completions: 400 no way"):
         await probe.ask_question(client, target(engine))

@@ -67,7 +67,7 @@ def test_a_run_is_found_again_by_its_directory(runs):
     assert process.exit_of(run) is None
 
 
-def test_the_engine_belongs_to_nobody_but_its_shim(runs):
+def test_the_engine_belongs_only_to_its_shim(runs):
     run = start(runs, SLEEP)
     assert os.getsid(run.engine.pid) == run.engine.pid
     assert shim.read_stat(run.engine.pid).parent == run.shim.pid
@@ -80,7 +80,7 @@ def test_the_engine_gets_its_own_environment_and_the_mark_only(runs):
     assert names == ["COLOUR", "MADOGUCHI_RUN", "SPT_NOENV"]
 
 
-def test_what_cannot_be_executed_is_told(runs):
+def test_what_cannot_be_executed_is_reported(runs):
     with pytest.raises(process.StartFailed, match="/no/such/engine: No such file or directory"):
         runs.start("r1", Command(argv=("/no/such/engine",), env={}), label={}, grace=1)
     assert runs.all() == []
@@ -94,14 +94,14 @@ def test_files_of_a_run_are_for_its_owner_only(runs):
     assert set(modes.values()) == {0}
 
 
-def test_it_tells_how_an_engine_ended(runs):
+def test_it_records_how_an_engine_ended(runs):
     run = start(runs, "import sys; print('no such flag', file=sys.stderr); sys.exit(7)")
     until(lambda: process.life_of(run) is Life.ENDED)
     assert str(process.exit_of(run)) == "ended with code 7"
     assert process.log_tail(run.directory) == "no such flag"
 
 
-def test_it_tells_what_killed_an_engine(runs):
+def test_it_records_what_killed_an_engine(runs):
     run = start(runs, SLEEP)
     os.kill(run.engine.pid, signal.SIGKILL)
     until(lambda: process.life_of(run) is Life.ENDED)
@@ -109,7 +109,7 @@ def test_it_tells_what_killed_an_engine(runs):
     assert not process.exit_of(run).asked
 
 
-def test_the_engine_outlives_whoever_started_it(runs, tmp_path):
+def test_the_engine_outlives_the_process_that_started_it(runs, tmp_path):
     starter = textwrap.dedent(f"""
         import os, signal
         from pathlib import Path
@@ -213,7 +213,7 @@ def test_a_process_that_got_the_pid_later_is_never_touched(runs):
     assert bystander.wait(5) == -signal.SIGKILL
 
 
-def test_a_run_of_an_earlier_boot_is_lost_and_its_pids_are_nobodys(runs):
+def test_a_run_of_an_earlier_boot_is_lost_and_its_pids_mean_nothing(runs):
     bystander = subprocess.Popen([sys.executable, "-c", SLEEP])
     run = start(runs, SLEEP)
     assert process.stop(run, grace=1)

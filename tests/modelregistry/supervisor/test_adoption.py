@@ -37,7 +37,7 @@ def test_a_start_that_was_not_made_yet_is_no_crash_of_the_engine_before(runs):
     assert (replica.state, replica.run) == (State.STOPPED, None)
 
 
-def test_an_engine_that_died_while_nobody_looked_is_one(runs):
+def test_an_engine_that_died_without_a_supervisor_is_a_crash(runs):
     replica = adopted(runs, pid=4711)
     assert (replica.state, replica.run.run_id) == (State.STARTING, "old")
     assert replica.observe().ended

@@ -64,7 +64,7 @@ def test_memory_that_comes_back_late_is_waited_for(run):
     assert stopping.stop_and_release(run, grace=1, devices=lambda: [next(looks)]) == ""
 
 
-def test_memory_that_does_not_come_back_is_told(run, monkeypatch, bystander):
+def test_memory_that_does_not_come_back_is_reported(run, monkeypatch, bystander):
     monkeypatch.setattr(stopping, "BACK_WITHIN", 0.6)
     stuck = held_by(run.engine.pid, bystander.pid)
     assert stopping.stop_and_release(run, grace=1, devices=lambda: [stuck]) == "GPU 0 did not get 2.0 GB back"
@@ -103,14 +103,14 @@ def test_on_a_host_without_gpus_the_large_ones_are_named(runs):
 # --- Problems
 
 
-def test_a_clock_that_was_set_is_told_once(inspector):
+def test_a_clock_that_was_set_is_reported_once(inspector):
     assert inspector._clock_problems(1_000_000.0, 50.0) == []
     assert inspector._clock_problems(1_000_010.0, 60.0) == []
     assert inspector._clock_problems(996_420.0, 70.0) == [{"code": "clock-jumped", "detail": "-3600 s"}]
     assert inspector._clock_problems(996_430.0, 80.0) == []
 
 
-def test_a_disk_with_little_room_is_told(tmp_path, monkeypatch):
+def test_a_disk_with_little_room_is_reported(tmp_path, monkeypatch):
     assert inspection.disk_problems([tmp_path]) == []
     monkeypatch.setattr(inspection, "LITTLE_DISK", 10**18)
     [problem] = inspection.disk_problems([tmp_path / "not" / "there", tmp_path])
@@ -118,7 +118,7 @@ def test_a_disk_with_little_room_is_told(tmp_path, monkeypatch):
     assert problem["detail"].startswith(str(tmp_path))
 
 
-def test_what_is_left_of_a_run_that_is_over_is_told_if_it_stays(inspector, run):
+def test_what_is_left_of_an_ended_run_is_reported_if_it_stays(inspector, run):
     def leftovers() -> list[dict[str, str]]:
         return inspector._leftovers([run], process.leftovers_of([run]))
 
@@ -131,7 +131,7 @@ def test_what_is_left_of_a_run_that_is_over_is_told_if_it_stays(inspector, run):
     assert problem["detail"].startswith(f"{run.engine.pid} (python")
 
 
-def test_memory_that_a_dead_process_of_ours_holds_is_told(inspector, run, bystander):
+def test_memory_that_a_dead_process_of_ours_holds_is_reported(inspector, run, bystander):
     device = held_by(run.engine.pid, bystander.pid)
     assert inspector._ghosts([device], {run.engine.pid}) == []
     assert process.stop(run, grace=1)
@@ -161,7 +161,7 @@ def test_an_engine_that_cannot_be_written_down_is_not_left_running(tmp_path):
     assert not (tmp_path / "state.json").exists()
 
 
-def test_an_engines_end_is_told_although_the_disk_is_full(tmp_path):
+def test_an_engines_exit_is_recorded_although_the_disk_is_full(tmp_path):
     (tmp_path / "spec.json").write_text('{"argv": ["x"], "env": {}, "grace": 1}')
     (tmp_path / shim.RESERVE).write_text(" ")
     (tmp_path / f".exit.json.{os.getpid()}").symlink_to("/dev/full")

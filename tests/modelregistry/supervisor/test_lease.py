@@ -33,7 +33,7 @@ def lease_of_host(tmp_path, clock):
     return Lease(tmp_path / "claim", clock)
 
 
-def test_a_host_of_nobody_may_be_taken(lease_of_host):
+def test_a_host_without_a_holder_may_be_taken(lease_of_host):
     assert lease_of_host.may_take(Claim("", "", None))
 
 
@@ -48,7 +48,7 @@ def test_a_holder_that_renews_its_claim_is_left_alone(lease_of_host):
         lease_of_host.may_take(replace(THEIRS, seen_at=AT + timedelta(seconds=5)))
 
 
-def test_a_claim_that_nobody_renews_is_taken_over(lease_of_host, clock):
+def test_a_claim_that_is_not_renewed_is_taken_over(lease_of_host, clock):
     assert not lease_of_host.may_take(THEIRS)
     clock.now += lease.STALE_AFTER - 1
     assert not lease_of_host.may_take(THEIRS)
@@ -62,7 +62,7 @@ def test_a_holder_whose_clock_was_set_back_is_alive_all_the_same(lease_of_host):
         lease_of_host.may_take(replace(THEIRS, seen_at=AT - timedelta(days=400)))
 
 
-def test_a_claim_that_changes_hands_is_watched_anew(lease_of_host, clock):
+def test_a_claim_that_changes_hands_is_watched_again(lease_of_host, clock):
     lease_of_host.may_take(THEIRS)
     clock.now += lease.STALE_AFTER
     third = Claim("third", "a third machine", AT)

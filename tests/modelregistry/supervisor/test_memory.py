@@ -146,7 +146,7 @@ def test_memory_is_measured_by_card_and_strangers_are_not_ours(site, cards):
     assert until(lambda: Measurement.objects.first()).measured == 11 * GIB
 
 
-def test_a_driver_that_fails_harms_no_engine_and_is_told(site, cards):
+def test_a_driver_that_fails_harms_no_engine_and_is_reported(site, cards):
     supervise(site, cards)
     site.model("m", path=sized(site.var / "large.gguf", 10), context=2048)
     ready = site.reaches("ready")

@@ -76,7 +76,7 @@ def test_an_engine_that_keeps_refusing_its_work_has_failed():
 
 
 @pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
-def test_a_start_that_nobody_wants_any_more_is_broken_off(want):
+def test_a_start_that_is_not_wanted_any_more_is_broken_off(want):
     assert next_for(want, seen("starting")) == Stop(key=KEY)
 
 
@@ -114,7 +114,7 @@ def test_an_engine_of_which_nothing_was_heard_since_is_not_called_idle():
     assert next_for(want, seen("ready", active_at=NOW - 4, reported_at=NOW - 4)) is None
 
 
-def test_an_engine_that_is_wished_for_does_not_go_to_sleep():
+def test_an_engine_that_is_called_does_not_go_to_sleep():
     want = replace(WANT, idle_after=60.0, wake_requested=True)
     assert next_for(want, seen("ready", active_at=NOW - 100)) is None
 
@@ -131,7 +131,7 @@ def drained(**more):
     return seen("draining", **({"since": NOW - 6, "published_at": NOW - 5, "running": 0} | more))
 
 
-def test_a_drained_engine_that_tells_nothing_at_all_is_not_waited_for():
+def test_a_drained_engine_that_reports_nothing_is_not_waited_for():
     assert next_for(WANT, drained(running=None, failed_checks=19)) is None
     assert next_for(WANT, drained(running=None, failed_checks=20)) == Stop(key=KEY)
 
@@ -167,7 +167,7 @@ def test_an_engine_that_ends_while_it_drains_is_simply_stopped():
 
 
 @pytest.mark.parametrize("state", ["stopped", "asleep", "backoff", "failed"])
-def test_what_rests_and_nobody_wants_is_removed(state):
+def test_a_stopped_replica_that_is_not_wanted_is_removed(state):
     assert next_for(None, seen(state)) == Remove(key=KEY)
 
 
@@ -193,7 +193,7 @@ def test_changed_settings_are_tried_at_once(state):
     assert next_for(replace(WANT, fingerprint="other"), seen(state)) == Start(key=KEY)
 
 
-def test_a_sleeping_model_wakes_for_a_wish_only():
+def test_a_sleeping_model_wakes_for_a_request_only():
     want = replace(WANT, idle_after=60.0)
     assert next_for(want, seen("asleep")) is None
     assert next_for(replace(want, wake_requested=True), seen("asleep")) == Start(key=KEY)
@@ -214,12 +214,12 @@ def test_an_external_engine_is_only_looked_at():
         assert next_for(OUTSIDE, seen(state, external=True, checked_at=NOW - 9, since=NOW - 9999)) is None
 
 
-def test_an_external_engine_that_nobody_wants_is_removed():
+def test_an_external_engine_that_is_not_wanted_is_removed():
     assert next_for(None, seen("ready", external=True)) == Remove(key=KEY)
     assert next_for(replace(OUTSIDE, enabled=False), seen("ready", external=True)) == Stop(key=KEY)
 
 
-def test_an_external_engine_that_moved_begins_anew():
+def test_an_external_engine_that_moved_begins_again():
     assert next_for(replace(OUTSIDE, fingerprint="other"), seen("ready", external=True)) == Start(key=KEY)
 
 
@@ -271,7 +271,7 @@ def test_whatever_is_seen_no_running_engine_is_started_twice_or_forgotten(want, 
 
 
 @given(wants, replicas)
-def test_whatever_is_seen_nothing_runs_that_nobody_wants(want, replica):
+def test_whatever_is_seen_nothing_runs_that_is_not_wanted(want, replica):
     """Long enough after, each replica that is not wanted has an action that brings it nearer to its removal."""
     later = replace(replica, since=NOW - 5000)
     if want is None:

@@ -52,7 +52,7 @@ def test_engines_of_another_installation_are_named_and_left(site, tmp_path):
         theirs.wait()
 
 
-def test_what_an_engine_does_is_told_without_telling_gateways(site):
+def test_what_an_engine_does_is_recorded_without_notifying_gateways(site):
     site.supervise()
     site.model()
     ready = site.reaches("ready")
@@ -66,13 +66,13 @@ def test_what_an_engine_does_is_told_without_telling_gateways(site):
     answer.response.close()
 
 
-def test_the_engines_version_is_told(site):
+def test_the_engines_version_is_recorded(site):
     site.supervise()
     site.model()
     assert site.reaches("ready").version == "b4711-stand-in"
 
 
-def test_a_log_is_shown_while_somebody_looks(site):
+def test_a_log_is_kept_while_a_page_shows_it(site):
     site.supervise()
     site.model("m", "chatty")
     ready = site.reaches("ready")
@@ -125,7 +125,7 @@ def test_a_model_whose_file_comes_back_need_not_wait(site):
     site.reaches("ready", seconds=30)
 
 
-def test_a_restart_that_an_operator_asks_for_drains_and_starts_anew(site):
+def test_a_restart_that_an_operator_requests_drains_and_starts_again(site):
     site.supervise()
     model = site.model()
     before = site.reaches("ready")
@@ -186,7 +186,7 @@ def test_an_adopted_engine_that_lives_but_does_not_answer_is_not_believed(site):
     assert site.reaches("ready", seconds=30).pid == before.pid
 
 
-def test_causes_are_told_with_the_failure(site):
+def test_causes_are_recorded_with_the_failure(site):
     site.supervise()
     site.model("m", "exit=unknown model architecture: 'foo'")
     down = until(lambda: (row := site.replica()) and row.pid is None and row.detail and row)

@@ -47,7 +47,7 @@ def test_a_model_is_started_and_offered_once_it_answers(site):
     assert Host.objects.get(name="here").seen_at
 
 
-def test_an_engine_answers_nobody_without_its_key(site):
+def test_an_engine_answers_no_caller_without_its_key(site):
     site.supervise()
     site.model()
     ready = site.reaches("ready")
@@ -173,7 +173,7 @@ def test_engines_that_start_at_once_get_different_ports(site):
     assert [replica.restarts for replica in ready] == [0] * 4
 
 
-def test_no_free_port_is_told(site, occupied):
+def test_no_free_port_is_reported(site, occupied):
     site.supervise(ENGINE_PORTS=f"{occupied}-{occupied}")
     site.model()
     down = until(lambda: (row := site.replica()) and row.state == "backoff" and row)
@@ -230,7 +230,7 @@ def test_replicas_come_and_go(site):
     assert site.living() != []
 
 
-def test_an_idle_model_sleeps_and_a_wish_wakes_it(site):
+def test_an_idle_model_sleeps_and_a_request_wakes_it(site):
     site.supervise()
     model = site.model(idle_after=1)
     run = site.run_of(site.reaches("ready"))
@@ -309,7 +309,7 @@ def test_a_killed_supervisor_is_followed_by_one_that_adopts(site):
     assert after.changed_at == before.changed_at
 
 
-def test_what_died_while_nobody_looked_is_started_again(site):
+def test_an_engine_that_died_without_a_supervisor_is_started_again(site):
     supervisor = site.supervise()
     site.model("m", "worker")
     before = site.reaches("ready")

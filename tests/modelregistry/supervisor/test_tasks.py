@@ -163,7 +163,7 @@ async def ended_tasks(*tasks: "asyncio.Task[None]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_it_runs_and_tells_how_it_went(transactional_db):
+async def test_it_runs_and_records_how_it_ended(transactional_db):
     children = Children("import sys; print('swept', *sys.argv[1:])")
     keeping = asyncio.create_task(host(children).run())
     found = await eventually(has_ended)
@@ -172,7 +172,7 @@ async def test_it_runs_and_tells_how_it_went(transactional_db):
     assert len(children.started) == 1
 
 
-async def test_what_fails_is_told_with_its_last_words(transactional_db, caplog):
+async def test_a_failure_is_recorded_with_its_last_output(transactional_db, caplog):
     caplog.set_level(logging.INFO)
     children = Children("import sys; sys.stderr.write('ば' * 5000 + 'no broom'); sys.exit(3)")
     keeping = asyncio.create_task(host(children).run())
@@ -183,7 +183,7 @@ async def test_what_fails_is_told_with_its_last_words(transactional_db, caplog):
     assert [record.levelname for record in caplog.records if "no broom" in record.message] == ["WARNING"]
 
 
-async def test_what_cannot_be_started_is_told(transactional_db):
+async def test_a_task_that_cannot_be_started_is_recorded(transactional_db):
     async def start(argv):
         raise OSError("no memory")
 

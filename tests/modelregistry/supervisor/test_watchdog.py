@@ -71,7 +71,7 @@ async def test_m7_a_task_that_falls_is_counted_shown_and_run_again(kept):
     assert (failed, dog.failures["digging"], work.turns) == (["digging"], 1, 3)
 
 
-async def test_m7_a_cause_is_told_once_until_it_changes_or_ends(kept, caplog):
+async def test_m7_a_cause_is_logged_once_until_it_changes_or_ends(kept, caplog):
     _, work, clock, _ = kept
     work.error = ValueError("one")
     for _ in range(5):
