@@ -222,7 +222,7 @@ class Shim:
         # APPEND: each process writes at the end, after what others wrote and after the file was truncated.
         out = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         if self.filter:
-            out = self._start_filter(out)
+            out = self.start_filter(out)
         self.front = os.posix_spawn(
             self.argv[0],
             self.argv,
@@ -250,7 +250,7 @@ class Shim:
             self.kill()  # an engine that no supervisor could find again
             raise
 
-    def _start_filter(self, log: int) -> int:
+    def start_filter(self, log: int) -> int:
         """Return the writing end of a pipe from which a thread fills the log."""
         reader, writer = os.pipe()
         self.filtering = threading.Thread(target=self._fill_log, args=(reader, log), daemon=True)

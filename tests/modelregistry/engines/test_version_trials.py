@@ -248,7 +248,9 @@ async def test_e11_what_failed_is_tried_at_once_when_an_engine_was_installed_or_
         **{"spec": base.Spec(engine="vllm", name="m", path="/m"), "enabled": True, "replicas": 1},
         **{"idle_after": None, "wake_requested": False, "url": "", "upstream_key": "", "upstream_model": ""},
     )
-    failed = ManagedReplica(key=Key(1, 0), order=order, fingerprint="f", state=State.FAILED, since=0.0, retry_at=1600.0)
+    failed = ManagedReplica(
+        key=Key(1, 0), desired=order, fingerprint="f", state=State.FAILED, since=0.0, retry_at=1600.0
+    )
     supervisor.replicas[failed.key] = failed
     await supervisor.inspect()
     assert failed.retry_at == 1600.0

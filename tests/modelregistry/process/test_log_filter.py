@@ -145,7 +145,7 @@ def test_p4_a_filter_that_fails_costs_the_log_and_not_the_engine(tmp_path):
 
     holder.filter = fail
     log = os.open(holder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    writer = holder._filtered(log)
+    writer = holder.start_filter(log)
     for _ in range(64):
         os.write(writer, b"x" * 65536)  # would wait, or fail, without a reader
     os.close(writer)

@@ -20,7 +20,7 @@ LABEL = {
 def runs(tmp_path):
     """Return runs with one, "old", that was stopped."""
     made = Runs(tmp_path)
-    run = made.start("old", Command(argv=("/bin/sleep", "600"), env={}), metadata=LABEL, grace=5)
+    run = made.start("old", Command(argv=("/bin/sleep", "600"), env={}), label=LABEL, grace=5)
     assert process.stop(run, grace=5)
     assert process.life_of(run) is Life.ENDED
     return made

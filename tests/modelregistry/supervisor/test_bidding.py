@@ -85,14 +85,14 @@ class Site:
         return Bidder(
             host,
             View(self, host),
-            offer=offer,
-            settled=lambda model: model not in self.unsettled,
-            here=here,
+            make_offer=offer,
+            is_settled=lambda model: model not in self.unsettled,
+            with_files=here,
             clock=lambda: self.now,
         )
 
     def turn(self, host: int) -> bool:
-        return asyncio.run(self.bidders[host].turn())
+        return asyncio.run(self.bidders[host].bid_and_take())
 
     def turns(self, seconds: int = 1) -> dict[int, int]:
         for _ in range(seconds):
