@@ -99,12 +99,12 @@ class Site:
             self.now += 1
             for host in self.bidders:
                 if host not in self.away:
-                    self.bid_and_take(host)
+                    self.turn(host)
         return self.owners
 
 
 class View:
-    """As `bidding.Book`."""
+    """A host's view of the bids, as `bidding.BidBook`."""
 
     def __init__(self, site: Site, host: int) -> None:
         self.site, self.host = site, host
