@@ -15,7 +15,7 @@ from apiproxy.dataplane.errors import BadRequest, UnknownCoding
 PIECE = 64 * 1024
 # Members of one body. bgzip makes one of every 64 KB; of empty ones, 20 bytes each, a megabyte stops all calls for a
 # second.
-MEMBERS = 1000
+MAX_MEMBERS = 1000
 GZIP = 31  # of zlib's `wbits`: a gzip header is expected
 DEFLATE, RAW = 15, -15  # with zlib's header, as RFC 9110 has it; without one, as some send it
 
@@ -65,7 +65,7 @@ class Decoder:
             if not self._input:
                 return b""
             self._members += 1
-            if self._members > MEMBERS:
+            if self._members > MAX_MEMBERS:
                 raise self._broken_error()
             self._stream = zlib.decompressobj(self._window_bits(self._input[0]))
         stream = self._stream

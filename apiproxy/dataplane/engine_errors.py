@@ -13,7 +13,7 @@ from typing import Any
 from apiproxy.dataplane.engine_json import loads
 from apiproxy.dataplane.errors import BadRequest, ContextExceeded, EngineBusy, EngineFailed, Refusal
 from apiproxy.dataplane.formats.api_formats import MESSAGES
-from apiproxy.dataplane.formats.requests import MAX_TOKENS, Call, Endpoint
+from apiproxy.dataplane.formats.requests import MAX_TOKENS_MEMBERS, Call, Endpoint
 
 CONTEXT = re.compile(
     r"exceed_context_size|context.{0,20}(length|size|window)|maximum model length|max_model_len"
@@ -28,7 +28,7 @@ PRIVATE = re.compile(
 )
 # Seconds after which to come back to an engine that is full and does not say when.
 BUSY_RETRY = 5
-LONGEST = 500  # characters of an engine's message that are passed on
+MAX_MESSAGE = 500  # characters of an engine's message that are passed on
 # vLLM's front lives on for a second when its engine has died, and reports it to all open calls (seen with 0.32).
 DEAD_ENGINE = re.compile(r"EngineCore (encountered|died)|EngineDeadError")
 # Words with which llama.cpp (b11549) and llama-cpp-python answer 500 to a faulty request.
@@ -37,7 +37,7 @@ REQUEST_FAULTS = re.compile(
     r"|Unsupported (content|role|message)|Missing '|Expected '|Invalid '|.{0,40}\[json\.exception\.)"
 )
 # Bytes; an error object has no other members beside it, so longer bodies are answers.
-ERROR_BODY = 64 * 1024
+MAX_ERROR_BODY = 64 * 1024
 
 
 def reports_dead_engine(error: Any) -> bool:
@@ -58,7 +58,7 @@ def make_refusal(status: int, body: bytes, call: Call, endpoint: Endpoint, *, re
     if status in (404, 405, 501) and not endpoint.universal:
         return BadRequest("path_not_supported", param="model", model=call.model, path=endpoint.path)
     error = parse_error(body)
-    text = PRIVATE.sub("…", str(error.get("message") or ""))[:LONGEST]
+    text = PRIVATE.sub("…", str(error.get("message") or ""))[:MAX_MESSAGE]
     if not (400 <= status < 500 and status not in (401, 403, 404, 408)) and not (
         status == 500 and REQUEST_FAULTS.match(text)
     ):
@@ -80,7 +80,7 @@ def check_answer(body: bytes, content_type: bytes, call: Call, endpoint: Endpoin
         return  # a transcript may be plain text
     if body.lstrip()[:1] not in (b"{", b"["):
         raise EngineFailed
-    if len(body) > ERROR_BODY or b'"error"' not in body:
+    if len(body) > MAX_ERROR_BODY or b'"error"' not in body:
         return
     try:
         answer = loads(body)
@@ -99,11 +99,11 @@ def decompress(body: bytes, encoding: bytes, most: int) -> bytes:
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise EngineFailed
     try:
-        machine = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        found = machine.decompress(body, most)
+        decompressor = zlib.decompressobj(zlib.MAX_WBITS | 32)
+        found = decompressor.decompress(body, most)
     except zlib.error as error:
         raise EngineFailed from error
-    if machine.unconsumed_tail:
+    if decompressor.unconsumed_tail:
         raise BadRequest("answer_too_large", limit=most // 2**20)
     return found
 
@@ -148,12 +148,12 @@ ANSWER = re.compile(
 
 
 def read_token_counts(error: dict[str, Any], text: str, call: Call) -> TokenCounts:
-    asked = next((value for name in MAX_TOKENS if (value := call.value(name) or 0) > 0), None)
+    requested = next((value for name in MAX_TOKENS_MEMBERS if (value := call.value(name) or 0) > 0), None)
     prompt, limit = _positive_int(error.get("n_prompt_tokens")), _positive_int(error.get("n_ctx"))
     return TokenCounts(
         limit=limit or _search_number(LIMIT, text),
         prompt=prompt or _search_number(PROMPT, text),
-        answer=_search_number(ANSWER, text) or asked,
+        answer=_search_number(ANSWER, text) or requested,
     )
 
 

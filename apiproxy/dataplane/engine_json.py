@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 # Levels of nesting: as many as orjson encodes. Answers have about ten. To show or encode 900 is a RecursionError.
-DEPTH = 254
+MAX_DEPTH = 254
 
 
 def loads(data: bytes | str) -> Any:
@@ -15,7 +15,7 @@ def loads(data: bytes | str) -> Any:
         found = orjson.loads(data)
     except orjson.JSONDecodeError:
         found = _loads_exactly(data)
-    if len(data) > 2 * DEPTH and _count_brackets(data) > DEPTH and _measure_depth(found) > DEPTH:
+    if len(data) > 2 * MAX_DEPTH and _count_brackets(data) > MAX_DEPTH and _measure_depth(found) > MAX_DEPTH:
         raise ValueError("nested too deeply")
     return found
 
@@ -38,7 +38,7 @@ def _measure_depth(value: Any) -> int:
     level, depth = [value], 0
     while level := [each for each in level if isinstance(each, dict | list)]:
         depth += 1
-        if depth > DEPTH:
+        if depth > MAX_DEPTH:
             break
         level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
     return depth

@@ -31,11 +31,11 @@ class BudgetOwner:
 
 
 class MemoryBudget:
-    """`total`: bytes of all owners together, `each`: of one. An owner is what distinguishes callers: a key's id."""
+    """`total`: bytes of all owners together, `per_owner`: of one. Owners are callers, by their keys' ids."""
 
-    def __init__(self, total: int, each: int) -> None:
+    def __init__(self, total: int, per_owner: int) -> None:
         self.total = total
-        self.each = each
+        self.per_owner = per_owner
         self.held = 0
         self.scattered = 0  # bytes given back so far that may still lie among others, see `memory`
         self.for_large = total - total // 8
@@ -59,8 +59,8 @@ class MemoryBudget:
     def refusal(self, owned: int) -> OverMemory:
         """Make the refusal of an owner who would hold this many bytes."""
         headers = {"retry-after": str(RETRY)}
-        if owned > self.each:
-            return TooManyAtOnce("too_many_bytes", headers=headers, amount=self.each // MB)
+        if owned > self.per_owner:
+            return TooManyAtOnce("too_many_bytes", headers=headers, amount=self.per_owner // MB)
         return ServerBusy("server_busy", headers=headers, seconds=RETRY)
 
 
@@ -78,8 +78,8 @@ class BudgetShare:
         """Take this many bytes more, before they are kept. Raises OverMemory; nothing was taken then."""
         budget, owner = self._budget, self.owner
         held, owned, total = self.held + size, owner.held + size, budget.held + size
-        while owned > budget.each or total > (budget.total if held <= SMALL else budget.for_large):
-            if owned > budget.each or not budget.make_room(owned):
+        while owned > budget.per_owner or total > (budget.total if held <= SMALL else budget.for_large):
+            if owned > budget.per_owner or not budget.make_room(owned):
                 raise budget.refusal(owned)
             total = budget.held + size
         self.held, owner.held, budget.held = held, owned, total

@@ -13,11 +13,11 @@ import orjson
 
 from apiproxy.dataplane.formats.requests import clean_end_user
 
-EMAIL = b"x-openwebui-user-email"
-ID = b"x-openwebui-user-id"
-TOKEN = b"x-openwebui-user-jwt"
+EMAIL_HEADER = b"x-openwebui-user-email"
+ID_HEADER = b"x-openwebui-user-id"
+TOKEN_HEADER = b"x-openwebui-user-jwt"
 # Bytes of a token that are decoded. Five claims about a person are 400.
-LONGEST = 4096
+MAX_TOKEN = 4096
 
 
 def find_person(headers: dict[bytes, bytes]) -> str:
@@ -25,9 +25,14 @@ def find_person(headers: dict[bytes, bytes]) -> str:
 
     As `clean_end_user` keeps it.
     """
-    token = headers.get(TOKEN)
+    token = headers.get(TOKEN_HEADER)
     claims = _decode_claims(token) if token else {}
-    for named in (claims.get("email"), claims.get("sub"), _header_text(headers, EMAIL), _header_text(headers, ID)):
+    for named in (
+        claims.get("email"),
+        claims.get("sub"),
+        _header_text(headers, EMAIL_HEADER),
+        _header_text(headers, ID_HEADER),
+    ):
         if found := clean_end_user(named):
             return found
     return ""
@@ -40,7 +45,7 @@ def _header_text(headers: dict[bytes, bytes], name: bytes) -> str:
 def _decode_claims(token: bytes) -> dict[str, object]:
     """Return the claims of a JSON Web Token (RFC 7519); none if it is not one."""
     pieces = token.split(b".", 3)
-    if len(token) > LONGEST or len(pieces) != 3:
+    if len(token) > MAX_TOKEN or len(pieces) != 3:
         return {}
     try:
         claims = orjson.loads(base64.urlsafe_b64decode(pieces[1] + b"=="))

@@ -332,7 +332,7 @@ class Exchange:
                 raise Broken("a stream in an encoding that was not asked for")
             usage = self._call.asks_usage and not self.assembles
             asked = readers.StreamContext(
-                usage=usage, n=self._call.n, prompts=self._call.prompts, model=self._call.model
+                wants_usage=usage, n=self._call.n, prompts=self._call.prompts, model=self._call.model
             )
             self._reader = self._api_format.make_reader(
                 asked, partial(sanitised_error, self._api_format, self._language)

@@ -7,7 +7,7 @@ estimated from the rate of the model's other answers, about as well as time is a
 # The weight of a new answer against all before it.
 WEIGHT = 0.1
 # Tokens; shorter answers say more of the prompt's length than of the rate.
-SHORTEST = 8
+MIN_TOKENS = 8
 
 
 class ThroughputEstimator:
@@ -18,7 +18,7 @@ class ThroughputEstimator:
 
     def observe(self, model: int, tokens: float, seconds: float) -> None:
         """Count an answer that had this many tokens and took this long, from the request to its end."""
-        if tokens < SHORTEST or seconds <= 0:
+        if tokens < MIN_TOKENS or seconds <= 0:
             return
         rate = tokens / seconds
         self._rates[model] = rate + (1 - WEIGHT) * (self._rates.get(model, rate) - rate)

@@ -30,7 +30,7 @@ from apiproxy.dataplane.memory_budget import MB
 from apiproxy.dataplane.relay import Exchange
 from apiproxy.dataplane.request_bodies import ArrivingBody, check_arriving
 from apiproxy.dataplane.upstream import Connection
-from apiproxy.dataplane.validation import LONGEST_NAME, READERS, invalid_value
+from apiproxy.dataplane.validation import MAX_MODEL_NAME, READERS, invalid_value
 
 log = logging.getLogger("madoguchi.gateway")
 
@@ -39,7 +39,7 @@ MAX_HELD = 26 * MB
 # Bytes written to an engine at a time: a slow one leaves most of 26 MB that were held where they are.
 PIECE = 256 * 1024
 # Seconds without a byte of an upload: a phone's connection may pause for a while, a slow loris for ever.
-IDLE = 60.0
+IDLE_SECONDS = 60.0
 # A form has a dozen fields; each costs 20 µs to read.
 MAX_PARTS = 200
 # The fields that the gateway must know, and the longest value of one.
@@ -61,13 +61,13 @@ BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]
 
 @dataclass(slots=True)
 class Recording(Call):
-    """A call with a file. `sound`: its size in bytes, 0 until an engine has all of it and can begin to work."""
+    """A call with a file. `sound_bytes`: its size, 0 until an engine has all of it and can begin to work."""
 
-    sound: int = 0
+    sound_bytes: int = 0
 
     @property
     def prompt_estimate(self) -> int:
-        return transcription.estimate_sound_tokens(self.sound)
+        return transcription.estimate_sound_tokens(self.sound_bytes)
 
 
 class Form:
@@ -189,7 +189,7 @@ class Form:
             self._value += piece
         most = MAX_VALUE if name in GATEWAY_FIELDS else MAX_TEXT
         if self._length > most:
-            raise invalid_value("too_long", name[:LONGEST_NAME], most=f"{most:,}", sent=f"{self._length:,}")
+            raise invalid_value("too_long", name[:MAX_MODEL_NAME], most=f"{most:,}", sent=f"{self._length:,}")
 
     def _part_end(self) -> None:
         name = self._name.decode("latin-1")
@@ -321,10 +321,10 @@ class Upload:
     async def _read_piece(self) -> None:
         """Read one piece."""
         try:
-            async with asyncio.timeout(IDLE):
+            async with asyncio.timeout(IDLE_SECONDS):
                 message = await self._receive()
         except TimeoutError as error:
-            raise BodyTooSlow("request_timeout", seconds=math.ceil(IDLE)) from error
+            raise BodyTooSlow("request_timeout", seconds=math.ceil(IDLE_SECONDS)) from error
         if message["type"] == "http.disconnect":
             raise ClientDisconnected
         piece: bytes = message.get("body", b"")
@@ -385,7 +385,7 @@ class Upload:
             stream=is_true(fields, "stream"),
             asks_usage=is_true(fields, "stream_include_usage"),
             end_user=clean_end_user(fields.get("user")),
-            sound=self._form.size,
+            sound_bytes=self._form.size,
         )
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import orjson
 
-from apiproxy.dataplane.token_usage import MOST_TOKENS
+from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 
-MOST_ID = 2**63 - 1
-MOST_MS = 2**31 - 1  # an `integer` of PostgreSQL: 24 days
-LATEST = 32_503_680_000.0  # the year 3000; a clock that was never set says 1970
-STATUS = frozenset({"finished", "aborted", "interrupted", "failed", "refused"})
+MAX_ID = 2**63 - 1
+MAX_MS = 2**31 - 1  # an `integer` of PostgreSQL: 24 days
+MAX_TIME = 32_503_680_000.0  # the year 3000; a clock that was never set says 1970
+STATUSES = frozenset({"finished", "aborted", "interrupted", "failed", "refused"})
 # Bytes of one line: ten times what the longest names come to.
-LINE = 16 * 1024
+MAX_LINE = 16 * 1024
 
 
 class BadLine(Exception):
@@ -57,13 +57,13 @@ NAMES = frozenset(Usage.__dataclass_fields__)
 # Member: its types, least and most. As UsageRecord's columns.
 INTEGER, OPTIONAL_INTEGER = frozenset({int}), frozenset({int, type(None)})
 NUMBERS = (
-    ("key", INTEGER, 1, MOST_ID),
-    ("tenant", INTEGER, 1, MOST_ID),
-    ("duration_ms", INTEGER, 0, MOST_MS),
-    *((f"{kind}_tokens", INTEGER, 0, MOST_TOKENS) for kind in ("prompt", "cached", "completion", "reasoning")),
-    ("user", OPTIONAL_INTEGER, 1, MOST_ID),
-    ("replica", OPTIONAL_INTEGER, 1, MOST_ID),
-    ("first_token_ms", OPTIONAL_INTEGER, 0, MOST_MS),
+    ("key", INTEGER, 1, MAX_ID),
+    ("tenant", INTEGER, 1, MAX_ID),
+    ("duration_ms", INTEGER, 0, MAX_MS),
+    *((f"{kind}_tokens", INTEGER, 0, MAX_TOKEN_COUNT) for kind in ("prompt", "cached", "completion", "reasoning")),
+    ("user", OPTIONAL_INTEGER, 1, MAX_ID),
+    ("replica", OPTIONAL_INTEGER, 1, MAX_ID),
+    ("first_token_ms", OPTIONAL_INTEGER, 0, MAX_MS),
 )
 # Member: longest text. Those that an older version did not write are "".
 TEXTS = (("request_id", 40), ("model", 100), ("endpoint", 40), ("end_user", 64), ("address", 45), ("client", 80))
@@ -79,7 +79,7 @@ def encode_line(kind: str, usage: Usage) -> bytes:
         line = orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a number beyond 64 bits, half of a surrogate pair: its reader will set it aside
         line = json.dumps(event, default=repr).encode() + b"\n"
-    return line if len(line) <= LINE else line[: LINE - 1].replace(b"\n", b" ") + b"\n"
+    return line if len(line) <= MAX_LINE else line[: MAX_LINE - 1].replace(b"\n", b" ") + b"\n"
 
 
 def decode_line(line: bytes) -> tuple[str, Usage]:
@@ -135,22 +135,22 @@ def is_valid(facts: dict[str, Any]) -> bool:
     request_id, model, endpoint = facts["request_id"], facts["model"], facts["endpoint"]
     end_user, address, client, status = facts["end_user"], facts["address"], facts["client"], facts["status"]
     return (
-        (type(key) is int and 1 <= key <= MOST_ID)
-        and (type(tenant) is int and 1 <= tenant <= MOST_ID)
-        and (user is None or (type(user) is int and 1 <= user <= MOST_ID))
-        and (replica is None or (type(replica) is int and 1 <= replica <= MOST_ID))
-        and (type(prompt) is int and 0 <= prompt <= MOST_TOKENS)
-        and (type(cached) is int and 0 <= cached <= MOST_TOKENS)
-        and (type(completion) is int and 0 <= completion <= MOST_TOKENS)
-        and (type(reasoning) is int and 0 <= reasoning <= MOST_TOKENS)
-        and (type(lasted) is int and 0 <= lasted <= MOST_MS)
-        and (first is None or (type(first) is int and 0 <= first <= MOST_MS))
-        and (type(started) is float and 0 <= started <= LATEST)
+        (type(key) is int and 1 <= key <= MAX_ID)
+        and (type(tenant) is int and 1 <= tenant <= MAX_ID)
+        and (user is None or (type(user) is int and 1 <= user <= MAX_ID))
+        and (replica is None or (type(replica) is int and 1 <= replica <= MAX_ID))
+        and (type(prompt) is int and 0 <= prompt <= MAX_TOKEN_COUNT)
+        and (type(cached) is int and 0 <= cached <= MAX_TOKEN_COUNT)
+        and (type(completion) is int and 0 <= completion <= MAX_TOKEN_COUNT)
+        and (type(reasoning) is int and 0 <= reasoning <= MAX_TOKEN_COUNT)
+        and (type(lasted) is int and 0 <= lasted <= MAX_MS)
+        and (first is None or (type(first) is int and 0 <= first <= MAX_MS))
+        and (type(started) is float and 0 <= started <= MAX_TIME)
         and type(request_id) is type(model) is type(endpoint) is type(end_user) is type(address) is type(client) is str
         and (len(request_id) <= 40 and len(model) <= 100 and len(endpoint) <= 40)
         and (len(end_user) <= 64 and len(address) <= 45 and len(client) <= 80)
         and "\0" not in f"{request_id}{model}{endpoint}{end_user}{address}{client}"
-        and (type(status) is str and status in STATUS)
+        and (type(status) is str and status in STATUSES)
         and (facts["estimated"] is True or facts["estimated"] is False)
     )
 
@@ -175,9 +175,9 @@ def _check_members(facts: dict[str, Any]) -> None:
         if type(value) is not str or len(value) > longest or "\0" in value:
             raise _bad_value(name, value)
     started, status, estimated = facts["started"], facts["status"], facts["estimated"]
-    if type(started) not in (float, int) or not 0 <= started <= LATEST:
+    if type(started) not in (float, int) or not 0 <= started <= MAX_TIME:
         raise _bad_value("started", started)
-    if type(status) is not str or status not in STATUS:
+    if type(status) is not str or status not in STATUSES:
         raise _bad_value("status", status)
     if estimated is not True and estimated is not False:
         raise _bad_value("estimated", estimated)

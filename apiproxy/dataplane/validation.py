@@ -23,25 +23,25 @@ Reader = Callable[[str, Any], Any]
 INT32 = 2**31 - 1
 # Answers to a prompt: OpenAI's bound of `n`. Prompts, or inputs, of a call: OpenAI's bound of an embedding's `input`
 # (20,000 of them hold a model for a minute). Answers of a call in all: each may be as long as the model's context.
-MOST_ANSWERS = 128
-MOST_INPUTS = 2048
+MAX_ANSWERS = 128
+MAX_INPUTS = 2048
 # Tokens of one answer with its prompt where the model's context is not known: that of the longest in common use.
-LONGEST_CONTEXT = 2**20
+MAX_CONTEXT = 2**20
 # Alternatives to each token: OpenAI's bound, and vLLM's default. llama.cpp takes 1,000,000: 4.5 MB for each token.
-MOST_ALTERNATIVES = 20
+MAX_ALTERNATIVES = 20
 # Levels of lists and objects in each other, and in a schema or a tool. Python's own reader and writer of JSON end at
 # about 1,000.
-DEEPEST = 100
-DEEPEST_SCHEMA = 254
+MAX_DEPTH = 100
+MAX_SCHEMA_DEPTH = 254
 # Lists and objects, names, and values of a body. A body of 31 MB could have 10 million, which stop all calls for
 # seconds while they are read and take 750 MB. For 2 million token ids (12 MB) the faster reader of JSON holds all calls
 # up for 0.17 s; no model's context has half of them.
-MOST_CONTAINERS = 500_000
-MOST_VALUES = 2_000_000
-MOST_VALUES_EXACTLY = 500_000  # of one that the faster reader of JSON does not take
+MAX_CONTAINERS = 500_000
+MAX_VALUES = 2_000_000
+MAX_VALUES_SLOW = 500_000  # of one that the faster reader of JSON does not take
 MB = 1024 * 1024
-LONGEST_NAME = 256  # characters of a model's name; ours have 100
-SENT = 40  # characters of a value that a refusal shows
+MAX_MODEL_NAME = 256  # characters of a model's name; ours have 100
+MAX_SHOWN = 40  # characters of a value that a refusal shows
 
 WHOLE = re.compile(r"[+-]?[0-9]{1,30}(\.0{1,30})?", re.ASCII)
 TRUE = frozenset({"true", "t", "yes", "y", "on", "1"})  # as pydantic
@@ -58,13 +58,13 @@ def describe_value(value: Any) -> str:
     if isinstance(value, list | dict):
         return f"{'an array' if isinstance(value, list) else 'an object'} of {len(value):,}"
     text = {True: "true", False: "false"}[value] if isinstance(value, bool) else _describe_scalar(value)
-    return text if len(text) <= SENT else f"{text[:SENT]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _describe_scalar(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 1024:  # Python refuses to write the longest
         return f"{'-' if value < 0 else ''}2^{value.bit_length() - 1}…"
-    return f'"{value[: SENT + 1]}"' if isinstance(value, str) else str(value)
+    return f'"{value[: MAX_SHOWN + 1]}"' if isinstance(value, str) else str(value)
 
 
 def integer(least: int, most: int) -> Reader:
@@ -127,7 +127,7 @@ def inputs(name: str, value: Any) -> Any:
     return value if are_token_ids(value) or _is_conversation(value) else _input_count(name, value)
 
 
-_input_count = bounded_items(MOST_INPUTS)
+_input_count = bounded_items(MAX_INPUTS)
 
 
 def _is_conversation(value: Any) -> bool:
@@ -152,7 +152,7 @@ def logprobs(name: str, value: Any) -> Any:
     return value if isinstance(value, bool) else _alternatives(name, value)
 
 
-_alternatives = integer(0, MOST_ALTERNATIVES)
+_alternatives = integer(0, MAX_ALTERNATIVES)
 
 
 def max_tokens(name: str, value: Any) -> int:
@@ -164,14 +164,14 @@ _max_tokens = integer(1, INT32)
 
 # Texts that engines compile (rules of a grammar, a regular expression). llama.cpp dies of 100,000 parentheses in each
 # other; 10,000 it bears. What people write has hundreds of characters and a dozen levels.
-LONGEST_GRAMMAR = 32 * 1024
-LONGEST_PATTERN = 4096
-DEEPEST_GRAMMAR = 100
+MAX_GRAMMAR = 32 * 1024
+MAX_PATTERN = 4096
+MAX_GRAMMAR_DEPTH = 100
 # Bytes of a schema, what its lists and objects have in all, and bytes of all tools together. llama.cpp hangs for
 # 28 s over a schema of 1,000 properties and for more than 40 s over one of 5,000 permitted values (one slow core).
-MOST_SCHEMA = 64 * 1024
-MOST_MEMBERS = 2000
-MOST_TOOLS = 1024 * 1024
+MAX_SCHEMA = 64 * 1024
+MAX_SCHEMA_MEMBERS = 2000
+MAX_TOOLS = 1024 * 1024
 
 
 def grammar(name: str, value: Any) -> Any:
@@ -186,12 +186,12 @@ def _check_brackets(name: str, value: Any) -> Any:
     for bracket in BRACKETS.findall(value):
         depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
         deepest = max(deepest, depth)
-    if deepest > DEEPEST_GRAMMAR:
-        raise invalid_value("too_nested", name, most=f"{DEEPEST_GRAMMAR:,}", sent=f"{deepest:,}")
+    if deepest > MAX_GRAMMAR_DEPTH:
+        raise invalid_value("too_nested", name, most=f"{MAX_GRAMMAR_DEPTH:,}", sent=f"{deepest:,}")
     return value
 
 
-_grammar_length = text(LONGEST_GRAMMAR)
+_grammar_length = text(MAX_GRAMMAR)
 BRACKETS = re.compile(r"[(\[{)\]}]")
 
 
@@ -200,7 +200,7 @@ def pattern(name: str, value: Any) -> Any:
     return grammar(name, _pattern_length(name, value))
 
 
-_pattern_length = text(LONGEST_PATTERN)
+_pattern_length = text(MAX_PATTERN)
 
 
 def stop_texts(name: str, value: Any) -> Any:
@@ -216,7 +216,7 @@ _stop_texts, _stop_text = bounded_items(64), text(1024)
 def bounded_json(most: int, *, members: int) -> Reader:
     """Return a reader of any JSON with these bounds.
 
-    `most` bytes, `members` of all its lists and objects together, and DEEPEST_SCHEMA levels.
+    `most` bytes, `members` of all its lists and objects together, and MAX_SCHEMA_DEPTH levels.
     """
 
     def read(name: str, value: Any) -> Any:
@@ -235,11 +235,11 @@ def bounded_json(most: int, *, members: int) -> Reader:
 
 
 def encode_json(value: Any) -> bytes:
-    """Encode as JSON. Raises BadRequest for more than DEEPEST_SCHEMA levels."""
+    """Encode as JSON. Raises BadRequest for more than MAX_SCHEMA_DEPTH levels."""
     try:
         return orjson.dumps(value)  # which refuses more levels than these: 0.3 µs for a kilobyte
     except orjson.JSONEncodeError:  # too deep, or with half of a surrogate pair or a number of more than 64 bits
-        walk_levels([value], DEEPEST_SCHEMA)
+        walk_levels([value], MAX_SCHEMA_DEPTH)
         return json.dumps(value).encode()
 
 
@@ -262,8 +262,8 @@ def _check_patterns(name: str, value: Any) -> None:
                 pattern(f"{name}…patternProperties", expression)
 
 
-schema = bounded_json(MOST_SCHEMA, members=MOST_MEMBERS)
-_tool_count, _tools_size = bounded_items(512), bounded_json(MOST_TOOLS, members=MOST_TOOLS)
+schema = bounded_json(MAX_SCHEMA, members=MAX_SCHEMA_MEMBERS)
+_tool_count, _tools_size = bounded_items(512), bounded_json(MAX_TOOLS, members=MAX_TOOLS)
 
 
 def tools(name: str, value: Any) -> Any:
@@ -275,7 +275,7 @@ def schema_text(name: str, value: Any) -> Any:
     return schema(name, _check_brackets(name, _schema_length(name, value)))
 
 
-_schema_length = text(MOST_SCHEMA)
+_schema_length = text(MAX_SCHEMA)
 
 
 def structured_outputs(name: str, value: Any) -> Any:
@@ -314,11 +314,11 @@ READERS: Mapping[str, Reader | None] = {
     # None: only engines read them. They are here because most calls have them, and for their names in other letters.
     **dict.fromkeys(("messages", "user", "temperature", "top_p", "tool_choice", "presence_penalty", "seed")),
     **dict.fromkeys(("frequency_penalty", "parallel_tool_calls", "chat_template_kwargs", "encoding_format", "system")),
-    "model": text(LONGEST_NAME),
+    "model": text(MAX_MODEL_NAME),
     "stream": boolean,
     "stream_options": stream_options,
-    "n": integer(1, MOST_ANSWERS),
-    "best_of": integer(1, MOST_ANSWERS),
+    "n": integer(1, MAX_ANSWERS),
+    "best_of": integer(1, MAX_ANSWERS),
     "max_tokens": max_tokens,
     "max_completion_tokens": max_tokens,
     "max_output_tokens": max_tokens,
@@ -326,8 +326,8 @@ READERS: Mapping[str, Reader | None] = {
     "prompt": inputs,
     "input": inputs,
     "content": inputs,  # llama.cpp's other word for `input`
-    "documents": bounded_items(MOST_INPUTS),
-    "texts": bounded_items(MOST_INPUTS),  # and for `documents`
+    "documents": bounded_items(MAX_INPUTS),
+    "texts": bounded_items(MAX_INPUTS),  # and for `documents`
     "text_1": inputs,
     "text_2": inputs,
     "top_n": integer(-1, INT32),
@@ -388,7 +388,7 @@ def may_have_media(body: bytes) -> bool:
     """
     return (
         len(body) > 4096
-        or (len(body) > 2 * DEEPEST and body.count(b"[") + body.count(b"{") > DEEPEST)
+        or (len(body) > 2 * MAX_DEPTH and body.count(b"[") + body.count(b"{") > MAX_DEPTH)
         or b"_url" in body
         or b"source" in body
         or b"\\u00" in body
@@ -410,7 +410,7 @@ def find_media(fields: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, value in fields.items()
         if (type(value) is list or type(value) is dict) and name not in SCHEMA_MEMBERS
     ]
-    return [found for part in walk_levels(messages, DEEPEST) for found in _find_media(part)] if messages else []
+    return [found for part in walk_levels(messages, MAX_DEPTH) for found in _find_media(part)] if messages else []
 
 
 def _find_media(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -450,7 +450,7 @@ LONG_LIST = 100  # items, from which on a list (of token ids) is checked as a wh
 SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
-def check_density(body: bytes, most: int = MOST_VALUES) -> None:
+def check_density(body: bytes, most: int = MAX_VALUES) -> None:
     """Raise BadRequest for a large body that is made of very many very small values.
 
     It looks at 64 samples at random places: counting all of it would take as long as reading it.
@@ -462,5 +462,5 @@ def check_density(body: bytes, most: int = MOST_VALUES) -> None:
     scale = len(body) / len(seen)
     containers = (seen.count(b"[") + seen.count(b"{")) * scale
     values, names = seen.count(b",") * scale, len(NAME_ENDS.findall(seen)) * scale
-    if containers > MOST_CONTAINERS or names > MOST_CONTAINERS or values > most:
-        raise BadRequest("too_many_values", code="invalid_json", most=f"{MOST_CONTAINERS:,}")
+    if containers > MAX_CONTAINERS or names > MAX_CONTAINERS or values > most:
+        raise BadRequest("too_many_values", code="invalid_json", most=f"{MAX_CONTAINERS:,}")

@@ -8,7 +8,7 @@ import uvicorn
 
 # Callers wait for tokens more than for pages: behind the gateways in the queue for a core.
 NICE = 5
-DRAIN = 10
+DRAIN_SECONDS = 10
 
 
 def main(descriptors: list[int]) -> None:
@@ -25,7 +25,7 @@ def main(descriptors: list[int]) -> None:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_graceful_shutdown=DRAIN,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
         timeout_keep_alive=75,
     )
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=number) for number in descriptors])

@@ -34,18 +34,18 @@ from apiproxy.dataplane.formats.requests import ENDPOINTS
 # As nginx (client_header_timeout).
 HEAD_SECONDS = 60.0
 # Of a request's head: its bytes in all, its fields, and its URL. nginx.conf passes on no more.
-HEAD_BYTES = 65536
-FIELDS = 100
-URL_BYTES = 16384
+MAX_HEAD = 65536  # bytes
+MAX_FIELDS = 100
+MAX_URL = 16384  # bytes
 # Requests that may wait on a connection for the answer to the one before.
-WAITING = 4
+MAX_WAITING = 4
 # Bytes that are parsed at a time where there may be more requests than that. The shortest has 18, and takes 3 KB here.
 PIECE = 2048
 VERSIONS = frozenset(("1.1", "1.0"))
 # Fields of a head that the server itself obeys.
 CHECKED_FIELDS = frozenset((b"expect", b"transfer-encoding"))  # beside `host` and `content-length`
 # Bytes of a body that are still read after its answer; if more are missing, the connection ends.
-DRAINED_BYTES = 1024 * 1024
+MAX_DRAINED = 1024 * 1024
 # Seconds that a connection which ends is still read from.
 LINGER_SECONDS = 5.0
 # Seconds in which a client must take something of an answer, as nginx (send_timeout).
@@ -171,8 +171,8 @@ class DirectClient:
 class Protocol(HttpToolsProtocol):
     """One connection of a client.
 
-    What it may make us hold: a head of HEAD_BYTES, a few requests that wait for the answer to the one before, and about
-    as much again that was not parsed. While there is more, nothing is read.
+    What it may make us hold: a head of MAX_HEAD bytes, a few requests that wait for the answer to the one before, and
+    about as much again that was not parsed. While there is more, nothing is read.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -196,13 +196,13 @@ class Protocol(HttpToolsProtocol):
     @property
     def is_full(self) -> bool:
         """Whether so much has come that nothing more may be read."""
-        return len(self._pending) > HEAD_BYTES
+        return len(self._pending) > MAX_HEAD
 
     @property
     def drains_body(self) -> bool:
         """Whether to wait for the rest of the newest request's body after its answer."""
         # A client that waits for 100 (Continue) and got none may send the body or another request.
-        return 0 < self._body_left <= DRAINED_BYTES and not self.expect_100_continue
+        return 0 < self._body_left <= MAX_DRAINED and not self.expect_100_continue
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -232,14 +232,14 @@ class Protocol(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(HEAD_SECONDS, self._on_head_timeout)
 
     def _receive(self, data: bytes) -> None:
-        if self._pending or len(self.pipeline) >= WAITING or (self.flow.write_paused and self._is_saturated()):
+        if self._pending or len(self.pipeline) >= MAX_WAITING or (self.flow.write_paused and self._is_saturated()):
             self._buffer(data)
         else:
             self._feed(data)
 
     def _is_saturated(self) -> bool:
         """Return whether no further request is parsed for now: others wait, or the client takes no answers."""
-        return len(self.pipeline) >= WAITING or (self.flow.write_paused and self._between_requests())
+        return len(self.pipeline) >= MAX_WAITING or (self.flow.write_paused and self._between_requests())
 
     def _buffer(self, data: bytes) -> None:
         # Read on while there is room: a connection that is not read from is never seen to close.
@@ -265,7 +265,7 @@ class Protocol(HttpToolsProtocol):
                 self.cycle is not None
                 and self.cycle.more_body
                 and not self._body_left
-                and data.count(b"/1.", at) < WAITING
+                and data.count(b"/1.", at) < MAX_WAITING
             ):
                 size = len(data)  # chunks, and hardly a request behind them
             self._parse(view[at : at + size])
@@ -285,7 +285,7 @@ class Protocol(HttpToolsProtocol):
         else:
             if self._progressed:
                 self._bytes_without_progress = 0
-            elif self._bytes_without_progress > HEAD_BYTES or (self.headers and len(self.headers) > FIELDS):
+            elif self._bytes_without_progress > MAX_HEAD or (self.headers and len(self.headers) > MAX_FIELDS):
                 self._refuse(HeadTooLarge("headers_too_large"))
 
     def _upgrade(self, rest: bytes) -> None:
@@ -377,7 +377,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_url(self, url: bytes) -> None:
         self.url += url
-        if len(self.url) > URL_BYTES:
+        if len(self.url) > MAX_URL:
             raise UrlTooLong("url_too_long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -408,11 +408,11 @@ class Protocol(HttpToolsProtocol):
             raise Malformed("invalid_request")
         # A head may have come in one piece with others before and behind it.
         if (
-            self._bytes_without_progress > HEAD_BYTES
-            and sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES
+            self._bytes_without_progress > MAX_HEAD
+            and sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD
         ):
             raise HeadTooLarge("headers_too_large")
-        if len(self.headers) > FIELDS:
+        if len(self.headers) > MAX_FIELDS:
             raise HeadTooLarge("headers_too_large")
         if self.parser.should_upgrade():  # done in `_upgrade`, when it is known where the head ends
             self.scope["method"] = self.parser.get_method().decode()

@@ -103,7 +103,7 @@ def test_g15_an_assembly_counts_what_it_keeps():
 
 
 def test_g15_an_event_is_read_once_however_small_its_pieces():
-    reader = readers.ChunkReader(readers.StreamContext(usage=False), lambda error: b"")
+    reader = readers.ChunkReader(readers.StreamContext(wants_usage=False), lambda error: b"")
     begun = time.process_time()
     for _ in range(3 * MB // 256):
         assert reader.feed(b"x" * 256) == b""
@@ -121,7 +121,7 @@ def test_g5_an_answer_in_one_piece_is_bounded(counter, monkeypatch):
 
 def test_g5_what_answers_hold_is_counted_against_their_caller(counter, monkeypatch):
     budget = counter.application._gateway.budget
-    monkeypatch.setattr(budget, "each", MB)
+    monkeypatch.setattr(budget, "per_owner", MB)
     head = {"send": "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"}
     refused = counter.chat(script=[head, {"send": "x" * MB, "times": 4}, {"hang": True}])
     assert (refused.status_code, code(refused)) == (429, "rate_limit_exceeded")

@@ -63,10 +63,10 @@ events = st.one_of(
 )
 kinds = st.sampled_from(
     [
-        lambda asked, on_error: readers.make_chunk_reader(readers.StreamContext(usage=asked), on_error),
-        lambda asked, on_error: readers.make_chunk_reader(readers.StreamContext(usage=asked, n=2), on_error),
-        lambda asked, on_error: readers.ResponsesReader(readers.StreamContext(usage=asked), on_error),
-        lambda asked, on_error: readers.MessagesReader(readers.StreamContext(usage=asked), on_error),
+        lambda asked, on_error: readers.make_chunk_reader(readers.StreamContext(wants_usage=asked), on_error),
+        lambda asked, on_error: readers.make_chunk_reader(readers.StreamContext(wants_usage=asked, n=2), on_error),
+        lambda asked, on_error: readers.ResponsesReader(readers.StreamContext(wants_usage=asked), on_error),
+        lambda asked, on_error: readers.MessagesReader(readers.StreamContext(wants_usage=asked), on_error),
     ]
 )
 
@@ -111,7 +111,7 @@ def test_every_place_of_a_stream_is_a_place_to_cut_it():
     text = event([{"index": 0, "delta": {"content": "窓口"}, "finish_reason": None}]).encode().decode("unicode_escape")
     data = (text + FINISH + DONE).encode()
     for place in range(len(data)):
-        reader = readers.make_chunk_reader(readers.StreamContext(usage=False), lambda error: b"")
+        reader = readers.make_chunk_reader(readers.StreamContext(wants_usage=False), lambda error: b"")
         assert read_facts(reader, [data[:place], data[place:]])["through"] == data
         assert reader.is_finished()
 

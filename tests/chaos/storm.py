@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from apiproxy.bridge.management.commands.up import DRAIN
+from apiproxy.bridge.management.commands.up import DRAIN_SECONDS
 from modelregistry.process import shim
 from modelregistry.supervisor import loop, plan
 from modelregistry.supervisor.launching import metadata_of
@@ -176,7 +176,7 @@ class Storm:
             restarts=frozenset(self.targets),
             # The gateway before it drains, and is found in the way once more; the supervisor before it stops engines,
             # and `up` pauses as long again, at most, until it tries the next one.
-            pauses=DRAIN + 2 * troubles.RESTART_SEC + 2 * (loop.BRIEF_DRAIN + GRACE),
+            pauses=DRAIN_SECONDS + 2 * troubles.RESTART_SEC + 2 * (loop.BRIEF_DRAIN + GRACE),
             work=2 * self._work(EVERYBODY) + max(map(self._work, self.targets)) + troubles.NOTICED,
             began=time.monotonic(),
             wall=time.time(),

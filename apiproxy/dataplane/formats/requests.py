@@ -19,7 +19,7 @@ from apiproxy.dataplane.formats.api_formats import CHAT, MESSAGES, RESPONSES, TR
 from apiproxy.dataplane.memory_budget import SMALL as SMALL_SHARE
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.routes import RERANKERS
-from apiproxy.dataplane.token_usage import MOST_TOKENS, Tokens, read_tokens
+from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT, Tokens, read_tokens
 
 # A prompt's length before the engine has counted it. Qwen, Llama and Gemma tokenizers give 3 to 4.5 characters per
 # token for English and about 1.5 for Japanese, which is 3 bytes a character in UTF-8: 3 bytes per token errs upwards.
@@ -28,7 +28,7 @@ BYTES_PER_TOKEN = 3
 # have 0. A client's own `priority` is ignored: every client would choose to be first.
 BATCH_PRIORITY = 1
 # The members by which engines bound an answer. Which one wins differs: llama.cpp takes `n_predict` before all others.
-MAX_TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
+MAX_TOKENS_MEMBERS = ("max_completion_tokens", "max_tokens", "max_output_tokens", "n_predict")
 ANSWER_COUNTS = ("n", "best_of")
 IDENTITY_BYTES = 8 * 1024  # bytes of each end by which a large body is known
 MAX_END_USER = 64  # characters of the body's "user" that are kept
@@ -186,20 +186,18 @@ def requested_max_tokens(call: Call, endpoint: Endpoint) -> int | None:
 
     A member of another API counts if there is none of this one.
     """
-    said = call.max_tokens
-    if not said:
+    bounds = call.max_tokens
+    if not bounds:
         return None
     for name in endpoint.bound_names:
-        if said.get(name, -1) > 0:
-            return said[name]
-    return next((most for most in said.values() if most > 0), None)
+        if bounds.get(name, -1) > 0:
+            return bounds[name]
+    return next((most for most in bounds.values() if most > 0), None)
 
 
 def reserved_answer_tokens(call: Call, endpoint: Endpoint, model: Model, terms: Terms) -> int:
     """Return the most tokens that are reserved for each answer."""
-    return min(
-        requested_max_tokens(call, endpoint) or terms.default_answer, model.context or validation.LONGEST_CONTEXT
-    )
+    return min(requested_max_tokens(call, endpoint) or terms.default_answer, model.context or validation.MAX_CONTEXT)
 
 
 def max_tokens_members(
@@ -217,21 +215,21 @@ def max_tokens_members(
         {} if endpoint.several_answers else {name: None for name in ANSWER_COUNTS if name in call.fields}
     )
     short = endpoint.short_default and model.stops_unary and not model.external
-    said = requested_max_tokens(call, endpoint)
-    if said is None and (short or not limited()):
+    requested = requested_max_tokens(call, endpoint)
+    if requested is None and (short or not limited()):
         return members
-    most = min(said or terms.default_answer, model.context or validation.LONGEST_CONTEXT)
+    most = min(requested or terms.default_answer, model.context or validation.MAX_CONTEXT)
     if (
         call.max_tokens == {"max_tokens": most}
         and "max_tokens" in endpoint.bound_names
         and "max_tokens" not in call.coerced
     ):
         return members  # as nearly always
-    told = [name for name in endpoint.bound_names if name in call.max_tokens] or [endpoint.bound_names[0]]
+    sent = [name for name in endpoint.bound_names if name in call.max_tokens] or [endpoint.bound_names[0]]
     if not model.stops_unary and "max_tokens" in endpoint.bound_names:
-        told.append("max_tokens")  # llama-cpp-python knows no other
-    for name in MAX_TOKENS:
-        wanted, came = most if name in told else None, call.fields.get(name)
+        sent.append("max_tokens")  # llama-cpp-python knows no other
+    for name in MAX_TOKENS_MEMBERS:
+        wanted, came = most if name in sent else None, call.fields.get(name)
         if wanted != came or type(wanted) is not type(came):
             members[name] = wanted
     return members
@@ -270,9 +268,9 @@ def estimate_tokens(call: Call, endpoint: Endpoint, model: Model, terms: Terms) 
         return 0
     prompt = call.prompt_estimate
     if endpoint.costs != "prompt and answer":
-        return min(prompt, MOST_TOKENS)
+        return min(prompt, MAX_TOKEN_COUNT)
     answers = reserved_answer_tokens(call, endpoint, model, terms) * call.answers
-    return min(prompt + answers, (model.context or validation.LONGEST_CONTEXT) * call.answers)
+    return min(prompt + answers, (model.context or validation.MAX_CONTEXT) * call.answers)
 
 
 def max_usage(call: Call, endpoint: Endpoint, model: Model) -> int:
@@ -282,9 +280,9 @@ def max_usage(call: Call, endpoint: Endpoint, model: Model) -> int:
     full context.
     """
     if endpoint.costs != "prompt and answer":
-        return MOST_TOKENS
+        return MAX_TOKEN_COUNT
     known = None if model.external or endpoint.api_format is RESPONSES else model.context
-    return min((known or validation.LONGEST_CONTEXT) * call.answers, MOST_TOKENS)
+    return min((known or validation.MAX_CONTEXT) * call.answers, MAX_TOKEN_COUNT)
 
 
 def max_generated(call: Call, endpoint: Endpoint, model: Model) -> int:
@@ -293,7 +291,7 @@ def max_generated(call: Call, endpoint: Endpoint, model: Model) -> int:
         return transcription.max_spoken_tokens(call.prompt_estimate)
     if endpoint.costs != "prompt and answer":
         return 0
-    most = model.context or validation.LONGEST_CONTEXT
+    most = model.context or validation.MAX_CONTEXT
     return min(requested_max_tokens(call, endpoint) or most, most) * call.answers
 
 
@@ -321,11 +319,11 @@ def parse(body: bytes) -> Call:
         n=max(known.get("n") or 1, known.get("best_of") or 1) if "n" in known or "best_of" in known else 1,
         prompts=count_prompts(fields["prompt"]) if "prompt" in fields else 1,
         coerced=coerced,
-        max_tokens={name: known[name] for name in MAX_TOKENS if known.get(name) is not None},
+        max_tokens={name: known[name] for name in MAX_TOKENS_MEMBERS if known.get(name) is not None},
         media=media,
     )
-    if call.answers > validation.MOST_INPUTS:
-        most, sent = f"{validation.MOST_INPUTS:,}", f"{call.answers:,}"
+    if call.answers > validation.MAX_INPUTS:
+        most, sent = f"{validation.MAX_INPUTS:,}", f"{call.answers:,}"
         raise validation.invalid_value("too_many_answers", "n", most=most, sent=sent)
     return call
 
@@ -344,7 +342,7 @@ def decode_json(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         if len(body) > validation.MB:  # json takes five times as long
-            validation.check_density(body, validation.MOST_VALUES_EXACTLY)
+            validation.check_density(body, validation.MAX_VALUES_SLOW)
         return decode_exactly(body)
 
 
@@ -493,9 +491,9 @@ def read_used_tokens(body: bytes, call: Call, endpoint: Endpoint) -> tuple[Token
         return Tokens(), False
     if endpoint.costs == "sound":
         return transcription.read_used_tokens(body, call.prompt_estimate)
-    told = read_tokens(find_usage(body))
-    if told is not None:
-        return told, False
+    reported = read_tokens(find_usage(body))
+    if reported is not None:
+        return reported, False
     text = max(0, len(body) - FRAME) if endpoint.costs == "prompt and answer" else 0
     return Tokens(prompt=call.prompt_estimate, completion=text // BYTES_PER_TOKEN), True
 

@@ -21,7 +21,7 @@ SPOKEN_PER_SECOND = 5
 # As for any text: see requests.BYTES_PER_TOKEN.
 BYTES_PER_TOKEN = 3
 # Seconds: a day of sound. A number beyond this is not believed.
-LONGEST = 86_400.0
+MAX_SECONDS = 86_400.0
 
 
 def estimate_sound_tokens(size: int) -> int:
@@ -55,9 +55,9 @@ def read_used_tokens(body: bytes, estimate: int) -> tuple[Tokens, bool]:
     if counted := _read_counted(usage):
         return counted, False
     text = answer.get("text")
-    said = _text_tokens(text.encode(errors="replace")) if isinstance(text, str) else 0
+    completion = _text_tokens(text.encode(errors="replace")) if isinstance(text, str) else 0
     prompt = _tokens_of_seconds(usage.get("seconds", answer.get("duration")))
-    return Tokens(prompt=estimate if prompt is None else prompt, completion=said), True
+    return Tokens(prompt=estimate if prompt is None else prompt, completion=completion), True
 
 
 def _read_counted(usage: dict[str, Any]) -> Tokens | None:
@@ -75,7 +75,7 @@ def _tokens_of_seconds(seconds: Any) -> int | None:
         length = float(seconds)
     except (TypeError, ValueError):
         return None
-    return math.ceil(length * TOKENS_PER_SECOND) if 0 <= length <= LONGEST else None
+    return math.ceil(length * TOKENS_PER_SECOND) if 0 <= length <= MAX_SECONDS else None
 
 
 class TranscriptReader(ChunkReader):
@@ -101,8 +101,8 @@ class TranscriptReader(ChunkReader):
         if counted.total and not estimated:
             return counted, False
         seconds = _tokens_of_seconds(self.usage.get("seconds"))
-        said = max(0, self.events - 1)
-        return counted._replace(prompt=prompt if seconds is None else seconds, completion=said), True
+        completion = max(0, self.events - 1)
+        return counted._replace(prompt=prompt if seconds is None else seconds, completion=completion), True
 
     def _pass_event(self, event: bytes) -> bytes:
         if b"transcript.text.done" not in event:

@@ -42,11 +42,11 @@ class EventTooLong(Exception):
 class StreamContext:
     """What a reader knows of the call.
 
-    `usage`: the client asked for the usage chunk. `n` answers to each of `prompts` prompts. `model`: the name that the
-    client used.
+    `wants_usage`: the client asked for the usage chunk. `n` answers to each of `prompts` prompts. `model`: the name
+    that the client used.
     """
 
-    usage: bool
+    wants_usage: bool
     n: int = 1
     prompts: int = 1
     model: str = ""
@@ -81,8 +81,8 @@ class Reader(ABC):
             piece = self._take_whole(piece)
             if not piece:
                 return b""
-        for sign in self.MARKERS:
-            if piece.find(sign) >= 0:
+        for marker in self.MARKERS:
+            if piece.find(marker) >= 0:
                 return self._feed_events(piece)
         parts = piece.count(self.PART_MARKER)
         if parts > 1:  # several events, or an answer that has these words in its text
@@ -102,8 +102,8 @@ class Reader(ABC):
         if self._rest or not framed.endswith(b"\n\n\r\n") or framed.find(b"\r", start, -2) >= 0:
             return False
         find = framed.find
-        for sign in self.MARKERS:
-            if find(sign) >= 0:
+        for marker in self.MARKERS:
+            if find(marker) >= 0:
                 return False
         if framed.count(self.PART_MARKER) != 1:
             return False
@@ -216,8 +216,8 @@ class ChunkReader(Reader):
         return self.error is None and given and not ABORTED.search(tail)
 
     def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
-        if (told := read_tokens(self.usage)) is not None:
-            return told, False
+        if (reported := read_tokens(self.usage)) is not None:
+            return reported, False
         # One event carries about one token; the first one only says who speaks.
         return Tokens(prompt=prompt, completion=self.estimate_tokens(max(0, self.events - 1))), True
 
@@ -226,7 +226,7 @@ class ChunkReader(Reader):
         if data == b"[DONE]":
             self.done = True
             return event + b"\n\n"
-        if not self._context.usage:  # what vLLM puts into every chunk when usage was asked for
+        if not self._context.wants_usage:  # what vLLM puts into every chunk when usage was asked for
             event = event.replace(b',"usage":null', b"")
             data = data.replace(b',"usage":null', b"")
         if not event.startswith(b"data:") or (b'"usage"' not in data and b'"error"' not in data):
@@ -245,11 +245,11 @@ class ChunkReader(Reader):
         self.events += bool(chunk.get("choices"))
         if isinstance(usage, dict):
             self.usage = usage
-            if not self._context.usage and not chunk.get("choices"):
+            if not self._context.wants_usage and not chunk.get("choices"):
                 return b""
         elif usage is None and event.find(b'"usage"') < 0:
             return event + b"\n\n"
-        if self._context.usage:
+        if self._context.wants_usage:
             return event + b"\n\n"
         return encode_event(chunk)
 
@@ -278,11 +278,11 @@ class MultiChoiceReader(ChunkReader):
         return self.error is None and bool(self._finished_choices) and self._seen_choices == self._finished_choices
 
     def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
-        if (told := read_tokens(self.usage)) is None:
+        if (reported := read_tokens(self.usage)) is None:
             return Tokens(prompt=prompt, completion=self.estimate_tokens(self.events)), True
-        if told.completion >= self.events:
-            return told, False
-        return told._replace(completion=self.events), True
+        if reported.completion >= self.events:
+            return reported, False
+        return reported._replace(completion=self.events), True
 
     def _pass_event(self, event: bytes) -> bytes:
         data = event.removeprefix(b"data:").strip()
@@ -300,14 +300,14 @@ class MultiChoiceReader(ChunkReader):
         return self._without_usage(event, chunk)
 
     def _without_usage(self, event: bytes, chunk: dict[str, Any]) -> bytes:
-        told = "usage" in chunk
+        has_usage = "usage" in chunk
         usage, choices = chunk.pop("usage", None), chunk.get("choices") or []
         self._first = self._first or chunk
         ends = self._count_choices(choices)
         if isinstance(usage, dict) and (ends or not choices):
             (self._choice_usages if choices else self._total_usages).append(usage)
             self.usage = add_usage(self._total_usages or self._choice_usages, self._context.n)
-        if not told:
+        if not has_usage:
             return event + b"\n\n"
         return encode_event(chunk) if choices else b""
 
@@ -317,15 +317,15 @@ class MultiChoiceReader(ChunkReader):
         for choice in choices:
             index = choice.get("index", 0)
             self._seen_choices.add(index)
-            said = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
-            self.events += bool(choice.get("text") or any(said.values()))
+            added = {name: value for name, value in (choice.get("delta") or {}).items() if name != "role"}
+            self.events += bool(choice.get("text") or any(added.values()))
             if choice.get("finish_reason"):
                 self._finished_choices.add(index)
                 ends = True
         return ends
 
     def _usage_chunk(self) -> bytes:
-        if self.usage is None or not self._context.usage:
+        if self.usage is None or not self._context.wants_usage:
             return b""
         return encode_event({**self._first, "choices": [], "usage": self.usage})
 
@@ -344,12 +344,12 @@ class TypedReader(Reader):
         return self.done and self.error is None
 
     def count_usage(self, prompt: int) -> tuple[Tokens, bool]:
-        told = read_tokens(self.usage)
-        if told is not None and self.done:
-            return told, False
-        told = told or Tokens()
-        made = self.estimate_tokens(self.events)
-        return Tokens(prompt=told.prompt or prompt, cached=told.cached, completion=made), True
+        reported = read_tokens(self.usage)
+        if reported is not None and self.done:
+            return reported, False
+        reported = reported or Tokens()
+        completion = self.estimate_tokens(self.events)
+        return Tokens(prompt=reported.prompt or prompt, cached=reported.cached, completion=completion), True
 
     def _pass_event(self, event: bytes) -> bytes:
         self.events += self.PART_MARKER in event
@@ -439,11 +439,11 @@ def add_usage(usages: list[dict[str, Any]], n: int) -> dict[str, Any]:
     """
     if len(usages) == 1:
         return usages[0]
-    told = [found for usage in usages if (found := read_tokens(usage)) is not None]
-    if not told:  # nonsense, each of them
+    reported = [found for usage in usages if (found := read_tokens(usage)) is not None]
+    if not reported:  # nonsense, each of them
         return usages[0]
-    prompt, cached = sum(one.prompt for one in told) // n, sum(one.cached for one in told) // n
-    completion = sum(one.completion for one in told)
+    prompt, cached = sum(one.prompt for one in reported) // n, sum(one.cached for one in reported) // n
+    completion = sum(one.completion for one in reported)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,

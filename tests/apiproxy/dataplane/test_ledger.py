@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from apiproxy.dataplane import file_locks, ledger, quarantine, usage_events
 from apiproxy.dataplane.ledger import DatabaseAway, Drain, RecordRefused, Spool, replay
 from apiproxy.dataplane.quarantine import Quarantine, QuarantinedRecord
-from apiproxy.dataplane.token_usage import MOST_TOKENS
+from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 from apiproxy.dataplane.usage_events import Usage
 from tests.apiproxy.usage_events import usage
 from tests.waiting import until
@@ -283,7 +283,7 @@ def test_m7_a_value_that_no_database_takes_is_set_aside_and_holds_up_no_other(tm
     name=st.sampled_from(sorted(usage_events.NAMES)),
     value=st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=101) | st.just([]) | st.just({}),
 )
-@example(name="prompt_tokens", value=MOST_TOKENS)
+@example(name="prompt_tokens", value=MAX_TOKEN_COUNT)
 @example(name="duration_ms", value=2**31)
 @example(name="status", value=[])
 def test_m7_the_quick_look_at_a_line_takes_what_the_thorough_one_takes(name, value):

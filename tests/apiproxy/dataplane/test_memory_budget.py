@@ -10,7 +10,7 @@ from apiproxy.dataplane.memory_budget import MB, SMALL, MemoryBudget
 
 
 def test_g4_one_owner_holds_no_more_than_its_own_bound():
-    budget = MemoryBudget(total=64 * MB, each=8 * MB)
+    budget = MemoryBudget(total=64 * MB, per_owner=8 * MB)
     first, second = budget.share(1), budget.share(1)
     first.take(5 * MB)
     with pytest.raises(TooManyAtOnce) as refused:
@@ -24,7 +24,7 @@ def test_g4_one_owner_holds_no_more_than_its_own_bound():
 
 
 def test_g4_all_owners_together_leave_room_for_the_small_calls_of_others():
-    budget = MemoryBudget(total=16 * MB, each=8 * MB)
+    budget = MemoryBudget(total=16 * MB, per_owner=8 * MB)
     budget.share(1).take(8 * MB)
     budget.share(2).take(6 * MB)
     with pytest.raises(ServerBusy) as refused:
@@ -39,7 +39,7 @@ def test_g4_all_owners_together_leave_room_for_the_small_calls_of_others():
 
 
 def test_g4_a_share_gives_back_what_it_took_and_only_once():
-    budget = MemoryBudget(total=16 * MB, each=8 * MB)
+    budget = MemoryBudget(total=16 * MB, per_owner=8 * MB)
     with budget.share("a") as share:
         share.take(3 * MB)
         share.give_back(MB)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from apiproxy.dataplane.openwebui import LONGEST, find_person
+from apiproxy.dataplane.openwebui import MAX_TOKEN, find_person
 
 EMAIL, ID, TOKEN = "X-OpenWebUI-User-Email", "X-OpenWebUI-User-Id", "X-OpenWebUI-User-Jwt"
 
@@ -41,7 +41,7 @@ def test_p6_the_person_behind_open_webui(sent, named):
     "text",
     [
         *("", "x", "a.b", "..", "a.b.c.d", "a.é.c", "a.!!.c", "a.AAAAA.c", token([]), token("yamada"), token(None)),
-        token({"email": "x" * LONGEST}),
+        token({"email": "x" * MAX_TOKEN}),
         token("[" * 2000),
     ],
 )

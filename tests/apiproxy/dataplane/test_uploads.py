@@ -212,7 +212,7 @@ def test_an_answer_costs_what_it_tells_or_what_its_size_makes_likely(body, expec
 
 
 def read(*events: str) -> TranscriptReader:
-    reader = TranscriptReader(StreamContext(usage=False), lambda _: b"")
+    reader = TranscriptReader(StreamContext(wants_usage=False), lambda _: b"")
     for event in events:
         reader.feed(event.encode())
     return reader

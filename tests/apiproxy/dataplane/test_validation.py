@@ -13,7 +13,7 @@ from apiproxy.dataplane.errors import BadRequest
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.requests import ENDPOINTS, Terms
 from apiproxy.dataplane.ledger import Spool
-from apiproxy.dataplane.token_usage import MOST_TOKENS
+from apiproxy.dataplane.token_usage import MAX_TOKEN_COUNT
 from portal.quotas.models import Quota
 from tests.apiproxy.served import SERVED
 from tests.engine import ANSWER, DONE, FINISH, SSE, chunk, event, unary, usage_event
@@ -80,7 +80,7 @@ def test_m1_what_is_not_said_is_not_refused(name):
 def test_m1_no_call_is_counted_for_more_than_the_models_context_for_each_answer(text):
     assert requests.estimate_tokens(call(text), CHAT, SMALL, Terms()) <= 2 * 2048
     assert requests.max_generated(call(text), CHAT, SMALL) <= 2 * 2048
-    assert requests.max_generated(call(text), CHAT, SERVED) <= 2 * validation.LONGEST_CONTEXT
+    assert requests.max_generated(call(text), CHAT, SERVED) <= 2 * validation.MAX_CONTEXT
 
 
 def test_m1_prompts_and_answers_are_bounded_together():
@@ -137,11 +137,11 @@ def test_m1_whatever_passes_the_door_is_within_its_bounds(fields, path):
         refusal.error("ja")
         return
     endpoint = ENDPOINTS[path]
-    assert 1 <= known.answers <= validation.MOST_INPUTS
+    assert 1 <= known.answers <= validation.MAX_INPUTS
     for model in (SERVED, SMALL):
-        most = known.answers * (model.context or validation.LONGEST_CONTEXT)
+        most = known.answers * (model.context or validation.MAX_CONTEXT)
         assert 0 <= requests.max_generated(known, endpoint, model) <= most
-        assert 0 <= requests.estimate_tokens(known, endpoint, model, Terms()) <= max(most, MOST_TOKENS)
+        assert 0 <= requests.estimate_tokens(known, endpoint, model, Terms()) <= max(most, MAX_TOKEN_COUNT)
     told = json.loads(requests.upstream_body(known, endpoint, "m", force_stream=False))
     for name in set(COUNTED) & set(told):
         assert told[name] is None or type(told[name]) is int
@@ -214,9 +214,9 @@ def test_m4_no_engine_is_believed_that_it_made_more_than_the_model_can(counter):
 def test_m1_sums_of_the_largest_records_can_be_told(counter):
     """Two of 9e18 made the usage of the whole company a 500 for ever."""
     for _ in range(3):
-        assert counter.chat(script=claiming_usage(MOST_TOKENS)).status_code == 200
+        assert counter.chat(script=claiming_usage(MAX_TOKEN_COUNT)).status_code == 200
     for row in counter.usage(3):
-        assert max(row.prompt_tokens, row.completion_tokens) <= MOST_TOKENS
+        assert max(row.prompt_tokens, row.completion_tokens) <= MAX_TOKEN_COUNT
 
 
 # --- what is reserved is what the engine obeys

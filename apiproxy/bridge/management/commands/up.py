@@ -38,11 +38,11 @@ from portal.environment import make_private_directory
 log = logging.getLogger("madoguchi.up")
 
 # Seconds that open answers may go on after SIGTERM before they are cut off.
-DRAIN = 10
+DRAIN_SECONDS = 10
 PR_SET_PDEATHSIG = 1
-FIRST_ANSWER = 60.0  # seconds that the portal may take to start; a cold cache of a slow disk took 12
-LONGEST_PAUSE = 30.0
-QUEUE = 2048  # connections that may wait for the portal
+START_SECONDS = 60.0  # seconds that the portal may take to start; a cold cache of a slow disk took 12
+MAX_PAUSE = 30.0
+SOCKET_QUEUE = 2048  # connections that may wait for the portal
 
 Kind = Literal["gateway", "portal", "supervisor"]
 GATEWAY: Kind = "gateway"
@@ -129,7 +129,7 @@ def gateway_command(bind: str, port: int) -> list[str]:
         "ws": "apiproxy.server.portal_proxy:Tunnel",
         "lifespan": "on",
         "log-level": "warning",
-        "timeout-graceful-shutdown": DRAIN,
+        "timeout-graceful-shutdown": DRAIN_SECONDS,
         "timeout-keep-alive": 75,  # longer than nginx keeps an idle one (60 s), so that it never finds it closed
     }
     flags = ["--no-access-log", "--no-server-header", "--no-proxy-headers"]
@@ -166,7 +166,7 @@ def portal_sockets(path: Path, bind: str, port: int | None) -> Iterator[list[soc
         if port is not None:
             listeners.append(stack.enter_context(listening_port(bind, port)))
         for listener in listeners:
-            listener.listen(QUEUE)
+            listener.listen(SOCKET_QUEUE)
         yield listeners
 
 
@@ -295,7 +295,7 @@ class Parent:
 
     async def _wait_until_serving(self, processes: list[asyncio.subprocess.Process]) -> bool:
         """Wait until gateway and portal answer, and print where. If one ends before, stop everything."""
-        deadline = asyncio.get_running_loop().time() + FIRST_ANSWER
+        deadline = asyncio.get_running_loop().time() + START_SECONDS
         while not self._stop.is_set() and asyncio.get_running_loop().time() < deadline:
             if await self._is_serving():
                 host = f"[{self._address[0]}]" if ":" in self._address[0] else self._address[0]
@@ -350,18 +350,18 @@ class Parent:
                 break
             if stop.is_set():
                 return
-            if asyncio.get_running_loop().time() - begun > LONGEST_PAUSE:
+            if asyncio.get_running_loop().time() - begun > MAX_PAUSE:
                 pause = 1.0
             log.error("the %s ended (%s); it restarts in %.0f s", program.name, process.returncode, pause)
             await wait_for_first(stop.wait, partial(asyncio.sleep, pause))
-            pause, process = min(LONGEST_PAUSE, pause * 2), None
+            pause, process = min(MAX_PAUSE, pause * 2), None
         if process is not None and process.returncode is None:
             await self._stop_process(program.name, process)
 
     async def _stop_process(self, name: str, process: asyncio.subprocess.Process) -> None:
         """Send SIGTERM, wait, and send SIGKILL after a second Ctrl-C or far too long."""
         process.terminate()
-        patience = DRAIN + 5 + settings.ENGINE_STOP_GRACE
+        patience = DRAIN_SECONDS + 5 + settings.ENGINE_STOP_GRACE
         await wait_for_first(process.wait, self._kill_now.wait, partial(asyncio.sleep, patience))
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)  # the supervisor takes a second one as: at once

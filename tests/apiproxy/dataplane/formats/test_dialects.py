@@ -285,7 +285,7 @@ def test_a_tools_input_is_put_together():
 
 def test_words_in_a_text_do_not_end_a_stream():
     for reader in (readers.ResponsesReader, readers.MessagesReader):
-        found = reader(readers.StreamContext(usage=False), lambda error: b"replaced")
+        found = reader(readers.StreamContext(wants_usage=False), lambda error: b"replaced")
         said = typed_event("x", delta='message_stop response.completed "usage" "error"').encode()
         assert found.feed(said) == said
         assert (found.done, found.error, found.is_finished()) == (False, None, False)

@@ -237,7 +237,7 @@ def test_g4_uploads_whose_model_is_not_known_draw_on_the_budget_of_their_key(sma
 
 
 def test_an_upload_that_stands_still_is_ended(counter, model, monkeypatch):
-    monkeypatch.setattr(uploads, "IDLE", 0.3)
+    monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.3)
     for sent in (b"--" + BOUNDARY.encode(), part("model", b"ears") + part("file", SOUND, "a.wav")[:-2]):
         with begun_upload(counter, MB) as connection:
             connection.sendall(sent)

@@ -14,7 +14,7 @@ WITHOUT_USAGE = (token(0) + token(1) + token(2) + FINISH + DONE).encode()
 
 
 def reader(keep_usage: bool = False) -> readers.ChunkReader:
-    return readers.ChunkReader(readers.StreamContext(usage=keep_usage), lambda error: b"data: replaced\n\n")
+    return readers.ChunkReader(readers.StreamContext(wants_usage=keep_usage), lambda error: b"data: replaced\n\n")
 
 
 def feed_pieces(found: readers.Reader, pieces: list[bytes]) -> bytes:
@@ -117,7 +117,7 @@ def test_an_event_without_end_is_refused(monkeypatch):
 
 
 def make_reader(keep_usage: bool = False, n: int = 2, prompts: int = 1) -> readers.Reader:
-    asked = readers.StreamContext(usage=keep_usage, n=n, prompts=prompts)
+    asked = readers.StreamContext(wants_usage=keep_usage, n=n, prompts=prompts)
     return readers.make_chunk_reader(asked, lambda error: b"data: replaced\n\n")
 
 
