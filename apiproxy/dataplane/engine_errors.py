@@ -130,7 +130,7 @@ class TokenCounts:
     answer: int | None
 
 
-# As vLLM (0.6 to 0.32), llama.cpp, OpenAI and other servers behind us write it.
+# Patterns for vLLM (0.6 to 0.32), llama.cpp, OpenAI and other servers behind us.
 LIMIT = re.compile(
     r"(?:maximum (?:context|model) length (?:is|of)|max_model_len\D{0,12}|context size \(|context length(?: is)?)"
     r"\s*(\d+)",

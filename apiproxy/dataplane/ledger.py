@@ -8,11 +8,11 @@ counted since; if its gateway dies, the next one records it as interrupted.
 What may fail:
 
 - database: the spool grows (about 300 bytes a request) and is moved when the database is back;
-- disk (full, read-only): `append` keeps events in memory, `accepting` turns false, and the gateway takes no new work
+- disk (full, read-only): the spool keeps events in memory, `accepting` turns false, and the gateway takes no new work
   until there is room again; finished answers are lost only if the gateway is killed during that time;
 - content: a line that contains nothing that can be recorded (damaged, of another version, a value that no database
   takes) and a row that the database refuses are set aside (see `quarantine`); all others go on;
-- power: the spool is written, not synced, per event; `drain` syncs it, so a power cut can lose the last second.
+- power: the spool is written, not synced, per event; the drain syncs it, so a power cut can lose the last second.
 
 A segment is reserved on the disk as a whole and mapped: an event is copied to memory that the kernel keeps when the
 process is killed, without a system call (10 % of a call's CPU, and each time the interpreter's lock is lost to another
@@ -36,7 +36,7 @@ from apiproxy.dataplane.usage_events import BadLine, Usage
 
 log = logging.getLogger("madoguchi.ledger")
 
-# Of a segment: about 1,500 events. Segments that were moved are deleted.
+# Size of a segment: about 1,500 events. Segments that were moved are deleted.
 SEGMENT_BYTES = 512 * 1024
 # Rows of one database transaction: about 40 ms on SQLite, during which no other process can write.
 BATCH = 2000
@@ -177,7 +177,7 @@ class Drain:
         self._unfinished: dict[str, set[str]] = {}  # segment -> those of its streams
         self.set_aside = Quarantine(directory)
         self.refused_count = 0  # lines and rows that could not be recorded, ever
-        # Of our own lines that are dealt with, ever: the rest of the spool's `byte_count` is the backlog.
+        # Bytes of our own lines that are dealt with, ever: the rest of the spool's `byte_count` is the backlog.
         self.byte_count = 0
 
     def run(self) -> int:

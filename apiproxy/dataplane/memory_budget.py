@@ -13,10 +13,10 @@ from typing import Self
 from apiproxy.dataplane.errors import OverMemory, ServerBusy, TooManyAtOnce
 
 MB = 1024 * 1024
-# A share of up to so many bytes may use all of the budget, larger ones leave an eighth of it: long documents of some
+# A share of up to this many bytes may use all of the budget, larger ones leave an eighth of it: long documents of some
 # callers never keep out short questions of others. A conversation of 15,000 tokens has about 64 KB.
 SMALL = 64 * 1024
-# Of larger blocks no more than this, the pieces in which they came, lies among others.
+# Of a larger block, no more than this lies among other blocks: the size of the pieces in which it came.
 SCATTERED = 128 * 1024
 # Seconds after which those who were refused are asked to come back; SDKs do so by themselves.
 RETRY = 2

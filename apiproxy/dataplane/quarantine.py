@@ -17,7 +17,7 @@ import orjson
 
 from apiproxy.dataplane import file_locks, usage_events
 
-# Of the file: some 100,000 lines. What comes after is counted and logged, but not kept.
+# Size of the file: some 100,000 lines. What comes after is counted and logged, but not kept.
 MAX_BYTES = 64 * 1024 * 1024
 # Characters kept of a line that cannot be read, and of what a database said.
 MAX_TEXT = 4000

@@ -203,9 +203,8 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         self._answered = True
         assert self._parser is not None
-        if (
-            self._bytes_without_body > MAX_HEAD
-        ):  # httptools joins what comes of a header line to what came before, again and again
+        # httptools joins what comes of a header line to what came before, again and again.
+        if self._bytes_without_body > MAX_HEAD:
             self._fault = Broken("the answer's head is too large")
             return
         try:

@@ -163,7 +163,7 @@ def max_tokens(name: str, value: Any) -> int:
 _max_tokens = integer(1, INT32)
 
 # Texts that engines compile (rules of a grammar, a regular expression). llama.cpp dies of 100,000 parentheses in each
-# other; 10,000 it bears. What people write has hundreds of characters and a dozen levels.
+# other; 10,000 it survives. What people write has hundreds of characters and a dozen levels.
 MAX_GRAMMAR = 32 * 1024
 MAX_PATTERN = 4096
 MAX_GRAMMAR_DEPTH = 100

@@ -9,8 +9,8 @@ import ctypes
 
 from apiproxy.dataplane.memory_budget import MB, MemoryBudget
 
-# Of mallopt(3). Blocks from 128 KB on are mappings of their own, which go back when they are freed. glibc's default is
-# the same, but it raises it with each such block that is freed, up to 32 MB.
+# Parameters of mallopt(3). Blocks from 128 KB on are mappings of their own, which go back when they are freed. That is
+# glibc's default, too, but it raises it with each such block that is freed, up to 32 MB.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 OPTIONS = {M_MMAP_THRESHOLD: 128 * 1024, M_TRIM_THRESHOLD: 8 * MB, M_ARENA_MAX: 2}
 # Scattered bytes of the budget that are given back before the heap is trimmed (malloc_trim).

@@ -78,7 +78,7 @@ class PortalProxy:
             log.warning("the portal does not answer: %s", error)
             if not request.begun:
                 await _send_unavailable(send)
-            # Else uvicorn closes the connection: what came is no whole answer.
+            # Otherwise uvicorn closes the connection: what came is no whole answer.
 
     def close(self) -> None:
         if self._pool is not None:
@@ -102,8 +102,8 @@ class _Request:
     async def run(self, pool: PortalPool) -> None:
         """Return when the answer has gone out or the client has left. Raise UpstreamError."""
         head, body = build_request_head(self._scope)
-        # What has a body cannot be sent twice, and what changes something must not be (RFC 9110, 9.2.2), so it gets no
-        # connection that the portal may just be closing.
+        # A request with a body cannot be sent twice, and one that changes something must not be (RFC 9110, 9.2.2). So
+        # neither gets a connection that the portal may just be closing.
         once = body or self._scope["method"] not in SAFE
         kept = None if once else pool.take_idle(asyncio.get_running_loop().time())
         try:
@@ -326,7 +326,7 @@ class Tunnel(asyncio.Protocol):
         self._portal = None
         if self._browser is not None:
             self._browser.close()
-            # A browser that reads nothing keeps a closing connection for as long as it likes.
+            # A browser that reads nothing could keep a closing connection open for ever.
             asyncio.get_running_loop().call_later(UNREAD_SECONDS, self._browser.abort)
 
     def portal_full(self) -> None:

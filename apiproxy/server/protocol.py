@@ -31,9 +31,9 @@ from apiproxy.dataplane.formats.api_formats import CHAT
 from apiproxy.dataplane.formats.requests import ENDPOINTS
 
 # Seconds for the head of a request: from the connection for the first one, from its first byte for others.
-# As nginx (client_header_timeout).
+# The same as nginx's client_header_timeout.
 HEAD_SECONDS = 60.0
-# Of a request's head: its bytes in all, its fields, and its URL. nginx.conf passes on no more.
+# Bounds of a request's head, its fields and its URL. nginx.conf passes on no more.
 MAX_HEAD = 65536  # bytes
 MAX_FIELDS = 100
 MAX_URL = 16384  # bytes

@@ -276,8 +276,8 @@ def estimate_tokens(call: Call, endpoint: Endpoint, model: Model, terms: Terms) 
 def max_usage(call: Call, endpoint: Endpoint, model: Model) -> int:
     """Return the most tokens that can be right, whatever an engine says.
 
-    The context of servers run by others is hearsay, and an answer of Responses may have several rounds, each with a
-    full context.
+    The context of servers that others run is not known for certain, and an answer of Responses may have several rounds,
+    each with a full context.
     """
     if endpoint.costs != "prompt and answer":
         return MAX_TOKEN_COUNT

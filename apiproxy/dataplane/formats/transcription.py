@@ -18,7 +18,7 @@ TOKENS_PER_SECOND = 100
 BYTES_PER_SECOND = 16_000
 # Tokens that quick speakers say in a second.
 SPOKEN_PER_SECOND = 5
-# As for any text: see requests.BYTES_PER_TOKEN.
+# The same as requests.BYTES_PER_TOKEN, which explains it.
 BYTES_PER_TOKEN = 3
 # Seconds: a day of sound. A number beyond this is not believed.
 MAX_SECONDS = 86_400.0

@@ -26,7 +26,7 @@ class Command(BaseCommand):
         do = parser.add_mutually_exclusive_group()
         do.add_argument("--replay", action="store_true", help="records what can be recorded now")
         do.add_argument(
-            "--discard", action="store_true", help="gives up what is there; the file is kept under a new name"
+            "--discard", action="store_true", help="discards what is there; the file is kept under a new name"
         )
 
     def handle(self, **options: Any) -> None:
