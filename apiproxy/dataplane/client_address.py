@@ -51,7 +51,7 @@ def forwarded_address(peer: str, lines: Sequence[Header], proxies: int) -> str |
 # Cached for a caller's next request: 0.1 µs instead of 4.
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> str | None:
-    """Return the address alone; an IPv4 address written as IPv6 as IPv4. None for what is no address.
+    """Return the address alone; an IPv4 address written as IPv6 as IPv4. None if the text is not an address.
 
     Proxies may add a port, and brackets around IPv6.
     """

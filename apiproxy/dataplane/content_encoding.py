@@ -43,7 +43,7 @@ class Decoder:
         self._input = b""
         self._more = True  # of the compressed body
         self._members = 0
-        self._pending = False  # the stream has perhaps more to give for what it was given
+        self._pending = False  # the stream may have more output for the same input
 
     async def receive(self) -> Message:
         """Return at most PIECE bytes of the body; none only at its end."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-# Levels of nesting: as many as orjson encodes. Answers have about ten. To show or encode 900 is a RecursionError.
+# Levels of nesting: as many as orjson encodes. Answers have about ten. Showing or encoding 900 raises RecursionError.
 MAX_DEPTH = 254
 
 

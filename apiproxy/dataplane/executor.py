@@ -34,7 +34,7 @@ class DaemonExecutor(Executor):
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
-            del call  # what it was given, and what came of it, is not kept until the next one
+            del call  # its arguments and its result are not kept until the next one
 
 
 def _run_call(futures: list[Future[T]], function: Callable[..., T], args: Any, kwargs: Any) -> None:

@@ -24,7 +24,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     REQUESTS: ("Requests that reached an engine, by how they ended.", ("endpoint", "model", "ending")),
     TOKENS: ("Tokens metered.", ("model", "kind")),
     REFUSALS: ("Requests refused by the gateway, by code.", ("code",)),
-    DEATHS: ("Calls under which an engine died, by what is thought of them.", ("model", "verdict")),
+    DEATHS: ("Calls under which an engine died, by verdict.", ("model", "verdict")),
     LOST: ("Usage that could not be recorded and was set aside, see `manage.py setaside`.", ()),
     FAILURES: ("Failures of background tasks, which were run again.", ("task",)),
 }

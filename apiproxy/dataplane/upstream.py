@@ -27,7 +27,7 @@ IDLE_SECONDS = 4.0
 MAX_HEAD = 64 * 1024
 # Seconds for which the addresses of a name are kept.
 KNOWN_SECONDS = 30.0
-# SO_LINGER, on and for no time: closing sends RST and drops what is not sent yet.
+# SO_LINGER, on and for no time: closing sends RST and drops unsent bytes.
 RESET = struct.pack("ii", 1, 0)
 
 # Sizes of chunks by their heads (RFC 9112, 7.1). An event is a few hundred bytes; larger ones go to the parser.
@@ -180,7 +180,7 @@ class Connection(asyncio.Protocol):
     # --- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its bases
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has all of its methods, not its base class
 
     def data_received(self, data: bytes) -> None:
         if self._receiver is None:  # no request is under way
@@ -203,7 +203,7 @@ class Connection(asyncio.Protocol):
     def _parse(self, data: bytes) -> None:
         self._answered = True
         assert self._parser is not None
-        # httptools joins what comes of a header line to what came before, again and again.
+        # httptools joins each piece of a header line to the pieces before, again and again.
         if self._bytes_without_body > MAX_HEAD:
             self._fault = Broken("the answer's head is too large")
             return

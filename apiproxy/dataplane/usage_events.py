@@ -117,7 +117,7 @@ def _check_flat(facts: dict[str, Any]) -> None:
 
 
 def find_nested(facts: dict[str, Any]) -> str | None:
-    """Return the first member that has parts. To show or encode what is nested deeply is a RecursionError."""
+    """Return the first member that has parts. Showing or encoding deep nesting would raise RecursionError."""
     return next((name for name, value in facts.items() if isinstance(value, dict | list)), None)
 
 

@@ -78,7 +78,7 @@ class PortalProxy:
             log.warning("the portal does not answer: %s", error)
             if not request.begun:
                 await _send_unavailable(send)
-            # Otherwise uvicorn closes the connection: what came is no whole answer.
+            # Otherwise uvicorn closes the connection: the answer is incomplete.
 
     def close(self) -> None:
         if self._pool is not None:
@@ -261,7 +261,7 @@ class Tunnel(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._browser = cast(asyncio.Transport, transport)
-        self._connections.add(self)  # type: ignore[arg-type]  # the server ends what is here, as any other connection
+        self._connections.add(self)  # type: ignore[arg-type]  # the server closes it like any other connection
         self._joining = asyncio.get_running_loop().create_task(self._join())
 
     def data_received(self, data: bytes) -> None:

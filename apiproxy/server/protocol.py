@@ -313,7 +313,7 @@ class Protocol(HttpToolsProtocol):
         self._parse(b"".join(lines))
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answer what is no request that we take, after those before it. Nothing further is read."""
+        """Answer a request that we do not accept, after those before it. Nothing further is read."""
         self._input_closed = True
         self._pending.clear()
         self._stop_head_timer()
@@ -348,7 +348,7 @@ class Protocol(HttpToolsProtocol):
     def _continue(self) -> None:
         """Go on after an answer: with the next request that waits, with what was held back, or with the end."""
         if self.flow.write_paused:
-            return  # `resume_writing` comes here again
+            return  # `resume_writing` calls this again
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         if self._pending and not self._is_saturated():

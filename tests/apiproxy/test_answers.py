@@ -169,7 +169,7 @@ def test_g5_an_answer_whose_error_is_null_is_one(counter):
     assert counter.chat(script=[answer(body, "content-type: application/json")]).json()["id"] == ANSWER["id"]
 
 
-def test_g5_an_answer_in_gzip_that_nobody_asked_for_is_unpacked_and_metered(counter):
+def test_g5_an_answer_in_unrequested_gzip_is_decompressed_and_metered(counter):
     body = gzip.compress(json.dumps(ANSWER).encode())
     script = [answer(body, "content-type: application/json", "content-encoding: gzip")]
     assert counter.chat(script=script).json() == ANSWER
@@ -358,7 +358,7 @@ def sockets_to(url: str) -> int:
         return sum(line.split()[2].endswith(f":{port}") and line.split()[3] == "01" for line in table)
 
 
-def test_m10_connections_that_nobody_will_use_again_are_closed_by_us(counter):
+def test_m10_connections_that_will_not_be_used_again_are_closed_by_us(counter):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         script = [{"wait": 0.3}, {"send": unary(200, ANSWER)}]
         together = [pool.submit(counter.chat, script=script) for _ in range(8)]
@@ -367,7 +367,7 @@ def test_m10_connections_that_nobody_will_use_again_are_closed_by_us(counter):
     until(lambda: sockets_to(counter.engine.url) == 0, IDLE_SECONDS + 6)
 
 
-async def test_g17_a_name_that_nobody_resolves_holds_up_no_other(monkeypatch):
+async def test_g17_a_name_that_is_not_resolved_holds_up_no_other(monkeypatch):
     import asyncio
     import threading
 

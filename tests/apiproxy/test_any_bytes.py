@@ -167,7 +167,7 @@ def test_every_body_is_a_call_or_a_bad_request(body, path, force):
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(100, 599), bodies, st.sampled_from(sorted(ENDPOINTS)))
-def test_every_answer_of_an_engine_is_metered_and_every_error_told(status, body, path):
+def test_every_answer_of_an_engine_is_metered_and_every_error_reported(status, body, path):
     call = requests.parse(b'{"model": "m"}')
     tokens, _ = requests.read_used_tokens(body, call, ENDPOINTS[path])
     assert tokens.total >= 0
@@ -257,7 +257,7 @@ answers = st.builds(
 
 @settings(max_examples=500, deadline=None)
 @given(answers, places)
-def test_how_an_answer_is_cut_changes_nothing_that_is_heard_of_it(answer, at):
+def test_how_an_answer_is_cut_does_not_change_what_is_received(answer, at):
     whole, _ = receive_answer([answer])
     assert whole.ends == ["end"]
     pieces, _ = receive_answer(cut_pieces(answer, at))

@@ -26,7 +26,7 @@ def ask(counter, method: str, path: str, **headers: str) -> httpx2.Response:
     )
 
 
-def test_g12_a_browser_is_told_without_a_key_what_pages_of_an_allowed_origin_may_ask(counter):
+def test_g12_a_browser_learns_without_a_key_what_pages_of_an_allowed_origin_may_request(counter):
     answer = ask(counter, "OPTIONS", "/v1/chat/completions", origin=PAGE, **WANTED)
     assert answer.status_code == 200
     assert answer.headers["access-control-allow-origin"] == PAGE
@@ -74,7 +74,7 @@ class TestWithoutOrigins:
     def server_options(self):
         return {}
 
-    def test_g12_no_page_is_told_anything_unless_an_operator_says_so(self, counter):
+    def test_g12_no_page_may_read_anything_unless_an_operator_allows_it(self, counter):
         answer = ask(counter, "OPTIONS", "/v1/chat/completions", origin=PAGE, **WANTED)
         assert (answer.status_code, answer.headers["allow"]) == (200, "POST, OPTIONS")
         assert [name for name in answer.headers if name.startswith("access-control")] == []
@@ -89,7 +89,7 @@ class TestWithoutOrigins:
             assert counter.client.post(path, json={"model": "fake", "messages": []}).json() == ANSWER
         assert {row.endpoint for row in counter.usage(2)} == {"/v1/chat/completions"}
 
-    def test_g12_a_base_url_without_v1_is_told_so_in_json(self, counter):
+    def test_g12_a_base_url_without_v1_is_explained_in_json(self, counter):
         for path in sorted(WITHOUT_V1):
             answer = counter.client.request("GET" if path == "/models" else "POST", path)
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
@@ -111,7 +111,7 @@ class TestWithoutOrigins:
         assert (found.status_code, found.content) == (200, b"")
         assert found.headers["content-length"] == str(len(whole.content))
 
-    def test_g12_a_wrong_method_is_told_the_right_ones(self, counter):
+    def test_g12_a_refused_method_names_the_right_ones(self, counter):
         for method, path, allow in (
             ("GET", "/v1/chat/completions", "POST, OPTIONS"),
             ("DELETE", "/v1/models", "GET, HEAD, OPTIONS"),
@@ -120,7 +120,7 @@ class TestWithoutOrigins:
             answer = counter.client.request(method, path)
             assert (answer.status_code, answer.headers["allow"]) == (405, allow)
 
-    def test_g12_who_has_no_key_is_told_how_to_show_one(self, counter):
+    def test_g12_a_caller_without_a_key_learns_how_to_send_one(self, counter):
         for headers in ({}, {"authorization": "Bearer mdg_wrong"}):
             answer = ask(counter, "GET", "/v1/models", **headers)
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="madoguchi"')
@@ -132,7 +132,7 @@ class TestWithoutOrigins:
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
         assert "request-id" not in counter.chat().headers
 
-    def test_g12_a_body_in_another_encoding_is_told_so_by_name(self, counter):
+    def test_g12_a_body_in_another_encoding_is_refused_by_its_name(self, counter):
         text = '{"model": "fake", "messages": [{"role": "user", "content": "会議の要約をお願いします"}]}'
         for encoding, name in (("cp932", "Shift_JIS"), ("euc_jp", "EUC-JP"), ("utf-16", "UTF-16")):
             answer = counter.client.post("/v1/chat/completions", content=text.encode(encoding))

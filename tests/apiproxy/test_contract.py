@@ -199,7 +199,7 @@ def test_the_six_rate_headers_are_there_and_durations_are_gos(counter):
         assert DURATION.fullmatch(found[f"x-ratelimit-reset-{unit}"])
 
 
-def test_a_days_quota_tells_the_true_time_until_midnight_of_the_tenant(counter):
+def test_a_days_quota_reports_the_true_time_until_midnight_of_the_tenant(counter):
     Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=1)
     counter.informed()
     counter.chat()
@@ -286,7 +286,7 @@ def test_an_engine_hears_only_the_headers_that_it_needs(counter):
     assert counter.key not in seen["headers"]["authorization"]
 
 
-def test_an_engine_is_told_the_request_id_as_a_uuid(counter):
+def test_an_engine_receives_the_request_id_as_a_uuid(counter):
     """llama-cpp-python answers 400 to a call whose `x-request-id` is none."""
     response = counter.client.post("/v1/chat/completions", json={"model": "fake", "messages": []})
     (seen,) = counter.engine.seen()["requests"]

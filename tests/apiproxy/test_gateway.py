@@ -303,7 +303,7 @@ def test_a_client_that_leaves_after_a_large_body_stops_the_engine(counter):
 # --- the engine fails
 
 
-def test_an_engine_that_dies_in_a_stream_is_told_by_an_error_event(counter):
+def test_an_engine_that_dies_in_a_stream_is_reported_by_an_error_event(counter):
     with counter.stream(script=[{"send": SSE}, {"events": 3}, {"reset": True}]) as response:
         got = events(response.read().decode())
     assert set(json.loads(got[-2])["error"]) == ERROR_KEYS
@@ -547,7 +547,7 @@ def test_a_stream_that_outlasts_the_servers_patience_ends_with_an_error_event(co
     assert (row.status, row.completion_tokens) == ("failed", 2)
 
 
-def test_a_call_without_an_answer_yet_is_told_that_the_server_restarts(counter):
+def test_a_call_without_an_answer_learns_that_the_server_restarts(counter):
     with concurrent.futures.ThreadPoolExecutor() as pool:
         waiting = pool.submit(counter.chat, script=[{"hang": True}])
         until(lambda: counter.engine.seen()["running"] == 1)

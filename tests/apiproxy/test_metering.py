@@ -209,7 +209,7 @@ def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeyp
     until(lambda: gateway._exchanges == {})
 
 
-def test_m9_by_rotating_a_key_nobody_gets_more(counter):
+def test_m9_rotating_a_key_does_not_raise_its_limits(counter):
     Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=3)
     counter.informed()
     assert [counter.chat().status_code for _ in range(2)] == [200, 200]

@@ -140,7 +140,7 @@ def assert_metered(row: UsageRecord, usage: Any, *, path: str) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_chat_is_metered_as_it_was_told(real, n):
+def test_chat_is_metered_as_it_was_reported(real, n):
     answer = real.chat(n=n, extra_body={"ignore_eos": True})
     assert [choice.finish_reason for choice in answer.choices] == ["length"] * n
     assert answer.usage.completion_tokens == 16 * n
@@ -148,7 +148,7 @@ def test_chat_is_metered_as_it_was_told(real, n):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_streamed_chat_is_metered_as_it_was_told(real, n):
+def test_streamed_chat_is_metered_as_it_was_reported(real, n):
     told = {"stream": True, "stream_options": {"include_usage": True}}
     chunks = list(real.chat(n=n, extra_body={"ignore_eos": True}, **told))
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -180,7 +180,7 @@ async def test_the_async_client_streams(real):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_responses_are_metered_as_they_were_told(real, stream):
+def test_responses_are_metered_as_they_were_reported(real, stream):
     fields = {"model": "chat", "input": "Name three colours.", "max_output_tokens": 12}
     if stream:
         *_, last = list(real.sdk.responses.create(**fields, stream=True))
@@ -194,7 +194,7 @@ def test_responses_are_metered_as_they_were_told(real, stream):
     assert (row.prompt_tokens, row.completion_tokens) == (response.usage.input_tokens, response.usage.output_tokens)
 
 
-def test_messages_are_metered_as_they_were_told(real):
+def test_messages_are_metered_as_they_were_reported(real):
     body = {"model": "chat", "messages": QUESTION, "max_tokens": 12}
     answer = real.http.post("/v1/messages", json=body).json()
     assert (answer["type"], answer["content"][0]["type"]) == ("message", "text")
@@ -242,7 +242,7 @@ def test_a_json_schema_is_kept(real):
     assert json.loads(answer.choices[0].message.content)["colour"] in ("red", "blue")
 
 
-def test_a_prompt_beyond_the_context_is_told_as_such(real):
+def test_a_prompt_beyond_the_context_is_reported_as_such(real):
     with pytest.raises(openai.BadRequestError) as refused:
         real.sdk.chat.completions.create(model="chat", messages=[{"role": "user", "content": "word " * 1500}])
     assert refused.value.code == "context_length_exceeded"

@@ -99,7 +99,7 @@ def test_a_client_that_stops_reading_stops_the_engine_and_fills_no_memory(place)
     assert read_memory(installation) - before < 24 * MB
 
 
-def test_ten_thousand_idle_connections_cost_little_and_disturb_nobody(place):
+def test_ten_thousand_idle_connections_cost_little_and_disturb_no_call(place):
     """Half of them have had an answer and are kept alive, half have said nothing so far."""
     installation, _, key = place
     before = read_memory(installation)
@@ -141,7 +141,7 @@ def test_up_gives_the_gateway_as_many_open_files_as_it_may_have(tmp_path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_heads_and_bodies_that_trickle_in_hold_up_nobody(place):
+def test_heads_and_bodies_that_trickle_in_hold_up_no_call(place):
     installation, fake, key = place
     whole = request(key, "/v1/chat/completions", chat(user="slow"))
     asked = len(fake.seen()["requests"])
@@ -234,7 +234,7 @@ def test_http_1_0_is_answered_whole_and_closed(place):
 
 
 @pytest.mark.parametrize("length", [3, 100_000])
-def test_a_wrong_length_of_an_engines_answer_harms_nobody_else(counter, length):
+def test_a_wrong_length_of_an_engines_answer_harms_no_other_call(counter, length):
     text = json.dumps(ANSWER)
     lying = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{text}"
     answer = counter.chat(script=[{"send": lying}, {"close": True}])

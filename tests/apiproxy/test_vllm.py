@@ -111,7 +111,7 @@ def assert_metered(row: dict[str, Any], usage: Any, *, path: str) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_chat_is_metered_as_it_was_told(house, n):
+def test_chat_is_metered_as_it_was_reported(house, n):
     answer = house.chat(n=n)
     assert [(choice.finish_reason, len(choice.message.content)) for choice in answer.choices] == [("length", 12)] * n
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (PROMPT_TOKENS, 12 * n)
@@ -119,7 +119,7 @@ def test_chat_is_metered_as_it_was_told(house, n):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_stream_tells_its_usage_to_who_asked(house, n):
+def test_a_stream_reports_its_usage_to_a_client_that_asked(house, n):
     stream = house.chat(n=n, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
     assert [chunk.usage is not None for chunk in chunks] == [False] * (len(chunks) - 1) + [True]
@@ -132,7 +132,7 @@ def test_a_stream_tells_its_usage_to_who_asked(house, n):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_stream_tells_no_usage_to_who_did_not_ask(house, n):
+def test_a_stream_reports_no_usage_to_a_client_that_did_not_ask(house, n):
     body = {"model": "tiny", "messages": QUESTION, "max_tokens": 12, "ignore_eos": True, "stream": True, "n": n}
     answer = house.http.post("/v1/chat/completions", json=body)
     assert '"usage"' not in answer.text
@@ -224,7 +224,7 @@ def test_tools_are_called(house, stream, choice):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_responses_are_metered_as_they_were_told(house, stream):
+def test_responses_are_metered_as_they_were_reported(house, stream):
     fields = {"model": "tiny", "input": "hi", "max_output_tokens": 12}
     if stream:
         answer = house.sdk.responses.create(**fields, stream=True)
@@ -242,7 +242,7 @@ def test_responses_are_metered_as_they_were_told(house, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_messages_are_metered_as_they_were_told(house, stream):
+def test_messages_are_metered_as_they_were_reported(house, stream):
     body = {"model": "tiny", "messages": QUESTION, "max_tokens": 12, "stream": stream}
     answer = house.http.post("/v1/messages", json=body)
     if stream:
@@ -268,7 +268,7 @@ def test_counting_tokens_uses_none(house):
 # --- Refusals
 
 
-def test_a_prompt_beyond_the_context_is_told_as_such(house):
+def test_a_prompt_beyond_the_context_is_reported_as_such(house):
     with pytest.raises(openai.BadRequestError) as refused:
         house.sdk.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "x" * 5000}])
     assert refused.value.code == "context_length_exceeded"
@@ -276,14 +276,14 @@ def test_a_prompt_beyond_the_context_is_told_as_such(house):
     assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == ("refused", 0, 0)
 
 
-def test_fields_that_nobody_knows_pass_and_those_that_vllm_knows_work(house):
+def test_unknown_fields_pass_and_those_that_vllm_knows_work(house):
     fields = {"min_tokens": 3, "no_such_field": {"a": [1, None]}, "stop_token_ids": list(range(256))}
     answer = house.chat(extra_body=fields)
     assert (answer.choices[0].finish_reason, answer.usage.completion_tokens) == ("stop", 4)
 
 
 @pytest.mark.parametrize("fields", [{"temperature": -1}, {"top_p": 5}, {"messages": []}, {"messages": "hi"}])
-def test_what_the_engine_refuses_is_told_in_its_words_without_its_address(house, fields):
+def test_what_the_engine_refuses_is_reported_in_its_words_without_its_address(house, fields):
     answer = house.http.post("/v1/chat/completions", json={"model": "tiny", "messages": QUESTION, **fields})
     assert answer.status_code == 400
     error = answer.json()["error"]
@@ -340,7 +340,7 @@ def test_the_engines_other_paths_are_out_of_reach(house, path):
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/tokenize", "/metrics", "/v1/models", "/load", "/docs", "/version"])
-def test_the_engine_itself_answers_nobody_without_its_key(house, path):
+def test_the_engine_itself_answers_no_caller_without_its_key(house, path):
     replica = house.madoguchi.replica("tiny")
     body = {"model": "tiny", "messages": QUESTION, "max_tokens": 1}
     for answer in (httpx2.get(replica["url"] + path), httpx2.post(replica["url"] + path, json=body)):

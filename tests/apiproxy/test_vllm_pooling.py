@@ -90,7 +90,7 @@ def test_pairs_are_scored(madoguchi, http):
 
 
 @pytest.mark.parametrize(("path", "name"), [("/v1/embeddings", "input"), ("/v1/rerank", "query")])
-def test_what_is_too_long_is_told_as_such(madoguchi, http, path, name):
+def test_a_text_that_is_too_long_is_reported_as_such(madoguchi, http, path, name):
     answer = http.post(path, json={"model": "minilm", "documents": ["a"], name: "word " * 400})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
     assert read_record(madoguchi, answer.headers["x-request-id"]) == (path, 0, 0, "refused", 0)

@@ -102,7 +102,7 @@ def test_g1_a_websocket_on_v1_is_a_request_like_any_other(counter):
         assert statuses(connection) == [404, 401]
 
 
-def test_g1_a_wish_for_a_websocket_with_a_body_gets_an_answer(counter):
+def test_g1_a_request_for_a_websocket_with_a_body_gets_an_answer(counter):
     wish = ["connection: upgrade", "upgrade: websocket", "sec-websocket-version: 13", "sec-websocket-key: x"]
     for method in ("POST", "GET"):
         with connect(counter) as connection:
@@ -272,7 +272,7 @@ def cycles() -> int:
     return sum(isinstance(one, protocol.RequestResponseCycle) for one in gc.get_objects())
 
 
-def test_g19_requests_whose_answers_nobody_reads_are_not_parsed(counter):
+def test_g19_requests_whose_answers_are_not_read_are_not_parsed(counter):
     before, already = resident(), cycles()
     for short in (b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n", b"OPTIONS / RTSP/1.1\r\nhost:\r\n\r\n"):
         with connect(counter) as connection:
@@ -342,14 +342,14 @@ def test_an_answer_before_a_small_body_keeps_the_connection(counter):
         assert statuses(connection) == [401]
 
 
-def test_who_waits_to_be_told_to_continue_and_is_refused_gets_no_second_answer(counter):
+def test_a_client_that_waits_for_100_and_is_refused_gets_no_second_answer(counter):
     with connect(counter) as connection:
         connection.sendall(head("POST", "/v1/chat/completions", "content-length: 3", "expect: 100-continue"))
         ((status, headers, _),) = answers(connection)
     assert (status, headers[b"connection"]) == (401, b"close")
 
 
-def test_who_waits_to_be_told_to_continue_is_told(counter):
+def test_a_client_that_waits_for_100_gets_it(counter):
     top, body = chat(counter, "expect: 100-continue", "connection: close")
     with connect(counter) as connection:
         connection.sendall(top)

@@ -183,7 +183,7 @@ def metrics(installation: Installation) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
 
-def test_whichever_worker_is_asked_tells_of_all_and_a_killed_one_takes_no_number_along(two, fake):
+def test_any_worker_reports_all_and_a_killed_one_takes_no_number_along(two, fake):
     key = two.furnish(fake.url)
     until(lambda: asyncio.run(call_at_once(two, key, 10)) == {200: 10})  # both know the key
     asyncio.run(call_at_once(two, key, 40))

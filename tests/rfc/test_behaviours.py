@@ -105,7 +105,7 @@ def test_requests_sent_ahead_are_answered_in_order(site, way):
         assert name in answer.body.decode()
 
 
-def test_who_asks_whether_to_continue_is_told_and_answered(site, way):
+def test_a_client_that_asks_whether_to_continue_gets_100_and_an_answer(site, way):
     with site.connect(way) as connection:
         connection.sendall(
             call(site, "expect: 100-continue", f"content-length: {len(BODY)}", "connection: close", body=b"")

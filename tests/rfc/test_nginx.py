@@ -28,7 +28,7 @@ def call(key: str, body: bytes, *fields: str) -> bytes:
     return request("POST", CALL, f"authorization: Bearer {key}", f"content-length: {len(body)}", *fields, body=body)
 
 
-def test_g1_nobody_gets_the_answer_of_another(site):
+def test_g1_no_client_gets_the_answer_of_another(site):
     """As it was seen, 4 times of 4: a POST below /ws/ that offers h2c, its body many empty lines and a whole call.
 
     The next callers by way of the same nginx got the attacker's answer.
@@ -95,7 +95,7 @@ def kept_by_nginx(proxy: Nginx) -> list[str]:
     return found
 
 
-def test_too_large_bodies_are_told_in_the_shape_of_the_api(site):
+def test_too_large_bodies_are_refused_in_the_shape_of_the_api(site):
     with site.nginx.connect() as connection:
         connection.sendall(request("POST", CALL, f"content-length: {33 * MB}"))
         answer = Reader(connection).one()

@@ -435,7 +435,7 @@ def _rewrite(call: Call, changes: Mapping[str, Any]) -> bytes:
             return orjson.dumps(merge_members(orjson.loads(call.body), changes))
         except (orjson.JSONDecodeError, orjson.JSONEncodeError):
             pass
-    # Read again, because orjson rounds what is beyond 64 bits. Half of a surrogate pair (an emoji that a client cut) is
+    # Read again, because orjson rounds numbers beyond 64 bits. Half of a surrogate pair (an emoji that a client cut) is
     # escaped as it came; UTF-8 cannot hold it.
     kept = merge_members(decode_exactly(call.body), changes)
     return json.dumps(kept, ensure_ascii=False).encode(errors="backslashreplace")

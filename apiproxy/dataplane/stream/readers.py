@@ -114,7 +114,7 @@ class Reader(ABC):
         return True
 
     def close(self) -> bytes:
-        """Return what may go on when the stream has ended: an event without an empty line behind it, if it is whole."""
+        """Return what may go on when the stream has ended: a whole event that lacks only its empty line."""
         rest = bytes(self._rest).strip()
         self._rest.clear()
         data = rest.rpartition(b"data:")[2].strip()
@@ -201,8 +201,8 @@ class ChunkReader(Reader):
     def is_finished(self) -> bool:
         """Return whether there was a usage object, or a finish_reason in the last events.
 
-        `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well. Nor is "abort",
-        which vLLM gives as the reason for what it gives up when it is stopped.
+        `[DONE]` alone is no such sign: vLLM sends it after the error event of a crashed engine as well. Nor is the
+        reason "abort", which vLLM gives for calls that it abandons when it is stopped.
         """
         if self.error is not None:
             return False

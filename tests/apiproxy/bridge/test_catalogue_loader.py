@@ -47,7 +47,7 @@ def number() -> int:
     return catalogue_loader.revision()
 
 
-def test_each_change_is_followed_as_if_everything_were_loaded_anew(key, alice, bob, research, model, sales):
+def test_each_change_is_applied_as_if_everything_were_loaded_again(key, alice, bob, research, model, sales):
     host = Host.objects.create(name="h")
     issue_key(tenant=research, user=bob, name="bystander", allowed_models=[model])
     issue_key(tenant=sales, service="Dify", name="bystander")
@@ -152,7 +152,7 @@ def test_a_sign_in_is_no_news(alice, client):
     assert number() == before
 
 
-def test_a_change_that_is_rolled_back_is_not_told(alice):
+def test_a_change_that_is_rolled_back_is_not_recorded(alice):
     before = number()
     with transaction.atomic():
         alice.save()
@@ -281,7 +281,7 @@ def test_a_replica_that_is_not_ready_gets_no_requests(model):
     assert found.loading_on == {host.pk}
 
 
-def test_recording_twice_counts_once_and_tells_when_the_key_was_used(key, alice, research):
+def test_recording_twice_counts_once_and_shows_when_the_key_was_used(key, alice, research):
     row = usage("req_1", key=key.pk, user=alice.pk, tenant=research.pk, started=timezone.now().timestamp())
     before = number()
     catalogue_loader.record_usage([row])

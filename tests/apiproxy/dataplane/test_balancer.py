@@ -6,7 +6,7 @@ from apiproxy.dataplane.catalogue import Replica
 A, B, C = (Replica(id=number, url=f"http://127.0.0.1:{number}", api_key="", upstream_model="m") for number in (1, 2, 3))
 
 
-def test_t7_the_one_with_the_fewest_calls_is_chosen_wherever_it_stands():
+def test_t7_the_one_with_the_fewest_calls_is_chosen_at_any_place():
     balancer = Balancer()
     for replica, calls in ((A, 2), (B, 1), (C, 3)):
         for _ in range(calls):

@@ -23,7 +23,7 @@ words = st.sampled_from(["10.1.1.2", "192.0.2.9:4711", "[2001:db8::1]:80", "2001
 
 @given(words, st.none() | st.lists(words, max_size=4).map(", ".join), st.integers(0, 3))
 @example("10.1.1.1", "6.6.6.6, 192.0.2.9, 10.1.1.2", 2)
-def test_gateway_and_portal_say_the_same_of_where_somebody_is(settings_of, peer, forwarded, proxies):
+def test_gateway_and_portal_find_the_same_address_of_a_client(settings_of, peer, forwarded, proxies):
     settings_of.TRUSTED_PROXIES = proxies
     more = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
     request = RequestFactory().get("/", REMOTE_ADDR=peer, **more)
@@ -111,7 +111,7 @@ def test_a_change_of_the_networks_is_followed(counter, restricted_key):
     until(lambda: counter.chat().status_code == 200)
 
 
-def test_who_stands_behind_no_proxy_of_ours_cannot_say_where_they_are(counter, restricted_key):
+def test_a_client_behind_no_proxy_of_ours_cannot_choose_its_address(counter, restricted_key):
     headers = {"authorization": f"Bearer {counter.key}", "x-forwarded-for": "10.1.2.3"}
     assert httpx2.get(f"{counter.url}/v1/models", headers=headers).status_code == 403
 
@@ -130,7 +130,7 @@ class TestBehindAProxy:
         assert counter.client.get("/v1/models", headers=headers).status_code == status
 
 
-def test_a_key_tells_where_and_with_what_it_was_last_used(counter, research):
+def test_a_key_shows_where_and_with_what_it_was_last_used(counter, research):
     body = {"model": "fake", "messages": []}
     agents = ("first/1.0 (a comment)", "second/2.0 more")
     for agent in agents:

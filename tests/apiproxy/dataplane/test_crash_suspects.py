@@ -140,7 +140,7 @@ def test_g14_what_an_engine_failed_at_goes_to_no_other(counter, engines):
 CORE = {"error": {"message": "EngineCore encountered an issue. See stack trace", "type": "InternalServerError"}}
 
 
-def test_g14_vllms_front_that_tells_of_its_dead_core_counts_as_dead(counter, engines):
+def test_g14_vllms_front_that_reports_its_dead_core_counts_as_dead(counter, engines):
     script = [{"send": unary(500, CORE)}]
     assert counter.chat(script=script).headers["x-should-retry"] == "false"
     assert code(counter.chat(script=script)) == "suspected_poison"

@@ -64,7 +64,7 @@ def test_g10_anthropics_clients_read_anthropics_words():
     assert much.startswith("input length and `max_tokens` exceed context limit: 7668 + 32000 > 40000, decrease")
 
 
-def test_g10_without_numbers_the_engines_sentence_is_told():
+def test_g10_without_numbers_the_engines_sentence_is_passed_on():
     refusal = refusal_of({"message": "the context window is exceeded"})
     assert refusal.code == "context_length_exceeded"
     assert "the context window is exceeded" in refusal.message("en")
@@ -80,7 +80,7 @@ def test_g10_without_numbers_the_engines_sentence_is_told():
         "'messages' is required",
     ],
 )
-def test_g11_what_llama_cpp_finds_wrong_with_a_request_is_told_as_such(message):
+def test_g11_what_llama_cpp_finds_wrong_with_a_request_is_reported_as_such(message):
     refusal = refusal_of({"code": 500, "message": message, "type": "server_error"}, status=500)
     assert isinstance(refusal, BadRequest)
     assert message in refusal.message("en")
@@ -92,7 +92,7 @@ def test_g11_an_engines_own_failure_stays_one(message):
 
 
 @pytest.mark.parametrize(("status", "said", "told"), [(429, "30", "30"), (503, "7", "7"), (503, "Fri, 1 Jan", "5")])
-def test_g7_an_engine_that_is_full_is_told_by_its_own_status_and_time(status, said, told):
+def test_g7_an_engine_that_is_full_is_reported_by_its_own_status_and_time(status, said, told):
     call = requests.parse(b'{"model": "m"}')
     refusal = engine_errors.make_refusal(status, b"{}", call, ENDPOINTS["/v1/embeddings"], retry_after=said)
     assert isinstance(refusal, EngineBusy)
@@ -100,6 +100,6 @@ def test_g7_an_engine_that_is_full_is_told_by_its_own_status_and_time(status, sa
 
 
 @pytest.mark.parametrize("where", ["10.1.2.3:8080", "10.1.2.3", "localhost:8001", "gpu01.corp.local:8000"])
-def test_g16_where_an_engine_reached_to_is_not_told(where):
+def test_g16_where_an_engine_reached_to_is_not_shown(where):
     error = {"message": f"Cannot connect to host {where} ssl:default: messages.0, max_tokens:4096"}
     assert refusal_of(error).facts["detail"] == "Cannot connect to host … ssl:default: messages.0, max_tokens:4096"

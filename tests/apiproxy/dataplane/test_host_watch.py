@@ -139,7 +139,7 @@ async def test_o5_a_host_of_which_one_engine_takes_no_connections_is_there(full,
         assert hosts.silent == {}
 
 
-async def test_o5_a_name_that_nobody_knows_now_says_nothing_about_its_host():
+async def test_o5_a_name_that_does_not_resolve_says_nothing_about_its_host():
     assert await host_watch.answers(pool(80, "no-such-host.invalid"))
 
 

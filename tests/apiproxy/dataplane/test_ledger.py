@@ -83,7 +83,7 @@ def test_the_lock_of_one_that_died_before_its_first_segment_is_removed(tmp_path,
     assert files(tmp_path) == [f"{living.owner}.lock"]
 
 
-def test_a_lock_that_was_removed_while_one_waited_for_it_is_taken_anew(tmp_path):
+def test_a_lock_file_that_was_deleted_during_the_wait_is_locked_again(tmp_path):
     path = tmp_path / "owner.lock"
     drains = file_locks.acquire(path)
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -237,7 +237,7 @@ def full(descriptor: int, start: int, length: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_lines_of_a_gateway_that_did_not_tell_where_calls_came_from_are_moved(tmp_path):
+def test_lines_of_a_gateway_that_did_not_record_where_calls_came_from_are_moved(tmp_path):
     facts = {name: value for name, value in vars(usage("old")).items() if name not in ("address", "client")}
     (tmp_path / "0123456789ab-000000.jsonl").write_text(json.dumps({"close": facts}) + "\n")
     moved: list[Usage] = []
@@ -445,7 +445,7 @@ def test_m7_the_file_of_an_older_version_can_be_replayed(tmp_path, database):
     assert list(database.rows) == ["a"]
 
 
-def test_m7_the_file_is_bounded_and_nobody_elses(tmp_path, monkeypatch):
+def test_m7_the_file_is_bounded_and_private(tmp_path, monkeypatch):
     (tmp_path / "refused.txt").touch(0o644)
     monkeypatch.setattr(quarantine, "MAX_BYTES", 2000)
     aside = Quarantine(tmp_path)

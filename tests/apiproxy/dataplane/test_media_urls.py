@@ -123,7 +123,7 @@ def sent_members(model, tenant: int, path: str = "/v1/chat/completions", terms: 
     return {name: value for name, value in json.loads(body).items() if name in GATEWAY_ONLY}
 
 
-def test_g18_each_tenant_has_a_salt_of_its_own_that_nobody_can_guess():
+def test_g18_each_tenant_has_a_salt_of_its_own_that_cannot_be_guessed():
     mine, others = sent_members(SERVED, 1), sent_members(SERVED, 2)
     assert mine.keys() == others.keys() == {"cache_salt"}
     assert mine == sent_members(SERVED, 1)
@@ -154,7 +154,7 @@ def test_g18_an_operator_may_let_all_share_one_cache():
     assert sent_members(replace(SERVED, external=True), 1) == {}
 
 
-def test_g18_two_tenants_are_told_apart_to_a_vllm(counter, charlie, sales):
+def test_g18_two_tenants_have_different_salts_at_a_vllm(counter, charlie, sales):
     counter.model.engine, counter.model.path = "vllm", "/models/fake"
     counter.model.save()
     _, others = issue_key(tenant=sales, user=charlie, name="others")

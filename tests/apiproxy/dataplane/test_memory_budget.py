@@ -72,7 +72,7 @@ def test_g4_whatever_is_taken_and_given_back_the_sums_are_right(steps):
     assert budget.held == 0
 
 
-def test_g4_a_budget_in_which_the_largest_request_finds_no_room_is_told_at_the_start():
+def test_g4_a_budget_in_which_the_largest_request_finds_no_room_is_reported_at_the_start():
     assert checks.check_memory(total=384 * MB, per_key=128 * MB, largest=32 * MB) == []
     for total, per_key in ((384, 31), (36, 36)):
         (problem,) = checks.check_memory(total=total * MB, per_key=per_key * MB, largest=32 * MB)

@@ -83,14 +83,14 @@ def test_one_token_has_nothing_between(workers):
     assert not any("inter_token" in line for line in read_samples(metrics))
 
 
-def test_large_numbers_are_told_in_full(workers):
+def test_large_numbers_are_written_in_full(workers):
     metrics, _, _ = workers
     for _ in range(3):
         metrics.count_tokens("m", 123_456_789, 1)
     assert read_samples(metrics)["madoguchi_tokens_total[kind=prompt, model=m]"] == 370_370_367
 
 
-def test_whichever_worker_is_asked_tells_of_all(workers):
+def test_any_worker_reports_all(workers):
     one, other, clock = workers
     for metrics, times in (one, 3), (other, 4):
         for _ in range(times):
@@ -142,7 +142,7 @@ def test_models_that_have_gone_leave_text_and_memory(workers):
 # --- of a running gateway
 
 
-def test_a_running_gateway_tells_what_its_calls_and_its_neighbours_do(counter):
+def test_a_running_gateway_reports_what_its_calls_and_its_neighbours_do(counter):
     script = [{"send": SSE}, {"events": 3, "every": 0.05}, {"send": chunk(FINISH + DONE) + "0\r\n\r\n"}]
     with counter.stream(script=script) as response:
         response.read()

@@ -145,7 +145,7 @@ def test_whatever_a_power_cut_leaves_is_read_as_far_as_it_makes_sense(noise, pla
 
 
 @pytest.mark.parametrize("end", [16, 17, 24, 60, 10_000])
-def test_a_torn_file_is_mended_by_whoever_takes_it(tmp_path, end):
+def test_a_torn_file_is_repaired_by_the_next_worker(tmp_path, end):
     one = CounterFile(tmp_path, "layout")
     one.add(KEY, 1, (0, 1))
     one.add(("other",), 1, (0, 2))

@@ -45,11 +45,11 @@ def test_p6_the_person_behind_open_webui(sent, named):
         token("[" * 2000),
     ],
 )
-def test_p6_what_is_no_token_names_nobody(text):
+def test_p6_what_is_no_token_names_no_person(text):
     assert find_person({TOKEN.lower().encode(): text.encode()}) == ""
 
 
-def test_p6_calls_are_counted_by_whom_open_webui_names_where_the_key_allows_it(counter):
+def test_p6_calls_are_counted_by_the_person_that_open_webui_names_where_the_key_allows_it(counter):
     def call_as(**headers: str) -> None:
         counter.client.headers = {"authorization": f"Bearer {counter.key}", **headers}
         assert counter.chat(user="of-the-body").status_code == 200

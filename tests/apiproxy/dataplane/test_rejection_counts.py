@@ -129,14 +129,14 @@ def test_a_call_that_an_engine_refused_is_usage_and_not_counted_here(counter):
     assert [row.status for row in counter.usage(1)] == ["refused"]
 
 
-def test_unknown_keys_count_for_nobody(counter):
+def test_unknown_keys_are_not_counted(counter):
     for text in ("mdg_nonsense", counter.key[:-1]):
         assert httpx2.get(f"{counter.url}/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 401
     counter.client.get("/v1/nothing")
     until(lambda: read_counts() == {(counter.key_row.pk, "unknown_url", ""): 1})
 
 
-def test_a_foreign_network_is_told_to_the_keys_owner(counter):
+def test_a_foreign_network_is_shown_to_the_keys_owner(counter):
     counter.key_row.networks = ["10.0.0.0/8"]
     counter.key_row.save()
     counter.informed()

@@ -95,7 +95,7 @@ def test_g4_all_keys_together_hold_no_more_than_the_budget(small_memory, counter
 
 
 @pytest.mark.parametrize("kind", ["json", "form"])
-def test_g4_bodies_that_never_come_keep_nobody_out(small_memory, counter, research, alice, monkeypatch, kind):
+def test_g4_bodies_that_never_come_keep_no_caller_out(small_memory, counter, research, alice, monkeypatch, kind):
     """Three keys of one person were enough to have everybody else's large calls refused for good."""
     monkeypatch.setattr(request_bodies, "SAFE_SECONDS", 0.5)
     keys = [issue_key(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(5)]
@@ -152,14 +152,14 @@ def test_g4_a_key_has_no_more_bodies_on_their_way_than_calls_at_the_same_time(co
 
 
 @pytest.mark.parametrize("begun", [b"", b"{"])
-def test_g4_a_body_that_rests_is_ended(counter, monkeypatch, begun):
+def test_g4_a_body_that_stalls_is_given_up(counter, monkeypatch, begun):
     monkeypatch.setattr(request_bodies, "PIECE_SECONDS", 0.1)
     with begin(counter, 100, begun) as connection:
         assert read_status(connection) == 408
     until(lambda: held_bytes(counter) == 0)
 
 
-def test_g4_a_body_that_trickles_in_for_ever_is_ended(counter, monkeypatch):
+def test_g4_a_body_that_trickles_in_for_ever_is_given_up(counter, monkeypatch):
     monkeypatch.setattr(request_bodies, "WHOLE_SECONDS", 0.1)
     with begin(counter, 100, b"{") as connection:
         assert read_status(connection) == 408
@@ -275,7 +275,7 @@ async def test_g12_anything_else_is_decoded_or_refused_but_never_a_fault(body, n
         pass
 
 
-def test_g12_an_unknown_coding_is_told_at_once():
+def test_g12_an_unknown_coding_is_refused_at_once():
     with pytest.raises(UnknownCoding):
         decode_body(receiving([]), b"br")
 

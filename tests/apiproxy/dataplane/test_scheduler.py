@@ -224,7 +224,7 @@ async def test_o5_who_waits_waits_on_while_no_replica_can_be_reached():
     assert (await hall.settled())[0] == 0
 
 
-async def test_nobody_waits_for_ever_and_not_too_many_wait():
+async def test_no_call_waits_for_ever_and_not_too_many_wait():
     hall = Hall()
     hall.interactive(ONE, ONE, ONE)
     for _ in range(MAX_QUEUED):
@@ -271,7 +271,7 @@ async def test_a_call_that_the_server_ends_leaves_nothing_behind():
     assert hall.empty()
 
 
-async def test_a_model_that_is_gone_keeps_nobody():
+async def test_a_model_that_is_gone_keeps_no_call():
     hall = Hall()
     hall.interactive(ONE, ONE, ONE)
     await hall.come()
@@ -373,7 +373,7 @@ def test_a_batch_stream_that_waits_is_kept_patient_and_then_answered(counter, ba
     assert {row.status for row in counter.usage(2)} == {"aborted", "finished"}
 
 
-def test_who_waits_too_long_is_told_to_come_back(counter, batch, monkeypatch):
+def test_a_call_that_waits_too_long_is_asked_to_come_back(counter, batch, monkeypatch):
     monkeypatch.setattr(scheduler, "MAX_WAIT", 0.5)
     with busy_engine(counter):
         response = ask(batch, "batch")
@@ -447,7 +447,7 @@ def priorities(counter) -> list[object]:
     return [request["body"].get("priority") for request in counter.engine.seen()["requests"]]
 
 
-def test_an_engine_that_sorts_is_told_which_calls_are_of_batch_and_no_client_is_believed(counter, batch):
+def test_an_engine_that_sorts_learns_which_calls_are_of_batch_and_no_client_is_believed(counter, batch):
     counter.model.engine, counter.model.task = "vllm", "chat"
     counter.model.save()
     row = ReplicaRow.objects.get()
@@ -460,6 +460,6 @@ def test_an_engine_that_sorts_is_told_which_calls_are_of_batch_and_no_client_is_
     assert priorities(counter) == [1, 1, None, None]
 
 
-def test_an_engine_that_does_not_sort_is_told_nothing(counter, batch):
+def test_an_engine_that_does_not_sort_gets_no_priority(counter, batch):
     assert ask(batch, "batch").status_code == counter.chat(priority=3).status_code == 200
     assert priorities(counter) == [None, None]

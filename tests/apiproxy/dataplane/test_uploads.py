@@ -207,7 +207,7 @@ def test_what_waits_for_the_models_name_is_counted():
         (b"", (Tokens(prompt=77), True)),
     ],
 )
-def test_an_answer_costs_what_it_tells_or_what_its_size_makes_likely(body, expected):
+def test_an_answer_costs_what_it_reports_or_what_its_size_makes_likely(body, expected):
     assert transcription.read_used_tokens(body, 77) == expected
 
 
@@ -218,7 +218,7 @@ def read(*events: str) -> TranscriptReader:
     return reader
 
 
-def test_streams_tell_their_end_in_either_protocol():
+def test_the_end_of_a_stream_is_seen_in_either_protocol():
     assert read(*HEARD, SILENT, DONE).is_finished()
     assert read(*HEARD, SILENT, DONE).count_usage(77) == (Tokens(prompt=77, completion=3), True)
     assert not read(*HEARD, DONE).is_finished()

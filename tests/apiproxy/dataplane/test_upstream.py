@@ -67,7 +67,7 @@ async def ask(answer: bytes, receiver: Receiver) -> tuple[UpstreamError | None, 
 
 @pytest.mark.parametrize("faulty", ["head", "data", "end"])
 @pytest.mark.parametrize("answer", [ANSWER, UNTIL_CLOSE])
-async def test_a_receiver_that_raises_is_told_that_its_call_has_failed(faulty, answer, caplog):
+async def test_a_receiver_that_raises_learns_that_its_call_has_failed(faulty, answer, caplog):
     receiver = Receiver(faulty)
     ending, pool = await ask(answer, receiver)
     assert isinstance(ending, Broken)
@@ -75,7 +75,7 @@ async def test_a_receiver_that_raises_is_told_that_its_call_has_failed(faulty, a
     assert pool.take_idle(0.0) is None  # the state of that connection is not known
 
 
-async def test_an_answer_is_heard_in_order():
+async def test_an_answer_is_received_in_order():
     receiver = Receiver()
     assert (await ask(ANSWER, receiver))[0] is None
     assert receiver.heard == ["head", "data", "end"]
@@ -179,7 +179,7 @@ def test_what_comes_in_one_read_goes_on_in_one_piece():
     assert (answer.bytes, answer.pieces, answer.ended) == (b"abcd", 3, 1)
 
 
-def test_what_came_before_nonsense_is_heard():
+def test_what_came_before_nonsense_is_received():
     answer = receive_body([HEAD + b"1\r\na\r\nnonsense\r\n"])
     assert (answer.bytes, answer.ended) == (b"a", 0)
     assert isinstance(answer.error, Broken)

@@ -211,7 +211,7 @@ def test_m4_no_engine_is_believed_that_it_made_more_than_the_model_can(counter):
     assert (honest.prompt_tokens, honest.completion_tokens, honest.estimated) == (1000, 1000, False)
 
 
-def test_m1_sums_of_the_largest_records_can_be_told(counter):
+def test_m1_sums_of_the_largest_records_can_be_reported(counter):
     """Two of 9e18 made the usage of the whole company a 500 for ever."""
     for _ in range(3):
         assert counter.chat(script=claiming_usage(MAX_TOKEN_COUNT)).status_code == 200
@@ -299,7 +299,7 @@ def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):
     assert bounds_told[0] == 2048
 
 
-def test_m2_an_answer_without_bound_is_told_one_where_tokens_are_limited(counter, settings):
+def test_m2_an_answer_without_bound_gets_one_where_tokens_are_limited(counter, settings):
     assert counter.chat().status_code == 200
     Quota.objects.create(key=counter.key_row, unit="tokens", window="month", amount=20_000)
     counter.informed()
@@ -370,7 +370,7 @@ def test_m4_nonsense_in_an_engines_usage_makes_no_answer_free(counter, usage, st
 @pytest.mark.parametrize(
     "details", [["cached_tokens"], "cached_tokens", 7, {"cached_tokens": "x"}, {"cached_tokens": -1}]
 )
-def test_m4_odd_details_of_usage_cost_nobody_an_answer(counter, details):
+def test_m4_odd_details_of_usage_cost_no_answer(counter, details):
     usage = {"prompt_tokens": 7, "completion_tokens": 5, "prompt_tokens_details": details}
     answer = counter.chat(script=[{"send": unary(200, {**ANSWER, "usage": usage})}])
     assert answer.status_code == 200

@@ -225,7 +225,7 @@ async def test_p7_an_answer_before_the_bodys_end_is_passed_on(front):
         writer.close()
 
 
-async def test_p7_a_kept_connection_that_the_portal_closes_costs_nobody_a_page(front):
+async def test_p7_a_kept_connection_that_the_portal_closes_costs_no_page(front):
     served = 0
 
     async def behave(reader, writer):
@@ -261,7 +261,7 @@ async def test_p7_a_change_is_not_made_twice_because_the_portal_died_over_it(fro
     assert made == 1
 
 
-async def test_p7_an_answer_that_breaks_off_is_not_told_as_whole(front):
+async def test_p7_an_answer_that_breaks_off_is_not_passed_on_as_whole(front):
     async def behave(reader, writer):
         await head_of(reader)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nsome")
@@ -322,7 +322,7 @@ WISH = (
 )
 
 
-async def test_g1_what_follows_a_wish_for_a_websocket_is_no_request_of_the_portals(front):
+async def test_g1_bytes_after_a_websocket_request_are_no_request_to_the_portal(front):
     """Else it could say in PEER, which the portal believes, from where it comes."""
     seen = b""
     over = asyncio.Event()

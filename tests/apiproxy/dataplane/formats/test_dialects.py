@@ -123,7 +123,7 @@ def last_event(text: str) -> dict[str, Any]:
 
 
 @BOTH
-def test_an_engine_that_dies_in_a_stream_is_told_by_their_kind_of_error(counter, path, start, whole):
+def test_an_engine_that_dies_in_a_stream_is_reported_by_their_kind_of_error(counter, path, start, whole):
     response = call(counter, path, [{"send": SSE}, {"send": chunk(start)}, {"reset": True}], stream=True)
     found = last_event(response.text)
     assert "[DONE]" not in response.text
@@ -248,7 +248,7 @@ def test_a_unary_call_to_llama_cpp_is_put_together_from_a_stream(llama, path, st
     assert llama.usage()[0].estimated is False
 
 
-def test_a_chat_answer_that_is_put_together_has_usage_though_the_stream_told_none(llama):
+def test_a_chat_answer_that_is_put_together_has_usage_though_the_stream_had_none(llama):
     """llama-cpp-python's streams report none, and an answer in one piece without it breaks clients."""
     script = [{"send": SSE}, {"send": chunk(token(0) + token(1) + FINISH + DONE) + "0\r\n\r\n"}]
     answer = llama.client.post("/v1/chat/completions", json={"model": "fake", "messages": [], "script": script}).json()

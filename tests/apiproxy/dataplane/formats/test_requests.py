@@ -165,7 +165,7 @@ def test_g12_an_answer_that_was_put_together_has_the_members_of_one_that_was_not
     assert [one["token"] for one in choice["logprobs"]["content"]] == ["a", "b"]
 
 
-def test_every_refusal_can_be_told_in_both_languages():
+def test_every_refusal_can_be_written_in_both_languages():
     for texts in MESSAGES.values():
         assert set(texts) == {"en", "ja"}
     facts = {"path": "p", "method": "GET", "model": "m", "task": "chat", "detail": "d", "numbers": "", "limit": 1}
@@ -262,7 +262,7 @@ def test_what_json_takes_and_a_faster_reader_refuses_is_read_all_the_same():
     assert b"18446744073709551617" in requests.upstream_body(exact, CHAT, "n", force_stream=False)
 
 
-def test_what_is_changed_stands_behind_what_came_and_counts():
+def test_changes_are_appended_to_what_came_and_count():
     """Of two members of a name vLLM and llama.cpp take the last."""
     body = b'{"model":"m","stream_options":null,"stream":true} \n'
     call = requests.parse(body)
@@ -284,7 +284,7 @@ def test_g15_of_a_large_body_that_waits_little_is_kept():
     assert not call.fields["stop"]
 
 
-def test_g15_a_large_body_is_written_anew_by_the_quick_writer(monkeypatch):
+def test_g15_a_large_body_is_encoded_again_by_the_fast_encoder(monkeypatch):
     body = json.dumps({"model": "m", "priority": 7, "prompt": list(range(20_000))}).encode()
     monkeypatch.setattr(requests, "decode_exactly", lambda body: pytest.fail("takes ten times as long"))
     call = requests.parse(body)

@@ -236,7 +236,7 @@ def test_g4_uploads_whose_model_is_not_known_draw_on_the_budget_of_their_key(sma
     until(lambda: counter.application.budget.held == 0)
 
 
-def test_an_upload_that_stands_still_is_ended(counter, model, monkeypatch):
+def test_an_upload_that_stalls_is_given_up(counter, model, monkeypatch):
     monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.3)
     for sent in (b"--" + BOUNDARY.encode(), part("model", b"ears") + part("file", SOUND, "a.wav")[:-2]):
         with begun_upload(counter, MB) as connection:
@@ -247,7 +247,7 @@ def test_an_upload_that_stands_still_is_ended(counter, model, monkeypatch):
     until(lambda: counter.engine.seen()["uploading"] == 0)
 
 
-def test_an_engine_that_answers_before_the_end_is_heard(counter, model):
+def test_an_engine_may_answer_before_the_upload_ends(counter, model):
     refusal = {"send": unary(400, {"error": {"message": "this is no sound", "type": "BadRequestError", "code": 400}})}
     script = {"reading": '{"answer": true}', "script": json.dumps([refusal, {"wait": 1}, {"close": True}])}
     response = post(counter, script, bytes(8 * MB))
@@ -257,7 +257,7 @@ def test_an_engine_that_answers_before_the_end_is_heard(counter, model):
     assert post(counter, {}).status_code == 200  # the next one is not mixed up with what was left of it
 
 
-def test_an_engine_without_such_a_path_is_told(counter, model):
+def test_an_engine_without_such_a_path_is_reported(counter, model):
     response = post(counter, {"script": json.dumps([{"send": unary(404, {"detail": "Not Found"})}])})
     assert (response.status_code, code(response)) == (400, "path_not_supported")
 
@@ -311,7 +311,7 @@ def test_a_client_that_leaves_during_the_answer_frees_the_engine(counter, model,
     assert (row.status, row.prompt_tokens, row.estimated) == ("aborted", len(SOUND) // 160, True)
 
 
-def test_an_engine_that_stops_reading_is_ended_by_the_first_bytes_time_out(counter, model):
+def test_an_engine_that_stops_reading_is_given_up_by_the_first_bytes_time_out(counter, model):
     model.first_byte_timeout = 0.5
     model.save()
     counter.informed()

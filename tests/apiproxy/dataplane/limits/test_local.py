@@ -121,7 +121,7 @@ async def test_a_member_is_counted_in_each_tenant_apart_and_apart_from_the_perso
             await limits.admit((budget,), MODEL, Consumption(0), NOON)
 
 
-async def test_who_reached_a_members_limit_is_told_so(limits):
+async def test_a_refusal_names_the_members_limit(limits):
     with pytest.raises(OverQuota) as refused:
         await limits.admit(
             (Limit(Counter("member", 1, None, TOKENS, "day", 7), 0, TOKYO),), MODEL, Consumption(1), NOON
@@ -237,7 +237,7 @@ async def test_a_start_with_a_clock_that_is_behind_forgives_nothing_either(limit
         await limits.admit(budget, MODEL, Consumption(0), NOON)
 
 
-async def test_a_new_day_asks_nobody_what_was_used_in_it(limits, recorded):
+async def test_a_new_day_needs_no_query_of_what_was_used_in_it(limits, recorded):
     budget = (
         limit("requests", 5),
         limit("tokens", 100, window="minute"),

@@ -287,7 +287,7 @@ async def test_a_worker_that_ends_gives_back_what_it_holds_at_once(workers):
 # --- Redis goes away and comes back
 
 
-async def test_a_killed_redis_stops_nobody_and_each_worker_uses_its_share(redis, workers, caplog):
+async def test_a_killed_redis_stops_no_call_and_each_worker_uses_its_share(redis, workers, caplog):
     one, other = await workers(2)
     budget = [limit("requests", 100)]
     for hold in [*await admit_calls(one, budget, 40), *await admit_calls(other, budget, 20)]:
@@ -304,7 +304,7 @@ async def test_a_killed_redis_stops_nobody_and_each_worker_uses_its_share(redis,
     assert caplog.text.count("Redis is away") == 2  # once each
 
 
-async def test_what_was_used_while_redis_was_away_is_told_when_it_is_back(redis, workers, recorded, caplog):
+async def test_what_was_used_while_redis_was_away_is_sent_when_it_is_back(redis, workers, recorded, caplog):
     """It comes back empty. What is recorded is read, and not sent a second time."""
     one, other = await workers(2)
     budget = [limit("requests", 100), limit("concurrent", 50)]
@@ -374,7 +374,7 @@ async def test_a_redis_that_hangs_is_left_alone_within_a_moment_and_nothing_is_l
     assert dict(hold.headers(NOON))[b"x-ratelimit-remaining-requests"] == b"84"
 
 
-async def test_a_redis_that_is_emptied_is_told_again(redis, workers, recorded):
+async def test_a_redis_that_is_emptied_is_filled_again(redis, workers, recorded):
     one, other = await workers(2)
     budget = [limit("tokens", 1000), limit("concurrent", 3)]
     (await one.admit(budget, MODEL, Consumption(100), NOON)).settle(Consumption(400))

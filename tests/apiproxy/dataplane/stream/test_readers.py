@@ -177,14 +177,14 @@ def test_the_usage_of_several_answers_is_their_sum(stream, shape, expected):
             assert [chunk for chunk in chunks if not chunk["choices"]] == (chunks[-1:] if keep_usage else [])
 
 
-def test_an_engine_that_tells_too_little_is_counted():
+def test_an_engine_that_reports_too_little_is_counted():
     stream = part(0) * 5 + part(1) * 6 + part(0, "", "stop") + part(1, "", "stop") + event([], usage=usage(32, 5))
     found = make_reader()
     feed_pieces(found, [(stream + DONE).encode()])
     assert found.count_usage(1) == (Tokens(prompt=32, completion=11), True)
 
 
-def test_several_answers_are_counted_until_one_is_told():
+def test_several_answers_are_counted_until_one_is_reported():
     found = make_reader()
     feed_pieces(found, [(part(0) * 3 + part(1) * 4).encode()])
     assert found.count_usage(9) == (Tokens(prompt=9, completion=7), True)
