@@ -50,7 +50,7 @@ def test_g4_a_share_gives_back_what_it_took_and_only_once():
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3 * MB), st.booleans()), max_size=60))
 def test_g4_whatever_is_taken_and_given_back_the_sums_are_right(steps):
-    budget = MemoryBudget(total=8 * MB, each=4 * MB)
+    budget = MemoryBudget(total=8 * MB, per_owner=4 * MB)
     shares: dict[int, list] = {}
     for owner, size, closes in steps:
         held = shares.setdefault(owner, [])
@@ -65,7 +65,7 @@ def test_g4_whatever_is_taken_and_given_back_the_sums_are_right(steps):
         else:
             held.append(share)
         assert budget.held == sum(share.held for held in shares.values() for share in held) <= budget.total
-        assert budget.held_by(owner) == sum(share.held for share in held) <= budget.each
+        assert budget.held_by(owner) == sum(share.held for share in held) <= budget.per_owner
     for held in shares.values():
         for share in held:
             share.close()
