@@ -8,6 +8,7 @@ from django.utils import timezone
 from portal.notifications import inbox
 from portal.notifications.models import Notice
 from portal.web.notify import notify
+from tests.html import all_of, has, texts
 
 pytestmark = pytest.mark.django_db
 ENGLISH = {"accept-language": "en"}
@@ -32,9 +33,8 @@ class TestNotices:
         alice.notices.filter(ref="t0").update(read_at=timezone.now())
         answer = as_alice.get("/notices/", headers=ENGLISH)
         assert [one.is_read for one in answer.context["notices"]] == [False, False, True]
-        page = answer.content.decode()
-        assert page.count("You no longer belong to 研究部</a>") == 3
-        assert "Your 2 API keys there have stopped working." in page
+        assert ["研究部" in text for text in texts(answer, ".notices h2 a")] == [True] * 3
+        assert "2" in all_of(answer, ".notices li p")[0].text  # the keys that stopped
 
     def test_opening_one_marks_it_as_read_and_leads_to_its_page(self, as_alice, alice):
         first, second = left(alice, "t0"), left(alice, "t1")
@@ -61,15 +61,15 @@ class TestNotices:
         alice.notices.update(read_at=before)
         left(alice, "t1")
         left(bob)
-        assert "Mark all as read" in as_alice.get("/notices/", headers=ENGLISH).content.decode()
+        assert has(as_alice.get("/notices/"), "form[action='/notices/read/']")
         as_alice.post("/notices/read/")
         assert alice.notices.get(ref="t0").read_at == before
         assert not alice.notices.filter(read_at=None).exists()
         assert bob.notices.filter(read_at=None).count() == 1
-        assert "Mark all as read" not in as_alice.get("/notices/", headers=ENGLISH).content.decode()
+        assert not has(as_alice.get("/notices/"), "form[action='/notices/read/']")
 
     def test_it_says_what_comes_here_when_there_is_none(self, as_alice):
-        assert "There is nothing to tell" in as_alice.get("/notices/", headers=ENGLISH).content.decode()
+        assert has(as_alice.get("/notices/"), ".empty")
 
     def test_two_thousand_cost_no_more_queries_than_one(self, as_alice, alice, django_assert_num_queries):
         left(alice)
@@ -110,9 +110,8 @@ class TestSettings:
         )
         alice.refresh_from_db()
         assert (alice.language, alice.wants_mail) == ("ja", False)
-        page = answer.content.decode()
-        assert '<html lang="ja" data-theme="dark">' in page
-        assert "保存しました" in page
+        assert has(answer, "html[lang=ja][data-theme=dark]")
+        assert has(answer, ".notice.success")
         form = answer.context["form"]
         assert (form["language"].value(), form["theme"].value(), form["wants_mail"].value()) == ("ja", "dark", False)
 
