@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 from django.test import Client
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from modelregistry.addresses import AddressFault
 from modelregistry.failure_advice import ADVICE
@@ -17,6 +17,7 @@ from portal.operations.callers import Callers, callers
 from portal.operations.forms import visible_to
 from portal.operations.templatetags import machines
 from tests.fleet import fleet, gpu, host, model, replica
+from tests.html import has, one_of
 from tests.modelregistry import paper_models
 from tests.pages import key_of, serve, use
 from tests.translations import japanese  # noqa: F401
@@ -62,7 +63,7 @@ class TestWhoMaySeeThem:
             client.force_login(who)
             for response in (client.get(path), client.post(path)):
                 assert response.status_code == 403
-                assert "You may not see this page" in response.content.decode()
+                assert has(response, ".empty a[href='/']")
         model = ServedModel.objects.get()
         assert (model.enabled, model.generation) == (True, 0)
 
@@ -88,18 +89,20 @@ class TestOverview:
     def test_hosts_are_shown_with_who_holds_their_memory(self, as_olivia):
         fleet()
         page = read(as_olivia, "/operations/")
-        assert "NVIDIA RTX 6000 Ada" in page
-        assert "41.3 GB of 51.5 GB" in page
-        assert "python train_lora.py" in page
-        assert "process 48213" in page
+        card = one_of(page, "#host-gpu-01").all("figcaption")[0].text
+        for fact in ("NVIDIA RTX 6000 Ada", "41.3 GB", "51.5 GB"):
+            assert fact in card
+        strangers = one_of(page, "#host-gpu-02 .strangers").text
+        assert "python train_lora.py" in strangers
+        assert "48213" in strangers
 
     def test_a_silent_host_is_not_believed(self, as_olivia):
         fleet()
         page = read(as_olivia, "/operations/")
-        assert "its supervisor has been silent since" in page
-        row = page.split('id="model-bge-reranker-v2"')[1].split("</tr>")[0]
-        assert "not confirmed" in row
-        assert "ready" not in row
+        assert has(page, "#host-edge-03 h3 .state.watch")
+        row = one_of(page, "#model-bge-reranker-v2")
+        assert row.all(".state.watch")
+        assert not row.all(".state.fine")
 
     def test_without_a_host_it_says_what_to_do_first(self, as_olivia):
         assert "manage.py supervise" in read(as_olivia, "/operations/")
@@ -112,7 +115,7 @@ class TestVerbs:
         model.save()
         assert as_olivia.get("/operations/start/qwen/").url == "/operations/"
         response = as_olivia.post("/operations/start/qwen/", follow=True)
-        assert "qwen is being started." in response.content.decode()
+        assert has(response, ".notice.success")
         assert ServedModel.objects.get().enabled
 
     @pytest.mark.parametrize("verb", ["stop", "restart", "unregister"])
@@ -191,14 +194,14 @@ class TestForms:
     def test_an_error_stands_at_its_field_and_what_was_typed_is_kept(self, as_olivia):
         response = register(as_olivia, url="ftp://nowhere", description_en="For summaries")
         page = response.content.decode()
-        assert "is not a URL like" in page.split('id="id_url_error"')[1][:200]
-        assert 'value="For summaries"' in page
+        assert has(page, "#id_url_error")
+        assert has(page, "[name=description_en][value='For summaries']")
         assert ServedModel.objects.count() == 0
 
     def test_an_alias_that_is_a_model_s_name_is_refused_at_its_field(self, as_olivia):
         serve("qwen")
         page = register(as_olivia, aliases="qwen").content.decode()
-        assert "There is a model of this name" in page.split('id="id_aliases_error"')[1][:200]
+        assert has(page, "#id_aliases_error")
         assert not ServedModel.objects.filter(name="new-one").exists()
 
     def test_a_key_is_never_shown_again_and_stays_when_left_empty(self, as_olivia):
@@ -221,16 +224,17 @@ class TestForms:
         assert "data-unplanned" not in page
         more = form_for(files) | {"args": "--enable-lora"}
         assert "data-unplanned" in as_olivia.post("/operations/models/new/?preview", more).content.decode()
-        assert "What it will take" in page
-        assert "fits on GPU 0" in page
-        assert "Rule of thumb" in page
+        assert has(page, "#estimate[role=status] .state.fine")
+        assert has(page, "#estimate .sum")
         assert ServedModel.objects.count() == 0
 
     def test_what_does_not_fit_is_refused_with_the_sum_unless_forced(self, as_olivia, files):
         host("gpu-01", gpu(0, "NVIDIA RTX 4090", 25.8, 20.0))
         page = as_olivia.post("/operations/models/new/", form_for(files)).content.decode()
-        assert "It does not fit, and was not saved" in page
-        assert "free of 25.8; models 0, others 20.0." in page
+        refused = one_of(page, "#estimate[role=alert]")
+        assert refused.all(".state.broken")
+        for amount in ("25.8", "20.0"):
+            assert amount in refused.text
         assert f'value="{files}"' in page
         assert "<details" in page.split('name="overcommit"')[0]
         assert " open" in page.split('name="overcommit"')[0].rsplit("<details", 1)[1].split(">")[0]
@@ -243,7 +247,7 @@ class TestForms:
         ezo = ServedModel.objects.create(name="ezo", engine="vllm", path=files, context=4096, slots=2)
         replica(ezo, card, devices=[0], memory_bytes=49 * 10**9, memory_by_device={"0": 49 * 10**9})
         (fit,) = estimate(ezo).hosts
-        assert fit.why_not == "gpu-01 has no engine for it."
+        assert not fit.fits
         assert fit.room
         (fit,) = estimate(ServedModel(name="other", engine="vllm", path=files, context=4096, slots=2)).hosts
         assert "ezo #0 49.0" in fit.why_not
@@ -263,17 +267,18 @@ class TestOneModel:
     def test_its_failure_is_told_with_advice_and_its_last_words(self, as_olivia):
         fleet()
         page = read(as_olivia, "/operations/models/gemma-3-27b-it/")
-        assert "It failed on gpu-02" in page
+        assert "gpu-02" in one_of(page, ".attention h2").text
         assert str(ADVICE["gpu-memory"]) in page
         assert "torch.OutOfMemoryError" in page
-        page = read(as_olivia, "/operations/models/gemma-3-27b-it/", accept_language="ja")
-        assert "gpu-02 で起動に失敗しました" in page
+        with translation.override("ja"):
+            advice = str(ADVICE["gpu-memory"])
+        assert advice in read(as_olivia, "/operations/models/gemma-3-27b-it/", accept_language="ja")
 
     def test_its_memory_is_written_out_as_a_sum(self, as_olivia):
         fleet()
         page = read(as_olivia, "/operations/models/llama-3.1-70b-japanese/")
         table = page.split('<table class="sum">')[1].split("</table>")[0]
-        for part in ("18.5 GB", "5.0 GB", "2.4 GB", "25.9 GB", "27.8 GB", "52.4 GB", "on each GPU"):
+        for part in ("18.5 GB", "5.0 GB", "2.4 GB", "25.9 GB", "27.8 GB", "52.4 GB"):
             assert part in table
 
     def test_what_operators_did_to_it_is_there(self, as_olivia):
@@ -348,7 +353,8 @@ class TestRefusals:
         model.enabled = False
         model.save()
         page = as_olivia.post("/operations/restart/qwen/", follow=True).content.decode()
-        assert "qwen is stopped. Start it instead." in page
+        assert has(page, ".notice.error")
+        assert ServedModel.objects.get().generation == 0
 
     def test_two_operators_restart_it_once(self, as_olivia):
         serve()

@@ -84,9 +84,9 @@ class TestOverview:
         use(service, tokens=(300, 0))
         administration.create_request(alice, QuotaTarget(tenant=research, user=alice), DAILY, 200, "a deadline")
         page = read(as_bob, "/tenant/research/")
-        assert "610 of 1,000 tokens left today" in page
-        assert "10 of 100 tokens left today" in page
-        assert "nearly used up" in page
+        assert has(page, "[data-of=tenant][data-left='610'][data-amount='1000']")
+        assert has(page, "[data-of=member][data-left='10'][data-amount='100']")
+        assert has(page, ".allowances .state.watch")
         assert 'id="waiting"' in page
         assert "a deadline" in page
         context = as_bob.get("/tenant/research/").context
@@ -202,10 +202,10 @@ class TestPeople:
         administration.set_quota(olivia, QuotaTarget(user=alice), DAILY, 1000)
         path = f"/tenant/research/people/{alice.pk}/"
         page = read(as_bob, path)
-        assert "877 of 1,000" not in page
+        assert not has(page, "[data-left='877']")
         assert "of=everywhere" not in page
         page = read(as_olivia, path)
-        assert "877 of 1,000 tokens left today" in page
+        assert has(page, "[data-left='877'][data-amount='1000']")
         assert "of=everywhere" in page
 
     def test_people_of_other_tenants_are_not_there(self, as_bob, charlie):
@@ -282,7 +282,7 @@ class TestQuotas:
     def test_what_operators_set_is_shown_to_admins_and_changed_by_operators(self, as_bob, as_olivia, olivia, research):
         quota = administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
         page = read(as_bob, "/tenant/research/quotas/")
-        assert "1,000 of 1,000 tokens left today" in page
+        assert has(page, "[data-of=tenant][data-left='1000'][data-amount='1000']")
         assert "give/?of=tenant" not in page
         assert 'id="not-allowed"' in read(as_bob, "/tenant/research/quotas/give/?of=tenant")
         send(as_bob, "/tenant/research/quotas/give/?of=tenant", kind="tokens/day", model="", amount="9")
