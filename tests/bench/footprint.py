@@ -230,7 +230,7 @@ async def _taken(combination: Combination, workspace: Path) -> Taken:
     )
     spec, runs = combination.spec, process.Runs(house.runs)
     engine = launching.choose_engine(house, spec)
-    allotted = launching.allocate(house, spec, engine, before=[], tenants=[], past=[], versions={})
+    allotted = launching.allocate(house, spec, engine, before=[], hosted=[], measurements=[], versions={})
     assert allotted, "all of these can be read"
     port = launching.free_port("127.0.0.1", house.ports, [], random.Random())
     run, label = launching.launch(
