@@ -33,7 +33,7 @@ def register(capsys, *args):
     return capsys.readouterr().out
 
 
-def refused(*args):
+def error_of(*args):
     """Return the one sentence of a refusal, which changed nothing."""
     before = list(ServedModel.objects.values())
     with pytest.raises(CommandError) as refusal:
@@ -87,7 +87,7 @@ def test_a_dry_run_without_hosts_says_what_the_formulas_do(capsys, gguf):
 @pytest.mark.parametrize("context", ["9000000000000000000", "134217729"])
 def test_a_context_longer_than_any_model_reads_is_refused(tmp_path, context):
     silent = paper_models.gguf(tmp_path / "silent.gguf", values={"context_length": 0})  # it has none
-    said = refused("m", "--engine=llama.cpp", f"--path={silent}", "--dry-run", f"--context={context}")
+    said = error_of("m", "--engine=llama.cpp", f"--path={silent}", "--dry-run", f"--context={context}")
     assert said.startswith("--context: No model reads")
 
 
@@ -114,29 +114,29 @@ def test_it_notifies_gateways(capsys, gguf):
 
 
 def test_a_path_must_exist():
-    assert refused("m", "--engine=llama.cpp", "--path=/no/such.gguf") == "--path: /no/such.gguf does not exist."
-    assert refused("m", "--engine=vllm", "--path=/no/such") == "--path: /no/such does not exist."
+    assert error_of("m", "--engine=llama.cpp", "--path=/no/such.gguf") == "--path: /no/such.gguf does not exist."
+    assert error_of("m", "--engine=vllm", "--path=/no/such") == "--path: /no/such does not exist."
 
 
 def test_a_path_must_be_absolute():
-    assert refused("m", "--engine=llama.cpp", "--path=model.gguf") == "--path: model.gguf is not an absolute path."
+    assert error_of("m", "--engine=llama.cpp", "--path=model.gguf") == "--path: model.gguf is not an absolute path."
 
 
 def test_a_path_must_be_given():
-    assert refused("m", "--engine=vllm") == "--path: This engine needs the path of a model."
+    assert error_of("m", "--engine=vllm") == "--path: This engine needs the path of a model."
 
 
 def test_llama_cpp_needs_a_gguf_file(tmp_path, directory):
     other = tmp_path / "notes.txt"
     other.write_text("hello")
-    assert refused("m", "--engine=llama.cpp", f"--path={other}") == f"--path: {other} is not a GGUF file."
-    assert "holds a model for vLLM" in refused("m", "--engine=llama.cpp", f"--path={directory}")
+    assert error_of("m", "--engine=llama.cpp", f"--path={other}") == f"--path: {other} is not a GGUF file."
+    assert "holds a model for vLLM" in error_of("m", "--engine=llama.cpp", f"--path={directory}")
 
 
 def test_vllm_needs_a_model_directory(tmp_path, gguf):
-    assert "is a GGUF file" in refused("m", "--engine=vllm", f"--path={gguf}")
+    assert "is a GGUF file" in error_of("m", "--engine=vllm", f"--path={gguf}")
     (tmp_path / "empty").mkdir()
-    assert "has no config.json" in refused("m", "--engine=vllm", f"--path={tmp_path / 'empty'}")
+    assert "has no config.json" in error_of("m", "--engine=vllm", f"--path={tmp_path / 'empty'}")
 
 
 @pytest.mark.parametrize(
@@ -154,21 +154,21 @@ def test_vllm_needs_a_model_directory(tmp_path, gguf):
     ],
 )
 def test_a_url_must_be_well_formed(url, words):
-    assert words in refused("m", "--engine=external", f"--url={url}")
+    assert words in error_of("m", "--engine=external", f"--url={url}")
 
 
 def test_an_external_engine_has_a_url_and_no_path(gguf):
-    assert refused("m", "--engine=external").startswith("--url: An external engine needs a URL")
-    both = refused("m", "--engine=external", "--url=http://h:1", f"--path={gguf}")
+    assert error_of("m", "--engine=external").startswith("--url: An external engine needs a URL")
+    both = error_of("m", "--engine=external", "--url=http://h:1", f"--path={gguf}")
     assert both == "--path: An external engine has a URL, not a path."
-    assert refused("m", "--engine=llama.cpp", "--url=http://h:1", f"--path={gguf}").startswith(
+    assert error_of("m", "--engine=llama.cpp", "--url=http://h:1", f"--path={gguf}").startswith(
         "--url: Only an external"
     )
 
 
 def test_a_name_is_given_once(capsys, gguf):
     register(capsys, "m", "--engine=llama.cpp", f"--path={gguf}")
-    assert refused("m", "--engine=llama.cpp", f"--path={gguf}") == "There is a model m already; --update changes it."
+    assert error_of("m", "--engine=llama.cpp", f"--path={gguf}") == "There is a model m already; --update changes it."
 
 
 def test_update_changes_what_is_said_and_no_more(capsys, gguf):
@@ -179,39 +179,39 @@ def test_update_changes_what_is_said_and_no_more(capsys, gguf):
 
 
 def test_update_needs_a_model():
-    assert refused("m", "--update", "--context=512") == "There is no model m to update."
+    assert error_of("m", "--update", "--context=512") == "There is no model m to update."
 
 
 @pytest.mark.parametrize("name", ["", "-m", "a b", 'a"b', "日本", "x" * 101])
 def test_a_name_can_be_written_by_clients(name, gguf):
-    assert refused("--engine=llama.cpp", f"--path={gguf}", "--", name).startswith("name: ")
+    assert error_of("--engine=llama.cpp", f"--path={gguf}", "--", name).startswith("name: ")
 
 
 @pytest.mark.parametrize("option", ["--replicas=0", "--replicas=-1", "--context=3", "--slots=0", "--idle-after=0"])
 def test_numbers_must_make_sense(option, gguf):
-    assert refused("m", "--engine=llama.cpp", f"--path={gguf}", option).startswith(option.partition("=")[0] + ": ")
+    assert error_of("m", "--engine=llama.cpp", f"--path={gguf}", option).startswith(option.partition("=")[0] + ": ")
 
 
 @pytest.mark.parametrize("arg", ["--host=0.0.0.0", "--port", "--api-key=x", "--alias=other", "-m"])
 def test_arguments_must_not_move_or_open_the_engine(arg, gguf):
-    message = refused("m", "--engine=llama.cpp", f"--path={gguf}", f"--arg={arg}")
+    message = error_of("m", "--engine=llama.cpp", f"--path={gguf}", f"--arg={arg}")
     assert message.startswith(f"--arg: {arg} is set for each replica")
 
 
 def test_launchers_are_for_llama_cpp(directory, gguf):
-    assert "--launcher: " in refused("m", "--engine=vllm", f"--path={directory}", "--launcher=xllamacpp")
+    assert "--launcher: " in error_of("m", "--engine=vllm", f"--path={directory}", "--launcher=xllamacpp")
     reranker = ["m", "--engine=llama.cpp", f"--path={gguf}", "--task=rerank", "--launcher=llama-cpp-python"]
-    assert "cannot rerank" in refused(*reranker)
+    assert "cannot rerank" in error_of(*reranker)
 
 
 def test_a_host_must_be_known(gguf):
-    assert "There is no host gpu9 (known: none yet)" in refused(
+    assert "There is no host gpu9 (known: none yet)" in error_of(
         "m", "--engine=llama.cpp", f"--path={gguf}", "--host=gpu9"
     )
 
 
 def test_an_engine_must_be_said():
-    assert refused("m").startswith("Give --engine")
+    assert error_of("m").startswith("Give --engine")
 
 
 def test_unregister_deletes_and_prints_the_name(capsys, gguf):
@@ -237,26 +237,26 @@ def test_it_registers_what_pages_register_too(capsys, directory):
 
 @pytest.mark.parametrize("option", ["--retires-on=tomorrow", "--retires-on=2027-02-30", "--gpus=a", "--gpus=0,"])
 def test_dates_and_gpus_must_be_readable(option, gguf):
-    assert option.partition("=")[0] in refused("m", "--engine=llama.cpp", f"--path={gguf}", option)
+    assert option.partition("=")[0] in error_of("m", "--engine=llama.cpp", f"--path={gguf}", option)
 
 
 def test_a_cut_off_file_is_refused_in_words(gguf):
     with open(gguf, "r+b") as file:
         file.truncate(100)
-    words = refused("m", "--engine=llama.cpp", f"--path={gguf}")
+    words = error_of("m", "--engine=llama.cpp", f"--path={gguf}")
     assert words == f"--path: {gguf} is cut off: it ends within its header."
 
 
 def test_a_risk_is_allowed_by_its_name(capsys, tmp_path):
     path = paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"})
     given = ["m", "--engine=vllm", f"--path={path}"]
-    assert refused(*given).startswith(f"--allow: The model in {path} brings program code of its own (config.json)")
-    assert "remote-code" in refused(*given, "--allow=pickle")
+    assert error_of(*given).startswith(f"--allow: The model in {path} brings program code of its own (config.json)")
+    assert "remote-code" in error_of(*given, "--allow=pickle")
     assert register(capsys, *given, "--allow=remote-code") == "m\n"
 
 
 def test_a_context_beyond_the_models_own_is_refused(gguf):
-    words = refused("m", "--engine=llama.cpp", f"--path={gguf}", "--context=8193")
+    words = error_of("m", "--engine=llama.cpp", f"--path={gguf}", "--context=8193")
     assert words.startswith("--context: This model reads at most 8192 tokens.")
 
 
@@ -283,7 +283,7 @@ def test_a_preset_is_what_is_registered_and_options_come_after_it(capsys, tmp_pa
 
 
 def test_a_preset_for_other_files_is_refused(directory):
-    words = refused("ezo", "--preset=ezo-9b-fp8", f"--path={directory}", "--context=2048")
+    words = error_of("ezo", "--preset=ezo-9b-fp8", f"--path={directory}", "--context=2048")
     assert words.startswith("--preset: ezo-9b-fp8 is for AXCXEPT/EZO-Common-9B-gemma-2-it (Gemma2ForCausalLM)")
 
 
@@ -319,17 +319,17 @@ def test_a_model_is_registered_with_its_aliases(two, capsys):
 
 
 def test_an_alias_of_another_model_is_not_taken_silently(two, gguf):
-    words = refused("third", "--engine=llama.cpp", f"--path={gguf}", "--alias=default")
+    words = error_of("third", "--engine=llama.cpp", f"--path={gguf}", "--alias=default")
     assert words == "--alias: default is an alias of old; `manage.py alias default third` moves it here."
     assert aliases()["default"] == "old"
 
 
 def test_a_name_is_a_models_or_an_alias(two, gguf):
     new = ["--engine=llama.cpp", f"--path={gguf}"]
-    assert refused("default", *new) == "name: This name is an alias of old."
-    assert refused("third", *new, "--alias=new") == "--alias: There is a model of this name."
-    assert refused("third", *new, "--alias=third") == "--alias: There is a model of this name."
-    assert refused("third", *new, "--alias=no spaces").startswith("--alias: Use letters")
+    assert error_of("default", *new) == "name: This name is an alias of old."
+    assert error_of("third", *new, "--alias=new") == "--alias: There is a model of this name."
+    assert error_of("third", *new, "--alias=third") == "--alias: There is a model of this name."
+    assert error_of("third", *new, "--alias=no spaces").startswith("--alias: Use letters")
     with pytest.raises(CommandError, match="There is a model of this name"):
         call_command("alias", "new", "old")
 
@@ -556,18 +556,18 @@ def test_time_outs_are_registered_and_become_a_routes(capsys):
 
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "86401"])
 def test_a_time_out_that_is_none_is_refused(value):
-    words = refused("m", "--engine=external", "--url=http://10.0.0.5:8000", f"--idle-timeout={value}")
+    words = error_of("m", "--engine=external", "--url=http://10.0.0.5:8000", f"--idle-timeout={value}")
     assert words == "--idle-timeout: Give a time between 0.1 and 86400 seconds."
 
 
 def test_a_total_that_would_always_come_first_is_refused():
     given = ("--first-byte-timeout=60", "--total-timeout=30")
-    words = refused("m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
+    words = error_of("m", "--engine=external", "--url=http://10.0.0.5:8000", *given)
     assert words == "--total-timeout: The time in all cannot be shorter than one of its parts, 60 seconds."
 
 
 def test_a_model_that_transcribes_is_registered_with_an_engine_that_can(capsys, directory, gguf):
     register(capsys, "ears", "--engine=vllm", f"--path={directory}", "--task=transcription")
     assert routes.served_models()[0].task == "transcription"
-    words = refused("m", "--engine=llama.cpp", f"--path={gguf}", "--task=transcription")
+    words = error_of("m", "--engine=llama.cpp", f"--path={gguf}", "--task=transcription")
     assert words.startswith("--task: llama.cpp transcribes with chat models")

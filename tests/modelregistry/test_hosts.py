@@ -172,7 +172,7 @@ def test_why_a_model_does_not_run_is_shown(host, state, engine, told):
 # --- the command
 
 
-def said(*args: str) -> str:
+def run_command(*args: str) -> str:
     out = StringIO()
     call_command("hosts", *args, stdout=out)
     return out.getvalue()
@@ -180,19 +180,19 @@ def said(*args: str) -> str:
 
 def test_o11_a_host_is_shown_and_changed_by_a_command(host):
     of_host(host)
-    (before,) = json.loads(said("--json"))
+    (before,) = json.loads(run_command("--json"))
     assert (before["name"], before["address"], before["maintenance"]) == ("gpu-01", "10.0.0.1", False)
     assert (before["supervised"], before["models"]) == (True, ["qwen"])
-    (after,) = json.loads(said("gpu-01", "--address", "gpu1.example.internal", "--maintenance", "on", "--json"))
+    (after,) = json.loads(run_command("gpu-01", "--address", "gpu1.example.internal", "--maintenance", "on", "--json"))
     assert (after["address"], after["maintenance"]) == ("gpu1.example.internal", True)
-    assert json.loads(said("gpu-01", "--maintenance", "off", "--json"))[0]["maintenance"] is False
-    table = said()
+    assert json.loads(run_command("gpu-01", "--maintenance", "off", "--json"))[0]["maintenance"] is False
+    table = run_command()
     assert all(word in table for word in ("gpu-01", "gpu1.example.internal", "qwen"))
 
 
 def test_a_host_is_removed_by_a_command(host):
     Host.objects.update(claim="")
-    assert said("gpu-01", "--remove").strip() == "gpu-01"
+    assert run_command("gpu-01", "--remove").strip() == "gpu-01"
     assert not Host.objects.exists()
 
 
@@ -211,7 +211,7 @@ def test_a_host_is_removed_by_a_command(host):
 def test_what_cannot_be_done_is_refused_and_changes_nothing(host, args):
     before = list(Host.objects.values())
     with pytest.raises(CommandError):
-        said(*args)
+        run_command(*args)
     assert list(Host.objects.values()) == before
 
 

@@ -41,13 +41,13 @@ def replica(model: ServedModel, host: Host, state: str = "ready", **more) -> Rep
     return Replica.objects.create(model=model, host=host, state=state, index=model.replica_set.count(), **more)
 
 
-def seen() -> overview.Overview:
+def read() -> overview.Overview:
     return overview.read_overview(timezone.now())
 
 
 def bars(host: Host, *devices: dict[str, object]) -> list[DeviceNow]:
     HostReport.objects.create(host=host, devices=list(devices), at=timezone.now())
-    return list(seen().hosts[0].devices)
+    return list(read().hosts[0].devices)
 
 
 def parts(device: DeviceNow) -> tuple[float, ...]:
@@ -76,14 +76,14 @@ def test_the_state_of_a_model_that_should_have_two_replicas(host, states, state)
     row = model(replicas=2)
     for one in states:
         replica(row, host, one)
-    assert seen().models[0].state is state
+    assert read().models[0].state is state
 
 
 @pytest.mark.parametrize("seconds", [-61, 61])  # its clock may have been ahead
 def test_a_model_is_not_confirmed_when_its_host_is_silent(host, seconds):
     replica(model(), host)
     Host.objects.update(seen_at=timezone.now() + timedelta(seconds=seconds))
-    one = seen().models[0]
+    one = read().models[0]
     assert (one.state, one.replicas[0].supervised) == (ModelState.UNSURE, False)
 
 
@@ -93,10 +93,10 @@ def test_a_model_is_not_confirmed_when_its_host_is_silent(host, seconds):
 )
 def test_a_model_that_is_not_wanted_drains_and_is_gone(host, fields, still):
     row = replica(model(**fields), host)
-    assert seen().models[0].state is ModelState.DRAINING
+    assert read().models[0].state is ModelState.DRAINING
     row.state = "stopped"
     row.save()
-    assert seen().models[0].state is still
+    assert read().models[0].state is still
 
 
 # --- figures
@@ -109,20 +109,20 @@ def test_the_figures_of_a_model_are_sums_of_its_running_replicas(host):
             row, host, live={"running": running, "tokens_per_second": speed}, memory_bytes=GB, predicted=plan(1, 1, 0)
         )
     replica(row, host, "failed", live={"running": 9, "tokens_per_second": 99}, memory_bytes=9 * GB)
-    one = seen().models[0]
+    one = read().models[0]
     assert (one.running, one.waiting, one.tokens_per_second) == (5, None, 60.5)
     assert (one.memory, one.predicted, one.ready, one.wanted) == (2 * GB, 4 * GB, 2, 3)
 
 
 def test_what_is_not_known_is_not_zero(host):
     replica(model(), host, "starting")
-    one = seen().models[0]
+    one = read().models[0]
     assert (one.running, one.tokens_per_second, one.memory, one.predicted, one.first_token) == (None,) * 5
 
 
 def test_a_prediction_is_of_each_device(host):
     replica(model(), host, devices=[0, 1], predicted=plan(8, 4, 1, devices=2))
-    assert seen().models[0].predicted == 26 * GB
+    assert read().models[0].predicted == 26 * GB
 
 
 def test_names_aliases_and_time_to_first_token(host):
@@ -137,7 +137,7 @@ def test_it_asks_the_same_few_questions_however_many_there_are(host, django_asse
     for number in range(5):
         replica(model(f"m{number}"), host)
     with django_assert_num_queries(4):
-        seen()
+        read()
 
 
 # --- bars of memory

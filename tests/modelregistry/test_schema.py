@@ -43,7 +43,7 @@ def change(var: Path, statement: str) -> None:
         assert database.execute(statement).rowcount == 1
 
 
-def refused(var: Path, command: str) -> str:
+def error_of(var: Path, command: str) -> str:
     done = manage(var, command, *(["--port", str(unused_port())] if command == "up" else []))
     assert done.returncode == 1
     assert done.stderr.startswith("CommandError: ")
@@ -53,7 +53,7 @@ def refused(var: Path, command: str) -> str:
 @COMMANDS
 def test_it_refuses_a_database_that_lacks_a_migration_and_says_how_to_apply_it(var, command):
     change(var, "delete from django_migrations where app = 'modelregistry' and name = '0001_initial'")
-    said = refused(var, command)
+    said = error_of(var, command)
     assert "1 migration of this version (modelregistry.0001_initial)" in said
     assert "run: .venv/bin/python manage.py migrate" in said
 
@@ -61,13 +61,13 @@ def test_it_refuses_a_database_that_lacks_a_migration_and_says_how_to_apply_it(v
 @COMMANDS
 def test_it_refuses_a_database_of_a_newer_version_and_says_how_to_get_that(var, command):
     change(var, "insert into django_migrations (app, name, applied) values ('keys', '0099_later', '2027-01-01')")
-    said = refused(var, command)
+    said = error_of(var, command)
     assert "1 migration that this version does not know (keys.0099_later)" in said
     assert "Run: git pull && make setup" in said
 
 
 def test_of_many_migrations_it_names_a_few(tmp_path):
-    said = refused(tmp_path, "supervise")
+    said = error_of(tmp_path, "supervise")
     assert "(accounts.0001_initial, " in said
     assert ", …)" in said
 

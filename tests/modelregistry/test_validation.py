@@ -24,12 +24,12 @@ VECTORS = ModelMetadata(architecture="bert", task="embedding", context=512, pool
 KNOWLEDGE = ("look_at_path", "look_at_args", "installed", "started_by", "options")  # of the machine
 
 
-def unsuited(facts=CHAT, engine="vllm", *, task="chat", context=None, args=(), **more):
+def find_unsuitable(facts=CHAT, engine="vllm", *, task="chat", context=None, args=(), **more):
     parsed = validation.read_arguments(engine, "", args)
     return validation.find_unsuitable_settings(facts, engine, task=task, context=context, parsed=parsed, **more)
 
 
-def problems(**given):
+def find_problems(**given):
     values = {"engine": "vllm", "launcher": "", "task": "chat", "path": "/m", "url": "", "args": [], "context": None}
     values |= {"gpus": [], "tensor_parallel": 1, "allowed_risks": []}
     known = {name: given.pop(name) for name in KNOWLEDGE if name in given}
@@ -41,48 +41,48 @@ def problems(**given):
 
 @pytest.mark.parametrize("engine", ["vllm", "llama.cpp"])
 def test_more_context_than_the_model_has_is_refused(engine):
-    assert unsuited(engine=engine, context=8192) == {}
-    assert "at most 8192 tokens" in unsuited(engine=engine, context=8193)["context"]
+    assert find_unsuitable(engine=engine, context=8192) == {}
+    assert "at most 8192 tokens" in find_unsuitable(engine=engine, context=8193)["context"]
 
 
 @pytest.mark.parametrize("args", [["--rope-scaling", "yarn"], ["--hf-overrides={}"], ["--hf_overrides", "{}"]])
 def test_who_says_how_to_stretch_the_context_may(args):
-    assert unsuited(context=99999, args=args) == {}
+    assert find_unsuitable(context=99999, args=args) == {}
 
 
 def test_a_context_that_files_do_not_state_is_not_judged():
-    assert unsuited(ModelMetadata(architecture="x", has_chat_template=True), context=99999) == {}
+    assert find_unsuitable(ModelMetadata(architecture="x", has_chat_template=True), context=99999) == {}
 
 
 @pytest.mark.parametrize("task", ["embedding", "rerank", "transcription"])
 def test_a_model_of_another_task_does_not_chat(task):
     facts = ModelMetadata(architecture="Special", task=task, has_chat_template=True)
-    assert unsuited(facts)["task"] == f"Special is not made for chat but for another task: {task}."
+    assert find_unsuitable(facts)["task"] == f"Special is not made for chat but for another task: {task}."
 
 
 def test_a_chat_model_may_embed_and_rank():
-    assert unsuited(task="embedding") == {}
-    assert unsuited(task="rerank") == {}
+    assert find_unsuitable(task="embedding") == {}
+    assert find_unsuitable(task="rerank") == {}
 
 
 def test_without_a_chat_template_vllm_cannot_chat_and_llama_cpp_can():
     bare = ModelMetadata(architecture="LlamaForCausalLM", task="chat")
-    assert "no chat template" in unsuited(bare)["task"]
-    assert unsuited(bare, args=["--chat-template=/t.jinja"]) == {}
-    assert unsuited(bare, "llama.cpp") == {}
-    assert unsuited(bare, task="embedding") == {}
+    assert "no chat template" in find_unsuitable(bare)["task"]
+    assert find_unsuitable(bare, args=["--chat-template=/t.jinja"]) == {}
+    assert find_unsuitable(bare, "llama.cpp") == {}
+    assert find_unsuitable(bare, task="embedding") == {}
 
 
 def test_llama_cpp_must_know_how_to_pool():
     facts = ModelMetadata(architecture="llama", task="chat")
-    assert "--pooling mean" in unsuited(facts, "llama.cpp", task="embedding")["task"]
-    assert unsuited(facts, "llama.cpp", task="embedding", args=["--pooling", "last"]) == {}
-    assert unsuited(VECTORS, "llama.cpp", task="embedding") == {}
+    assert "--pooling mean" in find_unsuitable(facts, "llama.cpp", task="embedding")["task"]
+    assert find_unsuitable(facts, "llama.cpp", task="embedding", args=["--pooling", "last"]) == {}
+    assert find_unsuitable(VECTORS, "llama.cpp", task="embedding") == {}
 
 
 def test_vllm_splits_heads_evenly():
-    assert unsuited(tensor_parallel=4) == {}
-    assert "8 heads cannot be dealt out evenly to 3 GPUs" in unsuited(tensor_parallel=3)["tensor_parallel"]
+    assert find_unsuitable(tensor_parallel=4) == {}
+    assert "8 heads cannot be dealt out evenly to 3 GPUs" in find_unsuitable(tensor_parallel=3)["tensor_parallel"]
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,19 @@ def test_vllm_splits_heads_evenly():
     ],
 )
 def test_a_context_in_arguments_is_held_to_the_model_s_as_well(engine, args):
-    assert "at most 8192 tokens" in unsuited(engine=engine, args=args)["args"]
-    assert unsuited(engine=engine, args=[*args, "--hf-overrides={}", "--rope-scaling", "yarn"]) == {}
+    assert "at most 8192 tokens" in find_unsuitable(engine=engine, args=args)["args"]
+    assert find_unsuitable(engine=engine, args=[*args, "--hf-overrides={}", "--rope-scaling", "yarn"]) == {}
 
 
 def test_the_context_of_llama_cpp_is_shared_out_to_its_requests():
-    assert unsuited(engine="llama.cpp", args=["-c", "32768"]) == {}  # four at a time
-    assert unsuited(engine="llama.cpp", args=["-c", "65536"], slots=8) == {}
-    assert unsuited(engine="llama.cpp", args=["-c", "65536"], slots=2).keys() == {"args"}
+    assert find_unsuitable(engine="llama.cpp", args=["-c", "32768"]) == {}  # four at a time
+    assert find_unsuitable(engine="llama.cpp", args=["-c", "65536"], slots=8) == {}
+    assert find_unsuitable(engine="llama.cpp", args=["-c", "65536"], slots=2).keys() == {"args"}
 
 
 def test_auto_is_no_context():
-    assert unsuited(args=["--max-model-len=-1"]) == {}
-    assert unsuited(args=["--max-model-len=auto"]) == {}
+    assert find_unsuitable(args=["--max-model-len=-1"]) == {}
+    assert find_unsuitable(args=["--max-model-len=auto"]) == {}
 
 
 # --- Numbers in arguments
@@ -123,7 +123,7 @@ def test_auto_is_no_context():
     ],
 )
 def test_numbers_with_which_vllm_does_not_work_are_refused(arg):
-    assert problems(args=[arg]).keys() == {"args"}
+    assert find_problems(args=[arg]).keys() == {"args"}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_numbers_with_which_vllm_does_not_work_are_refused(arg):
     ],
 )
 def test_numbers_with_which_vllm_works_are_taken(arg):
-    assert problems(args=[arg]) == {}
+    assert find_problems(args=[arg]) == {}
 
 
 @pytest.mark.parametrize(
@@ -152,23 +152,23 @@ def test_numbers_with_which_vllm_works_are_taken(arg):
     ],
 )
 def test_so_are_those_of_llama_cpp(args, fine):
-    assert (problems(engine="llama.cpp", args=args) == {}) is fine
+    assert (find_problems(engine="llama.cpp", args=args) == {}) is fine
 
 
 def test_a_batch_holds_a_token_of_each_request():
-    assert problems(args=["--max-num-batched-tokens=10"]).keys() == {"args"}  # 256 requests at a time are planned
-    assert problems(args=["--max-num-batched-tokens=10"], slots=10) == {}
-    assert problems(args=["--max-num-batched-tokens=10", "--max-num-seqs=11"], slots=1).keys() == {"args"}
+    assert find_problems(args=["--max-num-batched-tokens=10"]).keys() == {"args"}  # 256 requests at a time are planned
+    assert find_problems(args=["--max-num-batched-tokens=10"], slots=10) == {}
+    assert find_problems(args=["--max-num-batched-tokens=10", "--max-num-seqs=11"], slots=1).keys() == {"args"}
 
 
 @pytest.mark.parametrize("arg", ["--ssl-keyfile=/k.pem", "--ssl-certfile=/c.pem"])
 def test_an_engine_speaks_no_tls(arg):
-    assert "plain HTTP" in problems(args=[arg])["args"]
+    assert "plain HTTP" in find_problems(args=[arg])["args"]
 
 
 @pytest.mark.parametrize("args", [["--ssl-key-file", "/k"], ["--ssl-cert-file", "/c"], ["--api-prefix", "/x"]])
 def test_nor_does_llama_cpp_which_answers_at_its_root(args):
-    assert "plain HTTP" in problems(engine="llama.cpp", args=args)["args"]
+    assert "plain HTTP" in find_problems(engine="llama.cpp", args=args)["args"]
 
 
 # --- Files in arguments
@@ -177,7 +177,7 @@ def test_nor_does_llama_cpp_which_answers_at_its_root(args):
 def of_files(tmp_path, *args, engine="llama.cpp"):
     """Return what is wrong with the arguments of a model on this host."""
     path = paper_models.gguf(tmp_path / "m.gguf") if engine == "llama.cpp" else paper_models.small_llama(tmp_path / "m")
-    return problems(engine=engine, path=str(path), args=list(args), look_at_path=True).get("args", "")
+    return find_problems(engine=engine, path=str(path), args=list(args), look_at_path=True).get("args", "")
 
 
 @pytest.mark.parametrize("option", ["--mmproj", "--lora", "--model-draft", "-md", "--chat-template-file"])
@@ -207,7 +207,7 @@ def test_a_chat_template_is_one(tmp_path):
 
 
 def test_files_of_another_host_are_not_looked_for_here():
-    assert problems(engine="llama.cpp", args=["--mmproj", "/elsewhere/x.gguf"]) == {}
+    assert find_problems(engine="llama.cpp", args=["--mmproj", "/elsewhere/x.gguf"]) == {}
 
 
 # --- Risks in arguments
@@ -234,8 +234,8 @@ def test_files_of_another_host_are_not_looked_for_here():
     ],
 )
 def test_an_argument_does_not_do_what_was_not_allowed(args, risk):
-    assert f'allowed risk "{risk}"' in problems(args=args)["args"]
-    assert problems(args=args, allowed_risks=[risk]) == {}
+    assert f'allowed risk "{risk}"' in find_problems(args=args)["args"]
+    assert find_problems(args=args, allowed_risks=[risk]) == {}
 
 
 @pytest.mark.parametrize(
@@ -249,8 +249,8 @@ def test_an_argument_does_not_do_what_was_not_allowed(args, risk):
     ],
 )
 def test_nor_does_one_of_llama_cpp(args, risk):
-    assert f'allowed risk "{risk}"' in problems(engine="llama.cpp", args=args)["args"]
-    assert problems(engine="llama.cpp", args=args, allowed_risks=[risk]) == {}
+    assert f'allowed risk "{risk}"' in find_problems(engine="llama.cpp", args=args)["args"]
+    assert find_problems(engine="llama.cpp", args=args, allowed_risks=[risk]) == {}
 
 
 @pytest.mark.parametrize(
@@ -264,12 +264,12 @@ def test_nor_does_one_of_llama_cpp(args, risk):
     ],
 )
 def test_other_arguments_are_free(args):
-    assert problems(args=args) == {}
+    assert find_problems(args=args) == {}
 
 
 @pytest.mark.parametrize("arg", ["--config=/x.yaml", "--api_key=x", "--served-model", "--interrupt_requests"])
 def test_reserved_arguments_are_known_by_any_spelling(arg):
-    assert "is set for each replica" in problems(args=[arg])["args"]
+    assert "is set for each replica" in find_problems(args=[arg])["args"]
 
 
 @pytest.mark.parametrize(
@@ -289,13 +289,13 @@ def test_reserved_arguments_are_known_by_any_spelling(arg):
 )
 def test_p8_reserved_arguments_are_known_by_each_of_their_beginnings(arg):
     """As Python's argparse takes them."""
-    assert "args" in problems(args=[arg])
-    assert "args" in problems(engine="llama.cpp", launcher="llama-cpp-python", args=["--int"])
+    assert "args" in find_problems(args=[arg])
+    assert "args" in find_problems(engine="llama.cpp", launcher="llama-cpp-python", args=["--int"])
 
 
 @pytest.mark.parametrize("args", [["--loa=pt"], ["--load-form", "auto"], ["--tr"], ["--trust-rem"]])
 def test_p8_so_are_arguments_that_need_an_allowed_risk(args):
-    assert "args" in problems(args=args)
+    assert "args" in find_problems(args=args)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_p8_so_are_arguments_that_need_an_allowed_risk(args):
     ],
 )
 def test_e6_what_llama_cpp_could_not_be_started_with_is_refused(args):
-    assert problems(engine="llama.cpp", args=args).keys() == {"args"}
+    assert find_problems(engine="llama.cpp", args=args).keys() == {"args"}
 
 
 @pytest.mark.parametrize(
@@ -321,15 +321,15 @@ def test_e6_what_llama_cpp_could_not_be_started_with_is_refused(args):
     [["-dp", "2"], ["--pipeline_parallel_size=2"], ["-n=2"], ["--dtype half"], ["half"], ["--max-num", "3"], ["-tp=x"]],
 )
 def test_e6_what_vllm_could_not_be_started_with_is_refused(args):
-    assert problems(args=args).keys() == {"args"}
+    assert find_problems(args=args).keys() == {"args"}
 
 
 def test_e6_cards_are_counted_wherever_they_are_said():
-    assert problems(args=["-tp", "2"]) == {}
-    assert problems(args=["-tp", "2"], gpus=[0, 1]) == {}
-    assert problems(args=["--tensor_par=2"], gpus=[0]).keys() == {"gpus"}
-    assert problems(args=["-tp", "2"], tensor_parallel=4).keys() == {"args"}
-    assert unsuited(args=["-tp=3"]).keys() == {"tensor_parallel"}
+    assert find_problems(args=["-tp", "2"]) == {}
+    assert find_problems(args=["-tp", "2"], gpus=[0, 1]) == {}
+    assert find_problems(args=["--tensor_par=2"], gpus=[0]).keys() == {"gpus"}
+    assert find_problems(args=["-tp", "2"], tensor_parallel=4).keys() == {"args"}
+    assert find_unsuitable(args=["-tp=3"]).keys() == {"tensor_parallel"}
 
 
 def test_e6_every_fault_of_arguments_has_its_sentence():
@@ -354,7 +354,7 @@ def test_e6_every_fault_of_arguments_has_its_sentence():
 
 @pytest.mark.parametrize("risks", [["all"], "pickle", None, [["pickle"]]])
 def test_allowed_risks_are_a_list_of_known_ones(risks):
-    assert 'a list of "pickle"' in problems(allowed_risks=risks)["allowed_risks"]
+    assert 'a list of "pickle"' in find_problems(allowed_risks=risks)["allowed_risks"]
 
 
 # --- GPUs
@@ -362,14 +362,14 @@ def test_allowed_risks_are_a_list_of_known_ones(risks):
 
 @pytest.mark.parametrize("gpus", ["0", [0.5], [-1], [True], None, {"0": 1}])
 def test_gpus_are_a_list_of_numbers(gpus):
-    assert "a list of numbers" in problems(gpus=gpus)["gpus"]
+    assert "a list of numbers" in find_problems(gpus=gpus)["gpus"]
 
 
 def test_gpus_are_as_many_as_a_replica_is_split_over():
-    assert problems(gpus=[0, 1], tensor_parallel=2) == {}
-    assert problems(tensor_parallel=2) == {}
-    assert "over 2 GPUs" in problems(gpus=[0], tensor_parallel=2)["gpus"]
-    assert "twice" in problems(gpus=[1, 1])["gpus"]
+    assert find_problems(gpus=[0, 1], tensor_parallel=2) == {}
+    assert find_problems(tensor_parallel=2) == {}
+    assert "over 2 GPUs" in find_problems(gpus=[0], tensor_parallel=2)["gpus"]
+    assert "twice" in find_problems(gpus=[1, 1])["gpus"]
 
 
 # --- Files
@@ -377,8 +377,8 @@ def test_gpus_are_as_many_as_a_replica_is_split_over():
 
 def test_a_risk_is_reported_at_the_field_that_allows_it(tmp_path):
     path = str(paper_models.small_llama(tmp_path, model_type="homemade", auto_map={"AutoModel": "x.Y"}))
-    assert problems(path=path, look_at_path=True).keys() == {"allowed_risks"}
-    assert problems(path=path, look_at_path=True, allowed_risks=["remote-code"]) == {}
+    assert find_problems(path=path, look_at_path=True).keys() == {"allowed_risks"}
+    assert find_problems(path=path, look_at_path=True, allowed_risks=["remote-code"]) == {}
 
 
 def test_files_that_changed_since_are_found_before_a_start(tmp_path):

@@ -194,7 +194,7 @@ def test_what_the_operator_gave_is_left_out_of_ours():
 
 
 @pytest.mark.parametrize(
-    ("launcher", "args", "told"),
+    ("launcher", "args", "rendered"),
     [
         ("llama-server", ["--threads=1", "-x=1", "--no_mmap"], ("--threads", "1", "-x=1", "--no-mmap")),
         ("llama-server", ["--new=1", "stray"], ("--new", "1", "stray")),
@@ -203,8 +203,8 @@ def test_what_the_operator_gave_is_left_out_of_ours():
         ("vllm", ["--max_model_len=8k", "-tp", "2"], ("--max_model_len=8k", "-tp", "2")),
     ],
 )
-def test_arguments_are_given_in_a_form_that_the_engine_takes(launcher, args, told):
-    assert render(launcher, read_arguments(launcher, args), args) == told
+def test_arguments_are_given_in_a_form_that_the_engine_takes(launcher, args, rendered):
+    assert render(launcher, read_arguments(launcher, args), args) == rendered
 
 
 # --- For the planner

@@ -91,8 +91,8 @@ def test_xllamacpp_is_run_by_its_own_python_with_our_launcher():
 
 def test_llama_cpp_python_keeps_no_number_for_each_word_and_token_unless_asked_to():
     assert pairs(command(CHAT, "llama-cpp-python").argv)["--logits_all"] == "false"
-    told = pairs(command(replace(CHAT, args=("--logits_all=true",)), "llama-cpp-python").argv)
-    assert told["--logits_all"] == "true"
+    options = pairs(command(replace(CHAT, args=("--logits_all=true",)), "llama-cpp-python").argv)
+    assert options["--logits_all"] == "true"
 
 
 def test_llama_cpp_python_never_interrupts_a_stream():
@@ -271,8 +271,8 @@ def test_a_setting_wins_over_the_cache_and_the_cache_over_the_path(tmp_path):
     assert found == {"llama-server": (on_path,)}
     cached = program(tmp_path / "cache/engines/llama-server-1.0/bin", "llama-server")
     assert base.find_engines({}, tmp_path / "cache", str(tmp_path / "bin")) == {"llama-server": (cached,)}
-    told = {"llama-server": "nice -n 5 '/opt/my llama/llama-server'", "vllm": ""}
-    found = base.find_engines(told, tmp_path / "cache", str(tmp_path / "bin"))
+    commands = {"llama-server": "nice -n 5 '/opt/my llama/llama-server'", "vllm": ""}
+    found = base.find_engines(commands, tmp_path / "cache", str(tmp_path / "bin"))
     assert found == {"llama-server": ("nice", "-n", "5", "/opt/my llama/llama-server")}
 
 
@@ -299,9 +299,9 @@ def test_a_missing_engine_can_be_installed_by_the_name_in_the_message():
     from modelregistry.install.engine_environments import INSTALLABLE
 
     for spec in (CHAT, replace(CHAT, engine="vllm"), *(replace(CHAT, launcher=x) for x in base.LLAMA_CPP_LAUNCHERS)):
-        with pytest.raises(NoLauncher) as told:
+        with pytest.raises(NoLauncher) as caught:
             base.choose_launcher(spec, {})
-        assert re.search(r"`manage.py installengine (\S+)`", str(told.value))[1] in INSTALLABLE
+        assert re.search(r"`manage.py installengine (\S+)`", str(caught.value))[1] in INSTALLABLE
 
 
 def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):

@@ -102,13 +102,13 @@ def passed(*cases):
 
 
 @pytest.fixture(scope="module")
-def told():
+def results():
     return passed(*CASES)
 
 
 @pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: " ".join(CASES[case][0]))
-def test_e8_what_is_asked_for_reaches_the_engine(told, case):
-    assert told[case] == CASES[case][1]
+def test_e8_what_is_asked_for_reaches_the_engine(results, case):
+    assert results[case] == CASES[case][1]
 
 
 def test_e8_every_option_has_a_parameter_in_the_pinned_wheel(tmp_path):

@@ -104,12 +104,12 @@ CASES = {
 def test_e12_the_message_says_what_it_is(what, tmp_path):
     engine, make, named = CASES[what]
     path = make(tmp_path / "m")
-    with pytest.raises(UnreadableModel) as told:
+    with pytest.raises(UnreadableModel) as caught:
         model_files.read_model(engine, str(path))
-    assert misplaced.recognise(engine, path).sentence == told.value.sentence
-    assert named in str(told.value)
+    assert misplaced.recognise(engine, path).sentence == caught.value.sentence
+    assert named in str(caught.value)
     with translation.override("ja"):
-        assert validation.explain_unreadable(told.value) != str(told.value)
+        assert validation.explain_unreadable(caught.value) != str(caught.value)
 
 
 def test_e12_a_dangling_link_is_reported_as_one(tmp_path):
@@ -134,9 +134,9 @@ def test_a_risk_is_reported_before_anything_else(tmp_path):
     whole = a_whole(tmp_path / "m")
     (whole / "model.safetensors").unlink()
     write(whole / "pytorch_model.bin", PAGE)
-    with pytest.raises(UnreadableModel) as told:
+    with pytest.raises(UnreadableModel) as caught:
         model_files.read_model("vllm", str(whole))
-    assert told.value.risk == "pickle"
+    assert caught.value.risk == "pickle"
 
 
 def test_e12_a_gguf_with_types_of_a_later_llama_cpp_is_read_all_the_same(tmp_path):

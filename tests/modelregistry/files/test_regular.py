@@ -12,7 +12,7 @@ from modelregistry.files.metadata import UnreadableModel
 SECONDS = 10
 
 
-def told(engine: str, path: Path) -> list[str]:
+def read_error(engine: str, path: Path) -> list[str]:
     """Return the error of reading it; a read that blocks fails the test instead of hanging it."""
     found: list[str] = []
 
@@ -34,14 +34,14 @@ def test_p3_a_fifo_in_a_models_directory_is_no_file(tmp_path, name):
     (tmp_path / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
-    assert told("vllm", tmp_path)
+    assert read_error("vllm", tmp_path)
 
 
 def test_p3_a_fifo_is_no_gguf_file(tmp_path):
     os.mkfifo(tmp_path / "model.gguf")
-    assert told("llama.cpp", tmp_path / "model.gguf")
+    assert read_error("llama.cpp", tmp_path / "model.gguf")
 
 
 def test_p3_neither_is_a_device_without_an_end():
-    assert told("llama.cpp", Path("/dev/zero"))
-    assert told("llama.cpp", Path("/dev/tty"))
+    assert read_error("llama.cpp", Path("/dev/zero"))
+    assert read_error("llama.cpp", Path("/dev/tty"))

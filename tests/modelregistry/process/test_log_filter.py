@@ -14,7 +14,7 @@ from tests.waiting import until
 START = b"load_model: loading model\nanything: a template {{ x }}\nlistening on http://127.0.0.1:1\n"
 
 
-def filtered(*lines: str) -> list[str]:
+def filter_all(*lines: str) -> list[str]:
     """Return what is kept of these lines after the engine answers."""
     given = [*START.splitlines(keepends=True), *(f"{line}\n".encode() for line in lines)]
     kept = list(log_filter.filter_lines(given))
@@ -38,7 +38,7 @@ def filtered(*lines: str) -> list[str]:
     ],
 )
 def test_p4_lines_of_its_own_are_kept(line):
-    assert filtered(line) == [line]
+    assert filter_all(line) == [line]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_p4_lines_of_its_own_are_kept(line):
     ],
 )
 def test_p4_others_are_left_out_with_one_note(lines):
-    assert filtered(*lines, "srv  update_slots: all slots are idle") == [
+    assert filter_all(*lines, "srv  update_slots: all slots are idle") == [
         LEFT_OUT.decode().rstrip("\n"),
         "srv  update_slots: all slots are idle",
     ]
@@ -71,7 +71,7 @@ def test_p4_others_are_left_out_with_one_note(lines):
     ],
 )
 def test_p4_what_a_line_quotes_is_cut_off(line, kept):
-    assert filtered(line) == [kept]
+    assert filter_all(line) == [kept]
 
 
 def test_p4_where_lines_begin_with_the_time_a_letter_alone_is_a_callers():
@@ -102,7 +102,7 @@ def start(tmp_path):
         assert process.stop(run, grace=0)
 
 
-def ended(run: process.Run) -> process.ExitStatus:
+def wait_for_end(run: process.Run) -> process.ExitStatus:
     until(lambda: process.life_of(run) is process.Life.ENDED)
     ending = process.exit_of(run)
     assert ending
@@ -111,7 +111,7 @@ def ended(run: process.Run) -> process.ExitStatus:
 
 def test_p4_its_last_output_is_in_the_log_when_its_exit_is_recorded(start):
     run = start("echo own pid $$; echo listening on x; echo secret; echo '/a.cpp:1: GGML_ASSERT' >&2; kill -ABRT $$")
-    assert ended(run).signal == signal.SIGABRT
+    assert wait_for_end(run).signal == signal.SIGABRT
     assert process.log_tail(run.directory).splitlines() == [
         f"own pid {run.engine.pid}",
         "listening on x",
@@ -129,7 +129,7 @@ def test_p4_a_line_without_end_takes_no_memory(start):
     run = start(
         "echo listening on x; echo srv: begin; yes | tr -d '\\n' | head -c 50000000; echo; echo srv: end; read x"
     )
-    assert ended(run).code == 1  # no process writes to it
+    assert wait_for_end(run).code == 1  # no process writes to it
     log = process.log_tail(run.directory)
     assert len(log) < 1000
     assert log.endswith("srv: end")

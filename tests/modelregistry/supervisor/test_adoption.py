@@ -26,18 +26,18 @@ def runs(tmp_path):
     return made
 
 
-def adopted(runs, **facts):
+def adopt(runs, **facts):
     known = {KEY: ReplicaFacts(state=State.STARTING, run_id="old", **facts)}
     return adopt_runs(runs, known, {}, grace=1, clock=lambda: 100.0)[KEY]
 
 
 def test_a_start_that_was_not_made_yet_is_no_crash_of_the_engine_before(runs):
     """The supervisor was killed between saying that it starts an engine and starting it."""
-    replica = adopted(runs, pid=None)
+    replica = adopt(runs, pid=None)
     assert (replica.state, replica.run) == (State.STOPPED, None)
 
 
 def test_an_engine_that_died_without_a_supervisor_is_a_crash(runs):
-    replica = adopted(runs, pid=4711)
+    replica = adopt(runs, pid=4711)
     assert (replica.state, replica.run.run_id) == (State.STARTING, "old")
     assert replica.observe().ended

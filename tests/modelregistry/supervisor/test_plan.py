@@ -25,7 +25,7 @@ WANT = Wanted(fingerprint="f")
 NOW = 10_000.0
 
 
-def seen(state, **more):
+def observed(state, **more):
     values = {"since": NOW - 1, "checked_at": NOW, "reported_at": NOW, "active_at": NOW, "retry_at": NOW + 5}
     return Observed(key=KEY, state=State(state), fingerprint="f", **(values | more))
 
@@ -50,7 +50,7 @@ def test_what_is_disabled_and_not_there_is_left():
 
 
 def test_each_replica_gets_its_own_action():
-    other = replace(seen("ready"), key=Key(2, 1))
+    other = replace(observed("ready"), key=Key(2, 1))
     actions = plan.plan_actions({KEY: WANT}, [other], NOW, start_limit=1800)
     assert actions == [Start(key=KEY), Drain(key=Key(2, 1), next_state=State.STOPPED)]
 
@@ -59,76 +59,76 @@ def test_each_replica_gets_its_own_action():
 
 
 def test_a_starting_engine_is_asked_again_and_again():
-    assert next_for(WANT, seen("starting", checked_at=NOW - 0.5)) == AskQuestion(key=KEY)
-    assert next_for(WANT, seen("starting", checked_at=NOW - 0.4)) is None
+    assert next_for(WANT, observed("starting", checked_at=NOW - 0.5)) == AskQuestion(key=KEY)
+    assert next_for(WANT, observed("starting", checked_at=NOW - 0.4)) is None
 
 
 def test_a_slow_start_is_no_failure_until_its_limit():
-    assert next_for(WANT, seen("starting", since=NOW - 1799)) is None
-    late = next_for(WANT, seen("starting", since=NOW - 1801))
+    assert next_for(WANT, observed("starting", since=NOW - 1799)) is None
+    late = next_for(WANT, observed("starting", since=NOW - 1801))
     assert isinstance(late, Fail)
     assert "1800 s" in late.reason
 
 
 def test_an_engine_that_keeps_refusing_its_work_has_failed():
-    assert next_for(WANT, seen("starting", refusals=9)) is None
-    assert isinstance(next_for(WANT, seen("starting", refusals=10)), Fail)
+    assert next_for(WANT, observed("starting", refusals=9)) is None
+    assert isinstance(next_for(WANT, observed("starting", refusals=10)), Fail)
 
 
 @pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
 def test_a_start_that_is_not_wanted_any_more_is_broken_off(want):
-    assert next_for(want, seen("starting")) == Stop(key=KEY)
+    assert next_for(want, observed("starting")) == Stop(key=KEY)
 
 
 # --- ready
 
 
 def test_a_ready_engine_is_looked_at_now_and_then():
-    assert next_for(WANT, seen("ready", checked_at=NOW - 4.9)) is None
-    assert next_for(WANT, seen("ready", checked_at=NOW - 5)) == CheckHealth(key=KEY)
+    assert next_for(WANT, observed("ready", checked_at=NOW - 4.9)) is None
+    assert next_for(WANT, observed("ready", checked_at=NOW - 5)) == CheckHealth(key=KEY)
 
 
 def test_a_bad_look_is_soon_followed_by_another():
-    assert next_for(WANT, seen("ready", checked_at=NOW - 1, failed_checks=1)) == CheckHealth(key=KEY)
+    assert next_for(WANT, observed("ready", checked_at=NOW - 1, failed_checks=1)) == CheckHealth(key=KEY)
 
 
 @pytest.mark.parametrize("want", [None, replace(WANT, enabled=False), replace(WANT, fingerprint="other")])
 @pytest.mark.parametrize("state", ["ready", "unhealthy"])
 def test_a_running_engine_that_is_not_as_wanted_is_drained(want, state):
-    assert next_for(want, seen(state)) == Drain(key=KEY, next_state=State.STOPPED)
+    assert next_for(want, observed(state)) == Drain(key=KEY, next_state=State.STOPPED)
 
 
 @pytest.mark.parametrize("state", ["starting", "ready", "unhealthy"])
 def test_an_engine_that_ended_by_itself_has_failed(state):
-    assert next_for(WANT, seen(state, ended=True)) == Fail(key=KEY, reason="")
+    assert next_for(WANT, observed(state, ended=True)) == Fail(key=KEY, reason="")
 
 
 def test_an_idle_engine_goes_to_sleep():
     want = replace(WANT, idle_after=60.0)
-    assert next_for(want, seen("ready", active_at=NOW - 59)) is None
-    assert next_for(want, seen("ready", active_at=NOW - 60)) == Drain(key=KEY, next_state=State.ASLEEP)
+    assert next_for(want, observed("ready", active_at=NOW - 59)) is None
+    assert next_for(want, observed("ready", active_at=NOW - 60)) == Drain(key=KEY, next_state=State.ASLEEP)
 
 
 def test_an_engine_of_which_nothing_was_heard_since_is_not_called_idle():
     want = replace(WANT, idle_after=3.0)
-    assert next_for(want, seen("ready", active_at=NOW - 4, reported_at=NOW - 4)) is None
+    assert next_for(want, observed("ready", active_at=NOW - 4, reported_at=NOW - 4)) is None
 
 
 def test_an_engine_that_is_called_does_not_go_to_sleep():
     want = replace(WANT, idle_after=60.0, wake_requested=True)
-    assert next_for(want, seen("ready", active_at=NOW - 100)) is None
+    assert next_for(want, observed("ready", active_at=NOW - 100)) is None
 
 
 def test_an_unhealthy_engine_is_asked_and_at_last_given_up():
-    assert next_for(WANT, seen("unhealthy", checked_at=NOW - 5)) == AskQuestion(key=KEY)
-    assert isinstance(next_for(WANT, seen("unhealthy", since=NOW - 121)), Fail)
+    assert next_for(WANT, observed("unhealthy", checked_at=NOW - 5)) == AskQuestion(key=KEY)
+    assert isinstance(next_for(WANT, observed("unhealthy", since=NOW - 121)), Fail)
 
 
 # --- draining
 
 
 def drained(**more):
-    return seen("draining", **({"since": NOW - 6, "published_at": NOW - 5, "running": 0} | more))
+    return observed("draining", **({"since": NOW - 6, "published_at": NOW - 5, "running": 0} | more))
 
 
 def test_a_drained_engine_that_reports_nothing_is_not_waited_for():
@@ -160,7 +160,7 @@ def test_draining_has_a_limit():
 
 
 def test_an_engine_that_ends_while_it_drains_is_simply_stopped():
-    assert next_for(WANT, seen("draining", ended=True)) == Stop(key=KEY)
+    assert next_for(WANT, observed("draining", ended=True)) == Stop(key=KEY)
 
 
 # --- resting
@@ -168,39 +168,39 @@ def test_an_engine_that_ends_while_it_drains_is_simply_stopped():
 
 @pytest.mark.parametrize("state", ["stopped", "asleep", "backoff", "failed"])
 def test_a_stopped_replica_that_is_not_wanted_is_removed(state):
-    assert next_for(None, seen(state)) == Remove(key=KEY)
+    assert next_for(None, observed(state)) == Remove(key=KEY)
 
 
 @pytest.mark.parametrize("state", ["asleep", "backoff", "failed"])
 def test_what_rests_and_is_disabled_is_called_stopped(state):
     disabled = replace(WANT, enabled=False)
-    assert next_for(disabled, seen(state)) == Stop(key=KEY)
-    assert next_for(disabled, seen("stopped")) is None
+    assert next_for(disabled, observed(state)) == Stop(key=KEY)
+    assert next_for(disabled, observed("stopped")) is None
 
 
 def test_what_is_stopped_and_wanted_is_started():
-    assert next_for(WANT, seen("stopped")) == Start(key=KEY)
+    assert next_for(WANT, observed("stopped")) == Start(key=KEY)
 
 
 @pytest.mark.parametrize("state", ["backoff", "failed"])
 def test_a_failed_replica_is_tried_again_at_its_time(state):
-    assert next_for(WANT, seen(state, retry_at=NOW + 0.1)) is None
-    assert next_for(WANT, seen(state, retry_at=NOW)) == Start(key=KEY)
+    assert next_for(WANT, observed(state, retry_at=NOW + 0.1)) is None
+    assert next_for(WANT, observed(state, retry_at=NOW)) == Start(key=KEY)
 
 
 @pytest.mark.parametrize("state", ["backoff", "failed"])
 def test_changed_settings_are_tried_at_once(state):
-    assert next_for(replace(WANT, fingerprint="other"), seen(state)) == Start(key=KEY)
+    assert next_for(replace(WANT, fingerprint="other"), observed(state)) == Start(key=KEY)
 
 
 def test_a_sleeping_model_wakes_for_a_request_only():
     want = replace(WANT, idle_after=60.0)
-    assert next_for(want, seen("asleep")) is None
-    assert next_for(replace(want, wake_requested=True), seen("asleep")) == Start(key=KEY)
+    assert next_for(want, observed("asleep")) is None
+    assert next_for(replace(want, wake_requested=True), observed("asleep")) == Start(key=KEY)
 
 
 def test_a_model_that_may_no_longer_sleep_is_woken():
-    assert next_for(WANT, seen("asleep")) == Start(key=KEY)
+    assert next_for(WANT, observed("asleep")) == Start(key=KEY)
 
 
 # --- external
@@ -210,21 +210,21 @@ OUTSIDE = replace(WANT, external=True)
 
 def test_an_external_engine_is_only_looked_at():
     for state in ("starting", "ready", "unhealthy"):
-        assert next_for(OUTSIDE, seen(state, external=True, checked_at=NOW - 10)) == CheckHealth(key=KEY)
-        assert next_for(OUTSIDE, seen(state, external=True, checked_at=NOW - 9, since=NOW - 9999)) is None
+        assert next_for(OUTSIDE, observed(state, external=True, checked_at=NOW - 10)) == CheckHealth(key=KEY)
+        assert next_for(OUTSIDE, observed(state, external=True, checked_at=NOW - 9, since=NOW - 9999)) is None
 
 
 def test_an_external_engine_that_is_not_wanted_is_removed():
-    assert next_for(None, seen("ready", external=True)) == Remove(key=KEY)
-    assert next_for(replace(OUTSIDE, enabled=False), seen("ready", external=True)) == Stop(key=KEY)
+    assert next_for(None, observed("ready", external=True)) == Remove(key=KEY)
+    assert next_for(replace(OUTSIDE, enabled=False), observed("ready", external=True)) == Stop(key=KEY)
 
 
 def test_an_external_engine_that_moved_begins_again():
-    assert next_for(replace(OUTSIDE, fingerprint="other"), seen("ready", external=True)) == Start(key=KEY)
+    assert next_for(replace(OUTSIDE, fingerprint="other"), observed("ready", external=True)) == Start(key=KEY)
 
 
 def test_an_engine_of_ours_that_becomes_external_is_drained_first():
-    assert next_for(OUTSIDE, seen("ready")) == Drain(key=KEY, next_state=State.STOPPED)
+    assert next_for(OUTSIDE, observed("ready")) == Drain(key=KEY, next_state=State.STOPPED)
 
 
 # --- always
@@ -293,9 +293,9 @@ def test_an_engine_that_answers_before_it_dies_gets_more_patience():
 
 
 def test_a_failed_one_waits_for_its_time_or_an_operator():
-    assert next_for(WANT, seen("failed", retry_at=NOW + 1)) is None
-    assert next_for(WANT, seen("failed", retry_at=NOW)) == Start(key=KEY)
-    assert next_for(replace(WANT, fingerprint="other"), seen("failed", retry_at=NOW + 1)) == Start(key=KEY)
+    assert next_for(WANT, observed("failed", retry_at=NOW + 1)) is None
+    assert next_for(WANT, observed("failed", retry_at=NOW)) == Start(key=KEY)
+    assert next_for(replace(WANT, fingerprint="other"), observed("failed", retry_at=NOW + 1)) == Start(key=KEY)
 
 
 # --- where it listens
@@ -304,22 +304,22 @@ def test_a_failed_one_waits_for_its_time_or_an_operator():
 @pytest.mark.parametrize("state", ["ready", "unhealthy"])
 def test_e9_an_engine_at_another_address_than_its_hosts_is_drained(state):
     want = replace(WANT, address="10.0.0.2")
-    assert next_for(want, seen(state, address="10.0.0.1")) == Drain(key=KEY, next_state=State.STOPPED)
-    assert next_for(want, seen(state, address="10.0.0.2")) is None
+    assert next_for(want, observed(state, address="10.0.0.1")) == Drain(key=KEY, next_state=State.STOPPED)
+    assert next_for(want, observed(state, address="10.0.0.2")) is None
 
 
 def test_e9_a_start_at_an_address_that_was_changed_meanwhile_is_broken_off():
     want = replace(WANT, address="10.0.0.2")
-    assert next_for(want, seen("starting", address="10.0.0.1")) == Stop(key=KEY)
+    assert next_for(want, observed("starting", address="10.0.0.1")) == Stop(key=KEY)
 
 
 @pytest.mark.parametrize("state", ["backoff", "failed"])
 def test_e9_what_failed_at_an_address_is_tried_at_once_at_another_one(state):
     want = replace(WANT, address="10.0.0.2")
-    assert next_for(want, seen(state, address="10.0.0.1")) == Start(key=KEY)
-    assert next_for(want, seen(state, address="10.0.0.2")) is None
-    assert next_for(want, seen(state)) is None  # where it was tried is not known
+    assert next_for(want, observed(state, address="10.0.0.1")) == Start(key=KEY)
+    assert next_for(want, observed(state, address="10.0.0.2")) is None
+    assert next_for(want, observed(state)) is None  # where it was tried is not known
 
 
 def test_e9_an_engine_stays_where_it_is_while_no_address_will_do():
-    assert next_for(WANT, seen("ready", address="10.0.0.1")) is None
+    assert next_for(WANT, observed("ready", address="10.0.0.1")) is None
