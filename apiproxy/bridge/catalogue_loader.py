@@ -48,7 +48,7 @@ COLUMNS = {"key": "key_id", "user": "user_id", "tenant": "tenant_id", "replica":
 
 def digest(key: str) -> str | None:
     """Return the digest by which the catalogue finds a key; None for what cannot be one of our keys."""
-    return secret.digest_of(key, settings.API_KEY_SECRET) if secret.well_formed(key) else None
+    return secret.digest_of(key, settings.API_KEY_SECRET) if secret.is_well_formed(key) else None
 
 
 def body_key() -> bytes:
@@ -353,7 +353,7 @@ def _usage_since(limit: Limit, now: float) -> Spending:
     owner = "user" if counter.scope == "member" else counter.scope
     owner_filter: dict[str, Any] = {f"{owner}_id": counter.owner}
     if owner == "key":
-        owner_filter = {"key_id__in": lineage.lineage_of([counter.owner]).line(counter.owner)}
+        owner_filter = {"key_id__in": lineage.lineage_of([counter.owner]).chain(counter.owner)}
     begin, _ = windows.window_bounds(counter.window, now, limit.zone)
     records = UsageRecord.objects.filter(**owner_filter, started_at__gte=datetime.fromtimestamp(begin, UTC))
     if counter.tenant is not None:

@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from random import Random
 
-from django.conf import settings
-
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.demo import workdays
 from portal.demo.plan import DEPARTMENTS, SERVICES, Department, Service
 from portal.demo.staff import ADMIN, EMPLOYEE, OPERATOR, Staff
-from portal.keys import secret
-from portal.keys.management_keys import PREFIX
 from portal.keys.models import ApiKey, ManagementKey
 
 NAMES = (
@@ -158,18 +154,17 @@ def _services(chance: Random, now: datetime, staff: Staff) -> list[Holder]:
 
 
 def _key(chance: Random, tenant: Tenant, created: datetime, expires: datetime | None, **more: object) -> ApiKey:
-    text = secret.make_secret()
     network = chance.choice(NETWORKS)
-    return ApiKey(
+    key = ApiKey(
         tenant=tenant,
-        prefix=text[: secret.PREFIX_LENGTH],
-        digest=secret.digest_of(text, settings.API_KEY_SECRET),
         created_at=created,
         expires_at=expires,
         last_used_from=f"{network}.{chance.randrange(1, 60)}.{chance.randrange(2, 250)}",
         last_used_with=chance.choice(CLIENTS),
         **more,
     )
+    key.assign_text()
+    return key
 
 
 def create_management_keys(chance: Random, now: datetime, staff: Staff) -> None:
@@ -178,19 +173,16 @@ def create_management_keys(chance: Random, now: datetime, staff: Staff) -> None:
     rows = []
     for user in dict.fromkeys(programmers):
         name, scopes = chance.choice(SCRIPTS)
-        text = secret.make_secret(PREFIX)
         created = now - timedelta(days=chance.uniform(8, 70))
-        rows.append(
-            ManagementKey(
-                user=user,
-                name=name,
-                scopes=list(scopes),
-                prefix=text[: secret.PREFIX_LENGTH],
-                digest=secret.digest_of(text, settings.API_KEY_SECRET),
-                expires_at=created + timedelta(days=365),
-                last_used_at=now - timedelta(hours=chance.uniform(0.2, 60)),
-            )
+        key = ManagementKey(
+            user=user,
+            name=name,
+            scopes=list(scopes),
+            expires_at=created + timedelta(days=365),
+            last_used_at=now - timedelta(hours=chance.uniform(0.2, 60)),
         )
+        key.assign_text()
+        rows.append(key)
     ManagementKey.objects.bulk_create(rows)
 
 

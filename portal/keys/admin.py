@@ -1,4 +1,4 @@
-"""Keys for operators: to look at, rename, restrict and revoke. A key is issued where it can be shown: not here."""
+"""Keys for operators: look at, rename, restrict and revoke them. Pages that can show their texts issue them."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from portal.keys import lifecycle, management_keys, queries
 from portal.keys.models import ApiKey, ManagementKey, ModelAccess
 
 
-@admin.action(description=_("Revoke the chosen API keys for good"), permissions=["change"])
-def revoke(page: admin.ModelAdmin, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:  # type: ignore[type-arg]
+@admin.action(description=_("Revoke the selected API keys for good"), permissions=["change"])
+def revoke_keys(page: admin.ModelAdmin, request: HttpRequest, keys: QuerySet[ApiKey]) -> None:  # type: ignore[type-arg]
     alive = [key for key in keys if key.revoked_at is None]
     for key in alive:
         lifecycle.revoke_key(key, by=current_user(request))
@@ -29,7 +29,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_filter = ["tenant", "key_class", ("revoked_at", admin.EmptyFieldListFilter), "is_playground"]
     list_select_related = ["tenant", "user"]
     search_fields = ["prefix", "name", "purpose", "service", "user__username", "responsible__username"]
-    actions = [revoke]
+    actions = [revoke_keys]
     filter_horizontal = ["allowed_models"]
     autocomplete_fields = ["responsible"]
     fields = [
@@ -37,22 +37,22 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         "allowed_models", "networks", "takes_user_headers", "expires_at", "state", "revoked_at", "revoked_because",
         "replaces", "last_used_at", "last_used_from", "last_used_with", "created_at", "created_by",
     ]  # fmt: skip
-    # Whose key it is cannot change: the person who holds its text stays the same.
+    # The owner of a key cannot change: the person who holds its text stays the same.
     readonly_fields = [
         "prefix", "tenant", "user", "service", "state", "revoked_at", "revoked_because", "replaces",
         "last_used_at", "last_used_from", "last_used_with", "created_at", "created_by",
     ]  # fmt: skip
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> list[str]:
-        """Nobody is responsible for a personal key but the person."""
+        """Return the usual fields; for a personal key also `responsible`, which only service keys have."""
         fields = list(super().get_readonly_fields(request, obj))
         return [*fields, "responsible"] if obj and obj.user_id else fields
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
-        """The audit watches rows, and the models of a key are none of its row."""
+        """Save, and record a change of the key's models: the audit watches rows, and they are not in the key's row."""
         before = lifecycle.models_of(ApiKey.objects.get(pk=form.instance.pk))
         super().save_related(request, form, formsets, change)
-        lifecycle.notify_gateways(form.instance, before)
+        lifecycle.record_models_change(form.instance, before)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[ApiKey]:
         return queries.with_usable(super().get_queryset(request))
@@ -65,7 +65,7 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
         return False
 
     def has_delete_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
-        # Usage refers to keys for as long as it is kept. Revoking ends one.
+        # Usage refers to keys for as long as it is kept. Revoke them instead.
         return False
 
 
@@ -76,8 +76,8 @@ class ModelAccessAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_select_related = ["model", "tenant"]
 
 
-@admin.action(description=_("Revoke the chosen management keys for good"), permissions=["change"])
-def revoke_management(
+@admin.action(description=_("Revoke the selected management keys for good"), permissions=["change"])
+def revoke_management_keys(
     page: admin.ModelAdmin,  # type: ignore[type-arg]
     request: HttpRequest,
     keys: QuerySet[ManagementKey],
@@ -88,13 +88,13 @@ def revoke_management(
 
 @admin.register(ManagementKey)
 class ManagementKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """To look at and to revoke: what a key may do, its owner chose for good."""
+    """Management keys to look at and to revoke: their owners chose for good what they may do."""
 
     list_display = ["prefix", "name", "user", "created_at", "last_used_at", "expires_at", "revoked_at"]
     list_filter = [("revoked_at", admin.EmptyFieldListFilter)]
     list_select_related = ["user"]
     search_fields = ["prefix", "name", "user__username"]
-    actions = [revoke_management]
+    actions = [revoke_management_keys]
     fields = ["prefix", "name", "user", "scopes", "created_at", "last_used_at", "expires_at", "revoked_at"]
     readonly_fields = ["prefix", "name", "user", "scopes", "created_at", "last_used_at", "expires_at", "revoked_at"]
 

@@ -1,4 +1,4 @@
-"""API keys, models to call with them, and management keys, in the API. A key that is not yours is not there."""
+"""API keys, models to call with them, and management keys, in the API. Keys of others are as if they did not exist."""
 
 from datetime import timedelta
 from typing import Any
@@ -21,19 +21,17 @@ from portal.accounts import permissions
 from portal.accounts.api_permissions import People
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import current_user
-from portal.keys import leaked_keys, lifecycle, model_access, queries
-from portal.keys import management_keys as management
+from portal.keys import leaked_keys, lifecycle, management_keys, model_access, queries
 from portal.keys import serializers as shapes
 from portal.keys.models import ApiKey, ManagementKey
 from portal.web.rest.list_pages import Pages
-from portal.web.rest.problems import Conflict
 from portal.web.rest.validation import validated
 
 
 class Keys(GenericViewSet[ApiKey]):
     subject = "keys"
     permission_classes = [People]
-    queryset = ApiKey.objects.none()  # of whom, the request says
+    queryset = ApiKey.objects.none()  # for the schema; see get_queryset
     serializer_class = shapes.Key
     pagination_class = Pages
     lookup_field = "prefix"
@@ -43,83 +41,89 @@ class Keys(GenericViewSet[ApiKey]):
         return queries.viewable_by(current_user(self.request))
 
     @extend_schema(
-        summary=gettext_lazy("API keys: yours, and service keys that you manage or answer for"),
+        summary=gettext_lazy("API keys: yours, and service keys that you manage or are responsible for"),
         parameters=[shapes.KeyFilter],
         responses={200: shapes.Key(many=True)},
     )
     def list(self, request: Request) -> Response:
         wanted = validated(shapes.KeyFilter, request.query_params, user=current_user(request))
-        rows = queries.shown_keys(narrowed(self.get_queryset(), wanted)).order_by(wanted["ordering"], "pk")
+        rows = queries.with_shown_fields(filter_keys(self.get_queryset(), wanted)).order_by(wanted["ordering"], "pk")
         page = self.paginate_queryset(rows) or []
         return self.get_paginated_response([shapes.Key(key).data for key in page])
 
     @extend_schema(summary=gettext_lazy("One API key"), responses={200: shapes.Key})
     def retrieve(self, request: Request, prefix: str) -> Response:
-        return answer(self.get_object())
-
-    @extend_schema(summary=gettext_lazy("Create an API key"), request=shapes.NewKey, responses={201: shapes.MadeKey})
-    @sensitive_variables("text")
-    def create(self, request: Request) -> Response:
-        """Return the answer holds the text of the key, this once."""
-        values = validated(shapes.NewKey, request.data, user=current_user(request))
-        tenant, service = values.pop("tenant"), values.pop("service")
-        may_make(current_user(request), tenant, service)
-        if "expires_at" not in values and tenant.key_days:
-            values["expires_at"] = timezone.now() + timedelta(days=tenant.key_days)
-        whose = {"tenant": tenant, "service": service, "user": None if service else current_user(request)}
-        chosen = values.pop("models", None) or ()
-        key, text = carried_out(
-            lambda: lifecycle.issue_key(**whose, **values, allowed_models=chosen, created_by=current_user(request))
-        )
-        return answer(key, status.HTTP_201_CREATED, text)
-
-    @extend_schema(summary=gettext_lazy("Change an API key"), request=shapes.ChangedKey, responses={200: shapes.Key})
-    def partial_update(self, request: Request, prefix: str) -> Response:
-        """Change what is sent."""
-        key = self._manageable()
-        values = validated(shapes.ChangedKey, request.data, user=current_user(request), key=key)
-        if "models" in values:
-            values["allowed_models"] = values.pop("models")
-        carried_out(lambda: lifecycle.change_key(key, by=current_user(request), **values))
-        return answer(key)
+        return key_response(self.get_object())
 
     @extend_schema(
-        summary=gettext_lazy("Replace an API key by a new one"),
+        summary=gettext_lazy("Create an API key"), request=shapes.NewKey, responses={201: shapes.KeyWithText}
+    )
+    @sensitive_variables("text")
+    def create(self, request: Request) -> Response:
+        """Return the new key with its text, this once."""
+        values = validated(shapes.NewKey, request.data, user=current_user(request))
+        tenant, service = values.pop("tenant"), values.pop("service")
+        check_may_create(current_user(request), tenant, service)
+        if "expires_at" not in values and tenant.key_days:
+            values["expires_at"] = timezone.now() + timedelta(days=tenant.key_days)
+        models = values.pop("models", None)
+        key, text = lifecycle.issue_key(
+            **values,
+            tenant=tenant,
+            service=service,
+            user=None if service else current_user(request),
+            allowed_models=models or (),
+            created_by=current_user(request),
+        )
+        return key_response(key, status.HTTP_201_CREATED, text)
+
+    @extend_schema(summary=gettext_lazy("Change an API key"), request=shapes.KeyChange, responses={200: shapes.Key})
+    def partial_update(self, request: Request, prefix: str) -> Response:
+        """Change what is sent."""
+        key = self._manageable_key()
+        values = validated(shapes.KeyChange, request.data, user=current_user(request), key=key)
+        if "models" in values:
+            values["allowed_models"] = values.pop("models")
+        lifecycle.change_key(key, by=current_user(request), **values)
+        return key_response(key)
+
+    @extend_schema(
+        summary=gettext_lazy("Replace an API key with a new one"),
         request=shapes.Rotation,
-        responses={201: shapes.MadeKey},
+        responses={201: shapes.KeyWithText},
     )
     @action(detail=True, methods=["post"])
     @sensitive_variables("text")
     def rotate(self, request: Request, prefix: str) -> Response:
-        """Return the answer is the new key with its text, this once. The old one goes on working for the overlap."""
-        key = self._manageable()
+        """Return the new key with its text, this once. The old one goes on working for the overlap."""
         overlap = timedelta(hours=validated(shapes.Rotation, request.data)["overlap_hours"])
-        new, text = carried_out(lambda: lifecycle.rotate_key(key, overlap, by=current_user(request)))
-        return answer(new, status.HTTP_201_CREATED, text)
+        new, text = lifecycle.rotate_key(self._manageable_key(), overlap, by=current_user(request))
+        return key_response(new, status.HTTP_201_CREATED, text)
 
     @extend_schema(summary=gettext_lazy("Revoke an API key"), request=shapes.Revocation, responses={200: shapes.Key})
     @action(detail=True, methods=["post"])
     def revoke(self, request: Request, prefix: str) -> Response:
-        """For good; it stops working within 2 seconds. Revoking twice changes nothing."""
-        key = self._manageable()
+        """Revoke the key for good. It stops working within 2 seconds. Revoking twice changes nothing."""
+        key = self._manageable_key()
         lifecycle.revoke_key(key, validated(shapes.Revocation, request.data)["because"], by=current_user(request))
-        return answer(key)
+        return key_response(key)
 
     @extend_schema(
-        summary=gettext_lazy("Found a key somewhere it must not be? End it"),
-        request=shapes.Finding,
-        responses={200: shapes.Found},
+        summary=gettext_lazy("Report a leaked key and revoke it"),
+        request=shapes.LeakedText,
+        responses={200: shapes.LeakedKeys},
     )
-    @action(detail=False, methods=["post"])
+    @action(detail=False, methods=["post"], url_path="found")
     @sensitive_variables()
-    def found(self, request: Request) -> Response:
-        """Revoke every key, also of management, whose full text is in what is sent, whosever it is."""
-        ended = leaked_keys.revoke_leaked(validated(shapes.Finding, request.data)["text"], by=current_user(request))
-        revoked = [*(key.prefix for key in ended.ended), *(key.prefix for key in ended.ended_management)]
-        return Response({"revoked": revoked, "known": [key.prefix for key in ended.known], "strange": ended.strange})
+    def report_leaked(self, request: Request) -> Response:
+        """Revoke every API key and management key whose full text is sent, no matter to which person it belongs."""
+        text = validated(shapes.LeakedText, request.data)["text"]
+        found = leaked_keys.revoke_leaked(text, by=current_user(request))
+        revoked = [key.prefix for key in (*found.revoked, *found.revoked_management)]
+        return Response({"revoked": revoked, "known": [key.prefix for key in found.known], "strange": found.strange})
 
-    def _manageable(self) -> ApiKey:
-        """Return the key of the address if the caller may change it. Who may only see it is told so."""
+    def _manageable_key(self) -> ApiKey:
+        """Return the key of the address. Raises PermissionDenied for callers who may only see it."""
         key = self.get_object()
         managed = queries.manageable_by(current_user(self.request)).filter(pk=key.pk).first()
         if managed is None:
@@ -130,16 +134,16 @@ class Keys(GenericViewSet[ApiKey]):
 class Catalogue(GenericViewSet[Any]):
     subject = "catalogue"
     permission_classes = [People]
-    serializer_class = shapes.Offer
+    serializer_class = shapes.CatalogueModel
     pagination_class = Pages
     queryset = routes.offered_models().none()
 
     @extend_schema(
         summary=gettext_lazy("Models that you may call, and whether they answer now"),
-        responses={200: shapes.Offer(many=True)},
+        responses={200: shapes.CatalogueModel(many=True)},
     )
     def list(self, request: Request) -> Response:
-        """Return those that are best to try first."""
+        """Return the models, those that are best to try first."""
         person = current_user(request)
         open_ = (
             routes.offered_models()
@@ -148,12 +152,12 @@ class Catalogue(GenericViewSet[Any]):
         )
         offers = sorted(model_access.available_models(open_), key=model_access.sort_key)
         return self.get_paginated_response(
-            [dict(shapes.Offer(offer).data) for offer in self.paginate_queryset(offers) or []]
+            [dict(shapes.CatalogueModel(offer).data) for offer in self.paginate_queryset(offers) or []]
         )
 
 
 class ManagementKeys(GenericViewSet[ManagementKey]):
-    """From a session only: a key that leaked must not be able to make others that outlive it."""
+    """The caller's management keys. From a session only: a leaked key must not create keys that outlive it."""
 
     subject = None
     permission_classes = [People]
@@ -164,24 +168,24 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     lookup_value_converter = "slug"
 
     def get_queryset(self) -> QuerySet[ManagementKey]:
-        return management.keys_of(current_user(self.request))
+        return management_keys.keys_of(current_user(self.request))
 
     @extend_schema(summary=gettext_lazy("Your management keys"), responses={200: shapes.ManagementKey(many=True)})
     def list(self, request: Request) -> Response:
-        """With a session only, as everything about management keys."""
+        """Return the caller's keys, from a session only, as everything about management keys."""
         page = self.paginate_queryset(self.get_queryset()) or []
         return self.get_paginated_response([shapes.ManagementKey(key).data for key in page])
 
     @extend_schema(
         summary=gettext_lazy("Create a management key"),
         request=shapes.NewManagementKey,
-        responses={201: shapes.MadeManagementKey},
+        responses={201: shapes.ManagementKeyWithText},
     )
     @sensitive_variables("text", "key")
     def create(self, request: Request) -> Response:
-        """Return the answer holds the text of the key, this once."""
+        """Return the new key with its text, this once."""
         values = validated(shapes.NewManagementKey, request.data)
-        key, text = management.issue_management_key(
+        key, text = management_keys.issue_management_key(
             user=current_user(request), name=values["name"], scopes_=values["scopes"], expires_at=values["expires_at"]
         )
         return Response({**shapes.ManagementKey(key).data, "text": text}, status.HTTP_201_CREATED)
@@ -189,30 +193,30 @@ class ManagementKeys(GenericViewSet[ManagementKey]):
     @extend_schema(summary=gettext_lazy("Revoke a management key"), request=None, responses={200: shapes.ManagementKey})
     @action(detail=True, methods=["post"])
     def revoke(self, request: Request, prefix: str) -> Response:
-        """For good and at once."""
+        """Revoke the key for good and at once."""
         key = self.get_object()
-        management.revoke_management_key(current_user(request), key)
+        management_keys.revoke_management_key(current_user(request), key)
         return Response(shapes.ManagementKey(key).data)
 
 
-def answer(key: ApiKey, code: int = status.HTTP_200_OK, text: str = "") -> Response:
-    """Return the key as it is now; with its text if it was made just now."""
-    shown = queries.shown_keys(ApiKey.objects.filter(pk=key.pk)).get()
+def key_response(key: ApiKey, code: int = status.HTTP_200_OK, text: str = "") -> Response:
+    """Return the key as it is now, with its text if it is new."""
+    shown = queries.with_shown_fields(ApiKey.objects.filter(pk=key.pk)).get()
     return Response({**shapes.Key(shown).data, **({"text": text} if text else {})}, code)
 
 
-def narrowed(keys: QuerySet[ApiKey], wanted: dict[str, Any]) -> QuerySet[ApiKey]:
+def filter_keys(keys: QuerySet[ApiKey], wanted: dict[str, Any]) -> QuerySet[ApiKey]:
     if tenant := wanted.get("tenant"):
         keys = keys.filter(tenant=tenant)
     if kind := wanted.get("kind"):
         keys = keys.filter(user__isnull=kind == "service")
     if name := wanted.get("name"):
-        keys = queries.search(keys, name)
-    return keys.filter(in_state(wanted["state"])) if "state" in wanted else keys
+        keys = queries.search_keys(keys, name)
+    return keys.filter(state_condition(wanted["state"])) if "state" in wanted else keys
 
 
-def in_state(state: str) -> Q:
-    """As keyring.state tells it."""
+def state_condition(state: str) -> Q:
+    """Return the condition of keys for which `queries.state_of` returns `state`."""
     expired = Q(expires_at__isnull=False, expires_at__lte=timezone.now())
     return {
         queries.State.REVOKED.value: Q(revoked_at__isnull=False),
@@ -222,25 +226,11 @@ def in_state(state: str) -> Q:
     }[state]
 
 
-def may_make(user: User, tenant: Tenant, service: str) -> None:
-    """Raise PermissionDenied unless this person may make such a key of the tenant."""
+def check_may_create(user: User, tenant: Tenant, service: str) -> None:
+    """Raise PermissionDenied unless this person may create such a key of the tenant."""
     if service and not permissions.administered_tenants(user).filter(pk=tenant.pk).exists():
-        raise PermissionDenied(_("Service keys are made by an admin of the tenant."))
+        raise PermissionDenied(_("Only an admin of the tenant can create service keys."))
     if not service and not permissions.own_tenants(user).filter(pk=tenant.pk).exists():
-        raise PermissionDenied(_("You can make keys of your own only for an active tenant to which you belong."))
+        raise PermissionDenied(_("You can create personal keys only for an active tenant that you belong to."))
     if not tenant.is_active:
         raise PermissionDenied(_("This tenant is switched off."))
-
-
-def carried_out(verb: Any) -> Any:
-    """What the verb gives; its refusals as answers."""
-    try:
-        return verb()
-    except lifecycle.KeyRevoked as error:
-        raise Conflict(_("This key is revoked.")) from error
-    except lifecycle.TooMany as error:
-        raise Conflict(error.sentence) from error
-    except lifecycle.AlreadyReplaced as error:
-        raise Conflict(_("This key has been replaced already.")) from error
-    except lifecycle.NotAMember as error:
-        raise Conflict(_("This person does not belong to the tenant of the key.")) from error

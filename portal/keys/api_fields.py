@@ -1,4 +1,4 @@
-"""Fields of the API that name a key or a model; see `accounts.api_fields`."""
+"""Fields of the API with the prefix of a key or the name of a model; see `accounts.api_fields`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +14,18 @@ from portal.keys.models import ApiKey
 
 
 class AnyKey(Named):
+    """A key, by its prefix."""
+
     def __init__(self, among: Callable[[User], QuerySet[ApiKey]], **options: Any) -> None:
         super().__init__(ApiKey, "prefix", among, **options)
 
 
 class AnyModel(Named):
-    """A model that is offered; for operators also one that is stopped or retired."""
+    """An offered model, by its name; for operators also one that is stopped or retired."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(ServedModel, "name", models, **options)
+        super().__init__(ServedModel, "name", visible_models, **options)
 
 
-def models(user: User) -> QuerySet[ServedModel]:
+def visible_models(user: User) -> QuerySet[ServedModel]:
     return ServedModel.objects.all() if permissions.may_operate(user) else routes.offered_models()

@@ -17,7 +17,7 @@ class KeysConfig(AppConfig):
             ignored={"last_used_at", "last_used_from", "last_used_with"},
             tenant=lambda key: key.tenant,
             verb=lambda before, after: "revoke" if "revoked_at" in after else "change",
-            # `playground` tells of its own; that somebody ended one is told as with any key.
+            # `playground` records its own events; a revocation is recorded as with any key.
             is_skipped=lambda key: key.is_playground and key.revoked_at is None,
         )
         tracking.track(

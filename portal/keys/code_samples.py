@@ -1,49 +1,46 @@
-"""Ready-to-paste ways to call a model, from curl to Dify. Pure text; what is shown must run as it stands."""
+"""Ready-to-paste ways to call a model, from curl to Dify. Pure text, which must run unchanged."""
 
 import json
 from dataclasses import dataclass
 
 from django.utils.translation import gettext as _
 
-from portal.keys.integrations import Fields, OpenWebUI, dify, open_webui
+from portal.keys.integrations import Fields, OpenWebUI, dify_fields, open_webui_settings
 from portal.keys.model_access import AvailableModel
 
-# The variables that the OpenAI SDK reads by itself; the first is used where the key cannot be shown any more.
+# The variables that the OpenAI SDK reads by itself; the first is used where the key can no longer be shown.
 VARIABLE = "OPENAI_API_KEY"
 ADDRESS = "OPENAI_BASE_URL"
-# Without a bound a small model may ramble to the end of its context: seen, 164 s for a first try that looks broken.
+# Without a limit a small model may ramble to the end of its context: a first try took 164 s and looked broken.
 ANSWER = 200  # tokens
 RECORDING = "meeting.mp3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Calls:
-    """One model and key, all ways. `python` is empty for tasks that the OpenAI SDK has no call for.
-
-    `environment`: for what reads the OpenAI SDK's variables, which most programs with it do.
-    """
+class CodeSamples:
+    """All ways to call one model with one key."""
 
     curl: str
-    python: str
-    environment: str
+    python: str  # empty for tasks that the OpenAI SDK has no call for
+    environment: str  # for programs that read the OpenAI SDK's variables, as most programs with this SDK do
     dify: Fields
     open_webui: OpenWebUI
 
 
-def calls(offer: AvailableModel, *, base_url: str, key: str = "") -> Calls:
-    """Return the calls of a model at `base_url` (ends in /v1). Without a key they read it from the environment."""
-    given = key or _("your API key")
-    return Calls(
-        curl=curl(offer, base_url, key),
-        python=python(offer, base_url, key),
-        environment=f"{ADDRESS}={base_url}\n{VARIABLE}={given}",
-        dify=dify(offer, base_url, key),
-        open_webui=open_webui(offer, base_url, key),
+def make_samples(offer: AvailableModel, *, base_url: str, key: str = "") -> CodeSamples:
+    """Return the samples for a model at `base_url` (ends in /v1). Without a key they read it from the environment."""
+    shown_key = key or _("your API key")
+    return CodeSamples(
+        curl=curl_sample(offer, base_url, key),
+        python=python_sample(offer, base_url, key),
+        environment=f"{ADDRESS}={base_url}\n{VARIABLE}={shown_key}",
+        dify=dify_fields(offer, base_url, key),
+        open_webui=open_webui_settings(offer, base_url, key),
     )
 
 
-def question(task: str) -> tuple[str, dict[str, object]]:
-    """Return the path after /v1 and the rest of the body for a first try of such a model."""
+def sample_request(task: str) -> tuple[str, dict[str, object]]:
+    """Return the path after /v1, and the body without the model, for a first call of a model for this task."""
     if task == "embedding":
         return "/embeddings", {"input": _("Where do I hand in travel expenses?")}
     if task == "rerank":
@@ -55,7 +52,7 @@ def question(task: str) -> tuple[str, dict[str, object]]:
     }
 
 
-def curl(offer: AvailableModel, base_url: str, key: str) -> str:
+def curl_sample(offer: AvailableModel, base_url: str, key: str) -> str:
     if offer.task == "transcription":
         return (
             f"curl {base_url}/audio/transcriptions \\\n"
@@ -63,8 +60,8 @@ def curl(offer: AvailableModel, base_url: str, key: str) -> str:
             f'  -F "model={offer.name}" \\\n'
             f'  -F "file=@{RECORDING}"'
         )
-    path, body = question(offer.task)
-    # An apostrophe would end the shell's quotes around the body (translations may well hold one).
+    path, body = sample_request(offer.task)
+    # An apostrophe would end the shell's quotes around the body (translations may well contain one).
     text = json.dumps({"model": offer.name, **body}, ensure_ascii=False).replace("'", "\\u0027")
     return (
         f"curl {base_url}{path} \\\n"
@@ -74,21 +71,21 @@ def curl(offer: AvailableModel, base_url: str, key: str) -> str:
     )
 
 
-def python(offer: AvailableModel, base_url: str, key: str) -> str:
-    given = f', api_key="{key}"' if key else ""
-    head = f'from openai import OpenAI\n\nclient = OpenAI(base_url="{base_url}"{given})\n'
+def python_sample(offer: AvailableModel, base_url: str, key: str) -> str:
+    key_argument = f', api_key="{key}"' if key else ""
+    head = f'from openai import OpenAI\n\nclient = OpenAI(base_url="{base_url}"{key_argument})\n'
     if offer.task == "transcription":
         return (
             f'{head}with open("{RECORDING}", "rb") as recording:\n'
             f'    answer = client.audio.transcriptions.create(model="{offer.name}", file=recording)\n'
             "print(answer.text)"
         )
-    __, body = question(offer.task)
+    __, body = sample_request(offer.task)
     if offer.task == "embedding":
         return (
             f"{head}answer = client.embeddings.create(\n"
             f'    model="{offer.name}",\n'
-            f"    input={literal(body['input'])},\n)\n"
+            f"    input={to_python_literal(body['input'])},\n)\n"
             "print(len(answer.data[0].embedding))"
         )
     if offer.task == "rerank":
@@ -96,7 +93,7 @@ def python(offer: AvailableModel, base_url: str, key: str) -> str:
     return (
         f"{head}stream = client.chat.completions.create(\n"
         f'    model="{offer.name}",\n'
-        f"    messages={literal(body['messages'])},\n"
+        f"    messages={to_python_literal(body['messages'])},\n"
         f"    max_tokens={ANSWER},\n"
         "    stream=True,\n)\n"
         "for chunk in stream:\n"
@@ -106,6 +103,6 @@ def python(offer: AvailableModel, base_url: str, key: str) -> str:
     )
 
 
-def literal(value: object) -> str:
-    """As Python source. JSON with texts, lists and objects alone is the same in Python."""
+def to_python_literal(value: object) -> str:
+    """Return a value as Python source. JSON of strings, lists and objects alone is the same in Python."""
     return json.dumps(value, ensure_ascii=False)

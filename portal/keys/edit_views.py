@@ -1,5 +1,9 @@
-"""Pages that make, change, replace and revoke API keys. A new key's text is in one answer and nowhere else: not in the
-session, not in an address, not in a log."""
+"""Pages that create, change, replace and revoke API keys.
+
+The text of a new key is in one answer and nowhere else: not in the session, not in an address, not in a log.
+"""
+
+from typing import Any
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
@@ -11,57 +15,58 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_http_methods
 
-from portal.accounts.models import Tenant, User
+from portal.accounts.models import Tenant
 from portal.accounts.permissions import administered_tenants, current_user, tenant_for
 from portal.keys import form_tokens, lifecycle, model_access, queries
-from portal.keys.forms import ChangeKeyForm, NewKey, NewKeyForm, NewServiceKeyForm, RevokeForm, RotateForm
-from portal.keys.key_example import example
+from portal.keys.forms import (
+    ChangeKeyForm,
+    NewKeyForm,
+    NewPersonalKeyForm,
+    NewServiceKeyForm,
+    RevokeForm,
+    RotateForm,
+)
+from portal.keys.key_example import make_example
 from portal.keys.models import ApiKey
 from portal.web import posted_forms
 
-# Of tenants to choose from before a service key is made.
-TENANTS = 300
+TENANTS = 300  # to choose from before a service key is created
 
 
 @login_required
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_key(request: HttpRequest) -> HttpResponse:
-    if request.method != "POST":
-        form = NewKeyForm(current_user(request), initial={"ticket": form_tokens.new_token(request.session)})
-        return render(request, "keys/new.html", {"form": form})
-    form = NewKeyForm(current_user(request), request.POST)
-    if not form.is_valid():
-        return render(request, "keys/new.html", {"form": form})
-    if not form_tokens.redeem_token(request.session, form.cleaned_data["ticket"]):
-        return again(request, "keys")
-    return created(request, form, user=current_user(request))
+    form = NewPersonalKeyForm(current_user(request), **form_tokens.form_arguments(request))
+    refusal = form_tokens.refuse_form(request, form, "keys/new.html", "keys")
+    return refusal or create_key(request, form, "keys", user=current_user(request))
 
 
 @login_required
 @never_cache
 @require_http_methods(["GET", "HEAD", "POST"])
 def new_service_key(request: HttpRequest) -> HttpResponse:
-    """For the tenant ?tenant=; without it, for the only one that I administer, else it is to be chosen first."""
-    tenant = tenant_to_serve(request)
+    """Create a service key for the tenant ?tenant=, else for the only one that the person administers.
+
+    If there are several, show a page to choose one first.
+    """
+    tenant = chosen_tenant(request)
     if tenant is None:
         tenants = administered_tenants(current_user(request)).filter(is_active=True).order_by("name")
         return render(request, "keys/new_service_tenant.html", {"tenants": tenants[:TENANTS]})
-    if request.method != "POST":
-        form = NewServiceKeyForm(
-            tenant, current_user(request), initial={"ticket": form_tokens.new_token(request.session)}
-        )
-        return render(request, "keys/new_service.html", {"form": form, "tenant": tenant})
-    form = NewServiceKeyForm(tenant, current_user(request), request.POST)
-    if not form.is_valid():
-        return render(request, "keys/new_service.html", {"form": form, "tenant": tenant})
-    if not form_tokens.redeem_token(request.session, form.cleaned_data["ticket"]):
-        return again(request, "key-services")
-    return created(request, form, service=form.cleaned_data["name"], responsible=form.cleaned_data["responsible"])
+    form = NewServiceKeyForm(tenant, current_user(request), **form_tokens.form_arguments(request))
+    refusal = form_tokens.refuse_form(request, form, "keys/new_service.html", "key-services", tenant=tenant)
+    if refusal:
+        return refusal
+    service, responsible = form.cleaned_data["name"], form.cleaned_data["responsible"]
+    return create_key(request, form, "key-services", service=service, responsible=responsible)
 
 
-def tenant_to_serve(request: HttpRequest) -> Tenant | None:
-    """None: there are several. Raises Http404 for what is not this person's to administer, and where there is none."""
+def chosen_tenant(request: HttpRequest) -> Tenant | None:
+    """Return the tenant for a new service key; None: there are several.
+
+    Raises Http404 for a tenant that the person does not administer, and for people who administer none.
+    """
     if slug := request.GET.get("tenant"):
         tenant, may_administer = tenant_for(current_user(request), slug)
         if not may_administer or not tenant.is_active:
@@ -73,33 +78,16 @@ def tenant_to_serve(request: HttpRequest) -> Tenant | None:
     return tenants[0] if len(tenants) == 1 else None
 
 
-def again(request: HttpRequest, address: str) -> HttpResponse:
-    messages.warning(
-        request,
-        _(
-            "No further key was made: this form had been sent before, or had been open for too long. "
-            "A key is shown only once; if you did not copy it, revoke it and create a new one."
-        ),
-    )
-    return redirect(address)
-
-
 @sensitive_variables("text")
-def created(
-    request: HttpRequest,
-    form: NewKey,
-    *,
-    user: User | None = None,
-    service: str = "",
-    responsible: User | None = None,
-) -> HttpResponse:
-    """Make the key that was asked for and show it."""
+def create_key(request: HttpRequest, form: NewKeyForm, back: str, **holder: Any) -> HttpResponse:
+    """Create the key that `form` describes and show it; `back`: the page to go to where that is refused.
+
+    `holder`: the arguments of `lifecycle.issue_key` that say whose key it is.
+    """
     try:
         key, text = lifecycle.issue_key(
+            **holder,
             tenant=form.cleaned_data["tenant"],
-            user=user,
-            service=service,
-            responsible=responsible,
             name=form.cleaned_data["name"],
             purpose=form.cleaned_data["purpose"],
             key_class=form.cleaned_data["key_class"],
@@ -109,19 +97,20 @@ def created(
             allowed_models=form.cleaned_data["models"],
             created_by=current_user(request),
         )
-    except lifecycle.TooMany as refusal:
+    except lifecycle.KeyRefused as refusal:
         messages.error(request, refusal.sentence)
-        return redirect("keys" if user else "key-services")
-    return shown_once(request, key, text)
+        return redirect(back)
+    return show_text(request, key, text)
 
 
 @sensitive_variables("text")
-def shown_once(request: HttpRequest, key: ApiKey, text: str) -> HttpResponse:
+def show_text(request: HttpRequest, key: ApiKey, text: str) -> HttpResponse:
+    """Show a new key with its text, this once."""
     context = {
         "key": key,
         "text": text,
         "zone": key.tenant.zone,
-        "example": example(request, model_access.available_models(model_access.open_to_key(key)), text),
+        "example": make_example(request, model_access.available_models(model_access.open_to_key(key)), text),
     }
     return render(request, "keys/created.html", context)
 
@@ -133,7 +122,7 @@ def edit_key(request: HttpRequest, prefix: str) -> HttpResponse:
     form = ChangeKeyForm(key, request.POST if request.method == "POST" else None)
     if form.is_valid():
         lifecycle.change_key(key, by=current_user(request), **form.changes())
-        messages.success(request, _("Saved. It holds within 2 seconds."))
+        messages.success(request, _("Saved. The change applies within 2 seconds."))
         return redirect("key", prefix)
     return render(request, "keys/edit.html", {"form": form, "key": key})
 
@@ -143,24 +132,18 @@ def edit_key(request: HttpRequest, prefix: str) -> HttpResponse:
 @posted_forms.only_posted
 @sensitive_variables("text")
 def rotate_key(request: HttpRequest, prefix: str) -> HttpResponse:
-    """Return a successor, shown once. Sent again, nothing happens: a key is replaced one time."""
+    """Replace a key and show the new one, this once. Sent again, nothing happens: a key is replaced only once."""
     key = get_object_or_404(queries.manageable_by(current_user(request)), prefix=prefix)
     form = RotateForm(request.POST)
     if not form.is_valid():
         messages.error(request, _("Choose how long the old key still works."))
         return redirect("key", prefix)
     try:
-        new, text = lifecycle.rotate_key(key, form.time(), by=current_user(request))
-    except lifecycle.AlreadyReplaced:
-        messages.warning(request, _("This key has been replaced already. Its successor is named below."))
-        return redirect("key", prefix)
-    except lifecycle.TooMany as refusal:
+        new, text = lifecycle.rotate_key(key, form.chosen_overlap(), by=current_user(request))
+    except lifecycle.KeyRefused as refusal:
         messages.error(request, refusal.sentence)
         return redirect("key", prefix)
-    except lifecycle.NotAMember:
-        messages.error(request, _("You no longer belong to the tenant of this key, so there is no new one."))
-        return redirect("key", prefix)
-    return shown_once(request, new, text)
+    return show_text(request, new, text)
 
 
 @login_required
@@ -169,7 +152,7 @@ def revoke_key(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(queries.manageable_by(current_user(request)), prefix=prefix)
     form = RevokeForm(request.POST)
     if not form.is_valid():
-        messages.error(request, _("The reason is too long: 200 characters at most. Nothing was revoked."))
+        messages.error(request, _("The reason is too long (200 characters at most). The key was not revoked."))
         return redirect("key", prefix)
     lifecycle.revoke_key(key, because=form.cleaned_data["because"], by=current_user(request))
     messages.success(

@@ -1,4 +1,4 @@
-"""The forms about API keys: a new personal or service key, what of one may change, its end, and one that was found."""
+"""Forms for API keys: create, change, replace and revoke one, and report a leaked one."""
 
 from collections.abc import Iterable
 from datetime import date, datetime, time, timedelta
@@ -18,9 +18,9 @@ from portal.accounts.permissions import own_tenants
 from portal.keys import networks
 from portal.keys.lifecycle import Changes
 from portal.keys.model_access import open_to
-from portal.keys.models import ApiKey, check_end
+from portal.keys.models import ApiKey, check_expiry
 
-# What the tenant of the key proposes, where a person's tenants propose different times.
+# The lifetime that the tenant of the key proposes, where a person's tenants propose different ones.
 PROPOSED, NEVER = "proposed", "never"
 LIFETIMES = {30: _("30 days"), 90: _("90 days"), 365: _("1 year")}
 OVERLAPS = [
@@ -29,12 +29,12 @@ OVERLAPS = [
     ("7", _("7 days")),
     ("30", _("30 days")),
 ]
-# Of names proposed while one types who is responsible. A browser is slow with thousands; a user name may be typed.
+# Names proposed for the responsible person. A browser is slow with thousands; every user name can be typed.
 PROPOSED_PEOPLE = 300
 
 
-class FoundKeyForm(forms.Form):
-    """For a key that somebody found where it must not be."""
+class LeakedKeyForm(forms.Form):
+    """The form to report a key that was found in the wrong place."""
 
     text = forms.CharField(
         label=_("What you found"),
@@ -45,7 +45,7 @@ class FoundKeyForm(forms.Form):
 
 
 class NetworksField(forms.CharField):
-    """Networks as people type them; cleaned, a list as ApiKey keeps it."""
+    """Networks as people type them. Cleaned, a list as ApiKey stores it."""
 
     widget = forms.Textarea(attrs={"rows": 2, "autocomplete": "off", "spellcheck": "false"})
 
@@ -56,22 +56,22 @@ class NetworksField(forms.CharField):
         return networks.format_networks(value) if isinstance(value, list) else value
 
 
-class Rules(forms.Form):
-    """What every form of a key asks: what it is for and what may be done with it."""
+class KeyForm(forms.Form):
+    """The fields that the forms of new and existing keys share."""
 
     name = forms.CharField(
         label=_("Name"),
         max_length=60,
-        help_text=_("So that you recognise it later: what it is for, or where it is kept."),
+        help_text=_("To recognize the key later: what it is for, or where it is stored."),
     )
     purpose = forms.CharField(
-        label=_("Purpose"), max_length=200, required=False, help_text=_("For others who come across it.")
+        label=_("Purpose"), max_length=200, required=False, help_text=_("For other people who come across the key.")
     )
     key_class = forms.ChoiceField(
         label=_("Class"),
         choices=[
-            (ApiKey.Class.INTERACTIVE.value, _("interactive: somebody waits for the answer")),
-            (ApiKey.Class.BATCH.value, _("batch: nobody waits, so others go first")),
+            (ApiKey.Class.INTERACTIVE.value, _("interactive: a person waits for the answer")),
+            (ApiKey.Class.BATCH.value, _("batch: no one waits, so other requests go first")),
         ],
         initial=ApiKey.Class.INTERACTIVE.value,
         required=False,
@@ -80,15 +80,18 @@ class Rules(forms.Form):
     networks = NetworksField(
         label=_("Allowed networks"),
         required=False,
-        help_text=_("One per line, as 10.1.0.0/16 or 192.168.7.5. Calls from elsewhere are refused. Empty: all."),
+        help_text=_(
+            "One per line, such as 10.1.0.0/16 or 192.168.7.5. Requests from other networks are refused. Leave empty to"
+            " allow all."
+        ),
     )
     takes_user_headers = forms.BooleanField(
-        label=_("Take end users from Open WebUI"),
+        label=_("Record end users from Open WebUI"),
         required=False,
-        help_text=_("Usage is then listed by the people whom Open WebUI names in the headers of its calls."),
+        help_text=_("Usage is then listed by the people that Open WebUI names in the headers of its requests."),
     )
 
-    # Behind a fold: most keys need none of it. It opens by itself when something in it is wrong.
+    # Folded away, as most keys need none of these. The fold opens by itself when one of them has an error.
     FOLDED: tuple[str, ...] = ("models", "purpose", "key_class", "networks", "takes_user_headers")
 
     def model_field(self, name: str) -> forms.ModelChoiceField:  # type: ignore[type-arg]
@@ -105,18 +108,17 @@ class Rules(forms.Form):
     def folded(self) -> list[forms.BoundField]:
         return [self[name] for name in self.FOLDED if name in self.fields]
 
-    def opens(self) -> bool:
-        """Return whether something in the fold needs to be seen."""
+    def has_folded_errors(self) -> bool:
         return any(field.errors for field in self.folded())
 
 
-class NewKey(Rules):
-    """Of one of these tenants, with models that these may use."""
+class NewKeyForm(KeyForm):
+    """The form for a new key of one of these tenants, with models that these may use."""
 
     field_order = ("name", "tenant", "responsible", "lifetime")
 
     tenant = forms.ModelChoiceField(
-        Tenant.objects.none(), label=_("Tenant"), empty_label=None, help_text=_("Usage counts for this tenant.")
+        Tenant.objects.none(), label=_("Tenant"), empty_label=None, help_text=_("Usage is counted for this tenant.")
     )
     lifetime = forms.ChoiceField(label=_("Valid for"), widget=forms.RadioSelect)
     models = forms.ModelMultipleChoiceField(
@@ -124,9 +126,9 @@ class NewKey(Rules):
         label=_("Models"),
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text=_("Choose none and the key works for all models of the tenant, also for those that come later."),
+        help_text=_("If you choose none, the key works for all models of the tenant, including future ones."),
     )
-    ticket = forms.CharField(widget=forms.HiddenInput)
+    token = forms.CharField(widget=forms.HiddenInput)
 
     def __init__(self, tenants: QuerySet[Tenant], *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -157,34 +159,35 @@ class NewKey(Rules):
         return cleaned
 
     def expires_at(self, now: datetime | None = None) -> datetime | None:
-        """When the key that was asked for ends; None = never."""
+        """Return when the requested key expires; None = never."""
         chosen = self.cleaned_data["lifetime"]
         days = self.cleaned_data["tenant"].key_days if chosen == PROPOSED else None if chosen == NEVER else int(chosen)
         return None if days is None else (now or timezone.now()) + timedelta(days=days)
 
 
-class NewKeyForm(NewKey):
-    """A personal key, of one of the person's own tenants."""
+class NewPersonalKeyForm(NewKeyForm):
+    """The form for a personal key, of one of the person's own tenants."""
 
     def __init__(self, user: User, *args: Any, **kwargs: Any) -> None:
         super().__init__(own_tenants(user), *args, **kwargs)
 
 
-class Responsible(forms.CharField):
-    """A member of the tenant, by user name or mail address; cleaned, the User. Both are set by the form.
+class ResponsibleField(forms.CharField):
+    """A member of the tenant, by user name or mail address. Cleaned, a User.
 
-    `present` may stay, also after having left: it must not stand in the way of other changes.
+    The form sets `tenant`, and `current`, who may stay even after leaving the tenant: that must not prevent other
+    changes.
     """
 
     tenant: Tenant
-    present: User | None = None
+    current: User | None = None
 
     def clean(self, value: Any) -> Any:
         text = super().clean(value)
         if not text:
             return None
-        if self.present and self.present.get_username().lower() == text.lower():
-            return self.present
+        if self.current and self.current.get_username().lower() == text.lower():
+            return self.current
         member = (
             User.objects.filter(memberships__tenant=self.tenant, is_active=True)
             .filter(Q(username__iexact=text) | Q(email__iexact=text))
@@ -193,40 +196,40 @@ class Responsible(forms.CharField):
         )
         if member is None:
             raise ValidationError(
-                _("%(name)s is not a member of %(tenant)s. Give the user name or the mail address of one."),
+                _("%(name)s is not a member of %(tenant)s. Enter the user name or mail address of a member."),
                 params={"name": text, "tenant": self.tenant},
             )
         return member
 
 
-def responsible_field(*, required: bool) -> Responsible:
-    return Responsible(
+def responsible_field(*, required: bool) -> ResponsibleField:
+    return ResponsibleField(
         label=_("Responsible"),
         required=required,
         max_length=254,
         widget=forms.TextInput(attrs={"list": "members", "autocomplete": "off", "spellcheck": "false"}),
-        help_text=_("User name or mail address of a member: who is told before the key expires, and asked about it."),
+        help_text=_("User name or mail address of a member, who is notified before the key expires."),
     )
 
 
-class NewServiceKeyForm(NewKey):
-    """A service key of this tenant. Who makes it is proposed as responsible, if a member."""
+class NewServiceKeyForm(NewKeyForm):
+    """The form for a service key of this tenant. Proposes its creator as responsible, if a member."""
 
     responsible = responsible_field(required=True)
 
     def __init__(self, tenant: Tenant, user: User, *args: Any, **kwargs: Any) -> None:
         super().__init__(Tenant.objects.filter(pk=tenant.pk), *args, **kwargs)
-        self.fields["name"].help_text = _("Of the program that will use it: Dify, Open WebUI, nightly batch.")
+        self.fields["name"].help_text = _("The program that will use the key: Dify, Open WebUI, nightly batch.")
         field = self.fields["responsible"]
-        assert isinstance(field, Responsible)
+        assert isinstance(field, ResponsibleField)
         field.tenant = tenant
         if Membership.objects.filter(user=user, tenant=tenant).exists():
             field.initial = user.get_username()
-        self.people = members(tenant)
+        self.people = proposed_people(tenant)
 
 
-class ChangeKeyForm(Rules):
-    """What of this key may change."""
+class ChangeKeyForm(KeyForm):
+    """The form to change this key."""
 
     field_order = (
         *("name", "purpose", "responsible", "expires_on", "every_model", "models", "key_class", "networks"),
@@ -238,11 +241,11 @@ class ChangeKeyForm(Rules):
         label=_("Valid until"),
         required=False,
         widget=forms.DateInput(attrs={"type": "date"}, format="%Y-%m-%d"),
-        help_text=_("The key works to the end of this day. Empty: no expiry."),
+        help_text=_("The key works until the end of this day. Leave empty for no expiry."),
     )
     every_model = forms.ChoiceField(
         label=_("Models"),
-        choices=[("yes", _("all that the tenant may use, also later ones")), ("no", _("only these:"))],
+        choices=[("yes", _("all that the tenant may use, including future ones")), ("no", _("only these:"))],
         widget=forms.RadioSelect,
     )
     models = forms.ModelMultipleChoiceField(
@@ -252,7 +255,7 @@ class ChangeKeyForm(Rules):
     def __init__(self, key: ApiKey, *args: Any, **kwargs: Any) -> None:
         chosen = list(key.allowed_models.all())
         self.key = key
-        # A moment that ends a day belongs to that day.
+        # Midnight belongs to the day that it ends.
         last = key.expires_at and (key.expires_at - timedelta(microseconds=1)).astimezone(key.tenant.zone).date()
         initial = {
             "name": key.name,
@@ -266,24 +269,24 @@ class ChangeKeyForm(Rules):
             "responsible": key.responsible.get_username() if key.responsible else "",
         }
         super().__init__(*args, **{**kwargs, "initial": initial})
-        # What it was given stays to be chosen, should it not be offered at present.
+        # Models that the key has can be chosen even if they are currently not offered.
         offered = open_to([key.tenant])
         self.model_field("models").queryset = ServedModel.objects.filter(
             Q(pk__in=offered.values("pk")) | Q(pk__in=[model.pk for model in chosen])
         )
         if key.user is None:
             field = responsible_field(required=False)
-            field.tenant, field.present = key.tenant, key.responsible
+            field.tenant, field.current = key.tenant, key.responsible
             self.fields["responsible"] = field
-            self.people = members(key.tenant)
+            self.people = proposed_people(key.tenant)
             self.order_fields(self.field_order)
 
     def clean_expires_on(self) -> date | None:
         day: date | None = self.cleaned_data["expires_on"]
         if "expires_on" in self.changed_data:
-            check_end(day)
+            check_expiry(day)
         if day and "expires_on" in self.changed_data and end_of(day, self.key.tenant.zone) <= timezone.now():
-            raise ValidationError(_("This day is over. To end the key now, revoke it."))
+            raise ValidationError(_("This day is over. To stop the key now, revoke it."))
         return day
 
     def clean(self) -> dict[str, Any]:
@@ -292,7 +295,7 @@ class ChangeKeyForm(Rules):
         return self.cleaned_data
 
     def changes(self) -> Changes:
-        """For `lifecycle.change`: what differs, so that what another changed meanwhile stays."""
+        """Return what differs, for `lifecycle.change_key`, so that changes that others made meanwhile stay."""
         given, changed = self.cleaned_data, set(self.changed_data)
         changes: dict[str, Any] = {
             name: given[name]
@@ -308,29 +311,29 @@ class ChangeKeyForm(Rules):
 
 
 class RotateForm(forms.Form):
-    """How long the old key goes on working beside its successor."""
+    """The form to replace a key: how long the old one goes on working beside its successor."""
 
     overlap = forms.ChoiceField(
         label=_("The old key still works for"), choices=OVERLAPS, initial="7", widget=forms.RadioSelect
     )
 
-    def time(self) -> timedelta:
+    def chosen_overlap(self) -> timedelta:
         return timedelta(days=int(self.cleaned_data["overlap"]))
 
 
 class RevokeForm(forms.Form):
-    """Why a key ends."""
+    """The form to revoke a key."""
 
     because = forms.CharField(
         label=_("Reason"),
         max_length=200,
         required=False,
-        help_text=_("Whom the key concerns will read it, and so will the audit log."),
+        help_text=_("Shown to the people concerned and kept in the audit log."),
     )
 
 
 def lifetimes(tenants: Iterable[Tenant]) -> tuple[list[tuple[str, Any]], str]:
-    """Return the times to choose from, and the proposed one: that of the tenants if they agree."""
+    """Return the lifetimes to choose from, and the proposed one: that of the tenants if they agree."""
     proposals = {tenant.key_days for tenant in tenants}
     own = {days: ngettext("%(days)s day", "%(days)s days", days) % {"days": days} for days in proposals if days}
     alike = len(proposals) == 1
@@ -343,8 +346,8 @@ def lifetimes(tenants: Iterable[Tenant]) -> tuple[list[tuple[str, Any]], str]:
     return [(PROPOSED, _("as the tenant proposes")), *choices], PROPOSED if proposals else "90"
 
 
-def members(tenant: Tenant) -> list[User]:
-    """Whom to propose as responsible: admins first, not all of a large tenant."""
+def proposed_people(tenant: Tenant) -> list[User]:
+    """Return the people to propose as responsible: admins first, and not all of a large tenant."""
     people = User.objects.filter(memberships__tenant=tenant, is_active=True)
     return list(people.order_by("memberships__role", "username")[:PROPOSED_PEOPLE])
 

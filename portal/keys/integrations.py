@@ -1,6 +1,6 @@
-"""What to type into other programs so that they call a model here: Dify and Open WebUI. Pure text.
+"""What to enter in other programs so that they call a model here: Dify and Open WebUI. Pure text.
 
-Fields are named as the English forms name them: Dify's provider "OpenAI-API-compatible" 0.0.64, Open WebUI 0.6 to 0.12.
+Fields have the names of the English forms: Dify's provider "OpenAI-API-compatible" 0.0.64, Open WebUI 0.6 to 0.12.
 """
 
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from portal.keys.model_access import AvailableModel
 
 Fields = list[tuple[str, str]]
 
-# Dify asks for a number; this is what its form proposes, taken when the operator has not stated the model's own.
+# Dify needs a number. This is the one that its form proposes, used if the operator has not specified the model's own.
 DIFY_CONTEXT = 4096
-# Of recordings, as the form calls it. It proposes `zh-Hans` and sends that with each of them, so that Japanese would be
-# heard as Chinese. Newer versions have a field for a code instead and propose none.
+# Of recordings, in the form's spelling. The form proposes `zh-Hans` and sends that with each recording, so Japanese
+# would be transcribed as Chinese. Newer versions have a field for a language code instead and propose none.
 DIFY_LANGUAGE = "ja-JP"
-# Texts in one call when documents are taken in. Dify proposes 1, which makes a call of each piece of a document.
+# Texts in one call when documents are imported. Dify proposes 1, which makes one call for each piece of a document.
 DIFY_CHUNKS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenWebUI:
-    """`place`: where the form with these `fields` is. `environment`: the same for who starts it with variables."""
+    """The settings in Open WebUI for a model."""
 
-    place: str
+    place: str  # where the form with these fields is
     fields: Fields
-    environment: str
+    environment: str  # the same as environment variables
 
 
-def dify(offer: AvailableModel, base_url: str, key: str) -> Fields:
-    """Return the fields of Dify's form for this model that matter; its other fields stay as they are."""
+def dify_fields(offer: AvailableModel, base_url: str, key: str) -> Fields:
+    """Return the fields of Dify's form that matter for this model; its other fields keep their defaults."""
     kinds = {"embedding": "Text Embedding", "rerank": "Rerank", "transcription": "Speech2text"}
     kind = kinds.get(offer.task, "LLM")
     fields = [
@@ -51,7 +51,7 @@ def dify(offer: AvailableModel, base_url: str, key: str) -> Fields:
         *fields,
         ("Completion mode", "Chat"),
         size,
-        # An answer longer than half the context leaves no room for the question.
+        # An answer longer than half the context would leave no room for the question.
         ("Upper bound for max tokens", str(min(DIFY_CONTEXT, max(1, context // 2)))),
         ("Function Call Type", "Tool Call" if offer.tools else "Not Support"),
         ("Stream function calling", "Support" if offer.tools else "Not Support"),
@@ -61,8 +61,8 @@ def dify(offer: AvailableModel, base_url: str, key: str) -> Fields:
     ]
 
 
-def open_webui(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
-    """How Open WebUI's administrator adds this model. Chat models come all at once, with their names."""
+def open_webui_settings(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
+    """Return how Open WebUI's administrator adds this model. Chat models are added all at once, with their names."""
     shown = key or _("your API key")
     if offer.task == "embedding":
         return OpenWebUI(
@@ -73,7 +73,7 @@ def open_webui(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
                 ("API Key", shown),
                 ("Embedding Model", offer.name),
             ],
-            environment=variables(
+            environment=format_variables(
                 RAG_EMBEDDING_ENGINE="openai",
                 RAG_OPENAI_API_BASE_URL=base_url,
                 RAG_OPENAI_API_KEY=shown,
@@ -81,7 +81,7 @@ def open_webui(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
             ),
         )
     if offer.task == "rerank":
-        # Unlike the others this one is the whole address: nothing is put behind it.
+        # Unlike the others this is the whole address: Open WebUI appends nothing to it.
         address = f"{base_url}/rerank"
         return OpenWebUI(
             place="Admin Panel → Settings → Documents → Retrieval → Hybrid Search",
@@ -91,7 +91,7 @@ def open_webui(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
                 ("API Key", shown),
                 ("Reranking Model", offer.name),
             ],
-            environment=variables(
+            environment=format_variables(
                 ENABLE_RAG_HYBRID_SEARCH="true",
                 RAG_RERANKING_ENGINE="external",
                 RAG_EXTERNAL_RERANKER_URL=address,
@@ -108,7 +108,7 @@ def open_webui(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
                 ("API Key", shown),
                 ("STT Model", offer.name),
             ],
-            environment=variables(
+            environment=format_variables(
                 AUDIO_STT_ENGINE="openai",
                 AUDIO_STT_OPENAI_API_BASE_URL=base_url,
                 AUDIO_STT_OPENAI_API_KEY=shown,
@@ -118,11 +118,11 @@ def open_webui(offer: AvailableModel, base_url: str, key: str) -> OpenWebUI:
     return OpenWebUI(
         place="Admin Panel → Settings → Connections → OpenAI API → +",
         fields=[("URL", base_url), ("API Key", shown)],
-        environment=variables(
+        environment=format_variables(
             ENABLE_OPENAI_API="true", OPENAI_API_BASE_URL=base_url, OPENAI_API_KEY=shown, DEFAULT_MODELS=offer.name
         ),
     )
 
 
-def variables(**values: str) -> str:
+def format_variables(**values: str) -> str:
     return "\n".join(f"{name}={value}" for name, value in values.items())

@@ -1,5 +1,7 @@
-"""When, from where and with what program keys were last used. Written with the usage itself, by a statement of its own
-for a whole batch: key by key took 130 µs each."""
+"""When, from where and with which program keys were last used.
+
+Written together with the usage, by one statement for a whole batch: key by key took 130 µs each.
+"""
 
 from collections.abc import Mapping
 from itertools import chain
@@ -14,22 +16,25 @@ KEYS = 5000  # of one statement: SQLite takes 32,766 values
 
 
 def record_use(last: Mapping[int, Mapping[str, Any]], cursor: CursorWrapper) -> None:
-    """`last`: by key id, of its newest call `started_at` (aware), and `address` and `client` if they are known.
+    """Store the last use of keys, unless a later one is stored. Call it in a transaction.
 
-    What is known of a later call stays. Call it in a transaction. No signal tells of it: gateways and the audit have no
-    use for it.
+    `last`: by key id, of the key's newest call `started_at` (aware), and `address` and `client` if they are known. No
+    signal is sent: gateways and the audit have no use for it.
     """
     keys = sorted(last)
     if connection.features.has_select_for_update:
-        # In one order for every writer: two that hold each other's rows would wait for ever.
+        # In the same order for every writer, or two writers could deadlock.
         list(ApiKey.objects.select_for_update(no_key=True).filter(pk__in=keys).order_by("pk").values_list("pk"))
     for start in range(0, len(keys), KEYS):
         some = keys[start : start + KEYS]
-        cursor.execute(statement(len(some)), list(chain.from_iterable(_values(key, last[key]) for key in some)))
+        cursor.execute(update_statement(len(some)), list(chain.from_iterable(_values(key, last[key]) for key in some)))
 
 
-def statement(keys: int) -> str:
-    """SQLite (3.33 and later) and PostgreSQL both know UPDATE … FROM, and call the columns of VALUES alike."""
+def update_statement(keys: int) -> str:
+    """Return the statement for so many keys.
+
+    SQLite (3.33 and later) and PostgreSQL both know UPDATE … FROM, and use the same names for the columns of VALUES.
+    """
     table, field = ApiKey._meta.db_table, ApiKey._meta.get_field
     address = field("last_used_from").db_type(connection)
     return (

@@ -1,42 +1,54 @@
-"""End the keys that somebody found where they must not be: for models and for management, whosever they are."""
+"""Revoke API keys and management keys that were found in the wrong place, no matter to which person they belong."""
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+from django.conf import settings
 
 from portal.accounts.models import User
-from portal.keys import lifecycle
-from portal.keys import management_keys as management
+from portal.keys import lifecycle, management_keys, secret
 from portal.keys.models import ApiKey, ManagementKey
+
+AnyKey = TypeVar("AnyKey", ApiKey, ManagementKey)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LeakedKey:
-    """`ended` were ended now, `known` had been before; `strange` more look like keys but are not ours."""
+class LeakedKeys:
+    """The keys in a text: revoked now, already revoked before, and how many look like keys but are not ours."""
 
-    ended: tuple[ApiKey, ...]
-    ended_management: tuple[ManagementKey, ...]
+    revoked: tuple[ApiKey, ...]
+    revoked_management: tuple[ManagementKey, ...]
     known: tuple[ApiKey | ManagementKey, ...]
     strange: int
 
     @property
     def any(self) -> bool:
-        return bool(self.ended or self.ended_management or self.known or self.strange)
+        return bool(self.revoked or self.revoked_management or self.known or self.strange)
 
 
-def revoke_leaked(text: str, by: User) -> LeakedKey:
-    """Revoke every key whose full text stands in `text` and tell whom it concerns: it works for everybody now."""
-    keys, strange = lifecycle.find_in_text(text)
-    managing, strange_managing = management.find_in_text(text)
-    found = LeakedKey(
-        ended=tuple(key for key in keys if key.revoked_at is None),
-        ended_management=tuple(key for key in managing if key.revoked_at is None),
+def revoke_leaked(text: str, by: User) -> LeakedKeys:
+    """Revoke every key whose full text is in `text`, and notify the people concerned: every reader can use it now."""
+    keys, strange = find_in_text(ApiKey, text)
+    management, strange_management = find_in_text(ManagementKey, text)
+    found = LeakedKeys(
+        revoked=tuple(key for key in keys if key.revoked_at is None),
+        revoked_management=tuple(key for key in management if key.revoked_at is None),
         known=(
             *(key for key in keys if key.revoked_at is not None),
-            *(key for key in managing if key.revoked_at is not None),
+            *(key for key in management if key.revoked_at is not None),
         ),
-        strange=strange + strange_managing,
+        strange=strange + strange_management,
     )
-    for key in found.ended:
+    for key in found.revoked:
         lifecycle.revoke_leaked_key(key, by)
-    for management_key in found.ended_management:
-        management.revoke_leaked_management_key(management_key)
+    for management_key in found.revoked_management:
+        management_keys.revoke_leaked_management_key(management_key)
     return found
+
+
+def find_in_text(model: type[AnyKey], text: str) -> tuple[list[AnyKey], int]:
+    """Return the keys of this model whose full text is in `text`, and how many more look like keys but are not ours."""
+    texts = secret.find_secrets(text, model.TEXT_PREFIX)
+    digests = [secret.digest_of(found, settings.API_KEY_SECRET) for found in texts]
+    keys = list(model._default_manager.filter(digest__in=digests).select_related("user"))
+    return keys, len(texts) - len(keys)

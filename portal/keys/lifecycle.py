@@ -1,9 +1,9 @@
-"""Issue, rotate, change and revoke API keys: the verbs that pages, the command line and the API share.
+"""Issue, rotate, change and revoke API keys, for pages, the command line and the API alike.
 
-Each checks the right of who asks (`by`, `created_by`; None: a command) and raises PermissionDenied.
+Each function checks the rights of its caller (`by`, `created_by`; None: a command) and raises PermissionDenied. What
+else cannot be done raises a KeyRefused.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TypedDict, Unpack
@@ -19,44 +19,39 @@ from portal.accounts import permissions
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import admins_of, operators
 from portal.audit import tracking
-from portal.keys import queries, secret
-from portal.keys.models import YEARS, ApiKey, check_end, check_networks
+from portal.keys import queries
+from portal.keys.models import MAX_YEARS, ApiKey, check_expiry, check_networks
 from portal.keys.signals import key_replaced
 from portal.web.notify import notify
+from portal.web.refusals import Refused
 from portal.web.templatetags.formatting import person
 
-KEY = re.compile(rf"{secret.PREFIX}[0-9A-Za-z]{{{secret.LENGTH - len(secret.PREFIX)}}}")
-# Why a key ended that somebody found; pages and notices say it in full.
+# The reason of a revocation after a leak; pages and notices spell it out.
 LEAKED = "leaked"
 
 
-class NotAMember(ValueError):
-    """The person does not belong to the tenant of the key that is to be theirs, or that they shall answer for."""
+class KeyRefused(Refused):
+    """What was asked of a key cannot be done."""
 
 
-class TooMany(ValueError):
-    """There are as many keys as this person may have, or this tenant for its service keys; `most` is the number."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__(f"at most {most} keys may work, or be made within a day")
-        self.most = most
-
-    @property
-    def sentence(self) -> str:
-        """In the reader's language."""
-        return too_many(self.most)
+class NotAMember(KeyRefused):
+    """A person is not a member of the tenant whose key is to be theirs or their responsibility."""
 
 
-class KeyRevoked(ValueError):
-    """A revoked key does not change any more."""
+class TooManyKeys(KeyRefused):
+    """The person, or the tenant with its service keys, has as many keys as allowed."""
 
 
-class AlreadyReplaced(ValueError):
-    """The key has a successor: that one is to be replaced."""
+class KeyRevoked(KeyRefused):
+    """A revoked key cannot change."""
+
+
+class AlreadyReplaced(KeyRefused):
+    """The key has a successor, which is the one to replace."""
 
 
 class Changes(TypedDict, total=False):
-    """What of a key may change. `allowed_models` None: all that the tenant may use. `expires_at` None: never."""
+    """What may change of a key. `allowed_models` None: all that the tenant may use. `expires_at` None: never."""
 
     name: str
     purpose: str
@@ -85,17 +80,17 @@ def issue_key(
 ) -> tuple[ApiKey, str]:
     """Return a new key and its text, which exists nowhere else: show it once.
 
-    Give `user` for a personal key or `service` (and who is `responsible`) for a service key. Without `allowed_models`
-    it is for all models that the tenant may use, without `networks` (as networks.parse gives them) from everywhere.
-    Raises NotAMember, also for who is responsible, TooMany, and ValidationError for what is no network
-    or too far an end.
+    Give `user` for a personal key; `service` and the `responsible` person for a service key. Without `allowed_models`
+    the key works for all models that the tenant may use, without `networks` (as `networks.parse_networks` gives them)
+    from everywhere. Raises NotAMember (of `user` or `responsible`), TooManyKeys, and ValidationError for wrong networks
+    or an expiry too far away.
     """
     if user is None or user != created_by:
         permissions.check_access(created_by, tenant)
     for member in (user, responsible):
         require_membership(member, tenant)
     check_networks(list(networks))
-    check_end(expires_at)
+    check_expiry(expires_at)
     chosen = list(allowed_models)
     key = ApiKey(
         tenant=tenant,
@@ -112,26 +107,26 @@ def issue_key(
         created_by=created_by,
     )
     with transaction.atomic():
-        _check_number(tenant, user)
-        return key, _written(key, chosen)
+        _check_limit(tenant, user)
+        return key, _save_new(key, chosen)
 
 
 def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tuple[ApiKey, str]:
-    """(its successor, the successor's text): for the same, with the same rules and quotas, and as long a life.
+    """Return a successor of the key, and its text: same holder, settings and quotas, and as long a life.
 
-    The old key goes on working for `overlap`, or less if it ends before; with none it ends now. A revoked or expired
-    key has a successor too, and stays what it is. Raises AlreadyReplaced, NotAMember when its person has left, and
-    TooMany when as many keys were made within a day.
+    The old key goes on working for `overlap`, or less if it expires before; without overlap it expires now. A revoked
+    or expired key can have a successor too, and stays revoked or expired. Raises AlreadyReplaced, NotAMember when its
+    person has left, and TooManyKeys when as many keys as allowed were made within a day.
     """
-    _check(by, key)
+    _check_may_manage(by, key)
     require_membership(key.user, key.tenant)
     now = timezone.now()
     with transaction.atomic():
         # Two at the same time queue here, so that the second one sees the first one's successor.
         key = ApiKey.objects.select_for_update().get(pk=key.pk)
         if ApiKey.objects.filter(replaces=key).exists():
-            raise AlreadyReplaced(f"{key.prefix} has been replaced already")
-        _check_number(key.tenant, key.user, only_new=True)
+            raise AlreadyReplaced(_("This key has been replaced already."))
+        _check_limit(key.tenant, key.user, only_new=True)
         new = ApiKey(
             tenant=key.tenant,
             user=key.user,
@@ -143,56 +138,56 @@ def rotate_key(key: ApiKey, overlap: timedelta, *, by: User | None = None) -> tu
             networks=key.networks,
             takes_user_headers=key.takes_user_headers,
             every_model=key.every_model,
-            expires_at=key.expires_at and now + min(key.expires_at - key.created_at, timedelta(days=365 * YEARS)),
+            expires_at=key.expires_at and now + min(key.expires_at - key.created_at, timedelta(days=365 * MAX_YEARS)),
             created_by=by,
             replaces=key,
         )
-        text = _written(new, key.allowed_models.all())
+        text = _save_new(new, key.allowed_models.all())
         key_replaced.send(sender=None, old=key, new=new)
         if key.state == "active":
-            end = now + overlap
-            key.expires_at = min(key.expires_at or end, end)
+            overlap_end = now + overlap
+            key.expires_at = min(key.expires_at or overlap_end, overlap_end)
             key.save(update_fields=["expires_at"])
     return new, text
 
 
 def change_key(key: ApiKey, *, by: User | None = None, **changes: Unpack[Changes]) -> None:
-    """Give the key these values; others stay. Gateways follow within one catalogue poll.
+    """Give the key these values; others stay. Gateways apply them within one catalogue poll.
 
-    Raises Ended, NotAMember for who shall be responsible, and ValidationError for what is no network or too far an end.
+    Raises KeyRevoked, NotAMember for a new responsible person, and ValidationError for wrong networks or an expiry too
+    far away.
     """
-    _check(by, key)
+    _check_may_manage(by, key)
     if key.revoked_at:
-        raise KeyRevoked(f"{key.prefix} is revoked")
+        raise KeyRevoked(_("This key is revoked."))
     if "responsible" in changes and changes["responsible"] != key.responsible:
         require_membership(changes["responsible"], key.tenant)
     if "networks" in changes:
         check_networks(list(changes["networks"]))
-    check_end(changes.get("expires_at"))
+    check_expiry(changes.get("expires_at"))
     with transaction.atomic():
         if "allowed_models" in changes:
-            _allow(key, changes.pop("allowed_models"))
+            _set_models(key, changes.pop("allowed_models"))
         for name, value in changes.items():
             setattr(key, name, list(value) if name == "networks" else value)  # type: ignore[call-overload]
         key.save(update_fields=[*changes, "every_model"])
 
 
 def revoke_key(key: ApiKey, because: str = "", *, by: User | None = None) -> None:
-    """End a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing.
+    """Revoke a key for good; gateways stop accepting it within one catalogue poll. Revoking twice changes nothing.
 
-    Whom it concerns is told: the person whose it is; of a service key who is responsible and the tenant's admins.
-    `because`: for them and the audit, in the words of `by`, who is not told what they did themselves.
+    Notifies the `recipients`, except `by`. `because` is the reason for them and the audit, in the words of `by`.
     """
-    _check(by, key)
-    _end(key, because, by)
+    _check_may_manage(by, key)
+    _revoke(key, because, by)
 
 
 def revoke_leaked_key(key: ApiKey, by: User) -> None:
-    """End a key whose full text somebody found where it must not be: whoever holds it may end it."""
-    _end(key, LEAKED, by)
+    """Revoke a key whose full text was found in the wrong place. Every person who has the text may revoke the key."""
+    _revoke(key, LEAKED, by)
 
 
-def _end(key: ApiKey, because: str, by: User | None) -> None:
+def _revoke(key: ApiKey, because: str, by: User | None) -> None:
     if key.revoked_at is not None:
         return
     with transaction.atomic():
@@ -212,77 +207,72 @@ def _end(key: ApiKey, because: str, by: User | None) -> None:
 
 
 def recipients(key: ApiKey) -> set[User]:
-    """Who is told of what becomes of a key. Of a service key in whose tenant nobody is left: operators."""
+    """Return the people to notify of what happens to a key.
+
+    That is its person; for a service key its responsible person and the tenant's admins, or the operators if the
+    tenant has neither.
+    """
     if key.is_playground:
         return set()
     if key.user:
         return {key.user}
     people = set(admins_of(key.tenant))
-    if key.responsible and is_answered_by(key):
+    if key.responsible and is_responsible_a_member(key):
         people.add(key.responsible)
     return people or set(operators())
 
 
-def _check(by: User | None, key: ApiKey) -> None:
+def _check_may_manage(by: User | None, key: ApiKey) -> None:
     """Raise PermissionDenied unless this person may change the key. Operators may; None: a command."""
     if by is None or not queries.manageable_by(by).filter(pk=key.pk).exists():
         permissions.check_access(by)
 
 
-def is_answered_by(key: ApiKey) -> bool:
-    """Return whether somebody is responsible for this service key who still is in its tenant."""
+def is_responsible_a_member(key: ApiKey) -> bool:
+    """Return whether this service key has a responsible person who is an active member of its tenant."""
     who = key.responsible
     return who is not None and who.is_active and who.memberships.filter(tenant=key.tenant_id).exists()
 
 
 def require_membership(user: User | None, tenant: Tenant) -> None:
-    """Raise NotAMember; nobody is nobody's member and no matter."""
+    """Raise NotAMember unless the person, if there is one, is a member of the tenant."""
     if user is not None and not user.memberships.filter(tenant=tenant).exists():
-        raise NotAMember(f"{user.get_username()} is not a member of {tenant.slug}")
+        raise NotAMember(
+            _("%(person)s is not a member of %(tenant)s.") % {"person": person(user), "tenant": tenant.name}
+        )
 
 
-def _check_number(tenant: Tenant, user: User | None, *, only_new: bool = False) -> None:
-    """Raise TooMany. Of one owner's new keys each waits for the one before, so that none slips through beside it.
+def _check_limit(tenant: Tenant, user: User | None, *, only_new: bool = False) -> None:
+    """Raise TooManyKeys. Locks the owner's row, so that of keys made at the same time none slips through.
 
-    `only_new`: for one that takes the place of another, which may be one too many for a while.
+    `only_new`: for a key that replaces another one; together they may exceed the limit for a while.
     """
     owner: type[Model] = User if user else Tenant
     list(owner._default_manager.select_for_update().filter(pk=(user or tenant).pk).values("pk"))
     keys = ApiKey.objects.filter(user=user, is_playground=False)
     most = settings.KEYS_PER_PERSON if user else settings.SERVICE_KEYS_PER_TENANT
-    if (keys if user else keys.filter(tenant=tenant)).filter(count_keys(timezone.now(), only_new)).count() >= most:
-        raise TooMany(most)
+    counted = (keys if user else keys.filter(tenant=tenant)).filter(counts_against_limit(timezone.now(), only_new))
+    if counted.count() >= most:
+        raise TooManyKeys(limit_sentence(most))
 
 
-def count_keys(now: datetime, only_new: bool = False) -> Q:
-    """Return the keys, for models or for management, that count against how many there may be."""
+def counts_against_limit(now: datetime, only_new: bool = False) -> Q:
+    """Return the condition for keys, API keys or management keys, that count against the number allowed."""
     new = Q(created_at__gt=now - timedelta(days=1))
     return new if only_new else new | Q(revoked_at=None) & (Q(expires_at=None) | Q(expires_at__gt=now))
 
 
-def too_many(most: int) -> str:
+def limit_sentence(most: int) -> str:
+    """Return the sentence for a person who has as many keys as allowed."""
     return _(
-        "There are too many keys: %(most)d may work at a time, and as many be made within a day. Revoke those that are"
-        " not needed any more."
+        "There are too many keys: at most %(most)d can be valid at a time, and at most %(most)d can be created within a"
+        " day. Revoke keys that are no longer needed."
     ) % {"most": most}
 
 
-def find_in_text(text: str) -> tuple[list[ApiKey], int]:
-    """Return our keys whose full text stands somewhere in this one.
-
-    And how many more look like keys but are not ours.
-    """
-    texts = {word for word in KEY.findall(text) if secret.well_formed(word)}
-    digests = [secret.digest_of(word, settings.API_KEY_SECRET) for word in texts]
-    keys = list(ApiKey.objects.filter(digest__in=digests).select_related("tenant", "user", "responsible"))
-    return keys, len(texts) - len(keys)
-
-
-def _written(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
+def _save_new(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
     """Store a new key under a new text, which is returned."""
-    text = secret.make_secret()
-    key.prefix = text[: secret.PREFIX_LENGTH]
-    key.digest = secret.digest_of(text, settings.API_KEY_SECRET)
+    text = key.assign_text()
     with transaction.atomic():
         key.save()
         key.allowed_models.set(chosen)
@@ -290,12 +280,12 @@ def _written(key: ApiKey, chosen: Iterable[ServedModel]) -> str:
 
 
 def models_of(key: ApiKey) -> list[str] | None:
-    """Return the names of the models that it is for; None: all that the tenant may use."""
+    """Return the names of the models that the key is for; None: all that the tenant may use."""
     return None if key.every_model else sorted(key.allowed_models.values_list("name", flat=True))
 
 
-def notify_gateways(key: ApiKey, before: list[str] | None) -> None:
-    """Tell the audit if it is for other models than before: it watches rows, and these are none of a key's row."""
+def record_models_change(key: ApiKey, before: list[str] | None) -> None:
+    """Record in the audit if the key's models changed: the audit watches rows, and models are not in a key's row."""
     after = models_of(key)
     if before != after:
         tracking.record_event(
@@ -303,8 +293,8 @@ def notify_gateways(key: ApiKey, before: list[str] | None) -> None:
         )
 
 
-def _allow(key: ApiKey, models: Iterable[ServedModel] | None) -> None:
+def _set_models(key: ApiKey, models: Iterable[ServedModel] | None) -> None:
     before = models_of(key)
     key.every_model = models is None
     key.allowed_models.set(models or ())
-    notify_gateways(key, before)
+    record_models_change(key, before)

@@ -1,7 +1,7 @@
-"""Who calls: the person of a management key (`Authorization: Bearer mdm_…`), else of a session.
+"""Authenticate API requests by management key (`Authorization: Bearer mdm_…`); those without one by their session.
 
-Apart from the views, as Django REST framework imports this while it is being imported itself. A key is never sent by a
-browser on its own, so only sessions need a token against forged requests.
+Apart from the views, as Django REST framework imports this while it is being imported itself. A browser never sends a
+key on its own, so only sessions need a token against forged requests.
 """
 
 from django.utils.translation import gettext as _
@@ -10,24 +10,27 @@ from rest_framework.exceptions import AuthenticationFailed, Throttled
 from rest_framework.request import Request
 
 from portal.accounts.models import User
-from portal.keys import management_key_throttle, management_keys
+from portal.keys import management_key_throttle, management_keys, secret
 from portal.keys.models import ManagementKey
 
 
 class WithManagementKey(BaseAuthentication):
     def authenticate(self, request: Request) -> tuple[User, ManagementKey] | None:
-        """None without such a header. Raises AuthenticationFailed, or Throttled after too many wrong ones."""
+        """Return the person and the key; None without such a header.
+
+        Raises AuthenticationFailed, or Throttled after too many wrong keys.
+        """
         word, _space, text = get_authorization_header(request).decode("latin-1").partition(" ")
         if word.lower() != "bearer":
             return None
         key = management_keys.find_management_key(text.strip())
         if key is not None:
             return key.user, key
-        if wait := management_key_throttle.wrong_key(request._request):
-            raise Throttled(wait, _("Too many wrong keys."))
-        if text.startswith("mdg_"):
-            raise AuthenticationFailed(_("This is an API key for models. Here a management key (mdm_…) is needed."))
-        raise AuthenticationFailed(_("This management key is not known, or has ended."))
+        if wait := management_key_throttle.count_wrong_key(request._request):
+            raise Throttled(wait, _("Too many requests with wrong keys."))
+        if text.startswith(secret.PREFIX):
+            raise AuthenticationFailed(_("This is an API key for models. A management key (mdm_…) is needed here."))
+        raise AuthenticationFailed(_("This management key is unknown, expired or revoked."))
 
     def authenticate_header(self, request: Request) -> str:
         return 'Bearer realm="Madoguchi"'

@@ -7,24 +7,25 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from portal.accounts.models import User
+from portal.keys.forms import LIFETIMES
 from portal.keys.management_keys import usable_scopes
-
-LIFETIMES = [("30", _("30 days")), ("90", _("90 days")), ("365", _("1 year"))]
 
 
 class NewManagementKeyForm(forms.Form):
-    """Offers only what the person may do."""
+    """The form for a new management key, with the scopes that the person may use."""
 
     name = forms.CharField(
-        label=_("Name"), max_length=60, help_text=_("So that you recognise it later: which program uses it, and where.")
+        label=_("Name"), max_length=60, help_text=_("To recognize the key later: which program uses it, and where.")
     )
     scopes = forms.MultipleChoiceField(
         label=_("What it may do"),
         widget=forms.CheckboxSelectMultiple,
-        help_text=_("Choose only what the program needs. It can never do more than you yourself."),
+        help_text=_("Choose only what the program needs. It can never do more than you can."),
     )
-    lifetime = forms.ChoiceField(label=_("Valid for"), choices=LIFETIMES, initial="90", widget=forms.RadioSelect)
-    ticket = forms.CharField(widget=forms.HiddenInput)
+    lifetime = forms.TypedChoiceField(
+        label=_("Valid for"), choices=list(LIFETIMES.items()), coerce=int, initial=90, widget=forms.RadioSelect
+    )
+    token = forms.CharField(widget=forms.HiddenInput)
 
     def __init__(self, user: User, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
@@ -33,4 +34,4 @@ class NewManagementKeyForm(forms.Form):
         chosen.choices = [(scope.name, scope.label) for scope in usable_scopes(user)]
 
     def expires_at(self) -> datetime:
-        return timezone.now() + timedelta(days=int(self.cleaned_data["lifetime"]))
+        return timezone.now() + timedelta(days=self.cleaned_data["lifetime"])

@@ -1,4 +1,4 @@
-"""Which models a tenant's keys may call, and whether they answer now. For pages: gateways have their own catalogue."""
+"""Which models a tenant's keys may call, and whether these answer now. For pages: gateways have their own catalogue."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from portal.keys.models import ApiKey, ModelAccess
 
 
 class Liveness(models.TextChoices):
-    """What a caller would meet now."""
+    """Whether a model would answer a call now."""
 
     UP = "up", _("answers now")
     UNSURE = "unsure", _("not confirmed")
@@ -29,18 +29,16 @@ class Liveness(models.TextChoices):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AvailableModel:
-    """A model that may be called, also by one of its `aliases`. `context` in tokens per request, None = not stated by
-    the operator. From `retires_on` on it is not offered any more. `tools`, `vision`: see abilities.
-    """
+    """A model that may be called, also by one of its `aliases`."""
 
     name: str
     aliases: tuple[str, ...] = ()
     description: str
     task: str
-    context: int | None
+    context: int | None  # tokens per request; None: the operator has not specified it
     state: Liveness
-    retires_on: date | None = None
-    tools: bool = False
+    retires_on: date | None = None  # from that day on it is no longer offered
+    tools: bool = False  # see `capabilities`
     vision: bool = False
 
 
@@ -52,7 +50,7 @@ def open_to(tenants: Iterable[Tenant]) -> QuerySet[ServedModel]:
 
 
 def open_to_key(key: ApiKey) -> QuerySet[ServedModel]:
-    """Return the offered models that this key may call: its own choice of its tenant's."""
+    """Return the offered models that this key may call: those of its tenant, or the key's selection of them."""
     models_ = open_to([key.tenant])
     return models_ if key.every_model else models_.filter(pk__in=key.allowed_models.all())
 
@@ -78,10 +76,10 @@ def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
 
 
 def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
-    """Return the best that any of a model's replicas can do for a caller."""
+    """Return the best state that any of a model's replicas offers to a caller."""
     found = [(replica.state, is_supervised(replica.host, now)) for replica in replicas]
-    # A host that is silent starts and wakes nothing.
-    states = {state for state, heard in found if heard}
+    # A silent host starts and wakes nothing.
+    states = {state for state, has_supervisor in found if has_supervisor}
     if Replica.State.READY in states:
         return Liveness.UP
     if (Replica.State.READY, False) in found:
@@ -94,7 +92,7 @@ def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:
 
 
 def sort_key(offer: AvailableModel) -> tuple[int, bool, bool, str]:
-    """To sort by: what answers now before what could, chat before other tasks, what stays before what retires; name."""
+    """Return the key to sort by: models that answer now first, chat before other tasks, retiring models last; name."""
     order = [Liveness.UP, Liveness.UNSURE, Liveness.ASLEEP, Liveness.STARTING, Liveness.DOWN]
     retires = offer.retires_on is not None
     return order.index(offer.state), offer.task != ServedModel.Task.CHAT, retires, offer.name

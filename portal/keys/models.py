@@ -1,4 +1,4 @@
-"""API keys and who may use which model."""
+"""API keys, management keys, and which tenants may use which model."""
 
 from datetime import date, datetime
 from ipaddress import ip_network
@@ -13,11 +13,12 @@ from django.utils.translation import gettext_lazy as _
 
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant
+from portal.keys import secret
 
 
 class KeyQuerySet(models.QuerySet["ApiKey"]):
     def usable(self) -> "KeyQuerySet":
-        """Not revoked, not expired, of an active tenant and (if personal) of an active member of it."""
+        """Return the keys that are not revoked or expired, of an active tenant and (if personal) an active member."""
         return self.filter(
             Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now()),
             Q(user__isnull=True) | Q(user__is_active=True, user__memberships__tenant=models.F("tenant")),
@@ -27,7 +28,7 @@ class KeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 def check_networks(networks: object) -> None:
-    """A list of IP networks in CIDR form, 20 at most; their own address each, without bits of hosts."""
+    """Raise ValidationError unless these are 20 IP networks at most, in CIDR form and without host bits."""
     if not isinstance(networks, list) or len(networks) > 20:
         raise ValidationError(_("At most 20 networks."))
     for network in networks:
@@ -40,20 +41,61 @@ def check_networks(networks: object) -> None:
             ) from error
 
 
-YEARS = 100
+# Further away some time zone, or a successor of the key, would have no date for its expiry.
+MAX_YEARS = 100
 
 
-def check_end(end: datetime | date | None) -> None:
-    """Raise ValidationError for an end so far away that some time zone, or a successor, would have none."""
-    if end is not None and end.year > timezone.now().year + YEARS:
-        raise ValidationError(_("Choose a time within %(years)d years, or no expiry."), params={"years": YEARS})
+def check_expiry(expiry: datetime | date | None) -> None:
+    """Raise ValidationError for an expiry too far away."""
+    if expiry is not None and expiry.year > timezone.now().year + MAX_YEARS:
+        raise ValidationError(_("Choose a time within %(years)d years, or no expiry."), params={"years": MAX_YEARS})
 
 
-class ApiKey(models.Model):
-    """A key of a person (`user`) or of a tenant's service (`service`). The key itself is never stored; see `issue`.
+class IssuedKey(models.Model):
+    """What every key has. Its text is shown once and never stored, only its first characters and its digest are."""
 
-    A service key belongs to its tenant: it outlives who made it, and who is `responsible` is told of it.
+    TEXT_PREFIX: ClassVar[str]  # what the texts of such keys begin with
+
+    name = models.CharField(_("name"), max_length=60)
+    prefix = models.CharField(_("prefix"), max_length=12, unique=True)
+    digest = models.CharField(max_length=64, unique=True, editable=False)
+    created_at = models.DateTimeField(_("created"), auto_now_add=True)
+    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
+    revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True)
+    last_used_at = models.DateTimeField(_("last used"), null=True, blank=True, editable=False)
+
+    class Meta:
+        abstract = True
+        ordering: ClassVar = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"{self.prefix}… {self.name}"
+
+    def assign_text(self) -> str:
+        """Give the key, which is still to be saved, a new text; return the text."""
+        text = secret.make_secret(self.TEXT_PREFIX)
+        self.prefix = text[: secret.PREFIX_LENGTH]
+        self.digest = secret.digest_of(text, settings.API_KEY_SECRET)
+        return text
+
+    @property
+    def state(self) -> str:
+        """The state by the dates of the key: "active", "expired" or "revoked"."""
+        if self.revoked_at:
+            return "revoked"
+        if self.expires_at and self.expires_at <= timezone.now():
+            return "expired"
+        return "active"
+
+
+class ApiKey(IssuedKey):
+    """A key for models, of a person (`user`) or of a tenant's service (`service`).
+
+    A service key belongs to its tenant: it outlives the membership of its creator. Its `responsible` person is
+    notified of what happens to it.
     """
+
+    TEXT_PREFIX = secret.PREFIX
 
     class Class(models.TextChoices):
         INTERACTIVE = "interactive", _("interactive")
@@ -75,7 +117,6 @@ class ApiKey(models.Model):
         verbose_name=_("responsible"),
         help_text=_("Of a service key: who is told of it and asked about it."),
     )
-    name = models.CharField(_("name"), max_length=60)
     purpose = models.CharField(_("purpose"), max_length=200, blank=True)
     key_class = models.CharField(
         _("class"),
@@ -98,19 +139,14 @@ class ApiKey(models.Model):
     )
     # Made by the playground page for itself, for some hours; not listed among a person's keys.
     is_playground = models.BooleanField(default=False, editable=False)
-    prefix = models.CharField(_("prefix"), max_length=12, unique=True)
-    digest = models.CharField(max_length=64, unique=True, editable=False)
     # A fact of its own: were it read from an empty list, a key for one model would open all when that model is deleted.
     every_model = models.BooleanField(
         _("all models"), default=True, help_text=_("All that the tenant may use. Off: only those chosen here.")
     )
     allowed_models = models.ManyToManyField(ServedModel, blank=True, related_name="+", verbose_name=_("models"))
-    created_at = models.DateTimeField(_("created"), auto_now_add=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True, related_name="+", verbose_name=_("created by")
     )
-    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
-    revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True)
     revoked_because = models.CharField(_("why it was revoked"), max_length=200, blank=True)
     replaces = models.OneToOneField(
         "self",
@@ -121,61 +157,38 @@ class ApiKey(models.Model):
         related_name="replaced_by",
         verbose_name=_("replaces"),
     )
-    last_used_at = models.DateTimeField(_("last used"), null=True, blank=True, editable=False)
     last_used_from = models.GenericIPAddressField(_("last used from"), null=True, blank=True, editable=False)
     last_used_with = models.CharField(_("last used with"), max_length=80, blank=True, editable=False)
 
     objects: ClassVar[Any] = KeyQuerySet.as_manager()
 
-    class Meta:
+    class Meta(IssuedKey.Meta):
         verbose_name = _("API key")
         verbose_name_plural = _("API keys")
-        ordering: ClassVar = ["-created_at"]
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=Q(user__isnull=True) ^ Q(service=""), name="key_of_a_person_or_of_a_service"
             )
         ]
 
-    def __str__(self) -> str:
-        return f"{self.prefix}… {self.name}"
 
-    @property
-    def state(self) -> str:
-        """ "active", "expired" or "revoked"."""
-        if self.revoked_at:
-            return "revoked"
-        if self.expires_at and self.expires_at <= timezone.now():
-            return "expired"
-        return "active"
-
-
-class ManagementKey(models.Model):
+class ManagementKey(IssuedKey):
     """A person's key for `/api/v1/`: it may do what its `scopes` say and the person may do, never more."""
+
+    TEXT_PREFIX = secret.MANAGEMENT_PREFIX
 
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.CASCADE, related_name="management_keys", verbose_name=_("user")
     )
-    name = models.CharField(_("name"), max_length=60)
-    prefix = models.CharField(_("prefix"), max_length=12, unique=True)
-    digest = models.CharField(max_length=64, unique=True, editable=False)
     scopes = models.JSONField(_("scopes"), default=list)
-    created_at = models.DateTimeField(_("created"), auto_now_add=True)
-    expires_at = models.DateTimeField(_("expires"), null=True, blank=True)
-    revoked_at = models.DateTimeField(_("revoked"), null=True, blank=True)
-    last_used_at = models.DateTimeField(_("last used"), null=True, blank=True, editable=False)
 
-    class Meta:
+    class Meta(IssuedKey.Meta):
         verbose_name = _("management key")
         verbose_name_plural = _("management keys")
-        ordering: ClassVar = ["-created_at"]
-
-    def __str__(self) -> str:
-        return f"{self.prefix}… {self.name}"
 
 
 class ModelAccess(models.Model):
-    """Restricts a model to tenants. A model without any such row is open to all tenants."""
+    """A tenant that may use a model. A model without any such row is open to all tenants."""
 
     model = models.ForeignKey(ServedModel, models.CASCADE, related_name="+", verbose_name=_("model"))
     # Not CASCADE: with its last tenant gone, the model would be open to all.

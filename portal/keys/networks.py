@@ -9,15 +9,16 @@ from django.utils.translation import gettext as _
 
 
 def parse_networks(text: str) -> list[str]:
-    """Return the networks of a text, one per line or apart by commas or spaces, as ApiKey keeps them; each once.
+    """Return the networks in a text, separated by lines, commas or spaces, as ApiKey stores them; each once.
 
-    A single address is the network of it alone. Raises ValidationError, which names what is wrong.
+    A single address becomes a network of one. Raises ValidationError, which names the wrong part.
     """
-    found = [canonical(word) for word in re.split(r"[\s,、，;]+", text) if word]
+    found = [parse_network(word) for word in re.split(r"[\s,、，;]+", text) if word]
     return list(dict.fromkeys(found))
 
 
-def canonical(word: str) -> str:
+def parse_network(word: str) -> str:
+    """Return one network as ApiKey stores it. Raises ValidationError."""
     try:
         return str(ip_network(word))
     except ValueError:
@@ -28,13 +29,13 @@ def canonical(word: str) -> str:
         raise ValidationError(
             _("%(network)s is not a network. Examples: 10.1.0.0/16, 192.168.7.5"), params={"network": word}
         ) from error
-    # Not taken silently: who wrote the address of one machine may have meant that machine.
+    # Not accepted silently: a person who wrote the address of one machine may have meant that machine.
     raise ValidationError(
-        _("%(network)s is an address within a network. Write %(whole)s for the network or %(alone)s for the address."),
+        _("%(network)s is an address within a network. Enter %(whole)s for the network or %(alone)s for the address."),
         params={"network": word, "whole": meant, "alone": word.partition("/")[0]},
     )
 
 
 def format_networks(networks: Iterable[str]) -> str:
-    """Return one per line, for a form."""
+    """Return the networks, one per line, for a form."""
     return "\n".join(networks)

@@ -1,4 +1,4 @@
-"""What the page for trying a model offers to choose from."""
+"""The models to choose from in the playground."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,20 +9,23 @@ from portal.accounts.models import Tenant
 from portal.keys import model_access
 from portal.keys.models import ModelAccess
 
-# Tokens that an answer may have unless told otherwise: a good page of text, and an end for small models that ramble.
+# Default for the tokens of an answer: a good page of text, and a limit for small models that ramble.
 ANSWER = 800
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelChoice:
-    """A chat model and the short names of those of a person's tenants that may use it."""
+    """A chat model, and the short names of a person's tenants that may use it."""
 
     offer: model_access.AvailableModel
     tenants: tuple[str, ...]
 
 
 def model_choices(tenants: Sequence[Tenant]) -> list[ModelChoice]:
-    """Return the chat models that at least one of these may use; what answers now comes first. At most four queries."""
+    """Return the chat models that at least one of these tenants may use, those that answer now first.
+
+    At most four queries.
+    """
     if not tenants:
         return []
     chat = model_access.open_to(tenants).filter(task=ServedModel.Task.CHAT)

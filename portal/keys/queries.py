@@ -1,4 +1,4 @@
-"""Whose keys a person may see, and how pages show them."""
+"""Which keys a person may see, and what pages show of them."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +19,7 @@ PER_PAGE = 50
 
 
 def is_usable() -> Exists:
-    """Return the condition of KeyQuerySet.usable, to filter by or to annotate."""
+    """Return the condition of `KeyQuerySet.usable`, to filter by or to annotate with."""
     return Exists(ApiKey.objects.usable().filter(pk=OuterRef("pk")))
 
 
@@ -32,11 +32,7 @@ class State(models.TextChoices):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRow:
-    """A key as pages show it. `models` None: all that the tenant may use. `stopped`: see KeyQuerySet.usable.
-
-    `service` "" for a personal key. `answers`: whether who is `responsible` (a name, "" for nobody) still is in the
-    tenant. `replaces`, `replaced_by`: prefixes, "" for none.
-    """
+    """A key as pages show it. For the state "stopped" see `KeyQuerySet.usable`."""
 
     prefix: str
     name: str
@@ -45,12 +41,12 @@ class KeyRow:
     class_name: str
     networks: tuple[str, ...]
     takes_user_headers: bool
-    service: str
-    responsible: str
-    answers: bool
+    service: str  # "" for a personal key
+    responsible: str  # a name, or ""
+    responsible_is_member: bool  # still a member of the tenant
     tenant: str
     tenant_slug: str
-    models: tuple[str, ...] | None
+    models: tuple[str, ...] | None  # None: all that the tenant may use
     created_at: datetime
     created_by: str
     last_used_at: datetime | None
@@ -59,8 +55,8 @@ class KeyRow:
     expires_at: datetime | None
     revoked_at: datetime | None
     revoked_because: str
-    replaces: str
-    replaced_by: str
+    replaces: str  # a prefix, or ""
+    replaced_by: str  # a prefix, or ""
     state: State
     expires_soon: bool
 
@@ -70,20 +66,22 @@ class KeyRow:
 
 
 def keys_of(user: User) -> QuerySet[ApiKey]:
-    """Return the keys of this person and nobody else's; without those that the playground keeps for itself."""
+    """Return the personal keys of this person, without those that the playground makes for itself."""
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(user=user, is_playground=False).select_related("tenant")
     return keys
 
 
 def service_keys_of(tenant: Tenant) -> QuerySet[ApiKey]:
-    """Return the service keys of a tenant, whoever made them."""
+    """Return the service keys of a tenant."""
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(tenant=tenant, user=None).select_related("tenant", "responsible")
     return keys
 
 
 def manageable_by(user: User) -> QuerySet[ApiKey]:
-    """The keys that this person may change, replace and revoke: their own, and the service keys of the tenants that
-    they administer. Pages and API of keys begin here: any other key is as if it did not exist.
+    """Return the keys that this person may change, replace and revoke.
+
+    These are their own, and the service keys of the tenants that they administer. Pages and API of keys begin here:
+    any other key is as if it did not exist.
     """
     own = Q(user=user, is_playground=False)
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(own | Q(user=None, tenant__in=administered_tenants(user)))
@@ -91,31 +89,31 @@ def manageable_by(user: User) -> QuerySet[ApiKey]:
 
 
 def viewable_by(user: User) -> QuerySet[ApiKey]:
-    """Return the manageable ones.
-
-    And the service keys that this person is responsible for as a member of their tenant.
-    """
-    answers = Q(user=None, responsible=user, tenant__in=Membership.objects.filter(user=user).values("tenant"))
-    keys: QuerySet[ApiKey] = ApiKey.objects.filter(answers | Q(pk__in=manageable_by(user).values("pk")))
+    """Return the keys that this person may manage, and the service keys that they are responsible for as a member."""
+    responsible = Q(user=None, responsible=user, tenant__in=Membership.objects.filter(user=user).values("tenant"))
+    keys: QuerySet[ApiKey] = ApiKey.objects.filter(responsible | Q(pk__in=manageable_by(user).values("pk")))
     return keys.select_related("tenant", "user", "responsible")
 
 
-def services(user: User) -> QuerySet[ApiKey]:
+def viewable_service_keys(user: User) -> QuerySet[ApiKey]:
     """Return the service keys that this person may see, of all tenants."""
     return viewable_by(user).filter(user=None)
 
 
-def has_services(user: User) -> bool:
-    """Return whether service keys are any matter of this person's. One query at most."""
+def may_have_service_keys(user: User) -> bool:
+    """Return whether this person operates, administers a tenant or is responsible for a service key.
+
+    One query at most.
+    """
     if user.is_staff:
         return True
     own = Membership.objects.filter(user=user)
-    answers = ApiKey.objects.filter(user=None, responsible=user, tenant=OuterRef("tenant"))
-    return own.filter(Q(role=Membership.Role.ADMIN) | Exists(answers)).exists()
+    responsible_for = ApiKey.objects.filter(user=None, responsible=user, tenant=OuterRef("tenant"))
+    return own.filter(Q(role=Membership.Role.ADMIN) | Exists(responsible_for)).exists()
 
 
-def search(keys: QuerySet[ApiKey], text: str) -> QuerySet[ApiKey]:
-    """Return those in whose name, purpose, prefix, tenant or responsible person the text stands."""
+def search_keys(keys: QuerySet[ApiKey], text: str) -> QuerySet[ApiKey]:
+    """Return the keys with the text in their name, purpose, service, prefix, tenant or responsible person."""
     found = Q()
     for part in ("name", "purpose", "service", "prefix", "tenant__name", "responsible__username"):
         found |= Q(**{f"{part}__icontains": text})
@@ -123,42 +121,42 @@ def search(keys: QuerySet[ApiKey], text: str) -> QuerySet[ApiKey]:
 
 
 def usable_keys(user: User) -> QuerySet[ApiKey]:
-    """Return the person's own keys with which they can call now, newest first."""
+    """Return the person's own keys that work now, newest first."""
     return keys_of(user).filter(is_usable())
 
 
 def with_usable(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
-    """Return the same keys with `can_be_used`, which `state` needs."""
+    """Return the same keys with `can_be_used`, which `state_of` needs."""
     return keys.annotate(can_be_used=is_usable())
 
 
 def state_of(key: ApiKey) -> State:
-    """What a caller with this key would meet. Revoked or expired say why better than "stopped"."""
+    """Return the state of a key; "revoked" or "expired" before "stopped", as they say more about the cause."""
     if key.state != "active":
         return State(key.state)
     return State.WORKS if key.can_be_used else State.STOPPED  # type: ignore[attr-defined]
 
 
-def responsible_is_here() -> Exists:
-    """Return whether who is responsible for a key is an active member of its tenant."""
+def responsible_is_member() -> Exists:
+    """Return the condition that the person responsible for a key is an active member of its tenant."""
     return Exists(
         Membership.objects.filter(user=OuterRef("responsible"), tenant=OuterRef("tenant"), user__is_active=True)
     )
 
 
-def key_row(keys: QuerySet[ApiKey], now: datetime) -> list[KeyRow]:
-    """Return these keys as plain values, in their order. Two queries, however many they are."""
-    return [_held(key, now) for key in shown_keys(keys)]
+def key_rows(keys: QuerySet[ApiKey], now: datetime) -> list[KeyRow]:
+    """Return what pages show of these keys, in their order. Two queries, no matter how many keys."""
+    return [_row_of(key, now) for key in with_shown_fields(keys)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPage:
-    """One page of keys. `working` and `ended`: how many there are in all that work and that no longer do."""
+    """One page of the keys that work, or of those that no longer do."""
 
     page: Page[ApiKey]
     keys: list[KeyRow]
-    working: int
-    ended: int
+    working: int  # how many there are on all pages
+    ended: int  # how many there are that no longer work
     shows_ended: bool
 
 
@@ -171,23 +169,23 @@ def key_page(keys: QuerySet[ApiKey], now: datetime, *, number: str | None, ended
     counts = keys.aggregate(working=Count("pk", filter=usable), ended=Count("pk", filter=~usable))
     ended = ended or (counts["ended"] > 0 and not counts["working"])
     some = keys.filter(~usable if ended else usable)
-    paginator = Paginator(shown_keys(some.order_by("-created_at", "-pk")), PER_PAGE)
+    paginator = Paginator(with_shown_fields(some.order_by("-created_at", "-pk")), PER_PAGE)
     paginator.count = counts["ended" if ended else "working"]  # known by now
     page = paginator.get_page(number)
-    return KeyPage(page=page, keys=[_held(key, now) for key in page], shows_ended=ended, **counts)
+    return KeyPage(page=page, keys=[_row_of(key, now) for key in page], shows_ended=ended, **counts)
 
 
-def shown_keys(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
+def with_shown_fields(keys: QuerySet[ApiKey]) -> QuerySet[ApiKey]:
     """Return the same keys with all that pages and the API read of them."""
     return (
         with_usable(keys)
-        .annotate(answers=responsible_is_here())
+        .annotate(responsible_is_member=responsible_is_member())
         .select_related("tenant", "responsible", "created_by", "replaces", "replaced_by")
         .prefetch_related("allowed_models")
     )
 
 
-def _held(key: ApiKey, now: datetime) -> KeyRow:
+def _row_of(key: ApiKey, now: datetime) -> KeyRow:
     successor = getattr(key, "replaced_by", None)
     return KeyRow(
         prefix=key.prefix,
@@ -199,7 +197,7 @@ def _held(key: ApiKey, now: datetime) -> KeyRow:
         takes_user_headers=key.takes_user_headers,
         service=key.service,
         responsible=person(key.responsible) if key.responsible else "",
-        answers=key.answers,  # type: ignore[attr-defined]
+        responsible_is_member=key.responsible_is_member,  # type: ignore[attr-defined]
         tenant=key.tenant.name,
         tenant_slug=key.tenant.slug,
         models=None if key.every_model else tuple(model.name for model in key.allowed_models.all()),

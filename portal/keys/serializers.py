@@ -1,4 +1,4 @@
-"""The shapes of API keys in the API."""
+"""Serializers of API keys, management keys and the catalogue of models."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from portal.accounts.models import Tenant
 from portal.keys import networks, queries
 from portal.keys.api_fields import AnyModel
 from portal.keys.model_access import Liveness, open_to
-from portal.keys.models import ApiKey, check_end
+from portal.keys.models import ApiKey, check_expiry
 from portal.web.rest import scopes
 from portal.web.rest.strict_fields import CharField
 
@@ -19,34 +19,37 @@ LONGEST_OVERLAP = 90 * 24  # hours
 
 
 class Key(serializers.Serializer[ApiKey]):
-    """An API key. Its text is not stored: it is answered once, by what makes the key."""
+    """An API key. Its text is not stored: it is in the response to the request that created the key, only there."""
 
-    prefix = CharField(help_text="The first 12 characters of its text: what it is called by.")
+    prefix = CharField(help_text="The first 12 characters of its text, which identify it.")
     name = CharField()
     purpose = CharField()
     tenant = CharField(source="tenant.slug")
     user = CharField(
-        source="user.username", default=None, allow_null=True, help_text="Whose it is. Null: a service key."
+        source="user.username", default=None, allow_null=True, help_text="Its person. Null: a service key."
     )
     service = CharField(help_text="What uses a service key; empty for a personal key.")
     responsible = CharField(
-        source="responsible.username", default=None, allow_null=True, help_text="Who answers for a service key."
+        source="responsible.username",
+        default=None,
+        allow_null=True,
+        help_text="The person responsible for a service key.",
     )
     key_class = serializers.ChoiceField(ApiKey.Class.choices)
     networks = serializers.ListField(child=CharField(), help_text="Empty: from everywhere.")
     takes_user_headers = serializers.BooleanField()
     models = serializers.SerializerMethodField(help_text="Null: all that the tenant may use.")
     state = serializers.SerializerMethodField(
-        help_text="`stopped`: its person or tenant is switched off, or they belong together no more."
+        help_text="`stopped`: its person or tenant is switched off, or the person has left the tenant."
     )
     created_at = serializers.DateTimeField()
     created_by = CharField(source="created_by.username", default=None, allow_null=True)
     expires_at = serializers.DateTimeField(allow_null=True)
     last_used_at = serializers.DateTimeField(allow_null=True)
     last_used_from = CharField(allow_null=True, help_text="An address.")
-    last_used_with = CharField(help_text="What the program called itself.")
+    last_used_with = CharField(help_text="The name that the program gave.")
     revoked_at = serializers.DateTimeField(allow_null=True)
-    revoked_because = CharField(help_text="`leaked`: somebody found it where it must not be.")
+    revoked_because = CharField(help_text="`leaked`: the key was found in the wrong place.")
     replaces = CharField(source="replaces.prefix", default=None, allow_null=True)
     replaced_by = CharField(source="replaced_by.prefix", default=None, allow_null=True)
 
@@ -57,8 +60,8 @@ class Key(serializers.Serializer[ApiKey]):
         return queries.state_of(key)
 
 
-class MadeKey(Key):
-    text = CharField(help_text="The key itself. Keep it now: it is never told again.")
+class KeyWithText(Key):
+    text = CharField(help_text="The key itself. Store it now: it is never shown again.")
 
 
 class KeyFilter(serializers.Serializer[Any]):
@@ -66,7 +69,7 @@ class KeyFilter(serializers.Serializer[Any]):
     kind = serializers.ChoiceField(["personal", "service"], required=False)
     state = serializers.ChoiceField(queries.State.choices, required=False)
     name = CharField(
-        required=False, help_text="What stands in its name, purpose, service, prefix, tenant or responsible person."
+        required=False, help_text="Part of its name, purpose, service, prefix, tenant or responsible person."
     )
     ordering = serializers.ChoiceField(
         ["-created_at", "created_at", "name", "-name", "expires_at", "-expires_at", "last_used_at", "-last_used_at"],
@@ -75,8 +78,8 @@ class KeyFilter(serializers.Serializer[Any]):
     )
 
 
-class Rules(serializers.Serializer[Any]):
-    """What its holder or a tenant admin decides of a key."""
+class KeySettings(serializers.Serializer[Any]):
+    """What the holder of a key or a tenant admin decides about it."""
 
     name = CharField(max_length=60, required=False)
     purpose = CharField(max_length=200, required=False, allow_blank=True)
@@ -90,9 +93,9 @@ class Rules(serializers.Serializer[Any]):
         help_text="As 10.1.0.0/16 or 192.168.7.5. Calls from elsewhere are refused; empty: from everywhere.",
     )
     takes_user_headers = serializers.BooleanField(
-        required=False, help_text="Usage is listed by the people whom Open WebUI names in its headers."
+        required=False, help_text="Usage is listed by the people that Open WebUI names in its headers."
     )
-    # By hand: `many=True` does not hand `allow_null` on.
+    # Not by `many=True`, which does not pass `allow_null` on.
     models = serializers.ManyRelatedField(
         child_relation=AnyModel(),
         required=False,
@@ -105,25 +108,29 @@ class Rules(serializers.Serializer[Any]):
         required=False, allow_null=True, help_text="User name of a member of the tenant. For service keys only."
     )
 
-    def validate_networks(self, given: list[str]) -> list[str]:
-        return list(dict.fromkeys(networks.canonical(word) for word in given))
+    def validate_networks(self, words: list[str]) -> list[str]:
+        return list(dict.fromkeys(networks.parse_network(word) for word in words))
 
     def validate_expires_at(self, at: Any) -> Any:
         if at is not None and at <= timezone.now():
-            raise serializers.ValidationError(_("Choose a time to come. To end a key now, revoke it."))
-        check_end(at)
+            raise serializers.ValidationError(_("Choose a time in the future. To stop a key now, revoke it."))
+        check_expiry(at)
         return at
 
     def check_models(self, tenant: Tenant, chosen: list[Any] | None) -> None:
         allowed = set(open_to([tenant]).values_list("pk", flat=True)) if chosen else set()
         for model in chosen or ():
             if model.pk not in allowed:
-                told = _("%(tenant)s may not use %(model)s. Choose another model or another tenant.")
-                raise serializers.ValidationError({"models": told % {"tenant": tenant, "model": model}})
+                sentence = _("%(tenant)s may not use %(model)s. Choose another model or another tenant.")
+                raise serializers.ValidationError({"models": sentence % {"tenant": tenant, "model": model}})
+
+    def check_responsible(self, responsible: Any, service: str) -> None:
+        if responsible and not service:
+            raise serializers.ValidationError({"responsible": _("Only a service key has a responsible person.")})
 
 
-class NewKey(Rules):
-    """With `service` a service key of a tenant that you administer, else a personal one of a tenant of yours."""
+class NewKey(KeySettings):
+    """With `service` a service key of a tenant that you administer, else a personal key of a tenant of yours."""
 
     name = CharField(max_length=60)
     tenant = AnyTenant()
@@ -134,23 +141,25 @@ class NewKey(Rules):
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         self.check_models(values["tenant"], values.get("models"))
-        if values.get("responsible") and not values["service"]:
-            raise serializers.ValidationError({"responsible": _("Only a service key has somebody responsible.")})
+        self.check_responsible(values.get("responsible"), values["service"])
         return values
 
 
-class ChangedKey(Rules):
+class KeyChange(KeySettings):
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
         key = self.context["key"]
         self.check_models(key.tenant, values.get("models"))
-        if values.get("responsible") and not key.service:
-            raise serializers.ValidationError({"responsible": _("Only a service key has somebody responsible.")})
+        self.check_responsible(values.get("responsible"), key.service)
         return values
 
 
 class Revocation(serializers.Serializer[Any]):
     because = CharField(
-        max_length=200, required=False, default="", allow_blank=True, help_text="For whom it concerns, and the audit."
+        max_length=200,
+        required=False,
+        default="",
+        allow_blank=True,
+        help_text="For the people concerned, and the audit.",
     )
 
 
@@ -160,23 +169,23 @@ class Rotation(serializers.Serializer[Any]):
         default=24,
         min_value=0,
         max_value=LONGEST_OVERLAP,
-        help_text="How long the old key goes on working. 0: it ends now.",
+        help_text="How long the old key goes on working. 0: it stops now.",
     )
 
 
-class Finding(serializers.Serializer[Any]):
+class LeakedText(serializers.Serializer[Any]):
     text = CharField(max_length=100_000, help_text="The key, or the text around it. It is not stored.")
 
 
-class Found(serializers.Serializer[Any]):
-    """Prefixes of keys that are ours."""
+class LeakedKeys(serializers.Serializer[Any]):
+    """Prefixes of the keys in the text that are ours."""
 
-    revoked = serializers.ListField(child=CharField(), help_text="Ended now.")
-    known = serializers.ListField(child=CharField(), help_text="Had been revoked before.")
-    strange = serializers.IntegerField(help_text="How many more look like keys but are none of ours.")
+    revoked = serializers.ListField(child=CharField(), help_text="Revoked now.")
+    known = serializers.ListField(child=CharField(), help_text="Revoked before.")
+    strange = serializers.IntegerField(help_text="How many more look like keys but are not ours.")
 
 
-class Offer(serializers.Serializer[Any]):
+class CatalogueModel(serializers.Serializer[Any]):
     """A model that you may call."""
 
     name = CharField()
@@ -184,9 +193,9 @@ class Offer(serializers.Serializer[Any]):
     description = CharField(help_text="In the language that the request accepts.")
     task = CharField()
     context = serializers.IntegerField(  # type: ignore[assignment]
-        allow_null=True, help_text="Tokens in a request; null: not stated."
+        allow_null=True, help_text="Tokens in a request; null: not specified."
     )
-    state = serializers.ChoiceField(Liveness.choices, help_text="What a caller would meet now.")
+    state = serializers.ChoiceField(Liveness.choices, help_text="Whether it would answer a call now.")
     retires_on = serializers.DateField(allow_null=True)
 
 
@@ -200,8 +209,8 @@ class ManagementKey(serializers.Serializer[Any]):
     last_used_at = serializers.DateTimeField(allow_null=True)
 
 
-class MadeManagementKey(ManagementKey):
-    text = CharField(help_text="The key itself. Keep it now: it is never told again.")
+class ManagementKeyWithText(ManagementKey):
+    text = CharField(help_text="The key itself. Store it now: it is never shown again.")
 
 
 class NewManagementKey(serializers.Serializer[Any]):

@@ -1,4 +1,4 @@
-"""What packages above may want to know of keys."""
+"""Signals about keys, for the packages above this one."""
 
 from django.dispatch import Signal
 

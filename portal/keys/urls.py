@@ -5,7 +5,7 @@ from portal.keys import edit_views, views
 urlpatterns = [
     path("", views.key_list, name="keys"),
     path("new/", edit_views.new_key, name="key-new"),
-    path("found/", views.found_key, name="key-found"),
+    path("found/", views.report_leaked_key, name="key-report-leaked"),
     path("services/", views.service_list, name="key-services"),
     path("services/new/", edit_views.new_service_key, name="key-service-new"),
     path("<slug:prefix>/edit/", edit_views.edit_key, name="key-edit"),

@@ -1,4 +1,4 @@
-"""Pages to look at API keys: one's own, and the service keys that one may see. Another's is as if it did not exist."""
+"""Pages that list API keys: one's own, and the service keys that one may see. Others are as if they did not exist."""
 
 from django.contrib.auth.decorators import login_required
 from django.db.models import QuerySet
@@ -12,20 +12,19 @@ from django.views.decorators.http import require_http_methods, require_safe
 from portal.accounts.permissions import administered_tenants, current_user
 from portal.accounts.timezones import zone_of
 from portal.keys import leaked_keys, queries
-from portal.keys.forms import FoundKeyForm
+from portal.keys.forms import LeakedKeyForm
 from portal.keys.models import ApiKey
 
-# Of tenants to filter by; who administers more finds them by typing.
-TENANTS = 12
+TENANTS = 12  # to filter by; people who administer more find them by typing
 
 
 @login_required
 @require_safe
 def key_list(request: HttpRequest) -> HttpResponse:
-    """My own keys; those that no longer work with ?ended."""
+    """List the person's own keys; with ?ended those that no longer work."""
     context = {
-        "ring": asked_for(request, queries.keys_of(current_user(request))),
-        "has_services": queries.has_services(current_user(request)),
+        "key_page": page_of(request, queries.keys_of(current_user(request))),
+        "has_services": queries.may_have_service_keys(current_user(request)),
         "zone": zone_of(current_user(request)),
     }
     return render(request, "keys/list.html", context)
@@ -34,14 +33,14 @@ def key_list(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_safe
 def service_list(request: HttpRequest) -> HttpResponse:
-    """Return the service keys of the tenants that I administer, and those that I am responsible for."""
+    """List the service keys of the tenants that the person administers, and those that they are responsible for."""
     tenants = list(administered_tenants(current_user(request)).filter(is_active=True).order_by("name")[: TENANTS + 1])
     tenant, text = request.GET.get("tenant", ""), request.GET.get("q", "").strip()
-    keys = queries.services(current_user(request))
+    keys = queries.viewable_service_keys(current_user(request))
     if tenant:
         keys = keys.filter(tenant__slug=tenant)
     context = {
-        "ring": asked_for(request, queries.search(keys, text) if text else keys),
+        "key_page": page_of(request, queries.search_keys(keys, text) if text else keys),
         "has_services": True,
         "tenants": tenants if 1 < len(tenants) <= TENANTS else [],
         "may_create": bool(tenants),
@@ -52,7 +51,8 @@ def service_list(request: HttpRequest) -> HttpResponse:
     return render(request, "keys/services.html", context)
 
 
-def asked_for(request: HttpRequest, keys: QuerySet[ApiKey]) -> queries.KeyPage:
+def page_of(request: HttpRequest, keys: QuerySet[ApiKey]) -> queries.KeyPage:
+    """Return the page of these keys that the request is for."""
     return queries.key_page(keys, timezone.now(), number=request.GET.get("page"), ended="ended" in request.GET)
 
 
@@ -60,10 +60,9 @@ def asked_for(request: HttpRequest, keys: QuerySet[ApiKey]) -> queries.KeyPage:
 @never_cache
 @sensitive_post_parameters("text")
 @require_http_methods(["GET", "HEAD", "POST"])
-def found_key(request: HttpRequest) -> HttpResponse:
-    """Somebody found a key where it must not be: whoever is signed in may end it, for it works for everybody now."""
-    form = FoundKeyForm(request.POST or None)
-    asked = form.is_valid()
-    found = leaked_keys.revoke_leaked(form.cleaned_data["text"], current_user(request)) if asked else None
+def report_leaked_key(request: HttpRequest) -> HttpResponse:
+    """Revoke a key that was found in the wrong place. Every person who is signed in may: every reader could use it."""
+    form = LeakedKeyForm(request.POST or None)
+    found = leaked_keys.revoke_leaked(form.cleaned_data["text"], current_user(request)) if form.is_valid() else None
     form.data = {}  # what was pasted is never sent back
-    return render(request, "keys/found.html", {"form": form, "found": found})
+    return render(request, "keys/report_leaked.html", {"form": form, "found": found})

@@ -9,7 +9,7 @@ from django.views.decorators.http import require_safe
 from portal.accounts.permissions import current_user
 from portal.keys import model_access, queries
 from portal.keys.forms import RevokeForm, RotateForm
-from portal.keys.key_example import example
+from portal.keys.key_example import make_example
 from portal.keys.models import ApiKey
 from portal.quotas import administration, request_pages
 from portal.quotas.status import allowances_of_key
@@ -23,20 +23,20 @@ from portal.usage.records import sum_all
 def key_detail(request: HttpRequest, prefix: str) -> HttpResponse:
     key = get_object_or_404(queries.viewable_by(current_user(request)), prefix=prefix)
     now = timezone.now()
-    [held] = queries.key_row(ApiKey.objects.filter(pk=key.pk), now)
+    [row] = queries.key_rows(ApiKey.objects.filter(pk=key.pk), now)
     month = periods.parse_period("this-month", now, key.tenant.zone)
     context: dict[str, object] = {
-        "key": held,
+        "key": row,
         "zone": key.tenant.zone,
         "this_month": sum_all(month.filter_days(UsageDay.objects.filter(key=key))),
         "may_manage": queries.manageable_by(current_user(request)).filter(pk=key.pk).exists(),
         "rotate": RotateForm(),
         "revoke": RevokeForm(),
     }
-    if held.works:
+    if row.works:
         offered = model_access.available_models(model_access.open_to_key(key))
         context["bars"] = request_pages.bars(current_user(request), allowances_of_key(key, now))
         context["may_give"] = administration.may_set(current_user(request), administration.QuotaTarget(key=key))
         context["offered"] = offered
-        context["example"] = example(request, offered, chosen=request.GET.get("model", ""))
+        context["example"] = make_example(request, offered, chosen=request.GET.get("model", ""))
     return render(request, "keys/detail.html", context)

@@ -92,7 +92,7 @@ def _narrowed(
     for name in OWNER[scope]:
         ids = {getattr(bound, name) for bound, _ in counted}
         if scope == "key":
-            ids = {one for key in ids for one in lines.line(key)}
+            ids = {one for key in ids for one in lines.chain(key)}
         if len(ids) <= NAMED:
             rows = rows.filter(**{f"{name}_id__in": ids})
     return rows
@@ -100,7 +100,7 @@ def _narrowed(
 
 def _sum(bound: AppliedQuota, begin: date, used: Used, lines: lineage.Lineage) -> int:
     name, model = _name(bound.quota.unit, begin), bound.quota.model
-    owners = [owner_of(bound)] if bound.key is None else [(key,) for key in lines.line(bound.key)]
+    owners = [owner_of(bound)] if bound.key is None else [(key,) for key in lines.chain(bound.key)]
     rows = [row for owner in owners for row in used.get(owner, ())]
     return sum(sums[name] for used_model, sums in rows if model is None or model.name == used_model)
 

@@ -19,8 +19,8 @@ from portal.accounts.models import User
 from portal.accounts.permissions import own_tenants
 from portal.accounts.timezones import zone_of
 from portal.keys import lifecycle, model_access, playground, playground_models, queries
-from portal.keys.code_samples import calls
-from portal.keys.key_example import base_url, example
+from portal.keys.code_samples import make_samples
+from portal.keys.key_example import base_url, make_example
 from portal.quotas import administration, request_pages
 from portal.quotas.status import allowances
 from portal.usage import recent_usage
@@ -42,8 +42,8 @@ def home(request: HttpRequest) -> HttpResponse:
     context = {
         "zone": zone,
         "tenants": tenants,
-        "keys": queries.key_row(queries.usable_keys(request.user), now),
-        "example": example(request, offered),
+        "keys": queries.key_rows(queries.usable_keys(request.user), now),
+        "example": make_example(request, offered),
         "answering": [offer for offer in offered if offer.state is model_access.Liveness.UP],
         "bars": request_pages.bars(request.user, allowances(request.user, zone, now)),
         "quota_requests": request_pages.requests_of(request.user, now),
@@ -65,7 +65,7 @@ def models(request: HttpRequest) -> HttpResponse:
     )
     url = base_url(request)
     offered.sort(key=model_access.sort_key)
-    context = {"models": [(offer, calls(offer, base_url=url)) for offer in offered], "base_url": url}
+    context = {"models": [(offer, make_samples(offer, base_url=url)) for offer in offered], "base_url": url}
     return render(request, "site/models.html", context)
 
 

@@ -55,8 +55,8 @@ def key_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "tenant": tenant,
         "zone": tenant.zone,
         "q": text,
-        "services": queries.key_row(services.filter(queries.is_usable()), timezone.now()),
-        "ended": queries.key_row(services.exclude(queries.is_usable()), timezone.now())[:PAGE],
+        "services": queries.key_rows(services.filter(queries.is_usable()), timezone.now()),
+        "ended": queries.key_rows(services.exclude(queries.is_usable()), timezone.now())[:PAGE],
         "page": page,
         "holders": [(row, used.get(row.user_id, ranking.Used())) for row in page],
     }

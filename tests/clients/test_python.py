@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from apiproxy.dataplane import gateway
 from modelregistry.models import ServedModel
 from portal.keys import model_access
-from portal.keys.integrations import dify
+from portal.keys.integrations import dify_fields
 from tests.clients.agent_engine import COMPLETION, PROMPT, SIGNATURE, THOUGHT
 from tests.clients.office import DOCUMENTS, QUESTION, Driver, Office, answer
 from tests.engine import DONE, FINISH, SSE, chunk, token
@@ -29,7 +29,7 @@ class Desk(Office):
 
     driver: Driver
 
-    def dify(self, do: str, model: str, **arguments: Any) -> Any:
+    def dify_fields(self, do: str, model: str, **arguments: Any) -> Any:
         """What Dify's plugin gives; `credentials` in it are what a person types into Dify's form."""
         form = {"endpoint_url": self.v1, "api_key": self.key, "mode": "chat", "function_calling_type": "tool_call"}
         credentials = {**form, **arguments.pop("credentials", {})}
@@ -99,7 +99,7 @@ CHOICES = {
 @pytest.mark.parametrize("kind", ["chat", "embedding", "rerank"])
 def test_dify_takes_a_model_as_our_pages_print_it(office, kind):
     [offer] = model_access.available_models(ServedModel.objects.filter(name=kind))
-    printed = dict(dify(offer, office.v1, office.key))
+    printed = dict(dify_fields(offer, office.v1, office.key))
     types = {"chat": "LLM", "embedding": "Text Embedding", "rerank": "Rerank"}
     assert (printed.pop("Model Type"), printed.pop("Model Name")) == (types[kind], kind)
     form = {FORM[label]: CHOICES.get((FORM[label], value), value) for label, value in printed.items()}
@@ -200,7 +200,7 @@ def test_dify_ranks(office):
 
 def test_p6_dify_hears_with_a_model_as_our_pages_print_it(office):
     [offer] = model_access.available_models(ServedModel.objects.filter(name="fake"))
-    printed = dict(dify(replace(offer, task="transcription"), office.v1, office.key))
+    printed = dict(dify_fields(replace(offer, task="transcription"), office.v1, office.key))
     assert (printed.pop("Model Type"), printed.pop("Model Name")) == ("Speech2text", "fake")
     form = {FORM[label]: CHOICES.get((FORM[label], value), value) for label, value in printed.items()}
     assert form["language"] == "ja"  # the form proposes Chinese

@@ -29,7 +29,7 @@ class Rule:
 @dataclass(frozen=True)
 class Write:
     """Who may write there, and `body`, which works: a form for a page, JSON for the API. None: it needs a session's
-    ticket, or writes nothing for anybody; then only the answers are looked at.
+    token, or writes nothing for anybody; then only the answers are looked at.
     """
 
     who: frozenset[str]

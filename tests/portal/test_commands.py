@@ -33,7 +33,7 @@ def model(db) -> ServedModel:
 
 def test_createkey_prints_a_personal_key_and_nothing_else(alice):
     text = run("createkey", "--tenant", "research", "--user", "Alice", "--expires", "90d")
-    assert secret.well_formed(text)
+    assert secret.is_well_formed(text)
     key = ApiKey.objects.get()
     assert (key.user, key.prefix) == (alice, text[:12])
     assert timedelta(days=89) < key.expires_at - timezone.now() <= timedelta(days=90)
@@ -80,7 +80,7 @@ def test_createkey_takes_the_tenant_s_word_for_how_long(research, proposed, word
 def test_rotatekey_prints_the_new_key(research, alice):
     old = run("createkey", "--tenant", "research", "--user", "alice")
     new = run("rotatekey", old[:12], "--overlap", "2")
-    assert secret.well_formed(new)
+    assert secret.is_well_formed(new)
     assert ApiKey.objects.get(prefix=new[:12]).replaces.prefix == old[:12]
     assert ApiKey.objects.get(prefix=old[:12]).expires_at - timezone.now() <= timedelta(days=2)
     for words, said in (
@@ -102,13 +102,13 @@ def test_revokekey_keeps_the_reason(research, alice):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--tenant", "research", "--user", "alice", "--responsible", "alice"], "--responsible is for a service key"),
-        (["--tenant", "research", "--service", "s", "--responsible", "charlie"], "charlie is not a member"),
+        (["--tenant", "research", "--user", "alice", "--responsible", "alice"], "--responsible is for service keys"),
+        (["--tenant", "research", "--service", "s", "--responsible", "charlie"], "Charlie is not a member"),
         (["--tenant", "research", "--service", "s", "--responsible", "nope"], "no such user: nope"),
         (["--tenant", "research", "--user", "alice", "--networks", "office"], "office is not a network"),
         (["--tenant", "nope", "--user", "alice"], "no such tenant: nope"),
         (["--tenant", "research", "--user", "nope"], "no such user: nope"),
-        (["--tenant", "research", "--user", "charlie"], "charlie is not a member of research"),
+        (["--tenant", "research", "--user", "charlie"], "Charlie is not a member of 研究部"),
         (["--tenant", "research", "--user", "alice", "--models", "m,nope"], "no such model: nope"),
         (["--tenant", "research", "--user", "alice", "--expires", "soon"], "neither like 90d"),
         (["--tenant", "research", "--user", "alice", "--expires", "2020-01-01"], "is over"),

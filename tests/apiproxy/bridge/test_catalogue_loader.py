@@ -347,9 +347,9 @@ def test_m9_a_successor_is_counted_as_its_predecessors(db, research, sales, quot
 def test_m9_however_keys_point_at_each_other_their_line_has_an_end():
     circle = Lineage([(1, 2), (2, 3), (3, 1)])
     assert circle.first(1) in (1, 2, 3)
-    assert set(circle.line(1)) <= {1, 2, 3}
-    assert Lineage([]).line(7) == [7]
-    assert Lineage([(5, 4), (6, 5)]).line(5) == [4, 5, 6]
+    assert set(circle.chain(1)) <= {1, 2, 3}
+    assert Lineage([]).chain(7) == [7]
+    assert Lineage([(5, 4), (6, 5)]).chain(5) == [4, 5, 6]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from modelregistry.models import ServedModel
 from portal.keys import model_access
-from portal.keys.integrations import open_webui
+from portal.keys.integrations import open_webui_settings
 from portal.keys.models import ApiKey
 from tests.clients import environment
 from tests.clients.office import Office, offline
@@ -33,7 +33,7 @@ def printed(office: Office) -> dict[str, str]:
     speech = replace(by_name["fake"], task="transcription")
     lines: list[str] = []
     for offer in (by_name["chat"], by_name["embedding"], by_name["rerank"], speech):
-        lines += open_webui(offer, office.v1, office.key).environment.splitlines()
+        lines += open_webui_settings(offer, office.v1, office.key).environment.splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 

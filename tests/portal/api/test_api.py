@@ -15,7 +15,7 @@ from portal.accounts.models import User
 from portal.accounts.serializers import NewTenant
 from portal.api import urls
 from portal.audit.models import AuditEvent
-from portal.keys import management_key_throttle, management_keys
+from portal.keys import leaked_keys, management_key_throttle, management_keys
 from portal.keys.lifecycle import issue_key
 from portal.keys.management_keys import usable_scopes
 from portal.keys.models import ManagementKey
@@ -151,7 +151,7 @@ def test_a_key_of_somebody_who_was_stopped_stops_at_once(olivia):
 def test_a_revoked_and_an_expired_key_stop_at_once(olivia, time_machine):
     first, second = key_for(olivia), key_for(olivia, days=1)
     management_keys.revoke_management_key(
-        olivia, ManagementKey.objects.get(digest=management_keys.find_in_text(first)[0][0].digest)
+        olivia, ManagementKey.objects.get(digest=leaked_keys.find_in_text(ManagementKey, first)[0][0].digest)
     )
     assert with_key(first).get("/api/v1/hosts/").status_code == 401
     assert with_key(second).get("/api/v1/hosts/").status_code == 200
@@ -185,8 +185,8 @@ def test_use_is_noted_at_most_once_a_minute(olivia, time_machine, django_assert_
 def test_who_tries_many_wrong_keys_is_told_to_wait_and_a_right_one_still_works(olivia):
     text = key_for(olivia)
     client = with_key("mdm_wrong")
-    told = [client.get("/api/v1/hosts/").status_code for _ in range(management_key_throttle.WRONG + 1)]
-    assert told == [401] * management_key_throttle.WRONG + [429]
+    told = [client.get("/api/v1/hosts/").status_code for _ in range(management_key_throttle.MAX_WRONG + 1)]
+    assert told == [401] * management_key_throttle.MAX_WRONG + [429]
     answer = client.get("/api/v1/hosts/")
     assert (answer["retry-after"], answer["content-type"]) == ("60", "application/problem+json")
     assert with_key(text).get("/api/v1/hosts/").status_code == 200

@@ -137,7 +137,7 @@ def test_a_personal_key_is_made_and_its_text_told_once(call, alice, research):
     assert made.status_code == 201, made.content
     key = ApiKey.objects.get()
     text = made.json()["text"]
-    assert secret.well_formed(text)
+    assert secret.is_well_formed(text)
     assert (key.user, key.created_by, key.networks, key.every_model) == (alice, alice, ["192.168.7.5/32"], False)
     assert abs(key.expires_at - timezone.now() - timedelta(days=90)) < timedelta(minutes=1)  # as the tenant proposes
     assert text not in str(AuditEvent.objects.values()) + str(call(alice).get(f"keys/{key.prefix}/"))
@@ -218,7 +218,7 @@ def test_rotating(call, bob, research, time_machine):
     old = service(research)
     answer = call(bob)("POST", f"keys/{old.prefix}/rotate/", {"overlap_hours": 2})
     assert answer.status_code == 201, answer.content
-    assert (answer.json()["replaces"], secret.well_formed(answer.json()["text"])) == (old.prefix, True)
+    assert (answer.json()["replaces"], secret.is_well_formed(answer.json()["text"])) == (old.prefix, True)
     seen = call(bob).get(f"keys/{old.prefix}/")
     assert seen["replaced_by"] == answer.json()["prefix"]
     assert datetime.fromisoformat(seen["expires_at"]) == timezone.now() + timedelta(hours=2)

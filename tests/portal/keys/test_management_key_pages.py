@@ -8,7 +8,7 @@ from django.core.management import call_command
 from django.utils import timezone
 
 from portal.audit.models import AuditEvent
-from portal.keys import management_keys
+from portal.keys import expiry_notifications, management_keys
 from portal.keys.lifecycle import issue_key
 from portal.keys.models import ManagementKey
 from portal.notifications.models import Notice
@@ -21,7 +21,7 @@ NEW = "/keys/management/new/"
 
 def make(client, **more) -> object:
     form = client.get(NEW).context["form"]
-    given = {"name": "monthly report", "scopes": ["usage:read"], "lifetime": "90", "ticket": form["ticket"].value()}
+    given = {"name": "monthly report", "scopes": ["usage:read"], "lifetime": "90", "token": form["token"].value()}
     return client.post(NEW, given | more)
 
 
@@ -45,9 +45,9 @@ def test_a_new_key_is_shown_once_and_works(client, alice):
 
 def test_a_form_that_is_sent_twice_makes_one_key(client, alice):
     client.force_login(alice)
-    ticket = client.get(NEW).context["form"]["ticket"].value()
-    make(client, ticket=ticket)
-    assert make(client, ticket=ticket).status_code == 302
+    token = client.get(NEW).context["form"]["token"].value()
+    make(client, token=token)
+    assert make(client, token=token).status_code == 302
     assert ManagementKey.objects.count() == 1
 
 
@@ -78,10 +78,10 @@ def test_the_list_shows_one_s_own_and_how_they_stand(client, alice, bob, time_ma
     assert "present one" in page
     assert "old one" in page
     assert "not hers" not in page
-    assert [row.state for row in client.get("/keys/management/").context["rows"]] == ["works", "revoked"]
+    assert [row.key.state for row in client.get("/keys/management/").context["rows"]] == ["active", "revoked"]
     time_machine.move_to(timezone.now() + timedelta(days=31), tick=False)
     client.force_login(alice)
-    assert [row.state for row in client.get("/keys/management/").context["rows"]] == ["expired", "revoked"]
+    assert [row.key.state for row in client.get("/keys/management/").context["rows"]] == ["expired", "revoked"]
 
 
 def test_many_keys_come_in_pages_at_a_constant_number_of_queries(client, alice, django_assert_max_num_queries):
@@ -137,7 +137,7 @@ def test_its_owner_is_told_before_it_ends_once_a_week_and_once_a_day_before(alic
     management_keys.revoke_management_key(bob, revoked)
     for days in (1, 22, 24.5, 29.5, 29.6):
         time_machine.move_to(begun + timedelta(days=days), tick=False)
-        management_keys.notify_expiring_management_keys(timezone.now())
+        expiry_notifications.notify_expiring_management_keys(timezone.now())
     told = Notice.objects.filter(kind="management-key-expires").order_by("pk")
     assert [(notice.user, notice.facts["key"], notice.facts["days"]) for notice in told] == [
         (alice, "report", 6),
@@ -159,7 +159,7 @@ def test_the_chore_that_tells_tells_it(alice, time_machine):
 def test_an_operator_revokes_anybody_s_in_the_admin(client, alice, olivia):
     key, text = key_of(alice)
     client.force_login(olivia)
-    chosen = {"action": "revoke_management", "_selected_action": [key.pk]}
+    chosen = {"action": "revoke_management_keys", "_selected_action": [key.pk]}
     assert client.post("/admin/keys/managementkey/", chosen).status_code == 302
     assert management_keys.find_management_key(text) is None
     page = client.get(f"/admin/keys/managementkey/{key.pk}/change/").content.decode()

@@ -30,8 +30,8 @@ def as_alice(client, alice):
 
 def ask(client, **fields):
     """Fill in the form as a browser does and send it."""
-    ticket = client.get("/keys/new/").context["form"]["ticket"].value()
-    form = {"name": "laptop", "lifetime": "90", "ticket": ticket, **fields}
+    token = client.get("/keys/new/").context["form"]["token"].value()
+    form = {"name": "laptop", "lifetime": "90", "token": token, **fields}
     return client.post("/keys/new/", form), form
 
 
@@ -55,7 +55,7 @@ class TestMaking:
         response, _ = ask(as_alice, tenant=research.pk)
         text = the_key_in(response)
         key = ApiKey.objects.get()
-        assert secret.well_formed(text)
+        assert secret.is_well_formed(text)
         assert key.digest == secret.digest_of(text, settings.API_KEY_SECRET)
         assert (key.user, key.created_by, key.tenant, key.name) == (alice, alice, research, "laptop")
 
@@ -84,22 +84,22 @@ class TestMaking:
         assert not WHOLE_KEY.search(again.content.decode())
 
     def test_a_made_up_ticket_makes_no_key(self, as_alice, research):
-        ask(as_alice, tenant=research.pk, ticket="made-up")
+        ask(as_alice, tenant=research.pk, token="made-up")
         assert not ApiKey.objects.exists()
 
     def test_two_open_forms_make_two_keys(self, as_alice, research):
-        tickets = [as_alice.get("/keys/new/").context["form"]["ticket"].value() for _ in range(2)]
-        for ticket in tickets:
-            as_alice.post("/keys/new/", {"name": "k", "lifetime": "90", "ticket": ticket, "tenant": research.pk})
+        tokens = [as_alice.get("/keys/new/").context["form"]["token"].value() for _ in range(2)]
+        for token in tokens:
+            as_alice.post("/keys/new/", {"name": "k", "lifetime": "90", "token": token, "tenant": research.pk})
         assert ApiKey.objects.count() == 2
 
     def test_a_ticket_is_good_once_even_for_a_request_that_read_the_session_before(self, as_alice):
         as_alice.get("/keys/new/")
         early, late = as_alice.session, as_alice.session
-        [ticket] = early[form_tokens.OPEN]
-        assert late[form_tokens.OPEN] == [ticket]
-        assert form_tokens.redeem_token(early, ticket)
-        assert not form_tokens.redeem_token(late, ticket)
+        [token] = early[form_tokens.OPEN]
+        assert late[form_tokens.OPEN] == [token]
+        assert form_tokens.redeem_token(early, token)
+        assert not form_tokens.redeem_token(late, token)
 
     @pytest.mark.parametrize(("lifetime", "days"), [("30", 30), ("90", 90), ("365", 365)])
     def test_it_ends_after_the_chosen_time(self, as_alice, research, lifetime, days):
@@ -165,7 +165,7 @@ class TestHowToUseIt:
     def test_the_curl_line_is_complete(self, as_alice, research):
         serve("qwen")
         response, _ = ask(as_alice, tenant=research.pk)
-        line = shlex.split(response.context["example"].calls.curl.replace("\\\n", ""))
+        line = shlex.split(response.context["example"].samples.curl.replace("\\\n", ""))
         assert line[:2] == ["curl", "http://testserver/v1/chat/completions"]
         assert f"Authorization: Bearer {the_key_in(response)}" in line
         body = json.loads(line[line.index("-d") + 1])
@@ -176,14 +176,14 @@ class TestHowToUseIt:
     def test_the_python_lines_are_python(self, as_alice, research):
         serve("qwen")
         response, _ = ask(as_alice, tenant=research.pk)
-        python = response.context["example"].calls.python
+        python = response.context["example"].samples.python
         compile(python, "example", "exec")
         assert f'api_key="{the_key_in(response)}"' in python
 
     def test_dify_s_form_is_filled_in(self, as_alice, research):
         serve("qwen", context=2048)
         response, _ = ask(as_alice, tenant=research.pk)
-        fields = dict(response.context["example"].calls.dify)
+        fields = dict(response.context["example"].samples.dify)
         assert fields["API Base URL"] == "http://testserver/v1"
         assert fields["API Key"] == the_key_in(response)
         assert fields["Model Name"] == "qwen"
@@ -198,7 +198,7 @@ class TestHowToUseIt:
         model.args = ["--jinja", "--mmproj=/m/mmproj.gguf"]
         model.save()
         response, _ = ask(as_alice, tenant=research.pk)
-        fields = dict(response.context["example"].calls.dify)
+        fields = dict(response.context["example"].samples.dify)
         assert [fields[name] for name in ("Function Call Type", "Stream function calling", "Vision Support")] == [
             "Tool Call",
             "Support",
@@ -227,7 +227,7 @@ class TestHowToUseIt:
     def test_open_webui_s_form_is_filled_in(self, as_alice, research, task, place, fields, variable):
         serve("m", task=task)
         response, _ = ask(as_alice, tenant=research.pk)
-        told = response.context["example"].calls.open_webui
+        told = response.context["example"].samples.open_webui
         assert place in told.place
         assert fields.items() <= dict(told.fields).items()
         assert dict(told.fields)["API Key"] == the_key_in(response)
@@ -267,10 +267,10 @@ class TestHowToUseIt:
     def test_an_embedding_model_is_called_as_one(self, as_alice, research):
         serve("e5", task="embedding")
         response, _ = ask(as_alice, tenant=research.pk)
-        calls = response.context["example"].calls
-        assert "/v1/embeddings" in calls.curl
-        assert "client.embeddings.create" in calls.python
-        assert dict(calls.dify)["Model Type"] == "Text Embedding"
+        samples = response.context["example"].samples
+        assert "/v1/embeddings" in samples.curl
+        assert "client.embeddings.create" in samples.python
+        assert dict(samples.dify)["Model Type"] == "Text Embedding"
 
 
 class TestOneKey:
@@ -339,10 +339,10 @@ class TestList:
         alice.memberships.create(tenant=sales)
         key_of(alice, sales, "left")
         alice.memberships.get(tenant=sales).delete()
-        ring = as_alice.get("/keys/").context["ring"]
-        assert [key.prefix for key in ring.keys] == [works.prefix]
-        assert (ring.working, ring.ended) == (1, 3)
-        assert {key.name: str(key.state) for key in as_alice.get("/keys/?ended=1").context["ring"].keys} == {
+        key_page = as_alice.get("/keys/").context["key_page"]
+        assert [key.prefix for key in key_page.keys] == [works.prefix]
+        assert (key_page.working, key_page.ended) == (1, 3)
+        assert {key.name: str(key.state) for key in as_alice.get("/keys/?ended=1").context["key_page"].keys} == {
             "expired": "expired",
             "revoked": "revoked",
             "left": "stopped",
@@ -371,7 +371,7 @@ class TestList:
         ApiKey.objects.bulk_create(
             ApiKey(tenant=research, user=alice, name=f"k{n}", prefix=f"mdg_{n:08}", digest=f"{n}") for n in range(2000)
         )
-        first, last = (as_alice.get(f"/keys/?page={n}").context["ring"] for n in (1, 40))
+        first, last = (as_alice.get(f"/keys/?page={n}").context["key_page"] for n in (1, 40))
         assert (len(first.keys), first.working, first.page.paginator.num_pages) == (50, 2000, 40)
         assert {key.prefix for key in first.keys}.isdisjoint(key.prefix for key in last.keys)
         assert 'href="?page=2"' in as_alice.get("/keys/").content.decode()

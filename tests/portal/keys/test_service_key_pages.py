@@ -56,7 +56,7 @@ def ask(client, address="/keys/services/new/", **fields):
         "tenant": shown.tenants[0].pk,
         "lifetime": shown["lifetime"].value(),
         "responsible": shown["responsible"].value() or "",
-        "ticket": shown["ticket"].value(),
+        "token": shown["token"].value(),
         **fields,
     }
     return client.post(address, form, headers=ENGLISH)
@@ -117,14 +117,14 @@ class TestMaking:
         assert response.context["form"].errors.keys() == {"models"}
 
     def test_a_reload_makes_no_second_one(self, as_bob):
-        ticket = as_bob.get("/keys/services/new/").context["form"]["ticket"].value()
+        token = as_bob.get("/keys/services/new/").context["form"]["token"].value()
         for _ in range(2):
-            response = ask(as_bob, ticket=ticket)
+            response = ask(as_bob, token=token)
         assert ApiKey.objects.count() == 1
         assert response.headers["location"] == "/keys/services/"
 
     def test_what_is_wrong_behind_the_fold_is_in_sight(self, as_bob):
-        assert not as_bob.get("/keys/services/new/").context["form"].opens()
+        assert not as_bob.get("/keys/services/new/").context["form"].has_folded_errors()
         response = ask(as_bob, networks="10.1.2.3/16")
         assert response.context["form"].opens()
         assert response.context["form"].errors.keys() == {"networks"}
@@ -149,7 +149,7 @@ class TestProposedLife:
         fields = {
             "name": "x",
             "lifetime": form["lifetime"].value(),
-            "ticket": form["ticket"].value(),
+            "token": form["token"].value(),
             "tenant": sales.pk,
         }
         as_alice.post("/keys/new/", fields)
@@ -163,7 +163,7 @@ class TestList:
         shown = {}
         for who in (alice, bob, charlie, olivia):
             client.force_login(who)
-            shown[who.username] = {key.prefix for key in client.get("/keys/services/").context["ring"].keys}
+            shown[who.username] = {key.prefix for key in client.get("/keys/services/").context["key_page"].keys}
         assert shown == {
             "alice": {one.prefix},
             "bob": {one.prefix},
@@ -193,7 +193,7 @@ class TestList:
             "q=%3Cscript%3E": [],
         }.items():
             answer = as_olivia.get(f"/keys/services/?{query}", headers=ENGLISH)
-            assert [key.name for key in answer.context["ring"].keys] == found, query
+            assert [key.name for key in answer.context["key_page"].keys] == found, query
             assert "<script>" not in answer.content.decode().replace("<script type=", "")
         assert has(as_olivia.get("/keys/services/?q=zzz"), ".empty")
 
@@ -207,8 +207,8 @@ class TestList:
             for n in range(2000)
         )
         with django_assert_num_queries(8):
-            ring = as_olivia.get("/keys/services/").context["ring"]
-        assert (len(ring.keys), ring.working) == (50, 2001)
+            key_page = as_olivia.get("/keys/services/").context["key_page"]
+        assert (len(key_page.keys), key_page.working) == (50, 2001)
 
     def test_keys_whose_responsible_person_left_stand_out(self, as_bob, research, alice):
         service_key(research, responsible=alice)
@@ -238,7 +238,7 @@ class TestOneKey:
         key = service_key(research)
         assert as_bob.get(f"/keys/{key.prefix}/").context["example"].offer.name == "qwen"
         chosen = as_bob.get(f"/keys/{key.prefix}/?model=e5").context["example"]
-        assert (chosen.offer.name, dict(chosen.calls.dify)["Model Type"]) == ("e5", "Text Embedding")
+        assert (chosen.offer.name, dict(chosen.samples.dify)["Model Type"]) == ("e5", "Text Embedding")
         assert as_bob.get(f"/keys/{key.prefix}/?model=none").context["example"].offer.name == "qwen"
 
     def test_who_is_responsible_may_look_but_not_touch(self, as_alice, research, alice):

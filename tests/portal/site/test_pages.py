@@ -65,8 +65,8 @@ class TestFrame:
         assert alice.language == ""
 
     def test_the_language_cannot_be_switched_where_a_key_is_shown(self, as_alice, research):
-        ticket = as_alice.get("/keys/new/").context["form"]["ticket"].value()
-        form = {"name": "k", "lifetime": "90", "ticket": ticket, "tenant": research.pk}
+        token = as_alice.get("/keys/new/").context["form"]["token"].value()
+        form = {"name": "k", "lifetime": "90", "token": token, "tenant": research.pk}
         assert "/language/" not in as_alice.post("/keys/new/", form).content.decode()
 
     def test_the_colours_of_the_cookie_are_there_from_the_first_byte(self, as_alice):
@@ -286,7 +286,7 @@ class TestAdmin:
         assert key.digest not in page + read(client, f"/admin/keys/apikey/{key.pk}/change/")
         assert client.get("/admin/keys/apikey/add/").status_code == 403
         assert client.post(f"/admin/keys/apikey/{key.pk}/delete/", {"post": "yes"}).status_code == 403
-        client.post("/admin/keys/apikey/", {"action": "revoke", "_selected_action": [key.pk]})
+        client.post("/admin/keys/apikey/", {"action": "revoke_keys", "_selected_action": [key.pk]})
         assert ApiKey.objects.get().state == "revoked"
         assert alice.notices.get().facts["by"] == "Olivia"
 

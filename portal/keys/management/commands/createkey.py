@@ -1,4 +1,4 @@
-"""Prints a new API key, once."""
+"""Create an API key and print it, once."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError
@@ -12,17 +12,19 @@ from django.utils import timezone
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant, User
 from portal.keys import networks
-from portal.keys.lifecycle import NotAMember, TooMany, issue_key
-from portal.keys.models import ApiKey, check_end
+from portal.keys.lifecycle import KeyRefused, issue_key
+from portal.keys.models import ApiKey, check_expiry
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
-
-
 NEVER = "never"
 
 
-def moment(text: str) -> datetime | str:
-    """`90d`, `12h`, `8w` from now, a date such as 2027-03-31 (the end of that day, server's time zone), or "never"."""
+def parse_expiry(text: str) -> datetime | str:
+    """Return the moment that `text` names, or "never".
+
+    `text` is 90d, 12h or 8w from now, a date such as 2027-03-31 (the end of that day in the server's time zone), or
+    "never".
+    """
     if text == NEVER:
         return text
     if match := re.fullmatch(r"([1-9]\d{0,4})([hdw])", text):
@@ -34,7 +36,7 @@ def moment(text: str) -> datetime | str:
             f"{text!r} is neither like 90d, 12h, 8w nor a date like 2027-03-31 nor never"
         ) from error
     try:
-        check_end(day)
+        check_expiry(day)
     except ValidationError as error:
         raise ArgumentTypeError("; ".join(error.messages)) from error
     end = timezone.make_aware(day) + timedelta(days=1)
@@ -44,7 +46,7 @@ def moment(text: str) -> datetime | str:
 
 
 def named_models(text: str) -> list[ServedModel]:
-    """Return the models of a comma-separated list. Raises CommandError for one that does not exist."""
+    """Return the models in a comma-separated list. Raises CommandError for one that does not exist."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     found = {model.name: model for model in ServedModel.objects.filter(name__in=names)}
     if missing := [name for name in names if name not in found]:
@@ -52,8 +54,8 @@ def named_models(text: str) -> list[ServedModel]:
     return list(found.values())
 
 
-def person(name: str | None) -> User | None:
-    """Raise CommandError for one who does not exist."""
+def find_person(name: str | None) -> User | None:
+    """Return the person with this user name, None for no name. Raises CommandError for one who does not exist."""
     if not name:
         return None
     try:
@@ -62,11 +64,11 @@ def person(name: str | None) -> User | None:
         raise CommandError(f"no such user: {name}") from error
 
 
-def end(given: datetime | str | None, tenant: Tenant) -> datetime | None:
-    """As given, else as the tenant proposes for new keys."""
-    if given is None:
+def choose_expiry(chosen: datetime | str | None, tenant: Tenant) -> datetime | None:
+    """Return the chosen expiry, else the one that the tenant proposes for new keys."""
+    if chosen is None:
         return timezone.now() + timedelta(days=tenant.key_days) if tenant.key_days else None
-    return None if isinstance(given, str) else given
+    return None if isinstance(chosen, str) else chosen
 
 
 class Command(BaseCommand):
@@ -77,40 +79,45 @@ class Command(BaseCommand):
         owner = parser.add_mutually_exclusive_group(required=True)
         owner.add_argument("--user", metavar="U", help="a personal key of this member")
         owner.add_argument("--service", metavar="NAME", help="a service key of the tenant, for example Dify")
-        parser.add_argument("--responsible", metavar="U", help="of a service key: the member who is told of it")
-        parser.add_argument("--name", default="", help="how it is called in lists; default: the service")
+        parser.add_argument("--responsible", metavar="U", help="of a service key: the member to notify")
+        parser.add_argument("--name", default="", help="its name in lists; default: the service")
         parser.add_argument("--purpose", default="", help="what it is for")
         parser.add_argument("--class", dest="key_class", choices=ApiKey.Class.values, default=ApiKey.Class.INTERACTIVE)
         parser.add_argument(
-            "--expires", type=moment, metavar="90d", help="90d, 12h, 8w, a date or never; default: as the tenant says"
+            "--expires",
+            type=parse_expiry,
+            metavar="90d",
+            help="90d, 12h, 8w, a date or never; default: as the tenant proposes",
         )
         parser.add_argument("--models", default="", metavar="a,b", help="only these models")
-        parser.add_argument("--networks", default="", metavar="N,N", help="only from these, as 10.1.0.0/16,192.168.7.5")
         parser.add_argument(
-            "--takes-user-headers", action="store_true", help="list usage by the people whom Open WebUI names"
+            "--networks", default="", metavar="N,N", help="only from these, such as 10.1.0.0/16,192.168.7.5"
+        )
+        parser.add_argument(
+            "--takes-user-headers", action="store_true", help="list usage by the people that Open WebUI names"
         )
 
     def handle(self, *, tenant: str, user: str, service: str, name: str, models: str, **options: Any) -> None:
         if options["responsible"] and not service:
-            raise CommandError("--responsible is for a service key: a personal one is its person's own")
+            raise CommandError("--responsible is for service keys only: the person of a personal key is responsible")
         try:
             department = Tenant.objects.get(slug=tenant)
             _, text = issue_key(
                 tenant=department,
-                user=person(user),
+                user=find_person(user),
                 service=service or "",
-                responsible=person(options["responsible"]),
+                responsible=find_person(options["responsible"]),
                 name=name or service or "command line",
                 purpose=options["purpose"],
                 key_class=options["key_class"],
                 networks=networks.parse_networks(options["networks"]),
                 takes_user_headers=options["takes_user_headers"],
                 allowed_models=named_models(models),
-                expires_at=end(options["expires"], department),
+                expires_at=choose_expiry(options["expires"], department),
             )
         except Tenant.DoesNotExist as error:
             raise CommandError(f"no such tenant: {tenant}") from error
-        except (NotAMember, TooMany) as error:
+        except KeyRefused as error:
             raise CommandError(str(error)) from error
         except ValidationError as error:
             raise CommandError("; ".join(error.messages)) from error

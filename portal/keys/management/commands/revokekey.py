@@ -1,4 +1,4 @@
-"""Revokes an API key by its prefix."""
+"""Revoke an API key by its prefix."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -15,7 +15,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("prefix", help=f"the key's first {PREFIX_LENGTH} characters (the whole key will do)")
-        parser.add_argument("--because", default="", metavar="TEXT", help="why, for those whom the key concerns")
+        parser.add_argument("--because", default="", metavar="TEXT", help="why, for the people concerned")
 
     def handle(self, *, prefix: str, because: str, **options: Any) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Replaces an API key by a new one, which is printed once."""
+"""Replace an API key with a new one and print that, once."""
 
 from argparse import ArgumentParser
 from datetime import timedelta
@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from portal.keys.lifecycle import AlreadyReplaced, NotAMember, TooMany, rotate_key
+from portal.keys.lifecycle import KeyRefused, rotate_key
 from portal.keys.models import ApiKey
 from portal.keys.secret import PREFIX_LENGTH
 
@@ -31,6 +31,6 @@ class Command(BaseCommand):
             _, text = rotate_key(key, timedelta(days=overlap))
         except ApiKey.DoesNotExist as error:
             raise CommandError(f"no key begins with {prefix[:PREFIX_LENGTH]}") from error
-        except (AlreadyReplaced, NotAMember, TooMany) as error:
+        except KeyRefused as error:
             raise CommandError(str(error)) from error
         self.stdout.write(text)

@@ -6,7 +6,6 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from portal.keys import expiry_notifications
-from portal.keys import management_keys as management
 from portal.notifications import inbox, mailing, quota_alerts
 
 
@@ -17,7 +16,7 @@ class Command(BaseCommand):
         now = timezone.now()
         expiry_notifications.notify_expiring(now)
         expiry_notifications.notify_responsible_left()
-        management.notify_expiring_management_keys(now)
+        expiry_notifications.notify_expiring_management_keys(now)
         quota_alerts.notify_near_limits(now)
         inbox.delete_old(now)
         try:

@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from modelregistry.install import demo_models, engine_environments
 from modelregistry.install.build_cache import CannotFetch
 from portal.accounts.models import Tenant, User
-from portal.keys.code_samples import curl
+from portal.keys.code_samples import curl_sample
 from portal.keys.model_access import AvailableModel, Liveness
 from portal.site import first_run
 
@@ -77,7 +77,7 @@ class Command(BaseCommand):
             address=address,
             sign_in=LOCAL.format(name=first_run.NAME, password=made.password) if made.password else DIRECTORY,
             key=made.key,
-            call=curl(offer, f"{address}/v1", made.key),
+            call=curl_sample(offer, f"{address}/v1", made.key),
         )
 
     def again(self, address: str) -> str:
