@@ -126,7 +126,7 @@ class TestMaking:
     def test_what_is_wrong_behind_the_fold_is_in_sight(self, as_bob):
         assert not as_bob.get("/keys/services/new/").context["form"].has_folded_errors()
         response = ask(as_bob, networks="10.1.2.3/16")
-        assert response.context["form"].opens()
+        assert response.context["form"].has_folded_errors()
         assert response.context["form"].errors.keys() == {"networks"}
         assert "10.1.0.0/16" in one_of(response, "#id_networks_error").text  # what it could have meant
         assert "10.1.2.3/16" in response.context["form"]["networks"].value()
