@@ -14,8 +14,10 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 
 from modelregistry import placement_messages
-from modelregistry.engines import arguments, base
-from modelregistry.engines.base import NoLauncher, Spec
+from modelregistry.engines import arguments
+from modelregistry.engines.base import Spec
+from modelregistry.engines.programs import NoLauncher
+from modelregistry.engines.registry import engine_named
 from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
 from modelregistry.files import model_files
@@ -79,7 +81,7 @@ def estimate(model: ServedModel) -> Estimate | None:
     """For one replica. `model` may be unsaved. None: nothing can be said (an external engine, files of another host
     that nobody has read yet). Reads headers of files; three queries.
     """
-    facts = None if model.engine == ServedModel.Engine.EXTERNAL else facts_of(model)
+    facts = None if model.is_external else facts_of(model)
     if facts is None:
         return None
     there = hosts().filter(pk=model.host_id) if model.host_id else hosts()
@@ -218,7 +220,7 @@ def _engine_on(host: Host, spec: Spec, trials: Sequence[Trial]) -> tuple[ChosenE
 
 def default_launcher(spec: Spec) -> str:
     """Return the launcher of a host of which it is not known what it has."""
-    return spec.launcher or ("vllm" if spec.engine == "vllm" else base.LLAMA_CPP_LAUNCHERS[0])
+    return engine_named(spec.engine).as_run_by(spec.launcher).launcher
 
 
 def installed_program(launcher: str, version: str) -> str:

@@ -6,7 +6,8 @@ supervisors share TaskRun.
 """
 
 import os
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -16,8 +17,13 @@ from django.utils.translation import get_language
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import addresses, validation
-from modelregistry.engines import arguments, base, parsers
+from modelregistry.engines import arguments, parsers, programs
 from modelregistry.engines.arguments import Options
+from modelregistry.engines.base import Spec
+from modelregistry.engines.registry import all_engines, engine_named
+
+if TYPE_CHECKING:
+    from django_stubs_ext import StrOrPromise
 
 # What a client writes in "model": no spaces, no quotes, may hold an organisation ("acme/llama-3.1-70b").
 model_name = RegexValidator(
@@ -98,19 +104,44 @@ class HostReport(models.Model):
         return f"{self.host_id} {self.at}"
 
 
+def engine_choices() -> list[tuple[str, "StrOrPromise"]]:
+    """Return the engines that a model can be registered with."""
+    return [(engine.name, _(engine.title)) for engine in all_engines()]
+
+
+def launcher_choices() -> list[tuple[str, "StrOrPromise"]]:
+    """Return the launchers of engines that have several."""
+    several = [name for engine in all_engines() if len(engine.launchers()) > 1 for name in engine.launchers()]
+    return [("", _("whichever the host has")), *((name, name) for name in several)]
+
+
+class RegisteredChoice(models.CharField):  # type: ignore[type-arg]  # generic in its stubs only
+    """One of what the registry of engines has.
+
+    Choices never reach the database, so migrations keep those that they were written with (`in_migrations`): a new
+    engine needs none.
+    """
+
+    def __init__(self, *args: Any, in_migrations: Sequence[tuple[str, str]] = (), **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.in_migrations = in_migrations
+
+    def deconstruct(self) -> Any:
+        name, _path, args, kwargs = super().deconstruct()
+        if self.in_migrations:  # a field that migrations made has none
+            kwargs["choices"] = list(self.in_migrations)
+        return name, "django.db.models.CharField", args, kwargs
+
+
+ENGINES_OF_0001 = (("vllm", "vLLM"), ("llama.cpp", "llama.cpp"), ("external", "external (a URL)"))
+LAUNCHERS_OF_0001 = (
+    ("", "whichever the host has"),
+    *((name, name) for name in ("llama-server", "xllamacpp", "llama-cpp-python")),
+)
+
+
 class ServedModel(models.Model):
     """A model as operators want it served. Clients name it by `name` or by one of its aliases."""
-
-    class Engine(models.TextChoices):
-        VLLM = "vllm", "vLLM"
-        LLAMA_CPP = "llama.cpp", "llama.cpp"
-        EXTERNAL = "external", _("external (a URL)")
-
-    class Launcher(models.TextChoices):
-        AUTO = "", _("whichever the host has")
-        LLAMA_SERVER = "llama-server", "llama-server"
-        XLLAMACPP = "xllamacpp", "xllamacpp"
-        LLAMA_CPP_PYTHON = "llama-cpp-python", "llama-cpp-python"
 
     class Task(models.TextChoices):
         CHAT = "chat", _("chat")
@@ -134,8 +165,15 @@ class ServedModel(models.Model):
     name = models.CharField(_("name"), max_length=100, unique=True, validators=[model_name])
     description_ja = models.CharField(_("description in Japanese"), max_length=300, blank=True)
     description_en = models.CharField(_("description in English"), max_length=300, blank=True)
-    engine = models.CharField(_("engine"), max_length=20, choices=Engine)
-    launcher = models.CharField(_("launcher"), max_length=20, choices=Launcher, blank=True, default=Launcher.AUTO)
+    engine = RegisteredChoice(_("engine"), max_length=20, choices=engine_choices, in_migrations=ENGINES_OF_0001)
+    launcher = RegisteredChoice(
+        _("launcher"),
+        max_length=20,
+        choices=launcher_choices,
+        in_migrations=LAUNCHERS_OF_0001,
+        blank=True,
+        default="",
+    )
     engine_version = models.CharField(
         _("engine version"),
         max_length=60,
@@ -242,6 +280,11 @@ class ServedModel(models.Model):
         return (ja or en) if (get_language() or "ja").startswith("ja") else (en or ja)
 
     @property
+    def is_external(self) -> bool:
+        """Whether its engine runs elsewhere."""
+        return engine_named(self.engine).external
+
+    @property
     def unplanned(self) -> list[str]:
         """The options among its arguments whose memory no plan counts."""
         return list(arguments.unplanned(validation.read_arguments(self.engine, self.launcher, self.args)))
@@ -308,7 +351,7 @@ class ServedModel(models.Model):
     @property
     def args_checked(self) -> bool | None:
         """Whether the engine's own parser has checked its arguments; None: it has none. Reads a small file."""
-        if not self.args or self.engine == self.Engine.EXTERNAL:
+        if not self.args or self.is_external:
             return None
         return self._parser_options(may_run=False)[1] is not None
 
@@ -322,14 +365,14 @@ class ServedModel(models.Model):
 
     def _versions(self) -> list[str]:
         """Return the versions of its engine that are installed on this machine."""
-        launcher = "vllm" if self.engine == self.Engine.VLLM else self.launcher
-        return [one.version for one in base.installed_versions(launcher, settings.CACHE)] if launcher else []
+        launcher = engine_named(self.engine).only_launcher or self.launcher
+        return [one.version for one in programs.installed_versions(launcher, settings.CACHE)] if launcher else []
 
     def _parser_options(self, *, may_run: bool) -> tuple[str, Options | None]:
         """Return its launcher here and the options of that, as `parsers.options_of_host`; unknown for other hosts."""
-        if self.engine not in (self.Engine.VLLM, self.Engine.LLAMA_CPP) or not self.is_on_this_host():
+        if self.is_external or not self.is_on_this_host():
             return self.launcher, None
-        spec = base.Spec(
+        spec = Spec(
             engine=self.engine,
             name="",
             path=self.path,

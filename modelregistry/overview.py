@@ -210,7 +210,7 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
     replicas = tuple(replica_now(row, now) for row in model.replica_set.all())
     retired = model.retires_on is not None and model.retires_on <= localdate(now)
     alive = [replica for replica in replicas if replica.state in ALIVE]
-    wanted = 1 if model.engine == ServedModel.Engine.EXTERNAL else model.replicas
+    wanted = 1 if model.is_external else model.replicas
     return ModelNow(
         id=model.pk,
         name=model.name,
@@ -238,7 +238,7 @@ def model_now(model: ServedModel, now: datetime, first_token: FirstToken | None 
 
 def is_maintained(model: ServedModel) -> bool:
     """Return whether a model does not run because its host is in maintenance, which stops no external engine."""
-    return model.host is not None and model.host.maintenance and model.engine != ServedModel.Engine.EXTERNAL
+    return model.host is not None and model.host.maintenance and not model.is_external
 
 
 def state_of(

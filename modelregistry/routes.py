@@ -8,7 +8,7 @@ from django.db.models import Q, QuerySet
 from django.utils import timezone
 
 from modelregistry.database_clock import database_now
-from modelregistry.engines import base
+from modelregistry.engines.registry import launched_by
 from modelregistry.models import Alias, Host, Replica, ServedModel
 from modelregistry.overview import MADE_UP
 
@@ -20,7 +20,7 @@ QUIET = timedelta(seconds=5)
 class Route:
     """A replica that answers now. `upstream_model` is the name that the engine expects in a request.
 
-    `launcher` is what runs the engine (one of engines.LAUNCHERS; empty: external), as behaviour differs. `slots` is how
+    `launcher` is what runs the engine (empty: external), as behaviour differs. `slots` is how
     many requests it works on at a time; None: not known, or as many as its memory allows. `supports_priority`: it takes
     waiting requests by their `priority`. `health`: a path that costs the engine nothing.
     """
@@ -119,9 +119,9 @@ def ready_replicas() -> list[Route]:
             launcher=replica.launcher,
             # As an operator described a server that we did not start.
             slots=replica.slots or (None if replica.launcher else replica.model.slots),
-            supports_priority=base.supports_priority(replica.launcher, replica.model.task, replica.model.args),
+            supports_priority=launched_by(replica.launcher).supports_priority(replica.model.task, replica.model.args),
             host_id=replica.host_id,
-            health=base.MONITORING[replica.launcher].health if replica.launcher in base.MONITORING else "/health",
+            health=launched_by(replica.launcher).monitoring.health,
         )
         for replica in replicas
     ]

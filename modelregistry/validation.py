@@ -1,21 +1,20 @@
 """What is wrong with a model that is to be registered, found before an engine would find out minutes later."""
 
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from django.utils.translation import gettext as _
 
 from modelregistry.engines import argument_rules, arguments
 from modelregistry.engines.argument_rules import NamedFile
 from modelregistry.engines.arguments import Arguments, Fault, Options
-from modelregistry.engines.base import DEFAULT_SLOTS
+from modelregistry.engines.base import Problem, Spec
+from modelregistry.engines.registry import engine_named, launched_by
 from modelregistry.files import bounds, model_files
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
 from modelregistry.files.regular import open_regular_file
-from modelregistry.memory.estimate import VLLM_SEQUENCES
 
 # Set by the supervisor for each replica; a second value would win and move the engine to an unknown address, open it to
 # every interface, or let it answer without a key. A file of arguments (--config) could hold any of them. An engine that
@@ -104,7 +103,7 @@ def find_problems(
         if not faults["args"] and (look_at_path if look_at_argument_files is None else look_at_argument_files):
             faults["args"] = find_missing_file(parsed)
     found = _engine_problems(model) | {field: fault for field, fault in faults.items() if fault}
-    if model.engine == "external":
+    if engine_named(model.engine).external:
         return found
     if look_at_path:
         return _file_problems(model, risks, parsed) | found
@@ -113,18 +112,25 @@ def find_problems(
 
 def _engine_problems(model: Registration) -> dict[str, str]:
     """Return what the engine and its launcher cannot do, whatever the files are."""
+    engine = engine_named(model.engine)
     found: dict[str, str] = {}
-    if model.engine == "external":
-        found |= _external_problems(model.path, model.url)
-    elif model.url:
+    if model.url and not engine.external:
         found["url"] = _("Only an external engine has a URL; this one is started here, from a path.")
-    if model.launcher and model.engine != "llama.cpp":
-        found["launcher"] = _("Only llama.cpp has a choice of launchers.")
-    if model.launcher == "llama-cpp-python" and model.task == "rerank":
-        found["launcher"] = _("llama-cpp-python cannot rerank; choose llama-server or xllamacpp.")
-    if model.engine == "llama.cpp" and model.task == "transcription":
-        found["task"] = _("llama.cpp transcribes with chat models that can hear (--mmproj): register it for chat.")
-    return found
+    if model.launcher and (model.launcher not in engine.launchers() or engine.only_launcher):
+        found["launcher"] = _("This engine has no such launcher to choose.")
+    spec = Spec(
+        engine=model.engine,
+        name="",
+        path=model.path,
+        launcher=model.launcher,
+        task=model.task,
+        version=model.engine_version,
+    )
+    return found | _sentences(engine.as_run_by(model.launcher).check_registration(spec, model.url))
+
+
+def _sentences(problems: Iterable[Problem]) -> dict[str, str]:
+    return {problem.field: _(problem.sentence) % problem.values for problem in problems}
 
 
 def _known_risks(allowed_risks: object) -> list[str]:
@@ -190,17 +196,18 @@ def find_unsuitable_settings(
     tensor_parallel: int = 1,
 ) -> dict[str, str]:
     """Return a sentence for each setting that does not suit these files, by field; empty: all do."""
-    found: dict[str, str] = {}
-    if fault := _task_fault(facts, engine, task, parsed):
-        found["task"] = fault
-    for field, tokens in (("context", context or 0), ("args", _context_in_arguments(parsed, slots))):
+    runner = engine_named(engine).as_run_by(parsed.launcher)
+    spec = Spec(engine=engine, name="", path="", task=task, tensor_parallel=tensor_parallel)
+    found = _sentences(runner.check_model(spec, facts, parsed))
+    # The other way round is fine: a model that chats can embed and rank, too.
+    if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
+        found["task"] = _("%(architecture)s is not made for chat but for another task: %(task)s.") % {
+            "architecture": facts.architecture,
+            "task": facts.task,
+        }
+    for field, tokens in (("context", context or 0), ("args", runner.context_of(parsed, slots))):
         if fault := _length_fault(facts, tokens, stretched=parsed.says(*STRETCHING)):
             found[field] = fault
-    tensor_parallel = parsed.number("--tensor-parallel-size") or tensor_parallel
-    if engine == "vllm" and facts.heads and facts.heads % tensor_parallel:
-        found["tensor_parallel"] = _(
-            "vLLM splits by attention heads: %(heads)d heads cannot be dealt out evenly to %(gpus)d GPUs."
-        ) % {"heads": facts.heads, "gpus": tensor_parallel}
     return found
 
 
@@ -217,49 +224,10 @@ def _length_fault(facts: ModelMetadata, tokens: int, *, stretched: bool) -> str:
     ) % {"most": facts.context}
 
 
-def _context_in_arguments(parsed: Arguments, slots: int | None) -> int:
-    """Return the tokens of one request that the arguments set; 0: none. llama.cpp's are divided among its requests."""
-    if parsed.launcher == "vllm":
-        return parsed.number("--max-model-len") or 0
-    total = parsed.number("--ctx-size", "-c", "--n-ctx") or 0
-    if parsed.launcher == "llama-cpp-python":
-        return total
-    return total // (max(parsed.number("--parallel") or 0, 0) or slots or DEFAULT_SLOTS)
-
-
-def _task_fault(facts: ModelMetadata, engine: str, task: str, parsed: Arguments) -> str:
-    # The other way round is fine: a model that chats can embed and rank, too.
-    if task == "chat" and facts.task in ("embedding", "rerank", "transcription"):
-        return _("%(architecture)s is not made for chat but for another task: %(task)s.") % {
-            "architecture": facts.architecture,
-            "task": facts.task,
-        }
-    if engine == "vllm" and task == "chat" and not facts.has_chat_template and not parsed.says("--chat-template"):
-        # llama.cpp falls back to a general one (ChatML); vLLM answers every chat with 400.
-        return _(
-            "The model has no chat template, without which vLLM answers no chat. Give it one in its arguments: "
-            "--chat-template=/path/to/template.jinja."
-        )
-    if (
-        engine == "llama.cpp"
-        and task == "embedding"
-        and not facts.pooling
-        and not parsed.says("--pooling", "--pooling-type")
-    ):
-        # llama.cpp then answers each request with 400: it would have a vector for each token.
-        return _(
-            "The file does not say how a text becomes one vector. Say it in the arguments, for example "
-            "--pooling mean; the model’s description says which."
-        )
-    return ""
-
-
 def _version_fault(model: Registration, installed: Collection[str] | None) -> str:
-    if not model.engine_version:
+    if not model.engine_version or engine_named(model.engine).external:
         return ""
-    if model.engine == "external":
-        return _("An external engine has whatever version it has.")
-    if model.engine == "llama.cpp" and not model.launcher:
+    if len(engine_named(model.engine).launchers()) > 1 and not model.launcher:
         return _("Versions differ between launchers: choose a launcher as well (--launcher).")
     if installed is not None and model.engine_version not in installed:
         others = ", ".join(installed) or _("no version")
@@ -275,25 +243,6 @@ def _gpus_fault(gpus: object, tensor_parallel: int) -> str:
     if gpus and len(gpus) < tensor_parallel:
         return _("To split it over %(count)d GPUs, name at least as many or none.") % {"count": tensor_parallel}
     return ""
-
-
-def _external_problems(path: str, url: str) -> dict[str, str]:
-    if path:
-        return {"path": _("An external engine has a URL, not a path.")}
-    if not url:
-        return {"url": _("An external engine needs a URL, for example http://10.0.0.5:8000.")}
-    try:
-        parts = urlsplit(url)
-        well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        well_formed = False
-    if not well_formed:
-        return {"url": _("%(url)s is not a URL like http://10.0.0.5:8000.") % {"url": url}}
-    if parts.query or parts.fragment or parts.username:
-        return {"url": _("The URL must not hold a user name, a query or a fragment.")}
-    if parts.path.rstrip("/").endswith("/v1"):
-        return {"url": _("Leave /v1 off the URL: it is added to each call.")}
-    return {}
 
 
 def _unseen_path_problems(path: str) -> dict[str, str]:
@@ -316,8 +265,8 @@ NOT_CHECKED = gettext_noop(
 
 def read_arguments(engine: str, launcher: str, args: Sequence[str], options: Options | None = None) -> Arguments:
     """Read arguments as the engine does; an external one gets none from us."""
-    known = "vllm" if engine == "vllm" else launcher
-    return arguments.read_arguments(known, args if engine != "external" else (), options)
+    runner = engine_named(engine).as_run_by(launcher)
+    return arguments.read_arguments(runner.launcher, () if runner.external else args, options)
 
 
 def _list_fault(args: object) -> str:
@@ -341,7 +290,8 @@ def find_argument_fault(
             }
     if parsed.faults:
         return explain_fault(parsed.faults[0])
-    return _risk_fault(parsed, risks) or _spread_fault(parsed, tensor_parallel) or _batch_fault(engine, parsed, slots)
+    together = _sentences(engine_named(engine).check_arguments(parsed, slots))
+    return _risk_fault(parsed, risks) or _spread_fault(parsed, tensor_parallel) or together.get("args", "")
 
 
 def _may_be_reserved(option: str) -> bool:
@@ -353,8 +303,9 @@ def _risk_fault(parsed: Arguments, risks: Collection[str]) -> str:
     """Return which argument needs a risk that is not allowed; empty: none."""
     if parsed.flag("--trust-remote-code") and "remote-code" not in risks:
         return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": "--trust-remote-code", "risk": "remote-code"}
+    rules = launched_by(parsed.launcher).rules
     for one in parsed.given:
-        risk = argument_rules.risk_of(parsed.launcher, one.names, one.values) if one.on else ""
+        risk = rules.risk_of(one.names, one.values) if one.on else ""
         if risk and risk not in risks:
             return _('%(arg)s needs the allowed risk "%(risk)s".') % {"arg": one.name, "risk": risk}
     for one in parsed.all("--load-format"):
@@ -381,21 +332,11 @@ def _spread_fault(parsed: Arguments, tensor_parallel: int) -> str:
     return ""
 
 
-def _batch_fault(engine: str, parsed: Arguments, slots: int | None) -> str:
-    batch = parsed.number("--max-num-batched-tokens") if engine == "vllm" else None
-    parallel = parsed.number("--max-num-seqs") or slots or VLLM_SEQUENCES
-    if batch is None or batch >= parallel:
-        return ""
-    return _(
-        "vLLM computes at least one token of each request at a time: --max-num-batched-tokens must not be less than "
-        "the requests at a time (%(parallel)d)."
-    ) % {"parallel": parallel}
-
-
 def find_missing_file(parsed: Arguments) -> str:
     """Return why an engine on this machine cannot use a file that arguments name; empty: it can. Reads the disk."""
+    rules = launched_by(parsed.launcher).rules
     for one in parsed.given:
-        for named in argument_rules.files_named(parsed.launcher, one.names, one.values):
+        for named in rules.files_named(one.names, one.values):
             if fault := _file_fault(named):
                 return f"{one.name}: {fault}"
     return ""

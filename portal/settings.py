@@ -15,6 +15,7 @@ import environs
 from csp.constants import NONE, SELF
 from django.utils.translation import gettext_lazy as _
 
+from modelregistry.engines.registry import command_variables
 from portal import database, environment, frontend
 from portal.accounts import ldap
 from portal.notifications import mail_settings
@@ -276,13 +277,9 @@ GATEWAY_IDLE_TIMEOUT = env.float("GATEWAY_IDLE_TIMEOUT", 900.0, validate=TIME_LI
 GATEWAY_TOTAL_TIMEOUT = env.float("GATEWAY_TOTAL_TIMEOUT", 3600.0, validate=TIME_LIMIT)
 
 # --- Engines ----------------------------------------------------------------------------------------------------
-# How this host starts each kind of engine; empty: what `modelregistry.engines.base` finds in the cache or on PATH.
-ENGINE_COMMANDS = {
-    "vllm": env.str("VLLM_COMMAND", ""),
-    "llama-server": env.str("LLAMA_SERVER_COMMAND", ""),
-    "xllamacpp": env.str("XLLAMACPP_PYTHON", ""),
-    "llama-cpp-python": env.str("LLAMA_CPP_PYTHON", ""),
-}
+# How this host starts each kind of engine (VLLM_COMMAND, LLAMA_SERVER_COMMAND, XLLAMACPP_PYTHON, LLAMA_CPP_PYTHON);
+# empty: what `modelregistry.engines.programs` finds in the cache or on PATH.
+ENGINE_COMMANDS = {launcher: env.str(variable, "") for launcher, variable in command_variables().items()}
 ENGINE_PORTS = env.str("ENGINE_PORTS", "18100-18999")
 ENGINE_START_TIMEOUT = env.float("ENGINE_START_TIMEOUT", 1800.0)
 ENGINE_STOP_GRACE = env.float("ENGINE_STOP_GRACE", 10.0)

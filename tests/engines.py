@@ -8,8 +8,8 @@ from pathlib import Path
 
 from django.conf import settings
 
-from modelregistry.engines import base
-from modelregistry.engines.base import XLLAMACPP_LAUNCHER
+from modelregistry.engines import programs
+from modelregistry.engines.llama_cpp import XLLAMACPP_LAUNCHER
 from modelregistry.install.build_cache import build_once, download_with_pip
 from modelregistry.install.demo_models import MINILM
 from tests.waiting import until
@@ -20,7 +20,7 @@ VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobi
 
 def xllamacpp_python() -> Path:
     """Return the Python that can import `xllamacpp`."""
-    found = base.find_engines({}, settings.CACHE, "")
+    found = programs.find_engines({}, settings.CACHE, "")
     if "xllamacpp" not in found:
         raise LookupError(f"no xllamacpp under {settings.CACHE}: run `make setup`")
     return Path(found["xllamacpp"][0])
@@ -60,7 +60,7 @@ def _model(name: str) -> Path:
 
 def vllm_python() -> Path:
     """Return the Python that can import `vllm`, its build for CPUs."""
-    found = base.find_engines({}, settings.CACHE, "")
+    found = programs.find_engines({}, settings.CACHE, "")
     if "vllm" not in found:
         raise LookupError(f"no vllm under {settings.CACHE}: run `make test-setup`")
     return Path(found["vllm"][0])

@@ -26,6 +26,7 @@ from apiproxy.dataplane.limits.units import REQUESTS, UNITS
 from apiproxy.dataplane.rejection_counts import Group
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
+from modelregistry.engines.registry import engine_named
 from modelregistry.models import ServedModel, WakeRequest
 from portal.accounts.models import Tenant
 from portal.audit import tracking
@@ -319,8 +320,8 @@ def _models() -> dict[str, Model]:
             task=served.task,
             created=served.created,
             context=served.context,
-            external=served.engine == ServedModel.Engine.EXTERNAL,
-            stops_unary=served.engine != ServedModel.Engine.LLAMA_CPP,
+            external=engine_named(served.engine).external,
+            stops_unary=engine_named(served.engine).stops_unary,
             tenants=frozenset(access[served.model_id]) if served.model_id in access else None,
             loading_on=served.loading_on,
             retires=_retirement(served.retires_on),

@@ -10,22 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """The names of a launcher's metrics. `counts_cached`: prompt tokens found in the cache are included."""
-
-    prompt: str
-    completion: str
-    counts_cached: bool
-
-
-_LLAMA_CPP = Counters("llamacpp:prompt_tokens_total", "llamacpp:tokens_predicted_total", counts_cached=False)
-COUNTERS: Mapping[str, Counters] = {
-    "vllm": Counters("vllm:prompt_tokens_total", "vllm:generation_tokens_total", counts_cached=True),
-    "llama-server": _LLAMA_CPP,
-    "xllamacpp": _LLAMA_CPP,
-}
+from modelregistry.engines.base import MonitoringSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +29,9 @@ class CounterReading:
     why_not: str = ""
 
 
-def read_counters(counters: Counters, values: Mapping[str, float]) -> tuple[int, int]:
+def read_counters(names: MonitoringSpec, values: Mapping[str, float]) -> tuple[int, int]:
     """Return (prompt, completion) of an engine's metrics. Raises KeyError if one of them is missing."""
-    return int(values[counters.prompt]), int(values[counters.completion])
+    return int(values[names.prompt]), int(values[names.generated])
 
 
 def compare_by_model(readings: Iterable[CounterReading]) -> list[dict[str, Any]]:

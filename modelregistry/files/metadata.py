@@ -7,6 +7,9 @@ from typing import Any, Self
 
 from modelregistry.files.text import clean_text
 
+# The forms of a model's files: a directory in Hugging Face's form, or one file (or its parts) of llama.cpp's.
+CHECKPOINT, GGUF = "checkpoint", "gguf"
+
 
 def gettext_noop(sentence: str) -> str:
     """Mark a sentence for translators, who find it by this function's name. Who shows it to people translates it."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from modelregistry.files.metadata import UnreadableModel, gettext_noop
+from modelregistry.files.metadata import GGUF, UnreadableModel, gettext_noop
 from modelregistry.files.regular import open_regular_file
 
 HEAD = 512  # bytes, of which a file is known
@@ -21,12 +21,12 @@ ARCHIVES = {b"PK\x03\x04": "ZIP", b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"7z\xbc
 WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth")
 
 
-def recognise(engine: str, path: Path) -> UnreadableModel | None:
-    """What it is instead of a model for this engine, as a sentence; None: nothing that is known. Never raises."""
+def recognise(form: str, path: Path) -> UnreadableModel | None:
+    """Return what it is instead of a model in this form, as a sentence; None: nothing that is known. Never raises."""
     try:
         if path.is_dir():
-            return _directory(engine, path)
-        return _link(path) if path.is_symlink() and not path.exists() else _file(engine, path)
+            return _directory(form, path)
+        return _link(path) if path.is_symlink() and not path.exists() else _file(form, path)
     except (OSError, UnreadableModel):
         return None
 
@@ -34,13 +34,13 @@ def recognise(engine: str, path: Path) -> UnreadableModel | None:
 # --- Files
 
 
-def _file(engine: str, path: Path) -> UnreadableModel | None:
+def _file(form: str, path: Path) -> UnreadableModel | None:
     if not path.is_file():
         return None
     head = _head(path)
     if found := _no_weights(path, head):
         return found
-    if engine == "vllm" and head.startswith(b"GGUF"):
+    if form != GGUF and head.startswith(b"GGUF"):
         return UnreadableModel(
             gettext_noop("%(path)s is a GGUF file, which llama.cpp serves: choose that engine for it."), path=path
         )
@@ -128,18 +128,18 @@ def _link(path: Path) -> UnreadableModel:
 # --- Directories
 
 
-def _directory(engine: str, path: Path) -> UnreadableModel | None:
+def _directory(form: str, path: Path) -> UnreadableModel | None:
     names = sorted(os.listdir(path))[:MOST_FILES]
     here = frozenset(names)
     return (
-        _cache(engine, path, here)
+        _cache(form, path, here)
         or _broken_links(path, names)
         or _files_of_other_kinds(path, names)
-        or (_for_llama_cpp(path, names, here) if engine == "llama.cpp" else _for_vllm(path, names, here))
+        or (_for_llama_cpp(path, names, here) if form == GGUF else _for_vllm(path, names, here))
     )
 
 
-def _cache(engine: str, path: Path, here: frozenset[str]) -> UnreadableModel | None:
+def _cache(form: str, path: Path, here: frozenset[str]) -> UnreadableModel | None:
     """`models--org--name` of Hugging Face's cache: the model is a snapshot within, of links to its blobs."""
     if not {"snapshots", "blobs", "refs"} & here or not (
         path.name.startswith("models--") or {"snapshots", "refs"} <= here
@@ -169,7 +169,7 @@ def _cache(engine: str, path: Path, here: frozenset[str]) -> UnreadableModel | N
     if broken := _broken_links(newest, sorted(os.listdir(newest))):
         return broken
     inside: Path | None = newest
-    if engine == "llama.cpp":
+    if form == GGUF:
         inside = _first_gguf(newest, sorted(os.listdir(newest)))
     return UnreadableModel(
         gettext_noop("%(path)s is a folder of Hugging Face’s cache; the model itself is %(inside)s: give that path."),

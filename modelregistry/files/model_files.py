@@ -7,8 +7,9 @@ headers are read, some MB at most: a model of 140 GB takes as long as a small on
 from collections.abc import Collection
 from pathlib import Path
 
+from modelregistry.engines.registry import engine_named
 from modelregistry.files import bounds, checkpoint, misplaced
-from modelregistry.files.metadata import ModelMetadata, UnreadableModel, gettext_noop
+from modelregistry.files.metadata import GGUF, ModelMetadata, UnreadableModel, gettext_noop
 
 RISKS = {
     "pickle": gettext_noop(
@@ -23,7 +24,7 @@ RISKS = {
 
 
 def read_model(engine: str, path: str, allowed: Collection[str] = ()) -> ModelMetadata:
-    """What the files of `path` tell: a directory for "vllm", a GGUF file for "llama.cpp". Reads the disk.
+    """Return what the files of `path` tell, in the form that the engine reads. Reads the disk.
 
     `allowed`: risks that an operator took for this model. Raises UnreadableModel.
     """
@@ -31,11 +32,12 @@ def read_model(engine: str, path: str, allowed: Collection[str] = ()) -> ModelMe
         raise UnreadableModel(gettext_noop("This engine needs the path of a model."))
     if not Path(path).is_absolute() or "\0" in path:
         raise UnreadableModel(gettext_noop("%(path)s is not an absolute path."), path=path)
+    form = engine_named(engine).model_format
     try:
-        return _within_bounds(engine, Path(path), allowed)
+        return _within_bounds(form, Path(path), allowed)
     except UnreadableModel as error:
         # What it is says more than how it is broken.
-        raise (None if error.risk else misplaced.recognise(engine, Path(path))) or error from None
+        raise (None if error.risk else misplaced.recognise(form, Path(path))) or error from None
     except OSError as error:
         raise UnreadableModel(
             gettext_noop("%(path)s cannot be read: %(reason)s."),
@@ -44,9 +46,9 @@ def read_model(engine: str, path: str, allowed: Collection[str] = ()) -> ModelMe
         ) from error
 
 
-def _within_bounds(engine: str, path: Path, allowed: Collection[str]) -> ModelMetadata:
+def _within_bounds(form: str, path: Path, allowed: Collection[str]) -> ModelMetadata:
     try:
-        return bounds.check_metadata(_gguf(path) if engine == "llama.cpp" else _directory(path, allowed))
+        return bounds.check_metadata(_gguf(path) if form == GGUF else _directory(path, allowed))
     except bounds.OutOfBounds as error:
         sentence = (
             gettext_noop("%(path)s is damaged: it says %(value)s for “%(name)s”, which cannot be.")

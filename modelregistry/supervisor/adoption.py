@@ -10,7 +10,7 @@ from datetime import datetime
 
 from django.utils import timezone
 
-from modelregistry.engines import base
+from modelregistry.engines.base import Spec
 from modelregistry.process import process
 from modelregistry.process.process import Life, Run, Runs
 from modelregistry.supervisor import plan
@@ -105,9 +105,7 @@ def _seconds_until(instant: datetime | None) -> float:
 def _desired_of_deleted(run: Run | None) -> DesiredModel:
     """Return enough to probe and stop an engine whose model was deleted meanwhile."""
     metadata = metadata_of(run) if run else None
-    spec = base.Spec(
-        engine="", name=metadata.name if metadata else "", path="", task=metadata.task if metadata else "chat"
-    )
+    spec = Spec(engine="", name=metadata.name if metadata else "", path="", task=metadata.task if metadata else "chat")
     return DesiredModel(
         spec=spec,
         enabled=False,

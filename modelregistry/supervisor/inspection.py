@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from modelregistry.engines import base
+from modelregistry.engines import programs
 from modelregistry.engines.versions import EngineVersions
 from modelregistry.process import gpus, process, shim
 from modelregistry.process.process import Life, Run, Runs
@@ -57,8 +57,8 @@ class Inspector:
 
     def inspect(self) -> Inspection:
         self.devices = devices = gpus.list_devices(self.devices)
-        found = base.find_engines(self.commands, self.cache, os.environ.get("PATH", os.defpath))
-        installed = base.all_installed(self.cache)
+        found = programs.find_engines(self.commands, self.cache, os.environ.get("PATH", os.defpath))
+        installed = programs.all_installed(self.cache)
         runs = self.runs.all()
         remains = process.leftovers_of(runs)
         ours = {who.pid for who in _ours(runs, remains)}
@@ -72,9 +72,9 @@ class Inspector:
             devices=[asdict(device) for device in devices],
             strangers=find_strangers(devices, ours, self.runs.root),
             engines=self.versions.of(found),
-            installed=base.group_versions(installed),
-            stamps=base.group_stamps(installed),
-            default_versions=base.default_versions(found, installed),
+            installed=programs.group_versions(installed),
+            stamps=programs.group_stamps(installed),
+            default_versions=programs.default_versions(found, installed),
             problems=problems,
         )
 

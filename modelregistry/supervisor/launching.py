@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from modelregistry import failure_advice, placement_messages, validation
-from modelregistry.engines import base, parsers
-from modelregistry.engines.base import Endpoint, Spec
+from modelregistry.engines import parsers, programs
+from modelregistry.engines.base import CallerIsolation, Endpoint, Spec
+from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine, select_engine
 from modelregistry.engines.version_trials import NoVersion, Trial
 from modelregistry.memory import allocation, placement
@@ -54,7 +55,7 @@ class SupervisorConfig:
     start_limit: float
     stop_grace: float
     claim: Path  # keeps this state directory's claim of the host, see `lease`
-    isolation: base.CallerIsolation = field(default_factory=base.CallerIsolation)
+    isolation: CallerIsolation = field(default_factory=CallerIsolation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,10 +112,10 @@ def choose_engine(
     """
     if fault := validation.find_path_fault(spec.engine, spec.path, spec.allowed_risks):
         raise CannotLaunch(fault, "bad-files" if Path(spec.path).exists() else "missing-file")
-    found = base.find_engines(config.commands, config.cache, os.environ.get("PATH", os.defpath))
+    found = programs.find_engines(config.commands, config.cache, os.environ.get("PATH", os.defpath))
     try:
-        return select_engine(spec, found, base.all_installed(config.cache), trials=trials, tried_now=tried_now)
-    except base.NoLauncher as error:
+        return select_engine(spec, found, programs.all_installed(config.cache), trials=trials, tried_now=tried_now)
+    except programs.NoLauncher as error:
         raise CannotLaunch(str(error), "no-engine") from error
     except NoVersion as error:
         raise CannotLaunch(placement_messages.explain_missing_version(error), "no-engine") from error
@@ -174,7 +175,7 @@ def make_offer(
         return Offer(fits=False, free=0)
     devices = gpus.visible_devices(gpus.list_devices(before), os.environ.get("CUDA_VISIBLE_DEVICES"))
     occupants = allocation.occupants(hosted, devices)
-    kind = placement.kind_of(devices, on_cpu=base.on_cpu(engine.launcher, engine.program))
+    kind = placement.kind_of(devices, on_cpu=launched_by(engine.launcher).runs_on_cpu(engine.program))
     shares = [share for one in occupants for share in one.shares]
     free = sum(placement.free_room(device, shares).free for device in devices if device.kind == kind)
     facts = allocation.facts_of(spec)
@@ -229,7 +230,7 @@ def launch(
         task=spec.task,
         fingerprint=spec.fingerprint(),
         launcher=launcher,
-        slots=base.parallel_slots(spec, launcher),
+        slots=launched_by(launcher).slots(spec),
         port=endpoint.port,
         url=endpoint.url,
         api_key=endpoint.api_key,
@@ -241,7 +242,7 @@ def launch(
     )
     _forget_old_runs(runs, key)
     grant = allotted.grant if allotted else None
-    command = base.build_command(spec, launcher, program, endpoint, os.environ, grant, config.isolation)
+    command = launched_by(launcher).build_command(spec, program, endpoint, os.environ, grant, config.isolation)
     try:
         return runs.start(secrets.token_hex(8), command, label=asdict(metadata), grace=endpoint.grace), metadata
     except (process.StartFailed, OSError) as error:

@@ -23,7 +23,8 @@ import httpx2
 from django.utils import timezone
 
 from modelregistry import failure_advice
-from modelregistry.engines import base, version_trials
+from modelregistry.engines import programs, version_trials
+from modelregistry.engines.registry import launched_by
 from modelregistry.engines.selection import ChosenEngine
 from modelregistry.engines.version_trials import FAILED, NOT_ITS_FAULT, PROVEN, UNTRIED, Installed, Trial
 from modelregistry.process import gpus, probe, process, stopping
@@ -166,7 +167,7 @@ class Supervisor:
 
     async def inspect(self) -> None:
         """Look at the machine for the next report, and retry failed replicas when the installed engines changed."""
-        installed = await self.executor.run(base.all_installed, self.config.cache)
+        installed = await self.executor.run(programs.all_installed, self.config.cache)
         if self.installed not in (None, installed):
             # A model that had no engine, or one that does not work, may have one now.
             for replica in self.replicas.values():
@@ -563,6 +564,6 @@ def _describe_end(launcher: str, run: Run | None, reason: str) -> str:
     written = process.log_tail(run.directory, CAUSE_LINES)
     # A killed engine had no time to log why.
     silent = not reason and (ended is None or ended.signal == signal.SIGKILL)
-    cause = "" if silent else base.last_telling_line(launcher, written)
+    cause = "" if silent else launched_by(launcher).last_telling_line(written)
     tail = "\n".join(written.splitlines()[-LOG_LINES:])
     return "\n".join(filter(None, [f"{how}: {cause}" if cause else how, tail]))

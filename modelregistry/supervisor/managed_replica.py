@@ -9,7 +9,7 @@ from typing import Any
 
 from django.utils import timezone
 
-from modelregistry.engines import base
+from modelregistry.engines.registry import launched_by
 from modelregistry.engines.version_trials import Choice, Trial
 from modelregistry.memory.allocation import Allocation, HostedReplica
 from modelregistry.memory.estimate import Prediction
@@ -262,7 +262,7 @@ class ManagedReplica:
 
     def record_health(self, seen: probe.HealthCheck, now: float) -> None:
         """Record whether it works on requests now, and whether it did since the last check."""
-        if not base.MONITORING[self.launcher].metrics:
+        if not launched_by(self.launcher).monitoring.metrics:
             seen = self._health_by_cpu_time(now)
         self.live = self._live_values(seen, now)
         self.running = seen.running

@@ -15,6 +15,7 @@ from django.utils import timezone
 from modelregistry import models
 from modelregistry.database_clock import database_now
 from modelregistry.engines.base import Spec
+from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import UNTRIED, Trial
 from modelregistry.memory.allocation import Allocation, MemoryUse
 from modelregistry.memory.estimate import Measured
@@ -50,7 +51,7 @@ class DesiredModel:
 
     @property
     def external(self) -> bool:
-        return self.spec.engine == ServedModel.Engine.EXTERNAL
+        return engine_named(self.spec.engine).external
 
     def fingerprint(self) -> str:
         """Return a value that changes exactly when a replica must be restarted."""
@@ -222,7 +223,7 @@ def spec_of(row: ServedModel) -> Spec:
 
 
 def _desired_model(row: ServedModel) -> DesiredModel:
-    external = row.engine == ServedModel.Engine.EXTERNAL
+    external = engine_named(row.engine).external
     retired = row.retires_on is not None and timezone.localdate() >= row.retires_on
     return DesiredModel(
         spec=spec_of(row),

@@ -10,7 +10,8 @@ from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import routes
-from modelregistry.engines import capabilities
+from modelregistry.engines.base import Engine
+from modelregistry.engines.registry import engine_named
 from modelregistry.models import Replica, ServedModel
 from modelregistry.overview import is_supervised
 from portal.accounts.models import Tenant
@@ -68,11 +69,15 @@ def available_models(served: QuerySet[ServedModel]) -> list[AvailableModel]:
             context=model.context,
             state=liveness(model.replica_set.all(), now),
             retires_on=model.retires_on,
-            tools=capabilities.calls_tools(model.engine, model.launcher, model.args),
-            vision=capabilities.sees_images(model.engine, model.args),
+            tools=_engine(model).calls_tools(model.args),
+            vision=_engine(model).sees_images(model.args),
         )
         for model in served.prefetch_related(replicas, "aliases")
     ]
+
+
+def _engine(model: ServedModel) -> Engine:
+    return engine_named(model.engine).as_run_by(model.launcher)
 
 
 def liveness(replicas: Iterable[Replica], now: datetime) -> Liveness:

@@ -11,7 +11,7 @@ from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
 from modelregistry import hosts
-from modelregistry.models import Host, HostReport, ServedModel
+from modelregistry.models import Host, HostReport, ServedModel, engine_choices, launcher_choices
 from portal.accounts.models import Tenant, User
 from portal.keys.models import ModelAccess
 from portal.operations import actions
@@ -151,7 +151,8 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
             self.fields["engine_version"].help_text = _(
                 "Empty: the newest one that has proven itself with this model. Installed: %(versions)s."
             ) % {"versions": "; ".join(installed)}
-        self.fields["engine"].choices = ServedModel.Engine.choices  # type: ignore[attr-defined]  # none is no choice
+        self.fields["engine"].choices = engine_choices()  # type: ignore[attr-defined]  # none is no choice
+        self.fields["launcher"].choices = launcher_choices()  # type: ignore[attr-defined]
         if self.instance.pk:
             self.fields["name"].disabled = True
             self.fields["name"].help_text = _("Clients know it by this name. Give it another one beside it below.")

@@ -5,10 +5,26 @@ from typing import Any, ClassVar
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
-from modelregistry.models import EngineTrial, Host, Replica, ServedModel
+from modelregistry.engines.registry import engine_named
+from modelregistry.models import EngineTrial, Host, Replica, ServedModel, engine_choices, launcher_choices
 from modelregistry.overview import ModelState
 from portal.accounts.models import DirectoryState, Tenant
 from portal.web.rest.strict_fields import CharField, KnownFields, ModelSerializer
+
+
+class EngineField(serializers.ChoiceField):
+    """An engine of the registry."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(engine_choices(), **kwargs)
+
+
+class LauncherField(serializers.ChoiceField):
+    """A launcher of an engine that has several, or none."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(launcher_choices(), **kwargs)
+
 
 # --- live state
 
@@ -55,7 +71,7 @@ class ModelNow(serializers.Serializer[Any]):
     name = CharField()
     aliases = serializers.ListField(child=CharField())
     task = serializers.ChoiceField(ServedModel.Task.choices)
-    engine = serializers.ChoiceField(ServedModel.Engine.choices)
+    engine = EngineField()
     host = CharField(allow_null=True)
     enabled = serializers.BooleanField()
     retires_on = serializers.DateField(allow_null=True)
@@ -214,8 +230,8 @@ class Reading(serializers.Serializer[Any]):
 class Plan(KnownFields):
     """What is asked before registering: what would it take?"""
 
-    engine = serializers.ChoiceField(ServedModel.Engine.choices)
-    launcher = serializers.ChoiceField(ServedModel.Launcher.choices, required=False, default="")
+    engine = EngineField()
+    launcher = LauncherField(required=False, default="")
     path = CharField()
     task = serializers.ChoiceField(ServedModel.Task.choices, required=False, default="chat")
     context = serializers.IntegerField(  # type: ignore[assignment]
@@ -239,7 +255,7 @@ class Plan(KnownFields):
     )
 
     def validate_engine(self, engine: str) -> str:
-        if engine == ServedModel.Engine.EXTERNAL:
+        if engine_named(engine).external:
             raise serializers.ValidationError(_("An external engine takes no memory here."))
         return engine
 
@@ -296,7 +312,7 @@ class Preset(serializers.Serializer[Any]):
     source = CharField(  # type: ignore[assignment]
         help_text="Where it is published."
     )
-    engine = serializers.ChoiceField(ServedModel.Engine.choices)
+    engine = EngineField()
     task = serializers.ChoiceField(ServedModel.Task.choices)
     context = serializers.IntegerField()  # type: ignore[assignment]
     slots = serializers.IntegerField()

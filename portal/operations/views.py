@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_safe
 
 from modelregistry.engines.presets import PRESETS
+from modelregistry.engines.registry import external_engines
 from modelregistry.fit import estimate
 from modelregistry.hosts import find_removal_obstacle
 from modelregistry.models import Host, LogTail, Replica, ServedModel
@@ -149,7 +150,7 @@ def edit_host(request: HttpRequest, pk: int) -> HttpResponse:
 def models_on(host: Host) -> list[tuple[ModelView, Callers]]:
     """Return the models whose engines on this host would end, by name, with those who called them of late."""
     now = timezone.now()
-    running = Replica.objects.filter(host=host, state__in=ALIVE).exclude(model__engine=ServedModel.Engine.EXTERNAL)
+    running = Replica.objects.filter(host=host, state__in=ALIVE).exclude(model__engine__in=external_engines())
     served = list(with_all(ServedModel.objects.filter(pk__in=running.values("model")).order_by("name")))
     called = callers_of([model.name for model in served], now)
     return [(model_view(model, now, None), called[model.name]) for model in served]

@@ -64,7 +64,7 @@ def register_models(cache: Path) -> None:
             name=model.name,
             description_ja=model.description_ja,
             description_en=model.description_en,
-            engine=ServedModel.Engine.LLAMA_CPP,
+            engine="llama.cpp",
             task=model.task,
             path=str(model.path(cache)),
             context=model.context,

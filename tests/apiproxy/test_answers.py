@@ -34,7 +34,7 @@ def answer(body: bytes, *headers: str) -> dict[str, str]:
 @pytest.fixture
 def llama(counter):
     """Return the model is served by llama.cpp, as far as the gateway knows: answers are put together from streams."""
-    counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
+    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
     counter.model.save()
     counter.informed()
     return counter
@@ -201,7 +201,7 @@ def test_g5_a_small_gzip_that_unpacks_to_much_is_refused(counter, monkeypatch):
 @pytest.mark.parametrize("assembled", [False, True])
 def test_g7_a_stream_that_ends_a_little_differently_is_finished(counter, end, told, assembled):
     if assembled:
-        counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
+        counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
         counter.model.save()
         counter.informed()
     script = [{"send": SSE}, {"events": 2}, {"send": chunk(end) + "0\r\n\r\n"}]

@@ -413,7 +413,7 @@ def test_an_engines_refusal_is_translated(counter, body, code):
 def test_a_failure_after_tokens_were_made_is_not_to_be_retried(counter):
     """The SDK would ask again, and be metered again."""
     script = [{"send": SSE}, {"events": 3}, {"reset": True}]
-    counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
+    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
     counter.model.save()
     counter.informed()
     response = counter.chat(script=script)

@@ -20,7 +20,8 @@ import django
 import httpx2
 from django.conf import settings
 
-from modelregistry.engines.base import Spec, find_engines
+from modelregistry.engines.base import Spec
+from modelregistry.engines.programs import find_engines
 from modelregistry.memory import estimate
 from modelregistry.memory.allocation import Allocation
 from modelregistry.process import probe, process

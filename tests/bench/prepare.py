@@ -30,7 +30,7 @@ def main(engine: str, keys: int, models: int) -> None:
     tenant = Tenant.objects.create(slug="bench", name="Bench")
     person = User.objects.create_user("bench")
     Membership.objects.create(user=person, tenant=tenant)
-    model = ServedModel(name="fake-model", engine=ServedModel.Engine.EXTERNAL, url=engine)
+    model = ServedModel(name="fake-model", engine="external", url=engine)
     model.full_clean()
     model.save()
     host = Host.objects.create(name="bench")
@@ -51,7 +51,7 @@ def limits(**owner: Tenant | User) -> list[Quota]:
 
 
 def more_models(engine: str, host: Host, count: int) -> None:
-    external = ServedModel.Engine.EXTERNAL
+    external = "external"
     made = ServedModel.objects.bulk_create(
         ServedModel(name=f"fake-model-{number}", engine=external, url=engine) for number in range(count)
     )

@@ -25,8 +25,10 @@ from typing import Any
 import httpx2
 from django.conf import settings
 
-from modelregistry.engines import base
-from modelregistry.memory import estimate
+from modelregistry.engines import programs
+from modelregistry.engines.registry import launched_by
+from modelregistry.memory import llama_cpp as llama_cpp_memory
+from modelregistry.memory import vllm as vllm_memory
 from modelregistry.process import gpus
 from modelregistry.process.gpus import Device
 from tests.gpu.check_cuda import ASKED
@@ -134,7 +136,7 @@ def compare_context(card: Device) -> Iterator[Finding]:
         )
         bare = (own or now.used - before) - ASKED
         # PyTorch's and ggml's own libraries come on top of a bare context, so it must be the smaller one.
-        for name, most in (("vLLM", estimate.VLLM_CONTEXT), ("llama.cpp", estimate.LLAMA_CPP_CONTEXT)):
+        for name, most in (("vLLM", vllm_memory.CUDA_CONTEXT), ("llama.cpp", llama_cpp_memory.CUDA_CONTEXT)):
             well = 0 < bare <= most
             yield Finding(
                 what=f"a bare context, of {name}'s", planned=f"at most {mib(most)}", seen=mib(bare), well=well
@@ -151,8 +153,8 @@ def compare_context(card: Device) -> Iterator[Finding]:
 
 def compare_engines() -> Iterator[Finding]:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
-    found = base.find_engines(settings.ENGINE_COMMANDS, settings.CACHE, os.environ.get("PATH", os.defpath))
-    on_gpu = [launcher for launcher, program in found.items() if not base.on_cpu(launcher, program)]
+    found = programs.find_engines(settings.ENGINE_COMMANDS, settings.CACHE, os.environ.get("PATH", os.defpath))
+    on_gpu = [launcher for launcher, program in found.items() if not launched_by(launcher).runs_on_cpu(program)]
     if not on_gpu:
         yield Finding(what="engines", planned="–", seen="this host has none for GPUs", well=None)
         return

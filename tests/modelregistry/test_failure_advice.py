@@ -6,7 +6,7 @@ import pytest
 from django.utils import translation
 
 from modelregistry import failure_advice
-from modelregistry.engines import base
+from modelregistry.engines.registry import launched_by
 from tests.translations import japanese  # noqa: F401 - a fixture
 
 RECORDED = sorted(Path(__file__).with_name("failures").glob("*.log"))
@@ -26,7 +26,7 @@ def test_the_cause_of_a_recorded_failure_is_known(path):
 @pytest.mark.parametrize("path", FAILED, ids=lambda path: path.stem)
 def test_the_line_that_is_shown_first_names_the_cause(path):
     launcher, expected = path.name.split(".")[:2]
-    line = base.last_telling_line(launcher, path.read_text())
+    line = launched_by(launcher).last_telling_line(path.read_text())
     # llama.cpp reports a port in use only in a line that is not called an error.
     assert failure_advice.cause(line) == expected or (launcher, expected) == ("xllamacpp", "port-in-use")
 

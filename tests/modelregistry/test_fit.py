@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelregistry import fit, placement_messages
-from modelregistry.engines import base
+from modelregistry.engines import programs
 from modelregistry.engines.base import Spec
+from modelregistry.engines.registry import engine_named
 from modelregistry.engines.version_trials import FAILED, PROVEN, Choice, Trial
 from modelregistry.files.metadata import Attention, ModelMetadata
 from modelregistry.memory import allocation, estimate, placement
@@ -183,13 +184,15 @@ def test_a_look_ahead_asks_for_the_version_that_the_model_is_pinned_to():
     assert newest.prediction != there.prediction
 
 
-LAUNCHER_VERSIONS = [(launcher, version) for launcher in base.LLAMA_CPP_LAUNCHERS for version in ("2.0", "1.0")]
+LAUNCHER_VERSIONS = [
+    (launcher, version) for launcher in list(engine_named("llama.cpp").launchers()) for version in ("2.0", "1.0")
+]
 
 
 @settings(max_examples=150, deadline=None)
 @given(
     installed=st.sets(st.sampled_from(LAUNCHER_VERSIONS), min_size=1),
-    named=st.sets(st.sampled_from(base.LLAMA_CPP_LAUNCHERS), max_size=1),
+    named=st.sets(st.sampled_from(list(engine_named("llama.cpp").launchers())), max_size=1),
     tried=st.lists(
         st.tuples(st.sampled_from(LAUNCHER_VERSIONS), st.sampled_from([PROVEN, FAILED]), st.booleans()),
         unique_by=lambda one: one[0],
@@ -207,17 +210,17 @@ def test_page_and_command_look_ahead_with_the_engine_that_the_supervisor_starts(
             **{"host": "h", "runs": cache, "cache": cache, "commands": dict.fromkeys(named, "/opt/own"), "ports": []},
             **{"start_limit": 1, "stop_grace": 1, "claim": cache},
         )
-        there = base.all_installed(cache)
-        stamps = base.group_stamps(there)
+        there = programs.all_installed(cache)
+        stamps = programs.group_stamps(there)
         trials = [
             Trial(launcher=of, version=version, stamp=stamps.get(of, {}).get(version, "") + "!" * stale, state=state)
             for (of, version), state, stale in tried
         ]
-        found = base.find_engines(config.commands, cache, "")
-        usual = base.default_versions(found, there)
+        found = programs.find_engines(config.commands, cache, "")
+        usual = programs.default_versions(found, there)
         report = SimpleNamespace(
             engines={launcher: version or "9.0" for launcher, version in usual.items()},
-            **{"installed": base.group_versions(there), "stamps": stamps, "default_versions": usual},
+            **{"installed": programs.group_versions(there), "stamps": stamps, "default_versions": usual},
         )
         foreseen, missing = fit._engine_on(SimpleNamespace(**ALIVE, report=report), asked_for, trials)
         try:

@@ -14,7 +14,7 @@ from urllib.error import HTTPError
 import pytest
 from django.core.management import CommandError
 
-from modelregistry.engines.base import XLLAMACPP_LAUNCHER
+from modelregistry.engines.llama_cpp import XLLAMACPP_LAUNCHER
 from modelregistry.models import Replica, ServedModel
 from modelregistry.process import log_filter
 from tests import engines

@@ -6,10 +6,11 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from modelregistry.engines import base, parsers
+from modelregistry.engines import parsers
+from modelregistry.engines.registry import installable, launched_by
 from modelregistry.install import engine_environments
 from modelregistry.install.build_cache import CannotFetch
-from modelregistry.install.engine_environments import FOR_CPUS, INSTALLABLE, EngineEnvironment
+from modelregistry.install.engine_environments import EngineEnvironment
 
 NO_DRIVER = (
     "This machine shows no NVIDIA driver, and vLLM's build for GPUs (9.5 GB) would run nothing here. Give --cpu for "
@@ -24,7 +25,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument(
             "engine",
-            choices=sorted(INSTALLABLE),
+            choices=sorted(installable()),
             help="llama.cpp is xllamacpp, which needs no compiler; llama-server and llama-cpp-python are compiled here",
         )
         parser.add_argument("--cpu", action="store_true", help="vllm: its build for CPUs (2.5 GB), slow but complete")
@@ -45,7 +46,7 @@ class Command(BaseCommand):
             if folder := options["download_to"]:
                 engine_environments.download_packages(environment, folder, self._say)
                 return str(folder)
-            if environment is INSTALLABLE["vllm"] and not (engine_environments.nvidia_driver() or options["force"]):
+            if environment.needs_nvidia and not (engine_environments.nvidia_driver() or options["force"]):
                 raise CommandError(NO_DRIVER)
             made = engine_environments.install(environment, settings.CACHE, self._say, folder=options["folder"])
         except CannotFetch as error:
@@ -53,7 +54,7 @@ class Command(BaseCommand):
         except OSError as error:  # a folder that cannot be made, a full disk
             raise CommandError(f"{error.filename or environment.name}: {error.strerror or error}") from error
         # Now rather than when an operator registers a model and waits for it.
-        parsers.load_options(environment.name, base.program_of(environment.name, made), settings.CACHE)
+        parsers.load_options(environment.name, launched_by(environment.name).program(made), settings.CACHE)
         return str(made)
 
     def _say(self, text: str) -> None:
@@ -62,7 +63,9 @@ class Command(BaseCommand):
 
 
 def _choose(engine: str, *, cpu: bool) -> EngineEnvironment:
-    return (FOR_CPUS.get(engine) if cpu else None) or INSTALLABLE[engine]
+    environment = installable()[engine].environment(cpu=cpu)
+    assert environment, "only what can be installed is a choice"
+    return environment
 
 
 def _exit(*_: object) -> None:

@@ -10,11 +10,12 @@ from django.utils.translation import gettext
 
 from modelregistry import validation
 from modelregistry.engines.presets import PRESETS, Preset
+from modelregistry.engines.registry import ENGINES
 from modelregistry.files import model_files
 from modelregistry.fit import HostFit, estimate
 from modelregistry.management.commands.hosts import find_host
 from modelregistry.memory.estimate import Prediction
-from modelregistry.models import Alias, ServedModel
+from modelregistry.models import Alias, ServedModel, launcher_choices
 from modelregistry.terminal import clean, clean_lines
 
 NONE = "none"  # given for a value that is to be removed
@@ -37,8 +38,8 @@ class Command(BaseCommand):
         parser.add_argument("name", nargs="?", help="what clients call it")
         parser.add_argument("--presets", action="store_true", help="show the presets and register nothing")
         parser.add_argument("--preset", choices=sorted(PRESETS), help="start from the settings that this model needs")
-        parser.add_argument("--engine", choices=ServedModel.Engine.values)
-        parser.add_argument("--launcher", choices=[value for value in ServedModel.Launcher.values if value])
+        parser.add_argument("--engine", choices=list(ENGINES))
+        parser.add_argument("--launcher", choices=[value for value, _ in launcher_choices() if value])
         parser.add_argument(
             "--engine-version", metavar="V", help="pin it to an installed version; '' = the newest proven one"
         )
@@ -112,7 +113,7 @@ class Command(BaseCommand):
         if known:
             raise CommandError(f"There is a model {known.name} already; --update changes it.")
         if not options["engine"] and not preset:
-            raise CommandError(f"Give --engine, one of: {', '.join(ServedModel.Engine.values)}; or a --preset.")
+            raise CommandError(f"Give --engine, one of: {', '.join(ENGINES)}; or a --preset.")
         return ServedModel(name=options["name"])
 
 

@@ -5,7 +5,8 @@ import json
 import httpx2
 from django.conf import settings
 
-from apiproxy.bridge.usage_reconciliation import COUNTERS, CounterReading, compare_by_model, read_counters
+from apiproxy.bridge.usage_reconciliation import CounterReading, compare_by_model, read_counters
+from modelregistry.engines.registry import launched_by
 from modelregistry.install.demo_models import SMOLLM2
 from modelregistry.process.probe import SAMPLE_TOKENS
 from tests import engine
@@ -85,7 +86,9 @@ def test_replicas_of_a_model_are_added_up_and_those_that_cannot_be_asked_are_nam
 
 
 def test_vllms_counters_are_read():
-    assert read_counters(COUNTERS["vllm"], {"vllm:prompt_tokens_total": 12.0, "vllm:generation_tokens_total": 5.0}) == (
+    assert read_counters(
+        launched_by("vllm").monitoring, {"vllm:prompt_tokens_total": 12.0, "vllm:generation_tokens_total": 5.0}
+    ) == (
         12,
         5,
     )

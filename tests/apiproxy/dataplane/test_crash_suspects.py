@@ -8,7 +8,7 @@ import httpx2
 import pytest
 
 from apiproxy.dataplane.crash_suspects import MEMORY, PROOF, CrashSuspects
-from modelregistry.models import Host, Replica, ServedModel
+from modelregistry.models import Host, Replica
 from portal.audit.models import AuditEvent
 from tests import engine
 from tests.engine import ANSWER, SSE, unary
@@ -218,7 +218,7 @@ def test_g14_no_flood_of_deaths_fills_the_directory(suspects, tmp_path, monkeypa
 
 def test_t3_an_answer_that_fails_after_tokens_were_made_is_not_made_again_elsewhere(counter):
     """Also not of a call whose answer would have been put together: no client has seen any of it, but it was made."""
-    counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
+    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
     counter.model.save()
     with engine.running() as other:
         Replica.objects.create(model=counter.model, host=Host.objects.get(), index=1, state="ready", url=other.url)

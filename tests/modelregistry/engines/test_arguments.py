@@ -105,7 +105,7 @@ def test_e6_vllms_short_forms():
 # --- llama.cpp
 
 
-@pytest.mark.parametrize("launcher", ["llama-server", "xllamacpp", ""])
+@pytest.mark.parametrize("launcher", ["llama-server", "xllamacpp"])
 @pytest.mark.parametrize(
     "args",
     [["--n-gpu-layers", "20"], ["-ngl", "20"], ["--gpu_layers=20"], ["-ngl", "1", "--gpu-layers", "20"], ["-ngl=20"]],

@@ -2,8 +2,8 @@
 
 import pytest
 
-from modelregistry.engines.capabilities import calls_tools, sees_images
 from modelregistry.engines.presets import PRESETS
+from modelregistry.engines.registry import engine_named
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,12 @@ from modelregistry.engines.presets import PRESETS
     ],
 )
 def test_tools_are_called_where_an_operator_turned_it_on(engine, launcher, args, can):
-    assert calls_tools(engine, launcher, args) is can
+    assert engine_named(engine).as_run_by(launcher).calls_tools(args) is can
 
 
 def test_the_preset_that_is_said_to_call_tools_does():
-    assert {key for key, preset in PRESETS.items() if calls_tools(preset.engine, "", preset.args)} == {
-        "llama-3.1-70b-japanese-awq"
-    }
+    able = {key for key, preset in PRESETS.items() if engine_named(preset.engine).calls_tools(preset.args)}
+    assert able == {"llama-3.1-70b-japanese-awq"}
 
 
 @pytest.mark.parametrize(
@@ -43,4 +42,4 @@ def test_the_preset_that_is_said_to_call_tools_does():
     ],
 )
 def test_images_are_seen_where_an_operator_turned_it_on(engine, args, can):
-    assert sees_images(engine, args) is can
+    assert engine_named(engine).sees_images(args) is can

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from modelregistry.engines import base
-from modelregistry.engines.base import Endpoint, NoLauncher, Spec
+from modelregistry.engines import base, llama_cpp, programs, vllm
+from modelregistry.engines.base import Endpoint, Spec
+from modelregistry.engines.programs import NoLauncher
+from modelregistry.engines.registry import all_launchers, engine_named, installable, launched_by
 
 PLACE = Endpoint(address="10.0.0.7", port=18123, api_key="secret", grace=10)
 CHAT = Spec(engine="llama.cpp", name="acme/chat", path="/m/chat.gguf", context=4096, slots=3)
@@ -17,7 +19,7 @@ ENVIRONMENT |= {"LLAMA_ARG_CTX_SIZE": "65536"}  # an argument that the planner d
 
 
 def command(spec, launcher, place=PLACE):
-    return base.build_command(spec, launcher, ("/opt/engine",), place, ENVIRONMENT)
+    return launched_by(launcher).build_command(spec, ("/opt/engine",), place, ENVIRONMENT)
 
 
 def pairs(argv):
@@ -25,7 +27,7 @@ def pairs(argv):
     return {name: value for name, value in itertools.pairwise(argv) if name.startswith("--")}
 
 
-@pytest.mark.parametrize("launcher", base.LAUNCHERS)
+@pytest.mark.parametrize("launcher", all_launchers())
 def test_every_engine_listens_at_its_endpoint_under_the_public_name(launcher):
     options = pairs(command(CHAT, launcher).argv)
     assert (options["--host"], options["--port"]) == ("10.0.0.7", "18123")
@@ -48,7 +50,7 @@ def test_the_key_is_in_the_environment_and_not_in_the_command_line(launcher, var
     assert not any("secret" in word for word in made.argv)
 
 
-@pytest.mark.parametrize("launcher", base.LAUNCHERS)
+@pytest.mark.parametrize("launcher", all_launchers())
 def test_an_engine_gets_no_secret_of_ours(launcher):
     env = command(CHAT, launcher).env
     assert {"PATH", "HOME", "CUDA_VISIBLE_DEVICES", "HF_HOME"} <= env.keys()
@@ -85,8 +87,8 @@ def test_a_chat_model_keeps_the_default_batch():
 
 def test_xllamacpp_is_run_by_its_own_python_with_our_launcher():
     argv = command(CHAT, "xllamacpp").argv
-    assert argv[:4] == ("/opt/engine", str(base.XLLAMACPP_LAUNCHER), "--grace", "9")
-    assert base.XLLAMACPP_LAUNCHER.exists()
+    assert argv[:4] == ("/opt/engine", str(llama_cpp.XLLAMACPP_LAUNCHER), "--grace", "9")
+    assert llama_cpp.XLLAMACPP_LAUNCHER.exists()
 
 
 def test_llama_cpp_python_keeps_no_number_for_each_word_and_token_unless_asked_to():
@@ -113,9 +115,11 @@ def test_g16_vllm_fetches_from_nowhere_but_where_the_operator_says():
         assert pairs(careful.argv)["--allowed-media-domains"].endswith(".invalid")
         assert careful.env["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] == "0"
     walls = base.CallerIsolation(media_domains=("files.example.com", "cdn.example.com"))
-    argv = base.build_command(
-        replace(CHAT, engine="vllm"), "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, None, walls
-    ).argv
+    argv = (
+        launched_by("vllm")
+        .build_command(replace(CHAT, engine="vllm"), ("/opt/engine",), PLACE, ENVIRONMENT, None, walls)
+        .argv
+    )
     place = argv.index("--allowed-media-domains")
     assert argv[place + 1 : place + 3] == ("files.example.com", "cdn.example.com")
 
@@ -124,7 +128,7 @@ def test_g16_vllm_fetches_from_nowhere_but_where_the_operator_says():
 def test_g18_llama_cpp_keeps_nothing_between_requests_unless_tenants_share_it(launcher):
     assert "--no-cache-prompt" in command(CHAT, launcher).argv
     shared = base.CallerIsolation(shared_cache=True)
-    argv = base.build_command(CHAT, launcher, ("/opt/engine",), PLACE, ENVIRONMENT, None, shared).argv
+    argv = launched_by(launcher).build_command(CHAT, ("/opt/engine",), PLACE, ENVIRONMENT, None, shared).argv
     assert "--no-cache-prompt" not in argv
     assert "--no-cache-prompt" not in command(replace(CHAT, task="embedding"), launcher).argv
 
@@ -135,7 +139,7 @@ def test_vllm_counts_context_and_slots_per_request():
 
 
 def test_a_vllm_that_we_installed_is_guarded_on_every_path():
-    made = base.build_command(CHAT, "vllm", ("/cache/bin/python", *base.VLLM_MODULE), PLACE, ENVIRONMENT)
+    made = launched_by("vllm").build_command(CHAT, ("/cache/bin/python", *vllm.VLLM_MODULE), PLACE, ENVIRONMENT)
     assert pairs(made.argv)["--middleware"] == "madoguchi_guard.Guard"
     assert (Path(made.env["PYTHONPATH"]) / "madoguchi_guard.py").exists()
     assert "--middleware" not in command(CHAT, "vllm").argv  # another one may run in a container
@@ -144,7 +148,7 @@ def test_a_vllm_that_we_installed_is_guarded_on_every_path():
 async def guarded(monkeypatch, path, kind="http", **headers):
     """Return what the guard sends, or "passed"."""
     monkeypatch.setenv("VLLM_API_KEY", "secret")
-    monkeypatch.syspath_prepend(base.VLLM_GUARD)
+    monkeypatch.syspath_prepend(vllm.VLLM_GUARD)
     sent = []
 
     async def app(scope, receive, send):
@@ -201,11 +205,11 @@ def test_vllm_reads_mistrals_own_form_where_it_is(tmp_path):
 
 def test_vllm_without_a_cache_does_not_want_nearly_all_ram_to_be_free():
     spec = replace(CHAT, engine="vllm", task="embedding")
-    argv = base.build_command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, base.MemoryGrant()).argv
+    argv = launched_by("vllm").build_command(spec, ("/opt/engine",), PLACE, ENVIRONMENT, base.MemoryGrant()).argv
     assert pairs(argv)["--kv-cache-memory-bytes"] == str(2**20)
 
 
-@pytest.mark.parametrize("launcher", base.LAUNCHERS)
+@pytest.mark.parametrize("launcher", all_launchers())
 def test_more_arguments_come_last(launcher):
     assert command(replace(CHAT, args=("--new-a", "--new-b")), launcher).argv[-2:] == ("--new-a", "--new-b")
 
@@ -219,7 +223,7 @@ def test_an_ipv6_address_makes_a_proper_url():
     [("vllm", None, None), ("vllm", 7, 7), ("xllamacpp", None, 4), ("llama-server", 2, 2), ("llama-cpp-python", 8, 1)],
 )
 def test_how_many_requests_it_works_on_at_a_time(launcher, said, slots):
-    assert base.parallel_slots(replace(CHAT, slots=said), launcher) == slots
+    assert launched_by(launcher).slots(replace(CHAT, slots=said)) == slots
 
 
 @pytest.mark.parametrize("field", ["name", "path", "launcher", "task", "context", "slots", "args"])
@@ -232,30 +236,30 @@ def test_the_fingerprint_follows_every_setting(field):
 # --- Which launcher
 
 
-ALL = {name: (f"/bin/{name}",) for name in base.LAUNCHERS}
+ALL = {name: (f"/bin/{name}",) for name in all_launchers()}
 
 
 def test_the_hosts_own_build_comes_first():
     spec = replace(CHAT, launcher="")
-    assert base.choose_launcher(spec, ALL) == "llama-server"
-    assert base.choose_launcher(spec, {"xllamacpp": (), "llama-cpp-python": ()}) == "xllamacpp"
-    assert base.choose_launcher(spec, {"llama-cpp-python": ()}) == "llama-cpp-python"
+    assert programs.choose_launcher(spec, ALL) == "llama-server"
+    assert programs.choose_launcher(spec, {"xllamacpp": (), "llama-cpp-python": ()}) == "xllamacpp"
+    assert programs.choose_launcher(spec, {"llama-cpp-python": ()}) == "llama-cpp-python"
 
 
 def test_the_launcher_is_the_chosen_one_or_none():
-    assert base.choose_launcher(replace(CHAT, launcher="xllamacpp"), ALL) == "xllamacpp"
+    assert programs.choose_launcher(replace(CHAT, launcher="xllamacpp"), ALL) == "xllamacpp"
     with pytest.raises(NoLauncher, match="xllamacpp"):
-        base.choose_launcher(replace(CHAT, launcher="xllamacpp"), {"llama-server": ()})
+        programs.choose_launcher(replace(CHAT, launcher="xllamacpp"), {"llama-server": ()})
 
 
 def test_llama_cpp_python_is_not_taken_to_rerank():
     with pytest.raises(NoLauncher):
-        base.choose_launcher(replace(CHAT, task="rerank"), {"llama-cpp-python": ()})
+        programs.choose_launcher(replace(CHAT, task="rerank"), {"llama-cpp-python": ()})
 
 
 def test_vllm_is_not_served_by_a_llama():
     with pytest.raises(NoLauncher, match="VLLM_COMMAND"):
-        base.choose_launcher(replace(CHAT, engine="vllm"), {"llama-server": ()})
+        programs.choose_launcher(replace(CHAT, engine="vllm"), {"llama-server": ()})
 
 
 def program(directory, name):
@@ -267,12 +271,12 @@ def program(directory, name):
 
 def test_a_setting_wins_over_the_cache_and_the_cache_over_the_path(tmp_path):
     on_path = program(tmp_path / "bin", "llama-server")
-    found = base.find_engines({}, tmp_path / "cache", str(tmp_path / "bin"))
+    found = programs.find_engines({}, tmp_path / "cache", str(tmp_path / "bin"))
     assert found == {"llama-server": (on_path,)}
     cached = program(tmp_path / "cache/engines/llama-server-1.0/bin", "llama-server")
-    assert base.find_engines({}, tmp_path / "cache", str(tmp_path / "bin")) == {"llama-server": (cached,)}
+    assert programs.find_engines({}, tmp_path / "cache", str(tmp_path / "bin")) == {"llama-server": (cached,)}
     commands = {"llama-server": "nice -n 5 '/opt/my llama/llama-server'", "vllm": ""}
-    found = base.find_engines(commands, tmp_path / "cache", str(tmp_path / "bin"))
+    found = programs.find_engines(commands, tmp_path / "cache", str(tmp_path / "bin"))
     assert found == {"llama-server": ("nice", "-n", "5", "/opt/my llama/llama-server")}
 
 
@@ -280,35 +284,37 @@ def test_the_newest_of_several_versions_is_taken(tmp_path):
     for version in ("2026.9.1", "2026.10.1", "2026.10.0"):
         program(tmp_path / f"engines/xllamacpp-{version}/bin", "python")
     newest = str(tmp_path / "engines/xllamacpp-2026.10.1/bin/python")
-    assert base.find_engines({}, tmp_path, "")["xllamacpp"] == (newest,)
+    assert programs.find_engines({}, tmp_path, "")["xllamacpp"] == (newest,)
 
 
 def test_vllm_of_the_cache_is_started_by_its_module(tmp_path):
     python = program(tmp_path / "engines/vllm-0.32.0+cpu/bin", "python")
     Path(python).with_name("vllm").touch(0o755)  # holds the path where it was built
-    assert base.find_engines({}, tmp_path, "")["vllm"] == (python, "-m", "vllm.entrypoints.cli.main")
+    assert programs.find_engines({}, tmp_path, "")["vllm"] == (python, "-m", "vllm.entrypoints.cli.main")
 
 
 def test_vllms_build_for_gpus_comes_before_the_one_for_cpus(tmp_path):
     for version in ("0.33.0+cpu", "0.32.0", "0.31.0"):
         program(tmp_path / f"engines/vllm-{version}/bin", "python")
-    assert "vllm-0.32.0/" in base.find_engines({}, tmp_path, "")["vllm"][0]
+    assert "vllm-0.32.0/" in programs.find_engines({}, tmp_path, "")["vllm"][0]
 
 
 def test_a_missing_engine_can_be_installed_by_the_name_in_the_message():
-    from modelregistry.install.engine_environments import INSTALLABLE
-
-    for spec in (CHAT, replace(CHAT, engine="vllm"), *(replace(CHAT, launcher=x) for x in base.LLAMA_CPP_LAUNCHERS)):
-        with pytest.raises(NoLauncher) as caught:
-            base.choose_launcher(spec, {})
-        assert re.search(r"`manage.py installengine (\S+)`", str(caught.value))[1] in INSTALLABLE
+    for spec in (
+        CHAT,
+        replace(CHAT, engine="vllm"),
+        *(replace(CHAT, launcher=x) for x in engine_named("llama.cpp").launchers()),
+    ):
+        with pytest.raises(NoLauncher) as told:
+            programs.choose_launcher(spec, {})
+        assert re.search(r"`manage.py installengine (\S+)`", str(told.value))[1] in installable()
 
 
 def test_an_environment_whose_python_is_gone_is_not_found(tmp_path):
     directory = tmp_path / "engines/xllamacpp-1.0/bin"
     directory.mkdir(parents=True)
     (directory / "python").symlink_to(tmp_path / "gone")
-    assert base.find_engines({}, tmp_path, "") == {}
+    assert programs.find_engines({}, tmp_path, "") == {}
 
 
 # --- What a log shows
@@ -321,12 +327,12 @@ def test_the_first_error_of_a_vllm_worker_is_the_cause():
         "(EngineCore pid=9) ERROR 11-22 core.py ValueError: context too long\n"
         "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above\n"
     )
-    assert base.last_telling_line("vllm", log).endswith("ValueError: context too long")
+    assert launched_by("vllm").last_telling_line(log).endswith("ValueError: context too long")
 
 
 def test_llama_cpps_first_error_is_the_cause():
     log = "0.00 I srv init: loading\n0.01 E gguf_init: failed to read magic\n0.02 E srv: exiting\nerror: no\n"
-    assert base.last_telling_line("xllamacpp", log) == "0.01 E gguf_init: failed to read magic"
+    assert launched_by("xllamacpp").last_telling_line(log) == "0.01 E gguf_init: failed to read magic"
 
 
 def test_what_llama_cpp_says_comes_before_the_traceback_of_its_python():
@@ -335,12 +341,12 @@ def test_what_llama_cpp_says_comes_before_the_traceback_of_its_python():
         "llama_model_load: error loading model: check_tensor_dims: tensor 'blk.0.attn_q.weight' not found\n"
         "Traceback (most recent call last):\nValueError: Failed to load model from file: /m.gguf\n"
     )
-    assert base.last_telling_line("llama-cpp-python", log).endswith("tensor 'blk.0.attn_q.weight' not found")
+    assert launched_by("llama-cpp-python").last_telling_line(log).endswith("tensor 'blk.0.attn_q.weight' not found")
 
 
 def test_without_any_error_the_last_line_has_to_do():
-    assert base.last_telling_line("llama-server", "one\ntwo\n\n") == "two"
-    assert base.last_telling_line("llama-server", "") == ""
+    assert launched_by("llama-server").last_telling_line("one\ntwo\n\n") == "two"
+    assert launched_by("llama-server").last_telling_line("") == ""
 
 
 def test_llama_server_is_given_values_as_arguments_of_their_own():
@@ -369,13 +375,13 @@ def test_e6_an_engine_hears_of_nothing_twice(launcher, args, gone, given):
 def test_e6_a_fraction_of_the_card_in_any_spelling_wins_over_the_plan():
     grant = base.MemoryGrant(visible=("0", "1"), cache=2**30, fraction=0.5)
     spec = replace(CHAT, engine="vllm", tensor_parallel=1, args=("--gpu_memory_util=0.8", "-tp", "2"))
-    argv = base.build_command(spec, "vllm", ("/opt/engine",), PLACE, ENVIRONMENT, grant).argv
+    argv = launched_by("vllm").build_command(spec, ("/opt/engine",), PLACE, ENVIRONMENT, grant).argv
     assert not {"--gpu-memory-utilization", "--kv-cache-memory-bytes", "--tensor-parallel-size"} & set(argv)
     assert spec.cards("vllm") == 2
 
 
 def test_e6_slots_are_counted_wherever_they_are_said():
-    assert base.parallel_slots(replace(CHAT, args=("-np", "8")), "llama-server") == 8
+    assert launched_by("llama-server").slots(replace(CHAT, args=("-np", "8"))) == 8
     assert pairs(command(replace(CHAT, args=("-np", "8")), "llama-server").argv)["--ctx-size"] == str(8 * 4096)
-    assert base.parallel_slots(replace(CHAT, args=("--max_num_seqs=9",)), "vllm") == 9
-    assert not base.supports_priority("vllm", "chat", ["--scheduling_policy", "fcfs"])
+    assert launched_by("vllm").slots(replace(CHAT, args=("--max_num_seqs=9",))) == 9
+    assert not launched_by("vllm").supports_priority("chat", ["--scheduling_policy", "fcfs"])

@@ -9,7 +9,7 @@ from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
-from modelregistry.engines import arguments, base, parsers
+from modelregistry.engines import arguments, option_listings, parsers, vllm
 from modelregistry.engines.arguments import read_arguments
 from modelregistry.engines.base import Spec
 from modelregistry.models import ServedModel
@@ -45,7 +45,7 @@ HELP = """\
 
 @pytest.fixture(scope="module")
 def llama():
-    return arguments.Options.of(parsers.help_options(HELP), exact=True)
+    return arguments.Options.of(option_listings.help_options(HELP), exact=True)
 
 
 def test_e8_llama_servers_help_is_read(llama):
@@ -135,8 +135,8 @@ def test_e8_an_upgrade_within_an_environment_is_another_version(tmp_path):
     packages = tmp_path / "lib" / "python3.11" / "site-packages"
     for version in ("0.31.0", "0.32.0"):
         (packages / f"vllm-{version}.dist-info").mkdir(parents=True)
-        assert parsers.options_of("vllm", (str(python), *base.VLLM_MODULE), tmp_path) is None
-        parsers.load_options("vllm", (str(python), *base.VLLM_MODULE), tmp_path, within=20)
+        assert parsers.options_of("vllm", (str(python), *vllm.VLLM_MODULE), tmp_path) is None
+        parsers.load_options("vllm", (str(python), *vllm.VLLM_MODULE), tmp_path, within=20)
         (packages / f"vllm-{version}.dist-info").rmdir()
     assert len(list((tmp_path / "options").iterdir())) == 2
     assert all(json.loads(path.read_text()) == [] for path in (tmp_path / "options").iterdir())
@@ -144,7 +144,7 @@ def test_e8_an_upgrade_within_an_environment_is_another_version(tmp_path):
 
 @pytest.mark.timeout(300)  # its imports, the first time
 def test_e8_the_table_that_comes_with_us_is_that_of_the_pinned_vllm():
-    program = (str(vllm_python()), *base.VLLM_MODULE)
+    program = (str(vllm_python()), *vllm.VLLM_MODULE)
     found = parsers.load_options("vllm", program, settings.CACHE)
     known = arguments.shipped_options("vllm")
     as_shipped = {option.name: (option.names, option.off, option.values, option.kind) for option in known.all}

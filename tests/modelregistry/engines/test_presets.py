@@ -3,8 +3,9 @@
 import pytest
 
 from modelregistry import validation
-from modelregistry.engines.base import Endpoint, Spec, build_command
+from modelregistry.engines.base import Endpoint, Spec
 from modelregistry.engines.presets import E5_LARGE, EZO, LLAMA_70B, PRESETS
+from modelregistry.engines.registry import launched_by
 from modelregistry.files.model_files import read_model
 from modelregistry.memory.estimate import Demand, predict
 from tests.modelregistry import paper_models
@@ -84,7 +85,7 @@ def test_the_query_prefix_is_shown_to_callers():
 def test_an_input_of_the_embedder_fits_one_micro_batch():
     values = {name: value for name, value in E5_LARGE.fields().items() if not name.startswith("description")}
     spec = Spec(name="e5", path="/m/e5.gguf", **values | {"args": E5_LARGE.args})
-    argv = build_command(spec, "llama-server", ("llama-server",), PLACE, {}).argv
+    argv = launched_by("llama-server").build_command(spec, ("llama-server",), PLACE, {}).argv
     assert argv[-6:] == ("--pooling", "mean", "-b", "512", "-ub", "512")
     assert "--embeddings" in argv
     assert argv[argv.index("--ctx-size") + 1] == "2048"  # 512 for each of the four

@@ -9,8 +9,9 @@ import pytest
 from django.utils import translation
 
 from modelregistry import validation
+from modelregistry.engines.registry import engine_named
 from modelregistry.files import misplaced, model_files
-from modelregistry.files.metadata import UnreadableModel
+from modelregistry.files.metadata import CHECKPOINT, UnreadableModel
 from tests.modelregistry import paper_models
 from tests.translations import japanese  # noqa: F401 - a fixture
 
@@ -106,7 +107,7 @@ def test_e12_the_message_says_what_it_is(what, tmp_path):
     path = make(tmp_path / "m")
     with pytest.raises(UnreadableModel) as caught:
         model_files.read_model(engine, str(path))
-    assert misplaced.recognise(engine, path).sentence == caught.value.sentence
+    assert misplaced.recognise(engine_named(engine).model_format, path).sentence == caught.value.sentence
     assert named in str(caught.value)
     with translation.override("ja"):
         assert validation.explain_unreadable(caught.value) != str(caught.value)
@@ -122,12 +123,12 @@ def test_a_damaged_file_is_reported_as_damaged(tmp_path):
     whole = a_whole(tmp_path / "m")
     file = whole / "model.safetensors"
     os.truncate(file, file.stat().st_size - 1)
-    assert misplaced.recognise("vllm", whole) is None
+    assert misplaced.recognise(CHECKPOINT, whole) is None
     with pytest.raises(UnreadableModel, match="is cut off"):
         model_files.read_model("vllm", str(whole))
     (tmp_path / "empty").mkdir()
-    assert misplaced.recognise("vllm", tmp_path / "empty") is None
-    assert misplaced.recognise("vllm", tmp_path / "gone") is None
+    assert misplaced.recognise(CHECKPOINT, tmp_path / "empty") is None
+    assert misplaced.recognise(CHECKPOINT, tmp_path / "gone") is None
 
 
 def test_a_risk_is_reported_before_anything_else(tmp_path):

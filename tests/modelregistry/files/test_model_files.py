@@ -14,13 +14,15 @@ from gguf import GGMLQuantizationType, GGUFReader, PoolingType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from modelregistry.engines.base import Endpoint, Spec, build_command
+from modelregistry.engines.base import Endpoint, Spec
+from modelregistry.engines.registry import launched_by
 from modelregistry.files import checkpoint, class_defaults, json_stream
 from modelregistry.files.gguf import GGML_QUANT_SIZES
 from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel
 from modelregistry.files.model_files import read_model
 from modelregistry.install import engine_environments
 from modelregistry.memory import allocation, estimate, placement
+from modelregistry.memory import vllm as vllm_memory
 from modelregistry.process import gpus
 from tests import engines
 from tests.modelregistry import paper_models
@@ -313,9 +315,11 @@ def test_e3_what_cannot_be_known_is_named_and_never_zero(tmp_path, config, tenso
     [card] = [device for device in cards if device.index in given.devices]
     assert given.needed == pytest.approx(card.free - placement.GPU_MARGIN, abs=estimate.MIB)
     assert given.grant.cache == 0
-    assert given.fraction * card.total == pytest.approx(given.needed - estimate.VLLM_CONTEXT, abs=card.total / 10_000)
+    assert given.fraction * card.total == pytest.approx(
+        given.needed - vllm_memory.CUDA_CONTEXT, abs=card.total / 10_000
+    )
     place = Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = build_command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
+    argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, given.grant).argv
     assert "--gpu-memory-utilization" in argv
     assert "--kv-cache-memory-bytes" not in argv
 

@@ -18,6 +18,9 @@ from pathlib import Path
 import pytest
 from django.core.management import CommandError, call_command
 
+from modelregistry.engines.llama_cpp import Xllamacpp
+from modelregistry.engines.registry import installable
+from modelregistry.engines.vllm import Vllm
 from modelregistry.install import engine_environments, llama_cpp_builds, wheelhouse
 from modelregistry.install.build_cache import CannotFetch
 from modelregistry.install.engine_environments import (
@@ -478,8 +481,8 @@ def test_vllm_for_gpus_is_installed_where_there_is_a_driver_or_it_is_forced(
     no_driver, index, cache, settings, monkeypatch
 ):
     settings.CACHE = cache
-    environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
-    monkeypatch.setitem(engine_environments.INSTALLABLE, "vllm", environment)
+    environment = replace(tiny(write_wheel(index, "tiny", {"tiny.py": ""})), needs_nvidia=True)
+    monkeypatch.setattr(Vllm, "environment", lambda self, cpu=False: environment)
     call_command("installengine", "vllm", "--force")
     assert environment.installed(cache)
     driver = cache / "driver"
@@ -491,19 +494,19 @@ def test_vllm_for_gpus_is_installed_where_there_is_a_driver_or_it_is_forced(
 def test_vllm_for_cpus_needs_no_driver(no_driver, index, cache, settings, monkeypatch, capsys):
     settings.CACHE = cache
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
-    monkeypatch.setitem(engine_environments.FOR_CPUS, "vllm", environment)
+    monkeypatch.setattr(Vllm, "environment", lambda self, cpu=True: environment if cpu else None)
     call_command("installengine", "vllm", "--cpu")
     assert capsys.readouterr().out == f"{environment.python(cache)}\n"
 
 
 def test_llama_cpp_is_the_one_that_needs_no_compiler():
-    assert engine_environments.INSTALLABLE["llama.cpp"] is XLLAMACPP
+    assert installable()["llama.cpp"].environment() is XLLAMACPP
 
 
 def test_the_command_fills_a_folder_and_installs_from_it(no_driver, index, cache, settings, monkeypatch, tmp_path):
     settings.CACHE = cache
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
-    monkeypatch.setitem(engine_environments.INSTALLABLE, "vllm", environment)
+    monkeypatch.setattr(Vllm, "environment", lambda self, cpu=False: environment)
     call_command("installengine", "vllm", "--download-to", str(tmp_path / "stick"))  # a machine that need have no GPU
     assert not environment.installed(cache)
     shutil.rmtree(index)
@@ -514,16 +517,17 @@ def test_the_command_fills_a_folder_and_installs_from_it(no_driver, index, cache
 def test_the_command_prints_the_python_and_nothing_else(index, cache, settings, monkeypatch, capsys):
     settings.CACHE = cache
     environment = tiny(write_wheel(index, "tiny", {"tiny.py": ""}))
-    monkeypatch.setitem(engine_environments.INSTALLABLE, "tiny", environment)
-    call_command("installengine", "tiny")
+    monkeypatch.setattr(Xllamacpp, "environment", lambda self, cpu=False: environment)
+    call_command("installengine", "xllamacpp")
     assert capsys.readouterr().out == f"{environment.python(cache)}\n"
 
 
 def test_the_command_says_in_one_sentence_what_could_not_be_had(index, cache, settings, monkeypatch):
     settings.CACHE = cache
-    monkeypatch.setitem(engine_environments.INSTALLABLE, "tiny", tiny(f"tiny==1.0 --hash=sha256:{'0' * 64}"))
+    environment = tiny(f"tiny==1.0 --hash=sha256:{'0' * 64}")
+    monkeypatch.setattr(Xllamacpp, "environment", lambda self, cpu=False: environment)
     with pytest.raises(CommandError, match="Is the package index reachable"):
-        call_command("installengine", "tiny")
+        call_command("installengine", "xllamacpp")
 
 
 def test_a_folder_that_cannot_be_made_is_reported_in_words():

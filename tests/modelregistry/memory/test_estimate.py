@@ -10,9 +10,12 @@ import pytest
 
 from modelregistry.engines import arguments, base
 from modelregistry.engines.base import Spec
+from modelregistry.engines.registry import launched_by
 from modelregistry.files import model_files
 from modelregistry.files.metadata import Attention, ModelMetadata
 from modelregistry.memory import allocation, estimate, placement, vllm_cache
+from modelregistry.memory import llama_cpp as llama_cpp_memory
+from modelregistry.memory import vllm as vllm_memory
 from modelregistry.memory.estimate import GIB, MIB, Demand, Measured, apply_measurements, measure_held, predict
 from modelregistry.memory.placement import NoRoom
 from modelregistry.process import gpus, shim
@@ -94,7 +97,7 @@ SPARE = 16.0  # MiB: the block of LLAMA_8B's that is never used, of 128 tokens a
 
 
 def test_a_token_of_llama_3_8b_takes_128_kib():
-    setting = estimate.vllm_setting(LLAMA_8B, vllm(), 8192)
+    setting = vllm_memory.cache_setting(LLAMA_8B, vllm(), 8192)
     assert vllm_cache.token_bytes(LLAMA_8B, setting) == 128 * 1024
 
 
@@ -206,12 +209,12 @@ def test_an_encoder_of_llama_cpps_takes_a_number_for_each_word_and_token(context
     assert predict(minilm, demand).total / 1e6 == pytest.approx(measured, rel=0.1)
     fewer = predict(replace(minilm, vocabulary=10_000), demand)
     per_word = (predict(minilm, demand).total - fewer.total) / 20_522
-    assert per_word == pytest.approx(512 * 4 + estimate.LLAMA_CPP_TOKEN)
+    assert per_word == pytest.approx(512 * 4 + llama_cpp_memory.PER_WORD)
     # Of a model on GPUs they lie in RAM, and on the card the logits of a whole micro-batch of one that chats.
     on_card = Demand(launcher="llama-server", task="embedding", context=512, slots=4)
     assert predict(minilm, on_card).host - predict(replace(minilm, vocabulary=1), on_card).host == 512 * 4 * 30_521
     chat = Demand(launcher="llama-server", task="chat", context=8192, slots=1)
-    compute = predict(LLAMA_8B, chat).overhead - estimate.LLAMA_CPP_CONTEXT
+    compute = predict(LLAMA_8B, chat).overhead - llama_cpp_memory.CUDA_CONTEXT
     assert compute / MIB == pytest.approx(258.5, rel=0.05)  # as llama.cpp's log says
 
 
@@ -331,7 +334,7 @@ def test_vllm_gets_its_cache_in_bytes_and_its_part_of_the_card():
     found = allot(spec, LLAMA_8B, devices)
     assert found.devices == (0, 1)
     place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
-    command = base.build_command(spec, "vllm", ("vllm",), place, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, found.grant)
+    command = launched_by("vllm").build_command(spec, ("vllm",), place, {"CUDA_VISIBLE_DEVICES": "0,1,2"}, found.grant)
     argv = " ".join(command.argv)
     assert "--tensor-parallel-size 2" in argv
     assert f"--kv-cache-memory-bytes {2 * GIB + 8 * MIB}" in argv
@@ -359,7 +362,7 @@ def test_e2_vllm_is_given_how_much_it_computes_at_a_time_on_any_card(spec, said)
     spec = Spec(engine="vllm", name="m", path="/m", **spec)
     found = allot(spec, facts, gpus.list_devices(nvml=two_a100()))
     place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = base.build_command(spec, "vllm", ("vllm",), place, {}, found.grant).argv
+    argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, found.grant).argv
     read = arguments.read_arguments("vllm", argv)
     told = tuple(read.text(name) for name in ("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens"))
     assert told == said
@@ -372,9 +375,9 @@ def test_an_operators_argument_about_vllms_memory_is_the_only_one():
     spec = Spec(engine="vllm", name="m", path="/m", context=8192, args=("--gpu-memory-utilization=0.5",))
     found = allot(spec, LLAMA_8B, devices)
     # Its context it takes beside that part, without counting it.
-    assert found.prediction.total == pytest.approx(85_899_345_920 / 2 + estimate.VLLM_CONTEXT, abs=MIB)
+    assert found.prediction.total == pytest.approx(85_899_345_920 / 2 + vllm_memory.CUDA_CONTEXT, abs=MIB)
     place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = " ".join(base.build_command(spec, "vllm", ("vllm",), place, {}, found.grant).argv)
+    argv = " ".join(launched_by("vllm").build_command(spec, ("vllm",), place, {}, found.grant).argv)
     assert "--kv-cache-memory-bytes" not in argv
     assert argv.count("--gpu-memory-utilization") == 1
 
@@ -385,7 +388,7 @@ def test_vllm_for_cpus_gets_no_card_and_no_value_for_all_models():
     found = allocation.allocate(spec, SMOLLM2, "vllm", ["/c/engines/vllm-0.32.0+cpu/bin/python"], devices)
     assert (found.devices, found.device) == ((), "RAM")
     place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
-    command = base.build_command(spec, "vllm", ("vllm",), place, {"VLLM_CPU_KVCACHE_SPACE": "4"}, found.grant)
+    command = launched_by("vllm").build_command(spec, ("vllm",), place, {"VLLM_CPU_KVCACHE_SPACE": "4"}, found.grant)
     assert "VLLM_CPU_KVCACHE_SPACE" not in command.env
     assert command.env["CUDA_VISIBLE_DEVICES"] == ""
     assert "--gpu-memory-utilization" not in command.argv
@@ -398,7 +401,7 @@ def test_llama_cpp_puts_all_layers_on_its_cards_in_equal_parts():
     def said(**fields):
         spec = Spec(engine="llama.cpp", name="m", path="/m", context=2048, **fields)
         found = allot(spec, SMOLLM2, devices)
-        command = base.build_command(spec, "llama-server", ("llama-server",), place, {}, found.grant)
+        command = launched_by("llama-server").build_command(spec, ("llama-server",), place, {}, found.grant)
         return " ".join(command.argv), command.env["CUDA_VISIBLE_DEVICES"]
 
     argv, visible = said()

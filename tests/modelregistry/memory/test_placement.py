@@ -7,6 +7,7 @@ import pytest
 from modelregistry.files import bounds
 from modelregistry.files.metadata import Attention, ModelMetadata
 from modelregistry.memory import estimate, placement
+from modelregistry.memory import vllm as vllm_memory
 from modelregistry.memory.estimate import GIB, MIB, Demand
 from modelregistry.memory.placement import (
     GPU_MARGIN,
@@ -86,7 +87,7 @@ def test_e1_a_plan_of_a_full_card_leaves_free_what_vllm_wants_to_see_free():
     need = estimate.predict(LLAMA_8B, replace(VLLM, context=32_768, slots=12, tensor_parallel=2))
     device = replace(card(), total=need.total + GPU_MARGIN, free=need.total + GPU_MARGIN)
     found = find_place(need, VLLM, [device, replace(device, index=1)])
-    free_at_its_start = device.total - estimate.VLLM_CONTEXT - estimate.VLLM_LINKS
+    free_at_its_start = device.total - vllm_memory.CUDA_CONTEXT - vllm_memory.LINKS
     assert found.fraction * device.total <= free_at_its_start - GPU_MARGIN
     assert found.fraction * device.total == pytest.approx(need.weights + need.cache, rel=1e-3)
 

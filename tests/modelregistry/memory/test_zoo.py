@@ -15,9 +15,11 @@ import pytest
 
 from modelregistry.engines import arguments, base
 from modelregistry.engines.base import Spec
+from modelregistry.engines.registry import launched_by
 from modelregistry.files import model_files
 from modelregistry.files.metadata import ModelMetadata
 from modelregistry.memory import allocation, estimate, vllm_cache
+from modelregistry.memory import vllm as vllm_memory
 from modelregistry.memory.estimate import Demand
 from modelregistry.process import gpus
 from tests.modelregistry import paper_models
@@ -169,7 +171,7 @@ def made(path: Path, name: str) -> Path:
 
 def setting(facts: ModelMetadata, name: str) -> vllm_cache.CacheSetting:
     demand = Demand(launcher="vllm", task=TASKS.get(name, "chat"), context=8192)
-    return estimate.vllm_setting(facts, demand, 8192)
+    return vllm_memory.cache_setting(facts, demand, 8192)
 
 
 def test_the_zoo_is_large_and_nothing_in_it_is_unexpected():
@@ -227,7 +229,7 @@ def test_whisper_remembers_all_that_it_heard_beside_what_it_said(zoo):
 def test_cards_share_heads_and_states_but_no_latent_vectors(zoo, name, cards):
     facts = zoo(name)
     demand = Demand(launcher="vllm", task="chat", context=8192, tensor_parallel=cards)
-    found = estimate.vllm_setting(facts, demand, 8192)
+    found = vllm_memory.cache_setting(facts, demand, 8192)
     heads = {"llama31-70b-awq": 8, "qwen3-next-80b": 2, "gemma3-27b": 16, "deepseek-v32": 1}[name]
     assert vllm_cache.token_bytes(facts, found) == TOKEN[name] / min(cards, heads)
     assert vllm_cache.state_bytes(facts, found) == STATE.get(name, 0) // cards
@@ -246,7 +248,7 @@ def test_e1_e2_a_start_is_given_all_that_was_planned(zoo, name, slots):
     spec = Spec(engine="vllm", name=name, path="/m", task=TASKS.get(name, "chat"), context=context, slots=slots)
     given = allocation.allocate(spec, zoo(name), "vllm", ["/opt/vllm"], [card])
     place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
-    argv = base.build_command(spec, "vllm", ("vllm",), place, {}, given.grant).argv
+    argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, given.grant).argv
     said = arguments.read_arguments("vllm", argv[argv.index("/m") + 1 :])
     assert not said.faults
     assert said.number("--max-model-len") == context
@@ -262,7 +264,7 @@ def test_e1_e2_a_start_is_given_all_that_was_planned(zoo, name, slots):
         assert cache >= one  # with less vLLM does not start
     if name in STATE:
         block = vllm_cache.plan_cache(
-            zoo(name), estimate.vllm_setting(zoo(name), Demand.of(spec, "vllm", "gpu"), context)
+            zoo(name), vllm_memory.cache_setting(zoo(name), Demand.of(spec, "vllm", "gpu"), context)
         ).block
         assert parallel <= cache // block  # with more it does not start either
     utilisation = said.decimal("--gpu-memory-utilization")
@@ -288,7 +290,7 @@ def test_e2_a_batch_holds_what_is_computed_in_one_piece(tmp_path, kind, task, co
     spec = Spec(engine="vllm", name="m", path="/m", task=task, context=context, slots=slots)
     place = base.Endpoint(address="127.0.0.1", port=1, api_key="k", grace=1)
     grant = base.MemoryGrant(cache=1, context=context, parallel=found.parallel, batch=found.batch)
-    argv = base.build_command(spec, "vllm", ("vllm",), place, {}, grant).argv
+    argv = launched_by("vllm").build_command(spec, ("vllm",), place, {}, grant).argv
     assert argv.count("--max-num-seqs") == argv.count("--max-model-len") == 1
     assert argv[argv.index("--max-num-seqs") + 1] == str(said[0])
 

@@ -11,8 +11,9 @@ from django.core.management.base import BaseCommand
 from django.db.models import F, Sum
 
 from apiproxy.bridge import usage_reconciliation
-from apiproxy.bridge.usage_reconciliation import COUNTERS, CounterReading, Counters
-from modelregistry.engines.base import MONITORING
+from apiproxy.bridge.usage_reconciliation import CounterReading
+from modelregistry.engines.base import MonitoringSpec
+from modelregistry.engines.registry import launched_by
 from modelregistry.models import Replica
 from modelregistry.process.probe import sum_metrics
 from modelregistry.terminal import clean, format_table
@@ -77,10 +78,11 @@ class NotComparable(Exception):
     """There is nothing to compare this engine's usage with; the message says why."""
 
 
-def counters_of(replica: Replica) -> Counters:
-    if replica.launcher not in COUNTERS:
+def counters_of(replica: Replica) -> MonitoringSpec:
+    monitoring = launched_by(replica.launcher).monitoring
+    if not monitoring.prompt:
         raise NotComparable(f"{replica.launcher or 'an external engine'} has no counters that can be read")
-    return COUNTERS[replica.launcher]
+    return monitoring
 
 
 def started_at(replica: Replica) -> datetime:
@@ -91,10 +93,10 @@ def started_at(replica: Replica) -> datetime:
     return datetime.fromtimestamp(spec.stat().st_mtime, UTC)
 
 
-def read_engine(replica: Replica, counters: Counters) -> tuple[int, int]:
+def read_engine(replica: Replica, counters: MonitoringSpec) -> tuple[int, int]:
     """Return the engine's own prompt and completion tokens."""
     headers = {"authorization": f"Bearer {replica.api_key}"} if replica.api_key else {}
-    url = replica.url + MONITORING[replica.launcher].metrics
+    url = replica.url + counters.metrics
     try:
         answer = httpx2.get(url, headers=headers, timeout=PATIENCE)
         answer.raise_for_status()
@@ -105,7 +107,7 @@ def read_engine(replica: Replica, counters: Counters) -> tuple[int, int]:
         raise NotComparable(f"it does not report {error.args[0]}") from error
 
 
-def sum_ledger(replica: Replica, began: datetime, counters: Counters) -> tuple[int, int]:
+def sum_ledger(replica: Replica, began: datetime, counters: MonitoringSpec) -> tuple[int, int]:
     """Return the ledger's prompt and completion tokens of this engine's run, counted by the engine's rules."""
     prompt = F("prompt_tokens") if counters.counts_cached else F("prompt_tokens") - F("cached_tokens")
     found = UsageRecord.objects.filter(replica_id=replica.pk, started_at__gte=began).aggregate(

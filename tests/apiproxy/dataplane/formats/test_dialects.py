@@ -10,7 +10,6 @@ import pytest
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import MessageAccumulator
 from apiproxy.dataplane.token_usage import Tokens, read_tokens
-from modelregistry.models import ServedModel
 from tests.engine import DONE, FINISH, SSE, chunk, token, unary
 from tests.waiting import until
 
@@ -207,7 +206,7 @@ def test_an_engine_without_such_a_path_is_no_failure_of_the_engine(counter, path
 
 
 def test_only_models_of_the_right_task_may_be_asked(counter):
-    counter.model.engine, counter.model.path = ServedModel.Engine.VLLM, "/m"
+    counter.model.engine, counter.model.path = "vllm", "/m"
     allowed = {
         "chat": {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"},
         "embedding": {"/v1/embeddings", "/v1/rerank", "/v1/score"},
@@ -228,7 +227,7 @@ def test_only_models_of_the_right_task_may_be_asked(counter):
 @pytest.fixture
 def llama(counter):
     """Return the model is served by llama.cpp, as far as the gateway knows."""
-    counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"
+    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
     counter.model.save()
     counter.informed()
     return counter

@@ -1,0 +1,42 @@
+"""A server of the same API that runs elsewhere: it has a URL, and nothing here starts it."""
+
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+from modelregistry.engines.base import Engine, Problem, Spec
+from modelregistry.files.metadata import gettext_noop
+
+
+class External(Engine):
+    """Somebody else's engine, or one of ours behind another gateway."""
+
+    name = "external"
+    title = gettext_noop("external (a URL)")
+    external = True
+
+    def check_registration(self, spec: Spec, url: str) -> Iterator[Problem]:
+        if spec.path:
+            yield Problem(field="path", sentence=gettext_noop("An external engine has a URL, not a path."))
+        elif sentence := _url_fault(url):
+            yield Problem(field="url", sentence=sentence, values={"url": url})
+        if spec.version:
+            yield Problem(
+                field="engine_version", sentence=gettext_noop("An external engine has whatever version it has.")
+            )
+
+
+def _url_fault(url: str) -> str:
+    if not url:
+        return gettext_noop("An external engine needs a URL, for example http://10.0.0.5:8000.")
+    try:
+        parts = urlsplit(url)
+        well_formed = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        well_formed = False
+    if not well_formed:
+        return gettext_noop("%(url)s is not a URL like http://10.0.0.5:8000.")
+    if parts.query or parts.fragment or parts.username:
+        return gettext_noop("The URL must not hold a user name, a query or a fragment.")
+    if parts.path.rstrip("/").endswith("/v1"):
+        return gettext_noop("Leave /v1 off the URL: it is added to each call.")
+    return ""
