@@ -79,9 +79,9 @@ def examine(path: Path) -> Iterator[Finding]:
 
 
 def headless(source: str) -> Iterator[tuple[int, str]]:
-    """Yield docstrings of functions that do not begin with a verb; tests and properties are named after facts."""
+    """Yield docstrings of functions that do not begin with a verb; what tests, properties and constructors are for, their names say."""
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("test_"):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith(("test_", "__init__")):
             continue
         if any("property" in ast.unparse(decorator) for decorator in node.decorator_list):
             continue

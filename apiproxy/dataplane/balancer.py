@@ -16,7 +16,7 @@ class Balancer:
         self.unreachable: frozenset[int] = frozenset()  # ids of replicas on hosts that are silent
 
     def choose(self, replicas: Sequence[Replica], now: float, *, but: int | None = None) -> Replica | None:
-        """The replica with the fewest calls in flight, never the one with the id `but` or one that cannot be reached.
+        """Return the replica with the fewest calls in flight that can be reached, never the one with the id `but`.
 
         None if there is none.
         """
@@ -44,17 +44,13 @@ class Balancer:
             del self._in_flight[replica.id]
 
     def running(self, replica: Replica) -> int:
-        """Call under way there."""
+        """Return how many calls are in flight there."""
         return self._in_flight.get(replica.id, 0)
 
     def refused(self, replica: Replica, now: float) -> None:
         self._avoid_until[replica.id] = now + PENALTY
 
     def skipped(self, now: float) -> frozenset[int]:
-        """Return ids of replicas that refused a moment ago."""
+        """Return the ids of replicas that refused a moment ago."""
         self._avoid_until = {replica: until for replica, until in self._avoid_until.items() if until > now}
         return frozenset(self._avoid_until)
-
-    def in_flight(self) -> dict[int, int]:
-        """Call under way, by replica id."""
-        return dict(self._in_flight)

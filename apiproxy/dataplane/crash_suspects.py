@@ -1,17 +1,17 @@
-"""Calls under which an engine died: which of them is to blame, and what is not sent to an engine again.
+"""Calls under which an engine died: which of them is to blame, and which are not sent to an engine again.
 
 llama.cpp was seen to die of a grammar, vLLM of a parameter: sent to the next engine, one call ends them all. So a call
-whose engine died is never sent to another by us. Its caller may send it again, though, and most that were open when an
-engine died had nothing to do with it. These rules tell the one from the others:
+whose engine died is never sent to another by us. Its caller may send it again, though, and most calls that were open
+when an engine died had nothing to do with it. These rules separate the guilty call from the others:
 
-- A call that was the only one at its engine is to blame (with several gateways nobody knows that it was the only one).
+- A call that was the only one at its engine is to blame (with several gateways no one knows that it was the only one).
 - Any other is a *suspect*: sent again, it waits until no other suspect of its model is on trial, which lasts until its
   first byte. An engine that dies meanwhile died of the one on trial.
 - Without a trial, e.g. of an engine that dies in the middle of answers, three deaths are proof enough.
 - A host that dies ends all its engines: where none of several takes connections any more no call is blamed. Where an
-  engine was the only one of its host, that is *in doubt* until its supervisor tells that it is gone (then it lived on,
-  and the engine died alone) or says nothing (then the call is acquitted). The same call waits for that meanwhile.
-- A suspect that is answered to its end is none any more. Every word on a call is forgotten after MEMORY.
+  engine was the only one of its host, that is *in doubt* until its supervisor reports that it is gone (then the host
+  lived on, and the engine died alone) or says nothing (then the call is acquitted). The same call waits meanwhile.
+- A suspect that is answered to its end is one no longer. Everything about a call is forgotten after MEMORY.
 
 A call is known by a keyed digest of its body, as a file in a directory that all gateways of a host share: one byte for
 each death, the time of the last. No text is kept. Nothing is looked up while there are no such files.
@@ -29,25 +29,25 @@ from typing import Literal
 
 from apiproxy.dataplane.host_watch import SignOfLife
 
-Verdict = Literal["suspect", "guilty"]
+Judgement = Literal["suspect", "guilty"]
 
-# Seconds: an engine needs up to minutes to come back, and a person who was refused wrongly has not gone home yet.
+# Seconds: an engine needs up to minutes to restart, and a person who was refused wrongly has not gone home yet.
 MEMORY = 300.0
 # Deaths that need no further proof, see above.
 PROOF = 3
-# Files at most, each 0 bytes of text; who makes more deaths than that has ended every engine long ago.
+# Files at most, with no text in any; a caller who causes more deaths than that has killed every engine long ago.
 MAX_SUSPECTS = 500
 # Seconds that a suspect waits for its trial; SDKs ask again after a 503.
 PATIENCE = 15.0
-# Connections of one death break within milliseconds; a machine that is busy tells us later.
+# Connections of one death break within milliseconds; a busy machine lets us know later.
 TOGETHER = 2.0
-# Seconds after which a doubt counts as a proof: a supervisor tells within two, unless the database is away, and is
+# Seconds after which a doubt counts as a proof: a supervisor reports within two, unless the database is away, and is
 # known to say nothing after seven.
 DOUBT = 10.0
-# Of one death and its calls so many are written to the audit log, and of one key and model one in so many seconds; the
-# log and /metrics tell of all.
-TOLD_OF_ONE = 5
-TELL_AGAIN = 60.0
+# So many calls of one death are written to the audit log, and one of a key and model in so many seconds; the log and
+# /metrics have all of them.
+REPORTED_OF_ONE = 5
+REPORT_AGAIN = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,26 +61,26 @@ class Death:
     replica: int
     endpoint: str
     calls: int
-    verdict: Verdict
+    judgement: Judgement
 
 
 @dataclass(slots=True)
 class _Died:
-    """The last death of a replica. `calls`: how many were open there when it was first noticed; `told`: of them."""
+    """The last death of a replica."""
 
     at: float
-    calls: int
-    told: int = 0
+    calls: int  # that were open there when it was first noticed
+    reported: int = 0  # of these
 
 
 @dataclass(slots=True)
 class _Doubt:
-    """Whether an engine died alone or with its host. `blamed`: deaths that were counted, by the call's digest."""
+    """Whether an engine died alone or with its host."""
 
     host: int
     claim: str  # of the supervisor that looked after it
     until: float
-    blamed: dict[str, int] = field(default_factory=dict)
+    blamed: dict[str, int] = field(default_factory=dict)  # deaths that were counted, by the call's digest
     proven: list[Callable[[], None]] = field(default_factory=list)  # to be called then
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -94,12 +94,12 @@ class CrashSuspects:
         self._key = key
         self._alone = alone
         self._wall = wall
-        self.known: dict[str, int] = {}  # deaths by digest; while there are none, nobody need ask
+        self.known: dict[str, int] = {}  # deaths by digest; while there are none, there is nothing to look up
         self._last: dict[int, _Died] = {}  # by replica
         self._trials: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by model
         self._doubts: dict[int, _Doubt] = {}  # by replica
-        self._told: list[Death] = []
-        self._told_at: dict[tuple[int, int, Verdict], float] = {}  # by key, model and verdict
+        self._reported: list[Death] = []
+        self._reported_at: dict[tuple[int, int, Judgement], float] = {}  # by key, model and judgement
         self.sweep()
 
     def deaths(self, body: bytes) -> int:
@@ -109,9 +109,9 @@ class CrashSuspects:
         return self.known.get(self._digest(body), 0)
 
     def died(self, replica: int, calls: int) -> int:
-        """Return an engine was found dead under one call while `calls` were open there, this one included.
+        """Record that an engine was found dead under one call while `calls` were open there, this one included.
 
-        Gives how many were open when the first of them found it dead.
+        Return how many were open when the first of them found it dead.
         """
         now = self._wall()
         last = self._last.get(replica)
@@ -119,8 +119,8 @@ class CrashSuspects:
             last = self._last[replica] = _Died(now, calls)
         return last.calls
 
-    def judge(self, body: bytes, *, calls: int, on_trial: bool) -> Verdict:
-        """What one of the calls that were open is from now on."""
+    def judge(self, body: bytes, *, calls: int, on_trial: bool) -> Judgement:
+        """Count the death for one of the calls that were open, and return what the call is from now on."""
         guilty = on_trial or (calls == 1 and self._alone)
         if not body:  # an upload, of which nothing is held
             return "suspect"
@@ -133,9 +133,9 @@ class CrashSuspects:
     def doubt(
         self, replica: int, host: int, claim: str, body: bytes, *, before: int, proven: Callable[[], None]
     ) -> None:
-        """What was just judged of this call holds only if the engine died alone: `proven` is called then.
+        """Hold in doubt how this call was just judged, and call `proven` once it is known that the engine died alone.
 
-        `before`: its deaths before that. `claim`: of the host's supervisor.
+        `before`: the call's deaths before that. `claim`: of the host's supervisor.
         """
         doubt = self._doubts.get(replica)
         if doubt is None:
@@ -159,7 +159,7 @@ class CrashSuspects:
     def settle(self, supervisors: Mapping[int, SignOfLife], served: Collection[int]) -> list[int]:
         """End doubts by what is known of the hosts' supervisors and by which replicas they say are there.
 
-        Gives the replicas that died with their hosts. Call it whenever either is news, and about once a second.
+        Return the replicas that died with their hosts. Call it whenever either changes, and about once a second.
         """
         now, acquitted = self._wall(), []
         for replica, doubt in list(self._doubts.items()):
@@ -189,7 +189,7 @@ class CrashSuspects:
                     path.unlink(missing_ok=True)
 
     def cleared(self, body: bytes) -> None:
-        """A suspect was answered to its end."""
+        """Forget a suspect, which was answered to its end."""
         digest = self._digest(body)
         self.known.pop(digest, None)
         (self._directory / digest).unlink(missing_ok=True)
@@ -201,24 +201,24 @@ class CrashSuspects:
             await lock.acquire()
         return lock
 
-    def tell(self, death: Death) -> None:
-        """For operators, see `take`."""
-        group, kind = self._last[death.replica], (death.key, death.model, death.verdict)
-        if kind in self._told_at or (group.told >= TOLD_OF_ONE and death.verdict == "suspect"):
+    def report(self, death: Death) -> None:
+        """Keep the death for operators, see `take`."""
+        group, kind = self._last[death.replica], (death.key, death.model, death.judgement)
+        if kind in self._reported_at or (group.reported >= REPORTED_OF_ONE and death.judgement == "suspect"):
             return
-        group.told += 1
-        self._told_at[kind] = death.at
-        self._told.append(death)
+        group.reported += 1
+        self._reported_at[kind] = death.at
+        self._reported.append(death)
 
     def take(self) -> list[Death]:
-        """What was told since the last time."""
-        told, self._told = self._told, []
-        return told
+        """Return what was reported since the last time."""
+        reported, self._reported = self._reported, []
+        return reported
 
     def sweep(self) -> None:
         """Learn what other gateways found, forget what is old. Call it about once a second."""
         now = self._wall()
-        self._told_at = {kind: at for kind, at in self._told_at.items() if 0 <= now - at < TELL_AGAIN}
+        self._reported_at = {kind: at for kind, at in self._reported_at.items() if 0 <= now - at < REPORT_AGAIN}
         oldest, deaths = now - MEMORY, {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self._directory) as entries:
             for entry in entries:
@@ -238,7 +238,7 @@ class CrashSuspects:
             return
         self.known[digest] = deaths
         path = self._directory / digest
-        with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:  # a full disk: we alone know
+        with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:  # a full disk: only this process knows
             file.write(b"." * more)
             now = self._wall()
             os.utime(file.fileno(), (now, now))

@@ -1,4 +1,4 @@
-"""The client of one call, as the relay sees it: whom an answer goes to.
+"""The client of one call, as the relay sees it.
 
 Two implementations: `AsgiClient` speaks ASGI and works on every server; `apiproxy.server.protocol.DirectClient` writes
 to the transport of our own uvicorn protocol, which takes half the CPU (22 instead of 44 µs per whole answer, see
@@ -16,16 +16,16 @@ Scope = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
 Receive = Callable[[], Awaitable[Message]]
 
-# Where a server that can do better than ASGI's `send` puts the client, see `of`.
+# Where a server that can do better than ASGI's `send` puts the client, see `client_of`.
 EXTENSION = "madoguchi.client"
 
 
 class Listener(Protocol):
     def client_left(self) -> None:
-        """The connection is gone; what is sent from now on goes nowhere."""
+        """Note that the connection is gone; what is sent from now on goes nowhere."""
 
     def client_ready(self) -> None:
-        """All that had to wait has been taken."""
+        """Note that all that had to wait has been taken."""
 
 
 class Client(Protocol):
@@ -34,31 +34,31 @@ class Client(Protocol):
     always: list[Header]
 
     def arrived(self) -> bytes | None:
-        """The whole body of the request, if it is here already; it is not to be received then."""
+        """Return the whole body of the request if it is here already; it must not be received then."""
 
     @property
     def waiting(self) -> bool:
         """Whether the client reads too slowly: until `client_ready`, what is sent fills our memory."""
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
-        """A whole answer; its length is told for it."""
+        """Send a whole answer, with its length."""
 
     def begin(self, headers: list[Header]) -> None:
-        """The head (200) of an answer whose length nobody knows."""
+        """Send the head (200) of an answer of unknown length."""
 
     def piece(self, body: bytes) -> None:
-        """Some of it, not empty."""
+        """Send some of it, not empty."""
 
     def chunk(self, framed: bytes, start: int) -> bool:
-        """As `piece(framed[start:-2])`: it is a chunk of HTTP/1.1 already. Gives `waiting`."""
+        """Send `framed[start:-2]`, of which `framed` is a chunk of HTTP/1.1 already. Return `waiting`."""
 
     def last(self, body: bytes) -> None:
-        """The rest of it."""
+        """Send the rest of it."""
 
     def listen(self, listener: Listener) -> None:
-        """From now on the listener is told, until `deafen`."""
+        """Call the listener from now on, until `unsubscribe`."""
 
-    def deafen(self) -> None: ...
+    def unsubscribe(self) -> None: ...
 
     async def sent(self) -> None:
         """Wait until the server has taken everything, or the client is gone."""
@@ -100,7 +100,7 @@ class InlineCoroutine:
             if waits_for is None:  # asyncio.sleep(0)
                 asyncio.get_running_loop().call_soon(self._step)
             else:
-                waits_for._asyncio_future_blocking = False  # what a task does to say that it heard
+                waits_for._asyncio_future_blocking = False  # as a task does to acknowledge it
                 waits_for.add_done_callback(self._step)
 
 
@@ -124,7 +124,7 @@ class AsgiClient:
         self.always: list[Header] = []
 
     def arrived(self) -> None:
-        """Only the server knows."""
+        """Return None: only the server knows."""
 
     def answer(self, status: int, headers: list[Header], body: bytes) -> None:
         self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
@@ -147,7 +147,7 @@ class AsgiClient:
         self._listener = listener
         self._watch = InlineCoroutine(self._until_disconnect(), lambda _value, _error: self._lost())
 
-    def deafen(self) -> None:
+    def unsubscribe(self) -> None:
         self._listener = None
         watch, self._watch = self._watch, None
         if watch is not None:

@@ -1,13 +1,13 @@
-"""Hosts and engines that do not answer: found out by asking, so that no caller has to wait to learn it.
+"""Hosts and engines that do not answer: asked about regularly, so that no caller has to wait to learn it.
 
-A host whose power or network is gone says nothing at all: who connects waits for as long as patience lasts, and calls
-that are open there wait for minutes. So every host of our engines is asked twice a second whether it takes (or refuses)
-a connection. A supervisor's sign of life would tell less: it is away as well while it is started again, and its engines
-go on. Hosts on loopback need not be asked, and servers of others have ways and times of their own.
+A host whose power or network is gone says nothing at all: a new connection waits for its time-out, and calls that are
+open there wait for minutes. So every host of our engines is asked twice a second whether it takes (or refuses) a
+connection. A supervisor's sign of life would say less: it is also missing while the supervisor restarts and its engines
+keep running. Hosts on loopback need not be asked, and external servers have ways and times of their own.
 
-A machine whose processes are all held up or gone takes (or refuses) connections as ever, though. That nobody reports
-for its engines any more is a reason to ask them themselves, and only that: while supervisors report, they ask, and
-nothing is asked here. One that does not answer either gets no calls until it does.
+A machine whose processes are all frozen or gone still takes (or refuses) connections, though. So when a supervisor
+stops reporting, its engines are asked directly; while it reports, it asks them, and nothing is asked here. An engine
+that does not answer either gets no calls until it does.
 """
 
 import asyncio
@@ -32,10 +32,10 @@ AGAIN, MORE = 2, 3  # before which look, and how many
 # Unanswered questions in a row after which calls that had begun before are given up too. One may be a pause of the
 # host; new calls go elsewhere from the first on.
 CERTAIN = 3
-# Seconds in which an engine answers that it is there. It does so in milliseconds, beside its other work.
+# Seconds within which an engine must answer. It takes milliseconds, beside its other work.
 HEALTH_WITHIN = 1.0
 # Unanswered questions in a row before an engine gets no calls, and before those are given up that it was at: its
-# threads may all be taken by calls, of which it will say something sooner or later.
+# threads may all be busy with calls, on which it will send something sooner or later.
 DOUBTFUL, HOPELESS = 2, 6
 
 
@@ -46,7 +46,7 @@ class _Silence:
 
 
 def _count_silence(before: Mapping[K, _Silence], asked: float, silent: Iterable[K]) -> dict[K, _Silence]:
-    """Count the question asked at that time for those who did not answer; of others nothing is known from now on."""
+    """Count the question asked at that time for those who did not answer, and forget all others."""
     known = {one: before.get(one) or _Silence(asked) for one in silent}
     return {one: _Silence(silence.since, silence.questions + 1) for one, silence in known.items()}
 
@@ -70,7 +70,7 @@ class HostWatch:
         """Hosts that do not answer, and since when (by the clock)."""
         return {host: silence.since for host, silence in self._silent.items()}
 
-    def certain(self, host: str) -> bool:
+    def is_certain(self, host: str) -> bool:
         """Return whether it has been silent for several questions."""
         silence = self._silent.get(host)
         return silence is not None and silence.questions >= CERTAIN
@@ -79,7 +79,7 @@ class HostWatch:
         """Ask each host once. Takes at most twice PATIENCE."""
         hosts: dict[str, list[Pool]] = {}
         for pool in pools:
-            if distant_hosts(pool.address.host):
+            if is_distant(pool.address.host):
                 hosts.setdefault(pool.address.host, []).append(pool)
         began = self._clock()
         answers = await asyncio.gather(*(self._answers(host, pools) for host, pools in hosts.items()))
@@ -87,10 +87,7 @@ class HostWatch:
         self._silent = _count_silence(self._silent, began, silent)
 
     async def _answers(self, host: str, pools: list[Pool]) -> bool:
-        """Return whether any of its ports answers.
-
-        One whose engine takes no connections any more says nothing either.
-        """
+        """Return whether any of its ports answers. An engine that takes no more connections is silent as well."""
         if host in self._silent:
             return any(await asyncio.gather(*map(answers, pools)))
         return await answers(pools[0]) or (len(pools) > 1 and any(await asyncio.gather(*map(answers, pools[1:]))))
@@ -108,17 +105,17 @@ class EngineWatch:
         """Engines that get no calls, and since when they have not answered (by the clock)."""
         return {id: one.since for id, one in self._silent.items() if one.questions >= DOUBTFUL}
 
-    def certain(self, replica: int) -> bool:
-        """Return whether nothing can be hoped for of what it was at."""
+    def is_certain(self, replica: int) -> bool:
+        """Return whether the calls that it was working on are lost."""
         silence = self._silent.get(replica)
         return silence is not None and silence.questions >= HOPELESS
 
     async def ask(
         self, engines: Iterable[tuple[Replica, Pool]], heard_since: Callable[[float], Collection[int]]
     ) -> None:
-        """Ask each once; of others nothing is known from now on. `heard_since`: engines that sent something since.
+        """Ask each once, and forget all others. Takes at most twice HEALTH_WITHIN.
 
-        Takes at most twice HEALTH_WITHIN.
+        `heard_since`: the engines that have sent something since then; they are not silent.
         """
         asked = list(engines)
         began = self._clock()
@@ -129,30 +126,30 @@ class EngineWatch:
 
 
 class _Health:
-    """Waits for the head of an answer, whatever it says: who refuses is there. An `upstream.Receiver`."""
+    """Waits for the head of an answer, whatever it says: an engine that refuses is there. An `upstream.Receiver`."""
 
     def __init__(self) -> None:
-        self.told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def head(self, status: int, headers: list[Header]) -> None:
-        self._tell(True)
+        self._answer(True)
 
     def data(self, piece: bytes) -> None: ...
     def chunk(self, framed: bytes, start: int) -> None: ...
 
     def end(self) -> None:
-        self._tell(True)
+        self._answer(True)
 
     def failed(self, error: UpstreamError) -> None:
-        self._tell(False)
+        self._answer(False)
 
-    def _tell(self, answered: bool) -> None:
-        if not self.told.done():
-            self.told.set_result(answered)
+    def _answer(self, answered: bool) -> None:
+        if not self.answered.done():
+            self.answered.set_result(answered)
 
 
 async def is_healthy(replica: Replica, pool: Pool) -> bool:
-    """Return whether the engine answers a question that is none of its work, on a connection of its own."""
+    """Return whether the engine answers a health request, on a connection of its own."""
     address = pool.address
     request = (
         f"GET {address.prefix}{replica.health} HTTP/1.1\r\nhost: {address.host_header}\r\n"
@@ -166,25 +163,22 @@ async def is_healthy(replica: Replica, pool: Pool) -> bool:
     try:
         async with asyncio.timeout(HEALTH_WITHIN):
             connection.request(request.encode("latin-1"), health)
-            return await health.told
+            return await health.answered
     except TimeoutError:
         return False
     finally:
         connection.abort()
 
 
-def distant_hosts(host: str) -> bool:
-    """Return whether this is another machine, as far as its name tells."""
+def is_distant(host: str) -> bool:
+    """Return whether this is another machine, as far as its name shows."""
     with contextlib.suppress(ValueError):
         return not ipaddress.ip_address(host).is_loopback
     return host != "localhost"
 
 
 async def answers(pool: Pool) -> bool:
-    """Return whether the host takes a connection, or refuses it.
-
-    True as well if nobody knows the name's address now.
-    """
+    """Return whether the host takes a connection, or refuses it. True also if its name cannot be resolved now."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(PATIENCE):
@@ -197,8 +191,8 @@ async def answers(pool: Pool) -> bool:
             more = {0: 1, AGAIN: MORE}.get(number, 0)
             tries += [Attempt(stack, address, pool.address.port) for address in addresses for _ in range(more)]
             await asyncio.sleep(wait)
-            # The kernel is asked, which goes on when we do not: a process that was held up for a second must not take
-            # a host for silent that answered meanwhile.
+            # The kernel is asked, which goes on when we do not: a process that was frozen for a second must not call
+            # a host silent that answered meanwhile.
             if any(one.is_answered() for one in tries):
                 return True
     return False
@@ -211,14 +205,16 @@ class Attempt:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._socket = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
         self._socket.setblocking(False)
-        self._told = self._socket.connect_ex((address, port))
+        self._error = self._socket.connect_ex((address, port))
 
     def is_answered(self) -> bool:
-        """Whether the other side took it, or refused or broke it: then its engine is away, but not its host. What is
-        wrong with us (no descriptor, no port) says nothing of it either."""
-        if self._told == errno.EINPROGRESS:
-            self._told = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._connected()
-        return self._told != errno.EINPROGRESS and self._told not in UNREACHABLE_ERRNOS
+        """Return whether the host took the connection, or refused or broke it: then the engine is away, not the host.
+
+        What is wrong on our side (no descriptor, no port) counts as an answer too: it says nothing about the host.
+        """
+        if self._error == errno.EINPROGRESS:
+            self._error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or self._connected()
+        return self._error != errno.EINPROGRESS and self._error not in UNREACHABLE_ERRNOS
 
     def _connected(self) -> int:
         try:

@@ -1,10 +1,11 @@
-"""One exchange: an engine's answer to the client as it comes, and how it ended.
+"""One exchange: an engine's answer to the client as it comes, and its outcome.
 
 The engine's connection calls in (`Receiver`); what may go on is handed to the client there and then: no task, queue or
 future lies between the two sockets. While the client reads too slowly, reading from the engine is paused.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -12,24 +13,28 @@ from functools import partial
 from typing import Any, Protocol
 
 from apiproxy.dataplane import engine_errors
-from apiproxy.dataplane.downstream import Client, Header
+from apiproxy.dataplane.context import RequestContext
+from apiproxy.dataplane.downstream import Header
 from apiproxy.dataplane.errors import BadRequest, EngineFailed, Language, Refusal
 from apiproxy.dataplane.formats import requests
 from apiproxy.dataplane.formats.api_formats import ApiFormat
 from apiproxy.dataplane.memory_budget import BudgetShare
 from apiproxy.dataplane.stream import readers
 from apiproxy.dataplane.stream.accumulators import Accumulator
+from apiproxy.dataplane.stream.observers import StreamObserver
 from apiproxy.dataplane.token_usage import Tokens
 from apiproxy.dataplane.upstream import Broken, Connection, Unreachable, UpstreamError
+
+log = logging.getLogger("madoguchi.gateway")
 
 # The most that one answer without a stream may make us hold: what an engine sends as one, what we put together of a
 # stream. Four replies of 128,000 tokens are 2 MB, 20,000 embeddings as base64 60 MB.
 MAX_ANSWER = 64 * 1024 * 1024
 # Up to so many bytes it is not counted against anybody.
 UNCOUNTED = 64 * 1024
-# An error body larger than this tells a person nothing more.
+# More of an error body helps no reader.
 MAX_ERROR_BODY = 64 * 1024
-# By these an engine says that it has not begun: our key or name is wrong there, it is full, or it loads its model.
+# An engine that answers so has not begun: our key or name is wrong there, it is full, or it is loading its model.
 UNTOUCHED = frozenset({401, 403, 404, 408, 429, 503})
 PLAIN = (b"", b"identity")
 STREAM_HEADERS: list[Header] = [
@@ -40,35 +45,40 @@ STREAM_HEADERS: list[Header] = [
 
 
 class Outcome(Enum):
-    ANSWERED = "answered"  # the whole answer (or an error event) has gone to the client
-    REFUSED = "refused"  # the engine answered with an error; nothing has gone to the client
-    BROKEN = "broken"  # the engine broke off or was too slow; nothing has gone to the client
-    LEFT = "left"  # the client is gone
+    ANSWERED = "answered"  # the client has the whole answer, or an error event
+    REFUSED = "refused"  # the engine answered with an error; the client has nothing
+    BROKEN = "broken"  # the engine broke off or was too slow; the client has nothing
+    LEFT = "left"  # the client disconnected
 
 
 class Stage(Enum):
-    """How far the client is. Only onwards: each stage but the last two may be followed by any below it."""
+    """What the client has been sent. Stages only advance; from each but the last two any later one may follow."""
 
-    SILENT = "silent"  # has been sent nothing: it can still be told anything, by an HTTP status too
-    PATIENT = "patient"  # the head and heartbeats of a stream: it can be told by an event
-    LISTENING = "listening"  # some of the answer
-    SERVED = "served"  # the last bytes
-    GONE = "gone"
+    NOT_STARTED = "not started"  # nothing: an error can still be any HTTP status
+    HEARTBEAT = "heartbeat"  # the head of a stream and heartbeats: an error is an event
+    STREAMING = "streaming"  # some of the answer
+    COMPLETE = "complete"  # the last bytes
+    DISCONNECTED = "disconnected"
 
 
-LISTENING = Stage.LISTENING  # a member of an Enum takes 0.1 µs to look up
+STREAMING = Stage.STREAMING  # a member of an Enum takes 0.1 µs to look up
 
 
 class Meter(Protocol):
-    """Is told what an exchange used. `close` comes before the last bytes go to the client, exactly once."""
+    """Records what an exchange used."""
 
     def open(self) -> None:
-        """The first byte of a stream is about to go out."""
+        """Record that a stream begins, just before its first byte goes out."""
 
-    def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None: ...
+    def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
+        """Record what was used, exactly once, just before the last bytes go out."""
 
-    def guess(self, seconds: float) -> int:
-        """Tokens that the engine will have made in so many seconds of an answer that nobody has seen."""
+    def estimate(self, seconds: float) -> int:
+        """Return the tokens that the engine has made by now, in so many seconds, of an answer that is not seen."""
+
+
+def never(framed: bytes, start: int) -> bool:
+    return False
 
 
 class Exchange:
@@ -80,16 +90,16 @@ class Exchange:
     __slots__ = (
         "_api_format",
         "_assembly",
-        "_call",
         "_client",
         "_connection",
         "_content_type",
+        "_context",
         "_encoding",
-        "_endpoint",
         "_headers",
-        "_language",
         "_loop",
         "_meter",
+        "_observer",
+        "_open_share",
         "_outcome",
         "_pieces",
         "_reader",
@@ -97,10 +107,10 @@ class Exchange:
         "_retry_after",
         "_says_dead",
         "_share",
-        "_shares",
         "_size",
         "_stage",
         "_status",
+        "_verbatim",
         "_waiter",
         "arriving",
         "assembles",
@@ -116,47 +126,44 @@ class Exchange:
 
     def __init__(
         self,
-        call: requests.Call,
-        endpoint: requests.Endpoint,
-        client: Client,
+        context: RequestContext,
         meter: Meter,
         *,
         assemble: bool,
         headers: list[Header],
-        language: Language,
-        shares: Callable[[], BudgetShare],
+        observer: StreamObserver | None,
+        open_share: Callable[[], BudgetShare],
         now: Callable[[], float],
         loop: asyncio.AbstractEventLoop,
-        patient: bool = False,
     ) -> None:
         """`assemble`: the engine was asked for a stream, the client wants one JSON. `headers` go with the answer.
-        `shares` opens the caller's share of the memory, for what has to be held; `free` gives it back.
 
-        `patient`: the client has been sent the head of a stream and heartbeats already.
+        `open_share` opens the caller's share of the memory budget, for what has to be held; `free` gives it back.
         """
-        self._call = call
-        self._endpoint = endpoint
-        self._api_format = endpoint.api_format
-        self._client = client
+        self._context = context
+        self._api_format = context.endpoint.api_format
+        self._client = context.client
         self._meter = meter
         self.assembles = assemble
         self._headers = headers
-        self._language = language
+        self._observer = observer
         self.now = now
         # asyncio.get_running_loop() asks the kernel for the process's number each time: 5 % of a whole call.
         self._loop = loop
         self._connection: Connection | None = None
         self._reader: readers.Reader | None = None
+        # Whether a chunk of the stream may go on as it came; no call of a method in between, for each token.
+        self._verbatim: Callable[[bytes, int], bool] = never
         self._assembly: Accumulator | None = None
         self._status = 0
         self._pieces: list[bytes] = []
         self._size = 0
         self._content_type = self._encoding = b""
-        self._shares = shares
+        self._open_share = open_share
         self._share: BudgetShare | None = None
         self._retry_after = ""
         self._says_dead = False
-        self._stage = Stage.PATIENT if patient else Stage.SILENT
+        self._stage = Stage.HEARTBEAT if context.head_sent else Stage.NOT_STARTED
         self._outcome: Outcome | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._refusal: Refusal | None = None
@@ -170,9 +177,9 @@ class Exchange:
     # --- for the gateway
 
     def attempt(self, connection: Connection, request: bytes) -> None:
-        """Send the request; wait for the ending with `ending`. A second attempt only after BROKEN or REFUSED."""
+        """Send the request; `outcome` waits for what comes of it. A second attempt only after BROKEN or REFUSED."""
         self._outcome = self._waiter = None
-        if self._stage is Stage.GONE:  # while the connection was made
+        if self._stage is Stage.DISCONNECTED:  # while the connection was made
             connection.abort()
             self._finish(Outcome.LEFT)
             return
@@ -184,25 +191,21 @@ class Exchange:
         self.heard_at = self.now()
         connection.request(request, self)
 
-    async def ending(self) -> Outcome:
+    async def outcome(self) -> Outcome:
+        """Wait until the attempt has ended one way or another."""
         if self._outcome is None:
             self._waiter = self._loop.create_future()
             await self._waiter
             assert self._outcome is not None
         return self._outcome
 
-    def know(self, call: requests.Call) -> None:
-        """All of a call whose form has now been read to its end, before any of the answer."""
-        self.arriving = False
-        self._call = call
-
-    def unreachable(self, error: UpstreamError, refusal: Refusal) -> None:
-        """No connection came about."""
+    def set_unreachable(self, error: UpstreamError, refusal: Refusal) -> None:
+        """Note that no connection could be made, and the error for the client if no other attempt is made."""
         self.error = error
         self._refusal = refusal
 
-    def explain(self, refusal: Refusal) -> None:
-        """What to tell the client, now that more is known of why nothing came."""
+    def set_refusal(self, refusal: Refusal) -> None:
+        """Replace the error for the client, now that more is known about why nothing came."""
         self._refusal = refusal
 
     @property
@@ -212,74 +215,74 @@ class Exchange:
 
     @property
     def says_dead(self) -> bool:
-        """Whether the engine's front told that the engine behind it is dead."""
+        """Whether the engine's front reported that the engine behind it is dead."""
         return self._says_dead or (self._reader is not None and engine_errors.reports_dead_engine(self._reader.error))
 
     @property
     def refusal(self) -> Refusal:
-        """What to tell the client if nothing better comes."""
+        """The error for the client if no answer comes."""
         if self._refusal is None:
             self._refusal = EngineFailed()
         return self._refusal
 
     def cut_off(self, refusal: Refusal, *, lost: bool = False) -> bool:
-        """Stop the engine for this reason; a client that has had some of the answer is told by an event.
+        """Stop the engine for this reason. A client that has had some of the answer is sent an error event.
 
-        Gives whether that was so: otherwise the refusal is still to be sent. `lost`: its host is gone, so of an answer
-        that has not begun nobody knows whether it was worked on, and nobody pays for it.
+        Return whether it was; otherwise the refusal is still to be sent. `lost`: the engine's host is gone, so it is
+        unknown whether an answer that has not begun was worked on, and it is not charged.
         """
         self._drop_engine()
         self._refusal = refusal
-        told = self._stage in (Stage.LISTENING, Stage.SERVED)
+        sent = self._stage in (Stage.STREAMING, Stage.COMPLETE)
         worked_on = self.reached and not self.awaited and self._status in (0, 200)  # all the time
         try:
-            if worked_on and not lost and self._stage is Stage.SILENT:
+            if worked_on and not lost and self._stage is Stage.NOT_STARTED:
                 self._close("failed")
             self._broke_off()
         finally:
-            if self._stage is not Stage.SERVED:
+            if self._stage is not Stage.COMPLETE:
                 self._finish(Outcome.BROKEN)
-        return told
+        return sent
 
     @property
     def awaited(self) -> bool:
-        """Whether something should come of the engine soon: what is no stream has its first byte when all is made."""
-        return self.arriving or self.assembles or (self._call.stream and self._endpoint.streams)
+        """Whether the engine should send something soon: an answer in one piece has its first byte when it is done."""
+        return self.arriving or self.assembles or self._context.streams
 
     def heartbeat(self, every: float) -> None:
-        """Keep the client of a stream patient of which nothing came for `every` seconds, and again after as many.
+        """Send the client of a stream a comment when nothing has come for `every` seconds, and again after as many.
 
-        The client has whole events alone, so this comes between two of them.
+        Clients are sent whole events only, so it never falls into one.
         """
-        over = self._stage is Stage.SERVED or self._stage is Stage.GONE
-        if over or not (self._call.stream and self._endpoint.streams) or self._client.waiting:
+        over = self._stage is Stage.COMPLETE or self._stage is Stage.DISCONNECTED
+        if over or not self._context.streams or self._client.waiting:
             return
         now, reader = self.now(), self._reader
-        if self._stage is Stage.SILENT or self._stage is Stage.PATIENT:
+        if self._stage is Stage.NOT_STARTED or self._stage is Stage.HEARTBEAT:
             if now - self.beat_at >= every:
                 self.beat_at = now
-                self._begin(Stage.PATIENT)
+                self._begin(Stage.HEARTBEAT)
                 self._client.piece(self._api_format.heartbeat)
         elif reader is not None and not reader.done and now - max(self.beat_at, self.heard_at) >= every:
             self.beat_at = now
             self._client.piece(self._api_format.ping)
 
     def free(self) -> None:
-        """Give the memory back that the answer took."""
+        """Give back the memory that the answer took."""
         share, self._share = self._share, None
         if share is not None:
             share.close()
 
-    def say(self, refusal: Refusal) -> bool:
-        """Tell a client whose stream was kept alive that nothing comes; then wait for the ending.
+    def send_error(self, refusal: Refusal) -> bool:
+        """Send an error event to a client that has had the head of a stream, and wait for the outcome then.
 
-        Gives whether that was so: otherwise the refusal is still to be sent.
+        Return whether the client had it; otherwise the refusal is still to be sent.
         """
-        if self._stage is Stage.SILENT:
+        if self._stage is Stage.NOT_STARTED:
             return False
-        if self._stage in (Stage.PATIENT, Stage.LISTENING):
+        if self._stage in (Stage.HEARTBEAT, Stage.STREAMING):
             self._outcome = self._waiter = None
-            self._last(self._api_format.encode_event(refusal, self._language) + self._api_format.stream_terminator)
+            self._last(self._error_event(refusal) + self._api_format.stream_terminator)
         return True
 
     @property
@@ -294,19 +297,19 @@ class Exchange:
     # --- Listener
 
     def client_left(self) -> None:
-        """Stop the engine and meters what it had generated. After the answer's end: does nothing."""
-        if self._stage is Stage.GONE or self._outcome is Outcome.ANSWERED:
+        """Stop the engine and meter what it had generated. Do nothing after the answer's end."""
+        if self._stage is Stage.DISCONNECTED or self._outcome is Outcome.ANSWERED:
             return
-        self._stage = Stage.GONE
+        self._stage = Stage.DISCONNECTED
         self._drop_engine()
         try:
             if self.reached and self._status in (0, 200):  # it was read and worked on, also before the first byte
                 self._close("aborted")
-        finally:  # whatever is at fault, nobody waits for ever
+        finally:  # whatever is at fault, `outcome` must not wait for ever
             self._finish(Outcome.LEFT)
 
     def client_ready(self) -> None:
-        if self._stage is Stage.SERVED:
+        if self._stage is Stage.COMPLETE:
             self._finish(Outcome.ANSWERED)
         elif self._connection is not None:
             self._connection.resume()
@@ -317,7 +320,7 @@ class Exchange:
         self.heard_at = self.now()
         self._status = status
         self._pieces, self._size = [], 0
-        self._reader = None  # an earlier attempt's
+        self._reader, self._verbatim = None, never  # an earlier attempt's
         self._content_type = b"application/json"
         self._encoding, self._retry_after = b"", ""
         for name, value in headers:
@@ -330,13 +333,11 @@ class Exchange:
         if status == 200 and self._content_type.startswith(b"text/event-stream"):
             if self._encoding not in PLAIN:
                 raise Broken("a stream in an encoding that was not asked for")
-            usage = self._call.asks_usage and not self.assembles
-            asked = readers.StreamContext(
-                wants_usage=usage, n=self._call.n, prompts=self._call.prompts, model=self._call.model
-            )
-            self._reader = self._api_format.make_reader(
-                asked, partial(sanitised_error, self._api_format, self._language)
-            )
+            usage = self._context.call.asks_usage and not self.assembles
+            call, language = self._context.call, self._context.key.language
+            asked = readers.StreamContext(wants_usage=usage, n=call.n, prompts=call.prompts, model=call.model)
+            self._reader = self._api_format.make_reader(asked, partial(sanitised_error, self._api_format, language))
+            self._verbatim = never if self._observer is not None else self._reader.accept_verbatim
             self._assembly = self._api_format.make_accumulator() if self.assembles else None
 
     def data(self, piece: bytes) -> None:
@@ -354,15 +355,16 @@ class Exchange:
             return
         except ODD as error:
             raise invalid_answer(error) from error
+        if through and self._observer is not None and self._is_stopped(through, self._observer):
+            return
         if self._assembly is not None:
             self._assemble(through, self._assembly)
         elif through:
             self._pass(through, self._reader)
 
     def chunk(self, framed: bytes, start: int) -> None:
-        """The way of nearly every token: what need not be changed goes on in the frame that it came in."""
-        reader = self._reader
-        if self._stage is not LISTENING or reader is None or not reader.accept_verbatim(framed, start):
+        """Pass a chunk on in the frame that it came in, as nearly every token goes; change it first where necessary."""
+        if self._stage is not STREAMING or not self._verbatim(framed, start):
             self.data(framed[start:-2])
             return
         self.heard_at = self.now()
@@ -383,11 +385,23 @@ class Exchange:
         self.error = error
         try:
             self._broke_off()
-        finally:  # whatever is at fault, nobody waits for ever
-            if self._stage is not Stage.SERVED:
+        finally:  # whatever is at fault, `outcome` must not wait for ever
+            if self._stage is not Stage.COMPLETE:
                 self._finish(Outcome.BROKEN)
 
     # --- the answer
+
+    def _is_stopped(self, events: bytes, observer: StreamObserver) -> bool:
+        """Return whether the observer stopped the stream with these events, which go nowhere then."""
+        try:
+            refusal = observer.feed(events)
+        except Exception:  # an observer's fault must not cost the client its answer
+            log.exception("a stream is no longer observed")
+            self._observer = None
+            return False
+        if refusal is not None:
+            self.cut_off(refusal)
+        return refusal is not None
 
     def _collect(self, piece: bytes) -> None:
         if self._status == 200:
@@ -407,24 +421,24 @@ class Exchange:
         body = b"".join(self._pieces)[:MAX_ERROR_BODY]
         self._says_dead = self._status == 500 and engine_errors.reports_dead_engine(body)
         self._refusal = engine_errors.make_refusal(
-            self._status, body, self._call, self._endpoint, retry_after=self._retry_after
+            self._status, body, self._context.call, self._context.endpoint, retry_after=self._retry_after
         )
         self._finish(Outcome.REFUSED)
 
     def _assemble(self, through: bytes, assembly: Accumulator) -> None:
-        with is_understood():
+        with parse_errors_as_broken():
             assembly.feed(through)
         self._hold(assembly.size - self._size)
 
     def _hold(self, more: int) -> bool:
-        """Count so many bytes more of the answer that are kept; if they are too many the call has ended."""
+        """Count so many more bytes of the answer that are kept. Return False if they are too many: the call is over."""
         self._size += more
         try:
             if self._size > MAX_ANSWER:
                 raise BadRequest("answer_too_large", limit=MAX_ANSWER // 2**20)
             if self._size > UNCOUNTED:
                 if self._share is None:
-                    self._share = self._shares()
+                    self._share = self._open_share()
                 self._share.take(self._size - self._share.held)
         except Refusal as refusal:
             self._drop_engine()
@@ -435,12 +449,12 @@ class Exchange:
         return True
 
     def _pass(self, through: bytes, reader: readers.Reader) -> None:
-        """Whole events of a stream, to the client."""
-        if self._stage is not Stage.LISTENING:
+        """Pass whole events of a stream to the client."""
+        if self._stage is not Stage.STREAMING:
             if reader.error is not None and not reader.events:
-                return  # there is no part of an answer, so the client can still be told by an HTTP status
+                return  # without a part of an answer the error can still be an HTTP status
             self._meter.open()
-            self._begin(Stage.LISTENING)
+            self._begin(Stage.STREAMING)
         if reader.done:
             self._close("finished" if reader.is_finished() else "failed")
         self._client.piece(through)
@@ -448,20 +462,22 @@ class Exchange:
             self._connection.pause()
 
     def _end_stream(self, reader: readers.Reader) -> None:
-        if (rest := reader.close()) and self._assembly is not None:
+        rest = reader.close()
+        if rest and self._observer is not None and self._is_stopped(rest, self._observer):
+            return
+        if rest and self._assembly is not None:
             self._assemble(rest, self._assembly)
         elif rest:
             self._pass(rest, reader)
         if self._outcome is not None:
             return
         done = reader.done and reader.is_finished()
+        streaming = self._assembly is None and self._stage is Stage.STREAMING
         if self._assembly is not None and (done or reader.has_finish_reason()):
             self._end_assembly(reader, self._assembly)
-        elif self._assembly is None and self._stage is Stage.LISTENING and done:
+        elif streaming and done:
             self._last(b"")
-        elif (
-            self._assembly is None and self._stage is Stage.LISTENING and not reader.done and reader.has_finish_reason()
-        ):
+        elif streaming and not reader.done and reader.has_finish_reason():
             self._close("finished")
             self._last(self._api_format.stream_terminator)  # which the engine left out
         else:
@@ -471,49 +487,48 @@ class Exchange:
         try:
             if self._encoding:
                 body = engine_errors.decompress(body, self._encoding, MAX_ANSWER)
-            engine_errors.check_answer(body, self._content_type, self._call, self._endpoint)
+            engine_errors.check_answer(body, self._content_type, self._context.call, self._context.endpoint)
         except Refusal as refusal:
             self._refusal = refusal
             self._finish(Outcome.REFUSED)
             return
-        tokens, estimated = requests.read_used_tokens(body, self._call, self._endpoint)
-        silent = self._stage is Stage.SILENT
+        tokens, estimated = requests.read_used_tokens(body, self._context.call, self._context.endpoint)
+        not_started = self._stage is Stage.NOT_STARTED
         # A stream that was kept alive cannot become a JSON.
-        self._meter.close("finished" if silent else "failed", tokens, estimated=estimated)
+        self._meter.close("finished" if not_started else "failed", tokens, estimated=estimated)
         self.metered = True
-        if silent:
+        if not_started:
             self._answer(body, self._content_type)
         else:
             self._finish(Outcome.BROKEN)
 
     def _end_assembly(self, reader: readers.Reader, assembly: Accumulator) -> None:
         usage = reader.usage
-        if usage is None:  # llama-cpp-python tells none in streams; an answer in one piece always has it
-            used, _ = reader.count_usage(self._call.prompt_estimate)
+        if usage is None:  # llama-cpp-python has none in streams; an answer in one piece always has it
+            used, _ = reader.count_usage(self._context.call.prompt_estimate)
             usage = {"prompt_tokens": used.prompt, "completion_tokens": used.completion, "total_tokens": used.total}
-        with is_understood():
+        with parse_errors_as_broken():
             body = assembly.body(usage)
         self._close("finished")
         self._answer(body, b"application/json")
 
     def _broke_off(self) -> None:
-        """The answer ended before its end. A client that has had some of it is told by an event."""
+        """End an answer that is not complete. A client that has had some of it is sent an error event."""
         reader = self._reader
-        if self._stage is Stage.LISTENING:
+        if self._stage is Stage.STREAMING:
             self._close("failed")
-            event = (
-                b""
-                if reader and reader.error is not None
-                else self._api_format.encode_event(self.refusal, self._language)
-            )
+            event = b"" if reader and reader.error is not None else self._error_event(self.refusal)
             self._last(event if reader and reader.done else event + self._api_format.stream_terminator)
-        elif self._stage is Stage.SILENT or self._stage is Stage.PATIENT:
+        elif self._stage is Stage.NOT_STARTED or self._stage is Stage.HEARTBEAT:
             if reader is not None and reader.events:
-                self._close("failed")  # tokens that no client will see, but a GPU has made
+                self._close("failed")  # tokens that no client will see, but that a GPU has made
             self._finish(Outcome.BROKEN)
 
+    def _error_event(self, refusal: Refusal) -> bytes:
+        return self._api_format.encode_event(refusal, self._context.key.language)
+
     def _close(self, status: str) -> None:
-        """Meters what was generated, by the engine's own numbers or by what was counted."""
+        """Meter what was generated, by the engine's own numbers or by what was counted."""
         if self.metered:
             return
         tokens, estimated = self.used()
@@ -521,31 +536,31 @@ class Exchange:
         self._meter.close(status, tokens, estimated=estimated)
 
     def used(self) -> tuple[Tokens, bool]:
-        """What the call has used so far, and whether that is an estimate."""
-        prompt, reader = self._call.prompt_estimate, self._reader
+        """Return what the call has used so far, and whether that is an estimate."""
+        prompt, reader = self._context.call.prompt_estimate, self._reader
         if reader is not None:
             return reader.count_usage(prompt)
-        return Tokens(prompt=prompt, completion=self._meter.guess(self.now() - self.began)), True
+        return Tokens(prompt=prompt, completion=self._meter.estimate(self.now() - self.began)), True
 
     # --- to the client
 
     def _begin(self, stage: Stage) -> None:
-        if self._stage is Stage.SILENT:
+        if self._stage is Stage.NOT_STARTED:
             self._client.begin([*STREAM_HEADERS, *self._headers])
         self._stage = stage
 
     def _answer(self, body: bytes, content_type: bytes) -> None:
-        self._stage = Stage.SERVED
+        self._stage = Stage.COMPLETE
         self._client.answer(200, [(b"content-type", content_type), *self._headers], body)
         self._served()
 
     def _last(self, body: bytes) -> None:
-        self._stage = Stage.SERVED
+        self._stage = Stage.COMPLETE
         self._client.last(body)
         self._served()
 
     def _served(self) -> None:
-        """The answer's end counts when the client has it, or the server for it."""
+        """Finish as soon as the client, or the server for it, has taken everything."""
         if not self._client.waiting:
             self._finish(Outcome.ANSWERED)
 
@@ -556,9 +571,9 @@ class Exchange:
         if connection is not None:
             connection.abort()
 
-    def _finish(self, ending: Outcome) -> None:
+    def _finish(self, outcome: Outcome) -> None:
         if self._outcome is None:
-            self._outcome = ending
+            self._outcome = outcome
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 
@@ -568,8 +583,8 @@ ODD = (ValueError, TypeError, LookupError, AttributeError, RecursionError)
 
 
 @contextmanager
-def is_understood() -> Iterator[None]:
-    """What an engine sends may be no JSON, or a text where a list should be: its fault, not ours. Raises Broken."""
+def parse_errors_as_broken() -> Iterator[None]:
+    """Raise Broken for what an engine sends that is not JSON, or has a text where a list should be."""
     try:
         yield
     except ODD as error:
@@ -581,8 +596,8 @@ def invalid_answer(error: Exception) -> Broken:
 
 
 def sanitised_error(api_format: ApiFormat, language: Language, error: Any) -> bytes:
-    """Return the event that takes the place of an engine's own error event, which may name addresses and paths.
+    """Return the event that replaces an engine's own error event, which may name addresses and paths.
 
-    No method: a reader that knew the exchange which knows it could be freed by the garbage collector only.
+    Not a method: a reader and an exchange that know each other could be freed by the garbage collector only.
     """
     return api_format.encode_event(EngineFailed(), language)

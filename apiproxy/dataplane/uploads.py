@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -27,7 +28,6 @@ from apiproxy.dataplane.errors import BadRequest, BodyTooLarge, BodyTooSlow, Cli
 from apiproxy.dataplane.formats import transcription
 from apiproxy.dataplane.formats.requests import Call, clean_end_user
 from apiproxy.dataplane.memory_budget import MB
-from apiproxy.dataplane.relay import Exchange
 from apiproxy.dataplane.request_bodies import ArrivingBody, check_arriving
 from apiproxy.dataplane.upstream import Connection
 from apiproxy.dataplane.validation import MAX_MODEL_NAME, READERS, invalid_value
@@ -232,6 +232,16 @@ def is_true(fields: dict[str, str], name: str) -> bool:
     return fields.get(name, "").lower() in ("true", "1", "on", "yes")  # as FastAPI reads a form
 
 
+class Answer(Protocol):
+    """The engine's answer, while the upload is on its way: a `relay.Exchange`."""
+
+    heard_at: float
+    now: Callable[[], float]
+
+    def client_left(self) -> None: ...
+    def cut_off(self, refusal: Refusal) -> bool: ...
+
+
 class Upload:
     """One upload: `begin` it until its model is known, `start` it to an engine, `stop` it in any case.
 
@@ -300,15 +310,13 @@ class Upload:
         )
         return self._call
 
-    def start(
-        self, connection: Connection, exchange: Exchange, model: str, on_complete: Callable[[Call], None]
-    ) -> None:
+    def start(self, connection: Connection, answer: Answer, model: str, on_complete: Callable[[Call], None]) -> None:
         """Begin to pass the upload on as the body of the request just sent, under the model's name there.
 
         `on_complete(call)` is called with the complete call once the engine has all of it.
         """
         connection.expect_body()
-        self._task = asyncio.create_task(self._pass_on(connection, exchange, model, on_complete))
+        self._task = asyncio.create_task(self._pass_on(connection, answer, model, on_complete))
 
     async def stop(self) -> None:
         task, self._task = self._task, None
@@ -349,27 +357,27 @@ class Upload:
     # --- passing on
 
     async def _pass_on(
-        self, connection: Connection, exchange: Exchange, model: str, on_complete: Callable[[Call], None]
+        self, connection: Connection, answer: Answer, model: str, on_complete: Callable[[Call], None]
     ) -> None:
-        """Pass on the whole upload; if that fails, end the exchange with the reason."""
+        """Pass on the whole upload; if that fails, end the answer with the reason."""
         try:
-            await self._write_body(connection, exchange, model)
+            await self._write_body(connection, answer, model)
             on_complete(self._complete_call())
         except ClientDisconnected:
-            exchange.client_left()
+            answer.client_left()
         except Refusal as refusal:
-            exchange.cut_off(refusal)
+            answer.cut_off(refusal)
         except Exception:  # a fault of ours: the client must not wait for a time-out
             log.exception("an upload could not be passed on")
-            exchange.cut_off(Internal())
+            answer.cut_off(Internal())
 
-    async def _write_body(self, connection: Connection, exchange: Exchange, model: str) -> None:
+    async def _write_body(self, connection: Connection, answer: Answer, model: str) -> None:
         """Write the whole body, no faster than the engine takes it."""
         while True:
             held = self._form.take(model)
             for at in range(0, len(held), PIECE):
                 await connection.write(frame_chunk(held[at : at + PIECE]))
-                exchange.heard_at = exchange.now()  # the engine reads
+                answer.heard_at = answer.now()  # the engine reads
             self._share.give_back(self._share.held)
             if not self._more:
                 break

@@ -1,4 +1,4 @@
-"""Builds one gateway for this process; the server's lifespan starts and stops its tasks.
+"""The composition root: builds the gateway of this process; the server's lifespan starts and stops its tasks.
 
 `application` serves `/v1/`, `/healthz`, `/readyz`, `/metrics` and the lifespan; `portal.asgi` mounts it.
 """
@@ -36,6 +36,7 @@ from apiproxy.dataplane.memory_budget import MemoryBudget
 from apiproxy.dataplane.metrics import LAYOUT, Metrics
 from apiproxy.dataplane.mmap_counters import CounterFile
 from apiproxy.dataplane.routes import PROBES
+from apiproxy.dataplane.services import Services
 from apiproxy.server import malloc_trim
 from modelregistry.supervisor.watchdog import HANGS, Down, Watchdog
 from portal.quotas import windows
@@ -44,13 +45,12 @@ from portal.version import VERSION
 log = logging.getLogger("madoguchi.gateway")
 
 POLL = 1.0  # seconds between two looks at the catalogue's revision; a revoked key lives no longer than two of them
-REFRESH = (
-    0.2  # and between two that unknown keys ask for: a new key works at once, a flood of made-up ones costs little
-)
+# Seconds between two that unknown keys ask for: a new key works at once, a flood of made-up ones costs little.
+REFRESH = 0.2
 PATIENCE = 2.0  # seconds that a caller with an unknown key waits for a database that hangs
 FULL_RELOAD = 600.0  # what a receiver may have missed is repaired after so long; 100,000 keys take 2 s in a thread
 MOVE = 0.25  # seconds between two moves of the spool: pages show a call well within a second
-TELL_REFUSALS = 2.0  # seconds between two writings of refused calls
+RECORD_REJECTIONS = 2.0  # seconds between two writings of refused calls
 REPORT = 2.0  # seconds between two looks at what could not be recorded
 # Seconds that a step of a background task may take before it counts as hanging: a database may hang for so long.
 PATIENT = 60.0
@@ -59,10 +59,10 @@ PATIENT = 60.0
 UNMETERED = 300.0
 LAST_MOVE = 5.0  # seconds that the last usage may take into the database; then it stays in the spool
 RECALL = 10.0  # seconds that a counter's first caller waits to know what was spent: a million calls take 0.7 s
-SPENT_AGAIN = 15.0  # a database that could not tell what was spent is asked again after so many seconds
+SPENT_AGAIN = 15.0  # a database that could not answer what was spent is asked again after so many seconds
 AWAY = 5.0  # seconds without an answer after which the database counts as away; a full load may take 2 s
 PLAIN = [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
-WISH_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
+WAKE_AGAIN = 5.0  # a sleeping model's callers write one row in so many seconds
 
 
 class SecondGateway(Exception):
@@ -70,7 +70,10 @@ class SecondGateway(Exception):
 
 
 class Application:
-    """The gateway and its neighbours. Two threads: the ledger's may wait for a locked database, the catalogue's not."""
+    """The gateway and its neighbours.
+
+    Database work runs in threads: the ledger's may wait for a locked database, the catalogue's and the limits' not.
+    """
 
     def __init__(self) -> None:
         self._gateway: Gateway | None = None
@@ -78,9 +81,9 @@ class Application:
         self._watchdog = Watchdog(self._task_failed)
         self._tasks: list[asyncio.Task[None]] = []
         self._moved, self._wait = 0, MOVE  # lines of the spool that are moved; seconds until the next look at it
-        self._refused = self._aside = 0  # usage that could not be recorded: what /metrics was told of, what waits
+        self._refused = self._aside = 0  # usage that could not be recorded: what /metrics has counted, what waits
         self._reported = -1
-        self._wished: dict[int, float] = {}
+        self._woken: dict[int, float] = {}
         self._looks: dict[tuple[Counter, float], asyncio.Task[Spending | None]] = {}
         self._spent_again = 0.0
         self._shared: SharedLimits | None = None
@@ -93,8 +96,7 @@ class Application:
         self._known = 0.0  # loop time at which the catalogue was last known to be up to date
 
     def http(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """As calling it with an HTTP request, without a coroutine around the gateway's, which would be resumed with
-        every step of a call (1 µs)."""
+        """Serve an HTTP request without a coroutine around the gateway's, which would resume with every step (1 µs)."""
         if self._gateway is not None and scope["path"] not in PROBES:
             return self._gateway(scope, receive, send)
         return self(scope, receive, send)
@@ -114,19 +116,25 @@ class Application:
             return
         client = client_of(scope, receive, send)
         if path == "/metrics":
-            self._tell(self._gateway)
+            self._publish(self._gateway)
             gateway = self._gateway
             aside = ("madoguchi_usage_set_aside", "Lines of usage that wait for `manage.py setaside`.", (), self._aside)
             build = ("madoguchi_build_info", "The version of this Madoguchi.", (("version", VERSION),), 1)
             client.answer(
-                200, PLAIN, gateway.metrics.render(gateway.catalogue.models, [*gateway.gauges(), aside, build])
+                200, PLAIN, gateway.services.metrics.render(gateway.catalogue.models, [*gateway.gauges(), aside, build])
             )
         elif path == "/readyz":
-            status, told = readiness(self._gateway.spool.accepting, self._watchdog.down, self._aside)
-            client.answer(status, [JSON], orjson.dumps(told))
+            status, body = readiness(self._gateway.services.spool.accepting, self._watchdog.down, self._aside)
+            client.answer(status, [JSON], orjson.dumps(body))
         else:
             client.answer(200, PLAIN, b"ok\n")
         await client.sent()
+
+    @property
+    def gateway(self) -> Gateway:
+        """The gateway, once it has started."""
+        assert self._gateway is not None
+        return self._gateway
 
     @property
     def revision(self) -> int:
@@ -135,9 +143,8 @@ class Application:
 
     @property
     def budget(self) -> MemoryBudget:
-        """Of memory, of a gateway that has started."""
-        assert self._gateway is not None
-        return self._gateway.budget
+        """The memory budget of a gateway that has started."""
+        return self.gateway.services.budget
 
     async def start(self) -> None:
         """Load the catalogue (a cold start needs the database) and take over what a dead gateway left.
@@ -162,8 +169,9 @@ class Application:
         malloc_trim.configure_malloc()
         budget = MemoryBudget(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY)
         self._trimmer = malloc_trim.MallocTrimmer(budget)
-        gateway = Gateway(
+        services = Services(
             digest=catalogue_loader.digest,
+            refresh=self._refresh,
             limits=limits,
             spool=spool,
             metrics=Metrics(CounterFile(settings.RUN / "metrics", LAYOUT)),
@@ -180,9 +188,9 @@ class Application:
                 alone=settings.GATEWAY_WORKERS == 1,
                 wall=time.time,
             ),
-            wish=self._wish,
-            refresh=self._refresh,
+            request_wake_up=self._request_wake_up,
         )
+        gateway = Gateway(services)
         self._catalogue_thread = DaemonExecutor("catalogue")
         self._ledger_thread = DaemonExecutor("ledger")
         self._limits_thread = DaemonExecutor("limits")
@@ -190,7 +198,7 @@ class Application:
             await self._move(gateway)
         except DatabaseAway:
             raise
-        except Exception:  # nothing that a spool holds keeps a gateway from starting; the task will tell on
+        except Exception:  # nothing that a spool holds keeps a gateway from starting; the task will report it again
             log.exception("the spool cannot be moved")
         await self._reload(gateway)
         if isinstance(limits, SharedLimits):
@@ -203,7 +211,7 @@ class Application:
             ("sweep", self._sweep),
             ("hosts", self._ask_hosts),
             ("engines", self._ask_engines),
-            ("refusals", self._tell_refusals_often),
+            ("refusals", self._record_rejections_often),
             ("set_aside", self._report_set_aside),
         ):
             self._tasks.append(self._watchdog.keep_running(name, partial(step, gateway), patience=PATIENT))
@@ -237,18 +245,18 @@ class Application:
         try:
             async with asyncio.timeout(LAST_MOVE):
                 await self._move(gateway)
-        except Exception as error:  # noqa: BLE001 - a TimeoutError, a DatabaseAway or what the task told of
+        except Exception as error:  # noqa: BLE001 - a TimeoutError, a DatabaseAway or what the task reported
             log.warning("usage stays in the spool: %s", str(error) or f"the database took more than {LAST_MOVE:.0f} s")
         else:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAST_MOVE):
-                    await self._tell_refusals(gateway)
+                    await self._record_rejections(gateway)
         if self._shared is not None:
             # Last: calls that were cut off have been settled by now.
             await self._shared.close()
         await self._watchdog.close()
-        gateway.spool.close()
-        gateway.metrics.close()
+        gateway.services.spool.close()
+        gateway.services.metrics.close()
         self._catalogue_thread.shutdown()
         self._ledger_thread.shutdown()
         self._limits_thread.shutdown()
@@ -268,7 +276,7 @@ class Application:
             else:
                 await self.stop()
                 for handler in logging.getLogger().handlers:
-                    handler.flush()  # uvicorn ends by the signal that it was sent, without Python's own farewell
+                    handler.flush()  # uvicorn exits by the signal that it was sent, without Python's own shutdown
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
@@ -276,11 +284,11 @@ class Application:
 
     def _task_failed(self, task: str) -> None:
         if self._gateway is not None:
-            self._gateway.metrics.count_task_failure(task)
+            self._gateway.services.metrics.count_task_failure(task)
 
     async def _poll(self, gateway: Gateway) -> None:
         await asyncio.sleep(POLL)
-        with contextlib.suppress(DatabaseAway):  # the look tells of it; what was known stays
+        with contextlib.suppress(DatabaseAway):  # the look reports it; what was known stays
             # First: a supervisor that follows another is known by then before what it says of its replicas.
             loop = asyncio.get_running_loop()
             gateway.note_supervisors(await loop.run_in_executor(self._catalogue_thread, catalogue_loader.signs_of_life))
@@ -289,7 +297,7 @@ class Application:
     async def _refresh(self) -> None:
         """Return after a look at the revision that began after the call; waits up to REFRESH for its turn.
 
-        Callers that come together share one look. A database that hangs holds nobody longer than PATIENCE.
+        Callers that come together share one look. A database that hangs holds no caller longer than PATIENCE.
         """
         if self._next_look is None:
             self._next_look = asyncio.Event()
@@ -304,7 +312,7 @@ class Application:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PATIENCE):
                     await asyncio.sleep(self._looked + REFRESH - loop.time())
-                    self._next_look = None  # who comes from now on needs another look
+                    self._next_look = None  # a caller that comes from now on needs another look
                     if gateway is not None:
                         await self._look(gateway)
         finally:
@@ -337,7 +345,7 @@ class Application:
     # --- what was spent
 
     async def _spent(self, limit: Limit, now: float) -> Spending | None:
-        """For counters that begin. Callers that come together share one look at the database."""
+        """Return what was spent of a limit whose counter begins; None: unknown. Concurrent callers share one query."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._spent_again:
             return None
@@ -363,7 +371,7 @@ class Application:
             why = str(error) or f"the database took more than {RECALL:.0f} s"
             log.warning("what was used is not known, new counters begin at zero until it is: %s", why)
             return None
-        except Exception:  # a sum that overflows must not refuse everybody's calls
+        except Exception:  # a sum that overflows must not refuse all calls
             self._spent_again = loop.time() + SPENT_AGAIN
             log.exception("what was used is not known, new counters begin at zero until it is")
             return None
@@ -371,10 +379,10 @@ class Application:
     async def _move_often(self, gateway: Gateway) -> None:
         """Move the spool if something was added; while the database is away waits longer each time, up to 15 s."""
         await asyncio.sleep(self._wait)
-        if gateway.spool.line_count == self._moved and gateway.spool.accepting:
+        if gateway.services.spool.line_count == self._moved and gateway.services.spool.accepting:
             return
-        gateway.spool.retry()
-        written = gateway.spool.line_count
+        gateway.services.spool.retry()
+        written = gateway.services.spool.line_count
         try:
             await self._move(gateway)
         except DatabaseAway as error:
@@ -386,16 +394,16 @@ class Application:
     async def _move(self, gateway: Gateway) -> None:
         assert self._drain is not None
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._ledger_thread, gateway.spool.sync)
+        await loop.run_in_executor(self._ledger_thread, gateway.services.spool.sync)
         await loop.run_in_executor(self._ledger_thread, self._drain.run)
 
     async def _ask_hosts(self, gateway: Gateway) -> None:
         await asyncio.sleep(host_watch.EVERY)
-        await gateway.ask_hosts()
+        await gateway.reachability.ask_hosts()
 
     async def _ask_engines(self, gateway: Gateway) -> None:
         await asyncio.sleep(host_watch.EVERY)
-        await gateway.ask_engines()
+        await gateway.reachability.ask_engines()
 
     async def _report_set_aside(self, gateway: Gateway) -> None:
         """Report how much usage could not be recorded, whenever that changes."""
@@ -405,18 +413,18 @@ class Application:
         # Not in the ledger's thread: it may be what hangs.
         self._aside = aside = await loop.run_in_executor(self._limits_thread, len, self._drain.set_aside)
         if aside != self._reported:
-            with contextlib.suppress(DatabaseAway):  # that is told already
+            with contextlib.suppress(DatabaseAway):  # that is reported already
                 await loop.run_in_executor(self._limits_thread, catalogue_loader.report_set_aside, aside)
                 self._reported = aside
 
-    async def _tell_refusals_often(self, gateway: Gateway) -> None:
-        await asyncio.sleep(TELL_REFUSALS)
-        await self._tell_refusals(gateway)
-        await self._tell_deaths(gateway)
+    async def _record_rejections_often(self, gateway: Gateway) -> None:
+        await asyncio.sleep(RECORD_REJECTIONS)
+        await self._record_rejections(gateway)
+        await self._record_deaths(gateway)
 
-    async def _tell_refusals(self, gateway: Gateway) -> None:
+    async def _record_rejections(self, gateway: Gateway) -> None:
         """Write the refused calls that were counted; what cannot be written now is counted on."""
-        counts = gateway.refusals.take()
+        counts = gateway.rejections.take()
         if not counts:
             return
         loop = asyncio.get_running_loop()
@@ -424,13 +432,13 @@ class Application:
             # Shielded: what the thread was given it will do, also when the gateway stops meanwhile.
             await asyncio.shield(loop.run_in_executor(self._ledger_thread, catalogue_loader.record_rejections, counts))
         except DatabaseAway:
-            gateway.refusals.give_back(counts)  # the ledger has told already
+            gateway.rejections.give_back(counts)  # the ledger has reported it
         except RecordRefused as error:
             log.error("the database would not take %d counts of refused calls: %s", len(counts), error)
 
-    async def _tell_deaths(self, gateway: Gateway) -> None:
+    async def _record_deaths(self, gateway: Gateway) -> None:
         """Write the calls under which engines died into the audit log; the log has them in any case."""
-        deaths = gateway.suspects.take()
+        deaths = gateway.services.suspects.take()
         if not deaths:
             return
         loop = asyncio.get_running_loop()
@@ -445,26 +453,27 @@ class Application:
             gateway.sweep()
             self._trimmer.sweep()
         finally:
-            gateway.spool.retry()
-            self._tell(gateway)
+            gateway.services.spool.retry()
+            self._publish(gateway)
 
-    def _tell(self, gateway: Gateway) -> None:
-        """What /metrics of any worker says of this one."""
+    def _publish(self, gateway: Gateway) -> None:
+        """Publish the state of this worker to /metrics of all workers."""
         assert self._drain is not None
         age = asyncio.get_running_loop().time() - self._known
-        backlog = gateway.spool.byte_count - self._drain.byte_count
+        backlog = gateway.services.spool.byte_count - self._drain.byte_count
         down = len(self._watchdog.down)
-        gateway.metrics.set_state(gateway.state(backlog=backlog, database_up=age < AWAY, age=age, tasks_down=down))
+        state = gateway.state(backlog=backlog, database_up=age < AWAY, age=age, tasks_down=down)
+        gateway.services.metrics.set_state(state)
         refused = self._drain.refused_count
         if refused > self._refused:
-            gateway.metrics.count_lost_usage(refused - self._refused)
+            gateway.services.metrics.count_lost_usage(refused - self._refused)
             self._refused = refused
 
-    def _wish(self, model: int) -> None:
+    def _request_wake_up(self, model: int) -> None:
         loop = asyncio.get_running_loop()
-        if loop.time() - self._wished.get(model, -WISH_AGAIN) >= WISH_AGAIN:
-            self._wished[model] = loop.time()
-            loop.run_in_executor(self._catalogue_thread, write_wish, model)
+        if loop.time() - self._woken.get(model, -WAKE_AGAIN) >= WAKE_AGAIN:
+            self._woken[model] = loop.time()
+            loop.run_in_executor(self._catalogue_thread, write_wake_request, model)
 
 
 def lock(path: Path, kind: int) -> int:
@@ -481,7 +490,7 @@ def lock(path: Path, kind: int) -> int:
     return descriptor
 
 
-def write_wish(model: int) -> None:
+def write_wake_request(model: int) -> None:
     try:
         catalogue_loader.request_wake_up(model)
     except DatabaseAway as error:
@@ -491,7 +500,7 @@ def write_wish(model: int) -> None:
 
 
 def terms() -> Terms:
-    """What the settings say about request bodies."""
+    """Return what the settings say about request bodies."""
     key = hashlib.sha256(b"prefix cache:" + settings.API_KEY_SECRET.encode()).digest()
     return Terms(
         default_answer=settings.GATEWAY_DEFAULT_MAX_TOKENS,
@@ -501,21 +510,21 @@ def terms() -> Terms:
 
 
 def readiness(accepting: bool, down: Sequence[Down], aside: int) -> tuple[int, dict[str, Any]]:
-    """Return the status of /readyz and what it tells. A catalogue is loaded, or there would be no gateway.
+    """Return the status and the body of /readyz. A catalogue is loaded, or there would be no gateway.
 
-    Not ready: usage cannot be written, or its way to the database has failed for long. What else is down is told only:
-    a gateway that is ready serves its callers better than one that is taken away.
+    Not ready: usage cannot be written, or its way to the database has failed for long. Other tasks that are down are
+    only listed: a gateway that is ready serves its callers better than one that is taken away.
     """
-    told: dict[str, Any] = {"status": "ready"}
+    body: dict[str, Any] = {"status": "ready"}
     if down:
-        told["tasks_down"] = [{"task": one.task, "why": one.why, "seconds": round(one.seconds)} for one in down]
+        body["tasks_down"] = [{"task": one.task, "why": one.why, "seconds": round(one.seconds)} for one in down]
     if aside:
-        told["usage_set_aside"] = aside
+        body["usage_set_aside"] = aside
     # One that hangs waits for the database, without which calls go on.
     unmetered = any(one.task == "metering" and one.why != HANGS and one.seconds > UNMETERED for one in down)
     if accepting and not unmetered:
-        return 200, told
-    return 503, {**told, "status": "usage cannot be recorded" if accepting else "usage cannot be written"}
+        return 200, body
+    return 503, {**body, "status": "usage cannot be recorded" if accepting else "usage cannot be written"}
 
 
 application = Application()

@@ -118,7 +118,7 @@ class DirectClient:
         if self._cycle.disconnected:
             listener.client_left()
 
-    def deafen(self) -> None:
+    def unsubscribe(self) -> None:
         self._listener = None
         self._cycle.scope.pop("extensions", None)
         if self._protocol.direct is self:

@@ -1,6 +1,6 @@
-"""A model for tests that need one as the catalogue holds it."""
+"""A model and a key for tests that need them as the catalogue holds them."""
 
-from apiproxy.dataplane.catalogue import Model, Timeouts
+from apiproxy.dataplane.catalogue import Key, Model, Timeouts
 
 SERVED = Model(
     id=1,
@@ -15,4 +15,16 @@ SERVED = Model(
     retires=None,
     timeouts=Timeouts(connect=1, first_byte=1, idle=1, total=1),
     replicas=(),
+)
+
+KEY = Key(
+    id=1,
+    tenant=1,
+    user=1,
+    language="en",
+    expires=None,
+    models=None,
+    limits=(),
+    networks=(),
+    batch=False,
 )

@@ -64,7 +64,7 @@ def test_g15_large_events_of_one_answer_leave_the_loop_to_others(llama):
     assert max(waits) < 4  # 1.2 s on a busy machine
     until(lambda: llama.engine.seen()["running"] == 0)
     assert llama.usage()[0].status == "failed"
-    until(lambda: llama.application._gateway.budget.held == 0)
+    until(lambda: llama.application.gateway.services.budget.held == 0)
 
 
 @pytest.mark.parametrize(
@@ -116,11 +116,11 @@ def test_g5_an_answer_in_one_piece_is_bounded(counter, monkeypatch):
     refused = counter.chat(script=[head, {"send": "x" * MB, "times": 4}, {"hang": True}])
     assert (refused.status_code, code(refused)) == (400, "answer_too_large")
     until(lambda: counter.engine.seen()["running"] == 0)
-    until(lambda: counter.application._gateway.budget.held == 0)
+    until(lambda: counter.application.gateway.services.budget.held == 0)
 
 
 def test_g5_what_answers_hold_is_counted_against_their_caller(counter, monkeypatch):
-    budget = counter.application._gateway.budget
+    budget = counter.application.gateway.services.budget
     monkeypatch.setattr(budget, "per_owner", MB)
     head = {"send": "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n"}
     refused = counter.chat(script=[head, {"send": "x" * MB, "times": 4}, {"hang": True}])
@@ -240,7 +240,7 @@ def test_t5_an_incomplete_response_is_finished_and_metered(counter):
 @pytest.fixture
 def short_heartbeat(monkeypatch) -> None:
     """Send a heartbeat at each sweep, which is once a second."""
-    monkeypatch.setattr("apiproxy.dataplane.gateway.HEARTBEAT", 0.1)
+    monkeypatch.setattr("apiproxy.dataplane.forwarding.HEARTBEAT", 0.1)
 
 
 def typed_event(kind: str, **fields: object) -> str:

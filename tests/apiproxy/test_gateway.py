@@ -428,7 +428,7 @@ def test_a_failure_after_tokens_were_made_is_not_to_be_retried(counter):
 @pytest.fixture
 def short_heartbeat(monkeypatch) -> None:
     """Send a heartbeat at each sweep, which is once a second."""
-    monkeypatch.setattr("apiproxy.dataplane.gateway.HEARTBEAT", 0.1)
+    monkeypatch.setattr("apiproxy.dataplane.forwarding.HEARTBEAT", 0.1)
 
 
 def test_a_stream_that_does_not_begin_is_kept_alive(short_heartbeat, counter):

@@ -15,7 +15,7 @@ import pytest
 from django.core.management import call_command
 from django.test import Client
 
-from apiproxy.dataplane.gateway import CHECKPOINT, CallMeter
+from apiproxy.dataplane.call_meter import CHECKPOINT, CallMeter
 from apiproxy.dataplane.ledger import DatabaseAway
 from apiproxy.dataplane.limits.units import Consumption
 from apiproxy.dataplane.token_usage import Tokens
@@ -52,7 +52,7 @@ def run(*words: str) -> str:
 
 def append(counter, line: bytes) -> None:
     """Append a line as the gateway would."""
-    spool, loop = counter.application._gateway.spool, counter.application._gateway._loop
+    spool, loop = counter.application.gateway.services.spool, counter.application.gateway._loop
     loop.call_soon_threadsafe(spool._append, line)
 
 
@@ -85,7 +85,7 @@ def test_m7_a_line_that_no_database_takes_ends_nobodys_metering_and_operators_se
     assert "data-set-aside=" in pages.get("/operations/").content.decode()
 
     assert "prompt_tokens" in run("setaside")
-    path = counter.application._gateway.spool.directory / "refused.txt"
+    path = counter.application.gateway.services.spool.directory / "refused.txt"
     path.write_text(path.read_text().replace(str(10**18), "7"))  # the mend
     assert "recorded: 1, still set aside: 0" in run("setaside", "--replay")
     assert UsageRecord.objects.get(request_id="bad").prompt_tokens == 7
@@ -164,20 +164,20 @@ def test_m7_a_gateway_is_taken_away_only_if_its_metering_is_broken_for_long(acce
 def test_m7_a_failure_in_a_calls_end_still_records_it_and_gives_back_what_was_reserved(counter, research, monkeypatch):
     Quota.objects.create(tenant=research, unit="concurrent", window="", amount=1)
     counter.informed()
-    gateway = counter.application._gateway
-    admit = gateway.limits.admit
+    gateway = counter.application.gateway
+    admit = gateway.services.limits.admit
 
     async def and_its_settling_fails(*words):
         return Falls(await admit(*words))
 
-    monkeypatch.setattr(gateway.limits, "admit", and_its_settling_fails)
+    monkeypatch.setattr(gateway.services.limits, "admit", and_its_settling_fails)
     for stream in (False, True):
         script = [{"send": SSE}, {"events": 3}, {"send": END}] if stream else []
         counter.chat(stream=stream, **({"script": script} if stream else {}))
     monkeypatch.undo()
     assert counter.chat().status_code == 200  # nothing stays reserved
     assert len(counter.usage(3)) == 3
-    assert counter.application._gateway._exchanges == {}
+    assert counter.application.gateway.in_flight == 0
 
 
 class Falls:
@@ -193,12 +193,12 @@ class Falls:
 
 def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeypatch):
     """A client leaves, and the guess of what the engine made fails."""
-    gateway = counter.application._gateway
+    gateway = counter.application.gateway
 
     def falls(model: int, seconds: float) -> float:
         raise OverflowError("int too large to convert to float")
 
-    monkeypatch.setattr(gateway.paces, "estimate", falls)
+    monkeypatch.setattr(gateway.services.throughput, "estimate", falls)
     script = [{"wait": 30}, {"send": SSE}]
     with pytest.raises(Exception, match="timed out"):
         counter.client.post(
@@ -206,7 +206,7 @@ def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeyp
         )
     (row,) = counter.usage()
     assert row.status == "failed"
-    until(lambda: gateway._exchanges == {})
+    until(lambda: gateway.in_flight == 0)
 
 
 def test_m9_rotating_a_key_does_not_raise_its_limits(counter):
@@ -284,7 +284,7 @@ def test_m8_checkpoints_of_a_long_stream_are_few(tmp_path, monkeypatch):
         metered=False, reached=True, began=0.0, used=lambda: (Tokens(prompt=1, completion=7), True)
     )
     meter._checkpoint = 0.0
-    monkeypatch.setattr(CallMeter, "_write_down", lambda self, tokens: lines.append(now))
+    monkeypatch.setattr(CallMeter, "_record_open", lambda self, tokens: lines.append(now))
     for now in range(3600):
         meter.checkpoint(float(now))
     assert lines[0] == CHECKPOINT

@@ -238,7 +238,7 @@ def test_an_internal_error_is_logged_without_what_it_was_about(counter, caplog, 
     def broken(limits, model, estimate, now):
         raise RuntimeError("a mistake of ours")
 
-    monkeypatch.setattr(counter.application._gateway.limits, "admit", broken)
+    monkeypatch.setattr(counter.application.gateway.services.limits, "admit", broken)
     response = counter.chat(messages=[{"role": "user", "content": PROMPT}], user=AGENT)
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"

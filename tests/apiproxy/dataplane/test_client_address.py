@@ -148,6 +148,6 @@ def test_origins_meet_in_a_tuple():
 def test_networks_cost_other_keys_nothing(counter, alice, research):
     _, text = issue_key(tenant=research, user=alice, name="free")
     counter.informed()
-    found = {key.networks for key in counter.application._gateway.catalogue.keys.values()}
+    found = {key.networks for key in counter.application.gateway.catalogue.keys.values()}
     assert found == {()}
     assert counter.client.get("/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 200

@@ -12,11 +12,10 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
-from apiproxy.dataplane import gateway, host_watch
+from apiproxy.dataplane import engine_pools, host_watch
 from apiproxy.dataplane.balancer import Balancer
 from apiproxy.dataplane.catalogue import Replica
 from apiproxy.dataplane.host_watch import CERTAIN, HostWatch
@@ -86,7 +85,7 @@ async def test_o5_a_host_that_refuses_is_there_and_one_that_says_nothing_is_not(
 def test_o5_only_who_is_not_there_is_silent(told, there):
     with contextlib.ExitStack() as stack:
         one = host_watch.Attempt(stack, "127.0.0.1", unused_port())
-        one._told = told
+        one._error = told
         one._socket.close()
         one._socket = socket.socket()  # that is connecting to nothing
         stack.callback(one._socket.close)
@@ -95,7 +94,7 @@ def test_o5_only_who_is_not_there_is_silent(told, there):
 
 async def test_o5_a_connection_that_we_were_too_slow_for_is_made_once_more(monkeypatch):
     """Of 127.0.0.1 the watch knows nothing, so this is another machine for once."""
-    monkeypatch.setattr(gateway, "distant_hosts", lambda host: True)
+    monkeypatch.setattr(engine_pools, "is_distant", lambda host: True)
     patient: list[float] = []
 
     class Slow(Pool):
@@ -108,14 +107,13 @@ async def test_o5_a_connection_that_we_were_too_slow_for_is_made_once_more(monke
     model = replace(SERVED, external=False, timeouts=replace(SERVED.timeouts, connect=5.0))
     with socket.create_server(("127.0.0.1", 0)) as server:
         slow = Slow(Address.parse(f"http://127.0.0.1:{server.getsockname()[1]}"), time.monotonic)
-        holder = SimpleNamespace(_reach=HostWatch(time.monotonic))
-        (await gateway.Gateway._connect(holder, slow, model)).abort()
-        assert patient == [gateway.NEAR, gateway.ONCE_MORE]
+        pools = engine_pools.EnginePools(time.monotonic)
+        (await pools.connect(slow, model, silent_hosts=())).abort()
+        assert patient == [engine_pools.CONNECT_WITHIN, engine_pools.RECONNECT_WITHIN]
         patient.clear()
-        holder._reach._silent["127.0.0.1"] = host_watch._Silence(0.0)
         with pytest.raises(Unreachable):
-            await gateway.Gateway._connect(holder, slow, model)
-        assert sum((gateway.NEAR, gateway.ONCE_MORE)) < 1
+            await pools.connect(slow, model, silent_hosts={"127.0.0.1"})
+        assert sum((engine_pools.CONNECT_WITHIN, engine_pools.RECONNECT_WITHIN)) < 1
 
 
 async def test_o5_a_gateway_that_was_held_up_takes_no_host_for_silent():
@@ -127,7 +125,7 @@ async def test_o5_a_gateway_that_was_held_up_takes_no_host_for_silent():
 
 
 async def test_o5_a_host_of_which_one_engine_takes_no_connections_is_there(full, monkeypatch):
-    monkeypatch.setattr(host_watch, "distant_hosts", lambda host: True)
+    monkeypatch.setattr(host_watch, "is_distant", lambda host: True)
     hosts = HostWatch(time.monotonic)
     with socket.create_server(("127.0.0.1", 0)) as server:
         living = pool(server.getsockname()[1])
@@ -155,7 +153,7 @@ async def test_o5_a_name_that_does_not_resolve_says_nothing_about_its_host():
     ],
 )
 def test_o5_hosts_on_loopback_need_not_be_asked(host, asked):
-    assert host_watch.distant_hosts(host) is asked
+    assert host_watch.is_distant(host) is asked
 
 
 async def test_o5_one_question_is_a_doubt_and_several_are_certainty(monkeypatch):
@@ -170,12 +168,12 @@ async def test_o5_one_question_is_a_doubt_and_several_are_certainty(monkeypatch)
     pools = [pool(8001, "gpu1"), pool(8001, "gpu2"), pool(8002, "gpu2")]
     await hosts.ask(pools)
     assert hosts.silent == {"gpu2": 100.0}
-    assert not hosts.certain("gpu2")
+    assert not hosts.is_certain("gpu2")
     now = 101.0
     for _ in range(CERTAIN - 1):
         await hosts.ask(pools)
     assert hosts.silent == {"gpu2": 100.0}
-    assert hosts.certain("gpu2")
+    assert hosts.is_certain("gpu2")
     answers["gpu2"] = True
     await hosts.ask(pools)
     assert hosts.silent == {}

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -192,11 +193,12 @@ def test_what_is_no_such_form_is_refused(counter, model, content, headers, expec
 
 
 def test_too_large_is_refused_before_and_while_it_is_read(counter, model, settings):
-    most = counter.application._gateway._max_upload
+    most = counter.application.gateway.services.max_upload
     assert most == settings.GATEWAY_MAX_UPLOAD
     with begun_upload(counter, most + 1) as connection:
         assert b" 413 " in connection.recv(4096)
-    counter.application._gateway._max_upload = MB
+    gateway = counter.application.gateway
+    gateway.services = replace(gateway.services, max_upload=MB)
     begin = part("model", b"ears") + part("file", b"", "a.wav")[:-2]
 
     def endless() -> Iterator[bytes]:  # chunked: without a length

@@ -1,0 +1,152 @@
+"""What one call used: to the spool, the limits, the counters and the log, exactly once."""
+
+import asyncio
+
+from apiproxy.dataplane import access_log
+from apiproxy.dataplane.context import RequestContext
+from apiproxy.dataplane.errors import Refusal
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.limits.local import Reservation
+from apiproxy.dataplane.limits.units import Consumption
+from apiproxy.dataplane.relay import Exchange
+from apiproxy.dataplane.services import Services
+from apiproxy.dataplane.token_usage import Tokens
+from apiproxy.dataplane.usage_events import Usage
+
+# Seconds after which what a call has used so far is recorded for the first time.
+CHECKPOINT = 3.0
+
+
+class CallMeter:
+    """A `relay.Meter`."""
+
+    def __init__(self, services: Services, context: RequestContext, reservation: Reservation, started: float) -> None:
+        """Meter a call that was admitted at `started` (Unix seconds)."""
+        self._services = services
+        self.context = context
+        self._reservation = reservation
+        self._started = started
+        self._recorded: Usage | None = None
+        self._checkpoint = 0.0  # when the next is due
+        self.replica: int | None = None
+        self.exchange: Exchange | None = None
+        self.refusal: Refusal | None = None  # what the client is sent instead of an answer
+        self.suspected = False  # an engine died while this very call was open, some minutes ago
+        self.trial: asyncio.Lock | None = None  # held while no other suspect of the model may go
+
+    def end_trial(self) -> None:
+        trial, self.trial = self.trial, None
+        if trial is not None:
+            trial.release()
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the client waits for the first byte of a stream, or of an answer that is assembled from one."""
+        context, exchange = self.context, self.exchange
+        assembled = exchange is not None and exchange.assembles and context.endpoint.streams
+        return not context.key.batch and (context.streams or assembled)
+
+    # --- for the relay
+
+    def open(self) -> None:
+        self._record_open(Tokens(prompt=self.context.call.prompt_estimate))
+        self.context.call.forget_body()
+
+    def close(self, status: str, tokens: Tokens, *, estimated: bool) -> None:
+        """Record what was used. Whatever fails, nothing stays reserved, here or when the call is over."""
+        context = self.context
+        most = requests.max_usage(context.call, context.endpoint, context.model)
+        if tokens.prompt + tokens.completion > most:
+            tokens, estimated = tokens.within(most), True
+        try:
+            usage = self._usage(status, tokens, estimated=estimated)
+            self._services.spool.close_call(usage)
+            self._recorded = usage
+        finally:
+            self._reservation.settle(Consumption(tokens.prompt + tokens.completion, context.call.size))
+        self._count(status, tokens)
+
+    def estimate(self, seconds: float) -> int:
+        context = self.context
+        made = self._services.throughput.estimate(context.model.id, seconds) * context.call.answers
+        return round(min(made, requests.max_generated(context.call, context.endpoint, context.model)))
+
+    # --- for the gateway
+
+    def checkpoint(self, now: float) -> None:
+        """Record what was used so far, for the case that this process is killed. Call it about once a second.
+
+        First after CHECKPOINT seconds, then whenever the call has become a quarter older, so that a killed process
+        loses a fifth of what an answer used: 20 lines in the first ten minutes, 8 in the next hour.
+        """
+        exchange = self.exchange
+        if exchange is None or exchange.metered or not exchange.reached:
+            return
+        age = now - exchange.began
+        if age < CHECKPOINT or now < self._checkpoint:
+            return
+        self._checkpoint = now + max(CHECKPOINT, age / 4)
+        self._record_open(exchange.used()[0])
+
+    def finish(self) -> None:
+        """End the call. What no exchange has metered was refused by the engine, or never reached one."""
+        exchange = self.exchange
+        try:
+            if self._recorded is None and exchange is not None and exchange.reached:
+                self.close("refused" if exchange.refusal.status < 500 else "failed", Tokens(), estimated=False)
+        finally:  # whatever fails, nothing stays reserved
+            self._reservation.release()
+        if self.suspected and self._recorded is not None and self._recorded.status == "finished":
+            self._services.suspects.cleared(self.context.call.identity)
+        if self._recorded is not None:
+            access_log.log_call(self._recorded, self.refusal)
+            if self.refusal is not None:
+                self.refusal.logged = True
+        self.exchange = None  # it knows us: of a circle only the garbage collector could free the memory
+
+    def _record_open(self, tokens: Tokens) -> None:
+        self._services.spool.open_call(self._usage("interrupted", tokens, estimated=True))
+
+    def _count(self, status: str, tokens: Tokens) -> None:
+        """Count the call for /metrics, and for the estimates of later calls."""
+        metrics, context = self._services.metrics, self.context
+        model, path, prompt, completion = context.model, context.endpoint.path, tokens.prompt, tokens.completion
+        if (exchange := self.exchange) is None:
+            metrics.count_request(path, model.name, status)
+            metrics.count_tokens(model.name, prompt, completion)
+        else:
+            first = None if exchange.first_byte_at is None else exchange.first_byte_at - exchange.began
+            lasted = exchange.now() - exchange.began
+            metrics.count_call(
+                path, model.name, status, prompt=prompt, completion=completion, first_byte=first, whole=lasted
+            )
+            if status == "finished":
+                self._services.throughput.observe(model.id, completion / context.call.answers, lasted)
+                if exchange.first_byte_at is not None and (events := exchange.events):
+                    metrics.observe_stream(model.name, events, exchange.heard_at - exchange.first_byte_at)
+
+    def _usage(self, status: str, tokens: Tokens, *, estimated: bool) -> Usage:
+        exchange, context = self.exchange, self.context
+        assert exchange is not None
+        first, now, key, caller = exchange.first_byte_at, exchange.now(), context.key, context.caller
+        return Usage(
+            request_id=context.request_id,
+            key=key.id,
+            user=key.user,
+            tenant=key.tenant,
+            model=context.model.name,
+            replica=self.replica,
+            endpoint=context.endpoint.path,
+            started=self._started,
+            first_token_ms=None if first is None else round((first - exchange.began) * 1000),
+            duration_ms=round((now - exchange.began) * 1000),
+            prompt_tokens=tokens.prompt,
+            cached_tokens=tokens.cached,
+            completion_tokens=tokens.completion,
+            reasoning_tokens=tokens.reasoning,
+            status=status,
+            estimated=estimated,
+            end_user=caller.end_user or context.call.end_user,
+            address=caller.address,
+            client=caller.client,
+        )

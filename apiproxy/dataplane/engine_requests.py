@@ -1,0 +1,75 @@
+"""The HTTP request with which a call goes to an engine."""
+
+from typing import Any
+
+from apiproxy.dataplane.catalogue import Model, Replica
+from apiproxy.dataplane.context import RequestContext
+from apiproxy.dataplane.formats import requests
+from apiproxy.dataplane.formats.requests import Call, Endpoint, Terms
+from apiproxy.dataplane.memory_budget import SMALL
+from apiproxy.dataplane.upstream import Address
+
+
+def engine_request(
+    context: RequestContext, address: Address, replica: Replica, terms: Terms, *, assemble: bool
+) -> bytes:
+    """Return the request's head and body; of an upload the head, after which its body is written chunk by chunk.
+
+    `assemble`: see `must_stream_upstream`.
+    """
+    call, endpoint, upload = context.call, context.endpoint, context.upload
+    head = (
+        f"POST {address.prefix}{endpoint.path} HTTP/1.1\r\nhost: {address.host_header}\r\n"
+        f"authorization: Bearer {replica.api_key}\r\nx-request-id: {engine_request_id(context.request_id)}\r\n"
+        "accept-encoding: identity\r\n"
+    )
+    if upload is not None:
+        body = b""
+        head += f"content-type: {upload.content_type}\r\ntransfer-encoding: chunked\r\n\r\n"
+    else:
+        body = requests.upstream_body(
+            call,
+            endpoint,
+            replica.upstream_model,
+            force_stream=assemble,
+            extra=_members(context, replica, terms),
+            re_encode=context.model.external,
+        )
+        if call.size > SMALL:
+            call.drop_values()
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode("latin-1") + body
+
+
+def _members(context: RequestContext, replica: Replica, terms: Terms) -> dict[str, Any]:
+    """Return what the engine is sent beside what the client says."""
+    call, endpoint, key, model = context.call, context.endpoint, context.key, context.model
+
+    def is_limited() -> bool:
+        counters = (limit.counter for limit in key.limits)
+        return any(counter.unit.bounds_answer and counter.model in (None, model.id) for counter in counters)
+
+    members = requests.max_tokens_members(call, endpoint, model, terms, limited=is_limited)
+    if not model.external:
+        members |= requests.cache_members(call, model, terms, key.tenant)
+    if key.batch and replica.sorts and endpoint.takes_priority:
+        members["priority"] = requests.BATCH_PRIORITY
+    return members
+
+
+def engine_request_id(request_id: str) -> str:
+    """Return the id as a UUID: llama-cpp-python and other servers with starlette-context answer 400 to any other."""
+    return request_id.removeprefix("req_").ljust(32, "0")
+
+
+def must_stream_upstream(call: Call, endpoint: Endpoint, model: Model) -> bool:
+    """Return whether the engine is asked for a stream although the client wants one JSON."""
+    if call.stream or not endpoint.streams or endpoint.costs == "sound":
+        return False
+    if not model.stops_unary:
+        # llama.cpp has no log probabilities in the stream of a call with tools.
+        return not (call.value("logprobs") and call.fields.get("tools"))
+    # An unknown engine may be a llama.cpp, which reports the usage of one answer of several; in a stream it can be
+    # counted. No engine streams a beam search.
+    several = call.answers > 1 and not call.fields.get("use_beam_search")
+    return model.external and several and endpoint.api_format.needs_usage_option

@@ -1,0 +1,42 @@
+"""What a gateway is built from. `apiproxy.server.asgi` builds one of these for its process, tests build others."""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from apiproxy.dataplane.context import RequestContext
+from apiproxy.dataplane.cors import Origins
+from apiproxy.dataplane.crash_suspects import CrashSuspects
+from apiproxy.dataplane.formats.requests import Terms
+from apiproxy.dataplane.ledger import Spool
+from apiproxy.dataplane.limits.local import Admission
+from apiproxy.dataplane.memory_budget import MemoryBudget
+from apiproxy.dataplane.metrics import Metrics
+from apiproxy.dataplane.stream.observers import StreamObserver
+from apiproxy.dataplane.throughput import ThroughputEstimator
+
+
+def observe_nothing(_: RequestContext) -> None:
+    """Return no observer: streams go through as they come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    digest: Callable[[str], str | None]  # of a key's text, as the catalogue knows it; None: it cannot be a key
+    refresh: Callable[[], Awaitable[None]]  # makes the catalogue as new as is cheap; an unknown key waits for it
+    limits: Admission
+    spool: Spool
+    metrics: Metrics
+    budget: MemoryBudget  # by ids of keys
+    terms: Terms
+    max_body: int  # bytes
+    max_upload: int  # bytes
+    origins: Origins  # of pages that may call from a browser
+    proxies: int  # proxies of ours in front, which are believed where a caller comes from
+    workers: int  # gateways that share the engines
+    suspects: CrashSuspects
+    request_wake_up: Callable[[int], None]  # of a sleeping model, by id
+    observe: Callable[[RequestContext], StreamObserver | None] = observe_nothing  # what watches a call's stream
+    throughput: ThroughputEstimator = field(default_factory=ThroughputEstimator)
+    wall: Callable[[], float] = time.time  # Unix seconds
+    clock: Callable[[], float] = time.monotonic  # seconds
