@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from apiproxy.dataplane.formats import requests
-from apiproxy.dataplane.gateway import Gateway
+from apiproxy.dataplane.scheduler import Scheduler
 from modelregistry.models import Replica
 from portal.quotas.models import Quota
 from tests.apiproxy.errors import error
@@ -43,7 +43,7 @@ def test_a_fault_of_ours_is_a_500_with_an_id_and_without_its_words(counter, monk
     def broken(*_: Any, **__: Any) -> None:
         raise RuntimeError("at /srv/secret")
 
-    monkeypatch.setattr(Gateway, "_choose", broken)
+    monkeypatch.setattr(Scheduler, "acquire", broken)
     response = counter.chat()
     assert response.status_code == 500
     assert error(response)["code"] == "internal_error"
