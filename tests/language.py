@@ -79,7 +79,7 @@ def examine(path: Path) -> Iterator[Finding]:
 
 
 def headless(source: str) -> Iterator[tuple[int, str]]:
-    """Yield docstrings of functions that do not begin with a verb; what tests, properties and constructors are for, their names say."""
+    """Yield docstrings of functions that do not begin with a verb. Tests, properties and constructors may."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith(("test_", "__init__")):
             continue
