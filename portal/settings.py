@@ -246,7 +246,7 @@ SPECTACULAR_SETTINGS = {
         "ReplicaState": "modelregistry.models.Replica.State",
         "KeyState": "portal.keys.queries.State",
         "Liveness": "portal.keys.model_access.Liveness",
-        "QuotaUnit": "portal.quotas.models.Quota.Unit",
+        "QuotaUnit": "portal.quotas.units.unit_choices",
         "QuotaRequestState": "portal.quotas.models.QuotaRequest.State",
     },
 }

@@ -22,7 +22,7 @@ def quota_change(quota: Any) -> Change:
 
     A member's is recorded as the person's: a few keys, where the tenant has thousands.
     """
-    if quota.each == "tenant":
+    if quota.default_for == "tenant":
         return "all", 0
     if quota.user_id:
         return "user", quota.user_id

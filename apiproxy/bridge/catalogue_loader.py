@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, close_old_connections
-from django.db.models import Count, F, Max, Q, QuerySet, Sum
+from django.db.models import Max, Q, QuerySet, Sum
 from django.utils import timezone
 
 from apiproxy.bridge.models import CatalogueChange, CatalogueRevision
@@ -22,7 +22,7 @@ from apiproxy.dataplane.crash_suspects import Death
 from apiproxy.dataplane.host_watch import SignOfLife
 from apiproxy.dataplane.ledger import DatabaseAway, RecordRefused
 from apiproxy.dataplane.limits.local import Spending
-from apiproxy.dataplane.limits.units import REQUESTS, UNITS
+from apiproxy.dataplane.limits.units import UNITS
 from apiproxy.dataplane.rejection_counts import Group
 from apiproxy.dataplane.usage_events import Usage
 from modelregistry import routes
@@ -33,7 +33,7 @@ from portal.audit import tracking
 from portal.audit.models import AuditEvent
 from portal.keys import lineage, secret
 from portal.keys.models import ApiKey, ModelAccess
-from portal.quotas import policy, windows
+from portal.quotas import policy, units, windows
 from portal.quotas.models import Quota
 from portal.usage import records as usage
 from portal.usage import rejections
@@ -361,8 +361,8 @@ def _usage_since(limit: Limit, now: float) -> Spending:
         records = records.filter(tenant=counter.tenant)
     if counter.model is not None:  # gone meanwhile: nothing is recorded under no name
         records = records.filter(model__in=ServedModel.objects.filter(pk=counter.model).values("name"))
-    tokens = Sum(F("prompt_tokens") + F("completion_tokens"), default=0)
-    facts = records.aggregate(used=Count("pk") if counter.unit is REQUESTS else tokens, newest=Max("started_at"))
+    recorded = units.UNITS[counter.unit.name].recorded
+    facts = records.aggregate(used=Sum(recorded, default=0), newest=Max("started_at"))
     return Spending(facts["used"], facts["newest"].timestamp() if facts["newest"] else 0.0)
 
 

@@ -110,7 +110,7 @@ def _quotas(chance: Random, now: datetime, staff: Staff) -> list[AuditEvent]:
     for quota in Quota.objects.select_related("tenant", "user", "key__tenant", "model"):
         tenant = quota.tenant or (quota.key.tenant if quota.key else None)
         slug = tenant.slug if tenant else ""
-        by_operator = not tenant or not (quota.user or quota.each or quota.key)
+        by_operator = not tenant or not (quota.user or quota.default_for or quota.key)
         actor = chance.choice(staff.operators) if by_operator else staff.admin(slug)
         at = workdays.at_work(chance, now, chance.uniform(2, 89))
         after = {"unit": quota.unit, "window": quota.window, "amount": quota.amount}

@@ -36,7 +36,7 @@ def _tell_of(wish: QuotaRequest) -> None:
     facts = {"unit": wish.unit, "window": wish.window, "model": "", "amount": wish.amount}
     deciders = administration.deciders(wish)
     if wish.state == QuotaRequest.State.OPEN:
-        more = {"asker": person(asker), "tenant": wish.tenant.name, "had": wish.had, "reason": wish.reason}
+        more = {"asker": person(asker), "tenant": wish.tenant.name, "had": wish.previous_amount, "reason": wish.reason}
         notify(
             deciders,
             "request-asked",

@@ -19,10 +19,11 @@ from portal.demo.keyrings import Holder
 from portal.demo.plan import DEPARTMENTS, ENGINEERS_MIX, LARGE, RESEARCH_MIX, Department
 from portal.demo.staff import EMPLOYEE, HOME, Staff
 from portal.keys.models import ApiKey
+from portal.quotas import units
 from portal.quotas.models import Quota, QuotaRequest
 from portal.usage.models import RejectionHour, UsageDay
 
-TOKENS, REQUESTS, CONCURRENT = Quota.Unit.TOKENS, Quota.Unit.REQUESTS, Quota.Unit.CONCURRENT
+TOKENS, REQUESTS, CONCURRENT = units.TOKENS.name, units.REQUESTS.name, units.CONCURRENT.name
 MONTH, DAY, MINUTE = Quota.Window.MONTH, Quota.Window.DAY, Quota.Window.MINUTE
 # Of a month's tokens, how much of its quota a tenant has used up by now; the others have plenty.
 USED_UP = {HOME: 0.87, "legal": 0.94, "quality": 1.0, "aoba-software": 0.85}
@@ -78,18 +79,21 @@ def spent_of(by: str, since: date) -> dict[int, int]:
 
 
 def _defaults(staff: Staff) -> list[Quota]:
-    each = Quota.Each
     made = [
-        Quota(each=each.TENANT, unit=TOKENS, window=MONTH, amount=60_000_000),
-        Quota(each=each.TENANT, unit=CONCURRENT, window="", amount=40),
+        Quota(default_for=Quota.DefaultFor.TENANT, unit=TOKENS, window=MONTH, amount=60_000_000),
+        Quota(default_for=Quota.DefaultFor.TENANT, unit=CONCURRENT, window="", amount=40),
     ]
     for department in DEPARTMENTS:
         tenant = staff.tenants[department.slug]
         daily = _each_day(department)
-        made.append(Quota(tenant=tenant, each=each.MEMBER, unit=TOKENS, window=DAY, amount=daily))
+        made.append(Quota(tenant=tenant, default_for=Quota.DefaultFor.MEMBER, unit=TOKENS, window=DAY, amount=daily))
         if department.size > 100:
-            made.append(Quota(tenant=tenant, each=each.MEMBER, unit=REQUESTS, window=MINUTE, amount=30))
-        made.append(Quota(tenant=tenant, each=each.SERVICE, unit=TOKENS, window=DAY, amount=20_000_000))
+            made.append(
+                Quota(tenant=tenant, default_for=Quota.DefaultFor.MEMBER, unit=REQUESTS, window=MINUTE, amount=30)
+            )
+        made.append(
+            Quota(tenant=tenant, default_for=Quota.DefaultFor.SERVICE, unit=TOKENS, window=DAY, amount=20_000_000)
+        )
     return made
 
 
@@ -154,7 +158,7 @@ class MadeUpRequest:
 def _requests(chance: Random, now: datetime, staff: Staff, holders: list[Holder]) -> list[QuotaRequest]:
     """Of members to their admins, of admins to operators; answered within days, some waiting, some taken back."""
     made: dict[object, QuotaRequest] = {}
-    months = Quota.objects.filter(each="", user=None, unit=TOKENS, window=MONTH, tenant__isnull=False)
+    months = Quota.objects.filter(default_for="", user=None, unit=TOKENS, window=MONTH, tenant__isnull=False)
     now_has = dict(months.values_list("tenant__slug", "amount"))
     for wish in _wishes(chance, staff, holders):
         unique = wish.department.slug, wish.user, wish.state == QuotaRequest.State.OPEN or len(made)
@@ -201,7 +205,7 @@ def _request(chance: Random, now: datetime, staff: Staff, wish: MadeUpRequest, n
         unit=TOKENS,
         window=DAY if wish.user else MONTH,
         amount=rounded(had * (chance.choice((2, 2, 3, 5)) if wish.user else 1.5)),
-        had=had,
+        previous_amount=had,
         reason=reason,
         asked_by=wish.asked_by,
         asked_at=asked_at,

@@ -15,6 +15,7 @@ from django.utils.translation import ngettext, pgettext
 
 from modelregistry.failure_advice import ADVICE
 from portal.accounts.models import DirectoryState
+from portal.quotas.units import UNITS
 
 Facts = Mapping[str, Any]
 Sentence = Callable[[Facts], str]
@@ -105,23 +106,9 @@ def membership_ended_text(facts: Facts) -> str:
 # --- quotas
 
 
-def amount(number: int, unit: str, window: str) -> str:
-    """As "1,000,000 tokens per day"."""
-    texts = {
-        ("requests", "minute"): ngettext("%(n)s request per minute", "%(n)s requests per minute", number),
-        ("requests", "day"): ngettext("%(n)s request per day", "%(n)s requests per day", number),
-        ("requests", "month"): ngettext("%(n)s request per month", "%(n)s requests per month", number),
-        ("tokens", "minute"): ngettext("%(n)s token per minute", "%(n)s tokens per minute", number),
-        ("tokens", "day"): ngettext("%(n)s token per day", "%(n)s tokens per day", number),
-        ("tokens", "month"): ngettext("%(n)s token per month", "%(n)s tokens per month", number),
-        ("concurrent", ""): ngettext("%(n)s request at a time", "%(n)s requests at a time", number),
-    }
-    return texts[unit, window] % {"n": number_format(number, force_grouping=True)}
-
-
 def bound(facts: Facts) -> str:
     """Return the amount of a quota, and the model if it is for one alone."""
-    text = amount(facts["amount"], facts["unit"], facts["window"])
+    text = UNITS[facts["unit"]].format_amount(facts["amount"], facts["window"])
     return _("%(amount)s of %(model)s") % {"amount": text, "model": facts["model"]} if facts["model"] else text
 
 

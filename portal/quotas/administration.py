@@ -22,6 +22,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
 from portal.quotas import policy
 from portal.quotas.models import Quota, QuotaRequest
+from portal.quotas.units import UNITS
 from portal.web.notify import notify
 from portal.web.refusals import Refused
 from portal.web.templatetags.formatting import figure, person
@@ -46,18 +47,18 @@ class QuotaTarget:
     tenant: Tenant | None = None
     user: User | None = None
     key: ApiKey | None = None
-    each: str = ""
+    default_for: str = ""
 
     @property
     def home(self) -> Tenant | None:
         """The tenant whose admins may give this. None: operators only."""
         if self.key:
             return self.key.tenant
-        return self.tenant if self.user or self.each else None
+        return self.tenant if self.user or self.default_for else None
 
     @property
     def columns(self) -> dict[str, Any]:
-        return {"tenant": self.tenant, "user": self.user, "key": self.key, "each": self.each}
+        return {"tenant": self.tenant, "user": self.user, "key": self.key, "default_for": self.default_for}
 
     @property
     def person(self) -> User | None:
@@ -81,7 +82,7 @@ class QuotaKind:
 def quota_target(row: Quota | QuotaRequest) -> QuotaTarget:
     """Of whom this quota is, or this request asks for."""
     if isinstance(row, Quota):
-        return QuotaTarget(tenant=row.tenant, user=row.user, key=row.key, each=row.each)
+        return QuotaTarget(tenant=row.tenant, user=row.user, key=row.key, default_for=row.default_for)
     return QuotaTarget(key=row.key) if row.key else QuotaTarget(tenant=row.tenant, user=row.user)
 
 
@@ -94,7 +95,7 @@ def effective_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
     query.
     """
     tenant = to.key.tenant if to.key else to.tenant
-    if tenant is None or to.each:
+    if tenant is None or to.default_for:
         return None
     keys, users = ([to.key.pk] if to.key else []), ([to.user.pk] if to.user else [])
     rules = policy.Policy(Quota.objects.filter(policy.applying_to(tenants=[tenant.pk], users=users, keys=keys)))
@@ -143,7 +144,7 @@ def remove_quota(by: User, quota: Quota) -> None:
 
 def may_ask(by: User, to: QuotaTarget) -> bool:
     """For oneself, for a key that one answers for, for a tenant that one administers. Two queries at most."""
-    if to.each or (to.key is None and to.tenant is None):
+    if to.default_for or (to.key is None and to.tenant is None):
         return False
     if to.key:
         return by in (to.key.user, to.key.responsible) or (
@@ -161,14 +162,14 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
     if home is None or not may_ask(by, to):
         raise NotAllowed(_("You cannot ask for this. Only who it is for can, or who answers for it."))
     with transaction.atomic():
-        had = effective_amount(to, what)
-        if had is None:
+        previous = effective_amount(to, what)
+        if previous is None:
             raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."))
-        if not had < amount <= MOST:
-            raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(had)})
+        if not previous < amount <= MOST:
+            raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(previous)})
         wish = QuotaRequest(
             **{"tenant": home, "user": to.user, "key": to.key, **what.columns},
-            **{"amount": amount, "had": had, "reason": reason[:500], "asked_by": by},
+            **{"amount": amount, "previous_amount": previous, "reason": reason[:500], "asked_by": by},
         )
         try:
             with transaction.atomic():  # a savepoint: PostgreSQL would refuse all that follows otherwise
@@ -185,8 +186,10 @@ def change_request(by: User, wish: QuotaRequest, amount: int, reason: str) -> Qu
         row = _locked(wish)
         if row.asked_by != by:
             raise NotAllowed(_("Only who asked can change it."))
-        if not row.had < amount <= MOST:
-            raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(row.had)})
+        if not row.previous_amount < amount <= MOST:
+            raise QuotaRefused(
+                _("Ask for more than you have now: %(amount)s.") % {"amount": figure(row.previous_amount)}
+            )
         row.amount, row.reason = amount, reason[:500]
         row.save(update_fields=["amount", "reason"])
         return row
@@ -293,10 +296,10 @@ def _check_giver(by: User, to: QuotaTarget) -> None:
 
 
 def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> None:
-    if what.unit not in Quota.Unit.values or (what.window and what.window not in Quota.Window.values):
+    if what.unit not in UNITS or what.window not in ("", *Quota.Window.values):
         raise QuotaRefused(_("There is no such unit."))
-    if (what.unit == Quota.Unit.CONCURRENT) == bool(what.window):
-        raise QuotaRefused(_("Requests at the same time have no window; requests and tokens need one."))
+    if what.window not in UNITS[what.unit].windows:
+        raise QuotaRefused(_("Requests at the same time have no window; all other units need one."))
     if not 0 <= amount <= MOST:
         raise QuotaRefused(_("Give a whole number, 0 or more."))
     if to.tenant and to.user and not Membership.objects.filter(user=to.user, tenant=to.tenant).exists():
@@ -361,7 +364,12 @@ def _tell_deciders(wish: QuotaRequest) -> None:
         "request-asked",
         str(wish.pk),
         path=reverse("tenant-requests", args=[wish.tenant.slug]),
-        **{"asker": person(wish.asked_by), "tenant": wish.tenant.name, "had": wish.had, "reason": wish.reason},
+        **{
+            "asker": person(wish.asked_by),
+            "tenant": wish.tenant.name,
+            "had": wish.previous_amount,
+            "reason": wish.reason,
+        },
         **_bound(wish),
     )
 

@@ -107,7 +107,7 @@ def read_field(tenants: Iterable[Tenant]) -> Field:
     of_keys = Q(key__tenant__in=known)
     quotas = list(
         Quota.objects.filter(
-            Q(each=Quota.Each.TENANT) | Q(tenant__in=known) | of_keys | Q(tenant=None, key=None)
+            Q(default_for=Quota.DefaultFor.TENANT) | Q(tenant__in=known) | of_keys | Q(tenant=None, key=None)
         ).select_related("model")
     )
     members = list(

@@ -4,10 +4,6 @@ import re
 import unicodedata
 from decimal import Decimal
 
-from django.utils.translation import pgettext
-
-from portal.web.templatetags.formatting import figure
-
 SIGNS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "千": 10**3, "万": 10**4, "億": 10**8}
 WRITTEN = re.compile(r"(\d+(?:\.\d+)?)([kmgb千万億]?)")
 LONGEST = 30  # characters; more is no number of ours
@@ -23,17 +19,3 @@ def parse_amount(text: str) -> int:
     if value != int(value):
         raise ValueError(f"{text!r} is no whole number")
     return int(value)
-
-
-def format_per(amount: int, unit: str, window: str) -> str:
-    """As "1,000,000 tokens per day", for one line of a table."""
-    number = figure(amount)
-    return {
-        ("tokens", "minute"): pgettext("quota", "%(n)s tokens per minute"),
-        ("tokens", "day"): pgettext("quota", "%(n)s tokens per day"),
-        ("tokens", "month"): pgettext("quota", "%(n)s tokens per month"),
-        ("requests", "minute"): pgettext("quota", "%(n)s requests per minute"),
-        ("requests", "day"): pgettext("quota", "%(n)s requests per day"),
-        ("requests", "month"): pgettext("quota", "%(n)s requests per month"),
-        ("concurrent", ""): pgettext("quota", "%(n)s requests at the same time"),
-    }[unit, window] % {"n": number}

@@ -198,7 +198,7 @@ def visible_quotas(user: User) -> QuerySet[Quota]:
     keys = shapes.limitable(user).values("pk")
     administered = Q(tenant__in=permissions.administered_tenants(user))
     shared = Q(tenant__in=permissions.visible_tenants(user), user=None)
-    return rows.filter(Q(user=user) | Q(key__in=keys) | administered | shared | Q(each=Quota.Each.TENANT))
+    return rows.filter(Q(user=user) | Q(key__in=keys) | administered | shared | Q(default_for=Quota.DefaultFor.TENANT))
 
 
 def visible_requests(user: User) -> QuerySet[QuotaRequest]:

@@ -28,7 +28,7 @@ def tenant_of(quota: Any) -> Any:
 def quota_name(quota: Any) -> str:
     """As "sales · tanaka: tokens / day, qwen"; codes, for events are read in either language."""
     owners = [quota.tenant and quota.tenant.slug, quota.user and quota.user.get_username(), quota.key]
-    owners.append(f"each {quota.each}" if getattr(quota, "each", "") else "")
+    owners.append(f"each {quota.default_for}" if getattr(quota, "default_for", "") else "")
     what = f"{quota.unit} / {quota.window}" if quota.window else quota.unit
     return f"{' · '.join(str(owner) for owner in owners if owner)}: {what}{f', {quota.model}' if quota.model else ''}"
 

@@ -12,25 +12,21 @@ from django.utils.translation import gettext_lazy as _
 from modelregistry.models import ServedModel
 from portal.accounts.models import Tenant
 from portal.keys.models import ApiKey
+from portal.quotas.units import unit_choices
 
 
 class Quota(models.Model):
     """At most `amount` of `unit` per `window`, for all models together or one.
 
     Of whom, by what is set: `tenant`; `user`, wherever (operators give it); `tenant` and `user`, a member's use of that
-    tenant's keys; `key`. With `each` it is a default for all of a kind that have none of their own for the same model,
-    unit and window: each tenant (`tenant` is empty), each member or each service key of `tenant`.
+    tenant's keys; `key`. With `default_for` it is a default for all of a kind that have none of their own for the same
+    model, unit and window: each tenant (`tenant` is empty), each member or each service key of `tenant`.
     """
 
-    class Each(models.TextChoices):
+    class DefaultFor(models.TextChoices):
         TENANT = "tenant", _("each tenant")
         MEMBER = "member", _("each member")
         SERVICE = "service", _("each service key")
-
-    class Unit(models.TextChoices):
-        REQUESTS = "requests", _("requests")
-        TOKENS = "tokens", _("tokens")
-        CONCURRENT = "concurrent", _("requests at the same time")
 
     class Window(models.TextChoices):
         MINUTE = "minute", _("minute")
@@ -46,10 +42,10 @@ class Quota(models.Model):
     key = models.ForeignKey(
         ApiKey, models.CASCADE, null=True, blank=True, related_name="quotas", verbose_name=_("API key")
     )
-    each = models.CharField(
+    default_for = models.CharField(
         _("default for"),
         max_length=7,
-        choices=Each,
+        choices=DefaultFor,
         blank=True,
         help_text=_("Applies to all of a kind that have no such quota of their own."),
     )
@@ -62,7 +58,7 @@ class Quota(models.Model):
         verbose_name=_("model"),
         help_text=_("Empty: all models together."),
     )
-    unit = models.CharField(_("unit"), max_length=10, choices=Unit)
+    unit = models.CharField(_("unit"), max_length=10, choices=unit_choices)
     window = models.CharField(
         _("per"), max_length=10, choices=Window, blank=True, help_text=_("Empty for requests at the same time.")
     )
@@ -74,11 +70,13 @@ class Quota(models.Model):
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=(
-                    Q(each="", tenant__isnull=False, key__isnull=True)
-                    | Q(each="", tenant__isnull=True, user__isnull=False, key__isnull=True)
-                    | Q(each="", tenant__isnull=True, user__isnull=True, key__isnull=False)
-                    | Q(each="tenant", tenant__isnull=True, user__isnull=True, key__isnull=True)
-                    | Q(each__in=["member", "service"], tenant__isnull=False, user__isnull=True, key__isnull=True)
+                    Q(default_for="", tenant__isnull=False, key__isnull=True)
+                    | Q(default_for="", tenant__isnull=True, user__isnull=False, key__isnull=True)
+                    | Q(default_for="", tenant__isnull=True, user__isnull=True, key__isnull=False)
+                    | Q(default_for="tenant", tenant__isnull=True, user__isnull=True, key__isnull=True)
+                    | Q(
+                        default_for__in=["member", "service"], tenant__isnull=False, user__isnull=True, key__isnull=True
+                    )
                 ),
                 name="quota_of_one_thing",
                 violation_error_message=_("Choose one: a tenant, a user, a member of a tenant, a key or a default."),
@@ -86,12 +84,12 @@ class Quota(models.Model):
             models.CheckConstraint(
                 condition=Q(unit="concurrent", window="") | (~Q(unit="concurrent") & ~Q(window="")),
                 name="quota_window_fits_unit",
-                violation_error_message=_("Requests at the same time have no window; requests and tokens need one."),
+                violation_error_message=_("Requests at the same time have no window; all other units need one."),
             ),
             models.UniqueConstraint(
                 # 0 stands for null, which would make every row different
                 *(Coalesce(field, 0) for field in ("tenant", "user", "key", "model")),
-                "each",
+                "default_for",
                 "unit",
                 "window",
                 name="one_quota_of_a_kind",
@@ -100,7 +98,7 @@ class Quota(models.Model):
         ]
 
     def __str__(self) -> str:
-        owners = (self.tenant, self.user, self.key, self.get_each_display())
+        owners = (self.tenant, self.user, self.key, self.get_default_for_display())
         owner = " · ".join(str(owner) for owner in owners if owner)
         return f"{owner}: {self.amount} {self.unit}{' / ' + self.window if self.window else ''}"
 
@@ -126,10 +124,10 @@ class QuotaRequest(models.Model):
     model = models.ForeignKey(
         ServedModel, models.CASCADE, null=True, blank=True, related_name="+", verbose_name=_("model")
     )
-    unit = models.CharField(_("unit"), max_length=10, choices=Quota.Unit)
+    unit = models.CharField(_("unit"), max_length=10, choices=unit_choices)
     window = models.CharField(_("per"), max_length=10, choices=Quota.Window, blank=True)
     amount = models.PositiveBigIntegerField(_("wished"))
-    had = models.PositiveBigIntegerField(_("so far"), help_text="When it was asked for.")
+    previous_amount = models.PositiveBigIntegerField(_("so far"), help_text="When it was asked for.")
     reason = models.CharField(_("what for"), max_length=500, blank=True)
     asked_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, models.SET_NULL, null=True, related_name="+", verbose_name=_("asked by")

@@ -45,7 +45,7 @@ def applying_to(*, tenants: Ids, users: Ids = (), keys: Ids = ()) -> Q:
     none.
     """
     return (
-        Q(each=Quota.Each.TENANT)
+        Q(default_for=Quota.DefaultFor.TENANT)
         | Q(tenant__in=tenants, user=None)
         | Q(key__in=keys)
         | Q(user__in=users)  # member's too
@@ -59,8 +59,8 @@ class Policy:
         self._own: dict[tuple[int | None, int | None, int | None], list[Quota]] = defaultdict(list)
         self._defaults: dict[tuple[str, int | None], list[Quota]] = defaultdict(list)
         for quota in quotas:
-            if quota.each:
-                self._defaults[quota.each, quota.tenant_id].append(quota)
+            if quota.default_for:
+                self._defaults[quota.default_for, quota.tenant_id].append(quota)
             else:
                 self._own[quota.tenant_id, quota.user_id, quota.key_id].append(quota)
 
@@ -74,7 +74,7 @@ class Policy:
         return [*self.tenant(tenant), *person]
 
     def tenant(self, tenant: int) -> list[AppliedQuota]:
-        quotas = self._preferred((tenant, None, None), (Quota.Each.TENANT, None))
+        quotas = self._preferred((tenant, None, None), (Quota.DefaultFor.TENANT, None))
         return [AppliedQuota(quota=quota, scope="tenant", tenant=tenant) for quota in quotas]
 
     def user(self, user: int) -> list[AppliedQuota]:
@@ -82,12 +82,12 @@ class Policy:
         return [AppliedQuota(quota=quota, scope="user", user=user) for quota in self._own.get((None, user, None), ())]
 
     def member(self, tenant: int, user: int) -> list[AppliedQuota]:
-        quotas = self._preferred((tenant, user, None), (Quota.Each.MEMBER, tenant))
+        quotas = self._preferred((tenant, user, None), (Quota.DefaultFor.MEMBER, tenant))
         return [AppliedQuota(quota=quota, scope="member", tenant=tenant, user=user) for quota in quotas]
 
     def key(self, key: int, tenant: int, user: int | None) -> list[AppliedQuota]:
         """`user` None: it is a service key."""
-        default = (Quota.Each.SERVICE, tenant) if user is None else ("", None)
+        default = (Quota.DefaultFor.SERVICE, tenant) if user is None else ("", None)
         quotas = self._preferred((None, None, key), default)
         return [AppliedQuota(quota=quota, scope="key", key=key) for quota in quotas]
 

@@ -6,11 +6,12 @@ from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from django.db.models import F, Q, QuerySet, Sum
+from django.db.models import Q, QuerySet, Sum
 
 from portal.keys import lineage
 from portal.quotas.models import Quota
 from portal.quotas.policy import AppliedQuota
+from portal.quotas.units import UNITS
 from portal.quotas.windows import window_bounds
 from portal.usage.models import Sums, UsageDay, UsageMonth, UsageTenantDay
 
@@ -71,12 +72,12 @@ def _used(scope: str, table: type[Sums], counted: Sequence[tuple[AppliedQuota, d
     """By owner: (model, sums); the sums are called as `_name` says. Model "": all together, if no bound is for one."""
     begins = {begin for _, begin in counted}
     column = "month" if table is UsageMonth else "day"
-    tokens = F("prompt_tokens") + F("completion_tokens")
     sums = {}
     for begin in begins:
         since = Q(**{f"{column}__gte": begin})
-        sums[_name(Quota.Unit.TOKENS, begin)] = Sum(tokens, filter=since, default=0)
-        sums[_name(Quota.Unit.REQUESTS, begin)] = Sum("requests", filter=since, default=0)
+        for unit in UNITS.values():
+            if unit.summed is not None:
+                sums[_name(unit.name, begin)] = Sum(unit.summed, filter=since, default=0)
     owner = [f"{name}_id" for name in OWNER[scope]]
     by_model = ["model"] if any(bound.quota.model for bound, _ in counted) else []
     rows = table._default_manager.filter(**{f"{column}__gte": min(begins)})

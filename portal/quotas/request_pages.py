@@ -12,8 +12,9 @@ from portal.accounts.models import Tenant, User
 from portal.keys import queries
 from portal.quotas import administration
 from portal.quotas.administration import QuotaKind, QuotaTarget
-from portal.quotas.models import Quota, QuotaRequest
+from portal.quotas.models import QuotaRequest
 from portal.quotas.status import Allowance
+from portal.quotas.units import UNITS
 
 # How long an answer stays on one's home page, and how many requests do.
 RECENT = timedelta(days=14)
@@ -74,7 +75,7 @@ def find_request_target(by: User, name: str) -> QuotaTarget:
 
 def quota_kind_of(unit: str, window: str, model: str) -> QuotaKind:
     """From the words of an address or a form. Raises Http404."""
-    if unit not in Quota.Unit.values or window not in ("", *Quota.Window.values):
+    if unit not in UNITS or window not in UNITS[unit].windows:
         raise Http404
     served = ServedModel.objects.filter(name=model).first() if model else None
     if model and served is None:

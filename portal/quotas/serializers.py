@@ -15,6 +15,7 @@ from portal.keys.models import ApiKey
 from portal.quotas.administration import MOST, QuotaKind, QuotaTarget
 from portal.quotas.models import Quota as QuotaRow
 from portal.quotas.models import QuotaRequest
+from portal.quotas.units import unit_choices
 from portal.web.rest.strict_fields import CharField
 
 
@@ -39,16 +40,16 @@ class Bounded(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False, default=None, allow_null=True)
     user = Colleague(required=False, default=None, allow_null=True)
     key = AnyKey(limitable, required=False, default=None, allow_null=True)
-    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    unit = serializers.ChoiceField(unit_choices())
     window = serializers.ChoiceField(
         QuotaRow.Window.choices, required=False, default="", allow_blank=True, help_text="Empty for `concurrent` alone."
     )
     model = AnyModel(required=False, default=None, allow_null=True, help_text="Null: all models together.")
 
     def validate(self, values: dict[str, Any]) -> dict[str, Any]:
-        each, of = values.get("each", ""), {name for name in ("tenant", "user", "key") if values[name]}
+        default_for, of = values.get("default_for", ""), {name for name in ("tenant", "user", "key") if values[name]}
         allowed = {"": ({"tenant"}, {"tenant", "user"}, {"user"}, {"key"}), "tenant": (set(),)}
-        if of not in allowed.get(each, ({"tenant"},)):
+        if of not in allowed.get(default_for, ({"tenant"},)):
             raise serializers.ValidationError(
                 _("Choose one: a tenant, a user, a member of a tenant, a key or a default.")
             )
@@ -56,7 +57,9 @@ class Bounded(serializers.Serializer[Any]):
 
 
 def whose(values: dict[str, Any]) -> QuotaTarget:
-    return QuotaTarget(tenant=values["tenant"], user=values["user"], key=values["key"], each=values.get("each", ""))
+    return QuotaTarget(
+        tenant=values["tenant"], user=values["user"], key=values["key"], default_for=values.get("default_for", "")
+    )
 
 
 def measure(values: dict[str, Any]) -> QuotaKind:
@@ -64,9 +67,9 @@ def measure(values: dict[str, Any]) -> QuotaKind:
 
 
 class NewQuota(Bounded):
-    """With `each` it is the default for all of a kind: `tenant` alone, `member` and `service` with a `tenant`."""
+    """A default for all of a kind, if `default_for` is set: `tenant` alone, `member` and `service` with a `tenant`."""
 
-    each = serializers.ChoiceField(QuotaRow.Each.choices, required=False, default="", allow_blank=True)
+    default_for = serializers.ChoiceField(QuotaRow.DefaultFor.choices, required=False, default="", allow_blank=True)
     amount = Amount(help_text="0 blocks.")
 
 
@@ -79,9 +82,11 @@ class Quota(serializers.Serializer[QuotaRow]):
     tenant = CharField(source="tenant.slug", default=None, allow_null=True)
     user = CharField(source="user.username", default=None, allow_null=True)
     key = CharField(source="key.prefix", default=None, allow_null=True)
-    each = serializers.ChoiceField(QuotaRow.Each.choices, allow_blank=True, help_text="Default for all of a kind.")
+    default_for = serializers.ChoiceField(
+        QuotaRow.DefaultFor.choices, allow_blank=True, help_text="Default for all of a kind."
+    )
     model = CharField(source="model.name", default=None, allow_null=True)
-    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    unit = serializers.ChoiceField(unit_choices())
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField()
 
@@ -90,8 +95,8 @@ class QuotaFilter(serializers.Serializer[Any]):
     tenant = AnyTenant(required=False, help_text="Of the tenant, its members, its keys, and its defaults.")
     user = Colleague(required=False)
     key = AnyKey(limitable, required=False)
-    each = serializers.ChoiceField(QuotaRow.Each.choices, required=False)
-    unit = serializers.ChoiceField(QuotaRow.Unit.choices, required=False)
+    default_for = serializers.ChoiceField(QuotaRow.DefaultFor.choices, required=False)
+    unit = serializers.ChoiceField(unit_choices(), required=False)
 
 
 class Wish(Bounded):
@@ -114,10 +119,10 @@ class Request(serializers.Serializer[QuotaRequest]):
     user = CharField(source="user.username", default=None, allow_null=True)
     key = CharField(source="key.prefix", default=None, allow_null=True)
     model = CharField(source="model.name", default=None, allow_null=True)
-    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    unit = serializers.ChoiceField(unit_choices())
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField(help_text="Wished.")
-    had = serializers.IntegerField(help_text="When it was asked for.")
+    previous_amount = serializers.IntegerField(help_text="When it was asked for.")
     reason = CharField()
     asked_by = CharField(source="asked_by.username", default=None, allow_null=True)
     asked_at = serializers.DateTimeField()
@@ -152,7 +157,7 @@ class Allowance(serializers.Serializer[Any]):
     owner = CharField(help_text="The name of the tenant, the person or the key.")
     tenant = CharField(help_text="The name of the tenant that a member's or a key's quota belongs to.")
     model = CharField(help_text="Empty: all models together.")
-    unit = serializers.ChoiceField(QuotaRow.Unit.choices)
+    unit = serializers.ChoiceField(unit_choices())
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
     amount = serializers.IntegerField()
     spent = serializers.IntegerField(allow_null=True, help_text="Null where nothing adds up over time.")

@@ -172,5 +172,5 @@ def allowance(bound: AppliedQuota, names: Names, spent: int | None, renews_at: d
         amount=quota.amount,
         spent=spent,
         renews_at=renews_at,
-        is_default=bool(quota.each),
+        is_default=bool(quota.default_for),
     )

@@ -11,17 +11,7 @@ from modelregistry.models import ServedModel
 from portal.accounts.models import Membership, Tenant
 from portal.quotas import amounts
 from portal.quotas.administration import QuotaKind
-
-# What is counted and per what, the most common first: (unit/window, words).
-KINDS = [
-    ("tokens/day", _("tokens per day")),
-    ("tokens/month", _("tokens per month")),
-    ("requests/day", _("requests per day")),
-    ("requests/month", _("requests per month")),
-    ("tokens/minute", _("tokens per minute")),
-    ("requests/minute", _("requests per minute")),
-    ("concurrent/", _("requests at the same time")),
-]
+from portal.quotas.units import kind_choices
 
 
 class AmountField(forms.Field):
@@ -44,7 +34,7 @@ class AmountField(forms.Field):
 class QuotaForm(forms.Form):
     """The form for a quota. `fixed`: for an existing one, of which only the amount can change."""
 
-    kind = forms.ChoiceField(label=_("What is limited"), choices=KINDS)
+    kind = forms.ChoiceField(label=_("What is limited"), choices=kind_choices)
     model = forms.ModelChoiceField(
         ServedModel.objects.order_by("name"),
         to_field_name="name",

@@ -15,9 +15,10 @@ from portal.accounts.decorators import operator_required, tenant_admin_required
 from portal.accounts.models import Tenant, User
 from portal.accounts.permissions import current_user
 from portal.keys.models import ApiKey
-from portal.quotas import administration, amounts, request_pages, status
+from portal.quotas import administration, request_pages, status
 from portal.quotas.administration import QuotaKind, QuotaTarget
 from portal.quotas.models import Quota
+from portal.quotas.units import UNITS
 from portal.tenants.forms import QuotaForm
 from portal.web import posted_forms
 from portal.web.templatetags.formatting import person
@@ -30,7 +31,7 @@ PAGE = 50
 def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
     text = request.GET.get("q", "").strip()
     rows = Quota.objects.select_related("model", "user", "key", "key__user")
-    own = rows.filter(Q(tenant=tenant, each="", user__isnull=False) | Q(key__tenant=tenant))
+    own = rows.filter(Q(tenant=tenant, default_for="", user__isnull=False) | Q(key__tenant=tenant))
     if text:
         own = own.filter(
             Q(user__username__icontains=text)
@@ -45,10 +46,10 @@ def quota_list(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "zone": tenant.zone,
         "q": text,
         "bars": request_pages.bars(current_user(request), status.allowances_of_tenant(tenant, timezone.now())),
-        "tenants": rows.filter(tenant=tenant, each="", user=None),
+        "tenants": rows.filter(tenant=tenant, default_for="", user=None),
         "defaults": [
-            (Quota.Each.MEMBER, "members", rows.filter(tenant=tenant, each=Quota.Each.MEMBER)),
-            (Quota.Each.SERVICE, "services", rows.filter(tenant=tenant, each=Quota.Each.SERVICE)),
+            (Quota.DefaultFor.MEMBER, "members", rows.filter(tenant=tenant, default_for=Quota.DefaultFor.MEMBER)),
+            (Quota.DefaultFor.SERVICE, "services", rows.filter(tenant=tenant, default_for=Quota.DefaultFor.SERVICE)),
         ],
         "page": page,
         "may_give_tenant": permissions.may_operate(current_user(request)),
@@ -69,7 +70,9 @@ def set_quota(request: HttpRequest, tenant: Tenant) -> HttpResponse:
 @posted_forms.only_posted
 def remove_quota(request: HttpRequest, tenant: Tenant, pk: int) -> HttpResponse:
     mine = (
-        Q(tenant=tenant) | Q(key__tenant=tenant) | Q(tenant=None, key=None, each="", user__memberships__tenant=tenant)
+        Q(tenant=tenant)
+        | Q(key__tenant=tenant)
+        | Q(tenant=None, key=None, default_for="", user__memberships__tenant=tenant)
     )
     quota = get_object_or_404(Quota.objects.filter(mine).select_related("model").distinct(), pk=pk)
     return remove_and_return(request, quota, origin_url(quota, tenant))
@@ -85,7 +88,7 @@ def default_list(request: HttpRequest) -> HttpResponse:
 @operator_required
 @require_http_methods(["GET", "HEAD", "POST"])
 def set_default(request: HttpRequest) -> HttpResponse:
-    return edit_quota(request, QuotaTarget(each=Quota.Each.TENANT), _("Each tenant"), None)
+    return edit_quota(request, QuotaTarget(default_for=Quota.DefaultFor.TENANT), _("Each tenant"), None)
 
 
 @operator_required
@@ -95,7 +98,11 @@ def remove_default(request: HttpRequest, pk: int) -> HttpResponse:
 
 
 def tenant_defaults() -> QuerySet[Quota]:
-    return Quota.objects.filter(each=Quota.Each.TENANT).select_related("model").order_by("unit", "window", "pk")
+    return (
+        Quota.objects.filter(default_for=Quota.DefaultFor.TENANT)
+        .select_related("model")
+        .order_by("unit", "window", "pk")
+    )
 
 
 def parse_target(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
@@ -108,9 +115,9 @@ def parse_target(tenant: Tenant, of: str) -> tuple[QuotaTarget, str]:
     if kind == "tenant":
         return QuotaTarget(tenant=tenant), tenant.name
     if kind == "members":
-        return QuotaTarget(tenant=tenant, each=Quota.Each.MEMBER), _("Each member")
+        return QuotaTarget(tenant=tenant, default_for=Quota.DefaultFor.MEMBER), _("Each member")
     if kind == "services":
-        return QuotaTarget(tenant=tenant, each=Quota.Each.SERVICE), _("Each service key")
+        return QuotaTarget(tenant=tenant, default_for=Quota.DefaultFor.SERVICE), _("Each service key")
     if kind == "key":
         key = get_object_or_404(ApiKey.objects.select_related("tenant", "user"), tenant=tenant, prefix=which)
         return QuotaTarget(key=key), _("Key “%(name)s”") % {"name": key.name}
@@ -138,7 +145,7 @@ def edit_quota(request: HttpRequest, to: QuotaTarget, label: str, tenant: Tenant
             form.add_error("amount", refusal.sentence)
         else:
             message = _("%(of)s: at most %(amount)s.")
-            amount = amounts.format_per(quota.amount, quota.unit, quota.window)
+            amount = UNITS[quota.unit].format_amount(quota.amount, quota.window)
             messages.success(request, message % {"of": label, "amount": amount})
             return redirect(origin_url(quota, tenant))
     allowed = administration.may_set(current_user(request), to)
@@ -164,7 +171,7 @@ def describe_ceilings(request: HttpRequest, to: QuotaTarget) -> list[str]:
         return []
     bounds = status.rules_for(tenants=[to.home.pk]).tenant(to.home.pk)
     return [
-        amounts.format_per(bound.quota.amount, bound.quota.unit, bound.quota.window)
+        UNITS[bound.quota.unit].format_amount(bound.quota.amount, bound.quota.window)
         + (f" ({bound.quota.model.name})" if bound.quota.model else "")
         for bound in bounds
     ]

@@ -17,6 +17,7 @@ from portal.accounts.permissions import current_user
 from portal.accounts.timezones import zone_of
 from portal.quotas import administration, amounts, request_pages
 from portal.quotas.models import QuotaRequest
+from portal.quotas.units import UNITS
 from portal.tenants.forms import QuotaRequestForm
 from portal.web import posted_forms
 
@@ -49,7 +50,7 @@ def new_request(request: HttpRequest) -> HttpResponse:
             messages.error(request, refusal.sentence)
         else:
             return redirect("quota-request", row.pk)
-    so_far = "" if now is None else amounts.format_per(now, what.unit, what.window)
+    so_far = "" if now is None else UNITS[what.unit].format_amount(now, what.window)
     context = {"form": form, "sent": sent, "now": now, "so_far": so_far}
     return render(request, "tenants/new_request.html", context)
 

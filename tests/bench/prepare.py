@@ -20,6 +20,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.keys import lifecycle, secret
 from portal.keys.models import ApiKey
 from portal.quotas.models import Quota
+from portal.quotas.units import UNITS
 
 PLENTY = 10**12  # every limit is looked at and counted, none is reached
 TENANTS = 100  # of a large catalogue; its keys are spread over them
@@ -44,9 +45,7 @@ def main(engine: str, keys: int, models: int) -> None:
 
 def limits(**owner: Tenant | User) -> list[Quota]:
     """Seven: every one that there is for all models together."""
-    windows = (Quota.Window.MINUTE, Quota.Window.DAY, Quota.Window.MONTH)
-    counted = [(unit, window) for unit in (Quota.Unit.REQUESTS, Quota.Unit.TOKENS) for window in windows]
-    kinds = [(Quota.Unit.CONCURRENT, ""), *counted]
+    kinds = [(unit.name, window) for unit in UNITS.values() for window in unit.windows]
     return [Quota(**owner, unit=unit, window=window, amount=PLENTY) for unit, window in kinds]
 
 

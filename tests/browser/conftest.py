@@ -130,5 +130,5 @@ def open_page(browser, site, provoked) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture
 def open_request(research, alice) -> QuotaRequest:
-    wish = {"tenant": research, "user": alice, "unit": "tokens", "window": "day", "amount": 200, "had": 100}
+    wish = {"tenant": research, "user": alice, "unit": "tokens", "window": "day", "amount": 200, "previous_amount": 100}
     return QuotaRequest.objects.create(**wish, asked_by=alice)

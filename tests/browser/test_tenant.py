@@ -20,7 +20,7 @@ def department(alice, bob, charlie, olivia, research) -> None:
     """Alice has used 85 of the 100 tokens that each member has a day."""
     serve()
     administration.set_quota(
-        bob, QuotaTarget(tenant=research, each="member"), QuotaKind(unit="tokens", window="day"), 100
+        bob, QuotaTarget(tenant=research, default_for="member"), QuotaKind(unit="tokens", window="day"), 100
     )
     use(key_of(alice, research), tokens=(80, 5), at=timezone.now())
 

@@ -281,11 +281,11 @@ def filled(alice, bob, research) -> dict[str, str]:
     # What is between the admins of a tenant and operators.
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     of_bob = Quota.objects.create(**daily, user=bob, amount=1)
-    of_tenant = QuotaRequest.objects.create(**daily, amount=2, had=1, asked_by=bob)
+    of_tenant = QuotaRequest.objects.create(**daily, amount=2, previous_amount=1, asked_by=bob)
     given = Quota.objects.create(tenant=research, unit="tokens", window="day", amount=1)
-    default = Quota.objects.create(each="tenant", unit="requests", window="day", amount=1)
+    default = Quota.objects.create(default_for="tenant", unit="requests", window="day", amount=1)
     own = QuotaRequest.objects.create(
-        tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, had=1
+        tenant=research, user=alice, asked_by=alice, unit="tokens", window="day", amount=2, previous_amount=1
     )
     return {
         "<str:username>": alice.username,

@@ -56,14 +56,14 @@ def fill(home: Tenant) -> Foreign:
     limit = {"unit": "tokens", "window": "day", "amount": AMOUNT}
     for owner in (
         {"tenant": tenant},
-        {"tenant": tenant, "each": "member"},
-        {"tenant": tenant, "each": "service"},
+        {"tenant": tenant, "default_for": "member"},
+        {"tenant": tenant, "default_for": "service"},
         {"tenant": tenant, "user": both},
         {"tenant": tenant, "user": stranger},
         *({"key": key} for key in keys),
     ):
         Quota.objects.create(**owner, **limit)
-    wish = {**limit, "tenant": tenant, "had": 1, "reason": MARK}
+    wish = {**limit, "tenant": tenant, "previous_amount": 1, "reason": MARK}
     for asked_by, owner in ((both, {"user": both}), (stranger, {}), (stranger, {"key": keys[2]})):
         QuotaRequest.objects.create(**wish, asked_by=asked_by, **owner)
         QuotaRequest.objects.create(

@@ -143,18 +143,22 @@ def test_setquota_sets_changes_and_removes(alice, model):
 
 
 @pytest.mark.parametrize(
-    ("owner", "tenant", "user", "each"),
+    ("owner", "tenant", "user", "default_for"),
     [
         (["--tenant", "research", "--user", "alice"], True, True, ""),
-        (["--tenant", "research", "--each", "member"], True, False, "member"),
-        (["--tenant", "research", "--each", "service"], True, False, "service"),
-        (["--each", "tenant"], False, False, "tenant"),
+        (["--tenant", "research", "--default-for", "member"], True, False, "member"),
+        (["--tenant", "research", "--default-for", "service"], True, False, "service"),
+        (["--default-for", "tenant"], False, False, "tenant"),
     ],
 )
-def test_setquota_is_for_members_and_defaults_too(alice, research, owner, tenant, user, each):
+def test_setquota_is_for_members_and_defaults_too(alice, research, owner, tenant, user, default_for):
     run("setquota", *owner, "--unit", "tokens", "--per", "day", "--amount", "5")
     quota = Quota.objects.get()
-    assert (quota.tenant, quota.user, quota.each) == (research if tenant else None, alice if user else None, each)
+    assert (quota.tenant, quota.user, quota.default_for) == (
+        research if tenant else None,
+        alice if user else None,
+        default_for,
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,10 +166,10 @@ def test_setquota_is_for_members_and_defaults_too(alice, research, owner, tenant
     [
         [],
         ["--tenant", "research", "--key", "mdg_12345678"],
-        ["--tenant", "research", "--each", "tenant"],
-        ["--each", "member"],
-        ["--user", "alice", "--each", "member"],
-        ["--tenant", "research", "--user", "alice", "--each", "member"],
+        ["--tenant", "research", "--default-for", "tenant"],
+        ["--default-for", "member"],
+        ["--user", "alice", "--default-for", "member"],
+        ["--tenant", "research", "--user", "alice", "--default-for", "member"],
     ],
 )
 def test_setquota_asks_of_whom_when_that_is_not_one_thing(alice, owner):

@@ -3,6 +3,7 @@
 import django.db.models.deletion
 import django.db.models.functions.comparison
 import django.utils.timezone
+import portal.quotas.units
 from django.conf import settings
 from django.db import migrations, models
 
@@ -23,8 +24,8 @@ class Migration(migrations.Migration):
             name='Quota',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('each', models.CharField(blank=True, choices=[('tenant', 'each tenant'), ('member', 'each member'), ('service', 'each service key')], help_text='Applies to all of a kind that have no such quota of their own.', max_length=7, verbose_name='default for')),
-                ('unit', models.CharField(choices=[('requests', 'requests'), ('tokens', 'tokens'), ('concurrent', 'requests at the same time')], max_length=10, verbose_name='unit')),
+                ('default_for', models.CharField(blank=True, choices=[('tenant', 'each tenant'), ('member', 'each member'), ('service', 'each service key')], help_text='Applies to all of a kind that have no such quota of their own.', max_length=7, verbose_name='default for')),
+                ('unit', models.CharField(choices=portal.quotas.units.unit_choices, max_length=10, verbose_name='unit')),
                 ('window', models.CharField(blank=True, choices=[('minute', 'minute'), ('day', 'day'), ('month', 'month')], help_text='Empty for requests at the same time.', max_length=10, verbose_name='per')),
                 ('amount', models.PositiveBigIntegerField(help_text='0 blocks.', verbose_name='at most')),
                 ('key', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.CASCADE, related_name='quotas', to='keys.apikey', verbose_name='API key')),
@@ -35,17 +36,17 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'quota',
                 'verbose_name_plural': 'quotas',
-                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('each', ''), ('key__isnull', True), ('tenant__isnull', False)), models.Q(('each', ''), ('key__isnull', True), ('tenant__isnull', True), ('user__isnull', False)), models.Q(('each', ''), ('key__isnull', False), ('tenant__isnull', True), ('user__isnull', True)), models.Q(('each', 'tenant'), ('key__isnull', True), ('tenant__isnull', True), ('user__isnull', True)), models.Q(('each__in', ['member', 'service']), ('key__isnull', True), ('tenant__isnull', False), ('user__isnull', True)), _connector='OR'), name='quota_of_one_thing', violation_error_message='Choose one: a tenant, a user, a member of a tenant, a key or a default.'), models.CheckConstraint(condition=models.Q(models.Q(('unit', 'concurrent'), ('window', '')), models.Q(models.Q(('unit', 'concurrent'), _negated=True), models.Q(('window', ''), _negated=True)), _connector='OR'), name='quota_window_fits_unit', violation_error_message='Requests at the same time have no window; requests and tokens need one.'), models.UniqueConstraint(django.db.models.functions.comparison.Coalesce('tenant', 0), django.db.models.functions.comparison.Coalesce('user', 0), django.db.models.functions.comparison.Coalesce('key', 0), django.db.models.functions.comparison.Coalesce('model', 0), models.F('each'), models.F('unit'), models.F('window'), name='one_quota_of_a_kind', violation_error_message='There is such a quota already: change that one.')],
+                'constraints': [models.CheckConstraint(condition=models.Q(models.Q(('default_for', ''), ('key__isnull', True), ('tenant__isnull', False)), models.Q(('default_for', ''), ('key__isnull', True), ('tenant__isnull', True), ('user__isnull', False)), models.Q(('default_for', ''), ('key__isnull', False), ('tenant__isnull', True), ('user__isnull', True)), models.Q(('default_for', 'tenant'), ('key__isnull', True), ('tenant__isnull', True), ('user__isnull', True)), models.Q(('default_for__in', ['member', 'service']), ('key__isnull', True), ('tenant__isnull', False), ('user__isnull', True)), _connector='OR'), name='quota_of_one_thing', violation_error_message='Choose one: a tenant, a user, a member of a tenant, a key or a default.'), models.CheckConstraint(condition=models.Q(models.Q(('unit', 'concurrent'), ('window', '')), models.Q(models.Q(('unit', 'concurrent'), _negated=True), models.Q(('window', ''), _negated=True)), _connector='OR'), name='quota_window_fits_unit', violation_error_message='Requests at the same time have no window; all other units need one.'), models.UniqueConstraint(django.db.models.functions.comparison.Coalesce('tenant', 0), django.db.models.functions.comparison.Coalesce('user', 0), django.db.models.functions.comparison.Coalesce('key', 0), django.db.models.functions.comparison.Coalesce('model', 0), models.F('default_for'), models.F('unit'), models.F('window'), name='one_quota_of_a_kind', violation_error_message='There is such a quota already: change that one.')],
             },
         ),
         migrations.CreateModel(
             name='QuotaRequest',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('unit', models.CharField(choices=[('requests', 'requests'), ('tokens', 'tokens'), ('concurrent', 'requests at the same time')], max_length=10, verbose_name='unit')),
+                ('unit', models.CharField(choices=portal.quotas.units.unit_choices, max_length=10, verbose_name='unit')),
                 ('window', models.CharField(blank=True, choices=[('minute', 'minute'), ('day', 'day'), ('month', 'month')], max_length=10, verbose_name='per')),
                 ('amount', models.PositiveBigIntegerField(verbose_name='wished')),
-                ('had', models.PositiveBigIntegerField(help_text='When it was asked for.', verbose_name='so far')),
+                ('previous_amount', models.PositiveBigIntegerField(help_text='When it was asked for.', verbose_name='so far')),
                 ('reason', models.CharField(blank=True, max_length=500, verbose_name='what for')),
                 ('asked_at', models.DateTimeField(default=django.utils.timezone.now, verbose_name='asked')),
                 ('state', models.CharField(choices=[('open', 'open'), ('granted', 'granted'), ('refused', 'refused'), ('withdrawn', 'withdrawn')], default='open', max_length=10, verbose_name='state')),

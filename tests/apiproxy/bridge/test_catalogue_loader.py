@@ -69,13 +69,13 @@ def test_each_change_is_applied_as_if_everything_were_loaded_again(key, alice, b
         lambda: Quota.objects.create(tenant=sales, unit="tokens", window="month", amount=1),
         lambda: Quota.objects.create(tenant=research, user=alice, unit="tokens", window="day", amount=5),
         lambda: Quota.objects.create(tenant=research, user=bob, unit="tokens", window="day", amount=6),
-        lambda: Quota.objects.create(tenant=research, each="member", unit="tokens", window="day", amount=7),
-        lambda: Quota.objects.create(tenant=sales, each="service", unit="concurrent", amount=8),
-        lambda: Quota.objects.create(each="tenant", unit="requests", window="minute", amount=9),
-        lambda: change(Quota.objects.get(each="tenant"), amount=10),
-        lambda: change(Quota.objects.get(each="member"), amount=11),
+        lambda: Quota.objects.create(tenant=research, default_for="member", unit="tokens", window="day", amount=7),
+        lambda: Quota.objects.create(tenant=sales, default_for="service", unit="concurrent", amount=8),
+        lambda: Quota.objects.create(default_for="tenant", unit="requests", window="minute", amount=9),
+        lambda: change(Quota.objects.get(default_for="tenant"), amount=10),
+        lambda: change(Quota.objects.get(default_for="member"), amount=11),
         lambda: Quota.objects.get(tenant=research, user=alice).delete(),
-        lambda: Quota.objects.get(each="tenant").delete(),
+        lambda: Quota.objects.get(default_for="tenant").delete(),
         lambda: Quota.objects.first().delete(),
         lambda: ModelAccess.objects.create(model=model, tenant=sales),
         lambda: Replica.objects.create(model=model, host=host, state="ready", url="http://127.0.0.1:1"),
@@ -260,7 +260,7 @@ def test_a_members_quota_is_neither_the_tenants_nor_the_persons_elsewhere(key, a
 
 
 def test_what_a_member_spent_is_theirs_in_this_tenant(key, alice, research):
-    Quota.objects.create(tenant=research, each="member", unit="tokens", window="day", amount=100)
+    Quota.objects.create(tenant=research, default_for="member", unit="tokens", window="day", amount=100)
     now = timezone.now().timestamp()
     mine = {"key": key.pk, "user": alice.pk, "tenant": research.pk, "started": now}
     rows = [("mine", {}), ("elsewhere", {"tenant": 9}), ("colleague's", {"user": 9})]
@@ -324,7 +324,7 @@ def test_m9_a_successor_is_counted_as_its_predecessors(db, research, sales, quot
         key, _ = issue_key(tenant=research, service="Dify", name="first")
         Quota.objects.create(key=key, unit="requests", window="day", amount=3)
     else:
-        Quota.objects.create(tenant=research, each="service", unit="requests", window="day", amount=3)
+        Quota.objects.create(tenant=research, default_for="service", unit="requests", window="day", amount=3)
         key, _ = issue_key(tenant=research, service="Dify", name="first")
     other, _ = issue_key(tenant=research, service="batch", name="another")
     Quota.objects.create(key=other, unit="requests", window="day", amount=9)

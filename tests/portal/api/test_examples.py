@@ -59,7 +59,7 @@ def test_the_commands(run):
     assert f'"replaces":"{key.prefix}"' in run("sh", "-c", commands[1].replace("mdg_AbCdEfGh", key.prefix))
     assert run("sh", "-c", commands[2]) == "[]"
     assert '"amount":2000000' in run("sh", "-c", commands[3])
-    assert Quota.objects.get().each == "member"
+    assert Quota.objects.get().default_for == "member"
     assert '"username":"admin"' in run("sh", "-c", TEXT[TEXT.index("    curl") :].partition("\n")[0])
 
 

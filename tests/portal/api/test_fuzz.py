@@ -67,7 +67,7 @@ def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
     use(own)
     daily = {"tenant": research, "unit": "tokens", "window": "day"}
     quota = Quota.objects.create(**daily, user=alice, amount=100)
-    wish = QuotaRequest.objects.create(**daily, user=alice, asked_by=alice, amount=200, had=100)
+    wish = QuotaRequest.objects.create(**daily, user=alice, asked_by=alice, amount=200, previous_amount=100)
     notify([alice, bob], "membership-ended", "x", tenant="X", keys=1)
     return {
         "hosts": {"id": model.replica_set.get().host_id},

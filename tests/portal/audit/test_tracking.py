@@ -296,13 +296,13 @@ def test_quotas_are_told_in_no_language(alice, research):
     quota.amount = 2000
     quota.save()
     assert (last().before, last().after) == ({"amount": 1000}, {"amount": 2000})
-    Quota.objects.create(tenant=research, each="member", model=external(), unit="concurrent", amount=3)
+    Quota.objects.create(tenant=research, default_for="member", model=external(), unit="concurrent", amount=3)
     assert last().object_name == "research · each member: concurrent, far"
 
 
 def test_what_became_of_a_request_is_told(alice, bob, research):
     asked = QuotaRequest.objects.create(
-        tenant=research, user=alice, unit="tokens", window="day", amount=10, had=5, asked_by=alice
+        tenant=research, user=alice, unit="tokens", window="day", amount=10, previous_amount=5, asked_by=alice
     )
     assert last().action == "request.add"
     asked.state, asked.granted, asked.decided_by, asked.note = "granted", 10, bob, "for the fair"

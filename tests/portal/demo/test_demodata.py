@@ -115,7 +115,7 @@ def test_the_same_seed_makes_the_same_company_but_for_its_keys(filled, db):
 def test_some_quotas_are_near_their_end_and_some_at_it(filled):
     begin = NOW.date().replace(day=1)
     used = []
-    for quota in Quota.objects.filter(each="", user=None, key=None, unit="tokens", window="month"):
+    for quota in Quota.objects.filter(default_for="", user=None, key=None, unit="tokens", window="month"):
         days = UsageDay.objects.filter(tenant=quota.tenant, day__gte=begin)
         spent = days.aggregate(n=Sum(F("prompt_tokens") + F("completion_tokens"), default=0))["n"]
         used.append(spent / quota.amount)

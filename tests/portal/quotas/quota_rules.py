@@ -12,9 +12,9 @@ owners = st.one_of(
     st.builds(lambda user: {"user_id": user}, st.sampled_from(IDS)),
     st.builds(lambda tenant, user: {"tenant_id": tenant, "user_id": user}, st.sampled_from(IDS), st.sampled_from(IDS)),
     st.builds(lambda key: {"key_id": key}, st.sampled_from(IDS)),
-    st.just({"each": "tenant"}),
+    st.just({"default_for": "tenant"}),
     st.builds(
-        lambda each, tenant: {"each": each, "tenant_id": tenant},
+        lambda each, tenant: {"default_for": each, "tenant_id": tenant},
         st.sampled_from(["member", "service"]),
         st.sampled_from(IDS),
     ),
@@ -30,7 +30,8 @@ def one_of_a_kind(rows: Iterable[Quota]) -> list[Quota]:
     """As the table's constraint has it."""
     return list(
         {
-            (row.tenant_id, row.user_id, row.key_id, row.each, row.model_id, row.unit, row.window): row for row in rows
+            (row.tenant_id, row.user_id, row.key_id, row.default_for, row.model_id, row.unit, row.window): row
+            for row in rows
         }.values()
     )
 
@@ -49,10 +50,10 @@ def naive(rows: list[Quota], tenant: int, user: int | None, key: int) -> set[Row
 
     found: set[Row] = set()
     for row in rows:
-        same = {"model_id": row.model_id, "unit": row.unit, "window": row.window, "each": ""}
+        same = {"model_id": row.model_id, "unit": row.unit, "window": row.window, "default_for": ""}
         what = (row.model_id, row.unit, row.window, row.amount)
         of = (row.tenant_id, row.user_id, row.key_id)
-        if row.each == "":
+        if row.default_for == "":
             if of == (tenant, None, None):
                 found.add(("tenant", tenant, None, None, *what))
             if user is not None and of == (None, user, None):
@@ -61,11 +62,11 @@ def naive(rows: list[Quota], tenant: int, user: int | None, key: int) -> set[Row
                 found.add(("member", tenant, user, None, *what))
             if of == (None, None, key):
                 found.add(("key", None, None, key, *what))
-        elif row.each == "tenant" and not has(tenant_id=tenant, user_id=None, **same):
+        elif row.default_for == "tenant" and not has(tenant_id=tenant, user_id=None, **same):
             found.add(("tenant", tenant, None, None, *what))
-        elif row.each == "member" and row.tenant_id == tenant and user is not None:
+        elif row.default_for == "member" and row.tenant_id == tenant and user is not None:
             if not has(tenant_id=tenant, user_id=user, **same):
                 found.add(("member", tenant, user, None, *what))
-        elif row.each == "service" and row.tenant_id == tenant and user is None and not has(key_id=key, **same):
+        elif row.default_for == "service" and row.tenant_id == tenant and user is None and not has(key_id=key, **same):
             found.add(("key", None, None, key, *what))
     return found

@@ -37,13 +37,13 @@ def limit(amount: int = 100, window: str = "day", **of) -> Quota:
 
 class TestTelling:
     def test_below_four_fifths_nobody_is_told(self, key, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         use(key, tokens=(79, 0), at=NOW)
         assert quota_alerts.notify_near_limits(NOW) == 0
         assert told() == set()
 
     def test_at_four_fifths_the_member_is_told_once(self, key, alice, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         use(key, tokens=(80, 0), at=NOW)
         assert quota_alerts.notify_near_limits(NOW) == 1
         use(key, tokens=(1, 0), at=NOW)
@@ -54,7 +54,7 @@ class TestTelling:
         assert notice.facts["renews_at"] == "2026-11-21T00:00:00+09:00"
 
     def test_when_nothing_is_left_that_is_told_too(self, key, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         use(key, tokens=(80, 0), at=NOW)
         quota_alerts.notify_near_limits(NOW)
         use(key, tokens=(20, 0), at=NOW)
@@ -63,14 +63,14 @@ class TestTelling:
         assert sorted(Notice.objects.values_list("kind", flat=True)) == ["quota-near", "quota-reached"]
 
     def test_the_next_window_is_told_anew(self, key, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         for day in (NOW, NOW + timedelta(days=1)):
             use(key, tokens=(90, 0), at=day)
             quota_alerts.notify_near_limits(day)
         assert Notice.objects.count() == 2
 
     def test_after_more_was_given_its_end_is_told_as_well(self, key, research):
-        quota = limit(tenant=research, each="member")
+        quota = limit(tenant=research, default_for="member")
         use(key, tokens=(100, 0), at=NOW)
         quota_alerts.notify_near_limits(NOW)
         quota.amount = 120
@@ -86,7 +86,7 @@ class TestTelling:
         assert Notice.objects.get().path == "/tenant/research/"
 
     def test_of_a_service_key_who_answers_for_it_is_told_or_else_the_admins(self, alice, bob, research):
-        limit(tenant=research, each="service")
+        limit(tenant=research, default_for="service")
         key = service_key_of(research, responsible=alice)
         use(key, tokens=(90, 0), at=NOW)
         quota_alerts.notify_near_limits(NOW)
@@ -105,20 +105,22 @@ class TestTelling:
         assert told() == {("alice", "quota-near")}
 
     def test_one_s_own_quota_counts_in_place_of_the_default(self, key, alice, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         limit(1000, tenant=research, user=alice)
         use(key, tokens=(90, 0), at=NOW)
         assert quota_alerts.notify_near_limits(NOW) == 0
 
     def test_who_is_blocked_is_told_nothing(self, key, alice, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         limit(0, tenant=research, user=alice)
         use(key, tokens=(90, 0), at=NOW)
         assert quota_alerts.notify_near_limits(NOW) == 0
 
     def test_a_quota_of_one_model_counts_that_model(self, key, research):
         model = serve("qwen")
-        Quota.objects.create(tenant=research, each="member", unit="requests", window="month", amount=2, model=model)
+        Quota.objects.create(
+            tenant=research, default_for="member", unit="requests", window="month", amount=2, model=model
+        )
         for name in ("qwen", "other", "other"):
             use(key, model=name, at=NOW)
         assert quota_alerts.notify_near_limits(NOW) == 0
@@ -127,15 +129,15 @@ class TestTelling:
         assert told() == {("alice", "quota-reached")}
 
     def test_who_left_is_told_nothing(self, key, alice, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         use(key, tokens=(90, 0), at=NOW)
         alice.is_active = False
         alice.save()
         assert quota_alerts.notify_near_limits(NOW) == 0
 
     def test_its_queries_do_not_grow_with_people(self, research):
-        limit(10**9, tenant=research, each="member")
-        limit(10**9, tenant=research, each="member", window="month")
+        limit(10**9, tenant=research, default_for="member")
+        limit(10**9, tenant=research, default_for="member", window="month")
         limit(tenant=research)
 
         def fill(first: int, count: int) -> int:
@@ -160,7 +162,7 @@ class TestTelling:
 
 class TestWalls:
     def test_a_tenant_s_page_has_the_worst_first(self, alice, bob, research):
-        limit(tenant=research, each="member")
+        limit(tenant=research, default_for="member")
         limit(1000, tenant=research)
         use(key_of(alice, research), tokens=(85, 0), at=NOW)
         use(key_of(bob, research), tokens=(750, 0), at=NOW)
@@ -172,7 +174,7 @@ class TestWalls:
         ]
 
     def test_other_tenants_have_their_own(self, alice, charlie, research, sales):
-        limit(tenant=sales, each="member")
+        limit(tenant=sales, default_for="member")
         use(key_of(charlie, sales), tokens=(85, 0), at=NOW)
         assert alerts.alerts_of(research, NOW) == []
 

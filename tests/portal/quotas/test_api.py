@@ -49,8 +49,8 @@ def test_an_admin_gives_members_keys_and_defaults_up_to_what_the_tenant_has(call
     for to in (
         {"tenant": "research", "user": "alice"},
         {"key": key.prefix},
-        {"tenant": "research", "each": "member"},
-        {"tenant": "research", "each": "service", "model": "qwen"},
+        {"tenant": "research", "default_for": "member"},
+        {"tenant": "research", "default_for": "service", "model": "qwen"},
     ):
         made = call(bob)("POST", "quotas/", {**to, **DAILY, "amount": 50})
         assert made.status_code == 201, made.content
@@ -63,7 +63,7 @@ def test_others_give_nothing(call, alice, bob, charlie, research):
     for who, to, status in (
         (alice, own, 403),
         (bob, {"tenant": "research"}, 403),
-        (bob, {"each": "tenant"}, 403),
+        (bob, {"default_for": "tenant"}, 403),
         (bob, {"user": "alice"}, 403),
         (charlie, {"tenant": "research"}, 400),  # for him there is no such tenant
         (charlie, {"tenant": "sales", "user": "alice"}, 400),  # nor such a person
@@ -78,8 +78,8 @@ def test_others_give_nothing(call, alice, bob, charlie, research):
     [
         {},
         {"tenant": "research", "key": "x"},
-        {"tenant": "research", "each": "tenant"},
-        {"each": "member"},
+        {"tenant": "research", "default_for": "tenant"},
+        {"default_for": "member"},
         {"tenant": "research", "unit": "hugs"},
         {"tenant": "research", "amount": -1},
         {"tenant": "research", "amount": 2**63},
@@ -103,8 +103,8 @@ def test_everybody_sees_what_binds_them_and_admins_all_of_the_tenant(
     Quota.objects.create(tenant=research, user=alice, **DAILY, amount=2)
     Quota.objects.create(tenant=research, user=bob, **DAILY, amount=3)
     Quota.objects.create(key=key_of(alice, research), **DAILY, amount=4)
-    Quota.objects.create(tenant=research, each="member", **DAILY, amount=5)
-    Quota.objects.create(each="tenant", **DAILY, amount=6)
+    Quota.objects.create(tenant=research, default_for="member", **DAILY, amount=5)
+    Quota.objects.create(default_for="tenant", **DAILY, amount=6)
     Quota.objects.create(tenant=sales, **DAILY, amount=7)
     hidden = Quota.objects.create(user=olivia, **DAILY, amount=8)
     assert amounts(call(alice)) == [1, 2, 4, 5, 6]
@@ -113,7 +113,7 @@ def test_everybody_sees_what_binds_them_and_admins_all_of_the_tenant(
     assert amounts(call(olivia)) == [1, 2, 3, 4, 5, 6, 7, 8]
     assert amounts(call(bob), "tenant=research") == [1, 2, 3, 4, 5]
     assert amounts(call(bob), "user=alice") == [2]
-    assert amounts(call(bob), "each=member&unit=tokens") == [5]
+    assert amounts(call(bob), "default_for=member&unit=tokens") == [5]
     for method in ("GET", "PATCH", "DELETE"):
         assert call(bob)(method, f"quotas/{hidden.pk}/", {"amount": 1}).status_code == 404
     assert call(alice)("DELETE", f"quotas/{Quota.objects.get(amount=2).pk}/").status_code == 403
@@ -123,7 +123,7 @@ def test_lists_come_at_a_constant_number_of_queries(call, bob, research, django_
     for number in range(40):
         member = person(f"member-{number}", research)
         Quota.objects.create(tenant=research, user=member, **DAILY, amount=number)
-        wish = {"tenant": research, "user": member, **DAILY, "amount": 1, "had": 0, "asked_by": member}
+        wish = {"tenant": research, "user": member, **DAILY, "amount": 1, "previous_amount": 0, "asked_by": member}
         QuotaRequest.objects.create(**wish)
     for path in ("quotas/", "quota-requests/?waiting=true"):
         caller = call(bob)
@@ -146,7 +146,7 @@ def wish(call, alice, bob, carol, research):
 
 
 def test_a_wish_is_granted_by_an_admin(call, alice, bob, wish):
-    assert (wish["state"], wish["had"], wish["asked_by"]) == ("open", 100, "alice")
+    assert (wish["state"], wish["previous_amount"], wish["asked_by"]) == ("open", 100, "alice")
     path = f"quota-requests/{wish['id']}/"
     assert call(alice)("POST", path + "grant/").status_code == 403
     granted = call(bob)("POST", path + "grant/", {"amount": 150, "note": "for now"}).json()

@@ -23,9 +23,9 @@ def test_a_call_is_bound_by_what_the_rules_say_and_by_nothing_twice(rows, tenant
 def test_a_quota_of_ones_own_replaces_the_default_of_its_kind_alone():
     policy = Policy(
         [
-            Quota(pk=1, tenant_id=1, each="member", unit="tokens", window="day", amount=100),
-            Quota(pk=2, tenant_id=1, each="member", unit="tokens", window="month", amount=1000),
-            Quota(pk=3, tenant_id=1, each="member", unit="tokens", window="day", amount=0, model_id=7),
+            Quota(pk=1, tenant_id=1, default_for="member", unit="tokens", window="day", amount=100),
+            Quota(pk=2, tenant_id=1, default_for="member", unit="tokens", window="month", amount=1000),
+            Quota(pk=3, tenant_id=1, default_for="member", unit="tokens", window="day", amount=0, model_id=7),
             Quota(pk=4, tenant_id=1, user_id=5, unit="tokens", window="day", amount=500),
         ]
     )
@@ -35,7 +35,7 @@ def test_a_quota_of_ones_own_replaces_the_default_of_its_kind_alone():
 
 
 def test_a_default_for_service_keys_binds_no_personal_one():
-    policy = Policy([Quota(pk=1, tenant_id=1, each="service", unit="concurrent", amount=4)])
+    policy = Policy([Quota(pk=1, tenant_id=1, default_for="service", unit="concurrent", amount=4)])
     assert [bound.quota.pk for bound in policy.key(9, 1, None)] == [1]
     assert policy.key(9, 1, 5) == []
     assert policy.key(9, 2, None) == []

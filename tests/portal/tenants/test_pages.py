@@ -78,7 +78,7 @@ def crowd(tenant: Tenant, count: int) -> list[User]:
 class TestOverview:
     def test_it_answers_the_admin_s_first_questions(self, as_bob, alice, bob, olivia, research):
         administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
-        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 100)
         service = service_key_of(research, "Dify FAQ")
         use(key_of(alice, research), tokens=(90, 0))
         use(service, tokens=(300, 0))
@@ -102,7 +102,7 @@ class TestOverview:
             assert part in page
 
     def test_its_cost_does_not_grow_with_people(self, as_bob, bob, research):
-        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 5)
+        administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 5)
 
         def queries() -> int:
             with CaptureQueriesContext(connection) as captured:
@@ -138,14 +138,14 @@ class TestPeople:
         assert 'id="none-found"' in response.content.decode()
 
     def test_where_they_stand_is_told_in_words(self, as_bob, alice, bob, research):
-        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 100)
         use(key_of(alice, research), tokens=(90, 0))
         page = read(as_bob, "/tenant/research/people/")
         assert "90 %" in " ".join(texts(page, "td .tightest"))
         assert has(page, "td .tightest .state.watch")
 
     def test_2000_people_are_read_by_the_page_at_the_same_cost(self, as_bob, bob, research, django_assert_num_queries):
-        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 1000)
+        administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 1000)
         # session, user, the bar on top, the tenant; used, ranked, members, quotas, spent
         crowd(research, 3)
         with django_assert_num_queries(9):
@@ -248,7 +248,7 @@ class TestQuotas:
         page = send(as_bob, "/tenant/research/quotas/give/?of=members", kind="tokens/day", model="", amount=written)
         assert f"{amount:,}" in " ".join(texts(page, ".quotas th"))
         quota = Quota.objects.get()
-        assert (quota.tenant, quota.each, quota.unit, quota.window, quota.amount) == (
+        assert (quota.tenant, quota.default_for, quota.unit, quota.window, quota.amount) == (
             research, "member", "tokens", "day", amount,
         )  # fmt: skip
 
@@ -262,7 +262,10 @@ class TestQuotas:
     def test_an_existing_one_changes_its_amount_alone(self, as_bob, bob, research):
         model = serve("qwen")
         quota = administration.set_quota(
-            bob, QuotaTarget(tenant=research, each="service"), QuotaKind(unit="requests", window="day", model=model), 5
+            bob,
+            QuotaTarget(tenant=research, default_for="service"),
+            QuotaKind(unit="requests", window="day", model=model),
+            5,
         )
         path = "/tenant/research/quotas/give/?of=services&kind=requests/day&model=qwen"
         assert 'value="5"' in read(as_bob, path)
@@ -305,7 +308,7 @@ class TestQuotas:
         key = key_of(alice, research)
         administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
         administration.set_quota(olivia, QuotaTarget(user=alice), DAILY, 500)
-        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 100)
         administration.set_quota(bob, QuotaTarget(key=key), DAILY, 10)
         bars = as_alice.get(f"/keys/{key.prefix}/").context["bars"]
         assert [bar.allowance.of for bar in bars] == ["key", "member", "user", "tenant"]
@@ -331,7 +334,7 @@ class TestQuotas:
     def test_operators_set_the_default_of_each_tenant(self, as_olivia, as_bob, bob):
         send(as_olivia, "/tenants/quotas/give/", kind="tokens/month", model="", amount="2M")
         quota = Quota.objects.get()
-        assert (quota.each, quota.amount) == ("tenant", 2_000_000)
+        assert (quota.default_for, quota.amount) == ("tenant", 2_000_000)
         assert has(read(as_bob, "/tenant/research/quotas/"), "[data-left='2000000'][data-amount='2000000']")
         send(as_olivia, f"/tenants/quotas/{quota.pk}/remove/")
         assert not Quota.objects.exists()
@@ -340,13 +343,13 @@ class TestQuotas:
 class TestRequests:
     @pytest.fixture
     def limited(self, bob, research):
-        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 100)
+        administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 100)
 
     def test_one_click_at_the_bar_asks_for_double(self, as_alice, limited, alice, bob):
         assert has(read(as_alice, "/"), "form.ask")
         page = send(as_alice, "/more/", to="member:research", unit="tokens", window="day", model="")
         row = QuotaRequest.objects.get()
-        assert (row.user, row.amount, row.had, row.asked_by) == (alice, 200, 100, alice)
+        assert (row.user, row.amount, row.previous_amount, row.asked_by) == (alice, 200, 100, alice)
         assert "200" in one_of(page, "h1").text
         assert "Bob" in page
         assert "200" in one_of(read(as_alice, "/"), f".asked a[href='/more/{row.pk}/']").text
@@ -363,7 +366,7 @@ class TestRequests:
         assert row.state == "withdrawn"
 
     def test_who_is_blocked_says_how_much(self, as_alice, bob, research):
-        administration.set_quota(bob, QuotaTarget(tenant=research, each="member"), DAILY, 0)
+        administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 0)
         assert "/more/?to=member%3Aresearch" in read(as_alice, "/")
         form = {"to": "member:research", "unit": "tokens", "window": "day", "model": ""}
         assert "0" in as_alice.get("/more/", form).context["so_far"]
@@ -430,13 +433,13 @@ class TestRequests:
             assert "1" in one_of(page, "main .notice a[href='/tenant/research/requests/']").text
 
     def test_requests_of_other_tenants_are_not_there(self, as_bob, charlie, sales):
-        Quota.objects.create(tenant=sales, each="member", unit="tokens", window="day", amount=1)
+        Quota.objects.create(tenant=sales, default_for="member", unit="tokens", window="day", amount=1)
         row = administration.create_request(charlie, QuotaTarget(tenant=sales, user=charlie), DAILY, 2)
         assert as_bob.post(f"/tenant/research/requests/{row.pk}/", {"verdict": "grant"}).status_code == 404
 
     def test_a_hundred_cost_no_more_than_one(self, as_bob, research, django_assert_max_num_queries):
         people = crowd(research, 60)
-        more = {"unit": "tokens", "window": "day", "amount": 2, "had": 1}
+        more = {"unit": "tokens", "window": "day", "amount": 2, "previous_amount": 1}
         for state, some in (("open", people[:30]), ("refused", people[30:])):
             QuotaRequest.objects.bulk_create(
                 QuotaRequest(tenant=research, user=user, asked_by=user, state=state, decided_at=timezone.now(), **more)
@@ -461,7 +464,7 @@ class TestTenants:
         assert 'id="none-found"' in read(as_olivia, "/tenants/?q=zzz")
 
     def test_200_cost_no_more_than_two(self, as_olivia, olivia, research, sales, django_assert_num_queries):
-        administration.set_quota(olivia, QuotaTarget(each="tenant"), DAILY, 100)
+        administration.set_quota(olivia, QuotaTarget(default_for="tenant"), DAILY, 100)
         # session, user, the bar on top; zone; used, ranked, rows, quotas, spent; waiting
         with django_assert_num_queries(10):
             as_olivia.get("/tenants/")
@@ -517,7 +520,7 @@ class TestHome:
     def test_an_answer_of_long_ago_is_not_shown(self, as_alice, alice, bob, research):
         QuotaRequest.objects.create(
             **{"tenant": research, "user": alice, "asked_by": alice, "unit": "tokens", "window": "day"},
-            **{"amount": 777, "had": 1, "state": "granted", "granted": 777},
+            **{"amount": 777, "previous_amount": 1, "state": "granted", "granted": 777},
             decided_at=timezone.now() - timedelta(days=15),
         )
         assert "777" not in read(as_alice, "/")

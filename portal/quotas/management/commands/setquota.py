@@ -12,6 +12,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.keys.models import ApiKey
 from portal.keys.secret import PREFIX_LENGTH
 from portal.quotas.models import Quota
+from portal.quotas.units import UNITS
 
 
 def amount(text: str) -> int | None:
@@ -24,28 +25,31 @@ def amount(text: str) -> int | None:
 
 
 # What can be named together.
-OWNERS = {("tenant",), ("user",), ("tenant", "user"), ("key",), ("each",), ("tenant", "each")}
+OWNERS = {("tenant",), ("user",), ("tenant", "user"), ("key",), ("default_for",), ("tenant", "default_for")}
 
 
 class Command(BaseCommand):
     help = (
-        "Limits what a tenant, a user, a member (--tenant T --user U), a key, each tenant (--each tenant) or each"
-        " member or service key of a tenant (--tenant T --each member|service) may use. 0 blocks, 'none' removes it."
+        "Limits what a tenant, a user, a member (--tenant T --user U), a key, each tenant (--default-for tenant) or"
+        " each member or service key of a tenant (--tenant T --default-for member|service) may use. 0 blocks, 'none'"
+        " removes it."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--tenant", metavar="T")
         parser.add_argument("--user", metavar="U", help="with --tenant as its member, else wherever they work")
         parser.add_argument("--key", metavar="PREFIX")
-        parser.add_argument("--each", choices=Quota.Each.values, help="a default for those without such a quota")
+        parser.add_argument(
+            "--default-for", choices=Quota.DefaultFor.values, help="a default for those without such a quota"
+        )
         parser.add_argument("--model", metavar="M", help="for this model alone; default: all together")
-        parser.add_argument("--unit", required=True, choices=Quota.Unit.values)
+        parser.add_argument("--unit", required=True, choices=list(UNITS))
         parser.add_argument("--per", default="", choices=Quota.Window.values, help="not for --unit concurrent")
         parser.add_argument("--amount", required=True, type=amount, metavar="N")
 
     def handle(self, *, unit: str, per: str, **options: Any) -> None:
-        if (unit == Quota.Unit.CONCURRENT) == bool(per):
-            raise CommandError("--unit concurrent has no --per; requests and tokens need one")
+        if per not in UNITS[unit].windows:
+            raise CommandError("--unit concurrent has no --per; all other units need one")
         kind = {**self.owner(options), "model": self.model(options["model"]), "unit": unit, "window": per}
         member = kind["tenant"] and kind["user"]
         if member and not Membership.objects.filter(tenant=kind["tenant"], user=kind["user"]).exists():
@@ -61,18 +65,18 @@ class Command(BaseCommand):
 
     def owner(self, options: dict[str, Any]) -> dict[str, Any]:
         """Return the columns that say of whom the quota is."""
-        tenant, user, key, each = (options[name] for name in ("tenant", "user", "key", "each"))
-        given = tuple(name for name in ("tenant", "user", "key", "each") if options[name])
-        if given not in OWNERS or (each == Quota.Each.TENANT) != (given == ("each",)):
+        tenant, user, key, default_for = (options[name] for name in ("tenant", "user", "key", "default_for"))
+        given = tuple(name for name in ("tenant", "user", "key", "default_for") if options[name])
+        if given not in OWNERS or (default_for == Quota.DefaultFor.TENANT) != (given == ("default_for",)):
             raise CommandError(
-                "of whom? --tenant T, --user U, --tenant T --user U, --key PREFIX, --each tenant, or --tenant T with"
-                " --each member or --each service"
+                "of whom? --tenant T, --user U, --tenant T --user U, --key PREFIX, --default-for tenant, or --tenant T"
+                " with --default-for member or --default-for service"
             )
         return {
             "tenant": self.found(Tenant.objects.filter(slug=tenant), tenant),
             "user": self.found(User.objects.filter(username__iexact=user), user),
             "key": self.found(ApiKey.objects.filter(prefix=key[:PREFIX_LENGTH]), key[:PREFIX_LENGTH]) if key else None,
-            "each": each or "",
+            "default_for": default_for or "",
         }
 
     def found(self, rows: QuerySet[Any], name: str | None) -> Any:
