@@ -1,7 +1,7 @@
-"""The portal's ASGI application: sockets to their consumers, all other requests to Django.
+"""The portal's ASGI application: it passes sockets to their consumers and all other requests to Django.
 
-The gateway is a process of its own (`apiproxy.server.front`) that hands pages on to this one's Unix socket; behind
-nginx they come by a port as well. `apiproxy.server.single_process` is both in one.
+The gateway is a process of its own (`apiproxy.server.front`), which passes pages on to the Unix socket of this one;
+behind nginx they also come by a port. `apiproxy.server.single_process` is both in one.
 """
 
 import os
@@ -25,7 +25,8 @@ from portal.web.request_bounds import RequestBounds
 
 use_pool(settings.DATABASES["default"])  # before anything asks the database
 pages = RequestBounds(Pages(django))
-# On its own socket a gateway tells whose connection a request came by. Elsewhere this is a client's word, and ignored.
+# On the Unix socket a gateway sends the client's address in this header. Elsewhere it comes from clients and is
+# ignored.
 PEER = b"x-madoguchi-peer"
 
 
@@ -42,11 +43,8 @@ application = ProtocolTypeRouter({"http": http, "websocket": websocket})
 
 
 def with_peer(scope: dict[str, Any]) -> dict[str, Any]:
-    """Return the scope with the address that the gateway tells.
-
-    Where the connection itself has none (a Unix socket).
-    """
+    """Return the scope with the address that the gateway sent, if the connection has none itself (a Unix socket)."""
     if scope.get("client") is not None:
         return scope
-    told = dict(scope["headers"]).get(PEER, b"").decode("latin-1")
-    return {**scope, "client": (told, 0)} if told else scope
+    address = dict(scope["headers"]).get(PEER, b"").decode("latin-1")
+    return {**scope, "client": (address, 0)} if address else scope

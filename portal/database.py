@@ -1,4 +1,4 @@
-"""How the processes that make pages reach PostgreSQL: over a bounded pool, and never waiting without end.
+"""Connections of page processes to PostgreSQL: from a bounded pool, and with time-outs for every wait.
 
 Under ASGI each request has a thread of its own, and Django keeps a connection for each thread: kept between requests
 they outlive their threads, and three browsers took all of a server's 100. A pool of psycopg's instead of none
@@ -19,19 +19,19 @@ T = TypeVar("T")
 # years from end to end: 1.7 s instead of 0.1), and compile such queries for up to 100 ms.
 TUNING = "-c random_page_cost=1.1 -c jit=off -c work_mem=16MB"
 CONNECT_SECONDS = 5
-# That a page waits for a connection, when others have all of them or none can be made: 50 people who click at once on
-# one process are served in 4.
+# How long a page waits for a connection when all are in use or none can be made. 50 people who click at the same time
+# on one process are served in 4 s.
 POOL_SECONDS = 10.0
-WAITING = 100  # pages that may wait so; more are answered at once
-# Seconds beyond DATABASE_TIMEOUT: a server that works ends the statement itself and says why.
+WAITING = 100  # pages that may wait like this; more are refused at once
+# Seconds beyond DATABASE_TIMEOUT: a server that works cancels the statement itself and says why.
 SILENCE = 2.0
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """Gives up on a server that says nothing: a frozen host, or one that is gone without a word."""
+    """A connection that gives up on a silent server: a frozen host, or one that disappeared without closing it."""
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
-        """As psycopg's. Raises OperationalError after the seconds that a statement may take, and is closed then."""
+        """Wait like psycopg, but close and raise OperationalError after the longest time that a statement may take."""
         longest = settings.DATABASE_TIMEOUT + SILENCE
         try:
             return super().wait(gen, interval, timeout=min(longest, timeout or longest))
@@ -41,8 +41,10 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 def use_pool(database: dict[str, Any]) -> None:
-    """Change settings of a database, before its first connection, for a process that makes pages. Not for commands:
-    a migration takes what it takes. SQLite is left as it is."""
+    """Change the settings of a database, before its first connection, for a process that makes pages.
+
+    Not for commands: a migration may take long. SQLite stays as it is.
+    """
     if not database["ENGINE"].endswith("postgresql"):
         return
     options = database["OPTIONS"]
@@ -54,10 +56,12 @@ def use_pool(database: dict[str, Any]) -> None:
         "max_size": settings.DATABASE_POOL,
         "max_waiting": WAITING,
         "timeout": POOL_SECONDS,
-        # After so long attempts end until a page asks again: with psycopg's 300 s a database that is back may be
-        # looked for a minute later only.
+        # After so long the pool stops connecting until a page asks again: with psycopg's 300 s it may find a database
+        # that is back up to a minute late.
         "reconnect_timeout": CONNECT_SECONDS,
         "num_workers": 1,
     }
-    database["CONN_MAX_AGE"] = 0  # at the end of a request it goes back to the pool
-    database["CONN_HEALTH_CHECKS"] = True  # one that broke in the pool is replaced before a page has it; 0.1 ms
+    database["CONN_MAX_AGE"] = 0  # at the end of a request the connection goes back to the pool
+    database["CONN_HEALTH_CHECKS"] = (
+        True  # a connection that broke in the pool is replaced before a page gets it; 0.1 ms
+    )

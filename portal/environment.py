@@ -1,4 +1,4 @@
-"""The state directory of an installation, for its user alone, the secrets that it makes, and checks of values."""
+"""The private state directory of an installation, its generated secrets, and checks of settings."""
 
 import contextlib
 import os
@@ -20,15 +20,20 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1
 
 
 def make_private_directory(path: Path) -> None:
-    """Make the directory for this user alone. One that is there is tightened: systemd's StateDirectory and older
-    versions left it to every account of the machine."""
+    """Make the directory, readable by this user alone.
+
+    An existing one is tightened: systemd's StateDirectory and older versions left it open to all accounts of the
+    machine.
+    """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     tighten(path)
 
 
 def make_private_database(path: Path) -> None:
-    """Make a SQLite file before SQLite makes it for everybody to read; it may lie in a directory of others. Its log
-    and its index take their mode from it."""
+    """Make a SQLite file before SQLite does, which would make it readable by all; its directory may be shared.
+
+    The files -wal and -shm take their mode from it.
+    """
     with contextlib.suppress(FileExistsError, FileNotFoundError, PermissionError):
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     for end in ("", "-wal", "-shm"):
@@ -36,8 +41,11 @@ def make_private_database(path: Path) -> None:
 
 
 def tighten(path: Path) -> None:
-    """Take from group and others what they may. What is not there, cannot be changed (another user's, a read-only file
-    system) or is for everybody by its sticky bit (/tmp) stays as it is."""
+    """Remove all permissions of group and others.
+
+    A path stays as it is if it is missing, cannot be changed (another user's, a read-only file system), or is shared by
+    its sticky bit (/tmp).
+    """
     with contextlib.suppress(OSError):
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & OTHERS and not mode & stat.S_ISVTX:
@@ -49,14 +57,14 @@ def check_origins(origins: Sequence[str]) -> None:
     for origin in origins:
         if origin != "*" and not ORIGIN.fullmatch(origin):
             raise environs.ValidationError(
-                f"{origin!r} is no origin: https://host or https://host:port, without a path"
+                f"{origin!r} is not an origin: https://host or https://host:port, without a path"
             )
 
 
 def load_secret(path: Path) -> str:
-    """Return the secret in this file. If there is none, return a lazy string that makes it when it is first used.
+    """Return the secret in this file; if there is none, a lazy string that generates it at its first use.
 
-    Lazy only then: the gateway uses one for every call, and a plain string costs it nothing.
+    Lazy only in that case: the gateway uses a secret for every request, and a plain string costs it nothing.
     """
     if path.exists():
         return path.read_text().strip()
@@ -64,7 +72,7 @@ def load_secret(path: Path) -> str:
 
 
 def make_secret(path: Path) -> str:
-    """Make the secret in this file unless it is there; return what the file holds. Raises ImproperlyConfigured."""
+    """Generate the secret in this file if it does not exist, and return it. Raises ImproperlyConfigured."""
     try:
         if not path.exists():
             make_private_directory(path.parent)
@@ -77,7 +85,7 @@ def make_secret(path: Path) -> str:
 def write_secret(path: Path) -> None:
     """Write 384 random bits for this user alone.
 
-    Processes and threads may come at once: the file appears complete or not at all, and the first one's stays.
+    Several processes and threads may do so at once: the file appears complete or not at all, and the first one stays.
     """
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
     with os.fdopen(descriptor, "w") as file:

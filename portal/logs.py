@@ -1,4 +1,4 @@
-"""What processes say of themselves: one line a record, as text or as JSON, to stderr, without ever waiting for it.
+"""Logging of all processes: one line per record, as text or JSON, to stderr, without ever waiting for it.
 
 A record may carry facts, `extra={"facts": {"request_id": …}}`: members of the JSON object, `name=value` in text.
 """
@@ -14,22 +14,22 @@ from typing import Any
 import orjson
 from django.db.utils import InterfaceError, OperationalError
 
-# Lines are gathered for so many seconds and written at once: a thread that is woken for each line costs 20 µs a line.
+# Lines are gathered for so many seconds and written together: waking a thread for each line costs 20 µs a line.
 GATHER = 0.1
 # Lines that may wait for a reader of stderr that has stopped, or for a full disk; more are dropped, and counted.
-MOST = 10_000
-FAREWELL = 2.0  # seconds that the last lines may take when a process ends
+MAX_WAITING = 10_000
+FLUSH_SECONDS = 2.0  # that the last lines may take when a process stops
 
 
 class Formatter(logging.Formatter):
-    """Knows the time of a record, of which several come in a second."""
+    """Formats the time of records, and caches it for a second, in which there may be many."""
 
     def __init__(self) -> None:
         super().__init__()
         self._second = (0, "", "")
 
     def time(self, created: float) -> str:
-        """As 2026-11-22T18:35:58.123+09:00, in the time zone of the settings."""
+        """Format a time as 2026-11-22T18:35:58.123+09:00, in the time zone of the settings."""
         second, date, zone = self._second
         if second != int(created):
             second = int(created)
@@ -46,7 +46,7 @@ class Text(Formatter):
         line = f"{self.time(record.created)} {record.levelname} {record.name} {message_of(record)}{facts}"
         if record.exc_info and not is_self_explanatory(record):
             line += "\n" + self.formatException(record.exc_info)
-        return line.replace("\n", "\n    ")  # what is told of a caller cannot pass for a line of its own
+        return line.replace("\n", "\n    ")  # text from a client cannot pass for a line of its own
 
 
 class Json(Formatter):
@@ -67,8 +67,10 @@ class Json(Formatter):
 
 
 def is_self_explanatory(record: logging.LogRecord) -> bool:
-    """Whether the message is enough without a traceback, 45 lines each: for what strangers send (a foreign Host), and
-    for a database that is away, which every request meets."""
+    """Return whether the message is enough without a traceback of 45 lines.
+
+    It is for what strangers send (a foreign Host), and for a database that is down, which every request reports.
+    """
     error = record.exc_info[1] if record.exc_info else None
     return record.name.startswith("django.security") or isinstance(error, OperationalError | InterfaceError)
 
@@ -86,37 +88,37 @@ def facts_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class Stderr(logging.Handler):
-    """Takes a line and returns; a thread writes. A pipe that nobody reads and a full disk hold up nobody."""
+    """Takes a line and returns at once; a thread writes it. An unread pipe or a full disk blocks no caller."""
 
     def __init__(self, descriptor: int = 2) -> None:
         super().__init__()
         self._descriptor = descriptor
         self._pid = 0
-        self._begin()
+        self._reset()
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._pid != os.getpid():
-            self._begin()
+            self._reset()
             self._pid = os.getpid()
             threading.Thread(target=self._write, name="log", daemon=True).start()
-        if len(self._lines) >= MOST:
+        if len(self._lines) >= MAX_WAITING:
             self._drop(1)
             return
         try:
             self._lines.append(self.format(record))
-        except Exception:  # noqa: BLE001 - a record that cannot be told must not end who tells it
+        except Exception:  # noqa: BLE001 - a record that cannot be formatted must not break its caller
             self.handleError(record)
         if len(self._lines) == 1:
             self._some.set()
 
     def flush(self) -> None:
-        """Wait for the lines so far, for a while."""
-        deadline = time.monotonic() + FAREWELL
+        """Wait up to FLUSH_SECONDS until the lines so far are written."""
+        deadline = time.monotonic() + FLUSH_SECONDS
         while (self._lines or self._writing) and self._pid == os.getpid() and time.monotonic() < deadline:
             time.sleep(0.005)
 
-    def _begin(self) -> None:
-        """After a fork, which takes no thread along, what waited is the parent's to write."""
+    def _reset(self) -> None:
+        """Start without lines, also after a fork: it copies no thread, and the parent writes the lines so far."""
         self._lines: deque[str] = deque()
         self._some = threading.Event()
         self._counting = threading.Lock()
@@ -133,12 +135,12 @@ class Stderr(logging.Handler):
             if dropped:
                 self._drop(dropped)
                 lines.append(self.format(make_loss_record(-dropped)))
-            self._put(("\n".join(lines) + "\n").encode(errors="backslashreplace"), len(lines))
+            self._write_out(("\n".join(lines) + "\n").encode(errors="backslashreplace"), len(lines))
             self._writing = False
             if self._lines:
                 self._some.set()
 
-    def _put(self, data: bytes, lines: int) -> None:
+    def _write_out(self, data: bytes, lines: int) -> None:
         try:
             while data:
                 data = data[os.write(self._descriptor, data) :]

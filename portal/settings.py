@@ -1,6 +1,6 @@
-"""Every setting, from the environment. Without any: SQLite, one process, local accounts, state under `var/`.
+"""Every setting, from the environment. By default: SQLite, one process, local accounts, state under `var/`.
 
-`DATABASE_URL`, `REDIS_URL` and `LDAP_*` turn the rest on. `deploy/SETTINGS.md` lists them for operators. A value that
+`DATABASE_URL`, `REDIS_URL` and `LDAP_*` enable the rest. `deploy/SETTINGS.md` lists them for operators. A value that
 cannot be read raises environs.EnvError, which names its variable. `NAME_FILE` may hold the path of a file with the
 value of `NAME`, for secrets mounted by an orchestrator.
 """
@@ -33,9 +33,9 @@ RUN = VAR / "run"
 PORTAL_SOCKET = RUN / "portal.sock"  # on which gateways hand pages to the portal's processes
 
 DEBUG = env.bool("DEBUG", False)
-# Settings write nothing: a secret that is not there yet is made when it is first asked for.
+# Importing settings writes nothing: a missing secret is generated when it is first used.
 SECRET_KEY = env.str("SECRET_KEY", "") or environment.load_secret(VAR / "secret-key")
-# API keys have a secret of their own, so that a changed SECRET_KEY ends sessions but no key.
+# API keys have a secret of their own, so that a changed SECRET_KEY ends sessions but invalidates no key.
 API_KEY_SECRET = env.str("API_KEY_SECRET", "") or environment.load_secret(VAR / "api-key-secret")
 # The address that people type; printed in the ready-to-paste settings. Empty: taken from the request.
 PUBLIC_URL = env.str("PUBLIC_URL", "").rstrip("/")
@@ -119,7 +119,7 @@ if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     # Tests use a file as well: in-memory SQLite cannot be shared with the processes that they start.
     DATABASES["default"]["TEST"] = {"NAME": str(VAR / "test.sqlite3")}
 elif DATABASES["default"]["ENGINE"].endswith("postgresql"):
-    # `options` in DATABASE_URL replaces ours, for poolers that pass none on. What makes pages adds a pool: portal.asgi.
+    # `options` in DATABASE_URL replaces ours, for poolers that pass none on. Page processes add a pool: portal.asgi.
     DATABASES["default"]["OPTIONS"] = {
         "options": database.TUNING,
         "connect_timeout": database.CONNECT_SECONDS,
@@ -140,13 +140,13 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("MinimumLengthValidator", "CommonPasswordValidator", "NumericPasswordValidator")
 ]
-# Throttled by person and address together: a stranger cannot lock a colleague out from elsewhere.
+# Throttled by name and address together: a stranger cannot lock a person out from elsewhere.
 AXES_FAILURE_LIMIT = env.int("SIGN_IN_ATTEMPTS", 5, validate=environs.validate.Range(min=1))
 AXES_COOLOFF_TIME = env.timedelta("SIGN_IN_LOCK", timedelta(minutes=15))
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
 AXES_USERNAME_CALLABLE = "portal.accounts.throttle.counted_name"
 AXES_CLIENT_IP_CALLABLE = "portal.web.client_address.client_address"
-# How many reverse proxies of ours stand in front; 0: X-Forwarded-For is not believed.
+# Number of our own reverse proxies in front; 0: X-Forwarded-For is not trusted.
 TRUSTED_PROXIES = env.int("TRUSTED_PROXIES", 0, validate=environs.validate.Range(min=0))
 AXES_RESET_ON_SUCCESS = True
 # Trying while locked does not lengthen the lock, so that the waiting time on the page is true.
@@ -155,7 +155,7 @@ AXES_VERBOSE = False
 AXES_DISABLE_ACCESS_LOG = True
 # Not needed: the sign-in page itself says that it is locked. (8.3.1's passes wrong arguments under ASGI.)
 SILENCED_SYSTEM_CHECKS = ["axes.W002"]
-# The proxy that ends TLS redirects (deploy/nginx.conf), and other hosts of the company's domain are not ours to bind.
+# The proxy that terminates TLS redirects (deploy/nginx.conf); HSTS for other hosts of the domain is not ours to set.
 SILENCED_SYSTEM_CHECKS += ["security.W005", "security.W008", "security.W021"]
 DIRECTORY = ldap.read_settings(env)
 if DIRECTORY:
@@ -196,7 +196,7 @@ SITE_NAME = _("Madoguchi")
 # --- Security ---------------------------------------------------------------------------------------------------
 HTTPS = env.bool("HTTPS", PUBLIC_URL.startswith("https://"))
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = HTTPS
-# Browsers that came by HTTPS once do not come without it for so long; 0: told nothing.
+# How long browsers that came by HTTPS once insist on it; 0: no such header.
 SECURE_HSTS_SECONDS = env.int("HSTS_SECONDS", 365 * 24 * 3600 if HTTPS else 0, validate=environs.validate.Range(min=0))
 SESSION_COOKIE_AGE = 12 * 3600  # a working day
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
@@ -215,7 +215,7 @@ CONTENT_SECURITY_POLICY = {
 }
 
 # --- Keys -------------------------------------------------------------------------------------------------------
-# How many may work at a time, and be made within a day: a loop that makes keys is not to fill everybody's lists.
+# How many may be usable at a time, and be created within a day: a loop that creates keys must not flood the lists.
 AT_LEAST_ONE = environs.validate.Range(min=1)
 KEYS_PER_PERSON = env.int("KEYS_PER_PERSON", 100, validate=AT_LEAST_ONE)
 SERVICE_KEYS_PER_TENANT = env.int("SERVICE_KEYS_PER_TENANT", 500, validate=AT_LEAST_ONE)
@@ -226,7 +226,7 @@ REST_FRAMEWORK = {
         "portal.keys.management_key_authentication.WithManagementKey",
         "rest_framework.authentication.SessionAuthentication",
     ],
-    # What is for others says so itself.
+    # Views that are not for operators only set their own.
     "DEFAULT_PERMISSION_CLASSES": ["portal.accounts.api_permissions.Operators"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["portal.web.rest.parsing.Json"],
@@ -235,12 +235,12 @@ REST_FRAMEWORK = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Madoguchi",
-    "DESCRIPTION": _("What the pages of the portal do, for programs. Shown is what you may use."),
+    "DESCRIPTION": _("What the pages of the portal do, for programs. It shows what you may use."),
     "VERSION": VERSION,
     "SCHEMA_PATH_PREFIX": "/api/v1",
     "SERVE_INCLUDE_SCHEMA": False,
-    "SERVE_PUBLIC": False,  # each person's description holds what is for them
-    "COMPONENT_SPLIT_REQUEST": True,  # or what only answers hold would be asked for in requests
+    "SERVE_PUBLIC": False,  # each person gets a description of what they may use
+    "COMPONENT_SPLIT_REQUEST": True,  # or requests would have to contain fields that only responses have
     "ENUM_NAME_OVERRIDES": {
         "ModelState": "modelregistry.overview.ModelState",
         "ReplicaState": "modelregistry.models.Replica.State",
@@ -252,18 +252,18 @@ SPECTACULAR_SETTINGS = {
 }
 
 # --- Gateway ----------------------------------------------------------------------------------------------------
-# Limits over several gateway processes are counted in Redis; without it in the memory of the only one.
+# Several gateway processes count limits in Redis; without it a single process counts in its memory.
 REDIS_URL = env.str("REDIS_URL", "")
 REDIS_PREFIX = env.str("REDIS_PREFIX", "madoguchi")
 GATEWAY_WORKERS = env.int("GATEWAY_WORKERS", 1, validate=environs.validate.Range(min=1))
 GATEWAY_MAX_BODY = env.int("GATEWAY_MAX_BODY_MB", 32) * 1024 * 1024
 GATEWAY_DEFAULT_MAX_TOKENS = env.int("GATEWAY_DEFAULT_MAX_TOKENS", 8192, validate=environs.validate.Range(min=1))
-# From where engines may fetch what a message points at (pictures, recordings); from nowhere, if none.
+# Domains from which engines may fetch what a message refers to (images, recordings); none by default.
 MEDIA_DOMAINS: list[str] = env.list("MEDIA_DOMAINS", [], subcast=lambda domain: str(domain).strip().lower())
-# Whether tenants share what engines keep of prompts: faster, but a guess at another's prompt can be told from the time.
+# Whether tenants share the prefix cache: faster, but response times show whether a guessed prompt is cached.
 SHARED_PREFIX_CACHE = env.bool("SHARED_PREFIX_CACHE", False)
 GATEWAY_MAX_UPLOAD = env.int("GATEWAY_MAX_UPLOAD_MB", 200, validate=environs.validate.Range(min=1)) * 1024 * 1024
-# What callers may make one gateway process hold: all of them together, and one key.
+# Memory that clients may occupy in one gateway process: all of them together, and one key.
 POSITIVE = environs.validate.Range(min=1)
 GATEWAY_MEMORY = env.int("GATEWAY_MEMORY_MB", 384, validate=POSITIVE) * 1024 * 1024
 GATEWAY_MEMORY_PER_KEY = env.int("GATEWAY_MEMORY_PER_KEY_MB", 128, validate=POSITIVE) * 1024 * 1024
@@ -296,9 +296,9 @@ LOGGING = {
         "axes": {"level": "WARNING"},
         "django_auth_ldap": {"level": "ERROR"},
         "httpx2": {"level": "WARNING"},
-        "python_multipart": {"level": "CRITICAL"},  # quotes what it cannot read, which is somebody's recording
+        "python_multipart": {"level": "CRITICAL"},  # quotes what it cannot parse, which is a recording of a client
         "madoguchi.calls": {"level": "NOTSET" if env.bool("LOG_CALLS", True) else "WARNING"},
-        # uvicorn has given its own a handler by now
+        # uvicorn has attached its own handler by now
         "uvicorn": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
         "uvicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
     },

@@ -1,7 +1,7 @@
 """The version of this Madoguchi: what pyproject.toml says.
 
 Read from the file and not by importlib.metadata, because Madoguchi runs from its checkout and is never installed as a
-distribution. The file cannot take the number from here instead: without a build system it must hold it itself.
+distribution. pyproject.toml cannot take the number from here instead: without a build system it must contain it.
 """
 
 import tomllib

@@ -1,4 +1,4 @@
-"""The frame of Django's admin."""
+"""Titles of Django's admin, and what it does not show."""
 
 from django.contrib import admin
 from django.contrib.auth.models import Group
@@ -6,5 +6,5 @@ from django.utils.translation import gettext_lazy as _
 
 admin.site.site_header = admin.site.site_title = _("Madoguchi")
 admin.site.index_title = _("For operators")
-# Who may do what follows from memberships and from being an operator; a list of groups would promise more.
+# Memberships and the operator flag decide permissions; a list of groups would suggest otherwise.
 admin.site.unregister(Group)

@@ -1,4 +1,4 @@
-"""What `make run` puts into an empty database, so that there is something to sign in to and to call."""
+"""Fill an empty database for `make run`, so that there is an account to sign in with and a model to call."""
 
 import secrets
 from dataclasses import dataclass
@@ -14,32 +14,30 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.keys import lifecycle
 
 NAME = "demo"  # of the tenant, the person and the key
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that could be taken for another
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # without letters that look alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demo:
-    """What is to be shown once. `password` is empty with a directory: there people sign in as whom they are."""
+    """Secrets that are shown once. `password` is empty with a directory, whose people sign in as themselves."""
 
     key: str
     password: str
 
 
 def is_first_run() -> bool:
-    """Nobody was here yet: no person and no tenant."""
+    """Return whether the installation is still unused: no person and no tenant exists."""
     return not User.objects.exists() and not Tenant.objects.exists()
 
 
 def has_demo_models(cache: Path) -> bool:
-    """Return whether operators still have one of the demo models served."""
+    """Return whether one of the demo models is still registered."""
     return ServedModel.objects.filter(path__in=[str(model.path(cache)) for model in DEMO_MODELS]).exists()
 
 
 @transaction.atomic
 def create_demo(cache: Path) -> Demo:
-    """Return the tenant, a key, the demo models and, without a directory, a person who may also see the operators'
-    pages.
-    """
+    """Create a tenant, a key, the demo models and, without a directory, a person who is also an operator."""
     tenant = Tenant.objects.create(slug=NAME, name="Demo")
     register_models(cache)
     if settings.DIRECTORY:
@@ -58,7 +56,7 @@ def create_demo(cache: Path) -> Demo:
 
 
 def register_models(cache: Path) -> None:
-    """Those that this machine can serve without a GPU. Their files may still have to be fetched: nobody looks there."""
+    """Register the models that any machine can serve without a GPU. Their files may still have to be fetched."""
     for model in DEMO_MODELS:
         ServedModel.objects.create(
             name=model.name,

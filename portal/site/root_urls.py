@@ -1,4 +1,4 @@
-"""Which part of the site answers which address. /v1 is not here: portal.asgi gives it to the gateway."""
+"""The addresses of the site. /v1 is not here: the gateway answers it."""
 
 from django.contrib import admin
 from django.urls import include, path

@@ -31,7 +31,7 @@ from portal.web import posted_forms
 @login_required
 @require_safe
 def home(request: HttpRequest) -> HttpResponse:
-    """My keys, how to call, what I used and what is left."""
+    """Show a person's keys, how to call, their usage and what is left of their quotas."""
     assert isinstance(request.user, User)
     now, zone = timezone.now(), zone_of(request.user)
     tenants = list(own_tenants(request.user))
@@ -44,7 +44,7 @@ def home(request: HttpRequest) -> HttpResponse:
         "tenants": tenants,
         "keys": queries.key_rows(queries.usable_keys(request.user), now),
         "example": make_example(request, offered),
-        "answering": [offer for offer in offered if offer.state is model_access.Liveness.UP],
+        "running": [offer for offer in offered if offer.state is model_access.Liveness.UP],
         "bars": request_pages.bars(request.user, allowances(request.user, zone, now)),
         "quota_requests": request_pages.requests_of(request.user, now),
         "waiting": administration.waiting_in(request.user),
@@ -57,7 +57,7 @@ def home(request: HttpRequest) -> HttpResponse:
 @login_required
 @require_safe
 def models(request: HttpRequest) -> HttpResponse:
-    """Return the models that this person may call; all of them for operators."""
+    """List the models that this person may call; all of them for operators."""
     assert isinstance(request.user, User)
     everything = routes.offered_models()
     offered = model_access.available_models(
@@ -73,9 +73,9 @@ def models(request: HttpRequest) -> HttpResponse:
 @never_cache
 @require_safe
 def try_it(request: HttpRequest) -> HttpResponse:
-    """Return a conversation with a model.
+    """Show a page to converse with a model.
 
-    The browser has it with the gateway: what is said never comes through here.
+    The browser talks to the gateway: messages never pass through here.
     """
     assert isinstance(request.user, User)
     tenants = list(own_tenants(request.user))
@@ -85,7 +85,7 @@ def try_it(request: HttpRequest) -> HttpResponse:
         "chosen": request.GET.get("model", ""),
         "base_url": base_url(request),
         "answer": playground_models.ANSWER,
-        # As gateways do for who has chosen none: what they say can be shown as it is in a page of the same language.
+        # Japanese if not chosen, as in gateways: a page in the same language can show their messages unchanged.
         "gateway_language": request.user.language or "ja",
     }
     return render(request, "site/try.html", context)
@@ -96,7 +96,7 @@ def try_it(request: HttpRequest) -> HttpResponse:
 @posted_forms.only_posted
 @sensitive_variables("text")
 def try_key(request: HttpRequest, slug: str) -> HttpResponse:
-    """Return the key that the page calls the gateway with, in the name of who looks at it."""
+    """Return the key with which the page calls the gateway in the name of the signed-in person."""
     assert isinstance(request.user, User)
     mine = get_object_or_404(own_tenants(request.user), slug=slug)
     try:
@@ -108,7 +108,7 @@ def try_key(request: HttpRequest, slug: str) -> HttpResponse:
 
 @posted_forms.only_posted
 def switch_language(request: HttpRequest) -> HttpResponse:
-    """Change the language of the pages and, for who is signed in, of the gateway's messages about their keys."""
+    """Change the language of the pages and, for a signed-in person, of the gateway's messages about their keys."""
     chosen = posted_forms.posted_choice(request, "language", *dict(settings.LANGUAGES))
     if isinstance(request.user, User):
         request.user.language = chosen
@@ -118,12 +118,12 @@ def switch_language(request: HttpRequest) -> HttpResponse:
 
 @require_safe
 def favicon(request: HttpRequest) -> HttpResponse:
-    """For pages that do not name their icon: Django's admin, error pages of servers in front."""
+    """Redirect to the icon, for pages that do not name it: Django's admin, error pages of servers in front."""
     return redirect(static("favicon.svg"))
 
 
 def admin_sign_in(request: HttpRequest) -> HttpResponse:
-    """Stand where Django's admin has a sign-in page of its own: there is one way in, and it is throttled."""
+    """Redirect the admin's own sign-in page to ours, so that there is one way in, and it is throttled."""
     if request.user.is_authenticated:
         raise PermissionDenied
     return redirect_to_login(request.GET.get("next", "/admin/"))

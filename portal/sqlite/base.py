@@ -1,4 +1,4 @@
-"""Django's SQLite with a file for this user alone, made at its first use: importing settings writes nothing."""
+"""Django's SQLite backend with a private file, made at its first use: importing settings writes nothing."""
 
 import contextlib
 from pathlib import Path

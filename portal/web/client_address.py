@@ -1,4 +1,4 @@
-"""Where a request to the portal comes from."""
+"""The address that a request to the portal comes from."""
 
 import ipaddress
 

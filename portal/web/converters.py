@@ -1,11 +1,11 @@
-"""Parts of addresses that are numbers of rows."""
+"""A path converter for ids of rows."""
 
 from django.urls import register_converter
 from django.urls.converters import IntConverter
 
 
 class RowId(IntConverter):
-    """As Django's `int`, but what no database can hold is no number: a longer one failed in the query (500)."""
+    """Like Django's `int`, but at most 18 digits: a number that no database can hold failed in the query (500)."""
 
     regex = "[0-9]{1,18}"
 

@@ -1,4 +1,4 @@
-"""Django's pages under ASGI, with what its handler leaves open."""
+"""Django's pages under ASGI, with time-outs and clean-up that its handler lacks."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,13 +12,15 @@ Message = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Seconds that a client may leave a piece of its answer unread: an export holds a connection of the database meanwhile.
+# Seconds that a client may leave a part of its response unread: an export holds a database connection meanwhile.
 UNREAD_SECONDS = 30.0
 
 
 class Pages:
-    """Serves `django`. A request's database connection is given back also when its answer breaks off: Django does so
-    at the end of an answer, and the pool would have one less for good."""
+    """Serves `django`, and returns a request's database connection to the pool also when its response breaks off.
+
+    Django returns it only at the end of a response; without this, the pool would lose it for good.
+    """
 
     def __init__(self, django: ASGIHandler) -> None:
         self._django = django
@@ -28,7 +30,7 @@ class Pages:
             async with asyncio.timeout(UNREAD_SECONDS):
                 await send(message)
 
-        # The outermost context counts: Django's thread for this request is the one that gives back.
+        # The outermost context counts: the thread that Django uses for this request must close the connection.
         async with ThreadSensitiveContext():
             try:
                 await self._django(scope, receive, send_in_time)

@@ -1,4 +1,4 @@
-"""What is answered where something went wrong: a page in words, or problem details under /api/."""
+"""Handlers of errors: they answer with a page, or with problem details under /api/."""
 
 import sys
 
@@ -17,7 +17,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """503 where the database is away, too slow or has no connection to spare; called while the error is handled."""
+    """Answer 503 if the database is down, too slow or out of connections, else 500. Called while handling the error."""
     if not isinstance(sys.exception(), OperationalError | InterfaceError):
         return _answer(request, 500)
     answer = _answer(request, 503)
@@ -26,7 +26,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def _answer(request: HttpRequest, status: int) -> HttpResponse:
-    """Without the person and the session: they may be what could not be read."""
+    """Answer without using the person or the session, since reading them may be what failed."""
     if request.path.startswith("/api/"):
         body = {"type": "about:blank", "title": str(problems.title(status)), "status": status}
         return JsonResponse(body, status=status, content_type=problems.MEDIA_TYPE)

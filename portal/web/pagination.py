@@ -1,18 +1,18 @@
-"""Pages of lists that may have millions of rows."""
+"""Pagination of lists that may have millions of rows."""
 
 from typing import Any
 
 from django.core.paginator import Paginator
 from django.utils.functional import cached_property
 
-MOST = 10_000
+MAX_ROWS = 10_000
 
 
 class NewestOnly(Paginator):  # type: ignore[type-arg]
-    """The first 10,000 rows in pages. To count more takes longer than to find them: 1 s for each million of rows."""
+    """Pages of the first 10,000 rows. Counting more takes longer than finding them: 1 s for each million rows."""
 
     @cached_property
     def count(self) -> int:
         rows: Any = self.object_list
-        found: int = rows.order_by().values("pk")[:MOST].count()
+        found: int = rows.order_by().values("pk")[:MAX_ROWS].count()
         return found

@@ -1,4 +1,4 @@
-"""Forms of our own pages: addresses that take nothing but a form, and the few words that their buttons send."""
+"""Helpers for views that take only posted forms, and for the values that their buttons send."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -14,17 +14,19 @@ View = Callable[..., HttpResponse]
 
 
 def only_posted(view: View) -> View:
-    """As require_POST, but a browser that is sent to such an address (after signing in, when the session was gone as
-    the form was sent) goes to the page above it, where the form is."""
+    """Let only POST pass, like require_POST, but redirect GET to the page above, where the form is.
+
+    A browser gets there by GET when the session had ended before the form was sent, and the person signed in again.
+    """
 
     @wraps(view)
-    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if request.method in ("GET", "HEAD"):
             return redirect(page_above(request.path))
         return require_POST(view)(request, *args, **kwargs)
 
-    guarded.only_posts = True  # type: ignore[attr-defined]  # kept by decorators around this one
-    return guarded
+    wrapper.only_posts = True  # type: ignore[attr-defined]  # kept by decorators around this one
+    return wrapper
 
 
 def page_above(path: str) -> str:
@@ -43,8 +45,8 @@ def page_above(path: str) -> str:
 def posted_choice(request: HttpRequest, name: str, *allowed: str) -> str:
     """Return the posted value of this name. Raises BadRequest (400) unless it is one of `allowed`.
 
-    A value that is missing or unknown must never count as "the other one": a button that sent nothing granted once
-    what was to be refused.
+    A missing or unknown value must never count as "the other one": once a button that sent nothing granted what was to
+    be refused.
     """
     value = request.POST.get(name, "")
     if value not in allowed:

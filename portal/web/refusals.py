@@ -1,4 +1,4 @@
-"""What people ask for and cannot have: one base, so that pages and the API say all of it alike."""
+"""The base class of refused requests, so that pages and the API answer all of them in the same way."""
 
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -7,9 +7,10 @@ from django.core.exceptions import NON_FIELD_ERRORS, ValidationError
 
 
 class Refused(Exception):
-    """What was asked cannot be done; `sentence` says why in the reader's language.
+    """The request cannot be carried out; `sentence` says why, in the reader's language.
 
-    `fields`: sentences by the field that they are about, "" for the whole. `allowed` False: somebody else might do it.
+    `fields`: sentences by the field that they are about, "" for the whole. `allowed` is False if another person may do
+    it.
     """
 
     allowed = True
@@ -21,7 +22,7 @@ class Refused(Exception):
 
     @classmethod
     def of(cls, error: ValidationError) -> Self:
-        """Refuse for what a model's own validation found."""
+        """Return the refusal for an error of a model's own validation."""
         found = error.message_dict if hasattr(error, "error_dict") else {NON_FIELD_ERRORS: error.messages}
-        fields = {"" if name == NON_FIELD_ERRORS else name: list(told) for name, told in found.items()}
-        return cls(" ".join(sentence for told in fields.values() for sentence in told), fields)
+        fields = {"" if name == NON_FIELD_ERRORS else name: list(sentences) for name, sentences in found.items()}
+        return cls(" ".join(sentence for sentences in fields.values() for sentence in sentences), fields)

@@ -1,8 +1,8 @@
-"""The wall before the pages: a body is read here, bounded in size, time and number, before anybody looks at it.
+"""Bounds on request bodies: each is read here, bounded in size and time, before Django handles the request.
 
-Django spools whatever a stranger sends to the disk, as long as it comes, and looks for a session only then. Here who
-shows neither a session nor a key may send what a sign-in takes, everybody else what a form or the API takes. Whether a
-session is a true one is Django's business: a made-up cookie buys the larger bound, and all bodies together have one.
+Django spools whatever a stranger sends to disk, however long it takes, and looks for a session only afterwards. Here a
+request without a session or key may send as much as a sign-in needs, others as much as a form or the API needs. Whether
+a session is valid is for Django to check: a forged cookie gets the larger bound, but all bodies together have one too.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[..., Awaitable[None]]
 
-# Bytes of a body: of somebody who shows nothing, of a form on a page, of a call of the API.
+# Bytes of a body: without a session or key, of a form on a page, of a request to the API.
 STRANGER = 64 * 1024
 FORM = 1024 * 1024
 API = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-# Bytes of all bodies that are being read. Over it the one that has been silent longest is given up.
+# Bytes of all bodies that are being read. Beyond it, the one that has been silent longest is dropped.
 TOGETHER = 64 * 1024 * 1024
-# Seconds between two pieces of a body, and for all of it.
+# Seconds between two parts of a body, and for all of it.
 PAUSE = 60.0
 WHOLE = 300.0
 
 
 class Refused(Exception):
-    """`facts` fill the sentence, in the reader's language."""
+    """The body cannot be taken. `facts` are formatted into the sentence, in the reader's language."""
 
     def __init__(self, status: int, sentence: Any, **facts: int) -> None:
         super().__init__(status)
@@ -60,7 +60,7 @@ class BodyReading:
 
 
 class RequestBounds:
-    """An ASGI application before `app`."""
+    """An ASGI middleware that reads bodies before `app`."""
 
     def __init__(self, app: App, *, together: int = TOGETHER, pause: float = PAUSE, whole: float = WHOLE) -> None:
         self._app = app
@@ -94,7 +94,7 @@ class RequestBounds:
         reading = BodyReading()
         try:
             async with asyncio.timeout(self._whole):
-                while await self._piece(reading, receive):
+                while await self._read_part(reading, receive):
                     if len(reading.body) > most:
                         raise size_refusal(most)
         except TimeoutError:
@@ -106,8 +106,8 @@ class RequestBounds:
             raise size_refusal(most)
         return bytes(reading.body)
 
-    async def _piece(self, reading: BodyReading, receive: Receive) -> bool:
-        """Add what comes next; whether there is more. Raises TimeoutError and ClientGone."""
+    async def _read_part(self, reading: BodyReading, receive: Receive) -> bool:
+        """Read the next part; return whether there is more. Raises TimeoutError and ClientGone."""
         self._readings[reading] = self._readings.pop(reading, None)  # to the end
         async with asyncio.timeout(self._pause) as reading.patience:
             message = await receive()
@@ -125,7 +125,7 @@ class RequestBounds:
 
 
 class BufferedReceive:
-    """`receive` once the body has been read: the body in one piece, then what the server tells."""
+    """Replaces `receive` once the body has been read: returns the body in one message, then what the server sends."""
 
     def __init__(self, body: bytes, receive: Receive) -> None:
         self._body: bytes | None = body
@@ -139,7 +139,7 @@ class BufferedReceive:
 
 
 def max_body_size(path: str, headers: dict[bytes, bytes]) -> int:
-    """Return bytes that a body may have."""
+    """Return how many bytes the body may have."""
     session = f"{settings.SESSION_COOKIE_NAME}=".encode() in headers.get(b"cookie", b"")
     if not session and b"authorization" not in headers:
         return STRANGER
@@ -147,17 +147,17 @@ def max_body_size(path: str, headers: dict[bytes, bytes]) -> int:
 
 
 def size_refusal(most: int) -> Refused:
-    return Refused(413, _("The request is larger than the %(limit)s KB that are taken here."), limit=most // 1024)
+    return Refused(413, _("The request is larger than the %(limit)s KB that are accepted here."), limit=most // 1024)
 
 
 def choose_language(headers: dict[bytes, bytes]) -> str:
-    """Chosen on a page, or the browser's."""
+    """Return the language that was chosen on a page, else the browser's."""
     chosen = headers.get(b"cookie", b"").partition(f"{settings.LANGUAGE_COOKIE_NAME}=".encode())[2]
     return "ja" if (chosen or headers.get(b"accept-language", b"")).startswith(b"ja") else "en"
 
 
 async def send_refusal(refused: Refused, path: str, send: Send) -> None:
-    """As a problem of the API, or as a page."""
+    """Answer with a problem of the API, or with a page."""
     sentence = str(refused.sentence) % refused.facts
     if path.startswith("/api/"):
         kind = b"application/problem+json"

@@ -1,4 +1,4 @@
-"""What holds for every answer of the portal, and what no request may hold."""
+"""Middleware for all requests: it refuses NUL characters, and keeps browsers from storing responses."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form-data"})
 
 @sync_and_async_middleware
 def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequest], Any]:
-    """Refuse what PostgreSQL cannot hold; let no browser keep what somebody saw (Back, on a PC that others use too)."""
+    """Refuse what PostgreSQL cannot store; keep pages out of browser caches (Back, on a PC that others use too)."""
     if iscoroutinefunction(get_response):
 
         async def answer_async(request: HttpRequest) -> HttpResponse:
@@ -30,8 +30,10 @@ def middleware(get_response: Callable[[HttpRequest], Any]) -> Callable[[HttpRequ
 
 
 def refuse_nul(request: HttpRequest) -> None:
-    """Raise BadRequest for a NUL in the address or in a form: a query with it fails on PostgreSQL (500), and nobody
-    types one. Bodies of the API are checked field by field."""
+    """Raise BadRequest for a NUL in the address or in a form: a query with it fails on PostgreSQL (500).
+
+    No person types one. Bodies of the API are checked field by field.
+    """
     is_form = request.method == "POST" and request.content_type in FORMS and not request.path.startswith("/api/")
     typed = [value for _, values in request.POST.lists() for value in values] if is_form else []
     if "%00" in request.META.get("QUERY_STRING", "") or any("\0" in text for text in (request.path, *typed)):

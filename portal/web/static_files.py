@@ -1,4 +1,4 @@
-"""The site's own files (scripts, styles), in pieces as their readers take them."""
+"""The site's own files (scripts, styles), sent in parts as fast as clients read them."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +11,7 @@ PIECE = 64 * 1024
 
 
 class Files(WhiteNoiseMiddleware):  # type: ignore[misc]
-    """As whitenoise's. Django under ASGI would hold a whole file (1.5 MB) for each reader who takes nothing of it."""
+    """Like whitenoise's. Django under ASGI would hold a whole file (1.5 MB) for each client that does not read it."""
 
     @staticmethod
     def serve(static_file: Any, request: HttpRequest) -> FileResponse:
@@ -23,7 +23,7 @@ class Files(WhiteNoiseMiddleware):  # type: ignore[misc]
 
 
 async def read_pieces(file: Any) -> AsyncIterator[bytes]:
-    """Yield all of it; it is closed also when its reader has left."""
+    """Yield the whole file, and close it even if the client has left."""
     with file:
         while piece := file.read(PIECE):
             yield piece

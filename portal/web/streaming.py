@@ -1,4 +1,4 @@
-"""Files that are sent while they are written."""
+"""Files that are sent while they are being written."""
 
 from collections.abc import AsyncIterator, Iterator
 from itertools import islice
@@ -7,7 +7,7 @@ from asgiref.sync import sync_to_async
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpRequest, StreamingHttpResponse
 
-# Pieces (rows, or some hundred of them) that are made at one visit of the thread: a visit costs 50 µs, a row 5.
+# Pieces (rows, or some hundred of them) made at each switch to the thread: a switch costs 50 µs, a row 5.
 AT_ONCE = 50
 
 

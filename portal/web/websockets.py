@@ -1,10 +1,10 @@
-"""Sockets that tell people what is new, for as long as they may know it.
+"""Sockets that send people what is new, for as long as they may see it.
 
-Every message is a JSON object with `version` (1) and `type`. Of all feeds:
-    stale      {since}: the database does not answer; what was told is as it was then
-    heartbeat  {at}: nothing else was to be told for 15 s
+Every message is a JSON object with `version` (1) and `type`. All feeds send:
+    stale      {since}: the database does not answer; what was sent is as of that time
+    heartbeat  {at}: no other message was sent for 15 s
 
-Whatever a client sends is ignored. Closed with 4403: the person may not look any more; with 1011: connect again.
+Whatever a client sends is ignored. Closed with 4403: the person may not watch any more; with 1011: connect again.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 HEARTBEAT = 15.0  # seconds; proxies cut what is silent for 60
-LOOK_AGAIN = 5.0  # seconds between two looks at whether the person may look still
-MOST = 20  # of one person's at a time in each process: with 600 every page of everybody took a second
+LOOK_AGAIN = 5.0  # seconds between two checks whether the person may still watch
+MOST = 20  # sockets of one person in each process at a time: with 600, every page of every person took a second
 MAY_NOT = 4403
 FAILED = 1011  # RFC 6455: something that was not foreseen
 
@@ -43,13 +43,13 @@ _open: Counter[int] = Counter()  # sockets by person
 
 
 class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no types
-    """A socket that tells what is new to whom it permits."""
+    """A socket that sends what is new to a person who may see it."""
 
     def __init__(self) -> None:
         super().__init__()
         self._tasks: list[asyncio.Task[None]] = []
-        self._told_at = 0.0  # loop time of the last message
-        self._counted: int | None = None  # whose it is, once it is open
+        self._sent_at = 0.0  # loop time of the last message
+        self._person_id: int | None = None  # once it is open and counted
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         try:
@@ -57,10 +57,10 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no type
         finally:
             for task in self._tasks:
                 task.cancel()
-            if self._counted is not None:
-                _open[self._counted] -= 1
-                if not _open[self._counted]:
-                    del _open[self._counted]
+            if self._person_id is not None:
+                _open[self._person_id] -= 1
+                if not _open[self._person_id]:
+                    del _open[self._person_id]
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def connect(self) -> None:
@@ -68,16 +68,16 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no type
         if not await database_sync_to_async(self.permits)(person) or _open[person.pk] >= MOST:
             await self.close()
             return
-        self._counted = person.pk
+        self._person_id = person.pk
         _open[person.pk] += 1
         await self.accept()
-        self._tasks = [asyncio.create_task(self._owned(work)) for work in (self._tell_all, self._guard)]
+        self._tasks = [asyncio.create_task(self._run_task(work)) for work in (self._send_all, self._guard)]
 
-    async def _owned(self, work: Callable[[], Awaitable[None]]) -> None:
-        """A socket of which a part has failed is closed, so that its page connects again."""
+    async def _run_task(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run one of the socket's tasks; close the socket if it fails, so that the page connects again."""
         try:
             await work()
-        except ClientDisconnected:  # the browser has gone; so will this, as soon as it is told
+        except ClientDisconnected:  # the browser has gone, and Channels will close the socket
             pass
         except Exception:
             log.exception("a live page cannot go on")
@@ -85,39 +85,39 @@ class LiveConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]  # has no type
 
     @abstractmethod
     def permits(self, user: "User | AnonymousUser") -> bool:
-        """Whether this person may look, as it is now. Called in a thread; may raise django.db.Error."""
+        """Return whether this person may watch now. Called in a thread; may raise django.db.Error."""
 
     @abstractmethod
     def messages(self) -> AsyncGenerator[dict[str, Any], None]:
-        """What to tell. Ends when there is no more."""
+        """Yield the messages to send. The socket is closed after the last one."""
 
-    async def _tell_all(self) -> None:
+    async def _send_all(self) -> None:
         async with aclosing(self.messages()) as messages:
             async for message in messages:
-                await self._tell(message)
+                await self._send_message(message)
         await self.close()
 
-    async def _tell(self, message: dict[str, Any]) -> None:
-        self._told_at = asyncio.get_running_loop().time()
+    async def _send_message(self, message: dict[str, Any]) -> None:
+        self._sent_at = asyncio.get_running_loop().time()
         await self.send(text_data=orjson.dumps({"version": VERSION, **message}).decode())
 
     async def _guard(self) -> None:
-        """Cut who signed out, was signed out or may not look any more. While nobody can say, nobody is cut."""
+        """Close the socket of a person who is signed out or may not watch any more, but not while that is unknown."""
         while True:
             await asyncio.sleep(LOOK_AGAIN)
             try:
-                stays = await database_sync_to_async(self._still)()
-            except Error:  # and nothing that is new can be told either
+                stays = await database_sync_to_async(self._may_still_watch)()
+            except Error:  # then nothing new can be read, either
                 stays = True
             if not stays:
                 self._tasks[0].cancel()
                 await self.close(MAY_NOT)
                 return
-            if asyncio.get_running_loop().time() - self._told_at > HEARTBEAT - LOOK_AGAIN:
-                await self._tell({"type": "heartbeat", "at": timezone.now()})
+            if asyncio.get_running_loop().time() - self._sent_at > HEARTBEAT - LOOK_AGAIN:
+                await self._send_message({"type": "heartbeat", "at": timezone.now()})
 
-    def _still(self) -> bool:
-        """Return whether the person of this session may look, as a page would find it now."""
+    def _may_still_watch(self) -> bool:
+        """Return whether the person of this session may watch, read from the database as a page would."""
         request = HttpRequest()
         request.session = import_module(settings.SESSION_ENGINE).SessionStore(self.scope["session"].session_key)
         return self.permits(get_user(request))

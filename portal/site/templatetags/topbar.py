@@ -1,4 +1,4 @@
-"""What the frame of every page shows: who is signed in, in the bar on top, and the version at the foot."""
+"""What the frame of every page shows: facts about the person in the bar on top, and the version in the footer."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,15 @@ from portal.version import VERSION
 
 register = template.Library()
 
-MANY = 99  # unread notices; beyond that the exact number tells nobody anything
+MANY = 99  # unread notices; beyond that the exact number does not matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopbarFacts:
-    """`unread` notices, and the (short name, name) of the active tenants that this person is an admin of."""
+    """What the bar on top shows about a person."""
 
-    unread: int
-    tenants: tuple[tuple[str, str], ...]
+    unread: int  # notices
+    tenants: tuple[tuple[str, str], ...]  # (short name, name) of the active ones that the person is an admin of
 
     @property
     def unread_short(self) -> str:
@@ -35,8 +35,8 @@ def version() -> str:
 
 
 @register.simple_tag
-def standing(user: User) -> TopbarFacts:
-    """Return one query: it is asked on every page."""
+def topbar_facts(user: User) -> TopbarFacts:
+    """Return the facts by one query, because every page needs them."""
     unread = Notice.objects.filter(user=OuterRef("pk"), read_at=None).order_by().values("user").annotate(n=Count("pk"))
     admin_of = FilteredRelation("memberships", condition=Q(memberships__role=Membership.Role.ADMIN))
     rows = list(
@@ -50,11 +50,8 @@ def standing(user: User) -> TopbarFacts:
 
 
 @register.simple_tag(takes_context=True)
-def place(context: Context, url: str, label: str) -> SafeString:
-    """Return a link to one of the site's places, marked when the page is in it.
-
-    Nothing where there is no such address.
-    """
+def nav_link(context: Context, url: str, label: str) -> SafeString:
+    """Return a link to a section of the site, marked when the page is in it; nothing if `url` is empty."""
     if not url:
         return SafeString()
     path = context["request"].path

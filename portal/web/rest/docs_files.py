@@ -1,7 +1,7 @@
-"""Which static files apps bring: of Swagger UI the three files that the page of the description needs.
+"""Static files of apps, and the three files of Swagger UI that the page of the API's description needs.
 
-Registered as an app that package would bring 33 MB into the static files: Redoc, source maps and a preset, which
-nothing here asks for, each with and without a hash in its name and each of these compressed as well.
+Registered as an app, that package would add 33 MB to the static files: Redoc, source maps and a preset, which nothing
+here uses, each with and without a hash in its name, and each of these compressed as well.
 """
 
 import re
@@ -46,7 +46,7 @@ class Finder(BaseFinder):
 
 
 class Apps(AppDirectoriesFinder):
-    """Of all apps but Django REST framework: its own pages, 4 MB, are not served here."""
+    """Finds files of all apps except Django REST framework, whose own pages (4 MB) are not served here."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__([app.name for app in apps.get_app_configs() if app.name != "rest_framework"])

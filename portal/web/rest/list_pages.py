@@ -1,4 +1,4 @@
-"""Lists come in pages."""
+"""Pagination of lists in the API."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ class Pages(PageNumberPagination):
     page_size_query_param = "page_size"
 
     def get_page_size(self, request: Request) -> int | None:
-        """Raise ValidationError: what is not understood would go unnoticed otherwise."""
-        asked = request.query_params.get("page_size")
-        if asked is None:
+        """Return the requested page size. Raises ValidationError for an invalid one, instead of ignoring it."""
+        text = request.query_params.get("page_size")
+        if text is None:
             return self.page_size
-        if not (asked.isascii() and asked.isdecimal() and LEAST <= int(asked[:9]) <= MOST):
-            text = _("Give a whole number from %(least)d to %(most)d.") % {"least": LEAST, "most": MOST}
-            raise ValidationError({"page_size": text})
-        return int(asked)
+        if not (text.isascii() and text.isdecimal() and LEAST <= int(text[:9]) <= MOST):
+            sentence = _("Give a whole number from %(least)d to %(most)d.") % {"least": LEAST, "most": MOST}
+            raise ValidationError({"page_size": sentence})
+        return int(text)
 
     def get_schema_operation_parameters(self, view: Any) -> list[dict[str, Any]]:
         parameters: list[dict[str, Any]] = super().get_schema_operation_parameters(view)

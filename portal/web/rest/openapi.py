@@ -1,7 +1,7 @@
-"""How the API describes itself (OpenAPI), as far as it is the same for all of it.
+"""The parts of the API's description (OpenAPI) that are the same for all endpoints.
 
-What an endpoint does and answers stands at the endpoint. Which errors it may answer follows from what it takes, so it
-stands here.
+Each endpoint describes what it does and returns. Which errors it may return follows from what it takes, and is added
+here.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ class Fault(serializers.Serializer[Any]):
 
 
 class Problem(serializers.Serializer[Any]):
-    """Why it was not done (RFC 9457), in the language that the request accepts."""
+    """Why the request was not carried out (RFC 9457), in the language that the request accepts."""
 
     type = serializers.CharField()
     title = serializers.CharField()
@@ -29,25 +29,25 @@ class Problem(serializers.Serializer[Any]):
 
 
 class Operation(AutoSchema):
-    """An endpoint's description with the errors that all of its kind may answer."""
+    """An endpoint's description, with the errors that all endpoints of its kind may return."""
 
     def get_operation(self, *args: Any, **options: Any) -> dict[str, Any] | None:
-        told: dict[str, Any] | None = super().get_operation(*args, **options)
-        if told is not None:
-            for code in sorted(self._errors(told) - told["responses"].keys()):
-                told["responses"][code] = self._get_response_for_code(  # type: ignore[no-untyped-call]
+        operation: dict[str, Any] | None = super().get_operation(*args, **options)
+        if operation is not None:
+            for code in sorted(self._errors(operation) - operation["responses"].keys()):
+                operation["responses"][code] = self._get_response_for_code(  # type: ignore[no-untyped-call]
                     Problem, code, [MEDIA_TYPE]
                 )
-        return told
+        return operation
 
-    def _errors(self, told: dict[str, Any]) -> set[str]:
-        places = {parameter["in"] for parameter in told.get("parameters", [])}
+    def _errors(self, operation: dict[str, Any]) -> set[str]:
+        places = {parameter["in"] for parameter in operation.get("parameters", [])}
         found = {"401", "403", "429"}
-        if "query" in places or "requestBody" in told:
+        if "query" in places or "requestBody" in operation:
             found |= {"400"}
-        if "requestBody" in told:
+        if "requestBody" in operation:
             found |= {"415"}
-        if "path" in places or "query" in places:  # such a page of a list, too, may not be there
+        if "path" in places or "query" in places:  # such a page of a list may not exist, either
             found |= {"404"}
         if self.method != "GET":
             found |= {"409"}

@@ -1,5 +1,7 @@
-"""Reads what is sent to the API. Apart from the views, as Django REST framework imports this while it is being imported
-itself."""
+"""The parser of requests to the API.
+
+In a module of its own, because Django REST framework imports it while it is being imported itself.
+"""
 
 from typing import Any
 
@@ -9,10 +11,10 @@ from rest_framework.parsers import JSONParser
 
 
 class Json(JSONParser):
-    """As the framework's, but brackets that stand in each other without end are the sender's mistake, not ours."""
+    """Like the framework's, but too deeply nested brackets are the client's error (400), not ours (500)."""
 
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:
         try:
             return super().parse(stream, media_type, parser_context)
         except RecursionError as error:
-            raise ParseError(_("Too many lists or objects stand in each other.")) from error
+            raise ParseError(_("Lists or objects are nested too deeply.")) from error

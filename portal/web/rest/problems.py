@@ -17,44 +17,48 @@ MEDIA_TYPE = "application/problem+json"
 
 
 class Conflict(APIException):
-    """What was asked does not go with how things are."""
+    """The request conflicts with the current state."""
 
     status_code = status.HTTP_409_CONFLICT
 
 
 def handle(error: Exception, context: dict[str, Any]) -> Response | None:
-    """For Django REST framework: the answer to an error; None for those that are ours to repair (500)."""
+    """Return the response to an error, for Django REST framework; None for a fault of ours (500)."""
     if isinstance(error, Invalid):
         error = Refused.of(error)
     if isinstance(error, Refused):
-        # About a field: what was sent is wrong. Else it does not go with how things are.
-        code: int = status.HTTP_400_BAD_REQUEST if error.fields else status.HTTP_409_CONFLICT
-        if not error.allowed:
-            code = status.HTTP_403_FORBIDDEN
-        return problem(code, error.sentence, list(_pointers(error.fields)))
+        return problem(_status_of(error), error.sentence, list(_pointers(error.fields)))
     answer = exception_handler(error, context)
     if answer is None:
         return None
-    if isinstance(error, ValidationError):
-        found = list(_pointers(error.detail))
-        told = problem(answer.status_code, " ".join(one["detail"] for one in found), found)
-    elif isinstance(error, NotAuthenticated):
-        told = problem(answer.status_code, _("Sign in, or send a management key."))
-    elif isinstance(error, ParseError) and isinstance(where := error.__context__, JSONDecodeError):
-        place = {"line": where.lineno, "column": where.colno}
-        told = problem(
-            answer.status_code, _("This is not valid JSON from line %(line)s, column %(column)s on.") % place
-        )
-    else:
-        told = problem(answer.status_code, str(error.detail) if isinstance(error, APIException) else "")
+    response = _describe(error, answer.status_code)
     for name, value in answer.headers.items():
         if name != "Content-Type":
-            told.headers[name] = value  # Allow, Retry-After, WWW-Authenticate
-    return told
+            response.headers[name] = value  # Allow, Retry-After, WWW-Authenticate
+    return response
+
+
+def _status_of(refused: Refused) -> int:
+    if not refused.allowed:
+        return status.HTTP_403_FORBIDDEN
+    # If it is about fields, what was sent is wrong. Otherwise it conflicts with the current state.
+    return status.HTTP_400_BAD_REQUEST if refused.fields else status.HTTP_409_CONFLICT
+
+
+def _describe(error: Exception, code: int) -> Response:
+    if isinstance(error, ValidationError):
+        found = list(_pointers(error.detail))
+        return problem(code, " ".join(one["detail"] for one in found), found)
+    if isinstance(error, NotAuthenticated):
+        return problem(code, _("Sign in, or send a management key."))
+    if isinstance(error, ParseError) and isinstance(where := error.__context__, JSONDecodeError):
+        place = {"line": where.lineno, "column": where.colno}
+        return problem(code, _("This is not valid JSON from line %(line)s, column %(column)s on.") % place)
+    return problem(code, str(error.detail) if isinstance(error, APIException) else "")
 
 
 def problem(code: int, detail: str, errors: list[dict[str, str]] | None = None) -> Response:
-    """`errors`: what is wrong with parts of the request, each with a JSON pointer to the part."""
+    """Return a problem. `errors`: what is wrong with parts of the request, each with a JSON pointer to the part."""
     body: dict[str, Any] = {"type": "about:blank", "title": title(code), "status": code}
     body |= {"detail": detail} if detail else {}
     body |= {"errors": errors} if errors else {}
@@ -64,14 +68,14 @@ def problem(code: int, detail: str, errors: list[dict[str, str]] | None = None) 
 def title(code: int) -> str:
     titles = {
         400: _("This request cannot be carried out"),
-        401: _("Who are you?"),
+        401: _("Not signed in"),
         403: _("Not allowed"),
         404: _("Not found"),
         405: _("Not possible here"),
         409: _("Not possible now"),
         413: _("Too large"),
         415: _("Send JSON"),
-        429: _("Too often"),
+        429: _("Too many requests"),
         503: _("Not available right now"),
     }
     return titles.get(code, _("Error"))
@@ -92,5 +96,5 @@ def _pointers(found: Any, at: str = "#") -> Iterator[dict[str, str]]:
 
 
 def _escape_pointer(name: str) -> str:
-    """As RFC 6901 has it."""
+    """Escape a name for a JSON pointer (RFC 6901)."""
     return name.replace("~", "~0").replace("/", "~1")

@@ -1,6 +1,6 @@
-"""What a management key may be made for: words such as "keys:write", each of a subject and a degree.
+"""Scopes of management keys, such as "keys:write": each has a subject and a degree.
 
-A scope takes away, it never gives: a key may do what its scopes say and its person may do.
+A scope restricts and never grants: a key may do what both its scopes and its person allow.
 """
 
 from collections.abc import Collection
@@ -14,7 +14,7 @@ READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Audience(Enum):
-    """Who could do anything with it."""
+    """Who can use the scope at all."""
 
     EVERYBODY = 0
     TENANT_ADMINS = 1
@@ -32,11 +32,11 @@ class Scope:
 SCOPES = {
     scope.name: scope
     for scope in (
-        Scope(name="keys:read", label=_("See API keys, without their texts")),
+        Scope(name="keys:read", label=_("See API keys, without their secrets")),
         Scope(name="keys:write", label=_("Create, change and revoke API keys")),
         Scope(name="usage:read", label=_("Read usage")),
         Scope(name="quotas:read", label=_("See quotas, what is left of them, and requests for more")),
-        Scope(name="quotas:write", label=_("Ask for more; give and take quotas where you may")),
+        Scope(name="quotas:write", label=_("Request more; set quotas where you may")),
         Scope(name="tenants:read", label=_("See your tenants; as their admin also their members")),
         Scope(name="tenants:write", label=_("Change tenants and their members"), audience=Audience.TENANT_ADMINS),
         Scope(name="catalogue:read", label=_("See which models there are")),
@@ -44,7 +44,9 @@ SCOPES = {
         Scope(name="notices:write", label=_("Mark your notices as read; change your settings")),
         Scope(name="audit:read", label=_("Search the audit log")),
         Scope(name="operations:read", label=_("See hosts, models and the directory"), audience=Audience.OPERATORS),
-        Scope(name="operations:write", label=_("Run models; follow the directory"), audience=Audience.OPERATORS),
+        Scope(
+            name="operations:write", label=_("Run models; synchronise with the directory"), audience=Audience.OPERATORS
+        ),
     )
 }
 
@@ -55,6 +57,6 @@ def required_scope(subject: str, method: str) -> str:
 
 
 def covers(held: Collection[str], wanted: str) -> bool:
-    """Return whether these scopes are enough. Who may write may read what was written."""
+    """Return whether the scopes `held` include the wanted one: write includes read."""
     subject, _, degree = wanted.partition(":")
     return wanted in held or (degree == "read" and f"{subject}:write" in held)

@@ -1,5 +1,6 @@
-"""What the API takes: for a text a string, as it describes itself (Django REST framework takes a number for one), and
-for a body nothing that it does not know.
+"""Serializers that are stricter than Django REST framework's, as the API's description says.
+
+A text must be a string (the framework takes a number as well), and a body may contain known fields only.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ M = TypeVar("M", bound=models.Model)
 
 
 class CharField(serializers.CharField):
-    default_error_messages = {"invalid": _("This must be a text.")}
+    default_error_messages = {"invalid": _("This must be a string.")}
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
@@ -31,7 +32,7 @@ class ModelSerializer(serializers.ModelSerializer[M]):
 
 
 class KnownFields(serializers.Serializer[Any]):
-    """Refuses a field that there is not: a misspelt one would be answered as if it had been changed."""
+    """Refuses unknown fields: a misspelt one would otherwise be ignored, and the request would seem to succeed."""
 
     def to_internal_value(self, data: Any) -> Any:
         unknown = sorted(set(map(str, data)) - set(self.fields)) if isinstance(data, Mapping) else []

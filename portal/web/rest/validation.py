@@ -1,4 +1,4 @@
-"""What is sent and what is answered: checked on the way in, plain values on the way out."""
+"""Validation of what clients send, and conversion of what they get to plain values."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from rest_framework.serializers import Serializer
 
 
 def validated(shape: type[Serializer[Any]], values: Any, **context: Any) -> dict[str, Any]:
-    """What was sent, checked. Raises ValidationError."""
+    """Return the values that were sent, validated by `shape`. Raises ValidationError."""
     if isinstance(values, QueryDict):
-        values = values.dict()  # as JSON: forms would take what is empty for what is not there
-    filled = shape(data=values, context=context)
-    filled.is_valid(raise_exception=True)
-    return dict(filled.validated_data)
+        values = values.dict()  # as for JSON: form data would take an empty value for a missing one
+    serializer = shape(data=values, context=context)
+    serializer.is_valid(raise_exception=True)
+    return dict(serializer.validated_data)
 
 
 def to_plain(value: Any) -> Any:
-    """As sockets send it."""
+    """Convert to what a client gets over a socket: plain values of JSON."""
     return orjson.loads(orjson.dumps(value))

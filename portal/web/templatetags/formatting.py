@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 
 register = template.Library()
 
-# (from, divided by, unit). Below the smallest the whole number is as short.
+# (from, divided by, unit). Below the smallest, the whole number is short enough.
 SHORT = {
     "ja": [(100_000_000, 100_000_000, "億"), (10_000, 10_000, "万")],
     "en": [(1_000_000_000, 1_000_000_000, "B"), (1_000_000, 1_000_000, "M"), (10_000, 1_000, "K")],
@@ -32,7 +32,7 @@ def figure(value: int | float) -> str:
 
 @register.filter
 def short(value: int) -> str:
-    """For summaries: 123.5万 in Japanese, 1.2M in English. Rounded down: what is short of a limit looks short of it."""
+    """Abbreviate a number: 123.5万 in Japanese, 1.2M in English. Rounded down, so that less than a limit looks less."""
     for least, unit, sign in SHORT.get(get_language() or "", SHORT["en"]):
         if value >= least:
             tenths = value * 10 // unit
@@ -47,7 +47,7 @@ def times(value: int, factor: int) -> int:
 
 @register.filter
 def absolute(value: int) -> int:
-    """Without its sign, for who writes it with another one."""
+    """Return the number without its sign, for templates that write their own."""
     return abs(value)
 
 
@@ -68,7 +68,7 @@ def moment(context: Context, value: datetime) -> SafeString:
 
 @register.simple_tag(takes_context=True)
 def calendar_day(context: Context, value: datetime) -> SafeString:
-    """Return the date alone, with its year, in the zone of the page: for what ends on a day."""
+    """Return the date, with its year, in the zone of the page, for what ends on a day."""
     local = value.astimezone(context["zone"])
     text = date_format(local, pgettext("day with year", "j M Y"))
     exact = f"{local:%Y-%m-%d %H:%M:%S} {local.tzname()}"
@@ -77,7 +77,7 @@ def calendar_day(context: Context, value: datetime) -> SafeString:
 
 @register.filter
 def month_day(value: date) -> str:
-    """Return a day where the year is plain: on an axis, in a table."""
+    """Return a day without its year, which is clear from the context: on an axis, in a table."""
     return date_format(value, pgettext("day of this year", "j M"))
 
 
@@ -88,7 +88,7 @@ def weekday_day(value: date) -> str:
 
 @register.filter
 def slot_of(value: date, unit: str) -> str:
-    """As people name a moment, an hour, a day, a month or a fiscal year, in a table."""
+    """Return the name of a second, an hour, a day, a month or a fiscal year, for a table."""
     if unit == "second":
         return f"{value:%H:%M:%S}"
     if unit == "hour":
@@ -100,7 +100,7 @@ def slot_of(value: date, unit: str) -> str:
 
 @register.filter
 def mark_of(value: date, unit: str) -> str:
-    """Return the same on an axis, where there is little room."""
+    """Return the same for an axis, where there is little room."""
     return month_day(value) if unit == "day" else slot_of(value, unit)
 
 
@@ -116,6 +116,6 @@ def person(user: object) -> str:
 
 @register.inclusion_tag("site/_operators.html")
 def operators_to_ask() -> dict[str, object]:
-    """Return the operators, for people who cannot go on by themselves. At most three: one to ask, two on holiday."""
+    """Return operators for people to ask for help. At most three: one to ask, two on holiday."""
     operators = get_user_model().objects.filter(is_staff=True, is_active=True, is_break_glass=False)
     return {"operators": operators.order_by("date_joined")[:3]}

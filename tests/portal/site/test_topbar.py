@@ -7,7 +7,7 @@ from django.utils import timezone
 
 from portal.accounts.models import Membership, Tenant
 from portal.notifications.models import Notice
-from portal.site.templatetags.topbar import standing
+from portal.site.templatetags.topbar import topbar_facts
 from tests.html import all_of, has, one_of
 
 pytestmark = pytest.mark.django_db
@@ -22,21 +22,21 @@ def test_it_counts_one_s_own_unread_notices_in_one_query(alice, bob, django_asse
     tell(bob, 5)
     Notice.objects.create(user=alice, kind="key-expired", ref="1", read_at=timezone.now())
     with django_assert_num_queries(1):
-        assert standing(alice).unread == 3
+        assert topbar_facts(alice).unread == 3
 
 
 def test_a_great_many_notices_are_not_counted_out(alice):
     tell(alice, 100)
-    assert standing(alice).unread_short == "99+"
+    assert topbar_facts(alice).unread_short == "99+"
 
 
 def test_it_knows_the_active_tenants_that_one_is_an_admin_of(alice, bob, research, sales):
     Membership.objects.create(user=bob, tenant=sales, role="admin")
-    assert standing(alice).tenants == ()
-    assert standing(bob).tenants == (("sales", "営業部"), ("research", "研究部"))
+    assert topbar_facts(alice).tenants == ()
+    assert topbar_facts(bob).tenants == (("sales", "営業部"), ("research", "研究部"))
     sales.is_active = False
     sales.save()
-    assert standing(bob).tenants == (("research", "研究部"),)
+    assert topbar_facts(bob).tenants == (("research", "研究部"),)
 
 
 def test_the_place_where_one_is_is_marked(client, alice):

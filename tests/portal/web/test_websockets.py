@@ -64,7 +64,7 @@ async def test_m7_a_socket_of_which_a_part_has_failed_is_closed(monkeypatch):
             await asyncio.Event().wait()
             yield {}
 
-        def _still(self) -> bool:
+        def _may_still_watch(self) -> bool:
             raise RuntimeError("of something new")
 
         async def close(self, code: int | None = None, reason: str | None = None) -> None:
@@ -77,5 +77,5 @@ async def test_m7_a_socket_of_which_a_part_has_failed_is_closed(monkeypatch):
     feed = Some()
     feed.scope = {"user": None}
     feed._tasks = []
-    await feed._owned(feed._guard)
+    await feed._run_task(feed._guard)
     assert closed == [websockets.FAILED]

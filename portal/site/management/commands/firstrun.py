@@ -20,7 +20,7 @@ Madoguchi is set up. It will be at
 API key (shown only now):
     {key}
 
-This asks the model something, once "smollm2 #0: ready" stands below:
+This calls the model, once "smollm2 #0: ready" appears below:
 
 {call}
 """
@@ -41,7 +41,7 @@ PERSON = """Sign in as demo. The password was shown at the first start; a new on
 
 class Command(BaseCommand):
     help = (
-        "Fetches llama.cpp and two small models and, into an empty database, puts a demo tenant, person, key and the "
+        "Fetches llama.cpp and two small models, and fills an empty database with a demo tenant, person, key and these "
         "models. `make run` calls it before `up`; calling it again changes nothing."
     )
 
@@ -53,12 +53,12 @@ class Command(BaseCommand):
         first = first_run.is_first_run()
         if first or first_run.has_demo_models(settings.CACHE):
             self.fetch()
-        self.stdout.write(self.welcome(address) if first else self.again(address))
+        self.stdout.write(self.set_up(address) if first else self.describe(address))
 
     def fetch(self) -> None:
         def say(text: str) -> None:
             self.stdout.write(f"→ {text}")
-            self.stdout.flush()  # into a file as well before pip's own lines
+            self.stdout.flush()  # so that it comes before pip's own lines, in a file too
 
         try:
             engine_environments.install(engine_environments.XLLAMACPP, settings.CACHE, say)
@@ -67,20 +67,22 @@ class Command(BaseCommand):
         except CannotFetch as error:
             raise CommandError(str(error)) from error
 
-    def welcome(self, address: str) -> str:
-        made = first_run.create_demo(settings.CACHE)
+    def set_up(self, address: str) -> str:
+        """Fill the empty database; return what to show once."""
+        demo = first_run.create_demo(settings.CACHE)
         model = demo_models.SMOLLM2
         offer = AvailableModel(
             name=model.name, description="", task=model.task, context=model.context, state=Liveness.STARTING
         )
         return WELCOME.format(
             address=address,
-            sign_in=LOCAL.format(name=first_run.NAME, password=made.password) if made.password else DIRECTORY,
-            key=made.key,
-            call=curl_sample(offer, f"{address}/v1", made.key),
+            sign_in=LOCAL.format(name=first_run.NAME, password=demo.password) if demo.password else DIRECTORY,
+            key=demo.key,
+            call=curl_sample(offer, f"{address}/v1", demo.key),
         )
 
-    def again(self, address: str) -> str:
+    def describe(self, address: str) -> str:
+        """Return what to show when the database is in use already."""
         person = PERSON if User.objects.filter(username=first_run.NAME, is_active=True).exists() else ""
         tenant = first_run.NAME if Tenant.objects.filter(slug=first_run.NAME).exists() else "TENANT"
         return AGAIN.format(address=address, person=person, tenant=tenant)
