@@ -15,10 +15,7 @@ from modelregistry.engines.base import MonitoringSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CounterReading:
-    """One engine since its start, by its own counters and by the ledger.
-
-    `why_not` says why the engine cannot be compared; its numbers are 0 then. Empty: both were available.
-    """
+    """One engine since its start, by its own counters and by the ledger."""
 
     model: str
     replica: str
@@ -26,7 +23,7 @@ class CounterReading:
     engine_completion: int = 0
     ledger_prompt: int = 0
     ledger_completion: int = 0
-    why_not: str = ""
+    why_not: str = ""  # why the engine cannot be compared: its numbers are 0 then
 
 
 def read_counters(names: MonitoringSpec, values: Mapping[str, float]) -> tuple[int, int]:

@@ -15,16 +15,11 @@ PRODUCT = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,40}(?:/[\w!#$%&'*+.^`|~-]{1,39})?(?
 
 
 class ClientAddress(NamedTuple):
-    """Where a call comes from.
+    """Where a call comes from."""
 
-    `address`: "" if not known (a Unix socket, or a proxy that names none). `client`: the program, at most 80
-    characters. `end_user`: the person who uses that program, where the key allows headers to name one (see
-    `openwebui`); else "".
-    """
-
-    address: str
-    client: str
-    end_user: str = ""
+    address: str  # "" if not known (a Unix socket, or a proxy that names none)
+    client: str  # the program, at most 80 characters
+    end_user: str = ""  # the person who uses that program, where the key allows headers to name one (see `openwebui`)
 
 
 def client_address_of(peer: str, headers: dict[bytes, bytes], lines: Sequence[Header], proxies: int) -> ClientAddress:

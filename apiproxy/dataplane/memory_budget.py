@@ -24,10 +24,10 @@ RETRY = 2
 
 @dataclass(slots=True)
 class BudgetOwner:
-    """What one caller holds: bytes, and how many bodies that are still arriving."""
+    """What one caller holds."""
 
-    held: int = 0
-    arriving: int = 0
+    held: int = 0  # bytes
+    arriving: int = 0  # bodies that have not arrived whole
 
 
 class MemoryBudget:

@@ -45,14 +45,14 @@ SILENCE = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """What one worker is doing. `catalogue_age`: seconds since the database last confirmed that nothing had changed."""
+    """What one worker is doing."""
 
     in_flight: int
     spool_bytes: int
     spool_accepting: bool
     database_up: bool
     catalogue_revision: int
-    catalogue_age: float
+    catalogue_age: float  # seconds since the database last confirmed that nothing had changed
     limits_alone: bool = False
     limits_unsent: int = 0
     limits_admitted_alone: int = 0

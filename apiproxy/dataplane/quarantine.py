@@ -25,12 +25,12 @@ MAX_TEXT = 4000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuarantinedRecord:
-    """`usage`: the members of a usage, or a line that has none. `at`: when it was set aside, Unix seconds."""
+    """One usage that could not be recorded."""
 
     error: str
-    usage: dict[str, Any] | str
+    usage: dict[str, Any] | str  # the members of a usage, or the text of a line that has none
     kind: str = "close"
-    at: float = 0.0
+    at: float = 0.0  # when it was set aside, Unix seconds
 
     @property
     def request_id(self) -> str:

@@ -17,13 +17,13 @@ MAX_GROUPS = 50_000
 
 
 class Group(NamedTuple):
-    """`hour`: a quarter of one, Unix seconds of its beginning. `model`: by its own name; "": none of the key's."""
+    """The calls that are counted together."""
 
-    hour: int
+    hour: int  # Unix seconds at which a quarter of an hour begins
     tenant: int
     user: int | None
     key: int
-    model: str
+    model: str  # its own name; "" if none that the key may use
     code: str
 
 

@@ -61,9 +61,9 @@ BOUNDARY = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]
 
 @dataclass(slots=True)
 class Recording(Call):
-    """A call with a file. `sound_bytes`: its size, 0 until an engine has all of it and can begin to work."""
+    """A call with a file."""
 
-    sound_bytes: int = 0
+    sound_bytes: int = 0  # size of the file; 0 until an engine has all of it and can begin to work
 
     @property
     def prompt_estimate(self) -> int:

@@ -81,12 +81,12 @@ class Receiver(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where an engine listens. `prefix` comes before every path."""
+    """Where an engine listens."""
 
     host: str
     port: int
     tls: bool
-    prefix: str
+    prefix: str  # comes before every path
     host_header: str
 
     @classmethod

@@ -26,11 +26,7 @@ class BadLine(Exception):
 
 @dataclass(kw_only=True)  # frozen or with slots, it takes 4 µs more to make and to write down
 class Usage:
-    """One request that reached an engine. `started` in Unix seconds, times in milliseconds. Never changed.
-
-    `address` and `client` are not recorded: of a key's last call they become what its owner sees of it. Lines of an
-    older gateway have none.
-    """
+    """One request that reached an engine. Never changed."""
 
     request_id: str
     key: int
@@ -39,16 +35,17 @@ class Usage:
     model: str
     replica: int | None
     endpoint: str
-    started: float
+    started: float  # Unix seconds
     first_token_ms: int | None
     duration_ms: int
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
     reasoning_tokens: int
-    status: str
-    estimated: bool
+    status: str  # one of STATUSES
+    estimated: bool  # the engine did not report all of its tokens
     end_user: str
+    # Not recorded with the call: the owner of the key sees them for its last call. Lines of older gateways lack them.
     address: str = ""
     client: str = ""
 

@@ -22,24 +22,16 @@ from apiproxy.dataplane.stream.accumulators import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiFormat:
-    """How one API writes errors and streams.
+    """How one API writes errors and streams."""
 
-    `encode_error` gives a refusal as a body, `encode_event` as an event of a stream, which `stream_terminator` follows.
-    `heartbeat`: what a client may be sent before its stream begins; `ping`: in the middle of it, when nothing comes for
-    long.
-
-    `make_reader` is called for each stream, `make_accumulator` where a stream has to become one JSON object.
-    `needs_usage_option`: a stream contains usage only if `stream_options` asks for it.
-    """
-
-    encode_error: Callable[[Refusal, Language], bytes]
-    encode_event: Callable[[Refusal, Language], bytes]
-    stream_terminator: bytes
-    heartbeat: bytes
-    ping: bytes
-    make_reader: Callable[[readers.StreamContext, readers.OnError], readers.Reader]
-    make_accumulator: Callable[[], Accumulator]
-    needs_usage_option: bool
+    encode_error: Callable[[Refusal, Language], bytes]  # a refusal as a body
+    encode_event: Callable[[Refusal, Language], bytes]  # a refusal as an event of a stream
+    stream_terminator: bytes  # follows such an event
+    heartbeat: bytes  # may be sent to a client before its stream begins
+    ping: bytes  # may be sent in the middle of a stream when nothing comes for long
+    make_reader: Callable[[readers.StreamContext, readers.OnError], readers.Reader]  # called for each stream
+    make_accumulator: Callable[[], Accumulator]  # called where a stream has to become one JSON object
+    needs_usage_option: bool  # a stream contains usage only if `stream_options` asks for it
 
 
 def encode_openai_error(refusal: Refusal, language: Language) -> bytes:

@@ -36,25 +36,18 @@ MAX_END_USER = 64  # characters of the body's "user" that are kept
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path whose calls are passed on to engines.
-
-    `tasks`: what a model must be for. `costs`: what a call can use up; "sound": it is an upload. `streams`: takes
-    `stream`. `universal`: every engine that serves such a model has this path; for other paths the engine may answer
-    that it does not. `takes_priority`: engines that sort waiting calls know its `priority`. `bound_names`: its members
-    for the most tokens of an answer, the first wins. `several_answers`: it has a member for several answers.
-    `short_default`: where no bound is given, vLLM's answers have 16 tokens, as OpenAI's description says.
-    """
+    """A path whose calls are passed on to engines."""
 
     path: str
-    tasks: frozenset[str]
-    costs: Literal["prompt and answer", "prompt", "nothing", "sound"]
-    streams: bool = False
-    universal: bool = False
-    takes_priority: bool = False
+    tasks: frozenset[str]  # what a model must be for
+    costs: Literal["prompt and answer", "prompt", "nothing", "sound"]  # what a call can use up; "sound": an upload
+    streams: bool = False  # takes `stream`
+    universal: bool = False  # every engine of such a model has this path; for others it may answer that it does not
+    takes_priority: bool = False  # engines that sort waiting calls know its `priority`
     api_format: ApiFormat = CHAT
-    bound_names: tuple[str, ...] = ("max_tokens",)
-    several_answers: bool = False
-    short_default: bool = False
+    bound_names: tuple[str, ...] = ("max_tokens",)  # its members for the most tokens of an answer, the first wins
+    several_answers: bool = False  # has a member for several answers
+    short_default: bool = False  # without a bound, vLLM's answers have 16 tokens, as OpenAI's description says
 
 
 TEXT = frozenset({"chat"})
@@ -108,24 +101,21 @@ READ_AGAIN = frozenset({"stream_options", "cache_salt"})
 
 @dataclass(slots=True)
 class Call:
-    """What the gateway needs to know of a request body, with every number within its bounds (`validation`).
-
-    `share`: its part of the memory budget, mostly for its body.
-    """
+    """What the gateway needs to know of a request body, with every number within its bounds (`validation`)."""
 
     body: bytes
-    fields: dict[str, Any]
-    model: str
+    fields: dict[str, Any]  # the members of the body
+    model: str  # as the client wrote it
     stream: bool
-    asks_usage: bool
-    end_user: str
+    asks_usage: bool  # of a stream: the client wants the usage chunk
+    end_user: str  # the person that the client names, see `clean_end_user`
     n: int = 1  # answers to each prompt
     prompts: int = 1
     # Members that engines would read otherwise than we do, as we read them; None: not sent.
     coerced: Mapping[str, Any] = field(default_factory=dict)
     max_tokens: Mapping[str, int] = field(default_factory=dict)  # tokens of an answer (-1: any), by which of MAX_TOKENS
     media: Sequence[tuple[str, str]] = ()  # where its pictures and recordings are, with the member that says so
-    share: BudgetShare | None = None
+    share: BudgetShare | None = None  # its part of the memory budget, mostly for its body
     size: int = field(init=False)  # bytes of the body
     answers: int = field(init=False)  # to all prompts
 

@@ -40,16 +40,12 @@ class EventTooLong(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamContext:
-    """What a reader knows of the call.
+    """What a reader knows of the call."""
 
-    `wants_usage`: the client asked for the usage chunk. `n` answers to each of `prompts` prompts. `model`: the name
-    that the client used.
-    """
-
-    wants_usage: bool
-    n: int = 1
+    wants_usage: bool  # the client asked for the usage chunk
+    n: int = 1  # answers to each prompt
     prompts: int = 1
-    model: str = ""
+    model: str = ""  # the name that the client used
 
 
 class Reader(ABC):

@@ -106,12 +106,12 @@ class Command(BaseCommand):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Program:
-    """A program that is kept running. `files`: descriptors that it is given."""
+    """A program that is kept running."""
 
     name: str
     command: list[str]
     kind: Kind
-    files: Sequence[int] = ()
+    files: Sequence[int] = ()  # descriptors that it is given
 
 
 def number_names(name: str, count: int) -> list[str]:
