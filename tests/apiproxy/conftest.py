@@ -51,8 +51,8 @@ class Counter:
         with self.client.stream("POST", "/v1/chat/completions", json=body) as response:
             yield response
 
-    def informed(self) -> None:
-        """Return when the gateway's catalogue holds every change made so far."""
+    def wait_for_catalogue(self) -> None:
+        """Wait until the gateway's catalogue holds every change made so far."""
         until(lambda: self.application.revision == CatalogueRevision.objects.get().number)
 
     def usage(self, count: int = 1) -> list[UsageRecord]:
@@ -62,7 +62,7 @@ class Counter:
 
 
 @contextlib.contextmanager
-def serving(http: str = HTTP, **options: Any) -> Iterator[tuple[str, Application, uvicorn.Server]]:
+def serve_gateway(http: str = HTTP, **options: Any) -> Iterator[tuple[str, Application, uvicorn.Server]]:
     """Provide the gateway on a free port; `options` are uvicorn's, beside those that `up` sets."""
     application = Application()
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
@@ -90,7 +90,7 @@ def fake_engine() -> Iterator[engine.Running]:
 
 @pytest.fixture
 def server_options() -> dict[str, Any]:
-    """Return the options of `serving` for the fixture `counter`; tests override it."""
+    """Return the options of `serve_gateway` for the fixture `counter`; tests override it."""
     return {}
 
 
@@ -101,6 +101,6 @@ def counter(transactional_db, settings, tmp_path, alice, research, fake_engine, 
     model = ServedModel.objects.create(name="fake", engine="external", url=fake_engine.url)
     Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=fake_engine.url)
     row, key = issue_key(tenant=research, user=alice, name="test")
-    with serving(**server_options) as running:
+    with serve_gateway(**server_options) as running:
         url, application, server = running
         yield Counter(url, key, row, fake_engine, model, application, server)

@@ -36,7 +36,7 @@ def llama(counter):
     """Return the model is served by llama.cpp, as far as the gateway knows: answers are put together from streams."""
     counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     return counter
 
 
@@ -203,7 +203,7 @@ def test_g7_a_stream_that_ends_a_little_differently_is_finished(counter, end, to
     if assembled:
         counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
         counter.model.save()
-        counter.informed()
+        counter.wait_for_catalogue()
     script = [{"send": SSE}, {"events": 2}, {"send": chunk(end) + "0\r\n\r\n"}]
     response = counter.chat(script=script, stream=not assembled)
     assert response.status_code == 200
@@ -304,7 +304,7 @@ def test_g9_a_long_answer_in_one_piece_is_bounded_by_the_total_alone(counter):
         name="hasty", engine="external", url=counter.engine.url, first_byte_timeout=0.5, total_timeout=4
     )
     Replica.objects.create(model=model, host=Host.objects.get(), state="ready", url=counter.engine.url)
-    counter.informed()
+    counter.wait_for_catalogue()
     whole = {**ANSWER, "usage": {"prompt_tokens": 7, "completion_tokens": 50}}
     assert counter.chat(model="hasty", script=[{"wait": 2.5}, {"send": unary(200, whole)}]).json() == whole
     late = counter.chat(model="hasty", script=[{"hang": True}])

@@ -98,7 +98,7 @@ class TestWithoutOrigins:
     def test_g12_rerankers_are_found_where_coheres_clients_look_for_them(self, counter):
         counter.model.task = "rerank"
         counter.model.save()
-        counter.informed()
+        counter.wait_for_catalogue()
         body = {"model": "fake", "query": "q", "documents": ["a", "b"], "top_n": 1}
         for path in ("/rerank", "/v2/rerank"):
             assert counter.client.post(path, json=body).status_code == 200

@@ -61,7 +61,7 @@ def test_a_413_carries_an_id(counter, settings):
 def test_a_model_that_is_being_loaded_is_worth_coming_back_for(counter):
     Replica.objects.update(state=Replica.State.STARTING)
     Replica.objects.get().save()
-    counter.informed()
+    counter.wait_for_catalogue()
     response = counter.chat()
     assert response.status_code == 503
     assert error(response)["code"] == "model_loading"
@@ -71,7 +71,7 @@ def test_a_model_that_is_being_loaded_is_worth_coming_back_for(counter):
 @pytest.mark.parametrize(("unit", "amount"), [("requests", 1), ("tokens", 12)])
 def test_a_minutes_limit_says_what_and_how_long(counter, unit, amount):
     Quota.objects.create(key=counter.key_row, unit=unit, window="minute", amount=amount)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == 200
     response = counter.chat()
     found = error(response)
@@ -129,7 +129,7 @@ def test_the_sdk_sees_errors_as_its_own_kinds(counter, sdk):
 
 def test_the_sdk_does_not_try_again_where_tokens_or_a_quota_are_used_up(counter, sdk):
     Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=1)
-    counter.informed()
+    counter.wait_for_catalogue()
     patient = sdk.with_options(max_retries=2)
     assert patient.chat.completions.create(model="fake", messages=[]).choices[0].message.content == "hello"
     with pytest.raises(openai.RateLimitError) as over:
@@ -189,7 +189,7 @@ DURATION = re.compile(r"(\d+h)?(\d+m)?\d+(\.\d+)?(ms|s)")
 def test_the_six_rate_headers_are_there_and_durations_are_gos(counter):
     for unit, amount in (("requests", 10), ("tokens", 100_000)):
         Quota.objects.create(key=counter.key_row, unit=unit, window="minute", amount=amount)
-    counter.informed()
+    counter.wait_for_catalogue()
     counter.chat()
     found = counter.chat(max_tokens=5).headers
     assert [found[f"x-ratelimit-limit-{unit}"] for unit in ("requests", "tokens")] == ["10", "100000"]
@@ -201,7 +201,7 @@ def test_the_six_rate_headers_are_there_and_durations_are_gos(counter):
 
 def test_a_days_quota_reports_the_true_time_until_midnight_of_the_tenant(counter):
     Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=1)
-    counter.informed()
+    counter.wait_for_catalogue()
     counter.chat()
     response = counter.chat()
     now = datetime.now(ZoneInfo("Asia/Tokyo"))

@@ -52,7 +52,7 @@ def test_a_new_key_works_at_once(counter, alice, research):
 def test_a_header_that_several_callers_share_makes_none_of_them_another(counter, research, bob):
     """A proxy that signs in with Basic sends the same authorization for everybody."""
     other, text = issue_key(tenant=research, user=bob, name="other")
-    counter.informed()
+    counter.wait_for_catalogue()
     for key in (counter.key, text, counter.key):
         body = {"model": "fake", "messages": [], "user": key[:12]}
         headers = {"authorization": "Basic c2hhcmVk", "x-api-key": key}
@@ -99,11 +99,11 @@ def test_an_alias_serves_as_a_name_and_moves_to_another_model_unnoticed(counter,
     other = ServedModel.objects.create(name="other", engine="external", url=fake_engine.url)
     Replica.objects.create(model=other, host=Host.objects.get(), state="ready", url=fake_engine.url)
     alias = Alias.objects.create(name="default", model=counter.model)
-    counter.informed()
+    counter.wait_for_catalogue()
     before = counter.chat(model="default")
     alias.model = other
     alias.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     after = counter.chat(model="default")
     assert (before.status_code, after.status_code) == (200, 200)
     assert [row.model for row in counter.usage(2)] == ["fake", "other"]
@@ -119,7 +119,7 @@ def test_an_alias_opens_no_model_that_the_key_may_not_use(counter, sales):
     other = ServedModel.objects.create(name="secret", engine="external", url="http://127.0.0.1:1")
     ModelAccess.objects.create(model=other, tenant=sales)
     Alias.objects.create(name="default", model=other)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat(model="default").status_code == 404
     assert [model["id"] for model in counter.client.get("/v1/models").json()["data"]] == ["fake"]
 
@@ -129,11 +129,11 @@ def test_a_model_is_refused_from_the_day_on_which_it_retires(counter):
     counter.model.retires_on = today + timedelta(days=1)
     counter.model.save()
     Alias.objects.create(name="default", model=counter.model)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == 200
     counter.model.retires_on = today
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     refused = counter.chat(model="default")
     assert (refused.status_code, error(refused)["code"]) == (404, "model_not_found")
     assert today.isoformat() in error(refused)["message"]
@@ -145,7 +145,7 @@ def test_a_key_of_one_model_cannot_use_another(counter, alice, research):
     other = ServedModel.objects.create(name="second", engine="external", url="http://127.0.0.1:1")
     _, key = issue_key(tenant=research, user=alice, name="one", allowed_models=[other])
     headers = {"authorization": f"Bearer {key}"}
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.client.get("/v1/models/second", headers=headers).status_code == 200
     assert counter.client.get("/v1/models/fake", headers=headers).status_code == 404
 
@@ -351,7 +351,7 @@ def test_an_engine_that_is_down_is_a_503_and_costs_nothing(counter):
     replica = Replica.objects.get()
     replica.url = "http://127.0.0.1:1"
     replica.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     response = counter.chat()
     assert response.status_code == 503
     assert error(response)["code"] == "model_unavailable"
@@ -361,7 +361,7 @@ def test_an_engine_that_is_down_is_a_503_and_costs_nothing(counter):
 def test_another_replica_is_tried_when_one_refuses(counter):
     down = {"host": Host.objects.get(), "index": 1, "state": Replica.State.READY, "url": "http://127.0.0.1:1"}
     Replica.objects.create(model=counter.model, **down)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert [counter.chat().status_code for _ in range(6)] == [200] * 6
 
 
@@ -415,7 +415,7 @@ def test_a_failure_after_tokens_were_made_is_not_to_be_retried(counter):
     script = [{"send": SSE}, {"events": 3}, {"reset": True}]
     counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     response = counter.chat(script=script)
     assert (response.status_code, response.headers["x-should-retry"]) == (502, "false")
     assert len(counter.engine.seen()["requests"]) == 1
@@ -479,7 +479,7 @@ def test_a_client_that_leaves_during_heartbeats_stops_the_engine(short_heartbeat
 
 def test_a_quota_of_the_day_is_hard_and_says_when_it_returns(counter, research):
     Quota.objects.create(tenant=research, unit="requests", window="day", amount=3)
-    counter.informed()
+    counter.wait_for_catalogue()
     answers = [counter.chat() for _ in range(5)]
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429, 429]
     assert error(answers[3])["code"] == "insufficient_quota"
@@ -491,7 +491,7 @@ def test_a_quota_of_the_day_is_hard_and_says_when_it_returns(counter, research):
 
 def test_rate_headers_are_true(counter, alice):
     Quota.objects.create(user=alice, unit="requests", window="minute", amount=1000)
-    counter.informed()
+    counter.wait_for_catalogue()
     first, second = counter.chat().headers, counter.chat().headers
     assert int(first["x-ratelimit-remaining-requests"]) - int(second["x-ratelimit-remaining-requests"]) == 1
     assert first["x-ratelimit-reset-requests"].endswith("s")
@@ -499,7 +499,7 @@ def test_rate_headers_are_true(counter, alice):
 
 def test_zero_blocks(counter):
     Quota.objects.create(key=counter.key_row, unit="tokens", window="month", amount=0)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == 429
 
 
@@ -507,7 +507,7 @@ def test_a_quota_made_later_knows_what_was_used_before(counter, research):
     counter.chat()
     counter.usage(1)
     Quota.objects.create(tenant=research, unit="tokens", window="day", amount=12)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == 429
 
 

@@ -26,7 +26,7 @@ from portal.keys.lifecycle import rotate_key
 from portal.quotas.models import Quota
 from portal.usage.models import UsageRecord, UsageSetAside
 from tests import engine
-from tests.apiproxy.conftest import serving
+from tests.apiproxy.conftest import serve_gateway
 from tests.apiproxy.exposition import samples
 from tests.engine import DONE, FINISH, SSE, chunk, usage_event
 from tests.installation import installed
@@ -108,7 +108,7 @@ def test_m7_a_gateway_starts_whatever_is_in_the_spool(transactional_db, settings
     (settings.SPOOL / "000000000000-000000.jsonl").write_bytes(b'{"close":{"n":1}}\n\0\0{{{\n' + b"\xff" * 999 + b"\n")
     (settings.SPOOL / "111111111111-000000.jsonl").mkdir()
     (settings.SPOOL / "222222222222.lock").touch()
-    with serving() as (url, application, _):
+    with serve_gateway() as (url, application, _):
         until(lambda: len(application._drain.set_aside) == 3)
         assert url
 
@@ -163,7 +163,7 @@ def test_m7_a_gateway_is_taken_away_only_if_its_metering_is_broken_for_long(acce
 
 def test_m7_a_failure_in_a_calls_end_still_records_it_and_gives_back_what_was_reserved(counter, research, monkeypatch):
     Quota.objects.create(tenant=research, unit="concurrent", window="", amount=1)
-    counter.informed()
+    counter.wait_for_catalogue()
     gateway = counter.application.gateway
     admit = gateway.services.limits.admit
 
@@ -211,13 +211,13 @@ def test_m1_what_cannot_be_guessed_ends_the_call_and_records_it(counter, monkeyp
 
 def test_m9_rotating_a_key_does_not_raise_its_limits(counter):
     Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=3)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert [counter.chat().status_code for _ in range(2)] == [200, 200]
     row, text = counter.key_row, counter.key
     given = 0
     for _ in range(3):
         row, text = rotate_key(row, timedelta(hours=1))
-        counter.informed()
+        counter.wait_for_catalogue()
         for one in (counter.key, text):
             answer = counter.client.post(
                 "/v1/chat/completions",

@@ -222,7 +222,7 @@ def test_a_full_disk_refuses_new_work_loses_no_finished_answer_and_work_resumes_
 
 def test_a_clock_that_jumps_leaves_durations_and_limits_sane(counter, research):
     Quota.objects.create(tenant=research, unit="requests", window="day", amount=3)
-    counter.informed()
+    counter.wait_for_catalogue()
     gateway = counter.application.gateway
 
     def jump(days: float) -> None:

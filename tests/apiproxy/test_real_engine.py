@@ -17,7 +17,7 @@ from portal.keys.lifecycle import issue_key
 from portal.keys.models import ApiKey, ModelAccess
 from portal.usage.models import UsageRecord
 from tests import engines
-from tests.apiproxy.conftest import serving
+from tests.apiproxy.conftest import serve_gateway
 from tests.waiting import until
 
 QUESTION = [{"role": "user", "content": "Name three colours."}]
@@ -49,8 +49,8 @@ class Real:
     http: httpx2.Client
     application: Application
 
-    def informed(self) -> None:
-        """Return when the gateway's catalogue holds every change made so far."""
+    def wait_for_catalogue(self) -> None:
+        """Wait until the gateway's catalogue holds every change made so far."""
         until(lambda: self.application.revision == CatalogueRevision.objects.get().number)
 
     def last_record(self, count: int = 1) -> UsageRecord:
@@ -72,7 +72,7 @@ def real(transactional_db, settings, tmp_path, alice, research, urls) -> Iterato
         slots = 2 if task == "chat" else None
         Replica.objects.create(model=model, host=host, state="ready", url=url, api_key="k", slots=slots)
     _, key = issue_key(tenant=research, user=alice, name="test")
-    with serving() as (url, application, _):
+    with serve_gateway() as (url, application, _):
         sdk = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
         http = httpx2.Client(base_url=url, headers={"x-api-key": key}, timeout=60)
         yield Real(url, sdk, http, application)
@@ -99,7 +99,7 @@ def test_g18_no_tenant_learns_from_the_cache_what_another_has_asked(real, charli
 
 def test_g18_the_only_tenant_of_a_model_uses_its_cache(real, research):
     ModelAccess.objects.create(model=ServedModel.objects.get(name="chat"), tenant=research)
-    real.informed()
+    real.wait_for_catalogue()
     for _ in range(2):
         real.http.post("/v1/chat/completions", json={"model": "chat", **ASKED["/v1/chat/completions"]})
     assert real.last_record(2).cached_tokens > 100

@@ -347,7 +347,7 @@ def test_half_a_surrogate_pair_is_answered_metered_and_passed_on(counter):
 def test_half_a_surrogate_pair_in_an_answer_reaches_the_client(counter, kind):
     counter.model.engine = kind
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     choice = '{"index":0,"delta":{"content":"\\ud83d"},"finish_reason":null}'
     half = f'data: {{"choices":[{choice}],"usage":{{"prompt_tokens":1}}}}\n\n'
     script = [{"send": SSE}, {"send": chunk(half + FINISH + usage_event(7, 2) + DONE) + "0\r\n\r\n"}]

@@ -24,7 +24,7 @@ def add_hasty_model(counter, **timeouts: float) -> None:
     """Add a model "hasty" with these time-outs, answered by the same engine as the other."""
     model = ServedModel.objects.create(name="hasty", engine="external", url=counter.engine.url, **timeouts)
     Replica.objects.create(model=model, host=Host.objects.get(), state="ready", url=counter.engine.url)
-    counter.informed()
+    counter.wait_for_catalogue()
 
 
 def error(response: httpx2.Response) -> str:
@@ -76,7 +76,7 @@ def test_in_all_ends_a_call_without_a_stream_and_is_not_tried_again(counter):
     add_hasty_model(counter, total_timeout=LIMIT)
     model, host = ServedModel.objects.get(name="hasty"), Host.objects.get()
     Replica.objects.create(model=model, host=host, index=1, state="ready", url=counter.engine.url)
-    counter.informed()
+    counter.wait_for_catalogue()
     with takes(LIMIT, LIMIT + SLACK):
         late = counter.chat(model="hasty", script=[HANG])
     assert (late.status_code, error(late)) == (504, "engine_timeout")
@@ -100,7 +100,7 @@ def test_connect(counter, black_hole, settings):
     for replica in Replica.objects.all():
         replica.url = black_hole
         replica.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     with takes(LIMIT, 2.0):
         assert error(counter.chat(model="hasty")) == "model_unavailable"
     with takes(2.0, 2.0 + SLACK):
@@ -113,7 +113,7 @@ def test_connect_goes_to_another_replica_once(counter, black_hole):
     first.url = black_hole
     first.save()
     Replica.objects.create(model=model, host=Host.objects.get(), index=1, state="ready", url=counter.engine.url)
-    counter.informed()
+    counter.wait_for_catalogue()
     begun = time.monotonic()
     assert [counter.chat(model="hasty").status_code for _ in range(6)] == [200] * 6
     # The first attempt that found no host was the last for a while.

@@ -11,7 +11,7 @@ import pytest
 from modelregistry.models import Host, Replica, ServedModel
 from portal.keys.lifecycle import issue_key
 from tests import engine, engines
-from tests.apiproxy.conftest import serving
+from tests.apiproxy.conftest import serve_gateway
 from tests.clients import agent_engine, environment
 from tests.clients.office import HERE, Driver, Office
 
@@ -66,5 +66,5 @@ def office(transactional_db, settings, tmp_path, alice, research, urls) -> Itera
             model = ServedModel.objects.create(name=name, **kind)
             Replica.objects.create(model=model, host=host, state=Replica.State.READY, url=url, api_key="k")
         _, key = issue_key(tenant=research, user=alice, name="test")
-        with serving() as (url, _, _):
+        with serve_gateway() as (url, _, _):
             yield Office(url, key, agent)

@@ -38,7 +38,7 @@ class Caller:
         self.company = company
         self.user = user
         _, self.text = issue_key(tenant=Tenant.objects.get(slug=tenant), user=user, name="laptop")
-        company.informed()
+        company.wait_for_catalogue()
         assert self.status() == 200
 
     def status(self) -> int:
@@ -103,7 +103,7 @@ def test_while_the_directory_is_away_keys_go_on(company, door, connect, newcomer
     with pytest.raises(CommandError):
         call_command("syncdirectory")
     assert DirectoryState.objects.get().problem == "away"
-    company.informed()
+    company.wait_for_catalogue()
     assert caller.status() == 200
 
 

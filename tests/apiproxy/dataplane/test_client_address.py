@@ -87,7 +87,7 @@ def test_networks_hold_their_own_addresses_alone():
 def restricted_key(counter) -> ApiKey:
     counter.key_row.networks = ["10.1.0.0/16"]
     counter.key_row.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     return counter.key_row
 
 
@@ -98,7 +98,7 @@ def test_a_key_is_refused_from_a_network_that_is_not_its_own(counter, restricted
         assert "127.0.0.1 からは使えません" in response.json()["error"]["message"]
     alice.language = "en"
     alice.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     assert "may not be used from 127.0.0.1" in counter.chat().json()["error"]["message"]
     told = counter.client.post("/v1/messages", json={"model": "fake", "max_tokens": 1, "messages": []}).json()
     assert told["error"]["type"] == "permission_error"
@@ -147,7 +147,7 @@ def test_origins_meet_in_a_tuple():
 
 def test_networks_cost_other_keys_nothing(counter, alice, research):
     _, text = issue_key(tenant=research, user=alice, name="free")
-    counter.informed()
+    counter.wait_for_catalogue()
     found = {key.networks for key in counter.application.gateway.catalogue.keys.values()}
     assert found == {()}
     assert counter.client.get("/v1/models", headers={"authorization": f"Bearer {text}"}).status_code == 200

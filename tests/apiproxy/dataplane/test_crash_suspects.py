@@ -26,7 +26,7 @@ def engines(counter) -> Iterator[list[engine.Running]]:
         found = [counter.engine, *(stack.enter_context(engine.running()) for _ in range(2))]
         for index, running in enumerate(found[1:], 1):
             Replica.objects.create(model=counter.model, host=host, index=index, state="ready", url=running.url)
-        counter.informed()
+        counter.wait_for_catalogue()
         yield found
 
 
@@ -222,7 +222,7 @@ def test_t3_an_answer_that_fails_after_tokens_were_made_is_not_made_again_elsewh
     counter.model.save()
     with engine.running() as other:
         Replica.objects.create(model=counter.model, host=Host.objects.get(), index=1, state="ready", url=other.url)
-        counter.informed()
+        counter.wait_for_catalogue()
         for stream in (True, False):
             counter.chat(stream=stream, script=[{"send": SSE}, {"events": 3}, {"close": True}])
         asked = [*counter.engine.seen()["requests"], *other.seen()["requests"]]

@@ -158,7 +158,7 @@ def test_g18_two_tenants_have_different_salts_at_a_vllm(counter, charlie, sales)
     counter.model.engine, counter.model.path = "vllm", "/models/fake"
     counter.model.save()
     _, others = issue_key(tenant=sales, user=charlie, name="others")
-    counter.informed()
+    counter.wait_for_catalogue()
     body = {"model": "fake", "messages": []}
     for headers in ({}, {"authorization": f"Bearer {others}"}, {}):
         assert counter.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 200

@@ -171,5 +171,5 @@ def test_a_model_that_is_unregistered_leaves_the_metrics(counter):
     counter.chat()
     assert 'model="fake"' in counter.client.get("/metrics").text
     counter.model.delete()
-    counter.informed()
+    counter.wait_for_catalogue()
     assert 'model="fake"' not in counter.client.get("/metrics").text

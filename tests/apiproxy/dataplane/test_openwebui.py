@@ -58,7 +58,7 @@ def test_p6_calls_are_counted_by_the_person_that_open_webui_names_where_the_key_
     call_as(**named)
     counter.key_row.takes_user_headers = True
     counter.key_row.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     call_as(**named)
     call_as(**{TOKEN: token({"email": "suzuki@example.com"})})
     call_as()

@@ -100,14 +100,14 @@ def test_calls_that_are_refused_are_counted_by_why_and_others_are_not(counter, s
     hidden = ServedModel.objects.create(name="hidden", engine="external", url="http://127.0.0.1:1")
     ModelAccess.objects.create(model=hidden, tenant=sales)
     Alias.objects.create(name="default", model=counter.model)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == 200
     for _ in range(2):
         assert counter.client.post("/v1/chat/completions", content=b"{").status_code == 400
     assert counter.chat(model="hidden").status_code == counter.chat(model="nonsense").status_code == 404
     assert counter.client.get("/v1/nothing").status_code == 404
     Quota.objects.create(key=counter.key_row, unit="requests", window="day", amount=0)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == counter.chat(model="default").status_code == 429
     key = counter.key_row.pk
     expected = {
@@ -139,7 +139,7 @@ def test_unknown_keys_are_not_counted(counter):
 def test_a_foreign_network_is_shown_to_the_keys_owner(counter):
     counter.key_row.networks = ["10.0.0.0/8"]
     counter.key_row.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == 403
     until(lambda: read_counts() == {(counter.key_row.pk, "network_not_allowed", ""): 1})
 
@@ -172,7 +172,7 @@ def test_a_person_learns_of_no_model_that_they_may_not_use(counter, sales, resea
     ModelAccess.objects.create(model=hidden, tenant=sales)
     row, text = issue_key(tenant=research, service="Dify", name="Dify")
     assert ApiKey.objects.get(pk=row.pk).user_id is None
-    counter.informed()
+    counter.wait_for_catalogue()
     headers = {"authorization": f"Bearer {text}"}
     body = {"model": "hidden", "messages": []}
     assert counter.client.post("/v1/chat/completions", json=body, headers=headers).status_code == 404

@@ -73,7 +73,7 @@ def test_g4_a_key_is_refused_at_the_head_of_what_its_bodies_may_not_hold_togethe
 
 def test_g4_others_are_served_while_one_key_holds_all_that_it_may(small_memory, counter, research, alice):
     _, other = issue_key(tenant=research, user=alice, name="other")
-    counter.informed()
+    counter.wait_for_catalogue()
     with begin(counter, 4 * MB, b"{"):
         until(lambda: held_bytes(counter) == 4 * MB)
         assert counter.chat().status_code == 429
@@ -83,7 +83,7 @@ def test_g4_others_are_served_while_one_key_holds_all_that_it_may(small_memory, 
 
 def test_g4_all_keys_together_hold_no_more_than_the_budget(small_memory, counter, research, alice):
     keys = [issue_key(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(4)]
-    counter.informed()
+    counter.wait_for_catalogue()
     large = [begin(counter, 3 * MB, b"{", key=key) for key in keys]
     until(lambda: held_bytes(counter) == 12 * MB)
     with begin(counter, 3 * MB) as more:
@@ -99,7 +99,7 @@ def test_g4_bodies_that_never_come_keep_no_caller_out(small_memory, counter, res
     """Three keys of one person were enough to have everybody else's large calls refused for good."""
     monkeypatch.setattr(request_bodies, "SAFE_SECONDS", 0.5)
     keys = [issue_key(tenant=research, user=alice, name=f"key-{number}")[1] for number in range(5)]
-    counter.informed()
+    counter.wait_for_catalogue()
     if kind == "json":
         squatters = [begin(counter, 3 * MB + 500_000, b"{", key=key) for key in keys[:4]]
     else:
@@ -140,7 +140,7 @@ def test_g4_a_body_without_a_length_is_counted_as_it_comes(small_memory, counter
 
 def test_g4_a_key_has_no_more_bodies_on_their_way_than_calls_at_the_same_time(counter):
     Quota.objects.create(key=counter.key_row, unit="concurrent", window="", amount=2)
-    counter.informed()
+    counter.wait_for_catalogue()
     with begin(counter, len(CHAT), CHAT[:5]) as first, begin(counter, len(CHAT)):
         until(lambda: held_bytes(counter) == 2 * len(CHAT))
         with begin(counter, len(CHAT)) as third:

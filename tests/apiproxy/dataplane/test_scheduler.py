@@ -366,7 +366,7 @@ def batch(counter, alice, research) -> httpx2.Client:
     key, text = issue_key(tenant=research, user=alice, name="nightly")
     key.key_class = ApiKey.Class.BATCH
     key.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     return httpx2.Client(base_url=counter.url, headers={"authorization": f"Bearer {text}"}, timeout=20)
 
 
@@ -466,7 +466,7 @@ def test_who_leaves_while_waiting_is_forgotten(counter, batch):
 
 def test_a_waiting_call_reserves_nothing(counter, batch, alice):
     Quota.objects.create(user=alice, unit="concurrent", amount=2)
-    counter.informed()
+    counter.wait_for_catalogue()
     with concurrent.futures.ThreadPoolExecutor() as pool, busy(counter):
         call = pool.submit(ask, batch, "batch")
         until(lambda: waiting(counter) == 1)
@@ -478,7 +478,7 @@ def test_a_waiting_call_reserves_nothing(counter, batch, alice):
 def test_a_recording_of_a_batch_key_waits_as_well(counter, batch):
     counter.model.task = "transcription"
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     files = {"file": ("a.wav", b"x" * 500_000)}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         with busy_transcription(counter):
@@ -511,7 +511,7 @@ def test_an_engine_that_sorts_learns_which_calls_are_of_batch_and_no_client_is_b
     row = ReplicaRow.objects.get()
     row.launcher = "vllm"
     row.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     assert ask(batch, "batch").status_code == 200
     assert ask(batch, "batch", priority=-5).status_code == 200
     assert counter.chat().status_code == counter.chat(priority=-5).status_code == 200

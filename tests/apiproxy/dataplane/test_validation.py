@@ -154,7 +154,7 @@ def test_m1_whatever_passes_the_door_is_within_its_bounds(fields, path):
 def test_m1_an_absurd_number_of_answers_costs_its_caller_a_refusal_and_nothing_else(counter, n):
     for unit, window in (("tokens", "day"), ("concurrent", "")):
         Quota.objects.create(key=counter.key_row, unit=unit, window=window, amount=1_000_000 if window else 1)
-    counter.informed()
+    counter.wait_for_catalogue()
     body = f'{{"model":"fake","messages":[],"n":{n},"max_tokens":15,"script":[{{"hang":true}}]}}'
     response = counter.client.post("/v1/chat/completions", content=body)
     assert (response.status_code, response.json()["error"]["param"]) == (400, "n")
@@ -172,7 +172,7 @@ def claiming_usage(tokens: int) -> list[dict]:
 def test_m7_an_aborted_call_is_never_recorded_beyond_its_models_context(counter):
     counter.model.context = 2048
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat(script=claiming_usage(2048)).status_code == 200  # the pace: thousands of tokens a second
     body = {"model": "fake", "messages": [], "n": 128, "max_tokens": 10**9, "script": [{"hang": True}]}
     with pytest.raises(httpx2.TimeoutException):
@@ -185,7 +185,7 @@ def test_m7_an_aborted_call_is_never_recorded_beyond_its_models_context(counter)
 def test_m7_a_call_that_cannot_be_recorded_is_recorded_as_failed_and_holds_nothing(counter, monkeypatch):
     """Whatever else may be wrong in what is recorded: the reservation returns, the call ends, there is a row."""
     Quota.objects.create(key=counter.key_row, unit="concurrent", window="", amount=1)
-    counter.informed()
+    counter.wait_for_catalogue()
     honest = Spool.close_call
 
     def choosy(spool, usage):
@@ -203,7 +203,7 @@ def test_m7_a_call_that_cannot_be_recorded_is_recorded_as_failed_and_holds_nothi
 def test_m4_no_engine_is_believed_that_it_made_more_than_the_model_can(counter):
     counter.model.engine, counter.model.path, counter.model.context = "vllm", "/models/fake", 2048
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat(script=claiming_usage(10**6)).status_code == 200
     assert counter.chat(script=claiming_usage(1000)).status_code == 200
     boast, honest = counter.usage(2)
@@ -291,7 +291,7 @@ def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):
     counter.model.context = 2048
     counter.model.save()
     Quota.objects.create(key=counter.key_row, unit="tokens", window="month", amount=20_000)
-    counter.informed()
+    counter.wait_for_catalogue()
     with counter.stream(max_tokens=10**9, script=[{"send": SSE}, {"events": 1}, {"hang": True}]) as stream:
         next(stream.iter_lines())
         assert counter.chat().status_code == 200
@@ -302,7 +302,7 @@ def test_m2_one_open_call_leaves_its_colleagues_their_quota(counter):
 def test_m2_an_answer_without_bound_gets_one_where_tokens_are_limited(counter, settings):
     assert counter.chat().status_code == 200
     Quota.objects.create(key=counter.key_row, unit="tokens", window="month", amount=20_000)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert counter.chat().status_code == 200
     free, limited = (seen["body"] for seen in counter.engine.seen()["requests"])
     assert not {"max_tokens", "max_completion_tokens"} & free.keys()

@@ -216,7 +216,7 @@ def test_only_models_of_the_right_task_may_be_asked(counter):
     for task, paths in allowed.items():
         counter.model.task = task
         counter.model.save()
-        counter.informed()
+        counter.wait_for_catalogue()
         answers = {path: call(counter, path, [{"send": unary(200, RESPONSE)}]).status_code for path in every}
         assert {path for path, status in answers.items() if status == 200} == paths
 
@@ -229,7 +229,7 @@ def llama(counter):
     """Return the model is served by llama.cpp, as far as the gateway knows."""
     counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     return counter
 
 

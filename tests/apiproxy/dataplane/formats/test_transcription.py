@@ -37,7 +37,7 @@ def model(counter) -> ServedModel:
         name="ears", engine="external", task="transcription", url=counter.engine.url, upstream_model="whisper-large"
     )
     Replica.objects.create(model=made, host=Host.objects.get(), state="ready", url=counter.engine.url)
-    counter.informed()
+    counter.wait_for_catalogue()
     return made
 
 
@@ -185,7 +185,7 @@ def test_other_formats_come_as_they_are(counter, model, kind):
 )
 def test_what_is_no_such_form_is_refused(counter, model, content, headers, expected):
     ServedModel.objects.create(name="words", engine="vllm", task="embedding", path="/m")
-    counter.informed()
+    counter.wait_for_catalogue()
     response = counter.client.post(PATH, content=content, headers=headers)
     assert response.status_code in (400, 404)
     assert code(response) == expected
@@ -272,11 +272,11 @@ def test_another_replica_is_tried_only_while_nothing_was_sent(counter, model):
     first.url = "http://127.0.0.1:1"
     first.save()
     Replica.objects.create(model=model, host=Host.objects.get(), index=1, state="ready", url=counter.engine.url)
-    counter.informed()
+    counter.wait_for_catalogue()
     assert [post(counter, {}).status_code for _ in range(4)] == [200] * 4
     first.url = counter.engine.url
     first.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     before = len(counter.engine.seen()["requests"])
     assert post(counter, {"script": json.dumps([{"reset": True}])}).status_code == 502
     assert len(counter.engine.seen()["requests"]) == before + 1
@@ -316,7 +316,7 @@ def test_a_client_that_leaves_during_the_answer_frees_the_engine(counter, model,
 def test_an_engine_that_stops_reading_is_given_up_by_the_first_bytes_time_out(counter, model):
     model.first_byte_timeout = 0.5
     model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     response = post(counter, {"reading": '{"stop": true}'}, bytes(16 * MB))
     assert (response.status_code, code(response)) == (504, "engine_timeout")
     until(lambda: counter.engine.seen()["uploading"] == 0)

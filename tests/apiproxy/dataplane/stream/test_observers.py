@@ -75,7 +75,7 @@ def test_an_observer_is_fed_every_event_and_the_client_gets_the_same_bytes(count
 def test_an_observer_sees_the_stream_from_which_an_answer_is_assembled(counter, observe):
     counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"  # is always asked for a stream
     counter.model.save()
-    counter.informed()
+    counter.wait_for_catalogue()
     count = Count()
     observe(count)
     assert counter.chat(script=ENDED).json()["choices"][0]["message"]["content"].startswith("t0")
