@@ -102,9 +102,9 @@ def _standing(who: str) -> list[tuple[str, QuerySet[Any], str]]:
     at_home = Tenant.objects.filter(slug=HOME)
     wishes = QuotaRequest.objects.order_by("state", "-pk")  # "open" is after "granted" and before "refused"
     mine = wishes.filter(asked_by=person, state="open")
-    given = Quota.objects.filter(tenant__slug=HOME, each="")
+    given = Quota.objects.filter(tenant__slug=HOME, default_for="")
     return [
-        ("tenants/quotas/<int:pk>", Quota.objects.filter(each="tenant"), "pk"),
+        ("tenants/quotas/<int:pk>", Quota.objects.filter(default_for="tenant"), "pk"),
         ("quotas/<int:pk>", given, "pk"),
         ("people/<int:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),
         ("members/<int:pk>", User.objects.filter(memberships__tenant__slug=HOME), "pk"),

@@ -8,7 +8,7 @@ from apiproxy.dataplane.catalogue import Counter, Limit
 from apiproxy.dataplane.errors import OverQuota, OverRate
 from apiproxy.dataplane.limits.local import Admission, Limits, encoded_headers
 from apiproxy.dataplane.limits.redis import SharedLimits
-from apiproxy.dataplane.limits.units import REQUESTS, TOKENS, Consumption
+from apiproxy.dataplane.limits.units import REQUESTS, TOKENS, Consumption, Unit
 from modelregistry.supervisor.watchdog import Watchdog
 from portal.quotas.windows import window_bounds
 from tests.apiproxy.dataplane.limits.budgets import DAY, MODEL, NOON, TOKYO, Records, limit
@@ -146,6 +146,24 @@ async def test_settling_twice_counts_once(limits):
     hold.settle(Consumption(0))
     hold.release()
     await limits.admit(budget, MODEL, Consumption(0), NOON)
+
+
+async def test_a_unit_that_no_code_knows_is_reserved_and_settled_as_its_object_says(limits):
+    unit = Unit(name="bytes", counts="request_bytes", header="bytes", error_type="requests", words={"en": "bytes"})
+    budget = (Limit(Counter("tenant", 1, None, unit, "minute"), 1000, TOKYO),)
+    reservation = await limits.admit(budget, MODEL, Consumption(tokens=10**6, request_bytes=700), NOON)
+    assert dict(reservation.headers(NOON)) == {
+        b"x-ratelimit-limit-bytes": b"1000",
+        b"x-ratelimit-remaining-bytes": b"300",
+        b"x-ratelimit-reset-bytes": b"1m0s",
+    }
+    with pytest.raises(OverRate) as refused:
+        await limits.admit(budget, MODEL, Consumption(request_bytes=700), NOON)
+    assert refused.value.headers["x-ratelimit-remaining-bytes"] == "0"
+    assert "1,000 bytes per minute" in refused.value.message("en")
+    reservation.settle(Consumption(request_bytes=200))
+    later = await limits.admit(budget, MODEL, Consumption(request_bytes=700), NOON)
+    assert dict(later.headers(NOON))[b"x-ratelimit-remaining-bytes"] == b"100"
 
 
 async def test_concurrent_calls_are_counted_while_they_run(limits):
