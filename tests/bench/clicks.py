@@ -122,7 +122,7 @@ def table(rows: list[Row], pages: float, idle: float) -> str:
         [words, *(f"{middle(rows, name, workload, what):.1f}" for what in ("p50", "p99"))]
         for words, name, workload in (
             ("no gateway", "direct", STREAMS.name),
-            ("nobody clicks", OURS, STREAMS.name),
+            ("no clicks", OURS, STREAMS.name),
             (f"ten browsers, {pages:.0f} pages/s", OURS, CLICKED.name),
         )
     ]

@@ -128,7 +128,7 @@ class Load:
             call.wrong.append(f"was stuck for {PATIENCE:.0f} s")
             call.end("broken", "stuck")
         except httpx2.ConnectError:
-            call.end("refused", "nobody listens")
+            call.end("refused", "no listener")
         except httpx2.TransportError as error:
             call.end("broken", "cut in the answer" if call.request_id else "cut before the answer")
             call.wrong += [] if isinstance(error, httpx2.ReadError | httpx2.RemoteProtocolError) else [repr(error)]

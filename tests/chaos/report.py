@@ -21,7 +21,7 @@ def markdown(report: Report) -> str:
     hurt = Counter(trouble.kind for batch in report.troubles for trouble in batch)
     starts = ", ".join(f"{model or 'portal'} {seconds:.1f} s" for model, seconds in report.starts.items())
     lines = [
-        table(["trouble", "times", "well again: median", "p95", "longest", "of what is allowed"], _recoveries(report)),
+        table(["trouble", "times", "recovered: median", "p95", "longest", "of what is allowed"], _recoveries(report)),
         "",
         table(
             ["", ""],
@@ -30,7 +30,7 @@ def markdown(report: Report) -> str:
                 ["finished", f"{outcomes['finished']:,} ({_told(kinds)})"],
                 ["broken, refused", f"{outcomes['broken']:,}, {outcomes['refused']:,} ({_told(whys)})"],
                 ["left by their callers", f"{outcomes['left']:,}"],
-                ["finished answers with one row and the tokens that were told", f"{len(metered):,}"],
+                ["finished answers with one row and the tokens that were reported", f"{len(metered):,}"],
                 ["other rows", f"{len(report.rows) - len(metered):,} ({_told(others)})"],
                 [FAULTS, f"{len(report.faults)}"],
             ],

@@ -25,7 +25,7 @@ GRACE = 5  # seconds, ENGINE_STOP_GRACE
 AT_ONCE = 0.25  # how often a trouble comes while another is being recovered from
 CALM = (0.5, 4.0)  # seconds between two troubles
 GIVE_UP = 180.0  # seconds beyond a bound, after which the run ends
-STILL = 20.0  # seconds of a front that stands still
+STILL = 20.0  # seconds that a front is frozen
 LOCKED = 8.0  # seconds of a database that is locked
 AFTERWARDS = 2.0  # seconds after a recovery in which a call may still be told of the trouble
 LOOK_EVERY = 0.25
@@ -195,7 +195,7 @@ class Storm:
 
     def _stand_still(self, model: str, victim: Found) -> Trouble:
         trouble = Trouble(
-            kind=f"front stands still {STILL:.0f} s",
+            kind=f"front frozen {STILL:.0f} s",
             model=model,
             victim=str(victim.who.pid),
             hurts=frozenset({model}),
