@@ -53,7 +53,7 @@ lint:
 	.venv/bin/ruff format --check
 
 types:
-	.venv/bin/mypy portal apiproxy modelregistry
+	.venv/bin/mypy portal apiproxy modelregistry tests
 
 imports:
 	.venv/bin/lint-imports

@@ -274,7 +274,7 @@ def provisioned() -> Path:
         CONFIGURATION,
         PROVISION,
         AGE_PASSWORD,
-        *map(inspect.getsource, (_provision, add_person, add_group)),
+        *(inspect.getsource(function) for function in (_provision, add_person, add_group)),
     ]
     made_by = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     return build_once(
@@ -292,7 +292,15 @@ def _program(name: str) -> str:
 def _provision(workspace: Path) -> Path:
     home, nothing = workspace / "domain", workspace / "smb.conf"
     nothing.write_text("[global]\n")  # in place of /etc/samba/smb.conf
-    command = ["/usr/bin/python3", "-c", PROVISION, nothing, home, REALM, ADMIN_PASSWORD]  # python3-samba's
+    command: list[str | Path] = [
+        "/usr/bin/python3",
+        "-c",
+        PROVISION,
+        nothing,
+        home,
+        REALM,
+        ADMIN_PASSWORD,
+    ]  # python3-samba's
     log = workspace / "provision.log"
     with log.open("wb") as out:
         process = own_network.start(command, {}, out, ())

@@ -188,7 +188,7 @@ class Engine:
         form = Form(next(line.split(": ", 1)[1] for line in lines if line.lower().startswith("content-type: multi")))
         assert headers["transfer-encoding"] == "chunked"
         assert "content-length" not in headers
-        reader._limit = 65536  # else asyncio takes 128 MB in before it stops
+        reader._limit = 65536  # type: ignore[attr-defined]  # else asyncio takes 128 MB in before it stops
         self.seen["uploading"] += 1
         try:
             while (size := int(await reader.readuntil(b"\r\n"), 16)) > 0:
@@ -233,7 +233,7 @@ class Engine:
         """Return when the client closes; a client that writes on (it never does) would wait."""
         while not reader.at_eof() and reader.exception() is None:
             await asyncio.sleep(0.005)
-            if reader._buffer:
+            if reader._buffer:  # type: ignore[attr-defined]
                 return
 
     async def play(self, script: list[dict[str, Any]], writer: asyncio.StreamWriter, answered: int) -> bool:
@@ -293,7 +293,7 @@ def tool_call(fields: dict[str, Any]) -> list[dict[str, Any]]:
         message = {"role": "assistant", "content": None, "tool_calls": [whole]}
         choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
         return [{"send": unary(200, {**ANSWER, "choices": [choice]})}]
-    pieces = (
+    pieces: tuple[dict[str, Any], ...] = (
         {**whole, "function": {"name": name, "arguments": ""}},
         *({"function": {"arguments": part}} for part in (arguments[:7], arguments[7:])),
     )

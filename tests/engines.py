@@ -30,7 +30,7 @@ def launch(directory: Path, model: Path, *options: str) -> tuple[subprocess.Pope
     """Start xllamacpp with a model and return its process and its URL, once it listens."""
     with socket.create_server(("127.0.0.1", 0)) as reserved:
         port = reserved.getsockname()[1]
-    argv = [xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, f"--port={port}", *options]
+    argv: list[str | Path] = [xllamacpp_python(), XLLAMACPP_LAUNCHER, "--model", model, f"--port={port}", *options]
     path = directory / f"{model.name}.log"
     with path.open("w") as log:
         # One thread each: llama.cpp's wait for each other by spinning, and on a busy machine a token may take a second.

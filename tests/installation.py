@@ -12,14 +12,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 from apiproxy.bridge.management.commands.up import GATEWAY, SETTINGS, gateway_command
 from modelregistry.process import shim
-from tests.slapd import unused_port
+from tests.ports import unused_port
 from tests.waiting import until
 
 # A tenant, a key for it, and one model of each kind in front of a (fake) engine: without the supervisor's help.
@@ -36,6 +36,7 @@ for name, engine in ("plain", "external"), ("assembled", "llama.cpp"):
 print(issue_key(tenant=Tenant.objects.create(slug="research", name="研究部"), service="test", name="test")[1])
 """
 
+FRESH = True  # made by the commands that operators run, not as a copy of what they made for another test
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,7 +47,7 @@ class Installation:
     var: Path
     port: int
     env: dict[str, str]
-    process: "subprocess.Popen[bytes] | None" = None
+    process: "subprocess.Popen[bytes]" = field(init=False, repr=False)
 
     @property
     def url(self) -> str:
@@ -69,7 +70,7 @@ class Installation:
         (self.var / "up.log").unlink(missing_ok=True)
         # Appended to: `serve` may add another process, and each would write over the other at an offset of its own.
         with (self.var / "up.log").open("ab") as log:
-            command = [sys.executable, ROOT / "manage.py", "up", "--port", str(self.port)]
+            command: list[str | Path] = [sys.executable, ROOT / "manage.py", "up", "--port", str(self.port)]
             self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
         until(lambda: "answers on" in self.log or self.process.poll() is not None)
         assert self.process.poll() is None, self.log
@@ -179,10 +180,10 @@ def prepared() -> Path:
 
 
 @contextlib.contextmanager
-def installed(var: Path, *, fresh: bool = False, **env: str) -> Iterator[Installation]:
+def installed(var: Path, fresh: bool = False, /, **env: str) -> Iterator[Installation]:
     """Migrated, not started; on leaving everything of it is ended.
 
-    `fresh`: by the commands that operators run, not as a copy of what they made for another test.
+    `fresh`: see FRESH.
     """
     port = unused_port()
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("LDAP_", "DJANGO_", "REDIS_"))}
@@ -198,7 +199,7 @@ def installed(var: Path, *, fresh: bool = False, **env: str) -> Iterator[Install
     try:
         yield installation
     finally:
-        if installation.process is not None and installation.process.poll() is None:
+        if hasattr(installation, "process") and installation.process.poll() is None:
             installation.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 installation.process.wait(30)

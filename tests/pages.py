@@ -23,12 +23,12 @@ def serve(name: str = "qwen", *, state: str = "ready", task: str = "chat", conte
     return model
 
 
-def key_of(user: User, tenant: Tenant, name: str = "laptop", **more) -> ApiKey:
+def key_of(user: User, tenant: Tenant, name: str = "laptop", **more: Any) -> ApiKey:
     key, _ = lifecycle.issue_key(tenant=tenant, user=user, name=name, **more)
     return key
 
 
-def service_key_of(tenant: Tenant, service: str = "Dify", **more) -> ApiKey:
+def service_key_of(tenant: Tenant, service: str = "Dify", **more: Any) -> ApiKey:
     """`more` as columns of the key."""
     key, _ = lifecycle.issue_key(tenant=tenant, service=service, name=service)
     for name, value in more.items():

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Postgres:
     directory: Path
     port: int
     identity: dict[str, Any]  # PostgreSQL refuses to run as root
-    process: "subprocess.Popen[bytes] | None" = None
+    process: "subprocess.Popen[bytes]" = field(init=False, repr=False)
     options: tuple[str, ...] = ()  # of the server, as max_connections=30
 
     @property
@@ -42,7 +42,7 @@ class Postgres:
 
     def start(self) -> None:
         """Return when it takes connections."""
-        where = ["-D", self.directory, "-p", str(self.port), "-h", "127.0.0.1", "-k", ""]
+        where = ["-D", str(self.directory), "-p", str(self.port), "-h", "127.0.0.1", "-k", ""]
         with (self.directory / "log").open("ab") as log:
             more = [word for option in ("fsync=off", *self.options) for word in ("-c", option)]
             command = [program("postgres"), *where, *more]
@@ -51,14 +51,12 @@ class Postgres:
 
     def stop(self) -> None:
         """Every connection breaks, as when its host loses power."""
-        assert self.process is not None
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(30)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Nobody learns that it has stopped: connections stay open, and nothing is said on them."""
-        assert self.process is not None
         processes = [self.process.pid, *children(self.process.pid)]
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
@@ -92,13 +90,13 @@ def postgres(*options: str) -> Iterator[Postgres]:
         person = pwd.getpwnam("postgres")
         os.chown(directory, person.pw_uid, person.pw_gid)
         identity = {"user": person.pw_uid, "group": person.pw_gid, "extra_groups": []}
-    command = [program("initdb"), "-D", directory, "-U", "madoguchi", "-A", "trust", "-E", "UTF8", "--no-sync"]
+    command = [program("initdb"), "-D", str(directory), "-U", "madoguchi", "-A", "trust", "-E", "UTF8", "--no-sync"]
     subprocess.run([*command, "--locale", "C"], check=True, capture_output=True, cwd="/", **identity)
     cluster = Postgres(directory, unused_port(), identity, options=options)
     try:
         cluster.start()
         yield cluster
     finally:
-        if cluster.process is not None and cluster.process.poll() is None:
+        if hasattr(cluster, "process") and cluster.process.poll() is None:
             cluster.stop()
         shutil.rmtree(directory, ignore_errors=True)

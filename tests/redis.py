@@ -12,7 +12,7 @@ from pathlib import Path
 
 import redis
 
-from tests.slapd import unused_port
+from tests.ports import unused_port
 from tests.waiting import until
 
 
@@ -24,8 +24,8 @@ class Redis:
     port: int
     options: tuple[str, ...] = ()
     url: str = ""
-    process: "subprocess.Popen[bytes] | None" = None
-    client: redis.Redis = field(init=False)
+    process: "subprocess.Popen[bytes]" = field(init=False, repr=False)
+    client: redis.Redis = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.url = self.url or f"redis://127.0.0.1:{self.port}/0"
@@ -66,6 +66,6 @@ def redis_server(*options: str, url: str = "", port: int = 0) -> Iterator[Redis]
         yield server
     finally:
         server.client.close()
-        if server.process is not None and server.process.poll() is None:
+        if hasattr(server, "process") and server.process.poll() is None:
             server.kill()
         shutil.rmtree(directory, ignore_errors=True)

@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T], seconds: float = 60.0) -> T:
+def until(condition: Callable[[], T | Literal[False] | None], seconds: float = 60.0) -> T:
     """Return the first true value of `condition`; fails the test if there is none for so long."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

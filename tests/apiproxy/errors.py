@@ -1,11 +1,13 @@
 """Errors as clients of the gateway read them."""
 
+from typing import Any
+
 import httpx2
 
 ERROR_KEYS = {"message", "type", "param", "code"}
 
 
-def error(response: httpx2.Response) -> dict:
+def error(response: httpx2.Response) -> dict[str, Any]:
     found = response.json()["error"]
     assert set(found) == ERROR_KEYS
     assert response.headers["x-request-id"].startswith("req_")

@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import httpx2
 
@@ -33,7 +34,7 @@ class Call:
             return False
 
     @property
-    def body(self) -> dict:
+    def body(self) -> dict[str, Any]:
         """Numbers that no other call has, reported by the engine itself."""
         tokens = {"prompt_tokens": self.prompt, "completion_tokens": self.completion}
         end = chunk(FINISH + usage_event(self.prompt, self.completion) + DONE) + "0\r\n\r\n"

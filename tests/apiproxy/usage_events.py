@@ -1,10 +1,12 @@
 """Usage of a call, as the gateway records it."""
 
+from typing import Any
+
 from apiproxy.dataplane.usage_events import Usage
 
 
-def usage(request_id: str, **more) -> Usage:
-    facts = {
+def usage(request_id: str, **more: Any) -> Usage:
+    facts: dict[str, Any] = {
         "request_id": request_id,
         "key": 1,
         "user": None,

@@ -144,7 +144,7 @@ def sessions(count: int) -> None:
     from portal.accounts.models import Membership, Tenant, User
 
     call_command("collectstatic", interactive=False, verbosity=0)
-    tenant = Tenant.objects.first()
+    tenant = Tenant.objects.earliest("pk")
     cookies = []
     for number in range(count):
         person = User.objects.create_user(f"clicker{number}")

@@ -12,6 +12,7 @@ repeated once. At the end the usage that the gateway recorded is compared with t
 
 import argparse
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -40,7 +41,12 @@ def part(rounds: int) -> Part:
     return compare(list(COMPARED), list(NAMES), rounds, goals=goals)
 
 
-def compare(workloads: list[Workload], names: list[str], rounds: int, goals=lambda rows: ()) -> Part:
+def compare(
+    workloads: list[Workload],
+    names: list[str],
+    rounds: int,
+    goals: Callable[[list[Row]], Sequence[Goal]] = lambda rows: (),
+) -> Part:
     """Block for about 15 s for each load, contender and round."""
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:

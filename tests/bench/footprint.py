@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import django
 import httpx2
@@ -274,7 +275,7 @@ async def _works(label: RunMetadata, spec: Spec) -> None:
     prompt: list[int] | str = [65] * length
     if label.launcher == "llama-cpp-python":
         prompt = " a" * length  # it takes no tokens by number
-    path, body = "/v1/completions", {"prompt": prompt, "max_tokens": 16}
+    body: dict[str, Any] = {"prompt": prompt, "max_tokens": 16}
     if spec.task == "embedding":
         # As many at a time as it takes: together they fill a batch.
         path, body = "/v1/embeddings", {"input": [prompt] * (spec.slots or 1)}

@@ -73,8 +73,8 @@ def table(rows: list[Row], live: dict[str, list[float]]) -> str:
             late = [added(rows, one, workload.name, quantile) for one in (SMALL_NAME, LARGE_NAME)]
             lines.append([workload.name, f"added {quantile} ms", *(f"{ms:.2f}" for ms in late), "–"])
     columns = ["load", "", "1 key, 1 model", f"{LARGE.keys:,} keys, {LARGE.models:,} models", "times"]
-    times = [f"{kind}: {', '.join(f'{seconds:.2f}' for seconds in many)} s" for kind, many in live.items()]
-    return f"{report.table(columns, lines)}\n\nLive at that size, while 100 streams run: {'; '.join(times)}."
+    live_times = [f"{kind}: {', '.join(f'{seconds:.2f}' for seconds in many)} s" for kind, many in live.items()]
+    return f"{report.table(columns, lines)}\n\nLive at that size, while 100 streams run: {'; '.join(live_times)}."
 
 
 def goals(rows: list[Row], live: dict[str, list[float]]) -> tuple[Goal, ...]:

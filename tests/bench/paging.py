@@ -21,6 +21,7 @@ django.setup()
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
@@ -82,7 +83,7 @@ def time(rounds: int, explain: float, only: str) -> None:
     print(json.dumps(found))
 
 
-def _once(client: walk.Client, page: walk.Page) -> float:
+def _once(client: Client, page: walk.Page) -> float:
     """Seconds."""
     begun = perf_counter()
     status = walk.read(client, page.address)

@@ -77,8 +77,17 @@ def part(rounds: int) -> Part:
 
 def _profiled(running: Running, load: Workload, path: Path) -> tuple[int, list[Sample]]:
     """Return the good answers under this load, and what the profiler saw in the middle of it."""
-    command = [tools.program("py-spy"), "record", "--pid", str(_worker(running.pids[OURS])), "--native"]
-    options = ["--duration", str(SECONDS), "--rate", str(PER_SECOND), "--format", "raw", "--output", str(path)]
+    command = [str(tools.program("py-spy")), "record", "--pid", str(_worker(running.pids[OURS])), "--native"]
+    options: list[str] = [
+        "--duration",
+        str(SECONDS),
+        "--rate",
+        str(PER_SECOND),
+        "--format",
+        "raw",
+        "--output",
+        str(path),
+    ]
     with ThreadPoolExecutor(1) as pool:
         seen = pool.submit(running.put, load, OURS)
         sleep(load.ramp / 1000 + 1)

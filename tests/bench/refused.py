@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import sleep
@@ -9,7 +10,7 @@ from time import sleep
 from portal.keys import secret
 from tests.bench import processes, report
 from tests.bench.contenders import contenders
-from tests.bench.measuring import QUIET, Running, answered, costed, measure, metered, started
+from tests.bench.measuring import QUIET, Row, Running, answered, costed, measure, metered, started
 from tests.bench.report import Goal, Part
 from tests.bench.workloads import UNARY, Workload
 
@@ -17,7 +18,7 @@ OURS = "madoguchi"
 MANY = 12_000
 SOME = 1500  # a well-formed key that is unknown is answered 150 times a second: the database is asked first
 IDLE = 5.0  # seconds
-KINDS = {
+KINDS: dict[str, tuple[int, Callable[[], str] | None]] = {
     "no key of ours": (MANY, lambda: f"sk-{secret.make_secret()[3:]}"),
     "mistyped: its checksum is wrong": (MANY, lambda: secret.make_secret()[:-1] + "!"),
     "well formed, one and the same": (SOME, None),
@@ -31,14 +32,15 @@ def part(rounds: int) -> Part:
         directory = Path(name)
         everybody = contenders(directory, [OURS])
         bad = [_workload(directory, kind) for kind in KINDS]
-        rows, costs = [], {kind: [] for kind in KINDS}
+        rows: list[Row] = []
+        costs: dict[str, list[float]] = {kind: [] for kind in KINDS}
         with started(everybody, directory) as running:
             idle = _idle(running)
             for number in range(1, rounds + 1):
                 rows += measure(running, OURS, UNARY, number)
                 for workload in bad:
                     costs[workload.name].append(_refused(running, workload, idle))
-        good = median(row.us_per_request for row in rows if not row.repeated)
+        good = median(row.us_per_request for row in rows if row.us_per_request is not None and not row.repeated)
         dearest = max(map(median, costs.values()))
         lines = [[kind, f"{median(cost):.0f}", f"{median(cost) / good:.2f}"] for kind, cost in costs.items()]
         return Part(

@@ -64,9 +64,10 @@ def write(sections: dict[str, str], path: Path = RESULTS) -> None:
     text = path.read_text()
     for name, markdown in sections.items():
         between = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        escaped = markdown.replace("\\", r"\\")
         if not between.search(text):
             raise SystemExit(f"{path} has no section {name}")
-        text = between.sub(lambda marks, new=markdown: f"{marks[1]}{new}\n{marks[2]}", text)
+        text = between.sub(rf"\1{escaped}\n\2", text)
     path.write_text(text)
 
 

@@ -44,10 +44,10 @@ def _copies(cursor: CursorWrapper, model: type[Model], time: str, copies: int, p
     table = model._meta.db_table
     last = model._default_manager.aggregate(last=Max("pk"))["last"]
     since = connection.ops.adapt_datetimefield_value(timezone.now() - timedelta(days=BACK))
-    columns = [field.column for field in model._meta.concrete_fields if not field.primary_key]
+    columns = [field.attname for field in model._meta.concrete_fields if not field.primary_key]
     for copy in range(1, copies):
         days = BACK * (copy % periods)
-        special = {
+        special: dict[str, str] = {
             "request_id": f"md5(request_id || '{copy}')" if _postgres() else "lower(hex(randomblob(16)))",
             "end_user": f"CASE WHEN end_user = '' THEN '' ELSE end_user || '-{copy % END_USERS}' END",
             time: _earlier(time, days, seconds=0 if time == "hour" else 3000),

@@ -12,7 +12,7 @@ from tests.slapd import Directory
 
 
 @pytest.fixture(scope="module", name="madoguchi")
-def company(directory: Directory, tmp_path_factory) -> Iterator[Installation]:
+def company(directory: Directory, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     with installed(tmp_path_factory.mktemp("var"), **directory.env()) as installation:
         # One thread: several wait for each other by spinning, and on a busy machine a token may take a second.
         shape = ("--context", "2048", "--slots", "2", "--arg=--threads=1")
@@ -24,7 +24,7 @@ def company(directory: Directory, tmp_path_factory) -> Iterator[Installation]:
 
 
 @pytest.fixture
-def site(madoguchi) -> str:
+def site(madoguchi: Installation) -> str:
     return madoguchi.url
 
 

@@ -4,6 +4,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from playwright.sync_api import Browser, sync_playwright
 
@@ -20,7 +21,7 @@ class Picture:
     who: str
     path: str
     language: str
-    scheme: str
+    scheme: Literal["light", "dark"]
     height: int
 
 
@@ -54,12 +55,13 @@ def take(browser: Browser, site: Installation, password: str, picture: Picture) 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as var, installed(Path(var)) as site, sync_playwright() as playwright:
-        password = re.search(r"password\s+(\S+)", site.manage("demodata"))[1]
+        found = re.search(r"password\s+(\S+)", site.manage("demodata"))
+        assert found
         site.start()
         until(site.answers)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         for picture in WANTED:
-            take(browser, site, password, picture)
+            take(browser, site, found[1], picture)
         browser.close()
 
 

@@ -1,7 +1,8 @@
 """The portal as it runs for real, sockets and gateway and all, in a thread of the tests' process."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import uvicorn
 from django.contrib.staticfiles.handlers import ASGIStaticFilesHandler
@@ -14,9 +15,9 @@ class Site:
     """`lifespan` "on" has the gateway started and stopped with the server, "off" leaves it out."""
 
     port: int
-    lifespan: str = "off"
-    server: uvicorn.Server | None = None
-    thread: threading.Thread | None = None
+    lifespan: Literal["on", "off"] = "off"
+    server: uvicorn.Server = field(init=False, repr=False)
+    thread: threading.Thread = field(init=False, repr=False)
 
     @property
     def url(self) -> str:

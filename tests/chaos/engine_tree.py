@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 WORD = 0.02
 LOADING = 1.5  # seconds until it is healthy
@@ -34,10 +35,10 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     port = 0  # the worker's
 
-    def log_message(self, *_):
+    def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         if self.path == "/health":
             loading = time.monotonic() - State.began < LOADING
             return self.answer(503 if loading else 200, {"status": "loading" if loading else "ok"})
@@ -46,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         text = f"llamacpp:requests_processing {State.running}\nllamacpp:tokens_predicted_total {State.made}\n"
         return self.answer(200, text)
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.unknown():
             return
@@ -58,13 +59,13 @@ class Handler(BaseHTTPRequestHandler):
             with State.lock:
                 State.running -= 1
 
-    def unknown(self):
+    def unknown(self) -> bool:
         if self.headers.get("authorization") == f"Bearer {os.environ['LLAMA_API_KEY']}":
             return False
         self.answer(401, {"error": {"message": "Invalid API Key"}})
         return True
 
-    def work(self, body):
+    def work(self, body: Any) -> None:
         asked = body["messages"][-1]["content"]
         words = asked.split()[: body.get("max_tokens") or None]
         try:
@@ -75,14 +76,14 @@ class Handler(BaseHTTPRequestHandler):
         except OSError:
             self.answer(500, {"error": {"message": "the worker is gone", "type": "InternalServerError", "code": 500}})
 
-    def whole(self, body, lines, prompt, count):
+    def whole(self, body: Any, lines: Any, prompt: Any, count: Any) -> None:
         text = "".join(json.loads(line) for line in lines)
         if text.count(" ") != count - 1:
             raise ConnectionError
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
         self.answer(200, self.facts(body, "chat.completion", [choice], usage=usage(prompt, count)))
 
-    def stream(self, body, lines, prompt, count):
+    def stream(self, body: Any, lines: Any, prompt: Any, count: Any) -> None:
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
@@ -105,18 +106,18 @@ class Handler(BaseHTTPRequestHandler):
         self.chunk(b"data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
 
-    def facts(self, body, kind, choices, **more):
+    def facts(self, body: Any, kind: Any, choices: Any, **more: Any) -> dict[str, Any]:
         return {"id": f"c{id(self)}", "object": kind, "created": 1, "model": body["model"], "choices": choices, **more}
 
-    def event(self, fields):
+    def event(self, fields: Any) -> None:
         self.chunk(f"data: {json.dumps(fields)}\n\n".encode())
         State.made += 1
 
-    def chunk(self, data):
+    def chunk(self, data: Any) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
 
-    def answer(self, status, body):
+    def answer(self, status: Any, body: Any) -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
@@ -124,31 +125,32 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def usage(prompt, completion):
+def usage(prompt: Any, completion: Any) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def front(options):
+def front(options: Any) -> None:
     core = subprocess.Popen(
         [sys.executable, __file__, "--part=core"], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
+    assert core.stdout
     Handler.port = int(core.stdout.readline())
     threading.Thread(target=follow, args=(core, 0.5), daemon=True).start()
     ThreadingHTTPServer((options.host, int(options.port)), Handler).serve_forever()
 
 
-def core():
+def core() -> None:
     worker = subprocess.Popen([sys.executable, __file__, "--part=worker"], start_new_session=True)
     follow(worker, 0.0)
 
 
-def follow(process, seconds):
+def follow(process: Any, seconds: Any) -> None:
     process.wait()
     time.sleep(seconds)
     os._exit(0)
 
 
-def worker():
+def worker() -> None:
     listener = socket.create_server(("127.0.0.1", 0), backlog=64)
     print(listener.getsockname()[1], flush=True)
     while True:
@@ -156,7 +158,7 @@ def worker():
         threading.Thread(target=speak, args=(caller,), daemon=True).start()
 
 
-def speak(caller):
+def speak(caller: Any) -> None:
     try:
         with caller, caller.makefile() as lines:
             for number, word in enumerate(json.loads(lines.readline())):

@@ -200,7 +200,7 @@ class Storm:
             victim=str(victim.who.pid),
             hurts=frozenset({model}),
             restarts=frozenset(),
-            pauses=STILL + plan.LOOK_EVERY + loop.CHECK_WITHIN,
+            pauses=STILL + plan.CHECK_EVERY + loop.CHECK_WITHIN,
             work=troubles.NOTICED,
             began=time.monotonic(),
             wall=time.time(),

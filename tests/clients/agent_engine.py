@@ -253,9 +253,13 @@ class Handler(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def running() -> Iterator[Agent]:
     """One that listens on a free port of 127.0.0.1."""
-    handler = type("Bound", (Handler,), {})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        handler.agent = agent = Agent(f"http://127.0.0.1:{server.server_port}")
+
+    class Bound(Handler):
+        pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Bound) as server:
+        agent = Agent(f"http://127.0.0.1:{server.server_port}")
+        Bound.agent = agent
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:

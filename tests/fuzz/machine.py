@@ -5,11 +5,13 @@ After each run nothing may be left of it (`Site.settled`), and the gateway's mem
 
 import re
 from typing import Any
+from urllib.parse import quote
 
 import httpx2
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from tests import engine
 from tests.fuzz import words
 from tests.fuzz.site import Site
 
@@ -48,7 +50,7 @@ class Talk(RuleBasedStateMachine):
         """A caller leaves in the middle: of the request or of its answer."""
         path, body = call
         if after % 2:
-            body = {**body, "script": [{"send": words.engine.SSE}, {"events": 3}, {"hang": True}], "stream": True}
+            body = {**body, "script": [{"send": engine.SSE}, {"events": 3}, {"hang": True}], "stream": True}
         data = words.said(body).encode()
         lines = (f"POST {path} HTTP/1.1", "host: x", *self.site.key_lines(), f"content-length: {len(data)}", "", "")
         whole = "\r\n".join(lines).encode() + data
@@ -75,7 +77,7 @@ class Talk(RuleBasedStateMachine):
         """Any address of the site with any query, read or written to by an employee, an operator or a stranger."""
         path = "/" + self.site.addresses[address % len(self.site.addresses)]
         left = list(parts)
-        path = re.sub(r"<[^>]*>|\(\?P.*?\)|[\^$\\]", lambda _: words.quote(left.pop(), safe="") if left else "1", path)
+        path = re.sub(r"<[^>]*>|\(\?P.*?\)|[\^$\\]", lambda _: quote(left.pop(), safe="") if left else "1", path)
         cookie = self.site.cookies[who] if who >= 0 else (cookies or "")
         headers = {"cookie": cookie, "origin": self.site.installation.url}
         if write and who <= 0:

@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -26,9 +27,8 @@ def run(var: Path, seconds: float, first_seed: int) -> tuple[int, int]:
 
 
 def _talk(running: Site, number: int) -> None:
-    machine = type("Talk", (Talk,), {"site": running})
-    if not running.resident:
-        machine.teardown = lambda self: running.settled()
+    more: dict[str, Any] = {} if running.resident else {"teardown": lambda self: running.settled()}
+    machine = type("Talk", (Talk,), {"site": running, **more})
     how = settings(
         max_examples=EXAMPLES,
         stateful_step_count=STEPS,

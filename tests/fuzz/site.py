@@ -58,7 +58,9 @@ class Site:
     def memory(self) -> float:
         """Resident memory of the gateway in MB."""
         status = Path(f"/proc/{self.installation.pid_of('apiproxy.server.front')}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+        found = re.search(r"VmRSS:\s+(\d+)", status)
+        assert found
+        return int(found[1]) / 1024
 
     def drop(self, lines: bytes) -> None:
         """Leave a spool as a dead gateway would have."""

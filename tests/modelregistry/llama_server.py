@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 
 class State:
@@ -32,10 +33,10 @@ class State:
 
 
 class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *_):
+    def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         if self.path == "/health":
             loading = time.monotonic() - State.began < float(behave.get("loading", 0))
             return self.answer(500 if State.ill else 503 if loading else 200, {"status": "ok"})
@@ -49,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         text += f"llamacpp:requests_processing {State.running}\nllamacpp:tokens_predicted_total {State.predicted}\n"
         return self.answer(200, text)
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.refused():
             return
@@ -66,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
             with State.lock:
                 State.running -= 1
 
-    def work(self, body):
+    def work(self, body: Any) -> None:
         if not body.get("stream"):
             State.predicted += 1
             self.answer(
@@ -82,13 +83,13 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.05)
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def refused(self):
+    def refused(self) -> bool:
         if self.headers.get("authorization") == f"Bearer {os.environ['LLAMA_API_KEY']}":
             return False
         self.answer(401, {"error": {"message": "Invalid API Key"}})
         return True
 
-    def answer(self, status, body):
+    def answer(self, status: Any, body: Any) -> None:
         data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
         self.send_response(status)
         self.send_header("content-length", str(len(data)))
@@ -96,15 +97,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def fall_ill(*_):
+def fall_ill(*_: Any) -> None:
     State.ill = not State.ill
 
 
-def be_unable(*_):
+def be_unable(*_: Any) -> None:
     State.unable = not State.unable
 
 
-def chat():
+def chat() -> Any:
     for number in itertools.count(1):
         print("line", number, flush=True)
         time.sleep(0.5)

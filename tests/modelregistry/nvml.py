@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pynvml
 
@@ -30,59 +31,59 @@ class Nvml:
         self.error = error
         self.open = 0
 
-    def __getattr__(self, name: str):  # error classes and constants
+    def __getattr__(self, name: str) -> Any:  # error classes and constants
         return getattr(pynvml, name)
 
-    def nvmlInit(self):
+    def nvmlInit(self) -> Any:
         if self.error:
             raise pynvml.NVMLError(self.error)
         self.open += 1
 
-    def nvmlShutdown(self):
+    def nvmlShutdown(self) -> Any:
         self.open -= 1
 
-    def nvmlDeviceGetCount(self):
+    def nvmlDeviceGetCount(self) -> Any:
         return len(self.cards)
 
-    def nvmlDeviceGetHandleByIndex(self, index):
+    def nvmlDeviceGetHandleByIndex(self, index: Any) -> Any:
         if self.cards[index].error == pynvml.NVML_ERROR_GPU_IS_LOST:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
         return self.cards[index]
 
-    def nvmlDeviceGetMigMode(self, card):
+    def nvmlDeviceGetMigMode(self, card: Any) -> Any:
         if card.instances is None and "A100" not in card.name:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return [int(card.instances is not None)] * 2
 
-    def nvmlDeviceGetMaxMigDeviceCount(self, card):
+    def nvmlDeviceGetMaxMigDeviceCount(self, card: Any) -> Any:
         return len(card.instances)
 
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, card, index):
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, card: Any, index: Any) -> Any:
         if card.instances[index] is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
         return card.instances[index]
 
-    def nvmlDeviceGetUUID(self, card):
+    def nvmlDeviceGetUUID(self, card: Any) -> Any:
         return card.uuid
 
-    def nvmlDeviceGetName(self, card):
+    def nvmlDeviceGetName(self, card: Any) -> Any:
         return card.name
 
-    def nvmlDeviceGetMemoryInfo(self, card):
+    def nvmlDeviceGetMemoryInfo(self, card: Any) -> Any:
         if card.error:
             raise pynvml.NVMLError(card.error)
         return SimpleNamespace(total=card.total, used=card.used, free=card.total - card.used)
 
-    def nvmlDeviceGetComputeRunningProcesses(self, card):
+    def nvmlDeviceGetComputeRunningProcesses(self, card: Any) -> Any:
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.processes.items()]
 
-    def nvmlDeviceGetGraphicsRunningProcesses(self, card):
+    def nvmlDeviceGetGraphicsRunningProcesses(self, card: Any) -> Any:
         if card.uuid.startswith("MIG-"):
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return [SimpleNamespace(pid=pid, usedGpuMemory=size) for pid, size in card.graphics.items()]
 
 
-def two_a100(**first) -> Nvml:
+def two_a100(**first: Any) -> Nvml:
     """Return a host with two A100 of 80 GB, nothing on them."""
     cards = [
         Card(uuid=f"GPU-{letter * 8}-1b2c", name="NVIDIA A100-SXM4-80GB", total=85_899_345_920, used=607_649_792)

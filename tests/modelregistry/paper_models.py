@@ -4,11 +4,12 @@ Everything that is read from a model's files without loading it is as of the rea
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, PoolingType
 from gguf.constants import GGML_QUANT_SIZES
 
@@ -22,7 +23,8 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
 def safetensors(path: Path, tensors: Shapes) -> int:
     """Write the file; the bytes of its data."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, (dtype, shape) in tensors.items():
         end = offset + prod(shape) * BYTES[dtype]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
@@ -46,7 +48,8 @@ def directory(
         safetensors(path / "model.safetensors", tensors)
         return path
     names, per_shard = list(tensors), -(-len(tensors) // shards)
-    where, total = {}, 0
+    where: dict[str, str] = {}
+    total = 0
     for number in range(shards):
         part = names[number * per_shard : (number + 1) * per_shard]
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
@@ -69,13 +72,15 @@ def decoder(config: Mapping[str, Any], *, norms: Sequence[str], dtype: str = "BF
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]
     wide, narrow = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    parts = {
+    parts: dict[str, tuple[int, ...]] = {
         **{"self_attn.q_proj": (wide, hidden), "self_attn.k_proj": (narrow, hidden)},
         **{"self_attn.v_proj": (narrow, hidden), "self_attn.o_proj": (hidden, wide)},
         **{"mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)},
         **{norm: (hidden,) for norm in norms},
     }
-    tensors = {"model.embed_tokens.weight": (dtype, (config["vocab_size"], hidden))}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {
+        "model.embed_tokens.weight": (dtype, (config["vocab_size"], hidden))
+    }
     for layer in range(config["num_hidden_layers"]):
         tensors |= {f"model.layers.{layer}.{name}.weight": (dtype, shape) for name, shape in parts.items()}
     tensors["model.norm.weight"] = (dtype, (hidden,))
@@ -149,7 +154,7 @@ def gguf(
         kind = GGMLQuantizationType[dtype]
         block, per_block = GGML_QUANT_SIZES[kind]
         count = prod(shape) // block * per_block
-        writer.add_tensor_info(name, shape, None, count, raw_dtype=kind)
+        writer.add_tensor_info(name, shape, np.dtype(np.uint8), count, raw_dtype=kind)
         size += GGUFWriter.ggml_pad(count, writer.data_alignment)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer.write_header_to_file(path)
@@ -163,8 +168,14 @@ def gguf(
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-    (writer.add_array if isinstance(value, list) else add[type(value)])(key, value)
+    add: dict[type, Callable[[str, Any], None]] = {
+        bool: writer.add_bool,
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
+    add[type(value)](key, value)
 
 
 def e5_large(path: Path, dtype: str = "F16") -> Path:

@@ -9,6 +9,7 @@ from django.test import Client
 from django.utils import timezone
 
 from modelregistry.models import Host, Replica
+from portal.accounts.models import Tenant, User
 from portal.keys import management_keys
 from portal.notifications.models import Notice
 from portal.quotas.models import Quota, QuotaRequest
@@ -262,7 +263,7 @@ WRITES = {
 
 
 @pytest.fixture
-def clients(alice, bob, charlie, olivia) -> dict[str, Client]:
+def clients(alice: User, bob: User, charlie: User, olivia: User) -> dict[str, Client]:
     made = {name: Client() for name in CAST}
     for person in (alice, bob, charlie, olivia):
         made[person.username].force_login(person)
@@ -270,7 +271,7 @@ def clients(alice, bob, charlie, olivia) -> dict[str, Client]:
 
 
 @pytest.fixture
-def filled(alice, bob, research) -> dict[str, str]:
+def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
     """What stands for the variable parts of addresses."""
     model = serve("qwen")
     tomorrow = timezone.now() + timedelta(days=1)

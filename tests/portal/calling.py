@@ -61,7 +61,7 @@ class Caller:
 
 
 @pytest.fixture(scope="session")
-def described(tmp_path_factory) -> dict[str, Any]:
+def described(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """As `manage.py spectacular` writes it, which fails on whatever it cannot describe."""
     file = tmp_path_factory.mktemp("api") / "schema.json"
     call_command("spectacular", "--validate", "--fail-on-warn", "--format", "openapi-json", "--file", str(file))

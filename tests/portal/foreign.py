@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from django.utils import timezone
 
@@ -54,14 +55,15 @@ def fill(home: Tenant) -> Foreign:
         service_key_of(tenant, f"{MARK} bot", responsible=stranger),
     )
     limit = {"unit": "tokens", "window": "day", "amount": AMOUNT}
-    for owner in (
+    owners: list[dict[str, Any]] = [
         {"tenant": tenant},
         {"tenant": tenant, "default_for": "member"},
         {"tenant": tenant, "default_for": "service"},
         {"tenant": tenant, "user": both},
         {"tenant": tenant, "user": stranger},
         *({"key": key} for key in keys),
-    ):
+    ]
+    for owner in owners:
         Quota.objects.create(**owner, **limit)
     wish = {**limit, "tenant": tenant, "previous_amount": 1, "reason": MARK}
     for asked_by, owner in ((both, {"user": both}), (stranger, {}), (stranger, {"key": keys[2]})):

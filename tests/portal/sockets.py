@@ -15,6 +15,7 @@ from channels.routing import ProtocolTypeRouter
 from django.test import Client
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from portal.accounts.models import User
 from portal.operations.live import LiveOperationsFeed
@@ -32,9 +33,14 @@ def serving(operations: LiveOperationsFeed, usage: LiveUsageFeed) -> Iterator[Si
 
     application = ProtocolTypeRouter({"http": django, "websocket": build_sockets(operations, usage)})
     listener = socket.create_server(("127.0.0.1", 0))
-    protocols = {"http": "apiproxy.server.protocol:Protocol", "ws": "apiproxy.server.protocol:Socket"}
     config = uvicorn.Config(
-        application, loop="uvloop", lifespan="off", log_level="error", ws_per_message_deflate=False, **protocols
+        application,
+        loop="uvloop",
+        lifespan="off",
+        log_level="error",
+        ws_per_message_deflate=False,
+        http="apiproxy.server.protocol:Protocol",
+        ws="apiproxy.server.protocol:Socket",
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))
@@ -55,13 +61,19 @@ def session_of(user: User | None) -> Client:
 
 
 def opened(
-    site, user: User | None, path: str = OPERATIONS, *, origin: str | None = None, client: Client | None = None, **more
+    site: Any,
+    user: User | None,
+    path: str = OPERATIONS,
+    *,
+    origin: str | None = None,
+    client: Client | None = None,
+    **more: Any,
 ) -> ClientConnection:
     client = client or session_of(user)
     cookies = "; ".join(f"{name}={value.value}" for name, value in client.cookies.items())
     return connect(
         f"ws://127.0.0.1:{site.port}{path}",
-        origin=origin or f"http://127.0.0.1:{site.port}",
+        origin=Origin(origin or f"http://127.0.0.1:{site.port}"),
         additional_headers={"Cookie": cookies},
         **more,
     )
@@ -77,7 +89,7 @@ def told(connection: ClientConnection, kind: str | None = None, seconds: float =
             return message
 
 
-def refused(site, user: User | None, path: str = OPERATIONS, **more) -> bool:
+def refused(site: Any, user: User | None, path: str = OPERATIONS, **more: Any) -> bool:
     with pytest.raises(InvalidStatus) as caught:
         opened(site, user, path, **more)
     return caught.value.response.status_code == 403

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from portal.environment import make_private_database, make_private_directory
-from tests.installation import ROOT, installed
+from tests.installation import FRESH, ROOT, installed
 
 WRITES = "from django.db import connection; connection.cursor().execute('create table t (x)')"
 
@@ -56,7 +56,7 @@ def test_o6_another_account_reads_nothing_of_a_running_installation(open_place):
     old.touch(mode=0o644)
     control = open_place / "control"
     control.touch(mode=0o644)
-    with installed(var, fresh=True) as installation:
+    with installed(var, FRESH) as installation:
         installation.start()
         paths = everything(var)
         assert {"madoguchi.sqlite3", "madoguchi.sqlite3-wal", "secret-key", "spool", "static"} <= {

@@ -1,6 +1,7 @@
 """Any quotas, and the rules of whom they bind, told slowly and plainly."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ owners = st.one_of(
 amounts = st.sampled_from([("tokens", "day"), ("tokens", "month"), ("requests", "day"), ("concurrent", "")])
 
 
-def quota(owner: dict, model: int | None, unit: tuple[str, str], amount: int) -> Quota:
+def quota(owner: dict[str, Any], model: int | None, unit: tuple[str, str], amount: int) -> Quota:
     return Quota(**owner, model_id=model, unit=unit[0], window=unit[1], amount=amount)
 
 

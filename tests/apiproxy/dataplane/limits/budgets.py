@@ -2,7 +2,7 @@
 
 from zoneinfo import ZoneInfo
 
-from apiproxy.dataplane.catalogue import Counter, Limit
+from apiproxy.dataplane.catalogue import Counter, Limit, Scope
 from apiproxy.dataplane.limits.local import Spending
 from apiproxy.dataplane.limits.units import REQUESTS, UNITS
 from portal.quotas.windows import window_bounds
@@ -13,7 +13,7 @@ DAY = 86400.0
 MODEL = 1
 
 
-def limit(unit: str, amount: int, window: str = "day", scope: str = "tenant", model: int | None = None) -> Limit:
+def limit(unit: str, amount: int, window: str = "day", scope: Scope = "tenant", model: int | None = None) -> Limit:
     return Limit(Counter(scope, 1, model, UNITS[unit], "" if unit == "concurrent" else window), amount, TOKYO)
 
 

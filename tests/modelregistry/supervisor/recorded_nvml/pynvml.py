@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 _HERE = str(Path(__file__).parent)
 _spec = importlib.machinery.PathFinder.find_spec("pynvml", [path for path in sys.path if path != _HERE])
@@ -21,49 +22,49 @@ _spec.loader.exec_module(_real)
 globals().update({name: value for name, value in vars(_real).items() if not name.startswith("__")})
 _real._extractNVMLErrorsAsClasses()  # the classes of its errors, which it gives to the module called pynvml
 NVMLError = _real.NVMLError
-_now: dict = {}
+_now: dict[str, Any] = {}
 
 
-def nvmlInit():
+def nvmlInit() -> Any:
     _now.update(json.loads(Path(os.environ["RECORDED_NVML"]).read_text()))
     if _now["error"]:
         raise NVMLError(_now["error"])
 
 
-def nvmlShutdown():
+def nvmlShutdown() -> Any:
     pass
 
 
-def nvmlDeviceGetCount():
+def nvmlDeviceGetCount() -> Any:
     return len(_now["cards"])
 
 
-def nvmlDeviceGetHandleByIndex(index):
+def nvmlDeviceGetHandleByIndex(index: Any) -> Any:
     card = _now["cards"][index]
     if card["error"]:
         raise NVMLError(card["error"])
     return card
 
 
-def nvmlDeviceGetMigMode(card):
+def nvmlDeviceGetMigMode(card: Any) -> Any:
     raise NVMLError(_real.NVML_ERROR_NOT_SUPPORTED)
 
 
-def nvmlDeviceGetUUID(card):
+def nvmlDeviceGetUUID(card: Any) -> Any:
     return card["uuid"]
 
 
-def nvmlDeviceGetName(card):
+def nvmlDeviceGetName(card: Any) -> Any:
     return card["name"]
 
 
-def nvmlDeviceGetMemoryInfo(card):
+def nvmlDeviceGetMemoryInfo(card: Any) -> Any:
     return SimpleNamespace(total=card["total"], used=card["used"], free=card["total"] - card["used"])
 
 
-def nvmlDeviceGetComputeRunningProcesses(card):
+def nvmlDeviceGetComputeRunningProcesses(card: Any) -> Any:
     return [SimpleNamespace(pid=int(pid), usedGpuMemory=size) for pid, size in card["processes"].items()]
 
 
-def nvmlDeviceGetGraphicsRunningProcesses(card):
+def nvmlDeviceGetGraphicsRunningProcesses(card: Any) -> Any:
     return []
