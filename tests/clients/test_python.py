@@ -14,7 +14,7 @@ import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel
 
-from apiproxy.dataplane import gateway
+from apiproxy.dataplane import forwarding
 from modelregistry.models import ServedModel
 from portal.keys import model_access
 from portal.keys.integrations import dify_fields
@@ -175,7 +175,7 @@ def test_dify_shows_that_an_answer_broke_off(office):
 
 def test_dify_waits_for_a_slow_engine(office, monkeypatch):
     """What keeps its connection alive meanwhile is none of its business."""
-    monkeypatch.setattr(gateway, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(forwarding, "HEARTBEAT", 0.2)
     slow = [{"wait": 2.5}, {"send": SSE}, {"send": chunk(token(0) + FINISH + DONE) + "0\r\n\r\n"}]
     answer = office.dify_chat("fake", stream=True, user=json.dumps(slow))
     assert (answer["texts"], answer["finish_reason"]) == (["t0 "], "stop")

@@ -1,4 +1,4 @@
-"""Calls of batch keys wait for interactive ones, and are forgotten by nobody."""
+"""Calls of batch keys wait for interactive ones, and are never forgotten."""
 
 import asyncio
 import concurrent.futures
@@ -375,14 +375,14 @@ def ask(client: httpx2.Client, name: str, **fields) -> httpx2.Response:
     return client.post("/v1/chat/completions", json=body)
 
 
-def asked(counter) -> list[str]:
-    """Who has reached the engine, in this order."""
+def users_at_engine(counter) -> list[str]:
+    """Return which users' calls have reached the engine, in this order."""
     return [request["body"].get("user", "") for request in counter.engine.seen()["requests"]]
 
 
 @contextlib.contextmanager
-def busy(counter) -> Iterator[None]:
-    """Somebody's stream that does not end before this does."""
+def busy_engine(counter) -> Iterator[None]:
+    """Keep the engine busy with a person's stream."""
     with counter.stream(script=LONG, user="person") as response:
         pieces = response.iter_raw()  # forgotten, it would close the answer
         next(pieces)
@@ -395,15 +395,15 @@ def waiting(counter) -> int:
 
 def test_batch_calls_wait_for_an_interactive_one_in_their_order_and_interactive_ones_do_not(counter, batch):
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with busy(counter):
+        with busy_engine(counter):
             calls = []
             for number in range(3):
                 calls.append(pool.submit(ask, batch, f"batch {number}"))
                 until(lambda: waiting(counter) == number + 1)  # noqa: B023 - called here
             assert counter.chat(user="another person").status_code == 200
-            assert asked(counter) == ["person", "another person"]
+            assert users_at_engine(counter) == ["person", "another person"]
         assert [call.result().status_code for call in calls] == [200, 200, 200]
-    assert asked(counter)[2:] == ["batch 0", "batch 1", "batch 2"]
+    assert users_at_engine(counter)[2:] == ["batch 0", "batch 1", "batch 2"]
     assert waiting(counter) == 0
     assert len(counter.usage(5)) == 5
 
@@ -419,7 +419,7 @@ def test_a_batch_stream_that_waits_is_kept_patient_and_then_answered(counter, ba
     body = {"model": "fake", "messages": [], "stream": True, "script": QUICK}
     with contextlib.ExitStack() as stack:
         person = contextlib.ExitStack()
-        person.enter_context(busy(counter))
+        person.enter_context(busy_engine(counter))
         response = stack.enter_context(batch.stream("POST", "/v1/chat/completions", json=body))
         pieces = response.iter_raw()
         first = next(pieces)
@@ -433,7 +433,7 @@ def test_a_batch_stream_that_waits_is_kept_patient_and_then_answered(counter, ba
 
 def test_a_call_that_waits_too_long_is_asked_to_come_back(counter, batch, monkeypatch):
     monkeypatch.setattr(scheduler, "MAX_WAIT", 0.5)
-    with busy(counter):
+    with busy_engine(counter):
         response = ask(batch, "batch")
         assert response.status_code == 429
         assert response.json()["error"]["code"] == "batch_held_back"
@@ -451,23 +451,23 @@ def test_a_call_that_waits_too_long_is_asked_to_come_back(counter, batch, monkey
             == [("batch_held_back", "fake", 2)]
         )
     )
-    assert asked(counter) == ["person"]
+    assert users_at_engine(counter) == ["person"]
 
 
 def test_who_leaves_while_waiting_is_forgotten(counter, batch):
-    with busy(counter):
+    with busy_engine(counter):
         with contextlib.suppress(httpx2.ReadTimeout):
             batch.post("/v1/chat/completions", json={"model": "fake", "messages": []}, timeout=0.5)
         until(lambda: waiting(counter) == 0)
     assert ask(batch, "after").status_code == 200
-    assert asked(counter) == ["person", "after"]
+    assert users_at_engine(counter) == ["person", "after"]
     assert UsageRecord.objects.filter(key__key_class="batch").count() <= 1
 
 
 def test_a_waiting_call_reserves_nothing(counter, batch, alice):
     Quota.objects.create(user=alice, unit="concurrent", amount=2)
     counter.wait_for_catalogue()
-    with concurrent.futures.ThreadPoolExecutor() as pool, busy(counter):
+    with concurrent.futures.ThreadPoolExecutor() as pool, busy_engine(counter):
         call = pool.submit(ask, batch, "batch")
         until(lambda: waiting(counter) == 1)
         assert counter.chat(user="person again").status_code == 200
