@@ -8,7 +8,6 @@ import pytest
 from apiproxy.dataplane.context import RequestContext
 from apiproxy.dataplane.errors import EngineFailed
 from apiproxy.dataplane.stream.observers import StreamObserver, Verdict
-from modelregistry.models import ServedModel
 from tests.engine import DONE, FINISH, SSE, chunk, token
 from tests.waiting import until
 
@@ -73,7 +72,7 @@ def test_an_observer_is_fed_every_event_and_the_client_gets_the_same_bytes(count
 
 
 def test_an_observer_sees_the_stream_from_which_an_answer_is_assembled(counter, observe):
-    counter.model.engine, counter.model.path = ServedModel.Engine.LLAMA_CPP, "/m.gguf"  # is always asked for a stream
+    counter.model.engine, counter.model.path = "llama.cpp", "/m.gguf"  # is always asked for a stream
     counter.model.save()
     counter.wait_for_catalogue()
     count = Count()
