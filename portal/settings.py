@@ -164,7 +164,7 @@ if DIRECTORY:
 
 # --- Mail -------------------------------------------------------------------------------------------------------
 # Without EMAIL_URL notices are in the portal alone.
-SENDS_MAIL = bool(mail := mail_settings.read(env))
+SENDS_MAIL = bool(mail := mail_settings.read_mail_settings(env))
 globals().update(mail)
 DEFAULT_FROM_EMAIL = env.str("MAIL_FROM", f"Madoguchi <madoguchi@{socket.gethostname()}>")
 

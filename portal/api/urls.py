@@ -1,4 +1,4 @@
-"""`/api/`. Each app's endpoints stand in its own api.py and are registered here."""
+"""`/api/`. The endpoints of each app are in its api.py; they are registered here."""
 
 from django.urls import include, path, register_converter
 from django.urls.converters import StringConverter
@@ -15,7 +15,7 @@ from portal.usage import api as usage
 
 
 class Anything(StringConverter):
-    """As Django's `path`, with line feeds as well: not even what is far from an address gets a page."""
+    """Like Django's `path`, but line feeds match as well, so that no address below `/api/` gets a page."""
 
     regex = "(?s:.+)"
 
@@ -60,5 +60,5 @@ urlpatterns = [
     path("v1/directory/follow/", operations.FollowDirectoryView.as_view(), name="api-directory-follow"),
     path("v1/presets/", operations.PresetsView.as_view(), name="api-presets"),
     path("v1/", include(router.urls)),
-    path("<anything:rest>", views.Nowhere.as_view()),
+    path("<anything:rest>", views.UnknownAddress.as_view()),
 ]

@@ -1,4 +1,4 @@
-"""What belongs to the API as a whole: its description, the page that shows it, and all that is not there."""
+"""What belongs to the API as a whole: its description, the page that shows it, and unknown addresses."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ from portal.web.rest import openapi  # noqa: F401 - registers how keys are descr
 
 
 class Schema(SpectacularAPIView):
-    """The description of the API (OpenAPI 3): of what the caller may use."""
+    """The description of the API (OpenAPI 3), as far as the caller may use it."""
 
     permission_classes = [People]
     subject = ""
 
 
-class Nowhere(APIView):
-    """Every other address: an error of the API, not a page."""
+class UnknownAddress(APIView):
+    """Every other address, which gets an error of the API instead of a page."""
 
     schema = None
     permission_classes = [People]
@@ -38,5 +38,5 @@ class Nowhere(APIView):
 @login_required
 @require_safe
 def docs(request: HttpRequest) -> HttpResponse:
-    """Return the description to read and try, without anything from the internet."""
+    """Show the description to read and try, without loading anything from the internet."""
     return render(request, "api/docs.html", {"address": base_address(request)})

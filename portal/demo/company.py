@@ -1,4 +1,4 @@
-"""Puts the whole company into an empty database."""
+"""Put the whole company into an empty database."""
 
 import secrets
 from collections.abc import Callable
@@ -15,35 +15,35 @@ from portal.demo import journal, keyrings, machines, notifications, policy, staf
 from portal.usage import records
 from portal.usage.models import UsageRecord
 
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that could be taken for another
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """`days` of usage until now; `amount`: times the calls that the plan has."""
+    """How large the company is."""
 
     people: int = 2000
-    days: int = 90
-    amount: float = 1.0
+    days: int = 90  # of usage, until now
+    amount: float = 1.0  # times the calls in the plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filled:
-    """What is there now. `password`: of the accounts to look around with, to be shown once; empty: there are none."""
+    """What the database contains now."""
 
     tenants: int
     people: int
     keys: int
     calls: int
-    password: str
+    password: str  # of the demo accounts, to be shown once; empty: there are none
 
 
 class NotEmpty(Exception):
-    """There is something already that a demonstration must not be mixed with."""
+    """The database contains data that must not be mixed with a demonstration."""
 
 
 def check_empty() -> None:
-    """Raise NotEmpty."""
+    """Raise NotEmpty unless the database is empty."""
     for model in (User, Tenant, ServedModel, Host, UsageRecord, AuditEvent):
         if model._default_manager.exists():
             raise NotEmpty(str(model._meta.verbose_name_plural))
@@ -53,9 +53,9 @@ def check_empty() -> None:
 def fill_database(
     size: Size, now: datetime, seed: int, *, directory: bool, say: Callable[[str], None] = lambda _: None
 ) -> Filled:
-    """Write all of it or nothing. `directory`: people sign in with it, so there are no accounts to look around with.
+    """Write the whole company or nothing. `directory`: people sign in with it, so there are no demo accounts.
 
-    Past the signals of rows: a gateway that runs follows with its next full look, within a minute.
+    Sends no signals of rows: a running gateway reads all of it within a minute.
     """
     chance = Random(seed)  # noqa: S311 -- nothing secret follows from it
     password = "" if directory else "-".join("".join(secrets.choice(LETTERS) for _ in range(4)) for _ in range(4))
@@ -66,12 +66,12 @@ def fill_database(
     say("keys")
     holders = keyrings.create_keys(chance, now, people, models, size.days)
     calls = 0
-    for rows in traffic.calls(chance, holders, now, size.days, size.amount):
+    for rows in traffic.daily_calls(chance, holders, now, size.days, size.amount):
         records.record_usage(rows)
         calls += len(rows)
     say(f"{calls} calls")
-    policy.decide(chance, now, people, holders, models, size.days)
-    journal.last_used(holders)
+    policy.create_policy(chance, now, people, holders, models, size.days)
+    journal.clear_unused_keys()
     journal.write_journal(chance, now, people, holders, models, directory=not directory)
     keyrings.create_management_keys(chance, now, people)
     notifications.notify_all(now, people)

@@ -1,4 +1,4 @@
-"""Writes what the quarter left behind in the audit log, the directory's state and people's notices."""
+"""Write what happened in the quarter to the audit log, and the state of the directory."""
 
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -40,8 +40,9 @@ def write_journal(
     *,
     directory: bool,
 ) -> None:
-    events = [*_keys(chance, holders), *_deeds(chance, now, staff, models), *_quotas(chance, now, staff)]
-    events += [*_sessions(chance, now, holders), *_memberships(chance, now)]
+    events = [*_key_events(chance, holders), *_model_events(chance, now, staff, models)]
+    events += [*_quota_events(chance, now, staff), *_session_events(chance, now, holders)]
+    events += _membership_events(chance, now)
     AuditEvent.objects.bulk_create(sorted(events, key=lambda event: event.at), batch_size=1000)
     if directory:
         people = User.objects.exclude(directory_id=None).count()
@@ -69,7 +70,7 @@ def _address(chance: Random) -> str:
     return f"10.{chance.choice((20, 21, 22, 31))}.{chance.randrange(1, 60)}.{chance.randrange(2, 250)}"
 
 
-def _keys(chance: Random, holders: list[Holder]) -> list[AuditEvent]:
+def _key_events(chance: Random, holders: list[Holder]) -> list[AuditEvent]:
     events = []
     for holder in holders:
         for key in holder.keys:
@@ -89,7 +90,7 @@ def _keys(chance: Random, holders: list[Holder]) -> list[AuditEvent]:
     return events
 
 
-def _deeds(chance: Random, now: datetime, staff: Staff, models: dict[str, ServedModel]) -> list[AuditEvent]:
+def _model_events(chance: Random, now: datetime, staff: Staff, models: dict[str, ServedModel]) -> list[AuditEvent]:
     return [
         _event(
             now - timedelta(days=ago),
@@ -105,7 +106,7 @@ def _deeds(chance: Random, now: datetime, staff: Staff, models: dict[str, Served
     ]
 
 
-def _quotas(chance: Random, now: datetime, staff: Staff) -> list[AuditEvent]:
+def _quota_events(chance: Random, now: datetime, staff: Staff) -> list[AuditEvent]:
     events = []
     for quota in Quota.objects.select_related("tenant", "user", "key__tenant", "model"):
         tenant = quota.tenant or (quota.key.tenant if quota.key else None)
@@ -125,8 +126,8 @@ def _quotas(chance: Random, now: datetime, staff: Staff) -> list[AuditEvent]:
     return events
 
 
-def _sessions(chance: Random, now: datetime, holders: list[Holder]) -> list[AuditEvent]:
-    """People come to look at what they used, or for a new key: every other week, some each day."""
+def _session_events(chance: Random, now: datetime, holders: list[Holder]) -> list[AuditEvent]:
+    """Return the sign-ins: people look at their usage or need a new key, most every other week, some each day."""
     events = []
     for holder in holders:
         user = holder.user
@@ -142,8 +143,8 @@ def _sessions(chance: Random, now: datetime, holders: list[Holder]) -> list[Audi
     return events
 
 
-def _memberships(chance: Random, now: datetime) -> list[AuditEvent]:
-    """Return those that began within the quarter; by hand through a page, the directory's by the command."""
+def _membership_events(chance: Random, now: datetime) -> list[AuditEvent]:
+    """Return the memberships that began within the quarter: manual ones by a page, the directory's by the command."""
     events = []
     begun = Membership.objects.filter(since__gte=now - timedelta(days=90)).select_related("user", "tenant")
     for membership in begun:
@@ -156,6 +157,6 @@ def _memberships(chance: Random, now: datetime) -> list[AuditEvent]:
     return events
 
 
-def last_used(holders: list[Holder]) -> None:
-    """Keys that were never used were used from nowhere."""
+def clear_unused_keys() -> None:
+    """Remove the last address and program of keys that were never used."""
     ApiKey.objects.filter(last_used_at=None).update(last_used_from=None, last_used_with="")

@@ -1,6 +1,6 @@
-"""Writes the keys of people and services: who has begun to use the system, when, and what followed a key that expired.
+"""Write the keys of people and services: who began to use the system when, and which key followed an expired one.
 
-The text of each is made as for any key and thrown away, so nobody can call with it. It must not follow from the seed.
+The text of each is made as for any key and discarded, so no one can call with it. It must not follow from the seed.
 """
 
 from dataclasses import dataclass
@@ -41,20 +41,20 @@ REASONS = ("PC を交換したため", "使わなくなったため", "チャッ
 
 @dataclass(slots=True)
 class Holder:
-    """Who calls: a person (`user`) or a service, with one key after the other. `heavy`: times the usual."""
+    """A caller: a person (`user`) or a service, with one key after the other."""
 
     department: Department
     keys: list[ApiKey]
     user: User | None = None
     service: Service | None = None
-    heavy: float = 1.0
+    heavy: float = 1.0  # times the usual number of calls
 
     @property
     def since(self) -> datetime:
         return self.keys[0].created_at
 
-    def key(self, at: datetime) -> ApiKey | None:
-        """Return the one that worked then."""
+    def key_at(self, at: datetime) -> ApiKey | None:
+        """Return the key that worked at this time."""
         for key in reversed(self.keys):
             if key.created_at <= at:
                 ended = min(key.expires_at or at + timedelta(1), key.revoked_at or at + timedelta(1))
@@ -63,15 +63,15 @@ class Holder:
 
 
 def create_keys(chance: Random, now: datetime, staff: Staff, models: dict[str, ServedModel], days: int) -> list[Holder]:
-    """Return every key, and who holds it."""
+    """Create all API keys; return their holders."""
     holders = _personal(chance, now, staff, days) + _services(chance, now, staff)
     keys = [key for holder in holders for key in holder.keys]
     born = [(key.created_at, key) for key in keys]
     ApiKey.objects.bulk_create(keys, batch_size=500)
-    for created_at, key in born:  # bulk_create has written the time of now
+    for created_at, key in born:  # bulk_create has written the current time
         key.created_at = created_at
     ApiKey.objects.bulk_update(keys, ["created_at"], batch_size=200)
-    _replacements(holders)
+    _link_successors(holders)
     through = ApiKey.allowed_models.through
     narrow = [
         (key, holder.service) for holder in holders if holder.service for key in holder.keys if not key.every_model
@@ -104,7 +104,7 @@ def _personal(chance: Random, now: datetime, staff: Staff, days: int) -> list[Ho
 
 
 def _joined(chance: Random, days: int) -> int:
-    """Return days ago. Most in the second third of the time."""
+    """Return how many days ago a person began. Most did in the second third of the time."""
     return max(1, min(days - 1, round(chance.gauss(0.52, 0.24) * days)))
 
 
@@ -168,7 +168,7 @@ def _key(chance: Random, tenant: Tenant, created: datetime, expires: datetime | 
 
 
 def create_management_keys(chance: Random, now: datetime, staff: Staff) -> None:
-    """Of who automates: operators, and the people of the two departments that write programs."""
+    """Create keys for people who automate: operators, and people of the two departments that write programs."""
     programmers = [*staff.operators, *staff.members["aoba-software"][:4], *staff.members["dx-promotion"][:2]]
     rows = []
     for user in dict.fromkeys(programmers):
@@ -186,8 +186,8 @@ def create_management_keys(chance: Random, now: datetime, staff: Staff) -> None:
     ManagementKey.objects.bulk_create(rows)
 
 
-def _replacements(holders: list[Holder]) -> None:
-    """Keys have numbers only now."""
+def _link_successors(holders: list[Holder]) -> None:
+    """Store which key replaced which; not before the keys have primary keys."""
     changed = []
     for holder in holders:
         for before, after in zip(holder.keys, holder.keys[1:], strict=False):

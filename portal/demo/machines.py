@@ -1,7 +1,7 @@
-"""Writes the hosts, models and replicas of the company, as their supervisors would.
+"""Write the hosts, models and replicas of the company, as their supervisors would.
 
-They belong to hosts of other names than this machine, so a supervisor that runs here leaves them alone; and nobody
-else reports for them, so they are marked as made up, which pages take for alive.
+The hosts have other names than this machine, so a supervisor that runs here leaves them alone. No other supervisor
+reports for them, so they are marked as made up, which pages treat as alive.
 """
 
 from datetime import datetime, timedelta
@@ -27,7 +27,7 @@ GIVEN_UP = {"detail": OUT_OF_MEMORY, "cause": "gpu-memory", "restarts": 5}
 
 
 def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> dict[str, ServedModel]:
-    """Return all of it; the models by name."""
+    """Create the hosts, models and replicas; return the models by name."""
     hosts = {
         name: Host.objects.create(name=name, address=name, seen_at=MADE_UP, holder=f"madoguchi-supervisor@{name}")
         for name in HOSTS
@@ -43,7 +43,7 @@ def create_hosts(chance: Random, now: datetime, tenants: dict[str, Tenant]) -> d
         installed = {launcher: [version] for launcher, version in VERSIONS.items()}
         seen = _devices(name, held, chance)
         HostReport.objects.create(host=machine, at=now + SEEN, engines=VERSIONS, installed=installed, devices=seen)
-    # When they became ready; saving says "now".
+    # When they became ready; saving has written "now".
     for replica in Replica.objects.all():
         Replica.objects.filter(pk=replica.pk).update(changed_at=now - timedelta(hours=chance.uniform(3, 400)))
     return models
@@ -105,7 +105,7 @@ def _replica(
         host=host,
         index=index,
         state=engine.state,
-        # A name that nobody answers to: who calls such a model is told at once that it cannot be reached.
+        # A name that does not resolve: a call of such a model fails at once, as it cannot be reached.
         url=f"http://{host.name}.invalid:{18100 + chance.randrange(900)}" if ready else "",
         launcher=launcher,
         version=VERSIONS[launcher],

@@ -1,6 +1,6 @@
-"""Names of people that nobody has: common family and given names, drawn and put together. Pure.
+"""Names of people who do not exist: common family and given names, drawn and combined. Pure.
 
-By frequency as in Japan: the first family names are the most common ones, so namesakes come up as they do in life.
+Family names are as frequent as in Japan: the first ones are the most common, so there are namesakes as in real life.
 """
 
 from collections.abc import Iterator
@@ -46,15 +46,15 @@ Claire:claire Piotr:piotr Jana:jana Andreas:andreas Petra:petra Martin:martin In
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """`user`: romaji, one of a kind in the company."""
+    """The name of a person."""
 
     family: str
     given: str
-    user: str
+    user: str  # romaji, unique in the company
 
 
-def names(chance: Random) -> Iterator[Name]:
-    """Japanese people without end, no two of one user name."""
+def japanese_names(chance: Random) -> Iterator[Name]:
+    """Yield names of Japanese people without end, with unique user names."""
     return _drawn(chance, _pairs(FAMILY), _pairs(GIVEN), set())
 
 

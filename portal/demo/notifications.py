@@ -1,6 +1,6 @@
-"""Tells people what the quarter brought, as the parts of the system would have: in the same words, with the same facts.
+"""Notify people of what happened in the quarter, as the parts of the system would have, with the same facts.
 
-Only those who can be looked over the shoulder: the accounts to look around with, admins and operators.
+Only people whose pages one can see: the demo accounts, admins and operators.
 """
 
 from datetime import datetime, timedelta
@@ -21,39 +21,44 @@ SOON = timedelta(days=7)
 
 def notify_all(now: datetime, staff: Staff) -> None:
     quota_alerts.notify_near_limits(now)
-    for wish in QuotaRequest.objects.select_related("tenant", "user", "asked_by", "decided_by"):
-        _tell_of(wish)
-    _tell_of_directory(now, staff)
-    # What is older than two days has been seen, as by people who look in every other day.
+    for request in QuotaRequest.objects.select_related("tenant", "user", "asked_by", "decided_by"):
+        _notify_of_request(request)
+    _notify_of_directory(now, staff)
+    # Notices older than two days have been read, as by people who look at them every other day.
     seen = now - timedelta(days=2)
     Notice.objects.filter(at__lt=seen).update(read_at=seen)
     Notice.objects.update(mailed_at=now)  # none is to be mailed to these addresses
 
 
-def _tell_of(wish: QuotaRequest) -> None:
-    asker = wish.asked_by
+def _notify_of_request(request: QuotaRequest) -> None:
+    asker = request.asked_by
     assert asker
-    facts = {"unit": wish.unit, "window": wish.window, "model": "", "amount": wish.amount}
-    deciders = administration.deciders(wish)
-    if wish.state == QuotaRequest.State.OPEN:
-        more = {"asker": person(asker), "tenant": wish.tenant.name, "had": wish.previous_amount, "reason": wish.reason}
+    facts = {"unit": request.unit, "window": request.window, "model": "", "amount": request.amount}
+    deciders = administration.deciders(request)
+    if request.state == QuotaRequest.State.OPEN:
+        more = {
+            "asker": person(asker),
+            "tenant": request.tenant.name,
+            "had": request.previous_amount,
+            "reason": request.reason,
+        }
         notify(
             deciders,
             "request-asked",
-            str(wish.pk),
-            reverse("tenant-requests", args=[wish.tenant.slug]),
+            str(request.pk),
+            reverse("tenant-requests", args=[request.tenant.slug]),
             **facts,
             **more,
         )
-        Notice.objects.filter(kind="request-asked", ref=str(wish.pk)).update(at=wish.asked_at)
-    elif wish.decided_by and wish.decided_at:
-        answer = {"by": person(wish.decided_by), "granted": wish.granted, "note": wish.note}
-        notify([asker], "request-decided", str(wish.pk), reverse("home"), **facts, **answer)
-        Notice.objects.filter(kind="request-decided", ref=str(wish.pk)).update(at=wish.decided_at)
+        Notice.objects.filter(kind="request-asked", ref=str(request.pk)).update(at=request.asked_at)
+    elif request.decided_by and request.decided_at:
+        answer = {"by": person(request.decided_by), "granted": request.granted, "note": request.note}
+        notify([asker], "request-decided", str(request.pk), reverse("home"), **facts, **answer)
+        Notice.objects.filter(kind="request-decided", ref=str(request.pk)).update(at=request.decided_at)
 
 
-def _tell_of_directory(now: datetime, staff: Staff) -> None:
-    """A night in which the directory was moved."""
+def _notify_of_directory(now: datetime, staff: Staff) -> None:
+    """Notify operators of a night in which the directory was moved."""
     at = now - timedelta(days=12, hours=9)
     notify(
         staff.operators,

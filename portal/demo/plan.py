@@ -14,19 +14,18 @@ RESEARCH_MIX = {LARGE: 42, CODE: 26, CHAT: 18, EMBEDDING: 7, VISION: 5, SMALL: 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Department:
-    """A tenant. `size`: its part of all people. `adoption`: of them, who has a key in the end; `calls`: what a typical
-    one of these does on a working day. `joint`: a project, whose people are of other tenants."""
+    """A tenant."""
 
     slug: str
     name: str
-    size: int
-    adoption: float = 0.5
-    calls: float = 2.4
+    size: int  # its part of all people
+    adoption: float = 0.5  # the part of its people who have a key in the end
+    calls: float = 2.4  # of a typical one of these on a working day
     mix: dict[str, int] = field(default_factory=lambda: OFFICE_MIX)
     zone: str = "Asia/Tokyo"
     key_days: int | None = 180
     closing: float = 1.0  # how much more at the end of a month
-    joint: bool = False
+    joint: bool = False  # a project, whose people belong to other tenants as well
 
 
 DEPARTMENTS = (
@@ -72,22 +71,21 @@ DEPARTMENTS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A service key. `hours`: as in `workdays`; `weekends`: how much of a working day there is on other days.
-    `calls`: on a working day in the end. `prompt`, `answer`: typical tokens. `callers`: how many end users it tells."""
+    """A service key."""
 
     tenant: str
     service: str
     name: str
     purpose: str
     mix: dict[str, int]
-    hours: str
-    calls: int
-    prompt: int
-    answer: int
+    hours: str  # as in `traffic.HOURS`
+    calls: int  # on a working day in the end
+    prompt: int  # typical tokens
+    answer: int  # typical tokens
     since: int  # days ago
-    weekends: float = 0.0
+    weekends: float = 0.0  # the calls on other days, as a share of those on a working day
     batch: bool = False
-    callers: int = 0
+    callers: int = 0  # how many end users it reports
     networks: tuple[str, ...] = ()
     client: str = "OpenAI/Python"
 
@@ -326,20 +324,19 @@ SERVICES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """A model as it is served. `first`: ms to its first token when nobody waits; `speed`: tokens per second of one
-    answer. Memory in GB on each of its devices: weights, cache, overhead. `on`: (host, devices) of each replica."""
+    """A model as it is served."""
 
     name: str
     ja: str
     en: str
     engine: str = "vllm"
     task: str = "chat"
-    first: int = 200
-    speed: float = 50.0
+    first: int = 200  # ms to its first token when no other request waits
+    speed: float = 50.0  # tokens per second of one answer
     context: int = 8192
     slots: int = 16
-    memory: tuple[float, float, float] = (10.0, 4.0, 1.5)
-    on: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    memory: tuple[float, float, float] = (10.0, 4.0, 1.5)  # GB on each device: weights, cache, overhead
+    on: tuple[tuple[str, tuple[int, ...]], ...] = ()  # host and devices of each replica
     aliases: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     architecture: str = ""

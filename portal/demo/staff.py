@@ -1,4 +1,4 @@
-"""Writes tenants and the people in them."""
+"""Write tenants and the people in them."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -7,7 +7,7 @@ from random import Random
 from django.contrib.auth.hashers import make_password
 
 from portal.accounts.models import Membership, Tenant, User
-from portal.demo.names import european_names, names
+from portal.demo.names import european_names, japanese_names
 from portal.demo.plan import DEPARTMENTS
 
 MAIL = "aoba.example.com"
@@ -19,10 +19,10 @@ ADMIN_ROLE, MEMBER_ROLE = Membership.Role.ADMIN, Membership.Role.MEMBER
 
 @dataclass(frozen=True, slots=True)
 class Staff:
-    """`members` by the tenant's short name, their admins first; whoever is in a joint project also has a department."""
+    """The people of the company. Those in a joint project also belong to a department."""
 
-    tenants: dict[str, Tenant]
-    members: dict[str, list[User]]
+    tenants: dict[str, Tenant]  # by short name, as `members`
+    members: dict[str, list[User]]  # the admins first
     operators: list[User]
 
     def admin(self, slug: str) -> User:
@@ -30,9 +30,10 @@ class Staff:
 
 
 def create_people(chance: Random, now: datetime, people: int, *, password: str, directory: bool) -> Staff:
-    """Everybody. `password`: of the three accounts to look around with; empty: there are none.
+    """Create all tenants and people.
 
-    `directory`: the others are written as the company directory's.
+    `password`: of the three demo accounts; empty: there are none. `directory`: the other people come from the company
+    directory.
     """
     tenants = _tenants(now)
     members = _employees(chance, now, people, tenants, directory=directory)
@@ -45,7 +46,7 @@ def create_people(chance: Random, now: datetime, people: int, *, password: str, 
             rows.append(Membership(user=user, tenant=tenants[slug], role=role, source=source, since=user.date_joined))
     for department in DEPARTMENTS:
         if department.joint:
-            members[department.slug] = joining = _joining(chance, members)
+            members[department.slug] = joining = _project_members(chance, members)
             for place, user in enumerate(joining):
                 role = ADMIN_ROLE if place == 0 else MEMBER_ROLE
                 since = now - timedelta(days=chance.randrange(20, 80))
@@ -76,9 +77,9 @@ def _tenants(now: datetime) -> dict[str, Tenant]:
 def _employees(
     chance: Random, now: datetime, people: int, tenants: dict[str, Tenant], *, directory: bool
 ) -> dict[str, list[User]]:
-    japanese, european = names(chance), european_names(chance)
+    japanese, european = japanese_names(chance), european_names(chance)
     whole = sum(one.size for one in DEPARTMENTS)
-    nobody = make_password(None)
+    no_password = make_password(None)
     members: dict[str, list[User]] = {}
     number = 0
     for department in DEPARTMENTS:
@@ -94,7 +95,7 @@ def _employees(
                     first_name=name.given,
                     last_name=name.family,
                     email=f"{name.user}@{MAIL}",
-                    password=nobody,
+                    password=no_password,
                     language="en" if abroad else chance.choices(["", "ja"], [4, 1])[0],
                     directory_id=f"aoba-{number:05}" if directory else None,
                     date_joined=now - timedelta(days=chance.randrange(91, 200)),
@@ -104,8 +105,8 @@ def _employees(
     return members
 
 
-def _joining(chance: Random, members: dict[str, list[User]]) -> list[User]:
-    """Of several departments, for a project."""
+def _project_members(chance: Random, members: dict[str, list[User]]) -> list[User]:
+    """Return people of several departments, for a joint project."""
     joining = []
     for slug in ("production-engineering", "quality", "product-design", "dx-promotion"):
         pool = members[slug]
@@ -117,7 +118,7 @@ def _joining(chance: Random, members: dict[str, list[User]]) -> list[User]:
 def _in_two(
     chance: Random, members: dict[str, list[User]], tenants: dict[str, Tenant], source: str, now: datetime
 ) -> list[Membership]:
-    """Return some who work for two departments."""
+    """Return second memberships of people who work for two departments."""
     rows = []
     for slug, second in (("dx-promotion", "information-systems"), ("marketing", "sales-east"), ("legal", "research")):
         for user in chance.sample(members[slug][1:], max(1, len(members[slug]) // 10)):
@@ -130,7 +131,10 @@ def _in_two(
 def _guests(
     now: datetime, password: str, tenants: dict[str, Tenant], members: dict[str, list[User]]
 ) -> list[Membership]:
-    """Return the three local accounts to look around with. They come last in their departments, the admin first."""
+    """Create the three demo accounts, the admin as the first of the department, the others as the last.
+
+    Returns their memberships.
+    """
     digest = make_password(password)
     rows = []
     for username, family, given, slug, role in (

@@ -1,4 +1,4 @@
-"""Who called what, when, and how it went: rows for `usage.record`, a day at a time. Pure but for chance."""
+"""Make the calls: rows for `usage.records`, a day at a time. Pure except for chance."""
 
 import math
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ ENDPOINTS = {
     "rerank": "rerank",
     "transcription": "audio/transcriptions",
 }
-# (days ago, from, to, model, share that failed): what operators remember of the quarter, in hours of Tokyo.
+# Incidents of the quarter: (days ago, from, to, model, share that failed), in hours of Tokyo.
 INCIDENTS = ((23, 14.2, 14.9, LARGE, 0.8), (61, 10.0, 11.5, LARGE, 0.45), (9, 9.1, 9.3, "", 0.3))
 TOKYO = ZoneInfo("Asia/Tokyo")
 
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What is known before an engine has it."""
+    """A call before an engine has it."""
 
     at: datetime
     model: str
@@ -47,15 +47,17 @@ class Call:
     end_user: str
 
 
-def calls(chance: Random, holders: list[Holder], now: datetime, days: int, amount: float = 1.0) -> Iterator[list[Row]]:
-    """Yield the rows of each day, oldest first. `amount`: times the calls that the plan has."""
+def daily_calls(
+    chance: Random, holders: list[Holder], now: datetime, days: int, amount: float = 1.0
+) -> Iterator[list[Row]]:
+    """Yield the rows of each day, oldest first. `amount`: times the calls in the plan."""
     today = now.astimezone(TOKYO).date()
     for ago in range(
         days - 1, -2, -1
     ):  # tomorrow has begun somewhere before it does in Tokyo, and ends later elsewhere
         day = today - timedelta(days=ago)
-        # A system that people like is used more each month. Today is a working day, whatever the calendar says: who
-        # shows this on a holiday wants to show something.
+        # A popular system is used more each month. Today is always a working day, so that there is something to show
+        # on a holiday as well.
         grown = amount * (0.62 + 0.38 * (1 - max(ago, 0) / days))
         rows = [
             row for holder in holders for row in _of(chance, holder, day, now, grown, 0.95 if day == today else 0.0)
@@ -80,7 +82,7 @@ def _of(chance: Random, holder: Holder, day: date, now: datetime, grown: float, 
     for _ in range(count):
         hour = chance.choices(range(24), cum_weights=hours)[0]
         at = midnight + timedelta(seconds=3600 * hour + chance.random() * 3600)
-        key = holder.key(at)
+        key = holder.key_at(at)
         if at >= now or key is None:
             continue
         model = chance.choices(models, cum_weights=weights)[0]
@@ -94,9 +96,9 @@ def _of(chance: Random, holder: Holder, day: date, now: datetime, grown: float, 
 
 
 def _expected(holder: Holder, day: date, age: int, least: float) -> float:
-    """Call of a day, before chance. `least`: of a working day."""
+    """Return the expected number of calls of a day. `least`: the least share of a working day."""
     department, service = holder.department, holder.service
-    pace = workdays.pace(day) if department.zone == "Asia/Tokyo" else workdays.pace_abroad(day)
+    pace = workdays.office_activity(day) if department.zone == "Asia/Tokyo" else workdays.office_activity_abroad(day)
     pace = max(pace, least)
     if department.closing > 1 and workdays.closes_month(day):
         pace *= department.closing
@@ -117,7 +119,7 @@ def _poisson(chance: Random, mean: float) -> int:
 
 
 def _caller(chance: Random, callers: int) -> int:
-    """Few end users ask much, most little."""
+    """Return the number of an end user: few of them call often, most of them seldom."""
     return min(callers, 1 + int(callers * chance.random() ** 2.4))
 
 
@@ -150,18 +152,18 @@ def _row(chance: Random, call: Call, day: date, now: datetime) -> Row:
     if chance.random() < 0.02 * load:
         first += int(chance.uniform(1500, 9000))  # it waited in the queue
     speed = engine.speed / (1 + 0.35 * load) * chance.uniform(0.85, 1.1) if engine.speed else 0
-    status, answer, estimated = _fate(chance, call, now)
-    told = status in ("finished", "aborted") and chat and chance.random() < 0.94  # the others do not stream
+    status, answer, estimated = _draw_outcome(chance, call, now)
+    streamed = status in ("finished", "aborted") and chat and chance.random() < 0.94  # the others do not stream
     return {
         "request_id": f"{chance.getrandbits(128):032x}",
         "model": call.model,
         "replica_id": None,
         "endpoint": ENDPOINTS[engine.task],
         "started_at": call.at,
-        "first_token_ms": first if told else None,
+        "first_token_ms": first if streamed else None,
         "duration_ms": first + int(1000 * answer / speed if speed else 0),
         "prompt_tokens": call.prompt if status not in ("failed", "refused") else 0,
-        "cached_tokens": int(call.prompt * chance.uniform(0.3, 0.9)) if told and chance.random() < 0.35 else 0,
+        "cached_tokens": int(call.prompt * chance.uniform(0.3, 0.9)) if streamed and chance.random() < 0.35 else 0,
         "completion_tokens": answer,
         "reasoning_tokens": 0,
         "status": status,
@@ -170,8 +172,8 @@ def _row(chance: Random, call: Call, day: date, now: datetime) -> Row:
     }
 
 
-def _fate(chance: Random, call: Call, now: datetime) -> tuple[str, int, bool]:
-    """(status, tokens of the answer, whether they are estimated)."""
+def _draw_outcome(chance: Random, call: Call, now: datetime) -> tuple[str, int, bool]:
+    """Return the status, the tokens of the answer, and whether they are estimated."""
     throw = chance.random()
     for ago, begin, end, model, share in INCIDENTS:
         if call.model == model or not model:

@@ -33,7 +33,7 @@ class Notices(GenericViewSet[Notice]):
         summary=_("Your notices"), parameters=[shapes.NoticeFilter], responses={200: shapes.Notice(many=True)}
     )
     def list(self, request: Request) -> Response:
-        """Return the latest first."""
+        """Return the caller's notices, latest first."""
         wanted = validated(shapes.NoticeFilter, request.query_params)
         rows = self.get_queryset()
         if wanted["unread"] is not None:
@@ -58,7 +58,7 @@ class Notices(GenericViewSet[Notice]):
         operation_id="notices_read_all",
         summary=_("Mark all notices as read"),
         request=None,
-        responses={200: shapes.ReadNow},
+        responses={200: shapes.ReadCount},
     )
     @action(detail=False, methods=["post"], url_path="read")
     def read_all(self, request: Request) -> Response:

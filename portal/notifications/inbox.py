@@ -10,30 +10,30 @@ from portal.accounts.models import User
 from portal.notifications.models import Notice
 from portal.notifications.types import KINDS
 
-# Longer than anything that they tell of is of any interest; the audit keeps what must be kept.
+# Longer than notices are of interest; the audit keeps what must be kept.
 KEPT = timedelta(days=400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotificationRow:
-    """A notice in the language of the page. `tone`: "fine", "watch" or "broken". `path` "": there is no page of it."""
+    """A notice in the language of the page."""
 
     pk: int
     title: str
     text: str
-    tone: str
-    path: str
+    tone: str  # "fine", "watch" or "broken"
+    path: str  # of the page about it, or ""
     at: datetime
     is_read: bool
 
 
 def notifications_of(user: User) -> QuerySet[Notice]:
-    """Return newest first. Kinds of another release, which nobody here can say, are left out."""
+    """Return the notices of a person, newest first, without kinds of another release, which have no sentences here."""
     return Notice.objects.filter(user=user, kind__in=list(KINDS))
 
 
-def notification_row(notices: Iterable[Notice]) -> list[NotificationRow]:
-    """In their order; without those of another release whose facts do not make our sentences."""
+def notification_rows(notices: Iterable[Notice]) -> list[NotificationRow]:
+    """Return what pages show of these notices, in their order, without those that lack facts for their sentences."""
     return [
         NotificationRow(
             pk=notice.pk,
@@ -45,15 +45,15 @@ def notification_row(notices: Iterable[Notice]) -> list[NotificationRow]:
             is_read=notice.read_at is not None,
         )
         for notice in notices
-        if KINDS[notice.kind].needs <= notice.facts.keys()
+        if KINDS[notice.kind].required <= notice.facts.keys()
     ]
 
 
 def mark_read(notices: QuerySet[Notice], now: datetime) -> None:
-    """These are read from now on; those that were stay as they are."""
+    """Mark the unread ones of these notices as read now."""
     notices.filter(read_at=None).update(read_at=now)
 
 
 def delete_old(now: datetime) -> int:
-    """Delete what is older than anybody looks back; how many."""
+    """Delete notices older than KEPT; return how many."""
     return Notice.objects.filter(at__lt=now - KEPT).delete()[0]

@@ -1,4 +1,4 @@
-"""What people are told: in the portal, and by mail where it can send."""
+"""Notices to people, in the portal and by mail."""
 
 from typing import ClassVar
 
@@ -10,10 +10,9 @@ from django.utils.translation import gettext_lazy as _
 
 
 class Notice(models.Model):
-    """Something that a person should know: `kind` and `facts`, a sentence in the reader’s language when it is
-    read.
+    """Something that a person should know: `kind` and `facts`, which become sentences in the reader's language.
 
-    `ref` tells two of a kind apart: the same is never told twice to the same person.
+    `ref` distinguishes notices of one kind: a person never gets the same one twice.
     """
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE, related_name="notices", verbose_name=_("user"))

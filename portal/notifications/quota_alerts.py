@@ -1,4 +1,4 @@
-"""Notify people who are near the end of a quota, before they hit it."""
+"""Notify people who have almost used up a quota, before requests are refused."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,24 +17,24 @@ REFS = 500  # of one condition
 
 
 def notify_near_limits(now: datetime) -> int:
-    """Tell whom it concerns, once for each window: at four fifths, and when nothing is left. Gives how many.
+    """Notify the people concerned, once per window, when four fifths are used and when nothing is left.
 
-    That is the person; the admins of what a tenant has; who answers for a service key, else the admins. To be repeated
-    every few minutes.
+    That is the person of a personal quota, the admins for a tenant's, the responsible person (else the admins) for a
+    service key's. Returns the number of alerts. To be repeated every few minutes.
     """
     field = read_field(Tenant.objects.filter(is_active=True))
-    walls = find_alerts(field, now)
-    known = _told([wall.ref for wall in walls])
-    new = [wall for wall in walls if (wall.kind, wall.ref) not in known]
-    readers = Readers(field) if new else None
-    for wall in new:
-        assert readers is not None
-        _tell(wall, field, readers.of(wall.bound))
+    alerts = find_alerts(field, now)
+    known = _already_sent([alert.ref for alert in alerts])
+    new = [alert for alert in alerts if (alert.kind, alert.ref) not in known]
+    recipients = Recipients(field) if new else None
+    for alert in new:
+        assert recipients is not None
+        _notify_of_alert(alert, field, recipients.people_of(alert.bound))
     return len(new)
 
 
-class Readers:
-    """Whom a wall concerns. Two queries for all of them."""
+class Recipients:
+    """The people to notify of alerts. Two queries for all of them."""
 
     def __init__(self, field: Field) -> None:
         self._field = field
@@ -48,12 +48,12 @@ class Readers:
         for tenant, user in rows.values_list("tenant_id", "user_id"):
             self._admins[tenant].append(self._people[user])
 
-    def of(self, bound: AppliedQuota) -> list[User]:
+    def people_of(self, bound: AppliedQuota) -> list[User]:
         if bound.key is not None:
             key = self._field.keys[bound.key]
-            whose = key.user_id or key.responsible_id
-            if whose in self._people and (key.tenant_id, whose) in self._members:
-                return [self._people[whose]]
+            person = key.user_id or key.responsible_id
+            if person in self._people and (key.tenant_id, person) in self._members:
+                return [self._people[person]]
             return self._admins[key.tenant_id]
         if bound.user is not None:
             return [self._people[bound.user]]
@@ -61,17 +61,17 @@ class Readers:
         return self._admins[bound.tenant]
 
 
-def _told(refs: Sequence[str]) -> set[tuple[str, str]]:
-    """(kind, ref) of those that somebody was told before."""
+def _already_sent(refs: Sequence[str]) -> set[tuple[str, str]]:
+    """Return kind and ref of the alerts that were sent before."""
     known: set[tuple[str, str]] = set()
     for start in range(0, len(refs), REFS):
-        told = Notice.objects.filter(kind__in=KINDS, ref__in=refs[start : start + REFS])
-        known.update(told.values_list("kind", "ref").distinct())
+        notices = Notice.objects.filter(kind__in=KINDS, ref__in=refs[start : start + REFS])
+        known.update(notices.values_list("kind", "ref").distinct())
     return known
 
 
-def _tell(wall: QuotaAlert, field: Field, readers: Iterable[User]) -> None:
-    bound, quota = wall.bound, wall.bound.quota
+def _notify_of_alert(alert: QuotaAlert, field: Field, people: Iterable[User]) -> None:
+    bound, quota = alert.bound, alert.bound.quota
     key = field.keys[bound.key] if bound.key is not None else None
     tenant = field.tenants[bound.tenant] if bound.scope == "tenant" and bound.tenant is not None else None
     path = reverse("key", args=[key.prefix]) if key else reverse("tenant", args=[tenant.slug]) if tenant else "/"
@@ -82,8 +82,8 @@ def _tell(wall: QuotaAlert, field: Field, readers: Iterable[User]) -> None:
         "window": quota.window,
         "model": quota.model.name if quota.model else "",
         "amount": quota.amount,
-        "renews_at": wall.renews_at.astimezone(field.zone_of(bound)),
+        "renews_at": alert.renews_at.astimezone(field.zone_of(bound)),
     }
-    more = {} if wall.is_reached else {"percent": wall.percent}
+    more = {} if alert.is_reached else {"percent": alert.percent}
     with transaction.atomic():
-        notify(readers, wall.kind, wall.ref, path=path, **facts, **more)
+        notify(people, alert.kind, alert.ref, path=path, **facts, **more)

@@ -1,4 +1,4 @@
-"""What other packages ask to notify people of, written down."""
+"""Store the notices that other packages request with `notify`."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,14 +14,14 @@ from portal.notifications.types import KINDS
 def record_notification(
     users: Iterable[User], kind: str, ref: str, path: str, facts: Mapping[str, Any], **_: Any
 ) -> None:
-    """Store one row for each person; somebody who has it already gets no second. See `web.notify`."""
+    """Store one row for each person, except for people who have it already. See `web.notify`."""
     if kind not in KINDS:
         raise ValueError(f"no such kind of notice: {kind}")
-    if missing := KINDS[kind].needs - facts.keys():
+    if missing := KINDS[kind].required - facts.keys():
         raise ValueError(f"a notice of kind {kind} needs {', '.join(sorted(missing))}")
     stored = json.loads(json.dumps(facts, cls=DjangoJSONEncoder))
     Notice.objects.bulk_create(
-        # By id: the same order everywhere, so that two who notify the same people do not wait for each other
+        # By id: in the same order everywhere, or two processes that notify the same people could deadlock.
         [Notice(user_id=pk, kind=kind, ref=ref, path=path, facts=stored) for pk in sorted({user.pk for user in users})],
         ignore_conflicts=True,
     )

@@ -1,4 +1,4 @@
-"""The shapes of notices in the API."""
+"""Serializers of notices."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class Notice(serializers.Serializer[Row]):
     tone = serializers.SerializerMethodField(help_text="`fine`, `watch` or `broken`.")
     title = serializers.SerializerMethodField()
     text = serializers.SerializerMethodField()
-    facts = serializers.DictField(help_text="What the sentences are made of.")
+    facts = serializers.DictField(help_text="The values in the sentences.")
     path = CharField(help_text="Of the page about it, or empty.")
     at = serializers.DateTimeField()
     read_at = serializers.DateTimeField(allow_null=True)
@@ -37,5 +37,5 @@ class NoticeFilter(serializers.Serializer[Any]):
     kind = serializers.ChoiceField(sorted(KINDS), required=False)
 
 
-class ReadNow(serializers.Serializer[Any]):
+class ReadCount(serializers.Serializer[Any]):
     read = serializers.IntegerField(help_text="How many were unread until now.")

@@ -20,19 +20,19 @@ PER_PAGE = 50
 def notice_list(request: HttpRequest) -> HttpResponse:
     assert isinstance(request.user, User)
     page = Paginator(inbox.notifications_of(request.user), PER_PAGE).get_page(request.GET.get("page"))
-    context = {"page": page, "notices": inbox.notification_row(page), "zone": zone_of(request.user)}
+    context = {"page": page, "notices": inbox.notification_rows(page), "zone": zone_of(request.user)}
     return render(request, "notifications/list.html", context)
 
 
 @login_required
 @require_safe
 def open_notice(request: HttpRequest, pk: int) -> HttpResponse:
-    """Mark it as read and go on to its page. To be asked again changes nothing, so a link will do."""
+    """Mark a notice as read and redirect to its page. A repetition changes nothing, so a link is enough."""
     assert isinstance(request.user, User)
     notices = inbox.notifications_of(request.user).filter(pk=pk)
     notice = get_object_or_404(notices)
     inbox.mark_read(notices, timezone.now())
-    # Our own code wrote it, as a path here; "//" would lead to another site
+    # Our own code wrote it, as a path on this site; "//" would lead to another site.
     is_here = notice.path.startswith("/") and not notice.path.startswith("//")
     return redirect(notice.path if is_here else "notices")
 

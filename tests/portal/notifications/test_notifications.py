@@ -129,39 +129,28 @@ def test_every_kind_can_be_read_in_both_languages(alice, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "changed", "english"),
+    ("kind", "changed", "parts"),
     [
-        ("key-expires", {}, "in 7 days. laptop (mdg_AbCdEfGh…) of 研究部 stops working on 30 Nov 2026."),
-        ("key-expires", {"days": 1}, "The key “laptop” expires tomorrow."),
-        ("key-expired", {}, "stopped working on 30 Nov 2026."),
-        ("key-revoked", {}, "Bob revoked laptop (mdg_AbCdEfGh…) of 研究部."),
-        ("key-revoked", {}, "Reason: unused"),
-        ("key-revoked", {"because": "leaked"}, "Somebody found it where it must not be."),
-        (
-            "key-revoked",
-            {"by": "", "because": ""},
-            "was revoked. Programs that still use it are refused with error 401.",
-        ),
-        ("membership-ended", {}, "Your 2 API keys there have stopped working."),
-        ("membership-ended", {"keys": 0}, "You no longer belong to 研究部."),
-        ("quota-near", {}, "All of 研究部: 83 % of 1,000,000 tokens per day is used. Full again: 30 Nov 2026 10:00."),
-        ("quota-reached", {}, "You: all of 500 requests per month of qwen is used."),
-        ("quota-reached", {"of": "key", "owner": "Dify"}, "Key “Dify”: all of"),
-        ("request-asked", {}, "Alice of 研究部 wishes 8 requests at a time; so far it is 4. Grant or refuse it."),
-        ("request-asked", {}, "Reason: a course"),
-        ("request-decided", {}, "is granted. Bob gave 6,000 tokens per minute."),
-        ("request-decided", {"granted": None, "note": "ask in May"}, "was refused. Bob did not grant 9,000 tokens"),
-        ("request-decided", {"granted": None, "note": "ask in May"}, "Note: ask in May"),
-        ("break-glass-used", {}, "emergency signed in at 30 Nov 2026 10:00 from 10.0.0.7."),
-        (
-            "directory-trouble",
-            {"detail": "timeout"},
-            "the directory does not answer. Nothing was changed here. timeout",
-        ),
+        ("key-expires", {}, ["7 days", "laptop (mdg_AbCdEfGh…)", "研究部", "30 Nov 2026"]),
+        ("key-expires", {"days": 1}, ["“laptop”", "tomorrow"]),
+        ("key-expired", {}, ["30 Nov 2026", "401"]),
+        ("key-revoked", {}, ["Bob", "laptop (mdg_AbCdEfGh…)", "研究部", "401", "unused"]),
+        ("key-revoked", {"because": "leaked"}, ["leaked"]),
+        ("membership-ended", {}, ["研究部", "2 API keys"]),
+        ("membership-ended", {"keys": 0}, ["研究部"]),
+        ("quota-near", {}, ["研究部", "83 %", "1,000,000 tokens per day", "30 Nov 2026 10:00"]),
+        ("quota-reached", {}, ["You", "500 requests per month", "qwen", "429"]),
+        ("quota-reached", {"of": "key", "owner": "Dify"}, ["“Dify”"]),
+        ("request-asked", {}, ["Alice", "研究部", "8 requests at a time", "4", "a course"]),
+        ("request-decided", {}, ["granted", "Bob", "6,000 tokens per minute"]),
+        ("request-decided", {"granted": None, "note": "ask in May"}, ["refused", "Bob", "9,000 tokens", "ask in May"]),
+        ("break-glass-used", {}, ["emergency", "30 Nov 2026 10:00", "10.0.0.7"]),
+        ("directory-trouble", {"detail": "timeout"}, ["timeout"]),
     ],
 )
-def test_a_notice_says_what_matters(alice, kind, changed, english):
-    assert english in sentences(kind, "en", **{**stored(alice, kind), **changed})
+def test_a_notice_says_what_matters(alice, kind, changed, parts):
+    text = sentences(kind, "en", **{**stored(alice, kind), **changed})
+    assert [part for part in parts if part not in text] == []
 
 
 def test_admins_of_a_tenant_are_its_own_who_are_still_here(research, sales, alice, bob, olivia):

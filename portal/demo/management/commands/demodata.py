@@ -10,8 +10,8 @@ from portal.site import first_run
 
 DONE = """
 A company was made up: {tenants} tenants, {people} people, {keys} keys, {calls} calls of the last {days} days.
-Nobody knows the texts of these keys. Their models stand on hosts that are not there and answer nobody; smollm2 and
-minilm do, which `make run` fetches and starts on this machine.
+No one knows the texts of these keys. Their models are on hosts that do not exist, so they do not answer. smollm2 and
+minilm do: `make run` fetches and starts them on this machine.
 {sign_in}
 Start it with: make run
 """
@@ -23,7 +23,7 @@ Sign in with one of these (the password is shown only now):
     password       {password}
 """
 DIRECTORY = """
-Sign in with accounts of your directory: those in the group of operators see all of it.
+Sign in with accounts of your directory. Members of its group of operators see everything.
 """
 
 
@@ -44,8 +44,8 @@ class Command(BaseCommand):
             company.check_empty()
         except company.NotEmpty as error:
             raise CommandError(
-                f"This database is in use: there are {error} in it. Demonstration data cannot be taken out again, so it"
-                " goes into an empty one only: name another MADOGUCHI_VAR (or DATABASE_URL) and try again."
+                f"This database is in use: there are {error} in it. Demonstration data cannot be removed again, so it"
+                " is written to an empty database only. Set another MADOGUCHI_VAR (or DATABASE_URL) and try again."
             ) from error
         size = company.Size(people=options["people"], days=options["days"], amount=options["amount"])
         filled = company.fill_database(

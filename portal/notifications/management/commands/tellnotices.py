@@ -1,4 +1,4 @@
-"""Tells people of what comes by itself: keys that expire, limits that are near. Then mails what is to be mailed."""
+"""Notify people of keys that expire and of quotas that are almost used up, then mail the notices that are due."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from portal.notifications import inbox, mailing, quota_alerts
 
 
 class Command(BaseCommand):
-    help = "Tells people of keys that expire and of other things that come by themselves, and sends notices by mail."
+    help = "Notifies people of keys that expire and of quotas that are almost used up, and sends notices by mail."
 
     def handle(self, **options: Any) -> None:
         now = timezone.now()
@@ -21,6 +21,6 @@ class Command(BaseCommand):
         inbox.delete_old(now)
         try:
             sent = mailing.send_mails(now)
-        except mailing.Undelivered as error:
-            raise CommandError(f"notices were told, but not mailed: {error}") from error
+        except mailing.MailServerUnavailable as error:
+            raise CommandError(f"notices are stored, but not mailed: {error}") from error
         self.stdout.write(f"{sent} mailed")
