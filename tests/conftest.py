@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_settings(settings):
-    """Pages are rendered without `collectstatic`, passwords hashed without the slowness that protects real ones."""
+    """Render pages without `collectstatic`, hash passwords without the slowness that protects real ones."""
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     settings.STORAGES = {
         **settings.STORAGES,
@@ -53,14 +53,14 @@ def _quick_settings(settings):
 
 @pytest.fixture(autouse=True)
 def _english() -> Iterator[None]:
-    """Each test begins in the same language: a page that an earlier one asked for leaves its own behind."""
+    """Begin each test in the same language: a page that an earlier one asked for leaves its own behind."""
     with translation.override("en"):
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _texts_as_postgresql_takes_them() -> Iterator[None]:
-    """SQLite takes texts that are longer than their column, and null characters; PostgreSQL refuses either."""
+    """Refuse texts longer than their column, and null characters: SQLite takes them, PostgreSQL does not."""
     with pytest.MonkeyPatch.context() as patch:
         for kind in (models.CharField, models.TextField):
             patch.setattr(kind, "get_db_prep_save", _checked(kind.get_db_prep_save))

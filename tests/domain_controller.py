@@ -104,7 +104,7 @@ tls dh params file =
 
 
 # As `samba-tool domain provision`, which cannot leave out the files that Windows' clients read by SMB: their owners are
-# users whom a user namespace does not have.
+# users that a user namespace does not have.
 PROVISION = """
 import logging, sys
 from samba.auth import system_session
@@ -159,7 +159,7 @@ class Domain:
         return self.home / "ca.pem"
 
     def env(self, **overrides: str | None) -> dict[str, str]:
-        """LDAP_* variables as deploy/LDAP.md has them for Active Directory. None leaves a variable out."""
+        """Return the LDAP_* variables as deploy/LDAP.md has them for Active Directory. None leaves a variable out."""
         values: dict[str, str | None] = {
             "LDAP_KIND": "activedirectory",
             "LDAP_SERVER_URI": self.tls_uri,
@@ -250,7 +250,7 @@ def _values(value: str | int | list[bytes]) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def domain() -> Iterator[Domain]:
-    """One domain per test process. Tests that change it put it back."""
+    """Provide one domain per test process. Tests that change it put it back."""
     with running_domain() as running:
         yield running
 
@@ -265,7 +265,7 @@ def running_domain() -> Iterator[Domain]:
 
 
 def provisioned() -> Path:
-    """Return the files of the domain with its people and groups; made by whoever needs them first."""
+    """Return the files of the domain with its people and groups; made by the first test that needs them."""
     program = _program("samba")
     version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
     made_of = [
@@ -335,7 +335,7 @@ def _running(home: Path) -> Iterator[Domain]:
     (home / "server.key").chmod(0o600)  # or Samba refuses it
     (home / "lock").mkdir(exist_ok=True)
     (home / "smb.conf").write_text(CONFIGURATION.format(home=home))
-    # The kernel chooses the ports, and nobody else can take them in between.
+    # The kernel chooses the ports, and no other program can take them in between.
     with (
         socket.create_server(("127.0.0.1", 0)) as plain,
         socket.create_server(("127.0.0.1", 0)) as tls,
@@ -359,7 +359,7 @@ def _running(home: Path) -> Iterator[Domain]:
 
 
 def _wait(domain: Domain) -> None:
-    """Until the administrator can bind."""
+    """Wait until the administrator can bind."""
     deadline = time.monotonic() + START_TIMEOUT
     while True:
         try:
@@ -373,7 +373,7 @@ def _wait(domain: Domain) -> None:
 
 @pytest.fixture
 def connect_domain(connect: Callable[..., Any], domain: Domain) -> Callable[..., Any]:
-    """As `connect`, to the domain in place of slapd."""
+    """Provide `connect` to the domain in place of slapd."""
 
     def connect_domain(**overrides: str | None) -> Any:
         return connect(of=domain, **overrides)

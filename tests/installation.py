@@ -58,7 +58,7 @@ class Installation:
         return (self.var / "up.log").read_text()
 
     def manage(self, *words: str, **more: Any) -> str:
-        """What a command prints; its failure fails the test with its words."""
+        """Return what a command prints; its failure fails the test with its words."""
         done = subprocess.run(
             [sys.executable, ROOT / "manage.py", *words], env=self.env, capture_output=True, text=True, **more
         )
@@ -76,7 +76,7 @@ class Installation:
         assert self.process.poll() is None, self.log
 
     def serve(self) -> None:
-        """Only the gateway's process, as `up` starts it; returns at once. Its output is added to the log."""
+        """Start only the gateway's process, as `up` does; return at once. Its output is added to the log."""
         with (self.var / "up.log").open("ab") as log:
             self.process = subprocess.Popen(
                 gateway_command("127.0.0.1", self.port),
@@ -97,7 +97,7 @@ class Installation:
         return self.manage("shell", "--verbosity", "0", "--command", FURNISH.format(url=engine_url))
 
     def usage(self) -> dict[str, dict[str, Any]]:
-        """Recorded usage by request id. The database sees to it that there is only one row of each."""
+        """Return the recorded usage by request id. The database ensures that there is only one row of each."""
         with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:
             database.row_factory = sqlite3.Row
             found = [dict(row) for row in database.execute("select * from usage_usagerecord")]
@@ -113,7 +113,7 @@ class Installation:
         return sorted(path.name for path in (self.var / "spool").iterdir())
 
     def stop(self) -> int:
-        """SIGTERM; the exit status, once it and everything that it started has gone."""
+        """Send SIGTERM and return the exit status, once it and everything that it started has gone."""
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(60)
         assert self.processes() == {}
@@ -128,7 +128,7 @@ class Installation:
         until(lambda: all(states().get(name) == "ready" for name in models), seconds)
 
     def rows(self, what: str) -> list[dict[str, Any]]:
-        """Replicas, as gateways see them (address and key included, which no command prints)."""
+        """Return the replicas as gateways see them (address and key included, which no command prints)."""
         assert what == "replicas"
         with contextlib.closing(sqlite3.connect(self.var / "madoguchi.sqlite3", timeout=20)) as database:
             database.row_factory = sqlite3.Row
@@ -170,9 +170,7 @@ def prepare(installation: Installation) -> None:
 
 @functools.cache
 def prepared() -> Path:
-    """Return a state directory with a migrated SQLite database and static files: 7 s of CPU, once for a process of
-    tests.
-    """
+    """Return a state directory with a migrated SQLite database and static files, made once per test process (7 s)."""
     root = Path(tempfile.mkdtemp(prefix="madoguchi-prepared-"))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     prepare(Installation(root / "var", 0, {**os.environ, "MADOGUCHI_VAR": str(root / "var")}))

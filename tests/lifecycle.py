@@ -34,7 +34,7 @@ class Launcher:
     slots: int = 2
 
     def options(self, path):
-        """Of `registermodel`."""
+        """Return the options of `registermodel`."""
         args = [f"--arg={word}" for word in self.one_thread]
         return ["--engine=llama.cpp", f"--launcher={self.name}", f"--path={path}", *args]
 
@@ -60,7 +60,7 @@ def register(site, name, path, *options):
 
 
 def started(site, *options):
-    """SmolLM2, ready, with two slots where the launcher has them."""
+    """Provide SmolLM2, ready, with two slots where the launcher has them."""
     register(site, "smol", engines.chat_model(), "--context=1024", "--slots=2", *options)
     return site.reaches("ready", "smol", seconds=STARTED)
 
@@ -80,7 +80,7 @@ def chat(replica, tokens, **more):
 
 
 def events(text):
-    """Return the objects of a stream; its end must have been told."""
+    """Return the objects of a stream; its end must have come."""
     lines = [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
     assert lines[-1] == "[DONE]"
     return [json.loads(line) for line in lines[:-1]]
@@ -171,7 +171,7 @@ def test_a_killed_engine_breaks_its_streams_and_is_started_again(real):
 
 
 def test_an_engine_whose_shim_is_killed_is_ended_and_started_again(real):
-    """Without its shim nobody would know how it ends, nor end all of it."""
+    """Check that without its shim, which knows how it ends and stops all of it, the engine is stopped."""
     real.supervise()
     ready = started(real)
     run = real.run_of(ready)

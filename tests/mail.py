@@ -1,4 +1,4 @@
-"""A mail server as tests need one: a real one, which keeps what it is given and refuses whom it is told to."""
+"""A real mail server for tests, which keeps what it is given and refuses the addresses that a test names."""
 
 import socket
 from collections.abc import Iterator

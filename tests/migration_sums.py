@@ -1,11 +1,11 @@
-"""python -m tests.migration_sums [--add | --renew]: is every migration as it was when databases applied it?
+"""Check that every migration is as it was when databases applied it: python -m tests.migration_sums [--add | --renew].
 
 A database remembers the names of its migrations and not their content: a change never reaches databases that have
 applied the file already, and new ones get another schema. So `tests/migrations.sha256` holds the SHA-256 sum of each,
 as `sha256sum` prints it, and `make check` refuses what differs.
 
 --add    writes down new migrations, and refuses changed ones
---renew  writes the list anew, for migrations that no installation has applied: before 1.0.0 only
+--renew  writes the list again, for migrations that no installation has applied: before 1.0.0 only
 """
 
 import argparse

@@ -53,7 +53,7 @@ class Nginx:
         return self.place / "certificate.pem"
 
     def connect(self, timeout: float = 20) -> ssl.SSLSocket:
-        """HTTP/1.1 over TLS."""
+        """Return a client of HTTP/1.1 over TLS."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
         return self.trust().wrap_socket(connection, server_hostname=NAME)
 
@@ -83,7 +83,7 @@ def adapted(place: Path, ports: tuple[int, int], servers: list[str]) -> str:
 
 @contextlib.contextmanager
 def nginx(*servers: str) -> Iterator[Nginx]:
-    """Running before these (host:port)."""
+    """Provide nginx before these gateways (host:port)."""
     place = Path(tempfile.mkdtemp(prefix="madoguchi-nginx-"))
     running = Nginx(place, unused_port(), unused_port())
     certify(place)

@@ -2,8 +2,8 @@
 
 Started by `start` under unshare(1), so that a server that knows no other ports than 389 and 636 can run several times
 and beside one that the machine has. Each FD is a listening socket of the network outside; what connects to it reaches
-PORT of the one inside. All of it ends when standard input does, so also when whoever started it is killed. As nobody
-special it takes a user namespace, in which it is root. Standard library only.
+PORT of the one inside. All of it ends when standard input does, so also when the process that started it is killed.
+Without root it takes a user namespace, in which it is root. Standard library only.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ def bring_up_loopback() -> None:
 
 
 async def pass_on(port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):  # nobody listens there yet, or one side is gone: the connection just ends
+    with contextlib.suppress(OSError):  # no program listens there yet, or one side is gone: the connection just ends
         inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             await asyncio.gather(copy(reader, inner_writer), copy(inner_reader, writer))
@@ -88,5 +88,5 @@ async def main(ports: list[str], command: list[str]) -> int:
 
 if __name__ == "__main__":
     cut = sys.argv.index("--")
-    # At once: open connections are nobody's any more, and the server need not be waited for.
+    # At once: open connections belong to no process any more, and the server need not be waited for.
     os._exit(asyncio.run(main(sys.argv[1:cut], sys.argv[cut + 1 :])))

@@ -29,7 +29,7 @@ def key_of(user: User, tenant: Tenant, name: str = "laptop", **more: Any) -> Api
 
 
 def service_key_of(tenant: Tenant, service: str = "Dify", **more: Any) -> ApiKey:
-    """`more` as columns of the key."""
+    """Return a service key with `more` as its columns."""
     key, _ = lifecycle.issue_key(tenant=tenant, service=service, name=service)
     for name, value in more.items():
         setattr(key, name, value)
@@ -67,5 +67,5 @@ def use(key: ApiKey, **columns: Any) -> UsageRecord:
 
 
 def use_each(keys: Iterable[ApiKey], at: datetime | None = None) -> None:
-    """A request with each of these keys, all written at once: of 10 tokens, 11, 12…"""
+    """Record a request with each of these keys, all written at once: of 10 tokens, 11, 12 and so on."""
     records.record_usage([call(key, at=at, tokens=(10 + n, 0)) for n, key in enumerate(keys)])

@@ -19,7 +19,7 @@ from tests.waiting import until
 
 
 def program(name: str) -> str:
-    """Of the newest version; Debian keeps it off PATH."""
+    """Return a program of the newest version; Debian keeps it off PATH."""
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
     path = str(found[-1]) if found else shutil.which(name)
     assert path, "no PostgreSQL: run `make test-setup`"
@@ -50,13 +50,13 @@ class Postgres:
         until(self.answers)
 
     def stop(self) -> None:
-        """Every connection breaks, as when its host loses power."""
+        """Break every connection, as when its host loses power."""
         self.process.send_signal(signal.SIGQUIT)
         self.process.wait(30)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """Nobody learns that it has stopped: connections stay open, and nothing is said on them."""
+        """Stop it without a sign: connections stay open, and nothing is sent on them."""
         processes = [self.process.pid, *children(self.process.pid)]
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)

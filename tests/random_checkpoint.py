@@ -12,7 +12,7 @@ import numpy as np
 def write(
     directory: Path, like: Path, *, layers: int, hidden: int, feed_forward: int, heads: int, kv_heads: int
 ) -> Path:
-    """bfloat16. `like`: a directory with a Llama, see `tests.engines.tiny_llama`."""
+    """Write a checkpoint in bfloat16. `like`: a directory with a Llama, see `tests.engines.tiny_llama`."""
     directory.mkdir()
     for file in like.iterdir():
         if file.suffix != ".safetensors":

@@ -44,7 +44,7 @@ class Redis:
         self.process.wait()
 
     def hang(self) -> None:
-        """It takes connections (the system does) and says nothing."""
+        """Suspend it: it takes connections (the system does) and says nothing."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -58,7 +58,7 @@ class Redis:
 
 @contextlib.contextmanager
 def redis_server(*options: str, url: str = "", port: int = 0) -> Iterator[Redis]:
-    """Started. `options` are redis-server's; with `url` clients are told that."""
+    """Provide one that is started. `options` are redis-server's; `url` is what clients use instead of its own."""
     directory = Path(tempfile.mkdtemp(prefix="madoguchi-redis-"))
     server = Redis(directory, port or unused_port(), options, url)
     try:

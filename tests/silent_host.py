@@ -96,7 +96,7 @@ class Stream:
 
 
 def ready(place: Installation) -> int:
-    """As /metrics tells."""
+    """Return the value that /metrics has."""
     with urlopen(f"{place.url}/metrics", timeout=10) as answer:
         lines = answer.read().decode().splitlines()
     (line,) = [line for line in lines if line.startswith(f'madoguchi_replicas_ready{{model="{MODEL}"}}')]

@@ -93,7 +93,7 @@ dbnosync
 index objectClass,uid,member,entryUUID eq
 # Strangers may only prove who they are.
 access to attrs=userPassword by anonymous auth by * none
-# Whoever may read what is below a place may not always read the place itself.
+# An account that may read what is below a place may not always read the place itself.
 access to dn.regex="^ou=(people|groups),{suffix}$" by users search by * none
 access to * by users read by * none
 overlay memberof
@@ -187,7 +187,7 @@ class Directory:
         return self.home / "other-ca.pem"
 
     def env(self, **overrides: str | None) -> dict[str, str]:
-        """LDAP_* variables: search and bind over StartTLS, nested groups to tenants. None leaves a variable out."""
+        """Return the LDAP_* variables: search and bind over StartTLS, nested groups. None leaves a variable out."""
         values: dict[str, str | None] = {
             "LDAP_SERVER_URI": self.uri,
             "LDAP_CA_FILE": str(self.ca_file),
@@ -212,7 +212,7 @@ class Directory:
             connection.unbind_s()
 
     def hire(self, uid: str, *groups: str) -> Colleague:
-        """Return a new colleague in these groups, or an old one with all memberships set anew; ends with `dismiss`."""
+        """Return a new colleague in these groups, or an old one with all memberships set again; ends with `dismiss`."""
         person = colleague(uid, uid.title(), "Newcomer")
         with self.as_root() as root:
             root.add_s(person.dn, _entry(person, len(self.people)))
@@ -287,13 +287,13 @@ def running_directory() -> Iterator[Directory]:
 
 @pytest.fixture(scope="session")
 def directory() -> Iterator[Directory]:
-    """One directory per test process. Tests that change it put it back (`hire` and `dismiss`, `join` and `leave`)."""
+    """Provide one directory per test process. Tests that change it put it back (`hire`, `dismiss`, `join`, `leave`)."""
     with running_directory() as running:
         yield running
 
 
 def _start(home: Path) -> Directory:
-    """Start slapd and wait until it answers. A port that somebody else took in between is tried anew."""
+    """Start slapd and wait until it answers. If another program took the port in between, try another."""
     (home / "data").mkdir()
     (home / "windows.schema").write_text(WINDOWS_SCHEMA)
     (home / "slapd.conf").write_text(
@@ -316,7 +316,7 @@ def _start(home: Path) -> Directory:
 
 
 def _answers(directory: Directory) -> bool:
-    """True as soon as root can bind; False if the process has ended."""
+    """Return True as soon as root can bind, False if the process has ended."""
     deadline = time.monotonic() + START_TIMEOUT
     while directory.process.poll() is None:
         try:
@@ -382,7 +382,7 @@ def _fill(directory: Directory) -> None:
 
 
 def _fill_windows(directory: Directory) -> None:
-    """An enabled and a disabled account as Active Directory has them; 2 in userAccountControl means disabled."""
+    """Add an enabled and a disabled account as Active Directory has them; 2 in userAccountControl means disabled."""
     with directory.as_root() as root:
         for name, control, guid in (("Suzuki", 0x200, SUZUKI_GUID), ("Tanaka", 0x202, os.urandom(16))):
             person = colleague(name, "一郎", "鈴木")

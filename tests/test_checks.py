@@ -1,4 +1,4 @@
-"""What contributors are told is so: the checks before a commit, and where things live."""
+"""What CONTRIBUTING.md says is so: the checks before a commit, and where things live."""
 
 import re
 

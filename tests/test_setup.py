@@ -83,7 +83,7 @@ def test_nothing_missing_needs_no_rights(setup, tmp_path, monkeypatch):
 
 # --- Python -----------------------------------------------------------------------------------------------------
 def find_python(directory: Path, path: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What it prints on a machine whose distribution's Python is `directory`/distribution."""
+    """Return what it prints on a machine whose distribution's Python is `directory`/distribution."""
     script = (ROOT / "deploy" / "find-python").read_text().replace("/usr/bin/python3 ", f"{directory}/distribution ")
     return subprocess.run(
         ["/bin/sh", "-c", script],

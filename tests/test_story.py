@@ -90,7 +90,7 @@ class Browser:
         return response.text
 
     def usage(self) -> dict[str, tuple[int, int, int]]:
-        """What the usage page shows: model -> (requests, tokens in, tokens out)."""
+        """Return what the usage page shows: model -> (requests, tokens in, tokens out)."""
         rows = [row for row in Tables(self.get("/usage/")).rows if len(row) == 6 and row[2].replace(",", "").isdigit()]
         figures = {row[1]: tuple(int(cell.replace(",", "")) for cell in row[2:5]) for row in rows}
         return figures

@@ -1,7 +1,7 @@
 """python tests/tiny_llama.py DIRECTORY: a chat model of 21 million random weights, to be served by vLLM.
 
 Runs in the engine's own environment (transformers, torch). Each byte is a token, with its value as its id, so that a
-test can tell by hand how many tokens a text has. It says printable ASCII only: half of a UTF-8 character would be held
+test can count by hand how many tokens a text has. It says printable ASCII only: half of a UTF-8 character would be held
 back by the engine, and events could not be counted against tokens. The same weights every time.
 
 Not smaller: with 2 ms per token vLLM's HTTP server has no time left for anything but the running stream (its metrics,
@@ -26,9 +26,7 @@ TEMPLATE = """\
 
 
 def letters() -> dict[str, int]:
-    """Return the characters that stand for bytes in GPT-2's byte-level alphabet: printable Latin-1, then others in
-    order.
-    """
+    """Return the characters of bytes in GPT-2's byte-level alphabet: printable Latin-1, then others in order."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}

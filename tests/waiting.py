@@ -1,4 +1,4 @@
-"""Waiting for what other processes and threads do and tell nobody."""
+"""Waiting for what other processes and threads do and report to no one."""
 
 import time
 from collections.abc import Callable

@@ -51,7 +51,7 @@ def addresses(resolver: Any = None, prefix: str = "") -> Iterator[str]:
 
 
 def pages() -> list[Page]:
-    """Where each of them might go. Some answer otherwise than with 200: not theirs, or not to be gone to."""
+    """Return where each of them might go. Some answer otherwise than with 200: not theirs, or not to be gone to."""
     patterns = [*(path for path in addresses() if not path.startswith("admin/")), *admin_lists()]
     return [
         Page(who, _called(pattern, address), address)
@@ -82,9 +82,7 @@ def admin_lists() -> list[str]:
 
 
 def filled(pattern: str, who: str) -> str:
-    """Return the pattern with what `who` would have in its place. Raises LookupError for a part that nothing stands
-    for.
-    """
+    """Return the pattern with what `who` would have in its place. Raises LookupError for a part without a value."""
     pattern = pattern.replace("<id:", "<int:")
     for part, rows, column in _standing(who):
         if part in pattern:
@@ -97,7 +95,7 @@ def filled(pattern: str, who: str) -> str:
 
 
 def _standing(who: str) -> list[tuple[str, QuerySet[Any], str]]:
-    """(end of a pattern, rows, column): the first row's value stands for it. What is longer comes first."""
+    """Return (end of a pattern, rows, column): the first row's value is put in its place. Longer ones first."""
     person = User.objects.get(username=WHO[who])
     at_home = Tenant.objects.filter(slug=HOME)
     wishes = QuotaRequest.objects.order_by("state", "-pk")  # "open" is after "granted" and before "refused"
@@ -139,6 +137,6 @@ def _variants(who: str, pattern: str, address: str) -> list[str]:
 
 
 def _called(pattern: str, address: str) -> str:
-    """Without the day of today."""
+    """Return a page's address without the day of today."""
     _, mark, query = address.partition("?")
     return "/" + pattern + mark + query.partition("since")[0]

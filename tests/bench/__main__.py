@@ -1,4 +1,4 @@
-"""python -m tests.bench [--only comparison,refused,…] [--rounds 3] [--write]: everything that RESULTS.md tells.
+"""python -m tests.bench [--only comparison,refused,…] [--rounds 3] [--write]: everything in RESULTS.md.
 
 Prints the tables, last the one beside the goals; `--write` puts them into RESULTS.md. What a run of `--only` does not
 measure stays there as it was. Exit status 1 if an answer was not metered exactly once.

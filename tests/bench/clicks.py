@@ -156,7 +156,7 @@ def sessions(count: int) -> None:
 
 
 def click(port: int) -> None:
-    """One page after the other for each cookie, until SIGINT; prints how many came."""
+    """Ask for one page after the other for each cookie, until SIGINT, and print how many came."""
     done, stop = itertools.count(), threading.Event()
 
     def browse(cookie: str) -> None:

@@ -62,9 +62,7 @@ class Contender:
 
 
 def contenders(directory: Path, names: Sequence[str]) -> list[Contender]:
-    """Return those of these names, prepared in a directory and with ports that nobody else uses; first the engine
-    itself.
-    """
+    """Return those of these names, prepared and with ports that no other program uses; first the engine itself."""
     engine = free_port()
     return [Contender(name="direct", port=engine), *(MAKERS[name](directory / name, engine) for name in names)]
 
@@ -82,7 +80,9 @@ def nginx(directory: Path, engine: int) -> Contender:
 
 
 def vllm_router(directory: Path, engine: int, *, policy: str = "cache_aware") -> Contender:
-    """Without its log. Its own default, `cache_aware`, takes two to three times the CPU of `round_robin` per request.
+    """Return its command, without its log.
+
+    Its own default, `cache_aware`, takes two to three times the CPU of `round_robin` per request.
 
     That is what people run who leave it as it comes; the other has nothing to decide, so it is the one that is hard to
     reach. Both are shown.

@@ -48,7 +48,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(rows: list[Row]) -> None:
-    """Another Python does it, for what draws is not among the product's dependencies."""
+    """Draw with another Python, as what draws is not among the product's dependencies."""
     points = [
         {
             "contender": name,

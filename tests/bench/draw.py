@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 
 # Text stays text, and the same points give the same file.
 STABLE = {"svg.fonttype": "none", "svg.hashsalt": "streams", "font.family": "sans-serif", "font.size": 11}
-# Okabe and Ito's: told apart by all who see colours differently; markers for who sees none.
+# Okabe and Ito's: distinct for all who see colours differently; markers for who sees none.
 STYLES = {"nginx": ("#009E73", "s"), "vllm-router": ("#E69F00", "^"), "madoguchi": ("#0072B2", "o")}
 LEAST = 0.05  # ms: below that it is the clock that is measured
 

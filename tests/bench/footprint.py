@@ -126,8 +126,10 @@ class Taken:
 
 
 def combinations(workspace: Path) -> Iterator[Combination]:
-    """Those that a machine without a GPU can run: 13 with llama.cpp, 6 with vLLM, and 5 with llama.cpp's other two
-    launchers where they are there (`make test-engines` compiles them). Writes the models.
+    """Return those that a machine without a GPU can run, and write their models.
+
+    13 with llama.cpp, 6 with vLLM, and 5 with llama.cpp's other two launchers where they are there
+    (`make test-engines` compiles them).
     """
 
     def gguf(
@@ -270,7 +272,7 @@ async def _answers(run: process.Run, label: RunMetadata) -> None:
 
 
 async def _works(label: RunMetadata, spec: Spec) -> None:
-    """A prompt of more than one batch of llama.cpp's (512 tokens), if its context holds so many, and some tokens."""
+    """Send a prompt of more than one batch of llama.cpp's (512 tokens), if its context holds so many."""
     length = min((spec.context or 256) - 32, 600)
     prompt: list[int] | str = [65] * length
     if label.launcher == "llama-cpp-python":

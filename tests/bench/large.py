@@ -24,8 +24,9 @@ LIVE = 2.0  # seconds
 
 
 def part(rounds: int) -> Part:
-    """Return both at once, so that each load goes to one right after the other. A minute, and half a minute for a
-    round.
+    """Run both at once, so that each load goes to one right after the other.
+
+    Takes a minute, and half a minute for each round.
     """
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:

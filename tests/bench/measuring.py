@@ -104,8 +104,8 @@ def started(everybody: list[Contender], logs: Path, layout: Layout = APART) -> I
 
 
 def costed(running: Running, name: str, workload: Workload) -> tuple[dict[str, Any], Used]:
-    """What the load generator saw, and what it cost."""
-    # The engine's part and the other contenders' are known as well: what nobody of these used is strangers' work.
+    """Return what the load generator saw, and what it cost."""
+    # The engine's part and the other contenders' are known as well: the rest is the work of other programs.
     own = list(dict.fromkeys((running.pids[name], *running.pids.values())))
     before, machine, begun = [processes.cost(pid).cpu for pid in own], processes.machine(), monotonic()
     seen = running.put(workload, name)
@@ -154,12 +154,12 @@ def counted(rows: list[Row], contender: str, workload: str) -> list[Row]:
 
 
 def middle(rows: list[Row], contender: str, workload: str, what: str) -> float:
-    """Of a figure, the median of the rounds."""
+    """Return the median of a figure over the rounds."""
     return median(getattr(row, what) for row in counted(rows, contender, workload))
 
 
 def added(rows: list[Row], contender: str, workload: str, what: str) -> float:
-    """Milliseconds more than the engine's own of the same round, `p50` or `p99`; the median of the rounds."""
+    """Return the milliseconds more than the engine's own of the same round, `p50` or `p99`: the rounds' median."""
     direct = {row.round: getattr(row, what) for row in counted(rows, "direct", workload)}
     return median(getattr(row, what) - direct[row.round] for row in counted(rows, contender, workload))
 

@@ -49,7 +49,7 @@ def streams(rounds: int) -> Part:
 
 
 def _growth(running: Running, name: str) -> float:
-    """KB for each stream."""
+    """Return the KB for each stream."""
     running.put(UNARY, name)
     before = processes.cost(running.pids[name]).rss_mb
     highest = before
@@ -64,7 +64,7 @@ def _growth(running: Running, name: str) -> float:
 
 
 def million(rounds: int) -> Part:
-    """As fast as they go, by 32 clients; the resident size after each hundred thousand. Four to six minutes."""
+    """Send requests as fast as they go by 32 clients; yield the resident size after each 100,000. 4 to 6 minutes."""
     workload = Workload(name="steady", clients=UNARY.clients, requests=STEP)
     with tempfile.TemporaryDirectory(prefix="madoguchi-bench-") as directory:
         everybody = contenders(Path(directory), [OURS])

@@ -60,7 +60,7 @@ def part(rounds: int) -> Part:
 
 
 def measured(load: Load, env: dict[str, str], rounds: int) -> dict[tuple[str, str], Any]:
-    """What each page took, by (who, pattern)."""
+    """Return what each page took, by (who, pattern)."""
     work(env, "fill", load.rows, load.audit, load.periods)
     return {(page["who"], page["pattern"]): page for page in work(env, "time", rounds)}
 

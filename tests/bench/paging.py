@@ -55,7 +55,7 @@ def time(rounds: int, explain: float, only: str) -> None:
     # Pages without `collectstatic`; the hash in an address costs nothing.
     plain = {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"}
     settings.STORAGES = {**settings.STORAGES, "staticfiles": plain}
-    settings.DATABASES["default"]["CONN_MAX_AGE"] = None  # one backend, whose work can be told
+    settings.DATABASES["default"]["CONN_MAX_AGE"] = None  # one backend, whose work can be measured
     found = []
     backend = _backend()
     clients = {who: walk.client_of(who) for who in walk.WHO}
@@ -84,7 +84,7 @@ def time(rounds: int, explain: float, only: str) -> None:
 
 
 def _once(client: Client, page: walk.Page) -> float:
-    """Seconds."""
+    """Return the seconds and the CPU seconds that one page took."""
     begun = perf_counter()
     status = walk.read(client, page.address)
     if status != 200:

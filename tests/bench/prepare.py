@@ -60,7 +60,7 @@ def more_models(engine: str, host: Host, count: int) -> None:
 
 
 def more_keys(count: int) -> None:
-    """Service keys in a hundred tenants that have limits of their own. No gateway runs yet that must be told."""
+    """Make service keys in a hundred tenants that have limits of their own. No gateway runs yet to be notified."""
     if not count:
         return
     tenants = Tenant.objects.bulk_create(

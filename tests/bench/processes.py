@@ -59,7 +59,7 @@ def cost(root: int) -> Cost:
 
 
 def own_cpu(pid: int) -> float:
-    """CPU seconds of one process alone."""
+    """Return the CPU seconds of one process alone."""
     return sum(map(int, _stat(pid)[11:13])) / TICKS
 
 
@@ -125,7 +125,7 @@ def running(
 
 
 def http(url: str) -> bool:
-    """Return whether somebody answers there with success."""
+    """Return whether a server answers there with success."""
     try:
         urllib.request.urlopen(url, timeout=2).close()
     except OSError:
@@ -134,7 +134,7 @@ def http(url: str) -> bool:
 
 
 def tcp(port: int) -> bool:
-    """Return whether somebody listens there."""
+    """Return whether a program listens there."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
     except OSError:

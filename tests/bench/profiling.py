@@ -30,7 +30,7 @@ SYSTEM_CALL = re.compile(
     r"^(p?read|p?write|p?readv|p?writev|recv|send|(recv|send)msg|epoll_\w+|accept4?|close|shutdown|socket|connect|"
     r"[gs]etsockopt|getpid|getrandom|f(data)?sync|fcntl|fstatat|ioctl)(64)? \(libc"
 )
-# What a C frame belongs to, by its function or its file; others belong to whoever called them.
+# What a C frame belongs to, by its function or its file; others belong to their callers.
 NATIVE = (
     (re.compile(r"^gc_collect_main"), "garbage collector"),
     (re.compile(r"llhttp|\(parser\.c:"), "httptools"),
@@ -102,7 +102,7 @@ def _worker(root: int) -> int:
 
 
 def parsed(raw: str) -> list[Sample]:
-    """Without those of threads that wait: the profiler takes some of them for busy."""
+    """Return the samples without those of threads that wait: the profiler takes some of them for busy."""
     samples = []
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
@@ -113,7 +113,7 @@ def parsed(raw: str) -> list[Sample]:
 
 
 def place(frames: tuple[str, ...]) -> str:
-    """Which part of the program a sample is put down to: the innermost frame that says so."""
+    """Return the part of the program that a sample is attributed to: the innermost frame that says so."""
     if any("apiproxy/dataplane/executor.py" in frame for frame in frames):
         return "thread that moves usage to the database and follows the catalogue"
     if SYSTEM_CALL.search(frames[-1]):

@@ -67,16 +67,18 @@ def _workload(directory: Path, kind: str) -> Workload:
 
 
 def _idle(running: Running) -> float:
-    """Cores that it uses while nobody calls."""
+    """Return the cores that it uses without calls."""
     before = processes.cost(running.pids[OURS]).cpu
     sleep(IDLE)
     return (processes.cost(running.pids[OURS]).cpu - before) / IDLE
 
 
 def _refused(running: Running, workload: Workload, idle: float) -> float:
-    """Microseconds of CPU for one; measured again if the machine was not quiet. Ends the run if one was let through.
+    """Return the microseconds of CPU for one; measure again if the machine was not quiet.
 
-    What it uses while nobody calls is not counted, for these answers may take their time.
+    Ends the run if one was let through.
+
+    What it uses without calls is not counted, for these answers may take their time.
     """
     for _ in range(2):
         seen, used = costed(running, OURS, workload)

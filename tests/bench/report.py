@@ -1,4 +1,4 @@
-"""What a part of the measurement tells, and where it is written down: sections of RESULTS.md between marks."""
+"""What a part of the measurement reports, and where it is written: sections of RESULTS.md between marks."""
 
 import re
 from dataclasses import dataclass
@@ -52,7 +52,7 @@ def exactness(parts: list[Part]) -> Goal:
 
 
 def goals(parts: list[Part]) -> str:
-    """Markdown: the table beside the goals. Of the ledger only if somebody was answered."""
+    """Return Markdown: the table beside the goals. Of the ledger only if any call was answered."""
     found = [goal for part in parts for goal in part.goals]
     if any(part.answered for part in parts):
         found.append(exactness(parts))

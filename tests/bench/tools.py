@@ -16,7 +16,7 @@ def python() -> Path:
 
 
 def program(name: str) -> Path:
-    """Return a compiled program among the tools. (Scripts would hold the path where they were built.)"""
+    """Return a compiled program among the tools: scripts would hold the path where they were built."""
     return python().with_name(name)
 
 

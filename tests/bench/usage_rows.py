@@ -22,7 +22,7 @@ END_USERS = 4  # of one in the original
 
 
 def multiply(records: int, audit: int, periods: int) -> None:
-    """Until there are about so many usage records and audit events, of `periods` times twelve weeks."""
+    """Copy rows until there are about so many usage records and audit events, of `periods` times twelve weeks."""
     indexes = list(UsageRecord._meta.indexes)
     with connection.schema_editor() as editor:
         for index in indexes:
@@ -40,7 +40,7 @@ def multiply(records: int, audit: int, periods: int) -> None:
 
 
 def _copies(cursor: CursorWrapper, model: type[Model], time: str, copies: int, periods: int) -> None:
-    """All rows of the last twelve weeks so many times, each time in another period."""
+    """Insert all rows of the last twelve weeks so many times, each time in another period."""
     table = model._meta.db_table
     last = model._default_manager.aggregate(last=Max("pk"))["last"]
     since = connection.ops.adapt_datetimefield_value(timezone.now() - timedelta(days=BACK))
@@ -60,7 +60,7 @@ def _copies(cursor: CursorWrapper, model: type[Model], time: str, copies: int, p
 
 
 def _earlier(column: str, days: int, seconds: int) -> str:
-    """So many days before it, and up to so many seconds."""
+    """Return SQL for a time so many days before it, and up to so many seconds."""
     if _postgres():
         return f"{column} - interval '{days} days' - random() * interval '{seconds} seconds'"
     spread = f", '-' || abs(random() % {seconds}) || ' seconds'" if seconds else ""
@@ -68,7 +68,7 @@ def _earlier(column: str, days: int, seconds: int) -> str:
 
 
 def _sums(cursor: CursorWrapper) -> None:
-    """All tables of sums anew, from the records."""
+    """Make all tables of sums again, from the records."""
     for model in (UsageDay, UsageMonth, UsageHour, UsageTenantDay):
         cursor.execute(f"DELETE FROM {model._meta.db_table}")
     counted = dict(zip(rollups.SUMS, _counted(), strict=True))
@@ -90,7 +90,7 @@ def _fill(cursor: CursorWrapper, model: type[Model], source: str, groups: dict[s
 
 
 def _counted() -> list[str]:
-    """In the order of rollups.SUMS: see rollups._count."""
+    """Return SQL for the sums in the order of rollups.SUMS: see rollups._count."""
     told = "first_token_ms IS NOT NULL AND duration_ms > first_token_ms"
     bounds = (-1, *rollups.TTFT_BOUNDS_MS, 2**31)
     return [
@@ -108,7 +108,7 @@ def _counted() -> list[str]:
 
 
 def _day() -> str:
-    """Of the tenant's calendar. Summer time is left out: for figures of speed an hour does not matter."""
+    """Return SQL for the period in the tenant's calendar, without summer time: an hour does not matter here."""
     abroad = Tenant.objects.exclude(time_zone="Asia/Tokyo").values_list("pk", flat=True)
     cases = " ".join(f"WHEN {tenant} THEN 1" for tenant in abroad)
     hours = f"(CASE tenant_id {cases} ELSE 9 END)"

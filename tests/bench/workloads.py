@@ -54,7 +54,7 @@ class Workload:
 
 
 def paced(streams: int, *, tokens: int = 300, ramp: int = 3000) -> Workload:
-    """So many streams at once of 30 tokens a second: what a person reads, and what one engine gives each of many."""
+    """Return a load of so many streams at 30 tokens a second: as fast as a person reads."""
     return Workload(name=f"paced{streams}", clients=streams, tokens=tokens, pace=33, ramp=ramp)
 
 
@@ -68,7 +68,7 @@ COMPARED = (UNARY, BURST, paced(100), paced(500), paced(1000))
 
 
 def load(workload: Workload, *, port: int, key: str, cores: Cores) -> dict[str, Any]:
-    """What the load generator saw; see the head of loadgen.c. Blocks until the load is done."""
+    """Return what the load generator saw; see the head of loadgen.c. Blocks until the load is done."""
     command = [str(LOADGEN), "-p", str(port), "-k", key, "-M", "fake-model", *workload.arguments()]
     done = subprocess.run(pinned(command, cores), capture_output=True, text=True, timeout=PATIENCE + 30)
     if not done.stdout:

@@ -47,7 +47,7 @@ def axe_core() -> str:
 
 @pytest.fixture
 def axe(axe_core) -> Callable[..., list[str]]:
-    """`axe(page)`: how the page as it stands breaks WCAG 2 (A, AA), one line for each rule and place.
+    """Provide `axe(page)`: how the page as it is breaks WCAG 2 (A, AA), one line for each rule and place.
 
     With names of rules only those are asked.
     """
@@ -89,8 +89,7 @@ def provoked() -> list[str]:
 
 @pytest.fixture
 def open_page(browser, site, provoked) -> Iterator[Callable[..., Page]]:
-    """Call with language ("ja", "en"), width, scheme and scripts (allowed or not); gives a page in a browser window of
-    its own."""
+    """Provide `open_page(language, width=…, scheme=…, scripts=…)`: a page in a browser window of its own."""
     contexts, complaints = [], []
 
     def open_(language: str = "en", *, width: int = 1280, scheme: str = "light", scripts: bool = True) -> Page:
@@ -116,7 +115,7 @@ def open_page(browser, site, provoked) -> Iterator[Callable[..., Page]]:
         complaints.append(f"{page.url}: {complaint}")
 
     def aborted(request: Request) -> bool:
-        """By the browser, when a page is left before all of it was loaded."""
+        """Return whether the browser aborted it because the page was left before all of it was loaded."""
         return request.failure == "net::ERR_ABORTED"
 
     def elsewhere(url: str) -> bool:

@@ -47,7 +47,7 @@ def take(browser: Browser, site: Installation, password: str, picture: Picture) 
     page.locator("main form button").click()
     page.locator("[action='/sign-out/']").wait_for(state="attached")
     page.goto(picture.path)
-    page.wait_for_timeout(2000)  # charts are drawn, sockets have told their first frame
+    page.wait_for_timeout(2000)  # charts are drawn, sockets have sent their first frame
     page.screenshot(path=PICTURES / f"{picture.name}.png")
     context.close()
 

@@ -88,7 +88,7 @@ def chose(page: Page, site: str, alice: User, first: str, value: str) -> None:
 
 @pytest.fixture
 def directory_lost(olivia, connect, door, directory):  # noqa: F811
-    """It no longer has anybody whom we have from it."""
+    """Connect to a directory that no longer has any person who came from it."""
     company = connect()
     User.objects.filter(pk=olivia.pk).update(username="watch")
     for name in ("alice", "bob", "charlie", "yamada"):
@@ -106,7 +106,7 @@ def forced(page: Page, site: str, directory_lost) -> None:
     assert AuditEvent.objects.filter(action="directory.force").exists()
 
 
-# By whom each is pressed: the function, the fixture that it is given after the page, and what follows.
+# How each is pressed: the function, the fixture that it is given after the page, and what follows.
 PRESSED: dict[Button, tuple[Callable[..., None], str, list[str]]] = {
     ("tenants/requests.html", "verdict", "grant"): (granted, "open_request", []),
     ("tenants/requests.html", "verdict", "refuse"): (refused, "open_request", []),

@@ -37,7 +37,7 @@ def test_bars_have_the_colours_of_the_page_from_the_first_look_on_and_when_it_tu
 
 @pytest.fixture
 def drawn(open_page, alice, research) -> Page:
-    """Alice's usage of two models."""
+    """Provide the page of Alice's usage of two models."""
     key = key_of(alice, research)
     use(key, tokens=(1_000, 234), model="qwen")
     use(key, tokens=(1, 1), model="=1+1")

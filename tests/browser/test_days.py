@@ -52,7 +52,7 @@ class Person:
             expect(self.main).to_contain_text(text)
 
     def finds(self, path: str, *texts: str) -> None:
-        """The page at `path` tells this sooner or later: usage is in the database a moment after the answer."""
+        """Return once the page at `path` shows this: usage is in the database a moment after the answer."""
 
         def told() -> bool:
             self.page.goto(path)
@@ -91,7 +91,7 @@ def test_a_day(enters, madoguchi, language):
 
 
 def bounds_each_member(admin: Person) -> None:
-    """A default for all members of the tenant; the second language finds that of the first."""
+    """Set a default for all members of the tenant; the second language finds that of the first."""
     admin.goes_to(TENANT)
     admin.follows(f"{TENANT}quotas/")
     if admin.main.locator("form[action$='/remove/']").count() == 0:
@@ -132,7 +132,7 @@ def makes_a_key_and_calls(employee: Person, madoguchi: Installation) -> None:
 
 
 def finds_the_wall_and_asks_for_more(employee: Person) -> None:
-    """One click asks for double; the page of the request takes more words."""
+    """Request double with one click, then another amount with a reason on the page of the request."""
     employee.finds("/", f"{A_DAY}")
     employee.main.locator("form.ask button").first.click()
     employee.reads(f"{2 * A_DAY}")

@@ -1,4 +1,4 @@
-"""The operator's morning on which the directory went wrong, and the audit log that tells of it, in a browser."""
+"""The operator's morning on which the directory went wrong, and the audit log of it, in a browser."""
 
 from collections.abc import Callable
 
@@ -50,7 +50,7 @@ def test_an_operator_sees_what_is_wrong_decides_and_finds_it_in_the_log(
 ):
     provoked.append("ws/operations/")  # which this server does not have
     directory_sync.sync_directory(company)
-    connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}")  # where nobody is
+    connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}")  # where there are no people
     page = open_page(language, scheme=scheme)
     sign_in(page, "watch")
 

@@ -1,5 +1,8 @@
-"""Every page of the site, in both languages, light and dark, on a telephone and on a desk: nothing that WCAG 2 (A, AA)
-forbids, nothing wider than the window, no complaint of the browser, nothing from another origin (see `open_page`)."""
+"""Every page of the site, in both languages, light and dark, on a telephone and on a desk.
+
+Nothing that WCAG 2 (A, AA) forbids, nothing wider than the window, no complaint of the browser, nothing from another
+origin (see `open_page`).
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -40,7 +43,7 @@ def site(transactional_db) -> Iterator[str]:
 
 @pytest.fixture
 def furnished(filled, alice, bob, olivia, research) -> None:
-    """What there is to be seen: keys in each state, usage, quotas, wishes, notices, machines, long names."""
+    """Make what pages show: keys in each state, usage, quotas, requests, notices, machines, long names."""
     research.name = "研究開発本部 第二研究部 生成系人工知能基盤グループ"
     research.save()
     now = timezone.now()
@@ -64,7 +67,7 @@ def furnished(filled, alice, bob, olivia, research) -> None:
 
 
 def pages(readers: Callable[[list[str]], str], filled: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(who reads it, address) of everything that is asked for with GET."""
+    """Yield (who reads it, address) of everything that is asked for with GET."""
     for path, rule in RULES.items():
         ranked = [who for who in RANKS if who in rule.who]
         if rule.method != "GET" or not ranked or path.startswith("api/v1/") or path in FOREIGN:
@@ -91,7 +94,7 @@ def complaints(page: Page, axe: Callable[..., list[str]]) -> list[str]:
 
 
 def too_wide(page: Page) -> list[str]:
-    """Also when charts have had the time to become narrower: they do so after the window."""
+    """Return what is wider than the window once charts have had the time to follow it."""
     with contextlib.suppress(AssertionError):
         until(lambda: not looks(page, "tooWide"), 2)
     return looks(page, "tooWide")

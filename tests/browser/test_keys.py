@@ -153,7 +153,7 @@ def test_nothing_is_wider_than_the_window_or_too_small_to_hit(open_page, everyth
 
 
 def test_the_pages_of_a_tenant_admin_are_for_everybody(open_page, everything, axe):
-    """test_every_page looks at the same pages with less in them: nobody has left there, nothing was replaced."""
+    """test_every_page looks at the same pages with less in them: no one has left there, nothing was replaced."""
     page = open_page()
     sign_in(page, "bob")
     for path in pages(everything):

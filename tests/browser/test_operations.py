@@ -38,7 +38,7 @@ def site(portal) -> str:
 
 @pytest.fixture
 def hosts(olivia, alice, research) -> None:
-    """Three hosts with eight models, one of them with a long name."""
+    """Make three hosts with eight models, one of them with a long name."""
     fleet()
     calls(key_of(alice, research))
     ServedModel.objects.filter(name="gemma-3-27b-it").update(name=LONG)
@@ -69,7 +69,7 @@ def test_a_state_changes_in_the_page_and_is_read_out(open_page, hosts):
     expect(row.locator(".state.broken").first).to_be_visible()
     state = row.locator(".state").first.inner_text()
     expect(page.locator("[data-announce]")).to_contain_text(f"{LARGE}: {state}")
-    # The buttons are others now; whoever was at one of them is still there.
+    # The buttons are others now; the focus that was at one of them is still there.
     expect(row.locator(":focus")).to_have_count(1)
 
 

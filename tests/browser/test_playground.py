@@ -1,4 +1,4 @@
-"""The playground in a browser: the page, the gateway and an engine that does what it is told, all for real."""
+"""The playground in a browser: the page, the gateway and an engine that follows a script, all for real."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def page(open_page, alice) -> Callable[..., Page]:
 
 
 def play(page: Page, steps: list[dict]) -> None:
-    """From now on the engine does this with the page's calls."""
+    """Make the engine do this with the page's calls from now on."""
 
     def with_script(route: Route) -> None:
         route.continue_(post_data=json.dumps({**route.request.post_data_json, "script": steps}))
@@ -281,7 +281,7 @@ def test_a_key_that_ended_is_replaced_without_a_word(page, serve, provoked):
 
 
 def asked_with_another_key(tab: Page) -> None:
-    """A key that is not known makes the gateway look for changes; afterwards it knows all of them."""
+    """Call with a key that is not known: it makes the gateway look for changes, and then it knows all of them."""
     answer = tab.request.get("/v1/models", headers={"authorization": f"Bearer {secret.make_secret()}"})
     assert answer.status == 401
 

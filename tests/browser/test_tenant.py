@@ -1,5 +1,8 @@
-"""A department's day in the browser: a member runs out and asks, the admin answers, adds somebody, limits them; the
-operator makes a tenant and switches it off. In both languages."""
+"""A department's day in the browser, in both languages.
+
+A member runs out and asks, the admin answers, adds a person, limits them; the operator makes a tenant and switches it
+off.
+"""
 
 import pytest
 from django.utils import timezone

@@ -56,10 +56,10 @@ def unmetered(calls: Sequence[Call], rows: Sequence[Mapping[str, Any]]) -> set[s
 
 
 def disagreements(calls: Sequence[Call], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Sentences: of a true ledger there are none.
+    """Return sentences about what is wrong: of a true ledger there are none.
 
-    A finished answer has one row, with the tokens that its caller was told; a call that did not finish has one at most;
-    nobody else has any.
+    A finished answer has one row, with the tokens that its caller was given; a call that did not finish has one at
+    most; no other call has any.
     """
     wrong = [f"a finished answer without a row: {request_id}" for request_id in sorted(unmetered(calls, rows))]
     for what in ("request_id", "end_user"):

@@ -1,4 +1,4 @@
-"""Every process of one installation, and whether each has somebody who answers for it.
+"""Every process of one installation, and whether each has one that answers for it.
 
 Found by four things, any of which will do: our state directory in the environment (what `up` starts), the mark in the
 environment (engines), the run directory on the command line (shims), an output that goes into the state directory.
@@ -43,7 +43,7 @@ class Census:
         self.runs = process.Runs(self.var / "run" / "engines")
 
     def take(self) -> list[Found]:
-        """Everybody, now."""
+        """Return all processes that run now."""
         runs = self._runs()
         return [found for pid in shim.list_processes() if pid != os.getpid() and (found := self._find(pid, runs))]
 
@@ -109,7 +109,7 @@ def _part_of_ours(command: str) -> str:
 
 
 def unaccounted(found: Sequence[Found], runs: Sequence[Run], replicas: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is wrong while everything runs: sentences. `runs` are the living ones, `replicas` the rows.
+    """Return sentences about what is wrong while everything runs. `runs` are the living ones, `replicas` the rows.
 
     Each process has a living shim, each shim one row, each row one shim; of each of our own programs there is one.
     """

@@ -1,12 +1,12 @@
-"""Stands in for an engine whose work is done by processes below its front, as vLLM's is, in llama-server's words.
+"""A stand-in for an engine whose work is done by processes below its front, as vLLM's is, in llama-server's words.
 
     front     HTTP; ends with code 0 half a second after the core has gone
     └ core    in a session of its own; ends when the worker has gone, not when the front has
-      └ worker   in a session of its own; makes the words, one every WORD seconds; ends for nobody's sake
+      └ worker   in a session of its own; makes the words, one every WORD seconds; ends for no other process
 
-So a killed front leaves two processes that nobody listens to, as a real vLLM was seen to do. It says the words that it
-is asked to say, each as one token; a prompt has as many tokens as characters. A stream that breaks ends with an error
-event and `[DONE]`, as vLLM's.
+So a killed front leaves two processes that no other listens to, as a real vLLM was seen to do. It says the words that
+it is asked to say, each as one token; a prompt has as many tokens as characters. A stream that breaks ends with an
+error event and `[DONE]`, as vLLM's.
 """
 
 import argparse

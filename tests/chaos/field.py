@@ -16,7 +16,7 @@ from tests.installation import Installation, installed
 TREE = Path(__file__).with_name("engine_tree.py")
 PORTS = 10  # few, so that a dead engine's port is soon another one's, while gateways may still know it
 TENANTS = ("research", "sales")
-# No thread that spins while others work; one GB for the context is the least that can be told.
+# No thread that spins while others work; one GB for the context is the least that can be set.
 VLLM_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 SMOL = Target(model="smollm2", task="chat", engine="llama.cpp")
 MINILM = Target(model="minilm", task="embedding", engine="llama.cpp")
@@ -71,7 +71,7 @@ def _founded(weather: Weather, var: Path, dice: random.Random) -> Iterator[Insta
         "XLLAMACPP_PYTHON": str(engines.xllamacpp_python()),
         "ENGINE_PORTS": f"{first}-{first + PORTS - 1}",
         "ENGINE_STOP_GRACE": str(GRACE),
-        # Longer than a front stands still, shorter than callers wait.
+        # Longer than a front is stopped, shorter than callers wait.
         "GATEWAY_FIRST_BYTE_TIMEOUT": "60",
         "GATEWAY_IDLE_TIMEOUT": "40",
         "GATEWAY_TOTAL_TIMEOUT": "90",

@@ -1,7 +1,7 @@
 """Callers of several models at once, who write down of every call how it began, what came and how it ended.
 
 Each chat call has its own words, which the engine is made to say (by a grammar, where it is a real one); each embedding
-is of a text whose vector is known. So every byte that comes can be told to be of this call or not.
+is of a text whose vector is known. So of every byte it is known whether it is of this call.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ PATIENCE = 120.0  # seconds; longer than the gateway's own total time-out: who w
 TEXTS = ("the counter", "窓口で申し込む", "a quarterly report", "an invoice of June", "冷蔵庫の取扱説明書", "rain")
 ALIKE = 0.999  # cosine of the same text's embedding, alone and in a batch with others
 BEFORE_A_STREAM_ENDS = 0.06  # of streams that their callers leave
-# What a caller may be told while something is broken, by status; None: by an event in a stream that had begun.
+# What a caller may be answered while something is broken, by status; None: by an event in a stream that had begun.
 TOLD = {
     503: {"model_loading", "model_unavailable", "shutting_down", "engine_busy"},
     502: {"engine_error"},
@@ -51,7 +51,7 @@ class Target:
 class Call:
     """`outcome` is "finished" (the whole answer came), "broken", "refused" or "left" (by the caller itself).
 
-    `why` tells what came instead; `wrong` what must not have come. Times are monotonic seconds.
+    `why` says what came instead; `wrong` what must not have come. Times are monotonic seconds.
     """
 
     number: int
@@ -68,7 +68,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        """Sent as the caller's own user, so that it stands in the usage row."""
+        """Return what is sent as the caller's own user, so that it is in the usage row."""
         return f"call-{self.number}"
 
     def end(self, outcome: str, why: str = "") -> None:
@@ -97,7 +97,7 @@ class Load:
         return asyncio.run_coroutine_threadsafe(self._one(target, kind, SHORT), self._loop).result(PATIENCE + 30)
 
     def begin(self, targets: Sequence[Target]) -> None:
-        """A caller for each, as often as it is named."""
+        """Start a caller for each, as often as it is named."""
         for target in targets:
             self._callers.append(asyncio.run_coroutine_threadsafe(self._caller(target), self._loop))
 
@@ -249,14 +249,14 @@ class Heard:
         self._call.usage = fields.get("usage") or self._call.usage
 
     def judge(self) -> None:
-        """Whatever came, whole or not, must be of this call."""
+        """Record what came and is not of this call, whether the answer is whole or not."""
         if len(self._ids) > 1:
             self._call.wrong.append(f"events of several answers: {sorted(self._ids)}")
         if not self._words.startswith(self._text):
             self._call.wrong.append(f"heard {self._text!r}, asked for {self._words!r}")
 
     def close(self) -> None:
-        """The answer has ended in the way of HTTP: by its own words or with an error, never in silence."""
+        """Record how the answer ended in the way of HTTP: complete or with an error, never in silence."""
         call = self._call
         if self._error is not None:
             if self._error.get("code") not in TOLD[None]:

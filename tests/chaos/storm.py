@@ -27,7 +27,7 @@ CALM = (0.5, 4.0)  # seconds between two troubles
 GIVE_UP = 180.0  # seconds beyond a bound, after which the run ends
 STILL = 20.0  # seconds that a front is frozen
 LOCKED = 8.0  # seconds of a database that is locked
-AFTERWARDS = 2.0  # seconds after a recovery in which a call may still be told of the trouble
+AFTERWARDS = 2.0  # seconds after a recovery in which a call may still be answered with the trouble
 LOOK_EVERY = 0.25
 Kind = tuple[str, str]  # the part that is hurt, and its model
 
@@ -44,7 +44,7 @@ class Report:
 
 
 class Storm:
-    """`targets` are the models, registered already. `say` is told each event as a line."""
+    """`targets` are the models, registered already. `say` is given each event as a line."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Storm:
     # --- Storm ----------------------------------------------------------------------------------------------------
 
     def rage(self, seconds: float, kinds: Sequence[Kind]) -> None:
-        """Troubles for so long, and until each kind has been there once; ends early when something does not recover."""
+        """Cause troubles for so long, and until each kind was there once; end early when one does not recover."""
         deck = Deck(kinds, self.dice)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline or not deck.played:
@@ -167,7 +167,7 @@ class Storm:
         return self.starts[model] / self._start_slowness
 
     def _kill_up(self) -> Trouble:
-        """And does what systemd would: starts it again after a while, as often as it takes."""
+        """Kill `up` and do what systemd would: start it again after a while, as often as it takes."""
         trouble = Trouble(
             kind="kill -9 up",
             model="",
@@ -228,7 +228,7 @@ class Storm:
         return trouble
 
     def _keep_log(self) -> None:
-        """`start` begins a new one."""
+        """Make an event with `start`, which begins a new one."""
         self._logs += 1
         (self.installation.var / "up.log").rename(self.installation.var / f"up-{self._logs}.log")
 
@@ -265,7 +265,7 @@ class Storm:
         return True
 
     def _ill(self, batch: Sequence[Trouble], before: Mapping[str, str]) -> list[str]:
-        """What is not well yet, in the order of what costs least to see."""
+        """Return what is not well yet, in the order of what costs least to see."""
         replicas = self.books.replicas()
         ill = [f"{row['model']} is {row['state']}" for row in replicas if row["state"] != "ready"]
         if len(replicas) != len(self.targets):
@@ -283,7 +283,7 @@ class Storm:
         return ill
 
     def _check_untouched(self, batch: Sequence[Trouble], before: Mapping[str, str], names: str) -> None:
-        """An engine that nobody hurt is still the same."""
+        """Check that an engine that was not hurt is still the same."""
         restarts = frozenset().union(*(trouble.restarts for trouble in batch))
         after = self._runs()
         for model, run_id in before.items():
@@ -361,7 +361,7 @@ class Storm:
 
 
 def tracebacks(var: Path) -> list[str]:
-    """What nobody had expected."""
+    """Return the tracebacks, which were not expected."""
     return [text[:2000].strip() for text in _written(var).split("Traceback (most recent call last):")[1:]]
 
 

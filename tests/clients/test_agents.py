@@ -1,4 +1,4 @@
-"""Claude Code and Codex from npm, as one types them: each reads a file for the model and tells what it said."""
+"""Claude Code and Codex from npm, as one types them: each reads a file for the model and reports what it said."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ QUESTION = "What does note.txt say?"
 
 @pytest.fixture(scope="module")
 def urls() -> dict[str, str]:
-    """No engines but the fake one that each test has."""
+    """Provide no engines but the fake one that each test has."""
     return {}
 
 
@@ -34,7 +34,7 @@ def desk(tmp_path, office) -> Path:
 
 
 def run(desk: Path, command: list[str], *, status: int = 0, **variables: str) -> str:
-    """What the command prints, which ends with this exit status."""
+    """Return what the command prints, which ends with this exit status."""
     done = subprocess.run(
         command,
         cwd=desk,
@@ -54,7 +54,7 @@ def calls_of_tools(office) -> list[dict[str, Any]]:
 
 
 def claude_code(office, desk: Path, *options: str, status: int = 0) -> dict[str, Any]:
-    """How a question to it ended."""
+    """Return how a question to it ended."""
     told = run(
         desk,
         [str(environment.claude_code()), "-p", QUESTION, "--output-format", "json", *options],
@@ -94,7 +94,7 @@ def test_an_agent_that_npm_could_not_get_is_missed(tmp_path, left_out):
 def test_codex_reads_a_file(office, desk):
     server = f'{{name="Madoguchi",base_url="{office.v1}",env_key="MADOGUCHI_KEY",wire_api="responses"}}'
     settings = ["-c", 'model_provider="madoguchi"', "-c", f"model_providers.madoguchi={server}", "--model", "agent"]
-    # Its sandbox wants rights that a container has not; the one command that it is told to run is `cat`.
+    # Its sandbox wants rights that a container has not; the one command that it is asked to run is `cat`.
     alone = ["--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
     command = [*environment.codex(), "exec", "--json", *alone, *settings, QUESTION]
     (desk.parent / "home" / ".codex").mkdir()

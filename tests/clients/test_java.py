@@ -16,7 +16,7 @@ FIELDS = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 16,
 
 @pytest.fixture(scope="module")
 def java() -> Iterator[Lines]:
-    """JdkClient.java, which the launcher compiles as it starts."""
+    """Return the output of JdkClient.java, which the launcher compiles as it starts."""
     program = shutil.which("java")
     assert program, "a JDK is missing: `make test-setup` installs openjdk-17-jdk-headless"
     made = Lines(program, HERE / "JdkClient.java")
@@ -40,7 +40,7 @@ class Jdk:
 
 @pytest.fixture(scope="module")
 def urls() -> Iterator[dict[str, str]]:
-    """What is answered is none of this client's business, so a fake engine will do."""
+    """Provide a fake engine: what is answered does not matter to this client."""
     with engine.running() as fake:
         yield {"fake": fake.url}
 

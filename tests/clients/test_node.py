@@ -124,7 +124,7 @@ def test_vercel_calls_tools(office, ask, kind, do):
     told = answer(ask(do, kind=kind, name=model, prompt="Osaka?", withTools=True, steps=steps))
     assert told["calls"] == [["weather", {"city": "Osaka"}]]
     assert told["results"] == ["sunny in Osaka"]
-    if kind == "responses":  # it told the model what the tool gave
+    if kind == "responses":  # it sent the model what the tool gave
         assert told["text"] == "It says: sunny in Osaka"
         assert used(office, 2) == [(PROMPT, COMPLETION)] * 2
 

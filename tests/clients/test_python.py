@@ -25,12 +25,12 @@ from tests.engine import DONE, FINISH, SSE, chunk, token
 
 @dataclass
 class Desk(Office):
-    """Of somebody who programs in Python."""
+    """The calls of a person who programs in Python."""
 
     driver: Driver
 
     def dify_fields(self, do: str, model: str, **arguments: Any) -> Any:
-        """What Dify's plugin gives; `credentials` in it are what a person types into Dify's form."""
+        """Return what Dify's plugin gives; `credentials` in it are what a person types into Dify's form."""
         form = {"endpoint_url": self.v1, "api_key": self.key, "mode": "chat", "function_calling_type": "tool_call"}
         credentials = {**form, **arguments.pop("credentials", {})}
         return self.driver.call(f"dify_{do}", model=model, credentials=credentials, **arguments)
@@ -45,7 +45,7 @@ class Desk(Office):
         return self.driver.call(f"claude_{do}", **{**to, **arguments})
 
     def lite(self, do: str, model: str, **arguments: Any) -> dict[str, Any]:
-        """LiteLLM as a library, for what it calls an OpenAI-compatible endpoint."""
+        """Call LiteLLM as a library, for what it calls an OpenAI-compatible endpoint."""
         return self.driver.call(f"lite_{do}", model=model, api_base=self.v1, api_key=self.key, **arguments)
 
 

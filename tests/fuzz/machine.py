@@ -28,7 +28,7 @@ class Talk(RuleBasedStateMachine):
 
     @rule(call=words.encoded())
     def call(self, call: tuple[str, bytes]) -> None:
-        """Any body: a refusal says why, and an engine in order never makes a 5xx."""
+        """Send any body: a refusal says why, and an engine in order never makes a 5xx."""
         path, body = call
         answer = self._post(path, body)
         # The fake engine streams chat's events alone, and of this model everything is asked for as a stream.
@@ -38,7 +38,7 @@ class Talk(RuleBasedStateMachine):
 
     @rule(call=words.bodies(), steps=words.answers())
     def odd_answer(self, call: tuple[str, dict[str, Any]], steps: list[dict[str, Any]]) -> None:
-        """Any answer of an engine: the caller gets an answer or an error, never a fault of ours."""
+        """Give any answer of an engine: the caller gets an answer or an error, never a fault of ours."""
         path, body = call
         text = words.said({**body, "script": steps}).encode()
         answer = self._post(path, text)
@@ -47,7 +47,7 @@ class Talk(RuleBasedStateMachine):
 
     @rule(call=words.bodies(), after=st.integers(0, 400))
     def leave(self, call: tuple[str, dict[str, Any]], after: int) -> None:
-        """A caller leaves in the middle: of the request or of its answer."""
+        """Leave as a caller in the middle: of the request or of its answer."""
         path, body = call
         if after % 2:
             body = {**body, "script": [{"send": engine.SSE}, {"events": 3}, {"hang": True}], "stream": True}
@@ -74,7 +74,7 @@ class Talk(RuleBasedStateMachine):
     def page(
         self, address: int, parts: list[str], query: dict[str, str], who: int, cookies: str | None, write: bool
     ) -> None:
-        """Any address of the site with any query, read or written to by an employee, an operator or a stranger."""
+        """Read or write any address of the site with any query, as an employee, an operator or a stranger."""
         path = "/" + self.site.addresses[address % len(self.site.addresses)]
         left = list(parts)
         path = re.sub(r"<[^>]*>|\(\?P.*?\)|[\^$\\]", lambda _: quote(left.pop(), safe="") if left else "1", path)
@@ -104,7 +104,7 @@ class Talk(RuleBasedStateMachine):
         headers = {**self.site.authorization, "content-type": "application/json"}
         try:
             return self.site.client.post(path, content=body, headers=headers)
-        except httpx2.RemoteProtocolError:  # the answer's end was missing: told as that
+        except httpx2.RemoteProtocolError:  # the answer's end was missing
             return httpx2.Response(299, request=httpx2.Request("POST", path))
 
     def _well_formed(self, path: str, answer: httpx2.Response) -> None:

@@ -70,7 +70,7 @@ class Site:
         temporary.rename(spool / f"{temporary.stem}-000000.jsonl")
 
     def send(self, data: bytes) -> bytes:
-        """What is answered to these bytes and nothing more."""
+        """Return what is answered to these bytes and nothing more."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             with contextlib.suppress(OSError):
                 connection.sendall(data)
@@ -105,7 +105,7 @@ class Site:
         assert (left := self.reserved()) == 0, f"{left} tokens stay reserved"
 
     def reserved(self) -> int:
-        """Return tokens that count as used although no row tells of them.
+        """Return tokens that count as used although no row has them.
 
         A call is made to learn it; it uses twelve.
         """

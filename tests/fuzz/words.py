@@ -36,7 +36,7 @@ VALUES = st.one_of(
 
 
 def said(fields: Any, *, ascii_only: bool = True) -> str:
-    """JSON of it. A text "\\0deep300" becomes so many lists in each other, more than an encoder takes."""
+    """Return JSON of it. A text "\\0deep300" becomes so many lists in each other, more than an encoder takes."""
     text = json.dumps(fields, ensure_ascii=ascii_only)
     return re.sub(r'"\\u0000deep(\d+)"', lambda found: "[" * int(found[1]) + "]" * int(found[1]), text)
 
@@ -159,7 +159,7 @@ EVENTS = st.one_of(
 
 @st.composite
 def answers(draw: st.DrawFn) -> list[dict[str, Any]]:
-    """Steps of a fake engine: a stream of odd events, an odd answer in one piece, or bytes that are no HTTP."""
+    """Draw the steps of a fake engine: a stream of odd events, an odd answer, or bytes that are no HTTP."""
     kind = draw(st.sampled_from(["stream", "stream", "unary", "bytes"]))
     if kind == "stream":
         steps = [{"send": SSE}, *({"send": chunk(text)} for text in draw(st.lists(EVENTS, max_size=8)) if text)]
@@ -220,7 +220,7 @@ HEADERS = st.lists(
 
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
-    """HTTP, more or less."""
+    """Return a strategy for HTTP, more or less."""
     method = draw(st.sampled_from(["GET", "POST", "HEAD", "OPTIONS", "PUT", "PRI", "get", "TRACE", "CONNECT"]))
     lines = [f"{method} {draw(TARGETS)} HTTP/{draw(st.sampled_from(['1.1', '1.1', '1.0', '2.0', '9']))}", "host: x"]
     head = "\r\n".join([*lines, *draw(HEADERS)]) + "\r\n\r\n"

@@ -3,7 +3,7 @@
 For a host with an NVIDIA GPU, and no part of CI. It looks at
 
 1. the cards: what `modelregistry.process.gpus` reads through NVML, beside what nvidia-smi says;
-2. CUDA alone: what a process takes of a card beyond what it asked for, and whether the driver tells whose it is;
+2. CUDA alone: what a process takes of a card beyond what it asked for, and whether the driver says whose it is;
 3. real engines: each that this host has gets a model of random weights, is planned and started by a supervisor of its
    own state directory, asked, and measured beside its prediction. Without an engine this part says so.
 

@@ -1,6 +1,6 @@
 """Our gateway before each launcher of llama.cpp, with a real model for chat and one for embeddings.
 
-What differs between the three is told here in one place: what a client of ours must never notice.
+What differs between the three is shown here in one place: what a client of ours must never notice.
 """
 
 import json
@@ -63,7 +63,7 @@ def house(request, tmp_path_factory) -> Iterator[House]:
 def test_a_stream_is_whole_and_metered(house):
     stream = house.chat(12, stream=True, stream_options={"include_usage": True})
     chunks = list(stream)
-    counted = house.launcher.name == "llama-cpp-python"  # it tells no usage in streams: what came is counted
+    counted = house.launcher.name == "llama-cpp-python"  # it reports no usage in streams: what came is counted
     assert (chunks[-1].usage is None) == counted
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] in ENDS
     row = house.row(stream.response.headers["x-request-id"])

@@ -29,8 +29,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Write:
-    """Who may write there, and `body`, which works: a form for a page, JSON for the API. None: it needs a session's
-    token, or writes nothing for anybody; then only the answers are looked at.
+    """Who may write there, and `body`, which works: a form for a page, JSON for the API.
+
+    None: it needs a session's token, or writes nothing for any caller; then only the answers are looked at.
     """
 
     who: frozenset[str]
@@ -175,7 +176,7 @@ KEY_FORM = {"name": "desk", "every_model": "yes", "key_class": "interactive"}
 QUOTA_FORM = {"kind": "requests/day", "model": "", "amount": "1"}
 MEMBER_QUOTA = {"tenant": "research", "user": "alice", "unit": "requests", "window": "day", "amount": 1}
 
-# Every way to change something: what is not here nobody may do, with whatever method, at whatever address.
+# Every way to change something: what is not here no person may do, with whatever method, at whatever address.
 WRITES = {
     ("POST", "language/"): Write(EVERYBODY.who),
     ("POST", "sign-in/"): Write(EVERYBODY.who),
@@ -200,7 +201,7 @@ WRITES = {
     ("POST", "tenant/<slug:slug>/people/<id:pk>/role/"): Write(ADMINS.who, {"role": "admin"}),
     ("POST", "tenant/<slug:slug>/people/<id:pk>/remove/"): Write(ADMINS.who, {}),
     ("POST", "tenant/<slug:slug>/quotas/give/"): Write(ADMINS.who, QUOTA_FORM),
-    ("POST", "tenant/<slug:slug>/quotas/<id:pk>/remove/"): Write(ADMINS.who, {}),  # Bob is told that it is not his
+    ("POST", "tenant/<slug:slug>/quotas/<id:pk>/remove/"): Write(ADMINS.who, {}),  # Bob reads that it is not his
     ("POST", "tenant/<slug:slug>/requests/<id:pk>/"): Write(
         ADMINS.who, {"verdict": "refuse", "amount": "1", "note": "no"}
     ),
@@ -272,7 +273,7 @@ def clients(alice: User, bob: User, charlie: User, olivia: User) -> dict[str, Cl
 
 @pytest.fixture
 def filled(alice: User, bob: User, research: Tenant) -> dict[str, str]:
-    """What stands for the variable parts of addresses."""
+    """Return what replaces the variable parts of addresses."""
     model = serve("qwen")
     tomorrow = timezone.now() + timedelta(days=1)
     managing, _ = management_keys.issue_management_key(

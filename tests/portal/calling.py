@@ -1,4 +1,4 @@
-"""Somebody who calls the API, from a browser's session or with a management key."""
+"""A caller of the API, from a browser's session or with a management key."""
 
 import json
 import re
@@ -38,7 +38,7 @@ class Caller:
         return answer.json()
 
     def _hold(self, method: str, path: str, answer: Any) -> None:
-        """The answer has the form that the description tells for this path, method and status."""
+        """Check that the answer has the form that the description has for this path, method and status."""
         told_path = self._described_path(f"/api/v1/{path.partition('?')[0]}")
         operation = self._described["paths"].get(told_path, {}).get(method.lower())
         if operation is None or answer.status_code == 405:
@@ -62,14 +62,14 @@ class Caller:
 
 @pytest.fixture(scope="session")
 def described(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """As `manage.py spectacular` writes it, which fails on whatever it cannot describe."""
+    """Return the description as `manage.py spectacular` writes it, which fails on what it cannot describe."""
     file = tmp_path_factory.mktemp("api") / "schema.json"
     call_command("spectacular", "--validate", "--fail-on-warn", "--format", "openapi-json", "--file", str(file))
     return nullable(json.loads(file.read_text()))
 
 
 def nullable(node: Any) -> Any:
-    """OpenAPI 3.0 as JSON Schema, whose types say themselves that a value may be null."""
+    """Return OpenAPI 3.0 as JSON Schema, whose types say themselves that a value may be null."""
     if isinstance(node, list):
         return [nullable(one) for one in node]
     if not isinstance(node, dict):

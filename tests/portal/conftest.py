@@ -22,14 +22,14 @@ BACKENDS = [
 
 
 class Door:
-    """The sign-in page, as somebody at `address` uses it."""
+    """The sign-in page, as a person at `address` uses it."""
 
     def __init__(self, address: str = "10.0.0.7") -> None:
         self.client = Client(REMOTE_ADDR=address)
         self.response = None
 
     def enter(self, username: str, password: str, **headers: str) -> User | None:
-        """Who is signed in afterwards; None if nobody."""
+        """Sign in and return who is signed in afterwards; None if no person is."""
         self.client.logout()
         form = {"username": username, "password": password}
         self.response = self.client.post("/sign-in/", form, headers=headers)
@@ -42,7 +42,7 @@ class Door:
 
     @property
     def says(self) -> str:
-        """The errors of the form as they stand in the page."""
+        """The errors of the form as they are in the page."""
         assert self.response is not None
         page = self.response.content.decode()
         errors = self.response.context["form"].non_field_errors()
@@ -75,7 +75,7 @@ def connect(settings, monkeypatch, directory: Directory) -> Callable[..., compan
 
 @pytest.fixture
 def newcomer(directory: Directory) -> Iterator[Callable[..., str]]:
-    """Hire somebody into groups, give the name, and dismisses whoever is still there at the end."""
+    """Provide a function that hires a person into groups; dismiss those who are still there at the end."""
     hired = []
 
     def hire(uid: str, *groups: str) -> str:

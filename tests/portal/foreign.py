@@ -29,7 +29,7 @@ class Foreign:
     keys: tuple[ApiKey, ...]
 
     def seen_in(self, text: str) -> set[str]:
-        """What of it stands in an answer."""
+        """Return what of it is in an answer."""
         sums = [AMOUNT * calls for calls in (1, 2, 3)]
         marks = {MARK, *map(str, sums), *(f"{number:,}" for number in sums), *(key.prefix for key in self.keys)}
         return {mark for mark in marks if mark in text.lower() or mark in text}
@@ -42,9 +42,7 @@ class Foreign:
 
 
 def fill(home: Tenant) -> Foreign:
-    """Return another tenant with a row in every list, and a member of both whose rows there are nobody's matter in
-    `home`.
-    """
+    """Return another tenant with a row in every list, and a member of both, whose rows there are hidden in `home`."""
     tenant = Tenant.objects.create(slug=MARK, name="Zzforeign 部")
     both = person("dora", home, first_name="Dora")
     Membership.objects.create(user=both, tenant=tenant)

@@ -54,7 +54,7 @@ def sessions(portal) -> list[str]:
 
 
 def ask(portal: Installation, session: str, *paths: str, language: str = "en") -> list[tuple[int, str, float]]:
-    """As one browser asks, over one connection: status, body and seconds of each."""
+    """Ask as one browser does, over one connection, and return status, body and seconds of each."""
     found = []
     connection = http.client.HTTPConnection("127.0.0.1", portal.port, timeout=60)
     for path in paths:

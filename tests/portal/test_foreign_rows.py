@@ -80,7 +80,7 @@ OF_ONESELF = (
 
 @pytest.fixture
 def foreign(research, alice, bob) -> Foreign:
-    """With rows at home as well, so that each list is drawn."""
+    """Fill both tenants: with rows at home as well, each list is drawn."""
     found = fill(research)
     for key in (key_of(alice, research), key_of(found.both, research, "at home"), service_key_of(research, "bot")):
         use(key)

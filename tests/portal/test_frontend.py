@@ -52,7 +52,7 @@ def cache(tmp_path):
 
 
 def fetch(cache: Path) -> list[str]:
-    """What it says meanwhile."""
+    """Return what it says meanwhile."""
     said = []
     frontend.fetch(cache, said.append)
     return said
@@ -99,7 +99,7 @@ def test_a_registry_that_cannot_be_reached_is_told_and_leaves_nothing(machine, c
 
 @pytest.fixture
 def packaged_node(tmp_path, monkeypatch):
-    """A wheel of Node.js where pip finds it, pinned as the lock of the real one."""
+    """Provide a wheel of Node.js where pip finds it, pinned as the lock of the real one."""
     index = tmp_path / "index"
     index.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")

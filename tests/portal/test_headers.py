@@ -1,4 +1,4 @@
-"""What browsers are told and what they may keep, and which pages may open a socket."""
+"""Which headers browsers get, what they may keep, and which pages may open a socket."""
 
 import json
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def company(counter, connect, door, directory):  # noqa: F811
-    """Return the gateway, and some who stay, so that one who goes is plausible. (alice is a local account here.)"""
+    """Return the gateway, and some who stay, so that one who goes is plausible; alice is a local account here."""
     connect()
     for name in ("bob", "charlie", "olivia", "star*"):
         assert door.enter(name, directory.people[name].password)
@@ -32,7 +32,7 @@ def company(counter, connect, door, directory):  # noqa: F811
 
 
 class Caller:
-    """Somebody with a key of a tenant."""
+    """Provide a person with a key of a tenant."""
 
     def __init__(self, company, user: User, tenant: str) -> None:
         self.company = company
@@ -88,7 +88,7 @@ def test_who_leaves_a_group_within_the_group_loses_what_that_gave(company, door,
 
 
 def test_a_group_that_leaves_a_group_takes_its_people_along(company, door, directory, newcomer):
-    """Nobody's own memberships change."""
+    """No person's own memberships change."""
     nested = hired(company, door, newcomer, "kondo", "research-lab", "research")
     with directory.without_group("research-lab", "research"):
         call_command("syncdirectory")
@@ -108,7 +108,7 @@ def test_while_the_directory_is_away_keys_go_on(company, door, connect, newcomer
 
 
 def test_who_comes_back_has_their_key_again(company, door, directory, newcomer):
-    """A group taken away by mistake: no key has to be made anew."""
+    """A group taken away by mistake: no key has to be made again."""
     caller = hired(company, door, newcomer, "wada", "sales", "sales")
     directory.leave("wada", "sales")
     call_command("syncdirectory")

@@ -1,4 +1,4 @@
-"""Every page of the site, asked with numbers, names and query strings that nobody means: told so, never a 5xx."""
+"""Every page of the site, with numbers, names and query strings that make no sense: a plain error, never a 5xx."""
 
 import re
 from pathlib import Path

@@ -14,12 +14,12 @@ from tests import walk
 NOW = datetime(2026, 11, 19, 15, 20, tzinfo=ZoneInfo("Asia/Tokyo"))
 SMALL = company.Size(people=60, days=30, amount=0.02)
 LARGER = company.Size(people=300, days=45, amount=0.03)
-# Session, person and the top bar are 5 of them; home tells of keys, models, use, quotas and requests.
+# Session, person and the top bar are 5 of them; home shows keys, models, use, quotas and requests.
 MOST = 26
 
 
 def pages() -> list[walk.Page]:
-    """Return all but those that differ from another one only in how long a period they tell of.
+    """Return all but those that differ from another one only in how long a period they show.
 
     Or in the kind of file.
     """
@@ -32,7 +32,7 @@ class Undone(Exception):
 
 
 def queries(size: company.Size) -> dict[tuple[str, str], int]:
-    """Of each page, by (who, what it is called), with a company of this size, of which nothing is left."""
+    """Count the queries of each page, by (who, name), with a company of this size, then remove it."""
     counted = {}
     try:
         with transaction.atomic():

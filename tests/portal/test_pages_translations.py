@@ -49,9 +49,7 @@ MARKS = {"_", "gettext", "gettext_lazy", "ngettext", "ngettext_lazy", "pgettext"
 
 
 def hidden(source: str) -> list[int]:
-    """Return lines with a text inside an f-string, where xgettext does not look, so that it stays untranslated
-    unnoticed.
-    """
+    """Return lines with a text inside an f-string, where xgettext does not look: it would stay untranslated."""
     calls = (
         call
         for part in ast.walk(ast.parse(source))

@@ -32,7 +32,7 @@ def everything(place: Path) -> list[Path]:
 
 
 def readable_by_others(paths: list[Path]) -> set[Path]:
-    """What of these another user may list or read; asked as that user, which only root can: else by the modes."""
+    """Return what of these another user may list or read; as that user if root runs this, else by the modes."""
     if os.geteuid() != 0:
         return {path for path in paths if is_open(path)}
     nobody = pwd.getpwnam("nobody")

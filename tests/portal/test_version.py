@@ -1,4 +1,4 @@
-"""One version, the one of pyproject.toml, wherever somebody may ask for it."""
+"""One version, the one of pyproject.toml, wherever it is asked for."""
 
 import os
 import subprocess

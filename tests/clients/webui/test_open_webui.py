@@ -39,7 +39,7 @@ def printed(office: Office) -> dict[str, str]:
 
 @pytest.fixture(params=["in headers", "in a signed token"])
 def web(request, office, tmp_path) -> Iterator[httpx2.Client]:
-    """Its API, once its first person has signed up: its administrator, who is named to us as the parameter says."""
+    """Provide its API, with its administrator signed up, who is named to us as the parameter says."""
     key = ApiKey.objects.get()
     key.takes_user_headers = True
     key.save()

@@ -177,7 +177,7 @@ class TestAdmin:
 
 
 class TestVerbsCheckTheirActor:
-    """A page that forgot to ask who somebody is opens nothing."""
+    """A page that forgot to ask who the person is opens nothing."""
 
     def test_t1_roles_are_changed_by_who_administers_the_tenant(self, alice, bob, charlie, research):
         row = Membership.objects.get(user=alice)

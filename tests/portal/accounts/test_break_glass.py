@@ -1,4 +1,4 @@
-"""The one account for emergencies: manage.py breakglass, signing in with it, and who is told."""
+"""The one account for emergencies: manage.py breakglass, signing in with it, and who is notified."""
 
 import pytest
 from django.core.management import CommandError, call_command

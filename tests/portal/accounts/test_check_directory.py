@@ -145,7 +145,7 @@ def web_server() -> Iterator[int]:
 
 @contextlib.contextmanager
 def tls_server(certificate: Path) -> Iterator[int]:
-    """Shakes hands with its certificate and says no more; gives its port."""
+    """Provide the port of a server that shakes hands with its certificate and says no more."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
 
@@ -164,7 +164,7 @@ def tls_server(certificate: Path) -> Iterator[int]:
 
 
 def write_certificate(path: Path, *, starts: timedelta, ends: timedelta) -> None:
-    """One for 127.0.0.1 that vouches for itself, with its key."""
+    """Make a certificate for 127.0.0.1 that vouches for itself, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     addresses = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
@@ -260,7 +260,7 @@ def test_nothing_but_the_cause_is_told_of_groups_when_nobody_is_found(connect, c
 
 
 def test_an_empty_group_of_a_tenant_may_be_meant(connect, check, directory):
-    """groupOfNames needs a member; that of a group without people is often nobody."""
+    """A groupOfNames needs a member; that of a group without people is often a placeholder."""
     empty = group_dn("newcomers")
     with directory.as_root() as root:
         root.add_s(empty, [("objectClass", [b"groupOfNames"]), ("cn", [b"newcomers"]), ("member", [SUFFIX.encode()])])
@@ -273,7 +273,7 @@ def test_an_empty_group_of_a_tenant_may_be_meant(connect, check, directory):
         [line] = check()[0]["FAIL"]
         assert line.startswith(f"{empty} (operators)")
         connect(LDAP_GROUP_TENANTS=json.dumps({empty: "research"}), LDAP_OPERATOR_GROUP=None)
-        assert not check()[1]  # nobody gets anything
+        assert not check()[1]  # no person gets anything
     finally:
         with directory.as_root() as root:
             root.delete_s(empty)

@@ -32,7 +32,7 @@ def places(user: User) -> dict[str, str]:
 
 @pytest.fixture
 def strict(directory, newcomer) -> str:
-    """Somebody to whose password the policy applies."""
+    """Provide a person to whose password the policy applies."""
     name = newcomer("nakata", "sales")
     directory.change(name, pwdPolicySubentry=POLICY_DN)
     return name
@@ -60,7 +60,7 @@ class TestAccounts:
         assert not user.is_active
         assert not ApiKey.objects.usable().exists()
         assert door.enter(strict, f"password of {strict}") is None
-        # Of a lock the server tells whatever was typed, so who it is about is told no more than a stranger.
+        # The server reports a lock whatever was typed, so the person reads no more than a stranger would.
         is_hidden = attribute == "pwdAccountLockedTime"
         assert (door.says == WRONG) is AccessAttempt.objects.exists() is is_hidden
         directory.change(strict, **{attribute: ""})
@@ -122,7 +122,7 @@ class TestAccounts:
 class TestGroups:
     @pytest.fixture
     def renamed(self, directory: Directory) -> Iterator[Callable[..., None]]:
-        """Renames a group, and at the end back."""
+        """Provide a function that renames a group; at the end rename it back."""
         done = []
 
         def rename(name: str, new: str, superior: str = GROUP_BASE) -> None:
@@ -193,7 +193,9 @@ class TestGroups:
     def test_d2_a_group_that_is_gone_is_told_also_when_nothing_else_is_believed(self, connect, door, olivia):
         connect()
         assert door.enter("charlie", "password of charlie")
-        connect(LDAP_USER_BASE=f"ou=posix,{SUFFIX}", LDAP_OPERATOR_GROUP=f"cn=gone,{GROUP_BASE}")  # where nobody is
+        connect(
+            LDAP_USER_BASE=f"ou=posix,{SUFFIX}", LDAP_OPERATOR_GROUP=f"cn=gone,{GROUP_BASE}"
+        )  # where there are no people
         with pytest.raises(CommandError):
             call_command("syncdirectory")
         assert self.problems() == {("missing", "LDAP_OPERATOR_GROUP")}
@@ -218,12 +220,12 @@ class TestGroups:
         assert places(door.enter("dave", "password of dave")) == {}
 
 
-MANY = 600  # groups; OpenLDAP gives 500 entries unless told otherwise
+MANY = 600  # groups; OpenLDAP gives 500 entries by default
 
 
 @pytest.fixture(scope="class")
 def many(directory: Directory) -> Iterator[list[str]]:
-    """As many groups, each with the same eleven people; gives their names."""
+    """Make as many groups, each with the same eleven people, and return their names."""
     people = [directory.hire(f"clerk{number}", "sales").uid for number in range(11)]
     members = [ROOT_DN.encode(), *(directory.people[name].dn.encode() for name in people)]
     with directory.as_root() as root:

@@ -61,7 +61,7 @@ def test_a_leaver_is_disabled_and_their_keys_stop(everybody, door, directory, ne
     leaver.refresh_from_db()
     assert (leaver.is_active, leaver.left_directory_at is None) == (False, False)
     assert not ApiKey.objects.usable().exists()
-    assert CatalogueRevision.objects.get().number > revision  # gateways are told
+    assert CatalogueRevision.objects.get().number > revision  # gateways are notified
     assert sync(capsys) == "5 people: 0 left, 0 came back, 0 changed, 5 as before"
 
 

@@ -1,4 +1,4 @@
-"""The examples of deploy/API.md run as they stand there, against a real server."""
+"""The examples of deploy/API.md run as they are there, against a real server."""
 
 import os
 import re

@@ -53,7 +53,7 @@ CHECKS = [
 
 @pytest.fixture(autouse=True)
 def _one_connection():
-    """Requests are answered within the test's transaction; as Django's own test client does it."""
+    """Answer requests within the test's transaction, as Django's own test client does."""
     request_started.disconnect(close_old_connections)
     yield
     request_started.connect(close_old_connections)
@@ -61,7 +61,7 @@ def _one_connection():
 
 @pytest.fixture
 def there(alice, bob, research, sales) -> dict[str, dict[str, Any]]:
-    """Something of each kind, by the first word of the addresses about it."""
+    """Make one of each kind and return them by the first word of the addresses about it."""
     model = serve("qwen")
     own, service = key_of(alice, research), service_key_of(research)
     use(own)
@@ -102,7 +102,7 @@ def test_it_answers_as_it_says_whatever_it_is_asked(request, there, who):
 
 
 def ways(operation: Any, there: dict[str, dict[str, Any]]) -> list[strategies.SearchStrategy[Any]]:
-    """As described; as not described; and about something that is there."""
+    """Ask as described, as not described, and about something that is there."""
     found = [operation.as_strategy(GenerationMode.POSITIVE), operation.as_strategy(GenerationMode.NEGATIVE)]
     known = there.get(operation.path.split("/")[3], {})
     if "{" in operation.path and known:

@@ -46,13 +46,13 @@ def page(user: User, **asked: object) -> str:
 
 
 def names(user: User, **asked: str) -> set[tuple[str, str]]:
-    """(action, object) of what this person sees."""
+    """Return (action, object) of what this person sees."""
     events = audit_log.AuditQuery(**asked).apply(audit_log.visible_events(user), timezone.get_default_timezone())
     return set(events.values_list("action", "object_name"))
 
 
 def happened(count: int, action: str = "host.change", **more) -> None:
-    """So many events, a minute apart, the newest now."""
+    """Make so many events, a minute apart, the newest now."""
     now = timezone.now()
     AuditEvent.objects.bulk_create(
         AuditEvent(
@@ -80,7 +80,7 @@ def empty() -> None:
 
 @pytest.fixture
 def doings(alice, bob, charlie, olivia, research, sales) -> None:
-    """Something in each tenant and something that is nobody's."""
+    """Make an event in each tenant and one that is of no tenant."""
     empty()
     key, _ = issue_key(tenant=research, user=alice, name="alices")
     revoke_key(key)
@@ -92,7 +92,7 @@ def doings(alice, bob, charlie, olivia, research, sales) -> None:
 
 
 def kept(events: set[tuple[str, str]]) -> set[str]:
-    """What the events are about, without the random beginnings of keys."""
+    """Return what the events are about, without the random beginnings of keys."""
     return {name.split("… ")[-1] for _action, name in events}
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of who changed what; the registry's rows stand for all that `audit.watch` is told of."""
+"""What is recorded of who changed what; the registry's rows are examples of all that is tracked."""
 
 import getpass
 
@@ -23,7 +23,7 @@ def external(name: str = "far", **more) -> ServedModel:
 
 
 def told() -> list[tuple[str, str]]:
-    """(action, object) of all events, the oldest first."""
+    """Return (action, object) of all events, oldest first."""
     return list(AuditEvent.objects.order_by("pk").values_list("action", "object_name"))
 
 
@@ -32,7 +32,7 @@ def last() -> AuditEvent:
 
 
 def form_of(model: ServedModel, **more) -> dict[str, object]:
-    """What the administration's form of this model would send."""
+    """Return what the administration's form of this model would send."""
     fields = {
         "name": model.name,
         "task": model.task,
@@ -279,7 +279,7 @@ def test_a_tenant_that_goes_takes_its_people_along_and_that_is_told(alice, resea
 
 
 def test_who_deletes_themselves_is_still_named(client: Client, olivia, research):
-    """Their membership goes along with them, and is told while they are going."""
+    """Their membership goes along with them, and is recorded while they are going."""
     Membership.objects.create(user=olivia, tenant=research)
     client.force_login(olivia)
     client.post(f"/admin/accounts/user/{olivia.pk}/delete/", {"post": "yes"})
@@ -312,7 +312,7 @@ def test_what_became_of_a_request_is_told(alice, bob, research):
 
 
 def test_a_change_costs_two_queries_more_with_the_audit(alice, django_assert_num_queries):
-    """The row as it was, with what it points at, and the event; the rest tells the gateways."""
+    """The row as it was, with what it points at, and the event; the rest notifies the gateways."""
     place = alice.memberships.select_related("user", "tenant").get()
     place.role = "admin"
     with django_assert_num_queries(9):

@@ -44,7 +44,7 @@ def filled(django_db_setup, django_db_blocker) -> Iterator[company.Filled]:
 
 @pytest.fixture
 def empty(db) -> None:
-    """Also when the company is there for other tests."""
+    """Provide a database without the company, also when it is there for other tests."""
     call_command("flush", verbosity=0, interactive=False)
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def call(described):
-    """Somebody by their session."""
+    """Provide a caller for a person's session."""
     return lambda user: Caller(user, described)
 
 

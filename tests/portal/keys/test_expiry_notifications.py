@@ -1,4 +1,4 @@
-"""Who is told, and when, that a key ends or that nobody is responsible for it."""
+"""Who is notified, and when, that a key ends or that no person is responsible for it."""
 
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -157,7 +157,7 @@ def test_it_runs_every_ten_minutes():
 
 
 def test_t6_the_key_of_the_playground_is_no_news_to_anybody(alice, bob, research):
-    """Nobody made it by hand, so nobody knows what ended."""
+    """No person made it by hand, so no person knows what ended."""
     playground.renew_key(alice, research, timezone.now())
     key = aged(ApiKey.objects.get(is_playground=True), life=90 * DAY, left=0.5 * DAY)
     notify_expiring(timezone.now())

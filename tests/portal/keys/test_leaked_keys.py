@@ -1,4 +1,4 @@
-"""Found a leaked key? Whoever is signed in ends it, whosever it is."""
+"""A leaked key is revoked by any person who is signed in, also if another owns it."""
 
 import pytest
 

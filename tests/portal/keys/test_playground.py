@@ -167,7 +167,7 @@ class TestKey:
 class TestClearing:
     @pytest.fixture
     def later(self, time_machine):
-        """Two keys that expired long ago: Alice's was used, Bob's was not."""
+        """Make two keys that expired long ago: Alice's was used, Bob's was not."""
         time_machine.move_to("2026-11-20T03:00:00Z")
 
     def test_only_what_expired_unused_goes(self, later, alice, bob, charlie, research, sales, time_machine):

@@ -210,7 +210,7 @@ def test_the_mail_server_of_these_tests_is_a_real_one(letterbox):  # noqa: F811
         assert connection.noop()[0] == 250
 
 
-# Somebody whose key ends in three days.
+# A person whose key ends in three days.
 FURNISH = """
 from datetime import timedelta
 from django.utils import timezone

@@ -1,4 +1,4 @@
-"""What people are told: written once, read in the reader's language."""
+"""Notifications: written once, read in the reader's language."""
 
 import re
 from datetime import datetime
@@ -18,7 +18,7 @@ from tests.conftest import person
 pytestmark = pytest.mark.django_db
 
 AT = datetime(2026, 11, 30, 10, 0, tzinfo=ZoneInfo("Asia/Tokyo"))
-# Of every kind one, with facts as they are told.
+# One of every kind, with its facts.
 TOLD = {
     "key-expires": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "days": 7, "at": AT},
     "key-expired": {"key": "laptop", "prefix": "mdg_AbCdEfGh", "tenant": "研究部", "at": AT},

@@ -1,4 +1,4 @@
-"""What operators do to models, whoever asks: the same verbs are behind the pages and the API."""
+"""What operators do to models: the same verbs are behind the pages and the API."""
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -31,7 +31,7 @@ def replica(model: ServedModel, state: str) -> Replica:
 
 
 def told(kind: str = "model") -> list[str]:
-    """What was audited, without the making of what the tests begin with."""
+    """Return what was audited, without the making of what the tests begin with."""
     actions_ = AuditEvent.objects.filter(object_kind=kind).order_by("pk").values_list("action", flat=True)
     return [action for action in actions_ if not action.endswith(".add")]
 

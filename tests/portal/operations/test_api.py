@@ -238,7 +238,7 @@ def llama(tmp_path) -> str:
 
 
 def hosts_report() -> None:
-    """One with a GPU and vLLM, one whose GPU is full, one without an engine for it."""
+    """Make three hosts: one with a GPU and vLLM, one whose GPU is full, one without an engine for it."""
     full = {**DEVICE, "used": 48 * GB, "free": 0}
     for name, engines, device in (
         ("gpu-01", {"vllm": "0.32.0"}, DEVICE),
@@ -264,7 +264,7 @@ def test_what_a_model_would_take_and_where_it_would_fit(operator, llama):
 
 
 def test_page_api_and_command_tell_the_same(operator, llama):
-    """The host where it fits comes first, whatever its name, and what it takes there is what is told of the model."""
+    """The host where it fits comes first, whatever its name, and what it takes there is reported of the model."""
     hosts_report()
     Host.objects.filter(name="gpu-01").update(name="gpu-09")
     body = {"engine": "vllm", "path": llama, "context": 2048, "slots": 4, "args": ["--enable-lora"]}

@@ -1,4 +1,4 @@
-"""How following the directory goes: written down, shown to operators, told; and followed at once when they ask."""
+"""How a synchronisation went: recorded, shown to operators, notified; and done at once when they ask."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -105,7 +105,7 @@ def test_a_fault_of_ours_is_written_down_as_one(everybody, connect, monkeypatch)
     assert (state.problem, state.detail) == ("fault", "KeyError: 'tenant'")
 
 
-# --- who is told
+# --- who is notified
 
 
 def test_operators_are_told_once_of_a_trouble(everybody, connect, olivia):

@@ -33,7 +33,7 @@ GB = 10**9
 
 
 class Database:
-    """Stands between the live reader and the database, which may be away."""
+    """A database between the live reader and the real one, which may be away."""
 
     def __init__(self) -> None:
         self.away = False
@@ -193,7 +193,7 @@ def test_a_database_that_is_away_is_told_and_its_return_too(site, olivia):
         reads = site.database.reads
         until(lambda: site.database.reads > reads + 3)
         site.database.away = False
-        message = told(connection)  # stale was told once
+        message = told(connection)  # stale was sent once
         assert (message["type"], message["models"][0]["name"]) == ("snapshot", "qwen")
 
 
@@ -405,7 +405,7 @@ def test_x_nobody_opens_live_pages_without_end(site, olivia, alice):
 
 
 def test_p3_a_browser_that_has_gone_is_no_error_of_ours(caplog):
-    """Whoever closed 600 tabs at once left 565 tracebacks in the log."""
+    """Closing 600 tabs at once left 565 tracebacks in the log."""
 
     async def tell() -> None:
         raise ClientDisconnected

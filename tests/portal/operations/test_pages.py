@@ -1,4 +1,4 @@
-"""Operators' pages: who may see them, what stands there, and what is done from them."""
+"""Operators' pages: who may see them, what they show, and what is done from them."""
 
 import re
 from dataclasses import asdict
@@ -144,7 +144,7 @@ def register(client, **values):
 
 @pytest.fixture
 def files(tmp_path):
-    """Of a real model of 18.5 GB, as far as headers tell."""
+    """Return the files of a real model of 18.5 GB, as far as headers go."""
     return str(paper_models.ezo_9b(tmp_path / "ezo"))
 
 

@@ -1,4 +1,4 @@
-"""Any quotas, and the rules of whom they bind, told slowly and plainly."""
+"""Any quotas, and the rules of which calls they limit, applied slowly and plainly."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -28,7 +28,7 @@ def quota(owner: dict[str, Any], model: int | None, unit: tuple[str, str], amoun
 
 
 def one_of_a_kind(rows: Iterable[Quota]) -> list[Quota]:
-    """As the table's constraint has it."""
+    """Return the rows that the table's constraint allows side by side."""
     return list(
         {
             (row.tenant_id, row.user_id, row.key_id, row.default_for, row.model_id, row.unit, row.window): row
@@ -43,8 +43,20 @@ quotas = st.lists(st.builds(quota, owners, st.sampled_from([None, 1]), amounts, 
 Row = tuple[str, int | None, int | None, int | None, int | None, str, str, int]
 
 
+Owner = tuple[str, int | None, int | None, int | None]
+
+
+def owners_of(row: Quota, tenant: int, user: int | None, key: int) -> set[Owner]:
+    """Return which of these a quota without a default names: none or one."""
+    named = (row.tenant_id, row.user_id, row.key_id)
+    possible: set[Owner] = {("tenant", tenant, None, None), ("key", None, None, key)}
+    if user is not None:
+        possible |= {("user", None, user, None), ("member", tenant, user, None)}
+    return {owner for owner in possible if owner[1:] == named}
+
+
 def naive(rows: list[Quota], tenant: int, user: int | None, key: int) -> set[Row]:
-    """Return the rules as they are told to people, one quota after the other."""
+    """Return what applies by the rules as people read them, one quota after the other."""
 
     def has(**wanted: object) -> bool:
         return any(all(getattr(row, name) == value for name, value in wanted.items()) for row in rows)
@@ -53,16 +65,8 @@ def naive(rows: list[Quota], tenant: int, user: int | None, key: int) -> set[Row
     for row in rows:
         same = {"model_id": row.model_id, "unit": row.unit, "window": row.window, "default_for": ""}
         what = (row.model_id, row.unit, row.window, row.amount)
-        of = (row.tenant_id, row.user_id, row.key_id)
         if row.default_for == "":
-            if of == (tenant, None, None):
-                found.add(("tenant", tenant, None, None, *what))
-            if user is not None and of == (None, user, None):
-                found.add(("user", None, user, None, *what))
-            if user is not None and of == (tenant, user, None):
-                found.add(("member", tenant, user, None, *what))
-            if of == (None, None, key):
-                found.add(("key", None, None, key, *what))
+            found |= {(*owner, *what) for owner in owners_of(row, tenant, user, key)}
         elif row.default_for == "tenant" and not has(tenant_id=tenant, user_id=None, **same):
             found.add(("tenant", tenant, None, None, *what))
         elif row.default_for == "member" and row.tenant_id == tenant and user is not None:

@@ -1,4 +1,4 @@
-"""Who may give which quota to whom, and how a wish for more becomes one."""
+"""Who may give which quota to which person, and how a request for more becomes one."""
 
 import threading
 from collections.abc import Callable
@@ -127,7 +127,7 @@ class TestGiving:
 
 @pytest.fixture
 def limited(olivia, bob, research):
-    """Each member of the tenant has 100 a day, the tenant 1,000."""
+    """Give each member of the tenant 100 a day, the tenant 1,000."""
     administration.set_quota(olivia, QuotaTarget(tenant=research), DAILY, 1000)
     administration.set_quota(bob, QuotaTarget(tenant=research, default_for="member"), DAILY, 100)
 

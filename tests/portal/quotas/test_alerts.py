@@ -1,4 +1,4 @@
-"""People are told before they hit the wall: once, those whom it concerns, at a cost that does not grow with them."""
+"""Quota alerts: once, to the people concerned, before the quota is used up, at a cost that does not grow with them."""
 
 from datetime import UTC, datetime, timedelta
 

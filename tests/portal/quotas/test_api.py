@@ -15,7 +15,7 @@ DAILY = {"unit": "tokens", "window": "day"}
 
 @pytest.fixture
 def call(described):
-    """Somebody by their session."""
+    """Provide a caller for a person's session."""
     return lambda user: Caller(user, described)
 
 

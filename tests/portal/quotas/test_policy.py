@@ -1,4 +1,4 @@
-"""Which quotas bind whom."""
+"""Which quotas apply to which key."""
 
 from hypothesis import given
 from hypothesis import strategies as st

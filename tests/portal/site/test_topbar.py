@@ -53,7 +53,7 @@ def test_unread_notices_are_told_on_the_account_s_button(client, alice):
 
 
 def places(client, person) -> dict[str, str]:
-    """What the bar offers: the words of each link and where it leads."""
+    """Return what the bar offers: the words of each link and where it leads."""
     client.force_login(person)
     bar = client.get("/keys/", headers={"accept-language": "en"}).content.decode().split("<nav")[1].split("</nav>")[0]
     return {text: address for address, text in re.findall(r'<a href="([^"]+)"[^>]*>([^<]+)</a>', bar)}

@@ -18,14 +18,14 @@ NOW = datetime(2026, 11, 19, 6, 20, tzinfo=UTC)
 
 @pytest.fixture
 def call(described, time_machine):
-    """Somebody by their session, on a day of November."""
+    """Provide a caller for a person's session, on a day of November."""
     time_machine.move_to(NOW, tick=False)
     return lambda user: Caller(user, described)
 
 
 @pytest.fixture
 def used(call, alice, bob, charlie, research, sales):
-    """What people used, in tokens: Alice 15 and 150, a service 30, Charlie elsewhere 1,500."""
+    """Record what people used, in tokens: Alice 15 and 150, a service 30, Charlie elsewhere 1,500."""
     laptop, service = key_of(alice, research), service_key_of(research)
     use(laptop, tokens=(10, 5), first_token_ms=200, duration_ms=1200)
     use(laptop, tokens=(100, 50), at=NOW - timedelta(days=3), model="gemma", end_user="=evil")

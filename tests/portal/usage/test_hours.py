@@ -93,7 +93,7 @@ def test_m6_a_days_usage_is_in_the_hours_of_its_reader(alice, olivia, of, others
         (scopes.find_scope(olivia, "all"), 2),
     ):
         if scope.hours is None and day < report.timezone.now().date() - report.RECORDS_KEPT:
-            continue  # told by the day only
+            continue  # recorded by the day only
         series = report.read_series(scope, period, zone)
         expected = Counter(series.slots[bisect_right(series.slots, at) - 1] for at in within)
         assert {slot: sums["requests"] for slot, sums in series.by_slot.items()} == {

@@ -130,7 +130,7 @@ class TestReader:
 
 # --- Sockets
 class Database:
-    """Stands between the reader and the database, which may be away."""
+    """A database between the reader and the real one, which may be away."""
 
     def __init__(self) -> None:
         self.away = False

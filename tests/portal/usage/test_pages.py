@@ -201,7 +201,7 @@ class TestScopes:
         ],
     )
     def test_it_is_told_apart(self, client, bob, group, expected):
-        """By a thing that the scope does not have it is told by model."""
+        """By a thing that the scope does not have it is shown by model."""
         client.force_login(bob)
         groups = client.get("/usage/", {"of": "tenant:research", "by": group}).context["groups"]
         assert [

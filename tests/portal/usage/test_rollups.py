@@ -1,4 +1,4 @@
-"""The sums of hours, days and months: they hold exactly what was recorded, whoever wrote it and how often."""
+"""The sums of hours, days and months: they hold exactly what was recorded, by however many writers and how often."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor

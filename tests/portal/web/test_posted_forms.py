@@ -15,7 +15,7 @@ UNKNOWN = [{}, {"": "x"}, "", "Refuse", "REFUSE", "refuse ", "on,off", "ja\0", "
 
 @pytest.fixture
 def places(research, alice, bob, olivia) -> dict[str, tuple[User, str]]:
-    """Who posts to which address, by the name of the value."""
+    """Return who posts to which address, by the name of the value."""
     wish = {"tenant": research, "user": alice, "unit": "tokens", "window": "day", "amount": 2, "previous_amount": 1}
     asked = QuotaRequest.objects.create(**wish, asked_by=alice)
     return {

@@ -1,4 +1,4 @@
-"""Live pages go on when what reads for them falls over; nobody waits for ever."""
+"""Live pages go on when what reads for them fails; no page waits for ever."""
 
 import asyncio
 from collections.abc import Callable
@@ -53,7 +53,7 @@ async def test_m7_who_watches_sees_new_frames_after_any_failure(monkeypatch, kin
 
 
 async def test_m7_a_socket_of_which_a_part_has_failed_is_closed(monkeypatch):
-    """Its page connects again; and nobody goes on looking who was to be cut."""
+    """Its page connects again, and no reader that was to be cut goes on."""
     closed: list[int] = []
 
     class Some(websockets.LiveConsumer):

@@ -103,7 +103,7 @@ def policy(*value: int) -> tuple[object, ...]:
         (windows_says("773"), errors.PasswordMustChange),
         (windows_says("775"), errors.AccountLocked),
         (windows_says("0"), None),
-        (said(ldap.INVALID_CREDENTIALS, "data 533"), None),  # somebody else's words
+        (said(ldap.INVALID_CREDENTIALS, "data 533"), None),  # another server's words
         (said(ldap.INVALID_CREDENTIALS), None),
         (said(ldap.INVALID_CREDENTIALS, ctrls=policy(0x30, 0x03, 0x81, 0x01, 0x00)), errors.PasswordExpired),
         (said(ldap.INVALID_CREDENTIALS, ctrls=policy(0x30, 0x03, 0x81, 0x01, 0x01)), errors.AccountLocked),

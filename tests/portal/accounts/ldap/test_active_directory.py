@@ -44,7 +44,7 @@ def notices(kind: str) -> list[dict[str, str]]:
 
 @pytest.fixture
 def recruit(domain) -> Iterator[Callable[..., str]]:
-    """Hire somebody, give the name, and dismisses them at the end."""
+    """Provide a function that hires a person and returns the name; dismiss them at the end."""
     hired = []
 
     def recruit(name: str, *groups: str, **attributes: Any) -> str:
@@ -240,7 +240,7 @@ class TestGroups:
         for user in people:
             assert dict(synced[user.directory_id].roles) == places(user)
             assert synced[user.directory_id].is_operator == user.is_staff
-            assert places(user)["everybody"] == "member"  # the primary group, which lists nobody
+            assert places(user)["everybody"] == "member"  # the primary group, which lists no members
         assert ("circle" in places(User.objects.get(username="tanaka"))) == (nested == "true")
 
     def test_a_group_of_which_the_primary_group_is_a_member(self, connect_domain, door, found_group, domain):
@@ -280,7 +280,7 @@ class TestGroups:
 class TestChangedGroups:
     @pytest.fixture
     def operated(self, connect_domain, door, found_group):
-        """Return the portal with a group of operators of its own, one of whom is here; gives its DN."""
+        """Connect the portal with a group of operators of its own, one of them here; return its DN."""
         dn = found_group("Keepers", "suzuki")
         connect_domain(LDAP_OPERATOR_GROUP=dn)
         assert door.enter("suzuki", "password of suzuki").is_staff

@@ -259,7 +259,7 @@ class TestManage:
 
 
 class TestDocuments:
-    """What operators copy from deploy/*.md is taken as it stands."""
+    """Check that what operators copy from deploy/*.md is taken as it is."""
 
     @pytest.fixture
     def copied(self, tmp_path, monkeypatch, directory):

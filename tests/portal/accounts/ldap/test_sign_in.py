@@ -182,7 +182,7 @@ class TestNames:
         assert door.enter("alice", password_of("alice")) == door.enter("Person0@example.com", password_of("alice"))
 
     def test_t7_a_name_longer_than_its_column_signs_nobody_in(self, connect, door, newcomer):
-        """PostgreSQL would refuse it in the middle of the sign-in; cut off, it might be somebody else's."""
+        """PostgreSQL would refuse it in the middle of the sign-in; cut off, it might be another person's."""
         connect(LDAP_USER_FILTER="(&(sn=Newcomer)(!(uid=%(user)s)))")
         name = newcomer("x" * 151, "sales")
         assert door.enter("somebody", f"password of {name}") is None
@@ -462,7 +462,7 @@ class TestTrouble:
             {"LDAP_USER_BASE": f"ou=nowhere,{SUFFIX}"},
             {"LDAP_GROUP_BASE": f"ou=nowhere,{SUFFIX}"},
             {"LDAP_ID_ATTRIBUTE": "employeeNumber"},
-            {"LDAP_BIND_DN": None, "LDAP_BIND_PASSWORD": None},  # nobody may search here
+            {"LDAP_BIND_DN": None, "LDAP_BIND_PASSWORD": None},  # no account may search here
         ],
     )
     def test_our_own_settings_are_wrong(self, connect, door, mistake):
