@@ -25,6 +25,7 @@ class Site:
         self.log = var / "supervisor.log"
         self.runs = process.Runs(var / "run" / "engines")
         self.processes: list[subprocess.Popen[str]] = []
+        self.command = ["manage.py"]  # what a Python starts it by
         self.environment = {
             "MADOGUCHI_VAR": str(var),
             "MADOGUCHI_CACHE": str(settings.CACHE),
@@ -37,7 +38,7 @@ class Site:
     def supervise(self, *options: str, **environment: str) -> "subprocess.Popen[str]":
         with self.log.open("a") as log:
             supervisor = subprocess.Popen(
-                [sys.executable, "manage.py", "supervise", *options],
+                [sys.executable, *self.command, "supervise", *options],
                 cwd=settings.BASE_DIR,
                 env=os.environ | self.environment | environment,
                 stderr=log,
