@@ -31,6 +31,11 @@ def launched_by(launcher: str) -> "Engine":
     return _by_launcher().get(launcher) or _instance(UNKNOWN)
 
 
+def engine_for(model_format: str) -> "Engine":
+    """Return the first engine that is started here and reads this form of files."""
+    return next(engine for engine in all_engines() if not engine.external and engine.model_format == model_format)
+
+
 def all_engines() -> list["Engine"]:
     """Return one of each kind, in the order in which people choose."""
     return [_instance(path) for path in ENGINES.values()]

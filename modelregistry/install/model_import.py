@@ -25,6 +25,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from modelregistry.engines.registry import engine_for
+from modelregistry.files.metadata import CHECKPOINT, GGUF
 from modelregistry.files.regular import open_regular_file
 from modelregistry.terminal import is_printable
 
@@ -70,10 +72,15 @@ class Found:
     `places`: the folders, with all links followed, beyond which none of its links may lead.
     """
 
-    engine: str
+    form: str  # CHECKPOINT or GGUF
     path: Path
     name: str
     places: tuple[Path, ...]
+
+    @property
+    def engine(self) -> str:
+        """The engine that usually serves this form."""
+        return engine_for(self.form).name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +111,7 @@ def find_models(root: Path) -> Listing:
             return _Search(root).run()
         if root.suffix == ".gguf" and root.exists():
             places = _places(root.parent.resolve())
-            return Listing(models=[Found(engine="llama.cpp", path=root, name=_stem(root), places=places)], notes=[])
+            return Listing(models=[Found(form=GGUF, path=root, name=_stem(root), places=places)], notes=[])
     except OSError as error:
         raise _unreadable(error, root) from error
     if not os.path.lexists(root):
@@ -177,10 +184,10 @@ class _Search:
             return [_Folder(snapshot, _cached_name(folder.path), folder.depth)]
         is_model = not _MARKS.isdisjoint(names) or any(name.endswith(_WEIGHTS) for name in names)
         if is_model:
-            self.models.append(Found(engine="vllm", path=folder.path, name=folder.name, places=self.places))
+            self.models.append(Found(form=CHECKPOINT, path=folder.path, name=folder.name, places=self.places))
         for first in _first_parts(names):
             path = folder.path / first
-            self.models.append(Found(engine="llama.cpp", path=path, name=_stem(path), places=self.places))
+            self.models.append(Found(form=GGUF, path=path, name=_stem(path), places=self.places))
         if is_model:
             return []
         inner = [folder.path / name for name in names if self._is_folder(folder.path / name)]
@@ -272,7 +279,7 @@ def files_of(found: Found) -> dict[str, Path]:
     """
     contents = _Contents(found)
     try:
-        if found.engine == "llama.cpp":
+        if found.form == GGUF:
             contents.add_gguf()
         else:
             contents.add_folder()
@@ -285,7 +292,7 @@ def files_of(found: Found) -> dict[str, Path]:
 
 def projectors_of(found: Found) -> list[str]:
     """Return the names of files beside a GGUF model that let it see or hear: for --mmproj. Raises OSError."""
-    if found.engine != "llama.cpp" or _PROJECTOR.search(found.path.name):
+    if found.form != GGUF or _PROJECTOR.search(found.path.name):
         return []
     names = sorted(name for name in os.listdir(found.path.parent) if name.endswith(".gguf") and name[0] != ".")
     models = {_PART.sub("", name).removesuffix(".gguf") for name in names if not _PROJECTOR.search(name)}
@@ -391,7 +398,7 @@ def copy_model(found: Found, models: Path, *, name: str = "", tell: ReportProgre
     name = name or found.name
     if not _NAME.fullmatch(name):
         raise CannotImport(f"“{name}” is no name for a folder: use up to 200 letters, digits and . _ + - (--as NAME).")
-    if found.engine == "vllm" and models.resolve().is_relative_to(found.path.resolve()):
+    if found.form == CHECKPOINT and models.resolve().is_relative_to(found.path.resolve()):
         raise CannotImport(f"{models} lies within the model itself: give another folder (--to DIR).")
     target = models / name
     files = files_of(found)
@@ -412,7 +419,7 @@ def copy_model(found: Found, models: Path, *, name: str = "", tell: ReportProgre
     except OSError as error:
         again = " Run it again, and it goes on where it was." if error.errno in _PASSING else ""
         raise CannotImport(f"{error.filename or target}: {error.strerror}.{again}") from error
-    return target / found.path.name if found.engine == "llama.cpp" else target
+    return target / found.path.name if found.form == GGUF else target
 
 
 class _Copy:
