@@ -3,9 +3,12 @@
 `python -m tests.modelregistry.engines.parrot COMMAND …` is `manage.py COMMAND …` in a product that has it.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from django.core.management import execute_from_command_line
 
 from modelregistry.engines import registry
 from modelregistry.engines.argument_rules import ArgumentRules, Range
@@ -80,8 +83,5 @@ class Parrot(Engine):
 
 if __name__ == "__main__":
     registry.ENGINES[Parrot.name] = CLASS
-
-    import manage
-
-    manage.main()
-    sys.exit()
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "portal.settings")
+    execute_from_command_line(sys.argv)
