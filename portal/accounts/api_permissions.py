@@ -36,10 +36,10 @@ class Operators(People):
         return may_operate(request.user) and super().has_permission(request, view)
 
 
-def require_scope(held: Collection[str], method: str, subject: str | None) -> None:
-    """Raise PermissionDenied unless the scopes `held` cover such a request."""
+def require_scope(granted: Collection[str], method: str, subject: str | None) -> None:
+    """Raise PermissionDenied unless the scopes `granted` cover such a request."""
     if subject is None:
         raise PermissionDenied(_("This cannot be done with a management key: sign in to the portal."))
     wanted = scopes.required_scope(subject, method)
-    if subject and not scopes.covers(held, wanted):
+    if subject and not scopes.covers(granted, wanted):
         raise PermissionDenied(_("This management key lacks the scope “%(scope)s”.") % {"scope": wanted})

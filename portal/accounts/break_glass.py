@@ -29,14 +29,14 @@ def renew_password(name: str) -> str:
     Raises BreakGlassRefused.
     """
     with transaction.atomic():
-        present = User.objects.select_for_update().filter(is_break_glass=True).first()
-        if present is not None and present.username.lower() != name.lower():
+        existing = User.objects.select_for_update().filter(is_break_glass=True).first()
+        if existing is not None and existing.username.lower() != name.lower():
             raise BreakGlassRefused(
-                f"There is one already: {present.username}. Renew that one, or switch it off with --end."
+                f"There is one already: {existing.username}. Renew that one, or switch it off with --end."
             )
-        if present is None and User.objects.filter(username__iexact=name).exists():
+        if existing is None and User.objects.filter(username__iexact=name).exists():
             raise BreakGlassRefused(f"There is a user {name} already; this account must not belong to a person.")
-        user = present or User(username=User.normalize_username(name), is_break_glass=True)
+        user = existing or User(username=User.normalize_username(name), is_break_glass=True)
         user.is_active = user.is_staff = user.is_superuser = True
         password = secrets.token_urlsafe(20)  # 160 bits: guessing it is hopeless, from however many addresses
         user.set_password(password)

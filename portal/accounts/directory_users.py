@@ -159,12 +159,12 @@ def keeps_last_operator(user: User, person: Person) -> bool:
     return person.is_operator is False and _is_last_operator(user, person)
 
 
-def _merge_roles(person: Person, present: Mapping[str, str]) -> Mapping[str, str]:
+def _merge_roles(person: Person, existing: Mapping[str, str]) -> Mapping[str, str]:
     """Return the roles that the directory gives, by tenant.
 
     In tenants with a group that was not found, the person keeps the role they have if it is the higher one.
     """
-    kept = {slug: role for slug, role in present.items() if slug in person.undecided}
+    kept = {slug: role for slug, role in existing.items() if slug in person.undecided}
     ranks = list(Membership.Role.values)
     return kept | {slug: max(role, kept.get(slug, role), key=ranks.index) for slug, role in person.roles.items()}
 
@@ -191,20 +191,20 @@ def _write_roles(user: User, person: Person) -> bool:
     """
     directory = Membership.Source.DIRECTORY
     changed = False
-    present = {membership.tenant.slug: membership for membership in user.memberships.select_related("tenant")}
-    given = {slug: membership.role for slug, membership in present.items() if membership.source == directory}
-    roles = _merge_roles(person, given)
-    for slug, membership in present.items():
+    existing = {membership.tenant.slug: membership for membership in user.memberships.select_related("tenant")}
+    from_directory = {slug: membership.role for slug, membership in existing.items() if membership.source == directory}
+    roles = _merge_roles(person, from_directory)
+    for slug, membership in existing.items():
         if membership.source == directory and slug not in roles:
             end_membership(membership)
             changed = True
     for slug, role in roles.items():
-        if slug not in present:
+        if slug not in existing:
             tenant, _ = Tenant.objects.get_or_create(slug=slug, defaults={"name": slug})
             Membership.objects.create(user=user, tenant=tenant, role=role, source=directory)
             changed = True
-        elif present[slug].source == directory and present[slug].role != role:
-            present[slug].role = role
-            present[slug].save(update_fields=["role"])
+        elif existing[slug].source == directory and existing[slug].role != role:
+            existing[slug].role = role
+            existing[slug].save(update_fields=["role"])
             changed = True
     return changed

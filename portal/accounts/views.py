@@ -34,12 +34,12 @@ class SignIn(LoginView):
 def settings_page(request: HttpRequest) -> HttpResponse:
     user = request.user
     assert isinstance(user, User)
-    present = {
+    initial = {
         "language": get_language(),
         "theme": request.COOKIES.get(THEME_COOKIE, "system"),
         "wants_mail": user.wants_mail,
     }
-    form = SettingsForm(request.POST if request.method == "POST" else None, initial=present)
+    form = SettingsForm(request.POST if request.method == "POST" else None, initial=initial)
     if form.is_valid():
         return save_settings(request, user, form.cleaned_data)
     context = {

@@ -98,9 +98,9 @@ def try_it(request: HttpRequest) -> HttpResponse:
 def try_key(request: HttpRequest, slug: str) -> HttpResponse:
     """Return the key with which the page calls the gateway in the name of the signed-in person."""
     assert isinstance(request.user, User)
-    mine = get_object_or_404(own_tenants(request.user), slug=slug)
+    tenant = get_object_or_404(own_tenants(request.user), slug=slug)
     try:
-        text, expires_at = playground.renew_key(request.user, mine, timezone.now())
+        text, expires_at = playground.renew_key(request.user, tenant, timezone.now())
     except lifecycle.NotAMember as error:
         raise Http404 from error
     return JsonResponse({"key": text, "expires_at": expires_at})

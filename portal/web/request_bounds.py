@@ -68,7 +68,7 @@ class RequestBounds:
         self._pause = pause
         self._whole = whole
         self._readings: dict[BodyReading, None] = {}  # the one that has been silent longest first
-        self.held = 0  # bytes of all of them
+        self.buffered = 0  # bytes of all of them
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
@@ -101,7 +101,7 @@ class RequestBounds:
             raise Refused(408, _("The rest of the request did not come in time.")) from None
         finally:
             self._readings.pop(reading, None)
-            self.held -= len(reading.body)
+            self.buffered -= len(reading.body)
         if len(reading.body) > most:
             raise size_refusal(most)
         return bytes(reading.body)
@@ -116,8 +116,8 @@ class RequestBounds:
             raise ClientGone
         piece = message.get("body", b"")
         reading.body += piece
-        self.held += len(piece)
-        if self.held > self._together:
+        self.buffered += len(piece)
+        if self.buffered > self._together:
             silent = next(iter(self._readings))
             del self._readings[silent]
             silent.give_up()

@@ -78,9 +78,9 @@ def look_up_people(directory: Directory, ids: Collection[str], remembered: Mappi
             these = "".join(_id_filter(directory, id) for id in wanted[start : start + CHUNK])
             query = f"(&{directory.filter_of_all}(|{these}))"
             entries += search(connection, directory.user_base, query, directory.attributes)
-        for entry, held in zip(entries, find_groups_of(directory, connection, groups, entries), strict=True):
+        for entry, group_dns in zip(entries, find_groups_of(directory, connection, groups, entries), strict=True):
             try:
-                person = build_person(directory, entry, held, groups)
+                person = build_person(directory, entry, group_dns, groups)
             except Refused as error:
                 log.warning("%s stays as it is here: %s", entry.dn, error)
                 unclear[entry_id(directory, entry.attributes)] = str(error)
@@ -159,8 +159,8 @@ def domain_names(connection: Connection) -> frozenset[str]:
 LONGEST_NAME, LONGEST_ID = 150, 255
 
 
-def build_person(directory: Directory, entry: Entry, held: Collection[str], groups: Groups) -> Person:
-    """Return the person of an entry. `held`: the groups of the settings that they are in.
+def build_person(directory: Directory, entry: Entry, group_dns: Collection[str], groups: Groups) -> Person:
+    """Return the person of an entry. `group_dns`: the groups of the settings that they are in.
 
     Raises Refused for an entry without a name or an id, or with one that is longer than our columns.
     """
@@ -181,17 +181,17 @@ def build_person(directory: Directory, entry: Entry, held: Collection[str], grou
         first_name=first_text(attributes, directory.first_name_attribute),
         last_name=first_text(attributes, directory.last_name_attribute),
         mail=first_text(attributes, directory.mail_attribute),
-        roles=directory.roles(held),
-        is_operator=_is_in_group(directory.operator_group, held, groups) if directory.operator_group else None,
-        is_admitted=_is_in_group(directory.required_group, held, groups) if directory.required_group else True,
+        roles=directory.roles(group_dns),
+        is_operator=_is_in_group(directory.operator_group, group_dns, groups) if directory.operator_group else None,
+        is_admitted=_is_in_group(directory.required_group, group_dns, groups) if directory.required_group else True,
         end_reason=account_state.find_end_reason(attributes, now),
         has_lapsed=account_state.has_lapsed(attributes, now),
         undecided=groups.undecided_tenants(directory),
     )
 
 
-def _is_in_group(group: str, held: Collection[str], groups: Groups) -> bool | None:
-    return None if group in groups.missing else group in held
+def _is_in_group(group: str, group_dns: Collection[str], groups: Groups) -> bool | None:
+    return None if group in groups.missing else group in group_dns
 
 
 def security_id(attributes: Mapping[str, Any]) -> bytes:

@@ -83,9 +83,11 @@ def find_groups_of(
             primary = PrimaryGroups(connection)
             return [_groups_by_member_of(connection, person, by_dn, primary.find_dn(person)) for person in people]
         case "memberUid":
-            held = [(group.configured, read_posix_members(connection, group)) for group in groups.found.values()]
+            members = [(group.configured, read_posix_members(connection, group)) for group in groups.found.values()]
             return [
-                frozenset(name for name, (names, number) in held if _is_posix_member(directory, person, names, number))
+                frozenset(
+                    name for name, (names, number) in members if _is_posix_member(directory, person, names, number)
+                )
                 for person in people
             ]
     if directory.kind == "activedirectory" and len(people) == 1:

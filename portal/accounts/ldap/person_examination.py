@@ -22,9 +22,9 @@ def examine_person(
     [entry] = entries
     yield Finding(True, f"is {entry.dn}")
     groups = locate_groups(directory, connection, remembered)
-    held = find_groups_of(directory, connection, groups, [entry])[0]
+    group_dns = find_groups_of(directory, connection, groups, [entry])[0]
     try:
-        person = build_person(directory, entry, held, groups)
+        person = build_person(directory, entry, group_dns, groups)
     except Refused as error:
         yield Finding(False, str(error))
         return
@@ -33,7 +33,7 @@ def examine_person(
     yield from _examine_admission(directory, person, account_state.list_obstacles(entry.attributes))
     walk = GroupWalk(directory, connection, [normalize_dn(entry.dn)])
     for configured in directory.groups:
-        yield _examine_group(directory, walk, groups, configured, entry, configured in held)
+        yield _examine_group(directory, walk, groups, configured, entry, configured in group_dns)
     roles = ", ".join(f"{tenant} ({role})" for tenant, role in sorted(person.roles.items()))
     yield Finding(None, f"tenants: {roles or 'none'}")
     for tenant in sorted(person.undecided):

@@ -56,7 +56,7 @@ def required_scope(subject: str, method: str) -> str:
     return f"{subject}:{'read' if method in READING else 'write'}"
 
 
-def covers(held: Collection[str], wanted: str) -> bool:
-    """Return whether the scopes `held` include the wanted one: write includes read."""
+def covers(granted: Collection[str], wanted: str) -> bool:
+    """Return whether the scopes `granted` include the wanted one: write includes read."""
     subject, _, degree = wanted.partition(":")
-    return wanted in held or (degree == "read" and f"{subject}:write" in held)
+    return wanted in granted or (degree == "read" and f"{subject}:write" in granted)

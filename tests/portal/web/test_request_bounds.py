@@ -93,7 +93,7 @@ async def test_g3_a_body_is_bounded_by_path_and_caller(wall, page, path, headers
     endless = Client(*[b"x" * 1024] * 10_000, path=path, headers=headers)
     assert await endless.ask(wall) == 413
     assert endless.taken == most // 1024 + 1
-    assert (wall.held, page.bodies) == (0, [most, most])
+    assert (wall.buffered, page.bodies) == (0, [most, most])
 
 
 async def test_g3_a_hundred_gigabytes_of_a_stranger_are_refused_unread(wall, page):
@@ -145,7 +145,7 @@ async def test_g17_a_body_that_trickles_has_a_time_in_all(page):
 async def test_a_client_that_leaves_within_its_body_is_no_request(wall, page):
     client = Client(b"username=al", told=40, leaves=True)
     assert await client.ask(wall) == 0
-    assert (page.bodies, wall.held) == ([], 0)
+    assert (page.bodies, wall.buffered) == ([], 0)
 
 
 async def test_g3_many_unfinished_bodies_hold_no_more_than_all_may_and_a_whole_one_is_served(page):
@@ -157,9 +157,9 @@ async def test_g3_many_unfinished_bodies_hold_no_more_than_all_may_and_a_whole_o
     for _ in range(500):  # turns of the loop; nothing here waits for anything else
         await asyncio.sleep(0)
     assert sum(task.done() for task in asking) >= 90
-    assert wall.held <= 10 * STRANGER
+    assert wall.buffered <= 10 * STRANGER
     assert {task.result() for task in asking if task.done()} == {408}
     for task in asking:
         task.cancel()
     await asyncio.gather(*asking, return_exceptions=True)
-    assert wall.held == 0
+    assert wall.buffered == 0
