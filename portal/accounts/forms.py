@@ -107,7 +107,7 @@ class SettingsForm(forms.Form):
     )
     theme = forms.ChoiceField(
         label=_("Colours"),
-        choices=[("system", _("as the system")), ("light", _("light")), ("dark", _("dark"))],
+        choices=[("system", _("same as system")), ("light", _("light")), ("dark", _("dark"))],
         widget=forms.RadioSelect,
         help_text=_("In this browser."),
     )
