@@ -55,7 +55,7 @@ def take(browser: Browser, site: Installation, password: str, picture: Picture) 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as var, installed(Path(var)) as site, sync_playwright() as playwright:
-        found = re.search(r"password\s+(\S+)", site.manage("demodata"))
+        found = re.search(r"^\s+password\s+(\S+)$", site.manage("demodata"), re.MULTILINE)
         assert found
         site.start()
         until(site.answers)
