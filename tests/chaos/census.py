@@ -69,7 +69,7 @@ class Census:
             )
         ours = f"MADOGUCHI_VAR={self.var}".encode() in environment
         if ours or self._writes_here(pid):
-            return Found(who=who, part=_part_of_ours(command), run="", command=command)
+            return Found(who=who, part=name_part(command), run="", command=command)
         return None
 
     def _run_of(self, environment: Sequence[bytes], command: str) -> str:
@@ -96,7 +96,7 @@ def _part_of_run(who: shim.Identity, run: Run | None, environment: Sequence[byte
     return "helper" if HELPER in command else "worker"
 
 
-def _part_of_ours(command: str) -> str:
+def name_part(command: str) -> str:
     words = {
         "manage.py up": "up",
         "apiproxy.server.front": "gateway",

@@ -15,7 +15,7 @@ from modelregistry.process.process import Life
 from tests import ports
 from tests.chaos import storm, troubles
 from tests.chaos.books import disagreements, unmetered
-from tests.chaos.census import Census, _part_of_ours, unaccounted
+from tests.chaos.census import Census, name_part, unaccounted
 from tests.chaos.field import TREE
 from tests.chaos.load import Call, Heard
 from tests.waiting import until
@@ -58,8 +58,8 @@ def of_engines(census, *rows):
 
 
 def test_a_periodic_task_has_a_reason_to_be_and_another_command_has_none():
-    assert _part_of_ours("python /srv/madoguchi/manage.py tellnotices") == "task"
-    assert _part_of_ours("python /srv/madoguchi/manage.py shell") == "other"
+    assert name_part("python /srv/madoguchi/manage.py tellnotices") == "task"
+    assert name_part("python /srv/madoguchi/manage.py shell") == "other"
 
 
 def test_each_process_is_known_by_what_it_does(census):

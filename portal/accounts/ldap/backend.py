@@ -136,13 +136,13 @@ def _load_person(directory: Directory, ldap_user: Any) -> entries.Person:
 
     if ldap_user.attrs is None:
         raise Refused(f"{ldap_user.dn} may not read its own entry")
-    if directory.user_dn_template and not directory.binds_by_dn and not _is_bound_as(directory, ldap_user):
+    if directory.user_dn_template and not directory.binds_by_dn and not is_bound_as(directory, ldap_user):
         raise ldap_user.AuthenticationFailed("the account that bound is not the one that was found")
     entry = connection.Entry(ldap_user.dn, ldap_user.attrs)
     return entries.read_person(directory, ldap_user.connection, entry, directory_groups.remembered_groups())
 
 
-def _is_bound_as(directory: Directory, ldap_user: Any) -> bool:
+def is_bound_as(directory: Directory, ldap_user: Any) -> bool:
     """Return whether the account that bound is the entry that was found.
 
     In Active Directory alice@corp.example may be one person's userPrincipalName and `alice` another's sAMAccountName.

@@ -1,6 +1,5 @@
 """Operators' sockets, through the server and the protocol classes that `up` uses, read by a real client."""
 
-import asyncio
 import socket
 import threading
 import time
@@ -13,12 +12,11 @@ from typing import Any
 import pytest
 from django.db import OperationalError
 from django.utils import timezone
-from uvicorn.protocols.utils import ClientDisconnected
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from modelregistry.models import Host, HostReport, LogSubscription, LogTail, Replica
-from portal.operations.consumers import OverviewConsumer, find_addition
+from portal.operations.consumers import find_addition
 from portal.operations.live import LiveOperationsFeed, Reader
 from portal.usage.live import LiveUsageFeed
 from portal.web import websockets
@@ -399,16 +397,12 @@ def test_x_nobody_opens_live_pages_without_end(site, olivia, alice):
             opened(site, None, client=client)
         with opened(site, alice, "/ws/usage/") as another:
             assert told(another)
-    until(lambda: not websockets._open)
-    with opened(site, None, client=client) as again:
-        assert told(again)
 
+    def opens_again() -> bool:
+        try:
+            with opened(site, None, client=client) as again:
+                return bool(told(again))
+        except InvalidStatus:
+            return False
 
-def test_p3_a_browser_that_has_gone_is_no_error_of_ours(caplog):
-    """Closing 600 tabs at once left 565 tracebacks in the log."""
-
-    async def tell() -> None:
-        raise ClientDisconnected
-
-    asyncio.run(OverviewConsumer(None)._owned(tell))
-    assert caplog.records == []
+    until(opens_again)  # once the server has noticed that they are closed

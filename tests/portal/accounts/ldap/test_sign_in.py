@@ -506,7 +506,7 @@ class TestActiveDirectory:
             connection = Connection()
             attrs = {"objectSid": ["\1alice" if answer != [b""] else ""]}
 
-        assert backend._is_bound_as(connect(**self.WINDOWS), Found) is same
+        assert backend.is_bound_as(connect(**self.WINDOWS), Found) is same
 
     @pytest.mark.parametrize(("who", "same"), [("alice", True), ("bob", False)])
     def test_elsewhere_the_server_is_asked_who_one_is(self, connect, directory, who, same):
@@ -517,7 +517,7 @@ class TestActiveDirectory:
             connection = bound
             dn = PEOPLE["alice"].dn.upper()
 
-        assert backend._is_bound_as(connect(), Found) is same
+        assert backend.is_bound_as(connect(), Found) is same
         bound.unbind_s()
 
 
