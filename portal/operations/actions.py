@@ -1,8 +1,8 @@
-"""What operators do to models: start, stop, restart, register, change, name, show, retire, unregister; and to hosts.
+"""What operators do to models and hosts, for pages, the API and commands.
 
-For pages, the API and commands. Each verb checks that `by` operates (see tenancy.check), is one transaction, sees the
-row as it is then, and is audited with it (`operations.apps`). What cannot be done raises Refused. The supervisor of the
-model's host follows within its next round; nothing here waits for it.
+Each function checks that `by` is an operator (see permissions.check_access), is one transaction, reads the row again in
+it, and is audited with it (`operations.apps`). It raises ActionRefused for what cannot be done. The supervisor of the
+model's host acts within its next round; nothing here waits for it.
 """
 
 from collections.abc import Collection, Iterable
@@ -23,16 +23,16 @@ from portal.keys.models import ModelAccess
 from portal.web.refusals import Refused
 
 GAVE_UP = (Replica.State.FAILED, Replica.State.BACKOFF)
-# What `register` and `change` may be given.
+# What `register_model` and `change_model` accept.
 FIELDS = frozenset(field.name for field in ServedModel._meta.concrete_fields if field.editable) - {"id"}
 
 
 class ActionRefused(Refused):
-    """What an operator asked cannot be."""
+    """What an operator requested cannot be done."""
 
 
-def verb_of(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """What an audit calls a change of a model, by the fields that differ."""
+def choose_audit_verb(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return the verb by which the audit log records a change of a model, from the fields that differ."""
     names = set(after)
     if names <= {"enabled", "generation"}:
         if "enabled" not in names:
@@ -42,9 +42,9 @@ def verb_of(before: dict[str, Any], after: dict[str, Any]) -> str:
 
 
 def start_model(by: User | None, model: ServedModel) -> ServedModel:
-    """To be served; replicas that failed or wait for another try are tried at once. Nothing if it runs."""
+    """Start the model, and retry its failed or waiting replicas at once; a model that runs is left alone."""
     with transaction.atomic():
-        row = _locked(by, model)
+        row = _lock_row(by, model)
         gave_up = row.replica_set.filter(state__in=GAVE_UP).exists()
         if not row.enabled or gave_up:
             row.enabled = True
@@ -54,9 +54,9 @@ def start_model(by: User | None, model: ServedModel) -> ServedModel:
 
 
 def stop_model(by: User | None, model: ServedModel) -> ServedModel:
-    """Not to be served: its engines finish running requests and stop."""
+    """Stop the model: its engines finish running requests and stop."""
     with transaction.atomic():
-        row = _locked(by, model)
+        row = _lock_row(by, model)
         if row.enabled:
             row.enabled = False
             row.save(update_fields=["enabled"])
@@ -64,13 +64,13 @@ def stop_model(by: User | None, model: ServedModel) -> ServedModel:
 
 
 def restart_model(by: User | None, model: ServedModel, *, seen: int | None = None) -> ServedModel:
-    """Return its engines finish what they are at and are started anew.
+    """Restart the model's engines once they have finished running requests.
 
-    `seen`: the `generation` that the operator was looking at. If it is higher by now somebody else has asked for a
+    `seen`: the `generation` that the operator was looking at. If it is higher now, another operator has requested a
     restart since, and one is enough.
     """
     with transaction.atomic():
-        row = _locked(by, model)
+        row = _lock_row(by, model)
         if not row.enabled:
             raise ActionRefused(_("%(model)s is stopped. Start it instead.") % {"model": row.name})
         if seen is None or seen >= row.generation:
@@ -82,70 +82,70 @@ def restart_model(by: User | None, model: ServedModel, *, seen: int | None = Non
 def register_model(
     by: User | None, *, aliases: Collection[str] = (), tenants: Collection[Tenant] = (), **values: Any
 ) -> ServedModel:
-    """Return a new model, to be started at once unless `enabled` is False. `values` by the names in FIELDS."""
+    """Register a model, to be started at once unless `enabled` is False. `values`: by the names in FIELDS."""
     permissions.check_access(by)
     load_parser_options(ServedModel(), values)
     with transaction.atomic():
         row = ServedModel()
-        _write(row, values)
+        _save_values(row, values)
         set_aliases(by, row, aliases)
         set_visibility(by, row, tenants)
     return row
 
 
 def change_model(by: User | None, model: ServedModel, **values: Any) -> ServedModel:
-    """Return other `values`, by the names in FIELDS. What an engine is started with makes it start anew."""
+    """Change `values`, by the names in FIELDS. Engines restart if they are started with a changed value."""
     permissions.check_access(by)
     load_parser_options(model, values)
     with transaction.atomic():
-        row = _locked(by, model)
-        _write(row, values)
+        row = _lock_row(by, model)
+        _save_values(row, values)
     return row
 
 
 def unregister_model(by: User | None, model: ServedModel) -> None:
-    """Off the catalogue for good, with its aliases; its host's supervisor drains and stops its engines."""
+    """Remove the model from the catalogue with its aliases; its host's supervisor drains and stops its engines."""
     with transaction.atomic():
-        _locked(by, model).delete()
+        _lock_row(by, model).delete()
 
 
 def retire_model(by: User | None, model: ServedModel, on: date | None) -> ServedModel:
-    """Served until the day before; None: for ever."""
+    """Set the day from which the model is not served any more; None: it is served for ever."""
     return change_model(by, model, retires_on=on)
 
 
 def give_alias(by: User | None, name: str, model: ServedModel) -> Alias:
-    """Make `name` lead to this model from now on, wherever it led before: no client meets a moment without it."""
+    """Make the alias `name` point to this model, whatever it pointed to before, without a gap for clients."""
     with transaction.atomic():
-        row = _locked(by, model)
+        row = _lock_row(by, model)
         alias = Alias.objects.select_for_update().filter(name=name).first() or Alias(name=name)
         if alias.pk is None or alias.model_id != row.pk:
             alias.model = row
-            _clean(alias)
+            _validate(alias)
             alias.save()
     return alias
 
 
 def set_aliases(by: User | None, model: ServedModel, names: Iterable[str]) -> None:
-    """Exactly these lead to this model. Those that led elsewhere are moved, those that are left out are no more."""
+    """Make exactly these aliases point to this model: move those of other models, and delete its other ones."""
     wanted = set(names)
     with transaction.atomic():
-        row = _locked(by, model)
+        row = _lock_row(by, model)
         for alias in Alias.objects.select_for_update().filter(model=row).exclude(name__in=wanted):
             alias.delete()
         for name in sorted(wanted):
             try:
                 give_alias(by, name, row)
             except ActionRefused as refusal:
-                told = [sentence for found in refusal.fields.values() for sentence in found]
-                raise ActionRefused(refusal.sentence, {"aliases": told}) from refusal
+                sentences = [sentence for of_field in refusal.fields.values() for sentence in of_field]
+                raise ActionRefused(refusal.sentence, {"aliases": sentences}) from refusal
 
 
 def set_visibility(by: User | None, model: ServedModel, tenants: Iterable[Tenant]) -> None:
-    """Only these tenants may call it; none: all may."""
+    """Let only these tenants call the model; none: all may."""
     wanted = {tenant.pk: tenant for tenant in tenants}
     with transaction.atomic():
-        row = _locked(by, model)
+        row = _lock_row(by, model)
         present = {access.tenant_id: access for access in ModelAccess.objects.filter(model=row)}
         # New ones first: between the last old and the first new one it would be open to all.
         for number in wanted.keys() - present.keys():
@@ -155,7 +155,7 @@ def set_visibility(by: User | None, model: ServedModel, tenants: Iterable[Tenant
 
 
 def change_host(by: User | None, host: Host, **values: Any) -> Host:
-    """Return other `values`, by the names in hosts.FIELDS. Engines move to a new address, and end for maintenance."""
+    """Change `values`, by the names in hosts.FIELDS. Engines move to a new address, and stop for maintenance."""
     permissions.check_access(by)
     try:
         return hosts.change_host(host, **values)
@@ -164,7 +164,7 @@ def change_host(by: User | None, host: Host, **values: Any) -> Host:
 
 
 def remove_host(by: User | None, host: Host) -> None:
-    """Forget a host that is gone and have no models."""
+    """Remove a host that is gone and has no models."""
     permissions.check_access(by)
     try:
         hosts.remove_host(host)
@@ -172,8 +172,8 @@ def remove_host(by: User | None, host: Host) -> None:
         raise ActionRefused(" ".join(error.messages)) from error
 
 
-def _locked(by: User | None, model: ServedModel) -> ServedModel:
-    """Return the row as it is now, kept from others until the transaction ends. Refused if it is gone."""
+def _lock_row(by: User | None, model: ServedModel) -> ServedModel:
+    """Return the row as it is now, locked until the transaction ends. Raises ActionRefused if it is gone."""
     permissions.check_access(by)
     row = ServedModel.objects.select_for_update().filter(pk=model.pk).first()
     if row is None:
@@ -182,9 +182,9 @@ def _locked(by: User | None, model: ServedModel) -> ServedModel:
 
 
 def load_parser_options(model: ServedModel, values: dict[str, Any]) -> None:
-    """Before a transaction in which these are checked: has the engine's parser asked, which may take its time.
+    """Ask the engine's parser about the arguments, before the transaction that checks `values`: it may take long.
 
-    Within one nothing happens, and the arguments are checked by what was asked before.
+    Does nothing within a transaction, which uses the answer that was given before.
     """
     if transaction.get_connection().in_atomic_block or not ({"args", "engine", "launcher", "host"} & values.keys()):
         return
@@ -194,17 +194,17 @@ def load_parser_options(model: ServedModel, values: dict[str, Any]) -> None:
     draft.load_parser_options()
 
 
-def _write(row: ServedModel, values: dict[str, Any]) -> None:
+def _save_values(row: ServedModel, values: dict[str, Any]) -> None:
     unknown = sorted(values.keys() - FIELDS)
     if unknown:
         raise TypeError(f"no fields of a model: {unknown}")
     for name, value in values.items():
         setattr(row, name, value)
-    _clean(row)
+    _validate(row)
     row.save()
 
 
-def _clean(row: Model) -> None:
+def _validate(row: Model) -> None:
     try:
         row.full_clean()
     except ValidationError as error:

@@ -1,6 +1,6 @@
-"""The management API for operators: hosts, models and replicas, and the verbs of `actions`.
+"""The management API for operators: hosts, models and replicas, and the functions of `actions`.
 
-Values of modelregistry.overview are sent as they are, so that they read as on sockets; the serializers describe them.
+Values of modelregistry.overview are sent as they are, the same as on sockets; the serializers describe them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,7 +49,7 @@ class OverviewView(APIView):
         responses={200: shapes.Overview},
     )
     def get(self, request: Request) -> Response:
-        """Return all hosts and models with their live state, as `/ws/operations/` tells them."""
+        """Return all hosts and models with their live state, as `/ws/operations/` sends them."""
         now = timezone.now()
         return Response(to_plain(overview.read_overview(now, live.read_first_tokens(now))))
 
@@ -65,30 +65,30 @@ class Hosts(GenericViewSet[Host]):
         summary=gettext_lazy("Hosts"), parameters=[shapes.HostFilter], responses={200: shapes.HostNow(many=True)}
     )
     def list(self, request: Request) -> Response:
-        """Machines with their devices' memory."""
+        """List hosts with the memory of their devices."""
         wanted = validated(shapes.HostFilter, request.query_params)["supervised"]
-        found = [host for host in self._now(self.get_queryset()) if wanted in (None, host.supervised)]
+        found = [host for host in self._host_values(self.get_queryset()) if wanted in (None, host.supervised)]
         return self.get_paginated_response(to_plain(self.paginate_queryset(found)))
 
     @extend_schema(summary=gettext_lazy("One host"), responses={200: shapes.HostNow})
     def retrieve(self, request: Request, pk: int) -> Response:
-        (host,) = self._now([self.get_object()])
+        (host,) = self._host_values([self.get_object()])
         return Response(to_plain(host))
 
     @extend_schema(summary=gettext_lazy("Change a host"), request=shapes.HostChange, responses={200: shapes.HostNow})
     def partial_update(self, request: Request, pk: int) -> Response:
-        """Change its address or its maintenance; its supervisor follows within seconds."""
+        """Change the address or the maintenance of a host; its supervisor follows within seconds."""
         host = self.get_object()
         actions.change_host(current_user(request), host, **validated(shapes.HostChange, request.data))
         return self.retrieve(request, pk)
 
     @extend_schema(summary=gettext_lazy("Remove a host"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
-        """Forget a host that is gone. 409: its supervisor is alive, or models belong to it."""
+        """Remove a host that is gone. 409: its supervisor is alive, or models belong to it."""
         actions.remove_host(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
-    def _now(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
+    def _host_values(self, hosts: Iterable[Host]) -> Sequence[overview.HostNow]:
         now, rows = timezone.now(), list(Replica.objects.all())
         return [overview.host_now(host, rows, now) for host in hosts]
 
@@ -110,25 +110,25 @@ class Models(GenericViewSet[ServedModel]):
         responses={200: shapes.Model(many=True)},
     )
     def list(self, request: Request) -> Response:
-        """Models as they are to be served, each with its live state."""
+        """List models as they are to be served, each with its live state."""
         wanted = validated(shapes.ModelFilter, request.query_params)
-        rows = self._filtered(wanted)
-        shown = [one for one in self._shown(rows) if wanted.get("state") in (None, one["now"]["state"])]
+        rows = self._filter_rows(wanted)
+        shown = [one for one in self._show_values(rows) if wanted.get("state") in (None, one["now"]["state"])]
         return self.get_paginated_response(self.paginate_queryset(shown))
 
     @extend_schema(summary=gettext_lazy("One model"), responses={200: shapes.Model})
     def retrieve(self, request: Request, pk: int) -> Response:
-        return self._answer(self.get_object())
+        return self._respond(self.get_object())
 
     @extend_schema(summary=gettext_lazy("Register a model"), responses={201: shapes.Model})
     def create(self, request: Request) -> Response:
         """Register a model; its host starts it at once unless `enabled` is false."""
         model = actions.register_model(current_user(request), **validated(shapes.Model, request.data))
-        return self._answer(model, status.HTTP_201_CREATED)
+        return self._respond(model, status.HTTP_201_CREATED)
 
     @extend_schema(summary=gettext_lazy("Change a model"), responses={200: shapes.Model})
     def partial_update(self, request: Request, pk: int) -> Response:
-        """Change what is sent. What an engine is started with makes it start anew."""
+        """Change the fields that are sent. Engines restart if they are started with a changed value."""
         model = self.get_object()
         filled = shapes.Model(model, data=request.data, partial=True)
         filled.is_valid(raise_exception=True)
@@ -142,60 +142,60 @@ class Models(GenericViewSet[ServedModel]):
                 actions.set_aliases(current_user(request), model, aliases)
             if tenants is not None:
                 actions.set_visibility(current_user(request), model, tenants)
-        return self._answer(model)
+        return self._respond(model)
 
     @extend_schema(summary=gettext_lazy("Unregister a model"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
-        """Take a model off the catalogue for good; its engines are drained and stopped."""
+        """Remove a model from the catalogue; its engines are drained and stopped."""
         actions.unregister_model(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(summary=gettext_lazy("Start a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def start(self, request: Request, pk: int) -> Response:
-        """To be served; replicas that failed are tried again."""
-        return self._answer(actions.start_model(current_user(request), self.get_object()))
+        """Start a model; replicas that failed are tried again."""
+        return self._respond(actions.start_model(current_user(request), self.get_object()))
 
     @extend_schema(summary=gettext_lazy("Stop a model"), request=None, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def stop(self, request: Request, pk: int) -> Response:
-        """Not to be served: engines finish running requests and stop."""
-        return self._answer(actions.stop_model(current_user(request), self.get_object()))
+        """Stop a model: its engines finish running requests and stop."""
+        return self._respond(actions.stop_model(current_user(request), self.get_object()))
 
     @extend_schema(summary=gettext_lazy("Restart a model"), request=shapes.Restart, responses={200: shapes.Model})
     @action(detail=True, methods=["post"])
     def restart(self, request: Request, pk: int) -> Response:
-        """Return engines finish what they are at and are started anew."""
+        """Restart a model's engines once they have finished running requests."""
         model = self.get_object()
-        return self._answer(
+        return self._respond(
             actions.restart_model(
                 current_user(request), model, seen=validated(shapes.Restart, request.data).get("seen")
             )
         )
 
     @extend_schema(
-        summary=gettext_lazy("Give a model its other names"), request=shapes.Aliases, responses={200: shapes.Model}
+        summary=gettext_lazy("Set the other names of a model"), request=shapes.Aliases, responses={200: shapes.Model}
     )
     @action(detail=True, methods=["put"])
     def aliases(self, request: Request, pk: int) -> Response:
-        """Return the model's other names, all of them."""
+        """Set all other names of a model."""
         model = self.get_object()
         actions.set_aliases(current_user(request), model, validated(shapes.Aliases, request.data)["aliases"])
-        return self._answer(model)
+        return self._respond(model)
 
     @extend_schema(
-        summary=gettext_lazy("Say which tenants may use a model"),
+        summary=gettext_lazy("Set the tenants that may use a model"),
         request=shapes.Visibility,
         responses={200: shapes.Model},
     )
     @action(detail=True, methods=["put"])
     def visibility(self, request: Request, pk: int) -> Response:
-        """Which tenants may use it."""
+        """Set the tenants that may use a model."""
         model = self.get_object()
         actions.set_visibility(current_user(request), model, validated(shapes.Visibility, request.data)["tenants"])
-        return self._answer(model)
+        return self._respond(model)
 
-    @extend_schema(summary=gettext_lazy("What a model's files tell"), responses={200: shapes.Reading})
+    @extend_schema(summary=gettext_lazy("Facts from a model's files"), responses={200: shapes.Reading})
     @action(detail=True)
     def facts(self, request: Request, pk: int) -> Response:
         found = FileReport.objects.filter(model=self.get_object()).first()
@@ -203,19 +203,19 @@ class Models(GenericViewSet[ServedModel]):
         return Response(to_plain(known or {"facts": None, "fault": "", "at": None}))
 
     @extend_schema(
-        summary=gettext_lazy("What a model would take, and where it would fit"),
+        summary=gettext_lazy("Predict a model's memory and where it fits"),
         request=shapes.Plan,
-        responses={200: shapes.Foreseen},
+        responses={200: shapes.PredictionResult},
     )
     @action(detail=False, methods=["post"])
     def predict(self, request: Request) -> Response:
-        """What a model would take, and on which hosts it would fit. Registers nothing.
+        """Predict how much memory a model takes and on which hosts it fits, without registering it.
 
         Its files are read on this machine.
         """
-        return Response(to_plain(foreseen(validated(shapes.Plan, request.data))))
+        return Response(to_plain(predict_placement(validated(shapes.Plan, request.data))))
 
-    def _filtered(self, wanted: dict[str, Any]) -> QuerySet[ServedModel]:
+    def _filter_rows(self, wanted: dict[str, Any]) -> QuerySet[ServedModel]:
         rows = self.get_queryset()
         if name := wanted.get("name"):
             rows = rows.filter(Q(name=name) | Q(aliases__name=name)).distinct()
@@ -225,12 +225,12 @@ class Models(GenericViewSet[ServedModel]):
             rows = rows.filter(task=task)
         return rows
 
-    def _answer(self, model: ServedModel, code: int = status.HTTP_200_OK) -> Response:
-        """Return the model as it is now."""
+    def _respond(self, model: ServedModel, code: int = status.HTTP_200_OK) -> Response:
+        """Respond with the model as it is now."""
         row = get_object_or_404(self.get_queryset(), pk=model.pk)
-        return Response(self._shown([row])[0], code)
+        return Response(self._show_values([row])[0], code)
 
-    def _shown(self, rows: Iterable[ServedModel]) -> Sequence[dict[str, Any]]:
+    def _show_values(self, rows: Iterable[ServedModel]) -> Sequence[dict[str, Any]]:
         now = timezone.now()
         first_tokens = live.read_first_tokens(now)
         tenants: dict[int, Any] = {row.pk: [] for row in rows}
@@ -244,8 +244,8 @@ class Models(GenericViewSet[ServedModel]):
         return [dict(shapes.Model(row).data) for row in rows]
 
 
-def foreseen(plan: dict[str, Any]) -> dict[str, Any]:
-    """By the files as this machine sees them. Raises ValidationError if they cannot be used."""
+def predict_placement(plan: dict[str, Any]) -> dict[str, Any]:
+    """Predict from the files as this machine has them. Raises ValidationError if they cannot be used."""
     host = plan.pop("host")
     problems = validation.find_problems(
         validation.Registration(**plan),
@@ -270,17 +270,17 @@ class PresetsView(APIView):
     subject = SUBJECT
 
     @extend_schema(
-        summary=gettext_lazy("Registrations to begin with"),
+        summary=gettext_lazy("Presets of registrations"),
         operation_id="presets",
         responses={200: shapes.Preset(many=True)},
     )
     def get(self, request: Request) -> Response:
-        """What to register for the models that this system was first built around."""
-        return Response([preset(one) for one in PRESETS.values()])
+        """Return registrations of the models that this system was first built for."""
+        return Response([preset_values(one) for one in PRESETS.values()])
 
 
-def preset(one: Preset) -> dict[str, Any]:
-    """Return its notes in the language of the reader."""
+def preset_values(one: Preset) -> dict[str, Any]:
+    """Return the values of a preset, its notes in the reader's language."""
     notes = {name: _(getattr(one, name)) for name in ("place", "memory", "usage")}
     return {"key": one.key, "source": one.source, **one.fields(), **notes}
 
@@ -298,27 +298,27 @@ class Replicas(GenericViewSet[Replica]):
         responses={200: shapes.ReplicaDetail(many=True)},
     )
     def list(self, request: Request) -> Response:
-        """Engines, running or wanted."""
+        """List engines that run or should run."""
         wanted = validated(shapes.ReplicaFilter, request.query_params)
         names = {"model": "model__name", "host": "host__name", "state": "state"}
         rows = self.get_queryset().filter(**{names[name]: value for name, value in wanted.items()})
         page = self.paginate_queryset(rows) or []
-        return self.get_paginated_response([self._shown(row) for row in page])
+        return self.get_paginated_response([self._show_values(row) for row in page])
 
     @extend_schema(summary=gettext_lazy("One replica"), responses={200: shapes.ReplicaDetail})
     def retrieve(self, request: Request, pk: int) -> Response:
-        return Response(self._shown(self.get_object()))
+        return Response(self._show_values(self.get_object()))
 
     @extend_schema(summary=gettext_lazy("The end of a replica's log"), responses={200: shapes.LogTail})
     @action(detail=True)
     def log(self, request: Request, pk: int) -> Response:
-        """Return the end of its log. Sockets tell what is added to it: `/ws/operations/replicas/<id>/log/`."""
+        """Return the end of a replica's log. Additions are sent on the socket `/ws/operations/replicas/<id>/log/`."""
         replica = self.get_object()
         live.request_log(replica.pk, timezone.now())
         tail = LogTail.objects.filter(replica=replica).first()
         return Response(to_plain({"text": tail.text if tail else "", "at": tail.at if tail else None}))
 
-    def _shown(self, row: Replica) -> dict[str, Any]:
+    def _show_values(self, row: Replica) -> dict[str, Any]:
         shown: dict[str, Any] = to_plain(overview.replica_now(row, timezone.now()))
         failed = row.state in (Replica.State.FAILED, Replica.State.BACKOFF)
         return {**shown, "advice": str(words(row.cause) if failed else ADVICE.get(row.cause, ""))}
@@ -331,31 +331,31 @@ class DirectoryView(APIView):
         operation_id="directory", summary=gettext_lazy("The company directory"), responses={200: shapes.Directory}
     )
     def get(self, request: Request) -> Response:
-        return Response(directory_now())
+        return Response(directory_values())
 
 
-class FollowDirectoryView(APIView):
+class SynchroniseDirectoryView(APIView):
     subject = SUBJECT
 
     @extend_schema(
         operation_id="directory_follow",
-        summary=gettext_lazy("Follow the company directory now"),
-        request=shapes.Following,
+        summary=gettext_lazy("Synchronise the company directory now"),
+        request=shapes.SyncRequest,
         responses={200: shapes.Directory},
     )
     def post(self, request: Request) -> Response:
-        """Instead of within the hour; answers when it is done. 409: nothing was changed, and why."""
-        force = validated(shapes.Following, request.data)["force"]
+        """Synchronise now instead of within the hour; answers when it is done. 409: nothing was changed, and why."""
+        force = validated(shapes.SyncRequest, request.data)["force"]
         if settings.DIRECTORY is None:
             raise Conflict(_("No company directory is set up."))
-        state = directory.follow_now(current_user(request), settings.DIRECTORY, force=force)
+        state = directory.synchronise_now(current_user(request), settings.DIRECTORY, force=force)
         if state.problem:
             raise Conflict(f"{state.get_problem_display()}: {state.detail}")
-        return Response(directory_now())
+        return Response(directory_values())
 
 
-def directory_now() -> dict[str, Any]:
-    seen = directory.standing()
+def directory_values() -> dict[str, Any]:
+    seen = directory.read_status()
     state = seen.pop("state") or DirectoryState()
     names = ("tried_at", "succeeded_at", "problem", "detail")
     seen |= {"configured": bool(seen["configured"]), "outcome": state.outcome or None}

@@ -1,4 +1,4 @@
-"""Who called models of late: whom a stop would hit."""
+"""Who has called models recently, and would be affected by a stop."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ DAY = timedelta(hours=24)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Callers:
-    """Of the last 24 hours. `people`: owners of personal keys; service keys have none."""
+    """The callers of the last 24 hours. `people`: owners of personal keys; service keys have none."""
 
     requests: int
     keys: int
@@ -21,16 +21,16 @@ class Callers:
     tenants: int
 
 
-NOBODY = Callers(requests=0, keys=0, people=0, tenants=0)
+NO_CALLERS = Callers(requests=0, keys=0, people=0, tenants=0)
 
 
-def callers(model: str, now: datetime) -> Callers:
-    """Of one model. One query."""
-    return callers_of([model], now)[model]
+def count_callers(model: str, now: datetime) -> Callers:
+    """Count the callers of one model. One query."""
+    return count_callers_by_model([model], now)[model]
 
 
-def callers_of(models: Collection[str], now: datetime) -> dict[str, Callers]:
-    """By the model's name, also of those that nobody called. One query."""
+def count_callers_by_model(models: Collection[str], now: datetime) -> dict[str, Callers]:
+    """Count callers by the model's name, also of models without calls. One query."""
     rows = UsageRecord.objects.filter(model__in=models, started_at__gt=now - DAY).values("model")
     found = rows.annotate(
         requests=Count("pk"),
@@ -44,4 +44,4 @@ def callers_of(models: Collection[str], now: datetime) -> dict[str, Callers]:
             "model", "requests", "keys", "people", "tenants"
         )
     }
-    return {name: known.get(name, NOBODY) for name in models}
+    return {name: known.get(name, NO_CALLERS) for name in models}

@@ -1,4 +1,4 @@
-"""The operators' page about the company directory: how following it goes, and following it now."""
+"""The operators' page about the company directory: the state of its synchronisation, and the button to start it."""
 
 from contextlib import suppress
 from datetime import timedelta
@@ -21,18 +21,18 @@ from portal.accounts.timezones import zone_of
 from portal.audit import tracking
 from portal.web import posted_forms
 
-# Two hours and what a run may take: of what is followed every hour, two are missing.
+# Two hours, and the time of a run: of the hourly runs, two are missing.
 OVERDUE = timedelta(hours=2, minutes=15)
 
 
 @operator_required
 @require_safe
 def directory(request: HttpRequest) -> HttpResponse:
-    return render(request, "operations/directory.html", {"zone": zone_of(current_user(request)), **standing()})
+    return render(request, "operations/directory.html", {"zone": zone_of(current_user(request)), **read_status()})
 
 
-def standing() -> dict[str, Any]:
-    """How following it goes. `state` None: it was never followed."""
+def read_status() -> dict[str, Any]:
+    """Return the state of the synchronisation. `state` None: it never ran."""
     state, now = DirectoryState.objects.first(), timezone.now()
     people = User.objects.exclude(directory_id=None)
     return {
@@ -46,28 +46,30 @@ def standing() -> dict[str, Any]:
 
 @operator_required
 @posted_forms.only_posted
-def follow(request: HttpRequest) -> HttpResponse:
-    """At once, instead of within the hour. `force`: although most of our people would lose their access."""
+def synchronise(request: HttpRequest) -> HttpResponse:
+    """Synchronise now instead of within the hour. `force`: even if most people would lose their access."""
     if settings.DIRECTORY is None:
-        return redirect("operations-directory")  # which says that there is none
+        return redirect("operations-directory")  # which shows that there is none
     force = "force" in request.POST and posted_forms.posted_choice(request, "force", "yes") == "yes"
-    if follow_now(current_user(request), settings.DIRECTORY, force=force).problem:
-        messages.error(request, _("Nothing was changed. What is wrong stands below."))
+    if synchronise_now(current_user(request), settings.DIRECTORY, force=force).problem:
+        messages.error(request, _("Nothing was changed. The problem is shown below."))
     else:
         messages.success(request, _("The directory was synchronised."))
     return redirect("operations-directory")
 
 
-def follow_now(by: User, directory: Directory, *, force: bool) -> DirectoryState:
-    """How it went; its `problem` says why nothing was changed. Blocks for as long as the directory needs."""
+def synchronise_now(by: User, directory: Directory, *, force: bool) -> DirectoryState:
+    """Synchronise and return the result; its `problem` says why nothing was changed. Blocks on the directory."""
     permissions.check_access(by)
     with suppress(DirectoryError, directory_sync.SuspiciousChange):
         directory_sync.sync_directory(directory, force=force)
     state = DirectoryState.objects.get()
-    tracking.record_event("directory.force" if force else "directory.follow", state, "directory", after=told(state))
+    tracking.record_event(
+        "directory.force" if force else "directory.follow", state, "directory", after=audit_values(state)
+    )
     return state
 
 
-def told(state: DirectoryState) -> dict[str, object]:
-    """What an audit keeps of how it went."""
+def audit_values(state: DirectoryState) -> dict[str, object]:
+    """Return what the audit log keeps of a synchronisation."""
     return {"problem": state.problem} if state.problem else dict(state.outcome)

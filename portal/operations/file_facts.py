@@ -1,4 +1,4 @@
-"""What a model's files told, line by line for a page."""
+"""What is known of a model from its files, line by line for a page."""
 
 from typing import Any
 
@@ -10,33 +10,33 @@ from portal.web.templatetags.formatting import figure, short
 
 
 def describe_files(model: ServedModel) -> list[tuple[str, str]]:
-    """(what, value) of what is known; nothing before the files were read."""
+    """Return (label, value) of each known fact; none before the files were read."""
     report = getattr(model, "file_report", None)
     facts: dict[str, Any] = (report.facts if report else None) or {}
     lines = [
         (_("Architecture"), facts.get("architecture")),
-        (_("Parameters"), number(facts.get("parameters"))),
-        (_("Quantisation"), quantisation(facts)),
+        (_("Parameters"), format_number(facts.get("parameters"))),
+        (_("Quantisation"), format_quantisation(facts)),
         (_("Weights on disk"), gigabytes(facts.get("weight_bytes"))),
-        (_("Files with weights"), number(facts.get("files"))),
-        (_("Context of the model"), tokens(facts.get("context"))),
+        (_("Files with weights"), format_number(facts.get("files"))),
+        (_("Context of the model"), format_tokens(facts.get("context"))),
         (_("Chat template"), (_("yes") if facts.get("has_chat_template") else _("no")) if facts else None),
         (_("Pooling"), facts.get("pooling")),
-        (_("Layers"), number(facts.get("layers"))),
-        (_("Vocabulary"), tokens(facts.get("vocabulary"))),
+        (_("Layers"), format_number(facts.get("layers"))),
+        (_("Vocabulary"), format_tokens(facts.get("vocabulary"))),
     ]
     return [(label, str(value)) for label, value in lines if value]
 
 
-def number(value: int | None) -> str | None:
+def format_number(value: int | None) -> str | None:
     return None if value is None else figure(value) if value < 1_000_000 else short(value)
 
 
-def tokens(value: int | None) -> str | None:
+def format_tokens(value: int | None) -> str | None:
     return None if value is None else _("%(tokens)s tokens") % {"tokens": figure(value)}
 
 
-def quantisation(facts: dict[str, Any]) -> str | None:
+def format_quantisation(facts: dict[str, Any]) -> str | None:
     name, bits = facts.get("quantisation"), facts.get("bits_per_weight")
     if not name or not bits:
         return name

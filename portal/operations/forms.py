@@ -1,4 +1,4 @@
-"""The form of a model: grouped as operators think of it, in plain words, with everything that can be set."""
+"""The forms of models and hosts: all that can be set, grouped as operators think of it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class LinesField(forms.CharField):
 
 
 class WordsField(forms.CharField):
-    """A list of texts without spaces, between spaces or commas."""
+    """A list of texts without spaces, separated by spaces or commas."""
 
     def prepare_value(self, value: Any) -> Any:
         return ", ".join(str(one) for one in value) if isinstance(value, list) else value
@@ -53,7 +53,7 @@ class NumbersField(WordsField):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Fields that belong together. `folded`: most models do well without."""
+    """Fields that belong together. `folded`: most models need none of them."""
 
     title: Promise | str
     fields: tuple[str, ...]
@@ -75,7 +75,7 @@ GROUPS = (
 )
 
 
-# By these it follows how much memory a model takes, and where.
+# These determine how much memory a model takes, and where.
 MEMORY = frozenset(
     ["engine", "launcher", "path", "args", "context", "slots", "replicas", "host", "gpus", "tensor_parallel"]
 )
@@ -87,7 +87,7 @@ class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stu
         fields: ClassVar = list(hosts.FIELDS)
 
     def carry_out(self, by: User) -> bool:
-        """Return whether it was changed; else the reason stands at its field."""
+        """Change the host; return whether that was possible. If not, the form has the reason at its field."""
         try:
             actions.change_host(by, self.instance, **self.cleaned_data)
         except actions.ActionRefused as refusal:
@@ -98,7 +98,7 @@ class HostForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stu
 
 
 class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in its stubs only
-    """A key that was once entered is never sent to a browser again. `save` goes through `actions`, never around."""
+    """The form of a model. A key is never sent back to a browser. It saves only through `actions`."""
 
     aliases = WordsField(
         label=_("Also called"),
@@ -125,7 +125,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         choices=ServedModel.Risk.choices,
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text=_("Only for files from somebody whom you trust with this server."),
+        help_text=_("Only for files from a source that you trust with this server."),
     )
     upstream_key = forms.CharField(
         label=_("Key of the external engine"),
@@ -145,9 +145,9 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.refused = False  # for want of memory: the box that forces it is shown
+        self.refused = False  # for lack of memory: the checkbox that forces it is shown
         self.fields["host"].empty_label = _("where it fits first")  # type: ignore[attr-defined]
-        if installed := installed_versions():
+        if installed := list_installed_versions():
             self.fields["engine_version"].help_text = _(
                 "Empty: the newest one that has proven itself with this model. Installed: %(versions)s."
             ) % {"versions": "; ".join(installed)}
@@ -155,21 +155,21 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         self.fields["launcher"].choices = launcher_choices()  # type: ignore[attr-defined]
         if self.instance.pk:
             self.fields["name"].disabled = True
-            self.fields["name"].help_text = _("Clients know it by this name. Give it another one beside it below.")
+            self.fields["name"].help_text = _("Clients know it by this name. You can add other names below.")
             self.initial.setdefault("aliases", [alias.name for alias in self.instance.aliases.all()])
-            self.initial.setdefault("tenants", visible_to(self.instance))
+            self.initial.setdefault("tenants", permitted_tenants(self.instance))
 
     def clean_upstream_key(self) -> str:
         entered: str = self.cleaned_data["upstream_key"]
         return entered or self.instance.upstream_key
 
-    def groups(self) -> Iterator[tuple[Group, list[BoundField], bool]]:
-        """(group, its fields, whether it stands open): what is wrong or was set is not folded away."""
+    def field_groups(self) -> Iterator[tuple[Group, list[BoundField], bool]]:
+        """Yield (group, its fields, whether it is open): a group with an error or a set value is not folded."""
         for group in GROUPS:
             fields = [self[name] for name in group.fields]
-            told = any(field.errors for field in fields)
+            failed = any(field.errors for field in fields)
             forced = self.refused and "overcommit" in group.fields
-            yield group, fields, told or forced or not group.folded or any(self._is_set(field) for field in fields)
+            yield group, fields, failed or forced or not group.folded or any(self._is_set(field) for field in fields)
 
     @property
     def takes_other_memory(self) -> bool:
@@ -181,7 +181,7 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
         return bool(field.initial) and field.initial != default
 
     def carry_out(self, by: User) -> ServedModel | None:
-        """Register or change the model; None if that was refused, with the reason at its field."""
+        """Register or change the model; None if that was refused: the form has the reason at its field."""
         values = dict(self.cleaned_data)
         aliases, tenants = values.pop("aliases"), values.pop("tenants")
         try:
@@ -193,14 +193,12 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
                 return actions.change_model(by, self.instance, **values)
         except actions.ActionRefused as refusal:
             for name, sentences in (refusal.fields or {"": [refusal.sentence]}).items():
-                self.add_error(
-                    name if name in self.fields else None, [forms.ValidationError(told) for told in sentences]
-                )
+                self.add_error(name if name in self.fields else None, [forms.ValidationError(one) for one in sentences])
             return None
 
 
-def installed_versions() -> list[str]:
-    """What hosts reported that a model may be pinned to: "vllm 0.32.0, 0.33.0", one text for each launcher."""
+def list_installed_versions() -> list[str]:
+    """Return the reported versions that a model may be pinned to: "vllm 0.32.0, 0.33.0", a text for each launcher."""
     found: dict[str, set[str]] = {}
     for installed in HostReport.objects.values_list("installed", flat=True):
         for launcher, versions in installed.items():
@@ -208,6 +206,6 @@ def installed_versions() -> list[str]:
     return [f"{launcher} {', '.join(sorted(versions))}" for launcher, versions in sorted(found.items()) if versions]
 
 
-def visible_to(model: ServedModel) -> list[Tenant]:
-    """Return the tenants that alone may use it; none: all may."""
+def permitted_tenants(model: ServedModel) -> list[Tenant]:
+    """Return the only tenants that may use the model; none: all may."""
     return [access.tenant for access in ModelAccess.objects.filter(model=model).select_related("tenant")]

@@ -1,32 +1,32 @@
-"""Who holds the memory of a device, drawn as a bar. Pure: bytes in, per cent of the bar out."""
+"""How the memory of a device is used, drawn as a bar. Pure: bytes in, per cent of the bar out."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-LETTER = 2.6  # per cent of the bar that a digit takes at most: 8 px of the 310 that a telephone has for it
+DIGIT_WIDTH = 2.6  # per cent of the bar that a digit takes at most: 8 px of the 310 on a phone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
     """What one replica takes of one device, in bytes.
 
-    `measured` is what its processes hold, None until it was looked at; `predicted` None if nothing could be said.
-    The parts add up to `measured`: weights and cache as predicted, and as overhead whatever else is held.
+    `measured` is what its processes hold, None until it was measured; `predicted` is None without a prediction. The
+    parts add up to `measured`: weights and cache as predicted, and whatever else is held as overhead.
     """
 
-    number: int  # as written beside the bar; set by `bar`
+    number: int  # as shown below the bar; set by `memory_bar`
     model: str
     replica: str
     weights: int = 0
     cache: int = 0
     overhead: int = 0
-    unsorted: int = 0  # measured where nothing was predicted, so not to be told apart
+    unsorted: int = 0  # measured without a prediction, so the parts are not known
     measured: int | None
     predicted: int | None
 
     @property
-    def drawn(self) -> int:
+    def total(self) -> int:
         return self.weights + self.cache + self.overhead + self.unsorted
 
 
@@ -60,14 +60,15 @@ class Label:
 
     @property
     def width(self) -> float:
-        return LETTER * len(str(self))
+        return DIGIT_WIDTH * len(str(self))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A device's memory in bytes: shares + others = used, unless measurements overtook each other.
+    """A device's memory in bytes: shares + others = used, unless measurements were made at different times.
 
-    `free` may be less than the rest: what nobody can have. `fault`: why the numbers are old ones; empty: they are not.
+    `free` may be less than the rest, part of which no process can have. `fault`: why the numbers are old; empty: they
+    are current.
     """
 
     index: int
@@ -89,7 +90,7 @@ class Bar:
 
 
 def share_of(*, model: str, replica: str, predicted: dict[str, Any] | None, measured: int | None) -> Share:
-    """What a replica takes of a device, from its prediction for that device and from what was measured there."""
+    """Return what a replica takes of a device, from its prediction and its measured memory there."""
     made = Share(
         number=0,
         model=model,
@@ -105,17 +106,17 @@ def share_of(*, model: str, replica: str, predicted: dict[str, Any] | None, meas
     known = weights + cache
     if measured >= known:
         return replace(made, weights=weights, cache=cache, overhead=measured - known)
-    weights = round(measured * weights / known)  # not all of it is loaded yet, or less than was predicted
+    weights = round(measured * weights / known)  # still loading, or it takes less than was predicted
     return replace(made, weights=weights, cache=measured - weights)
 
 
 def memory_bar(device: dict[str, Any], shares: Iterable[Share]) -> Bar:
-    """`device` as `gpus.Device`. What is used and is nobody's of ours is `others`'."""
+    """Return the bar of a device (see `gpus.Device`). Memory that no replica of ours uses is `others`."""
     ordered = sorted(shares, key=lambda one: one.measured is None)
     numbered = tuple(replace(one, number=number) for number, one in enumerate(ordered, 1))
     total, used = device["total"], device["used"]
-    others = max(0, used - sum(one.drawn for one in numbered))
-    parts, outlines, labels = drawn(numbered, others, total)
+    others = max(0, used - sum(one.total for one in numbered))
+    parts, outlines, labels = lay_out(numbered, others, total)
     return Bar(
         index=device["index"],
         name=device["name"],
@@ -132,11 +133,13 @@ def memory_bar(device: dict[str, Any], shares: Iterable[Share]) -> Bar:
     )
 
 
-def drawn(
+def lay_out(
     shares: Sequence[Share], others: int, total: int
 ) -> tuple[tuple[Part, ...], tuple[Outline, ...], tuple[Label, ...]]:
-    """From left to right: the parts of each replica that was measured, what is not ours, and the places kept for those
-    of which nothing is to be seen yet.
+    """Lay out the bar from left to right.
+
+    First the parts of each measured replica, then what is not ours, then the space kept for replicas that are not
+    measured yet.
     """
     parts, outlines, labels, x = [], [], list[Label](), 0.0
     for one in shares:
@@ -144,36 +147,36 @@ def drawn(
             continue
         start = x
         for kind in ("weights", "cache", "overhead", "unsorted"):
-            if width := percent(getattr(one, kind), total, x):
+            if width := bar_percent(getattr(one, kind), total, x):
                 parts.append(Part(kind, round(x, 2), width))
                 x += width
-        outlines.append(Outline(round(start, 2), percent(one.predicted or 0, total, start)))
+        outlines.append(Outline(round(start, 2), bar_percent(one.predicted or 0, total, start)))
         add_label(labels, one.number, start + max(x - start, outlines[-1].width) / 2)
-    if width := percent(others, total, x):
+    if width := bar_percent(others, total, x):
         parts.append(Part("others", round(x, 2), width))
         x += width
     for one in shares:
         if one.measured is None:
-            outlines.append(Outline(round(x, 2), percent(one.predicted or 0, total, x)))
+            outlines.append(Outline(round(x, 2), bar_percent(one.predicted or 0, total, x)))
             add_label(labels, one.number, x + outlines[-1].width / 2)
             x += outlines[-1].width
     return tuple(parts), tuple(outlines), tuple(labels)
 
 
 def add_label(labels: list[Label], number: int, middle: float) -> None:
-    """Write the number of the next replica below its middle; where it would touch the one before, write both as one."""
-    label = _within_bar(number, number, middle)
-    while labels and label.x - labels[-1].x < (label.width + labels[-1].width) / 2 + LETTER / 2:
+    """Add the number of the next replica below its middle; merge it with the one before if they would touch."""
+    label = _place_label(number, number, middle)
+    while labels and label.x - labels[-1].x < (label.width + labels[-1].width) / 2 + DIGIT_WIDTH / 2:
         before = labels.pop()
-        label = _within_bar(before.first, number, (before.x + label.x) / 2)
+        label = _place_label(before.first, number, (before.x + label.x) / 2)
     labels.append(label)
 
 
-def _within_bar(first: int, last: int, x: float) -> Label:
+def _place_label(first: int, last: int, x: float) -> Label:
     half = Label(first, last, x).width / 2
     return Label(first, last, round(min(max(x, half), 100 - half), 2))
 
 
-def percent(part: int, total: int, start: float = 0.0) -> float:
-    """Of the bar, which ends at 100 whatever was measured."""
+def bar_percent(part: int, total: int, start: float = 0.0) -> float:
+    """Return the part in per cent of the bar, which ends at 100 whatever was measured."""
     return round(min(100 * part / total, 100 - start), 2) if total else 0.0

@@ -1,4 +1,4 @@
-"""What operators did to a model of late, as the audit log has it."""
+"""What operators have recently done to a model, from the audit log."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """`fields`: which were changed, by their names as pages tell them."""
+    """One action. `fields`: the labels of those that were changed."""
 
     at: datetime
     who: str
@@ -29,20 +29,20 @@ class Action:
     fields: tuple[str, ...]
 
 
-def history_of(model: ServedModel) -> list[Action]:
-    """Return the latest first. One query."""
+def read_history(model: ServedModel) -> list[Action]:
+    """Return the actions, the latest first. One query."""
     events = AuditEvent.objects.filter(object_kind="model", object_id=str(model.pk)).order_by("-at", "-pk")[:SHOWN]
     return [
         Action(
             at=event.at,
             who=event.actor_name,
             what=str(WORDS.get(event.action, event.action)),
-            fields=named(event) if event.action == "model.change" else (),
+            fields=label_changed_fields(event) if event.action == "model.change" else (),
         )
         for event in events
     ]
 
 
-def named(event: AuditEvent) -> tuple[str, ...]:
+def label_changed_fields(event: AuditEvent) -> tuple[str, ...]:
     labels = {field.name: str(field.verbose_name) for field in ServedModel._meta.concrete_fields}
     return tuple(labels.get(name, name) for name in event.after or {})

@@ -1,4 +1,4 @@
-"""What operators see of hosts and models: the registry's plain values, and what only pages need beside them."""
+"""Hosts and models for operators' pages: the registry's plain values, and what only pages need beside them."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ from portal.operations.memory_bars import Bar, memory_bar, share_of
 State = Replica.State
 SOON = timedelta(days=30)
 
-# How a state looks; what is not here is neither good nor bad.
+# The colour of a state; the others have none.
 LEVELS = {
     ModelState.READY: "fine",
     ModelState.PARTLY: "watch",
@@ -44,7 +44,7 @@ ANSWERING = (ModelState.READY, ModelState.PARTLY, ModelState.ASLEEP)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplicaView:
-    """One replica. `state`: not that of its row when its supervisor is silent. `prediction`: as `memory.Prediction`."""
+    """One replica. `state` differs from its row's if its supervisor is silent. `prediction`: as `memory.Prediction`."""
 
     now: ReplicaNow
     state: ModelState
@@ -93,17 +93,17 @@ class ModelView:
 
     @property
     def cache_used(self) -> float | None:
-        """Of the replica whose cache is fullest, 0 to 1."""
+        """The share of the cache in use, 0 to 1, of the replica where it is highest."""
         return max((r.now.cache_used for r in self.replicas if r.now.cache_used is not None), default=None)
 
     @property
     def gave_up(self) -> bool:
-        """None answers and none is on its way, so that another try hurts nobody."""
+        """Whether no replica answers and none is starting, so that another try does no harm."""
         return self.state in (ModelState.FAILED, ModelState.BACKOFF)
 
     @property
     def troubled(self) -> ReplicaView | None:
-        """The replica whose failure is told first; none of a model that nobody wants to run."""
+        """The replica whose failure is shown first; None for a model that is not to run."""
         if self.state in UNWANTED:
             return None
         return next((replica for replica in self.replicas if replica.failing), None)
@@ -141,7 +141,7 @@ class Overview:
 
     @property
     def maintained(self) -> list[tuple[str, list[ModelView]]]:
-        """The hosts whose maintenance keeps models from answering, with these."""
+        """The hosts whose maintenance keeps models from answering, with these models."""
         found: dict[str, list[ModelView]] = {}
         for model in self.wanted:
             if model.state == ModelState.MAINTENANCE and model.now.host:
@@ -150,7 +150,7 @@ class Overview:
 
     @property
     def silent(self) -> list[HostView]:
-        """Those that ought to report: one in maintenance may well be switched off."""
+        """The hosts that should report and do not; one in maintenance may be switched off."""
         return [host for host in self.hosts if not host.now.supervised and not host.now.maintenance]
 
     @property
@@ -187,28 +187,28 @@ class Overview:
         return max(timed, key=lambda pair: pair[0], default=(0.0, None))[1]
 
 
-def overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> Overview:
-    """Everything. Four queries, however many hosts and models."""
-    served = list(with_all(ServedModel.objects.all()))
+def read_overview(now: datetime, first_tokens: Mapping[str, FirstToken]) -> Overview:
+    """Read all hosts and models. Four queries, however many there are."""
+    served = list(prefetch_models(ServedModel.objects.all()))
     rows = [replica for model in served for replica in model.replica_set.all()]
-    held = defaultdict(list)
+    by_host = defaultdict(list)
     for row in rows:
-        held[row.host_id].append(row)
+        by_host[row.host_id].append(row)
     hosts = Host.objects.select_related("report")
     return Overview(
-        hosts=tuple(host_view(host, held[host.pk], now) for host in hosts),
+        hosts=tuple(host_view(host, by_host[host.pk], now) for host in hosts),
         models=tuple(model_view(model, now, first_tokens.get(model.name)) for model in served),
     )
 
 
-def with_all(served: QuerySet[ServedModel]) -> QuerySet[ServedModel]:
-    """What `model_view` reads, fetched beforehand."""
+def prefetch_models(served: QuerySet[ServedModel]) -> QuerySet[ServedModel]:
+    """Prefetch what `model_view` reads."""
     replicas = Prefetch("replica_set", Replica.objects.select_related("host", "model").order_by("host__name", "index"))
     return served.select_related("file_report", "host").prefetch_related(replicas, "aliases")
 
 
 def model_view(model: ServedModel, now: datetime, first_token: FirstToken | None) -> ModelView:
-    """`model` as `with_all` gives it."""
+    """Return the view of a model that `prefetch_models` gave."""
     seen = model_now(model, now, first_token)
     report = getattr(model, "file_report", None)
     return ModelView(
@@ -216,7 +216,7 @@ def model_view(model: ServedModel, now: datetime, first_token: FirstToken | None
         task=model.get_task_display(),
         engine=model.get_engine_display(),
         replicas=tuple(
-            ReplicaView(now=replica, state=state_of(replica), prediction=row.predicted)
+            ReplicaView(now=replica, state=find_state(replica), prediction=row.predicted)
             for replica, row in zip(seen.replicas, model.replica_set.all(), strict=True)
         ),
         retires_on=model.retires_on,
@@ -225,21 +225,21 @@ def model_view(model: ServedModel, now: datetime, first_token: FirstToken | None
     )
 
 
-def state_of(replica: ReplicaNow) -> ModelState:
-    """What is alive by a supervisor that has fallen silent may be otherwise by now."""
+def find_state(replica: ReplicaNow) -> ModelState:
+    """Return the replica's state: unsure if its silent supervisor last reported it as alive."""
     silent = not replica.supervised and replica.state not in (State.STOPPED, State.FAILED)
     return ModelState.UNSURE if silent else ModelState(replica.state)
 
 
 def host_view(host: Host, rows: list[Replica], now: datetime) -> HostView:
-    """`rows`: its replicas."""
+    """Return the view of a host. `rows`: its replicas."""
     report = getattr(host, "report", None)
     bars = [device_bar(device, rows) for device in report.devices] if report else []
-    return HostView(now=host_now(host, rows, now), bars=tuple(shown(bars)))
+    return HostView(now=host_now(host, rows, now), bars=tuple(choose_bars(bars)))
 
 
-def shown(bars: list[Bar]) -> list[Bar]:
-    """Return the GPUs. RAM is where models live on a host without any, or where one was put all the same."""
+def choose_bars(bars: list[Bar]) -> list[Bar]:
+    """Return the bars of the GPUs, and of RAM if the host has no GPU or a model was placed in RAM."""
     gpus = [one for one in bars if one.kind == "gpu"]
     return gpus + [one for one in bars if one.kind == "ram" and (one.shares or not gpus)]
 
@@ -252,20 +252,20 @@ def device_bar(device: dict[str, Any], rows: list[Replica]) -> Bar:
                 model=row.model.name,
                 replica=f"{row.model.name} #{row.index}" if row.index else row.model.name,
                 predicted=row.predicted,
-                measured=measured_on(row, device),
+                measured=measured_bytes(row, device),
             )
             for row in rows
-            if row.state in ALIVE and is_on(row, device) and (row.predicted or measured_on(row, device))
+            if row.state in ALIVE and is_placed_on(row, device) and (row.predicted or measured_bytes(row, device))
         ],
     )
 
 
-def is_on(row: Replica, device: dict[str, Any]) -> bool:
-    """Return an engine without devices of its own lives in RAM."""
+def is_placed_on(row: Replica, device: dict[str, Any]) -> bool:
+    """Return whether the replica is on this device; one without devices of its own is in RAM."""
     return device["index"] in row.devices if row.devices else device["kind"] == "ram"
 
 
-def measured_on(row: Replica, device: dict[str, Any]) -> int | None:
-    """Bytes; None if nothing of it was measured there. RAM's are not told by device."""
+def measured_bytes(row: Replica, device: dict[str, Any]) -> int | None:
+    """Return the replica's measured bytes on the device; None if not measured. RAM is not reported by device."""
     found: int | None = row.memory_bytes if not row.devices else row.memory_by_device.get(str(device["index"]))
     return found

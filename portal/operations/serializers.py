@@ -1,4 +1,4 @@
-"""The shapes of the API. Those that end in `Now` describe values of modelregistry.overview, which sockets send too."""
+"""Serializers of the API. Those named `…Now` describe values of modelregistry.overview, which sockets send too."""
 
 from typing import Any, ClassVar
 
@@ -31,8 +31,8 @@ class LauncherField(serializers.ChoiceField):
 
 class FirstToken(serializers.Serializer[Any]):
     requests = serializers.IntegerField()
-    half = serializers.FloatField(help_text="Seconds; half of the requests were as quick.")
-    slow = serializers.FloatField(help_text="Seconds; 95 in 100 were as quick.")
+    half = serializers.FloatField(help_text="Seconds within which half of the requests got it.")
+    slow = serializers.FloatField(help_text="Seconds within which 95 in 100 got it.")
 
 
 class ReplicaNow(serializers.Serializer[Any]):
@@ -41,7 +41,7 @@ class ReplicaNow(serializers.Serializer[Any]):
     host = CharField()
     number = serializers.IntegerField()
     state = serializers.ChoiceField(Replica.State.choices)
-    supervised = serializers.BooleanField(help_text="Whether its host's supervisor was heard within the last minute.")
+    supervised = serializers.BooleanField(help_text="Whether its host's supervisor reported within the last minute.")
     since = serializers.DateTimeField()
     launcher = CharField()
     version = CharField(help_text="Of the engine.")
@@ -50,7 +50,7 @@ class ReplicaNow(serializers.Serializer[Any]):
     pid = serializers.IntegerField(allow_null=True)
     restarts = serializers.IntegerField()
     retry_at = serializers.DateTimeField(allow_null=True)
-    cause = CharField(help_text="Code of a known cause of the failure, or empty.")
+    cause = CharField(help_text="Code of the known cause of a failure, or empty.")
     detail = CharField(help_text="What happened; after a failure with the engine's last lines.")
     memory = serializers.IntegerField(allow_null=True, help_text="Bytes, measured.")
     predicted = serializers.IntegerField(allow_null=True, help_text="Bytes, as planned.")
@@ -92,10 +92,10 @@ class DeviceNow(serializers.Serializer[Any]):
     index = serializers.IntegerField(help_text="-1: RAM.")
     name = CharField()
     kind = serializers.ChoiceField([("gpu", "GPU"), ("ram", "RAM")])
-    total = serializers.IntegerField(help_text="Bytes, as all that follow.")
+    total = serializers.IntegerField(help_text="Bytes, like all that follow.")
     used = serializers.IntegerField()
     free = serializers.IntegerField()
-    fault = CharField(help_text="Why the numbers are old ones; empty: they are not.")
+    fault = CharField(help_text="Why the numbers are old; empty: they are current.")
     ours = serializers.IntegerField(help_text="Weights, cache and overhead, measured.")
     weights = serializers.IntegerField()
     cache = serializers.IntegerField()
@@ -108,13 +108,13 @@ class HostNow(serializers.Serializer[Any]):
     id = serializers.IntegerField()
     name = CharField()
     address = CharField()
-    maintenance = serializers.BooleanField(help_text="Its engines end, and it takes no models.")
+    maintenance = serializers.BooleanField(help_text="Its engines stop, and it takes no models.")
     seen_at = serializers.DateTimeField(allow_null=True)
-    supervised = serializers.BooleanField(help_text="Whether its supervisor was heard within the last minute.")
+    supervised = serializers.BooleanField(help_text="Whether its supervisor reported within the last minute.")
     reported_at = serializers.DateTimeField(allow_null=True)
     devices = DeviceNow(many=True)
     strangers = serializers.ListField(
-        child=serializers.DictField(), help_text="Processes that hold memory of a device and are not ours."
+        child=serializers.DictField(), help_text="Processes of others that hold memory of a device."
     )
     engines = serializers.DictField(child=CharField(), help_text="Version by launcher.")
     problems = serializers.ListField(child=serializers.DictField())
@@ -144,7 +144,7 @@ class Tenants(serializers.SlugRelatedField[Tenant]):
 
 
 class Aliases(serializers.Serializer[Any]):
-    aliases = Texts(help_text="All of them. One that led to another model leads here from then on.")
+    aliases = Texts(help_text="All of them. One that pointed to another model points to this one from then on.")
 
 
 class Visibility(serializers.Serializer[Any]):
@@ -155,7 +155,7 @@ class Restart(serializers.Serializer[Any]):
     seen = serializers.IntegerField(
         required=False,
         min_value=0,
-        help_text="The model's `generation` as you saw it: if somebody has restarted it since, nothing more happens.",
+        help_text="The model's `generation` as you saw it: nothing happens if another operator has restarted it since.",
     )
 
 
@@ -170,14 +170,14 @@ class Trial(ModelSerializer[EngineTrial]):
 
 
 class Model(KnownFields, ModelSerializer[ServedModel]):
-    """A model as it is to be served, and `now` how it is. `upstream_key` is never shown."""
+    """A model as it is to be served; `now` is its live state. `upstream_key` is never shown."""
 
     host = serializers.SlugRelatedField(
         slug_field="name",
         queryset=Host.objects.all(),
         allow_null=True,
         required=False,
-        help_text="Name. Null: where its files are and it fits.",
+        help_text="Name. Null: any host that has its files and where it fits.",
     )
     args = Texts(required=False)
     gpus = serializers.ListField(child=serializers.IntegerField(min_value=0), required=False)
@@ -186,7 +186,7 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
     tenants = Tenants(many=True, required=False)
     trials = Trial(many=True, read_only=True)
     unplanned = serializers.ListField(
-        child=CharField(), read_only=True, help_text="Options among `args` whose memory no plan counts."
+        child=CharField(), read_only=True, help_text="Options among `args` whose memory is not planned."
     )
     args_checked = serializers.BooleanField(
         read_only=True,
@@ -220,7 +220,7 @@ class Model(KnownFields, ModelSerializer[ServedModel]):
 
 
 class Reading(serializers.Serializer[Any]):
-    """What the model's files tell, as its host's supervisor read them."""
+    """Facts from the model's files, as its host's supervisor read them."""
 
     facts = serializers.DictField(allow_null=True)
     fault = CharField(help_text="Why they cannot be used, or empty.")
@@ -228,7 +228,7 @@ class Reading(serializers.Serializer[Any]):
 
 
 class Plan(KnownFields):
-    """What is asked before registering: what would it take?"""
+    """A model whose memory is to be predicted before it is registered."""
 
     engine = EngineField()
     launcher = LauncherField(required=False, default="")
@@ -265,7 +265,7 @@ class Prediction(serializers.Serializer[Any]):
 
     weights = serializers.IntegerField()
     cache = serializers.IntegerField()
-    cache_least = serializers.IntegerField(help_text="With less the engine would not do.")
+    cache_least = serializers.IntegerField(help_text="The least with which the engine works.")
     overhead = serializers.IntegerField()
     total = serializers.IntegerField()
     rule_of_thumb = serializers.IntegerField(help_text="1.5 times the weights.")
@@ -277,29 +277,30 @@ class Prediction(serializers.Serializer[Any]):
     host = serializers.IntegerField(help_text="Of a model on GPUs: bytes of the host's RAM beside them.")
     read = serializers.IntegerField(help_text="Bytes of files that pass through RAM while it loads.")
     droppable = serializers.IntegerField(help_text="Part of the total that the system can take back.")
-    open = serializers.BooleanField(help_text="Nobody can say how large its cache is: it gets what is left.")
+    open = serializers.BooleanField(help_text="The size of its cache is not known: it gets the memory that is left.")
     basis = serializers.ChoiceField(["formula", "corrected", "measured"])
 
 
 class Outlook(serializers.Serializer[Any]):
     host = CharField()
     fits = serializers.BooleanField(help_text="It could start there now.")
-    room = serializers.BooleanField(help_text="There is memory for it, whatever else is missing.")
+    room = serializers.BooleanField(help_text="There is memory for it, even if something else is missing.")
     launcher = CharField(help_text="Empty: the host has no engine for it.")
     devices = serializers.ListField(child=serializers.IntegerField(), help_text="Empty: RAM.")
     prediction = Prediction(allow_null=True, help_text="Corrected by what was measured.")
     why_not = CharField()
     to_go = serializers.ListField(
-        child=CharField(), help_text="The fewest replicas without which it would fit; empty: no few of them would do."
+        child=CharField(),
+        help_text="The fewest replicas without which it would fit; empty: a few are not enough.",
     )
 
 
-class Foreseen(serializers.Serializer[Any]):
+class PredictionResult(serializers.Serializer[Any]):
     facts = serializers.DictField()
     prediction = Prediction(
         allow_null=True,
-        help_text="On the first of `hosts`; by the formulas alone, in RAM, if none has reported; null: nobody can say"
-        " (`facts.missing`).",
+        help_text="On the first of `hosts`; by the formulas alone, in RAM, if none has reported; null: not"
+        " known (`facts.missing`).",
     )
     hosts = Outlook(many=True)
     unplanned = serializers.ListField(child=CharField(), help_text="Options whose memory the predictions do not count.")
@@ -328,7 +329,7 @@ class Preset(serializers.Serializer[Any]):
 
 
 class LogTail(serializers.Serializer[Any]):
-    """The end of a log. Asking makes the replica's host keep it up to date for 15 seconds."""
+    """The end of a log. A request makes the replica's host keep it up to date for 15 seconds."""
 
     text = CharField()
     at = serializers.DateTimeField(allow_null=True, help_text="Null: not read yet; ask again in a second.")
@@ -337,47 +338,51 @@ class LogTail(serializers.Serializer[Any]):
 # --- the company directory
 
 
-class Followed(serializers.Serializer[Any]):
-    """What the last success did, in people."""
+class SyncOutcome(serializers.Serializer[Any]):
+    """How many people the last successful synchronisation changed."""
 
     people = serializers.IntegerField()
     left = serializers.IntegerField()
     returned = serializers.IntegerField()
     changed = serializers.IntegerField()
-    name_taken = serializers.ListField(child=CharField(), help_text="Not changed, as a local account has the name.")
-    unclear = serializers.ListField(
-        child=CharField(), default=list, help_text="Not changed, as their entries have no name or id that can be used."
+    name_taken = serializers.ListField(
+        child=CharField(), help_text="Not changed, because a local account has the name."
     )
-    kept_operator = CharField(default="", help_text="No longer in the group of operators, but the last one.")
+    unclear = serializers.ListField(
+        child=CharField(), default=list, help_text="Not changed, because their entries have no usable name or id."
+    )
+    kept_operator = CharField(default="", help_text="No longer in the operators' group, but kept as the last operator.")
     missing_groups = serializers.ListField(
-        child=CharField(), default=list, help_text="Not found; what depends on them was left as it is."
+        child=CharField(), default=list, help_text="Not found; what depends on them was left unchanged."
     )
     moved_groups = serializers.ListField(
-        child=serializers.ListField(child=CharField()), default=list, help_text="As the settings have it, where it is."
+        child=serializers.ListField(child=CharField()),
+        default=list,
+        help_text="The name in the settings, and where the group is now.",
     )
 
 
 class Directory(serializers.Serializer[Any]):
-    """How following the company directory goes."""
+    """The synchronisation with the company directory."""
 
     configured = serializers.BooleanField()
-    overdue = serializers.BooleanField(help_text="It is followed every hour, and was not of late.")
+    overdue = serializers.BooleanField(help_text="It should be synchronised every hour, and has not been recently.")
     tried_at = serializers.DateTimeField(allow_null=True, help_text="Null: never.")
     succeeded_at = serializers.DateTimeField(allow_null=True)
     problem = serializers.ChoiceField(DirectoryState.Problem.choices, allow_blank=True)
     detail = CharField()
-    outcome = Followed(allow_null=True)
-    active = serializers.IntegerField(help_text="People from the directory whom we have.")
+    outcome = SyncOutcome(allow_null=True)
+    active = serializers.IntegerField(help_text="People from the directory who have an account here.")
     inactive = serializers.IntegerField(help_text="Those who left it.")
 
 
-class Following(serializers.Serializer[Any]):
+class SyncRequest(serializers.Serializer[Any]):
     force = serializers.BooleanField(
-        required=False, default=False, help_text="Although most of our people would lose their access."
+        required=False, default=False, help_text="Even if most people would lose their access."
     )
 
 
-# --- what lists can be narrowed to
+# --- filters of lists
 
 
 class ModelFilter(serializers.Serializer[Any]):
@@ -395,7 +400,9 @@ class ReplicaFilter(serializers.Serializer[Any]):
 
 class HostChange(KnownFields):
     address = CharField(
-        required=False, max_length=100, help_text="Where its engines listen and gateways reach them: they move there."
+        required=False,
+        max_length=100,
+        help_text="Where its engines listen; they move to a new one.",
     )
     maintenance = serializers.BooleanField(
         required=False, help_text="Its engines finish running requests and stop, and it takes no models."

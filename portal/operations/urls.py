@@ -1,17 +1,17 @@
-"""A model's name may hold slashes, so verbs stand before it."""
+"""Addresses of operators' pages. A model's name may contain slashes, so verbs come before it."""
 
 from django.urls import path
 
 from portal.operations import directory, views
 
 urlpatterns = [
-    path("", views.everything, name="operations"),
+    path("", views.show_overview, name="operations"),
     path("directory/", directory.directory, name="operations-directory"),
-    path("directory/follow/", directory.follow, name="operations-directory-follow"),
+    path("directory/follow/", directory.synchronise, name="operations-directory-follow"),
     path("hosts/<id:pk>/", views.edit_host, name="operations-host"),
     path("hosts/<id:pk>/remove/", views.remove_host, name="operations-host-remove"),
     path("models/new/", views.new_model, name="operations-new"),
-    path("models/<path:name>/", views.one_model, name="operations-model"),
+    path("models/<path:name>/", views.show_model, name="operations-model"),
     path("start/<path:name>/", views.start, name="operations-start"),
     path("stop/<path:name>/", views.stop, name="operations-stop"),
     path("restart/<path:name>/", views.restart, name="operations-restart"),

@@ -1,4 +1,4 @@
-"""Tells operators of versions of engines that did not prove themselves. Their supervisors find that out."""
+"""Notifies operators of engine versions that failed their trial. Supervisors run the trials."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from portal.web.notify import notify
 
 
 def notify_failed_version(instance: EngineTrial, **_: Any) -> None:
-    """Each operator once, for each installation of a version."""
+    """Notify each operator of a failed trial, once for each installation of a version."""
     if instance.state != EngineTrial.State.FAILED:
         return
     ref = f"{instance.host_id} {instance.model_id} {instance.launcher} {instance.version} {instance.stamp}"

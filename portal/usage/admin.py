@@ -1,4 +1,4 @@
-"""Quotas can be set here; usage can be looked at. Nothing that was used can be changed by hand."""
+"""Usage records in Django's admin, for reading only."""
 
 from django.contrib import admin
 from django.db.models import QuerySet
@@ -10,7 +10,7 @@ from portal.web.pagination import NewestOnly
 
 
 class ByModel(admin.SimpleListFilter):
-    """Names out of the sums: to find them in millions of records takes seconds."""
+    """Filters by model. Its names come from the sums: to find them in millions of records takes seconds."""
 
     title = _("model")
     parameter_name = "model"

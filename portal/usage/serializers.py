@@ -50,7 +50,7 @@ class Numbers(serializers.Serializer[Any]):
 
 
 class Reason(serializers.Serializer[Any]):
-    """Why requests got no whole answer."""
+    """Why requests got no complete answer."""
 
     name = CharField(help_text="A code of the gateway, or how a request ended.")
     title = CharField()
@@ -61,14 +61,14 @@ class Reason(serializers.Serializer[Any]):
 class FirstTokens(serializers.Serializer[Any]):
     """Seconds until the first token."""
 
-    half = serializers.FloatField(help_text="Half of the answers had begun.")
-    most = serializers.FloatField(help_text="95 in 100 had begun.")
+    half = serializers.FloatField(help_text="Half of the answers had begun by then.")
+    most = serializers.FloatField(help_text="95 in 100 had begun by then.")
 
 
 class Totals(SpanFields, Numbers):
-    people = serializers.IntegerField(allow_null=True, help_text="How many used anything; null: one person's usage.")
+    people = serializers.IntegerField(allow_null=True, help_text="Who used anything; null: one person's usage.")
     tokens_per_second = serializers.FloatField(allow_null=True, help_text="Of one answer, from its first token on.")
-    first_tokens = FirstTokens(allow_null=True, help_text="Null where nothing tells.")
+    first_tokens = FirstTokens(allow_null=True, help_text="Null: not known.")
     before = serializers.IntegerField(help_text="Tokens in the period that it is compared with.")
     change = serializers.IntegerField(allow_null=True, help_text="Per cent; null: nothing to compare with.")
     without_answer = Reason(many=True)
@@ -81,11 +81,11 @@ class Slot(Numbers):
 
 class UsageSeries(SpanFields):
     unit = serializers.ChoiceField(["hour", "day", "month", "year"])
-    rows = Slot(many=True, help_text="Only where there was anything.")
+    rows = Slot(many=True, help_text="Only where there was any usage.")
 
 
 class Group(Numbers):
-    id = CharField(help_text="What the parameter of the same name takes; empty: it is gone.")
+    id = CharField(help_text="What the parameter of the same name takes; empty: deleted.")
     name = CharField()
     tokens_per_second = serializers.FloatField(allow_null=True, source="speed")
     change = serializers.IntegerField(allow_null=True, help_text="Tokens, in per cent against the period before.")
@@ -101,4 +101,4 @@ def no_such_period() -> serializers.ValidationError:
 
 
 def no_such_group() -> serializers.ValidationError:
-    return serializers.ValidationError({"by": _("This usage cannot be told apart by that.")})
+    return serializers.ValidationError({"by": _("This usage cannot be grouped by that.")})

@@ -32,7 +32,7 @@ PROBLEMS = {
 
 @register.filter
 def gigabytes(value: int | None) -> str:
-    """12.3 GB; what is less than a tenth in MB, so that it is not told as nothing. "" if not known."""
+    """Return 12.3 GB, or MB below a tenth of one, so that it is not shown as zero; "" if not known."""
     if value is None:
         return ""
     if 0 < value < GB / 10:
@@ -42,7 +42,7 @@ def gigabytes(value: int | None) -> str:
 
 @register.filter
 def seconds(value: float | None) -> str:
-    """0.42 s below one second, 1.3 s below ten, then whole ones."""
+    """Return 0.42 s below one second, 1.3 s below ten, then whole seconds."""
     if value is None:
         return ""
     digits = 2 if value < 1 else 1 if value < 10 else 0
@@ -53,7 +53,7 @@ def seconds(value: float | None) -> str:
 
 @register.filter
 def rate(value: float | None) -> str:
-    """Return tokens per second: with a tenth below ten."""
+    """Return tokens per second, with one decimal below ten."""
     if value is None:
         return ""
     digits = 1 if 0 < value < 10 else 0
@@ -62,7 +62,7 @@ def rate(value: float | None) -> str:
 
 @register.filter
 def per_cent(value: float | None) -> str:
-    """Return a share from 0 to 1."""
+    """Return a share from 0 to 1 in per cent."""
     return "" if value is None else f"{round(100 * value)} %"
 
 
@@ -73,18 +73,18 @@ def first_line(text: str) -> str:
 
 @register.filter
 def advice(cause: str) -> str:
-    """What to do about a failure of a known cause; "" for others."""
+    """Return what to do about a failure of a known cause; "" for other causes."""
     return str(ADVICE.get(cause, ""))
 
 
 @register.filter
 def problem(found: dict[str, str]) -> str:
-    """Return a host's problem as a sentence; what has none of ours is told as it came."""
+    """Return a host's problem as a sentence; its own detail if the code is not known here."""
     sentence = PROBLEMS.get(found["code"])
     return str(sentence) % found if sentence else found["detail"]
 
 
 @register.simple_tag
-def nothing() -> SafeString:
-    """Stand where there is no figure."""
+def no_figure() -> SafeString:
+    """Return a dash in place of a figure that is not known."""
     return mark_safe('<span class="nothing">–</span>')

@@ -18,7 +18,7 @@ from portal.accounts.models import Membership, Tenant, User
 from portal.accounts.permissions import tenant_for, visible_tenants
 from portal.keys import lifecycle, management_keys
 from portal.operations import actions
-from portal.operations.directory import follow_now
+from portal.operations.directory import synchronise_now
 from portal.web.templatetags import formatting
 from tests.pages import key_of, serve, service_key_of
 
@@ -206,7 +206,7 @@ class TestVerbsCheckTheirActor:
             lambda by: actions.set_aliases(by, model, ["mine"]),
             lambda by: actions.set_visibility(by, model, []),
             lambda by: actions.unregister_model(by, model),
-            lambda by: follow_now(by, None, force=True),  # type: ignore[arg-type]
+            lambda by: synchronise_now(by, None, force=True),  # type: ignore[arg-type]
         ):
             for other in (alice, bob):
                 with pytest.raises(PermissionDenied):

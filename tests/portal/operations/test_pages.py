@@ -13,8 +13,8 @@ from modelregistry.failure_advice import ADVICE
 from modelregistry.fit import estimate
 from modelregistry.models import Host, LogSubscription, LogTail, Replica, ServedModel
 from portal.audit.models import AuditEvent
-from portal.operations.callers import Callers, callers
-from portal.operations.forms import visible_to
+from portal.operations.callers import Callers, count_callers
+from portal.operations.forms import permitted_tenants
 from portal.operations.templatetags import machines
 from tests.fleet import fleet, gpu, host, model, replica
 from tests.html import has, one_of
@@ -186,7 +186,7 @@ class TestForms:
         assert response.headers["location"] == "/operations/models/new-one/"
         model = ServedModel.objects.get()
         assert [alias.name for alias in model.aliases.all()] == ["default", "gpt-4o"]
-        assert visible_to(model) == [research]
+        assert permitted_tenants(model) == [research]
         assert (model.upstream_key, model.args) == ("sk-secret", ["--dtype=half", "--seed 7"])
         assert str(model.retires_on) == "2027-03-31"
         assert AuditEvent.objects.filter(action="model.add", actor__username="olivia").exists()
@@ -378,9 +378,9 @@ class TestCallers:
             use(key)
         use(his, at=timezone.now() - timedelta(hours=25))
         use(mine, model="other")
-        found = callers("qwen", timezone.now())
+        found = count_callers("qwen", timezone.now())
         assert (found.requests, found.keys, found.people, found.tenants) == (3, 2, 2, 1)
-        assert callers("nobody-s", timezone.now()).requests == 0
+        assert count_callers("nobody-s", timezone.now()).requests == 0
 
 
 class TestFigures:
