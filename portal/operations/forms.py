@@ -47,7 +47,7 @@ class NumbersField(WordsField):
     def to_python(self, value: Any) -> Any:
         words = super().to_python(value)
         if not all(word.isdecimal() for word in words):
-            raise forms.ValidationError(_("Give numbers, for example: 0, 1"))
+            raise forms.ValidationError(_("Enter numbers, for example: 0, 1"))
         return [int(word) for word in words]
 
 
@@ -103,22 +103,22 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
     aliases = WordsField(
         label=_("Also called"),
         required=False,
-        help_text=_("Other names, with spaces between. A name that led to another model leads here from then on."),
+        help_text=_("Other names, separated by spaces. A name that belonged to another model moves to this one."),
     )
     tenants = forms.ModelMultipleChoiceField(
         Tenant.objects.all(),
         label=_("Visible to"),
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text=_("Choose none and all tenants may use it."),
+        help_text=_("If none is chosen, all tenants may use it."),
     )
     args = LinesField(
         label=_("More arguments"),
         required=False,
-        help_text=_("One to a line, for example --dtype=half. They override the arguments that are set automatically."),
+        help_text=_("One per line, for example --dtype=half. They override the arguments that are set automatically."),
     )
     gpus = NumbersField(
-        label=_("GPUs"), required=False, help_text=_("Numbers, for example: 0, 1. Empty: where there is room.")
+        label=_("GPUs"), required=False, help_text=_("Numbers, for example: 0, 1. Empty: any GPU with enough memory.")
     )
     allowed_risks = forms.MultipleChoiceField(
         label=_("Allow for this model"),
@@ -146,10 +146,10 @@ class ServedModelForm(forms.ModelForm):  # type: ignore[type-arg]  # generic in 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.refused = False  # for lack of memory: the checkbox that forces it is shown
-        self.fields["host"].empty_label = _("where it fits first")  # type: ignore[attr-defined]
+        self.fields["host"].empty_label = _("any host where it fits")  # type: ignore[attr-defined]
         if installed := list_installed_versions():
             self.fields["engine_version"].help_text = _(
-                "Empty: the newest one that has proven itself with this model. Installed: %(versions)s."
+                "Empty: the newest one that has worked with this model. Installed: %(versions)s."
             ) % {"versions": "; ".join(installed)}
         self.fields["engine"].choices = engine_choices()  # type: ignore[attr-defined]  # none is no choice
         self.fields["launcher"].choices = launcher_choices()  # type: ignore[attr-defined]

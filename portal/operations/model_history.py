@@ -15,7 +15,7 @@ WORDS = {
     "model.start": _("started"),
     "model.stop": _("stopped"),
     "model.restart": _("restarted"),
-    "model.retire": _("given a last day"),
+    "model.retire": _("retirement planned"),
 }
 
 

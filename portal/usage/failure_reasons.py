@@ -16,28 +16,28 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
     # --- rejected by the gateway
     "insufficient_quota": (
         _("the quota of a day or month was used up"),
-        _("It is full again on the next day or month. More can be asked for under “What is left”."),
+        _("It is full again the next day or month. You can request more under “What is left”."),
     ),
     "rate_limit_exceeded": (
-        _("too many at once, or in a minute"),
-        _("Let the program wait and try again: the answer says after how many seconds."),
+        _("too many requests at once, or in a minute"),
+        _("Let the program wait and try again: the answer gives the number of seconds."),
     ),
     "batch_held_back": (
-        _("a batch key’s request while others were waiting"),
-        _("Let the program wait and try again: it goes on when fewer people wait for answers."),
+        _("a batch key’s request while other requests were waiting"),
+        _("Let the program wait and try again: it continues when fewer people are waiting for answers."),
     ),
     "model_not_found": (
         _("no such model, or not for this key"),
-        _("Compare the name with the page “Models”, and what the key may use with the page of the key."),
+        _("Check the name on the page “Models”, and the models of the key on its page."),
     ),
-    "model_unavailable": (_("the model was not running"), _("Operators see under Operations why, and can start it.")),
+    "model_unavailable": (_("the model was not running"), _("Operators can see why under Operations, and start it.")),
     "model_loading": (
         _("the model was just being loaded"),
-        _("The first call wakes a sleeping model: try again after some seconds."),
+        _("The first call wakes a sleeping model: try again after a few seconds."),
     ),
     "network_not_allowed": (
         _("the key does not work from that network"),
-        _("The networks that it works from are on the page of the key."),
+        _("The key’s page lists the networks that it works from."),
     ),
     "context_length_exceeded": (
         _("the prompt was too long for the model"),
@@ -46,24 +46,24 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
     "request_too_large": (_("the request was too large"), _("Send less at once, smaller files for example.")),
     "unsupported_content_encoding": (
         _("the request was compressed in an unknown way"),
-        _("The program that calls needs to be corrected: gzip and deflate can be read."),
+        _("The calling program needs to be corrected: gzip and deflate are supported."),
     ),
-    "invalid_request": (_("the request was no valid HTTP"), _("The program that calls needs to be corrected.")),
-    "transfer_encoding": (_("the request was no valid HTTP"), _("The program that calls needs to be corrected.")),
-    "url_too_long": (_("the address was too long"), _("The program that calls needs to be corrected.")),
+    "invalid_request": (_("the request was not valid HTTP"), _("The calling program needs to be corrected.")),
+    "transfer_encoding": (_("the request was not valid HTTP"), _("The calling program needs to be corrected.")),
+    "url_too_long": (_("the address was too long"), _("The calling program needs to be corrected.")),
     "headers_too_large": (
         _("the headers of the request were too large"),
-        _("The program that calls needs to be corrected."),
+        _("The calling program needs to be corrected."),
     ),
     "server_busy": (
-        _("too many large requests from everybody at once"),
-        _("Try again after some seconds. If it happens often, tell the operators."),
+        _("too many large requests from all clients at once"),
+        _("Try again after a few seconds. If it happens often, contact the operators."),
     ),
-    "request_timeout": (_("the request did not arrive as a whole"), _("Look at the network of the caller.")),
-    "invalid_json": (_("the request was no valid JSON"), _("The program that calls needs to be corrected.")),
+    "request_timeout": (_("the request did not arrive completely"), _("Check the caller’s network.")),
+    "invalid_json": (_("the request was not valid JSON"), _("The calling program needs to be corrected.")),
     "invalid_value": (
         _("a field of the request had a wrong value"),
-        _("The answer names the field. The program that calls needs to be corrected."),
+        _("The answer names the field. The calling program needs to be corrected."),
     ),
     "model_not_supported": (
         _("the model is not for that kind of request"),
@@ -75,39 +75,39 @@ REASONS: dict[str, tuple[Promise, Promise]] = {
     ),
     "unknown_url": (_("no such address"), _("Correct the address in the tool: it ends with /v1.")),
     "method_not_allowed": (
-        _("the address was called in a wrong way"),
-        _("The program that calls needs to be corrected."),
+        _("the address was called with the wrong method"),
+        _("The calling program needs to be corrected."),
     ),
-    "invalid_api_key": (_("the key did not work any more"), _("Make a new one under “API keys”.")),
+    "invalid_api_key": (_("the key no longer worked"), _("Make a new one under “API keys”.")),
     "metering_unavailable": (
         _("usage could not be recorded"),
-        _("Nothing is answered that cannot be counted. Tell the operators."),
+        _("Calls that cannot be recorded are not answered. Contact the operators."),
     ),
-    "internal_error": (_("the server failed"), _("Tell the operators the request id that the answer names.")),
-    "shutting_down": (_("the server was being restarted"), _("Try again: it takes some seconds.")),
+    "internal_error": (_("the server failed"), _("Send the operators the request id from the answer.")),
+    "shutting_down": (_("the server was being restarted"), _("Try again: it takes a few seconds.")),
     "engine_error": (
         _("the engine failed before it answered"),
-        _("Try again. If it happens often, tell the operators."),
+        _("Try again. If it happens often, contact the operators."),
     ),
-    "engine_busy": (_("the engine took no more requests"), _("Let the program wait and try again.")),
+    "engine_busy": (_("the engine accepted no more requests"), _("Let the program wait and try again.")),
     "suspected_poison": (
-        _("an engine stopped working under the same request before"),
-        _("Change the request, mostly its grammar or schema. The operators see which request it was."),
+        _("an engine has failed under the same request before"),
+        _("Change the request, usually its grammar or schema. The operators can see which request it was."),
     ),
     "answer_too_large": (_("the answer was too large"), _("Ask for less at once: fewer answers or alternatives.")),
     "engine_timeout": (
         _("the engine did not answer in time"),
-        _("Ask for less at once. If it happens often, tell the operators."),
+        _("Ask for less at once. If it happens often, contact the operators."),
     ),
     # --- ended early, by the names of the sums
-    "failed": (_("the engine failed"), _("Try again. If it happens often, tell the operators.")),
+    "failed": (_("the engine failed"), _("Try again. If it happens often, contact the operators.")),
     "refused": (
         _("the engine refused the request"),
-        _("Mostly a value that the model does not take: the answer says which."),
+        _("Usually a value that the model does not accept: the answer says which."),
     ),
     "aborted": (
-        _("the caller left"),
-        _("Nothing to do if people stopped answers; else look at the caller’s time-out."),
+        _("the caller disconnected"),
+        _("Nothing to do if people stopped answers; otherwise check the caller’s time-out."),
     ),
     "interrupted": (_("the gateway was restarted"), _("Try again.")),
 }

@@ -59,7 +59,7 @@ def test_p3_browsers_that_came_by_https_stay_with_it(client, settings):
 def test_p3_a_socket_is_for_pages_of_this_site_alone(settings, https, origin, host, ours):
     settings.HTTPS, settings.ALLOWED_HOSTS = https, ["localhost"]
     settings.CSRF_TRUSTED_ORIGINS = ["https://llm.example"]
-    assert routing.is_ours({b"origin": origin.encode(), b"host": host.encode()}) == ours
+    assert routing.is_same_origin({b"origin": origin.encode(), b"host": host.encode()}) == ours
 
 
 @pytest.mark.parametrize("size", [3_000_000, 30_000_000])

@@ -24,9 +24,9 @@ PROBLEMS = {
         " is corrected."
     ),
     "disk-full": gettext_lazy("Little disk space is left: %(detail)s."),
-    "remains": gettext_lazy("Processes of ended engines are still there and may hold memory: %(detail)s."),
-    "memory-not-back": gettext_lazy("The driver has not given memory back that an ended engine held: %(detail)s."),
-    "clock-jumped": gettext_lazy("The clock was set, by %(detail)s: times of before are off by that much."),
+    "remains": gettext_lazy("Processes of stopped engines are still running and may hold memory: %(detail)s."),
+    "memory-not-back": gettext_lazy("The driver has not released the memory of a stopped engine: %(detail)s."),
+    "clock-jumped": gettext_lazy("The clock was changed by %(detail)s: earlier times are off by that much."),
 }
 
 

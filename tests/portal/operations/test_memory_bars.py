@@ -31,7 +31,7 @@ def test_what_is_half_loaded_is_divided_as_predicted():
 
 def test_without_a_prediction_nothing_is_told_apart():
     one = of(measured=200)
-    assert (one.unsorted, one.drawn, one.predicted) == (200, 200, None)
+    assert (one.unsorted, one.total, one.predicted) == (200, 200, None)
 
 
 def test_parts_add_up_to_what_is_used():
