@@ -196,7 +196,7 @@ def directory_group_text(facts: Facts) -> str:
             " them, until the group is found again or the setting names another one."
         ),
         "moved": _(
-            "%(group)s (%(settings)s) is now %(now)s. It is still synchronized. Change the setting to its new name."
+            "%(group)s (%(settings)s) is now %(now)s. It is still synchronised. Change the setting to its new name."
         ),
         "replaced": _(
             "%(group)s (%(settings)s) is now a different group with the same name. Its members now have the rights that"
@@ -318,7 +318,7 @@ KINDS: Mapping[str, Kind] = {
     "directory-trouble": Kind(
         required=frozenset({"problem", "detail", "at"}),
         tone="broken",
-        title=lambda facts: _("The company directory cannot be synchronized"),
+        title=lambda facts: _("The company directory cannot be synchronised"),
         text=directory_trouble_text,
     ),
     # `group` its DN in the settings, `settings` which those are, `problem` "missing", "moved" or "replaced", `now` its
