@@ -13,9 +13,9 @@ Scope = Literal["tenant", "user", "member", "key"]
 
 
 class Counter(NamedTuple):
-    """What a limit counts. A limit that is changed or made anew goes on with the counter of its predecessor.
+    """What a limit counts. A limit that is changed or created again goes on with the counter of its predecessor.
 
-    So does who gets a limit of their own in place of a default one: it is the same counter.
+    So does a limit of one's own in place of a default: it is the same counter.
     """
 
     scope: Scope
@@ -37,8 +37,8 @@ class Limit:
 class Key:
     """A usable API key. `models` = ids it is restricted to; None = whatever its tenant may use.
 
-    `networks`: from where it may be used; none = from everywhere. `batch`: nobody waits for its answers.
-    `takes_user_headers`: its calls may say in headers for whom they are, see `openwebui`.
+    `networks`: from where it may be used; none = from everywhere. `batch`: no person waits for its answers.
+    `takes_user_headers`: its calls may name their end user in headers, see `openwebui`.
     """
 
     id: int
@@ -58,7 +58,7 @@ class Replica:
     """An engine that answers now. `slots`: how many calls it works on at a time; None: not known.
 
     `sorts`: it takes waiting calls by the `priority` that they come with. `host`: the machine that it runs on, which
-    its address need not tell. `health`: a path under which it answers at once, whatever it is at.
+    its address need not show. `health`: a path under which it answers at once, whatever it is at.
     """
 
     id: int
@@ -86,7 +86,7 @@ class Timeouts:
 
 
 class Retirement(NamedTuple):
-    """From `at` on (Unix seconds), the beginning of `day` where the server stands, a model is refused."""
+    """From `at` on (Unix seconds), the beginning of `day` in the server's time zone, a model is refused."""
 
     at: float
     day: str
@@ -135,7 +135,7 @@ class Catalogue:
         return model if model is not None and may_use(key, model) else None
 
     def offered(self, key: Key, now: float) -> dict[str, Model]:
-        """What the key may call at `now` (Unix seconds): models by their names, then by their aliases."""
+        """Return what the key may call at `now` (Unix seconds): models by their names, then by their aliases."""
         found = {
             model.name: model
             for model in self.models.values()

@@ -42,7 +42,7 @@ class NotAllowed(QuotaRefused):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotaTarget:
-    """Of whom a quota is or would be: the columns of Quota by the same names, as its docstring tells them apart."""
+    """The owner of a quota that is or would be: the columns of Quota by the same names, see its docstring."""
 
     tenant: Tenant | None = None
     user: User | None = None
@@ -80,7 +80,7 @@ class QuotaKind:
 
 
 def quota_target(row: Quota | QuotaRequest) -> QuotaTarget:
-    """Of whom this quota is, or this request asks for."""
+    """Return the owner of this quota, or of the quota that is requested."""
     if isinstance(row, Quota):
         return QuotaTarget(tenant=row.tenant, user=row.user, key=row.key, default_for=row.default_for)
     return QuotaTarget(key=row.key) if row.key else QuotaTarget(tenant=row.tenant, user=row.user)
@@ -91,8 +91,9 @@ def quota_kind(row: Quota | QuotaRequest) -> QuotaKind:
 
 
 def effective_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
-    """Return the amount in force for this tenant, member or key: its own or the default. None: nothing limits. One
-    query.
+    """Return the amount in force for this tenant, member or key: its own or the default; None: there is no limit.
+
+    One query.
     """
     tenant = to.key.tenant if to.key else to.tenant
     if tenant is None or to.default_for:
@@ -143,7 +144,10 @@ def remove_quota(by: User, quota: Quota) -> None:
 
 
 def may_ask(by: User, to: QuotaTarget) -> bool:
-    """For oneself, for a key that one answers for, for a tenant that one administers. Two queries at most."""
+    """Return whether this person may request more: for themselves, a key of theirs, or a tenant that they administer.
+
+    A key is theirs if they use it or are responsible for it. Two queries at most.
+    """
     if to.default_for or (to.key is None and to.tenant is None):
         return False
     if to.key:
@@ -157,7 +161,7 @@ def may_ask(by: User, to: QuotaTarget) -> bool:
 
 
 def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reason: str = "") -> QuotaRequest:
-    """Write down the wish and tell those who may grant it. Raises Refused."""
+    """Create a request and notify those who may grant it. Raises Refused."""
     home = to.key.tenant if to.key else to.tenant
     if home is None or not may_ask(by, to):
         raise NotAllowed(_("You cannot ask for this. Only who it is for can, or who answers for it."))

@@ -7,7 +7,7 @@
 -- KEYS[4…] counters, each a hash:
 --   u used · b begin of its window · g begin of the window it was made in, by which reservations find it again
 --   h begin of the latest window it has been in: any later one is empty · e epoch in which u was complete
---   s ms at which u was read from the records · q ms at which they are to be asked again · r:LEASE reserved
+--   s ms at which u was read from the records · q ms at which they are to be read again · r:LEASE reserved
 -- ARGV[1] what to do, ARGV[2] the worker's lease, the rest as each part says.
 
 local clock = redis.call('TIME')
@@ -28,7 +28,7 @@ end
 
 local function keep_lease(length)
   redis.call('ZADD', KEYS[1], ms + length, lease)  -- first: of a full server only a first write fails
-  -- What was open at a worker that died was used, and nobody has told it: it is recorded as interrupted.
+  -- What was open at a worker that died was used, and is not settled: it is recorded as interrupted.
   if redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', '(' .. ms) > 0 then doubt() end
   redis.call('PEXPIRE', KEYS[1], length * 10)
   redis.call('EXPIRE', KEYS[2], 40 * KEPT)
@@ -45,7 +45,7 @@ local function lives(other)
   return living[other]
 end
 
--- The fields of a counter; `reserved` by all who live. What is no counter, or no number (a foreign hand's, or of a
+-- The fields of a counter; `reserved` by all live workers. What is no counter, or no number (of another program, or of a
 -- version that let too large ones in), is as if it were not there: one counter must not end the counting of all.
 local function read(key)
   local flat = redis.pcall('HGETALL', key)
@@ -88,7 +88,7 @@ end
 
 -- admit: of each counter: what to reserve, amount of the limit, begin ('' if it has no window), seconds to its end.
 -- -> {0, window, spent, window, spent, …} · {1, place of the limit that lasts longest among those reached}
---    {2, epoch, place, …}: of these nobody knows what was used · {3}: the lease has run out
+--    {2, epoch, place, …}: of these it is unknown what was used · {3}: the lease has run out
 local function admit()
   if not holds() then return {3} end
   local epoch = redis.call('HGET', KEYS[2], 'n') or ''
@@ -156,7 +156,7 @@ local function settle()
 end
 
 -- seed: of one counter: begin, used, latest window, 1 if the records could be read, epoch, ms since they were,
--- seconds to its end. Whoever comes second changes nothing.
+-- seconds to its end. The second worker to come changes nothing.
 local function seed()
   local key, begin, used, high = KEYS[4], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
   local read_it, epoch, ttl = ARGV[6] == '1', ARGV[7], tonumber(ARGV[9]) + KEPT

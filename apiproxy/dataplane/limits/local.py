@@ -2,7 +2,7 @@
 
 `Limits` counts in this process, for one worker; `redis` counts in Redis, for several, by the same rules.
 `UsageRecord` is the truth behind both: a counter that is new, or whose window may hold usage that it has not seen (a
-clock was set), asks `spent` before it lets anybody through.
+clock was set), asks `spent` before it admits a call.
 """
 
 import math
@@ -34,7 +34,7 @@ class Spending:
     read_at: float | None = None
 
 
-# What is recorded of this limit in the window that holds this moment; None: nobody can tell now. It sees to it that
+# What is recorded of this limit in the window that holds this moment; None: that is unknown now. It makes sure that
 # asking again and again costs little, whether or not there is an answer.
 Spent = Callable[[Limit, float], Awaitable[Spending | None]]
 
@@ -73,18 +73,18 @@ class Admission(Protocol):
 
 
 class CounterState:
-    """What one counter holds in its present window.
+    """What one counter holds in its current window.
 
     `high`: the latest window that it has been in; any later one is empty. `floor`: what was spent when the process
-    began to count alone. `doubtful`: there may be usage that is not in `used`.
+    began to count alone. `unseeded`: there may be usage that is not in `used`.
     """
 
-    __slots__ = ("begin", "doubtful", "end", "floor", "high", "reserved", "used")
+    __slots__ = ("begin", "end", "floor", "high", "reserved", "unseeded", "used")
 
-    def __init__(self, begin: float, end: float, *, high: float, doubtful: bool) -> None:
+    def __init__(self, begin: float, end: float, *, high: float, unseeded: bool) -> None:
         self.begin, self.end = begin, end
         self.high = max(begin, high)
-        self.doubtful = doubtful
+        self.unseeded = unseeded
         self.used = 0
         self.reserved = 0
         self.floor = 0
@@ -173,7 +173,7 @@ class Limits:
     async def admit(self, limits: Sequence[Limit], model: int, most: Consumption, now: float) -> HeldReservation:
         plan = self._plans.get((id(limits), model))
         if plan is None or plan.source is not limits or not plan.begin <= now < plan.end or now < self._latest:
-            plan = await self._plan(limits, model, now)
+            plan = await self._make_plan(limits, model, now)
         # From here on there is no `await`: a check and its reservation cannot be torn apart.
         self._latest = now
         # Each limit is checked and reserved in one go, as `fits` says but without its calls: a key may have a dozen.
@@ -200,17 +200,17 @@ class Limits:
             if not fits(limit.counter.unit.reserve(most), allowance(limit.amount, state, self._share), state)
         ]
 
-    async def _plan(self, limits: Sequence[Limit], model: int, now: float) -> ApplicableLimits:
+    async def _make_plan(self, limits: Sequence[Limit], model: int, now: float) -> ApplicableLimits:
         if now < self._latest or len(self._plans) >= PLANS:  # a clock that is set back gives states other windows
             self._plans.clear()
         mine = applicable_limits(limits, model)
-        states = [self._state(limit, now) for limit in mine]
+        states = [self._current_state(limit, now) for limit in mine]
         for limit, state in zip(mine, states, strict=True):
-            if state.doubtful:
-                await self._ask(limit, state, now)
+            if state.unseeded:
+                await self._seed_from_records(limit, state, now)
         plan = ApplicableLimits(limits, mine, states, self._share)
         # A list was made for this call only (`redis`, counting alone).
-        if isinstance(limits, tuple) and not any(state.doubtful for state in states):
+        if isinstance(limits, tuple) and not any(state.unseeded for state in states):
             self._plans[id(limits), model] = plan
         return plan
 
@@ -219,47 +219,45 @@ class Limits:
         return Counting()
 
     def adopt(self, limit: Limit, begin: float, used: int) -> CounterState:
-        """Return the state of this limit; a new one goes on from what is known to be used since `begin`, ahead of
-        `spent`.
+        """Return the counter of this limit.
+
+        A new one goes on from what is known to be used since `begin`, without asking `spent`.
         """
         state = self._states.get(limit.counter)
         if state is None:
             window = limit.counter.window
             end = self._bounds(window, begin, limit.zone)[1] if window else math.inf
-            state = self._states[limit.counter] = CounterState(begin, end, high=begin, doubtful=False)
+            state = self._states[limit.counter] = CounterState(begin, end, high=begin, unseeded=False)
             state.used = state.floor = used
         return state
 
-    def knows(self, counter: Counter) -> bool:
-        return counter in self._states
-
-    async def _ask(self, limit: Limit, state: CounterState, now: float) -> None:
-        """Count what is recorded, if it can be told: else the state stays in doubt and the next caller asks again."""
+    async def _seed_from_records(self, limit: Limit, state: CounterState, now: float) -> None:
+        """Count what is recorded, if that is known: else the counter stays unseeded and the next call asks again."""
         assert self._spent is not None
         spending = await self._spent(limit, now)
-        if spending is None or not state.doubtful:
+        if spending is None or not state.unseeded:
             return
-        state.doubtful = False
+        state.unseeded = False
         # Not added: what was counted here is recorded as well.
         state.used = state.floor = max(state.used, spending.used)
         if spending.newest >= state.end:
             state.high = max(state.high, self._bounds(limit.counter.window, spending.newest, limit.zone)[0])
 
-    def _state(self, limit: Limit, now: float) -> CounterState:
+    def _current_state(self, limit: Limit, now: float) -> CounterState:
         counter = limit.counter
         state = self._states.get(counter)
         if state is not None and state.begin <= now < state.end:
             return state
         begin, end = self._bounds(counter.window, now, limit.zone) if counter.window else ENDLESS
         if state is None:
-            state = CounterState(begin, end, high=begin, doubtful=self._spent is not None and counter.window != "")
+            state = CounterState(begin, end, high=begin, unseeded=self._spent is not None and counter.window != "")
             self._states[counter] = state
         elif now >= state.end:  # a window that the clock has been in before may hold usage
-            doubtful = self._spent is not None and begin <= state.high
-            state = self._states[counter] = CounterState(begin, end, high=state.high, doubtful=doubtful)
+            unseeded = self._spent is not None and begin <= state.high
+            state = self._states[counter] = CounterState(begin, end, high=state.high, unseeded=unseeded)
         else:  # the clock was set back: what was counted stays, and returns when this window ends
             state.begin, state.end = begin, end
-            state.doubtful = self._spent is not None
+            state.unseeded = self._spent is not None
         return state
 
 

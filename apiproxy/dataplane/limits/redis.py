@@ -1,25 +1,24 @@
-"""The limits of `local`, counted in Redis for all workers; `redis.lua` does the counting.
+"""The limits of `local`, counted in Redis for all workers; `admission.lua` does the counting.
 
-A call is admitted in one round trip: the script reserves under every limit or under none. Settling is told in batches
-for which nobody waits, before any later admission of this worker. What keeps the counters true:
+A call is admitted in one round trip: the script reserves under every limit or under none. Settlements are sent in
+batches, for whose answers no call waits, before any later admission of this worker. What keeps the counters true:
 
-- **A worker dies** (or hangs): its reservations stand under a lease that it renews every BEAT. LEASE after the last
+- **A worker dies** (or hangs): its reservations are under a lease that it renews every HEARTBEAT. LEASE after the last
   time they no longer count, and every counter is read from the recorded usage again when it is next needed: what was
   open at the dead worker is recorded there as interrupted.
-- **A connection breaks**, and with it the knowledge of what became of the last questions: the worker comes back with
-  a new lease, under which it enters what it still holds; everything under the old one is void at once. Settlements
-  are numbered, so a batch that is sent again counts once.
-- **Redis loses counters** (emptied, restarted, evicted): they are read from the recorded usage when they are next
-  needed, by whoever comes first. What other workers finished less than `asgi.MOVE` (0.25 s) before that may be
-  missed, because it is not recorded yet; what ended in the second before it may be counted twice. Open calls are
-  entered again within BEAT.
-- **Redis is away** (refused, or no answer for 0.3 s): each worker counts alone, in memory, from what it last saw, and
-  may use its share (1/workers) of what was left of each limit; of concurrent calls, its share of the limit. So a
-  restart of Redis stops nobody's work, and together the workers exceed a limit by no more than what the others
-  reserved in the last moment, and one call per worker. A person whose connections all go to one worker may be refused
-  too early; refusing everybody with 503 would be worse, and so would be letting everybody through. What was used
-  meanwhile is told when Redis is back (the last KEPT settlements; if there were more, all counters are read from the
-  records again).
+- **A connection breaks**, and it is unknown what became of the last commands: the worker comes back with a new lease,
+  under which it enters what it still has reserved; everything under the old one is void at once. Settlements are
+  numbered, so a batch that is sent again counts once.
+- **Redis loses counters** (emptied, restarted, evicted): they are read from the recorded usage when a worker next needs
+  them. What other workers finished less than `asgi.MOVE` (0.25 s) before that may be missed, because it is not
+  recorded yet; what ended in the second before it may be counted twice. Open calls are entered again within HEARTBEAT.
+- **Redis is unavailable** (refused, or no answer for 0.3 s): each worker counts locally, in memory, from what it last
+  knew, and may use its share (1/workers) of what was left of each limit; of concurrent calls, its share of the limit.
+  So a restart of Redis stops no call, and together the workers exceed a limit by no more than what the others reserved
+  in the last moment, and one call per worker. A person whose connections all go to one worker may be refused too early;
+  refusing every call with 503 would be worse, and so would be admitting every call. What was used meanwhile is sent
+  when Redis is back (the last MAX_UNSENT settlements; if there were more, all counters are read from the records
+  again).
 """
 
 import asyncio
@@ -54,29 +53,29 @@ log = logging.getLogger("madoguchi.limits")
 
 SCRIPT = (Path(__file__).parent / "admission.lua").read_text()
 ADMITTED, REFUSED, UNKNOWN = 0, 1, 2  # else: the lease has run out
-BEAT = 1.0
+HEARTBEAT = 1.0
 LEASE = 5.0  # seconds; five beats, so that a worker that is busy for a moment keeps it
 RETRY = 0.5  # seconds between two attempts to reach Redis
 BATCH = 200  # settlements of one message: 0.4 ms of Redis's time
-KEPT = 200_000  # settlements that wait for Redis; 40 MB
-MOST = 2**53 - 1  # Lua counts in doubles: beyond it they are not exact, and beyond 10**17 no number to Redis
-TRIES = 6  # to admit one call; each but the first follows an answer that needed something of us first
+MAX_UNSENT = 200_000  # settlements that wait for Redis; 40 MB
+MAX_COUNT = 2**53 - 1  # Lua counts in doubles: beyond it they are not exact, and beyond 10**17 no number to Redis
+ATTEMPTS = 6  # to admit one call; each but the first follows an answer that this worker had to act on
 
 
 KeepConnected = Callable[[str, Callable[[], Awaitable[None]]], asyncio.Task[None]]
 
 
 class CounterSlot(NamedTuple):
-    """Where a reservation stands: the counter's key in Redis and the window in which it was made."""
+    """Where a reservation is kept: the counter's key in Redis and the window in which it was made."""
 
     key: str
     window: str
 
 
 class Settlement(NamedTuple):
-    """A settlement of one counter that Redis has to hear of. `at` in loop time."""
+    """A settlement of one counter that Redis has not confirmed. `at` in loop time."""
 
-    place: CounterSlot
+    slot: CounterSlot
     lease: str
     used: int
     reserved: int
@@ -93,49 +92,49 @@ class LastKnown:
 
 
 class SharedReservation:
-    """A reservation that all workers see. `alone`: the same in this worker's own counters, while Redis is away."""
+    """A reservation that all workers see. `local`: the same in this worker's counters, while Redis is unavailable."""
 
-    __slots__ = ("_owner", "_state", "alone", "lease", "limits", "most", "open", "places")
+    __slots__ = ("_owner", "_state", "lease", "limits", "local", "most", "open", "slots")
 
     def __init__(
         self,
         owner: "SharedLimits",
         limits: Sequence[Limit],
-        places: Sequence[CounterSlot],
+        slots: Sequence[CounterSlot],
         most: Consumption,
         lease: str,
         state: Sequence[tuple[Limit, int, float]],
-        alone: HeldReservation | None = None,
+        local: HeldReservation | None = None,
     ) -> None:
         """`most`: what the call may use."""
         self._owner = owner
         self._state = state
         self.limits = limits
-        self.places = places
+        self.slots = slots
         self.most = most
         self.lease = lease
-        self.alone = alone
+        self.local = local
         self.open = True
 
     def settle(self, used: Consumption) -> None:
         try:
-            if self.alone is not None:
-                self.alone.settle(used)
+            if self.local is not None:
+                self.local.settle(used)
         finally:
-            self._owner.ended(self, used)
+            self._owner.settle(self, used)
 
     def release(self) -> None:
         try:
-            if self.alone is not None:
-                self.alone.release()
+            if self.local is not None:
+                self.local.release()
         finally:
-            self._owner.ended(self, None)
+            self._owner.settle(self, None)
 
     def reserved(self, limit: Limit) -> int:
         return countable(limit.counter.unit.reserve(self.most))
 
     def headers(self, now: float) -> Headers:
-        return self.alone.headers(now) if self.alone is not None else headers(self._state, now)
+        return self.local.headers(now) if self.local is not None else headers(self._state, now)
 
 
 class SharedLimits:
@@ -158,150 +157,162 @@ class SharedLimits:
         self._fixed = [f"{self._prefix}{name}" for name in ("leases", "epoch", f"done:{self._worker}")]
         self._keys: dict[Counter, str] = {}
         self._windows: dict[tuple[str, Any], tuple[float, float]] = {}
-        self._leases = 0
+        self._lease_count = 0
         self._lease = ""
-        self._link: RedisConnection | None = None
-        self._alone: Limits | None = Limits(bounds, spent, share=workers)
-        self._holds: set[SharedReservation] = set()
-        self._seen: dict[Counter, LastKnown] = {}
-        self._ended: deque[Settlement] = deque(maxlen=KEPT)
-        self._batches: deque[tuple[int, list[Settlement]]] = deque()  # sent, not confirmed
-        self._batch = 0
-        self._forgotten = False
-        self._waking = False
+        self._connection: RedisConnection | None = None
+        self._local_fallback: Limits | None = Limits(bounds, spent, share=workers)
+        self._reservations: set[SharedReservation] = set()
+        self._last_known: dict[Counter, LastKnown] = {}
+        self._unsent: deque[Settlement] = deque(maxlen=MAX_UNSENT)
+        self._unconfirmed: deque[tuple[int, list[Settlement]]] = deque()  # sent, not confirmed
+        self._batch_number = 0
+        self._dropped_settlements = False
+        self._send_scheduled = False
         self._admitted_alone = 0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return when Redis has answered, or could not be reached for CONNECT seconds: then this worker is alone."""
+        """Return when Redis has answered, or has not for CONNECT_TIMEOUT seconds: then this worker counts locally."""
         self._loop = asyncio.get_running_loop()
-        await self._reach(first=True)
-        self._task = self._keep("redis", self._look_after)
+        await self._connect(first=True)
+        self._task = self._keep("redis", self._monitor)
 
     async def close(self) -> None:
-        """Tell Redis what it has not heard, and give the lease back."""
+        """Send the last settlements, and give the lease back."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if (link := self._link) is None:
+        if (connection := self._connection) is None:
             return
-        self._send()
+        self._send_settlements()
         with contextlib.suppress(RedisUnavailable):
-            await link.result(self._fixed, ["leave", self._lease])
-        self._link = None
-        link.close("this worker has ended")
+            await connection.run_script(self._fixed, ["leave", self._lease])
+        self._connection = None
+        connection.close("this worker has stopped")
 
     @property
     def counting(self) -> Counting:
-        unsent = len(self._ended) + sum(len(items) for _, items in self._batches)
-        return Counting(alone=self._link is None, unsent=unsent, admitted_alone=self._admitted_alone)
+        unsent = len(self._unsent) + sum(len(settlements) for _, settlements in self._unconfirmed)
+        return Counting(alone=self._connection is None, unsent=unsent, admitted_alone=self._admitted_alone)
 
     # --- admit
 
     async def admit(
         self, limits: Sequence[Limit], model: int, most: Consumption, now: float
     ) -> SharedReservation | HeldReservation:
-        mine = applicable_limits(limits, model)
-        if not mine:
-            return HeldReservation(ApplicableLimits(mine, (), ()), most)
-        windows = [self._window(limit, now) for limit in mine]
-        for _ in range(TRIES):
-            if (link := self._link) is None:
-                if (hold := await self._admit_alone(mine, model, most, now)) is not None:
-                    return hold
-                continue
-            lease = self._lease
-            answer = await self._reserve(link, mine, windows, most, now)
-            if isinstance(answer, SharedReservation):
-                return answer
-            if answer is None:
-                self._lost(link)
-                continue
-            if answer[0] == REFUSED:
-                raise refusal(mine[answer[1]], windows[answer[1]][1], now)
-            if answer[0] == UNKNOWN:
-                await asyncio.gather(*(self._seed(mine[place], answer[1], now) for place in answer[2:]))
-            elif self._lease == lease:
-                self._enter()
-        if (link := self._link) is not None:
-            link.close("it does not keep counters")
-            self._lost(link)
+        applicable = applicable_limits(limits, model)
+        if not applicable:
+            return HeldReservation(ApplicableLimits(applicable, (), ()), most)
+        windows = [self._window(limit, now) for limit in applicable]
+        for _ in range(ATTEMPTS):
+            if (connection := self._connection) is None:
+                reservation = await self._admit_locally(applicable, model, most, now)
+            else:
+                reservation = await self._admit_by_redis(connection, applicable, windows, most, now)
+            if reservation is not None:
+                return reservation
+        if (connection := self._connection) is not None:
+            connection.close("it does not keep counters")
+            self._on_connection_lost(connection)
         return await self.admit(limits, model, most, now)
+
+    async def _admit_by_redis(
+        self,
+        connection: RedisConnection,
+        applicable: list[Limit],
+        windows: list[tuple[float, float]],
+        most: Consumption,
+        now: float,
+    ) -> SharedReservation | None:
+        """Admit a call by the counters in Redis; None: try again. Raises OverRate and OverQuota."""
+        lease = self._lease
+        answer = await self._reserve(connection, applicable, windows, most, now)
+        if isinstance(answer, SharedReservation):
+            return answer
+        if answer is None:
+            self._on_connection_lost(connection)
+        elif answer[0] == REFUSED:
+            raise refusal(applicable[answer[1]], windows[answer[1]][1], now)
+        elif answer[0] == UNKNOWN:
+            await asyncio.gather(*(self._seed(applicable[index], answer[1], now) for index in answer[2:]))
+        elif self._lease == lease:
+            self._renew_lease()
+        return None
 
     async def _reserve(
         self,
-        link: RedisConnection,
-        mine: list[Limit],
+        connection: RedisConnection,
+        applicable: list[Limit],
         windows: list[tuple[float, float]],
         most: Consumption,
         now: float,
     ) -> SharedReservation | list[Any] | None:
-        """Return the hold, or why there is none; None: Redis is away."""
-        if self._ended:
-            self._send()
-        keys, lease = [self._key(limit.counter) for limit in mine], self._lease
+        """Return the reservation, or the answer that there is none; None: Redis is unavailable."""
+        if self._unsent:
+            self._send_settlements()
+        keys, lease = [self._key(limit.counter) for limit in applicable], self._lease
         words: list[Any] = ["admit", lease]
-        for limit, (begin, end) in zip(mine, windows, strict=True):
+        for limit, (begin, end) in zip(applicable, windows, strict=True):
             windowed = limit.counter.window != ""
             words += (countable(limit.counter.unit.reserve(most)), limit.amount, int(begin) if windowed else "")
             words.append(math.ceil(end - now) if windowed else 0)
         future: asyncio.Future[SharedReservation | list[Any] | None] = self._loop.create_future()
 
-        def heard(reply: Any) -> None:
+        def on_reply(reply: Any) -> None:
             # Here and not after the `await`: what is held must be known before the next message is written.
             if reply is not None and reply[0] == ADMITTED:
-                reply = self._held(mine, windows, keys, most, lease, reply)
+                reply = self._record_reservation(applicable, windows, keys, most, lease, reply)
                 if future.cancelled():  # the caller has left
                     reply.release()
             if not future.done():
                 future.set_result(reply)
 
-        link.run([*self._fixed, *keys], words, heard)
+        connection.send_script([*self._fixed, *keys], words, on_reply)
         return await future
 
-    def _held(
+    def _record_reservation(
         self,
-        mine: list[Limit],
+        applicable: list[Limit],
         windows: list[tuple[float, float]],
         keys: list[str],
         most: Consumption,
         lease: str,
         reply: list[Any],
     ) -> SharedReservation:
-        places, state = [], []
-        for number, limit in enumerate(mine):
+        slots, state = [], []
+        for number, limit in enumerate(applicable):
             window, spent = reply[2 * number + 1].decode(), reply[2 * number + 2]
-            places.append(CounterSlot(keys[number], window))
+            slots.append(CounterSlot(keys[number], window))
             state.append((limit, limit.amount - spent, windows[number][1]))
-            if (seen := self._seen.get(limit.counter)) is None:
-                self._seen[limit.counter] = LastKnown(window, spent)
+            if (known := self._last_known.get(limit.counter)) is None:
+                self._last_known[limit.counter] = LastKnown(window, spent)
             else:
-                seen.window, seen.spent = window, spent
-        hold = SharedReservation(self, mine, places, most, lease, state)
-        self._holds.add(hold)
-        return hold
+                known.window, known.spent = window, spent
+        reservation = SharedReservation(self, applicable, slots, most, lease, state)
+        self._reservations.add(reservation)
+        return reservation
 
     async def _seed(self, limit: Limit, epoch: bytes, now: float) -> None:
-        """Tell Redis what is recorded of this limit; if that cannot be known now, it begins at zero for a while."""
+        """Send Redis what is recorded of this limit; if that is unknown now, the counter begins at zero for a while."""
         begun = self._loop.time()
         spending = await self._spent(limit, now)
         begin, end = self._window(limit, now)
-        told = spending or Spending(0, 0.0)
-        latest, _ = self._bounds(limit.counter.window, max(now, told.newest), limit.zone)
-        age = round((self._loop.time() - (begun if told.read_at is None else told.read_at)) * 1000)
+        recorded = spending or Spending(0, 0.0)
+        latest, _ = self._bounds(limit.counter.window, max(now, recorded.newest), limit.zone)
+        age = round((self._loop.time() - (begun if recorded.read_at is None else recorded.read_at)) * 1000)
         words = [
             "seed",
             self._lease,
             int(begin),
-            min(MOST, told.used),
+            min(MAX_COUNT, recorded.used),
             int(latest),
             int(spending is not None),
             epoch,
             age,
         ]
-        if (link := self._link) is not None:
+        if (connection := self._connection) is not None:
             keys = [*self._fixed, self._key(limit.counter)]
-            link.run(keys, [*words, math.ceil(end - now)], lambda reply: None)
+            connection.send_script(keys, [*words, math.ceil(end - now)], lambda reply: None)
 
     def _key(self, counter: Counter) -> str:
         key = self._keys.get(counter)
@@ -324,166 +335,174 @@ class SharedLimits:
 
     # --- settle
 
-    def ended(self, hold: SharedReservation, used: Consumption | None) -> None:
+    def settle(self, reservation: SharedReservation, used: Consumption | None) -> None:
         """Settle a reservation; `used` None: it has reached no engine."""
-        if not hold.open:
+        if not reservation.open:
             return
-        hold.open = False
-        self._holds.discard(hold)
+        reservation.open = False
+        self._reservations.discard(reservation)
         now = self._loop.time()
-        for limit, place in zip(hold.limits, hold.places, strict=True):
-            reserved = hold.reserved(limit)
+        for limit, slot in zip(reservation.limits, reservation.slots, strict=True):
+            reserved = reservation.reserved(limit)
             amount = countable(limit.counter.unit.settle(used)) if used is not None else 0
-            seen = self._seen.get(limit.counter)
-            if seen is not None and seen.window == place.window:
-                seen.spent += amount - reserved
-            if hold.lease or amount:
-                self._forgotten = self._forgotten or len(self._ended) == KEPT
-                self._ended.append(Settlement(place, hold.lease, amount, reserved, now))
-        if self._link is not None and not self._waking:
-            self._waking = True
-            self._loop.call_soon(self._wake)
+            known = self._last_known.get(limit.counter)
+            if known is not None and known.window == slot.window:
+                known.spent += amount - reserved
+            if reservation.lease or amount:
+                self._dropped_settlements = self._dropped_settlements or len(self._unsent) == MAX_UNSENT
+                self._unsent.append(Settlement(slot, reservation.lease, amount, reserved, now))
+        if self._connection is not None and not self._send_scheduled:
+            self._send_scheduled = True
+            self._loop.call_soon(self._send_as_scheduled)
 
-    def _wake(self) -> None:
-        self._waking = False
-        self._send()
+    def _send_as_scheduled(self) -> None:
+        self._send_scheduled = False
+        self._send_settlements()
 
-    def _send(self) -> None:
-        """Write down all settlements for Redis. Nobody waits for its answer; without one they are sent again."""
-        while self._ended and self._link is not None:
-            items = [self._ended.popleft() for _ in range(min(BATCH, len(self._ended)))]
-            self._batch += 1
-            self._batches.append((self._batch, items))
-            self._tell(self._link, self._batch, items)
+    def _send_settlements(self) -> None:
+        """Send Redis all settlements. No call waits for its answer; without one they are sent again."""
+        while self._unsent and self._connection is not None:
+            settlements = [self._unsent.popleft() for _ in range(min(BATCH, len(self._unsent)))]
+            self._batch_number += 1
+            self._unconfirmed.append((self._batch_number, settlements))
+            self._send_batch(self._connection, self._batch_number, settlements)
 
-    def _tell(self, link: RedisConnection, number: int, items: list[Settlement]) -> None:
+    def _send_batch(self, connection: RedisConnection, number: int, settlements: list[Settlement]) -> None:
         now = self._loop.time()
         words: list[Any] = ["settle", self._lease, number]
-        for item in items:
-            words += (item.place.window, item.lease, item.used, item.reserved, round((now - item.at) * 1000))
-        link.run([*self._fixed, *(item.place.key for item in items)], words, self._told)
+        for settlement in settlements:
+            words += (
+                settlement.slot.window,
+                settlement.lease,
+                settlement.used,
+                settlement.reserved,
+                round((now - settlement.at) * 1000),
+            )
+        connection.send_script(
+            [*self._fixed, *(settlement.slot.key for settlement in settlements)], words, self._on_settled
+        )
 
-    def _told(self, reply: Any) -> None:
+    def _on_settled(self, reply: Any) -> None:
         if reply is not None:
-            self._batches.popleft()
+            self._unconfirmed.popleft()
 
     # --- Redis comes and goes
 
-    async def _look_after(self) -> None:
-        """Keep the lease for a beat while Redis is there, look for Redis once while it is not."""
-        if (link := self._link) is None:
+    async def _monitor(self) -> None:
+        """Keep the lease for a heartbeat while Redis is there; try once to connect while it is not."""
+        if (connection := self._connection) is None:
             await asyncio.sleep(RETRY)
-            await self._reach()
+            await self._connect()
             return
-        await asyncio.wait([link.lost], timeout=BEAT)
-        if not link.lost.done():
-            link.run(self._fixed, ["beat", self._lease, round(LEASE * 1000)], self._beaten)
+        await asyncio.wait([connection.lost], timeout=HEARTBEAT)
+        if not connection.lost.done():
+            connection.send_script(self._fixed, ["beat", self._lease, round(LEASE * 1000)], self._on_heartbeat)
 
-    def _beaten(self, reply: Any) -> None:
+    def _on_heartbeat(self, reply: Any) -> None:
         if reply == 0:
-            self._enter()
+            self._renew_lease()
         elif reply is not None:
             self._workers = reply
 
-    async def _reach(self, *, first: bool = False) -> None:
+    async def _connect(self, *, first: bool = False) -> None:
         try:
-            link = await connect(self._url, SCRIPT)
-            run = run_id(await link.answer("INFO", "server"))
-            # A trial: a server that takes no writes would be found away again at once.
+            connection = await connect(self._url, SCRIPT)
+            run = run_id(await connection.request("INFO", "server"))
+            # A trial: a server that takes no writes would be lost again at once.
             trial = f"{self._worker}.0"
-            await link.result(self._fixed, ["enter", trial, round(LEASE * 1000), self._lease, run, 0])
+            await connection.run_script(self._fixed, ["enter", trial, round(LEASE * 1000), self._lease, run, 0])
         except RedisUnavailable as error:
             if first:
-                self._away(str(error))
+                self._fall_back(str(error))
             return
-        self._run, self._lease, self._link = run, trial, link
-        link.lost.add_done_callback(lambda _: self._lost(link))
-        self._enter()
-        for number, items in self._batches:
-            self._tell(link, number, items)
-        self._send()
-        self._alone = None
+        self._run, self._lease, self._connection = run, trial, connection
+        connection.lost.add_done_callback(lambda _: self._on_connection_lost(connection))
+        self._renew_lease()
+        for number, settlements in self._unconfirmed:
+            self._send_batch(connection, number, settlements)
+        self._send_settlements()
+        self._local_fallback = None
         log.info("limits are counted in Redis")
 
-    def _lost(self, link: RedisConnection) -> None:
-        if self._link is link:
-            self._link = None
-            self._away(link.lost.result())
+    def _on_connection_lost(self, connection: RedisConnection) -> None:
+        if self._connection is connection:
+            self._connection = None
+            self._fall_back(connection.lost.result())
 
-    def _away(self, why: str) -> None:
+    def _fall_back(self, why: str) -> None:
         share = max(self._workers, self._expected)
         log.warning("Redis is away (%s): this worker counts limits alone, with 1/%d of what is left", why, share)
-        alone = self._alone = Limits(self._bounds, self._spent, share=share)
-        for hold in self._holds:
-            hold.alone = self._taken_along(alone, hold)
+        local = self._local_fallback = Limits(self._bounds, self._spent, share=share)
+        for reservation in self._reservations:
+            reservation.local = self._reserve_locally(local, reservation)
 
-    def _enter(self) -> None:
-        """A new lease, under which stands whatever this worker holds; the last one is void."""
-        last, self._leases = self._lease, self._leases + 1
-        self._lease = f"{self._worker}.{self._leases}"
+    def _renew_lease(self) -> None:
+        """Take a new lease and enter under it what this worker has reserved; the last one is void."""
+        last, self._lease_count = self._lease, self._lease_count + 1
+        self._lease = f"{self._worker}.{self._lease_count}"
         held: dict[CounterSlot, int] = {}
-        for hold in self._holds:
-            hold.lease, hold.alone = self._lease, None
-            for limit, place in zip(hold.limits, hold.places, strict=True):
-                held[place] = held.get(place, 0) + hold.reserved(limit)
-        words = ["enter", self._lease, round(LEASE * 1000), last, self._run, int(self._forgotten)]
-        for place, amount in held.items():
-            words += (place.window, min(MOST, amount))
-        assert self._link is not None
-        self._link.run([*self._fixed, *(place.key for place in held)], words, self._beaten)
-        self._forgotten = False
+        for reservation in self._reservations:
+            reservation.lease, reservation.local = self._lease, None
+            for limit, slot in zip(reservation.limits, reservation.slots, strict=True):
+                held[slot] = held.get(slot, 0) + reservation.reserved(limit)
+        words = ["enter", self._lease, round(LEASE * 1000), last, self._run, int(self._dropped_settlements)]
+        for slot, amount in held.items():
+            words += (slot.window, min(MAX_COUNT, amount))
+        assert self._connection is not None
+        self._connection.send_script([*self._fixed, *(slot.key for slot in held)], words, self._on_heartbeat)
+        self._dropped_settlements = False
 
-    # --- alone
+    # --- while Redis is unavailable
 
-    async def _admit_alone(
-        self, mine: list[Limit], model: int, most: Consumption, now: float
+    async def _admit_locally(
+        self, applicable: list[Limit], model: int, most: Consumption, now: float
     ) -> SharedReservation | None:
-        """None: Redis has come back meanwhile."""
-        alone = self._alone
-        if alone is None:
+        """Admit a call by this worker's own counters; None: Redis has come back meanwhile."""
+        local = self._local_fallback
+        if local is None:
             return None
-        windows = [self._window(limit, now) for limit in mine]
-        places = [
+        windows = [self._window(limit, now) for limit in applicable]
+        slots = [
             CounterSlot(self._key(limit.counter), str(int(begin)))
-            for limit, (begin, _) in zip(mine, windows, strict=True)
+            for limit, (begin, _) in zip(applicable, windows, strict=True)
         ]
-        for limit, place, (begin, _) in zip(mine, places, windows, strict=True):
-            seen = self._seen.get(limit.counter)
-            if limit.counter.window and seen is not None and seen.window == place.window:
-                alone.adopt(limit, begin, seen.spent)
-        inner = await alone.admit(mine, model, most, now)
-        if alone is not self._alone:
+        for limit, slot, (begin, _) in zip(applicable, slots, windows, strict=True):
+            known = self._last_known.get(limit.counter)
+            if limit.counter.window and known is not None and known.window == slot.window:
+                local.adopt(limit, begin, known.spent)
+        inner = await local.admit(applicable, model, most, now)
+        if local is not self._local_fallback:
             return None
         self._admitted_alone += 1
-        hold = SharedReservation(self, mine, places, most, "", (), inner)
-        self._holds.add(hold)
-        return hold
+        reservation = SharedReservation(self, applicable, slots, most, "", (), inner)
+        self._reservations.add(reservation)
+        return reservation
 
-    def _taken_along(self, alone: Limits, hold: SharedReservation) -> HeldReservation:
+    def _reserve_locally(self, local: Limits, reservation: SharedReservation) -> HeldReservation:
         """Return the same reservation in this worker's own counters."""
         states = []
-        for limit, place in zip(hold.limits, hold.places, strict=True):
-            seen, reserved = self._seen.get(limit.counter), hold.reserved(limit)
-            if not limit.counter.window:  # what the others hold is not known for long: each keeps to its share
-                state = alone.adopt(limit, 0.0, 0)
-            elif seen is not None and seen.window == place.window:
-                state = alone.adopt(limit, float(place.window), seen.spent)
-                state.used -= reserved  # it is part of what was seen as spent
+        for limit, slot in zip(reservation.limits, reservation.slots, strict=True):
+            known, reserved = self._last_known.get(limit.counter), reservation.reserved(limit)
+            if not limit.counter.window:  # what others reserve is soon unknown: each keeps to its share
+                state = local.adopt(limit, 0.0, 0)
+            elif known is not None and known.window == slot.window:
+                state = local.adopt(limit, float(slot.window), known.spent)
+                state.used -= reserved  # it is part of what was spent
             else:  # of a window that is over
-                state = CounterState(0.0, 0.0, high=0.0, doubtful=False)
+                state = CounterState(0.0, 0.0, high=0.0, unseeded=False)
             state.reserved += reserved
             states.append(state)
-        plan = ApplicableLimits(hold.limits, hold.limits, states)
-        return HeldReservation(plan, hold.most)
+        plan = ApplicableLimits(reservation.limits, reservation.limits, states)
+        return HeldReservation(plan, reservation.most)
 
 
 def countable(amount: int) -> int:
     """Return the amount within what Redis's script can count."""
-    return max(0, min(MOST, amount))
+    return max(0, min(MAX_COUNT, amount))
 
 
 def run_id(info: bytes) -> str:
-    """Which server this is; a restarted one is another."""
+    """Return the id of a server's run from its INFO; it changes when the server restarts."""
     for line in info.decode().splitlines():
         if line.startswith("run_id:"):
             return line.partition(":")[2]

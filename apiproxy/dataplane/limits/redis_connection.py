@@ -1,7 +1,7 @@
-"""One connection to Redis on which many ask at once: questions of one turn of the event loop leave in one write.
+"""One connection to Redis for many commands at once: those of one turn of the event loop leave in one write.
 
-An `asyncio.Protocol` around hiredis: a question and its answer take 10 µs of CPU, through redis-py's own connection 38
-(measured on one core), and every call under a limit asks once. URLs are read by redis-py.
+An `asyncio.Protocol` around hiredis: a command and its answer take 10 µs of CPU, through redis-py's own connection 38
+(measured on one core), and every call under a limit sends one. URLs are read by redis-py.
 """
 
 import asyncio
@@ -14,86 +14,85 @@ from typing import Any, NamedTuple
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
 
-# Who waits longer than PATIENCE ticks has been left alone: 200 to 300 ms. Counted in ticks of the event loop, not by
-# the clock, so that a turn of our own that took long is not held against Redis.
+# A command without an answer for so many ticks (200 to 300 ms) closes the connection. Ticks of the event loop and not
+# the clock, so that a long turn of this process is not counted against Redis.
 TICK = 0.1
-PATIENCE = 3
-CONNECT = 1.0  # seconds for a connection, its encryption and its greeting
+MAX_TICKS = 3
+CONNECT_TIMEOUT = 1.0  # seconds for a connection, its encryption and its greeting
 
 OnReply = Callable[[Any], None]
 
 
 class RedisUnavailable(Exception):
-    """Redis cannot be asked; says why, never with a password."""
+    """Redis does not answer; the text says why, never with a password."""
 
 
 class PendingCommand(NamedTuple):
     tick: int
     words: tuple[Any, ...]
-    heard: OnReply
+    on_reply: OnReply
 
 
 async def connect(url: str, script: str) -> "RedisConnection":
-    """Return a connection that is signed in. Raises Away, within CONNECT seconds."""
+    """Return a connection that is signed in. Raises RedisUnavailable, within CONNECT_TIMEOUT seconds."""
     try:
-        async with asyncio.timeout(CONNECT):
-            link = await open_stream(url, script)
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            connection = await open_stream(url, script)
             try:
-                await authenticate(link, url)
+                await authenticate(connection, url)
             except BaseException:
-                link.close("not signed in")
+                connection.close("not signed in")
                 raise
-            return link
+            return connection
     except TimeoutError:
-        raise RedisUnavailable(f"no connection within {CONNECT:.0f} s") from None
+        raise RedisUnavailable(f"no connection within {CONNECT_TIMEOUT:.0f} s") from None
     except OSError as error:
         raise RedisUnavailable(str(error)) from error
 
 
 async def open_stream(url: str, script: str) -> "RedisConnection":
-    """redis://, unix:// or rediss:// (with ssl_ca_certs, ssl_certfile, ssl_keyfile, ssl_cert_reqs=none).
+    """Open a connection to redis://, unix:// or rediss://. Raises OSError.
 
-    Raises OSError.
+    rediss:// takes ssl_ca_certs, ssl_certfile, ssl_keyfile and ssl_cert_reqs=none.
     """
-    loop, where = asyncio.get_running_loop(), parse_url(url)
-    if "path" in where:
-        _, link = await loop.create_unix_connection(lambda: RedisConnection(script), where["path"])
-        return link
-    encrypted = where.get("connection_class") is SSLConnection
-    host, port = where.get("host", "localhost"), where.get("port", 6379)
-    context = encryption(where) if encrypted else None
-    _, link = await loop.create_connection(
+    loop, options = asyncio.get_running_loop(), parse_url(url)
+    if "path" in options:
+        _, connection = await loop.create_unix_connection(lambda: RedisConnection(script), options["path"])
+        return connection
+    encrypted = options.get("connection_class") is SSLConnection
+    host, port = options.get("host", "localhost"), options.get("port", 6379)
+    context = encryption(options) if encrypted else None
+    _, connection = await loop.create_connection(
         lambda: RedisConnection(script), host, port, ssl=context, server_hostname=host if encrypted else None
     )
-    return link
+    return connection
 
 
-def encryption(where: Mapping[str, Any]) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=where.get("ssl_ca_certs"))
-    if where.get("ssl_certfile"):
-        context.load_cert_chain(where["ssl_certfile"], where.get("ssl_keyfile"))
-    if where.get("ssl_cert_reqs") == "none":
+def encryption(options: Mapping[str, Any]) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
+    if options.get("ssl_certfile"):
+        context.load_cert_chain(options["ssl_certfile"], options.get("ssl_keyfile"))
+    if options.get("ssl_cert_reqs") == "none":
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-async def authenticate(link: "RedisConnection", url: str) -> None:
-    where = parse_url(url)
-    if where.get("password"):
-        who = [where["username"]] if where.get("username") else []
-        await link.answer("AUTH", *who, where["password"])
-    if where.get("db"):
-        await link.answer("SELECT", where["db"])
+async def authenticate(connection: "RedisConnection", url: str) -> None:
+    options = parse_url(url)
+    if options.get("password"):
+        who = [options["username"]] if options.get("username") else []
+        await connection.request("AUTH", *who, options["password"])
+    if options.get("db"):
+        await connection.request("SELECT", options["db"])
 
 
 class RedisConnection(asyncio.Protocol):
-    """`script` is what `run` runs: sent when the server does not have it, else named by its digest.
+    """`script` is sent when the server does not have it, else named by its digest.
 
-    `heard` is called once for every question: with the answer, or with None when the connection is lost.
+    `on_reply` is called once for every command: with the answer, or with None when the connection is lost.
 
-    A server that answers an error other than "no such script" (it is loading, read-only, out of memory) is of no use:
-    the connection is closed.
+    An error other than "no such script" (the server is loading, read-only, out of memory) closes the connection.
     """
 
     def __init__(self, script: str) -> None:
@@ -101,40 +100,40 @@ class RedisConnection(asyncio.Protocol):
         self._digest = hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader()
-        self._asked: deque[PendingCommand] = deque()
+        self._pending: deque[PendingCommand] = deque()
         self._out: list[bytes] = []
         self._tick = 0
         self._ticking = False
         self._why = "the connection was closed"
         self.lost: asyncio.Future[str] = self._loop.create_future()  # why
 
-    def ask(self, words: tuple[Any, ...], heard: OnReply) -> None:
+    def send(self, words: tuple[Any, ...], on_reply: OnReply) -> None:
         if self.lost.done():
-            heard(None)
+            on_reply(None)
             return
-        self._asked.append(PendingCommand(self._tick, words, heard))
+        self._pending.append(PendingCommand(self._tick, words, on_reply))
         if not self._out:
             self._loop.call_soon(self._write)
         self._out.append(hiredis.pack_command(words))
         if not self._ticking:
             self._ticking = True
-            self._loop.call_later(TICK, self._ticked)
+            self._loop.call_later(TICK, self._on_tick)
 
-    def run(self, keys: Sequence[str], arguments: Sequence[Any], heard: OnReply) -> None:
-        self.ask(("EVALSHA", self._digest, len(keys), *keys, *arguments), heard)
+    def send_script(self, keys: Sequence[str], arguments: Sequence[Any], on_reply: OnReply) -> None:
+        self.send(("EVALSHA", self._digest, len(keys), *keys, *arguments), on_reply)
 
-    async def answer(self, *words: Any) -> Any:
-        """Raise Away."""
-        return await self._answer(lambda heard: self.ask(words, heard))
+    async def request(self, *words: Any) -> Any:
+        """Send a command and return its answer. Raises RedisUnavailable."""
+        return await self._wait_for(lambda on_reply: self.send(words, on_reply))
 
-    async def result(self, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
-        """What the script answers. Raises Away."""
-        return await self._answer(lambda heard: self.run(keys, arguments, heard))
+    async def run_script(self, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        """Run the script and return its answer. Raises RedisUnavailable."""
+        return await self._wait_for(lambda on_reply: self.send_script(keys, arguments, on_reply))
 
     def close(self, why: str) -> None:
         self._why = why
         self._transport.abort()
-        self._end()
+        self._fail_pending()
 
     # --- asyncio.Protocol
 
@@ -151,36 +150,36 @@ class RedisConnection(asyncio.Protocol):
                 return
             if reply is False:
                 return
-            self._heard(reply)
+            self._on_reply(reply)
 
     def connection_lost(self, error: Exception | None) -> None:
         if error is not None:
             self._why = str(error)
-        self._end()
+        self._fail_pending()
 
     # --- inner
 
-    async def _answer(self, ask: Callable[[OnReply], None]) -> Any:
+    async def _wait_for(self, send: Callable[[OnReply], None]) -> Any:
         future: asyncio.Future[Any] = self._loop.create_future()
 
-        def heard(reply: Any) -> None:
+        def on_reply(reply: Any) -> None:
             if not future.done():
                 future.set_result(reply)
 
-        ask(heard)
+        send(on_reply)
         reply = await future
         if reply is None:
             raise RedisUnavailable(self._why)
         return reply
 
-    def _heard(self, reply: Any) -> None:
-        question = self._asked.popleft()
+    def _on_reply(self, reply: Any) -> None:
+        command = self._pending.popleft()
         if not isinstance(reply, hiredis.ReplyError):
-            question.heard(reply)
+            command.on_reply(reply)
         elif str(reply).startswith("NOSCRIPT"):
-            self.ask(("EVAL", self._script, *question.words[2:]), question.heard)
+            self.send(("EVAL", self._script, *command.words[2:]), command.on_reply)
         else:
-            self._asked.appendleft(question)
+            self._pending.appendleft(command)
             self.close(str(reply))
 
     def _write(self) -> None:
@@ -188,19 +187,19 @@ class RedisConnection(asyncio.Protocol):
         if not self.lost.done():
             self._transport.write(b"".join(out))
 
-    def _ticked(self) -> None:
+    def _on_tick(self) -> None:
         self._tick += 1
-        if not self._asked or self.lost.done():
+        if not self._pending or self.lost.done():
             self._ticking = False
-        elif self._tick - self._asked[0].tick >= PATIENCE:
-            self.close(f"no answer for {PATIENCE * TICK:.1f} s")
+        elif self._tick - self._pending[0].tick >= MAX_TICKS:
+            self.close(f"no answer for {MAX_TICKS * TICK:.1f} s")
         else:
-            self._loop.call_later(TICK, self._ticked)
+            self._loop.call_later(TICK, self._on_tick)
 
-    def _end(self) -> None:
+    def _fail_pending(self) -> None:
         if self.lost.done():
             return
         self.lost.set_result(self._why)
-        asked, self._asked = self._asked, deque()
-        for question in asked:
-            question.heard(None)
+        pending, self._pending = self._pending, deque()
+        for command in pending:
+            command.on_reply(None)

@@ -27,7 +27,7 @@ class Unit:
     name: str  # in quotas, and in the keys of Redis
     counts: Literal["tokens", "request_bytes", "requests"]  # which field of a Consumption
     while_running: bool = False  # counts what calls under way have reserved, in no window; else what they used
-    bounds_answer: bool = False  # reserving holds only if the engine is told how long the answer may be
+    bounds_answer: bool = False  # what is reserved holds only if the engine bounds the answer
     header: str | None  # x-ratelimit-limit-HEADER; None: no header shows it
     error_type: Literal["tokens", "requests"]  # `type` in OpenAI's error object, which knows these two
     words: Mapping[Language, str]

@@ -410,7 +410,7 @@ async def test_a_redis_that_comes_back_with_what_it_once_knew_is_not_believed(re
 
 
 async def test_settlements_beyond_what_is_kept_are_read_from_the_records(redis, workers, recorded, monkeypatch):
-    monkeypatch.setattr(limits.redis, "KEPT", 10)
+    monkeypatch.setattr(limits.redis, "MAX_UNSENT", 10)
     (shared,) = await workers(1)
     budget = [limit("requests", 100)]
     await shared.admit(budget, MODEL, Consumption(0), NOON)
