@@ -1,9 +1,9 @@
 """Give quotas and take them away; ask for more, grant it or not. For pages, the API and commands.
 
 Who may do what: operators give tenants, people (everywhere) and the default of each tenant, and may do all the rest.
-Admins of a tenant give its members, its keys and its defaults, up to what the tenant itself has. Nobody gives to
-themselves what another should, and nobody decides their own request. Each verb is one transaction; what cannot be done
-raises Refused.
+Admins of a tenant give its members, its keys and its defaults, up to what the tenant itself has. A person sets no
+quota of their own and decides no request of their own. Each verb is one transaction; what cannot be done raises
+Refused.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ class QuotaRefused(Refused):
 
 
 class NotAllowed(QuotaRefused):
-    """Somebody else might do it."""
+    """Another person may do it."""
 
     allowed = False
 
@@ -108,7 +108,7 @@ def effective_amount(to: QuotaTarget, what: QuotaKind) -> int | None:
     return next((bound.quota.amount for bound in bounds if policy.kind_of(bound.quota) == kind), None)
 
 
-# --- giving
+# --- to set quotas
 
 
 def may_set(by: User, to: QuotaTarget) -> bool:
@@ -128,19 +128,19 @@ def max_grantable(by: User, to: QuotaTarget, what: QuotaKind) -> int | None:
 def set_quota(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
     """Set the quota, be there one already or not. 0 blocks. Raises Refused."""
     with transaction.atomic():
-        _check_giver(by, to)
+        _check_may_set(by, to)
         _check_amount(by, to, what, amount)
-        return _set(to, what, amount)
+        return _save_quota(to, what, amount)
 
 
 def remove_quota(by: User, quota: Quota) -> None:
     """Delete it: from then on the default applies, if there is one. Raises NotAllowed."""
     with transaction.atomic():
-        _check_giver(by, quota_target(quota))
+        _check_may_set(by, quota_target(quota))
         quota.delete()
 
 
-# --- asking
+# --- to request more
 
 
 def may_ask(by: User, to: QuotaTarget) -> bool:
@@ -171,25 +171,25 @@ def create_request(by: User, to: QuotaTarget, what: QuotaKind, amount: int, reas
             raise QuotaRefused(_("There is currently no quota here, so there is nothing to request."))
         if not previous < amount <= MOST:
             raise QuotaRefused(_("Ask for more than you have now: %(amount)s.") % {"amount": figure(previous)})
-        wish = QuotaRequest(
+        quota_request = QuotaRequest(
             **{"tenant": home, "user": to.user, "key": to.key, **what.columns},
             **{"amount": amount, "previous_amount": previous, "reason": reason[:500], "asked_by": by},
         )
         try:
             with transaction.atomic():  # a savepoint: PostgreSQL would refuse all that follows otherwise
-                wish.save()
+                quota_request.save()
         except IntegrityError as error:
             raise QuotaRefused(_("This has been asked for already and waits for an answer.")) from error
-        _tell_deciders(wish)
-    return wish
+        _notify_deciders(quota_request)
+    return quota_request
 
 
-def change_request(by: User, wish: QuotaRequest, amount: int, reason: str) -> QuotaRequest:
-    """Change how much one asked for, and say what for, before somebody answers. Raises Refused."""
+def change_request(by: User, quota_request: QuotaRequest, amount: int, reason: str) -> QuotaRequest:
+    """Change the amount and the reason of one's own request before it is answered. Raises Refused."""
     with transaction.atomic():
-        row = _locked(wish)
+        row = _lock_open(quota_request)
         if row.asked_by != by:
-            raise NotAllowed(_("Only who asked can change it."))
+            raise NotAllowed(_("Only the person who made this request can change it."))
         if not row.previous_amount < amount <= MOST:
             raise QuotaRefused(
                 _("Ask for more than you have now: %(amount)s.") % {"amount": figure(row.previous_amount)}
@@ -199,14 +199,21 @@ def change_request(by: User, wish: QuotaRequest, amount: int, reason: str) -> Qu
         return row
 
 
-def may_decide(by: User, wish: QuotaRequest) -> bool:
-    """Not one's own; a tenant's wish is for operators, a member's or a key's also for the tenant's admins."""
-    return wish.pk in requests_to_decide(by, [wish])
+def may_decide(by: User, quota_request: QuotaRequest) -> bool:
+    """Return whether this person may decide the request: operators, of a member or a key the tenant's admins too.
+
+    No person decides their own.
+    """
+    return quota_request.pk in requests_to_decide(by, [quota_request])
 
 
-def requests_to_decide(by: User, wishes: Iterable[QuotaRequest]) -> set[int]:
+def requests_to_decide(by: User, requests: Iterable[QuotaRequest]) -> set[int]:
     """Return those of them that this person may decide, by primary key. One query, for an operator none."""
-    to = {wish.pk: quota_target(wish) for wish in wishes if by not in (wish.asked_by, quota_target(wish).person)}
+    to = {
+        quota_request.pk: quota_target(quota_request)
+        for quota_request in requests
+        if by not in (quota_request.asked_by, quota_target(quota_request).person)
+    }
     if permissions.may_operate(by):
         return set(to)
     homes = {whose.home.pk for whose in to.values() if whose.home}
@@ -214,46 +221,44 @@ def requests_to_decide(by: User, wishes: Iterable[QuotaRequest]) -> set[int]:
     return {pk for pk, whose in to.items() if by.is_active and whose.home and whose.home.pk in mine}
 
 
-def deciders(wish: QuotaRequest) -> QuerySet[User]:
-    """Whose turn it is: a member's or a key's wish goes to the other admins of the tenant; to operators if there are
-    none, and a tenant's.
-    """
-    if wish.user_id or wish.key_id:
-        admins = permissions.admins_of(wish.tenant).exclude(pk=wish.asked_by_id or 0)
+def deciders(quota_request: QuotaRequest) -> QuerySet[User]:
+    """Return who is to decide: for a member or a key the tenant's other admins, if there are any; else operators."""
+    if quota_request.user_id or quota_request.key_id:
+        admins = permissions.admins_of(quota_request.tenant).exclude(pk=quota_request.asked_by_id or 0)
         if admins.exists():
             return admins
-    return permissions.operators().exclude(pk=wish.asked_by_id or 0)
+    return permissions.operators().exclude(pk=quota_request.asked_by_id or 0)
 
 
-def grant_request(by: User, wish: QuotaRequest, amount: int | None = None, note: str = "") -> QuotaRequest:
-    """Give what was wished, or another `amount`, and tell who asked. Raises Refused; also if answered before."""
+def grant_request(by: User, quota_request: QuotaRequest, amount: int | None = None, note: str = "") -> QuotaRequest:
+    """Give what was requested, or another `amount`, and notify who asked. Raises Refused; also if answered before."""
     with transaction.atomic():
-        row = _open(by, wish)
+        row = _lock_for_decision(by, quota_request)
         given = row.amount if amount is None else amount
         to, what = quota_target(row), quota_kind(row)
         now = effective_amount(to, what)
         if now is not None and given <= now:
             raise QuotaRefused(_("That is no more than there is now: %(amount)s.") % {"amount": figure(now)})
         _check_amount(by, to, what, given)
-        _set(to, what, given)
+        _save_quota(to, what, given)
         row.granted = given
-        return _decided(row, by, QuotaRequest.State.GRANTED, note)
+        return _decide(row, by, QuotaRequest.State.GRANTED, note)
 
 
-def refuse_request(by: User, wish: QuotaRequest, note: str) -> QuotaRequest:
-    """Say no, and why. Raises Refused, also when answered already."""
+def refuse_request(by: User, quota_request: QuotaRequest, note: str) -> QuotaRequest:
+    """Refuse a request and say why. Raises Refused, also when answered already."""
     if not note.strip():
-        raise QuotaRefused(_("Please tell in a few words why not."))
+        raise QuotaRefused(_("Please give a reason in a few words."))
     with transaction.atomic():
-        return _decided(_open(by, wish), by, QuotaRequest.State.REFUSED, note)
+        return _decide(_lock_for_decision(by, quota_request), by, QuotaRequest.State.REFUSED, note)
 
 
-def withdraw_request(by: User, wish: QuotaRequest) -> QuotaRequest:
-    """Take back one's own wish. Raises Refused, also when answered already."""
+def withdraw_request(by: User, quota_request: QuotaRequest) -> QuotaRequest:
+    """Withdraw one's own request. Raises Refused, also when answered already."""
     with transaction.atomic():
-        row = _locked(wish)
+        row = _lock_open(quota_request)
         if row.asked_by != by:
-            raise NotAllowed(_("Only who asked can withdraw it."))
+            raise NotAllowed(_("Only the person who made this request can withdraw it."))
         row.state, row.decided_at = QuotaRequest.State.WITHDRAWN, timezone.now()
         row.save(update_fields=["state", "decided_at"])
         return row
@@ -262,7 +267,7 @@ def withdraw_request(by: User, wish: QuotaRequest) -> QuotaRequest:
 def waiting_for(user: User) -> QuerySet[QuotaRequest]:
     """Return the open requests that this person is to answer.
 
-    Of members and keys: the admins of the tenant. Of tenants, and where nobody else could: operators.
+    Of members and keys: the admins of the tenant. Of tenants, and where no admin can: operators.
     """
     of_people = Q(user__isnull=False) | Q(key__isnull=False)
     mine = Q(tenant__memberships__user=user, tenant__memberships__role=Membership.Role.ADMIN)
@@ -291,7 +296,7 @@ def waiting_in(user: User) -> list[tuple[Tenant, int]]:
     return [(tenants[pk], count) for pk, count in counts.items()]
 
 
-def _check_giver(by: User, to: QuotaTarget) -> None:
+def _check_may_set(by: User, to: QuotaTarget) -> None:
     if may_set(by, to):
         return
     if to.person == by:
@@ -318,26 +323,27 @@ def _check_amount(by: User, to: QuotaTarget, what: QuotaKind, amount: int) -> No
         )
 
 
-def _set(to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
+def _save_quota(to: QuotaTarget, what: QuotaKind, amount: int) -> Quota:
     quota, _created = Quota.objects.update_or_create(**to.columns, **what.columns, defaults={"amount": amount})
     return quota
 
 
-def _locked(wish: QuotaRequest) -> QuotaRequest:
-    """Return the row as it is now; nobody else decides it before this transaction ends (SQLite lets one write at a
-    time).
+def _lock_open(quota_request: QuotaRequest) -> QuotaRequest:
+    """Return the row as it is now, locked: no other decision comes before this transaction ends.
+
+    SQLite lets one write at a time, so nothing is locked there.
     """
     row = (
         QuotaRequest.objects.select_for_update(of=("self",))
         .select_related("tenant", "user", "key__user", "key__tenant", "model", "asked_by", "decided_by")
-        .get(pk=wish.pk)
+        .get(pk=quota_request.pk)
     )
     if row.state != QuotaRequest.State.OPEN:
-        raise QuotaRefused(_answered(row))
+        raise QuotaRefused(_describe_answer(row))
     return row
 
 
-def _answered(row: QuotaRequest) -> str:
+def _describe_answer(row: QuotaRequest) -> str:
     if row.state == QuotaRequest.State.WITHDRAWN:
         return _("This request has been withdrawn.")
     if row.decided_by is None:
@@ -345,8 +351,8 @@ def _answered(row: QuotaRequest) -> str:
     return _("%(person)s has answered this request already.") % {"person": person(row.decided_by)}
 
 
-def _open(by: User, wish: QuotaRequest) -> QuotaRequest:
-    row = _locked(wish)
+def _lock_for_decision(by: User, quota_request: QuotaRequest) -> QuotaRequest:
+    row = _lock_open(quota_request)
     if may_decide(by, row):
         return row
     if by in (row.asked_by, quota_target(row).person):
@@ -354,31 +360,31 @@ def _open(by: User, wish: QuotaRequest) -> QuotaRequest:
     raise NotAllowed(_("This is for others to decide."))
 
 
-def _decided(row: QuotaRequest, by: User, state: str, note: str) -> QuotaRequest:
+def _decide(row: QuotaRequest, by: User, state: str, note: str) -> QuotaRequest:
     row.state, row.decided_by, row.decided_at, row.note = state, by, timezone.now(), note.strip()[:500]
     row.save(update_fields=["state", "granted", "decided_by", "decided_at", "note"])
-    _tell_asker(row)
+    _notify_requester(row)
     return row
 
 
-def _tell_deciders(wish: QuotaRequest) -> None:
-    assert wish.asked_by is not None
+def _notify_deciders(quota_request: QuotaRequest) -> None:
+    assert quota_request.asked_by is not None
     notify(
-        deciders(wish),
+        deciders(quota_request),
         "request-asked",
-        str(wish.pk),
-        path=reverse("tenant-requests", args=[wish.tenant.slug]),
+        str(quota_request.pk),
+        path=reverse("tenant-requests", args=[quota_request.tenant.slug]),
         **{
-            "asker": person(wish.asked_by),
-            "tenant": wish.tenant.name,
-            "had": wish.previous_amount,
-            "reason": wish.reason,
+            "asker": person(quota_request.asked_by),
+            "tenant": quota_request.tenant.name,
+            "had": quota_request.previous_amount,
+            "reason": quota_request.reason,
         },
-        **_bound(wish),
+        **_quota_facts(quota_request),
     )
 
 
-def _tell_asker(row: QuotaRequest) -> None:
+def _notify_requester(row: QuotaRequest) -> None:
     if row.asked_by and row.decided_by:
         notify(
             [row.asked_by],
@@ -386,11 +392,11 @@ def _tell_asker(row: QuotaRequest) -> None:
             str(row.pk),
             path=reverse("home"),
             **{"by": person(row.decided_by), "granted": row.granted, "note": row.note},
-            **_bound(row),
+            **_quota_facts(row),
         )
 
 
-def _bound(wish: QuotaRequest) -> dict[str, Any]:
-    """What a notice says of the quota that is wished."""
-    model = wish.model.name if wish.model else ""
-    return {"unit": wish.unit, "window": wish.window, "model": model, "amount": wish.amount}
+def _quota_facts(quota_request: QuotaRequest) -> dict[str, Any]:
+    """Return what a notice says of the quota that is requested."""
+    model = quota_request.model.name if quota_request.model else ""
+    return {"unit": quota_request.unit, "window": quota_request.window, "model": model, "amount": quota_request.amount}

@@ -43,12 +43,12 @@ class QuotaAlert:
 
     @property
     def kind(self) -> str:
-        """Of the notice that tells of it."""
+        """The kind of its notice."""
         return KINDS[self.is_reached]
 
     @property
     def ref(self) -> str:
-        """The same for as long as nobody needs to be told again: the window runs, and no more was given."""
+        """The same for as long as no further notice is due: while the window runs and the amount is not changed."""
         quota = self.bound.quota
         ids = "/".join(str(number) for number in quota_usage.owner_of(self.bound))
         return f"{self.bound.scope} {ids} {quota.model_id or 0} {quota.unit} {quota.window} {self.begin} {self.amount}"
@@ -89,20 +89,20 @@ def alerts_of(tenant: Tenant, now: datetime) -> list[QuotaAlert]:
     return find_alerts(replace(read_field([tenant]), zones={}), now)
 
 
-def already_notified(walls: Sequence[QuotaAlert], tenant: Tenant) -> list[status.Allowance]:
-    """Return the same as pages show quotas: for the few that fit on one. Two queries at most."""
-    ids = {"user": {wall.bound.user for wall in walls}, "key": {wall.bound.key for wall in walls}}
+def read_allowances(alerts: Sequence[QuotaAlert], tenant: Tenant) -> list[status.Allowance]:
+    """Return these as pages show quotas: for the few that fit on one. Two queries at most."""
+    ids = {"user": {alert.bound.user for alert in alerts}, "key": {alert.bound.key for alert in alerts}}
     names = status.Names(
         zone=tenant.zone,
         tenants={tenant.pk: tenant},
         users=User.objects.in_bulk([pk for pk in ids["user"] if pk is not None]),
         keys=ApiKey.objects.in_bulk([pk for pk in ids["key"] if pk is not None]),
     )
-    return [status.allowance(wall.bound, names, wall.spent, wall.renews_at) for wall in walls]
+    return [status.allowance(alert.bound, names, alert.spent, alert.renews_at) for alert in alerts]
 
 
 def read_field(tenants: Iterable[Tenant]) -> Field:
-    """Return four queries, and one for the tenants if they are yet to be read."""
+    """Read what there is in these tenants. Four queries, and one for the tenants if they are not read yet."""
     known = {tenant.pk: tenant for tenant in tenants}
     of_keys = Q(key__tenant__in=known)
     quotas = list(
@@ -122,9 +122,12 @@ def read_field(tenants: Iterable[Tenant]) -> Field:
 
 
 def find_alerts(field: Field, now: datetime) -> list[QuotaAlert]:
-    """Return one query for each scope, one for the lines of keys."""
+    """Return the quotas that are nearly or fully used, the worst first.
+
+    One query for each scope, one for successors of keys.
+    """
     spans: dict[tuple[str, ZoneInfo], tuple[date, datetime]] = {}
-    # A block is no wall that one comes near to.
+    # What is blocked is not nearly used up.
     bounds = [bound for bound in field.bounds() if bound.quota.amount and quota_usage.adds_up(bound.quota)]
     for bound in bounds:
         which = bound.quota.window, field.zone_of(bound)
@@ -137,4 +140,4 @@ def find_alerts(field: Field, now: datetime) -> list[QuotaAlert]:
         for bound, spent, (begin, end) in zip(bounds, used, of, strict=True)
         if 100 * spent >= status.NEAR * bound.quota.amount
     ]
-    return sorted(found, key=lambda wall: -wall.spent / wall.amount)
+    return sorted(found, key=lambda alert: -alert.spent / alert.amount)

@@ -57,7 +57,7 @@ class Quotas(GenericViewSet[Quota]):
 
     @extend_schema(summary=_("Give a quota"), request=shapes.NewQuota, responses={201: shapes.Quota})
     def create(self, request: Request) -> Response:
-        """In place of the one that there is for the same, if there is one. Admins give up to what the tenant has."""
+        """Replace the quota that there is for the same, if there is one. Admins give up to what the tenant has."""
         values = validated(shapes.NewQuota, request.data, user=current_user(request))
         quota = administration.set_quota(
             current_user(request), shapes.whose(values), shapes.measure(values), values["amount"]
@@ -75,7 +75,7 @@ class Quotas(GenericViewSet[Quota]):
 
     @extend_schema(summary=_("Take a quota away"), responses={204: None})
     def destroy(self, request: Request, pk: int) -> Response:
-        """From then on the default applies, if there is one."""
+        """Let the default apply from then on, if there is one."""
         administration.remove_quota(current_user(request), self.get_object())
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -111,47 +111,49 @@ class Requests(GenericViewSet[QuotaRequest]):
     def retrieve(self, request: Request, pk: int) -> Response:
         return Response(shapes.Request(self.get_object()).data)
 
-    @extend_schema(summary=_("Ask for more"), request=shapes.Wish, responses={201: shapes.Request})
+    @extend_schema(summary=_("Ask for more"), request=shapes.NewRequest, responses={201: shapes.Request})
     def create(self, request: Request) -> Response:
-        """Return those who may grant it are told."""
-        values = validated(shapes.Wish, request.data, user=current_user(request))
+        """Notify those who may grant it."""
+        values = validated(shapes.NewRequest, request.data, user=current_user(request))
         to, what = shapes.whose(values), shapes.measure(values)
-        wish = administration.create_request(current_user(request), to, what, values["amount"], values["reason"])
-        return Response(shapes.Request(wish).data, status.HTTP_201_CREATED)
+        quota_request = administration.create_request(
+            current_user(request), to, what, values["amount"], values["reason"]
+        )
+        return Response(shapes.Request(quota_request).data, status.HTTP_201_CREATED)
 
-    @extend_schema(summary=_("Change a request"), request=shapes.Amended, responses={200: shapes.Request})
+    @extend_schema(summary=_("Change a request"), request=shapes.ChangedRequest, responses={200: shapes.Request})
     def partial_update(self, request: Request, pk: int) -> Response:
-        """One's own, as long as it is open."""
-        wish = self.get_object()
-        values = validated(shapes.Amended, request.data)
+        """Change one's own request, as long as it is open."""
+        quota_request = self.get_object()
+        values = validated(shapes.ChangedRequest, request.data)
         changed = administration.change_request(
-            current_user(request), wish, values["amount"], values.get("reason", wish.reason)
+            current_user(request), quota_request, values["amount"], values.get("reason", quota_request.reason)
         )
         return Response(shapes.Request(changed).data)
 
     @extend_schema(summary=_("Grant a request"), request=shapes.Grant, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def grant(self, request: Request, pk: int) -> Response:
-        """Give what was wished or another amount. Not one's own."""
-        wish = self.get_object()
+        """Give what was requested or another amount. A request of one's own cannot be granted."""
+        quota_request = self.get_object()
         answer = validated(shapes.Grant, request.data)
         return Response(
             shapes.Request(
-                administration.grant_request(current_user(request), wish, answer["amount"], answer["note"])
+                administration.grant_request(current_user(request), quota_request, answer["amount"], answer["note"])
             ).data
         )
 
     @extend_schema(summary=_("Refuse a request"), request=shapes.Refusal, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def refuse(self, request: Request, pk: int) -> Response:
-        wish = self.get_object()
+        quota_request = self.get_object()
         note = validated(shapes.Refusal, request.data)["note"]
-        return Response(shapes.Request(administration.refuse_request(current_user(request), wish, note)).data)
+        return Response(shapes.Request(administration.refuse_request(current_user(request), quota_request, note)).data)
 
     @extend_schema(summary=_("Withdraw a request"), request=None, responses={200: shapes.Request})
     @action(detail=True, methods=["post"])
     def withdraw(self, request: Request, pk: int) -> Response:
-        """One's own, as long as it is open."""
+        """Withdraw one's own request, as long as it is open."""
         return Response(shapes.Request(administration.withdraw_request(current_user(request), self.get_object())).data)
 
 
@@ -166,25 +168,25 @@ class AllowancesView(APIView):
         responses={200: shapes.Allowance(many=True)},
     )
     def get(self, request: Request) -> Response:
-        """Yours, unless a tenant or a key is named. What is reserved for running requests is not taken off yet."""
+        """Return yours, unless a tenant or a key is named. What running requests reserve is not subtracted yet."""
         wanted = validated(shapes.AllowanceFilter, request.query_params, user=current_user(request))
         return Response([shapes.Allowance(one).data for one in left(current_user(request), wanted)])
 
 
 def left(user: User, wanted: dict[str, Any]) -> list[Allowance]:
     """Raise Http404 for what is not this person's to know."""
-    now, tenant, whom = timezone.now(), wanted.get("tenant"), wanted.get("user")
+    now, tenant, member = timezone.now(), wanted.get("tenant"), wanted.get("user")
     if "key" in wanted:
         return allowances_of_key(wanted["key"], now)
     if tenant is None:
         return allowances(user, zone_of(user), now)
-    if whom != user and not permissions.administered_tenants(user).filter(pk=tenant.pk).exists():
+    if member != user and not permissions.administered_tenants(user).filter(pk=tenant.pk).exists():
         raise Http404
-    if whom is None:
+    if member is None:
         return allowances_of_tenant(tenant, now)
-    if not whom.memberships.filter(tenant=tenant).exists():
+    if not member.memberships.filter(tenant=tenant).exists():
         raise Http404
-    return allowances_of_member(tenant, whom, now)
+    return allowances_of_member(tenant, member, now)
 
 
 def visible_quotas(user: User) -> QuerySet[Quota]:

@@ -17,22 +17,22 @@ class QuotasConfig(AppConfig):
         key_replaced.connect(copy_quotas, dispatch_uid="copy quotas")
 
         tracking.track(Quota, "quota", tenant=tenant_of, name=quota_name)
-        tracking.track(QuotaRequest, "request", tenant=tenant_of, name=quota_name, verb=decided)
+        tracking.track(QuotaRequest, "request", tenant=tenant_of, name=quota_name, verb=verb_of_change)
 
 
 def tenant_of(quota: Any) -> Any:
-    """Whose admins read of it. None: of a person wherever, or of each tenant, which operators give."""
+    """Return the tenant whose admins may read of it; None: operators set it, for a person or for each tenant."""
     return quota.key.tenant if quota.key else quota.tenant
 
 
 def quota_name(quota: Any) -> str:
-    """As "sales · tanaka: tokens / day, qwen"; codes, for events are read in either language."""
+    """Return it as "sales · tanaka: tokens / day, qwen": codes, because events are read in either language."""
     owners = [quota.tenant and quota.tenant.slug, quota.user and quota.user.get_username(), quota.key]
     owners.append(f"each {quota.default_for}" if getattr(quota, "default_for", "") else "")
     what = f"{quota.unit} / {quota.window}" if quota.window else quota.unit
     return f"{' · '.join(str(owner) for owner in owners if owner)}: {what}{f', {quota.model}' if quota.model else ''}"
 
 
-def decided(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """ "granted", "refused" or "withdrawn"."""
+def verb_of_change(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return the verb of a change: "granted", "refused", "withdrawn" or "change"."""
     return str(after.get("state", "change"))

@@ -18,9 +18,9 @@ from portal.quotas.units import unit_choices
 class Quota(models.Model):
     """At most `amount` of `unit` per `window`, for all models together or one.
 
-    Of whom, by what is set: `tenant`; `user`, wherever (operators give it); `tenant` and `user`, a member's use of that
-    tenant's keys; `key`. With `default_for` it is a default for all of a kind that have none of their own for the same
-    model, unit and window: each tenant (`tenant` is empty), each member or each service key of `tenant`.
+    Its owner, by what is set: `tenant`; `user`, everywhere (operators set it); `tenant` and `user`, a member's use of
+    that tenant's keys; `key`. With `default_for` it is a default for all of a kind that have none of their own for the
+    same model, unit and window: each tenant (`tenant` is empty), each member or each service key of `tenant`.
     """
 
     class DefaultFor(models.TextChoices):
@@ -104,10 +104,10 @@ class Quota(models.Model):
 
 
 class QuotaRequest(models.Model):
-    """Somebody's wish for more than a quota gives, and what another made of it.
+    """A request for more than a quota gives, and how it was decided.
 
     A member asks for themselves (`user`) or a key (`key`) the admins of the `tenant`; an admin asks for the tenant
-    (neither is set) the operators. `amount` is what is wished, `granted` what was given.
+    (neither is set) the operators. `amount` is what is requested, `granted` what was given.
     """
 
     class State(models.TextChoices):
@@ -126,7 +126,7 @@ class QuotaRequest(models.Model):
     )
     unit = models.CharField(_("unit"), max_length=10, choices=unit_choices)
     window = models.CharField(_("per"), max_length=10, choices=Quota.Window, blank=True)
-    amount = models.PositiveBigIntegerField(_("wished"))
+    amount = models.PositiveBigIntegerField(_("requested amount"))
     previous_amount = models.PositiveBigIntegerField(_("so far"), help_text="When it was asked for.")
     reason = models.CharField(_("what for"), max_length=500, blank=True)
     asked_by = models.ForeignKey(

@@ -1,4 +1,4 @@
-"""Which quotas bind whom. Pure: quotas that were read before come in, what binds a call comes out.
+"""Which quotas apply to a call. Pure: quotas that were read before come in, those that apply come out.
 
 A call with a key is bound by all of these together, each for itself:
 
@@ -28,9 +28,9 @@ Kind = tuple[int | None, str, str]  # model, unit, window
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedQuota:
-    """A quota as it binds somebody. Usage that counts against it has all of the ids that are set.
+    """A quota as it applies to an owner. Usage that counts against it has all of the ids that are set.
 
-    `quota` is a default if its `each` is set: it counts for each whom it binds alone.
+    `quota` is a default if its `each` is set: it counts for each owner alone.
     """
 
     quota: Quota
@@ -41,9 +41,7 @@ class AppliedQuota:
 
 
 def applying_to(*, tenants: Ids, users: Ids = (), keys: Ids = ()) -> Q:
-    """Return the quotas that `Policy` needs to know what binds these. Of other people's in these tenants there are
-    none.
-    """
+    """Return the quotas that `Policy` needs for these owners; none of other people in these tenants."""
     return (
         Q(default_for=Quota.DefaultFor.TENANT)
         | Q(tenant__in=tenants, user=None)
@@ -53,7 +51,7 @@ def applying_to(*, tenants: Ids, users: Ids = (), keys: Ids = ()) -> Q:
 
 
 class Policy:
-    """`quotas` must hold all that bear on whom it is asked about, see `applying_to`; others do no harm."""
+    """`quotas` must hold all that apply to those it is asked about, see `applying_to`; others do no harm."""
 
     def __init__(self, quotas: Iterable[Quota]) -> None:
         self._own: dict[tuple[int | None, int | None, int | None], list[Quota]] = defaultdict(list)
@@ -69,7 +67,7 @@ class Policy:
         return [*self.caller(tenant, user), *self.key(key, tenant, user)]
 
     def caller(self, tenant: int, user: int | None) -> list[AppliedQuota]:
-        """What binds calls with all of somebody's keys of the tenant, or with all service keys, alike."""
+        """Return what binds calls with all keys of a person in the tenant, or with all service keys, alike."""
         person = [] if user is None else [*self.user(user), *self.member(tenant, user)]
         return [*self.tenant(tenant), *person]
 
@@ -78,7 +76,7 @@ class Policy:
         return [AppliedQuota(quota=quota, scope="tenant", tenant=tenant) for quota in quotas]
 
     def user(self, user: int) -> list[AppliedQuota]:
-        """What operators gave the person, for all their tenants together."""
+        """Return what operators gave the person, for all their tenants together."""
         return [AppliedQuota(quota=quota, scope="user", user=user) for quota in self._own.get((None, user, None), ())]
 
     def member(self, tenant: int, user: int) -> list[AppliedQuota]:
@@ -86,7 +84,7 @@ class Policy:
         return [AppliedQuota(quota=quota, scope="member", tenant=tenant, user=user) for quota in quotas]
 
     def key(self, key: int, tenant: int, user: int | None) -> list[AppliedQuota]:
-        """`user` None: it is a service key."""
+        """Return what binds a key alone; `user` None: it is a service key."""
         default = (Quota.DefaultFor.SERVICE, tenant) if user is None else ("", None)
         quotas = self._preferred((None, None, key), default)
         return [AppliedQuota(quota=quota, scope="key", key=key) for quota in quotas]
@@ -103,5 +101,5 @@ class Policy:
 
 
 def kind_of(quota: Quota) -> Kind:
-    """What an own quota and the default that it replaces have in common."""
+    """Return what an own quota and the default that it replaces have in common."""
     return quota.model_id, quota.unit, quota.window

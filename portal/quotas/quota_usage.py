@@ -15,7 +15,7 @@ from portal.quotas.units import UNITS
 from portal.quotas.windows import window_bounds
 from portal.usage.models import Sums, UsageDay, UsageMonth, UsageTenantDay
 
-# By which columns of the sums somebody's use is found, in the words of policy.Scope.
+# By which columns of the sums the use of an owner is found, in the words of policy.Scope.
 OWNER: Mapping[str, tuple[str, ...]] = {
     "tenant": ("tenant",),
     "user": ("user",),
@@ -42,7 +42,7 @@ def window_span(window: str, zone: ZoneInfo, now: datetime) -> tuple[date, datet
 
 
 def usage_since_start(counted: Sequence[tuple[AppliedQuota, date]]) -> list[int]:
-    """Of each (bound, first day of its window) what was used, in their order.
+    """Return what was used of each (bound, first day of its window), in their order.
 
     One query for each scope among them; two where both days and months count, which are summed in tables of their own;
     one for which keys are whose successors. A key goes on with what its predecessors used.
@@ -62,14 +62,14 @@ def owner_of(bound: AppliedQuota) -> Owner:
 
 
 def _table(bound: AppliedQuota) -> type[Sums]:
-    """Where the fewest rows add up to it."""
+    """Return the table in which the fewest rows add up to it."""
     if bound.scope == "tenant":
         return UsageTenantDay
     return UsageMonth if bound.quota.window == Quota.Window.MONTH else UsageDay
 
 
 def _used(scope: str, table: type[Sums], counted: Sequence[tuple[AppliedQuota, date]], lines: lineage.Lineage) -> Used:
-    """By owner: (model, sums); the sums are called as `_name` says. Model "": all together, if no bound is for one."""
+    """Return (model, sums) by owner, the sums named by `_name`. Model "": all together, if no bound is for one."""
     begins = {begin for _, begin in counted}
     column = "month" if table is UsageMonth else "day"
     sums = {}

@@ -1,4 +1,4 @@
-"""Wishes for more as people meet them: at the bar of a quota, and among their own requests."""
+"""Requests for more on pages: at the bar of a quota, and among a person's own requests."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ MOST = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """A quota as its reader sees it. `wish`: an open request for more of it, whoever asked."""
+    """A quota as its reader sees it. `open_request`: a request for more of it, by any person."""
 
     allowance: Allowance
     may_ask: bool
-    wish: QuotaRequest | None
+    open_request: QuotaRequest | None
 
 
 def bars(reader: User, allowances: Iterable[Allowance]) -> list[Bar]:
-    """Return two queries at most: which tenants this person may ask for, and what has been asked for."""
+    """Return quotas with whether this person may request more, and what is requested already. Two queries at most."""
     shown = list(allowances)
     slugs = {one.to.partition(":")[2] for one in shown if one.of == "tenant"}
     mine = set(permissions.administered_tenants(reader).filter(slug__in=slugs).values_list("slug", flat=True))
@@ -45,21 +45,21 @@ def bars(reader: User, allowances: Iterable[Allowance]) -> list[Bar]:
         Bar(
             allowance=one,
             may_ask=bool(one.to) and (one.of != "tenant" or one.to.partition(":")[2] in mine),
-            wish=asked.get((one.to, one.user, one.unit, one.window, one.model)),
+            open_request=asked.get((one.to, one.user, one.unit, one.window, one.model)),
         )
         for one in shown
     ]
 
 
 def name_of(row: QuotaRequest) -> str:
-    """As Allowance.to."""
+    """Return the name of the request's target, as Allowance.to."""
     if row.key:
         return f"key:{row.key.prefix}"
     return f"member:{row.tenant.slug}" if row.user_id else f"tenant:{row.tenant.slug}"
 
 
 def find_request_target(by: User, name: str) -> QuotaTarget:
-    """What Allowance.to names, for this person. Raises Http404 for what is not there or not theirs to ask for."""
+    """Return what Allowance.to names. Raises Http404 for what is not there or this person may not request."""
     kind, _, which = name.partition(":")
     to = None
     if kind == "key":
@@ -74,7 +74,7 @@ def find_request_target(by: User, name: str) -> QuotaTarget:
 
 
 def quota_kind_of(unit: str, window: str, model: str) -> QuotaKind:
-    """From the words of an address or a form. Raises Http404."""
+    """Return the kind by the words of an address or a form. Raises Http404."""
     if unit not in UNITS or window not in UNITS[unit].windows:
         raise Http404
     served = ServedModel.objects.filter(name=model).first() if model else None
@@ -84,12 +84,12 @@ def quota_kind_of(unit: str, window: str, model: str) -> QuotaKind:
 
 
 def proposed_amount(now: int | None) -> int | None:
-    """What one click asks for: double."""
+    """Return what one click requests: double."""
     return 2 * now if now else None
 
 
 def requests_of(reader: User, now: datetime) -> list[QuotaRequest]:
-    """This person's requests that wait or were answered lately, the newest first. One query."""
+    """Return the person's requests that wait or were answered lately, the newest first. One query."""
     mine = QuotaRequest.objects.filter(asked_by=reader).exclude(state=QuotaRequest.State.WITHDRAWN)
     waiting, lately = mine.filter(state=QuotaRequest.State.OPEN), mine.filter(decided_at__gte=now - RECENT)
     return list((waiting | lately).select_related("tenant", "user", "key", "model", "decided_by")[:MOST])

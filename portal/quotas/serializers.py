@@ -20,9 +20,7 @@ from portal.web.rest.strict_fields import CharField
 
 
 def limitable(user: User) -> QuerySet[ApiKey]:
-    """Return the keys of whose quotas this person may know: those they may see, and all of tenants that they
-    administer.
-    """
+    """Return the keys whose quotas this person may see: keys they may see, and all of tenants that they administer."""
     seen = Q(pk__in=queries.viewable_by(user).values("pk"))
     of_members = Q(tenant__in=administered_tenants(user), is_playground=False)
     keys: QuerySet[ApiKey] = ApiKey.objects.filter(seen | of_members)
@@ -35,7 +33,7 @@ class Amount(serializers.IntegerField):
 
 
 class Bounded(serializers.Serializer[Any]):
-    """Of whom a quota is (`key`; `tenant`; `tenant` and `user`: a member; `user`: wherever they work) and of what."""
+    """The owner of a quota (`key`; `tenant`; `tenant` and `user`: a member; `user`: everywhere) and what it counts."""
 
     tenant = AnyTenant(required=False, default=None, allow_null=True)
     user = Colleague(required=False, default=None, allow_null=True)
@@ -99,20 +97,20 @@ class QuotaFilter(serializers.Serializer[Any]):
     unit = serializers.ChoiceField(unit_choices(), required=False)
 
 
-class Wish(Bounded):
+class NewRequest(Bounded):
     """For yourself: `tenant` and `user` (you). For a key that you answer for: `key`. As its admin for a `tenant`."""
 
     amount = Amount(help_text="More than there is now.")
     reason = CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
-class Amended(serializers.Serializer[Any]):
+class ChangedRequest(serializers.Serializer[Any]):
     amount = Amount(help_text="More than there was when it was asked for.")
     reason = CharField(max_length=500, required=False, allow_blank=True)
 
 
 class Request(serializers.Serializer[QuotaRequest]):
-    """A wish for more, and what another made of it."""
+    """A request for more, and how it was decided."""
 
     id = serializers.IntegerField()
     tenant = CharField(source="tenant.slug")
@@ -121,7 +119,7 @@ class Request(serializers.Serializer[QuotaRequest]):
     model = CharField(source="model.name", default=None, allow_null=True)
     unit = serializers.ChoiceField(unit_choices())
     window = serializers.ChoiceField(QuotaRow.Window.choices, allow_blank=True)
-    amount = serializers.IntegerField(help_text="Wished.")
+    amount = serializers.IntegerField(help_text="Requested.")
     previous_amount = serializers.IntegerField(help_text="When it was asked for.")
     reason = CharField()
     asked_by = CharField(source="asked_by.username", default=None, allow_null=True)
@@ -142,7 +140,7 @@ class RequestFilter(serializers.Serializer[Any]):
 
 
 class Grant(serializers.Serializer[Any]):
-    amount = Amount(required=False, allow_null=True, default=None, help_text="Left out: as much as was wished.")
+    amount = Amount(required=False, allow_null=True, default=None, help_text="Left out: as much as was requested.")
     note = CharField(max_length=500, required=False, default="", allow_blank=True)
 
 
@@ -151,7 +149,7 @@ class Refusal(serializers.Serializer[Any]):
 
 
 class Allowance(serializers.Serializer[Any]):
-    """A quota as it stands."""
+    """A quota and what is left of it."""
 
     of = serializers.ChoiceField(["tenant", "user", "member", "key"])
     owner = CharField(help_text="The name of the tenant, the person or the key.")

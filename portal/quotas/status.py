@@ -22,9 +22,12 @@ OWN_FIRST = ("key", "member", "user", "tenant")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Allowance:
-    """One quota as it stands. `model` "" = all together. `spent`, `renews_at`: None where nothing adds up over time.
+    """One quota and what is left of it. `model` "" = all together.
 
-    `to` names whose it is, for a wish for more (see wishes.find); "" for what operators gave a person everywhere.
+    `spent`, `renews_at`: None where nothing adds up over time.
+
+    `to` names its owner, for a request for more (see request_pages.find_request_target); "" for what operators gave a
+    person everywhere.
     """
 
     of: str  # a policy.Scope: "tenant", "user", "member" or "key"
@@ -51,12 +54,12 @@ class Allowance:
 
     @property
     def near(self) -> bool:
-        """Whether it is time to tell: little or nothing is left of what adds up."""
+        """Whether a notice is due: little or nothing is left of what adds up."""
         return self.spent is not None and self.percent >= NEAR
 
     @property
     def level(self) -> str:
-        """ "fine", "watch" from four fifths, "broken" when nothing is left."""
+        """The tone: "fine", "watch" from four fifths, "broken" when nothing is left."""
         if self.percent >= 100:
             return "broken"
         return "watch" if self.percent >= NEAR else "fine"
@@ -95,19 +98,19 @@ def allowances(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
 
 
 def allowances_of_tenant(tenant: Tenant, now: datetime) -> list[Allowance]:
-    """What the tenant has as a whole. Two queries."""
+    """Return what the tenant has as a whole. Two queries."""
     bounds = rules_for(tenants=[tenant.pk]).tenant(tenant.pk)
     return read_allowances(bounds, Names(zone=tenant.zone, tenants={tenant.pk: tenant}), now)
 
 
 def allowances_of_member(tenant: Tenant, user: User, now: datetime) -> list[Allowance]:
-    """What the person has as a member of the tenant. Three queries at most."""
+    """Return what the person has as a member of the tenant. Three queries at most."""
     bounds = rules_for(tenants=[tenant.pk], users=[user.pk]).member(tenant.pk, user.pk)
     return read_allowances(bounds, Names(zone=tenant.zone, tenants={tenant.pk: tenant}, users={user.pk: user}), now)
 
 
 def allowances_everywhere(user: User, zone: ZoneInfo, now: datetime) -> list[Allowance]:
-    """What operators gave the person for all tenants together: no matter of a single tenant's admins.
+    """Return what operators gave the person for all tenants together, which is hidden from admins of a single tenant.
 
     Three queries at most.
     """
@@ -132,7 +135,7 @@ def rules_for(*, tenants: Iterable[int], users: Iterable[int] = (), keys: Iterab
 
 
 def read_allowances(bounds: Iterable[AppliedQuota], names: Names, now: datetime) -> list[Allowance]:
-    """Return these as they stand, in their order but rates last. One query for each scope among those that add up.
+    """Return these with what is left, in their order but rates last. One query for each scope among those that add up.
 
     One more for which keys are whose successors.
     """

@@ -5,7 +5,7 @@ from zoneinfo import ZoneInfo
 
 
 def window_bounds(window: str, now: float, zone: ZoneInfo) -> tuple[float, float]:
-    """(begin, end) of the window that holds `now`, both Unix seconds.
+    """Return (begin, end) of the window that holds `now`, both Unix seconds.
 
     Minutes are the same everywhere; days and months begin at local midnight, so a day may last 23 or 25 hours.
     """

@@ -35,7 +35,7 @@ def overview(request: HttpRequest, tenant: Tenant) -> HttpResponse:
         "members": Membership.objects.filter(tenant=tenant).count(),
         "bars": request_pages.bars(current_user(request), status.allowances_of_tenant(tenant, now)),
         "waiting": list(administration.waiting_for(current_user(request)).filter(tenant=tenant)[:TOP]),
-        "near_limit": alerts.already_notified(near_limit[:TOP], tenant),
+        "near_limit": alerts.read_allowances(near_limit[:TOP], tenant),
         "more_near_limit": max(0, len(near_limit) - TOP),
         "people": ranking.top_people(by_user, TOP),
         "keys": ranking.top_keys(by_key, TOP),

@@ -173,7 +173,7 @@ def test_setquota_is_for_members_and_defaults_too(alice, research, owner, tenant
     ],
 )
 def test_setquota_asks_of_whom_when_that_is_not_one_thing(alice, owner):
-    with pytest.raises(CommandError, match="of whom"):
+    with pytest.raises(CommandError, match="name the owner"):
         run("setquota", *owner, "--unit", "tokens", "--per", "day", "--amount", "5")
     assert not Quota.objects.exists()
 

@@ -45,7 +45,7 @@ class Migration(migrations.Migration):
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('unit', models.CharField(choices=portal.quotas.units.unit_choices, max_length=10, verbose_name='unit')),
                 ('window', models.CharField(blank=True, choices=[('minute', 'minute'), ('day', 'day'), ('month', 'month')], max_length=10, verbose_name='per')),
-                ('amount', models.PositiveBigIntegerField(verbose_name='wished')),
+                ('amount', models.PositiveBigIntegerField(verbose_name='requested amount')),
                 ('previous_amount', models.PositiveBigIntegerField(help_text='When it was asked for.', verbose_name='so far')),
                 ('reason', models.CharField(blank=True, max_length=500, verbose_name='what for')),
                 ('asked_at', models.DateTimeField(default=django.utils.timezone.now, verbose_name='asked')),

@@ -25,7 +25,7 @@ def left(allowance: Allowance) -> str:
 
 @register.filter
 def for_whom(row: QuotaRequest) -> str:
-    """Of whom a request is, in the eyes of who decides it."""
+    """Return the owner of a request, for the person who decides it."""
     if row.key:
         return _("Key “%(name)s”") % {"name": row.key.name}
     return person(row.user) if row.user else row.tenant.name

@@ -57,20 +57,20 @@ class Command(BaseCommand):
         with transaction.atomic():
             if options["amount"] is None:
                 for quota in Quota.objects.filter(**kind):
-                    quota.delete()  # one by one: gateways are told by the row's signal
+                    quota.delete()  # one by one: the row's signal notifies gateways
                 self.stdout.write("unlimited")
             else:
                 quota, _ = Quota.objects.update_or_create(**kind, defaults={"amount": options["amount"]})
                 self.stdout.write(str(quota))
 
     def owner(self, options: dict[str, Any]) -> dict[str, Any]:
-        """Return the columns that say of whom the quota is."""
+        """Return the columns that name the owner of the quota."""
         tenant, user, key, default_for = (options[name] for name in ("tenant", "user", "key", "default_for"))
         given = tuple(name for name in ("tenant", "user", "key", "default_for") if options[name])
         if given not in OWNERS or (default_for == Quota.DefaultFor.TENANT) != (given == ("default_for",)):
             raise CommandError(
-                "of whom? --tenant T, --user U, --tenant T --user U, --key PREFIX, --default-for tenant, or --tenant T"
-                " with --default-for member or --default-for service"
+                "name the owner: --tenant T, --user U, --tenant T --user U, --key PREFIX, --default-for tenant, or"
+                " --tenant T with --default-for member or --default-for service"
             )
         return {
             "tenant": self.found(Tenant.objects.filter(slug=tenant), tenant),
