@@ -47,7 +47,7 @@ def server_options(request, redis, settings, monkeypatch) -> dict[str, Any]:
 
 def test_calls_are_admitted_limited_and_settled_by_it(counter, research):
     Quota.objects.create(tenant=research, unit="bytes", window="minute", amount=1000)
-    counter.informed()
+    counter.wait_for_catalogue()
     until(lambda: time.time() % 60 < 45)  # so that the window does not end meanwhile
 
     first = counter.chat(user="a" * 500)
