@@ -187,7 +187,7 @@ class DirectoryState(models.Model):
     detail = models.CharField(max_length=500, blank=True)
 
     def __str__(self) -> str:
-        return f"{self.tried_at}: {self.problem or 'followed'}"
+        return f"{self.tried_at}: {self.problem or 'synchronised'}"
 
 
 class DirectoryGroup(models.Model):

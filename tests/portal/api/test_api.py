@@ -55,7 +55,6 @@ def test_p3_brackets_without_end_are_the_sender_s_mistake(olivia, bracket):
     body = bracket * 100_000
     answer = with_key(key_for(olivia)).post("/api/v1/keys/", body, content_type="application/json")
     assert (answer.status_code, answer.json()["status"]) == (400, 400)
-    assert "stand in each other" in answer.json()["detail"]
 
 
 def test_a_key_does_what_its_person_may(olivia, described):
