@@ -29,7 +29,7 @@ class Desk(Office):
 
     driver: Driver
 
-    def dify_fields(self, do: str, model: str, **arguments: Any) -> Any:
+    def dify(self, do: str, model: str, **arguments: Any) -> Any:
         """Return what Dify's plugin gives; `credentials` in it are what a person types into Dify's form."""
         form = {"endpoint_url": self.v1, "api_key": self.key, "mode": "chat", "function_calling_type": "tool_call"}
         credentials = {**form, **arguments.pop("credentials", {})}
