@@ -154,7 +154,7 @@ def gguf(
         kind = GGMLQuantizationType[dtype]
         block, per_block = GGML_QUANT_SIZES[kind]
         count = prod(shape) // block * per_block
-        writer.add_tensor_info(name, shape, np.dtype(np.uint8), count, raw_dtype=kind)
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), count, raw_dtype=kind)  # raw_dtype is what counts
         size += GGUFWriter.ggml_pad(count, writer.data_alignment)
     path.parent.mkdir(parents=True, exist_ok=True)
     writer.write_header_to_file(path)
