@@ -111,7 +111,7 @@ class Requests(GenericViewSet[QuotaRequest]):
     def retrieve(self, request: Request, pk: int) -> Response:
         return Response(shapes.Request(self.get_object()).data)
 
-    @extend_schema(summary=_("Ask for more"), request=shapes.NewRequest, responses={201: shapes.Request})
+    @extend_schema(summary=_("Request more"), request=shapes.NewRequest, responses={201: shapes.Request})
     def create(self, request: Request) -> Response:
         """Notify those who may grant it."""
         values = validated(shapes.NewRequest, request.data, user=current_user(request))
