@@ -16,7 +16,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 # Each kind of set-up needs the packages of these marks and this lock; the second lock holds the first.
 MARKS = {"run": ("run",), "test": ("run", "test"), "bench": ("run", "bench")}
-LOCKS = {"run": "requirements.lock", "test": "requirements-dev.lock", "bench": "requirements.lock"}
+LOCKS = {"run": "requirements.lock", "test": "requirements-dev.lock", "bench": "requirements-dev.lock"}
 
 
 def say(text: str) -> None:

@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import environs
@@ -43,9 +44,11 @@ ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]", so
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", [PUBLIC_URL] if PUBLIC_URL else [])
 HOST_NAME = env.str("MADOGUCHI_HOST", socket.gethostname())
 
+RUNSERVER = sys.argv[1:2] == ["runserver"]
 INSTALLED_APPS = [
     # Before staticfiles: gives `runserver` its ASGI server. All else would import 30 MB for it, in 0.4 of 1.2 s.
-    *(["daphne"] if sys.argv[1:2] == ["runserver"] else []),
+    # Only development installs it; without it `runserver` serves pages only (apiproxy.bridge.checks).
+    *(["daphne"] if RUNSERVER and find_spec("daphne") else []),
     "portal.site.admin_apps.Administration",
     "django.contrib.auth",
     "django.contrib.contenttypes",

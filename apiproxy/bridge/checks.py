@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Error, Warning
 
 
 def check_gateway_settings(**_: Any) -> list[CheckMessage]:
@@ -11,6 +12,7 @@ def check_gateway_settings(**_: Any) -> list[CheckMessage]:
         *check_workers(settings.GATEWAY_WORKERS, settings.REDIS_URL),
         *check_redis_url(settings.REDIS_URL),
         *check_memory(settings.GATEWAY_MEMORY, settings.GATEWAY_MEMORY_PER_KEY, settings.GATEWAY_MAX_BODY),
+        *check_server(runserver=settings.RUNSERVER, daphne=apps.is_installed("daphne")),
     ]
 
 
@@ -52,3 +54,16 @@ def check_redis_url(url: str) -> list[CheckMessage]:
         hint = "redis://[user:password@]host[:port][/number], rediss://… for TLS, or unix:///path"
         return [Error("REDIS_URL cannot be read.", hint=hint, id="apiproxy.E002")]
     return []
+
+
+def check_server(*, runserver: bool, daphne: bool) -> list[CheckMessage]:
+    """Check that `runserver` has daphne. Django's own server speaks WSGI only: no gateway, no WebSockets."""
+    if daphne or not runserver:
+        return []
+    return [
+        Warning(
+            "daphne is not installed: `runserver` serves pages, but neither the gateway (/v1) nor live updates.",
+            hint="`make test-setup` installs it. `manage.py up` serves everything without it.",
+            id="apiproxy.W001",
+        )
+    ]

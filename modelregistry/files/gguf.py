@@ -1,7 +1,8 @@
-"""Reads the headers of GGUF files, as llama.cpp's docs/gguf.md has them. Names and sizes are the `gguf` package's.
+"""Reads the headers of GGUF files, as llama.cpp's docs/gguf.md has them.
 
-Its GGUFReader is not used: it makes an array object of every word of the vocabulary (2.7 s for SmolLM2's 49,000 words,
-where a walk that keeps only what is asked for takes 0.03 s), and believes every length that a broken file says.
+The `gguf` package's GGUFReader is not used: it makes an array object of every word of the vocabulary (2.7 s for
+SmolLM2's 49,000 words, where a walk that keeps only what is asked for takes 0.03 s), and believes every length that a
+broken file says.
 """
 
 import re
@@ -12,7 +13,9 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gguf.constants import (
+from modelregistry.files import bounds
+from modelregistry.files.bounds import HEADS, SIZE, OutOfBounds
+from modelregistry.files.gguf_constants import (
     GGML_QUANT_SIZES,
     GGMLQuantizationType,
     GGUFValueType,
@@ -20,9 +23,6 @@ from gguf.constants import (
     LlamaFileType,
     PoolingType,
 )
-
-from modelregistry.files import bounds
-from modelregistry.files.bounds import HEADS, SIZE, OutOfBounds
 from modelregistry.files.metadata import Attention, ModelMetadata, RecurrentState, UnreadableModel, gettext_noop
 from modelregistry.files.regular import open_regular_file
 from modelregistry.files.text import clean_text

@@ -1,9 +1,12 @@
 """The operator's commands: what they print, what they change, and what they say of bad input."""
 
 import json
+import os
 import subprocess
 import sys
 from datetime import timedelta
+from http import HTTPStatus
+from http.client import HTTPConnection
 from io import StringIO
 
 import pytest
@@ -18,6 +21,7 @@ from portal.usage.management.commands import pruneusage
 from portal.usage.models import UsageRecord
 from tests.installation import ROOT
 from tests.pages import use
+from tests.ports import unused_port
 
 
 def run(*words: str) -> str:
@@ -267,3 +271,30 @@ def test_runserver_and_nothing_else_takes_the_server_that_speaks_to_sockets():
 
     assert "--http_timeout" in told("runserver", "--help").stdout  # daphne's option
     assert "twisted" not in told("check", "--help").stderr
+
+
+def test_runserver_without_daphne_serves_pages_and_warns_that_the_gateway_is_missing(tmp_path):
+    port = unused_port()
+    hide_daphne = (  # `importlib.util.find_spec` then finds no daphne
+        "import runpy, sys; sys.modules['daphne'] = None; sys.argv = ['manage.py', *sys.argv[1:]]; "
+        "runpy.run_path('manage.py', run_name='__main__')"
+    )
+    command = [sys.executable, "-u", "-c", hide_daphne, "runserver", "--noreload", f"127.0.0.1:{port}"]
+    server = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "DJANGO_SETTINGS_MODULE": "portal.settings", "MADOGUCHI_VAR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with server:
+        try:
+            assert server.stdout
+            printed = "".join(iter(server.stdout.readline, "Quit the server with CONTROL-C.\n"))
+            assert "apiproxy.W001" in printed
+            connection = HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.request("GET", "/")
+            assert connection.getresponse().status == HTTPStatus.FOUND  # to the sign-in page
+        finally:
+            server.kill()
