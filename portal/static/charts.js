@@ -1,10 +1,10 @@
-// Draws the charts of a page with Chart.js, from the JSON beside each, in the colours of the page. What they show stands
-// in the table behind them as well, so a page whose scripts do not run lacks nothing.
+// Draws the charts of a page with Chart.js, from the JSON beside each, in the colours of the page. The table behind each
+// has the same data, so a page whose scripts do not run lacks nothing.
 
 const { Chart } = globalThis;
 const root = document.documentElement;
 const drawn = new Set();
-// Those of this page by the id of their data, for scripts that have newer numbers: `renew`.
+// The charts of this page by the id of their data, for scripts that have newer numbers: `renew`.
 export const charts = new Map();
 
 const DASHES = [[], [6, 4], [2, 3]];
@@ -23,12 +23,12 @@ function datasets(data) {
     : { label: series.label, data: series.values, pointStyle: POINTS[series.shade - 1], borderDash: DASHES[series.shade - 1], borderWidth: 2, pointRadius: data.marks.length > 40 ? 0 : 3, pointHoverRadius: 5, tension: 0 }));
 }
 
-// Whatever depends on light and dark.
+// Set everything that depends on light and dark.
 function paint(chart, data) {
   data.series.forEach((series, n) => {
     const set = chart.data.datasets[n], own = colour(`series-${series.shade}`);
     set.backgroundColor = own;
-    // A thin line of the ground between the parts of a bar: neighbours are told apart without their colours.
+    // A thin line between the parts of a bar: neighbours can be distinguished without their colours.
     set.borderColor = data.kind === "bars" ? colour("card") : own;
     if (data.kind === "bars") set.borderWidth = { top: n < data.series.length - 1 ? 1 : 0 };
   });
@@ -64,7 +64,7 @@ function draw(canvas, data) {
     data: { labels: data.marks, datasets: datasets(data) },
     options: {
       maintainAspectRatio: false,
-      animation: false, // the page's numbers stand still as well, and colours change at once with the theme
+      animation: false, // the page's numbers are not animated either, and colours change at once with the theme
       font: { family: fontFamily, size: 12 },
       interaction: { mode: "index", intersect: false },
       onClick: (_, items) => { const to = items.length && data.links[items[0].index]; if (to) location.assign(to); },
@@ -89,7 +89,7 @@ function draw(canvas, data) {
   };
 }
 
-// A text that a spreadsheet would take for a formula is given as a text; so do the exports of the server.
+// A text that a spreadsheet would take for a formula is marked as a text, as in the exports of the server.
 const cell = (value) => {
   const text = /^[=+\-@\t\r]/.test(value) && typeof value === "string" ? `'${value}` : String(value ?? "");
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;

@@ -1,5 +1,5 @@
-// Keeps operators' pages as they would be if they were loaded again. The socket only says that something changed: what
-// stands in the page is always rendered by the server, so that there is one way to write a state, a number or a time.
+// Keeps operators' pages up to date. The socket only reports that something has changed: the server always renders what is
+// in the page, so that there is one way to write a state, a number or a time.
 
 import { connect } from "./sockets.js";
 
@@ -34,13 +34,13 @@ function renewPart(old, fresh) {
   if (index >= 0) [...old.querySelectorAll("a, button, summary")].at(Math.min(index, old.querySelectorAll("a, button, summary").length - 1))?.focus();
 }
 
-// Only a state of something with a name is read out, and only when it is another one.
+// Only the state of something with a name is read out, and only when it has changed.
 function changes(old, fresh) {
   const word = (e) => e.querySelector(".state")?.textContent.trim();
   return old.dataset.say && word(old) !== word(fresh) ? `${old.dataset.say}: ${word(fresh)}` : null;
 }
 
-// `fresh`: the content of the page as it would be now. Parts may stand outside the area (the heading's state).
+// `fresh`: the content of the page as it is now. Parts may be outside the area (the heading's state).
 function renewAll(fresh) {
   const freshArea = fresh.querySelector("[data-live-area]");
   const now = parts(area), next = parts(freshArea);
@@ -63,18 +63,18 @@ function renewAll(fresh) {
 let running = false, again = false;
 
 async function renew() {
-  if (running || document.hidden) { again = true; return; } // nobody looks: when somebody does
+  if (running || document.hidden) { again = true; return; } // not visible: renewed when it is
   running = true;
   again = false;
   try {
     const answer = await fetch(location.href, { headers: { accept: "text/html" } });
-    // Signed out, or the model is gone: the page as it is says more than an empty one.
+    // Signed out, or the model is gone: the old page shows more than an empty one.
     if (answer.ok && !answer.redirected) {
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("#content");
       if (fresh?.querySelector("[data-live-area]")) renewAll(fresh);
     }
   } catch {
-    // The network is away; the socket will notice as well and says so.
+    // The network is down; the socket notices as well and shows it.
   }
   setTimeout(() => { running = false; if (again) renew(); }, PAUSE);
 }
@@ -85,7 +85,7 @@ if (area) {
   let since = clock();
   const away = () => show("watch", note.dataset.away.replace("{time}", since));
   connect("/ws/operations/", {
-    opened: () => {}, // the first message tells everything
+    opened: () => {}, // the first message has everything
     message: (message) => {
       if (message.type === "stale") { away(); return; }
       since = clock();
@@ -107,7 +107,7 @@ function followLog(view) {
   text.classList.toggle("skeleton", !text.textContent);
 
   function write(message) {
-    // Who has scrolled up reads; who is at the end wants to see what comes.
+    // Only at the end: a person who has scrolled up is reading.
     const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
     const whole = message.append ? text.textContent + message.text : message.text;
     text.textContent = whole.split("\n").slice(-LINES).join("\n") || (message.at ? text.dataset.none : "");

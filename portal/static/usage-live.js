@@ -1,4 +1,4 @@
-// Keeps the live view of usage as it is now. The socket tells all that is to be shown every two seconds.
+// Keeps the live view of usage up to date. The socket sends everything that is shown every two seconds.
 
 import { charts } from "./charts.js";
 import { connect } from "./sockets.js";
@@ -19,7 +19,7 @@ function show(level, text) {
   state.textContent = text;
 }
 
-// A row is a copy of the page's own empty one, so that there is one way to write it.
+// A row is a copy of the page's template, so that rows are written in one place.
 function fill(name, rows, write) {
   const body = area.querySelector(`[data-rows="${name}"]`), blank = area.querySelector(`template[data-row="${name}"]`);
   body.replaceChildren(...rows.map((row) => {
@@ -62,7 +62,7 @@ function renew(message) {
 let since = clock(Date.now());
 const away = () => show("watch", note.dataset.away.replace("{time}", since));
 connect(`/ws/usage/${location.search}`, {
-  opened: () => {}, // the first message tells everything
+  opened: () => {}, // the first message has everything
   message: (message) => {
     if (message.type === "stale") { away(); return; }
     since = clock(Date.now());
