@@ -2,6 +2,9 @@
 
 A package is whole in a folder or not in it: pip fetches below it, and what has the right hash is renamed into place.
 So a fetch that was cut goes on with the packages that it had, and a folder can be carried to a host without a net.
+
+pip and not uv: uv 0.13.9 starts a file over when the line breaks, cannot download into a folder, and reads neither
+pip.conf nor PIP_INDEX_URL, in which sites name their own package index.
 """
 
 import contextlib
