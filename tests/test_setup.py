@@ -237,7 +237,9 @@ def test_every_variable_that_is_read_is_documented():
 
 
 def test_every_documented_variable_is_read():
-    sources = "".join(path.read_text() for path in (ROOT / "portal").rglob("*.py"))
+    # The variables that name an engine's command are declared by the engines.
+    folders = ROOT / "portal", ROOT / "modelregistry" / "engines"
+    sources = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     documented = re.findall(r"^\| `([A-Z_]+)`", (ROOT / "deploy" / "SETTINGS.md").read_text(), re.MULTILINE)
     assert len(documented) > 20
     assert [name for name in documented if f'"{name}"' not in sources] == []
