@@ -1,7 +1,7 @@
-"""Why an engine failed, as far as its last words tell, and what an operator can do about it.
+"""Why an engine failed, as far as its log shows, and what an operator can do about it.
 
 The patterns are of lines that engines, libraries, drivers and the kernel write (tests/modelregistry/failures/). The
-first pattern that a log has wins, so the particular stand before the general.
+first pattern that a log has wins, so the particular come before the general.
 """
 
 import re
@@ -197,7 +197,7 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         "The cache cannot be of this type with this model or engine: leave --kv-cache-dtype (or --cache-type-v)"
         " away, or turn flash attention on (llama.cpp: --flash-attn on)."
     ),
-    "parser": _("The engine has no such parser for tool calls or reasoning: the line tells which ones it has."),
+    "parser": _("The engine has no such parser for tool calls or reasoning: the line says which ones it has."),
     "chat-template": _(
         "The chat template cannot be used: check the file that --chat-template names, or take one that suits the model."
     ),
@@ -233,7 +233,7 @@ ADVICE: Mapping[str, "StrOrPromise"] = {
         " arguments; its makers want to see the last lines."
     ),
     "killed": _(
-        "Somebody or something killed it from outside (SIGKILL): look at the kernel’s messages for the memory, and"
+        "It was killed from outside (SIGKILL): look at the kernel’s messages for the memory, and"
         " at who may do so on this host."
     ),
 }
@@ -448,5 +448,5 @@ def cause(log: str) -> str:
 
 
 def words(cause: str) -> "StrOrPromise":
-    """What to do about a failure; of one that is not known, that it is not: its last lines are shown below."""
+    """Return what to do about a failure; of an unknown one, that it is unknown: its last lines are shown below."""
     return ADVICE.get(cause, UNKNOWN)

@@ -1,4 +1,4 @@
-"""What a model would take and where it would fit, told before it runs, by what the hosts last reported.
+"""What a model would take and where it would fit, before it runs, by what the hosts last reported.
 
 For page, API and command: the question itself is `allocation.check_fit`, which the supervisor asks as well when it
 starts the model, with the numbers of that moment. A look ahead, no promise.
@@ -34,11 +34,12 @@ from modelregistry.supervisor import repository
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostFit:
-    """Of one replica on one host. `fits`: it could start there now; `room`: as far as memory is concerned.
-    `unavailable`: why the host takes no model at all, whatever has room there. `launcher`: "" if the host has no engine
-    for it; what it would take is then that of the usual one. `devices`: indices, none: RAM. `prediction`: on each of
-    them, also where it does not fit. `why_not`: sentences, as lines; empty: it fits. `to_go`: replicas of ours without
-    which there would be room.
+    """The outlook of one replica on one host.
+
+    `fits`: it could start there now; `room`: as far as memory is concerned. `unavailable`: why the host takes no model
+    at all, whatever has room there. `launcher`: "" if the host has no engine for it; what it would take is then that of
+    the usual one. `devices`: indices, none: RAM. `prediction`: on each of them, also where it does not fit. `why_not`:
+    sentences, as lines; empty: it fits. `to_go`: replicas of ours without which there would be room.
     """
 
     host: str
@@ -53,7 +54,7 @@ class HostFit:
 
     @property
     def reasons(self) -> list[str]:
-        """Why there is no room, without the model's own sum, which the prediction tells."""
+        """Why there is no room, without the model's own sum, which the prediction shows."""
         lines = self.why_not.splitlines()
         return lines[1:] if self.prediction and not self.room else lines
 
@@ -62,7 +63,7 @@ class HostFit:
 class Estimate:
     """`hosts`: those that may take it; none if none has reported. All of them, with the ones where it fits first.
 
-    `prediction`: on the first of them that can say, by the formulas alone where none has reported; None: nobody can.
+    `prediction`: on the first of them that can say, by the formulas alone where none has reported; None: it is unknown.
     `unplanned`: arguments whose memory comes on top of that.
     """
 
@@ -73,13 +74,14 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """There is room for it somewhere; also where nobody can say."""
+        """There is room for it somewhere; also where that is unknown."""
         return not self.hosts or any(host.room for host in self.hosts)
 
 
 def estimate(model: ServedModel) -> Estimate | None:
-    """For one replica. `model` may be unsaved. None: nothing can be said (an external engine, files of another host
-    that nobody has read yet). Reads headers of files; three queries.
+    """Estimate one replica. `model` may be unsaved. Reads headers of files; three queries.
+
+    None: nothing can be said (an external engine, files of another host that were not read yet).
     """
     facts = None if model.is_external else facts_of(model)
     if facts is None:
@@ -103,7 +105,7 @@ def estimate_on(hosts: Iterable[Host], spec: Spec, facts: ModelMetadata, *, mode
 
 
 def facts_of(model: ServedModel) -> ModelMetadata | None:
-    """By the files themselves where they can be seen from here, else as their host's supervisor read them."""
+    """Return what its files say: read from here where they can be seen, else as their host's supervisor read them."""
     if model.host is None or model.host.name == settings.HOST_NAME:
         try:
             return model_files.read_model(model.engine, model.path, model.allowed_risks)
@@ -114,7 +116,7 @@ def facts_of(model: ServedModel) -> ModelMetadata | None:
 
 
 def spec_of(model: ServedModel) -> Spec:
-    """Not forced: an estimate says what is, whatever the operator decides."""
+    """Return its spec, not forced: an estimate says what is, whatever the operator decides."""
     return replace(repository.spec_of(model), overcommit=False, generation=0)
 
 
@@ -125,8 +127,10 @@ def hosts() -> QuerySet[Host]:
 
 
 def fit_on_hosts(spec: Spec, facts: ModelMetadata, hosts: Iterable[Host], *, model: int | None = None) -> list[HostFit]:
-    """For those of `hosts()`, in their order. `model`: its id, if it is registered: its own replicas would make room,
-    and it stays with the launcher and version that is proven with it.
+    """Return the outlook on each of `hosts()`, in their order.
+
+    `model`: its id, if it is registered: its own replicas would make room, and it stays with the launcher and version
+    that is proven with it.
 
     Two queries. Raises django.db.Error.
     """
@@ -136,7 +140,7 @@ def fit_on_hosts(spec: Spec, facts: ModelMetadata, hosts: Iterable[Host], *, mod
 
 
 def predict_alone(spec: Spec, facts: ModelMetadata) -> Prediction | None:
-    """By the formulas alone, in RAM: for when no host has reported anything. None: nobody can say."""
+    """Predict by the formulas alone, in RAM: for when no host has reported anything. None: it is unknown."""
     try:
         return predict(facts, Demand.of(spec, default_launcher(spec), "ram"))
     except Unpredictable:
@@ -161,7 +165,7 @@ def _outlook(
 ) -> HostFit:
     report = host.report
     if not report.devices:
-        why_not = _("%(host)s has not told how much memory it has.") % {"host": host.name}
+        why_not = _("%(host)s has not reported how much memory it has.") % {"host": host.name}
         return HostFit(host=host.name, fits=False, room=False, why_not=why_not)
     engine, missing = _engine_on(host, spec, trials)
     unavailable = _why_unavailable(host)
@@ -224,18 +228,18 @@ def default_launcher(spec: Spec) -> str:
 
 
 def installed_program(launcher: str, version: str) -> str:
-    """Where our installer puts it: builds for CPUs are known by their place."""
+    """Return where our installer puts it: builds for CPUs are known by their place."""
     return f"/engines/{launcher}-{version}/bin/python"
 
 
 def device_of(told: Mapping[str, Any]) -> Device:
-    """As a report tells it. Who holds it is known from replicas."""
+    """Return a device as a report has it. Who holds it is known from replicas."""
     known = {field.name for field in fields(Device)} - {"processes"}
     return Device(**{name: value for name, value in told.items() if name in known})
 
 
 def occupant_of(row: Replica) -> Occupant:
-    """As its row tells it: what was promised when it was started, what it was last measured to hold."""
+    """Return what its row says: what was promised when it was started, what it was last measured to hold."""
     promised: Mapping[str, Any] = row.predicted or {}
     on_cards = {int(index): int(size) for index, size in row.memory_by_device.items()} if row.devices else {}
     return Occupant(

@@ -15,7 +15,7 @@ GB = 1e9
 
 
 def explain_refusal(answer: FitResult) -> str:
-    """As lines; "": it fits."""
+    """Explain it in lines; "": it fits."""
     match answer.refusal:
         case Unpredictable() as refusal:
             return explain_unpredictable(refusal)
@@ -27,9 +27,7 @@ def explain_refusal(answer: FitResult) -> str:
 
 
 def explain_no_room(refusal: NoRoom, to_go: Sequence[str] = ()) -> str:
-    """First what the model needs at least, then what it wants, each device's sum, what would fit and what would have to
-    go.
-    """
+    """Explain what the model needs and wants, each device's sum, what would fit and what would have to go."""
     own = [explain_short_ram(refusal.need)]
     if not refusal.in_ram:
         own = [explain_need(refusal.need), explain_wanted_cache(refusal.need)]
@@ -45,7 +43,7 @@ def explain_short_ram(need: Prediction) -> str:
 
 
 def explain_need(wanted: Prediction) -> str:
-    """What it needs at least."""
+    """Explain what it needs at least."""
     need = placement.at_least(wanted)
     sums = {
         "total": need.total / GB,
@@ -58,7 +56,7 @@ def explain_need(wanted: Prediction) -> str:
     if need.open:
         return _(
             "It does not fit: it needs %(weights).1f GB for weights and %(overhead).1f for its engine, and room for a"
-            " cache, of which nobody can say how large it is."
+            " cache of unknown size."
         ) % {"weights": need.weights / GB, "overhead": need.overhead / GB}
     if need.devices > 1:
         return _(
@@ -75,7 +73,7 @@ def explain_need(wanted: Prediction) -> str:
 
 
 def explain_wanted_cache(wanted: Prediction) -> str:
-    """Where the engine could do with less; "": it could not."""
+    """Explain what it wants where its engine could do with less; "": it could not."""
     if wanted.open or wanted.cache <= wanted.cache_least:
         return ""
     return _(
@@ -118,7 +116,7 @@ def explain_missing_device(refusal: NoSuchDevice) -> str:
 
 def explain_unpredictable(refusal: Unpredictable) -> str:
     return _(
-        "What it takes cannot be predicted: its config.json does not tell %(missing)s, and its architecture is not"
+        "What it takes cannot be predicted: its config.json does not say %(missing)s, and its architecture is not"
         " known here. In RAM it starts without a plan, and its engine takes what it chooses."
     ) % {"missing": ", ".join(refusal.missing)}
 
@@ -151,7 +149,7 @@ def _without(to_go: Sequence[str]) -> str:
 
 
 def _by_splitting(refusal: NoRoom) -> str:
-    """Cards that together have room for what one has not: it may be split over them."""
+    """Suggest cards that together have room for what one has not: it may be split over them."""
     alone = placement.at_least(refusal.need).total
     rooms = [room for room in refusal.rooms if room.device >= 0 and room.free]
     if refusal.need.devices > 1 or refusal.in_ram or len(rooms) < 2:

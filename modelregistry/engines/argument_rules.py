@@ -17,8 +17,9 @@ OUTSIDE = "outside-access"
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """`least` to `most`, both included but where `above` or `below` say otherwise. `also`: one more number, which
-    stands for a choice of the engine's own; `step`: only its multiples.
+    """The numbers from `least` to `most`, both included except where `above` or `below` say otherwise.
+
+    `also`: one more number, by which the engine chooses itself; `step`: only its multiples.
     """
 
     least: float = -inf
@@ -129,7 +130,7 @@ def _model(value: str) -> Iterator[NamedFile]:
 
 
 def _named(value: str) -> Iterator[NamedFile]:
-    """`name=path`, or an object with both."""
+    """Yield the path in `name=path`, or in an object with both."""
     yield from _path(str(json_object(value).get("path", "")) if value.startswith("{") else value.partition("=")[2])
 
 

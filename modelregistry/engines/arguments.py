@@ -66,7 +66,7 @@ class Options:
 
     @classmethod
     def of(cls, stored: Iterable[Mapping[str, Any]], *, exact: bool) -> "Options":
-        """Back from JSON. Raises TypeError, LookupError for what is no such table."""
+        """Make the table from JSON. Raises TypeError, LookupError for what is no such table."""
         found = tuple(
             Option(
                 names=tuple(each["names"]),
@@ -120,8 +120,9 @@ class Given:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arguments:
-    """What was given, in its order. Each question takes the names of one option, of any launcher: those that the
-    engine does not know match nothing.
+    """What was given, in its order.
+
+    Each method takes the names of one option, of any launcher: those that the engine does not know match nothing.
     """
 
     launcher: str
@@ -134,7 +135,7 @@ class Arguments:
         return next((one for one in reversed(self.given) if not asked.isdisjoint(one.names)), None)
 
     def all(self, *names: str) -> list[Given]:
-        """Also those that count for nothing, as llama.cpp adds up adapters."""
+        """Return each time that it was given, as llama.cpp adds up adapters."""
         return [one for one in self.given if not set(names).isdisjoint(one.names)]
 
     def says(self, *names: str) -> bool:
@@ -145,7 +146,7 @@ class Arguments:
         return found.values[-1] if found and found.values else None
 
     def flag(self, *names: str) -> bool | None:
-        """True: turned on; False: turned off (`--no-…`, or a value of false); None: nothing was said."""
+        """Return True if it was turned on, False if off (`--no-…`, or a value of false), None if it was not given."""
         found = self.last(*names)
         if found is None:
             return None
@@ -153,7 +154,7 @@ class Arguments:
         return found.on and value not in ("0", "off", "f", "false", "n", "no", "disabled")
 
     def number(self, *names: str) -> int | None:
-        """None also for what is no whole number, and for a length that the engine is to find itself ("auto")."""
+        """Return its number; None also for what is no whole number, and for a length that the engine finds itself."""
         found = self.last(*names)
         if found is None or not found.values:
             return None
@@ -171,7 +172,7 @@ class Arguments:
         return value if value is not None and abs(value) < LONGEST else None
 
     def data(self, *names: str) -> Any:
-        """What JSON says; None: no JSON, or nothing."""
+        """Return its value as JSON; None: it is no JSON, or was not given."""
         text = self.text(*names)
         try:
             return json.loads(text) if text is not None else None
@@ -187,8 +188,10 @@ def load_table(name: str) -> Options:
 
 @cache
 def shipped_options(launcher: str) -> Options:
-    """Return the table that comes with the product. Its versions: vLLM 0.32.0, llama.cpp b11434 (with names of older
-    builds), llama-cpp-python 0.3; that of xllamacpp is what the product's own launcher takes.
+    """Return the table that comes with the product.
+
+    Its versions: vLLM 0.32.0, llama.cpp b11434 (with names of older builds), llama-cpp-python 0.3; that of xllamacpp is
+    what the product's own launcher takes.
     """
     return launched_by(launcher).shipped_options()
 
@@ -244,12 +247,12 @@ def _spans(launcher: str, args: Sequence[str]) -> Iterator[_Span]:
 def unplanned(arguments: Arguments) -> tuple[str, ...]:
     """Return the options given that take (or give back) memory which no plan counts, by their full names, in order."""
     uncounted = launched_by(arguments.launcher).rules.unplanned
-    found = [one.shown for one in arguments.given if not uncounted.isdisjoint(one.names) and _asks(one)]
+    found = [one.shown for one in arguments.given if not uncounted.isdisjoint(one.names) and _takes_effect(one)]
     return tuple(dict.fromkeys(found))
 
 
-def _asks(one: Given) -> bool:
-    """Not a number that changes nothing ("--data-parallel-size 1"), nor a feature that is turned off."""
+def _takes_effect(one: Given) -> bool:
+    """Return False for a number that changes nothing ("--data-parallel-size 1"), and a feature that is turned off."""
     if one.names[0] == "--op-offload":
         return not one.on  # the engine's own is to use the card
     if one.name == "--offload-kqv":
@@ -364,7 +367,7 @@ class ArgparseReader(Reader):
         return None
 
     def _attached(self, word: str) -> tuple[str | None, str | None]:
-        """`-qawq`: one letter, and its value right behind it."""
+        """Split `-qawq` into the option of one letter and the value right behind it."""
         option = self.options.by_name.get(word[:2]) if not word.startswith("--") and len(word) > 2 else None
         return (word[:2], word[2:]) if option and option.values != "0" else (None, None)
 
@@ -406,7 +409,7 @@ def is_negative(word: str) -> bool:
 
 
 def parse_human_number(text: str) -> int | None:
-    """vLLM's: `25.6k` is 25,600, `1K` is 1,024, no decimals before a capital. None: no such number."""
+    """Read a number as vLLM does: `25.6k` is 25,600, `1K` 1,024, no decimals before a capital. None: it is none."""
     text = text.strip()
     matched = _HUMAN.fullmatch(text)
     try:
@@ -422,7 +425,7 @@ def parse_human_number(text: str) -> int | None:
 
 
 def _stoi(text: str) -> tuple[int, str] | None:
-    """C++'s: the digits that it begins with, and what is left over."""
+    """Read a number as C++'s stoi does; return it and the text that is left over."""
     matched = re.match(r"\s*([+-]?\d{1,10})(.*)", text, re.DOTALL)
     return (int(matched[1]), matched[2]) if matched else None
 

@@ -51,11 +51,11 @@ class Spec:
     version: str = ""  # of the engine, to which it is pinned; empty: the newest that has proven itself
 
     def arguments(self, launcher: str) -> Arguments:
-        """What the operator said more, as this launcher reads it."""
+        """Read the operator's arguments as this launcher does."""
         return arguments.read_arguments(launcher, self.args)
 
     def cards(self, launcher: str) -> int:
-        """Over how many GPUs one replica is split: as the field says, unless an argument says it instead."""
+        """Return over how many GPUs one replica is split, by an argument if there is one, else by the field."""
         return self.arguments(launcher).number("--tensor-parallel-size") or self.tensor_parallel
 
     def fingerprint(self) -> str:
@@ -83,7 +83,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerIsolation:
-    """What keeps the callers of an engine apart, and away from the network that it stands in.
+    """What keeps the callers of an engine apart, and away from the network that it is in.
 
     `media_domains`: from where it may fetch what a message points at. `shared_cache`: whether what it keeps of prompts
     is for all of them; see `apiproxy.dataplane.formats.requests.cache_members`.
@@ -112,9 +112,9 @@ class MemoryGrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What to execute. The API key is in the environment only: a command line can be read by everybody on the host.
+    """What to execute. The API key is in the environment only: a command line can be read by every user of the host.
 
-    `filtered`: its output may hold callers' words, so `log_filter` stands before its log.
+    `filtered`: its output may hold callers' words, so `log_filter` is in front of its log.
     """
 
     argv: tuple[str, ...]
@@ -124,10 +124,10 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoringSpec:
-    """How an engine tells how it is. A metric's value is the sum over its labels.
+    """Where an engine reports its state. A metric's value is the sum over its labels.
 
     `health` can be asked at any time, also of a busy engine. Without `metrics` only the CPU time of its processes
-    tells whether it works.
+    shows whether it works.
     """
 
     health: str
@@ -137,7 +137,7 @@ class MonitoringSpec:
     work: tuple[str, ...] = ()  # counters that grow with every request
     generated: str = ""  # the one of tokens that it made
     cache_used: str = ""  # the part of the memory for contexts that is in use
-    version: tuple[str, str] = ("", "")  # the path that tells it, and the name there
+    version: tuple[str, str] = ("", "")  # the path that reports it, and the name there
     prompt: str = ""  # the counter of prompt tokens; "": it cannot be compared with what the gateway recorded
     counts_cached: bool = False  # among `prompt`, those that were found in the cache
 
@@ -163,8 +163,8 @@ class CommandParts:
 class Engine:
     """One kind of engine, as one launcher runs it. A class of its own says where it differs from this one.
 
-    The base is an engine of which nothing is known: it takes OpenAI's API at /v1, tells its health at /health, is told
-    its model by nobody, and takes the memory that it takes.
+    The base is an engine of which nothing is known: it serves OpenAI's API at /v1 and reports
+    its health at /health; nothing is known of its command line and of its memory.
     """
 
     name = ""  # as models are registered with it
@@ -177,7 +177,7 @@ class Engine:
     command_variable = ""  # of the environment, by which an operator names the program
     on_search_path = False  # its launcher is also looked for on PATH
     installed_program = "python"  # of an installation of ours, under bin/
-    packages: tuple[str, ...] = ()  # any of which an installation holds, and which tells its version
+    packages: tuple[str, ...] = ()  # any of which an installation holds, and which has its version
     parser_is_ours = False  # what it takes is known without asking it
 
     # --- How it behaves
@@ -226,19 +226,19 @@ class Engine:
         return None
 
     def version_command(self, program: Sequence[str]) -> list[str]:
-        """Return what tells the program's version; empty: its packages do, or nothing."""
+        """Return the command that prints the program's version; empty: it is that of its packages, if it has any."""
         return []
 
     def read_version(self, output: str) -> str:
-        """Return the version that the command told."""
+        """Return the version that the command printed."""
         return output.strip()
 
     def options_command(self, program: Sequence[str], python: Path | None) -> list[str]:
-        """Return what tells the options of this very program; empty: it cannot be asked. `python`: its own."""
+        """Return the command that prints the options of this program; empty: there is none. `python`: its own."""
         return []
 
     def read_options(self, output: str) -> list[dict[str, Any]]:
-        """Return the options that the command told, as `Options.of` takes them."""
+        """Return the options that the command printed, as `Options.of` takes them."""
         return []
 
     def shipped_options(self) -> Options:
@@ -284,8 +284,9 @@ class Engine:
         grant: MemoryGrant | None = None,
         walls: CallerIsolation = CallerIsolation(),
     ) -> Command:
-        """Build the whole command, from our own `environment`. The operator's arguments come last, and what they say is
-        left out of ours.
+        """Build the whole command, from our own `environment`.
+
+        The operator's arguments come last, and options that they set are left out of ours.
 
         `grant` None: what it will take could not be predicted, so the engine takes what it takes by itself.
         """
@@ -316,7 +317,7 @@ class Engine:
     # --- Its memory
 
     def predict(self, facts: ModelMetadata, demand: Demand) -> Prediction:
-        """Return what it takes of its devices. Raises Unpredictable where nobody can say."""
+        """Return what it takes of its devices. Raises Unpredictable where that is unknown."""
         raise Unpredictable(())
 
     def fill_share(self, formula: Prediction, demand: Demand, card: int) -> Prediction:
@@ -367,7 +368,7 @@ class Engine:
 
     def last_telling_line(self, log: str) -> str:
         """Return the line of a failed engine's log that says most about the cause; empty for an empty log."""
-        # A limit that vLLM could not raise is told at each start, with an "OSError: " of its own.
+        # A limit that vLLM could not raise is logged at each start, with an "OSError: " of its own.
         lines = [line.strip() for line in log.splitlines() if line.strip() and "Found ulimit of" not in line]
         for pattern in (*self.error_lines, _ERROR_LINE):
             for line in lines:

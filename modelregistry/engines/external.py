@@ -8,7 +8,7 @@ from modelregistry.files.metadata import gettext_noop
 
 
 class External(Engine):
-    """Somebody else's engine, or one of ours behind another gateway."""
+    """An engine of another provider, or one of ours behind another gateway."""
 
     name = "external"
     title = gettext_noop("external (a URL)")

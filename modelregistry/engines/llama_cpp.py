@@ -41,7 +41,7 @@ XLLAMACPP_LAUNCHER = Path(__file__).with_name("xllamacpp_launcher.py")
 
 
 class LlamaCpp(Engine):
-    """A GGUF file, on GPUs or in RAM. As it stands here the launcher is left open; what it says goes for all."""
+    """A GGUF file, on GPUs or in RAM. The class itself is for any launcher; those below say where they differ."""
 
     name = "llama.cpp"
     launcher = "llama-server"  # speaks for the engine where the choice is left open
@@ -171,8 +171,8 @@ class LlamaServer(LlamaCpp):
 
     def read_version(self, output: str) -> str:
         # version: 6441 (5b74d6f), and since there are releases: version: 0.6.0 (build 11434, commit 5b74d6f)
-        told = re.search(r"build (\d+),|version: (\d+) \(", output)
-        return f"b{told[1] or told[2]}" if told else ""
+        found = re.search(r"build (\d+),|version: (\d+) \(", output)
+        return f"b{found[1] or found[2]}" if found else ""
 
     def options_command(self, program: Sequence[str], python: Path | None) -> list[str]:
         return [*program, "--help"]

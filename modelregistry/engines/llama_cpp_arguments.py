@@ -142,7 +142,7 @@ class LlamaCppReader(Reader):
         return 1 + max(0, count - bool(equals))
 
     def _unknown(self, args: Sequence[str], at: int, name: str, value: str | None) -> int:
-        """Of another version: what follows is its value unless it looks like an option."""
+        """Read an option of another version: what follows is its value unless it looks like an option."""
         if self.options.exact:
             self.faults.append(Fault(code=self.code_of_unknown(name), arg=args[at]))
         following = args[at + 1 : at + 2]

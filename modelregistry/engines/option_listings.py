@@ -32,7 +32,7 @@ def read_description(text: str) -> list[dict[str, Any]]:
 
 
 def help_options(text: str) -> list[dict[str, Any]]:
-    """llama-server's `--help` (common_arg::to_string of llama.cpp's common/arg.cpp), as `Options.of` reads it."""
+    """Return the options in llama-server's `--help` (common_arg::to_string of llama.cpp's common/arg.cpp)."""
     matches = (_HELP.fullmatch(line) for line in text.splitlines())
     return [_option(match[1].replace(" ", "").split(","), (match[2] or "").strip()) for match in matches if match]
 
@@ -52,7 +52,7 @@ def _option(names: list[str], hint: str) -> dict[str, Any]:
 
 
 def _is_opposite(name: str, names: Sequence[str]) -> bool:
-    """`--no-mmap` beside `--mmap`, and `-nkvo` with it; not `--no-host`, which has no other side."""
+    """Return whether it turns an option off: `--no-mmap` beside `--mmap`, but not `--no-host`, which stands alone."""
     long = [other for other in names if other.startswith("--")]
     two_sided = {other.startswith("--no-") for other in long} == {True, False}
     return two_sided and name.startswith(("--no-", "-n")) and not name.startswith("--n-")

@@ -2,7 +2,7 @@
 
 No Django. Asking starts the engine's program or its Python for as long as it takes to print its options: vLLM's imports
 take 10 to 20 s, the others less than a second. What cannot be asked (a program in a container) is noted as well, so
-that nobody waits for it again; then arguments are not checked before a start.
+that no caller waits for it again; then arguments are not checked before a start.
 """
 
 import json
@@ -27,7 +27,7 @@ FEWEST = 10  # options; a program that shows less has no parser that we can read
 
 
 def options_of(launcher: str, program: Sequence[str], cache: Path) -> Options | None:
-    """What is kept of this very program; None: it was not asked yet, or cannot be. Starts nothing."""
+    """Return what is kept of this very program; None: it was not asked yet, or cannot be. Starts nothing."""
     if launched_by(launcher).parser_is_ours:
         return arguments.shipped_options(launcher)
     path = _place(launcher, program, cache)
@@ -55,9 +55,9 @@ def load_options(launcher: str, program: Sequence[str], cache: Path, *, within: 
 def options_of_host(
     spec: Spec, commands: Mapping[str, str], cache: Path, search_path: str, *, asking: bool
 ) -> tuple[str, Options | None]:
-    """The launcher that this host would start it with, and what that takes; "" and None: it has none, or cannot tell.
+    """Return the launcher that this host would start it with, and the options of that; "" and None: not known.
 
-    `asking`: blocks as `ask` does if this version was not asked yet.
+    `asking`: blocks as `load_options` does if this version was not asked yet.
     """
     found = programs.find_engines(commands, cache, search_path)
     try:
@@ -106,7 +106,7 @@ def _python(program: Sequence[str]) -> Path | None:
 
 
 def _ask(engine: Engine, program: Sequence[str], within: float) -> list[dict[str, Any]]:
-    """Return the options that the program tells; empty: it does not."""
+    """Return the options that the program prints; empty: it prints none."""
     command = engine.options_command(program, _python(program))
     return engine.read_options(_output(command, within)) if command else []
 

@@ -33,7 +33,7 @@ class Preset:
     usage: str
 
     def fields(self) -> dict[str, object]:
-        """What it sets, by the names of ServedModel."""
+        """Return what it sets, by the names of ServedModel."""
         return {
             "engine": self.engine,
             "task": self.task,
@@ -45,7 +45,7 @@ class Preset:
         }
 
     def is_of(self, facts: ModelMetadata) -> bool:
-        """Are these the files of such a model?"""
+        """Return whether these are the files of such a model."""
         return facts.architecture == self.architecture
 
 

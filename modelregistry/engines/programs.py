@@ -13,7 +13,7 @@ from modelregistry.engines.version_trials import Installed
 
 
 class NoLauncher(LookupError):
-    """This host has no program for the engine. The message says how to get one."""
+    """The host has no program for the engine. The message says how to get one."""
 
 
 def find_engines(commands: Mapping[str, str], cache: Path, search_path: str) -> dict[str, tuple[str, ...]]:
@@ -82,7 +82,7 @@ def default_versions(found: Mapping[str, tuple[str, ...]], there: Iterable[Insta
 
 
 def _stamp(program: Path) -> str:
-    """Change when it is installed anew: an installation appears by one rename of what was made for it."""
+    """Return what changes when it is installed again: an installation appears by one rename of what was made for it."""
     directory = os.stat(program.parents[1])
     return f"{directory.st_ino} {directory.st_mtime_ns}"
 

@@ -15,7 +15,7 @@ from modelregistry.engines.version_trials import Choice, Installed, NoVersion, T
 class ChosenEngine:
     """What a replica is started with. `choice`: among our installations; None: a program that operators named.
 
-    `usual`: it is what this host takes where nobody says which.
+    `usual`: it is what this host takes where none is named.
     """
 
     launcher: str
@@ -24,7 +24,7 @@ class ChosenEngine:
     usual: bool = True
 
     def measured_version(self, versions: Mapping[str, str]) -> str:
-        """Return its version as measurements know it. `versions`: what each launcher's usual program tells."""
+        """Return its version as measurements know it. `versions`: what each launcher's usual program reports."""
         if self.usual or self.choice is None:
             return versions.get(self.launcher, "")
         return self.choice.installed.version
@@ -51,7 +51,7 @@ def select_engine(
     prefer = [name for name in version_trials.proven_launchers(known) if name not in failed]
     launcher = programs.choose_launcher(spec, found, prefer=prefer, avoid=failed)
     there = [one for one in installed if one.launcher == launcher]
-    # Whoever names a program means that one; a version that is told for a model is still more particular.
+    # An operator who names a program means that one; a version that a model is pinned to comes before it.
     if not there or (not spec.version and found[launcher] != there[0].program):
         if spec.version:
             raise NoVersion(launcher, spec.version, ())

@@ -80,7 +80,7 @@ class Choice:
 def choose_version(
     installed: Sequence[Installed], trials: Iterable[Trial], *, pinned: str = "", tried_now: Collection[str] = ()
 ) -> Choice:
-    """Of the installations of one launcher, the newest first (at least one). Raises NoVersion.
+    """Choose one of the installations of a launcher, given newest first (at least one). Raises NoVersion.
 
     `tried_now`: the versions that other replicas of the model are trying at this moment.
     """
@@ -131,7 +131,7 @@ def reference(trials: Iterable[Trial], launcher: str) -> Mapping[str, Any] | Non
 
 
 def difference(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    """Why the second answer cannot be of the same model as the first, as words for operators; empty: it may be."""
+    """Return why the second answer cannot be of the same model as the first, for operators; empty: it may be."""
     if before is None or after is None:
         return ""
     if "text" in before and "text" in after:

@@ -21,19 +21,19 @@ for name in sys.argv[1:]:
 
 
 class EngineVersions:
-    """Remembers what a program told until its file changes."""
+    """Remembers a program's version until its file changes."""
 
     def __init__(self) -> None:
-        self.told: dict[tuple[str, tuple[str, ...], int], str] = {}
+        self.known: dict[tuple[str, tuple[str, ...], int], str] = {}
 
     def of(self, found: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-        """Return them by launcher, of what `programs.find_engines` found; "" for one that does not tell.
+        """Return them by launcher, of what `programs.find_engines` found; "" for one that reports none.
 
         Blocks, WITHIN for each.
         """
         asked = {(launcher, program, _changed(program[0])): launcher for launcher, program in found.items()}
-        self.told = {key: self.told[key] if key in self.told else _ask(key[0], key[1]) for key in asked}
-        return {launcher: self.told[key] for key, launcher in asked.items()}
+        self.known = {key: self.known[key] if key in self.known else _ask(key[0], key[1]) for key in asked}
+        return {launcher: self.known[key] for key, launcher in asked.items()}
 
 
 def _ask(launcher: str, program: tuple[str, ...]) -> str:
@@ -55,7 +55,7 @@ def _output(argv: list[str]) -> str:
             env={"PATH": os.defpath, "LANG": "C.UTF-8"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,  # where llama-server tells it
+            stderr=subprocess.STDOUT,  # where llama-server prints it
             text=True,
             timeout=WITHIN,
             check=False,

@@ -126,7 +126,7 @@ class Vllm(Engine):
         return CommandParts(head=["serve", spec.path], options=argv, env=env)
 
     def isolation_options(self, spec: Spec, walls: CallerIsolation) -> list[str]:
-        # None would mean all of them; this one nobody has (RFC 2606). vLLM 0.11.1 and later.
+        # None would mean all of them; this one does not exist (RFC 2606). vLLM 0.11.1 and later.
         return ["--allowed-media-domains", *(walls.media_domains or ("none.invalid",))]
 
     def memory_options(self, spec: Spec, grant: MemoryGrant) -> list[str]:
@@ -220,7 +220,7 @@ class Vllm(Engine):
 
 
 def _load_format(directory: Path) -> str:
-    """Never vLLM's default ("auto"), which falls back to pickles: one may be put there after the files were checked.
+    """Return a format other than vLLM's default ("auto"), which falls back to pickles that were not there when checked.
 
     Mistral's own form has other names for the same weights; vLLM prefers it where it is, and so its configuration.
     """

@@ -141,7 +141,7 @@ class VllmReader(ArgparseReader):
 
 
 def _levels(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str]]:
-    """`-O2`, `-O=2`, `-O 2`: the level of optimisation."""
+    """Write `-O2`, `-O=2` and `-O 2` out as the level of optimisation."""
     new: list[tuple[str, str]] = []
     for at, word in enumerate(words):
         if word.startswith("-O") and word != "-O":
@@ -155,7 +155,7 @@ def _levels(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], li
 
 
 def _keys_of_json(words: Sequence[str], written: Sequence[str]) -> tuple[list[str], list[str], list[Fault]]:
-    """`--a.b=c`, `--a.b c`, `--a.b+ c,d`: put together to one `--a {"b": …}` behind all others, as vLLM does."""
+    """Put `--a.b=c`, `--a.b c` and `--a.b+ c,d` together to one `--a {"b": …}` behind all others, as vLLM does."""
     kept: list[tuple[str, str]] = []
     made: dict[str, dict[str, Any]] = {}
     faults: list[Fault] = []

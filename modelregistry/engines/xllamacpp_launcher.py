@@ -5,7 +5,8 @@ in LLAMA_API_KEY. On SIGTERM it waits until no request is running or `--grace` s
 server's destructor would wait for running requests with the interpreter lock held.
 
 `OPTIONS` is what it takes: llama-server's options as far as the wheel's parameters have them, by the names and with the
-meaning of llama.cpp's common/arg.cpp (b11434). Ours reads the table too, to tell what is not among them before a start.
+meaning of llama.cpp's common/arg.cpp (b11434). The product reads the table too, and
+reports what is not among them before a start.
 """
 
 import json
@@ -62,7 +63,7 @@ def main(argv: "list[str]") -> None:
 def serve(params: Any, grace: float) -> None:
     import xllamacpp
 
-    # Until the server stands, SIGTERM ends us at once by its default; the constructor would hold it back.
+    # Until the server runs, SIGTERM ends us at once by its default; the constructor would hold it back.
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
@@ -87,7 +88,7 @@ def running(server: Any) -> int:
 
 
 def prepare(params: Any) -> None:
-    """What is otherwise than llama.cpp's own."""
+    """Set what differs from llama.cpp's own defaults."""
     key = os.environ.get("LLAMA_API_KEY", "")
     params.api_keys = [key] if key else []
     params.ui = False
@@ -97,7 +98,7 @@ def prepare(params: Any) -> None:
 
 
 def finish(params: Any) -> None:
-    """What follows from several options."""
+    """Set what follows from several options."""
     if params.cpuparams_batch.n_threads < 1 and params.cpuparams.n_threads > 0:
         params.cpuparams_batch.n_threads = params.cpuparams.n_threads
     if params.speculative.draft.mparams.path and enum_name(params.speculative.types[0]).endswith("_NONE"):
@@ -108,7 +109,7 @@ def finish(params: Any) -> None:
 
 
 def read(argv: "Sequence[str]") -> "Iterator[tuple[Option, Any]]":
-    """As llama.cpp does it: `_` for `-` in names, and a value is whatever comes next; `--a=b` as well. ValueError."""
+    """Read them as llama.cpp does: `_` for `-` in names, a value is the next word; also `--a=b`. Raises ValueError."""
     words = iter(argv)
     for word in words:
         name, equals, inline = word.partition("=")
@@ -164,8 +165,9 @@ def switch(path: str) -> Apply:
 
 
 def of(path: str, enumeration: str, prefix: str, words: "dict[str, str] | None" = None) -> Apply:
-    """Return the member of an enumeration of xllamacpp's that is called so; `words`: of those that are called
-    otherwise.
+    """Return the member of an enumeration of xllamacpp's that has this name.
+
+    `words`: of those with other names.
     """
     apply = to(path)
     named = words or {}
@@ -242,7 +244,7 @@ def override(params: Any, value: str) -> None:
 
 
 def on_cpu(pattern: str) -> Apply:
-    """Of the first so many layers."""
+    """Return what keeps weights of the first so many layers in RAM."""
     return lambda params, count: override(params, ",".join(rf"blk\.{layer}{pattern}=CPU" for layer in range(count)))
 
 
@@ -284,7 +286,7 @@ def both(first: Apply, second: Apply) -> Apply:
 
 
 def load_mode(mode: str, otherwise: str = "") -> Apply:
-    """Of a flag: one mode for yes, another one for no."""
+    """Read a flag as one mode for yes, another one for no."""
 
     def apply(params: Any, value: bool) -> None:
         word = mode if value else otherwise
@@ -490,12 +492,12 @@ BY_NAME = {name: option for option in OPTIONS for name in (*option.names, *optio
 
 
 def layers(value: str) -> int:
-    """llama.cpp's own numbers for its words."""
+    """Return llama.cpp's own numbers for its words."""
     return {"auto": -1, "all": -2}[value] if value in ("auto", "all") else int(value)
 
 
 def described() -> "list[dict[str, Any]]":
-    """As `options/describe.py` describes other engines, but for what is ours."""
+    """Describe the options as `options/describe.py` does those of other engines, without what is ours."""
     return [
         {
             "names": list(option.names),

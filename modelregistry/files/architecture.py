@@ -35,7 +35,7 @@ V4_TOKEN = 584
 class Config:
     """config.json. Where a model sees or hears as well, what its language part says comes first.
 
-    `said`: what stands there, null included; what is absent comes from the class.
+    `said`: what is there, null included; what is absent comes from the class.
     """
 
     def __init__(self, said: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ class Config:
         return default
 
     def with_layers(self, count: int) -> "Config":
-        """Return the same, told how many layers there are."""
+        """Return the same with the number of layers."""
         return Config({**self.whole, **self.said, "num_hidden_layers": count, "model_type": self.kind})
 
     def layers(self) -> int:
@@ -99,7 +99,7 @@ class Config:
 
 
 def from_mistral(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Mistral's params.json in Hugging Face's words, as vLLM puts it (transformers_utils/configs/mistral.py).
+    """Translate Mistral's params.json into Hugging Face's words, as vLLM does (transformers_utils/configs/mistral.py).
 
     Raises OutOfBounds.
     """
@@ -131,7 +131,7 @@ def from_mistral(said: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class LayerMemory:
-    """What the layers of a model keep. `missing`: names of what nobody tells and would have to be known for that."""
+    """What the layers of a model keep. `missing`: names of what is not said and would have to be known for that."""
 
     attention: tuple[Attention, ...] = ()
     states: tuple[RecurrentState, ...] = ()
@@ -139,7 +139,9 @@ class LayerMemory:
 
 
 def layer_memory(config: Config, *, kv_width: int = 0) -> LayerMemory:
-    """`kv_width`: numbers per key of all heads together, counted in the files; 0: not known. For decoders.
+    """Return what the layers of a decoder keep.
+
+    `kv_width`: numbers per key of all heads together, counted in the files; 0: not known.
 
     Raises OutOfBounds.
     """
@@ -168,9 +170,9 @@ def layer_memory(config: Config, *, kv_width: int = 0) -> LayerMemory:
 
 
 def whole_items(config: Config) -> int:
-    """Tokens of the largest picture, film or recording of a model that computes each in one piece; 0: piece by piece.
+    """Return tokens of the largest picture, film or recording if each is computed in one piece; 0: piece by piece.
 
-    vLLM raises its own choice of a batch to that, but refuses to start if it is told a smaller one
+    vLLM raises its own choice of a batch to that, but refuses to start if it is given a smaller one
     (v1/core/encoder_cache_manager.py).
     """
     if config.kind == "whisper":
@@ -204,7 +206,7 @@ class Kind:
 
 
 def layer_kinds(config: Config, layers: int) -> list[Kind]:
-    """What each layer is; as it stands in config.json, else by the rule of its architecture."""
+    """Return what each layer is, by config.json, else by the rule of its architecture."""
     words = _words(config, layers)
     window = config.number("sliding_window", "window_size") or None
     chunk = config.number("attention_chunk_size") or None
@@ -226,7 +228,13 @@ def _kind(config: Config, word: str, window: int | None, chunk: int | None) -> K
 
 
 def _words(config: Config, layers: int) -> list[str] | None:
-    """By transformers' words, one for each layer; None: all attend, and windows decide."""
+    """Return transformers' words, one for each layer; None: all attend, and windows decide."""
+    listed = _listed_words(config, layers)
+    return _implied_words(config, layers) if listed is None else listed
+
+
+def _listed_words(config: Config, layers: int) -> list[str] | None:
+    """Return the words that config.json lists layer by layer; None: it does not."""
     for name in ("layer_types", "layers_block_type"):
         told = config.said.get(name)
         if isinstance(told, list) and len(told) >= layers:
@@ -238,6 +246,11 @@ def _words(config: Config, layers: int) -> list[str] | None:
     if isinstance(hybrid, list):
         both = {number for number in hybrid if isinstance(number, int)}
         return ["hybrid" if layer in both else "mamba" for layer in range(layers)]
+    return None
+
+
+def _implied_words(config: Config, layers: int) -> list[str] | None:
+    """Return the words that follow from a rule of the architecture; None: all attend, and windows decide."""
     attending = _attending(config, layers)
     if attending is not None:
         return ["attention" if layer in attending else "linear_attention" for layer in range(layers)]
@@ -253,7 +266,18 @@ def _words(config: Config, layers: int) -> list[str] | None:
 
 
 def _attending(config: Config, layers: int) -> set[int] | None:
-    """Of a hybrid: the layers with a KV cache, as each architecture says it; None: it is none, or says nothing."""
+    """Return the layers of a hybrid that have a KV cache, as each architecture says it; None: it is none."""
+    listed = _listed_attending(config, layers)
+    if listed is not None:
+        return listed
+    without = config.said.get("no_rope_layers")
+    if config.kind.startswith("llama4") and isinstance(without, list) and len(without) >= layers:
+        return None  # its layers differ in what they see, see `_by_windows`
+    return _attending_at_intervals(config, layers)
+
+
+def _listed_attending(config: Config, layers: int) -> set[int] | None:
+    """Return the layers that config.json lists one by one; None: it does not."""
     for name in ("attn_layer_indices", "full_attn_idxs"):  # Bamba, LFM2
         told = config.said.get(name)
         if isinstance(told, list):
@@ -265,12 +289,14 @@ def _attending(config: Config, layers: int) -> set[int] | None:
     if isinstance(linear, dict) and isinstance(linear.get("kda_layers"), list):
         with_state = {number for number in linear["kda_layers"] if isinstance(number, int)}
         return {layer for layer in range(layers) if layer + 1 not in with_state}
+    return None
+
+
+def _attending_at_intervals(config: Config, layers: int) -> set[int] | None:
+    """Return every so many layers; None: there is no interval."""
     if step := config.number("mamba_step"):  # PLaMo 2 (models/plamo2.py of vLLM before 0.26, is_mamba)
         middle = step // 2
         return {layers - 1} if layers <= middle else {layer for layer in range(layers) if layer % step == middle}
-    without = config.said.get("no_rope_layers")
-    if config.kind.startswith("llama4") and isinstance(without, list) and len(without) >= layers:
-        return None  # its layers differ in what they see, see `_by_windows`
     for every_name, offset_name in (("full_attention_interval", ""), ("attn_layer_period", "attn_layer_offset")):
         every = config.number(every_name)  # Qwen3-Next; Jamba
         if every > 1 and (every_name in config.said or not config.defaults.get("pattern")):
@@ -311,12 +337,12 @@ def _attention(config: Config, layer: int, kind: Kind, kv_width: int) -> Iterato
 
 
 def _index_bytes(index: int) -> int:
-    """Of a token in an index: 8 bits for each number, and a scale of 4 bytes for each 128 (deepseek_v2.py)."""
+    """Return bytes of a token in an index: 8 bits a number, and a scale of 4 bytes for each 128 (deepseek_v2.py)."""
     return index + index // INDEX_SCALES * 4
 
 
 def _shape(config: Config, layer: int, *, narrow: bool) -> tuple[int, int, int] | None:
-    """Heads, and numbers per key and per value. None: this layer has none, or nobody tells."""
+    """Return heads, and numbers per key and per value. None: this layer has none, or they are not said."""
     heads = config.heads()
     size = config.number("head_dim", "attention_head_dim", "hidden_size_per_head", "kv_channels") or (
         config.hidden() // heads if heads else 0
@@ -361,7 +387,7 @@ def _pruned(attention: Any, heads: int, kv_heads: int) -> int:
 
 
 def _state(config: Config) -> RecurrentState | None:
-    """What a layer without a KV cache keeps of a request; None: nobody here knows its form."""
+    """Return what a layer without a KV cache keeps of a request; None: its form is not known here."""
     if config.number("linear_num_value_heads"):
         return _gated_delta(config)
     if isinstance(config.get("linear_attn_config"), dict):
@@ -379,7 +405,7 @@ def _state(config: Config) -> RecurrentState | None:
 
 
 def _gated_delta(config: Config) -> RecurrentState:
-    """Qwen3-Next, Qwen3.5."""
+    """Return the state of a gated delta rule (Qwen3-Next, Qwen3.5)."""
     keys, values = config.number("linear_num_key_heads"), config.number("linear_num_value_heads")
     key, value = config.number("linear_key_head_dim"), config.number("linear_value_head_dim")
     seen = config.number("linear_conv_kernel_dim", default=4) - 1
@@ -415,7 +441,7 @@ def _mamba2(config: Config) -> RecurrentState | None:
 
 
 def _bytes(config: Config) -> int:
-    """Of a number of the state proper; 0: as the model's own (vLLM's mamba_ssm_cache_dtype "auto")."""
+    """Return bytes of a number of the state proper; 0: as the model's own (vLLM's mamba_ssm_cache_dtype "auto")."""
     told = config.get("mamba_ssm_cache_dtype") or config.get("mamba_ssm_dtype")
     if config.kind == "nemotron_h" and not told:
         told = "float32"

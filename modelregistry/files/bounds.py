@@ -50,8 +50,9 @@ _MOST = {
 
 
 class OutOfBounds(Exception):
-    """A file says a number that no model has. `name`: as the file calls it, `value`: as it stands there; "": it is not
-    there, and has to be.
+    """A file says a number that no model has.
+
+    `name`: as the file calls it, `value`: as it is there; "": it is missing.
     """
 
     def __init__(self, name: str, value: object = "") -> None:
@@ -61,7 +62,7 @@ class OutOfBounds(Exception):
 
 
 def read_number(name: str, value: Any) -> int | None:
-    """Return a number of a configuration. None: it tells none (null, true, a list, "auto"). Raises OutOfBounds.
+    """Return a number of a configuration. None: it holds none (null, true, a list, "auto"). Raises OutOfBounds.
 
     2048.0 is a whole number in JSON; 2.5 and NaN are none.
     """
@@ -90,7 +91,7 @@ def _written(value: object) -> str:
 
 
 def check_metadata(facts: ModelMetadata) -> ModelMetadata:
-    """What the readers made of the numbers: sums and products of what was bounded one by one. Raises OutOfBounds."""
+    """Check what the readers made of the numbers: sums and products of bounded ones. Raises OutOfBounds."""
     sizes = {
         **{"context": (facts.context, CONTEXT), "layers": (facts.layers, LAYERS), "heads": (facts.heads, HEADS)},
         **{"hidden size": (facts.hidden, SIZE), "vocabulary": (facts.vocabulary, SIZE), "files": (facts.files, FILES)},

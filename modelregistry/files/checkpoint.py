@@ -1,4 +1,4 @@
-"""Reads model directories in Hugging Face's form: config.json, safetensors headers, and what stands beside them.
+"""Reads model directories in Hugging Face's form: config.json, safetensors headers, and what is beside them.
 
 Formats: the README of safetensors, and the configuration classes of transformers; what is loaded of a directory is
 taken from vLLM 0.32 (model_executor/model_loader/default_loader.py).
@@ -94,7 +94,7 @@ class Tensor:
 
 
 def find_risks(directory: Path) -> dict[str, str]:
-    """What could run a program of somebody else's: by risk the file that shows it. Raises Unreadable, OSError."""
+    """Find what could run a program of another author: by risk the file that shows it. Raises Unreadable, OSError."""
     found = {}
     if pickle := _pickle_that_would_be_read(directory):
         found["pickle"] = pickle
@@ -111,7 +111,7 @@ def _code_that_would_be_run(directory: Path) -> str:
 
 
 def _pickle_that_would_be_read(directory: Path) -> str:
-    """Pickles beside safetensors are no risk: vLLM takes *.safetensors if there is one, and is told to take no other.
+    """Return the pickle that vLLM would read. Beside *.safetensors it reads none, and is started to take no other.
 
     The one exception is a sentence embedder's last layer, which is read from a directory of its own whatever the
     load format (model_executor/models/adapters.py).
@@ -125,7 +125,7 @@ def _pickle_that_would_be_read(directory: Path) -> str:
 
 
 def read_checkpoint(directory: Path) -> ModelMetadata:
-    """What the directory tells. Raises UnreadableModel, OutOfBounds, OSError."""
+    """Read what the directory says. Raises UnreadableModel, OutOfBounds, OSError."""
     config = Config(_configuration(directory))
     files = _weight_files(directory)
     tensors = [tensor for file in files for tensor in read_header(file)]
@@ -162,7 +162,7 @@ def read_checkpoint(directory: Path) -> ModelMetadata:
 
 
 def _configuration(directory: Path) -> dict[str, Any]:
-    """Of config.json, or of Mistral's params.json where there is no other.
+    """Read config.json, or Mistral's params.json where there is no other.
 
     Raises UnreadableModel, OutOfBounds, OSError.
     """
@@ -284,7 +284,11 @@ def read_header(path: Path) -> Iterator[Tensor]:
                 raise BrokenJson
         except BrokenJson:
             raise _damaged(path) from None
-    expected = 8 + length + end
+    _check_length(path, actual=actual, expected=8 + length + end)
+
+
+def _check_length(path: Path, *, actual: int, expected: int) -> None:
+    """Raise UnreadableModel for a file that is shorter or longer than its header says."""
     if actual < expected:
         raise UnreadableModel(
             gettext_noop("%(path)s is cut off: it has %(actual)d bytes of %(expected)d."),
@@ -318,7 +322,7 @@ def _tensor(name: str, entry: Any, path: Path) -> tuple[Tensor, int]:
 
 
 def _see_that_pickles_are_whole(directory: Path, pickles: Sequence[Path]) -> None:
-    """PyTorch's files are ZIP archives, whose table of contents stands at their end. Raises Unreadable, OSError."""
+    """Check PyTorch's files: ZIP archives with their table of contents at the end. Raises Unreadable, OSError."""
     index = directory / PICKLE_INDEX
     if pickles and index.is_file():
         for name in _named_by(index):
@@ -368,7 +372,7 @@ def _bits(config: Config) -> int:
 
 
 def _weight_groups(said: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How compressed-tensors treats weights, by group of layers."""
+    """Return how compressed-tensors treats weights, by group of layers."""
     groups = said.get("config_groups")
     values = list(groups.values()) if isinstance(groups, dict) else []
     weights = [group.get("weights") for group in values if isinstance(group, dict)]
@@ -376,7 +380,7 @@ def _weight_groups(said: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _memory(config: Config, tensors: Sequence[Tensor]) -> architecture.LayerMemory:
-    """What its layers keep; nothing for encoders. What neither file nor class tells is counted in the tensors."""
+    """Return what its layers keep; nothing for encoders. What neither file nor class says is counted in the tensors."""
     if (ENCODERS.search(config.kind) and "decoder" not in config.kind) or config.get("is_causal") is False:
         return architecture.LayerMemory()
     keys = [tensor for tensor in tensors if KEYS.search(tensor.name) and not SENSES.search(tensor.name)]
@@ -385,7 +389,7 @@ def _memory(config: Config, tensors: Sequence[Tensor]) -> architecture.LayerMemo
 
 
 def _counted(config: Config, tensors: Sequence[Tensor]) -> Config:
-    """With the layers counted in the files, where neither configuration nor class says how many there are."""
+    """Return it with the layers counted in the files, where neither configuration nor class says how many."""
     if config.layers():
         return config
     numbers = [
@@ -397,7 +401,7 @@ def _counted(config: Config, tensors: Sequence[Tensor]) -> Config:
 
 
 def _guessing_bytes(config: Config, tensors: Sequence[Tensor]) -> int:
-    """Of layers behind the last one, or of their own name, which vLLM's own files of these models skip."""
+    """Return bytes of layers behind the last one, or of their own name, which vLLM's files of these models skip."""
     layers = config.layers()
     behind = config.number("num_nextn_predict_layers") and layers
     return sum(
@@ -409,7 +413,7 @@ def _guessing_bytes(config: Config, tensors: Sequence[Tensor]) -> int:
 
 
 def _cache_type(directory: Path, config: Config) -> str:
-    """Of keys and values, as the files declare it and vLLM heeds it (utils/torch_utils.py, layers/attention)."""
+    """Return the type of keys and values, as the files declare and vLLM obeys (utils/torch_utils.py)."""
     said = config.quantisation()
     if not said and (directory / "hf_quant_config.json").is_file():
         inner = _json(directory / "hf_quant_config.json").get("quantization")
@@ -451,7 +455,7 @@ def _quantisation(directory: Path, config: Config, tensors: Sequence[Tensor]) ->
 
 
 def _compressed(said: Mapping[str, Any]) -> str:
-    """ "INT4", "FP8" …: of the first group of layers."""
+    """Name the quantisation of the first group of layers: "INT4", "FP8" …."""
     if "nvfp4" in clean_text(said.get("format")):
         return "NVFP4"
     for weights in _weight_groups(said):
@@ -502,7 +506,7 @@ def _has_chat_template(directory: Path) -> bool:
 
 
 def _context(directory: Path, config: Config) -> int | None:
-    """In tokens, as vLLM derives it (config/model.py, _get_and_verify_max_len)."""
+    """Return it in tokens, as vLLM derives it (config/model.py, _get_and_verify_max_len)."""
     sentences = directory / "sentence_bert_config.json"
     if sentences.is_file() and (said := bounds.read_number("max_seq_length", _json(sentences).get("max_seq_length"))):
         return said
@@ -514,8 +518,10 @@ def _context(directory: Path, config: Config) -> int | None:
 
 
 def _stretched(config: Config) -> float:
-    """By what rotary scaling makes it longer. YaRN's, Llama 3's and LongRoPE's stand beside a length that counts as
-    stretched already (vLLM 0.32; before, it multiplied YaRN's original length itself).
+    """Return by what rotary scaling makes it longer.
+
+    YaRN's, Llama 3's and LongRoPE's are given beside a length that counts as stretched already (vLLM 0.32; before, it
+    multiplied YaRN's original length itself).
     """
     scaling = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(scaling, dict) or config.kind.startswith("gemma3"):

@@ -1,6 +1,6 @@
 """What vLLM's configuration classes fill in where config.json is silent: class_defaults.json. Pure but for reading it.
 
-gemma-3-4b-it has no head counts in its config.json, llava no layers: they stand in the classes. The table is written by
+gemma-3-4b-it has no head counts in its config.json, llava no layers: they are in the classes. The table is written by
 class_defaults_writer.py out of an engine's environment, so that neither engine nor network is needed to read a model.
 """
 
@@ -15,13 +15,13 @@ TABLE = Path(__file__).with_name("class_defaults.json")
 
 @cache
 def table() -> Mapping[str, Mapping[str, Any]]:
-    """By model type. 85 kB, read once in 1 ms."""
+    """Return the table by model type. 85 kB, read once in 1 ms."""
     kinds: Mapping[str, Mapping[str, Any]] = json.loads(TABLE.read_text())["kinds"]
     return kinds
 
 
 def defaults_of(kind: str) -> Mapping[str, Any]:
-    """What the class of this model type fills in; empty: nobody here knows the type.
+    """Return what the class of this model type fills in; empty: the type is not known here.
 
     `pattern`: the kinds of its layers, as far as they repeat themselves.
     """

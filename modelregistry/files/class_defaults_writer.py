@@ -54,7 +54,7 @@ TELLING = frozenset(
 
 
 def defaults(kind: type) -> dict[str, Any]:
-    """Of a class: from its fields, else from its constructor."""
+    """Return the defaults of a class: from its fields, else from its constructor."""
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(kind.__init__).parameters.items():  # type: ignore[misc]
         found[name] = parameter.default
@@ -82,7 +82,7 @@ def text_kind(kind: type) -> str:
 
 
 def layer_pattern(kind: type) -> list[str]:
-    """What kinds of layers the class makes, as far as they repeat themselves; []: it does not say."""
+    """Return what kinds of layers the class makes, as far as they repeat themselves; []: it does not say."""
     try:
         made = kind()
         layers = [str(each) for each in getattr(made, "layer_types", None) or []]

@@ -103,7 +103,7 @@ class _Header:
 
 
 def read_gguf(path: Path) -> ModelMetadata:
-    """What a model's first (or only) file and the other parts beside it tell.
+    """Read what a model's first (or only) file and the other parts beside it say.
 
     Raises UnreadableModel, OutOfBounds, OSError.
     """
@@ -195,7 +195,7 @@ class _Walk:
         return value
 
     def numbers(self, form: str, count: int) -> list[Any]:
-        """At once: a header may hold millions."""
+        """Read them at once: a header may hold millions."""
         size = count * struct.calcsize(form)
         self._have(size)
         found = struct.unpack_from(f"<{count}{form[1:]}", self._data, self._at)
@@ -203,7 +203,7 @@ class _Walk:
         return list(found)
 
     def text(self) -> str:
-        """Of a long one the beginning only."""
+        """Read a text; of a long one the beginning only."""
         size = self.number("<Q")
         self._have(size)
         start, self._at = self._at, self._at + size
@@ -223,7 +223,7 @@ class _Walk:
 
 
 def _parse(walk: _Walk, length: int) -> _Header:
-    """Of a file of so many bytes."""
+    """Parse a file of so many bytes."""
     if walk.number("<I") not in (2, 3):  # 1 had other lengths and was never in use; a big-endian file reads as huge
         raise _Broken
     tensors, pairs = walk.number("<Q"), walk.number("<Q")
@@ -284,7 +284,7 @@ def _tensor(walk: _Walk) -> _Tensor:
 
 
 def _number(values: Mapping[str, Any], key: str, *, default: int = 0, most: int = SIZE) -> int:
-    """Return a whole number; one that is given once for each layer counts as not told. Raises OutOfBounds.
+    """Return a whole number; one that is given once for each layer counts as missing. Raises OutOfBounds.
 
     llama.cpp refuses a number of another type than it expects as well (get_key).
     """
@@ -298,7 +298,7 @@ def _number(values: Mapping[str, Any], key: str, *, default: int = 0, most: int 
 
 
 def _required(values: Mapping[str, Any], key: str, most: int = SIZE) -> int:
-    """What llama.cpp reads of every model (load_hparams). Raises OutOfBounds."""
+    """Check what llama.cpp reads of every model (load_hparams). Raises OutOfBounds."""
     number = _number(values, key, most=most)
     if number < 1:
         raise OutOfBounds(key.removeprefix("{arch}."), 0 if key in values else "")
@@ -373,7 +373,7 @@ def _task(architecture: str, pooling: str | None) -> str:
 
 
 def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
-    """As the file calls itself ("Q4_K_M"), else the type of most of its weights."""
+    """Return what the file calls itself ("Q4_K_M"), else the type of most of its weights."""
     said = _number(values, Keys.General.FILE_TYPE) & ~MARKED_AS_GUESSED
     names = {kind.value: kind.name.removeprefix("MOSTLY_").removeprefix("ALL_") for kind in LlamaFileType}
     if said in names and Keys.General.FILE_TYPE in values:
@@ -385,7 +385,7 @@ def _quantisation(values: Mapping[str, Any], tensors: list[_Tensor]) -> str:
 
 
 def _each(own: Mapping[str, Any], key: str, layers: int, most: int = SIZE) -> list[int]:
-    """Return a number for each layer, be it said once or one by one; 0: it is not told. Raises OutOfBounds."""
+    """Return a number for each layer, be it said once or one by one; 0: it is missing. Raises OutOfBounds."""
     said = own.get(key)
     if isinstance(said, list):
         numbers = [bounds.bound_number(key.removeprefix("{arch}."), number, most) for number in said]
@@ -421,7 +421,7 @@ def _attention(architecture: str, own: Mapping[str, Any], layers: int) -> Iterat
 
 
 def _states(architecture: str, own: Mapping[str, Any], layers: int) -> Iterator[RecurrentState]:
-    """What layers without a KV cache keep of each slot (src/llama-hparams.cpp, n_embd_r and n_embd_s)."""
+    """Return what layers without a KV cache keep of each slot (src/llama-hparams.cpp, n_embd_r and n_embd_s)."""
     state = _state(own)
     if state is None:
         return

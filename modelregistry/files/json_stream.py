@@ -38,7 +38,7 @@ class JsonWalker:
         self._at = 0
 
     def members(self) -> Iterator[tuple[str, Any]]:
-        """Of the object that begins here. Raises Broken."""
+        """Yield the members of the object that begins here. Raises Broken."""
         if self._matched(_OPEN)[2]:
             return
         while True:
@@ -54,7 +54,7 @@ class JsonWalker:
                 return
 
     def names(self) -> Iterator[str]:
-        """Of the object that begins here; who is given one must read or skip its value. Raises Broken."""
+        """Yield the names in the object that begins here; the caller must read or skip each value. Raises Broken."""
         if self._matched(_OPEN)[2]:
             return
         while True:
@@ -73,7 +73,7 @@ class JsonWalker:
             raise BrokenJson from error
 
     def skip(self) -> None:
-        """Any value. Raises Broken."""
+        """Skip any value. Raises Broken."""
         depth = 0
         while True:
             self._fill()
@@ -92,7 +92,7 @@ class JsonWalker:
                 return
 
     def rest(self) -> bytes:
-        """What comes behind, as far as it is no space; b"": nothing."""
+        """Return what comes behind, as far as it is no space; b"": nothing."""
         self._fill()
         return self._data[self._at :].strip()
 

@@ -1,4 +1,4 @@
-"""What the files of a model tell about it, as plain values. Pure."""
+"""What the files of a model say about it, as plain values. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -20,7 +20,7 @@ class UnreadableModel(Exception):
     """A model's files cannot be used. `str()` is a sentence for the operator, in English.
 
     `sentence` and `values` are the same before they are put together, to be translated by who has translations.
-    Names of files are somebody else's: what would write on a terminal is taken out of them.
+    Names of files come from others: what would write on a terminal is taken out of them.
     `risk`: "pickle" or "remote-code" if an operator may allow it by that name, else "".
     """
 
@@ -41,7 +41,7 @@ class Attention:
 
     `window`: of the last so many tokens only; None: of all. DeepSeek's latent attention (MLA) is one head with the
     latent vector and the rotary part as its key, and no value. `kind`: "" as any; "latent" (the same on every card);
-    "chunked" (its window begins anew every so many tokens); "heard" (of what Whisper heard, apart from what is said);
+    "chunked" (its window begins again every so many tokens); "heard" (of what Whisper heard, apart from what is said);
     "partial" (groups of tokens that are not pressed together yet). `ratio`: so many tokens share one entry. `fixed`:
     bytes of an entry, whatever type the cache has.
     """
@@ -72,17 +72,17 @@ class RecurrentState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetadata:
-    """What a model's files tell. None or "": they do not tell. Sizes in bytes, context in tokens.
+    """What a model's files say. None or "": they do not say. Sizes in bytes, context in tokens.
 
     `attention`: what has a KV cache, one or more for each such layer; encoders (BERT) have none. `states`: one for each
-    layer that keeps a state of fixed size of each request. `missing`: what the files would have to tell before anybody
-    could say how much that is, by names of config.json; empty: nothing. `cache_type`: of the keys and values, as the
+    layer that keeps a state of fixed size of each request. `missing`: what the files would have to say for that
+    to be known, by names of config.json; empty: nothing. `cache_type`: of the keys and values, as the
     files declare it ("fp8"); "": as the model's own numbers.
     `whole`: tokens of the largest picture, film or recording, which vLLM computes in one piece; 0: piece by piece.
     `experts`: bytes of the experts' weights in each layer of a GGUF file that has some, which may be kept in RAM.
     `weight_bytes`: of the tensors on disk. `embedding_weight_bytes`: of these, the token embedding, which quantising at
     start leaves as it is. `unused_weight_bytes`: of these, the layers that guess tokens ahead (MTP), which vLLM loads
-    only where it is told to use them. `task`: what the architecture was made for.
+    only where an argument asks for them. `task`: what the architecture was made for.
     `risks`: what an operator had to allow. `files`: how many hold weights.
     """
 
@@ -111,7 +111,7 @@ class ModelMetadata:
     files: int = 0
 
     def stored(self) -> dict[str, Any]:
-        """For JSON; what is as usual is left out, as one layer is like the other."""
+        """Return it for JSON; what is as usual is left out, as one layer is like the other."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("attention", "states"):
             values[name] = [_unusual(layer) for layer in values[name]]
@@ -119,7 +119,7 @@ class ModelMetadata:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
-        """Back from `stored` or `dataclasses.asdict`, also by way of JSON. Fields of another release are left out."""
+        """Make it from `stored` or `dataclasses.asdict`, also through JSON. Fields of another release are left out."""
         known = {field.name for field in fields(cls)}
         values = {name: value for name, value in stored.items() if name in known}
         values["attention"] = tuple(Attention(**layer) for layer in stored.get("attention", ()))

@@ -95,7 +95,7 @@ def _no_weights(path: Path, head: bytes) -> UnreadableModel | None:
 
 
 def _error_text(head: bytes) -> str:
-    """`{"error": "Invalid username or password."}`, or a line of plain text; empty: it is none."""
+    """Return the text of `{"error": "Invalid username or password."}`, or a line of plain text; empty: it is none."""
     try:
         text = head.decode().strip()
     except UnicodeDecodeError:
@@ -140,7 +140,7 @@ def _directory(form: str, path: Path) -> UnreadableModel | None:
 
 
 def _cache(form: str, path: Path, here: frozenset[str]) -> UnreadableModel | None:
-    """`models--org--name` of Hugging Face's cache: the model is a snapshot within, of links to its blobs."""
+    """Recognise `models--org--name` of Hugging Face's cache: the model is a snapshot within, of links to its blobs."""
     if not {"snapshots", "blobs", "refs"} & here or not (
         path.name.startswith("models--") or {"snapshots", "refs"} <= here
     ):
@@ -261,7 +261,7 @@ def _for_vllm(path: Path, names: list[str], here: frozenset[str]) -> UnreadableM
 
 
 def _first_gguf(path: Path, names: Iterable[str]) -> Path | None:
-    """Not a projector, which is a part for a model."""
+    """Return the first GGUF file that is no projector, which is a part for a model."""
     found = [name for name in names if name.endswith(".gguf")]
     models = [name for name in found if not name.startswith("mmproj")]
     return path / (models or found)[0] if found else None

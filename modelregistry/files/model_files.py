@@ -1,6 +1,6 @@
-"""Reads what a model's files tell, and finds what an engine would only find minutes later. Pure; starts nothing.
+"""Reads what a model's files say, and finds what an engine would only find minutes later. Pure; starts nothing.
 
-`read` is the way in. Directories in Hugging Face's form are read by `checkpoint`, GGUF files by `gguf`. Only
+`read_model` is the way in. Directories in Hugging Face's form are read by `checkpoint`, GGUF files by `gguf`. Only
 headers are read, some MB at most: a model of 140 GB takes as long as a small one.
 """
 
@@ -24,7 +24,7 @@ RISKS = {
 
 
 def read_model(engine: str, path: str, allowed: Collection[str] = ()) -> ModelMetadata:
-    """Return what the files of `path` tell, in the form that the engine reads. Reads the disk.
+    """Return what the files of `path` say, in the form that the engine reads. Reads the disk.
 
     `allowed`: risks that an operator took for this model. Raises UnreadableModel.
     """

@@ -1,4 +1,4 @@
-"""Opening what somebody else put where a model's file should be."""
+"""Opening what others put where a model's file should be."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from typing import BinaryIO
 def open_regular_file(path: Path) -> BinaryIO:
     """Open a regular file for reading. Raises OSError, also for what is none.
 
-    A FIFO would hold up its reader until somebody writes into it, a device may have no end; neither is waited for.
+    A FIFO would hold up its reader until a process writes into it, a device may have no end; neither is waited for.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):

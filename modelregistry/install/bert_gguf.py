@@ -85,7 +85,7 @@ def read_tensors(safetensors: bytes) -> Iterator[Tensor]:
 
 
 def write_gguf(metadata: Mapping[str, tuple[int, Any]], tensors: list[Tensor], to: BinaryIO) -> None:
-    """A GGUF file of `metadata` (key -> (type, value); of arrays the value is (type of items, items)) and tensors."""
+    """Write a GGUF file of `metadata` (key -> (type, value); an array's value is (item type, items)) and tensors."""
     head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
     head += b"".join(
         _string(key) + struct.pack("<I", kind) + _value(kind, value) for key, (kind, value) in metadata.items()
@@ -112,7 +112,7 @@ def halves(floats: memoryview) -> Iterator[bytes]:
 
 
 def _name(source: str) -> str:
-    """llama.cpp's name of a tensor; empty for one that it does without."""
+    """Return llama.cpp's name of a tensor; empty for one that it does without."""
     if source == "embeddings.position_ids" or source.startswith("pooler."):
         return ""
     stem, _, kind = source.rpartition(".")
@@ -159,7 +159,7 @@ def _metadata(config: dict[str, Any], vocabulary: list[str], name: str) -> dict[
 
 
 def _token(word: str, control: Mapping[str, int]) -> str:
-    """llama.cpp marks where a word begins (▁) rather than where it goes on (##)."""
+    """Mark where a word begins (▁), as llama.cpp does, rather than where it goes on (##)."""
     if word in control:
         return word
     return word[2:] if word.startswith("##") else f"\u2581{word}"

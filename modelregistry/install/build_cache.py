@@ -1,4 +1,4 @@
-"""What is large and the same for every clone: fetched once per user into the cache, by whoever needs it first.
+"""What is large and the same for every clone: fetched once per user into the cache, by the process that needs it first.
 
 Standard library only, no Django. pip does the fetching, so a company's own package index and proxy apply as everywhere.
 """
@@ -23,11 +23,11 @@ class CannotFetch(Exception):
 def build_once(
     target: Path, make: Callable[[Path], Path], say: Report, *, whole: Callable[[Path], bool] = Path.exists
 ) -> Path:
-    """`target`, a file or a directory; if it is not whole, `make(workspace)` says where in `workspace` it made it.
+    """Make `target`, a file or a directory, unless it is whole; `make(workspace)` returns where in `workspace` it is.
 
-    It appears under its name by one rename, so whoever sees it sees all of it. Of several processes one makes it and
-    the others wait, without a time limit, for they need it too. What `make` raises leaves nothing behind; what a killed
-    process left is removed by the next.
+    It appears under its name by one rename, so a process that sees it sees all of it. Of several processes one makes it
+    and the others wait, without a time limit, for they need it too. What `make` raises leaves nothing behind; what a
+    killed process left is removed by the next.
     """
     if whole(target):
         return target

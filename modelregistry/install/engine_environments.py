@@ -133,7 +133,7 @@ def install(environment: EngineEnvironment, cache: Path, say: Report, *, folder:
 
     def make(workspace: Path) -> Path:
         if environment.installed(cache):
-            say(f"what is there is damaged ({damage(environment, cache)}): it is made anew")
+            say(f"what is there is damaged ({damage(environment, cache)}): it is made again")
         say(f"installing {environment.name} {environment.version} under {workspace.parent}")
         packages = folder or kept / "packages"
         _room(environment, cache, packages)
@@ -175,7 +175,7 @@ def download_packages(environment: EngineEnvironment, folder: Path, say: Report)
 
 
 def damage(environment: EngineEnvironment, cache: Path) -> str:
-    """What is wrong with the installation, or nothing: by the sizes that its packages noted (≤ 1 s)."""
+    """Return what is wrong with the installation, or nothing, by the sizes that its packages noted (≤ 1 s)."""
     if not environment.installed(cache):
         return f"{environment.program} is missing"
     for packages in environment.directory(cache).glob("lib/python*/site-packages"):
@@ -284,12 +284,12 @@ def _environment(environment: EngineEnvironment, packages: Path, workspace: Path
 
 def _make_venv(at: Path) -> None:
     # An environment may be renamed as long as it is started by its Python: that finds its packages from where it
-    # stands. (Scripts hold the path where they were built: `_move_scripts`.)
+    # is. (Scripts hold the path where they were built: `_move_scripts`.)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", at], check=True)
 
 
 def _install(made: Path, packages: Path, wanted: Sequence[Pin], say: Report) -> None:
-    """From the folder and nowhere else, whatever this machine's pip is told to look at."""
+    """Install from the folder and nowhere else, however this machine's pip is configured."""
     if not wanted:
         return
     requirements = made.with_name("requirements.txt")
@@ -323,7 +323,7 @@ def _told(process: "subprocess.Popen[str]", made: Path, total: int, say: Report)
 
 
 def _move_scripts(made: Path, to: Path) -> None:
-    """Scripts begin with the path of their Python: the one that they will have."""
+    """Let scripts begin with the path that their Python will have."""
     for script in (made / "bin").iterdir():
         if script.is_file() and not script.is_symlink():
             head, line, rest = script.read_bytes().partition(b"\n")

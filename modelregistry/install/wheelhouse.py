@@ -56,7 +56,7 @@ class Pin:
 
 
 def pins(lock: str) -> list[Pin]:
-    """What a lock (requirements with hashes) asks for on this machine and for this Python."""
+    """Return what a lock (requirements with hashes) asks for on this machine and for this Python."""
     text = re.sub(r"^\s*#.*$", "", lock, flags=re.MULTILINE).replace("\\\n", " ")
     made = [_pin(line.strip()) for line in text.splitlines() if line.strip()]
     return [pin for pin in made if pin]
@@ -265,7 +265,7 @@ def megabytes(folder: Path) -> int:
 
 
 def _look(path: Path) -> tuple[float, int]:
-    """When it was last written to, and its size; it may have gone on to where it belongs meanwhile."""
+    """Return when it was last written to, and its size; it may have been moved to its place meanwhile."""
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -274,11 +274,11 @@ def _look(path: Path) -> tuple[float, int]:
 
 
 def reason(errors: str) -> str:
-    """pip's own last word, with a full stop."""
+    """Return the last line that pip wrote, with a full stop."""
     if "DO NOT MATCH THE HASHES" in errors:
         names = re.findall(r"^\s+(\S+==\S+)", errors, re.MULTILINE)
         # To older pips the first half of a file is a file too.
         return f"{', '.join(names)} came incompletely or has another checksum than the pinned one."
     lines = [line.removeprefix("ERROR: ").strip() for line in errors.splitlines() if line.startswith("ERROR: ")]
-    word = lines[-1] if lines else (errors.strip().splitlines() or ["no reason was told"])[-1]
+    word = lines[-1] if lines else (errors.strip().splitlines() or ["no reason was given"])[-1]
     return word if word.endswith(".") else f"{word}."

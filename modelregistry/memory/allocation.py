@@ -1,6 +1,6 @@
 """What one replica gets of its host's memory: read its files, predict, correct by what was measured, find a place.
 
-`answer` is the way in: supervisor, page, API and command ask it alike. No Django: who calls it tells people why there
+`check_fit` is the way in: supervisor, page, API and command call it alike. No Django: its caller shows people why there
 was no room.
 """
 
@@ -57,7 +57,7 @@ class Allocation:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Allocation":
-        """Back from what was kept on a run. Raises TypeError, LookupError for that of another release."""
+        """Make it from what was kept on a run. Raises TypeError, LookupError for that of another release."""
         return cls(
             **{
                 **stored,
@@ -73,7 +73,7 @@ class Allocation:
 
 
 def facts_of(spec: Spec) -> ModelMetadata | None:
-    """None for files that tell nothing: their engine takes what it takes."""
+    """Return what the files say; None: they cannot be read, so their engine takes what it takes."""
     try:
         return model_files.read_model(spec.engine, spec.path, spec.allowed_risks)
     except UnreadableModel:
@@ -157,7 +157,7 @@ class FitResult:
     """Whether a replica fits on a host, where, and what would have to go.
 
     `allotment`: where it goes; None: nowhere, and `refusal` says why. `launcher`: "" if the host has no engine for it.
-    `need`: what it would take on each of its devices, at least that where it does not fit; None: nobody can say.
+    `need`: what it would take on each of its devices, at least that where it does not fit; None: unknown.
     `to_go`: the fewest replicas of ours without which it would fit; (): none are in its way, or more than a few.
     """
 
@@ -183,7 +183,7 @@ def check_fit(
     past: Iterable[Measured] = (),
     version: str = "",
 ) -> FitResult:
-    """The one answer to "does it fit, where, and what would have to go?", for supervisor, page, API and command. Pure.
+    """Answer "does it fit, where, and what would have to go?" for supervisor, page, API and command alike. Pure.
 
     `devices` and `occupants` as they are now. `program`: by its path, whether it is built for CPUs.
     """
@@ -205,8 +205,9 @@ def check_fit(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedReplica:
-    """Another replica of this host: what it was allotted, and its engine if that was started. `settled`: it has been
-    ready, so it holds what it wants.
+    """Another replica of this host: what it was allotted, and its engine if that was started.
+
+    `settled`: it has been ready, so it holds what it wants.
     """
 
     name: str
@@ -216,7 +217,7 @@ class HostedReplica:
 
 
 def occupants(tenants: Iterable[HostedReplica], devices: Sequence[Device]) -> list[Occupant]:
-    """What they were promised, beside what they hold now. Reads /proc."""
+    """Return what they were promised, beside what they hold now. Reads /proc."""
     return [
         Occupant(
             name=tenant.name,
@@ -232,7 +233,7 @@ def occupants(tenants: Iterable[HostedReplica], devices: Sequence[Device]) -> li
 def _held(tenant: HostedReplica, devices: Sequence[Device]) -> dict[int, int]:
     processes = process.tree(tenant.run) if tenant.run else []
     told = gpus.memory_held(devices, {who.pid for who in processes})
-    # A driver that does not tell whose memory it is (in containers): a settled engine holds what it was promised.
+    # A driver that does not report whose memory it is (in containers): a settled engine holds what it was promised.
     promised = tenant.allotment.needed * tenant.settled
     on_cards = {device: told.get(device, promised) for device in tenant.allotment.devices}
     return on_cards | {gpus.RAM: estimate.measure_held(processes).fixed}
@@ -240,8 +241,9 @@ def _held(tenant: HostedReplica, devices: Sequence[Device]) -> dict[int, int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse:
-    """What a replica holds in all (one on GPUs: on the cards, without its RAM), and on each card. `fixed`: of RAM, what
-    cannot be dropped.
+    """What a replica holds in all (one on GPUs: on the cards, without its RAM), and on each card.
+
+    `fixed`: of RAM, what cannot be dropped.
     """
 
     total: int
@@ -255,7 +257,7 @@ class MemoryUse:
 
 
 def measure_use(run: Run, devices: Sequence[int]) -> MemoryUse | None:
-    """`devices`: indices of its cards; none: RAM. None if the driver does not tell. Blocks for some 10 ms."""
+    """Measure what it holds on `devices` (indices; none: RAM). None: not reported by the driver. Blocks for 10 ms."""
     processes = process.tree(run)
     in_ram = estimate.measure_held(processes)
     if not devices:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 GIB = 2**30
-# No host has so much, so a plan does not tell larger sums apart: whatever is asked for, it fits into 63 bits.
+# No host has so much, so a plan does not distinguish larger sums: whatever is asked for, it fits into 63 bits.
 MOST_BYTES = 1 << 56
 
 
@@ -83,8 +83,8 @@ class Prediction:
     at a time; 0: of another engine. `apart`: of the overhead, what vLLM has taken before it looks how much is free
     (CUDA's context, the buffers of links between cards). `host`: of a model on GPUs, bytes of RAM that it takes beside
     them. `read`: bytes of files that pass through RAM while it loads; the kernel takes them back. `droppable`: of the
-    total, what the kernel can take back without harm (a file that was copied from). `open`: nobody can say how large
-    its cache is, so it gets what is left of its cards. `basis`: "formula"; "corrected" by
+    total, what the kernel can take back without harm (a file that was copied from). `open`: how large
+    its cache is is unknown, so it gets what is left of its cards. `basis`: "formula"; "corrected" by
     what others with this engine took; "measured": this very model took so much before.
     """
 
@@ -108,8 +108,9 @@ class Prediction:
 
 
 class Unpredictable(Exception):
-    """Nobody can say what a model takes: its files do not tell `missing`, by names of config.json, and nor does the
-    class that they name.
+    """What a model takes is unknown.
+
+    Its files do not say `missing`, by names of config.json, and nor does the class that they name.
     """
 
     def __init__(self, missing: tuple[str, ...]) -> None:
@@ -118,8 +119,10 @@ class Unpredictable(Exception):
 
 
 def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
-    """From the formulas alone. Raises Unpredictable for a model in RAM whose cache nobody can say; one on cards gets
-    what is left of them, which its engine measures itself.
+    """Predict by the formulas alone.
+
+    Raises Unpredictable for a model in RAM whose cache is unknown; one on cards gets what is left of them, which its
+    engine measures itself.
     """
     if facts.missing and demand.kind == "ram":
         raise Unpredictable(facts.missing)
@@ -144,7 +147,7 @@ def make_prediction(
     open: bool = False,
     basis: str = "formula",
 ) -> Prediction:
-    """With the sums that follow from the parts, each within MOST_BYTES."""
+    """Make a prediction, with the sums that follow from its parts, each within MOST_BYTES."""
     weights, cache, cache_least, overhead = map(_bounded, (weights, cache, cache_least, overhead))
     return Prediction(
         weights=weights,
@@ -187,8 +190,10 @@ def with_cache(need: Prediction, cache: int) -> Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldMemory:
-    """RAM of some processes. `taken`: with the pages of files that they have mapped (weights above all), those that
-    several of them share counted once. `fixed`: of this, what the kernel can neither drop nor read again.
+    """RAM of some processes.
+
+    `taken`: with the pages of files that they have mapped (weights above all), those that several of them share counted
+    once. `fixed`: of this, what the kernel can neither drop nor read again.
     """
 
     taken: int
@@ -196,7 +201,7 @@ class HeldMemory:
 
 
 def measure_held(processes: Iterable[Identity]) -> HeldMemory:
-    """What these processes hold now. Those that are gone hold nothing.
+    """Measure what these processes hold now. Those that are gone hold nothing.
 
     What they share with others of the host is theirs all the same (unlike in Pss): so a second replica of the same file
     does not make the first one smaller. Both engines fill their cache at their start, so it is resident from then on.
@@ -218,7 +223,7 @@ def measure_held(processes: Iterable[Identity]) -> HeldMemory:
 class _Area:
     """One of a process's mappings: resident bytes of its own, and of the file behind it.
 
-    `file`: what tells it from others, None: of no file. `in_memory`: a file without a disk (shared memory).
+    `file`: what identifies it, None: of no file. `in_memory`: a file without a disk (shared memory).
     """
 
     anonymous: int
@@ -300,7 +305,7 @@ def fingerprint(facts: ModelMetadata, demand: Demand, prediction: Prediction) ->
 def apply_measurements(
     prediction: Prediction, past: Iterable[Measured], *, mark: str, launcher: str, version: str, device: str
 ) -> Prediction:
-    """By what this very start took before, else by the median of what the formulas were wrong by for this engine.
+    """Correct by what this very start took before, else by the median error of the formulas for this engine.
 
     `mark`: its `fingerprint`. `version` "": not known yet, so any. Measurements that make no sense are left out, and
     what others took changes the overhead by no more than half of it, or half a GiB.

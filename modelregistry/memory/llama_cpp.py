@@ -11,8 +11,10 @@ from modelregistry.memory.estimate import MIB, Demand, Prediction, bounded_conte
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LauncherTraits:
-    """Where launchers differ in memory. `process`: bytes of the program and its libraries. `windowed`: a layer with a
-    window keeps no more than that. `keeps_prompts`: past conversations stay in RAM.
+    """Where launchers differ in memory.
+
+    `process`: bytes of the program and its libraries. `windowed`: a layer with a window keeps no more than that.
+    `keeps_prompts`: past conversations stay in RAM.
     """
 
     process: int
@@ -86,7 +88,7 @@ def _slots(demand: Demand) -> int:
 
 
 def _unified(demand: Demand) -> bool:
-    """Return one pool for all slots of llama.cpp: so we start it when nobody says how long a request may be."""
+    """Return whether all slots share one pool: so it is started when the length of a request is left open."""
     said = demand.arguments.flag("--kv-unified")
     return said if said is not None else demand.context is None or demand.slots == 1
 
@@ -95,8 +97,9 @@ def _unified(demand: Demand) -> bool:
 
 
 def _cache(facts: ModelMetadata, demand: Demand, context: int, sequences: int) -> int:
-    """On the device with most layers, for so many requests of so many tokens. Cards share it layer by layer; states are
-    kept in 32 bits for each slot (llama-hparams.cpp, n_embd_r and n_embd_s).
+    """Return bytes on the device with most layers, for so many requests of so many tokens.
+
+    Cards share it layer by layer; states are kept in 32 bits for each slot (llama-hparams.cpp, n_embd_r and n_embd_s).
     """
     states = sum((state.inputs + state.memory) * 4 for state in facts.states) * _slots(demand)
     layers = sum(_layer(facts, layer, demand, context, sequences) for layer in facts.attention)
@@ -159,15 +162,15 @@ def _kept_in_ram(facts: ModelMetadata, demand: Demand) -> int:
 
 
 def _prompts_in_ram(demand: Demand) -> int:
-    """Return bytes that its server keeps of past conversations: as told, else as its engine tells it."""
-    told = demand.number("--cache-ram")
-    if told is not None:
-        return (told if told >= 0 else UNBOUNDED_PROMPTS) * MIB
+    """Return bytes that its server keeps of past conversations: by the argument, else as it is started."""
+    given = demand.number("--cache-ram")
+    if given is not None:
+        return (given if given >= 0 else UNBOUNDED_PROMPTS) * MIB
     return PROMPTS_IN_RAM * MIB if demand.kind == "gpu" and TRAITS[demand.launcher].keeps_prompts else 0
 
 
 def _overhead(facts: ModelMetadata, demand: Demand, context: int) -> int:
-    """What llama.cpp's log calls compute buffer, and what else was seen: the libraries, and a little of each token.
+    """Return what its log calls compute buffer, and what else was seen: libraries, and a little of each token.
 
     The compute buffer of a micro-batch: 13 (feed-forward of 2.7 × hidden) to 17 (4 ×) vectors of the hidden size in 32
     bits, and its mask over the context in 16 bits. Measured with 384 to 1,536 numbers; see tests/bench/RESULTS.md.
@@ -185,8 +188,10 @@ def _overhead(facts: ModelMetadata, demand: Demand, context: int) -> int:
 
 
 def _outputs(facts: ModelMetadata, demand: Demand, context: int) -> int:
-    """In RAM: a number for each word of the vocabulary and each answer that is made at a time, for an encoder for each
-    token that it reads at a time, although it has no use for them (seen: 122 kB a token for MiniLM's 30,522 words).
+    """Return bytes of RAM for the outputs: a number for each word of the vocabulary and each answer made at a time.
+
+    For an encoder for each token that it reads at a time, although it has no use for them (seen: 122 kB a token for
+    MiniLM's 30,522 words).
     """
     slots, batch = _slots(demand), _batch(demand)
     rows = slots if demand.task == "chat" else min(batch, context * slots)
@@ -196,7 +201,7 @@ def _outputs(facts: ModelMetadata, demand: Demand, context: int) -> int:
 
 
 def _copied(facts: ModelMetadata, demand: Demand) -> int:
-    """On CPUs llama.cpp lays weights of some quantisations out anew, beside the mapped file."""
+    """Return bytes of weights that llama.cpp copies on CPUs: some quantisations get another layout there."""
     if demand.kind == "gpu" or not facts.quantisation.startswith(REPACKED):
         return 0
     return max(0, facts.weight_bytes - facts.embedding_weight_bytes)

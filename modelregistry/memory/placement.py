@@ -12,7 +12,7 @@ from modelregistry.memory.estimate import MIB, Demand, Prediction, predict, with
 from modelregistry.process.gpus import RAM, Device
 
 # Left free on each card: the driver and its fragments; a card that is full to the last byte fails at the next call. As
-# much as one more CUDA context, since nobody measured that of each card, driver and engine.
+# much as one more CUDA context, since that was not measured for each card, driver and engine.
 GPU_MARGIN = 650 * MIB
 # Left free of RAM: 5 %, for the system and what comes and goes on it.
 RAM_MARGIN = 0.05
@@ -20,7 +20,7 @@ RAM_MARGIN = 0.05
 MOST_TRIED = 16
 MOST_GONE = 3
 CONTEXT_STEP = 1024  # tokens
-# vLLM is told its part of the card as a fraction, of which it looks at no more than this.
+# vLLM is given its part of the card as a fraction, of which it looks at no more than this.
 FRACTION_DIGITS = 4
 
 
@@ -43,7 +43,7 @@ class Share:
 class Room:
     """The sum of one device. `ours`: name and bytes of each of our replicas, the larger of promised and held.
 
-    `strangers`: bytes that others hold. `free`: what a new engine can have: nobody holds it and nobody was promised it.
+    `strangers`: bytes that others hold. `free`: what a new engine can have: neither held nor promised.
     """
 
     device: int
@@ -102,7 +102,7 @@ class NoSuchDevice(Exception):
 
 
 def kind_of(devices: Iterable[Device], *, on_cpu: bool) -> str:
-    """Where an engine keeps its model: the GPUs if there are any and it can use them."""
+    """Return where an engine keeps its model: on GPUs if there are any and it can use them."""
     return "gpu" if not on_cpu and any(device.kind == "gpu" for device in devices) else "ram"
 
 
@@ -137,7 +137,7 @@ def find_place(
     `gpus`: the operator's choice; empty: the fullest card that has room (so that whole cards stay free for what needs
     one), for several cards those with most room. An engine that can do with less cache than it wants gets what there
     is.
-    `overcommit`: where most is free, whatever the sum says. With `facts` a refusal can tell what would fit.
+    `overcommit`: where most is free, whatever the sum says. With `facts` a refusal can say what would fit.
     """
     if demand.kind != "gpu" and prediction.devices > 1:
         raise NoSuchDevice((), prediction.devices, 0)
@@ -188,7 +188,7 @@ def _candidates(rooms: Sequence[Room], prediction: Prediction, gpus: Sequence[in
 
 
 def _best(rooms: Sequence[Room], need: Prediction) -> list[Room] | None:
-    """None: no room, not even with the least cache."""
+    """Return the best devices for it; None: no room, not even with the least cache."""
     for least in (False, True):
         wanted = need.total - (need.cache - need.cache_least if least else 0) - need.droppable
         enough = [one for one in rooms if one.free >= wanted]
@@ -201,7 +201,7 @@ def _best(rooms: Sequence[Room], need: Prediction) -> list[Room] | None:
 
 
 def _granted(need: Prediction, rooms: Sequence[Room]) -> Prediction:
-    """With the cache that there is room for, between the least and what is wanted."""
+    """Return it with the cache that there is room for, between the least and what is wanted."""
     free = min((one.free for one in rooms), default=0)
     cache = min(need.cache, max(need.cache_least, free - (need.total - need.cache)))
     return need if cache == need.cache else with_cache(need, cache)
@@ -215,12 +215,12 @@ def at_least(need: Prediction) -> Prediction:
 
 
 def _seen_free(granted: Prediction) -> int:
-    """What vLLM is to see free: with a cache that it measures itself, all that it takes after its context."""
+    """Return what vLLM is to see free: with a cache that it measures itself, all that it takes after its context."""
     return granted.total - granted.apart if granted.open else granted.weights + granted.cache
 
 
 def _fraction(part: int, total: int) -> float:
-    """Rounded down, as it is only looked at (the cache is told in bytes); never nothing, never the whole card."""
+    """Round down, as it is only looked at (the cache is given in bytes); never to nothing, never to the whole card."""
     scale: int = 10**FRACTION_DIGITS
     return min(max(part * scale // total, 1) / scale, 0.99)
 
@@ -337,7 +337,7 @@ def left_after(candidates: Sequence[Candidate], devices: Sequence[Device]) -> di
 
 
 def shares_of(name: str, found: Placement, held: dict[int, int] | None = None) -> list[Share]:
-    """What this placement promises on each of its devices."""
+    """Return what this placement promises on each of its devices."""
     return [
         Share(name=name, device=device, predicted=found.prediction.total, held=(held or {}).get(device, 0))
         for device in found.devices or (RAM,)
@@ -345,7 +345,7 @@ def shares_of(name: str, found: Placement, held: dict[int, int] | None = None) -
 
 
 def beside(new: Candidate, others: Sequence[Candidate], devices: Sequence[Device]) -> dict[str, bool]:
-    """For each of the others: whether the new one fits on the host together with it alone."""
+    """Return for each of the others whether the new one fits on the host together with it alone."""
     return {other.name: fits_together([new, other], devices) for other in others}
 
 

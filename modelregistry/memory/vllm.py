@@ -10,12 +10,12 @@ from modelregistry.memory.estimate import GIB, MIB, Demand, Prediction, bounded_
 # vLLM without a word on slots works on up to 256 requests at a time, most of them short: room for so many whole
 # contexts is wanted, for one is needed (it starts with less only to refuse long requests).
 WHOLE_CONTEXTS = 8
-# What vLLM computes at a time if nobody says: what it would choose itself on cards below 70 GiB. On larger ones it
-# would take 8,192 tokens (16,384 from 160 GiB) and 1,024 requests (0.32, engine/arg_utils.py, get_batch_defaults), so
-# both are always passed.
+# What vLLM computes at a time if no argument says it: what it would choose itself on cards below 70 GiB. On larger ones
+# it would take 8,192 tokens (16,384 from 160 GiB) and 1,024 requests (0.32, engine/arg_utils.py, get_batch_defaults),
+# so both are always passed.
 SEQUENCES = 256
 BATCH = 2048
-# Of a model of which nobody can say how much it keeps: more than any card has, and enough to begin with.
+# Of a model of which it is unknown how much it keeps: more than any card has, and enough to begin with.
 OPEN_CACHE = 1 << 50
 LEAST_OPEN_CACHE = 2 * GIB
 # Overheads, calibrated on other models than those of the table in tests/bench/RESULTS.md.
@@ -41,7 +41,7 @@ MADE_SMALLER = {
 def predict(facts: ModelMetadata, demand: Demand) -> Prediction:
     """Return what it takes, by the formulas alone. A cache of unknown size is `open`: vLLM measures what is left."""
     context = bounded_context(demand.number("--max-model-len") or demand.context or facts.context or 4096)
-    sequences = max(_told_parallel(demand) or WHOLE_CONTEXTS, 1)
+    sequences = max(_asked_parallel(demand) or WHOLE_CONTEXTS, 1)
     cache, least, parallel = _cache(facts, demand, context, sequences)
     weights = _weights(facts, demand)
     moved = min(_kept_in_ram(demand), weights * demand.tensor_parallel)
@@ -89,12 +89,12 @@ def _cache(facts: ModelMetadata, demand: Demand, context: int, sequences: int) -
         plans.append(vllm_cache.plan_cache(facts, replace(usual, block=vllm_cache.LARGE_BLOCK)))
     parallel = _parallel(facts, demand, context)
     wanted, least = (max(one.bytes(count) for one in plans) for count in (sequences, sequences if demand.slots else 1))
-    if (told := demand.number("--kv-cache-memory-bytes")) and wanted:
-        wanted = least = told
-    elif facts.states and _told_parallel(demand):
+    if (given := demand.number("--kv-cache-memory-bytes")) and wanted:
+        wanted = least = given
+    elif facts.states and _asked_parallel(demand):
         # Each of them needs a block for its state, or vLLM does not start ("exceeds available Mamba cache blocks").
         wanted, least = (max(size, plan.block * parallel) for size in (wanted, least))
-    if facts.states and plan.block and not _told_parallel(demand):
+    if facts.states and plan.block and not _asked_parallel(demand):
         parallel = max(1, min(parallel, least // plan.block))
     return wanted, least, parallel
 
@@ -113,9 +113,7 @@ def cache_setting(facts: ModelMetadata, demand: Demand, context: int) -> vllm_ca
 
 
 def _element(facts: ModelMetadata, demand: Demand) -> float:
-    """Return bytes of a number of keys and values: as the operator says, else as the files declare it, else as the
-    model's.
-    """
+    """Return bytes of a number of keys and values: as the operator says, else the files, else as the model's."""
     kind = demand.argument("--kv-cache-dtype") or "auto"
     if kind == "auto":
         kind = facts.cache_type or kind
@@ -126,23 +124,23 @@ def _element(facts: ModelMetadata, demand: Demand) -> float:
     return 1.0 if kind.startswith(("fp8", "int8")) else 2.0
 
 
-def _told_parallel(demand: Demand) -> int | None:
+def _asked_parallel(demand: Demand) -> int | None:
     return demand.number("--max-num-seqs") or demand.slots
 
 
 def _parallel(facts: ModelMetadata, demand: Demand, context: int) -> int:
-    """Return requests that vLLM works on at a time: as told, but no fewer than it spreads its largest item over."""
-    return max(_told_parallel(demand) or SEQUENCES, math.ceil(facts.whole / context))
+    """Return requests that vLLM works on at a time: as asked, but no fewer than it spreads its largest item over."""
+    return max(_asked_parallel(demand) or SEQUENCES, math.ceil(facts.whole / context))
 
 
 def _batch(facts: ModelMetadata, demand: Demand, context: int) -> int:
-    """Return tokens that are computed at a time: as told, else as vLLM would bound its own choice.
+    """Return tokens that are computed at a time: by the argument, else as vLLM would bound its own choice.
 
     That is (engine/arg_utils.py, config/scheduler.py) no less than the requests, no more than all of them are long, and
     a whole input where it cannot be computed piece by piece.
     """
-    if told := demand.number("--max-num-batched-tokens"):
-        return told
+    if given := demand.number("--max-num-batched-tokens"):
+        return given
     parallel = _parallel(facts, demand, context)
     batch = max(min(BATCH, parallel * context), parallel, facts.whole)
     in_pieces = demand.task == "chat" or (bool(facts.attention) and facts.pooling in (None, "last"))
@@ -181,7 +179,7 @@ def _host(facts: ModelMetadata, demand: Demand, weights: int, moved: int) -> int
 
 
 def _as_loaded(facts: ModelMetadata, demand: Demand) -> float:
-    """Return the bytes of the weights once loaded: in 16 bits unless told otherwise, or made smaller meanwhile."""
+    """Return bytes of the weights once loaded: in 16 bits unless arguments say otherwise, or made smaller meanwhile."""
     halved = {"F32": 0.5}.get(facts.quantisation, 1.0)
     kind = demand.argument("--dtype")
     if kind in ("float32", "float"):
@@ -201,7 +199,9 @@ def _apart(demand: Demand) -> int:
 
 
 def _overhead(facts: ModelMetadata, demand: Demand, context: int) -> int:
-    """CPU: measured with two models, see tests/bench/RESULTS.md. GPU: from what others published, not measured here.
+    """Return the bytes that the engine itself takes. CPU: measured with two models, see tests/bench/RESULTS.md.
+
+    GPU: from what others published, not measured here.
 
     A forward pass of a batch holds about 12 vectors of the hidden size per token (16 bits), sampling two copies of the
     logits (32 bits) of each sequence.

@@ -50,8 +50,10 @@ class CacheSetting:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Blocks of layers that share their numbers. `own`: of a request of the whole context; `under_way`: what batches
-    under way hold beyond that, whoever's they are; `most`: a request never holds more.
+    """Blocks of layers that share their numbers.
+
+    `own`: of a request of the whole context; `under_way`: what batches under way hold beyond that, of any request;
+    `most`: a request never holds more.
     """
 
     own: int
@@ -70,7 +72,7 @@ class CachePlan:
     groups: tuple[Group, ...] = ()
 
     def blocks(self, requests: int) -> int:
-        """For so many whole contexts, with the block that is never used."""
+        """Return blocks for so many whole contexts, with the one that is never used."""
         return sum(group.blocks(requests) for group in self.groups) + 1 if self.block else 0
 
     def bytes(self, requests: int) -> int:
@@ -113,7 +115,7 @@ class _Layer:
 
 
 def plan_cache(facts: ModelMetadata, setting: CacheSetting) -> CachePlan:
-    """What the cache of such an engine is made of."""
+    """Plan of what the cache of such an engine is made."""
     layers = _layers(facts, setting)
     if not layers:
         return CachePlan(block=0)
@@ -132,12 +134,12 @@ def plan_cache(facts: ModelMetadata, setting: CacheSetting) -> CachePlan:
 
 
 def token_bytes(facts: ModelMetadata, setting: CacheSetting) -> float:
-    """Of one token of a long request, in those layers that see everything."""
+    """Return bytes of one token of a long request, in those layers that see everything."""
     return sum(_entry(layer, setting) / layer.ratio for layer in facts.attention if layer.window is None)
 
 
 def state_bytes(facts: ModelMetadata, setting: CacheSetting) -> int:
-    """Of one request, in all layers that keep a state, once."""
+    """Return bytes of one request, in all layers that keep a state, once."""
     return sum(_state(state, setting) for state in facts.states)
 
 
@@ -195,9 +197,7 @@ def _state(state: RecurrentState, setting: CacheSetting) -> int:
 
 
 def _groups(layers: Sequence[_Layer]) -> list[list[_Layer]]:
-    """Return layers that share their blocks' numbers: all that need as many of them, else a few that are dealt out
-    evenly.
-    """
+    """Return layers that share their blocks' numbers: all that need as many, else a few that are dealt out evenly."""
     if len({(layer.window, layer.kind if layer.window else "", layer.state, layer.tokens) for layer in layers}) == 1:
         return [list(layers)]
     if any(layer.kind == "partial" for layer in layers):
@@ -210,8 +210,10 @@ def _groups(layers: Sequence[_Layer]) -> list[list[_Layer]]:
 
 
 def _packed(layers: Sequence[_Layer]) -> list[list[_Layer]]:
-    """Where pages differ and are packed one behind the other (DeepSeek V4, _get_packed_kv_cache_groups): a group of
-    each kind; those with pages of one size are dealt out into groups no longer than the longest with several.
+    """Group pages that differ and are packed one behind the other (DeepSeek V4, _get_packed_kv_cache_groups).
+
+    A group of each kind; those with pages of one size are dealt out into groups no longer than the longest with
+    several.
     """
     kinds: dict[tuple[object, ...], list[_Layer]] = {}
     for layer in layers:
@@ -227,7 +229,7 @@ def _packed(layers: Sequence[_Layer]) -> list[list[_Layer]]:
 
 
 def _of_one_size(layers: Sequence[_Layer]) -> list[_Layer]:
-    """With pages of one size: of more tokens where that goes up, else padded (unify_kv_cache_spec_page_size)."""
+    """Make pages of one size: of more tokens where that goes up, else padded (unify_kv_cache_spec_page_size)."""
     largest = max(layer.page for layer in layers)
     return [
         _Layer(

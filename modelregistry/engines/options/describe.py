@@ -47,7 +47,7 @@ def llama_cpp_python() -> argparse.ArgumentParser:
 
 
 def kind(function: Any) -> str:
-    """How it reads a value, by its name; of a function that wraps another one, by that one's."""
+    """Return how a function reads a value, by its name, or by the name of the function that it wraps."""
     name = getattr(function, "__name__", "")
     if name in KINDS:
         return KINDS[name]

@@ -18,7 +18,7 @@ from modelregistry.files.metadata import GGUF, ModelMetadata, gettext_noop
 from modelregistry.memory.estimate import MIB, Demand, Prediction, make_prediction
 
 CLASS = "tests.modelregistry.engines.parrot.Parrot"
-SERVER = Path(__file__).parents[1] / "llama_server.py"  # stands in for its server as well
+SERVER = Path(__file__).parents[1] / "llama_server.py"  # a substitute for its server as well
 CACHE = 64 * MIB  # of each request
 PROCESS = 20 * MIB
 
