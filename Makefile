@@ -46,11 +46,14 @@ test-clients: test-setup
 test-gpu: test-setup
 	.venv/bin/python -m tests.gpu.check
 
-check: lint types imports schema
+check: lint language types imports schema
 
 lint:
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+
+language:
+	.venv/bin/python -m tests.language
 
 types:
 	.venv/bin/mypy portal apiproxy modelregistry tests

@@ -47,7 +47,7 @@ class Authenticator:
         return key
 
     def locate(self, key: Key, scope: Scope, headers: dict[bytes, bytes]) -> ClientAddress:
-        """Return where the call comes from, and for whom. Raises NetworkNotAllowed."""
+        """Return where the call comes from, and for which end user. Raises NetworkNotAllowed."""
         peer = scope.get("client")
         caller = client_address_of(peer[0] if peer else "", headers, scope["headers"], self._services.proxies)
         if key.networks and not in_networks(caller.address, key.networks):

@@ -45,7 +45,7 @@ class Tenant(models.Model):
         blank=True,
         default=90,
         validators=[MinValueValidator(1), MaxValueValidator(3650)],
-        help_text=_("Proposed for a new key; whoever makes one may choose otherwise. Empty: no expiry."),
+        help_text=_("Suggested for a new key; the person who creates it may choose otherwise. Empty: no expiry."),
     )
     created_at = models.DateTimeField(_("created"), auto_now_add=True)
 
@@ -103,7 +103,7 @@ class User(AbstractUser):
         _("for emergencies"),
         default=False,
         editable=False,
-        help_text=_("The one local operator account for when the directory is away; every use of it is told."),
+        help_text=_("The one local operator account for when the directory is away; every use of it is reported."),
     )
     wants_mail = models.BooleanField(
         _("notices by mail"),
@@ -182,7 +182,7 @@ class DirectoryState(models.Model):
 
     tried_at = models.DateTimeField(_("last tried"))
     succeeded_at = models.DateTimeField(_("last followed"), null=True)
-    outcome = models.JSONField(default=dict, help_text="Of the last success: roster.Outcome's counts.")
+    outcome = models.JSONField(default=dict, help_text="Of the last success: the counts of directory_sync.Outcome.")
     problem = models.CharField(_("problem"), max_length=12, choices=Problem, blank=True)
     detail = models.CharField(max_length=500, blank=True)
 

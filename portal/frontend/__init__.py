@@ -28,12 +28,12 @@ HELP = "Run: .venv/bin/python -m portal.frontend"
 
 
 def cache(environment: Mapping[str, str]) -> Path:
-    """As portal.settings.CACHE."""
+    """Return portal.settings.CACHE, without importing the settings."""
     return Path(environment.get("MADOGUCHI_CACHE") or Path.home() / ".cache" / "madoguchi")
 
 
 def directory(cache: Path) -> Path:
-    """Where the libraries of this lock are, or will be: another lock (or choice of files) is another directory."""
+    """Return where the libraries of this lock are, or will be: another lock (or choice of files) has another one."""
     content = LOCK.read_bytes() + json.dumps(SERVED).encode()
     return cache / "frontend" / hashlib.sha256(content).hexdigest()[:16]
 
@@ -52,8 +52,10 @@ def package(cache: Path, name: str) -> Path:
 
 
 def fetch(cache: Path, say: Report) -> Path:
-    """Make sure of the libraries; returns their directory. Blocks for some seconds the first time, for a minute where
-    Node.js has to be fetched too. Raises CannotFetch."""
+    """Fetch the libraries unless they are there, and return their directory. Raises CannotFetch.
+
+    Blocks for some seconds the first time, for a minute where Node.js has to be fetched too.
+    """
 
     def make(workspace: Path) -> Path:
         say("front-end libraries")
@@ -86,9 +88,11 @@ def npm(workspace: Path, say: Report) -> list[str]:
 
 
 def install(made: Path, command: list[str], *more: str) -> None:
-    """Exactly what the lock in `made` holds, by its checksums, running none of its scripts. npm's own limits apply (5
-    minutes without an answer, two more tries), and its settings: a company's own registry and proxy. `more` of its
-    options. Raises CannotFetch."""
+    """Install exactly what the lock in `made` lists, by its checksums, without running scripts. Raises CannotFetch.
+
+    npm's own limits apply (5 minutes without an answer, two more tries), and its settings: a company's own registry and
+    proxy. `more`: of its options.
+    """
     options = [*more, "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error"]
     # What npm starts finds the Node.js that belongs to it.
     path = f"{Path(command[0]).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -101,6 +105,6 @@ def install(made: Path, command: list[str], *more: str) -> None:
 
 
 def pinned(lock: Path) -> list[str]:
-    """`name version` of each package of the lock."""
+    """Return "name version" for each package of the lock."""
     packages = json.loads(lock.read_text())["packages"]
     return [f"{path.removeprefix('node_modules/')} {of['version']}" for path, of in packages.items() if path]

@@ -115,7 +115,7 @@ class ApiKey(IssuedKey):
         blank=True,
         related_name="answers_for",
         verbose_name=_("responsible"),
-        help_text=_("Of a service key: who is told of it and asked about it."),
+        help_text=_("Of a service key: the person who is notified and asked about it."),
     )
     purpose = models.CharField(_("purpose"), max_length=200, blank=True)
     key_class = models.CharField(
@@ -123,7 +123,7 @@ class ApiKey(IssuedKey):
         max_length=12,
         choices=Class,
         default=Class.INTERACTIVE,
-        help_text=_("Batch: nobody waits for the answer, so calls of interactive keys go first."),
+        help_text=_("Batch: no person waits for the answer, so calls of interactive keys go first."),
     )
     networks = models.JSONField(
         _("allowed networks"),
@@ -135,7 +135,7 @@ class ApiKey(IssuedKey):
     takes_user_headers = models.BooleanField(
         _("end users from Open WebUI"),
         default=False,
-        help_text=_("Usage is listed by the people whom Open WebUI names in the headers of its calls."),
+        help_text=_("Usage is listed by the people that Open WebUI names in the headers of its calls."),
     )
     # Made by the playground page for itself, for some hours; not listed among a person's keys.
     is_playground = models.BooleanField(default=False, editable=False)
